@@ -1,0 +1,1 @@
+"""The `sgg-rl` command: parses, then imports, then runs."""

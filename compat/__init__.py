@@ -1,0 +1,1 @@
+"""Fixes for third-party packages, each for one stated condition."""

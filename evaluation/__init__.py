@@ -1,0 +1,1 @@
+"""Held-out inference through the rollout service, scene-graph metrics and reports."""

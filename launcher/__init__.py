@@ -1,0 +1,1 @@
+"""Starts, watches and stops a run's processes on one machine."""

@@ -1,0 +1,1 @@
+"""Scores sampled scene-graph text over HTTP with pure functions."""

@@ -1,0 +1,1 @@
+"""Samples groups of completions from the current policy; takes weight updates."""

@@ -1,0 +1,1 @@
+"""Datasets of images with scene graphs, instruction templates and the seeded sampler."""

@@ -1,0 +1,88 @@
+"""Every error that crosses a boundary of the system.
+
+    SggError                       500
+    ├── InvalidInputError          422   the caller's data is wrong; sending it again cannot help
+    │   └── SettingsError          422   a setting is misspelt, missing or impossible
+    ├── UnauthorizedError          401   no token, or not the right one
+    ├── NotFoundError              404   the named thing does not exist here
+    ├── ConflictError              409   right request, wrong moment (a commit of what was not staged)
+    ├── TooLargeError              413   over a stated limit
+    ├── UnavailableError           503   retry later: starting, draining, saturated, unreachable
+    │   └── QueueFullError         503   backpressure: the stream holds as much as it may
+    ├── WaitTimeoutError           504   a wait ended; the message says what it waited for
+    └── EngineError                500   the sampling engine failed; retry on another server
+
+Model output is never an error: a completion that does not parse has a status (`services.schemas.rewards`).
+HTTP status and `retryable` live on the class, so that every service maps them in one way.
+"""
+
+from typing import ClassVar
+
+
+class SggError(Exception):
+    """Root of all errors of this project. The message says what to do."""
+
+    status: ClassVar[int] = 500
+    retryable: ClassVar[bool] = False
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+
+class InvalidInputError(SggError):
+    """The caller's data is wrong."""
+
+    status = 422
+
+
+class SettingsError(InvalidInputError):
+    """A setting is misspelt, missing or impossible; the message names it."""
+
+
+class UnauthorizedError(SggError):
+    """No token, or not the right one."""
+
+    status = 401
+
+
+class NotFoundError(SggError):
+    """The named thing does not exist here."""
+
+    status = 404
+
+
+class ConflictError(SggError):
+    """The request does not fit the present state."""
+
+    status = 409
+
+
+class TooLargeError(SggError):
+    """Over a stated limit."""
+
+    status = 413
+
+
+class UnavailableError(SggError):
+    """Retry later."""
+
+    status = 503
+    retryable = True
+
+
+class QueueFullError(UnavailableError):
+    """The stream holds as much as it may."""
+
+
+class WaitTimeoutError(SggError):
+    """A wait ended; the message says what it waited for and how long."""
+
+    status = 504
+    retryable = True
+
+
+class EngineError(SggError):
+    """The sampling engine failed."""
+
+    retryable = True

@@ -1,0 +1,42 @@
+"""Every Redis key of the system, in one place. All live under `sgg:{run}:`.
+
+| key                    | type   | written by       | meaning                                              |
+|------------------------|--------|------------------|------------------------------------------------------|
+| prompts                | stream | trainer          | groups to sample; consumer group `rollout`           |
+| rollouts               | stream | rollout servers  | sampled groups; consumer group `trainer`             |
+| dead                   | stream | queue            | what failed too often, with every error              |
+| seen:{stream}:{id}     | string | queue            | guard of enqueue: an item enters a stream once       |
+| done:{stream}:{id}     | string | queue            | guard of the outcome: completed or dead, once        |
+| failures:{stream}:{id} | list   | queue            | one JSON entry per failed attempt                    |
+| servers                | hash   | rollout servers  | server_id to `ServerRecord`                          |
+| heartbeat:{server}     | string | rollout servers  | expires when the server is gone                      |
+| policy                 | string | trainer          | `PolicyRecord`: the version to serve                 |
+| manifest               | string | trainer          | `WeightManifest` of that version                     |
+| images:{sha256}        | string | trainer          | image bytes for hosts that share no file system, TTL |
+| run                    | hash   | trainer          | incarnation, last committed step, stop flag          |
+"""
+
+
+class RunKeys:
+    """Key names of one run.
+
+    Example: `RunKeys("demo").prompts == "sgg:demo:prompts"`
+    """
+
+    def __init__(self, run: str) -> None:
+        self.prefix = f"sgg:{run}:"
+        self.prompts = self.prefix + "prompts"
+        self.rollouts = self.prefix + "rollouts"
+        self.dead = self.prefix + "dead"
+        self.servers = self.prefix + "servers"
+        self.policy = self.prefix + "policy"
+        self.manifest = self.prefix + "manifest"
+        self.run = self.prefix + "run"
+
+    def heartbeat(self, server_id: str) -> str:
+        """Key that lives as long as the server does."""
+        return f"{self.prefix}heartbeat:{server_id}"
+
+    def image(self, sha256: str) -> str:
+        """Key of an image's bytes."""
+        return f"{self.prefix}images:{sha256}"

@@ -1,0 +1,96 @@
+"""What a work queue promises. Two implementations: `RedisQueue`, and `MemoryQueue` for tests and one process.
+
+Delivery is at least once; the outcome is exactly one. An item is enqueued once (`work_id`), and ends once: completed
+onto the next stream, acknowledged, or dead. Whoever finishes first wins, whoever holds the lease.
+"""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Lease:
+    """A claimed item."""
+
+    stream: str
+    entry_id: str
+    """Position in the stream."""
+    work_id: str
+    body: bytes
+    """The message as JSON."""
+    failures: list[str] = field(default_factory=list)
+    """Errors of earlier attempts, oldest first."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeadLetter:
+    """An item that ended without a result."""
+
+    entry_id: str
+    stream: str
+    work_id: str
+    body: bytes
+    failures: list[str]
+
+
+class WorkQueue(ABC):
+    """Streams of work with leases. Streams are created on first use."""
+
+    @abstractmethod
+    async def enqueue(self, stream: str, work_id: str, body: bytes, *, max_length: int | None = None) -> bool:
+        """Add an item unless one with this `work_id` was ever added to this stream.
+
+        Returns:
+            Whether it was added. Calling again after an unclear failure is safe.
+
+        Raises:
+            QueueFullError: The stream holds `max_length` items; nothing was added.
+        """
+
+    @abstractmethod
+    async def claim(self, stream: str, consumer: str, *, lease_s: float, block_s: float) -> Lease | None:
+        """Take one item: an expired lease first, else a new item; wait up to `block_s` seconds for one."""
+
+    @abstractmethod
+    async def renew(self, lease: Lease, consumer: str) -> bool:
+        """Restart the lease's clock. False when another consumer holds it or the item has ended."""
+
+    @abstractmethod
+    async def complete(self, lease: Lease, *, result_stream: str | None = None, result: bytes = b"") -> bool:
+        """End an item; with `result_stream`, put `result` there under the same `work_id`, in one atomic move.
+
+        Returns:
+            Whether this call ended it; False when it had already ended.
+        """
+
+    @abstractmethod
+    async def fail(self, lease: Lease, error: str, *, max_deliveries: int) -> bool:
+        """Record a failed attempt and make the item claimable at once, or dead after `max_deliveries` failures.
+
+        Returns:
+            Whether the item is now dead.
+        """
+
+    @abstractmethod
+    async def release(self, lease: Lease) -> None:
+        """Hand a lease back unused (draining): claimable at once, no failure recorded."""
+
+    @abstractmethod
+    async def length(self, stream: str) -> int:
+        """Items on the stream that have not ended, claimed ones included."""
+
+    @abstractmethod
+    async def purge(self, stream: str) -> list[str]:
+        """End every item of the stream without result and return their work ids (a new trainer's fencing)."""
+
+    @abstractmethod
+    async def dead_letters(self) -> list[DeadLetter]:
+        """All dead items, oldest first."""
+
+    @abstractmethod
+    async def replay(self, entry_id: str) -> bool:
+        """Put a dead item back on its stream with a clean record. False when there is no such item."""
+
+    @abstractmethod
+    async def drop(self, entry_id: str) -> bool:
+        """Forget a dead item. False when there is no such item."""

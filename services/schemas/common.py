@@ -1,0 +1,69 @@
+"""Base message and the parts that several stages share."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+
+
+class Message(BaseModel):
+    """Immutable, strict about unknown fields, no NaN or Infinity."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class ImageRef(Message):
+    """An image by its content. Pixels never travel in a message of the queue.
+
+    Example: `{"sha256": "9f86…0a08", "num_bytes": 5120}`
+    """
+
+    sha256: Sha256
+    """Of the encoded file (PNG, JPEG): its name in the image store."""
+    num_bytes: int = Field(ge=1)
+
+
+class TextPart(Message):
+    """Text of a chat message."""
+
+    type: Literal["text"] = "text"
+    text: str = Field(max_length=100_000)
+
+
+class ImagePart(Message):
+    """Where the group's image stands in a chat message."""
+
+    type: Literal["image"] = "image"
+
+
+class ChatMessage(Message):
+    """One turn of the prompt.
+
+    Example: `{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Write the scene graph."}]}`
+    """
+
+    role: Literal["system", "user", "assistant"]
+    content: list[TextPart | ImagePart] = Field(min_length=1, max_length=16)
+
+
+class Sampling(Message):
+    """How completions are sampled.
+
+    Example: `{"n": 8, "temperature": 1.0, "max_tokens": 128, "seed": 7, "suppress_token_ids": [5]}`
+    """
+
+    n: int = Field(default=1, ge=1, le=256)
+    """Completions per prompt: the group's size."""
+    temperature: float = Field(default=1.0, ge=0.0, le=10.0)
+    """0 is greedy. The trainer divides its logits by the same number."""
+    top_p: float = Field(default=1.0, gt=0.0, le=1.0)
+    top_k: int = Field(default=0, ge=0)
+    """0 keeps the whole vocabulary."""
+    max_tokens: int = Field(default=1024, ge=1, le=32_768)
+    seed: int | None = None
+    """The same seed and weights give the same completions on one server."""
+    stop: list[str] = Field(default_factory=list, max_length=8)
+    suppress_token_ids: list[int] = Field(default_factory=list, max_length=64)
+    """Never sampled: image placeholders, which would shift the features of the trainer's forward pass."""

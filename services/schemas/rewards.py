@@ -1,0 +1,103 @@
+"""`POST /v1/rewards`: scoring of sampled text."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, StringConstraints
+
+from services.schemas.common import Message, Name
+
+Coordinate = Annotated[float, Field(ge=-1e6, le=1e6)]
+BoxSpace = Annotated[
+    str, StringConstraints(pattern=r"^(relative_1000|relative_1|pixels:[1-9]\d{0,4}x[1-9]\d{0,4})$")
+]
+Status = Literal["ok", "no_answer", "invalid_json", "schema_violation", "too_large"]
+
+
+class ReferenceObject(Message):
+    """A reference object; `bbox` is x1, y1, x2, y2 in pixels of the original image."""
+
+    id: Name
+    bbox: tuple[Coordinate, Coordinate, Coordinate, Coordinate]
+
+
+class ReferenceRelationship(Message):
+    """A reference triplet between two object ids."""
+
+    subject: Name
+    predicate: Name
+    object: Name
+
+
+class ReferenceGraph(Message):
+    """What an image truly shows."""
+
+    objects: list[ReferenceObject] = Field(max_length=500)
+    relationships: list[ReferenceRelationship] = Field(max_length=2000)
+
+
+class RewardGroup(Message):
+    """The completions of one prompt with the reference they are held against.
+
+    Example: `tests/contract/golden/reward_request.json`
+    """
+
+    group_id: Name
+    image_size: tuple[Annotated[int, Field(ge=1, le=100_000)], Annotated[int, Field(ge=1, le=100_000)]]
+    """Width and height of the original image, in pixels."""
+    box_space: BoxSpace
+    """The space of the completions' boxes. Reference boxes are always pixels of the original image."""
+    reference: ReferenceGraph
+    completions: list[str] = Field(min_length=1, max_length=256)
+    require_thinking: bool = False
+    """Whether the prompt asked for `<think>…</think>` (then `format` requires it)."""
+
+
+class RewardRequest(Message):
+    """Body of `POST /v1/rewards`: any number of groups, up to the service's limit."""
+
+    task: Literal["sgg"] = "sgg"
+    rubric: str | dict[str, Any] = "r1-soft"
+    """A rubric's name, or a rubric in full."""
+    groups: list[RewardGroup] = Field(min_length=1, max_length=1024)
+
+
+class Matched(Message):
+    """How many reference items a completion reached."""
+
+    objects: int
+    relationships: int
+
+
+class Reward(Message):
+    """The score of one completion.
+
+    `status` is data, not an error; everything but `ok` gets the lowest reward, with an empty graph's breakdown.
+    """
+
+    total: float
+    status: Status
+    breakdown: dict[str, float]
+    """Term name to value in [0, 1], before weights."""
+    matched: Matched
+    dropped: dict[str, int] = Field(default_factory=dict)
+    """Parts that cost themselves, counted by reason (`inverted_box`, `dangling_relationship`, …)."""
+    truncated: bool = False
+    """With `invalid_json`: the text stops inside the JSON."""
+
+
+class ScoredGroup(Message):
+    """The rewards of one group, in the order of its completions."""
+
+    group_id: Name
+    rewards: list[Reward]
+
+
+class RewardResponse(Message):
+    """Answer of `POST /v1/rewards`, groups in the order of the request.
+
+    Example: `tests/contract/golden/reward_response.json`
+    """
+
+    rubric: str
+    rubric_version: str
+    groups: list[ScoredGroup]

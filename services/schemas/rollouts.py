@@ -1,0 +1,84 @@
+"""Sampled groups: the `rollouts` stream and `POST /v1/rollouts`."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from services.schemas.common import ChatMessage, ImageRef, Message, Name, Sampling
+
+
+class VersionSpan(Message):
+    """Tokens [start, end) of a completion were sampled with `policy_version`.
+
+    Example: `{"policy_version": 3, "start": 0, "end": 41}`
+    """
+
+    policy_version: int = Field(ge=0)
+    start: int = Field(ge=0)
+    end: int = Field(ge=0)
+
+
+class Completion(Message):
+    """One sampled answer. All lists have the length L of the completion.
+
+    Example: `tests/contract/golden/rollout_group.json`
+    """
+
+    text: str
+    token_ids: list[int]
+    rollout_logprobs: list[Annotated[float, Field(le=1e-4)]]
+    """[L] natural log of each token's probability in the distribution that it was sampled from: after
+    temperature and suppressed tokens."""
+    finish_reason: Literal["stop", "length", "abort"]
+    policy_versions: list[VersionSpan]
+    """In order, covering 0..L."""
+
+    @property
+    def oldest_policy_version(self) -> int:
+        """The version its stalest token was sampled with."""
+        return min(span.policy_version for span in self.policy_versions)
+
+
+class RolloutGroup(Message):
+    """A sampled group on the `rollouts` stream.
+
+    Example: `tests/contract/golden/rollout_group.json`
+    """
+
+    version: Literal[1] = 1
+    group_id: Name
+    attempt: int = Field(ge=0)
+    incarnation: int = Field(ge=0)
+    server_id: Name
+    prompt_token_ids: list[int]
+    """With image placeholders expanded: one id for each visual token."""
+    completions: list[Completion] = Field(min_length=1)
+    sampling_s: float = Field(ge=0)
+    """Seconds from claim to the last token."""
+
+    @property
+    def work_id(self) -> str:
+        """The identity of the `PromptGroup` that it answers."""
+        return f"{self.group_id}#{self.incarnation}.{self.attempt}"
+
+
+class RolloutRequest(Message):
+    """Body of `POST /v1/rollouts`.
+
+    Example: `tests/contract/golden/rollout_request.json`
+    """
+
+    messages: list[ChatMessage] = Field(min_length=1, max_length=32)
+    image: ImageRef | None = None
+    """An image of the server's store."""
+    image_data: str | None = Field(default=None, max_length=11_000_000)
+    """Or its bytes: base64, or a `data:image/…;base64,…` URI. No other URL is ever fetched."""
+    sampling: Sampling = Sampling()
+
+
+class RolloutResponse(Message):
+    """Answer of `POST /v1/rollouts`."""
+
+    server_id: Name
+    prompt_token_ids: list[int]
+    completions: list[Completion]

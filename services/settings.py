@@ -1,0 +1,279 @@
+"""One typed settings tree for every process of a run.
+
+Sources, later ones win: TOML file, environment (`SGG__SECTION__FIELD`), command line (`--set section.field=value`).
+A misspelt key is refused in all three, by name. This is the only file that reads the environment.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from services.errors import SettingsError
+
+ENV_PREFIX = "SGG__"
+
+
+class Section(BaseModel):
+    """A table of the run's TOML."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class RunSettings(Section):
+    """Identity and place of a run."""
+
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """Names the folder and the Redis namespace."""
+    root: Path = Path("runs")
+    """Where run folders are made."""
+    seed: int = Field(default=0, ge=0)
+    """Of everything: data order, sampling, initial noise."""
+
+    @property
+    def folder(self) -> Path:
+        """The run's own folder."""
+        return self.root / self.name
+
+
+class ModelSettings(Section):
+    """The policy."""
+
+    path: str
+    """A Hugging Face folder or hub name."""
+    box_space: Literal["relative_1000", "pixels", "relative_1"] = "relative_1000"
+    """How the model writes boxes: `pixels` means pixels of the resized input (Qwen2.5-VL)."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of training and of sampling alike."""
+    min_pixels: int = Field(default=4 * 28 * 28, ge=28 * 28)
+    """Images with fewer pixels are enlarged. The same for trainer, sampler and boxes."""
+    max_pixels: int = Field(default=512 * 28 * 28, ge=28 * 28)
+    """Images with more pixels are reduced."""
+
+
+class DataSettings(Section):
+    """What is trained and evaluated on."""
+
+    train: str
+    """A folder or parquet file in the layout of `docs/data.md`, or the JSON layout of raw Visual Genome graphs."""
+    heldout: str | None = None
+    """The same, never trained on. Without it, the first rows of `train` are only looked at."""
+    template: Literal["toy", "open"] = "open"
+    """The instruction that goes with each image."""
+
+
+class RedisSettings(Section):
+    """The queue's server."""
+
+    url: str = "redis://127.0.0.1:6379/0"
+    lease_s: float = Field(default=60.0, gt=0)
+    """A claimed group whose server is silent for this long goes to another."""
+    max_deliveries: int = Field(default=5, ge=1)
+    """Failed attempts after which a group is put aside as dead."""
+
+
+class RewardSettings(Section):
+    """The reward service and what it is asked for."""
+
+    url: str = "http://127.0.0.1:8100"
+    rubric: str = "r1-soft"
+    timeout_s: float = Field(default=60.0, gt=0)
+
+
+class RolloutSettings(Section):
+    """A rollout server."""
+
+    url: str = "http://127.0.0.1:8200"
+    """Where it listens, and how others reach it."""
+    engine: Literal["vllm", "fake"] = "vllm"
+    max_num_seqs: int = Field(default=64, ge=1)
+    """Completions sampled at the same time."""
+    max_model_len: int = Field(default=3072, ge=16)
+    """Prompt and completion together, in tokens."""
+    kv_cache_gib: float = Field(default=1.0, gt=0)
+    """CPU only: memory of the KV cache."""
+    gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
+    """GPU only: share of its memory that vLLM may use."""
+    enforce_eager: bool = False
+    """Skip graph capture: starts faster, samples slower."""
+    groups_in_flight: int = Field(default=8, ge=1)
+    """Groups that one server holds leases on."""
+    fake_tokens_per_s: float = Field(default=2000.0, gt=0)
+    """Fake engine only: its pace, all completions together."""
+
+
+class SamplingSettings(Section):
+    """How training samples. Nothing here truncates the distribution: that would bias the ratios."""
+
+    temperature: float = Field(default=1.0, gt=0, le=10)
+    max_tokens: int = Field(default=1024, ge=1)
+
+
+class TrainerSettings(Section):
+    """GRPO on DeepSpeed."""
+
+    num_steps: int = Field(default=100, ge=1)
+    groups_per_step: int = Field(default=32, ge=1)
+    """Prompts of one optimizer step, over all ranks."""
+    group_size: int = Field(default=8, ge=2)
+    """Completions of one prompt."""
+    max_policy_lag: int = Field(default=1, ge=0)
+    """Versions that a completion may be behind the trainer; 0 makes the loop synchronous."""
+    num_ranks: int = Field(default=1, ge=1)
+    """Processes on this machine that `sgg-rl train` starts."""
+    micro_batch_size: int = Field(default=16, ge=1)
+    """Completions of one forward and backward pass on one rank."""
+    learning_rate: float = Field(default=6e-7, gt=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    clip_low: float = Field(default=0.2, gt=0, lt=1)
+    """Ratios under 1 - clip_low give no gradient where they would be pushed further down."""
+    clip_high: float = Field(default=0.2, gt=0)
+    scale_rewards: bool = True
+    """Divide advantages by the group's standard deviation."""
+    freeze_vision: bool = False
+    """Keep the vision tower and its projector as they are."""
+    zero_stage: Literal[0, 1, 2] = 2
+    checkpoint_every: int = Field(default=100, ge=1)
+    """Steps between checkpoints; the last step always has one."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    wait_timeout_s: float = Field(default=600.0, gt=0)
+    """Longest wait for rollouts or servers before the trainer gives up and says what was missing."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "TrainerSettings":
+        per_rank, rest = divmod(self.groups_per_step * self.group_size, self.num_ranks)
+        if rest or self.groups_per_step % self.num_ranks:
+            raise ValueError(
+                f"groups_per_step ({self.groups_per_step}) must be a multiple of num_ranks ({self.num_ranks})"
+            )
+        if per_rank % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size ({self.micro_batch_size}) must divide the {per_rank} completions of a "
+                "rank's step (groups_per_step * group_size / num_ranks)"
+            )
+        return self
+
+
+class EvaluationSettings(Section):
+    """Held-out evaluation before and after a run."""
+
+    num_images: int = Field(default=64, ge=1)
+    max_tokens: int = Field(default=1024, ge=1)
+
+
+class SecuritySettings(Section):
+    """Tokens. Without them services bind to loopback only."""
+
+    data_token_file: Path | None = None
+    """Its content is asked for on sampling and scoring routes."""
+    admin_token_file: Path | None = None
+    """Its content is asked for on weight routes."""
+
+
+class Settings(Section):
+    """All of a run: one TOML file."""
+
+    run: RunSettings = RunSettings()
+    model: ModelSettings
+    data: DataSettings
+    redis: RedisSettings = RedisSettings()
+    reward: RewardSettings = RewardSettings()
+    rollout: RolloutSettings = RolloutSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    trainer: TrainerSettings = TrainerSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    security: SecuritySettings = SecuritySettings()
+
+
+def load_settings(
+    path: Path,
+    overrides: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Settings:
+    """Read a run's settings.
+
+    Args:
+        path: TOML file.
+        overrides: `section.field=value` strings, as given to `--set`; values are TOML, or plain text.
+        environment: Defaults to the process's.
+
+    Raises:
+        SettingsError: The file is missing or malformed, or a key in any source is unknown or out of range.
+    """
+    if not path.is_file():
+        raise SettingsError(f"no settings file at {path}")
+    try:
+        tree = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not TOML: {error}") from error
+    _check(tree, str(path))
+    for key, text in sorted((os.environ if environment is None else environment).items()):  # noqa: TID251
+        if key.startswith(ENV_PREFIX):
+            _put(tree, key[len(ENV_PREFIX) :].lower().split("__"), text, f"environment variable {key}")
+    for item in overrides:
+        name, equals, text = item.partition("=")
+        if not equals:
+            raise SettingsError(f"--set {item}: write section.field=value")
+        _put(tree, name.strip().split("."), text.strip(), f"--set {item}")
+    return _check(tree, "settings")
+
+
+def dump_settings(settings: Settings) -> str:
+    """The resolved settings as TOML; unset optional fields are left out."""
+    return tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True))
+
+
+def read_token(environment_name: str, file: Path | None) -> str | None:
+    """A token from the environment (`SGG_DATA_TOKEN`, `SGG_ADMIN_TOKEN`) or from a file; None when there is none."""
+    token = os.environ.get(environment_name)  # noqa: TID251
+    if token is None and file is not None:
+        if not file.is_file():
+            raise SettingsError(f"token file {file} does not exist")
+        token = file.read_text()
+    return (token or "").strip() or None
+
+
+def child_environment(**extra: str) -> dict[str, str]:
+    """This process's environment plus `extra`, for a process to be started."""
+    return {**os.environ, **extra}  # noqa: TID251
+
+
+def environment_value(name: str) -> str | None:
+    """One variable set by another tool, such as torchrun's `RANK`."""
+    return os.environ.get(name)  # noqa: TID251
+
+
+def set_environment(name: str, value: str) -> None:
+    """Set a variable that a library reads at import."""
+    os.environ[name] = value  # noqa: TID251
+
+
+def _put(tree: dict[str, Any], keys: list[str], text: str, where: str) -> None:
+    if len(keys) != 2 or keys[0] not in Settings.model_fields:
+        raise SettingsError(f"{where}: no such setting; sections are {', '.join(Settings.model_fields)}")
+    section = Settings.model_fields[keys[0]].annotation
+    fields = section.model_fields if isinstance(section, type) and issubclass(section, Section) else {}
+    if keys[1] not in fields:
+        raise SettingsError(f"{where}: [{keys[0]}] has no '{keys[1]}'; it has {', '.join(fields)}")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # plain text, as a shell user writes it: run.name=demo
+    tree.setdefault(keys[0], {})[keys[1]] = str(value) if fields[keys[1]].annotation is str else value
+
+
+def _check(tree: dict[str, Any], where: str) -> Settings:
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()
+        ]
+        raise SettingsError(f"{where} is not usable:\n" + "\n".join(lines)) from error

@@ -1,0 +1,1 @@
+"""Pure tensor functions of reinforcement learning: no IO, no engine."""
