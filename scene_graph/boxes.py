@@ -1,0 +1,87 @@
+"""Boxes and the spaces they are written in. The one place that converts between them.
+
+A box is x1, y1, x2, y2. Inside the system boxes are *fractions* of the image's sides (0..1); outside they are
+
+- `pixels:WxH`: pixels of an image of that size (annotations; Qwen2.5-VL, which writes pixels of its resized input);
+- `relative_1000`: thousandths of each side (Qwen2-VL, Qwen3-VL);
+- `relative_1`: fractions.
+"""
+
+import math
+import re
+
+import numpy as np
+from numpy.typing import NDArray
+
+Boxes = NDArray[np.float64]
+"""[N, 4]"""
+
+_PIXELS = re.compile(r"^pixels:([1-9]\d*)x([1-9]\d*)$")
+
+
+def space_scale(space: str) -> Boxes:
+    """[4] what 1.0 of each coordinate is in `space`.
+
+    Raises:
+        ValueError: `space` is not a box space.
+    """
+    if space == "relative_1000":
+        return np.full(4, 1000.0)
+    if space == "relative_1":
+        return np.ones(4)
+    if match := _PIXELS.match(space):
+        width, height = int(match[1]), int(match[2])
+        return np.array([width, height, width, height], dtype=np.float64)
+    raise ValueError(f"unknown box space {space!r}: use relative_1000, relative_1 or pixels:WxH")
+
+
+def to_fractions(boxes: Boxes, space: str) -> Boxes:
+    """[N, 4] in `space` to [N, 4] in fractions."""
+    return np.asarray(boxes, dtype=np.float64).reshape(-1, 4) / space_scale(space)
+
+
+def from_fractions(boxes: Boxes, space: str) -> Boxes:
+    """[N, 4] in fractions to [N, 4] in `space`; not rounded."""
+    return np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * space_scale(space)
+
+
+def smart_resize(
+    width: int, height: int, *, factor: int = 28, min_pixels: int, max_pixels: int
+) -> tuple[int, int]:
+    """Width and height that Qwen2-VL and Qwen2.5-VL resize an image to.
+
+    Both sides become multiples of `factor` (patch size times merge size), the area falls in
+    [min_pixels, max_pixels], the aspect ratio is kept as far as that allows. Same rule as transformers'
+    `smart_resize` (arXiv 2409.12191, section 2.1); a test compares them.
+
+    Raises:
+        ValueError: The sides differ by more than a factor of 200.
+    """
+    if max(width, height) / min(width, height) > 200:
+        raise ValueError(f"aspect ratio of a {width}x{height} image is over 200")
+    new_w, new_h = round(width / factor) * factor, round(height / factor) * factor
+    if new_w * new_h > max_pixels:
+        shrink = math.sqrt(width * height / max_pixels)
+        new_w = max(factor, math.floor(width / shrink / factor) * factor)
+        new_h = max(factor, math.floor(height / shrink / factor) * factor)
+    elif new_w * new_h < min_pixels:
+        grow = math.sqrt(min_pixels / (width * height))
+        new_w = math.ceil(width * grow / factor) * factor
+        new_h = math.ceil(height * grow / factor) * factor
+    return new_w, new_h
+
+
+def model_box_space(family: str, width: int, height: int, *, min_pixels: int, max_pixels: int) -> str:
+    """The wire name of the space a model writes boxes in, for one image.
+
+    Args:
+        family: `relative_1000`, `relative_1`, or `pixels` for pixels of the resized input.
+        width: Of the original image.
+        height: Of the original image.
+        min_pixels: The processor's.
+        max_pixels: The processor's.
+    """
+    if family != "pixels":
+        return family
+    new_w, new_h = smart_resize(width, height, min_pixels=min_pixels, max_pixels=max_pixels)
+    return f"pixels:{new_w}x{new_h}"
