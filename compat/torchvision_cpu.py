@@ -1,12 +1,13 @@
 """Lets the ordinary torchvision wheel be imported beside a CPU build of torch.
 
-That wheel's C++ library is linked against CUDA. Without CUDA it does not load, the operators that it would define are
-missing, and `import torchvision` fails while registering their meta kernels. The Qwen processors of transformers and
-vLLM only want torchvision's Python transforms. So: where torch has no CUDA and torchvision's library does not load,
-declare the missing operators before torchvision is first imported. Nothing happens anywhere else.
+That wheel's C++ library is linked against CUDA. Without CUDA it does not load, the operators that
+it would define are missing, and `import torchvision` fails while registering their meta kernels.
+The Qwen processors of transformers and vLLM only want torchvision's Python transforms. So: where
+torch has no CUDA and torchvision's library does not load, declare the missing operators before
+torchvision is first imported. Nothing happens anywhere else.
 
-`make setup` writes a `.pth` file that imports this module at every start of the environment's Python, because vLLM
-starts processes of its own: `python -m compat.torchvision_cpu --install`.
+`make setup` writes a `.pth` file that imports this module at every start of the environment's
+Python, because vLLM starts processes of its own: `python -m compat.torchvision_cpu --install`.
 """
 
 import importlib.abc

@@ -5,15 +5,16 @@
     │   └── SettingsError          422   a setting is misspelt, missing or impossible
     ├── UnauthorizedError          401   no token, or not the right one
     ├── NotFoundError              404   the named thing does not exist here
-    ├── ConflictError              409   right request, wrong moment (a commit of what was not staged)
-    ├── TooLargeError              413   over a stated limit
+    ├── ConflictError              409   right request, wrong moment (a commit of what was not
+    staged) ├── TooLargeError              413   over a stated limit
     ├── UnavailableError           503   retry later: starting, draining, saturated, unreachable
     │   └── QueueFullError         503   backpressure: the stream holds as much as it may
     ├── WaitTimeoutError           504   a wait ended; the message says what it waited for
     └── EngineError                500   the sampling engine failed; retry on another server
 
-Model output is never an error: a completion that does not parse has a status (`services.schemas.rewards`).
-HTTP status and `retryable` live on the class, so that every service maps them in one way.
+Model output is never an error: a completion that does not parse has a status
+(`services.schemas.rewards`). HTTP status and `retryable` live on the class, so that every service
+maps them in one way.
 """
 
 from typing import ClassVar

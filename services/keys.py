@@ -7,7 +7,7 @@
 | dead                   | stream | queue            | what failed too often, with every error              |
 | seen:{stream}:{id}     | string | queue            | guard of enqueue: an item enters a stream once       |
 | done:{stream}:{id}     | string | queue            | guard of the outcome: completed or dead, once        |
-| failures:{stream}:{id} | list   | queue            | one JSON entry per failed attempt                    |
+| failures:{stream}:{id} | list   | queue            | one error text per failed attempt                    |
 | servers                | hash   | rollout servers  | server_id to `ServerRecord`                          |
 | heartbeat:{server}     | string | rollout servers  | expires when the server is gone                      |
 | policy                 | string | trainer          | `PolicyRecord`: the version to serve                 |
@@ -15,6 +15,9 @@
 | images:{sha256}        | string | trainer          | image bytes for hosts that share no file system, TTL |
 | run                    | hash   | trainer          | incarnation, last committed step, stop flag          |
 """
+
+CONSUMER_GROUPS = {"prompts": "rollout", "rollouts": "trainer"}
+"""Stream to the one group that consumes it."""
 
 
 class RunKeys:
@@ -32,6 +35,18 @@ class RunKeys:
         self.policy = self.prefix + "policy"
         self.manifest = self.prefix + "manifest"
         self.run = self.prefix + "run"
+
+    def seen(self, stream: str, work_id: str) -> str:
+        """Guard of enqueue; holds the item's present entry id."""
+        return f"{self.prefix}seen:{stream}:{work_id}"
+
+    def done(self, stream: str, work_id: str) -> str:
+        """Guard of the outcome."""
+        return f"{self.prefix}done:{stream}:{work_id}"
+
+    def failures(self, stream: str, work_id: str) -> str:
+        """Errors of the item's attempts."""
+        return f"{self.prefix}failures:{stream}:{work_id}"
 
     def heartbeat(self, server_id: str) -> str:
         """Key that lives as long as the server does."""

@@ -1,7 +1,8 @@
 """One typed settings tree for every process of a run.
 
-Sources, later ones win: TOML file, environment (`SGG__SECTION__FIELD`), command line (`--set section.field=value`).
-A misspelt key is refused in all three, by name. This is the only file that reads the environment.
+Sources, later ones win: TOML file, environment (`SGG__SECTION__FIELD`), command line (`--set
+section.field=value`). A misspelt key is refused in all three, by name. This is the only file that
+reads the environment.
 """
 
 import os
@@ -59,7 +60,8 @@ class DataSettings(Section):
     """What is trained and evaluated on."""
 
     train: str
-    """A folder or parquet file in the layout of `docs/data.md`, or the JSON layout of raw Visual Genome graphs."""
+    """A folder or parquet file in the layout of `docs/data.md`, or the JSON layout of raw Visual
+    Genome graphs."""
     heldout: str | None = None
     """The same, never trained on. Without it, the first rows of `train` are only looked at."""
     template: Literal["toy", "open"] = "open"
@@ -144,19 +146,45 @@ class TrainerSettings(Section):
     """Steps between checkpoints; the last step always has one."""
     keep_checkpoints: int = Field(default=2, ge=1)
     wait_timeout_s: float = Field(default=600.0, gt=0)
-    """Longest wait for rollouts or servers before the trainer gives up and says what was missing."""
+    """Longest wait for rollouts or servers before the trainer gives up and says what was
+    missing."""
 
     @model_validator(mode="after")
     def _divisible(self) -> "TrainerSettings":
         per_rank, rest = divmod(self.groups_per_step * self.group_size, self.num_ranks)
         if rest or self.groups_per_step % self.num_ranks:
             raise ValueError(
-                f"groups_per_step ({self.groups_per_step}) must be a multiple of num_ranks ({self.num_ranks})"
+                f"groups_per_step ({self.groups_per_step}) must be a multiple of num_ranks "
+                f"({self.num_ranks})"
             )
         if per_rank % self.micro_batch_size:
             raise ValueError(
-                f"micro_batch_size ({self.micro_batch_size}) must divide the {per_rank} completions of a "
-                "rank's step (groups_per_step * group_size / num_ranks)"
+                f"micro_batch_size ({self.micro_batch_size}) must divide the {per_rank} "
+                "completions of a rank's step (groups_per_step * group_size / num_ranks)"
+            )
+        return self
+
+
+class SftSettings(Section):
+    """Supervised fine-tuning, before GRPO."""
+
+    num_steps: int = Field(default=1000, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    """Answers of one optimizer step on one rank."""
+    micro_batch_size: int = Field(default=8, ge=1)
+    """Answers of one forward and backward pass."""
+    learning_rate: float = Field(default=1e-5, gt=0)
+    """At the end of the warm-up; then a cosine takes it to 0."""
+    warmup_steps: int = Field(default=30, ge=0)
+    checkpoint_every: int = Field(default=500, ge=1)
+    """Steps between checkpoints, for `--resume`."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "SftSettings":
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size ({self.micro_batch_size}) must divide "
+                f"batch_size ({self.batch_size})"
             )
         return self
 
@@ -188,8 +216,24 @@ class Settings(Section):
     rollout: RolloutSettings = RolloutSettings()
     sampling: SamplingSettings = SamplingSettings()
     trainer: TrainerSettings = TrainerSettings()
+    sft: SftSettings = SftSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     security: SecuritySettings = SecuritySettings()
+
+    @property
+    def data_token(self) -> str | None:
+        """For sampling and scoring routes: `SGG_DATA_TOKEN`, or the file's content."""
+        return read_token("SGG_DATA_TOKEN", self.security.data_token_file)
+
+    @property
+    def admin_token(self) -> str | None:
+        """For weight routes: `SGG_ADMIN_TOKEN`, or the file's content."""
+        return read_token("SGG_ADMIN_TOKEN", self.security.admin_token_file)
+
+    @property
+    def images_folder(self) -> Path:
+        """The run's image store, on a file system that trainer and samplers share."""
+        return self.run.folder / "images"
 
 
 def load_settings(
@@ -201,11 +245,13 @@ def load_settings(
 
     Args:
         path: TOML file.
-        overrides: `section.field=value` strings, as given to `--set`; values are TOML, or plain text.
+        overrides: `section.field=value` strings, as given to `--set`; values are TOML, or plain
+            text.
         environment: Defaults to the process's.
 
     Raises:
-        SettingsError: The file is missing or malformed, or a key in any source is unknown or out of range.
+        SettingsError: The file is missing or malformed, or a key in any source is unknown or out of
+            range.
     """
     if not path.is_file():
         raise SettingsError(f"no settings file at {path}")
@@ -216,7 +262,12 @@ def load_settings(
     _check(tree, str(path))
     for key, text in sorted((os.environ if environment is None else environment).items()):  # noqa: TID251
         if key.startswith(ENV_PREFIX):
-            _put(tree, key[len(ENV_PREFIX) :].lower().split("__"), text, f"environment variable {key}")
+            _put(
+                tree,
+                key[len(ENV_PREFIX) :].lower().split("__"),
+                text,
+                f"environment variable {key}",
+            )
     for item in overrides:
         name, equals, text = item.partition("=")
         if not equals:
@@ -231,7 +282,7 @@ def dump_settings(settings: Settings) -> str:
 
 
 def read_token(environment_name: str, file: Path | None) -> str | None:
-    """A token from the environment (`SGG_DATA_TOKEN`, `SGG_ADMIN_TOKEN`) or from a file; None when there is none."""
+    """A token from the environment, else from a file; None when there is neither."""
     token = os.environ.get(environment_name)  # noqa: TID251
     if token is None and file is not None:
         if not file.is_file():
@@ -257,16 +308,22 @@ def set_environment(name: str, value: str) -> None:
 
 def _put(tree: dict[str, Any], keys: list[str], text: str, where: str) -> None:
     if len(keys) != 2 or keys[0] not in Settings.model_fields:
-        raise SettingsError(f"{where}: no such setting; sections are {', '.join(Settings.model_fields)}")
+        raise SettingsError(
+            f"{where}: no such setting; sections are {', '.join(Settings.model_fields)}"
+        )
     section = Settings.model_fields[keys[0]].annotation
-    fields = section.model_fields if isinstance(section, type) and issubclass(section, Section) else {}
+    fields = (
+        section.model_fields if isinstance(section, type) and issubclass(section, Section) else {}
+    )
     if keys[1] not in fields:
         raise SettingsError(f"{where}: [{keys[0]}] has no '{keys[1]}'; it has {', '.join(fields)}")
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text  # plain text, as a shell user writes it: run.name=demo
-    tree.setdefault(keys[0], {})[keys[1]] = str(value) if fields[keys[1]].annotation is str else value
+    tree.setdefault(keys[0], {})[keys[1]] = (
+        str(value) if fields[keys[1]].annotation is str else value
+    )
 
 
 def _check(tree: dict[str, Any], where: str) -> Settings:

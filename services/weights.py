@@ -14,5 +14,5 @@ def manifest_checksum(manifest: WeightManifest) -> str:
 
 
 def shm_file(run: str, incarnation: int, policy_version: int) -> Path:
-    """Where the `shm` transport keeps a version's safetensors; derived from its name, never taken from a request."""
+    """Where the `shm` transport keeps a version; never a path from a request."""
     return Path("/dev/shm") / f"sgg-{run}" / f"{incarnation}-{policy_version}.safetensors"

@@ -20,6 +20,8 @@ class Lease:
     """The message as JSON."""
     failures: list[str] = field(default_factory=list)
     """Errors of earlier attempts, oldest first."""
+    delivery: int = 1
+    """How often this entry was handed out: tells a lease from an expired one on the same entry."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,7 +39,9 @@ class WorkQueue(ABC):
     """Streams of work with leases. Streams are created on first use."""
 
     @abstractmethod
-    async def enqueue(self, stream: str, work_id: str, body: bytes, *, max_length: int | None = None) -> bool:
+    async def enqueue(
+        self, stream: str, work_id: str, body: bytes, *, max_length: int | None = None
+    ) -> bool:
         """Add an item unless one with this `work_id` was ever added to this stream.
 
         Returns:
@@ -48,7 +52,9 @@ class WorkQueue(ABC):
         """
 
     @abstractmethod
-    async def claim(self, stream: str, consumer: str, *, lease_s: float, block_s: float) -> Lease | None:
+    async def claim(
+        self, stream: str, consumer: str, *, lease_s: float, block_s: float
+    ) -> Lease | None:
         """Take one item: an expired lease first, else a new item; wait up to `block_s` seconds for one."""
 
     @abstractmethod
@@ -56,7 +62,9 @@ class WorkQueue(ABC):
         """Restart the lease's clock. False when another consumer holds it or the item has ended."""
 
     @abstractmethod
-    async def complete(self, lease: Lease, *, result_stream: str | None = None, result: bytes = b"") -> bool:
+    async def complete(
+        self, lease: Lease, *, result_stream: str | None = None, result: bytes = b""
+    ) -> bool:
         """End an item; with `result_stream`, put `result` there under the same `work_id`, in one atomic move.
 
         Returns:
@@ -94,3 +102,6 @@ class WorkQueue(ABC):
     @abstractmethod
     async def drop(self, entry_id: str) -> bool:
         """Forget a dead item. False when there is no such item."""
+
+    async def aclose(self) -> None:  # noqa: B027 - most queues hold nothing
+        """Give back connections."""

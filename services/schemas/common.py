@@ -41,7 +41,8 @@ class ImagePart(Message):
 class ChatMessage(Message):
     """One turn of the prompt.
 
-    Example: `{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Write the scene graph."}]}`
+    Example: `{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Write the
+    scene graph."}]}`
     """
 
     role: Literal["system", "user", "assistant"]
@@ -66,4 +67,5 @@ class Sampling(Message):
     """The same seed and weights give the same completions on one server."""
     stop: list[str] = Field(default_factory=list, max_length=8)
     suppress_token_ids: list[int] = Field(default_factory=list, max_length=64)
-    """Never sampled: image placeholders, which would shift the features of the trainer's forward pass."""
+    """Never sampled: image placeholders, which would shift the features of the trainer's forward
+    pass."""

@@ -42,10 +42,13 @@ class RewardGroup(Message):
     """
 
     group_id: Name
-    image_size: tuple[Annotated[int, Field(ge=1, le=100_000)], Annotated[int, Field(ge=1, le=100_000)]]
+    image_size: tuple[
+        Annotated[int, Field(ge=1, le=100_000)], Annotated[int, Field(ge=1, le=100_000)]
+    ]
     """Width and height of the original image, in pixels."""
     box_space: BoxSpace
-    """The space of the completions' boxes. Reference boxes are always pixels of the original image."""
+    """The space of the completions' boxes. Reference boxes are always pixels of the original
+    image."""
     reference: ReferenceGraph
     completions: list[str] = Field(min_length=1, max_length=256)
     require_thinking: bool = False
@@ -71,7 +74,8 @@ class Matched(Message):
 class Reward(Message):
     """The score of one completion.
 
-    `status` is data, not an error; everything but `ok` gets the lowest reward, with an empty graph's breakdown.
+    `status` is data, not an error; everything but `ok` gets the lowest reward, with an empty
+    graph's breakdown.
     """
 
     total: float
@@ -80,7 +84,8 @@ class Reward(Message):
     """Term name to value in [0, 1], before weights."""
     matched: Matched
     dropped: dict[str, int] = Field(default_factory=dict)
-    """Parts that cost themselves, counted by reason (`inverted_box`, `dangling_relationship`, …)."""
+    """Parts that cost themselves, counted by reason (`inverted_box`, `dangling_relationship`,
+    …)."""
     truncated: bool = False
     """With `invalid_json`: the text stops inside the JSON."""
 

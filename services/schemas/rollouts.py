@@ -27,8 +27,8 @@ class Completion(Message):
     text: str
     token_ids: list[int]
     rollout_logprobs: list[Annotated[float, Field(le=1e-4)]]
-    """[L] natural log of each token's probability in the distribution that it was sampled from: after
-    temperature and suppressed tokens."""
+    """[L] natural log of each token's probability in the distribution that it was sampled from:
+    after temperature and suppressed tokens."""
     finish_reason: Literal["stop", "length", "abort"]
     policy_versions: list[VersionSpan]
     """In order, covering 0..L."""

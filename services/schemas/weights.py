@@ -37,7 +37,7 @@ class WeightManifest(Message):
 
 
 class StageRequest(Message):
-    """Body of `POST /v1/weights/stage`. Says which version, never where: each transport knows its own place."""
+    """Body of `POST /v1/weights/stage`: which version, never where it lies."""
 
     transport: Transport = "shm"
     manifest: WeightManifest
@@ -85,7 +85,7 @@ class ServerRecord(Message):
 
 
 class PolicyRecord(Message):
-    """The `policy` hash: the version that every server should serve, and where late joiners get it."""
+    """The version that every server should serve, and how late joiners get it."""
 
     policy_version: int = Field(ge=0)
     incarnation: int = Field(ge=0)

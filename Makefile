@@ -1,0 +1,70 @@
+# Everything a person runs. Each target does its own set-up; nothing is needed before it but Python 3.11 or 3.12,
+# make and a C++ compiler.
+
+PYTHON ?= python3
+EXTRA ?= cpu
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed-$(EXTRA)
+TOY := build/toy-scenes/heldout.parquet
+SOURCES := scene_graph services scene_data rollout_service reward_service trainer evaluation launcher cli compat
+
+# make demo DATA=path NAME=name SEED=n SET="section.field=value …"
+DATA ?=
+NAME ?= $(if $(DATA),demo-data,demo)
+SEED ?= 0
+SET ?=
+CONFIG ?= $(if $(DATA),configs/demo-data.toml,configs/demo.toml)
+
+.PHONY: setup demo test check format lint types imports start-checkpoint clean distclean help
+
+help: ## Show the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+setup: $(INSTALLED) ## Virtual environment with pinned packages (EXTRA=cpu or cuda)
+
+$(INSTALLED): pyproject.toml constraints/$(EXTRA).txt
+	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON): install Python 3.11 or 3.12, or say PYTHON=…"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || { echo "make: $(PYTHON) is not 3.11 or 3.12: say PYTHON=python3.11"; exit 1; }
+	@command -v g++ >/dev/null || { echo "make: no g++: DeepSpeed builds an op with it; install it (Debian: apt-get install g++)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip==26.3
+	$(BIN)/pip install --quiet -c constraints/$(EXTRA).txt -e ".[$(EXTRA),dev]"
+	$(BIN)/python -m compat.torchvision_cpu --install
+	$(BIN)/sgg-rl doctor
+	touch $@
+
+$(TOY): $(INSTALLED) scene_data/toy.py
+	$(BIN)/sgg-rl data make-toy build/toy-scenes
+
+demo: $(INSTALLED) $(if $(DATA),,$(TOY)) ## The whole loop on this machine: runs/<name>/
+	$(BIN)/sgg-rl demo --config $(CONFIG) $(if $(DATA),--data "$(DATA)") --set run.name=$(NAME) --set run.seed=$(SEED) $(foreach s,$(SET),--set $(s))
+
+test: $(INSTALLED) check ## Everything that a CPU machine can run
+	$(BIN)/pytest tests/integration tests/e2e -q
+
+check: $(INSTALLED) lint types imports ## Format, lint, types, import contracts, unit and contract tests
+	$(BIN)/pytest tests/unit tests/contract -q
+
+format: $(INSTALLED) ## Rewrite the code in the project's format
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(INSTALLED)
+	$(BIN)/mypy
+
+imports: $(INSTALLED)
+	$(BIN)/lint-imports
+
+start-checkpoint: $(INSTALLED) ## Make assets/toy-start again: SFT on noisy toy scenes
+	$(BIN)/sgg-rl sft --config configs/toy-sft.toml
+
+clean: ## Remove built data and caches; runs stay
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+
+distclean: clean ## Remove the environment too
+	rm -rf $(VENV)

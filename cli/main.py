@@ -1,0 +1,189 @@
+"""The `sgg-rl` command. It parses; then imports what the chosen part needs; then runs it."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from services.errors import SettingsError, SggError
+
+app = typer.Typer(
+    name="sgg-rl",
+    help="Reinforcement learning of vision-language models that write scene graphs.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+serve_app = typer.Typer(help="Run one service in the foreground.", no_args_is_help=True)
+data_app = typer.Typer(help="Make and look at datasets.", no_args_is_help=True)
+model_app = typer.Typer(help="Make models.", no_args_is_help=True)
+dead_app = typer.Typer(help="Groups that failed too often.", no_args_is_help=True)
+app.add_typer(serve_app, name="serve")
+app.add_typer(data_app, name="data")
+app.add_typer(model_app, name="model")
+app.add_typer(dead_app, name="dead")
+
+Config = Annotated[Path, typer.Option("--config", "-c", help="The run's TOML file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="section.field=value, over the file and environment."),
+]
+Host = Annotated[str | None, typer.Option(help="Bind here instead of the host in the settings.")]
+Port = Annotated[int | None, typer.Option(min=1, max=65535, help="Instead of the settings' port.")]
+DEFAULT_CONFIG = Path("configs/demo.toml")
+
+
+@serve_app.command("redis")
+def serve_redis(
+    config: Config = DEFAULT_CONFIG, set_: Overrides = None, host: Host = None, port: Port = None
+) -> None:
+    """Redis or Valkey, with its data in the run's folder."""
+    from cli import run
+
+    run.serve_redis(run.settings(config, set_, redis=(host, port)))
+
+
+@serve_app.command("reward")
+def serve_reward(
+    config: Config = DEFAULT_CONFIG, set_: Overrides = None, host: Host = None, port: Port = None
+) -> None:
+    """The reward service."""
+    from cli import run
+
+    run.serve_reward(run.settings(config, set_, reward=(host, port)))
+
+
+@serve_app.command("rollout")
+def serve_rollout(
+    config: Config = DEFAULT_CONFIG, set_: Overrides = None, host: Host = None, port: Port = None
+) -> None:
+    """A rollout server."""
+    from cli import run
+
+    run.serve_rollout(run.settings(config, set_, rollout=(host, port)))
+
+
+@app.command()
+def train(
+    config: Config = DEFAULT_CONFIG,
+    set_: Overrides = None,
+    resume: Annotated[bool, typer.Option(help="Continue from the last checkpoint.")] = False,
+    dry_run: Annotated[bool, typer.Option(help="Check and print the settings only.")] = False,
+) -> None:
+    """GRPO on running services."""
+    from cli import run
+
+    run.train(run.settings(config, set_), resume=resume, dry_run=dry_run)
+
+
+@app.command()
+def sft(config: Config = Path("configs/toy-sft.toml"), set_: Overrides = None) -> None:
+    """Supervised fine-tuning on reference graphs."""
+    from cli import run
+
+    run.sft(run.settings(config, set_))
+
+
+@app.command()
+def demo(
+    config: Config = DEFAULT_CONFIG,
+    set_: Overrides = None,
+    data: Annotated[str | None, typer.Option(help="Train on this dataset instead.")] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the run of this name.")] = False,
+) -> None:
+    """The whole loop on this machine: services, training, held-out evaluation, report."""
+    from cli import run
+
+    overrides = [*(set_ or []), *([f"data.train={data}"] if data else [])]
+    run.demo(run.settings(config, overrides), resume=resume)
+
+
+@app.command()
+def status(config: Config = DEFAULT_CONFIG, set_: Overrides = None) -> None:
+    """The run's servers, policy and queues."""
+    from cli import run
+
+    run.status(run.settings(config, set_))
+
+
+@app.command()
+def doctor() -> None:
+    """Check what this machine has, and say what is missing."""
+    from cli import run
+
+    run.doctor()
+
+
+@data_app.command("make-toy")
+def make_toy(
+    folder: Path,
+    num_train: Annotated[int, typer.Option(min=1)] = 4096,
+    num_heldout: Annotated[int, typer.Option(min=1)] = 256,
+    seed: int = 0,
+) -> None:
+    """Render toy-scenes into FOLDER."""
+    from cli import run
+
+    run.make_toy(folder, num_train, num_heldout, seed)
+
+
+@data_app.command("inspect")
+def inspect(path: str) -> None:
+    """Counts of a dataset."""
+    from cli import run
+
+    run.inspect(path)
+
+
+@model_app.command("make-tiny")
+def make_tiny(folder: Path, seed: int = 0) -> None:
+    """Write a tiny Qwen2.5-VL with random weights into FOLDER."""
+    from cli import run
+
+    run.make_tiny(folder, seed)
+
+
+@dead_app.command("list")
+def dead_list(config: Config = DEFAULT_CONFIG, set_: Overrides = None) -> None:
+    """Each dead group with its errors."""
+    from cli import run
+
+    run.dead_list(run.settings(config, set_))
+
+
+@dead_app.command("replay")
+def dead_replay(entry_id: str, config: Config = DEFAULT_CONFIG, set_: Overrides = None) -> None:
+    """Put a dead group back on its stream."""
+    from cli import run
+
+    run.dead_end(run.settings(config, set_), entry_id, replay=True)
+
+
+@dead_app.command("drop")
+def dead_drop(entry_id: str, config: Config = DEFAULT_CONFIG, set_: Overrides = None) -> None:
+    """Forget a dead group."""
+    from cli import run
+
+    run.dead_end(run.settings(config, set_), entry_id, replay=False)
+
+
+def main() -> None:
+    """Exit codes: 0 done, 1 failed, 2 bad usage or settings, 130 interrupted."""
+    try:
+        app()
+    except SettingsError as error:
+        _leave(error, 2)
+    except SggError as error:
+        _leave(error, 1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _leave(error: SggError, code: int) -> None:
+    print(f"sgg-rl: {error.message}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

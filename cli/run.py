@@ -1,0 +1,227 @@
+"""What each command runs. Only names and printing: the work is in the packages."""
+
+import asyncio
+import json
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from services.app import host_and_port
+from services.errors import NotFoundError, SettingsError
+from services.keys import RunKeys
+from services.settings import Settings, dump_settings, environment_value, load_settings
+from services.telemetry import setup_logging
+
+T = TypeVar("T")
+Address = tuple[str | None, int | None]
+
+
+def settings(config: Path, overrides: list[str] | None, **addresses: Address) -> Settings:
+    """The run's settings, with `--host` and `--port` put into the section's url."""
+    found = load_settings(config, overrides or [])
+    for section, (host, port) in addresses.items():
+        if host is None and port is None:
+            continue
+        url = getattr(found, section).url
+        scheme, _, rest = url.partition("://")
+        old_host, old_port = host_and_port(url.replace("redis://", "http://"))
+        path = rest.partition("/")[2]
+        changed = f"{scheme}://{host or old_host}:{port or old_port}" + (f"/{path}" if path else "")
+        found = load_settings(config, [*(overrides or []), f'{section}.url="{changed}"'])
+    return found
+
+
+def serve_redis(found: Settings) -> None:
+    """Become the Redis server."""
+    from services.redis_server import redis_server_command
+
+    host, port = host_and_port(found.redis.url.replace("redis://", "http://"))
+    if host not in ("127.0.0.1", "localhost"):
+        raise SettingsError(
+            f"the embedded Redis serves this machine only, not {host}: run your own Redis there"
+        )
+    command = redis_server_command(found.run.folder / "redis", port)
+    os.execv(command[0], command)
+
+
+def serve_reward(found: Settings) -> None:
+    """Run the reward service."""
+    from reward_service.app import serve
+
+    setup_logging("reward")
+    serve(found)
+
+
+def serve_rollout(found: Settings) -> None:
+    """Run a rollout server."""
+    from rollout_service.app import serve
+
+    setup_logging("rollout")
+    serve(found)
+
+
+def train(found: Settings, *, resume: bool, dry_run: bool) -> None:
+    """Run the trainer: this process, or as many as `trainer.num_ranks` under torchrun."""
+    if dry_run:
+        print(dump_settings(found))
+        return
+    rank = environment_value("RANK")
+    if found.trainer.num_ranks > 1 and rank is None:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+        os.execv(
+            sys.executable,
+            [
+                sys.executable,
+                *torchrun,
+                str(found.trainer.num_ranks),
+                "-m",
+                "cli.main",
+                *sys.argv[1:],
+            ],
+        )
+    from trainer.train import train as run_training
+
+    setup_logging(f"trainer[{rank or 0}]")
+    run_training(found, resume=resume)
+
+
+def sft(found: Settings) -> None:
+    """Run supervised fine-tuning."""
+    from trainer.sft import run_sft
+
+    setup_logging("sft")
+    run_sft(found)
+
+
+def demo(found: Settings, *, resume: bool) -> None:
+    """Run everything on this machine."""
+    from launcher.demo import run_demo
+
+    setup_logging("demo")
+    sys.exit(run_demo(found, resume=resume))
+
+
+def status(found: Settings) -> None:
+    """Print servers, policy and queues."""
+    console = Console()
+    asyncio.run(_with_redis(found, lambda redis: _status(found, redis, console)))
+
+
+def dead_list(found: Settings) -> None:
+    """Print the dead letters."""
+    letters = asyncio.run(_with_queue(found, lambda queue: queue.dead_letters()))
+    for letter in letters:
+        print(f"{letter.entry_id}  {letter.stream}  {letter.work_id}")
+        for failure in letter.failures:
+            print(f"    {failure}")
+    print(f"{len(letters)} dead groups")
+
+
+def dead_end(found: Settings, entry_id: str, *, replay: bool) -> None:
+    """Replay or drop a dead letter."""
+
+    def act(queue: Any) -> Coroutine[Any, Any, bool]:
+        work: Coroutine[Any, Any, bool] = queue.replay(entry_id) if replay else queue.drop(entry_id)
+        return work
+
+    if not asyncio.run(_with_queue(found, act)):
+        raise NotFoundError(f"no dead group {entry_id}: see `sgg-rl dead list`")
+    print(f"{'replayed' if replay else 'dropped'} {entry_id}")
+
+
+def make_toy(folder: Path, num_train: int, num_heldout: int, seed: int) -> None:
+    """Render toy-scenes."""
+    from scene_data.toy import make_toy as write
+
+    write(folder, num_train=num_train, num_heldout=num_heldout, seed=seed)
+    print(f"wrote {num_train} training and {num_heldout} held-out scenes to {folder}")
+
+
+def inspect(path: str) -> None:
+    """Print a dataset's counts."""
+    from collections import Counter
+
+    from scene_data.dataset import open_dataset
+
+    dataset = open_dataset(path)
+    categories: Counter[str] = Counter()
+    predicates: Counter[str] = Counter()
+    for sample in dataset:
+        categories.update(o.category for o in sample.graph.objects)
+        predicates.update(r.predicate for r in sample.graph.relationships)
+    num = len(dataset)
+    print(f"{num} images, {categories.total()} objects, {predicates.total()} relationships")
+    per_image = (categories.total() / num, predicates.total() / num)
+    print("{:.1f} objects and {:.1f} relationships an image".format(*per_image))
+    for title, counts in (("categories", categories), ("predicates", predicates)):
+        top = ", ".join(f"{name} {count}" for name, count in counts.most_common(12))
+        print(f"{len(counts)} {title}: {top}")
+
+
+def make_tiny(folder: Path, seed: int) -> None:
+    """Write the tiny model."""
+    from scene_data.tiny_model import make_tiny_model
+
+    make_tiny_model(folder, seed=seed)
+    print(f"wrote {folder}")
+
+
+def doctor() -> None:
+    """Print what is here and what is missing; exit 1 when something needed is."""
+    from cli.doctor import checks
+
+    results = checks()
+    for result in results:
+        print(f"{'ok     ' if result.ok else 'MISSING'}  {result.name}: {result.detail}")
+    if not all(result.ok for result in results):
+        sys.exit(1)
+
+
+async def _with_redis(found: Settings, work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
+    from services.redis_client import connect
+
+    redis = connect(found.redis.url)
+    try:
+        return await work(redis)
+    finally:
+        await redis.aclose()
+
+
+async def _with_queue(found: Settings, work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
+    from services.queues.redis import RedisQueue
+
+    return await _with_redis(found, lambda redis: work(RedisQueue(redis, RunKeys(found.run.name))))
+
+
+async def _status(found: Settings, redis: Any, console: Console) -> None:
+    from services.queues.redis import RedisQueue
+    from services.registry import Registry
+
+    keys = RunKeys(found.run.name)
+    registry, queue = Registry(redis, keys), RedisQueue(redis, keys)
+    published = await registry.policy()
+    policy = f"policy version {published[0].policy_version}" if published else "no policy published"
+    console.print(
+        f"run {found.run.name}: {policy}, incarnation {await registry.incarnation()}, "
+        f"last committed step {await registry.committed_step()}"
+    )
+    table = Table("server", "url", "state", "version", "tokens/s", "groups", "last error")
+    for server in await registry.servers():
+        table.add_row(
+            server.server_id,
+            server.url,
+            server.state,
+            str(server.policy_version),
+            f"{server.tokens_per_s:.0f}",
+            str(server.groups_done),
+            Text(server.last_error or ""),
+        )
+    console.print(table)
+    lengths = {name: await queue.length(name) for name in ("prompts", "rollouts")}
+    console.print(json.dumps(lengths | {"dead": len(await queue.dead_letters())}))

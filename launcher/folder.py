@@ -1,0 +1,121 @@
+"""The run's folder: one run at a time, and nothing of an earlier run is overwritten."""
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from launcher.keeper import is_alive
+from services.errors import ConflictError, NotFoundError
+
+_SETTLE_S = 30.0
+"""How long the parts of a killed launcher may take to end."""
+_DYING_S = 1.0
+"""How long a launcher that was just killed may still look alive."""
+
+
+class RunFolder:
+    """What the launcher itself writes into a run's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder
+        self.config = folder / "config.toml"
+        self.logs = folder / "logs"
+        self.metrics = folder / "metrics.jsonl"
+        self._evaluation = folder / "evaluation.json"
+        self._finished = folder / "finished"
+
+    @property
+    def finished(self) -> bool:
+        """Whether a run here came to its end."""
+        return self._finished.exists()
+
+    def mark_finished(self) -> None:
+        """The last thing that a run does."""
+        self._finished.touch()
+
+    def prepare(self, *, resume: bool) -> Path | None:
+        """Make the folder, or take up the one that is there.
+
+        Returns:
+            Where an earlier run was moved to, if there was one.
+
+        Raises:
+            NotFoundError: There is nothing to resume.
+            ConflictError: An unfinished run is there, and nobody said what to do with it.
+        """
+        if resume:
+            if not self.config.exists():
+                raise NotFoundError(f"no run to resume in {self.path}: start it without --resume")
+            return None
+        moved = None
+        if self.path.exists() and any(self.path.iterdir()):
+            if self.metrics.exists() and not self.finished:
+                raise ConflictError(
+                    f"{self.path} holds an unfinished run: go on with `sgg-rl demo --resume "
+                    f"--config {self.config}`, or remove the folder, or give a new run.name"
+                )
+            moved = self._move_away()
+        self.path.mkdir(parents=True, exist_ok=True)
+        return moved
+
+    def evaluations(self) -> dict[str, dict[str, Any]]:
+        """Held-out results by label (`before`, `after`), as far as they are there."""
+        if not self._evaluation.exists():
+            return {}
+        results: dict[str, dict[str, Any]] = json.loads(self._evaluation.read_text())
+        return results
+
+    def add_evaluation(self, label: str, result: dict[str, Any]) -> None:
+        """Keep a held-out result."""
+        draft = self._evaluation.with_suffix(".draft")
+        draft.write_text(json.dumps(self.evaluations() | {label: result}, indent=2) + "\n")
+        draft.replace(self._evaluation)
+
+    def _move_away(self) -> Path:
+        number = 1
+        while (target := self.path.with_name(f"{self.path.name}.{number}")).exists():
+            number += 1
+        return self.path.rename(target)
+
+
+@contextmanager
+def run_lock(folder: Path) -> Iterator[int]:
+    """Hold the run's name on this host; the lock's file descriptor.
+
+    The lock lies beside the folder, which may be moved. It belongs to everyone who inherits the
+    descriptor, so it is free only when the last part of a killed launcher is gone too.
+
+    Raises:
+        ConflictError: A run of this name is going on.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    file = folder.with_name(f".{folder.name}.lock")
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        _lock(descriptor, file, folder)
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, str(os.getpid()).encode(), 0)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, file: Path, folder: Path) -> None:
+    started = time.monotonic()
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            owner = file.read_text()
+            patience_s = _DYING_S if owner and is_alive(int(owner)) else _SETTLE_S
+            if time.monotonic() - started > patience_s:
+                raise ConflictError(
+                    f"a run named {folder.name} is going on in {folder} (process {owner or '?'}): "
+                    "stop it, or give this one another run.name"
+                ) from None
+        time.sleep(0.2)  # its launcher is gone; its parts are about to be

@@ -1,0 +1,358 @@
+"""The parts of a run on one machine: started, waited for, watched, restarted, and all stopped.
+
+State of a part: starting -> running -> (waiting -> starting | adopted) … -> done or stopped. A part
+with restarts left comes back by itself; when any other dies, `check` raises and the run is over.
+"""
+
+import http.client
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from types import FrameType, TracebackType
+from typing import Any, Literal, Self, TypeVar
+from urllib.parse import urlsplit
+
+from launcher import keeper
+from services.errors import SggError, WaitTimeoutError
+from services.settings import ENV_PREFIX, child_environment
+
+T = TypeVar("T")
+State = Literal["starting", "running", "waiting", "adopted", "done", "stopped"]
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_TICK_S = 0.3
+_PROBE_S = 1.0
+"""Between two questions to a part over the network."""
+_TAIL_LINES = 15
+
+
+class PartDiedError(SggError):
+    """A part of the run is gone that must not be; the message says which, and how its log ends."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """One process of a run.
+
+    Example: `Part(name="reward", command=["sgg-rl", "serve", "reward"], max_restarts=3)`
+    """
+
+    name: str
+    command: Sequence[str]
+    ready: Callable[[], bool] | None = None
+    """Asked once a second; None for a part that nobody waits for."""
+    alive: Callable[[], bool] | None = None
+    """Whether some instance answers, ours or one started by hand; such a one is adopted."""
+    max_restarts: int = 0
+    """For parts that keep no state."""
+    ready_timeout_s: float = 600.0
+
+
+@dataclass(slots=True)
+class _Child:
+    part: Part
+    process: "subprocess.Popen[bytes] | None" = None
+    state: State = "starting"
+    since: float = 0.0
+    """When the state began, monotonic seconds."""
+    next_probe: float = 0.0
+    restarts: int = 0
+    silent_probes: int = 0
+
+    def enter(self, state: State) -> None:
+        self.state, self.since, self.silent_probes = state, time.monotonic(), 0
+
+    def probe_due(self) -> bool:
+        """At most once in `_PROBE_S`."""
+        if time.monotonic() < self.next_probe:
+            return False
+        self.next_probe = time.monotonic() + _PROBE_S
+        return True
+
+
+class Supervisor:
+    """Starts parts in order and stops them in reverse, however the `with` block is left.
+
+    Start parts from one thread. Leaving a part running is not possible: each has a keeper
+    (`launcher.keeper`) that ends it when this process is gone.
+    """
+
+    def __init__(
+        self,
+        logs: Path,
+        *,
+        say: Callable[[str], None] = print,
+        grace_s: float = 15.0,
+        held_fds: Sequence[int] = (),
+    ) -> None:
+        """Args are kept.
+
+        Args:
+            logs: Folder of `<part>.log`.
+            say: Takes a line for people.
+            grace_s: What a part gets between SIGTERM and SIGKILL.
+            held_fds: Kept open until the last part is gone, also where this process is killed.
+        """
+        self._logs = logs
+        self._say = say
+        self._grace_s = grace_s
+        self._held_fds = tuple(held_fds)
+        self._children: dict[str, _Child] = {}
+
+    def __enter__(self) -> Self:
+        keeper.become_subreaper()
+        self._logs.mkdir(parents=True, exist_ok=True)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def start(self, part: Part) -> None:
+        """Start a part; `wait_ready` waits for it."""
+        child = self._children[part.name] = _Child(part)
+        self._spawn(child)
+
+    def wait_ready(self, *names: str, tick: Callable[[], None] = lambda: None) -> None:
+        """Until each of the named parts has said that it can serve.
+
+        Raises:
+            PartDiedError: One of them, or another part, ended.
+            WaitTimeoutError: One of them took over its `ready_timeout_s`.
+        """
+        waited = [self._children[name] for name in names]
+        restarts = {child.part.name: child.restarts for child in waited}
+        while any(child.state not in ("running", "adopted") for child in waited):
+            self.check()
+            tick()
+            for child in waited:  # what cannot even start will not by being started again
+                if child.restarts > restarts[child.part.name]:
+                    name = child.part.name
+                    raise PartDiedError(f"{name} ended while starting{self._tail(child)}")
+            time.sleep(_TICK_S)
+
+    def check(self) -> None:
+        """Look after every part once; call it several times a second.
+
+        Raises:
+            PartDiedError: A part is gone for good.
+            WaitTimeoutError: A part did not become ready in time.
+        """
+        for child in self._children.values():
+            if child.state in ("starting", "running"):
+                self._check_ours(child)
+            elif child.state == "waiting":
+                self._check_waiting(child)
+            elif child.state == "adopted":
+                self._check_adopted(child)
+
+    def watch(self, function: Callable[[], T], *, tick: Callable[[], None] = lambda: None) -> T:
+        """The function's result; parts are looked after while it runs in another thread."""
+        future: Future[T] = Future()
+        thread = Thread(target=_fulfil, args=(future, function), daemon=True)
+        thread.start()
+        while thread.is_alive():
+            self.check()
+            tick()
+            thread.join(_TICK_S)
+        if future.exception():
+            self.check()  # a part that died is the better explanation
+        return future.result()
+
+    def wait_done(self, name: str, *, tick: Callable[[], None] = lambda: None) -> None:
+        """Until a part has ended with exit status 0; `check` raises for any other."""
+        while self._children[name].state != "done":
+            self.check()
+            tick()
+            time.sleep(_TICK_S)
+
+    def states(self) -> dict[str, str]:
+        """Each part's state in a word or two."""
+        return {name: self._describe(child) for name, child in self._children.items()}
+
+    def stop(self) -> None:
+        """End all parts, the last started first. A signal meanwhile takes their grace away."""
+        hurry = _Hurry()
+        with hurry:
+            for child in reversed(self._children.values()):
+                if child.process is not None and child.process.poll() is None:
+                    self._stop_process(child.process, hurry)
+                if child.state == "adopted":
+                    self._say(f"{child.part.name} was started by hand and goes on")
+                elif child.state != "done":
+                    child.enter("stopped")
+            self._end_orphans()
+
+    def _spawn(self, child: _Child) -> None:
+        environment = child_environment(PYTHONUNBUFFERED="1")
+        # The configuration file has them resolved, ports included: they must not win again.
+        environment = {k: v for k, v in environment.items() if not k.startswith(ENV_PREFIX)}
+        with self._log(child).open("ab") as log:
+            child.process = subprocess.Popen(
+                [sys.executable, "-I", keeper.__file__, str(self._grace_s), *child.part.command],
+                stdin=subprocess.PIPE,  # never written: its end tells the keeper that we are gone
+                stdout=log,
+                stderr=log,
+                env=environment,
+                start_new_session=True,  # Ctrl-C reaches us only, and we stop them in order
+                pass_fds=self._held_fds,
+            )
+        child.enter("starting" if child.part.ready else "running")
+
+    def _check_ours(self, child: _Child) -> None:
+        assert child.process is not None
+        code = child.process.poll()
+        if code is not None:
+            self._ended(child, code)
+        elif child.state == "starting" and child.part.ready and child.probe_due():
+            if child.part.ready():
+                child.enter("running")
+            elif time.monotonic() - child.since > child.part.ready_timeout_s:
+                raise WaitTimeoutError(
+                    f"{child.part.name} was not ready in {child.part.ready_timeout_s:.0f} s"
+                    + self._tail(child)
+                )
+
+    def _ended(self, child: _Child, code: int) -> None:
+        self._end_orphans()
+        part = child.part
+        if code == 0 and part.ready is None:
+            child.enter("done")
+        elif part.alive and part.alive():
+            self._adopt(child)
+        elif child.restarts < part.max_restarts:
+            child.restarts += 1
+            self._say(f"{part.name} {_how(code)}; restart {child.restarts} of {part.max_restarts}")
+            child.enter("waiting")
+        else:
+            times = f" after {child.restarts} restarts" if child.restarts else ""
+            raise PartDiedError(f"{part.name} {_how(code)}{times}{self._tail(child)}")
+
+    def _check_waiting(self, child: _Child) -> None:
+        """Start it again after a while that doubles, unless somebody else does first."""
+        if child.part.alive and child.probe_due() and child.part.alive():
+            self._adopt(child)
+        elif time.monotonic() - child.since > 2 ** (child.restarts - 1):
+            self._spawn(child)
+
+    def _adopt(self, child: _Child) -> None:
+        self._say(f"{child.part.name} was restarted by somebody else; watching that one")
+        child.enter("adopted")
+
+    def _check_adopted(self, child: _Child) -> None:
+        assert child.part.alive is not None
+        if not child.probe_due():
+            return
+        child.silent_probes = 0 if child.part.alive() else child.silent_probes + 1
+        if child.silent_probes >= 5:
+            self._ended(child, 1)
+
+    def _stop_process(self, process: "subprocess.Popen[bytes]", hurry: "_Hurry") -> None:
+        """The keeper answers for the whole tree, so it gets some seconds more than its command."""
+        process.terminate()
+        deadline = time.monotonic() + self._grace_s + 10.0
+        while process.poll() is None:
+            if hurry.asked:
+                process.send_signal(signal.SIGQUIT)
+            if time.monotonic() > deadline:
+                tree = keeper.descendants(process.pid)
+                for pid in (process.pid, *tree):
+                    keeper.send(pid, signal.SIGKILL)
+            time.sleep(0.05)
+
+    def _end_orphans(self) -> None:
+        """Kill what a killed keeper left to us. Known by its session: our helpers share ours."""
+        keepers = {c.process.pid for c in self._children.values() if c.process}
+        mine = os.getsid(0)
+        while orphans := [
+            pid
+            for pid in keeper.children(os.getpid())
+            if pid not in keepers and _session(pid) not in (mine, None)
+        ]:
+            _kill_trees(orphans)
+
+    def _describe(self, child: _Child) -> str:
+        extra = f" ({child.restarts} restarts)" if child.restarts else ""
+        return f"{child.state}{extra}"
+
+    def _log(self, child: _Child) -> Path:
+        return self._logs / f"{child.part.name}.log"
+
+    def _tail(self, child: _Child) -> str:
+        lines = self._log(child).read_text(errors="replace").splitlines()[-_TAIL_LINES:]
+        return "\n".join([f". End of {self._log(child)}:", *(f"  {line}" for line in lines)])
+
+
+class _Hurry:
+    """While it is entered, stop signals only take a note."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: list[Any] = []
+
+    def __enter__(self) -> Self:
+        self._before = [signal.signal(number, self._note) for number in STOP_SIGNALS]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in zip(STOP_SIGNALS, self._before, strict=True):
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+
+
+def http_probe(url: str) -> Callable[[], bool]:
+    """A question whether `GET url` answers 200 within two seconds. Ignores proxy settings."""
+    place = urlsplit(url)
+
+    def probe() -> bool:
+        connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=2.0)
+        try:
+            connection.request("GET", place.path)
+            return connection.getresponse().status == http.client.OK
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    return probe
+
+
+def _how(code: int) -> str:
+    """In words; a keeper reports signal N as 128 + N."""
+    number = -code if code < 0 else code - 128
+    if number > 0 and number in set(signal.Signals):
+        return f"was killed by {signal.Signals(number).name}"
+    return f"ended with exit status {code}"
+
+
+def _kill_trees(roots: Sequence[int]) -> None:
+    for pid in roots:
+        for member in (pid, *keeper.descendants(pid)):
+            keeper.send(member, signal.SIGKILL)
+        os.waitpid(pid, 0)  # whose children are ours now: the next turn's
+
+
+def _session(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return None
+
+
+def _fulfil(future: "Future[T]", function: Callable[[], T]) -> None:
+    try:
+        future.set_result(function())
+    except BaseException as error:  # noqa: BLE001 - carried to the thread that asked
+        future.set_exception(error)

@@ -1,0 +1,162 @@
+"""What a run shows while it goes on: the last steps, and how each process is."""
+
+import json
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+_SHOWN_STEPS = 12
+_COLOURS = {"running": "green", "done": "green", "starting": "yellow", "adopted": "cyan"}
+
+Row = dict[str, Any]
+
+
+class MetricsTail:
+    """New lines of `metrics.jsonl`. A file that was replaced or cut (a resumed run) starts over."""
+
+    def __init__(self, file: Path) -> None:
+        self._file = file
+        self._offset = 0
+        self._inode = 0
+
+    def read(self) -> list[Row]:
+        """Rows since the last call. A line still being written waits for the next call."""
+        try:
+            with self._file.open("rb") as stream:
+                self._start_over_if_replaced()
+                stream.seek(self._offset)
+                text = stream.read()
+        except FileNotFoundError:
+            return []
+        complete = text[: text.rfind(b"\n") + 1]
+        self._offset += len(complete)
+        return [row for line in complete.splitlines() if (row := _row(line)) is not None]
+
+    def _start_over_if_replaced(self) -> None:
+        now = self._file.stat()
+        if now.st_ino != self._inode or now.st_size < self._offset:
+            self._inode, self._offset = now.st_ino, 0
+
+
+class RunTable:
+    """A live table on a terminal; one line a step elsewhere.
+
+    Example: `with RunTable(folder / "metrics.jsonl", 100, supervisor.states, Console()) as table:`
+    """
+
+    def __init__(
+        self,
+        metrics: Path,
+        num_steps: int,
+        states: Callable[[], dict[str, str]],
+        console: Console,
+    ) -> None:
+        self._tail = MetricsTail(metrics)
+        self._num_steps = num_steps
+        self._states = states
+        self._console = console
+        self._rows: deque[Row] = deque(maxlen=_SHOWN_STEPS)
+        self._live = (
+            Live(console=console, auto_refresh=False, transient=False)
+            if console.is_terminal
+            else None
+        )
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self.update()
+        if self._live:
+            self._live.stop()
+
+    def update(self) -> None:
+        """Read what is new and show it."""
+        new = self._tail.read()
+        self._rows.extend(new)
+        if self._live:
+            self._live.update(Group(self._table(), self._processes()), refresh=True)
+            return
+        for row in new:
+            self._console.print(step_line(row, self._num_steps), highlight=False, soft_wrap=True)
+
+    def _table(self) -> Table:
+        terms = list(self._rows[-1].get("reward_terms", {})) if self._rows else []
+        phases = list(self._rows[-1].get("phases_s", {})) if self._rows else []
+        table = Table(title=f"step of {self._num_steps}", title_justify="left")
+        names = ["step", "reward", *terms, "failed", "lag", "tok/s", *(f"{p} s" for p in phases)]
+        for name in names:
+            table.add_column(name, justify="right")
+        for row in self._rows:
+            table.add_row(
+                str(row.get("step", -1) + 1),
+                _number(row.get("reward_mean")),
+                *(_number(row.get("reward_terms", {}).get(term)) for term in terms),
+                _percent(row.get("failure_rate")),
+                _lag(row),
+                _number(row.get("tokens_per_s"), 0),
+                *(_number(row.get("phases_s", {}).get(phase), 1) for phase in phases),
+            )
+        return table
+
+    def _processes(self) -> Text:
+        text = Text()
+        for name, state in self._states().items():
+            text.append(f"{name} ", style="bold")
+            text.append(f"{state}   ", style=_COLOURS.get(state.split()[0], "red"))
+        return text
+
+
+def step_line(row: Row, num_steps: int) -> str:
+    """A step in one line.
+
+    Example: `step 3/100  reward 2.134 (edge 0.20)  failed 4%  lag 0.2/1  812 tok/s  train 3.4s`
+    """
+    terms = " ".join(f"{k} {_number(v, 2)}" for k, v in row.get("reward_terms", {}).items())
+    phases = " ".join(f"{k} {_number(v, 1)}s" for k, v in row.get("phases_s", {}).items())
+    return "  ".join(
+        [
+            f"step {row.get('step', -1) + 1}/{num_steps}",
+            f"reward {_number(row.get('reward_mean'))} ({terms})",
+            f"failed {_percent(row.get('failure_rate'))}",
+            f"lag {_lag(row)}",
+            f"{_number(row.get('tokens_per_s'), 0)} tok/s",
+            phases,
+        ]
+    )
+
+
+def _row(line: bytes) -> Row | None:
+    """A torn line, left by a crash, is no row."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def _number(value: float | None, digits: int = 3) -> str:
+    return "-" if value is None else f"{value:,.{digits}f}"
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.0f}%"
+
+
+def _lag(row: Row) -> str:
+    """Mean and maximum."""
+    return f"{_number(row.get('policy_lag_mean'), 1)}/{_number(row.get('policy_lag_max'), 0)}"

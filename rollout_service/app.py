@@ -1,0 +1,198 @@
+"""The rollout server's HTTP API, and the process around it."""
+
+import asyncio
+import logging
+import secrets
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from rollout_service.engine import Engine
+from rollout_service.fake_engine import FakeEngine
+from rollout_service.server import RolloutServer
+from rollout_service.worker import QueueWorker
+from services import app as service
+from services.errors import EngineError, InvalidInputError, SggError, UnavailableError
+from services.images import ImageStore, image_from_data_uri
+from services.keys import RunKeys
+from services.queues.redis import RedisQueue
+from services.redis_client import connect
+from services.registry import Registry
+from services.schemas.rollouts import RolloutRequest, RolloutResponse
+from services.schemas.weights import CommitRequest, PolicyInfo, StageRequest
+from services.settings import Settings, environment_value, set_environment
+
+logger = logging.getLogger(__name__)
+
+BODY_LIMIT_BYTES = 8 * 1024 * 1024
+MAX_REQUESTS = 256
+"""Groups asked for over HTTP at the same time; more are refused with 503."""
+
+
+class RolloutProcess:
+    """A server with its two doors, HTTP and queue.
+
+    Example: `RolloutProcess(settings, make_engine).app` is what uvicorn serves.
+    """
+
+    def __init__(self, settings: Settings, make_engine: Callable[[], Engine]) -> None:
+        self.app = service.create_app(
+            title="rollout service",
+            version=version("sgg-rl"),
+            readiness=lambda: self.server.why_not_ready(),
+            body_limit_bytes=BODY_LIMIT_BYTES,
+            data_token=settings.data_token,
+            admin_token=settings.admin_token,
+            admin_paths=("/v1/weights",),
+            lifespan=self._lifespan,
+        )
+        self.failure: SggError | None = None
+        """Why the process ended by itself."""
+        self._settings = settings
+        self._redis = connect(settings.redis.url)
+        keys = RunKeys(settings.run.name)
+        self._images = ImageStore(settings.images_folder, self._redis, keys)
+        self.server = RolloutServer(settings, make_engine, self.app.state.registry)
+        self._worker = QueueWorker(
+            self.server,
+            RedisQueue(self._redis, keys),
+            Registry(self._redis, keys),
+            self._images,
+            settings,
+        )
+        self._in_flight = 0
+        self._add_routes()
+
+    def _add_routes(self) -> None:
+        self.app.post("/v1/rollouts")(self.rollouts)
+        self.app.get("/v1/policy")(self.policy)
+        self.app.post("/v1/weights/stage")(self.stage)
+        self.app.post("/v1/weights/commit")(self.commit)
+        self.app.post("/v1/weights/abort")(self.abort)
+
+    async def rollouts(self, request: RolloutRequest) -> RolloutResponse:
+        """Sample one group."""
+        if self._in_flight >= MAX_REQUESTS:
+            raise UnavailableError(f"{MAX_REQUESTS} groups are in flight; try again later")
+        self._in_flight += 1
+        try:
+            result = await self.server.sample(
+                request.messages,
+                await self._image_of(request),
+                request.sampling,
+                request_id=f"http-{secrets.token_hex(8)}",
+            )
+        finally:
+            self._in_flight -= 1
+        return RolloutResponse(
+            server_id=self.server.server_id,
+            prompt_token_ids=result.prompt_token_ids,
+            completions=result.completions,
+        )
+
+    async def policy(self) -> PolicyInfo:
+        """What is served."""
+        return self.server.info()
+
+    async def stage(self, request: StageRequest) -> PolicyInfo:
+        """Bring in and verify a version."""
+        await self.server.updater.stage(request)
+        return self.server.info()
+
+    async def commit(self, request: CommitRequest) -> PolicyInfo:
+        """Serve the staged version."""
+        await self.server.updater.commit(request)
+        return self.server.info()
+
+    async def abort(self, request: CommitRequest) -> PolicyInfo:
+        """Forget a staged version."""
+        await self.server.updater.abort(request)
+        return self.server.info()
+
+    async def _image_of(self, request: RolloutRequest) -> bytes | None:
+        if request.image is not None and request.image_data is not None:
+            raise InvalidInputError("send image or image_data, not both")
+        if request.image is not None:
+            return await self._images.fetch(request.image)
+        return image_from_data_uri(request.image_data) if request.image_data is not None else None
+
+    @asynccontextmanager
+    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        """HTTP answers at once; the model loads beside it."""
+        running = asyncio.create_task(self._run())
+        try:
+            yield
+        finally:
+            running.cancel()
+            with suppress(asyncio.CancelledError):
+                await running
+            await self.server.stop()
+            await self._redis.aclose()
+
+    async def _run(self) -> None:
+        """Load, then work on the queue, until cancelled or the engine fails for good."""
+        try:
+            await self.server.start()
+            await self._work_until_dead()
+        except SggError as error:
+            self.failure = error
+            # A process without an engine is of no use: whoever supervises it has to start it anew.
+            signal.raise_signal(signal.SIGTERM)
+
+    async def _work_until_dead(self) -> None:
+        working = asyncio.create_task(self._worker.run())
+        dying = asyncio.create_task(self.server.dead.wait())
+        try:
+            await asyncio.wait({working, dying}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                working.result()
+            raise EngineError(f"the engine died: {self.server.last_error}")
+        finally:
+            working.cancel()
+            dying.cancel()
+            await asyncio.gather(working, dying, return_exceptions=True)
+
+
+def serve(settings: Settings) -> None:
+    """Run a rollout server until SIGTERM. The port is taken before the model loads.
+
+    Raises:
+        SettingsError: The URL cannot be listened on.
+        EngineError: The model cannot be loaded, or the engine died.
+    """
+    process = RolloutProcess(settings, lambda: make_engine(settings))
+    service.serve(process.app, settings.rollout.url)
+    if process.failure is not None:
+        raise process.failure
+
+
+def make_engine(settings: Settings) -> Engine:
+    """The engine that the settings name. Importing vLLM takes about ten seconds."""
+    if settings.rollout.engine == "fake":
+        return FakeEngine(
+            tokens_per_s=settings.rollout.fake_tokens_per_s,
+            max_model_len=settings.rollout.max_model_len,
+        )
+    _prepare_vllm(settings)
+    from rollout_service.vllm_engine import VllmEngine
+
+    return VllmEngine(settings)
+
+
+def _prepare_vllm(settings: Settings) -> None:
+    """Variables that vLLM reads at import; those that are set already stay."""
+    wanted = {
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+        # CPU: vLLM would pin its threads to cores that the trainer on this machine uses too.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }
+    if settings.rollout.enforce_eager:
+        # vLLM's helpers would be compiled all the same: 20 s at the first token.
+        wanted["TORCH_COMPILE_DISABLE"] = "1"
+    for name, value in wanted.items():
+        if environment_value(name) is None:
+            set_environment(name, value)

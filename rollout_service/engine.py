@@ -1,0 +1,141 @@
+"""What a sampling engine promises. There are two: `VllmEngine`, and `FakeEngine` without a model.
+
+An engine samples, and exchanges its weights while paused. Which version may be loaded when is not
+its business: `rollout_service.updates` decides that.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.errors import InvalidInputError
+from services.schemas.common import ChatMessage, ImagePart, Sampling
+from services.schemas.rollouts import Completion
+from services.schemas.weights import WeightManifest
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EngineResult:
+    """The completions of one prompt.
+
+    Example: `EngineResult(prompt_token_ids=[1, 6, 6, 6, 6, 40], completions=[...])`
+    """
+
+    prompt_token_ids: list[int]
+    """With image placeholders expanded: one id for each visual token."""
+    completions: list[Completion]
+    """`sampling.n` of them."""
+
+
+class Engine(ABC):
+    """Samples from one model, whose weights change. All methods run on one event loop."""
+
+    gpu: str | None = None
+    """UUID of its GPU, known after `start`; None on CPU."""
+
+    @abstractmethod
+    async def start(self) -> None:
+        """Load the model's own weights, which are version 0. Called once; takes up to minutes.
+
+        Raises:
+            EngineError: The model cannot be loaded.
+        """
+
+    @abstractmethod
+    async def stop(self) -> None:
+        """Give everything back. Safe to call at any time, also twice."""
+
+    @abstractmethod
+    async def sample(
+        self,
+        messages: Sequence[ChatMessage],
+        image: bytes | None,
+        sampling: Sampling,
+        *,
+        request_id: str,
+    ) -> EngineResult:
+        """Sample one group. Waits while the engine is paused; cancelling it frees what it held.
+
+        Args:
+            messages: The chat so far, with one `ImagePart` where there is an image.
+            image: An encoded file (PNG, JPEG).
+            sampling: `rollout_logprobs` are of the distribution that this describes.
+            request_id: Unique among requests in flight.
+
+        Raises:
+            InvalidInputError: The prompt does not fit the model; the same everywhere.
+            EngineError: The engine failed; another server may do better.
+        """
+
+    @abstractmethod
+    async def check_tensors(self, shapes: Mapping[str, Shape]) -> None:
+        """Whether these are exactly the tensors that a version of this model consists of.
+
+        Raises:
+            InvalidInputError: One is missing, unknown or of another shape; the message names it.
+        """
+
+    @abstractmethod
+    async def pause(self) -> None:
+        """Freeze sampling: no token comes until `resume`. Requests in flight are kept."""
+
+    @abstractmethod
+    async def load_weights(self, file: Path, manifest: WeightManifest) -> None:
+        """Replace all weights, clear the caches that depend on them. Only while paused; repeatable.
+
+        Args:
+            file: safetensors, verified against `manifest`.
+            manifest: Its version labels the tokens sampled from now on.
+
+        Raises:
+            EngineError: The model may be half loaded: load again, or never resume.
+        """
+
+    @abstractmethod
+    async def resume(self) -> None:
+        """Go on sampling, with the weights of now."""
+
+    @abstractmethod
+    async def check_health(self) -> None:
+        """Raises `EngineError` when the engine is dead: only a new process helps."""
+
+
+def check_images(messages: Sequence[ChatMessage], image: bytes | None) -> None:
+    """Refuse prompts whose image parts and image do not go together.
+
+    Raises:
+        InvalidInputError: They do not.
+    """
+    count = sum(isinstance(part, ImagePart) for message in messages for part in message.content)
+    if count != (image is not None):
+        raise InvalidInputError(
+            f"the messages have {count} image parts and {int(image is not None)} images were sent: "
+            "send one of each, or none"
+        )
+
+
+def compare_tensors(
+    expected: Mapping[str, Shape], given: Mapping[str, Shape], optional: Sequence[str] = ()
+) -> None:
+    """Refuse a version that is not all of the model and nothing else.
+
+    Args:
+        expected: Names and shapes of the model.
+        given: Names and shapes of the version.
+        optional: May be given beside `expected`: weights that the model ties to another.
+
+    Raises:
+        InvalidInputError: It names the first difference and counts the others.
+    """
+    missing = sorted(expected.keys() - given.keys())
+    unknown = sorted(given.keys() - expected.keys() - set(optional))
+    if missing:
+        raise InvalidInputError(f"{len(missing)} tensors of the model are missing: {missing[0]}, …")
+    if unknown:
+        raise InvalidInputError(f"{len(unknown)} tensors are not of the model: {unknown[0]}, …")
+    for name, shape in expected.items():
+        if given[name] != shape:
+            raise InvalidInputError(f"{name} has shape {given[name]}; the model's has {shape}")

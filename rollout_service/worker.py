@@ -1,0 +1,265 @@
+"""Takes groups from the `prompts` stream, samples them, puts them on `rollouts`.
+
+Who waits for whom: a worker waits in the queue for prompts, holds at most `groups_in_flight`
+leases, and never waits for the trainer: `rollouts` is bounded by the prompts that the trainer has
+asked for. A group ends in one atomic move, so a worker that dies at any point loses nothing: its
+leases expire, and another server samples the group.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from pydantic import ValidationError
+
+from rollout_service.server import RolloutServer
+from services.errors import InvalidInputError, SggError, TooLargeError, UnavailableError
+from services.images import ImageStore
+from services.queues.base import Lease, WorkQueue
+from services.registry import HEARTBEAT_TTL_S, Registry
+from services.schemas.prompts import PromptGroup
+from services.schemas.rollouts import RolloutGroup
+from services.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+DRAIN_S = 10.0
+"""At a SIGTERM, groups being sampled have this long to finish; then their leases go back."""
+DATA_ATTEMPTS = 2
+"""Failures of the data itself, after which a group is dead. Others: `redis.max_deliveries`."""
+_DATA_MARK = "data: "
+_CLAIM_BLOCK_S = 1.0
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
+_NEVER_DEAD = 1_000_000
+
+
+class QueueWorker:
+    """One server's share of the queue."""
+
+    def __init__(
+        self,
+        server: RolloutServer,
+        queue: WorkQueue,
+        registry: Registry,
+        images: ImageStore,
+        settings: Settings,
+    ) -> None:
+        """Works in `run`.
+
+        Args:
+            server: Samples; started or not.
+            queue: With the streams `prompts` and `rollouts`.
+            registry: Where the server is announced, and the policy to serve is read.
+            images: Where prompts' images are.
+            settings: Of the run.
+        """
+        self._server = server
+        self._queue = queue
+        self._registry = registry
+        self._images = images
+        self._lease_s = settings.redis.lease_s
+        self._max_deliveries = settings.redis.max_deliveries
+        self._slots = asyncio.Semaphore(settings.rollout.groups_in_flight)
+        self._groups: set[asyncio.Task[None]] = set()
+        self._pause_s = 0.0
+        self._caught_up = False
+
+    async def run(self) -> None:
+        """Announce the server, follow the policy and sample groups, until cancelled; then drain.
+
+        Redis may go away and come back at any time.
+        """
+        helpers = [asyncio.create_task(self._beat()), asyncio.create_task(self._follow())]
+        try:
+            await self._claim_groups()
+        finally:
+            self._server.drain()
+            await self._drain()
+            for helper in helpers:
+                helper.cancel()
+            await asyncio.gather(*helpers, return_exceptions=True)
+            await self._quietly(self._registry.unregister(self._server.server_id))
+
+    async def _beat(self) -> None:
+        while True:
+            await self._server.watch_engine()
+            await self._quietly(self._registry.heartbeat(self._server.record()))
+            await asyncio.sleep(HEARTBEAT_TTL_S / 3)
+
+    async def _follow(self) -> None:
+        """Load what this server has missed: as a late joiner, after a failed or a lost commit."""
+        while True:
+            await self._quietly(self._catch_up())
+            # After the first success this is only a safety net: the trainer commits to live servers
+            # itself.
+            await asyncio.sleep(HEARTBEAT_TTL_S / 3 if self._caught_up else _SHORTEST_PAUSE_S)
+
+    async def _catch_up(self) -> None:
+        await self._server.updater.catch_up(self._registry.policy)
+        self._caught_up = True
+
+    async def _quietly(self, call: Awaitable[None]) -> None:
+        """What is tried again anyway may fail: the server's record says why."""
+        try:
+            await call
+        except SggError as error:
+            self._server.last_error = error.message
+            logger.warning("%s", error)
+
+    async def _claim_groups(self) -> None:
+        while True:
+            await self._slots.acquire()
+            lease = None
+            try:
+                lease = await self._claim()
+            finally:
+                if lease is None:
+                    self._slots.release()
+            if lease is not None:
+                task = asyncio.create_task(self._end_group(lease))
+                self._groups.add(task)
+                task.add_done_callback(self._group_done)
+
+    def _group_done(self, task: asyncio.Task[None]) -> None:
+        self._groups.discard(task)
+        self._slots.release()
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("a group ended in an unexpected error", exc_info=task.exception())
+
+    async def _claim(self) -> Lease | None:
+        """One group, or None after a while without."""
+        if self._pause_s:
+            await asyncio.sleep(self._pause_s)
+        if self._server.why_not_ready() is not None or not self._caught_up:
+            await asyncio.sleep(0.1)
+            return None
+        try:
+            return await self._queue.claim(
+                "prompts", self._server.server_id, lease_s=self._lease_s, block_s=_CLAIM_BLOCK_S
+            )
+        except UnavailableError as error:
+            self._server.last_error = error.message
+            logger.warning("no prompts: %s", error)
+            await asyncio.sleep(_SHORTEST_PAUSE_S)
+            return None
+
+    async def _end_group(self, lease: Lease) -> None:
+        """Complete, fail or release a lease; the lease is renewed until then."""
+        renewing = asyncio.create_task(self._renew_until_lost(lease))
+        sampling = asyncio.create_task(self._sample(lease))
+        try:
+            await asyncio.wait({renewing, sampling}, return_when=asyncio.FIRST_COMPLETED)
+            if not sampling.done():
+                logger.warning("lost the lease of %s: another server samples it", lease.work_id)
+                return
+            await self._settle(lease, sampling)
+        except asyncio.CancelledError:
+            await self._quietly(self._queue.release(lease))
+            raise
+        finally:
+            renewing.cancel()
+            sampling.cancel()
+            await asyncio.gather(renewing, sampling, return_exceptions=True)
+
+    async def _renew_until_lost(self, lease: Lease) -> None:
+        held = True
+        while held:
+            await asyncio.sleep(self._lease_s / 3)
+            try:
+                held = await self._queue.renew(lease, self._server.server_id)
+            except UnavailableError as error:
+                logger.warning("could not renew %s: %s", lease.work_id, error)
+
+    async def _sample(self, lease: Lease) -> bytes:
+        """The `RolloutGroup` of a lease, as JSON."""
+        started_at = time.monotonic()
+        try:
+            prompt = PromptGroup.model_validate_json(lease.body)
+        except ValidationError as error:
+            raise InvalidInputError(f"not a PromptGroup: {error}") from error
+        await self._wait_for_version(prompt)
+        image = await self._images.fetch(prompt.image)
+        result = await self._server.sample(
+            prompt.messages,
+            image,
+            prompt.sampling,
+            # With the delivery: after an expired lease a server may hold the same group again.
+            request_id=f"{lease.work_id}/{lease.entry_id}/{lease.delivery}",
+        )
+        group = RolloutGroup(
+            group_id=prompt.group_id,
+            attempt=prompt.attempt,
+            incarnation=prompt.incarnation,
+            server_id=self._server.server_id,
+            prompt_token_ids=result.prompt_token_ids,
+            completions=result.completions,
+            sampling_s=time.monotonic() - started_at,
+        )
+        return group.model_dump_json().encode()
+
+    async def _wait_for_version(self, prompt: PromptGroup) -> None:
+        """Catch up until the weights are the asking trainer's, and new enough.
+
+        Raises:
+            UnavailableError: Not within a lease's time.
+        """
+        deadline = time.monotonic() + self._lease_s
+        while not self._is_new_enough(prompt):
+            if time.monotonic() > deadline:
+                raise UnavailableError(
+                    f"waited {self._lease_s:g} s for version {prompt.min_policy_version} of "
+                    f"incarnation {prompt.incarnation}; serving {self._server.serving}"
+                )
+            await self._quietly(self._catch_up())
+            if not self._is_new_enough(prompt):
+                await asyncio.sleep(0.2)
+
+    def _is_new_enough(self, prompt: PromptGroup) -> bool:
+        serving = self._server.serving
+        of_this_trainer = serving.checksum is None or serving.incarnation >= prompt.incarnation
+        return of_this_trainer and serving.policy_version >= prompt.min_policy_version
+
+    async def _settle(self, lease: Lease, sampling: asyncio.Task[bytes]) -> None:
+        try:
+            result = sampling.result()
+        except (InvalidInputError, TooLargeError) as error:
+            await self._fail(lease, f"{_DATA_MARK}{error}", DATA_ATTEMPTS)
+        except Exception as error:  # noqa: BLE001  # infrastructure, or a bug: neither ends the worker
+            # Another server may do better, so this one holds back for a while.
+            self._pause_s = min(max(2 * self._pause_s, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S)
+            text = f"{type(error).__name__} on {self._server.server_id}: {error}"
+            await self._fail(lease, text, self._max_deliveries)
+        else:
+            self._pause_s = 0.0
+            await self._persistently(
+                lambda: self._queue.complete(lease, result_stream="rollouts", result=result)
+            )
+
+    async def _fail(self, lease: Lease, text: str, budget: int) -> None:
+        """Count a failure against its own kind's budget; the queue knows only their sum."""
+        logger.warning("%s: %s", lease.work_id, text)
+        kind = text.startswith(_DATA_MARK)
+        earlier = sum(failure.startswith(_DATA_MARK) == kind for failure in lease.failures)
+        limit = 1 if earlier + 1 >= budget else _NEVER_DEAD
+        await self._persistently(lambda: self._queue.fail(lease, text, max_deliveries=limit))
+
+    async def _persistently(self, call: Callable[[], Awaitable[bool]]) -> None:
+        """Until Redis answers; each of these calls may be repeated."""
+        while True:
+            try:
+                await call()
+            except UnavailableError as error:
+                logger.warning("waiting for Redis: %s", error)
+                await asyncio.sleep(_SHORTEST_PAUSE_S)
+            else:
+                return
+
+    async def _drain(self) -> None:
+        if not self._groups:
+            return
+        logger.info("draining %d groups, at most %g s", len(self._groups), DRAIN_S)
+        _, late = await asyncio.wait(self._groups, timeout=DRAIN_S)
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)

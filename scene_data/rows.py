@@ -1,0 +1,86 @@
+"""From a dataset row's `objects` and `relationships` to a `SceneGraph`."""
+
+import json
+import math
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+from scene_graph.graph import Relationship, SceneGraph, SceneObject
+
+
+class RowError(ValueError):
+    """A row that is not usable; the dataset counts and lists it."""
+
+
+def read_graph(row: Mapping[str, Any]) -> tuple[SceneGraph, Counter[str]]:
+    """The graph of a row, and what was dropped from it, by reason.
+
+    Annotations have slips: an empty box costs its object, a relationship to an object that is not
+    there costs itself, a repeated triplet counts once.
+
+    Raises:
+        RowError: A list is missing or malformed, an id comes twice, or no object is left.
+    """
+    dropped: Counter[str] = Counter()
+    if row.get("image_id") is None:
+        raise RowError("no image_id")
+    objects: dict[str, SceneObject] = {}
+    for item in _items(row, "objects"):
+        name = _text(item, "id")
+        if name in objects:
+            raise RowError(f"object id {name!r} comes twice")
+        bbox = _bbox(item)
+        if bbox[0] < bbox[2] and bbox[1] < bbox[3]:
+            objects[name] = SceneObject(id=name, bbox=bbox)
+        else:
+            dropped["empty_box"] += 1
+    if not objects:
+        raise RowError("no object with a box")
+    triplets: dict[Relationship, None] = {}
+    for item in _items(row, "relationships"):
+        triplet = Relationship(
+            subject=_text(item, "subject"),
+            predicate=_text(item, "predicate"),
+            object=_text(item, "object"),
+        )
+        if triplet.subject not in objects or triplet.object not in objects:
+            dropped["dangling_relationship"] += 1
+        elif triplet in triplets:
+            dropped["repeated_relationship"] += 1
+        else:
+            triplets[triplet] = None
+    return SceneGraph(objects=tuple(objects.values()), relationships=tuple(triplets)), dropped
+
+
+def _items(row: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    value = row.get(key)
+    if isinstance(value, str):
+        try:
+            value = json.loads(value)
+        except ValueError as error:
+            raise RowError(f"{key} is not JSON: {error}") from error
+    if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
+        raise RowError(f"{key} is not a list of JSON objects")
+    return value
+
+
+def _text(item: Mapping[str, Any], key: str) -> str:
+    value = item.get(key)
+    if not isinstance(value, str) or not value.strip():
+        raise RowError(f"{key!r} of {dict(item)} is not a name")
+    return value
+
+
+def _bbox(item: Mapping[str, Any]) -> tuple[float, float, float, float]:
+    value = item.get("bbox")
+    if not isinstance(value, list) or len(value) != 4:
+        raise RowError(f"bbox of {item.get('id')!r} is not four numbers")
+    for number in value:
+        if (
+            isinstance(number, bool)
+            or not isinstance(number, int | float)
+            or not math.isfinite(number)
+        ):
+            raise RowError(f"bbox of {item.get('id')!r} is not four numbers")
+    return (value[0], value[1], value[2], value[3])

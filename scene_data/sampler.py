@@ -1,0 +1,47 @@
+"""The order in which rows are trained on: seeded, and resumable from a single number."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from services.errors import InvalidInputError
+
+
+class EpochSampler:
+    """Maps a position in the endless sequence of epochs to (epoch, row).
+
+    Every epoch is a permutation of all rows and a pure function of (seed, epoch), so a position is
+    all that a checkpoint has to keep, and any process derives the same order.
+
+    Example: with 10 rows, `at(23)` is epoch 2, the fourth row of its permutation.
+
+    Args:
+        num_rows: Of the dataset.
+        seed: Another seed, another order.
+
+    Raises:
+        InvalidInputError: There are no rows.
+    """
+
+    def __init__(self, num_rows: int, seed: int) -> None:
+        if num_rows < 1:
+            raise InvalidInputError("the dataset has no rows to train on")
+        self._num_rows = num_rows
+        self._seed = seed
+        self._epoch = -1
+        self._order: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+
+    def at(self, position: int) -> tuple[int, int]:
+        """Epoch and row of a position, both counted from 0."""
+        epoch, place = divmod(position, self._num_rows)
+        if epoch != self._epoch:
+            self._order = np.random.default_rng([self._seed, epoch]).permutation(self._num_rows)
+            self._epoch = epoch
+        return epoch, int(self._order[place])
+
+
+def group_id(run: str, epoch: int, index: int) -> str:
+    """The name of a row's group in an epoch; the same after every restart.
+
+    Example: `group_id("demo", 0, 17) == "demo-e0-r17"`
+    """
+    return f"{run}-e{epoch}-r{index}"

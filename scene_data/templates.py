@@ -1,0 +1,74 @@
+"""What the model is asked, and the text that answers it."""
+
+import json
+from typing import Literal
+
+import numpy as np
+
+from scene_graph.boxes import from_fractions, to_fractions
+from scene_graph.graph import SceneGraph
+from services.schemas.common import ChatMessage, ImagePart, TextPart
+
+TemplateName = Literal["toy", "open"]
+
+_TOY = "Scene graph:"  # short: the toy model's context is nearly all image and answer
+
+_OPEN = """\
+Describe this image as a scene graph: the objects that you see and how they relate to each other.
+
+Write one JSON object inside <answer> and </answer>, and nothing else:
+<answer>{{"objects":[{{"id":"name.1","bbox":[x1,y1,x2,y2]}}],\
+"relationships":[{{"subject":"name.1","predicate":"how they relate","object":"name.2"}}]}}</answer>
+
+- "id" is the object's name in plain English, a dot and a number; no id is used twice.
+- "bbox" is its box, upper left corner (x1, y1) to lower right corner (x2, y2), {unit}.
+- "subject" and "object" are ids from the list of objects; "predicate" is a short phrase.
+- List every object that takes part in a relationship, and only what can be seen."""
+
+_UNITS = {
+    "relative_1000": "in thousandths of the image's width and height, whole numbers from 0 to 1000",
+    "relative_1": "as fractions of the image's width and height, from 0 to 1",
+    "pixels": "in pixels of a {width}x{height} image, whole numbers",
+}
+
+
+def prompt_messages(template: TemplateName, box_space: str) -> list[ChatMessage]:
+    """The chat that asks for an image's scene graph, without asking for thinking.
+
+    Args:
+        template: `toy` for toy-scenes and the tiny model, `open` (open vocabulary) for real ones.
+        box_space: Wire name of the space that boxes are to be written in (`scene_graph.boxes`).
+    """
+    text = _TOY if template == "toy" else _OPEN.format(unit=_unit(box_space))
+    return [ChatMessage(role="user", content=[ImagePart(), TextPart(text=text)])]
+
+
+def answer_text(graph: SceneGraph, box_space: str, *, width: int, height: int) -> str:
+    """The right answer for an image: SFT's target. The same graph always gives the same text.
+
+    Args:
+        graph: Boxes in pixels of the original image.
+        box_space: Space to write boxes in; integers, but for `relative_1` (three decimals).
+        width: Of the original image, in pixels.
+        height: Of the original image, in pixels.
+    """
+    pixels = np.array([item.bbox for item in graph.objects], dtype=np.float64)
+    boxes = from_fractions(to_fractions(pixels, f"pixels:{width}x{height}"), box_space)
+    digits = 3 if box_space == "relative_1" else None
+    payload = {
+        "objects": [
+            {"id": item.id, "bbox": [round(float(v), digits) for v in box]}
+            for item, box in zip(graph.objects, boxes, strict=True)
+        ],
+        "relationships": [
+            {"subject": r.subject, "predicate": r.predicate, "object": r.object}
+            for r in graph.relationships
+        ],
+    }
+    return f"<answer>{json.dumps(payload, ensure_ascii=False, separators=(',', ':'))}</answer>"
+
+
+def _unit(box_space: str) -> str:
+    family, _, size = box_space.partition(":")
+    width, _, height = size.partition("x")
+    return _UNITS[family].format(width=width, height=height)

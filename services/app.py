@@ -1,0 +1,170 @@
+"""The frame of every HTTP service: health, metrics, limits, tokens, problem details, serving.
+
+Typical use:
+
+    app = create_app(title="reward service", version="0.1.0", body_limit_bytes=4_000_000,
+                     readiness=lambda: None, data_token=token)
+    app.post("/v1/rewards")(handler)      # handlers raise errors of services.errors
+    serve(app, "http://127.0.0.1:8100")
+"""
+
+import ipaddress
+import logging
+import signal
+import socket
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+from urllib.parse import urlsplit
+
+import uvicorn
+from fastapi import FastAPI, Response
+from fastapi.responses import JSONResponse
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+
+from services.errors import SettingsError, UnavailableError
+from services.guard import RequestGuard
+from services.problems import add_problem_handlers
+from services.telemetry import HttpMetrics, new_registry
+
+logger = logging.getLogger(__name__)
+
+_DRAIN_S = 30
+"""Requests in flight at a SIGTERM have this long to finish."""
+
+
+def create_app(
+    *,
+    title: str,
+    version: str,
+    readiness: Callable[[], str | None],
+    body_limit_bytes: int,
+    data_token: str | None = None,
+    admin_token: str | None = None,
+    admin_paths: Sequence[str] = (),
+    lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
+) -> FastAPI:
+    """A FastAPI app with `/healthz`, `/readyz`, `/metrics` and the project's limits and errors.
+
+    Args:
+        title: Of the service, in its OpenAPI page.
+        version: Of the service.
+        readiness: Called by `/readyz`; why the service cannot serve now, or None when it can.
+        body_limit_bytes: Larger bodies are refused with 413 before they are read.
+        data_token: Asked for on every path but health and metrics; None leaves them open.
+        admin_token: Asked for at and under `admin_paths`; the data token where it is None.
+        admin_paths: Path prefixes such as `/v1/weights`.
+        lifespan: Start and stop of what the service runs beside HTTP.
+
+    Returns:
+        The app. `app.state.registry` is its Prometheus registry.
+    """
+    app = FastAPI(title=title, version=version, lifespan=lifespan, redoc_url=None)
+    app.state.registry = new_registry()
+    needed = {"SGG_DATA_TOKEN": data_token} | (
+        {"SGG_ADMIN_TOKEN": admin_token} if admin_paths else {}
+    )
+    app.state.missing_tokens = [name for name, token in needed.items() if not token]
+    add_problem_handlers(app)
+    _add_health(app, readiness)
+    app.add_middleware(
+        RequestGuard,
+        data_token=data_token,
+        admin_token=admin_token,
+        admin_paths=admin_paths,
+        body_limit_bytes=body_limit_bytes,
+    )
+    app.add_middleware(HttpMetrics, registry=app.state.registry)  # added last: sees refusals too
+    return app
+
+
+def _add_health(app: FastAPI, readiness: Callable[[], str | None]) -> None:
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """The process is alive."""
+        return {"status": "alive"}
+
+    @app.get("/readyz")
+    async def readyz() -> JSONResponse:
+        """The service can serve (200) or says why not (503)."""
+        reason = readiness()
+        body: dict[str, Any] = {"ready": reason is None, "reason": reason}
+        return JSONResponse(body, status_code=200 if reason is None else 503)
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        """Prometheus text format."""
+        return Response(generate_latest(app.state.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def serve(app: FastAPI, url: str) -> None:
+    """Serve until SIGTERM (returns) or SIGINT (KeyboardInterrupt); requests in flight finish first.
+
+    Args:
+        app: Made by `create_app`.
+        url: Where to listen, `http://host:port`; port 0 takes a free one.
+
+    Raises:
+        SettingsError: The URL is malformed, the port is taken, or the host is not loopback and a
+            token is missing.
+        UnavailableError: The app's `lifespan` failed.
+        KeyboardInterrupt: After a SIGINT.
+    """
+    with bind(app, url) as listener:
+        host, port = listener.getsockname()[:2]
+        logger.info("%s listens on http://%s:%d", app.title, host, port)
+        config = uvicorn.Config(
+            app, log_config=None, access_log=False, timeout_graceful_shutdown=_DRAIN_S
+        )
+        server = uvicorn.Server(config)
+        if threading.current_thread() is threading.main_thread():
+            # uvicorn raises the signal again once it has drained: then SIGTERM must end us with 0.
+            signal.signal(signal.SIGTERM, lambda *_: None)
+        server.run(sockets=[listener])
+        if not server.started:
+            raise UnavailableError(f"{app.title} did not start; its log says why")
+
+
+def bind(app: FastAPI, url: str) -> socket.socket:
+    """A listening socket at `url`; `serve` says what is refused.
+
+    Bound before the service loads anything, so that a taken port is known within milliseconds.
+    """
+    host, port = host_and_port(url)
+    missing: list[str] = app.state.missing_tokens
+    if missing and not _is_loopback(host):
+        raise SettingsError(
+            f"{app.title} would listen on {host}, beyond this machine, without "
+            f"{' and '.join(missing)}: set them (or token files in [security]), or use 127.0.0.1"
+        )
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise SettingsError(
+            f"{app.title} cannot listen on {url}: {error.strerror}; choose another port or host"
+        ) from error
+
+
+def host_and_port(url: str) -> tuple[str, int]:
+    """Of `http://host:port`.
+
+    Raises:
+        SettingsError: It is not such a URL.
+    """
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        host, port = None, None
+    if not host or port is None:
+        raise SettingsError(f"{url!r} is not a URL to listen on: write http://127.0.0.1:8100")
+    return host, port
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -1,0 +1,124 @@
+"""Requests to the services: tokens, deadlines, retries, and problems turned back into errors."""
+
+import asyncio
+import random
+from types import TracebackType
+from typing import Self, TypeVar
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from services.errors import EngineError, SggError, UnavailableError, WaitTimeoutError
+from services.problems import error_from_problem
+
+Answer = TypeVar("Answer", bound=BaseModel)
+
+_FIRST_PAUSE_S = 0.2
+_LONGEST_PAUSE_S = 5.0
+
+
+class ServiceClient:
+    """One service at one address.
+
+    Connection failures and retryable problems are tried again, with growing pauses, until
+    `timeout_s` is over: every route of this system may be sent twice. Other errors are raised at
+    once.
+    """
+
+    def __init__(self, url: str, *, token: str | None = None, timeout_s: float = 60.0) -> None:
+        """Connects on first use.
+
+        Args:
+            url: `http://host:port` of the service.
+            token: Sent as `Authorization: Bearer`.
+            timeout_s: Longest wait for one answer, all attempts together.
+        """
+        self.url = url.rstrip("/")
+        self._timeout_s = timeout_s
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        # trust_env off: a proxy meant for the internet must not see a cluster's requests.
+        # No timeout of httpx's own: it would count each phase anew; `_call` has one deadline.
+        self._http = httpx.AsyncClient(
+            base_url=self.url, headers=headers, timeout=None, trust_env=False
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def get(self, path: str, answer: type[Answer], *, retry: bool = True) -> Answer:
+        """`GET path`; raises as `post` does."""
+        return await self._call("GET", path, None, answer, retry)
+
+    async def post(
+        self, path: str, body: BaseModel, answer: type[Answer], *, retry: bool = True
+    ) -> Answer:
+        """`POST path`.
+
+        Args:
+            path: Such as `/v1/rewards`.
+            body: Sent as JSON.
+            answer: The message that comes back.
+            retry: False where the caller would rather ask another server.
+
+        Raises:
+            UnavailableError: Not reachable until the deadline.
+            WaitTimeoutError: Reached, but no answer until the deadline.
+            EngineError: The answer is not an `answer`.
+            SggError: The subclass that the service raised, with its detail.
+        """
+        return await self._call("POST", path, body, answer, retry)
+
+    async def _call(
+        self, method: str, path: str, body: BaseModel | None, answer: type[Answer], retry: bool
+    ) -> Answer:
+        where = f"{method} {self.url}{path}"
+        content = body.model_dump_json().encode() if body is not None else b""
+        failures: list[SggError] = []
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                text = await self._until_answered(method, path, content, retry, failures)
+        except TimeoutError as error:
+            if failures:
+                raise failures[-1] from error
+            raise WaitTimeoutError(f"{where} gave no answer in {self._timeout_s:g} s") from error
+        try:
+            return answer.model_validate_json(text)
+        except ValidationError as error:
+            raise EngineError(f"{where} answered something else than {answer.__name__}") from error
+
+    async def _until_answered(
+        self, method: str, path: str, content: bytes, retry: bool, failures: list[SggError]
+    ) -> bytes:
+        """The body of the first good answer; `failures` gets each error on the way."""
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            try:
+                return await self._once(method, path, content)
+            except SggError as error:
+                if not (retry and error.retryable):
+                    raise
+                failures.append(error)
+            # Half of it at random, so that many clients do not come back at the same moment.
+            await asyncio.sleep(pause_s * (0.5 + random.random() / 2))
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _once(self, method: str, path: str, content: bytes) -> bytes:
+        where = f"{method} {self.url}{path}"
+        headers = {"Content-Type": "application/json"} if content else {}
+        try:
+            response = await self._http.request(method, path, content=content, headers=headers)
+        except httpx.TransportError as error:
+            reason = str(error) or type(error).__name__
+            raise UnavailableError(f"{where} failed on the way: {reason}") from error
+        if response.is_error:
+            raise error_from_problem(response.status_code, response.text)
+        return response.content

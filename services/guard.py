@@ -1,0 +1,112 @@
+"""What every request passes before any of it is parsed: token, size, nesting."""
+
+import hmac
+from collections.abc import Sequence
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from scene_graph.json_limits import nesting_depth
+from services.errors import InvalidInputError, SggError, TooLargeError, UnauthorizedError
+from services.problems import problem_response
+
+PUBLIC_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
+MAX_NESTING = 32
+
+
+class RequestGuard:
+    """ASGI middleware. Every path but `PUBLIC_PATHS` asks for a token, so none can be forgotten.
+
+    Paths at or under `admin_paths` ask for the admin token (the data token where there is no admin
+    token); all others for the data token, and the admin token serves as well.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        data_token: str | None,
+        admin_token: str | None,
+        admin_paths: Sequence[str],
+        body_limit_bytes: int,
+    ) -> None:
+        self._app = app
+        self._admin_tokens = [t for t in (admin_token or data_token,) if t]
+        self._data_tokens = [t for t in (data_token, admin_token) if t] if data_token else []
+        self._admin_paths = tuple(admin_paths)
+        self._body_limit = body_limit_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse with problem details, or pass on with the whole body at hand."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            self._check_token(scope)
+            body = await self._read_body(scope, receive)
+            check_nesting(body or b"")
+        except SggError as error:
+            await problem_response(error)(scope, receive, send)
+            return
+        if body is not None:
+            await self._app(scope, _replay(body, receive), send)
+
+    def _check_token(self, scope: Scope) -> None:
+        path = scope["path"]
+        if path in PUBLIC_PATHS:
+            return
+        admin = any(path == p or path.startswith(p.rstrip("/") + "/") for p in self._admin_paths)
+        accepted = self._admin_tokens if admin else self._data_tokens
+        if not accepted:
+            return
+        scheme, _, given = _header(scope, b"authorization").partition(b" ")
+        same = [hmac.compare_digest(given.strip(), token.encode()) for token in accepted]
+        if scheme.lower() != b"bearer" or not any(same):
+            kind = "admin" if admin else "data"
+            raise UnauthorizedError(
+                f"{path} asks for the {kind} token: send 'Authorization: Bearer <token>'"
+            )
+
+    async def _read_body(self, scope: Scope, receive: Receive) -> bytes | None:
+        """The whole body; None when the client went away. The stated length is not trusted."""
+        too_large = TooLargeError(f"the body is over {self._body_limit} bytes; send less at a time")
+        stated = _header(scope, b"content-length")
+        if stated.isdigit() and int(stated[:20]) > self._body_limit:
+            raise too_large
+        chunks: list[bytes] = []
+        size, more = 0, True
+        while more:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                return None
+            chunks.append(message.get("body", b""))
+            size += len(chunks[-1])
+            if size > self._body_limit:
+                raise too_large
+            more = message.get("more_body", False)
+        return b"".join(chunks)
+
+
+def check_nesting(body: bytes) -> None:
+    """Refuse JSON nested deeper than `MAX_NESTING`, in linear time and without recursion.
+
+    Raises:
+        InvalidInputError: It is deeper. Says nothing about bodies that are no JSON.
+    """
+    if body.count(b"[") + body.count(b"{") <= MAX_NESTING:
+        return
+    if nesting_depth(body) > MAX_NESTING:
+        raise InvalidInputError(f"the JSON is nested deeper than {MAX_NESTING}")
+
+
+def _header(scope: Scope, name: bytes) -> bytes:
+    return next((bytes(value) for key, value in scope["headers"] if key == name), b"")
+
+
+def _replay(body: bytes, receive: Receive) -> Receive:
+    """Hand the body over once; then whatever the server says, such as a disconnect."""
+    pending: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return pending.pop() if pending else await receive()
+
+    return replay

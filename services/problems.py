@@ -1,0 +1,132 @@
+"""Errors as RFC 9457 problem details: the one mapping from exceptions to HTTP answers, and back.
+
+Example: `{"type": "urn:sgg:TooLargeError", "title": "Over a stated limit.", "status": 413,
+"detail": "the body is over 4000000 bytes", "retryable": false}`
+"""
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from services.errors import InvalidInputError, SggError
+
+MEDIA_TYPE = "application/problem+json"
+_TYPE_PREFIX = "urn:sgg:"
+_MAX_ERRORS = 20
+"""A body can hold a million mistakes; the first ones are enough to find the cause."""
+_MAX_TEXT = 500
+
+
+def problem_response(error: SggError, errors: Sequence[dict[str, str]] = ()) -> Response:
+    """The answer for an error: its class gives status and `retryable`."""
+    body: dict[str, Any] = {
+        "type": _TYPE_PREFIX + type(error).__name__,
+        "title": (type(error).__doc__ or "").split("\n", 1)[0],
+        "status": error.status,
+        "detail": error.message,
+        "retryable": error.retryable,
+    }
+    if errors:
+        body["errors"] = list(errors)
+    headers = {"Retry-After": "1"} if error.status == 503 else {}
+    if error.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    if error.status == 413:
+        headers["Connection"] = "close"  # the rest of the body is not read
+    return _json_response(body, error.status, headers)
+
+
+def error_from_problem(status: int, text: str) -> SggError:
+    """The error that a service answered with, for clients.
+
+    Args:
+        status: Of the HTTP answer, 400 or more.
+        text: Its body; need not be a problem (a proxy may have answered).
+    """
+    try:
+        problem = json.loads(text)
+    except ValueError:
+        problem = None
+    if not isinstance(problem, dict):
+        problem = {"detail": f"HTTP {status}: {text[:_MAX_TEXT]}"}
+    detail = str(problem.get("detail") or f"HTTP {status}")
+    return _class_of(str(problem.get("type", "")), status)(detail)
+
+
+def add_problem_handlers(app: FastAPI) -> None:
+    """Answer every exception of `app` with problem details."""
+    app.add_exception_handler(SggError, _on_sgg_error)
+    app.add_exception_handler(RequestValidationError, _on_invalid_request)
+    app.add_exception_handler(HTTPException, _on_http_exception)
+    app.add_exception_handler(Exception, _on_unexpected)
+
+
+async def _on_sgg_error(_: Request, error: Exception) -> Response:
+    assert isinstance(error, SggError)
+    return problem_response(error)
+
+
+async def _on_invalid_request(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    found = error.errors()
+    # Only path and message: the input is never echoed, it may be huge or hold NaN.
+    shown = [
+        {"path": _path(e["loc"]), "message": str(e["msg"])[:_MAX_TEXT]} for e in found[:_MAX_ERRORS]
+    ]
+    count = f"{len(found)} mistakes" if len(found) > 1 else "a mistake"
+    first = f"{shown[0]['path']}: {shown[0]['message']}" if shown else ""
+    detail = f"the request has {count}; {first}"
+    return problem_response(InvalidInputError(detail), shown)
+
+
+async def _on_http_exception(_: Request, error: Exception) -> Response:
+    """Unknown route, wrong method, or a body that cannot be decoded: raised by the framework."""
+    assert isinstance(error, HTTPException)
+    body = {
+        "type": "about:blank",
+        "title": str(error.detail),
+        "status": error.status_code,
+        "detail": str(error.detail),
+        "retryable": False,
+    }
+    return _json_response(body, error.status_code, dict(error.headers or {}))
+
+
+async def _on_unexpected(_: Request, __: Exception) -> Response:
+    """The server logs the traceback; the caller learns only that it is ours to fix."""
+    return problem_response(SggError("internal error; the service's log has the traceback"))
+
+
+def _json_response(body: dict[str, Any], status: int, headers: dict[str, str]) -> Response:
+    # ASCII only: a lone surrogate from a request cannot be written as UTF-8.
+    text = json.dumps(body, allow_nan=False, ensure_ascii=True)
+    return Response(text, status_code=status, media_type=MEDIA_TYPE, headers=headers)
+
+
+def _path(location: Sequence[int | str]) -> str:
+    return ".".join(map(str, location))[:_MAX_TEXT]
+
+
+def _class_of(type_uri: str, status: int) -> type[SggError]:
+    """By the problem's type, else the broadest class with this status."""
+    classes = _all_errors(SggError)
+    for cls in classes:
+        if type_uri == _TYPE_PREFIX + cls.__name__:
+            return cls
+    by_status = {cls.status: cls for cls in reversed(classes)}
+    by_status |= {400: InvalidInputError, 403: by_status[401], 429: by_status[503]}
+    by_status |= {502: by_status[503]}  # a proxy before a service that is away
+    return by_status.get(status, InvalidInputError if status < 500 else SggError)
+
+
+def _all_errors(cls: type[SggError]) -> list[type[SggError]]:
+    """Breadth first, so that a base class comes before its subclasses."""
+    level, found = [cls], []
+    while level:
+        found += level
+        level = [sub for base in level for sub in base.__subclasses__()]
+    return found

@@ -1,0 +1,179 @@
+"""Every move of the queue over more than one key: each one script, so atomic under any kill.
+
+An item is on at most one stream entry at a time. `seen:{stream}:{id}` holds that entry's id from
+enqueue on, so that whoever finishes the item can remove its present entry even where it was put
+back under a new one. `done:{stream}:{id}` is the guard of the outcome: the first to set it decides.
+
+ARGV[1] is the key prefix of the run and keys are built from it; Redis Cluster is not supported.
+"""
+
+_PRELUDE = """
+local prefix, ttl = ARGV[1], ARGV[2]
+local function key(kind, stream, id) return prefix .. kind .. ':' .. stream .. ':' .. id end
+local function field(entry, name)
+  for i = 1, #entry[2], 2 do if entry[2][i] == name then return entry[2][i + 1] end end
+end
+local function add(stream, id, body)
+  local entry = redis.call('XADD', prefix .. stream, '*', 'id', id, 'body', body)
+  redis.call('SET', key('seen', stream, id), entry, 'EX', ttl)
+end
+local function remove(stream, group, entry)
+  redis.pcall('XACK', prefix .. stream, group, entry)
+  return redis.call('XDEL', prefix .. stream, entry)
+end
+-- Ends an item once. False when it had already ended.
+local function finish(stream, group, entry, id, outcome)
+  local first = redis.call('SET', key('done', stream, id), outcome, 'NX', 'EX', ttl)
+  local present = redis.call('GET', key('seen', stream, id))
+  remove(stream, group, entry)
+  if present and present ~= entry then remove(stream, group, present) end
+  return first
+end
+local function bury(stream, id, body)
+  local failures = key('failures', stream, id)
+  redis.call('XADD', prefix .. 'dead', '*', 'stream', stream, 'id', id, 'body', body,
+             'failures', cjson.encode(redis.call('LRANGE', failures, 0, -1)))
+  redis.call('DEL', failures)
+end
+-- Whether the lease (entry, delivery) is the present one, and the consumer's if one is given.
+local function holds(stream, group, entry, delivery, consumer)
+  local row = redis.pcall('XPENDING', prefix .. stream, group, entry, entry, 1)[1]
+  if type(row) ~= 'table' or row[4] ~= tonumber(delivery) then return false end
+  return consumer == nil or row[2] == consumer
+end
+local function record(stream, id, text)
+  local failures = key('failures', stream, id)
+  redis.call('RPUSH', failures, text)
+  redis.call('EXPIRE', failures, ttl)
+  return redis.call('LLEN', failures)
+end
+"""
+
+# stream, id, body, max_length ("" for none). 1 added, 0 seen before, -1 full.
+ENQUEUE = (
+    _PRELUDE
+    + """
+local stream, id, body, max_length = ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
+if redis.call('EXISTS', key('seen', stream, id)) == 1 then return 0 end
+if max_length and redis.call('XLEN', prefix .. stream) >= max_length then return -1 end
+add(stream, id, body)
+return 1
+"""
+)
+
+# stream, group, consumer, lease in ms, max_expiries. {entry, id, body, delivery, failures} or nil.
+# XAUTOCLAIM looks at ten pending entries a call, so the cursor is followed to the end: an expired
+# lease may stand behind many that are renewed. One is taken at a time: a poisoned item must not
+# take others down with its worker.
+CLAIM_EXPIRED = (
+    _PRELUDE
+    + """
+local stream, group, consumer, lease_ms = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local max_expiries, cursor, stream_key = tonumber(ARGV[7]), '0-0', prefix .. ARGV[3]
+repeat
+  local reply = redis.call('XAUTOCLAIM', stream_key, group, consumer, lease_ms, cursor, 'COUNT', 1)
+  cursor = reply[1]
+  local entry = reply[2][1]
+  if entry then
+    local id, body = field(entry, 'id'), field(entry, 'body')
+    local delivery = redis.call('XPENDING', stream_key, group, entry[1], entry[1], 1)[1][4]
+    if delivery <= max_expiries then
+      local failures = redis.call('LRANGE', key('failures', stream, id), 0, -1)
+      return {entry[1], id, body, delivery, failures}
+    end
+    if finish(stream, group, entry[1], id, 'dead') then
+      record(stream, id, 'lease expired ' .. (delivery - 1) .. ' times: its workers died or hung')
+      bury(stream, id, body)
+    end
+  end
+until cursor == '0-0'
+return false
+"""
+)
+
+# stream, group, entry, delivery, consumer. 1 renewed, 0 not the holder.
+RENEW = (
+    _PRELUDE
+    + """
+local stream, group, entry, delivery, consumer = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
+if not holds(stream, group, entry, delivery, consumer) then return 0 end
+return #redis.call('XCLAIM', prefix .. stream, group, consumer, 0, entry, 'JUSTID')
+"""
+)
+
+# stream, group, entry, id, result stream ("" for none), result. 1 this call ended it, 0 it had
+# ended before.
+COMPLETE = (
+    _PRELUDE
+    + """
+local stream, group, entry, id = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local result_stream, result = ARGV[7], ARGV[8]
+if not finish(stream, group, entry, id, 'completed') then return 0 end
+redis.call('DEL', key('failures', stream, id))
+if result_stream ~= '' and redis.call('EXISTS', key('seen', result_stream, id)) == 0 then
+  add(result_stream, id, result)
+end
+return 1
+"""
+)
+
+# stream, group, entry, delivery, id, body, error, max_deliveries. 1 dead now, 0 put back or not the
+# holder any more. An item put back is a new entry at the end: a waiting reader wakes at once, and
+# its count of expiries is new.
+FAIL = (
+    _PRELUDE
+    + """
+local stream, group, entry, delivery = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local id, body, text, max_deliveries = ARGV[7], ARGV[8], ARGV[9], tonumber(ARGV[10])
+if not holds(stream, group, entry, delivery) then return 0 end
+if record(stream, id, text) < max_deliveries then
+  remove(stream, group, entry)
+  add(stream, id, body)
+  return 0
+end
+if not finish(stream, group, entry, id, 'dead') then return 0 end
+bury(stream, id, body)
+return 1
+"""
+)
+
+# stream, group, entry, delivery, id, body.
+RELEASE = (
+    _PRELUDE
+    + """
+local stream, group, entry, delivery = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local id, body = ARGV[7], ARGV[8]
+if not holds(stream, group, entry, delivery) then return 0 end
+remove(stream, group, entry)
+add(stream, id, body)
+return 1
+"""
+)
+
+# stream, group. The ids of the items that this call ended.
+PURGE = (
+    _PRELUDE
+    + """
+local stream, group, ended = ARGV[3], ARGV[4], {}
+for _, entry in ipairs(redis.call('XRANGE', prefix .. stream, '-', '+')) do
+  local id = field(entry, 'id')
+  if finish(stream, group, entry[1], id, 'purged') then ended[#ended + 1] = id end
+  redis.call('DEL', key('failures', stream, id))
+end
+return ended
+"""
+)
+
+# entry of the dead stream. 1 replayed, 0 no such entry.
+REPLAY = (
+    _PRELUDE
+    + """
+local entry = redis.call('XRANGE', prefix .. 'dead', ARGV[3], ARGV[3])[1]
+if not entry then return 0 end
+local stream, id = field(entry, 'stream'), field(entry, 'id')
+redis.call('XDEL', prefix .. 'dead', ARGV[3])
+redis.call('DEL', key('done', stream, id), key('failures', stream, id))
+add(stream, id, field(entry, 'body'))
+return 1
+"""
+)

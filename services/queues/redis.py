@@ -1,0 +1,202 @@
+"""The work queue on Redis Streams. `services.queues.lua` holds the moves, this file their calls.
+
+Who waits for whom: a reader waits in Redis for an item; a writer never waits, a full stream is
+`QueueFullError`.
+"""
+
+import json
+import time
+from typing import Any
+
+import redis.exceptions
+from redis.asyncio import Redis
+
+from services.errors import QueueFullError
+from services.keys import CONSUMER_GROUPS, RunKeys
+from services.queues import lua
+from services.queues.base import DeadLetter, Lease, WorkQueue
+from services.redis_client import connect, redis_errors
+
+__all__ = ["MAX_ERROR_CHARACTERS", "RedisQueue", "connect"]
+
+GUARD_TTL_S = 7 * 24 * 3600
+"""`seen`, `done` and `failures` keys live this long, so that memory stays bounded."""
+MAX_ERROR_CHARACTERS = 4000
+"""Kept of an error's end, where a traceback says what happened."""
+_LONGEST_BLOCK_S = 1.0
+"""Of one read, well below the socket's timeout; between two reads expired leases are looked for."""
+
+
+class RedisQueue(WorkQueue):
+    """Streams `prompts` and `rollouts` of one run.
+
+    Every method raises `UnavailableError` while Redis is away; calling it again is always safe.
+    """
+
+    def __init__(self, client: Redis, keys: RunKeys, *, max_expiries: int = 15) -> None:
+        """Args are kept; nothing is sent yet.
+
+        Args:
+            client: From `services.redis_client.connect`.
+            keys: Of the run.
+            max_expiries: Times an item's lease may expire with no failure recorded before it is
+                dead: a worker that dies says nothing, and an item that kills every worker must not
+                go round for ever.
+        """
+        self._redis = client
+        self._keys = keys
+        self._max_expiries = max_expiries
+
+    async def enqueue(
+        self, stream: str, work_id: str, body: bytes, *, max_length: int | None = None
+    ) -> bool:
+        """See `WorkQueue.enqueue`."""
+        limit = "" if max_length is None else max_length
+        added = await self._call(lua.ENQUEUE, stream, work_id, body, limit)
+        if added == -1:
+            raise QueueFullError(f"the {stream} stream holds {max_length} items; try again later")
+        return bool(added)
+
+    async def claim(
+        self, stream: str, consumer: str, *, lease_s: float, block_s: float
+    ) -> Lease | None:
+        """See `WorkQueue.claim`. An item whose lease expired too often is buried on the way."""
+        deadline = time.monotonic() + block_s
+        while True:
+            try:
+                lease = await self._claim_expired(stream, consumer, lease_s)
+                left_s = deadline - time.monotonic()
+                lease = lease or await self._claim_new(stream, consumer, left_s)
+            except redis.exceptions.ResponseError as error:
+                if not str(error).startswith("NOGROUP"):
+                    raise
+                await self._create_group(stream)
+                continue
+            if lease or time.monotonic() >= deadline:
+                return lease
+
+    async def renew(self, lease: Lease, consumer: str) -> bool:
+        """See `WorkQueue.renew`."""
+        return bool(
+            await self._call(
+                lua.RENEW, *_stream(lease.stream), lease.entry_id, lease.delivery, consumer
+            )
+        )
+
+    async def complete(
+        self, lease: Lease, *, result_stream: str | None = None, result: bytes = b""
+    ) -> bool:
+        """See `WorkQueue.complete`."""
+        place = (*_stream(lease.stream), lease.entry_id, lease.work_id)
+        return bool(await self._call(lua.COMPLETE, *place, result_stream or "", result))
+
+    async def fail(self, lease: Lease, error: str, *, max_deliveries: int) -> bool:
+        """See `WorkQueue.fail`. Without effect when the lease has passed to another."""
+        text = error[-MAX_ERROR_CHARACTERS:]
+        return bool(await self._call(lua.FAIL, *_held(lease), text, max_deliveries))
+
+    async def release(self, lease: Lease) -> None:
+        """See `WorkQueue.release`. Without effect when the lease has passed to another."""
+        await self._call(lua.RELEASE, *_held(lease))
+
+    async def length(self, stream: str) -> int:
+        """See `WorkQueue.length`."""
+        with redis_errors(self._redis):
+            return int(await self._redis.xlen(self._keys.prefix + stream))
+
+    async def purge(self, stream: str) -> list[str]:
+        """See `WorkQueue.purge`."""
+        return [work_id.decode() for work_id in await self._call(lua.PURGE, *_stream(stream))]
+
+    async def dead_letters(self) -> list[DeadLetter]:
+        """See `WorkQueue.dead_letters`."""
+        with redis_errors(self._redis):
+            entries: Any = await self._redis.xrange(self._keys.dead)
+        return [_dead_letter(entry_id, fields) for entry_id, fields in entries]
+
+    async def replay(self, entry_id: str) -> bool:
+        """See `WorkQueue.replay`."""
+        return bool(await self._call(lua.REPLAY, entry_id))
+
+    async def drop(self, entry_id: str) -> bool:
+        """See `WorkQueue.drop`."""
+        with redis_errors(self._redis):
+            return bool(await self._redis.xdel(self._keys.dead, entry_id))
+
+    async def aclose(self) -> None:
+        """See `WorkQueue.aclose`."""
+        await self._redis.aclose()
+
+    async def _claim_expired(self, stream: str, consumer: str, lease_s: float) -> Lease | None:
+        place = (*_stream(stream), consumer, max(1, round(lease_s * 1000)), self._max_expiries)
+        found = await self._call(lua.CLAIM_EXPIRED, *place)
+        if not found:
+            return None
+        entry_id, work_id, body, delivery, failures = found
+        return Lease(
+            stream=stream,
+            entry_id=entry_id.decode(),
+            work_id=work_id.decode(),
+            body=body,
+            failures=[text.decode(errors="replace") for text in failures],
+            delivery=delivery,
+        )
+
+    async def _claim_new(self, stream: str, consumer: str, block_s: float) -> Lease | None:
+        block_ms = round(min(block_s, _LONGEST_BLOCK_S) * 1000)
+        with redis_errors(self._redis):
+            reply: Any = await self._redis.xreadgroup(
+                CONSUMER_GROUPS[stream],
+                consumer,
+                {self._keys.prefix + stream: ">"},
+                count=1,
+                block=block_ms if block_ms > 0 else None,  # 0 would wait for ever
+            )
+            if not reply:
+                return None
+            entry_id, fields = reply[0][1][0]
+            work_id = fields[b"id"].decode()
+            failures: Any = await self._redis.lrange(self._keys.failures(stream, work_id), 0, -1)
+        return Lease(
+            stream=stream,
+            entry_id=entry_id.decode(),
+            work_id=work_id,
+            body=fields[b"body"],
+            failures=[text.decode(errors="replace") for text in failures],
+        )
+
+    async def _create_group(self, stream: str) -> None:
+        """At id 0: items that came before the group are its work too."""
+        with redis_errors(self._redis):
+            try:
+                await self._redis.xgroup_create(
+                    self._keys.prefix + stream, CONSUMER_GROUPS[stream], id="0", mkstream=True
+                )
+            except redis.exceptions.ResponseError as error:
+                if not str(error).startswith("BUSYGROUP"):  # another consumer was first
+                    raise
+
+    async def _call(self, script: str, *args: str | bytes | float) -> Any:
+        with redis_errors(self._redis):
+            return await self._redis.register_script(script)(
+                args=[self._keys.prefix, GUARD_TTL_S, *args]
+            )
+
+
+def _stream(stream: str) -> tuple[str, str]:
+    return stream, CONSUMER_GROUPS[stream]
+
+
+def _held(lease: Lease) -> tuple[str | bytes | float, ...]:
+    place = (*_stream(lease.stream), lease.entry_id, lease.delivery)
+    return (*place, lease.work_id, lease.body)
+
+
+def _dead_letter(entry_id: bytes, fields: dict[bytes, bytes]) -> DeadLetter:
+    return DeadLetter(
+        entry_id=entry_id.decode(),
+        stream=fields[b"stream"].decode(),
+        work_id=fields[b"id"].decode(),
+        body=fields[b"body"],
+        failures=json.loads(fields[b"failures"].decode(errors="replace")),
+    )

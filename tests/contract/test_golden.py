@@ -1,0 +1,85 @@
+"""Every message that crosses a wire, against a JSON file that may only change on purpose."""
+
+import json
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+from pydantic import BaseModel, ValidationError
+
+from reward_service.rubrics import find_rubric
+from reward_service.scoring import score_group
+from scene_graph.parsing import Status as ParsingStatus
+from services.schemas.prompts import PromptGroup
+from services.schemas.rewards import RewardRequest, RewardResponse
+from services.schemas.rewards import Status as WireStatus
+from services.schemas.rollouts import RolloutGroup, RolloutRequest, RolloutResponse
+from services.schemas.weights import (
+    CommitRequest,
+    PolicyInfo,
+    PolicyRecord,
+    ServerRecord,
+    StageRequest,
+)
+from services.weights import manifest_checksum
+
+FOLDER = Path(__file__).parent / "golden"
+MESSAGES: dict[str, type[BaseModel]] = {
+    "prompt_group": PromptGroup,
+    "rollout_group": RolloutGroup,
+    "rollout_request": RolloutRequest,
+    "rollout_response": RolloutResponse,
+    "reward_request": RewardRequest,
+    "reward_response": RewardResponse,
+    "stage_request": StageRequest,
+    "commit_request": CommitRequest,
+    "policy_info": PolicyInfo,
+    "policy_record": PolicyRecord,
+    "server_record": ServerRecord,
+}
+
+
+def golden(name: str) -> Any:
+    return json.loads((FOLDER / f"{name}.json").read_text())
+
+
+def test_every_golden_file_belongs_to_a_message() -> None:
+    assert {path.stem for path in FOLDER.glob("*.json")} == set(MESSAGES)
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_golden_reads_and_writes_back_the_same(name: str) -> None:
+    message = MESSAGES[name].model_validate(golden(name))
+    assert json.loads(message.model_dump_json()) == golden(name)
+
+
+@pytest.mark.parametrize("name", MESSAGES)
+def test_an_unknown_field_is_refused(name: str) -> None:
+    with pytest.raises(ValidationError, match="surprise"):
+        MESSAGES[name].model_validate(golden(name) | {"surprise": 1})
+
+
+def test_the_reward_service_answers_the_golden_request_with_the_golden_response() -> None:
+    request = RewardRequest.model_validate(golden("reward_request"))
+    assert isinstance(request.rubric, str)
+    rubric = find_rubric(request.rubric)
+    response = RewardResponse.model_validate(golden("reward_response"))
+    assert (response.rubric, response.rubric_version) == (rubric.name, rubric.rubric_version)
+    for group, expected in zip(request.groups, response.groups, strict=True):
+        for got, want in zip(score_group(group, rubric).rewards, expected.rewards, strict=True):
+            assert got.total == pytest.approx(want.total)
+            assert got.breakdown == pytest.approx(want.breakdown)
+            assert (got.status, got.matched, got.truncated) == (
+                want.status,
+                want.matched,
+                want.truncated,
+            )
+
+
+def test_the_stage_request_states_its_manifests_checksum() -> None:
+    request = StageRequest.model_validate(golden("stage_request"))
+    assert request.checksum == manifest_checksum(request.manifest)
+
+
+def test_wire_and_domain_have_the_same_statuses() -> None:
+    assert get_args(WireStatus) == get_args(ParsingStatus)

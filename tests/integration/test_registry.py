@@ -1,0 +1,146 @@
+"""Servers, policy and run keys in a real Redis; images of hosts that share no folder."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from redis.asyncio import Redis
+
+from services.errors import ConflictError, NotFoundError, UnavailableError
+from services.images import ImageStore
+from services.keys import RunKeys
+from services.ports import free_port
+from services.redis_client import connect
+from services.registry import Registry
+from services.schemas.weights import PolicyRecord, ServerRecord, TensorEntry, WeightManifest
+from services.weights import manifest_checksum
+
+
+@pytest.fixture
+async def client(redis_url: str) -> AsyncIterator[Redis]:
+    client = connect(redis_url)
+    yield client
+    await client.aclose()
+
+
+@pytest.fixture
+def registry(client: Redis, run_keys: RunKeys) -> Registry:
+    return Registry(client, run_keys)
+
+
+def server(name: str, version: int = 0) -> ServerRecord:
+    return ServerRecord(
+        server_id=name,
+        url="http://127.0.0.1:1",
+        host="h",
+        gpu=None,
+        state="ready",
+        policy_version=version,
+        tokens_per_s=1.5,
+        groups_done=2,
+    )
+
+
+def version(number: int, incarnation: int = 1) -> tuple[PolicyRecord, WeightManifest]:
+    tensor = TensorEntry(shape=[2, 3], dtype="float32", sha256="a" * 64)
+    manifest = WeightManifest(
+        policy_version=number,
+        incarnation=incarnation,
+        step=number,
+        vision_trained=False,
+        tensors={"w": tensor},
+    )
+    record = PolicyRecord(
+        policy_version=number,
+        incarnation=incarnation,
+        checksum=manifest_checksum(manifest),
+        transport="shm",
+    )
+    return record, manifest
+
+
+async def test_servers_live_while_they_beat(
+    registry: Registry, client: Redis, run_keys: RunKeys
+) -> None:
+    assert await registry.servers() == []
+    await registry.heartbeat(server("b"))
+    await registry.heartbeat(server("a"), ttl_s=0.1)
+    await registry.heartbeat(server("b", version=3))
+    assert await registry.servers() == [server("a"), server("b", version=3)]
+    await asyncio.sleep(0.2)
+    assert await registry.servers() == [server("b", version=3)]
+    assert await client.hlen(run_keys.servers) == 1, "the dead one is pruned"
+    await registry.unregister("b")
+    assert await registry.servers() == []
+
+
+async def test_policy_and_manifest_change_together(registry: Registry) -> None:
+    assert await registry.policy() is None
+    await registry.publish_policy(*version(1))
+    await registry.publish_policy(*version(2))
+    assert await registry.policy() == version(2)
+
+
+async def test_an_earlier_trainer_is_fenced_off(registry: Registry) -> None:
+    first = await registry.next_incarnation()
+    second = await registry.next_incarnation()
+    assert (first, second, await registry.incarnation()) == (1, 2, 2)
+    await registry.publish_policy(*version(5, incarnation=2))
+    await registry.commit_step(2, 5)
+    with pytest.raises(ConflictError, match="superseded"):
+        await registry.publish_policy(*version(9, incarnation=1))
+    with pytest.raises(ConflictError, match="superseded"):
+        await registry.commit_step(1, 9)
+    assert await registry.policy() == version(5, incarnation=2)
+    assert await registry.committed_step() == 5
+
+
+async def test_an_incarnation_rises_even_when_redis_lost_its_data(registry: Registry) -> None:
+    assert await registry.next_incarnation(at_least=8) == 8
+    assert await registry.next_incarnation(at_least=3) == 9
+
+
+async def test_stop_is_asked_for_and_taken_back(registry: Registry) -> None:
+    assert not await registry.stop_requested()
+    await registry.request_stop()
+    assert await registry.stop_requested()
+    await registry.request_stop(stop=False)
+    assert not await registry.stop_requested()
+
+
+async def test_an_image_reaches_a_host_without_the_folder(
+    tmp_path: Path, client: Redis, run_keys: RunKeys
+) -> None:
+    here = ImageStore(tmp_path / "here", client, run_keys)
+    there = ImageStore(tmp_path / "there", client, run_keys)
+    ref = here.put(b"pixels")
+    with pytest.raises(NotFoundError):
+        await there.fetch(ref)
+    await here.share(ref)
+    await here.share(ref)
+    assert await client.ttl(run_keys.image(ref.sha256)) > 3600
+    assert await there.fetch(ref) == b"pixels"
+    await client.delete(run_keys.image(ref.sha256))
+    assert await there.fetch(ref) == b"pixels", "kept in the folder"
+
+
+async def test_a_damaged_image_in_redis_is_not_given_out(
+    tmp_path: Path, client: Redis, run_keys: RunKeys
+) -> None:
+    ref = ImageStore(tmp_path / "here").put(b"pixels")
+    await client.set(run_keys.image(ref.sha256), b"pixelz")
+    with pytest.raises(NotFoundError):
+        await ImageStore(tmp_path / "there", client, run_keys).fetch(ref)
+
+
+async def test_without_redis_everything_is_unavailable(run_keys: RunKeys, tmp_path: Path) -> None:
+    client = connect(f"redis://127.0.0.1:{free_port()}/0")
+    registry = Registry(client, run_keys)
+    for call in (registry.servers, registry.policy, registry.next_incarnation):
+        with pytest.raises(UnavailableError):
+            await call()
+    ref = ImageStore(tmp_path).put(b"x")
+    with pytest.raises(UnavailableError):
+        await ImageStore(tmp_path / "other", client, run_keys).fetch(ref)
+    await client.aclose()

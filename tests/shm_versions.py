@@ -1,0 +1,96 @@
+"""Versions of a tiny policy in shared memory, as the trainer writes them."""
+
+import hashlib
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from services.schemas.weights import (
+    CommitRequest,
+    PolicyRecord,
+    StageRequest,
+    TensorEntry,
+    WeightManifest,
+)
+from services.weights import manifest_checksum, shm_file
+
+Arrays = dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]
+TENSORS: dict[str, tuple[int, ...]] = {"embed.weight": (4, 3), "norm.weight": (3,)}
+"""What the policy of these tests consists of."""
+
+
+@dataclass(frozen=True)
+class ShmVersion:
+    """A version whose file lies in shared memory."""
+
+    manifest: WeightManifest
+    file: Path
+
+    @property
+    def checksum(self) -> str:
+        return manifest_checksum(self.manifest)
+
+    @property
+    def stage(self) -> StageRequest:
+        return StageRequest(manifest=self.manifest, checksum=self.checksum)
+
+    @property
+    def commit(self) -> CommitRequest:
+        return CommitRequest(policy_version=self.manifest.policy_version, checksum=self.checksum)
+
+    @property
+    def record(self) -> PolicyRecord:
+        return PolicyRecord(
+            policy_version=self.manifest.policy_version,
+            incarnation=self.manifest.incarnation,
+            checksum=self.checksum,
+            transport="shm",
+        )
+
+
+@dataclass
+class ShmRun:
+    """Writes versions of one run; `clean` removes them all."""
+
+    name: str
+
+    def write(
+        self,
+        policy_version: int,
+        incarnation: int = 1,
+        arrays: Arrays | None = None,
+        *,
+        vision_trained: bool = False,
+    ) -> ShmVersion:
+        """Write a version's file and describe it."""
+        arrays = tensors_of(policy_version) if arrays is None else arrays
+        file = shm_file(self.name, incarnation, policy_version)
+        file.parent.mkdir(mode=0o700, exist_ok=True)
+        save_file(arrays, file)
+        manifest = WeightManifest(
+            policy_version=policy_version,
+            incarnation=incarnation,
+            step=policy_version,
+            vision_trained=vision_trained,
+            tensors={
+                name: TensorEntry(
+                    shape=list(array.shape),
+                    dtype="float32",
+                    sha256=hashlib.sha256(array.tobytes()).hexdigest(),
+                )
+                for name, array in arrays.items()
+            },
+        )
+        return ShmVersion(manifest, file)
+
+    def clean(self) -> None:
+        shutil.rmtree(shm_file(self.name, 0, 0).parent, ignore_errors=True)
+
+
+def tensors_of(seed: int) -> Arrays:
+    """Other numbers for each version."""
+    rng = np.random.default_rng(seed)
+    return {name: rng.normal(size=shape).astype(np.float32) for name, shape in TENSORS.items()}

@@ -1,0 +1,76 @@
+import json
+
+import numpy as np
+import pytest
+
+from scene_data.templates import answer_text, prompt_messages
+from scene_data.toy import SIDE, toy_scene
+from scene_graph.graph import Relationship, SceneGraph, SceneObject
+from scene_graph.parsing import parse_completion
+
+GRAPH = SceneGraph(
+    objects=(
+        SceneObject(id="man.1", bbox=(10, 20, 200, 400)),
+        SceneObject(id="café.2", bbox=(0, 0, 640, 480)),
+    ),
+    relationships=(Relationship(subject="man.1", predicate="in front of", object="café.2"),),
+)
+
+
+def test_the_answer_is_compact_json_with_whole_numbers() -> None:
+    text = answer_text(GRAPH, "relative_1000", width=640, height=480)
+    assert text == (
+        '<answer>{"objects":[{"id":"man.1","bbox":[16,42,312,833]},'
+        '{"id":"café.2","bbox":[0,0,1000,1000]}],"relationships":'
+        '[{"subject":"man.1","predicate":"in front of","object":"café.2"}]}</answer>'
+    )
+
+
+@pytest.mark.parametrize("space", ["relative_1000", "relative_1", "pixels:644x476"])
+def test_the_answer_parses_back_to_the_graph(space: str) -> None:
+    graphs = [(GRAPH, 640, 480)]
+    graphs += [(toy_scene(0, i, heldout=False), SIDE, SIDE) for i in range(20)]
+    for graph, width, height in graphs:
+        parsed = parse_completion(answer_text(graph, space, width=width, height=height), space)
+        assert parsed.status == "ok"
+        assert parsed.has_answer_tags
+        assert not parsed.dropped
+        assert [o.id for o in parsed.graph.objects] == [o.id for o in graph.objects]
+        assert parsed.graph.relationships == graph.relationships
+        boxes = np.array([o.bbox for o in parsed.graph.objects])
+        wanted = np.array([o.bbox for o in graph.objects]) / [width, height, width, height]
+        assert np.abs(boxes - wanted).max() < 0.0013  # half a unit of the coarsest space
+
+
+def test_an_answer_without_objects_is_still_an_answer() -> None:
+    empty = SceneGraph(objects=(), relationships=())
+    text = answer_text(empty, "relative_1000", width=5, height=5)
+    assert text == '<answer>{"objects":[],"relationships":[]}</answer>'
+
+
+@pytest.mark.parametrize(
+    ("space", "words"),
+    [
+        ("relative_1000", "from 0 to 1000"),
+        ("relative_1", "from 0 to 1"),
+        ("pixels:644x476", "pixels of a 644x476 image"),
+    ],
+)
+def test_the_open_prompt_names_the_space_and_shows_a_parsable_form(space: str, words: str) -> None:
+    (message,) = prompt_messages("open", space)
+    image, text = message.content
+    assert image.type == "image"
+    assert text.type == "text"
+    assert words in text.text
+    example = text.text.split("<answer>")[-1].split("</answer>")[0]
+    assert json.loads(example.replace("x1,y1,x2,y2", "1,2,3,4")).keys() == {
+        "objects",
+        "relationships",
+    }
+
+
+def test_the_toy_prompt_is_short() -> None:
+    (message,) = prompt_messages("toy", "relative_1000")
+    assert [part.type for part in message.content] == ["image", "text"]
+    assert message.content[1].type == "text"
+    assert len(message.content[1].text) < 20

@@ -1,0 +1,183 @@
+"""The frame of every service, in process: tokens by path, errors to problems and back."""
+
+import json
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from services import errors
+from services.app import bind, create_app, host_and_port
+from services.guard import check_nesting
+from services.problems import error_from_problem, problem_response
+
+
+def make_app(**more: Any) -> FastAPI:
+    fields: dict[str, Any] = {
+        "title": "test service",
+        "version": "1",
+        "readiness": lambda: None,
+        "body_limit_bytes": 1000,
+    }
+    app = create_app(**(fields | more))
+
+    @app.get("/v1/data")
+    @app.get("/v1/weights/stage")
+    async def answer() -> str:
+        return "yes"
+
+    @app.get("/v1/crash")
+    async def crash() -> str:
+        raise RuntimeError("secret detail")
+
+    @app.get("/v1/full")
+    async def full() -> str:
+        raise errors.QueueFullError("the stream holds 8 items")
+
+    return app
+
+
+async def get(app: FastAPI, path: str, token: str = "") -> httpx.Response:
+    transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        return await client.get(path, headers={"Authorization": f"Bearer {token}"})
+
+
+@pytest.mark.parametrize(
+    ("data", "admin", "path", "given", "status"),
+    [
+        (None, None, "/v1/data", "", 200),
+        (None, None, "/v1/weights/stage", "", 200),
+        ("d", "a", "/v1/data", "d", 200),
+        ("d", "a", "/v1/data", "a", 200),
+        ("d", "a", "/v1/data", "", 401),
+        ("d", "a", "/v1/weights/stage", "a", 200),
+        ("d", "a", "/v1/weights/stage", "d", 401),
+        ("d", "a", "/v1/nothing", "", 401),
+        ("d", "a", "/v1/nothing", "d", 404),
+        ("d", "a", "/openapi.json", "", 401),
+        ("d", "a", "/healthz", "", 200),
+        ("d", "a", "/readyz", "", 200),
+        ("d", "a", "/metrics", "", 200),
+        ("d", None, "/v1/weights/stage", "d", 200),
+        ("d", None, "/v1/weights/stage", "", 401),
+        (None, "a", "/v1/data", "", 200),
+        (None, "a", "/v1/weights/stage", "", 401),
+    ],
+)
+async def test_tokens_by_path(
+    data: str | None, admin: str | None, path: str, given: str, status: int
+) -> None:
+    app = make_app(data_token=data, admin_token=admin, admin_paths=("/v1/weights",))
+    assert (await get(app, path, given)).status_code == status
+
+
+async def test_not_ready_says_why_and_health_stays() -> None:
+    app = make_app(readiness=lambda: "the engine is starting")
+    answer = await get(app, "/readyz")
+    assert (answer.status_code, answer.json()["reason"]) == (503, "the engine is starting")
+    assert (await get(app, "/healthz")).status_code == 200
+
+
+async def test_an_unexpected_error_shows_nothing() -> None:
+    answer = await get(make_app(), "/v1/crash")
+    assert answer.status_code == 500
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert "secret" not in answer.text
+    assert answer.json()["retryable"] is False
+
+
+async def test_backpressure_says_when_to_come_back() -> None:
+    answer = await get(make_app(), "/v1/full")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert answer.json()["retryable"] is True
+    assert answer.json()["type"] == "urn:sgg:QueueFullError"
+
+
+async def test_metrics_count_by_route_and_not_by_path() -> None:
+    app = make_app()
+    for path in ("/v1/data", "/v1/unknown1", "/v1/unknown2"):
+        await get(app, path)
+    text = (await get(app, "/metrics")).text
+    assert 'http_requests_total{method="GET",route="/v1/data",status="200"} 1.0' in text
+    assert 'route="unknown",status="404"} 2.0' in text
+
+
+@pytest.mark.parametrize(
+    "cls",
+    [
+        errors.SggError,
+        errors.InvalidInputError,
+        errors.SettingsError,
+        errors.UnauthorizedError,
+        errors.NotFoundError,
+        errors.ConflictError,
+        errors.TooLargeError,
+        errors.UnavailableError,
+        errors.QueueFullError,
+        errors.WaitTimeoutError,
+        errors.EngineError,
+    ],
+)
+def test_an_error_crosses_the_wire_as_itself(cls: type[errors.SggError]) -> None:
+    answer = problem_response(cls("what to do"))
+    assert answer.status_code == cls.status
+    back = error_from_problem(answer.status_code, bytes(answer.body).decode())
+    assert (type(back), back.message) == (cls, "what to do")
+    assert json.loads(bytes(answer.body))["retryable"] is cls.retryable
+
+
+@pytest.mark.parametrize(
+    ("status", "text", "cls"),
+    [
+        (502, "<html>bad gateway</html>", errors.UnavailableError),
+        (503, "", errors.UnavailableError),
+        (504, "[]", errors.WaitTimeoutError),
+        (400, '{"detail": "bad"}', errors.InvalidInputError),
+        (418, "teapot", errors.InvalidInputError),
+        (500, "{}", errors.SggError),
+        (404, '{"type": "about:blank", "detail": "Not Found"}', errors.NotFoundError),
+    ],
+)
+def test_answers_of_strangers_become_errors(
+    status: int, text: str, cls: type[errors.SggError]
+) -> None:
+    assert type(error_from_problem(status, text)) is cls
+
+
+def test_nesting_is_refused_beyond_the_limit() -> None:
+    check_nesting(b"[" * 32 + b"]" * 32)
+    check_nesting(b"[],[]" * 100)
+    check_nesting(b'"' + b"[" * 100 + b'"')
+    with pytest.raises(errors.InvalidInputError, match="32"):
+        check_nesting(b"[" * 33 + b"]" * 33)
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1", "127.0.0.1:80", "http://x:y", "", "8100"])
+def test_a_malformed_address_is_named(url: str) -> None:
+    with pytest.raises(errors.SettingsError, match=r"not a URL"):
+        host_and_port(url)
+
+
+@pytest.mark.parametrize(
+    ("host", "data", "admin", "missing"),
+    [
+        ("0.0.0.0", None, None, "SGG_DATA_TOKEN and SGG_ADMIN_TOKEN"),
+        ("0.0.0.0", "d", None, "SGG_ADMIN_TOKEN"),
+        ("[::]", None, "a", "SGG_DATA_TOKEN"),
+    ],
+)
+def test_beyond_loopback_tokens_are_needed(
+    host: str, data: str | None, admin: str | None, missing: str
+) -> None:
+    app = make_app(data_token=data, admin_token=admin, admin_paths=("/v1/weights",))
+    with pytest.raises(errors.SettingsError, match=f"without {missing}: "):
+        bind(app, f"http://{host}:0")
+
+
+def test_with_tokens_any_host_and_without_them_loopback() -> None:
+    with bind(make_app(data_token="d"), "http://0.0.0.0:0") as listener:
+        assert listener.getsockname()[1] > 0
+    with bind(make_app(), "http://localhost:0") as listener:
+        assert listener.getsockname()[0] == "127.0.0.1"

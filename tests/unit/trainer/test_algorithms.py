@@ -1,0 +1,61 @@
+import math
+
+import pytest
+import torch
+
+from trainer.algorithms.advantages import EPSILON, group_normalised
+from trainer.algorithms.grpo import grpo_loss
+from trainer.algorithms.logprobs import token_logprobs
+
+
+def test_advantages_by_hand() -> None:
+    advantages = group_normalised(torch.tensor([[1.0, 3.0], [2.0, 2.0]]), scale=True)
+    expected = 1 / (math.sqrt(2) + EPSILON)
+    torch.testing.assert_close(advantages, torch.tensor([[-expected, expected], [0.0, 0.0]]))
+
+
+def test_advantages_without_scaling_only_centre() -> None:
+    advantages = group_normalised(torch.tensor([[1.0, 3.0, 8.0]]), scale=False)
+    torch.testing.assert_close(advantages, torch.tensor([[-3.0, -1.0, 4.0]]))
+
+
+def test_logprobs_are_of_the_sampling_distribution() -> None:
+    torch.manual_seed(0)
+    logits, targets = torch.randn(2, 3, 7), torch.tensor([[0, 1, 2], [3, 4, 6]])
+    got = token_logprobs(logits, targets, temperature=0.7, suppressed=[5])
+    reachable = [0, 1, 2, 3, 4, 6]
+    probabilities = torch.softmax(logits[..., reachable] / 0.7, dim=-1)
+    for b in range(2):
+        for t in range(3):
+            want = probabilities[b, t, reachable.index(int(targets[b, t]))].log()
+            assert got[b, t].item() == pytest.approx(want.item(), abs=1e-6)
+
+
+def test_loss_by_hand() -> None:
+    """Two completions of two and one tokens; the first token is clipped from above, the last from below."""
+    ratios = torch.tensor([[1.5, 1.1], [0.5, 123.0]])
+    mask = torch.tensor([[1, 1], [1, 0]])
+    out = grpo_loss(
+        torch.log(ratios),
+        torch.zeros(2, 2),
+        torch.tensor([2.0, -1.0]),
+        mask,
+        clip_low=0.2,
+        clip_high=0.28,
+    )
+    first = (min(1.5 * 2, 1.28 * 2) + min(1.1 * 2, 1.1 * 2)) / 2
+    second = min(0.5 * -1, 0.8 * -1)
+    assert out.loss.item() == pytest.approx(-(first + second) / 2, abs=1e-6)
+    assert out.clip_fraction == pytest.approx(2 / 3)
+    assert out.ratio_mean == pytest.approx((1.5 + 1.1 + 0.5) / 3, abs=1e-6)
+
+
+def test_clipped_tokens_have_no_gradient() -> None:
+    policy = torch.log(torch.tensor([[1.5, 1.1]])).requires_grad_()
+    out = grpo_loss(
+        policy, torch.zeros(1, 2), torch.tensor([1.0]), torch.ones(1, 2), clip_low=0.2, clip_high=0.2
+    )
+    out.loss.backward()
+    assert policy.grad is not None
+    assert policy.grad[0, 0].item() == 0.0
+    assert policy.grad[0, 1].item() == pytest.approx(-1.1 / 2, abs=1e-6)

@@ -1,0 +1,345 @@
+"""Rank 0's side of the queue: asks for groups, has them scored, forms batches.
+
+Everything here runs on an event loop in a thread of its own, so that sampling and scoring go on
+while a step trains.
+
+Backpressure: who waits for whom
+
+| waits          | for                                              | freed by                    |
+|----------------|--------------------------------------------------|-----------------------------|
+| asking for new | under (max_policy_lag + 1) * groups_per_step     | `release`, once the step's  |
+| groups         | open groups                                      | weights are published       |
+| `take`         | groups_per_step scored groups that are fresh     | rollout servers and the     |
+|                | enough                                           | reward service              |
+
+A group is *open* from the moment it is asked for until its step is published. The prompts stream
+can therefore never hold more than that number. Sampled groups are acknowledged as soon as they are
+here: after a crash of the trainer the cursor derives them again, and answers to the earlier
+incarnation are fenced off.
+"""
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+
+from services.clients.reward import RewardClient
+from services.errors import SggError, UnavailableError, WaitTimeoutError
+from services.queues.base import WorkQueue
+from services.schemas.prompts import PromptGroup
+from services.schemas.rewards import RewardGroup, RewardRequest, ScoredGroup
+from services.schemas.rollouts import RolloutGroup
+from services.settings import Settings
+from trainer.algorithms.advantages import group_normalised
+from trainer.cursor import Cursor, CursorState
+from trainer.prompts import PromptSource
+from trainer.types import Batch, Outcome, TrainGroup
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+CONSUMER = "trainer-0"
+CLAIM_BLOCK_S = 1.0
+WATCH_S = 5.0
+"""Between looks at the dead letters, and between renewals of what was asked for."""
+MAX_GROUPS_PER_REQUEST = 64
+
+
+@dataclass(slots=True, kw_only=True)
+class _Open:
+    position: int
+    prompt: PromptGroup
+
+
+class Collector:
+    """Feeds the training loop with scored groups.
+
+    Args:
+        settings: Of the run.
+        make_queue: Called on the collector's own event loop.
+        prompts: Makes the prompt of a position.
+        cursor: Of the data order; only this object touches it while it runs.
+        suppressed_token_ids: A completion with one of these is refused.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        make_queue: Callable[[], WorkQueue],
+        prompts: PromptSource,
+        cursor: Cursor,
+        suppressed_token_ids: list[int],
+    ) -> None:
+        self._settings = settings
+        self._make_queue = make_queue
+        self._prompts = prompts
+        self._cursor = cursor
+        self._suppressed = frozenset(suppressed_token_ids)
+        self._version = 0
+        self._open: dict[str, _Open] = {}
+        self._ready: dict[str, TrainGroup] = {}
+        self._outcome_stale: list[str] = []
+        self._outcome_dead: list[str] = []
+        self._last_arrival = time.monotonic()
+        self._trouble = ""
+        self._failure: BaseException | None = None
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(
+            target=self._loop.run_forever, name="collector", daemon=True
+        )
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def start(self, policy_version: int) -> None:
+        """Begin asking for groups; servers serve `policy_version`."""
+        self._version = policy_version
+        self._thread.start()
+        self._call(self._start())
+
+    def take(self, policy_version: int) -> Batch:
+        """Wait for a step's groups and take them, lowest positions first.
+
+        Raises:
+            WaitTimeoutError: Nothing arrived for `trainer.wait_timeout_s`; says what was waited
+            for.
+        """
+        return self._call(self._take(policy_version))
+
+    def release(self, batch: Batch, policy_version: int) -> None:
+        """The batch is trained on and `policy_version` is published: ask for as many new groups."""
+        self._call(self._release(batch, policy_version))
+
+    def cursor_state(self) -> CursorState:
+        """Which positions are done."""
+        return self._call(self._cursor_state())
+
+    def close(self) -> None:
+        """Stop asking and receiving."""
+        if self._thread.is_alive():
+            self._call(self._stop())
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(timeout=10)
+
+    def _call(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def _start(self) -> None:
+        self._queue = self._make_queue()
+        self._reward = RewardClient(
+            self._settings.reward.url,
+            token=self._settings.data_token,
+            timeout_s=self._settings.reward.timeout_s,
+        )
+        self._changed = asyncio.Condition()
+        self._arrivals: asyncio.Queue[RolloutGroup] = asyncio.Queue()
+        await self._persist(self._fence)
+        for work in (self._receive, self._score, self._watch):
+            task = asyncio.create_task(self._guard(work))
+            self._tasks.append(task)
+        await self._persist(self._admit)
+
+    async def _stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._reward.aclose()
+        await self._queue.aclose()
+
+    async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Run a part for ever; whatever ends it ends `take` as well."""
+        try:
+            while True:
+                await self._persist(work)
+        except Exception as error:  # noqa: BLE001 - handed to the training loop, which raises it
+            self._failure = error
+            async with self._changed:
+                self._changed.notify_all()
+
+    async def _persist(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Repeat while a service is away; `take` has the timeout."""
+        while True:
+            try:
+                return await work()
+            except UnavailableError as error:
+                if self._trouble != error.message:
+                    logger.warning("%s; trying again", error.message)
+                self._trouble = error.message
+                if time.monotonic() - self._last_arrival > self._settings.trainer.wait_timeout_s:
+                    raise
+                await asyncio.sleep(1.0)
+
+    async def _fence(self) -> None:
+        """What an earlier incarnation left on the streams is asked for anew."""
+        for stream in ("prompts", "rollouts"):
+            left = await self._queue.purge(stream)
+            if left:
+                logger.info("put aside %d groups of an earlier start on %r", len(left), stream)
+
+    async def _admit(self) -> None:
+        trainer = self._settings.trainer
+        limit = (trainer.max_policy_lag + 1) * trainer.groups_per_step
+        while len(self._open) < limit:
+            position = next(self._cursor)
+            prompt = await asyncio.to_thread(self._prompts.prompt, position, self._version)
+            self._open[prompt.work_id] = _Open(position=position, prompt=prompt)
+            await self._ask(prompt)
+
+    async def _ask(self, prompt: PromptGroup) -> None:
+        """Idempotent: the queue knows the work id. A failure is made good by `_watch`."""
+        await self._queue.enqueue("prompts", prompt.work_id, prompt.model_dump_json().encode())
+
+    async def _receive(self) -> None:
+        lease = await self._queue.claim(
+            "rollouts", CONSUMER, lease_s=self._settings.redis.lease_s, block_s=CLAIM_BLOCK_S
+        )
+        if lease is None:
+            return
+        group = RolloutGroup.model_validate_json(lease.body)
+        if group.work_id in self._open and (refusal := self._refusal(group)):
+            await self._queue.fail(lease, refusal, max_deliveries=1)
+            await self._bury(group.work_id, refusal)
+            return
+        if await self._queue.complete(lease) and group.work_id in self._open:
+            self._last_arrival = time.monotonic()
+            self._trouble = ""
+            await self._arrivals.put(group)
+
+    def _refusal(self, group: RolloutGroup) -> str | None:
+        """Why a sampled group cannot be trained on, if so."""
+        if len(group.completions) != self._settings.trainer.group_size:
+            return f"{len(group.completions)} completions, not trainer.group_size"
+        for completion in group.completions:
+            if not completion.token_ids:
+                return "a completion without tokens"
+            if len(completion.rollout_logprobs) != len(completion.token_ids):
+                return "rollout_logprobs and token_ids differ in length"
+            if self._suppressed.intersection(completion.token_ids):
+                return "a visual placeholder was sampled"
+        return None
+
+    async def _score(self) -> None:
+        groups = [await self._arrivals.get()]
+        while not self._arrivals.empty() and len(groups) < MAX_GROUPS_PER_REQUEST:
+            groups.append(self._arrivals.get_nowait())
+        request = RewardRequest(
+            rubric=self._settings.reward.rubric, groups=[self._reward_group(g) for g in groups]
+        )
+        scored = await self._until_scored(request)
+        async with self._changed:
+            for group, score in zip(groups, scored, strict=True):
+                if group.work_id in self._open:  # not buried meanwhile
+                    self._ready[group.work_id] = self._train_group(group, score)
+            self._last_arrival = time.monotonic()
+            self._changed.notify_all()
+
+    async def _until_scored(self, request: RewardRequest) -> list[ScoredGroup]:
+        scored: list[ScoredGroup] = []
+
+        async def score() -> None:
+            scored.extend((await self._reward.score(request)).groups)
+
+        await self._persist(score)
+        return scored
+
+    def _reward_group(self, group: RolloutGroup) -> RewardGroup:
+        opened = self._open[group.work_id]
+        return self._prompts.reward_group(
+            group.group_id, opened.prompt.index, [c.text for c in group.completions]
+        )
+
+    def _train_group(self, group: RolloutGroup, score: ScoredGroup) -> TrainGroup:
+        opened = self._open[group.work_id]
+        totals = torch.tensor([[r.total for r in score.rewards]])
+        advantages = group_normalised(totals, scale=self._settings.trainer.scale_rewards)
+        return TrainGroup(
+            position=opened.position,
+            index=opened.prompt.index,
+            rollout=group,
+            rewards=score.rewards,
+            advantages=advantages[0].tolist(),
+        )
+
+    async def _take(self, policy_version: int) -> Batch:
+        wanted = self._settings.trainer.groups_per_step
+        self._last_arrival = (
+            time.monotonic()
+        )  # waiting begins now, not when the last step's groups came
+        while True:
+            if self._failure is not None:
+                raise self._failure
+            await self._persist(lambda: self._reissue_stale(policy_version))
+            if len(self._ready) >= wanted:
+                break
+            async with self._changed:
+                try:
+                    await asyncio.wait_for(self._changed.wait(), timeout=WATCH_S)
+                except TimeoutError:
+                    self._give_up_if_silent()
+        groups = sorted(self._ready.values(), key=lambda g: g.position)[:wanted]
+        outcome = Outcome(stale=self._outcome_stale, dead=self._outcome_dead)
+        self._outcome_stale, self._outcome_dead = [], []
+        for group in groups:
+            del self._ready[group.rollout.work_id]
+        return Batch(groups=groups, outcome=outcome)
+
+    def _give_up_if_silent(self) -> None:
+        silent_s = time.monotonic() - self._last_arrival
+        if silent_s < self._settings.trainer.wait_timeout_s:
+            return
+        waiting = len(self._open) - len(self._ready) - self._arrivals.qsize()
+        raise WaitTimeoutError(
+            f"no scored group for {silent_s:.0f} s: {waiting} groups are with the rollout servers, "
+            f"{self._arrivals.qsize()} wait for the reward service at {self._settings.reward.url}, "
+            f"{len(self._ready)} of {self._settings.trainer.groups_per_step} are ready. "
+            f"{self._trouble or 'Is a rollout server running? See `sgg-rl status`.'}"
+        )
+
+    async def _reissue_stale(self, policy_version: int) -> None:
+        """The hard check of staleness, when a batch is formed: queue time counts."""
+        allowed = policy_version - self._settings.trainer.max_policy_lag
+        for work_id, group in list(self._ready.items()):
+            if group.oldest_policy_version >= allowed:
+                continue
+            opened = self._open.pop(work_id)
+            del self._ready[work_id]
+            again = opened.prompt.model_copy(
+                update={"attempt": opened.prompt.attempt + 1, "min_policy_version": policy_version}
+            )
+            self._open[again.work_id] = _Open(position=opened.position, prompt=again)
+            self._outcome_stale.append(again.group_id)
+            await self._ask(again)
+
+    async def _release(self, batch: Batch, policy_version: int) -> None:
+        self._version = policy_version
+        for group in batch.groups:
+            self._open.pop(group.rollout.work_id)
+            self._cursor.finish(group.position)
+        await self._persist(self._admit)
+
+    async def _cursor_state(self) -> CursorState:
+        return self._cursor.state
+
+    async def _watch(self) -> None:
+        """Make good what was lost: replace dead groups, ask for open ones again."""
+        await asyncio.sleep(WATCH_S)
+        for letter in await self._queue.dead_letters():
+            if letter.work_id in self._open:
+                await self._bury(letter.work_id, letter.failures[-1] if letter.failures else "")
+        for opened in list(self._open.values()):
+            await self._ask(opened.prompt)
+        await self._admit()
+
+    async def _bury(self, work_id: str, reason: str) -> None:
+        opened = self._open.pop(work_id)
+        self._ready.pop(work_id, None)
+        self._cursor.finish(opened.position)
+        self._outcome_dead.append(opened.prompt.group_id)
+        logger.warning("group %s is dead: %s", opened.prompt.group_id, reason)
+        if len(self._outcome_dead) > self._settings.trainer.groups_per_step * 4:
+            raise SggError(
+                f"{len(self._outcome_dead)} groups died since the last step: see `sgg-rl dead list`"
+            )

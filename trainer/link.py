@@ -1,0 +1,122 @@
+"""The training loop's connection to the services: rank 0 talks, every rank calls the same."""
+
+import asyncio
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from scene_data.dataset import SceneDataset
+from services.errors import SggError
+from services.images import ImageStore
+from services.keys import RunKeys
+from services.queues.base import WorkQueue
+from services.queues.redis import RedisQueue
+from services.redis_client import connect
+from services.registry import Registry
+from services.settings import Settings
+from trainer.checkpoint import TrainerState
+from trainer.collector import Collector
+from trainer.cursor import Cursor
+from trainer.prompts import PromptSource
+from trainer.publisher import WeightPublisher
+from trainer.ranks import Ranks
+from trainer.types import Batch
+
+
+@dataclass(slots=True, kw_only=True)
+class _Main:
+    """What only rank 0 has."""
+
+    collector: Collector
+    publisher: WeightPublisher
+    incarnation: int
+
+
+class ServiceLink:
+    """Groups in, weights out."""
+
+    def __init__(self, ranks: Ranks, main: _Main | None) -> None:
+        self._ranks = ranks
+        self._main = main
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls,
+        settings: Settings,
+        dataset: SceneDataset,
+        suppressed_token_ids: list[int],
+        state: TrainerState,
+        ranks: Ranks,
+    ) -> Iterator["ServiceLink"]:
+        """Connect. Rank 0 takes a new incarnation: every earlier start is fenced off."""
+        main = _connect(settings, dataset, suppressed_token_ids, state) if ranks.is_main else None
+        try:
+            yield cls(ranks, main)
+        finally:
+            if main is not None:
+                main.collector.close()
+                main.publisher.close()
+
+    def start(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
+        """Make the servers serve what will be trained, then ask for the first groups."""
+        if self._main is not None:
+            self._main.publisher.publish(weights, policy_version)
+            self._main.collector.start(policy_version)
+
+    def take(self, policy_version: int) -> Batch:
+        """The next step's groups, the same on every rank."""
+        found: Batch | Exception | None = None
+        if self._main is not None:
+            try:
+                found = self._main.collector.take(policy_version)
+            except SggError as error:
+                found = error
+        return self._ranks.broadcast(found, Batch)
+
+    def publish(
+        self, weights: Iterable[tuple[str, Tensor]], policy_version: int, batch: Batch
+    ) -> None:
+        """Give the servers new weights; the batch that they come from is used up."""
+        if self._main is not None:
+            self._main.publisher.publish(weights, policy_version)
+            self._main.collector.release(batch, policy_version)
+
+    def state(self, step: int) -> TrainerState:
+        """What a checkpoint after `step` steps keeps; whole on rank 0 only."""
+        if self._main is None:
+            return TrainerState(step=step)
+        return TrainerState(
+            step=step,
+            cursor=self._main.collector.cursor_state(),
+            incarnation=self._main.incarnation,
+            num_ranks=self._ranks.size,
+        )
+
+
+def _connect(
+    settings: Settings, dataset: SceneDataset, suppressed: list[int], state: TrainerState
+) -> _Main:
+    keys = RunKeys(settings.run.name)
+    incarnation = asyncio.run(_next_incarnation(settings, keys, state))
+    images = ImageStore(settings.images_folder)
+    prompts = PromptSource(settings, dataset, images, incarnation, suppressed)
+
+    def make_queue() -> WorkQueue:
+        return RedisQueue(connect(settings.redis.url), keys)
+
+    return _Main(
+        collector=Collector(settings, make_queue, prompts, Cursor(state.cursor), suppressed),
+        publisher=WeightPublisher(settings, keys, incarnation),
+        incarnation=incarnation,
+    )
+
+
+async def _next_incarnation(settings: Settings, keys: RunKeys, state: TrainerState) -> int:
+    redis = connect(settings.redis.url)
+    try:
+        return await Registry(redis, keys).next_incarnation(at_least=state.incarnation + 1)
+    finally:
+        await redis.aclose()

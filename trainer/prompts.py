@@ -1,0 +1,81 @@
+"""What is asked for each position of the data order."""
+
+from collections.abc import Sequence
+
+from scene_data.dataset import SceneDataset
+from scene_data.sampler import EpochSampler, group_id
+from scene_data.templates import prompt_messages
+from scene_data.wire import box_space, reference_graph
+from services.images import ImageStore
+from services.schemas.common import Sampling
+from services.schemas.prompts import PromptGroup
+from services.schemas.rewards import RewardGroup
+from services.settings import Settings
+
+
+class PromptSource:
+    """Makes prompts and references from the dataset; puts each image where the samplers find it.
+
+    Args:
+        settings: Of the run.
+        dataset: Of the run.
+        images: Shared with the rollout servers.
+        incarnation: Of this start of the trainer.
+        suppressed_token_ids: Never to be sampled.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        dataset: SceneDataset,
+        images: ImageStore,
+        incarnation: int,
+        suppressed_token_ids: Sequence[int],
+    ) -> None:
+        self._settings = settings
+        self._dataset = dataset
+        self._images = images
+        self._incarnation = incarnation
+        self._suppressed = list(suppressed_token_ids)
+        self._order = EpochSampler(len(dataset), settings.run.seed)
+
+    def prompt(self, position: int, policy_version: int) -> PromptGroup:
+        """The prompt of a position.
+
+        Args:
+            position: In the endless sequence of epochs.
+            policy_version: A server with older weights catches up before it samples.
+        """
+        epoch, index = self._order.at(position)
+        sample = self._dataset[index]
+        run, sampling = self._settings.run, self._settings.sampling
+        return PromptGroup(
+            group_id=group_id(run.name, epoch, index),
+            incarnation=self._incarnation,
+            epoch=epoch,
+            index=index,
+            messages=prompt_messages(
+                self._settings.data.template, box_space(self._settings.model, sample)
+            ),
+            image=self._images.put(sample.image_bytes),
+            sampling=Sampling(
+                n=self._settings.trainer.group_size,
+                temperature=sampling.temperature,
+                max_tokens=sampling.max_tokens,
+                # Another seed for each position: the same prompt of another epoch is sampled anew.
+                seed=(run.seed * 1_000_003 + position) % (1 << 31),
+                suppress_token_ids=self._suppressed,
+            ),
+            min_policy_version=policy_version,
+        )
+
+    def reward_group(self, name: str, index: int, completions: list[str]) -> RewardGroup:
+        """What the reward service is asked about a sampled group."""
+        sample = self._dataset[index]
+        return RewardGroup(
+            group_id=name,
+            image_size=(sample.width, sample.height),
+            box_space=box_space(self._settings.model, sample),
+            reference=reference_graph(sample),
+            completions=completions,
+        )

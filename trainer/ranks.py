@@ -1,0 +1,79 @@
+"""The trainer's processes: who am I, and how rank 0 tells the others.
+
+Messages between ranks are JSON, like on every other wire: nothing is unpickled.
+"""
+
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+import torch.distributed as dist
+
+from services.errors import SggError
+from services.schemas.common import Message
+
+M = TypeVar("M", bound=Message)
+
+
+class RemoteRankError(SggError):
+    """Rank 0 failed; every rank stops with its message."""
+
+
+class Ranks:
+    """This process among the trainer's. The process group must exist."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self.rank = int(dist.get_rank())
+        self.size = int(dist.get_world_size())
+        # On gloo even beside NCCL: control messages are bytes on the host.
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+
+    @property
+    def is_main(self) -> bool:
+        """Rank 0 talks to the services."""
+        return self.rank == 0
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        dist.barrier(group=self._group)
+
+    def broadcast(self, message: M | Exception | None, kind: type[M]) -> M:
+        """Give rank 0's message to every rank.
+
+        Args:
+            message: On rank 0 the message, or an exception that ends all ranks together; else
+                ignored.
+            kind: Its class.
+
+        Raises:
+            Exception: Rank 0's own exception there, `RemoteRankError` elsewhere.
+        """
+        failed = isinstance(message, Exception)
+        if failed:
+            body = b"!" + str(message).encode()
+        else:
+            body = b"=" + (
+                message.model_dump_json().encode() if isinstance(message, Message) else b""
+            )
+        body = self._broadcast_bytes(body)
+        if isinstance(message, Exception) and self.is_main:
+            raise message
+        if body[:1] == b"!":
+            raise RemoteRankError(f"rank 0 failed: {body[1:].decode()}")
+        return kind.model_validate_json(body[1:])
+
+    def mean(self, values: list[float]) -> list[float]:
+        """Average each value over ranks."""
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor, group=self._group)
+        return [v / self.size for v in tensor.tolist()]
+
+    def _broadcast_bytes(self, body: bytes) -> bytes:
+        length = torch.tensor([len(body)], dtype=torch.int64)
+        dist.broadcast(length, src=0, group=self._group)
+        if self.is_main:
+            buffer = torch.frombuffer(bytearray(body), dtype=torch.uint8)
+        else:
+            buffer = torch.empty(int(length), dtype=torch.uint8)
+        dist.broadcast(buffer, src=0, group=self._group)
+        return bytes(buffer.numpy().tobytes())

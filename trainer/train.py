@@ -1,0 +1,154 @@
+"""GRPO, from start to end: the loop that the whole system exists for."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from typing import Any
+
+from scene_data.dataset import SceneDataset, open_dataset
+from services.errors import SettingsError
+from services.settings import Settings
+from trainer.batch import MicroBatch, micro_batches
+from trainer.checkpoint import CheckpointStore, TrainerState
+from trainer.engine import PolicyEngine, init_process_group
+from trainer.link import ServiceLink
+from trainer.ranks import Ranks
+from trainer.records import RunRecords, ledger_line, step_metrics
+from trainer.types import Batch, StepStats, TrainGroup
+
+logger = logging.getLogger(__name__)
+
+
+def train(settings: Settings, *, resume: bool) -> None:
+    """Run GRPO until `trainer.num_steps`; every rank calls this.
+
+    Step s trains policy version s and publishes version s + 1. A step is committed by the next
+    checkpoint: after a crash the run goes back to it, and what was done since is done again.
+
+    Args:
+        settings: Of the run. Redis, the reward service and a rollout server must be running, or
+            come up in `trainer.wait_timeout_s`.
+        resume: Continue from the run's last checkpoint, if there is one.
+
+    Raises:
+        SggError: With what to do about it.
+    """
+    trainer = settings.trainer
+    init_process_group(trainer.wait_timeout_s)
+    ranks = Ranks(2 * trainer.wait_timeout_s)
+    engine = PolicyEngine(settings, ranks.size)
+    dataset = open_dataset(settings.data.train)
+    records = RunRecords(settings.run.folder)
+    checkpoints = CheckpointStore(settings.run.folder / "checkpoints", trainer.keep_checkpoints)
+    state = restore(checkpoints, engine, records, ranks, resume=resume)
+
+    with ServiceLink.open(settings, dataset, engine.suppressed_token_ids, state, ranks) as services:
+        services.start(engine.weights(), state.step)
+        clock = PhaseClock()
+        for step in range(state.step, trainer.num_steps):
+            with clock("wait"):
+                batch = services.take(step)
+            with clock("prepare"):
+                groups = share(batch, ranks)
+                tensors = prepare(groups, dataset, engine, settings)
+            with clock("train"):
+                stats = average(engine.train_step(tensors, step), ranks)
+            with clock("publish"):
+                services.publish(engine.weights(), step + 1, batch)
+            records.rollouts(step, ranks.rank, groups, stats)
+            if ranks.is_main:
+                records.step(metrics_line(batch, stats, step, clock), ledger_line(batch, step))
+            clock = PhaseClock()  # a checkpoint's seconds count in the line of the step after it
+            if (step + 1) % trainer.checkpoint_every == 0 or step + 1 == trainer.num_steps:
+                with clock("checkpoint"):
+                    checkpoints.write(services.state(step + 1), engine.save_state, ranks)
+    if ranks.is_main:
+        engine.save_pretrained(settings.run.folder / "checkpoint")
+    ranks.barrier()
+    engine.close()
+
+
+def restore(
+    checkpoints: CheckpointStore,
+    engine: PolicyEngine,
+    records: RunRecords,
+    ranks: Ranks,
+    *,
+    resume: bool,
+) -> TrainerState:
+    """Where to start: the last checkpoint, loaded, or step 0. Cuts the records to it."""
+    found = checkpoints.latest() if resume else None
+    if found is None:
+        state = TrainerState(num_ranks=ranks.size)
+    else:
+        folder, state = found
+        if state.num_ranks != ranks.size:
+            raise SettingsError(
+                f"{folder} is of {state.num_ranks} ranks: resume with "
+                f"trainer.num_ranks={state.num_ranks}"
+            )
+        engine.load_state(folder)
+        logger.info("resumed from %s", folder)
+    if ranks.is_main:
+        records.cut_to(state.step)
+    ranks.barrier()
+    return state
+
+
+def share(batch: Batch, ranks: Ranks) -> list[TrainGroup]:
+    """This rank's equal share of a batch."""
+    return batch.groups[ranks.rank :: ranks.size]
+
+
+def prepare(
+    groups: list[TrainGroup], dataset: SceneDataset, engine: PolicyEngine, settings: Settings
+) -> list[MicroBatch]:
+    """Padded tensors of this rank's groups."""
+    return micro_batches(
+        groups,
+        [dataset[group.index].image_bytes for group in groups],
+        engine.processor,
+        size=settings.trainer.micro_batch_size,
+        image_token_id=engine.image_token_id,
+    )
+
+
+def average(stats: StepStats, ranks: Ranks) -> StepStats:
+    """Numbers of a step as means over ranks."""
+    names = ("loss", "ratio_mean", "clip_fraction", "mismatch_kl", "mismatch_max")
+    for name, value in zip(names, ranks.mean([getattr(stats, n) for n in names]), strict=True):
+        setattr(stats, name, value)
+    return stats
+
+
+def metrics_line(batch: Batch, stats: StepStats, step: int, clock: "PhaseClock") -> dict[str, Any]:
+    """A step's line of `metrics.jsonl`."""
+    metrics = step_metrics(batch, policy_version=step)
+    learning = asdict(stats)
+    del learning["policy_logprobs"]
+    seconds = sum(clock.seconds.values())
+    return {
+        "step": step,
+        "policy_version": step,
+        "time": time.time(),
+        **metrics,
+        **learning,
+        "tokens_per_s": metrics["num_tokens"] / seconds,
+        "phases_s": clock.seconds,
+    }
+
+
+class PhaseClock:
+    """Seconds of each phase of a step."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        """Time a block."""
+        start = time.perf_counter()
+        yield
+        self.seconds[phase] = time.perf_counter() - start
