@@ -12,7 +12,7 @@ from typing import Any
 from launcher.keeper import is_alive
 from services.errors import ConflictError, NotFoundError
 
-_SETTLE_S = 30.0
+_SETTLE_S = 60.0
 """How long the parts of a killed launcher may take to end."""
 _DYING_S = 1.0
 """How long a launcher that was just killed may still look alive."""
@@ -34,6 +34,11 @@ class RunFolder:
         """Whether a run here came to its end."""
         return self._finished.exists()
 
+    @property
+    def trained(self) -> bool:
+        """Whether a step was made here: something would be lost by starting over."""
+        return self.metrics.exists() and self.metrics.stat().st_size > 0
+
     def mark_finished(self) -> None:
         """The last thing that a run does."""
         self._finished.touch()
@@ -54,7 +59,7 @@ class RunFolder:
             return None
         moved = None
         if self.path.exists() and any(self.path.iterdir()):
-            if self.metrics.exists() and not self.finished:
+            if self.trained and not self.finished:
                 raise ConflictError(
                     f"{self.path} holds an unfinished run: go on with `sgg-rl demo --resume "
                     f"--config {self.config}`, or remove the folder, or give a new run.name"

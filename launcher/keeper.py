@@ -27,8 +27,9 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-_STRAGGLER_S = 2.0
-"""What the command's own children get between SIGTERM and SIGKILL."""
+_STRAGGLER_S = 3.0
+"""What is left of a tree gets this long between SIGTERM and SIGKILL, after the command is gone:
+Python's resource tracker, for one, then removes the shared memory of those who died."""
 
 
 def become_subreaper() -> None:
@@ -101,6 +102,8 @@ class Keeper:
         if not self._ended():
             send(self._command.pid, signal.SIGTERM)
             self._wait(self._grace_s, self._ended)
+            if not self._ended():
+                send(self._command.pid, signal.SIGKILL)
         self._end_tree()
         code = self._command.returncode
         return 128 - code if code < 0 else code

@@ -88,7 +88,7 @@ class Supervisor:
         logs: Path,
         *,
         say: Callable[[str], None] = print,
-        grace_s: float = 15.0,
+        grace_s: float = 30.0,
         held_fds: Sequence[int] = (),
     ) -> None:
         """Args are kept.

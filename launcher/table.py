@@ -63,6 +63,8 @@ class RunTable:
         self._states = states
         self._console = console
         self._rows: deque[Row] = deque(maxlen=_SHOWN_STEPS)
+        self._printed: dict[int, Row] = {}
+        """By step. A resumed run writes the steps up to its checkpoint again, unchanged."""
         self._live = (
             Live(console=console, auto_refresh=False, transient=False)
             if console.is_terminal
@@ -70,6 +72,8 @@ class RunTable:
         )
 
     def __enter__(self) -> Self:
+        for row in self._tail.read():  # of the run that is resumed
+            self._add(row)
         if self._live:
             self._live.start()
         return self
@@ -86,13 +90,22 @@ class RunTable:
 
     def update(self) -> None:
         """Read what is new and show it."""
-        new = self._tail.read()
-        self._rows.extend(new)
+        new = [row for row in self._tail.read() if self._add(row)]
         if self._live:
             self._live.update(Group(self._table(), self._processes()), refresh=True)
             return
         for row in new:
             self._console.print(step_line(row, self._num_steps), highlight=False, soft_wrap=True)
+
+    def _add(self, row: Row) -> bool:
+        """Take up a row; later steps were rolled back. Whether it says anything new."""
+        step = row.get("step", -1)
+        while self._rows and self._rows[-1].get("step", -1) >= step:
+            self._rows.pop()
+        self._rows.append(row)
+        is_new = self._printed.get(step) != row
+        self._printed[step] = row
+        return is_new
 
     def _table(self) -> Table:
         terms = list(self._rows[-1].get("reward_terms", {})) if self._rows else []

@@ -3,7 +3,7 @@
 from reward_service.rubrics import Rubric
 from reward_service.terms import TERMS, Comparison
 from scene_graph.graph import Relationship, SceneGraph, SceneObject
-from scene_graph.matching import GraphArrays, match_objects, triplet_hits
+from scene_graph.matching import GraphArrays, match_objects, one_to_one, triplet_hits
 from scene_graph.parsing import ParsedCompletion, clean_graph, parse_completion
 from services.schemas.rewards import Matched, Reward, RewardGroup, ScoredGroup
 
@@ -65,13 +65,14 @@ def _compare(
 ) -> Comparison:
     predicted = GraphArrays.from_graph(parsed.graph)
     matching = match_objects(predicted, reference)
+    hits = triplet_hits(predicted, reference, matching.similarity, matching.iou)
     return Comparison(
         parsed=parsed,
         require_thinking=require_thinking,
         predicted=predicted,
         reference=reference,
         matching=matching,
-        triplet_hits=triplet_hits(predicted, reference, matching.similarity, matching.iou),
+        hit_triplets=one_to_one(hits),
     )
 
 
@@ -80,5 +81,4 @@ def _matched(c: Comparison) -> Matched:
     m = c.matching
     same_name = m.similarity[m.predicted, m.reference] >= 1.0
     good_box = m.iou[m.predicted, m.reference] >= 0.5
-    hit_triplets = c.triplet_hits.any(axis=0)
-    return Matched(objects=int((same_name & good_box).sum()), relationships=int(hit_triplets.sum()))
+    return Matched(objects=int((same_name & good_box).sum()), relationships=len(c.hit_triplets))

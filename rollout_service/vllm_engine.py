@@ -24,6 +24,8 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateRequest,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.exceptions import VLLMClientError
+from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 from vllm.model_executor.model_loader.reload import (
     finalize_layerwise_reload,
     initialize_layerwise_reload,
@@ -34,7 +36,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from rollout_service.engine import Engine, EngineResult, Shape, check_images, compare_tensors
-from services.errors import EngineError, InvalidInputError
+from services.errors import EngineError, InvalidInputError, SggError
 from services.images import decode_image
 from services.schemas.common import ChatMessage, Sampling, TextPart
 from services.schemas.rollouts import Completion, VersionSpan
@@ -70,6 +72,7 @@ class VllmEngine(Engine):
             self._reserved_texts = [token.content for token in tokens if token.special]
             shapes = await asyncio.to_thread(_checkpoint_shapes, self._settings.model.path)
             self._expected = await self._renamed(shapes)
+            self.gpu = None if current_platform.is_cpu() else current_platform.get_device_uuid(0)
         except Exception as error:  # whatever the model's code raises: the caller can only give up
             raise EngineError(f"vLLM cannot load {self._settings.model.path}: {error}") from error
 
@@ -93,11 +96,9 @@ class VllmEngine(Engine):
             outputs = self._llm.generate(prompt, _sampling_params(sampling), request_id)
             async for output in outputs:
                 final = output
-        except ValueError as error:  # vLLM's validation; its other errors are not of this type
-            raise InvalidInputError(f"vLLM refuses the prompt: {error}") from error
-        except Exception as error:  # dead or failed engine, in any of vLLM's classes
-            raise EngineError(f"vLLM failed: {error or type(error).__name__}") from error
-        return self._result(final)
+        except Exception as error:  # of vLLM's many classes; sorted by whose fault it is
+            raise _sampling_error(error) from error
+        return self._result(final, sampling.n)
 
     async def check_tensors(self, shapes: Mapping[str, Shape]) -> None:
         """See `Engine.check_tensors`. Takes the names of any checkpoint layout that vLLM maps."""
@@ -163,11 +164,12 @@ class VllmEngine(Engine):
         if found:
             raise InvalidInputError(f"the prompt's text contains the control token {found[0]}")
 
-    def _result(self, output: RequestOutput) -> EngineResult:
+    def _result(self, output: RequestOutput, n: int) -> EngineResult:
         decode = self._llm.get_tokenizer().decode
+        completions = [_completion(one, decode) for one in output.outputs]
         return EngineResult(
             prompt_token_ids=list(output.prompt_token_ids),
-            completions=[_completion(one, decode) for one in output.outputs],
+            completions=completions * (n // len(completions)),
         )
 
 
@@ -203,7 +205,8 @@ def _engine_args(settings: Settings) -> AsyncEngineArgs:
 
 def _sampling_params(sampling: Sampling) -> SamplingParams:
     return SamplingParams(
-        n=sampling.n,
+        # Greedy completions of a prompt are all the same, and vLLM refuses to sample them twice.
+        n=sampling.n if sampling.temperature > 0 else 1,
         temperature=sampling.temperature,
         top_p=sampling.top_p,
         top_k=sampling.top_k,
@@ -233,6 +236,14 @@ def _completion(output: CompletionOutput, decode: Any) -> Completion:
             for span in output.weight_versions or []
         ],
     )
+
+
+def _sampling_error(error: Exception) -> SggError:
+    """The prompt's own fault, which every server would find again, or the engine's."""
+    # A model's image processor says "ValueError", which vLLM wraps.
+    if isinstance(error, VLLMClientError | ValueError) or isinstance(error.__cause__, ValueError):
+        return InvalidInputError(f"vLLM refuses the prompt: {error.__cause__ or error}")
+    return EngineError(f"vLLM failed: {error.__cause__ or error or type(error).__name__}")
 
 
 def _number(label: str) -> int:
@@ -300,6 +311,17 @@ class FileTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):  #
     def finish_weight_update(self) -> None:
         """Process what was loaded, in place."""
         finalize_layerwise_reload(self.model, self.model_config)
+        if current_platform.is_cpu():
+            self._repack_output_heads()
+
+    def _repack_output_heads(self) -> None:
+        """A head tied to the embedding gets no weights of its own: vLLM 0.32 leaves it as it was.
+
+        On GPU it reads the embedding's tensor. On CPU it has a packed copy, which would stay old.
+        """
+        for layer in self.model.modules():
+            if isinstance(layer, ParallelLMHead):
+                layer.quant_method.process_weights_after_loading(layer)
 
     def shutdown(self) -> None:
         """Nothing to give back."""

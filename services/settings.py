@@ -111,7 +111,7 @@ class RolloutSettings(Section):
 class SamplingSettings(Section):
     """How training samples. Nothing here truncates the distribution: that would bias the ratios."""
 
-    temperature: float = Field(default=1.0, gt=0, le=10)
+    temperature: float = Field(default=1.0, gt=0, le=2)
     max_tokens: int = Field(default=1024, ge=1)
 
 

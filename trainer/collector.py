@@ -202,6 +202,7 @@ class Collector:
         if group.work_id in self._open and (refusal := self._refusal(group)):
             await self._queue.fail(lease, refusal, max_deliveries=1)
             await self._bury(group.work_id, refusal)
+            await self._admit()
             return
         if await self._queue.complete(lease) and group.work_id in self._open:
             self._last_arrival = time.monotonic()

@@ -29,6 +29,8 @@ from services.weights import manifest_checksum, shm_file
 
 logger = logging.getLogger(__name__)
 
+SERVER_TIMEOUT_S = 60.0
+"""A server silent for this long while it stages or commits is left behind."""
 KEEP_VERSIONS = 2
 """Files kept in shared memory: the version that is served, and the one that replaces it."""
 
@@ -137,7 +139,10 @@ class WeightPublisher:
 
     def _client(self, server: ServerRecord) -> RolloutClient:
         return RolloutClient(
-            server.url, token=self._settings.data_token, admin_token=self._settings.admin_token
+            server.url,
+            token=self._settings.data_token,
+            admin_token=self._settings.admin_token,
+            timeout_s=SERVER_TIMEOUT_S,
         )
 
 

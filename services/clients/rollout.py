@@ -66,12 +66,14 @@ class RolloutClient(ServiceClient):
     async def stage(self, request: StageRequest) -> PolicyInfo:
         """Have a version brought in and verified while sampling goes on.
 
+        Asked once, like `commit`: a server that misses a version catches up by itself.
+
         Raises:
             InvalidInputError: The bytes are not what the manifest says, or not this model's.
             NotFoundError: The bytes are not on the server's host.
             ConflictError: The server has a later version.
         """
-        return await self._admin.post("/v1/weights/stage", request, PolicyInfo)
+        return await self._admin.post("/v1/weights/stage", request, PolicyInfo, retry=False)
 
     async def commit(self, request: CommitRequest) -> PolicyInfo:
         """Have the staged version served. Again is a no-op.

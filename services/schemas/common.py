@@ -57,7 +57,7 @@ class Sampling(Message):
 
     n: int = Field(default=1, ge=1, le=256)
     """Completions per prompt: the group's size."""
-    temperature: float = Field(default=1.0, ge=0.0, le=10.0)
+    temperature: float = Field(default=1.0, ge=0.0, le=2.0)
     """0 is greedy. The trainer divides its logits by the same number."""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
     top_k: int = Field(default=0, ge=0)

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeAlias
 
 import httpx
 import pytest
@@ -21,6 +21,7 @@ from services.schemas.rewards import RewardRequest, RewardResponse
 GOLDEN = Path(__file__).parents[1] / "contract" / "golden"
 REQUEST: dict[str, Any] = json.loads((GOLDEN / "reward_request.json").read_text())
 TOKEN = "correct horse battery staple"
+Process: TypeAlias = "subprocess.Popen[str]"
 PROGRAM = """
 import sys
 from reward_service.app import serve
@@ -31,17 +32,17 @@ serve(Settings.model_validate_json(sys.argv[1]))
 """
 
 
-def start(url: str, token: str = TOKEN) -> "subprocess.Popen[str]":
+def start(url: str, token: str = TOKEN, log: int | IO[str] = subprocess.PIPE) -> Process:
     settings = {"model": {"path": "x"}, "data": {"train": "x"}, "reward": {"url": url}}
     return subprocess.Popen(
         [sys.executable, "-c", PROGRAM, json.dumps(settings)],
         env={**os.environ, "SGG_DATA_TOKEN": token, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
+        stderr=log,
         text=True,
     )
 
 
-def wait_until_up(url: str, process: "subprocess.Popen[str]") -> None:
+def wait_until_up(url: str, process: Process) -> None:
     with httpx.Client(transport=httpx.HTTPTransport(retries=0), trust_env=False) as client:
         while process.poll() is None:
             try:
@@ -53,13 +54,14 @@ def wait_until_up(url: str, process: "subprocess.Popen[str]") -> None:
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     address = f"http://127.0.0.1:{free_port()}"
-    process = start(address)
-    wait_until_up(address, process)
-    yield address
-    process.kill()
-    process.communicate()
+    with (tmp_path_factory.mktemp("reward") / "log").open("w") as log:  # a full pipe would block it
+        process = start(address, log=log)
+        wait_until_up(address, process)
+        yield address
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture

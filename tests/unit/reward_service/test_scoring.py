@@ -105,6 +105,17 @@ def test_edge_hard_is_the_share_of_hit_reference_triplets() -> None:
     assert reward(text, HARD).breakdown["edge_hard"] == pytest.approx(1 / 2)
 
 
+def test_one_triplet_claims_one_reference_triplet() -> None:
+    """Two men ride in the same place; the published code pays one answer for both."""
+    reference = graph(
+        [("man.1", MAN), ("man.2", MAN), ("horse.1", HORSE)],
+        [RIDING, ("man.2", "riding", "horse.1")],
+    )
+    text = answer([("man.1", MAN), ("horse.1", HORSE)], [RIDING])
+    assert reward(text, HARD, reference=reference).breakdown["edge_hard"] == pytest.approx(1 / 2)
+    assert reward(text, reference=reference).breakdown["edge"] == pytest.approx(1 / 2)
+
+
 @pytest.mark.parametrize(
     ("text", "require_thinking", "value"),
     [

@@ -13,6 +13,7 @@ from scene_graph.matching import (
     exact_similarity,
     iou_and_giou,
     match_objects,
+    one_to_one,
     triplet_hits,
 )
 
@@ -91,6 +92,15 @@ def test_no_other_assignment_is_cheaper(predicted: list[Item], reference: list[I
     )
     assert cost[m.predicted, m.reference].sum() == pytest.approx(best)
     assert len(set(m.predicted)) == len(set(m.reference)) == small
+
+
+def test_claims_are_one_to_one_and_as_many_as_possible() -> None:
+    # Greedy choice of item 0 for prediction 0 would leave prediction 1 with nothing.
+    hits = np.array([[True, True, False], [True, False, False]])
+    assert one_to_one(hits).tolist() == [0, 1]
+    assert one_to_one(np.ones((1, 5), dtype=bool)).size == 1
+    assert one_to_one(np.zeros((0, 3), dtype=bool)).size == 0
+    assert one_to_one(np.zeros((3, 2), dtype=bool)).size == 0
 
 
 def test_triplets_hit_by_names_and_places() -> None:

@@ -234,7 +234,16 @@ def test_cleaning_twice_changes_nothing() -> None:
 
 @pytest.mark.parametrize(
     ("text", "depth"),
-    [("", 0), ("[]", 1), ('{"a": [[], {}]}', 3), ('"[[["', 0), ('"\\"[" []', 1), ('"[', 0)],
+    [
+        ("", 0),
+        ("[]", 1),
+        ('{"a": [[], {}]}', 3),
+        ('"[[["', 0),
+        ('"\\"[" []', 1),
+        ('"\\\\" [] "["', 1),
+        ('"\\\\\\"[" ""', 0),
+        ('"[', 0),
+    ],
 )
 def test_nesting_depth_ignores_strings(text: str, depth: int) -> None:
     assert nesting_depth(text.encode()) == depth

@@ -1,0 +1,259 @@
+"""The whole loop, nothing faked: vLLM samples, the reward service scores, DeepSpeed trains on two ranks."""
+
+import json
+import signal
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import torch
+
+from scene_data.toy import make_toy
+from services.ports import free_port
+from services.schemas.common import Sampling
+from services.schemas.rollouts import RolloutRequest
+from services.settings import Settings, dump_settings
+from tests.e2e.conftest import RunningServer
+from tests.processes import sgg_process, wait_ready
+from trainer.algorithms.grpo import grpo_loss
+
+STEPS = 3
+LOGPROB_TOLERANCE = 2e-3
+"""Between vLLM and transformers in float32, for the same weights and tokens."""
+
+
+@dataclass
+class Run:
+    settings: Settings
+    config: Path
+    folder: Path
+    log: Path
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        file = self.folder / name
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def rollouts(self, step: int) -> list[list[dict[str, Any]]]:
+        """Groups of each rank."""
+        files = sorted((self.folder / "rollouts").glob(f"step-{step:06d}.rank*.jsonl"))
+        return [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+
+
+@pytest.fixture(scope="module")
+def services(
+    rollout_server: RunningServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[RunningServer, str, Path]]:
+    """The session's rollout server, a reward service, and toy scenes."""
+    folder = tmp_path_factory.mktemp("training")
+    make_toy(folder / "toy", num_train=64, num_heldout=4)
+    url = f"http://127.0.0.1:{free_port()}"
+    base = rollout_server.settings.model_dump(mode="json", exclude_none=True)
+    config = folder / "reward.toml"
+    config.write_text(dump_settings(Settings.model_validate({**base, "reward": {"url": url}})))
+    with sgg_process(folder / "reward.log", "serve", "reward", "-c", str(config)) as process:
+        wait_ready(url, process, folder / "reward.log")
+        yield rollout_server, url, folder / "toy"
+
+
+def lay_out(services: tuple[RunningServer, str, Path], root: Path, **trainer: object) -> Run:
+    """The settings of a run that uses the session's server; its name is the server's."""
+    server, reward_url, toy = services
+    base = server.settings.model_dump(mode="json", exclude_none=True)
+    base["run"]["root"] = str(root)
+    base["data"] = {"train": str(toy / "train.parquet"), "template": "toy"}
+    base["reward"] = {"url": reward_url}
+    base["sampling"] = {"max_tokens": 64}
+    base["trainer"] = {
+        "groups_per_step": 4,
+        "group_size": 4,
+        "micro_batch_size": 4,
+        "learning_rate": 1e-3,
+        "wait_timeout_s": 120,
+        **trainer,
+    }
+    settings = Settings.model_validate(base)
+    # The server looks for images in its own run's folder.
+    settings.run.folder.mkdir(parents=True, exist_ok=True)
+    images = settings.run.folder / "images"
+    if not images.exists():
+        server.settings.images_folder.mkdir(parents=True, exist_ok=True)
+        images.symlink_to(server.settings.images_folder)
+    config = root / "run.toml"
+    config.write_text(dump_settings(settings))
+    return Run(settings, config, settings.run.folder, root / "trainer.log")
+
+
+@pytest.fixture(scope="module")
+def trained(
+    services: tuple[RunningServer, str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Run:
+    """Three asynchronous steps on two ranks."""
+    run = lay_out(
+        services, tmp_path_factory.mktemp("run"), num_steps=STEPS, num_ranks=2, max_policy_lag=1
+    )
+    with sgg_process(run.log, "train", "--config", str(run.config)) as process:
+        assert process.wait(500) == 0, run.log.read_text()[-4000:]
+    return run
+
+
+def test_versions_advance_within_the_lag(trained: Run) -> None:
+    metrics = trained.rows("metrics.jsonl")
+    assert [row["policy_version"] for row in metrics] == [0, 1, 2]
+    assert all(row["policy_lag_max"] <= 1 for row in metrics)
+    assert all(row["num_groups"] == 4 for row in metrics)
+    policy = httpx.get(f"{trained.settings.rollout.url}/v1/policy", trust_env=False).json()
+    assert policy["policy_version"] == STEPS
+
+
+def test_ledger_has_each_group_once_and_ranks_share_them(trained: Run) -> None:
+    ledger = trained.rows("ledger.jsonl")
+    used = [name for row in ledger for name in row["group_ids"]]
+    assert len(used) == len(set(used)) == 4 * STEPS
+    for row in ledger:
+        by_rank = trained.rollouts(row["step"])
+        names = [[g["rollout"]["group_id"] for g in groups] for groups in by_rank]
+        assert [len(n) for n in names] == [2, 2]
+        assert sorted(names[0] + names[1]) == sorted(row["group_ids"])
+
+
+def test_sampler_and_trainer_agree_on_the_same_weights(trained: Run) -> None:
+    gaps = []
+    for step in range(STEPS):
+        for group in (g for rank in trained.rollouts(step) for g in rank):
+            for completion, ours in zip(
+                group["rollout"]["completions"], group["policy_logprobs"], strict=True
+            ):
+                (span,) = completion["policy_versions"][:1]
+                if span["policy_version"] == step and span["end"] == len(ours):
+                    theirs = completion["rollout_logprobs"]
+                    gaps += [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
+    assert len(gaps) > 200
+    assert max(gaps) < LOGPROB_TOLERANCE
+
+
+def test_stale_weights_would_not_agree(trained: Run) -> None:
+    """The check above can fail: tokens of an older version differ by more than its tolerance."""
+    gaps = [
+        abs(a - b)
+        for step in range(1, STEPS)
+        for group in (g for rank in trained.rollouts(step) for g in rank)
+        for completion, ours in zip(
+            group["rollout"]["completions"], group["policy_logprobs"], strict=True
+        )
+        if completion["policy_versions"][0]["policy_version"] < step
+        for a, b in zip(ours, completion["rollout_logprobs"], strict=True)
+    ]
+    if not gaps:
+        pytest.skip("no stale tokens in this run")
+    assert max(gaps) > LOGPROB_TOLERANCE
+
+
+def test_logged_loss_is_that_of_the_recorded_batch(trained: Run) -> None:
+    for step, row in enumerate(trained.rows("metrics.jsonl")):
+        losses = []
+        for groups in trained.rollouts(step):
+            for group in groups:
+                rewards = torch.tensor([r["total"] for r in group["rewards"]])
+                expected = (rewards - rewards.mean()) / (rewards.std() + 1e-4)
+                torch.testing.assert_close(torch.tensor(group["advantages"]), expected)
+                for i, completion in enumerate(group["rollout"]["completions"]):
+                    ours = torch.tensor([group["policy_logprobs"][i]])
+                    theirs = torch.tensor([completion["rollout_logprobs"]])
+                    one = torch.tensor([group["advantages"][i]])
+                    out = grpo_loss(
+                        ours, theirs, one, torch.ones_like(ours), clip_low=0.2, clip_high=0.2
+                    )
+                    losses.append(out.loss.item())
+        assert len(losses) == 16
+        assert row["loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+
+
+def test_greedy_output_after_updates_is_that_of_a_fresh_server(
+    trained: Run, tmp_path: Path
+) -> None:
+    """A server that started from the base model and took three updates, against one that loads the
+    trainer's final checkpoint.
+    """
+    updated = greedy_answers(trained.settings.rollout.url, trained.settings)
+    base = trained.settings.model_dump(mode="json", exclude_none=True)
+    base["run"] = {"name": "fresh", "root": str(tmp_path)}
+    base["model"]["path"] = str(trained.folder / "checkpoint")
+    base["rollout"]["url"] = f"http://127.0.0.1:{free_port()}"
+    base["redis"]["url"] = "redis://127.0.0.1:1/0"  # alone: it serves what it loaded
+    settings = Settings.model_validate(base)
+    config, log = tmp_path / "run.toml", tmp_path / "log"
+    config.write_text(dump_settings(settings))
+    with sgg_process(log, "serve", "rollout", "--config", str(config)) as process:
+        wait_ready(settings.rollout.url, process, log, timeout_s=400)
+        fresh = greedy_answers(settings.rollout.url, settings)
+        process.terminate()
+        process.wait(60)
+    assert updated == fresh
+    assert len({tuple(tokens) for tokens in fresh}) > 1, "the images must matter"
+
+
+def greedy_answers(url: str, settings: Settings) -> list[list[int]]:
+    import base64
+
+    from scene_data.dataset import open_dataset
+    from scene_data.templates import prompt_messages
+
+    dataset = open_dataset(settings.data.train)
+    answers = []
+    for i in range(4):
+        request = RolloutRequest(
+            messages=prompt_messages("toy", "relative_1000"),
+            image_data=base64.b64encode(dataset[i].image_bytes).decode(),
+            sampling=Sampling(temperature=0.0, max_tokens=48),
+        )
+        response = httpx.post(
+            f"{url}/v1/rollouts",
+            content=request.model_dump_json(),
+            timeout=120,
+            trust_env=False,
+        )
+        assert response.status_code == 200, response.text
+        answers.append(response.json()["completions"][0]["token_ids"])
+    return answers
+
+
+def test_killed_trainer_resumes_where_its_checkpoint_is(
+    services: tuple[RunningServer, str, Path], tmp_path: Path
+) -> None:
+    """Kill -9 between checkpoints, twice; the ledger ends as an uninterrupted run's would."""
+    run = lay_out(
+        services, tmp_path, num_steps=8, checkpoint_every=2, max_policy_lag=1, groups_per_step=2
+    )
+    with ExitStack() as stack:
+        for kill_at in (3, 6):
+            process = stack.enter_context(
+                sgg_process(run.log, "train", "--config", str(run.config), "--resume")
+            )
+            wait_for_step(run, kill_at, process)
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+        last = stack.enter_context(
+            sgg_process(run.log, "train", "--config", str(run.config), "--resume")
+        )
+        assert last.wait(300) == 0, run.log.read_text()[-4000:]
+    ledger = run.rows("ledger.jsonl")
+    assert [row["step"] for row in ledger] == list(range(8))
+    used = [name for row in ledger for name in row["group_ids"]]
+    assert len(used) == len(set(used)) == 16
+    assert [row["step"] for row in run.rows("metrics.jsonl")] == list(range(8))
+    undone = [row for row in run.rows("rolled_back.jsonl") if "group_ids" in row]
+    assert undone, "a kill between checkpoints undoes at least one step"
+
+
+def wait_for_step(run: Run, step: int, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + 300
+    while not any(row["step"] >= step for row in run.rows("ledger.jsonl")):
+        assert process.poll() is None, run.log.read_text()[-4000:]
+        assert time.monotonic() < deadline, run.log.read_text()[-4000:]
+        time.sleep(0.1)

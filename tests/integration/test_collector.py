@@ -1,0 +1,269 @@
+"""The trainer's service side on real parts: Redis, reward service, rollout servers (fake engine).
+
+No gradient is computed here: the loop below only takes batches and publishes new versions.
+"""
+
+import asyncio
+import signal
+import subprocess
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+
+from scene_data.dataset import open_dataset
+from scene_data.toy import make_toy
+from services.errors import WaitTimeoutError
+from services.images import ImageStore
+from services.keys import RunKeys
+from services.ports import free_port
+from services.queues.redis import RedisQueue
+from services.redis_client import connect
+from services.schemas.prompts import PromptGroup
+from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
+from services.settings import Settings, dump_settings
+from tests.processes import sgg_process, wait_ready
+from trainer.collector import Collector
+from trainer.cursor import Cursor, CursorState
+from trainer.prompts import PromptSource
+from trainer.publisher import WeightPublisher
+from trainer.types import Batch
+
+PLACEHOLDER = 7
+NUM_ROWS = 40
+
+
+@dataclass
+class Run:
+    settings: Settings
+    config: Path
+    keys: RunKeys
+    folder: Path
+    stack: ExitStack
+
+    def serve_rollout(self) -> "subprocess.Popen[bytes]":
+        log = self.folder / "rollout.log"
+        process = self.stack.enter_context(
+            sgg_process(log, "serve", "rollout", "--config", str(self.config))
+        )
+        wait_ready(self.settings.rollout.url, process, log)
+        return process
+
+    def queue(self) -> RedisQueue:
+        return RedisQueue(connect(self.settings.redis.url), self.keys)
+
+    def collector(self, incarnation: int = 1, cursor: CursorState | None = None) -> Collector:
+        images = ImageStore(self.settings.images_folder)
+        dataset = open_dataset(self.settings.data.train)
+        prompts = PromptSource(self.settings, dataset, images, incarnation, [PLACEHOLDER])
+        collector = Collector(self.settings, self.queue, prompts, Cursor(cursor), [PLACEHOLDER])
+        self.stack.callback(collector.close)
+        return collector
+
+    def publisher(self, incarnation: int = 1) -> WeightPublisher:
+        publisher = WeightPublisher(self.settings, self.keys, incarnation)
+        self.stack.callback(publisher.close)
+        return publisher
+
+
+def weights(version: int) -> list[tuple[str, torch.Tensor]]:
+    return [("w", torch.full((2, 3), float(version)))]
+
+
+def positions(batches: list[Batch]) -> list[int]:
+    return [group.position for batch in batches for group in batch.groups]
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("toy")
+    make_toy(folder, num_train=NUM_ROWS, num_heldout=2)
+    return folder
+
+
+@pytest.fixture
+def make_run(tmp_path: Path, toy: Path, redis_url: str) -> Iterator[type[Run]]:
+    """A function that lays out a run and starts its reward service."""
+    with ExitStack() as stack:
+
+        def make(**trainer: object) -> Run:
+            name = f"collector-{uuid.uuid4().hex[:8]}"
+            settings = Settings.model_validate(
+                {
+                    "run": {"name": name, "root": str(tmp_path)},
+                    "model": {"path": "none"},
+                    "data": {"train": str(toy / "train.parquet"), "template": "toy"},
+                    "redis": {"url": redis_url, "lease_s": 2.0},
+                    "reward": {"url": f"http://127.0.0.1:{free_port()}"},
+                    "rollout": {
+                        "url": f"http://127.0.0.1:{free_port()}",
+                        "engine": "fake",
+                        "fake_tokens_per_s": 20_000,
+                    },
+                    "trainer": {
+                        "groups_per_step": 3,
+                        "group_size": 4,
+                        "micro_batch_size": 4,
+                        "wait_timeout_s": 40,
+                        **trainer,
+                    },
+                }
+            )
+            config = tmp_path / "run.toml"
+            config.write_text(dump_settings(settings))
+            run = Run(settings, config, RunKeys(name), tmp_path, stack)
+            log = tmp_path / "reward.log"
+            reward = stack.enter_context(
+                sgg_process(log, "serve", "reward", "--config", str(config))
+            )
+            wait_ready(settings.reward.url, reward, log)
+            return run
+
+        yield make  # type: ignore[misc]
+
+
+def train(run: Run, collector: Collector, publisher: WeightPublisher, steps: range) -> list[Batch]:
+    batches = []
+    for step in steps:
+        batch = collector.take(step)
+        batches.append(batch)
+        publisher.publish(weights(step + 1), step + 1)
+        collector.release(batch, step + 1)
+    return batches
+
+
+def test_lag_zero_trains_the_data_order_on_fresh_groups(make_run) -> None:  # type: ignore[no-untyped-def]
+    run = make_run(max_policy_lag=0)
+    run.serve_rollout()
+    collector, publisher = run.collector(), run.publisher()
+    assert publisher.publish(weights(0), 0) == 1
+    collector.start(0)
+    batches = train(run, collector, publisher, range(4))
+    assert positions(batches) == list(range(12))
+    for step, batch in enumerate(batches):
+        for group in batch.groups:
+            spans = [s for c in group.rollout.completions for s in c.policy_versions]
+            assert {s.policy_version for s in spans} == {step}
+            assert abs(sum(group.advantages)) < 1e-4
+    assert any(any(g.advantages) for b in batches for g in b.groups)
+    assert collector.cursor_state() == CursorState(low=12)
+
+
+def test_killed_rollout_server_loses_and_repeats_nothing(make_run) -> None:  # type: ignore[no-untyped-def]
+    run = make_run(max_policy_lag=1)
+    server = run.serve_rollout()
+    collector, publisher = run.collector(), run.publisher()
+    publisher.publish(weights(0), 0)
+    collector.start(0)
+    batches = train(run, collector, publisher, range(3))
+    server.send_signal(signal.SIGKILL)
+    server.wait()
+    assert publisher.publish(weights(4), 4) == 0, "nobody serves, and nobody is waited for"
+    run.serve_rollout()  # from version 0: it must catch up before it samples
+    batches += train(run, collector, publisher, range(4, 8))
+    used = positions(batches)
+    assert sorted(used) == sorted(set(used))
+    assert set(used) >= set(range(18)), "no position is skipped, whatever its server's fate"
+    last = [s for g in batches[-1].groups for c in g.rollout.completions for s in c.policy_versions]
+    assert min(s.policy_version for s in last) >= 6
+
+
+def test_new_incarnation_asks_again_for_what_was_open(make_run) -> None:  # type: ignore[no-untyped-def]
+    run = make_run(max_policy_lag=1)
+    run.serve_rollout()
+    collector, publisher = run.collector(), run.publisher()
+    publisher.publish(weights(0), 0)
+    collector.start(0)
+    first = train(run, collector, publisher, range(2))
+    state = collector.cursor_state()
+    collector.close()  # as a crash would leave it: groups are on the streams
+    again, publisher = run.collector(incarnation=2, cursor=state), run.publisher(incarnation=2)
+    publisher.publish(weights(2), 2)
+    again.start(2)
+    second = train(run, again, publisher, range(2, 4))
+    assert sorted(positions(first + second)) == list(range(12))
+    assert {g.rollout.incarnation for b in second for g in b.groups} == {2}
+
+
+async def answer(run: Run, count: int, version: int, token: int = 65, size: int = 4) -> list[str]:
+    """Play the rollout server for `count` groups."""
+    queue = run.queue()
+    answered = []
+    for _ in range(count):
+        lease = await queue.claim("prompts", "scripted", lease_s=30, block_s=4)
+        assert lease is not None
+        prompt = PromptGroup.model_validate_json(lease.body)
+        completion = Completion(
+            text="<answer>{}</answer>",
+            token_ids=[token, 66],
+            rollout_logprobs=[-1.0, -0.5],
+            finish_reason="stop",
+            policy_versions=[VersionSpan(policy_version=version, start=0, end=2)],
+        )
+        group = RolloutGroup(
+            group_id=prompt.group_id,
+            attempt=prompt.attempt,
+            incarnation=prompt.incarnation,
+            server_id="scripted",
+            prompt_token_ids=[1],
+            completions=[completion] * size,
+            sampling_s=0,
+        )
+        body = group.model_dump_json().encode()
+        assert await queue.complete(lease, result_stream="rollouts", result=body)
+        answered.append(prompt.work_id)
+    await queue.aclose()
+    return answered
+
+
+def test_stale_groups_are_recorded_and_asked_for_again(make_run) -> None:  # type: ignore[no-untyped-def]
+    run = make_run(max_policy_lag=0)
+    collector = run.collector()
+    collector.start(0)
+    asyncio.run(answer(run, 3, version=0))
+    first = collector.take(0)
+    collector.release(first, 1)
+    asyncio.run(answer(run, 3, version=0))  # they should have been sampled with version 1
+    # The stale ones are found when the batch is formed; the second attempt comes after that.
+    late = threading.Thread(target=lambda: asyncio.run(answer(run, 3, version=1)))
+    late.start()
+    batch = collector.take(1)
+    late.join()
+    assert [g.rollout.attempt for g in batch.groups] == [1, 1, 1]
+    assert len(batch.outcome.stale) == 3
+    assert positions([batch]) == [3, 4, 5]
+
+
+@pytest.mark.parametrize("fault", [{"token": PLACEHOLDER}, {"size": 3}])
+def test_unusable_group_is_dead_and_replaced(make_run, fault: dict[str, int]) -> None:  # type: ignore[no-untyped-def]
+    run = make_run(max_policy_lag=0)
+    collector = run.collector()
+    collector.start(0)
+    asyncio.run(answer(run, 1, version=0, **fault))
+    asyncio.run(answer(run, 3, version=0))
+    batch = collector.take(0)
+    assert positions([batch]) == [1, 2, 3]
+    assert len(batch.outcome.dead) == 1
+    letters = asyncio.run(_dead(run))
+    assert [letter.work_id.split("#")[0] for letter in letters] == batch.outcome.dead
+
+
+async def _dead(run: Run):  # type: ignore[no-untyped-def]
+    queue = run.queue()
+    try:
+        return await queue.dead_letters()
+    finally:
+        await queue.aclose()
+
+
+def test_waiting_for_nobody_ends_with_what_was_missing(make_run) -> None:  # type: ignore[no-untyped-def]
+    run = make_run(max_policy_lag=0, wait_timeout_s=1.0)
+    collector = run.collector()
+    collector.start(0)
+    with pytest.raises(WaitTimeoutError, match=r"3 groups are with the rollout servers"):
+        collector.take(0)

@@ -1,0 +1,48 @@
+"""Starts `sgg-rl` processes for tests, as a user would, and ends them."""
+
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+from services.settings import child_environment
+
+ROOT = Path(__file__).parents[1]
+
+
+@contextmanager
+def sgg_process(log: Path, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
+    """A running `sgg-rl` command; killed at the end if it still runs. Output goes to `log`."""
+    with log.open("a") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "cli.main", *arguments],
+            cwd=ROOT,
+            stdout=out,
+            stderr=out,
+            env=child_environment(OMP_NUM_THREADS="1"),
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def wait_ready(
+    url: str, process: "subprocess.Popen[bytes]", log: Path, timeout_s: float = 60
+) -> None:
+    """Until `/readyz` says 200; fails with the log when the process ends or the time is over."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        assert process.poll() is None, f"it ended:\n{log.read_text()[-4000:]}"
+        try:
+            if httpx.get(f"{url}/readyz", trust_env=False).status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.1)
+    raise AssertionError(f"not ready in {timeout_s:g} s:\n{log.read_text()[-4000:]}")

@@ -1,0 +1,63 @@
+"""The command line as a person meets it: real processes, exit codes, messages without tracebacks."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[3]
+
+
+def sgg(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "cli.main", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; sys.argv = ['sgg-rl', '--help']\n"
+        "from cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert not end.code\n"
+        "heavy = {'torch', 'vllm', 'deepspeed', 'transformers', 'datasets', 'numpy', 'fastapi'}\n"
+        "loaded = heavy & set(sys.modules)\n"
+        "assert not loaded, loaded"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "train" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["train", "--config", "nowhere.toml"], 2, "no settings file at nowhere.toml"),
+        (["train", "--set", "trainer.num_stepz=1"], 2, "[trainer] has no 'num_stepz'"),
+        (["train", "--set", "trainer.max_policy_lag=-1"], 2, "trainer.max_policy_lag"),
+        (["nonsense"], 2, "No such command"),
+        (["dead", "list", "--set", "redis.url=redis://127.0.0.1:1/0"], 1, "does not answer"),
+        (["data", "inspect", "nowhere"], 1, "nowhere"),
+    ],
+)
+def test_failure_is_one_message_and_an_exit_code(
+    arguments: list[str], code: int, message: str
+) -> None:
+    done = sgg(*arguments)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_dry_run_prints_the_resolved_settings() -> None:
+    done = sgg("train", "--dry-run", "--set", "trainer.num_steps=17")
+    assert done.returncode == 0, done.stderr
+    assert "num_steps = 17" in done.stdout
+    assert "temperature = 1.0" in done.stdout

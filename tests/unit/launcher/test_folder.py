@@ -1,0 +1,104 @@
+"""The run's folder and its lock; ports of the demo."""
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from launcher import folder as folder_module
+from launcher.demo import with_free_ports
+from launcher.folder import RunFolder, run_lock
+from services.errors import ConflictError, NotFoundError, SettingsError
+from services.settings import (
+    DataSettings,
+    ModelSettings,
+    RedisSettings,
+    RewardSettings,
+    RolloutSettings,
+    Settings,
+)
+
+
+def settings(**sections: object) -> Settings:
+    return Settings.model_validate(
+        {"model": ModelSettings(path="m"), "data": DataSettings(train="d")} | sections
+    )
+
+
+def test_finished_runs_are_moved_away_one_by_one(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    assert folder.prepare(resume=False) is None
+    for number in (1, 2):
+        folder.metrics.write_text("{}\n")
+        folder.mark_finished()
+        assert folder.prepare(resume=False) == tmp_path / f"run.{number}"
+        assert not folder.finished
+        assert (tmp_path / f"run.{number}" / "metrics.jsonl").exists()
+
+
+def test_an_unfinished_run_is_neither_moved_nor_overwritten(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.prepare(resume=False)
+    folder.config.write_text("a = 1")
+    folder.metrics.write_text("{}\n")
+    with pytest.raises(ConflictError, match="--resume"):
+        folder.prepare(resume=False)
+    assert folder.prepare(resume=True) is None
+    assert folder.metrics.exists()
+
+
+def test_a_run_that_never_trained_starts_over(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    folder.prepare(resume=False)
+    folder.config.write_text("a = 1")
+    assert folder.prepare(resume=False) == tmp_path / "run.1"
+
+
+def test_without_a_run_there_is_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(NotFoundError, match="without --resume"):
+        RunFolder(tmp_path / "run").prepare(resume=True)
+
+
+def test_evaluations_are_kept_by_label(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert folder.evaluations() == {}
+    folder.add_evaluation("before", {"recall": 0.1})
+    folder.add_evaluation("after", {"recall": 0.2})
+    assert folder.evaluations() == {"before": {"recall": 0.1}, "after": {"recall": 0.2}}
+
+
+def test_a_name_is_locked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(folder_module, "_DYING_S", 0.0)
+    with run_lock(tmp_path / "run"):
+        with pytest.raises(ConflictError, match="run is going on"), run_lock(tmp_path / "run"):
+            pass
+        with run_lock(tmp_path / "other"):
+            pass
+    with run_lock(tmp_path / "run"):
+        pass
+
+
+def test_taken_ports_are_replaced_and_free_ones_kept() -> None:
+    with socket.socket() as taken, socket.socket() as free:
+        for sock in (taken, free):
+            sock.bind(("127.0.0.1", 0))
+        taken.listen()
+        busy, idle = taken.getsockname()[1], free.getsockname()[1]
+        free.close()
+        before = settings(
+            redis=RedisSettings(url=f"redis://127.0.0.1:{busy}/3"),
+            reward=RewardSettings(url=f"http://localhost:{idle}"),
+            rollout=RolloutSettings(url=f"http://127.0.0.1:{busy}"),
+        )
+        after = with_free_ports(before)
+    assert after.redis.url.startswith("redis://127.0.0.1:")
+    assert after.redis.url.endswith("/3")
+    assert str(busy) not in after.redis.url
+    assert str(busy) not in after.rollout.url
+    assert after.reward.url == f"http://127.0.0.1:{idle}"
+    assert after.redis.lease_s == before.redis.lease_s
+
+
+def test_services_on_other_hosts_are_refused() -> None:
+    with pytest.raises(SettingsError, match=r"reward\.url"):
+        with_free_ports(settings(reward=RewardSettings(url="http://node7:8100")))

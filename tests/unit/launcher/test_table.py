@@ -1,0 +1,134 @@
+"""What a run shows: from the metrics file to lines and tables."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from launcher.demo import summary_table
+from launcher.table import MetricsTail, RunTable, step_line
+
+
+def row(step: int, **more: Any) -> dict[str, Any]:
+    return {
+        "step": step,
+        "policy_version": step,
+        "reward_mean": 2.5 + step,
+        "reward_terms": {"edge": 0.25, "format": 1.0},
+        "failure_rate": 0.04,
+        "policy_lag_mean": 0.5,
+        "policy_lag_max": 1,
+        "tokens_per_s": 1234.6,
+        "phases_s": {"wait": 1.25, "train": 3.0},
+    } | more
+
+
+def write(file: Path, *rows: dict[str, Any]) -> None:
+    with file.open("a") as stream:
+        stream.writelines(json.dumps(r) + "\n" for r in rows)
+
+
+def shown(file: Path, *rows: dict[str, Any], terminal: bool) -> str:
+    """What is shown while `rows` are written."""
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=140, color_system=None)
+    with RunTable(file, 10, lambda: {"redis": "running", "reward": "waiting"}, console) as table:
+        write(file, *rows)
+        table.update()
+    return out.getvalue()
+
+
+def test_only_new_and_whole_lines_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    tail = MetricsTail(file)
+    assert tail.read() == []
+    write(file, row(0), row(1))
+    assert [r["step"] for r in tail.read()] == [0, 1]
+    assert tail.read() == []
+    text = json.dumps(row(2)) + "\n"
+    with file.open("a") as stream:
+        stream.write(text[:20])
+        stream.flush()
+        assert tail.read() == []
+        stream.write(text[20:])
+    assert [r["step"] for r in tail.read()] == [2]
+
+
+def test_torn_lines_are_passed_over(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    file.write_bytes(b'{"step": 0\n\xff\xfe\n[1]\n{"step": 1}\n')
+    assert MetricsTail(file).read() == [{"step": 1}]
+
+
+def test_a_replaced_file_starts_over(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    tail = MetricsTail(file)
+    write(file, row(0), row(1))
+    tail.read()
+    draft = tmp_path / "draft"
+    write(draft, row(0))
+    draft.rename(file)
+    assert [r["step"] for r in tail.read()] == [0]
+    file.write_text("")
+    assert tail.read() == []
+    write(file, row(0))
+    assert [r["step"] for r in tail.read()] == [0]
+
+
+def test_a_step_is_one_line_without_a_terminal(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    first, second = shown(file, row(0), row(1), terminal=False).splitlines()
+    assert first == (
+        "step 1/10  reward 2.500 (edge 0.25 format 1.00)  failed 4%  lag 0.5/1  1,235 tok/s  "
+        "wait 1.2s train 3.0s"
+    )
+    assert second.startswith("step 2/10  reward 3.500")
+
+
+def test_a_resumed_run_prints_only_what_is_new(tmp_path: Path) -> None:
+    file, out = tmp_path / "metrics.jsonl", io.StringIO()
+    write(file, row(0), row(1), row(2))
+    with RunTable(file, 10, dict, Console(file=out, width=140)) as table:
+        file.unlink()  # back to the checkpoint of step 1
+        write(file, row(0))
+        table.update()
+        assert out.getvalue() == ""
+        write(file, row(1, reward_mean=9.0))
+        table.update()
+    assert [line[:24] for line in out.getvalue().splitlines()] == ["step 2/10  reward 9.000 "]
+
+
+def test_rolled_back_steps_leave_the_table(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    write(file, row(0), row(1), row(2))
+    text = shown(file, row(1, reward_mean=9.0), terminal=True)
+    last = text[text.rindex("step of 10") :]
+    assert "9.000" in last
+    assert "4.500" not in last
+
+
+def test_missing_values_are_shown_as_such() -> None:
+    assert step_line({"step": 0}, 3).startswith("step 1/3  reward - ()  failed -  lag -/-")
+
+
+def test_the_live_table_shows_the_last_steps_and_the_processes(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    assert "reward waiting" in shown(file, terminal=True)
+    text = shown(file, *(row(step) for step in range(20)), terminal=True)
+    for expected in ("step of 10", "edge", "format", "train s", "1,235", "4%", "redis running"):
+        assert expected in text
+    assert "22.500" not in text, "there is no step 21"
+    assert "21.500" in text
+    assert " 3.500" not in text, "early steps have scrolled away"
+
+
+def test_the_summary_compares_numbers_and_nothing_else() -> None:
+    table = summary_table(
+        {"before": {"recall": 0.25, "name": "x"}, "after": {"recall": 0.5, "name": "y", "new": 1}}
+    )
+    out = io.StringIO()
+    Console(file=out, width=80).print(table)
+    assert "+0.25" in out.getvalue()
+    assert table.row_count == 1

@@ -1,0 +1,81 @@
+"""The engine without a model keeps the promises of the real one."""
+
+import json
+
+import pytest
+
+from rollout_service.fake_engine import END_TOKEN, FakeEngine
+from services.errors import EngineError, InvalidInputError
+from services.schemas.common import ChatMessage, ImagePart, Sampling, TextPart
+from services.schemas.rollouts import Completion
+from tests.shm_versions import ShmRun
+
+MESSAGES = [ChatMessage(role="user", content=[ImagePart(), TextPart(text="What is there?")])]
+
+
+@pytest.fixture
+def engine() -> FakeEngine:
+    return FakeEngine(tokens_per_s=1_000_000, max_model_len=600)
+
+
+async def completions(engine: FakeEngine, **sampling: object) -> list[Completion]:
+    options = Sampling.model_validate(sampling)
+    return (await engine.sample(MESSAGES, b"image", options, request_id="r")).completions
+
+
+def is_scene(text: str) -> bool:
+    try:
+        return set(json.loads(text)) == {"objects", "relationships"}
+    except ValueError:
+        return False
+
+
+async def test_most_answers_are_scenes_and_some_are_not(engine: FakeEngine) -> None:
+    answers = await completions(engine, n=64, seed=1)
+    valid = sum(is_scene(answer.text) for answer in answers)
+    assert 40 <= valid < 64
+    assert len({answer.text for answer in answers}) > 60
+
+
+async def test_answers_follow_from_prompt_and_seed(engine: FakeEngine) -> None:
+    first = await completions(engine, n=3, seed=1)
+    assert await completions(engine, n=3, seed=1) == first
+    assert await completions(engine, n=3, seed=2) != first
+
+
+async def test_greedy_answers_of_a_group_are_the_same(engine: FakeEngine) -> None:
+    assert len({c.text for c in await completions(engine, n=4, temperature=0)}) == 1
+
+
+async def test_lengths_agree_and_end_with_the_end(engine: FakeEngine) -> None:
+    for answer in await completions(engine, n=8):
+        length = len(answer.token_ids)
+        assert len(answer.rollout_logprobs) == length
+        assert answer.policy_versions[-1].end == length
+        assert answer.token_ids[-1] == END_TOKEN
+        assert answer.finish_reason == "stop"
+
+
+async def test_limits_and_suppressed_tokens(engine: FakeEngine) -> None:
+    for answer in await completions(engine, n=8, max_tokens=5, suppress_token_ids=[ord("{")]):
+        assert len(answer.token_ids) == 5
+        assert answer.finish_reason == "length"
+        assert "{" not in answer.text
+
+
+async def test_prompts_that_do_not_fit(engine: FakeEngine) -> None:
+    long = [ChatMessage(role="user", content=[TextPart(text="x" * 700)])]
+    with pytest.raises(InvalidInputError, match="700 tokens"):
+        await engine.sample(long, None, Sampling(), request_id="r")
+    with pytest.raises(InvalidInputError, match="image parts"):
+        await engine.sample(MESSAGES, None, Sampling(), request_id="r")
+
+
+async def test_weights_are_loaded_while_paused_only(engine: FakeEngine, shm_run: ShmRun) -> None:
+    version = shm_run.write(1)
+    with pytest.raises(EngineError, match="paused"):
+        await engine.load_weights(version.file, version.manifest)
+    await engine.pause()
+    await engine.load_weights(version.file, version.manifest)
+    await engine.resume()
+    assert (await completions(engine))[0].policy_versions[0].policy_version == 1

@@ -1,0 +1,78 @@
+from pathlib import Path
+
+import pytest
+
+from services.errors import SettingsError
+from services.settings import dump_settings, load_settings
+
+MINIMAL = '[model]\npath = "m"\n[data]\ntrain = "d"\n'
+
+
+@pytest.fixture
+def toml(tmp_path: Path) -> Path:
+    file = tmp_path / "run.toml"
+    file.write_text(MINIMAL + "[trainer]\nnum_steps = 5\nmax_policy_lag = 3\n")
+    return file
+
+
+def test_later_sources_win(toml: Path) -> None:
+    environment = {"SGG__TRAINER__NUM_STEPS": "6", "SGG__TRAINER__MAX_POLICY_LAG": "2", "PATH": ""}
+    settings = load_settings(toml, ["trainer.num_steps=7", "run.name=abc"], environment)
+    assert settings.trainer.num_steps == 7
+    assert settings.trainer.max_policy_lag == 2
+    assert settings.run.name == "abc"
+    assert settings.trainer.group_size == 8
+
+
+def test_text_that_looks_like_a_number_stays_text(toml: Path) -> None:
+    assert load_settings(toml, ["run.name=7"], {}).run.name == "7"
+
+
+@pytest.mark.parametrize(
+    ("body", "overrides", "environment", "named"),
+    [
+        ("[trainer]\nnum_stepz = 5\n", [], {}, "trainer.num_stepz"),
+        ("[trainr]\nnum_steps = 5\n", [], {}, "trainr"),
+        ("", ["trainer.num_stepz=5"], {}, "num_stepz"),
+        ("", ["num_steps=5"], {}, "num_steps=5"),
+        ("", ["trainer.num_steps"], {}, "section.field=value"),
+        ("", [], {"SGG__TRAINER__NUM_STEPZ": "5"}, "SGG__TRAINER__NUM_STEPZ"),
+        ("", [], {"SGG__TRAINR__NUM_STEPS": "5"}, "SGG__TRAINR__NUM_STEPS"),
+        ("[trainer]\nnum_steps = 0\n", [], {}, "trainer.num_steps"),
+        ("[trainer]\ngroup_size = 1\n", [], {}, "trainer.group_size"),
+        ("[trainer]\nmax_policy_lag = -1\n", [], {}, "trainer.max_policy_lag"),
+        ("[trainer]\nlearning_rate = nan\n", [], {}, "trainer.learning_rate"),
+        ("[trainer]\ngroups_per_step = 3\nnum_ranks = 2\n", [], {}, "multiple of num_ranks"),
+        ("[trainer]\nmicro_batch_size = 7\n", [], {}, "micro_batch_size"),
+        ("[trainer\n", [], {}, "not TOML"),
+    ],
+)
+def test_what_is_wrong_is_named(
+    tmp_path: Path, body: str, overrides: list[str], environment: dict[str, str], named: str
+) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(MINIMAL + body)
+    with pytest.raises(SettingsError, match=named.replace("[", r"\[")):
+        load_settings(file, overrides, environment)
+
+
+def test_missing_file_and_missing_section_are_named(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="no settings file at"):
+        load_settings(tmp_path / "none.toml")
+    (tmp_path / "run.toml").write_text('[data]\ntrain = "d"\n')
+    with pytest.raises(SettingsError, match="model: Field required"):
+        load_settings(tmp_path / "run.toml", [], {})
+
+
+def test_resolved_settings_read_back_the_same(toml: Path, tmp_path: Path) -> None:
+    settings = load_settings(toml, ["security.data_token_file=/tmp/t"], {})
+    copy = tmp_path / "copy.toml"
+    copy.write_text(dump_settings(settings))
+    assert load_settings(copy, [], {}) == settings
+
+
+@pytest.mark.parametrize(
+    "file", sorted(Path(__file__).parents[3].glob("configs/*.toml")), ids=lambda p: p.name
+)
+def test_every_shipped_config_parses(file: Path) -> None:
+    assert load_settings(file, [], {}).trainer.num_steps > 0
