@@ -88,6 +88,7 @@ class Collector:
         self._last_arrival = time.monotonic()
         self._trouble = ""
         self._failure: BaseException | None = None
+        self._closing = False
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(
             target=self._loop.run_forever, name="collector", daemon=True
@@ -143,16 +144,20 @@ class Collector:
         await self._persist(self._admit)
 
     async def _stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._closing = True
+        running = set(self._tasks)
+        while running:
+            # More than once: a cancellation that meets a timeout of a library can be lost in it.
+            for task in running:
+                task.cancel()
+            _, running = await asyncio.wait(running, timeout=1.0)
         await self._reward.aclose()
         await self._queue.aclose()
 
     async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run a part for ever; whatever ends it ends `take` as well."""
         try:
-            while True:
+            while not self._closing:
                 await self._persist(work)
         except Exception as error:  # noqa: BLE001 - handed to the training loop, which raises it
             self._failure = error
@@ -165,6 +170,8 @@ class Collector:
             try:
                 return await work()
             except UnavailableError as error:
+                if self._closing:
+                    raise
                 if self._trouble != error.message:
                     logger.warning("%s; trying again", error.message)
                 self._trouble = error.message
