@@ -1,5 +1,6 @@
 """`sgg-rl demo`: the whole loop on this machine, from an empty folder to plots."""
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from launcher.table import RunTable
 from services.errors import SettingsError, WaitTimeoutError
 from services.ports import free_port, is_listening
 from services.redis_client import redis_answers
-from services.settings import Settings, dump_settings
+from services.settings import Settings, dump_settings, environment_value
 
 MAX_RESTARTS = 3
 Say = Callable[[str], None]
@@ -35,7 +36,7 @@ def run_demo(settings: Settings, *, resume: bool = False) -> int:
         The exit code: 0 done, 1 a part failed (which one is said), 130 interrupted.
 
     Raises:
-        ConflictError: The run is going on already, or is unfinished and `resume` is not given.
+        ConflictError: The run is going on already.
         SggError: What evaluation and report raise.
     """
     console = Console()
@@ -47,7 +48,7 @@ def run_demo(settings: Settings, *, resume: bool = False) -> int:
             return 0
         moved = folder.prepare(resume=resume)
         if moved:
-            say(f"the earlier run is kept in {moved}")
+            say(f"the earlier run of this name is kept in {moved}")
         settings = with_free_ports(settings)
         folder.config.write_text(dump_settings(settings))
         try:
@@ -95,6 +96,7 @@ def run_parts(settings: Settings, folder: RunFolder, *, resume: bool) -> list[Pa
     serve = [sys.executable, "-m", "cli.main", "serve"]
     config = ["--config", str(folder.config)]
     train = [sys.executable, "-m", "cli.main", "train", *config]
+    threads = compute_threads()
     return [
         Part(
             name="redis",
@@ -107,13 +109,29 @@ def run_parts(settings: Settings, folder: RunFolder, *, resume: bool) -> list[Pa
                 name=name,
                 command=[*serve, name, *config],
                 ready=http_probe(f"{url}/readyz"),
-                alive=http_probe(f"{url}/healthz"),
+                alive=http_probe(f"{url}/healthz", says=f"{name} service"),
                 max_restarts=MAX_RESTARTS,
+                environment=threads,
             )
             for name, url in (("reward", settings.reward.url), ("rollout", settings.rollout.url))
         ),
-        Part(name="trainer", command=[*train, "--resume"] if resume else train),
+        Part(
+            name="trainer",
+            command=[*train, "--resume"] if resume else train,
+            environment=threads,
+        ),
     ]
+
+
+def compute_threads() -> dict[str, str]:
+    """Half of the cores for each part that computes, unless the user has said otherwise.
+
+    Sampler and trainer work at the same time. OpenMP threads spin while they wait, so two parts
+    that each take every core make one another many times slower.
+    """
+    if environment_value("OMP_NUM_THREADS") is not None:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2))}
 
 
 def with_free_ports(settings: Settings) -> Settings:

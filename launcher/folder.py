@@ -26,18 +26,13 @@ class RunFolder:
         self.config = folder / "config.toml"
         self.logs = folder / "logs"
         self.metrics = folder / "metrics.jsonl"
-        self._evaluation = folder / "evaluation.json"
+        self._summary = folder / "summary.json"
         self._finished = folder / "finished"
 
     @property
     def finished(self) -> bool:
         """Whether a run here came to its end."""
         return self._finished.exists()
-
-    @property
-    def trained(self) -> bool:
-        """Whether a step was made here: something would be lost by starting over."""
-        return self.metrics.exists() and self.metrics.stat().st_size > 0
 
     def mark_finished(self) -> None:
         """The last thing that a run does."""
@@ -51,7 +46,6 @@ class RunFolder:
 
         Raises:
             NotFoundError: There is nothing to resume.
-            ConflictError: An unfinished run is there, and nobody said what to do with it.
         """
         if resume:
             if not self.config.exists():
@@ -59,27 +53,22 @@ class RunFolder:
             return None
         moved = None
         if self.path.exists() and any(self.path.iterdir()):
-            if self.trained and not self.finished:
-                raise ConflictError(
-                    f"{self.path} holds an unfinished run: go on with `sgg-rl demo --resume "
-                    f"--config {self.config}`, or remove the folder, or give a new run.name"
-                )
             moved = self._move_away()
         self.path.mkdir(parents=True, exist_ok=True)
         return moved
 
     def evaluations(self) -> dict[str, dict[str, Any]]:
         """Held-out results by label (`before`, `after`), as far as they are there."""
-        if not self._evaluation.exists():
+        if not self._summary.exists():
             return {}
-        results: dict[str, dict[str, Any]] = json.loads(self._evaluation.read_text())
+        results: dict[str, dict[str, Any]] = json.loads(self._summary.read_text())
         return results
 
     def add_evaluation(self, label: str, result: dict[str, Any]) -> None:
         """Keep a held-out result."""
-        draft = self._evaluation.with_suffix(".draft")
+        draft = self._summary.with_suffix(".draft")
         draft.write_text(json.dumps(self.evaluations() | {label: result}, indent=2) + "\n")
-        draft.replace(self._evaluation)
+        draft.replace(self._summary)
 
     def _move_away(self) -> Path:
         number = 1

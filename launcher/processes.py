@@ -10,9 +10,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Thread
 from types import FrameType, TracebackType
@@ -52,6 +52,8 @@ class Part:
     max_restarts: int = 0
     """For parts that keep no state."""
     ready_timeout_s: float = 600.0
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """Set in addition to this process's own."""
 
 
 @dataclass(slots=True)
@@ -64,6 +66,8 @@ class _Child:
     next_probe: float = 0.0
     restarts: int = 0
     silent_probes: int = 0
+    served: bool = False
+    """Was ready once. Before that, whoever answers in its place is a stranger."""
 
     def enter(self, state: State) -> None:
         self.state, self.since, self.silent_probes = state, time.monotonic(), 0
@@ -194,7 +198,7 @@ class Supervisor:
             self._end_orphans()
 
     def _spawn(self, child: _Child) -> None:
-        environment = child_environment(PYTHONUNBUFFERED="1")
+        environment = child_environment(PYTHONUNBUFFERED="1", **child.part.environment)
         # The configuration file has them resolved, ports included: they must not win again.
         environment = {k: v for k, v in environment.items() if not k.startswith(ENV_PREFIX)}
         with self._log(child).open("ab") as log:
@@ -216,6 +220,7 @@ class Supervisor:
             self._ended(child, code)
         elif child.state == "starting" and child.part.ready and child.probe_due():
             if child.part.ready():
+                child.served = True
                 child.enter("running")
             elif time.monotonic() - child.since > child.part.ready_timeout_s:
                 raise WaitTimeoutError(
@@ -228,9 +233,9 @@ class Supervisor:
         part = child.part
         if code == 0 and part.ready is None:
             child.enter("done")
-        elif part.alive and part.alive():
+        elif child.served and part.alive and part.alive():
             self._adopt(child)
-        elif child.restarts < part.max_restarts:
+        elif child.served and child.restarts < part.max_restarts:
             child.restarts += 1
             self._say(f"{part.name} {_how(code)}; restart {child.restarts} of {part.max_restarts}")
             child.enter("waiting")
@@ -240,7 +245,7 @@ class Supervisor:
 
     def _check_waiting(self, child: _Child) -> None:
         """Start it again after a while that doubles, unless somebody else does first."""
-        if child.part.alive and child.probe_due() and child.part.alive():
+        if child.part.alive and child.probe_due() and child.part.alive():  # it served before
             self._adopt(child)
         elif time.monotonic() - child.since > 2 ** (child.restarts - 1):
             self._spawn(child)
@@ -312,15 +317,19 @@ class _Hurry:
         self.asked = True
 
 
-def http_probe(url: str) -> Callable[[], bool]:
-    """A question whether `GET url` answers 200 within two seconds. Ignores proxy settings."""
+def http_probe(url: str, *, says: str = "") -> Callable[[], bool]:
+    """A question whether `GET url` answers 200 within two seconds, with `says` in its body.
+
+    Ignores proxy settings.
+    """
     place = urlsplit(url)
 
     def probe() -> bool:
         connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=2.0)
         try:
             connection.request("GET", place.path)
-            return connection.getresponse().status == http.client.OK
+            response = connection.getresponse()
+            return response.status == http.client.OK and says.encode() in response.read(65_536)
         except (OSError, http.client.HTTPException):
             return False
         finally:

@@ -83,7 +83,7 @@ def _add_health(app: FastAPI, readiness: Callable[[], str | None]) -> None:
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
         """The process is alive."""
-        return {"status": "alive"}
+        return {"status": "alive", "service": app.title}
 
     @app.get("/readyz")
     async def readyz() -> JSONResponse:

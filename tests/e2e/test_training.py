@@ -1,5 +1,7 @@
 """The whole loop, nothing faked: vLLM samples, the reward service scores, DeepSpeed trains on two ranks."""
 
+import asyncio
+import base64
 import json
 import signal
 import subprocess
@@ -14,7 +16,10 @@ import httpx
 import pytest
 import torch
 
+from scene_data.dataset import open_dataset
+from scene_data.templates import prompt_messages
 from scene_data.toy import make_toy
+from services.clients.rollout import RolloutClient
 from services.ports import free_port
 from services.schemas.common import Sampling
 from services.schemas.rollouts import RolloutRequest
@@ -199,28 +204,22 @@ def test_greedy_output_after_updates_is_that_of_a_fresh_server(
 
 
 def greedy_answers(url: str, settings: Settings) -> list[list[int]]:
-    import base64
-
-    from scene_data.dataset import open_dataset
-    from scene_data.templates import prompt_messages
-
     dataset = open_dataset(settings.data.train)
-    answers = []
-    for i in range(4):
-        request = RolloutRequest(
-            messages=prompt_messages("toy", "relative_1000"),
-            image_data=base64.b64encode(dataset[i].image_bytes).decode(),
-            sampling=Sampling(temperature=0.0, max_tokens=48),
-        )
-        response = httpx.post(
-            f"{url}/v1/rollouts",
-            content=request.model_dump_json(),
-            timeout=120,
-            trust_env=False,
-        )
-        assert response.status_code == 200, response.text
-        answers.append(response.json()["completions"][0]["token_ids"])
-    return answers
+
+    async def ask() -> list[list[int]]:
+        async with RolloutClient(url) as client:
+            answers = [await client.rollouts(request(dataset[i].image_bytes)) for i in range(4)]
+        return [answer.completions[0].token_ids for answer in answers]
+
+    return asyncio.run(ask())
+
+
+def request(image: bytes) -> RolloutRequest:
+    return RolloutRequest(
+        messages=prompt_messages("toy", "relative_1000"),
+        image_data=base64.b64encode(image).decode(),
+        sampling=Sampling(temperature=0.0, max_tokens=48),
+    )
 
 
 def test_killed_trainer_resumes_where_its_checkpoint_is(

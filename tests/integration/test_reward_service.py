@@ -97,7 +97,8 @@ async def test_the_client_gets_the_golden_response(url: str) -> None:
 
 
 def test_health_metrics_and_rubrics(http: httpx.Client) -> None:
-    assert http.get("/healthz", headers={"Authorization": ""}).json() == {"status": "alive"}
+    health = http.get("/healthz", headers={"Authorization": ""}).json()
+    assert health == {"status": "alive", "service": "reward service"}
     assert http.get("/readyz").json() == {"ready": True, "reason": None}
     http.post("/v1/rewards", json=REQUEST)
     metrics = http.get("/metrics").text

@@ -36,15 +36,15 @@ def test_finished_runs_are_moved_away_one_by_one(tmp_path: Path) -> None:
         assert (tmp_path / f"run.{number}" / "metrics.jsonl").exists()
 
 
-def test_an_unfinished_run_is_neither_moved_nor_overwritten(tmp_path: Path) -> None:
+def test_an_unfinished_run_is_resumed_or_kept_aside(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
     folder.prepare(resume=False)
     folder.config.write_text("a = 1")
     folder.metrics.write_text("{}\n")
-    with pytest.raises(ConflictError, match="--resume"):
-        folder.prepare(resume=False)
     assert folder.prepare(resume=True) is None
     assert folder.metrics.exists()
+    assert folder.prepare(resume=False) == tmp_path / "run.1"
+    assert (tmp_path / "run.1" / "metrics.jsonl").exists()
 
 
 def test_a_run_that_never_trained_starts_over(tmp_path: Path) -> None:

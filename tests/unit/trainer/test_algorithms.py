@@ -53,7 +53,12 @@ def test_loss_by_hand() -> None:
 def test_clipped_tokens_have_no_gradient() -> None:
     policy = torch.log(torch.tensor([[1.5, 1.1]])).requires_grad_()
     out = grpo_loss(
-        policy, torch.zeros(1, 2), torch.tensor([1.0]), torch.ones(1, 2), clip_low=0.2, clip_high=0.2
+        policy,
+        torch.zeros(1, 2),
+        torch.tensor([1.0]),
+        torch.ones(1, 2),
+        clip_low=0.2,
+        clip_high=0.2,
     )
     out.loss.backward()
     assert policy.grad is not None
