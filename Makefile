@@ -66,8 +66,13 @@ types: $(INSTALLED)
 imports: $(INSTALLED)
 	$(BIN)/lint-imports
 
-start-checkpoint: $(INSTALLED) ## Make assets/toy-start again: SFT on noisy toy scenes
+start-checkpoint: $(INSTALLED) ## Make assets/toy-start again (20 minutes): docs/toy-scenes.md
+	$(BIN)/sgg-rl model make-tiny build/tiny-random
+	$(BIN)/sgg-rl data make-toy build/toy-clean --num-train 40000 --seed 1
+	$(BIN)/sgg-rl sft --config configs/toy-pretrain.toml
+	$(BIN)/sgg-rl data make-toy build/toy-noisy --num-train 12000 --seed 2 --noisy
 	$(BIN)/sgg-rl sft --config configs/toy-sft.toml
+	cp runs/toy-sft/model/* assets/toy-start/
 
 clean: ## Remove built data and caches; runs stay
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

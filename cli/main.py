@@ -78,11 +78,15 @@ def train(
 
 
 @app.command()
-def sft(config: Config = Path("configs/toy-sft.toml"), set_: Overrides = None) -> None:
+def sft(
+    config: Config = Path("configs/toy-sft.toml"),
+    set_: Overrides = None,
+    resume: Annotated[bool, typer.Option(help="Continue from the last checkpoint.")] = False,
+) -> None:
     """Supervised fine-tuning on reference graphs."""
     from cli import run
 
-    run.sft(run.settings(config, set_))
+    run.sft(run.settings(config, set_), resume=resume)
 
 
 @app.command()
@@ -121,11 +125,14 @@ def make_toy(
     num_train: Annotated[int, typer.Option(min=1)] = 4096,
     num_heldout: Annotated[int, typer.Option(min=1)] = 256,
     seed: int = 0,
+    noisy: Annotated[
+        bool, typer.Option(help="Spoil the training annotations, as people do.")
+    ] = False,
 ) -> None:
     """Render toy-scenes into FOLDER."""
     from cli import run
 
-    run.make_toy(folder, num_train, num_heldout, seed)
+    run.make_toy(folder, num_train, num_heldout, seed, noisy=noisy)
 
 
 @data_app.command("inspect")

@@ -91,12 +91,12 @@ def train(found: Settings, *, resume: bool, dry_run: bool) -> None:
     run_training(found, resume=resume)
 
 
-def sft(found: Settings) -> None:
+def sft(found: Settings, *, resume: bool) -> None:
     """Run supervised fine-tuning."""
     from trainer.sft import run_sft
 
     setup_logging("sft")
-    run_sft(found)
+    print(f"wrote {run_sft(found, resume=resume)}")
 
 
 def demo(found: Settings, *, resume: bool) -> None:
@@ -135,11 +135,13 @@ def dead_end(found: Settings, entry_id: str, *, replay: bool) -> None:
     print(f"{'replayed' if replay else 'dropped'} {entry_id}")
 
 
-def make_toy(folder: Path, num_train: int, num_heldout: int, seed: int) -> None:
+def make_toy(folder: Path, num_train: int, num_heldout: int, seed: int, *, noisy: bool) -> None:
     """Render toy-scenes."""
+    from scene_data.toy import ANNOTATOR_NOISE
     from scene_data.toy import make_toy as write
 
-    write(folder, num_train=num_train, num_heldout=num_heldout, seed=seed)
+    noise = ANNOTATOR_NOISE if noisy else None
+    write(folder, num_train=num_train, num_heldout=num_heldout, seed=seed, noise=noise)
     print(f"wrote {num_train} training and {num_heldout} held-out scenes to {folder}")
 
 

@@ -1,8 +1,10 @@
 """Boxes and the spaces they are written in. The one place that converts between them.
 
-A box is x1, y1, x2, y2. Inside the system boxes are *fractions* of the image's sides (0..1); outside they are
+A box is x1, y1, x2, y2. Inside the system boxes are *fractions* of the image's sides (0..1);
+outside they are
 
-- `pixels:WxH`: pixels of an image of that size (annotations; Qwen2.5-VL, which writes pixels of its resized input);
+- `pixels:WxH`: pixels of an image of that size (annotations; Qwen2.5-VL, which writes pixels of its
+  resized input);
 - `relative_1000`: thousandths of each side (Qwen2-VL, Qwen3-VL);
 - `relative_1`: fractions.
 """
@@ -51,8 +53,8 @@ def smart_resize(
     """Width and height that Qwen2-VL and Qwen2.5-VL resize an image to.
 
     Both sides become multiples of `factor` (patch size times merge size), the area falls in
-    [min_pixels, max_pixels], the aspect ratio is kept as far as that allows. Same rule as transformers'
-    `smart_resize` (arXiv 2409.12191, section 2.1); a test compares them.
+    [min_pixels, max_pixels], the aspect ratio is kept as far as that allows. Same rule as
+    transformers' `smart_resize` (arXiv 2409.12191, section 2.1); a test compares them.
 
     Raises:
         ValueError: The sides differ by more than a factor of 200.
@@ -71,7 +73,9 @@ def smart_resize(
     return new_w, new_h
 
 
-def model_box_space(family: str, width: int, height: int, *, min_pixels: int, max_pixels: int) -> str:
+def model_box_space(
+    family: str, width: int, height: int, *, min_pixels: int, max_pixels: int
+) -> str:
     """The wire name of the space a model writes boxes in, for one image.
 
     Args:

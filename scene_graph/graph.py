@@ -43,5 +43,5 @@ class SceneGraph:
 
 
 def normalise_name(name: str) -> str:
-    """Case folded; `_`, `-` and runs of spaces are one space. Used on predictions and references alike."""
+    """Case folded, with `_`, `-` and runs of spaces as one space; for both sides."""
     return " ".join(name.replace("_", " ").replace("-", " ").casefold().split())

@@ -1,19 +1,19 @@
 """Every Redis key of the system, in one place. All live under `sgg:{run}:`.
 
-| key                    | type   | written by       | meaning                                              |
-|------------------------|--------|------------------|------------------------------------------------------|
-| prompts                | stream | trainer          | groups to sample; consumer group `rollout`           |
-| rollouts               | stream | rollout servers  | sampled groups; consumer group `trainer`             |
-| dead                   | stream | queue            | what failed too often, with every error              |
-| seen:{stream}:{id}     | string | queue            | guard of enqueue: an item enters a stream once       |
-| done:{stream}:{id}     | string | queue            | guard of the outcome: completed or dead, once        |
-| failures:{stream}:{id} | list   | queue            | one error text per failed attempt                    |
-| servers                | hash   | rollout servers  | server_id to `ServerRecord`                          |
-| heartbeat:{server}     | string | rollout servers  | expires when the server is gone                      |
-| policy                 | string | trainer          | `PolicyRecord`: the version to serve                 |
-| manifest               | string | trainer          | `WeightManifest` of that version                     |
-| images:{sha256}        | string | trainer          | image bytes for hosts that share no file system, TTL |
-| run                    | hash   | trainer          | incarnation, last committed step, stop flag          |
+| key                    | type   | written by       | meaning |
+|------------------------|--------|------------------|---------|
+| prompts                | stream | trainer          | groups to sample; consumer group `rollout` |
+| rollouts               | stream | rollout servers  | sampled groups; consumer group `trainer` |
+| dead                   | stream | queue            | what failed too often, with every error |
+| seen:{stream}:{id}     | string | queue            | guard: an item enters a stream once |
+| done:{stream}:{id}     | string | queue            | guard: one outcome, completed or dead |
+| failures:{stream}:{id} | list   | queue            | one error text per failed attempt |
+| servers                | hash   | rollout servers  | server_id to `ServerRecord` |
+| heartbeat:{server}     | string | rollout servers  | expires when the server is gone |
+| policy                 | string | trainer          | `PolicyRecord`: the version to serve |
+| manifest               | string | trainer          | `WeightManifest` of that version |
+| images:{sha256}        | string | trainer          | images for hosts without shared files |
+| run                    | hash   | trainer          | incarnation, last committed step, stop flag |
 """
 
 CONSUMER_GROUPS = {"prompts": "rollout", "rollouts": "trainer"}

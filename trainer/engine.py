@@ -187,7 +187,8 @@ def load_processor(settings: Settings) -> Any:
     model = settings.model
     try:
         return AutoProcessor.from_pretrained(
-            model.path, min_pixels=model.min_pixels, max_pixels=model.max_pixels
+            model.path,
+            size={"shortest_edge": model.min_pixels, "longest_edge": model.max_pixels},
         )
     except (OSError, ValueError) as error:
         raise SettingsError(f"model.path: no processor at {model.path}: {error}") from error

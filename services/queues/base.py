@@ -1,7 +1,8 @@
-"""What a work queue promises. Two implementations: `RedisQueue`, and `MemoryQueue` for tests and one process.
+"""What a work queue promises: `RedisQueue`, and `MemoryQueue` for tests and one process.
 
-Delivery is at least once; the outcome is exactly one. An item is enqueued once (`work_id`), and ends once: completed
-onto the next stream, acknowledged, or dead. Whoever finishes first wins, whoever holds the lease.
+Delivery is at least once; the outcome is exactly one. An item is enqueued once (`work_id`), and
+ends once: completed onto the next stream, acknowledged, or dead. Whoever finishes first wins,
+whoever holds the lease.
 """
 
 from abc import ABC, abstractmethod
@@ -55,7 +56,7 @@ class WorkQueue(ABC):
     async def claim(
         self, stream: str, consumer: str, *, lease_s: float, block_s: float
     ) -> Lease | None:
-        """Take one item: an expired lease first, else a new item; wait up to `block_s` seconds for one."""
+        """Take one item, an expired lease first; wait up to `block_s` seconds for one."""
 
     @abstractmethod
     async def renew(self, lease: Lease, consumer: str) -> bool:
@@ -65,7 +66,7 @@ class WorkQueue(ABC):
     async def complete(
         self, lease: Lease, *, result_stream: str | None = None, result: bytes = b""
     ) -> bool:
-        """End an item; with `result_stream`, put `result` there under the same `work_id`, in one atomic move.
+        """End an item; put `result` on `result_stream` under the same `work_id`, in one move.
 
         Returns:
             Whether this call ended it; False when it had already ended.
@@ -73,7 +74,7 @@ class WorkQueue(ABC):
 
     @abstractmethod
     async def fail(self, lease: Lease, error: str, *, max_deliveries: int) -> bool:
-        """Record a failed attempt and make the item claimable at once, or dead after `max_deliveries` failures.
+        """Record a failed attempt; the item is claimable at once, or dead after enough of them.
 
         Returns:
             Whether the item is now dead.
@@ -89,7 +90,7 @@ class WorkQueue(ABC):
 
     @abstractmethod
     async def purge(self, stream: str) -> list[str]:
-        """End every item of the stream without result and return their work ids (a new trainer's fencing)."""
+        """End every item without result; their work ids. For a new trainer's fencing."""
 
     @abstractmethod
     async def dead_letters(self) -> list[DeadLetter]:
@@ -97,7 +98,7 @@ class WorkQueue(ABC):
 
     @abstractmethod
     async def replay(self, entry_id: str) -> bool:
-        """Put a dead item back on its stream with a clean record. False when there is no such item."""
+        """Put a dead item back with a clean record. False when there is no such item."""
 
     @abstractmethod
     async def drop(self, entry_id: str) -> bool:

@@ -1,4 +1,4 @@
-"""The whole loop, nothing faked: vLLM samples, the reward service scores, DeepSpeed trains on two ranks."""
+"""The whole loop, nothing faked: vLLM, reward service, Redis, DeepSpeed on two ranks."""
 
 import asyncio
 import base64
@@ -182,9 +182,7 @@ def test_logged_loss_is_that_of_the_recorded_batch(trained: Run) -> None:
 def test_greedy_output_after_updates_is_that_of_a_fresh_server(
     trained: Run, tmp_path: Path
 ) -> None:
-    """A server that started from the base model and took three updates, against one that loads the
-    trainer's final checkpoint.
-    """
+    """A server that took three updates, against one that loads the final checkpoint."""
     updated = greedy_answers(trained.settings.rollout.url, trained.settings)
     base = trained.settings.model_dump(mode="json", exclude_none=True)
     base["run"] = {"name": "fresh", "root": str(tmp_path)}

@@ -1,4 +1,4 @@
-"""The command line as a person meets it: real processes, exit codes, messages without tracebacks."""
+"""The command line as a person meets it: exit codes, and messages without tracebacks."""
 
 import subprocess
 import sys

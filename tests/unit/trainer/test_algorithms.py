@@ -32,7 +32,7 @@ def test_logprobs_are_of_the_sampling_distribution() -> None:
 
 
 def test_loss_by_hand() -> None:
-    """Two completions of two and one tokens; the first token is clipped from above, the last from below."""
+    """Two completions; the first token is clipped from above, the last from below."""
     ratios = torch.tensor([[1.5, 1.1], [0.5, 123.0]])
     mask = torch.tensor([[1, 1], [1, 0]])
     out = grpo_loss(

@@ -1,4 +1,3 @@
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -26,7 +25,8 @@ def processor(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
             "data": {"train": "unused"},
         }
     )
-    return load_processor(settings)
+    loaded: SimpleNamespace = load_processor(settings)
+    return loaded
 
 
 def group(prompt: list[int], lengths: list[int]) -> TrainGroup:
@@ -77,7 +77,7 @@ def test_completions_line_up_with_their_logprobs(processor: SimpleNamespace) -> 
 
 def test_prompt_that_does_not_fit_its_image_is_refused(processor: SimpleNamespace) -> None:
     image = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
-    with pytest.raises(InvalidInputError, match="15 image tokens.*makes 16"):
+    with pytest.raises(InvalidInputError, match=r"15 image tokens.*makes 16"):
         micro_batches(
             [group([image] * 15, [2])], IMAGES[:1], processor, size=1, image_token_id=image
         )
