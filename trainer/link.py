@@ -1,6 +1,7 @@
 """The training loop's connection to the services: rank 0 talks, every rank calls the same."""
 
 import asyncio
+import logging
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from scene_data.dataset import SceneDataset
-from services.errors import SggError
+from services.errors import SggError, UnavailableError
 from services.images import ImageStore
 from services.keys import RunKeys
 from services.queues.base import WorkQueue
@@ -16,6 +17,7 @@ from services.queues.redis import RedisQueue
 from services.redis_client import connect
 from services.registry import Registry
 from services.settings import Settings
+from services.waiting import until_available
 from trainer.checkpoint import TrainerState
 from trainer.collector import Collector
 from trainer.cursor import Cursor
@@ -23,6 +25,8 @@ from trainer.prompts import PromptSource
 from trainer.publisher import WeightPublisher
 from trainer.ranks import Ranks
 from trainer.types import Batch
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -32,6 +36,17 @@ class _Main:
     collector: Collector
     publisher: WeightPublisher
     incarnation: int
+    settings: Settings
+    keys: RunKeys
+
+    async def commit_step(self, step: int) -> None:
+        redis = connect(self.settings.redis.url)
+        try:
+            await Registry(redis, self.keys).commit_step(self.incarnation, step)
+        except UnavailableError as error:
+            logger.warning("step %d is committed, but nobody was told: %s", step, error)
+        finally:
+            await redis.aclose()
 
 
 class ServiceLink:
@@ -84,6 +99,11 @@ class ServiceLink:
             self._main.publisher.publish(weights, policy_version)
             self._main.collector.release(batch, policy_version)
 
+    def committed(self, step: int) -> None:
+        """Tell `sgg-rl status` that a checkpoint after `step` steps is complete."""
+        if self._main is not None:
+            asyncio.run(self._main.commit_step(step))
+
     def state(self, step: int) -> TrainerState:
         """What a checkpoint after `step` steps keeps; whole on rank 0 only."""
         if self._main is None:
@@ -111,12 +131,18 @@ def _connect(
         collector=Collector(settings, make_queue, prompts, Cursor(state.cursor), suppressed),
         publisher=WeightPublisher(settings, keys, incarnation),
         incarnation=incarnation,
+        settings=settings,
+        keys=keys,
     )
 
 
 async def _next_incarnation(settings: Settings, keys: RunKeys, state: TrainerState) -> int:
     redis = connect(settings.redis.url)
     try:
-        return await Registry(redis, keys).next_incarnation(at_least=state.incarnation + 1)
+        registry = Registry(redis, keys)
+        return await until_available(
+            lambda: registry.next_incarnation(at_least=state.incarnation + 1),
+            timeout_s=settings.trainer.wait_timeout_s,
+        )
     finally:
         await redis.aclose()

@@ -25,6 +25,7 @@ from services.schemas.weights import (
     WeightManifest,
 )
 from services.settings import Settings
+from services.waiting import until_available
 from services.weights import manifest_checksum, shm_file
 
 logger = logging.getLogger(__name__)
@@ -66,7 +67,11 @@ class WeightPublisher:
         tensors = dict(weights)
         manifest = self._manifest(tensors, policy_version)
         self._write(tensors, policy_version)
-        return asyncio.run(self._spread(manifest))
+        return asyncio.run(
+            until_available(
+                lambda: self._spread(manifest), timeout_s=self._settings.trainer.wait_timeout_s
+            )
+        )
 
     def close(self) -> None:
         """Remove the run's versions from shared memory. Servers keep what they have loaded."""

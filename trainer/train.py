@@ -64,6 +64,7 @@ def train(settings: Settings, *, resume: bool) -> None:
             if (step + 1) % trainer.checkpoint_every == 0 or step + 1 == trainer.num_steps:
                 with clock("checkpoint"):
                     checkpoints.write(services.state(step + 1), engine.save_state, ranks)
+                services.committed(step + 1)
     if ranks.is_main:
         engine.save_pretrained(settings.run.folder / "checkpoint")
     ranks.barrier()

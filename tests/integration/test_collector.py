@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +22,13 @@ from services.errors import WaitTimeoutError
 from services.images import ImageStore
 from services.keys import RunKeys
 from services.ports import free_port
+from services.queues.base import DeadLetter
 from services.queues.redis import RedisQueue
 from services.redis_client import connect
 from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
 from services.settings import Settings, dump_settings
+from tests.conftest import RedisStarter
 from tests.processes import sgg_process, wait_ready
 from trainer.collector import Collector
 from trainer.cursor import Cursor, CursorState
@@ -71,6 +73,9 @@ class Run:
         return publisher
 
 
+MakeRun = Callable[..., Run]
+
+
 def weights(version: int) -> list[tuple[str, torch.Tensor]]:
     return [("w", torch.full((2, 3), float(version)))]
 
@@ -87,18 +92,18 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def make_run(tmp_path: Path, toy: Path, redis_url: str) -> Iterator[type[Run]]:
+def make_run(tmp_path: Path, toy: Path, redis_url: str) -> Iterator[MakeRun]:
     """A function that lays out a run and starts its reward service."""
     with ExitStack() as stack:
 
-        def make(**trainer: object) -> Run:
+        def make(redis: str = redis_url, **trainer: object) -> Run:
             name = f"collector-{uuid.uuid4().hex[:8]}"
             settings = Settings.model_validate(
                 {
                     "run": {"name": name, "root": str(tmp_path)},
                     "model": {"path": "none"},
                     "data": {"train": str(toy / "train.parquet"), "template": "toy"},
-                    "redis": {"url": redis_url, "lease_s": 2.0},
+                    "redis": {"url": redis, "lease_s": 2.0},
                     "reward": {"url": f"http://127.0.0.1:{free_port()}"},
                     "rollout": {
                         "url": f"http://127.0.0.1:{free_port()}",
@@ -124,7 +129,7 @@ def make_run(tmp_path: Path, toy: Path, redis_url: str) -> Iterator[type[Run]]:
             wait_ready(settings.reward.url, reward, log)
             return run
 
-        yield make  # type: ignore[misc]
+        yield make
 
 
 def train(run: Run, collector: Collector, publisher: WeightPublisher, steps: range) -> list[Batch]:
@@ -137,7 +142,7 @@ def train(run: Run, collector: Collector, publisher: WeightPublisher, steps: ran
     return batches
 
 
-def test_lag_zero_trains_the_data_order_on_fresh_groups(make_run) -> None:  # type: ignore[no-untyped-def]
+def test_lag_zero_trains_the_data_order_on_fresh_groups(make_run: MakeRun) -> None:
     run = make_run(max_policy_lag=0)
     run.serve_rollout()
     collector, publisher = run.collector(), run.publisher()
@@ -154,7 +159,7 @@ def test_lag_zero_trains_the_data_order_on_fresh_groups(make_run) -> None:  # ty
     assert collector.cursor_state() == CursorState(low=12)
 
 
-def test_killed_rollout_server_loses_and_repeats_nothing(make_run) -> None:  # type: ignore[no-untyped-def]
+def test_killed_rollout_server_loses_and_repeats_nothing(make_run: MakeRun) -> None:
     run = make_run(max_policy_lag=1)
     server = run.serve_rollout()
     collector, publisher = run.collector(), run.publisher()
@@ -173,7 +178,39 @@ def test_killed_rollout_server_loses_and_repeats_nothing(make_run) -> None:  # t
     assert min(s.policy_version for s in last) >= 6
 
 
-def test_new_incarnation_asks_again_for_what_was_open(make_run) -> None:  # type: ignore[no-untyped-def]
+def test_killed_redis_loses_and_repeats_nothing(
+    make_run: MakeRun,
+    start_redis: RedisStarter,
+    tmp_path: Path,
+) -> None:
+    port, started = free_port(), list["subprocess.Popen[bytes]"]()
+    (tmp_path / "redis").mkdir()
+    redis = start_redis(tmp_path / "redis", port)
+    try:
+        run = make_run(redis=f"redis://127.0.0.1:{port}/0", max_policy_lag=1)
+        run.serve_rollout()
+        collector, publisher = run.collector(), run.publisher()
+        publisher.publish(weights(0), 0)
+        collector.start(0)
+        batches = train(run, collector, publisher, range(2))
+        redis.kill()
+        redis.wait()
+        restart = threading.Timer(
+            2.0, lambda: started.append(start_redis(tmp_path / "redis", port))
+        )
+        restart.start()
+        batches += train(run, collector, publisher, range(2, 6))
+        restart.join()
+        used = positions(batches)
+        assert len(used) == len(set(used)) == 18
+        assert set(used) >= set(range(15))
+    finally:
+        for process in (redis, *started):
+            process.kill()
+            process.wait()
+
+
+def test_new_incarnation_asks_again_for_what_was_open(make_run: MakeRun) -> None:
     run = make_run(max_policy_lag=1)
     run.serve_rollout()
     collector, publisher = run.collector(), run.publisher()
@@ -221,7 +258,7 @@ async def answer(run: Run, count: int, version: int, token: int = 65, size: int 
     return answered
 
 
-def test_stale_groups_are_recorded_and_asked_for_again(make_run) -> None:  # type: ignore[no-untyped-def]
+def test_stale_groups_are_recorded_and_asked_for_again(make_run: MakeRun) -> None:
     run = make_run(max_policy_lag=0)
     collector = run.collector()
     collector.start(0)
@@ -240,7 +277,7 @@ def test_stale_groups_are_recorded_and_asked_for_again(make_run) -> None:  # typ
 
 
 @pytest.mark.parametrize("fault", [{"token": PLACEHOLDER}, {"size": 3}])
-def test_unusable_group_is_dead_and_replaced(make_run, fault: dict[str, int]) -> None:  # type: ignore[no-untyped-def]
+def test_unusable_group_is_dead_and_replaced(make_run: MakeRun, fault: dict[str, int]) -> None:
     run = make_run(max_policy_lag=0)
     collector = run.collector()
     collector.start(0)
@@ -253,7 +290,7 @@ def test_unusable_group_is_dead_and_replaced(make_run, fault: dict[str, int]) ->
     assert [letter.work_id.split("#")[0] for letter in letters] == batch.outcome.dead
 
 
-async def _dead(run: Run):  # type: ignore[no-untyped-def]
+async def _dead(run: Run) -> list[DeadLetter]:
     queue = run.queue()
     try:
         return await queue.dead_letters()
@@ -261,7 +298,7 @@ async def _dead(run: Run):  # type: ignore[no-untyped-def]
         await queue.aclose()
 
 
-def test_waiting_for_nobody_ends_with_what_was_missing(make_run) -> None:  # type: ignore[no-untyped-def]
+def test_waiting_for_nobody_ends_with_what_was_missing(make_run: MakeRun) -> None:
     run = make_run(max_policy_lag=0, wait_timeout_s=1.0)
     collector = run.collector()
     collector.start(0)

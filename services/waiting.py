@@ -1,0 +1,35 @@
+"""Waiting for what may come back."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from services.errors import UnavailableError, WaitTimeoutError
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+PAUSE_S = 1.0
+
+
+async def until_available(work: Callable[[], Awaitable[T]], *, timeout_s: float) -> T:
+    """Repeat idempotent work while a service is away.
+
+    Raises:
+        WaitTimeoutError: It was away for `timeout_s` seconds; the message is the service's.
+    """
+    started, said = time.monotonic(), ""
+    while True:
+        try:
+            return await work()
+        except UnavailableError as error:
+            if time.monotonic() - started > timeout_s:
+                raise WaitTimeoutError(
+                    f"gave up after {timeout_s:.0f} s: {error.message}"
+                ) from error
+            if error.message != said:
+                logger.warning("%s; trying again", error.message)
+            said = error.message
+            await asyncio.sleep(PAUSE_S)
