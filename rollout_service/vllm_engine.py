@@ -256,9 +256,7 @@ async def _engine_errors(what: str) -> AsyncIterator[None]:
     """VLLM's errors, of many classes, as this project's."""
     try:
         yield
-    except (
-        Exception
-    ) as error:  # an adapter's boundary: every failure of the engine is an EngineError
+    except Exception as error:  # an adapter's boundary: all its failures are one class of ours
         raise EngineError(f"vLLM did not {what}: {error or type(error).__name__}") from error
 
 
