@@ -131,6 +131,9 @@ class TrainerSettings(Section):
     """Completions of one forward and backward pass on one rank."""
     learning_rate: float = Field(default=6e-7, gt=0)
     warmup_steps: int = Field(default=0, ge=0)
+    """Over these the learning rate rises linearly."""
+    lr_schedule: Literal["constant", "linear"] = "constant"
+    """After them it stays, or falls linearly to zero after `num_steps`."""
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from services.errors import SettingsError
-from services.settings import Settings, environment_value, set_environment
+from services.settings import Settings, TrainerSettings, environment_value, set_environment
 from trainer.algorithms.grpo import LossOutput, grpo_loss
 from trainer.algorithms.logprobs import token_logprobs
 from trainer.batch import MicroBatch
@@ -171,11 +171,20 @@ class PolicyEngine:
         )
 
     def _set_learning_rate(self, step: int) -> float:
-        trainer = self._settings.trainer
-        warm = min(1.0, (step + 1) / trainer.warmup_steps) if trainer.warmup_steps else 1.0
+        rate = learning_rate(self._settings.trainer, step)
         for group in self._optimizer.param_groups:
-            group["lr"] = trainer.learning_rate * warm
-        return trainer.learning_rate * warm
+            group["lr"] = rate
+        return rate
+
+
+def learning_rate(trainer: TrainerSettings, step: int) -> float:
+    """Of a step, from 0; a function of settings alone, so a resume has nothing to restore."""
+    if step < trainer.warmup_steps:
+        return trainer.learning_rate * (step + 1) / trainer.warmup_steps
+    if trainer.lr_schedule == "constant":
+        return trainer.learning_rate
+    left = trainer.num_steps - step
+    return trainer.learning_rate * left / (trainer.num_steps - trainer.warmup_steps)
 
 
 def load_processor(settings: Settings) -> Any:

@@ -64,3 +64,16 @@ def test_clipped_tokens_have_no_gradient() -> None:
     assert policy.grad is not None
     assert policy.grad[0, 0].item() == 0.0
     assert policy.grad[0, 1].item() == pytest.approx(-1.1 / 2, abs=1e-6)
+
+
+def test_learning_rate_rises_then_falls_to_its_last_share() -> None:
+    from services.settings import TrainerSettings
+    from trainer.engine import learning_rate
+
+    trainer = TrainerSettings(learning_rate=1.0, warmup_steps=4, num_steps=12, lr_schedule="linear")
+    rates = [learning_rate(trainer, step) for step in range(12)]
+    assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
+    assert rates[-1] == 1 / 8
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    flat = trainer.model_copy(update={"lr_schedule": "constant"})
+    assert [learning_rate(flat, step) for step in range(4, 12)] == [1.0] * 8
