@@ -15,6 +15,7 @@ from scene_graph.graph import SceneGraph
 from scene_graph.metrics import strict_metrics
 from scene_graph.parsing import clean_graph, parse_completion
 from services.clients.rollout import RolloutClient
+from services.errors import ConflictError
 from services.schemas.common import Sampling
 from services.schemas.rollouts import RolloutRequest, RolloutResponse
 from services.settings import Settings
@@ -22,7 +23,7 @@ from services.settings import Settings
 CONCURRENT_REQUESTS = 32
 
 
-def evaluate_heldout(settings: Settings, *, label: str) -> dict[str, Any]:
+def evaluate_heldout(settings: Settings, *, label: str, policy_version: int) -> dict[str, Any]:
     """Sample `evaluation.num_images` images greedily and score the answers by the strict protocol.
 
     The answers are written to `heldout-<label>.jsonl` in the run's folder.
@@ -30,12 +31,17 @@ def evaluate_heldout(settings: Settings, *, label: str) -> dict[str, Any]:
     Args:
         settings: Of the run; its rollout server must be serving.
         label: `before` or `after`.
+        policy_version: That must have sampled every token.
 
     Returns:
         The fields of `SceneGraphMetrics`, and `completion_length_mean` in tokens.
+
+    Raises:
+        ConflictError: Another version answered.
     """
     samples = heldout_samples(settings)
     answers = asyncio.run(_sample(settings, samples))
+    check_version(answers, policy_version)
     texts = [answer.completions[0].text for answer in answers]
     _write(settings.run.folder / f"heldout-{label}.jsonl", samples, answers)
     pairs = [
@@ -74,6 +80,13 @@ async def _sample(settings: Settings, samples: Sequence[Sample]) -> list[Rollout
                 return await client.rollouts(_request(settings, sample))
 
         return list(await asyncio.gather(*(one(sample) for sample in samples)))
+
+
+def check_version(answers: Sequence[RolloutResponse], wanted: int) -> None:
+    """A server that was restarted meanwhile may serve the model that it started with."""
+    spans = [s for a in answers for c in a.completions for s in c.policy_versions]
+    if others := {s.policy_version for s in spans} - {wanted}:
+        raise ConflictError(f"version {sorted(others)} answered, not version {wanted}: do it again")
 
 
 def _request(settings: Settings, sample: Sample) -> RolloutRequest:

@@ -81,11 +81,12 @@ def _run(
             for name in names:
                 supervisor.start(parts[name])
             supervisor.wait_ready(*names, tick=table.update)
-        _evaluate(settings, folder, "before", supervisor, table, say)
+        _evaluate(settings, folder, "before", 0, supervisor, table, say)
         say(f"training {settings.trainer.num_steps} steps")
         supervisor.start(parts["trainer"])
         supervisor.wait_done("trainer", tick=table.update)
-        _evaluate(settings, folder, "after", supervisor, table, say)
+        last = settings.trainer.num_steps
+        _evaluate(settings, folder, "after", last, supervisor, table, say)
     console.print(summary_table(folder.evaluations()))
     _report(settings, folder, say)
     folder.mark_finished()
@@ -165,6 +166,7 @@ def _evaluate(
     settings: Settings,
     folder: RunFolder,
     label: str,
+    policy_version: int,
     supervisor: Supervisor,
     table: RunTable,
     say: Say,
@@ -176,7 +178,10 @@ def _evaluate(
     from evaluation.heldout import evaluate_heldout
 
     say(f"held-out evaluation {label} training")
-    result = supervisor.watch(lambda: evaluate_heldout(settings, label=label), tick=table.update)
+    result = supervisor.watch(
+        lambda: evaluate_heldout(settings, label=label, policy_version=policy_version),
+        tick=table.update,
+    )
     folder.add_evaluation(label, result)
 
 
@@ -219,5 +224,7 @@ def _ended_early(folder: RunFolder, why: str, code: int) -> int:
     if log_tail:
         print(log_tail, file=sys.stderr)
     resume = f"`sgg-rl demo --resume --config {folder.config}`"
-    print(f"sgg-rl: {head.rstrip(':')} All parts are stopped. Go on with {resume}", file=sys.stderr)
+    print(
+        f"sgg-rl: {head.rstrip(':.')}. All parts are stopped; go on with {resume}", file=sys.stderr
+    )
     return code
