@@ -4,7 +4,7 @@ import asyncio
 import hashlib
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -18,6 +18,7 @@ from services.redis_client import connect
 from services.registry import Registry
 from services.schemas.weights import (
     CommitRequest,
+    PolicyInfo,
     PolicyRecord,
     ServerRecord,
     StageRequest,
@@ -103,7 +104,9 @@ class WeightPublisher:
             servers = await registry.servers()
             checksum = manifest_checksum(manifest)
             request = StageRequest(manifest=manifest, checksum=checksum)
-            staged = await asyncio.gather(*(self._stage(s, request) for s in servers))
+            staged = await asyncio.gather(
+                *(self._tell(s, lambda c: c.stage(request)) for s in servers)
+            )
             record = PolicyRecord(
                 policy_version=manifest.policy_version,
                 incarnation=manifest.incarnation,
@@ -113,32 +116,21 @@ class WeightPublisher:
             await registry.publish_policy(record, manifest)
             commit = CommitRequest(policy_version=manifest.policy_version, checksum=checksum)
             ready = [s for s, ok in zip(servers, staged, strict=True) if ok]
-            return sum(await asyncio.gather(*(self._commit(s, commit) for s in ready)))
+            return sum(
+                await asyncio.gather(*(self._tell(s, lambda c: c.commit(commit)) for s in ready))
+            )
         finally:
             await redis.aclose()
 
-    async def _stage(self, server: ServerRecord, request: StageRequest) -> bool:
+    async def _tell(
+        self, server: ServerRecord, call: Callable[[RolloutClient], Awaitable[PolicyInfo]]
+    ) -> bool:
+        """Whether a server did what it was asked."""
         async with self._client(server) as client:
             try:
-                await client.stage(request)
+                await call(client)
             except SggError as error:
-                logger.warning(
-                    "%s did not stage version %d: %s",
-                    server.url,
-                    request.manifest.policy_version,
-                    error,
-                )
-                return False
-            return True
-
-    async def _commit(self, server: ServerRecord, request: CommitRequest) -> bool:
-        async with self._client(server) as client:
-            try:
-                await client.commit(request)
-            except SggError as error:
-                logger.warning(
-                    "%s did not commit version %d: %s", server.url, request.policy_version, error
-                )
+                logger.warning("%s is left behind: %s", server.url, error)
                 return False
             return True
 
