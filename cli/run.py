@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from services.app import host_and_port
@@ -213,7 +213,8 @@ async def _status(found: Settings, redis: Any, console: Console) -> None:
         f"run {found.run.name}: {policy}, incarnation {await registry.incarnation()}, "
         f"last committed step {await registry.committed_step()}"
     )
-    table = Table("server", "url", "state", "version", "tokens/s", "groups", "last error")
+    names = ("server", "url", "state", "version", "tokens/s", "groups", "last error")
+    table = Table(*(Column(name, overflow="fold") for name in names))
     for server in await registry.servers():
         table.add_row(
             server.server_id,

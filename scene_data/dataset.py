@@ -162,6 +162,7 @@ def _load_parquet(files: list[Path]) -> Any:
     import datasets
 
     names = [str(file.resolve()) for file in files]
+    datasets.disable_progress_bars()  # nothing is fetched; a bar would break the caller's output
     try:
         # Becomes a memory-mapped file in datasets' cache: a row costs one read, not a row group.
         return datasets.load_dataset("parquet", data_files=names, split="train")
