@@ -27,9 +27,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
+from pydantic import ValidationError
 
 from services.clients.reward import RewardClient
-from services.errors import SggError, UnavailableError, WaitTimeoutError
+from services.errors import InvalidInputError, SggError, UnavailableError, WaitTimeoutError
 from services.queues.base import WorkQueue
 from services.schemas.prompts import PromptGroup
 from services.schemas.rewards import RewardGroup, RewardRequest, ScoredGroup
@@ -191,7 +192,11 @@ class Collector:
         limit = (trainer.max_policy_lag + 1) * trainer.groups_per_step
         while len(self._open) < limit:
             position = next(self._cursor)
-            prompt = await asyncio.to_thread(self._prompts.prompt, position, self._version)
+            try:
+                prompt = await asyncio.to_thread(self._prompts.prompt, position, self._version)
+            except InvalidInputError as error:  # a row that cannot be read costs itself
+                self._give_up(position, self._prompts.group_id(position), error.message)
+                continue
             self._open[prompt.work_id] = _Open(position=position, prompt=prompt)
             await self._ask(prompt)
 
@@ -208,7 +213,7 @@ class Collector:
         group = RolloutGroup.model_validate_json(lease.body)
         if group.work_id in self._open and (refusal := self._refusal(group)):
             await self._queue.fail(lease, refusal, max_deliveries=1)
-            await self._bury(group.work_id, refusal)
+            self._bury(group.work_id, refusal)
             await self._admit()
             return
         if await self._queue.complete(lease) and group.work_id in self._open:
@@ -233,10 +238,20 @@ class Collector:
         groups = [await self._arrivals.get()]
         while not self._arrivals.empty() and len(groups) < MAX_GROUPS_PER_REQUEST:
             groups.append(self._arrivals.get_nowait())
-        request = RewardRequest(
-            rubric=self._settings.reward.rubric, groups=[self._reward_group(g) for g in groups]
-        )
-        scored = await self._until_scored(request)
+        await self._score_together(groups)
+
+    async def _score_together(self, groups: list[RolloutGroup]) -> None:
+        """Score in one request; where one group is refused, one by one, and that one is dead."""
+        try:
+            scored = await self._until_scored(self._reward_request(groups))
+        except (InvalidInputError, ValidationError) as error:
+            if len(groups) > 1:
+                for group in groups:
+                    await self._score_together([group])
+            else:
+                self._bury(groups[0].work_id, f"it cannot be scored: {error}")
+                await self._admit()
+            return
         async with self._changed:
             for group, score in zip(groups, scored, strict=True):
                 if group.work_id in self._open:  # not buried meanwhile
@@ -252,6 +267,11 @@ class Collector:
 
         await self._persist(score)
         return scored
+
+    def _reward_request(self, groups: list[RolloutGroup]) -> RewardRequest:
+        return RewardRequest(
+            rubric=self._settings.reward.rubric, groups=[self._reward_group(g) for g in groups]
+        )
 
     def _reward_group(self, group: RolloutGroup) -> RewardGroup:
         opened = self._open[group.work_id]
@@ -336,17 +356,21 @@ class Collector:
         await asyncio.sleep(WATCH_S)
         for letter in await self._queue.dead_letters():
             if letter.work_id in self._open:
-                await self._bury(letter.work_id, letter.failures[-1] if letter.failures else "")
+                self._bury(letter.work_id, letter.failures[-1] if letter.failures else "")
         for opened in list(self._open.values()):
             await self._ask(opened.prompt)
         await self._admit()
 
-    async def _bury(self, work_id: str, reason: str) -> None:
+    def _bury(self, work_id: str, reason: str) -> None:
         opened = self._open.pop(work_id)
         self._ready.pop(work_id, None)
-        self._cursor.finish(opened.position)
-        self._outcome_dead.append(opened.prompt.group_id)
-        logger.warning("group %s is dead: %s", opened.prompt.group_id, reason)
+        self._give_up(opened.position, opened.prompt.group_id, reason)
+
+    def _give_up(self, position: int, name: str, reason: str) -> None:
+        """Record a group that will never be trained on. Another takes its place, up to a bound."""
+        self._cursor.finish(position)
+        self._outcome_dead.append(name)
+        logger.warning("group %s is dead: %s", name, reason)
         if len(self._outcome_dead) > self._settings.trainer.groups_per_step * 4:
             raise SggError(
                 f"{len(self._outcome_dead)} groups died since the last step: see `sgg-rl dead list`"

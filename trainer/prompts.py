@@ -39,6 +39,11 @@ class PromptSource:
         self._suppressed = list(suppressed_token_ids)
         self._order = EpochSampler(len(dataset), settings.run.seed)
 
+    def group_id(self, position: int) -> str:
+        """The name of a position's group."""
+        epoch, index = self._order.at(position)
+        return group_id(self._settings.run.name, epoch, index)
+
     def prompt(self, position: int, policy_version: int) -> PromptGroup:
         """The prompt of a position.
 
@@ -50,7 +55,7 @@ class PromptSource:
         sample = self._dataset[index]
         run, sampling = self._settings.run, self._settings.sampling
         return PromptGroup(
-            group_id=group_id(run.name, epoch, index),
+            group_id=self.group_id(position),
             incarnation=self._incarnation,
             epoch=epoch,
             index=index,

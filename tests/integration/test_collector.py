@@ -10,15 +10,17 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from scene_data.dataset import open_dataset
+from scene_data.dataset import Sample, SceneDataset, open_dataset
+from scene_data.sampler import EpochSampler
 from scene_data.toy import make_toy
-from services.errors import WaitTimeoutError
+from scene_graph.graph import SceneGraph, SceneObject
+from services.errors import InvalidInputError, WaitTimeoutError
 from services.images import ImageStore
 from services.keys import RunKeys
 from services.ports import free_port
@@ -288,6 +290,35 @@ def test_unusable_group_is_dead_and_replaced(make_run: MakeRun, fault: dict[str,
     assert len(batch.outcome.dead) == 1
     letters = asyncio.run(_dead(run))
     assert [letter.work_id.split("#")[0] for letter in letters] == batch.outcome.dead
+
+
+def test_rows_that_cannot_be_read_or_scored_cost_themselves(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(max_policy_lag=0)
+    run.serve_rollout()
+    order = EpochSampler(NUM_ROWS, run.settings.run.seed)
+    unreadable, unscorable = order.at(1)[1], order.at(2)[1]
+    real = SceneDataset.__getitem__
+
+    def spoiled(dataset: SceneDataset, index: int) -> Sample:
+        sample = real(dataset, index)
+        if index == unreadable:
+            raise InvalidInputError("row 7 has no image")
+        if index == unscorable:
+            return replace(sample, graph=SceneGraph(objects=too_many, relationships=()))
+        return sample
+
+    one = SceneObject(id="cat.1", bbox=(0.0, 0.0, 9.0, 9.0))
+    too_many = tuple(replace(one, id=f"cat.{i}") for i in range(501))
+    monkeypatch.setattr(SceneDataset, "__getitem__", spoiled)
+    collector, publisher = run.collector(), run.publisher()
+    publisher.publish(weights(0), 0)
+    collector.start(0)
+    batches = train(run, collector, publisher, range(2))
+    assert positions(batches) == [0, 3, 4, 5, 6, 7]
+    assert len([name for batch in batches for name in batch.outcome.dead]) == 2
+    assert collector.cursor_state().low == 8
 
 
 async def _dead(run: Run) -> list[DeadLetter]:
