@@ -103,7 +103,6 @@ def demo(found: Settings, *, resume: bool) -> None:
     """Run everything on this machine."""
     from launcher.demo import run_demo
 
-    setup_logging("demo")
     sys.exit(run_demo(found, resume=resume))
 
 

@@ -20,6 +20,7 @@ from services.errors import SettingsError, WaitTimeoutError
 from services.ports import free_port, is_listening
 from services.redis_client import redis_answers
 from services.settings import Settings, dump_settings, environment_value
+from services.telemetry import setup_logging
 
 MAX_RESTARTS = 3
 Say = Callable[[str], None]
@@ -51,6 +52,8 @@ def run_demo(settings: Settings, *, resume: bool = False) -> int:
             say(f"the earlier run of this name is kept in {moved}")
         settings = with_free_ports(settings)
         folder.config.write_text(dump_settings(settings))
+        folder.logs.mkdir(exist_ok=True)
+        setup_logging("demo", folder.logs / "demo.log")  # the terminal is the table's
         try:
             with signals_as_interrupt():
                 _run(settings, folder, lock, console, say, resume=resume)

@@ -190,9 +190,8 @@ def _engine_args(settings: Settings) -> AsyncEngineArgs:
         max_model_len=rollout.max_model_len,
         enforce_eager=rollout.enforce_eager,
         limit_mm_per_prompt={"image": 1, "video": 0},
-        mm_processor_kwargs={
-            "size": {"shortest_edge": model.min_pixels, "longest_edge": model.max_pixels}
-        },  # areas in pixels, whatever the names say
+        # By these names: vLLM 0.32 lets the checkpoint's own limits win over a `size` given here.
+        mm_processor_kwargs={"min_pixels": model.min_pixels, "max_pixels": model.max_pixels},
         # The probabilities that were sampled from: after temperature and suppressed tokens.
         logprobs_mode="processed_logprobs",
         enable_prefix_caching=True,

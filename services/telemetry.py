@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import MutableMapping
+from pathlib import Path
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
@@ -17,13 +18,14 @@ class _OneLine(logging.Formatter):
         return super().formatMessage(record).replace("\r", "\\r").replace("\n", "\\n")
 
 
-def setup_logging(process_name: str) -> None:
+def setup_logging(process_name: str, file: Path | None = None) -> None:
     """Send the logs of this process to stderr, one plain line each; a traceback follows its line.
 
     Args:
         process_name: Stands in every line, so that logs of several processes can be merged.
+        file: Append to it instead: for a process that draws on its terminal.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    handler = logging.StreamHandler(sys.stderr) if file is None else logging.FileHandler(file)
     handler.setFormatter(
         _OneLine(f"%(asctime)s %(levelname)-7s {process_name} %(name)s: %(message)s")
     )

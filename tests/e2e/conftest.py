@@ -53,7 +53,8 @@ def _settings(model: Path, redis_url: str, folder: Path) -> Settings:
     return Settings.model_validate(
         {
             "run": {"name": f"e2e-{uuid.uuid4().hex[:8]}", "root": str(folder)},
-            "model": {"path": str(model), "dtype": "float32"},
+            # Other limits than the checkpoint's own, so that a test can see which ones hold.
+            "model": {"path": str(model), "dtype": "float32", "max_pixels": 224 * 224},
             "data": {"train": "unused"},
             "redis": {"url": redis_url},
             "rollout": {

@@ -17,6 +17,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
+from scene_data.templates import prompt_messages
+from scene_graph.boxes import smart_resize
 from services.clients.rollout import RolloutClient
 from services.errors import ConflictError, InvalidInputError
 from services.images import ImageStore
@@ -36,6 +38,7 @@ from services.schemas.weights import (
 )
 from services.weights import manifest_checksum, shm_file
 from tests.e2e.conftest import RunningServer
+from trainer.engine import load_processor
 
 TOLERANCE = 2e-3
 """Of log-probabilities in float32: both sum in other orders."""
@@ -357,3 +360,25 @@ async def test_a_prompt_of_the_queue_is_sampled_by_the_version_it_asks_for(
     for completion in group.completions:
         given = torch.tensor(completion.rollout_logprobs)
         torch.testing.assert_close(given, other.of(image, completion), atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(640, 480), (40, 60), (800, 300)])
+async def test_images_are_resized_by_the_run_s_limits(
+    rollout_server: RunningServer, size: tuple[int, int]
+) -> None:
+    """Sampler, trainer and boxes must see the same image: the checkpoint's limits are others."""
+    model = rollout_server.settings.model
+    picture = io.BytesIO()
+    Image.new("RGB", size, "white").save(picture, "PNG")
+    width, height = smart_resize(*size, min_pixels=model.min_pixels, max_pixels=model.max_pixels)
+    request = RolloutRequest(
+        messages=prompt_messages("toy", "relative_1000"),
+        image_data=base64.b64encode(picture.getvalue()).decode(),
+        sampling=Sampling(max_tokens=2),
+    )
+    async with RolloutClient(rollout_server.url) as client:
+        answer = await client.rollouts(request)
+    image_pad = load_processor(rollout_server.settings).tokenizer.convert_tokens_to_ids(
+        "<|image_pad|>"
+    )
+    assert answer.prompt_token_ids.count(image_pad) == (width // 28) * (height // 28)
