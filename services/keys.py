@@ -13,7 +13,7 @@
 | policy                 | string | trainer          | `PolicyRecord`: the version to serve |
 | manifest               | string | trainer          | `WeightManifest` of that version |
 | images:{sha256}        | string | trainer          | images for hosts without shared files |
-| run                    | hash   | trainer          | incarnation, last committed step, stop flag |
+| run                    | hash   | trainer          | incarnation, last committed step |
 """
 
 CONSUMER_GROUPS = {"prompts": "rollout", "rollouts": "trainer"}

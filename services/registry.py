@@ -121,15 +121,6 @@ class Registry:
         """The last step whose checkpoint is complete; 0 before the first."""
         return await self._run_number("committed_step")
 
-    async def request_stop(self, *, stop: bool = True) -> None:
-        """Ask the trainer to checkpoint and end after its present step; or take the wish back."""
-        with redis_errors(self._redis):
-            await self._redis.hset(self._keys.run, "stop", str(int(stop)))
-
-    async def stop_requested(self) -> bool:
-        """Whether the trainer is asked to end."""
-        return bool(await self._run_number("stop"))
-
     async def _run_number(self, field: str) -> int:
         with redis_errors(self._redis):
             value: Any = await self._redis.hget(self._keys.run, field)

@@ -101,14 +101,6 @@ async def test_an_incarnation_rises_even_when_redis_lost_its_data(registry: Regi
     assert await registry.next_incarnation(at_least=3) == 9
 
 
-async def test_stop_is_asked_for_and_taken_back(registry: Registry) -> None:
-    assert not await registry.stop_requested()
-    await registry.request_stop()
-    assert await registry.stop_requested()
-    await registry.request_stop(stop=False)
-    assert not await registry.stop_requested()
-
-
 async def test_an_image_reaches_a_host_without_the_folder(
     tmp_path: Path, client: Redis, run_keys: RunKeys
 ) -> None:
