@@ -55,6 +55,7 @@ MAX_GROUPS_PER_REQUEST = 64
 class _Open:
     position: int
     prompt: PromptGroup
+    received: bool = False
 
 
 class Collector:
@@ -137,6 +138,7 @@ class Collector:
             timeout_s=self._settings.reward.timeout_s,
         )
         self._changed = asyncio.Condition()
+        self._admitting = asyncio.Lock()
         self._arrivals: asyncio.Queue[RolloutGroup] = asyncio.Queue()
         await self._persist(self._fence)
         for work in (self._receive, self._score, self._watch):
@@ -190,15 +192,16 @@ class Collector:
     async def _admit(self) -> None:
         trainer = self._settings.trainer
         limit = (trainer.max_policy_lag + 1) * trainer.groups_per_step
-        while len(self._open) < limit:
-            position = next(self._cursor)
-            try:
-                prompt = await asyncio.to_thread(self._prompts.prompt, position, self._version)
-            except InvalidInputError as error:  # a row that cannot be read costs itself
-                self._give_up(position, self._prompts.group_id(position), error.message)
-                continue
-            self._open[prompt.work_id] = _Open(position=position, prompt=prompt)
-            await self._ask(prompt)
+        async with self._admitting:  # several parts call this, and the bound holds for all
+            while len(self._open) < limit:
+                position = next(self._cursor)
+                try:
+                    prompt = await asyncio.to_thread(self._prompts.prompt, position, self._version)
+                except InvalidInputError as error:  # a row that cannot be read costs itself
+                    self._give_up(position, self._prompts.group_id(position), error.message)
+                    continue
+                self._open[prompt.work_id] = _Open(position=position, prompt=prompt)
+                await self._ask(prompt)
 
     async def _ask(self, prompt: PromptGroup) -> None:
         """Idempotent: the queue knows the work id. A failure is made good by `_watch`."""
@@ -211,15 +214,20 @@ class Collector:
         if lease is None:
             return
         group = RolloutGroup.model_validate_json(lease.body)
-        if group.work_id in self._open and (refusal := self._refusal(group)):
+        opened = self._open.get(group.work_id)
+        if opened is not None and (refusal := self._refusal(group)):
             await self._queue.fail(lease, refusal, max_deliveries=1)
             self._bury(group.work_id, refusal)
             await self._admit()
             return
-        if await self._queue.complete(lease) and group.work_id in self._open:
+        if opened is not None and not opened.received:
+            # Kept before it is acknowledged: an answer of Redis may be lost, and then it is
+            # delivered again.
+            opened.received = True
             self._last_arrival = time.monotonic()
             self._trouble = ""
             await self._arrivals.put(group)
+        await self._queue.complete(lease)
 
     def _refusal(self, group: RolloutGroup) -> str | None:
         """Why a sampled group cannot be trained on, if so."""
