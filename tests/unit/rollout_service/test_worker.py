@@ -261,13 +261,13 @@ async def test_a_late_joiner_catches_up_before_it_claims(shm_run: ShmRun, tmp_pa
 
 
 async def test_leases_are_renewed_while_sampling(shm_run: ShmRun, tmp_path: Path) -> None:
-    scene = Scene(shm_run.name, tmp_path, tokens_per_s=250, lease_s=0.3)
+    scene = Scene(shm_run.name, tmp_path, tokens_per_s=120, lease_s=1.0)
     await scene.start()
     try:
         await scene.ask("slow")
-        await asyncio.sleep(0.2)
-        for _ in range(5):
-            assert await scene.queue.claim("prompts", "thief", lease_s=0.3, block_s=0.1) is None
+        await until(lambda: scene.engine.num_asked > 0)
+        for _ in range(14):
+            assert await scene.queue.claim("prompts", "thief", lease_s=1.0, block_s=0.1) is None
         assert (await scene.answer()).group_id == "slow"
     finally:
         await scene.stop()
