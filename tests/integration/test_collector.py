@@ -49,6 +49,7 @@ class Run:
     keys: RunKeys
     folder: Path
     stack: ExitStack
+    reward: "subprocess.Popen[bytes] | None" = None
 
     def serve_rollout(self) -> "subprocess.Popen[bytes]":
         log = self.folder / "rollout.log"
@@ -56,6 +57,14 @@ class Run:
             sgg_process(log, "serve", "rollout", "--config", str(self.config))
         )
         wait_ready(self.settings.rollout.url, process, log)
+        return process
+
+    def serve_reward(self) -> "subprocess.Popen[bytes]":
+        log = self.folder / "reward.log"
+        process = self.stack.enter_context(
+            sgg_process(log, "serve", "reward", "--config", str(self.config))
+        )
+        wait_ready(self.settings.reward.url, process, log)
         return process
 
     def queue(self) -> RedisQueue:
@@ -136,11 +145,7 @@ def make_run(tmp_path: Path, toy: Path, redis_url: str) -> Iterator[MakeRun]:
             config = tmp_path / "run.toml"
             config.write_text(dump_settings(settings))
             run = Run(settings, config, RunKeys(name), tmp_path, stack)
-            log = tmp_path / "reward.log"
-            reward = stack.enter_context(
-                sgg_process(log, "serve", "reward", "--config", str(config))
-            )
-            wait_ready(settings.reward.url, reward, log)
+            run.reward = run.serve_reward()
             return run
 
         yield make
@@ -190,6 +195,26 @@ def test_killed_rollout_server_loses_and_repeats_nothing(make_run: MakeRun) -> N
     assert set(used) >= set(range(18)), "no position is skipped, whatever its server's fate"
     first = [s for g in batches[3].groups for c in g.rollout.completions for s in c.policy_versions]
     assert min(s.policy_version for s in first) >= 3, "version 0 was never sampled again"
+
+
+def test_killed_reward_service_is_waited_for_and_never_a_reward(make_run: MakeRun) -> None:
+    run = make_run(max_policy_lag=1)
+    run.serve_rollout()
+    collector, publisher = run.collector(), run.publisher()
+    publisher.publish(weights(0), 0)
+    collector.start(0)
+    batches = train(run, collector, publisher, range(1))
+    assert run.reward is not None
+    run.reward.kill()
+    run.reward.wait()
+    back = threading.Timer(2.0, run.serve_reward)
+    back.start()
+    batches += train(run, collector, publisher, range(1, 4))
+    back.join()
+    assert len(set(positions(batches))) == 12
+    statuses = {r.status for batch in batches for group in batch.groups for r in group.rewards}
+    assert statuses <= {"ok", "no_answer", "invalid_json", "schema_violation"}
+    assert any(r.total > 0 for group in batches[-1].groups for r in group.rewards)
 
 
 def test_killed_redis_loses_and_repeats_nothing(
@@ -264,8 +289,10 @@ def test_new_incarnation_asks_again_for_what_was_open(make_run: MakeRun) -> None
     again, publisher = run.collector(incarnation=2, cursor=state), run.publisher(incarnation=2)
     publisher.publish(weights(2), 2)
     again.start(2)
-    second = train(run, again, publisher, range(2, 4))
-    assert sorted(positions(first + second)) == list(range(12))
+    second = train_until(run, again, publisher, range(2, 400), low=12)
+    used = positions(first + second)
+    assert len(used) == len(set(used))
+    assert set(used) >= set(range(12))
     assert {g.rollout.incarnation for b in second for g in b.groups} == {2}
 
 
