@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from scene_data.dataset import SceneDataset
+from services.clients.rollout import RolloutClient
 from services.errors import SggError, UnavailableError
 from services.images import ImageStore
 from services.keys import RunKeys
@@ -16,6 +17,7 @@ from services.queues.base import WorkQueue
 from services.queues.redis import RedisQueue
 from services.redis_client import connect
 from services.registry import Registry
+from services.schemas.weights import ServerRecord
 from services.settings import Settings
 from services.waiting import until_available
 from trainer.checkpoint import TrainerState
@@ -137,12 +139,28 @@ def _connect(
 
 
 async def _next_incarnation(settings: Settings, keys: RunKeys, state: TrainerState) -> int:
+    """Higher than the checkpoint's, than Redis remembers, and than any live server has seen.
+
+    Servers outlive a Redis that lost its data; to a lower incarnation they would not listen.
+    """
     redis = connect(settings.redis.url)
+    registry = Registry(redis, keys)
+
+    async def ask() -> int:
+        seen = [await _incarnation_of(settings, server) for server in await registry.servers()]
+        return await registry.next_incarnation(at_least=max([state.incarnation, *seen]) + 1)
+
     try:
-        registry = Registry(redis, keys)
-        return await until_available(
-            lambda: registry.next_incarnation(at_least=state.incarnation + 1),
-            timeout_s=settings.trainer.wait_timeout_s,
-        )
+        return await until_available(ask, timeout_s=settings.trainer.wait_timeout_s)
     finally:
         await redis.aclose()
+
+
+async def _incarnation_of(settings: Settings, server: ServerRecord) -> int:
+    """0 for a server that does not answer: it learns of this trainer when it is back."""
+    async with RolloutClient(server.url, token=settings.data_token, timeout_s=5.0) as client:
+        try:
+            return (await client.policy()).incarnation
+        except SggError as error:
+            logger.warning("%s does not say what it serves: %s", server.url, error)
+            return 0

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -32,10 +33,13 @@ from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
 from services.settings import Settings, dump_settings
 from tests.conftest import RedisStarter
 from tests.processes import sgg_process, wait_ready
+from trainer.checkpoint import TrainerState
 from trainer.collector import Collector
 from trainer.cursor import Cursor, CursorState
+from trainer.link import ServiceLink
 from trainer.prompts import PromptSource
 from trainer.publisher import WeightPublisher
+from trainer.ranks import Ranks
 from trainer.types import Batch
 
 PLACEHOLDER = 7
@@ -277,6 +281,32 @@ def test_lost_acknowledgement_loses_no_group(make_run: MakeRun) -> None:
     assert queue.lost == 3
 
 
+def test_servers_that_outlive_redis_data_still_listen(make_run: MakeRun) -> None:
+    """Redis forgets the incarnation, the server does not: the next trainer must rise above it."""
+    run = make_run(max_policy_lag=0)
+    run.serve_rollout()
+    assert run.publisher(incarnation=7).publish(weights(5), 5) == 1
+    with ServiceLink.open(
+        run.settings, open_dataset(run.settings.data.train), [PLACEHOLDER], TrainerState(), Alone()
+    ) as services:
+        services.start(weights(0), 0)
+        batch = services.take(0)
+    assert {group.rollout.incarnation for group in batch.groups} == {8}
+    assert {group.oldest_policy_version for group in batch.groups} == {0}
+
+
+class Alone(Ranks):
+    """One process without a process group."""
+
+    def __init__(self) -> None:
+        self.rank, self.size = 0, 1
+
+    def broadcast(self, message: Any, kind: Any) -> Any:
+        if isinstance(message, Exception):
+            raise message
+        return message
+
+
 def test_new_incarnation_asks_again_for_what_was_open(make_run: MakeRun) -> None:
     run = make_run(max_policy_lag=1)
     run.serve_rollout()
@@ -345,12 +375,12 @@ def test_stale_groups_are_recorded_and_asked_for_again(make_run: MakeRun) -> Non
     assert positions([batch]) == [3, 4, 5]
 
 
-@pytest.mark.parametrize("fault", [{"token": PLACEHOLDER}, {"size": 3}])
+@pytest.mark.parametrize("fault", [{"token": PLACEHOLDER}, {"size": 3}, {"version": 9}])
 def test_unusable_group_is_dead_and_replaced(make_run: MakeRun, fault: dict[str, int]) -> None:
     run = make_run(max_policy_lag=0)
     collector = run.collector()
     collector.start(0)
-    asyncio.run(answer(run, 1, version=0, **fault))
+    asyncio.run(answer(run, 1, **{"version": 0, **fault}))
     asyncio.run(answer(run, 3, version=0))
     batch = collector.take(0)
     assert positions([batch]) == [1, 2, 3]
