@@ -233,12 +233,12 @@ class Collector:
         """Why a sampled group cannot be trained on, if so."""
         if len(group.completions) != self._settings.trainer.group_size:
             return f"{len(group.completions)} completions, not trainer.group_size"
-        newest = max(s.policy_version for c in group.completions for s in c.policy_versions)
-        if newest > self._version + 1:  # the next one is served before `release` says so
-            return f"sampled with version {newest}, which this trainer has not published"
         for completion in group.completions:
-            if not completion.token_ids:
-                return "a completion without tokens"
+            if not completion.token_ids or not completion.policy_versions:
+                return "a completion without tokens or policy_versions"
+            newest = max(span.policy_version for span in completion.policy_versions)
+            if newest > self._version + 1:  # the next one is served before `release` says so
+                return f"sampled with version {newest}, which this trainer has not published"
             if len(completion.rollout_logprobs) != len(completion.token_ids):
                 return "rollout_logprobs and token_ids differ in length"
             if self._suppressed.intersection(completion.token_ids):

@@ -56,19 +56,17 @@ class Run:
     reward: "subprocess.Popen[bytes] | None" = None
 
     def serve_rollout(self) -> "subprocess.Popen[bytes]":
-        log = self.folder / "rollout.log"
-        process = self.stack.enter_context(
-            sgg_process(log, "serve", "rollout", "--config", str(self.config))
-        )
-        wait_ready(self.settings.rollout.url, process, log)
-        return process
+        return self._serve("rollout", self.settings.rollout.url)
 
     def serve_reward(self) -> "subprocess.Popen[bytes]":
-        log = self.folder / "reward.log"
+        return self._serve("reward", self.settings.reward.url)
+
+    def _serve(self, service: str, url: str) -> "subprocess.Popen[bytes]":
+        log = self.folder / f"{service}.log"
         process = self.stack.enter_context(
-            sgg_process(log, "serve", "reward", "--config", str(self.config))
+            sgg_process(log, "serve", service, "--config", str(self.config))
         )
-        wait_ready(self.settings.reward.url, process, log)
+        wait_ready(url, process, log)
         return process
 
     def queue(self) -> RedisQueue:
