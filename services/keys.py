@@ -12,7 +12,7 @@
 | heartbeat:{server}     | string | rollout servers  | expires when the server is gone |
 | policy                 | string | trainer          | `PolicyRecord`: the version to serve |
 | manifest               | string | trainer          | `WeightManifest` of that version |
-| images:{sha256}        | string | trainer          | images for hosts without shared files |
+| images:{sha256}        | string | `ImageStore`     | images for hosts without shared files |
 | run                    | hash   | trainer          | incarnation, last committed step |
 """
 

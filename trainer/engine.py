@@ -53,10 +53,11 @@ class PolicyEngine:
         model = load_model(settings)
         self.image_token_id = int(model.config.image_token_id)
         self.suppressed_token_ids = placeholder_ids(self.processor.tokenizer)
-        self._config = deepspeed_config(settings, world_size)
         trainable = [p for p in model.parameters() if p.requires_grad]
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=model, model_parameters=trainable, config=self._config
+            model=model,
+            model_parameters=trainable,
+            config=deepspeed_config(settings, world_size),
         )
 
     @property

@@ -1,7 +1,7 @@
 """The files a run leaves for people: metrics, ledger, and the rollouts themselves."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
@@ -91,15 +91,6 @@ def ledger_line(batch: Batch, step: int) -> dict[str, Any]:
         "stale": batch.outcome.stale,
         "dead": batch.outcome.dead,
     }
-
-
-def read_jsonl(file: Path) -> list[dict[str, Any]]:
-    """All rows of a JSON-lines file; none when it does not exist."""
-    return [json.loads(line) for line in _lines(file)]
-
-
-def _lines(file: Path) -> Iterable[str]:
-    return file.read_text().splitlines() if file.exists() else []
 
 
 def _step_of(line: str) -> int:
