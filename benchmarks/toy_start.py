@@ -15,12 +15,11 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from reward_service.rubrics import find_rubric
-from reward_service.scoring import reference_graph, score_group
+from reward_service.scoring import make_scorer, reference_columns
 from scene_data.templates import prompt_messages
 from scene_data.toy import SIDE, render, toy_scene
 from scene_graph.graph import SceneGraph
-from scene_graph.matching import GraphArrays, match_objects
+from scene_graph.matching import compare
 from scene_graph.parsing import parse_completion
 from services.schemas.rewards import (
     ReferenceGraph,
@@ -106,12 +105,12 @@ def table(model: ToyModel, num_scenes: int) -> Iterator[list[str]]:
 
 def measure(scenes: Sequence[SceneGraph], groups: Sequence[Sequence[str]]) -> list[str]:
     """Means over all completions; what does not parse counts 0, but for the IoU."""
-    soft, hard = find_rubric("r1-soft"), find_rubric("r1-hard")
+    soft, hard = make_scorer("r1-soft"), make_scorer("r1-hard")
     rewards, recall, ious = [], [], []
     for scene, texts in zip(scenes, groups, strict=True):
         group = _reward_group(scene, list(texts))
-        rewards += score_group(group, soft).rewards
-        recall += [r.breakdown["edge_hard"] for r in score_group(group, hard).rewards]
+        rewards += soft.score([group])[0].rewards
+        recall += [r.breakdown["edge_hard"] for r in hard.score([group])[0].rewards]
         ious += [_mean_iou(group, text) for text in texts]
     return [
         f"{np.mean([r.status == 'ok' for r in rewards]):.1%}",
@@ -140,11 +139,12 @@ def _reward_group(scene: SceneGraph, completions: list[str]) -> RewardGroup:
 
 def _mean_iou(group: RewardGroup, text: str) -> float:
     """Of the boxes that the matching pairs; NaN where nothing was predicted."""
-    predicted = GraphArrays.from_graph(parse_completion(text, BOX_SPACE).graph)
-    if not predicted.categories:
+    predicted = parse_completion(text, BOX_SPACE).columns
+    reference, _ = reference_columns(group)
+    pairs = compare([predicted], [reference], np.zeros(1, dtype=np.int64)).pairs
+    if pairs is None or not len(pairs.matched):
         return float("nan")
-    matching = match_objects(predicted, GraphArrays.from_graph(reference_graph(group)[0]))
-    return float(matching.iou[matching.predicted, matching.reference].mean())
+    return float(pairs.iou[pairs.matched].mean())
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ from typing import Any
 from scene_data.dataset import Sample, SceneDataset, open_dataset
 from scene_data.templates import prompt_messages
 from scene_data.wire import box_space
+from scene_graph.cleaning import clean_graph
 from scene_graph.graph import SceneGraph
 from scene_graph.metrics import strict_metrics
-from scene_graph.parsing import clean_graph, parse_completion
+from scene_graph.parsing import parse_completion
 from services.clients.rollout import RolloutClient
 from services.errors import ConflictError
 from services.schemas.common import Sampling

@@ -12,8 +12,8 @@ import numpy as np
 from evaluation.heldout import clean_reference, heldout_samples
 from scene_data.dataset import Sample
 from scene_data.wire import box_space
-from scene_graph.graph import Relationship, SceneGraph
-from scene_graph.matching import GraphArrays, match_objects, triplet_hits
+from scene_graph.graph import GraphColumns, Relationship, SceneGraph
+from scene_graph.matching import compare
 from scene_graph.parsing import parse_completion
 from services.settings import Settings
 
@@ -76,12 +76,7 @@ def _panel(
 ) -> Panel:
     """Colours say what the strict protocol counts; the reference is drawn without judgement."""
     height = PANEL_WIDTH * sample.height / sample.width
-    predicted, wanted = GraphArrays.from_graph(graph), GraphArrays.from_graph(reference)
-    matching = match_objects(predicted, wanted)
-    found: list[bool] = np.any((matching.similarity >= 1) & (matching.iou >= 0.5), axis=1).tolist()
-    hits = triplet_hits(predicted, wanted, matching.similarity, matching.iou)
-    edge_found: list[bool] = np.any(hits, axis=1).tolist()
-    edge_reached: list[bool] = np.any(hits, axis=0).tolist()
+    found, edge_found, edge_reached = _hits(graph, reference)
     boxes = {
         item.id: {
             "label": item.id,
@@ -89,18 +84,18 @@ def _panel(
             "y": item.bbox[1] * height,
             "w": (item.bbox[2] - item.bbox[0]) * PANEL_WIDTH,
             "h": (item.bbox[3] - item.bbox[1]) * height,
-            "kind": HIT if found[i] else WRONG,
+            "kind": HIT if i in found else WRONG,
         }
         for i, item in enumerate(graph.objects)
     }
     triplets = [
-        {"text": _triplet(r), "kind": HIT if edge_found[i] else WRONG}
+        {"text": _triplet(r), "kind": HIT if i in edge_found else WRONG}
         for i, r in enumerate(graph.relationships)
     ]
     missed = [
         {"text": _triplet(r), "kind": MISS}
         for i, r in enumerate(reference.relationships)
-        if not edge_reached[i]
+        if i not in edge_reached
     ]
     arrows = [
         _arrow(boxes[r.subject], boxes[r.object], r.predicate, t["kind"])
@@ -112,6 +107,20 @@ def _panel(
         arrows=arrows,
         triplets=triplets + missed,
         note=note,
+    )
+
+
+def _hits(graph: SceneGraph, reference: SceneGraph) -> tuple[set[int], set[int], set[int]]:
+    """Places of predicted objects, predicted triplets and reference triplets that hit another."""
+    sides = [GraphColumns.from_graph(graph)], [GraphColumns.from_graph(reference)]
+    c = compare(*sides, np.zeros(1, dtype=np.int64))
+    assert c.pairs is not None
+    objects = c.pairs.predicted[c.pairs.same_name & c.pairs.overlap]
+    hit = c.triplets.same_names & c.triplets.overlap
+    return (
+        set(c.predicted.written[objects].tolist()),
+        set(c.triplets.predicted[hit].tolist()),
+        set(c.triplets.instance[hit].tolist()),
     )
 
 

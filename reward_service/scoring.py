@@ -1,84 +1,233 @@
-"""Scores completions against their reference. Pure: the same request gives the same rewards."""
+"""Scores completions against their references, many at a time.
 
-from reward_service.rubrics import Rubric
-from reward_service.terms import TERMS, Comparison
-from scene_graph.graph import Relationship, SceneGraph, SceneObject
-from scene_graph.matching import GraphArrays, match_objects, one_to_one, triplet_hits
-from scene_graph.parsing import ParsedCompletion, clean_graph, parse_completion
-from services.schemas.rewards import Matched, Reward, RewardGroup, ScoredGroup
+Pure: the same request gives the same rewards, whatever stands beside it. One parse and one
+comparison of a completion serve every term.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from reward_service.rubrics import Rubric, find_rubric
+from reward_service.similarities import Similarities
+from reward_service.terms import TERMS, Batch
+from scene_graph.boxes import space_scale
+from scene_graph.cleaning import clean_entries
+from scene_graph.graph import GraphColumns
+from scene_graph.matching import Comparison, compare
+from scene_graph.parsing import ParsedCompletion, parse_completion
+from scene_graph.similarity import Similarity
+from services.errors import InvalidInputError
+from services.schemas.rewards import Matched, Reward, RewardGroup, ScoredGroup, Task
+
+logger = logging.getLogger(__name__)
+
+_PAIRS_AT_ONCE = 40_000
+"""Pairs of objects and of triplets in one batch of arrays: what fits a processor's cache."""
 
 
-def score_group(group: RewardGroup, rubric: Rubric) -> ScoredGroup:
-    """Rewards of a group's completions, in their order.
+class _Item(NamedTuple):
+    """One completion of a request."""
 
-    The reference is cleaned by the rules for predictions (`clean_graph`): what is wrong in it is
-    dropped (of a duplicate id the first stays), so it can neither raise nor be matched.
+    group: int
+    place: int
+    """Among the group's completions"""
+    text: str
+    parsed: ParsedCompletion
+
+
+class Scorer:
+    """A rubric made ready for a task.
+
+    Example: `make_scorer("balanced").score(request.groups)`
     """
-    reference = GraphArrays.from_graph(reference_graph(group)[0])
-    return ScoredGroup(
-        group_id=group.group_id,
-        rewards=[
-            _score(parse_completion(text, group.box_space), reference, group, rubric)
-            for text in group.completions
-        ],
-    )
 
+    def __init__(self, rubric: Rubric, task: Task, similarity: Similarity) -> None:
+        self.rubric = rubric
+        self.task = task
+        self.rubric_version = rubric.version(similarity.version)
+        self.weights = rubric.terms_of(task)
+        self.max_total = sum(self.weights.values())
+        self._similarity = similarity
+        self._failure = dict.fromkeys(self.weights, 0.0)
 
-def reference_graph(group: RewardGroup) -> tuple[SceneGraph, dict[str, int]]:
-    """The group's cleaned reference, boxes in fractions, and what was dropped from it by reason."""
-    width, height = group.image_size
-    graph = SceneGraph(
-        objects=tuple(SceneObject(id=o.id, bbox=o.bbox) for o in group.reference.objects),
-        relationships=tuple(
-            Relationship(subject=r.subject, predicate=r.predicate, object=r.object)
-            for r in group.reference.relationships
-        ),
-    )
-    clean, dropped = clean_graph(graph, f"pixels:{width}x{height}")
-    return clean, dict(dropped)
+    def score(self, groups: Sequence[RewardGroup]) -> list[ScoredGroup]:
+        """Rewards of every completion, groups and completions in the order given.
 
+        References are cleaned by the rules for predictions (of a duplicate id the first stays), so
+        that what is wrong in them can neither raise nor be matched.
 
-def _score(
-    parsed: ParsedCompletion, reference: GraphArrays, group: RewardGroup, rubric: Rubric
-) -> Reward:
-    if parsed.status != "ok":
+        Raises:
+            InvalidInputError: The rubric looks at tokens and a group has no `num_tokens`.
+        """
+        self._check(groups)
+        references = self._references(groups)
+        rewards: list[list[Reward]] = [[self._lowest(None)] * len(g.completions) for g in groups]
+        for items in self._batches(groups, references, rewards):
+            for item, reward in zip(items, self._score(items, groups, references), strict=True):
+                rewards[item.group][item.place] = reward
+        return [
+            ScoredGroup(group_id=group.group_id, rewards=found)
+            for group, found in zip(groups, rewards, strict=True)
+        ]
+
+    def _references(self, groups: Sequence[RewardGroup]) -> list[GraphColumns]:
+        """Cleaned; one line of the log says what they lost."""
+        cleaned = [reference_columns(group, self.task) for group in groups]
+        lost = sum((Counter(dropped) for _, dropped in cleaned), Counter[str]())
+        if lost:
+            names = [g.group_id for g, (_, dropped) in zip(groups, cleaned, strict=True) if dropped]
+            logger.warning(
+                "references of %d groups, such as %s, lost parts: %s",
+                len(names),
+                names[0],
+                dict(lost),
+            )
+        return [reference for reference, _ in cleaned]
+
+    def _check(self, groups: Sequence[RewardGroup]) -> None:
+        length = self.rubric.length
+        if "length_penalty" in self.weights and length is not None and length.unit == "tokens":
+            for group in groups:
+                if group.num_tokens is None:
+                    raise InvalidInputError(
+                        f"group {group.group_id!r} has no num_tokens, and length_penalty counts "
+                        "tokens: send them, or use the unit characters"
+                    )
+
+    def _batches(
+        self,
+        groups: Sequence[RewardGroup],
+        references: list[GraphColumns],
+        rewards: list[list[Reward]],
+    ) -> Iterator[list[_Item]]:
+        """Completions that parse, so many at a time; the others get the lowest reward here."""
+        items: list[_Item] = []
+        num_pairs = 0
+        for i, group in enumerate(groups):
+            wanted = references[i]
+            for place, text in enumerate(group.completions):
+                parsed = parse_completion(text, group.box_space, task=self.task)
+                if parsed.status != "ok":
+                    rewards[i][place] = self._lowest(parsed)
+                    continue
+                items.append(_Item(i, place, text, parsed))
+                num_pairs += len(parsed.columns.ids) * len(wanted.ids)
+                num_pairs += len(parsed.columns.predicates) * len(wanted.predicates)
+                if num_pairs >= _PAIRS_AT_ONCE:
+                    yield items
+                    items, num_pairs = [], 0
+        if items:
+            yield items
+
+    def _score(
+        self, items: list[_Item], groups: Sequence[RewardGroup], references: list[GraphColumns]
+    ) -> Iterator[Reward]:
+        batch = self._batch(items, groups, references)
+        values = {name: TERMS[name].function(batch, self.rubric) for name in self.weights}
+        total = np.zeros(len(items))
+        for name, weight in self.weights.items():
+            total += weight * values[name]
+        columns = [total, *values.values(), *_matched(batch.comparison)]
+        rows = zip(*(column.tolist() for column in columns), strict=True)
+        names = tuple(values)
+        for item, (sum_, *terms, objects, relationships) in zip(items, rows, strict=True):
+            yield Reward(
+                total=sum_,
+                status="ok",
+                breakdown=dict(zip(names, terms, strict=True)),
+                matched=_matched_counts(objects, relationships),
+                dropped=item.parsed.dropped,
+            )
+
+    def _batch(
+        self, items: list[_Item], groups: Sequence[RewardGroup], references: list[GraphColumns]
+    ) -> Batch:
+        first, last = items[0].group, items[-1].group + 1
+        comparison = compare(
+            [item.parsed.columns for item in items],
+            references[first:last],
+            np.array([item.group - first for item in items]),
+            self._similarity,
+            boxes=self.task != "cls",
+        )
+        tagged, num_tokens = [], []
+        for item in items:
+            group = groups[item.group]
+            thinking = item.parsed.has_think_tags or not group.require_thinking
+            tagged.append(item.parsed.has_answer_tags and thinking)
+            num_tokens.append(group.num_tokens[item.place] if group.num_tokens else 0)
+        return Batch(
+            task=self.task,
+            comparison=comparison,
+            tagged=np.array(tagged),
+            clean=np.array([not item.parsed.dropped for item in items]),
+            num_characters=np.array([len(item.text) for item in items]),
+            num_tokens=np.array(num_tokens),
+        )
+
+    def _lowest(self, parsed: ParsedCompletion | None) -> Reward:
+        """Of a completion that gives no graph."""
         return Reward(
             total=0.0,
-            status=parsed.status,
-            breakdown=dict.fromkeys(rubric.terms, 0.0),
-            matched=Matched(objects=0, relationships=0),
-            truncated=parsed.truncated,
+            status=parsed.status if parsed else "no_answer",
+            breakdown=self._failure,
+            matched=_matched_counts(0, 0),
+            truncated=bool(parsed and parsed.truncated),
         )
-    comparison = _compare(parsed, reference, group.require_thinking)
-    breakdown = {name: TERMS[name].function(comparison) for name in rubric.terms}
-    return Reward(
-        total=sum(rubric.terms[name] * value for name, value in breakdown.items()),
-        status="ok",
-        breakdown=breakdown,
-        matched=_matched(comparison),
-        dropped=parsed.dropped,
+
+
+def make_scorer(
+    wanted: str | dict[str, Any], task: Task = "sgg", similarities: Similarities | None = None
+) -> Scorer:
+    """A scorer for a rubric's name, or a rubric in full.
+
+    Args:
+        wanted: As in `RewardRequest.rubric`.
+        task: As in `RewardRequest.task`.
+        similarities: Where the rubric's similarity is found; without them only `exact` is.
+
+    Raises:
+        InvalidInputError: The rubric or its similarity is unknown or wrong, or the rubric says
+            nothing about this task's graphs.
+    """
+    rubric = find_rubric(wanted)
+    if not set(rubric.terms_of(task)) - {"format", "length_penalty"}:
+        raise InvalidInputError(
+            f"rubric {rubric.name!r} has no term about the graph for task {task!r}: "
+            f"{', '.join(sorted(name for name, term in TERMS.items() if task in term.tasks))}"
+        )
+    return Scorer(rubric, task, (similarities or Similarities()).get(rubric.similarity))
+
+
+def reference_columns(
+    group: RewardGroup, task: Task = "sgg"
+) -> tuple[GraphColumns, dict[str, int]]:
+    """A group's cleaned reference, and what was dropped from it by reason."""
+    width, height = group.image_size
+    scale = space_scale(f"pixels:{width}x{height}")
+    return clean_entries(
+        [(item.id, item.bbox) for item in group.reference.objects],
+        [(edge.subject, edge.predicate, edge.object) for edge in group.reference.relationships],
+        scale,
+        task,
     )
 
 
-def _compare(
-    parsed: ParsedCompletion, reference: GraphArrays, require_thinking: bool
-) -> Comparison:
-    predicted = GraphArrays.from_graph(parsed.graph)
-    matching = match_objects(predicted, reference)
-    hits = triplet_hits(predicted, reference, matching.similarity, matching.iou)
-    return Comparison(
-        parsed=parsed,
-        require_thinking=require_thinking,
-        predicted=predicted,
-        reference=reference,
-        matching=matching,
-        hit_triplets=one_to_one(hits),
-    )
+@lru_cache(maxsize=4096)
+def _matched_counts(objects: int, relationships: int) -> Matched:
+    return Matched(objects=objects, relationships=relationships)
 
 
-def _matched(c: Comparison) -> Matched:
-    """Matched objects with an equal name and IoU >= 0.5, and reference triplets that were hit."""
-    m = c.matching
-    same_name = m.similarity[m.predicted, m.reference] >= 1.0
-    good_box = m.iou[m.predicted, m.reference] >= 0.5
-    return Matched(objects=int((same_name & good_box).sum()), relationships=len(c.hit_triplets))
+def _matched(c: Comparison) -> tuple[np.ndarray, np.ndarray]:
+    """[B] matched objects with an equal name and IoU >= 0.5, and hit triplets, one-to-one."""
+    relationships = c.per_graph(c.triplets.owner[c.assigned_hits]).astype(np.int64)
+    if c.pairs is None:
+        return np.zeros_like(relationships), relationships
+    good = c.pairs.matched[(c.pairs.same_name & c.pairs.overlap)[c.pairs.matched]]
+    objects = c.per_graph(c.predicted.object_graph[c.pairs.predicted[good]]).astype(np.int64)
+    return objects, relationships

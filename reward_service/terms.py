@@ -1,36 +1,97 @@
-"""Reward terms: each maps one compared completion to a value in 0..1.
+"""Reward terms: each maps a batch of compared completions to values in 0..1.
 
-R is the reference, "matched" means by `scene_graph.matching`, sim is the similarity of two names: 1
-if equal after normalising, else 0. A term over an empty reference list is 0 for every completion:
-with nothing to find there is nothing to tell good from bad.
+To add a term, write a function and list it in `TERMS`. It gets the batch and the rubric, and
+returns a value for each of the B completions. R is the reference, P the prediction, "matched" means
+by `scene_graph.matching`, sim is the rubric's similarity of two names. A term over an empty
+reference list is 0 for every completion: with nothing to find there is nothing to tell good from
+bad.
 
-The terms are R1-SGG's (arXiv 2504.13617) as the paper means them. Deviations from its code:
-predictions and references are normalised alike, inverted boxes are dropped, several predicates of
-one pair all count, one triplet claims one reference triplet, a dangling id costs its triplet only,
-and `format` does not raise.
+The terms that `r1-*` rubrics use are R1-SGG's (arXiv 2504.13617) as the paper means them.
+Deviations from its code: predictions and references are normalised alike, inverted boxes are
+dropped, several predicates of one pair all count, a dangling id costs its triplet only, and
+`format` does not raise.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from scene_graph.matching import GraphArrays, Indices, ObjectMatching, exact_similarity
-from scene_graph.parsing import ParsedCompletion
+from scene_graph.matching import Comparison, Flags, ObjectPairs
+from scene_graph.similarity import Floats, Indices
+from services.schemas.rewards import Task
+
+if TYPE_CHECKING:
+    from reward_service.rubrics import Rubric
+
+ALL_TASKS: frozenset[Task] = frozenset({"sgg", "det", "cls"})
+WITH_BOXES: frozenset[Task] = frozenset({"sgg", "det"})
+WITH_TRIPLETS: frozenset[Task] = frozenset({"sgg", "cls"})
+SGG: frozenset[Task] = frozenset({"sgg"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Comparison:
-    """One parse and one matching of a completion: all that any term reads."""
+class Batch:
+    """B completions that parsed, with one comparison for all terms."""
 
-    parsed: ParsedCompletion
-    """With status `ok`."""
-    require_thinking: bool
-    predicted: GraphArrays
-    reference: GraphArrays
-    matching: ObjectMatching
-    hit_triplets: Indices
-    """[H] reference triplets that a predicted triplet of their own hits."""
+    task: Task
+    comparison: Comparison
+    tagged: Flags
+    """[B] the tags that the prompt asked for are there, and nothing else"""
+    clean: Flags
+    """[B] nothing was dropped"""
+    num_characters: Indices
+    """[B]"""
+    num_tokens: Indices
+    """[B] zeros where the request has none"""
+
+    @property
+    def pairs(self) -> ObjectPairs:
+        """Of objects; only tasks with boxes have them."""
+        assert self.comparison.pairs is not None
+        return self.comparison.pairs
+
+    @property
+    def num_predicted_objects(self) -> Indices:
+        """Of each completion, [B]."""
+        return self.comparison.predicted.num_objects
+
+    @property
+    def num_reference_objects(self) -> Indices:
+        """Of each completion, [B]."""
+        return self.comparison.reference.num_objects[self.comparison.group]
+
+    @property
+    def num_reference_triplets(self) -> Indices:
+        """Of each completion, [B]."""
+        return self.comparison.reference.num_triplets[self.comparison.group]
+
+    def sum_matched(self, values: Floats | Flags) -> Floats:
+        """[B] sums of [M] values of the matched pairs."""
+        predicted = self.pairs.predicted[self.pairs.matched]
+        return self.comparison.per_graph(self.comparison.predicted.object_graph[predicted], values)
+
+    def best_by_instance(self, which: Flags) -> Floats:
+        """[I] greatest similarity among the triplet pairs of each instance that `which` ([K]) has.
+
+        An instance is a reference triplet as one completion is held against it.
+        """
+        triplets = self.comparison.triplets
+        best = np.zeros(len(self.comparison.instance_owner))
+        np.maximum.at(best, triplets.instance[which], triplets.similarity[which])
+        return best
+
+    def share_of_triplets(self, values: Floats) -> Floats:
+        """[B] sums of [I] values of instances / number of reference triplets."""
+        total = self.comparison.per_graph(self.comparison.instance_owner, values)
+        return share(total, self.num_reference_triplets)
+
+    def share_of_assigned(self, pairs: Indices) -> Floats:
+        """[B] sum of similarity over [C] triplet pairs / number of reference triplets."""
+        triplets = self.comparison.triplets
+        total = self.comparison.per_graph(triplets.owner[pairs], triplets.similarity[pairs])
+        return share(total, self.num_reference_triplets)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,86 +100,176 @@ class Term:
 
     formula: str
     """Says what it computes; part of every rubric's version."""
-    function: Callable[[Comparison], float]
+    function: Callable[[Batch, "Rubric"], Floats]
+    tasks: frozenset[Task]
+    """Elsewhere it is left out of breakdown and total."""
 
 
-def format_term(c: Comparison) -> float:
+def format_term(batch: Batch, rubric: "Rubric") -> Floats:
     """1 for a complete, well-formed, non-empty answer with its tags, else 0."""
-    parsed = c.parsed
-    thinking = parsed.has_think_tags or not c.require_thinking
-    well_formed = parsed.has_answer_tags and thinking and not parsed.dropped
-    return float(well_formed and bool(parsed.graph.objects))
+    predicted = batch.comparison.predicted
+    filled = (predicted.num_triplets if batch.task == "cls" else predicted.num_objects) > 0
+    untagged = 0.5 if rubric.format_partial_credit else 0.0
+    return np.where(batch.clean & filled, np.where(batch.tagged, 1.0, untagged), 0.0)
 
 
-def node_category(c: Comparison) -> float:
+def node_category(batch: Batch, _: "Rubric") -> Floats:
     """Sum of sim over matched pairs / |R objects|."""
-    m = c.matching
-    return _share(m.similarity[m.predicted, m.reference].sum(), len(c.reference.categories))
+    similarity = batch.pairs.similarity[batch.pairs.matched]
+    return share(batch.sum_matched(similarity), batch.num_reference_objects)
 
 
-def node_box(c: Comparison) -> float:
+def node_box(batch: Batch, _: "Rubric") -> Floats:
     """Sum of (2 IoU + 5 exp(-L1)) / 7 over matched pairs / |R objects|."""
-    m = c.matching
-    iou, l1 = m.iou[m.predicted, m.reference], m.l1[m.predicted, m.reference]
-    return _share(((2 * iou + 5 * np.exp(-l1)) / 7).sum(), len(c.reference.categories))
+    matched = batch.pairs.matched
+    values = (2 * batch.pairs.iou[matched] + 5 * np.exp(-batch.pairs.l1[matched])) / 7
+    return share(batch.sum_matched(values), batch.num_reference_objects)
 
 
-def edge(c: Comparison) -> float:
+def edge(batch: Batch, _: "Rubric") -> Floats:
     """Names of triplets between matched objects.
 
     Sum over reference triplets with matched subject and object of sim(subject) * sim(object) * the
-    best sim of a predicate predicted between the matched pair / |R triplets|.
+    best sim of a predicate predicted between the matched pair / |R triplets|. For `cls`, where
+    nothing is matched: the one-to-one assignment with the greatest sum.
     """
-    m, predicted, reference = c.matching, c.predicted, c.reference
-    if not predicted.predicates or not reference.predicates:
-        return 0.0
-    partner = np.full(len(reference.categories), -1, dtype=np.int64)
-    partner[m.reference] = m.predicted
-    name_similarity = np.zeros(len(reference.categories))
-    name_similarity[m.reference] = m.similarity[m.predicted, m.reference]
-    subjects, objects = partner[reference.subjects], partner[reference.objects]
-    # An unmatched object has partner -1, which is no predicted index: its triplets get nothing.
-    same_pair = (predicted.subjects[:, None] == subjects) & (predicted.objects[:, None] == objects)
-    predicates = exact_similarity(predicted.predicates, reference.predicates)
-    best = np.where(same_pair, predicates, 0.0).max(axis=0)
-    ends = name_similarity[reference.subjects] * name_similarity[reference.objects]
-    return _share((ends * best).sum(), len(reference.predicates))
+    if batch.task == "cls":
+        return batch.share_of_assigned(batch.comparison.assigned)
+    return batch.share_of_triplets(batch.best_by_instance(batch.comparison.triplets.matched))
 
 
-def edge_hard(c: Comparison) -> float:
-    """Share of reference triplets that a predicted triplet hits: equal names, both IoU >= 0.5.
+def edge_hard(batch: Batch, _: "Rubric") -> Floats:
+    """Share of reference triplets that a predicted triplet hits: equal names, both IoU >= 0.5."""
+    if batch.task == "cls":
+        return batch.share_of_assigned(batch.comparison.assigned_hits)
+    return batch.share_of_triplets(_hits(batch))
 
-    One-to-one: a predicted triplet claims one reference triplet, where the published code lets it
-    claim all with equal names whose boxes overlap.
+
+def edge_hard_relaxed(batch: Batch, _: "Rubric") -> Floats:
+    """Mean over reference triplets of the best sim product where both boxes have IoU >= 0.5."""
+    return batch.share_of_triplets(batch.best_by_instance(batch.comparison.triplets.overlap))
+
+
+def predicate_balanced(batch: Batch, rubric: "Rubric") -> Floats:
+    """`edge_hard` with every reference triplet weighted by 1 / frequency of its predicate.
+
+    A predicate that the table does not have counts like the rarest that it has.
     """
-    return _share(len(c.hit_triplets), len(c.reference.predicates))
+    table = rubric.frequencies()
+    rarest = min(table.values())
+    weight = np.array([1.0 / table.get(name, rarest) for name in batch.comparison.names])
+    c = batch.comparison
+    weights = weight[c.reference.predicates[c.instance_triplet]]
+    total = c.per_graph(c.instance_owner, weights)
+    return share(c.per_graph(c.instance_owner, weights * _hits(batch)), total)
 
 
-def _share(total: float, count: int) -> float:
-    return min(float(total) / count, 1.0) if count else 0.0  # a sum of ones may round above count
+def triplet_f1(batch: Batch, rubric: "Rubric") -> Floats:
+    """F_beta of soft precision and recall under a one-to-one assignment of triplets.
+
+    The assignment maximises the sum S of sim(subject) * sim(predicate) * sim(object) over pairs
+    with both boxes IoU >= 0.5. Recall is S / |R triplets|. Precision is S / number of predicted
+    triplets that count: annotations are incomplete, so a triplet whose subject or object overlaps
+    no reference object (IoU >= 0.5) is not held against the prediction.
+    """
+    c = batch.comparison
+    triplets = c.triplets
+    total = c.per_graph(triplets.owner[c.assigned], triplets.similarity[c.assigned])
+    precision = share(total, c.per_graph(c.predicted.triplet_graph, c.annotated))
+    recall = share(total, batch.num_reference_triplets)
+    square = rubric.beta**2
+    return share((1 + square) * precision * recall, square * precision + recall)
+
+
+def object_precision(batch: Batch, _: "Rubric") -> Floats:
+    """Matched objects with an equal name and IoU >= 0.5 / |P objects|."""
+    matched = batch.pairs.matched
+    good = batch.pairs.same_name[matched] & batch.pairs.overlap[matched]
+    return share(batch.sum_matched(good), batch.num_predicted_objects)
+
+
+def length_penalty(batch: Batch, rubric: "Rubric") -> Floats:
+    """1 up to a length, then falling linearly to 0: one minus DAPO's soft overlong punishment.
+
+    arXiv 2503.14476, section 3.4.
+    """
+    assert rubric.length is not None
+    limits = rubric.length
+    lengths = batch.num_tokens if limits.unit == "tokens" else batch.num_characters
+    return np.clip((limits.end - lengths) / (limits.end - limits.start), 0.0, 1.0)
+
+
+def share(total: Floats, count: Floats | Indices) -> Floats:
+    """[B] total / count, 0 where the count is 0; a sum of ones may round above its count."""
+    safe = np.where(count > 0, count, 1)
+    return np.where(count > 0, np.clip(total / safe, 0.0, 1.0), 0.0)
+
+
+def _hits(batch: Batch) -> Floats:
+    """[I] 1 for reference triplets that a predicted triplet hits."""
+    triplets = batch.comparison.triplets
+    hit = np.zeros(len(batch.comparison.instance_owner))
+    hit[triplets.instance[triplets.same_names & triplets.overlap]] = 1.0
+    return hit
 
 
 TERMS: Mapping[str, Term] = {
     "format": Term(
         formula="1 if the whole text is <answer>...</answer> (after <think>...</think>, where the "
-        "prompt asked for it), nothing was dropped and the graph has objects; else 0",
+        "prompt asked for it), nothing was dropped and the graph is not empty; else 0, or 0.5 with "
+        "format_partial_credit for a graph without the tags",
         function=format_term,
+        tasks=ALL_TASKS,
     ),
     "node_category": Term(
-        formula="sum over matched pairs of sim / |R objects|", function=node_category
+        formula="sum over matched pairs of sim / |R objects|",
+        function=node_category,
+        tasks=WITH_BOXES,
     ),
     "node_box": Term(
         formula="sum over matched pairs of (2 IoU + 5 exp(-L1)) / 7 / |R objects|",
         function=node_box,
+        tasks=WITH_BOXES,
     ),
     "edge": Term(
         formula="sum over R triplets with matched subject and object of sim(subject) sim(object) "
-        "max over predicates predicted between the matched pair of sim(predicate) / |R triplets|",
+        "max over predicates predicted between the matched pair of sim(predicate) / |R triplets|; "
+        "for cls: greatest sum over one-to-one pairs of triplets of the product of the three sims",
         function=edge,
+        tasks=WITH_TRIPLETS,
     ),
     "edge_hard": Term(
-        formula="share of R triplets for which a predicted triplet has the three equal names and "
-        "both boxes IoU >= 0.5; a predicted triplet counts for one R triplet",
+        formula="share of R triplets for which a P triplet has the three equal names and both "
+        "boxes IoU >= 0.5; for cls: one-to-one, names only",
         function=edge_hard,
+        tasks=WITH_TRIPLETS,
+    ),
+    "edge_hard_relaxed": Term(
+        formula="sum over R triplets of the best product of the three sims among P triplets with "
+        "both boxes IoU >= 0.5 / |R triplets|",
+        function=edge_hard_relaxed,
+        tasks=SGG,
+    ),
+    "triplet_f1": Term(
+        formula="F_beta of S / |P triplets whose two boxes have IoU >= 0.5 with an R object| and "
+        "S / |R triplets|; S is the greatest sum over one-to-one pairs of triplets with both boxes "
+        "IoU >= 0.5 of the product of the three sims (for cls: without boxes, all P triplets)",
+        function=triplet_f1,
+        tasks=WITH_TRIPLETS,
+    ),
+    "object_precision": Term(
+        formula="matched pairs with an equal name and IoU >= 0.5 / |P objects|",
+        function=object_precision,
+        tasks=WITH_BOXES,
+    ),
+    "predicate_balanced": Term(
+        formula="edge_hard with every R triplet weighted by 1 / predicate_frequency",
+        function=predicate_balanced,
+        tasks=SGG,
+    ),
+    "length_penalty": Term(
+        formula="1 up to length.start, falling linearly to 0 at length.end",
+        function=length_penalty,
+        tasks=ALL_TASKS,
     ),
 }

@@ -11,6 +11,7 @@ outside they are
 
 import math
 import re
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,30 +22,39 @@ Boxes = NDArray[np.float64]
 _PIXELS = re.compile(r"^pixels:([1-9]\d*)x([1-9]\d*)$")
 
 
-def space_scale(space: str) -> Boxes:
-    """[4] what 1.0 of each coordinate is in `space`.
+@lru_cache(maxsize=4096)
+def space_scale(space: str) -> tuple[float, float]:
+    """What 1.0 of the image's width and height is in `space`.
 
     Raises:
         ValueError: `space` is not a box space.
     """
     if space == "relative_1000":
-        return np.full(4, 1000.0)
+        return 1000.0, 1000.0
     if space == "relative_1":
-        return np.ones(4)
+        return 1.0, 1.0
     if match := _PIXELS.match(space):
-        width, height = int(match[1]), int(match[2])
-        return np.array([width, height, width, height], dtype=np.float64)
+        return float(match[1]), float(match[2])
     raise ValueError(f"unknown box space {space!r}: use relative_1000, relative_1 or pixels:WxH")
 
 
 def to_fractions(boxes: Boxes, space: str) -> Boxes:
     """[N, 4] in `space` to [N, 4] in fractions."""
-    return np.asarray(boxes, dtype=np.float64).reshape(-1, 4) / space_scale(space)
+    return np.divide(_rows(boxes), _sides(space))
 
 
 def from_fractions(boxes: Boxes, space: str) -> Boxes:
     """[N, 4] in fractions to [N, 4] in `space`; not rounded."""
-    return np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * space_scale(space)
+    return np.multiply(_rows(boxes), _sides(space))
+
+
+def _rows(boxes: Boxes) -> Boxes:
+    return np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+
+
+def _sides(space: str) -> Boxes:
+    """[4] what 1.0 of each coordinate is."""
+    return np.array([*space_scale(space), *space_scale(space)])
 
 
 def smart_resize(

@@ -1,13 +1,17 @@
-"""Which predicted object stands for which reference object.
+"""Which predicted object stands for which reference object, and which triplets could agree.
 
 Cost of a pair (p, r) = 1 * (1 - sim(p, r)) + 2 * (1 - GIoU(p, r)) + 5 * L1(p, r), boxes in
 fractions, L1 the sum of the four absolute differences: DETR's matching cost (arXiv 2005.12872) with
 names in place of class probabilities, as in R1-SGG (arXiv 2504.13617). Optimal assignment; each
-object is used at most once. All pairs at once, as arrays: Python loops would dominate scoring.
+object is used at most once.
+
+All graphs of a batch at once: pairs of predicted and reference items stand in flat arrays, and only
+the assignment itself is solved graph by graph.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,134 +20,333 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from scene_graph.boxes import Boxes
-from scene_graph.graph import SceneGraph, normalise_name
+from scene_graph.graph import GraphColumns
+from scene_graph.packing import PackedGraphs, name_codes, pack
+from scene_graph.similarity import ExactSimilarity, Floats, Indices, Similarity
 
-PairMatrix = NDArray[np.float64]
-"""[P, R] one number for each predicted and reference item."""
-Indices = NDArray[np.int64]
+Flags = NDArray[np.bool_]
 
 SIMILARITY_WEIGHT = 1.0
 GIOU_WEIGHT = 2.0
 L1_WEIGHT = 5.0
+MIN_IOU = 0.5
+"""From here on two boxes are of the same thing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class GraphArrays:
-    """A cleaned graph as arrays.
+class ObjectPairs:
+    """Every predicted object with every reference object of its image: N pairs."""
 
-    Objects are sorted by id, so that no score depends on the order they were written in.
-    """
-
-    categories: list[str]
-    """[N] normalised"""
-    boxes: Boxes
-    """[N, 4] in fractions"""
-    predicates: list[str]
-    """[E] normalised"""
-    subjects: Indices
-    """[E] index of each triplet's subject among the objects"""
-    objects: Indices
-    """[E]"""
-
-    @classmethod
-    def from_graph(cls, graph: SceneGraph) -> "GraphArrays":
-        """Arrays of a graph that `clean_graph` made: unique ids, no dangling relationships."""
-        items = sorted(graph.objects, key=lambda item: item.id)
-        index = {item.id: i for i, item in enumerate(items)}
-        edges = graph.relationships
-        return cls(
-            categories=[normalise_name(item.category) for item in items],
-            boxes=np.array([item.bbox for item in items], dtype=np.float64).reshape(-1, 4),
-            predicates=[edge.predicate for edge in edges],
-            subjects=np.array([index[edge.subject] for edge in edges], dtype=np.int64),
-            objects=np.array([index[edge.object] for edge in edges], dtype=np.int64),
-        )
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ObjectMatching:
-    """The assignment, and the pair matrices it was made from.
-
-    P predicted objects, R reference objects, M = min(P, R) pairs.
-    """
-
+    start: Indices
+    """[Op + 1] first pair of each predicted object; they follow the order of reference objects"""
     predicted: Indices
-    """[M]"""
+    """[N] index of the predicted object"""
     reference: Indices
-    """[M]"""
-    similarity: PairMatrix
-    """[P, R] of categories, 0..1"""
-    iou: PairMatrix
-    """[P, R]"""
-    l1: PairMatrix
-    """[P, R]"""
+    """[N] index of the reference object"""
+    similarity: Floats
+    """[N] of names"""
+    same_name: Flags
+    """[N]"""
+    iou: Floats
+    """[N]"""
+    l1: Floats
+    """[N]"""
+    overlap: Flags
+    """[N] IoU >= 0.5"""
+    matched: Indices
+    """[M] the pairs of the optimal assignment"""
 
 
-def exact_similarity(predicted: Sequence[str], reference: Sequence[str]) -> PairMatrix:
-    """[P, R] 1 where normalised names are equal, else 0."""
-    code: dict[str, int] = {}
-    left = np.array([code.setdefault(name, len(code)) for name in predicted], dtype=np.int64)
-    right = np.array([code.setdefault(name, len(code)) for name in reference], dtype=np.int64)
-    same: PairMatrix = (left[:, None] == right[None, :]).astype(np.float64)
-    return same
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TripletPairs:
+    """Pairs of a predicted and a reference triplet of an image: K with alike predicates.
+
+    A reference triplet that several completions are held against counts once for each: it has as
+    many *instances*.
+    """
+
+    owner: Indices
+    """[K] the completion"""
+    predicted: Indices
+    """[K] index of the predicted triplet"""
+    instance: Indices
+    """[K] instance of the reference triplet"""
+    similarity: Floats
+    """[K] product over subject, predicate and object, above 0"""
+    same_names: Flags
+    """[K] all three are equal"""
+    overlap: Flags
+    """[K] both boxes IoU >= 0.5; true where there are no boxes"""
+    matched: Flags
+    """[K] the ends of the one are matched with the ends of the other"""
 
 
-def iou_and_giou(predicted: Boxes, reference: Boxes) -> tuple[PairMatrix, PairMatrix]:
-    """[P, R] intersection over union, and generalised IoU (arXiv 1902.09630).
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """B predicted graphs held against their references: all that scores are made from."""
+
+    names: list[str]
+    """The name of each code in the arrays"""
+    predicted: PackedGraphs
+    """[B] graphs"""
+    reference: PackedGraphs
+    """[G] graphs"""
+    group: Indices
+    """[B] the reference of each predicted graph"""
+    pairs: ObjectPairs | None
+    """None where graphs have no boxes"""
+    triplets: TripletPairs
+    instance_owner: Indices
+    """[I] the completion of each instance of a reference triplet"""
+    instance_triplet: Indices
+    """[I] index of the reference triplet"""
+
+    def per_graph(self, owner: Indices, values: Floats | Flags | None = None) -> Floats:
+        """[B] sums of values (or counts) by owner, added in the order given."""
+        return np.bincount(owner, values, minlength=len(self.group)).astype(np.float64)
+
+    @cached_property
+    def assigned(self) -> Indices:
+        """Triplet pairs, both boxes IoU >= 0.5: one-to-one, the greatest sum of similarities."""
+        t = self.triplets
+        return self._one_to_one(np.flatnonzero(t.overlap), t.similarity)
+
+    @cached_property
+    def assigned_hits(self) -> Indices:
+        """Triplet pairs of equal names, both boxes IoU >= 0.5: one-to-one, as many as can be."""
+        t = self.triplets
+        if t.same_names[t.overlap].all():  # always so with exact similarity
+            return self.assigned
+        return self._one_to_one(np.flatnonzero(t.overlap & t.same_names), t.similarity)
+
+    @cached_property
+    def annotated(self) -> Flags:
+        """[Ep] predicted triplets whose two boxes each have IoU >= 0.5 with some reference object.
+
+        Without boxes all of them.
+        """
+        p = self.predicted
+        known = np.full(len(p.categories), self.pairs is None)
+        if self.pairs is not None:
+            known[self.pairs.predicted[self.pairs.overlap]] = True
+        flags: Flags = known[p.subjects] & known[p.objects]
+        return flags
+
+    def _one_to_one(self, candidates: Indices, value: Floats) -> Indices:
+        t = self.triplets
+        chosen = one_to_one(
+            t.owner[candidates], t.predicted[candidates], t.instance[candidates], value[candidates]
+        )
+        return candidates[chosen]
+
+
+def compare(
+    predicted: Sequence[GraphColumns],
+    references: Sequence[GraphColumns],
+    group: Indices,
+    similarity: Similarity | None = None,
+    *,
+    boxes: bool = True,
+) -> Comparison:
+    """Hold predicted graphs against references.
 
     Args:
-        predicted: [P, 4] with x1 < x2 and y1 < y2, which `clean_graph` sees to.
-        reference: [R, 4], the same.
+        predicted: B graphs from `parse_completion` or `clean_columns`.
+        references: G graphs from `clean_columns`.
+        group: [B] index of each one's reference.
+        similarity: Of names; exact if None.
+        boxes: False where graphs are triplets of names only (task `cls`).
     """
-    p, r = predicted[:, None, :], reference[None, :, :]
-    overlap = np.minimum(p[..., 2:], r[..., 2:]) - np.maximum(p[..., :2], r[..., :2])
-    intersection = np.clip(overlap, 0.0, None).prod(axis=-1)
-    area_p = (predicted[:, 2:] - predicted[:, :2]).prod(axis=-1)[:, None]
-    area_r = (reference[:, 2:] - reference[:, :2]).prod(axis=-1)[None, :]
-    union = area_p + area_r - intersection
-    hull = (np.maximum(p[..., 2:], r[..., 2:]) - np.minimum(p[..., :2], r[..., :2])).prod(axis=-1)
-    # Areas of boxes thinner than 1e-154 are 0 in floating point: such a pair overlaps nothing.
-    iou = np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
-    void = np.divide(hull - union, hull, out=np.zeros_like(hull), where=hull > 0)
-    return np.clip(iou, 0.0, 1.0), iou - void
+    similarity = similarity or ExactSimilarity()
+    codes = name_codes([*predicted, *references])
+    names = list(codes)
+    p, r = pack(predicted, codes), pack(references, codes)
+    pairs = _object_pairs(p, r, group, names, similarity) if boxes else None
+    counts = r.num_triplets[group]
+    owner = np.repeat(np.arange(len(group)), counts)
+    triplet = _ranges(r.triplet_start[group], counts)
+    return Comparison(
+        names=names,
+        predicted=p,
+        reference=r,
+        group=group,
+        pairs=pairs,
+        triplets=_triplet_pairs(p, r, pairs, owner, triplet, names, similarity),
+        instance_owner=owner,
+        instance_triplet=triplet,
+    )
 
 
-def match_objects(predicted: GraphArrays, reference: GraphArrays) -> ObjectMatching:
-    """The cheapest one-to-one assignment; every object of the smaller side gets a partner."""
-    similarity = exact_similarity(predicted.categories, reference.categories)
-    iou, giou = iou_and_giou(predicted.boxes, reference.boxes)
-    l1 = np.abs(predicted.boxes[:, None, :] - reference.boxes[None, :, :]).sum(axis=-1)
-    cost = SIMILARITY_WEIGHT * (1 - similarity) + GIOU_WEIGHT * (1 - giou) + L1_WEIGHT * l1
-    rows, columns = linear_sum_assignment(cost)
-    return ObjectMatching(predicted=rows, reference=columns, similarity=similarity, iou=iou, l1=l1)
-
-
-def triplet_hits(
-    predicted: GraphArrays, reference: GraphArrays, similarity: PairMatrix, iou: PairMatrix
-) -> NDArray[np.bool_]:
-    """[Ep, Er] whether a predicted triplet is a reference triplet.
-
-    It is when the three names are equal and both boxes have IoU >= 0.5.
+def one_to_one(owner: Indices, left: Indices, right: Indices, value: Floats) -> Indices:
+    """Which of K pairs to keep, so that every item is in one pair at most and the sum is greatest.
 
     Args:
-        predicted: With Ep triplets.
-        reference: With Er triplets.
-        similarity: [P, R] of the objects' categories.
-        iou: [P, R] of the objects' boxes.
+        owner: [K] the graph of each pair, ascending or not.
+        left: [K] index of its one item; no two graphs share an item.
+        right: [K] index of its other item.
+        value: [K] above 0.
+
+    Returns:
+        [C] indices of the kept pairs. Cost: near-linear where all values are equal, else the
+        assignment's among the items that several pairs want.
     """
-    found = (similarity >= 1.0) & (iou >= 0.5)
-    subjects = found[np.ix_(predicted.subjects, reference.subjects)]
-    objects = found[np.ix_(predicted.objects, reference.objects)]
-    return subjects & objects & (exact_similarity(predicted.predicates, reference.predicates) > 0)
-
-
-def one_to_one(hits: NDArray[np.bool_]) -> Indices:
-    """The reference items that are hit when each predicted item claims one, as many as possible.
-
-    Args:
-        hits: [P, R] which predicted item could claim which reference item.
-    """
-    if not hits.any():
+    if not len(left):
         return np.empty(0, dtype=np.int64)
-    claimed_by = maximum_bipartite_matching(csr_array(hits), perm_type="row")
-    return np.flatnonzero(claimed_by >= 0)
+    alone = (np.bincount(left)[left] == 1) & (np.bincount(right)[right] == 1)
+    kept = [np.flatnonzero(alone)]
+    contested = np.flatnonzero(~alone)
+    if len(contested):
+        contested = contested[np.argsort(owner[contested], kind="stable")]
+        edges = np.flatnonzero(np.diff(owner[contested])) + 1
+        for part in np.split(contested, edges):
+            _, row = np.unique(left[part], return_inverse=True)
+            _, column = np.unique(right[part], return_inverse=True)
+            kept.append(part[_best_cells(row, column, value[part])])
+    return np.concatenate(kept)
+
+
+def _best_cells(row: Indices, column: Indices, value: Floats) -> Indices:
+    """`one_to_one` of the cells of one sparse matrix."""
+    shape = (int(row.max()) + 1, int(column.max()) + 1)
+    if value.min() == value.max():  # then as many as can be: near-linear, where weights are cubic
+        where = csr_array((np.arange(1, len(row) + 1), (row, column)), shape=shape)
+        partner = maximum_bipartite_matching(where, perm_type="column")
+        kept: Indices = np.flatnonzero(partner[row] == column)
+        return kept
+    table, cell = np.zeros(shape), np.full(shape, -1)
+    table[row, column], cell[row, column] = value, np.arange(len(row))
+    chosen = cell[linear_sum_assignment(table, maximize=True)]
+    return chosen[chosen >= 0]
+
+
+def iou_giou_l1(predicted: Boxes, reference: Boxes) -> tuple[Floats, Floats, Floats]:
+    """Intersection over union, generalised IoU (arXiv 1902.09630) and L1 of N pairs of boxes.
+
+    Args:
+        predicted: [4, N] with x1 < x2 and y1 < y2, which `clean_columns` sees to.
+        reference: [4, N], the same.
+
+    Returns:
+        [N] each.
+    """
+    px1, py1, px2, py2 = predicted
+    rx1, ry1, rx2, ry2 = reference
+    width = np.minimum(px2, rx2) - np.maximum(px1, rx1)
+    height = np.minimum(py2, ry2) - np.maximum(py1, ry1)
+    intersection = np.maximum(width, 0.0) * np.maximum(height, 0.0)
+    union = (px2 - px1) * (py2 - py1) + (rx2 - rx1) * (ry2 - ry1) - intersection
+    hull = (np.maximum(px2, rx2) - np.minimum(px1, rx1)) * (
+        np.maximum(py2, ry2) - np.minimum(py1, ry1)
+    )
+    # Areas of boxes thinner than 1e-154 are 0 in floating point: such a pair overlaps nothing.
+    tiny = np.finfo(np.float64).tiny
+    iou = np.clip(intersection / np.maximum(union, tiny), 0.0, 1.0)
+    giou = iou - (hull - union) / np.maximum(hull, tiny)
+    l1 = abs(px1 - rx1) + abs(py1 - ry1) + abs(px2 - rx2) + abs(py2 - ry2)
+    return iou, giou, l1
+
+
+def _object_pairs(
+    p: PackedGraphs, r: PackedGraphs, group: Indices, names: list[str], similarity: Similarity
+) -> ObjectPairs:
+    counts = r.num_objects[group][p.object_graph]
+    start = np.concatenate([[0], np.cumsum(counts)])
+    left = np.repeat(np.arange(len(counts)), counts)
+    right = _ranges(r.object_start[group][p.object_graph], counts)
+    iou, giou, l1 = iou_giou_l1(p.boxes.take(left, axis=1), r.boxes.take(right, axis=1))
+    name_left, name_right = p.categories[left], r.categories[right]
+    sim = similarity.of_pairs(names, name_left, name_right)
+    cost = SIMILARITY_WEIGHT * (1 - sim) + GIOU_WEIGHT * (1 - giou) + L1_WEIGHT * l1
+    return ObjectPairs(
+        start=start,
+        predicted=left,
+        reference=right,
+        similarity=sim,
+        same_name=name_left == name_right,
+        iou=iou,
+        l1=l1,
+        overlap=iou >= MIN_IOU,
+        matched=_assign(cost, p.num_objects, r.num_objects[group]),
+    )
+
+
+def _assign(cost: Floats, rows: Indices, columns: Indices) -> Indices:
+    """The cells of the cheapest assignment of each of B matrices that stand one after another.
+
+    Args:
+        cost: [N] row by row.
+        rows: [B]
+        columns: [B]
+
+    Returns:
+        [M] indices into `cost`.
+    """
+    ends = np.cumsum(rows * columns)
+    filled = np.flatnonzero(rows * columns)
+    if not len(filled):
+        return filled
+    solutions = [
+        linear_sum_assignment(cost[end - p * r : end].reshape(p, r))
+        for end, p, r in zip(
+            ends[filled].tolist(), rows[filled].tolist(), columns[filled].tolist(), strict=True
+        )
+    ]
+    row, column = map(np.concatenate, zip(*solutions, strict=True))
+    begins = (ends - rows * columns)[filled]
+    widths = columns[filled]
+    counts = np.minimum(rows, columns)[filled]
+    cells: Indices = np.repeat(begins, counts) + row * np.repeat(widths, counts) + column
+    return cells
+
+
+def _triplet_pairs(
+    p: PackedGraphs,
+    r: PackedGraphs,
+    pairs: ObjectPairs | None,
+    owner: Indices,
+    triplet: Indices,
+    names: list[str],
+    similarity: Similarity,
+) -> TripletPairs:
+    counts = p.num_triplets[owner]
+    instance = np.repeat(np.arange(len(owner)), counts)
+    predicted = _ranges(p.triplet_start[owner], counts)
+    wanted = triplet[instance]
+    sim = similarity.of_pairs(names, p.predicates[predicted], r.predicates[wanted])
+    alike = np.flatnonzero(sim)
+    sim, predicted, instance, wanted = sim[alike], predicted[alike], instance[alike], wanted[alike]
+    same = p.predicates[predicted] == r.predicates[wanted]
+    overlap = np.ones(len(alike), dtype=np.bool_)
+    matched = np.zeros(len(alike), dtype=np.bool_) if pairs is None else overlap.copy()
+    partners = np.zeros(0 if pairs is None else len(pairs.iou), dtype=np.bool_)
+    if pairs is not None:
+        partners[pairs.matched] = True
+    for p_end, r_end in ((p.subjects, r.subjects), (p.objects, r.objects)):
+        left, right = p_end[predicted], r_end[wanted]
+        same &= p.categories[left] == r.categories[right]
+        if pairs is None:
+            sim = sim * similarity.of_pairs(names, p.categories[left], r.categories[right])
+        else:
+            cell = pairs.start[left] + right - r.object_start[r.object_graph[right]]
+            sim = sim * pairs.similarity[cell]
+            overlap &= pairs.overlap[cell]
+            matched &= partners[cell]
+    kept = np.flatnonzero(sim)
+    return TripletPairs(
+        owner=owner[instance[kept]],
+        predicted=predicted[kept],
+        instance=instance[kept],
+        similarity=sim[kept],
+        same_names=same[kept],
+        overlap=overlap[kept],
+        matched=matched[kept],
+    )
+
+
+def _ranges(starts: Indices, counts: Indices) -> Indices:
+    """`starts[i], starts[i] + 1, …`, `counts[i]` numbers of each, one after another."""
+    ends = np.cumsum(counts)
+    total = int(ends[-1]) if len(ends) else 0
+    numbers: Indices = np.arange(total)
+    numbers += np.repeat(starts - (ends - counts), counts)
+    return numbers

@@ -10,14 +10,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from scene_graph.graph import SceneGraph
-from scene_graph.matching import (
-    GraphArrays,
-    Indices,
-    match_objects,
-    one_to_one,
-    triplet_hits,
-)
+import numpy as np
+
+from scene_graph.graph import GraphColumns, SceneGraph
+from scene_graph.matching import Comparison, compare, one_to_one
+from scene_graph.similarity import Floats, Indices
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,24 +59,22 @@ def strict_metrics(
         pairs: (prediction, reference) of each image, both from `clean_graph` or `parse_completion`
             (boxes in fractions, names normalised); None where the completion did not parse.
     """
-    objects: list[_Counts] = []
-    triplets: list[_Counts] = []
-    wanted: Counter[str] = Counter()
-    found: Counter[str] = Counter()
-    ious: list[float] = []
     empty = SceneGraph(objects=(), relationships=())
-    for prediction, reference_graph in pairs:
-        predicted = GraphArrays.from_graph(prediction or empty)
-        reference = GraphArrays.from_graph(reference_graph)
-        matching = match_objects(predicted, reference)
-        ious += matching.iou[matching.predicted, matching.reference].tolist()
-        object_hits = one_to_one((matching.similarity >= 1.0) & (matching.iou >= 0.5))
-        hits = triplet_hits(predicted, reference, matching.similarity, matching.iou)
-        edge_hits = one_to_one(hits)
-        objects.append(_count(object_hits, predicted.categories, reference.categories))
-        triplets.append(_count(edge_hits, predicted.predicates, reference.predicates))
-        wanted.update(reference.predicates)
-        found.update(reference.predicates[i] for i in edge_hits)
+    c = compare(
+        [GraphColumns.from_graph(prediction or empty) for prediction, _ in pairs],
+        [GraphColumns.from_graph(reference) for _, reference in pairs],
+        np.arange(len(pairs)),
+    )
+    assert c.pairs is not None
+    objects = _counts(_object_hits(c), c.predicted.num_objects, c.reference.num_objects)
+    hits = c.triplets.instance[c.assigned_hits]
+    triplets = _counts(
+        c.per_graph(c.instance_owner[hits]), c.predicted.num_triplets, c.reference.num_triplets
+    )
+    predicates = c.reference.predicates
+    wanted = Counter(c.names[code] for code in predicates)
+    found = Counter(c.names[code] for code in predicates[c.instance_triplet[hits]])
+    ious = c.pairs.iou[c.pairs.matched].tolist()
     per_predicate = {name: found[name] / wanted[name] for name in sorted(wanted)}
     num_failed = sum(prediction is None for prediction, _ in pairs)
     triplet_recall, triplet_precision, triplet_f1 = _means(triplets)
@@ -99,8 +94,19 @@ def strict_metrics(
     )
 
 
-def _count(hits: Indices, predicted: list[str], reference: list[str]) -> _Counts:
-    return _Counts(hits=len(hits), predicted=len(predicted), reference=len(reference))
+def _object_hits(c: Comparison) -> Floats:
+    """[B] objects of equal name with IoU >= 0.5, one-to-one, as many as can be."""
+    assert c.pairs is not None
+    good = np.flatnonzero(c.pairs.overlap & c.pairs.same_name)
+    predicted = c.pairs.predicted[good]
+    owner = c.predicted.object_graph[predicted]
+    hits = one_to_one(owner, predicted, c.pairs.reference[good], np.ones(len(good)))
+    return c.per_graph(owner[hits])
+
+
+def _counts(hits: Floats, predicted: Indices, reference: Indices) -> list[_Counts]:
+    rows = zip(hits.astype(int).tolist(), predicted.tolist(), reference.tolist(), strict=True)
+    return [_Counts(hits=h, predicted=p, reference=r) for h, p, r in rows]
 
 
 def _means(counts: Sequence[_Counts]) -> tuple[float, float, float]:

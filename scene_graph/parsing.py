@@ -1,27 +1,22 @@
 """Model text to scene graph. Bad text is data: nothing here raises because of what a model wrote.
 
-A bad part costs itself, not the sample: it is dropped and counted by reason. Only what is wrong as
-a whole gives a status other than `ok`. References pass the same `clean_graph`.
+A bad part costs itself, not the sample (`scene_graph.cleaning`). Only what is wrong as a whole
+gives a status other than `ok`.
 """
 
 import json
-import math
-import re
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, NamedTuple, NoReturn
+
+import msgspec
 
 from scene_graph.boxes import space_scale
-from scene_graph.graph import Relationship, SceneGraph, SceneObject, normalise_name
+from scene_graph.cleaning import Box, Task, clean_entries, id_and_box, three_names
+from scene_graph.graph import GraphColumns, SceneGraph
 from scene_graph.json_limits import is_unfinished, nesting_depth
 
 Status = Literal["ok", "no_answer", "invalid_json", "schema_violation", "too_large"]
-
-MAX_COORDINATE = 1e6
-"""Larger numbers are no box in any space; products of them would overflow."""
-
-_EMPTY = SceneGraph(objects=(), relationships=())
-_FENCE_START = re.compile(r"```[A-Za-z0-9_-]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,16 +29,16 @@ class Limits:
     relationships: int = 2000
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class ParsedCompletion:
-    """What a completion says.
+    """What a completion says. Not frozen, for speed; nothing changes it.
 
     Example: that of `{"objects": [], "relationships": []}` has status `ok` and an empty graph.
     """
 
     status: Status
-    graph: SceneGraph = _EMPTY
-    """Boxes in fractions, names normalised; empty unless `ok`."""
+    columns: GraphColumns
+    """Names normalised; empty unless `ok`."""
     dropped: dict[str, int] = field(default_factory=dict)
     """Reason to count: `malformed_object`, `non_finite_box`, `inverted_box`, `duplicate_id`,
     `malformed_relationship`, `dangling_relationship`, `repeated_triplet`."""
@@ -54,9 +49,15 @@ class ParsedCompletion:
     has_answer_tags: bool = False
     """All of it, after thinking, is one `<answer>…</answer>`."""
 
+    @property
+    def graph(self) -> SceneGraph:
+        """Boxes in fractions (coordinates outside 0..1 stay as they are)."""
+        return self.columns.to_graph()
 
-@dataclass(frozen=True, slots=True)
-class _Answer:
+
+class Answer(NamedTuple):
+    """The part of a completion that should be JSON."""
+
     text: str
     finished: bool
     """A closing tag or fence shows that the writer meant to stop here."""
@@ -64,11 +65,20 @@ class _Answer:
     has_answer_tags: bool
 
 
+class Lists(NamedTuple):
+    """The two lists of an answer, or why there are none; None for entries of the wrong shape."""
+
+    status: Status
+    objects: Sequence[tuple[str, Box] | None] = ()
+    relationships: Sequence[tuple[str, str, str] | None] = ()
+    truncated: bool = False
+
+
 _DEFAULT_LIMITS = Limits()
 
 
 def parse_completion(
-    text: str, box_space: str, limits: Limits = _DEFAULT_LIMITS
+    text: str, box_space: str, limits: Limits = _DEFAULT_LIMITS, task: Task = "sgg"
 ) -> ParsedCompletion:
     """Read the scene graph in a completion, in time linear in its length.
 
@@ -76,93 +86,33 @@ def parse_completion(
         text: All that the model wrote.
         box_space: `relative_1000`, `relative_1` or `pixels:WxH`: the space it writes boxes in.
         limits: What is too large.
+        task: `det` looks at no relationships. `cls` looks at no objects: the ends of its
+            relationships are names, with or without a number.
 
     Raises:
         ValueError: `box_space` is not a box space.
     """
-    space_scale(box_space)  # a wrong space is the caller's fault, whatever the text
-    data = text.encode("utf-8", "surrogatepass")
-    if len(data) > limits.num_bytes:
-        return ParsedCompletion(status="too_large")
-    answer = _find_answer(text)
-    status, raw, dropped, truncated = _read_json(answer, limits)
-    graph, dropped_later = clean_graph(raw, box_space)
+    scale = space_scale(box_space)  # a wrong space is the caller's fault, whatever the text
+    if len(text) > limits.num_bytes or not (
+        text.isascii() or len(text.encode("utf-8", "surrogatepass")) <= limits.num_bytes
+    ):
+        return ParsedCompletion(status="too_large", columns=GraphColumns())
+    answer = find_answer(text)
+    lists = _read_lists(answer, limits, task)
+    columns, dropped = clean_entries(lists.objects, lists.relationships, scale, task)
+    if _is_too_deep(answer.text, lists, dropped, limits.nesting):
+        return ParsedCompletion(status="too_large", columns=GraphColumns())
     return ParsedCompletion(
-        status=status,
-        graph=graph,
-        dropped=dict(dropped + dropped_later),
-        truncated=truncated,
+        status=lists.status,
+        columns=columns,
+        dropped=dropped,
+        truncated=lists.truncated,
         has_think_tags=answer.has_think_tags,
         has_answer_tags=answer.has_answer_tags,
     )
 
 
-def clean_graph(graph: SceneGraph, box_space: str) -> tuple[SceneGraph, Counter[str]]:
-    """Normalise names, bring boxes to fractions, drop what cannot be right.
-
-    Of objects with the same id and of equal triplets the first one stays. An object goes when its
-    box is inverted, empty, not finite or beyond `MAX_COORDINATE`, and with it its relationships.
-
-    Args:
-        graph: Boxes in `box_space`.
-        box_space: See `scene_graph.boxes`.
-
-    Returns:
-        The graph with boxes in fractions (coordinates outside 0..1 stay as they are), and the
-        number of dropped parts by reason.
-    """
-    dropped: Counter[str] = Counter()
-    width, height = map(float, space_scale(box_space)[:2])
-    objects: dict[str, SceneObject] = {}
-    for item in graph.objects:
-        name = normalise_name(item.id)
-        reason = _object_fault(name, item.bbox, objects)
-        if reason:
-            dropped[reason] += 1
-        else:
-            x1, y1, x2, y2 = item.bbox
-            box = (x1 / width, y1 / height, x2 / width, y2 / height)
-            objects[name] = SceneObject(id=name, bbox=box)
-    # A dict keeps the order and drops what is repeated.
-    relationships: dict[Relationship, None] = {}
-    for edge in graph.relationships:
-        clean = Relationship(
-            subject=normalise_name(edge.subject),
-            predicate=normalise_name(edge.predicate),
-            object=normalise_name(edge.object),
-        )
-        reason = _relationship_fault(clean, objects, relationships)
-        if reason:
-            dropped[reason] += 1
-        else:
-            relationships[clean] = None
-    return SceneGraph(objects=tuple(objects.values()), relationships=tuple(relationships)), dropped
-
-
-def _object_fault(
-    name: str, bbox: tuple[float, float, float, float], known: dict[str, SceneObject]
-) -> str | None:
-    x1, y1, x2, y2 = bbox
-    if not normalise_name(SceneObject(id=name, bbox=bbox).category):
-        return "malformed_object"
-    if not all(math.isfinite(c) and abs(c) <= MAX_COORDINATE for c in bbox):
-        return "non_finite_box"
-    if x2 <= x1 or y2 <= y1:
-        return "inverted_box"
-    return "duplicate_id" if name in known else None
-
-
-def _relationship_fault(
-    edge: Relationship, objects: dict[str, SceneObject], known: dict[Relationship, None]
-) -> str | None:
-    if not edge.predicate:
-        return "malformed_relationship"
-    if edge.subject not in objects or edge.object not in objects:
-        return "dangling_relationship"
-    return "repeated_triplet" if edge in known else None
-
-
-def _find_answer(text: str) -> _Answer:
+def find_answer(text: str) -> Answer:
     """The text of the answer: inside its tags, else all that follows the thinking."""
     rest = text.strip()
     has_think = False
@@ -174,69 +124,115 @@ def _find_answer(text: str) -> _Answer:
     inside, closing, after = inside.partition("</answer>")
     tagged = bool(opening and closing) and not before and not after and "<answer>" not in inside
     body, fenced = _without_fence(inside if opening else rest)
-    return _Answer(body, bool(closing) or fenced, has_think, tagged)
+    return Answer(body, bool(closing) or fenced, has_think, tagged)
 
 
 def _without_fence(text: str) -> tuple[str, bool]:
     """The text without a Markdown code fence around it, and whether the fence was closed."""
     text = text.strip()
-    start = _FENCE_START.match(text)
-    if not start:
+    if not text.startswith("```"):
         return text, False
-    body = text[start.end() :]
+    body = text[3:].lstrip(_FENCE_INFO)
     return body.removesuffix("```").strip(), body.endswith("```")
 
 
-def _read_json(answer: _Answer, limits: Limits) -> tuple[Status, SceneGraph, Counter[str], bool]:
-    """Status, graph as written, dropped parts, and whether the JSON is cut off."""
-    nothing: Counter[str] = Counter()
-    if "{" not in answer.text and "[" not in answer.text:
-        return "no_answer", _EMPTY, nothing, False
-    data = answer.text.encode("utf-8", "surrogatepass")
-    if nesting_depth(data) > limits.nesting:
-        return "too_large", _EMPTY, nothing, False
+_FENCE_INFO = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-"
+"""What may name the language after an opening fence."""
+
+
+def _read_lists(answer: Answer, limits: Limits, task: Task) -> Lists:
+    text = answer.text
+    if "{" not in text and "[" not in text:
+        return Lists("no_answer")
+    lists = read_well_formed(text, task) or read_any(answer, task)
+    if len(lists.objects) > limits.objects or len(lists.relationships) > limits.relationships:
+        return Lists("too_large")
+    return lists
+
+
+class _Object(msgspec.Struct, gc=False):
+    id: str
+    bbox: tuple[float, float, float, float]
+
+
+class _Relationship(msgspec.Struct, gc=False):
+    subject: str
+    predicate: str
+    object: str
+
+
+class _Objects(msgspec.Struct, gc=False):
+    objects: list[_Object]
+
+
+class _Relationships(msgspec.Struct, gc=False):
+    relationships: list[_Relationship]
+
+
+class _Graph(msgspec.Struct, gc=False):
+    objects: list[_Object]
+    relationships: list[_Relationship]
+
+
+_DECODERS: dict[Task, msgspec.json.Decoder[Any]] = {
+    "sgg": msgspec.json.Decoder(_Graph),
+    "det": msgspec.json.Decoder(_Objects),
+    "cls": msgspec.json.Decoder(_Relationships),
+}
+
+
+def read_well_formed(text: str, task: Task) -> Lists | None:
+    """What honest text says, three times as fast; None where any part has the wrong shape."""
     try:
-        # Integers as floats: Python refuses to read an int of more than 4300 digits.
-        value = json.loads(answer.text, parse_int=float, parse_constant=_refuse_constant)
-    except ValueError:
-        truncated = not answer.finished and is_unfinished(data)
-        return "invalid_json", _EMPTY, nothing, truncated
-    if not isinstance(value, dict):
-        return "schema_violation", _EMPTY, nothing, False
-    objects, relationships = value.get("objects"), value.get("relationships")
-    if not isinstance(objects, list) or not isinstance(relationships, list):
-        return "schema_violation", _EMPTY, nothing, False
-    if len(objects) > limits.objects or len(relationships) > limits.relationships:
-        return "too_large", _EMPTY, nothing, False
-    graph = SceneGraph(
-        objects=tuple(o for o in map(_object, objects) if o),
-        relationships=tuple(r for r in map(_relationship, relationships) if r),
+        found = _DECODERS[task].decode(text)
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+        return None
+    return Lists(
+        "ok",
+        [(o.id, o.bbox) for o in found.objects] if task != "cls" else (),
+        [(r.subject, r.predicate, r.object) for r in found.relationships] if task != "det" else (),
     )
-    dropped = {
-        "malformed_object": len(objects) - len(graph.objects),
-        "malformed_relationship": len(relationships) - len(graph.relationships),
-    }
-    return "ok", graph, +Counter(dropped), False
 
 
-def _object(value: Any) -> SceneObject | None:
-    """One entry of `objects`, or None when its shape is wrong. Unknown keys are ignored."""
-    if not isinstance(value, dict) or not isinstance(value.get("id"), str):
-        return None
-    box = value.get("bbox")
-    if not isinstance(box, list) or len(box) != 4 or not all(isinstance(c, float) for c in box):
-        return None  # every number of the JSON is a float here, true and false are not
-    return SceneObject(id=value["id"], bbox=(box[0], box[1], box[2], box[3]))
+def read_any(answer: Answer, task: Task) -> Lists:
+    """What any text says, or why it says nothing."""
+    try:
+        value = _DECODER.decode(answer.text)
+    except ValueError:
+        truncated = not answer.finished and is_unfinished(_bytes(answer.text))
+        return Lists("invalid_json", truncated=truncated)
+    except RecursionError:  # the decoder stops at Python's own limit, far above ours
+        return Lists("too_large")
+    if type(value) is not dict:
+        return Lists("schema_violation")
+    objects = [] if task == "cls" else value.get("objects")
+    relationships = [] if task == "det" else value.get("relationships")
+    if type(objects) is not list or type(relationships) is not list:
+        return Lists("schema_violation")
+    return Lists("ok", list(map(id_and_box, objects)), list(map(three_names, relationships)))
 
 
-def _relationship(value: Any) -> Relationship | None:
-    if not isinstance(value, dict):
-        return None
-    parts = [value.get(key) for key in ("subject", "predicate", "object")]
-    if not all(isinstance(part, str) for part in parts):
-        return None
-    return Relationship(subject=str(parts[0]), predicate=str(parts[1]), object=str(parts[2]))
+def _is_too_deep(text: str, lists: Lists, dropped: dict[str, int], limit: int) -> bool:
+    """Whether brackets are nested deeper than `limit`.
+
+    A well-formed object has two brackets and a relationship one, so only the brackets beyond those
+    can nest: counting them spares honest text the closer look.
+    """
+    objects = len(lists.objects) - dropped.get("malformed_object", 0)
+    relationships = len(lists.relationships) - dropped.get("malformed_relationship", 0)
+    brackets = text.count("{") + text.count("[")
+    if brackets - 2 * objects - relationships < limit:
+        return False
+    return nesting_depth(_bytes(text)) > limit
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not JSON")
+
+
+# Integers as floats: Python refuses to read an int of more than 4300 digits.
+_DECODER = json.JSONDecoder(parse_int=float, parse_constant=_refuse_constant)
+
+
+def _bytes(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")

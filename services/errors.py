@@ -5,8 +5,8 @@
     │   └── SettingsError          422   a setting is misspelt, missing or impossible
     ├── UnauthorizedError          401   no token, or not the right one
     ├── NotFoundError              404   the named thing does not exist here
-    ├── ConflictError              409   right request, wrong moment (a commit of what was not
-    staged) ├── TooLargeError              413   over a stated limit
+    ├── ConflictError              409   right request, wrong moment (a commit before its stage)
+    ├── TooLargeError              413   over a stated limit
     ├── UnavailableError           503   retry later: starting, draining, saturated, unreachable
     │   └── QueueFullError         503   backpressure: the stream holds as much as it may
     ├── WaitTimeoutError           504   a wait ended; the message says what it waited for
@@ -17,7 +17,18 @@ Model output is never an error: a completion that does not parse has a status
 maps them in one way.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
+
+
+@dataclass(frozen=True, slots=True)
+class Mistake:
+    """One thing that is wrong in a request."""
+
+    path: str
+    """Where, such as `body.groups.0.completions`."""
+    message: str
 
 
 class SggError(Exception):
@@ -35,6 +46,10 @@ class InvalidInputError(SggError):
     """The caller's data is wrong."""
 
     status = 422
+
+    def __init__(self, message: str, mistakes: Sequence[Mistake] = ()) -> None:
+        super().__init__(message)
+        self.mistakes = tuple(mistakes)
 
 
 class SettingsError(InvalidInputError):

@@ -5,14 +5,16 @@ Example: `{"type": "urn:sgg:TooLargeError", "title": "Over a stated limit.", "st
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ConfigDict
 from starlette.exceptions import HTTPException
 
-from services.errors import InvalidInputError, SggError
+from services.errors import InvalidInputError, Mistake, SggError
 
 MEDIA_TYPE = "application/problem+json"
 _TYPE_PREFIX = "urn:sgg:"
@@ -21,8 +23,25 @@ _MAX_ERRORS = 20
 _MAX_TEXT = 500
 
 
-def problem_response(error: SggError, errors: Sequence[dict[str, str]] = ()) -> Response:
-    """The answer for an error: its class gives status and `retryable`."""
+class Problem(BaseModel):
+    """The body of every answer from 400 on, as `application/problem+json`."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+    type: str
+    """`urn:sgg:` and the error's class, or `about:blank` where the HTTP status says it all."""
+    title: str
+    status: int
+    detail: str
+    """What is wrong and what to do."""
+    retryable: bool
+    """Whether the same request can succeed later."""
+    errors: list[Mistake] = []
+    """With 422: the first mistakes of a body, each with its path."""
+
+
+def problem(error: SggError) -> dict[str, Any]:
+    """A `Problem` as JSON: the error's class gives type, title, status and `retryable`."""
     body: dict[str, Any] = {
         "type": _TYPE_PREFIX + type(error).__name__,
         "title": (type(error).__doc__ or "").split("\n", 1)[0],
@@ -30,14 +49,19 @@ def problem_response(error: SggError, errors: Sequence[dict[str, str]] = ()) -> 
         "detail": error.message,
         "retryable": error.retryable,
     }
-    if errors:
-        body["errors"] = list(errors)
+    if isinstance(error, InvalidInputError) and error.mistakes:
+        body["errors"] = [asdict(mistake) for mistake in error.mistakes]
+    return body
+
+
+def problem_response(error: SggError) -> Response:
+    """The answer for an error."""
     headers = {"Retry-After": "1"} if error.status == 503 else {}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
     if error.status == 413:
         headers["Connection"] = "close"  # the rest of the body is not read
-    return _json_response(body, error.status, headers)
+    return _json_response(problem(error), error.status, headers)
 
 
 def error_from_problem(status: int, text: str) -> SggError:
@@ -48,13 +72,31 @@ def error_from_problem(status: int, text: str) -> SggError:
         text: Its body; need not be a problem (a proxy may have answered).
     """
     try:
-        problem = json.loads(text)
+        body = json.loads(text)
     except ValueError:
-        problem = None
-    if not isinstance(problem, dict):
-        problem = {"detail": f"HTTP {status}: {text[:_MAX_TEXT]}"}
-    detail = str(problem.get("detail") or f"HTTP {status}")
-    return _class_of(str(problem.get("type", "")), status)(detail)
+        body = None
+    if not isinstance(body, dict):
+        body = {"detail": f"HTTP {status}: {text[:_MAX_TEXT]}"}
+    detail = str(body.get("detail") or f"HTTP {status}")
+    return _class_of(str(body.get("type", "")), status)(detail)
+
+
+def invalid_input(
+    found: Sequence[Mapping[str, Any]], prefix: Sequence[int | str] = ()
+) -> InvalidInputError:
+    """What pydantic found wrong, as one error.
+
+    Args:
+        found: `ValidationError.errors()`.
+        prefix: Where the validated value stands in the request, such as `("body", "rubric")`.
+    """
+    # Only path and message: the input is never echoed, it may be huge or hold NaN.
+    mistakes = [
+        Mistake(_path([*prefix, *e["loc"]]), str(e["msg"])[:_MAX_TEXT]) for e in found[:_MAX_ERRORS]
+    ]
+    count = f"{len(found)} mistakes" if len(found) > 1 else "a mistake"
+    first = f"{mistakes[0].path}: {mistakes[0].message}" if mistakes else ""
+    return InvalidInputError(f"the request has {count}; {first}", mistakes)
 
 
 def add_problem_handlers(app: FastAPI) -> None:
@@ -72,15 +114,7 @@ async def _on_sgg_error(_: Request, error: Exception) -> Response:
 
 async def _on_invalid_request(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    found = error.errors()
-    # Only path and message: the input is never echoed, it may be huge or hold NaN.
-    shown = [
-        {"path": _path(e["loc"]), "message": str(e["msg"])[:_MAX_TEXT]} for e in found[:_MAX_ERRORS]
-    ]
-    count = f"{len(found)} mistakes" if len(found) > 1 else "a mistake"
-    first = f"{shown[0]['path']}: {shown[0]['message']}" if shown else ""
-    detail = f"the request has {count}; {first}"
-    return problem_response(InvalidInputError(detail), shown)
+    return problem_response(invalid_input(error.errors()))
 
 
 async def _on_http_exception(_: Request, error: Exception) -> Response:

@@ -265,10 +265,15 @@ class Collector:
             return
         async with self._changed:
             for group, score in zip(groups, scored, strict=True):
-                if group.work_id in self._open:  # not buried meanwhile
+                if group.work_id not in self._open:
+                    continue  # buried meanwhile
+                if score.error is not None:
+                    self._bury(group.work_id, f"it cannot be scored: {score.error.detail}")
+                else:
                     self._ready[group.work_id] = self._train_group(group, score)
             self._last_arrival = time.monotonic()
             self._changed.notify_all()
+        await self._admit()
 
     async def _until_scored(self, request: RewardRequest) -> list[ScoredGroup]:
         scored: list[ScoredGroup] = []
@@ -286,9 +291,7 @@ class Collector:
 
     def _reward_group(self, group: RolloutGroup) -> RewardGroup:
         opened = self._open[group.work_id]
-        return self._prompts.reward_group(
-            group.group_id, opened.prompt.index, [c.text for c in group.completions]
-        )
+        return self._prompts.reward_group(group.group_id, opened.prompt.index, group.completions)
 
     def _train_group(self, group: RolloutGroup, score: ScoredGroup) -> TrainGroup:
         opened = self._open[group.work_id]

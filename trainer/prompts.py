@@ -10,6 +10,7 @@ from services.images import ImageStore
 from services.schemas.common import Sampling
 from services.schemas.prompts import PromptGroup
 from services.schemas.rewards import RewardGroup
+from services.schemas.rollouts import Completion
 from services.settings import Settings
 
 
@@ -74,7 +75,7 @@ class PromptSource:
             min_policy_version=policy_version,
         )
 
-    def reward_group(self, name: str, index: int, completions: list[str]) -> RewardGroup:
+    def reward_group(self, name: str, index: int, completions: list[Completion]) -> RewardGroup:
         """What the reward service is asked about a sampled group."""
         sample = self._dataset[index]
         return RewardGroup(
@@ -82,5 +83,6 @@ class PromptSource:
             image_size=(sample.width, sample.height),
             box_space=box_space(self._settings.model, sample),
             reference=reference_graph(sample),
-            completions=completions,
+            completions=[c.text for c in completions],
+            num_tokens=[len(c.token_ids) for c in completions],
         )

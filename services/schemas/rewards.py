@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, StringConstraints
+from pydantic import Field, StringConstraints, model_validator
 
 from services.schemas.common import Message, Name
 
@@ -10,6 +10,8 @@ Coordinate = Annotated[float, Field(ge=-1e6, le=1e6)]
 BoxSpace = Annotated[
     str, StringConstraints(pattern=r"^(relative_1000|relative_1|pixels:[1-9]\d{0,4}x[1-9]\d{0,4})$")
 ]
+Task = Literal["sgg", "det", "cls"]
+"""`sgg`: objects and relationships. `det`: objects only. `cls`: triplets of names, no boxes."""
 Status = Literal["ok", "no_answer", "invalid_json", "schema_violation", "too_large"]
 
 
@@ -53,14 +55,25 @@ class RewardGroup(Message):
     completions: list[str] = Field(min_length=1, max_length=256)
     require_thinking: bool = False
     """Whether the prompt asked for `<think>…</think>` (then `format` requires it)."""
+    num_tokens: list[Annotated[int, Field(ge=0)]] | None = None
+    """Length of each completion in tokens; asked for by `length_penalty` with unit `tokens`."""
+
+    @model_validator(mode="after")
+    def _one_count_each(self) -> "RewardGroup":
+        if self.num_tokens is not None and len(self.num_tokens) != len(self.completions):
+            raise ValueError(
+                f"num_tokens has {len(self.num_tokens)} entries for {len(self.completions)} "
+                "completions"
+            )
+        return self
 
 
 class RewardRequest(Message):
     """Body of `POST /v1/rewards`: any number of groups, up to the service's limit."""
 
-    task: Literal["sgg"] = "sgg"
-    rubric: str | dict[str, Any] = "r1-soft"
-    """A rubric's name, or a rubric in full."""
+    task: Task = "sgg"
+    rubric: str | dict[str, Any] = "balanced"
+    """A rubric's name, or a rubric in full (`GET /v1/rubrics` shows both)."""
     groups: list[RewardGroup] = Field(min_length=1, max_length=1024)
 
 
@@ -90,11 +103,21 @@ class Reward(Message):
     """With `invalid_json`: the text stops inside the JSON."""
 
 
+class GroupError(Message):
+    """Why a group of a request has no rewards, while the other groups have theirs."""
+
+    detail: str
+    retryable: bool = False
+    """Whether sending the same group again can help."""
+
+
 class ScoredGroup(Message):
     """The rewards of one group, in the order of its completions."""
 
-    group_id: Name
+    group_id: str
     rewards: list[Reward]
+    """Empty where there is an `error`."""
+    error: GroupError | None = None
 
 
 class RewardResponse(Message):

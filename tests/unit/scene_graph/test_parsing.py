@@ -1,15 +1,22 @@
 """Reading scene graphs from model text: honest, broken and hostile."""
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scene_graph.cleaning import Task, clean_graph
 from scene_graph.graph import Relationship, SceneGraph, SceneObject
 from scene_graph.json_limits import is_unfinished, nesting_depth
-from scene_graph.parsing import Limits, clean_graph, parse_completion
+from scene_graph.parsing import (
+    Limits,
+    find_answer,
+    parse_completion,
+    read_any,
+    read_well_formed,
+)
 
 MAN = {"id": "man.1", "bbox": [100, 200, 300, 400]}
 HORSE = {"id": "horse.2", "bbox": [0, 0, 1000, 500]}
@@ -254,3 +261,28 @@ def test_cut_json_is_unfinished_and_whole_json_is_not(value: Any) -> None:
     text = json.dumps([value])
     assert not is_unfinished(text.encode())
     assert is_unfinished(text[:-1].encode())
+
+
+part_keys = st.sampled_from(["id", "bbox", "subject", "predicate", "object", "x"])
+part_values = st.one_of(
+    st.sampled_from(["man.1", "horse.2", "on", 1, True, None, 1e400]),
+    st.lists(st.sampled_from([0, 1.5, 900, True, "7"]), min_size=3, max_size=5),
+)
+parts = st.lists(st.one_of(st.dictionaries(part_keys, part_values), st.just(MAN), st.just(RIDING)))
+
+
+@given(parts, parts, st.sampled_from(["", ', "x": [NaN]', ', "objects": []', ', "x": "\\ud800"']))
+def test_well_formed_text_is_read_fast_and_alike(
+    objects: list[Any], relationships: list[Any], extra: str
+) -> None:
+    """Two decoders: what the fast one accepts, the patient one reads the same."""
+    text = written(objects, relationships)[:-1] + extra + "}"
+    for task in get_args(Task):
+        fast = read_well_formed(text, task)
+        if fast is not None:
+            patient = read_any(find_answer(text), task)
+            assert patient.status == "ok"
+            assert list(fast.relationships) == patient.relationships
+            boxes = [(name, tuple(box)) for name, box in filter(None, patient.objects)]
+            assert list(fast.objects) == boxes
+    assert read_well_formed(GOOD, "sgg") is not None
