@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from cli.score import score
+from cli.similarity import similarity_app
 from services.errors import SettingsError, SggError
 
 app = typer.Typer(
@@ -23,6 +25,7 @@ app.add_typer(serve_app, name="serve")
 app.add_typer(data_app, name="data")
 app.add_typer(model_app, name="model")
 app.add_typer(dead_app, name="dead")
+app.add_typer(similarity_app, name="similarity")
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The run's TOML file.")]
 Overrides = Annotated[
@@ -46,12 +49,19 @@ def serve_redis(
 
 @serve_app.command("reward")
 def serve_reward(
-    config: Config = DEFAULT_CONFIG, set_: Overrides = None, host: Host = None, port: Port = None
+    config: Config = DEFAULT_CONFIG,
+    set_: Overrides = None,
+    host: Host = None,
+    port: Port = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes; each scores on one core.")
+    ] = None,
 ) -> None:
     """The reward service."""
     from cli import run
 
-    run.serve_reward(run.settings(config, set_, reward=(host, port)))
+    overrides = [*(set_ or []), *([f"reward.workers={workers}"] if workers else [])]
+    run.serve_reward(run.settings(config, overrides, reward=(host, port)))
 
 
 @serve_app.command("rollout")
@@ -117,6 +127,9 @@ def doctor() -> None:
     from cli import run
 
     run.doctor()
+
+
+app.command()(score)
 
 
 @data_app.command("make-toy")

@@ -1,69 +1,65 @@
 """The reward service: `POST /v1/rewards`, `GET /v1/rubrics`. Holds no state; any number may run."""
 
-import logging
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from importlib.metadata import version
+from typing import Any, Literal
 
-from fastapi import FastAPI
-from prometheus_client import Counter
+from fastapi import FastAPI, Request, Response
+from pydantic import create_model
 
-from reward_service.rubrics import RUBRICS, Rubric, find_rubric
-from reward_service.scoring import reference_graph, score_group
-from reward_service.terms import TERMS
+from reward_service.answering import Answerer
+from reward_service.catalogue import list_rubrics
+from reward_service.example import EXAMPLE, example_answer
+from reward_service.line import BODY_LIMIT_BYTES, HELD_LIMIT_BYTES, ScoringLine
+from reward_service.rubrics import RUBRICS, Rubric
+from reward_service.similarities import Similarities
+from reward_service.workers import Workers, settle
 from services import app as http
-from services.schemas.common import Message
-from services.schemas.rewards import RewardRequest, RewardResponse, ScoredGroup
-from services.settings import Settings, read_token
+from services.errors import InvalidInputError
+from services.openapi import reference
+from services.schemas.rewards import RewardRequest, RewardResponse
+from services.schemas.rubrics import RubricList
+from services.settings import Settings
+from services.telemetry import Tracing
 
-logger = logging.getLogger(__name__)
-
-BODY_LIMIT_BYTES = 4_000_000
-
-
-class RubricDescription(Message):
-    """A rubric as `GET /v1/rubrics` shows it."""
-
-    rubric: Rubric
-    rubric_version: str
-    max_total: float
-    formulas: dict[str, str]
-    """Of its terms."""
-
-
-class RubricList(Message):
-    """Answer of `GET /v1/rubrics`."""
-
-    rubrics: list[RubricDescription]
+_CLIENT_GONE = 499
+"""Read by nobody; it tells such requests apart in the metrics."""
 
 
 def build_app(settings: Settings) -> FastAPI:
-    """The service as an ASGI app, with the data token of the settings or the environment."""
-    token = read_token("SGG_DATA_TOKEN", settings.security.data_token_file)
+    """The service as an ASGI app, with the data token of the settings or the environment.
+
+    Raises:
+        SettingsError: The folder of similarities does not exist.
+    """
+    make_answerer = partial(_make_answerer, settings)
+    make_answerer()  # settings that are wrong are told here, and not by a worker
+    workers = Workers(make_answerer, settings.reward.workers)
+    tracing = Tracing("sgg-rl reward", settings.telemetry.otlp_endpoint)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await workers.start()
+        settle()
+        yield
+        await workers.stop()
+        await asyncio.to_thread(tracing.close)
+
     app = http.create_app(
         title="reward service",
-        version="1",
-        readiness=lambda: None,  # pure functions: alive is ready
+        version=version("sgg-rl"),
+        readiness=lambda: None,  # it listens when its workers are up
         body_limit_bytes=BODY_LIMIT_BYTES,
-        data_token=token,
+        held_limit_bytes=HELD_LIMIT_BYTES,
+        data_token=settings.data_token,
+        lifespan=lifespan,
     )
-    scored = Counter(
-        "reward_completions", "Scored completions", ["status"], registry=app.state.registry
-    )
-
-    # A plain `def`: FastAPI runs it in a thread, and health stays answerable while it computes.
-    @app.post("/v1/rewards")
-    def post_rewards(request: RewardRequest) -> RewardResponse:
-        """Score every completion of every group."""
-        rubric = find_rubric(request.rubric)
-        groups = [score_group(group, rubric) for group in request.groups]
-        _report(request, groups, scored)
-        return RewardResponse(
-            rubric=rubric.name, rubric_version=rubric.rubric_version, groups=groups
-        )
-
-    @app.get("/v1/rubrics")
-    async def get_rubrics() -> RubricList:
-        """The rubrics that ship, with terms, weights and formulas."""
-        return RubricList(rubrics=[describe(rubric) for rubric in RUBRICS.values()])
-
+    app.byte_bodies = (_documented_request(),)
+    _add_routes(app, ScoringLine(workers, app.state.registry), tracing)
+    tracing.trace_requests(app)
     return app
 
 
@@ -72,21 +68,53 @@ def serve(settings: Settings) -> None:
     http.serve(build_app(settings), settings.reward.url)
 
 
-def describe(rubric: Rubric) -> RubricDescription:
-    """A rubric with what its terms compute."""
-    return RubricDescription(
-        rubric=rubric,
-        rubric_version=rubric.rubric_version,
-        max_total=sum(rubric.terms.values()),
-        formulas={name: TERMS[name].formula for name in rubric.terms},
-    )
+def _make_answerer(settings: Settings) -> Answerer:
+    reward = settings.reward
+    return Answerer(Similarities(reward.similarity_folder, reward.embedding_models))
 
 
-def _report(request: RewardRequest, groups: list[ScoredGroup], scored: Counter) -> None:
-    """Count statuses, and say which references are not what their dataset meant."""
-    for group, result in zip(request.groups, groups, strict=True):
-        for reward in result.rewards:
-            scored.labels(reward.status).inc()
-        _, dropped = reference_graph(group)
-        if dropped:
-            logger.warning("the reference of group %s lost parts: %s", group.group_id, dropped)
+def _add_routes(app: FastAPI, line: ScoringLine, tracing: Tracing) -> None:
+    rubrics = list_rubrics()
+
+    @app.post("/v1/rewards", **_documentation())
+    async def post_rewards(request: Request) -> Response:
+        """Score every completion of every group.
+
+        A group that cannot be scored has an `error` in its place, and the others have their
+        rewards. Where no group can be scored the answer is a problem.
+        """
+        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media_type != "application/json":
+            raise InvalidInputError("the body has to be JSON: send Content-Type: application/json")
+        with tracing.span("score"):
+            answer = await line.answer(await request.body(), request.receive)
+            if answer is None:
+                return Response(status_code=_CLIENT_GONE)
+            tracing.annotate(
+                rubric=answer.rubric,
+                num_groups=answer.num_groups,
+                num_completions=sum(answer.statuses.values()),
+                scoring_s=answer.scoring_s,
+            )
+        return Response(answer.content, media_type="application/json")
+
+    @app.get("/v1/rubrics")
+    async def get_rubrics() -> RubricList:
+        """The rubrics that ship, and every term that a rubric of one's own can weigh."""
+        return rubrics
+
+
+def _documented_request() -> type[RewardRequest]:
+    """A `RewardRequest` whose schema says what a rubric is."""
+    rubric: Any = Literal[tuple(RUBRICS)] | Rubric
+    return create_model("RewardRequest", __base__=RewardRequest, rubric=(rubric, "balanced"))
+
+
+def _documentation() -> dict[str, Any]:
+    """Of a route that FastAPI sees neither reading nor writing a message."""
+    body = {"schema": reference(RewardRequest), "example": EXAMPLE}
+    answer = {"application/json": {"example": example_answer()}}
+    return {
+        "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": body}}},
+        "responses": {200: {"model": RewardResponse, "content": answer}},
+    }

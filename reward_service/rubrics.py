@@ -28,9 +28,9 @@ class LengthPenalty(Message):
 
     unit: Literal["tokens", "characters"] = "tokens"
     """Tokens need `num_tokens` in every group."""
-    start: int = Field(ge=0)
+    start: int = Field(ge=0, le=10_000_000)
     """Up to this length the term is 1."""
-    end: int = Field(ge=1)
+    end: int = Field(ge=1, le=10_000_000)
     """From this length on it is 0; in between it falls linearly."""
 
     @model_validator(mode="after")
@@ -54,7 +54,7 @@ class Rubric(Message):
     """Whether a valid graph without the tags earns half of `format`."""
     beta: float = Field(default=1.0, gt=0, le=100)
     """Of `triplet_f1`: above 1 recall counts more than precision."""
-    predicate_frequency: dict[str, Annotated[float, Field(gt=0)]] | None = Field(
+    predicate_frequency: dict[str, Annotated[float, Field(ge=1e-9, le=1e12)]] | None = Field(
         default=None, min_length=1, max_length=10_000
     )
     """How often each predicate occurs, for `predicate_balanced`."""

@@ -15,16 +15,17 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any
 from urllib.parse import urlsplit
 
 import uvicorn
 from fastapi import FastAPI, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from pydantic import BaseModel
 
 from services.errors import SettingsError, UnavailableError
-from services.guard import RequestGuard
+from services.guard import CheckedRoute, RequestGuard
+from services.openapi import DescribedApp
 from services.problems import add_problem_handlers
 from services.telemetry import HttpMetrics, new_registry
 
@@ -34,17 +35,33 @@ _DRAIN_S = 30
 """Requests in flight at a SIGTERM have this long to finish."""
 
 
+class Liveness(BaseModel):
+    """Answer of `GET /healthz`."""
+
+    status: str
+    service: str
+
+
+class Readiness(BaseModel):
+    """Answer of `GET /readyz`."""
+
+    ready: bool
+    reason: str | None
+    """Why not."""
+
+
 def create_app(
     *,
     title: str,
     version: str,
     readiness: Callable[[], str | None],
     body_limit_bytes: int,
+    held_limit_bytes: int | None = None,
     data_token: str | None = None,
     admin_token: str | None = None,
     admin_paths: Sequence[str] = (),
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
-) -> FastAPI:
+) -> DescribedApp:
     """A FastAPI app with `/healthz`, `/readyz`, `/metrics` and the project's limits and errors.
 
     Args:
@@ -52,6 +69,8 @@ def create_app(
         version: Of the service.
         readiness: Called by `/readyz`; why the service cannot serve now, or None when it can.
         body_limit_bytes: Larger bodies are refused with 413 before they are read.
+        held_limit_bytes: While all bodies that are at work together are larger, more are refused
+            with 503; None sets no such limit.
         data_token: Asked for on every path but health and metrics; None leaves them open.
         admin_token: Asked for at and under `admin_paths`; the data token where it is None.
         admin_paths: Path prefixes such as `/v1/weights`.
@@ -60,7 +79,9 @@ def create_app(
     Returns:
         The app. `app.state.registry` is its Prometheus registry.
     """
-    app = FastAPI(title=title, version=version, lifespan=lifespan, redoc_url=None)
+    app = DescribedApp(title=title, version=version, lifespan=lifespan, redoc_url=None)
+    app.router.route_class = CheckedRoute
+    app.token_needed = bool(data_token or admin_token)
     app.state.registry = new_registry()
     needed = {"SGG_DATA_TOKEN": data_token} | (
         {"SGG_ADMIN_TOKEN": admin_token} if admin_paths else {}
@@ -74,6 +95,7 @@ def create_app(
         admin_token=admin_token,
         admin_paths=admin_paths,
         body_limit_bytes=body_limit_bytes,
+        held_limit_bytes=held_limit_bytes,
     )
     app.add_middleware(HttpMetrics, registry=app.state.registry)  # added last: sees refusals too
     return app
@@ -81,18 +103,18 @@ def create_app(
 
 def _add_health(app: FastAPI, readiness: Callable[[], str | None]) -> None:
     @app.get("/healthz")
-    async def healthz() -> dict[str, str]:
+    async def healthz() -> Liveness:
         """The process is alive."""
-        return {"status": "alive", "service": app.title}
+        return Liveness(status="alive", service=app.title)
 
-    @app.get("/readyz")
-    async def readyz() -> JSONResponse:
+    @app.get("/readyz", responses={503: {"model": Readiness}})
+    async def readyz(response: Response) -> Readiness:
         """The service can serve (200) or says why not (503)."""
         reason = readiness()
-        body: dict[str, Any] = {"ready": reason is None, "reason": reason}
-        return JSONResponse(body, status_code=200 if reason is None else 503)
+        response.status_code = 200 if reason is None else 503
+        return Readiness(ready=reason is None, reason=reason)
 
-    @app.get("/metrics")
+    @app.get("/metrics", response_class=PlainTextResponse)
     async def metrics() -> Response:
         """Prometheus text format."""
         return Response(generate_latest(app.state.registry), media_type=CONTENT_TYPE_LATEST)
@@ -121,9 +143,10 @@ def serve(app: FastAPI, url: str) -> None:
         if threading.current_thread() is threading.main_thread():
             # uvicorn raises the signal again once it has drained: then SIGTERM must end us with 0.
             signal.signal(signal.SIGTERM, lambda *_: None)
-        server.run(sockets=[listener])
-        if not server.started:
-            raise UnavailableError(f"{app.title} did not start; its log says why")
+        try:
+            server.run(sockets=[listener])
+        except SystemExit as error:  # uvicorn's answer to a lifespan that fails
+            raise UnavailableError(f"{app.title} did not start; its log says why") from error
 
 
 def bind(app: FastAPI, url: str) -> socket.socket:

@@ -32,7 +32,10 @@ class Mistake:
 
 
 class SggError(Exception):
-    """Root of all errors of this project. The message says what to do."""
+    """The service failed; its log has the reason.
+
+    Root of all errors of this project. The message says what to do.
+    """
 
     status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False

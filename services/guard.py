@@ -1,12 +1,21 @@
 """What every request passes before any of it is parsed: token, size, nesting."""
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from scene_graph.json_limits import nesting_depth
-from services.errors import InvalidInputError, SggError, TooLargeError, UnauthorizedError
+from services.errors import (
+    InvalidInputError,
+    SggError,
+    TooLargeError,
+    UnauthorizedError,
+    UnavailableError,
+)
 from services.problems import problem_response
 
 PUBLIC_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
@@ -28,12 +37,16 @@ class RequestGuard:
         admin_token: str | None,
         admin_paths: Sequence[str],
         body_limit_bytes: int,
+        held_limit_bytes: int | None,
     ) -> None:
         self._app = app
         self._admin_tokens = [t for t in (admin_token or data_token,) if t]
         self._data_tokens = [t for t in (data_token, admin_token) if t] if data_token else []
         self._admin_paths = tuple(admin_paths)
         self._body_limit = body_limit_bytes
+        self._held_limit = held_limit_bytes
+        self._held = 0
+        """Bytes of all bodies that are being read, wait or are worked on."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse with problem details, or pass on with the whole body at hand."""
@@ -43,12 +56,15 @@ class RequestGuard:
         try:
             self._check_token(scope)
             body = await self._read_body(scope, receive)
-            check_nesting(body or b"")
         except SggError as error:
             await problem_response(error)(scope, receive, send)
             return
-        if body is not None:
+        if body is None:
+            return
+        try:
             await self._app(scope, _replay(body, receive), send)
+        finally:
+            self._held -= len(body)
 
     def _check_token(self, scope: Scope) -> None:
         path = scope["path"]
@@ -68,22 +84,50 @@ class RequestGuard:
 
     async def _read_body(self, scope: Scope, receive: Receive) -> bytes | None:
         """The whole body; None when the client went away. The stated length is not trusted."""
-        too_large = TooLargeError(f"the body is over {self._body_limit} bytes; send less at a time")
         stated = _header(scope, b"content-length")
-        if stated.isdigit() and int(stated[:20]) > self._body_limit:
-            raise too_large
+        num_stated = int(stated[:20]) if stated.isdigit() else 0
+        self._check_size(num_stated, self._held + num_stated)
         chunks: list[bytes] = []
         size, more = 0, True
-        while more:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                return None
-            chunks.append(message.get("body", b""))
-            size += len(chunks[-1])
-            if size > self._body_limit:
-                raise too_large
-            more = message.get("more_body", False)
+        try:
+            while more:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    return None
+                chunks.append(message.get("body", b""))
+                size += len(chunks[-1])
+                self._held += len(chunks[-1])
+                self._check_size(size, self._held)
+                more = message.get("more_body", False)
+        finally:
+            if more:  # it is not passed on
+                self._held -= size
         return b"".join(chunks)
+
+    def _check_size(self, size: int, held: int) -> None:
+        """Of one body, and of all bodies together."""
+        if size > self._body_limit:
+            raise TooLargeError(f"the body is over {self._body_limit} bytes; send less at a time")
+        if self._held_limit is not None and held > self._held_limit:
+            raise UnavailableError(
+                f"more than {self._held_limit} bytes of requests are at work; try again later"
+            )
+
+
+class CheckedRoute(APIRoute):
+    """A route whose JSON body is checked for nesting before FastAPI parses it."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's handler, after the check; routes that read bytes themselves have none."""
+        handle = super().get_route_handler()
+        if self.body_field is None:
+            return handle
+
+        async def checked(request: Request) -> Response:
+            check_nesting(await request.body())
+            return await handle(request)
+
+        return checked
 
 
 def check_nesting(body: bytes) -> None:

@@ -82,7 +82,14 @@ class RewardSettings(Section):
     """The reward service and what it is asked for."""
 
     url: str = "http://127.0.0.1:8100"
-    rubric: str = "r1-soft"
+    workers: int = Field(default=1, ge=1, le=256)
+    """Processes behind the URL; one scores on one core."""
+    similarity_folder: Path | None = None
+    """Tables that a rubric may name as its similarity, `*.json`."""
+    embedding_models: list[str] = []
+    """Models that a rubric may name as its similarity: folders, or hub names in the local cache."""
+    rubric: str | dict[str, Any] = "balanced"
+    """Its name, or in full: `docs/rewards.md`."""
     timeout_s: float = Field(default=60.0, gt=0)
 
 
@@ -208,6 +215,14 @@ class SecuritySettings(Section):
     """Its content is asked for on weight routes."""
 
 
+class TelemetrySettings(Section):
+    """What is told to others about a run."""
+
+    otlp_endpoint: str | None = Field(default=None, pattern=r"^https?://")
+    """OpenTelemetry collector that gets the reward service's spans, such as
+    `http://127.0.0.1:4318`. Without it nothing is traced."""
+
+
 class Settings(Section):
     """All of a run: one TOML file."""
 
@@ -222,6 +237,7 @@ class Settings(Section):
     sft: SftSettings = SftSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     security: SecuritySettings = SecuritySettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
 
     @property
     def data_token(self) -> str | None:

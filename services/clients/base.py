@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 
 from services.errors import EngineError, SggError, UnavailableError, WaitTimeoutError
 from services.problems import error_from_problem
+from services.telemetry import trace_headers
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
@@ -20,9 +21,10 @@ _LONGEST_PAUSE_S = 5.0
 class ServiceClient:
     """One service at one address.
 
-    Connection failures and retryable problems are tried again, with growing pauses, until
-    `timeout_s` is over: every route of this system may be sent twice. Other errors are raised at
-    once.
+    Connection failures and retryable problems are tried again until `timeout_s` is over, with
+    growing pauses that are at least what the service's `Retry-After` asks for: every route of this
+    system may be sent twice. Other errors are raised at once. Requests carry the `traceparent` of
+    the current OpenTelemetry span, where there is one.
     """
 
     def __init__(self, url: str, *, token: str | None = None, timeout_s: float = 60.0) -> None:
@@ -101,24 +103,31 @@ class ServiceClient:
         """The body of the first good answer; `failures` gets each error on the way."""
         pause_s = _FIRST_PAUSE_S
         while True:
+            asked_s = 0.0
             try:
-                return await self._once(method, path, content)
+                response = await self._once(method, path, content)
+                if not response.is_error:
+                    return response.content
+                asked_s = _retry_after_s(response)
+                raise error_from_problem(response.status_code, response.text)
             except SggError as error:
                 if not (retry and error.retryable):
                     raise
                 failures.append(error)
             # Half of it at random, so that many clients do not come back at the same moment.
-            await asyncio.sleep(pause_s * (0.5 + random.random() / 2))
+            await asyncio.sleep(max(asked_s, pause_s * (0.5 + random.random() / 2)))
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    async def _once(self, method: str, path: str, content: bytes) -> bytes:
-        where = f"{method} {self.url}{path}"
-        headers = {"Content-Type": "application/json"} if content else {}
+    async def _once(self, method: str, path: str, content: bytes) -> httpx.Response:
+        headers = trace_headers() | ({"Content-Type": "application/json"} if content else {})
         try:
-            response = await self._http.request(method, path, content=content, headers=headers)
+            return await self._http.request(method, path, content=content, headers=headers)
         except httpx.TransportError as error:
-            reason = str(error) or type(error).__name__
+            where, reason = f"{method} {self.url}{path}", str(error) or type(error).__name__
             raise UnavailableError(f"{where} failed on the way: {reason}") from error
-        if response.is_error:
-            raise error_from_problem(response.status_code, response.text)
-        return response.content
+
+
+def _retry_after_s(response: httpx.Response) -> float:
+    """Seconds that the service asks to wait; 0 where it says nothing, or a date."""
+    asked = response.headers.get("Retry-After", "")
+    return float(asked[:6]) if asked.isascii() and asked.isdigit() else 0.0

@@ -33,8 +33,8 @@ class ReferenceRelationship(Message):
 class ReferenceGraph(Message):
     """What an image truly shows."""
 
-    objects: list[ReferenceObject] = Field(max_length=500)
-    relationships: list[ReferenceRelationship] = Field(max_length=2000)
+    objects: list[ReferenceObject] = Field(max_length=500, fail_fast=True)
+    relationships: list[ReferenceRelationship] = Field(max_length=2000, fail_fast=True)
 
 
 class RewardGroup(Message):
@@ -52,10 +52,12 @@ class RewardGroup(Message):
     """The space of the completions' boxes. Reference boxes are always pixels of the original
     image."""
     reference: ReferenceGraph
-    completions: list[str] = Field(min_length=1, max_length=256)
+    completions: list[str] = Field(min_length=1, max_length=256, fail_fast=True)
     require_thinking: bool = False
     """Whether the prompt asked for `<think>…</think>` (then `format` requires it)."""
-    num_tokens: list[Annotated[int, Field(ge=0)]] | None = None
+    num_tokens: list[Annotated[int, Field(ge=0, le=10_000_000)]] | None = Field(
+        default=None, max_length=256, fail_fast=True
+    )
     """Length of each completion in tokens; asked for by `length_penalty` with unit `tokens`."""
 
     @model_validator(mode="after")

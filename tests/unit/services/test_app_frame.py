@@ -1,14 +1,18 @@
 """The frame of every service, in process: tokens by path, errors to problems and back."""
 
+import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 import httpx
 import pytest
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
+from pydantic import BaseModel
 
 from services import errors
-from services.app import bind, create_app, host_and_port
+from services.app import bind, create_app, host_and_port, serve
 from services.guard import check_nesting
 from services.problems import error_from_problem, problem_response
 
@@ -78,6 +82,71 @@ async def test_not_ready_says_why_and_health_stays() -> None:
     answer = await get(app, "/readyz")
     assert (answer.status_code, answer.json()["reason"]) == (503, "the engine is starting")
     assert (await get(app, "/healthz")).status_code == 200
+
+
+class Note(BaseModel):
+    text: Any
+
+
+def with_bodies(**more: Any) -> FastAPI:
+    app = make_app(**more)
+
+    @app.post("/v1/parsed")
+    async def parsed(note: Note) -> None:
+        pass
+
+    @app.post("/v1/bytes")
+    async def bytes_(request: Request) -> int:
+        return len(await request.body())
+
+    return app
+
+
+async def test_json_is_checked_for_nesting_before_it_is_parsed() -> None:
+    deep = b'{"text": ' + b"[" * 40 + b"]" * 40 + b"}"
+    transport = httpx.ASGITransport(with_bodies())
+    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        json_type = {"Content-Type": "application/json"}
+        answer = await client.post("/v1/parsed", content=deep, headers=json_type)
+        assert answer.status_code == 422
+        assert "nested deeper than 32" in answer.json()["detail"]
+        assert (await client.post("/v1/parsed", json={"text": [1]})).status_code == 200
+        # A handler that reads bytes parses them elsewhere, with limits of its own.
+        assert (await client.post("/v1/bytes", content=deep)).json() == len(deep)
+
+
+async def test_bodies_together_have_a_limit_too() -> None:
+    app = with_bodies(held_limit_bytes=1500)
+    resume = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"x" * 900
+        await resume.wait()
+
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        # ASGITransport streams a request's body, so the first one is half here.
+        first = asyncio.create_task(client.post("/v1/bytes", content=slow()))
+        await asyncio.sleep(0.05)
+        assert (await client.post("/v1/bytes", content=b"x" * 500)).json() == 500
+        refused = await client.post("/v1/bytes", content=b"x" * 700)
+        assert (refused.status_code, refused.json()["retryable"]) == (503, True)
+        assert "1500 bytes" in refused.json()["detail"]
+        assert (await client.get("/healthz")).status_code == 200
+        resume.set()
+        assert (await first).json() == 900
+        assert (await client.post("/v1/bytes", content=b"x" * 1000)).json() == 1000
+        assert (await client.post("/v1/bytes", content=b"x" * 1001)).status_code == 413
+
+
+async def test_a_service_that_cannot_start_says_so() -> None:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        raise RuntimeError("no engine")
+        yield
+
+    with pytest.raises(errors.UnavailableError, match="test service did not start"):
+        await asyncio.to_thread(serve, make_app(lifespan=lifespan), "http://127.0.0.1:0")
 
 
 async def test_an_unexpected_error_shows_nothing() -> None:

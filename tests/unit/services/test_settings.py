@@ -44,6 +44,8 @@ def test_text_that_looks_like_a_number_stays_text(toml: Path) -> None:
         ("[trainer]\nlearning_rate = nan\n", [], {}, "trainer.learning_rate"),
         ("[trainer]\ngroups_per_step = 3\nnum_ranks = 2\n", [], {}, "multiple of num_ranks"),
         ("[trainer]\nmicro_batch_size = 7\n", [], {}, "micro_batch_size"),
+        ("[reward]\nworkers = 0\n", [], {}, "reward.workers"),
+        ("", ["telemetry.otlp_endpoint=collector:4318"], {}, "telemetry.otlp_endpoint"),
         ("[trainer\n", [], {}, "not TOML"),
     ],
 )

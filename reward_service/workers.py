@@ -1,0 +1,127 @@
+"""Where scoring happens: a thread of this process, or processes of their own.
+
+One thread: scoring is Python and small arrays, so that a second one would only take turns with it.
+More cores are used by processes, which get whole requests one by one: however few connections there
+are, no worker idles while requests wait. The service's own process then only moves bytes.
+"""
+
+import asyncio
+import gc
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from typing import TypeVar
+
+from reward_service.answering import Answer, Answerer
+from services.errors import UnavailableError
+from services.telemetry import setup_logging
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+_worker = threading.local()
+"""Of a scoring thread, or of the main thread of a scoring process: its `answerer`."""
+
+
+class Workers:
+    """`num_workers` that answer requests, each one at a time."""
+
+    def __init__(self, make_answerer: Callable[[], Answerer], num_workers: int) -> None:
+        """Starts nothing yet.
+
+        Args:
+            make_answerer: Called in every worker; has to be picklable where there are several.
+            num_workers: 1 is a thread of this process; more are processes beside it.
+        """
+        self.num_workers = num_workers
+        self._make_answerer = make_answerer
+        self._executor = self._new_executor()
+
+    async def start(self) -> None:
+        """Wait until all workers are up.
+
+        Raises:
+            UnavailableError: One ended while it started; the log says why.
+        """
+        await asyncio.gather(*(self._run(_pid) for _ in range(self.num_workers)))
+
+    async def answer(self, body: bytes) -> Answer:
+        """`Answerer.answer` in a worker. Cancelling drops it unless it is being worked on.
+
+        Raises:
+            UnavailableError: Workers died of it, or beside it, twice.
+            SggError: As `Answerer.answer`.
+        """
+        return await self._run(_answer, body)
+
+    async def stop(self) -> None:
+        """End the workers; what still waits is dropped."""
+        await asyncio.to_thread(self._executor.shutdown, cancel_futures=True)
+
+    async def _run(self, function: Callable[..., T], *args: object) -> T:
+        """In a worker. A dead one is replaced, and what it or its neighbours had is done again."""
+        for _ in range(2):
+            executor = self._executor
+            try:
+                return await asyncio.get_running_loop().run_in_executor(executor, function, *args)
+            except BrokenExecutor as error:
+                logger.warning("a scoring process died: %s", error)
+                if self._executor is executor:  # the first of its requests to notice
+                    self._executor = self._new_executor()
+        raise UnavailableError("scoring processes die; try again later, and see the service's log")
+
+    def _new_executor(self) -> Executor:
+        if self.num_workers == 1:
+            return ThreadPoolExecutor(
+                1, "scoring", initializer=_start_thread, initargs=(self._make_answerer,)
+            )
+        return ProcessPoolExecutor(
+            self.num_workers,
+            multiprocessing.get_context("spawn"),  # a fork would copy locks that threads hold
+            initializer=_start_process,
+            initargs=(self._make_answerer,),
+        )
+
+
+def settle() -> None:
+    """Take what start-up made out of the garbage collector's sight.
+
+    A full collection would look through all of it, and hold up whatever is scored for 60 ms.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def _start_thread(make_answerer: Callable[[], Answerer]) -> None:
+    _worker.answerer = make_answerer()
+
+
+def _start_process(make_answerer: Callable[[], Answerer]) -> None:
+    setup_logging(f"reward[{os.getpid()}]")
+    # Ctrl+C reaches every process of a terminal; the service drains first, then ends its workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_follow_parent, daemon=True).start()
+    _start_thread(make_answerer)
+    settle()
+
+
+def _follow_parent() -> None:
+    """End with the parent even where it was killed: nobody else would."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _pid() -> int:
+    return os.getpid()
+
+
+def _answer(body: bytes) -> Answer:
+    answer: Answer = _worker.answerer.answer(body)
+    return answer
