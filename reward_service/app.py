@@ -35,9 +35,12 @@ def build_app(settings: Settings) -> FastAPI:
     Raises:
         SettingsError: The folder of similarities does not exist.
     """
+    reward = settings.reward
     make_answerer = partial(_make_answerer, settings)
-    make_answerer()  # settings that are wrong are told here, and not by a worker
-    workers = Workers(make_answerer, settings.reward.workers)
+    answerer = make_answerer()  # settings that are wrong are told here, and not by a worker
+    may_load = bool(reward.similarity_folder or reward.embedding_models)
+    at_once = answerer if reward.workers == 1 and not may_load else None
+    workers = Workers(make_answerer, reward.workers)
     tracing = Tracing("sgg-rl reward", settings.telemetry.otlp_endpoint)
 
     @asynccontextmanager
@@ -58,7 +61,7 @@ def build_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.byte_bodies = (_documented_request(),)
-    _add_routes(app, ScoringLine(workers, app.state.registry), tracing)
+    _add_routes(app, ScoringLine(workers, app.state.registry, at_once), tracing)
     tracing.trace_requests(app)
     return app
 

@@ -201,8 +201,9 @@ def length_penalty(batch: Batch, rubric: "Rubric") -> Floats:
 
 def share(total: Floats, count: Floats | Indices) -> Floats:
     """[B] total / count, 0 where the count is 0; a sum of ones may round above its count."""
-    safe = np.where(count > 0, count, 1)
-    return np.where(count > 0, np.clip(total / safe, 0.0, 1.0), 0.0)
+    shares = np.zeros(len(total))
+    np.divide(total, count, out=shares, where=count > 0)
+    return np.minimum(shares, 1.0, out=shares)
 
 
 def _hits(batch: Batch) -> Floats:

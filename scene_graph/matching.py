@@ -21,7 +21,7 @@ from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from scene_graph.boxes import Boxes
 from scene_graph.graph import GraphColumns
-from scene_graph.packing import PackedGraphs, name_codes, pack
+from scene_graph.packing import PackedGraphs, pack, starts
 from scene_graph.similarity import ExactSimilarity, Floats, Indices, Similarity
 
 Flags = NDArray[np.bool_]
@@ -29,6 +29,7 @@ Flags = NDArray[np.bool_]
 SIMILARITY_WEIGHT = 1.0
 GIOU_WEIGHT = 2.0
 L1_WEIGHT = 5.0
+_TINY = float(np.finfo(np.float64).tiny)
 MIN_IOU = 0.5
 """From here on two boxes are of the same thing."""
 
@@ -158,12 +159,12 @@ def compare(
         boxes: False where graphs are triplets of names only (task `cls`).
     """
     similarity = similarity or ExactSimilarity()
-    codes = name_codes([*predicted, *references])
-    names = list(codes)
-    p, r = pack(predicted, codes), pack(references, codes)
+    packed, names = pack([*predicted, *references])
+    num_graphs = len(predicted) + len(references)
+    p, r = packed.part(0, len(predicted)), packed.part(len(predicted), num_graphs)
     pairs = _object_pairs(p, r, group, names, similarity) if boxes else None
     counts = r.num_triplets[group]
-    owner = np.repeat(np.arange(len(group)), counts)
+    owner = np.arange(len(group)).repeat(counts)
     triplet = _ranges(r.triplet_start[group], counts)
     return Comparison(
         names=names,
@@ -239,9 +240,8 @@ def iou_giou_l1(predicted: Boxes, reference: Boxes) -> tuple[Floats, Floats, Flo
         np.maximum(py2, ry2) - np.minimum(py1, ry1)
     )
     # Areas of boxes thinner than 1e-154 are 0 in floating point: such a pair overlaps nothing.
-    tiny = np.finfo(np.float64).tiny
-    iou = np.clip(intersection / np.maximum(union, tiny), 0.0, 1.0)
-    giou = iou - (hull - union) / np.maximum(hull, tiny)
+    iou = np.minimum(intersection / np.maximum(union, _TINY), 1.0)
+    giou = iou - (hull - union) / np.maximum(hull, _TINY)
     l1 = abs(px1 - rx1) + abs(py1 - ry1) + abs(px2 - rx2) + abs(py2 - ry2)
     return iou, giou, l1
 
@@ -250,15 +250,14 @@ def _object_pairs(
     p: PackedGraphs, r: PackedGraphs, group: Indices, names: list[str], similarity: Similarity
 ) -> ObjectPairs:
     counts = r.num_objects[group][p.object_graph]
-    start = np.concatenate([[0], np.cumsum(counts)])
-    left = np.repeat(np.arange(len(counts)), counts)
+    left = np.arange(len(counts)).repeat(counts)
     right = _ranges(r.object_start[group][p.object_graph], counts)
     iou, giou, l1 = iou_giou_l1(p.boxes.take(left, axis=1), r.boxes.take(right, axis=1))
     name_left, name_right = p.categories[left], r.categories[right]
     sim = similarity.of_pairs(names, name_left, name_right)
     cost = SIMILARITY_WEIGHT * (1 - sim) + GIOU_WEIGHT * (1 - giou) + L1_WEIGHT * l1
     return ObjectPairs(
-        start=start,
+        start=starts(counts),
         predicted=left,
         reference=right,
         similarity=sim,
@@ -281,8 +280,8 @@ def _assign(cost: Floats, rows: Indices, columns: Indices) -> Indices:
     Returns:
         [M] indices into `cost`.
     """
-    ends = np.cumsum(rows * columns)
-    filled = np.flatnonzero(rows * columns)
+    sizes = rows * columns
+    ends, filled = sizes.cumsum(), sizes.nonzero()[0]
     if not len(filled):
         return filled
     solutions = [
@@ -292,10 +291,9 @@ def _assign(cost: Floats, rows: Indices, columns: Indices) -> Indices:
         )
     ]
     row, column = map(np.concatenate, zip(*solutions, strict=True))
-    begins = (ends - rows * columns)[filled]
-    widths = columns[filled]
     counts = np.minimum(rows, columns)[filled]
-    cells: Indices = np.repeat(begins, counts) + row * np.repeat(widths, counts) + column
+    cells: Indices = row * columns[filled].repeat(counts)
+    cells += column + (ends - sizes)[filled].repeat(counts)
     return cells
 
 
@@ -309,11 +307,11 @@ def _triplet_pairs(
     similarity: Similarity,
 ) -> TripletPairs:
     counts = p.num_triplets[owner]
-    instance = np.repeat(np.arange(len(owner)), counts)
+    instance = np.arange(len(owner)).repeat(counts)
     predicted = _ranges(p.triplet_start[owner], counts)
     wanted = triplet[instance]
     sim = similarity.of_pairs(names, p.predicates[predicted], r.predicates[wanted])
-    alike = np.flatnonzero(sim)
+    alike = sim.nonzero()[0]
     sim, predicted, instance, wanted = sim[alike], predicted[alike], instance[alike], wanted[alike]
     same = p.predicates[predicted] == r.predicates[wanted]
     overlap = np.ones(len(alike), dtype=np.bool_)
@@ -331,7 +329,7 @@ def _triplet_pairs(
             sim = sim * pairs.similarity[cell]
             overlap &= pairs.overlap[cell]
             matched &= partners[cell]
-    kept = np.flatnonzero(sim)
+    kept = sim.nonzero()[0]
     return TripletPairs(
         owner=owner[instance[kept]],
         predicted=predicted[kept],
@@ -343,10 +341,10 @@ def _triplet_pairs(
     )
 
 
-def _ranges(starts: Indices, counts: Indices) -> Indices:
-    """`starts[i], starts[i] + 1, …`, `counts[i]` numbers of each, one after another."""
-    ends = np.cumsum(counts)
+def _ranges(begins: Indices, counts: Indices) -> Indices:
+    """`begins[i], begins[i] + 1, …`, `counts[i]` numbers of each, one after another."""
+    ends = counts.cumsum()
     total = int(ends[-1]) if len(ends) else 0
     numbers: Indices = np.arange(total)
-    numbers += np.repeat(starts - (ends - counts), counts)
+    numbers += (begins + counts - ends).repeat(counts)
     return numbers

@@ -29,6 +29,8 @@ class PackedGraphs:
     Example: the objects of graph g are `categories[object_start[g]:object_start[g + 1]]`.
     """
 
+    num_objects: Indices
+    """[G]"""
     object_start: Indices
     """[G + 1]"""
     object_graph: Indices
@@ -39,6 +41,8 @@ class PackedGraphs:
     """[O] codes of names"""
     boxes: Boxes
     """[4, O] x1, y1, x2, y2 in fractions; zeros where graphs have no boxes (task `cls`)"""
+    num_triplets: Indices
+    """[G]"""
     triplet_start: Indices
     """[G + 1]"""
     triplet_graph: Indices
@@ -50,35 +54,45 @@ class PackedGraphs:
     objects: Indices
     """[E]"""
 
-    @property
-    def num_objects(self) -> Indices:
-        """Of each graph, [G]."""
-        return np.diff(self.object_start)
+    def part(self, first: int, last: int) -> "PackedGraphs":
+        """Graphs `first` to `last - 1`, numbered from 0."""
+        begin, end = self.object_start[first], self.object_start[last]
+        objects = slice(begin, end)
+        begin_triplet, end_triplet = self.triplet_start[first], self.triplet_start[last]
+        triplets = slice(begin_triplet, end_triplet)
+        return PackedGraphs(
+            num_objects=self.num_objects[first:last],
+            object_start=self.object_start[first : last + 1] - begin,
+            object_graph=self.object_graph[objects] - first,
+            written=self.written[objects] - begin,
+            categories=self.categories[objects],
+            boxes=self.boxes[:, objects],
+            num_triplets=self.num_triplets[first:last],
+            triplet_start=self.triplet_start[first : last + 1] - begin_triplet,
+            triplet_graph=self.triplet_graph[triplets] - first,
+            subjects=self.subjects[triplets] - begin,
+            predicates=self.predicates[triplets],
+            objects=self.objects[triplets] - begin,
+        )
 
-    @property
-    def num_triplets(self) -> Indices:
-        """Of each graph, [G]."""
-        return np.diff(self.triplet_start)
 
+def pack(graphs: Sequence[GraphColumns]) -> tuple[PackedGraphs, list[str]]:
+    """Flat arrays of graphs from `clean_columns`, and the name of each code in them.
 
-def name_codes(graphs: Sequence[GraphColumns]) -> dict[str, int]:
-    """A number for each distinct name; their order is the names' alphabetical order."""
-    names: set[str] = set()
-    names.update(*(g.categories for g in graphs), *(g.predicates for g in graphs))
-    return {name: code for code, name in enumerate(sorted(names))}
-
-
-def pack(graphs: Sequence[GraphColumns], codes: Mapping[str, int]) -> PackedGraphs:
-    """Flat arrays of graphs.
-
-    Args:
-        graphs: From `clean_columns`.
-        codes: Has all their names.
+    Codes follow the names' alphabetical order, so that sorting by them is the same in any batch.
     """
-    object_start = _starts([len(g.ids) for g in graphs])
-    triplet_start = _starts([len(g.predicates) for g in graphs])
-    object_graph = _owners(object_start)
-    triplet_graph = _owners(triplet_start)
+    found: set[str] = set()
+    found.update(*(g.categories for g in graphs), *(g.predicates for g in graphs))
+    names = sorted(found)
+    return _pack(graphs, {name: code for code, name in enumerate(names)}), names
+
+
+def _pack(graphs: Sequence[GraphColumns], codes: Mapping[str, int]) -> PackedGraphs:
+    num_objects = np.array([len(g.ids) for g in graphs], dtype=np.int64)
+    num_triplets = np.array([len(g.predicates) for g in graphs], dtype=np.int64)
+    object_start, triplet_start = starts(num_objects), starts(num_triplets)
+    object_graph = np.arange(len(graphs)).repeat(num_objects)
+    triplet_graph = np.arange(len(graphs)).repeat(num_triplets)
     categories = _codes((g.categories for g in graphs), codes, object_start[-1])
     boxes = _boxes(graphs, object_graph)
     offset = object_start[triplet_graph]
@@ -90,11 +104,13 @@ def pack(graphs: Sequence[GraphColumns], codes: Mapping[str, int]) -> PackedGrap
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
     return PackedGraphs(
+        num_objects=num_objects,
         object_start=object_start,
         object_graph=object_graph,
         written=order,
         categories=categories[order],
         boxes=boxes.take(order, axis=1),
+        num_triplets=num_triplets,
         triplet_start=triplet_start,
         triplet_graph=triplet_graph,
         subjects=rank[subjects],
@@ -103,12 +119,11 @@ def pack(graphs: Sequence[GraphColumns], codes: Mapping[str, int]) -> PackedGrap
     )
 
 
-def _starts(counts: Sequence[int]) -> Indices:
-    return np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-
-
-def _owners(starts: Indices) -> Indices:
-    return np.repeat(np.arange(len(starts) - 1), np.diff(starts))
+def starts(counts: Indices) -> Indices:
+    """[N + 1] where parts of these sizes begin, one after another, and where the last one ends."""
+    found = np.zeros(len(counts) + 1, dtype=np.int64)
+    counts.cumsum(out=found[1:])
+    return found
 
 
 def _flat(parts: Iterable[Sequence[int]], count: int) -> Indices:
@@ -145,9 +160,10 @@ def _part_twins(
     refinement), until no more objects can be told apart. Colours are hashes of names, so that they
     are the same in every batch.
     """
-    key = np.column_stack([object_graph, categories])[order]
-    box = boxes.take(order, axis=1)
-    same = (key[1:] == key[:-1]).all(axis=1) & (box[:, 1:] == box[:, :-1]).all(axis=0)
+    same = np.ones(max(len(order) - 1, 0), dtype=np.bool_)
+    for key in (object_graph, categories, *boxes):
+        ordered = key[order]
+        same &= ordered[1:] == ordered[:-1]
     if not same.any():
         return
     subjects, predicates, objects = triplets

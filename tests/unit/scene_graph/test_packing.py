@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from scene_graph.cleaning import clean_columns
 from scene_graph.graph import GraphColumns
-from scene_graph.packing import name_codes, pack
+from scene_graph.packing import pack
 
 BOXES = [(0, 0, 5, 5), (0, 0, 5, 9), (2, 0, 5, 5)]
 node = st.tuples(st.sampled_from(["man", "hat"]), st.sampled_from(BOXES))
@@ -32,24 +32,13 @@ def columns(nodes: list[Node], edges: list[Edge], numbers: list[int]) -> GraphCo
 
 def description(graph: GraphColumns, other: GraphColumns) -> object:
     """All that scoring could see of a graph packed in a batch, but the order of its triplets."""
-    codes = name_codes([other, graph])
-    names = list(codes)
-    packed = pack([other, graph], codes)
-    mine = slice(packed.object_start[1], packed.object_start[2])
-    triplets = slice(packed.triplet_start[1], packed.triplet_start[2])
-    first = packed.object_start[1]
+    both, names = pack([other, graph])
+    packed = both.part(1, 2)
+    triplets = zip(packed.subjects, packed.predicates, packed.objects, strict=True)
     return (
-        [names[code] for code in packed.categories[mine]],
-        packed.boxes[:, mine].tolist(),
-        sorted(
-            (int(s - first), names[p], int(o - first))
-            for s, p, o in zip(
-                packed.subjects[triplets],
-                packed.predicates[triplets],
-                packed.objects[triplets],
-                strict=True,
-            )
-        ),
+        [names[code] for code in packed.categories],
+        packed.boxes.tolist(),
+        sorted((int(s), names[p], int(o)) for s, p, o in triplets),
     )
 
 
@@ -76,6 +65,6 @@ def test_packing_remembers_where_objects_stood() -> None:
     graph = columns(
         [("man", BOXES[1]), ("hat", BOXES[0]), ("man", BOXES[0])], [(0, "on", 1)], [1, 2, 3]
     )
-    packed = pack([graph], name_codes([graph]))
+    packed, _ = pack([graph])
     assert packed.written.tolist() == [1, 2, 0]
     assert (packed.subjects.tolist(), packed.objects.tolist()) == ([2], [0])
