@@ -92,7 +92,7 @@ class Explainer:
     def _explain(self, text: str, group: RewardGroup, reward: Reward) -> Explanation:
         task = self.scorer.task
         parsed = parse_completion(text, group.box_space, task=task)
-        reference = group.reference.model_dump()
+        reference = group.reference.model_dump(mode="json")
         columns, _ = reference_columns(group, task)
         verdicts = Verdicts(parsed.columns, columns, self._similarity, task)
         return Explanation(

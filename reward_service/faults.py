@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, NoReturn
 
-from scene_graph.cleaning import clean_columns
+from scene_graph.cleaning import clean_columns, read_object, read_relationship
 from scene_graph.graph import normalise_name
 from scene_graph.json_limits import nesting_depth
 from scene_graph.parsing import Limits, ParsedCompletion, find_answer
@@ -125,7 +125,7 @@ class _Ids(NamedTuple):
 def _dropped_objects(values: Iterable[Any], kept: set[str]) -> Iterator[DroppedPart]:
     """Cleaned one at a time; only a duplicate needs to know the others. Adds to `kept`."""
     for index, value in enumerate(values):
-        columns, dropped = clean_columns([value], [], (1.0, 1.0), "det")
+        columns, dropped = clean_columns([read_object(value)], [], (1.0, 1.0), "det")
         reason = next(iter(dropped), "")
         if not reason and columns.ids[0] in kept:
             reason = "duplicate_id"
@@ -138,7 +138,7 @@ def _dropped_relationships(values: Iterable[Any], ids: _Ids | None) -> Iterator[
     """The same for relationships; without `ids` their ends need not be objects."""
     seen: set[tuple[str, str, str]] = set()
     for index, value in enumerate(values):
-        columns, dropped = clean_columns([], [value], (1.0, 1.0), "cls")
+        columns, dropped = clean_columns([], [read_relationship(value)], (1.0, 1.0), "cls")
         reason, why = next(iter(dropped), ""), ""
         if not reason:
             missing = [end for end in columns.ids if ids and end not in ids.kept]

@@ -11,12 +11,13 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
+from pydantic import TypeAdapter
 
 from reward_service.rubrics import Rubric, find_rubric
 from reward_service.similarities import Similarities
 from reward_service.terms import TERMS, Batch
 from scene_graph.boxes import space_scale
-from scene_graph.cleaning import clean_entries
+from scene_graph.cleaning import clean_columns
 from scene_graph.graph import GraphColumns
 from scene_graph.matching import Comparison, compare
 from scene_graph.parsing import ParsedCompletion, parse_completion
@@ -26,6 +27,7 @@ from services.schemas.rewards import Matched, Reward, RewardGroup, ScoredGroup, 
 
 logger = logging.getLogger(__name__)
 
+_REWARDS = TypeAdapter(list[Reward])
 _PAIRS_AT_ONCE = 40_000
 """Pairs of objects and of triplets in one batch of arrays: what fits a processor's cache."""
 
@@ -126,7 +128,7 @@ class Scorer:
 
     def _score(
         self, items: list[_Item], groups: Sequence[RewardGroup], references: list[GraphColumns]
-    ) -> Iterator[Reward]:
+    ) -> list[Reward]:
         batch = self._batch(items, groups, references)
         values = {name: TERMS[name].function(batch, self.rubric) for name in self.weights}
         total = np.zeros(len(items))
@@ -135,14 +137,18 @@ class Scorer:
         columns = [total, *values.values(), *_matched(batch.comparison)]
         rows = zip(*(column.tolist() for column in columns), strict=True)
         names = tuple(values)
-        for item, (sum_, *terms, objects, relationships) in zip(items, rows, strict=True):
-            yield Reward(
-                total=sum_,
-                status="ok",
-                breakdown=dict(zip(names, terms, strict=True)),
-                matched=_matched_counts(objects, relationships),
-                dropped=item.parsed.dropped,
-            )
+        return _REWARDS.validate_python(
+            [
+                {
+                    "total": sum_,
+                    "status": "ok",
+                    "breakdown": dict(zip(names, terms, strict=True)),
+                    "matched": _matched_counts(objects, relationships),
+                    "dropped": item.parsed.dropped,
+                }
+                for item, (sum_, *terms, objects, relationships) in zip(items, rows, strict=True)
+            ]
+        )
 
     def _batch(
         self, items: list[_Item], groups: Sequence[RewardGroup], references: list[GraphColumns]
@@ -210,12 +216,7 @@ def reference_columns(
     """A group's cleaned reference, and what was dropped from it by reason."""
     width, height = group.image_size
     scale = space_scale(f"pixels:{width}x{height}")
-    return clean_entries(
-        [(item.id, item.bbox) for item in group.reference.objects],
-        [(edge.subject, edge.predicate, edge.object) for edge in group.reference.relationships],
-        scale,
-        task,
-    )
+    return clean_columns(group.reference.objects, group.reference.relationships, scale, task)
 
 
 @lru_cache(maxsize=4096)

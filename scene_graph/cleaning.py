@@ -5,10 +5,16 @@ A bad part costs itself and never the whole graph. Predictions and references pa
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from scene_graph.boxes import space_scale
-from scene_graph.graph import NORMAL_IDS, GraphColumns, SceneGraph
+from scene_graph.graph import (
+    NORMAL_IDS,
+    GraphColumns,
+    Relationship,
+    SceneGraph,
+    SceneObject,
+)
 
 Task = Literal["sgg", "det", "cls"]
 """`sgg`: objects and relationships. `det`: objects only. `cls`: triplets of names, no boxes."""
@@ -18,6 +24,34 @@ Box = Sequence[float]
 
 MAX_COORDINATE = 1e6
 """Larger numbers are no box in any space; products of them would overflow."""
+
+
+class ObjectLike(Protocol):
+    """What an object is made of; as `SceneObject`, but nothing is known of it yet."""
+
+    @property
+    def id(self) -> str:
+        """`category.number` in any spelling."""
+
+    @property
+    def bbox(self) -> Box:
+        """Any four numbers."""
+
+
+class RelationshipLike(Protocol):
+    """What a relationship is made of; as `Relationship`."""
+
+    @property
+    def subject(self) -> str:
+        """The id of an object, perhaps."""
+
+    @property
+    def predicate(self) -> str:
+        """In any spelling."""
+
+    @property
+    def object(self) -> str:
+        """The id of an object, perhaps."""
 
 
 def clean_graph(graph: SceneGraph, box_space: str) -> tuple[SceneGraph, Counter[str]]:
@@ -31,42 +65,28 @@ def clean_graph(graph: SceneGraph, box_space: str) -> tuple[SceneGraph, Counter[
         The graph with boxes in fractions (coordinates outside 0..1 stay as they are), and the
         number of dropped parts by reason.
     """
-    columns, dropped = clean_entries(
-        [(item.id, item.bbox) for item in graph.objects],
-        [(edge.subject, edge.predicate, edge.object) for edge in graph.relationships],
-        space_scale(box_space),
-    )
+    scale = space_scale(box_space)
+    columns, dropped = clean_columns(graph.objects, graph.relationships, scale)
     return columns.to_graph(), Counter(dropped)
 
 
 def clean_columns(
-    objects: Iterable[Any],
-    relationships: Iterable[Any],
+    objects: Iterable[ObjectLike | None],
+    relationships: Iterable[RelationshipLike | None],
     scale: tuple[float, float],
     task: Task = "sgg",
 ) -> tuple[GraphColumns, dict[str, int]]:
-    """The usable parts of two lists of JSON values, and the number of dropped ones by reason.
+    """The usable parts of two lists, and the number of dropped ones by reason.
 
     Of objects with the same id and of equal triplets the first one stays. An object goes when its
     box is inverted, empty, not finite or beyond `MAX_COORDINATE`, and with it its relationships.
 
     Args:
-        objects: Values such as `{"id": "man.1", "bbox": [1, 2, 3, 4]}`; ignored for `cls`.
-        relationships: Values such as `{"subject": "man.1", "predicate": "on", "object": "hat.1"}`;
-            ignored for `det`.
+        objects: None where an entry had the wrong shape; ignored for `cls`.
+        relationships: The same; ignored for `det`.
         scale: Width and height of the image in the units of the boxes.
         task: For `cls` an end of a relationship need not be an object: its name is all there is.
     """
-    return clean_entries(map(id_and_box, objects), map(three_names, relationships), scale, task)
-
-
-def clean_entries(
-    objects: Iterable[tuple[str, Box] | None],
-    relationships: Iterable[tuple[str, str, str] | None],
-    scale: tuple[float, float],
-    task: Task = "sgg",
-) -> tuple[GraphColumns, dict[str, int]]:
-    """`clean_columns` of (id, box) and (subject, predicate, object); None has the wrong shape."""
     columns = GraphColumns(scale=scale)
     index: dict[str, int] = {}
     dropped: dict[str, int] = {}
@@ -78,95 +98,97 @@ def clean_entries(
 
 
 def _clean_objects(
-    objects: Iterable[tuple[str, Box] | None],
+    objects: Iterable[ObjectLike | None],
     columns: GraphColumns,
     index: dict[str, int],
     dropped: dict[str, int],
 ) -> None:
     ids, categories, coordinates = columns.ids, columns.categories, columns.coordinates
+    low, high = -MAX_COORDINATE, MAX_COORDINATE
     for entry in objects:
-        name, category = NORMAL_IDS[entry[0]] if entry else ("", "")
-        if not entry or not category:
+        if entry is None:
             reason = "malformed_object"
-        elif reason := _box_fault(*entry[1]):
-            pass
-        elif name in index:
-            reason = "duplicate_id"
         else:
-            index[name] = len(ids)
-            ids.append(name)
-            categories.append(category)
-            coordinates += entry[1]
-            continue
+            name, category = NORMAL_IDS[entry.id]
+            x1, y1, x2, y2 = box = entry.bbox
+            is_box = low <= x1 < x2 <= high and low <= y1 < y2 <= high
+            if is_box and category and name not in index:
+                index[name] = len(ids)
+                ids.append(name)
+                categories.append(category)
+                coordinates += box
+                continue
+            reason = _object_fault(category, box, is_box=is_box)
         dropped[reason] = dropped.get(reason, 0) + 1
 
 
-def _box_fault(x1: float, y1: float, x2: float, y2: float) -> str:
-    """Why four numbers are no box; empty when they are one."""
-    low, high = -MAX_COORDINATE, MAX_COORDINATE
-    if low <= x1 < x2 <= high and low <= y1 < y2 <= high:
-        return ""
-    if all(low <= c <= high for c in (x1, y1, x2, y2)):  # false for NaN
-        return "inverted_box"
-    return "non_finite_box"
+def _object_fault(category: str, box: Box, *, is_box: bool) -> str:
+    if not category:
+        return "malformed_object"
+    if is_box:
+        return "duplicate_id"
+    within = all(-MAX_COORDINATE <= c <= MAX_COORDINATE for c in box)  # false for NaN
+    return "inverted_box" if within else "non_finite_box"
 
 
 def _clean_relationships(
-    relationships: Iterable[tuple[str, str, str] | None],
+    relationships: Iterable[RelationshipLike | None],
     columns: GraphColumns,
     index: dict[str, int],
     dropped: dict[str, int],
     *,
     open_ended: bool,
 ) -> None:
-    known: set[tuple[int, str, int]] = set()
+    known: set[tuple[int | None, str, int | None]] = set()
     for entry in relationships:
-        subject, predicate, object_ = entry or ("", "", "")
-        if open_ended:
-            _add_name(subject, columns, index)
-            _add_name(object_, columns, index)
-        predicate = NORMAL_IDS[predicate][0]
-        edge = (
-            index.get(NORMAL_IDS[subject][0], -1),
-            predicate,
-            index.get(NORMAL_IDS[object_][0], -1),
-        )
-        if not predicate:
+        if entry is None:
             reason = "malformed_relationship"
-        elif edge[0] < 0 or edge[2] < 0:
-            reason = "dangling_relationship"
-        elif edge in known:
-            reason = "repeated_triplet"
         else:
-            known.add(edge)
-            columns.subjects.append(edge[0])
-            columns.predicates.append(predicate)
-            columns.objects.append(edge[2])
-            continue
+            if open_ended:
+                _add_name(entry.subject, columns, index)
+                _add_name(entry.object, columns, index)
+            subject = index.get(NORMAL_IDS[entry.subject][0])
+            predicate = NORMAL_IDS[entry.predicate][0]
+            object_ = index.get(NORMAL_IDS[entry.object][0])
+            edge = subject, predicate, object_
+            if not predicate:
+                reason = "malformed_relationship"
+            elif subject is None or object_ is None:
+                reason = "dangling_relationship"
+            elif edge in known:
+                reason = "repeated_triplet"
+            else:
+                known.add(edge)
+                columns.subjects.append(subject)
+                columns.predicates.append(predicate)
+                columns.objects.append(object_)
+                continue
         dropped[reason] = dropped.get(reason, 0) + 1
 
 
 _NUMBERS = ({float}, {int}, {float, int})  # true and false are not numbers
 
 
-def id_and_box(value: Any) -> tuple[str, Box] | None:
-    """One entry of `objects`; None when its shape is wrong."""
+def read_object(value: Any) -> SceneObject | None:
+    """A JSON value such as `{"id": "man.1", "bbox": [1, 2, 3, 4]}`; None of another shape."""
     if type(value) is not dict:
         return None
     name, box = value.get("id"), value.get("bbox")
-    if type(name) is not str or not isinstance(box, list | tuple) or len(box) != 4:
+    if type(name) is not str or type(box) is not list or len(box) != 4:
         return None
-    return (name, box) if set(map(type, box)) in _NUMBERS else None
+    if set(map(type, box)) not in _NUMBERS:
+        return None
+    return SceneObject(id=name, bbox=(box[0], box[1], box[2], box[3]))
 
 
-def three_names(value: Any) -> tuple[str, str, str] | None:
-    """One entry of `relationships`; None when its shape is wrong."""
+def read_relationship(value: Any) -> Relationship | None:
+    """A JSON value such as `{"subject": "man.1", "predicate": "on", "object": "hat.1"}`."""
     if type(value) is not dict:
         return None
     subject, predicate, object_ = value.get("subject"), value.get("predicate"), value.get("object")
     if type(subject) is not str or type(predicate) is not str or type(object_) is not str:
         return None
-    return subject, predicate, object_
+    return Relationship(subject=subject, predicate=predicate, object=object_)
 
 
 def _add_name(text: str, columns: GraphColumns, index: dict[str, int]) -> None:

@@ -99,7 +99,7 @@ def _pack(graphs: Sequence[GraphColumns], codes: Mapping[str, int]) -> PackedGra
     subjects = offset + _flat((g.subjects for g in graphs), triplet_start[-1])
     predicates = _codes((g.predicates for g in graphs), codes, triplet_start[-1])
     objects = offset + _flat((g.objects for g in graphs), triplet_start[-1])
-    order = np.lexsort((*boxes[::-1], categories, object_graph))
+    order = _by_name_and_box(object_graph * len(codes) + categories, boxes)
     _part_twins(order, categories, boxes, object_graph, (subjects, predicates, objects), codes)
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
@@ -143,6 +143,18 @@ def _boxes(graphs: Sequence[GraphColumns], object_graph: Indices) -> Boxes:
     boxes: Boxes = np.ascontiguousarray(coordinates.reshape(-1, 4).T)
     boxes /= scale.take(object_graph, axis=1)
     return boxes
+
+
+def _by_name_and_box(names: Indices, boxes: Boxes) -> Indices:
+    """The order of objects by name, and by box where names are equal."""
+    order = names.argsort(kind="stable")
+    ordered = names[order]
+    tied = np.zeros(len(order) + 1, dtype=np.bool_)
+    np.equal(ordered[1:], ordered[:-1], out=tied[1:-1])
+    among = (tied[1:] | tied[:-1]).nonzero()[0]
+    part = order[among]
+    order[among] = part[np.lexsort((*boxes[::-1, part], names[part]))]
+    return order
 
 
 def _part_twins(

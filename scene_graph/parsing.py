@@ -12,7 +12,14 @@ from typing import Any, Literal, NamedTuple, NoReturn
 import msgspec
 
 from scene_graph.boxes import space_scale
-from scene_graph.cleaning import Box, Task, clean_entries, id_and_box, three_names
+from scene_graph.cleaning import (
+    ObjectLike,
+    RelationshipLike,
+    Task,
+    clean_columns,
+    read_object,
+    read_relationship,
+)
 from scene_graph.graph import GraphColumns, SceneGraph
 from scene_graph.json_limits import is_unfinished, nesting_depth
 
@@ -69,8 +76,8 @@ class Lists(NamedTuple):
     """The two lists of an answer, or why there are none; None for entries of the wrong shape."""
 
     status: Status
-    objects: Sequence[tuple[str, Box] | None] = ()
-    relationships: Sequence[tuple[str, str, str] | None] = ()
+    objects: Sequence[ObjectLike | None] = ()
+    relationships: Sequence[RelationshipLike | None] = ()
     truncated: bool = False
 
 
@@ -99,7 +106,7 @@ def parse_completion(
         return ParsedCompletion(status="too_large", columns=GraphColumns())
     answer = find_answer(text)
     lists = _read_lists(answer, limits, task)
-    columns, dropped = clean_entries(lists.objects, lists.relationships, scale, task)
+    columns, dropped = clean_columns(lists.objects, lists.relationships, scale, task)
     if _is_too_deep(answer.text, lists, dropped, limits.nesting):
         return ParsedCompletion(status="too_large", columns=GraphColumns())
     return ParsedCompletion(
@@ -141,10 +148,7 @@ _FENCE_INFO = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-"
 
 
 def _read_lists(answer: Answer, limits: Limits, task: Task) -> Lists:
-    text = answer.text
-    if "{" not in text and "[" not in text:
-        return Lists("no_answer")
-    lists = read_well_formed(text, task) or read_any(answer, task)
+    lists = read_well_formed(answer.text, task) or read_any(answer, task)
     if len(lists.objects) > limits.objects or len(lists.relationships) > limits.relationships:
         return Lists("too_large")
     return lists
@@ -187,15 +191,13 @@ def read_well_formed(text: str, task: Task) -> Lists | None:
         found = _DECODERS[task].decode(text)
     except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
         return None
-    return Lists(
-        "ok",
-        [(o.id, o.bbox) for o in found.objects] if task != "cls" else (),
-        [(r.subject, r.predicate, r.object) for r in found.relationships] if task != "det" else (),
-    )
+    return Lists("ok", getattr(found, "objects", ()), getattr(found, "relationships", ()))
 
 
 def read_any(answer: Answer, task: Task) -> Lists:
     """What any text says, or why it says nothing."""
+    if "{" not in answer.text and "[" not in answer.text:
+        return Lists("no_answer")
     try:
         value = _DECODER.decode(answer.text)
     except ValueError:
@@ -209,7 +211,7 @@ def read_any(answer: Answer, task: Task) -> Lists:
     relationships = [] if task == "det" else value.get("relationships")
     if type(objects) is not list or type(relationships) is not list:
         return Lists("schema_violation")
-    return Lists("ok", list(map(id_and_box, objects)), list(map(three_names, relationships)))
+    return Lists("ok", list(map(read_object, objects)), list(map(read_relationship, relationships)))
 
 
 def _is_too_deep(text: str, lists: Lists, dropped: dict[str, int], limit: int) -> bool:
@@ -218,9 +220,11 @@ def _is_too_deep(text: str, lists: Lists, dropped: dict[str, int], limit: int) -
     A well-formed object has two brackets and a relationship one, so only the brackets beyond those
     can nest: counting them spares honest text the closer look.
     """
+    brackets = text.count("{") + text.count("[")
+    if brackets <= limit:
+        return False
     objects = len(lists.objects) - dropped.get("malformed_object", 0)
     relationships = len(lists.relationships) - dropped.get("malformed_relationship", 0)
-    brackets = text.count("{") + text.count("[")
     if brackets - 2 * objects - relationships < limit:
         return False
     return nesting_depth(_bytes(text)) > limit

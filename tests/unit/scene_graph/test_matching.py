@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scene_graph.cleaning import clean_columns
-from scene_graph.graph import GraphColumns
+from scene_graph.graph import GraphColumns, Relationship, SceneObject
 from scene_graph.matching import Comparison, ObjectPairs, compare, iou_giou_l1, one_to_one
 
 Box = tuple[float, float, float, float]
@@ -18,8 +18,8 @@ ONE = np.zeros(1, dtype=np.int64)
 
 
 def graph(*items: Item, edges: list[Edge] | None = None) -> GraphColumns:
-    objects = [{"id": name, "bbox": box} for name, box in items]
-    relationships = [{"subject": s, "predicate": p, "object": o} for s, p, o in edges or []]
+    objects = [SceneObject(id=name, bbox=box) for name, box in items]
+    relationships = [Relationship(subject=s, predicate=p, object=o) for s, p, o in edges or []]
     columns, dropped = clean_columns(objects, relationships, (1.0, 1.0))
     assert not dropped
     return columns
@@ -140,7 +140,7 @@ def test_triplets_are_paired_by_names_and_places() -> None:
 
 def test_names_alone_pair_triplets_where_there_are_no_boxes() -> None:
     def names(*edges: Edge) -> GraphColumns:
-        relationships = [{"subject": s, "predicate": p, "object": o} for s, p, o in edges]
+        relationships = [Relationship(subject=s, predicate=p, object=o) for s, p, o in edges]
         return clean_columns([], relationships, (1.0, 1.0), "cls")[0]
 
     p = names(("man.1", "on", "horse.1"), ("man", "near", "dog"))

@@ -5,7 +5,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scene_graph.cleaning import clean_columns
+from scene_graph.cleaning import clean_columns, read_object, read_relationship
 from scene_graph.graph import GraphColumns
 from scene_graph.packing import pack
 
@@ -27,7 +27,9 @@ def columns(nodes: list[Node], edges: list[Edge], numbers: list[int]) -> GraphCo
     ids = [f"{name}.{number}" for (name, _), number in zip(nodes, numbers, strict=True)]
     objects = [{"id": i, "bbox": list(box)} for i, (_, box) in zip(ids, nodes, strict=True)]
     relationships = [{"subject": ids[s], "predicate": p, "object": ids[o]} for s, p, o in edges]
-    return clean_columns(objects, relationships, (10.0, 10.0))[0]
+    return clean_columns(
+        map(read_object, objects), map(read_relationship, relationships), (10.0, 10.0)
+    )[0]
 
 
 def description(graph: GraphColumns, other: GraphColumns) -> object:
