@@ -11,7 +11,7 @@ from services.errors import InvalidInputError, SettingsError
 
 if TYPE_CHECKING:
     from cli.score_rows import Completion, Defaults
-    from reward_service.explain import Explainer, Explanation
+    from reward_service.explain.explainer import Explainer, Explanation
 
 _SIZE = re.compile(r"^([1-9]\d{0,4})x([1-9]\d{0,4})$")
 
@@ -75,7 +75,7 @@ def score(
 
 
 def _explained(row: "Completion", explainer: "Explainer") -> "Explanation":
-    from reward_service.explain import explain_text
+    from reward_service.explain.explainer import explain_text
 
     if row.group is None:
         task, thinking = explainer.scorer.task, row.require_thinking
@@ -84,9 +84,9 @@ def _explained(row: "Completion", explainer: "Explainer") -> "Explanation":
 
 
 def _explainer(wanted: str, task: Literal["sgg", "det", "cls"], folder: Path | None) -> "Explainer":
-    from reward_service.explain import Explainer
+    from reward_service.explain.explainer import Explainer
     from reward_service.rubrics import find_rubric
-    from reward_service.similarities import Similarities
+    from reward_service.similarity.registry import Similarities
 
     is_file = Path(wanted).suffix in (".toml", ".json")
     found = _read_rubric(Path(wanted)) if is_file else wanted

@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.safe_text import safe
-from reward_service.explain import Explanation
-from reward_service.faults import DroppedPart, Failure
-from reward_service.verdicts import MissedObject, MissedTriplet, ObjectLine, TripletLine
+from reward_service.explain.explainer import Explanation
+from reward_service.explain.faults import DroppedPart, Failure
+from reward_service.explain.verdicts import MissedObject, MissedTriplet, ObjectLine, TripletLine
 
 _NAME_WIDTH = 40
 _PART_WIDTH = 200

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from cli.safe_text import safe
 from cli.score_breakdown import breakdown
-from reward_service.explain import Explanation
+from reward_service.explain.explainer import Explanation
 
 _STATUS_WIDTH = len("schema_violation")
 _NUMBER_WIDTH = 5

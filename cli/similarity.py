@@ -35,13 +35,13 @@ def build(
     """
     if bool(aliases) == bool(embedding):
         raise SettingsError("say either --aliases or --embedding")
-    from reward_service import similarity_build as made
-    from reward_service.similarity_table import save_table
+    from reward_service.similarity import build as made
+    from reward_service.similarity.table import save_table
 
     names = [name for path in vocabulary for name in made.read_vocabulary(path)]
     of = ", ".join(path.name for path in vocabulary)
     if embedding:
-        from reward_service.embedding import load_embedding
+        from reward_service.similarity.embedding import load_embedding
 
         similarity = load_embedding(embedding)
         source = f"{similarity.version} over {of}, threshold {threshold}"
@@ -58,7 +58,7 @@ def build(
 @similarity_app.command("show")
 def show(file: Path, name: str) -> None:
     """Print the names of the table in FILE that are like NAME, the most alike first."""
-    from reward_service.similarity_table import load_table
+    from reward_service.similarity.table import load_table
 
     found = load_table(file).neighbours(name)
     for other, value in found:

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from reward_service.reading import read_request
 from reward_service.scoring import Scorer, make_scorer
-from reward_service.similarities import Similarities
+from reward_service.similarity.registry import Similarities
 from services.errors import SggError
 from services.schemas.rewards import GroupError, RewardGroup, RewardResponse, ScoredGroup, Task
 

@@ -13,9 +13,9 @@ from pydantic import create_model
 from reward_service.answering import Answerer
 from reward_service.catalogue import list_rubrics
 from reward_service.example import EXAMPLE, example_answer
-from reward_service.line import BODY_LIMIT_BYTES, HELD_LIMIT_BYTES, ScoringLine
 from reward_service.rubrics import RUBRICS, Rubric
-from reward_service.similarities import Similarities
+from reward_service.scoring_queue import BODY_LIMIT_BYTES, HELD_LIMIT_BYTES, ScoringQueue
+from reward_service.similarity.registry import Similarities
 from reward_service.workers import Workers, settle
 from services import app as http
 from services.errors import InvalidInputError
@@ -61,7 +61,7 @@ def build_app(settings: Settings) -> FastAPI:
         lifespan=lifespan,
     )
     app.byte_bodies = (_documented_request(),)
-    _add_routes(app, ScoringLine(workers, app.state.registry, at_once), tracing)
+    _add_routes(app, ScoringQueue(workers, app.state.registry, at_once), tracing)
     tracing.trace_requests(app)
     return app
 
@@ -76,7 +76,7 @@ def _make_answerer(settings: Settings) -> Answerer:
     return Answerer(Similarities(reward.similarity_folder, reward.embedding_models))
 
 
-def _add_routes(app: FastAPI, line: ScoringLine, tracing: Tracing) -> None:
+def _add_routes(app: FastAPI, queue: ScoringQueue, tracing: Tracing) -> None:
     rubrics = list_rubrics()
 
     @app.post("/v1/rewards", **_documentation())
@@ -90,7 +90,7 @@ def _add_routes(app: FastAPI, line: ScoringLine, tracing: Tracing) -> None:
         if media_type != "application/json":
             raise InvalidInputError("the body has to be JSON: send Content-Type: application/json")
         with tracing.span("score"):
-            answer = await line.answer(await request.body(), request.receive)
+            answer = await queue.answer(await request.body(), request.receive)
             if answer is None:
                 return Response(status_code=_CLIENT_GONE)
             tracing.annotate(

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import TypeAdapter
 
 from reward_service.rubrics import Rubric, find_rubric
-from reward_service.similarities import Similarities
+from reward_service.similarity.registry import Similarities
 from reward_service.terms import TERMS, Batch
 from scene_graph.boxes import space_scale
 from scene_graph.cleaning import clean_columns

@@ -25,7 +25,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from reward_service.scoring import make_scorer
-from reward_service.similarities import Similarities
+from reward_service.similarity.registry import Similarities
 from reward_service.trl_columns import Row, check_columns, read_row, reward_group
 from services.errors import InvalidInputError
 from services.problems import invalid_input

@@ -1,4 +1,4 @@
-"""Several scoring processes: they share the line, and a killed one costs nobody an answer."""
+"""Several scoring processes: they share the queue, and a killed one costs nobody an answer."""
 
 import asyncio
 import os
@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from reward_service.answering import Answer, Answerer
-from reward_service.similarities import Similarities
+from reward_service.similarity.registry import Similarities
 from reward_service.workers import Workers
 from services.errors import SettingsError, UnavailableError
 from services.ports import free_port

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from benchmarks.reward_loops import TERMS, Question, exact, score_alone, score_shared
 from reward_service.scoring import Scorer, make_scorer
-from reward_service.similarities import Similarities
+from reward_service.similarity.registry import Similarities
 from services.schemas.rewards import Reward, RewardGroup
 
 NAMES = ["man", "horse", "traffic light", "t shirt"]

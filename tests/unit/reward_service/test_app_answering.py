@@ -9,7 +9,7 @@ import pytest
 from reward_service.answering import Answerer
 from reward_service.example import EXAMPLE, example_answer
 from reward_service.scoring import Scorer, make_scorer
-from reward_service.similarities import Similarities
+from reward_service.similarity.registry import Similarities
 from scene_graph.similarity import ExactSimilarity
 from services.errors import InvalidInputError, SggError, UnavailableError
 from services.schemas.rewards import RewardGroup, RewardResponse, ScoredGroup, Task

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from cli.similarity import similarity_app
-from reward_service.embedding import EmbeddingSimilarity, load_embedding
-from reward_service.similarities import Similarities
-from reward_service.similarity_table import load_table
+from reward_service.similarity.embedding import EmbeddingSimilarity, load_embedding
+from reward_service.similarity.registry import Similarities
+from reward_service.similarity.table import load_table
 from scene_graph.similarity import Similarity
 from services.errors import InvalidInputError, SettingsError
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reward_service.explain import Explainer, Explanation, explain_text
-from reward_service.similarities import Similarities
+from reward_service.explain.explainer import Explainer, Explanation, explain_text
+from reward_service.similarity.registry import Similarities
 from scene_graph.parsing import parse_completion
 from services.schemas.rewards import RewardGroup, Task
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reward_service.similarities import Similarities
-from reward_service.similarity_table import make_table, save_table
+from reward_service.similarity.registry import Similarities
+from reward_service.similarity.table import make_table, save_table
 from scene_graph.similarity import Similarity
 from services.errors import InvalidInputError, SettingsError
 

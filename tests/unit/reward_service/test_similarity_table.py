@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reward_service import similarity_table
-from reward_service.similarity_build import (
+from reward_service.similarity import table as similarity_table
+from reward_service.similarity.build import (
     read_aliases,
     read_vocabulary,
     table_of_aliases,
     table_of_similarity,
 )
-from reward_service.similarity_table import load_table, make_table, save_table
+from reward_service.similarity.table import load_table, make_table, save_table
 from scene_graph.similarity import TableSimilarity
 from services.errors import InvalidInputError
 

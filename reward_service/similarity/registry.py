@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 
-from reward_service.similarity_table import load_table
+from reward_service.similarity.table import load_table
 from scene_graph.similarity import ExactSimilarity, Similarity
 from services.errors import InvalidInputError, SettingsError
 
@@ -91,7 +91,7 @@ class Similarities:
             )
         with self._model_lock:
             if model not in self._loaded_models:
-                from reward_service.embedding import load_embedding
+                from reward_service.similarity.embedding import load_embedding
 
                 self._loaded_models[model] = load_embedding(model)
             return self._loaded_models[model]

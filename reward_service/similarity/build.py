@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from reward_service.similarity_table import Pair, SimilarityTable, known_names, make_table
+from reward_service.similarity.table import Pair, SimilarityTable, known_names, make_table
 from scene_graph.graph import normalise_name
 from scene_graph.similarity import Similarity
 from services.errors import InvalidInputError

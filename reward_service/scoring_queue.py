@@ -5,9 +5,9 @@
 | part of a body | the rest of it | its client | `HELD_LIMIT_BYTES` of all requests, else 503 |
 | a whole body | a worker | the end of those before it | `MAX_WAITING` a worker, else 503 |
 
-The event loop moves bytes, and answers `/healthz`, `/readyz` and `/metrics` however long the line
-is. With one worker it also answers requests of a few completions itself, without a line: that takes
-a millisecond, and handing them to a thread and back takes as long.
+The event loop moves bytes, and answers `/healthz`, `/readyz` and `/metrics` however long the queue
+is. With one worker it also answers requests of a few completions itself: that takes a millisecond,
+and handing them to a thread and back takes as long.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from reward_service.workers import Workers
 from services.errors import UnavailableError
 
 MAX_WAITING = 64
-"""Requests in line and in work, for each worker: seconds of scoring at the batch sizes of
+"""Requests in the queue and in work, for each worker: seconds of scoring at the batch sizes of
 training."""
 BODY_LIMIT_BYTES = 32_000_000
 """Of one request: 16,384 completions of 2 KB."""
@@ -30,8 +30,8 @@ SMALL_BYTES = 16_384
 """A request up to this size takes a millisecond, and 20 if it was made to take long."""
 
 
-class ScoringLine:
-    """The bounded line of requests before the workers, and what is counted of them."""
+class ScoringQueue:
+    """The bounded queue of requests before the workers, and what is counted of them."""
 
     def __init__(
         self, workers: Workers, registry: CollectorRegistry, at_once: Answerer | None = None
@@ -84,9 +84,9 @@ class ScoringLine:
             answer = self._at_once.answer(body)
             self._report(answer)
             return answer
-        return await self._in_line(body, receive)
+        return await self._in_turn(body, receive)
 
-    async def _in_line(self, body: bytes, receive: Receive) -> Answer | None:
+    async def _in_turn(self, body: bytes, receive: Receive) -> Answer | None:
         if self._num_waiting >= MAX_WAITING * self._workers.num_workers:
             raise UnavailableError(
                 f"{self._num_waiting} requests wait for scoring; try again later, or run the "

@@ -4,10 +4,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from reward_service.faults import DroppedPart, Failure, answer_lists, dropped_parts, find_failure
-from reward_service.scoring import make_scorer, reference_columns
-from reward_service.similarities import Similarities
-from reward_service.verdicts import (
+from reward_service.explain.faults import (
+    DroppedPart,
+    Failure,
+    answer_lists,
+    dropped_parts,
+    find_failure,
+)
+from reward_service.explain.verdicts import (
     MissedObject,
     MissedTriplet,
     ObjectLine,
@@ -16,6 +20,8 @@ from reward_service.verdicts import (
     boxes_of,
     names_of_triplets,
 )
+from reward_service.scoring import make_scorer, reference_columns
+from reward_service.similarity.registry import Similarities
 from scene_graph.parsing import ParsedCompletion, parse_completion
 from services.schemas.rewards import Reward, RewardGroup, Status, Task
 

@@ -1,0 +1,1 @@
+"""Why a completion earned what it did, for people."""

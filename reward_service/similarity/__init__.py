@@ -1,0 +1,1 @@
+"""How alike names are, as rubrics name it: exact, by table, by embedding model."""
