@@ -204,8 +204,8 @@ def make_scorer(
     rubric = find_rubric(wanted)
     if not set(rubric.terms_of(task)) - {"format", "length_penalty"}:
         raise InvalidInputError(
-            f"rubric {rubric.name!r} has no term about the graph for task {task!r}: "
-            f"{', '.join(sorted(name for name, term in TERMS.items() if task in term.tasks))}"
+            f"rubric {rubric.name!r} has no term about the graph for task {task!r}; its terms: "
+            f"{', '.join(name for name, term in TERMS.items() if task in term.tasks)}"
         )
     return Scorer(rubric, task, (similarities or Similarities()).get(rubric.similarity))
 

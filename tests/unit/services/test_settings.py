@@ -24,6 +24,17 @@ def test_later_sources_win(toml: Path) -> None:
     assert settings.trainer.group_size == 8
 
 
+def test_a_rubric_is_a_name_or_a_table(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(MINIMAL)
+    assert load_settings(file, ["reward.rubric=r1-hard"], {}).reward.rubric == "r1-hard"
+    file.write_text(MINIMAL + "[reward.rubric]\nterms = { edge_hard = 5 }\nbeta = 0.5\n")
+    settings = load_settings(file, [], {})
+    assert settings.reward.rubric == {"terms": {"edge_hard": 5}, "beta": 0.5}
+    file.write_text(dump_settings(settings))
+    assert load_settings(file, [], {}) == settings
+
+
 def test_text_that_looks_like_a_number_stays_text(toml: Path) -> None:
     assert load_settings(toml, ["run.name=7"], {}).run.name == "7"
 
