@@ -104,12 +104,12 @@ def _clean_objects(
     dropped: dict[str, int],
 ) -> None:
     ids, categories, coordinates = columns.ids, columns.categories, columns.coordinates
-    low, high = -MAX_COORDINATE, MAX_COORDINATE
+    normal, low, high = NORMAL_IDS, -MAX_COORDINATE, MAX_COORDINATE
     for entry in objects:
         if entry is None:
             reason = "malformed_object"
         else:
-            name, category = NORMAL_IDS[entry.id]
+            name, category = normal[entry.id]
             x1, y1, x2, y2 = box = entry.bbox
             is_box = low <= x1 < x2 <= high and low <= y1 < y2 <= high
             if is_box and category and name not in index:
@@ -140,6 +140,8 @@ def _clean_relationships(
     open_ended: bool,
 ) -> None:
     known: set[tuple[int | None, str, int | None]] = set()
+    normal, place = NORMAL_IDS, index.get  # looked up once: this loop is most of parsing
+    subjects, predicates, objects = columns.subjects, columns.predicates, columns.objects
     for entry in relationships:
         if entry is None:
             reason = "malformed_relationship"
@@ -147,9 +149,8 @@ def _clean_relationships(
             if open_ended:
                 _add_name(entry.subject, columns, index)
                 _add_name(entry.object, columns, index)
-            subject = index.get(NORMAL_IDS[entry.subject][0])
-            predicate = NORMAL_IDS[entry.predicate][0]
-            object_ = index.get(NORMAL_IDS[entry.object][0])
+            subject, object_ = place(normal[entry.subject][0]), place(normal[entry.object][0])
+            predicate = normal[entry.predicate][0]
             edge = subject, predicate, object_
             if not predicate:
                 reason = "malformed_relationship"
@@ -159,9 +160,9 @@ def _clean_relationships(
                 reason = "repeated_triplet"
             else:
                 known.add(edge)
-                columns.subjects.append(subject)
-                columns.predicates.append(predicate)
-                columns.objects.append(object_)
+                subjects.append(subject)
+                predicates.append(predicate)
+                objects.append(object_)
                 continue
         dropped[reason] = dropped.get(reason, 0) + 1
 
