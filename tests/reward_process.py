@@ -17,7 +17,9 @@ REQUEST: dict[str, Any] = json.loads((GOLDEN / "reward_request.json").read_text(
 TOKEN = "correct horse battery staple"
 Process: TypeAlias = "subprocess.Popen[bytes]"
 _PROGRAM = """
-import sys
+import signal, sys
+# As from a terminal: a shell starts what runs in its background with Ctrl-C ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 from reward_service.app import serve
 from services.settings import Settings
 from services.telemetry import setup_logging
