@@ -3,7 +3,6 @@
 python benchmarks/reward.py
 """
 
-import gc
 import math
 import os
 import random
@@ -34,6 +33,7 @@ from benchmarks.hostile_completions import (  # noqa: E402
 )
 from benchmarks.reward_loops import Question, score_alone, score_shared  # noqa: E402
 from reward_service.scoring import Scorer, make_scorer  # noqa: E402
+from reward_service.workers import settle  # noqa: E402
 from scene_graph.graph import Relationship, SceneGraph, SceneObject  # noqa: E402
 from services.schemas.rewards import RewardGroup  # noqa: E402
 
@@ -71,7 +71,7 @@ class Speed:
 
 def main() -> None:
     """Print the three tables."""
-    gc.freeze()  # as the service does: what imports left behind is not collected again and again
+    settle()  # memory as in the service, for both sides
     print(f"{cpu_name()}, one core and one thread; CPU time, medians of {ROUNDS} rounds\n")
     print("\n".join([*throughput_table(), "", AIMS, ""]))
     print("\n".join([*growth_table(), ""]))

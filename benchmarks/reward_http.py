@@ -26,6 +26,7 @@ import httpx
 
 from benchmarks.honest_graphs import honest_groups
 from reward_service.scoring import make_scorer
+from reward_service.workers import settle
 from services.ports import free_port
 from services.schemas.rewards import RewardGroup, RewardRequest
 from services.settings import child_environment
@@ -142,6 +143,7 @@ def batch_table(port: int, server_core: int, load_core: int) -> Iterator[str]:
     yield "| size | in process, graphs/s | over HTTP, graphs/s | share | request | load's CPU |"
     yield "|---|--:|--:|--:|--:|--:|"
     scorer = make_scorer(RUBRIC)
+    settle()  # memory as in the service
     for num_objects, num_triplets in SIZES:
         groups = honest_groups(BATCH, GROUP_SIZE, num_objects, num_triplets)
         request = encoded(groups)

@@ -6,6 +6,7 @@ are, no worker idles while requests wait. The service's own process then only mo
 """
 
 import asyncio
+import ctypes
 import gc
 import logging
 import multiprocessing
@@ -89,12 +90,22 @@ class Workers:
 
 
 def settle() -> None:
-    """Take what start-up made out of the garbage collector's sight.
+    """Make memory cheap for a process that has started and will score for long.
 
-    A full collection would look through all of it, and hold up whatever is scored for 60 ms.
+    What start-up made leaves the garbage collector's sight: a full collection would look through
+    all of it, and hold up whatever is scored for 60 ms. And glibc keeps freed memory instead of
+    handing it back to the system, from where each batch's arrays would come again page by page: a
+    fifth of the time that scoring takes.
     """
     gc.collect()
     gc.freeze()
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:  # only glibc has it
+        mallopt(_M_MMAP_THRESHOLD, 32 << 20)
+        mallopt(_M_TRIM_THRESHOLD, 256 << 20)
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 def _start_thread(make_answerer: Callable[[], Answerer]) -> None:
