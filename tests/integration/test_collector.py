@@ -28,11 +28,12 @@ from services.ports import free_port
 from services.queues.base import DeadLetter, Lease
 from services.queues.redis import RedisQueue
 from services.redis_client import connect
+from services.registry import Registry
 from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
 from services.settings import Settings, dump_settings
 from tests.conftest import RedisStarter
-from tests.processes import sgg_process, wait_ready
+from tests.processes import sgg_process, wait_for, wait_ready
 from trainer.checkpoint import TrainerState
 from trainer.collector import Collector
 from trainer.cursor import Cursor, CursorState
@@ -56,7 +57,24 @@ class Run:
     reward: "subprocess.Popen[bytes] | None" = None
 
     def serve_rollout(self) -> "subprocess.Popen[bytes]":
-        return self._serve("rollout", self.settings.rollout.url)
+        """Until others see it too: it answers over HTTP before its first heartbeat."""
+        before = self._servers()
+        process = self._serve("rollout", self.settings.rollout.url)
+        wait_for("the registration", lambda: bool(self._servers() - before))
+        return process
+
+    def _servers(self) -> set[str]:
+        """Ids of the registered servers that are ready."""
+
+        async def read() -> set[str]:
+            redis = connect(self.settings.redis.url)
+            try:
+                servers = await Registry(redis, self.keys).servers()
+            finally:
+                await redis.aclose()
+            return {server.server_id for server in servers if server.state == "ready"}
+
+        return asyncio.run(read())
 
     def serve_reward(self) -> "subprocess.Popen[bytes]":
         return self._serve("reward", self.settings.reward.url)

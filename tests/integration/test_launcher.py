@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -14,18 +14,12 @@ import pytest
 
 from launcher.folder import run_lock
 from launcher.keeper import children, is_alive
+from tests.processes import wait_for
 
 REPOSITORY = Path(__file__).parents[2]
 DRIVER = Path(__file__).with_name("demo_driver.py")
 DUMMY = Path(__file__).with_name("dummy_part.py")
 PARTS = ("redis", "reward", "rollout", "trainer")
-
-
-def wait_for(what: str, condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"waited for {what}"
-        time.sleep(0.05)
 
 
 class Demo:
