@@ -32,6 +32,10 @@ _PAIRS_AT_ONCE = 40_000
 """Pairs of objects and of triplets in one batch of arrays: what fits a processor's cache."""
 
 
+_Place = tuple[int, int]
+"""A group of a request, and one of its completions."""
+
+
 class _Item(NamedTuple):
     """One completion of a request."""
 
@@ -68,13 +72,16 @@ class Scorer:
         """
         self._check(groups)
         references = self._references(groups)
-        rewards: list[list[Reward]] = [[self._lowest(None)] * len(g.completions) for g in groups]
+        rewards: dict[_Place, Reward] = {}
         for items in self._batches(groups, references, rewards):
             for item, reward in zip(items, self._score(items, groups, references), strict=True):
-                rewards[item.group][item.place] = reward
+                rewards[item.group, item.place] = reward
         return [
-            ScoredGroup(group_id=group.group_id, rewards=found)
-            for group, found in zip(groups, rewards, strict=True)
+            ScoredGroup(
+                group_id=group.group_id,
+                rewards=[rewards[i, place] for place in range(len(group.completions))],
+            )
+            for i, group in enumerate(groups)
         ]
 
     def _references(self, groups: Sequence[RewardGroup]) -> list[GraphColumns]:
@@ -105,7 +112,7 @@ class Scorer:
         self,
         groups: Sequence[RewardGroup],
         references: list[GraphColumns],
-        rewards: list[list[Reward]],
+        rewards: dict[_Place, Reward],
     ) -> Iterator[list[_Item]]:
         """Completions that parse, so many at a time; the others get the lowest reward here."""
         items: list[_Item] = []
@@ -115,7 +122,7 @@ class Scorer:
             for place, text in enumerate(group.completions):
                 parsed = parse_completion(text, group.box_space, task=self.task)
                 if parsed.status != "ok":
-                    rewards[i][place] = self._lowest(parsed)
+                    rewards[i, place] = self._lowest(parsed)
                     continue
                 items.append(_Item(i, place, text, parsed))
                 num_pairs += len(parsed.columns.ids) * len(wanted.ids)
@@ -176,14 +183,14 @@ class Scorer:
             num_tokens=np.array(num_tokens),
         )
 
-    def _lowest(self, parsed: ParsedCompletion | None) -> Reward:
+    def _lowest(self, parsed: ParsedCompletion) -> Reward:
         """Of a completion that gives no graph."""
         return Reward(
             total=0.0,
-            status=parsed.status if parsed else "no_answer",
+            status=parsed.status,
             breakdown=self._failure,
             matched=_matched_counts(0, 0),
-            truncated=bool(parsed and parsed.truncated),
+            truncated=parsed.truncated,
         )
 
 

@@ -49,7 +49,7 @@ class Workers:
         Raises:
             UnavailableError: One ended while it started; the log says why.
         """
-        await asyncio.gather(*(self._run(_pid) for _ in range(self.num_workers)))
+        await asyncio.gather(*(self._run(os.getpid) for _ in range(self.num_workers)))
 
     async def answer(self, body: bytes) -> Answer:
         """`Answerer.answer` in a worker. Cancelling drops it unless it is being worked on.
@@ -93,9 +93,8 @@ def settle() -> None:
     """Make memory cheap for a process that has started and will score for long.
 
     What start-up made leaves the garbage collector's sight: a full collection would look through
-    all of it, and hold up whatever is scored for 60 ms. And glibc keeps freed memory instead of
-    handing it back to the system, from where each batch's arrays would come again page by page: a
-    fifth of the time that scoring takes.
+    all of it, and hold up whatever is scored. And glibc keeps freed memory instead of handing it
+    back to the system, from where each batch's arrays would come again page by page.
     """
     gc.collect()
     gc.freeze()
@@ -127,10 +126,6 @@ def _follow_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
-
-
-def _pid() -> int:
-    return os.getpid()
 
 
 def _answer(body: bytes) -> Answer:
