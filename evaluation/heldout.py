@@ -18,7 +18,7 @@ from scene_graph.parsing import parse_completion
 from services.clients.rollout import RolloutClient
 from services.errors import ConflictError
 from services.schemas.common import Sampling
-from services.schemas.rollouts import RolloutRequest, RolloutResponse
+from services.schemas.rollouts import InlineImage, RolloutRequest, RolloutResponse
 from services.settings import Settings
 
 CONCURRENT_REQUESTS = 32
@@ -93,7 +93,7 @@ def check_version(answers: Sequence[RolloutResponse], wanted: int) -> None:
 def _request(settings: Settings, sample: Sample) -> RolloutRequest:
     return RolloutRequest(
         messages=prompt_messages(settings.data.template, box_space(settings.model, sample)),
-        image_data=base64.b64encode(sample.image_bytes).decode(),
+        images=[InlineImage(data=base64.b64encode(sample.image_bytes).decode())],
         sampling=Sampling(n=1, temperature=0.0, max_tokens=settings.evaluation.max_tokens),
     )
 

@@ -15,13 +15,14 @@ from rollout_service.fake_engine import FakeEngine
 from rollout_service.server import RolloutServer
 from rollout_service.worker import QueueWorker
 from services import app as service
-from services.errors import EngineError, InvalidInputError, SggError, UnavailableError
+from services.errors import EngineError, SggError, UnavailableError
 from services.images import ImageStore, image_from_data_uri
 from services.keys import RunKeys
 from services.queues.redis import RedisQueue
 from services.redis_client import connect
 from services.registry import Registry
-from services.schemas.rollouts import RolloutRequest, RolloutResponse
+from services.schemas.common import ImageRef
+from services.schemas.rollouts import InlineImage, RolloutRequest, RolloutResponse
 from services.schemas.weights import CommitRequest, PolicyInfo, StageRequest
 from services.settings import Settings, environment_value, set_environment
 
@@ -81,9 +82,10 @@ class RolloutProcess:
         try:
             result = await self.server.sample(
                 request.messages,
-                await self._image_of(request),
+                [await self._bytes_of(image) for image in request.images],
                 request.sampling,
                 request_id=f"http-{secrets.token_hex(8)}",
+                adapter=request.adapter,
             )
         finally:
             self._in_flight -= 1
@@ -91,6 +93,7 @@ class RolloutProcess:
             server_id=self.server.server_id,
             prompt_token_ids=result.prompt_token_ids,
             completions=result.completions,
+            renormalised=request.sampling.renormalises,
         )
 
     async def policy(self) -> PolicyInfo:
@@ -112,12 +115,10 @@ class RolloutProcess:
         await self.server.updater.abort(request)
         return self.server.info()
 
-    async def _image_of(self, request: RolloutRequest) -> bytes | None:
-        if request.image is not None and request.image_data is not None:
-            raise InvalidInputError("send image or image_data, not both")
-        if request.image is not None:
-            return await self._images.fetch(request.image)
-        return image_from_data_uri(request.image_data) if request.image_data is not None else None
+    async def _bytes_of(self, image: ImageRef | InlineImage) -> bytes:
+        if isinstance(image, InlineImage):
+            return image_from_data_uri(image.data)
+        return await self._images.fetch(image)
 
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:

@@ -12,9 +12,39 @@ from pathlib import Path
 from services.errors import InvalidInputError
 from services.schemas.common import ChatMessage, ImagePart, Sampling
 from services.schemas.rollouts import Completion
-from services.schemas.weights import WeightManifest
+from services.schemas.weights import IpcHandle, Rendezvous, WeightManifest
 
 Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileWeights:
+    """All tensors of a version in a safetensors file, verified."""
+
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterWeights:
+    """A LoRA adapter in a folder of PEFT's layout, verified."""
+
+    folder: Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BroadcastWeights:
+    """Tensors that the trainer sends while they are loaded, through what `connect` opened."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IpcWeights:
+    """Tensors in the memory of the server's own GPU, by name."""
+
+    handles: Mapping[str, IpcHandle]
+
+
+Weights = FileWeights | AdapterWeights | BroadcastWeights | IpcWeights
+"""Where the tensors of a version are when it is loaded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,18 +82,20 @@ class Engine(ABC):
     async def sample(
         self,
         messages: Sequence[ChatMessage],
-        image: bytes | None,
+        images: Sequence[bytes],
         sampling: Sampling,
         *,
         request_id: str,
+        adapter: str | None = None,
     ) -> EngineResult:
         """Sample one group. Waits while the engine is paused; cancelling it frees what it held.
 
         Args:
-            messages: The chat so far, with one `ImagePart` where there is an image.
-            image: An encoded file (PNG, JPEG).
+            messages: The chat so far, with an `ImagePart` for each image.
+            images: Encoded files (PNG, JPEG), in the order of the parts.
             sampling: `rollout_logprobs` are of the distribution that this describes.
             request_id: Unique among requests in flight.
+            adapter: Of the settings; None samples from the policy.
 
         Raises:
             InvalidInputError: The prompt does not fit the model; the same everywhere.
@@ -83,11 +115,19 @@ class Engine(ABC):
         """Freeze sampling: no token comes until `resume`. Requests in flight are kept."""
 
     @abstractmethod
-    async def load_weights(self, file: Path, manifest: WeightManifest) -> None:
+    async def connect(self, rendezvous: Rendezvous) -> None:
+        """Meet the trainer for broadcasts, while sampling goes on; replaces an earlier connection.
+
+        Raises:
+            EngineError: This engine cannot, or the trainer was not there.
+        """
+
+    @abstractmethod
+    async def load_weights(self, weights: Weights, manifest: WeightManifest) -> None:
         """Replace all weights, clear the caches that depend on them. Only while paused; repeatable.
 
         Args:
-            file: safetensors, verified against `manifest`.
+            weights: Where the tensors of `manifest` are.
             manifest: Its version labels the tokens sampled from now on.
 
         Raises:
@@ -103,17 +143,17 @@ class Engine(ABC):
         """Raises `EngineError` when the engine is dead: only a new process helps."""
 
 
-def check_images(messages: Sequence[ChatMessage], image: bytes | None) -> None:
-    """Refuse prompts whose image parts and image do not go together.
+def check_images(messages: Sequence[ChatMessage], num_images: int) -> None:
+    """Refuse prompts whose image parts and images do not go together.
 
     Raises:
         InvalidInputError: They do not.
     """
     count = sum(isinstance(part, ImagePart) for message in messages for part in message.content)
-    if count != (image is not None):
+    if count != num_images:
         raise InvalidInputError(
-            f"the messages have {count} image parts and {int(image is not None)} images were sent: "
-            "send one of each, or none"
+            f"the messages have {count} image parts and {num_images} images were sent: "
+            "send one image for each part"
         )
 
 

@@ -11,13 +11,20 @@ import json
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from rollout_service.engine import Engine, EngineResult, Shape, check_images, compare_tensors
+from rollout_service.engine import (
+    Engine,
+    EngineResult,
+    FileWeights,
+    Shape,
+    Weights,
+    check_images,
+    compare_tensors,
+)
 from services.errors import EngineError, InvalidInputError
 from services.schemas.common import ChatMessage, Sampling, TextPart
 from services.schemas.rollouts import Completion, VersionSpan
-from services.schemas.weights import WeightManifest
+from services.schemas.weights import Rendezvous, WeightManifest
 
 END_TOKEN = 256
 """Ends a completion; all smaller ids are the bytes of its text."""
@@ -88,20 +95,23 @@ class FakeEngine(Engine):
     async def sample(
         self,
         messages: Sequence[ChatMessage],
-        image: bytes | None,
+        images: Sequence[bytes],
         sampling: Sampling,
         *,
         request_id: str,
+        adapter: str | None = None,
     ) -> EngineResult:
         """See `Engine.sample`."""
-        check_images(messages, image)
-        prompt = _prompt_token_ids(messages, image)
+        check_images(messages, len(images))
+        if adapter is not None:
+            raise InvalidInputError("the fake engine has no adapters")
+        prompt = _prompt_token_ids(messages, len(images))
         room = self._max_model_len - len(prompt)
         if room < 1:
             raise InvalidInputError(
                 f"the prompt has {len(prompt)} tokens; the model takes {self._max_model_len}"
             )
-        seed = f"{hashlib.sha256(bytes(t % 256 for t in prompt) + (image or b'')).hexdigest()}"
+        seed = f"{hashlib.sha256(bytes(t % 256 for t in prompt) + b''.join(images)).hexdigest()}"
         seed += f"/{sampling.seed}/{self._version}"
         drafts = [_draft(f"{seed}/{i}", sampling, room) for i in range(sampling.n)]
         while open_drafts := [draft for draft in drafts if draft.done < len(draft.plan)]:
@@ -122,12 +132,17 @@ class FakeEngine(Engine):
             await self._device.acquire()
             self._paused = True
 
-    async def load_weights(self, file: Path, manifest: WeightManifest) -> None:
-        """See `Engine.load_weights`; the file has to be there."""
+    async def connect(self, rendezvous: Rendezvous) -> None:
+        """See `Engine.connect`."""
+        raise EngineError("the fake engine has no GPU to receive a broadcast with")
+
+    async def load_weights(self, weights: Weights, manifest: WeightManifest) -> None:
+        """See `Engine.load_weights`; a file has to be there."""
         if not self._paused:
             raise EngineError("weights are loaded while paused only")
-        if not await asyncio.to_thread(file.exists):
-            raise EngineError(f"{file} is gone")
+        path = weights.path if isinstance(weights, FileWeights) else None
+        if path is not None and not await asyncio.to_thread(path.exists):
+            raise EngineError(f"{path} is gone")
         self._version = manifest.policy_version
 
     async def resume(self) -> None:
@@ -140,9 +155,9 @@ class FakeEngine(Engine):
         """See `Engine.check_health`: nothing here can die."""
 
 
-def _prompt_token_ids(messages: Sequence[ChatMessage], image: bytes | None) -> list[int]:
+def _prompt_token_ids(messages: Sequence[ChatMessage], num_images: int) -> list[int]:
     text = "\n".join(p.text for m in messages for p in m.content if isinstance(p, TextPart))
-    return [IMAGE_TOKEN] * (_IMAGE_TOKENS if image is not None else 0) + list(text.encode())
+    return [IMAGE_TOKEN] * (_IMAGE_TOKENS * num_images) + list(text.encode())
 
 
 def _draft(seed: str, sampling: Sampling, room: int) -> _Draft:

@@ -128,10 +128,11 @@ class RolloutServer:
     async def sample(
         self,
         messages: Sequence[ChatMessage],
-        image: bytes | None,
+        images: Sequence[bytes],
         sampling: Sampling,
         *,
         request_id: str,
+        adapter: str | None = None,
     ) -> EngineResult:
         """Sample one group; waits while weights are exchanged.
 
@@ -147,7 +148,9 @@ class RolloutServer:
         assert self._engine is not None  # it is ready
         try:
             result = await self._unless_quarantined(
-                self._engine.sample(messages, image, sampling, request_id=request_id)
+                self._engine.sample(
+                    messages, images, sampling, request_id=request_id, adapter=adapter
+                )
             )
         except EngineError as error:
             self._metrics.groups.labels("failed").inc()

@@ -46,8 +46,8 @@ def stage_shm(run: str, manifest: WeightManifest) -> StagedFile:
 
     Raises:
         NotFoundError: There is no such file, or it is no plain file of this user.
-            InvalidInputError: It is not safetensors, or not what the manifest says; the message
-            names the tensor.
+        InvalidInputError: It is not safetensors, or not what the manifest says; the message names
+            the tensor.
     """
     descriptor = _open(shm_file(run, manifest.incarnation, manifest.policy_version))
     staged = StagedFile(descriptor)

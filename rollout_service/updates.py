@@ -1,8 +1,9 @@
 """Two-phase weight updates: which version this server serves, has staged, and may load next.
 
-    stage    bytes are brought in and verified while sampling goes on commit   pause, load, resume
-    with the new version; again when it failed, still paused; else quarantined abort    forget what
-    was staged
+    stage   bytes are brought in and verified while sampling goes on
+    commit  pause, load, resume with the new version; a failed load is tried again, still paused,
+            and then the server is quarantined
+    abort   forget what was staged
 
 A version is (incarnation, policy_version, checksum): step numbers repeat after a rollback, so the
 trainer's incarnation counts first. The server only ever moves forward. Every call may be repeated.
@@ -13,7 +14,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 
-from rollout_service.engine import Engine
+from rollout_service.engine import Engine, FileWeights
 from rollout_service.staging import StagedFile, stage_shm
 from services.errors import (
     ConflictError,
@@ -227,7 +228,7 @@ class WeightUpdater:
     async def _load_or_retry(self, staged: _Staged) -> None:
         for attempt in range(1, _LOAD_ATTEMPTS + 1):
             try:
-                await self._engine.load_weights(staged.file.path, staged.manifest)
+                await self._engine.load_weights(FileWeights(path=staged.file.path), staged.manifest)
             except EngineError as error:
                 logger.warning("loading %s failed, attempt %d: %s", staged.version, attempt, error)
                 if attempt == _LOAD_ATTEMPTS:

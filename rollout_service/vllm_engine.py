@@ -1,14 +1,9 @@
-"""Sampling with vLLM: the only file that imports it. Weights change through its RL API alone.
-
-This module is also imported inside vLLM's worker processes, as their extension class: that
-registers the transfer engine by which they read a new version's file.
-"""
+"""Sampling with vLLM. Weights change through its RL API alone; `vllm_worker` is the other end."""
 
 import asyncio
 import contextlib
 import math
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,33 +12,32 @@ from safetensors import safe_open
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.config.weight_transfer import WeightTransferConfig
 from vllm.distributed.weight_transfer.base import (
-    WeightTransferEngine,
-    WeightTransferInitInfo,
     WeightTransferInitRequest,
-    WeightTransferUpdateInfo,
     WeightTransferUpdateRequest,
 )
-from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 from vllm.exceptions import VLLMClientError
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
-from vllm.model_executor.model_loader.reload import (
-    finalize_layerwise_reload,
-    initialize_layerwise_reload,
-)
 from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from rollout_service.engine import Engine, EngineResult, Shape, check_images, compare_tensors
+from rollout_service import vllm_worker
+from rollout_service.engine import (
+    Engine,
+    EngineResult,
+    FileWeights,
+    Shape,
+    Weights,
+    check_images,
+    compare_tensors,
+)
 from services.errors import EngineError, InvalidInputError, SggError
 from services.images import decode_image
 from services.schemas.common import ChatMessage, Sampling, TextPart
 from services.schemas.rollouts import Completion, VersionSpan
-from services.schemas.weights import WeightManifest
+from services.schemas.weights import Rendezvous, WeightManifest
 from services.settings import Settings
 
-_BACKEND = "sgg-rl-file"
 _BLOCK_SIZE = 32
 """Tokens of a KV block: CPU attention's smallest, for only a prompt's whole blocks are shared."""
 _SHUTDOWN_S = 15.0
@@ -86,13 +80,14 @@ class VllmEngine(Engine):
     async def sample(
         self,
         messages: Sequence[ChatMessage],
-        image: bytes | None,
+        images: Sequence[bytes],
         sampling: Sampling,
         *,
         request_id: str,
+        adapter: str | None = None,
     ) -> EngineResult:
-        """See `Engine.sample`. The group's completions share one prefill and one image."""
-        prompt = await asyncio.to_thread(self._prompt, messages, image)
+        """See `Engine.sample`. The group's completions share one prefill and its images."""
+        prompt = await asyncio.to_thread(self._prompt, messages, images)
         try:
             outputs = self._llm.generate(prompt, _sampling_params(sampling), request_id)
             async for output in outputs:
@@ -115,11 +110,17 @@ class VllmEngine(Engine):
         async with _engine_errors("pause"):
             await self._llm.pause_generation(mode="keep", clear_cache=False)
 
-    async def load_weights(self, file: Path, manifest: WeightManifest) -> None:
+    async def connect(self, rendezvous: Rendezvous) -> None:
+        """See `Engine.connect`."""
+        raise EngineError("this engine takes no broadcasts yet")
+
+    async def load_weights(self, weights: Weights, manifest: WeightManifest) -> None:
         """See `Engine.load_weights`."""
+        if not isinstance(weights, FileWeights):
+            raise EngineError(f"this engine does not load {type(weights).__name__} yet")
         async with _engine_errors("load weights"):
             await self._llm.start_weight_update()
-            request = WeightTransferUpdateRequest(update_info={"file": str(file)})
+            request = WeightTransferUpdateRequest(update_info={"file": str(weights.path)})
             await self._llm.update_weights(request)
             await self._llm.finish_weight_update(str(manifest.policy_version))
             # Requests in flight are prefilled again by the new weights.
@@ -144,8 +145,8 @@ class VllmEngine(Engine):
         names = (await self._llm.collective_rpc("sgg_model_names", args=(list(shapes),)))[0]
         return {n: s for n, s in zip(names, shapes.values(), strict=True) if n is not None}
 
-    def _prompt(self, messages: Sequence[ChatMessage], image: bytes | None) -> dict[str, Any]:
-        check_images(messages, image)
+    def _prompt(self, messages: Sequence[ChatMessage], images: Sequence[bytes]) -> dict[str, Any]:
+        check_images(messages, len(images))
         for part in (part for message in messages for part in message.content):
             if isinstance(part, TextPart):
                 self._check_text(part.text)
@@ -155,8 +156,8 @@ class VllmEngine(Engine):
                 chat, tokenize=False, add_generation_prompt=True
             )
         }
-        if image is not None:
-            prompt["multi_modal_data"] = {"image": decode_image(image)}
+        if images:
+            prompt["multi_modal_data"] = {"image": [decode_image(image) for image in images]}
         return prompt
 
     def _check_text(self, text: str) -> None:
@@ -189,7 +190,7 @@ def _engine_args(settings: Settings) -> AsyncEngineArgs:
         max_num_seqs=rollout.max_num_seqs,
         max_model_len=rollout.max_model_len,
         enforce_eager=rollout.enforce_eager,
-        limit_mm_per_prompt={"image": 1, "video": 0},
+        limit_mm_per_prompt={"image": rollout.max_images_per_prompt, "video": 0},
         # By these names: vLLM 0.32 lets the checkpoint's own limits win over a `size` given here.
         mm_processor_kwargs={"min_pixels": model.min_pixels, "max_pixels": model.max_pixels},
         # The probabilities that were sampled from: after temperature and suppressed tokens.
@@ -197,8 +198,8 @@ def _engine_args(settings: Settings) -> AsyncEngineArgs:
         enable_prefix_caching=True,
         generation_config="auto",
         disable_log_stats=True,
-        worker_extension_cls=f"{__name__}.WorkerExtension",
-        weight_transfer_config=WeightTransferConfig(backend=_BACKEND),
+        worker_extension_cls=f"{vllm_worker.__name__}.WorkerExtension",
+        weight_transfer_config=WeightTransferConfig(backend=vllm_worker.BACKEND),
         **memory,
     )
 
@@ -270,68 +271,3 @@ def _checkpoint_shapes(path: str) -> dict[str, Shape]:
             for name in tensors.keys():  # noqa: SIM118  # not a dict: it has no iterator
                 shapes[name] = tuple(tensors.get_slice(name).get_shape())
     return shapes
-
-
-# --- What follows runs in vLLM's worker processes. ---
-
-
-@dataclass
-class FileInitInfo(WeightTransferInitInfo):  # type: ignore[misc]
-    """Nothing to agree on."""
-
-
-@dataclass
-class FileUpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
-    """Where the verified version lies."""
-
-    file: str
-
-
-class FileTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):  # type: ignore[misc]
-    """Loads a safetensors file of this host, by vLLM's layerwise reload as its own engines do."""
-
-    init_info_cls = FileInitInfo
-    update_info_cls = FileUpdateInfo
-
-    def init_transfer_engine(self, init_info: FileInitInfo) -> None:
-        """Nothing to set up."""
-
-    def start_weight_update(self) -> None:
-        """Take the layers' tensors away, so that each is built anew from what comes."""
-        initialize_layerwise_reload(self.model)
-
-    def receive_weights(self, update_info: FileUpdateInfo) -> None:
-        """Hand every tensor to the model's loader; the file is mapped, not read at once."""
-        with safe_open(update_info.file, framework="pt") as tensors:
-            names = list(tensors.keys())
-            self.model.load_weights((name, tensors.get_tensor(name)) for name in names)
-
-    def finish_weight_update(self) -> None:
-        """Process what was loaded, in place."""
-        finalize_layerwise_reload(self.model, self.model_config)
-        if current_platform.is_cpu():
-            self._repack_output_heads()
-
-    def _repack_output_heads(self) -> None:
-        """A head tied to the embedding gets no weights of its own: vLLM 0.32 leaves it as it was.
-
-        On GPU it reads the embedding's tensor. On CPU it has a packed copy, which would stay old.
-        """
-        for layer in self.model.modules():
-            if isinstance(layer, ParallelLMHead):
-                layer.quant_method.process_weights_after_loading(layer)
-
-    def shutdown(self) -> None:
-        """Nothing to give back."""
-
-
-class WorkerExtension:
-    """Methods that vLLM's workers gain; importing this module registers the transfer engine."""
-
-    def sgg_model_names(self, names: list[str]) -> Sequence[str | None]:
-        """Checkpoint names as this model's; None for tensors that it does not load."""
-        mapper = getattr(self.get_model(), "hf_to_vllm_mapper", None)  # type: ignore[attr-defined]
-        return [mapper.map_name(name) for name in names] if mapper else names
-
-
-WeightTransferEngineFactory.register_engine(_BACKEND, FileTransferEngine)

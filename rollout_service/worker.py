@@ -179,10 +179,10 @@ class QueueWorker:
         except ValidationError as error:
             raise InvalidInputError(f"not a PromptGroup: {error}") from error
         await self._wait_for_version(prompt)
-        image = await self._images.fetch(prompt.image)
+        images = [await self._images.fetch(ref) for ref in prompt.images]
         result = await self._server.sample(
             prompt.messages,
-            image,
+            images,
             prompt.sampling,
             # With the delivery: after an expired lease a server may hold the same group again.
             request_id=f"{lease.work_id}/{lease.entry_id}/{lease.delivery}",
@@ -195,6 +195,7 @@ class QueueWorker:
             prompt_token_ids=result.prompt_token_ids,
             completions=result.completions,
             sampling_s=time.monotonic() - started_at,
+            renormalised=prompt.sampling.renormalises,
         )
         return group.model_dump_json().encode()
 

@@ -15,6 +15,7 @@ import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from services.errors import SettingsError
+from services.schemas.weights import Transport
 
 ENV_PREFIX = "SGG__"
 
@@ -111,6 +112,12 @@ class RolloutSettings(Section):
     """Skip graph capture: starts faster, samples slower."""
     groups_in_flight: int = Field(default=8, ge=1)
     """Groups that one server holds leases on."""
+    max_images_per_prompt: int = Field(default=1, ge=1, le=16)
+    """vLLM keeps memory free for that many of the largest size."""
+    adapters: dict[str, Path] = {}
+    """LoRA adapters that requests may name: folders in PEFT's layout."""
+    max_lora_rank: int = Field(default=16, ge=1, le=512)
+    """Of those adapters, and of the one that the `lora` transport updates."""
     fake_tokens_per_s: float = Field(default=2000.0, gt=0)
     """Fake engine only: its pace, all completions together."""
 
@@ -175,6 +182,19 @@ class TrainerSettings(Section):
         return self
 
 
+class WeightSettings(Section):
+    """How a new policy gets from the trainer to the rollout servers."""
+
+    transport: Transport = "shm"
+    """`shm` on one host; `disk` on a file system that all share; `http` where nothing is shared;
+    `nccl` from GPU to GPU; `ipc` on one GPU; `lora` for adapters. `docs/rollout.md` compares them.
+    """
+    host: str = "127.0.0.1"
+    """nccl only: the trainer's address, as servers reach it."""
+    port: int = Field(default=29_600, ge=1, le=65_535)
+    """nccl only: where servers meet the trainer."""
+
+
 class SftSettings(Section):
     """Supervised fine-tuning, before GRPO."""
 
@@ -219,7 +239,7 @@ class TelemetrySettings(Section):
     """What is told to others about a run."""
 
     otlp_endpoint: str | None = Field(default=None, pattern=r"^https?://")
-    """OpenTelemetry collector that gets the reward service's spans, such as
+    """OpenTelemetry collector that gets the services' spans, such as
     `http://127.0.0.1:4318`. Without it nothing is traced."""
 
 
@@ -234,6 +254,7 @@ class Settings(Section):
     rollout: RolloutSettings = RolloutSettings()
     sampling: SamplingSettings = SamplingSettings()
     trainer: TrainerSettings = TrainerSettings()
+    weights: WeightSettings = WeightSettings()
     sft: SftSettings = SftSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     security: SecuritySettings = SecuritySettings()

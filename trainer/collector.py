@@ -233,6 +233,8 @@ class Collector:
         """Why a sampled group cannot be trained on, if so."""
         if len(group.completions) != self._settings.trainer.group_size:
             return f"{len(group.completions)} completions, not trainer.group_size"
+        if group.renormalised:
+            return "its logprobs are of a part of the vocabulary: the ratios would be biased"
         for completion in group.completions:
             if not completion.token_ids or not completion.policy_versions:
                 return "a completion without tokens or policy_versions"

@@ -63,7 +63,7 @@ class PromptSource:
             messages=prompt_messages(
                 self._settings.data.template, box_space(self._settings.model, sample)
             ),
-            image=self._images.put(sample.image_bytes),
+            images=[self._images.put(sample.image_bytes)],
             sampling=Sampling(
                 n=self._settings.trainer.group_size,
                 temperature=sampling.temperature,

@@ -1,11 +1,13 @@
 """Base message and the parts that several stages share."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+MAX_IMAGES = 16
+"""Of one prompt; a server takes fewer (`rollout.max_images_per_prompt`)."""
 
 
 class Message(BaseModel):
@@ -33,7 +35,7 @@ class TextPart(Message):
 
 
 class ImagePart(Message):
-    """Where the group's image stands in a chat message."""
+    """Where an image stands in a chat message; the n-th part is the n-th image of the prompt."""
 
     type: Literal["image"] = "image"
 
@@ -69,3 +71,13 @@ class Sampling(Message):
     suppress_token_ids: list[int] = Field(default_factory=list, max_length=64)
     """Never sampled: image placeholders, which would shift the features of the trainer's forward
     pass."""
+    json_schema: Literal["scene_graph"] | dict[str, Any] | None = None
+    """Only text that fits this JSON Schema is sampled: a scene graph's, or one of your own."""
+    accept_renormalised: bool = False
+    """Lets `json_schema`, `top_p` and `top_k` be used for training, for a trainer that applies the
+    same mask."""
+
+    @property
+    def renormalises(self) -> bool:
+        """Whether logprobs are of a part of the vocabulary only: too high for a full softmax."""
+        return self.json_schema is not None or self.top_p < 1 or self.top_k > 0

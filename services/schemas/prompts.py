@@ -2,9 +2,9 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from services.schemas.common import ChatMessage, ImageRef, Message, Name, Sampling
+from services.schemas.common import MAX_IMAGES, ChatMessage, ImageRef, Message, Name, Sampling
 
 
 class PromptGroup(Message):
@@ -24,10 +24,20 @@ class PromptGroup(Message):
     index: int = Field(ge=0)
     """Row of the dataset."""
     messages: list[ChatMessage] = Field(min_length=1, max_length=32)
-    image: ImageRef
+    images: list[ImageRef] = Field(max_length=MAX_IMAGES)
+    """In the order of the messages' image parts."""
     sampling: Sampling
     min_policy_version: int = Field(default=0, ge=0)
     """A server with older weights catches up before it samples this group."""
+
+    @model_validator(mode="after")
+    def _trainable(self) -> "PromptGroup":
+        if self.sampling.renormalises and not self.sampling.accept_renormalised:
+            raise ValueError(
+                "json_schema, top_p and top_k renormalise the logprobs, which biases training: set "
+                "sampling.accept_renormalised if the trainer applies the same mask"
+            )
+        return self
 
     @property
     def work_id(self) -> str:

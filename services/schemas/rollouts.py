@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from services.schemas.common import ChatMessage, ImageRef, Message, Name, Sampling
+from services.schemas.common import MAX_IMAGES, ChatMessage, ImageRef, Message, Name, Sampling
 
 
 class VersionSpan(Message):
@@ -55,11 +55,23 @@ class RolloutGroup(Message):
     completions: list[Completion] = Field(min_length=1)
     sampling_s: float = Field(ge=0)
     """Seconds from claim to the last token."""
+    renormalised: bool = False
+    """Whether rollout_logprobs are of a part of the vocabulary only (`Sampling.renormalises`)."""
 
     @property
     def work_id(self) -> str:
         """The identity of the `PromptGroup` that it answers."""
         return f"{self.group_id}#{self.incarnation}.{self.attempt}"
+
+
+class InlineImage(Message):
+    """An image inside its request.
+
+    Example: `{"data": "data:image/png;base64,iVBORw0…"}`
+    """
+
+    data: str = Field(max_length=11_000_000)
+    """Base64, or a `data:image/…;base64,…` URI. No other URL is ever fetched."""
 
 
 class RolloutRequest(Message):
@@ -69,11 +81,11 @@ class RolloutRequest(Message):
     """
 
     messages: list[ChatMessage] = Field(min_length=1, max_length=32)
-    image: ImageRef | None = None
-    """An image of the server's store."""
-    image_data: str | None = Field(default=None, max_length=11_000_000)
-    """Or its bytes: base64, or a `data:image/…;base64,…` URI. No other URL is ever fetched."""
+    images: list[ImageRef | InlineImage] = Field(default=[], max_length=MAX_IMAGES)
+    """In the order of the messages' image parts; an `ImageRef` is of the server's store."""
     sampling: Sampling = Sampling()
+    adapter: Name | None = None
+    """A LoRA adapter of the server's settings to sample with, instead of the policy alone."""
 
 
 class RolloutResponse(Message):
@@ -82,3 +94,5 @@ class RolloutResponse(Message):
     server_id: Name
     prompt_token_ids: list[int]
     completions: list[Completion]
+    renormalised: bool = False
+    """Whether rollout_logprobs are of a part of the vocabulary only (`Sampling.renormalises`)."""

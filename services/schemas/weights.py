@@ -2,11 +2,13 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from services.schemas.common import Message, Name, Sha256
 
-Transport = Literal["shm"]
+Transport = Literal["shm", "disk", "http", "nccl", "ipc", "lora"]
+FILE_TRANSPORTS: frozenset[Transport] = frozenset({"shm", "disk", "http", "lora"})
+"""Those whose bytes are on the server, and verified, before commit."""
 PolicyState = Literal["starting", "ready", "updating", "draining", "quarantined"]
 
 
@@ -18,8 +20,19 @@ class TensorEntry(Message):
 
     shape: list[Annotated[int, Field(ge=0)]]
     dtype: Literal["float32", "bfloat16", "float16"]
-    sha256: Sha256
-    """Of the tensor's bytes in row-major order."""
+    sha256: Sha256 | None = None
+    """Of the tensor's bytes in row-major order; null only where they never lie in a file."""
+
+
+class AdapterConfig(Message):
+    """What a LoRA adapter's tensors do not say themselves (arXiv 2106.09685, section 4.1).
+
+    Example: `{"rank": 8, "alpha": 16.0}`
+    """
+
+    rank: int = Field(ge=1, le=512)
+    alpha: float = Field(gt=0)
+    """The adapter's product is scaled by alpha / rank."""
 
 
 class WeightManifest(Message):
@@ -34,6 +47,41 @@ class WeightManifest(Message):
     vision_trained: bool
     """Whether the vision tower changed: then cached image embeddings are stale."""
     tensors: dict[str, TensorEntry] = Field(min_length=1)
+    adapter: AdapterConfig | None = None
+    """Set where the tensors are a LoRA adapter over the weights that the server started with."""
+
+
+class Rendezvous(Message):
+    """Where a server meets the trainer for a broadcast (`nccl`).
+
+    Example: `{"host": "10.0.0.7", "port": 29600, "world_size": 5, "rank": 3}`
+    """
+
+    host: str = Field(pattern=r"^[A-Za-z0-9.:_-]{1,255}$")
+    port: int = Field(ge=1, le=65_535)
+    world_size: int = Field(ge=2)
+    """The trainer, which is rank 0, and every server."""
+    rank: int = Field(ge=1)
+
+
+class IpcHandle(Message):
+    """Where a tensor lies in a GPU's memory: `cudaIpcGetMemHandle`'s answer, as torch shares it."""
+
+    gpu: Name
+    """UUID of the GPU."""
+    stride: list[Annotated[int, Field(ge=0)]]
+    offset: int = Field(ge=0)
+    """Of the tensor in its storage, in elements."""
+    memory: str
+    """The handle, base64."""
+    storage_bytes: int = Field(ge=0)
+    storage_offset_bytes: int = Field(ge=0)
+    ref_counter: str
+    """Handle of the counter that tells the trainer when the memory is free again, base64."""
+    ref_counter_offset: int = Field(ge=0)
+    event: str
+    """Handle of the event after which the bytes are there, base64."""
+    event_sync_required: bool
 
 
 class StageRequest(Message):
@@ -43,6 +91,19 @@ class StageRequest(Message):
     manifest: WeightManifest
     checksum: Sha256
     """Of the manifest (`services.weights.manifest_checksum`)."""
+    rendezvous: Rendezvous | None = None
+    """`nccl` only."""
+
+    @model_validator(mode="after")
+    def _complete(self) -> "StageRequest":
+        bare = [n for n, entry in self.manifest.tensors.items() if entry.sha256 is None]
+        if bare and self.transport in FILE_TRANSPORTS:
+            raise ValueError(f"{len(bare)} tensors have no sha256: {bare[0]}, …")
+        if (self.rendezvous is not None) != (self.transport == "nccl"):
+            raise ValueError("nccl, and no other transport, needs a rendezvous")
+        if (self.manifest.adapter is not None) != (self.transport == "lora"):
+            raise ValueError("lora, and no other transport, needs the manifest's adapter")
+        return self
 
 
 class CommitRequest(Message):
@@ -50,6 +111,8 @@ class CommitRequest(Message):
 
     policy_version: int = Field(ge=0)
     checksum: Sha256
+    ipc_handles: dict[str, IpcHandle] | None = None
+    """`ipc` only: by tensor name; the memory stays as it is until the commit is answered."""
 
 
 class PolicyInfo(Message):
@@ -81,6 +144,10 @@ class ServerRecord(Message):
     policy_version: int = Field(ge=0)
     tokens_per_s: float = Field(ge=0)
     groups_done: int = Field(ge=0)
+    groups_in_flight: int = Field(default=0, ge=0)
+    """Being sampled now, from the queue and over HTTP."""
+    groups_limit: int = Field(default=0, ge=0)
+    """Groups of the queue that it samples at the same time."""
     last_error: str | None = None
 
 

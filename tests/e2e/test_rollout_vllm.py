@@ -28,7 +28,13 @@ from services.redis_client import connect
 from services.registry import Registry
 from services.schemas.common import ChatMessage, ImagePart, Sampling, TextPart
 from services.schemas.prompts import PromptGroup
-from services.schemas.rollouts import Completion, RolloutGroup, RolloutRequest, RolloutResponse
+from services.schemas.rollouts import (
+    Completion,
+    InlineImage,
+    RolloutGroup,
+    RolloutRequest,
+    RolloutResponse,
+)
 from services.schemas.weights import (
     CommitRequest,
     PolicyRecord,
@@ -60,7 +66,7 @@ def request(image: bytes, **sampling: Any) -> RolloutRequest:
     options = {"max_tokens": 24, "suppress_token_ids": SUPPRESSED} | sampling
     return RolloutRequest(
         messages=MESSAGES,
-        image_data=base64.b64encode(image).decode(),
+        images=[InlineImage(data=base64.b64encode(image).decode())],
         sampling=Sampling.model_validate(options),
     )
 
@@ -338,7 +344,7 @@ async def test_a_prompt_of_the_queue_is_sampled_by_the_version_it_asks_for(
         epoch=0,
         index=0,
         messages=MESSAGES,
-        image=ImageStore(settings.images_folder).put(image),
+        images=[ImageStore(settings.images_folder).put(image)],
         sampling=Sampling(n=4, max_tokens=16, suppress_token_ids=SUPPRESSED),
         min_policy_version=version,
     )
@@ -373,7 +379,7 @@ async def test_images_are_resized_by_the_run_s_limits(
     width, height = smart_resize(*size, min_pixels=model.min_pixels, max_pixels=model.max_pixels)
     request = RolloutRequest(
         messages=prompt_messages("toy", "relative_1000"),
-        image_data=base64.b64encode(picture.getvalue()).decode(),
+        images=[InlineImage(data=base64.b64encode(picture.getvalue()).decode())],
         sampling=Sampling(max_tokens=2),
     )
     async with RolloutClient(rollout_server.url) as client:

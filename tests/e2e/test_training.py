@@ -22,7 +22,7 @@ from scene_data.toy import make_toy
 from services.clients.rollout import RolloutClient
 from services.ports import free_port
 from services.schemas.common import Sampling
-from services.schemas.rollouts import RolloutRequest
+from services.schemas.rollouts import InlineImage, RolloutRequest
 from services.settings import Settings, dump_settings
 from tests.e2e.conftest import RunningServer
 from tests.processes import sgg_process, wait_ready
@@ -215,7 +215,7 @@ def greedy_answers(url: str, settings: Settings) -> list[list[int]]:
 def request(image: bytes) -> RolloutRequest:
     return RolloutRequest(
         messages=prompt_messages("toy", "relative_1000"),
-        image_data=base64.b64encode(image).decode(),
+        images=[InlineImage(data=base64.b64encode(image).decode())],
         sampling=Sampling(temperature=0.0, max_tokens=48),
     )
 

@@ -108,7 +108,7 @@ def server(tmp_path: Path, shm_run: ShmRun, redis_url: str) -> Iterator[Server]:
 def request(**changes: Any) -> RolloutRequest:
     fields = {
         "messages": MESSAGES,
-        "image_data": base64.b64encode(IMAGE).decode(),
+        "images": [{"data": base64.b64encode(IMAGE).decode()}],
         "sampling": Sampling(n=3),
     }
     return RolloutRequest.model_validate(fields | changes)
@@ -118,7 +118,7 @@ async def test_a_group_over_http(server: Server) -> None:
     ref = ImageStore(server.settings.images_folder).put(IMAGE)
     async with server.client() as client:
         by_data = await client.rollouts(request())
-        by_ref = await client.rollouts(request(image_data=None, image=ref))
+        by_ref = await client.rollouts(request(images=[ref]))
         info = await client.policy()
     assert [c.text for c in by_data.completions] == [c.text for c in by_ref.completions]
     assert len(by_data.completions) == 3
@@ -209,10 +209,9 @@ async def test_nonsense_gets_problem_details_and_the_server_lives_on(server: Ser
 
 async def test_requests_that_make_no_sense(server: Server) -> None:
     bad: list[tuple[dict[str, Any], str]] = [
-        ({"image_data": "http://127.0.0.1/x.png"}, "never fetched"),
-        ({"image_data": "file:///etc/passwd"}, "never fetched"),
-        ({"image_data": None}, "1 image parts and 0"),
-        ({"image": {"sha256": "a" * 64, "num_bytes": 3}}, "not both"),
+        ({"images": [{"data": "http://127.0.0.1/x.png"}]}, "never fetched"),
+        ({"images": [{"data": "file:///etc/passwd"}]}, "never fetched"),
+        ({"images": []}, "1 image parts and 0"),
         ({"messages": TEXT_ONLY}, "0 image parts and 1"),
         ({"messages": [MESSAGES[0], MESSAGES[0]]}, "2 image parts"),
     ]
@@ -261,7 +260,7 @@ def prompt_of(server: Server, name: str, **changes: Any) -> PromptGroup:
         "epoch": 0,
         "index": 0,
         "messages": MESSAGES,
-        "image": ImageStore(server.settings.images_folder).put(IMAGE),
+        "images": [ImageStore(server.settings.images_folder).put(IMAGE)],
         "sampling": Sampling(n=2),
     }
     return PromptGroup.model_validate(fields | changes)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from rollout_service.engine import FileWeights
 from rollout_service.fake_engine import END_TOKEN, FakeEngine
 from services.errors import EngineError, InvalidInputError
 from services.schemas.common import ChatMessage, ImagePart, Sampling, TextPart
@@ -20,7 +21,7 @@ def engine() -> FakeEngine:
 
 async def completions(engine: FakeEngine, **sampling: object) -> list[Completion]:
     options = Sampling.model_validate(sampling)
-    return (await engine.sample(MESSAGES, b"image", options, request_id="r")).completions
+    return (await engine.sample(MESSAGES, [b"image"], options, request_id="r")).completions
 
 
 def is_scene(text: str) -> bool:
@@ -66,16 +67,16 @@ async def test_limits_and_suppressed_tokens(engine: FakeEngine) -> None:
 async def test_prompts_that_do_not_fit(engine: FakeEngine) -> None:
     long = [ChatMessage(role="user", content=[TextPart(text="x" * 700)])]
     with pytest.raises(InvalidInputError, match="700 tokens"):
-        await engine.sample(long, None, Sampling(), request_id="r")
+        await engine.sample(long, [], Sampling(), request_id="r")
     with pytest.raises(InvalidInputError, match="image parts"):
-        await engine.sample(MESSAGES, None, Sampling(), request_id="r")
+        await engine.sample(MESSAGES, [], Sampling(), request_id="r")
 
 
 async def test_weights_are_loaded_while_paused_only(engine: FakeEngine, shm_run: ShmRun) -> None:
     version = shm_run.write(1)
     with pytest.raises(EngineError, match="paused"):
-        await engine.load_weights(version.file, version.manifest)
+        await engine.load_weights(FileWeights(path=version.file), version.manifest)
     await engine.pause()
-    await engine.load_weights(version.file, version.manifest)
+    await engine.load_weights(FileWeights(path=version.file), version.manifest)
     await engine.resume()
     assert (await completions(engine))[0].policy_versions[0].policy_version == 1

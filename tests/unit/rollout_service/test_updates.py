@@ -2,11 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 
-from rollout_service.engine import EngineResult
+from rollout_service.engine import EngineResult, Weights
 from rollout_service.fake_engine import FakeEngine
 from rollout_service.updates import Version, WeightUpdater
 from services.errors import (
@@ -28,11 +27,11 @@ class FailingEngine(FakeEngine):
 
     failures = 0
 
-    async def load_weights(self, file: Path, manifest: WeightManifest) -> None:
+    async def load_weights(self, weights: Weights, manifest: WeightManifest) -> None:
         if self.failures:
             self.failures -= 1
             raise EngineError("half of the tensors are on the meta device")
-        await super().load_weights(file, manifest)
+        await super().load_weights(weights, manifest)
 
 
 @pytest.fixture
@@ -48,7 +47,7 @@ async def updater(engine: FailingEngine, shm_run: ShmRun) -> AsyncIterator[Weigh
 
 
 async def sample(engine: FakeEngine, n: int = 2) -> EngineResult:
-    return await engine.sample(MESSAGES, None, Sampling(n=n), request_id="r")
+    return await engine.sample(MESSAGES, [], Sampling(n=n), request_id="r")
 
 
 async def load(updater: WeightUpdater, version: ShmVersion) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from rollout_service.engine import EngineResult
+from rollout_service.engine import EngineResult, Weights
 from rollout_service.fake_engine import FakeEngine
 from rollout_service.server import RolloutServer
 from rollout_service.worker import QueueWorker
@@ -75,10 +75,10 @@ class TroubledEngine(FakeEngine):
             raise self.errors.pop(0)
         return await super().sample(*args, **kwargs)
 
-    async def load_weights(self, file: Path, manifest: WeightManifest) -> None:
+    async def load_weights(self, weights: Weights, manifest: WeightManifest) -> None:
         if self.dead:
             raise EngineError("no memory")
-        await super().load_weights(file, manifest)
+        await super().load_weights(weights, manifest)
 
     async def check_health(self) -> None:
         if self.dead:
@@ -139,7 +139,7 @@ class Scene:
                 "messages": [
                     ChatMessage(role="user", content=[ImagePart(), TextPart(text="What?")])
                 ],
-                "image": self.images.put(IMAGE),
+                "images": [self.images.put(IMAGE)],
                 "sampling": Sampling(n=2),
             }
             | changes
@@ -210,7 +210,7 @@ async def test_an_image_that_is_nowhere_is_not_the_data_s_fault_at_once(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rollout_service.worker._SHORTEST_PAUSE_S", 0.01)
-    await scene.ask("g", image={"sha256": "a" * 64, "num_bytes": 9})
+    await scene.ask("g", images=[{"sha256": "a" * 64, "num_bytes": 9}])
     failures = await scene.dead()
     assert len(failures) == 3
     assert failures[0].startswith("NotFoundError on")
