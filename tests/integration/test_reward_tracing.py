@@ -3,89 +3,32 @@
 import json
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from queue import Queue
-from typing import Any
 
 import httpx
 import pytest
 from opentelemetry import trace
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.sdk.trace import TracerProvider
 
 from services.clients.reward import RewardClient
 from services.schemas.rewards import RewardRequest
 from services.telemetry import trace_headers
+from tests.otlp import attributes, collecting
 from tests.reward_process import REQUEST, TOKEN, running
 
 
-class Collector(ThreadingHTTPServer):
-    """Takes spans by OTLP over HTTP."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.received: Queue[tuple[str, Span]] = Queue()
-        """Service name and span."""
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def spans(self, num: int) -> dict[str, Span]:
-        """The next `num` spans by name."""
-        found = [self.received.get(timeout=60) for _ in range(num)]
-        assert {service for service, _ in found} == {"sgg-rl reward"}
-        return {span.name: span for _, span in found}
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Collector
-
-    def do_POST(self) -> None:
-        assert self.path == "/v1/traces"
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
-            names = {a.key: a.value.string_value for a in resource.resource.attributes}
-            for scope in resource.scope_spans:
-                for span in scope.spans:
-                    self.server.received.put((names["service.name"], span))
-        self.send_response(200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *args: Any) -> None:
-        pass
-
-
-@pytest.fixture
-def collector() -> Iterator[Collector]:
-    with Collector() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server
-        server.shutdown()
-
-
-def attributes(span: Span) -> dict[str, Any]:
-    return {a.key: getattr(a.value, a.value.WhichOneof("value")) for a in span.attributes}
-
-
 @pytest.mark.parametrize("workers", [1, 2])
-async def test_spans_join_the_callers_trace(
-    collector: Collector, tmp_path: Path, workers: int
-) -> None:
-    settings = {"telemetry": {"otlp_endpoint": collector.url}, "reward": {"workers": workers}}
+async def test_spans_join_the_callers_trace(tmp_path: Path, workers: int) -> None:
     tracer = TracerProvider().get_tracer("test")
-    with running(tmp_path / "log", **settings) as (url, process):
-        async with RewardClient(url, token=TOKEN) as client:
-            with tracer.start_as_current_span("train") as caller:
-                await client.score(RewardRequest.model_validate(REQUEST))
-        process.terminate()  # what was not sent yet is sent now
-        assert process.wait() == 0
-    spans = collector.spans(2)  # health checks have none
+    with collecting() as collector:
+        settings = {"telemetry": {"otlp_endpoint": collector.url}, "reward": {"workers": workers}}
+        with running(tmp_path / "log", **settings) as (url, process):
+            async with RewardClient(url, token=TOKEN) as client:
+                with tracer.start_as_current_span("train") as caller:
+                    await client.score(RewardRequest.model_validate(REQUEST))
+            process.terminate()  # what was not sent yet is sent now
+            assert process.wait() == 0
+        spans = collector.spans("sgg-rl reward", 2)  # health checks have none
     request, score = spans["POST /v1/rewards"], spans["score"]
     context = caller.get_span_context()
     assert request.trace_id == score.trace_id == context.trace_id.to_bytes(16, "big")
