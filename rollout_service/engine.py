@@ -65,6 +65,8 @@ class Engine(ABC):
 
     gpu: str | None = None
     """UUID of its GPU, known after `start`; None on CPU."""
+    num_elements: int | None = None
+    """That a version has at most, known after `start`; None where the engine does not tell."""
 
     @abstractmethod
     async def start(self) -> None:
@@ -108,6 +110,17 @@ class Engine(ABC):
 
         Raises:
             InvalidInputError: One is missing, unknown or of another shape; the message names it.
+        """
+
+    @abstractmethod
+    async def check_adapter(self, layers: Mapping[str, Shape]) -> None:
+        """Whether an adapter of these layers can be the policy.
+
+        Args:
+            layers: Names of weights, and their shape.
+
+        Raises:
+            InvalidInputError: One is unknown, of another shape, or cannot be adapted.
         """
 
     @abstractmethod

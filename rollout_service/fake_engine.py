@@ -126,6 +126,9 @@ class FakeEngine(Engine):
         if self._tensors is not None:
             compare_tensors(self._tensors, shapes)
 
+    async def check_adapter(self, layers: Mapping[str, Shape]) -> None:
+        """See `Engine.check_adapter`: any will do."""
+
     async def pause(self) -> None:
         """See `Engine.pause`."""
         if not self._paused:

@@ -7,8 +7,7 @@ version, because vLLM remembers the folder's name with each request and reads it
 weight update, when it forgets all adapters that it had loaded.
 """
 
-import json
-from collections.abc import Mapping
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 from safetensors.numpy import save
 from vllm.lora.request import LoRARequest
 
+from rollout_service.transports.lora import write_config
 from rollout_service.transports.spool import spool_folder
 from services.schemas.weights import AdapterConfig
 from services.settings import Settings
@@ -72,22 +72,9 @@ def write_initial_adapter(settings: Settings) -> None:
         write_config(folder, AdapterConfig(rank=1, alpha=1.0), _UNUSED)
 
 
-def write_config(folder: Path, adapter: AdapterConfig, tensors: Mapping[str, Any]) -> None:
-    """PEFT's description of an adapter.
-
-    Args:
-        folder: Where its `adapter_model.safetensors` lies.
-        adapter: Rank and scale.
-        tensors: By PEFT's names, such as `base_model.model.….q_proj.lora_A.weight`.
-    """
-    modules = sorted({name.split(".lora_")[0].rpartition(".")[2] for name in tensors})
-    config = {
-        "peft_type": "LORA",
-        "r": adapter.rank,
-        "lora_alpha": adapter.alpha,
-        "target_modules": modules,
-    }
-    (folder / "adapter_config.json").write_text(json.dumps(config))
+def install_adapter(settings: Settings, folder: Path) -> None:
+    """Put a version's adapter where vLLM reads the policy's."""
+    shutil.copytree(folder, policy_folder(settings), dirs_exist_ok=True)
 
 
 def _is_policy_an_adapter(settings: Settings) -> bool:
