@@ -59,7 +59,7 @@ def check_schema(schema: dict[str, Any]) -> str:
 
 
 def _cost(node: dict[str, Any]) -> float:
-    sizes = [node[name] for name in _SIZES if isinstance(node.get(name), int | float)]
+    sizes: list[float] = [node[name] for name in _SIZES if isinstance(node.get(name), int | float)]
     patterns = [node["pattern"]] if isinstance(node.get("pattern"), str) else []
     keyed = node.get("patternProperties")
     patterns += list(keyed) if isinstance(keyed, dict) else []
