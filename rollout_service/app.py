@@ -195,6 +195,7 @@ def make_engine(settings: Settings) -> Engine:
         return FakeEngine(
             tokens_per_s=settings.rollout.fake_tokens_per_s,
             max_model_len=settings.rollout.max_model_len,
+            max_images=settings.rollout.max_images_per_prompt,
         )
     _prepare_vllm(settings)
     from rollout_service.vllm_engine import VllmEngine

@@ -156,12 +156,22 @@ class Engine(ABC):
         """Raises `EngineError` when the engine is dead: only a new process helps."""
 
 
-def check_images(messages: Sequence[ChatMessage], num_images: int) -> None:
-    """Refuse prompts whose image parts and images do not go together.
+def check_images(messages: Sequence[ChatMessage], num_images: int, most: int) -> None:
+    """Refuse prompts whose image parts and images do not go together, or are too many.
+
+    Args:
+        messages: With an image part for each image.
+        num_images: That were sent.
+        most: `rollout.max_images_per_prompt`.
 
     Raises:
         InvalidInputError: They do not.
     """
+    if num_images > most:
+        raise InvalidInputError(
+            f"the prompt has {num_images} images; this server takes {most}: raise "
+            "rollout.max_images_per_prompt"
+        )
     count = sum(isinstance(part, ImagePart) for message in messages for part in message.content)
     if count != num_images:
         raise InvalidInputError(

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,18 +9,19 @@ from typing import Any
 import huggingface_hub
 from safetensors import safe_open
 from vllm import AsyncEngineArgs, SamplingParams
+from vllm.config import StructuredOutputsConfig
 from vllm.config.weight_transfer import WeightTransferConfig
 from vllm.distributed.weight_transfer.base import (
     WeightTransferInitRequest,
     WeightTransferUpdateRequest,
 )
-from vllm.exceptions import VLLMClientError
-from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.inputs import EngineInput
+from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
-from vllm.sampling_params import RequestOutputKind
+from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from rollout_service import vllm_worker
+from rollout_service import vllm_cpu, vllm_worker
 from rollout_service.engine import (
     Engine,
     EngineResult,
@@ -31,10 +31,11 @@ from rollout_service.engine import (
     check_images,
     compare_tensors,
 )
-from services.errors import EngineError, InvalidInputError, SggError
+from rollout_service.vllm_lora import lora_args, lora_request
+from rollout_service.vllm_sampling import completion, sampling_error, sampling_params
+from services.errors import EngineError, InvalidInputError
 from services.images import decode_image
 from services.schemas.common import ChatMessage, Sampling, TextPart
-from services.schemas.rollouts import Completion, VersionSpan
 from services.schemas.weights import Rendezvous, WeightManifest
 from services.settings import Settings
 
@@ -42,8 +43,6 @@ _BLOCK_SIZE = 32
 """Tokens of a KV block: CPU attention's smallest, for only a prompt's whole blocks are shared."""
 _SHUTDOWN_S = 15.0
 """vLLM's processes end by themselves within this time, or are killed."""
-_INITIAL_VERSION = "default"
-"""vLLM's own label for the weights that it started with."""
 
 
 class VllmEngine(Engine):
@@ -61,6 +60,7 @@ class VllmEngine(Engine):
             self._llm = await asyncio.to_thread(
                 AsyncLLM.from_engine_args, _engine_args(self._settings)
             )
+            await self._llm.get_supported_tasks()  # kept by vLLM: no request waits for it
             await self._llm.init_weight_transfer_engine(WeightTransferInitRequest())
             tokens = self._llm.get_tokenizer().added_tokens_decoder.values()
             self._reserved_texts = [token.content for token in tokens if token.special]
@@ -87,14 +87,21 @@ class VllmEngine(Engine):
         adapter: str | None = None,
     ) -> EngineResult:
         """See `Engine.sample`. The group's completions share one prefill and its images."""
-        prompt = await asyncio.to_thread(self._prompt, messages, images)
+        self._check_request(messages, images, adapter)
         try:
-            outputs = self._llm.generate(prompt, _sampling_params(sampling), request_id)
+            params = await asyncio.to_thread(self._checked_params, sampling)
+            rendered = await self._render(messages, images)
+            outputs = self._llm.generate(
+                rendered,
+                params,
+                request_id,
+                lora_request=lora_request(self._settings, adapter),
+            )
             async for output in outputs:
                 final = output
+            return self._result(final, sampling)
         except Exception as error:  # of vLLM's many classes; sorted by whose fault it is
-            raise _sampling_error(error) from error
-        return self._result(final, sampling.n)
+            raise sampling_error(error) from error
 
     async def check_tensors(self, shapes: Mapping[str, Shape]) -> None:
         """See `Engine.check_tensors`. Takes the names of any checkpoint layout that vLLM maps."""
@@ -145,11 +152,48 @@ class VllmEngine(Engine):
         names = (await self._llm.collective_rpc("sgg_model_names", args=(list(shapes),)))[0]
         return {n: s for n, s in zip(names, shapes.values(), strict=True) if n is not None}
 
-    def _prompt(self, messages: Sequence[ChatMessage], images: Sequence[bytes]) -> dict[str, Any]:
-        check_images(messages, len(images))
+    def _check_request(
+        self, messages: Sequence[ChatMessage], images: Sequence[bytes], adapter: str | None
+    ) -> None:
+        check_images(messages, len(images), self._settings.rollout.max_images_per_prompt)
+        known = sorted(self._settings.rollout.adapters)
+        if adapter is not None and adapter not in known:
+            raise InvalidInputError(
+                f"no adapter {adapter!r} here; rollout.adapters has {', '.join(known) or 'none'}"
+            )
         for part in (part for message in messages for part in message.content):
             if isinstance(part, TextPart):
                 self._check_text(part.text)
+
+    def _checked_params(self, sampling: Sampling) -> SamplingParams:
+        """In a thread, because vLLM parses JSON schemas when it checks."""
+        params = sampling_params(sampling)
+        if params.structured_outputs is not None:
+            config = self._llm.vllm_config
+            params.verify(
+                config.model_config,
+                None,
+                config.structured_outputs_config,
+                self._llm.get_tokenizer(),
+            )
+        return params
+
+    async def _render(
+        self, messages: Sequence[ChatMessage], images: Sequence[bytes]
+    ) -> EngineInput:
+        """Tokens and processed images. All of it happens in threads, images one after the other.
+
+        What vLLM has processed has to be handed to `generate` without waiting for anything else:
+        an image that comes again is sent as a reference to the request that had it first.
+        """
+        prompt = await asyncio.to_thread(self._prompt, messages, images)
+        renderer = self._llm.renderer
+        (rendered,) = await renderer.render_cmpl_async(
+            [parse_model_prompt(self._llm.model_config, prompt)]
+        )
+        return rendered
+
+    def _prompt(self, messages: Sequence[ChatMessage], images: Sequence[bytes]) -> dict[str, Any]:
         chat = [message.model_dump() for message in messages]
         prompt: dict[str, Any] = {
             "prompt": self._llm.get_tokenizer().apply_chat_template(
@@ -166,12 +210,12 @@ class VllmEngine(Engine):
         if found:
             raise InvalidInputError(f"the prompt's text contains the control token {found[0]}")
 
-    def _result(self, output: RequestOutput, n: int) -> EngineResult:
+    def _result(self, output: RequestOutput, sampling: Sampling) -> EngineResult:
         decode = self._llm.get_tokenizer().decode
-        completions = [_completion(one, decode) for one in output.outputs]
+        completions = [completion(one, sampling, decode) for one in output.outputs]
         return EngineResult(
             prompt_token_ids=list(output.prompt_token_ids),
-            completions=completions * (n // len(completions)),
+            completions=completions * (sampling.n // len(completions)),
         )
 
 
@@ -182,6 +226,7 @@ def _engine_args(settings: Settings) -> AsyncEngineArgs:
         memory = {
             "kv_cache_memory_bytes": int(rollout.kv_cache_gib * 2**30),
             "block_size": _BLOCK_SIZE,
+            "worker_cls": f"{vllm_cpu.__name__}.{vllm_cpu.SeededWorker.__name__}",
         }
     return AsyncEngineArgs(
         model=model.path,
@@ -197,58 +242,16 @@ def _engine_args(settings: Settings) -> AsyncEngineArgs:
         logprobs_mode="processed_logprobs",
         enable_prefix_caching=True,
         generation_config="auto",
-        disable_log_stats=True,
+        # One library only: what it refuses is refused. Whitespace could go on for ever.
+        structured_outputs_config=StructuredOutputsConfig(
+            backend="xgrammar", disable_any_whitespace=True
+        ),
+        disable_log_stats=False,
         worker_extension_cls=f"{vllm_worker.__name__}.WorkerExtension",
         weight_transfer_config=WeightTransferConfig(backend=vllm_worker.BACKEND),
+        **lora_args(settings),
         **memory,
     )
-
-
-def _sampling_params(sampling: Sampling) -> SamplingParams:
-    return SamplingParams(
-        # Greedy completions of a prompt are all the same, and vLLM refuses to sample them twice.
-        n=sampling.n if sampling.temperature > 0 else 1,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        max_tokens=sampling.max_tokens,
-        # On CPU a seed kills the engine (vLLM 0.32) as soon as a prefill is split: it rewinds the
-        # request's generator by an offset, which CPU generators do not have.
-        seed=None if current_platform.is_cpu() else sampling.seed,
-        stop=sampling.stop,
-        # A finite bias would leave them a probability, which the trainer's mask does not have.
-        logit_bias=dict.fromkeys(sampling.suppress_token_ids, -math.inf) or None,
-        logprobs=0,  # of the sampled token alone
-        flat_logprobs=True,
-        detokenize=bool(sampling.stop),  # otherwise decoded once, at the end
-        output_kind=RequestOutputKind.FINAL_ONLY,
-    )
-
-
-def _completion(output: CompletionOutput, decode: Any) -> Completion:
-    token_ids = list(output.token_ids)
-    return Completion(
-        text=output.text or decode(token_ids, skip_special_tokens=True),
-        token_ids=token_ids,
-        rollout_logprobs=list(output.logprobs.logprobs),
-        finish_reason=output.finish_reason,
-        policy_versions=[
-            VersionSpan(policy_version=_number(span.version), start=span.start, end=span.end)
-            for span in output.weight_versions or []
-        ],
-    )
-
-
-def _sampling_error(error: Exception) -> SggError:
-    """The prompt's own fault, which every server would find again, or the engine's."""
-    # A model's image processor says "ValueError", which vLLM wraps.
-    if isinstance(error, VLLMClientError | ValueError) or isinstance(error.__cause__, ValueError):
-        return InvalidInputError(f"vLLM refuses the prompt: {error.__cause__ or error}")
-    return EngineError(f"vLLM failed: {error.__cause__ or error or type(error).__name__}")
-
-
-def _number(label: str) -> int:
-    return 0 if label == _INITIAL_VERSION else int(label)
 
 
 @contextlib.asynccontextmanager
