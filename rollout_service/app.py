@@ -114,7 +114,8 @@ class RolloutProcess:
         """Keep a version's safetensors file, for a stage over `http` or `lora`."""
         updater = self.server.updater
         try:
-            await updater.upload(incarnation, policy_version, request.stream())
+            num_bytes = int(request.headers.get("content-length", 0))
+            await updater.upload(incarnation, policy_version, request.stream(), num_bytes)
         except ClientDisconnect as error:
             raise InvalidInputError("the upload ended early: nothing of it is kept") from error
         return self.server.info()

@@ -126,7 +126,7 @@ class RolloutServer:
         return {
             "starting": "the model is loading",
             "draining": "the server is stopping",
-            "quarantined": f"waiting for a weight update that succeeds: {self._failure()}",
+            "quarantined": f"a weight update failed, waiting for one that works: {self._failure()}",
         }[self.state]
 
     async def sample(

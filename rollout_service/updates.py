@@ -106,9 +106,19 @@ class WeightUpdater:
         return self._held.version.policy_version if self._held else None
 
     async def upload(
-        self, incarnation: int, policy_version: int, chunks: AsyncIterator[bytes]
+        self,
+        incarnation: int,
+        policy_version: int,
+        chunks: AsyncIterator[bytes],
+        num_bytes: int = 0,
     ) -> None:
         """Keep a file for a later stage over `http` or `lora`. Replaces an earlier one.
+
+        Args:
+            incarnation: Of the trainer.
+            policy_version: Of the file.
+            chunks: Its bytes.
+            num_bytes: That the client means to send; 0 where it does not say.
 
         Raises:
             ConflictError: The server serves or holds a later version.
@@ -117,6 +127,7 @@ class WeightUpdater:
         version = Version(incarnation=incarnation, policy_version=policy_version)
         if version.order < self.serving.order:
             raise ConflictError(f"{version} is older than {self.serving}, which is served")
+        self._transports.http.check_size(num_bytes)
         await self._transports.http.receive(incarnation, policy_version, chunks)
 
     async def stage(self, request: StageRequest) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,27 +12,23 @@ from safetensors import safe_open
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.config import StructuredOutputsConfig
 from vllm.config.weight_transfer import WeightTransferConfig
-from vllm.distributed.weight_transfer.base import (
-    WeightTransferInitRequest,
-    WeightTransferUpdateRequest,
-)
+from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 from vllm.inputs import EngineInput
 from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
 from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from rollout_service import vllm_cpu, vllm_worker
+from rollout_service import vllm_cpu, vllm_weights, vllm_worker
 from rollout_service.engine import (
     Engine,
     EngineResult,
-    FileWeights,
     Shape,
     Weights,
     check_images,
     compare_tensors,
 )
-from rollout_service.vllm_lora import lora_args, lora_request
+from rollout_service.vllm_lora import lora_args, lora_request, write_initial_adapter
 from rollout_service.vllm_sampling import completion, sampling_error, sampling_params
 from services.errors import EngineError, InvalidInputError
 from services.images import decode_image
@@ -57,6 +54,7 @@ class VllmEngine(Engine):
     async def start(self) -> None:
         """See `Engine.start`. The event loop goes on meanwhile: vLLM is built in a thread."""
         try:
+            await asyncio.to_thread(write_initial_adapter, self._settings)
             self._llm = await asyncio.to_thread(
                 AsyncLLM.from_engine_args, _engine_args(self._settings)
             )
@@ -66,6 +64,9 @@ class VllmEngine(Engine):
             self._reserved_texts = [token.content for token in tokens if token.special]
             shapes = await asyncio.to_thread(_checkpoint_shapes, self._settings.model.path)
             self._expected = await self._renamed(shapes)
+            counts = [math.prod(shape) for shape in shapes.values()]
+            # A head that is tied to the embedding, mostly the largest tensor, may come as well.
+            self.num_elements = sum(counts) + max(counts) if counts else None
             self.gpu = None if current_platform.is_cpu() else current_platform.get_device_uuid(0)
         except Exception as error:  # whatever the model's code raises: the caller can only give up
             raise EngineError(f"vLLM cannot load {self._settings.model.path}: {error}") from error
@@ -109,6 +110,18 @@ class VllmEngine(Engine):
             tied = await self._renamed({"lm_head.weight": ()})
             compare_tensors(self._expected, await self._renamed(shapes), optional=list(tied))
 
+    async def check_adapter(self, layers: Mapping[str, Shape]) -> None:
+        """See `Engine.check_adapter`. vLLM would leave out the vision tower's without a word."""
+        vision = [name for name in layers if "visual." in name]
+        if vision:
+            raise InvalidInputError(f"{vision[0]}: adapters are applied to the language model only")
+        for name, shape in (await self._renamed(layers)).items():
+            if self._expected and self._expected.get(name) != shape:
+                raise InvalidInputError(
+                    f"the adapter has {name} of shape {shape}; the model's is "
+                    f"{self._expected.get(name, 'not there')}"
+                )
+
     async def pause(self) -> None:
         """See `Engine.pause`."""
         # Clearing caches here would also clear the processed images, on which requests already on
@@ -119,21 +132,13 @@ class VllmEngine(Engine):
 
     async def connect(self, rendezvous: Rendezvous) -> None:
         """See `Engine.connect`."""
-        raise EngineError("this engine takes no broadcasts yet")
+        async with _engine_errors("meet the trainer"):
+            await vllm_weights.join(self._llm, rendezvous)
 
     async def load_weights(self, weights: Weights, manifest: WeightManifest) -> None:
         """See `Engine.load_weights`."""
-        if not isinstance(weights, FileWeights):
-            raise EngineError(f"this engine does not load {type(weights).__name__} yet")
         async with _engine_errors("load weights"):
-            await self._llm.start_weight_update()
-            request = WeightTransferUpdateRequest(update_info={"file": str(weights.path)})
-            await self._llm.update_weights(request)
-            await self._llm.finish_weight_update(str(manifest.policy_version))
-            # Requests in flight are prefilled again by the new weights.
-            await self._llm.reset_prefix_cache(reset_running_requests=True)
-            if manifest.vision_trained:
-                await self._llm.reset_encoder_cache()
+            await vllm_weights.load(self._llm, self._settings, weights, manifest)
 
     async def resume(self) -> None:
         """See `Engine.resume`."""

@@ -52,12 +52,22 @@ class HttpTransport(Transport):
             num_elements: That a version has at most; None where that is not known.
         """
         self._spool = spool
-        self.limit_bytes = _LIMIT_IF_UNKNOWN_BYTES
-        """Larger uploads are refused."""
+        self._limit_bytes = _LIMIT_IF_UNKNOWN_BYTES
         if num_elements is not None:
-            self.limit_bytes = _BYTES_PER_ELEMENT * num_elements + MAX_HEADER_BYTES
+            self._limit_bytes = _BYTES_PER_ELEMENT * num_elements + MAX_HEADER_BYTES
         self._uploads: OrderedDict[tuple[int, int], Upload] = OrderedDict()
         self._busy = False
+
+    def check_size(self, num_bytes: int) -> None:
+        """Refuse an upload of that size.
+
+        Raises:
+            TooLargeError: It is more than this model can need.
+        """
+        if num_bytes > self._limit_bytes:
+            raise TooLargeError(
+                f"the upload is over {self._limit_bytes} bytes, more than this model can need"
+            )
 
     async def receive(
         self, incarnation: int, policy_version: int, chunks: AsyncIterator[bytes]
@@ -120,10 +130,7 @@ class HttpTransport(Transport):
         size, piece = 0, bytearray()
         while (chunk := await _next(chunks)) is not None:
             size += len(chunk)
-            if size > self.limit_bytes:
-                raise TooLargeError(
-                    f"the upload is over {self.limit_bytes} bytes, more than this model can need"
-                )
+            self.check_size(size)
             piece += chunk
             if len(piece) >= _PIECE_BYTES:
                 yield piece
