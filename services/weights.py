@@ -13,7 +13,7 @@ from services.errors import SettingsError
 from services.schemas.weights import IpcHandle, WeightManifest
 
 NCCL_BUCKET_BYTES = 256 * 1024 * 1024
-"""Tensors are broadcast in buckets of this size, of which each GPU holds two."""
+"""Tensors are broadcast in buckets of this size; each side holds two of them on the GPU."""
 
 
 def manifest_checksum(manifest: WeightManifest) -> str:
