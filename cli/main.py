@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -34,6 +34,9 @@ Overrides = Annotated[
 ]
 Host = Annotated[str | None, typer.Option(help="Bind here instead of the host in the settings.")]
 Port = Annotated[int | None, typer.Option(min=1, max=65535, help="Instead of the settings' port.")]
+Family = Annotated[
+    Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"], typer.Option(help="The architecture.")
+]
 DEFAULT_CONFIG = Path("configs/demo.toml")
 
 
@@ -157,11 +160,11 @@ def inspect(path: str) -> None:
 
 
 @model_app.command("make-tiny")
-def make_tiny(folder: Path, seed: int = 0) -> None:
-    """Write a tiny Qwen2.5-VL with random weights into FOLDER."""
+def make_tiny(folder: Path, seed: int = 0, family: Family = "qwen2_5_vl") -> None:
+    """Write a tiny Qwen-VL with random weights into FOLDER."""
     from cli import run
 
-    run.make_tiny(folder, seed)
+    run.make_tiny(folder, seed, family)
 
 
 @dead_app.command("list")

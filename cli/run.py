@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -17,6 +17,9 @@ from services.errors import NotFoundError, SettingsError
 from services.keys import RunKeys
 from services.settings import Settings, dump_settings, environment_value, load_settings
 from services.telemetry import setup_logging
+
+if TYPE_CHECKING:
+    from scene_data.tiny_model import Family
 
 T = TypeVar("T")
 Address = tuple[str | None, int | None]
@@ -165,11 +168,11 @@ def inspect(path: str) -> None:
         print(f"{len(counts)} {title}: {top}")
 
 
-def make_tiny(folder: Path, seed: int) -> None:
-    """Write the tiny model."""
+def make_tiny(folder: Path, seed: int, family: "Family") -> None:
+    """Write a tiny model."""
     from scene_data.tiny_model import make_tiny_model
 
-    make_tiny_model(folder, seed=seed)
+    make_tiny_model(folder, family=family, seed=seed)
     print(f"wrote {folder}")
 
 

@@ -7,15 +7,17 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
+from typing import Annotated
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Path, Request
+from starlette.requests import ClientDisconnect
 
 from rollout_service.engine import Engine
 from rollout_service.fake_engine import FakeEngine
 from rollout_service.server import RolloutServer
 from rollout_service.worker import QueueWorker
 from services import app as service
-from services.errors import EngineError, SggError, UnavailableError
+from services.errors import EngineError, InvalidInputError, SggError, UnavailableError
 from services.images import ImageStore, image_from_data_uri
 from services.keys import RunKeys
 from services.queues.redis import RedisQueue
@@ -28,6 +30,7 @@ from services.settings import Settings, environment_value, set_environment
 
 logger = logging.getLogger(__name__)
 
+Number = Annotated[int, Path(ge=0, lt=2**63)]
 BODY_LIMIT_BYTES = 8 * 1024 * 1024
 MAX_REQUESTS = 256
 """Groups asked for over HTTP at the same time; more are refused with 503."""
@@ -48,6 +51,7 @@ class RolloutProcess:
             data_token=settings.data_token,
             admin_token=settings.admin_token,
             admin_paths=("/v1/weights",),
+            streamed_paths=("/v1/weights/files",),
             lifespan=self._lifespan,
         )
         self.failure: SggError | None = None
@@ -70,6 +74,10 @@ class RolloutProcess:
     def _add_routes(self) -> None:
         self.app.post("/v1/rollouts")(self.rollouts)
         self.app.get("/v1/policy")(self.policy)
+        self.app.put(
+            "/v1/weights/files/{incarnation}/{policy_version}",
+            openapi_extra={"requestBody": {"content": {"application/octet-stream": {}}}},
+        )(self.upload)
         self.app.post("/v1/weights/stage")(self.stage)
         self.app.post("/v1/weights/commit")(self.commit)
         self.app.post("/v1/weights/abort")(self.abort)
@@ -98,6 +106,18 @@ class RolloutProcess:
 
     async def policy(self) -> PolicyInfo:
         """What is served."""
+        return self.server.info()
+
+    async def upload(
+        self, incarnation: Number, policy_version: Number, request: Request
+    ) -> PolicyInfo:
+        """Keep a version's safetensors file, for a stage over `http` or `lora`."""
+        updater = self.server.updater
+        try:
+            num_bytes = int(request.headers.get("content-length", 0))
+            await updater.upload(incarnation, policy_version, request.stream(), num_bytes)
+        except ClientDisconnect as error:
+            raise InvalidInputError("the upload ended early: nothing of it is kept") from error
         return self.server.info()
 
     async def stage(self, request: StageRequest) -> PolicyInfo:
@@ -176,6 +196,7 @@ def make_engine(settings: Settings) -> Engine:
         return FakeEngine(
             tokens_per_s=settings.rollout.fake_tokens_per_s,
             max_model_len=settings.rollout.max_model_len,
+            max_images=settings.rollout.max_images_per_prompt,
         )
     _prepare_vllm(settings)
     from rollout_service.vllm_engine import VllmEngine

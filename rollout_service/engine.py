@@ -65,6 +65,8 @@ class Engine(ABC):
 
     gpu: str | None = None
     """UUID of its GPU, known after `start`; None on CPU."""
+    num_elements: int | None = None
+    """That a version has at most, known after `start`; None where the engine does not tell."""
 
     @abstractmethod
     async def start(self) -> None:
@@ -111,6 +113,17 @@ class Engine(ABC):
         """
 
     @abstractmethod
+    async def check_adapter(self, layers: Mapping[str, Shape]) -> None:
+        """Whether an adapter of these layers can be the policy.
+
+        Args:
+            layers: Names of weights, and their shape.
+
+        Raises:
+            InvalidInputError: One is unknown, of another shape, or cannot be adapted.
+        """
+
+    @abstractmethod
     async def pause(self) -> None:
         """Freeze sampling: no token comes until `resume`. Requests in flight are kept."""
 
@@ -143,12 +156,22 @@ class Engine(ABC):
         """Raises `EngineError` when the engine is dead: only a new process helps."""
 
 
-def check_images(messages: Sequence[ChatMessage], num_images: int) -> None:
-    """Refuse prompts whose image parts and images do not go together.
+def check_images(messages: Sequence[ChatMessage], num_images: int, most: int) -> None:
+    """Refuse prompts whose image parts and images do not go together, or are too many.
+
+    Args:
+        messages: With an image part for each image.
+        num_images: That were sent.
+        most: `rollout.max_images_per_prompt`.
 
     Raises:
         InvalidInputError: They do not.
     """
+    if num_images > most:
+        raise InvalidInputError(
+            f"the prompt has {num_images} images; this server takes {most}: raise "
+            "rollout.max_images_per_prompt"
+        )
     count = sum(isinstance(part, ImagePart) for message in messages for part in message.content)
     if count != num_images:
         raise InvalidInputError(

@@ -68,6 +68,7 @@ class FakeEngine(Engine):
         *,
         tokens_per_s: float,
         max_model_len: int,
+        max_images: int = 1,
         tensors: Mapping[str, Shape] | None = None,
     ) -> None:
         """Ready after `start`.
@@ -75,10 +76,12 @@ class FakeEngine(Engine):
         Args:
             tokens_per_s: Pace of all completions together.
             max_model_len: Prompt and completion, in tokens.
+            max_images: Of one prompt.
             tensors: What a version consists of; None accepts any.
         """
         self._tokens_per_s = tokens_per_s
         self._max_model_len = max_model_len
+        self._max_images = max_images
         self._tensors = tensors
         self._version = 0
         # Held for each step of a group, and all through a pause: so no step happens while paused,
@@ -102,7 +105,7 @@ class FakeEngine(Engine):
         adapter: str | None = None,
     ) -> EngineResult:
         """See `Engine.sample`."""
-        check_images(messages, len(images))
+        check_images(messages, len(images), self._max_images)
         if adapter is not None:
             raise InvalidInputError("the fake engine has no adapters")
         prompt = _prompt_token_ids(messages, len(images))
@@ -125,6 +128,9 @@ class FakeEngine(Engine):
         """See `Engine.check_tensors`."""
         if self._tensors is not None:
             compare_tensors(self._tensors, shapes)
+
+    async def check_adapter(self, layers: Mapping[str, Shape]) -> None:
+        """See `Engine.check_adapter`: any will do."""
 
     async def pause(self) -> None:
         """See `Engine.pause`."""

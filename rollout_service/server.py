@@ -11,6 +11,8 @@ from collections.abc import Callable, Coroutine, Sequence
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from rollout_service.engine import Engine, EngineResult
+from rollout_service.transports.choice import Transports
+from rollout_service.transports.spool import Spool
 from rollout_service.updates import Version, WeightUpdater
 from services.app import host_and_port
 from services.errors import EngineError, UnavailableError
@@ -94,11 +96,13 @@ class RolloutServer:
 
         Raises:
             EngineError: It cannot be loaded.
+            SettingsError: Somebody else's files are where its own should be.
         """
         started_at = time.monotonic()
+        spool = Spool(self._settings)
         self._engine = await asyncio.to_thread(self._make_engine)
         await self._engine.start()
-        self._updater = WeightUpdater(self._engine, self._settings.run.name)
+        self._updater = WeightUpdater(self._engine, Transports(self._settings, self._engine, spool))
         logger.info("model loaded in %.1f s", time.monotonic() - started_at)
 
     def drain(self) -> None:
@@ -122,7 +126,7 @@ class RolloutServer:
         return {
             "starting": "the model is loading",
             "draining": "the server is stopping",
-            "quarantined": "a weight update failed; waiting for one that succeeds",
+            "quarantined": f"a weight update failed, waiting for one that works: {self._failure()}",
         }[self.state]
 
     async def sample(
@@ -194,6 +198,9 @@ class RolloutServer:
             groups_done=self._groups_done,
             last_error=self.last_error,
         )
+
+    def _failure(self) -> str | None:
+        return self._updater.failure if self._updater else None
 
     async def _unless_quarantined(
         self, sampling: Coroutine[None, None, EngineResult]

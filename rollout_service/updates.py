@@ -2,8 +2,10 @@
 
     stage   bytes are brought in and verified while sampling goes on
     commit  pause, load, resume with the new version; a failed load is tried again, still paused,
-            and then the server is quarantined
+            and then the server is quarantined, until another stage and commit succeed
     abort   forget what was staged
+
+The ways in which bytes come are in `rollout_service.transports`.
 
 A version is (incarnation, policy_version, checksum): step numbers repeat after a rollback, so the
 trainer's incarnation counts first. The server only ever moves forward. Every call may be repeated.
@@ -11,11 +13,12 @@ trainer's incarnation counts first. The server only ever moves forward. Every ca
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 
-from rollout_service.engine import Engine, FileWeights
-from rollout_service.staging import StagedFile, stage_shm
+from rollout_service.engine import Engine, Weights
+from rollout_service.transports.base import Staged
+from rollout_service.transports.choice import Transports
 from services.errors import (
     ConflictError,
     EngineError,
@@ -28,13 +31,15 @@ from services.schemas.weights import (
     PolicyRecord,
     PolicyState,
     StageRequest,
+    TensorEntry,
     WeightManifest,
 )
 from services.weights import manifest_checksum
 
 logger = logging.getLogger(__name__)
 
-_LOAD_ATTEMPTS = 2
+_FETCHED = frozenset({"shm", "disk"})
+"""Transports whose bytes a server finds by itself; the trainer sends the others."""
 _CATCH_UP_ATTEMPTS = 5
 """Before its file is opened, the trainer may have published the next version and dropped this."""
 
@@ -63,26 +68,28 @@ class Version:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Staged:
+class _Held:
     version: Version
-    manifest: WeightManifest
-    file: StagedFile
+    request: StageRequest
+    staged: Staged
 
 
 class WeightUpdater:
     """The state of one server's weights. One update at a time; only `commit` hinders sampling."""
 
-    def __init__(self, engine: Engine, run: str) -> None:
+    def __init__(self, engine: Engine, transports: Transports) -> None:
         """Serves what the engine started with.
 
         Args:
-            engine: Started before the first commit.
-            run: Its name; with incarnation and version it says where the bytes lie.
+            engine: Started.
+            transports: Those that this server can take; closed with the updater.
         """
         self._engine = engine
-        self._run = run
+        self._transports = transports
         self._lock = asyncio.Lock()
-        self._staged: _Staged | None = None
+        self._held: _Held | None = None
+        self._manifest: WeightManifest | None = None
+        """Of the serving version; None for the weights that the model came with."""
         self._jobs: set[asyncio.Task[None]] = set()
         self.serving = Version()
         """What tokens are sampled with."""
@@ -90,19 +97,48 @@ class WeightUpdater:
         """`ready`, `updating`, or `quarantined`: nothing is sampled until a load succeeds."""
         self.quarantined = asyncio.Event()
         """Set as long as the state is `quarantined`."""
+        self.failure: str | None = None
+        """Why it is."""
 
     @property
     def staged_version(self) -> int | None:
         """The version that a commit would load."""
-        return self._staged.version.policy_version if self._staged else None
+        return self._held.version.policy_version if self._held else None
+
+    async def upload(
+        self,
+        incarnation: int,
+        policy_version: int,
+        chunks: AsyncIterator[bytes],
+        num_bytes: int = 0,
+    ) -> None:
+        """Keep a file for a later stage over `http` or `lora`. Replaces an earlier one.
+
+        Args:
+            incarnation: Of the trainer.
+            policy_version: Of the file.
+            chunks: Its bytes.
+            num_bytes: That the client means to send; 0 where it does not say.
+
+        Raises:
+            ConflictError: The server serves or holds a later version.
+            SggError: As `HttpTransport.receive`.
+        """
+        version = Version(incarnation=incarnation, policy_version=policy_version)
+        if version.order < self.serving.order:
+            raise ConflictError(f"{version} is older than {self.serving}, which is served")
+        self._transports.http.check_size(num_bytes)
+        await self._transports.http.receive(incarnation, policy_version, chunks)
 
     async def stage(self, request: StageRequest) -> None:
         """Bring in and verify a version while sampling goes on. Replaces what was staged before.
 
         Raises:
-            InvalidInputError: Checksum, names, shapes, dtypes or digests do not fit; nothing is
-                staged. NotFoundError: The bytes are not on this host. ConflictError: The server
-                serves or holds a later version.
+            InvalidInputError: Checksum, names, shapes, dtypes or digests do not fit, or the server
+                does not take that transport; what was staged before stays.
+            NotFoundError: The bytes are not on this host.
+            ConflictError: The server serves or holds a later version.
+            EngineError: The trainer was not there for a broadcast.
         """
         await self._to_the_end(self._stage(request))
 
@@ -111,7 +147,8 @@ class WeightUpdater:
 
         Raises:
             ConflictError: Something else is staged or served.
-            EngineError: Loading failed twice: the server is quarantined.
+            InvalidInputError: The commit lacks what the transport needs; nothing has happened.
+            EngineError: Loading failed, as often as it may: the server is quarantined.
         """
         await self._to_the_end(self._commit(request))
 
@@ -123,11 +160,14 @@ class WeightUpdater:
         """
         await self._to_the_end(self._abort(request))
 
-    async def catch_up(self, read_policy: ReadPolicy) -> None:
-        """Serve the published version, when it is later than the serving one.
+    async def catch_up(self, read_policy: ReadPolicy) -> bool:
+        """Serve the published version, when it is later than the serving one and can be fetched.
 
         Args:
             read_policy: `Registry.policy`.
+
+        Returns:
+            Whether it is served now; otherwise the trainer will send it.
 
         Raises:
             UnavailableError: Redis is away, or the version cannot be had; try again later.
@@ -135,14 +175,13 @@ class WeightUpdater:
         """
         for attempt in range(1, _CATCH_UP_ATTEMPTS + 1):
             published = await read_policy()
-            if published is None or _version_of(published[0]).order <= self.serving.order:
-                return
+            if published is None or not self._lacks(_version_of(published[0])):
+                return True
             record, manifest = published
+            if record.transport not in _FETCHED:
+                return False
             try:
-                await self.stage(StageRequest(manifest=manifest, checksum=record.checksum))
-                await self.commit(
-                    CommitRequest(policy_version=record.policy_version, checksum=record.checksum)
-                )
+                await self._fetch(record, manifest)
             except EngineError:
                 raise
             except SggError as error:
@@ -151,10 +190,26 @@ class WeightUpdater:
                         f"cannot catch up with {_version_of(record)}: {error}"
                     ) from error
                 await asyncio.sleep(0.1 * attempt)
+        return True
+
+    async def _fetch(self, record: PolicyRecord, manifest: WeightManifest) -> None:
+        await self.stage(
+            StageRequest(transport=record.transport, manifest=manifest, checksum=record.checksum)
+        )
+        await self.commit(
+            CommitRequest(policy_version=record.policy_version, checksum=record.checksum)
+        )
+
+    def _lacks(self, version: Version) -> bool:
+        """Whether a version is later than the serving one, or that one has to be loaded again."""
+        if self.state == "quarantined":
+            return version.order >= self.serving.order
+        return version.order > self.serving.order
 
     def close(self) -> None:
-        """Give the staged file back."""
+        """Give back what is staged or was uploaded."""
         self._forget()
+        self._transports.close()
 
     async def _to_the_end(self, job: Coroutine[None, None, None]) -> None:
         """Run under the lock, and to its end even when the caller goes away."""
@@ -177,61 +232,69 @@ class WeightUpdater:
             policy_version=manifest.policy_version,
             checksum=request.checksum,
         )
-        if version == self.serving or (self._staged and version == self._staged.version):
+        if version == self.serving and self.state != "quarantined":
+            return
+        if self._held and self._held.request == request:
             return
         self._refuse_older(version)
-        await self._engine.check_tensors(
-            {name: tuple(entry.shape) for name, entry in manifest.tensors.items()}
-        )
-        file = await asyncio.to_thread(stage_shm, self._run, manifest)
+        await self._transports.check(request)
+        staged = await self._transports.of(request).stage(request)
         self._forget()
-        self._staged = _Staged(version=version, manifest=manifest, file=file)
-        logger.info("staged %s", version)
+        self._held = _Held(version=version, request=request, staged=staged)
+        logger.info("staged %s, by %s", version, request.transport)
 
     def _refuse_older(self, version: Version) -> None:
-        if version.order <= self.serving.order:
+        if not self._lacks(version):
             raise ConflictError(f"{version} is not later than {self.serving}, which is served")
-        if self._staged and version.order < self._staged.version.order:
-            raise ConflictError(f"{version} is older than {self._staged.version}, which is staged")
+        if self._held and version.order < self._held.version.order:
+            raise ConflictError(f"{version} is older than {self._held.version}, which is staged")
 
     async def _commit(self, request: CommitRequest) -> None:
-        if self._is(self.serving, request):
+        if self._is(self.serving, request) and self.state != "quarantined":
             return
-        staged = self._staged
-        if staged is None or not self._is(staged.version, request):
-            held = f"{staged.version} is" if staged else "nothing is"
+        held = self._held
+        if held is None or not self._is(held.version, request):
+            what = f"{held.version} is" if held else "nothing is"
             raise ConflictError(
-                f"version {request.policy_version} with that checksum is not staged: {held}; "
+                f"version {request.policy_version} with that checksum is not staged: {what}; "
                 f"{self.serving} is served"
             )
-        await self._load(staged)
-        self.serving = staged.version
+        # A commit that lacks something is refused here, where nothing has happened yet.
+        await self._load(held, held.staged.weights(request))
+        self.serving = held.version
+        self._manifest = held.request.manifest
         self._forget()
         logger.info("serving %s", self.serving)
 
-    async def _load(self, staged: _Staged) -> None:
+    async def _load(self, held: _Held, weights: Weights) -> None:
         self.state = "updating"
         try:
             await self._engine.pause()
-            await self._load_or_retry(staged)
+            await self._load_or_retry(held, weights)
             await self._engine.resume()
         except BaseException as error:
             # Also when this is cancelled: the engine stays paused, for its tensors may be of two
             # versions.
             self.state = "quarantined"
+            self.failure = f"{held.version} could not be loaded: {error or type(error).__name__}"
             self.quarantined.set()
-            logger.error("quarantined: %s could not be loaded: %s", staged.version, error)
+            logger.error("quarantined: %s", self.failure)
             raise
         self.state = "ready"
+        self.failure = None
         self.quarantined.clear()
 
-    async def _load_or_retry(self, staged: _Staged) -> None:
-        for attempt in range(1, _LOAD_ATTEMPTS + 1):
+    async def _load_or_retry(self, held: _Held, weights: Weights) -> None:
+        manifest = held.request.manifest
+        if not manifest.vision_trained and _vision_differs(self._manifest, manifest):
+            # The trainer's word alone does not keep image embeddings that other weights made.
+            manifest = manifest.model_copy(update={"vision_trained": True})
+        for attempt in range(1, held.staged.attempts + 1):
             try:
-                await self._engine.load_weights(FileWeights(path=staged.file.path), staged.manifest)
+                await self._engine.load_weights(weights, manifest)
             except EngineError as error:
-                logger.warning("loading %s failed, attempt %d: %s", staged.version, attempt, error)
-                if attempt == _LOAD_ATTEMPTS:
+                logger.warning("loading %s failed, attempt %d: %s", held.version, attempt, error)
+                if attempt == held.staged.attempts:
                     raise
             else:
                 return
@@ -241,14 +304,14 @@ class WeightUpdater:
             raise ConflictError(
                 f"{self.serving} is already served: publish a later version instead"
             )
-        if self._staged and self._is(self._staged.version, request):
-            logger.info("aborted %s", self._staged.version)
+        if self._held and self._is(self._held.version, request):
+            logger.info("aborted %s", self._held.version)
             self._forget()
 
     def _forget(self) -> None:
-        if self._staged is not None:
-            self._staged.file.close()
-            self._staged = None
+        if self._held is not None:
+            self._held.staged.close()
+            self._held = None
 
     @staticmethod
     def _is(version: Version, request: CommitRequest) -> bool:
@@ -264,3 +327,14 @@ def _version_of(record: PolicyRecord) -> Version:
         policy_version=record.policy_version,
         checksum=record.checksum,
     )
+
+
+def _vision_differs(serving: WeightManifest | None, manifest: WeightManifest) -> bool:
+    """Whether two versions' vision towers may be different ones. An adapter leaves it alone."""
+    if manifest.adapter is not None:
+        return False
+    return serving is None or _vision(serving) != _vision(manifest)
+
+
+def _vision(manifest: WeightManifest) -> dict[str, TensorEntry]:
+    return {name: entry for name, entry in manifest.tensors.items() if "visual." in name}

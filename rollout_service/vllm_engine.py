@@ -10,31 +10,29 @@ from typing import Any
 import huggingface_hub
 from safetensors import safe_open
 from vllm import AsyncEngineArgs, SamplingParams
+from vllm.config import StructuredOutputsConfig
 from vllm.config.weight_transfer import WeightTransferConfig
-from vllm.distributed.weight_transfer.base import (
-    WeightTransferInitRequest,
-    WeightTransferUpdateRequest,
-)
-from vllm.exceptions import VLLMClientError
-from vllm.outputs import CompletionOutput, RequestOutput
+from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
+from vllm.inputs import EngineInput
+from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
-from vllm.sampling_params import RequestOutputKind
+from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.v1.engine.async_llm import AsyncLLM
 
-from rollout_service import vllm_worker
+from rollout_service import vllm_cpu, vllm_weights, vllm_worker
 from rollout_service.engine import (
     Engine,
     EngineResult,
-    FileWeights,
     Shape,
     Weights,
     check_images,
     compare_tensors,
 )
-from services.errors import EngineError, InvalidInputError, SggError
+from rollout_service.vllm_lora import lora_args, lora_request, write_initial_adapter
+from rollout_service.vllm_sampling import completion, sampling_error, sampling_params
+from services.errors import EngineError, InvalidInputError
 from services.images import decode_image
 from services.schemas.common import ChatMessage, Sampling, TextPart
-from services.schemas.rollouts import Completion, VersionSpan
 from services.schemas.weights import Rendezvous, WeightManifest
 from services.settings import Settings
 
@@ -42,8 +40,6 @@ _BLOCK_SIZE = 32
 """Tokens of a KV block: CPU attention's smallest, for only a prompt's whole blocks are shared."""
 _SHUTDOWN_S = 15.0
 """vLLM's processes end by themselves within this time, or are killed."""
-_INITIAL_VERSION = "default"
-"""vLLM's own label for the weights that it started with."""
 
 
 class VllmEngine(Engine):
@@ -58,14 +54,19 @@ class VllmEngine(Engine):
     async def start(self) -> None:
         """See `Engine.start`. The event loop goes on meanwhile: vLLM is built in a thread."""
         try:
+            await asyncio.to_thread(write_initial_adapter, self._settings)
             self._llm = await asyncio.to_thread(
                 AsyncLLM.from_engine_args, _engine_args(self._settings)
             )
+            await self._llm.get_supported_tasks()  # kept by vLLM: no request waits for it
             await self._llm.init_weight_transfer_engine(WeightTransferInitRequest())
             tokens = self._llm.get_tokenizer().added_tokens_decoder.values()
             self._reserved_texts = [token.content for token in tokens if token.special]
             shapes = await asyncio.to_thread(_checkpoint_shapes, self._settings.model.path)
             self._expected = await self._renamed(shapes)
+            counts = [math.prod(shape) for shape in shapes.values()]
+            # A head that is tied to the embedding, mostly the largest tensor, may come as well.
+            self.num_elements = sum(counts) + max(counts) if counts else None
             self.gpu = None if current_platform.is_cpu() else current_platform.get_device_uuid(0)
         except Exception as error:  # whatever the model's code raises: the caller can only give up
             raise EngineError(f"vLLM cannot load {self._settings.model.path}: {error}") from error
@@ -87,20 +88,39 @@ class VllmEngine(Engine):
         adapter: str | None = None,
     ) -> EngineResult:
         """See `Engine.sample`. The group's completions share one prefill and its images."""
-        prompt = await asyncio.to_thread(self._prompt, messages, images)
+        self._check_request(messages, images, adapter)
         try:
-            outputs = self._llm.generate(prompt, _sampling_params(sampling), request_id)
+            params = await asyncio.to_thread(self._checked_params, sampling)
+            rendered = await self._render(messages, images)
+            outputs = self._llm.generate(
+                rendered,
+                params,
+                request_id,
+                lora_request=lora_request(self._settings, adapter),
+            )
             async for output in outputs:
                 final = output
+            return self._result(final, sampling)
         except Exception as error:  # of vLLM's many classes; sorted by whose fault it is
-            raise _sampling_error(error) from error
-        return self._result(final, sampling.n)
+            raise sampling_error(error) from error
 
     async def check_tensors(self, shapes: Mapping[str, Shape]) -> None:
         """See `Engine.check_tensors`. Takes the names of any checkpoint layout that vLLM maps."""
         if self._expected:
             tied = await self._renamed({"lm_head.weight": ()})
             compare_tensors(self._expected, await self._renamed(shapes), optional=list(tied))
+
+    async def check_adapter(self, layers: Mapping[str, Shape]) -> None:
+        """See `Engine.check_adapter`. vLLM would leave out the vision tower's without a word."""
+        vision = [name for name in layers if "visual." in name]
+        if vision:
+            raise InvalidInputError(f"{vision[0]}: adapters are applied to the language model only")
+        for name, shape in (await self._renamed(layers)).items():
+            if self._expected and self._expected.get(name) != shape:
+                raise InvalidInputError(
+                    f"the adapter has {name} of shape {shape}; the model's is "
+                    f"{self._expected.get(name, 'not there')}"
+                )
 
     async def pause(self) -> None:
         """See `Engine.pause`."""
@@ -112,21 +132,13 @@ class VllmEngine(Engine):
 
     async def connect(self, rendezvous: Rendezvous) -> None:
         """See `Engine.connect`."""
-        raise EngineError("this engine takes no broadcasts yet")
+        async with _engine_errors("meet the trainer"):
+            await vllm_weights.join(self._llm, rendezvous)
 
     async def load_weights(self, weights: Weights, manifest: WeightManifest) -> None:
         """See `Engine.load_weights`."""
-        if not isinstance(weights, FileWeights):
-            raise EngineError(f"this engine does not load {type(weights).__name__} yet")
         async with _engine_errors("load weights"):
-            await self._llm.start_weight_update()
-            request = WeightTransferUpdateRequest(update_info={"file": str(weights.path)})
-            await self._llm.update_weights(request)
-            await self._llm.finish_weight_update(str(manifest.policy_version))
-            # Requests in flight are prefilled again by the new weights.
-            await self._llm.reset_prefix_cache(reset_running_requests=True)
-            if manifest.vision_trained:
-                await self._llm.reset_encoder_cache()
+            await vllm_weights.load(self._llm, self._settings, weights, manifest)
 
     async def resume(self) -> None:
         """See `Engine.resume`."""
@@ -145,11 +157,48 @@ class VllmEngine(Engine):
         names = (await self._llm.collective_rpc("sgg_model_names", args=(list(shapes),)))[0]
         return {n: s for n, s in zip(names, shapes.values(), strict=True) if n is not None}
 
-    def _prompt(self, messages: Sequence[ChatMessage], images: Sequence[bytes]) -> dict[str, Any]:
-        check_images(messages, len(images))
+    def _check_request(
+        self, messages: Sequence[ChatMessage], images: Sequence[bytes], adapter: str | None
+    ) -> None:
+        check_images(messages, len(images), self._settings.rollout.max_images_per_prompt)
+        known = sorted(self._settings.rollout.adapters)
+        if adapter is not None and adapter not in known:
+            raise InvalidInputError(
+                f"no adapter {adapter!r} here; rollout.adapters has {', '.join(known) or 'none'}"
+            )
         for part in (part for message in messages for part in message.content):
             if isinstance(part, TextPart):
                 self._check_text(part.text)
+
+    def _checked_params(self, sampling: Sampling) -> SamplingParams:
+        """In a thread, because vLLM parses JSON schemas when it checks."""
+        params = sampling_params(sampling)
+        if params.structured_outputs is not None:
+            config = self._llm.vllm_config
+            params.verify(
+                config.model_config,
+                None,
+                config.structured_outputs_config,
+                self._llm.get_tokenizer(),
+            )
+        return params
+
+    async def _render(
+        self, messages: Sequence[ChatMessage], images: Sequence[bytes]
+    ) -> EngineInput:
+        """Tokens and processed images. All of it happens in threads, images one after the other.
+
+        What vLLM has processed has to be handed to `generate` without waiting for anything else:
+        an image that comes again is sent as a reference to the request that had it first.
+        """
+        prompt = await asyncio.to_thread(self._prompt, messages, images)
+        renderer = self._llm.renderer
+        (rendered,) = await renderer.render_cmpl_async(
+            [parse_model_prompt(self._llm.model_config, prompt)]
+        )
+        return rendered
+
+    def _prompt(self, messages: Sequence[ChatMessage], images: Sequence[bytes]) -> dict[str, Any]:
         chat = [message.model_dump() for message in messages]
         prompt: dict[str, Any] = {
             "prompt": self._llm.get_tokenizer().apply_chat_template(
@@ -166,12 +215,12 @@ class VllmEngine(Engine):
         if found:
             raise InvalidInputError(f"the prompt's text contains the control token {found[0]}")
 
-    def _result(self, output: RequestOutput, n: int) -> EngineResult:
+    def _result(self, output: RequestOutput, sampling: Sampling) -> EngineResult:
         decode = self._llm.get_tokenizer().decode
-        completions = [_completion(one, decode) for one in output.outputs]
+        completions = [completion(one, sampling, decode) for one in output.outputs]
         return EngineResult(
             prompt_token_ids=list(output.prompt_token_ids),
-            completions=completions * (n // len(completions)),
+            completions=completions * (sampling.n // len(completions)),
         )
 
 
@@ -182,6 +231,7 @@ def _engine_args(settings: Settings) -> AsyncEngineArgs:
         memory = {
             "kv_cache_memory_bytes": int(rollout.kv_cache_gib * 2**30),
             "block_size": _BLOCK_SIZE,
+            "worker_cls": f"{vllm_cpu.__name__}.{vllm_cpu.SeededWorker.__name__}",
         }
     return AsyncEngineArgs(
         model=model.path,
@@ -197,58 +247,16 @@ def _engine_args(settings: Settings) -> AsyncEngineArgs:
         logprobs_mode="processed_logprobs",
         enable_prefix_caching=True,
         generation_config="auto",
-        disable_log_stats=True,
+        # One library only: what it refuses is refused. Whitespace could go on for ever.
+        structured_outputs_config=StructuredOutputsConfig(
+            backend="xgrammar", disable_any_whitespace=True
+        ),
+        disable_log_stats=False,
         worker_extension_cls=f"{vllm_worker.__name__}.WorkerExtension",
         weight_transfer_config=WeightTransferConfig(backend=vllm_worker.BACKEND),
+        **lora_args(settings),
         **memory,
     )
-
-
-def _sampling_params(sampling: Sampling) -> SamplingParams:
-    return SamplingParams(
-        # Greedy completions of a prompt are all the same, and vLLM refuses to sample them twice.
-        n=sampling.n if sampling.temperature > 0 else 1,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        max_tokens=sampling.max_tokens,
-        # On CPU a seed kills the engine (vLLM 0.32) as soon as a prefill is split: it rewinds the
-        # request's generator by an offset, which CPU generators do not have.
-        seed=None if current_platform.is_cpu() else sampling.seed,
-        stop=sampling.stop,
-        # A finite bias would leave them a probability, which the trainer's mask does not have.
-        logit_bias=dict.fromkeys(sampling.suppress_token_ids, -math.inf) or None,
-        logprobs=0,  # of the sampled token alone
-        flat_logprobs=True,
-        detokenize=bool(sampling.stop),  # otherwise decoded once, at the end
-        output_kind=RequestOutputKind.FINAL_ONLY,
-    )
-
-
-def _completion(output: CompletionOutput, decode: Any) -> Completion:
-    token_ids = list(output.token_ids)
-    return Completion(
-        text=output.text or decode(token_ids, skip_special_tokens=True),
-        token_ids=token_ids,
-        rollout_logprobs=list(output.logprobs.logprobs),
-        finish_reason=output.finish_reason,
-        policy_versions=[
-            VersionSpan(policy_version=_number(span.version), start=span.start, end=span.end)
-            for span in output.weight_versions or []
-        ],
-    )
-
-
-def _sampling_error(error: Exception) -> SggError:
-    """The prompt's own fault, which every server would find again, or the engine's."""
-    # A model's image processor says "ValueError", which vLLM wraps.
-    if isinstance(error, VLLMClientError | ValueError) or isinstance(error.__cause__, ValueError):
-        return InvalidInputError(f"vLLM refuses the prompt: {error.__cause__ or error}")
-    return EngineError(f"vLLM failed: {error.__cause__ or error or type(error).__name__}")
-
-
-def _number(label: str) -> int:
-    return 0 if label == _INITIAL_VERSION else int(label)
 
 
 @contextlib.asynccontextmanager

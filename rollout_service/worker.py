@@ -96,8 +96,8 @@ class QueueWorker:
             await asyncio.sleep(HEARTBEAT_TTL_S / 3 if self._caught_up else _SHORTEST_PAUSE_S)
 
     async def _catch_up(self) -> None:
-        await self._server.updater.catch_up(self._registry.policy)
-        self._caught_up = True
+        if await self._server.updater.catch_up(self._registry.policy):
+            self._caught_up = True
 
     async def _quietly(self, call: Awaitable[None]) -> None:
         """What is tried again anyway may fail: the server's record says why."""

@@ -1,16 +1,19 @@
-"""A tiny Qwen2.5-VL with random weights: the real architecture, small enough to train on a CPU.
+"""Tiny Qwen models with random weights: the real architectures, small enough to train on a CPU.
 
-transformers, DeepSpeed and vLLM load its folder as they load Qwen's own. It has 1.5 million
-parameters and a vocabulary of 512.
+transformers, DeepSpeed and vLLM load their folders as they load Qwen's own. Each has about 1.5
+million parameters and a vocabulary of 512.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from scene_data.templates import answer_text, prompt_messages
 from scene_data.toy import SIDE, toy_scene
 from services.schemas.common import TextPart
+
+Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
+"""transformers' name of an architecture, as in a checkpoint's `config.json`."""
 
 VOCAB_SIZE = 512
 MAX_POSITIONS = 4096
@@ -51,6 +54,7 @@ attached to, carrying, covered in, hanging from, looking at, parked on, part of,
 def make_tiny_model(
     folder: Path,
     *,
+    family: Family = "qwen2_5_vl",
     seed: int = 0,
     min_pixels: int = 4 * 28 * 28,
     max_pixels: int = 512 * 28 * 28,
@@ -59,62 +63,81 @@ def make_tiny_model(
 
     Args:
         folder: Made where missing.
+        family: The architecture.
         seed: Of the weights; the tokenizer is always the same.
         min_pixels: Smaller images are enlarged by the processor.
         max_pixels: Larger images are reduced.
     """
     import torch
-    from transformers import GenerationConfig, Qwen2_5_VLForConditionalGeneration
+    from transformers import AutoModelForImageTextToText, GenerationConfig
 
     tokenizer = _tokenizer()
     torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(_config(tokenizer)).float()
+    model = AutoModelForImageTextToText.from_config(_config(family, tokenizer)).float()
     model.generation_config = GenerationConfig(
         do_sample=True,
         eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
         pad_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
     )
     model.save_pretrained(folder)
-    _processor(tokenizer, min_pixels, max_pixels).save_pretrained(folder)
+    _processor(family, tokenizer, min_pixels, max_pixels).save_pretrained(folder)
 
 
-def _config(tokenizer: Any) -> Any:
-    from transformers import Qwen2_5_VLConfig
+def _config(family: Family, tokenizer: Any) -> Any:
+    from transformers import Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig
 
+    classes = {
+        "qwen2_vl": Qwen2VLConfig,
+        "qwen2_5_vl": Qwen2_5_VLConfig,
+        "qwen3_vl": Qwen3VLConfig,
+    }
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
-    return Qwen2_5_VLConfig(
-        text_config={
-            "vocab_size": VOCAB_SIZE,
-            "hidden_size": 128,
-            "intermediate_size": 384,
-            "num_hidden_layers": 3,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": MAX_POSITIONS,
-            # sections: time, height, width; together half of a head's 32 dimensions
-            "rope_parameters": {
-                "rope_type": "default",
-                "rope_theta": 10_000.0,
-                "mrope_section": [4, 6, 6],
-            },
-            "bos_token_id": ids["<|endoftext|>"],
-            "eos_token_id": ids["<|im_end|>"],
-            "pad_token_id": ids["<|endoftext|>"],
-        },
-        vision_config={
-            "depth": 2,
-            "hidden_size": 128,
-            "intermediate_size": 256,
-            "num_heads": 4,
-            "out_hidden_size": 128,
-            "fullatt_block_indexes": [0, 1],
-        },
+    return classes[family](
+        text_config=_text_config(family, ids),
+        vision_config=_vision_config(family),
         image_token_id=ids["<|image_pad|>"],
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=True,
     )
+
+
+def _text_config(family: Family, ids: dict[str, int]) -> dict[str, Any]:
+    # sections: time, height, width; together half of a head's 32 dimensions
+    rope: dict[str, Any] = {"rope_theta": 10_000.0, "mrope_section": [4, 6, 6]}
+    own: dict[str, Any] = {}
+    if family == "qwen3_vl":
+        rope |= {"mrope_section": [6, 5, 5], "mrope_interleaved": True}
+        own = {"head_dim": 32}
+    return own | {
+        "vocab_size": VOCAB_SIZE,
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": MAX_POSITIONS,
+        "rope_parameters": {"rope_type": "default", **rope},
+        "bos_token_id": ids["<|endoftext|>"],
+        "eos_token_id": ids["<|im_end|>"],
+        "pad_token_id": ids["<|endoftext|>"],
+    }
+
+
+def _vision_config(family: Family) -> dict[str, Any]:
+    if family == "qwen2_vl":  # its `hidden_size` is that of the output
+        return {"depth": 2, "num_heads": 4, "embed_dim": 128, "mlp_ratio": 2, "hidden_size": 128}
+    shared = {
+        "depth": 2,
+        "num_heads": 4,
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "out_hidden_size": 128,
+    }
+    if family == "qwen2_5_vl":
+        return shared | {"fullatt_block_indexes": [0, 1]}
+    return shared | {"num_position_embeddings": 256, "deepstack_visual_indexes": [0, 1]}
 
 
 def _tokenizer() -> Any:
@@ -160,16 +183,27 @@ def _corpus() -> Iterator[str]:
         yield from _ENGLISH.splitlines()
 
 
-def _processor(tokenizer: Any, min_pixels: int, max_pixels: int) -> Any:
+def _processor(family: Family, tokenizer: Any, min_pixels: int, max_pixels: int) -> Any:
     from transformers import (
         Qwen2_5_VLProcessor,
         Qwen2VLImageProcessorPil,
+        Qwen2VLProcessor,
         Qwen2VLVideoProcessor,
+        Qwen3VLProcessor,
+        Qwen3VLVideoProcessor,
     )
 
-    return Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessorPil(min_pixels=min_pixels, max_pixels=max_pixels),
+    processors = {
+        "qwen2_vl": (Qwen2VLProcessor, Qwen2VLVideoProcessor, {}),
+        "qwen2_5_vl": (Qwen2_5_VLProcessor, Qwen2VLVideoProcessor, {}),
+        "qwen3_vl": (Qwen3VLProcessor, Qwen3VLVideoProcessor, {"patch_size": 16}),
+    }
+    processor, video_processor, patch = processors[family]
+    return processor(
+        image_processor=Qwen2VLImageProcessorPil(
+            min_pixels=min_pixels, max_pixels=max_pixels, **patch
+        ),
         tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(),
+        video_processor=video_processor(),
         chat_template=CHAT_TEMPLATE,
     )

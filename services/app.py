@@ -60,6 +60,7 @@ def create_app(
     data_token: str | None = None,
     admin_token: str | None = None,
     admin_paths: Sequence[str] = (),
+    streamed_paths: Sequence[str] = (),
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
 ) -> DescribedApp:
     """A FastAPI app with `/healthz`, `/readyz`, `/metrics` and the project's limits and errors.
@@ -74,6 +75,7 @@ def create_app(
         data_token: Asked for on every path but health and metrics; None leaves them open.
         admin_token: Asked for at and under `admin_paths`; the data token where it is None.
         admin_paths: Path prefixes such as `/v1/weights`.
+        streamed_paths: Path prefixes whose bodies go unread to the handler, which limits them.
         lifespan: Start and stop of what the service runs beside HTTP.
 
     Returns:
@@ -94,6 +96,7 @@ def create_app(
         data_token=data_token,
         admin_token=admin_token,
         admin_paths=admin_paths,
+        streamed_paths=streamed_paths,
         body_limit_bytes=body_limit_bytes,
         held_limit_bytes=held_limit_bytes,
     )

@@ -26,7 +26,8 @@ class RequestGuard:
     """ASGI middleware. Every path but `PUBLIC_PATHS` asks for a token, so none can be forgotten.
 
     Paths at or under `admin_paths` ask for the admin token (the data token where there is no admin
-    token); all others for the data token, and the admin token serves as well.
+    token); all others for the data token, and the admin token serves as well. Bodies are read
+    whole, up to the limits, except at or under `streamed_paths`: there the handler reads them.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class RequestGuard:
         data_token: str | None,
         admin_token: str | None,
         admin_paths: Sequence[str],
+        streamed_paths: Sequence[str],
         body_limit_bytes: int,
         held_limit_bytes: int | None,
     ) -> None:
@@ -43,6 +45,7 @@ class RequestGuard:
         self._admin_tokens = [t for t in (admin_token or data_token,) if t]
         self._data_tokens = [t for t in (data_token, admin_token) if t] if data_token else []
         self._admin_paths = tuple(admin_paths)
+        self._streamed_paths = tuple(streamed_paths)
         self._body_limit = body_limit_bytes
         self._held_limit = held_limit_bytes
         self._held = 0
@@ -55,10 +58,13 @@ class RequestGuard:
             return
         try:
             self._check_token(scope)
-            body = await self._read_body(scope, receive)
+            streamed = _is_under(scope["path"], self._streamed_paths)
+            body = None if streamed else await self._read_body(scope, receive)
         except SggError as error:
             await problem_response(error)(scope, receive, send)
             return
+        if streamed:
+            await self._app(scope, receive, send)
         if body is None:
             return
         try:
@@ -70,7 +76,7 @@ class RequestGuard:
         path = scope["path"]
         if path in PUBLIC_PATHS:
             return
-        admin = any(path == p or path.startswith(p.rstrip("/") + "/") for p in self._admin_paths)
+        admin = _is_under(path, self._admin_paths)
         accepted = self._admin_tokens if admin else self._data_tokens
         if not accepted:
             return
@@ -140,6 +146,10 @@ def check_nesting(body: bytes) -> None:
         return
     if nesting_depth(body) > MAX_NESTING:
         raise InvalidInputError(f"the JSON is nested deeper than {MAX_NESTING}")
+
+
+def _is_under(path: str, prefixes: Sequence[str]) -> bool:
+    return any(path == p or path.startswith(p.rstrip("/") + "/") for p in prefixes)
 
 
 def _header(scope: Scope, name: bytes) -> bytes:

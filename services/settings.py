@@ -189,10 +189,6 @@ class WeightSettings(Section):
     """`shm` on one host; `disk` on a file system that all share; `http` where nothing is shared;
     `nccl` from GPU to GPU; `ipc` on one GPU; `lora` for adapters. `docs/rollout.md` compares them.
     """
-    host: str = "127.0.0.1"
-    """nccl only: the trainer's address, as servers reach it."""
-    port: int = Field(default=29_600, ge=1, le=65_535)
-    """nccl only: where servers meet the trainer."""
 
 
 class SftSettings(Section):

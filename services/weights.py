@@ -1,10 +1,19 @@
-"""Digests of weight manifests: trainer and servers compute the same."""
+"""What trainer and servers must agree on: digests, places of files, handles of GPU memory."""
 
+import base64
 import hashlib
 import json
+import os
+import stat
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from services.schemas.weights import WeightManifest
+from services.errors import SettingsError
+from services.schemas.weights import IpcHandle, WeightManifest
+
+NCCL_BUCKET_BYTES = 256 * 1024 * 1024
+"""Tensors are broadcast in buckets of this size; each side holds two of them on the GPU."""
 
 
 def manifest_checksum(manifest: WeightManifest) -> str:
@@ -16,3 +25,47 @@ def manifest_checksum(manifest: WeightManifest) -> str:
 def shm_file(run: str, incarnation: int, policy_version: int) -> Path:
     """Where the `shm` transport keeps a version; never a path from a request."""
     return Path("/dev/shm") / f"sgg-{run}" / f"{incarnation}-{policy_version}.safetensors"
+
+
+def disk_file(root: Path, incarnation: int, policy_version: int) -> Path:
+    """Where the `disk` transport keeps a version; `root` is the run's folder."""
+    return root / "weights" / f"{incarnation}-{policy_version}.safetensors"
+
+
+def private_folder(path: Path) -> Path:
+    """Make a folder that no other user of this host can write to, or check that it is one.
+
+    Raises:
+        SettingsError: Somebody else made it, or opened it for others.
+    """
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = path.lstat()
+    mine = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+    if not mine or status.st_mode & 0o022:
+        raise SettingsError(
+            f"{path} is not a folder that you alone can write to: remove it, or name the run anew"
+        )
+    return path
+
+
+def encode_ipc(gpu: str, args: Sequence[Any]) -> IpcHandle:
+    """A tensor's place in GPU memory, as a message.
+
+    Args:
+        gpu: UUID of the GPU.
+        args: Of `rebuild_cuda_tensor`, as torch's `reduce_tensor` gives them for a CUDA tensor
+            (torch/multiprocessing/reductions.py). Shape and dtype are the manifest's business.
+    """
+    _, _, stride, offset, _, _, _, memory, size, start, _, counter, counter_at, event, sync = args
+    return IpcHandle(
+        gpu=gpu,
+        stride=list(stride),
+        offset=offset,
+        memory=base64.b64encode(memory).decode(),
+        storage_bytes=size,
+        storage_offset_bytes=start,
+        ref_counter=base64.b64encode(counter).decode(),
+        ref_counter_offset=counter_at,
+        event=base64.b64encode(event).decode(),
+        event_sync_required=sync,
+    )

@@ -20,11 +20,9 @@ incarnation are fenced off.
 
 import asyncio
 import logging
-import threading
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import torch
 from pydantic import ValidationError
@@ -38,11 +36,11 @@ from services.schemas.rollouts import RolloutGroup
 from services.settings import Settings
 from trainer.algorithms.advantages import group_normalised
 from trainer.cursor import Cursor, CursorState
+from trainer.loop_thread import LoopThread
 from trainer.prompts import PromptSource
 from trainer.types import Batch, Outcome, TrainGroup
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
 CONSUMER = "trainer-0"
 CLAIM_BLOCK_S = 1.0
@@ -91,17 +89,13 @@ class Collector:
         self._trouble = ""
         self._failure: BaseException | None = None
         self._closing = False
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(
-            target=self._loop.run_forever, name="collector", daemon=True
-        )
+        self._loop = LoopThread("collector")
         self._tasks: list[asyncio.Task[None]] = []
 
     def start(self, policy_version: int) -> None:
         """Begin asking for groups; servers serve `policy_version`."""
         self._version = policy_version
-        self._thread.start()
-        self._call(self._start())
+        self._loop.run(self._start())
 
     def take(self, policy_version: int) -> Batch:
         """Wait for a step's groups and take them, lowest positions first.
@@ -110,25 +104,21 @@ class Collector:
             WaitTimeoutError: Nothing arrived for `trainer.wait_timeout_s`; says what was waited
             for.
         """
-        return self._call(self._take(policy_version))
+        return self._loop.run(self._take(policy_version))
 
     def release(self, batch: Batch, policy_version: int) -> None:
         """The batch is trained on and `policy_version` is published: ask for as many new groups."""
-        self._call(self._release(batch, policy_version))
+        self._loop.run(self._release(batch, policy_version))
 
     def cursor_state(self) -> CursorState:
         """Which positions are done."""
-        return self._call(self._cursor_state())
+        return self._loop.run(self._cursor_state())
 
     def close(self) -> None:
         """Stop asking and receiving."""
-        if self._thread.is_alive():
-            self._call(self._stop())
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join(timeout=10)
-
-    def _call(self, work: Coroutine[Any, Any, T]) -> T:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        if self._loop.is_running:
+            self._loop.run(self._stop())
+            self._loop.close()
 
     async def _start(self) -> None:
         self._queue = self._make_queue()

@@ -1,154 +1,128 @@
 """Gives every rollout server a new policy: stage all, write it down once, commit all."""
 
 import asyncio
-import hashlib
 import logging
-import shutil
-from collections.abc import Awaitable, Callable, Iterable
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
-import torch
-from safetensors.torch import save_file
-from torch import Tensor
-
-from services.clients.rollout import RolloutClient
-from services.errors import SggError
 from services.keys import RunKeys
 from services.redis_client import connect
 from services.registry import Registry
-from services.schemas.weights import (
-    CommitRequest,
-    PolicyInfo,
-    PolicyRecord,
-    ServerRecord,
-    StageRequest,
-    TensorEntry,
-    WeightManifest,
-)
+from services.schemas.weights import AdapterConfig, TensorEntry, WeightManifest
 from services.settings import Settings
 from services.waiting import until_available
-from services.weights import manifest_checksum, shm_file
+from trainer.loop_thread import LoopThread
+from trainer.seeder import Seeder
+from trainer.transports.base import Peer, Release, Weights
+from trainer.transports.choice import make_transport
 
 logger = logging.getLogger(__name__)
 
-SERVER_TIMEOUT_S = 60.0
-"""A server silent for this long while it stages or commits is left behind."""
-KEEP_VERSIONS = 2
-"""Files kept in shared memory: the version that is served, and the one that replaces it."""
-
 
 class WeightPublisher:
-    """The `shm` transport's sending side, on rank 0.
+    """Rank 0's side of weight updates.
 
     A server that fails to take a version is left behind, not waited for: it is not given work that
-    asks for the new version, and it catches up from the policy record by itself.
+    asks for the new version. Where it cannot fetch the bytes by itself, it is sent them later,
+    beside the training loop and never while a version is being published.
 
     Args:
         settings: Of the run.
         keys: Of the run.
         incarnation: Of this start of the trainer; older ones are refused by the servers.
+
+    Raises:
+        SettingsError: This process cannot send as `weights.transport` says.
     """
 
     def __init__(self, settings: Settings, keys: RunKeys, incarnation: int) -> None:
         self._settings = settings
         self._keys = keys
         self._incarnation = incarnation
-        self._files: list[Path] = []
+        self._transport = make_transport(settings)
+        self._loop = LoopThread("publisher")
+        self._seeder = Seeder(settings, keys, self._transport)
+        self._seeding: asyncio.Task[None] | None = None
+        self._released: Release | None = None
+        self._served: list[str] = []
+        """Ids of servers that took it at once."""
 
-    def publish(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> int:
-        """Write a version to shared memory and have every live server serve it.
+    def publish(
+        self, weights: Weights, policy_version: int, adapter: AdapterConfig | None = None
+    ) -> int:
+        """Have every live server serve a version.
 
         Args:
-            weights: Names and CPU tensors of the whole policy.
+            weights: Names and CPU tensors of the whole policy; with `lora`, of the adapter alone.
             policy_version: One more than the last.
+            adapter: With `lora`, what its tensors do not say.
 
         Returns:
             The number of servers that now serve it.
+
+        Raises:
+            UnavailableError: There is no room for the tensors.
+            WaitTimeoutError: Redis was away for `trainer.wait_timeout_s`.
+            ConflictError: A later trainer has started.
         """
-        tensors = dict(weights)
-        manifest = self._manifest(tensors, policy_version)
-        self._write(tensors, policy_version)
-        return asyncio.run(
-            until_available(
-                lambda: self._spread(manifest), timeout_s=self._settings.trainer.wait_timeout_s
+        with self._nobody_seeded():
+            entries = self._transport.prepare(weights, self._incarnation, policy_version)
+            release = Release.of(self._manifest(entries, policy_version, adapter))
+            timeout_s = self._settings.trainer.wait_timeout_s
+            return self._loop.run(
+                until_available(lambda: self._spread(release), timeout_s=timeout_s)
             )
-        )
 
     def close(self) -> None:
-        """Remove the run's versions from shared memory. Servers keep what they have loaded."""
-        shutil.rmtree(shm_file(self._settings.run.name, 0, 0).parent, ignore_errors=True)
+        """Stop, and give back what the transport holds. Servers keep what they have loaded."""
+        if self._loop.is_running:
+            self._loop.run(self._stop_seeding())
+            self._loop.close()
+        self._transport.close()
 
-    def _manifest(self, tensors: dict[str, Tensor], policy_version: int) -> WeightManifest:
+    def _manifest(
+        self,
+        entries: Mapping[str, TensorEntry],
+        policy_version: int,
+        adapter: AdapterConfig | None,
+    ) -> WeightManifest:
         return WeightManifest(
             policy_version=policy_version,
             incarnation=self._incarnation,
             step=policy_version,
             vision_trained=not self._settings.trainer.freeze_vision,
-            tensors={name: _entry(tensor) for name, tensor in tensors.items()},
+            tensors=dict(entries),
+            adapter=adapter,
         )
 
-    def _write(self, tensors: dict[str, Tensor], policy_version: int) -> None:
-        file = shm_file(self._settings.run.name, self._incarnation, policy_version)
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft = file.with_suffix(".draft")
-        save_file(tensors, draft)
-        draft.rename(file)
-        self._files.append(file)
-        while len(self._files) > KEEP_VERSIONS:
-            self._files.pop(0).unlink(missing_ok=True)
-
-    async def _spread(self, manifest: WeightManifest) -> int:
+    async def _spread(self, release: Release) -> int:
+        """Repeatable, as each of its parts is."""
         redis = connect(self._settings.redis.url)
         registry = Registry(redis, self._keys)
         try:
-            servers = await registry.servers()
-            checksum = manifest_checksum(manifest)
-            request = StageRequest(manifest=manifest, checksum=checksum)
-            staged = await asyncio.gather(
-                *(self._tell(s, lambda c: c.stage(request)) for s in servers)
-            )
-            record = PolicyRecord(
-                policy_version=manifest.policy_version,
-                incarnation=manifest.incarnation,
-                checksum=checksum,
-                transport="shm",
-            )
-            await registry.publish_policy(record, manifest)
-            commit = CommitRequest(policy_version=manifest.policy_version, checksum=checksum)
-            ready = [s for s, ok in zip(servers, staged, strict=True) if ok]
-            return sum(
-                await asyncio.gather(*(self._tell(s, lambda c: c.commit(commit)) for s in ready))
-            )
+            peers = [Peer(server, self._settings) for server in await registry.servers()]
+            staged = await self._transport.stage(peers, release)
+            record = release.record(self._transport.name)
+            await registry.publish_policy(record, release.manifest)
+            served = await self._transport.commit(staged, release)
+            self._released, self._served = release, [peer.record.server_id for peer in served]
+            return len(served)
         finally:
             await redis.aclose()
 
-    async def _tell(
-        self, server: ServerRecord, call: Callable[[RolloutClient], Awaitable[PolicyInfo]]
-    ) -> bool:
-        """Whether a server did what it was asked."""
-        async with self._client(server) as client:
-            try:
-                await call(client)
-            except SggError as error:
-                logger.warning("%s is left behind: %s", server.url, error)
-                return False
-            return True
+    @contextmanager
+    def _nobody_seeded(self) -> Iterator[None]:
+        """While a version is published, the one before is given to nobody."""
+        self._loop.run(self._stop_seeding())
+        yield
+        self._loop.run(self._start_seeding())
 
-    def _client(self, server: ServerRecord) -> RolloutClient:
-        return RolloutClient(
-            server.url,
-            token=self._settings.data_token,
-            admin_token=self._settings.admin_token,
-            timeout_s=SERVER_TIMEOUT_S,
-        )
+    async def _start_seeding(self) -> None:
+        if self._released is not None and not self._transport.servers_fetch:
+            self._seeding = asyncio.create_task(self._seeder.run(self._released, self._served))
 
-
-def _entry(tensor: Tensor) -> TensorEntry:
-    raw = tensor.reshape(-1).view(torch.uint8).numpy()
-    return TensorEntry.model_validate(
-        {
-            "shape": list(tensor.shape),
-            "dtype": str(tensor.dtype).removeprefix("torch."),
-            "sha256": hashlib.sha256(raw).hexdigest(),
-        }
-    )
+    async def _stop_seeding(self) -> None:
+        seeding, self._seeding = self._seeding, None
+        if seeding is not None:
+            seeding.cancel()
+            await asyncio.wait({seeding})

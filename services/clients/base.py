@@ -1,14 +1,19 @@
 """Requests to the services: tokens, deadlines, retries, and problems turned back into errors."""
 
 import asyncio
+import functools
+import os
 import random
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
 from types import TracebackType
-from typing import Self, TypeVar
+from typing import BinaryIO, Self, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from services.errors import EngineError, SggError, UnavailableError, WaitTimeoutError
+from services.errors import EngineError, NotFoundError, SggError, UnavailableError, WaitTimeoutError
 from services.problems import error_from_problem
 from services.telemetry import trace_headers
 
@@ -16,6 +21,8 @@ Answer = TypeVar("Answer", bound=BaseModel)
 
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 5.0
+_UPLOAD_ATTEMPTS = 2
+_CHUNK_BYTES = 4 * 1024 * 1024
 
 
 class ServiceClient:
@@ -41,7 +48,7 @@ class ServiceClient:
         # trust_env off: a proxy meant for the internet must not see a cluster's requests.
         # No timeout of httpx's own: it would count each phase anew; `_call` has one deadline.
         self._http = httpx.AsyncClient(
-            base_url=self.url, headers=headers, timeout=None, trust_env=False
+            base_url=self.url, headers=headers, timeout=None, trust_env=False, verify=_tls()
         )
 
     async def __aenter__(self) -> Self:
@@ -79,6 +86,46 @@ class ServiceClient:
         """
         return await self._call("POST", path, body, answer, retry)
 
+    async def put_file(self, path: str, file: Path, answer: type[Answer]) -> Answer:
+        """`PUT path` with a file of any size as the body, streamed.
+
+        `timeout_s` is the longest silence here: of a connection that takes no more bytes, or of a
+        service that has them all. A connection that is lost is tried once more, from the start.
+
+        Raises:
+            UnavailableError: Not reachable, or lost twice.
+            WaitTimeoutError: Silent for too long.
+            EngineError: The answer is not an `answer`.
+            SggError: The subclass that the service raised, with its detail.
+        """
+        where = f"PUT {self.url}{path}"
+        for attempt in range(1, _UPLOAD_ATTEMPTS + 1):
+            try:
+                response = await self._put_once(path, file)
+                break
+            except httpx.TimeoutException as error:
+                raise WaitTimeoutError(f"{where}: silence of {self._timeout_s:g} s") from error
+            except httpx.TransportError as error:
+                if attempt == _UPLOAD_ATTEMPTS:
+                    raise _lost(where, error) from error
+        if response.is_error:
+            raise error_from_problem(response.status_code, response.text)
+        return _read(response.content, answer, where)
+
+    async def _put_once(self, path: str, file: Path) -> httpx.Response:
+        try:
+            opened = file.open("rb")
+        except OSError as error:
+            raise NotFoundError(f"there is nothing to send: {file}: {error.strerror}") from error
+        with opened:
+            size = os.fstat(opened.fileno()).st_size
+            return await self._http.put(
+                path,
+                content=_chunks(opened),
+                headers=trace_headers() | {"Content-Length": str(size)},
+                timeout=self._timeout_s,
+            )
+
     async def _call(
         self, method: str, path: str, body: BaseModel | None, answer: type[Answer], retry: bool
     ) -> Answer:
@@ -92,10 +139,7 @@ class ServiceClient:
             if failures:
                 raise failures[-1] from error
             raise WaitTimeoutError(f"{where} gave no answer in {self._timeout_s:g} s") from error
-        try:
-            return answer.model_validate_json(text)
-        except ValidationError as error:
-            raise EngineError(f"{where} answered something else than {answer.__name__}") from error
+        return _read(text, answer, where)
 
     async def _until_answered(
         self, method: str, path: str, content: bytes, retry: bool, failures: list[SggError]
@@ -123,8 +167,30 @@ class ServiceClient:
         try:
             return await self._http.request(method, path, content=content, headers=headers)
         except httpx.TransportError as error:
-            where, reason = f"{method} {self.url}{path}", str(error) or type(error).__name__
-            raise UnavailableError(f"{where} failed on the way: {reason}") from error
+            raise _lost(f"{method} {self.url}{path}", error) from error
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """One for all clients: reading the certificates takes 20 ms."""
+    return httpx.create_ssl_context(trust_env=False)
+
+
+def _lost(where: str, error: httpx.TransportError) -> UnavailableError:
+    return UnavailableError(f"{where} failed on the way: {str(error) or type(error).__name__}")
+
+
+def _read(text: bytes, answer: type[Answer], where: str) -> Answer:
+    try:
+        return answer.model_validate_json(text)
+    except ValidationError as error:
+        raise EngineError(f"{where} answered something else than {answer.__name__}") from error
+
+
+async def _chunks(file: BinaryIO) -> AsyncIterator[bytes]:
+    """Read in a thread: the file may lie on a disk."""
+    while chunk := await asyncio.to_thread(file.read, _CHUNK_BYTES):
+        yield chunk
 
 
 def _retry_after_s(response: httpx.Response) -> float:

@@ -1,5 +1,6 @@
 """Client of a rollout server."""
 
+from pathlib import Path
 from types import TracebackType
 
 from services.clients.base import ServiceClient
@@ -62,6 +63,20 @@ class RolloutClient(ServiceClient):
     async def policy(self) -> PolicyInfo:
         """What the server serves."""
         return await self.get("/v1/policy", PolicyInfo)
+
+    async def upload(self, file: Path, incarnation: int, policy_version: int) -> PolicyInfo:
+        """Send a version's safetensors file, to be staged with transport `http` or `lora`.
+
+        Sent once more where the connection is lost. A server that takes nothing for `timeout_s`
+        seconds is given up; there is no limit on the whole.
+
+        Raises:
+            UnavailableError: Not reachable, or lost twice.
+            WaitTimeoutError: It takes no more, or does not answer.
+            TooLargeError: It is more than the server's model can need.
+        """
+        path = f"/v1/weights/files/{incarnation}/{policy_version}"
+        return await self._admin.put_file(path, file, PolicyInfo)
 
     async def stage(self, request: StageRequest) -> PolicyInfo:
         """Have a version brought in and verified while sampling goes on.

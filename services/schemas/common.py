@@ -9,6 +9,9 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 MAX_IMAGES = 16
 """Of one prompt; a server takes fewer (`rollout.max_images_per_prompt`)."""
 
+MAX_COMPLETIONS = 256
+"""Of one prompt."""
+
 
 class Message(BaseModel):
     """Immutable, strict about unknown fields, no NaN or Infinity."""
@@ -57,7 +60,7 @@ class Sampling(Message):
     Example: `{"n": 8, "temperature": 1.0, "max_tokens": 128, "seed": 7, "suppress_token_ids": [5]}`
     """
 
-    n: int = Field(default=1, ge=1, le=256)
+    n: int = Field(default=1, ge=1, le=MAX_COMPLETIONS)
     """Completions per prompt: the group's size."""
     temperature: float = Field(default=1.0, ge=0.0, le=2.0)
     """0 is greedy. The trainer divides its logits by the same number."""
@@ -65,7 +68,7 @@ class Sampling(Message):
     top_k: int = Field(default=0, ge=0)
     """0 keeps the whole vocabulary."""
     max_tokens: int = Field(default=1024, ge=1, le=32_768)
-    seed: int | None = None
+    seed: int | None = Field(default=None, ge=0, lt=2**53)
     """The same seed and weights give the same completions on one server."""
     stop: list[str] = Field(default_factory=list, max_length=8)
     suppress_token_ids: list[int] = Field(default_factory=list, max_length=64)

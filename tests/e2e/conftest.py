@@ -2,8 +2,10 @@
 
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -37,19 +39,34 @@ def tiny_model() -> Path:
 def rollout_server(
     tiny_model: Path, redis_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[RunningServer]:
-    """Started as a user starts it; killed at the end, if a SIGTERM does not end it."""
-    folder = tmp_path_factory.mktemp("rollout")
-    settings = _settings(tiny_model, redis_url, folder)
+    """The session's own."""
+    with running_server(tiny_model, redis_url, tmp_path_factory.mktemp("rollout")) as server:
+        yield server
+
+
+@contextmanager
+def running_server(
+    model: Path, redis_url: str, folder: Path, **rollout: Any
+) -> Iterator[RunningServer]:
+    """Started as a user starts it; killed at the end, if a SIGTERM does not end it.
+
+    Args:
+        model: Folder of the model.
+        redis_url: Of the tests' Redis.
+        folder: For its settings and its log.
+        rollout: Other settings of `[rollout]`.
+    """
+    settings = _settings(model, redis_url, folder, rollout)
     config, log = folder / "run.toml", folder / "log"
     config.write_text(dump_settings(settings))
     with sgg_process(log, "serve", "rollout", "--config", str(config)) as process:
         wait_ready(settings.rollout.url, process, log, timeout_s=START_S)
-        yield RunningServer(settings.rollout.url, tiny_model, redis_url, settings, log)
+        yield RunningServer(settings.rollout.url, model, redis_url, settings, log)
         process.terminate()
         assert process.wait(60) == 0, log.read_text()[-2000:]
 
 
-def _settings(model: Path, redis_url: str, folder: Path) -> Settings:
+def _settings(model: Path, redis_url: str, folder: Path, rollout: dict[str, Any]) -> Settings:
     return Settings.model_validate(
         {
             "run": {"name": f"e2e-{uuid.uuid4().hex[:8]}", "root": str(folder)},
@@ -63,6 +80,7 @@ def _settings(model: Path, redis_url: str, folder: Path) -> Settings:
                 "max_model_len": 1024,
                 "kv_cache_gib": 0.25,
                 "enforce_eager": True,
+                **rollout,
             },
         }
     )

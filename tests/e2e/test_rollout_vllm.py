@@ -7,15 +7,11 @@ import io
 import shutil
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from transformers import AutoProcessor, Qwen2_5_VLForConditionalGeneration
 
 from scene_data.templates import prompt_messages
 from scene_graph.boxes import smart_resize
@@ -26,10 +22,9 @@ from services.keys import RunKeys
 from services.queues.redis import RedisQueue
 from services.redis_client import connect
 from services.registry import Registry
-from services.schemas.common import ChatMessage, ImagePart, Sampling, TextPart
+from services.schemas.common import ChatMessage, Sampling, TextPart
 from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import (
-    Completion,
     InlineImage,
     RolloutGroup,
     RolloutRequest,
@@ -44,73 +39,10 @@ from services.schemas.weights import (
 )
 from services.weights import manifest_checksum, shm_file
 from tests.e2e.conftest import RunningServer
+from tests.e2e.oracle import SUPPRESSED, TOLERANCE, Oracle, messages, picture, request
 from trainer.engine import load_processor
 
-TOLERANCE = 2e-3
-"""Of log-probabilities in float32: both sum in other orders."""
-SUPPRESSED = list(range(8))
-"""All special tokens: also the end, so that lengths are known."""
-MESSAGES = [
-    ChatMessage(role="user", content=[ImagePart(), TextPart(text="Write the scene graph.")])
-]
-
-
-def picture(seed: int, side: int = 112) -> bytes:
-    pixels = np.random.default_rng(seed).integers(0, 255, (side, side, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def request(image: bytes, **sampling: Any) -> RolloutRequest:
-    options = {"max_tokens": 24, "suppress_token_ids": SUPPRESSED} | sampling
-    return RolloutRequest(
-        messages=MESSAGES,
-        images=[InlineImage(data=base64.b64encode(image).decode())],
-        sampling=Sampling.model_validate(options),
-    )
-
-
-class Oracle:
-    """transformers on the same weights."""
-
-    def __init__(self, folder: Path, noise: float = 0.0, seed: int = 1) -> None:
-        self.processor: Any = AutoProcessor.from_pretrained(folder)
-        self.model: Any = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            folder, dtype=torch.float32
-        ).eval()
-        generator = torch.Generator().manual_seed(seed)
-        with torch.no_grad():
-            for parameter in self.model.parameters():
-                parameter += noise * torch.randn(parameter.shape, generator=generator)
-
-    def inputs(self, image: bytes) -> Any:
-        chat = [message.model_dump() for message in MESSAGES]
-        text = self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        opened = Image.open(io.BytesIO(image)).convert("RGB")
-        return self.processor(text=[text], images=[opened], return_tensors="pt")
-
-    def logprobs(
-        self, image: bytes, token_ids: list[int], temperature: float = 1.0
-    ) -> torch.Tensor:
-        """[L, vocabulary]: what each token of a completion was to be sampled from."""
-        inputs = dict(self.inputs(image))
-        extra = torch.tensor([token_ids])
-        inputs["input_ids"] = torch.cat([inputs["input_ids"], extra], 1)
-        inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
-        if "mm_token_type_ids" in inputs:
-            zeros = torch.zeros_like(extra)
-            inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], zeros], 1)
-        with torch.no_grad():
-            logits = self.model(**inputs).logits[0, -len(token_ids) - 1 : -1].float()
-        logits = logits / temperature
-        logits[:, SUPPRESSED] = -torch.inf
-        return torch.log_softmax(logits, -1)
-
-    def of(self, image: bytes, completion: Completion, temperature: float = 1.0) -> torch.Tensor:
-        """[L] of the tokens that were sampled."""
-        table = self.logprobs(image, completion.token_ids, temperature)
-        return table.gather(1, torch.tensor(completion.token_ids)[:, None])[:, 0]
+MESSAGES = messages()
 
 
 class Publisher:
@@ -150,12 +82,12 @@ def commit_of(manifest: WeightManifest) -> CommitRequest:
 
 @pytest.fixture(scope="module")
 def base(rollout_server: RunningServer) -> Oracle:
-    return Oracle(rollout_server.model)
+    return Oracle(rollout_server.settings)
 
 
 @pytest.fixture(scope="module")
 def other(rollout_server: RunningServer) -> Oracle:
-    return Oracle(rollout_server.model, noise=0.03)
+    return Oracle(rollout_server.settings, noise=0.03)
 
 
 @pytest.fixture

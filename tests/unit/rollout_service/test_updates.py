@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 
@@ -18,6 +19,7 @@ from services.errors import (
 from services.schemas.common import ChatMessage, Sampling, TextPart
 from services.schemas.weights import CommitRequest, PolicyRecord, StageRequest, WeightManifest
 from tests.shm_versions import TENSORS, ShmRun, ShmVersion, tensors_of
+from tests.updaters import updater_of
 
 MESSAGES = [ChatMessage(role="user", content=[TextPart(text="What is there?")])]
 
@@ -40,8 +42,10 @@ def engine() -> FailingEngine:
 
 
 @pytest.fixture
-async def updater(engine: FailingEngine, shm_run: ShmRun) -> AsyncIterator[WeightUpdater]:
-    updater = WeightUpdater(engine, shm_run.name)
+async def updater(
+    engine: FailingEngine, shm_run: ShmRun, tmp_path: Path
+) -> AsyncIterator[WeightUpdater]:
+    updater = updater_of(engine, shm_run.name, tmp_path)
     yield updater
     updater.close()
 

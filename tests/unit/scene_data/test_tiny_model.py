@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as hf_smart_resize
 
 from scene_data.templates import answer_text, prompt_messages
-from scene_data.tiny_model import SPECIAL_TOKENS, VOCAB_SIZE, make_tiny_model
+from scene_data.tiny_model import SPECIAL_TOKENS, VOCAB_SIZE, Family, make_tiny_model
 from scene_data.toy import SIDE, render, toy_scene
 from scene_graph.boxes import smart_resize
 
@@ -91,6 +91,26 @@ def test_tokens_of_toy_answers(processor: Any) -> None:
         lengths.append(len(ids))
     assert 45 <= sum(lengths) / len(lengths) <= 65
     assert max(lengths) <= 80
+
+
+@pytest.mark.parametrize(
+    ("family", "unit"), [("qwen2_vl", 28), ("qwen2_5_vl", 28), ("qwen3_vl", 32)]
+)
+def test_each_family_keeps_the_pixel_limits_in_its_own_patches(
+    family: Family, unit: int, tmp_path: Path
+) -> None:
+    make_tiny_model(tmp_path, family=family, min_pixels=4 * 32 * 32, max_pixels=200 * 200)
+    model: Any = AutoModelForImageTextToText.from_pretrained(tmp_path)
+    processor: Any = AutoProcessor.from_pretrained(tmp_path)
+    assert model.config.model_type == family
+    for size in [(640, 480), (20, 30), (112, 112)]:
+        inputs = _inputs(processor, [Image.new("RGB", size)])
+        width, height = smart_resize(
+            *size, factor=unit, min_pixels=4 * 32 * 32, max_pixels=200 * 200
+        )
+        wanted = (width // unit) * (height // unit)
+        assert int((inputs["input_ids"] == model.config.image_token_id).sum()) == wanted
+        assert model(**inputs).logits.shape == (1, inputs["input_ids"].shape[1], VOCAB_SIZE)
 
 
 @settings(max_examples=50, deadline=None)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rollout_service.staging import stage_shm
+from rollout_service.transports.safetensors_file import stage_file
 from services.errors import InvalidInputError, NotFoundError
 from services.schemas.weights import TensorEntry
 from tests.shm_versions import Arrays, ShmRun, ShmVersion, tensors_of
@@ -16,7 +16,7 @@ from tests.shm_versions import Arrays, ShmRun, ShmVersion, tensors_of
 def test_a_good_file_is_staged_and_readable_even_when_its_name_is_gone(shm_run: ShmRun) -> None:
     version = shm_run.write(3)
     content = version.file.read_bytes()
-    staged = stage_shm(shm_run.name, version.manifest)
+    staged = stage_file(version.file, version.manifest.tensors)
     version.file.unlink()
     assert staged.path.read_bytes() == content
     staged.close()
@@ -28,7 +28,7 @@ def test_nothing_there(shm_run: ShmRun) -> None:
     version = shm_run.write(3)
     version.file.unlink()
     with pytest.raises(NotFoundError, match="no weights at"):
-        stage_shm(shm_run.name, version.manifest)
+        stage_file(version.file, version.manifest.tensors)
 
 
 def test_a_symlink_is_not_followed(shm_run: ShmRun, tmp_path: Path) -> None:
@@ -38,7 +38,7 @@ def test_a_symlink_is_not_followed(shm_run: ShmRun, tmp_path: Path) -> None:
     version.file.unlink()
     version.file.symlink_to(elsewhere)
     with pytest.raises(NotFoundError):
-        stage_shm(shm_run.name, version.manifest)
+        stage_file(version.file, version.manifest.tensors)
 
 
 def test_a_symlinked_folder_is_not_followed(shm_run: ShmRun, tmp_path: Path) -> None:
@@ -50,7 +50,7 @@ def test_a_symlinked_folder_is_not_followed(shm_run: ShmRun, tmp_path: Path) -> 
     version.file.parent.symlink_to(moved)
     try:
         with pytest.raises(NotFoundError):
-            stage_shm(shm_run.name, version.manifest)
+            stage_file(version.file, version.manifest.tensors)
     finally:
         version.file.parent.unlink()
 
@@ -60,7 +60,7 @@ def test_a_pipe_neither_blocks_nor_passes(shm_run: ShmRun) -> None:
     version.file.unlink()
     os.mkfifo(version.file)
     with pytest.raises(NotFoundError, match="not a plain file"):
-        stage_shm(shm_run.name, version.manifest)
+        stage_file(version.file, version.manifest.tensors)
 
 
 def test_one_flipped_bit_is_found_and_named(shm_run: ShmRun) -> None:
@@ -69,7 +69,7 @@ def test_one_flipped_bit_is_found_and_named(shm_run: ShmRun) -> None:
     content[-1] ^= 1
     version.file.write_bytes(content)
     with pytest.raises(InvalidInputError, match=r"norm\.weight: its sha256"):
-        stage_shm(shm_run.name, version.manifest)
+        stage_file(version.file, version.manifest.tensors)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_the_manifest_says_something_else(
     entry = tensors["embed.weight"].model_dump() | change
     tensors["embed.weight"] = TensorEntry.model_validate(entry)
     with pytest.raises(InvalidInputError, match=message):
-        stage_shm(shm_run.name, version.manifest.model_copy(update={"tensors": tensors}))
+        stage_file(version.file, tensors)
 
 
 @pytest.mark.parametrize(("missing_in", "name"), [("file", "norm.weight"), ("manifest", "extra")])
@@ -101,7 +101,7 @@ def test_names_differ(shm_run: ShmRun, missing_in: str, name: str) -> None:
         arrays[name] = np.zeros(2, np.float32)
     shm_run.write(3, arrays=arrays)
     with pytest.raises(InvalidInputError, match=f"{name} is not in the {missing_in}"):
-        stage_shm(shm_run.name, version.manifest)
+        stage_file(version.file, version.manifest.tensors)
 
 
 def _with_offsets(version: ShmVersion, begin: int, end: int) -> bytes:
@@ -118,7 +118,7 @@ def test_offsets_outside_the_file(shm_run: ShmRun, offsets: tuple[int, int]) -> 
     version = shm_run.write(3)
     version.file.write_bytes(_with_offsets(version, *offsets))
     with pytest.raises(InvalidInputError, match="offsets are wrong"):
-        stage_shm(shm_run.name, version.manifest)
+        stage_file(version.file, version.manifest.tensors)
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_what_is_no_safetensors_at_all(shm_run: ShmRun, content: bytes) -> None:
     version = shm_run.write(3)
     version.file.write_bytes(content)
     with pytest.raises(InvalidInputError):
-        stage_shm(shm_run.name, version.manifest)
+        stage_file(version.file, version.manifest.tensors)
 
 
 def test_a_refused_file_is_not_kept_open(shm_run: ShmRun) -> None:
@@ -147,5 +147,5 @@ def test_a_refused_file_is_not_kept_open(shm_run: ShmRun) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(20):
         with pytest.raises(InvalidInputError):
-            stage_shm(shm_run.name, version.manifest)
+            stage_file(version.file, version.manifest.tensors)
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1

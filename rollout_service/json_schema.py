@@ -1,0 +1,86 @@
+"""Which JSON Schemas requests may constrain sampling with.
+
+A schema becomes an automaton over the vocabulary, in the process that samples for everybody. What
+makes it large is looked at here, before any library sees it: one more `{1,9999}` in a pattern can
+cost minutes. What is left may still be refused by the library, which an engine finds out itself.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from math import prod
+from typing import Any
+
+from scene_graph.json_limits import nesting_depth
+from scene_graph.schema import scene_graph_schema
+from services.errors import InvalidInputError
+from services.schemas.common import Sampling
+
+MAX_SCHEMA_BYTES = 32_768
+MAX_SCHEMA_NESTING = 24
+MAX_SCHEMA_COST = 20_000
+"""Lengths and numbers of items, added up; within a pattern its length times all its counts."""
+MAX_PATTERN_CHARACTERS = 256
+_COUNTS = re.compile(r"\{(\d*)(?:,(\d*))?\}")
+_SIZES = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
+
+
+def constraint_of(sampling: Sampling) -> str | None:
+    """The JSON Schema to sample by, as text; None where all text is allowed.
+
+    Raises:
+        InvalidInputError: As `check_schema`.
+    """
+    if sampling.json_schema is None:
+        return None
+    if sampling.json_schema == "scene_graph":
+        return json.dumps(scene_graph_schema())
+    return check_schema(sampling.json_schema)
+
+
+def check_schema(schema: dict[str, Any]) -> str:
+    """The schema as text, unless it is too large.
+
+    Raises:
+        InvalidInputError: It is too long, too deep, or repeats too much.
+    """
+    text = json.dumps(schema)
+    if len(text) > MAX_SCHEMA_BYTES:
+        raise InvalidInputError(f"json_schema has over {MAX_SCHEMA_BYTES} bytes: write a shorter")
+    if nesting_depth(text.encode()) > MAX_SCHEMA_NESTING:
+        raise InvalidInputError(f"json_schema is nested deeper than {MAX_SCHEMA_NESTING}")
+    cost = sum(_cost(node) for node in _objects(schema))
+    if cost > MAX_SCHEMA_COST:
+        raise InvalidInputError(
+            f"json_schema asks for {cost:g} characters and items, over the limit of "
+            f"{MAX_SCHEMA_COST}: lower its lengths, and the counts in its patterns"
+        )
+    return text
+
+
+def _cost(node: dict[str, Any]) -> float:
+    sizes: list[float] = [node[name] for name in _SIZES if isinstance(node.get(name), int | float)]
+    patterns = [node["pattern"]] if isinstance(node.get("pattern"), str) else []
+    keyed = node.get("patternProperties")
+    patterns += list(keyed) if isinstance(keyed, dict) else []
+    return sum(abs(size) for size in sizes) + sum(map(_pattern_cost, patterns))
+
+
+def _pattern_cost(pattern: str) -> int:
+    """Counted repetitions can be nested, so they are multiplied, nested or not."""
+    if len(pattern) > MAX_PATTERN_CHARACTERS:
+        raise InvalidInputError(
+            f"a pattern in json_schema has over {MAX_PATTERN_CHARACTERS} characters"
+        )
+    counts = [max(int(low or 1), int(high or 1), 1) for low, high in _COUNTS.findall(pattern)]
+    return len(pattern) * prod(counts)
+
+
+def _objects(value: Any) -> Iterator[dict[str, Any]]:
+    """All JSON objects in a value; its nesting is bounded."""
+    if isinstance(value, dict):
+        yield value
+    children = value.values() if isinstance(value, dict) else value
+    if isinstance(value, dict | list):
+        for child in children:
+            yield from _objects(child)

@@ -1,0 +1,67 @@
+"""A server's own folder for what is sent to it. It goes with the server."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from services.app import host_and_port
+from services.errors import SettingsError
+from services.settings import Settings
+from services.weights import private_folder
+
+_DRAFT = "upload.draft"
+
+
+def spool_folder(settings: Settings) -> Path:
+    """The same at each start, so that a killed process's leftovers are found."""
+    _, port = host_and_port(settings.rollout.url)
+    return Path(tempfile.gettempdir()) / f"sgg-{settings.run.name}-{port}-{os.geteuid()}"
+
+
+class Spool:
+    """A private folder with one draft at a time, and the files that drafts became."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Makes the folder, and empties it of what a killed process left.
+
+        Raises:
+            SettingsError: Something that is not this user's is in its place.
+        """
+        self.folder = private_folder(spool_folder(settings))
+        for entry in self.folder.iterdir():
+            _remove(entry)
+
+    def open_draft(self) -> int:
+        """A descriptor for writing; replaces an earlier draft."""
+        draft = self.folder / _DRAFT
+        draft.unlink(missing_ok=True)
+        return os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+    def drop_draft(self) -> None:
+        """Forget what was written."""
+        (self.folder / _DRAFT).unlink(missing_ok=True)
+
+    def keep_draft(self, name: str) -> Path:
+        """Give the draft its name. Those that have an earlier file of that name open keep it."""
+        return (self.folder / _DRAFT).rename(self.folder / name)
+
+    def new_folder(self, prefix: str) -> Path:
+        """An empty folder, which the caller removes."""
+        return Path(tempfile.mkdtemp(prefix=prefix, dir=self.folder))
+
+    def remove(self) -> None:
+        """Remove the folder. Safe to call twice."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _remove(entry: Path) -> None:
+    try:
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    except OSError as error:
+        raise SettingsError(
+            f"cannot remove {entry}, which an earlier process left: {error}"
+        ) from error

@@ -1,0 +1,132 @@
+"""Stop strings, seeds and JSON schemas with real vLLM."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from rollout_service.json_schema import MAX_SCHEMA_COST
+from scene_graph.parsing import parse_completion
+from services.clients.rollout import RolloutClient
+from services.errors import InvalidInputError
+from services.schemas.rollouts import RolloutResponse
+from tests.e2e.conftest import RunningServer
+from tests.e2e.oracle import SUPPRESSED, TOLERANCE, Oracle, picture, request
+
+
+def tokens(answer: RolloutResponse) -> list[list[int]]:
+    return [completion.token_ids for completion in answer.completions]
+
+
+async def test_text_ends_before_a_stop_string(rollout_server: RunningServer) -> None:
+    image = picture(50)
+    async with RolloutClient(rollout_server.url) as client:
+        whole = await client.rollouts(request(image, temperature=0, max_tokens=40))
+        text = whole.completions[0].text
+        stop = text[len(text) // 2 :][:4]
+        cut = await client.rollouts(request(image, temperature=0, max_tokens=40, stop=[stop]))
+        start = await client.rollouts(
+            request(image, temperature=0, max_tokens=40, stop=[text[:1], "never"])
+        )
+    for answer, expected in ((cut, text[: text.index(stop)]), (start, "")):
+        (completion,) = answer.completions
+        assert (completion.text, completion.finish_reason) == (expected, "stop")
+        assert 0 < len(completion.token_ids) < len(whole.completions[0].token_ids)
+        assert len(completion.rollout_logprobs) == len(completion.token_ids)
+        assert completion.policy_versions[-1].end == len(completion.token_ids)
+        assert completion.token_ids == tokens(whole)[0][: len(completion.token_ids)]
+
+
+async def test_a_seed_gives_the_same_group_alone_and_in_a_crowd(
+    rollout_server: RunningServer,
+) -> None:
+    """Prefills are split in a crowd, which on CPU used to kill the engine when a seed was set."""
+    requests = [request(picture(60 + i, 112 + 28 * (i % 5)), n=8, seed=i) for i in range(12)]
+    async with RolloutClient(rollout_server.url) as client:
+        crowd = await asyncio.gather(*(client.rollouts(one) for one in requests))
+        alone = [await client.rollouts(one) for one in requests[:4]]
+        other = await client.rollouts(request(picture(60), n=8, seed=1))
+    for together, single in zip(crowd, alone, strict=False):
+        assert tokens(together) == tokens(single)
+        assert len({tuple(ids) for ids in tokens(single)}) == 8, "completions of a group differ"
+    seen = {tuple(ids) for ids in tokens(alone[0])}
+    assert not seen & {tuple(ids) for ids in tokens(other)}, "neighbouring seeds share no stream"
+
+
+async def test_a_scene_graph_and_nothing_else(rollout_server: RunningServer) -> None:
+    options = {"json_schema": "scene_graph", "max_tokens": 400, "suppress_token_ids": []}
+    async with RolloutClient(rollout_server.url) as client:
+        answer = await client.rollouts(request(picture(70), n=8, **options))
+    assert answer.renormalised
+    finished = [c for c in answer.completions if c.finish_reason == "stop"]
+    assert finished, "the toy model comes to an end"
+    for completion in finished:
+        parsed = parse_completion(completion.text, "relative_1000")
+        assert parsed.status == "ok"
+        assert not parsed.dropped.keys() & {"malformed_object", "malformed_relationship"}
+        assert set(json.loads(completion.text)) == {"objects", "relationships"}
+
+
+async def test_logprobs_under_a_schema_are_renormalised(rollout_server: RunningServer) -> None:
+    """So the mark is earned: over the allowed tokens alone, every probability is higher."""
+    image = picture(71)
+    oracle = Oracle(rollout_server.settings)
+    schema = {"enum": ["left of", "right of", "above"]}
+    async with RolloutClient(rollout_server.url) as client:
+        answer = await client.rollouts(request(image, n=8, json_schema=schema))
+    for completion in answer.completions:
+        assert json.loads(completion.text) in schema["enum"]
+        given = torch.tensor(completion.rollout_logprobs)
+        full = oracle.of(image, completion)
+        allowed_only_end = completion.token_ids[-1] in SUPPRESSED
+        gap = (given - full)[: -1 if allowed_only_end else None]
+        assert gap.min() > -TOLERANCE
+        assert gap.max() > 0.5
+
+
+HOSTILE: list[tuple[dict[str, Any], str]] = [
+    ({"type": "string", "pattern": "(a{1,10000}){1,10000}"}, "over the limit"),
+    ({"type": "string", "pattern": "(x" * 200 + ")" * 200}, "characters"),
+    ({"type": "string", "maxLength": MAX_SCHEMA_COST + 1}, "over the limit"),
+    ({"enum": [f"value {i}" for i in range(5000)]}, "bytes"),
+    ({"type": "array", "uniqueItems": True}, "refuses"),
+    ({"type": "string", "pattern": "(unclosed"}, "refuses"),
+    ({"type": "no such type"}, "refuses"),
+    ({"$ref": "#/$defs/nowhere"}, "refuses"),
+    ({"$ref": "file:///etc/passwd"}, "refuses"),
+]
+
+
+@pytest.mark.parametrize(("schema", "message"), HOSTILE)
+async def test_schemas_that_cannot_be_used_are_the_caller_s_mistake(
+    rollout_server: RunningServer, schema: dict[str, Any], message: str
+) -> None:
+    async with RolloutClient(rollout_server.url) as client:
+        with pytest.raises(InvalidInputError, match=message):
+            await client.rollouts(request(picture(72), n=1, json_schema=schema))
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#"},
+        {"type": "object", "properties": {"a": {"$ref": "#"}}},
+        {
+            "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}},
+            "$ref": "#/$defs/a",
+        },
+        {"type": "string", "pattern": "^(x+x+)+y$"},
+    ],
+)
+async def test_odd_schemas_never_harm_the_engine(
+    rollout_server: RunningServer, schema: dict[str, Any]
+) -> None:
+    """Refused or sampled by: whatever it is, the next request is served."""
+    async with RolloutClient(rollout_server.url, timeout_s=60) as client:
+        outcome = await asyncio.gather(
+            client.rollouts(request(picture(73), n=2, json_schema=schema)), return_exceptions=True
+        )
+        assert isinstance(outcome[0], InvalidInputError | RolloutResponse), outcome
+        assert (await client.rollouts(request(picture(74), n=2))).completions

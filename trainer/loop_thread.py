@@ -1,0 +1,37 @@
+"""An event loop beside the training loop."""
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+
+class LoopThread:
+    """Runs coroutines on a thread of its own, so that they go on while a step trains.
+
+    Example: `LoopThread("publisher").run(registry.servers())`
+    """
+
+    def __init__(self, name: str) -> None:
+        """Args: name: Of the thread, which starts at the first `run`."""
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
+
+    @property
+    def is_running(self) -> bool:
+        """Whether `run` was called, and `close` was not."""
+        return self._thread.is_alive()
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """Wait for a coroutine to end there; its exception is raised here."""
+        if not self.is_running:
+            self._thread.start()
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def close(self) -> None:
+        """Stop. What still runs there must have been ended."""
+        if self.is_running:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join(timeout=10)

@@ -1,0 +1,89 @@
+"""Supplies servers that missed the published version: late, restarted and quarantined ones."""
+
+import asyncio
+import logging
+from collections.abc import Collection
+
+from services.errors import SggError
+from services.keys import RunKeys
+from services.redis_client import connect
+from services.registry import Registry
+from services.schemas.weights import ServerRecord
+from services.settings import Settings
+from trainer.transports.base import Peer, Release, WeightTransport
+
+logger = logging.getLogger(__name__)
+
+_LOOK_S = 1.0
+"""Between looks at who is there."""
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
+"""After a server could not be supplied: doubled each time."""
+
+
+class Seeder:
+    """Gives one version to every server that is behind, for as long as `run` runs.
+
+    Args:
+        settings: Of the run.
+        keys: Of the run.
+        transport: Holds the version's bytes.
+    """
+
+    def __init__(self, settings: Settings, keys: RunKeys, transport: WeightTransport) -> None:
+        self._settings = settings
+        self._keys = keys
+        self._transport = transport
+
+    async def run(self, release: Release, served: Collection[str]) -> None:
+        """Until cancelled. A slow server does not keep the others waiting.
+
+        Args:
+            release: What the transport has prepared.
+            served: Ids of servers that have it; a server that starts anew has a new id.
+        """
+        redis = connect(self._settings.redis.url)
+        registry = Registry(redis, self._keys)
+        known = set(served)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                while True:
+                    for server in await _servers(registry):
+                        if server.server_id not in known:
+                            known.add(server.server_id)
+                            tasks.create_task(self._supply(server, release, known))
+                    await asyncio.sleep(_LOOK_S)
+        finally:
+            await redis.aclose()
+
+    async def _supply(self, server: ServerRecord, release: Release, known: set[str]) -> None:
+        """Until the server has it, or cannot take it now: then it is no longer known."""
+        peer = Peer(server, self._settings)
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            info = await peer.policy()
+            if info is None or info.state not in ("ready", "quarantined"):
+                known.discard(server.server_id)
+                return
+            # A quarantined server says the version that it had before.
+            if (info.incarnation, info.policy_version) >= release.order:
+                return
+            if await self._give(peer, release):
+                return
+            await asyncio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _give(self, peer: Peer, release: Release) -> bool:
+        logger.info("%s is behind: it is sent %s", peer.record.url, release)
+        try:
+            return await self._transport.seed(peer, release)
+        except Exception:  # whatever it is, it must cost this server its version and no more
+            logger.exception("%s cannot be supplied", peer.record.url)
+            return False
+
+
+async def _servers(registry: Registry) -> list[ServerRecord]:
+    try:
+        return await registry.servers()
+    except SggError as error:
+        logger.warning("nobody is supplied: %s", error)
+        return []

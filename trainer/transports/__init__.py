@@ -1,0 +1,1 @@
+"""How a version's bytes get from the trainer to the rollout servers: one file for each way."""
