@@ -14,7 +14,7 @@ from rich.text import Text
 
 from services.app import host_and_port
 from services.errors import NotFoundError, SettingsError
-from services.keys import RunKeys
+from services.keys import PROMPT_LANES, RunKeys
 from services.settings import Settings, dump_settings, environment_value, load_settings
 from services.telemetry import setup_logging
 
@@ -225,5 +225,6 @@ async def _status(found: Settings, redis: Any, console: Console) -> None:
             Text(server.last_error or ""),
         )
     console.print(table)
-    lengths = {name: await queue.length(name) for name in ("prompts", "rollouts")}
+    streams = {"prompts": PROMPT_LANES, "rollouts": "rollouts"}
+    lengths = {name: await queue.length(streams[name]) for name in streams}
     console.print(json.dumps(lengths | {"dead": len(await queue.dead_letters())}))

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 from rollout_service.server import RolloutServer
 from services.errors import InvalidInputError, SggError, TooLargeError, UnavailableError
 from services.images import ImageStore
+from services.keys import PROMPT_LANES
 from services.queues.base import Lease, WorkQueue
 from services.registry import HEARTBEAT_TTL_S, Registry
 from services.schemas.prompts import PromptGroup
@@ -136,7 +137,7 @@ class QueueWorker:
             return None
         try:
             return await self._queue.claim(
-                "prompts", self._server.server_id, lease_s=self._lease_s, block_s=_CLAIM_BLOCK_S
+                PROMPT_LANES, self._server.server_id, lease_s=self._lease_s, block_s=_CLAIM_BLOCK_S
             )
         except UnavailableError as error:
             self._server.last_error = error.message

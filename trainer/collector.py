@@ -31,6 +31,7 @@ from pydantic import ValidationError
 
 from services.clients.reward import RewardClient
 from services.errors import InvalidInputError, SggError, UnavailableError, WaitTimeoutError
+from services.keys import CONSUMER_GROUPS, prompt_stream
 from services.queues.base import WorkQueue
 from services.schemas.prompts import PromptGroup
 from services.schemas.rewards import RewardGroup, RewardRequest, ScoredGroup
@@ -184,7 +185,7 @@ class Collector:
 
     async def _fence(self) -> None:
         """What an earlier incarnation left on the streams is asked for anew."""
-        for stream in ("prompts", "rollouts"):
+        for stream in CONSUMER_GROUPS:
             left = await self._queue.purge(stream)
             if left:
                 logger.info("put aside %d groups of an earlier start on %r", len(left), stream)
@@ -205,7 +206,8 @@ class Collector:
 
     async def _ask(self, prompt: PromptGroup) -> None:
         """Idempotent: the queue knows the work id. A failure is made good by `_watch`."""
-        await self._queue.enqueue("prompts", prompt.work_id, prompt.model_dump_json().encode())
+        body = prompt.model_dump_json().encode()
+        await self._queue.enqueue(prompt_stream(prompt), prompt.work_id, body)
 
     async def _receive(self) -> None:
         lease = await self._queue.claim(

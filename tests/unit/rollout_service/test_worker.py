@@ -14,6 +14,7 @@ from rollout_service.server import RolloutServer
 from rollout_service.worker import QueueWorker
 from services.errors import EngineError, InvalidInputError, UnavailableError
 from services.images import ImageStore
+from services.keys import PROMPT_LANES, prompt_stream
 from services.queues.base import Lease
 from services.queues.memory import MemoryQueue
 from services.registry import Registry
@@ -144,7 +145,8 @@ class Scene:
             }
             | changes
         )
-        await self.queue.enqueue("prompts", prompt.work_id, prompt.model_dump_json().encode())
+        body = prompt.model_dump_json().encode()
+        await self.queue.enqueue(prompt_stream(prompt), prompt.work_id, body)
         return prompt
 
     async def answer(self) -> RolloutGroup:
@@ -174,7 +176,7 @@ async def test_groups_are_sampled_and_completed(scene: Scene) -> None:
         assert group.server_id == scene.server.server_id
         assert len(group.completions) == 2
         assert len(group.completions[0].token_ids) == len(group.completions[0].rollout_logprobs)
-    assert await scene.queue.length("prompts") == 0
+    assert await scene.queue.length(PROMPT_LANES) == 0
 
 
 async def test_the_server_is_announced_and_taken_out(scene: Scene) -> None:
@@ -186,7 +188,7 @@ async def test_the_server_is_announced_and_taken_out(scene: Scene) -> None:
 
 
 async def test_a_bad_message_is_dead_after_two_attempts(scene: Scene) -> None:
-    await scene.queue.enqueue("prompts", "broken", b'{"group_id": 3}')
+    await scene.queue.enqueue(PROMPT_LANES[0], "broken", b'{"group_id": 3}')
     failures = await scene.dead()
     assert len(failures) == 2
     assert all(failure.startswith("data: not a PromptGroup") for failure in failures)
@@ -251,7 +253,7 @@ async def test_a_late_joiner_catches_up_before_it_claims(shm_run: ShmRun, tmp_pa
     await scene.start()
     try:
         await asyncio.sleep(0.5)
-        assert await scene.queue.claim("prompts", "other", lease_s=60, block_s=0) is not None
+        assert await scene.queue.claim(PROMPT_LANES, "other", lease_s=60, block_s=0) is not None
         version.file.write_bytes(content)
         await scene.ask("h")
         group = await scene.answer()
@@ -267,7 +269,7 @@ async def test_leases_are_renewed_while_sampling(shm_run: ShmRun, tmp_path: Path
         await scene.ask("slow")
         await until(lambda: scene.engine.num_asked > 0)
         for _ in range(14):
-            assert await scene.queue.claim("prompts", "thief", lease_s=1.0, block_s=0.1) is None
+            assert await scene.queue.claim(PROMPT_LANES, "thief", lease_s=1.0, block_s=0.1) is None
         assert (await scene.answer()).group_id == "slow"
     finally:
         await scene.stop()
@@ -279,7 +281,7 @@ async def test_a_lost_lease_is_given_up(shm_run: ShmRun, tmp_path: Path) -> None
     try:
         await scene.ask("g")
         await until(lambda: scene.engine.num_asked > 0)
-        stolen = await scene.queue.claim("prompts", "thief", lease_s=0.0, block_s=1)
+        stolen = await scene.queue.claim(PROMPT_LANES, "thief", lease_s=0.0, block_s=1)
         assert stolen is not None
         await scene.queue.complete(stolen, result_stream="rollouts", result=b"the thief's")
         await until(lambda: not scene.worker._groups)
@@ -325,7 +327,7 @@ async def test_draining_releases_what_takes_too_long(
     await scene.ask("g")
     await until(lambda: scene.engine.num_asked > 0)
     await scene.stop()
-    lease = await scene.queue.claim("prompts", "other", lease_s=60, block_s=0)
+    lease = await scene.queue.claim(PROMPT_LANES, "other", lease_s=60, block_s=0)
     assert lease is not None
     assert lease.failures == []
 
@@ -341,7 +343,7 @@ async def test_quarantine_gives_groups_back_and_takes_no_more(
     await scene.server.updater.stage(version.stage)
     with pytest.raises(EngineError):
         await scene.server.updater.commit(version.commit)
-    lease = await scene.queue.claim("prompts", "other", lease_s=60, block_s=20)
+    lease = await scene.queue.claim(PROMPT_LANES, "other", lease_s=60, block_s=20)
     assert lease is not None
     assert "quarantined" in lease.failures[0]
     assert "update failed" in (scene.server.why_not_ready() or "")
