@@ -69,6 +69,7 @@ class FakeEngine(Engine):
         tokens_per_s: float,
         max_model_len: int,
         tensors: Mapping[str, Shape] | None = None,
+        gpu: str | None = None,
     ) -> None:
         """Ready after `start`.
 
@@ -76,7 +77,9 @@ class FakeEngine(Engine):
             tokens_per_s: Pace of all completions together.
             max_model_len: Prompt and completion, in tokens.
             tensors: What a version consists of; None accepts any.
+            gpu: UUID to state as its GPU's.
         """
+        self.gpu = gpu
         self._tokens_per_s = tokens_per_s
         self._max_model_len = max_model_len
         self._tensors = tensors

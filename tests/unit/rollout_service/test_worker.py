@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from rollout_service.engine import EngineResult, Weights
 from rollout_service.fake_engine import FakeEngine
+from rollout_service.membership import Membership
 from rollout_service.server import RolloutServer
 from rollout_service.worker import QueueWorker
 from services.errors import EngineError, InvalidInputError, UnavailableError
@@ -37,6 +38,9 @@ class MemoryRegistry(Registry):
 
     async def heartbeat(self, record: ServerRecord, *, ttl_s: float = 15.0) -> None:
         self.records[record.server_id] = record
+
+    async def servers(self, *, starting: bool = False) -> list[ServerRecord]:
+        return list(self.records.values())
 
     async def unregister(self, server_id: str) -> None:
         self.records.pop(server_id, None)
@@ -115,14 +119,24 @@ class Scene:
         self.registry = MemoryRegistry()
         self.images = ImageStore(folder / "images")
         self.server = RolloutServer(self.settings, lambda: self.engine, CollectorRegistry())
+        self.membership = Membership(self.server, self.registry)
         self.worker = QueueWorker(
-            self.server, self.queue, self.registry, self.images, self.settings
+            self.server,
+            self.queue,
+            self.registry,
+            self.images,
+            self.membership.lanes,
+            self.settings,
         )
         self.running: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         await self.server.start()
-        self.running = asyncio.create_task(self.worker.run())
+        self.running = asyncio.create_task(self.work())
+
+    async def work(self) -> None:
+        async with self.membership.joined():
+            await self.worker.run()
 
     async def stop(self) -> None:
         if self.running is not None:
@@ -322,7 +336,7 @@ async def test_draining_finishes_what_is_being_sampled(scene: Scene) -> None:
 async def test_draining_releases_what_takes_too_long(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rollout_service.worker.DRAIN_S", 0.05)
+    monkeypatch.setattr("rollout_service.server.DRAIN_S", 0.05)
     await scene.engine.pause()
     await scene.ask("g")
     await until(lambda: scene.engine.num_asked > 0)
