@@ -17,10 +17,17 @@ from pydantic import ValidationError
 
 from rollout_service.lanes import Lanes
 from rollout_service.server import RolloutServer
-from services.errors import InvalidInputError, SggError, TooLargeError, UnavailableError
+from services.errors import (
+    InvalidInputError,
+    NotFoundError,
+    SggError,
+    TooLargeError,
+    UnavailableError,
+)
 from services.images import ImageStore
 from services.queues.base import Lease, WorkQueue
 from services.registry import HEARTBEAT_TTL_S, Registry
+from services.schemas.common import ImageRef
 from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import RolloutGroup
 from services.schemas.weights import PolicyRecord, WeightManifest
@@ -32,6 +39,8 @@ DATA_ATTEMPTS = 2
 """Failures of the data itself, after which a group is dead. Others: `redis.max_deliveries`."""
 _DATA_MARK = "data: "
 _CLAIM_BLOCK_S = 1.0
+_IMAGE_WAIT_S = 15.0
+"""The trainer looks for new hosts more often than that."""
 _HAND_BACK_S = 5.0
 """Leases that Redis does not take back within this time expire instead."""
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
@@ -201,7 +210,7 @@ class QueueWorker:
         except ValidationError as error:
             raise InvalidInputError(f"not a PromptGroup: {error}") from error
         await self._wait_for_version(prompt)
-        images = [await self._images.fetch(ref) for ref in prompt.images]
+        images = [await self._fetch(ref) for ref in prompt.images]
         result = await self._server.sample(
             prompt.messages,
             images,
@@ -220,6 +229,17 @@ class QueueWorker:
             renormalised=prompt.sampling.renormalises,
         )
         return group.model_dump_json().encode()
+
+    async def _fetch(self, ref: ImageRef) -> bytes:
+        """An image. The trainer shares it once it has seen that this host needs it."""
+        deadline = time.monotonic() + _IMAGE_WAIT_S
+        while True:
+            try:
+                return await self._images.fetch(ref)
+            except NotFoundError:
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(0.5)
 
     async def _wait_for_version(self, prompt: PromptGroup) -> None:
         """Catch up until the weights are the asking trainer's, and new enough.

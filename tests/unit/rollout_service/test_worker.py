@@ -226,6 +226,7 @@ async def test_an_image_that_is_nowhere_is_not_the_data_s_fault_at_once(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rollout_service.worker._SHORTEST_PAUSE_S", 0.01)
+    monkeypatch.setattr("rollout_service.worker._IMAGE_WAIT_S", 0.0)
     await scene.ask("g", images=[{"sha256": "a" * 64, "num_bytes": 9}])
     failures = await scene.dead()
     assert len(failures) == 3
