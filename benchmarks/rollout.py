@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import base64
 import io
+import os
 import platform
 import statistics
 import subprocess
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 from PIL import Image
 
@@ -290,25 +292,19 @@ def _server(folder: Path, settings: Settings) -> Iterator[None]:
     config.write_text(dump_settings(settings))
     command = [sys.executable, "-m", "cli.main", "serve", "rollout", "--config", str(config)]
     with _process(log, command) as process:
-        asyncio.run(_ready(settings, process, log))
+        deadline = time.monotonic() + START_S
+        while not _is_ready(settings.rollout.url):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise RuntimeError(f"the server did not start:\n{log.read_text()[-2000:]}")
+            time.sleep(0.2)
         yield
 
 
-async def _ready(settings: Settings, process: "subprocess.Popen[bytes]", log: Path) -> None:
-    import httpx
-
-    deadline = time.monotonic() + START_S
-    async with httpx.AsyncClient(trust_env=False) as client:
-        while time.monotonic() < deadline:
-            if process.poll() is not None:
-                raise RuntimeError(f"the server ended:\n{log.read_text()[-2000:]}")
-            try:
-                if (await client.get(f"{settings.rollout.url}/readyz")).status_code == 200:
-                    return
-            except httpx.TransportError:
-                pass
-            await asyncio.sleep(0.2)
-    raise RuntimeError("the server is not ready in time")
+def _is_ready(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz", trust_env=False).status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 @contextmanager
@@ -329,8 +325,6 @@ def _process(log: Path, command: list[str]) -> Iterator["subprocess.Popen[bytes]
 
 
 def _machine() -> str:
-    import os
-
     return f"{platform.machine()}, {os.cpu_count()} cores"
 
 

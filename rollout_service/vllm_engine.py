@@ -47,6 +47,8 @@ class VllmEngine(Engine):
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        # Asked of the driver: CUDA is not initialised here.
+        self.gpu = None if current_platform.is_cpu() else current_platform.get_device_uuid(0)
         self._llm: Any = None
         self._expected: dict[str, Shape] = {}
         self._reserved_texts: list[str] = []
@@ -67,7 +69,6 @@ class VllmEngine(Engine):
             counts = [math.prod(shape) for shape in shapes.values()]
             # A head that is tied to the embedding, mostly the largest tensor, may come as well.
             self.num_elements = sum(counts) + max(counts) if counts else None
-            self.gpu = None if current_platform.is_cpu() else current_platform.get_device_uuid(0)
         except Exception as error:  # whatever the model's code raises: the caller can only give up
             raise EngineError(f"vLLM cannot load {self._settings.model.path}: {error}") from error
 

@@ -56,7 +56,11 @@ async def test_a_seed_gives_the_same_group_alone_and_in_a_crowd(
 
 
 async def test_a_scene_graph_and_nothing_else(rollout_server: RunningServer) -> None:
-    options = {"json_schema": "scene_graph", "max_tokens": 400, "suppress_token_ids": []}
+    options: dict[str, Any] = {
+        "json_schema": "scene_graph",
+        "max_tokens": 400,
+        "suppress_token_ids": [],
+    }
     async with RolloutClient(rollout_server.url) as client:
         answer = await client.rollouts(request(picture(70), n=8, **options))
     assert answer.renormalised
