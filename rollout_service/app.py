@@ -29,6 +29,7 @@ from services.schemas.common import ImageRef
 from services.schemas.rollouts import InlineImage, RolloutRequest, RolloutResponse
 from services.schemas.weights import CommitRequest, PolicyInfo, StageRequest
 from services.settings import Settings, environment_value, set_environment
+from services.telemetry import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +63,8 @@ class RolloutProcess:
         self._redis = connect(settings.redis.url)
         keys = RunKeys(settings.run.name)
         self._images = ImageStore(settings.images_folder, self._redis, keys)
-        self.server = RolloutServer(settings, make_engine, self.app.state.registry)
+        self._tracing = Tracing("sgg-rl rollout", settings.telemetry.otlp_endpoint)
+        self.server = RolloutServer(settings, make_engine, self.app.state.registry, self._tracing)
         registry = Registry(self._redis, keys)
         self._membership = Membership(self.server, registry)
         self._worker = QueueWorker(
@@ -75,6 +77,7 @@ class RolloutProcess:
         )
         self._in_flight = 0
         self._add_routes()
+        self._tracing.trace_requests(self.app)
 
     def _add_routes(self) -> None:
         self.app.post("/v1/rollouts")(self.rollouts)
@@ -162,6 +165,7 @@ class RolloutProcess:
                 with suppress(asyncio.CancelledError):
                     await running
                 await self._redis.aclose()
+                await asyncio.to_thread(self._tracing.close)
 
     async def _run(self) -> None:
         """Load, then work on the queue, until cancelled or the engine fails for good."""

@@ -20,6 +20,7 @@ from services.errors import EngineError, SggError, UnavailableError
 from services.schemas.common import ChatMessage, Sampling
 from services.schemas.weights import PolicyInfo, PolicyState, ServerRecord
 from services.settings import Settings
+from services.telemetry import Tracing
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +61,11 @@ class RolloutServer:
     """Samples when it can, and says when it cannot."""
 
     def __init__(
-        self, settings: Settings, make_engine: Callable[[], Engine], registry: CollectorRegistry
+        self,
+        settings: Settings,
+        make_engine: Callable[[], Engine],
+        registry: CollectorRegistry,
+        tracing: Tracing,
     ) -> None:
         """Ready after `start`.
 
@@ -68,6 +73,7 @@ class RolloutServer:
             settings: Of the run.
             make_engine: Called in a thread, for importing an engine's code takes long too.
             registry: Where its metrics go.
+            tracing: Where a span for each group goes.
         """
         _, port = host_and_port(settings.rollout.url)
         self.host = socket.gethostname()
@@ -81,6 +87,7 @@ class RolloutServer:
         """Set when the time of draining is over: whatever is in flight ends now."""
         self._last_error: _LastError | None = None
         self._settings = settings
+        self._tracing = tracing
         self._make_engine = make_engine
         self._engine: Engine | None = None
         self._updater: WeightUpdater | None = None
@@ -202,6 +209,17 @@ class RolloutServer:
         reason = self.why_not_ready()
         if reason is not None:
             raise UnavailableError(f"{self.server_id} cannot sample: {reason}")
+        with self._tracing.span("sample"):
+            return await self._sample(messages, images, sampling, request_id, adapter)
+
+    async def _sample(
+        self,
+        messages: Sequence[ChatMessage],
+        images: Sequence[bytes],
+        sampling: Sampling,
+        request_id: str,
+        adapter: str | None,
+    ) -> EngineResult:
         started_at = time.monotonic()
         assert self._engine is not None  # it is ready
         self._groups_in_flight += 1
@@ -219,6 +237,12 @@ class RolloutServer:
         finally:
             self._groups_in_flight -= 1
         self._count(result, time.monotonic() - started_at)
+        self._tracing.annotate(
+            request_id=request_id,
+            num_completions=len(result.completions),
+            num_tokens=sum(len(c.token_ids) for c in result.completions),
+            policy_version=self.serving.policy_version,
+        )
         return result
 
     async def watch_engine(self) -> None:

@@ -24,6 +24,7 @@ from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import RolloutGroup
 from services.schemas.weights import PolicyRecord, ServerRecord, WeightManifest
 from services.settings import Settings
+from services.telemetry import Tracing
 from tests.shm_versions import ShmRun, ShmVersion
 
 IMAGE = b"not decoded by the fake engine"
@@ -118,7 +119,9 @@ class Scene:
         self.queue = AwayQueue()
         self.registry = MemoryRegistry()
         self.images = ImageStore(folder / "images")
-        self.server = RolloutServer(self.settings, lambda: self.engine, CollectorRegistry())
+        self.server = RolloutServer(
+            self.settings, lambda: self.engine, CollectorRegistry(), Tracing("test", None)
+        )
         self.membership = Membership(self.server, self.registry)
         self.worker = QueueWorker(
             self.server,
