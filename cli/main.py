@@ -8,6 +8,7 @@ import typer
 
 from cli.score import score
 from cli.similarity import similarity_app
+from cli.weights import weights_app
 from services.errors import SettingsError, SggError
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ app.add_typer(data_app, name="data")
 app.add_typer(model_app, name="model")
 app.add_typer(dead_app, name="dead")
 app.add_typer(similarity_app, name="similarity")
+app.add_typer(weights_app, name="weights")
 
 Config = Annotated[Path, typer.Option("--config", "-c", help="The run's TOML file.")]
 Overrides = Annotated[

@@ -167,14 +167,40 @@ def compare_digests(digests: Mapping[str, str], expected: Mapping[str, TensorEnt
             raise InvalidInputError(f"{name}: its sha256 is not the manifest's")
 
 
+def describe_file(path: Path) -> dict[str, TensorEntry]:
+    """What a manifest says of a file's tensors.
+
+    Raises:
+        NotFoundError: There is no such file, or it is no plain file of this user.
+        InvalidInputError: It is not safetensors.
+    """
+    descriptor = open_plain(path)
+    try:
+        header, data = _read(descriptor)
+    finally:
+        os.close(descriptor)
+    digests = _digests(data, header)
+    return {
+        name: TensorEntry.model_validate(
+            {"shape": span.shape, "dtype": span.dtype, "sha256": digests[name]}
+        )
+        for name, span in header.items()
+    }
+
+
 def _verify(descriptor: int, expected: Mapping[str, TensorEntry]) -> None:
+    header, data = _read(descriptor)
+    compare_header(header, expected)
+    compare_digests(_digests(data, header), expected)
+
+
+def _read(descriptor: int) -> tuple[dict[str, TensorSpan], memoryview]:
+    """A file's tensors by name, and all their bytes."""
     data = _mapped(descriptor)
     start = LENGTH_BYTES + header_length(data[:LENGTH_BYTES])
     if start > len(data):
         raise InvalidInputError("the file of weights is not safetensors: its header is too long")
-    header = parse_header(bytes(data[LENGTH_BYTES:start]), len(data) - start)
-    compare_header(header, expected)
-    compare_digests(_digests(data[start:], header), expected)
+    return parse_header(bytes(data[LENGTH_BYTES:start]), len(data) - start), data[start:]
 
 
 def _digests(data: memoryview, header: Mapping[str, TensorSpan]) -> dict[str, str]:

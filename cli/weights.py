@@ -1,0 +1,45 @@
+"""`sgg-rl weights`: versions of the policy by hand."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+weights_app = typer.Typer(help="Versions of the policy by hand.", no_args_is_help=True)
+
+PolicyVersion = Annotated[int, typer.Option(min=1, help="Later than what the server serves.")]
+Incarnation = Annotated[int, typer.Option(min=1, help="Not earlier than what the server serves.")]
+FrozenVision = Annotated[bool, typer.Option(help="Keep the image embeddings that are cached.")]
+Folder = Annotated[Path, typer.Option("--output", "-o", help="Where the two files are written.")]
+
+
+@weights_app.command("manifest")
+def manifest(
+    file: Path,
+    policy_version: PolicyVersion,
+    incarnation: Incarnation = 1,
+    frozen_vision: FrozenVision = False,
+    output: Folder = Path(),
+) -> None:
+    """Describe a safetensors FILE: stage.json and commit.json, as a rollout server wants them.
+
+    docs/rollout.md has the commands that bring them to a server.
+    """
+    from rollout_service.transports.safetensors_file import describe_file
+    from services.schemas.weights import CommitRequest, StageRequest, WeightManifest
+    from services.weights import manifest_checksum
+
+    described = WeightManifest(
+        policy_version=policy_version,
+        incarnation=incarnation,
+        step=policy_version,
+        vision_trained=not frozen_vision,
+        tensors=describe_file(file),
+    )
+    checksum = manifest_checksum(described)
+    stage = StageRequest(transport="http", manifest=described, checksum=checksum)
+    commit = CommitRequest(policy_version=policy_version, checksum=checksum)
+    output.mkdir(parents=True, exist_ok=True)
+    for name, message in (("stage.json", stage), ("commit.json", commit)):
+        (output / name).write_text(message.model_dump_json())
+        print(f"wrote {output / name}")
