@@ -82,7 +82,8 @@ class Raw:
         prepare_vllm(settings)
         from vllm import LLM
 
-        from rollout_service.vllm_engine import engine_args, sampling_params
+        from rollout_service.vllm_engine import engine_args
+        from rollout_service.vllm_sampling import sampling_params
 
         arguments = vars(engine_args(settings)) | {"disable_log_stats": True}
         for asynchronous in ("enable_log_requests",):
