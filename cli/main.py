@@ -117,11 +117,22 @@ def demo(
 
 
 @app.command()
-def status(config: Config = DEFAULT_CONFIG, set_: Overrides = None) -> None:
+def status(
+    config: Config = DEFAULT_CONFIG,
+    set_: Overrides = None,
+    watch: Annotated[bool, typer.Option(help="Refresh until Ctrl-C.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
     """The run's servers, policy and queues."""
-    from cli import run
+    from cli import run, status
 
-    run.status(run.settings(config, set_))
+    if watch and as_json:
+        raise typer.BadParameter("--watch is for people, --json for scripts: give one of them")
+    settings = run.settings(config, set_)
+    if watch:
+        status.watch_status(settings)
+    else:
+        status.show_status(settings, as_json=as_json)
 
 
 @app.command()

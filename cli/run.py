@@ -1,16 +1,11 @@
 """What each command runs. Only names and printing: the work is in the packages."""
 
 import asyncio
-import json
 import os
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-
-from rich.console import Console
-from rich.table import Column, Table
-from rich.text import Text
 
 from services.app import host_and_port
 from services.errors import NotFoundError, SettingsError
@@ -109,12 +104,6 @@ def demo(found: Settings, *, resume: bool) -> None:
     sys.exit(run_demo(found, resume=resume))
 
 
-def status(found: Settings) -> None:
-    """Print servers, policy and queues."""
-    console = Console()
-    asyncio.run(_with_redis(found, lambda redis: _status(found, redis, console)))
-
-
 def dead_list(found: Settings) -> None:
     """Print the dead letters."""
     letters = asyncio.run(_with_queue(found, lambda queue: queue.dead_letters()))
@@ -201,32 +190,3 @@ async def _with_queue(found: Settings, work: Callable[[Any], Coroutine[Any, Any,
     from services.queues.redis import RedisQueue
 
     return await _with_redis(found, lambda redis: work(RedisQueue(redis, RunKeys(found.run.name))))
-
-
-async def _status(found: Settings, redis: Any, console: Console) -> None:
-    from services.queues.redis import RedisQueue
-    from services.registry import Registry
-
-    keys = RunKeys(found.run.name)
-    registry, queue = Registry(redis, keys), RedisQueue(redis, keys)
-    published = await registry.policy()
-    policy = f"policy version {published[0].policy_version}" if published else "no policy published"
-    console.print(
-        f"run {found.run.name}: {policy}, incarnation {await registry.incarnation()}, "
-        f"last committed step {await registry.committed_step()}"
-    )
-    names = ("server", "url", "state", "version", "tokens/s", "groups", "last error")
-    table = Table(*(Column(name, overflow="fold") for name in names))
-    for server in await registry.servers():
-        table.add_row(
-            server.server_id,
-            server.url,
-            server.state,
-            str(server.policy_version),
-            f"{server.tokens_per_s:.0f}",
-            str(server.groups_done),
-            Text(server.last_error or ""),
-        )
-    console.print(table)
-    lengths = {name: await queue.length(name) for name in ("prompts", "rollouts")}
-    console.print(json.dumps(lengths | {"dead": len(await queue.dead_letters())}))

@@ -12,10 +12,12 @@ from fastapi import FastAPI
 
 from rollout_service.engine import Engine
 from rollout_service.fake_engine import FakeEngine
+from rollout_service.membership import Membership
 from rollout_service.server import RolloutServer
+from rollout_service.signals import stop_signals
 from rollout_service.worker import QueueWorker
 from services import app as service
-from services.errors import EngineError, SggError, UnavailableError
+from services.errors import EngineError, UnavailableError
 from services.images import ImageStore, image_from_data_uri
 from services.keys import RunKeys
 from services.queues.redis import RedisQueue
@@ -50,18 +52,21 @@ class RolloutProcess:
             admin_paths=("/v1/weights",),
             lifespan=self._lifespan,
         )
-        self.failure: SggError | None = None
+        self.failure: Exception | None = None
         """Why the process ended by itself."""
         self._settings = settings
         self._redis = connect(settings.redis.url)
         keys = RunKeys(settings.run.name)
         self._images = ImageStore(settings.images_folder, self._redis, keys)
         self.server = RolloutServer(settings, make_engine, self.app.state.registry)
+        registry = Registry(self._redis, keys)
+        self._membership = Membership(self.server, registry)
         self._worker = QueueWorker(
             self.server,
             RedisQueue(self._redis, keys),
-            Registry(self._redis, keys),
+            registry,
             self._images,
+            self._membership.lanes,
             settings,
         )
         self._in_flight = 0
@@ -123,22 +128,32 @@ class RolloutProcess:
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
         """HTTP answers at once; the model loads beside it."""
+        soon = asyncio.get_running_loop().call_soon_threadsafe
         running = asyncio.create_task(self._run())
-        try:
-            yield
-        finally:
-            running.cancel()
-            with suppress(asyncio.CancelledError):
-                await running
-            await self.server.stop()
-            await self._redis.aclose()
+        with stop_signals(
+            # At once: uvicorn comes to the end of this function only when HTTP has drained.
+            first=lambda: soon(self.server.drain),
+            again=lambda: soon(self.server.give_up),
+        ):
+            try:
+                yield
+            finally:
+                running.cancel()
+                with suppress(asyncio.CancelledError):
+                    await running
+                await self._redis.aclose()
 
     async def _run(self) -> None:
         """Load, then work on the queue, until cancelled or the engine fails for good."""
         try:
-            await self.server.start()
-            await self._work_until_dead()
-        except SggError as error:
+            await self.server.prepare()
+            async with self._membership.joined():
+                try:
+                    await self.server.start()
+                    await self._work_until_dead()
+                finally:
+                    await self.server.stop()
+        except Exception as error:  # noqa: BLE001 - kept for `serve`, which raises it
             self.failure = error
             # A process without an engine is of no use: whoever supervises it has to start it anew.
             signal.raise_signal(signal.SIGTERM)
@@ -148,9 +163,9 @@ class RolloutProcess:
         dying = asyncio.create_task(self.server.dead.wait())
         try:
             await asyncio.wait({working, dying}, return_when=asyncio.FIRST_COMPLETED)
-            if working.done():
-                working.result()
-            raise EngineError(f"the engine died: {self.server.last_error}")
+            if self.server.dead.is_set():
+                raise EngineError(f"the engine died: {self.server.last_error}")
+            working.result()
         finally:
             working.cancel()
             dying.cancel()

@@ -64,7 +64,7 @@ class Engine(ABC):
     """Samples from one model, whose weights change. All methods run on one event loop."""
 
     gpu: str | None = None
-    """UUID of its GPU, known after `start`; None on CPU."""
+    """UUID of its GPU, known before `start`; None on CPU."""
 
     @abstractmethod
     async def start(self) -> None:

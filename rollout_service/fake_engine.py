@@ -70,6 +70,7 @@ class FakeEngine(Engine):
         max_model_len: int,
         max_images: int = 1,
         tensors: Mapping[str, Shape] | None = None,
+        gpu: str | None = None,
     ) -> None:
         """Ready after `start`.
 
@@ -78,7 +79,9 @@ class FakeEngine(Engine):
             max_model_len: Prompt and completion, in tokens.
             max_images: Of one prompt.
             tensors: What a version consists of; None accepts any.
+            gpu: UUID to state as its GPU's.
         """
+        self.gpu = gpu
         self._tokens_per_s = tokens_per_s
         self._max_model_len = max_model_len
         self._max_images = max_images

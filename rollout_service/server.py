@@ -7,21 +7,32 @@ import socket
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from rollout_service.engine import Engine, EngineResult
 from rollout_service.updates import Version, WeightUpdater
 from services.app import host_and_port
-from services.errors import EngineError, UnavailableError
+from services.errors import EngineError, SggError, UnavailableError
 from services.schemas.common import ChatMessage, Sampling
 from services.schemas.weights import PolicyInfo, PolicyState, ServerRecord
 from services.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+DRAIN_S = 10.0
+"""Told to stop, a server goes on with the groups that it has for this long; then it gives them up:
+leases go back to the queue at once, HTTP requests are answered with 503."""
 _STATES = ("starting", "ready", "updating", "draining", "quarantined")
 _RATE_WINDOW_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class _LastError:
+    message: str
+    at: float
+    """On the monotonic clock."""
 
 
 class RolloutMetrics:
@@ -35,6 +46,9 @@ class RolloutMetrics:
             "Time to sample a group",
             buckets=(0.5, 1, 2, 5, 10, 20, 60, 120, 300),
             registry=registry,
+        )
+        self.in_flight = Gauge(
+            "rollout_groups_in_flight", "Groups being sampled now", registry=registry
         )
         self.version = Gauge("rollout_policy_version", "Version served", registry=registry)
         self.state = Gauge("rollout_state", "1 for the present state", ["state"], registry=registry)
@@ -59,21 +73,25 @@ class RolloutServer:
         self.server_id = f"{self.host}-{port}-{secrets.token_hex(3)}"
         self.dead = asyncio.Event()
         """Set when the engine will never answer again: the process has to end."""
-        self.last_error: str | None = None
+        self.draining = asyncio.Event()
+        """Set when nothing new is to be taken."""
+        self.given_up = asyncio.Event()
+        """Set when the time of draining is over: whatever is in flight ends now."""
+        self._last_error: _LastError | None = None
         self._settings = settings
         self._make_engine = make_engine
         self._engine: Engine | None = None
         self._updater: WeightUpdater | None = None
-        self._draining = False
         self._recent: deque[tuple[float, int]] = deque()
         self._groups_done = 0
+        self._groups_in_flight = 0
         self._metrics = RolloutMetrics(registry)
         self._connect_gauges()
 
     @property
     def state(self) -> PolicyState:
         """Of the whole server."""
-        if self._draining:
+        if self.draining.is_set():
             return "draining"
         return self._updater.state if self._updater else "starting"
 
@@ -85,9 +103,36 @@ class RolloutServer:
         return self._updater
 
     @property
+    def gpu(self) -> str | None:
+        """UUID of its GPU; None on CPU, or before `prepare`."""
+        return self._engine.gpu if self._engine else None
+
+    @property
+    def last_error(self) -> str | None:
+        """What went wrong last, however long ago."""
+        return self._last_error.message if self._last_error else None
+
+    def note_error(self, error: SggError) -> None:
+        """Log an error that ends nothing, and show it in the server's record."""
+        self._last_error = _LastError(error.message, time.monotonic())
+        logger.warning("%s", error)
+
+    @property
     def serving(self) -> Version:
         """What tokens are sampled with."""
         return self._updater.serving if self._updater else Version()
+
+    async def prepare(self) -> None:
+        """Import the engine's code and look at its device; no model is loaded yet.
+
+        Raises:
+            EngineError: It cannot be made here.
+        """
+        if self._engine is None:
+            try:
+                self._engine = await asyncio.to_thread(self._make_engine)
+            except Exception as error:  # of an import or a driver: no server without an engine
+                raise EngineError(f"cannot make the sampling engine: {error}") from error
 
     async def start(self) -> None:
         """Load the model.
@@ -96,18 +141,27 @@ class RolloutServer:
             EngineError: It cannot be loaded.
         """
         started_at = time.monotonic()
-        self._engine = await asyncio.to_thread(self._make_engine)
+        await self.prepare()
+        assert self._engine is not None
         await self._engine.start()
         self._updater = WeightUpdater(self._engine, self._settings.run.name)
         logger.info("model loaded in %.1f s", time.monotonic() - started_at)
 
     def drain(self) -> None:
-        """Take nothing new; what is being sampled goes on."""
-        self._draining = True
+        """Take nothing new; what is being sampled goes on for `DRAIN_S` at most."""
+        if not self.draining.is_set():
+            logger.info("draining %d groups, at most %g s", self._groups_in_flight, DRAIN_S)
+            self.draining.set()
+            asyncio.get_running_loop().call_later(DRAIN_S, self.give_up)
+
+    def give_up(self) -> None:
+        """End what is in flight."""
+        self.drain()
+        self.given_up.set()
 
     async def stop(self) -> None:
         """Give everything back."""
-        self.drain()
+        self.give_up()
         if self._updater is not None:
             self._updater.close()
         if self._engine is not None:
@@ -146,26 +200,30 @@ class RolloutServer:
             raise UnavailableError(f"{self.server_id} cannot sample: {reason}")
         started_at = time.monotonic()
         assert self._engine is not None  # it is ready
+        self._groups_in_flight += 1
         try:
-            result = await self._unless_quarantined(
+            result = await self._unless_stopped(
                 self._engine.sample(
                     messages, images, sampling, request_id=request_id, adapter=adapter
                 )
             )
         except EngineError as error:
             self._metrics.groups.labels("failed").inc()
-            await self._note_failure(error)
+            self.note_error(error)
+            await self.watch_engine()
             raise
+        finally:
+            self._groups_in_flight -= 1
         self._count(result, time.monotonic() - started_at)
         return result
 
     async def watch_engine(self) -> None:
         """Notice an engine that died. Called now and then."""
-        if self._engine is not None and not self.dead.is_set():
+        if self._engine is not None and self._updater is not None and not self.dead.is_set():
             try:
                 await self._engine.check_health()
             except EngineError as error:
-                self.last_error = error.message
+                self.note_error(error)
                 self.dead.set()
 
     def info(self) -> PolicyInfo:
@@ -183,40 +241,43 @@ class RolloutServer:
 
     def record(self) -> ServerRecord:
         """What others see in Redis."""
+        error = self._last_error
         return ServerRecord(
             server_id=self.server_id,
             url=self._settings.rollout.url,
             host=self.host,
-            gpu=self._engine.gpu if self._engine else None,
+            gpu=self.gpu,
             state=self.state,
             policy_version=self.serving.policy_version,
             tokens_per_s=self._tokens_per_s(),
             groups_done=self._groups_done,
-            last_error=self.last_error,
+            groups_in_flight=self._groups_in_flight,
+            groups_limit=self._settings.rollout.groups_in_flight,
+            last_error=error.message if error else None,
+            last_error_s=time.monotonic() - error.at if error else None,
         )
 
-    async def _unless_quarantined(
-        self, sampling: Coroutine[None, None, EngineResult]
-    ) -> EngineResult:
-        """A quarantined engine is frozen for an unknown time: its requests go to another server."""
+    async def _unless_stopped(self, sampling: Coroutine[None, None, EngineResult]) -> EngineResult:
+        """A quarantined engine is frozen for an unknown time: its requests go to another server.
+
+        So do those of a server that has drained long enough.
+        """
         sampled = asyncio.create_task(sampling)
         frozen = asyncio.create_task(self.updater.quarantined.wait())
+        over = asyncio.create_task(self.given_up.wait())
         try:
-            await asyncio.wait({sampled, frozen}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({sampled, frozen, over}, return_when=asyncio.FIRST_COMPLETED)
             if not sampled.done():
-                raise UnavailableError(f"{self.server_id} is quarantined; ask another server")
+                why = "quarantined" if frozen.done() else "stopping"
+                raise UnavailableError(f"{self.server_id} is {why}; ask another server")
         finally:
-            sampled.cancel()
-            frozen.cancel()
-            await asyncio.gather(sampled, frozen, return_exceptions=True)
+            for task in (sampled, frozen, over):
+                task.cancel()
+            await asyncio.gather(sampled, frozen, over, return_exceptions=True)
         result = sampled.result()
         if any(completion.finish_reason == "abort" for completion in result.completions):
             raise EngineError("the engine gave the group up before it was finished")
         return result
-
-    async def _note_failure(self, error: EngineError) -> None:
-        self.last_error = error.message
-        await self.watch_engine()
 
     def _count(self, result: EngineResult, seconds: float) -> None:
         tokens = sum(len(completion.token_ids) for completion in result.completions)
@@ -234,6 +295,7 @@ class RolloutServer:
 
     def _connect_gauges(self) -> None:
         """Read at each scrape, so that they cannot lag behind."""
+        self._metrics.in_flight.set_function(lambda: self._groups_in_flight)
         self._metrics.version.set_function(lambda: self.serving.policy_version)
         for name in _STATES:
             self._metrics.state.labels(name).set_function(

@@ -50,6 +50,8 @@ class VllmEngine(Engine):
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        # Asked of the driver: CUDA is not initialised here.
+        self.gpu = None if current_platform.is_cpu() else current_platform.get_device_uuid(0)
         self._llm: Any = None
         self._expected: dict[str, Shape] = {}
         self._reserved_texts: list[str] = []
@@ -66,7 +68,6 @@ class VllmEngine(Engine):
             self._reserved_texts = [token.content for token in tokens if token.special]
             shapes = await asyncio.to_thread(_checkpoint_shapes, self._settings.model.path)
             self._expected = await self._renamed(shapes)
-            self.gpu = None if current_platform.is_cpu() else current_platform.get_device_uuid(0)
         except Exception as error:  # whatever the model's code raises: the caller can only give up
             raise EngineError(f"vLLM cannot load {self._settings.model.path}: {error}") from error
 

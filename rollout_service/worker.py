@@ -10,26 +10,39 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
 
 from pydantic import ValidationError
 
+from rollout_service.lanes import Lanes
 from rollout_service.server import RolloutServer
-from services.errors import InvalidInputError, SggError, TooLargeError, UnavailableError
+from services.errors import (
+    InvalidInputError,
+    NotFoundError,
+    SggError,
+    TooLargeError,
+    UnavailableError,
+)
 from services.images import ImageStore
 from services.queues.base import Lease, WorkQueue
 from services.registry import HEARTBEAT_TTL_S, Registry
+from services.schemas.common import ImageRef
 from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import RolloutGroup
+from services.schemas.weights import PolicyRecord, WeightManifest
 from services.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-DRAIN_S = 10.0
-"""At a SIGTERM, groups being sampled have this long to finish; then their leases go back."""
 DATA_ATTEMPTS = 2
 """Failures of the data itself, after which a group is dead. Others: `redis.max_deliveries`."""
 _DATA_MARK = "data: "
 _CLAIM_BLOCK_S = 1.0
+_IMAGE_WAIT_S = 15.0
+"""The trainer looks for new hosts more often than that."""
+_HAND_BACK_S = 5.0
+"""Leases that Redis does not take back within this time expire instead."""
 _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
 _NEVER_DEAD = 1_000_000
 
@@ -43,72 +56,79 @@ class QueueWorker:
         queue: WorkQueue,
         registry: Registry,
         images: ImageStore,
+        lanes: Lanes,
         settings: Settings,
     ) -> None:
         """Works in `run`.
 
         Args:
             server: Samples; started or not.
-            queue: With the streams `prompts` and `rollouts`.
-            registry: Where the server is announced, and the policy to serve is read.
+            queue: Of the run.
+            registry: Where the policy to serve is read.
             images: Where prompts' images are.
+            lanes: In which order prompts are looked for.
             settings: Of the run.
         """
         self._server = server
         self._queue = queue
         self._registry = registry
         self._images = images
+        self._lanes = lanes
         self._lease_s = settings.redis.lease_s
         self._max_deliveries = settings.redis.max_deliveries
         self._slots = asyncio.Semaphore(settings.rollout.groups_in_flight)
         self._groups: set[asyncio.Task[None]] = set()
         self._pause_s = 0.0
-        self._caught_up = False
+        self._published: tuple[int, int] | None = None
+        """Incarnation and policy_version to serve, as last read; None until then."""
 
     async def run(self) -> None:
-        """Announce the server, follow the policy and sample groups, until cancelled; then drain.
+        """Follow the policy and sample groups, until cancelled or drained.
 
         Redis may go away and come back at any time.
         """
-        helpers = [asyncio.create_task(self._beat()), asyncio.create_task(self._follow())]
+        following = asyncio.create_task(self._follow())
+        claiming = asyncio.create_task(self._claim_groups())
         try:
-            await self._claim_groups()
+            await asyncio.wait({claiming})  # unlike `await claiming`, cancels nothing
+            claiming.result()
+            await self._server.given_up.wait()
         finally:
             self._server.drain()
-            await self._drain()
-            for helper in helpers:
-                helper.cancel()
-            await asyncio.gather(*helpers, return_exceptions=True)
-            await self._quietly(self._registry.unregister(self._server.server_id))
-
-    async def _beat(self) -> None:
-        while True:
-            await self._server.watch_engine()
-            await self._quietly(self._registry.heartbeat(self._server.record()))
-            await asyncio.sleep(HEARTBEAT_TTL_S / 3)
+            await self._end(claiming)
+            following.cancel()
+            await asyncio.gather(following, return_exceptions=True)
 
     async def _follow(self) -> None:
         """Load what this server has missed: as a late joiner, after a failed or a lost commit."""
         while True:
             await self._quietly(self._catch_up())
-            # After the first success this is only a safety net: the trainer commits to live servers
-            # itself.
-            await asyncio.sleep(HEARTBEAT_TTL_S / 3 if self._caught_up else _SHORTEST_PAUSE_S)
+            # While it serves what is published this is only a safety net: the trainer commits to
+            # live servers itself.
+            await asyncio.sleep(_SHORTEST_PAUSE_S if self._is_behind() else HEARTBEAT_TTL_S / 3)
 
     async def _catch_up(self) -> None:
-        await self._server.updater.catch_up(self._registry.policy)
-        self._caught_up = True
+        await self._server.updater.catch_up(self._read_policy)
+
+    async def _read_policy(self) -> tuple[PolicyRecord, WeightManifest] | None:
+        published = await self._registry.policy()
+        record = published[0] if published else None
+        self._published = (record.incarnation, record.policy_version) if record else (0, 0)
+        return published
+
+    def _is_behind(self) -> bool:
+        """Whether others should take the work: not even known, or not yet what is published."""
+        return self._published is None or self._server.serving.order < self._published
 
     async def _quietly(self, call: Awaitable[None]) -> None:
         """What is tried again anyway may fail: the server's record says why."""
         try:
             await call
         except SggError as error:
-            self._server.last_error = error.message
-            logger.warning("%s", error)
+            self._server.note_error(error)
 
     async def _claim_groups(self) -> None:
-        while True:
+        while not self._server.draining.is_set():
             await self._slots.acquire()
             lease = None
             try:
@@ -129,38 +149,49 @@ class QueueWorker:
 
     async def _claim(self) -> Lease | None:
         """One group, or None after a while without."""
-        if self._pause_s:
-            await asyncio.sleep(self._pause_s)
-        if self._server.why_not_ready() is not None or not self._caught_up:
-            await asyncio.sleep(0.1)
+        await self._pause(self._pause_s)
+        if self._server.why_not_ready() is not None or self._is_behind():
+            await self._pause(0.1)
             return None
         try:
+            # Not to be cancelled: an item that Redis has just handed out would stay leased.
             return await self._queue.claim(
-                "prompts", self._server.server_id, lease_s=self._lease_s, block_s=_CLAIM_BLOCK_S
+                self._lanes.order(),
+                self._server.server_id,
+                lease_s=self._lease_s,
+                block_s=_CLAIM_BLOCK_S,
             )
         except UnavailableError as error:
-            self._server.last_error = error.message
-            logger.warning("no prompts: %s", error)
-            await asyncio.sleep(_SHORTEST_PAUSE_S)
+            self._server.note_error(error)
+            await self._pause(_SHORTEST_PAUSE_S)
             return None
+
+    async def _pause(self, seconds: float) -> None:
+        """Nobody waits for it when the server is to stop."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._server.draining.wait(), seconds)
 
     async def _end_group(self, lease: Lease) -> None:
         """Complete, fail or release a lease; the lease is renewed until then."""
         renewing = asyncio.create_task(self._renew_until_lost(lease))
         sampling = asyncio.create_task(self._sample(lease))
+        giving_up = asyncio.create_task(self._server.given_up.wait())
+        tasks: set[asyncio.Task[Any]] = {renewing, sampling, giving_up}
         try:
-            await asyncio.wait({renewing, sampling}, return_when=asyncio.FIRST_COMPLETED)
-            if not sampling.done():
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if sampling.done():
+                await self._settle(lease, sampling)
+            elif giving_up.done():
+                await self._quietly(self._queue.release(lease))
+            else:
                 logger.warning("lost the lease of %s: another server samples it", lease.work_id)
-                return
-            await self._settle(lease, sampling)
         except asyncio.CancelledError:
             await self._quietly(self._queue.release(lease))
             raise
         finally:
-            renewing.cancel()
-            sampling.cancel()
-            await asyncio.gather(renewing, sampling, return_exceptions=True)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _renew_until_lost(self, lease: Lease) -> None:
         held = True
@@ -179,7 +210,7 @@ class QueueWorker:
         except ValidationError as error:
             raise InvalidInputError(f"not a PromptGroup: {error}") from error
         await self._wait_for_version(prompt)
-        images = [await self._images.fetch(ref) for ref in prompt.images]
+        images = [await self._fetch(ref) for ref in prompt.images]
         result = await self._server.sample(
             prompt.messages,
             images,
@@ -198,6 +229,17 @@ class QueueWorker:
             renormalised=prompt.sampling.renormalises,
         )
         return group.model_dump_json().encode()
+
+    async def _fetch(self, ref: ImageRef) -> bytes:
+        """An image. The trainer shares it once it has seen that this host needs it."""
+        deadline = time.monotonic() + _IMAGE_WAIT_S
+        while True:
+            try:
+                return await self._images.fetch(ref)
+            except NotFoundError:
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(0.5)
 
     async def _wait_for_version(self, prompt: PromptGroup) -> None:
         """Catch up until the weights are the asking trainer's, and new enough.
@@ -226,16 +268,24 @@ class QueueWorker:
             result = sampling.result()
         except (InvalidInputError, TooLargeError) as error:
             await self._fail(lease, f"{_DATA_MARK}{error}", DATA_ATTEMPTS)
+        except UnavailableError as error:
+            if self._server.draining.is_set():  # nobody's failure
+                await self._quietly(self._queue.release(lease))
+            else:
+                await self._fail_here(lease, error)
         except Exception as error:  # noqa: BLE001  # infrastructure, or a bug: neither ends the worker
-            # Another server may do better, so this one holds back for a while.
-            self._pause_s = min(max(2 * self._pause_s, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S)
-            text = f"{type(error).__name__} on {self._server.server_id}: {error}"
-            await self._fail(lease, text, self._max_deliveries)
+            await self._fail_here(lease, error)
         else:
             self._pause_s = 0.0
             await self._persistently(
                 lambda: self._queue.complete(lease, result_stream="rollouts", result=result)
             )
+
+    async def _fail_here(self, lease: Lease, error: Exception) -> None:
+        """Another server may do better, so this one holds back for a while."""
+        self._pause_s = min(max(2 * self._pause_s, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S)
+        text = f"{type(error).__name__} on {self._server.server_id}: {error}"
+        await self._fail(lease, text, self._max_deliveries)
 
     async def _fail(self, lease: Lease, text: str, budget: int) -> None:
         """Count a failure against its own kind's budget; the queue knows only their sum."""
@@ -256,11 +306,18 @@ class QueueWorker:
             else:
                 return
 
-    async def _drain(self) -> None:
-        if not self._groups:
-            return
-        logger.info("draining %d groups, at most %g s", len(self._groups), DRAIN_S)
-        _, late = await asyncio.wait(self._groups, timeout=DRAIN_S)
+    async def _end(self, claiming: asyncio.Task[None]) -> None:
+        """Wait for all groups. The server gives them up in time; then only Redis can hold them."""
+        ending = asyncio.create_task(self._all_ended(claiming))
+        giving_up = asyncio.create_task(self._server.given_up.wait())
+        await asyncio.wait({ending, giving_up}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({ending}, timeout=_HAND_BACK_S)
+        late: list[asyncio.Task[Any]] = [ending, giving_up, claiming, *self._groups]
         for task in late:
             task.cancel()
         await asyncio.gather(*late, return_exceptions=True)
+
+    async def _all_ended(self, claiming: asyncio.Task[None]) -> None:
+        await asyncio.wait({claiming})
+        while self._groups:
+            await asyncio.wait(self._groups)

@@ -27,8 +27,9 @@ MAX_IMAGE_BYTES = 32 * 1024 * 1024
 """Of an encoded file."""
 MAX_IMAGE_PIXELS = 64_000_000
 """Of a decoded image: about 190 MB as RGB."""
-REMOTE_TTL_S = 24 * 3600
-"""An image in Redis lives this long after it was last shared."""
+REMOTE_TTL_S = 600
+"""An image in Redis lives this long after it was last shared; the trainer shares it again while its
+group is open."""
 # Formats with a plain decoder in Pillow; some others run external programs.
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 

@@ -12,6 +12,20 @@ from services.schemas.weights import PolicyRecord, ServerRecord, WeightManifest
 HEARTBEAT_TTL_S = 15.0
 """A server silent for this long is gone. It beats every third of it."""
 
+GPU_TTL_S = 30.0
+"""A GPU whose server is silent for this long is free. Ending vLLM silences a server for 15 s."""
+
+# KEYS gpu; ARGV server_id ttl_ms. Takes what is free, renews what is the server's own.
+_CLAIM_GPU = """
+local holder = redis.call('GET', KEYS[1])
+if holder and holder ~= ARGV[1] then return holder end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return ARGV[1]
+"""
+# KEYS gpu; ARGV server_id.
+_RELEASE_GPU = """
+if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+"""
 # KEYS policy manifest run; ARGV incarnation policy manifest. An earlier trainer that still runs is
 # fenced off: its weights must not replace its successor's.
 _PUBLISH = """
@@ -28,7 +42,7 @@ return 1
 
 
 class Registry:
-    """The `servers`, `policy`, `manifest` and `run` keys.
+    """The `servers`, `gpu`, `policy`, `manifest` and `run` keys.
 
     Every method raises `UnavailableError` while Redis is away.
     """
@@ -53,8 +67,12 @@ class Registry:
                 pipe.delete(self._keys.heartbeat(server_id))
                 await pipe.execute()
 
-    async def servers(self) -> list[ServerRecord]:
-        """Live servers by id. Those whose heartbeat expired are removed."""
+    async def servers(self, *, starting: bool = False) -> list[ServerRecord]:
+        """Live servers by id. Those whose heartbeat expired are removed.
+
+        Args:
+            starting: With those that still load their model, which take neither work nor weights.
+        """
         with redis_errors(self._redis):
             texts: Any = await self._redis.hgetall(self._keys.servers)
             records = [ServerRecord.model_validate_json(text) for text in texts.values()]
@@ -64,8 +82,32 @@ class Registry:
             gone = [r.server_id for r, beat in zip(records, beats, strict=True) if beat is None]
             if gone:
                 await self._redis.hdel(self._keys.servers, *gone)
-        live = [record for record in records if record.server_id not in gone]
+        live = [
+            record
+            for record in records
+            if record.server_id not in gone and (starting or record.state != "starting")
+        ]
         return sorted(live, key=lambda record: record.server_id)
+
+    async def claim_gpu(self, gpu: str, server_id: str, *, ttl_s: float = GPU_TTL_S) -> str:
+        """Take a GPU that nobody has, or renew the claim on one's own.
+
+        Args:
+            gpu: Its UUID.
+            server_id: Who asks.
+            ttl_s: The claim lives this long after its last renewal.
+
+        Returns:
+            Who has it now: `server_id`, or another server.
+        """
+        holder = await self._run_script(
+            _CLAIM_GPU, [self._keys.gpu(gpu)], [server_id, round(ttl_s * 1000)]
+        )
+        return str(holder.decode())
+
+    async def release_gpu(self, gpu: str, server_id: str) -> None:
+        """Give a GPU back; without effect when it is another server's."""
+        await self._run_script(_RELEASE_GPU, [self._keys.gpu(gpu)], [server_id])
 
     async def publish_policy(self, policy: PolicyRecord, manifest: WeightManifest) -> None:
         """Make a version the one to serve; record and manifest change in one move.
@@ -127,9 +169,11 @@ class Registry:
         return int(value or 0)
 
     async def _fenced(self, script: str, keys: list[str], args: list[str | int]) -> None:
-        with redis_errors(self._redis):
-            done = await self._redis.register_script(script)(keys=keys, args=args)
-        if not done:
+        if not await self._run_script(script, keys, args):
             raise ConflictError(
                 f"trainer incarnation {args[0]} is superseded: a later one runs; this one must stop"
             )
+
+    async def _run_script(self, script: str, keys: list[str], args: list[str | int]) -> Any:
+        with redis_errors(self._redis):
+            return await self._redis.register_script(script)(keys=keys, args=args)

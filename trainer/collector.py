@@ -31,6 +31,7 @@ from pydantic import ValidationError
 
 from services.clients.reward import RewardClient
 from services.errors import InvalidInputError, SggError, UnavailableError, WaitTimeoutError
+from services.keys import CONSUMER_GROUPS, prompt_stream
 from services.queues.base import WorkQueue
 from services.schemas.prompts import PromptGroup
 from services.schemas.rewards import RewardGroup, RewardRequest, ScoredGroup
@@ -38,6 +39,7 @@ from services.schemas.rollouts import RolloutGroup
 from services.settings import Settings
 from trainer.algorithms.advantages import group_normalised
 from trainer.cursor import Cursor, CursorState
+from trainer.image_sharing import ImageSharing
 from trainer.prompts import PromptSource
 from trainer.types import Batch, Outcome, TrainGroup
 
@@ -137,10 +139,12 @@ class Collector:
             token=self._settings.data_token,
             timeout_s=self._settings.reward.timeout_s,
         )
+        self._sharing = ImageSharing(self._settings)
         self._changed = asyncio.Condition()
         self._admitting = asyncio.Lock()
         self._arrivals: asyncio.Queue[RolloutGroup] = asyncio.Queue()
         await self._persist(self._fence)
+        await self._persist(self._sharing.look)
         for work in (self._receive, self._score, self._watch):
             task = asyncio.create_task(self._guard(work))
             self._tasks.append(task)
@@ -155,6 +159,7 @@ class Collector:
                 task.cancel()
             _, running = await asyncio.wait(running, timeout=1.0)
         await self._reward.aclose()
+        await self._sharing.aclose()
         await self._queue.aclose()
 
     async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:
@@ -184,7 +189,7 @@ class Collector:
 
     async def _fence(self) -> None:
         """What an earlier incarnation left on the streams is asked for anew."""
-        for stream in ("prompts", "rollouts"):
+        for stream in CONSUMER_GROUPS:
             left = await self._queue.purge(stream)
             if left:
                 logger.info("put aside %d groups of an earlier start on %r", len(left), stream)
@@ -205,7 +210,9 @@ class Collector:
 
     async def _ask(self, prompt: PromptGroup) -> None:
         """Idempotent: the queue knows the work id. A failure is made good by `_watch`."""
-        await self._queue.enqueue("prompts", prompt.work_id, prompt.model_dump_json().encode())
+        await self._sharing.share(prompt.images)
+        body = prompt.model_dump_json().encode()
+        await self._queue.enqueue(prompt_stream(prompt), prompt.work_id, body)
 
     async def _receive(self) -> None:
         lease = await self._queue.claim(
@@ -370,6 +377,7 @@ class Collector:
     async def _watch(self) -> None:
         """Make good what was lost: replace dead groups, ask for open ones again."""
         await asyncio.sleep(WATCH_S)
+        await self._sharing.look()
         for letter in await self._queue.dead_letters():
             if letter.work_id in self._open:
                 self._bury(letter.work_id, letter.failures[-1] if letter.failures else "")

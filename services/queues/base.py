@@ -6,6 +6,7 @@ whoever holds the lease.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 
@@ -54,9 +55,17 @@ class WorkQueue(ABC):
 
     @abstractmethod
     async def claim(
-        self, stream: str, consumer: str, *, lease_s: float, block_s: float
+        self, streams: str | Sequence[str], consumer: str, *, lease_s: float, block_s: float
     ) -> Lease | None:
-        """Take one item, an expired lease first; wait up to `block_s` seconds for one."""
+        """Take one item, an expired lease first; wait up to `block_s` seconds for one.
+
+        Args:
+            streams: One, or several of one consumer group: an item of an earlier one comes first.
+                Within a stream, items come in order.
+            consumer: Who holds the lease.
+            lease_s: Others' leases that were not renewed for that long have expired.
+            block_s: 0 does not wait.
+        """
 
     @abstractmethod
     async def renew(self, lease: Lease, consumer: str) -> bool:
@@ -85,8 +94,8 @@ class WorkQueue(ABC):
         """Hand a lease back unused (draining): claimable at once, no failure recorded."""
 
     @abstractmethod
-    async def length(self, stream: str) -> int:
-        """Items on the stream that have not ended, claimed ones included."""
+    async def length(self, streams: str | Sequence[str]) -> int:
+        """Items on the streams that have not ended, claimed ones included."""
 
     @abstractmethod
     async def purge(self, stream: str) -> list[str]:
@@ -106,3 +115,8 @@ class WorkQueue(ABC):
 
     async def aclose(self) -> None:  # noqa: B027 - most queues hold nothing
         """Give back connections."""
+
+
+def stream_names(streams: str | Sequence[str]) -> list[str]:
+    """One name or several, as a list."""
+    return [streams] if isinstance(streams, str) else list(streams)

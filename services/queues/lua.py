@@ -61,32 +61,49 @@ return 1
 """
 )
 
-# stream, group, consumer, lease in ms, max_expiries. {entry, id, body, delivery, failures} or nil.
-# XAUTOCLAIM looks at ten pending entries a call, so the cursor is followed to the end: an expired
-# lease may stand behind many that are renewed. One is taken at a time: a poisoned item must not
-# take others down with its worker.
-CLAIM_EXPIRED = (
+# group, consumer, lease in ms, max_expiries, stream…. {stream, entry, id, body, delivery, failures}
+# or nil. XAUTOCLAIM looks at ten pending entries a call, so the cursor is followed to the end: an
+# expired lease may stand behind many that are renewed. One is taken at a time: a poisoned item must
+# not take others down with its worker.
+CLAIM = (
     _PRELUDE
     + """
-local stream, group, consumer, lease_ms = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
-local max_expiries, cursor, stream_key = tonumber(ARGV[7]), '0-0', prefix .. ARGV[3]
-repeat
-  local reply = redis.call('XAUTOCLAIM', stream_key, group, consumer, lease_ms, cursor, 'COUNT', 1)
-  cursor = reply[1]
-  local entry = reply[2][1]
-  if entry then
-    local id, body = field(entry, 'id'), field(entry, 'body')
-    local delivery = redis.call('XPENDING', stream_key, group, entry[1], entry[1], 1)[1][4]
-    if delivery <= max_expiries then
-      local failures = redis.call('LRANGE', key('failures', stream, id), 0, -1)
-      return {entry[1], id, body, delivery, failures}
-    end
-    if finish(stream, group, entry[1], id, 'dead') then
-      record(stream, id, 'lease expired ' .. (delivery - 1) .. ' times: its workers died or hung')
-      bury(stream, id, body)
-    end
+local group, consumer, lease_ms, max_expiries = ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
+local function lease(stream, entry, delivery)
+  local id = field(entry, 'id')
+  local failures = redis.call('LRANGE', key('failures', stream, id), 0, -1)
+  return {stream, entry[1], id, field(entry, 'body'), delivery, failures}
+end
+local function bury_expired(stream, entry, delivery)
+  local id = field(entry, 'id')
+  if finish(stream, group, entry[1], id, 'dead') then
+    record(stream, id, 'lease expired ' .. (delivery - 1) .. ' times: its workers died or hung')
+    bury(stream, id, field(entry, 'body'))
   end
-until cursor == '0-0'
+end
+local function expired(stream)
+  local stream_key, cursor = prefix .. stream, '0-0'
+  repeat
+    local reply = redis.call('XAUTOCLAIM', stream_key, group, consumer, lease_ms, cursor,
+                             'COUNT', 1)
+    local entry = reply[2][1]
+    cursor = reply[1]
+    if entry then
+      local delivery = redis.call('XPENDING', stream_key, group, entry[1], entry[1], 1)[1][4]
+      if delivery <= max_expiries then return lease(stream, entry, delivery) end
+      bury_expired(stream, entry, delivery)
+    end
+  until cursor == '0-0'
+end
+for i = 7, #ARGV do
+  local found = expired(ARGV[i])
+  if found then return found end
+end
+for i = 7, #ARGV do
+  local reply = redis.call('XREADGROUP', 'GROUP', group, consumer, 'COUNT', 1,
+                           'STREAMS', prefix .. ARGV[i], '>')
+  if reply then return lease(ARGV[i], reply[1][2][1], 1) end
+end
 return false
 """
 )

@@ -2,12 +2,13 @@
 
 import asyncio
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import count
+from itertools import chain, count
 
 from services.errors import QueueFullError
 from services.keys import CONSUMER_GROUPS
-from services.queues.base import DeadLetter, Lease, WorkQueue
+from services.queues.base import DeadLetter, Lease, WorkQueue, stream_names
 
 _POLL_S = 0.02
 """How often a waiting reader looks for expired leases."""
@@ -67,14 +68,15 @@ class MemoryQueue(WorkQueue):
         return True
 
     async def claim(
-        self, stream: str, consumer: str, *, lease_s: float, block_s: float
+        self, streams: str | Sequence[str], consumer: str, *, lease_s: float, block_s: float
     ) -> Lease | None:
         """See `WorkQueue.claim`."""
+        names = stream_names(streams)
         deadline = time.monotonic() + block_s
         while True:
-            lease = self._claim_expired(stream, consumer, lease_s) or self._claim_new(
-                stream, consumer
-            )
+            expired = (self._claim_expired(name, consumer, lease_s) for name in names)
+            new = (self._claim_new(name, consumer) for name in names)
+            lease = next((lease for lease in chain(expired, new) if lease), None)
             if lease or time.monotonic() >= deadline:
                 return lease
             await asyncio.sleep(_POLL_S)
@@ -117,9 +119,9 @@ class MemoryQueue(WorkQueue):
         if self._streams[lease.stream].holds(lease):
             self._put_back(lease)
 
-    async def length(self, stream: str) -> int:
+    async def length(self, streams: str | Sequence[str]) -> int:
         """See `WorkQueue.length`."""
-        return len(self._streams[stream].entries)
+        return sum(len(self._streams[name].entries) for name in stream_names(streams))
 
     async def purge(self, stream: str) -> list[str]:
         """See `WorkQueue.purge`."""

@@ -6,15 +6,17 @@ Who waits for whom: a reader waits in Redis for an item; a writer never waits, a
 
 import json
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import redis.exceptions
 from redis.asyncio import Redis
 
-from services.errors import QueueFullError
+from services.errors import NotFoundError, QueueFullError
 from services.keys import CONSUMER_GROUPS, RunKeys
 from services.queues import lua
-from services.queues.base import DeadLetter, Lease, WorkQueue
+from services.queues.base import DeadLetter, Lease, WorkQueue, stream_names
 from services.redis_client import connect, redis_errors
 
 __all__ = ["MAX_ERROR_CHARACTERS", "RedisQueue", "connect"]
@@ -28,7 +30,7 @@ _LONGEST_BLOCK_S = 1.0
 
 
 class RedisQueue(WorkQueue):
-    """Streams `prompts` and `rollouts` of one run.
+    """The streams of one run: the lanes of prompts, and `rollouts`.
 
     Every method raises `UnavailableError` while Redis is away; calling it again is always safe.
     """
@@ -51,6 +53,8 @@ class RedisQueue(WorkQueue):
         self, stream: str, work_id: str, body: bytes, *, max_length: int | None = None
     ) -> bool:
         """See `WorkQueue.enqueue`."""
+        if stream not in CONSUMER_GROUPS:  # nobody would ever read it
+            raise NotFoundError(f"no stream {stream!r}; there are {', '.join(CONSUMER_GROUPS)}")
         limit = "" if max_length is None else max_length
         added = await self._call(lua.ENQUEUE, stream, work_id, body, limit)
         if added == -1:
@@ -58,19 +62,21 @@ class RedisQueue(WorkQueue):
         return bool(added)
 
     async def claim(
-        self, stream: str, consumer: str, *, lease_s: float, block_s: float
+        self, streams: str | Sequence[str], consumer: str, *, lease_s: float, block_s: float
     ) -> Lease | None:
         """See `WorkQueue.claim`. An item whose lease expired too often is buried on the way."""
+        names = stream_names(streams)
         deadline = time.monotonic() + block_s
         while True:
             try:
-                lease = await self._claim_expired(stream, consumer, lease_s)
+                lease = await self._claim_now(names, consumer, lease_s)
                 left_s = deadline - time.monotonic()
-                lease = lease or await self._claim_new(stream, consumer, left_s)
+                if lease is None and left_s > 0:
+                    lease = await self._wait_for_new(names, consumer, left_s)
             except redis.exceptions.ResponseError as error:
                 if not str(error).startswith("NOGROUP"):
                     raise
-                await self._create_group(stream)
+                await self._create_groups(names)
                 continue
             if lease or time.monotonic() >= deadline:
                 return lease
@@ -99,10 +105,13 @@ class RedisQueue(WorkQueue):
         """See `WorkQueue.release`. Without effect when the lease has passed to another."""
         await self._call(lua.RELEASE, *_held(lease))
 
-    async def length(self, stream: str) -> int:
+    async def length(self, streams: str | Sequence[str]) -> int:
         """See `WorkQueue.length`."""
         with redis_errors(self._redis):
-            return int(await self._redis.xlen(self._keys.prefix + stream))
+            async with self._redis.pipeline(transaction=True) as pipe:
+                for name in stream_names(streams):
+                    pipe.xlen(self._keys.stream(name))
+                return sum(await pipe.execute())
 
     async def purge(self, stream: str) -> list[str]:
         """See `WorkQueue.purge`."""
@@ -127,54 +136,70 @@ class RedisQueue(WorkQueue):
         """See `WorkQueue.aclose`."""
         await self._redis.aclose()
 
-    async def _claim_expired(self, stream: str, consumer: str, lease_s: float) -> Lease | None:
-        place = (*_stream(stream), consumer, max(1, round(lease_s * 1000)), self._max_expiries)
-        found = await self._call(lua.CLAIM_EXPIRED, *place)
+    async def _claim_now(self, streams: list[str], consumer: str, lease_s: float) -> Lease | None:
+        lease_ms = max(1, round(lease_s * 1000))
+        place = (CONSUMER_GROUPS[streams[0]], consumer, lease_ms, self._max_expiries)
+        found = await self._call(lua.CLAIM, *place, *streams)
         if not found:
             return None
-        entry_id, work_id, body, delivery, failures = found
+        stream, entry_id, work_id, body, delivery, failures = found
         return Lease(
-            stream=stream,
+            stream=stream.decode(),
             entry_id=entry_id.decode(),
             work_id=work_id.decode(),
             body=body,
-            failures=[text.decode(errors="replace") for text in failures],
+            failures=_texts(failures),
             delivery=delivery,
         )
 
-    async def _claim_new(self, stream: str, consumer: str, block_s: float) -> Lease | None:
-        block_ms = round(min(block_s, _LONGEST_BLOCK_S) * 1000)
+    async def _wait_for_new(
+        self, streams: list[str], consumer: str, block_s: float
+    ) -> Lease | None:
+        """The next item of any stream. A read that finds several takes one of each stream."""
         with redis_errors(self._redis):
             reply: Any = await self._redis.xreadgroup(
-                CONSUMER_GROUPS[stream],
+                CONSUMER_GROUPS[streams[0]],
                 consumer,
-                {self._keys.prefix + stream: ">"},
+                {self._keys.stream(stream): ">" for stream in streams},
                 count=1,
-                block=block_ms if block_ms > 0 else None,  # 0 would wait for ever
+                block=max(1, round(min(block_s, _LONGEST_BLOCK_S) * 1000)),  # 0 waits for ever
             )
-            if not reply:
-                return None
-            entry_id, fields = reply[0][1][0]
-            work_id = fields[b"id"].decode()
-            failures: Any = await self._redis.lrange(self._keys.failures(stream, work_id), 0, -1)
+        if not reply:
+            return None
+        leases = [
+            self._new_lease(key.decode(), entry) for key, entries in reply for entry in entries
+        ]
+        for extra in leases[1:]:
+            await self.release(extra)
+        failures = await self._failures(leases[0])
+        return replace(leases[0], failures=failures)
+
+    def _new_lease(self, key: str, entry: tuple[bytes, dict[bytes, bytes]]) -> Lease:
+        entry_id, fields = entry
         return Lease(
-            stream=stream,
+            stream=key.removeprefix(self._keys.prefix),
             entry_id=entry_id.decode(),
-            work_id=work_id,
+            work_id=fields[b"id"].decode(),
             body=fields[b"body"],
-            failures=[text.decode(errors="replace") for text in failures],
         )
 
-    async def _create_group(self, stream: str) -> None:
-        """At id 0: items that came before the group are its work too."""
+    async def _failures(self, lease: Lease) -> list[str]:
         with redis_errors(self._redis):
-            try:
-                await self._redis.xgroup_create(
-                    self._keys.prefix + stream, CONSUMER_GROUPS[stream], id="0", mkstream=True
-                )
-            except redis.exceptions.ResponseError as error:
-                if not str(error).startswith("BUSYGROUP"):  # another consumer was first
-                    raise
+            key = self._keys.failures(lease.stream, lease.work_id)
+            texts: Any = await self._redis.lrange(key, 0, -1)
+        return _texts(texts)
+
+    async def _create_groups(self, streams: list[str]) -> None:
+        """At id 0: items that came before the group are its work too."""
+        for stream in streams:
+            with redis_errors(self._redis):
+                try:
+                    await self._redis.xgroup_create(
+                        self._keys.stream(stream), CONSUMER_GROUPS[stream], id="0", mkstream=True
+                    )
+                except redis.exceptions.ResponseError as error:
+                    if not str(error).startswith("BUSYGROUP"):  # another consumer was first
+                        raise
 
     async def _call(self, script: str, *args: str | bytes | float) -> Any:
         with redis_errors(self._redis):
@@ -190,6 +215,10 @@ def _stream(stream: str) -> tuple[str, str]:
 def _held(lease: Lease) -> tuple[str | bytes | float, ...]:
     place = (*_stream(lease.stream), lease.entry_id, lease.delivery)
     return (*place, lease.work_id, lease.body)
+
+
+def _texts(raw: Sequence[bytes]) -> list[str]:
+    return [text.decode(errors="replace") for text in raw]
 
 
 def _dead_letter(entry_id: bytes, fields: dict[bytes, bytes]) -> DeadLetter:

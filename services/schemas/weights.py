@@ -149,6 +149,8 @@ class ServerRecord(Message):
     groups_limit: int = Field(default=0, ge=0)
     """Groups of the queue that it samples at the same time."""
     last_error: str | None = None
+    last_error_s: float | None = Field(default=None, ge=0)
+    """Seconds from that error to this heartbeat."""
 
 
 class PolicyRecord(Message):

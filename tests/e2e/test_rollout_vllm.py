@@ -18,7 +18,7 @@ from scene_graph.boxes import smart_resize
 from services.clients.rollout import RolloutClient
 from services.errors import ConflictError, InvalidInputError
 from services.images import ImageStore
-from services.keys import RunKeys
+from services.keys import RunKeys, prompt_stream
 from services.queues.redis import RedisQueue
 from services.redis_client import connect
 from services.registry import Registry
@@ -280,7 +280,7 @@ async def test_a_prompt_of_the_queue_is_sampled_by_the_version_it_asks_for(
         sampling=Sampling(n=4, max_tokens=16, suppress_token_ids=SUPPRESSED),
         min_policy_version=version,
     )
-    await queue.enqueue("prompts", prompt.work_id, prompt.model_dump_json().encode())
+    await queue.enqueue(prompt_stream(prompt), prompt.work_id, prompt.model_dump_json().encode())
     manifest = publisher.write(other, version)
     record = PolicyRecord(
         policy_version=version,

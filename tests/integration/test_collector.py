@@ -23,7 +23,7 @@ from scene_data.toy import make_toy
 from scene_graph.graph import SceneGraph, SceneObject
 from services.errors import InvalidInputError, UnavailableError, WaitTimeoutError
 from services.images import ImageStore
-from services.keys import RunKeys
+from services.keys import PROMPT_LANES, RunKeys
 from services.ports import free_port
 from services.queues.base import DeadLetter, Lease
 from services.queues.redis import RedisQueue
@@ -347,7 +347,7 @@ async def answer(run: Run, count: int, version: int, token: int = 65, size: int 
     queue = run.queue()
     answered = []
     for _ in range(count):
-        lease = await queue.claim("prompts", "scripted", lease_s=30, block_s=4)
+        lease = await queue.claim(PROMPT_LANES, "scripted", lease_s=30, block_s=4)
         assert lease is not None
         prompt = PromptGroup.model_validate_json(lease.body)
         completion = Completion(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from services.errors import UnavailableError
-from services.keys import RunKeys
+from services.keys import PROMPT_LANES, RunKeys
 from services.ports import free_port
 from services.queues.base import Lease
 from services.queues.redis import RedisQueue
@@ -34,6 +34,11 @@ POISON = {"item-7", "item-100"}
 ITEMS = [f"item-{number}" for number in range(300)]
 
 
+def lane_of(item: str) -> str:
+    """Its own for each item, whenever it is asked."""
+    return PROMPT_LANES[int(item.rpartition("-")[2]) % len(PROMPT_LANES)]
+
+
 class NaiveQueue(RedisQueue):
     """Finishing as three separate calls, each fine in itself."""
 
@@ -42,14 +47,15 @@ class NaiveQueue(RedisQueue):
     ) -> bool:
         fields: dict[Any, Any] = {"id": lease.work_id, "body": result}
         with redis_errors(self._redis):
-            await self._redis.xadd(KEYS.rollouts, fields)
-            await self._redis.xack(KEYS.prompts, "rollout", lease.entry_id)
-            await self._redis.xdel(KEYS.prompts, lease.entry_id)
+            await self._redis.xadd(KEYS.stream("rollouts"), fields)
+            await self._redis.xack(KEYS.stream(lease.stream), "rollout", lease.entry_id)
+            await self._redis.xdel(KEYS.stream(lease.stream), lease.entry_id)
         return True
 
 
 async def work(queue: RedisQueue, consumer: str, rng: random.Random) -> None:
-    lease = await queue.claim("prompts", consumer, lease_s=LEASE_S, block_s=0.1)
+    lanes = rng.sample(PROMPT_LANES, len(PROMPT_LANES))
+    lease = await queue.claim(lanes, consumer, lease_s=LEASE_S, block_s=0.1)
     if lease is None:
         return
     if lease.work_id in POISON:
@@ -124,7 +130,7 @@ async def enqueue_all(queue: RedisQueue, items: list[str]) -> None:
     for item in items:
         while True:
             try:
-                await queue.enqueue("prompts", item, b"x" * 200)
+                await queue.enqueue(lane_of(item), item, b"x" * 200)
                 break
             except UnavailableError:
                 await asyncio.sleep(0.05)
@@ -133,11 +139,11 @@ async def enqueue_all(queue: RedisQueue, items: list[str]) -> None:
 async def outcome(queue: RedisQueue, url: str) -> tuple[int, Counter[str], Counter[str]]:
     """Items still on the stream; results and dead letters by work id."""
     client = connect(url)
-    entries: Any = await client.xrange(KEYS.rollouts)
+    entries: Any = await client.xrange(KEYS.stream("rollouts"))
     results = Counter(fields[b"id"].decode() for _, fields in entries)
     dead = Counter(letter.work_id for letter in await queue.dead_letters())
     await client.aclose()
-    return await queue.length("prompts"), results, dead
+    return await queue.length(PROMPT_LANES), results, dead
 
 
 def run_until_empty(chaos: Chaos, *, kill_s: float, limit_s: float) -> tuple[Any, Any]:

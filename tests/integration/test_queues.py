@@ -7,14 +7,15 @@ from typing import Any
 
 import pytest
 
-from services.errors import QueueFullError, UnavailableError
-from services.keys import RunKeys
+from services.errors import NotFoundError, QueueFullError, UnavailableError
+from services.keys import PROMPT_LANES, RunKeys
 from services.ports import free_port
 from services.queues.base import Lease, WorkQueue
 from services.queues.memory import MemoryQueue
 from services.queues.redis import MAX_ERROR_CHARACTERS, RedisQueue
 from services.redis_client import connect
 
+LANE = PROMPT_LANES[3]
 LONG_S = 60.0
 SHORT_S = 0.05
 
@@ -30,19 +31,19 @@ async def queue(request: pytest.FixtureRequest, run_keys: RunKeys) -> AsyncItera
 
 
 async def claim(queue: WorkQueue, consumer: str = "a", *, lease_s: float = LONG_S) -> Lease:
-    lease = await queue.claim("prompts", consumer, lease_s=lease_s, block_s=5)
+    lease = await queue.claim(LANE, consumer, lease_s=lease_s, block_s=5)
     assert lease is not None
     return lease
 
 
 async def nothing(queue: WorkQueue, consumer: str = "b", *, lease_s: float = LONG_S) -> bool:
-    return await queue.claim("prompts", consumer, lease_s=lease_s, block_s=0) is None
+    return await queue.claim(LANE, consumer, lease_s=lease_s, block_s=0) is None
 
 
 async def test_items_come_in_order_with_their_body(queue: WorkQueue) -> None:
     body = bytes(range(256))
-    assert await queue.enqueue("prompts", "g1#0", body)
-    assert await queue.enqueue("prompts", "g2#0", b"2")
+    assert await queue.enqueue(LANE, "g1#0", body)
+    assert await queue.enqueue(LANE, "g2#0", b"2")
     first, second = await claim(queue), await claim(queue)
     assert (first.work_id, first.body, first.failures) == ("g1#0", body, [])
     assert second.work_id == "g2#0"
@@ -50,31 +51,29 @@ async def test_items_come_in_order_with_their_body(queue: WorkQueue) -> None:
 
 
 async def test_an_item_is_enqueued_once_even_after_it_ended(queue: WorkQueue) -> None:
-    assert await queue.enqueue("prompts", "g1", b"1")
-    assert not await queue.enqueue("prompts", "g1", b"1")
+    assert await queue.enqueue(LANE, "g1", b"1")
+    assert not await queue.enqueue(LANE, "g1", b"1")
     await queue.complete(await claim(queue))
-    assert not await queue.enqueue("prompts", "g1", b"1")
-    assert await queue.length("prompts") == 0
+    assert not await queue.enqueue(LANE, "g1", b"1")
+    assert await queue.length(LANE) == 0
 
 
 async def test_a_full_stream_refuses_and_stays_as_it_was(queue: WorkQueue) -> None:
-    await queue.enqueue("prompts", "g1", b"1", max_length=1)
+    await queue.enqueue(LANE, "g1", b"1", max_length=1)
     await claim(queue)  # claimed items still count
-    with pytest.raises(QueueFullError, match="prompts"):
-        await queue.enqueue("prompts", "g2", b"2", max_length=1)
-    assert await queue.length("prompts") == 1
-    assert await queue.enqueue("prompts", "g2", b"2", max_length=2)
-    assert not await queue.enqueue("prompts", "g1", b"1", max_length=1), (
-        "known items are not refused"
-    )
+    with pytest.raises(QueueFullError, match=LANE):
+        await queue.enqueue(LANE, "g2", b"2", max_length=1)
+    assert await queue.length(LANE) == 1
+    assert await queue.enqueue(LANE, "g2", b"2", max_length=2)
+    assert not await queue.enqueue(LANE, "g1", b"1", max_length=1), "known items are not refused"
 
 
 async def test_complete_moves_the_result_once(queue: WorkQueue) -> None:
-    await queue.enqueue("prompts", "g1", b"1")
+    await queue.enqueue(LANE, "g1", b"1")
     lease = await claim(queue)
     assert await queue.complete(lease, result_stream="rollouts", result=b"r")
     assert not await queue.complete(lease, result_stream="rollouts", result=b"again")
-    assert (await queue.length("prompts"), await queue.length("rollouts")) == (0, 1)
+    assert (await queue.length(LANE), await queue.length("rollouts")) == (0, 1)
     found = await queue.claim("rollouts", "t", lease_s=LONG_S, block_s=1)
     assert found is not None
     assert (found.work_id, found.body) == ("g1", b"r")
@@ -84,13 +83,13 @@ async def test_complete_moves_the_result_once(queue: WorkQueue) -> None:
 async def test_a_waiting_reader_gets_what_comes(queue: WorkQueue) -> None:
     waiting = asyncio.create_task(claim(queue))
     await asyncio.sleep(0.1)
-    await queue.enqueue("prompts", "g1", b"1")
+    await queue.enqueue(LANE, "g1", b"1")
     assert (await waiting).work_id == "g1"
 
 
 async def test_an_expired_lease_goes_to_another_before_new_items(queue: WorkQueue) -> None:
-    await queue.enqueue("prompts", "g1", b"1")
-    await queue.enqueue("prompts", "g2", b"2")
+    await queue.enqueue(LANE, "g1", b"1")
+    await queue.enqueue(LANE, "g2", b"2")
     lost = await claim(queue, "a")
     assert lost.work_id == "g1"
     await asyncio.sleep(SHORT_S * 2)
@@ -102,7 +101,7 @@ async def test_an_expired_lease_goes_to_another_before_new_items(queue: WorkQueu
 
 async def test_an_expired_lease_is_found_behind_many_renewed_ones(queue: WorkQueue) -> None:
     for number in range(25):
-        await queue.enqueue("prompts", f"g{number}", b"")
+        await queue.enqueue(LANE, f"g{number}", b"")
     leases = [await claim(queue, "a") for _ in range(25)]
     await asyncio.sleep(1.7)
     for lease in leases[:24]:
@@ -111,7 +110,7 @@ async def test_an_expired_lease_is_found_behind_many_renewed_ones(queue: WorkQue
 
 
 async def test_a_renewed_lease_stays(queue: WorkQueue) -> None:
-    await queue.enqueue("prompts", "g1", b"1")
+    await queue.enqueue(LANE, "g1", b"1")
     lease = await claim(queue, "a")
     for _ in range(4):
         await asyncio.sleep(0.5)
@@ -121,7 +120,7 @@ async def test_a_renewed_lease_stays(queue: WorkQueue) -> None:
 
 
 async def test_the_same_consumer_does_not_renew_its_own_expired_lease(queue: WorkQueue) -> None:
-    await queue.enqueue("prompts", "g1", b"1")
+    await queue.enqueue(LANE, "g1", b"1")
     old = await claim(queue, "a")
     await asyncio.sleep(SHORT_S * 2)
     new = await claim(queue, "a", lease_s=SHORT_S)
@@ -130,7 +129,7 @@ async def test_the_same_consumer_does_not_renew_its_own_expired_lease(queue: Wor
 
 
 async def test_whoever_finishes_first_wins(queue: WorkQueue) -> None:
-    await queue.enqueue("prompts", "g1", b"1")
+    await queue.enqueue(LANE, "g1", b"1")
     slow = await claim(queue, "a")
     await asyncio.sleep(SHORT_S * 2)
     fast = await claim(queue, "b", lease_s=SHORT_S)
@@ -141,22 +140,22 @@ async def test_whoever_finishes_first_wins(queue: WorkQueue) -> None:
 
 
 async def test_failures_are_kept_and_the_last_one_is_death(queue: WorkQueue) -> None:
-    await queue.enqueue("prompts", "g1", b"1")
+    await queue.enqueue(LANE, "g1", b"1")
     assert not await queue.fail(await claim(queue), "first", max_deliveries=2)
     second = await claim(queue, "b")
     assert second.failures == ["first"]
     assert await queue.fail(second, "second", max_deliveries=2)
     assert await nothing(queue)
-    assert await queue.length("prompts") == 0
+    assert await queue.length(LANE) == 0
     (letter,) = await queue.dead_letters()
-    assert (letter.stream, letter.work_id, letter.body) == ("prompts", "g1", b"1")
+    assert (letter.stream, letter.work_id, letter.body) == (LANE, "g1", b"1")
     assert letter.failures == ["first", "second"]
     assert not await queue.complete(second, result_stream="rollouts", result=b"late")
     assert await queue.length("rollouts") == 0
 
 
 async def test_one_who_lost_the_lease_cannot_fail_or_release_the_item(queue: WorkQueue) -> None:
-    await queue.enqueue("prompts", "g1", b"1")
+    await queue.enqueue(LANE, "g1", b"1")
     lost = await claim(queue, "a")
     await asyncio.sleep(SHORT_S * 2)
     held = await claim(queue, "b", lease_s=SHORT_S)
@@ -168,25 +167,25 @@ async def test_one_who_lost_the_lease_cannot_fail_or_release_the_item(queue: Wor
 
 
 async def test_finishing_ends_an_item_that_was_put_back(queue: WorkQueue) -> None:
-    await queue.enqueue("prompts", "g1", b"1")
+    await queue.enqueue(LANE, "g1", b"1")
     slow = await claim(queue, "a")
     await asyncio.sleep(SHORT_S * 2)
     await queue.fail(await claim(queue, "b", lease_s=SHORT_S), "no", max_deliveries=5)
     assert await queue.complete(slow)
     assert await nothing(queue)
-    assert await queue.length("prompts") == 0
+    assert await queue.length(LANE) == 0
 
 
 async def test_release_hands_back_at_once_without_a_failure(queue: WorkQueue) -> None:
-    await queue.enqueue("prompts", "g1", b"1")
+    await queue.enqueue(LANE, "g1", b"1")
     for _ in range(10):  # more often than failures or expiries are allowed
         await queue.release(await claim(queue))
     assert (await claim(queue, "b")).failures == []
 
 
 async def test_an_item_that_kills_its_workers_is_dead_in_the_end(queue: WorkQueue) -> None:
-    await queue.enqueue("prompts", "poison", b"1")
-    await queue.enqueue("prompts", "good", b"2")
+    await queue.enqueue(LANE, "poison", b"1")
+    await queue.enqueue(LANE, "good", b"2")
     await claim(queue)
     for _ in range(2):
         await asyncio.sleep(SHORT_S * 2)
@@ -199,21 +198,21 @@ async def test_an_item_that_kills_its_workers_is_dead_in_the_end(queue: WorkQueu
 
 
 async def test_purge_ends_everything_claimed_or_not(queue: WorkQueue) -> None:
-    await queue.enqueue("prompts", "g1", b"1")
-    await queue.enqueue("prompts", "g2", b"2")
+    await queue.enqueue(LANE, "g1", b"1")
+    await queue.enqueue(LANE, "g2", b"2")
     lease = await claim(queue)
-    assert sorted(await queue.purge("prompts")) == ["g1", "g2"]
-    assert await queue.purge("prompts") == []
+    assert sorted(await queue.purge(LANE)) == ["g1", "g2"]
+    assert await queue.purge(LANE) == []
     assert not await queue.complete(lease, result_stream="rollouts", result=b"r")
     assert not await queue.renew(lease, "a")
     assert not await queue.fail(lease, "late", max_deliveries=1)
-    assert await queue.length("prompts") == await queue.length("rollouts") == 0
+    assert await queue.length(LANE) == await queue.length("rollouts") == 0
     assert await queue.dead_letters() == []
 
 
 async def test_replay_gives_a_clean_record_and_drop_forgets(queue: WorkQueue) -> None:
     for name in ("g1", "g2"):
-        await queue.enqueue("prompts", name, name.encode())
+        await queue.enqueue(LANE, name, name.encode())
         await queue.fail(await claim(queue), "broken", max_deliveries=1)
     first, second = await queue.dead_letters()
     assert await queue.replay(first.entry_id)
@@ -229,11 +228,11 @@ async def test_replay_gives_a_clean_record_and_drop_forgets(queue: WorkQueue) ->
 async def test_many_workers_finish_everything_exactly_once(queue: WorkQueue) -> None:
     names = {f"g{number}" for number in range(60)}
     for name in names:
-        await queue.enqueue("prompts", name, b"")
+        await queue.enqueue(LANE, name, b"")
 
     async def work(consumer: str) -> list[str]:
         ended = []
-        while lease := await queue.claim("prompts", consumer, lease_s=LONG_S, block_s=0):
+        while lease := await queue.claim(LANE, consumer, lease_s=LONG_S, block_s=0):
             assert await queue.complete(lease, result_stream="rollouts")
             ended.append(lease.work_id)
         return ended
@@ -243,7 +242,72 @@ async def test_many_workers_finish_everything_exactly_once(queue: WorkQueue) -> 
     assert await queue.length("rollouts") == len(names)
 
 
+async def test_streams_are_read_in_order_of_preference(queue: WorkQueue) -> None:
+    third, first, second = PROMPT_LANES[:3]
+    for lane in (first, second, third):
+        for number in range(2):
+            await queue.enqueue(lane, f"{lane} {number}", b"")
+    lanes = [first, second, third]
+    got = [await queue.claim(lanes, "a", lease_s=LONG_S, block_s=0) for _ in range(6)]
+    assert [lease.work_id for lease in got if lease] == [f"{s} {i}" for s in lanes for i in (0, 1)]
+    assert [lease.stream for lease in got if lease] == [s for s in lanes for _ in (0, 1)]
+    assert await queue.length(lanes) == 6
+
+
+async def test_an_expired_lease_of_any_stream_comes_before_new_items(queue: WorkQueue) -> None:
+    await queue.enqueue(PROMPT_LANES[9], "lost", b"1")
+    await queue.claim(PROMPT_LANES[9], "a", lease_s=LONG_S, block_s=0)
+    await queue.enqueue(PROMPT_LANES[0], "new", b"2")
+    await asyncio.sleep(SHORT_S * 2)
+    taken = await queue.claim(PROMPT_LANES, "b", lease_s=SHORT_S, block_s=0)
+    assert taken is not None
+    assert (taken.stream, taken.work_id, taken.delivery) == (PROMPT_LANES[9], "lost", 2)
+    assert await queue.renew(taken, "b")
+    assert await queue.complete(taken)
+
+
+async def test_a_reader_of_many_streams_waits_for_all_of_them(queue: WorkQueue) -> None:
+    waiting = asyncio.create_task(queue.claim(PROMPT_LANES, "a", lease_s=LONG_S, block_s=5))
+    await asyncio.sleep(0.1)
+    await queue.enqueue(PROMPT_LANES[15], "late", b"1")
+    lease = await waiting
+    assert lease is not None
+    assert (lease.stream, lease.work_id) == (PROMPT_LANES[15], "late")
+
+
 # What only Redis can do wrong.
+
+
+class Hurried(RedisQueue):
+    """Its first look always comes a moment too early."""
+
+    async def _claim_now(self, *args: Any) -> Lease | None:
+        return None
+
+
+async def test_what_a_wait_finds_too_much_is_handed_back(redis_url: str, run_keys: RunKeys) -> None:
+    client = connect(redis_url)
+    queue = RedisQueue(client, run_keys)
+    assert await queue.claim(PROMPT_LANES, "makes the groups", lease_s=LONG_S, block_s=0) is None
+    for lane in PROMPT_LANES[:4]:
+        await queue.enqueue(lane, lane, lane.encode())
+    preferred = [*PROMPT_LANES[2:], *PROMPT_LANES[:2]]
+    lease = await Hurried(client, run_keys).claim(preferred, "a", lease_s=LONG_S, block_s=5)
+    assert lease is not None
+    assert lease.work_id == PROMPT_LANES[2]
+    for _ in range(3):
+        other = await queue.claim(PROMPT_LANES, "b", lease_s=LONG_S, block_s=0)
+        assert other is not None
+        assert (other.work_id, other.body.decode(), other.failures) == (*[other.stream] * 2, [])
+    assert await queue.claim(PROMPT_LANES, "b", lease_s=LONG_S, block_s=0) is None
+    await client.aclose()
+
+
+async def test_a_stream_that_nobody_reads_is_refused(redis_url: str, run_keys: RunKeys) -> None:
+    client = connect(redis_url)
+    with pytest.raises(NotFoundError, match="prompts/0"):
+        await RedisQueue(client, run_keys).enqueue("prompts", "g1", b"")
+    await client.aclose()
 
 
 async def test_a_group_that_redis_lost_is_made_again_with_its_items(
@@ -251,9 +315,9 @@ async def test_a_group_that_redis_lost_is_made_again_with_its_items(
 ) -> None:
     client = connect(redis_url)
     queue = RedisQueue(client, run_keys)
-    await queue.enqueue("prompts", "g1", b"1")
+    await queue.enqueue(LANE, "g1", b"1")
     lease = await claim(queue)
-    await client.xgroup_destroy(run_keys.prompts, "rollout")
+    await client.xgroup_destroy(run_keys.stream(LANE), "rollout")
     assert not await queue.renew(lease, "a")
     assert (await claim(queue, "b")).work_id == "g1"
     await client.aclose()
@@ -264,11 +328,11 @@ async def test_a_result_survives_that_redis_lost_everything(
 ) -> None:
     client = connect(redis_url)
     queue = RedisQueue(client, run_keys)
-    await queue.enqueue("prompts", "g1", b"1")
+    await queue.enqueue(LANE, "g1", b"1")
     lease = await claim(queue)
     await client.delete(*[key async for key in client.scan_iter(f"{run_keys.prefix}*")])
     assert await queue.complete(lease, result_stream="rollouts", result=b"r")
-    await queue.enqueue("prompts", "g1", b"1")  # the trainer derives it again
+    await queue.enqueue(LANE, "g1", b"1")  # the trainer derives it again
     again = await claim(queue)
     assert not await queue.complete(again, result_stream="rollouts", result=b"r2")
     assert await queue.length("rollouts") == 1
@@ -278,13 +342,13 @@ async def test_a_result_survives_that_redis_lost_everything(
 async def test_guards_expire_and_long_errors_are_cut(redis_url: str, run_keys: RunKeys) -> None:
     client = connect(redis_url)
     queue = RedisQueue(client, run_keys)
-    await queue.enqueue("prompts", "g1", b"1")
+    await queue.enqueue(LANE, "g1", b"1")
     await queue.fail(await claim(queue), "x" * 100_000 + "cause", max_deliveries=2)
     (kept,) = (await claim(queue, "b", lease_s=LONG_S)).failures
     assert kept.endswith("cause")
     assert len(kept) == MAX_ERROR_CHARACTERS
-    await queue.purge("prompts")
-    guards = [key async for key in client.scan_iter(f"{run_keys.prefix}*:prompts:*")]
+    await queue.purge(LANE)
+    guards = [key async for key in client.scan_iter(f"{run_keys.prefix}*:{LANE}:*")]
     assert len(guards) == 2
     times: list[Any] = [await client.ttl(key) for key in guards]
     assert all(0 < seconds <= 7 * 86400 for seconds in times)
@@ -296,7 +360,7 @@ async def test_blocking_longer_than_the_socket_timeout_is_no_failure(
 ) -> None:
     client = connect(redis_url)
     queue = RedisQueue(client, run_keys)
-    assert await queue.claim("prompts", "a", lease_s=LONG_S, block_s=6) is None
+    assert await queue.claim(LANE, "a", lease_s=LONG_S, block_s=6) is None
     await client.aclose()
 
 
@@ -304,6 +368,6 @@ async def test_an_absent_redis_is_unavailable_and_the_message_helps(run_keys: Ru
     port = free_port()
     client = connect(f"redis://user:secret@127.0.0.1:{port}/0")
     with pytest.raises(UnavailableError, match=f"127.0.0.1:{port}.*sgg-rl serve redis") as caught:
-        await RedisQueue(client, run_keys).length("prompts")
+        await RedisQueue(client, run_keys).length(LANE)
     assert "secret" not in caught.value.message
     await client.aclose()

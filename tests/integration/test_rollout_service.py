@@ -17,7 +17,7 @@ import pytest
 from services.clients.rollout import RolloutClient
 from services.errors import ConflictError, InvalidInputError, NotFoundError, UnauthorizedError
 from services.images import ImageStore
-from services.keys import RunKeys
+from services.keys import PROMPT_LANES, RunKeys, prompt_stream
 from services.ports import free_port, is_listening
 from services.queues.redis import RedisQueue
 from services.redis_client import connect
@@ -276,7 +276,9 @@ class Trainer:
 
     async def ask(self, *prompts: PromptGroup) -> None:
         for prompt in prompts:
-            await self.queue.enqueue("prompts", prompt.work_id, prompt.model_dump_json().encode())
+            await self.queue.enqueue(
+                prompt_stream(prompt), prompt.work_id, prompt.model_dump_json().encode()
+            )
 
     async def answers(self, count: int) -> list[RolloutGroup]:
         groups: list[RolloutGroup] = []
@@ -315,7 +317,7 @@ async def test_a_killed_server_loses_nothing_and_catches_up(
     versions = {s.policy_version for g in groups for c in g.completions for s in c.policy_versions}
     assert versions == {5}
     assert len({group.server_id for group in groups}) == 2
-    assert await trainer.queue.length("prompts") == 0
+    assert await trainer.queue.length(PROMPT_LANES) == 0
     await trainer.close()
 
 
@@ -329,11 +331,11 @@ async def test_sigterm_drains_and_takes_the_server_out(
     server.process.terminate()
     assert server.process.wait(30) == 0, server.log.read_text()
     assert await trainer.registry.servers() == []
-    left = await trainer.queue.length("prompts")
+    left = await trainer.queue.length(PROMPT_LANES)
     done = await trainer.queue.length("rollouts")
     assert left + done == 19
     for _ in range(left):  # at once: no lease has to expire
-        lease = await trainer.queue.claim("prompts", "other", lease_s=60, block_s=0.1)
+        lease = await trainer.queue.claim(PROMPT_LANES, "other", lease_s=60, block_s=0.1)
         assert lease is not None
         assert lease.failures == []
     await trainer.close()

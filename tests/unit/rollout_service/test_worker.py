@@ -10,10 +10,12 @@ from prometheus_client import CollectorRegistry
 
 from rollout_service.engine import EngineResult, Weights
 from rollout_service.fake_engine import FakeEngine
+from rollout_service.membership import Membership
 from rollout_service.server import RolloutServer
 from rollout_service.worker import QueueWorker
 from services.errors import EngineError, InvalidInputError, UnavailableError
 from services.images import ImageStore
+from services.keys import PROMPT_LANES, prompt_stream
 from services.queues.base import Lease
 from services.queues.memory import MemoryQueue
 from services.registry import Registry
@@ -36,6 +38,9 @@ class MemoryRegistry(Registry):
 
     async def heartbeat(self, record: ServerRecord, *, ttl_s: float = 15.0) -> None:
         self.records[record.server_id] = record
+
+    async def servers(self, *, starting: bool = False) -> list[ServerRecord]:
+        return list(self.records.values())
 
     async def unregister(self, server_id: str) -> None:
         self.records.pop(server_id, None)
@@ -114,14 +119,24 @@ class Scene:
         self.registry = MemoryRegistry()
         self.images = ImageStore(folder / "images")
         self.server = RolloutServer(self.settings, lambda: self.engine, CollectorRegistry())
+        self.membership = Membership(self.server, self.registry)
         self.worker = QueueWorker(
-            self.server, self.queue, self.registry, self.images, self.settings
+            self.server,
+            self.queue,
+            self.registry,
+            self.images,
+            self.membership.lanes,
+            self.settings,
         )
         self.running: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         await self.server.start()
-        self.running = asyncio.create_task(self.worker.run())
+        self.running = asyncio.create_task(self.work())
+
+    async def work(self) -> None:
+        async with self.membership.joined():
+            await self.worker.run()
 
     async def stop(self) -> None:
         if self.running is not None:
@@ -144,7 +159,8 @@ class Scene:
             }
             | changes
         )
-        await self.queue.enqueue("prompts", prompt.work_id, prompt.model_dump_json().encode())
+        body = prompt.model_dump_json().encode()
+        await self.queue.enqueue(prompt_stream(prompt), prompt.work_id, body)
         return prompt
 
     async def answer(self) -> RolloutGroup:
@@ -174,7 +190,7 @@ async def test_groups_are_sampled_and_completed(scene: Scene) -> None:
         assert group.server_id == scene.server.server_id
         assert len(group.completions) == 2
         assert len(group.completions[0].token_ids) == len(group.completions[0].rollout_logprobs)
-    assert await scene.queue.length("prompts") == 0
+    assert await scene.queue.length(PROMPT_LANES) == 0
 
 
 async def test_the_server_is_announced_and_taken_out(scene: Scene) -> None:
@@ -186,7 +202,7 @@ async def test_the_server_is_announced_and_taken_out(scene: Scene) -> None:
 
 
 async def test_a_bad_message_is_dead_after_two_attempts(scene: Scene) -> None:
-    await scene.queue.enqueue("prompts", "broken", b'{"group_id": 3}')
+    await scene.queue.enqueue(PROMPT_LANES[0], "broken", b'{"group_id": 3}')
     failures = await scene.dead()
     assert len(failures) == 2
     assert all(failure.startswith("data: not a PromptGroup") for failure in failures)
@@ -210,6 +226,7 @@ async def test_an_image_that_is_nowhere_is_not_the_data_s_fault_at_once(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rollout_service.worker._SHORTEST_PAUSE_S", 0.01)
+    monkeypatch.setattr("rollout_service.worker._IMAGE_WAIT_S", 0.0)
     await scene.ask("g", images=[{"sha256": "a" * 64, "num_bytes": 9}])
     failures = await scene.dead()
     assert len(failures) == 3
@@ -251,7 +268,7 @@ async def test_a_late_joiner_catches_up_before_it_claims(shm_run: ShmRun, tmp_pa
     await scene.start()
     try:
         await asyncio.sleep(0.5)
-        assert await scene.queue.claim("prompts", "other", lease_s=60, block_s=0) is not None
+        assert await scene.queue.claim(PROMPT_LANES, "other", lease_s=60, block_s=0) is not None
         version.file.write_bytes(content)
         await scene.ask("h")
         group = await scene.answer()
@@ -267,7 +284,7 @@ async def test_leases_are_renewed_while_sampling(shm_run: ShmRun, tmp_path: Path
         await scene.ask("slow")
         await until(lambda: scene.engine.num_asked > 0)
         for _ in range(14):
-            assert await scene.queue.claim("prompts", "thief", lease_s=1.0, block_s=0.1) is None
+            assert await scene.queue.claim(PROMPT_LANES, "thief", lease_s=1.0, block_s=0.1) is None
         assert (await scene.answer()).group_id == "slow"
     finally:
         await scene.stop()
@@ -279,7 +296,7 @@ async def test_a_lost_lease_is_given_up(shm_run: ShmRun, tmp_path: Path) -> None
     try:
         await scene.ask("g")
         await until(lambda: scene.engine.num_asked > 0)
-        stolen = await scene.queue.claim("prompts", "thief", lease_s=0.0, block_s=1)
+        stolen = await scene.queue.claim(PROMPT_LANES, "thief", lease_s=0.0, block_s=1)
         assert stolen is not None
         await scene.queue.complete(stolen, result_stream="rollouts", result=b"the thief's")
         await until(lambda: not scene.worker._groups)
@@ -320,12 +337,12 @@ async def test_draining_finishes_what_is_being_sampled(scene: Scene) -> None:
 async def test_draining_releases_what_takes_too_long(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rollout_service.worker.DRAIN_S", 0.05)
+    monkeypatch.setattr("rollout_service.server.DRAIN_S", 0.05)
     await scene.engine.pause()
     await scene.ask("g")
     await until(lambda: scene.engine.num_asked > 0)
     await scene.stop()
-    lease = await scene.queue.claim("prompts", "other", lease_s=60, block_s=0)
+    lease = await scene.queue.claim(PROMPT_LANES, "other", lease_s=60, block_s=0)
     assert lease is not None
     assert lease.failures == []
 
@@ -341,7 +358,7 @@ async def test_quarantine_gives_groups_back_and_takes_no_more(
     await scene.server.updater.stage(version.stage)
     with pytest.raises(EngineError):
         await scene.server.updater.commit(version.commit)
-    lease = await scene.queue.claim("prompts", "other", lease_s=60, block_s=20)
+    lease = await scene.queue.claim(PROMPT_LANES, "other", lease_s=60, block_s=20)
     assert lease is not None
     assert "quarantined" in lease.failures[0]
     assert "update failed" in (scene.server.why_not_ready() or "")
