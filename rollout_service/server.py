@@ -6,8 +6,9 @@ import secrets
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -20,6 +21,8 @@ from services.schemas.weights import PolicyInfo, PolicyState, ServerRecord
 from services.settings import Settings
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 DRAIN_S = 10.0
 """Told to stop, a server goes on with the groups that it has for this long; then it gives them up:
@@ -195,18 +198,15 @@ class RolloutServer:
             InvalidInputError: The prompt does not fit the model.
             EngineError: The engine failed.
         """
-        reason = self.why_not_ready()
-        if reason is not None:
-            raise UnavailableError(f"{self.server_id} cannot sample: {reason}")
+        engine = self.ready_engine()
         started_at = time.monotonic()
-        assert self._engine is not None  # it is ready
         self._groups_in_flight += 1
         try:
-            result = await self._unless_stopped(
-                self._engine.sample(
-                    messages, images, sampling, request_id=request_id, adapter=adapter
-                )
+            result = await self.unless_stopped(
+                engine.sample(messages, images, sampling, request_id=request_id, adapter=adapter)
             )
+            if any(completion.finish_reason == "abort" for completion in result.completions):
+                raise EngineError("the engine gave the group up before it was finished")
         except EngineError as error:
             self._metrics.groups.labels("failed").inc()
             self.note_error(error)
@@ -257,12 +257,27 @@ class RolloutServer:
             last_error_s=time.monotonic() - error.at if error else None,
         )
 
-    async def _unless_stopped(self, sampling: Coroutine[None, None, EngineResult]) -> EngineResult:
+    def ready_engine(self) -> Engine:
+        """The engine, when it can sample.
+
+        Raises:
+            UnavailableError: It cannot now.
+        """
+        reason = self.why_not_ready()
+        if reason is not None:
+            raise UnavailableError(f"{self.server_id} cannot sample: {reason}")
+        assert self._engine is not None  # it is ready
+        return self._engine
+
+    async def unless_stopped(self, sampling: Awaitable[T]) -> T:
         """A quarantined engine is frozen for an unknown time: its requests go to another server.
 
         So do those of a server that has drained long enough.
+
+        Raises:
+            UnavailableError: The server is quarantined or stopping.
         """
-        sampled = asyncio.create_task(sampling)
+        sampled = asyncio.ensure_future(sampling)
         frozen = asyncio.create_task(self.updater.quarantined.wait())
         over = asyncio.create_task(self.given_up.wait())
         try:
@@ -274,10 +289,7 @@ class RolloutServer:
             for task in (sampled, frozen, over):
                 task.cancel()
             await asyncio.gather(sampled, frozen, over, return_exceptions=True)
-        result = sampled.result()
-        if any(completion.finish_reason == "abort" for completion in result.completions):
-            raise EngineError("the engine gave the group up before it was finished")
-        return result
+        return sampled.result()
 
     def _count(self, result: EngineResult, seconds: float) -> None:
         tokens = sum(len(completion.token_ids) for completion in result.completions)
