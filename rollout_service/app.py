@@ -12,19 +12,23 @@ from typing import Annotated
 from fastapi import FastAPI, Path, Request
 from starlette.requests import ClientDisconnect
 
-from rollout_service.engine import Engine
+from rollout_service.admission import Admission, while_connected
+from rollout_service.chat import ChatRoutes
+from rollout_service.engine import Engine, EngineResult
 from rollout_service.fake_engine import FakeEngine
 from rollout_service.membership import Membership
+from rollout_service.process_metrics import EngineMetrics, LoopLag
 from rollout_service.server import RolloutServer
 from rollout_service.signals import stop_signals
 from rollout_service.worker import QueueWorker
 from services import app as service
-from services.errors import EngineError, InvalidInputError, UnavailableError
+from services.errors import EngineError, InvalidInputError
 from services.images import ImageStore, image_from_data_uri
 from services.keys import RunKeys
 from services.queues.redis import RedisQueue
 from services.redis_client import connect
 from services.registry import Registry
+from services.schemas.chat import ChatRequest
 from services.schemas.common import ImageRef
 from services.schemas.rollouts import InlineImage, RolloutRequest, RolloutResponse
 from services.schemas.weights import CommitRequest, PolicyInfo, StageRequest
@@ -35,8 +39,6 @@ logger = logging.getLogger(__name__)
 
 Number = Annotated[int, Path(ge=0, lt=2**63)]
 BODY_LIMIT_BYTES = 8 * 1024 * 1024
-MAX_REQUESTS = 256
-"""Groups asked for over HTTP at the same time; more are refused with 503."""
 
 
 class RolloutProcess:
@@ -75,12 +77,16 @@ class RolloutProcess:
             self._membership.lanes,
             settings,
         )
-        self._in_flight = 0
+        self._admission = Admission()
+        self._loop_lag = LoopLag(self.app.state.registry)
+        self.app.state.registry.register(EngineMetrics())
         self._add_routes()
         self._tracing.trace_requests(self.app)
 
     def _add_routes(self) -> None:
         self.app.post("/v1/rollouts")(self.rollouts)
+        self.app.byte_bodies = (ChatRequest,)
+        ChatRoutes(self.server, self._admission).add_to(self.app)
         self.app.get("/v1/policy")(self.policy)
         self.app.put(
             "/v1/weights/files/{incarnation}/{policy_version}",
@@ -90,26 +96,24 @@ class RolloutProcess:
         self.app.post("/v1/weights/commit")(self.commit)
         self.app.post("/v1/weights/abort")(self.abort)
 
-    async def rollouts(self, request: RolloutRequest) -> RolloutResponse:
+    async def rollouts(self, request: RolloutRequest, http: Request) -> RolloutResponse:
         """Sample one group."""
-        if self._in_flight >= MAX_REQUESTS:
-            raise UnavailableError(f"{MAX_REQUESTS} groups are in flight; try again later")
-        self._in_flight += 1
-        try:
-            result = await self.server.sample(
-                request.messages,
-                [await self._bytes_of(image) for image in request.images],
-                request.sampling,
-                request_id=f"http-{secrets.token_hex(8)}",
-                adapter=request.adapter,
-            )
-        finally:
-            self._in_flight -= 1
+        with self._admission.place():
+            result = await while_connected(http, self._sample(request))
         return RolloutResponse(
             server_id=self.server.server_id,
             prompt_token_ids=result.prompt_token_ids,
             completions=result.completions,
             renormalised=request.sampling.renormalises,
+        )
+
+    async def _sample(self, request: RolloutRequest) -> EngineResult:
+        return await self.server.sample(
+            request.messages,
+            [await self._bytes_of(image) for image in request.images],
+            request.sampling,
+            request_id=f"http-{secrets.token_hex(8)}",
+            adapter=request.adapter,
         )
 
     async def policy(self) -> PolicyInfo:
@@ -145,7 +149,7 @@ class RolloutProcess:
 
     async def _bytes_of(self, image: ImageRef | InlineImage) -> bytes:
         if isinstance(image, InlineImage):
-            return image_from_data_uri(image.data)
+            return await asyncio.to_thread(image_from_data_uri, image.data)
         return await self._images.fetch(image)
 
     @asynccontextmanager
@@ -153,6 +157,7 @@ class RolloutProcess:
         """HTTP answers at once; the model loads beside it."""
         soon = asyncio.get_running_loop().call_soon_threadsafe
         running = asyncio.create_task(self._run())
+        watching = asyncio.create_task(self._loop_lag.watch())
         with stop_signals(
             # At once: uvicorn comes to the end of this function only when HTTP has drained.
             first=lambda: soon(self.server.drain),
@@ -161,6 +166,7 @@ class RolloutProcess:
             try:
                 yield
             finally:
+                watching.cancel()
                 running.cancel()
                 with suppress(asyncio.CancelledError):
                     await running

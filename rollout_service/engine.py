@@ -5,16 +5,19 @@ its business: `rollout_service.updates` decides that.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from services.errors import InvalidInputError
+from services.errors import InvalidInputError, NotFoundError
+from services.schemas.chat import ChatRequest
 from services.schemas.common import ChatMessage, ImagePart, Sampling
 from services.schemas.rollouts import Completion
 from services.schemas.weights import IpcHandle, Rendezvous, WeightManifest
 
 Shape = tuple[int, ...]
+_NO_CHAT = 'this engine has no OpenAI API: set rollout.engine to "vllm"'
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,6 +106,33 @@ class Engine(ABC):
             InvalidInputError: The prompt does not fit the model; the same everywhere.
             EngineError: The engine failed; another server may do better.
         """
+
+    async def chat(
+        self, request: ChatRequest, images: Sequence[bytes]
+    ) -> dict[str, Any] | AsyncIterator[str]:
+        """Complete a chat by OpenAI's API; engines may do without.
+
+        Args:
+            request: What is asked for.
+            images: Encoded files, in the order of the parts.
+
+        Returns:
+            The answer's JSON, or server-sent events where the request wants a stream.
+
+        Raises:
+            NotFoundError: There is no such model, or this engine cannot chat.
+            InvalidInputError: The request does not fit the model.
+            EngineError: The engine failed.
+        """
+        raise NotFoundError(_NO_CHAT)
+
+    async def models(self) -> dict[str, Any]:
+        """What `chat` may be asked for, as OpenAI lists models.
+
+        Raises:
+            NotFoundError: This engine cannot chat.
+        """
+        raise NotFoundError(_NO_CHAT)
 
     @abstractmethod
     async def check_tensors(self, shapes: Mapping[str, Shape]) -> None:

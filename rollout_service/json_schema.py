@@ -22,6 +22,7 @@ MAX_SCHEMA_COST = 20_000
 """Lengths and numbers of items, added up; within a pattern its length times all its counts."""
 MAX_PATTERN_CHARACTERS = 256
 _COUNTS = re.compile(r"\{(\d*)(?:,(\d*))?\}")
+_ANCHORS = ("$dynamicRef", "$recursiveRef")
 _SIZES = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 
 
@@ -42,13 +43,14 @@ def check_schema(schema: dict[str, Any]) -> str:
     """The schema as text, unless it is too large.
 
     Raises:
-        InvalidInputError: It is too long, too deep, or repeats too much.
+        InvalidInputError: It is too long, too deep, repeats too much or refers to itself.
     """
     text = json.dumps(schema)
     if len(text) > MAX_SCHEMA_BYTES:
         raise InvalidInputError(f"json_schema has over {MAX_SCHEMA_BYTES} bytes: write a shorter")
     if nesting_depth(text.encode()) > MAX_SCHEMA_NESTING:
         raise InvalidInputError(f"json_schema is nested deeper than {MAX_SCHEMA_NESTING}")
+    _check_references(schema)
     cost = sum(_cost(node) for node in _objects(schema))
     if cost > MAX_SCHEMA_COST:
         raise InvalidInputError(
@@ -56,6 +58,38 @@ def check_schema(schema: dict[str, Any]) -> str:
             f"{MAX_SCHEMA_COST}: lower its lengths, and the counts in its patterns"
         )
     return text
+
+
+def _check_references(schema: dict[str, Any]) -> None:
+    """Refuse recursion: through references alone it never consumes a token, and the engine hangs.
+
+    References to definitions of the schema itself are left.
+    """
+    definitions = schema.get("$defs", {})
+    if not isinstance(definitions, dict):
+        raise InvalidInputError("json_schema: $defs is no object")
+    uses = {name: _references(body, definitions) for name, body in definitions.items()}
+    _references({key: value for key, value in schema.items() if key != "$defs"}, definitions)
+    while uses:
+        settled = [name for name, used in uses.items() if not used & uses.keys()]
+        if not settled:
+            raise InvalidInputError(f"json_schema refers to itself: {', '.join(sorted(uses))}")
+        for name in settled:
+            del uses[name]
+
+
+def _references(value: Any, definitions: dict[str, Any]) -> set[str]:
+    """Names of the definitions that a value refers to."""
+    names = set()
+    for node in _objects(value):
+        if node.keys() & _ANCHORS:
+            raise InvalidInputError(f"json_schema: {', '.join(_ANCHORS)} are not served")
+        if "$ref" in node:
+            name = str(node["$ref"]).removeprefix("#/$defs/")
+            if name not in definitions:
+                raise InvalidInputError('json_schema: a $ref is "#/$defs/<name>", defined there')
+            names.add(name)
+    return names
 
 
 def _cost(node: dict[str, Any]) -> float:

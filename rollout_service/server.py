@@ -6,8 +6,9 @@ import secrets
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -23,6 +24,8 @@ from services.settings import Settings
 from services.telemetry import Tracing
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 DRAIN_S = 10.0
 """Told to stop, a server goes on with the groups that it has for this long; then it gives them up:
@@ -206,29 +209,25 @@ class RolloutServer:
             InvalidInputError: The prompt does not fit the model.
             EngineError: The engine failed.
         """
-        reason = self.why_not_ready()
-        if reason is not None:
-            raise UnavailableError(f"{self.server_id} cannot sample: {reason}")
+        engine = self.ready_engine()
+        work = engine.sample(messages, images, sampling, request_id=request_id, adapter=adapter)
         with self._tracing.span("sample"):
-            return await self._sample(messages, images, sampling, request_id, adapter)
+            result = await self._counted(work)
+            self._tracing.annotate(
+                request_id=request_id,
+                num_completions=len(result.completions),
+                num_tokens=sum(len(c.token_ids) for c in result.completions),
+                policy_version=self.serving.policy_version,
+            )
+        return result
 
-    async def _sample(
-        self,
-        messages: Sequence[ChatMessage],
-        images: Sequence[bytes],
-        sampling: Sampling,
-        request_id: str,
-        adapter: str | None,
-    ) -> EngineResult:
+    async def _counted(self, work: Awaitable[EngineResult]) -> EngineResult:
         started_at = time.monotonic()
-        assert self._engine is not None  # it is ready
         self._groups_in_flight += 1
         try:
-            result = await self._unless_stopped(
-                self._engine.sample(
-                    messages, images, sampling, request_id=request_id, adapter=adapter
-                )
-            )
+            result = await self.unless_stopped(work)
+            if any(completion.finish_reason == "abort" for completion in result.completions):
+                raise EngineError("the engine gave the group up before it was finished")
         except EngineError as error:
             self._metrics.groups.labels("failed").inc()
             self.note_error(error)
@@ -237,12 +236,6 @@ class RolloutServer:
         finally:
             self._groups_in_flight -= 1
         self._count(result, time.monotonic() - started_at)
-        self._tracing.annotate(
-            request_id=request_id,
-            num_completions=len(result.completions),
-            num_tokens=sum(len(c.token_ids) for c in result.completions),
-            policy_version=self.serving.policy_version,
-        )
         return result
 
     async def watch_engine(self) -> None:
@@ -288,12 +281,27 @@ class RolloutServer:
     def _failure(self) -> str | None:
         return self._updater.failure if self._updater else None
 
-    async def _unless_stopped(self, sampling: Coroutine[None, None, EngineResult]) -> EngineResult:
+    def ready_engine(self) -> Engine:
+        """The engine, when it can sample.
+
+        Raises:
+            UnavailableError: It cannot now.
+        """
+        reason = self.why_not_ready()
+        if reason is not None:
+            raise UnavailableError(f"{self.server_id} cannot sample: {reason}")
+        assert self._engine is not None  # it is ready
+        return self._engine
+
+    async def unless_stopped(self, sampling: Awaitable[T]) -> T:
         """A quarantined engine is frozen for an unknown time: its requests go to another server.
 
         So do those of a server that has drained long enough.
+
+        Raises:
+            UnavailableError: The server is quarantined or stopping.
         """
-        sampled = asyncio.create_task(sampling)
+        sampled = asyncio.ensure_future(sampling)
         frozen = asyncio.create_task(self.updater.quarantined.wait())
         over = asyncio.create_task(self.given_up.wait())
         try:
@@ -305,10 +313,7 @@ class RolloutServer:
             for task in (sampled, frozen, over):
                 task.cancel()
             await asyncio.gather(sampled, frozen, over, return_exceptions=True)
-        result = sampled.result()
-        if any(completion.finish_reason == "abort" for completion in result.completions):
-            raise EngineError("the engine gave the group up before it was finished")
-        return result
+        return sampled.result()
 
     def _count(self, result: EngineResult, seconds: float) -> None:
         tokens = sum(len(completion.token_ids) for completion in result.completions)

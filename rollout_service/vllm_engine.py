@@ -29,9 +29,11 @@ from rollout_service.engine import (
     compare_tensors,
 )
 from rollout_service.vllm_lora import lora_args, lora_request, write_initial_adapter
+from rollout_service.vllm_openai import VllmChat
 from rollout_service.vllm_sampling import completion, sampling_error, sampling_params
 from services.errors import EngineError, InvalidInputError
 from services.images import decode_image
+from services.schemas.chat import ChatRequest
 from services.schemas.common import ChatMessage, Sampling, TextPart
 from services.schemas.weights import Rendezvous, WeightManifest
 from services.settings import Settings
@@ -52,6 +54,7 @@ class VllmEngine(Engine):
         self._llm: Any = None
         self._expected: dict[str, Shape] = {}
         self._reserved_texts: list[str] = []
+        self._chat: VllmChat | None = None
 
     async def start(self) -> None:
         """See `Engine.start`. The event loop goes on meanwhile: vLLM is built in a thread."""
@@ -104,6 +107,24 @@ class VllmEngine(Engine):
             return self._result(final, sampling)
         except Exception as error:  # of vLLM's many classes; sorted by whose fault it is
             raise sampling_error(error) from error
+
+    async def chat(
+        self, request: ChatRequest, images: Sequence[bytes]
+    ) -> dict[str, Any] | AsyncIterator[str]:
+        """See `Engine.chat`."""
+        assert self._chat is not None  # it has started
+        try:
+            self._check_request(request.chat, images)
+            await asyncio.to_thread(self._check_format, request)
+            decoded = await asyncio.to_thread(lambda: [decode_image(image) for image in images])
+            return await self._chat.complete(request, decoded)
+        except Exception as error:  # of vLLM's many classes; sorted by whose fault it is
+            raise sampling_error(error) from error
+
+    async def models(self) -> dict[str, Any]:
+        """See `Engine.models`."""
+        assert self._chat is not None  # it has started
+        return await self._chat.models()
 
     async def check_tensors(self, shapes: Mapping[str, Shape]) -> None:
         """See `Engine.check_tensors`. Takes the names of any checkpoint layout that vLLM maps."""
@@ -159,7 +180,10 @@ class VllmEngine(Engine):
         return {n: s for n, s in zip(names, shapes.values(), strict=True) if n is not None}
 
     def _check_request(
-        self, messages: Sequence[ChatMessage], images: Sequence[bytes], adapter: str | None
+        self,
+        messages: Sequence[ChatMessage],
+        images: Sequence[bytes],
+        adapter: str | None = None,
     ) -> None:
         check_images(messages, len(images), self._settings.rollout.max_images_per_prompt)
         known = sorted(self._settings.rollout.adapters)
@@ -170,6 +194,13 @@ class VllmEngine(Engine):
         for part in (part for message in messages for part in message.content):
             if isinstance(part, TextPart):
                 self._check_text(part.text)
+
+    def _check_format(self, request: ChatRequest) -> None:
+        wanted = request.response_format
+        if wanted is not None and wanted.type == "json_schema":
+            if wanted.json_schema is None:
+                raise InvalidInputError("response_format of type json_schema has no json_schema")
+            self._checked_params(Sampling(json_schema=wanted.json_schema.json_schema))
 
     def _checked_params(self, sampling: Sampling) -> SamplingParams:
         """In a thread, because vLLM parses JSON schemas when it checks."""
@@ -225,6 +256,12 @@ class VllmEngine(Engine):
         )
 
 
+def served_name(settings: Settings) -> str:
+    """The policy's name in OpenAI's API and in metrics: of the hub, or its folder's last part."""
+    path = settings.model.path
+    return Path(path).absolute().name if Path(path).is_dir() else path
+
+
 def _engine_args(settings: Settings) -> AsyncEngineArgs:
     model, rollout = settings.model, settings.rollout
     memory: dict[str, Any] = {"gpu_memory_utilization": rollout.gpu_memory_utilization}
@@ -236,6 +273,7 @@ def _engine_args(settings: Settings) -> AsyncEngineArgs:
         }
     return AsyncEngineArgs(
         model=model.path,
+        served_model_name=served_name(settings),
         dtype=model.dtype,
         seed=settings.run.seed,
         max_num_seqs=rollout.max_num_seqs,

@@ -52,10 +52,13 @@ def completion(
     """One answer of vLLM's.
 
     Raises:
-        EngineError: It ended in an error.
+        InvalidInputError: What is suppressed is all that the schema allows.
+        EngineError: It ended in another error.
     """
     token_ids = list(output.token_ids)
     if output.finish_reason not in _FINISHED:
+        if sampling.json_schema is not None and sampling.suppress_token_ids:
+            raise InvalidInputError("json_schema and suppress_token_ids leave no token to sample")
         raise EngineError(f"vLLM ended a completion with {output.finish_reason!r}; ask again")
     return Completion(
         # A stop string is cut off the text; its tokens stay, for they were sampled.

@@ -46,7 +46,7 @@ def rollout_server(
 
 @contextmanager
 def running_server(
-    model: Path, redis_url: str, folder: Path, **rollout: Any
+    model: Path, redis_url: str, folder: Path, **sections: dict[str, Any]
 ) -> Iterator[RunningServer]:
     """Started as a user starts it; killed at the end, if a SIGTERM does not end it.
 
@@ -54,9 +54,9 @@ def running_server(
         model: Folder of the model.
         redis_url: Of the tests' Redis.
         folder: For its settings and its log.
-        rollout: Other settings of `[rollout]`.
+        sections: More settings, by section.
     """
-    settings = _settings(model, redis_url, folder, rollout)
+    settings = _settings(model, redis_url, folder, sections)
     config, log = folder / "run.toml", folder / "log"
     config.write_text(dump_settings(settings))
     with sgg_process(log, "serve", "rollout", "--config", str(config)) as process:
@@ -66,7 +66,7 @@ def running_server(
         assert process.wait(60) == 0, log.read_text()[-2000:]
 
 
-def _settings(model: Path, redis_url: str, folder: Path, rollout: dict[str, Any]) -> Settings:
+def _settings(model: Path, redis_url: str, folder: Path, sections: dict[str, Any]) -> Settings:
     return Settings.model_validate(
         {
             "run": {"name": f"e2e-{uuid.uuid4().hex[:8]}", "root": str(folder)},
@@ -80,7 +80,8 @@ def _settings(model: Path, redis_url: str, folder: Path, rollout: dict[str, Any]
                 "max_model_len": 1024,
                 "kv_cache_gib": 0.25,
                 "enforce_eager": True,
-                **rollout,
+                **sections.pop("rollout", {}),
             },
+            **sections,
         }
     )

@@ -56,13 +56,11 @@ async def test_a_seed_gives_the_same_group_alone_and_in_a_crowd(
 
 
 async def test_a_scene_graph_and_nothing_else(rollout_server: RunningServer) -> None:
-    options: dict[str, Any] = {
-        "json_schema": "scene_graph",
-        "max_tokens": 400,
-        "suppress_token_ids": [],
-    }
+    options: dict[str, Any] = {"max_tokens": 400, "suppress_token_ids": []}
     async with RolloutClient(rollout_server.url) as client:
-        answer = await client.rollouts(request(picture(70), n=8, **options))
+        answer = await client.rollouts(
+            request(picture(70), n=8, json_schema="scene_graph", **options)
+        )
     assert answer.renormalised
     finished = [c for c in answer.completions if c.finish_reason == "stop"]
     assert finished, "the toy model comes to an end"
@@ -78,14 +76,18 @@ async def test_logprobs_under_a_schema_are_renormalised(rollout_server: RunningS
     image = picture(71)
     oracle = Oracle(rollout_server.settings)
     schema = {"enum": ["left of", "right of", "above"]}
+    no_end: dict[str, Any] = {"json_schema": schema, "suppress_token_ids": SUPPRESSED}
     async with RolloutClient(rollout_server.url) as client:
-        answer = await client.rollouts(request(image, n=8, json_schema=schema))
+        with pytest.raises(InvalidInputError, match="no token to sample"):
+            await client.rollouts(request(image, n=8, **no_end))
+        answer = await client.rollouts(
+            request(image, n=8, json_schema=schema, suppress_token_ids=[])
+        )
     for completion in answer.completions:
         assert json.loads(completion.text) in schema["enum"]
         given = torch.tensor(completion.rollout_logprobs)
         full = oracle.of(image, completion)
-        allowed_only_end = completion.token_ids[-1] in SUPPRESSED
-        gap = (given - full)[: -1 if allowed_only_end else None]
+        gap = (given - full)[:-1]  # the last token is the end, which the oracle suppresses
         assert gap.min() > -TOLERANCE
         assert gap.max() > 0.5
 
@@ -98,8 +100,6 @@ HOSTILE: list[tuple[dict[str, Any], str]] = [
     ({"type": "array", "uniqueItems": True}, "refuses"),
     ({"type": "string", "pattern": "(unclosed"}, "refuses"),
     ({"type": "no such type"}, "refuses"),
-    ({"$ref": "#/$defs/nowhere"}, "refuses"),
-    ({"$ref": "file:///etc/passwd"}, "refuses"),
 ]
 
 
@@ -115,12 +115,10 @@ async def test_schemas_that_cannot_be_used_are_the_caller_s_mistake(
 @pytest.mark.parametrize(
     "schema",
     [
-        {"$ref": "#"},
-        {"type": "object", "properties": {"a": {"$ref": "#"}}},
-        {
-            "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}},
-            "$ref": "#/$defs/a",
-        },
+        {},
+        {"type": "string", "maxLength": -1},
+        {"type": "integer", "minimum": 5, "maximum": 4},
+        {"type": "array", "items": {"$ref": "#/$defs/a"}, "$defs": {"a": {"enum": []}}},
         {"type": "string", "pattern": "^(x+x+)+y$"},
     ],
 )

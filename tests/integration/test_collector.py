@@ -342,7 +342,14 @@ def test_new_incarnation_asks_again_for_what_was_open(make_run: MakeRun) -> None
     assert {g.rollout.incarnation for b in second for g in b.groups} == {2}
 
 
-async def answer(run: Run, count: int, version: int, token: int = 65, size: int = 4) -> list[str]:
+async def answer(
+    run: Run,
+    count: int,
+    version: int,
+    token: int = 65,
+    size: int = 4,
+    renormalised: bool = False,
+) -> list[str]:
     """Play the rollout server for `count` groups."""
     queue = run.queue()
     answered = []
@@ -365,6 +372,7 @@ async def answer(run: Run, count: int, version: int, token: int = 65, size: int 
             prompt_token_ids=[1],
             completions=[completion] * size,
             sampling_s=0,
+            renormalised=renormalised,
         )
         body = group.model_dump_json().encode()
         assert await queue.complete(lease, result_stream="rollouts", result=body)
@@ -391,8 +399,10 @@ def test_stale_groups_are_recorded_and_asked_for_again(make_run: MakeRun) -> Non
     assert positions([batch]) == [3, 4, 5]
 
 
-@pytest.mark.parametrize("fault", [{"token": PLACEHOLDER}, {"size": 3}, {"version": 9}])
-def test_unusable_group_is_dead_and_replaced(make_run: MakeRun, fault: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "fault", [{"token": PLACEHOLDER}, {"size": 3}, {"version": 9}, {"renormalised": True}]
+)
+def test_unusable_group_is_dead_and_replaced(make_run: MakeRun, fault: dict[str, Any]) -> None:
     run = make_run(max_policy_lag=0)
     collector = run.collector()
     collector.start(0)

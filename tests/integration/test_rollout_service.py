@@ -233,6 +233,24 @@ async def test_a_body_over_the_limit_is_refused_before_it_is_sent(server: Server
     assert b" 413 " in status
 
 
+async def test_an_engine_without_openai_s_api_says_so(server: Server) -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": "Hello"}]}
+    async with httpx.AsyncClient(trust_env=False, base_url=server.url) as http:
+        for answer in (
+            await http.get("/v1/models", headers=server.headers("data")),
+            await http.post("/v1/chat/completions", json=body, headers=server.headers("data")),
+        ):
+            assert answer.status_code == 404
+            assert "rollout.engine" in answer.json()["error"]["message"]
+        assert (await http.get("/v1/models")).status_code == 401
+        for content in NONSENSE:
+            answer = await http.post(
+                "/v1/chat/completions", content=content, headers=server.headers("data")
+            )
+            assert answer.status_code == 400, content[:80]
+            assert answer.json()["error"]["type"] == "invalid_request_error"
+
+
 async def test_tokens(server: Server, shm_run: ShmRun) -> None:
     version = shm_run.write(1)
     async with server.client(token="wrong", admin_token="data") as client:

@@ -1,0 +1,62 @@
+"""Who may come in over HTTP, and what happens when a client goes away."""
+
+import asyncio
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
+from typing import TypeVar
+
+from starlette.requests import Request
+
+from services.errors import UnavailableError
+
+T = TypeVar("T")
+
+MAX_REQUESTS = 256
+"""Asked for over HTTP at the same time; more are refused with 503."""
+
+
+class Admission:
+    """Counts requests that are being sampled."""
+
+    def __init__(self, most: int = MAX_REQUESTS) -> None:
+        self._most = most
+        self._taken = 0
+
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """One of the places, until the end of the block.
+
+        Raises:
+            UnavailableError: All are taken.
+        """
+        if self._taken >= self._most:
+            raise UnavailableError(f"{self._most} requests are in flight; try again later")
+        self._taken += 1
+        try:
+            yield
+        finally:
+            self._taken -= 1
+
+
+async def while_connected(request: Request, work: Coroutine[None, None, T]) -> T:
+    """Work for a client, cancelled when it goes away. Its body must have been read.
+
+    Raises:
+        UnavailableError: It went away; nobody reads this.
+    """
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_disconnect(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise UnavailableError("the client went away")
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _disconnect(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

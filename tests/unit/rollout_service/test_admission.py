@@ -1,0 +1,64 @@
+"""Places are limited and come back; a client that goes away ends its work."""
+
+import asyncio
+
+import pytest
+from starlette.requests import Request
+from starlette.types import Message
+
+from rollout_service.admission import Admission, while_connected
+from services.errors import UnavailableError
+
+
+def request(left: asyncio.Event) -> Request:
+    async def receive() -> Message:
+        await left.wait()
+        return {"type": "http.disconnect"}
+
+    return Request({"type": "http", "method": "POST", "headers": []}, receive)
+
+
+def test_places_are_limited_and_come_back() -> None:
+    admission = Admission(most=2)
+    with admission.place():
+        with (
+            admission.place(),
+            pytest.raises(UnavailableError, match="2 requests"),
+            admission.place(),
+        ):
+            pass
+        with pytest.raises(ValueError, match="mine"), admission.place():
+            raise ValueError("mine")
+        with admission.place():
+            pass
+
+
+async def test_work_is_cancelled_when_the_client_goes_away() -> None:
+    left, started, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    async def work() -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    waiting = asyncio.create_task(while_connected(request(left), work()))
+    await started.wait()
+    left.set()
+    with pytest.raises(UnavailableError, match="went away"):
+        await waiting
+    assert ended.is_set()
+
+
+async def test_an_answer_or_an_error_comes_through() -> None:
+    async def add(a: int, b: int) -> int:
+        return a + b
+
+    assert await while_connected(request(asyncio.Event()), add(1, 2)) == 3
+
+    async def fail() -> int:
+        raise ValueError("mine")
+
+    with pytest.raises(ValueError, match="mine"):
+        await while_connected(request(asyncio.Event()), fail())
