@@ -2,29 +2,20 @@
 
 import asyncio
 import shutil
-import uuid
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 import pytest_asyncio
 
-from rollout_service import app, vllm_engine
-from rollout_service.transports.choice import Transports
 from rollout_service.transports.lora import write_config
-from rollout_service.transports.spool import Spool
-from rollout_service.updates import WeightUpdater
-from rollout_service.vllm_engine import VllmEngine
 from services.errors import EngineError
-from services.schemas.common import Sampling
-from services.schemas.rollouts import RolloutResponse
-from services.schemas.weights import AdapterConfig, WeightManifest
+from services.schemas.weights import AdapterConfig
 from services.settings import Settings
 from services.weights import shm_file
 from tests.e2e import versions
-from tests.e2e.oracle import SUPPRESSED, TOLERANCE, Oracle, largest_gap, messages, picture
-from tests.e2e.probing_worker import ProbingExtension
+from tests.e2e.engine_server import EngineServer, engine_server, settings_of
+from tests.e2e.oracle import TOLERANCE, Oracle, largest_gap, picture
 from tests.updaters import pieces
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -32,58 +23,10 @@ ADAPTER = AdapterConfig(rank=4, alpha=8.0)
 FAR = 20 * TOLERANCE
 
 
-class Server:
-    """An engine and its weights, without the processes around them."""
-
-    def __init__(self, settings: Settings, engine: VllmEngine, updater: WeightUpdater) -> None:
-        self.settings = settings
-        self.engine = engine
-        self.updater = updater
-
-    async def sample(self, image: bytes, adapter: str | None = None) -> RolloutResponse:
-        options = {"n": 2, "max_tokens": 16, "suppress_token_ids": SUPPRESSED}
-        result = await self.engine.sample(
-            messages(), [image], Sampling(**options), request_id=uuid.uuid4().hex, adapter=adapter
-        )
-        return RolloutResponse(
-            server_id="s",
-            prompt_token_ids=result.prompt_token_ids,
-            completions=result.completions,
-        )
-
-    async def stage(self, oracle: Oracle, *, vision_trained: bool) -> WeightManifest:
-        version = self.updater.serving.policy_version + 1
-        manifest = versions.write_shm(
-            self.settings.run.name, oracle, version, vision_trained=vision_trained
-        )
-        await self.updater.stage(versions.stage_of(manifest))
-        return manifest
-
-    async def update(self, oracle: Oracle, *, vision_trained: bool) -> None:
-        manifest = await self.stage(oracle, vision_trained=vision_trained)
-        await self.updater.commit(versions.commit_of(manifest))
-
-    async def probe(self, method: str, *args: int) -> Any:
-        return (await self.engine._llm.collective_rpc(method, args=args))[0]
-
-
 @pytest.fixture(scope="module")
 def settings(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     folder = tmp_path_factory.mktemp("updates")
-    settings = Settings.model_validate(
-        {
-            "run": {"name": f"e2e-{uuid.uuid4().hex[:8]}", "root": str(folder)},
-            "model": {"path": str(tiny_model), "dtype": "float32", "max_pixels": 224 * 224},
-            "data": {"train": "unused"},
-            "rollout": {
-                "max_num_seqs": 16,
-                "max_model_len": 512,
-                "kv_cache_gib": 0.125,
-                "enforce_eager": True,
-                "adapters": {"named": str(folder / "named")},
-            },
-        }
-    )
+    settings = settings_of(tiny_model, folder, adapters={"named": str(folder / "named")})
     adapter = versions.random_adapter(Oracle(settings), ADAPTER.rank, seed=5)
     (folder / "named").mkdir()
     versions.adapter_file(folder / "named", adapter)
@@ -93,24 +36,14 @@ def settings(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def server(settings: Settings) -> AsyncIterator[Server]:
-    make_args = vllm_engine._engine_args
-    engine = app.make_engine(settings)
-    assert isinstance(engine, VllmEngine)
-    with pytest.MonkeyPatch.context() as patch:
-        args = make_args(settings)
-        args.worker_extension_cls = f"{ProbingExtension.__module__}.{ProbingExtension.__name__}"
-        patch.setattr(vllm_engine, "_engine_args", lambda _: args)
-        await engine.start()
-    updater = WeightUpdater(engine, Transports(settings, engine, Spool(settings)))
-    server = Server(settings, engine, updater)
-    await server.probe("probe_start")
-    yield server
-    updater.close()
-    await engine.stop()
+async def server(settings: Settings) -> AsyncIterator[EngineServer]:
+    async with engine_server(settings) as server:
+        yield server
 
 
-async def test_new_vision_weights_move_the_answers_about_the_same_image(server: Server) -> None:
+async def test_new_vision_weights_move_the_answers_about_the_same_image(
+    server: EngineServer,
+) -> None:
     image = picture(1)
     base, other = Oracle(server.settings), versions.perturbed(server.settings, "visual.", seed=1)
     assert largest_gap(base, image, await server.sample(image)) < TOLERANCE
@@ -120,7 +53,7 @@ async def test_new_vision_weights_move_the_answers_about_the_same_image(server: 
     assert largest_gap(base, image, answer) > FAR
 
 
-async def test_a_frozen_vision_tower_does_not_encode_again(server: Server) -> None:
+async def test_a_frozen_vision_tower_does_not_encode_again(server: EngineServer) -> None:
     image = picture(2)
     oracle = versions.perturbed(server.settings, "visual.", seed=2)
     await server.update(oracle, vision_trained=True)
@@ -135,7 +68,7 @@ async def test_a_frozen_vision_tower_does_not_encode_again(server: Server) -> No
 
 
 async def test_a_vision_tower_that_is_called_frozen_but_is_another_encodes_again(
-    server: Server,
+    server: EngineServer,
 ) -> None:
     image = picture(4)
     await server.sample(image)
@@ -145,7 +78,7 @@ async def test_a_vision_tower_that_is_called_frozen_but_is_another_encodes_again
 
 
 @pytest.mark.parametrize("where", ["load", "finish"])
-async def test_a_load_that_fails_half_way_is_tried_again(server: Server, where: str) -> None:
+async def test_a_load_that_fails_half_way_is_tried_again(server: EngineServer, where: str) -> None:
     """Also where a layer has got one of its tensors: the second attempt brings that one again."""
     other = versions.perturbed(server.settings, "", seed=6)
     manifest = await server.stage(other, vision_trained=True)
@@ -158,7 +91,7 @@ async def test_a_load_that_fails_half_way_is_tried_again(server: Server, where: 
     assert largest_gap(other, picture(5), await server.sample(picture(5))) < TOLERANCE
 
 
-async def test_a_server_that_failed_twice_is_seeded_again_over_http(server: Server) -> None:
+async def test_a_server_that_failed_twice_is_seeded_again_over_http(server: EngineServer) -> None:
     image = picture(6)
     other = versions.perturbed(server.settings, "", seed=7)
     manifest = await server.stage(other, vision_trained=True)
@@ -179,7 +112,7 @@ async def test_a_server_that_failed_twice_is_seeded_again_over_http(server: Serv
     assert spans == {manifest.policy_version}
 
 
-async def test_a_named_adapter_is_over_the_weights_of_now(server: Server) -> None:
+async def test_a_named_adapter_is_over_the_weights_of_now(server: EngineServer) -> None:
     """VLLM forgets adapters at every update, and reads their folders again."""
     image = picture(7)
     adapter = versions.random_adapter(Oracle(server.settings), ADAPTER.rank, seed=5)
