@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save
 
 from rollout_service.fake_engine import FakeEngine
 from rollout_service.transports import http
+from rollout_service.transports.safetensors_file import MAX_HEADER_BYTES
 from rollout_service.transports.spool import Spool, spool_folder
 from rollout_service.transports.upload import IncomingFile
 from rollout_service.updates import WeightUpdater
@@ -192,7 +193,7 @@ async def test_what_is_no_safetensors_file(updater: WeightUpdater, shm_run: ShmR
 async def test_more_than_the_model_can_need(
     updater: WeightUpdater, shm_run: ShmRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    limit = 15 * 4 + http.MAX_HEADER_BYTES
+    limit = 15 * 4 + MAX_HEADER_BYTES
     with pytest.raises(TooLargeError, match=str(limit)):
         await updater.upload(1, 1, pieces(b""), limit + 1)
     monkeypatch.setattr(updater._transports.http, "_limit_bytes", 100)
