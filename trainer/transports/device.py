@@ -40,7 +40,7 @@ class DeviceTransport(WeightTransport):
     def prepare(
         self, weights: Weights, incarnation: int, policy_version: int
     ) -> Mapping[str, TensorEntry]:
-        """See `WeightTransport.prepare`."""
+        """See `WeightTransport.prepare`. On the host, tensors of a GPU are copies already."""
         self._by_http = None
         self._http.close()
         self._tensors = {}  # first: there is memory for one version
