@@ -35,3 +35,5 @@ class LoopThread:
         if self.is_running:
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(timeout=10)
+            if not self.is_running:
+                self._loop.close()

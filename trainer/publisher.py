@@ -1,7 +1,5 @@
 """Gives every rollout server a new policy: stage all, write it down once, commit all."""
 
-import asyncio
-import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -15,8 +13,6 @@ from trainer.loop_thread import LoopThread
 from trainer.seeder import Seeder
 from trainer.transports.base import Peer, Release, Weights
 from trainer.transports.choice import make_transport
-
-logger = logging.getLogger(__name__)
 
 
 class WeightPublisher:
@@ -42,7 +38,6 @@ class WeightPublisher:
         self._transport = make_transport(settings)
         self._loop = LoopThread("publisher")
         self._seeder = Seeder(settings, keys, self._transport)
-        self._seeding: asyncio.Task[None] | None = None
         self._released: Release | None = None
         self._served: list[str] = []
         """Ids of servers that took it at once."""
@@ -76,7 +71,7 @@ class WeightPublisher:
     def close(self) -> None:
         """Stop, and give back what the transport holds. Servers keep what they have loaded."""
         if self._loop.is_running:
-            self._loop.run(self._stop_seeding())
+            self._loop.run(self._seeder.stop())
             self._loop.close()
         self._transport.close()
 
@@ -113,16 +108,10 @@ class WeightPublisher:
     @contextmanager
     def _nobody_seeded(self) -> Iterator[None]:
         """While a version is published, the one before is given to nobody."""
-        self._loop.run(self._stop_seeding())
+        self._loop.run(self._seeder.stop())
         yield
         self._loop.run(self._start_seeding())
 
     async def _start_seeding(self) -> None:
         if self._released is not None and not self._transport.servers_fetch:
-            self._seeding = asyncio.create_task(self._seeder.run(self._released, self._served))
-
-    async def _stop_seeding(self) -> None:
-        seeding, self._seeding = self._seeding, None
-        if seeding is not None:
-            seeding.cancel()
-            await asyncio.wait({seeding})
+            self._seeder.start(self._released, self._served)

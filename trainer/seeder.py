@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Coroutine
 
 from services.errors import SggError
 from services.keys import RunKeys
@@ -21,7 +21,7 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
 
 
 class Seeder:
-    """Gives one version to every server that is behind, for as long as `run` runs.
+    """Gives one version to every server that is behind, from `start` to `stop`.
 
     Args:
         settings: Of the run.
@@ -33,25 +33,41 @@ class Seeder:
         self._settings = settings
         self._keys = keys
         self._transport = transport
+        self._tasks: set[asyncio.Task[None]] = set()
 
-    async def run(self, release: Release, served: Collection[str]) -> None:
-        """Until cancelled. A slow server does not keep the others waiting.
+    def start(self, release: Release, served: Collection[str]) -> None:
+        """Begin, on the running event loop.
 
         Args:
             release: What the transport has prepared.
             served: Ids of servers that have it; a server that starts anew has a new id.
         """
+        self._spawn(self._watch(release, set(served)))
+
+    async def stop(self) -> None:
+        """End what is under way; a server that is cut off keeps what it had."""
+        while self._tasks:
+            # More than once: a cancellation that meets a timeout of a library can be lost in it.
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.wait(self._tasks, timeout=0.2)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _watch(self, release: Release, known: set[str]) -> None:
+        """Look who is there; a slow server does not keep the others waiting."""
         redis = connect(self._settings.redis.url)
         registry = Registry(redis, self._keys)
-        known = set(served)
         try:
-            async with asyncio.TaskGroup() as tasks:
-                while True:
-                    for server in await _servers(registry):
-                        if server.server_id not in known:
-                            known.add(server.server_id)
-                            tasks.create_task(self._supply(server, release, known))
-                    await asyncio.sleep(_LOOK_S)
+            while True:
+                for server in await _servers(registry):
+                    if server.server_id not in known:
+                        known.add(server.server_id)
+                        self._spawn(self._supply(server, release, known))
+                await asyncio.sleep(_LOOK_S)
         finally:
             await redis.aclose()
 
@@ -64,8 +80,9 @@ class Seeder:
             if info is None or info.state not in ("ready", "quarantined"):
                 known.discard(server.server_id)
                 return
-            # A quarantined server says the version that it had before.
-            if (info.incarnation, info.policy_version) >= release.order:
+            has = (info.incarnation, info.policy_version)
+            # What a quarantined server has is of no use, whatever its version.
+            if info.state == "ready" and has >= release.order:
                 return
             if await self._give(peer, release):
                 return

@@ -2,6 +2,7 @@
 
 from rollout_service.engine import BroadcastWeights, Engine
 from rollout_service.transports.base import Staged, Transport
+from services.errors import InvalidInputError
 from services.schemas.weights import CommitRequest, Rendezvous, StageRequest
 
 
@@ -25,6 +26,8 @@ class NcclTransport(Transport):
     async def stage(self, request: StageRequest) -> StagedBroadcast:
         """See `Transport.stage`."""
         assert request.rendezvous is not None  # `StageRequest` checks it
+        if self._engine.gpu is None:
+            raise InvalidInputError("this server has no GPU: use shm or http instead of nccl")
         if request.rendezvous != self._joined:
             self._joined = None
             await self._engine.connect(request.rendezvous)

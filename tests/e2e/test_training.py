@@ -23,6 +23,7 @@ from services.clients.rollout import RolloutClient
 from services.ports import free_port
 from services.schemas.common import Sampling
 from services.schemas.rollouts import InlineImage, RolloutRequest
+from services.schemas.weights import Transport
 from services.settings import Settings, dump_settings
 from tests.e2e.conftest import RunningServer
 from tests.processes import sgg_process, wait_ready
@@ -66,7 +67,9 @@ def services(
         yield rollout_server, url, folder / "toy"
 
 
-def lay_out(services: tuple[RunningServer, str, Path], root: Path, **trainer: object) -> Run:
+def lay_out(
+    services: tuple[RunningServer, str, Path], root: Path, transport: Transport, **trainer: object
+) -> Run:
     """The settings of a run that uses the session's server; its name is the server's."""
     server, reward_url, toy = services
     base = server.settings.model_dump(mode="json", exclude_none=True)
@@ -74,6 +77,7 @@ def lay_out(services: tuple[RunningServer, str, Path], root: Path, **trainer: ob
     base["data"] = {"train": str(toy / "train.parquet"), "template": "toy"}
     base["reward"] = {"url": reward_url}
     base["sampling"] = {"max_tokens": 64}
+    base["weights"] = {"transport": transport}
     base["trainer"] = {
         "groups_per_step": 4,
         "group_size": 4,
@@ -85,11 +89,11 @@ def lay_out(services: tuple[RunningServer, str, Path], root: Path, **trainer: ob
     settings = Settings.model_validate(base)
     # The server looks for images in its own run's folder.
     settings.run.folder.mkdir(parents=True, exist_ok=True)
+    server.settings.images_folder.mkdir(parents=True, exist_ok=True)
     images = settings.run.folder / "images"
     if not images.exists():
-        server.settings.images_folder.mkdir(parents=True, exist_ok=True)
         images.symlink_to(server.settings.images_folder)
-    config = root / "run.toml"
+    config = root / "trainer.toml"
     config.write_text(dump_settings(settings))
     return Run(settings, config, settings.run.folder, root / "trainer.log")
 
@@ -98,10 +102,9 @@ def lay_out(services: tuple[RunningServer, str, Path], root: Path, **trainer: ob
 def trained(
     services: tuple[RunningServer, str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Run:
-    """Three asynchronous steps on two ranks."""
-    run = lay_out(
-        services, tmp_path_factory.mktemp("run"), num_steps=STEPS, num_ranks=2, max_policy_lag=1
-    )
+    """Three asynchronous steps on two ranks; the server is sent the weights."""
+    folder = tmp_path_factory.mktemp("run")
+    run = lay_out(services, folder, "http", num_steps=STEPS, num_ranks=2, max_policy_lag=1)
     with sgg_process(run.log, "train", "--config", str(run.config)) as process:
         assert process.wait(500) == 0, run.log.read_text()[-4000:]
     return run
@@ -221,12 +224,15 @@ def request(image: bytes) -> RolloutRequest:
 
 
 def test_killed_trainer_resumes_where_its_checkpoint_is(
-    services: tuple[RunningServer, str, Path], tmp_path: Path
+    services: tuple[RunningServer, str, Path],
 ) -> None:
-    """Kill -9 between checkpoints, twice; the ledger ends as an uninterrupted run's would."""
-    run = lay_out(
-        services, tmp_path, num_steps=8, checkpoint_every=2, max_policy_lag=1, groups_per_step=2
-    )
+    """Kill -9 between checkpoints, twice; the ledger ends as an uninterrupted run's would.
+
+    Weights go through the run's folder, which is the server's.
+    """
+    root = services[0].settings.run.root
+    steps = {"num_steps": 8, "checkpoint_every": 2, "groups_per_step": 2}
+    run = lay_out(services, root, "disk", max_policy_lag=1, **steps)
     with ExitStack() as stack:
         for kill_at in (3, 6):
             process = stack.enter_context(
@@ -246,6 +252,8 @@ def test_killed_trainer_resumes_where_its_checkpoint_is(
     assert [row["step"] for row in run.rows("metrics.jsonl")] == list(range(8))
     undone = [row for row in run.rows("rolled_back.jsonl") if "group_ids" in row]
     assert undone, "a kill between checkpoints undoes at least one step"
+    kept = sorted(file.stem.partition("-")[2] for file in (run.folder / "weights").iterdir())
+    assert kept == ["7", "8"]
 
 
 def wait_for_step(run: Run, step: int, process: "subprocess.Popen[bytes]") -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -39,8 +40,9 @@ class DeviceTransport(WeightTransport):
     def prepare(
         self, weights: Weights, incarnation: int, policy_version: int
     ) -> Mapping[str, TensorEntry]:
-        """See `WeightTransport.prepare`."""
+        """See `WeightTransport.prepare`. On the host, tensors of a GPU are copies already."""
         self._by_http = None
+        self._http.close()
         self._tensors = {}  # first: there is memory for one version
         self._tensors = dict(weights)
         return {name: describe(tensor) for name, tensor in self._tensors.items()}
@@ -150,7 +152,7 @@ async def on_thread(work: Callable[[], T], device: torch.device, what: str) -> T
             value = work()
         except Exception as error:  # noqa: BLE001  # NCCL's, CUDA's or vLLM's: one class of ours
             failure = error
-        if not loop.is_closed():
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
             loop.call_soon_threadsafe(settle, value, failure)
 
     threading.Thread(target=run, name=what, daemon=True).start()

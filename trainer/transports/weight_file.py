@@ -47,19 +47,14 @@ def write_weights(
     draft = file.with_suffix(".draft")
     draft.unlink(missing_ok=True)
     try:
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            entries = _write(descriptor, weights)
-            if durable:
-                os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+        entries = _write_draft(draft, weights, durable=durable)
         draft.rename(file)
         if durable:
             _sync_folder(file.parent)
     except OSError as error:
-        draft.unlink(missing_ok=True)
         raise UnavailableError(f"cannot write weights to {file}: {error.strerror}") from error
+    finally:
+        draft.unlink(missing_ok=True)
     return entries
 
 
@@ -68,6 +63,19 @@ def describe(tensor: Tensor, sha256: str | None = None) -> TensorEntry:
     return TensorEntry.model_validate(
         {"shape": list(tensor.shape), "dtype": _dtype(tensor), "sha256": sha256}
     )
+
+
+def _write_draft(
+    draft: Path, weights: Iterable[tuple[str, Tensor]], *, durable: bool
+) -> dict[str, TensorEntry]:
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        entries = _write(descriptor, weights)
+        if durable:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return entries
 
 
 def _write(descriptor: int, weights: Iterable[tuple[str, Tensor]]) -> dict[str, TensorEntry]:

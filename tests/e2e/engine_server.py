@@ -1,0 +1,101 @@
+"""Real vLLM and its weights in the tests' own process, so that they can look inside."""
+
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rollout_service import app, vllm_engine
+from rollout_service.transports.choice import Transports
+from rollout_service.transports.spool import Spool
+from rollout_service.updates import WeightUpdater
+from rollout_service.vllm_engine import VllmEngine
+from services.schemas.common import Sampling
+from services.schemas.rollouts import RolloutResponse
+from services.schemas.weights import WeightManifest
+from services.settings import Settings
+from tests.e2e import versions
+from tests.e2e.oracle import SUPPRESSED, Oracle, messages
+from tests.e2e.probing_worker import ProbingExtension
+
+
+class EngineServer:
+    """An engine and its weights, without the processes around them."""
+
+    def __init__(self, settings: Settings, engine: VllmEngine, updater: WeightUpdater) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.updater = updater
+
+    async def sample(
+        self, image: bytes, adapter: str | None = None, *, n: int = 2, max_tokens: int = 16
+    ) -> RolloutResponse:
+        result = await self.engine.sample(
+            messages(),
+            [image],
+            Sampling(n=n, max_tokens=max_tokens, suppress_token_ids=SUPPRESSED),
+            request_id=uuid.uuid4().hex,
+            adapter=adapter,
+        )
+        return RolloutResponse(
+            server_id="s",
+            prompt_token_ids=result.prompt_token_ids,
+            completions=result.completions,
+        )
+
+    async def stage(self, oracle: Oracle, *, vision_trained: bool) -> WeightManifest:
+        version = self.updater.serving.policy_version + 1
+        manifest = versions.write_shm(
+            self.settings.run.name, oracle, version, vision_trained=vision_trained
+        )
+        await self.updater.stage(versions.stage_of(manifest))
+        return manifest
+
+    async def update(self, oracle: Oracle, *, vision_trained: bool) -> None:
+        manifest = await self.stage(oracle, vision_trained=vision_trained)
+        await self.updater.commit(versions.commit_of(manifest))
+
+    async def probe(self, method: str, *args: int) -> Any:
+        return (await self.engine._llm.collective_rpc(method, args=args))[0]
+
+
+def settings_of(model: Path, folder: Path, *, transport: str = "shm", **rollout: Any) -> Settings:
+    """Of a small server."""
+    return Settings.model_validate(
+        {
+            "run": {"name": f"e2e-{uuid.uuid4().hex[:8]}", "root": str(folder)},
+            "model": {"path": str(model), "dtype": "float32", "max_pixels": 224 * 224},
+            "data": {"train": "unused"},
+            "rollout": {
+                "max_num_seqs": 16,
+                "max_model_len": 512,
+                "kv_cache_gib": 0.125,
+                "enforce_eager": True,
+                **rollout,
+            },
+            "weights": {"transport": transport},
+        }
+    )
+
+
+@asynccontextmanager
+async def engine_server(settings: Settings) -> AsyncIterator[EngineServer]:
+    """Its workers have the tests' probes."""
+    make_args = vllm_engine._engine_args
+    engine = app.make_engine(settings)
+    assert isinstance(engine, VllmEngine)
+    spool = Spool(settings)
+    with pytest.MonkeyPatch.context() as patch:
+        args = make_args(settings)
+        args.worker_extension_cls = f"{ProbingExtension.__module__}.{ProbingExtension.__name__}"
+        patch.setattr(vllm_engine, "_engine_args", lambda _: args)
+        await engine.start()
+    updater = WeightUpdater(engine, Transports(settings, engine, spool))
+    server = EngineServer(settings, engine, updater)
+    await server.probe("probe_start")
+    yield server
+    updater.close()
+    await engine.stop()

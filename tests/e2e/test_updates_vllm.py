@@ -1,0 +1,124 @@
+"""Weight updates of real vLLM in this process: its caches, its failures, its adapters."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from rollout_service.transports.lora import write_config
+from services.errors import EngineError
+from services.schemas.weights import AdapterConfig
+from services.settings import Settings
+from services.weights import shm_file
+from tests.e2e import versions
+from tests.e2e.engine_server import EngineServer, engine_server, settings_of
+from tests.e2e.oracle import TOLERANCE, Oracle, largest_gap, picture
+from tests.updaters import pieces
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+ADAPTER = AdapterConfig(rank=4, alpha=8.0)
+FAR = 20 * TOLERANCE
+
+
+@pytest.fixture(scope="module")
+def settings(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    folder = tmp_path_factory.mktemp("updates")
+    settings = settings_of(tiny_model, folder, adapters={"named": str(folder / "named")})
+    adapter = versions.random_adapter(Oracle(settings), ADAPTER.rank, seed=5)
+    (folder / "named").mkdir()
+    versions.adapter_file(folder / "named", adapter)
+    write_config(folder / "named", ADAPTER, adapter)
+    yield settings
+    shutil.rmtree(shm_file(settings.run.name, 0, 0).parent, ignore_errors=True)
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def server(settings: Settings) -> AsyncIterator[EngineServer]:
+    async with engine_server(settings) as server:
+        yield server
+
+
+async def test_new_vision_weights_move_the_answers_about_the_same_image(
+    server: EngineServer,
+) -> None:
+    image = picture(1)
+    base, other = Oracle(server.settings), versions.perturbed(server.settings, "visual.", seed=1)
+    assert largest_gap(base, image, await server.sample(image)) < TOLERANCE
+    await server.update(other, vision_trained=True)
+    answer = await server.sample(image)
+    assert largest_gap(other, image, answer) < TOLERANCE
+    assert largest_gap(base, image, answer) > FAR
+
+
+async def test_a_frozen_vision_tower_does_not_encode_again(server: EngineServer) -> None:
+    image = picture(2)
+    oracle = versions.perturbed(server.settings, "visual.", seed=2)
+    await server.update(oracle, vision_trained=True)
+    await server.sample(image)
+    encoded = await server.probe("probe_encodings")
+    versions.perturb(oracle, "language_model.", seed=3)
+    await server.update(oracle, vision_trained=False)
+    assert largest_gap(oracle, image, await server.sample(image)) < TOLERANCE
+    assert await server.probe("probe_encodings") == encoded
+    await server.sample(picture(3))
+    assert await server.probe("probe_encodings") == encoded + 1, "the probe counts"
+
+
+async def test_a_vision_tower_that_is_called_frozen_but_is_another_encodes_again(
+    server: EngineServer,
+) -> None:
+    image = picture(4)
+    await server.sample(image)
+    other = versions.perturbed(server.settings, "visual.", seed=4)
+    await server.update(other, vision_trained=False)
+    assert largest_gap(other, image, await server.sample(image)) < TOLERANCE
+
+
+@pytest.mark.parametrize("where", ["load", "finish"])
+async def test_a_load_that_fails_half_way_is_tried_again(server: EngineServer, where: str) -> None:
+    """Also where a layer has got one of its tensors: the second attempt brings that one again."""
+    other = versions.perturbed(server.settings, "", seed=6)
+    manifest = await server.stage(other, vision_trained=True)
+    if where == "load":
+        await server.probe("probe_fail_loads", 1)
+    else:
+        await server.probe("probe_fail_finish")
+    await server.updater.commit(versions.commit_of(manifest))
+    assert server.updater.state == "ready"
+    assert largest_gap(other, picture(5), await server.sample(picture(5))) < TOLERANCE
+
+
+async def test_a_server_that_failed_twice_is_seeded_again_over_http(server: EngineServer) -> None:
+    image = picture(6)
+    other = versions.perturbed(server.settings, "", seed=7)
+    manifest = await server.stage(other, vision_trained=True)
+    await server.probe("probe_fail_loads", 2)
+    with pytest.raises(EngineError, match="no memory"):
+        await server.updater.commit(versions.commit_of(manifest))
+    assert server.updater.state == "quarantined"
+    waiting = asyncio.create_task(server.sample(image))
+    file = shm_file(server.settings.run.name, 1, manifest.policy_version)
+    await server.updater.upload(1, manifest.policy_version, pieces(file.read_bytes(), 65_536))
+    file.unlink()
+    await server.updater.stage(versions.stage_of(manifest, "http"))
+    assert not waiting.done()
+    await server.updater.commit(versions.commit_of(manifest))
+    answer = await waiting
+    assert largest_gap(other, image, answer) < TOLERANCE
+    spans = {s.policy_version for c in answer.completions for s in c.policy_versions}
+    assert spans == {manifest.policy_version}
+
+
+async def test_a_named_adapter_is_over_the_weights_of_now(server: EngineServer) -> None:
+    """VLLM forgets adapters at every update, and reads their folders again."""
+    image = picture(7)
+    adapter = versions.random_adapter(Oracle(server.settings), ADAPTER.rank, seed=5)
+    for seed in (8, 9):
+        oracle = versions.perturbed(server.settings, "", seed=seed)
+        await server.update(oracle, vision_trained=True)
+        assert largest_gap(oracle, image, await server.sample(image)) < TOLERANCE
+        versions.merge(oracle, adapter, ADAPTER)
+        assert largest_gap(oracle, image, await server.sample(image, "named")) < TOLERANCE

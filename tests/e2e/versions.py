@@ -1,0 +1,119 @@
+"""Versions of a policy whose weights transformers holds: files, manifests, adapters."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from services.schemas.weights import (
+    AdapterConfig,
+    CommitRequest,
+    StageRequest,
+    TensorEntry,
+    Transport,
+    WeightManifest,
+)
+from services.settings import Settings
+from services.weights import manifest_checksum, shm_file
+from tests.e2e.oracle import Oracle
+
+Tensors = Mapping[str, torch.Tensor]
+
+
+def perturbed(settings: Settings, part: str, seed: int, noise: float = 0.03) -> Oracle:
+    """An oracle whose parameters with `part` in their name are others."""
+    oracle = Oracle(settings)
+    perturb(oracle, part, seed, noise)
+    return oracle
+
+
+def perturb(oracle: Oracle, part: str, seed: int, noise: float = 0.03) -> None:
+    """Change its parameters with `part` in their name."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in oracle.model.named_parameters():
+            if part in name:
+                parameter += noise * torch.randn(parameter.shape, generator=generator)
+
+
+def write_shm(
+    run: str, oracle: Oracle, policy_version: int, *, vision_trained: bool
+) -> WeightManifest:
+    """A whole version in shared memory."""
+    tensors = {n: p.detach().contiguous() for n, p in oracle.model.named_parameters()}
+    file = shm_file(run, 1, policy_version)
+    file.parent.mkdir(mode=0o700, exist_ok=True)
+    save_file(tensors, file)
+    return manifest_of(tensors, policy_version, vision_trained=vision_trained)
+
+
+def manifest_of(
+    tensors: Tensors,
+    policy_version: int,
+    *,
+    vision_trained: bool = False,
+    adapter: AdapterConfig | None = None,
+) -> WeightManifest:
+    return WeightManifest(
+        policy_version=policy_version,
+        incarnation=1,
+        step=policy_version,
+        vision_trained=vision_trained,
+        tensors={name: _entry(tensor) for name, tensor in tensors.items()},
+        adapter=adapter,
+    )
+
+
+def stage_of(manifest: WeightManifest, transport: Transport = "shm") -> StageRequest:
+    checksum = manifest_checksum(manifest)
+    return StageRequest(transport=transport, manifest=manifest, checksum=checksum)
+
+
+def commit_of(manifest: WeightManifest) -> CommitRequest:
+    return CommitRequest(
+        policy_version=manifest.policy_version, checksum=manifest_checksum(manifest)
+    )
+
+
+def random_adapter(
+    oracle: Oracle, rank: int, seed: int, scale: float = 0.1
+) -> dict[str, torch.Tensor]:
+    """By PEFT's names, of all projections of the language model."""
+    generator = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, parameter in oracle.model.named_parameters():
+        if "language_model" in name and name.endswith("proj.weight"):
+            layer = f"base_model.model.{name.removesuffix('.weight')}"
+            outputs, inputs = parameter.shape
+            tensors[f"{layer}.lora_A.weight"] = scale * torch.randn(
+                rank, inputs, generator=generator
+            )
+            tensors[f"{layer}.lora_B.weight"] = scale * torch.randn(
+                outputs, rank, generator=generator
+            )
+    return tensors
+
+
+def merge(oracle: Oracle, adapter: Tensors, config: AdapterConfig) -> None:
+    """Add an adapter to the weights that it is of."""
+    parameters = dict(oracle.model.named_parameters())
+    with torch.no_grad():
+        for name, lora_a in adapter.items():
+            if ".lora_A." in name:
+                lora_b = adapter[name.replace(".lora_A.", ".lora_B.")]
+                layer = name.removeprefix("base_model.model.").replace(".lora_A.", ".")
+                parameters[layer] += config.alpha / config.rank * lora_b @ lora_a
+
+
+def adapter_file(folder: Path, adapter: Tensors) -> bytes:
+    """The safetensors file of an adapter."""
+    path = folder / "adapter_model.safetensors"
+    save_file(dict(adapter), path)
+    return path.read_bytes()
+
+
+def _entry(tensor: torch.Tensor) -> TensorEntry:
+    digest = hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
+    return TensorEntry(shape=list(tensor.shape), dtype="float32", sha256=digest)

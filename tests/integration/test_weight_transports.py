@@ -1,0 +1,312 @@
+"""The publisher against real servers (uvicorn, Redis, fake engine): files, uploads, seeding."""
+
+import asyncio
+import socket
+import tempfile
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from rollout_service.engine import AdapterWeights, FileWeights, Weights
+from rollout_service.fake_engine import FakeEngine
+from services.clients.rollout import RolloutClient
+from services.errors import EngineError, NotFoundError, UnavailableError, WaitTimeoutError
+from services.keys import RunKeys
+from services.ports import free_port
+from services.redis_client import connect
+from services.registry import Registry
+from services.schemas.weights import AdapterConfig, ServerRecord, Transport, WeightManifest
+from services.settings import Settings, dump_settings
+from services.weights import disk_file, shm_file
+from tests.cutting_proxy import proxied
+from tests.live_servers import LiveServer, cluster_settings, serving, wait_registered
+from tests.processes import sgg_process, wait_for, wait_ready
+from trainer.publisher import WeightPublisher
+from trainer.transports import base
+from trainer.transports.weight_file import write_weights
+
+ADAPTER = "base_model.model.model.layers.0.self_attn.q_proj"
+
+
+class RecordingEngine(FakeEngine):
+    """Reads what it loads; fails, or waits, where it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__(tokens_per_s=20_000, max_model_len=2048)
+        self.loaded: dict[int, dict[str, torch.Tensor]] = {}
+        self.failures = 0
+
+    async def load_weights(self, weights: Weights, manifest: WeightManifest) -> None:
+        if self.failures:
+            self.failures -= 1
+            raise EngineError("half of the tensors are on the meta device")
+        await super().load_weights(weights, manifest)
+        self.loaded[manifest.policy_version] = await asyncio.to_thread(_read, weights)
+
+
+def _read(weights: Weights) -> dict[str, torch.Tensor]:
+    assert isinstance(weights, FileWeights | AdapterWeights)
+    file = weights.path if isinstance(weights, FileWeights) else weights.folder / ADAPTER_FILE
+    with safe_open(file, framework="pt") as tensors:
+        return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
+
+
+ADAPTER_FILE = "adapter_model.safetensors"
+
+
+class Cluster:
+    """Servers and publishers of one run."""
+
+    def __init__(self, settings: Settings, keys: RunKeys, stack: ExitStack) -> None:
+        self.settings = settings
+        self.keys = keys
+        self.stack = stack
+
+    def server(self) -> LiveServer:
+        return wait_registered(self.stack.enter_context(serving(self.settings, RecordingEngine())))
+
+    def announce(self, url: str, name: str, ttl_s: float = 120) -> None:
+        """A record of a server that does not write its own."""
+        record = ServerRecord(
+            server_id=name,
+            url=url,
+            host="elsewhere",
+            gpu=None,
+            state="ready",
+            policy_version=0,
+            tokens_per_s=0,
+            groups_done=0,
+        )
+
+        async def write() -> None:
+            redis = connect(self.settings.redis.url)
+            await Registry(redis, self.keys).heartbeat(record, ttl_s=ttl_s)
+            await redis.aclose()
+
+        asyncio.run(write())
+
+    def publisher(self, incarnation: int = 1) -> WeightPublisher:
+        publisher = WeightPublisher(self.settings, self.keys, incarnation)
+        self.stack.callback(publisher.close)
+        return publisher
+
+
+@pytest.fixture
+def make_cluster(tmp_path: Path, redis_url: str) -> Iterator[Any]:
+    with ExitStack() as stack:
+
+        def make(transport: Transport, redis: str = redis_url) -> Cluster:
+            name = f"weights-{uuid.uuid4().hex[:8]}"
+            settings = cluster_settings(tmp_path, name, redis, transport)
+            return Cluster(settings, RunKeys(name), stack)
+
+        yield make
+
+
+def weights(version: int, size: int = 1000) -> dict[str, torch.Tensor]:
+    """Other numbers for each version; odd shapes, and a bfloat16 as the policy may have."""
+    generator = torch.Generator().manual_seed(version)
+    return {
+        "a": torch.randn(size, 3, generator=generator),
+        "b.bias": torch.randn(7, generator=generator),
+        "c": torch.tensor(float(version)),
+        "d": torch.randn(5, 2, generator=generator).to(torch.bfloat16).t(),
+    }
+
+
+def assert_loaded(server: LiveServer, version: int, expected: dict[str, torch.Tensor]) -> None:
+    assert isinstance(server.engine, RecordingEngine)
+    loaded = server.engine.loaded[version]
+    assert loaded.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert loaded[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name], tensor), name
+
+
+@pytest.mark.parametrize("transport", ["shm", "disk", "http"])
+def test_all_servers_get_each_version_and_nothing_is_left(
+    make_cluster: Any, transport: Transport
+) -> None:
+    cluster = make_cluster(transport)
+    servers = [cluster.server(), cluster.server()]
+    publisher = cluster.publisher()
+    for version in range(4):
+        assert publisher.publish(weights(version).items(), version) == 2
+        for server in servers:
+            policy = server.policy()
+            assert (policy.policy_version, policy.incarnation) == (version, 1)
+            assert_loaded(server, version, weights(version))
+    publisher.close()
+    run = cluster.settings.run
+    assert not list(shm_file(run.name, 0, 0).parent.glob("*"))
+    assert not list(Path(tempfile.gettempdir()).glob(f"sgg-{run.name}-trainer-*"))
+    kept = sorted(file.name for file in disk_file(run.folder, 0, 0).parent.glob("*"))
+    assert kept == (["1-2.safetensors", "1-3.safetensors"] if transport == "disk" else [])
+
+
+def test_an_adapter_goes_the_same_way(make_cluster: Any) -> None:
+    cluster = make_cluster("lora")
+    server = cluster.server()
+    tensors = {
+        f"{ADAPTER}.lora_A.weight": torch.randn(4, 16),
+        f"{ADAPTER}.lora_B.weight": torch.randn(8, 4),
+    }
+    publisher = cluster.publisher()
+    assert publisher.publish(tensors.items(), 1, AdapterConfig(rank=4, alpha=8.0)) == 1
+    assert_loaded(server, 1, tensors)
+    late = cluster.server()
+    wait_for("the late server's version", lambda: late.policy().policy_version == 1)
+    assert_loaded(late, 1, tensors)
+
+
+@pytest.mark.parametrize("transport", ["shm", "disk", "http"])
+def test_a_late_server_gets_the_version(make_cluster: Any, transport: Transport) -> None:
+    cluster = make_cluster(transport)
+    publisher = cluster.publisher()
+    assert publisher.publish(weights(5).items(), 5) == 0
+    first = cluster.server()
+    wait_for("the version", lambda: first.policy().policy_version == 5)
+    assert_loaded(first, 5, weights(5))
+    second = cluster.server()
+    wait_for("the version", lambda: second.policy().policy_version == 5)
+    assert publisher.publish(weights(6).items(), 6) == 2
+
+
+def test_a_killed_server_that_comes_back_gets_the_version(
+    make_cluster: Any, tmp_path: Path
+) -> None:
+    cluster = make_cluster("http")
+    url = f"http://127.0.0.1:{free_port()}"
+    rollout = cluster.settings.rollout.model_copy(update={"url": url})
+    config, log = tmp_path / "server.toml", tmp_path / "server.log"
+    config.write_text(dump_settings(cluster.settings.model_copy(update={"rollout": rollout})))
+    publisher = cluster.publisher()
+    publisher.publish(weights(1).items(), 1)
+    for _ in range(2):
+        with sgg_process(log, "serve", "rollout", "--config", str(config)) as process:
+            wait_ready(url, process, log)
+            wait_for("the version", lambda: version_at(url) == 1)
+
+
+def version_at(url: str) -> int:
+    async def ask() -> int:
+        async with RolloutClient(url, token="data-secret") as client:
+            return (await client.policy()).policy_version
+
+    return asyncio.run(ask())
+
+
+def test_a_quarantined_server_is_sent_the_version_again(make_cluster: Any) -> None:
+    cluster = make_cluster("http")
+    broken, healthy = cluster.server(), cluster.server()
+    assert isinstance(broken.engine, RecordingEngine)
+    publisher = cluster.publisher()
+    assert publisher.publish(weights(1).items(), 1) == 2
+    broken.engine.failures = 3  # the commit, its retry, and the first seeding's first attempt
+    assert publisher.publish(weights(2).items(), 2) == 1
+    assert healthy.policy().policy_version == 2
+    wait_for("the version", lambda: broken.policy().policy_version == 2)
+    assert broken.policy().state == "ready"
+    assert_loaded(broken, 2, weights(2))
+
+
+def test_servers_that_are_dead_or_hang_do_not_keep_the_others_waiting(
+    make_cluster: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster = make_cluster("http")
+    server = cluster.server()
+    dead, hanging = f"http://127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"
+    cluster.announce(dead, "dead")
+    cluster.announce(hanging, "hanging")
+    monkeypatch.setattr(base, "SERVER_TIMEOUT_S", 1.0)
+    port = int(hanging.rpartition(":")[2])
+    with socket.create_server(("127.0.0.1", port)):  # takes connections, and says nothing
+        assert cluster.publisher().publish(weights(1).items(), 1) == 1
+    assert server.policy().policy_version == 1
+    assert f"{dead} is left behind" in caplog.text
+    assert f"{hanging} is left behind: PUT {hanging}/v1/weights/files/1/1: silence" in caplog.text
+
+
+def test_an_upload_that_breaks_is_sent_once_more_from_the_start(
+    make_cluster: Any, tmp_path: Path
+) -> None:
+    cluster = make_cluster("http")
+    server = cluster.server()
+    file = tmp_path / "version.safetensors"
+    write_weights(file, weights(1, size=200_000).items())
+
+    async def upload(url: str) -> None:
+        client = RolloutClient(url, token="data-secret", admin_token="admin-secret", timeout_s=20)
+        async with client:
+            await client.upload(file, 1, 1)
+
+    with proxied(server.url) as proxy:
+        proxy.cuts = [1_000_000]
+        asyncio.run(upload(proxy.url))
+        assert proxy.num_cut == 1
+        proxy.cuts = [1_000_000, 2_000_000]
+        with pytest.raises(UnavailableError, match="failed on the way"):
+            asyncio.run(upload(proxy.url))
+        assert proxy.num_cut == 3
+        file.unlink()
+        with pytest.raises(NotFoundError, match="nothing to send"):
+            asyncio.run(upload(proxy.url))
+
+
+def test_a_server_behind_a_bad_line_is_left_behind_and_seeded_later(make_cluster: Any) -> None:
+    """Reachable through a proxy alone, which cuts both attempts of the first publication."""
+    cluster = make_cluster("http")
+    alone = f"redis://127.0.0.1:{free_port()}/0"
+    unregistered = cluster.settings.redis.model_copy(update={"url": alone})
+    settings = cluster.settings.model_copy(update={"redis": unregistered})
+    remote = cluster.stack.enter_context(serving(settings, RecordingEngine()))
+    healthy = cluster.server()
+    proxy = cluster.stack.enter_context(proxied(remote.url))
+    cluster.announce(proxy.url, "remote")
+    proxy.cuts = [1_000_000, 1_000_000]
+    publisher = cluster.publisher()
+    assert publisher.publish(weights(1, size=200_000).items(), 1) == 1
+    assert healthy.policy().policy_version == 1
+    wait_for("the seeding", lambda: remote.policy().policy_version == 1)
+    assert_loaded(remote, 1, weights(1, size=200_000))
+    assert proxy.num_cut == 2
+
+
+def test_seeding_stops_while_a_version_is_published(make_cluster: Any) -> None:
+    """A server that refuses all versions is tried again and again; publishing goes on."""
+    cluster = make_cluster("http")
+    refusing, healthy = cluster.server(), cluster.server()
+    assert isinstance(refusing.engine, RecordingEngine)
+    refusing.engine.failures = 1_000
+    publisher = cluster.publisher()
+    for version in range(1, 6):
+        assert publisher.publish(weights(version).items(), version) == 1
+        assert healthy.policy().policy_version == version
+    refusing.engine.failures = 0
+    wait_for("the last version", lambda: refusing.policy().policy_version == 5)
+    assert list(refusing.engine.loaded) == [5]
+
+
+def test_a_superseded_trainer_leaves_its_successors_files(make_cluster: Any) -> None:
+    cluster = make_cluster("shm")
+    earlier, later = cluster.publisher(1), cluster.publisher(2)
+    earlier.publish(weights(7).items(), 7)
+    later.publish(weights(3).items(), 3)
+    earlier.close()
+    server = cluster.server()
+    wait_for("the version", lambda: server.policy().policy_version == 3)
+    assert server.policy().incarnation == 2
+
+
+def test_a_trainer_waits_for_redis_and_says_so(make_cluster: Any) -> None:
+    cluster = make_cluster("http", f"redis://127.0.0.1:{free_port()}/0")
+    trainer = cluster.settings.trainer.model_copy(update={"wait_timeout_s": 1.5})
+    cluster.settings = cluster.settings.model_copy(update={"trainer": trainer})
+    with pytest.raises(WaitTimeoutError, match="Redis at"):
+        cluster.publisher().publish(weights(1).items(), 1)

@@ -1,0 +1,105 @@
+"""Rollout servers in this process, on real uvicorn and real Redis, with engines made for a test."""
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import uvicorn
+
+from rollout_service.app import RolloutProcess
+from rollout_service.engine import Engine
+from services import app as service
+from services.keys import RunKeys
+from services.ports import free_port
+from services.redis_client import connect
+from services.registry import Registry
+from services.schemas.weights import PolicyInfo, ServerRecord
+from services.settings import Settings
+from tests.processes import wait_for
+
+
+class LiveServer:
+    """One server, from `serving`."""
+
+    def __init__(self, settings: Settings, engine: Engine) -> None:
+        self.settings = settings
+        self.engine = engine
+        self.process = RolloutProcess(settings, lambda: engine)
+
+    @property
+    def url(self) -> str:
+        return self.settings.rollout.url
+
+    def policy(self) -> PolicyInfo:
+        answer = httpx.get(f"{self.url}/v1/policy", trust_env=False, headers=self._token())
+        return PolicyInfo.model_validate_json(answer.content)
+
+    def is_ready(self) -> bool:
+        try:
+            return httpx.get(f"{self.url}/readyz", trust_env=False).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def _token(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.settings.data_token}"}
+
+
+def registered(settings: Settings) -> list[ServerRecord]:
+    """Servers of a run, as others see them."""
+
+    async def read() -> list[ServerRecord]:
+        redis = connect(settings.redis.url)
+        try:
+            return await Registry(redis, RunKeys(settings.run.name)).servers()
+        finally:
+            await redis.aclose()
+
+    return asyncio.run(read())
+
+
+def wait_registered(server: LiveServer) -> LiveServer:
+    """A server answers over HTTP before its first heartbeat."""
+    wait_for("a record", lambda: server.url in [r.url for r in registered(server.settings)])
+    return server
+
+
+@contextmanager
+def serving(settings: Settings, engine: Engine) -> Iterator[LiveServer]:
+    """A server on a port of its own, until the end of the block; then it drains and stops."""
+    rollout = settings.rollout.model_copy(update={"url": f"http://127.0.0.1:{free_port()}"})
+    server = LiveServer(settings.model_copy(update={"rollout": rollout}), engine)
+    http = uvicorn.Server(uvicorn.Config(server.process.app, log_config=None))
+    listener = service.bind(server.process.app, server.url)
+    thread = threading.Thread(target=http.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        wait_for("a server", server.is_ready)
+        yield server
+    finally:
+        http.should_exit = True
+        thread.join(30)
+        listener.close()
+
+
+def cluster_settings(folder: Path, run: str, redis_url: str, transport: str) -> Settings:
+    """Of a run whose servers and trainer ask each other for tokens."""
+    for name in ("data", "admin"):
+        (folder / f"{name}.token").write_text(f"{name}-secret")
+    return Settings.model_validate(
+        {
+            "run": {"name": run, "root": str(folder)},
+            "model": {"path": "none", "dtype": "float32"},
+            "data": {"train": "unused"},
+            "redis": {"url": redis_url, "lease_s": 3},
+            "rollout": {"engine": "fake", "fake_tokens_per_s": 20_000},
+            "trainer": {"wait_timeout_s": 30},
+            "weights": {"transport": transport},
+            "security": {
+                "data_token_file": str(folder / "data.token"),
+                "admin_token_file": str(folder / "admin.token"),
+            },
+        }
+    )
