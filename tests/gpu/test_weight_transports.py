@@ -52,7 +52,9 @@ def second_gpu(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 def serve(redis_url: str, folder: Path) -> Iterator[RunningServer]:
     model = ROOT / "assets/toy-start"
-    with running_server(model, redis_url, folder, gpu_memory_utilization=SERVER_SHARE) as server:
+    with running_server(
+        model, redis_url, folder, rollout={"gpu_memory_utilization": SERVER_SHARE}
+    ) as server:
         wait_for("a record", lambda: bool(registered(server.settings)))
         yield server
 
