@@ -152,23 +152,31 @@ async def test_uploads_that_are_refused(server: Server, shm_run: ShmRun) -> None
         assert server.put(good, path).status_code == 422, path
     for path in ("1/..", "../stage", "..%2f..%2fetc/passwd", "1/1/2", "%2e%2e/1", "1"):
         assert server.put(good, path).status_code in (404, 405, 422), path
-    over = {"Content-Length": str(10**15)} | ADMIN
-    async with httpx.AsyncClient(trust_env=False) as http:
-        answer = await http.put(f"{server.url}/v1/weights/files/1/1", content=b"", headers=over)
-    assert answer.status_code == 413
+    reader, writer = await begin_upload(server, num_bytes=10**15)
+    assert b" 413 " in await asyncio.wait_for(reader.readline(), 10)
+    writer.close()
     assert server.spooled() == []
+
+
+async def begin_upload(
+    server: Server, num_bytes: int
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """Send the head of an upload of that many bytes."""
+    port = int(server.url.rpartition(":")[2])
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = (
+        "PUT /v1/weights/files/1/1 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer admin\r\n"
+        f"Content-Length: {num_bytes}\r\n\r\n"
+    )
+    writer.write(head.encode())
+    return reader, writer
 
 
 async def test_an_upload_that_breaks_off_leaves_nothing(server: Server, shm_run: ShmRun) -> None:
     version = shm_run.write(1)
     content = version.file.read_bytes()
-    port = int(server.url.rpartition(":")[2])
-    _, writer = await asyncio.open_connection("127.0.0.1", port)
-    head = (
-        "PUT /v1/weights/files/1/1 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer admin\r\n"
-        f"Content-Length: {len(content)}\r\n\r\n"
-    )
-    writer.write(head.encode() + content[:60])
+    _, writer = await begin_upload(server, num_bytes=len(content))
+    writer.write(content[:60])
     await writer.drain()
     await until(lambda: server.spooled() == ["upload.draft"])
     writer.transport.abort()
