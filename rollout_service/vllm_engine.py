@@ -72,6 +72,7 @@ class VllmEngine(Engine):
             counts = [math.prod(shape) for shape in shapes.values()]
             # A head that is tied to the embedding, mostly the largest tensor, may come as well.
             self.num_elements = sum(counts) + max(counts) if counts else None
+            self._chat = VllmChat(self._llm, self._settings, served_name(self._settings))
         except Exception as error:  # whatever the model's code raises: the caller can only give up
             raise EngineError(f"vLLM cannot load {self._settings.model.path}: {error}") from error
 
