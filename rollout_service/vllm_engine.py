@@ -71,6 +71,7 @@ class VllmEngine(Engine):
             self._reserved_texts = [token.content for token in tokens if token.special]
             shapes = await asyncio.to_thread(_checkpoint_shapes, self._settings.model.path)
             self._expected = await self._renamed(shapes)
+            self._chat = VllmChat(self._llm, self._settings, served_name(self._settings))
         except Exception as error:  # whatever the model's code raises: the caller can only give up
             raise EngineError(f"vLLM cannot load {self._settings.model.path}: {error}") from error
 
@@ -93,7 +94,7 @@ class VllmEngine(Engine):
         """See `Engine.sample`. The group's completions share one prefill and its images."""
         self._check_request(messages, images, adapter)
         try:
-            params = await asyncio.to_thread(self._checked_params, sampling)
+            params = await self._params(sampling)
             rendered = await self._render(messages, images)
             outputs = self._llm.generate(
                 rendered,
@@ -103,7 +104,7 @@ class VllmEngine(Engine):
             )
             async for output in outputs:
                 final = output
-            return self._result(final, sampling)
+            return await asyncio.to_thread(self._result, final, sampling)
         except Exception as error:  # of vLLM's many classes; sorted by whose fault it is
             raise sampling_error(error) from error
 
@@ -114,7 +115,7 @@ class VllmEngine(Engine):
         assert self._chat is not None  # it has started
         try:
             self._check_request(request.chat, images)
-            await asyncio.to_thread(self._check_format, request)
+            await self._check_format(request)
             decoded = await asyncio.to_thread(lambda: [decode_image(image) for image in images])
             return await self._chat.complete(request, decoded)
         except Exception as error:  # of vLLM's many classes; sorted by whose fault it is
@@ -190,24 +191,22 @@ class VllmEngine(Engine):
             if isinstance(part, TextPart):
                 self._check_text(part.text)
 
-    def _check_format(self, request: ChatRequest) -> None:
+    async def _check_format(self, request: ChatRequest) -> None:
         wanted = request.response_format
         if wanted is not None and wanted.type == "json_schema":
             if wanted.json_schema is None:
                 raise InvalidInputError("response_format of type json_schema has no json_schema")
-            self._checked_params(Sampling(json_schema=wanted.json_schema.json_schema))
+            await self._params(Sampling(json_schema=wanted.json_schema.json_schema))
 
-    def _checked_params(self, sampling: Sampling) -> SamplingParams:
-        """In a thread, because vLLM parses JSON schemas when it checks."""
-        params = sampling_params(sampling)
-        if params.structured_outputs is not None:
-            config = self._llm.vllm_config
-            params.verify(
-                config.model_config,
-                None,
-                config.structured_outputs_config,
-                self._llm.get_tokenizer(),
-            )
+    async def _params(self, sampling: Sampling) -> SamplingParams:
+        """A JSON schema is tried out here: its library may take a while, or refuse it."""
+        if sampling.json_schema is None:
+            return sampling_params(sampling)
+        params = await asyncio.to_thread(sampling_params, sampling)
+        config = self._llm.vllm_config
+        model, structured = config.model_config, config.structured_outputs_config
+        tokenizer = self._llm.get_tokenizer()
+        await asyncio.to_thread(params.verify, model, None, structured, tokenizer)
         return params
 
     async def _render(
