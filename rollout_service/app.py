@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from typing import Annotated
 
-from fastapi import FastAPI, Path, Request
+from fastapi import FastAPI, Path, Request, Response
 from starlette.requests import ClientDisconnect
 
 from rollout_service.admission import Admission, while_connected
@@ -84,7 +84,7 @@ class RolloutProcess:
         self._tracing.trace_requests(self.app)
 
     def _add_routes(self) -> None:
-        self.app.post("/v1/rollouts")(self.rollouts)
+        self.app.post("/v1/rollouts", response_model=RolloutResponse)(self.rollouts)
         self.app.byte_bodies = (ChatRequest,)
         ChatRoutes(self.server, self._admission).add_to(self.app)
         self.app.get("/v1/policy")(self.policy)
@@ -96,16 +96,19 @@ class RolloutProcess:
         self.app.post("/v1/weights/commit")(self.commit)
         self.app.post("/v1/weights/abort")(self.abort)
 
-    async def rollouts(self, request: RolloutRequest, http: Request) -> RolloutResponse:
+    async def rollouts(self, request: RolloutRequest, http: Request) -> Response:
         """Sample one group."""
         with self._admission.place():
             result = await while_connected(http, self._sample(request))
-        return RolloutResponse(
+        response = RolloutResponse(
             server_id=self.server.server_id,
             prompt_token_ids=result.prompt_token_ids,
             completions=result.completions,
             renormalised=request.sampling.renormalises,
         )
+        # Large groups are long texts; FastAPI would check and write them on the event loop.
+        text = await asyncio.to_thread(response.model_dump_json)
+        return Response(text, media_type="application/json")
 
     async def _sample(self, request: RolloutRequest) -> EngineResult:
         return await self.server.sample(

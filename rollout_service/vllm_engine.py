@@ -95,7 +95,7 @@ class VllmEngine(Engine):
         """See `Engine.sample`. The group's completions share one prefill and its images."""
         self._check_request(messages, images, adapter)
         try:
-            params = await asyncio.to_thread(self._checked_params, sampling)
+            params = await self._params(sampling)
             rendered = await self._render(messages, images)
             outputs = self._llm.generate(
                 rendered,
@@ -105,7 +105,7 @@ class VllmEngine(Engine):
             )
             async for output in outputs:
                 final = output
-            return self._result(final, sampling)
+            return await asyncio.to_thread(self._result, final, sampling)
         except Exception as error:  # of vLLM's many classes; sorted by whose fault it is
             raise sampling_error(error) from error
 
@@ -116,7 +116,7 @@ class VllmEngine(Engine):
         assert self._chat is not None  # it has started
         try:
             self._check_request(request.chat, images)
-            await asyncio.to_thread(self._check_format, request)
+            await self._check_format(request)
             decoded = await asyncio.to_thread(lambda: [decode_image(image) for image in images])
             return await self._chat.complete(request, decoded)
         except Exception as error:  # of vLLM's many classes; sorted by whose fault it is
@@ -196,24 +196,22 @@ class VllmEngine(Engine):
             if isinstance(part, TextPart):
                 self._check_text(part.text)
 
-    def _check_format(self, request: ChatRequest) -> None:
+    async def _check_format(self, request: ChatRequest) -> None:
         wanted = request.response_format
         if wanted is not None and wanted.type == "json_schema":
             if wanted.json_schema is None:
                 raise InvalidInputError("response_format of type json_schema has no json_schema")
-            self._checked_params(Sampling(json_schema=wanted.json_schema.json_schema))
+            await self._params(Sampling(json_schema=wanted.json_schema.json_schema))
 
-    def _checked_params(self, sampling: Sampling) -> SamplingParams:
-        """In a thread, because vLLM parses JSON schemas when it checks."""
-        params = sampling_params(sampling)
-        if params.structured_outputs is not None:
-            config = self._llm.vllm_config
-            params.verify(
-                config.model_config,
-                None,
-                config.structured_outputs_config,
-                self._llm.get_tokenizer(),
-            )
+    async def _params(self, sampling: Sampling) -> SamplingParams:
+        """A JSON schema is tried out here: its library may take a while, or refuse it."""
+        if sampling.json_schema is None:
+            return sampling_params(sampling)
+        params = await asyncio.to_thread(sampling_params, sampling)
+        config = self._llm.vllm_config
+        model, structured = config.model_config, config.structured_outputs_config
+        tokenizer = self._llm.get_tokenizer()
+        await asyncio.to_thread(params.verify, model, None, structured, tokenizer)
         return params
 
     async def _render(

@@ -6,7 +6,7 @@ or paths, is refused as an unknown field.
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AliasChoices, ConfigDict, Field
+from pydantic import AliasChoices, ConfigDict, Field, field_validator
 
 from services.schemas.common import (
     MAX_COMPLETIONS,
@@ -58,17 +58,13 @@ class ChatTurn(Message):
     """
 
     role: Literal["system", "user", "assistant"]
-    content: (
-        Annotated[str, Field(max_length=100_000)]
-        | Annotated[list[ChatPart], Field(min_length=1, max_length=16)]
-    )
+    content: list[ChatPart] = Field(min_length=1, max_length=16)
+    """Or a text alone."""
 
-    @property
-    def parts(self) -> list[ChatText | ChatImage]:
-        """The content, text alone as one part."""
-        if isinstance(self.content, str):
-            return [ChatText(type="text", text=self.content)]
-        return self.content
+    @field_validator("content", mode="before")
+    @classmethod
+    def _text_alone(cls, content: Any) -> Any:
+        return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 class StreamOptions(Message):
@@ -132,7 +128,7 @@ class ChatRequest(Message):
                 role=turn.role,
                 content=[
                     TextPart(text=part.text) if isinstance(part, ChatText) else ImagePart()
-                    for part in turn.parts
+                    for part in turn.content
                 ],
             )
             for turn in self.messages
@@ -141,5 +137,5 @@ class ChatRequest(Message):
     @property
     def images(self) -> list[InlineImage]:
         """In the order of the parts."""
-        parts = [part for turn in self.messages for part in turn.parts]
+        parts = [part for turn in self.messages for part in turn.content]
         return [InlineImage(data=p.image_url.url) for p in parts if isinstance(p, ChatImage)]
