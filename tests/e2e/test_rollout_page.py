@@ -15,6 +15,8 @@ from tests.e2e.conftest import ROOT, RunningServer
 from tests.e2e.oracle import picture
 
 PAGE = (ROOT / "docs/rollout.md").read_text()
+PRELUDE = 'curl() { command curl "$@"; echo; }\n'
+"""Ends every answer with a line break."""
 COMMANDS = "\n".join(re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
 
 
@@ -30,7 +32,7 @@ def run(commands: str, server: RunningServer, folder: Path) -> str:
     """Standard output of a shell that stops at the first failure."""
     path = f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"
     done = subprocess.run(
-        ["bash", "-euo", "pipefail", "-c", commands],
+        ["bash", "-euo", "pipefail", "-c", PRELUDE + commands],
         cwd=folder,
         env=child_environment(
             ROLLOUT_URL=server.url, SGG_DATA_TOKEN="unused", SGG_ADMIN_TOKEN="unused", PATH=path
