@@ -61,8 +61,13 @@ def registered(settings: Settings) -> list[ServerRecord]:
 
 
 def wait_registered(server: LiveServer) -> LiveServer:
-    """A server answers over HTTP before its first heartbeat."""
-    wait_for("a record", lambda: server.url in [r.url for r in registered(server.settings)])
+    """A server answers over HTTP before others see that it is ready."""
+
+    def is_known() -> bool:
+        records = registered(server.settings)
+        return any(r.url == server.url and r.state == "ready" for r in records)
+
+    wait_for("a record", is_known)
     return server
 
 
@@ -73,7 +78,7 @@ def serving(settings: Settings, engine: Engine) -> Iterator[LiveServer]:
     server = LiveServer(settings.model_copy(update={"rollout": rollout}), engine)
     http = uvicorn.Server(uvicorn.Config(server.process.app, log_config=None))
     listener = service.bind(server.process.app, server.url)
-    thread = threading.Thread(target=http.run, kwargs={"sockets": [listener]})
+    thread = threading.Thread(target=http.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:
         wait_for("a server", server.is_ready)
