@@ -14,6 +14,7 @@ from rollout_service.lanes import Lanes
 from rollout_service.server import RolloutServer
 from services.errors import ConflictError, SettingsError, SggError, UnavailableError
 from services.registry import GPU_TTL_S, HEARTBEAT_TTL_S, Registry
+from services.waiting import ended
 
 logger = logging.getLogger(__name__)
 
@@ -40,8 +41,7 @@ class Membership:
         try:
             yield
         finally:
-            beating.cancel()
-            await asyncio.gather(beating, return_exceptions=True)
+            await ended(beating)
             try:
                 await self._leave()
             except UnavailableError as error:  # then the record expires

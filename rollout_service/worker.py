@@ -32,6 +32,7 @@ from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import RolloutGroup
 from services.schemas.weights import PolicyRecord, WeightManifest
 from services.settings import Settings
+from services.waiting import ended
 
 logger = logging.getLogger(__name__)
 
@@ -96,8 +97,7 @@ class QueueWorker:
         finally:
             self._server.drain()
             await self._end(claiming)
-            following.cancel()
-            await asyncio.gather(following, return_exceptions=True)
+            await ended(following)
 
     async def _follow(self) -> None:
         """Load what this server has missed: as a late joiner, after a failed or a lost commit."""
@@ -189,9 +189,7 @@ class QueueWorker:
             await self._quietly(self._queue.release(lease))
             raise
         finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await ended(*tasks)
 
     async def _renew_until_lost(self, lease: Lease) -> None:
         held = True
@@ -312,10 +310,7 @@ class QueueWorker:
         giving_up = asyncio.create_task(self._server.given_up.wait())
         await asyncio.wait({ending, giving_up}, return_when=asyncio.FIRST_COMPLETED)
         await asyncio.wait({ending}, timeout=_HAND_BACK_S)
-        late: list[asyncio.Task[Any]] = [ending, giving_up, claiming, *self._groups]
-        for task in late:
-            task.cancel()
-        await asyncio.gather(*late, return_exceptions=True)
+        await ended(ending, giving_up, claiming, *self._groups)
 
     async def _all_ended(self, claiming: asyncio.Task[None]) -> None:
         await asyncio.wait({claiming})

@@ -1,10 +1,10 @@
-"""Waiting for what may come back."""
+"""Waiting for what may come back, and for what is to end."""
 
 import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from services.errors import UnavailableError, WaitTimeoutError
 
@@ -33,3 +33,16 @@ async def until_available(work: Callable[[], Awaitable[T]], *, timeout_s: float)
                 logger.warning("%s; trying again", error.message)
             said = error.message
             await asyncio.sleep(PAUSE_S)
+
+
+async def ended(*tasks: "asyncio.Task[Any]") -> None:
+    """Cancel tasks until each has ended.
+
+    More than once: a cancellation that meets a timeout of a library can be lost in it.
+    """
+    running = set(tasks)
+    while running:
+        for task in running:
+            task.cancel()
+        _, running = await asyncio.wait(running, timeout=PAUSE_S)
+    await asyncio.gather(*tasks, return_exceptions=True)  # whose errors nobody asks for any more

@@ -35,6 +35,7 @@ from services.schemas.prompts import PromptGroup
 from services.schemas.rewards import RewardGroup, RewardRequest, ScoredGroup
 from services.schemas.rollouts import RolloutGroup
 from services.settings import Settings
+from services.waiting import ended
 from trainer.algorithms.advantages import group_normalised
 from trainer.cursor import Cursor, CursorState
 from trainer.image_sharing import ImageSharing
@@ -142,12 +143,7 @@ class Collector:
 
     async def _stop(self) -> None:
         self._closing = True
-        running = set(self._tasks)
-        while running:
-            # More than once: a cancellation that meets a timeout of a library can be lost in it.
-            for task in running:
-                task.cancel()
-            _, running = await asyncio.wait(running, timeout=1.0)
+        await ended(*self._tasks)
         await self._reward.aclose()
         await self._sharing.aclose()
         await self._queue.aclose()

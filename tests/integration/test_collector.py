@@ -31,6 +31,7 @@ from services.redis_client import connect
 from services.registry import Registry
 from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
+from services.schemas.weights import ServerRecord
 from services.settings import Settings, dump_settings
 from tests.conftest import RedisStarter
 from tests.processes import sgg_process, wait_for, wait_ready
@@ -442,6 +443,39 @@ def test_rows_that_cannot_be_read_or_scored_cost_themselves(
     assert positions(batches) == [0, 3, 4, 5, 6, 7]
     assert len([name for batch in batches for name in batch.outcome.dead]) == 2
     assert collector.cursor_state().low == 8
+
+
+def test_a_server_of_another_host_finds_the_images(make_run: MakeRun, tmp_path: Path) -> None:
+    run = make_run(max_policy_lag=0)
+
+    async def register() -> None:
+        redis = connect(run.settings.redis.url)
+        elsewhere = ServerRecord(
+            server_id="elsewhere-1",
+            url="http://127.0.0.1:1",
+            host="elsewhere",
+            gpu=None,
+            state="ready",
+            policy_version=0,
+            tokens_per_s=0,
+            groups_done=0,
+        )
+        await Registry(redis, run.keys).heartbeat(elsewhere, ttl_s=60)
+        await redis.aclose()
+
+    async def fetch() -> bytes:
+        queue, redis = run.queue(), connect(run.settings.redis.url)
+        lease = await queue.claim(PROMPT_LANES, "elsewhere-1", lease_s=30, block_s=4)
+        assert lease is not None
+        (ref,) = PromptGroup.model_validate_json(lease.body).images
+        data = await ImageStore(tmp_path / "empty", redis, run.keys).fetch(ref)
+        await queue.aclose()
+        await redis.aclose()
+        return data
+
+    asyncio.run(register())
+    run.collector().start(0)
+    assert asyncio.run(fetch())[:4] == b"\x89PNG"
 
 
 async def _dead(run: Run) -> list[DeadLetter]:

@@ -1,6 +1,7 @@
 """The queue worker with the fake engine: groups end once, whatever fails."""
 
 import asyncio
+import hashlib
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from services.keys import PROMPT_LANES, prompt_stream
 from services.queues.base import Lease
 from services.queues.memory import MemoryQueue
 from services.registry import Registry
-from services.schemas.common import ChatMessage, ImagePart, Sampling, TextPart
+from services.schemas.common import ChatMessage, ImagePart, ImageRef, Sampling, TextPart
 from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import RolloutGroup
 from services.schemas.weights import PolicyRecord, ServerRecord, WeightManifest
@@ -278,6 +279,42 @@ async def test_a_late_joiner_catches_up_before_it_claims(shm_run: ShmRun, tmp_pa
         assert (group.group_id, group.completions[0].policy_versions[0].policy_version) == ("h", 6)
     finally:
         await scene.stop()
+
+
+async def test_a_server_that_fell_behind_takes_no_more_work(scene: Scene, shm_run: ShmRun) -> None:
+    version = shm_run.write(6)
+    content = version.file.read_bytes()
+    version.file.unlink()  # it cannot catch up until the trainer brings the weights
+    scene.registry.published = version
+    await scene.ask("claimed", min_policy_version=6)
+    await until(lambda: "catch up" in (scene.server.last_error or ""))
+    await scene.ask("left to others")
+    lease = await scene.queue.claim(PROMPT_LANES, "other", lease_s=60, block_s=0)
+    assert lease is not None
+    await scene.queue.release(lease)
+    version.file.write_bytes(content)
+    groups = [await scene.answer() for _ in range(2)]
+    assert {group.completions[0].policy_versions[0].policy_version for group in groups} == {6}
+
+
+async def test_an_image_that_comes_late_is_waited_for(scene: Scene) -> None:
+    ref = ImageRef(sha256=hashlib.sha256(b"late").hexdigest(), num_bytes=4)
+    await scene.ask("g", images=[ref])
+    await until(lambda: bool(scene.worker._groups))
+    scene.images.put(b"late")
+    assert (await scene.answer()).group_id == "g"
+
+
+async def test_a_group_that_comes_too_late_to_be_sampled_is_no_failure(scene: Scene) -> None:
+    ref = ImageRef(sha256=hashlib.sha256(b"late").hexdigest(), num_bytes=4)
+    prompt = await scene.ask("g", images=[ref])
+    await until(lambda: bool(scene.worker._groups))
+    scene.server.drain()
+    scene.images.put(b"late")
+    await until(lambda: not scene.worker._groups)
+    lease = await scene.queue.claim(PROMPT_LANES, "other", lease_s=60, block_s=0)
+    assert lease is not None
+    assert (lease.work_id, lease.failures) == (prompt.work_id, [])
 
 
 async def test_leases_are_renewed_while_sampling(shm_run: ShmRun, tmp_path: Path) -> None:
