@@ -10,6 +10,7 @@ from services.redis_client import connect
 from services.registry import Registry
 from services.schemas.weights import ServerRecord
 from services.settings import Settings
+from services.waiting import ended
 from trainer.transports.base import Peer, Release, WeightTransport
 
 logger = logging.getLogger(__name__)
@@ -46,11 +47,8 @@ class Seeder:
 
     async def stop(self) -> None:
         """End what is under way; a server that is cut off keeps what it had."""
-        while self._tasks:
-            # More than once: a cancellation that meets a timeout of a library can be lost in it.
-            for task in self._tasks:
-                task.cancel()
-            await asyncio.wait(self._tasks, timeout=0.2)
+        while self._tasks:  # one that is ending may have begun another
+            await ended(*self._tasks)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

@@ -35,6 +35,7 @@ from services.schemas.common import ChatMessage, ImagePart, Sampling, TextPart
 from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import RolloutGroup
 from services.settings import Settings, dump_settings
+from services.telemetry import Tracing
 from tests.processes import ROOT, sgg_process, wait_for, wait_ready
 
 MESSAGES = [ChatMessage(role="user", content=[ImagePart(), TextPart(text="What is there?")])]
@@ -79,7 +80,9 @@ class Member:
         self.redis: Redis = connect(settings.redis.url)
         keys = RunKeys(settings.run.name)
         self.engine = FakeEngine(tokens_per_s=100_000, max_model_len=4096, gpu=gpu)
-        self.server = RolloutServer(settings, lambda: self.engine, CollectorRegistry())
+        self.server = RolloutServer(
+            settings, lambda: self.engine, CollectorRegistry(), Tracing("test", None)
+        )
         registry = Registry(self.redis, keys)
         self.membership = Membership(self.server, registry)
         self.lanes = self.membership.lanes
