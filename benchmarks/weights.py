@@ -129,7 +129,7 @@ async def _stage(updater: WeightUpdater, manifest: WeightManifest, transport: st
 async def _upload(url: str, file: Path) -> None:
     """By curl, so that the client takes no time of the server's process."""
     curl = ["curl", "-sSf", "--noproxy", "*", "-T", str(file), f"{url}/1/1"]
-    process = await asyncio.create_subprocess_exec(*curl)
+    process = await asyncio.create_subprocess_exec(*curl, stdout=asyncio.subprocess.DEVNULL)
     if await process.wait():
         raise EngineError("curl could not upload the file")
 

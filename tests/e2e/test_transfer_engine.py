@@ -8,7 +8,7 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -29,7 +29,7 @@ BUCKET_BYTES = 100
 UNIQUE_ID = base64.b64encode(bytes(128)).decode()
 
 
-class Model(torch.nn.Module):
+class Model(torch.nn.Module):  # type: ignore[misc]
     """Two layers, loaded as vLLM's models are."""
 
     def __init__(self) -> None:
@@ -195,7 +195,7 @@ def test_a_failed_join_says_why(engine: TransferEngine, monkeypatch: pytest.Monk
 
 
 @pytest.fixture
-def shared_memory(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[bytes, torch.Tensor]]:
+def shared_memory(monkeypatch: pytest.MonkeyPatch) -> dict[bytes, torch.Tensor]:
     """Tensors by handle, as another process would have shared them."""
     shared: dict[bytes, torch.Tensor] = {}
 

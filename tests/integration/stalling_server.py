@@ -1,5 +1,7 @@
 """A rollout server that stops for ever in the middle of a weight update, and says so in a file.
 
+With the edge `FAILS` it fails to load that version instead, as often as a commit tries.
+
 Called as `python -m tests.integration.stalling_server CONFIG MARKER EDGE VERSION`.
 """
 
@@ -14,9 +16,11 @@ from rollout_service.transports import choice
 from rollout_service.transports.safetensors_file import StagedFile
 from rollout_service.transports.shm import ShmTransport
 from services import app as service
+from services.errors import EngineError
 from services.schemas.weights import StageRequest, WeightManifest
 from services.settings import load_settings
 
+FAILS = "fails"
 EDGES = ("before stage", "staged", "in the load", "before resume")
 
 
@@ -27,6 +31,12 @@ class Stall:
         self._marker = marker
         self._edge = edge
         self._policy_version = policy_version
+        self._failures = 2 if edge == FAILS else 0
+
+    def fail(self, policy_version: int) -> None:
+        if self._failures and policy_version == self._policy_version:
+            self._failures -= 1
+            raise EngineError("half of the tensors are on the meta device")
 
     async def at(self, edge: str, policy_version: int) -> None:
         if (edge, policy_version) == (self._edge, self._policy_version):
@@ -43,6 +53,7 @@ class StallingEngine(FakeEngine):
 
     async def load_weights(self, weights: Weights, manifest: WeightManifest) -> None:
         await self._stall.at("in the load", manifest.policy_version)
+        self._stall.fail(manifest.policy_version)
         await super().load_weights(weights, manifest)
 
     async def resume(self) -> None:

@@ -16,7 +16,7 @@ from safetensors.numpy import save
 
 from rollout_service.transports.spool import spool_folder
 from services.clients.rollout import RolloutClient
-from services.errors import ConflictError, InvalidInputError, NotFoundError, SggError
+from services.errors import ConflictError, EngineError, InvalidInputError, NotFoundError, SggError
 from services.keys import RunKeys
 from services.ports import free_port
 from services.redis_client import connect
@@ -25,7 +25,7 @@ from services.schemas.common import ChatMessage, Sampling, TextPart
 from services.schemas.rollouts import RolloutRequest
 from services.schemas.weights import StageRequest
 from services.settings import Settings, child_environment, dump_settings
-from tests.integration.stalling_server import EDGES
+from tests.integration.stalling_server import EDGES, FAILS
 from tests.shm_versions import ShmRun, ShmVersion, tensors_of
 
 ASKED = RolloutRequest(
@@ -254,6 +254,43 @@ class Sampler:
                     assert answer.status_code == 200, answer.text
                     spans = [s for c in answer.json()["completions"] for s in c["policy_versions"]]
                     self.seen.append({span["policy_version"] for span in spans})
+
+
+async def test_a_server_that_cannot_load_is_out_of_service_until_it_can(
+    server: Server, shm_run: ShmRun
+) -> None:
+    server.kill()
+    server.start(FAILS, 1)
+    version = shm_run.write(1)
+    content = version.file.read_bytes()
+    long = ASKED.model_copy(update={"sampling": Sampling(n=64)}).model_dump_json()
+    data = {"Authorization": "Bearer data", "Content-Type": "application/json"}
+    async with (
+        server.client() as client,
+        httpx.AsyncClient(base_url=server.url, headers=data, trust_env=False, timeout=60) as http,
+    ):
+        await client.stage(version.stage)
+        asked = [asyncio.create_task(http.post("/v1/rollouts", content=long)) for _ in range(20)]
+        short = ASKED.model_copy(update={"sampling": Sampling(max_tokens=1)})
+        await http.post("/v1/rollouts", content=short.model_dump_json())  # groups take turns
+        with pytest.raises(EngineError, match="meta device"):
+            await client.commit(version.commit)
+        answers = [await task for task in asked]
+        ended = [answer for answer in answers if answer.status_code != 200]
+        assert ended, "some were in flight"
+        assert all((a.status_code, a.json()["retryable"]) == (503, True) for a in ended)
+        ready = await http.get("/readyz")
+        assert ready.status_code == 503
+        assert "version 1 of incarnation 1 could not be loaded" in ready.json()["reason"]
+        assert (await http.post("/v1/rollouts", content=long)).status_code == 503
+        assert (await client.policy()).state == "quarantined"
+        version.file.unlink()
+        assert server.put(content).status_code == 200
+        await client.stage(by_http(version))
+        await client.commit(version.commit)
+        assert (await http.get("/readyz")).status_code == 200
+        answer = await client.rollouts(ASKED)
+    assert {s.policy_version for c in answer.completions for s in c.policy_versions} == {1}
 
 
 @pytest.mark.parametrize("edge", EDGES)

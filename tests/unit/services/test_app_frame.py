@@ -115,6 +115,37 @@ async def test_json_is_checked_for_nesting_before_it_is_parsed() -> None:
         assert (await client.post("/v1/bytes", content=deep)).json() == len(deep)
 
 
+async def test_streamed_bodies_go_to_the_handler_unread_but_not_without_a_token() -> None:
+    app = with_bodies(
+        data_token="d", admin_token="a", admin_paths=("/v1",), streamed_paths=("/v1/files",)
+    )
+    reached = asyncio.Event()
+
+    @app.put("/v1/files/{name}")
+    async def first_chunk(name: str, request: Request) -> int:
+        reached.set()
+        return len(await anext(request.stream()))
+
+    async def endless() -> AsyncIterator[bytes]:
+        yield b"x" * 5000
+        await reached.wait()
+        yield b"y"
+
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+        for token, status in (("d", 401), ("", 401), ("a", 200)):
+            answer = await client.put(
+                "/v1/files/x", content=endless(), headers={"Authorization": f"Bearer {token}"}
+            )
+            assert answer.status_code == status
+            assert reached.is_set() == (status == 200)
+        assert answer.json() == 5000
+        other = await client.post(
+            "/v1/bytes", content=b"x" * 5000, headers={"Authorization": "Bearer a"}
+        )
+        assert other.status_code == 413
+
+
 async def test_bodies_together_have_a_limit_too() -> None:
     app = with_bodies(held_limit_bytes=1500)
     resume = asyncio.Event()
