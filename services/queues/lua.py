@@ -62,9 +62,9 @@ return 1
 )
 
 # group, consumer, lease in ms, max_expiries, stream…. {stream, entry, id, body, delivery, failures}
-# or nil. XAUTOCLAIM looks at ten pending entries a call, so the cursor is followed to the end: an
-# expired lease may stand behind many that are renewed. One is taken at a time: a poisoned item must
-# not take others down with its worker.
+# or nil. XPENDING looks through all leases of a stream at once (XAUTOCLAIM through ten), for an
+# expired one may stand behind many that are renewed. One is taken at a time: a poisoned item must
+# not take others down with its worker. An entry that somebody deleted has no body any more.
 CLAIM = (
     _PRELUDE
     + """
@@ -82,18 +82,16 @@ local function bury_expired(stream, entry, delivery)
   end
 end
 local function expired(stream)
-  local stream_key, cursor = prefix .. stream, '0-0'
-  repeat
-    local reply = redis.call('XAUTOCLAIM', stream_key, group, consumer, lease_ms, cursor,
-                             'COUNT', 1)
-    local entry = reply[2][1]
-    cursor = reply[1]
-    if entry then
-      local delivery = redis.call('XPENDING', stream_key, group, entry[1], entry[1], 1)[1][4]
-      if delivery <= max_expiries then return lease(stream, entry, delivery) end
-      bury_expired(stream, entry, delivery)
-    end
-  until cursor == '0-0'
+  local stream_key = prefix .. stream
+  while true do
+    local row = redis.call('XPENDING', stream_key, group, 'IDLE', lease_ms, '-', '+', 1)[1]
+    if not row then return nil end
+    local entry = redis.call('XCLAIM', stream_key, group, consumer, lease_ms, row[1])[1]
+    local delivery = row[4] + 1
+    if not entry then redis.call('XACK', stream_key, group, row[1])
+    elseif delivery <= max_expiries then return lease(stream, entry, delivery)
+    else bury_expired(stream, entry, delivery) end
+  end
 end
 for i = 7, #ARGV do
   local found = expired(ARGV[i])

@@ -303,6 +303,20 @@ async def test_what_a_wait_finds_too_much_is_handed_back(redis_url: str, run_key
     await client.aclose()
 
 
+async def test_a_lease_on_an_entry_that_was_deleted_is_forgotten(
+    redis_url: str, run_keys: RunKeys
+) -> None:
+    client = connect(redis_url)
+    queue = RedisQueue(client, run_keys)
+    await queue.enqueue(LANE, "g1", b"1")
+    lease = await claim(queue)
+    await client.xdel(run_keys.stream(LANE), lease.entry_id)
+    await asyncio.sleep(SHORT_S * 2)
+    assert await nothing(queue, lease_s=SHORT_S)
+    assert (await client.xpending(run_keys.stream(LANE), "rollout"))["pending"] == 0
+    await client.aclose()
+
+
 async def test_a_stream_that_nobody_reads_is_refused(redis_url: str, run_keys: RunKeys) -> None:
     client = connect(redis_url)
     with pytest.raises(NotFoundError, match="prompts/0"):
