@@ -19,6 +19,7 @@ from rollout_service.transports.lora import write_config
 from rollout_service.transports.spool import spool_folder
 from services.schemas.weights import AdapterConfig
 from services.settings import Settings
+from services.weights import private_folder
 
 POLICY_ADAPTER = "policy"
 """vLLM's name of the adapter that is trained."""
@@ -67,7 +68,8 @@ def write_initial_adapter(settings: Settings) -> None:
     """The policy's adapter before its first version: one that changes nothing."""
     if _is_policy_an_adapter(settings):
         folder = policy_folder(settings)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        private_folder(folder.parent)
+        private_folder(folder)
         (folder / "adapter_model.safetensors").write_bytes(save(_UNUSED))
         write_config(folder, AdapterConfig(rank=1, alpha=1.0), _UNUSED)
 

@@ -23,18 +23,18 @@ class Spool:
     """A private folder with one draft at a time, and the files that drafts became."""
 
     def __init__(self, settings: Settings) -> None:
-        """Makes the folder, and empties it of what a killed process left.
+        """Removes what a killed process left. The folder is made when something comes.
 
         Raises:
             SettingsError: Something that is not this user's is in its place.
         """
-        self.folder = private_folder(spool_folder(settings))
-        for entry in self.folder.iterdir():
-            _remove(entry)
+        self.folder = spool_folder(settings)
+        if os.path.lexists(self.folder):
+            _remove(private_folder(self.folder))
 
     def open_draft(self) -> int:
         """A descriptor for writing; replaces an earlier draft."""
-        draft = self.folder / _DRAFT
+        draft = private_folder(self.folder) / _DRAFT
         draft.unlink(missing_ok=True)
         return os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
 
@@ -48,20 +48,17 @@ class Spool:
 
     def new_folder(self, prefix: str) -> Path:
         """An empty folder, which the caller removes."""
-        return Path(tempfile.mkdtemp(prefix=prefix, dir=self.folder))
+        return Path(tempfile.mkdtemp(prefix=prefix, dir=private_folder(self.folder)))
 
     def remove(self) -> None:
         """Remove the folder. Safe to call twice."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _remove(entry: Path) -> None:
+def _remove(folder: Path) -> None:
     try:
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
+        shutil.rmtree(folder)
     except OSError as error:
         raise SettingsError(
-            f"cannot remove {entry}, which an earlier process left: {error}"
+            f"cannot remove {folder}, which an earlier process left: {error}"
         ) from error

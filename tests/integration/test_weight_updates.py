@@ -90,7 +90,7 @@ class Server:
         )
 
     def spooled(self) -> list[str]:
-        return sorted(entry.name for entry in spool_folder(self.settings).iterdir())
+        return sorted(path.name for path in spool_folder(self.settings).glob("*"))
 
     def _is_ready(self) -> bool:
         try:
