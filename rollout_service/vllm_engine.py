@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import math
 from collections.abc import AsyncIterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+from PIL import Image
 from safetensors import safe_open
 from vllm import AsyncEngineArgs, SamplingParams
 from vllm.config import StructuredOutputsConfig
@@ -40,6 +42,9 @@ from services.settings import Settings
 
 _BLOCK_SIZE = 32
 """Tokens of a KV block: CPU attention's smallest, for only a prompt's whole blocks are shared."""
+_PREPARING_THREADS = 2
+"""For decoding images. Each holds Python's lock for up to 20 ms at a time (4000x3000 pixels), and
+the event loop waits for all of them."""
 _SHUTDOWN_S = 15.0
 """vLLM's processes end by themselves within this time, or are killed."""
 
@@ -51,6 +56,7 @@ class VllmEngine(Engine):
         self._settings = settings
         # Asked of the driver: CUDA is not initialised here.
         self.gpu = None if current_platform.is_cpu() else current_platform.get_device_uuid(0)
+        self._preparing = ThreadPoolExecutor(_PREPARING_THREADS, "prepare")
         self._llm: Any = None
         self._expected: dict[str, Shape] = {}
         self._reserved_texts: list[str] = []
@@ -78,6 +84,7 @@ class VllmEngine(Engine):
 
     async def stop(self) -> None:
         """See `Engine.stop`."""
+        self._preparing.shutdown(wait=False, cancel_futures=True)
         llm, self._llm = self._llm, None
         if llm is not None:
             # Not in a thread: vLLM's task on this loop would take the end for a crash and say so.
@@ -117,8 +124,7 @@ class VllmEngine(Engine):
         try:
             self._check_request(request.chat, images)
             await self._check_format(request)
-            decoded = await asyncio.to_thread(lambda: [decode_image(image) for image in images])
-            return await self._chat.complete(request, decoded)
+            return await self._chat.complete(request, await self._decoded(images))
         except Exception as error:  # of vLLM's many classes; sorted by whose fault it is
             raise sampling_error(error) from error
 
@@ -222,23 +228,27 @@ class VllmEngine(Engine):
         What vLLM has processed has to be handed to `generate` without waiting for anything else:
         an image that comes again is sent as a reference to the request that had it first.
         """
-        prompt = await asyncio.to_thread(self._prompt, messages, images)
+        decoded = await self._decoded(images)
+        prompt = await asyncio.to_thread(self._prompt, messages, decoded)
         renderer = self._llm.renderer
         (rendered,) = await renderer.render_cmpl_async(
             [parse_model_prompt(self._llm.model_config, prompt)]
         )
         return rendered
 
-    def _prompt(self, messages: Sequence[ChatMessage], images: Sequence[bytes]) -> dict[str, Any]:
-        chat = [message.model_dump() for message in messages]
-        prompt: dict[str, Any] = {
-            "prompt": self._llm.get_tokenizer().apply_chat_template(
-                chat, tokenize=False, add_generation_prompt=True
-            )
-        }
-        if images:
-            prompt["multi_modal_data"] = {"image": [decode_image(image) for image in images]}
-        return prompt
+    async def _decoded(self, images: Sequence[bytes]) -> list[Image.Image]:
+        loop = asyncio.get_running_loop()
+        return [await loop.run_in_executor(self._preparing, decode_image, one) for one in images]
+
+    def _prompt(
+        self, messages: Sequence[ChatMessage], images: Sequence[Image.Image]
+    ) -> dict[str, Any]:
+        text = self._llm.get_tokenizer().apply_chat_template(
+            [message.model_dump() for message in messages],
+            tokenize=False,
+            add_generation_prompt=True,
+        )
+        return {"prompt": text} | ({"multi_modal_data": {"image": list(images)}} if images else {})
 
     def _check_text(self, text: str) -> None:
         """Control tokens in a text would end turns, or claim image features that are not there."""

@@ -44,7 +44,9 @@ class VllmChat:
         # Not the folder: answers show it.
         base = BaseModelPath(name=served_name, model_path=served_name)
         self._models = OpenAIServingModels(llm, [base])
-        adapters = {name: lora_request(settings, name) for name in settings.rollout.adapters}
+        adapters = {
+            name: lora_request(settings, name) for name in sorted(settings.rollout.adapters)
+        }
         self._models.lora_requests.update(adapters)
         template: dict[str, Any] = {
             "request_logger": None,
