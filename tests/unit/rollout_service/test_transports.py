@@ -37,11 +37,10 @@ UNIQUE_ID = base64.b64encode(bytes(128)).decode()
 class GpuEngine(FakeEngine):
     """Would have a GPU; notes what it is given, and fails as often as it is told."""
 
-    gpu = GPU
     failures = 0
 
     def __init__(self) -> None:
-        super().__init__(tokens_per_s=50_000, max_model_len=4096, tensors=TENSORS)
+        super().__init__(tokens_per_s=50_000, max_model_len=4096, tensors=TENSORS, gpu=GPU)
         self.groups: list[Rendezvous] = []
         self.loaded: list[tuple[Weights, WeightManifest]] = []
 
