@@ -226,13 +226,13 @@ def make_engine(settings: Settings) -> Engine:
             max_model_len=settings.rollout.max_model_len,
             max_images=settings.rollout.max_images_per_prompt,
         )
-    _prepare_vllm(settings)
+    prepare_vllm(settings)
     from rollout_service.vllm_engine import VllmEngine
 
     return VllmEngine(settings)
 
 
-def _prepare_vllm(settings: Settings) -> None:
+def prepare_vllm(settings: Settings) -> None:
     """Variables that vLLM reads at import; those that are set already stay."""
     wanted = {
         "VLLM_LOGGING_LEVEL": "WARNING",

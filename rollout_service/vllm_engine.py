@@ -67,7 +67,7 @@ class VllmEngine(Engine):
         try:
             await asyncio.to_thread(write_initial_adapter, self._settings)
             self._llm = await asyncio.to_thread(
-                AsyncLLM.from_engine_args, _engine_args(self._settings)
+                AsyncLLM.from_engine_args, engine_args(self._settings)
             )
             await self._llm.get_supported_tasks()  # kept by vLLM: no request waits for it
             await self._llm.init_weight_transfer_engine(WeightTransferInitRequest())
@@ -271,7 +271,8 @@ def served_name(settings: Settings) -> str:
     return Path(path).absolute().name if Path(path).is_dir() else path
 
 
-def _engine_args(settings: Settings) -> AsyncEngineArgs:
+def engine_args(settings: Settings) -> AsyncEngineArgs:
+    """What vLLM is started with."""
     model, rollout = settings.model, settings.rollout
     memory: dict[str, Any] = {"gpu_memory_utilization": rollout.gpu_memory_utilization}
     if current_platform.is_cpu():

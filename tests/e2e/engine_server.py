@@ -84,14 +84,14 @@ def settings_of(model: Path, folder: Path, *, transport: str = "shm", **rollout:
 @asynccontextmanager
 async def engine_server(settings: Settings) -> AsyncIterator[EngineServer]:
     """Its workers have the tests' probes."""
-    make_args = vllm_engine._engine_args
+    make_args = vllm_engine.engine_args
     engine = app.make_engine(settings)
     assert isinstance(engine, VllmEngine)
     spool = Spool(settings)
     with pytest.MonkeyPatch.context() as patch:
         args = make_args(settings)
         args.worker_extension_cls = f"{ProbingExtension.__module__}.{ProbingExtension.__name__}"
-        patch.setattr(vllm_engine, "_engine_args", lambda _: args)
+        patch.setattr(vllm_engine, "engine_args", lambda _: args)
         await engine.start()
     updater = WeightUpdater(engine, Transports(settings, engine, spool))
     server = EngineServer(settings, engine, updater)

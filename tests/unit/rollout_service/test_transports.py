@@ -207,7 +207,7 @@ async def test_ipc_takes_its_handles_with_the_commit(
 async def test_gpu_transports_need_a_gpu(
     updater: WeightUpdater, engine: GpuEngine, shm_run: ShmRun
 ) -> None:
-    engine.gpu = None  # type: ignore[assignment]
+    engine.gpu = None
     manifest = bare(shm_run.write(1).manifest)
     for request in (stage_of(manifest, "ipc"), stage_of(manifest, "nccl", UNIQUE_ID)):
         with pytest.raises(InvalidInputError, match="has no GPU"):
