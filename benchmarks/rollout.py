@@ -15,6 +15,7 @@ import base64
 import io
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -27,10 +28,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import huggingface_hub
 import numpy as np
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from rollout_service.app import prepare_vllm
+from rollout_service.transports.safetensors_file import describe_file
 from services.clients.rollout import RolloutClient
 from services.images import ImageStore
 from services.keys import RunKeys, prompt_stream
@@ -41,7 +45,9 @@ from services.redis_server import redis_server_command
 from services.schemas.common import ChatMessage, ImagePart, Sampling, TextPart
 from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import InlineImage, RolloutRequest
+from services.schemas.weights import CommitRequest, StageRequest, WeightManifest
 from services.settings import Settings, child_environment, dump_settings, set_environment
+from services.weights import manifest_checksum, private_folder, shm_file
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "assets/toy-start"
@@ -110,6 +116,15 @@ class Raw:
         _check(len(o.token_ids) for output in outputs for o in output.outputs)
         return seconds
 
+    def load_seconds(self, file: Path) -> float:
+        """Time of vLLM's own three calls that load a file, with nothing to sample."""
+        self._llm.collective_rpc("sgg_forget_update")
+        started = time.perf_counter()
+        self._llm.collective_rpc("start_weight_update")
+        self._llm.collective_rpc("update_weights", args=({"file": str(file)},))
+        self._llm.collective_rpc("finish_weight_update")
+        return time.perf_counter() - started
+
 
 class Service:
     """The rollout server, reached by both its doors."""
@@ -117,6 +132,8 @@ class Service:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._keys = RunKeys(settings.run.name)
+        self.num_bytes = 0
+        """Of a version."""
 
     async def over_http(
         self, pictures: Sequence[bytes], sampling: Sampling, num_texts: int = 0
@@ -168,6 +185,43 @@ class Service:
         finally:
             await queue.aclose()
 
+    def write_version(self, policy_version: int) -> Path:
+        """The model's own tensors as a version in shared memory, in place of the one before."""
+        run = self._settings.run.name
+        file = shm_file(run, 1, policy_version)
+        private_folder(file.parent)
+        shm_file(run, 1, policy_version - 1).unlink(missing_ok=True)
+        tensors = {}
+        for shard in sorted(_model_folder(self._settings.model.path).glob("*.safetensors")):
+            tensors |= load_file(shard)
+        save_file(tensors, file)
+        self.num_bytes = file.stat().st_size
+        return file
+
+    async def commit_seconds(
+        self, policy_version: int, pictures: Sequence[bytes], sampling: Sampling
+    ) -> float:
+        """Time of a commit in the middle of sampling: all of it is a pause for the groups."""
+        manifest = WeightManifest(
+            policy_version=policy_version,
+            incarnation=1,
+            step=policy_version,
+            vision_trained=True,
+            tensors=describe_file(shm_file(self._settings.run.name, 1, policy_version)),
+        )
+        checksum = manifest_checksum(manifest)
+        async with RolloutClient(self._settings.rollout.url, timeout_s=600) as client:
+            await client.stage(StageRequest(manifest=manifest, checksum=checksum))
+            sampled = asyncio.create_task(self.over_http(pictures, sampling))
+            await asyncio.sleep(0.5)  # all groups are on their way
+            started = time.perf_counter()
+            await client.commit(CommitRequest(policy_version=policy_version, checksum=checksum))
+            seconds = time.perf_counter() - started
+            if sampled.done():
+                raise RuntimeError("the groups were done before the commit: sample more tokens")
+            await sampled
+        return seconds
+
 
 def main() -> None:
     """Print the tables."""
@@ -180,6 +234,7 @@ def main() -> None:
         print(f"{options.model}, {_machine()}\n")
         throughput(raw, service, options)
         image_cost(raw, service, options)
+        commit_stall(raw, service, options)
 
 
 def throughput(raw: Raw, service: Service, options: argparse.Namespace) -> None:
@@ -231,6 +286,27 @@ def image_cost(raw: Raw, service: Service, options: argparse.Namespace) -> None:
     print(f"of 1: {one:.0f} ms, of {sizes[1]}: {many:.0f} ms, {many / one:.2f} times\n")
 
 
+def commit_stall(raw: Raw, service: Service, options: argparse.Namespace) -> None:
+    """How long a commit keeps sampling waiting, against vLLM's own load of the same file."""
+    load = Load(groups=8, group_size=8, max_tokens=8 * options.max_tokens, side=options.side)
+    sampling = load.sampling(raw.suppressed)
+    own: list[float] = []
+    commits: list[float] = []
+    for version in range(1, options.rounds + 2):
+        file = service.write_version(version)
+        own.append(raw.load_seconds(file))
+        commits.append(
+            asyncio.run(service.commit_seconds(version, load.pictures(version), sampling))
+        )
+    shutil.rmtree(file.parent)
+    print(f"a version of {service.num_bytes / 1e6:.0f} MB, while {load.groups} groups are sampled:")
+    print("round | vLLM's own load, idle, ms | commit, ms (of it)")
+    for number, (bare, stall) in enumerate(zip(own[1:], commits[1:], strict=True), start=1):
+        print(f"{number} | {1e3 * bare:.0f} | {1e3 * stall:.0f} ({stall / bare:.2f} times)")
+    ratios = [stall / bare for bare, stall in zip(own[1:], commits[1:], strict=True)]
+    print(f"median | | {statistics.median(ratios):.2f} times\n")
+
+
 def _check(lengths: Iterator[int]) -> None:
     found = set(lengths)
     if len(found) != 1:
@@ -278,6 +354,12 @@ def _settings(options: argparse.Namespace, folder: Path) -> Settings:
             },
         }
     )
+
+
+def _model_folder(path: str) -> Path:
+    if Path(path).is_dir():
+        return Path(path)
+    return Path(huggingface_hub.snapshot_download(path, local_files_only=True))
 
 
 @contextmanager
