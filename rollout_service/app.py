@@ -13,6 +13,7 @@ from fastapi import FastAPI, Path, Request, Response
 from starlette.requests import ClientDisconnect
 
 from rollout_service.admission import Admission, while_connected
+from rollout_service.bodies import read_body
 from rollout_service.chat import ChatRoutes
 from rollout_service.engine import Engine, EngineResult
 from rollout_service.fake_engine import FakeEngine
@@ -25,6 +26,7 @@ from services import app as service
 from services.errors import EngineError, InvalidInputError
 from services.images import ImageStore, image_from_data_uri
 from services.keys import RunKeys
+from services.openapi import reference
 from services.queues.redis import RedisQueue
 from services.redis_client import connect
 from services.registry import Registry
@@ -84,8 +86,13 @@ class RolloutProcess:
         self._tracing.trace_requests(self.app)
 
     def _add_routes(self) -> None:
-        self.app.post("/v1/rollouts", response_model=RolloutResponse)(self.rollouts)
-        self.app.byte_bodies = (ChatRequest,)
+        body = {"content": {"application/json": {"schema": reference(RolloutRequest)}}}
+        self.app.post(
+            "/v1/rollouts",
+            response_model=RolloutResponse,
+            openapi_extra={"requestBody": body | {"required": True}},
+        )(self.rollouts)
+        self.app.byte_bodies = (ChatRequest, RolloutRequest)
         ChatRoutes(self.server, self._admission).add_to(self.app)
         self.app.get("/v1/policy")(self.policy)
         self.app.put(
@@ -96,8 +103,9 @@ class RolloutProcess:
         self.app.post("/v1/weights/commit")(self.commit)
         self.app.post("/v1/weights/abort")(self.abort)
 
-    async def rollouts(self, request: RolloutRequest, http: Request) -> Response:
+    async def rollouts(self, http: Request) -> Response:
         """Sample one group."""
+        request = await read_body(http, RolloutRequest)
         with self._admission.place():
             result = await while_connected(http, self._sample(request))
         response = RolloutResponse(

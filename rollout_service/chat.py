@@ -7,18 +7,16 @@ from contextlib import ExitStack
 from typing import Any
 
 from fastapi import FastAPI
-from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from rollout_service.admission import Admission, while_connected
+from rollout_service.bodies import read_body
 from rollout_service.server import RolloutServer
 from services.errors import InvalidInputError, SggError
-from services.guard import check_nesting
 from services.images import image_from_data_uri
 from services.openapi import reference
-from services.problems import invalid_input
 from services.schemas.chat import ChatRequest
 
 _BODY = {"requestBody": {"content": {"application/json": {"schema": reference(ChatRequest)}}}}
@@ -42,7 +40,7 @@ class ChatRoutes:
 
     async def _chat(self, http: Request) -> Response:
         """Complete a chat; with `stream`, as server-sent events."""
-        request = await asyncio.to_thread(_parse, await http.body())
+        request = await read_body(http, ChatRequest)
         with ExitStack() as place:
             place.enter_context(self._admission.place())
             answer = await while_connected(http, self._answer(request))
@@ -81,19 +79,6 @@ class _Stream(StreamingResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with self._place:
             await super().__call__(scope, receive, send)
-
-
-def _parse(body: bytes) -> ChatRequest:
-    """In a thread: images make bodies large.
-
-    Raises:
-        InvalidInputError: It is no such request.
-    """
-    check_nesting(body)
-    try:
-        return ChatRequest.model_validate_json(body)
-    except ValidationError as error:
-        raise invalid_input(error.errors(include_input=False, include_context=False)) from error
 
 
 def _with_openai_errors(
