@@ -38,6 +38,7 @@ from services.registry import Registry
 from services.schemas.common import ChatMessage, ImagePart, Sampling, TextPart
 from services.schemas.prompts import PromptGroup
 from services.settings import Settings
+from services.telemetry import Tracing
 
 SPAWN = multiprocessing.get_context("spawn")
 NUM_SERVERS = (1, 2, 4, 8, 16, 32, 64)
@@ -97,7 +98,9 @@ def serve(settings: Settings, number: int) -> None:
     async def one() -> None:
         redis, keys = connect(settings.redis.url), RunKeys(settings.run.name)
         engine = FakeEngine(tokens_per_s=TOKENS_PER_S, max_model_len=4096)
-        server = RolloutServer(settings, lambda: engine, CollectorRegistry())
+        server = RolloutServer(
+            settings, lambda: engine, CollectorRegistry(), Tracing("bench", None)
+        )
         registry, queue = Registry(redis, keys), RedisQueue(redis, keys)
         membership = Membership(server, registry)
         images = ImageStore(settings.images_folder, redis, keys)

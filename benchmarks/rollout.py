@@ -272,7 +272,7 @@ def image_cost(raw: Raw, service: Service, options: argparse.Namespace) -> None:
     """What a new image adds to a group of one and to a group of many: with it, less without it."""
     sizes = (1, options.group_size)
     costs: dict[int, list[float]] = {size: [] for size in sizes}
-    for number in range(4 * options.rounds + 1):
+    for number in range(8 * options.rounds + 1):
         for size in sizes:
             load = Load(groups=1, group_size=size, max_tokens=1, side=options.image_side)
             pictures = load.pictures(1_000_000 + 100 * number + size)
@@ -322,12 +322,12 @@ def _png(pixels: Any) -> bytes:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default=str(TINY.relative_to(ROOT)))
-    parser.add_argument("--groups", type=int, default=32)
+    parser.add_argument("--groups", type=int, default=16)
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--max-tokens", type=int, default=96)
     parser.add_argument("--side", type=int, default=224, help="of the images, in pixels")
     parser.add_argument("--image-side", type=int, default=448, help="for the cost of an image")
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=12)
     return parser.parse_args()
 
 
