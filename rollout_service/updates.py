@@ -160,14 +160,13 @@ class WeightUpdater:
         """
         await self._to_the_end(self._abort(request))
 
-    async def catch_up(self, read_policy: ReadPolicy) -> bool:
+    async def catch_up(self, read_policy: ReadPolicy) -> None:
         """Serve the published version, when it is later than the serving one and can be fetched.
+
+        One that cannot be fetched is left for the trainer to send.
 
         Args:
             read_policy: `Registry.policy`.
-
-        Returns:
-            Whether it is served now; otherwise the trainer will send it.
 
         Raises:
             UnavailableError: Redis is away, or the version cannot be had; try again later.
@@ -176,10 +175,10 @@ class WeightUpdater:
         for attempt in range(1, _CATCH_UP_ATTEMPTS + 1):
             published = await read_policy()
             if published is None or not self._lacks(_version_of(published[0])):
-                return True
+                return
             record, manifest = published
             if record.transport not in _FETCHED:
-                return False
+                return
             try:
                 await self._fetch(record, manifest)
             except EngineError:
@@ -190,7 +189,6 @@ class WeightUpdater:
                         f"cannot catch up with {_version_of(record)}: {error}"
                     ) from error
                 await asyncio.sleep(0.1 * attempt)
-        return True
 
     async def _fetch(self, record: PolicyRecord, manifest: WeightManifest) -> None:
         await self.stage(

@@ -21,7 +21,7 @@ from services.errors import InvalidInputError, UnauthorizedError
 from services.weights import shm_file
 from tests.e2e.conftest import RunningServer, running_server
 from tests.e2e.oracle import TOLERANCE, Oracle, data_uri, largest_gap, picture, request
-from tests.e2e.test_rollout_vllm import Publisher, commit_of, stage_of
+from tests.e2e.versions import commit_of, stage_of, write_shm
 
 TOKEN = "the data token"
 RANK, ALPHA = 4, 8.0
@@ -189,18 +189,18 @@ async def test_updates_of_every_family(server: RunningServer) -> None:
     """Tied output heads, merged layers, Qwen3-VL's deepstack, and layers wrapped for adapters."""
     image, base = picture(7), Oracle(server.settings)
     other = Oracle(server.settings, noise=0.03)
-    publisher = Publisher(server.settings.run.name)
+    run = server.settings.run.name
     try:
         async with client_of(server) as client:
             before = await client.rollouts(request(image, n=4))
             for version, oracle in ((1, other), (2, base)):
-                manifest = publisher.write(oracle, version)
+                manifest = write_shm(run, oracle, version, vision_trained=True)
                 await client.stage(stage_of(manifest))
                 await client.commit(commit_of(manifest))
                 answer = await client.rollouts(request(image, n=4))
                 assert largest_gap(oracle, image, answer) < TOLERANCE
     finally:
-        shutil.rmtree(shm_file(server.settings.run.name, 0, 0).parent, ignore_errors=True)
+        shutil.rmtree(shm_file(run, 0, 0).parent, ignore_errors=True)
     assert largest_gap(base, image, before) < TOLERANCE
     assert largest_gap(other, image, before) > 10 * TOLERANCE
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import hashlib
 import io
 import shutil
 import uuid
@@ -11,7 +10,6 @@ from collections.abc import Iterator
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
 
 from scene_data.templates import prompt_messages
 from scene_graph.boxes import smart_resize
@@ -31,53 +29,15 @@ from services.schemas.rollouts import (
     RolloutResponse,
 )
 from services.schemas.weights import (
-    CommitRequest,
     PolicyRecord,
-    StageRequest,
-    TensorEntry,
-    WeightManifest,
 )
 from services.weights import manifest_checksum, shm_file
 from tests.e2e.conftest import RunningServer
 from tests.e2e.oracle import SUPPRESSED, TOLERANCE, Oracle, messages, picture, request
+from tests.e2e.versions import commit_of, stage_of, write_shm
 from trainer.engine import load_processor
 
 MESSAGES = messages()
-
-
-class Publisher:
-    """Writes versions to shared memory and describes them, as the trainer does."""
-
-    def __init__(self, run: str) -> None:
-        self.run = run
-
-    def write(self, oracle: Oracle, policy_version: int) -> WeightManifest:
-        tensors = {n: p.detach().contiguous() for n, p in oracle.model.named_parameters()}
-        file = shm_file(self.run, 1, policy_version)
-        file.parent.mkdir(mode=0o700, exist_ok=True)
-        save_file(tensors, file)
-        return WeightManifest(
-            policy_version=policy_version,
-            incarnation=1,
-            step=policy_version,
-            vision_trained=True,
-            tensors={name: entry(tensor) for name, tensor in tensors.items()},
-        )
-
-
-def entry(tensor: torch.Tensor) -> TensorEntry:
-    digest = hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
-    return TensorEntry(shape=list(tensor.shape), dtype="float32", sha256=digest)
-
-
-def stage_of(manifest: WeightManifest) -> StageRequest:
-    return StageRequest(manifest=manifest, checksum=manifest_checksum(manifest))
-
-
-def commit_of(manifest: WeightManifest) -> CommitRequest:
-    return CommitRequest(
-        policy_version=manifest.policy_version, checksum=manifest_checksum(manifest)
-    )
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +51,9 @@ def other(rollout_server: RunningServer) -> Oracle:
 
 
 @pytest.fixture
-def publisher(rollout_server: RunningServer) -> Iterator[Publisher]:
+def run(rollout_server: RunningServer) -> Iterator[str]:
     run = rollout_server.settings.run.name
-    yield Publisher(run)
+    yield run
     shutil.rmtree(shm_file(run, 0, 0).parent, ignore_errors=True)
 
 
@@ -146,7 +106,7 @@ async def test_greedy_is_the_most_likely_token(rollout_server: RunningServer, ba
 
 
 async def test_an_update_changes_the_answers_and_the_next_one_changes_them_back(
-    rollout_server: RunningServer, base: Oracle, other: Oracle, publisher: Publisher
+    rollout_server: RunningServer, base: Oracle, other: Oracle, run: str
 ) -> None:
     image = picture(4)
     async with RolloutClient(rollout_server.url) as client:
@@ -154,7 +114,7 @@ async def test_an_update_changes_the_answers_and_the_next_one_changes_them_back(
         before = await client.rollouts(request(image, n=2, temperature=0))
         sampled = {}
         for version, oracle in ((serving + 1, other), (serving + 2, base)):
-            manifest = publisher.write(oracle, version)
+            manifest = write_shm(run, oracle, version, vision_trained=True)
             info = await client.stage(stage_of(manifest))
             assert (info.policy_version, info.staged_version) == (version - 1, version)
             info = await client.commit(commit_of(manifest))
@@ -171,13 +131,16 @@ async def test_an_update_changes_the_answers_and_the_next_one_changes_them_back(
 
 
 async def test_an_update_in_flight_switches_at_the_span(
-    rollout_server: RunningServer, base: Oracle, other: Oracle, publisher: Publisher
+    rollout_server: RunningServer, base: Oracle, other: Oracle, run: str
 ) -> None:
 
     image = picture(5)
     async with RolloutClient(rollout_server.url) as client:
         serving = (await client.policy()).policy_version
-        manifests = [publisher.write(other, serving + 1), publisher.write(base, serving + 2)]
+        manifests = [
+            write_shm(run, other, serving + 1, vision_trained=True),
+            write_shm(run, base, serving + 2, vision_trained=True),
+        ]
         await client.stage(stage_of(manifests[0]))
         running = asyncio.create_task(client.rollouts(request(image, n=32, max_tokens=400)))
         await asyncio.sleep(0.5)
@@ -198,13 +161,13 @@ async def test_an_update_in_flight_switches_at_the_span(
 
 
 async def test_bad_updates_are_refused_and_the_old_version_serves_on(
-    rollout_server: RunningServer, other: Oracle, publisher: Publisher
+    rollout_server: RunningServer, other: Oracle, run: str
 ) -> None:
     image = picture(6)
     async with RolloutClient(rollout_server.url) as client:
         serving = (await client.policy()).policy_version
         before = await client.rollouts(request(image, n=1, temperature=0))
-        good = publisher.write(other, serving + 1)
+        good = write_shm(run, other, serving + 1, vision_trained=True)
         names = sorted(good.tensors)
         missing = {n: good.tensors[n] for n in names[1:]}
         renamed = missing | {"model.visual.nonsense": good.tensors[names[0]]}
@@ -261,7 +224,7 @@ async def test_groups_of_different_sizes_with_seeds_survive_a_full_batch(
 
 
 async def test_a_prompt_of_the_queue_is_sampled_by_the_version_it_asks_for(
-    rollout_server: RunningServer, other: Oracle, publisher: Publisher
+    rollout_server: RunningServer, other: Oracle, run: str
 ) -> None:
     settings = rollout_server.settings
     keys = RunKeys(settings.run.name)
@@ -281,7 +244,7 @@ async def test_a_prompt_of_the_queue_is_sampled_by_the_version_it_asks_for(
         min_policy_version=version,
     )
     await queue.enqueue(prompt_stream(prompt), prompt.work_id, prompt.model_dump_json().encode())
-    manifest = publisher.write(other, version)
+    manifest = write_shm(run, other, version, vision_trained=True)
     record = PolicyRecord(
         policy_version=version,
         incarnation=1,

@@ -91,13 +91,6 @@ class Server:
 
 
 @pytest.fixture
-def shm_run(run_keys: RunKeys) -> Iterator[ShmRun]:
-    run = ShmRun(run_keys.prefix.split(":")[1])
-    yield run
-    run.clean()
-
-
-@pytest.fixture
 def server(tmp_path: Path, shm_run: ShmRun, redis_url: str) -> Iterator[Server]:
     server = Server(tmp_path, shm_run.name, redis_url).wait_until_ready()
     yield server

@@ -296,7 +296,7 @@ async def test_catch_up_frees_a_quarantined_server(
     async def published() -> tuple[PolicyRecord, WeightManifest]:
         return version.record, version.manifest
 
-    assert await updater.catch_up(published)
+    await updater.catch_up(published)
     assert (updater.state, updater.serving.policy_version) == ("ready", 1)
 
 
@@ -309,10 +309,12 @@ async def test_catch_up_waits_for_what_the_trainer_sends(
     async def published() -> tuple[PolicyRecord, WeightManifest]:
         return version.record.model_copy(update={"transport": transport}), version.manifest
 
-    assert not await updater.catch_up(published)
+    await updater.catch_up(published)
+    assert (updater.staged_version, updater.serving.policy_version) == (None, 0)
     await updater.stage(version.stage)
     await updater.commit(version.commit)
-    assert await updater.catch_up(published)
+    await updater.catch_up(published)
+    assert (updater.state, updater.serving.policy_version) == ("ready", 1)
 
 
 @pytest.mark.parametrize(
