@@ -16,6 +16,7 @@ from rich.table import Table
 from launcher.folder import RunFolder, run_lock
 from launcher.processes import STOP_SIGNALS, Part, PartDiedError, Supervisor, http_probe
 from launcher.table import RunTable
+from scene_data.dataset import open_dataset
 from services.errors import SettingsError, WaitTimeoutError
 from services.ports import free_port, is_listening
 from services.redis_client import redis_answers
@@ -74,9 +75,10 @@ def _run(
     resume: bool,
 ) -> None:
     """The story of a run."""
+    steps = settings.trainer.total_steps(len(open_dataset(settings.data.train)))
     with (
         Supervisor(folder.logs, say=say, held_fds=[lock]) as supervisor,
-        RunTable(folder.metrics, settings.trainer.num_steps, supervisor.states, console) as table,
+        RunTable(folder.metrics, steps, supervisor.states, console) as table,
     ):
         parts = {part.name: part for part in run_parts(settings, folder, resume=resume)}
         for names in (["redis"], ["reward", "rollout"]):
@@ -85,11 +87,10 @@ def _run(
                 supervisor.start(parts[name])
             supervisor.wait_ready(*names, tick=table.update)
         _evaluate(settings, folder, "before", 0, supervisor, table, say)
-        say(f"training {settings.trainer.num_steps} steps")
+        say(f"training {steps} steps")
         supervisor.start(parts["trainer"])
         supervisor.wait_done("trainer", tick=table.update)
-        last = settings.trainer.num_steps
-        _evaluate(settings, folder, "after", last, supervisor, table, say)
+        _evaluate(settings, folder, "after", steps, supervisor, table, say)
     console.print(summary_table(folder.evaluations()))
     _report(settings, folder, say)
     folder.mark_finished()

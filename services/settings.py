@@ -12,18 +12,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import tomli_w
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from services.errors import SettingsError
 from services.schemas.weights import Transport
+from services.section import Section
+from services.trainer_settings import (
+    AlgorithmSettings,
+    DeepSpeedSettings,
+    LoraSettings,
+    RecordsSettings,
+    SamplingSettings,
+    SftSettings,
+    TrainerSettings,
+)
 
 ENV_PREFIX = "SGG__"
-
-
-class Section(BaseModel):
-    """A table of the run's TOML."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class RunSettings(Section):
@@ -87,7 +91,7 @@ class RewardSettings(Section):
     """Processes behind the URL; one scores on one core."""
     similarity_folder: Path | None = None
     """Tables that a rubric may name as its similarity, `*.json`."""
-    embedding_models: list[str] = []
+    embedding_models: list[str] = Field(default_factory=list)
     """Models that a rubric may name as its similarity: folders, or hub names in the local cache."""
     rubric: str | dict[str, Any] = "balanced"
     """Its name, or in full: `docs/rewards.md`."""
@@ -114,72 +118,12 @@ class RolloutSettings(Section):
     """Groups that one server holds leases on."""
     max_images_per_prompt: int = Field(default=1, ge=1, le=16)
     """vLLM keeps memory free for that many of the largest size."""
-    adapters: dict[str, Path] = {}
+    adapters: dict[str, Path] = Field(default_factory=dict)
     """LoRA adapters that requests may name: folders in PEFT's layout."""
     max_lora_rank: int = Field(default=16, ge=1, le=512)
     """Of those adapters, and of the one that the `lora` transport updates."""
     fake_tokens_per_s: float = Field(default=2000.0, gt=0)
     """Fake engine only: its pace, all completions together."""
-
-
-class SamplingSettings(Section):
-    """How training samples. Nothing here truncates the distribution: that would bias the ratios."""
-
-    temperature: float = Field(default=1.0, gt=0, le=2)
-    max_tokens: int = Field(default=1024, ge=1)
-
-
-class TrainerSettings(Section):
-    """GRPO on DeepSpeed."""
-
-    num_steps: int = Field(default=100, ge=1)
-    groups_per_step: int = Field(default=32, ge=1)
-    """Prompts of one optimizer step, over all ranks."""
-    group_size: int = Field(default=8, ge=2)
-    """Completions of one prompt."""
-    max_policy_lag: int = Field(default=1, ge=0)
-    """Versions that a completion may be behind the trainer; 0 makes the loop synchronous."""
-    num_ranks: int = Field(default=1, ge=1)
-    """Processes on this machine that `sgg-rl train` starts."""
-    micro_batch_size: int = Field(default=16, ge=1)
-    """Completions of one forward and backward pass on one rank."""
-    learning_rate: float = Field(default=6e-7, gt=0)
-    warmup_steps: int = Field(default=0, ge=0)
-    """Over these the learning rate rises linearly."""
-    lr_schedule: Literal["constant", "linear"] = "constant"
-    """After them it stays, or falls linearly to zero after `num_steps`."""
-    betas: tuple[float, float] = (0.9, 0.95)
-    weight_decay: float = Field(default=0.0, ge=0)
-    max_grad_norm: float = Field(default=1.0, gt=0)
-    clip_low: float = Field(default=0.2, gt=0, lt=1)
-    """Ratios under 1 - clip_low give no gradient where they would be pushed further down."""
-    clip_high: float = Field(default=0.2, gt=0)
-    scale_rewards: bool = True
-    """Divide advantages by the group's standard deviation."""
-    freeze_vision: bool = False
-    """Keep the vision tower and its projector as they are."""
-    zero_stage: Literal[0, 1, 2] = 2
-    checkpoint_every: int = Field(default=100, ge=1)
-    """Steps between checkpoints; the last step always has one."""
-    keep_checkpoints: int = Field(default=2, ge=1)
-    wait_timeout_s: float = Field(default=600.0, gt=0)
-    """Longest wait for rollouts or servers before the trainer gives up and says what was
-    missing."""
-
-    @model_validator(mode="after")
-    def _divisible(self) -> "TrainerSettings":
-        per_rank, rest = divmod(self.groups_per_step * self.group_size, self.num_ranks)
-        if rest or self.groups_per_step % self.num_ranks:
-            raise ValueError(
-                f"groups_per_step ({self.groups_per_step}) must be a multiple of num_ranks "
-                f"({self.num_ranks})"
-            )
-        if per_rank % self.micro_batch_size:
-            raise ValueError(
-                f"micro_batch_size ({self.micro_batch_size}) must divide the {per_rank} "
-                "completions of a rank's step (groups_per_step * group_size / num_ranks)"
-            )
-        return self
 
 
 class WeightSettings(Section):
@@ -189,30 +133,6 @@ class WeightSettings(Section):
     """`shm` on one host; `disk` on a file system that all share; `http` where nothing is shared;
     `nccl` from GPU to GPU; `ipc` on one GPU; `lora` for adapters. `docs/rollout.md` compares them.
     """
-
-
-class SftSettings(Section):
-    """Supervised fine-tuning, before GRPO."""
-
-    num_steps: int = Field(default=1000, ge=1)
-    batch_size: int = Field(default=32, ge=1)
-    """Answers of one optimizer step on one rank."""
-    micro_batch_size: int = Field(default=8, ge=1)
-    """Answers of one forward and backward pass."""
-    learning_rate: float = Field(default=1e-5, gt=0)
-    """At the end of the warm-up; then a cosine takes it to 0."""
-    warmup_steps: int = Field(default=30, ge=0)
-    checkpoint_every: int = Field(default=500, ge=1)
-    """Steps between checkpoints, for `--resume`."""
-
-    @model_validator(mode="after")
-    def _divisible(self) -> "SftSettings":
-        if self.batch_size % self.micro_batch_size:
-            raise ValueError(
-                f"micro_batch_size ({self.micro_batch_size}) must divide "
-                f"batch_size ({self.batch_size})"
-            )
-        return self
 
 
 class EvaluationSettings(Section):
@@ -249,12 +169,22 @@ class Settings(Section):
     reward: RewardSettings = RewardSettings()
     rollout: RolloutSettings = RolloutSettings()
     sampling: SamplingSettings = SamplingSettings()
+    algorithm: AlgorithmSettings = AlgorithmSettings()
     trainer: TrainerSettings = TrainerSettings()
+    deepspeed: DeepSpeedSettings = DeepSpeedSettings()
+    lora: LoraSettings = LoraSettings()
     weights: WeightSettings = WeightSettings()
     sft: SftSettings = SftSettings()
+    records: RecordsSettings = RecordsSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     security: SecuritySettings = SecuritySettings()
     telemetry: TelemetrySettings = TelemetrySettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Settings":
+        if self.algorithm.overlong_buffer > self.sampling.max_tokens:
+            raise ValueError("algorithm.overlong_buffer is over sampling.max_tokens")
+        return self
 
     @property
     def data_token(self) -> str | None:

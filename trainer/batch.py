@@ -16,35 +16,53 @@ from trainer.types import TrainGroup
 
 @dataclass(slots=True, kw_only=True)
 class MicroBatch:
-    """B completions with their prompts, padded on the right to S tokens."""
+    """N completions of at most L tokens, and R sequences of S tokens that hold them."""
 
     input_ids: Tensor
-    """[B, S]"""
+    """[R, S]"""
     attention_mask: Tensor
-    """[B, S]"""
+    """[R, S]"""
     mm_token_type_ids: Tensor
-    """[B, S] 1 on image tokens: the model lays its 2D positions out by this."""
+    """[R, S] 1 on image tokens: the model lays its 2D positions out by this."""
     pixel_values: Tensor
-    """[P, channels * patch volume] patches, one image after another, one for each completion."""
+    """[P, channels * patch volume] patches, one image after another."""
     image_grid_thw: Tensor
-    """[B, 3] patches of each image: time, height, width."""
+    """[images, 3] patches of each image: time, height, width."""
+    source: Tensor
+    """[N, L] for each completion token, which of the R * S hidden states predicts it."""
+    targets: Tensor
+    """[N, L] token ids; 0 beyond a completion's end, here and below."""
     loss_mask: Tensor
-    """[B, S - 1] 1 where the next token is part of the completion."""
+    """[N, L] 1 on the completion's tokens."""
     rollout_logprobs: Tensor
-    """[B, S - 1] of the next token; 0 outside the completion."""
+    """[N, L] of the sampler."""
+    token_weights: Tensor
+    """[N, L] share of each token in the step's loss (`algorithms.weighting`)."""
     advantages: Tensor
-    """[B]"""
+    """[N]"""
+    order: list[int]
+    """[N] which of the rank's completions each one is, groups in order, completions in order."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens that the model computes on, padding counted."""
+        return int(self.input_ids.numel())
 
     def to(self, device: torch.device) -> "MicroBatch":
         """A copy on `device`."""
-        return MicroBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return MicroBatch(
+            **{k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()}
+        )
 
 
 @dataclass(slots=True, kw_only=True)
 class _Row:
+    order: int
     prompt: list[int]
     completion: Completion
     advantage: float
+    weight: float
     pixels: Tensor
     grid: Tensor
 
@@ -52,12 +70,13 @@ class _Row:
 def micro_batches(
     groups: Sequence[TrainGroup],
     images: Sequence[bytes],
+    weights: Sequence[Sequence[float]],
     processor: Any,
     *,
-    size: int,
+    max_tokens: int,
     image_token_id: int,
 ) -> list[MicroBatch]:
-    """Lay out a rank's groups in micro batches of `size` completions.
+    """Lay out a rank's groups in micro batches.
 
     Each image is decoded and preprocessed once; the policy's vision tower still sees it for every
     completion.
@@ -65,23 +84,36 @@ def micro_batches(
     Args:
         groups: This rank's.
         images: Encoded image files, one for each group.
+        weights: Of the tokens of each completion of each group (`algorithms.weighting`).
         processor: The policy's Hugging Face processor.
-        size: Divides the number of completions.
+        max_tokens: Of a micro batch, padding counted; a single sequence may be over it.
         image_token_id: Of the placeholder of one visual token.
 
     Raises:
         InvalidInputError: A prompt's placeholders do not match its image's features.
     """
     rows: list[_Row] = []
-    for group, image in zip(groups, images, strict=True):
+    for group, image, group_weights in zip(groups, images, weights, strict=True):
         pixels, grid = _preprocess(image, processor)
         prompt = group.rollout.prompt_token_ids
         _check_placeholders(prompt, grid, processor, image_token_id, group.rollout.group_id)
-        rows += [
-            _Row(prompt=prompt, completion=c, advantage=a, pixels=pixels, grid=grid)
-            for c, a in zip(group.rollout.completions, group.advantages, strict=True)
-        ]
+        for completion, advantage, weight in zip(
+            group.rollout.completions, group.advantages, group_weights, strict=True
+        ):
+            rows.append(
+                _Row(
+                    order=len(rows),
+                    prompt=prompt,
+                    completion=completion,
+                    advantage=advantage,
+                    weight=weight,
+                    pixels=pixels,
+                    grid=grid,
+                )
+            )
     pad = processor.tokenizer.pad_token_id
+    longest = max(len(r.prompt) + len(r.completion.token_ids) for r in rows)
+    size = max(1, max_tokens // longest)
     return [_pad(rows[i : i + size], pad, image_token_id) for i in range(0, len(rows), size)]
 
 
@@ -105,23 +137,34 @@ def _check_placeholders(
 
 def _pad(rows: Sequence[_Row], pad_token_id: int, image_token_id: int) -> MicroBatch:
     length = max(len(r.prompt) + len(r.completion.token_ids) for r in rows)
+    longest = max(len(r.completion.token_ids) for r in rows)
     input_ids = torch.full((len(rows), length), pad_token_id, dtype=torch.long)
     attention_mask = torch.zeros(len(rows), length, dtype=torch.long)
-    loss_mask = torch.zeros(len(rows), length - 1)
-    rollout_logprobs = torch.zeros(len(rows), length - 1)
+    source = torch.zeros(len(rows), longest, dtype=torch.long)
+    targets = torch.zeros(len(rows), longest, dtype=torch.long)
+    loss_mask = torch.zeros(len(rows), longest)
+    rollout_logprobs = torch.zeros(len(rows), longest)
     for i, row in enumerate(rows):
-        start, end = len(row.prompt), len(row.prompt) + len(row.completion.token_ids)
-        input_ids[i, :end] = torch.tensor(row.prompt + row.completion.token_ids)
+        start, tokens = len(row.prompt), torch.tensor(row.completion.token_ids)
+        end = start + len(tokens)
+        input_ids[i, :start] = torch.tensor(row.prompt)
+        input_ids[i, start:end] = tokens
         attention_mask[i, :end] = 1
-        loss_mask[i, start - 1 : end - 1] = 1
-        rollout_logprobs[i, start - 1 : end - 1] = torch.tensor(row.completion.rollout_logprobs)
+        source[i, : len(tokens)] = torch.arange(start - 1, end - 1) + i * length
+        targets[i, : len(tokens)] = tokens
+        loss_mask[i, : len(tokens)] = 1
+        rollout_logprobs[i, : len(tokens)] = torch.tensor(row.completion.rollout_logprobs)
     return MicroBatch(
         input_ids=input_ids,
         attention_mask=attention_mask,
         mm_token_type_ids=(input_ids == image_token_id).long() * attention_mask,
         pixel_values=torch.cat([r.pixels for r in rows]),
         image_grid_thw=torch.stack([r.grid for r in rows]),
+        source=source,
+        targets=targets,
         loss_mask=loss_mask,
         rollout_logprobs=rollout_logprobs,
+        token_weights=loss_mask * torch.tensor([r.weight for r in rows]).unsqueeze(1),
         advantages=torch.tensor([r.advantage for r in rows]),
+        order=[r.order for r in rows],
     )

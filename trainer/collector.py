@@ -291,7 +291,9 @@ class Collector:
     def _train_group(self, group: RolloutGroup, score: ScoredGroup) -> TrainGroup:
         opened = self._open[group.work_id]
         totals = torch.tensor([[r.total for r in score.rewards]])
-        advantages = group_normalised(totals, scale=self._settings.trainer.scale_rewards)
+        advantages = group_normalised(
+            totals, scale=self._settings.algorithm.advantage_scale == "group"
+        )
         return TrainGroup(
             position=opened.position,
             index=opened.prompt.index,

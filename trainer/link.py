@@ -10,7 +10,7 @@ from torch import Tensor
 
 from scene_data.dataset import SceneDataset
 from services.clients.rollout import RolloutClient
-from services.errors import SettingsError, SggError, UnavailableError
+from services.errors import SggError, UnavailableError
 from services.images import ImageStore
 from services.keys import RunKeys
 from services.queues.base import WorkQueue
@@ -121,11 +121,6 @@ class ServiceLink:
 def _connect(
     settings: Settings, dataset: SceneDataset, suppressed: list[int], state: TrainerState
 ) -> _Main:
-    if settings.weights.transport == "lora":
-        raise SettingsError(
-            "weights.transport = 'lora' gives servers an adapter; this trainer trains the whole "
-            "policy: use shm, disk, http, nccl or ipc"
-        )
     keys = RunKeys(settings.run.name)
     incarnation = asyncio.run(_next_incarnation(settings, keys, state))
     images = ImageStore(settings.images_folder)

@@ -85,7 +85,7 @@ class WeightPublisher:
             policy_version=policy_version,
             incarnation=self._incarnation,
             step=policy_version,
-            vision_trained=not self._settings.trainer.freeze_vision,
+            vision_trained=self._settings.trainer.vision_trained,
             tensors=dict(entries),
             adapter=adapter,
         )

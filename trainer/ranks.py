@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 from services.errors import SggError
 from services.schemas.common import Message
+from trainer.algorithms.stats import Stats
 
 M = TypeVar("M", bound=Message)
 
@@ -62,11 +63,16 @@ class Ranks:
             raise RemoteRankError(f"rank 0 failed: {body[1:].decode()}")
         return kind.model_validate_json(body[1:])
 
-    def mean(self, values: list[float]) -> list[float]:
-        """Average each value over ranks."""
-        tensor = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(tensor, group=self._group)
-        return [v / self.size for v in tensor.tolist()]
+    def combine(self, stats: Stats) -> dict[str, float]:
+        """Means and maxima of a step over all ranks; every rank gives the same names."""
+        names, peaks = sorted(stats.sums), sorted(stats.maxima)
+        pairs = [[float(value) for value in stats.sums[name]] for name in names]
+        sums = torch.tensor(pairs, dtype=torch.float64)
+        maxima = torch.tensor([float(stats.maxima[name]) for name in peaks], dtype=torch.float64)
+        dist.all_reduce(sums, group=self._group)
+        dist.all_reduce(maxima, op=dist.ReduceOp.MAX, group=self._group)
+        means = (sums[:, 0] / sums[:, 1].clamp(min=1e-300)).tolist()
+        return dict(zip([*names, *peaks], [*means, *maxima.tolist()], strict=True))
 
     def _broadcast_bytes(self, body: bytes) -> bytes:
         length = torch.tensor([len(body)], dtype=torch.int64)

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
-from trainer.types import Batch, StepStats, TrainGroup
+from trainer.types import Batch, TrainGroup
 
 
 class RunRecords:
@@ -44,10 +44,14 @@ class RunRecords:
                 stream.write(json.dumps(row) + "\n")
 
     def rollouts(
-        self, step: int, rank: int, groups: Sequence[TrainGroup], stats: StepStats
+        self,
+        step: int,
+        rank: int,
+        groups: Sequence[TrainGroup],
+        policy_logprobs: Sequence[Sequence[float]],
     ) -> None:
         """Write a rank's groups of a step with everything that its loss is made of."""
-        logprobs = iter(stats.policy_logprobs)
+        logprobs = iter(policy_logprobs)
         rows = [
             group.model_dump(mode="json")
             | {"policy_logprobs": [next(logprobs) for _ in group.advantages]}

@@ -24,7 +24,7 @@ from scene_data.dataset import Sample, SceneDataset, open_dataset
 from scene_data.templates import answer_text, prompt_messages
 from scene_data.wire import box_space
 from services.settings import Settings
-from trainer.engine import load_model, load_processor
+from trainer.model import load_model, load_processor
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ def run_sft(settings: Settings, *, resume: bool = False) -> Path:
     """Train `model.path` on `data.train` as `[sft]` says.
 
     Args:
-        settings: Of the run. `trainer.freeze_vision` holds here too.
+        settings: Of the run. The `trainer.freeze_*` flags hold here too.
         resume: Continue from the run's last checkpoint, if there is one.
 
     Returns:
@@ -175,7 +175,8 @@ def _arguments(settings: Settings) -> SFTConfig:
     sft = settings.sft
     return SFTConfig(
         output_dir=str(_checkpoints(settings)),
-        max_steps=sft.num_steps,
+        max_steps=sft.num_steps or -1,
+        num_train_epochs=sft.num_epochs,
         per_device_train_batch_size=sft.micro_batch_size,
         gradient_accumulation_steps=sft.batch_size // sft.micro_batch_size,
         learning_rate=sft.learning_rate,

@@ -4,19 +4,21 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from typing import Any
 
 from scene_data.dataset import SceneDataset, open_dataset
 from services.errors import SettingsError
 from services.settings import Settings
+from trainer.algorithms.weighting import completion_weights
 from trainer.batch import MicroBatch, micro_batches
 from trainer.checkpoint import CheckpointStore, TrainerState
+from trainer.checks import check_grpo
 from trainer.engine import PolicyEngine, init_process_group
 from trainer.link import ServiceLink
 from trainer.ranks import Ranks
 from trainer.records import RunRecords, ledger_line, step_metrics
-from trainer.types import Batch, StepStats, TrainGroup
+from trainer.schedule import learning_rate
+from trainer.types import Batch
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +38,12 @@ def train(settings: Settings, *, resume: bool) -> None:
         SggError: With what to do about it.
     """
     trainer = settings.trainer
+    check_grpo(settings)
     init_process_group(trainer.wait_timeout_s)
     ranks = Ranks(2 * trainer.wait_timeout_s)
-    engine = PolicyEngine(settings, ranks.size)
     dataset = open_dataset(settings.data.train)
+    total = trainer.total_steps(len(dataset))
+    engine = PolicyEngine(settings, ranks.size)
     records = RunRecords(settings.run.folder)
     checkpoints = CheckpointStore(settings.run.folder / "checkpoints", trainer.keep_checkpoints)
     state = restore(checkpoints, engine, records, ranks, resume=resume)
@@ -47,26 +51,29 @@ def train(settings: Settings, *, resume: bool) -> None:
     with ServiceLink.open(settings, dataset, engine.suppressed_token_ids, state, ranks) as services:
         services.start(engine.weights(), state.step)
         clock = PhaseClock()
-        for step in range(state.step, trainer.num_steps):
+        for step in range(state.step, total):
             with clock("wait"):
                 batch = services.take(step)
             with clock("prepare"):
-                groups = share(batch, ranks)
-                tensors = prepare(groups, dataset, engine, settings)
+                micro_batches = prepare(batch, dataset, engine, settings, ranks)
+            rate = learning_rate(trainer, step, total)
             with clock("train"):
-                stats = average(engine.train_step(tensors, step), ranks)
+                output = engine.train_step(micro_batches, rate)
+            learned = ranks.combine(output.stats) | {
+                "grad_norm": output.grad_norm,
+                "learning_rate": rate,
+            }
             with clock("publish"):
                 services.publish(engine.weights(), step + 1, batch)
-            records.rollouts(step, ranks.rank, groups, stats)
+            records.rollouts(step, ranks.rank, batch.share(ranks), output.policy_logprobs)
             if ranks.is_main:
-                records.step(metrics_line(batch, stats, step, clock), ledger_line(batch, step))
+                records.step(metrics_line(batch, learned, step, clock), ledger_line(batch, step))
             clock = PhaseClock()  # a checkpoint's seconds count in the line of the step after it
-            if (step + 1) % trainer.checkpoint_every == 0 or step + 1 == trainer.num_steps:
+            if (step + 1) % trainer.checkpoint_every == 0 or step + 1 == total:
                 with clock("checkpoint"):
                     checkpoints.write(services.state(step + 1), engine.save_state, ranks)
                 services.committed(step + 1)
-    if ranks.is_main:
-        engine.save_pretrained(settings.run.folder / "checkpoint")
+    engine.save_pretrained(settings.run.folder / "checkpoint")
     ranks.barrier()
     engine.close()
 
@@ -98,44 +105,39 @@ def restore(
     return state
 
 
-def share(batch: Batch, ranks: Ranks) -> list[TrainGroup]:
-    """This rank's equal share of a batch."""
-    return batch.groups[ranks.rank :: ranks.size]
-
-
 def prepare(
-    groups: list[TrainGroup], dataset: SceneDataset, engine: PolicyEngine, settings: Settings
+    batch: Batch, dataset: SceneDataset, engine: PolicyEngine, settings: Settings, ranks: Ranks
 ) -> list[MicroBatch]:
     """Padded tensors of this rank's groups."""
+    lengths = [len(c.token_ids) for g in batch.groups for c in g.rollout.completions]
+    weights = completion_weights(
+        settings.algorithm.loss, lengths, max_tokens=settings.sampling.max_tokens
+    )
+    size = settings.trainer.group_size
+    of_group = [weights[i : i + size] for i in range(0, len(weights), size)]
+    groups = batch.share(ranks)
     return micro_batches(
         groups,
         [dataset[group.index].image_bytes for group in groups],
+        of_group[ranks.rank :: ranks.size],
         engine.processor,
-        size=settings.trainer.micro_batch_size,
+        max_tokens=settings.trainer.tokens_per_micro_batch,
         image_token_id=engine.image_token_id,
     )
 
 
-def average(stats: StepStats, ranks: Ranks) -> StepStats:
-    """Numbers of a step as means over ranks."""
-    names = ("loss", "ratio_mean", "clip_fraction", "mismatch_kl", "mismatch_max")
-    for name, value in zip(names, ranks.mean([getattr(stats, n) for n in names]), strict=True):
-        setattr(stats, name, value)
-    return stats
-
-
-def metrics_line(batch: Batch, stats: StepStats, step: int, clock: "PhaseClock") -> dict[str, Any]:
+def metrics_line(
+    batch: Batch, learned: dict[str, float], step: int, clock: "PhaseClock"
+) -> dict[str, Any]:
     """A step's line of `metrics.jsonl`."""
     metrics = step_metrics(batch, policy_version=step)
-    learning = asdict(stats)
-    del learning["policy_logprobs"]
     seconds = sum(clock.seconds.values())
     return {
         "step": step,
         "policy_version": step,
         "time": time.time(),
         **metrics,
-        **learning,
+        **learned,
         "tokens_per_s": metrics["num_tokens"] / seconds,
         "phases_s": clock.seconds,
     }

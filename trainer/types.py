@@ -1,12 +1,17 @@
 """What the trainer's parts hand to each other."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pydantic import Field
 
 from services.schemas.common import Message
 from services.schemas.rewards import Reward
 from services.schemas.rollouts import RolloutGroup
+from trainer.algorithms.stats import Stats
+
+if TYPE_CHECKING:
+    from trainer.ranks import Ranks
 
 
 class TrainGroup(Message):
@@ -41,17 +46,17 @@ class Batch(Message):
     groups: list[TrainGroup]
     outcome: Outcome
 
+    def share(self, ranks: "Ranks") -> list[TrainGroup]:
+        """A rank's equal share."""
+        return self.groups[ranks.rank :: ranks.size]
+
 
 @dataclass(slots=True, kw_only=True)
-class StepStats:
-    """What the engine reports of one optimizer step, averaged over ranks."""
+class StepOutput:
+    """What the engine reports of one optimizer step, of this rank."""
 
-    loss: float
+    stats: Stats
     grad_norm: float
-    learning_rate: float
-    ratio_mean: float
-    clip_fraction: float
-    mismatch_kl: float
-    mismatch_max: float
-    policy_logprobs: list[list[float]] = field(default_factory=list)
-    """This rank's, [completion][token], in the order of its groups."""
+    """Over all ranks, before clipping."""
+    policy_logprobs: list[list[float]]
+    """[completion][token], in the order of the rank's groups."""

@@ -12,7 +12,7 @@ from tests.processes import ROOT
 OVERRIDES = {
     "trainer.num_steps": 2,
     "trainer.groups_per_step": 4,
-    "trainer.micro_batch_size": 16,
+    "trainer.tokens_per_micro_batch": 2000,
     "evaluation.num_images": 6,
     "rollout.max_num_seqs": 32,
 }

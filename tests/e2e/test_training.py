@@ -27,7 +27,7 @@ from services.schemas.weights import Transport
 from services.settings import Settings, dump_settings
 from tests.e2e.conftest import RunningServer
 from tests.processes import sgg_process, wait_ready
-from trainer.algorithms.grpo import grpo_loss
+from trainer.algorithms.losses import policy_loss
 
 STEPS = 3
 LOGPROB_TOLERANCE = 2e-3
@@ -81,7 +81,7 @@ def lay_out(
     base["trainer"] = {
         "groups_per_step": 4,
         "group_size": 4,
-        "micro_batch_size": 4,
+        "tokens_per_micro_batch": 400,
         "learning_rate": 1e-3,
         "wait_timeout_s": 120,
         **trainer,
@@ -174,8 +174,9 @@ def test_logged_loss_is_that_of_the_recorded_batch(trained: Run) -> None:
                     ours = torch.tensor([group["policy_logprobs"][i]])
                     theirs = torch.tensor([completion["rollout_logprobs"]])
                     one = torch.tensor([group["advantages"][i]])
-                    out = grpo_loss(
-                        ours, theirs, one, torch.ones_like(ours), clip_low=0.2, clip_high=0.2
+                    mask = torch.ones_like(ours)
+                    out = policy_loss(
+                        trained.settings.algorithm, ours, theirs, one, mask, mask / mask.sum()
                     )
                     losses.append(out.loss.item())
         assert len(losses) == 16

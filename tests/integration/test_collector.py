@@ -157,7 +157,6 @@ def make_run(tmp_path: Path, toy: Path, redis_url: str) -> Iterator[MakeRun]:
                     "trainer": {
                         "groups_per_step": 3,
                         "group_size": 4,
-                        "micro_batch_size": 4,
                         "wait_timeout_s": 40,
                         **trainer,
                     },

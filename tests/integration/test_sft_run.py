@@ -7,7 +7,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from scene_data.tiny_model import make_tiny_model
 from scene_data.toy import make_toy
-from services.settings import DataSettings, ModelSettings, RunSettings, Settings, SftSettings
+from services.settings import DataSettings, ModelSettings, RunSettings, Settings
+from services.trainer_settings import SftSettings
 from trainer.sft import _Progress, run_sft
 
 

@@ -3,9 +3,10 @@ import math
 import pytest
 import torch
 
+from services.trainer_settings import AlgorithmSettings
 from trainer.algorithms.advantages import EPSILON, group_normalised
-from trainer.algorithms.grpo import grpo_loss
 from trainer.algorithms.logprobs import token_logprobs
+from trainer.algorithms.losses import policy_loss
 
 
 def test_advantages_by_hand() -> None:
@@ -35,30 +36,33 @@ def test_loss_by_hand() -> None:
     """Two completions; the first token is clipped from above, the last from below."""
     ratios = torch.tensor([[1.5, 1.1], [0.5, 123.0]])
     mask = torch.tensor([[1, 1], [1, 0]])
-    out = grpo_loss(
+    weights = mask * torch.tensor([[1 / 4], [1 / 2]])
+    out = policy_loss(
+        AlgorithmSettings(clip_high=0.28),
         torch.log(ratios),
         torch.zeros(2, 2),
         torch.tensor([2.0, -1.0]),
         mask,
-        clip_low=0.2,
-        clip_high=0.28,
+        weights,
     )
     first = (min(1.5 * 2, 1.28 * 2) + min(1.1 * 2, 1.1 * 2)) / 2
     second = min(0.5 * -1, 0.8 * -1)
     assert out.loss.item() == pytest.approx(-(first + second) / 2, abs=1e-6)
-    assert out.clip_fraction == pytest.approx(2 / 3)
-    assert out.ratio_mean == pytest.approx((1.5 + 1.1 + 0.5) / 3, abs=1e-6)
+    clipped, tokens = out.stats.sums["clip_fraction"]
+    assert (clipped.item(), tokens.item()) == (2, 3)
+    total, _ = out.stats.sums["ratio_mean"]
+    assert total.item() == pytest.approx(1.5 + 1.1 + 0.5, abs=1e-6)
 
 
 def test_clipped_tokens_have_no_gradient() -> None:
     policy = torch.log(torch.tensor([[1.5, 1.1]])).requires_grad_()
-    out = grpo_loss(
+    out = policy_loss(
+        AlgorithmSettings(),
         policy,
         torch.zeros(1, 2),
         torch.tensor([1.0]),
         torch.ones(1, 2),
-        clip_low=0.2,
-        clip_high=0.2,
+        torch.full((1, 2), 1 / 2),
     )
     out.loss.backward()
     assert policy.grad is not None
@@ -67,13 +71,13 @@ def test_clipped_tokens_have_no_gradient() -> None:
 
 
 def test_learning_rate_rises_then_falls_to_its_last_share() -> None:
-    from services.settings import TrainerSettings
-    from trainer.engine import learning_rate
+    from services.trainer_settings import TrainerSettings
+    from trainer.schedule import learning_rate
 
     trainer = TrainerSettings(learning_rate=1.0, warmup_steps=4, num_steps=12, lr_schedule="linear")
-    rates = [learning_rate(trainer, step) for step in range(12)]
+    rates = [learning_rate(trainer, step, 12) for step in range(12)]
     assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
     assert rates[-1] == 1 / 8
     assert rates[4:] == sorted(rates[4:], reverse=True)
     flat = trainer.model_copy(update={"lr_schedule": "constant"})
-    assert [learning_rate(flat, step) for step in range(4, 12)] == [1.0] * 8
+    assert [learning_rate(flat, step, 12) for step in range(4, 12)] == [1.0] * 8

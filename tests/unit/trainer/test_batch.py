@@ -9,7 +9,7 @@ from services.errors import InvalidInputError
 from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
 from services.settings import Settings
 from trainer.batch import micro_batches
-from trainer.engine import load_processor
+from trainer.model import load_processor
 from trainer.types import TrainGroup
 
 IMAGES = [render(toy_scene(0, i, heldout=False)) for i in range(2)]
@@ -60,13 +60,18 @@ def group(prompt: list[int], lengths: list[int]) -> TrainGroup:
 def test_completions_line_up_with_their_logprobs(processor: SimpleNamespace) -> None:
     image = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
     first, second = group([9, *[image] * 16, 8], [2, 4]), group([*[image] * 16, 8], [1, 3])
-    batches = micro_batches([first, second], IMAGES, processor, size=2, image_token_id=image)
+    weights = [[0.5, 0.25], [1.0, 1.0]]
+    batches = micro_batches(
+        [first, second], IMAGES, weights, processor, max_tokens=44, image_token_id=image
+    )
     assert [b.input_ids.shape for b in batches] == [(2, 22), (2, 20)]
     batch = batches[0]
     assert batch.input_ids[0, 18:20].tolist() == [42, 42]
     assert batch.attention_mask.sum(dim=1).tolist() == [20, 22]
-    targets = batch.input_ids[:, 1:][batch.loss_mask.bool()]
-    assert targets.tolist() == [42, 42, 44, 44, 44, 44]
+    here = batch.loss_mask.bool()
+    assert batch.targets[here].tolist() == [42, 42, 44, 44, 44, 44]
+    assert batch.input_ids.flatten()[batch.source[here] + 1].tolist() == [42, 42, 44, 44, 44, 44]
+    assert batch.token_weights[here].tolist() == [0.5] * 2 + [0.25] * 4
     assert batch.rollout_logprobs[batch.loss_mask.bool()].tolist() == [-2.0] * 2 + [-4.0] * 4
     assert batch.mm_token_type_ids.sum(dim=1).tolist() == [16, 16]
     assert batch.image_grid_thw.tolist() == [[1, 8, 8], [1, 8, 8]]
@@ -79,5 +84,10 @@ def test_prompt_that_does_not_fit_its_image_is_refused(processor: SimpleNamespac
     image = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
     with pytest.raises(InvalidInputError, match=r"15 image tokens.*makes 16"):
         micro_batches(
-            [group([image] * 15, [2])], IMAGES[:1], processor, size=1, image_token_id=image
+            [group([image] * 15, [2])],
+            IMAGES[:1],
+            [[1.0]],
+            processor,
+            max_tokens=100,
+            image_token_id=image,
         )

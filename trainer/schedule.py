@@ -1,0 +1,20 @@
+"""The learning rate of each step: a function of settings alone."""
+
+import math
+
+from services.trainer_settings import TrainerSettings
+
+
+def learning_rate(trainer: TrainerSettings, step: int, total: int) -> float:
+    """Of a step, so that a resume has nothing to restore.
+
+    Args:
+        trainer: Of the run.
+        step: From 0.
+        total: Steps of the run.
+    """
+    if step < trainer.warmup_steps:
+        return trainer.learning_rate * (step + 1) / trainer.warmup_steps
+    left = (total - step) / max(1, total - trainer.warmup_steps)
+    shape = {"constant": 1.0, "linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2}
+    return trainer.learning_rate * shape[trainer.lr_schedule]
