@@ -69,32 +69,33 @@ def train(found: Settings, *, resume: bool, dry_run: bool) -> None:
     if dry_run:
         print(dump_settings(found))
         return
-    rank = environment_value("RANK")
-    if found.trainer.num_ranks > 1 and rank is None:
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-        os.execv(
-            sys.executable,
-            [
-                sys.executable,
-                *torchrun,
-                str(found.trainer.num_ranks),
-                "-m",
-                "cli.main",
-                *sys.argv[1:],
-            ],
-        )
+    rank = _rank_of(found)
     from trainer.train import train as run_training
 
-    setup_logging(f"trainer[{rank or 0}]")
+    setup_logging(f"trainer[{rank}]")
     run_training(found, resume=resume)
 
 
 def sft(found: Settings, *, resume: bool) -> None:
-    """Run supervised fine-tuning."""
+    """Run supervised fine-tuning, on as many processes as the trainer's."""
+    rank = _rank_of(found)
     from trainer.sft import run_sft
 
-    setup_logging("sft")
-    print(f"wrote {run_sft(found, resume=resume)}")
+    setup_logging(f"sft[{rank}]")
+    folder = run_sft(found, resume=resume)
+    if rank == 0:
+        print(f"wrote {folder}")
+
+
+def _rank_of(found: Settings) -> int:
+    """This process among `trainer.num_ranks`; alone it becomes torchrun, which starts them all."""
+    rank = environment_value("RANK")
+    if rank is None and found.trainer.num_ranks > 1:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+        num_ranks = str(found.trainer.num_ranks)
+        arguments = [*torchrun, num_ranks, "-m", "cli.main", *sys.argv[1:]]
+        os.execv(sys.executable, [sys.executable, *arguments])
+    return int(rank or 0)
 
 
 def demo(found: Settings, *, resume: bool) -> None:

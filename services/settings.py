@@ -71,6 +71,9 @@ class DataSettings(Section):
     """The same, never trained on. Without it, the first rows of `train` are only looked at."""
     template: Literal["toy", "open"] = "open"
     """The instruction that goes with each image."""
+    thinking: bool = False
+    """Ask for `<think>…</think>` before the answer: in SFT, in GRPO (whose `format` term then
+    requires it) and in evaluation."""
 
 
 class RedisSettings(Section):

@@ -297,6 +297,7 @@ class Collector:
         return TrainGroup(
             position=opened.position,
             index=opened.prompt.index,
+            prompt=opened.prompt,
             rollout=group,
             rewards=score.rewards,
             advantages=advantages[0].tolist(),

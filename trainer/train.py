@@ -44,7 +44,7 @@ def train(settings: Settings, *, resume: bool) -> None:
     dataset = open_dataset(settings.data.train)
     total = trainer.total_steps(len(dataset))
     engine = PolicyEngine(settings, ranks.size)
-    records = RunRecords(settings.run.folder)
+    records = RunRecords(settings, ranks.rank)
     checkpoints = CheckpointStore(settings.run.folder / "checkpoints", trainer.keep_checkpoints)
     state = restore(checkpoints, engine, records, ranks, resume=resume)
 
@@ -65,7 +65,7 @@ def train(settings: Settings, *, resume: bool) -> None:
             }
             with clock("publish"):
                 services.publish(engine.weights(), step + 1, batch)
-            records.rollouts(step, ranks.rank, batch.share(ranks), output.policy_logprobs)
+            records.rollouts(step, batch.share(ranks), output.policy_logprobs)
             if ranks.is_main:
                 records.step(metrics_line(batch, learned, step, clock), ledger_line(batch, step))
             clock = PhaseClock()  # a checkpoint's seconds count in the line of the step after it
@@ -73,8 +73,10 @@ def train(settings: Settings, *, resume: bool) -> None:
                 with clock("checkpoint"):
                     checkpoints.write(services.state(step + 1), engine.save_state, ranks)
                 services.committed(step + 1)
+                records.committed(step + 1)
     engine.save_pretrained(settings.run.folder / "checkpoint")
     ranks.barrier()
+    records.close()
     engine.close()
 
 
@@ -99,8 +101,7 @@ def restore(
             )
         engine.load_state(folder)
         logger.info("resumed from %s", folder)
-    if ranks.is_main:
-        records.cut_to(state.step)
+    records.cut_to(state.step)
     ranks.barrier()
     return state
 
