@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformers import PrinterCallback, TrainerCallback
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
 from trl import SFTTrainer
 
 from scene_data.dataset import open_dataset
@@ -72,7 +72,9 @@ def run_sft(settings: Settings, *, resume: bool = False) -> Path:
 def _save(trainer: "_Trainer", processor: Any, settings: Settings) -> Path:
     """Write `model`, and `adapter` where one was trained; every rank calls it."""
     folder = settings.run.folder / "model"
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)  # gathers ZeRO-3's shards
+    weights = None  # the model's own
+    if is_deepspeed_zero3_enabled():
+        weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     model = trainer.accelerator.unwrap_model(trainer.model)
     unset_hf_deepspeed_config()  # or a model loaded from here on would be sharded too
     if not trainer.is_world_process_zero():

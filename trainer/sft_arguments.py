@@ -66,11 +66,8 @@ def sft_deepspeed_config(settings: Settings) -> dict[str, Any]:
     if zero["stage"] == 3:
         zero = zero | {"stage3_gather_16bit_weights_on_model_save": True}
     optimizer = config["optimizer"]
-    params = optimizer["params"] | {
-        "lr": sft.learning_rate,
-        "betas": list(_BETAS),
-        "weight_decay": _WEIGHT_DECAY,
-    }
+    ours = {"lr": sft.learning_rate, "betas": list(_BETAS), "weight_decay": _WEIGHT_DECAY}
+    params = optimizer["params"] | {k: v for k, v in ours.items() if k in optimizer["params"]}
     return config | {
         "train_micro_batch_size_per_gpu": sft.micro_batch_size,
         "gradient_accumulation_steps": sft.batch_size // sft.micro_batch_size,
