@@ -117,6 +117,11 @@ class SceneDataset:
         return (self[index] for index in range(len(self)))
 
 
+def is_hub_name(name: str) -> bool:
+    """Whether a name that is no path here could be one of the hub's: `owner/name`."""
+    return not Path(name).exists() and _HUB_NAME.match(name) is not None
+
+
 def open_dataset(path: str | Path) -> SceneDataset:
     """Open a local path or a hub dataset; see the table above.
 
@@ -130,7 +135,7 @@ def open_dataset(path: str | Path) -> SceneDataset:
         return SceneDataset(_JsonRows(place), name)
     if place.is_dir():
         return SceneDataset(_open_folder(place), name)
-    if not place.exists() and _HUB_NAME.match(name):
+    if is_hub_name(name):
         return SceneDataset(_TableRows(_load_hub(name)), name)
     raise InvalidInputError(
         f"{name} is not a dataset: give a .parquet or .json file, a folder of them, "

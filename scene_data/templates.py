@@ -5,11 +5,12 @@ from typing import Literal
 
 import numpy as np
 
+from scene_data.vocabulary import load_vocabulary
 from scene_graph.boxes import from_fractions, to_fractions
 from scene_graph.graph import SceneGraph
 from services.schemas.common import ChatMessage, ImagePart, TextPart
 
-TemplateName = Literal["toy", "open"]
+TemplateName = Literal["toy", "open", "closed"]
 
 _TOY = "Scene graph:"  # short: the toy model's context is nearly all image and answer
 
@@ -25,6 +26,12 @@ Write one JSON object inside <answer> and </answer>, and nothing else:
 - "subject" and "object" are ids from the list of objects; "predicate" is a short phrase.
 - List every object that takes part in a relationship, and only what can be seen."""
 
+_CLOSED = """
+
+Use these names for objects, and no others: {objects}.
+
+Use these predicates, and no others: {predicates}."""
+
 _UNITS = {
     "relative_1000": "in thousandths of the image's width and height, whole numbers from 0 to 1000",
     "relative_1": "as fractions of the image's width and height, from 0 to 1",
@@ -32,14 +39,23 @@ _UNITS = {
 }
 
 
-def prompt_messages(template: TemplateName, box_space: str) -> list[ChatMessage]:
+def prompt_messages(
+    template: TemplateName, box_space: str, vocabulary: str | None = None
+) -> list[ChatMessage]:
     """The chat that asks for an image's scene graph, without asking for thinking.
 
     Args:
-        template: `toy` for toy-scenes and the tiny model, `open` (open vocabulary) for real ones.
+        template: `toy` for toy-scenes and the tiny model; for real ones `open` (any names) or
+            `closed`.
         box_space: Wire name of the space that boxes are to be written in (`scene_graph.boxes`).
+        vocabulary: With `closed`, whose names may be used (`scene_data.vocabulary`).
     """
     text = _TOY if template == "toy" else _OPEN.format(unit=_unit(box_space))
+    if vocabulary is not None:
+        names = load_vocabulary(vocabulary)
+        text += _CLOSED.format(
+            objects=", ".join(names.objects), predicates=", ".join(names.predicates)
+        )
     return [ChatMessage(role="user", content=[ImagePart(), TextPart(text=text)])]
 
 

@@ -61,7 +61,9 @@ class PromptSource:
             epoch=epoch,
             index=index,
             messages=prompt_messages(
-                self._settings.data.template, box_space(self._settings.model, sample)
+                self._settings.data.template,
+                box_space(self._settings.model, sample),
+                self._settings.data.vocabulary,
             ),
             images=[self._images.put(sample.image_bytes)],
             sampling=Sampling(

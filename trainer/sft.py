@@ -83,7 +83,7 @@ def answer_rows(dataset: SceneDataset, settings: Settings) -> Any:
 
 def _answer_row(sample: Sample, settings: Settings) -> dict[str, Any]:
     space = box_space(settings.model, sample)
-    messages = prompt_messages(settings.data.template, space)
+    messages = prompt_messages(settings.data.template, space, settings.data.vocabulary)
     return {
         "image": sample.image_bytes,
         "messages": [message.model_dump() for message in messages],
