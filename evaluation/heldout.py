@@ -95,6 +95,7 @@ def _request(settings: Settings, sample: Sample) -> RolloutRequest:
         messages=prompt_messages(
             settings.data.template,
             box_space(settings.model, sample),
+            settings.data.vocabulary,
             thinking=settings.data.thinking,
         ),
         images=[InlineImage(data=base64.b64encode(sample.image_bytes).decode())],

@@ -123,6 +123,11 @@ class SceneDataset:
         return (self[index] for index in range(len(self)))
 
 
+def is_hub_name(name: str) -> bool:
+    """Whether a name that is no path here could be one of the hub's: `owner/name`."""
+    return not Path(name).exists() and _HUB_NAME.match(name) is not None
+
+
 def open_dataset(path: str | Path, *, thinking_column: str | None = None) -> SceneDataset:
     """Open a local path or a hub dataset; see the table above.
 
@@ -145,7 +150,7 @@ def _open_rows(name: str, place: Path, extra: list[str]) -> Rows:
         return _JsonRows(place)
     if place.is_dir():
         return _open_folder(place, extra)
-    if not place.exists() and _HUB_NAME.match(name):
+    if is_hub_name(name):
         return _TableRows(_load_hub(name), extra)
     raise InvalidInputError(
         f"{name} is not a dataset: give a .parquet or .json file, a folder of them, "

@@ -5,11 +5,12 @@ from typing import Literal
 
 import numpy as np
 
+from scene_data.vocabulary import load_vocabulary
 from scene_graph.boxes import from_fractions, to_fractions
 from scene_graph.graph import SceneGraph
 from services.schemas.common import ChatMessage, ImagePart, TextPart
 
-TemplateName = Literal["toy", "open"]
+TemplateName = Literal["toy", "open", "closed"]
 
 # Short: the toy model's context is nearly all image and answer.
 _TOY = "Scene graph:"
@@ -32,6 +33,12 @@ _ORDER_THINKING = """\
 First think inside <think> and </think>: go through what can be seen and how it relates. Then \
 write one JSON object inside <answer> and </answer>, and nothing else:"""
 
+_CLOSED = """
+
+Use these names for objects, and no others: {objects}.
+
+Use these predicates, and no others: {predicates}."""
+
 _UNITS = {
     "relative_1000": "in thousandths of the image's width and height, whole numbers from 0 to 1000",
     "relative_1": "as fractions of the image's width and height, from 0 to 1",
@@ -40,13 +47,19 @@ _UNITS = {
 
 
 def prompt_messages(
-    template: TemplateName, box_space: str, *, thinking: bool = False
+    template: TemplateName,
+    box_space: str,
+    vocabulary: str | None = None,
+    *,
+    thinking: bool = False,
 ) -> list[ChatMessage]:
     """The chat that asks for an image's scene graph.
 
     Args:
-        template: `toy` for toy-scenes and the tiny model, `open` (open vocabulary) for real ones.
+        template: `toy` for toy-scenes and the tiny model; for real ones `open` (any names) or
+            `closed`.
         box_space: Wire name of the space that boxes are to be written in (`scene_graph.boxes`).
+        vocabulary: With `closed`, whose names may be used (`scene_data.vocabulary`).
         thinking: Ask for `<think>…</think>` before the answer.
     """
     if template == "toy":
@@ -56,6 +69,11 @@ def prompt_messages(
             unit=_unit(box_space),
             order=_ORDER_THINKING if thinking else _ORDER,
             think="<think>...</think>\n" if thinking else "",
+        )
+    if vocabulary is not None:
+        names = load_vocabulary(vocabulary)
+        text += _CLOSED.format(
+            objects=", ".join(names.objects), predicates=", ".join(names.predicates)
         )
     return [ChatMessage(role="user", content=[ImagePart(), TextPart(text=text)])]
 

@@ -63,6 +63,7 @@ class PromptSource:
             messages=prompt_messages(
                 self._settings.data.template,
                 box_space(self._settings.model, sample),
+                self._settings.data.vocabulary,
                 thinking=self._settings.data.thinking,
             ),
             images=[self._images.put(sample.image_bytes)],

@@ -13,7 +13,10 @@ from typing import Any
 import torch
 from peft import PeftModel
 from transformers import PrinterCallback, TrainerCallback
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled, unset_hf_deepspeed_config
+from transformers.integrations.deepspeed import (
+    is_deepspeed_zero3_enabled,
+    unset_hf_deepspeed_config,
+)
 from trl import SFTTrainer
 
 from scene_data.dataset import open_dataset

@@ -88,7 +88,7 @@ class AnswerRows(Sampler[int]):  # type: ignore[misc]
         sample = self._dataset[index]
         data = self._settings.data
         space = box_space(self._settings.model, sample)
-        messages = prompt_messages(data.template, space, thinking=data.thinking)
+        messages = prompt_messages(data.template, space, data.vocabulary, thinking=data.thinking)
         return {
             "image": _rgb(sample),
             "messages": [message.model_dump() for message in messages],
