@@ -20,6 +20,7 @@ from transformers.integrations.deepspeed import (
 from trl import SFTTrainer
 
 from scene_data.dataset import open_dataset
+from services.errors import SettingsError
 from services.settings import Settings
 from trainer.engine import init_process_group
 from trainer.model import load_model, load_processor
@@ -54,6 +55,11 @@ def run_sft(settings: Settings, *, resume: bool = False) -> Path:
     processor = load_processor(settings)
     init_process_group(settings.trainer.wait_timeout_s)
     num_ranks = torch.distributed.get_world_size()
+    if num_ranks != settings.trainer.num_ranks:
+        raise SettingsError(
+            f"trainer.num_ranks is {settings.trainer.num_ranks}, and {num_ranks} processes were "
+            "started: make them the same"
+        )
     total = sft_total_steps(settings, num_rows=len(rows), num_ranks=num_ranks)
     checkpoint = _last_checkpoint(settings.run.folder / "checkpoints") if resume else None
     trainer = _Trainer(
@@ -97,15 +103,18 @@ def _save(trainer: "_Trainer", processor: Any, settings: Settings) -> Path:
 
 
 class _Trainer(SFTTrainer):  # type: ignore[misc]
-    """SFTTrainer that takes its rows in our order.
+    """SFTTrainer with our order of rows, and a loss that is the mean over a whole step's tokens.
 
     The order of transformers' own sampler is not the same again when a run of several ranks resumes
-    in a later epoch.
+    in a later epoch. And without the flag below it would average the means of micro batches and
+    ranks, since Qwen's models say that their own loss takes no token count; TRL's, which is the one
+    used, does.
     """
 
     def __init__(self, rows: AnswerRows, **arguments: Any) -> None:
         self._rows = rows
         super().__init__(train_dataset=rows.table(), **arguments)
+        self.model_accepts_loss_kwargs = True
 
     def _get_train_sampler(self, *_: Any, **__: Any) -> AnswerRows:
         return self._rows
