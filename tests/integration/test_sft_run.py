@@ -4,7 +4,6 @@ The model trains in float32 on CPU, so sums in another order are all that may di
 """
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,7 @@ TOLERANCE = 1e-5
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """Six steps, half an epoch longer than one; graphs are shuffled, so that resuming must know the
-    epoch. A checkpoint after the fifth."""
+    """Six steps of graphs in shuffled order, the fifth in the second epoch, after a checkpoint."""
     folder = tmp_path_factory.mktemp("sft")
     make_tiny_model(folder / "model")
     make_toy(folder / "toy", num_train=ROWS, num_heldout=1)
@@ -84,7 +82,7 @@ def whole(settings: Settings) -> Settings:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+def two_ranks(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """The same batches on two ranks with ZeRO-2, as a user starts it, an adapter only."""
     run = changed(
         settings,
@@ -102,7 +100,7 @@ def two_ranks(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> I
         with sgg_process(log, "sft", "--config", str(config)) as process:
             assert process.wait(300) == 0, log.read_text()[-4000:]
     assert log.read_text().count("wrote ") == 1, "rank 0 alone speaks"
-    yield run
+    return run
 
 
 def test_sft_trains_every_part_and_writes_a_loadable_folder(whole: Settings) -> None:
