@@ -24,7 +24,6 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-import torch
 from pydantic import ValidationError
 
 from services.clients.reward import RewardClient
@@ -36,11 +35,11 @@ from services.schemas.rewards import RewardGroup, RewardRequest, ScoredGroup
 from services.schemas.rollouts import RolloutGroup
 from services.settings import Settings
 from services.waiting import ended
-from trainer.algorithms.advantages import group_normalised
 from trainer.cursor import Cursor, CursorState
 from trainer.image_sharing import ImageSharing
 from trainer.loop_thread import LoopThread
 from trainer.prompts import PromptSource
+from trainer.rewards import term_weights, with_advantages
 from trainer.types import Batch, Outcome, TrainGroup
 
 logger = logging.getLogger(__name__)
@@ -84,6 +83,7 @@ class Collector:
         self._cursor = cursor
         self._suppressed = frozenset(suppressed_token_ids)
         self._version = 0
+        self._term_weights: dict[str, float] = {}
         self._open: dict[str, _Open] = {}
         self._ready: dict[str, TrainGroup] = {}
         self._outcome_stale: list[str] = []
@@ -136,6 +136,8 @@ class Collector:
         self._arrivals: asyncio.Queue[RolloutGroup] = asyncio.Queue()
         await self._persist(self._fence)
         await self._persist(self._sharing.look)
+        if self._settings.algorithm.normalise == "terms":
+            await self._persist(self._learn_term_weights)
         for work in (self._receive, self._score, self._watch):
             task = asyncio.create_task(self._guard(work))
             self._tasks.append(task)
@@ -172,6 +174,9 @@ class Collector:
                 if time.monotonic() - self._last_arrival > self._settings.trainer.wait_timeout_s:
                     raise
                 await asyncio.sleep(1.0)
+
+    async def _learn_term_weights(self) -> None:
+        self._term_weights = await term_weights(self._settings.reward.rubric, self._reward)
 
     async def _fence(self) -> None:
         """What an earlier incarnation left on the streams is asked for anew."""
@@ -290,16 +295,11 @@ class Collector:
 
     def _train_group(self, group: RolloutGroup, score: ScoredGroup) -> TrainGroup:
         opened = self._open[group.work_id]
-        totals = torch.tensor([[r.total for r in score.rewards]])
-        advantages = group_normalised(
-            totals, scale=self._settings.algorithm.advantage_scale == "group"
-        )
         return TrainGroup(
             position=opened.position,
             index=opened.prompt.index,
             rollout=group,
             rewards=score.rewards,
-            advantages=advantages[0].tolist(),
         )
 
     async def _take(self, policy_version: int) -> Batch:
@@ -323,6 +323,12 @@ class Collector:
         self._outcome_stale, self._outcome_dead = [], []
         for group in groups:
             del self._ready[group.rollout.work_id]
+        groups = with_advantages(
+            groups,
+            self._settings.algorithm,
+            self._term_weights,
+            max_tokens=self._settings.sampling.max_tokens,
+        )
         return Batch(groups=groups, outcome=outcome)
 
     def _give_up_if_silent(self) -> None:

@@ -23,7 +23,8 @@ class TrainGroup(Message):
     """Row of the dataset, for the image."""
     rollout: RolloutGroup
     rewards: list[Reward]
-    advantages: list[float]
+    advantages: list[float] = Field(default_factory=list)
+    """One for each completion; empty until the step's batch is formed (`trainer.rewards`)."""
 
     @property
     def oldest_policy_version(self) -> int:
