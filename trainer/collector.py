@@ -26,6 +26,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from services.errors import (
     ConflictError,
@@ -345,7 +346,7 @@ class Collector:
         stale = self._pool.reissue_stale(policy_version)
         for prompt in stale:
             logger.info("group %s is too stale for step %d", prompt.group_id, policy_version)
-            await self._persist(lambda prompt=prompt: self._ask(prompt))
+            await self._persist(partial(self._ask, prompt))
         if self._pool.replace_without_spread() or stale:
             await self._persist(self._admit)
 

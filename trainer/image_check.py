@@ -34,4 +34,4 @@ class ImageCheck:
             patches = self._image_processor.get_number_of_image_patches(height, width)
         except ValueError as error:
             raise InvalidInputError(f"an image of {width}x{height} pixels: {error}") from error
-        return int(patches) // self._image_processor.merge_size**2
+        return int(patches) // int(self._image_processor.merge_size) ** 2

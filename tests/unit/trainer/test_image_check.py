@@ -13,6 +13,7 @@ from services.schemas.rollouts import RolloutGroup
 from trainer.image_check import ImageCheck
 from trainer.intake import image_refusal
 
+GOLDEN = Path(__file__).parents[2] / "contract/golden/rollout_group.json"
 MODEL = Path(__file__).parents[3] / "assets/toy-start"
 
 
@@ -48,7 +49,8 @@ def test_images_that_would_fail_later_fail_here(processor: Any) -> None:
 
 
 def test_a_prompt_with_other_placeholders_is_refused() -> None:
-    group = RolloutGroup.model_construct(prompt_token_ids=[1, 7, 7, 7, 2])
+    group = RolloutGroup.model_validate_json(GOLDEN.read_text())
+    group = group.model_copy(update={"prompt_token_ids": [1, 7, 7, 7, 2]})
     assert image_refusal(group, 7, expected=3) is None
     refused = image_refusal(group, 7, expected=4)
     assert refused is not None
