@@ -30,7 +30,7 @@ JOINING = "join"
 """The phase before there is a process group."""
 _LONGEST_PAUSE_S = 10.0
 """Between two beats."""
-_GRACE_S = 10.0
+_LONGEST_GRACE_S = 10.0
 """What a main thread gets to end by itself when another rank has failed: it may be cleaning up."""
 
 
@@ -97,6 +97,7 @@ class RankWatch:
         self._folder = folder
         self._limit_s = limit_s
         self._pause_s = min(_LONGEST_PAUSE_S, limit_s / 20)
+        self._grace_s = min(_LONGEST_GRACE_S, limit_s)
         self._lock = threading.Lock()
         self._mine = Beat(
             rank=rank,
@@ -129,7 +130,6 @@ class RankWatch:
         self._stopping.set()
         self._thread.join()
         self._say(done=failed is None, failed=failed)
-        self._write()
 
     def explain(self, error: Exception) -> SggError:
         """A failed collective in one line: who is missing, and what it was doing."""
@@ -147,11 +147,11 @@ class RankWatch:
     def _say(self, **changes: object) -> None:
         with self._lock:
             self._mine = self._mine.model_copy(update=changes)
+            self._write()
 
     def _run(self) -> None:
         while not self._stopping.wait(self._pause_s):
             self._say(count=self._mine.count + 1)
-            self._write()
             now = time.monotonic()
             for peer in self._watched:
                 peer.look(self._read(peer.rank), now)
@@ -168,7 +168,7 @@ class RankWatch:
                     return f"rank {peer.rank} did not come in {silent_s:.0f} s: was it started?"
                 continue
             assert beat is not None
-            if beat.failed is not None and silent_s > _GRACE_S:
+            if beat.failed is not None and silent_s > self._grace_s:
                 return f"{beat} failed: {beat.failed}"
             if beat.failed is not None or beat.done:
                 continue
@@ -187,7 +187,6 @@ class RankWatch:
 
     def _end(self, verdict: str) -> None:
         self._say(failed=verdict)
-        self._write()
         sys.stderr.write(f"sgg-rl: {verdict}\n")
         sys.stderr.flush()
         os._exit(1)
