@@ -33,6 +33,7 @@ from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
 from services.schemas.weights import ServerRecord
 from services.settings import Settings, dump_settings
+from tests.alone import Alone
 from tests.conftest import RedisStarter
 from tests.processes import sgg_process, wait_for, wait_ready
 from trainer.checkpoint import TrainerState
@@ -41,7 +42,6 @@ from trainer.cursor import Cursor, CursorState
 from trainer.link import ServiceLink
 from trainer.prompts import PromptSource
 from trainer.publisher import WeightPublisher
-from trainer.ranks import Ranks
 from trainer.types import Batch
 
 PLACEHOLDER = 7
@@ -309,18 +309,6 @@ def test_servers_that_outlive_redis_data_still_listen(make_run: MakeRun) -> None
         batch = services.take(0)
     assert {group.rollout.incarnation for group in batch.groups} == {8}
     assert {group.oldest_policy_version for group in batch.groups} == {0}
-
-
-class Alone(Ranks):
-    """One process without a process group."""
-
-    def __init__(self) -> None:
-        self.rank, self.size = 0, 1
-
-    def broadcast(self, message: Any, kind: Any) -> Any:
-        if isinstance(message, Exception):
-            raise message
-        return message
 
 
 def test_new_incarnation_asks_again_for_what_was_open(make_run: MakeRun) -> None:

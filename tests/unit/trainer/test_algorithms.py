@@ -4,19 +4,19 @@ import pytest
 import torch
 
 from services.trainer_settings import AlgorithmSettings
-from trainer.algorithms.advantages import EPSILON, group_normalised
+from trainer.algorithms.advantages import EPSILON, group_relative
 from trainer.algorithms.logprobs import token_logprobs
 from trainer.algorithms.losses import policy_loss
 
 
 def test_advantages_by_hand() -> None:
-    advantages = group_normalised(torch.tensor([[1.0, 3.0], [2.0, 2.0]]), scale=True)
+    advantages = group_relative(torch.tensor([[1.0, 3.0], [2.0, 2.0]]), "group")
     expected = 1 / (math.sqrt(2) + EPSILON)
     torch.testing.assert_close(advantages, torch.tensor([[-expected, expected], [0.0, 0.0]]))
 
 
 def test_advantages_without_scaling_only_centre() -> None:
-    advantages = group_normalised(torch.tensor([[1.0, 3.0, 8.0]]), scale=False)
+    advantages = group_relative(torch.tensor([[1.0, 3.0, 8.0]]), "none")
     torch.testing.assert_close(advantages, torch.tensor([[-3.0, -1.0, 4.0]]))
 
 
