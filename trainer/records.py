@@ -4,8 +4,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Any
+from typing import Any, get_args
 
+from services.schemas.rewards import Status
 from services.settings import Settings
 from trainer.rollout_files import RolloutFiles
 from trainer.trackers import Trackers
@@ -99,10 +100,17 @@ def step_metrics(batch: Batch, policy_version: int) -> dict[str, Any]:
     return {
         "reward_mean": fmean(totals),
         "reward_std": pstdev(totals),
+        "reward_min": min(totals),
+        "reward_max": max(totals),
         "reward_terms": {
             term: fmean(r.breakdown[term] for r in rewards) for term in rewards[0].breakdown
         },
         "failure_rate": fmean(r.status != "ok" for r in rewards),
+        "failures": {
+            status: fmean(r.status == status for r in rewards)
+            for status in get_args(Status)
+            if status != "ok"
+        },
         "policy_lag_mean": fmean(lags),
         "policy_lag_max": max(lags),
         "num_groups": len(batch.groups),
@@ -111,7 +119,9 @@ def step_metrics(batch: Batch, policy_version: int) -> dict[str, Any]:
         "num_replaced": len(batch.outcome.replaced),
         "groups_without_spread": sum(not any(group.advantages) for group in batch.groups),
         "completion_length_mean": fmean(len(c.token_ids) for c in completions),
+        "completion_length_max": max(len(c.token_ids) for c in completions),
         "truncated_rate": fmean(c.finish_reason == "length" for c in completions),
+        "num_completions": len(completions),
         "num_tokens": sum(len(c.token_ids) for c in completions),
     }
 

@@ -12,11 +12,11 @@ class RolloutRecord(TrainGroup):
     """A line of `rollouts/step-NNNNNN.rankR.jsonl`: all that a group's part of a loss is made of.
 
     Example, shortened: `{"step": 3, "position": 14, "index": 9, "prompt": {"messages": […],
-    "images": [{"sha256": "9f86…0a08", …}], "traceparent": "00-4bf9…4736-…-01", …}, "rollout":
+    "images": [{"sha256": "9f86…0a08", …}], …}, "rollout":
     {"group_id": "demo-e0-r9", "completions": [{"text": "<answer>…", "token_ids": […],
     "rollout_logprobs": […], "finish_reason": "stop", "policy_versions": […]}, …], …}, "rewards":
     [{"total": 7.1, "breakdown": {"edge": 0.5, …}, "status": "ok", …}, …], "advantages": [0.9, …],
-    "policy_logprobs": [[-0.1, …], …]}`
+    "policy_logprobs": [[-0.1, …], …], "trace_id": "4bf9…4736"}`
     """
 
     # A diverged policy has NaN: its record must be written and read all the same.
@@ -26,12 +26,8 @@ class RolloutRecord(TrainGroup):
     """From 0; also the policy_version that was trained."""
     policy_logprobs: list[list[float]]
     """[completion][token] of the trainer before the step's update."""
-
-    @property
-    def trace_id(self) -> str | None:
-        """Of the group's spans, 32 hexadecimal digits; None where nothing was traced."""
-        traceparent = self.prompt.traceparent if self.prompt else None
-        return traceparent.split("-")[1] if traceparent else None
+    trace_id: str | None
+    """Of the group's spans, 32 hexadecimal digits; None where nothing was traced."""
 
 
 class RolloutFiles:
@@ -63,6 +59,7 @@ class RolloutFiles:
             RolloutRecord(
                 step=step,
                 policy_logprobs=[list(next(logprobs)) for _ in group.rollout.completions],
+                trace_id=_trace_id(group),
                 **{name: getattr(group, name) for name in TrainGroup.model_fields},
             )
             for group in groups
@@ -90,6 +87,11 @@ class RolloutFiles:
     def _files(self) -> Iterator[tuple[int, Path]]:
         for file in sorted(self._folder.glob(f"step-*.rank{self._rank}.jsonl")):
             yield int(file.name[len("step-") :].partition(".")[0]), file
+
+
+def _trace_id(group: TrainGroup) -> str | None:
+    traceparent = group.prompt.traceparent if group.prompt else None
+    return traceparent.split("-")[1] if traceparent else None
 
 
 def read_rollouts(run: Path, step: int) -> list[RolloutRecord]:

@@ -90,7 +90,7 @@ def _save(trainer: "_Trainer", processor: Any, settings: Settings) -> Path:
         return folder
     if isinstance(model, PeftModel):
         adapter = settings.run.folder / "adapter"
-        model.save_pretrained(adapter, state_dict=weights)
+        model.save_pretrained(str(adapter), state_dict=weights)
         logger.info("adapter written to %s", adapter)
         # On a fresh copy: the trained one is on the GPU, perhaps in shards.
         merged = PeftModel.from_pretrained(load_model(settings), adapter).merge_and_unload()
