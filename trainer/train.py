@@ -109,9 +109,12 @@ def prepare(
     batch: Batch, dataset: SceneDataset, engine: PolicyEngine, settings: Settings, ranks: Ranks
 ) -> list[MicroBatch]:
     """Padded tensors of this rank's groups."""
-    lengths = [len(c.token_ids) for g in batch.groups for c in g.rollout.completions]
+    completions = [c for group in batch.groups for c in group.rollout.completions]
     weights = completion_weights(
-        settings.algorithm.loss, lengths, max_tokens=settings.sampling.max_tokens
+        settings.algorithm,
+        [len(c.token_ids) for c in completions],
+        [c.finish_reason == "length" for c in completions],
+        max_tokens=settings.sampling.max_tokens,
     )
     size = settings.trainer.group_size
     of_group = [weights[i : i + size] for i in range(0, len(weights), size)]
