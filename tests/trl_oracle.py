@@ -93,7 +93,7 @@ class TrlOracle(GRPOTrainer):  # type: ignore[misc]
         self.reward_funcs = self.reward_func_names = [str(k) for k in range(step.terms.shape[1])]
         self.aux_loss_enabled = self._entropy_bonus_enabled = False
         self.environment_factories = self.environments = self.tools = None
-        self._metrics = {"train": defaultdict(list)}
+        self._metrics: dict[str, Any] = {"train": defaultdict(list)}
         self._logs: dict[str, Any] = defaultdict(list, rewards=defaultdict(list))
         self._pending_extra_logs: dict[str, Any] = {}
         self._pending_metrics: dict[str, Any] = {}

@@ -12,7 +12,7 @@ from services.settings import Settings
 from trainer.algorithms.weighting import completion_weights
 from trainer.batch import MicroBatch, micro_batches
 from trainer.checkpoint import CheckpointStore, TrainerState
-from trainer.checks import check_grpo
+from trainer.checks import advice, check_grpo
 from trainer.engine import PolicyEngine, init_process_group
 from trainer.link import ServiceLink
 from trainer.ranks import Ranks
@@ -41,6 +41,8 @@ def train(settings: Settings, *, resume: bool) -> None:
     check_grpo(settings)
     init_process_group(trainer.wait_timeout_s)
     ranks = Ranks(2 * trainer.wait_timeout_s)
+    for line in advice(settings) if ranks.is_main else ():
+        logger.warning(line)
     dataset = open_dataset(settings.data.train)
     total = trainer.total_steps(len(dataset))
     engine = PolicyEngine(settings, ranks.size)

@@ -167,16 +167,23 @@ def test_logged_loss_is_that_of_the_recorded_batch(trained: Run) -> None:
         losses = []
         for groups in trained.rollouts(step):
             for group in groups:
-                rewards = torch.tensor([r["total"] for r in group["rewards"]])
+                rewards = torch.tensor([r["total"] for r in group["rewards"]]).double()
                 expected = (rewards - rewards.mean()) / (rewards.std() + 1e-4)
-                torch.testing.assert_close(torch.tensor(group["advantages"]), expected)
+                found = torch.tensor(group["advantages"]).double()
+                torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
                 for i, completion in enumerate(group["rollout"]["completions"]):
                     ours = torch.tensor([group["policy_logprobs"][i]])
                     theirs = torch.tensor([completion["rollout_logprobs"]])
                     one = torch.tensor([group["advantages"][i]])
                     mask = torch.ones_like(ours)
                     out = policy_loss(
-                        trained.settings.algorithm, ours, theirs, one, mask, mask / mask.sum()
+                        trained.settings.algorithm,
+                        ours,
+                        theirs,
+                        one,
+                        mask,
+                        mask / mask.sum(),
+                        entropies=torch.zeros_like(ours),
                     )
                     losses.append(out.loss.item())
         assert len(losses) == 16
