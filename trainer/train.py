@@ -1,5 +1,6 @@
 """GRPO, from start to end: the loop that the whole system exists for."""
 
+import logging
 import time
 from typing import Any
 
@@ -9,7 +10,7 @@ from services.telemetry import Tracing
 from trainer.algorithms.weighting import completion_weights
 from trainer.batch import MicroBatch, micro_batches
 from trainer.checkpoint import CheckpointStore, DataOrder
-from trainer.checks import check_grpo
+from trainer.checks import advice, check_grpo
 from trainer.engine import PolicyEngine, init_process_group
 from trainer.fence import RunFence
 from trainer.image_check import ImageCheck
@@ -22,6 +23,8 @@ from trainer.schedule import learning_rate
 from trainer.tracing import SERVICE
 from trainer.types import Batch
 from trainer.watch import RankWatch, watched
+
+logger = logging.getLogger(__name__)
 
 
 def train(settings: Settings, *, resume: bool) -> None:
@@ -52,6 +55,8 @@ def _run(settings: Settings, ranks: Ranks, watch: RankWatch, *, resume: bool) ->
     """The story."""
     trainer, folder = settings.trainer, settings.run.folder
     watch.enter("load", 0)
+    for line in advice(settings) if ranks.is_main else ():
+        logger.warning(line)
     dataset = open_dataset(settings.data.train)
     total = trainer.total_steps(len(dataset))
     engine = PolicyEngine(settings, ranks.size)
@@ -110,9 +115,12 @@ def prepare(
     batch: Batch, dataset: SceneDataset, engine: PolicyEngine, settings: Settings, ranks: Ranks
 ) -> list[MicroBatch]:
     """Padded tensors of this rank's groups."""
-    lengths = [len(c.token_ids) for g in batch.groups for c in g.rollout.completions]
+    completions = [c for group in batch.groups for c in group.rollout.completions]
     weights = completion_weights(
-        settings.algorithm.loss, lengths, max_tokens=settings.sampling.max_tokens
+        settings.algorithm,
+        [len(c.token_ids) for c in completions],
+        [c.finish_reason == "length" for c in completions],
+        max_tokens=settings.sampling.max_tokens,
     )
     size = settings.trainer.group_size
     of_group = [weights[i : i + size] for i in range(0, len(weights), size)]
