@@ -4,17 +4,18 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
-from scene_data.dataset import SceneDataset, open_dataset
+from scene_data.dataset import open_dataset
 from services.errors import SettingsError
 from services.settings import Settings
 from trainer.algorithms.weighting import completion_weights
-from trainer.batch import MicroBatch, micro_batches
 from trainer.checkpoint import CheckpointStore, TrainerState
 from trainer.checks import check_grpo
 from trainer.engine import PolicyEngine, init_process_group
 from trainer.link import ServiceLink
+from trainer.preparation import Preparation, Prepared, PreparedBatches
 from trainer.ranks import Ranks
 from trainer.records import RunRecords, ledger_line, step_metrics
 from trainer.schedule import learning_rate
@@ -47,25 +48,44 @@ def train(settings: Settings, *, resume: bool) -> None:
     records = RunRecords(settings.run.folder)
     checkpoints = CheckpointStore(settings.run.folder / "checkpoints", trainer.keep_checkpoints)
     state = restore(checkpoints, engine, records, ranks, resume=resume)
+    preparation = Preparation(
+        dataset,
+        engine.processor,
+        engine.rope_index,
+        image_token_id=engine.image_token_id,
+        max_tokens=trainer.tokens_per_micro_batch,
+        rank=ranks.rank,
+        num_ranks=ranks.size,
+    )
 
     with ServiceLink.open(settings, dataset, engine.suppressed_token_ids, state, ranks) as services:
         services.start(engine.weights(), state.step)
+        batches = PreparedBatches(
+            services.take,
+            partial(prepare, preparation=preparation, settings=settings),
+            ahead=trainer.max_policy_lag > 0,
+            num_steps=total,
+        )
         clock = PhaseClock()
         for step in range(state.step, total):
             with clock("wait"):
-                batch = services.take(step)
+                batch = batches.take(step)
             with clock("prepare"):
-                micro_batches = prepare(batch, dataset, engine, settings, ranks)
+                prepared = batches.prepared()
             rate = learning_rate(trainer, step, total)
             with clock("train"):
-                output = engine.train_step(micro_batches, rate)
-            learned = ranks.combine(output.stats) | {
-                "grad_norm": output.grad_norm,
-                "learning_rate": rate,
-            }
+                output = engine.train_step(prepared.micro_batches, rate)
+            learned = (
+                ranks.combine(output.stats)
+                | prepared.metrics
+                | {
+                    "grad_norm": output.grad_norm,
+                    "learning_rate": rate,
+                }
+            )
             with clock("publish"):
                 services.publish(engine.weights(), step + 1, batch)
-            records.rollouts(step, ranks.rank, batch.share(ranks), output.policy_logprobs)
+            records.rollouts(step, ranks.rank, prepared.groups, output.policy_logprobs)
             if ranks.is_main:
                 records.step(metrics_line(batch, learned, step, clock), ledger_line(batch, step))
             clock = PhaseClock()  # a checkpoint's seconds count in the line of the step after it
@@ -105,25 +125,14 @@ def restore(
     return state
 
 
-def prepare(
-    batch: Batch, dataset: SceneDataset, engine: PolicyEngine, settings: Settings, ranks: Ranks
-) -> list[MicroBatch]:
-    """Padded tensors of this rank's groups."""
+def prepare(batch: Batch, *, preparation: Preparation, settings: Settings) -> Prepared:
+    """A batch with its tokens weighted, as tensors of this rank's groups."""
     lengths = [len(c.token_ids) for g in batch.groups for c in g.rollout.completions]
     weights = completion_weights(
         settings.algorithm.loss, lengths, max_tokens=settings.sampling.max_tokens
     )
     size = settings.trainer.group_size
-    of_group = [weights[i : i + size] for i in range(0, len(weights), size)]
-    groups = batch.share(ranks)
-    return micro_batches(
-        groups,
-        [dataset[group.index].image_bytes for group in groups],
-        of_group[ranks.rank :: ranks.size],
-        engine.processor,
-        max_tokens=settings.trainer.tokens_per_micro_batch,
-        image_token_id=engine.image_token_id,
-    )
+    return preparation(batch, [weights[i : i + size] for i in range(0, len(weights), size)])
 
 
 def metrics_line(

@@ -1,7 +1,6 @@
 """What the trainer's parts hand to each other."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -9,9 +8,6 @@ from services.schemas.common import Message
 from services.schemas.rewards import Reward
 from services.schemas.rollouts import RolloutGroup
 from trainer.algorithms.stats import Stats
-
-if TYPE_CHECKING:
-    from trainer.ranks import Ranks
 
 
 class TrainGroup(Message):
@@ -45,10 +41,6 @@ class Batch(Message):
 
     groups: list[TrainGroup]
     outcome: Outcome
-
-    def share(self, ranks: "Ranks") -> list[TrainGroup]:
-        """A rank's equal share."""
-        return self.groups[ranks.rank :: ranks.size]
 
 
 @dataclass(slots=True, kw_only=True)
