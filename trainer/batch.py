@@ -23,7 +23,7 @@ PADDING = -1
 """Segment of padding."""
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(kw_only=True)
 class MicroBatch:
     """N completions of at most L tokens, and R sequences of S tokens that hold them."""
 
