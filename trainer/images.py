@@ -1,14 +1,13 @@
 """Images as the policy's vision tower takes them."""
 
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
 
-from PIL import Image
 from torch import Tensor
 
 from scene_data.dataset import Sample
 from services.errors import InvalidInputError
+from services.images import decode_image
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,13 +30,14 @@ def image_features(sample: Sample, processor: Any) -> ImageFeatures:
         processor: The policy's Hugging Face processor.
 
     Raises:
-        InvalidInputError: The file is torn, or no size within the pixel limits fits its shape.
+        InvalidInputError: The file is damaged, or no size within the pixel limits fits its shape.
+        TooLargeError: Over the limits of `services.images`.
     """
     image_processor = processor.image_processor
     try:
-        picture = Image.open(BytesIO(sample.image_bytes)).convert("RGB")
+        picture = decode_image(sample.image_bytes)
         features = image_processor(images=[picture], return_tensors="pt")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (InvalidInputError, ValueError) as error:
         raise InvalidInputError(f"image {sample.image_id} cannot be prepared: {error}") from error
     grid = features["image_grid_thw"][0]
     return ImageFeatures(
@@ -45,25 +45,3 @@ def image_features(sample: Sample, processor: Any) -> ImageFeatures:
         grid=grid,
         num_tokens=int(grid.prod()) // image_processor.merge_size**2,
     )
-
-
-def count_image_tokens(sample: Sample, processor: Any) -> int:
-    """Visual tokens of an image, by its size alone, once it is known to decode.
-
-    What `image_features` would refuse is refused here, before anything is sampled for it, and at
-    the cost of decoding alone.
-
-    Args:
-        sample: Of the dataset.
-        processor: The policy's Hugging Face processor.
-
-    Raises:
-        InvalidInputError: As `image_features`.
-    """
-    image_processor = processor.image_processor
-    try:
-        Image.open(BytesIO(sample.image_bytes)).load()
-        patches: int = image_processor.get_number_of_image_patches(sample.height, sample.width)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise InvalidInputError(f"image {sample.image_id} cannot be prepared: {error}") from error
-    return patches // int(image_processor.merge_size) ** 2

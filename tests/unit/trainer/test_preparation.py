@@ -12,7 +12,7 @@ from scene_data.tiny_model import make_tiny_model
 from services.errors import InvalidInputError, WaitTimeoutError
 from services.settings import Settings
 from tests.train_groups import noise_sample, random_group
-from trainer.images import count_image_tokens, image_features
+from trainer.images import image_features
 from trainer.model import load_model, load_processor
 from trainer.preparation import Preparation, Prepared, PreparedBatches
 from trainer.types import Batch, Outcome
@@ -43,10 +43,8 @@ def processor(settings: Settings) -> Any:
 
 
 @pytest.mark.parametrize("size", [(112, 112), (56, 28), (640, 480), (97, 211)])
-def test_counted_tokens_are_those_of_the_features(processor: Any, size: tuple[int, int]) -> None:
-    sample = noise_sample(random.Random(0), *size)
-    features = image_features(sample, processor)
-    assert features.num_tokens == count_image_tokens(sample, processor)
+def test_an_image_has_a_token_for_four_patches(processor: Any, size: tuple[int, int]) -> None:
+    features = image_features(noise_sample(random.Random(0), *size), processor)
     assert len(features.pixels) == int(features.grid.prod()) == 4 * features.num_tokens
 
 
@@ -56,11 +54,10 @@ def torn() -> Sample:
 
 
 @pytest.mark.parametrize("sample", [torn(), noise_sample(random.Random(0), 1000, 4)])
-@pytest.mark.parametrize("read", [count_image_tokens, image_features])
-def test_what_cannot_be_prepared_is_named(processor: Any, sample: Sample, read: Any) -> None:
+def test_what_cannot_be_prepared_is_named(processor: Any, sample: Sample) -> None:
     """Both have a header that opens: one ends too early, the other is too long for any grid."""
     with pytest.raises(InvalidInputError, match=f"image {sample.image_id} cannot be prepared"):
-        read(sample, processor)
+        image_features(sample, processor)
 
 
 class CountingDataset:
@@ -78,7 +75,7 @@ def test_ranks_prepare_their_own_groups_and_each_image_once(
     model, rng = load_model(settings), random.Random(0)
     groups = [random_group(rng, prompt=6, lengths=[3, 5, 2], index=i) for i in range(4)]
     for group in groups:
-        count = count_image_tokens(SAMPLES[group.index], processor)
+        count = image_features(SAMPLES[group.index], processor).num_tokens
         group.rollout.prompt_token_ids[2:2] = [model.config.image_token_id] * count
     batch = Batch(groups=groups, outcome=Outcome())
     weights = [[float(10 * g + i) for i in range(3)] for g in range(4)]
