@@ -2,13 +2,13 @@
 
 import logging
 import time
+from functools import partial
 from typing import Any
 
-from scene_data.dataset import SceneDataset, open_dataset
+from scene_data.dataset import open_dataset
 from services.settings import Settings
 from services.telemetry import Tracing
 from trainer.algorithms.weighting import completion_weights
-from trainer.batch import MicroBatch, micro_batches
 from trainer.checkpoint import CheckpointStore, DataOrder
 from trainer.checks import advice, check_grpo
 from trainer.engine import PolicyEngine, init_process_group
@@ -16,6 +16,7 @@ from trainer.fence import RunFence
 from trainer.image_check import ImageCheck
 from trainer.link import ServiceLink
 from trainer.phases import PhaseClock
+from trainer.preparation import Preparation, Prepared, PreparedBatches
 from trainer.ranks import Ranks, launched_as
 from trainer.records import RunRecords, ledger_line, step_metrics
 from trainer.resume import restore
@@ -66,6 +67,15 @@ def _run(settings: Settings, ranks: Ranks, watch: RankWatch, *, resume: bool) ->
     order = DataOrder(seed=settings.run.seed, num_rows=len(dataset), group_size=trainer.group_size)
     state = restore(checkpoints, fence, engine, ranks, order, resume=resume)
     check = ImageCheck(engine.processor, engine.image_token_id)
+    preparation = Preparation(
+        dataset,
+        engine.processor,
+        engine.rope_index,
+        image_token_id=engine.image_token_id,
+        max_tokens=trainer.tokens_per_micro_batch,
+        rank=ranks.rank,
+        num_ranks=ranks.size,
+    )
 
     with ServiceLink.open(
         settings, dataset, engine.suppressed_token_ids, state, ranks, check
@@ -74,26 +84,30 @@ def _run(settings: Settings, ranks: Ranks, watch: RankWatch, *, resume: bool) ->
             fence.take(services.state(state.step).incarnation)
         records.cut_to(state.step)
         services.start(engine.weights(), state.step)
+        batches = PreparedBatches(
+            services.take,
+            partial(prepare, preparation=preparation, settings=settings),
+            ahead=trainer.max_policy_lag > 0,
+            num_steps=total,
+        )
         clock = PhaseClock(watch, state.step, tracing)
         for step in range(state.step, total):
             with clock("wait"):
-                batch = services.take(step)
+                batch = batches.take(step)
             with clock("prepare"):
-                micro_batches = prepare(batch, dataset, engine, settings, ranks)
+                prepared = batches.prepared()
             rate = learning_rate(trainer, step, total)
             with clock("train"):
-                output = engine.train_step(micro_batches, rate)
-                learned = ranks.combine(output.stats) | {
-                    "grad_norm": output.grad_norm,
-                    "learning_rate": rate,
-                }
+                output = engine.train_step(prepared.micro_batches, rate)
+                learned = ranks.combine(output.stats) | prepared.metrics
+                learned |= {"grad_norm": output.grad_norm, "learning_rate": rate}
             with clock("publish"):
                 services.publish(engine.weights(), step + 1, batch)
-            records.rollouts(step, batch.share(ranks), output.policy_logprobs)
+            records.rollouts(step, prepared.groups, output.policy_logprobs)
             if ranks.is_main:
                 fence.check()
-                line = metrics_line(batch, learned, step, total, clock)
-                records.step(line, ledger_line(batch, step))
+                row = metrics_line(batch, learned, step, total, clock)
+                records.step(row, ledger_line(batch, step))
             # A checkpoint's seconds count in the line of the step after it.
             clock.finish()
             clock = PhaseClock(watch, step + 1, tracing)
@@ -111,10 +125,8 @@ def _run(settings: Settings, ranks: Ranks, watch: RankWatch, *, resume: bool) ->
     engine.close()
 
 
-def prepare(
-    batch: Batch, dataset: SceneDataset, engine: PolicyEngine, settings: Settings, ranks: Ranks
-) -> list[MicroBatch]:
-    """Padded tensors of this rank's groups."""
+def prepare(batch: Batch, *, preparation: Preparation, settings: Settings) -> Prepared:
+    """A batch with its tokens weighted, as tensors of this rank's groups."""
     completions = [c for group in batch.groups for c in group.rollout.completions]
     weights = completion_weights(
         settings.algorithm,
@@ -123,16 +135,7 @@ def prepare(
         max_tokens=settings.sampling.max_tokens,
     )
     size = settings.trainer.group_size
-    of_group = [weights[i : i + size] for i in range(0, len(weights), size)]
-    groups = batch.share(ranks)
-    return micro_batches(
-        groups,
-        [dataset[group.index].image_bytes for group in groups],
-        of_group[ranks.rank :: ranks.size],
-        engine.processor,
-        max_tokens=settings.trainer.tokens_per_micro_batch,
-        image_token_id=engine.image_token_id,
-    )
+    return preparation(batch, [weights[i : i + size] for i in range(0, len(weights), size)])
 
 
 def metrics_line(
