@@ -6,6 +6,7 @@ No gradient is computed here: the loop below only takes batches and publishes ne
 import asyncio
 import signal
 import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ import pytest
 import torch
 
 from scene_data.dataset import Sample, SceneDataset, open_dataset
-from scene_data.sampler import EpochSampler
+from scene_data.sampler import EpochSampler, group_id
 from scene_data.toy import make_toy
 from scene_graph.graph import SceneGraph, SceneObject
 from services.errors import InvalidInputError, UnavailableError, WaitTimeoutError
@@ -330,6 +331,58 @@ def test_new_incarnation_asks_again_for_what_was_open(make_run: MakeRun) -> None
     assert {g.rollout.incarnation for b in second for g in b.groups} == {2}
 
 
+def test_trainers_that_were_taken_for_dead_are_shut_out(make_run: MakeRun) -> None:
+    """Three in a row stop at different places; a fourth goes on; then the three wake up."""
+    run = make_run(max_policy_lag=0)
+    run.serve_rollout()
+    old = [stopped_trainer(run, before) for before in ("take", "publish", "commit")]
+    dataset = open_dataset(run.settings.data.train)
+    with ServiceLink.open(
+        run.settings, dataset, [PLACEHOLDER], TrainerState(), Alone()
+    ) as services:
+        services.start(weights(0), 0)
+        batches = []
+        for step in range(6):
+            if step == 2:
+                for process, _ in old:
+                    process.send_signal(signal.SIGCONT)
+            batches.append(services.take(step))
+            services.publish(weights(step + 1), step + 1, batches[-1])
+            services.committed(step + 1)
+            if step == 4:
+                for process, log in old:
+                    assert process.wait(60) == 1
+                    assert "superseded: a later one" in log.read_text().splitlines()[-1]
+    assert positions(batches) == list(range(18))
+    assert {group.rollout.incarnation for batch in batches for group in batch.groups} == {4}
+    assert asyncio.run(_record(run)) == (4, 6, 6)
+
+
+def stopped_trainer(run: Run, before: str) -> tuple["subprocess.Popen[bytes]", Path]:
+    """A trainer process that stands still right before it takes, publishes or commits."""
+    log = run.folder / f"{before}.log"
+    command = [sys.executable, "-m", "tests.integration.stopping_trainer", str(run.config), before]
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out)
+    run.stack.callback(process.wait)
+    run.stack.callback(process.kill)
+    state = Path(f"/proc/{process.pid}/stat")
+    wait_for(f"the stop before {before}", lambda: state.read_text().rpartition(")")[2][1] == "T")
+    return process, log
+
+
+async def _record(run: Run) -> tuple[int, int, int]:
+    """Incarnation and version of the published policy, and the committed step."""
+    redis = connect(run.settings.redis.url)
+    registry = Registry(redis, run.keys)
+    try:
+        policy = await registry.policy()
+        assert policy is not None
+        return policy[0].incarnation, policy[0].policy_version, await registry.committed_step()
+    finally:
+        await redis.aclose()
+
+
 async def answer(
     run: Run,
     count: int,
@@ -428,7 +481,12 @@ def test_rows_that_cannot_be_read_or_scored_cost_themselves(
     collector.start(0)
     batches = train(run, collector, publisher, range(2))
     assert positions(batches) == [0, 3, 4, 5, 6, 7]
-    assert len([name for batch in batches for name in batch.outcome.dead]) == 2
+    dead = [name for batch in batches for name in batch.outcome.dead]
+    assert dead == [group_id(run.settings.run.name, *order.at(position)) for position in (1, 2)]
+    # What was sampled is in the dead letters too; nobody was ever asked about the other one.
+    letters = asyncio.run(_dead(run))
+    assert [(li.stream, li.work_id.partition("#")[0]) for li in letters] == [("rollouts", dead[1])]
+    assert "cannot be scored" in letters[0].failures[0]
     assert collector.cursor_state().low == 8
 
 
