@@ -22,7 +22,7 @@ from scene_data.dataset import Sample, SceneDataset, open_dataset
 from scene_data.sampler import EpochSampler, group_id
 from scene_data.toy import make_toy
 from scene_graph.graph import SceneGraph, SceneObject
-from services.errors import InvalidInputError, UnavailableError, WaitTimeoutError
+from services.errors import ConflictError, InvalidInputError, UnavailableError, WaitTimeoutError
 from services.images import ImageStore
 from services.keys import PROMPT_LANES, RunKeys
 from services.ports import free_port
@@ -46,6 +46,7 @@ from trainer.publisher import WeightPublisher
 from trainer.types import Batch
 
 PLACEHOLDER = 7
+GOLDEN = Path(__file__).parents[1] / "contract/golden/rollout_group.json"
 NUM_ROWS = 40
 
 
@@ -335,7 +336,7 @@ def test_trainers_that_were_taken_for_dead_are_shut_out(make_run: MakeRun) -> No
     """Three in a row stop at different places; a fourth goes on; then the three wake up."""
     run = make_run(max_policy_lag=0)
     run.serve_rollout()
-    old = [stopped_trainer(run, before) for before in ("take", "publish", "commit")]
+    taking, *others = [stopped_trainer(run, before) for before in ("take", "publish", "commit")]
     dataset = open_dataset(run.settings.data.train)
     with ServiceLink.open(
         run.settings, dataset, [PLACEHOLDER], TrainerState(), Alone()
@@ -344,18 +345,22 @@ def test_trainers_that_were_taken_for_dead_are_shut_out(make_run: MakeRun) -> No
         batches = []
         for step in range(6):
             if step == 2:
-                for process, _ in old:
-                    process.send_signal(signal.SIGCONT)
+                for process, log in others:
+                    wake(process, log)
+                taking[0].send_signal(signal.SIGCONT)  # while groups come for the fourth
             batches.append(services.take(step))
             services.publish(weights(step + 1), step + 1, batches[-1])
             services.committed(step + 1)
-            if step == 4:
-                for process, log in old:
-                    assert process.wait(60) == 1
-                    assert "superseded: a later one" in log.read_text().splitlines()[-1]
+        wake(*taking)
     assert positions(batches) == list(range(18))
     assert {group.rollout.incarnation for batch in batches for group in batch.groups} == {4}
     assert asyncio.run(_record(run)) == (4, 6, 6)
+
+
+def wake(process: "subprocess.Popen[bytes]", log: Path) -> None:
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(60) == 1
+    assert "superseded: a later one" in log.read_text().splitlines()[-1]
 
 
 def stopped_trainer(run: Run, before: str) -> tuple["subprocess.Popen[bytes]", Path]:
@@ -381,6 +386,30 @@ async def _record(run: Run) -> tuple[int, int, int]:
         return policy[0].incarnation, policy[0].policy_version, await registry.committed_step()
     finally:
         await redis.aclose()
+
+
+def test_a_later_trainers_group_is_handed_back(make_run: MakeRun) -> None:
+    run = make_run(max_policy_lag=0)
+    collector = run.collector(incarnation=1)
+    collector.start(0)
+    group = RolloutGroup.model_validate_json(GOLDEN.read_text())
+    group = group.model_copy(update={"incarnation": 2})
+
+    async def put() -> None:
+        queue = run.queue()
+        await queue.enqueue("rollouts", group.work_id, group.model_dump_json().encode())
+        await queue.aclose()
+
+    async def left() -> str | None:
+        queue = run.queue()
+        lease = await queue.claim("rollouts", "trainer-0", lease_s=30, block_s=4)
+        await queue.aclose()
+        return lease.work_id if lease else None
+
+    asyncio.run(put())
+    with pytest.raises(ConflictError, match="incarnation 1 is superseded"):
+        collector.take(0)
+    assert asyncio.run(left()) == group.work_id
 
 
 async def answer(
