@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoProcessor
 
 from scene_data.dataset import Sample, SceneDataset, open_dataset
 from scene_data.sampler import EpochSampler, group_id
@@ -40,6 +41,7 @@ from tests.processes import sgg_process, wait_for, wait_ready
 from trainer.checkpoint import TrainerState
 from trainer.collector import Collector
 from trainer.cursor import Cursor, CursorState
+from trainer.image_check import ImageCheck
 from trainer.link import ServiceLink
 from trainer.prompts import PromptSource
 from trainer.publisher import WeightPublisher
@@ -47,6 +49,7 @@ from trainer.types import Batch
 
 PLACEHOLDER = 7
 GOLDEN = Path(__file__).parents[1] / "contract/golden/rollout_group.json"
+MODEL = Path(__file__).parents[2] / "assets/toy-start"
 NUM_ROWS = 40
 
 
@@ -93,11 +96,18 @@ class Run:
     def queue(self) -> RedisQueue:
         return RedisQueue(connect(self.settings.redis.url), self.keys)
 
-    def collector(self, incarnation: int = 1, cursor: CursorState | None = None) -> Collector:
+    def collector(
+        self,
+        incarnation: int = 1,
+        cursor: CursorState | None = None,
+        image_check: ImageCheck | None = None,
+    ) -> Collector:
         images = ImageStore(self.settings.images_folder)
         dataset = open_dataset(self.settings.data.train)
         prompts = PromptSource(self.settings, dataset, images, incarnation, [PLACEHOLDER])
-        collector = Collector(self.settings, self.queue, prompts, Cursor(cursor), [PLACEHOLDER])
+        collector = Collector(
+            self.settings, self.queue, prompts, Cursor(cursor), [PLACEHOLDER], image_check
+        )
         self.stack.callback(collector.close)
         return collector
 
@@ -419,6 +429,7 @@ async def answer(
     token: int = 65,
     size: int = 4,
     renormalised: bool = False,
+    prompt_token_ids: Sequence[int] = (1,),
 ) -> list[str]:
     """Play the rollout server for `count` groups."""
     queue = run.queue()
@@ -439,7 +450,7 @@ async def answer(
             attempt=prompt.attempt,
             incarnation=prompt.incarnation,
             server_id="scripted",
-            prompt_token_ids=[1],
+            prompt_token_ids=list(prompt_token_ids),
             completions=[completion] * size,
             sampling_s=0,
             renormalised=renormalised,
@@ -483,6 +494,21 @@ def test_unusable_group_is_dead_and_replaced(make_run: MakeRun, fault: dict[str,
     assert len(batch.outcome.dead) == 1
     letters = asyncio.run(_dead(run))
     assert [letter.work_id.split("#")[0] for letter in letters] == batch.outcome.dead
+
+
+def test_a_prompt_that_does_not_fit_its_image_is_dead(make_run: MakeRun) -> None:
+    processor = AutoProcessor.from_pretrained(MODEL)
+    run = make_run(max_policy_lag=0)
+    check = ImageCheck(processor, PLACEHOLDER)
+    fits = check.num_tokens(open_dataset(run.settings.data.train)[0].image_bytes)
+    collector = run.collector(image_check=check)
+    collector.start(0)
+    asyncio.run(answer(run, 1, version=0, prompt_token_ids=[PLACEHOLDER] * (fits - 1)))
+    asyncio.run(answer(run, 3, version=0, prompt_token_ids=[PLACEHOLDER] * fits))
+    batch = collector.take(0)
+    assert positions([batch]) == [1, 2, 3]
+    (letter,) = asyncio.run(_dead(run))
+    assert f"has {fits - 1} image tokens" in letter.failures[0]
 
 
 def test_rows_that_cannot_be_read_or_scored_cost_themselves(
