@@ -109,7 +109,7 @@ class RankWatch:
             phase=JOINING,
         )
         now = time.monotonic()
-        self._moved_at = now
+        self._moved_at = self._looked_at = now
         self._peers = [_Peer(r, self._read(r), now, now) for r in range(size) if r != rank]
         self._watched = [peer for peer in self._peers if rank == 0 or peer.rank == 0]
         self._stopping = threading.Event()
@@ -149,13 +149,30 @@ class RankWatch:
             self._mine = self._mine.model_copy(update=changes)
             self._write()
 
+    def look(self, now: float) -> str | None:
+        """Beat once, and say what is wrong with one of the others, if anything is.
+
+        Args:
+            now: Monotonic seconds.
+        """
+        self._say(count=self._mine.count + 1)
+        self._forgive(now - self._looked_at - 2 * self._pause_s)
+        self._looked_at = now
+        for peer in self._watched:
+            peer.look(self._read(peer.rank), now)
+        return self._verdict(now)
+
+    def _forgive(self, late_s: float) -> None:
+        """Where this process itself stood still (a suspended job), its clock did not."""
+        if late_s > 0:
+            self._moved_at += late_s
+            for peer in self._peers:
+                peer.changed_at += late_s
+                peer.moved_at += late_s
+
     def _run(self) -> None:
         while not self._stopping.wait(self._pause_s):
-            self._say(count=self._mine.count + 1)
-            now = time.monotonic()
-            for peer in self._watched:
-                peer.look(self._read(peer.rank), now)
-            if (verdict := self._verdict(now)) is not None:
+            if (verdict := self.look(time.monotonic())) is not None:
                 self._end(verdict)
 
     def _verdict(self, now: float) -> str | None:
