@@ -1,8 +1,7 @@
 """The policy as a function from a micro batch to log-probabilities."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -11,9 +10,11 @@ from trainer.algorithms.logprobs import token_logprobs
 from trainer.batch import MicroBatch
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Scored:
-    """What a model says of a micro batch's completions; 0 where there is no token."""
+class Scored(NamedTuple):
+    """What a model says of a micro batch's completions; 0 where there is no token.
+
+    A tuple, for ZeRO-3 looks for the tensors in what a module returns.
+    """
 
     logprobs: Tensor
     """[N, L] with gradient, in the distribution that the sampler drew from."""
