@@ -78,7 +78,8 @@ class PolicyEngine:
             model_parameters=[p for p in model.parameters() if p.requires_grad],
             config=config,
         )
-        self._reference = self._make_reference() if settings.algorithm.beta else None
+        self.reference = self._make_reference() if settings.algorithm.beta else None
+        """What the KL is measured against; None where `algorithm.beta` is 0."""
 
     @property
     def device(self) -> torch.device:
@@ -102,7 +103,7 @@ class PolicyEngine:
         logprobs: dict[int, list[float]] = {}
         for i, batch in enumerate(batches):
             batch = batch.to(self.device)
-            reference = self._reference.logprobs(batch) if self._reference else None
+            reference = self.reference.logprobs(batch) if self.reference else None
             scored = self._engine(batch)
             output = self._loss(scored, batch, reference)
             self._engine.set_gradient_accumulation_boundary(i == len(batches) - 1)

@@ -1,20 +1,24 @@
 """Trains the tiny model on fixed batches, once for each case: one rank of the test's torchrun.
 
-    torchrun --nproc-per-node 2 tests/integration/engine_driver.py FOLDER CASE...
+    torchrun --nproc-per-node 2 tests/integration/engine_driver.py train|resume FOLDER CASE...
 
-Writes `FOLDER/{case}-{num_ranks}.json` with each step's loss and gradient norm, and
-`.safetensors` with what the engine exports at the end.
+Writes for each case `{case}-{num_ranks}.rank0` with each step's metrics, `.start` and `.end` with
+what the engine exports before and after, and a folder as `save_pretrained` makes it. Ends by
+kill -9.
 """
 
 import gc
 import json
+import os
+import random
+import signal
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
 
 from scene_data.templates import prompt_messages
 from scene_data.toy import render, toy_scene
@@ -26,59 +30,43 @@ from trainer.engine import PolicyEngine, init_process_group
 from trainer.ranks import Ranks
 from trainer.types import TrainGroup
 
-STEPS = 3
+STEPS, SAVED_AT = 3, 2
 NUM_GROUPS, GROUP_SIZE = 4, 3
 RATE = 1e-3
+BF16 = {"dtype": "bfloat16"}
+FROZEN = {"freeze_vision_tower": True, "freeze_language_model": True}
+LORA: dict[str, dict[str, Any]] = {
+    "lora": {"rank": 4},
+    "algorithm": {"beta": 0.1},
+    "trainer": {"gradient_checkpointing": True},
+}
 CASES: dict[str, dict[str, dict[str, Any]]] = {
     "zero0": {"deepspeed": {"zero_stage": 0}},
     "zero1": {"deepspeed": {"zero_stage": 1}},
     "zero2": {"deepspeed": {"zero_stage": 2}},
-    "zero3": {"deepspeed": {"zero_stage": 3, "export_bucket_gib": 1e-3}},
+    "zero3": {"deepspeed": {"zero_stage": 3, "export_bucket_gib": 1e-4}},
     "zero1-offload": {"deepspeed": {"zero_stage": 1, "offload_optimizer": True}},
     "zero2-offload": {"deepspeed": {"zero_stage": 2, "offload_optimizer": True}},
     "zero3-offload": {
-        "deepspeed": {"zero_stage": 3, "offload_optimizer": True, "offload_parameters": True}
-    },
-    "zero3-recompute": {
-        "deepspeed": {"zero_stage": 3},
+        "deepspeed": {"zero_stage": 3, "offload_optimizer": True, "offload_parameters": True},
         "trainer": {"gradient_checkpointing": True},
     },
-    "zero0-frozen": {
-        "deepspeed": {"zero_stage": 0},
-        "trainer": {"freeze_vision_tower": True, "freeze_language_model": True},
-    },
-    "zero3-frozen": {
-        "deepspeed": {"zero_stage": 3},
-        "trainer": {"freeze_vision_tower": True, "freeze_language_model": True},
-    },
-    "zero0-reference": {"deepspeed": {"zero_stage": 0}, "algorithm": {"beta": 5.0}},
-    "zero3-reference": {"deepspeed": {"zero_stage": 3}, "algorithm": {"beta": 5.0}},
-    "zero0-lora": {
-        "deepspeed": {"zero_stage": 0},
-        "lora": {"rank": 4},
-        "algorithm": {"beta": 5.0},
-    },
-    "zero2-lora": {
-        "deepspeed": {"zero_stage": 2},
-        "lora": {"rank": 4},
-        "algorithm": {"beta": 5.0},
-        "trainer": {"gradient_checkpointing": True},
-    },
-    "zero3-lora": {
-        "deepspeed": {"zero_stage": 3},
-        "lora": {"rank": 4},
-        "algorithm": {"beta": 5.0},
-        "trainer": {"gradient_checkpointing": True},
-    },
-    "zero0-bf16": {"deepspeed": {"zero_stage": 0}, "model": {"dtype": "bfloat16"}},
-    "zero1-bf16": {"deepspeed": {"zero_stage": 1}, "model": {"dtype": "bfloat16"}},
-    "zero2-bf16": {"deepspeed": {"zero_stage": 2}, "model": {"dtype": "bfloat16"}},
+    "zero0-frozen": {"deepspeed": {"zero_stage": 0}, "trainer": FROZEN},
+    "zero3-frozen": {"deepspeed": {"zero_stage": 3}, "trainer": FROZEN},
+    "zero2-reference": {"deepspeed": {"zero_stage": 2}, "algorithm": {"beta": 0.1}},
+    "zero3-reference": {"deepspeed": {"zero_stage": 3}, "algorithm": {"beta": 0.1}},
+    "zero0-lora": {"deepspeed": {"zero_stage": 0}, **LORA},
+    "zero2-lora": {"deepspeed": {"zero_stage": 2}, **LORA},
+    "zero3-lora": {"deepspeed": {"zero_stage": 3}, **LORA},
+    "zero2-bf16": {"deepspeed": {"zero_stage": 2}, "model": BF16},
     "zero2-offload-bf16": {
         "deepspeed": {"zero_stage": 2, "offload_optimizer": True},
-        "model": {"dtype": "bfloat16"},
+        "model": BF16,
     },
-    "zero3-bf16": {"deepspeed": {"zero_stage": 3}, "model": {"dtype": "bfloat16"}},
+    "zero3-bf16": {"deepspeed": {"zero_stage": 3}, "model": BF16},
 }
+RESUMED = ("zero2-offload", "zero3", "zero3-frozen", "zero3-lora")
+"""Cases that are saved after `SAVED_AT` steps, and continued by another start."""
 
 
 def settings_of(case: str, folder: Path) -> Settings:
@@ -157,41 +145,60 @@ def _completion(picked: torch.Generator) -> Completion:
     )
 
 
-def train(engine: PolicyEngine, ranks: Ranks, steps: range) -> list[dict[str, float]]:
+def train(engine: PolicyEngine, ranks: Ranks, steps: range) -> list[dict[str, Any]]:
     rows = []
     for step in steps:
         batches = batches_of(step, ranks.rank, ranks.size, engine)
         assert len(batches) >= 3
         output = engine.train_step(batches, RATE)
-        rows.append(ranks.combine(output.stats) | {"grad_norm": output.grad_norm})
+        metrics = ranks.combine(output.stats) | {"grad_norm": output.grad_norm}
+        rows.append(metrics | {"first_logprobs": output.policy_logprobs[batches[0].order[0]]})
     return rows
 
 
-def exported(engine: PolicyEngine) -> dict[str, Tensor]:
-    return dict(engine.weights())
+def draws() -> list[float]:
+    """One of each source of randomness."""
+    return [torch.rand(()).item(), float(np.random.rand()), random.random()]
 
 
-def run(case: str, folder: Path, ranks: Ranks) -> None:
+def run(case: str, folder: Path, ranks: Ranks, *, resume: bool) -> None:
     engine = PolicyEngine(settings_of(case, folder), ranks.size)
-    start = exported(engine)
-    rows = train(engine, ranks, range(STEPS))
-    end = exported(engine)
-    engine.save_pretrained(folder / f"{case}-{ranks.size}")
+    name = folder / f"{case}-{ranks.size}{'-resumed' * resume}"
+    report: dict[str, Any] = {"steps": []}
+    state = folder / f"{case}.state"
+    start = dict(engine.weights())
+    if resume:
+        engine.load_state(state)
+    else:
+        report["steps"] += train(engine, ranks, range(SAVED_AT))
+        if case in RESUMED:
+            state.mkdir(exist_ok=True)
+            ranks.barrier()
+            engine.save_state(state)
+    report["draws"] = draws()
+    report["steps"] += train(engine, ranks, range(SAVED_AT, STEPS))
+    if engine.reference is not None:
+        batch = batches_of(0, ranks.rank, ranks.size, engine)[0]
+        report["reference"] = engine.reference.logprobs(batch)[0].tolist()
+    end = dict(engine.weights())
+    engine.save_pretrained(name)
+    ranks.barrier()
     if ranks.is_main:
-        name = folder / f"{case}-{ranks.size}"
-        save_file(start, name.with_suffix(".start.safetensors"))
-        save_file(end, name.with_suffix(".safetensors"))
-        name.with_suffix(".json").write_text(json.dumps(rows))
+        save_file(start, name.with_suffix(".start"))
+        save_file(end, name.with_suffix(".end"))
+    name.with_suffix(f".rank{ranks.rank}").write_text(json.dumps(report))
 
 
 def main() -> None:
-    folder, *cases = sys.argv[1:]
+    what, folder, *cases = sys.argv[1:]
     torch.set_num_threads(1)
     init_process_group(60)
     ranks = Ranks(60)
     for case in cases:
-        run(case, Path(folder), ranks)
+        run(case, Path(folder), ranks, resume=what == "resume")
         gc.collect()
+    ranks.barrier()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":
