@@ -20,7 +20,7 @@ def lora_config(lora: LoraSettings) -> LoraConfig:
     """PEFT's settings of an adapter. B starts at zero: at first it changes nothing."""
     return LoraConfig(
         r=lora.rank,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # it divides by the rank
         lora_dropout=lora.dropout,
         target_modules=lora.target_modules,
         bias="none",
@@ -73,4 +73,4 @@ def save_adapter(wrapped: PeftModel, tensors: Mapping[str, Tensor], folder: Path
         folder: Exists.
     """
     save_file(dict(tensors), folder / "adapter_model.safetensors", metadata={"format": "pt"})
-    wrapped.peft_config[_NAME].save_pretrained(folder)
+    wrapped.peft_config[_NAME].save_pretrained(str(folder))

@@ -144,6 +144,8 @@ def _over(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     result = dict(below)
     for key, value in above.items():
         old = result.get(key)
-        both = isinstance(old, dict) and isinstance(value, dict)
-        result[key] = _over(old, value) if both else value
+        if isinstance(old, dict) and isinstance(value, dict):
+            result[key] = _over(old, value)
+        else:
+            result[key] = value
     return result

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
 
 from services.errors import SettingsError
-from services.schemas.weights import AdapterConfig
 from services.settings import Settings, environment_value, set_environment
 from trainer.adapter import add_adapter, save_adapter
 from trainer.algorithms.losses import LossOutput, policy_loss
@@ -136,11 +135,6 @@ class PolicyEngine:
             self._model, adapter_only=self._adapter is not None, trainable_only=True
         )
         return self._exported(parameters)
-
-    def adapter_config(self) -> AdapterConfig | None:
-        """What an adapter's tensors do not say; None where all weights are trained."""
-        lora = self._settings.lora
-        return AdapterConfig(rank=lora.rank, alpha=lora.alpha) if lora.rank else None
 
     def save_state(self, folder: Path) -> None:
         """Write weights, optimizer state and this rank's random state; every rank calls it.

@@ -61,7 +61,8 @@ def exported_parameters(
 
 def num_bytes(parameter: nn.Parameter) -> int:
     """Of the whole parameter, also where this rank has a shard of it."""
-    return int(getattr(parameter, "ds_numel", parameter.numel())) * parameter.element_size()
+    numel: int = getattr(parameter, "ds_numel", parameter.numel())
+    return numel * int(parameter.element_size())
 
 
 def _buckets(

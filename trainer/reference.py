@@ -26,12 +26,11 @@ class Reference:
         self._scorer = scorer
         self._without_adapter = without_adapter
 
-    @torch.no_grad()
     def logprobs(self, batch: MicroBatch) -> Tensor:
         """ref_logprobs [N, L] of a micro batch that is on the model's device."""
         was_training = self._scorer.training
         self._scorer.eval()
-        with self._without_adapter():
+        with torch.no_grad(), self._without_adapter():
             result: Tensor = self._scorer(batch).logprobs
         self._scorer.train(was_training)
         return result
