@@ -3,6 +3,7 @@
 import asyncio
 import base64
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -133,10 +134,10 @@ def test_logged_loss_is_that_of_the_recorded_batch(trained: Run) -> None:
     ids=["gspo", "dapo"],
 )
 def test_a_step_over_two_ranks_is_one_step(
-    services: tuple[RunningServer, str, Path], tmp_path: Path, algorithm: dict[str, Any]
+    training_services: TrainingServices, tmp_path: Path, algorithm: dict[str, Any]
 ) -> None:
     """Advantages, weights and loss are those of all groups together, in one batch."""
-    run = lay_out(services, tmp_path, "http", num_steps=1, num_ranks=2)
+    run = lay_out(training_services, tmp_path, "http", num_steps=1, num_ranks=2)
     sections = {"algorithm": algorithm, "sampling": {"max_tokens": 48}}
     whole = Settings.model_validate(run.settings.model_dump(mode="json") | sections)
     run.config.write_text(dump_settings(whole))
