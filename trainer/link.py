@@ -58,7 +58,7 @@ class ServiceLink:
     def __init__(self, ranks: Ranks, main: _Main | None, timeout_s: float) -> None:
         self._ranks = ranks
         # `take` runs beside the training loop, and collectives of two threads must not meet.
-        self._batch_ranks = Ranks(timeout_s)
+        self._batch_ranks = ranks.beside(timeout_s)
         self._main = main
 
     @classmethod
