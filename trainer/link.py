@@ -99,7 +99,7 @@ class ServiceLink:
     ) -> None:
         self._ranks = ranks
         # `take` runs beside the training loop, and collectives of two threads must not meet.
-        self._batch_ranks = Ranks(timeout_s)
+        self._batch_ranks = ranks.beside(timeout_s)
         self._main = main
         self._beside_training = beside_training
         self._is_sending = False

@@ -45,6 +45,10 @@ class Ranks:
         # On gloo even beside NCCL: control messages are bytes on the host.
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
 
+    def beside(self, timeout_s: float) -> "Ranks":
+        """The same processes on a channel of their own; every rank calls this."""
+        return Ranks(timeout_s)
+
     @property
     def is_main(self) -> bool:
         """Rank 0 talks to the services."""
