@@ -3,11 +3,15 @@
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from services.errors import SettingsError, SggError
 from services.schemas.common import Message
 from trainer.cursor import CursorState
+from trainer.fence import RunFence
+from trainer.manifest import damage, write_manifest
 from trainer.ranks import Ranks
 
 logger = logging.getLogger(__name__)
@@ -15,10 +19,23 @@ logger = logging.getLogger(__name__)
 STATE_FILE = "trainer.json"
 
 
+class DataOrder(Message):
+    """What decides which group a position of the cursor is.
+
+    Example: `{"seed": 0, "num_rows": 57723, "group_size": 8}`
+    """
+
+    seed: int
+    num_rows: int
+    """Usable ones of the training set."""
+    group_size: int
+
+
 class TrainerState(Message):
     """What a run has committed, beside weights and optimizer.
 
-    Example: `{"step": 40, "cursor": {"low": 640, "ahead": []}, "incarnation": 1, "num_ranks": 2}`
+    Example: `{"step": 40, "cursor": {"low": 640, "ahead": []}, "incarnation": 1, "num_ranks": 2,
+    "data_order": {"seed": 0, "num_rows": 57723, "group_size": 8}}`
     """
 
     step: int = 0
@@ -27,59 +44,120 @@ class TrainerState(Message):
     incarnation: int = 0
     """Of the start that wrote this."""
     num_ranks: int = 1
+    data_order: DataOrder | None = None
 
 
 class CheckpointStore:
     """Folders `step-000040` under one root.
 
-    A folder appears by a rename, so one that has its name is complete.
+    A folder appears by a rename once all that is in it is on disk. What else may happen to it
+    (files that were deleted, copied in part, cut by a full disk) its manifest shows.
 
     Args:
         root: Created when needed.
         keep: How many of the newest stay.
+        fence: Shuts out a trainer that was taken for dead.
     """
 
-    def __init__(self, root: Path, keep: int) -> None:
-        self._root = root
+    def __init__(self, root: Path, keep: int, fence: RunFence) -> None:
+        self.root = root
         self._keep = keep
+        self._fence = fence
+
+    def is_empty(self) -> bool:
+        """Whether nothing was ever written."""
+        return not self._folders()
 
     def latest(self) -> tuple[Path, TrainerState] | None:
-        """The newest complete checkpoint."""
-        for folder in sorted(self._root.glob("step-*"), reverse=True):
-            file = folder / STATE_FILE
-            if file.is_file():
-                return folder, TrainerState.model_validate_json(file.read_text())
-            logger.warning("%s is torn (no %s) and is skipped", folder, STATE_FILE)
+        """The newest whole checkpoint; None when there never was one.
+
+        Raises:
+            SettingsError: There are checkpoints, and all of them are damaged.
+        """
+        reasons = []
+        for folder in self._folders():
+            if (wrong := damage(folder)) is None:
+                text = (folder / STATE_FILE).read_text()
+                return folder, TrainerState.model_validate_json(text)
+            reasons.append(f"{folder.name}: {wrong}")
+            logger.warning("%s is torn and is skipped: %s", folder, wrong)
+        if reasons:
+            raise SettingsError(
+                f"--resume: no checkpoint in {self.root} is whole ({'; '.join(reasons)}): put one "
+                "back, or remove the folder to start from step 0"
+            )
         return None
+
+    def remove_drafts(self) -> None:
+        """What a killed trainer left behind."""
+        for draft in self.root.glob(".draft-*"):
+            logger.info("removed %s, which was never finished", draft)
+            shutil.rmtree(draft, ignore_errors=True)
 
     def write(self, state: TrainerState, save: Callable[[Path], None], ranks: Ranks) -> None:
         """Write one; every rank calls it and has returned from it when it is on disk.
 
         Args:
-            state: Of rank 0.
+            state: Of rank 0; others' is ignored.
             save: Puts a rank's part into the folder it is given.
             ranks: The trainer's.
+
+        Raises:
+            SggError: It could not be written, such as on a full disk; earlier ones are untouched.
+            ConflictError: A later trainer of this run has started.
         """
-        final = self._root / f"step-{state.step:06d}"
-        draft = self._root / f".draft-{state.step:06d}"
-        if ranks.is_main:
-            shutil.rmtree(draft, ignore_errors=True)
-            draft.mkdir(parents=True)
-        ranks.barrier()
-        save(draft)
-        ranks.barrier()
-        if ranks.is_main:
-            (draft / STATE_FILE).write_text(state.model_dump_json(indent=1))
-            _sync_tree(draft)
-            shutil.rmtree(final, ignore_errors=True)
-            draft.rename(final)
-            _sync(self._root)
-            self._remove_old()
+        state = ranks.broadcast(state, TrainerState)
+        draft = self.root / f".draft-{state.step:06d}-{state.incarnation}"
+        with self._said(draft, state.step):
+            if ranks.is_main:
+                shutil.rmtree(draft, ignore_errors=True)
+                draft.mkdir(parents=True)
+            ranks.barrier()
+            save(draft)
+            ranks.barrier()
+            if ranks.is_main:
+                self._finish(draft, state)
         ranks.barrier()
 
-    def _remove_old(self) -> None:
-        for folder in sorted(self._root.glob("step-*"), reverse=True)[self._keep :]:
-            shutil.rmtree(folder)
+    def _finish(self, draft: Path, state: TrainerState) -> None:
+        (draft / STATE_FILE).write_text(state.model_dump_json(indent=1))
+        write_manifest(draft)
+        _sync_tree(draft)
+        self._fence.check()
+        final = self.root / f"step-{state.step:06d}"
+        self._remove(final)
+        draft.rename(final)
+        _sync(self.root)
+        for old in [f for f in self._folders() if damage(f) is None][self._keep :]:
+            self._remove(old)
+
+    @contextmanager
+    def _said(self, draft: Path, step: int) -> Iterator[None]:
+        """Say what a failed write means, and give its room back."""
+        try:
+            yield
+        except (OSError, RuntimeError) as error:
+            # torch reports a full disk as a RuntimeError of its zip writer.
+            if isinstance(error, RuntimeError) and "inline_container" not in str(error):
+                raise
+            shutil.rmtree(draft, ignore_errors=True)
+            left = next((f.name for f in self._folders() if damage(f) is None), "none")
+            raise SggError(
+                f"the checkpoint after step {step} could not be written to {self.root}: {error}. "
+                f"The last whole one is {left}: make room, and go on from it with --resume"
+            ) from error
+
+    def _folders(self) -> list[Path]:
+        """Newest first."""
+        return sorted(self.root.glob("step-*"), reverse=True)
+
+    def _remove(self, folder: Path) -> None:
+        """By a rename first: a kill in the middle leaves a draft, not a torn checkpoint."""
+        if folder.exists():
+            doomed = folder.with_name(f".draft-old-{folder.name}")
+            shutil.rmtree(doomed, ignore_errors=True)
+            folder.rename(doomed)
+            shutil.rmtree(doomed)
 
 
 def _sync_tree(folder: Path) -> None:

@@ -12,35 +12,49 @@ Backpressure: who waits for whom
 | `take`         | groups_per_step scored groups that are fresh     | rollout servers and the     |
 |                | enough                                           | reward service              |
 
-A group is *open* from the moment it is asked for until its step is published. The prompts stream
-can therefore never hold more than that number. Sampled groups are acknowledged as soon as they are
-here: after a crash of the trainer the cursor derives them again, and answers to the earlier
-incarnation are fenced off.
+A group is *open* (`trainer.group_pool`) from the moment it is asked for until its step is
+published. The prompts stream can therefore never hold more than that number. Sampled groups are
+acknowledged as soon as they are here: after a crash of the trainer the cursor derives them again,
+and answers to the earlier incarnation are fenced off.
+
+What becomes of a position counts with a step: it is done, in the cursor, when the step that used
+it, or whose ledger line says that it is dead or replaced, is published. So a checkpoint never
+leaves out a group of which the ledger, cut back to that checkpoint, says nothing.
 """
 
 import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from functools import partial
 
-from pydantic import ValidationError
-
-from services.clients.reward import RewardClient
-from services.errors import InvalidInputError, SggError, UnavailableError, WaitTimeoutError
-from services.keys import CONSUMER_GROUPS, prompt_stream
+from services.errors import (
+    ConflictError,
+    InvalidInputError,
+    TooLargeError,
+    UnavailableError,
+    WaitTimeoutError,
+)
+from services.keys import CONSUMER_GROUPS, RunKeys, prompt_stream
 from services.queues.base import WorkQueue
+from services.redis_client import connect
+from services.registry import Registry
 from services.schemas.prompts import PromptGroup
-from services.schemas.rewards import RewardGroup, RewardRequest, ScoredGroup
+from services.schemas.rewards import Reward
 from services.schemas.rollouts import RolloutGroup
 from services.settings import Settings
 from services.waiting import ended
 from trainer.cursor import Cursor, CursorState
+from trainer.group_pool import GroupPool, OpenGroup
+from trainer.group_scoring import GroupScoring
+from trainer.idle import IdleMeter
+from trainer.image_check import ImageCheck
 from trainer.image_sharing import ImageSharing
+from trainer.intake import image_refusal, refusal
 from trainer.loop_thread import LoopThread
 from trainer.prompts import PromptSource
-from trainer.rewards import term_weights, with_advantages
-from trainer.types import Batch, Outcome, TrainGroup
+from trainer.rewards import with_advantages
+from trainer.types import Batch, TrainGroup
 
 logger = logging.getLogger(__name__)
 
@@ -49,13 +63,6 @@ CLAIM_BLOCK_S = 1.0
 WATCH_S = 5.0
 """Between looks at the dead letters, and between renewals of what was asked for."""
 MAX_GROUPS_PER_REQUEST = 64
-
-
-@dataclass(slots=True, kw_only=True)
-class _Open:
-    position: int
-    prompt: PromptGroup
-    received: bool = False
 
 
 class Collector:
@@ -67,6 +74,7 @@ class Collector:
         prompts: Makes the prompt of a position.
         cursor: Of the data order; only this object touches it while it runs.
         suppressed_token_ids: A completion with one of these is refused.
+        image_check: Without it images are not looked into.
     """
 
     def __init__(
@@ -76,18 +84,19 @@ class Collector:
         prompts: PromptSource,
         cursor: Cursor,
         suppressed_token_ids: list[int],
+        image_check: ImageCheck | None = None,
     ) -> None:
         self._settings = settings
         self._make_queue = make_queue
         self._prompts = prompts
         self._cursor = cursor
         self._suppressed = frozenset(suppressed_token_ids)
+        self._image_check = image_check
         self._version = 0
         self._term_weights: dict[str, float] = {}
-        self._open: dict[str, _Open] = {}
-        self._ready: dict[str, TrainGroup] = {}
-        self._outcome_stale: list[str] = []
-        self._outcome_dead: list[str] = []
+        self._pool = GroupPool(settings.trainer, settings.algorithm)
+        self._idle = IdleMeter(time.monotonic())
+        self._num_servers = 0
         self._last_arrival = time.monotonic()
         self._trouble = ""
         self._failure: BaseException | None = None
@@ -105,7 +114,9 @@ class Collector:
 
         Raises:
             WaitTimeoutError: Nothing arrived for `trainer.wait_timeout_s`; says what was waited
-            for.
+                for.
+            ConflictError: A later trainer of this run has started.
+            SggError: More groups died than may.
         """
         return self._loop.run(self._take(policy_version))
 
@@ -114,7 +125,7 @@ class Collector:
         self._loop.run(self._release(batch, policy_version))
 
     def cursor_state(self) -> CursorState:
-        """Which positions are done."""
+        """Which positions are done: those of the batches that were released."""
         return self._loop.run(self._cursor_state())
 
     def close(self) -> None:
@@ -125,17 +136,15 @@ class Collector:
 
     async def _start(self) -> None:
         self._queue = self._make_queue()
-        self._reward = RewardClient(
-            self._settings.reward.url,
-            token=self._settings.data_token,
-            timeout_s=self._settings.reward.timeout_s,
-        )
+        self._scoring = GroupScoring(self._settings, self._prompts)
         self._sharing = ImageSharing(self._settings)
+        self._redis = connect(self._settings.redis.url)
+        self._registry = Registry(self._redis, RunKeys(self._settings.run.name))
         self._changed = asyncio.Condition()
         self._admitting = asyncio.Lock()
         self._arrivals: asyncio.Queue[RolloutGroup] = asyncio.Queue()
+        await self._persist(self._look)
         await self._persist(self._fence)
-        await self._persist(self._sharing.look)
         if self._settings.algorithm.normalise == "terms":
             await self._persist(self._learn_term_weights)
         for work in (self._receive, self._score, self._watch):
@@ -146,8 +155,9 @@ class Collector:
     async def _stop(self) -> None:
         self._closing = True
         await ended(*self._tasks)
-        await self._reward.aclose()
+        await self._scoring.aclose()
         await self._sharing.aclose()
+        await self._redis.aclose()
         await self._queue.aclose()
 
     async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:
@@ -161,7 +171,8 @@ class Collector:
                 self._changed.notify_all()
 
     async def _persist(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Repeat while a service is away; `take` has the timeout."""
+        """Repeat while a service is away, up to `trainer.wait_timeout_s`."""
+        since = time.monotonic()
         while True:
             try:
                 return await work()
@@ -171,12 +182,21 @@ class Collector:
                 if self._trouble != error.message:
                     logger.warning("%s; trying again", error.message)
                 self._trouble = error.message
-                if time.monotonic() - self._last_arrival > self._settings.trainer.wait_timeout_s:
-                    raise
+                away_s = time.monotonic() - since
+                if away_s > self._settings.trainer.wait_timeout_s:
+                    raise WaitTimeoutError(f"gave up after {away_s:.0f} s: {error}") from error
                 await asyncio.sleep(1.0)
 
     async def _learn_term_weights(self) -> None:
-        self._term_weights = await term_weights(self._settings.reward.rubric, self._reward)
+        self._term_weights = await self._scoring.term_weights()
+
+    async def _look(self) -> None:
+        """Who else is there: rollout servers, and a later trainer, which ends this one."""
+        if await self._registry.incarnation() > self._prompts.incarnation:
+            raise _superseded(self._prompts.incarnation)
+        self._num_servers = len(await self._registry.servers())
+        await self._sharing.look()
+        self._note_load()
 
     async def _fence(self) -> None:
         """What an earlier incarnation left on the streams is asked for anew."""
@@ -186,18 +206,23 @@ class Collector:
                 logger.info("put aside %d groups of an earlier start on %r", len(left), stream)
 
     async def _admit(self) -> None:
-        trainer = self._settings.trainer
-        limit = (trainer.max_policy_lag + 1) * trainer.groups_per_step
         async with self._admitting:  # several parts call this, and the bound holds for all
-            while len(self._open) < limit:
+            while self._pool.has_room:
                 position = next(self._cursor)
                 try:
-                    prompt = await asyncio.to_thread(self._prompts.prompt, position, self._version)
-                except InvalidInputError as error:  # a row that cannot be read costs itself
-                    self._give_up(position, self._prompts.group_id(position), error.message)
+                    prompt, tokens = await asyncio.to_thread(self._make_prompt, position)
+                except (InvalidInputError, TooLargeError) as error:  # such a row costs itself
+                    self._give_up(position, error.message)
                     continue
-                self._open[prompt.work_id] = _Open(position=position, prompt=prompt)
+                self._pool.add(position, prompt, tokens)
                 await self._ask(prompt)
+        self._note_load()
+
+    def _make_prompt(self, position: int) -> tuple[PromptGroup, int | None]:
+        prompt = self._prompts.prompt(position, self._version)
+        if self._image_check is None:
+            return prompt, None
+        return prompt, self._image_check.num_tokens(self._prompts.image(prompt.index))
 
     async def _ask(self, prompt: PromptGroup) -> None:
         """Idempotent: the queue knows the work id. A failure is made good by `_watch`."""
@@ -212,10 +237,13 @@ class Collector:
         if lease is None:
             return
         group = RolloutGroup.model_validate_json(lease.body)
-        opened = self._open.get(group.work_id)
-        if opened is not None and (refusal := self._refusal(group)):
-            await self._queue.fail(lease, refusal, max_deliveries=1)
-            self._bury(group.work_id, refusal)
+        if group.incarnation > self._prompts.incarnation:
+            await self._queue.release(lease)  # it is the later trainer's
+            raise _superseded(self._prompts.incarnation)
+        opened = self._pool.get(group.work_id)
+        if opened is not None and (reason := self._refusal(group, opened)):
+            await self._queue.fail(lease, reason, max_deliveries=1)
+            self._bury(group.work_id, reason)
             await self._admit()
             return
         if opened is not None and not opened.received:
@@ -224,145 +252,128 @@ class Collector:
             opened.received = True
             self._last_arrival = time.monotonic()
             self._trouble = ""
+            self._note_load()
             await self._arrivals.put(group)
         await self._queue.complete(lease)
 
-    def _refusal(self, group: RolloutGroup) -> str | None:
-        """Why a sampled group cannot be trained on, if so."""
-        if len(group.completions) != self._settings.trainer.group_size:
-            return f"{len(group.completions)} completions, not trainer.group_size"
-        if group.renormalised:
-            return "its logprobs are of a part of the vocabulary: the ratios would be biased"
-        for completion in group.completions:
-            if not completion.token_ids or not completion.policy_versions:
-                return "a completion without tokens or policy_versions"
-            newest = max(span.policy_version for span in completion.policy_versions)
-            if newest > self._version + 1:  # the next one is served before `release` says so
-                return f"sampled with version {newest}, which this trainer has not published"
-            if len(completion.rollout_logprobs) != len(completion.token_ids):
-                return "rollout_logprobs and token_ids differ in length"
-            if self._suppressed.intersection(completion.token_ids):
-                return "a visual placeholder was sampled"
-        return None
+    def _refusal(self, group: RolloutGroup, opened: OpenGroup) -> str | None:
+        wrong = refusal(
+            group,
+            group_size=self._settings.trainer.group_size,
+            newest_policy_version=self._version + 1,  # served before `release` says so
+            suppressed_token_ids=self._suppressed,
+        )
+        if wrong or self._image_check is None or opened.num_image_tokens is None:
+            return wrong
+        return image_refusal(group, self._image_check.image_token_id, opened.num_image_tokens)
 
     async def _score(self) -> None:
         groups = [await self._arrivals.get()]
         while not self._arrivals.empty() and len(groups) < MAX_GROUPS_PER_REQUEST:
             groups.append(self._arrivals.get_nowait())
-        await self._score_together(groups)
-
-    async def _score_together(self, groups: list[RolloutGroup]) -> None:
-        """Score in one request; where one group is refused, one by one, and that one is dead."""
-        try:
-            scored = await self._until_scored(self._reward_request(groups))
-        except (InvalidInputError, ValidationError) as error:
-            if len(groups) > 1:
-                for group in groups:
-                    await self._score_together([group])
+        for group, found in zip(groups, await self._until_scored(groups), strict=True):
+            if isinstance(found, str):
+                await self._bury_acknowledged(group, found)
             else:
-                self._bury(groups[0].work_id, f"it cannot be scored: {error}")
-                await self._admit()
-            return
+                self._pool.score(self._train_group(group, found))
+        self._pool.replace_without_spread()
+        self._last_arrival = time.monotonic()
         async with self._changed:
-            for group, score in zip(groups, scored, strict=True):
-                if group.work_id not in self._open:
-                    continue  # buried meanwhile
-                if score.error is not None:
-                    self._bury(group.work_id, f"it cannot be scored: {score.error.detail}")
-                else:
-                    self._ready[group.work_id] = self._train_group(group, score)
-            self._last_arrival = time.monotonic()
             self._changed.notify_all()
-        await self._admit()
+        await self._persist(self._admit)
 
-    async def _until_scored(self, request: RewardRequest) -> list[ScoredGroup]:
-        scored: list[ScoredGroup] = []
+    async def _until_scored(self, groups: list[RolloutGroup]) -> list[list[Reward] | str]:
+        with_rows = [(group, self._opened(group).prompt.index) for group in groups]
+        found: list[list[Reward] | str] = []
 
         async def score() -> None:
-            scored.extend((await self._reward.score(request)).groups)
+            found.extend(await self._scoring.score(with_rows))
 
         await self._persist(score)
-        return scored
+        return found
 
-    def _reward_request(self, groups: list[RolloutGroup]) -> RewardRequest:
-        return RewardRequest(
-            rubric=self._settings.reward.rubric, groups=[self._reward_group(g) for g in groups]
-        )
+    async def _bury_acknowledged(self, group: RolloutGroup, reason: str) -> None:
+        body = group.model_dump_json().encode()
 
-    def _reward_group(self, group: RolloutGroup) -> RewardGroup:
-        opened = self._open[group.work_id]
-        return self._prompts.reward_group(group.group_id, opened.prompt.index, group.completions)
+        async def bury() -> None:
+            await self._queue.bury("rollouts", group.work_id, body, reason)
 
-    def _train_group(self, group: RolloutGroup, score: ScoredGroup) -> TrainGroup:
-        opened = self._open[group.work_id]
+        await self._persist(bury)
+        self._bury(group.work_id, reason)
+
+    def _train_group(self, group: RolloutGroup, rewards: list[Reward]) -> TrainGroup:
+        opened = self._opened(group)
         return TrainGroup(
-            position=opened.position,
-            index=opened.prompt.index,
-            rollout=group,
-            rewards=score.rewards,
+            position=opened.position, index=opened.prompt.index, rollout=group, rewards=rewards
         )
+
+    def _opened(self, group: RolloutGroup) -> OpenGroup:
+        opened = self._pool.get(group.work_id)
+        assert opened is not None, "a group that was received stays open until it is scored"
+        return opened
 
     async def _take(self, policy_version: int) -> Batch:
-        wanted = self._settings.trainer.groups_per_step
-        self._last_arrival = (
-            time.monotonic()
-        )  # waiting begins now, not when the last step's groups came
+        self._last_arrival = time.monotonic()  # waiting begins now
         while True:
             if self._failure is not None:
                 raise self._failure
-            await self._persist(lambda: self._reissue_stale(policy_version))
-            if len(self._ready) >= wanted:
+            await self._renew_ready(policy_version)
+            if (found := self._pool.take()) is not None:
                 break
             async with self._changed:
                 try:
-                    await asyncio.wait_for(self._changed.wait(), timeout=WATCH_S)
+                    await asyncio.wait_for(self._changed.wait(), timeout=self._look_s)
                 except TimeoutError:
                     self._give_up_if_silent()
-        groups = sorted(self._ready.values(), key=lambda g: g.position)[:wanted]
-        outcome = Outcome(stale=self._outcome_stale, dead=self._outcome_dead)
-        self._outcome_stale, self._outcome_dead = [], []
-        for group in groups:
-            del self._ready[group.rollout.work_id]
+        groups, outcome = found
         groups = with_advantages(
             groups,
             self._settings.algorithm,
             self._term_weights,
             max_tokens=self._settings.sampling.max_tokens,
         )
-        return Batch(groups=groups, outcome=outcome)
+        return Batch(
+            groups=groups,
+            outcome=outcome,
+            num_sampling=self._pool.num_sampling,
+            num_scoring=self._pool.num_scoring,
+            num_ready=self._pool.num_ready,
+            sampler_idle_fraction=self._idle.read(time.monotonic()),
+        )
+
+    async def _renew_ready(self, policy_version: int) -> None:
+        """Ask again for what is stale now, and for others in place of what teaches nothing."""
+        stale = self._pool.reissue_stale(policy_version)
+        for prompt in stale:
+            logger.info("group %s is too stale for step %d", prompt.group_id, policy_version)
+            await self._persist(partial(self._ask, prompt))
+        if self._pool.replace_without_spread() or stale:
+            await self._persist(self._admit)
+
+    @property
+    def _look_s(self) -> float:
+        return min(WATCH_S, self._settings.trainer.wait_timeout_s)
 
     def _give_up_if_silent(self) -> None:
         silent_s = time.monotonic() - self._last_arrival
         if silent_s < self._settings.trainer.wait_timeout_s:
             return
-        waiting = len(self._open) - len(self._ready) - self._arrivals.qsize()
+        pool = self._pool
         raise WaitTimeoutError(
-            f"no scored group for {silent_s:.0f} s: {waiting} groups are with the rollout servers, "
-            f"{self._arrivals.qsize()} wait for the reward service at {self._settings.reward.url}, "
-            f"{len(self._ready)} of {self._settings.trainer.groups_per_step} are ready. "
+            f"no scored group for {silent_s:.0f} s: {pool.num_sampling} groups are with the "
+            f"rollout servers ({self._num_servers} live), {pool.num_scoring} wait for the "
+            f"reward service at {self._settings.reward.url}, {pool.num_ready} of "
+            f"{self._settings.trainer.groups_per_step} are ready. "
             f"{self._trouble or 'Is a rollout server running? See `sgg-rl status`.'}"
         )
-
-    async def _reissue_stale(self, policy_version: int) -> None:
-        """The hard check of staleness, when a batch is formed: queue time counts."""
-        allowed = policy_version - self._settings.trainer.max_policy_lag
-        for work_id, group in list(self._ready.items()):
-            if group.oldest_policy_version >= allowed:
-                continue
-            opened = self._open.pop(work_id)
-            del self._ready[work_id]
-            again = opened.prompt.model_copy(
-                update={"attempt": opened.prompt.attempt + 1, "min_policy_version": policy_version}
-            )
-            self._open[again.work_id] = _Open(position=opened.position, prompt=again)
-            self._outcome_stale.append(again.group_id)
-            await self._ask(again)
 
     async def _release(self, batch: Batch, policy_version: int) -> None:
         self._version = policy_version
         for group in batch.groups:
-            self._open.pop(group.rollout.work_id)
+            self._pool.close(group.rollout.work_id)
             self._cursor.finish(group.position)
+        for position in batch.outcome.positions:
+            self._cursor.finish(position)
         await self._persist(self._admit)
 
     async def _cursor_state(self) -> CursorState:
@@ -371,25 +382,29 @@ class Collector:
     async def _watch(self) -> None:
         """Make good what was lost: replace dead groups, ask for open ones again."""
         await asyncio.sleep(WATCH_S)
-        await self._sharing.look()
+        await self._look()
         for letter in await self._queue.dead_letters():
-            if letter.work_id in self._open:
+            if self._pool.get(letter.work_id) is not None:
                 self._bury(letter.work_id, letter.failures[-1] if letter.failures else "")
-        for opened in list(self._open.values()):
-            await self._ask(opened.prompt)
+        for prompt in self._pool.unanswered():
+            await self._ask(prompt)
         await self._admit()
 
     def _bury(self, work_id: str, reason: str) -> None:
-        opened = self._open.pop(work_id)
-        self._ready.pop(work_id, None)
-        self._give_up(opened.position, opened.prompt.group_id, reason)
+        logger.warning("group %s is dead: %s", work_id, reason)
+        self._pool.bury(work_id, reason)
 
-    def _give_up(self, position: int, name: str, reason: str) -> None:
-        """Record a group that will never be trained on. Another takes its place, up to a bound."""
-        self._cursor.finish(position)
-        self._outcome_dead.append(name)
+    def _give_up(self, position: int, reason: str) -> None:
+        name = self._prompts.group_id(position)
         logger.warning("group %s is dead: %s", name, reason)
-        if len(self._outcome_dead) > self._settings.trainer.groups_per_step * 4:
-            raise SggError(
-                f"{len(self._outcome_dead)} groups died since the last step: see `sgg-rl dead list`"
-            )
+        self._pool.give_up(position, name, reason)
+
+    def _note_load(self) -> None:
+        self._idle.note(self._pool.num_sampling, self._num_servers, time.monotonic())
+
+
+def _superseded(incarnation: int) -> ConflictError:
+    return ConflictError(
+        f"trainer incarnation {incarnation} is superseded: a later one of this run has started, "
+        "so this one stops"
+    )

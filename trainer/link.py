@@ -23,6 +23,7 @@ from services.waiting import until_available
 from trainer.checkpoint import TrainerState
 from trainer.collector import Collector
 from trainer.cursor import Cursor
+from trainer.image_check import ImageCheck
 from trainer.prompts import PromptSource
 from trainer.publisher import WeightPublisher
 from trainer.ranks import Ranks
@@ -67,9 +68,12 @@ class ServiceLink:
         suppressed_token_ids: list[int],
         state: TrainerState,
         ranks: Ranks,
+        image_check: ImageCheck | None = None,
     ) -> Iterator["ServiceLink"]:
         """Connect. Rank 0 takes a new incarnation: every earlier start is fenced off."""
-        main = _connect(settings, dataset, suppressed_token_ids, state) if ranks.is_main else None
+        main = None
+        if ranks.is_main:
+            main = _connect(settings, dataset, suppressed_token_ids, state, image_check)
         try:
             yield cls(ranks, main)
         finally:
@@ -119,7 +123,11 @@ class ServiceLink:
 
 
 def _connect(
-    settings: Settings, dataset: SceneDataset, suppressed: list[int], state: TrainerState
+    settings: Settings,
+    dataset: SceneDataset,
+    suppressed: list[int],
+    state: TrainerState,
+    image_check: ImageCheck | None,
 ) -> _Main:
     keys = RunKeys(settings.run.name)
     incarnation = asyncio.run(_next_incarnation(settings, keys, state))
@@ -130,7 +138,9 @@ def _connect(
         return RedisQueue(connect(settings.redis.url), keys)
 
     return _Main(
-        collector=Collector(settings, make_queue, prompts, Cursor(state.cursor), suppressed),
+        collector=Collector(
+            settings, make_queue, prompts, Cursor(state.cursor), suppressed, image_check
+        ),
         publisher=WeightPublisher(settings, keys, incarnation),
         incarnation=incarnation,
         settings=settings,

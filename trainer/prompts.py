@@ -36,7 +36,7 @@ class PromptSource:
         self._settings = settings
         self._dataset = dataset
         self._images = images
-        self._incarnation = incarnation
+        self.incarnation = incarnation
         self._suppressed = list(suppressed_token_ids)
         self._order = EpochSampler(len(dataset), settings.run.seed)
 
@@ -57,7 +57,7 @@ class PromptSource:
         run, sampling = self._settings.run, self._settings.sampling
         return PromptGroup(
             group_id=self.group_id(position),
-            incarnation=self._incarnation,
+            incarnation=self.incarnation,
             epoch=epoch,
             index=index,
             messages=prompt_messages(
@@ -74,6 +74,10 @@ class PromptSource:
             ),
             min_policy_version=policy_version,
         )
+
+    def image(self, index: int) -> bytes:
+        """The encoded image of a row."""
+        return self._dataset[index].image_bytes
 
     def reward_group(self, name: str, index: int, completions: list[Completion]) -> RewardGroup:
         """What the reward service is asked about a sampled group."""

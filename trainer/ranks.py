@@ -11,19 +11,35 @@ import torch.distributed as dist
 
 from services.errors import SggError
 from services.schemas.common import Message
+from services.settings import environment_value
 from trainer.algorithms.stats import Stats
 
 M = TypeVar("M", bound=Message)
 
 
+def launched_as() -> tuple[int, int]:
+    """This process's rank and the number of ranks, as torchrun or srun gave them; else alone."""
+    rank, size = environment_value("RANK"), environment_value("WORLD_SIZE")
+    return (0, 1) if rank is None else (int(rank), int(size or 1))
+
+
 class RemoteRankError(SggError):
-    """Rank 0 failed; every rank stops with its message."""
+    """Another rank failed; every rank stops with its message."""
+
+
+class HungRankError(SggError):
+    """A rank is stopped, stuck or gone; the message names it."""
 
 
 class Ranks:
     """This process among the trainer's. The process group must exist."""
 
     def __init__(self, timeout_s: float) -> None:
+        """Every rank calls this.
+
+        Args:
+            timeout_s: Longest wait for another rank in one of the methods below.
+        """
         self.rank = int(dist.get_rank())
         self.size = int(dist.get_world_size())
         # On gloo even beside NCCL: control messages are bytes on the host.

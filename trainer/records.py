@@ -79,6 +79,7 @@ def step_metrics(batch: Batch, policy_version: int) -> dict[str, Any]:
         "num_groups": len(batch.groups),
         "num_stale": len(batch.outcome.stale),
         "num_dead": len(batch.outcome.dead),
+        "num_replaced": len(batch.outcome.replaced),
         "groups_without_spread": sum(not any(group.advantages) for group in batch.groups),
         "completion_length_mean": fmean(len(c.token_ids) for c in completions),
         "truncated_rate": fmean(c.finish_reason == "length" for c in completions),
@@ -94,6 +95,7 @@ def ledger_line(batch: Batch, step: int) -> dict[str, Any]:
         "group_ids": [g.rollout.group_id for g in batch.groups],
         "stale": batch.outcome.stale,
         "dead": batch.outcome.dead,
+        "no_spread": batch.outcome.replaced,
     }
 
 

@@ -1,26 +1,25 @@
 """GRPO, from start to end: the loop that the whole system exists for."""
 
-import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from scene_data.dataset import SceneDataset, open_dataset
-from services.errors import SettingsError
 from services.settings import Settings
 from trainer.algorithms.weighting import completion_weights
 from trainer.batch import MicroBatch, micro_batches
-from trainer.checkpoint import CheckpointStore, TrainerState
-from trainer.checks import advice, check_grpo
+from trainer.checkpoint import CheckpointStore, DataOrder
+from trainer.checks import check_grpo, log_advice
 from trainer.engine import PolicyEngine, init_process_group
+from trainer.fence import RunFence
+from trainer.image_check import ImageCheck
 from trainer.link import ServiceLink
-from trainer.ranks import Ranks
+from trainer.phases import PhaseClock
+from trainer.ranks import Ranks, launched_as
 from trainer.records import RunRecords, ledger_line, step_metrics
+from trainer.resume import restore
 from trainer.schedule import learning_rate
 from trainer.types import Batch
-
-logger = logging.getLogger(__name__)
+from trainer.watch import RankWatch, watched
 
 
 def train(settings: Settings, *, resume: bool) -> None:
@@ -37,22 +36,39 @@ def train(settings: Settings, *, resume: bool) -> None:
     Raises:
         SggError: With what to do about it.
     """
-    trainer = settings.trainer
     check_grpo(settings)
-    init_process_group(trainer.wait_timeout_s)
-    ranks = Ranks(2 * trainer.wait_timeout_s)
-    for line in advice(settings) if ranks.is_main else ():
-        logger.warning(line)
+    rank, size = launched_as()
+    if rank == 0:
+        log_advice(settings)
+    limit_s = settings.trainer.wait_timeout_s
+    with watched(settings.run.folder / "ranks", rank=rank, size=size, limit_s=limit_s) as watch:
+        # The watch names a hung rank after twice the limit; a collective by itself only ends.
+        init_process_group(3 * limit_s)
+        ranks = Ranks(3 * limit_s)
+        _run(settings, ranks, watch, resume=resume)
+
+
+def _run(settings: Settings, ranks: Ranks, watch: RankWatch, *, resume: bool) -> None:
+    """The story."""
+    trainer, folder = settings.trainer, settings.run.folder
+    watch.enter("load", 0)
     dataset = open_dataset(settings.data.train)
     total = trainer.total_steps(len(dataset))
     engine = PolicyEngine(settings, ranks.size)
-    records = RunRecords(settings.run.folder)
-    checkpoints = CheckpointStore(settings.run.folder / "checkpoints", trainer.keep_checkpoints)
-    state = restore(checkpoints, engine, records, ranks, resume=resume)
+    records, fence = RunRecords(folder), RunFence(folder)
+    checkpoints = CheckpointStore(folder / "checkpoints", trainer.keep_checkpoints, fence)
+    order = DataOrder(seed=settings.run.seed, num_rows=len(dataset), group_size=trainer.group_size)
+    state = restore(checkpoints, fence, engine, ranks, order, resume=resume)
+    check = ImageCheck(engine.processor, engine.image_token_id)
 
-    with ServiceLink.open(settings, dataset, engine.suppressed_token_ids, state, ranks) as services:
+    with ServiceLink.open(
+        settings, dataset, engine.suppressed_token_ids, state, ranks, check
+    ) as services:
+        if ranks.is_main:
+            fence.take(services.state(state.step).incarnation)
+            records.cut_to(state.step)
         services.start(engine.weights(), state.step)
-        clock = PhaseClock()
+        clock = PhaseClock(watch, state.step)
         for step in range(state.step, total):
             with clock("wait"):
                 batch = services.take(step)
@@ -61,50 +77,26 @@ def train(settings: Settings, *, resume: bool) -> None:
             rate = learning_rate(trainer, step, total)
             with clock("train"):
                 output = engine.train_step(micro_batches, rate)
-            learned = ranks.combine(output.stats) | {
-                "grad_norm": output.grad_norm,
-                "learning_rate": rate,
-            }
+                learned = ranks.combine(output.stats) | {
+                    "grad_norm": output.grad_norm,
+                    "learning_rate": rate,
+                }
             with clock("publish"):
                 services.publish(engine.weights(), step + 1, batch)
             records.rollouts(step, ranks.rank, batch.share(ranks), output.policy_logprobs)
             if ranks.is_main:
+                fence.check()
                 records.step(metrics_line(batch, learned, step, clock), ledger_line(batch, step))
-            clock = PhaseClock()  # a checkpoint's seconds count in the line of the step after it
+            # A checkpoint's seconds count in the line of the step after it.
+            clock = PhaseClock(watch, step + 1)
             if (step + 1) % trainer.checkpoint_every == 0 or step + 1 == total:
                 with clock("checkpoint"):
-                    checkpoints.write(services.state(step + 1), engine.save_state, ranks)
+                    committed = services.state(step + 1).model_copy(update={"data_order": order})
+                    checkpoints.write(committed, engine.save_state, ranks)
                 services.committed(step + 1)
-    engine.save_pretrained(settings.run.folder / "checkpoint")
+    engine.save_pretrained(folder / "checkpoint")
     ranks.barrier()
     engine.close()
-
-
-def restore(
-    checkpoints: CheckpointStore,
-    engine: PolicyEngine,
-    records: RunRecords,
-    ranks: Ranks,
-    *,
-    resume: bool,
-) -> TrainerState:
-    """Where to start: the last checkpoint, loaded, or step 0. Cuts the records to it."""
-    found = checkpoints.latest() if resume else None
-    if found is None:
-        state = TrainerState(num_ranks=ranks.size)
-    else:
-        folder, state = found
-        if state.num_ranks != ranks.size:
-            raise SettingsError(
-                f"{folder} is of {state.num_ranks} ranks: resume with "
-                f"trainer.num_ranks={state.num_ranks}"
-            )
-        engine.load_state(folder)
-        logger.info("resumed from %s", folder)
-    if ranks.is_main:
-        records.cut_to(state.step)
-    ranks.barrier()
-    return state
 
 
 def prepare(
@@ -132,31 +124,21 @@ def prepare(
 
 
 def metrics_line(
-    batch: Batch, learned: dict[str, float], step: int, clock: "PhaseClock"
+    batch: Batch, learned: dict[str, float], step: int, clock: PhaseClock
 ) -> dict[str, Any]:
     """A step's line of `metrics.jsonl`."""
     metrics = step_metrics(batch, policy_version=step)
-    seconds = sum(clock.seconds.values())
     return {
         "step": step,
         "policy_version": step,
         "time": time.time(),
         **metrics,
         **learned,
-        "tokens_per_s": metrics["num_tokens"] / seconds,
+        "tokens_per_s": metrics["num_tokens"] / clock.total_s,
+        "trainer_idle_fraction": clock.seconds["wait"] / clock.total_s,
+        "sampler_idle_fraction": batch.sampler_idle_fraction,
+        "groups_sampling": batch.num_sampling,
+        "groups_scoring": batch.num_scoring,
+        "groups_ready": batch.num_ready,
         "phases_s": clock.seconds,
     }
-
-
-class PhaseClock:
-    """Seconds of each phase of a step."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        """Time a block."""
-        start = time.perf_counter()
-        yield
-        self.seconds[phase] = time.perf_counter() - start

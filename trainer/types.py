@@ -38,7 +38,13 @@ class Outcome(Message):
     stale: list[str] = Field(default_factory=list)
     """Group ids that came back beyond `max_policy_lag`; they were asked for again."""
     dead: list[str] = Field(default_factory=list)
-    """Group ids that ended in the dead letters; others took their place."""
+    """Group ids that will never be trained on: unreadable images, poisoned prompts, answers that
+    cannot be used. Others took their place."""
+    replaced: list[str] = Field(default_factory=list)
+    """Group ids without spread in their rewards (`algorithm.dynamic_sampling`); others took their
+    place."""
+    positions: list[int] = Field(default_factory=list)
+    """Of dead and replaced groups: done with this step."""
 
 
 class Batch(Message):
@@ -46,6 +52,15 @@ class Batch(Message):
 
     groups: list[TrainGroup]
     outcome: Outcome
+    num_sampling: int = 0
+    """Groups that were with the rollout servers when the batch was formed."""
+    num_scoring: int = 0
+    """Groups that were with the reward service then."""
+    num_ready: int = 0
+    """Scored groups that were left for later steps."""
+    sampler_idle_fraction: float | None = None
+    """Share of the rollout servers' time since the last batch in which they had nothing to sample
+    (`trainer.idle`); None where no server was seen."""
 
     def share(self, ranks: "Ranks") -> list[TrainGroup]:
         """A rank's equal share."""

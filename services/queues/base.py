@@ -90,6 +90,14 @@ class WorkQueue(ABC):
         """
 
     @abstractmethod
+    async def bury(self, stream: str, work_id: str, body: bytes, error: str) -> bool:
+        """Put an item that had ended among the dead: what it brought turned out to be of no use.
+
+        Returns:
+            Whether this call did; False when it is among them already.
+        """
+
+    @abstractmethod
     async def release(self, lease: Lease) -> None:
         """Hand a lease back unused (draining): claimable at once, no failure recorded."""
 

@@ -152,6 +152,20 @@ return 1
 """
 )
 
+# stream, id, body, error. 1 dead now, 0 dead before.
+BURY = (
+    _PRELUDE
+    + """
+local stream, id, body, text = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
+local done = key('done', stream, id)
+if redis.call('GET', done) == 'dead' then return 0 end
+redis.call('SET', done, 'dead', 'EX', ttl)
+record(stream, id, text)
+bury(stream, id, body)
+return 1
+"""
+)
+
 # stream, group, entry, delivery, id, body.
 RELEASE = (
     _PRELUDE

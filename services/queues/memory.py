@@ -114,6 +114,13 @@ class MemoryQueue(WorkQueue):
         self._bury(lease.stream, lease.entry_id, lease.work_id, lease.body)
         return True
 
+    async def bury(self, stream: str, work_id: str, body: bytes, error: str) -> bool:
+        """See `WorkQueue.bury`."""
+        if any((d.stream, d.work_id) == (stream, work_id) for d in self._dead.values()):
+            return False
+        self._add_dead(stream, work_id, body, [error])
+        return True
+
     async def release(self, lease: Lease) -> None:
         """See `WorkQueue.release`."""
         if self._streams[lease.stream].holds(lease):
@@ -194,7 +201,10 @@ class MemoryQueue(WorkQueue):
         items = self._streams[stream]
         failures = items.failures.pop(work_id, [])
         if items.finish(entry_id, work_id):
-            dead_id = f"{next(self._ids)}-0"
-            self._dead[dead_id] = DeadLetter(
-                entry_id=dead_id, stream=stream, work_id=work_id, body=body, failures=failures
-            )
+            self._add_dead(stream, work_id, body, failures)
+
+    def _add_dead(self, stream: str, work_id: str, body: bytes, failures: list[str]) -> None:
+        dead_id = f"{next(self._ids)}-0"
+        self._dead[dead_id] = DeadLetter(
+            entry_id=dead_id, stream=stream, work_id=work_id, body=body, failures=failures
+        )

@@ -101,6 +101,11 @@ class RedisQueue(WorkQueue):
         text = error[-MAX_ERROR_CHARACTERS:]
         return bool(await self._call(lua.FAIL, *_held(lease), text, max_deliveries))
 
+    async def bury(self, stream: str, work_id: str, body: bytes, error: str) -> bool:
+        """See `WorkQueue.bury`."""
+        text = error[-MAX_ERROR_CHARACTERS:]
+        return bool(await self._call(lua.BURY, stream, work_id, body, text))
+
     async def release(self, lease: Lease) -> None:
         """See `WorkQueue.release`. Without effect when the lease has passed to another."""
         await self._call(lua.RELEASE, *_held(lease))

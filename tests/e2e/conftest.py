@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from scene_data.toy import make_toy
 from services.ports import free_port
 from services.settings import Settings, dump_settings
 from tests.processes import sgg_process, wait_ready
@@ -29,6 +30,16 @@ class RunningServer:
     log: Path
 
 
+@dataclass(frozen=True)
+class TrainingServices:
+    """What a run needs beside itself."""
+
+    server: RunningServer
+    reward_url: str
+    toy: Path
+    """Folder of toy scenes."""
+
+
 @pytest.fixture(scope="session")
 def tiny_model() -> Path:
     """The shipped start of the toy demo."""
@@ -42,6 +53,22 @@ def rollout_server(
     """The session's own."""
     with running_server(tiny_model, redis_url, tmp_path_factory.mktemp("rollout")) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def training_services(
+    rollout_server: RunningServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[TrainingServices]:
+    """The session's rollout server, a reward service, and toy scenes."""
+    folder = tmp_path_factory.mktemp("training")
+    make_toy(folder / "toy", num_train=64, num_heldout=4)
+    url = f"http://127.0.0.1:{free_port()}"
+    base = rollout_server.settings.model_dump(mode="json", exclude_none=True)
+    config, log = folder / "reward.toml", folder / "reward.log"
+    config.write_text(dump_settings(Settings.model_validate({**base, "reward": {"url": url}})))
+    with sgg_process(log, "serve", "reward", "-c", str(config)) as process:
+        wait_ready(url, process, log)
+        yield TrainingServices(rollout_server, url, folder / "toy")
 
 
 @contextmanager

@@ -2,15 +2,7 @@
 
 import asyncio
 import base64
-import json
-import signal
-import subprocess
-import time
-from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -18,15 +10,14 @@ import torch
 
 from scene_data.dataset import open_dataset
 from scene_data.templates import prompt_messages
-from scene_data.toy import make_toy
 from services.clients.reward import RewardClient
 from services.clients.rollout import RolloutClient
 from services.ports import free_port
 from services.schemas.common import Sampling
 from services.schemas.rollouts import Completion, InlineImage, RolloutRequest
-from services.schemas.weights import Transport
 from services.settings import Settings, dump_settings
-from tests.e2e.conftest import RunningServer
+from tests.e2e.conftest import TrainingServices
+from tests.e2e.training_run import Run, lay_out
 from tests.processes import sgg_process, wait_ready
 from trainer.algorithms.losses import policy_loss
 from trainer.algorithms.weighting import completion_weights
@@ -38,77 +29,11 @@ LOGPROB_TOLERANCE = 2e-3
 """Between vLLM and transformers in float32, for the same weights and tokens."""
 
 
-@dataclass
-class Run:
-    settings: Settings
-    config: Path
-    folder: Path
-    log: Path
-
-    def rows(self, name: str) -> list[dict[str, Any]]:
-        file = self.folder / name
-        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-    def rollouts(self, step: int) -> list[list[dict[str, Any]]]:
-        """Groups of each rank."""
-        files = sorted((self.folder / "rollouts").glob(f"step-{step:06d}.rank*.jsonl"))
-        return [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
-
-
 @pytest.fixture(scope="module")
-def services(
-    rollout_server: RunningServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[RunningServer, str, Path]]:
-    """The session's rollout server, a reward service, and toy scenes."""
-    folder = tmp_path_factory.mktemp("training")
-    make_toy(folder / "toy", num_train=64, num_heldout=4)
-    url = f"http://127.0.0.1:{free_port()}"
-    base = rollout_server.settings.model_dump(mode="json", exclude_none=True)
-    config = folder / "reward.toml"
-    config.write_text(dump_settings(Settings.model_validate({**base, "reward": {"url": url}})))
-    with sgg_process(folder / "reward.log", "serve", "reward", "-c", str(config)) as process:
-        wait_ready(url, process, folder / "reward.log")
-        yield rollout_server, url, folder / "toy"
-
-
-def lay_out(
-    services: tuple[RunningServer, str, Path], root: Path, transport: Transport, **trainer: object
-) -> Run:
-    """The settings of a run that uses the session's server; its name is the server's."""
-    server, reward_url, toy = services
-    base = server.settings.model_dump(mode="json", exclude_none=True)
-    base["run"]["root"] = str(root)
-    base["data"] = {"train": str(toy / "train.parquet"), "template": "toy"}
-    base["reward"] = {"url": reward_url}
-    base["sampling"] = {"max_tokens": 64}
-    base["weights"] = {"transport": transport}
-    base["trainer"] = {
-        "groups_per_step": 4,
-        "group_size": 4,
-        "tokens_per_micro_batch": 400,
-        "learning_rate": 1e-3,
-        "wait_timeout_s": 120,
-        **trainer,
-    }
-    settings = Settings.model_validate(base)
-    # The server looks for images in its own run's folder.
-    settings.run.folder.mkdir(parents=True, exist_ok=True)
-    server.settings.images_folder.mkdir(parents=True, exist_ok=True)
-    images = settings.run.folder / "images"
-    if not images.exists():
-        images.symlink_to(server.settings.images_folder)
-    config = root / "trainer.toml"
-    config.write_text(dump_settings(settings))
-    return Run(settings, config, settings.run.folder, root / "trainer.log")
-
-
-@pytest.fixture(scope="module")
-def trained(
-    services: tuple[RunningServer, str, Path], tmp_path_factory: pytest.TempPathFactory
-) -> Run:
+def trained(training_services: TrainingServices, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Three asynchronous steps on two ranks; the server is sent the weights."""
     folder = tmp_path_factory.mktemp("run")
-    run = lay_out(services, folder, "http", num_steps=STEPS, num_ranks=2, max_policy_lag=1)
+    run = lay_out(training_services, folder, "http", num_steps=STEPS, num_ranks=2, max_policy_lag=1)
     with sgg_process(run.log, "train", "--config", str(run.config)) as process:
         assert process.wait(500) == 0, run.log.read_text()[-4000:]
     return run
@@ -208,12 +133,14 @@ def test_logged_loss_is_that_of_the_recorded_batch(trained: Run) -> None:
     ids=["gspo", "dapo"],
 )
 def test_a_step_over_two_ranks_is_one_step(
-    services: tuple[RunningServer, str, Path], tmp_path: Path, algorithm: dict[str, Any]
+    training_services: TrainingServices, tmp_path: Path, algorithm: dict[str, object]
 ) -> None:
     """Advantages, weights and loss are those of all groups together, in one batch."""
-    run = lay_out(services, tmp_path, "http", num_steps=1, num_ranks=2)
-    sections = {"algorithm": algorithm, "sampling": {"max_tokens": 48}}
-    whole = Settings.model_validate(run.settings.model_dump(mode="json") | sections)
+    run = lay_out(
+        training_services, tmp_path, "http", algorithm=algorithm, num_steps=1, num_ranks=2
+    )
+    short = {"sampling": {"max_tokens": 48}}
+    whole = Settings.model_validate(run.settings.model_dump(mode="json") | short)
     run.config.write_text(dump_settings(whole))
     with sgg_process(run.log, "train", "--config", str(run.config)) as process:
         assert process.wait(500) == 0, run.log.read_text()[-4000:]
@@ -308,44 +235,3 @@ def request(image: bytes) -> RolloutRequest:
         images=[InlineImage(data=base64.b64encode(image).decode())],
         sampling=Sampling(temperature=0.0, max_tokens=48),
     )
-
-
-def test_killed_trainer_resumes_where_its_checkpoint_is(
-    services: tuple[RunningServer, str, Path],
-) -> None:
-    """Kill -9 between checkpoints, twice; the ledger ends as an uninterrupted run's would.
-
-    Weights go through the run's folder, which is the server's.
-    """
-    root = services[0].settings.run.root
-    steps = {"num_steps": 8, "checkpoint_every": 2, "groups_per_step": 2}
-    run = lay_out(services, root, "disk", max_policy_lag=1, **steps)
-    with ExitStack() as stack:
-        for kill_at in (3, 6):
-            process = stack.enter_context(
-                sgg_process(run.log, "train", "--config", str(run.config), "--resume")
-            )
-            wait_for_step(run, kill_at, process)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-        last = stack.enter_context(
-            sgg_process(run.log, "train", "--config", str(run.config), "--resume")
-        )
-        assert last.wait(300) == 0, run.log.read_text()[-4000:]
-    ledger = run.rows("ledger.jsonl")
-    assert [row["step"] for row in ledger] == list(range(8))
-    used = [name for row in ledger for name in row["group_ids"]]
-    assert len(used) == len(set(used)) == 16
-    assert [row["step"] for row in run.rows("metrics.jsonl")] == list(range(8))
-    undone = [row for row in run.rows("rolled_back.jsonl") if "group_ids" in row]
-    assert undone, "a kill between checkpoints undoes at least one step"
-    kept = sorted(file.stem.partition("-")[2] for file in (run.folder / "weights").iterdir())
-    assert kept == ["7", "8"]
-
-
-def wait_for_step(run: Run, step: int, process: "subprocess.Popen[bytes]") -> None:
-    deadline = time.monotonic() + 300
-    while not any(row["step"] >= step for row in run.rows("ledger.jsonl")):
-        assert process.poll() is None, run.log.read_text()[-4000:]
-        assert time.monotonic() < deadline, run.log.read_text()[-4000:]
-        time.sleep(0.1)

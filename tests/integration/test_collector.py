@@ -6,9 +6,10 @@ No gradient is computed here: the loop below only takes batches and publishes ne
 import asyncio
 import signal
 import subprocess
+import sys
 import threading
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,12 +17,13 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoProcessor
 
 from scene_data.dataset import Sample, SceneDataset, open_dataset
-from scene_data.sampler import EpochSampler
+from scene_data.sampler import EpochSampler, group_id
 from scene_data.toy import make_toy
 from scene_graph.graph import SceneGraph, SceneObject
-from services.errors import InvalidInputError, UnavailableError, WaitTimeoutError
+from services.errors import ConflictError, InvalidInputError, UnavailableError, WaitTimeoutError
 from services.images import ImageStore
 from services.keys import PROMPT_LANES, RunKeys
 from services.ports import free_port
@@ -33,18 +35,21 @@ from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
 from services.schemas.weights import ServerRecord
 from services.settings import Settings, dump_settings
+from tests.alone import Alone
 from tests.conftest import RedisStarter
 from tests.processes import sgg_process, wait_for, wait_ready
 from trainer.checkpoint import TrainerState
 from trainer.collector import Collector
 from trainer.cursor import Cursor, CursorState
+from trainer.image_check import ImageCheck
 from trainer.link import ServiceLink
 from trainer.prompts import PromptSource
 from trainer.publisher import WeightPublisher
-from trainer.ranks import Ranks
 from trainer.types import Batch
 
 PLACEHOLDER = 7
+GOLDEN = Path(__file__).parents[1] / "contract/golden/rollout_group.json"
+MODEL = Path(__file__).parents[2] / "assets/toy-start"
 NUM_ROWS = 40
 
 
@@ -91,11 +96,18 @@ class Run:
     def queue(self) -> RedisQueue:
         return RedisQueue(connect(self.settings.redis.url), self.keys)
 
-    def collector(self, incarnation: int = 1, cursor: CursorState | None = None) -> Collector:
+    def collector(
+        self,
+        incarnation: int = 1,
+        cursor: CursorState | None = None,
+        image_check: ImageCheck | None = None,
+    ) -> Collector:
         images = ImageStore(self.settings.images_folder)
         dataset = open_dataset(self.settings.data.train)
         prompts = PromptSource(self.settings, dataset, images, incarnation, [PLACEHOLDER])
-        collector = Collector(self.settings, self.queue, prompts, Cursor(cursor), [PLACEHOLDER])
+        collector = Collector(
+            self.settings, self.queue, prompts, Cursor(cursor), [PLACEHOLDER], image_check
+        )
         self.stack.callback(collector.close)
         return collector
 
@@ -311,18 +323,6 @@ def test_servers_that_outlive_redis_data_still_listen(make_run: MakeRun) -> None
     assert {group.oldest_policy_version for group in batch.groups} == {0}
 
 
-class Alone(Ranks):
-    """One process without a process group."""
-
-    def __init__(self) -> None:
-        self.rank, self.size = 0, 1
-
-    def broadcast(self, message: Any, kind: Any) -> Any:
-        if isinstance(message, Exception):
-            raise message
-        return message
-
-
 def test_new_incarnation_asks_again_for_what_was_open(make_run: MakeRun) -> None:
     run = make_run(max_policy_lag=1)
     run.serve_rollout()
@@ -342,6 +342,86 @@ def test_new_incarnation_asks_again_for_what_was_open(make_run: MakeRun) -> None
     assert {g.rollout.incarnation for b in second for g in b.groups} == {2}
 
 
+def test_trainers_that_were_taken_for_dead_are_shut_out(make_run: MakeRun) -> None:
+    """Three in a row stop at different places; a fourth goes on; then the three wake up."""
+    run = make_run(max_policy_lag=0)
+    run.serve_rollout()
+    taking, *others = [stopped_trainer(run, before) for before in ("take", "publish", "commit")]
+    dataset = open_dataset(run.settings.data.train)
+    with ServiceLink.open(
+        run.settings, dataset, [PLACEHOLDER], TrainerState(), Alone()
+    ) as services:
+        services.start(weights(0), 0)
+        batches = []
+        for step in range(6):
+            if step == 2:
+                for process, log in others:
+                    wake(process, log)
+                taking[0].send_signal(signal.SIGCONT)  # while groups come for the fourth
+            batches.append(services.take(step))
+            services.publish(weights(step + 1), step + 1, batches[-1])
+            services.committed(step + 1)
+        wake(*taking)
+    assert positions(batches) == list(range(18))
+    assert {group.rollout.incarnation for batch in batches for group in batch.groups} == {4}
+    assert asyncio.run(_record(run)) == (4, 6, 6)
+
+
+def wake(process: "subprocess.Popen[bytes]", log: Path) -> None:
+    process.send_signal(signal.SIGCONT)
+    assert process.wait(60) == 1
+    assert "superseded: a later one" in log.read_text().splitlines()[-1]
+
+
+def stopped_trainer(run: Run, before: str) -> tuple["subprocess.Popen[bytes]", Path]:
+    """A trainer process that stands still right before it takes, publishes or commits."""
+    log = run.folder / f"{before}.log"
+    command = [sys.executable, "-m", "tests.integration.stopping_trainer", str(run.config), before]
+    with log.open("w") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out)
+    run.stack.callback(process.wait)
+    run.stack.callback(process.kill)
+    state = Path(f"/proc/{process.pid}/stat")
+    wait_for(f"the stop before {before}", lambda: state.read_text().rpartition(")")[2][1] == "T")
+    return process, log
+
+
+async def _record(run: Run) -> tuple[int, int, int]:
+    """Incarnation and version of the published policy, and the committed step."""
+    redis = connect(run.settings.redis.url)
+    registry = Registry(redis, run.keys)
+    try:
+        policy = await registry.policy()
+        assert policy is not None
+        return policy[0].incarnation, policy[0].policy_version, await registry.committed_step()
+    finally:
+        await redis.aclose()
+
+
+def test_a_later_trainers_group_is_handed_back(make_run: MakeRun) -> None:
+    run = make_run(max_policy_lag=0)
+    collector = run.collector(incarnation=1)
+    collector.start(0)
+    group = RolloutGroup.model_validate_json(GOLDEN.read_text())
+    group = group.model_copy(update={"incarnation": 2})
+
+    async def put() -> None:
+        queue = run.queue()
+        await queue.enqueue("rollouts", group.work_id, group.model_dump_json().encode())
+        await queue.aclose()
+
+    async def left() -> str | None:
+        queue = run.queue()
+        lease = await queue.claim("rollouts", "trainer-0", lease_s=30, block_s=4)
+        await queue.aclose()
+        return lease.work_id if lease else None
+
+    asyncio.run(put())
+    with pytest.raises(ConflictError, match="incarnation 1 is superseded"):
+        collector.take(0)
+    assert asyncio.run(left()) == group.work_id
+
+
 async def answer(
     run: Run,
     count: int,
@@ -349,6 +429,7 @@ async def answer(
     token: int = 65,
     size: int = 4,
     renormalised: bool = False,
+    prompt_token_ids: Sequence[int] = (1,),
 ) -> list[str]:
     """Play the rollout server for `count` groups."""
     queue = run.queue()
@@ -369,7 +450,7 @@ async def answer(
             attempt=prompt.attempt,
             incarnation=prompt.incarnation,
             server_id="scripted",
-            prompt_token_ids=[1],
+            prompt_token_ids=list(prompt_token_ids),
             completions=[completion] * size,
             sampling_s=0,
             renormalised=renormalised,
@@ -415,6 +496,21 @@ def test_unusable_group_is_dead_and_replaced(make_run: MakeRun, fault: dict[str,
     assert [letter.work_id.split("#")[0] for letter in letters] == batch.outcome.dead
 
 
+def test_a_prompt_that_does_not_fit_its_image_is_dead(make_run: MakeRun) -> None:
+    processor = AutoProcessor.from_pretrained(MODEL)
+    run = make_run(max_policy_lag=0)
+    check = ImageCheck(processor, PLACEHOLDER)
+    fits = check.num_tokens(open_dataset(run.settings.data.train)[0].image_bytes)
+    collector = run.collector(image_check=check)
+    collector.start(0)
+    asyncio.run(answer(run, 1, version=0, prompt_token_ids=[PLACEHOLDER] * (fits - 1)))
+    asyncio.run(answer(run, 3, version=0, prompt_token_ids=[PLACEHOLDER] * fits))
+    batch = collector.take(0)
+    assert positions([batch]) == [1, 2, 3]
+    (letter,) = asyncio.run(_dead(run))
+    assert f"has {fits - 1} image tokens" in letter.failures[0]
+
+
 def test_rows_that_cannot_be_read_or_scored_cost_themselves(
     make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -440,7 +536,12 @@ def test_rows_that_cannot_be_read_or_scored_cost_themselves(
     collector.start(0)
     batches = train(run, collector, publisher, range(2))
     assert positions(batches) == [0, 3, 4, 5, 6, 7]
-    assert len([name for batch in batches for name in batch.outcome.dead]) == 2
+    dead = [name for batch in batches for name in batch.outcome.dead]
+    assert dead == [group_id(run.settings.run.name, *order.at(position)) for position in (1, 2)]
+    # What was sampled is in the dead letters too; nobody was ever asked about the other one.
+    letters = asyncio.run(_dead(run))
+    assert [(li.stream, li.work_id.partition("#")[0]) for li in letters] == [("rollouts", dead[1])]
+    assert "cannot be scored" in letters[0].failures[0]
     assert collector.cursor_state().low == 8
 
 

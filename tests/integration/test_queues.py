@@ -154,6 +154,17 @@ async def test_failures_are_kept_and_the_last_one_is_death(queue: WorkQueue) -> 
     assert await queue.length("rollouts") == 0
 
 
+async def test_an_item_that_had_ended_can_be_buried_once(queue: WorkQueue) -> None:
+    await queue.enqueue(LANE, "a", b"{}")
+    assert await queue.complete(await claim(queue))
+    assert await queue.bury(LANE, "a", b"{}", "its answer is of no use")
+    assert not await queue.bury(LANE, "a", b"{}", "its answer is of no use")
+    (letter,) = await queue.dead_letters()
+    assert (letter.stream, letter.work_id, letter.body) == (LANE, "a", b"{}")
+    assert letter.failures == ["its answer is of no use"]
+    assert await queue.length(LANE) == 0
+
+
 async def test_one_who_lost_the_lease_cannot_fail_or_release_the_item(queue: WorkQueue) -> None:
     await queue.enqueue(LANE, "g1", b"1")
     lost = await claim(queue, "a")

@@ -1,0 +1,84 @@
+"""Runs of the trainer on the session's rollout server."""
+
+import json
+import subprocess
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from services.schemas.weights import Transport
+from services.settings import Settings, dump_settings
+from tests.e2e.conftest import TrainingServices
+
+
+@dataclass
+class Run:
+    settings: Settings
+    config: Path
+    folder: Path
+    log: Path
+
+    def rows(self, name: str) -> list[dict[str, Any]]:
+        file = self.folder / name
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def rollouts(self, step: int) -> list[list[dict[str, Any]]]:
+        """Groups of each rank."""
+        files = sorted((self.folder / "rollouts").glob(f"step-{step:06d}.rank*.jsonl"))
+        return [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+
+
+def lay_out(
+    services: TrainingServices,
+    root: Path,
+    transport: Transport,
+    *,
+    algorithm: dict[str, object] | None = None,
+    data: Path | None = None,
+    **trainer: object,
+) -> Run:
+    """The settings of a run that uses the session's server; its name is the server's.
+
+    Args:
+        services: Of the session.
+        root: Gets the run's folder.
+        transport: Of weights.
+        algorithm: That section, where it is not the default.
+        data: Training set, where it is not the services' toy scenes.
+        trainer: Fields of that section.
+    """
+    server = services.server
+    base = server.settings.model_dump(mode="json", exclude_none=True)
+    base["run"]["root"] = str(root)
+    base["data"] = {"train": str(data or services.toy / "train.parquet"), "template": "toy"}
+    base["reward"] = {"url": services.reward_url}
+    base["sampling"] = {"max_tokens": 64}
+    base["algorithm"] = algorithm or {}
+    base["weights"] = {"transport": transport}
+    base["trainer"] = {
+        "groups_per_step": 4,
+        "group_size": 4,
+        "tokens_per_micro_batch": 400,
+        "learning_rate": 1e-3,
+        "wait_timeout_s": 120,
+        **trainer,
+    }
+    settings = Settings.model_validate(base)
+    # The server looks for images in its own run's folder.
+    settings.run.folder.mkdir(parents=True, exist_ok=True)
+    server.settings.images_folder.mkdir(parents=True, exist_ok=True)
+    images = settings.run.folder / "images"
+    if not images.exists():
+        images.symlink_to(server.settings.images_folder)
+    config = root / "trainer.toml"
+    config.write_text(dump_settings(settings))
+    return Run(settings, config, settings.run.folder, root / "trainer.log")
+
+
+def wait_for_step(run: Run, step: int, process: "subprocess.Popen[bytes]") -> None:
+    deadline = time.monotonic() + 300
+    while not any(row["step"] >= step for row in run.rows("ledger.jsonl")):
+        assert process.poll() is None, run.log.read_text()[-4000:]
+        assert time.monotonic() < deadline, run.log.read_text()[-4000:]
+        time.sleep(0.1)

@@ -1,0 +1,211 @@
+import os
+import resource
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from services.errors import ConflictError, SettingsError, SggError
+from tests.alone import Alone
+from trainer.checkpoint import CheckpointStore, DataOrder, TrainerState
+from trainer.cursor import CursorState
+from trainer.fence import RunFence
+from trainer.manifest import MANIFEST_FILE
+from trainer.resume import restore
+
+ORDER = DataOrder(seed=0, num_rows=64, group_size=4)
+BIG = 2 * 1024 * 1024
+
+
+class Engine:
+    """Saves what a rank would, in kind: a large file in a folder, and a small one."""
+
+    def __init__(self) -> None:
+        self.loaded: list[str] = []
+
+    def save(self, folder: Path) -> None:
+        (folder / "deepspeed").mkdir()
+        torch.save(torch.zeros(BIG // 4), folder / "deepspeed/weights.pt")
+        torch.save(torch.get_rng_state(), folder / "rng-0.pt")
+
+    def load_state(self, folder: Path) -> None:
+        self.loaded.append(folder.name)
+
+
+@pytest.fixture
+def fence(tmp_path: Path) -> RunFence:
+    fence = RunFence(tmp_path)
+    fence.take(1)
+    return fence
+
+
+@pytest.fixture
+def store(tmp_path: Path, fence: RunFence) -> CheckpointStore:
+    return CheckpointStore(tmp_path / "checkpoints", 2, fence)
+
+
+def write(store: CheckpointStore, *steps: int) -> None:
+    for step in steps:
+        state = TrainerState(
+            step=step, cursor=CursorState(low=4 * step), incarnation=1, data_order=ORDER
+        )
+        store.write(state, Engine().save, Alone())
+
+
+def start(
+    store: CheckpointStore, fence: RunFence, order: DataOrder = ORDER, *, resume: bool = True
+) -> tuple[TrainerState, list[str]]:
+    engine = Engine()
+    state = restore(store, fence, engine, Alone(), order, resume=resume)
+    return state, engine.loaded
+
+
+def names(store: CheckpointStore) -> list[str]:
+    return sorted(path.name for path in store.root.iterdir())
+
+
+def test_the_newest_is_resumed_and_older_ones_go(store: CheckpointStore, fence: RunFence) -> None:
+    write(store, 2, 4, 6)
+    assert names(store) == ["step-000004", "step-000006"]
+    state, loaded = start(store, fence)
+    assert (state.step, state.cursor.low, loaded) == (6, 24, ["step-000006"])
+    write(store, 6)  # after a rollback to 4, say
+    assert names(store) == ["step-000004", "step-000006"]
+
+
+def test_nothing_to_resume_is_step_0(
+    store: CheckpointStore, fence: RunFence, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO")
+    state, loaded = start(store, fence)
+    assert (state.step, loaded) == (0, [])
+    assert "nothing to resume" in caplog.text
+
+
+def cut(file: Path) -> None:
+    os.truncate(file, file.stat().st_size - 1)
+
+
+def flip(file: Path) -> None:
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("harm", "name", "says"),
+    [
+        (Path.unlink, "deepspeed/weights.pt", "deepspeed/weights.pt is missing"),
+        (cut, "deepspeed/weights.pt", "deepspeed/weights.pt has"),
+        (cut, "trainer.json", "trainer.json has"),
+        (flip, "rng-0.pt", "rng-0.pt is damaged"),
+        (Path.unlink, MANIFEST_FILE, f"{MANIFEST_FILE} is missing"),
+        (cut, MANIFEST_FILE, f"{MANIFEST_FILE} is damaged"),
+    ],
+)
+def test_a_torn_one_is_skipped_with_what_is_wrong(
+    store: CheckpointStore,
+    fence: RunFence,
+    caplog: pytest.LogCaptureFixture,
+    harm: Callable[[Path], None],
+    name: str,
+    says: str,
+) -> None:
+    write(store, 2, 4)
+    harm(store.root / "step-000004" / name)
+    state, loaded = start(store, fence)
+    assert (state.step, loaded) == (2, ["step-000002"])
+    assert "step-000004 is torn" in caplog.text
+    assert says in caplog.text
+    harm(store.root / "step-000002" / name)
+    with pytest.raises(SettingsError, match=f"no checkpoint in .* step-000002: {says}"):
+        start(store, fence)
+
+
+def test_a_torn_one_does_not_count_among_those_that_are_kept(
+    store: CheckpointStore, fence: RunFence
+) -> None:
+    write(store, 2, 4)
+    cut(store.root / "step-000004/trainer.json")
+    write(store, 6)
+    assert names(store) == ["step-000002", "step-000004", "step-000006"]
+
+
+def test_a_kill_while_writing_leaves_a_draft_that_is_removed(
+    store: CheckpointStore, fence: RunFence
+) -> None:
+    write(store, 2)
+    child = os.fork()
+    if child == 0:
+
+        def killed(folder: Path) -> None:
+            Engine().save(folder)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        store.write(TrainerState(step=4, incarnation=1), killed, Alone())
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    assert names(store) == [".draft-000004-1", "step-000002"]
+    assert start(store, fence)[0].step == 2
+    assert names(store) == ["step-000002"]
+
+
+def test_a_save_without_room_leaves_the_last_one(store: CheckpointStore) -> None:
+    write(store, 2)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (BIG // 2, before[1]))
+    try:
+        with pytest.raises(SggError, match=r"after step 4 .* last whole one is step-000002"):
+            write(store, 4)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert names(store) == ["step-000002"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"seed": 1}, "run.seed was 0 .* is 1 now"),
+        ({"group_size": 8}, "trainer.group_size was 4 .* is 8 now"),
+        ({"num_rows": 63}, "usable rows of data.train was 64 .* is 63 now"),
+    ],
+)
+def test_another_data_order_is_refused(
+    store: CheckpointStore, fence: RunFence, changed: dict[str, int], says: str
+) -> None:
+    write(store, 2)
+    with pytest.raises(SettingsError, match=f"--resume: .*{says}"):
+        start(store, fence, ORDER.model_copy(update=changed))
+
+
+def test_another_number_of_ranks_is_refused(store: CheckpointStore, fence: RunFence) -> None:
+    store.write(TrainerState(step=2, num_ranks=2, data_order=ORDER), Engine().save, Alone())
+    with pytest.raises(SettingsError, match=r"trainer.num_ranks was 2 .* is 1 now"):
+        start(store, fence)
+
+
+def test_a_start_from_0_over_checkpoints_is_refused(
+    store: CheckpointStore, fence: RunFence
+) -> None:
+    write(store, 2)
+    with pytest.raises(SettingsError, match=r"add --resume .* another run\.name"):
+        start(store, fence, resume=False)
+    shutil.rmtree(store.root)
+    assert start(store, fence, resume=False)[0].step == 0
+
+
+def test_an_old_trainer_is_shut_out(
+    tmp_path: Path, store: CheckpointStore, fence: RunFence
+) -> None:
+    write(store, 2)
+    later = RunFence(tmp_path)
+    state, _ = start(store, later)
+    later.take(state.incarnation + 1)
+    with pytest.raises(ConflictError, match=r"incarnation 1 is superseded: incarnation 2"):
+        write(store, 4)
+    with pytest.raises(ConflictError):
+        fence.take(1)
+    assert "step-000004" not in names(store)
+    later.check()

@@ -1,0 +1,184 @@
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from services.errors import SggError
+from services.schemas.common import ChatMessage, Sampling, TextPart
+from services.schemas.prompts import PromptGroup
+from services.schemas.rewards import Matched, Reward
+from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
+from services.trainer_settings import AlgorithmSettings, TrainerSettings
+from trainer.group_pool import GroupPool
+from trainer.types import Outcome, TrainGroup
+
+SIZE = 2
+
+
+def make_pool(*, lag: int = 0, groups_per_step: int = 3, **more: int) -> GroupPool:
+    dynamic = "max_replaced" in more
+    algorithm = AlgorithmSettings(
+        dynamic_sampling=dynamic, max_replaced=more.pop("max_replaced", 0)
+    )
+    trainer = TrainerSettings(
+        groups_per_step=groups_per_step, group_size=SIZE, max_policy_lag=lag, **more
+    )
+    return GroupPool(trainer, algorithm)
+
+
+def prompt(position: int) -> PromptGroup:
+    return PromptGroup(
+        group_id=f"g{position}",
+        incarnation=1,
+        epoch=0,
+        index=position,
+        messages=[ChatMessage(role="user", content=[TextPart(text="?")])],
+        images=[],
+        sampling=Sampling(n=SIZE),
+    )
+
+
+def scored(
+    asked: PromptGroup, *, spread: bool = True, versions: tuple[int, int] = (0, 0)
+) -> TrainGroup:
+    completions = [
+        Completion(
+            text="",
+            token_ids=[1],
+            rollout_logprobs=[-1.0],
+            finish_reason="stop",
+            policy_versions=[VersionSpan(policy_version=version, start=0, end=1)],
+        )
+        for version in versions
+    ]
+    nothing = Matched(objects=0, relationships=0)
+    totals = (0.0, 1.0) if spread else (1.0, 1.0)
+    rewards = [Reward(total=t, status="ok", breakdown={"a": t}, matched=nothing) for t in totals]
+    rollout = RolloutGroup(
+        group_id=asked.group_id,
+        attempt=asked.attempt,
+        incarnation=1,
+        server_id="s",
+        prompt_token_ids=[1],
+        completions=completions,
+        sampling_s=0,
+    )
+    return TrainGroup(position=asked.index, index=asked.index, rollout=rollout, rewards=rewards)
+
+
+def receive(pool: GroupPool, asked: PromptGroup) -> None:
+    opened = pool.get(asked.work_id)
+    assert opened is not None
+    opened.received = True
+
+
+def positions(groups: list[TrainGroup]) -> list[int]:
+    return [group.position for group in groups]
+
+
+def one_step(
+    pool: GroupPool, start: int, flat: frozenset[int], shuffle: random.Random
+) -> tuple[list[int], Outcome, int]:
+    """Ask, and answer in a random order, until there is a batch; the next position with it."""
+    position, asked = start, list[PromptGroup]()
+    while True:
+        while pool.has_room:
+            asked.append(prompt(position))
+            pool.add(position, asked[-1], None)
+            position += 1
+        answered = asked.pop(shuffle.randrange(len(asked)))
+        pool.score(scored(answered, spread=answered.index not in flat))
+        pool.replace_without_spread()
+        if (found := pool.take()) is not None:
+            for group in found[0]:
+                pool.close(group.rollout.work_id)
+            return positions(found[0]), found[1], position
+
+
+@given(st.frozensets(st.integers(0, 30)), st.randoms(use_true_random=False))
+def test_what_a_synchronous_step_takes_does_not_depend_on_what_comes_first(
+    flat: frozenset[int], shuffle: random.Random
+) -> None:
+    pool, start = make_pool(max_replaced=4), 0
+    for _ in range(3):
+        taken, outcome, end = one_step(pool, start, flat, shuffle)
+        replaced = [p for p in range(start, end) if p in flat][:4]
+        assert outcome.positions == replaced
+        assert outcome.replaced == [f"g{p}" for p in replaced]
+        assert taken == [p for p in range(start, end) if p not in replaced]
+        start = end
+
+
+def test_groups_without_spread_stay_where_nothing_is_replaced() -> None:
+    pool = make_pool()
+    taken, outcome, end = one_step(pool, 0, frozenset(range(9)), random.Random(0))
+    assert (taken, outcome.replaced, end) == ([0, 1, 2], [], 3)
+
+
+def test_the_default_bound_of_replacements_is_three_steps_of_groups() -> None:
+    pool = make_pool(max_replaced=0)
+    taken, outcome, _ = one_step(pool, 0, frozenset(range(50)), random.Random(0))
+    assert (len(outcome.replaced), taken) == (9, [9, 10, 11])
+
+
+def test_with_a_lag_a_slow_group_keeps_nobody_waiting() -> None:
+    pool = make_pool(lag=1, max_replaced=5)
+    asked = [prompt(position) for position in range(6)]
+    for one in asked:
+        pool.add(one.index, one, None)
+    for one in asked[2:]:
+        receive(pool, one)
+    assert not pool.has_room
+    assert (pool.num_sampling, pool.num_scoring, pool.num_ready) == (2, 4, 0)
+    pool.score(scored(asked[4], spread=False))
+    assert pool.replace_without_spread()
+    assert pool.has_room
+    for one in (asked[5], asked[2], asked[3]):
+        pool.score(scored(one))
+    found = pool.take()
+    assert found is not None
+    assert positions(found[0]) == [2, 3, 5]
+    assert pool.take() is None
+    assert (pool.num_sampling, pool.num_scoring, pool.num_ready) == (2, 0, 0)
+
+
+@pytest.mark.parametrize("lag", [0, 1, 3])
+def test_a_group_at_the_edge_of_the_lag_is_used_and_one_beyond_is_not(lag: int) -> None:
+    """Its oldest token counts."""
+    pool, version = make_pool(lag=lag, groups_per_step=2), 7
+    for position, oldest in ((0, version - lag), (1, version - lag - 1)):
+        pool.add(position, prompt(position), None)
+        pool.score(scored(prompt(position), versions=(version, oldest)))
+    (again,) = pool.reissue_stale(version)
+    assert (again.group_id, again.attempt, again.min_policy_version) == ("g1", 1, version)
+    assert pool.reissue_stale(version) == []
+    pool.score(scored(again, versions=(version, version)))
+    found = pool.take()
+    assert found is not None
+    assert positions(found[0]) == [0, 1]
+    assert found[1].stale == ["g1"]
+    assert found[1].positions == [], "it was trained on after all"
+
+
+def test_dead_groups_are_done_with_the_step_that_reports_them() -> None:
+    pool = make_pool(max_dead_groups=2)
+    pool.give_up(0, "g0", "no image")
+    for position in (1, 2, 3):
+        pool.add(position, prompt(position), None)
+    pool.bury(prompt(2).work_id, "refused")
+    pool.add(4, prompt(4), None)
+    for position in (4, 3, 1):
+        pool.score(scored(prompt(position)))
+    found = pool.take()
+    assert found is not None
+    assert positions(found[0]) == [1, 3, 4]
+    assert (found[1].dead, found[1].positions) == (["g0", "g2"], [0, 2])
+
+
+def test_more_dead_groups_than_allowed_end_the_run() -> None:
+    pool = make_pool(max_dead_groups=2)
+    pool.give_up(0, "g0", "no image")
+    pool.give_up(1, "g1", "no image")
+    with pytest.raises(SggError, match=r"max_dead_groups \(2\).* g2: damaged"):
+        pool.give_up(2, "g2", "damaged")

@@ -1,0 +1,178 @@
+"""The open groups of a run, and which of them make the next batch. No IO, no clock."""
+
+from dataclasses import dataclass
+
+from services.errors import SggError
+from services.schemas.prompts import PromptGroup
+from services.trainer_settings import AlgorithmSettings, TrainerSettings
+from trainer.rewards import has_spread
+from trainer.types import Outcome, TrainGroup
+
+
+@dataclass(slots=True, kw_only=True)
+class OpenGroup:
+    """A group from the moment it is asked for until its step is published."""
+
+    position: int
+    prompt: PromptGroup
+    num_image_tokens: int | None
+    """Visual tokens that the trainer makes of its image; None where nobody looked."""
+    received: bool = False
+    scored: TrainGroup | None = None
+    taken: bool = False
+    """By a step that is not published yet."""
+
+
+class GroupPool:
+    """Open groups by work id.
+
+    With `max_policy_lag = 0` positions are decided in order: a group counts once all open groups
+    before it are scored. Which groups a step trains on, and which it replaces, is then a function
+    of the rewards alone, not of what came first. With a lag they count as they come, so that a slow
+    group keeps nobody waiting.
+
+    Args:
+        trainer: Bounds.
+        algorithm: Whether groups without spread are replaced.
+    """
+
+    def __init__(self, trainer: TrainerSettings, algorithm: AlgorithmSettings) -> None:
+        self._groups_per_step = trainer.groups_per_step
+        self._limit = (trainer.max_policy_lag + 1) * trainer.groups_per_step
+        self._max_lag = trainer.max_policy_lag
+        self._max_dead = trainer.max_dead_groups or 4 * trainer.groups_per_step
+        self._normalise = algorithm.normalise
+        self._max_replaced = (
+            (algorithm.max_replaced or 3 * trainer.groups_per_step)
+            if algorithm.dynamic_sampling
+            else 0
+        )
+        self._open: dict[str, OpenGroup] = {}
+        self._outcome = Outcome()
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another group may be asked for."""
+        return len(self._open) < self._limit
+
+    @property
+    def num_sampling(self) -> int:
+        """Asked for, and not back from the rollout servers."""
+        return sum(not group.received for group in self._open.values())
+
+    @property
+    def num_scoring(self) -> int:
+        """Sampled, and not back from the reward service."""
+        return sum(group.received and group.scored is None for group in self._open.values())
+
+    @property
+    def num_ready(self) -> int:
+        """Scored, and not taken."""
+        return sum(group.scored is not None and not group.taken for group in self._open.values())
+
+    def get(self, work_id: str) -> OpenGroup | None:
+        """An open group."""
+        return self._open.get(work_id)
+
+    def unanswered(self) -> list[PromptGroup]:
+        """Prompts that the rollout servers have, or should have."""
+        return [group.prompt for group in self._open.values() if not group.received]
+
+    def add(self, position: int, prompt: PromptGroup, num_image_tokens: int | None) -> None:
+        """A group is asked for."""
+        self._open[prompt.work_id] = OpenGroup(
+            position=position, prompt=prompt, num_image_tokens=num_image_tokens
+        )
+
+    def score(self, group: TrainGroup) -> None:
+        """A group is back from the reward service."""
+        self._open[group.rollout.work_id].scored = group
+
+    def bury(self, work_id: str, reason: str) -> None:
+        """An open group will never be trained on; see `give_up`."""
+        opened = self._open.pop(work_id)
+        self.give_up(opened.position, opened.prompt.group_id, reason)
+
+    def give_up(self, position: int, group_id: str, reason: str) -> None:
+        """Record a group that will never be trained on. Another takes its place.
+
+        Raises:
+            SggError: Over `trainer.max_dead_groups` since the last step.
+        """
+        self._outcome.dead.append(group_id)
+        self._outcome.positions.append(position)
+        if len(self._outcome.dead) > self._max_dead:
+            raise SggError(
+                f"{len(self._outcome.dead)} groups died since the last step, which is over "
+                f"trainer.max_dead_groups ({self._max_dead}). The last one, {group_id}: {reason}. "
+                "See `sgg-rl dead list` and the trainer's log."
+            )
+
+    def reissue_stale(self, policy_version: int) -> list[PromptGroup]:
+        """The hard check of staleness: groups too old for a batch of `policy_version`.
+
+        Returns:
+            Their prompts, to be asked for again: the next attempt, with new enough weights.
+        """
+        allowed = policy_version - self._max_lag
+        again = []
+        for work_id, group in list(self._open.items()):
+            if group.taken or group.scored is None:
+                continue
+            if group.scored.oldest_policy_version >= allowed:
+                continue
+            prompt = group.prompt.model_copy(
+                update={"attempt": group.prompt.attempt + 1, "min_policy_version": policy_version}
+            )
+            del self._open[work_id]
+            self.add(group.position, prompt, group.num_image_tokens)
+            self._outcome.stale.append(prompt.group_id)
+            again.append(prompt)
+        return again
+
+    def replace_without_spread(self) -> bool:
+        """Drop groups that teach nothing, lowest positions first, up to the step's bound.
+
+        DAPO (arXiv 2503.14476), section 3.2, samples until the batch is full; here a step that has
+        replaced `algorithm.max_replaced` takes what there is.
+
+        Returns:
+            Whether there is room for others now.
+        """
+        before = len(self._open)
+        for group in self._candidates():
+            if len(self._outcome.replaced) >= self._max_replaced:
+                break
+            if not has_spread(group.rewards, self._normalise):
+                del self._open[group.rollout.work_id]
+                self._outcome.replaced.append(group.rollout.group_id)
+                self._outcome.positions.append(group.position)
+        return len(self._open) < before
+
+    def take(self) -> tuple[list[TrainGroup], Outcome] | None:
+        """A step's groups, lowest positions first, and what became of others since the last step.
+
+        None while there are too few.
+        """
+        groups = self._candidates()[: self._groups_per_step]
+        if len(groups) < self._groups_per_step:
+            return None
+        for group in groups:
+            self._open[group.rollout.work_id].taken = True
+        outcome, self._outcome = self._outcome, Outcome()
+        return groups, outcome
+
+    def close(self, work_id: str) -> None:
+        """A taken group's step is published."""
+        del self._open[work_id]
+
+    def _candidates(self) -> list[TrainGroup]:
+        """Scored groups whose turn it may be, by position."""
+        waiting = (group for group in self._open.values() if not group.taken)
+        found: list[TrainGroup] = []
+        for group in sorted(waiting, key=lambda group: group.position):
+            if group.scored is not None:
+                found.append(group.scored)
+            elif self._max_lag == 0:
+                break
+        return found

@@ -1,0 +1,54 @@
+"""Why a sampled group cannot be trained on, if so."""
+
+from collections.abc import Collection
+
+from services.schemas.rollouts import RolloutGroup
+
+
+def refusal(
+    group: RolloutGroup,
+    *,
+    group_size: int,
+    newest_policy_version: int,
+    suppressed_token_ids: Collection[int],
+) -> str | None:
+    """What is wrong with a group's completions.
+
+    Args:
+        group: As it came from the queue.
+        group_size: `trainer.group_size`.
+        newest_policy_version: That any server can have.
+        suppressed_token_ids: Never to be sampled: they would shift the features of the images.
+    """
+    if len(group.completions) != group_size:
+        return f"{len(group.completions)} completions, not trainer.group_size ({group_size})"
+    if group.renormalised:
+        return "its logprobs are of a part of the vocabulary: the ratios would be biased"
+    for completion in group.completions:
+        if not completion.token_ids or not completion.policy_versions:
+            return "a completion without tokens or policy_versions"
+        newest = max(span.policy_version for span in completion.policy_versions)
+        if newest > newest_policy_version:
+            return f"sampled with version {newest}, which this trainer has not published"
+        if len(completion.rollout_logprobs) != len(completion.token_ids):
+            return "rollout_logprobs and token_ids differ in length"
+        if not frozenset(suppressed_token_ids).isdisjoint(completion.token_ids):
+            return "a visual placeholder was sampled"
+    return None
+
+
+def image_refusal(group: RolloutGroup, image_token_id: int, expected: int) -> str | None:
+    """Whether sampler and trainer see the image differently.
+
+    Args:
+        group: As it came from the queue.
+        image_token_id: Of the placeholder of one visual token.
+        expected: Visual tokens that the trainer makes of the image.
+    """
+    found = group.prompt_token_ids.count(image_token_id)
+    if found == expected:
+        return None
+    return (
+        f"its prompt has {found} image tokens, this trainer's processor makes {expected}: "
+        "model.min_pixels and model.max_pixels must be the same for both"
+    )
