@@ -29,7 +29,10 @@ app.add_typer(dead_app, name="dead")
 app.add_typer(similarity_app, name="similarity")
 app.add_typer(weights_app, name="weights")
 
-Config = Annotated[Path, typer.Option("--config", "-c", help="The run's TOML file.")]
+Config = Annotated[
+    list[Path] | None,
+    typer.Option("--config", "-c", help="The run's TOML file; given twice, later over earlier."),
+]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="section.field=value, over the file and environment."),
@@ -39,12 +42,11 @@ Port = Annotated[int | None, typer.Option(min=1, max=65535, help="Instead of the
 Family = Annotated[
     Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"], typer.Option(help="The architecture.")
 ]
-DEFAULT_CONFIG = Path("configs/demo.toml")
 
 
 @serve_app.command("redis")
 def serve_redis(
-    config: Config = DEFAULT_CONFIG, set_: Overrides = None, host: Host = None, port: Port = None
+    config: Config = None, set_: Overrides = None, host: Host = None, port: Port = None
 ) -> None:
     """Redis or Valkey, with its data in the run's folder."""
     from cli import run
@@ -54,7 +56,7 @@ def serve_redis(
 
 @serve_app.command("reward")
 def serve_reward(
-    config: Config = DEFAULT_CONFIG,
+    config: Config = None,
     set_: Overrides = None,
     host: Host = None,
     port: Port = None,
@@ -71,7 +73,7 @@ def serve_reward(
 
 @serve_app.command("rollout")
 def serve_rollout(
-    config: Config = DEFAULT_CONFIG, set_: Overrides = None, host: Host = None, port: Port = None
+    config: Config = None, set_: Overrides = None, host: Host = None, port: Port = None
 ) -> None:
     """A rollout server."""
     from cli import run
@@ -81,7 +83,7 @@ def serve_rollout(
 
 @app.command()
 def train(
-    config: Config = DEFAULT_CONFIG,
+    config: Config = None,
     set_: Overrides = None,
     resume: Annotated[bool, typer.Option(help="Continue from the last checkpoint.")] = False,
     dry_run: Annotated[bool, typer.Option(help="Check and print the settings only.")] = False,
@@ -94,19 +96,19 @@ def train(
 
 @app.command()
 def sft(
-    config: Config = Path("configs/toy-sft.toml"),
+    config: Config = None,
     set_: Overrides = None,
     resume: Annotated[bool, typer.Option(help="Continue from the last checkpoint.")] = False,
 ) -> None:
     """Supervised fine-tuning on reference graphs."""
     from cli import run
 
-    run.sft(run.settings(config, set_), resume=resume)
+    run.sft(run.settings(config or [Path("configs/toy-sft.toml")], set_), resume=resume)
 
 
 @app.command()
 def demo(
-    config: Config = DEFAULT_CONFIG,
+    config: Config = None,
     set_: Overrides = None,
     data: Annotated[str | None, typer.Option(help="Train on this dataset instead.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run of this name.")] = False,
@@ -120,7 +122,7 @@ def demo(
 
 @app.command()
 def status(
-    config: Config = DEFAULT_CONFIG,
+    config: Config = None,
     set_: Overrides = None,
     watch: Annotated[bool, typer.Option(help="Refresh until Ctrl-C.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
@@ -181,7 +183,7 @@ def make_tiny(folder: Path, seed: int = 0, family: Family = "qwen2_5_vl") -> Non
 
 
 @dead_app.command("list")
-def dead_list(config: Config = DEFAULT_CONFIG, set_: Overrides = None) -> None:
+def dead_list(config: Config = None, set_: Overrides = None) -> None:
     """Each dead group with its errors."""
     from cli import run
 
@@ -189,7 +191,7 @@ def dead_list(config: Config = DEFAULT_CONFIG, set_: Overrides = None) -> None:
 
 
 @dead_app.command("replay")
-def dead_replay(entry_id: str, config: Config = DEFAULT_CONFIG, set_: Overrides = None) -> None:
+def dead_replay(entry_id: str, config: Config = None, set_: Overrides = None) -> None:
     """Put a dead group back on its stream."""
     from cli import run
 
@@ -197,7 +199,7 @@ def dead_replay(entry_id: str, config: Config = DEFAULT_CONFIG, set_: Overrides 
 
 
 @dead_app.command("drop")
-def dead_drop(entry_id: str, config: Config = DEFAULT_CONFIG, set_: Overrides = None) -> None:
+def dead_drop(entry_id: str, config: Config = None, set_: Overrides = None) -> None:
     """Forget a dead group."""
     from cli import run
 

@@ -10,19 +10,23 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from services.app import host_and_port
 from services.errors import NotFoundError, SettingsError
 from services.keys import RunKeys
-from services.settings import Settings, dump_settings, environment_value, load_settings
+from services.settings import Settings, environment_value, load_settings
 from services.telemetry import setup_logging
 
 if TYPE_CHECKING:
     from scene_data.tiny_model import Family
 
+DEFAULT_CONFIG = Path("configs/demo.toml")
 T = TypeVar("T")
 Address = tuple[str | None, int | None]
 
 
-def settings(config: Path, overrides: list[str] | None, **addresses: Address) -> Settings:
+def settings(
+    config: list[Path] | None, overrides: list[str] | None, **addresses: Address
+) -> Settings:
     """The run's settings, with `--host` and `--port` put into the section's url."""
-    found = load_settings(config, overrides or [])
+    files = config or [DEFAULT_CONFIG]
+    found = load_settings(files, overrides or [])
     for section, (host, port) in addresses.items():
         if host is None and port is None:
             continue
@@ -31,7 +35,7 @@ def settings(config: Path, overrides: list[str] | None, **addresses: Address) ->
         old_host, old_port = host_and_port(url.replace("redis://", "http://"))
         path = rest.partition("/")[2]
         changed = f"{scheme}://{host or old_host}:{port or old_port}" + (f"/{path}" if path else "")
-        found = load_settings(config, [*(overrides or []), f'{section}.url="{changed}"'])
+        found = load_settings(files, [*(overrides or []), f'{section}.url="{changed}"'])
     return found
 
 
@@ -67,34 +71,37 @@ def serve_rollout(found: Settings) -> None:
 def train(found: Settings, *, resume: bool, dry_run: bool) -> None:
     """Run the trainer: this process, or as many as `trainer.num_ranks` under torchrun."""
     if dry_run:
-        print(dump_settings(found))
+        from launcher.dry_run import dry_run as check
+
+        print(check(found))
         return
-    rank = environment_value("RANK")
-    if found.trainer.num_ranks > 1 and rank is None:
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-        os.execv(
-            sys.executable,
-            [
-                sys.executable,
-                *torchrun,
-                str(found.trainer.num_ranks),
-                "-m",
-                "cli.main",
-                *sys.argv[1:],
-            ],
-        )
+    rank = _rank_of(found)
     from trainer.train import train as run_training
 
-    setup_logging(f"trainer[{rank or 0}]")
+    setup_logging(f"trainer[{rank}]")
     run_training(found, resume=resume)
 
 
 def sft(found: Settings, *, resume: bool) -> None:
-    """Run supervised fine-tuning."""
+    """Run supervised fine-tuning, on as many processes as the trainer's."""
+    rank = _rank_of(found)
     from trainer.sft import run_sft
 
-    setup_logging("sft")
-    print(f"wrote {run_sft(found, resume=resume)}")
+    setup_logging(f"sft[{rank}]")
+    folder = run_sft(found, resume=resume)
+    if rank == 0:
+        print(f"wrote {folder}")
+
+
+def _rank_of(found: Settings) -> int:
+    """This process among `trainer.num_ranks`; alone it becomes torchrun, which starts them all."""
+    rank = environment_value("RANK")
+    if rank is None and found.trainer.num_ranks > 1:
+        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+        num_ranks = str(found.trainer.num_ranks)
+        arguments = [*torchrun, num_ranks, "-m", "cli.main", *sys.argv[1:]]
+        os.execv(sys.executable, [sys.executable, *arguments])
+    return int(rank or 0)
 
 
 def demo(found: Settings, *, resume: bool) -> None:

@@ -92,7 +92,12 @@ def check_version(answers: Sequence[RolloutResponse], wanted: int) -> None:
 
 def _request(settings: Settings, sample: Sample) -> RolloutRequest:
     return RolloutRequest(
-        messages=prompt_messages(settings.data.template, box_space(settings.model, sample)),
+        messages=prompt_messages(
+            settings.data.template,
+            box_space(settings.model, sample),
+            settings.data.vocabulary,
+            thinking=settings.data.thinking,
+        ),
         images=[InlineImage(data=base64.b64encode(sample.image_bytes).decode())],
         sampling=Sampling(n=1, temperature=0.0, max_tokens=settings.evaluation.max_tokens),
     )

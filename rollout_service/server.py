@@ -201,8 +201,11 @@ class RolloutServer:
         *,
         request_id: str,
         adapter: str | None = None,
+        traceparent: str | None = None,
     ) -> EngineResult:
         """Sample one group; waits while weights are exchanged.
+
+        Its span is under `traceparent`, or under the current one.
 
         Raises:
             UnavailableError: Not ready, or no longer.
@@ -211,7 +214,7 @@ class RolloutServer:
         """
         engine = self.ready_engine()
         work = engine.sample(messages, images, sampling, request_id=request_id, adapter=adapter)
-        with self._tracing.span("sample"):
+        with self._tracing.span("sample", parent=traceparent):
             result = await self._counted(work)
             self._tracing.annotate(
                 request_id=request_id,

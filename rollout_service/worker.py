@@ -215,6 +215,7 @@ class QueueWorker:
             prompt.sampling,
             # With the delivery: after an expired lease a server may hold the same group again.
             request_id=f"{lease.work_id}/{lease.entry_id}/{lease.delivery}",
+            traceparent=prompt.traceparent,
         )
         group = RolloutGroup(
             group_id=prompt.group_id,

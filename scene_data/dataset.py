@@ -8,7 +8,8 @@
 | `owner/name` or `owner/name:split`, where no such path exists | the same, from the hub |
 
 A row has image_id, image, objects `[{"id": "man.1", "bbox": [x1, y1, x2, y2]}]` (pixels) and
-relationships `[{"subject", "predicate", "object"}]`; the lists may be JSON strings.
+relationships `[{"subject", "predicate", "object"}]`; the lists may be JSON strings. A column of
+text that leads to the graph (thinking) is read where it is asked for.
 """
 
 import io
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from scene_data.rows import RowError, read_graph
+from scene_data.rows import RowError, read_graph, read_thinking
 from scene_graph.graph import SceneGraph
 from services.errors import InvalidInputError
 
@@ -50,6 +51,8 @@ class Sample:
     height: int
     graph: SceneGraph
     """Boxes in pixels of this image."""
+    thinking: str | None = None
+    """Text before the answer, where the dataset was opened with a column for it."""
 
 
 class Rows(Protocol):
@@ -72,16 +75,18 @@ class SceneDataset:
     Args:
         rows: The source.
         name: For messages.
+        thinking_column: Of text that every usable row must have.
 
     Raises:
         InvalidInputError: More than `max(MAX_BROKEN_ROWS, MAX_BROKEN_SHARE * rows)` rows are
             broken, or none is left.
     """
 
-    def __init__(self, rows: Rows, name: str) -> None:
+    def __init__(self, rows: Rows, name: str, *, thinking_column: str | None = None) -> None:
         self._rows = rows
         self._name = name
-        self._usable = _usable_rows(rows, name)
+        self._thinking = thinking_column
+        self._usable = _usable_rows(rows, name, thinking_column)
 
     def __len__(self) -> int:
         return len(self._usable)
@@ -111,45 +116,60 @@ class SceneDataset:
             width=width,
             height=height,
             graph=read_graph(row)[0],
+            thinking=read_thinking(row, self._thinking) if self._thinking else None,
         )
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
 
 
-def open_dataset(path: str | Path) -> SceneDataset:
+def is_hub_name(name: str) -> bool:
+    """Whether a name that is no path here could be one of the hub's: `owner/name`."""
+    return not Path(name).exists() and _HUB_NAME.match(name) is not None
+
+
+def open_dataset(path: str | Path, *, thinking_column: str | None = None) -> SceneDataset:
     """Open a local path or a hub dataset; see the table above.
+
+    Args:
+        path: Or a hub name.
+        thinking_column: Read this text with each row.
 
     Raises:
         InvalidInputError: Nothing has that name, its layout is unknown, or too much is broken.
     """
-    name, place = str(path), Path(path)
+    extra = [thinking_column] if thinking_column else []
+    rows = _open_rows(str(path), Path(path), extra)
+    return SceneDataset(rows, str(path), thinking_column=thinking_column)
+
+
+def _open_rows(name: str, place: Path, extra: list[str]) -> Rows:
     if place.suffix == ".parquet" and place.is_file():
-        return SceneDataset(_TableRows(_load_parquet([place])), name)
+        return _TableRows(_load_parquet([place]), extra)
     if place.suffix == ".json" and place.is_file():
-        return SceneDataset(_JsonRows(place), name)
+        return _JsonRows(place)
     if place.is_dir():
-        return SceneDataset(_open_folder(place), name)
-    if not place.exists() and _HUB_NAME.match(name):
-        return SceneDataset(_TableRows(_load_hub(name)), name)
+        return _open_folder(place, extra)
+    if is_hub_name(name):
+        return _TableRows(_load_hub(name), extra)
     raise InvalidInputError(
         f"{name} is not a dataset: give a .parquet or .json file, a folder of them, "
         "or a hub name owner/name"
     )
 
 
-def _open_folder(folder: Path) -> Rows:
+def _open_folder(folder: Path, extra: list[str]) -> Rows:
     import datasets
 
     if (folder / "state.json").is_file():
-        return _TableRows(datasets.load_from_disk(str(folder)))
+        return _TableRows(datasets.load_from_disk(str(folder)), extra)
     if files := sorted(folder.glob("*.parquet")):
         splits = {re.split(r"[-_]\d", file.stem)[0] for file in files}
         if len(splits) > 1:
             raise InvalidInputError(
                 f"{folder} holds several splits ({', '.join(sorted(splits))}): name one file"
             )
-        return _TableRows(_load_parquet(files))
+        return _TableRows(_load_parquet(files), extra)
     if len(files := sorted(folder.glob("*.json"))) == 1:
         return _JsonRows(files[0])
     raise InvalidInputError(
@@ -185,15 +205,17 @@ def _load_hub(name: str) -> Any:
 class _TableRows:
     """A memory-mapped `datasets.Dataset`."""
 
-    def __init__(self, table: Any) -> None:
+    def __init__(self, table: Any, extra: list[str]) -> None:
         import datasets
 
-        if missing := [name for name in _COLUMNS if name not in table.column_names]:
+        columns = [*_COLUMNS, *extra]
+        if missing := [name for name in columns if name not in table.column_names]:
             raise InvalidInputError(
                 f"the dataset has no column {', '.join(missing)}; "
-                f"it has {', '.join(table.column_names)}"
+                f"it has {', '.join(table.column_names)}. Rename its columns"
+                + (", or name the one with the thinking in sft.thinking_column" if extra else "")
             )
-        self._table = table.select_columns(list(_COLUMNS)).cast_column(
+        self._table = table.select_columns(columns).cast_column(
             "image", datasets.Image(decode=False)
         )
 
@@ -242,13 +264,15 @@ class _JsonRows:
         return (self.row(index) for index in range(len(self)))
 
 
-def _usable_rows(rows: Rows, name: str) -> list[int]:
+def _usable_rows(rows: Rows, name: str, thinking_column: str | None) -> list[int]:
     usable: list[int] = []
     broken: list[str] = []
     dropped: Counter[str] = Counter()
     for index, row in enumerate(rows.annotations()):
         try:
             dropped.update(read_graph(row)[1])
+            if thinking_column:
+                read_thinking(row, thinking_column)
         except RowError as error:
             broken.append(f"row {index} (image {row.get('image_id')}): {error}")
         else:

@@ -53,6 +53,20 @@ def read_graph(row: Mapping[str, Any]) -> tuple[SceneGraph, Counter[str]]:
     return SceneGraph(objects=tuple(objects.values()), relationships=tuple(triplets)), dropped
 
 
+def read_thinking(row: Mapping[str, Any], column: str) -> str:
+    """The thinking that leads to a row's graph, without its tags.
+
+    Raises:
+        RowError: It is missing, empty, or would end its own tag.
+    """
+    value = row.get(column)
+    text = value.strip() if isinstance(value, str) else ""
+    text = text.removeprefix("<think>").removesuffix("</think>").strip()
+    if not text or "</think>" in text:
+        raise RowError(f"column {column!r} has no text, or one with '</think>' inside")
+    return text
+
+
 def _items(row: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
     value = row.get(key)
     if isinstance(value, str):

@@ -5,25 +5,39 @@ from typing import Literal
 
 import numpy as np
 
+from scene_data.vocabulary import load_vocabulary
 from scene_graph.boxes import from_fractions, to_fractions
 from scene_graph.graph import SceneGraph
 from services.schemas.common import ChatMessage, ImagePart, TextPart
 
-TemplateName = Literal["toy", "open"]
+TemplateName = Literal["toy", "open", "closed"]
 
-_TOY = "Scene graph:"  # short: the toy model's context is nearly all image and answer
+# Short: the toy model's context is nearly all image and answer.
+_TOY = "Scene graph:"
+_TOY_THINKING = "Think, then scene graph:"
 
 _OPEN = """\
 Describe this image as a scene graph: the objects that you see and how they relate to each other.
 
-Write one JSON object inside <answer> and </answer>, and nothing else:
-<answer>{{"objects":[{{"id":"name.1","bbox":[x1,y1,x2,y2]}}],\
+{order}
+{think}<answer>{{"objects":[{{"id":"name.1","bbox":[x1,y1,x2,y2]}}],\
 "relationships":[{{"subject":"name.1","predicate":"how they relate","object":"name.2"}}]}}</answer>
 
 - "id" is the object's name in plain English, a dot and a number; no id is used twice.
 - "bbox" is its box, upper left corner (x1, y1) to lower right corner (x2, y2), {unit}.
 - "subject" and "object" are ids from the list of objects; "predicate" is a short phrase.
 - List every object that takes part in a relationship, and only what can be seen."""
+
+_ORDER = "Write one JSON object inside <answer> and </answer>, and nothing else:"
+_ORDER_THINKING = """\
+First think inside <think> and </think>: go through what can be seen and how it relates. Then \
+write one JSON object inside <answer> and </answer>, and nothing else:"""
+
+_CLOSED = """
+
+Use these names for objects, and no others: {objects}.
+
+Use these predicates, and no others: {predicates}."""
 
 _UNITS = {
     "relative_1000": "in thousandths of the image's width and height, whole numbers from 0 to 1000",
@@ -32,18 +46,41 @@ _UNITS = {
 }
 
 
-def prompt_messages(template: TemplateName, box_space: str) -> list[ChatMessage]:
-    """The chat that asks for an image's scene graph, without asking for thinking.
+def prompt_messages(
+    template: TemplateName,
+    box_space: str,
+    vocabulary: str | None = None,
+    *,
+    thinking: bool = False,
+) -> list[ChatMessage]:
+    """The chat that asks for an image's scene graph.
 
     Args:
-        template: `toy` for toy-scenes and the tiny model, `open` (open vocabulary) for real ones.
+        template: `toy` for toy-scenes and the tiny model; for real ones `open` (any names) or
+            `closed`.
         box_space: Wire name of the space that boxes are to be written in (`scene_graph.boxes`).
+        vocabulary: With `closed`, whose names may be used (`scene_data.vocabulary`).
+        thinking: Ask for `<think>…</think>` before the answer.
     """
-    text = _TOY if template == "toy" else _OPEN.format(unit=_unit(box_space))
+    if template == "toy":
+        text = _TOY_THINKING if thinking else _TOY
+    else:
+        text = _OPEN.format(
+            unit=_unit(box_space),
+            order=_ORDER_THINKING if thinking else _ORDER,
+            think="<think>...</think>\n" if thinking else "",
+        )
+    if vocabulary is not None:
+        names = load_vocabulary(vocabulary)
+        text += _CLOSED.format(
+            objects=", ".join(names.objects), predicates=", ".join(names.predicates)
+        )
     return [ChatMessage(role="user", content=[ImagePart(), TextPart(text=text)])]
 
 
-def answer_text(graph: SceneGraph, box_space: str, *, width: int, height: int) -> str:
+def answer_text(
+    graph: SceneGraph, box_space: str, *, width: int, height: int, thinking: str | None = None
+) -> str:
     """The right answer for an image: SFT's target. The same graph always gives the same text.
 
     Args:
@@ -51,6 +88,7 @@ def answer_text(graph: SceneGraph, box_space: str, *, width: int, height: int) -
         box_space: Space to write boxes in; integers, but for `relative_1` (three decimals).
         width: Of the original image, in pixels.
         height: Of the original image, in pixels.
+        thinking: What comes before the answer, in tags of its own.
     """
     pixels = np.array([item.bbox for item in graph.objects], dtype=np.float64)
     boxes = from_fractions(to_fractions(pixels, f"pixels:{width}x{height}"), box_space)
@@ -65,7 +103,9 @@ def answer_text(graph: SceneGraph, box_space: str, *, width: int, height: int) -
             for r in graph.relationships
         ],
     }
-    return f"<answer>{json.dumps(payload, ensure_ascii=False, separators=(',', ':'))}</answer>"
+    answer = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
+    think = "" if thinking is None else f"<think>{thinking}</think>\n"
+    return f"{think}<answer>{answer}</answer>"
 
 
 def _unit(box_space: str) -> str:

@@ -1,13 +1,14 @@
 """One typed settings tree for every process of a run.
 
 Sources, later ones win: TOML file, environment (`SGG__SECTION__FIELD`), command line (`--set
-section.field=value`). A misspelt key is refused in all three, by name. This is the only file that
-reads the environment.
+section.field=value`). A misspelt key is refused in all three, by name. A file may stand on others:
+`extends = ["base.toml"]`, paths from its own folder, later ones over earlier ones and the file over
+them all. This is the only file that reads the environment.
 """
 
 import os
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,8 +70,19 @@ class DataSettings(Section):
     Genome graphs."""
     heldout: str | None = None
     """The same, never trained on. Without it, the first rows of `train` are only looked at."""
-    template: Literal["toy", "open"] = "open"
-    """The instruction that goes with each image."""
+    template: Literal["toy", "open", "closed"] = "open"
+    """The instruction that goes with each image; `closed` lists the names that may be used."""
+    vocabulary: Literal["vg150", "psg"] | None = None
+    """Those names; with `closed` only."""
+    thinking: bool = False
+    """Ask for `<think>…</think>` before the answer: in SFT, in GRPO (whose `format` term then
+    requires it) and in evaluation."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DataSettings":
+        if (self.template == "closed") != (self.vocabulary is not None):
+            raise ValueError("template = 'closed' and vocabulary go together: set both or none")
+        return self
 
 
 class RedisSettings(Section):
@@ -135,6 +147,15 @@ class WeightSettings(Section):
     """
 
 
+class ClusterSettings(Section):
+    """The GPUs that a run is sized for: `sgg-rl train --dry-run` compares its estimate."""
+
+    gpu_memory_gib: float | None = Field(default=None, gt=0)
+    """Of each GPU of the trainer."""
+    num_rollout_servers: int = Field(default=1, ge=1)
+    """One GPU each; with `weights.transport = "ipc"` the trainer's own."""
+
+
 class EvaluationSettings(Section):
     """Held-out evaluation before and after a run."""
 
@@ -177,6 +198,7 @@ class Settings(Section):
     sft: SftSettings = SftSettings()
     records: RecordsSettings = RecordsSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    cluster: ClusterSettings = ClusterSettings()
     security: SecuritySettings = SecuritySettings()
     telemetry: TelemetrySettings = TelemetrySettings()
 
@@ -203,14 +225,14 @@ class Settings(Section):
 
 
 def load_settings(
-    path: Path,
+    files: Path | Sequence[Path],
     overrides: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
 ) -> Settings:
     """Read a run's settings.
 
     Args:
-        path: TOML file.
+        files: TOML file, or several: later ones over earlier ones.
         overrides: `section.field=value` strings, as given to `--set`; values are TOML, or plain
             text.
         environment: Defaults to the process's.
@@ -219,13 +241,9 @@ def load_settings(
         SettingsError: The file is missing or malformed, or a key in any source is unknown or out of
             range.
     """
-    if not path.is_file():
-        raise SettingsError(f"no settings file at {path}")
-    try:
-        tree = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not TOML: {error}") from error
-    _check(tree, str(path))
+    files = [files] if isinstance(files, Path) else files
+    tree = _merged(_read(file) for file in files)
+    _check(tree, " and ".join(map(str, files)))
     for key, text in sorted((os.environ if environment is None else environment).items()):  # noqa: TID251
         if key.startswith(ENV_PREFIX):
             _put(
@@ -270,6 +288,36 @@ def environment_value(name: str) -> str | None:
 def set_environment(name: str, value: str) -> None:
     """Set a variable that a library reads at import."""
     os.environ[name] = value  # noqa: TID251
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A file's tables, over those of the files that it extends."""
+    if not path.is_file():
+        extended = f", which {above[-1]} extends" if above else ""
+        raise SettingsError(f"no settings file at {path}{extended}")
+    if path.resolve() in (file.resolve() for file in above):
+        raise SettingsError(f"{path} extends itself, by way of {above[-1]}")
+    try:
+        tree = tomllib.loads(path.read_text())
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not TOML: {error}") from error
+    names = tree.pop("extends", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise SettingsError(f"{path}: extends is a list of files")
+    return _merged([*(_read(path.parent / name, (*above, path)) for name in names), tree])
+
+
+def _merged(trees: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Section by section, later ones over earlier ones."""
+    merged: dict[str, Any] = {}
+    for part in trees:
+        for section, fields in part.items():
+            below = merged.get(section)
+            if isinstance(below, dict) and isinstance(fields, dict):
+                merged[section] = {**below, **fields}
+            else:
+                merged[section] = fields
+    return merged
 
 
 def _put(tree: dict[str, Any], keys: list[str], text: str, where: str) -> None:

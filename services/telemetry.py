@@ -3,7 +3,7 @@
 import logging
 import sys
 import time
-from collections.abc import MutableMapping
+from collections.abc import MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,17 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+
+class _Stderr(logging.StreamHandler[Any]):
+    """Writes to what is stderr at the moment: rich replaces it while it shows a live table."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> Any:
+        return sys.stderr
 
 
 class _OneLine(logging.Formatter):
@@ -27,7 +38,7 @@ def setup_logging(process_name: str, file: Path | None = None) -> None:
         process_name: Stands in every line, so that logs of several processes can be merged.
         file: Append to it instead: for a process that draws on its terminal.
     """
-    handler = logging.StreamHandler(sys.stderr) if file is None else logging.FileHandler(file)
+    handler = _Stderr() if file is None else logging.FileHandler(file)
     handler.setFormatter(
         _OneLine(f"%(asctime)s %(levelname)-7s {process_name} %(name)s: %(message)s")
     )
@@ -103,13 +114,32 @@ class Tracing:
             exclude_spans=["receive", "send"],  # one more span for each piece of a body
         )
 
-    def span(self, name: str) -> AbstractContextManager[Any]:
-        """A span under the current one."""
+    def span(
+        self, name: str, *, parent: str | None = None, links: Sequence[str] = ()
+    ) -> AbstractContextManager[Any]:
+        """A span under the current one.
+
+        Args:
+            name: Of the span.
+            parent: `traceparent` of the span to be under instead.
+            links: `traceparent` of spans that it also belongs to.
+        """
         if self._provider is None:
             return nullcontext()
         tracer = self._provider.get_tracer(__name__)
-        started: AbstractContextManager[Any] = tracer.start_as_current_span(name)
+        started: AbstractContextManager[Any] = tracer.start_as_current_span(
+            name, context=_context(parent), links=_links(links)
+        )
         return started
+
+    def begin(self, name: str, **attributes: str | int | float) -> "OpenSpan | None":
+        """A span at the root of a new trace, ended by hand; None where nothing is traced."""
+        if self._provider is None:
+            return None
+        from opentelemetry.context import Context
+
+        tracer = self._provider.get_tracer(__name__)
+        return OpenSpan(tracer.start_span(name, context=Context(), attributes=attributes))
 
     def annotate(self, **attributes: str | int | float) -> None:
         """Write attributes on the current span."""
@@ -122,6 +152,21 @@ class Tracing:
         """Send what is left; at most some seconds where the collector is away."""
         if self._provider is not None:
             self._provider.shutdown()
+
+
+class OpenSpan:
+    """A span that outlasts the function that began it, and is nobody's current one."""
+
+    def __init__(self, span: Any) -> None:
+        self._span = span
+        context = span.get_span_context()
+        self.traceparent = f"00-{context.trace_id:032x}-{context.span_id:016x}-01"
+        """Its W3C name, for spans of other processes below it."""
+
+    def end(self, **attributes: str | int | float) -> None:
+        """Send it, with attributes more."""
+        self._span.set_attributes(attributes)
+        self._span.end()
 
 
 def trace_headers() -> dict[str, str]:
@@ -154,6 +199,23 @@ def _tracer_provider(service: str, endpoint: str) -> Any:
     exporter = OTLPSpanExporter(endpoint.rstrip("/") + "/v1/traces")
     provider.add_span_processor(BatchSpanProcessor(exporter))
     return provider
+
+
+def _context(traceparent: str | None) -> Any:
+    """None stands for the current one."""
+    if traceparent is None:
+        return None
+    from opentelemetry.context import Context
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    carrier = {"traceparent": traceparent}
+    return TraceContextTextMapPropagator().extract(carrier, context=Context())
+
+
+def _links(traceparents: Sequence[str]) -> list[Any]:
+    from opentelemetry.trace import Link, get_current_span
+
+    return [Link(get_current_span(_context(name)).get_span_context()) for name in traceparents]
 
 
 def _route(scope: MutableMapping[str, Any]) -> str:

@@ -181,6 +181,8 @@ class SftSettings(Section):
     warmup_steps: int = Field(default=30, ge=0)
     shuffle_graph: bool = False
     """Write an answer's objects and relationships in another order each epoch, by the seed."""
+    thinking_column: str = "thinking"
+    """Column of the dataset with the text inside `<think>`; read where `data.thinking` is on."""
     checkpoint_every: int = Field(default=500, ge=1)
     """Steps between checkpoints, for `--resume`."""
 

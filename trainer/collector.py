@@ -43,6 +43,7 @@ from services.schemas.prompts import PromptGroup
 from services.schemas.rewards import Reward
 from services.schemas.rollouts import RolloutGroup
 from services.settings import Settings
+from services.telemetry import Tracing
 from services.waiting import ended
 from trainer.cursor import Cursor, CursorState
 from trainer.group_pool import GroupPool, OpenGroup
@@ -54,6 +55,7 @@ from trainer.intake import image_refusal, refusal
 from trainer.loop_thread import LoopThread
 from trainer.prompts import PromptSource
 from trainer.rewards import with_advantages
+from trainer.tracing import SERVICE, GroupTraces
 from trainer.types import Batch, TrainGroup
 
 logger = logging.getLogger(__name__)
@@ -95,6 +97,7 @@ class Collector:
         self._version = 0
         self._term_weights: dict[str, float] = {}
         self._pool = GroupPool(settings.trainer, settings.algorithm)
+        self._traces = GroupTraces(Tracing(SERVICE, settings.telemetry.otlp_endpoint))
         self._idle = IdleMeter(time.monotonic())
         self._num_servers = 0
         self._last_arrival = time.monotonic()
@@ -155,6 +158,7 @@ class Collector:
     async def _stop(self) -> None:
         self._closing = True
         await ended(*self._tasks)
+        await asyncio.to_thread(self._traces.close)
         await self._scoring.aclose()
         await self._sharing.aclose()
         await self._redis.aclose()
@@ -214,6 +218,7 @@ class Collector:
                 except (InvalidInputError, TooLargeError) as error:  # such a row costs itself
                     self._give_up(position, error.message)
                     continue
+                prompt = self._traces.begin(prompt)
                 self._pool.add(position, prompt, tokens)
                 await self._ask(prompt)
         self._note_load()
@@ -283,11 +288,13 @@ class Collector:
         await self._persist(self._admit)
 
     async def _until_scored(self, groups: list[RolloutGroup]) -> list[list[Reward] | str]:
-        with_rows = [(group, self._opened(group).prompt.index) for group in groups]
+        prompts = [self._opened(group).prompt for group in groups]
+        with_rows = [(group, p.index) for group, p in zip(groups, prompts, strict=True)]
         found: list[list[Reward] | str] = []
 
         async def score() -> None:
-            found.extend(await self._scoring.score(with_rows))
+            with self._traces.scoring(prompts):
+                found.extend(await self._scoring.score(with_rows))
 
         await self._persist(score)
         return found
@@ -304,7 +311,11 @@ class Collector:
     def _train_group(self, group: RolloutGroup, rewards: list[Reward]) -> TrainGroup:
         opened = self._opened(group)
         return TrainGroup(
-            position=opened.position, index=opened.prompt.index, rollout=group, rewards=rewards
+            position=opened.position,
+            index=opened.prompt.index,
+            prompt=opened.prompt,
+            rollout=group,
+            rewards=rewards,
         )
 
     def _opened(self, group: RolloutGroup) -> OpenGroup:
@@ -326,6 +337,7 @@ class Collector:
                 except TimeoutError:
                     self._give_up_if_silent()
         groups, outcome = found
+        self._traces.end(groups, outcome)
         groups = with_advantages(
             groups,
             self._settings.algorithm,

@@ -1,9 +1,10 @@
-"""The parts of a step: how long each takes, and which one this rank is in."""
+"""The parts of a step: how long each takes, which one this rank is in, and their spans."""
 
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from services.telemetry import Tracing
 from trainer.watch import RankWatch
 
 
@@ -13,12 +14,15 @@ class PhaseClock:
     Args:
         watch: Is told of each phase.
         step: The phases' step.
+        tracing: Where a span for the step and each of its phases goes.
     """
 
-    def __init__(self, watch: RankWatch, step: int) -> None:
+    def __init__(self, watch: RankWatch, step: int, tracing: Tracing) -> None:
         self._watch = watch
         self._step = step
         self.seconds: dict[str, float] = {}
+        self._tracing = tracing
+        self._span = tracing.begin("step", step=step)
 
     @property
     def total_s(self) -> float:
@@ -30,5 +34,11 @@ class PhaseClock:
         """Time a block; all ranks go through the same ones in the same order."""
         self._watch.enter(phase, self._step)
         start = time.perf_counter()
-        yield
+        with self._tracing.span(phase, parent=self._span.traceparent if self._span else None):
+            yield
         self.seconds[phase] = time.perf_counter() - start
+
+    def finish(self) -> None:
+        """The step is done."""
+        if self._span is not None:
+            self._span.end()

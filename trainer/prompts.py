@@ -61,7 +61,10 @@ class PromptSource:
             epoch=epoch,
             index=index,
             messages=prompt_messages(
-                self._settings.data.template, box_space(self._settings.model, sample)
+                self._settings.data.template,
+                box_space(self._settings.model, sample),
+                self._settings.data.vocabulary,
+                thinking=self._settings.data.thinking,
             ),
             images=[self._images.put(sample.image_bytes)],
             sampling=Sampling(
@@ -88,5 +91,6 @@ class PromptSource:
             box_space=box_space(self._settings.model, sample),
             reference=reference_graph(sample),
             completions=[c.text for c in completions],
+            require_thinking=self._settings.data.thinking,
             num_tokens=[len(c.token_ids) for c in completions],
         )

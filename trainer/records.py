@@ -4,61 +4,91 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Any
+from typing import Any, get_args
 
+from services.schemas.rewards import Status
+from services.settings import Settings
+from trainer.rollout_files import RolloutFiles
+from trainer.trackers import Trackers
 from trainer.types import Batch, TrainGroup
 
 
-class RunRecords:
-    """Append-only files of a run folder, cut back to a checkpoint's step when a run resumes.
+class StepLines:
+    """A file with one JSON line a step, cut back when a run resumes from an earlier one."""
 
-    `metrics.jsonl` has one line a step, `ledger.jsonl` one line a step with the groups it used.
-    Steps after the last checkpoint are not committed: on resume their lines move to
-    `rolled_back.jsonl`.
-    """
+    def __init__(self, file: Path) -> None:
+        self._file = file
 
-    def __init__(self, folder: Path) -> None:
-        self._metrics = folder / "metrics.jsonl"
-        self._ledger = folder / "ledger.jsonl"
-        self._rolled_back = folder / "rolled_back.jsonl"
-        self._rollouts = folder / "rollouts"
-        self._rollouts.mkdir(parents=True, exist_ok=True)
+    def append(self, row: dict[str, Any]) -> None:
+        """Add a step's line."""
+        with self._file.open("a") as stream:
+            stream.write(json.dumps(row) + "\n")
 
     def cut_to(self, step: int) -> None:
-        """Keep the lines of steps under `step`."""
-        for file in (self._metrics, self._ledger):
-            lines = file.read_text().splitlines() if file.exists() else []
-            kept = [line for line in lines if _step_of(line) < step]
-            dropped = [line for line in lines if _step_of(line) >= step]
-            if dropped:
-                with self._rolled_back.open("a") as stream:
-                    stream.writelines(f"{line}\n" for line in dropped)
-            draft = file.with_suffix(".draft")
-            draft.write_text("".join(f"{line}\n" for line in kept))
-            draft.rename(file)
+        """Keep the lines of steps under `step`; later ones move to `rolled_back.jsonl`."""
+        lines = self._file.read_text().splitlines() if self._file.exists() else []
+        kept = [line for line in lines if _step_of(line) < step]
+        dropped = [line for line in lines if _step_of(line) >= step]
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        if dropped:
+            with self._file.with_name("rolled_back.jsonl").open("a") as stream:
+                stream.writelines(f"{line}\n" for line in dropped)
+        draft = self._file.with_suffix(".draft")
+        draft.write_text("".join(f"{line}\n" for line in kept))
+        draft.rename(self._file)
+
+
+class RunRecords:
+    """What a run leaves, cut back to a checkpoint's step when it resumes.
+
+    `metrics.jsonl` has one line a step, `ledger.jsonl` one line a step with the groups it used, and
+    `rollouts/` the groups themselves. Steps after the last checkpoint are not committed: on resume
+    what they left moves aside.
+
+    Args:
+        settings: Of the run.
+        rank: Rank 0 writes metrics and ledger, every rank its own groups.
+    """
+
+    def __init__(self, settings: Settings, rank: int) -> None:
+        folder = settings.run.folder
+        self._is_main = rank == 0
+        self._metrics = StepLines(folder / "metrics.jsonl")
+        self._ledger = StepLines(folder / "ledger.jsonl")
+        self._rollouts = RolloutFiles(
+            folder / "rollouts", rank=rank, keep=settings.records.keep_rollouts
+        )
+        self._trackers = Trackers(settings) if self._is_main else None
+
+    def cut_to(self, step: int) -> None:
+        """Keep what is of steps under `step`, and go on from there; once, before the first."""
+        self._rollouts.cut_to(step)
+        if self._trackers is not None:
+            self._metrics.cut_to(step)
+            self._ledger.cut_to(step)
+            self._trackers.start(step)
 
     def step(self, metrics: dict[str, Any], ledger: dict[str, Any]) -> None:
-        """Append one step."""
-        for file, row in ((self._ledger, ledger), (self._metrics, metrics)):
-            with file.open("a") as stream:
-                stream.write(json.dumps(row) + "\n")
+        """Append one step; rank 0 only."""
+        self._ledger.append(ledger)
+        self._metrics.append(metrics)
+        if self._trackers is not None:
+            self._trackers.log(metrics)
 
     def rollouts(
-        self,
-        step: int,
-        rank: int,
-        groups: Sequence[TrainGroup],
-        policy_logprobs: Sequence[Sequence[float]],
+        self, step: int, groups: Sequence[TrainGroup], policy_logprobs: Sequence[Sequence[float]]
     ) -> None:
-        """Write a rank's groups of a step with everything that its loss is made of."""
-        logprobs = iter(policy_logprobs)
-        rows = [
-            group.model_dump(mode="json")
-            | {"policy_logprobs": [next(logprobs) for _ in group.advantages]}
-            for group in groups
-        ]
-        file = self._rollouts / f"step-{step:06d}.rank{rank}.jsonl"
-        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        """Write this rank's groups of a step with everything that its loss is made of."""
+        self._rollouts.write(step, groups, policy_logprobs)
+
+    def committed(self, step: int) -> None:
+        """A checkpoint after `step` steps is complete: older groups may go."""
+        self._rollouts.committed(step)
+
+    def close(self) -> None:
+        """Finish the trackers."""
+        if self._trackers is not None:
+            self._trackers.close()
 
 
 def step_metrics(batch: Batch, policy_version: int) -> dict[str, Any]:
@@ -70,10 +100,17 @@ def step_metrics(batch: Batch, policy_version: int) -> dict[str, Any]:
     return {
         "reward_mean": fmean(totals),
         "reward_std": pstdev(totals),
+        "reward_min": min(totals),
+        "reward_max": max(totals),
         "reward_terms": {
             term: fmean(r.breakdown[term] for r in rewards) for term in rewards[0].breakdown
         },
         "failure_rate": fmean(r.status != "ok" for r in rewards),
+        "failures": {
+            status: fmean(r.status == status for r in rewards)
+            for status in get_args(Status)
+            if status != "ok"
+        },
         "policy_lag_mean": fmean(lags),
         "policy_lag_max": max(lags),
         "num_groups": len(batch.groups),
@@ -82,7 +119,9 @@ def step_metrics(batch: Batch, policy_version: int) -> dict[str, Any]:
         "num_replaced": len(batch.outcome.replaced),
         "groups_without_spread": sum(not any(group.advantages) for group in batch.groups),
         "completion_length_mean": fmean(len(c.token_ids) for c in completions),
+        "completion_length_max": max(len(c.token_ids) for c in completions),
         "truncated_rate": fmean(c.finish_reason == "length" for c in completions),
+        "num_completions": len(completions),
         "num_tokens": sum(len(c.token_ids) for c in completions),
     }
 

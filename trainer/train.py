@@ -5,6 +5,7 @@ from typing import Any
 
 from scene_data.dataset import SceneDataset, open_dataset
 from services.settings import Settings
+from services.telemetry import Tracing
 from trainer.algorithms.weighting import completion_weights
 from trainer.batch import MicroBatch, micro_batches
 from trainer.checkpoint import CheckpointStore, DataOrder
@@ -18,6 +19,7 @@ from trainer.ranks import Ranks, launched_as
 from trainer.records import RunRecords, ledger_line, step_metrics
 from trainer.resume import restore
 from trainer.schedule import learning_rate
+from trainer.tracing import SERVICE
 from trainer.types import Batch
 from trainer.watch import RankWatch, watched
 
@@ -53,7 +55,8 @@ def _run(settings: Settings, ranks: Ranks, watch: RankWatch, *, resume: bool) ->
     dataset = open_dataset(settings.data.train)
     total = trainer.total_steps(len(dataset))
     engine = PolicyEngine(settings, ranks.size)
-    records, fence = RunRecords(folder), RunFence(folder)
+    records, fence = RunRecords(settings, ranks.rank), RunFence(folder)
+    tracing = Tracing(SERVICE, settings.telemetry.otlp_endpoint if ranks.is_main else None)
     checkpoints = CheckpointStore(folder / "checkpoints", trainer.keep_checkpoints, fence)
     order = DataOrder(seed=settings.run.seed, num_rows=len(dataset), group_size=trainer.group_size)
     state = restore(checkpoints, fence, engine, ranks, order, resume=resume)
@@ -64,9 +67,9 @@ def _run(settings: Settings, ranks: Ranks, watch: RankWatch, *, resume: bool) ->
     ) as services:
         if ranks.is_main:
             fence.take(services.state(state.step).incarnation)
-            records.cut_to(state.step)
+        records.cut_to(state.step)
         services.start(engine.weights(), state.step)
-        clock = PhaseClock(watch, state.step)
+        clock = PhaseClock(watch, state.step, tracing)
         for step in range(state.step, total):
             with clock("wait"):
                 batch = services.take(step)
@@ -81,19 +84,25 @@ def _run(settings: Settings, ranks: Ranks, watch: RankWatch, *, resume: bool) ->
                 }
             with clock("publish"):
                 services.publish(engine.weights(), step + 1, batch)
-            records.rollouts(step, ranks.rank, batch.share(ranks), output.policy_logprobs)
+            records.rollouts(step, batch.share(ranks), output.policy_logprobs)
             if ranks.is_main:
                 fence.check()
-                records.step(metrics_line(batch, learned, step, clock), ledger_line(batch, step))
+                line = metrics_line(batch, learned, step, total, clock)
+                records.step(line, ledger_line(batch, step))
             # A checkpoint's seconds count in the line of the step after it.
-            clock = PhaseClock(watch, step + 1)
+            clock.finish()
+            clock = PhaseClock(watch, step + 1, tracing)
             if (step + 1) % trainer.checkpoint_every == 0 or step + 1 == total:
                 with clock("checkpoint"):
                     committed = services.state(step + 1).model_copy(update={"data_order": order})
                     checkpoints.write(committed, engine.save_state, ranks)
                 services.committed(step + 1)
+                records.committed(step + 1)
+    clock.finish()
     engine.save_pretrained(folder / "checkpoint")
     ranks.barrier()
+    records.close()
+    tracing.close()
     engine.close()
 
 
@@ -119,17 +128,19 @@ def prepare(
 
 
 def metrics_line(
-    batch: Batch, learned: dict[str, float], step: int, clock: PhaseClock
+    batch: Batch, learned: dict[str, float], step: int, total: int, clock: PhaseClock
 ) -> dict[str, Any]:
     """A step's line of `metrics.jsonl`."""
     metrics = step_metrics(batch, policy_version=step)
     return {
         "step": step,
+        "num_steps": total,
         "policy_version": step,
         "time": time.time(),
         **metrics,
         **learned,
         "tokens_per_s": metrics["num_tokens"] / clock.total_s,
+        "completions_per_s": metrics["num_completions"] / clock.total_s,
         "trainer_idle_fraction": clock.seconds["wait"] / clock.total_s,
         "sampler_idle_fraction": batch.sampler_idle_fraction,
         "groups_sampling": batch.num_sampling,

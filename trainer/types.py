@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from pydantic import Field
 
 from services.schemas.common import Message
+from services.schemas.prompts import PromptGroup
 from services.schemas.rewards import Reward
 from services.schemas.rollouts import RolloutGroup
 from trainer.algorithms.stats import Stats
@@ -21,6 +22,8 @@ class TrainGroup(Message):
     """Place in the run's data order (`trainer.cursor`)."""
     index: int
     """Row of the dataset, for the image."""
+    prompt: PromptGroup | None = None
+    """What was asked."""
     rollout: RolloutGroup
     rewards: list[Reward]
     advantages: list[float] = Field(default_factory=list)

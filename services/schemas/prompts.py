@@ -29,6 +29,10 @@ class PromptGroup(Message):
     sampling: Sampling
     min_policy_version: int = Field(default=0, ge=0)
     """A server with older weights catches up before it samples this group."""
+    traceparent: str | None = Field(
+        default=None, pattern=r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"
+    )
+    """W3C name of the trainer's span of this group: the parent of the server's."""
 
     @model_validator(mode="after")
     def _trainable(self) -> "PromptGroup":

@@ -1,65 +1,196 @@
+"""SFT on real DeepSpeed, on one rank and on two, against plain PyTorch and against GRPO's loader.
+
+The model trains in float32 on CPU, so sums in another order are all that may differ.
+"""
+
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from scene_data.dataset import open_dataset
 from scene_data.tiny_model import make_tiny_model
 from scene_data.toy import make_toy
-from services.settings import DataSettings, ModelSettings, RunSettings, Settings
-from services.trainer_settings import SftSettings
+from services.settings import Settings, dump_settings
+from tests.processes import sgg_process
+from trainer.model import load_model
 from trainer.sft import _Progress, run_sft
+from trainer.sft_rows import IGNORED, AnswerCollator, AnswerRows
+
+ROWS, BATCH = 16, 4
+TOLERANCE = 1e-5
+"""Of weights after 6 steps of lr 1e-3, for sums in another order."""
 
 
-@pytest.fixture
-def settings(tmp_path: Path) -> Settings:
-    make_tiny_model(tmp_path / "model")
-    make_toy(tmp_path / "toy", num_train=16, num_heldout=1)
-    return Settings(
-        run=RunSettings(name="sft", root=tmp_path / "runs"),
-        model=ModelSettings(path=str(tmp_path / "model"), dtype="float32"),
-        data=DataSettings(train=str(tmp_path / "toy/train.parquet"), template="toy"),
-        sft=SftSettings(
-            num_steps=6,
-            batch_size=4,
-            micro_batch_size=2,
-            learning_rate=1e-3,
-            warmup_steps=0,
-            checkpoint_every=3,
-        ),
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Six steps of graphs in shuffled order, the fifth in the second epoch, after a checkpoint."""
+    folder = tmp_path_factory.mktemp("sft")
+    make_tiny_model(folder / "model")
+    make_toy(folder / "toy", num_train=ROWS, num_heldout=1)
+    return Settings.model_validate(
+        {
+            "run": {"name": "whole", "root": str(folder / "runs")},
+            "model": {"path": str(folder / "model"), "dtype": "float32"},
+            "data": {"train": str(folder / "toy/train.parquet"), "template": "toy"},
+            "sft": {
+                "num_steps": 6,
+                "batch_size": BATCH,
+                "micro_batch_size": 2,
+                "learning_rate": 1e-3,
+                "warmup_steps": 0,
+                "checkpoint_every": 5,
+                "shuffle_graph": True,
+            },
+            "records": {"tensorboard": True},
+        }
     )
 
 
-def _weights(folder: Path) -> dict[str, torch.Tensor]:
+def changed(settings: Settings, name: str, **sections: dict[str, Any]) -> Settings:
+    """The same run under another name."""
+    tree = settings.model_dump(mode="json", exclude_none=True)
+    tree["run"]["name"] = name
+    for section, fields in sections.items():
+        tree[section] |= fields
+    return Settings.model_validate(tree)
+
+
+def weights(folder: str | Path) -> dict[str, torch.Tensor]:
     return dict(AutoModelForImageTextToText.from_pretrained(folder).state_dict())
 
 
-def test_sft_trains_every_part_and_writes_a_loadable_folder(settings: Settings) -> None:
-    folder = run_sft(settings)
-    before, after = _weights(Path(settings.model.path)), _weights(folder)
+def lines(run: Settings, name: str = "metrics.jsonl") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run.run.folder / name).read_text().splitlines()]
+
+
+def assert_close(one: dict[str, torch.Tensor], two: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        torch.testing.assert_close(tensor, two[name], atol=TOLERANCE, rtol=0, msg=name)
+
+
+@pytest.fixture(scope="module")
+def whole(settings: Settings) -> Settings:
+    """A run on one rank, never interrupted."""
+    run_sft(settings)
+    return settings
+
+
+@pytest.fixture(scope="module")
+def two_ranks(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """The same batches on two ranks with ZeRO-2, as a user starts it, an adapter only."""
+    run = changed(
+        settings,
+        "adapter",
+        sft={"batch_size": BATCH // 2},
+        trainer={"num_ranks": 2, "gradient_checkpointing": True},
+        lora={"rank": 4},
+    )
+    folder = tmp_path_factory.mktemp("two")
+    config, log = folder / "run.toml", folder / "log"
+    config.write_text(dump_settings(run))
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # of the runs inside this process
+            patch.delenv(name, raising=False)
+        with sgg_process(log, "sft", "--config", str(config)) as process:
+            assert process.wait(300) == 0, log.read_text()[-4000:]
+    assert log.read_text().count("wrote ") == 1, "rank 0 alone speaks"
+    return run
+
+
+def test_sft_trains_every_part_and_writes_a_loadable_folder(whole: Settings) -> None:
+    folder = whole.run.folder / "model"
+    before, after = weights(whole.model.path), weights(folder)
     unchanged = [name for name in before if torch.equal(before[name], after[name])]
     assert not unchanged
     assert AutoProcessor.from_pretrained(folder).image_processor.size["shortest_edge"] == 3136
     assert {file.suffix for file in folder.iterdir()} <= {".json", ".jinja", ".safetensors"}
+    assert not (whole.run.folder / "adapter").exists()
+
+
+def test_its_model_starts_grpo(whole: Settings) -> None:
+    grpo = whole.model_copy(
+        update={
+            "model": whole.model.model_copy(update={"path": str(whole.run.folder / "model")}),
+        }
+    )
+    model = load_model(grpo).eval()
+    rows = AnswerRows(open_dataset(whole.data.train), whole)
+    batch = AnswerCollator(AutoProcessor.from_pretrained(grpo.model.path))([rows.table()[0]])
+    with torch.no_grad():
+        started = load_model(whole).eval()(**batch)
+        trained = model(**batch)
+        assert trained.loss < started.loss - 0.1
+        prompt = {k: v for k, v in batch.items() if k != "labels"}
+        length = int((batch["labels"][0] == IGNORED).sum())
+        for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
+            prompt[name] = prompt[name][:, :length]
+        made = model.generate(**prompt, max_new_tokens=4, do_sample=False)
+    expected = trained.logits[0, length - 1].argmax()
+    assert made[0, length] == expected
+
+
+def test_the_first_step_is_plain_pytorchs(whole: Settings) -> None:
+    """Loss: mean over the batch's answer tokens. Its gradient's norm shows any wrong scaling."""
+    model = load_model(whole)
+    rows = AnswerRows(open_dataset(whole.data.train), whole)
+    table, order = rows.table(), list(rows)
+    processor = AutoProcessor.from_pretrained(whole.model.path)
+    batch = AnswerCollator(processor)([table[i] for i in order[:BATCH]])
+    loss = model(**batch).loss
+    loss.backward()
+    norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.requires_grad])
+    first = lines(whole)[0]
+    assert first["step"] == 1
+    assert first["loss"] == pytest.approx(loss.item(), rel=1e-5)
+    assert first["grad_norm"] == pytest.approx(norm.item(), rel=1e-4)
 
 
 def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
-    settings: Settings, monkeypatch: pytest.MonkeyPatch
+    whole: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = _weights(run_sft(settings))
-    other = settings.model_copy(update={"run": RunSettings(name="b", root=settings.run.root)})
+    other = changed(whole, "resumed")
 
     def interrupt(self: Any, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == 5:
+        if state.global_step == 6:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(_Progress, "on_step_end", interrupt)
         with pytest.raises(KeyboardInterrupt):
             run_sft(other)
-    names = [p.name for p in (other.run.folder / "checkpoints").glob("checkpoint-*")]
-    assert names == ["checkpoint-3"]
-    resumed = _weights(run_sft(other, resume=True))
-    assert whole.keys() == resumed.keys()
-    assert all(torch.allclose(whole[key], resumed[key], atol=1e-6) for key in whole)
+    torn = other.run.folder / "checkpoints/checkpoint-6"
+    torn.mkdir()  # as a kill in mid-write leaves it
+    names = sorted(p.name for p in (other.run.folder / "checkpoints").glob("checkpoint-*"))
+    assert names == ["checkpoint-5", "checkpoint-6"]
+    run_sft(other, resume=True)
+    assert_close(weights(whole.run.folder / "model"), weights(other.run.folder / "model"))
+    one, two = lines(whole), lines(other)
+    assert [row["step"] for row in two] == [1, 2, 3, 4, 5, 6]
+    assert two[5]["loss"] == pytest.approx(one[5]["loss"], abs=TOLERANCE)
+    assert one[5]["epoch"] == 1.5
+
+
+def test_two_ranks_train_an_adapter_as_one_does(two_ranks: Settings) -> None:
+    alone = changed(two_ranks, "alone", sft={"batch_size": BATCH}, trainer={"num_ranks": 1})
+    run_sft(alone)
+    for one, two in zip(lines(alone), lines(two_ranks), strict=True):
+        assert one["loss"] == pytest.approx(two["loss"], abs=TOLERANCE)
+        assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-4)
+    assert_close(weights(alone.run.folder / "model"), weights(two_ranks.run.folder / "model"))
+
+
+def test_an_adapter_is_written_alone_and_merged(two_ranks: Settings) -> None:
+    base, merged = weights(two_ranks.model.path), weights(two_ranks.run.folder / "model")
+    changed_names = [name for name in base if not torch.equal(base[name], merged[name])]
+    assert changed_names
+    assert all("language_model" in name and "_proj" in name for name in changed_names)
+    model = AutoModelForImageTextToText.from_pretrained(two_ranks.model.path)
+    adapted = PeftModel.from_pretrained(model, two_ranks.run.folder / "adapter")
+    again = dict(adapted.merge_and_unload().state_dict())
+    assert_close(again, merged)

@@ -190,3 +190,16 @@ def test_real_visual_genome_graphs() -> None:
         boxes = [item.bbox for item in sample.graph.objects]
         assert max(box[2] for box in boxes) <= sample.width
         assert max(box[3] for box in boxes) <= sample.height
+
+
+def test_thinking_is_read_from_the_column_that_is_named(tmp_path: Path) -> None:
+    rows = [_row(why=" A man. ", thinking="other")]
+    path = _parquet(tmp_path / "x.parquet", rows)
+    assert open_dataset(path, thinking_column="why")[0].thinking == "A man."
+    assert open_dataset(path)[0].thinking is None
+    with pytest.raises(InvalidInputError, match=r"no column reason; it has .*sft.thinking_column"):
+        open_dataset(path, thinking_column="reason")
+    folder = _json_folder(tmp_path / "json", [_json_row(0, why="Yes.")])
+    assert open_dataset(folder, thinking_column="why")[0].thinking == "Yes."
+    with pytest.raises(InvalidInputError, match="column 'reason' has no text"):
+        open_dataset(folder, thinking_column="reason")

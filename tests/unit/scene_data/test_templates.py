@@ -6,7 +6,7 @@ import pytest
 from scene_data.templates import answer_text, prompt_messages
 from scene_data.toy import SIDE, toy_scene
 from scene_graph.graph import Relationship, SceneGraph, SceneObject
-from scene_graph.parsing import parse_completion
+from scene_graph.parsing import find_answer, parse_completion
 
 GRAPH = SceneGraph(
     objects=(
@@ -74,3 +74,16 @@ def test_the_toy_prompt_is_short() -> None:
     assert [part.type for part in message.content] == ["image", "text"]
     assert message.content[1].type == "text"
     assert len(message.content[1].text) < 20
+
+
+def test_thinking_is_asked_for_and_parsed_apart() -> None:
+    for template in ("toy", "open"):
+        (plain,) = prompt_messages(template, "relative_1000")
+        (message,) = prompt_messages(template, "relative_1000", thinking=True)
+        assert message != plain
+        assert "hink" in message.model_dump()["content"][1]["text"]
+    graph = SceneGraph(objects=(), relationships=())
+    text = answer_text(graph, "relative_1000", width=10, height=10, thinking="Nothing here.")
+    answer = find_answer(text)
+    assert answer.has_think_tags
+    assert answer.text == '{"objects":[],"relationships":[]}'

@@ -84,6 +84,34 @@ def test_resolved_settings_read_back_the_same(toml: Path, tmp_path: Path) -> Non
     assert load_settings(copy, [], {}) == settings
 
 
+def test_a_file_stands_on_others_and_later_files_win(toml: Path, tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text("[trainer]\nnum_steps = 3\ngroup_size = 4\n")
+    (tmp_path / "sub").mkdir()
+    middle, own = tmp_path / "sub/middle.toml", tmp_path / "own.toml"
+    middle.write_text('extends = ["../base.toml"]\n[trainer]\nnum_steps = 5\n')
+    own.write_text(f'extends = ["{toml}", "sub/middle.toml"]\n[run]\nname = "own"\n')
+    above = tmp_path / "above.toml"
+    above.write_text("[trainer]\nmax_policy_lag = 7\n")
+    found = load_settings([own, above], [], {})
+    assert (found.run.name, found.model.path) == ("own", load_settings(toml, [], {}).model.path)
+    assert (found.trainer.num_steps, found.trainer.group_size) == (5, 4)
+    assert found.trainer.max_policy_lag == 7
+
+
+def test_files_that_extend_in_a_circle_or_nothing_are_refused(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.toml", tmp_path / "two.toml"
+    one.write_text('extends = ["two.toml"]')
+    two.write_text('extends = ["one.toml"]')
+    with pytest.raises(SettingsError, match=r"one.toml extends itself, by way of .*two.toml"):
+        load_settings(one, [], {})
+    two.write_text('extends = ["three.toml"]')
+    with pytest.raises(SettingsError, match=r"three.toml, which .*two.toml extends"):
+        load_settings(one, [], {})
+    two.write_text('extends = "three.toml"')
+    with pytest.raises(SettingsError, match="extends is a list of files"):
+        load_settings(one, [], {})
+
+
 @pytest.mark.parametrize(
     "file", sorted(Path(__file__).parents[3].glob("configs/*.toml")), ids=lambda p: p.name
 )

@@ -1,29 +1,187 @@
 import json
+import math
 from pathlib import Path
+from typing import Any
 
-from trainer.records import RunRecords
+import pytest
+
+from services.schemas.common import Sampling
+from services.schemas.prompts import PromptGroup
+from services.schemas.rewards import Matched, Reward, Status
+from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
+from services.settings import Settings
+from trainer.records import RunRecords, ledger_line, step_metrics
+from trainer.rollout_files import read_rollouts
+from trainer.types import Batch, Outcome, TrainGroup
+
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+
+
+def settings(folder: Path, **records: Any) -> Settings:
+    return Settings.model_validate(
+        {
+            "run": {"name": "run", "root": str(folder)},
+            "model": {"path": "unused"},
+            "data": {"train": "unused"},
+            "records": records,
+        }
+    )
+
+
+def group(
+    position: int, totals: list[float], version: int = 0, status: Status = "ok"
+) -> TrainGroup:
+    name = f"run-e0-r{position}"
+    prompt = PromptGroup(
+        group_id=name,
+        incarnation=1,
+        epoch=0,
+        index=position,
+        messages=[{"role": "user", "content": [{"type": "text", "text": "Scene graph:"}]}],
+        images=[],
+        sampling=Sampling(n=len(totals)),
+        traceparent=f"00-{TRACE}-00f067aa0ba902b7-01",
+    )
+    completions = [
+        Completion(
+            text=f"answer {i}",
+            token_ids=[1] * (i + 1),
+            rollout_logprobs=[-0.5] * (i + 1),
+            finish_reason="stop" if i else "length",
+            policy_versions=[VersionSpan(policy_version=version, start=0, end=i + 1)],
+        )
+        for i in range(len(totals))
+    ]
+    rewards = [
+        Reward(
+            total=total,
+            status=status,
+            breakdown={"edge": total / 10},
+            matched=Matched(objects=1, relationships=0),
+        )
+        for total in totals
+    ]
+    return TrainGroup(
+        position=position,
+        index=position,
+        prompt=prompt,
+        rollout=RolloutGroup(
+            group_id=name,
+            attempt=0,
+            incarnation=1,
+            server_id="s",
+            prompt_token_ids=[1],
+            completions=completions,
+            sampling_s=0.1,
+        ),
+        rewards=rewards,
+        advantages=[t - sum(totals) / len(totals) for t in totals],
+    )
 
 
 def rows(file: Path) -> list[int]:
     return [json.loads(line)["step"] for line in file.read_text().splitlines()]
 
 
-def test_resume_moves_uncommitted_lines_aside(tmp_path: Path) -> None:
-    records = RunRecords(tmp_path)
+def test_resume_moves_uncommitted_lines_and_groups_aside(tmp_path: Path) -> None:
+    run, folder = settings(tmp_path), tmp_path / "run"
+    records = RunRecords(run, 0)
+    records.cut_to(0)
     for step in range(4):
         records.step({"step": step}, {"step": step, "group_ids": [f"g{step}"]})
-    with (tmp_path / "metrics.jsonl").open("a") as stream:
+        records.rollouts(step, [group(step, [1.0, 2.0])], [[-0.1], [-0.1, -0.2]])
+    with (folder / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 4, "torn')
-    RunRecords(tmp_path).cut_to(2)
-    assert rows(tmp_path / "metrics.jsonl") == [0, 1]
-    assert rows(tmp_path / "ledger.jsonl") == [0, 1]
-    aside = (tmp_path / "rolled_back.jsonl").read_text().splitlines()
-    assert len(aside) == 5
+    records = RunRecords(run, 0)
+    records.cut_to(2)
+    assert rows(folder / "metrics.jsonl") == [0, 1]
+    assert rows(folder / "ledger.jsonl") == [0, 1]
+    assert len((folder / "rolled_back.jsonl").read_text().splitlines()) == 5
+    assert [bool(read_rollouts(folder, step)) for step in range(4)] == [True, True, False, False]
+    aside = folder / "rollouts/rolled_back/step-000003.rank0.jsonl"
+    assert rows(aside) == [3]
     records.step({"step": 2}, {"step": 2})
-    assert rows(tmp_path / "ledger.jsonl") == [0, 1, 2]
+    assert rows(folder / "ledger.jsonl") == [0, 1, 2]
+    records.rollouts(3, [group(3, [1.0, 2.0])], [[-0.1], [-0.1, -0.2]])
+    RunRecords(run, 0).cut_to(2)
+    assert rows(aside) == [3, 3], "every attempt is kept"
 
 
 def test_first_start_has_nothing_to_cut(tmp_path: Path) -> None:
-    RunRecords(tmp_path).cut_to(0)
-    assert (tmp_path / "ledger.jsonl").read_text() == ""
-    assert not (tmp_path / "rolled_back.jsonl").exists()
+    RunRecords(settings(tmp_path), 0).cut_to(0)
+    assert (tmp_path / "run/ledger.jsonl").read_text() == ""
+    assert not (tmp_path / "run/rolled_back.jsonl").exists()
+
+
+def test_other_ranks_write_only_their_groups(tmp_path: Path) -> None:
+    run, folder = settings(tmp_path), tmp_path / "run"
+    other = RunRecords(run, 1)
+    other.cut_to(0)
+    other.rollouts(0, [group(1, [1.0])], [[-0.1]])
+    assert not (folder / "metrics.jsonl").exists()
+    main = RunRecords(run, 0)
+    main.rollouts(0, [group(0, [1.0])], [[-0.1]])
+    main.cut_to(0)
+    assert [record.position for record in read_rollouts(folder, 0)] == [1]
+
+
+def test_a_group_is_recorded_whole_and_read_back(tmp_path: Path) -> None:
+    records, made = RunRecords(settings(tmp_path), 0), group(7, [1.0, 3.0])
+    records.rollouts(5, [made], [[-0.25], [-0.5, math.nan]])
+    (record,) = read_rollouts(tmp_path / "run", 5)
+    assert (record.step, record.trace_id) == (5, TRACE)
+    assert record.policy_logprobs[0] == [-0.25]
+    assert math.isnan(record.policy_logprobs[1][1])
+    assert record.prompt == made.prompt
+    assert record.rollout == made.rollout
+    assert record.rewards == made.rewards
+    assert record.advantages == made.advantages
+
+
+def test_old_groups_go_with_the_checkpoint_after_them(tmp_path: Path) -> None:
+    records = RunRecords(settings(tmp_path, keep_rollouts=2), 0)
+    for step in range(6):
+        records.rollouts(step, [group(step, [1.0])], [[-0.1]])
+    assert len(list((tmp_path / "run/rollouts").iterdir())) == 6, "none is committed"
+    records.committed(4)
+    left = [bool(read_rollouts(tmp_path / "run", step)) for step in range(6)]
+    assert left == [False, False, True, True, True, True]
+
+
+def test_metrics_of_a_step() -> None:
+    batch = Batch(
+        groups=[
+            group(0, [1.0, 3.0], version=4),
+            group(1, [2.0, 2.0], version=3, status="no_answer"),
+        ],
+        outcome=Outcome(stale=["a"], dead=["b", "c"], replaced=["d"]),
+    )
+    found = step_metrics(batch, policy_version=5)
+    assert found == {
+        "reward_mean": 2.0,
+        "reward_std": pytest.approx(math.sqrt(0.5)),
+        "reward_min": 1.0,
+        "reward_max": 3.0,
+        "reward_terms": {"edge": pytest.approx(0.2)},
+        "failure_rate": 0.5,
+        "failures": {
+            "no_answer": 0.5,
+            "invalid_json": 0.0,
+            "schema_violation": 0.0,
+            "too_large": 0.0,
+        },
+        "policy_lag_mean": 1.5,
+        "policy_lag_max": 2,
+        "num_groups": 2,
+        "num_stale": 1,
+        "num_dead": 2,
+        "num_replaced": 1,
+        "groups_without_spread": 1,
+        "completion_length_mean": 1.5,
+        "completion_length_max": 2,
+        "truncated_rate": 0.5,
+        "num_completions": 4,
+        "num_tokens": 6,
+    }
+    ledger = ledger_line(batch, 5)
+    assert ledger["group_ids"] == ["run-e0-r0", "run-e0-r1"]

@@ -1,15 +1,22 @@
+import io
+import json
+from pathlib import Path
 from typing import Any
 
+import datasets
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from scene_data.dataset import open_dataset
+from scene_data.dataset import MAX_BROKEN_ROWS, open_dataset
 from scene_data.templates import answer_text
 from scene_data.tiny_model import make_tiny_model
 from scene_data.toy import SIDE, make_toy
+from services.errors import InvalidInputError
 from services.settings import DataSettings, ModelSettings, Settings
-from trainer.sft import IGNORED, AnswerCollator, answer_rows
+from trainer.sft_arguments import sft_total_steps
+from trainer.sft_rows import IGNORED, AnswerCollator, AnswerRows
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +36,7 @@ def processor(settings: Settings) -> Any:
 
 
 def _batch(settings: Settings, processor: Any, indices: list[int]) -> dict[str, torch.Tensor]:
-    rows = answer_rows(open_dataset(settings.data.train), settings)
+    rows = AnswerRows(open_dataset(settings.data.train), settings).table()
     return AnswerCollator(processor)([rows[i] for i in indices])
 
 
@@ -59,3 +66,93 @@ def test_padding_changes_no_loss(settings: Settings, processor: Any) -> None:
             losses.append((model(**alone).loss * count, count))
         mean = sum(loss for loss, _ in losses) / sum(count for _, count in losses)
         assert model(**together).loss == pytest.approx(float(mean), rel=1e-4)
+
+
+def _changed(settings: Settings, **sections: dict[str, Any]) -> Settings:
+    tree = settings.model_dump()
+    for section, fields in sections.items():
+        tree[section] |= fields
+    return Settings.model_validate(tree)
+
+
+def test_an_epochs_order_is_a_permutation_and_a_function_of_seed_and_epoch(
+    settings: Settings,
+) -> None:
+    dataset = open_dataset(settings.data.train)
+    rows = AnswerRows(dataset, settings)
+    first = list(rows)
+    rows.epoch = 1
+    second = list(rows)
+    assert sorted(first) == sorted(second) == list(range(12))
+    assert first != second
+    rows.epoch = 0
+    assert list(rows) == first
+    assert list(AnswerRows(dataset, _changed(settings, run={"seed": 1}))) != first
+
+
+def test_shuffled_answers_change_with_the_epoch_and_mean_the_same(settings: Settings) -> None:
+    shuffling = _changed(settings, sft={"shuffle_graph": True})
+    rows = AnswerRows(open_dataset(settings.data.train), shuffling)
+    table = rows.table()
+    first = [row["answer"] for row in table]
+    assert [row["answer"] for row in table] == first
+    rows.epoch = 1
+    second = [row["answer"] for row in table]
+    assert first != second
+    for one, two in zip(first, second, strict=True):
+        assert _content(one) == _content(two)
+
+
+def _content(answer: str) -> tuple[set[str], set[str]]:
+    graph = json.loads(answer.removeprefix("<answer>").removesuffix("</answer>"))
+    objects, relationships = graph["objects"], graph["relationships"]
+    return {json.dumps(o) for o in objects}, {json.dumps(r) for r in relationships}
+
+
+def _write(file: Path, rows: list[dict[str, Any]]) -> str:
+    datasets.Dataset.from_list(rows).to_parquet(file)
+    return str(file)
+
+
+def _row(image: bytes | None = None, **more: Any) -> dict[str, Any]:
+    png = io.BytesIO()
+    Image.new("RGB", (56, 56), "teal").save(png, format="PNG")
+    return {
+        "image_id": "7",
+        "image": {"bytes": image or png.getvalue(), "path": None},
+        "objects": json.dumps([{"id": "man.1", "bbox": [0, 0, 28, 56]}]),
+        "relationships": "[]",
+    } | more
+
+
+def test_thinking_comes_before_the_answer_and_the_prompt_asks_for_it(
+    settings: Settings, tmp_path: Path
+) -> None:
+    path = _write(tmp_path / "x.parquet", [_row(why="<think>A man.</think>")])
+    thinking = _changed(settings, data={"train": path, "thinking": True})
+    (row,) = AnswerRows(open_dataset(path, thinking_column="why"), thinking).table()
+    assert row["answer"].startswith("<think>A man.</think>\n<answer>{")
+    assert "hink" in row["messages"][0]["content"][1]["text"]
+
+
+def test_truncated_images_are_replaced_up_to_a_bound(settings: Settings, tmp_path: Path) -> None:
+    good, num_broken = _row(), MAX_BROKEN_ROWS
+    torn = good["image"]["bytes"][:60]  # its header can be read
+    path = _write(tmp_path / "x.parquet", [good] + [_row(torn)] * num_broken)
+    table = AnswerRows(open_dataset(path), settings).table()
+    assert len({row["answer"] for row in table}) == 1
+    path = _write(tmp_path / "y.parquet", [good] + [_row(torn)] * (num_broken + 1))
+    table = AnswerRows(open_dataset(path), settings).table()
+    with pytest.raises(InvalidInputError, match="6 rows have no readable image; the last: image 7"):
+        list(table)
+    path = _write(tmp_path / "z.parquet", [_row(torn), good])
+    with pytest.raises(InvalidInputError, match="image 7 is not readable"):
+        AnswerRows(open_dataset(path), settings)
+
+
+@pytest.mark.parametrize(("epochs", "ranks", "steps"), [(1, 1, 3), (1, 2, 2), (1.5, 2, 3)])
+def test_steps_of_a_run(settings: Settings, epochs: float, ranks: int, steps: int) -> None:
+    sft = {"batch_size": 4, "micro_batch_size": 2, "num_epochs": epochs}
+    run = _changed(settings, sft=sft)
+    assert sft_total_steps(run, num_rows=12, num_ranks=ranks) == steps
+    assert sft_total_steps(_changed(run, sft={"num_steps": 7}), num_rows=12, num_ranks=ranks) == 7

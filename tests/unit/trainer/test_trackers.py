@@ -1,0 +1,136 @@
+"""What is written is read back with the trackers' own readers. Nothing leaves this machine."""
+
+import builtins
+import json
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from wandb.proto.wandb_internal_pb2 import Record
+
+from services.errors import SettingsError
+from services.settings import Settings
+from trainer.trackers import Trackers, flattened
+
+
+def settings(folder: Path, **records: Any) -> Settings:
+    return Settings.model_validate(
+        {
+            "run": {"name": "run", "root": str(folder)},
+            "model": {"path": "unused"},
+            "data": {"train": "unused"},
+            "records": records,
+        }
+    )
+
+
+def row(step: int, reward: float) -> dict[str, Any]:
+    return {
+        "step": step,
+        "num_steps": 9,
+        "time": 1e9 + step,
+        "reward_mean": reward,
+        "reward_terms": {"edge": reward / 10},
+        "sampler_idle_fraction": None,
+    }
+
+
+def start(run: Settings, step: int, rewards: list[float]) -> None:
+    trackers = Trackers(run)
+    trackers.start(step)
+    for i, reward in enumerate(rewards):
+        trackers.log(row(step + i, reward))
+    trackers.close()
+
+
+def test_nested_numbers_get_names_with_slashes() -> None:
+    found = dict(flattened({"a": 1, "b": {"c": 2.5, "d": {"e": 3}}, "f": None, "g": "text"}))
+    assert found == {"a": 1.0, "b/c": 2.5, "b/d/e": 3.0}
+
+
+def test_tensorboard_draws_a_resumed_run_once(tmp_path: Path) -> None:
+    run = settings(tmp_path, tensorboard=True)
+    start(run, 0, [1.0, 2.0, 3.0, 4.0])
+    start(run, 2, [30.0, 40.0, 50.0])
+    events = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
+    assert set(events.Tags()["scalars"]) == {"reward_mean", "reward_terms/edge"}
+    curve = [(event.step, event.value) for event in events.Scalars("reward_mean")]
+    assert curve == [(0, 1.0), (1, 2.0), (2, 30.0), (3, 40.0), (4, 50.0)]
+    (tag,) = [name for name in events.Tags()["tensors"] if name.startswith("settings")]
+    assert b'name = "run"' in events.Tensors(tag)[0].tensor_proto.string_val[0]
+
+
+def test_wandb_goes_on_with_the_same_run_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run = settings(tmp_path, wandb=True, wandb_project="graphs")
+    start(run, 0, [1.0, 2.0])
+    first = (tmp_path / "run/wandb-id").read_text()
+    start(run, 2, [3.0])
+    assert (tmp_path / "run/wandb-id").read_text() == first
+    files = sorted((tmp_path / "run/wandb").glob("offline-run-*/*.wandb"))
+    assert len(files) == 2
+    assert all(file.name == f"run-{first}.wandb" for file in files)
+    history = [point for file in files for point in wandb_history(file)]
+    assert [(p["_step"], p["reward_mean"]) for p in history] == [(0, 1.0), (1, 2.0), (2, 3.0)]
+    assert history[0]["reward_terms/edge"] == 0.1
+    start(run, 0, [1.0])
+    assert (tmp_path / "run/wandb-id").read_text() != first, "from step 0 it is another run"
+
+
+def wandb_history(file: Path) -> list[dict[str, Any]]:
+    points = []
+    for data in leveldb_records(file.read_bytes()[7:]):  # after ":W&B", a magic number, a version
+        record = Record.FromString(data)
+        if record.HasField("history"):
+            items = record.history.item
+            names = [item.key or "/".join(item.nested_key) for item in items]
+            values = [json.loads(item.value_json) for item in items]
+            points.append(dict(zip(names, values, strict=True)))
+    return points
+
+
+def leveldb_records(log: bytes) -> Iterator[bytes]:
+    """Of a LevelDB log shorter than one block of 32 KiB: crc, length and type before each."""
+    assert len(log) < 32_000
+    at = 0
+    while at < len(log):
+        _, length, kind = struct.unpack("<IHB", log[at : at + 7])
+        assert kind == 1, "a whole record"
+        yield log[at + 7 : at + 7 + length]
+        at += 7 + length
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+def test_a_missing_package_is_said_at_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    real = builtins.__import__
+
+    def without(module: str, *args: Any, **kwargs: Any) -> Any:
+        if module in ("wandb", "torch.utils.tensorboard"):
+            raise ImportError(module)
+        return real(module, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(SettingsError, match=rf"records.{name}.*pip install 'sgg-rl\[tracking\]'"):
+        Trackers(settings(tmp_path, **{name: True}))
+
+
+def test_a_tracker_that_fails_is_left_out_and_told_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/tensorboard").write_text("in the way")
+    trackers = Trackers(settings(tmp_path, tensorboard=True))
+    trackers.start(0)
+    trackers.log(row(0, 1.0))
+    trackers.close()
+    assert [record.message for record in caplog.records if record.name == "trainer.trackers"] == [
+        "TensorBoard failed and is left out from now on"
+    ]

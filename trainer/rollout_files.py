@@ -1,0 +1,102 @@
+"""The groups that a run was trained on, whole, for people and for tests."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from pydantic import ConfigDict
+
+from trainer.types import TrainGroup
+
+
+class RolloutRecord(TrainGroup):
+    """A line of `rollouts/step-NNNNNN.rankR.jsonl`: all that a group's part of a loss is made of.
+
+    Example, shortened: `{"step": 3, "position": 14, "index": 9, "prompt": {"messages": […],
+    "images": [{"sha256": "9f86…0a08", …}], …}, "rollout":
+    {"group_id": "demo-e0-r9", "completions": [{"text": "<answer>…", "token_ids": […],
+    "rollout_logprobs": […], "finish_reason": "stop", "policy_versions": […]}, …], …}, "rewards":
+    [{"total": 7.1, "breakdown": {"edge": 0.5, …}, "status": "ok", …}, …], "advantages": [0.9, …],
+    "policy_logprobs": [[-0.1, …], …], "trace_id": "4bf9…4736"}`
+    """
+
+    # A diverged policy has NaN: its record must be written and read all the same.
+    model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="constants")
+
+    step: int
+    """From 0; also the policy_version that was trained."""
+    policy_logprobs: list[list[float]]
+    """[completion][token] of the trainer before the step's update."""
+    trace_id: str | None
+    """Of the group's spans, 32 hexadecimal digits; None where nothing was traced."""
+
+
+class RolloutFiles:
+    """One file a step, of one rank.
+
+    Args:
+        folder: `rollouts` of the run's folder.
+        rank: Whose groups these are.
+        keep: Committed steps whose files stay; 0 keeps all.
+    """
+
+    def __init__(self, folder: Path, *, rank: int, keep: int) -> None:
+        self._folder = folder
+        self._rank = rank
+        self._keep = keep
+
+    def write(
+        self, step: int, groups: Sequence[TrainGroup], policy_logprobs: Sequence[Sequence[float]]
+    ) -> None:
+        """Write a step.
+
+        Args:
+            step: From 0.
+            groups: This rank's.
+            policy_logprobs: [completion][token], in the order of the groups.
+        """
+        logprobs = iter(policy_logprobs)
+        records = [
+            RolloutRecord(
+                step=step,
+                policy_logprobs=[list(next(logprobs)) for _ in group.rollout.completions],
+                trace_id=_trace_id(group),
+                **{name: getattr(group, name) for name in TrainGroup.model_fields},
+            )
+            for group in groups
+        ]
+        self._folder.mkdir(parents=True, exist_ok=True)
+        file = self._folder / f"step-{step:06d}.rank{self._rank}.jsonl"
+        file.write_text("".join(record.model_dump_json() + "\n" for record in records))
+
+    def cut_to(self, step: int) -> None:
+        """Move the groups of steps from `step` on to `rolled_back/`, beside earlier ones there."""
+        for number, file in self._files():
+            if number >= step:
+                aside = self._folder / "rolled_back" / file.name
+                aside.parent.mkdir(exist_ok=True)
+                with aside.open("a") as stream:
+                    stream.write(file.read_text())
+                file.unlink()
+
+    def committed(self, step: int) -> None:
+        """Remove what is over `keep`. Steps that a resume would do again are not counted."""
+        for number, file in self._files():
+            if self._keep and number < step - self._keep:
+                file.unlink()
+
+    def _files(self) -> Iterator[tuple[int, Path]]:
+        for file in sorted(self._folder.glob(f"step-*.rank{self._rank}.jsonl")):
+            yield int(file.name[len("step-") :].partition(".")[0]), file
+
+
+def _trace_id(group: TrainGroup) -> str | None:
+    traceparent = group.prompt.traceparent if group.prompt else None
+    return traceparent.split("-")[1] if traceparent else None
+
+
+def read_rollouts(run: Path, step: int) -> list[RolloutRecord]:
+    """The groups of a step, of all ranks, by their place in the data order."""
+    files = sorted((run / "rollouts").glob(f"step-{step:06d}.rank*.jsonl"))
+    lines = (line for file in files for line in file.read_text().splitlines())
+    records = [RolloutRecord.model_validate_json(line) for line in lines]
+    return sorted(records, key=lambda record: record.position)

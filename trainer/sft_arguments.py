@@ -1,0 +1,99 @@
+"""What TRL, DeepSpeed and PEFT get from `[sft]`, `[trainer]`, `[deepspeed]` and `[lora]`."""
+
+import math
+from typing import Any
+
+import torch
+from peft import LoraConfig
+from trl import SFTConfig
+
+from services.settings import Settings
+from trainer.deepspeed_config import deepspeed_config
+
+LOG_EVERY = 20
+"""Steps; a short run logs more often."""
+_BETAS = (0.9, 0.95)
+_WEIGHT_DECAY = 0.01
+
+
+def sft_arguments(settings: Settings, *, total_steps: int) -> SFTConfig:
+    """TRL's settings of a run.
+
+    Make them before the model is loaded: with ZeRO-3 this is what shards it while it loads.
+
+    Args:
+        settings: Of the run.
+        total_steps: Optimizer steps of the run.
+    """
+    sft, has_gpu = settings.sft, torch.cuda.is_available()
+    return SFTConfig(
+        output_dir=str(settings.run.folder / "checkpoints"),
+        max_steps=total_steps,
+        per_device_train_batch_size=sft.micro_batch_size,
+        gradient_accumulation_steps=sft.batch_size // sft.micro_batch_size,
+        learning_rate=sft.learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=sft.warmup_steps,
+        adam_beta1=_BETAS[0],
+        adam_beta2=_BETAS[1],
+        weight_decay=_WEIGHT_DECAY,
+        max_grad_norm=settings.trainer.max_grad_norm,
+        bf16=settings.model.dtype == "bfloat16",
+        gradient_checkpointing=settings.trainer.gradient_checkpointing,
+        max_length=None,
+        seed=settings.run.seed,
+        logging_steps=max(1, min(LOG_EVERY, total_steps // 10)),
+        save_steps=sft.checkpoint_every,
+        save_total_limit=1,
+        remove_unused_columns=False,
+        dataloader_pin_memory=has_gpu,
+        use_cpu=not has_gpu,
+        ddp_backend="nccl" if has_gpu else "gloo",
+        disable_tqdm=True,
+        report_to="none",
+        deepspeed=sft_deepspeed_config(settings),
+    )
+
+
+def sft_deepspeed_config(settings: Settings) -> dict[str, Any]:
+    """DeepSpeed's JSON: the GRPO trainer's memory layout, with SFT's batches and optimizer.
+
+    Here transformers counts the micro batches, and checks that both sides say the same.
+    """
+    sft = settings.sft
+    config = deepspeed_config(settings)
+    zero = config["zero_optimization"]
+    if zero["stage"] == 3:
+        zero = zero | {"stage3_gather_16bit_weights_on_model_save": True}
+    optimizer = config["optimizer"]
+    ours = {"lr": sft.learning_rate, "betas": list(_BETAS), "weight_decay": _WEIGHT_DECAY}
+    params = optimizer["params"] | {k: v for k, v in ours.items() if k in optimizer["params"]}
+    return config | {
+        "train_micro_batch_size_per_gpu": sft.micro_batch_size,
+        "gradient_accumulation_steps": sft.batch_size // sft.micro_batch_size,
+        "zero_optimization": zero,
+        "optimizer": optimizer | {"params": params},
+    }
+
+
+def sft_total_steps(settings: Settings, *, num_rows: int, num_ranks: int) -> int:
+    """Optimizer steps: `sft.num_steps`, or what `sft.num_epochs` takes."""
+    sft = settings.sft
+    if sft.num_steps is not None:
+        return sft.num_steps
+    per_epoch = -(-num_rows // (sft.batch_size * num_ranks))
+    return math.ceil(sft.num_epochs * per_epoch)
+
+
+def lora_config(settings: Settings) -> LoraConfig | None:
+    """The adapter to train, if any."""
+    lora = settings.lora
+    if lora.rank == 0:
+        return None
+    return LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # any number will do
+        lora_dropout=lora.dropout,
+        target_modules=lora.target_modules,
+        task_type="CAUSAL_LM",
+    )

@@ -1,0 +1,157 @@
+"""A dataset's graphs as chats with an answer, and batches of them."""
+
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from typing import Any
+
+import torch
+from datasets import Dataset
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Sampler
+
+from scene_data.dataset import MAX_BROKEN_ROWS, MAX_BROKEN_SHARE, Sample, SceneDataset
+from scene_data.sampler import EpochSampler
+from scene_data.shuffling import shuffled_graph
+from scene_data.templates import answer_text, prompt_messages
+from scene_data.wire import box_space
+from services.errors import InvalidInputError
+from services.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+IGNORED = -100
+"""Label of tokens without loss, as torch's cross entropy wants it."""
+
+
+class AnswerRows(Sampler[int]):  # type: ignore[misc]
+    """Rows `{"image": RGB image, "messages": chat, "answer": target text}`, and their order.
+
+    Both are pure functions of (seed, `epoch`), so a resumed run sees what an uninterrupted one
+    does. A row whose image cannot be read is replaced by the next one, up to
+    `max(MAX_BROKEN_ROWS, MAX_BROKEN_SHARE * rows)` of them.
+
+    Args:
+        dataset: Of the run.
+        settings: Of the run.
+
+    Raises:
+        InvalidInputError: The first row is not usable.
+    """
+
+    def __init__(self, dataset: SceneDataset, settings: Settings) -> None:
+        self.epoch = 0
+        """Counted from 0; whoever trains sets it."""
+        self._dataset = dataset
+        self._settings = settings
+        self._broken: set[int] = set()
+        self._max_broken = max(MAX_BROKEN_ROWS, int(MAX_BROKEN_SHARE * len(dataset)))
+        self._answer_row(0)  # a wrong path to the images is found before the model is loaded
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def __iter__(self) -> Iterator[int]:
+        order = EpochSampler(len(self), self._settings.run.seed)
+        start = self.epoch * len(self)
+        return (order.at(start + i)[1] for i in range(len(self)))
+
+    def table(self) -> Dataset:
+        """Row numbers with a transform that makes the rows when they are asked for.
+
+        `SFTTrainer` takes nothing but a `datasets.Dataset`, and the images stay where they are.
+        """
+
+        def rows(batch: dict[str, list[int]]) -> dict[str, list[Any]]:
+            made = [self._usable_row(index) for index in batch["row"]]
+            return {key: [row[key] for row in made] for key in made[0]}
+
+        return Dataset.from_dict({"row": range(len(self))}).with_transform(rows)
+
+    def _usable_row(self, index: int) -> dict[str, Any]:
+        while True:
+            try:
+                return self._answer_row(index)
+            except InvalidInputError as error:
+                if index not in self._broken:
+                    logger.warning("row %d is replaced by the next one: %s", index, error)
+                self._broken.add(index)
+                if len(self._broken) > self._max_broken:
+                    raise InvalidInputError(
+                        f"{len(self._broken)} rows have no readable image; the last: {error}"
+                    ) from error
+            index = (index + 1) % len(self)
+
+    def _answer_row(self, index: int) -> dict[str, Any]:
+        sample = self._dataset[index]
+        data = self._settings.data
+        space = box_space(self._settings.model, sample)
+        messages = prompt_messages(data.template, space, data.vocabulary, thinking=data.thinking)
+        return {
+            "image": _rgb(sample),
+            "messages": [message.model_dump() for message in messages],
+            "answer": answer_text(
+                self._graph(sample, index),
+                space,
+                width=sample.width,
+                height=sample.height,
+                thinking=sample.thinking,
+            ),
+        }
+
+    def _graph(self, sample: Sample, index: int) -> Any:
+        if not self._settings.sft.shuffle_graph:
+            return sample.graph
+        return shuffled_graph(
+            sample.graph, seed=self._settings.run.seed, epoch=self.epoch, row=index
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerCollator:
+    """Rows to a batch of B sequences, padded on the right to S tokens."""
+
+    processor: Any
+
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
+        """input_ids, attention_mask, mm_token_type_ids, labels [B, S]; the images' patches."""
+        prompts = self.processor(
+            text=[self._prompt(row["messages"]) for row in rows],
+            images=[row["image"] for row in rows],
+        )
+        answers = [self._answer(row["answer"]) for row in rows]
+        length = max(len(p) + len(a) for p, a in zip(prompts["input_ids"], answers, strict=True))
+        pad = self.processor.tokenizer.pad_token_id
+        input_ids = torch.full((len(rows), length), pad, dtype=torch.long)
+        attention_mask = torch.zeros_like(input_ids)
+        labels = torch.full_like(input_ids, IGNORED)
+        for i, (prompt, answer) in enumerate(zip(prompts["input_ids"], answers, strict=True)):
+            start, end = len(prompt), len(prompt) + len(answer)
+            input_ids[i, :end] = torch.tensor([*prompt, *answer])
+            attention_mask[i, :end] = 1
+            labels[i, start:end] = torch.tensor(answer)
+        return {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "mm_token_type_ids": (input_ids == self.processor.image_token_id).long(),
+            "labels": labels,
+            "pixel_values": torch.as_tensor(prompts["pixel_values"]),
+            "image_grid_thw": torch.as_tensor(prompts["image_grid_thw"]),
+        }
+
+    def _prompt(self, messages: list[dict[str, Any]]) -> str:
+        text: str = self.processor.apply_chat_template(messages, add_generation_prompt=True)
+        return text
+
+    def _answer(self, text: str) -> list[int]:
+        tokenizer = self.processor.tokenizer
+        return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+
+def _rgb(sample: Sample) -> Image.Image:
+    try:
+        return Image.open(BytesIO(sample.image_bytes)).convert("RGB")
+    except (OSError, SyntaxError) as error:  # PIL's PNG reader raises the latter
+        raise InvalidInputError(f"image {sample.image_id} is not readable: {error}") from error

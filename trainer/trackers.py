@@ -1,0 +1,156 @@
+"""A run's metrics for TensorBoard and Weights & Biases; `metrics.jsonl` stays the record.
+
+A tracker is for looking: one that fails in mid-run is told once and left out from then on.
+"""
+
+import logging
+import secrets
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Protocol
+
+from services.errors import SettingsError
+from services.settings import Settings, dump_settings
+
+logger = logging.getLogger(__name__)
+
+_NOT_CURVES = ("step", "num_steps", "time")
+
+
+class Tracker(Protocol):
+    """Where curves are drawn."""
+
+    def start(self, step: int) -> None:
+        """Curves go on at `step`; what is there from `step` on was rolled back."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Points of one step."""
+
+    def close(self) -> None:
+        """Write what is left."""
+
+
+class Trackers:
+    """Those that `[records]` asks for. Rank 0 has one.
+
+    Example: `{"reward_mean": 2.1, "reward_terms": {"edge": 0.2}}` becomes the curves `reward_mean`
+    and `reward_terms/edge`.
+
+    Args:
+        settings: Of the run.
+
+    Raises:
+        SettingsError: A package is not installed.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        records = settings.records
+        self._trackers: list[Tracker] = []
+        if records.tensorboard:
+            self._trackers.append(_TensorBoard(settings))
+        if records.wandb:
+            self._trackers.append(_Wandb(settings))
+
+    def start(self, step: int) -> None:
+        """Call once, before the first `log`; `step` is the first that will be logged."""
+        self._each(lambda tracker: tracker.start(step))
+
+    def log(self, row: Mapping[str, Any]) -> None:
+        """Take up a line of `metrics.jsonl`."""
+        values = {k: v for k, v in flattened(row) if k not in _NOT_CURVES}
+        self._each(lambda tracker: tracker.log(int(row["step"]), values))
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._each(lambda tracker: tracker.close())
+
+    def _each(self, call: Callable[[Tracker], None]) -> None:
+        for tracker in list(self._trackers):
+            try:
+                call(tracker)
+            except Exception:  # whatever a third party raises, the training is worth more
+                name = type(tracker).__name__.strip("_")
+                logger.exception("%s failed and is left out from now on", name)
+                self._trackers.remove(tracker)
+
+
+def flattened(row: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, float]]:
+    """The numbers of a nested row, by names with slashes; what is no number is left out."""
+    for name, value in row.items():
+        if isinstance(value, Mapping):
+            yield from flattened(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float):
+            yield prefix + name, float(value)
+
+
+class _TensorBoard:
+    """Event files in `<run folder>/tensorboard`."""
+
+    def __init__(self, settings: Settings) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise _not_installed("tensorboard") from error
+        self._settings = settings
+        self._open = SummaryWriter
+
+    def start(self, step: int) -> None:
+        # purge_step: TensorBoard then hides the rolled-back steps of the earlier files.
+        folder = self._settings.run.folder / "tensorboard"
+        self._writer = self._open(str(folder), purge_step=step if step else None)
+        self._writer.add_text("settings", f"```\n{dump_settings(self._settings)}\n```", step)
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class _Wandb:
+    """One W&B run for all starts of a run; its id is in `<run folder>/wandb-id`.
+
+    W&B keeps one value for each step and refuses to go back. So a rolled-back step that is done
+    again keeps its first values there; `metrics.jsonl` and TensorBoard have the second ones.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        try:
+            import wandb
+        except ImportError as error:
+            raise _not_installed("wandb") from error
+        self._settings = settings
+        self._wandb = wandb
+
+    def start(self, step: int) -> None:
+        folder = self._settings.run.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._run = self._wandb.init(
+            project=self._settings.records.wandb_project,
+            name=self._settings.run.name,
+            id=self._id(step),
+            resume="allow",
+            dir=str(folder),
+            config=self._settings.model_dump(mode="json"),
+        )
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+    def _id(self, step: int) -> str:
+        """The earlier start's where this one goes on from it; else a new one."""
+        file = self._settings.run.folder / "wandb-id"
+        if step == 0 or not file.exists():
+            file.write_text(secrets.token_hex(4))
+        return file.read_text().strip()
+
+
+def _not_installed(package: str) -> SettingsError:
+    return SettingsError(
+        f"records.{package} is on and {package} is not installed: "
+        "pip install 'sgg-rl[tracking]', or set it to false"
+    )
