@@ -1,35 +1,46 @@
-"""From groups to padded tensors."""
+"""From groups to tensors: a group's prompt and image once, its completions behind it.
 
-from collections.abc import Sequence
+A row of the model is `[prompt, completion, completion, …, padding]`. Each completion sees the
+prompt and itself, never another completion, and its positions continue from the prompt's end; so
+every token's hidden state is what it is in a sequence of its own, and the prompt and its image are
+computed once: P + G * C tokens in place of G * (P + C).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from io import BytesIO
-from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from services.errors import InvalidInputError
-from services.schemas.rollouts import Completion
+from trainer.images import ImageFeatures
+from trainer.plan import Row, padded_length
 from trainer.types import TrainGroup
 
+RopeIndex = Callable[..., tuple[Tensor, Tensor]]
+"""A model's `get_rope_index`."""
+PADDING = -1
+"""Segment of padding."""
 
-@dataclass(slots=True, kw_only=True)
+
+@dataclass(kw_only=True)
 class MicroBatch:
     """N completions of at most L tokens, and R sequences of S tokens that hold them."""
 
     input_ids: Tensor
     """[R, S]"""
-    attention_mask: Tensor
-    """[R, S]"""
-    mm_token_type_ids: Tensor
-    """[R, S] 1 on image tokens: the model lays its 2D positions out by this."""
+    position_ids: Tensor
+    """[3, R, S] time, height and width."""
+    segments: Tensor
+    """[R, S] 0 on the prompt, 1, 2, … on its completions, -1 on padding: what may see what."""
     pixel_values: Tensor
-    """[P, channels * patch volume] patches, one image after another."""
+    """[P, channels * patch volume] patches, one row's image after another's."""
     image_grid_thw: Tensor
-    """[images, 3] patches of each image: time, height, width."""
+    """[R, 3] patches of each image: time, height, width."""
     source: Tensor
-    """[N, L] for each completion token, which of the R * S hidden states predicts it."""
+    """[T] for each completion token, which of the R * S hidden states predicts it."""
+    slot: Tensor
+    """[T] which of the N * L places below it has."""
     targets: Tensor
     """[N, L] token ids; 0 beyond a completion's end, here and below."""
     loss_mask: Tensor
@@ -56,115 +67,129 @@ class MicroBatch:
         )
 
 
-@dataclass(slots=True, kw_only=True)
-class _Row:
-    order: int
-    prompt: list[int]
-    completion: Completion
-    advantage: float
-    weight: float
-    pixels: Tensor
-    grid: Tensor
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreparedGroup:
+    """A group with what its rows share."""
+
+    group: TrainGroup
+    weights: Sequence[float]
+    """[G] of the tokens of each completion."""
+    image: ImageFeatures
+    positions: Tensor
+    """[3, prompt]"""
+    first: int
+    """How many completions the rank's groups before this one have."""
 
 
-def micro_batches(
-    groups: Sequence[TrainGroup],
-    images: Sequence[bytes],
-    weights: Sequence[Sequence[float]],
-    processor: Any,
+def prepare_group(
+    group: TrainGroup,
+    weights: Sequence[float],
+    image: ImageFeatures,
+    rope_index: RopeIndex,
     *,
-    max_tokens: int,
     image_token_id: int,
-) -> list[MicroBatch]:
-    """Lay out a rank's groups in micro batches.
-
-    Each image is decoded and preprocessed once; the policy's vision tower still sees it for every
-    completion.
+    first: int,
+) -> PreparedGroup:
+    """Check a group against its image and lay out its prompt.
 
     Args:
-        groups: This rank's.
-        images: Encoded image files, one for each group.
-        weights: Of the tokens of each completion of each group (`algorithms.weighting`).
-        processor: The policy's Hugging Face processor.
-        max_tokens: Of a micro batch, padding counted; a single sequence may be over it.
+        group: As it was sampled.
+        weights: Of the tokens of each completion (`algorithms.weighting`).
+        image: The prompt's.
+        rope_index: The policy's own.
         image_token_id: Of the placeholder of one visual token.
+        first: How many completions the rank's groups before this one have.
 
     Raises:
-        InvalidInputError: A prompt's placeholders do not match its image's features.
+        InvalidInputError: The prompt's placeholders do not match the image's features.
     """
-    rows: list[_Row] = []
-    for group, image, group_weights in zip(groups, images, weights, strict=True):
-        pixels, grid = _preprocess(image, processor)
-        prompt = group.rollout.prompt_token_ids
-        _check_placeholders(prompt, grid, processor, image_token_id, group.rollout.group_id)
-        for completion, advantage, weight in zip(
-            group.rollout.completions, group.advantages, group_weights, strict=True
-        ):
-            rows.append(
-                _Row(
-                    order=len(rows),
-                    prompt=prompt,
-                    completion=completion,
-                    advantage=advantage,
-                    weight=weight,
-                    pixels=pixels,
-                    grid=grid,
-                )
-            )
-    pad = processor.tokenizer.pad_token_id
-    longest = max(len(r.prompt) + len(r.completion.token_ids) for r in rows)
-    size = max(1, max_tokens // longest)
-    return [_pad(rows[i : i + size], pad, image_token_id) for i in range(0, len(rows), size)]
-
-
-def _preprocess(image: bytes, processor: Any) -> tuple[Tensor, Tensor]:
-    picture = Image.open(BytesIO(image)).convert("RGB")
-    features = processor.image_processor(images=[picture], return_tensors="pt")
-    return features["pixel_values"], features["image_grid_thw"][0]
-
-
-def _check_placeholders(
-    prompt: list[int], grid: Tensor, processor: Any, image_token_id: int, group_id: str
-) -> None:
-    expected = int(grid.prod()) // processor.image_processor.merge_size**2
-    found = prompt.count(image_token_id)
-    if found != expected:
+    prompt = torch.tensor([group.rollout.prompt_token_ids])
+    is_image = prompt == image_token_id
+    found = int(is_image.sum())
+    if found != image.num_tokens:
         raise InvalidInputError(
-            f"group {group_id}: the sampler's prompt has {found} image tokens, this trainer's "
-            f"processor makes {expected}; min_pixels and max_pixels must be the same in both"
+            f"group {group.rollout.group_id}: the sampler's prompt has {found} image tokens, this "
+            f"trainer's processor makes {image.num_tokens}; min_pixels and max_pixels must be the "
+            "same in both"
         )
-
-
-def _pad(rows: Sequence[_Row], pad_token_id: int, image_token_id: int) -> MicroBatch:
-    length = max(len(r.prompt) + len(r.completion.token_ids) for r in rows)
-    longest = max(len(r.completion.token_ids) for r in rows)
-    input_ids = torch.full((len(rows), length), pad_token_id, dtype=torch.long)
-    attention_mask = torch.zeros(len(rows), length, dtype=torch.long)
-    source = torch.zeros(len(rows), longest, dtype=torch.long)
-    targets = torch.zeros(len(rows), longest, dtype=torch.long)
-    loss_mask = torch.zeros(len(rows), longest)
-    rollout_logprobs = torch.zeros(len(rows), longest)
-    for i, row in enumerate(rows):
-        start, tokens = len(row.prompt), torch.tensor(row.completion.token_ids)
-        end = start + len(tokens)
-        input_ids[i, :start] = torch.tensor(row.prompt)
-        input_ids[i, start:end] = tokens
-        attention_mask[i, :end] = 1
-        source[i, : len(tokens)] = torch.arange(start - 1, end - 1) + i * length
-        targets[i, : len(tokens)] = tokens
-        loss_mask[i, : len(tokens)] = 1
-        rollout_logprobs[i, : len(tokens)] = torch.tensor(row.completion.rollout_logprobs)
-    return MicroBatch(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        mm_token_type_ids=(input_ids == image_token_id).long() * attention_mask,
-        pixel_values=torch.cat([r.pixels for r in rows]),
-        image_grid_thw=torch.stack([r.grid for r in rows]),
-        source=source,
-        targets=targets,
-        loss_mask=loss_mask,
-        rollout_logprobs=rollout_logprobs,
-        token_weights=loss_mask * torch.tensor([r.weight for r in rows]).unsqueeze(1),
-        advantages=torch.tensor([r.advantage for r in rows]),
-        order=[r.order for r in rows],
+    positions, _ = rope_index(
+        input_ids=prompt,
+        mm_token_type_ids=is_image.long(),
+        image_grid_thw=image.grid.unsqueeze(0),
     )
+    return PreparedGroup(
+        group=group, weights=weights, image=image, positions=positions[:, 0], first=first
+    )
+
+
+def micro_batch(
+    rows: Sequence[Row], groups: Mapping[int, PreparedGroup], *, pad_token_id: int
+) -> MicroBatch:
+    """Lay out the rows of one forward and backward pass.
+
+    Args:
+        rows: At least one.
+        groups: By place in the batch.
+        pad_token_id: Of the tokenizer.
+    """
+    images = [groups[row.group].image for row in rows]
+    return MicroBatch(
+        pixel_values=torch.cat([image.pixels for image in images]),
+        image_grid_thw=torch.stack([image.grid for image in images]),
+        order=[groups[row.group].first + i for row in rows for i in row.completions],
+        **_sequences(rows, groups, pad_token_id),
+        **_completions(rows, groups),
+    )
+
+
+def _sequences(
+    rows: Sequence[Row], groups: Mapping[int, PreparedGroup], pad_token_id: int
+) -> dict[str, Tensor]:
+    """What the model reads, and where in it each completion token is predicted."""
+    shape = (len(rows), padded_length(rows))
+    input_ids = torch.full(shape, pad_token_id)
+    segments = torch.full(shape, PADDING)
+    position_ids = torch.zeros(3, *shape, dtype=torch.long)
+    source: list[Tensor] = []
+    for r, row in enumerate(rows):
+        prepared = groups[row.group]
+        prompt = torch.tensor(prepared.group.rollout.prompt_token_ids)
+        end = len(prompt)
+        input_ids[r, :end], segments[r, :end] = prompt, 0
+        position_ids[:, r, :end] = prepared.positions
+        next_position = int(prepared.positions.max()) + 1
+        for segment, i in enumerate(row.completions, start=1):
+            tokens = torch.tensor(prepared.group.rollout.completions[i].token_ids)
+            steps, start, end = torch.arange(len(tokens)), end, end + len(tokens)
+            input_ids[r, start:end], segments[r, start:end] = tokens, segment
+            position_ids[:, r, start:end] = next_position + steps
+            before = start + steps - 1
+            before[0] = len(prompt) - 1
+            source.append(before + r * shape[1])
+    return {
+        "input_ids": input_ids,
+        "segments": segments,
+        "position_ids": position_ids,
+        "source": torch.cat(source),
+    }
+
+
+def _completions(rows: Sequence[Row], groups: Mapping[int, PreparedGroup]) -> dict[str, Tensor]:
+    """What the loss reads, padded to the longest completion."""
+    members = [(groups[row.group], i) for row in rows for i in row.completions]
+    found = [prepared.group.rollout.completions[i] for prepared, i in members]
+    targets = _padded([torch.tensor(c.token_ids) for c in found])
+    loss_mask = _padded([torch.ones(len(c.token_ids)) for c in found])
+    weights = torch.tensor([prepared.weights[i] for prepared, i in members])
+    return {
+        "slot": loss_mask.flatten().nonzero().flatten(),
+        "targets": targets,
+        "loss_mask": loss_mask,
+        "rollout_logprobs": _padded([torch.tensor(c.rollout_logprobs) for c in found]),
+        "token_weights": loss_mask * weights.unsqueeze(1),
+        "advantages": torch.tensor([prepared.group.advantages[i] for prepared, i in members]),
+    }
+
+
+def _padded(rows: Sequence[Tensor]) -> Tensor:
+    return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)

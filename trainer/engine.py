@@ -13,7 +13,7 @@ from services.errors import SettingsError
 from services.settings import Settings, environment_value, set_environment
 from trainer.algorithms.losses import LossOutput, policy_loss
 from trainer.algorithms.stats import Stats
-from trainer.batch import MicroBatch
+from trainer.batch import MicroBatch, RopeIndex
 from trainer.deepspeed_config import deepspeed_config
 from trainer.model import load_model, load_processor, placeholder_ids
 from trainer.scorer import Scored, Scorer
@@ -67,6 +67,12 @@ class PolicyEngine:
     def device(self) -> torch.device:
         """Where this rank computes."""
         return torch.device(self._engine.device)
+
+    @property
+    def rope_index(self) -> RopeIndex:
+        """Lays out the positions of a prompt; takes no weights."""
+        found: RopeIndex = self._model.model.get_rope_index
+        return found
 
     def train_step(self, batches: Sequence[MicroBatch], learning_rate: float) -> StepOutput:
         """One optimizer step over this rank's micro batches.

@@ -55,8 +55,10 @@ class _Main:
 class ServiceLink:
     """Groups in, weights out."""
 
-    def __init__(self, ranks: Ranks, main: _Main | None) -> None:
+    def __init__(self, ranks: Ranks, main: _Main | None, timeout_s: float) -> None:
         self._ranks = ranks
+        # `take` runs beside the training loop, and collectives of two threads must not meet.
+        self._batch_ranks = Ranks(timeout_s)
         self._main = main
 
     @classmethod
@@ -75,11 +77,16 @@ class ServiceLink:
         if ranks.is_main:
             main = _connect(settings, dataset, suppressed_token_ids, state, image_check)
         try:
-            yield cls(ranks, main)
+            yield cls(ranks, main, 2 * settings.trainer.wait_timeout_s)
         finally:
             if main is not None:
                 main.collector.close()
                 main.publisher.close()
+
+    @property
+    def incarnation(self) -> int:
+        """Of this start of the trainer; rank 0 knows it, for others it is 0."""
+        return self._main.incarnation if self._main is not None else 0
 
     def start(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
         """Make the servers serve what will be trained, then ask for the first groups."""
@@ -88,14 +95,14 @@ class ServiceLink:
             self._main.collector.start(policy_version)
 
     def take(self, policy_version: int) -> Batch:
-        """The next step's groups, the same on every rank."""
+        """A step's groups, the same on every rank. May be called in another thread."""
         found: Batch | Exception | None = None
         if self._main is not None:
             try:
                 found = self._main.collector.take(policy_version)
             except SggError as error:
                 found = error
-        return self._ranks.broadcast(found, Batch)
+        return self._batch_ranks.broadcast(found, Batch)
 
     def publish(
         self, weights: Iterable[tuple[str, Tensor]], policy_version: int, batch: Batch

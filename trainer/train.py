@@ -1,20 +1,22 @@
 """GRPO, from start to end: the loop that the whole system exists for."""
 
+import logging
 import time
+from functools import partial
 from typing import Any
 
-from scene_data.dataset import SceneDataset, open_dataset
+from scene_data.dataset import open_dataset
 from services.settings import Settings
 from services.telemetry import Tracing
 from trainer.algorithms.weighting import completion_weights
-from trainer.batch import MicroBatch, micro_batches
 from trainer.checkpoint import CheckpointStore, DataOrder
-from trainer.checks import check_grpo
+from trainer.checks import advice, check_grpo
 from trainer.engine import PolicyEngine, init_process_group
 from trainer.fence import RunFence
 from trainer.image_check import ImageCheck
 from trainer.link import ServiceLink
 from trainer.phases import PhaseClock
+from trainer.preparation import Preparation, Prepared, PreparedBatches
 from trainer.ranks import Ranks, launched_as
 from trainer.records import RunRecords, ledger_line, step_metrics
 from trainer.resume import restore
@@ -22,6 +24,8 @@ from trainer.schedule import learning_rate
 from trainer.tracing import SERVICE
 from trainer.types import Batch
 from trainer.watch import RankWatch, watched
+
+logger = logging.getLogger(__name__)
 
 
 def train(settings: Settings, *, resume: bool) -> None:
@@ -40,6 +44,8 @@ def train(settings: Settings, *, resume: bool) -> None:
     """
     check_grpo(settings)
     rank, size = launched_as()
+    for line in advice(settings) if rank == 0 else ():
+        logger.warning(line)
     limit_s = settings.trainer.wait_timeout_s
     with watched(settings.run.folder / "ranks", rank=rank, size=size, limit_s=limit_s) as watch:
         # The watch names a hung rank after twice the limit; a collective by itself only ends.
@@ -61,36 +67,49 @@ def _run(settings: Settings, ranks: Ranks, watch: RankWatch, *, resume: bool) ->
     order = DataOrder(seed=settings.run.seed, num_rows=len(dataset), group_size=trainer.group_size)
     state = restore(checkpoints, fence, engine, ranks, order, resume=resume)
     check = ImageCheck(engine.processor, engine.image_token_id)
+    preparation = Preparation(
+        dataset,
+        engine.processor,
+        engine.rope_index,
+        image_token_id=engine.image_token_id,
+        max_tokens=trainer.tokens_per_micro_batch,
+        rank=ranks.rank,
+        num_ranks=ranks.size,
+    )
 
     with ServiceLink.open(
         settings, dataset, engine.suppressed_token_ids, state, ranks, check
     ) as services:
         if ranks.is_main:
-            fence.take(services.state(state.step).incarnation)
+            fence.take(services.incarnation)
         records.cut_to(state.step)
         services.start(engine.weights(), state.step)
+        batches = PreparedBatches(
+            services.take,
+            partial(prepare, preparation=preparation, settings=settings),
+            ahead=trainer.max_policy_lag > 0,
+            num_steps=total,
+        )
         clock = PhaseClock(watch, state.step, tracing)
         for step in range(state.step, total):
             with clock("wait"):
-                batch = services.take(step)
+                batch = batches.take(step)
             with clock("prepare"):
-                micro_batches = prepare(batch, dataset, engine, settings, ranks)
+                prepared = batches.prepared()
             rate = learning_rate(trainer, step, total)
             with clock("train"):
-                output = engine.train_step(micro_batches, rate)
-                learned = ranks.combine(output.stats) | {
-                    "grad_norm": output.grad_norm,
-                    "learning_rate": rate,
-                }
+                output = engine.train_step(prepared.micro_batches, rate)
+                learned = ranks.combine(output.stats) | prepared.metrics
+            learned |= {"grad_norm": output.grad_norm, "learning_rate": rate}
             with clock("publish"):
                 services.publish(engine.weights(), step + 1, batch)
-            records.rollouts(step, batch.share(ranks), output.policy_logprobs)
+            records.rollouts(step, prepared.groups, output.policy_logprobs)
             if ranks.is_main:
                 fence.check()
                 line = metrics_line(batch, learned, step, total, clock)
                 records.step(line, ledger_line(batch, step))
-            # A checkpoint's seconds count in the line of the step after it.
             clock.finish()
+            # A checkpoint's seconds count in the line of the step after it.
             clock = PhaseClock(watch, step + 1, tracing)
             if (step + 1) % trainer.checkpoint_every == 0 or step + 1 == total:
                 with clock("checkpoint"):
@@ -106,25 +125,17 @@ def _run(settings: Settings, ranks: Ranks, watch: RankWatch, *, resume: bool) ->
     engine.close()
 
 
-def prepare(
-    batch: Batch, dataset: SceneDataset, engine: PolicyEngine, settings: Settings, ranks: Ranks
-) -> list[MicroBatch]:
-    """Padded tensors of this rank's groups."""
-    lengths = [len(c.token_ids) for g in batch.groups for c in g.rollout.completions]
+def prepare(batch: Batch, *, preparation: Preparation, settings: Settings) -> Prepared:
+    """A batch with its tokens weighted, as tensors of this rank's groups."""
+    completions = [c for group in batch.groups for c in group.rollout.completions]
     weights = completion_weights(
-        settings.algorithm.loss, lengths, max_tokens=settings.sampling.max_tokens
+        settings.algorithm,
+        [len(c.token_ids) for c in completions],
+        [c.finish_reason == "length" for c in completions],
+        max_tokens=settings.sampling.max_tokens,
     )
     size = settings.trainer.group_size
-    of_group = [weights[i : i + size] for i in range(0, len(weights), size)]
-    groups = batch.share(ranks)
-    return micro_batches(
-        groups,
-        [dataset[group.index].image_bytes for group in groups],
-        of_group[ranks.rank :: ranks.size],
-        engine.processor,
-        max_tokens=settings.trainer.tokens_per_micro_batch,
-        image_token_id=engine.image_token_id,
-    )
+    return preparation(batch, [weights[i : i + size] for i in range(0, len(weights), size)])
 
 
 def metrics_line(

@@ -1,7 +1,6 @@
 """What the trainer's parts hand to each other."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from pydantic import Field
 
@@ -10,9 +9,6 @@ from services.schemas.prompts import PromptGroup
 from services.schemas.rewards import Reward
 from services.schemas.rollouts import RolloutGroup
 from trainer.algorithms.stats import Stats
-
-if TYPE_CHECKING:
-    from trainer.ranks import Ranks
 
 
 class TrainGroup(Message):
@@ -64,10 +60,6 @@ class Batch(Message):
     sampler_idle_fraction: float | None = None
     """Share of the rollout servers' time since the last batch in which they had nothing to sample
     (`trainer.idle`); None where no server was seen."""
-
-    def share(self, ranks: "Ranks") -> list[TrainGroup]:
-        """A rank's equal share."""
-        return self.groups[ranks.rank :: ranks.size]
 
 
 @dataclass(slots=True, kw_only=True)

@@ -1,32 +1,136 @@
 """Log-probabilities of given tokens in the distribution that the sampler drew them from."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
-def token_logprobs(
-    logits: Tensor, targets: Tensor, *, temperature: float, suppressed: Sequence[int]
-) -> Tensor:
-    """Log softmax(logits / temperature) at `targets`, with `suppressed` tokens at probability zero.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingDistribution:
+    """What stands between a model's logits and the distribution that its tokens come from.
 
     The sampler divides by the temperature and never draws suppressed tokens; a trainer that scored
     with the plain softmax would see importance ratios that differ from 1 for equal weights.
 
+    Example: `SamplingDistribution(temperature=1.0, suppressed=(151655,))`
+    """
+
+    temperature: float = 1.0
+    """Over 0."""
+    suppressed: tuple[int, ...] = ()
+    """Token ids that cannot be drawn."""
+
+    def scaled(self, logits: Tensor) -> Tensor:
+        """Logits over the temperature, in float32 or better; suppressed tokens at the least float.
+
+        Args:
+            logits: [T, vocabulary]
+        """
+        scaled = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if self.temperature != 1.0:
+            scaled = scaled / self.temperature
+        if self.suppressed:
+            lowest = torch.finfo(scaled.dtype).min  # not -inf: times probability 0 it would be NaN
+            index = torch.tensor(self.suppressed, device=scaled.device)
+            scaled = scaled.index_fill(-1, index, lowest)
+        return scaled
+
+
+def token_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    distribution: SamplingDistribution,
+    *,
+    chunk: int,
+) -> tuple[Tensor, Tensor]:
+    """Log softmax of the head's scaled logits at `targets`, and the entropy of that softmax.
+
+        z_t       = (h_t W^T) / temperature, -inf at suppressed tokens
+        logprob_t = z_t[target_t] - logsumexp(z_t)
+        entropy_t = logsumexp(z_t) - sum_v softmax(z_t)_v z_t,v
+
+    Logits exist for `chunk` tokens at a time, forward and backward: the backward pass computes them
+    again from `hidden`, and only [T] numbers are kept in between. The idea is that of Liger's fused
+    linear cross-entropy (arXiv 2410.10989, section 3.2), with gradients made in the backward pass,
+    because the loss is not known here.
+
     Args:
-        logits: [B, L, vocabulary]
-        targets: [B, L] token ids.
-        temperature: The sampler's, over 0.
-        suppressed: Token ids that cannot be drawn.
+        hidden: [T, hidden_size] states that predict the tokens.
+        weight: [vocabulary, hidden_size] of the head.
+        targets: [T] token ids.
+        distribution: That the tokens were drawn from.
+        chunk: Tokens whose logits exist at the same time.
 
     Returns:
-        [B, L] float32
+        [T] log-probabilities with gradient and [T] entropies in nats without; float32, or float64
+        for float64 states.
     """
-    scaled = logits.float() / temperature
-    if suppressed:
-        mask = torch.zeros(logits.shape[-1], dtype=torch.bool, device=logits.device)
-        mask[list(suppressed)] = True
-        scaled = scaled.masked_fill(mask, -torch.inf)
-    chosen = scaled.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    return chosen - torch.logsumexp(scaled, dim=-1)
+    logprobs, entropies = _TokenLogprobs.apply(hidden, weight, targets, distribution, chunk)
+    return logprobs, entropies
+
+
+class _TokenLogprobs(torch.autograd.Function):  # type: ignore[misc]
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        distribution: SamplingDistribution,
+        chunk: int,
+    ) -> tuple[Tensor, Tensor]:
+        found = hidden.new_empty(
+            (3, len(targets)), dtype=torch.promote_types(hidden.dtype, torch.float32)
+        )
+        logprobs, entropies, totals = found
+        for part in _parts(len(targets), chunk):
+            scaled = distribution.scaled(hidden[part] @ weight.t())
+            total = torch.logsumexp(scaled, dim=-1)
+            chosen = scaled.gather(-1, targets[part].unsqueeze(-1)).squeeze(-1)
+            expected = torch.linalg.vecdot(torch.softmax(scaled, dim=-1), scaled)
+            logprobs[part], entropies[part], totals[part] = chosen - total, total - expected, total
+        # The head's own parameter is saved, not a copy: under ZeRO-3 it is gathered again before
+        # the backward pass of the module that called this.
+        ctx.save_for_backward(hidden, weight, targets, totals)
+        ctx.distribution, ctx.chunk = distribution, chunk
+        ctx.mark_non_differentiable(entropies)
+        return logprobs, entropies
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, totals = ctx.saved_tensors
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        hidden_grad = torch.empty_like(hidden) if wants_hidden else None
+        # Summed over chunks in float32: in bfloat16 each sum would round.
+        weight_grad = torch.zeros_like(weight, dtype=totals.dtype) if wants_weight else None
+        for part in _parts(len(targets), ctx.chunk):
+            logits_grad = _logits_grad(
+                ctx.distribution.scaled(hidden[part] @ weight.t()),
+                targets[part],
+                totals[part],
+                grad[part] / ctx.distribution.temperature,
+            ).to(hidden.dtype)
+            if hidden_grad is not None:
+                torch.mm(logits_grad, weight, out=hidden_grad[part])
+            if weight_grad is not None:
+                weight_grad += logits_grad.t() @ hidden[part]
+        if weight_grad is not None:
+            weight_grad = weight_grad.to(weight.dtype)
+        return hidden_grad, weight_grad, None, None, None
+
+
+def _logits_grad(scaled: Tensor, targets: Tensor, totals: Tensor, grad: Tensor) -> Tensor:
+    """`grad * (one_hot(target) - softmax(scaled))`, in the memory of `scaled`."""
+    probabilities = scaled.sub_(totals.unsqueeze(-1)).exp_()
+    result = probabilities.mul_(-grad.unsqueeze(-1))
+    return result.scatter_add_(-1, targets.unsqueeze(-1), grad.unsqueeze(-1))
+
+
+def _parts(total: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, total, size))

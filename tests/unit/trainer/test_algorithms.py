@@ -5,7 +5,6 @@ import torch
 
 from services.trainer_settings import AlgorithmSettings
 from trainer.algorithms.advantages import EPSILON, group_relative
-from trainer.algorithms.logprobs import token_logprobs
 from trainer.algorithms.losses import policy_loss
 
 
@@ -18,18 +17,6 @@ def test_advantages_by_hand() -> None:
 def test_advantages_without_scaling_only_centre() -> None:
     advantages = group_relative(torch.tensor([[1.0, 3.0, 8.0]]), "none")
     torch.testing.assert_close(advantages, torch.tensor([[-3.0, -1.0, 4.0]]))
-
-
-def test_logprobs_are_of_the_sampling_distribution() -> None:
-    torch.manual_seed(0)
-    logits, targets = torch.randn(2, 3, 7), torch.tensor([[0, 1, 2], [3, 4, 6]])
-    got = token_logprobs(logits, targets, temperature=0.7, suppressed=[5])
-    reachable = [0, 1, 2, 3, 4, 6]
-    probabilities = torch.softmax(logits[..., reachable] / 0.7, dim=-1)
-    for b in range(2):
-        for t in range(3):
-            want = probabilities[b, t, reachable.index(int(targets[b, t]))].log()
-            assert got[b, t].item() == pytest.approx(want.item(), abs=1e-6)
 
 
 def test_loss_by_hand() -> None:

@@ -1,93 +1,71 @@
-from types import SimpleNamespace
-
 import pytest
 import torch
 
-from scene_data.tiny_model import make_tiny_model
-from scene_data.toy import render, toy_scene
 from services.errors import InvalidInputError
-from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
-from services.settings import Settings
-from trainer.batch import micro_batches
-from trainer.model import load_processor
-from trainer.types import TrainGroup
+from tests.train_groups import completion, train_group
+from trainer.batch import PreparedGroup, micro_batch, prepare_group
+from trainer.images import ImageFeatures
+from trainer.plan import Row
 
-IMAGES = [render(toy_scene(0, i, heldout=False)) for i in range(2)]
-
-
-@pytest.fixture(scope="module")
-def processor(tmp_path_factory: pytest.TempPathFactory) -> SimpleNamespace:
-    folder = tmp_path_factory.mktemp("model")
-    make_tiny_model(folder)
-    settings = Settings.model_validate(
-        {
-            "model": {"path": str(folder), "min_pixels": 12544, "max_pixels": 12544},
-            "data": {"train": "unused"},
-        }
-    )
-    loaded: SimpleNamespace = load_processor(settings)
-    return loaded
+IMAGE, PAD = 7, 0
 
 
-def group(prompt: list[int], lengths: list[int]) -> TrainGroup:
-    completions = [
-        Completion(
-            text="",
-            token_ids=[40 + n] * n,
-            rollout_logprobs=[-float(n)] * n,
-            finish_reason="stop",
-            policy_versions=[VersionSpan(policy_version=0, start=0, end=n)],
-        )
-        for n in lengths
-    ]
-    return TrainGroup(
-        position=0,
-        index=0,
-        rollout=RolloutGroup(
-            group_id="g",
-            attempt=0,
-            incarnation=1,
-            server_id="s",
-            prompt_token_ids=prompt,
-            completions=completions,
-            sampling_s=0,
-        ),
-        rewards=[],
-        advantages=[float(n) for n in lengths],
+def count_up(**inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """A model without 2D positions."""
+    length = inputs["input_ids"].shape[1]
+    return torch.arange(length).expand(3, 1, length), torch.zeros(1)
+
+
+def features(tokens: int) -> ImageFeatures:
+    return ImageFeatures(
+        pixels=torch.full((4 * tokens, 6), float(tokens)),
+        grid=torch.tensor([1, 4, tokens]),
+        num_tokens=tokens,
     )
 
 
-def test_completions_line_up_with_their_logprobs(processor: SimpleNamespace) -> None:
-    image = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
-    first, second = group([9, *[image] * 16, 8], [2, 4]), group([*[image] * 16, 8], [1, 3])
-    weights = [[0.5, 0.25], [1.0, 1.0]]
-    batches = micro_batches(
-        [first, second], IMAGES, weights, processor, max_tokens=44, image_token_id=image
+def prepared(first: int, *lengths: int, tokens: int = 2) -> PreparedGroup:
+    """A prompt `9 7 … 8` and completions whose token is 40 + length."""
+    prompt = [9, *[IMAGE] * tokens, 8]
+    group = train_group(prompt, [completion([40 + n] * n, -float(n)) for n in lengths])
+    return prepare_group(
+        group,
+        [1 / n for n in lengths],
+        features(tokens),
+        count_up,
+        image_token_id=IMAGE,
+        first=first,
     )
-    assert [b.input_ids.shape for b in batches] == [(2, 22), (2, 20)]
-    batch = batches[0]
-    assert batch.input_ids[0, 18:20].tolist() == [42, 42]
-    assert batch.attention_mask.sum(dim=1).tolist() == [20, 22]
-    here = batch.loss_mask.bool()
-    assert batch.targets[here].tolist() == [42, 42, 44, 44, 44, 44]
-    assert batch.input_ids.flatten()[batch.source[here] + 1].tolist() == [42, 42, 44, 44, 44, 44]
-    assert batch.token_weights[here].tolist() == [0.5] * 2 + [0.25] * 4
-    assert batch.rollout_logprobs[batch.loss_mask.bool()].tolist() == [-2.0] * 2 + [-4.0] * 4
-    assert batch.mm_token_type_ids.sum(dim=1).tolist() == [16, 16]
-    assert batch.image_grid_thw.tolist() == [[1, 8, 8], [1, 8, 8]]
-    assert batch.pixel_values.shape[0] == 2 * 64
-    torch.testing.assert_close(batch.pixel_values[:64], batch.pixel_values[64:])
-    assert batch.advantages.tolist() == [2.0, 4.0]
 
 
-def test_prompt_that_does_not_fit_its_image_is_refused(processor: SimpleNamespace) -> None:
-    image = processor.tokenizer.convert_tokens_to_ids("<|image_pad|>")
-    with pytest.raises(InvalidInputError, match=r"15 image tokens.*makes 16"):
-        micro_batches(
-            [group([image] * 15, [2])],
-            IMAGES[:1],
-            [[1.0]],
-            processor,
-            max_tokens=100,
-            image_token_id=image,
-        )
+def test_a_row_is_a_prompt_and_its_completions() -> None:
+    row = Row(group=0, completions=(0, 1), length=10)
+    batch = micro_batch([row], {0: prepared(0, 2, 4)}, pad_token_id=PAD)
+    assert batch.input_ids.tolist() == [[9, 7, 7, 8, 42, 42, 44, 44, 44, 44, 0, 0, 0, 0, 0, 0]]
+    assert batch.segments.tolist() == [[0, 0, 0, 0, 1, 1, 2, 2, 2, 2, -1, -1, -1, -1, -1, -1]]
+    positions = [0, 1, 2, 3, 4, 5, 4, 5, 6, 7, 0, 0, 0, 0, 0, 0]
+    assert batch.position_ids[:, 0].tolist() == [positions] * 3
+    assert batch.source.tolist() == [3, 4, 3, 6, 7, 8], "both begin where the prompt ends"
+    assert batch.num_tokens == 16
+
+
+def test_completions_line_up_with_their_numbers() -> None:
+    groups = {3: prepared(0, 2, 4), 5: prepared(2, 3, 1, tokens=1)}
+    rows = [Row(group=3, completions=(0, 1), length=10), Row(group=5, completions=(1,), length=4)]
+    batch = micro_batch(rows, groups, pad_token_id=PAD)
+    assert batch.order == [0, 1, 3]
+    assert batch.targets.tolist() == [[42, 42, 0, 0], [44] * 4, [41, 0, 0, 0]]
+    assert batch.loss_mask.sum(1).tolist() == [2, 4, 1]
+    assert batch.rollout_logprobs[:, 0].tolist() == [-2, -4, -1]
+    assert batch.token_weights.sum(1).tolist() == [1, 1, 1]
+    assert batch.advantages.tolist() == [2, 4, 1]
+    assert batch.source[-1] == 16 + 2, "the second row's prompt has three tokens"
+    assert batch.targets.flatten()[batch.slot].tolist() == [42] * 2 + [44] * 4 + [41]
+    assert batch.image_grid_thw.tolist() == [[1, 4, 2], [1, 4, 1]]
+    assert batch.pixel_values[:, 0].tolist() == [2.0] * 8 + [1.0] * 4
+
+
+def test_prompt_that_does_not_fit_its_image_is_refused() -> None:
+    group = train_group([9, IMAGE, 8], [completion([42])])
+    with pytest.raises(InvalidInputError, match=r"group g0.*1 image tokens.*makes 2"):
+        prepare_group(group, [1.0], features(2), count_up, image_token_id=IMAGE, first=0)

@@ -1,0 +1,172 @@
+"""Images, and batches made beside the step before."""
+
+import dataclasses
+import random
+import threading
+from typing import Any
+
+import pytest
+
+from scene_data.dataset import Sample
+from scene_data.tiny_model import make_tiny_model
+from services.errors import InvalidInputError, WaitTimeoutError
+from services.settings import Settings
+from tests.train_groups import noise_sample, random_group
+from trainer.images import image_features
+from trainer.model import load_model, load_processor
+from trainer.preparation import Preparation, Prepared, PreparedBatches
+from trainer.types import Batch, Outcome
+
+SAMPLES = [noise_sample(random.Random(i), 112 + 28 * (i % 2), 112) for i in range(4)]
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    folder = tmp_path_factory.mktemp("model")
+    make_tiny_model(folder)
+    return Settings.model_validate(
+        {
+            "model": {
+                "path": str(folder),
+                "dtype": "float32",
+                "min_pixels": 12544,
+                "max_pixels": 25088,
+            },
+            "data": {"train": "unused"},
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def processor(settings: Settings) -> Any:
+    return load_processor(settings)
+
+
+@pytest.mark.parametrize("size", [(112, 112), (56, 28), (640, 480), (97, 211)])
+def test_an_image_has_a_token_for_four_patches(processor: Any, size: tuple[int, int]) -> None:
+    features = image_features(noise_sample(random.Random(0), *size), processor)
+    assert len(features.pixels) == int(features.grid.prod()) == 4 * features.num_tokens
+
+
+def torn() -> Sample:
+    whole = noise_sample(random.Random(0))
+    return dataclasses.replace(whole, image_bytes=whole.image_bytes[: len(whole.image_bytes) // 2])
+
+
+@pytest.mark.parametrize("sample", [torn(), noise_sample(random.Random(0), 1000, 4)])
+def test_what_cannot_be_prepared_is_named(processor: Any, sample: Sample) -> None:
+    """Both have a header that opens: one ends too early, the other is too long for any grid."""
+    with pytest.raises(InvalidInputError, match=f"image {sample.image_id} cannot be prepared"):
+        image_features(sample, processor)
+
+
+class CountingDataset:
+    def __init__(self) -> None:
+        self.read: list[int] = []
+
+    def __getitem__(self, index: int) -> Sample:
+        self.read.append(index)
+        return SAMPLES[index]
+
+
+def test_ranks_prepare_their_own_groups_and_each_image_once(
+    settings: Settings, processor: Any
+) -> None:
+    model, rng = load_model(settings), random.Random(0)
+    groups = [random_group(rng, prompt=6, lengths=[3, 5, 2], index=i) for i in range(4)]
+    for group in groups:
+        count = image_features(SAMPLES[group.index], processor).num_tokens
+        group.rollout.prompt_token_ids[2:2] = [model.config.image_token_id] * count
+    batch = Batch(groups=groups, outcome=Outcome())
+    weights = [[float(10 * g + i) for i in range(3)] for g in range(4)]
+    datasets = [CountingDataset(), CountingDataset()]
+    ranks = [
+        Preparation(
+            dataset,  # type: ignore[arg-type]
+            processor,
+            model.model.get_rope_index,
+            image_token_id=int(model.config.image_token_id),
+            max_tokens=64,
+            rank=rank,
+            num_ranks=2,
+        )(batch, weights)
+        for rank, dataset in enumerate(datasets)
+    ]
+    assert sorted(datasets[0].read + datasets[1].read) == [0, 1, 2, 3]
+    assert [len(dataset.read) for dataset in datasets] == [2, 2]
+    for rank in ranks:
+        found: dict[int, tuple[list[int], float]] = {}
+        for micro_batch in rank.micro_batches:
+            for n, order in enumerate(micro_batch.order):
+                here = micro_batch.loss_mask[n].bool()
+                weight = float(micro_batch.token_weights[n].max())
+                found[order] = (micro_batch.targets[n][here].tolist(), weight)
+        expected = [
+            (completion.token_ids, weights[group.index][i])
+            for group in rank.groups
+            for i, completion in enumerate(group.rollout.completions)
+        ]
+        assert [found[n] for n in range(6)] == expected
+    same = {key: [rank.metrics[key] for rank in ranks] for key in ranks[0].metrics}
+    assert all(a == b for key, (a, b) in same.items() if key != "preparation_s")
+
+
+class Source:
+    """Notes what is taken; a step's batch comes when it is let."""
+
+    def __init__(self, *let: int) -> None:
+        self.taken: list[int] = []
+        self.began = threading.Semaphore(0)
+        self.let = {step: threading.Event() for step in range(5)}
+        for step in let:
+            self.let[step].set()
+
+    def take(self, step: int) -> Batch:
+        self.taken.append(step)
+        self.began.release()
+        assert self.let[step].wait(60)
+        if step == 3:
+            raise WaitTimeoutError("no scored group")
+        return Batch(groups=[], outcome=Outcome(stale=[str(step)]))
+
+    def prepare(self, batch: Batch) -> Prepared:
+        if batch.outcome.stale == ["2"]:
+            raise InvalidInputError("image 2 cannot be prepared")
+        return Prepared(
+            groups=[], micro_batches=[], metrics={"step": float(batch.outcome.stale[0])}
+        )
+
+
+def test_the_next_batch_is_made_while_a_step_trains() -> None:
+    source = Source(0)
+    batches = PreparedBatches(source.take, source.prepare, ahead=True, num_steps=2)
+    assert batches.take(0).outcome.stale == ["0"]
+    assert source.taken == [0]
+    assert batches.prepared().metrics == {"step": 0}
+    for _ in range(2):
+        assert source.began.acquire(timeout=60)  # of step 1, though nobody has asked for it
+    source.let[1].set()
+    assert batches.take(1).outcome.stale == ["1"]
+    assert batches.prepared().metrics == {"step": 1}
+    assert source.taken == [0, 1], "nothing is taken after the last step"
+
+
+def test_without_lag_nothing_is_taken_early() -> None:
+    source = Source(0, 1)
+    batches = PreparedBatches(source.take, source.prepare, ahead=False, num_steps=2)
+    batches.take(0)
+    batches.prepared()
+    assert source.taken == [0]
+    batches.take(1)
+    assert batches.prepared().metrics == {"step": 1}
+
+
+def test_errors_of_the_thread_are_raised_in_the_loop() -> None:
+    source = Source(2, 3)
+    batches = PreparedBatches(source.take, source.prepare, ahead=True, num_steps=5)
+    batches.take(2)
+    with pytest.raises(InvalidInputError, match="image 2"):
+        batches.prepared()
+    batches = PreparedBatches(source.take, source.prepare, ahead=True, num_steps=5)
+    with pytest.raises(WaitTimeoutError, match="no scored group"):
+        batches.take(3)

@@ -1,0 +1,152 @@
+"""Who trains what in a step, and in which micro batches: from lengths alone, no tensors.
+
+A *row* is one sequence of the model: a prompt and some of its group's completions, which share it.
+Every rank makes the plan of all ranks from the same batch, so nothing has to be agreed on.
+"""
+
+import heapq
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from trainer.types import TrainGroup
+
+LENGTH_MULTIPLE = 8
+"""Rows are padded to this: attention kernels copy a mask whose rows are not aligned."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """A prompt and some completions of its group.
+
+    Example: `Row(group=3, completions=(0, 1), length=912)`
+    """
+
+    group: int
+    """Place in the batch."""
+    completions: tuple[int, ...]
+    """Places in the group, ascending."""
+    length: int
+    """Tokens: the prompt once, and each completion."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RankPlan:
+    """A rank's part of a step."""
+
+    groups: list[int]
+    """Places in the batch, ascending."""
+    micro_batches: list[list[Row]]
+    """The rows of each forward and backward pass, the longest first. As many passes on every rank:
+    with ZeRO-3 each waits for all ranks."""
+
+
+def plan_step(groups: Sequence[TrainGroup], *, num_ranks: int, max_tokens: int) -> list[RankPlan]:
+    """Share a batch out over ranks and cut each share into micro batches.
+
+    Every rank gets as many groups, and about as many tokens. Its rows are sorted by length, so that
+    the rows of one micro batch need little padding.
+
+    Args:
+        groups: Of the whole step; a multiple of `num_ranks`, all of one size.
+        num_ranks: Of the trainer.
+        max_tokens: Of a micro batch, padding counted; a single completion with its prompt may be
+            over it.
+
+    Returns:
+        A plan for each rank.
+    """
+    rows = [_rows(place, group, max_tokens) for place, group in enumerate(groups)]
+    tokens = [sum(row.length for row in of_group) for of_group in rows]
+    shares = _balanced(tokens, num_ranks, capacity=len(groups) // num_ranks)
+    filled = [_filled([row for g in share for row in rows[g]], max_tokens) for share in shares]
+    count = max(len(micro_batches) for micro_batches in filled)
+    for micro_batches in filled:
+        while len(micro_batches) < count:
+            _split_largest(micro_batches, groups)
+    return [
+        RankPlan(groups=share, micro_batches=micro_batches)
+        for share, micro_batches in zip(shares, filled, strict=True)
+    ]
+
+
+def padded_length(rows: Sequence[Row]) -> int:
+    """Tokens of each sequence of a micro batch: the longest row's, up to a round number."""
+    longest = max(row.length for row in rows)
+    return -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+
+
+def plan_metrics(plans: Sequence[RankPlan]) -> dict[str, float]:
+    """How well a step is cut: micro batches of a rank, tokens of all ranks, and shares."""
+    micro_batches = [rows for plan in plans for rows in plan.micro_batches]
+    by_rank = [sum(row.length for rows in p.micro_batches for row in rows) for p in plans]
+    computed = sum(len(rows) * padded_length(rows) for rows in micro_batches)
+    return {
+        "num_micro_batches": len(plans[0].micro_batches),
+        "num_model_tokens": computed,
+        "padding_share": 1 - sum(by_rank) / computed,
+        "rank_imbalance": max(by_rank) * len(plans) / sum(by_rank) - 1,
+    }
+
+
+def _rows(place: int, group: TrainGroup, max_tokens: int) -> list[Row]:
+    """As few rows as the budget allows, of about the same length."""
+    lengths = [len(completion.token_ids) for completion in group.rollout.completions]
+    rows: list[Row] = []
+    for count in range(1, len(lengths) + 1):
+        shares = _balanced(lengths, count, capacity=len(lengths))
+        rows = [_row(place, group, share) for share in shares]
+        if all(padded_length([row]) <= max_tokens for row in rows):
+            break
+    return rows
+
+
+def _row(place: int, group: TrainGroup, completions: Sequence[int]) -> Row:
+    answers = sum(len(group.rollout.completions[i].token_ids) for i in completions)
+    return Row(
+        group=place,
+        completions=tuple(completions),
+        length=len(group.rollout.prompt_token_ids) + answers,
+    )
+
+
+def _balanced(sizes: Sequence[int], num_shares: int, *, capacity: int) -> list[list[int]]:
+    """Shares of about equal size: the largest first, each to the smallest share so far.
+
+    Longest-processing-time scheduling (Graham 1969), with at most `capacity` items in a share.
+    """
+    shares: list[list[int]] = [[] for _ in range(num_shares)]
+    smallest = [(0, share) for share in range(num_shares)]
+    for item in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
+        size, share = heapq.heappop(smallest)
+        shares[share].append(item)
+        if len(shares[share]) < capacity:
+            heapq.heappush(smallest, (size + sizes[item], share))
+    return [sorted(share) for share in shares]
+
+
+def _filled(rows: list[Row], max_tokens: int) -> list[list[Row]]:
+    """Rows in order of length, as many together as the budget allows."""
+    micro_batches: list[list[Row]] = []
+    for row in sorted(rows, key=lambda r: -r.length):
+        last = micro_batches[-1] if micro_batches else []
+        if last and (len(last) + 1) * padded_length(last) <= max_tokens:
+            last.append(row)
+        else:
+            micro_batches.append([row])
+    return micro_batches
+
+
+def _split_largest(micro_batches: list[list[Row]], groups: Sequence[TrainGroup]) -> None:
+    """Make one more micro batch of the same completions."""
+    divisible = [i for i, m in enumerate(micro_batches) if len(m) > 1 or len(m[0].completions) > 1]
+    place = max(divisible, key=lambda i: sum(row.length for row in micro_batches[i]))
+    rows = micro_batches[place]
+    if len(rows) > 1:
+        halves = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]
+    else:
+        (row,) = rows
+        group = groups[row.group]
+        lengths = [len(group.rollout.completions[i].token_ids) for i in row.completions]
+        shares = _balanced(lengths, 2, capacity=len(lengths))
+        halves = [[_row(row.group, group, [row.completions[i] for i in s])] for s in shares]
+    micro_batches[place : place + 1] = halves

@@ -1,0 +1,171 @@
+"""Batches as tensors, made beside the step before.
+
+What is done early, and what waits for what
+
+| a step's       | begins when                                 | the training loop waits for it in |
+|----------------|---------------------------------------------|-----------------------------------|
+| groups         | the step before starts to train, where      | `wait`                            |
+|                | `max_policy_lag` allows it; else when asked |                                   |
+| tensors        | its groups are there                        | `prepare`                         |
+
+With `max_policy_lag = 0` the groups of a step are only sampled once the step before is published:
+there is nothing to do early, and the loop waits for all of it.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any
+
+from scene_data.dataset import SceneDataset
+from trainer.batch import MicroBatch, RopeIndex, micro_batch, prepare_group
+from trainer.images import image_features
+from trainer.plan import plan_metrics, plan_step
+from trainer.types import Batch, TrainGroup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prepared:
+    """A rank's part of a step."""
+
+    groups: list[TrainGroup]
+    """In the order of `StepOutput.policy_logprobs`."""
+    micro_batches: list[MicroBatch]
+    metrics: dict[str, float]
+    """`plan.plan_metrics` of all ranks, and `preparation_s` of this one."""
+
+
+class Preparation:
+    """Lays out this rank's part of batches.
+
+    Each image is read, decoded and preprocessed once, and on the rank that trains its group.
+
+    Args:
+        dataset: Of the run.
+        processor: The policy's.
+        rope_index: The policy's.
+        image_token_id: Of the placeholder of one visual token.
+        max_tokens: Of a micro batch, padding counted.
+        rank: Of this process.
+        num_ranks: Of the trainer.
+    """
+
+    def __init__(
+        self,
+        dataset: SceneDataset,
+        processor: Any,
+        rope_index: RopeIndex,
+        *,
+        image_token_id: int,
+        max_tokens: int,
+        rank: int,
+        num_ranks: int,
+    ) -> None:
+        self._dataset = dataset
+        self._processor = processor
+        self._rope_index = rope_index
+        self._image_token_id = image_token_id
+        self._max_tokens = max_tokens
+        self._rank = rank
+        self._num_ranks = num_ranks
+
+    def __call__(self, batch: Batch, weights: Sequence[Sequence[float]]) -> Prepared:
+        """Lay out a batch.
+
+        Args:
+            batch: The same on every rank.
+            weights: [groups][G] of the tokens of each completion (`algorithms.weighting`).
+
+        Raises:
+            InvalidInputError: An image cannot be prepared, or does not fit its prompt.
+        """
+        start = time.perf_counter()
+        plans = plan_step(batch.groups, num_ranks=self._num_ranks, max_tokens=self._max_tokens)
+        mine = plans[self._rank]
+        first, groups = 0, {}
+        for place in mine.groups:
+            group = batch.groups[place]
+            groups[place] = prepare_group(
+                group,
+                weights[place],
+                image_features(self._dataset[group.index], self._processor),
+                self._rope_index,
+                image_token_id=self._image_token_id,
+                first=first,
+            )
+            first += len(group.rollout.completions)
+        pad = self._processor.tokenizer.pad_token_id
+        return Prepared(
+            groups=[batch.groups[place] for place in mine.groups],
+            micro_batches=[micro_batch(m, groups, pad_token_id=pad) for m in mine.micro_batches],
+            metrics=plan_metrics(plans) | {"preparation_s": time.perf_counter() - start},
+        )
+
+
+class _Upcoming:
+    """A step's batch on its way, in a thread."""
+
+    def __init__(
+        self, step: int, take: Callable[[int], Batch], prepare: Callable[[Batch], Prepared]
+    ) -> None:
+        self.batch: Future[Batch] = Future()
+        self.prepared: Future[Prepared] = Future()
+        threading.Thread(
+            # A daemon: when the run ends by an error, nobody waits for groups that will not come.
+            target=self._run,
+            args=(step, take, prepare),
+            name="preparation",
+            daemon=True,
+        ).start()
+
+    def _run(
+        self, step: int, take: Callable[[int], Batch], prepare: Callable[[Batch], Prepared]
+    ) -> None:
+        try:
+            batch = take(step)
+            self.batch.set_result(batch)
+            self.prepared.set_result(prepare(batch))
+        except BaseException as error:  # noqa: BLE001 - handed to the training loop, which raises it
+            waiting = self.prepared if self.batch.done() else self.batch
+            waiting.set_exception(error)
+
+
+class PreparedBatches:
+    """Gives the training loop its batches, and gets the next one ready while a step trains.
+
+    Args:
+        take: Of `ServiceLink`. Called in another thread, for one step after the other.
+        prepare: Called in the same thread.
+        ahead: Whether a batch may be taken before the step before it is published.
+        num_steps: Of the run: none is taken for this step or later ones.
+    """
+
+    def __init__(
+        self,
+        take: Callable[[int], Batch],
+        prepare: Callable[[Batch], Prepared],
+        *,
+        ahead: bool,
+        num_steps: int,
+    ) -> None:
+        self._take = take
+        self._prepare = prepare
+        self._ahead = ahead
+        self._num_steps = num_steps
+        self._next: _Upcoming | None = None
+
+    def take(self, step: int) -> Batch:
+        """The groups of a step; steps must follow each other."""
+        self._current = self._next or _Upcoming(step, self._take, self._prepare)
+        self._next = None
+        self._step = step
+        return self._current.batch.result()
+
+    def prepared(self) -> Prepared:
+        """The taken batch laid out. From here on the next one is on its way."""
+        result = self._current.prepared.result()
+        if self._ahead and self._step + 1 < self._num_steps:
+            self._next = _Upcoming(self._step + 1, self._take, self._prepare)
+        return result
