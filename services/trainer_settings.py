@@ -21,16 +21,19 @@ class AlgorithmSettings(Section):
     """What is learnt from a group. `docs/training.md` has formulas and papers."""
 
     loss: LossName = "grpo"
+    """bnpo is dapo here: what sets it apart in TRL is that it depends on how a step is cut."""
     clip_low: float = Field(default=0.2, gt=0, lt=1)
-    """Ratios under 1 - clip_low give no gradient where they would be pushed further down."""
+    """Ratios under 1 - clip_low give no gradient where they would be pushed further down; cispo
+    has no such bound."""
     clip_high: float = Field(default=0.2, gt=0)
     """DAPO's clip-higher is 0.28; cispo caps its weight at 1 + clip_high; gspo's are near 4e-4."""
     beta: float = Field(default=0.0, ge=0)
     """Weight of the KL to the reference: the start model, or the policy with its adapter off."""
     advantage_scale: Literal["group", "batch", "none"] = "group"
-    """Whose standard deviation divides the advantages."""
+    """Whose standard deviation divides the advantages. Dr. GRPO wants none, GDPO batch."""
     normalise: Literal["total", "terms"] = "total"
-    """Compare total rewards within a group, or each term by itself and add the results."""
+    """Compare total rewards within a group, or each term by itself and add the results with the
+    rubric's weights (GDPO)."""
     old_logprobs: Literal["sampler", "trainer"] = "sampler"
     """The ratio's denominator: what the sampler drew with, which corrects for lag and mismatch in
     the ratio itself; or the trainer's own before the step, with `correction` for the rest."""
@@ -60,6 +63,8 @@ class AlgorithmSettings(Section):
             )
         if bool(self.overlong_buffer) != bool(self.overlong_penalty):
             raise ValueError("overlong_buffer and overlong_penalty go together: set both or none")
+        if self.max_replaced and not self.dynamic_sampling:
+            raise ValueError(f"max_replaced = {self.max_replaced} needs dynamic_sampling = true")
         return self
 
 

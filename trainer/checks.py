@@ -26,3 +26,29 @@ def check_grpo(settings: Settings) -> None:
         raise SettingsError(
             "lora.dropout is for SFT: in GRPO the trainer must score with the weights that sampled"
         )
+
+
+def advice(settings: Settings) -> list[str]:
+    """What is allowed, and probably not meant."""
+    algorithm, found = settings.algorithm, []
+    if algorithm.loss == "gspo" and algorithm.clip_high > 0.05:
+        found.append(
+            f"algorithm.clip_high = {algorithm.clip_high:g} never clips with gspo, whose ratios "
+            "are of whole completions: its paper has clip_low = 3e-4 and clip_high = 4e-4"
+        )
+    if algorithm.loss == "dr_grpo" and algorithm.advantage_scale == "group":
+        found.append(
+            "dr_grpo leaves the standard deviation out: algorithm.advantage_scale = 'none'"
+        )
+    if algorithm.normalise == "terms" and algorithm.advantage_scale == "group":
+        found.append(
+            "normalise = 'terms' with advantage_scale = 'group' makes all groups weigh the same, "
+            "however many of their terms differ: GDPO has 'batch'"
+        )
+    stale = settings.trainer.max_policy_lag > 0
+    if algorithm.old_logprobs == "trainer" and algorithm.correction == "none" and stale:
+        found.append(
+            "old_logprobs = 'trainer' without a correction takes stale completions for fresh ones: "
+            "set algorithm.correction, or trainer.max_policy_lag = 0"
+        )
+    return found

@@ -151,4 +151,5 @@ class PolicyEngine:
             batch.advantages,
             batch.loss_mask,
             batch.token_weights,
+            entropies=scored.entropies,
         )

@@ -48,7 +48,7 @@ async def term_weights(rubric: str | Mapping[str, Any], client: RewardClient) ->
     else:
         listed = {r.rubric["name"]: r.rubric["terms"] for r in (await client.rubrics()).rubrics}
         terms = listed.get(rubric)
-    if not terms:
+    if not isinstance(terms, Mapping) or not terms:
         raise SettingsError(
             f"reward.rubric {rubric!r} has no terms to normalise: name one of `GET /v1/rubrics` at "
             f"{client.url}, give it in full, or set algorithm.normalise = 'total'"

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -10,15 +11,19 @@ import torch
 
 from scene_data.dataset import open_dataset
 from scene_data.templates import prompt_messages
+from services.clients.reward import RewardClient
 from services.clients.rollout import RolloutClient
 from services.ports import free_port
 from services.schemas.common import Sampling
-from services.schemas.rollouts import InlineImage, RolloutRequest
+from services.schemas.rollouts import Completion, InlineImage, RolloutRequest
 from services.settings import Settings, dump_settings
 from tests.e2e.conftest import TrainingServices
 from tests.e2e.training_run import Run, lay_out
 from tests.processes import sgg_process, wait_ready
 from trainer.algorithms.losses import policy_loss
+from trainer.algorithms.weighting import completion_weights
+from trainer.rewards import term_weights, with_advantages
+from trainer.types import TrainGroup
 
 STEPS = 3
 LOGPROB_TOLERANCE = 2e-3
@@ -92,20 +97,102 @@ def test_logged_loss_is_that_of_the_recorded_batch(trained: Run) -> None:
         losses = []
         for groups in trained.rollouts(step):
             for group in groups:
-                rewards = torch.tensor([r["total"] for r in group["rewards"]])
+                rewards = torch.tensor([r["total"] for r in group["rewards"]]).double()
                 expected = (rewards - rewards.mean()) / (rewards.std() + 1e-4)
-                torch.testing.assert_close(torch.tensor(group["advantages"]), expected)
-                for i, completion in enumerate(group["rollout"]["completions"]):
-                    ours = torch.tensor([group["policy_logprobs"][i]])
-                    theirs = torch.tensor([completion["rollout_logprobs"]])
-                    one = torch.tensor([group["advantages"][i]])
-                    mask = torch.ones_like(ours)
-                    out = policy_loss(
-                        trained.settings.algorithm, ours, theirs, one, mask, mask / mask.sum()
+                found = torch.tensor(group["advantages"]).double()
+                torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+                for i, answer in enumerate(group["rollout"]["completions"]):
+                    completion = Completion.model_validate(answer)
+                    logprobs, weight = group["policy_logprobs"][i], 1 / len(completion.token_ids)
+                    advantage = group["advantages"][i]
+                    losses.append(
+                        one_loss(trained.settings, completion, logprobs, advantage, weight)
                     )
-                    losses.append(out.loss.item())
         assert len(losses) == 16
         assert row["loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        {
+            "loss": "gspo",
+            "clip_high": 4e-4,
+            "advantage_scale": "batch",
+            "normalise": "terms",
+            "mask_truncated": True,
+        },
+        {
+            "loss": "dapo",
+            "old_logprobs": "trainer",
+            "correction": "truncate",
+            "mask_truncated": True,
+            "overlong_buffer": 20,
+            "overlong_penalty": 2.0,
+        },
+    ],
+    ids=["gspo", "dapo"],
+)
+def test_a_step_over_two_ranks_is_one_step(
+    training_services: TrainingServices, tmp_path: Path, algorithm: dict[str, Any]
+) -> None:
+    """Advantages, weights and loss are those of all groups together, in one batch."""
+    run = lay_out(training_services, tmp_path, "http", num_steps=1, num_ranks=2)
+    sections = {"algorithm": algorithm, "sampling": {"max_tokens": 48}}
+    whole = Settings.model_validate(run.settings.model_dump(mode="json") | sections)
+    run.config.write_text(dump_settings(whole))
+    with sgg_process(run.log, "train", "--config", str(run.config)) as process:
+        assert process.wait(500) == 0, run.log.read_text()[-4000:]
+    rows = [row for groups in run.rollouts(0) for row in groups]
+    fields = ("position", "index", "rollout", "rewards")
+    groups = [TrainGroup.model_validate({name: row[name] for name in fields}) for row in rows]
+    client = RewardClient(whole.reward.url)
+    weights = asyncio.run(term_weights(whole.reward.rubric, client))
+    expected = with_advantages(groups, whole.algorithm, weights, max_tokens=48)
+    assert [row["advantages"] for row in rows] == [
+        pytest.approx(group.advantages, abs=1e-9) for group in expected
+    ]
+    completions = [c for group in groups for c in group.rollout.completions]
+    truncated = [c.finish_reason == "length" for c in completions]
+    assert any(truncated)
+    assert not all(truncated)
+    step_loss = sum(
+        one_loss(whole, completion, policy, advantage, weight)
+        for completion, policy, advantage, weight in zip(
+            completions,
+            [logprobs for row in rows for logprobs in row["policy_logprobs"]],
+            [advantage for row in rows for advantage in row["advantages"]],
+            completion_weights(
+                whole.algorithm, [len(c.token_ids) for c in completions], truncated, max_tokens=48
+            ),
+            strict=True,
+        )
+    )
+    (metrics,) = run.rows("metrics.jsonl")
+    assert metrics["loss"] == pytest.approx(step_loss, abs=1e-5)
+    assert abs(step_loss) > 1e-4
+
+
+def one_loss(
+    settings: Settings,
+    completion: Completion,
+    policy_logprobs: list[float],
+    advantage: float,
+    weight: float,
+) -> float:
+    """A completion's part of its step's loss."""
+    ours = torch.tensor([policy_logprobs])
+    mask = torch.ones_like(ours)
+    out = policy_loss(
+        settings.algorithm,
+        ours,
+        torch.tensor([completion.rollout_logprobs]),
+        torch.tensor([advantage]),
+        mask,
+        mask * weight,
+        entropies=torch.zeros_like(ours),
+    )
+    return float(out.loss)
 
 
 def test_greedy_output_after_updates_is_that_of_a_fresh_server(

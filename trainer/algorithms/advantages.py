@@ -18,8 +18,8 @@ def group_relative(rewards: Tensor, scale: Scale) -> Tensor:
         none:   A_i =  r_i - mean(r)
 
     group: DeepSeekMath (arXiv 2402.03300), section 4.1.2. batch: Lite PPO (arXiv 2508.08221).
-    none: Dr. GRPO (arXiv 2503.20783), section 3.2. The standard deviation is the
-    sample's (divided by n - 1), as in the published code and in TRL.
+    none: Dr. GRPO (arXiv 2503.20783), section 3.2. The standard deviation is the sample's (divided
+    by n - 1), as in the published code and in TRL.
 
     Deviation: a group whose rewards are all equal gets exact zeros; TRL's may be off by a rounding.
 
@@ -45,9 +45,9 @@ def term_relative(terms: Tensor, weights: Tensor, scale: Scale) -> Tensor:
         S_i = sum_k weight_k (r_ik - mean(r_k)) / (std(r_k) + EPSILON)
         A   = group_relative(S, scale)
 
-    GDPO (arXiv 2601.05242) is this with `scale = "batch"`, as in TRL's
-    `normalize_then_sum` (S has mean 0 in each group, so that centring it again changes nothing).
-    Terms of small spread count as much as their weight says; in the total they drown.
+    GDPO (arXiv 2601.05242) is this with `scale = "batch"`, as in TRL's `normalize_then_sum`: S has
+    mean 0 in each group, so that centring it again changes nothing. A term of small spread counts
+    as its weight says; in the total it drowns.
 
     Args:
         terms: [num_groups, G, K] of a whole step.
@@ -57,9 +57,10 @@ def term_relative(terms: Tensor, weights: Tensor, scale: Scale) -> Tensor:
     Returns:
         [num_groups, G]
     """
-    by_term = terms.permute(2, 0, 1)
-    parts = [w * group_relative(term, "group") for w, term in zip(weights, by_term, strict=True)]
-    return group_relative(sum(parts[1:], parts[0]), scale)
+    num_groups, _, num_terms = terms.shape
+    by_term = group_relative(terms.transpose(1, 2).flatten(0, 1), "group")
+    weighted = by_term.unflatten(0, (num_groups, num_terms)) * weights.unsqueeze(1)
+    return group_relative(weighted.sum(dim=1), scale)
 
 
 def overlong_punishment(lengths: Tensor, *, max_tokens: int, buffer: int) -> Tensor:

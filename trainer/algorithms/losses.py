@@ -2,11 +2,13 @@
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from services.trainer_settings import AlgorithmSettings
+from trainer.algorithms.correction import Correction, importance_correction
+from trainer.algorithms.divergence import k1, k3, reference_kl
 from trainer.algorithms.stats import Stats
+from trainer.algorithms.surrogates import Surrogate, surrogate
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,17 +28,25 @@ def policy_loss(
     loss_mask: Tensor,
     token_weights: Tensor,
     *,
+    entropies: Tensor,
     ref_logprobs: Tensor | None = None,
 ) -> LossOutput:
-    """Clipped policy-gradient loss.
+    """A micro batch's part of the step's loss.
 
-        ratio_t = exp(policy_logprobs_t - rollout_logprobs_t)
-        loss    = -sum_t w_t min(ratio_t A_i, clip(ratio_t, 1 - clip_low, 1 + clip_high) A_i)
+        loss = sum_t w_t (-rho_t objective_t + beta KL_t)
 
-    DeepSeekMath (arXiv 2402.03300), equation 3, with beta = 0. Two deviations: the ratio's
-    denominator is the sampler's own log-probability, so that it also corrects for stale weights and
-    for differences between the two implementations; and the two clip bounds may differ (DAPO, arXiv
-    2503.14476, section 3.1).
+    w: `weighting.completion_weights`; objective: `surrogates`; rho: `correction`, or 1; KL:
+    `divergence.reference_kl`, where `beta` is over 0. As in TRL, rho does not weigh the KL.
+
+    The objective's ratio is of the policy against
+
+        old_logprobs = "sampler"   what the sampler says of its own draw. One ratio corrects for
+                                   stale weights and for differences between the two
+                                   implementations, and the clip bounds both.
+        old_logprobs = "trainer"   itself before the step. With one step a batch that is the policy:
+                                   ratios are 1, nothing is clipped, and `correction` has the rest.
+
+    Deviation: TRL has the second alone, and clips only from the second step of a batch on.
 
     Args:
         algorithm: Of the run.
@@ -44,18 +54,53 @@ def policy_loss(
         rollout_logprobs: [N, L] of the sampler.
         advantages: [N]
         loss_mask: [N, L] 1 on completion tokens.
-        token_weights: [N, L] from `weighting`: what makes the sum the mean that the loss wants.
+        token_weights: [N, L] what makes the sum the mean that the loss wants; 0 beyond the mask.
+        entropies: [N, L] of the policy, in nats; only logged.
         ref_logprobs: [N, L] of the reference, where `beta` is over 0.
     """
+    old_logprobs = (
+        rollout_logprobs if algorithm.old_logprobs == "sampler" else policy_logprobs.detach()
+    )
+    found = surrogate(algorithm, policy_logprobs, old_logprobs, advantages, loss_mask)
     gap = (policy_logprobs - rollout_logprobs) * loss_mask
-    ratio = torch.exp(gap)
-    weight = advantages.unsqueeze(1)
-    free = ratio * weight
-    clipped = ratio.clamp(1 - algorithm.clip_low, 1 + algorithm.clip_high) * weight
-    loss = -(torch.minimum(free, clipped) * token_weights).sum()
+    correction = importance_correction(algorithm, gap)
+    token_loss = -found.objective
+    stats = policy_stats(found, correction, gap, entropies, loss_mask)
+    if correction is not None:
+        token_loss = token_loss * correction.weight
+    if algorithm.beta > 0:
+        kl = reference_kl(policy_logprobs, ref_logprobs, found.ratio)
+        stats.add_mean("ref_kl", kl, loss_mask)
+        token_loss = token_loss + algorithm.beta * kl
+    return LossOutput(loss=(token_loss * token_weights).sum(), stats=stats)
+
+
+def policy_stats(
+    found: Surrogate,
+    correction: Correction | None,
+    gap: Tensor,
+    entropies: Tensor,
+    loss_mask: Tensor,
+) -> Stats:
+    """What `policy_loss` logs: the table in `stats`.
+
+    Args:
+        found: The objective.
+        correction: Of the run, if any.
+        gap: [N, L] policy minus rollout log-probabilities.
+        entropies: [N, L]
+        loss_mask: [N, L]
+    """
     stats = Stats()
-    stats.add_mean("ratio_mean", ratio, loss_mask)
-    stats.add_mean("clip_fraction", (clipped < free).to(ratio.dtype), loss_mask)
-    stats.add_mean("mismatch_kl", -gap, loss_mask)
+    stats.add_mean("ratio_mean", found.ratio, loss_mask)
+    stats.add_mean("clip_fraction", found.clipped_low | found.clipped_high, loss_mask)
+    stats.add_mean("clip_low_fraction", found.clipped_low, loss_mask)
+    stats.add_mean("clip_high_fraction", found.clipped_high, loss_mask)
+    stats.add_mean("entropy", entropies, loss_mask)
+    stats.add_mean("mismatch_kl", k1(gap), loss_mask)
+    stats.add_mean("mismatch_k3", k3(gap), loss_mask)
     stats.add_max("mismatch_max", gap.abs(), loss_mask)
-    return LossOutput(loss=loss, stats=stats)
+    if correction is not None:
+        stats.add_mean("correction_mean", correction.weight, loss_mask)
+        stats.add_mean("correction_bounded", correction.bounded, loss_mask)
+    return stats

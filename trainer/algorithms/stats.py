@@ -1,4 +1,36 @@
-"""Numbers about tokens that can be added up over micro batches and ranks."""
+"""Numbers about tokens that can be added up over micro batches and ranks.
+
+What a loss logs. Means are over all tokens of a step, truncated ones too: `mask_truncated` changes
+weights, not what is looked at. With gspo, ratio_mean and clip_* are over completions; with
+`correction_level = "sequence"`, so are correction_*. Ranges are rules of thumb, not limits.
+
+ratio_mean          Policy over old policy. Healthy: 0.95..1.05; exactly 1 with `old_logprobs =
+                    "trainer"`. Else: look at mismatch_*; lower max_policy_lag or learning_rate.
+clip_fraction       Share of tokens held by the clip, so without a gradient; of cispo, those of
+                    capped weight. Healthy: under 0.1; gspo under 0.3, of completions. Else: lower
+                    max_policy_lag or learning_rate; always 0 with gspo: its clips are near 4e-4.
+clip_low_fraction   Of these, at the lower bound (A < 0). Much more than the other: the policy has
+                    left what was sampled; lower max_policy_lag or learning_rate.
+clip_high_fraction  At the upper bound (A > 0; cispo: any A). Much more than the other: raise
+                    clip_high (DAPO: 0.28), or rare good tokens are not learnt.
+entropy             Of the next token, nats. Healthy: falls slowly and stays over a tenth of its
+                    first value. Else, falling: raise clip_high, set beta, lower learning_rate;
+                    rising: lower learning_rate.
+mismatch_kl         k1 of KL(sampler || policy), nats a token, of either sign. Healthy: within 0.01
+                    of 0 in bf16. Else, with lag 0: dtype, temperature or image size differ between
+                    sampler and trainer; with lag: lower it, or set a correction.
+mismatch_k3         k3 of the same, never negative. Healthy: under 0.01 in bf16, 1e-6 in float32
+                    with lag 0. Else: as mismatch_kl.
+mismatch_max        Largest difference of a token's log-probability, nats. Healthy: under 1 in bf16,
+                    0.01 in float32 with lag 0. One high value is chance; every step: as
+                    mismatch_kl.
+correction_mean     Weight of `correction`. Healthy: 0.9..1.1. Else: much is cut off, or the policy
+                    has moved on; as mismatch_kl.
+correction_bounded  Share truncated or masked by `correction`. Healthy: under 0.01 of tokens, 0.1 of
+                    sequences. Else: as mismatch_kl; `correction_level = "token"`.
+ref_kl              KL(policy || reference), nats a token; with beta over 0. Healthy: rises slowly,
+                    under 0.1. Else: raise beta or lower learning_rate.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -19,16 +51,25 @@ class Stats:
     maxima: dict[str, Tensor] = field(default_factory=dict)
     """By name: []."""
 
-    def add_mean(self, name: str, values: Tensor, mask: Tensor) -> None:
-        """A mean of `values` where `mask` is 1; both of one shape."""
-        with torch.no_grad():
-            total = torch.where(mask.bool(), values, torch.zeros_like(values)).sum()
-            self.sums[name] = (total.double(), mask.sum().double())
+    def add_mean(self, name: str, values: Tensor, loss_mask: Tensor) -> None:
+        """A mean over tokens, or over completions.
 
-    def add_max(self, name: str, values: Tensor, mask: Tensor) -> None:
-        """The largest of `values` where `mask` is 1; both of one shape."""
+        Args:
+            name: Of the metric.
+            values: [N, L] of tokens, or [N, 1] of completions; numbers or truth values.
+            loss_mask: [N, L] 1 on tokens; a completion counts if it has one.
+        """
         with torch.no_grad():
-            self.maxima[name] = values.masked_fill(~mask.bool(), -torch.inf).max().double()
+            mask = loss_mask.bool()
+            if values.shape != mask.shape:
+                mask = mask.any(dim=1, keepdim=True)
+            total = values.double().masked_fill(~mask, 0.0).sum()
+            self.sums[name] = (total, mask.sum().double())
+
+    def add_max(self, name: str, values: Tensor, loss_mask: Tensor) -> None:
+        """The largest of `values` [N, L] where `loss_mask` is 1."""
+        with torch.no_grad():
+            self.maxima[name] = values.masked_fill(~loss_mask.bool(), -torch.inf).max().double()
 
     @classmethod
     def total(cls, parts: Iterable["Stats"]) -> "Stats":

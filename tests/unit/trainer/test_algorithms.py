@@ -31,6 +31,7 @@ def test_loss_by_hand() -> None:
         torch.tensor([2.0, -1.0]),
         mask,
         weights,
+        entropies=torch.zeros(2, 2),
     )
     first = (min(1.5 * 2, 1.28 * 2) + min(1.1 * 2, 1.1 * 2)) / 2
     second = min(0.5 * -1, 0.8 * -1)
@@ -50,6 +51,7 @@ def test_clipped_tokens_have_no_gradient() -> None:
         torch.tensor([1.0]),
         torch.ones(1, 2),
         torch.full((1, 2), 1 / 2),
+        entropies=torch.zeros(1, 2),
     )
     out.loss.backward()
     assert policy.grad is not None

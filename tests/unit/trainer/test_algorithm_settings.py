@@ -1,0 +1,53 @@
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from services.settings import Settings
+from services.trainer_settings import AlgorithmSettings
+from trainer.checks import advice
+
+
+def settings(algorithm: dict[str, Any], **sections: Any) -> Settings:
+    run = {"model": {"path": "x"}, "data": {"train": "x"}, "algorithm": algorithm}
+    return Settings.model_validate(run | sections)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "word"),
+    [
+        ({"correction": "mask"}, "old_logprobs"),
+        ({"overlong_buffer": 3}, "overlong_penalty"),
+        ({"overlong_penalty": 1.0}, "overlong_buffer"),
+        ({"max_replaced": 4}, "dynamic_sampling"),
+        ({"loss": "ppo"}, "loss"),
+        ({"correction_cap": 1.0}, "correction_cap"),
+        ({"clip_low": 1.0}, "clip_low"),
+        ({"beta": -0.1}, "beta"),
+    ],
+)
+def test_impossible_settings_name_the_field(wrong: dict[str, Any], word: str) -> None:
+    with pytest.raises(ValidationError, match=word):
+        AlgorithmSettings.model_validate(wrong)
+
+
+def test_a_buffer_longer_than_the_completion_is_refused() -> None:
+    overlong = {"overlong_buffer": 300, "overlong_penalty": 1.0}
+    settings(overlong, sampling={"max_tokens": 300})
+    with pytest.raises(ValidationError, match="overlong_buffer"):
+        settings(overlong, sampling={"max_tokens": 299})
+
+
+@pytest.mark.parametrize(
+    ("odd", "cure"),
+    [
+        ({"loss": "gspo"}, {"clip_low": 3e-4, "clip_high": 4e-4}),
+        ({"loss": "dr_grpo"}, {"advantage_scale": "none"}),
+        ({"normalise": "terms"}, {"advantage_scale": "batch"}),
+        ({"old_logprobs": "trainer"}, {"correction": "truncate"}),
+    ],
+)
+def test_what_is_probably_not_meant_is_said(odd: dict[str, Any], cure: dict[str, Any]) -> None:
+    assert advice(settings({})) == []
+    assert len(advice(settings(odd))) == 1
+    assert advice(settings(odd | cure)) == []

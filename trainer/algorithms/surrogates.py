@@ -1,0 +1,117 @@
+"""What a policy step maximises: advantages, weighed by a ratio of probabilities that is bounded."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from services.trainer_settings import AlgorithmSettings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surrogate:
+    """An objective for each token [N, L], or for each completion [N, 1]; the same shape in all."""
+
+    objective: Tensor
+    """With gradient; larger is better."""
+    ratio: Tensor
+    """Policy over old policy, with gradient."""
+    clipped_low: Tensor
+    """Bool: held at the lower bound, so without gradient."""
+    clipped_high: Tensor
+    """Bool: held at the upper bound."""
+
+
+def surrogate(
+    algorithm: AlgorithmSettings,
+    policy_logprobs: Tensor,
+    old_logprobs: Tensor,
+    advantages: Tensor,
+    loss_mask: Tensor,
+) -> Surrogate:
+    """The objective of `algorithm.loss`; see the function of each.
+
+    Args:
+        algorithm: Of the run.
+        policy_logprobs: [N, L] with gradient.
+        old_logprobs: [N, L] of the policy that the ratio starts from.
+        advantages: [N]
+        loss_mask: [N, L]
+    """
+    log_ratio = (policy_logprobs - old_logprobs) * loss_mask
+    weight = advantages.unsqueeze(1)
+    if algorithm.loss == "gspo":
+        log_ratio = sequence_mean(log_ratio, loss_mask)
+    ratio = torch.exp(log_ratio)
+    if algorithm.loss == "cispo":
+        return weighted_likelihood(ratio, policy_logprobs, weight, algorithm.clip_high)
+    return clipped_ratio(ratio, weight, algorithm.clip_low, algorithm.clip_high)
+
+
+def clipped_ratio(ratio: Tensor, weight: Tensor, clip_low: float, clip_high: float) -> Surrogate:
+    """PPO's clipped surrogate, of grpo, bnpo, dr_grpo, dapo and gspo.
+
+        min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A)
+
+    DeepSeekMath (arXiv 2402.03300), equation 3; bounds that differ (clip-higher): DAPO (arXiv
+    2503.14476), section 3.1. With a ratio for each completion: GSPO (arXiv 2507.18071), equation 5.
+    The losses with a ratio for each token differ in `weighting` alone.
+
+    Args:
+        ratio: [N, L] or [N, 1].
+        weight: [N, 1] advantages.
+        clip_low: `algorithm.clip_low`
+        clip_high: `algorithm.clip_high`
+    """
+    free = ratio * weight
+    clipped = ratio.clamp(1 - clip_low, 1 + clip_high) * weight
+    return Surrogate(
+        objective=torch.minimum(free, clipped),
+        ratio=ratio,
+        clipped_low=(ratio < 1 - clip_low) & (weight < 0),
+        clipped_high=(ratio > 1 + clip_high) & (weight > 0),
+    )
+
+
+def weighted_likelihood(
+    ratio: Tensor, policy_logprobs: Tensor, weight: Tensor, clip_high: float
+) -> Surrogate:
+    """Of cispo: every token keeps a gradient, and its weight is bounded.
+
+        stop_gradient(min(ratio, 1 + clip_high)) A log p
+
+    MiniMax-M1 (arXiv 2506.13585), equations 4 and 5, without a lower bound, as there.
+
+    Deviation from TRL in the setting, not in the loss: TRL's `epsilon_high` is the cap itself, ours
+    is what it has over 1, as in the paper.
+
+    Args:
+        ratio: [N, L]
+        policy_logprobs: [N, L]
+        weight: [N, 1] advantages.
+        clip_high: `algorithm.clip_high`
+    """
+    capped = ratio.detach().clamp(max=1 + clip_high)
+    return Surrogate(
+        objective=capped * weight * policy_logprobs,
+        ratio=ratio,
+        clipped_low=torch.zeros_like(ratio, dtype=torch.bool),
+        clipped_high=ratio > 1 + clip_high,
+    )
+
+
+def sequence_mean(values: Tensor, loss_mask: Tensor) -> Tensor:
+    """Mean over a completion's tokens.
+
+    Of log-ratios it gives GSPO's: exp of it is (p_new(o) / p_old(o))^(1 / |o|), GSPO (arXiv
+    2507.18071), equation 7.
+
+    Args:
+        values: [N, L]
+        loss_mask: [N, L]
+
+    Returns:
+        [N, 1]; 0 for a completion without tokens.
+    """
+    tokens = loss_mask.sum(dim=1, keepdim=True).clamp(min=1)
+    return (values * loss_mask).sum(dim=1, keepdim=True) / tokens
