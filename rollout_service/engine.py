@@ -135,8 +135,12 @@ class Engine(ABC):
         raise NotFoundError(_NO_CHAT)
 
     @abstractmethod
-    async def check_tensors(self, shapes: Mapping[str, Shape]) -> None:
+    async def check_tensors(self, shapes: Mapping[str, Shape], *, partial: bool) -> None:
         """Whether these are exactly the tensors that a version of this model consists of.
+
+        Args:
+            shapes: Of the version, by name.
+            partial: Whether it may be without some.
 
         Raises:
             InvalidInputError: One is missing, unknown or of another shape; the message names it.
@@ -211,7 +215,11 @@ def check_images(messages: Sequence[ChatMessage], num_images: int, most: int) ->
 
 
 def compare_tensors(
-    expected: Mapping[str, Shape], given: Mapping[str, Shape], optional: Sequence[str] = ()
+    expected: Mapping[str, Shape],
+    given: Mapping[str, Shape],
+    optional: Sequence[str] = (),
+    *,
+    partial: bool = False,
 ) -> None:
     """Refuse a version that is not all of the model and nothing else.
 
@@ -219,16 +227,17 @@ def compare_tensors(
         expected: Names and shapes of the model.
         given: Names and shapes of the version.
         optional: May be given beside `expected`: weights that the model ties to another.
+        partial: Whether some of `expected` may be left out.
 
     Raises:
         InvalidInputError: It names the first difference and counts the others.
     """
     missing = sorted(expected.keys() - given.keys())
     unknown = sorted(given.keys() - expected.keys() - set(optional))
-    if missing:
+    if missing and not partial:
         raise InvalidInputError(f"{len(missing)} tensors of the model are missing: {missing[0]}, …")
     if unknown:
         raise InvalidInputError(f"{len(unknown)} tensors are not of the model: {unknown[0]}, …")
     for name, shape in expected.items():
-        if given[name] != shape:
+        if given.get(name, shape) != shape:
             raise InvalidInputError(f"{name} has shape {given[name]}; the model's has {shape}")

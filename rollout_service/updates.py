@@ -90,6 +90,8 @@ class WeightUpdater:
         self._held: _Held | None = None
         self._manifest: WeightManifest | None = None
         """Of the serving version; None for the weights that the model came with."""
+        self._replaced: set[str] = set()
+        """Names of tensors that are not, or may not be, those that the model came with."""
         self._jobs: set[asyncio.Task[None]] = set()
         self.serving = Version()
         """What tokens are sampled with."""
@@ -235,6 +237,7 @@ class WeightUpdater:
         if self._held and self._held.request == request:
             return
         self._refuse_older(version)
+        self._refuse_mixture(manifest)
         await self._transports.check(request)
         staged = await self._transports.of(request).stage(request)
         self._forget()
@@ -246,6 +249,15 @@ class WeightUpdater:
             raise ConflictError(f"{version} is not later than {self.serving}, which is served")
         if self._held and version.order < self._held.version.order:
             raise ConflictError(f"{version} is older than {self._held.version}, which is staged")
+
+    def _refuse_mixture(self, manifest: WeightManifest) -> None:
+        """What a partial version leaves out must still be as it was at the start."""
+        left_out = sorted(self._replaced - manifest.tensors.keys())
+        if manifest.partial and left_out:
+            raise InvalidInputError(
+                f"the version leaves out {len(left_out)} tensors that an earlier one has replaced: "
+                f"{left_out[0]}, …; restart this server, which then has the start model's again"
+            )
 
     async def _commit(self, request: CommitRequest) -> None:
         if self._is(self.serving, request) and self.state != "quarantined":
@@ -284,6 +296,8 @@ class WeightUpdater:
 
     async def _load_or_retry(self, held: _Held, weights: Weights) -> None:
         manifest = held.request.manifest
+        if manifest.adapter is None:
+            self._replaced |= manifest.tensors.keys()
         if not manifest.vision_trained and _vision_differs(self._manifest, manifest):
             # The trainer's word alone does not keep image embeddings that other weights made.
             manifest = manifest.model_copy(update={"vision_trained": True})

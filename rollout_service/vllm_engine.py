@@ -133,11 +133,12 @@ class VllmEngine(Engine):
         assert self._chat is not None  # it has started
         return await self._chat.models()
 
-    async def check_tensors(self, shapes: Mapping[str, Shape]) -> None:
+    async def check_tensors(self, shapes: Mapping[str, Shape], *, partial: bool) -> None:
         """See `Engine.check_tensors`. Takes the names of any checkpoint layout that vLLM maps."""
         if self._expected:
             tied = await self._renamed({"lm_head.weight": ()})
-            compare_tensors(self._expected, await self._renamed(shapes), optional=list(tied))
+            given = await self._renamed(shapes)
+            compare_tensors(self._expected, given, optional=list(tied), partial=partial)
 
     async def check_adapter(self, layers: Mapping[str, Shape]) -> None:
         """See `Engine.check_adapter`. vLLM would leave out the vision tower's without a word."""

@@ -6,6 +6,7 @@ it loads files itself, and hands broadcasts and shared GPU memory on to vLLM's o
 """
 
 import base64
+import logging
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -253,5 +254,13 @@ def _join(
     else:
         joining.set_result(None)
 
+
+def _is_of_use(record: logging.LogRecord) -> bool:
+    return "Failed to load weights" not in str(record.msg)
+
+
+# Of every layer that a partial version leaves as it is, at every update. That a whole version is
+# whole was checked when it was staged.
+logging.getLogger(initialize_layerwise_reload.__module__).addFilter(_is_of_use)
 
 WeightTransferEngineFactory.register_engine(BACKEND, TransferEngine)

@@ -122,6 +122,11 @@ class TrainerSettings(Section):
         """Whether any weight that an image passes before the language model is trained."""
         return not (self.freeze_vision_tower and self.freeze_projector)
 
+    @property
+    def partly_frozen(self) -> bool:
+        """Whether some weights stay those of `model.path`."""
+        return self.freeze_vision_tower or self.freeze_projector or self.freeze_language_model
+
     @model_validator(mode="after")
     def _consistent(self) -> "TrainerSettings":
         if self.groups_per_step % self.num_ranks:

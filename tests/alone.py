@@ -11,6 +11,9 @@ class Alone(Ranks):
     def __init__(self) -> None:
         self.rank, self.size = 0, 1
 
+    def beside(self) -> Ranks:
+        return self
+
     def barrier(self) -> None:
         pass
 

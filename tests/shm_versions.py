@@ -64,6 +64,7 @@ class ShmRun:
         arrays: Arrays | None = None,
         *,
         vision_trained: bool = False,
+        partial: bool = False,
     ) -> ShmVersion:
         """Write a version's file and describe it."""
         arrays = tensors_of(policy_version) if arrays is None else arrays
@@ -75,6 +76,7 @@ class ShmRun:
             incarnation=incarnation,
             step=policy_version,
             vision_trained=vision_trained,
+            partial=partial,
             tensors={
                 name: TensorEntry(
                     shape=list(array.shape),

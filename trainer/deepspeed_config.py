@@ -1,10 +1,30 @@
-"""DeepSpeed's JSON for a run."""
+"""DeepSpeed's JSON for a run: generated from the settings, with the user's own over it."""
 
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from services.errors import SettingsError
 from services.settings import Settings
+
+_BUCKET_ELEMENTS = 200_000_000
+"""Of gradients reduced, and of parameters gathered, at a time: 0.4 GB in bfloat16."""
+_TRAINERS = {
+    "train_batch_size": "trainer.groups_per_step and trainer.group_size",
+    "train_micro_batch_size_per_gpu": "trainer.tokens_per_micro_batch",
+    "gradient_accumulation_steps": "trainer.tokens_per_micro_batch",
+    "managed_gradient_accumulation": "trainer.tokens_per_micro_batch",
+    "gradient_clipping": "trainer.max_grad_norm",
+    "bf16": "model.dtype",
+    "fp16": "model.dtype",
+    "scheduler": "trainer.lr_schedule and trainer.warmup_steps",
+    "optimizer.params.lr": "trainer.learning_rate",
+    "zero_optimization.stage": "deepspeed.zero_stage",
+}
+"""Keys that the user's own JSON may not have, and the settings that say the same."""
 
 
 def deepspeed_config(settings: Settings) -> dict[str, Any]:
@@ -13,13 +33,31 @@ def deepspeed_config(settings: Settings) -> dict[str, Any]:
     Micro batches differ in number and size from step to step, so the engine itself says which one
     is the last of a step, and the losses carry their own weights: DeepSpeed is not to divide by
     anything but the number of ranks.
+
+    Raises:
+        SettingsError: `deepspeed.config_file` is missing, malformed, or sets what is the trainer's.
     """
+    generated = _generated(settings)
+    file = settings.deepspeed.config_file
+    return generated if file is None else _merged(generated, _read(file), settings)
+
+
+def sharding_config(settings: Settings) -> dict[str, Any]:
+    """For a model that is sharded as the policy is, and never trained."""
+    config = deepspeed_config(settings)
+    zero = config["zero_optimization"]
+    kept = {key: value for key, value in zero.items() if key != "offload_optimizer"}
+    kept_keys = ("train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "bf16")
+    return {key: config[key] for key in kept_keys} | {"zero_optimization": kept}
+
+
+def _generated(settings: Settings) -> dict[str, Any]:
     trainer = settings.trainer
-    return {
+    config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": trainer.max_grad_norm,
-        "zero_optimization": {"stage": settings.deepspeed.zero_stage},
+        "zero_optimization": _zero(settings),
         "bf16": {"enabled": settings.model.dtype == "bfloat16"},
         "optimizer": {
             "type": "AdamW",
@@ -27,9 +65,87 @@ def deepspeed_config(settings: Settings) -> dict[str, Any]:
                 "lr": trainer.learning_rate,
                 "betas": list(trainer.betas),
                 "weight_decay": trainer.weight_decay,
-                # DeepSpeed's fused CPU Adam would be compiled at first use.
+                # On a GPU FusedAdam, or CPUAdam where its state is offloaded. On CPU those would be
+                # compiled at first use, for nothing.
                 "torch_adam": not torch.cuda.is_available(),
             },
         },
         "wall_clock_breakdown": False,
     }
+    if settings.deepspeed.zero_stage > 0:
+        # Many micro batches would lose the small ones' gradients in bfloat16. At stage 0 DeepSpeed
+        # accumulates in the parameters' own type only.
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
+    return config
+
+
+def _zero(settings: Settings) -> dict[str, Any]:
+    wanted, on_gpu = settings.deepspeed, torch.cuda.is_available()
+    offload = {"device": "cpu", "pin_memory": on_gpu}
+    zero: dict[str, Any] = {
+        "stage": wanted.zero_stage,
+        "contiguous_gradients": True,
+        "overlap_comm": on_gpu,
+        "reduce_bucket_size": _BUCKET_ELEMENTS,
+        "allgather_bucket_size": _BUCKET_ELEMENTS,
+    }
+    if wanted.offload_optimizer:
+        zero["offload_optimizer"] = dict(offload)
+    if wanted.offload_parameters:
+        zero["offload_param"] = dict(offload)
+    return zero
+
+
+def _read(file: Path) -> dict[str, Any]:
+    """The user's JSON, without what says `"auto"`: that leaves the value to the trainer."""
+    where = f"deepspeed.config_file = '{file}'"
+    try:
+        tree = json.loads(file.read_text())
+    except OSError as error:
+        raise SettingsError(f"{where} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise SettingsError(f"{where} is not JSON: {error}") from error
+    if not isinstance(tree, dict):
+        raise SettingsError(f"{where} must hold a JSON object")
+    tree = _without_auto(tree)
+    for name in _names(tree):
+        if name in _TRAINERS:
+            raise SettingsError(
+                f"{where} sets {name}: remove it there and set {_TRAINERS[name]} in the run's file"
+            )
+    return tree
+
+
+def _without_auto(tree: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: _without_auto(value) if isinstance(value, dict) else value
+        for key, value in tree.items()
+        if value != "auto"
+    }
+
+
+def _names(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for key, value in tree.items():
+        yield prefix + key
+        if isinstance(value, dict):
+            yield from _names(value, f"{prefix}{key}.")
+
+
+def _merged(generated: dict[str, Any], own: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    if own.get("optimizer", {}).get("type", "AdamW") != "AdamW":
+        # Another optimizer has other parameters; of ours it keeps the rate that every step sets.
+        rate = settings.trainer.learning_rate
+        generated = generated | {"optimizer": {"params": {"lr": rate}}}
+    return _over(generated, own)
+
+
+def _over(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Two trees in one; `above` wins."""
+    result = dict(below)
+    for key, value in above.items():
+        old = result.get(key)
+        if isinstance(old, dict) and isinstance(value, dict):
+            result[key] = _over(old, value)
+        else:
+            result[key] = value
+    return result

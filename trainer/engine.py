@@ -2,24 +2,35 @@
 
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import deepspeed
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.integrations import HfDeepSpeedConfig
 
 from services.errors import SettingsError
 from services.settings import Settings, environment_value, set_environment
+from trainer.adapter import add_adapter, save_adapter
 from trainer.algorithms.losses import LossOutput, policy_loss
 from trainer.algorithms.stats import Stats
 from trainer.batch import MicroBatch, RopeIndex
-from trainer.deepspeed_config import deepspeed_config
+from trainer.deepspeed_config import deepspeed_config, sharding_config
+from trainer.export import exported, exported_parameters
 from trainer.model import load_model, load_processor, placeholder_ids
+from trainer.random_state import load_random_state, save_random_state
+from trainer.reference import Reference
 from trainer.scorer import Scored, Scorer
 from trainer.types import StepOutput
 
 logger = logging.getLogger(__name__)
+
+_GIB = 2**30
+_TAG = "deepspeed"
+"""Of DeepSpeed's part of a checkpoint."""
 
 
 def init_process_group(timeout_s: float) -> None:
@@ -41,27 +52,33 @@ class PolicyEngine:
     Args:
         settings: Of the run. `init_process_group` must have been called.
         world_size: Number of the trainer's processes.
+
+    Raises:
+        SettingsError: The model cannot be loaded, or not be trained as the settings say.
     """
 
     def __init__(self, settings: Settings, world_size: int) -> None:
         self._settings = settings
         self._world_size = world_size
+        self._is_main = torch.distributed.get_rank() == 0
         self.processor = load_processor(settings)
-        model = load_model(settings)
-        self.image_token_id = int(model.config.image_token_id)
         self.suppressed_token_ids = placeholder_ids(self.processor.tokenizer)
+        torch.manual_seed(settings.run.seed)  # of the adapter's start, the same on every rank
+        config = deepspeed_config(settings)
+        # As long as this lives, transformers gives each rank its shard while it loads.
+        self._sharded = settings.deepspeed.zero_stage == 3
+        self._sharding = HfDeepSpeedConfig(config) if self._sharded else None
+        model = load_model(settings)
+        self._adapter = add_adapter(model, settings) if settings.lora.rank else None
+        self.image_token_id = int(model.config.image_token_id)
         self._model = model
-        self._scorer = Scorer(
-            model,
-            temperature=settings.sampling.temperature,
-            suppressed_token_ids=self.suppressed_token_ids,
-            chunk=settings.trainer.logprob_chunk,
-        )
         self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=self._scorer,
+            model=self._scorer(model),
             model_parameters=[p for p in model.parameters() if p.requires_grad],
-            config=deepspeed_config(settings),
+            config=config,
         )
+        self.reference = self._make_reference() if settings.algorithm.beta else None
+        """What the KL is measured against; None where `algorithm.beta` is 0."""
 
     @property
     def device(self) -> torch.device:
@@ -80,7 +97,8 @@ class PolicyEngine:
         The parts of the loss add up over micro batches and ranks; DeepSpeed averages over ranks.
 
         Args:
-            batches: At least one; of any sizes.
+            batches: At least one; of any sizes, but as many on every rank, for with ZeRO-2 and 3
+                the ranks meet in each of them.
             learning_rate: Of this step.
         """
         for group in self._optimizer.param_groups:
@@ -90,10 +108,12 @@ class PolicyEngine:
         logprobs: dict[int, list[float]] = {}
         for i, batch in enumerate(batches):
             batch = batch.to(self.device)
+            reference = self.reference.logprobs(batch) if self.reference else None
             scored = self._engine(batch)
-            output = self._loss(scored, batch)
+            output = self._loss(scored, batch, reference)
             self._engine.set_gradient_accumulation_boundary(i == len(batches) - 1)
             self._engine.backward(output.loss * self._world_size)
+            grad_norm = self._own_grad_norm()
             self._engine.step()
             outputs.append(output)
             rows = zip(batch.order, scored.logprobs.detach(), batch.loss_mask, strict=True)
@@ -105,37 +125,65 @@ class PolicyEngine:
         stats.sums["loss"] = (loss * self._world_size, one)
         return StepOutput(
             stats=stats,
-            grad_norm=float(self._engine.get_global_grad_norm() or 0.0),
+            grad_norm=float(self._engine.get_global_grad_norm() or grad_norm),
             policy_logprobs=[logprobs[order] for order in sorted(logprobs)],
         )
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Every tensor of the policy by its checkpoint name, on the CPU, in the sampling dtype."""
-        dtype = getattr(torch, self._settings.model.dtype)
-        seen: set[int] = set()
-        for name, tensor in self._model.state_dict().items():
-            if tensor.data_ptr() in seen and "lm_head" in name:
-                continue  # tied to the input embedding
-            seen.add(tensor.data_ptr())
-            yield name, tensor.detach().to(device="cpu", dtype=dtype).contiguous()
+        """What a version consists of, on the host, in the sampling dtype; rank 0 alone gets it.
+
+        That is the adapter by PEFT's names, or every parameter by its checkpoint name but those
+        of frozen parts: the servers have them from `model.path`.
+
+        A collective: every rank must exhaust it.
+        """
+        parameters = exported_parameters(
+            self._model, adapter_only=self._adapter is not None, trainable_only=True
+        )
+        return self._exported(parameters)
 
     def save_state(self, folder: Path) -> None:
-        """Write weights, optimizer state and this rank's random state; every rank calls it."""
-        self._engine.save_checkpoint(str(folder), tag="deepspeed", save_latest=False)
-        rank = torch.distributed.get_rank()
-        torch.save(torch.get_rng_state(), folder / f"rng-{rank}.pt")
+        """Write weights, optimizer state and this rank's random state; every rank calls it.
+
+        Frozen weights are not written: they are those of `model.path`.
+        """
+        self._engine.save_checkpoint(
+            str(folder), tag=_TAG, save_latest=False, exclude_frozen_parameters=True
+        )
+        save_random_state(folder / f"rng-{torch.distributed.get_rank()}.pt")
 
     def load_state(self, folder: Path) -> None:
-        """Continue from what `save_state` wrote, with the same number of ranks."""
-        path, _ = self._engine.load_checkpoint(str(folder), tag="deepspeed")
+        """Continue from what `save_state` wrote, with the same number of ranks.
+
+        Raises:
+            SettingsError: It is of a run with other settings.
+        """
+        try:
+            path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
+        except (RuntimeError, ValueError, KeyError) as error:
+            raise SettingsError(
+                f"{folder} does not fit: resume with the [deepspeed], [lora] and trainer.freeze_* "
+                f"settings that it was written with ({error})"
+            ) from error
         if path is None:
             raise SettingsError(f"{folder} has no DeepSpeed state that this run can load")
-        rank = torch.distributed.get_rank()
-        torch.set_rng_state(torch.load(folder / f"rng-{rank}.pt", weights_only=True))
+        load_random_state(folder / f"rng-{torch.distributed.get_rank()}.pt")
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write model and processor in Hugging Face format."""
-        self._model.save_pretrained(folder)
+        """Write model and processor in Hugging Face's format, or the adapter in PEFT's.
+
+        A collective; rank 0 writes.
+        """
+        adapter = self._adapter is not None
+        parameters = exported_parameters(self._model, adapter_only=adapter, trainable_only=False)
+        tensors = dict(self._exported(parameters))
+        if not self._is_main:
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        if self._adapter is not None:
+            save_adapter(self._adapter, tensors, folder)
+        else:
+            self._model.save_pretrained(folder, state_dict=tensors)
         self.processor.save_pretrained(folder)
 
     def close(self) -> None:
@@ -143,7 +191,48 @@ class PolicyEngine:
         self._engine.destroy()
         torch.distributed.destroy_process_group()
 
-    def _loss(self, scored: Scored, batch: MicroBatch) -> LossOutput:
+    def _scorer(self, model: nn.Module) -> Scorer:
+        return Scorer(
+            model,
+            temperature=self._settings.sampling.temperature,
+            suppressed_token_ids=self.suppressed_token_ids,
+            chunk=self._settings.trainer.logprob_chunk,
+        )
+
+    def _make_reference(self) -> Reference:
+        if self._adapter is not None:
+            return Reference(self._engine, self._adapter.disable_adapter)
+        scorer = self._scorer(load_model(self._settings)).requires_grad_(False)
+        if not self._sharded:
+            return Reference(scorer.to(self.device))
+        sharded, *_ = deepspeed.initialize(model=scorer, config=sharding_config(self._settings))
+        return Reference(sharded)
+
+    def _exported(
+        self, parameters: Sequence[tuple[str, nn.Parameter]]
+    ) -> Iterator[tuple[str, Tensor]]:
+        return exported(
+            parameters,
+            gather=self._whole,
+            bucket_bytes=int(self._settings.deepspeed.export_bucket_gib * _GIB),
+            dtype=getattr(torch, self._settings.model.dtype),
+            wanted=self._is_main,
+        )
+
+    def _whole(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:
+        gathering: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
+            list(parameters), enabled=self._sharded
+        )
+        return gathering
+
+    def _own_grad_norm(self) -> Tensor | float:
+        """Of gradients that are whole on every rank: at stage 0 in float32 DeepSpeed tells none."""
+        if self._settings.deepspeed.zero_stage > 0:
+            return 0.0
+        grads = [p.grad for p in self._model.parameters() if p.grad is not None]
+        return torch.nn.utils.get_total_norm(grads)
+
+    def _loss(self, scored: Scored, batch: MicroBatch, reference: Tensor | None) -> LossOutput:
         return policy_loss(
             self._settings.algorithm,
             scored.logprobs,
@@ -152,4 +241,5 @@ class PolicyEngine:
             batch.loss_mask,
             batch.token_weights,
             entropies=scored.entropies,
+            ref_logprobs=reference,
         )

@@ -2,11 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
-
-from torch import Tensor
+from dataclasses import dataclass, field
 
 from scene_data.dataset import SceneDataset
 from services.clients.rollout import RolloutClient
@@ -17,7 +17,8 @@ from services.queues.base import WorkQueue
 from services.queues.redis import RedisQueue
 from services.redis_client import connect
 from services.registry import Registry
-from services.schemas.weights import ServerRecord
+from services.schemas.common import Message
+from services.schemas.weights import FILE_TRANSPORTS, AdapterConfig, ServerRecord
 from services.settings import Settings
 from services.waiting import until_available
 from trainer.checkpoint import TrainerState
@@ -27,9 +28,14 @@ from trainer.image_check import ImageCheck
 from trainer.prompts import PromptSource
 from trainer.publisher import WeightPublisher
 from trainer.ranks import Ranks
+from trainer.transports.base import Weights
 from trainer.types import Batch
 
 logger = logging.getLogger(__name__)
+
+
+class _Done(Message):
+    """Nothing failed."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -41,6 +47,32 @@ class _Main:
     incarnation: int
     settings: Settings
     keys: RunKeys
+    beside: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "link"))
+    sending: "Future[None] | None" = None
+    """Of a version that is under way."""
+
+    def send(self, weights: Weights, policy_version: int, then: Callable[[], None]) -> None:
+        """Hand a version over; when it is served, do what comes then. `wait` has the outcome."""
+        lora = self.settings.lora
+        adapter = AdapterConfig(rank=lora.rank, alpha=lora.alpha) if lora.rank else None
+        running = self.publisher.begin(weights, policy_version, adapter)
+
+        def follow() -> None:
+            running.result()
+            then()
+
+        self.sending = self.beside.submit(follow)
+
+    def wait(self) -> None:
+        """Until the version that is under way is served; raises what went wrong."""
+        sending, self.sending = self.sending, None
+        if sending is not None:
+            sending.result()
+
+    def close(self) -> None:
+        self.publisher.close()  # first: what waits for a version ends with it
+        self.beside.shutdown()
+        self.collector.close()
 
     async def commit_step(self, step: int) -> None:
         redis = connect(self.settings.redis.url)
@@ -53,13 +85,23 @@ class _Main:
 
 
 class ServiceLink:
-    """Groups in, weights out."""
+    """Groups in, weights out.
 
-    def __init__(self, ranks: Ranks, main: _Main | None, timeout_s: float) -> None:
+    With `max_policy_lag` of at least 1 a version is staged and committed while the next step
+    trains, where it goes through files: GPU to GPU it would take the step's memory and disturb its
+    collectives. The next version, a checkpoint and the end wait for it, and its error is raised
+    there on every rank. Only when it is served are the groups that it came from done with, and new
+    ones asked for.
+    """
+
+    def __init__(self, ranks: Ranks, main: _Main | None, *, beside_training: bool) -> None:
         self._ranks = ranks
         # `take` runs beside the training loop, and collectives of two threads must not meet.
-        self._batch_ranks = Ranks(timeout_s)
+        self._batch_ranks = ranks.beside()
         self._main = main
+        self._beside_training = beside_training
+        self._is_sending = False
+        """The same on every rank."""
 
     @classmethod
     @contextmanager
@@ -76,23 +118,30 @@ class ServiceLink:
         main = None
         if ranks.is_main:
             main = _connect(settings, dataset, suppressed_token_ids, state, image_check)
+        through_files = settings.weights.transport in FILE_TRANSPORTS
+        asynchronous = settings.trainer.max_policy_lag > 0
+        link = cls(ranks, main, beside_training=through_files and asynchronous)
         try:
-            yield cls(ranks, main, 2 * settings.trainer.wait_timeout_s)
+            yield link
+            link._wait_for_servers()
         finally:
             if main is not None:
-                main.collector.close()
-                main.publisher.close()
+                main.close()
 
     @property
     def incarnation(self) -> int:
         """Of this start of the trainer; rank 0 knows it, for others it is 0."""
         return self._main.incarnation if self._main is not None else 0
 
-    def start(self, weights: Iterable[tuple[str, Tensor]], policy_version: int) -> None:
-        """Make the servers serve what will be trained, then ask for the first groups."""
-        if self._main is not None:
-            self._main.publisher.publish(weights, policy_version)
-            self._main.collector.start(policy_version)
+    def start(self, weights: Weights, policy_version: int) -> None:
+        """Make the servers serve what will be trained, then ask for the first groups.
+
+        Args:
+            weights: A collective, which every rank exhausts; rank 0 alone gets tensors.
+            policy_version: Of these weights.
+        """
+        self._send(weights, policy_version, lambda main: main.collector.start(policy_version))
+        self._wait_for_servers()
 
     def take(self, policy_version: int) -> Batch:
         """A step's groups, the same on every rank. May be called in another thread."""
@@ -104,13 +153,20 @@ class ServiceLink:
                 found = error
         return self._batch_ranks.broadcast(found, Batch)
 
-    def publish(
-        self, weights: Iterable[tuple[str, Tensor]], policy_version: int, batch: Batch
-    ) -> None:
-        """Give the servers new weights; the batch that they come from is used up."""
-        if self._main is not None:
-            self._main.publisher.publish(weights, policy_version)
-            self._main.collector.release(batch, policy_version)
+    def publish(self, weights: Weights, policy_version: int, batch: Batch) -> None:
+        """Give the servers new weights; the batch that they come from is used up.
+
+        Args:
+            weights: As for `start`.
+            policy_version: One more than the last.
+            batch: Of the step.
+        """
+        self._wait_for_servers()
+        self._send(
+            weights, policy_version, lambda main: main.collector.release(batch, policy_version)
+        )
+        if not self._beside_training:
+            self._wait_for_servers()
 
     def committed(self, step: int) -> None:
         """Tell `sgg-rl status` that a checkpoint after `step` steps is complete."""
@@ -119,6 +175,7 @@ class ServiceLink:
 
     def state(self, step: int) -> TrainerState:
         """What a checkpoint after `step` steps keeps; whole on rank 0 only."""
+        self._wait_for_servers()  # until then the last batch is not done with
         if self._main is None:
             return TrainerState(step=step)
         return TrainerState(
@@ -127,6 +184,27 @@ class ServiceLink:
             incarnation=self._main.incarnation,
             num_ranks=self._ranks.size,
         )
+
+    def _send(self, weights: Weights, policy_version: int, then: Callable[[_Main], None]) -> None:
+        if self._main is None:
+            deque(weights, maxlen=0)
+        else:
+            main = self._main
+            main.send(weights, policy_version, lambda: then(main))
+        self._is_sending = True
+
+    def _wait_for_servers(self) -> None:
+        """Until the version that is under way is served; raises its error on every rank."""
+        if not self._is_sending:
+            return
+        self._is_sending = False
+        outcome: _Done | Exception = _Done()
+        if self._main is not None:
+            try:
+                self._main.wait()
+            except Exception as error:  # noqa: BLE001  # whatever it is, all ranks end with it
+                outcome = error
+        self._ranks.broadcast(outcome, _Done)
 
 
 def _connect(

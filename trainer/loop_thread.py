@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Coroutine
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -15,20 +16,24 @@ class LoopThread:
     """
 
     def __init__(self, name: str) -> None:
-        """Args: name: Of the thread, which starts at the first `run`."""
+        """Args: name: Of the thread, which starts with the first coroutine."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
 
     @property
     def is_running(self) -> bool:
-        """Whether `run` was called, and `close` was not."""
+        """Whether `run` or `start` was called, and `close` was not."""
         return self._thread.is_alive()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """Wait for a coroutine to end there; its exception is raised here."""
+        return self.start(work).result()
+
+    def start(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
+        """Have a coroutine run there, and go on here."""
         if not self.is_running:
             self._thread.start()
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def close(self) -> None:
         """Stop. What still runs there must have been ended."""

@@ -7,7 +7,10 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from services.errors import SettingsError
 from services.settings import Settings
+from services.trainer_settings import TrainerSettings
 
+FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
+"""transformers' names of the architectures that have been tried."""
 PLACEHOLDERS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 """Tokens that stand for visual input in Qwen's prompts; sampled in an answer they would shift the
 features."""
@@ -32,22 +35,37 @@ def load_processor(settings: Settings) -> Any:
 def load_model(settings: Settings) -> Any:
     """The policy in the run's dtype, frozen where the run asks for it.
 
+    Where DeepSpeed shards models (`HfDeepSpeedConfig`), this rank gets its shard.
+
     Raises:
-        SettingsError: `model.path` cannot be loaded.
+        SettingsError: `model.path` cannot be loaded, or is of a family that this cannot train.
     """
+    _check_dtype(settings)
+    path = settings.model.path
     try:
         model = AutoModelForImageTextToText.from_pretrained(
-            settings.model.path, dtype=getattr(torch, settings.model.dtype)
+            path, dtype=getattr(torch, settings.model.dtype)
         )
     except (OSError, ValueError) as error:
-        raise SettingsError(f"model.path: no model at {settings.model.path}: {error}") from error
-    freeze(model, settings)
+        raise SettingsError(f"model.path: no model at {path}: {error}") from error
+    _check_family(model, path)
+    freeze(model, settings.trainer)
+    if settings.trainer.gradient_checkpointing:
+        # Not reentrant: that would give the layers after a frozen embedding no gradient. The check
+        # of shapes is off, for with ZeRO-3 a parameter is a shard again when it is compared.
+        model.gradient_checkpointing_enable(
+            gradient_checkpointing_kwargs={"use_reentrant": False, "determinism_check": "none"}
+        )
     return model
 
 
-def freeze(model: Any, settings: Settings) -> None:
-    """Take gradients from the parts that the `trainer.freeze_*` flags name."""
-    trainer, visual = settings.trainer, model.model.visual
+def freeze(model: Any, trainer: TrainerSettings) -> None:
+    """Take gradients from the parts that the `trainer.freeze_*` flags name.
+
+    The projector is what merges patches into tokens: Qwen2-VL and Qwen2.5-VL have one at the
+    tower's end, Qwen3-VL more on the way (`deepstack_merger_list`).
+    """
+    visual = model.model.visual
     projector = [p for name, p in visual.named_parameters() if "merger" in name]
     projector_ids = {id(p) for p in projector}
     tower = [p for p in visual.parameters() if id(p) not in projector_ids]
@@ -66,3 +84,23 @@ def placeholder_ids(tokenizer: Any) -> list[int]:
     """Ids of the visual placeholders that this tokenizer knows."""
     vocabulary = tokenizer.get_vocab()
     return [vocabulary[token] for token in PLACEHOLDERS if token in vocabulary]
+
+
+def _check_dtype(settings: Settings) -> None:
+    wants_bfloat16 = settings.model.dtype == "bfloat16"
+    if wants_bfloat16 and torch.cuda.is_available() and not torch.cuda.is_bf16_supported(False):
+        raise SettingsError(
+            f"model.dtype = 'bfloat16': {torch.cuda.get_device_name()} cannot compute in it; set "
+            "'float32'"
+        )
+
+
+def _check_family(model: Any, path: str) -> None:
+    inner = getattr(model, "model", None)
+    parts = (inner, "visual"), (inner, "language_model"), (model, "lm_head")
+    complete = all(hasattr(owner, name) for owner, name in parts)
+    if not complete or not hasattr(model.config, "image_token_id"):
+        raise SettingsError(
+            f"model.path: {path} is of the family '{model.config.model_type}'; this trains "
+            f"{', '.join(FAMILIES)}"
+        )

@@ -1,14 +1,16 @@
 """Gives every rollout server a new policy: stage all, write it down once, commit all."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import asyncio
+from collections.abc import Mapping
+from concurrent.futures import Future
 
 from services.keys import RunKeys
 from services.redis_client import connect
 from services.registry import Registry
 from services.schemas.weights import AdapterConfig, TensorEntry, WeightManifest
 from services.settings import Settings
-from services.waiting import until_available
+from services.waiting import ended, until_available
+from trainer.handover import Handover
 from trainer.loop_thread import LoopThread
 from trainer.seeder import Seeder
 from trainer.transports.base import Peer, Release, Weights
@@ -38,42 +40,71 @@ class WeightPublisher:
         self._transport = make_transport(settings)
         self._loop = LoopThread("publisher")
         self._seeder = Seeder(settings, keys, self._transport)
-        self._released: Release | None = None
+        self._publishing: asyncio.Task[int] | None = None
         self._served: list[str] = []
-        """Ids of servers that took it at once."""
+        """Ids of servers that took the last version at once."""
 
     def publish(
         self, weights: Weights, policy_version: int, adapter: AdapterConfig | None = None
     ) -> int:
-        """Have every live server serve a version.
+        """As `begin`, and wait until it is done."""
+        return self.begin(weights, policy_version, adapter).result()
+
+    def begin(
+        self, weights: Weights, policy_version: int, adapter: AdapterConfig | None = None
+    ) -> "Future[int]":
+        """Have every live server serve a version; return when its tensors are handed over.
+
+        What is left of it goes on beside the caller, who waits for it before the next one.
 
         Args:
-            weights: Names and CPU tensors of the whole policy; with `lora`, of the adapter alone.
+            weights: Names and CPU tensors of the whole policy, or of what is trained of it; with
+                `lora`, of the adapter alone. Iterated here, to the end.
             policy_version: One more than the last.
             adapter: With `lora`, what its tensors do not say.
 
         Returns:
-            The number of servers that now serve it.
-
-        Raises:
+            The number of servers that then serve it, or what went wrong:
             UnavailableError: There is no room for the tensors.
             WaitTimeoutError: Redis was away for `trainer.wait_timeout_s`.
             ConflictError: A later trainer has started.
         """
-        with self._nobody_seeded():
-            entries = self._transport.prepare(weights, self._incarnation, policy_version)
-            release = Release.of(self._manifest(entries, policy_version, adapter))
-            timeout_s = self._settings.trainer.wait_timeout_s
-            return self._loop.run(
-                until_available(lambda: self._spread(release), timeout_s=timeout_s)
-            )
+        self._loop.run(self._seeder.stop())
+        handover = Handover()
+        running = self._loop.start(self._publish(handover, policy_version, adapter))
+        handover.fill(weights)
+        return running
 
     def close(self) -> None:
         """Stop, and give back what the transport holds. Servers keep what they have loaded."""
         if self._loop.is_running:
-            self._loop.run(self._seeder.stop())
+            self._loop.run(self._stop())
             self._loop.close()
         self._transport.close()
+
+    async def _publish(
+        self, handover: Handover, policy_version: int, adapter: AdapterConfig | None
+    ) -> int:
+        """While a version is published, the one before is given to nobody."""
+        self._publishing = asyncio.current_task()
+        entries = await asyncio.to_thread(self._prepare, handover, policy_version)
+        release = Release.of(self._manifest(entries, policy_version, adapter))
+        timeout_s = self._settings.trainer.wait_timeout_s
+        num_servers = await until_available(lambda: self._spread(release), timeout_s=timeout_s)
+        if not self._transport.servers_fetch:
+            self._seeder.start(release, self._served)
+        return num_servers
+
+    def _prepare(self, handover: Handover, policy_version: int) -> Mapping[str, TensorEntry]:
+        try:
+            return self._transport.prepare(handover, self._incarnation, policy_version)
+        finally:
+            handover.leave()
+
+    async def _stop(self) -> None:
+        if self._publishing is not None:
+            await ended(self._publishing)
+        await self._seeder.stop()
 
     def _manifest(
         self,
@@ -86,6 +117,7 @@ class WeightPublisher:
             incarnation=self._incarnation,
             step=policy_version,
             vision_trained=self._settings.trainer.vision_trained,
+            partial=adapter is None and self._settings.trainer.partly_frozen,
             tensors=dict(entries),
             adapter=adapter,
         )
@@ -100,18 +132,7 @@ class WeightPublisher:
             record = release.record(self._transport.name)
             await registry.publish_policy(record, release.manifest)
             served = await self._transport.commit(staged, release)
-            self._released, self._served = release, [peer.record.server_id for peer in served]
+            self._served = [peer.record.server_id for peer in served]
             return len(served)
         finally:
             await redis.aclose()
-
-    @contextmanager
-    def _nobody_seeded(self) -> Iterator[None]:
-        """While a version is published, the one before is given to nobody."""
-        self._loop.run(self._seeder.stop())
-        yield
-        self._loop.run(self._start_seeding())
-
-    async def _start_seeding(self) -> None:
-        if self._released is not None and not self._transport.servers_fetch:
-            self._seeder.start(self._released, self._served)

@@ -40,6 +40,7 @@ class Ranks:
         Args:
             timeout_s: Longest wait for another rank in one of the methods below.
         """
+        self._timeout_s = timeout_s
         self.rank = int(dist.get_rank())
         self.size = int(dist.get_world_size())
         # On gloo even beside NCCL: control messages are bytes on the host.
@@ -49,6 +50,10 @@ class Ranks:
     def is_main(self) -> bool:
         """Rank 0 talks to the services."""
         return self.rank == 0
+
+    def beside(self) -> "Ranks":
+        """The same ranks for another thread: collectives of two threads must not meet."""
+        return Ranks(self._timeout_s)
 
     def barrier(self) -> None:
         """Wait for all ranks."""

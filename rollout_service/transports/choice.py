@@ -71,7 +71,7 @@ class Transports:
         manifest = request.manifest
         shapes = {name: tuple(entry.shape) for name, entry in manifest.tensors.items()}
         if manifest.adapter is None:
-            await self._engine.check_tensors(shapes)
+            await self._engine.check_tensors(shapes, partial=manifest.partial)
             return
         if manifest.adapter.rank > self._max_lora_rank:
             raise InvalidInputError(

@@ -46,6 +46,9 @@ class WeightManifest(Message):
     step: int = Field(ge=0)
     vision_trained: bool
     """Whether the vision tower changed: then cached image embeddings are stale."""
+    partial: bool = False
+    """Whether the tensors are a part of the model: all others are as the server started with them.
+    """
     tensors: dict[str, TensorEntry] = Field(min_length=1)
     adapter: AdapterConfig | None = None
     """Set where the tensors are a LoRA adapter over the weights that the server started with."""

@@ -185,6 +185,21 @@ async def test_bad_stages_leave_the_good_one(updater: WeightUpdater, shm_run: Sh
     await updater.commit(good.commit)
 
 
+async def test_a_partial_version_may_leave_out_what_was_never_replaced(
+    updater: WeightUpdater, shm_run: ShmRun
+) -> None:
+    part = {"norm.weight": tensors_of(1)["norm.weight"]}
+    other = {"embed.weight": tensors_of(3)["embed.weight"]}
+    await load(updater, shm_run.write(1, arrays=part, partial=True))
+    await load(updater, shm_run.write(2, arrays=part, partial=True))
+    with pytest.raises(InvalidInputError, match=r"norm.weight, …; restart this server"):
+        await updater.stage(shm_run.write(3, arrays=other, partial=True).stage)
+    await load(updater, shm_run.write(4))
+    with pytest.raises(InvalidInputError, match="leaves out 1 tensors"):
+        await updater.stage(shm_run.write(5, arrays=part, partial=True).stage)
+    assert updater.serving.policy_version == 4
+
+
 async def test_a_failed_load_is_retried_while_paused(
     updater: WeightUpdater, engine: FailingEngine, shm_run: ShmRun
 ) -> None:

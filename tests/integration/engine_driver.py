@@ -1,0 +1,219 @@
+"""Trains the tiny model on fixed batches, once for each case: one rank of the test's torchrun.
+
+    torchrun --nproc-per-node 2 tests/integration/engine_driver.py train|resume FOLDER CASE...
+
+Writes for each case `{case}-{num_ranks}.rank0` with each step's metrics, `.start` and `.end` with
+what the engine exports before and after, and a folder as `save_pretrained` makes it. Ends by
+kill -9.
+"""
+
+import gc
+import json
+import os
+import random
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+
+from scene_data.dataset import Sample, SceneDataset
+from scene_data.templates import prompt_messages
+from scene_data.toy import SIDE, render, toy_scene
+from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
+from services.settings import Settings
+from services.trainer_settings import AlgorithmSettings
+from trainer.algorithms.weighting import completion_weights
+from trainer.batch import MicroBatch
+from trainer.engine import PolicyEngine, init_process_group
+from trainer.preparation import Preparation
+from trainer.ranks import Ranks
+from trainer.types import Batch, Outcome, TrainGroup
+
+STEPS, SAVED_AT = 3, 2
+NUM_GROUPS, GROUP_SIZE = 4, 3
+RATE = 1e-3
+BF16 = {"dtype": "bfloat16"}
+FROZEN = {"freeze_vision_tower": True, "freeze_language_model": True}
+LORA: dict[str, dict[str, Any]] = {
+    "lora": {"rank": 4},
+    "algorithm": {"beta": 0.1},
+    "trainer": {"gradient_checkpointing": True},
+}
+CASES: dict[str, dict[str, dict[str, Any]]] = {
+    "zero0": {"deepspeed": {"zero_stage": 0}},
+    "zero1": {"deepspeed": {"zero_stage": 1}},
+    "zero2": {"deepspeed": {"zero_stage": 2}},
+    "zero3": {"deepspeed": {"zero_stage": 3, "export_bucket_gib": 1e-4}},
+    "zero1-offload": {"deepspeed": {"zero_stage": 1, "offload_optimizer": True}},
+    "zero2-offload": {"deepspeed": {"zero_stage": 2, "offload_optimizer": True}},
+    "zero3-offload": {
+        "deepspeed": {"zero_stage": 3, "offload_optimizer": True, "offload_parameters": True},
+        "trainer": {"gradient_checkpointing": True},
+    },
+    "zero0-frozen": {"deepspeed": {"zero_stage": 0}, "trainer": FROZEN},
+    "zero3-frozen": {"deepspeed": {"zero_stage": 3}, "trainer": FROZEN},
+    "zero2-reference": {"deepspeed": {"zero_stage": 2}, "algorithm": {"beta": 0.1}},
+    "zero3-reference": {"deepspeed": {"zero_stage": 3}, "algorithm": {"beta": 0.1}},
+    "zero0-lora": {"deepspeed": {"zero_stage": 0}, **LORA},
+    "zero2-lora": {"deepspeed": {"zero_stage": 2}, **LORA},
+    "zero3-lora": {"deepspeed": {"zero_stage": 3}, **LORA},
+    "zero2-bf16": {"deepspeed": {"zero_stage": 2}, "model": BF16},
+    "zero2-offload-bf16": {
+        "deepspeed": {"zero_stage": 2, "offload_optimizer": True},
+        "model": BF16,
+    },
+    "zero3-bf16": {"deepspeed": {"zero_stage": 3}, "model": BF16},
+}
+RESUMED = ("zero2-offload", "zero3", "zero3-frozen", "zero3-lora")
+"""Cases that are saved after `SAVED_AT` steps, and continued by another start."""
+
+
+def settings_of(case: str, folder: Path) -> Settings:
+    sections = CASES[case]
+    model = {"path": str(folder / "model"), "min_pixels": 12544, "max_pixels": 12544}
+    lora = "lora" in sections
+    return Settings.model_validate(
+        {
+            **sections,
+            "model": {"dtype": "float32", **model, **sections.get("model", {})},
+            "data": {"train": "unused"},
+            "trainer": {
+                "groups_per_step": NUM_GROUPS,
+                "group_size": GROUP_SIZE,
+                "max_grad_norm": 0.05,  # small enough to clip, as the norms show
+                **sections.get("trainer", {}),
+            },
+            "weights": {"transport": "lora" if lora else "shm"},
+        }
+    )
+
+
+def batches_of(step: int, rank: int, size: int, engine: PolicyEngine) -> list[MicroBatch]:
+    """A rank's micro batches, of a few completions; the same groups whatever the ranks."""
+    picked = torch.Generator().manual_seed(step)
+    groups = [_group(index, picked, engine) for index in range(NUM_GROUPS)]
+    lengths = [len(c.token_ids) for g in groups for c in g.rollout.completions]
+    flat = completion_weights(AlgorithmSettings(), lengths, [False] * len(lengths), max_tokens=64)
+    weights = [flat[i : i + GROUP_SIZE] for i in range(0, len(flat), GROUP_SIZE)]
+    preparation = Preparation(
+        Scenes(),
+        engine.processor,
+        engine.rope_index,
+        image_token_id=engine.image_token_id,
+        max_tokens=120,
+        rank=rank,
+        num_ranks=size,
+    )
+    return preparation(Batch(groups=groups, outcome=Outcome()), weights).micro_batches
+
+
+class Scenes(SceneDataset):
+    """Toy scenes without a file."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __getitem__(self, index: int) -> Sample:
+        graph = toy_scene(0, index, heldout=False)
+        return Sample(
+            image_id=str(index), image_bytes=render(graph), width=SIDE, height=SIDE, graph=graph
+        )
+
+
+def _group(index: int, picked: torch.Generator, engine: PolicyEngine) -> TrainGroup:
+    processor = engine.processor
+    messages = [m.model_dump() for m in prompt_messages("toy", "relative_1000")]
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    pads = 112 * 112 // (processor.image_processor.patch_size * 2) ** 2
+    text = text.replace("<|image_pad|>", "<|image_pad|>" * pads)
+    return TrainGroup(
+        position=index,
+        index=index,
+        rollout=RolloutGroup(
+            group_id=f"g{index}",
+            attempt=0,
+            incarnation=1,
+            server_id="s",
+            prompt_token_ids=processor.tokenizer(text)["input_ids"],
+            completions=[_completion(picked) for _ in range(GROUP_SIZE)],
+            sampling_s=0,
+        ),
+        rewards=[],
+        advantages=torch.randn(GROUP_SIZE, generator=picked).tolist(),
+    )
+
+
+def _completion(picked: torch.Generator) -> Completion:
+    length = int(torch.randint(5, 30, (), generator=picked))
+    noise = 0.1 * torch.randn(length, generator=picked)
+    return Completion(
+        text="",
+        token_ids=torch.randint(20, 500, (length,), generator=picked).tolist(),
+        rollout_logprobs=(-6.2 + noise).tolist(),
+        finish_reason="stop",
+        policy_versions=[VersionSpan(policy_version=0, start=0, end=length)],
+    )
+
+
+def train(engine: PolicyEngine, ranks: Ranks, steps: range) -> list[dict[str, Any]]:
+    rows = []
+    for step in steps:
+        batches = batches_of(step, ranks.rank, ranks.size, engine)
+        assert len(batches) >= 3
+        output = engine.train_step(batches, RATE)
+        metrics = ranks.combine(output.stats) | {"grad_norm": output.grad_norm}
+        rows.append(metrics | {"first_logprobs": output.policy_logprobs[batches[0].order[0]]})
+    return rows
+
+
+def draws() -> list[float]:
+    """One of each source of randomness."""
+    return [torch.rand(()).item(), float(np.random.rand()), random.random()]
+
+
+def run(case: str, folder: Path, ranks: Ranks, *, resume: bool) -> None:
+    engine = PolicyEngine(settings_of(case, folder), ranks.size)
+    name = folder / f"{case}-{ranks.size}{'-resumed' * resume}"
+    report: dict[str, Any] = {"steps": []}
+    state = folder / f"{case}.state"
+    start = dict(engine.weights())
+    if resume:
+        engine.load_state(state)
+    else:
+        report["steps"] += train(engine, ranks, range(SAVED_AT))
+        if case in RESUMED:
+            state.mkdir(exist_ok=True)
+            ranks.barrier()
+            engine.save_state(state)
+    report["draws"] = draws()
+    report["steps"] += train(engine, ranks, range(SAVED_AT, STEPS))
+    if engine.reference is not None:
+        batch = batches_of(0, ranks.rank, ranks.size, engine)[0]
+        report["reference"] = engine.reference.logprobs(batch)[0].tolist()
+    end = dict(engine.weights())
+    engine.save_pretrained(name)
+    ranks.barrier()
+    if ranks.is_main:
+        save_file(start, name.with_suffix(".start"))
+        save_file(end, name.with_suffix(".end"))
+    name.with_suffix(f".rank{ranks.rank}").write_text(json.dumps(report))
+
+
+def main() -> None:
+    what, folder, *cases = sys.argv[1:]
+    torch.set_num_threads(1)
+    init_process_group(60)
+    ranks = Ranks(60)
+    for case in cases:
+        run(case, Path(folder), ranks, resume=what == "resume")
+        gc.collect()
+    ranks.barrier()
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+if __name__ == "__main__":
+    main()

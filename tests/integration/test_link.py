@@ -1,0 +1,141 @@
+"""The training loop's connection: what goes on beside a step, and what waits for it."""
+
+import asyncio
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import pytest
+import torch
+from torch import Tensor
+
+from rollout_service.engine import Weights
+from rollout_service.fake_engine import FakeEngine
+from scene_data.dataset import open_dataset
+from scene_data.toy import make_toy
+from services.errors import SettingsError
+from services.ports import free_port
+from services.schemas.weights import WeightManifest
+from services.settings import Settings, dump_settings
+from tests.alone import Alone
+from tests.live_servers import LiveServer, cluster_settings, serving, wait_registered
+from tests.processes import sgg_process, wait_ready
+from trainer.checkpoint import TrainerState
+from trainer.link import ServiceLink
+
+PLACEHOLDER = 999
+
+
+class GatedEngine(FakeEngine):
+    """Loads a version when the gate is open."""
+
+    def __init__(self) -> None:
+        super().__init__(tokens_per_s=20_000, max_model_len=2048)
+        self.gate = threading.Event()
+        self.gate.set()
+        self.loaded: list[int] = []
+
+    async def load_weights(self, weights: Weights, manifest: WeightManifest) -> None:
+        await asyncio.to_thread(self.gate.wait, 30)
+        await super().load_weights(weights, manifest)
+        self.loaded.append(manifest.policy_version)
+
+
+def weights(version: int, taken: list[str] | None = None) -> Iterator[tuple[str, Tensor]]:
+    for i in range(20):
+        if taken is not None:
+            taken.append(f"t{i}")
+        yield f"t{i}", torch.full((2, 3), float(version))
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[Settings]:
+    """Of a run with a reward service; the server is each test's."""
+    folder = tmp_path_factory.mktemp("link")
+    make_toy(folder / "toy", num_train=16, num_heldout=2)
+    tree = cluster_settings(folder, "unused", redis_url, "disk").model_dump(
+        mode="json", exclude_none=True
+    )
+    tree["data"] = {"train": str(folder / "toy/train.parquet"), "template": "toy"}
+    tree["reward"] = {"url": f"http://127.0.0.1:{free_port()}"}
+    tree["trainer"] |= {"groups_per_step": 2, "group_size": 4}
+    settings = Settings.model_validate(tree)
+    config, log = folder / "run.toml", folder / "log"
+    config.write_text(dump_settings(settings))
+    with sgg_process(log, "serve", "reward", "--config", str(config)) as process:
+        wait_ready(settings.reward.url, process, log)
+        yield settings
+
+
+@contextmanager
+def linked(base: Settings, max_policy_lag: int) -> Iterator[tuple[ServiceLink, LiveServer]]:
+    run = base.run.model_copy(update={"name": f"link-{uuid.uuid4().hex[:8]}"})
+    trainer = base.trainer.model_copy(update={"max_policy_lag": max_policy_lag})
+    settings = base.model_copy(update={"run": run, "trainer": trainer})
+    with ExitStack() as stack:
+        server = wait_registered(stack.enter_context(serving(settings, GatedEngine())))
+        dataset = open_dataset(settings.data.train)
+        link = stack.enter_context(
+            ServiceLink.open(settings, dataset, [PLACEHOLDER], TrainerState(), Alone())
+        )
+        link.start(weights(0), 0)
+        yield link, server
+
+
+def test_a_step_trains_while_servers_take_the_version_before_it(base: Settings) -> None:
+    with linked(base, max_policy_lag=1) as (link, server):
+        assert isinstance(server.engine, GatedEngine)
+        first = link.take(0)
+        server.engine.gate.clear()
+        link.publish(weights(1), 1, first)
+        second = link.take(1)
+        assert server.policy().policy_version == 0
+        assert {group.oldest_policy_version for group in second.groups} == {0}
+        server.engine.gate.set()
+        state = link.state(1)
+        assert server.policy().policy_version == 1
+        used = {group.position for group in first.groups}
+        assert all(p < state.cursor.low or p in state.cursor.ahead for p in used)
+        link.publish(weights(2), 2, second)
+    assert server.engine.loaded == [0, 1, 2], "the end waits for the last version"
+
+
+def test_without_lag_a_version_is_served_when_it_is_published(base: Settings) -> None:
+    with linked(base, max_policy_lag=0) as (link, server):
+        for step in (0, 1):
+            link.publish(weights(step + 1), step + 1, link.take(step))
+            assert server.policy().policy_version == step + 1
+
+
+@pytest.mark.parametrize("max_policy_lag", [0, 1])
+def test_a_version_that_cannot_be_written_ends_the_run_with_its_error(
+    base: Settings, max_policy_lag: int
+) -> None:
+    """And the tensors, which other ranks take part in gathering, are gathered to the end."""
+    taken: list[str] = []
+
+    def run() -> None:
+        with linked(base, max_policy_lag) as (link, server):
+            batch = link.take(0)
+            (server.settings.run.folder / "weights").chmod(0o777)
+            link.publish(weights(1, taken), 1, batch)
+            link.state(1)
+
+    with pytest.raises(SettingsError, match="not a folder that you alone can write to"):
+        run()
+    assert len(taken) == 20
+
+
+def test_a_training_thread_that_fails_ends_the_run_with_its_own_error(base: Settings) -> None:
+    def failing() -> Iterator[tuple[str, Tensor]]:
+        yield from weights(1)
+        raise RuntimeError("a rank is gone")
+
+    with linked(base, max_policy_lag=1) as (link, server):
+        batch = link.take(0)
+        with pytest.raises(RuntimeError, match="a rank is gone"):
+            link.publish(failing(), 1, batch)
+        assert server.policy().policy_version == 0
+    files = (server.settings.run.folder / "weights").iterdir()
+    assert [file.name for file in files] == ["1-0.safetensors"]

@@ -1,0 +1,69 @@
+"""From the training thread, which gathers a version's tensors, to the thread that sends them."""
+
+import threading
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from queue import Empty, Queue
+
+from torch import Tensor
+
+_Item = tuple[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class _End:
+    """Nothing comes after this."""
+
+    error: BaseException | None = None
+
+
+class Handover:
+    """A short queue of tensors between two threads; a failure on either side ends both.
+
+    The training thread calls `fill`. The sending one iterates, once, and calls `leave` when it
+    takes no more, whether it has got all or has failed.
+
+    Args:
+        size: Tensors that wait at most.
+    """
+
+    def __init__(self, size: int = 4) -> None:
+        self._queue: Queue[_Item | _End] = Queue(size)
+        self._left = threading.Event()
+
+    def fill(self, weights: Iterable[_Item]) -> None:
+        """Hand over all tensors, waiting for the sender.
+
+        Where the sender has left, the rest is dropped but gathered all the same: gathering is a
+        collective, in which the other ranks would wait for this one.
+        """
+        error: BaseException | None = None
+        try:
+            for item in weights:
+                self._put(item)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            self._put(_End(error))
+
+    def __iter__(self) -> Iterator[_Item]:
+        """The tensors, as they come; the training thread's exception where it failed."""
+        while not isinstance(item := self._queue.get(), _End):
+            yield item
+        if item.error is not None:
+            raise item.error
+
+    def leave(self) -> None:
+        """Take no more; whoever waits for room goes on."""
+        self._left.set()
+        try:
+            while True:
+                self._queue.get_nowait()
+        except Empty:
+            pass
+
+    def _put(self, item: _Item | _End) -> None:
+        # What is put between `leave`'s two steps finds room: there is one thread that puts.
+        if not self._left.is_set():
+            self._queue.put(item)
