@@ -4,6 +4,7 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable, Coroutine
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -76,10 +77,12 @@ def train(found: Settings, *, resume: bool, dry_run: bool) -> None:
         print(check(found))
         return
     rank = _rank_of(found)
+    from cli.progress import shown
     from trainer.train import train as run_training
 
     setup_logging(f"trainer[{rank}]")
-    run_training(found, resume=resume)
+    with shown(found) if rank == 0 else nullcontext():
+        run_training(found, resume=resume)
 
 
 def sft(found: Settings, *, resume: bool) -> None:

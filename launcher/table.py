@@ -3,6 +3,7 @@
 import json
 from collections import deque
 from collections.abc import Callable
+from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -54,10 +55,18 @@ class RunTable:
     def __init__(
         self,
         metrics: Path,
-        num_steps: int,
+        num_steps: int | None,
         states: Callable[[], dict[str, str]],
         console: Console,
     ) -> None:
+        """Shows nothing yet.
+
+        Args:
+            metrics: The run's `metrics.jsonl`; it may come later.
+            num_steps: Of the run; None takes it from the metrics.
+            states: Each process by name, as shown below the table.
+            console: Where to.
+        """
         self._tail = MetricsTail(metrics)
         self._num_steps = num_steps
         self._states = states
@@ -95,7 +104,21 @@ class RunTable:
             self._live.update(Group(self._table(), self._processes()), refresh=True)
             return
         for row in new:
-            self._console.print(step_line(row, self._num_steps), highlight=False, soft_wrap=True)
+            left = self._left() if row is new[-1] else None
+            line = step_line(row, self._total(row), left)
+            self._console.print(line, highlight=False, soft_wrap=True)
+
+    def _total(self, row: Row) -> int | None:
+        return self._num_steps or row.get("num_steps")
+
+    def _left(self) -> str | None:
+        """Time to the end at the pace of the shown steps, such as `1:02:03`."""
+        first, last = self._rows[0], self._rows[-1]
+        total, steps = self._total(last), last.get("step", -1) - first.get("step", -1)
+        if total is None or steps < 1 or "time" not in first or "time" not in last:
+            return None
+        step_s = (last["time"] - first["time"]) / steps
+        return str(timedelta(seconds=round(step_s * (total - last["step"] - 1))))
 
     def _add(self, row: Row) -> bool:
         """Take up a row; later steps were rolled back. Whether it says anything new."""
@@ -110,7 +133,10 @@ class RunTable:
     def _table(self) -> Table:
         terms = list(self._rows[-1].get("reward_terms", {})) if self._rows else []
         phases = list(self._rows[-1].get("phases_s", {})) if self._rows else []
-        table = Table(title=f"step of {self._num_steps}", title_justify="left")
+        total = self._total(self._rows[-1]) if self._rows else self._num_steps
+        left = self._left() if self._rows else None
+        title = f"step of {total}" if total else "waiting for the first step"
+        table = Table(title=f"{title}, {left} left" if left else title, title_justify="left")
         names = ["step", "reward", *terms, "failed", "lag", "tok/s", *(f"{p} s" for p in phases)]
         for name in names:
             table.add_column(name, justify="right")
@@ -134,21 +160,23 @@ class RunTable:
         return text
 
 
-def step_line(row: Row, num_steps: int) -> str:
-    """A step in one line.
+def step_line(row: Row, num_steps: int | None, left: str | None = None) -> str:
+    """A step in one line, with the time left to the end where it is known.
 
-    Example: `step 3/100  reward 2.134 (edge 0.20)  failed 4%  lag 0.2/1  812 tok/s  train 3.4s`
+    Example: `step 3/100  reward 2.134 (edge 0.20)  failed 4%  lag 0.2/1  812 tok/s  train 3.4s
+    0:05:30 left`
     """
     terms = " ".join(f"{k} {_number(v, 2)}" for k, v in row.get("reward_terms", {}).items())
     phases = " ".join(f"{k} {_number(v, 1)}s" for k, v in row.get("phases_s", {}).items())
     return "  ".join(
         [
-            f"step {row.get('step', -1) + 1}/{num_steps}",
+            f"step {row.get('step', -1) + 1}/{num_steps or '-'}",
             f"reward {_number(row.get('reward_mean'))} ({terms})",
             f"failed {_percent(row.get('failure_rate'))}",
             f"lag {_lag(row)}",
             f"{_number(row.get('tokens_per_s'), 0)} tok/s",
             phases,
+            *([f"{left} left"] if left else []),
         ]
     )
 

@@ -44,8 +44,6 @@ def train(settings: Settings, *, resume: bool) -> None:
     """
     check_grpo(settings)
     rank, size = launched_as()
-    for line in advice(settings) if rank == 0 else ():
-        logger.warning(line)
     limit_s = settings.trainer.wait_timeout_s
     with watched(settings.run.folder / "ranks", rank=rank, size=size, limit_s=limit_s) as watch:
         # The watch names a hung rank after twice the limit; a collective by itself only ends.
@@ -58,6 +56,8 @@ def _run(settings: Settings, ranks: Ranks, watch: RankWatch, *, resume: bool) ->
     """The story."""
     trainer, folder = settings.trainer, settings.run.folder
     watch.enter("load", 0)
+    for line in advice(settings) if ranks.is_main else ():
+        logger.warning(line)
     dataset = open_dataset(settings.data.train)
     total = trainer.total_steps(len(dataset))
     engine = PolicyEngine(settings, ranks.size)
@@ -100,16 +100,16 @@ def _run(settings: Settings, ranks: Ranks, watch: RankWatch, *, resume: bool) ->
             with clock("train"):
                 output = engine.train_step(prepared.micro_batches, rate)
                 learned = ranks.combine(output.stats) | prepared.metrics
-            learned |= {"grad_norm": output.grad_norm, "learning_rate": rate}
+                learned |= {"grad_norm": output.grad_norm, "learning_rate": rate}
             with clock("publish"):
                 services.publish(engine.weights(), step + 1, batch)
             records.rollouts(step, prepared.groups, output.policy_logprobs)
             if ranks.is_main:
                 fence.check()
-                line = metrics_line(batch, learned, step, total, clock)
-                records.step(line, ledger_line(batch, step))
-            clock.finish()
+                row = metrics_line(batch, learned, step, total, clock)
+                records.step(row, ledger_line(batch, step))
             # A checkpoint's seconds count in the line of the step after it.
+            clock.finish()
             clock = PhaseClock(watch, step + 1, tracing)
             if (step + 1) % trainer.checkpoint_every == 0 or step + 1 == total:
                 with clock("checkpoint"):

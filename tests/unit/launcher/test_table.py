@@ -132,3 +132,18 @@ def test_the_summary_compares_numbers_and_nothing_else() -> None:
     Console(file=out, width=80).print(table)
     assert "+0.25" in out.getvalue()
     assert table.row_count == 1
+
+
+def test_the_time_left_is_that_of_the_shown_steps_pace(tmp_path: Path) -> None:
+    file, out = tmp_path / "metrics.jsonl", io.StringIO()
+    write(file, row(0, time=100.0, num_steps=20))
+    with RunTable(file, None, dict, Console(file=out, width=200)) as table:
+        write(file, row(1, time=160.0, num_steps=20), row(2, time=220.0, num_steps=20))
+        table.update()
+    first, second = out.getvalue().splitlines()
+    assert first.startswith("step 2/20")
+    assert "left" not in first
+    assert second.startswith("step 3/20")
+    assert second.endswith("0:17:00 left")
+    text = shown(file, row(3, time=280.0), terminal=True)
+    assert "step of 10, 0:06:00 left" in text
