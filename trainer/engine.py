@@ -24,6 +24,7 @@ from trainer.model import load_model, load_processor, placeholder_ids
 from trainer.random_state import load_random_state, save_random_state
 from trainer.reference import Reference
 from trainer.scorer import Scored, Scorer
+from trainer.state_layout import check_layout, write_layout
 from trainer.types import StepOutput
 
 logger = logging.getLogger(__name__)
@@ -58,6 +59,11 @@ class PolicyEngine:
     """
 
     def __init__(self, settings: Settings, world_size: int) -> None:
+        if world_size != settings.trainer.num_ranks:
+            raise SettingsError(
+                f"trainer.num_ranks is {settings.trainer.num_ranks}, but {world_size} were started:"
+                f" set trainer.num_ranks={world_size}, or start as many (torchrun --nproc-per-node)"
+            )
         self._settings = settings
         self._world_size = world_size
         self._is_main = torch.distributed.get_rank() == 0
@@ -150,6 +156,8 @@ class PolicyEngine:
         self._engine.save_checkpoint(
             str(folder), tag=_TAG, save_latest=False, exclude_frozen_parameters=True
         )
+        if self._is_main:
+            write_layout(self._settings, folder)
         save_random_state(folder / f"rng-{torch.distributed.get_rank()}.pt")
 
     def load_state(self, folder: Path) -> None:
@@ -158,13 +166,8 @@ class PolicyEngine:
         Raises:
             SettingsError: It is of a run with other settings.
         """
-        try:
-            path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
-        except (RuntimeError, ValueError, KeyError) as error:
-            raise SettingsError(
-                f"{folder} does not fit: resume with the [deepspeed], [lora] and trainer.freeze_* "
-                f"settings that it was written with ({error})"
-            ) from error
+        check_layout(self._settings, folder)
+        path, _ = self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
         if path is None:
             raise SettingsError(f"{folder} has no DeepSpeed state that this run can load")
         load_random_state(folder / f"rng-{torch.distributed.get_rank()}.pt")

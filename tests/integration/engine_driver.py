@@ -72,7 +72,7 @@ RESUMED = ("zero2-offload", "zero3", "zero3-frozen", "zero3-lora")
 """Cases that are saved after `SAVED_AT` steps, and continued by another start."""
 
 
-def settings_of(case: str, folder: Path) -> Settings:
+def settings_of(case: str, folder: Path, num_ranks: int) -> Settings:
     sections = CASES[case]
     model = {"path": str(folder / "model"), "min_pixels": 12544, "max_pixels": 12544}
     lora = "lora" in sections
@@ -84,6 +84,7 @@ def settings_of(case: str, folder: Path) -> Settings:
             "trainer": {
                 "groups_per_step": NUM_GROUPS,
                 "group_size": GROUP_SIZE,
+                "num_ranks": num_ranks,
                 "max_grad_norm": 0.05,  # small enough to clip, as the norms show
                 **sections.get("trainer", {}),
             },
@@ -176,7 +177,7 @@ def draws() -> list[float]:
 
 
 def run(case: str, folder: Path, ranks: Ranks, *, resume: bool) -> None:
-    engine = PolicyEngine(settings_of(case, folder), ranks.size)
+    engine = PolicyEngine(settings_of(case, folder, ranks.size), ranks.size)
     name = folder / f"{case}-{ranks.size}{'-resumed' * resume}"
     report: dict[str, Any] = {"steps": []}
     state = folder / f"{case}.state"
