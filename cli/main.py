@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from cli.rollouts import rollouts
 from cli.score import score
 from cli.similarity import similarity_app
 from cli.weights import weights_app
@@ -148,6 +149,7 @@ def doctor() -> None:
 
 
 app.command()(score)
+app.command()(rollouts)
 
 
 @data_app.command("make-toy")
