@@ -57,22 +57,21 @@ def group_view(record: "RolloutRecord", *, whole: bool) -> Group:
 
 
 def _numbers(record: "RolloutRecord") -> Table:
-    terms = list(record.rewards[0].breakdown)
     table = Table(box=box.SIMPLE, show_edge=False)
-    for name in ("#", "reward", *terms, "advantage", "tokens"):
-        table.add_column(name, justify="right")
-    for name in ("ended by", "status"):
-        table.add_column(name)
+    for name in ("#", "reward", "advantage", "tokens"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("ended by", "status", "terms"):
+        table.add_column(name, overflow="fold")
     rows = zip(record.rollout.completions, record.rewards, record.advantages, strict=True)
     for i, (completion, reward, advantage) in enumerate(rows):
         table.add_row(
             str(i),
             f"{reward.total:.3f}",
-            *(f"{reward.breakdown[term]:.2f}" for term in terms),
             f"{advantage:+.3f}",
             str(len(completion.token_ids)),
             completion.finish_reason,
             Text(reward.status, style="green" if reward.status == "ok" else "red"),
+            "  ".join(f"{term} {value:.2f}" for term, value in reward.breakdown.items()),
         )
     return table
 
