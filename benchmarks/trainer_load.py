@@ -1,0 +1,169 @@
+"""What both sides of `benchmarks/trainer.py` train on: models, prompts, completions, rewards."""
+
+import io
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from scene_data.dataset import Sample
+from scene_data.templates import prompt_messages
+from scene_data.tiny_model import make_tiny_model
+from scene_data.toy import render, toy_scene
+from services.schemas.common import TextPart
+
+SMALL = {
+    "text": {
+        "hidden_size": 256,
+        "intermediate_size": 768,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 2,
+        "vocab_size": 8192,
+    },
+    "vision": {"depth": 4, "hidden_size": 192, "intermediate_size": 384, "out_hidden_size": 256},
+}
+QWEN2_5_VL_3B = {
+    "text": {
+        "hidden_size": 2048,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "max_position_embeddings": 128000,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1e6,
+            "mrope_section": [16, 24, 24],
+        },
+    },
+    "vision": {
+        "depth": 32,
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "out_hidden_size": 2048,
+        "fullatt_block_indexes": [7, 15, 23, 31],
+    },
+}
+"""Sizes of the published checkpoint's `config.json`; nothing is downloaded."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """A model, and the shape of a step on it."""
+
+    name: str
+    shape: dict[str, dict[str, Any]] | None
+    """Over the tiny model's config; None is `assets/toy-start`."""
+    image: tuple[int, int]
+    """Width and height in pixels."""
+    lengths: tuple[int, int]
+    """Tokens of a completion, from and to."""
+    num_groups: int
+    group_size: int = 8
+    together: int = 8
+    """Completions of one micro batch of TRL; our budget is as many tokens."""
+
+    def model_path(self, folder: Path, dtype: str = "float32") -> Path:
+        """Where the model is; made where it is not."""
+        if self.shape is None:
+            return Path(__file__).parents[1] / "assets" / "toy-start"
+        path = folder / self.name
+        if not path.exists():
+            make_model(path, self.shape, dtype)
+        return path
+
+
+LOADS = {
+    load.name: load
+    for load in (
+        Load(name="toy-start", shape=None, image=(112, 112), lengths=(30, 90), num_groups=4),
+        Load(name="small", shape=SMALL, image=(336, 252), lengths=(60, 150), num_groups=4),
+        Load(
+            name="qwen2.5-vl-3b",
+            shape=QWEN2_5_VL_3B,
+            image=(728, 560),
+            lengths=(200, 800),
+            num_groups=8,
+        ),
+    )
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """One group, before anybody laid it out."""
+
+    sample: Sample
+    text: str
+    """Of the prompt, beside the image; no two are alike."""
+    completions: list[list[int]]
+    rewards: list[float]
+
+
+def questions(load: Load, seed: int = 0) -> list[Question]:
+    """The groups of a step; the same in every process."""
+    rng = random.Random(seed)
+    return [_question(load, rng, index) for index in range(load.num_groups)]
+
+
+def prompt_ids(question: Question, processor: Any) -> list[int]:
+    """As a sampler reports them: one placeholder for each visual token."""
+    text = processor.apply_chat_template(
+        [
+            {
+                "role": "user",
+                "content": [{"type": "image"}, {"type": "text", "text": question.text}],
+            }
+        ],
+        add_generation_prompt=True,
+        tokenize=False,
+    )
+    found = processor(text=[text], images=[picture(question.sample)])
+    return [int(token) for token in found["input_ids"][0]]
+
+
+def picture(sample: Sample) -> Image.Image:
+    """Decoded."""
+    return Image.open(io.BytesIO(sample.image_bytes)).convert("RGB")
+
+
+def make_model(folder: Path, shape: dict[str, dict[str, Any]], dtype: str) -> None:
+    """Qwen2.5-VL with random weights in other sizes, and the tiny model's tokenizer."""
+    import torch
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    make_tiny_model(folder)
+    config = AutoConfig.from_pretrained(folder)
+    text, vision = config.text_config.to_dict(), config.vision_config.to_dict()
+    text |= shape["text"] | {"layer_types": None}
+    whole = config.to_dict() | {"text_config": text, "vision_config": vision | shape["vision"]}
+    torch.manual_seed(0)
+    resized = type(config).from_dict(whole)
+    model = AutoModelForImageTextToText.from_config(resized, dtype=getattr(torch, dtype))
+    model.save_pretrained(folder)
+
+
+def _question(load: Load, rng: random.Random, index: int) -> Question:
+    scene = toy_scene(0, index, heldout=False)
+    file = io.BytesIO()
+    Image.open(io.BytesIO(render(scene))).resize(load.image).save(file, "PNG")
+    parts = prompt_messages("toy", "relative_1000")[0].content
+    text = "".join(part.text for part in parts if isinstance(part, TextPart))
+    lengths = [rng.randint(*load.lengths) for _ in range(load.group_size)]
+    return Question(
+        sample=Sample(
+            image_id=str(index),
+            image_bytes=file.getvalue(),
+            width=load.image[0],
+            height=load.image[1],
+            graph=scene,
+        ),
+        text=f"Scene {index}. {text}",
+        completions=[[rng.randrange(20, 500) for _ in range(n)] for n in lengths],
+        rewards=[rng.random() for _ in lengths],
+    )

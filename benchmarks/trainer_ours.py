@@ -1,0 +1,212 @@
+"""Our side of `benchmarks/trainer.py`: `Preparation` and `PolicyEngine.train_step`."""
+
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.memory import PeakMemory
+from benchmarks.trainer_load import Load, prompt_ids, questions
+from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
+from services.settings import Settings
+from trainer.algorithms.advantages import group_normalised
+from trainer.engine import PolicyEngine, init_process_group
+from trainer.plan import padded_length, plan_step
+from trainer.preparation import Preparation
+from trainer.types import Batch, Outcome, TrainGroup
+
+LEARNING_RATE = 1e-6
+
+
+def run(load: Load, model: Path, steps: int, dtype: str, checkpointing: bool) -> dict[str, Any]:
+    """Train on the load; one step first that is not counted.
+
+    Returns:
+        Seconds of each step, of its phases, peak memory, and the first step's gradient norm.
+    """
+    settings = _settings(load, model, dtype, checkpointing)
+    init_process_group(600)
+    engine = PolicyEngine(settings, world_size=1)
+    batch = _batch(load, engine.processor)
+    budget = _budget(load, batch)
+    prepare = Preparation(
+        [question.sample for question in questions(load)],  # type: ignore[arg-type]
+        engine.processor,
+        engine.rope_index,
+        image_token_id=engine.image_token_id,
+        max_tokens=budget,
+        rank=0,
+        num_ranks=1,
+    )
+    weights = [
+        [
+            1 / (len(batch.groups) * load.group_size * len(c.token_ids))
+            for c in g.rollout.completions
+        ]
+        for g in batch.groups
+    ]
+    # The first pass finds the logprobs of the start weights, as a sampler would have reported them.
+    scored = engine.train_step(prepare(batch, weights).micro_batches, 0.0)
+    batch = _with_logprobs(batch, scored.policy_logprobs)
+    clock = Phases(engine.device)
+    clock.watch(engine)
+    memory, seconds, norms = PeakMemory(engine.device), [], []
+    for _ in range(steps):
+        start = clock.now()
+        with_tensors = clock.timed("preparation", partial(prepare, batch, weights))()
+        output = engine.train_step(with_tensors.micro_batches, LEARNING_RATE)
+        seconds.append(clock.now() - start)
+        norms.append(output.grad_norm)
+    return {
+        "seconds": seconds,
+        "phases": {name: value / steps for name, value in clock.seconds.items()},
+        "peak_mib": memory.total_mib(),
+        "rise_mib": memory.mib(),
+        "grad_norm": norms[0],
+        "plan": with_tensors.metrics,
+        "work": _work(engine, batch, budget),
+    }
+
+
+class Phases:
+    """Seconds of the parts of a step."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    def now(self) -> float:
+        """Seconds, once the device has done what it was given."""
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()
+
+    def timed(self, name: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, its time added to a phase."""
+
+        def measured(*args: Any, **kwargs: Any) -> Any:
+            start = self.now()
+            result = work(*args, **kwargs)
+            self.seconds[name] += self.now() - start
+            return result
+
+        return measured
+
+    def watch(self, engine: PolicyEngine) -> None:
+        """Time the parts of `train_step`."""
+        deepspeed, scorer = engine._engine, engine._engine.module
+        inner = scorer.model.model
+        parts = (
+            (inner.visual, "forward", "vision tower, forward"),
+            (inner.language_model, "forward", "language model, forward"),
+            (scorer.head, "forward", "logprobs, forward"),
+            (deepspeed, "backward", "backward"),
+            (deepspeed, "step", "optimizer"),
+        )
+        for owner, method, name in parts:
+            setattr(owner, method, self.timed(name, getattr(owner, method)))
+
+
+def _settings(load: Load, model: Path, dtype: str, checkpointing: bool) -> Settings:
+    width, height = load.image
+    return Settings.model_validate(
+        {
+            "model": {
+                "path": str(model),
+                "dtype": dtype,
+                "min_pixels": width * height // 2,
+                "max_pixels": 2 * width * height,
+            },
+            "data": {"train": "none"},
+            "trainer": {
+                "group_size": load.group_size,
+                "groups_per_step": load.num_groups,
+                "gradient_checkpointing": checkpointing,
+                "learning_rate": LEARNING_RATE,
+            },
+            "deepspeed": {"zero_stage": 0},
+        }
+    )
+
+
+def _batch(load: Load, processor: Any) -> Batch:
+    groups = []
+    for index, question in enumerate(questions(load)):
+        advantages = group_normalised(torch.tensor([question.rewards]), scale=True)
+        completions = [
+            Completion(
+                text="",
+                token_ids=ids,
+                rollout_logprobs=[0.0] * len(ids),
+                finish_reason="stop",
+                policy_versions=[VersionSpan(policy_version=0, start=0, end=len(ids))],
+            )
+            for ids in question.completions
+        ]
+        rollout = RolloutGroup(
+            group_id=f"g{index}",
+            attempt=0,
+            incarnation=1,
+            server_id="s",
+            prompt_token_ids=prompt_ids(question, processor),
+            completions=completions,
+            sampling_s=0,
+        )
+        groups.append(
+            TrainGroup(
+                position=index,
+                index=index,
+                rollout=rollout,
+                rewards=[],
+                advantages=advantages[0].tolist(),
+            )
+        )
+    return Batch(groups=groups, outcome=Outcome())
+
+
+def _with_logprobs(batch: Batch, logprobs: list[list[float]]) -> Batch:
+    found = iter(logprobs)
+    groups = []
+    for group in batch.groups:
+        completions = [
+            c.model_copy(update={"rollout_logprobs": next(found)})
+            for c in group.rollout.completions
+        ]
+        rollout = group.rollout.model_copy(update={"completions": completions})
+        groups.append(group.model_copy(update={"rollout": rollout}))
+    return batch.model_copy(update={"groups": groups})
+
+
+def _budget(load: Load, batch: Batch) -> int:
+    """Tokens of a micro batch of `load.together` padded sequences of one completion."""
+    prompt = max(len(g.rollout.prompt_token_ids) for g in batch.groups)
+    answer = max(len(c.token_ids) for g in batch.groups for c in g.rollout.completions)
+    return load.together * (prompt + answer)
+
+
+def _work(engine: PolicyEngine, batch: Batch, budget: int) -> dict[str, float]:
+    """What the model FLOP/s are counted from."""
+    (plan,) = plan_step(batch.groups, num_ranks=1, max_tokens=budget)
+    rows = [(padded_length(rows), row) for rows in plan.micro_batches for row in rows]
+    model = engine._engine.module.model
+    text = model.config.get_text_config()
+    count = {
+        "vision": sum(p.numel() for p in model.model.visual.parameters()),
+        "layers": sum(p.numel() for p in model.model.language_model.layers.parameters()),
+        "head": model.lm_head.weight.numel(),
+    }
+    prompts = [len(g.rollout.prompt_token_ids) for g in batch.groups]
+    answers = [len(c.token_ids) for g in batch.groups for c in g.rollout.completions]
+    images = sum(g.rollout.prompt_token_ids.count(engine.image_token_id) for g in batch.groups)
+    return {
+        **count,
+        "image_tokens": images,
+        "model_tokens": sum(row.length for _, row in rows),
+        "plain_tokens": sum(prompts) * (len(answers) // len(prompts)) + sum(answers),
+        "scored_tokens": sum(answers),
+        "attention": text.num_hidden_layers * text.hidden_size * sum(n * n for n, _ in rows),
+    }
