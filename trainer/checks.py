@@ -1,7 +1,11 @@
 """What can be known to be wrong before anything is loaded."""
 
+import logging
+
 from services.errors import SettingsError
 from services.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 
 def check_grpo(settings: Settings) -> None:
@@ -26,6 +30,12 @@ def check_grpo(settings: Settings) -> None:
         raise SettingsError(
             "lora.dropout is for SFT: in GRPO the trainer must score with the weights that sampled"
         )
+
+
+def log_advice(settings: Settings) -> None:
+    """Warn of what is allowed, and probably not meant."""
+    for line in advice(settings):
+        logger.warning(line)
 
 
 def advice(settings: Settings) -> list[str]:

@@ -1,6 +1,5 @@
 """GRPO, from start to end: the loop that the whole system exists for."""
 
-import logging
 import time
 from functools import partial
 from typing import Any
@@ -10,7 +9,7 @@ from services.settings import Settings
 from services.telemetry import Tracing
 from trainer.algorithms.weighting import completion_weights
 from trainer.checkpoint import CheckpointStore, DataOrder
-from trainer.checks import advice, check_grpo
+from trainer.checks import check_grpo, log_advice
 from trainer.engine import PolicyEngine, init_process_group
 from trainer.fence import RunFence
 from trainer.image_check import ImageCheck
@@ -24,8 +23,6 @@ from trainer.schedule import learning_rate
 from trainer.tracing import SERVICE
 from trainer.types import Batch
 from trainer.watch import RankWatch, watched
-
-logger = logging.getLogger(__name__)
 
 
 def train(settings: Settings, *, resume: bool) -> None:
@@ -44,6 +41,8 @@ def train(settings: Settings, *, resume: bool) -> None:
     """
     check_grpo(settings)
     rank, size = launched_as()
+    if rank == 0:
+        log_advice(settings)
     limit_s = settings.trainer.wait_timeout_s
     with watched(settings.run.folder / "ranks", rank=rank, size=size, limit_s=limit_s) as watch:
         # The watch names a hung rank after twice the limit; a collective by itself only ends.
@@ -56,8 +55,6 @@ def _run(settings: Settings, ranks: Ranks, watch: RankWatch, *, resume: bool) ->
     """The story."""
     trainer, folder = settings.trainer, settings.run.folder
     watch.enter("load", 0)
-    for line in advice(settings) if ranks.is_main else ():
-        logger.warning(line)
     dataset = open_dataset(settings.data.train)
     total = trainer.total_steps(len(dataset))
     engine = PolicyEngine(settings, ranks.size)

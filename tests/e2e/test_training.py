@@ -3,7 +3,6 @@
 import asyncio
 import base64
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -197,15 +196,17 @@ def request(image: bytes) -> RolloutRequest:
     ids=["gspo", "dapo"],
 )
 def test_a_step_over_two_ranks_is_one_step(
-    training_services: TrainingServices, tmp_path: Path, algorithm: dict[str, Any]
+    training_services: TrainingServices, tmp_path: Path, algorithm: dict[str, object]
 ) -> None:
     """Advantages, weights and loss are those of all groups together, in one batch.
 
     The last tests of this file: the server serves their policies from here on.
     """
-    run = lay_out(training_services, tmp_path, "http", num_steps=1, num_ranks=2)
-    sections = {"algorithm": algorithm, "sampling": {"max_tokens": 48}}
-    whole = Settings.model_validate(run.settings.model_dump(mode="json") | sections)
+    run = lay_out(
+        training_services, tmp_path, "http", algorithm=algorithm, num_steps=1, num_ranks=2
+    )
+    short = {"sampling": {"max_tokens": 48}}
+    whole = Settings.model_validate(run.settings.model_dump(mode="json") | short)
     run.config.write_text(dump_settings(whole))
     with sgg_process(run.log, "train", "--config", str(run.config)) as process:
         assert process.wait(500) == 0, run.log.read_text()[-4000:]
