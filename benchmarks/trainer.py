@@ -115,6 +115,7 @@ def _print_phases(ours: list[dict[str, Any]]) -> None:
     for phase in ours[0]["phases"]:
         seconds = statistics.median([r["phases"][phase] for r in ours])
         print(f"| {phase} | {seconds:.3f} | {seconds / step:.0%} |")
+    print(f"\nPrepared beside the step before, it is waited for {_median(ours, 'waits'):.4f} s.")
 
 
 def _print_use(ours: list[dict[str, Any]], peak_tflops: float) -> None:

@@ -16,7 +16,7 @@ from services.settings import Settings
 from trainer.algorithms.advantages import group_normalised
 from trainer.engine import PolicyEngine, init_process_group
 from trainer.plan import padded_length, plan_step
-from trainer.preparation import Preparation
+from trainer.preparation import Preparation, Prepared, PreparedBatches
 from trainer.types import Batch, Outcome, TrainGroup
 
 LEARNING_RATE = 1e-6
@@ -61,15 +61,31 @@ def run(load: Load, model: Path, steps: int, dtype: str, checkpointing: bool) ->
         output = engine.train_step(with_tensors.micro_batches, LEARNING_RATE)
         seconds.append(clock.now() - start)
         norms.append(output.grad_norm)
+    peak, rise = memory.total_mib(), memory.mib()
     return {
         "seconds": seconds,
         "phases": {name: value / steps for name, value in clock.seconds.items()},
-        "peak_mib": memory.total_mib(),
-        "rise_mib": memory.mib(),
+        "peak_mib": peak,
+        "rise_mib": rise,
         "grad_norm": norms[0],
-        "plan": with_tensors.metrics,
+        "waits": _waits(engine, batch, partial(prepare, weights=weights), steps),
         "work": _work(engine, batch, budget),
     }
+
+
+def _waits(
+    engine: PolicyEngine, batch: Batch, prepare: Callable[[Batch], Prepared], steps: int
+) -> list[float]:
+    """Seconds that a loop waits for each batch which is laid out beside the step before."""
+    batches = PreparedBatches(lambda _: batch, prepare, ahead=True, num_steps=steps + 1)
+    waits = []
+    for step in range(steps + 1):
+        batches.take(step)
+        start = time.perf_counter()
+        prepared = batches.prepared()
+        waits.append(time.perf_counter() - start)
+        engine.train_step(prepared.micro_batches, LEARNING_RATE)
+    return waits[1:]
 
 
 class Phases:

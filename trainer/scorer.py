@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from services.errors import SettingsError
 from trainer.algorithms.logprobs import SamplingDistribution, token_logprobs
 from trainer.batch import MicroBatch
 
@@ -78,6 +79,11 @@ class _Head(nn.Module):  # type: ignore[misc]
 
     def __init__(self, layer: nn.Linear, distribution: SamplingDistribution, chunk: int) -> None:
         super().__init__()
+        if hasattr(layer, "base_layer"):
+            raise SettingsError(
+                "lora.target_modules names the output layer, which is used by its weight alone: "
+                "leave lm_head out"
+            )
         self.weight = layer.weight
         self._distribution = distribution
         self._chunk = chunk

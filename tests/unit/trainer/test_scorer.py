@@ -1,13 +1,16 @@
 """The shared prompt against the plain way: one padded sequence for each completion."""
 
+import copy
 import random
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from scene_data.tiny_model import Family, make_tiny_model
+from services.errors import SettingsError
 from services.settings import Settings
 from tests.train_groups import noise_sample, random_group
 from trainer.batch import MicroBatch, PreparedGroup, micro_batch, prepare_group
@@ -147,3 +150,11 @@ def test_logprobs_and_gradients_are_those_of_separate_sequences(
             rtol=1e-3,
             msg=lambda text, name=name: f"{name}: {text}",
         )
+
+
+def test_an_adapter_on_the_output_layer_is_refused(loaded: Loaded) -> None:
+    adapted = get_peft_model(
+        copy.deepcopy(loaded.model), LoraConfig(r=2, target_modules=["lm_head"])
+    ).get_base_model()
+    with pytest.raises(SettingsError, match=r"lora\.target_modules.*lm_head"):
+        Scorer(adapted, temperature=1.0, suppressed_token_ids=[], chunk=5)
