@@ -13,7 +13,7 @@ from benchmarks.memory import PeakMemory
 from benchmarks.trainer_load import Load, prompt_ids, questions
 from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
 from services.settings import Settings
-from trainer.algorithms.advantages import group_normalised
+from trainer.algorithms.advantages import group_relative
 from trainer.engine import PolicyEngine, init_process_group
 from trainer.plan import padded_length, plan_step
 from trainer.preparation import Preparation, Prepared, PreparedBatches
@@ -152,7 +152,7 @@ def _settings(load: Load, model: Path, dtype: str, checkpointing: bool) -> Setti
 def _batch(load: Load, processor: Any) -> Batch:
     groups = []
     for index, question in enumerate(questions(load)):
-        advantages = group_normalised(torch.tensor([question.rewards]), scale=True)
+        advantages = group_relative(torch.tensor([question.rewards]), "group")
         completions = [
             Completion(
                 text="",

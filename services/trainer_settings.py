@@ -105,8 +105,9 @@ class TrainerSettings(Section):
     """Steps between checkpoints; the last step always has one."""
     keep_checkpoints: int = Field(default=2, ge=1)
     wait_timeout_s: float = Field(default=600.0, gt=0)
-    """Longest wait for rollouts or servers before the trainer gives up and says what was
-    missing."""
+    """Longest wait for rollouts, servers or Redis before the trainer gives up and says what was
+    missing. A rank that gives no sign of life for that long, or keeps the others waiting for twice
+    as long, is named and ends the run."""
     max_dead_groups: int = Field(default=0, ge=0)
     """Groups that may die between two steps (unreadable images, poisoned prompts) before the run
     ends; 0: four times groups_per_step."""

@@ -11,6 +11,9 @@ class Alone(Ranks):
     def __init__(self) -> None:
         self.rank, self.size = 0, 1
 
+    def beside(self) -> Ranks:
+        return self
+
     def barrier(self) -> None:
         pass
 
@@ -18,6 +21,9 @@ class Alone(Ranks):
         if isinstance(message, Exception):
             raise message
         return message
+<<<<<<< HEAD
 
     def beside(self, timeout_s: float) -> "Alone":
         return self
+=======
+>>>>>>> async

@@ -30,21 +30,19 @@ from functools import partial
 
 from services.errors import (
     ConflictError,
-    InvalidInputError,
-    TooLargeError,
     UnavailableError,
     WaitTimeoutError,
 )
-from services.keys import CONSUMER_GROUPS, RunKeys, prompt_stream
+from services.keys import CONSUMER_GROUPS, RunKeys
 from services.queues.base import WorkQueue
 from services.redis_client import connect
 from services.registry import Registry
-from services.schemas.prompts import PromptGroup
 from services.schemas.rewards import Reward
 from services.schemas.rollouts import RolloutGroup
 from services.settings import Settings
 from services.telemetry import Tracing
 from services.waiting import ended
+from trainer.admission import Admission
 from trainer.cursor import Cursor, CursorState
 from trainer.group_pool import GroupPool, OpenGroup
 from trainer.group_scoring import GroupScoring
@@ -141,10 +139,18 @@ class Collector:
         self._queue = self._make_queue()
         self._scoring = GroupScoring(self._settings, self._prompts)
         self._sharing = ImageSharing(self._settings)
+        self._admission = Admission(
+            self._queue,
+            self._pool,
+            self._prompts,
+            self._cursor,
+            self._sharing,
+            self._traces,
+            self._image_check,
+        )
         self._redis = connect(self._settings.redis.url)
         self._registry = Registry(self._redis, RunKeys(self._settings.run.name))
         self._changed = asyncio.Condition()
-        self._admitting = asyncio.Lock()
         self._arrivals: asyncio.Queue[RolloutGroup] = asyncio.Queue()
         await self._persist(self._look)
         await self._persist(self._fence)
@@ -210,30 +216,8 @@ class Collector:
                 logger.info("put aside %d groups of an earlier start on %r", len(left), stream)
 
     async def _admit(self) -> None:
-        async with self._admitting:  # several parts call this, and the bound holds for all
-            while self._pool.has_room:
-                position = next(self._cursor)
-                try:
-                    prompt, tokens = await asyncio.to_thread(self._make_prompt, position)
-                except (InvalidInputError, TooLargeError) as error:  # such a row costs itself
-                    self._give_up(position, error.message)
-                    continue
-                prompt = self._traces.begin(prompt)
-                self._pool.add(position, prompt, tokens)
-                await self._ask(prompt)
+        await self._admission.admit(self._version)
         self._note_load()
-
-    def _make_prompt(self, position: int) -> tuple[PromptGroup, int | None]:
-        prompt = self._prompts.prompt(position, self._version)
-        if self._image_check is None:
-            return prompt, None
-        return prompt, self._image_check.num_tokens(self._prompts.image(prompt.index))
-
-    async def _ask(self, prompt: PromptGroup) -> None:
-        """Idempotent: the queue knows the work id. A failure is made good by `_watch`."""
-        await self._sharing.share(prompt.images)
-        body = prompt.model_dump_json().encode()
-        await self._queue.enqueue(prompt_stream(prompt), prompt.work_id, body)
 
     async def _receive(self) -> None:
         lease = await self._queue.claim(
@@ -358,7 +342,7 @@ class Collector:
         stale = self._pool.reissue_stale(policy_version)
         for prompt in stale:
             logger.info("group %s is too stale for step %d", prompt.group_id, policy_version)
-            await self._persist(partial(self._ask, prompt))
+            await self._persist(partial(self._admission.ask, prompt))
         if self._pool.replace_without_spread() or stale:
             await self._persist(self._admit)
 
@@ -398,18 +382,12 @@ class Collector:
         for letter in await self._queue.dead_letters():
             if self._pool.get(letter.work_id) is not None:
                 self._bury(letter.work_id, letter.failures[-1] if letter.failures else "")
-        for prompt in self._pool.unanswered():
-            await self._ask(prompt)
+        await self._admission.ask_again()
         await self._admit()
 
     def _bury(self, work_id: str, reason: str) -> None:
         logger.warning("group %s is dead: %s", work_id, reason)
         self._pool.bury(work_id, reason)
-
-    def _give_up(self, position: int, reason: str) -> None:
-        name = self._prompts.group_id(position)
-        logger.warning("group %s is dead: %s", name, reason)
-        self._pool.give_up(position, name, reason)
 
     def _note_load(self) -> None:
         self._idle.note(self._pool.num_sampling, self._num_servers, time.monotonic())

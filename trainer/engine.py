@@ -1,6 +1,7 @@
 """The policy on a DeepSpeed engine. The only file that imports deepspeed."""
 
 import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import timedelta
@@ -36,6 +37,8 @@ _TAG = "deepspeed"
 
 def init_process_group(timeout_s: float) -> None:
     """Join the trainer's processes: torchrun's, or this one alone; NCCL on GPUs, gloo on CPU."""
+    # DeepSpeed's own calls, at every gather of ZeRO-3.
+    warnings.filterwarnings("ignore", r"`torch\.distributed\..*is deprecated", FutureWarning)
     if environment_value("RANK") is None:
         alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
         for name, value in {**alone, "MASTER_PORT": "0"}.items():
@@ -243,6 +246,11 @@ class PolicyEngine:
             batch.advantages,
             batch.loss_mask,
             batch.token_weights,
+<<<<<<< HEAD
             ref_logprobs=reference,
             entropies=scored.entropies,
+=======
+            entropies=scored.entropies,
+            ref_logprobs=reference,
+>>>>>>> async
         )

@@ -94,12 +94,16 @@ class ServiceLink:
     ones asked for.
     """
 
+<<<<<<< HEAD
     def __init__(
         self, ranks: Ranks, main: _Main | None, *, timeout_s: float, beside_training: bool
     ) -> None:
+=======
+    def __init__(self, ranks: Ranks, main: _Main | None, *, beside_training: bool) -> None:
+>>>>>>> async
         self._ranks = ranks
         # `take` runs beside the training loop, and collectives of two threads must not meet.
-        self._batch_ranks = ranks.beside(timeout_s)
+        self._batch_ranks = ranks.beside()
         self._main = main
         self._beside_training = beside_training
         self._is_sending = False
@@ -122,18 +126,27 @@ class ServiceLink:
             main = _connect(settings, dataset, suppressed_token_ids, state, image_check)
         through_files = settings.weights.transport in FILE_TRANSPORTS
         asynchronous = settings.trainer.max_policy_lag > 0
+<<<<<<< HEAD
         link = cls(
             ranks,
             main,
             timeout_s=2 * settings.trainer.wait_timeout_s,
             beside_training=through_files and asynchronous,
         )
+=======
+        link = cls(ranks, main, beside_training=through_files and asynchronous)
+>>>>>>> async
         try:
             yield link
             link._wait_for_servers()
         finally:
             if main is not None:
                 main.close()
+
+    @property
+    def incarnation(self) -> int:
+        """Of this start of the trainer; rank 0 knows it, for others it is 0."""
+        return self._main.incarnation if self._main is not None else 0
 
     def start(self, weights: Weights, policy_version: int) -> None:
         """Make the servers serve what will be trained, then ask for the first groups.

@@ -40,19 +40,20 @@ class Ranks:
         Args:
             timeout_s: Longest wait for another rank in one of the methods below.
         """
+        self._timeout_s = timeout_s
         self.rank = int(dist.get_rank())
         self.size = int(dist.get_world_size())
         # On gloo even beside NCCL: control messages are bytes on the host.
         self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
 
-    def beside(self, timeout_s: float) -> "Ranks":
-        """The same processes on a channel of their own; every rank calls this."""
-        return Ranks(timeout_s)
-
     @property
     def is_main(self) -> bool:
         """Rank 0 talks to the services."""
         return self.rank == 0
+
+    def beside(self) -> "Ranks":
+        """The same ranks for another thread: collectives of two threads must not meet."""
+        return Ranks(self._timeout_s)
 
     def barrier(self) -> None:
         """Wait for all ranks."""

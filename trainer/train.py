@@ -78,7 +78,7 @@ def _run(settings: Settings, ranks: Ranks, watch: RankWatch, *, resume: bool) ->
         settings, dataset, engine.suppressed_token_ids, state, ranks, check
     ) as services:
         if ranks.is_main:
-            fence.take(services.state(state.step).incarnation)
+            fence.take(services.incarnation)
         records.cut_to(state.step)
         services.start(engine.weights(), state.step)
         batches = PreparedBatches(

@@ -46,16 +46,18 @@ class EngineServer:
             completions=result.completions,
         )
 
-    async def stage(self, oracle: Oracle, *, vision_trained: bool) -> WeightManifest:
+    async def stage(
+        self, oracle: Oracle, *, vision_trained: bool, part: str = ""
+    ) -> WeightManifest:
         version = self.updater.serving.policy_version + 1
         manifest = versions.write_shm(
-            self.settings.run.name, oracle, version, vision_trained=vision_trained
+            self.settings.run.name, oracle, version, vision_trained=vision_trained, part=part
         )
         await self.updater.stage(versions.stage_of(manifest))
         return manifest
 
-    async def update(self, oracle: Oracle, *, vision_trained: bool) -> None:
-        manifest = await self.stage(oracle, vision_trained=vision_trained)
+    async def update(self, oracle: Oracle, *, vision_trained: bool, part: str = "") -> None:
+        manifest = await self.stage(oracle, vision_trained=vision_trained, part=part)
         await self.updater.commit(versions.commit_of(manifest))
 
     async def probe(self, method: str, *args: int) -> Any:

@@ -54,7 +54,7 @@ def lay_out_run(services: TrainingServices, root: Path, data: Path, transport: A
         root,
         transport,
         data=data,
-        algorithm={"dynamic_sampling": True, "max_replaced": 3},
+        algorithm={"loss": "dapo", "dynamic_sampling": True, "max_replaced": 3},
         num_steps=STEPS,
         num_ranks=2,
         groups_per_step=GROUPS,

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -10,10 +11,13 @@ import torch
 
 from services.errors import InvalidInputError, NotFoundError
 from services.schemas.weights import AdapterConfig, WeightManifest
+from services.trainer_settings import LoraSettings
 from tests.e2e import versions
 from tests.e2e.engine_server import EngineServer, engine_server, settings_of
 from tests.e2e.oracle import TOLERANCE, Oracle, largest_gap, picture
 from tests.updaters import pieces
+from trainer.adapter import add_adapter
+from trainer.export import exported, exported_parameters
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 CONFIG = AdapterConfig(rank=4, alpha=8.0)
@@ -77,6 +81,40 @@ async def test_requests_in_flight_go_over_to_the_new_adapter(
         after = await server.sample(image)
         assert largest_gap(oracles[version], image, after) < TOLERANCE
         assert largest_gap(oracles[version - 1], image, after) > FAR
+
+
+async def test_an_adapter_goes_from_the_trainer_to_the_sampler(
+    server: EngineServer, tmp_path: Path
+) -> None:
+    """As PEFT computes with it, so does vLLM; a fresh one changes nothing."""
+    image, base, policy = picture(3), Oracle(server.settings), Oracle(server.settings)
+    lora = LoraSettings(rank=CONFIG.rank, alpha=CONFIG.alpha)
+    add_adapter(policy.model, server.settings.model_copy(update={"lora": lora}))
+    for noise in (0.0, 0.1):
+        with torch.no_grad():
+            for name, parameter in policy.model.named_parameters():
+                if ".lora_B." in name:
+                    parameter.normal_(std=noise)
+        manifest = await stage(server, adapter_of(policy), tmp_path)
+        await server.updater.commit(versions.commit_of(manifest))
+        answer = await server.sample(image)
+        assert largest_gap(policy, image, answer) < TOLERANCE
+        assert (largest_gap(base, image, answer) > FAR) == bool(noise)
+
+
+def adapter_of(policy: Oracle) -> versions.Tensors:
+    """As the engine exports it."""
+    parameters = exported_parameters(policy.model, adapter_only=True, trainable_only=True)
+    whole = nullcontext()
+    return dict(
+        exported(
+            parameters,
+            gather=lambda _: whole,
+            bucket_bytes=2**20,
+            dtype=torch.float32,
+            wanted=True,
+        )
+    )
 
 
 async def test_adapters_that_do_not_fit_are_refused_and_the_last_one_serves_on(

@@ -111,69 +111,6 @@ def test_logged_loss_is_that_of_the_recorded_batch(trained: Run) -> None:
         assert row["loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
 
 
-@pytest.mark.parametrize(
-    "algorithm",
-    [
-        {
-            "loss": "gspo",
-            "clip_high": 4e-4,
-            "advantage_scale": "batch",
-            "normalise": "terms",
-            "mask_truncated": True,
-        },
-        {
-            "loss": "dapo",
-            "old_logprobs": "trainer",
-            "correction": "truncate",
-            "mask_truncated": True,
-            "overlong_buffer": 20,
-            "overlong_penalty": 2.0,
-        },
-    ],
-    ids=["gspo", "dapo"],
-)
-def test_a_step_over_two_ranks_is_one_step(
-    training_services: TrainingServices, tmp_path: Path, algorithm: dict[str, object]
-) -> None:
-    """Advantages, weights and loss are those of all groups together, in one batch."""
-    run = lay_out(
-        training_services, tmp_path, "http", algorithm=algorithm, num_steps=1, num_ranks=2
-    )
-    short = {"sampling": {"max_tokens": 48}}
-    whole = Settings.model_validate(run.settings.model_dump(mode="json") | short)
-    run.config.write_text(dump_settings(whole))
-    with sgg_process(run.log, "train", "--config", str(run.config)) as process:
-        assert process.wait(500) == 0, run.log.read_text()[-4000:]
-    rows = [row for groups in run.rollouts(0) for row in groups]
-    fields = ("position", "index", "rollout", "rewards")
-    groups = [TrainGroup.model_validate({name: row[name] for name in fields}) for row in rows]
-    client = RewardClient(whole.reward.url)
-    weights = asyncio.run(term_weights(whole.reward.rubric, client))
-    expected = with_advantages(groups, whole.algorithm, weights, max_tokens=48)
-    assert [row["advantages"] for row in rows] == [
-        pytest.approx(group.advantages, abs=1e-9) for group in expected
-    ]
-    completions = [c for group in groups for c in group.rollout.completions]
-    truncated = [c.finish_reason == "length" for c in completions]
-    assert any(truncated)
-    assert not all(truncated)
-    step_loss = sum(
-        one_loss(whole, completion, policy, advantage, weight)
-        for completion, policy, advantage, weight in zip(
-            completions,
-            [logprobs for row in rows for logprobs in row["policy_logprobs"]],
-            [advantage for row in rows for advantage in row["advantages"]],
-            completion_weights(
-                whole.algorithm, [len(c.token_ids) for c in completions], truncated, max_tokens=48
-            ),
-            strict=True,
-        )
-    )
-    (metrics,) = run.rows("metrics.jsonl")
-    assert metrics["loss"] == pytest.approx(step_loss, abs=1e-5)
-    assert abs(step_loss) > 1e-4
-
-
 def one_loss(
     settings: Settings,
     completion: Completion,
@@ -235,3 +172,69 @@ def request(image: bytes) -> RolloutRequest:
         images=[InlineImage(data=base64.b64encode(image).decode())],
         sampling=Sampling(temperature=0.0, max_tokens=48),
     )
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        {
+            "loss": "gspo",
+            "clip_high": 4e-4,
+            "advantage_scale": "batch",
+            "normalise": "terms",
+            "mask_truncated": True,
+        },
+        {
+            "loss": "dapo",
+            "old_logprobs": "trainer",
+            "correction": "truncate",
+            "mask_truncated": True,
+            "overlong_buffer": 20,
+            "overlong_penalty": 2.0,
+        },
+    ],
+    ids=["gspo", "dapo"],
+)
+def test_a_step_over_two_ranks_is_one_step(
+    training_services: TrainingServices, tmp_path: Path, algorithm: dict[str, object]
+) -> None:
+    """Advantages, weights and loss are those of all groups together, in one batch.
+
+    The last tests of this file: the server serves their policies from here on.
+    """
+    run = lay_out(
+        training_services, tmp_path, "http", algorithm=algorithm, num_steps=1, num_ranks=2
+    )
+    short = {"sampling": {"max_tokens": 48}}
+    whole = Settings.model_validate(run.settings.model_dump(mode="json") | short)
+    run.config.write_text(dump_settings(whole))
+    with sgg_process(run.log, "train", "--config", str(run.config)) as process:
+        assert process.wait(500) == 0, run.log.read_text()[-4000:]
+    rows = [row for groups in run.rollouts(0) for row in groups]
+    fields = ("position", "index", "rollout", "rewards")
+    groups = [TrainGroup.model_validate({name: row[name] for name in fields}) for row in rows]
+    client = RewardClient(whole.reward.url)
+    weights = asyncio.run(term_weights(whole.reward.rubric, client))
+    expected = with_advantages(groups, whole.algorithm, weights, max_tokens=48)
+    assert [row["advantages"] for row in rows] == [
+        pytest.approx(group.advantages, abs=1e-9) for group in expected
+    ]
+    completions = [c for group in groups for c in group.rollout.completions]
+    truncated = [c.finish_reason == "length" for c in completions]
+    assert any(truncated)
+    assert not all(truncated)
+    step_loss = sum(
+        one_loss(whole, completion, policy, advantage, weight)
+        for completion, policy, advantage, weight in zip(
+            completions,
+            [logprobs for row in rows for logprobs in row["policy_logprobs"]],
+            [advantage for row in rows for advantage in row["advantages"]],
+            completion_weights(
+                whole.algorithm, [len(c.token_ids) for c in completions], truncated, max_tokens=48
+            ),
+            strict=True,
+        )
+    )
+    (metrics,) = run.rows("metrics.jsonl")
+    assert metrics["loss"] == pytest.approx(step_loss, abs=1e-5)
+    assert abs(step_loss) > 1e-4

@@ -41,6 +41,19 @@ async def server(settings: Settings) -> AsyncIterator[EngineServer]:
         yield server
 
 
+async def test_a_partial_version_leaves_frozen_parts_as_they_were(server: EngineServer) -> None:
+    image, base = picture(0), Oracle(server.settings)
+    for part in ("language_model.", "visual.", "merger."):
+        other = versions.perturbed(server.settings, part, seed=6)
+        await server.update(other, vision_trained=part != "language_model.", part=part)
+        answer = await server.sample(image)
+        assert largest_gap(other, image, answer) < TOLERANCE
+        assert largest_gap(base, image, answer) > FAR
+        await server.update(base, vision_trained=True)
+        assert largest_gap(base, image, await server.sample(image)) < TOLERANCE
+        server.updater._replaced.clear()  # all is as it was at the start
+
+
 async def test_new_vision_weights_move_the_answers_about_the_same_image(
     server: EngineServer,
 ) -> None:

@@ -39,14 +39,16 @@ def perturb(oracle: Oracle, part: str, seed: int, noise: float = 0.03) -> None:
 
 
 def write_shm(
-    run: str, oracle: Oracle, policy_version: int, *, vision_trained: bool
+    run: str, oracle: Oracle, policy_version: int, *, vision_trained: bool, part: str = ""
 ) -> WeightManifest:
-    """A whole version in shared memory."""
-    tensors = {n: p.detach().contiguous() for n, p in oracle.model.named_parameters()}
+    """A version in shared memory, of the parameters with `part` in their name."""
+    parameters = oracle.model.named_parameters()
+    tensors = {n: p.detach().contiguous() for n, p in parameters if part in n}
     file = shm_file(run, 1, policy_version)
     file.parent.mkdir(mode=0o700, exist_ok=True)
     save_file(tensors, file)
-    return manifest_of(tensors, policy_version, vision_trained=vision_trained)
+    manifest = manifest_of(tensors, policy_version, vision_trained=vision_trained)
+    return manifest.model_copy(update={"partial": bool(part)})
 
 
 def manifest_of(

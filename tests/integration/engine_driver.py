@@ -20,10 +20,16 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+<<<<<<< HEAD
 from scene_data.dataset import Sample
 from scene_data.templates import prompt_messages
 from scene_data.toy import render, toy_scene
 from scene_graph.graph import SceneGraph
+=======
+from scene_data.dataset import Sample, SceneDataset
+from scene_data.templates import prompt_messages
+from scene_data.toy import SIDE, render, toy_scene
+>>>>>>> async
 from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
 from services.settings import Settings
 from services.trainer_settings import AlgorithmSettings
@@ -96,6 +102,7 @@ def settings_of(case: str, folder: Path, num_ranks: int) -> Settings:
 
 
 def batches_of(step: int, rank: int, size: int, engine: PolicyEngine) -> list[MicroBatch]:
+<<<<<<< HEAD
     """A rank's micro batches, of a group or less each; the same groups whatever the ranks."""
     picked = torch.Generator().manual_seed(step)
     groups = [_group(index, picked, engine) for index in range(NUM_GROUPS)]
@@ -108,7 +115,7 @@ def batches_of(step: int, rank: int, size: int, engine: PolicyEngine) -> list[Mi
         engine.processor,
         engine.rope_index,
         image_token_id=engine.image_token_id,
-        max_tokens=100,
+        max_tokens=60,
         rank=rank,
         num_ranks=size,
     )
@@ -126,6 +133,37 @@ def _sample(index: int) -> Sample:
         height=112,
         graph=SceneGraph(objects=(), relationships=()),
     )
+=======
+    """A rank's micro batches, of a few completions; the same groups whatever the ranks."""
+    picked = torch.Generator().manual_seed(step)
+    groups = [_group(index, picked, engine) for index in range(NUM_GROUPS)]
+    lengths = [len(c.token_ids) for g in groups for c in g.rollout.completions]
+    flat = completion_weights(AlgorithmSettings(), lengths, [False] * len(lengths), max_tokens=64)
+    weights = [flat[i : i + GROUP_SIZE] for i in range(0, len(flat), GROUP_SIZE)]
+    preparation = Preparation(
+        Scenes(),
+        engine.processor,
+        engine.rope_index,
+        image_token_id=engine.image_token_id,
+        max_tokens=120,
+        rank=rank,
+        num_ranks=size,
+    )
+    return preparation(Batch(groups=groups, outcome=Outcome()), weights).micro_batches
+
+
+class Scenes(SceneDataset):
+    """Toy scenes without a file."""
+
+    def __init__(self) -> None:
+        pass
+
+    def __getitem__(self, index: int) -> Sample:
+        graph = toy_scene(0, index, heldout=False)
+        return Sample(
+            image_id=str(index), image_bytes=render(graph), width=SIDE, height=SIDE, graph=graph
+        )
+>>>>>>> async
 
 
 def _group(index: int, picked: torch.Generator, engine: PolicyEngine) -> TrainGroup:
