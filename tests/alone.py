@@ -21,9 +21,3 @@ class Alone(Ranks):
         if isinstance(message, Exception):
             raise message
         return message
-<<<<<<< HEAD
-
-    def beside(self, timeout_s: float) -> "Alone":
-        return self
-=======
->>>>>>> async

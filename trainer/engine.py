@@ -246,11 +246,6 @@ class PolicyEngine:
             batch.advantages,
             batch.loss_mask,
             batch.token_weights,
-<<<<<<< HEAD
-            ref_logprobs=reference,
-            entropies=scored.entropies,
-=======
             entropies=scored.entropies,
             ref_logprobs=reference,
->>>>>>> async
         )

@@ -94,13 +94,7 @@ class ServiceLink:
     ones asked for.
     """
 
-<<<<<<< HEAD
-    def __init__(
-        self, ranks: Ranks, main: _Main | None, *, timeout_s: float, beside_training: bool
-    ) -> None:
-=======
     def __init__(self, ranks: Ranks, main: _Main | None, *, beside_training: bool) -> None:
->>>>>>> async
         self._ranks = ranks
         # `take` runs beside the training loop, and collectives of two threads must not meet.
         self._batch_ranks = ranks.beside()
@@ -126,16 +120,7 @@ class ServiceLink:
             main = _connect(settings, dataset, suppressed_token_ids, state, image_check)
         through_files = settings.weights.transport in FILE_TRANSPORTS
         asynchronous = settings.trainer.max_policy_lag > 0
-<<<<<<< HEAD
-        link = cls(
-            ranks,
-            main,
-            timeout_s=2 * settings.trainer.wait_timeout_s,
-            beside_training=through_files and asynchronous,
-        )
-=======
         link = cls(ranks, main, beside_training=through_files and asynchronous)
->>>>>>> async
         try:
             yield link
             link._wait_for_servers()

@@ -14,11 +14,7 @@ from trainer.batch import MicroBatch
 class Scored(NamedTuple):
     """What a model says of a micro batch's completions; 0 where there is no token.
 
-<<<<<<< HEAD
-    A tuple, for ZeRO-3 looks for the tensors in what a module returns.
-=======
     A tuple, because ZeRO-3 looks for tensors in what a module gives back.
->>>>>>> async
     """
 
     logprobs: Tensor

@@ -20,16 +20,9 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-<<<<<<< HEAD
-from scene_data.dataset import Sample
-from scene_data.templates import prompt_messages
-from scene_data.toy import render, toy_scene
-from scene_graph.graph import SceneGraph
-=======
 from scene_data.dataset import Sample, SceneDataset
 from scene_data.templates import prompt_messages
 from scene_data.toy import SIDE, render, toy_scene
->>>>>>> async
 from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
 from services.settings import Settings
 from services.trainer_settings import AlgorithmSettings
@@ -42,7 +35,6 @@ from trainer.types import Batch, Outcome, TrainGroup
 
 STEPS, SAVED_AT = 3, 2
 NUM_GROUPS, GROUP_SIZE = 4, 3
-MAX_TOKENS = 64
 RATE = 1e-3
 BF16 = {"dtype": "bfloat16"}
 FROZEN = {"freeze_vision_tower": True, "freeze_language_model": True}
@@ -102,38 +94,6 @@ def settings_of(case: str, folder: Path, num_ranks: int) -> Settings:
 
 
 def batches_of(step: int, rank: int, size: int, engine: PolicyEngine) -> list[MicroBatch]:
-<<<<<<< HEAD
-    """A rank's micro batches, of a group or less each; the same groups whatever the ranks."""
-    picked = torch.Generator().manual_seed(step)
-    groups = [_group(index, picked, engine) for index in range(NUM_GROUPS)]
-    lengths = [len(c.token_ids) for g in groups for c in g.rollout.completions]
-    flat = completion_weights(
-        AlgorithmSettings(), lengths, [False] * len(lengths), max_tokens=MAX_TOKENS
-    )
-    preparation = Preparation(
-        [_sample(index) for index in range(NUM_GROUPS)],  # type: ignore[arg-type]
-        engine.processor,
-        engine.rope_index,
-        image_token_id=engine.image_token_id,
-        max_tokens=60,
-        rank=rank,
-        num_ranks=size,
-    )
-    weights = [flat[i : i + GROUP_SIZE] for i in range(0, len(flat), GROUP_SIZE)]
-    return preparation(Batch(groups=groups, outcome=Outcome()), weights).micro_batches
-
-
-def _sample(index: int) -> Sample:
-    scene = toy_scene(0, index, heldout=False)
-    image = render(scene)
-    return Sample(
-        image_id=str(index),
-        image_bytes=image,
-        width=112,
-        height=112,
-        graph=SceneGraph(objects=(), relationships=()),
-    )
-=======
     """A rank's micro batches, of a few completions; the same groups whatever the ranks."""
     picked = torch.Generator().manual_seed(step)
     groups = [_group(index, picked, engine) for index in range(NUM_GROUPS)]
@@ -163,7 +123,6 @@ class Scenes(SceneDataset):
         return Sample(
             image_id=str(index), image_bytes=render(graph), width=SIDE, height=SIDE, graph=graph
         )
->>>>>>> async
 
 
 def _group(index: int, picked: torch.Generator, engine: PolicyEngine) -> TrainGroup:
