@@ -11,7 +11,7 @@ from reward_service.rubrics import find_rubric
 from scene_data.dataset import is_hub_name, open_dataset
 from services.errors import InvalidInputError, SettingsError
 from services.settings import Settings, dump_settings
-from trainer.checks import check_grpo
+from trainer.checks import advice, check_grpo
 from trainer.estimate import estimate_memory
 from trainer.shapes import model_shape
 
@@ -25,7 +25,8 @@ def dry_run(settings: Settings) -> str:
     """
     check_grpo(settings)
     _check_rubric(settings)
-    lines = [*_memory(settings), *_steps(settings)]
+    advised = (f"advice: {line}" for line in advice(settings))
+    lines = [*_memory(settings), *_steps(settings), *advised]
     return "\n".join([dump_settings(settings), *(f"# {line}" for line in lines)])
 
 

@@ -22,10 +22,11 @@ from trl import SFTTrainer
 from scene_data.dataset import open_dataset
 from services.errors import SettingsError
 from services.settings import Settings
+from trainer.adapter import lora_config
 from trainer.engine import init_process_group
 from trainer.model import load_model, load_processor
 from trainer.records import StepLines
-from trainer.sft_arguments import lora_config, sft_arguments, sft_total_steps
+from trainer.sft_arguments import sft_arguments, sft_total_steps
 from trainer.sft_rows import AnswerCollator, AnswerRows
 from trainer.trackers import Trackers
 
@@ -68,7 +69,7 @@ def run_sft(settings: Settings, *, resume: bool = False) -> Path:
         model=load_model(settings),
         data_collator=AnswerCollator(processor),
         processing_class=processor,
-        peft_config=lora_config(settings),
+        peft_config=lora_config(settings.lora) if settings.lora.rank else None,
         callbacks=[_Epoch(rows)],
     )
     trainer.remove_callback(PrinterCallback)  # prints every log a second time

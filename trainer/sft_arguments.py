@@ -1,10 +1,9 @@
-"""What TRL, DeepSpeed and PEFT get from `[sft]`, `[trainer]`, `[deepspeed]` and `[lora]`."""
+"""What TRL and DeepSpeed get from `[sft]`, `[trainer]` and `[deepspeed]`."""
 
 import math
 from typing import Any
 
 import torch
-from peft import LoraConfig
 from trl import SFTConfig
 
 from services.settings import Settings
@@ -83,17 +82,3 @@ def sft_total_steps(settings: Settings, *, num_rows: int, num_ranks: int) -> int
         return sft.num_steps
     per_epoch = -(-num_rows // (sft.batch_size * num_ranks))
     return math.ceil(sft.num_epochs * per_epoch)
-
-
-def lora_config(settings: Settings) -> LoraConfig | None:
-    """The adapter to train, if any."""
-    lora = settings.lora
-    if lora.rank == 0:
-        return None
-    return LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # any number will do
-        lora_dropout=lora.dropout,
-        target_modules=lora.target_modules,
-        task_type="CAUSAL_LM",
-    )

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from scene_data.toy import make_toy
+
 ROOT = Path(__file__).parents[3]
 
 
@@ -15,7 +17,7 @@ def sgg(*arguments: str) -> "subprocess.CompletedProcess[str]":
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
 
@@ -56,8 +58,10 @@ def test_failure_is_one_message_and_an_exit_code(
     assert "Traceback" not in done.stderr
 
 
-def test_dry_run_prints_the_resolved_settings() -> None:
-    done = sgg("train", "--dry-run", "--set", "trainer.num_steps=17")
+def test_dry_run_prints_the_resolved_settings(tmp_path: Path) -> None:
+    make_toy(tmp_path, num_train=8, num_heldout=2)
+    data = f"data.train={tmp_path / 'train.parquet'}"
+    done = sgg("train", "--dry-run", "--set", "trainer.num_steps=17", "--set", data)
     assert done.returncode == 0, done.stderr
     assert "num_steps = 17" in done.stdout
     assert "temperature = 1.0" in done.stdout
