@@ -184,9 +184,9 @@ class SftSettings(Section):
     """Without it, as many as `num_epochs` takes."""
     num_epochs: float = Field(default=3.0, gt=0)
     batch_size: int = Field(default=32, ge=1)
-    """Answers of one optimizer step on one rank."""
+    """Answers of one optimizer step, over all ranks."""
     micro_batch_size: int = Field(default=8, ge=1)
-    """Answers of one forward and backward pass."""
+    """Answers of one forward and backward pass on one rank."""
     learning_rate: float = Field(default=1e-5, gt=0)
     """At the end of the warm-up; then a cosine takes it to 0."""
     warmup_steps: int = Field(default=30, ge=0)

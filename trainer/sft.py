@@ -61,7 +61,7 @@ def run_sft(settings: Settings, *, resume: bool = False) -> Path:
             f"trainer.num_ranks is {settings.trainer.num_ranks}, and {num_ranks} processes were "
             "started: make them the same"
         )
-    total = sft_total_steps(settings, num_rows=len(rows), num_ranks=num_ranks)
+    total = sft_total_steps(settings, len(rows))
     checkpoint = _last_checkpoint(settings.run.folder / "checkpoints") if resume else None
     trainer = _Trainer(
         rows,

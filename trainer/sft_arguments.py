@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from trl import SFTConfig
 
+from services.errors import SettingsError
 from services.settings import Settings
 from trainer.deepspeed_config import deepspeed_config
 
@@ -29,7 +30,7 @@ def sft_arguments(settings: Settings, *, total_steps: int) -> SFTConfig:
         output_dir=str(settings.run.folder / "checkpoints"),
         max_steps=total_steps,
         per_device_train_batch_size=sft.micro_batch_size,
-        gradient_accumulation_steps=sft.batch_size // sft.micro_batch_size,
+        gradient_accumulation_steps=num_micro_batches(settings),
         learning_rate=sft.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=sft.warmup_steps,
@@ -69,16 +70,32 @@ def sft_deepspeed_config(settings: Settings) -> dict[str, Any]:
     params = optimizer["params"] | {k: v for k, v in ours.items() if k in optimizer["params"]}
     return config | {
         "train_micro_batch_size_per_gpu": sft.micro_batch_size,
-        "gradient_accumulation_steps": sft.batch_size // sft.micro_batch_size,
+        "gradient_accumulation_steps": num_micro_batches(settings),
         "zero_optimization": zero,
         "optimizer": optimizer | {"params": params},
     }
 
 
-def sft_total_steps(settings: Settings, *, num_rows: int, num_ranks: int) -> int:
+def num_micro_batches(settings: Settings) -> int:
+    """Of one optimizer step on one rank.
+
+    Raises:
+        SettingsError: A step's answers do not make the same number of them on every rank.
+    """
+    sft, num_ranks = settings.sft, settings.trainer.num_ranks
+    number, rest = divmod(sft.batch_size, sft.micro_batch_size * num_ranks)
+    if rest:
+        raise SettingsError(
+            f"sft.batch_size ({sft.batch_size}) must be a multiple of sft.micro_batch_size "
+            f"({sft.micro_batch_size}) times trainer.num_ranks ({num_ranks})"
+        )
+    return number
+
+
+def sft_total_steps(settings: Settings, num_rows: int) -> int:
     """Optimizer steps: `sft.num_steps`, or what `sft.num_epochs` takes."""
     sft = settings.sft
     if sft.num_steps is not None:
         return sft.num_steps
-    per_epoch = -(-num_rows // (sft.batch_size * num_ranks))
+    per_epoch = -(-num_rows // sft.batch_size)
     return math.ceil(sft.num_epochs * per_epoch)

@@ -87,7 +87,6 @@ def two_ranks(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> S
     run = changed(
         settings,
         "adapter",
-        sft={"batch_size": BATCH // 2},
         trainer={"num_ranks": 2, "gradient_checkpointing": True},
         lora={"rank": 4},
     )
@@ -177,7 +176,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
 
 
 def test_two_ranks_train_an_adapter_as_one_does(two_ranks: Settings) -> None:
-    alone = changed(two_ranks, "alone", sft={"batch_size": BATCH}, trainer={"num_ranks": 1})
+    alone = changed(two_ranks, "alone", trainer={"num_ranks": 1})
     run_sft(alone)
     for one, two in zip(lines(alone), lines(two_ranks), strict=True):
         assert one["loss"] == pytest.approx(two["loss"], abs=TOLERANCE)

@@ -13,9 +13,9 @@ from scene_data.dataset import MAX_BROKEN_ROWS, open_dataset
 from scene_data.templates import answer_text
 from scene_data.tiny_model import make_tiny_model
 from scene_data.toy import SIDE, make_toy
-from services.errors import InvalidInputError
+from services.errors import InvalidInputError, SettingsError
 from services.settings import DataSettings, ModelSettings, Settings
-from trainer.sft_arguments import sft_total_steps
+from trainer.sft_arguments import num_micro_batches, sft_total_steps
 from trainer.sft_rows import IGNORED, AnswerCollator, AnswerRows
 
 
@@ -150,9 +150,18 @@ def test_truncated_images_are_replaced_up_to_a_bound(settings: Settings, tmp_pat
         AnswerRows(open_dataset(path), settings)
 
 
-@pytest.mark.parametrize(("epochs", "ranks", "steps"), [(1, 1, 3), (1, 2, 2), (1.5, 2, 3)])
-def test_steps_of_a_run(settings: Settings, epochs: float, ranks: int, steps: int) -> None:
-    sft = {"batch_size": 4, "micro_batch_size": 2, "num_epochs": epochs}
-    run = _changed(settings, sft=sft)
-    assert sft_total_steps(run, num_rows=12, num_ranks=ranks) == steps
-    assert sft_total_steps(_changed(run, sft={"num_steps": 7}), num_rows=12, num_ranks=ranks) == 7
+@pytest.mark.parametrize(("epochs", "batch", "steps"), [(1, 4, 3), (1, 8, 2), (1.5, 8, 3)])
+def test_steps_of_a_run(settings: Settings, epochs: float, batch: int, steps: int) -> None:
+    run = _changed(settings, sft={"batch_size": batch, "micro_batch_size": 2, "num_epochs": epochs})
+    assert sft_total_steps(run, 12) == steps
+    assert sft_total_steps(_changed(run, sft={"num_steps": 7}), 12) == 7
+
+
+def test_a_step_makes_as_many_micro_batches_on_every_rank(settings: Settings) -> None:
+    run = _changed(
+        settings, sft={"batch_size": 12, "micro_batch_size": 2}, trainer={"num_ranks": 3}
+    )
+    assert num_micro_batches(run) == 2
+    uneven = _changed(run, sft={"batch_size": 8})
+    with pytest.raises(SettingsError, match=r"sft.batch_size \(8\) .* trainer.num_ranks \(3\)"):
+        num_micro_batches(uneven)
