@@ -94,7 +94,7 @@ def settings_of(case: str, folder: Path, num_ranks: int) -> Settings:
 
 
 def batches_of(step: int, rank: int, size: int, engine: PolicyEngine) -> list[MicroBatch]:
-    """A rank's micro batches, of a few completions; the same groups whatever the ranks."""
+    """A rank's micro batches, of one completion each; the same groups whatever the ranks."""
     picked = torch.Generator().manual_seed(step)
     groups = [_group(index, picked, engine) for index in range(NUM_GROUPS)]
     lengths = [len(c.token_ids) for g in groups for c in g.rollout.completions]
