@@ -17,7 +17,7 @@ from services.schemas.common import Sampling
 from services.schemas.rollouts import Completion, InlineImage, RolloutRequest
 from services.settings import Settings, dump_settings
 from tests.e2e.conftest import TrainingServices
-from tests.e2e.training_run import Run, lay_out
+from tests.e2e.training_run import LOGPROB_TOLERANCE, Run, lay_out, logprob_gaps
 from tests.processes import sgg_process, wait_ready
 from trainer.algorithms.losses import policy_loss
 from trainer.algorithms.weighting import completion_weights
@@ -25,15 +25,21 @@ from trainer.rewards import term_weights, with_advantages
 from trainer.types import TrainGroup
 
 STEPS = 3
-LOGPROB_TOLERANCE = 2e-3
-"""Between vLLM and transformers in float32, for the same weights and tokens."""
 
 
 @pytest.fixture(scope="module")
 def trained(training_services: TrainingServices, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """Three asynchronous steps on two ranks; the server is sent the weights."""
+    """Three asynchronous steps on two ranks that share all weights; the server is sent them."""
     folder = tmp_path_factory.mktemp("run")
-    run = lay_out(training_services, folder, "http", num_steps=STEPS, num_ranks=2, max_policy_lag=1)
+    run = lay_out(
+        training_services,
+        folder,
+        "http",
+        zero_stage=3,
+        num_steps=STEPS,
+        num_ranks=2,
+        max_policy_lag=1,
+    )
     with sgg_process(run.log, "train", "--config", str(run.config)) as process:
         assert process.wait(500) == 0, run.log.read_text()[-4000:]
     return run
@@ -60,32 +66,14 @@ def test_ledger_has_each_group_once_and_ranks_share_them(trained: Run) -> None:
 
 
 def test_sampler_and_trainer_agree_on_the_same_weights(trained: Run) -> None:
-    gaps = []
-    for step in range(STEPS):
-        for group in (g for rank in trained.rollouts(step) for g in rank):
-            for completion, ours in zip(
-                group["rollout"]["completions"], group["policy_logprobs"], strict=True
-            ):
-                (span,) = completion["policy_versions"][:1]
-                if span["policy_version"] == step and span["end"] == len(ours):
-                    theirs = completion["rollout_logprobs"]
-                    gaps += [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
+    gaps = logprob_gaps(trained, range(STEPS), stale=False)
     assert len(gaps) > 200
     assert max(gaps) < LOGPROB_TOLERANCE
 
 
 def test_stale_weights_would_not_agree(trained: Run) -> None:
     """The check above can fail: tokens of an older version differ by more than its tolerance."""
-    gaps = [
-        abs(a - b)
-        for step in range(1, STEPS)
-        for group in (g for rank in trained.rollouts(step) for g in rank)
-        for completion, ours in zip(
-            group["rollout"]["completions"], group["policy_logprobs"], strict=True
-        )
-        if completion["policy_versions"][0]["policy_version"] < step
-        for a, b in zip(ours, completion["rollout_logprobs"], strict=True)
-    ]
+    gaps = logprob_gaps(trained, range(1, STEPS), stale=True)
     if not gaps:
         pytest.skip("no stale tokens in this run")
     assert max(gaps) > LOGPROB_TOLERANCE

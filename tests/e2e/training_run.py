@@ -3,6 +3,7 @@
 import json
 import subprocess
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 from services.schemas.weights import Transport
 from services.settings import Settings, dump_settings
 from tests.e2e.conftest import TrainingServices
+
+LOGPROB_TOLERANCE = 2e-3
+"""Between vLLM and transformers in float32, for the same weights and tokens."""
 
 
 @dataclass
@@ -29,12 +33,33 @@ class Run:
         return [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
 
 
+def logprob_gaps(run: Run, steps: Iterable[int], *, stale: bool) -> list[float]:
+    """Between trainer and sampler, of each token of completions from one version alone.
+
+    Args:
+        run: That has ended.
+        steps: Of it.
+        stale: Whether to take those of older versions than the step's, or of its own.
+    """
+    gaps = []
+    for step in steps:
+        for group in (group for rank in run.rollouts(step) for group in rank):
+            answers = zip(group["rollout"]["completions"], group["policy_logprobs"], strict=True)
+            for completion, ours in answers:
+                span, *more = completion["policy_versions"]
+                if not more and (span["policy_version"] < step) == stale:
+                    theirs = completion["rollout_logprobs"]
+                    gaps += [abs(a - b) for a, b in zip(ours, theirs, strict=True)]
+    return gaps
+
+
 def lay_out(
     services: TrainingServices,
     root: Path,
     transport: Transport,
     *,
     algorithm: dict[str, object] | None = None,
+    zero_stage: int = 2,
     data: Path | None = None,
     **trainer: object,
 ) -> Run:
@@ -45,6 +70,7 @@ def lay_out(
         root: Gets the run's folder.
         transport: Of weights.
         algorithm: That section, where it is not the default.
+        zero_stage: Of DeepSpeed.
         data: Training set, where it is not the services' toy scenes.
         trainer: Fields of that section.
     """
@@ -55,6 +81,7 @@ def lay_out(
     base["reward"] = {"url": services.reward_url}
     base["sampling"] = {"max_tokens": 64}
     base["algorithm"] = algorithm or {}
+    base["deepspeed"] = {"zero_stage": zero_stage}
     base["weights"] = {"transport": transport}
     base["trainer"] = {
         "groups_per_step": 4,

@@ -170,6 +170,19 @@ def test_the_reference_stays_the_start_model(folder: Path, case: str) -> None:
         assert max(abs(a - b) for a, b in zip(first, last, strict=False)) > 1e-3
 
 
+@pytest.mark.parametrize("case", ["zero2-reference", "zero3-reference"])
+def test_the_kl_counts_once_the_policy_has_moved(folder: Path, case: str) -> None:
+    """At the reference its gradient is zero; afterwards it is part of loss and gradient."""
+    plain, held = report(folder, "zero2")["steps"], report(folder, case)["steps"]
+    assert held[0]["ref_kl"] == pytest.approx(0, abs=1e-6)
+    assert held[0]["grad_norm"] == pytest.approx(plain[0]["grad_norm"], rel=1e-4)
+    assert held[-1]["ref_kl"] > 1e-4
+    assert held[-1]["grad_norm"] != pytest.approx(plain[-1]["grad_norm"], rel=1e-4)
+    other = report(folder, "zero2-reference")["steps"]
+    for a, b in zip(held, other, strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-6)
+
+
 @pytest.mark.parametrize("case", RESUMED)
 def test_a_killed_run_goes_on_where_it_was_saved(folder: Path, case: str) -> None:
     for rank in (0, 1):

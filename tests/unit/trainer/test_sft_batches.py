@@ -159,9 +159,9 @@ def test_steps_of_a_run(settings: Settings, epochs: float, batch: int, steps: in
 
 def test_a_step_makes_as_many_micro_batches_on_every_rank(settings: Settings) -> None:
     run = _changed(
-        settings, sft={"batch_size": 12, "micro_batch_size": 2}, trainer={"num_ranks": 3}
+        settings, sft={"batch_size": 16, "micro_batch_size": 2}, trainer={"num_ranks": 4}
     )
     assert num_micro_batches(run) == 2
-    uneven = _changed(run, sft={"batch_size": 8})
-    with pytest.raises(SettingsError, match=r"sft.batch_size \(8\) .* trainer.num_ranks \(3\)"):
+    uneven = _changed(run, sft={"batch_size": 12})
+    with pytest.raises(SettingsError, match=r"sft.batch_size \(12\) .* trainer.num_ranks \(4\)"):
         num_micro_batches(uneven)
