@@ -114,9 +114,9 @@ class PolicyEngine:
             group["lr"] = learning_rate
         self._engine.train()
         outputs: list[LossOutput] = []
-        logprobs: dict[int, list[float]] = {}
-        for i, batch in enumerate(batches):
-            batch = batch.to(self.device)
+        logprobs: list[tuple[MicroBatch, Tensor]] = []
+        for i, on_host in enumerate(batches):
+            batch = on_host.to(self.device)
             reference = self.reference.logprobs(batch) if self.reference else None
             scored = self._engine(batch)
             output = self._loss(scored, batch, reference)
@@ -125,8 +125,7 @@ class PolicyEngine:
             grad_norm = self._own_grad_norm()
             self._engine.step()
             outputs.append(output)
-            rows = zip(batch.order, scored.logprobs.detach(), batch.loss_mask, strict=True)
-            logprobs |= {order: row[mask.bool()].tolist() for order, row, mask in rows}
+            logprobs.append((on_host, scored.logprobs.detach()))
         stats = Stats.total(output.stats for output in outputs)
         one = torch.ones((), dtype=torch.float64)
         # A sum over ranks is wanted, and a mean is what becomes of (sum, count): count it once.
@@ -135,7 +134,7 @@ class PolicyEngine:
         return StepOutput(
             stats=stats,
             grad_norm=float(self._engine.get_global_grad_norm() or grad_norm),
-            policy_logprobs=[logprobs[order] for order in sorted(logprobs)],
+            policy_logprobs=_in_order(logprobs),
         )
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -249,3 +248,13 @@ class PolicyEngine:
             entropies=scored.entropies,
             ref_logprobs=reference,
         )
+
+
+def _in_order(scored: Sequence[tuple[MicroBatch, Tensor]]) -> list[list[float]]:
+    """[completion][token] of all micro batches; here a GPU is waited for."""
+    found = {
+        order: row[mask.bool()].tolist()
+        for batch, logprobs in scored
+        for order, row, mask in zip(batch.order, logprobs.cpu(), batch.loss_mask, strict=True)
+    }
+    return [found[order] for order in sorted(found)]
