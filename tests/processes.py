@@ -12,18 +12,23 @@ import httpx
 from services.settings import child_environment
 
 ROOT = Path(__file__).parents[1]
+OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+"""Set in this process by a test that trains in it."""
 
 
 @contextmanager
 def sgg_process(log: Path, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
     """A running `sgg-rl` command; killed at the end if it still runs. Output goes to `log`."""
+    environment = child_environment(OMP_NUM_THREADS="1")
+    for name in OF_A_RANK:
+        environment.pop(name, None)
     with log.open("a") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "cli.main", *arguments],
             cwd=ROOT,
             stdout=out,
             stderr=out,
-            env=child_environment(OMP_NUM_THREADS="1"),
+            env=environment,
         )
     try:
         yield process

@@ -93,11 +93,8 @@ def two_ranks(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> S
     folder = tmp_path_factory.mktemp("two")
     config, log = folder / "run.toml", folder / "log"
     config.write_text(dump_settings(run))
-    with pytest.MonkeyPatch.context() as patch:
-        for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):  # of the runs inside this process
-            patch.delenv(name, raising=False)
-        with sgg_process(log, "sft", "--config", str(config)) as process:
-            assert process.wait(300) == 0, log.read_text()[-4000:]
+    with sgg_process(log, "sft", "--config", str(config)) as process:
+        assert process.wait(300) == 0, log.read_text()[-4000:]
     assert log.read_text().count("wrote ") == 1, "rank 0 alone speaks"
     return run
 
