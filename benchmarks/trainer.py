@@ -145,8 +145,8 @@ def _compare_images(name: str, folder: Path) -> None:
 
     from benchmarks.trainer_load import LOADS, questions
     from benchmarks.trainer_ours import _settings
-    from trainer.images import image_features
-    from trainer.model import load_model, load_processor
+    from trainer.batches.images import image_features
+    from trainer.policy.model import load_model, load_processor
 
     load = LOADS[name]
     settings = _settings(load, load.model_path(folder), "float32", checkpointing=False)

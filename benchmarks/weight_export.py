@@ -22,8 +22,8 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 
 from scene_data.tiny_model import make_tiny_model
 from services.settings import Settings
-from trainer.engine import PolicyEngine, init_process_group
-from trainer.export import num_bytes
+from trainer.policy.engine import PolicyEngine, init_process_group
+from trainer.publishing.export import num_bytes
 
 MIB = 2**20
 

@@ -15,7 +15,7 @@ from services.errors import NotFoundError
 
 if TYPE_CHECKING:
     from services.schemas.common import ChatMessage
-    from trainer.rollout_files import RolloutRecord
+    from trainer.records.rollout_files import RolloutRecord
 
 
 def rollouts(
@@ -26,7 +26,7 @@ def rollouts(
     ] = None,
 ) -> None:
     """The groups of a step: each completion with its rewards; one group in full with --group."""
-    from trainer.rollout_files import read_rollouts
+    from trainer.records.rollout_files import read_rollouts
 
     records = read_rollouts(run, step)
     if not records:

@@ -88,7 +88,7 @@ def train(found: Settings, *, resume: bool, dry_run: bool) -> None:
 def sft(found: Settings, *, resume: bool) -> None:
     """Run supervised fine-tuning, on as many processes as the trainer's."""
     rank = _rank_of(found)
-    from trainer.sft import run_sft
+    from trainer.sft.train import run_sft
 
     setup_logging(f"sft[{rank}]")
     folder = run_sft(found, resume=resume)

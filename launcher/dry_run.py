@@ -11,9 +11,9 @@ from reward_service.rubrics import find_rubric
 from scene_data.dataset import is_hub_name, open_dataset
 from services.errors import InvalidInputError, SettingsError
 from services.settings import Settings, dump_settings
-from trainer.checks import advice, check_grpo
-from trainer.estimate import estimate_memory
-from trainer.shapes import model_shape
+from trainer.sizing.checks import advice, check_grpo
+from trainer.sizing.estimate import estimate_memory
+from trainer.sizing.shapes import model_shape
 
 
 def dry_run(settings: Settings) -> str:

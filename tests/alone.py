@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from trainer.ranks import Ranks
+from trainer.ranks.group import Ranks
 
 
 class Alone(Ranks):

@@ -21,13 +21,13 @@ from services.schemas.common import Message
 from services.schemas.weights import FILE_TRANSPORTS, AdapterConfig, ServerRecord
 from services.settings import Settings
 from services.waiting import until_available
-from trainer.checkpoint import TrainerState
-from trainer.collector import Collector
-from trainer.cursor import Cursor
-from trainer.image_check import ImageCheck
-from trainer.prompts import PromptSource
-from trainer.publisher import WeightPublisher
-from trainer.ranks import Ranks
+from trainer.checkpoints.checkpoint import TrainerState
+from trainer.collection.collector import Collector
+from trainer.collection.cursor import Cursor
+from trainer.collection.image_check import ImageCheck
+from trainer.collection.prompts import PromptSource
+from trainer.publishing.publisher import WeightPublisher
+from trainer.ranks.group import Ranks
 from trainer.transports.base import Weights
 from trainer.types import Batch
 

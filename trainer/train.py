@@ -8,21 +8,21 @@ from scene_data.dataset import open_dataset
 from services.settings import Settings
 from services.telemetry import Tracing
 from trainer.algorithms.weighting import completion_weights
-from trainer.checkpoint import CheckpointStore, DataOrder
-from trainer.checks import check_grpo, log_advice
-from trainer.engine import PolicyEngine, init_process_group
-from trainer.fence import RunFence
-from trainer.image_check import ImageCheck
+from trainer.batches.preparation import Preparation, Prepared, PreparedBatches
+from trainer.checkpoints.checkpoint import CheckpointStore, DataOrder
+from trainer.checkpoints.fence import RunFence
+from trainer.checkpoints.resume import restore
+from trainer.collection.image_check import ImageCheck
 from trainer.link import ServiceLink
-from trainer.phases import PhaseClock
-from trainer.preparation import Preparation, Prepared, PreparedBatches
-from trainer.ranks import Ranks, launched_as
-from trainer.records import RunRecords, ledger_line, step_metrics
-from trainer.resume import restore
+from trainer.policy.engine import PolicyEngine, init_process_group
+from trainer.ranks.group import Ranks, launched_as
+from trainer.ranks.watch import RankWatch, watched
+from trainer.records.files import RunRecords, ledger_line, step_metrics
+from trainer.records.phases import PhaseClock
+from trainer.records.tracing import SERVICE
 from trainer.schedule import learning_rate
-from trainer.tracing import SERVICE
+from trainer.sizing.checks import check_grpo, log_advice
 from trainer.types import Batch
-from trainer.watch import RankWatch, watched
 
 
 def train(settings: Settings, *, resume: bool) -> None:

@@ -15,7 +15,7 @@ class TrainGroup(Message):
     """A sampled and scored group, as every rank receives it."""
 
     position: int
-    """Place in the run's data order (`trainer.cursor`)."""
+    """Place in the run's data order (`trainer.collection.cursor`)."""
     index: int
     """Row of the dataset, for the image."""
     prompt: PromptGroup | None = None
@@ -23,7 +23,8 @@ class TrainGroup(Message):
     rollout: RolloutGroup
     rewards: list[Reward]
     advantages: list[float] = Field(default_factory=list)
-    """One for each completion; empty until the step's batch is formed (`trainer.rewards`)."""
+    """One for each completion; empty until the step's batch is formed
+    (`trainer.collection.rewards`)."""
 
     @property
     def oldest_policy_version(self) -> int:
@@ -59,7 +60,7 @@ class Batch(Message):
     """Scored groups that were left for later steps."""
     sampler_idle_fraction: float | None = None
     """Share of the rollout servers' time since the last batch in which they had nothing to sample
-    (`trainer.idle`); None where no server was seen."""
+    (`trainer.collection.idle`); None where no server was seen."""
 
 
 @dataclass(slots=True, kw_only=True)

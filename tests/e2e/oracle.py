@@ -18,7 +18,7 @@ from services.schemas.rollouts import (
     RolloutResponse,
 )
 from services.settings import Settings
-from trainer.model import load_processor
+from trainer.policy.model import load_processor
 
 TOLERANCE = 2e-3
 """Of log-probabilities in float32: both sum in other orders."""

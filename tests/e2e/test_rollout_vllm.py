@@ -35,7 +35,7 @@ from services.weights import manifest_checksum, shm_file
 from tests.e2e.conftest import RunningServer
 from tests.e2e.oracle import SUPPRESSED, TOLERANCE, Oracle, messages, picture, request
 from tests.e2e.versions import commit_of, stage_of, write_shm
-from trainer.model import load_processor
+from trainer.policy.model import load_processor
 
 MESSAGES = messages()
 

@@ -21,7 +21,7 @@ from tests.e2e.training_run import LOGPROB_TOLERANCE, Run, lay_out, logprob_gaps
 from tests.processes import sgg_process, wait_ready
 from trainer.algorithms.losses import policy_loss
 from trainer.algorithms.weighting import completion_weights
-from trainer.rewards import term_weights, with_advantages
+from trainer.collection.rewards import term_weights, with_advantages
 from trainer.types import TrainGroup
 
 STEPS = 3

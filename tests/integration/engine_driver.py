@@ -27,10 +27,10 @@ from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
 from services.settings import Settings
 from services.trainer_settings import AlgorithmSettings
 from trainer.algorithms.weighting import completion_weights
-from trainer.batch import MicroBatch
-from trainer.engine import PolicyEngine, init_process_group
-from trainer.preparation import Preparation
-from trainer.ranks import Ranks
+from trainer.batches.batch import MicroBatch
+from trainer.batches.preparation import Preparation
+from trainer.policy.engine import PolicyEngine, init_process_group
+from trainer.ranks.group import Ranks
 from trainer.types import Batch, Outcome, TrainGroup
 
 STEPS, SAVED_AT = 3, 2

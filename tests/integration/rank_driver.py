@@ -9,8 +9,8 @@ from pathlib import Path
 import torch.distributed as dist
 
 from services.errors import InvalidInputError, SggError
-from trainer.ranks import Ranks, launched_as
-from trainer.watch import watched
+from trainer.ranks.group import Ranks, launched_as
+from trainer.ranks.watch import watched
 
 FAULTY_STEP = 3
 

@@ -14,7 +14,7 @@ from scene_data.dataset import open_dataset
 from services.errors import SggError
 from services.settings import load_settings
 from tests.alone import Alone
-from trainer.checkpoint import TrainerState
+from trainer.checkpoints.checkpoint import TrainerState
 from trainer.link import ServiceLink
 
 STOPS_IN = 1

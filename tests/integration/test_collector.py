@@ -38,13 +38,13 @@ from services.settings import Settings, dump_settings
 from tests.alone import Alone
 from tests.conftest import RedisStarter
 from tests.processes import sgg_process, wait_for, wait_ready
-from trainer.checkpoint import TrainerState
-from trainer.collector import Collector
-from trainer.cursor import Cursor, CursorState
-from trainer.image_check import ImageCheck
+from trainer.checkpoints.checkpoint import TrainerState
+from trainer.collection.collector import Collector
+from trainer.collection.cursor import Cursor, CursorState
+from trainer.collection.image_check import ImageCheck
+from trainer.collection.prompts import PromptSource
 from trainer.link import ServiceLink
-from trainer.prompts import PromptSource
-from trainer.publisher import WeightPublisher
+from trainer.publishing.publisher import WeightPublisher
 from trainer.types import Batch
 
 PLACEHOLDER = 7

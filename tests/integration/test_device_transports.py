@@ -32,8 +32,8 @@ from services.schemas.weights import Rendezvous, Transport, WeightManifest
 from services.settings import Settings
 from tests.live_servers import LiveServer, cluster_settings, serving, wait_registered
 from tests.processes import wait_for
-from trainer import publisher as publishing
-from trainer.publisher import WeightPublisher
+from trainer.publishing import publisher as publishing
+from trainer.publishing.publisher import WeightPublisher
 from trainer.transports import base, device
 from trainer.transports.base import WeightTransport
 from trainer.transports.choice import make_transport

@@ -14,7 +14,7 @@ from services.redis_client import connect
 from services.registry import Registry
 from services.schemas.weights import PolicyState, ServerRecord
 from services.settings import Settings
-from trainer.image_sharing import ImageSharing
+from trainer.collection.image_sharing import ImageSharing
 
 
 def server(host: str, state: PolicyState = "ready") -> ServerRecord:

@@ -21,7 +21,7 @@ from services.settings import Settings, dump_settings
 from tests.alone import Alone
 from tests.live_servers import LiveServer, cluster_settings, serving, wait_registered
 from tests.processes import sgg_process, wait_ready
-from trainer.checkpoint import TrainerState
+from trainer.checkpoints.checkpoint import TrainerState
 from trainer.link import ServiceLink
 
 PLACEHOLDER = 999

@@ -17,9 +17,9 @@ from scene_data.tiny_model import make_tiny_model
 from scene_data.toy import make_toy
 from services.settings import Settings, dump_settings
 from tests.processes import sgg_process
-from trainer.model import load_model
-from trainer.sft import _Progress, run_sft
-from trainer.sft_rows import IGNORED, AnswerCollator, AnswerRows
+from trainer.policy.model import load_model
+from trainer.sft.rows import IGNORED, AnswerCollator, AnswerRows
+from trainer.sft.train import _Progress, run_sft
 
 ROWS, BATCH = 16, 4
 TOLERANCE = 1e-5

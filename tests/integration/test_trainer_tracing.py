@@ -17,14 +17,14 @@ from services.telemetry import Tracing
 from tests.otlp import Collector as Receiver
 from tests.otlp import attributes, collecting
 from tests.processes import sgg_process, wait_ready
-from trainer.collector import Collector
-from trainer.cursor import Cursor
-from trainer.phases import PhaseClock
-from trainer.prompts import PromptSource
-from trainer.rollout_files import RolloutFiles, read_rollouts
-from trainer.tracing import SERVICE
+from trainer.collection.collector import Collector
+from trainer.collection.cursor import Cursor
+from trainer.collection.prompts import PromptSource
+from trainer.ranks.watch import watched
+from trainer.records.phases import PhaseClock
+from trainer.records.rollout_files import RolloutFiles, read_rollouts
+from trainer.records.tracing import SERVICE
 from trainer.types import Batch
-from trainer.watch import watched
 
 GROUPS = 2
 

@@ -9,7 +9,7 @@ from cli.main import app
 from cli.rollouts import group_view
 from services.errors import NotFoundError
 from tests.unit.trainer.test_records import TRACE, group
-from trainer.rollout_files import RolloutFiles, read_rollouts
+from trainer.records.rollout_files import RolloutFiles, read_rollouts
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ import pytest
 from launcher.dry_run import dry_run
 from services.errors import SettingsError
 from services.settings import Settings, load_settings
-from trainer.estimate import estimate_memory
-from trainer.shapes import KNOWN, model_shape
+from trainer.sizing.estimate import estimate_memory
+from trainer.sizing.shapes import KNOWN, model_shape
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 RECIPES = sorted(CONFIGS.glob("r1-sgg/*-*.toml"))

@@ -5,7 +5,7 @@ from pydantic import ValidationError
 
 from services.settings import Settings
 from services.trainer_settings import AlgorithmSettings
-from trainer.checks import advice
+from trainer.sizing.checks import advice
 
 
 def settings(algorithm: dict[str, Any], **sections: Any) -> Settings:

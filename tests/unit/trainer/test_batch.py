@@ -3,9 +3,9 @@ import torch
 
 from services.errors import InvalidInputError
 from tests.train_groups import completion, train_group
-from trainer.batch import PreparedGroup, micro_batch, prepare_group
-from trainer.images import ImageFeatures
-from trainer.plan import Row
+from trainer.batches.batch import PreparedGroup, micro_batch, prepare_group
+from trainer.batches.images import ImageFeatures
+from trainer.batches.plan import Row
 
 IMAGE, PAD = 7, 0
 

@@ -10,11 +10,11 @@ import torch
 
 from services.errors import ConflictError, SettingsError, SggError
 from tests.alone import Alone
-from trainer.checkpoint import CheckpointStore, DataOrder, TrainerState
-from trainer.cursor import CursorState
-from trainer.fence import RunFence
-from trainer.manifest import MANIFEST_FILE
-from trainer.resume import restore
+from trainer.checkpoints.checkpoint import CheckpointStore, DataOrder, TrainerState
+from trainer.checkpoints.fence import RunFence
+from trainer.checkpoints.manifest import MANIFEST_FILE
+from trainer.checkpoints.resume import restore
+from trainer.collection.cursor import CursorState
 
 ORDER = DataOrder(seed=0, num_rows=64, group_size=4)
 BIG = 2 * 1024 * 1024

@@ -1,7 +1,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.cursor import Cursor
+from trainer.collection.cursor import Cursor
 
 
 def test_restart_hands_out_what_was_not_finished() -> None:

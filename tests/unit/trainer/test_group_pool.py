@@ -10,7 +10,7 @@ from services.schemas.prompts import PromptGroup
 from services.schemas.rewards import Matched, Reward
 from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
 from services.trainer_settings import AlgorithmSettings, TrainerSettings
-from trainer.group_pool import GroupPool
+from trainer.collection.group_pool import GroupPool
 from trainer.types import Outcome, TrainGroup
 
 SIZE = 2

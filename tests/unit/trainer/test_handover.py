@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.handover import Handover
+from trainer.publishing.handover import Handover
 
 WAIT_S = 20
 """Longer than any of this takes: a hang fails the test."""

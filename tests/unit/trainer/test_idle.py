@@ -1,6 +1,6 @@
 import pytest
 
-from trainer.idle import IdleMeter
+from trainer.collection.idle import IdleMeter
 
 
 def test_share_of_the_servers_time_without_a_group() -> None:

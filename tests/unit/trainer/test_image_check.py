@@ -10,8 +10,8 @@ from transformers import AutoProcessor
 
 from services.errors import InvalidInputError
 from services.schemas.rollouts import RolloutGroup
-from trainer.image_check import ImageCheck
-from trainer.intake import image_refusal
+from trainer.collection.image_check import ImageCheck
+from trainer.collection.intake import image_refusal
 
 GOLDEN = Path(__file__).parents[2] / "contract/golden/rollout_group.json"
 MODEL = Path(__file__).parents[3] / "assets/toy-start"

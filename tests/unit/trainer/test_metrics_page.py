@@ -9,7 +9,7 @@ import torch
 from services.trainer_settings import AlgorithmSettings
 from tests.unit.trainer.test_records import group
 from trainer.algorithms.losses import policy_loss
-from trainer.plan import plan_metrics, plan_step
+from trainer.batches.plan import plan_metrics, plan_step
 from trainer.train import metrics_line
 from trainer.types import Batch, Outcome
 

@@ -10,9 +10,9 @@ from transformers import AutoModelForImageTextToText, LlavaConfig
 from scene_data.tiny_model import Family, make_tiny_model
 from services.errors import SettingsError
 from services.settings import Settings
-from trainer.adapter import add_adapter
-from trainer.export import exported, exported_parameters
-from trainer.model import load_model
+from trainer.policy.adapter import add_adapter
+from trainer.policy.model import load_model
+from trainer.publishing.export import exported, exported_parameters
 
 PARTS = ("vision_tower", "projector", "language_model")
 

@@ -12,9 +12,9 @@ from scene_data.tiny_model import make_tiny_model
 from services.errors import InvalidInputError, WaitTimeoutError
 from services.settings import Settings
 from tests.train_groups import noise_sample, random_group
-from trainer.images import image_features
-from trainer.model import load_model, load_processor
-from trainer.preparation import Preparation, Prepared, PreparedBatches
+from trainer.batches.images import image_features
+from trainer.batches.preparation import Preparation, Prepared, PreparedBatches
+from trainer.policy.model import load_model, load_processor
 from trainer.types import Batch, Outcome
 
 SAMPLES = [noise_sample(random.Random(i), 112 + 28 * (i % 2), 112) for i in range(4)]

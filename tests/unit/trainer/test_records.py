@@ -10,8 +10,8 @@ from services.schemas.prompts import PromptGroup
 from services.schemas.rewards import Matched, Reward, Status
 from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
 from services.settings import Settings
-from trainer.records import RunRecords, ledger_line, step_metrics
-from trainer.rollout_files import read_rollouts
+from trainer.records.files import RunRecords, ledger_line, step_metrics
+from trainer.records.rollout_files import read_rollouts
 from trainer.types import Batch, Outcome, TrainGroup
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"

@@ -10,7 +10,7 @@ from services.schemas.rewards import Matched, Reward
 from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
 from services.trainer_settings import AlgorithmSettings
 from trainer.algorithms.advantages import EPSILON, group_relative, overlong_punishment
-from trainer.rewards import has_spread, with_advantages
+from trainer.collection.rewards import has_spread, with_advantages
 from trainer.types import TrainGroup
 
 WEIGHTS = {"format": 1.0, "edge": 5.0}

@@ -13,11 +13,11 @@ from scene_data.tiny_model import Family, make_tiny_model
 from services.errors import SettingsError
 from services.settings import Settings
 from tests.train_groups import noise_sample, random_group
-from trainer.batch import MicroBatch, PreparedGroup, micro_batch, prepare_group
-from trainer.images import image_features
-from trainer.model import load_model, load_processor, placeholder_ids
-from trainer.plan import plan_step
-from trainer.scorer import Scorer
+from trainer.batches.batch import MicroBatch, PreparedGroup, micro_batch, prepare_group
+from trainer.batches.images import image_features
+from trainer.batches.plan import plan_step
+from trainer.policy.model import load_model, load_processor, placeholder_ids
+from trainer.policy.scorer import Scorer
 
 LENGTHS = [[3, 9, 1, 5], [2, 2, 7, 4]]
 TEMPERATURE = 0.8

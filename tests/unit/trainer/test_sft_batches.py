@@ -15,8 +15,8 @@ from scene_data.tiny_model import make_tiny_model
 from scene_data.toy import SIDE, make_toy
 from services.errors import InvalidInputError, SettingsError
 from services.settings import DataSettings, ModelSettings, Settings
-from trainer.sft_arguments import num_micro_batches, sft_total_steps
-from trainer.sft_rows import IGNORED, AnswerCollator, AnswerRows
+from trainer.sft.arguments import num_micro_batches, sft_total_steps
+from trainer.sft.rows import IGNORED, AnswerCollator, AnswerRows
 
 
 @pytest.fixture(scope="module")

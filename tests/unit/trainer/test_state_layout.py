@@ -5,7 +5,7 @@ import pytest
 
 from services.errors import SettingsError
 from services.settings import Settings
-from trainer.state_layout import check_layout, write_layout
+from trainer.policy.state_layout import check_layout, write_layout
 
 
 def settings(**sections: dict[str, Any]) -> Settings:

@@ -15,7 +15,7 @@ from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
 from services.errors import SettingsError
 from services.settings import Settings
-from trainer.trackers import Trackers, flattened
+from trainer.records.trackers import Trackers, flattened
 
 
 def settings(folder: Path, **records: Any) -> Settings:
@@ -133,6 +133,6 @@ def test_a_tracker_that_fails_is_left_out_and_told_once(
     trackers.start(0)
     trackers.log(row(0, 1.0))
     trackers.close()
-    assert [record.message for record in caplog.records if record.name == "trainer.trackers"] == [
-        "TensorBoard failed and is left out from now on"
-    ]
+    assert [
+        record.message for record in caplog.records if record.name == "trainer.records.trackers"
+    ] == ["TensorBoard failed and is left out from now on"]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from services.errors import InvalidInputError
-from trainer.ranks import HungRankError, RemoteRankError
-from trainer.watch import RankWatch, watched
+from trainer.ranks.group import HungRankError, RemoteRankError
+from trainer.ranks.watch import RankWatch, watched
 
 LIMIT_S = 100.0
 PAUSE_S = LIMIT_S / 20

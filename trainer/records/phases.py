@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from services.telemetry import Tracing
-from trainer.watch import RankWatch
+from trainer.ranks.watch import RankWatch
 
 
 class PhaseClock:

@@ -20,9 +20,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from scene_data.dataset import SceneDataset
-from trainer.batch import MicroBatch, RopeIndex, micro_batch, prepare_group
-from trainer.images import image_features
-from trainer.plan import plan_metrics, plan_step
+from trainer.batches.batch import MicroBatch, RopeIndex, micro_batch, prepare_group
+from trainer.batches.images import image_features
+from trainer.batches.plan import plan_metrics, plan_step
 from trainer.types import Batch, TrainGroup
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from services.errors import InvalidInputError
-from trainer.images import ImageFeatures
-from trainer.plan import Row, padded_length
+from trainer.batches.images import ImageFeatures
+from trainer.batches.plan import Row, padded_length
 from trainer.types import TrainGroup
 
 RopeIndex = Callable[..., tuple[Tensor, Tensor]]

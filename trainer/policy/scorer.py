@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from services.errors import SettingsError
 from trainer.algorithms.logprobs import SamplingDistribution, token_logprobs
-from trainer.batch import MicroBatch
+from trainer.batches.batch import MicroBatch
 
 
 class Scored(NamedTuple):

@@ -22,13 +22,13 @@ from trl import SFTTrainer
 from scene_data.dataset import open_dataset
 from services.errors import SettingsError
 from services.settings import Settings
-from trainer.adapter import lora_config
-from trainer.engine import init_process_group
-from trainer.model import load_model, load_processor
-from trainer.records import StepLines
-from trainer.sft_arguments import sft_arguments, sft_total_steps
-from trainer.sft_rows import AnswerCollator, AnswerRows
-from trainer.trackers import Trackers
+from trainer.policy.adapter import lora_config
+from trainer.policy.engine import init_process_group
+from trainer.policy.model import load_model, load_processor
+from trainer.records.files import StepLines
+from trainer.records.trackers import Trackers
+from trainer.sft.arguments import sft_arguments, sft_total_steps
+from trainer.sft.rows import AnswerCollator, AnswerRows
 
 logger = logging.getLogger(__name__)
 

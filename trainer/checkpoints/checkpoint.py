@@ -9,10 +9,10 @@ from pathlib import Path
 
 from services.errors import SettingsError, SggError
 from services.schemas.common import Message
-from trainer.cursor import CursorState
-from trainer.fence import RunFence
-from trainer.manifest import damage, write_manifest
-from trainer.ranks import Ranks
+from trainer.checkpoints.fence import RunFence
+from trainer.checkpoints.manifest import damage, write_manifest
+from trainer.collection.cursor import CursorState
+from trainer.ranks.group import Ranks
 
 logger = logging.getLogger(__name__)
 

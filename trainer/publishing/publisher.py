@@ -10,9 +10,9 @@ from services.registry import Registry
 from services.schemas.weights import AdapterConfig, TensorEntry, WeightManifest
 from services.settings import Settings
 from services.waiting import ended, until_available
-from trainer.handover import Handover
 from trainer.loop_thread import LoopThread
-from trainer.seeder import Seeder
+from trainer.publishing.handover import Handover
+from trainer.publishing.seeder import Seeder
 from trainer.transports.base import Peer, Release, Weights
 from trainer.transports.choice import make_transport
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.adapter import file_name
+from trainer.policy.adapter import file_name
 
 Gather = Callable[[Sequence[nn.Parameter]], AbstractContextManager[Any]]
 """Makes parameters whole on every rank as long as it is open; a collective where they are shards.

@@ -8,7 +8,7 @@ those of a layer with recomputation (arXiv 2205.05198), with grouped queries and
 from dataclasses import dataclass
 
 from services.settings import Settings
-from trainer.shapes import ModelShape
+from trainer.sizing.shapes import ModelShape
 
 GIB = 1024**3
 _MERGE = 4

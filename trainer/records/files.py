@@ -8,8 +8,8 @@ from typing import Any, get_args
 
 from services.schemas.rewards import Status
 from services.settings import Settings
-from trainer.rollout_files import RolloutFiles
-from trainer.trackers import Trackers
+from trainer.records.rollout_files import RolloutFiles
+from trainer.records.trackers import Trackers
 from trainer.types import Batch, TrainGroup
 
 

@@ -8,7 +8,7 @@ from trl import SFTConfig
 
 from services.errors import SettingsError
 from services.settings import Settings
-from trainer.deepspeed_config import deepspeed_config
+from trainer.policy.deepspeed_config import deepspeed_config
 
 LOG_EVERY = 20
 """Steps; a short run logs more often."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainer.batch import MicroBatch
+from trainer.batches.batch import MicroBatch
 
 
 class Reference:

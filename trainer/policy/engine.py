@@ -15,17 +15,17 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from services.errors import SettingsError
 from services.settings import Settings, environment_value, set_environment
-from trainer.adapter import add_adapter, save_adapter
 from trainer.algorithms.losses import LossOutput, policy_loss
 from trainer.algorithms.stats import Stats
-from trainer.batch import MicroBatch, RopeIndex
-from trainer.deepspeed_config import deepspeed_config, sharding_config
-from trainer.export import exported, exported_parameters
-from trainer.model import load_model, load_processor, placeholder_ids
-from trainer.random_state import load_random_state, save_random_state
-from trainer.reference import Reference
-from trainer.scorer import Scored, Scorer
-from trainer.state_layout import check_layout, write_layout
+from trainer.batches.batch import MicroBatch, RopeIndex
+from trainer.policy.adapter import add_adapter, save_adapter
+from trainer.policy.deepspeed_config import deepspeed_config, sharding_config
+from trainer.policy.model import load_model, load_processor, placeholder_ids
+from trainer.policy.random_state import load_random_state, save_random_state
+from trainer.policy.reference import Reference
+from trainer.policy.scorer import Scored, Scorer
+from trainer.policy.state_layout import check_layout, write_layout
+from trainer.publishing.export import exported, exported_parameters
 from trainer.types import StepOutput
 
 logger = logging.getLogger(__name__)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from services.errors import SggError
 from services.schemas.prompts import PromptGroup
 from services.trainer_settings import AlgorithmSettings, TrainerSettings
-from trainer.rewards import has_spread
+from trainer.collection.rewards import has_spread
 from trainer.types import Outcome, TrainGroup
 
 

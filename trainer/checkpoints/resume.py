@@ -6,9 +6,9 @@ from typing import Protocol
 
 from services.errors import SettingsError, SggError
 from services.schemas.common import Message
-from trainer.checkpoint import CheckpointStore, DataOrder, TrainerState
-from trainer.fence import RunFence
-from trainer.ranks import Ranks
+from trainer.checkpoints.checkpoint import CheckpointStore, DataOrder, TrainerState
+from trainer.checkpoints.fence import RunFence
+from trainer.ranks.group import Ranks
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ Backpressure: who waits for whom
 | `take`         | groups_per_step scored groups that are fresh     | rollout servers and the     |
 |                | enough                                           | reward service              |
 
-A group is *open* (`trainer.group_pool`) from the moment it is asked for until its step is
+A group is *open* (`collection.group_pool`) from the moment it is asked for until its step is
 published. The prompts stream can therefore never hold more than that number. Sampled groups are
 acknowledged as soon as they are here: after a crash of the trainer the cursor derives them again,
 and answers to the earlier incarnation are fenced off.
@@ -42,18 +42,18 @@ from services.schemas.rollouts import RolloutGroup
 from services.settings import Settings
 from services.telemetry import Tracing
 from services.waiting import ended
-from trainer.admission import Admission
-from trainer.cursor import Cursor, CursorState
-from trainer.group_pool import GroupPool, OpenGroup
-from trainer.group_scoring import GroupScoring
-from trainer.idle import IdleMeter
-from trainer.image_check import ImageCheck
-from trainer.image_sharing import ImageSharing
-from trainer.intake import image_refusal, refusal
+from trainer.collection.admission import Admission
+from trainer.collection.cursor import Cursor, CursorState
+from trainer.collection.group_pool import GroupPool, OpenGroup
+from trainer.collection.group_scoring import GroupScoring
+from trainer.collection.idle import IdleMeter
+from trainer.collection.image_check import ImageCheck
+from trainer.collection.image_sharing import ImageSharing
+from trainer.collection.intake import image_refusal, refusal
+from trainer.collection.prompts import PromptSource
+from trainer.collection.rewards import with_advantages
 from trainer.loop_thread import LoopThread
-from trainer.prompts import PromptSource
-from trainer.rewards import with_advantages
-from trainer.tracing import SERVICE, GroupTraces
+from trainer.records.tracing import SERVICE, GroupTraces
 from trainer.types import Batch, TrainGroup
 
 logger = logging.getLogger(__name__)

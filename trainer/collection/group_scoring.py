@@ -9,8 +9,8 @@ from services.errors import InvalidInputError
 from services.schemas.rewards import Reward, RewardRequest
 from services.schemas.rollouts import RolloutGroup
 from services.settings import Settings
-from trainer.prompts import PromptSource
-from trainer.rewards import term_weights
+from trainer.collection.prompts import PromptSource
+from trainer.collection.rewards import term_weights
 
 
 class GroupScoring:

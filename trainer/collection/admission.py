@@ -7,12 +7,12 @@ from services.errors import InvalidInputError, TooLargeError
 from services.keys import prompt_stream
 from services.queues.base import WorkQueue
 from services.schemas.prompts import PromptGroup
-from trainer.cursor import Cursor
-from trainer.group_pool import GroupPool
-from trainer.image_check import ImageCheck
-from trainer.image_sharing import ImageSharing
-from trainer.prompts import PromptSource
-from trainer.tracing import GroupTraces
+from trainer.collection.cursor import Cursor
+from trainer.collection.group_pool import GroupPool
+from trainer.collection.image_check import ImageCheck
+from trainer.collection.image_sharing import ImageSharing
+from trainer.collection.prompts import PromptSource
+from trainer.records.tracing import GroupTraces
 
 logger = logging.getLogger(__name__)
 

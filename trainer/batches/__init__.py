@@ -1,0 +1,1 @@
+"""From groups to tensors, the same plan on every rank."""

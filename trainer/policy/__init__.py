@@ -1,0 +1,1 @@
+"""The model, its engine, and how it scores."""
