@@ -19,6 +19,11 @@ START_S = 400.0
 """The first start on a busy machine of two cores."""
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that train come last: they leave the session's server with another policy."""
+    items.sort(key=lambda item: "training_services" in getattr(item, "fixturenames", ()))
+
+
 @dataclass(frozen=True)
 class RunningServer:
     """A rollout server that is ready."""

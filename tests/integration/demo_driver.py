@@ -10,6 +10,7 @@ from launcher.folder import RunFolder
 from launcher.processes import Part, Supervisor, http_probe
 from services.errors import SggError
 from services.settings import DataSettings, ModelSettings, RunSettings, Settings
+from services.trainer_settings import TrainerSettings
 
 DUMMY = [sys.executable, str(Path(__file__).with_name("dummy_part.py"))]
 
@@ -43,6 +44,7 @@ def main() -> None:
         run=RunSettings(name="r", root=Path(sys.argv[1])),
         model=ModelSettings(path="none"),
         data=DataSettings(train="none"),
+        trainer=TrainerSettings(num_steps=1),
     )
     grace_s = 300.0 if "--patient" in sys.argv else 2.0
     demo.run_parts = parts
