@@ -191,7 +191,13 @@ def test_a_step_over_two_ranks_is_one_step(
     The last tests of this file: the server serves their policies from here on.
     """
     run = lay_out(
-        training_services, tmp_path, "http", algorithm=algorithm, num_steps=1, num_ranks=2
+        training_services,
+        tmp_path,
+        "http",
+        algorithm=algorithm,
+        num_steps=1,
+        num_ranks=2,
+        max_policy_lag=0,  # so that the groups are always the same
     )
     short = {"sampling": {"max_tokens": 48}}
     whole = Settings.model_validate(run.settings.model_dump(mode="json") | short)
@@ -225,4 +231,4 @@ def test_a_step_over_two_ranks_is_one_step(
     )
     (metrics,) = run.rows("metrics.jsonl")
     assert metrics["loss"] == pytest.approx(step_loss, abs=1e-5)
-    assert abs(step_loss) > 1e-4
+    assert any(abs(value) > 0.1 for row in rows for value in row["advantages"])
