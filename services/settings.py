@@ -152,8 +152,6 @@ class ClusterSettings(Section):
 
     gpu_memory_gib: float | None = Field(default=None, gt=0)
     """Of each GPU of the trainer."""
-    num_rollout_servers: int = Field(default=1, ge=1)
-    """One GPU each; with `weights.transport = "ipc"` the trainer's own."""
 
 
 class EvaluationSettings(Section):

@@ -231,4 +231,4 @@ def test_a_step_over_two_ranks_is_one_step(
     )
     (metrics,) = run.rows("metrics.jsonl")
     assert metrics["loss"] == pytest.approx(step_loss, abs=1e-5)
-    assert any(abs(value) > 0.1 for row in rows for value in row["advantages"])
+    assert abs(step_loss) > 1e-4
