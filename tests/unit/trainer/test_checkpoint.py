@@ -1,3 +1,4 @@
+import multiprocessing
 import os
 import resource
 import shutil
@@ -134,19 +135,29 @@ def test_a_torn_one_does_not_count_among_those_that_are_kept(
     assert names(store) == ["step-000002", "step-000004", "step-000006"]
 
 
+def write_until_killed(root: Path) -> None:
+    fence = RunFence(root)
+    fence.take(1)
+
+    def killed(folder: Path) -> None:
+        Engine().save(folder)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    state = TrainerState(step=4, incarnation=1)
+    CheckpointStore(root / "checkpoints", 2, fence).write(state, killed, Alone())
+
+
 def test_a_kill_while_writing_leaves_a_draft_that_is_removed(
-    store: CheckpointStore, fence: RunFence
+    tmp_path: Path, store: CheckpointStore, fence: RunFence
 ) -> None:
     write(store, 2)
-    child = os.fork()
-    if child == 0:
-
-        def killed(folder: Path) -> None:
-            Engine().save(folder)
-            os.kill(os.getpid(), signal.SIGKILL)
-
-        store.write(TrainerState(step=4, incarnation=1), killed, Alone())
-    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
+    # Not a fork: torch's threads do not survive one.
+    child = multiprocessing.get_context("spawn").Process(
+        target=write_until_killed, args=(tmp_path,)
+    )
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
     assert names(store) == [".draft-000004-1", "step-000002"]
     assert start(store, fence)[0].step == 2
     assert names(store) == ["step-000002"]
