@@ -12,11 +12,14 @@ from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
 from trainer.types import TrainGroup
 
 
-def completion(token_ids: Sequence[int], logprob: float = -1.0) -> Completion:
+def completion(token_ids: Sequence[int], logprobs: float | Sequence[float] = -1.0) -> Completion:
+    """A completion of version 0; one log-probability is that of each token."""
+    if isinstance(logprobs, float):
+        logprobs = [logprobs] * len(token_ids)
     return Completion(
         text="",
         token_ids=list(token_ids),
-        rollout_logprobs=[logprob] * len(token_ids),
+        rollout_logprobs=list(logprobs),
         finish_reason="stop",
         policy_versions=[VersionSpan(policy_version=0, start=0, end=len(token_ids))],
     )

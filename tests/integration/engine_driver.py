@@ -23,9 +23,10 @@ from safetensors.torch import save_file
 from scene_data.dataset import Sample, SceneDataset
 from scene_data.templates import prompt_messages
 from scene_data.toy import SIDE, render, toy_scene
-from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
+from services.schemas.rollouts import Completion
 from services.settings import Settings
 from services.trainer_settings import AlgorithmSettings
+from tests.train_groups import completion, train_group
 from trainer.algorithms.weighting import completion_weights
 from trainer.batches.batch import MicroBatch
 from trainer.batches.preparation import Preparation
@@ -131,33 +132,20 @@ def _group(index: int, picked: torch.Generator, engine: PolicyEngine) -> TrainGr
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
     pads = 112 * 112 // (processor.image_processor.patch_size * 2) ** 2
     text = text.replace("<|image_pad|>", "<|image_pad|>" * pads)
-    return TrainGroup(
-        position=index,
+    group = train_group(
+        processor.tokenizer(text)["input_ids"],
+        [_completion(picked) for _ in range(GROUP_SIZE)],
         index=index,
-        rollout=RolloutGroup(
-            group_id=f"g{index}",
-            attempt=0,
-            incarnation=1,
-            server_id="s",
-            prompt_token_ids=processor.tokenizer(text)["input_ids"],
-            completions=[_completion(picked) for _ in range(GROUP_SIZE)],
-            sampling_s=0,
-        ),
-        rewards=[],
-        advantages=torch.randn(GROUP_SIZE, generator=picked).tolist(),
     )
+    advantages = torch.randn(GROUP_SIZE, generator=picked).tolist()
+    return group.model_copy(update={"advantages": advantages})
 
 
 def _completion(picked: torch.Generator) -> Completion:
     length = int(torch.randint(5, 30, (), generator=picked))
     noise = 0.1 * torch.randn(length, generator=picked)
-    return Completion(
-        text="",
-        token_ids=torch.randint(20, 500, (length,), generator=picked).tolist(),
-        rollout_logprobs=(-6.2 + noise).tolist(),
-        finish_reason="stop",
-        policy_versions=[VersionSpan(policy_version=0, start=0, end=length)],
-    )
+    tokens = torch.randint(20, 500, (length,), generator=picked).tolist()
+    return completion(tokens, (-6.2 + noise).tolist())
 
 
 def train(engine: PolicyEngine, ranks: Ranks, steps: range) -> list[dict[str, Any]]:

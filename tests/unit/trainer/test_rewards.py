@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.schemas.rewards import Matched, Reward
-from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
 from services.trainer_settings import AlgorithmSettings
+from tests.train_groups import completion, train_group
 from trainer.algorithms.advantages import EPSILON, group_relative, overlong_punishment
 from trainer.collection.rewards import has_spread, with_advantages
 from trainer.types import TrainGroup
@@ -26,26 +26,8 @@ def reward(form: float, edge: float) -> Reward:
 
 
 def group(rewards: list[Reward], lengths: list[int]) -> TrainGroup:
-    completions = [
-        Completion(
-            text="",
-            token_ids=[5] * n,
-            rollout_logprobs=[-1.0] * n,
-            finish_reason="stop",
-            policy_versions=[VersionSpan(policy_version=0, start=0, end=n)],
-        )
-        for n in lengths
-    ]
-    rollout = RolloutGroup(
-        group_id="g",
-        attempt=0,
-        incarnation=1,
-        server_id="s",
-        prompt_token_ids=[1],
-        completions=completions,
-        sampling_s=0,
-    )
-    return TrainGroup(position=0, index=0, rollout=rollout, rewards=rewards)
+    made = train_group([1], [completion([5] * n) for n in lengths])
+    return made.model_copy(update={"rewards": rewards, "advantages": []})
 
 
 def advantages(algorithm: dict[str, Any], *groups: TrainGroup) -> list[list[float]]:
