@@ -1,0 +1,1 @@
+"""Images in, predicted graphs out, through rollout servers."""

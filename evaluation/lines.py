@@ -1,0 +1,60 @@
+"""A line of `predictions.jsonl`: what `sgg-rl infer` writes and `sgg-rl evaluate` reads.
+
+Anybody's predictions, and references too, are taken in the plain form of it: `image_id`, `width`,
+`height`, `objects`, `relationships`. Other keys are ignored.
+"""
+
+import msgspec
+
+
+class LineObject(msgspec.Struct, gc=False):
+    """An object.
+
+    Example: `{"id": "man.1", "bbox": [10, 20, 200, 400]}`
+    """
+
+    id: str
+    """Name, dot, number"""
+    bbox: tuple[float, float, float, float]
+    """x1, y1, x2, y2 in pixels of the image"""
+    score: float = 1.0
+
+
+class LineRelationship(msgspec.Struct, gc=False):
+    """A relationship between two objects, by id.
+
+    Example: `{"subject": "man.1", "predicate": "riding", "object": "horse.2"}`
+    """
+
+    subject: str
+    predicate: str
+    object: str
+    score: float = 1.0
+
+
+class GraphLine(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """One image.
+
+    Example: `{"image_id": "7", "width": 640, "height": 480, "objects": [{"id": "man.1", "bbox":
+    [10, 20, 200, 400]}], "relationships": []}`
+    """
+
+    image_id: str | int
+    width: int
+    height: int
+    objects: list[LineObject]
+    relationships: list[LineRelationship]
+    status: str = "ok"
+    """Of the answer, as `scene_graph.parsing.Status`; anything but `ok` is a failure without a
+    graph"""
+    truncated: bool = False
+    """With `invalid_json`: the answer stops inside its JSON"""
+    text: str | None = None
+    """All that the model wrote"""
+    num_tokens: int | None = None
+    finish_reason: str | None = None
+    policy_versions: tuple[int, int] | None = None
+    """Oldest and newest that sampled a token of it"""
+    unconstrained_status: str | None = None
+    """Where the graph was written under a JSON schema: the status of the free answer"""
+    unconstrained_text: str | None = None

@@ -1,0 +1,128 @@
+"""What an evaluation finds: `metrics.json`, and what the report draws.
+
+`metrics.json` is `EvaluationResult` as JSON; `docs/evaluation.md` explains every number.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from scene_graph.metrics.ratio import RatioMetric
+
+Protocol = Literal["strict", "sgb", "r1-sgg"]
+PROTOCOLS: tuple[Protocol, ...] = ("strict", "sgb", "r1-sgg")
+
+Verdict = Literal["hit", "miss", "hallucination"]
+"""Of a reference item: hit or miss; of a predicted one: hit or hallucination."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Problem:
+    """Something wrong in the input, which did not end the evaluation."""
+
+    kind: str
+    """Such as `unknown_image`, `duplicate_image`, `box_outside`, `empty_reference`,
+    `unknown_name`, `broken_line`"""
+    file: str
+    line: int | None
+    """From 1; None where the file has no lines"""
+    image_id: str | None
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PredicateRow:
+    """One predicate in the report's table."""
+
+    predicate: str
+    group: Literal["head", "body", "tail"]
+    num_training: int | None
+    """Times in the training split, where one was given"""
+    num_reference: int
+    num_predicted: int
+    recall: dict[str, float]
+    """By protocol, at K = 100"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawnObject:
+    """A box of the browser."""
+
+    name: str
+    bbox: tuple[float, float, float, float]
+    """Pixels of the image"""
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawnRelation:
+    """An arrow of the browser, between objects by index."""
+
+    subject: int
+    predicate: str
+    object: int
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrawnGraph:
+    """One side of the browser."""
+
+    objects: list[DrawnObject]
+    relations: list[DrawnRelation]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageResult:
+    """One image: a line of `images.jsonl`, and a page of the browser."""
+
+    image_id: str
+    width: int
+    height: int
+    status: str
+    """`ok`, a failure's reason, or `no_prediction`"""
+    text: str | None
+    num_tokens: int | None
+    recall: float | None
+    """strict R@100; None where there is nothing to find"""
+    f1: float | None
+    """strict triplet F1"""
+    reference: DrawnGraph
+    predicted: DrawnGraph
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationResult:
+    """All of an evaluation. `metrics` and what follows it go to `metrics.json`."""
+
+    split: str
+    name: str
+    """Of the predictions, for headings: their file's folder or stem"""
+    num_images: int
+    protocols: dict[Protocol, dict[str, float | None]]
+    """Metric to value in 0..1 (`recall@20`, `mean_recall@50`, `zero_shot_recall@100`,
+    `ng_recall@20`, `triplet_f1`, …) and `num_images`, those that count; None where undefined"""
+    intervals: dict[Protocol, dict[str, tuple[float, float]]]
+    """95 % by bootstrap over images"""
+    objects: dict[str, float | None]
+    """`ap`, `ap50`, `ap75`, `recall`, `precision`, `f1`, `mean_iou`"""
+    object_intervals: dict[str, tuple[float, float]]
+    answers: dict[str, float | None]
+    """`failure_rate`, `unconstrained_failure_rate`, `relations_per_image`, `objects_per_image`,
+    `tokens_per_image`, and the references' `reference_relations_per_image`, …"""
+    failures: dict[str, int]
+    """Images without a graph, by reason"""
+    predicates: list[PredicateRow]
+    groups: dict[str, dict[str, float]]
+    """head, body, tail: mean recall at 100 by protocol"""
+    mapping: dict[str, dict[str, float]]
+    """`objects`, `predicates`: share of predicted names mapped by step (`exact`, `alias`,
+    `embedding`, `unmapped`); empty without a vocabulary"""
+    settings: dict[str, object]
+    """How the predictions were made (model, sampling, constraint), as `sgg-rl infer` wrote it"""
+    problem_counts: dict[str, int]
+    problems: list[Problem] = field(default_factory=list)
+    """The first of each kind"""
+    metrics: dict[Protocol, dict[str, RatioMetric]] = field(default_factory=dict)
+    """For the bootstrap; not in `metrics.json`"""
+    images: list[ImageResult] = field(default_factory=list)
+    """In reference order; in `images.jsonl`"""

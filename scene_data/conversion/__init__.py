@@ -1,0 +1,1 @@
+"""From raw annotation files to the dataset layout of `docs/data.md`."""

@@ -1,0 +1,63 @@
+"""A metric that remembers what each image gave to it, so that images can be drawn again.
+
+Every recall here is a mean over classes of a ratio of sums over images:
+
+    value(w) = mean over classes c of  sum_i w_i N[i, c] / sum_i w_i D[i, c]
+
+with w_i = 1 for the metric itself and a multinomial draw for the bootstrap (Efron 1979). A mean
+over images is one class with D = 1 where the image counts; a recall pooled for each predicate has
+hits in N and references in D.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from scene_graph.similarity import Floats
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RatioMetric:
+    """One metric of B images over C classes."""
+
+    numerator: csr_array
+    """[B, C]"""
+    denominator: csr_array
+    """[B, C] of 0 and more"""
+    num_classes: int | None = None
+    """Divide by this many, a class without denominator counting 0; by those that have one if
+    None."""
+
+    @classmethod
+    def mean_of_images(cls, values: Floats, counts: Floats) -> "RatioMetric":
+        """Of a value [B] in each image that counts [B] (0 or 1, or a weight)."""
+        return cls(
+            numerator=csr_array((values * counts).reshape(-1, 1)),
+            denominator=csr_array(np.asarray(counts, dtype=np.float64).reshape(-1, 1)),
+        )
+
+    @property
+    def value(self) -> float:
+        """The metric; nan where nothing counts."""
+        return float(self.weighted(np.ones((1, self.numerator.shape[0])))[0])
+
+    def by_class(self) -> tuple[Floats, Floats]:
+        """[C] sums of numerator and of denominator."""
+        ones = np.ones(self.numerator.shape[0])
+        return self.numerator.T @ ones, self.denominator.T @ ones
+
+    def weighted(self, weights: Floats) -> Floats:
+        """[R] the metric with images weighted.
+
+        Args:
+            weights: [R, B] of 0 and more.
+        """
+        above = (self.numerator.T @ weights.T).T
+        below = (self.denominator.T @ weights.T).T
+        counted = below > 0
+        ratios = np.divide(above, below, out=np.zeros_like(above), where=counted)
+        classes = counted.sum(axis=1) if self.num_classes is None else self.num_classes
+        with np.errstate(invalid="ignore"):
+            result: Floats = np.where(counted.any(axis=1), ratios.sum(axis=1) / classes, np.nan)
+        return result

@@ -1,0 +1,123 @@
+"""The graphs of many images as flat arrays, names as codes: what every metric works on."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scene_graph.boxes import Boxes
+from scene_graph.similarity import Floats, Indices
+
+
+@dataclass(slots=True, kw_only=True)
+class ImageGraph:
+    """One image's graph, as it was predicted or annotated; nothing is dropped, nothing unique.
+
+    Not frozen, for speed; nothing changes it.
+
+    Example: a man on a horse is `names=["man", "horse"], boxes=[0, 0, 5, 9, 0, 3, 9, 9],
+    subjects=[0], predicates=["on"], objects=[1]`.
+    """
+
+    names: list[str] = field(default_factory=list)
+    """[N] normalised, without number"""
+    boxes: list[float] = field(default_factory=list)
+    """[4N] x1, y1, x2, y2 in pixels of the image"""
+    scores: list[float] = field(default_factory=list)
+    """[N], or empty: then all are 1, as a language model gives none"""
+    subjects: list[int] = field(default_factory=list)
+    """[E] index among the N objects"""
+    predicates: list[str] = field(default_factory=list)
+    """[E] normalised"""
+    objects: list[int] = field(default_factory=list)
+    """[E]"""
+    relation_scores: list[float] = field(default_factory=list)
+    """[E], or empty: then all are 1"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GraphTable:
+    """B images with O objects and E relations, image after image, in the order they were given."""
+
+    num_images: int
+    names: tuple[str, ...]
+    """Of objects, by code"""
+    predicate_names: tuple[str, ...]
+    object_image: Indices
+    """[O] ascending"""
+    object_names: Indices
+    """[O] codes"""
+    boxes: Boxes
+    """[O, 4] pixels"""
+    scores: Floats
+    """[O]"""
+    relation_image: Indices
+    """[E] ascending"""
+    subjects: Indices
+    """[E] among the O objects"""
+    predicates: Indices
+    """[E] codes"""
+    objects: Indices
+    """[E]"""
+    relation_scores: Floats
+    """[E] of the relation alone, without its objects'"""
+
+    @property
+    def relations_of_image(self) -> Indices:
+        """[B] how many relations each image has."""
+        counts: Indices = np.bincount(self.relation_image, minlength=self.num_images)
+        return counts
+
+    @property
+    def objects_of_image(self) -> Indices:
+        """[B] how many objects each image has."""
+        counts: Indices = np.bincount(self.object_image, minlength=self.num_images)
+        return counts
+
+
+def tabulate(
+    predicted: Sequence[ImageGraph], reference: Sequence[ImageGraph]
+) -> tuple[GraphTable, GraphTable]:
+    """Predictions and references of the same images, in the same order, with the same codes.
+
+    Codes follow the alphabet, so they do not depend on the order of images.
+    """
+    both = [*predicted, *reference]
+    names = sorted({name for graph in both for name in graph.names})
+    predicates = sorted({name for graph in both for name in graph.predicates})
+    return _table(predicted, names, predicates), _table(reference, names, predicates)
+
+
+def _table(graphs: Sequence[ImageGraph], names: list[str], predicates: list[str]) -> GraphTable:
+    name_code = {name: code for code, name in enumerate(names)}
+    predicate_code = {name: code for code, name in enumerate(predicates)}
+    num_objects = np.array([len(g.names) for g in graphs], dtype=np.int64)
+    num_relations = np.array([len(g.predicates) for g in graphs], dtype=np.int64)
+    relation_image = np.arange(len(graphs)).repeat(num_relations)
+    first_object = (num_objects.cumsum() - num_objects)[relation_image]
+    return GraphTable(
+        num_images=len(graphs),
+        names=tuple(names),
+        predicate_names=tuple(predicates),
+        object_image=np.arange(len(graphs)).repeat(num_objects),
+        object_names=_integers([name_code[n] for g in graphs for n in g.names]),
+        boxes=_floats(chain.from_iterable(g.boxes for g in graphs)).reshape(-1, 4),
+        scores=_floats(s for g in graphs for s in g.scores or [1.0] * len(g.names)),
+        relation_image=relation_image,
+        subjects=first_object + _integers([s for g in graphs for s in g.subjects]),
+        predicates=_integers([predicate_code[p] for g in graphs for p in g.predicates]),
+        objects=first_object + _integers([o for g in graphs for o in g.objects]),
+        relation_scores=_floats(
+            s for g in graphs for s in g.relation_scores or [1.0] * len(g.predicates)
+        ),
+    )
+
+
+def _integers(values: list[int]) -> Indices:
+    return np.array(values, dtype=np.int64)
+
+
+def _floats(values: Iterable[float]) -> NDArray[np.float64]:
+    return np.fromiter(values, dtype=np.float64)
