@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from cli.reproduce import reproduce
 from cli.rollouts import rollouts
 from cli.score import score
 from cli.similarity import similarity_app
@@ -150,6 +151,7 @@ def doctor() -> None:
 
 app.command()(score)
 app.command()(rollouts)
+app.command()(reproduce)
 
 
 @data_app.command("make-toy")

@@ -41,7 +41,7 @@ def _steps(settings: Settings) -> Iterator[str]:
     trainer, name = settings.trainer, settings.data.train
     step = (
         f"{trainer.groups_per_step} images of {trainer.group_size} completions on "
-        f"{trainer.num_ranks} trainer GPUs"
+        f"{trainer.num_ranks} trainer GPUs; {settings.cluster.num_rollout_servers} rollout servers"
     )
     try:
         rows = len(open_dataset(name))

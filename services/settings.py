@@ -148,10 +148,12 @@ class WeightSettings(Section):
 
 
 class ClusterSettings(Section):
-    """The GPUs that a run is sized for: `sgg-rl train --dry-run` compares its estimate."""
+    """The GPUs that a run is sized for: for `sgg-rl train --dry-run` and `reproduce`."""
 
     gpu_memory_gib: float | None = Field(default=None, gt=0)
     """Of each GPU of the trainer."""
+    num_rollout_servers: int = Field(default=1, ge=1)
+    """Each on a GPU of its own."""
 
 
 class EvaluationSettings(Section):

@@ -1,0 +1,32 @@
+"""`sgg-rl reproduce`: the commands of a published table."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+
+def reproduce(
+    table: Annotated[Literal["r1-sgg"], typer.Argument(help="arXiv 2504.13617, VG150 and PSG.")],
+    stage: Annotated[
+        Literal["all", "sft", "grpo", "infer", "evaluate"], typer.Option(help="Only this one.")
+    ] = "all",
+    row: Annotated[str, typer.Option(help="Rows whose name fits, such as 'vg150-closed-*'.")] = "*",
+    hardware: Annotated[
+        str | None, typer.Option(help="A file of configs/hardware to lay over each recipe.")
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs"),
+    tiny: Annotated[
+        bool, typer.Option("--tiny", help="Run the whole chain, on toy-scenes and a CPU.")
+    ] = False,
+) -> None:
+    """Print the commands for each row of a published table, as a bash script."""
+    from launcher.reproduce import RECIPES, STAGES, commands, find_rows, run_tiny
+
+    if tiny:
+        if stage != "all" or hardware or row != "*":
+            raise typer.BadParameter("--tiny is the whole chain: it takes --runs only")
+        sys.exit(run_tiny(runs))
+    rows = find_rows(RECIPES, row, hardware=hardware, runs=runs)
+    print("\n".join(commands(rows, STAGES if stage == "all" else [stage])))
