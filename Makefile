@@ -47,7 +47,7 @@ demo: $(INSTALLED) $(if $(DATA),,$(TOY)) ## The whole loop on this machine: runs
 	$(BIN)/sgg-rl demo --config $(CONFIG) $(if $(DATA),--data "$(DATA)") --set run.name=$(NAME) --set run.seed=$(SEED) $(foreach s,$(SET),--set $(s))
 
 test: $(INSTALLED) check ## Everything that a CPU machine can run
-	$(BIN)/pytest tests/integration tests/e2e -q
+	$(BIN)/pytest tests/integration tests/e2e -q --durations=25
 
 check: $(INSTALLED) lint types imports ## Format, lint, types, import contracts, unit and contract tests
 	$(BIN)/pytest tests/unit tests/contract -q

@@ -31,10 +31,11 @@ _INFERENCE = "inference.toml"
 """Beside the recipes: what is laid over them to infer."""
 _KINDS = ("instruct", "sft", "zero", "grpo")
 _SPLITS = {
-    "JosephZ/vg150_val_sgg_prompt": "VG150 val",
-    "JosephZ/psg_test_sg": "PSG test",
-    "build/toy-tiny/heldout.parquet": "toy-scenes held out",
+    "JosephZ/vg150_val_sgg_prompt": ("VG150 val", "vg150"),
+    "JosephZ/psg_test_sg": ("PSG test", "psg"),
+    "build/toy-tiny/heldout.parquet": ("toy-scenes held out", None),
 }
+"""Name and vocabulary of what is evaluated, which is closed in the tables' open rows too."""
 _MAKE_TINY_DATA = "sgg-rl data make-toy build/toy-tiny --num-train 2048 --num-heldout 128"
 
 
@@ -230,12 +231,11 @@ def _infer(row: Row) -> str:
 
 def _evaluate(row: Row) -> str:
     data = row.settings.data
-    vocabulary = ["--vocabulary", data.vocabulary] if data.vocabulary else []
+    split, vocabulary = _SPLITS[str(data.heldout)]
     return _sgg_rl(
         "evaluate",
         str(row.folder / "inference/predictions.jsonl"),
-        *("--reference", str(data.heldout), "--split", _SPLITS[str(data.heldout)]),
-        *("--train", data.train),
-        *vocabulary,
+        *("--reference", str(data.heldout), "--split", split, "--train", data.train),
+        *(("--vocabulary", vocabulary) if vocabulary else ()),
         *("--output", str(row.folder / "evaluation")),
     )
