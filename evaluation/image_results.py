@@ -27,9 +27,7 @@ def image_results(
         tables: Predicted and reference, of these images.
         hits: Of these tables.
     """
-    predicted = _drawn(
-        tables[0], hits.predicted_objects, hits.predicted_relations, "hallucination"
-    )
+    predicted = _drawn(tables[0], hits.predicted_objects, hits.predicted_relations, "hallucination")
     reference = _drawn(tables[1], hits.reference_objects, hits.reference_relations, "miss")
     recall = _of_images(hits.metrics["recall@100"])
     f1 = _of_images(hits.metrics["triplet_f1"])

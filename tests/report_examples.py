@@ -62,6 +62,7 @@ def spoilt(
         "r1-sgg": r1,
     }
     return EvaluationResult(
+        inputs={"vocabulary": "vg150"},
         split="Visual Genome sample",
         name=name,
         num_images=len(images),

@@ -16,20 +16,20 @@ MAX_TEXT = 20_000
 
 def browser_data(
     chosen: Sequence[ImageResult],
-    sides: Mapping[str, Mapping[str, ImageResult]],
+    sides: Sequence[tuple[str, Mapping[str, ImageResult]]],
     image_bytes: Callable[[str], bytes | None],
 ) -> dict[str, Any]:
     """What the browser shows.
 
     Args:
         chosen: Images to show, with their references.
-        sides: Name of the predictions to their results by image id: one, or two to compare.
+        sides: Name of the predictions and their results by image id: one, or two to compare.
         image_bytes: Image id to the encoded picture; None where there is none.
     """
     return {
-        "sides": list(sides),
+        "sides": [name for name, _ in sides],
         "images": [
-            _image(image, [side[image.image_id] for side in sides.values()], image_bytes)
+            _image(image, [side[image.image_id] for _, side in sides], image_bytes)
             for image in chosen
         ],
     }

@@ -27,9 +27,10 @@ def predicate_chart(rows: Sequence[PredicateRow], groups: Mapping[str, dict[str,
     rows = rows[:MAX_PREDICATES]
     step = max(14.0, min(40.0, 900 / max(len(rows), 1)))
     left, foot = 52.0, 250.0
+    names = max((len(shortened(row.predicate)) for row in rows), default=0)
     plot = Plot(
         width=left + step * len(rows) + 16,
-        height=foot + 118,
+        height=foot + 40 + 4.8 * names,  # of letters that stand at 55 degrees
         x=Scale(low=0, high=max(len(rows), 1), start=left, end=left + step * max(len(rows), 1)),
         y=Scale(low=0, high=100, start=foot, end=28),
         x_title="predicates, most frequent first",
@@ -62,7 +63,7 @@ def _predicate(row: PredicateRow, plot: Plot, place: int, step: float) -> Markup
         line = {"x1": left - 1, "x2": left + width + 1, "y1": level, "y2": level}
         parts.append(element("line", **line, class_="second"))
     turned = {"transform": f"rotate(-55 {middle:.1f} {foot + 12:.1f})", "text_anchor": "end"}
-    parts.append(element("text", _short(row.predicate), x=middle, y=foot + 12, **turned))
+    parts.append(element("text", shortened(row.predicate), x=middle, y=foot + 12, **turned))
     return element("g", *parts)
 
 
@@ -83,7 +84,8 @@ def _hint(row: PredicateRow) -> str:
     return f"{row.predicate} ({row.group}; {row.num_reference:,} in the reference): {recalls}"
 
 
-def _short(name: str) -> str:
+def shortened(name: str) -> str:
+    """What fits beside a bar."""
     return name if len(name) <= 18 else name[:17] + "…"
 
 

@@ -36,7 +36,8 @@ ANSWERS = {
 }
 FAILURES = {
     "no_answer": "nothing that looks like an answer",
-    "invalid_json": "not JSON, or JSON cut short",
+    "invalid_json": "what stands there is no JSON",
+    "truncated": "the answer stops inside its JSON",
     "schema_violation": "JSON of another shape",
     "too_large": "over the limits on size",
     "no_prediction": "no line for the image",
@@ -67,11 +68,17 @@ class Section:
     rows: tuple[Row, ...]
 
 
-def percent(value: float | None, digits: int = 2) -> str:
-    """A share as a number of per cent; a dash where it is undefined."""
+def percent(value: float | None, digits: int = 2, scale: float = 100.0) -> str:
+    """A share as a number of per cent; a dash where it is undefined.
+
+    Args:
+        value: Of 0..1.
+        digits: After the point.
+        scale: 1 for what is no share.
+    """
     if value is None or math.isnan(value):
         return NONE
-    return f"{100 * value:.{digits}f}"
+    return f"{scale * value:.{digits}f}"
 
 
 def count(value: float | None) -> str:
@@ -146,15 +153,28 @@ def object_rows(result: EvaluationResult) -> list[Row]:
 def answer_rows(result: EvaluationResult) -> list[Row]:
     """Rates in per cent, counts as they are."""
     return [
-        Row(label=ANSWERS.get(key, key.replace("_", " ")), cells=(Cell(value=_answer(key, value)),))
+        Row(
+            label=answer_label(key),
+            cells=(_answer(key, value, result.answer_intervals.get(key)),),
+        )
         for key, value in _in_order(result.answers, ANSWERS)
     ]
 
 
-def _answer(key: str, value: float | None) -> str:
+def answer_label(key: str) -> str:
+    """A key of `answers` or of `objects` in words."""
+    name = key.removeprefix("object_")
+    return ANSWERS.get(key) or OBJECT_MEASURES.get(name) or key.replace("_", " ")
+
+
+def _answer(key: str, value: float | None, interval: tuple[float, float] | None) -> Cell:
+    if key.endswith("_rate"):
+        cell = percent_cell(value, interval)
+        return cell if value is None else Cell(value=f"{cell.value} %", interval=cell.interval)
     if value is None:
-        return NONE
-    return f"{percent(value)} %" if key.endswith("_rate") else f"{value:,.2f}"
+        return Cell(value=NONE)
+    low_high = f"{interval[0]:,.1f} to {interval[1]:,.1f}" if interval else ""
+    return Cell(value=f"{value:,.2f}", interval=low_high)
 
 
 def _in_order(
@@ -173,3 +193,8 @@ def flat_settings(settings: Mapping[str, object], prefix: str = "") -> list[tupl
         elif value not in (None, "", []):
             flat.append((f"{prefix}{key}", str(value)))
     return flat
+
+
+def mapping_steps(mapping: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Steps that any kind of names went through, in their order."""
+    return list(dict.fromkeys(step for shares in mapping.values() for step in shares))
