@@ -37,6 +37,7 @@ def written_graph(
         names=[NORMAL_IDS[item.id][1] for item in objects],
         boxes=[coordinate for item in objects for coordinate in item.bbox],
         scores=_scores(objects),
+        size=size,
     )
     _check_boxes(objects, size, place)
     placed = _connect(graph, relationships, _indices(objects, place), place)
@@ -67,6 +68,7 @@ def parsed_graph(
         subjects=columns.subjects,
         predicates=columns.predicates,
         objects=columns.objects,
+        size=size,
     )
 
 

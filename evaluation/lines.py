@@ -9,7 +9,8 @@ from typing import Annotated
 
 import msgspec
 
-Pixels = Annotated[int, msgspec.Meta(ge=1)]
+Pixels = Annotated[int, msgspec.Meta(ge=0)]
+"""0 where nobody could open the image"""
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 

@@ -6,7 +6,7 @@ a file that cannot be used at all is an error.
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from services.errors import InvalidInputError
 class PredictedImage:
     """What was found in an image."""
 
-    graph: ImageGraph = field(default_factory=ImageGraph)
+    graph: ImageGraph
     """Empty unless `status` is `ok`"""
     status: str
     text: str | None = None
@@ -130,14 +130,14 @@ def _prediction(line: _Line, size: Size, place: Place) -> PredictedImage | None:
 
 
 def _of_graph(line: GraphLine, size: Size, place: Place) -> PredictedImage:
-    if (line.width, line.height) != size:
-        detail = f"{line.width}x{line.height}, but the reference is {size[0]}x{size[1]}"
-        place.add("size_differs", detail + ": boxes are taken as pixels of the reference")
-    usable = line.status == "ok"
+    graph = ImageGraph(size=size)
+    if line.status == "ok":
+        graph = written_graph(line.objects, line.relationships, size, place)
+        if (line.width, line.height) != size:
+            detail = f"{line.width}x{line.height}, but the reference is {size[0]}x{size[1]}"
+            place.add("size_differs", detail + ": boxes are taken as pixels of the reference")
     return PredictedImage(
-        graph=written_graph(line.objects, line.relationships, size, place)
-        if usable
-        else ImageGraph(),
+        graph=graph,
         status=_status(line.status, truncated=line.truncated),
         text=line.text,
         num_tokens=line.num_tokens,

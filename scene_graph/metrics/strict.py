@@ -46,14 +46,24 @@ class StrictResult:
     `triplet_precision`, `triplet_f1`, `object_recall`, …, `mean_iou`"""
     predicate_recall: RatioMetric
     """Mean recall with every prediction counted: no graph constraint, no K"""
-    predicted_relations: Flags
-    """[E] hits of the one assignment with every prediction counted; the same assignment's"""
-    reference_relations: Flags
-    """[R] a repeated one as the one that it repeats"""
-    predicted_objects: Flags
+    predicted_relation_hits: Flags
+    """[E] of the one assignment with every prediction counted, as all that follow"""
+    reference_relation_hits: Flags
+    """[R] a repeated relation as the one that it repeats"""
+    predicted_object_hits: Flags
     """[O]"""
-    reference_objects: Flags
+    reference_object_hits: Flags
     """[Q]"""
+
+    @property
+    def recall(self) -> Floats:
+        """[B] recall@100 of each image; nan where there is nothing to find."""
+        return _by_image(self.metrics["recall@100"])
+
+    @property
+    def f1(self) -> Floats:
+        """[B] triplet F1 of each image; nan where there is nothing to find."""
+        return _by_image(self.metrics["triplet_f1"])
 
 
 def strict(
@@ -88,10 +98,10 @@ def strict(
     return StrictResult(
         metrics=metrics,
         predicate_recall=pooled_recall(found, counted, reference),
-        predicted_relations=_flags(hits.predicted, len(written)),
-        reference_relations=found[original],
-        predicted_objects=_flags(objects.predicted, len(predicted.object_image)),
-        reference_objects=_flags(objects.reference, len(reference.object_image)),
+        predicted_relation_hits=_flags(hits.predicted, len(written)),
+        reference_relation_hits=found[original],
+        predicted_object_hits=_flags(objects.predicted, len(predicted.object_image)),
+        reference_object_hits=_flags(objects.reference, len(reference.object_image)),
     )
 
 
@@ -134,6 +144,11 @@ def _shares(
         f"{name}_precision": mean(found, num_predicted),
         f"{name}_f1": mean(2 * found, num_predicted + num_reference),
     }
+
+
+def _by_image(metric: RatioMetric) -> Floats:
+    counts = metric.denominator.toarray()[:, 0] > 0
+    return np.where(counts, metric.numerator.toarray()[:, 0], np.nan)
 
 
 def _flags(places: Indices, length: int) -> Flags:
