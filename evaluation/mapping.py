@@ -83,9 +83,7 @@ def map_names(
     return mapped
 
 
-def _nearest(
-    names: list[str], vocabulary: Sequence[str], similarity: Similarity
-) -> dict[str, str]:
+def _nearest(names: list[str], vocabulary: Sequence[str], similarity: Similarity) -> dict[str, str]:
     """The most alike name of the vocabulary where it is alike enough; of equals the first."""
     both = [*vocabulary, *names]
     size = len(vocabulary)
