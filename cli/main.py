@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from cli.evaluate import evaluate
 from cli.rollouts import rollouts
 from cli.score import score
 from cli.similarity import similarity_app
@@ -149,6 +150,7 @@ def doctor() -> None:
 
 
 app.command()(score)
+app.command()(evaluate)
 app.command()(rollouts)
 
 

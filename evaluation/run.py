@@ -1,0 +1,84 @@
+"""The stories of `sgg-rl evaluate`: read, compare, write."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from evaluation.evaluate import Options, evaluate
+from evaluation.mapping import Mapper
+from evaluation.problems import Problems
+from evaluation.reading import read_predictions
+from evaluation.references import read_references
+from evaluation.report import write_report
+from evaluation.result import EvaluationResult
+from evaluation.storage import save_result
+from evaluation.training_split import read_training_split
+from scene_data.vocabulary import Aliases, load_aliases, load_vocabulary, read_aliases
+from services.errors import SettingsError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What to evaluate, and how."""
+
+    predictions: Path
+    """See `read_predictions`"""
+    reference: str
+    """See `read_references`"""
+    split: str
+    """The reference's name"""
+    train: str | None = None
+    """The training split"""
+    vocabulary: str | None = None
+    """`vg150` or `psg`: predicted names are mapped to it"""
+    aliases: tuple[Path, ...] = ()
+    """Files of synonyms; they come before the shipped ones"""
+    embedding_model: str | None = None
+    num_images: int = 100
+    """That the report shows"""
+
+
+def run_evaluation(request: Request, output: Path) -> EvaluationResult:
+    """Read, evaluate, and write the results into a folder.
+
+    Raises:
+        InvalidInputError: Something cannot be read, or there is nothing to compare.
+        SettingsError: The request contradicts itself.
+    """
+    mapper = _mapper(request)
+    problems = Problems()
+    training = read_training_split(request.train) if request.train else None
+    references = read_references(request.reference, problems)
+    predictions = read_predictions(request.predictions, references, problems)
+    options = Options(split=request.split, mapper=mapper, training=training)
+    inputs = {
+        "predictions": str(predictions.file),
+        "reference": request.reference,
+        "train": request.train,
+        "vocabulary": request.vocabulary,
+        "embedding_model": request.embedding_model,
+    }
+    result = replace(evaluate(predictions, references, problems, options), inputs=inputs)
+    save_result(result, output)
+    write_report(result, output, references.image_bytes, num_images=request.num_images)
+    return result
+
+
+def _mapper(request: Request) -> Mapper | None:
+    if request.vocabulary is None:
+        if request.aliases or request.embedding_model:
+            raise SettingsError("--aliases and --embedding-model need a --vocabulary to map to")
+        return None
+    similarity = None
+    if request.embedding_model:
+        from reward_service.similarity.embedding import load_embedding
+
+        similarity = load_embedding(request.embedding_model)
+    shipped = load_aliases(request.vocabulary)
+    more: dict[str, str] = {}
+    for file in reversed(request.aliases):
+        more |= read_aliases(file)
+    return Mapper(
+        vocabulary=load_vocabulary(request.vocabulary).normalised(),
+        aliases=Aliases(shipped.objects | more, shipped.predicates | more),
+        similarity=similarity,
+    )
