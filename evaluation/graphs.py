@@ -5,7 +5,7 @@
 | a box outside of its image | stays as it is |
 | an empty or inverted box | stays: an object that hits nothing |
 | an object id that comes twice | both objects stay; relationships mean the first |
-| a relationship to an object that is not there | is left out: it says nothing that could be placed |
+| a relationship to an object that is not there | is left out: it cannot be placed |
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,10 @@
 """The stories of `sgg-rl evaluate`: read, compare, write."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from evaluation.compare import Comparison, compare
 from evaluation.evaluate import Options, evaluate
 from evaluation.mapping import Mapper
 from evaluation.problems import Problems
@@ -10,10 +12,10 @@ from evaluation.reading import read_predictions
 from evaluation.references import read_references
 from evaluation.report import write_report
 from evaluation.result import EvaluationResult
-from evaluation.storage import save_result
+from evaluation.storage import load_result, save_comparison, save_result
 from evaluation.training_split import read_training_split
 from scene_data.vocabulary import Aliases, load_aliases, load_vocabulary, read_aliases
-from services.errors import SettingsError
+from services.errors import InvalidInputError, SettingsError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +63,34 @@ def run_evaluation(request: Request, output: Path) -> EvaluationResult:
     save_result(result, output)
     write_report(result, output, references.image_bytes, num_images=request.num_images)
     return result
+
+
+def run_comparison(folders: tuple[Path, Path], output: Path, num_images: int) -> Comparison:
+    """Compare two finished evaluations, and write `comparison.json` and the report.
+
+    Raises:
+        InvalidInputError: One of them is not there, or they have no image in common.
+    """
+    first, second = map(load_result, folders)
+    if first.name == second.name:  # then folders tell them apart
+        first, second = (
+            replace(result, name=str(folder))
+            for result, folder in zip((first, second), folders, strict=True)
+        )
+    compared = compare(first, second)
+    output.mkdir(parents=True, exist_ok=True)
+    save_comparison(compared, output)
+    write_report(second, output, _pictures(second), compared, num_images)
+    return compared
+
+
+def _pictures(result: EvaluationResult) -> Callable[[str], bytes | None]:
+    """Of the reference, where it is still there."""
+    try:
+        references = read_references(result.inputs["reference"] or "", Problems())
+    except InvalidInputError:
+        return lambda _: None
+    return references.image_bytes
 
 
 def _mapper(request: Request) -> Mapper | None:

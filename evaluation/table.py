@@ -1,21 +1,22 @@
 """What an evaluation prints: everything that decides, in 80 columns."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from evaluation.compare import Comparison, Difference, PredicateChange
 from evaluation.published import PublishedRow, published_rows
-from evaluation.result import EvaluationResult, Problem, Protocol
+from evaluation.result import PROTOCOLS, EvaluationResult, Problem, Protocol
 
 _SHORT = {"recall": "R", "mean_recall": "mR", "zero_shot_recall": "zR"}
 _ANSWERS = {
     "failure_rate": "failures",
     "unconstrained_failure_rate": "failures, free decoding",
     "relations_per_image": "relations an image",
-    "reference_relations_per_image": "… in the reference",
+    "reference_relations_per_image": "… reference",
     "objects_per_image": "objects an image",
     "reference_objects_per_image": "… in the reference",
     "tokens_per_image": "tokens an image",
@@ -118,8 +119,7 @@ def _cell(result: EvaluationResult, protocol: Protocol, metric: str) -> str:
 def _objects_and_answers(result: EvaluationResult) -> Table:
     table = plain_table(result.split, "objects and answers")
     for name, value in result.objects.items():
-        label = name.upper() if name.startswith("ap") else f"object {metric_label(name)}"
-        table.add_row(label, with_interval(value, result.object_intervals.get(name)))
+        table.add_row(_object_label(name), with_interval(value, result.object_intervals.get(name)))
     for name, label in _ANSWERS.items():
         value, interval = result.answers[name], result.answer_intervals.get(name)
         if not name.endswith("per_image"):
@@ -127,6 +127,12 @@ def _objects_and_answers(result: EvaluationResult) -> Table:
         elif value is not None:
             table.add_row(label, f"{value:,.2f}")
     return table
+
+
+def _object_label(name: str) -> str:
+    """With or without `object_` before it."""
+    name = name.removeprefix("object_")
+    return name.upper() if name.startswith("ap") else f"object {name}".replace("_iou", " IoU")
 
 
 def _published(result: EvaluationResult) -> Table:
@@ -156,3 +162,54 @@ def _mapped(name: str, shares: Mapping[str, float]) -> Text:
     """Where the predicted names are in the vocabulary, step by step."""
     parts = ", ".join(f"{step} {percent(share)}" for step, share in shares.items())
     return Text(f"predicted {name} in the vocabulary, %: {parts}")
+
+
+def comparison_view(compared: Comparison) -> Group:
+    """What the second has over the first, and how sure that is."""
+    first, second = compared.first, compared.second
+    head = f"{second.name} against {first.name}: {compared.num_images:,} images\n"
+    if any(compared.num_left_out):
+        only = "; {:,} images only in the first and {:,} only in the second are left out"
+        head = head.rstrip() + only.format(*compared.num_left_out) + "\n"
+    head += "in percent, paired bootstrap over images; * where 95 % intervals leave out 0"
+    tables = [_differences(compared, protocol) for protocol in (*PROTOCOLS, None)]
+    spaced = (part for table in tables for part in (Text(), table))
+    lines = [Text("strict recall@100 by predicate, greatest changes")]
+    lines += [_change_line(change) for change in _greatest(compared.predicates)]
+    return Group(Text(head, style="bold"), *spaced, Text(), *lines)
+
+
+def _differences(compared: Comparison, protocol: Protocol | None) -> Table:
+    table = plain_table(protocol or "objects, answers", "first", "second", "difference", "p")
+    for difference in compared.differences:
+        if difference.protocol == protocol:
+            table.add_row(*_difference_cells(difference))
+    return table
+
+
+def _difference_cells(d: Difference) -> tuple[str, ...]:
+    scale = 1.0 if d.metric.endswith("per_image") else 100.0
+    label = _ANSWERS.get(d.metric) or _object_label(d.metric)
+    label = metric_label(d.metric) if d.protocol else label
+    values = [NONE if v is None else f"{scale * v:.2f}" for v in (d.first, d.second)]
+    if d.difference is None:
+        return label, *values, NONE, NONE
+    difference = f"{scale * d.difference:+.2f}"
+    if d.interval is None or d.p_value is None:
+        return label, *values, difference, NONE
+    low, high = (scale * end for end in d.interval)
+    sure = "*" if low > 0 or high < 0 else " "
+    return label, *values, f"{difference} [{low:+.2f}, {high:+.2f}]{sure}", f"{d.p_value:.3f}"
+
+
+def _greatest(changes: Sequence[PredicateChange]) -> list[PredicateChange]:
+    """The five greatest losses and gains."""
+    losses = [change for change in changes[:5] if change.difference < 0]
+    return losses + [change for change in changes[-5:] if change.difference > 0]
+
+
+def _change_line(change: PredicateChange) -> Text:
+    return Text(
+        f"  {100 * change.difference:+7.2f}  {change.predicate} "
+        f"({percent(change.first)} to {percent(change.second)}, {change.num_reference:,} times)"
+    )
