@@ -26,19 +26,24 @@ def find_image(name: str, folders: Sequence[Path]) -> Path:
     )
 
 
-def image_size(data: bytes) -> tuple[int, int]:
-    """Width and height of an encoded image whose pixels can all be decoded.
+def image_size(data: bytes, *, all_pixels: bool = True) -> tuple[int, int]:
+    """Width and height of an encoded image.
+
+    Args:
+        data: The file.
+        all_pixels: Decode it to its end, which finds damage behind the header.
 
     Raises:
-        RowError: They cannot.
+        RowError: It cannot be decoded.
     """
     from PIL import Image
 
     try:
         with Image.open(io.BytesIO(data)) as image:
             size = image.size
-            image.draft("L", (1, 1))  # JPEG: every byte is still read, at an eighth of the pixels
-            image.load()
+            if all_pixels:
+                image.draft("L", (1, 1))  # JPEG: every byte is read, at an eighth of the pixels
+                image.load()
     # What Pillow's decoders raise about damaged files.
     except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
         raise RowError(f"image is not readable: {error}") from error

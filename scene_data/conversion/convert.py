@@ -170,6 +170,8 @@ def _image(raw: RawImage, options: ConversionOptions) -> tuple[bytes | None, tup
     """
     if not options.with_images and raw.size:
         return None, raw.size
+    if raw.image is None:
+        raise RowError("no image, and no width and height either" if not raw.size else "no image")
     try:
         image = raw.image
         if isinstance(image, str):
