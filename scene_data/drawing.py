@@ -54,7 +54,7 @@ def draw_graph(image_bytes: bytes, graph: SceneGraph, title: str) -> bytes:
 
 def _colour(number: int) -> Colour:
     """Neighbours in number are far apart in hue: steps of the golden ratio."""
-    red, green, blue = colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.75, 0.8)
+    red, green, blue = colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.75, 0.72)
     return round(red * 255), round(green * 255), round(blue * 255)
 
 
