@@ -14,7 +14,9 @@ from evaluation.report import write_report
 from evaluation.result import EvaluationResult
 from evaluation.storage import load_result, save_comparison, save_result
 from evaluation.training_split import read_training_split
-from scene_data.vocabulary import Aliases, load_aliases, load_vocabulary, read_aliases
+from scene_data.conversion.names import read_aliases
+from scene_data.vocabulary import Aliases, load_aliases, load_vocabulary
+from scene_graph.graph import normalise_name
 from services.errors import InvalidInputError, SettingsError
 
 
@@ -106,7 +108,7 @@ def _mapper(request: Request) -> Mapper | None:
     shipped = load_aliases(request.vocabulary)
     more: dict[str, str] = {}
     for file in reversed(request.aliases):
-        more |= read_aliases(file)
+        more |= {alias: normalise_name(name) for alias, name in read_aliases(file).items()}
     return Mapper(
         vocabulary=load_vocabulary(request.vocabulary).normalised(),
         aliases=Aliases(shipped.objects | more, shipped.predicates | more),
