@@ -5,7 +5,6 @@ images, and in an image in the order in which they were written: a curve over an
 Precision and recall of the strict protocol say more.
 """
 
-from collections.abc import Iterator
 from typing import Any, TypedDict
 
 import numpy as np
@@ -15,8 +14,6 @@ from scene_graph.similarity import Floats, Indices
 
 MAX_DETECTIONS = 100
 """Of an image and name, as COCO has it: the best by score"""
-_CELLS_AT_ONCE = 1 << 20
-"""Images times names evaluated together: faster-coco-eval makes a list for each."""
 
 
 class DetectionAp(TypedDict):
@@ -37,11 +34,11 @@ def detection_ap(predicted: GraphTable, reference: GraphTable) -> DetectionAp:
         predicted: From `tabulate`, like `reference`.
         reference: The same images; their order decides between equal scores.
     """
-    names = np.unique(reference.object_names)
-    at_once = max(1, _CELLS_AT_ONCE // max(reference.num_images, 1))
-    parts = [np.empty((10, 101, 0))]
-    parts += [_precision(predicted, reference, part) for part in _parts(names, at_once)]
-    precision = np.concatenate(parts, axis=2)
+    codes = np.unique(reference.object_names)
+    # Name by name: together, faster-coco-eval makes a list for each name in each image.
+    sides = zip(_by_name(predicted, codes), _by_name(reference, codes), strict=True)
+    curves = [_precision(_annotations(predicted, p), _annotations(reference, r)) for p, r in sides]
+    precision = np.stack(curves, axis=2) if curves else np.empty((10, 101, 0))
     by_name = precision[0].mean(axis=0)
     return DetectionAp(
         ap=_mean(precision),
@@ -49,7 +46,7 @@ def detection_ap(predicted: GraphTable, reference: GraphTable) -> DetectionAp:
         ap75=_mean(precision[5]),
         ap50_by_name={
             reference.names[code]: value
-            for code, value in zip(names.tolist(), by_name.tolist(), strict=True)
+            for code, value in zip(codes.tolist(), by_name.tolist(), strict=True)
         },
     )
 
@@ -58,23 +55,25 @@ def _mean(values: Floats) -> float:
     return float(values.mean()) if values.size else float("nan")
 
 
-def _parts(names: Indices, at_once: int) -> Iterator[Indices]:
-    for i in range(0, len(names), at_once):
-        yield names[i : i + at_once]
+def _by_name(table: GraphTable, codes: Indices) -> list[Indices]:
+    """The objects of each name, in the order of images."""
+    order = np.argsort(table.object_names, kind="stable")
+    sorted_names = table.object_names[order]
+    begins = np.searchsorted(sorted_names, codes)
+    ends = np.searchsorted(sorted_names, codes, side="right")
+    return [order[i:j] for i, j in zip(begins.tolist(), ends.tolist(), strict=True)]
 
 
-def _precision(predicted: GraphTable, reference: GraphTable, names: Indices) -> Floats:
-    """[10 thresholds, 101 recalls, names] interpolated precision."""
+def _precision(detections: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> Floats:
+    """[10 thresholds, 101 recalls] interpolated precision of one name's boxes."""
     from faster_coco_eval import COCO
     from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 
-    annotations, detections = _annotations(reference, names), _annotations(predicted, names)
-    # An image that has none of these names adds nothing.
     images = sorted({a["image_id"] for a in [*annotations, *detections]})
     truth = COCO()
     truth.dataset = {
         "images": [{"id": image} for image in images],
-        "categories": [{"id": code, "name": reference.names[code]} for code in names.tolist()],
+        "categories": [{"id": 1}],
         "annotations": annotations,
     }
     truth.createIndex()
@@ -84,32 +83,30 @@ def _precision(predicted: GraphTable, reference: GraphTable, names: Indices) -> 
     evaluation.params.areaRngLbl = evaluation.params.areaRngLbl[:1]
     evaluation.evaluate()
     evaluation.accumulate()
-    precision: Floats = evaluation.eval["precision"][:, :, :, 0, 0]
+    precision: Floats = evaluation.eval["precision"][:, :, 0, 0, 0]
     return precision
 
 
-def _annotations(table: GraphTable, names: Indices) -> list[dict[str, Any]]:
-    """Objects of these names in COCO's form: ids from 1, as it takes 0 for no match."""
-    kept = np.flatnonzero(np.isin(table.object_names, names))
-    boxes = table.boxes[kept]
+def _annotations(table: GraphTable, objects: Indices) -> list[dict[str, Any]]:
+    """In COCO's form: ids from 1, as it takes 0 for no match."""
+    boxes = table.boxes[objects]
     sides = np.maximum(boxes[:, 2:] - boxes[:, :2], 0.0)
     columns = (
-        table.object_image[kept],
-        table.object_names[kept],
+        table.object_image[objects],
         np.concatenate((boxes[:, :2], sides), axis=1),
         sides.prod(axis=1),
-        table.scores[kept],
+        table.scores[objects],
     )
     rows = zip(*(column.tolist() for column in columns), strict=True)
     return [
         {
             "id": i,
             "image_id": image,
-            "category_id": name,
+            "category_id": 1,
             "bbox": box,
             "area": area,
             "score": score,
             "iscrowd": 0,
         }
-        for i, (image, name, box, area, score) in enumerate(rows, start=1)
+        for i, (image, box, area, score) in enumerate(rows, start=1)
     ]

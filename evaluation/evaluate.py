@@ -89,7 +89,7 @@ def evaluate(
         intervals={p: intervals[p] for p in by_protocol},
         objects=_average_precision(tables) | values["objects"],
         object_intervals=intervals["objects"],
-        answers=values["answers"],
+        answers={"unconstrained_failure_rate": None} | values["answers"],
         answer_intervals=intervals["answers"],
         failures=dict(Counter(a.status for a in answers if a.status != "ok").most_common()),
         predicates=rows,

@@ -1,5 +1,6 @@
 """What became of each image: for `images.jsonl` and the report's browser."""
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,9 +9,9 @@ from evaluation.reading import PredictedImage
 from evaluation.references import References
 from evaluation.result import DrawnGraph, DrawnObject, DrawnRelation, ImageResult, Verdict
 from scene_graph.matching import Flags
-from scene_graph.metrics.ratio import RatioMetric
 from scene_graph.metrics.strict import StrictResult
 from scene_graph.metrics.table import GraphTable
+from scene_graph.similarity import Floats
 
 
 def image_results(
@@ -27,10 +28,12 @@ def image_results(
         tables: Predicted and reference, of these images.
         hits: Of these tables.
     """
-    predicted = _drawn(tables[0], hits.predicted_objects, hits.predicted_relations, "hallucination")
-    reference = _drawn(tables[1], hits.reference_objects, hits.reference_relations, "miss")
-    recall = _of_images(hits.metrics["recall@100"])
-    f1 = _of_images(hits.metrics["triplet_f1"])
+    predicted = _drawn(
+        tables[0], hits.predicted_object_hits, hits.predicted_relation_hits, "hallucination"
+    )
+    reference = _drawn(tables[1], hits.reference_object_hits, hits.reference_relation_hits, "miss")
+    recall = _of_images(hits.recall)
+    f1 = _of_images(hits.f1)
     return [
         ImageResult(
             image_id=image_id,
@@ -50,11 +53,9 @@ def image_results(
     ]
 
 
-def _of_images(metric: RatioMetric) -> list[float | None]:
-    """[B] of a mean over images; None where the image does not count."""
-    values = metric.numerator.toarray()[:, 0].tolist()
-    counts = metric.denominator.toarray()[:, 0].tolist()
-    return [value if count else None for value, count in zip(values, counts, strict=True)]
+def _of_images(values: Floats) -> list[float | None]:
+    """[B] None where the image does not count."""
+    return [None if math.isnan(value) else value for value in values.tolist()]
 
 
 def _drawn(table: GraphTable, objects: Flags, relations: Flags, wrong: Verdict) -> list[DrawnGraph]:
