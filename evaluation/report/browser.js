@@ -137,7 +137,7 @@ function referencePanel(image) {
   const side = judged(image);
   const graph = graphWithVerdicts(image.reference, side.found, "miss");
   const found = side.found.objects.filter(Boolean).length;
-  const by = data.sides.length > 1 ? `, marked by ${data.sides[data.images[0].sides.indexOf(judged(data.images[0]))]}` : "";
+  const by = data.sides.length > 1 ? `, marked by ${data.sides[image.sides.indexOf(side)]}` : "";
   const note = `${found} of ${graph.objects.length} objects found${by}`;
   return panel(image, "Reference", note, graph, { hit: "Found", miss: "Missed" });
 }
@@ -237,6 +237,7 @@ function fillFilters() {
   fillSelect("status", [["", "any"], ["failed", "any failure"], ...statuses.map(([s, n]) => [s, `${statusWords(s)} (${n})`])]);
   fillSelect("predicate", [["", "any"], ...predicates.map(([p, n]) => [p, `${p} (${n})`])]);
   fillSelect("judge", data.sides.map((name, i) => [String(i), `${"AB"[i]}: ${name}`]));
+  control("judge").value = String(data.sides.length - 1);
   control("judge-label").hidden = data.sides.length < 2;
 }
 

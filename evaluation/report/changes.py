@@ -12,8 +12,8 @@ from evaluation.report.tables import NONE, answer_label, measure_label, percent,
 from evaluation.result import PROTOCOLS
 from scene_graph.metrics.bootstrap import NUM_RESAMPLES
 
-MAX_CHANGES = 12
-"""Losses and gains that are drawn, each."""
+MAX_CHANGES = 24
+"""Predicates that are drawn."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,14 +67,15 @@ def _p_text(p_value: float | None) -> str:
 
 
 def change_chart(changes: Sequence[PredicateChange]) -> Markup:
-    """Bars of the greatest losses and gains in recall, from a middle line.
+    """Bars of losses and gains in recall, from a middle line, greatest gain first.
 
     Args:
-        changes: By difference, greatest loss first.
+        changes: Drawn are those whose number of hits changed most: recall of a predicate that few
+            references have moves far by chance.
     """
-    losses = [c for c in changes if c.difference < 0][:MAX_CHANGES]
-    gains = [c for c in changes if c.difference > 0][-MAX_CHANGES:]
-    drawn = [*reversed(gains), *reversed(losses)]
+    moved = [c for c in changes if c.difference]
+    moved.sort(key=lambda c: -abs(c.difference) * c.num_reference)
+    drawn = sorted(moved[:MAX_CHANGES], key=lambda c: -c.difference)
     if not drawn:
         return Markup("")
     step, width, middle = 20.0, 640.0, 360.0
@@ -82,7 +83,7 @@ def change_chart(changes: Sequence[PredicateChange]) -> Markup:
     rows = [_bar(c, 6 + i * step, middle, 210.0 / most) for i, c in enumerate(drawn)]
     height = step * len(drawn) + 12
     line = element("line", x1=middle, x2=middle, y1=0, y2=height, class_="axis")
-    title = "Predicates with the greatest gains and losses in recall"
+    title = "Predicates that gained and lost most hits"
     size = f"0 0 {width:g} {height:g}"
     return element("svg", *rows, line, viewBox=size, role="img", aria_label=title)
 

@@ -23,7 +23,7 @@ OBJECT_MEASURES = {
     "precision": "Precision",
     "recall": "Recall",
     "f1": "F1",
-    "mean_iou": "Mean IoU of hits",
+    "mean_iou": "Mean IoU",
 }
 ANSWERS = {
     "failure_rate": "Failure rate",
@@ -61,11 +61,13 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Section:
-    """Rows of the same kind."""
+class RecallTable:
+    """Every recall of every protocol."""
 
-    title: str
-    rows: tuple[Row, ...]
+    columns: tuple[tuple[Protocol, tuple[str, ...]], ...]
+    """The cuts of each protocol: `@20`, or empty for one without a cut"""
+    sections: tuple[tuple[str, tuple[Row, ...]], ...]
+    """Title and rows"""
 
 
 def percent(value: float | None, digits: int = 2, scale: float = 100.0) -> str:
@@ -94,21 +96,48 @@ def percent_cell(value: float | None, interval: tuple[float, float] | None) -> C
     return Cell(value=percent(value), interval=f"{low} to {high}")
 
 
-def protocol_sections(result: EvaluationResult) -> list[Section]:
-    """Every measure of every protocol, a column each: with the graph constraint, then without."""
-    keys = sorted_keys(key for values in result.protocols.values() for key in values)
+def recall_table(result: EvaluationResult) -> RecallTable:
+    """With the graph constraint, then without: a row each measure, a column each cut."""
+    keys = {protocol: _recalls(values) for protocol, values in result.protocols.items()}
+    columns = tuple(
+        (protocol, tuple(dict.fromkeys(_cut(key) for key in sorted_keys(keys[protocol]))))
+        for protocol in PROTOCOLS
+        if keys.get(protocol)
+    )
+    measures = sorted_keys(key.partition("@")[0] for of_one in keys.values() for key in of_one)
     sections = []
-    for title, without in (("With the graph constraint", False), ("Without it (ng)", True)):
+    for title, without in (("with the graph constraint", False), ("without it (ng)", True)):
         rows = tuple(
             Row(
-                label=measure_label(key),
-                cells=tuple(_cell(result, protocol, key) for protocol in PROTOCOLS),
+                label=measure_label(measure),
+                cells=tuple(
+                    _cell(result, protocol, measure + cut)
+                    for protocol, cuts in columns
+                    for cut in cuts
+                ),
             )
-            for key in keys
-            if key.startswith("ng_") == without
+            for measure in measures
+            if measure.startswith("ng_") == without
         )
-        sections.append(Section(title=title, rows=rows))
-    return [section for section in sections if section.rows]
+        if rows:
+            sections.append((title, rows))
+    return RecallTable(columns=columns, sections=tuple(sections))
+
+
+def triplet_rows(result: EvaluationResult) -> list[Row]:
+    """What of `strict` is no recall at a cut: precision, recall and F1 of all predictions."""
+    values = result.protocols.get("strict", {})
+    keys = sorted_keys(set(values) - set(_recalls(values)))
+    return [Row(label=measure_label(key), cells=(_cell(result, "strict", key),)) for key in keys]
+
+
+def _recalls(keys: Iterable[str]) -> list[str]:
+    return [key for key in keys if "@" in key or key.startswith("ng_")]
+
+
+def _cut(key: str) -> str:
+    _, at, k = key.partition("@")
+    return at + k
 
 
 def _cell(result: EvaluationResult, protocol: Protocol, key: str) -> Cell:
