@@ -1,10 +1,17 @@
 """A line of `predictions.jsonl`: what `sgg-rl infer` writes and `sgg-rl evaluate` reads.
 
 Anybody's predictions, and references too, are taken in the plain form of it: `image_id`, `width`,
-`height`, `objects`, `relationships`. Other keys are ignored.
+`height`, `objects`, `relationships`. Other keys are ignored. Answers that nobody has read yet are
+taken as text.
 """
 
+from typing import Annotated
+
 import msgspec
+
+Pixels = Annotated[int, msgspec.Meta(ge=0)]
+"""0 where nobody could open the image"""
+Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 
 class LineObject(msgspec.Struct, gc=False):
@@ -40,8 +47,8 @@ class GraphLine(msgspec.Struct, kw_only=True, omit_defaults=True):
     """
 
     image_id: str | int
-    width: int
-    height: int
+    width: Pixels
+    height: Pixels
     objects: list[LineObject]
     relationships: list[LineRelationship]
     status: str = "ok"
@@ -58,3 +65,30 @@ class GraphLine(msgspec.Struct, kw_only=True, omit_defaults=True):
     unconstrained_status: str | None = None
     """Where the graph was written under a JSON schema: the status of the free answer"""
     unconstrained_text: str | None = None
+    image: str | None = None
+    """Of a reference: its picture's file, beside this one; the report shows it"""
+
+
+class TextLine(msgspec.Struct, kw_only=True):
+    """One image's answer as text; the image's size is the reference's.
+
+    Example: `{"image_id": "7", "text": "{\"objects\": []...", "box_space": "relative_1000"}`
+    """
+
+    image_id: str | int
+    text: str
+    box_space: str
+    """See `scene_graph.boxes`"""
+    num_tokens: int | None = None
+
+
+class ResponseFile(msgspec.Struct, kw_only=True):
+    """One of the files that R1-SGG's inference writes, one an image.
+
+    Example: `{"image_id": "7", "response": "<answer>...", "box_scale": [1000.0, 1000.0]}`
+    """
+
+    image_id: str | int
+    response: str
+    box_scale: tuple[Positive, Positive]
+    """Width and height of the image in the units of its boxes"""

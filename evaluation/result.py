@@ -20,8 +20,7 @@ class Problem:
     """Something wrong in the input, which did not end the evaluation."""
 
     kind: str
-    """Such as `unknown_image`, `duplicate_image`, `box_outside`, `empty_reference`,
-    `unknown_name`, `broken_line`"""
+    """Such as `unknown_image`: all are in `docs/evaluation.md`"""
     file: str
     line: int | None
     """From 1; None where the file has no lines"""
@@ -40,7 +39,7 @@ class PredicateRow:
     num_reference: int
     num_predicted: int
     recall: dict[str, float]
-    """By protocol, at K = 100"""
+    """By protocol, at K = 100; over all predictions in `r1-sgg`"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +78,8 @@ class ImageResult:
     width: int
     height: int
     status: str
-    """`ok`, a failure's reason, or `no_prediction`"""
+    """`ok`, `no_prediction`, or the reason of a failure: a status of `scene_graph.parsing`, or
+    `truncated` for an answer that stops inside its JSON"""
     text: str | None
     num_tokens: int | None
     recall: float | None
@@ -92,12 +92,13 @@ class ImageResult:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EvaluationResult:
-    """All of an evaluation. `metrics` and what follows it go to `metrics.json`."""
+    """All of an evaluation. What comes before `metrics` is `metrics.json`."""
 
     split: str
     name: str
     """Of the predictions, for headings: their file's folder or stem"""
     num_images: int
+    """In the reference"""
     protocols: dict[Protocol, dict[str, float | None]]
     """Metric to value in 0..1 (`recall@20`, `mean_recall@50`, `zero_shot_recall@100`,
     `ng_recall@20`, `triplet_f1`, …) and `num_images`, those that count; None where undefined"""
@@ -108,21 +109,28 @@ class EvaluationResult:
     object_intervals: dict[str, tuple[float, float]]
     answers: dict[str, float | None]
     """`failure_rate`, `unconstrained_failure_rate`, `relations_per_image`, `objects_per_image`,
-    `tokens_per_image`, and the references' `reference_relations_per_image`, …"""
+    `tokens_per_image` (over those that say it), `reference_relations_per_image`,
+    `reference_objects_per_image`; None if unknown"""
     failures: dict[str, int]
-    """Images without a graph, by reason"""
+    """Images without a graph, by reason; `no_prediction` is one"""
     predicates: list[PredicateRow]
     groups: dict[str, dict[str, float]]
-    """head, body, tail: mean recall at 100 by protocol"""
+    """`head`, `body`, `tail`: the mean of `predicates`' recall by protocol"""
     mapping: dict[str, dict[str, float]]
     """`objects`, `predicates`: share of predicted names mapped by step (`exact`, `alias`,
     `embedding`, `unmapped`); empty without a vocabulary"""
     settings: dict[str, object]
     """How the predictions were made (model, sampling, constraint), as `sgg-rl infer` wrote it"""
     problem_counts: dict[str, int]
+    answer_intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """Of `answers`"""
+    inputs: dict[str, str | None] = field(default_factory=dict)
+    """What was read: `predictions`, `reference`, `train`, `vocabulary`, `embedding_model`"""
     problems: list[Problem] = field(default_factory=list)
     """The first of each kind"""
-    metrics: dict[Protocol, dict[str, RatioMetric]] = field(default_factory=dict)
-    """For the bootstrap; not in `metrics.json`"""
+    metrics: dict[str, dict[str, RatioMetric]] = field(default_factory=dict)
+    """By protocol, `objects` and `answers`: for the bootstrap; in `ratios.npz`"""
+    class_names: list[str] = field(default_factory=list)
+    """Of the classes of every mean recall in `metrics`; in `ratios.npz`"""
     images: list[ImageResult] = field(default_factory=list)
     """In reference order; in `images.jsonl`"""

@@ -77,7 +77,7 @@ def _run(
     """The story of a run."""
     steps = settings.trainer.num_steps
     if steps is None:
-        steps = settings.trainer.total_steps(len(open_dataset(settings.data.train)))
+        steps = settings.trainer.total_steps(len(open_dataset(settings.data.train, task="sgg")))
     with (
         Supervisor(folder.logs, say=say, held_fds=[lock]) as supervisor,
         RunTable(folder.metrics, steps, supervisor.states, console) as table,

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from reward_service.rubrics import find_rubric
-from scene_data.dataset import is_hub_name, open_dataset
+from scene_data.dataset import open_dataset
+from scene_data.sources import is_hub_name
 from services.errors import InvalidInputError, SettingsError
 from services.settings import Settings, dump_settings
 from trainer.sizing.checks import advice, check_grpo
@@ -44,7 +45,7 @@ def _steps(settings: Settings) -> Iterator[str]:
         f"{trainer.num_ranks} trainer GPUs; {settings.cluster.num_rollout_servers} rollout servers"
     )
     try:
-        rows = len(open_dataset(name))
+        rows = len(open_dataset(name, task="sgg"))
     except InvalidInputError as error:
         if not is_hub_name(name):
             raise SettingsError(f"data.train: {error.message}") from error

@@ -4,7 +4,7 @@
 |---|---|
 | a `.parquet` file, or a folder of one split's parquet files | Hugging Face rows |
 | a folder written by `datasets`' `save_to_disk` | the same |
-| a `.json` file, or a folder with exactly one | a list of rows whose `image` is a path beside it |
+| a `.jsonl` or `.json` file, or a folder with exactly one | rows; `image` is a path beside it |
 | `owner/name` or `owner/name:split`, where no such path exists | the same, from the hub |
 
 A row has image_id, image, objects `[{"id": "man.1", "bbox": [x1, y1, x2, y2]}]` (pixels) and
@@ -13,17 +13,19 @@ text that leads to the graph (thinking) is read where it is asked for.
 """
 
 import io
-import json
 import logging
-import re
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from scene_data.rows import RowError, read_graph, read_thinking
+from scene_data.sources import Row, Rows, open_rows
+from scene_graph.cleaning import Task
 from scene_graph.graph import SceneGraph
 from services.errors import InvalidInputError
 
@@ -34,9 +36,6 @@ MAX_BROKEN_ROWS = 5
 MAX_BROKEN_SHARE = 0.01
 """Share of broken rows that a large one may have."""
 NUM_LISTED = 20
-
-_HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+(:[\w.-]+)?$")
-_COLUMNS = ("image_id", "image", "objects", "relationships")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,16 +54,21 @@ class Sample:
     """Text before the answer, where the dataset was opened with a column for it."""
 
 
-class Rows(Protocol):
-    """Where rows come from."""
+@dataclass(slots=True)
+class RowCheck:
+    """What reading all annotations of a source found."""
 
-    def __len__(self) -> int: ...
-
-    def row(self, index: int) -> Mapping[str, Any]:
-        """One row with its image: bytes, a path, or a mapping with `bytes` or `path`."""
-
-    def annotations(self) -> Iterator[Mapping[str, Any]]:
-        """All rows in order, images left out."""
+    usable: NDArray[np.bool_]
+    """[rows]"""
+    num_broken: int = 0
+    broken: list[str] = field(default_factory=list)
+    """The first `NUM_LISTED` of them: place, image id and reason"""
+    reasons: Counter[str] = field(default_factory=Counter)
+    """Broken rows by kind of fault"""
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Parts of annotations by reason"""
+    num_unrelated: int = 0
+    """Rows without any relationship, which the task has no use for"""
 
 
 class SceneDataset:
@@ -76,17 +80,27 @@ class SceneDataset:
         rows: The source.
         name: For messages.
         thinking_column: Of text that every usable row must have.
+        task: What the rows are for; `sgg` and `cls` leave out rows without relationships.
 
     Raises:
         InvalidInputError: More than `max(MAX_BROKEN_ROWS, MAX_BROKEN_SHARE * rows)` rows are
             broken, or none is left.
     """
 
-    def __init__(self, rows: Rows, name: str, *, thinking_column: str | None = None) -> None:
+    def __init__(
+        self,
+        rows: Rows,
+        name: str,
+        *,
+        thinking_column: str | None = None,
+        task: Task | None = None,
+    ) -> None:
         self._rows = rows
         self._name = name
         self._thinking = thinking_column
-        self._usable = _usable_rows(rows, name, thinking_column)
+        check = check_rows(rows, thinking_column=thinking_column, task=task)
+        _judge(check, name, task)
+        self._usable = np.flatnonzero(check.usable)
 
     def __len__(self) -> int:
         return len(self._usable)
@@ -100,10 +114,10 @@ class SceneDataset:
         """
         from PIL import Image
 
-        row = self._rows.row(self._usable[index])
+        row = self._rows.row(int(self._usable[index]))
         image_id = str(row["image_id"])
         try:
-            data = _image_bytes(row["image"])
+            data = image_bytes(row["image"])
             with Image.open(io.BytesIO(data)) as image:
                 width, height = image.size
         except (OSError, TypeError, KeyError) as error:
@@ -123,173 +137,91 @@ class SceneDataset:
         return (self[index] for index in range(len(self)))
 
 
-def is_hub_name(name: str) -> bool:
-    """Whether a name that is no path here could be one of the hub's: `owner/name`."""
-    return not Path(name).exists() and _HUB_NAME.match(name) is not None
-
-
-def open_dataset(path: str | Path, *, thinking_column: str | None = None) -> SceneDataset:
+def open_dataset(
+    path: str | Path, *, thinking_column: str | None = None, task: Task | None = None
+) -> SceneDataset:
     """Open a local path or a hub dataset; see the table above.
 
     Args:
         path: Or a hub name.
         thinking_column: Read this text with each row.
+        task: `sgg` and `cls` leave out rows without any relationship; `det` and None keep them.
 
     Raises:
         InvalidInputError: Nothing has that name, its layout is unknown, or too much is broken.
     """
-    extra = [thinking_column] if thinking_column else []
-    rows = _open_rows(str(path), Path(path), extra)
-    return SceneDataset(rows, str(path), thinking_column=thinking_column)
+    rows = open_rows(str(path), [thinking_column] if thinking_column else [])
+    return SceneDataset(rows, str(path), thinking_column=thinking_column, task=task)
 
 
-def _open_rows(name: str, place: Path, extra: list[str]) -> Rows:
-    if place.suffix == ".parquet" and place.is_file():
-        return _TableRows(_load_parquet([place]), extra)
-    if place.suffix == ".json" and place.is_file():
-        return _JsonRows(place)
-    if place.is_dir():
-        return _open_folder(place, extra)
-    if is_hub_name(name):
-        return _TableRows(_load_hub(name), extra)
-    raise InvalidInputError(
-        f"{name} is not a dataset: give a .parquet or .json file, a folder of them, "
-        "or a hub name owner/name"
-    )
-
-
-def _open_folder(folder: Path, extra: list[str]) -> Rows:
-    import datasets
-
-    if (folder / "state.json").is_file():
-        return _TableRows(datasets.load_from_disk(str(folder)), extra)
-    if files := sorted(folder.glob("*.parquet")):
-        splits = {re.split(r"[-_]\d", file.stem)[0] for file in files}
-        if len(splits) > 1:
-            raise InvalidInputError(
-                f"{folder} holds several splits ({', '.join(sorted(splits))}): name one file"
-            )
-        return _TableRows(_load_parquet(files), extra)
-    if len(files := sorted(folder.glob("*.json"))) == 1:
-        return _JsonRows(files[0])
-    raise InvalidInputError(
-        f"{folder} has neither parquet files, nor a save_to_disk dataset of one split, "
-        "nor exactly one .json file"
-    )
-
-
-def _load_parquet(files: list[Path]) -> Any:
-    import datasets
-
-    names = [str(file.resolve()) for file in files]
-    datasets.disable_progress_bars()  # nothing is fetched; a bar would break the caller's output
-    try:
-        # Becomes a memory-mapped file in datasets' cache: a row costs one read, not a row group.
-        return datasets.load_dataset("parquet", data_files=names, split="train")
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise InvalidInputError(f"{files[0]} is not readable parquet: {error}") from error
-
-
-def _load_hub(name: str) -> Any:
-    import datasets
-
-    repository, _, split = name.partition(":")
-    try:
-        return datasets.load_dataset(repository, split=split or "train")
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise InvalidInputError(
-            f"{name} is neither a local path nor a dataset that the hub gave: {error}"
-        ) from error
-
-
-class _TableRows:
-    """A memory-mapped `datasets.Dataset`."""
-
-    def __init__(self, table: Any, extra: list[str]) -> None:
-        import datasets
-
-        columns = [*_COLUMNS, *extra]
-        if missing := [name for name in columns if name not in table.column_names]:
-            raise InvalidInputError(
-                f"the dataset has no column {', '.join(missing)}; "
-                f"it has {', '.join(table.column_names)}. Rename its columns"
-                + (", or name the one with the thinking in sft.thinking_column" if extra else "")
-            )
-        self._table = table.select_columns(columns).cast_column(
-            "image", datasets.Image(decode=False)
-        )
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    def row(self, index: int) -> Mapping[str, Any]:
-        row: Mapping[str, Any] = self._table[index]
-        return row
-
-    def annotations(self) -> Iterator[Mapping[str, Any]]:
-        return iter(self._table.remove_columns("image"))
-
-
-class _JsonRows:
-    """A JSON list, spooled row by row to a temporary file; rows without an image are left out."""
-
-    def __init__(self, path: Path) -> None:
-        try:
-            rows = json.loads(path.read_bytes())
-        except ValueError as error:
-            raise InvalidInputError(f"{path} is not JSON: {error}") from error
-        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise InvalidInputError(f"{path} is not a list of rows")
-        self._folder = path.parent
-        self._file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the dataset does
-        self._offsets: list[int] = []
-        with_image = [row for row in rows if row.get("image")]
-        for row in with_image:
-            self._offsets.append(self._file.tell())
-            self._file.write(json.dumps(row).encode() + b"\n")
-        if skipped := len(rows) - len(with_image):
-            logger.info(
-                "%s: %d of %d rows have no image and are left out", path, skipped, len(rows)
-            )
-
-    def __len__(self) -> int:
-        return len(self._offsets)
-
-    def row(self, index: int) -> Mapping[str, Any]:
-        self._file.seek(self._offsets[index])
-        row: dict[str, Any] = json.loads(self._file.readline())
-        return {**row, "image": {"path": self._folder / str(row["image"])}}
-
-    def annotations(self) -> Iterator[Mapping[str, Any]]:
-        return (self.row(index) for index in range(len(self)))
-
-
-def _usable_rows(rows: Rows, name: str, thinking_column: str | None) -> list[int]:
-    usable: list[int] = []
-    broken: list[str] = []
-    dropped: Counter[str] = Counter()
+def check_rows(
+    rows: Rows, *, thinking_column: str | None = None, task: Task | None = None
+) -> RowCheck:
+    """Read every annotation once; images are not looked at."""
+    found = RowCheck(np.ones(len(rows), dtype=bool))
     for index, row in enumerate(rows.annotations()):
         try:
-            dropped.update(read_graph(row)[1])
-            if thinking_column:
-                read_thinking(row, thinking_column)
+            graph, dropped = _graph(row, thinking_column)
         except RowError as error:
-            broken.append(f"row {index} (image {row.get('image_id')}): {error}")
-        else:
-            usable.append(index)
-    listed = "\n".join(f"  {line}" for line in broken[:NUM_LISTED])
-    if len(broken) > max(MAX_BROKEN_ROWS, MAX_BROKEN_SHARE * len(rows)) or not usable:
-        raise InvalidInputError(
-            f"{name}: {len(broken)} of {len(rows)} rows are broken, {len(usable)} usable:\n{listed}"
-        )
-    if broken:
-        logger.warning("%s: skipped %d of %d rows:\n%s", name, len(broken), len(rows), listed)
-    if dropped:
-        logger.warning("%s: dropped parts of annotations: %s", name, dict(dropped))
-    return usable
+            found.usable[index] = False
+            note_broken(found, rows.place(index), row, error)
+            continue
+        found.dropped.update(dropped)
+        if task in ("sgg", "cls") and not graph.relationships:
+            found.usable[index] = False
+            found.num_unrelated += 1
+    return found
 
 
-def _image_bytes(image: Any) -> bytes:
+def note_broken(found: RowCheck, place: str, row: Row | RowError, error: RowError) -> None:
+    """Count a broken row, and list it while the list is short."""
+    found.num_broken += 1
+    found.reasons[error.kind] += 1
+    if len(found.broken) < NUM_LISTED:
+        image_id = row.get("image_id") if isinstance(row, Mapping) else None
+        found.broken.append(f"{place} (image {image_id}): {error}")
+
+
+def is_too_broken(num_broken: int, num_rows: int) -> bool:
+    """Whether there are more broken rows than a dataset may have."""
+    return num_broken > max(MAX_BROKEN_ROWS, MAX_BROKEN_SHARE * num_rows)
+
+
+def image_bytes(image: Any) -> bytes:
+    """The encoded file of a row's image: bytes, a path, or a mapping with `bytes` or `path`.
+
+    Raises:
+        OSError: The file cannot be read.
+        TypeError: There is no image.
+        KeyError: There is no image.
+    """
     if isinstance(image, Mapping):
         return image.get("bytes") or Path(image["path"]).read_bytes()
     return bytes(image) if isinstance(image, bytes) else Path(image).read_bytes()
+
+
+def _graph(row: Row | RowError, thinking_column: str | None) -> tuple[SceneGraph, Counter[str]]:
+    if isinstance(row, RowError):
+        raise row
+    if thinking_column:
+        read_thinking(row, thinking_column)
+    return read_graph(row)
+
+
+def _judge(found: RowCheck, name: str, task: Task | None) -> None:
+    """Say what was found, or refuse the dataset."""
+    num_rows, num_usable = len(found.usable), int(np.count_nonzero(found.usable))
+    unrelated = f"{found.num_unrelated} of {num_rows} rows have no relationship"
+    listed = "\n".join(f"  {line}" for line in found.broken)
+    if is_too_broken(found.num_broken, num_rows) or not num_usable:
+        also = f"; {unrelated}, which {task} needs" if found.num_unrelated else ""
+        raise InvalidInputError(
+            f"{name}: {found.num_broken} of {num_rows} rows are broken, {num_usable} usable{also}:"
+            f"\n{listed}\n`sgg-rl data inspect` counts all faults"
+        )
+    if found.num_broken:
+        logger.warning("%s: skipped %d of %d rows:\n%s", name, found.num_broken, num_rows, listed)
+    if found.num_unrelated:
+        logger.warning("%s: %s and are left out: %s needs one", name, unrelated, task)
+    if found.dropped:
+        logger.warning("%s: dropped parts of annotations: %s", name, dict(found.dropped))

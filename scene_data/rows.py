@@ -10,7 +10,16 @@ from scene_graph.graph import Relationship, SceneGraph, SceneObject
 
 
 class RowError(ValueError):
-    """A row that is not usable; the dataset counts and lists it."""
+    """A row that is not usable; the dataset counts and lists it.
+
+    Args:
+        message: What is wrong with this row.
+        kind: The same without this row's names and numbers, to count by.
+    """
+
+    def __init__(self, message: str, kind: str | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind or message.partition(":")[0]
 
 
 def read_graph(row: Mapping[str, Any]) -> tuple[SceneGraph, Counter[str]]:
@@ -26,10 +35,10 @@ def read_graph(row: Mapping[str, Any]) -> tuple[SceneGraph, Counter[str]]:
     if row.get("image_id") is None:
         raise RowError("no image_id")
     objects: dict[str, SceneObject] = {}
-    for item in _items(row, "objects"):
+    for item in row_items(row, "objects"):
         name = _text(item, "id")
         if name in objects:
-            raise RowError(f"object id {name!r} comes twice")
+            raise RowError(f"object id {name!r} comes twice", "an object id comes twice")
         bbox = _bbox(item)
         if bbox[0] < bbox[2] and bbox[1] < bbox[3]:
             objects[name] = SceneObject(id=name, bbox=bbox)
@@ -38,7 +47,7 @@ def read_graph(row: Mapping[str, Any]) -> tuple[SceneGraph, Counter[str]]:
     if not objects:
         raise RowError("no object with a box")
     triplets: dict[Relationship, None] = {}
-    for item in _items(row, "relationships"):
+    for item in row_items(row, "relationships"):
         triplet = Relationship(
             subject=_text(item, "subject"),
             predicate=_text(item, "predicate"),
@@ -67,7 +76,12 @@ def read_thinking(row: Mapping[str, Any], column: str) -> str:
     return text
 
 
-def _items(row: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+def row_items(row: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    """The objects or relationships of a row, which may be JSON text.
+
+    Raises:
+        RowError: They are not a list of JSON objects.
+    """
     value = row.get(key)
     if isinstance(value, str):
         try:
@@ -82,19 +96,17 @@ def _items(row: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
 def _text(item: Mapping[str, Any], key: str) -> str:
     value = item.get(key)
     if not isinstance(value, str) or not value.strip():
-        raise RowError(f"{key!r} of {dict(item)} is not a name")
+        raise RowError(f"{key!r} of {dict(item)} is not a name", f"{key!r} is not a name")
     return value
 
 
 def _bbox(item: Mapping[str, Any]) -> tuple[float, float, float, float]:
     value = item.get("bbox")
-    if not isinstance(value, list) or len(value) != 4:
-        raise RowError(f"bbox of {item.get('id')!r} is not four numbers")
-    for number in value:
-        if (
-            isinstance(number, bool)
-            or not isinstance(number, int | float)
-            or not math.isfinite(number)
-        ):
-            raise RowError(f"bbox of {item.get('id')!r} is not four numbers")
+    if not isinstance(value, list) or len(value) != 4 or not all(map(_is_number, value)):
+        raise RowError(f"bbox of {item.get('id')!r} is not four numbers", "a bbox is not 4 numbers")
     return (value[0], value[1], value[2], value[3])
+
+
+def _is_number(value: Any) -> bool:
+    """Whether it is finite; true and false are no numbers."""
+    return type(value) in (int, float) and math.isfinite(value)

@@ -55,7 +55,7 @@ def _run(settings: Settings, ranks: Ranks, watch: RankWatch, *, resume: bool) ->
     """The story."""
     trainer, folder = settings.trainer, settings.run.folder
     watch.enter("load", 0)
-    dataset = open_dataset(settings.data.train)
+    dataset = open_dataset(settings.data.train, task="sgg")
     total = trainer.total_steps(len(dataset))
     engine = PolicyEngine(settings, ranks.size)
     records, fence = RunRecords(settings, ranks.rank), RunFence(folder)

@@ -1,1 +1,5 @@
-"""The report: one HTML file that opens from disk."""
+"""The page that an evaluation leaves behind: `report.html`."""
+
+from evaluation.report.page import write_report
+
+__all__ = ["write_report"]

@@ -173,7 +173,7 @@ def test_what_is_no_dataset_is_refused(tmp_path: Path) -> None:
     for name, reason in [
         ("missing.parquet", "is not a dataset"),
         ("bad.parquet", "not readable parquet"),
-        ("bad.json", "not a list of rows"),
+        ("bad.json", "is not the JSON that was expected"),
         ("empty", "neither parquet files"),
         ("columns.parquet", "no column objects, relationships"),
     ]:

@@ -1,4 +1,4 @@
-"""Strict metrics on small graphs whose numbers are known."""
+"""The summary of held-out images, on small graphs whose numbers are known."""
 
 import pytest
 

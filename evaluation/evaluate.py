@@ -1,0 +1,190 @@
+"""All that an evaluation finds, from what was read: the metrics of every protocol and their sums.
+
+Pure but for what `detection_ap` prints away; `sgg-rl evaluate` reads before and writes after.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from evaluation.answers import answer_metrics
+from evaluation.detection import detection_ap
+from evaluation.image_results import image_results
+from evaluation.mapping import Mapper, map_graphs
+from evaluation.predicates import group_means, predicate_rows
+from evaluation.problems import Problems
+from evaluation.reading import PredictedImage, Predictions
+from evaluation.references import References
+from evaluation.result import EvaluationResult, Protocol
+from evaluation.training_split import TrainingSplit
+from scene_data.vocabulary import Vocabulary
+from scene_graph.metrics.bootstrap import interval, resampled
+from scene_graph.metrics.r1_sgg import r1_sgg
+from scene_graph.metrics.ratio import RatioMetric
+from scene_graph.metrics.sgb import sgb
+from scene_graph.metrics.strict import StrictResult, strict
+from scene_graph.metrics.table import GraphTable, ImageGraph, tabulate
+
+OBJECT_METRICS = {
+    "recall": "object_recall",
+    "precision": "object_precision",
+    "f1": "object_f1",
+    "mean_iou": "mean_iou",
+}
+"""Of `strict`, by the names they have in `EvaluationResult.objects`"""
+
+_UNKNOWN: dict[str, float | None] = {"unconstrained_failure_rate": None}
+
+Tables = tuple[GraphTable, GraphTable]
+"""Predicted and reference"""
+Intervals = dict[str, tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """How predictions are looked at."""
+
+    split: str
+    """The references' name, for headings"""
+    mapper: Mapper | None = None
+    """To a closed vocabulary"""
+    training: TrainingSplit | None = None
+
+
+def evaluate(
+    predictions: Predictions, references: References, problems: Problems, options: Options
+) -> EvaluationResult:
+    """Compare; images without a prediction count as empty graphs.
+
+    Args:
+        predictions: Their names are mapped in place.
+        references: Every image of these is evaluated.
+        problems: Of reading; names outside the vocabulary are added.
+        options: What else there is.
+    """
+    answers = [_answer(predictions, references, image_id) for image_id in references.images]
+    mapping = map_graphs([a.graph for a in answers], options.mapper) if options.mapper else {}
+    if options.mapper:
+        _check_names(references, options.mapper.vocabulary)
+    graphs = [image.graph for image in references.images.values()]
+    tables = tabulate([answer.graph for answer in answers], graphs)
+    metrics, hits = all_metrics(tables, options)
+    metrics["answers"] = answer_metrics(answers, tables, predictions.settings)
+    values = {name: _values(group) for name, group in metrics.items()}
+    intervals = _intervals(metrics, len(graphs))
+    by_protocol: dict[Protocol, dict[str, RatioMetric]] = {
+        "strict": metrics["strict"],
+        "sgb": metrics["sgb"],
+        "r1-sgg": metrics["r1-sgg"],
+    }
+    rows = predicate_rows(
+        *tables, by_protocol, options.training.predicates if options.training else None
+    )
+    return EvaluationResult(
+        split=options.split,
+        name=predictions.name,
+        num_images=len(graphs),
+        protocols={p: _num_images(by_protocol[p]) | values[p] for p in by_protocol},
+        intervals={p: intervals[p] for p in by_protocol},
+        objects=_average_precision(tables) | values["objects"],
+        object_intervals=intervals["objects"],
+        answers={**_UNKNOWN, **values["answers"]},
+        answer_intervals=intervals["answers"],
+        failures=dict(Counter(a.status for a in answers if a.status != "ok").most_common()),
+        predicates=rows,
+        groups=group_means(rows),
+        mapping=mapping,
+        settings=predictions.settings,
+        problem_counts=dict(sorted(problems.counts.items())),
+        problems=problems.listed,
+        metrics=metrics,
+        class_names=list(tables[1].predicate_names),
+        images=image_results(references, answers, tables, hits),
+    )
+
+
+def all_metrics(
+    tables: Tables, options: Options
+) -> tuple[dict[str, dict[str, RatioMetric]], StrictResult]:
+    """By protocol, and `objects`; and which predictions hit in `strict`."""
+    seen = options.training.triplets if options.training else None
+    hits = strict(*tables, seen)
+    metrics = dict(hits.metrics)
+    objects = {name: metrics.pop(metric) for name, metric in OBJECT_METRICS.items()}
+    vocabulary = options.mapper.vocabulary if options.mapper else None
+    known = _known(tables[0], vocabulary) if vocabulary else tables[0]
+    predicates = vocabulary.predicates if vocabulary else None
+    groups = {
+        "strict": metrics,
+        "sgb": sgb(known, tables[1], predicates=predicates, seen=seen),
+        "r1-sgg": r1_sgg(*tables),
+        "objects": objects,
+    }
+    return groups, hits
+
+
+def _answer(predictions: Predictions, references: References, image_id: str) -> PredictedImage:
+    """What was predicted for an image of the references, or that nothing was."""
+    if (found := predictions.images.get(image_id)) is not None:
+        return found
+    empty = ImageGraph(size=references.images[image_id].size)
+    return PredictedImage(graph=empty, status="no_prediction")
+
+
+def _check_names(references: References, vocabulary: Vocabulary) -> None:
+    objects, predicates = set(vocabulary.objects), set(vocabulary.predicates)
+    for image in references.images.values():
+        outside = {*image.graph.names} - objects | {*image.graph.predicates} - predicates
+        for name in sorted(outside):
+            image.place.add("unknown_name", f"{name!r} is not in the vocabulary")
+
+
+def _known(table: GraphTable, vocabulary: Vocabulary) -> GraphTable:
+    """Without relations of objects outside the vocabulary: `sgb` has no number for their names."""
+    known = np.isin(table.names, vocabulary.objects)[table.object_names]
+    kept = known[table.subjects] & known[table.objects]
+    return replace(
+        table,
+        relation_image=table.relation_image[kept],
+        subjects=table.subjects[kept],
+        predicates=table.predicates[kept],
+        objects=table.objects[kept],
+        relation_scores=table.relation_scores[kept],
+    )
+
+
+def _average_precision(tables: Tables) -> dict[str, float | None]:
+    found = detection_ap(*tables)
+    return {name: _number(found[name]) for name in ("ap", "ap50", "ap75")}
+
+
+def _values(metrics: Mapping[str, RatioMetric]) -> dict[str, float | None]:
+    return {name: _number(metric.value) for name, metric in metrics.items()}
+
+
+def _number(value: float) -> float | None:
+    """JSON has no nan."""
+    return None if math.isnan(value) else value
+
+
+def _num_images(metrics: Mapping[str, RatioMetric]) -> dict[str, float | None]:
+    """How many images a protocol's recall is a mean over."""
+    recall = metrics["recall@100"] if "recall@100" in metrics else metrics["ng_recall"]
+    return {"num_images": int((recall.denominator.toarray() > 0).sum())}
+
+
+def _intervals(
+    metrics: Mapping[str, Mapping[str, RatioMetric]], num_images: int
+) -> dict[str, Intervals]:
+    """By bootstrap over all images; of metrics that are defined."""
+    return {
+        group: {
+            name: interval(values)
+            for name, values in resampled(of_group, num_images).items()
+            if np.isfinite(values).any()
+        }
+        for group, of_group in metrics.items()
+    }

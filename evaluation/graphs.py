@@ -1,0 +1,129 @@
+"""Graphs as they were written, made `ImageGraph`s: nothing is mended, all that is wrong is counted.
+
+| what is wrong | what becomes of it |
+|---|---|
+| a box outside of its image | stays as it is |
+| an empty or inverted box | stays: an object that hits nothing |
+| an object id that comes twice | both objects stay; relationships mean the first |
+| a relationship to an object that is not there | is left out: it cannot be placed |
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from evaluation.lines import LineObject, LineRelationship
+from evaluation.problems import Place
+from scene_graph.boxes import space_scale
+from scene_graph.graph import NORMAL_IDS, SceneGraph
+from scene_graph.metrics.table import ImageGraph
+from scene_graph.parsing import ParsedCompletion
+
+
+def written_graph(
+    objects: Sequence[LineObject],
+    relationships: Sequence[LineRelationship],
+    size: tuple[int, int],
+    place: Place,
+) -> ImageGraph:
+    """The graph of a line.
+
+    Args:
+        objects: Boxes in pixels.
+        relationships: By the objects' ids.
+        size: Width and height of the image.
+        place: Where the line is, for what is wrong in it.
+    """
+    graph = ImageGraph(
+        names=[NORMAL_IDS[item.id][1] for item in objects],
+        boxes=[coordinate for item in objects for coordinate in item.bbox],
+        scores=_scores(objects),
+        size=size,
+    )
+    _check_boxes(objects, size, place)
+    placed = _connect(graph, relationships, _indices(objects, place), place)
+    graph.relation_scores = _scores(placed)
+    return graph
+
+
+def dataset_graph(graph: SceneGraph, size: tuple[int, int], place: Place) -> ImageGraph:
+    """The graph of a dataset's row, whose reader left out what could not be used."""
+    objects = [LineObject(item.id, item.bbox) for item in graph.objects]
+    edges = [LineRelationship(r.subject, r.predicate, r.object) for r in graph.relationships]
+    return written_graph(objects, edges, size, place)
+
+
+def parsed_graph(
+    parsed: ParsedCompletion, box_space: str, size: tuple[int, int], place: Place
+) -> ImageGraph:
+    """The graph of an answer, in pixels; parts that the parser dropped are counted."""
+    columns = parsed.columns
+    for reason, number in parsed.dropped.items():
+        place.add(reason, f"{number} in the answer")
+    scale = space_scale(box_space)
+    x, y = (pixels / unit for pixels, unit in zip(size, scale, strict=True))
+    sides = (x, y, x, y) * len(columns.categories)
+    return ImageGraph(
+        names=columns.categories,
+        boxes=[c * side for c, side in zip(columns.coordinates, sides, strict=True)],
+        subjects=columns.subjects,
+        predicates=columns.predicates,
+        objects=columns.objects,
+        size=size,
+    )
+
+
+def _scores(items: Sequence[Any]) -> list[float]:
+    """Empty where all are 1."""
+    scores = [item.score for item in items]
+    return scores if any(score != 1.0 for score in scores) else []
+
+
+def _check_boxes(objects: Sequence[LineObject], size: tuple[int, int], place: Place) -> None:
+    width, height = size
+    for item in objects:
+        x1, y1, x2, y2 = item.bbox
+        if not (x1 < x2 and y1 < y2):
+            place.add("empty_box", f"{item.id!r} has the box {_words(item.bbox)}")
+        elif x1 < 0 or y1 < 0 or x2 > width or y2 > height:
+            detail = f"{item.id!r} has the box {_words(item.bbox)}, the image is {width}x{height}"
+            place.add("box_outside", detail)
+
+
+def _words(box: Sequence[float]) -> str:
+    return f"[{', '.join(f'{c:.6g}' for c in box)}]"
+
+
+def _indices(objects: Sequence[LineObject], place: Place) -> dict[str, int]:
+    index: dict[str, int] = {}
+    for number, item in enumerate(objects):
+        if index.setdefault(item.id, number) != number:
+            place.add("duplicate_object", f"object id {item.id!r} comes twice")
+    return index
+
+
+def _connect(
+    graph: ImageGraph,
+    relationships: Sequence[LineRelationship],
+    index: dict[str, int],
+    place: Place,
+) -> list[LineRelationship]:
+    """Add the relationships between objects that are there; returns those."""
+    placed = []
+    loose: dict[str, int] = {}
+    for edge in relationships:
+        subject, object_ = index.get(edge.subject), index.get(edge.object)
+        if subject is None or object_ is None:
+            # "Man.1" may mean "man.1": looked for only where the exact id is not there.
+            loose = loose or {NORMAL_IDS[name][0]: i for name, i in reversed(index.items())}
+            subject = loose.get(NORMAL_IDS[edge.subject][0]) if subject is None else subject
+            object_ = loose.get(NORMAL_IDS[edge.object][0]) if object_ is None else object_
+        if subject is None or object_ is None:
+            missing = edge.subject if subject is None else edge.object
+            detail = f"{edge.predicate!r} refers to {missing!r}, which is no object here"
+            place.add("dangling_relationship", detail)
+            continue
+        graph.subjects.append(subject)
+        graph.predicates.append(NORMAL_IDS[edge.predicate][0])
+        graph.objects.append(object_)
+        placed.append(edge)
+    return placed

@@ -1,0 +1,178 @@
+"""Predictions, from any of the layouts in `docs/evaluation.md`.
+
+What is wrong in them goes to `Problems`; the first of several predictions for an image counts. Only
+a file that cannot be used at all is an error.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from evaluation.graphs import parsed_graph, written_graph
+from evaluation.jsonl import WRONG, add_broken, first_problem, read_lines
+from evaluation.lines import GraphLine, ResponseFile, TextLine
+from evaluation.problems import Place, Problems
+from evaluation.references import References, Size
+from scene_graph.boxes import space_scale
+from scene_graph.metrics.table import ImageGraph
+from scene_graph.parsing import parse_completion
+from services.errors import InvalidInputError
+
+
+@dataclass(slots=True, kw_only=True)
+class PredictedImage:
+    """What was found in an image."""
+
+    graph: ImageGraph
+    """Empty unless `status` is `ok`"""
+    status: str
+    text: str | None = None
+    num_tokens: int | None = None
+    unconstrained_status: str | None = None
+
+
+@dataclass(slots=True, kw_only=True)
+class Predictions:
+    """By image id."""
+
+    name: str
+    """For headings"""
+    file: Path
+    images: dict[str, PredictedImage]
+    settings: dict[str, Any]
+    """What `sgg-rl infer` wrote beside them; else empty"""
+
+
+_Line = GraphLine | TextLine | ResponseFile
+_GRAPH = msgspec.json.Decoder(GraphLine)
+_TEXT = msgspec.json.Decoder(TextLine)
+_RESPONSE = msgspec.json.Decoder(ResponseFile)
+
+
+def read_predictions(path: Path, references: References, problems: Problems) -> Predictions:
+    """Read the predictions of referenced images.
+
+    Args:
+        path: A JSONL file, a folder with `predictions.jsonl`, or a folder of R1-SGG's answers.
+        references: Images that are not among these are ignored and counted.
+        problems: Grows by what is wrong, missing predictions among it.
+
+    Raises:
+        InvalidInputError: There is no such file, or no image of it is in the references.
+    """
+    if (path / "predictions.jsonl").is_file():
+        path = path / "predictions.jsonl"
+    images: dict[str, PredictedImage] = {}
+    for place, line in _files(path, problems) if path.is_dir() else _lines(path, problems):
+        reference = references.images.get(str(line.image_id))
+        if reference is None:
+            place.add("unknown_image", f"ignored: {references.name} has no such image")
+        elif str(line.image_id) in images:
+            place.add("duplicate_image", "ignored: the first prediction for an image counts")
+        elif prediction := _prediction(line, reference.size, place):
+            images[str(line.image_id)] = prediction
+    if not images:
+        raise InvalidInputError(
+            f"{path} has no prediction for any image of {references.name}{first_problem(problems)}"
+        )
+    for image_id in references.images:
+        if image_id not in images:
+            problems.add("no_prediction", str(path), None, image_id, "counts as an empty graph")
+    return Predictions(
+        name=path.parent.name if path.name == "predictions.jsonl" else path.stem,
+        file=path,
+        images=images,
+        settings=_settings(path.with_suffix(".settings.json"), problems),
+    )
+
+
+def _lines(path: Path, problems: Problems) -> Iterator[tuple[Place, _Line]]:
+    for place, text in read_lines(path, problems):
+        try:
+            line = _decoded(text)
+        except WRONG as error:
+            add_broken(place, text, error)
+        else:
+            yield Place(problems, str(path), place.line, str(line.image_id)), line
+
+
+def _decoded(text: bytes) -> GraphLine | TextLine:
+    try:
+        return _GRAPH.decode(text)
+    except msgspec.ValidationError:
+        if b'"text"' not in text or b'"objects"' in text:
+            raise
+    return _TEXT.decode(text)
+
+
+def _files(folder: Path, problems: Problems) -> Iterator[tuple[Place, ResponseFile]]:
+    """R1-SGG's answers: `<image_id>.json` each."""
+    for file in sorted(folder.glob("*.json")):
+        try:
+            line = _RESPONSE.decode(file.read_bytes())
+        except WRONG as error:
+            problems.add("broken_file", str(file), None, None, f"left out: {error}")
+        else:
+            yield Place(problems, str(file), None, str(line.image_id)), line
+
+
+def _prediction(line: _Line, size: Size, place: Place) -> PredictedImage | None:
+    if isinstance(line, GraphLine):
+        return _of_graph(line, size, place)
+    if isinstance(line, TextLine):
+        return _of_text(line.text, line.box_space, line.num_tokens, size, place)
+    width, height = line.box_scale
+    return _of_text(line.response, f"pixels:{width:.0f}x{height:.0f}", None, size, place)
+
+
+def _of_graph(line: GraphLine, size: Size, place: Place) -> PredictedImage:
+    graph = ImageGraph(size=size)
+    if line.status == "ok":
+        graph = written_graph(line.objects, line.relationships, size, place)
+        if (line.width, line.height) != size:
+            detail = f"{line.width}x{line.height}, but the reference is {size[0]}x{size[1]}"
+            place.add("size_differs", detail + ": boxes are taken as pixels of the reference")
+    return PredictedImage(
+        graph=graph,
+        status=_status(line.status, truncated=line.truncated),
+        text=line.text,
+        num_tokens=line.num_tokens,
+        unconstrained_status=line.unconstrained_status,
+    )
+
+
+def _of_text(
+    text: str, box_space: str, num_tokens: int | None, size: Size, place: Place
+) -> PredictedImage | None:
+    try:
+        space_scale(box_space)
+    except ValueError as error:
+        place.add("broken_line", f"left out: {error}")
+        return None
+    parsed = parse_completion(text, box_space)
+    return PredictedImage(
+        graph=parsed_graph(parsed, box_space, size, place),
+        status=_status(parsed.status, truncated=parsed.truncated),
+        text=text,
+        num_tokens=num_tokens,
+    )
+
+
+def _status(status: str, *, truncated: bool) -> str:
+    """An answer that was cut is another failure than one that is no JSON."""
+    return "truncated" if status == "invalid_json" and truncated else status
+
+
+def _settings(file: Path, problems: Problems) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        settings = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        problems.add("broken_settings", str(file), None, None, f"ignored: {error}")
+        return {}
+    return settings if isinstance(settings, dict) else {}

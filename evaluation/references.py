@@ -1,0 +1,119 @@
+"""The annotated graphs of an evaluation: from a dataset, or from a JSONL file of graphs."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+
+from evaluation.graphs import dataset_graph, written_graph
+from evaluation.jsonl import WRONG, add_broken, first_problem, read_lines
+from evaluation.lines import GraphLine
+from evaluation.problems import Place, Problems
+from scene_data.dataset import SceneDataset, open_dataset
+from scene_graph.metrics.table import ImageGraph
+from services.errors import InvalidInputError
+
+Size = tuple[int, int]
+"""Width and height of an image in pixels"""
+Picture = Callable[[], bytes]
+"""Reads an image file, encoded as it is"""
+
+
+@dataclass(slots=True, kw_only=True)
+class ReferenceImage:
+    """What is there to be found in an image."""
+
+    size: Size
+    graph: ImageGraph
+    place: Place
+    picture: Picture | None
+
+
+@dataclass(slots=True, kw_only=True)
+class References:
+    """All images that are evaluated, by id, in the order of their ids."""
+
+    name: str
+    images: dict[str, ReferenceImage]
+
+    def image_bytes(self, image_id: str) -> bytes | None:
+        """The encoded picture; None where there is none, or none that can be read."""
+        image = self.images.get(image_id)
+        picture = image.picture if image else None
+        try:
+            return picture() if picture else None
+        except (OSError, InvalidInputError):  # a report without one picture is still a report
+            return None
+
+
+def image_order(image_id: str) -> tuple[int, int, str]:
+    """Sorts numbers by value, then other ids by the alphabet."""
+    is_number = image_id.isascii() and image_id.isdecimal() and len(image_id) < 1000
+    return (0, int(image_id), image_id) if is_number else (1, 0, image_id)
+
+
+def read_references(path: str, problems: Problems) -> References:
+    """Read a `.jsonl` file of graphs, or a dataset (`scene_data.dataset.open_dataset`).
+
+    Of several graphs of an image the first counts.
+
+    Raises:
+        InvalidInputError: There is nothing of that name, no usable image in it, or no relation.
+    """
+    is_lines = Path(path).suffix == ".jsonl" and Path(path).is_file()
+    read = _of_lines(Path(path), problems) if is_lines else _of_dataset(path, problems)
+    images: dict[str, ReferenceImage] = {}
+    for image in read:
+        if str(image.place.image_id) in images:
+            image.place.add("duplicate_image", "the first reference for this image counts")
+            continue
+        images[str(image.place.image_id)] = image
+        if not image.graph.names:
+            image.place.add("empty_reference", "the reference has no object")
+    if not any(image.graph.predicates for image in images.values()):
+        raise InvalidInputError(
+            f"{path} has no image with a relation to be found{first_problem(problems)}"
+        )
+    ordered = {image_id: images[image_id] for image_id in sorted(images, key=image_order)}
+    return References(name=path, images=ordered)
+
+
+def _of_lines(path: Path, problems: Problems) -> Iterator[ReferenceImage]:
+    decoder = msgspec.json.Decoder(GraphLine)
+    for place, text in read_lines(path, problems):
+        try:
+            line = decoder.decode(text)
+        except WRONG as error:
+            add_broken(place, text, error)
+            continue
+        place = Place(problems, str(path), place.line, str(line.image_id))
+        size = (line.width, line.height)
+        yield ReferenceImage(
+            size=size,
+            graph=written_graph(line.objects, line.relationships, size, place),
+            place=place,
+            picture=(path.parent / line.image).read_bytes if line.image else None,
+        )
+
+
+def _of_dataset(path: str, problems: Problems) -> Iterator[ReferenceImage]:
+    dataset = open_dataset(path)
+    for index in range(len(dataset)):
+        try:
+            sample = dataset[index]
+        except InvalidInputError as error:
+            problems.add("unreadable_image", path, None, None, f"left out: {error.message}")
+            continue
+        place = Place(problems, path, None, sample.image_id)
+        size = (sample.width, sample.height)
+        yield ReferenceImage(
+            size=size,
+            graph=dataset_graph(sample.graph, size, place),
+            place=place,
+            picture=_picture(dataset, index),
+        )
+
+
+def _picture(dataset: SceneDataset, index: int) -> Picture:
+    return lambda: dataset[index].image_bytes

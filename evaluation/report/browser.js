@@ -1,0 +1,264 @@
+// The browser of images: a grid, and one image large. What it shows is in #browser-data.
+const data = JSON.parse(document.getElementById("browser-data").textContent);
+const control = (id) => document.getElementById(id);
+const viewer = control("viewer");
+const grid = control("grid");
+const VERDICTS = { hit: "✓", miss: "○", hallucination: "✕" };
+const shown = { labels: true, hits: true, wrong: true };
+
+function html(name, attributes = {}, ...children) {
+  const element = document.createElement(name);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
+    else if (value === true || typeof value === "string") element.setAttribute(key, value === true ? "" : value);
+  }
+  element.append(...children);
+  return element;
+}
+
+// The side by which images are filtered, sorted and the reference is marked.
+const judged = (image) => image.sides[Number(control("judge").value) || 0];
+const statusWords = (status) => status.replaceAll("_", " ");
+const percent = (value) => (value === null ? "–" : (100 * value).toFixed(1));
+const address = (id) => `#${new URLSearchParams({ image: id })}`;
+
+function counts(image, side) {
+  const hits = side.predicted.relations.filter((r) => r.hit).length;
+  const found = side.found.relations.filter(Boolean).length;
+  return {
+    hits, missed: image.reference.relations.length - found,
+    hallucinated: side.predicted.relations.length - hits,
+  };
+}
+
+const PREDICATE_ROLES = {
+  reference: (image) => image.reference.relations,
+  predicted: (image, side) => side.predicted.relations,
+  found: (image, side) => image.reference.relations.filter((_, k) => side.found.relations[k]),
+  missed: (image, side) => image.reference.relations.filter((_, k) => !side.found.relations[k]),
+  hallucinated: (image, side) => side.predicted.relations.filter((r) => !r.hit),
+  any: (image, side) => [...image.reference.relations, ...side.predicted.relations],
+};
+
+const worst = (value) => value ?? 2; // images without a score come last
+const ORDERS = {
+  given: () => 0,
+  "recall-up": (a, b) => worst(judged(a).recall) - worst(judged(b).recall),
+  "recall-down": (a, b) => (judged(b).recall ?? -1) - (judged(a).recall ?? -1),
+  "f1-up": (a, b) => worst(judged(a).f1) - worst(judged(b).f1),
+  "f1-down": (a, b) => (judged(b).f1 ?? -1) - (judged(a).f1 ?? -1),
+  hallucinations: (a, b) => counts(b, judged(b)).hallucinated - counts(a, judged(a)).hallucinated,
+};
+
+function selected() {
+  const text = control("search").value.trim().toLowerCase();
+  const [status, predicate] = [control("status").value, control("predicate").value];
+  const role = PREDICATE_ROLES[control("role").value];
+  return data.images
+    .filter((image) => image.id.toLowerCase().includes(text))
+    .filter((image) => !status || (status === "failed" ? judged(image).status !== "ok" : judged(image).status === status))
+    .filter((image) => !predicate || role(image, judged(image)).some((r) => r.predicate === predicate))
+    .sort(ORDERS[control("order").value]);
+}
+
+function score(image, side) {
+  if (side.status !== "ok") return html("span", { class: "verdict failure" }, statusWords(side.status));
+  const { hits, missed, hallucinated } = counts(image, side);
+  const part = (verdict, count) => html("span", { class: `verdict ${verdict}` }, `${VERDICTS[verdict]} ${count} `);
+  return html("span", { title: "hits, missed, hallucinated" }, part("hit", hits), part("miss", missed), part("hallucination", hallucinated));
+}
+
+function card(image) {
+  const thumb = image.picture
+    ? html("img", { class: "thumb", src: image.picture, alt: "", decoding: "async" })
+    : html("span", { class: "thumb" }, "no picture");
+  const sides = image.sides.map((side, i) => {
+    const name = data.sides.length > 1 ? `${"AB"[i]}: ` : "";
+    return html("div", {}, `${name}R ${percent(side.recall)} · F1 ${percent(side.f1)} `, html("br"), score(image, side));
+  });
+  return html("li", {}, html("a", { href: address(image.id) }, thumb, html("b", {}, image.id), ...sides));
+}
+
+function graphWithVerdicts(graph, found, wrong) {
+  const judge = (item, hit) => ({ ...item, verdict: hit ? "hit" : wrong });
+  return {
+    objects: graph.objects.map((item, i) => judge(item, found ? found.objects[i] : item.hit)),
+    relations: graph.relations.map((item, k) => judge(item, found ? found.relations[k] : item.hit)),
+  };
+}
+
+function panel(image, title, note, graph, words) {
+  const place = html("div");
+  const lists = html("div");
+  const element = html("section", { class: "panel" }, html("h3", {}, title), html("p", { class: "muted" }, note), place, lists);
+  element.fill = () => {
+    const { root, parts, arrows } = drawGraph(image, graph, place.clientWidth);
+    root.setAttribute("role", "img");
+    root.setAttribute("aria-label", `${title}: ${graph.objects.length} objects, ${graph.relations.length} relations; listed below`);
+    place.replaceChildren(root);
+    const buttons = tripletButtons(graph, (k, on) => point(root, parts[k], on));
+    arrows.forEach((arrow, k) => {
+      arrow.addEventListener("pointerenter", () => (point(root, parts[k], true), buttons[k].classList.add("on")));
+      arrow.addEventListener("pointerleave", () => (point(root, parts[k], false), buttons[k].classList.remove("on")));
+    });
+    lists.replaceChildren(...tripletLists(graph, buttons, words));
+    applyShown(root);
+  };
+  return element;
+}
+
+function point(root, parts, on) {
+  root.classList.toggle("pointed", on);
+  for (const part of parts) part.classList.toggle("on", on);
+}
+
+function tripletButtons(graph, pointAt) {
+  const names = objectLabels(graph.objects);
+  return graph.relations.map((item, k) => {
+    const events = Object.fromEntries(
+      [["onpointerenter", true], ["onpointerleave", false], ["onfocus", true], ["onblur", false]]
+        .map(([event, on]) => [event, () => pointAt(k, on)]),
+    );
+    const symbol = html("span", { class: `verdict ${item.verdict}`, "aria-hidden": "true" }, `${VERDICTS[item.verdict]} `);
+    return html("button", { type: "button", ...events }, symbol, names[item.subject], html("i", {}, ` ${item.predicate} `), names[item.object]);
+  });
+}
+
+function tripletLists(graph, buttons, words) {
+  return Object.entries(words).flatMap(([verdict, word]) => {
+    const chosen = buttons.filter((_, k) => graph.relations[k].verdict === verdict);
+    if (chosen.length === 0) return [];
+    const list = html("ul", { class: "triplets" }, ...chosen.map((button) => html("li", {}, button)));
+    return [html("h4", {}, `${word} (${chosen.length})`), list];
+  });
+}
+
+function referencePanel(image) {
+  const side = judged(image);
+  const graph = graphWithVerdicts(image.reference, side.found, "miss");
+  const found = side.found.objects.filter(Boolean).length;
+  const by = data.sides.length > 1 ? `, marked by ${data.sides[image.sides.indexOf(side)]}` : "";
+  const note = `${found} of ${graph.objects.length} objects found${by}`;
+  return panel(image, "Reference", note, graph, { hit: "Found", miss: "Missed" });
+}
+
+function predictionPanel(image, side, i) {
+  const graph = graphWithVerdicts(side.predicted, null, "hallucination");
+  const title = data.sides.length > 1 ? `${"AB"[i]}: ${data.sides[i]}` : "Prediction";
+  const tokens = side.tokens === null ? "" : `, ${side.tokens} tokens`;
+  const right = graph.objects.filter((item) => item.verdict === "hit").length;
+  const note = side.status === "ok"
+    ? `recall ${percent(side.recall)}, F1 ${percent(side.f1)}; ${right} of ${graph.objects.length} objects right${tokens}`
+    : `no graph: ${statusWords(side.status)}${tokens}`;
+  const element = panel(image, title, note, graph, { hit: "Hits", hallucination: "Hallucinations" });
+  if (side.text !== null) {
+    element.append(html("details", { open: side.status !== "ok" }, html("summary", {}, "What the model wrote"), html("pre", {}, side.text)));
+  }
+  return element;
+}
+
+function applyShown(root) {
+  root.classList.toggle("no-labels", !shown.labels);
+  root.classList.toggle("hide-hit", !shown.hits);
+  root.classList.toggle("hide-wrong", !shown.wrong);
+}
+
+function toggle(key, text, keyName) {
+  const box = html("input", { type: "checkbox", id: `show-${key}`, "aria-keyshortcuts": keyName ?? "" });
+  box.checked = shown[key];
+  box.addEventListener("change", () => {
+    shown[key] = box.checked;
+    viewer.querySelectorAll(".drawing").forEach(applyShown);
+  });
+  return html("label", {}, box, ` ${text}`);
+}
+
+function viewerBar(image, images) {
+  const place = images.indexOf(image);
+  const step = (by, text, key) => {
+    const next = images[place + by];
+    const button = html("button", { type: "button", "aria-keyshortcuts": key, onclick: () => (location.hash = address(next.id)) }, text);
+    button.disabled = !next;
+    return button;
+  };
+  const where = place < 0 ? "outside the filter" : `${place + 1} of ${images.length}`;
+  return html(
+    "div", { class: "viewer-bar" },
+    html("h3", { tabindex: "-1" }, `Image ${image.id} `, html("small", {}, where)),
+    toggle("labels", "labels", "l"), toggle("hits", "✓ hits"), toggle("wrong", "○ misses, ✕ hallucinations"),
+    step(-1, "← previous", "ArrowLeft"), step(1, "next →", "ArrowRight"),
+    html("button", { type: "button", "aria-keyshortcuts": "Escape", onclick: () => (location.hash = "#images") }, "all images"),
+  );
+}
+
+function openImage(image, images) {
+  const panels = [referencePanel(image), ...image.sides.map((side, i) => predictionPanel(image, side, i))];
+  viewer.replaceChildren(viewerBar(image, images), html("div", { class: "panels" }, ...panels));
+  viewer.hidden = false;
+  grid.hidden = true;
+  for (const element of panels) element.fill();
+}
+
+const wanted = () => new URLSearchParams(location.hash.slice(1)).get("image");
+
+function render() {
+  const images = selected();
+  control("shown").textContent = `${images.length} of ${data.images.length} images`;
+  const id = wanted();
+  const image = data.images.find((item) => item.id === id);
+  if (image) return openImage(image, images);
+  viewer.hidden = id === null;
+  viewer.replaceChildren(...(id === null ? [] : [html("p", {}, `Image ${id} is not among the images of this page.`)]));
+  grid.hidden = false;
+  return grid.replaceChildren(...images.map(card));
+}
+
+function follow() {
+  render();
+  if (wanted() === null) return;
+  control("images").scrollIntoView();
+  viewer.querySelector("h3")?.focus({ preventScroll: true });
+}
+
+function fillSelect(id, options) {
+  control(id).replaceChildren(...options.map(([value, text]) => html("option", { value }, text)));
+}
+
+function counted(values) {
+  const total = new Map();
+  for (const value of values) total.set(value, (total.get(value) ?? 0) + 1);
+  return [...total].sort(([a], [b]) => (a < b ? -1 : 1));
+}
+
+function fillFilters() {
+  const statuses = counted(data.images.flatMap((image) => [...new Set(image.sides.map((side) => side.status))]));
+  const predicates = counted(data.images.flatMap((image) =>
+    [...new Set(image.sides.flatMap((side) => PREDICATE_ROLES.any(image, side).map((r) => r.predicate)))]));
+  fillSelect("status", [["", "any"], ["failed", "any failure"], ...statuses.map(([s, n]) => [s, `${statusWords(s)} (${n})`])]);
+  fillSelect("predicate", [["", "any"], ...predicates.map(([p, n]) => [p, `${p} (${n})`])]);
+  fillSelect("judge", data.sides.map((name, i) => [String(i), `${"AB"[i]}: ${name}`]));
+  control("judge").value = String(data.sides.length - 1);
+  control("judge-label").hidden = data.sides.length < 2;
+}
+
+function onKey(event) {
+  const typing = event.target.closest("input:not([type=checkbox]), select, textarea");
+  if (typing || event.ctrlKey || event.metaKey || event.altKey || viewer.hidden) return;
+  const press = (query) => viewer.querySelector(query)?.click();
+  if (event.key === "Escape") location.hash = "#images";
+  else if (event.key === "ArrowLeft" || event.key === "ArrowRight") press(`[aria-keyshortcuts="${event.key}"]`);
+  else if (event.key === "l") press("#show-labels");
+  else return;
+  event.preventDefault();
+}
+
+fillFilters();
+control("filters").addEventListener("input", render);
+addEventListener("hashchange", follow);
+addEventListener("keydown", onKey);
+let width = innerWidth;
+addEventListener("resize", () => {
+  if (innerWidth !== width && !viewer.hidden) render();
+  width = innerWidth;
+});
+follow();

@@ -1,0 +1,109 @@
+"""The images of the report's browser as one block of JSON, which `browser.js` draws."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from markupsafe import Markup
+
+from evaluation.report.pictures import data_uri
+from evaluation.result import DrawnGraph, ImageResult
+
+MAX_TEXT = 20_000
+"""Characters of an answer that the page holds."""
+
+
+def browser_data(
+    chosen: Sequence[ImageResult],
+    sides: Sequence[tuple[str, Mapping[str, ImageResult]]],
+    image_bytes: Callable[[str], bytes | None],
+) -> dict[str, Any]:
+    """What the browser shows.
+
+    Args:
+        chosen: Images to show, with their references.
+        sides: Name of the predictions and their results by image id: one, or two to compare.
+        image_bytes: Image id to the encoded picture; None where there is none.
+    """
+    return {
+        "sides": [name for name, _ in sides],
+        "images": [
+            _image(image, [side[image.image_id] for _, side in sides], image_bytes)
+            for image in chosen
+        ],
+    }
+
+
+def json_block(data: Mapping[str, Any]) -> Markup:
+    """JSON that can stand inside a script element, whatever texts it holds.
+
+    `<` could end the element or start a comment; everything beyond ASCII is escaped by `dumps`.
+    """
+    text = json.dumps(data, allow_nan=False, separators=(",", ":"))
+    return Markup(text.replace("<", r"\u003c"))  # noqa: S704
+
+
+def _image(
+    image: ImageResult,
+    results: Sequence[ImageResult],
+    image_bytes: Callable[[str], bytes | None],
+) -> dict[str, Any]:
+    return {
+        "id": image.image_id,
+        "width": image.width,
+        "height": image.height,
+        "picture": data_uri(image_bytes(image.image_id)),
+        "reference": _graph(image.reference, image),
+        "sides": [_side(result) for result in results],
+    }
+
+
+def _side(result: ImageResult) -> dict[str, Any]:
+    """A prediction, and which items of the reference it found."""
+    return {
+        "status": result.status,
+        "text": _cut(result.text),
+        "tokens": result.num_tokens,
+        "recall": result.recall,
+        "f1": result.f1,
+        "predicted": _graph(result.predicted, result),
+        "found": {
+            "objects": [item.verdict == "hit" for item in result.reference.objects],
+            "relations": [item.verdict == "hit" for item in result.reference.relations],
+        },
+    }
+
+
+def _graph(graph: DrawnGraph, image: ImageResult) -> dict[str, Any]:
+    return {
+        "objects": [
+            {"name": item.name, "box": _drawable(item.bbox, image), "hit": item.verdict == "hit"}
+            for item in graph.objects
+        ],
+        "relations": [
+            {
+                "subject": item.subject,
+                "predicate": item.predicate,
+                "object": item.object,
+                "hit": item.verdict == "hit",
+            }
+            for item in graph.relations
+        ],
+    }
+
+
+def _drawable(
+    bbox: tuple[float, float, float, float], image: ImageResult
+) -> tuple[float, ...] | None:
+    """The box to a tenth of a pixel, cut to one image's size around the image; None without one."""
+    if not all(map(math.isfinite, bbox)):
+        return None
+    sides = (image.width, image.height) * 2
+    return tuple(round(min(max(c, -s), 2 * s), 1) for c, s in zip(bbox, sides, strict=True))
+
+
+def _cut(text: str | None) -> str | None:
+    if text is None or len(text) <= MAX_TEXT:
+        return text
+    return f"{text[:MAX_TEXT]} … ({len(text) - MAX_TEXT:,} more characters)"

@@ -1,0 +1,113 @@
+"""The report's comparison of two evaluations."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from evaluation.compare import Comparison, Difference, PredicateChange
+from evaluation.report.charts import shortened
+from evaluation.report.svg import element
+from evaluation.report.tables import NONE, answer_label, measure_label, percent, sorted_keys
+from evaluation.result import PROTOCOLS
+from scene_graph.metrics.bootstrap import NUM_RESAMPLES
+
+MAX_CHANGES = 24
+"""Predicates that are drawn."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ChangeRow:
+    """One difference in words."""
+
+    label: str
+    first: str
+    second: str
+    difference: str
+    interval: str
+    p_value: str
+    certain: bool
+    """The interval leaves 0 out"""
+
+
+def compared_sections(compared: Comparison) -> dict[str, list[ChangeRow]]:
+    """Rows of each protocol, by its name; those that no protocol changes are `objects, answers`."""
+    sections = {}
+    for protocol in (PROTOCOLS[0], None, *PROTOCOLS[1:]):
+        by_key = {d.metric: d for d in compared.differences if d.protocol == protocol}
+        keys = list(by_key) if protocol is None else sorted_keys(by_key)
+        rows = [_row(by_key[key], key, answers=protocol is None) for key in keys]
+        if rows:
+            sections[protocol or "objects and answers"] = rows
+    return sections
+
+
+def _row(d: Difference, key: str, *, answers: bool) -> ChangeRow:
+    # Counts of an image are as they are, shares in per cent.
+    scale = 1.0 if key.endswith("_per_image") else 100.0
+    low, high = d.interval or (0.0, 0.0)
+    constraint = ", no graph constraint" if key.startswith("ng_") else ""
+    return ChangeRow(
+        label=answer_label(key) if answers else measure_label(key) + constraint,
+        first=percent(d.first, scale=scale),
+        second=percent(d.second, scale=scale),
+        difference=NONE if d.difference is None else f"{scale * d.difference:+.2f}",
+        interval=f"{scale * low:+.1f} to {scale * high:+.1f}" if d.interval else "",
+        p_value=_p_text(d.p_value),
+        certain=d.interval is not None and (low > 0 or high < 0),
+    )
+
+
+def _p_text(p_value: float | None) -> str:
+    """Resamples cannot tell a smaller p than two of all."""
+    if p_value is None:
+        return NONE
+    smallest = 2 / NUM_RESAMPLES
+    return f"< {smallest:.3f}" if p_value < smallest else f"{p_value:.3f}"
+
+
+def change_chart(changes: Sequence[PredicateChange]) -> Markup:
+    """Bars of losses and gains in recall, from a middle line, greatest gain first.
+
+    Args:
+        changes: Drawn are those whose number of hits changed most: recall of a predicate that few
+            references have moves far by chance.
+    """
+    moved = [c for c in changes if c.difference]
+    moved.sort(key=lambda c: -abs(c.difference) * c.num_reference)
+    drawn = sorted(moved[:MAX_CHANGES], key=lambda c: -c.difference)
+    if not drawn:
+        return Markup("")
+    step, width, middle = 20.0, 640.0, 360.0
+    most = max(abs(c.difference) for c in drawn)
+    rows = [_bar(c, 6 + i * step, middle, 210.0 / most) for i, c in enumerate(drawn)]
+    height = step * len(drawn) + 12
+    line = element("line", x1=middle, x2=middle, y1=0, y2=height, class_="axis")
+    title = "Predicates that gained and lost most hits"
+    size = f"0 0 {width:g} {height:g}"
+    return element("svg", *rows, line, viewBox=size, role="img", aria_label=title)
+
+
+def _bar(change: PredicateChange, y: float, middle: float, scale: float) -> Markup:
+    length = abs(change.difference) * scale
+    gain = change.difference > 0
+    x = middle if gain else middle - length
+    end, anchor = (x + length + 5, "start") if gain else (x - 5, "end")
+    text = f"{100 * change.difference:+.1f}"
+    hint = (
+        f"{percent(change.first)} to {percent(change.second)}, {change.num_reference:,} relations"
+    )
+    return element(
+        "g",
+        element("title", f"{change.predicate}: {hint}"),
+        element("text", shortened(change.predicate), x=100, y=y + 12, text_anchor="end"),
+        element(
+            "rect",
+            x=x,
+            y=y,
+            width=length,
+            height=15,
+            class_=f"bar {'gained' if gain else 'failed'}",
+        ),
+        element("text", text, x=end, y=y + 12, text_anchor=anchor),
+    )

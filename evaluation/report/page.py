@@ -1,0 +1,159 @@
+"""`report.html`: an evaluation as one file that opens from disk, without a network."""
+
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from evaluation.compare import Comparison
+from evaluation.published import published_rows
+from evaluation.report import charts, tables
+from evaluation.report.browser import browser_data, json_block
+from evaluation.report.changes import change_chart, compared_sections
+from evaluation.report.selection import choose_images
+from evaluation.result import PROTOCOLS, EvaluationResult, ImageResult
+
+ImageBytes = Callable[[str], bytes | None]
+"""Image id to the encoded picture; None where there is none"""
+
+_HERE = Path(__file__).parent
+
+
+def write_report(
+    result: EvaluationResult,
+    folder: Path,
+    image_bytes: ImageBytes,
+    compared: Comparison | None = None,
+    num_images: int = 100,
+) -> Path:
+    """Write `folder/report.html`.
+
+    Args:
+        result: Of the evaluation.
+        folder: Exists.
+        image_bytes: For the browser.
+        compared: `result` beside another one, which the browser shows too.
+        num_images: At most so many are in the browser; chosen by `choose_images`.
+    """
+    evaluations = [compared.first, compared.second] if compared else [result]
+    words = {
+        "result": result,
+        "compared": compared,
+        "date": datetime.now(UTC).date().isoformat(),
+        "protocols": PROTOCOLS,
+        "tables": tables,
+        "published": published_rows(result.inputs.get("vocabulary")),
+        "charts": _charts(result),
+        "settings": tables.flat_settings(result.settings),
+        **_predicate_words(result),
+        **(_change_words(compared) if compared else {}),
+    }
+    return write_page(
+        folder / "report.html",
+        "report.html.jinja",
+        f"{result.name} on {result.split}",
+        [(evaluation.name, evaluation.images) for evaluation in evaluations],
+        image_bytes,
+        num_images,
+        words,
+    )
+
+
+def write_page(
+    file: Path,
+    template: str,
+    title: str,
+    sides: Sequence[tuple[str, Sequence[ImageResult]]],
+    image_bytes: ImageBytes,
+    num_images: int,
+    words: dict[str, Any],
+) -> Path:
+    """Write a page that ends with the browser of images.
+
+    Args:
+        file: To write.
+        template: Extends `page.html.jinja`.
+        title: Of the page.
+        sides: Name and results of the predictions: one, or two to compare on the images of both.
+        image_bytes: For the browser.
+        num_images: At most.
+        words: What the template needs besides.
+    """
+    by_id = [{image.image_id: image for image in images} for _, images in sides]
+    shared = [image for image in sides[0][1] if all(image.image_id in side for side in by_id)]
+    failed = {
+        image_id for side in by_id for image_id, image in side.items() if image.status != "ok"
+    }
+    chosen, how_chosen = choose_images(shared, num_images, failed)
+    named = list(zip((name for name, _ in sides), by_id, strict=True))
+    html = _template(template).render(
+        words,
+        title=title,
+        how_chosen=how_chosen,
+        browser=json_block(browser_data(chosen, named, image_bytes)),
+        style=_part("report.css"),
+        scripts=[_part(name) for name in ("tables.js", "drawing.js", "browser.js")],
+    )
+    file.write_text(html, encoding="utf-8", errors="replace")  # half a surrogate pair in a name
+    return file
+
+
+def _predicate_words(result: EvaluationResult) -> dict[str, Any]:
+    rows = result.predicates
+    trained = any(row.num_training is not None for row in rows)
+    source = "the training split" if trained else "the reference (no training split was given)"
+    some = f" The first {charts.MAX_PREDICATES} of {len(rows)} are drawn."
+    return {
+        "predicate_protocols": [p for p in PROTOCOLS if any(p in row.recall for row in rows)],
+        "trained": trained,
+        "predicate_caption": (
+            f"Recall at 100 of each predicate, sorted by its frequency in {source}. Bars are "
+            "strict, lines across them sgb; dotted levels are the strict means of head, body and "
+            f"tail, a third of the predicates each.{some * (len(rows) > charts.MAX_PREDICATES)}"
+        ),
+    }
+
+
+def _change_words(compared: Comparison) -> dict[str, Any]:
+    return {
+        "change_sections": compared_sections(compared),
+        "change_chart": change_chart(compared.predicates),
+    }
+
+
+def _charts(result: EvaluationResult) -> dict[str, Markup]:
+    """Those that there is something for."""
+    drawn: dict[str, Markup] = {}
+    if result.predicates:
+        drawn["predicates"] = charts.predicate_chart(result.predicates, result.groups)
+    if any(result.failures.values()):
+        drawn["failures"] = charts.reason_bars(result.failures, result.num_images)
+    graphs = [(i.reference, i.predicted) for i in result.images if i.status == "ok"]
+    if graphs:
+        objects = [(len(r.objects), len(p.objects)) for r, p in graphs]
+        relations = [(len(r.relations), len(p.relations)) for r, p in graphs]
+        drawn["objects"] = charts.count_chart(objects, "objects")
+        drawn["relations"] = charts.count_chart(relations, "relations")
+    good = [i.num_tokens for i in result.images if i.num_tokens is not None and i.status == "ok"]
+    bad = [i.num_tokens for i in result.images if i.num_tokens is not None and i.status != "ok"]
+    if good or bad:
+        drawn["lengths"] = charts.length_chart(good, bad)
+    return drawn
+
+
+def _template(name: str) -> jinja2.Template:
+    return jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    ).get_template(name)
+
+
+def _part(name: str) -> Markup:
+    """A file of ours, which goes into the page as it is."""
+    return Markup((_HERE / name).read_text(encoding="utf-8"))  # noqa: S704

@@ -1,0 +1,34 @@
+"""Pictures small enough to stand inside the page."""
+
+import base64
+import io
+
+SIZES = ((640, 82), (640, 62), (480, 55))
+"""Longest side in pixels and JPEG quality, tried in turn."""
+MAX_BYTES = 110_000
+"""Of a JPEG: 100 of them, in base64, are under 15 MB."""
+
+
+def data_uri(data: bytes | None) -> str | None:
+    """A JPEG data URI of an encoded image; None where it is no image.
+
+    Orientation tags are left out, as annotations are made on the stored pixels.
+    """
+    from PIL import Image
+
+    if data is None:
+        return None
+    try:
+        with Image.open(io.BytesIO(data)) as file:
+            image = file.convert("RGB")
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None  # Pillow's ways to say that a file is broken
+    jpeg = b""
+    for side, quality in SIZES:
+        image.thumbnail((side, side))
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=quality, optimize=True)
+        jpeg = buffer.getvalue()
+        if len(jpeg) <= MAX_BYTES:
+            break
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()

@@ -1,0 +1,125 @@
+"""Elements, scales and axes of the report's charts.
+
+Charts are SVG of our own, not matplotlib's, because their colours are names of classes that the
+page's style sheet gives a light, a dark and a printed form, and their text is text.
+"""
+
+import math
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+
+def element(name: str, *children: str, **attributes: str | float) -> Markup:
+    """An SVG element; children that are not markup are escaped, as attributes are.
+
+    Args:
+        name: Such as `rect`.
+        children: Text or elements.
+        attributes: With a trailing `_` cut off (`class_`) and others as `-` (`text_anchor`).
+    """
+    pairs = (
+        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _written(value))
+        for key, value in attributes.items()
+    )
+    inner = Markup("").join(children)
+    return Markup("<{0}{1}>{2}</{0}>").format(name, Markup("").join(pairs), inner)
+
+
+def _written(value: str | float) -> str:
+    return value if isinstance(value, str) else f"{round(value, 1):g}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """Data to pixels, linear.
+
+    Example: `Scale(low=0, high=100, start=300, end=20)` puts 0 at the bottom, 300 px down.
+    """
+
+    low: float
+    high: float
+    start: float
+    end: float
+
+    def __call__(self, value: float) -> float:
+        """The pixel of a value."""
+        share = (value - self.low) / (self.high - self.low)
+        return self.start + share * (self.end - self.start)
+
+    @property
+    def ticks(self) -> list[float]:
+        """About five round numbers in the range, both ends included where they are round."""
+        step = round_step((self.high - self.low) / 5)
+        first = math.ceil(self.low / step)
+        return [i * step for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
+
+
+def round_step(rough: float) -> float:
+    """The next of 1, 2, 5 times a power of ten that is not below `rough`."""
+    power = 10.0 ** math.floor(math.log10(rough))
+    return next(step * power for step in (1, 2, 5, 10) if step * power >= rough * (1 - 1e-9))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plot:
+    """The area between two axes of a chart."""
+
+    width: float
+    height: float
+    x: Scale
+    y: Scale
+    x_title: str
+    y_title: str
+
+    def draw(self, title: str, *marks: str, x_ticks: bool = True, **attributes: str) -> Markup:
+        """The whole chart: axes below `marks`.
+
+        Args:
+            title: What it shows, for those who do not see it.
+            marks: Elements in the plot's pixels.
+            x_ticks: Off where `marks` name the places on the x axis.
+            attributes: Of the svg element.
+        """
+        axes = [self._y_axis(), self._titles()]
+        if x_ticks:
+            axes.append(self._x_ticks())
+        size = f"0 0 {self.width:g} {self.height:g}"
+        return element(
+            "svg", *axes, *marks, viewBox=size, role="img", aria_label=title, **attributes
+        )
+
+    def _y_axis(self) -> Markup:
+        lines = [
+            element("line", x1=self.x.start, x2=self.x.end, y1=y, y2=y, class_="grid")
+            + element("text", text, x=self.x.start - 6, y=y + 4, text_anchor="end")
+            for y, text in ((self.y(tick), tick_text(tick)) for tick in self.y.ticks)
+        ]
+        foot = self.y.start
+        base = element("line", x1=self.x.start, x2=self.x.end, y1=foot, y2=foot, class_="axis")
+        return Markup("").join([*lines, base])
+
+    def _x_ticks(self) -> Markup:
+        foot = self.y.start
+        return Markup("").join(
+            element("line", x1=x, x2=x, y1=foot, y2=foot + 4, class_="axis")
+            + element("text", text, x=x, y=foot + 17, text_anchor="middle")
+            for x, text in ((self.x(tick), tick_text(tick)) for tick in self.x.ticks)
+        )
+
+    def _titles(self) -> Markup:
+        middle = (self.y.start + self.y.end) / 2
+        turned = {"transform": f"rotate(-90 12 {middle:g})", "text_anchor": "middle"}
+        return element(
+            "text",
+            self.x_title,
+            x=(self.x.start + self.x.end) / 2,
+            y=self.height - 6,
+            text_anchor="middle",
+            class_="title",
+        ) + element("text", self.y_title, x=12, y=middle, class_="title", **turned)
+
+
+def tick_text(value: float) -> str:
+    """Without digits that say nothing."""
+    return f"{value:,.0f}" if abs(value) >= 1 or value == 0 else f"{value:g}"
