@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from cli.infer import infer
 from cli.rollouts import rollouts
 from cli.score import score
 from cli.similarity import similarity_app
@@ -148,6 +149,7 @@ def doctor() -> None:
     run.doctor()
 
 
+app.command()(infer)
 app.command()(score)
 app.command()(rollouts)
 

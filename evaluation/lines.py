@@ -7,7 +7,7 @@ Anybody's predictions, and references too, are taken in the plain form of it: `i
 import msgspec
 
 
-class LineObject(msgspec.Struct, gc=False):
+class LineObject(msgspec.Struct, gc=False, omit_defaults=True):
     """An object.
 
     Example: `{"id": "man.1", "bbox": [10, 20, 200, 400]}`
@@ -20,7 +20,7 @@ class LineObject(msgspec.Struct, gc=False):
     score: float = 1.0
 
 
-class LineRelationship(msgspec.Struct, gc=False):
+class LineRelationship(msgspec.Struct, gc=False, omit_defaults=True):
     """A relationship between two objects, by id.
 
     Example: `{"subject": "man.1", "predicate": "riding", "object": "horse.2"}`
