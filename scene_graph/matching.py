@@ -165,7 +165,7 @@ def compare(
     pairs = _object_pairs(p, r, group, names, similarity) if boxes else None
     counts = r.num_triplets[group]
     owner = np.arange(len(group)).repeat(counts)
-    triplet = _ranges(r.triplet_start[group], counts)
+    triplet = ranges(r.triplet_start[group], counts)
     return Comparison(
         names=names,
         predicted=p,
@@ -251,7 +251,7 @@ def _object_pairs(
 ) -> ObjectPairs:
     counts = r.num_objects[group][p.object_graph]
     left = np.arange(len(counts)).repeat(counts)
-    right = _ranges(r.object_start[group][p.object_graph], counts)
+    right = ranges(r.object_start[group][p.object_graph], counts)
     iou, giou, l1 = iou_giou_l1(p.boxes.take(left, axis=1), r.boxes.take(right, axis=1))
     name_left, name_right = p.categories[left], r.categories[right]
     sim = similarity.of_pairs(names, name_left, name_right)
@@ -265,11 +265,11 @@ def _object_pairs(
         iou=iou,
         l1=l1,
         overlap=iou >= MIN_IOU,
-        matched=_assign(cost, p.num_objects, r.num_objects[group]),
+        matched=assign(cost, p.num_objects, r.num_objects[group]),
     )
 
 
-def _assign(cost: Floats, rows: Indices, columns: Indices) -> Indices:
+def assign(cost: Floats, rows: Indices, columns: Indices) -> Indices:
     """The cells of the cheapest assignment of each of B matrices that stand one after another.
 
     Args:
@@ -308,7 +308,7 @@ def _triplet_pairs(
 ) -> TripletPairs:
     counts = p.num_triplets[owner]
     instance = np.arange(len(owner)).repeat(counts)
-    predicted = _ranges(p.triplet_start[owner], counts)
+    predicted = ranges(p.triplet_start[owner], counts)
     wanted = triplet[instance]
     sim = similarity.of_pairs(names, p.predicates[predicted], r.predicates[wanted])
     alike = sim.nonzero()[0]
@@ -341,7 +341,7 @@ def _triplet_pairs(
     )
 
 
-def _ranges(begins: Indices, counts: Indices) -> Indices:
+def ranges(begins: Indices, counts: Indices) -> Indices:
     """`begins[i], begins[i] + 1, …`, `counts[i]` numbers of each, one after another."""
     ends = counts.cumsum()
     total = int(ends[-1]) if len(ends) else 0

@@ -1,4 +1,4 @@
-"""How good predicted scene graphs are, by two protocols. Pure functions: `docs/evaluation.md`."""
+"""How good predicted scene graphs are, by three protocols. Pure functions: `docs/evaluation.md`."""
 
 from scene_graph.metrics.heldout_metrics import SceneGraphMetrics, strict_metrics
 

@@ -39,7 +39,7 @@ class RatioMetric:
 
     @property
     def value(self) -> float:
-        """The metric; nan where nothing counts."""
+        """The metric; nan where it has no class to average over."""
         return float(self.weighted(np.ones((1, self.numerator.shape[0])))[0])
 
     def by_class(self) -> tuple[Floats, Floats]:
@@ -59,5 +59,5 @@ class RatioMetric:
         ratios = np.divide(above, below, out=np.zeros_like(above), where=counted)
         classes = counted.sum(axis=1) if self.num_classes is None else self.num_classes
         with np.errstate(invalid="ignore"):
-            result: Floats = np.where(counted.any(axis=1), ratios.sum(axis=1) / classes, np.nan)
+            result: Floats = ratios.sum(axis=1) / classes  # 0 / 0 where nothing counts
         return result

@@ -24,7 +24,7 @@ class ImageGraph:
     names: list[str] = field(default_factory=list)
     """[N] normalised, without number"""
     boxes: list[float] = field(default_factory=list)
-    """[4N] x1, y1, x2, y2 in pixels of the image"""
+    """[4N] x1, y1, x2, y2 in pixels of the image, or in another unit that `size` is in"""
     scores: list[float] = field(default_factory=list)
     """[N], or empty: then all are 1, as a language model gives none"""
     subjects: list[int] = field(default_factory=list)
@@ -35,6 +35,9 @@ class ImageGraph:
     """[E]"""
     relation_scores: list[float] = field(default_factory=list)
     """[E], or empty: then all are 1"""
+    size: tuple[float, float] = (1.0, 1.0)
+    """Width and height of the image in the boxes' unit: 1 and 1 where they are fractions; the
+    same in prediction and reference"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +45,8 @@ class GraphTable:
     """B images with O objects and E relations, image after image, in the order they were given."""
 
     num_images: int
+    sizes: Floats
+    """[B, 2] width and height in the boxes' unit"""
     names: tuple[str, ...]
     """Of objects, by code"""
     predicate_names: tuple[str, ...]
@@ -99,6 +104,7 @@ def _table(graphs: Sequence[ImageGraph], names: list[str], predicates: list[str]
     first_object = (num_objects.cumsum() - num_objects)[relation_image]
     return GraphTable(
         num_images=len(graphs),
+        sizes=_floats(chain.from_iterable(g.size for g in graphs)).reshape(-1, 2),
         names=tuple(names),
         predicate_names=tuple(predicates),
         object_image=np.arange(len(graphs)).repeat(num_objects),
