@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from scene_graph.graph import SceneGraph
 
 ROWS_AT_ONCE = 100
-"""Of a row group, at most. `datasets` writes as many with images, and reads 16 groups ahead."""
+"""Of a row group, at most: as many as `datasets` writes where there are images."""
 BYTES_AT_ONCE = 32 * 1024 * 1024
 """Of the images in a row group, before the last one."""
 
