@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
+from cli.data import data_app
+from cli.evaluate import evaluate
 from cli.rollouts import rollouts
 from cli.score import score
 from cli.similarity import similarity_app
@@ -20,7 +22,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 serve_app = typer.Typer(help="Run one service in the foreground.", no_args_is_help=True)
-data_app = typer.Typer(help="Make and look at datasets.", no_args_is_help=True)
 model_app = typer.Typer(help="Make models.", no_args_is_help=True)
 dead_app = typer.Typer(help="Groups that failed too often.", no_args_is_help=True)
 app.add_typer(serve_app, name="serve")
@@ -149,31 +150,8 @@ def doctor() -> None:
 
 
 app.command()(score)
+app.command()(evaluate)
 app.command()(rollouts)
-
-
-@data_app.command("make-toy")
-def make_toy(
-    folder: Path,
-    num_train: Annotated[int, typer.Option(min=1)] = 4096,
-    num_heldout: Annotated[int, typer.Option(min=1)] = 256,
-    seed: int = 0,
-    noisy: Annotated[
-        bool, typer.Option(help="Spoil the training annotations, as people do.")
-    ] = False,
-) -> None:
-    """Render toy-scenes into FOLDER."""
-    from cli import run
-
-    run.make_toy(folder, num_train, num_heldout, seed, noisy=noisy)
-
-
-@data_app.command("inspect")
-def inspect(path: str) -> None:
-    """Counts of a dataset."""
-    from cli import run
-
-    run.inspect(path)
 
 
 @model_app.command("make-tiny")

@@ -136,37 +136,6 @@ def dead_end(found: Settings, entry_id: str, *, replay: bool) -> None:
     print(f"{'replayed' if replay else 'dropped'} {entry_id}")
 
 
-def make_toy(folder: Path, num_train: int, num_heldout: int, seed: int, *, noisy: bool) -> None:
-    """Render toy-scenes."""
-    from scene_data.toy import ANNOTATOR_NOISE
-    from scene_data.toy import make_toy as write
-
-    noise = ANNOTATOR_NOISE if noisy else None
-    write(folder, num_train=num_train, num_heldout=num_heldout, seed=seed, noise=noise)
-    print(f"wrote {num_train} training and {num_heldout} held-out scenes to {folder}")
-
-
-def inspect(path: str) -> None:
-    """Print a dataset's counts."""
-    from collections import Counter
-
-    from scene_data.dataset import open_dataset
-
-    dataset = open_dataset(path)
-    categories: Counter[str] = Counter()
-    predicates: Counter[str] = Counter()
-    for sample in dataset:
-        categories.update(o.category for o in sample.graph.objects)
-        predicates.update(r.predicate for r in sample.graph.relationships)
-    num = len(dataset)
-    print(f"{num} images, {categories.total()} objects, {predicates.total()} relationships")
-    per_image = (categories.total() / num, predicates.total() / num)
-    print("{:.1f} objects and {:.1f} relationships an image".format(*per_image))
-    for title, counts in (("categories", categories), ("predicates", predicates)):
-        top = ", ".join(f"{name} {count}" for name, count in counts.most_common(12))
-        print(f"{len(counts)} {title}: {top}")
-
-
 def make_tiny(folder: Path, seed: int, family: "Family") -> None:
     """Write a tiny model."""
     from scene_data.tiny_model import make_tiny_model

@@ -1,8 +1,23 @@
-"""Two evaluations of the same images: which differences are more than chance?"""
+"""Two evaluations of the same images: which differences are more than chance?
 
-from dataclasses import dataclass
+Both are resampled on the same draws of images (a paired bootstrap), so what makes an image hard for
+both does not count as a difference.
+"""
 
-from evaluation.result import EvaluationResult, Protocol
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from evaluation.predicates import by_class
+from evaluation.references import image_order
+from evaluation.result import PROTOCOLS, DrawnGraph, EvaluationResult, Protocol
+from scene_graph.metrics.bootstrap import interval, resampled
+from scene_graph.metrics.ratio import RatioMetric
+from scene_graph.similarity import Floats, Indices
+from services.errors import InvalidInputError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,7 +35,7 @@ class Difference:
     """95 % of the difference, by a paired bootstrap over images; None where there are no
     resamples (AP)"""
     p_value: float | None
-    """Two-sided: twice the share of resamples on the other side of 0, at most 1"""
+    """Two-sided: twice the smaller share of resamples on one side of 0, at most 1"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +49,7 @@ class PredicateChange:
 
     @property
     def difference(self) -> float:
-        """second - first"""
+        """What the second has more."""
         return self.second - self.first
 
 
@@ -52,3 +67,159 @@ class Comparison:
     differences: list[Difference]
     predicates: list[PredicateChange]
     """By difference, greatest loss first"""
+
+
+def compare(first: EvaluationResult, second: EvaluationResult) -> Comparison:
+    """On the images that both have.
+
+    Args:
+        first: The one to compare with.
+        second: The one that is asked about.
+
+    Raises:
+        InvalidInputError: They have no image in common.
+    """
+    left, right, both = _in_both(first, second)
+    of_first, of_second = (_of_images(r, i) for r, i in ((first, left), (second, right)))
+    differences = [
+        difference
+        for group in (*PROTOCOLS, "objects", "answers")
+        for difference in _differences(group, of_first.get(group, {}), of_second.get(group, {}))
+    ]
+    if len(both) == first.num_images == second.num_images:
+        differences += _average_precision(first, second)
+    return Comparison(
+        first=first,
+        second=second,
+        num_images=len(both),
+        num_left_out=(first.num_images - len(both), second.num_images - len(both)),
+        differences=differences,
+        predicates=_predicate_changes(
+            (of_first["strict"]["mean_recall@100"], first.class_names),
+            (of_second["strict"]["mean_recall@100"], second.class_names),
+        ),
+    )
+
+
+def _in_both(
+    first: EvaluationResult, second: EvaluationResult
+) -> tuple[Indices, Indices, list[str]]:
+    """Places of the common images in both, and their ids, in the same order."""
+    places = [{image.image_id: i for i, image in enumerate(r.images)} for r in (first, second)]
+    common = sorted(places[0].keys() & places[1].keys(), key=image_order)
+    if not common:
+        raise InvalidInputError(
+            f"{first.name} (on {first.split}) and {second.name} (on {second.split}) "
+            "have no image in common: evaluate both against the same reference"
+        )
+    left, right = (np.array([place[name] for name in common]) for place in places)
+    for i, j in zip(left.tolist(), right.tolist(), strict=True):
+        if not _same_reference(first.images[i].reference, second.images[j].reference):
+            raise InvalidInputError(
+                f"image {first.images[i].image_id} has another reference in {first.name} than in "
+                f"{second.name}: evaluate both against the same reference"
+            )
+    return left, right, common
+
+
+def _same_reference(one: DrawnGraph, other: DrawnGraph) -> bool:
+    return [(o.name, o.bbox) for o in one.objects] == [
+        (o.name, o.bbox) for o in other.objects
+    ] and [(r.subject, r.predicate, r.object) for r in one.relations] == [
+        (r.subject, r.predicate, r.object) for r in other.relations
+    ]
+
+
+def _of_images(result: EvaluationResult, images: Indices) -> dict[str, dict[str, RatioMetric]]:
+    """The metrics of some images alone, in their order."""
+    return {
+        group: {
+            name: replace(
+                metric,
+                numerator=csr_array(metric.numerator[images]),
+                denominator=csr_array(metric.denominator[images]),
+            )
+            for name, metric in metrics.items()
+        }
+        for group, metrics in result.metrics.items()
+    }
+
+
+def _differences(
+    group: str, first: dict[str, RatioMetric], second: dict[str, RatioMetric]
+) -> list[Difference]:
+    """Of the metrics that both have."""
+    shared = first.keys() & second.keys()
+    names = [n for n in first if n in shared and not n.startswith("reference_")]
+    if not names:
+        return []
+    num_images = first[names[0]].numerator.shape[0]
+    of_first = resampled({name: first[name] for name in names}, num_images)
+    of_second = resampled({name: second[name] for name in names}, num_images)
+    return [
+        _difference(
+            group, name, first[name].value, second[name].value, of_second[name] - of_first[name]
+        )
+        for name in names
+    ]
+
+
+def _difference(
+    group: str, name: str, first: float, second: float, resamples: Floats
+) -> Difference:
+    protocols: dict[str, Protocol] = {protocol: protocol for protocol in PROTOCOLS}
+    defined = resamples[np.isfinite(resamples)]
+    known = not (math.isnan(first) or math.isnan(second))
+    is_object = group == "objects" and name != "mean_iou"
+    return Difference(
+        protocol=protocols.get(group),
+        metric=f"object_{name}" if is_object else name,
+        first=None if math.isnan(first) else first,
+        second=None if math.isnan(second) else second,
+        difference=second - first if known else None,
+        interval=interval(defined) if known and defined.size else None,
+        p_value=_p_value(defined) if known and defined.size else None,
+    )
+
+
+def _average_precision(first: EvaluationResult, second: EvaluationResult) -> list[Difference]:
+    """It is no mean over images, so it is not resampled."""
+    differences = []
+    for name in ("ap", "ap50", "ap75"):
+        before, after = first.objects[name], second.objects[name]
+        known = before is not None and after is not None
+        differences.append(
+            Difference(
+                protocol=None,
+                metric=name,
+                first=before,
+                second=after,
+                difference=(after or 0.0) - (before or 0.0) if known else None,
+                interval=None,
+                p_value=None,
+            )
+        )
+    return differences
+
+
+def _p_value(resamples: Floats) -> float:
+    """Never 0: a sample of resamples can only say that p is small (Davison and Hinkley 1997)."""
+    above, below = (resamples >= 0).sum(), (resamples <= 0).sum()
+    return min(1.0, 2 * (float(min(above, below)) + 1) / (resamples.size + 1))
+
+
+def _predicate_changes(
+    first: tuple[RatioMetric, Sequence[str]], second: tuple[RatioMetric, Sequence[str]]
+) -> list[PredicateChange]:
+    before, after = by_class(*first), by_class(*second)
+    num_reference = dict(zip(second[1], second[0].by_class()[1].tolist(), strict=True))
+    changes = [
+        PredicateChange(
+            predicate=name,
+            num_reference=int(num_reference[name]),
+            first=before[name],
+            second=after[name],
+        )
+        for name in sorted(before.keys() & after.keys())
+    ]
+    return sorted(changes, key=lambda change: change.difference)

@@ -5,7 +5,7 @@ Pure but for what `detection_ap` prints away; `sgg-rl evaluate` reads before and
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -35,6 +35,8 @@ OBJECT_METRICS = {
     "mean_iou": "mean_iou",
 }
 """Of `strict`, by the names they have in `EvaluationResult.objects`"""
+
+_UNKNOWN: dict[str, float | None] = {"unconstrained_failure_rate": None}
 
 Tables = tuple[GraphTable, GraphTable]
 """Predicted and reference"""
@@ -89,7 +91,7 @@ def evaluate(
         intervals={p: intervals[p] for p in by_protocol},
         objects=_average_precision(tables) | values["objects"],
         object_intervals=intervals["objects"],
-        answers={"unconstrained_failure_rate": None} | values["answers"],
+        answers={**_UNKNOWN, **values["answers"]},
         answer_intervals=intervals["answers"],
         failures=dict(Counter(a.status for a in answers if a.status != "ok").most_common()),
         predicates=rows,

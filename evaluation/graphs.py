@@ -5,7 +5,7 @@
 | a box outside of its image | stays as it is |
 | an empty or inverted box | stays: an object that hits nothing |
 | an object id that comes twice | both objects stay; relationships mean the first |
-| a relationship to an object that is not there | is left out: it says nothing that could be placed |
+| a relationship to an object that is not there | is left out: it cannot be placed |
 """
 
 from collections.abc import Sequence
@@ -83,10 +83,14 @@ def _check_boxes(objects: Sequence[LineObject], size: tuple[int, int], place: Pl
     for item in objects:
         x1, y1, x2, y2 = item.bbox
         if not (x1 < x2 and y1 < y2):
-            place.add("empty_box", f"{item.id!r} has the box {list(item.bbox)}")
+            place.add("empty_box", f"{item.id!r} has the box {_words(item.bbox)}")
         elif x1 < 0 or y1 < 0 or x2 > width or y2 > height:
-            detail = f"{item.id!r} has the box {list(item.bbox)} in an image of {width}x{height}"
+            detail = f"{item.id!r} has the box {_words(item.bbox)}, the image is {width}x{height}"
             place.add("box_outside", detail)
+
+
+def _words(box: Sequence[float]) -> str:
+    return f"[{', '.join(f'{c:.6g}' for c in box)}]"
 
 
 def _indices(objects: Sequence[LineObject], place: Place) -> dict[str, int]:

@@ -39,7 +39,8 @@ class References:
 
     def image_bytes(self, image_id: str) -> bytes | None:
         """The encoded picture; None where there is none, or none that can be read."""
-        picture = self.images[image_id].picture
+        image = self.images.get(image_id)
+        picture = image.picture if image else None
         try:
             return picture() if picture else None
         except (OSError, InvalidInputError):  # a report without one picture is still a report

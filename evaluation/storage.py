@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from scipy.sparse import csr_array
 
+from evaluation.compare import Comparison
 from evaluation.result import EvaluationResult, ImageResult
 from scene_graph.metrics.ratio import RatioMetric
 from services.errors import InvalidInputError
@@ -31,8 +32,8 @@ def save_result(result: EvaluationResult, folder: Path) -> None:
     _save_ratios(result, folder / "ratios.npz")
     # Last: a folder with it is a finished evaluation.
     names = [field.name for field in fields(result) if field.name not in ELSEWHERE]
-    text = msgspec.json.encode({name: getattr(result, name) for name in names})
-    (folder / "metrics.json").write_bytes(msgspec.json.format(text, indent=2) + b"\n")
+    content = _json({name: getattr(result, name) for name in names})
+    (folder / "metrics.json").write_bytes(content)
 
 
 def load_result(folder: Path) -> EvaluationResult:
@@ -59,6 +60,23 @@ def load_result(folder: Path) -> EvaluationResult:
     result.metrics.update(metrics)
     result.images.extend(images)
     return result
+
+
+def save_comparison(compared: Comparison, folder: Path) -> None:
+    """Write `comparison.json`: `Comparison` with the names of both evaluations."""
+    content = {
+        "first": compared.first.name,
+        "second": compared.second.name,
+        "num_images": compared.num_images,
+        "num_left_out": compared.num_left_out,
+        "differences": compared.differences,
+        "predicates": compared.predicates,
+    }
+    (folder / "comparison.json").write_bytes(_json(content))
+
+
+def _json(content: Any) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(content), indent=2) + b"\n"
 
 
 def _save_ratios(result: EvaluationResult, file: Path) -> None:

@@ -35,7 +35,7 @@ def read_graph(row: Mapping[str, Any]) -> tuple[SceneGraph, Counter[str]]:
     if row.get("image_id") is None:
         raise RowError("no image_id")
     objects: dict[str, SceneObject] = {}
-    for item in _items(row, "objects"):
+    for item in row_items(row, "objects"):
         name = _text(item, "id")
         if name in objects:
             raise RowError(f"object id {name!r} comes twice", "an object id comes twice")
@@ -47,7 +47,7 @@ def read_graph(row: Mapping[str, Any]) -> tuple[SceneGraph, Counter[str]]:
     if not objects:
         raise RowError("no object with a box")
     triplets: dict[Relationship, None] = {}
-    for item in _items(row, "relationships"):
+    for item in row_items(row, "relationships"):
         triplet = Relationship(
             subject=_text(item, "subject"),
             predicate=_text(item, "predicate"),
@@ -76,7 +76,12 @@ def read_thinking(row: Mapping[str, Any], column: str) -> str:
     return text
 
 
-def _items(row: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+def row_items(row: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+    """The objects or relationships of a row, which may be JSON text.
+
+    Raises:
+        RowError: They are not a list of JSON objects.
+    """
     value = row.get(key)
     if isinstance(value, str):
         try:

@@ -10,7 +10,6 @@ Some pairs of names (`is_heldout_pair`) never meet in training; every held-out s
 
 import io
 import itertools
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from scene_data.writing import graph_row, parquet_writer
 from scene_graph.graph import Relationship, SceneGraph, SceneObject
 
 CELL = 14
@@ -38,7 +38,6 @@ VAGUE_PREDICATE = "near"
 """In no clean scene."""
 BACKGROUND = (236, 236, 236)
 CONTAINMENT_RATE = 0.35
-ROWS_AT_ONCE = 500
 
 Cells = tuple[int, int, int, int]
 """x1, y1, x2, y2 in grid cells."""
@@ -249,49 +248,13 @@ def _rows(
     for index in range(num_rows):
         graph = toy_scene(seed, index, heldout=heldout)
         image_id = f"{'heldout' if heldout else 'train'}-{seed}-{index}"
-        image = {"bytes": render(graph), "path": f"{image_id}.png"}
+        image = render(graph)
         if noise is not None:
             graph = spoil(graph, noise, np.random.default_rng([seed, 2, index]))
-        objects = [{"id": o.id, "bbox": [int(v) for v in o.bbox]} for o in graph.objects]
-        relationships = [
-            {"subject": r.subject, "predicate": r.predicate, "object": r.object}
-            for r in graph.relationships
-        ]
-        yield {
-            "image_id": image_id,
-            "image": image,
-            "objects": json.dumps(objects),
-            "relationships": json.dumps(relationships),
-        }
+        yield graph_row(image_id, image, f"{image_id}.png", (SIDE, SIDE), graph)
 
 
 def _write(path: Path, rows: Iterator[dict[str, Any]]) -> None:
-    """Rows to parquet in row groups of 500, marked so that `datasets` decodes the image column."""
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    text = {"dtype": "string", "_type": "Value"}
-    features = {
-        "image_id": text,
-        "image": {"_type": "Image"},
-        "objects": text,
-        "relationships": text,
-    }
-    schema = pa.schema(
-        [
-            ("image_id", pa.string()),
-            ("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
-            ("objects", pa.string()),
-            ("relationships", pa.string()),
-        ],
-        metadata={"huggingface": json.dumps({"info": {"features": features}})},
-    )
-    with pq.ParquetWriter(path, schema) as writer:
-        batch: list[dict[str, Any]] = []
+    with parquet_writer(path) as file:
         for row in rows:
-            batch.append(row)
-            if len(batch) == ROWS_AT_ONCE:
-                writer.write_table(pa.Table.from_pylist(batch, schema=schema))
-                batch = []
-        if batch:
-            writer.write_table(pa.Table.from_pylist(batch, schema=schema))
+            file.write(row)

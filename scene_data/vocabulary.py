@@ -6,7 +6,6 @@ from functools import cache
 from pathlib import Path
 
 from scene_graph.graph import normalise_name
-from services.errors import SettingsError
 
 _FOLDER = Path(__file__).parent / "vocabularies"
 
@@ -50,26 +49,6 @@ def load_aliases(name: str) -> Aliases:
     """The shipped aliases of a vocabulary: plurals, other spellings, clear synonyms."""
     lists = tomllib.loads((_FOLDER / f"{name}-aliases.toml").read_text())
     return Aliases(_by_alias(lists["objects"]), _by_alias(lists["predicates"]))
-
-
-def read_aliases(file: Path) -> dict[str, str]:
-    """Alias to name, normalised, of a file with lines `name,alias,alias` (those of VG150 have it).
-
-    Raises:
-        SettingsError: It cannot be read, or a line has no alias.
-    """
-    try:
-        lines = file.read_text().splitlines()
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"--aliases: {file} cannot be read: {error}") from error
-    found: dict[str, str] = {}
-    for number, line in enumerate(lines, 1):
-        name, *aliases = map(normalise_name, line.split(","))
-        if line.strip() and not any(aliases):
-            raise SettingsError(f"--aliases: {file}:{number} has no alias: write name,alias,alias")
-        for alias in aliases:
-            found.setdefault(alias, name)
-    return found
 
 
 def _by_alias(lists: dict[str, list[str]]) -> dict[str, str]:

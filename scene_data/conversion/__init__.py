@@ -1,1 +1,1 @@
-"""From raw annotation files to the dataset layout of `docs/data.md`."""
+"""From other layouts of annotations to parquet files of rows."""

@@ -1,0 +1,89 @@
+"""`sgg-rl evaluate`: how good predicted scene graphs are, and whether two runs differ."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from services.errors import SettingsError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+Predictions = Annotated[
+    Path | None, typer.Argument(help="A predictions.jsonl, its folder, or R1-SGG's folder.")
+]
+Reference = Annotated[
+    str | None, typer.Option(help="Parquet file, folder, JSON or JSONL, or name on the hub.")
+]
+Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
+Split = Annotated[str | None, typer.Option(help="The reference's name, for headings.")]
+Train = Annotated[str | None, typer.Option(help="The training split: zero-shot and frequencies.")]
+VocabularyName = Annotated[
+    Literal["vg150", "psg"] | None, typer.Option(help="Map predicted names to this one's.")
+]
+AliasFiles = Annotated[
+    list[Path] | None, typer.Option("--aliases", help="More synonyms: name,alias,alias a line.")
+]
+EmbeddingModel = Annotated[
+    str | None, typer.Option(help="Maps the names that are left: a sentence-transformers model.")
+]
+NumImages = Annotated[int, typer.Option("--images", min=0, help="How many the report shows.")]
+Compare = Annotated[
+    tuple[Path, Path] | None,
+    typer.Option(help="Two results folders: the second against the first, paired.", metavar="A B"),
+]
+
+
+def evaluate(
+    output: Output,
+    predictions: Predictions = None,
+    reference: Reference = None,
+    split: Split = None,
+    train: Train = None,
+    vocabulary: VocabularyName = None,
+    aliases: AliasFiles = None,
+    embedding_model: EmbeddingModel = None,
+    images: NumImages = 100,
+    compare: Compare = None,
+) -> None:
+    """Evaluate PREDICTIONS, or compare two evaluations.
+
+    Writes metrics.json, images.jsonl, ratios.npz and report.html into the output folder.
+    """
+    if compare is not None:
+        if any((predictions, reference, split, train, vocabulary, aliases, embedding_model)):
+            raise SettingsError("--compare reads two finished evaluations: give --output beside it")
+        _compare(compare, output, images)
+        return
+    if predictions is None or reference is None or split is None:
+        raise SettingsError("give PREDICTIONS with --reference and --split, or --compare A B")
+    from evaluation.run import Request, run_evaluation
+    from evaluation.table import result_view
+
+    request = Request(
+        predictions=predictions,
+        reference=reference,
+        split=split,
+        train=train,
+        vocabulary=vocabulary,
+        aliases=tuple(aliases or ()),
+        embedding_model=embedding_model,
+        num_images=images,
+    )
+    _print(result_view(run_evaluation(request, output)), output)
+
+
+def _compare(folders: tuple[Path, Path], output: Path, num_images: int) -> None:
+    from evaluation.run import run_comparison
+    from evaluation.table import comparison_view
+
+    _print(comparison_view(run_comparison(folders, output, num_images)), output)
+
+
+def _print(view: "RenderableType", output: Path) -> None:
+    from rich.console import Console
+
+    console = Console(markup=False, emoji=False, highlight=False)
+    console.print(view)
+    console.print(f"\n{output / 'report.html'}", soft_wrap=True)

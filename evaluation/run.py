@@ -1,0 +1,116 @@
+"""The stories of `sgg-rl evaluate`: read, compare, write."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from evaluation.compare import Comparison, compare
+from evaluation.evaluate import Options, evaluate
+from evaluation.mapping import Mapper
+from evaluation.problems import Problems
+from evaluation.reading import read_predictions
+from evaluation.references import read_references
+from evaluation.report import write_report
+from evaluation.result import EvaluationResult
+from evaluation.storage import load_result, save_comparison, save_result
+from evaluation.training_split import read_training_split
+from scene_data.conversion.names import read_aliases
+from scene_data.vocabulary import Aliases, load_aliases, load_vocabulary
+from scene_graph.graph import normalise_name
+from services.errors import InvalidInputError, SettingsError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """What to evaluate, and how."""
+
+    predictions: Path
+    """See `read_predictions`"""
+    reference: str
+    """See `read_references`"""
+    split: str
+    """The reference's name"""
+    train: str | None = None
+    """The training split"""
+    vocabulary: str | None = None
+    """`vg150` or `psg`: predicted names are mapped to it"""
+    aliases: tuple[Path, ...] = ()
+    """Files of synonyms; they come before the shipped ones"""
+    embedding_model: str | None = None
+    num_images: int = 100
+    """That the report shows"""
+
+
+def run_evaluation(request: Request, output: Path) -> EvaluationResult:
+    """Read, evaluate, and write the results into a folder.
+
+    Raises:
+        InvalidInputError: Something cannot be read, or there is nothing to compare.
+        SettingsError: The request contradicts itself.
+    """
+    mapper = _mapper(request)
+    problems = Problems()
+    training = read_training_split(request.train) if request.train else None
+    references = read_references(request.reference, problems)
+    predictions = read_predictions(request.predictions, references, problems)
+    options = Options(split=request.split, mapper=mapper, training=training)
+    inputs = {
+        "predictions": str(predictions.file),
+        "reference": request.reference,
+        "train": request.train,
+        "vocabulary": request.vocabulary,
+        "embedding_model": request.embedding_model,
+    }
+    result = replace(evaluate(predictions, references, problems, options), inputs=inputs)
+    save_result(result, output)
+    write_report(result, output, references.image_bytes, num_images=request.num_images)
+    return result
+
+
+def run_comparison(folders: tuple[Path, Path], output: Path, num_images: int) -> Comparison:
+    """Compare two finished evaluations, and write `comparison.json` and the report.
+
+    Raises:
+        InvalidInputError: One of them is not there, or they have no image in common.
+    """
+    first, second = map(load_result, folders)
+    if first.name == second.name:  # then folders tell them apart
+        first, second = (
+            replace(result, name=str(folder))
+            for result, folder in zip((first, second), folders, strict=True)
+        )
+    compared = compare(first, second)
+    output.mkdir(parents=True, exist_ok=True)
+    save_comparison(compared, output)
+    write_report(second, output, _pictures(second), compared, num_images)
+    return compared
+
+
+def _pictures(result: EvaluationResult) -> Callable[[str], bytes | None]:
+    """Of the reference, where it is still there."""
+    try:
+        references = read_references(result.inputs["reference"] or "", Problems())
+    except InvalidInputError:
+        return lambda _: None
+    return references.image_bytes
+
+
+def _mapper(request: Request) -> Mapper | None:
+    if request.vocabulary is None:
+        if request.aliases or request.embedding_model:
+            raise SettingsError("--aliases and --embedding-model need a --vocabulary to map to")
+        return None
+    similarity = None
+    if request.embedding_model:
+        from reward_service.similarity.embedding import load_embedding
+
+        similarity = load_embedding(request.embedding_model)
+    shipped = load_aliases(request.vocabulary)
+    more: dict[str, str] = {}
+    for file in reversed(request.aliases):
+        more |= {alias: normalise_name(name) for alias, name in read_aliases(file).items()}
+    return Mapper(
+        vocabulary=load_vocabulary(request.vocabulary).normalised(),
+        aliases=Aliases(shipped.objects | more, shipped.predicates | more),
+        similarity=similarity,
+    )

@@ -1,0 +1,221 @@
+"""`sgg-rl data convert`: annotations and images of any known layout to files of rows."""
+
+from collections import Counter
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scene_data.conversion.graphs import GraphRules
+from scene_data.conversion.psg import Psg
+from scene_data.conversion.raw import RawImage, Source, Tally
+from scene_data.conversion.rows_source import DatasetRows
+from scene_data.conversion.vg150 import Vg150
+from scene_data.conversion.visual_genome import VisualGenome
+from scene_data.dataset import image_bytes, is_too_broken
+from scene_data.images import find_image, image_size
+from scene_data.rows import RowError
+from scene_data.writing import RowWriter, graph_row, jsonl_writer, parquet_writer
+from services.errors import InvalidInputError
+
+_SURE_AFTER = 10_000
+"""Images: before so many are seen, the share of broken ones is taken of this number."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConversionOptions:
+    """What is kept, and where it goes."""
+
+    folder: Path
+    """Gets one file a split: `train.parquet`."""
+    image_folders: tuple[Path, ...] = ()
+    """Where the files are that raw annotations name."""
+    with_images: bool = True
+    """False writes annotations alone, as JSON lines."""
+    splits: dict[str, str] | None = None
+    """Split by image id, in place of the source's own; images that are not in it are left out."""
+    keep_unrelated: bool = False
+    """Keep images without any relationship: they are of use for detection alone."""
+
+
+@dataclass(slots=True, kw_only=True)
+class WrittenFile:
+    """A file of rows."""
+
+    path: Path
+    num_images: int = 0
+    num_objects: int = 0
+    num_relationships: int = 0
+
+
+@dataclass(slots=True)
+class Conversion:
+    """What a conversion did."""
+
+    tally: Tally = field(default_factory=Tally)
+    files: dict[str, WrittenFile] = field(default_factory=dict)
+    """By split"""
+    num_seen: int = 0
+    """Images that the source has, broken ones left aside"""
+
+
+def open_source(name: str, *, vocabulary: str | None, need_images: bool) -> Source:
+    """Recognise a layout by the files in it: `docs/data.md` lists them.
+
+    Args:
+        name: A file, a folder, or a hub name.
+        vocabulary: Rows may come with names of it.
+        need_images: Leave out rows that name no image.
+
+    Raises:
+        InvalidInputError: It is none of the layouts, or more than one.
+    """
+    path = Path(name)
+    candidates = [path] if path.is_file() else sorted(path.glob("*")) if path.is_dir() else []
+    raw = [file for file in candidates if _raw_kind(file)]
+    if len(raw) > 1:
+        listed = ", ".join(file.name for file in raw)
+        raise InvalidInputError(f"{name} has annotations in several layouts ({listed}): name one")
+    if not raw:
+        return DatasetRows(name, vocabulary, need_images=need_images)
+    kind = _raw_kind(raw[0])
+    if kind == "psg":
+        return Psg(raw[0])
+    return Vg150(raw[0]) if kind == "vg150" else VisualGenome(raw[0].parent)
+
+
+def convert(
+    source: Source,
+    rules: GraphRules,
+    options: ConversionOptions,
+    on_image: Callable[[], object] = lambda: None,
+) -> Conversion:
+    """Write the files, one image at a time.
+
+    Args:
+        source: From `open_source`.
+        rules: Of names.
+        options: Of everything else.
+        on_image: Called after each image.
+
+    Raises:
+        InvalidInputError: Too much is broken, nothing is left, or a file is there already; no file
+            is left behind.
+    """
+    done, seen = Conversion(), set[str]()
+    with ExitStack() as stack:
+        writers: dict[str, RowWriter] = {}
+        for raw in source.images(done.tally):
+            done.num_seen += 1
+            try:
+                if raw.image_id in seen:
+                    raise RowError("image_id comes twice")
+                seen.add(raw.image_id)
+                split = _split(raw, options, done.tally.left_out)
+                row = split and _row(raw, rules, options, done.tally)
+            except RowError as error:
+                done.tally.note_broken(f"image {raw.image_id}", error)
+                row = None
+            if row and split:
+                if split not in writers:
+                    writers[split] = stack.enter_context(_open_file(split, options, done))
+                writers[split].write(row)
+                _count(done.files[split], row)
+            _check_broken(done, at_least=_SURE_AFTER)
+            on_image()
+        _check_broken(done)
+        if not done.files:
+            raise InvalidInputError(f"no image is left to write: {_account(done)}")
+    return done
+
+
+def _raw_kind(file: Path) -> str | None:
+    if file.name == "relationships.json":
+        return "visual genome"
+    if file.suffix == ".h5":
+        return "vg150"
+    return "psg" if file.suffix == ".json" and file.stem.startswith("psg") else None
+
+
+def _split(raw: RawImage, options: ConversionOptions, left_out: Counter[str]) -> str | None:
+    if options.splits is None:
+        return raw.split
+    split = options.splits.get(raw.image_id)
+    if split is None:
+        left_out["in no list of image ids"] += 1
+    return split
+
+
+def _row(
+    raw: RawImage, rules: GraphRules, options: ConversionOptions, tally: Tally
+) -> dict[str, Any] | None:
+    data, size = _image(raw, options)
+    graph = rules.graph(raw, size, tally.dropped)
+    if not graph.objects:
+        tally.left_out["no object left"] += 1
+        return None
+    if not graph.relationships and not options.keep_unrelated:
+        tally.left_out["no relationship left"] += 1
+        return None
+    name = Path(raw.image).name if isinstance(raw.image, str) else f"{raw.image_id}.jpg"
+    return graph_row(raw.image_id, data, name, size, graph)
+
+
+def _image(raw: RawImage, options: ConversionOptions) -> tuple[bytes | None, tuple[int, int]]:
+    """The encoded image, where it is wanted, and its size.
+
+    Raises:
+        RowError: It is missing, damaged, or of another size than its annotations say.
+    """
+    if not options.with_images and raw.size:
+        return None, raw.size
+    if raw.image is None:
+        raise RowError("no image, and no width and height either" if not raw.size else "no image")
+    try:
+        image = raw.image
+        if isinstance(image, str):
+            image = find_image(image, options.image_folders)
+        data = image_bytes(image)
+    except (OSError, TypeError, KeyError) as error:
+        raise RowError(f"image cannot be read: {error}") from error
+    size = image_size(data)
+    if raw.size is not None and size != raw.size:
+        raise RowError(
+            "image has {}x{} pixels, its annotations say {}x{}".format(*size, *raw.size),
+            "image has another size than its annotations say",
+        )
+    return data if options.with_images else None, size
+
+
+def _open_file(
+    split: str, options: ConversionOptions, done: Conversion
+) -> AbstractContextManager[RowWriter]:
+    path = options.folder / f"{split}.{'parquet' if options.with_images else 'jsonl'}"
+    if path.exists():
+        raise InvalidInputError(f"{path} is there already: remove it, or name another --output")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done.files[split] = WrittenFile(path=path)
+    return parquet_writer(path) if options.with_images else jsonl_writer(path)
+
+
+def _count(file: WrittenFile, row: dict[str, Any]) -> None:
+    file.num_images += 1
+    file.num_objects += len(row["objects"])
+    file.num_relationships += len(row["relationships"])
+
+
+def _check_broken(done: Conversion, at_least: int = 0) -> None:
+    num_broken = done.tally.num_broken
+    if is_too_broken(num_broken, max(done.num_seen, at_least)):
+        raise InvalidInputError(f"too many broken images: {_account(done)}")
+
+
+def _account(done: Conversion) -> str:
+    tally = done.tally
+    counts = [
+        f"{number} x {reason}"
+        for reason, number in [*tally.reasons.most_common(), *tally.left_out.most_common()]
+    ]
+    listed = "".join(f"\n  {line}" for line in tally.broken[:5])
+    return f"of {done.num_seen} images: {', '.join(counts) or 'nothing in the source'}{listed}"

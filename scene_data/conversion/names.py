@@ -1,0 +1,67 @@
+"""From annotators' names to a vocabulary's."""
+
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from scene_graph.graph import normalise_name
+from services.errors import InvalidInputError
+
+_PUNCTUATION = re.compile(r"[^\w\s]")
+
+
+class NameMap:
+    """Maps names by aliases, then to the spelling of a vocabulary.
+
+    Example: `NameMap(("shoe",), {"shoes": "shoe"})(("Shoes",)) == "shoe"`
+
+    Args:
+        vocabulary: Names that may be used; None for all.
+        aliases: Canonical names by their aliases, as `read_aliases` gives them.
+    """
+
+    def __init__(
+        self, vocabulary: Iterable[str] | None = None, aliases: Mapping[str, str] | None = None
+    ) -> None:
+        self._known = None if vocabulary is None else {_key(name): name for name in vocabulary}
+        self._aliases = aliases or {}
+
+    def __call__(self, names: Iterable[str]) -> str | None:
+        """The first of an object's names that can be used; None where there is none."""
+        for name in names:
+            mapped = self._aliases.get(_key(name), name)
+            found = _tidy(mapped) if self._known is None else self._known.get(_key(mapped))
+            if found:
+                return found
+        return None
+
+
+def read_aliases(path: Path) -> dict[str, str]:
+    """Canonical names by alias, from lines `canonical,alias,alias…`.
+
+    The format of scene-graph-TF-release's `object_alias.txt` and `predicate_alias.txt`. A canonical
+    name that is itself an alias of an earlier line stands for that line's.
+
+    Raises:
+        InvalidInputError: The file cannot be read.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInputError(f"cannot read the aliases in {path}: {error}") from error
+    aliases: dict[str, str] = {}
+    for line in lines:
+        first, *others = (name.strip() for name in line.split(","))
+        if first:
+            canonical = aliases.get(_key(first), first)
+            aliases.update({_key(name): canonical for name in (first, *others) if name})
+    return aliases
+
+
+def _key(name: str) -> str:
+    """What two spellings of a name have in common; punctuation is left out, as VG150 does."""
+    return " ".join(_PUNCTUATION.sub("", normalise_name(name)).split())
+
+
+def _tidy(name: str) -> str:
+    return " ".join(name.split())

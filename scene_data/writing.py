@@ -1,0 +1,129 @@
+"""Rows to parquet or JSON lines, in files that appear whole or not at all."""
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from scene_graph.graph import SceneGraph
+
+ROWS_AT_ONCE = 500
+"""Of a row group, at most."""
+BYTES_AT_ONCE = 64 * 1024 * 1024
+"""Of the images in a row group, before the last one."""
+
+
+class RowWriter(Protocol):
+    """Takes rows."""
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        """Add a row, as `graph_row` makes it."""
+
+
+def graph_row(
+    image_id: str, image: bytes | None, name: str, size: tuple[int, int], graph: SceneGraph
+) -> dict[str, Any]:
+    """A row of `docs/data.md`, with lists as lists.
+
+    Args:
+        image_id: Of the row.
+        image: The encoded file; None for annotations alone.
+        name: Of the image's file, for people who unpack it.
+        size: Width and height of the image in pixels.
+        graph: Boxes in pixels.
+    """
+    return {
+        "image_id": image_id,
+        "image": None if image is None else {"bytes": image, "path": name},
+        "width": size[0],
+        "height": size[1],
+        "objects": [{"id": o.id, "bbox": list(o.bbox)} for o in graph.objects],
+        "relationships": [
+            {"subject": r.subject, "predicate": r.predicate, "object": r.object}
+            for r in graph.relationships
+        ],
+    }
+
+
+@contextmanager
+def parquet_writer(path: Path) -> Iterator[RowWriter]:
+    """Write rows with their images; the file has its name once the block has ended well."""
+    import pyarrow.parquet as pq
+
+    with _whole(path) as partial, pq.ParquetWriter(partial, _schema()) as file:
+        writer = _ParquetRows(file)
+        yield writer
+        writer.flush()
+
+
+@contextmanager
+def jsonl_writer(path: Path) -> Iterator[RowWriter]:
+    """Write annotations without images, as `sgg-rl evaluate` takes them; the same promise."""
+    with _whole(path) as partial, partial.open("w", encoding="utf-8") as file:
+        yield _JsonLines(file)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[Path]:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+class _JsonLines:
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        kept = {key: value for key, value in row.items() if key != "image"}
+        self._file.write(json.dumps(kept, ensure_ascii=False) + "\n")
+
+
+class _ParquetRows:
+    """Holds one row group."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+        self._schema = _schema()
+        self._rows: list[dict[str, Any]] = []
+        self._bytes = 0
+
+    def write(self, row: Mapping[str, Any]) -> None:
+        lists = {key: json.dumps(row[key]) for key in ("objects", "relationships")}
+        self._rows.append({**row, **lists})
+        self._bytes += len(row["image"]["bytes"])
+        if len(self._rows) == ROWS_AT_ONCE or self._bytes >= BYTES_AT_ONCE:
+            self.flush()
+
+    def flush(self) -> None:
+        import pyarrow as pa
+
+        if self._rows:
+            self._file.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+        self._rows, self._bytes = [], 0
+
+
+def _schema() -> Any:
+    """Columns, marked so that `datasets` decodes the image."""
+    import pyarrow as pa
+
+    types = {
+        "image_id": pa.string(),
+        "image": pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "objects": pa.string(),
+        "relationships": pa.string(),
+    }
+    features = {
+        name: {"_type": "Image"} if name == "image" else {"dtype": str(kind), "_type": "Value"}
+        for name, kind in types.items()
+    }
+    return pa.schema(
+        list(types.items()),
+        metadata={"huggingface": json.dumps({"info": {"features": features}})},
+    )
