@@ -43,6 +43,8 @@ FAILURES = {
     "schema_violation": "JSON of another shape",
     "too_large": "over the limits on size",
     "no_prediction": "no line for the image",
+    "refused": "the server refused the prompt",
+    "unreadable": "the image cannot be opened",
 }
 
 
