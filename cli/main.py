@@ -8,6 +8,7 @@ import typer
 
 from cli.data import data_app
 from cli.evaluate import evaluate
+from cli.infer import infer
 from cli.rollouts import rollouts
 from cli.score import score
 from cli.similarity import similarity_app
@@ -149,6 +150,7 @@ def doctor() -> None:
     run.doctor()
 
 
+app.command()(infer)
 app.command()(score)
 app.command()(evaluate)
 app.command()(rollouts)

@@ -16,6 +16,7 @@ from services.telemetry import setup_logging
 
 if TYPE_CHECKING:
     from scene_data.tiny_model import Family
+    from trainer.records.evaluation import StepEvaluation
 
 DEFAULT_CONFIG = Path("configs/demo.toml")
 T = TypeVar("T")
@@ -82,7 +83,15 @@ def train(found: Settings, *, resume: bool, dry_run: bool) -> None:
 
     setup_logging(f"trainer[{rank}]")
     with shown(found) if rank == 0 else nullcontext():
-        run_training(found, resume=resume)
+        run_training(found, resume=resume, evaluation=_evaluation(found, rank))
+
+
+def _evaluation(found: Settings, rank: int) -> "StepEvaluation | None":
+    if rank or not found.evaluation.every:
+        return None
+    from evaluation.during import DuringTraining
+
+    return DuringTraining(found)
 
 
 def sft(found: Settings, *, resume: bool) -> None:

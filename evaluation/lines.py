@@ -14,7 +14,7 @@ Pixels = Annotated[int, msgspec.Meta(ge=0)]
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 
 
-class LineObject(msgspec.Struct, gc=False):
+class LineObject(msgspec.Struct, gc=False, omit_defaults=True):
     """An object.
 
     Example: `{"id": "man.1", "bbox": [10, 20, 200, 400]}`
@@ -27,7 +27,7 @@ class LineObject(msgspec.Struct, gc=False):
     score: float = 1.0
 
 
-class LineRelationship(msgspec.Struct, gc=False):
+class LineRelationship(msgspec.Struct, gc=False, omit_defaults=True):
     """A relationship between two objects, by id.
 
     Example: `{"subject": "man.1", "predicate": "riding", "object": "horse.2"}`

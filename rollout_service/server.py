@@ -125,9 +125,10 @@ class RolloutServer:
         return self._last_error.message if self._last_error else None
 
     def note_error(self, error: SggError) -> None:
-        """Log an error that ends nothing, and show it in the server's record."""
+        """Log an error that ends nothing, once in a row, and show it in the server's record."""
+        if error.message != self.last_error:
+            logger.warning("%s", error)
         self._last_error = _LastError(error.message, time.monotonic())
-        logger.warning("%s", error)
 
     @property
     def serving(self) -> Version:

@@ -155,10 +155,21 @@ class ClusterSettings(Section):
 
 
 class EvaluationSettings(Section):
-    """Held-out evaluation before and after a run."""
+    """How answers are sampled outside training: `sgg-rl infer`, and held-out images of a run."""
 
     num_images: int = Field(default=64, ge=1)
+    """Held-out images that a run is evaluated on: the first of them."""
+    every: int = Field(default=0, ge=0)
+    """Steps between evaluations while a run trains; 0: only before and after it."""
     max_tokens: int = Field(default=1024, ge=1)
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    """0 is greedy. Otherwise each image has a seed of its own, made from `run.seed` and its id."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    """0 keeps the whole vocabulary."""
+    constrain: Literal["never", "failures", "all"] = "never"
+    """Ask again under the JSON Schema of a scene graph: where the free answer has no graph, or for
+    every image. The free answer always comes first, and its status is kept."""
 
 
 class SecuritySettings(Section):
@@ -230,9 +241,10 @@ def load_settings(
     """Read a run's settings.
 
     Args:
-        files: TOML file, or several: later ones over earlier ones.
+        files: TOML file, or several: later ones over earlier ones; none where the overrides name
+            all that has no default.
         overrides: `section.field=value` strings, as given to `--set`; values are TOML, or plain
-            text.
+            text. `section.field=` unsets a field that is optional.
         environment: Defaults to the process's.
 
     Raises:
@@ -241,7 +253,8 @@ def load_settings(
     """
     files = [files] if isinstance(files, Path) else files
     tree = _merged(_read(file) for file in files)
-    _check(tree, " and ".join(map(str, files)))
+    if files:
+        _check(tree, " and ".join(map(str, files)))
     for key, text in sorted((os.environ if environment is None else environment).items()):  # noqa: TID251
         if key.startswith(ENV_PREFIX):
             _put(
@@ -329,6 +342,9 @@ def _put(tree: dict[str, Any], keys: list[str], text: str, where: str) -> None:
     )
     if keys[1] not in fields:
         raise SettingsError(f"{where}: [{keys[0]}] has no '{keys[1]}'; it has {', '.join(fields)}")
+    if not text and fields[keys[1]].default is None:
+        tree.get(keys[0], {}).pop(keys[1], None)
+        return
     try:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:

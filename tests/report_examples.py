@@ -1,4 +1,4 @@
-"""Evaluations to draw: references from data, predictions spoilt by seed, results by the real code."""
+"""Evaluations to draw: predictions are references spoilt by seed, results the real code's."""
 
 import json
 import random

@@ -1,6 +1,7 @@
 """GRPO, from start to end: the loop that the whole system exists for."""
 
 import time
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -17,6 +18,7 @@ from trainer.link import ServiceLink
 from trainer.policy.engine import PolicyEngine, init_process_group
 from trainer.ranks.group import Ranks, launched_as
 from trainer.ranks.watch import RankWatch, watched
+from trainer.records.evaluation import StepEvaluation
 from trainer.records.files import RunRecords, ledger_line, step_metrics
 from trainer.records.phases import PhaseClock
 from trainer.records.tracing import SERVICE
@@ -25,7 +27,7 @@ from trainer.sizing.checks import check_grpo, log_advice
 from trainer.types import Batch
 
 
-def train(settings: Settings, *, resume: bool) -> None:
+def train(settings: Settings, *, resume: bool, evaluation: StepEvaluation | None = None) -> None:
     """Run GRPO until `trainer.num_steps`; every rank calls this.
 
     Step s trains policy version s and publishes version s + 1. A step is committed by the next
@@ -35,10 +37,12 @@ def train(settings: Settings, *, resume: bool) -> None:
         settings: Of the run. Redis, the reward service and a rollout server must be running, or
             come up in `trainer.wait_timeout_s`.
         resume: Continue from the run's last checkpoint, if there is one.
+        evaluation: Of rank 0; closed at the end.
 
     Raises:
         SggError: With what to do about it.
     """
+    evaluation = evaluation or StepEvaluation()
     check_grpo(settings)
     rank, size = launched_as()
     if rank == 0:
@@ -48,10 +52,18 @@ def train(settings: Settings, *, resume: bool) -> None:
         # The watch names a hung rank after twice the limit; a collective by itself only ends.
         init_process_group(3 * limit_s)
         ranks = Ranks(3 * limit_s)
-        _run(settings, ranks, watch, resume=resume)
+        with closing(evaluation):
+            _run(settings, ranks, watch, evaluation, resume=resume)
 
 
-def _run(settings: Settings, ranks: Ranks, watch: RankWatch, *, resume: bool) -> None:
+def _run(
+    settings: Settings,
+    ranks: Ranks,
+    watch: RankWatch,
+    evaluation: StepEvaluation,
+    *,
+    resume: bool,
+) -> None:
     """The story."""
     trainer, folder = settings.trainer, settings.run.folder
     watch.enter("load", 0)
@@ -89,6 +101,7 @@ def _run(settings: Settings, ranks: Ranks, watch: RankWatch, *, resume: bool) ->
         )
         clock = PhaseClock(watch, state.step, tracing)
         for step in range(state.step, total):
+            evaluation.begin(step)
             with clock("wait"):
                 batch = batches.take(step)
             with clock("prepare"):
@@ -103,8 +116,9 @@ def _run(settings: Settings, ranks: Ranks, watch: RankWatch, *, resume: bool) ->
             records.rollouts(step, prepared.groups, output.policy_logprobs)
             if ranks.is_main:
                 fence.check()
-                row = metrics_line(batch, learned, step, total, clock)
+                row = metrics_line(batch, learned, step, total, clock) | evaluation.counts()
                 records.step(row, ledger_line(batch, step))
+                records.evaluations(evaluation.results(), step)
             # A checkpoint's seconds count in the line of the step after it.
             clock.finish()
             clock = PhaseClock(watch, step + 1, tracing)
@@ -114,6 +128,7 @@ def _run(settings: Settings, ranks: Ranks, watch: RankWatch, *, resume: bool) ->
                     checkpoints.write(committed, engine.save_state, ranks)
                 services.committed(step + 1)
                 records.committed(step + 1)
+        records.evaluations(evaluation.finish(total), total)
     clock.finish()
     engine.save_pretrained(folder / "checkpoint")
     ranks.barrier()

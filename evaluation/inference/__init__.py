@@ -1,1 +1,1 @@
-"""Images in, predicted graphs out, through rollout servers."""
+"""Asks rollout servers for the scene graphs of a dataset's images."""

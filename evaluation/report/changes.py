@@ -32,7 +32,7 @@ class ChangeRow:
 
 def compared_sections(compared: Comparison) -> dict[str, list[ChangeRow]]:
     """Rows of each protocol, by its name; those that no protocol changes are `objects, answers`."""
-    sections = {}
+    sections: dict[str, list[ChangeRow]] = {}
     for protocol in (PROTOCOLS[0], None, *PROTOCOLS[1:]):
         by_key = {d.metric: d for d in compared.differences if d.protocol == protocol}
         keys = list(by_key) if protocol is None else sorted_keys(by_key)

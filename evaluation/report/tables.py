@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from evaluation.result import PROTOCOLS, EvaluationResult, Protocol
 
-NONE = "–"
+NONE = "\N{EN DASH}"
 MEASURES = {
     "recall": "Recall",
+    "recall_pooled": "Recall, pooled",
     "mean_recall": "Mean recall",
+    "mean_recall_pooled": "Mean recall, pooled",
     "zero_shot_recall": "Zero-shot recall",
     "triplet_precision": "Triplet precision",
     "triplet_recall": "Triplet recall",

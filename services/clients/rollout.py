@@ -47,15 +47,19 @@ class RolloutClient(ServiceClient):
         await super().aclose()
         await self._admin.aclose()
 
-    async def rollouts(self, request: RolloutRequest) -> RolloutResponse:
+    async def rollouts(self, request: RolloutRequest, *, retry: bool = True) -> RolloutResponse:
         """Sample one group.
+
+        Args:
+            request: The group.
+            retry: False where the caller would rather ask another server.
 
         Raises:
             UnavailableError: Not reachable, or not ready, until the deadline.
             InvalidInputError: The prompt, the image or the sampling is wrong.
             EngineError: The engine failed until the deadline, or answered for another `n`.
         """
-        response = await self.post("/v1/rollouts", request, RolloutResponse)
+        response = await self.post("/v1/rollouts", request, RolloutResponse, retry=retry)
         if len(response.completions) != request.sampling.n:
             raise EngineError(f"{self.url} answered {len(response.completions)} completions")
         return response

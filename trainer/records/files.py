@@ -41,8 +41,9 @@ class StepLines:
 class RunRecords:
     """What a run leaves, cut back to a checkpoint's step when it resumes.
 
-    `metrics.jsonl` has one line a step, `ledger.jsonl` one line a step with the groups it used, and
-    `rollouts/` the groups themselves. Steps after the last checkpoint are not committed: on resume
+    `metrics.jsonl` has one line a step, `ledger.jsonl` one line a step with the groups it used,
+    `evaluations.jsonl` one line a version that was evaluated, and `rollouts/` the groups
+    themselves. Steps after the last checkpoint are not committed: on resume
     what they left moves aside.
 
     Args:
@@ -55,6 +56,7 @@ class RunRecords:
         self._is_main = rank == 0
         self._metrics = StepLines(folder / "metrics.jsonl")
         self._ledger = StepLines(folder / "ledger.jsonl")
+        self._evaluations = StepLines(folder / "evaluations.jsonl")
         self._rollouts = RolloutFiles(
             folder / "rollouts", rank=rank, keep=settings.records.keep_rollouts
         )
@@ -66,6 +68,7 @@ class RunRecords:
         if self._trackers is not None:
             self._metrics.cut_to(step)
             self._ledger.cut_to(step)
+            self._evaluations.cut_to(step)
             self._trackers.start(step)
 
     def step(self, metrics: dict[str, Any], ledger: dict[str, Any]) -> None:
@@ -74,6 +77,13 @@ class RunRecords:
         self._metrics.append(metrics)
         if self._trackers is not None:
             self._trackers.log(metrics)
+
+    def evaluations(self, rows: Sequence[dict[str, Any]], step: int) -> None:
+        """Append what has come while `step` trained; rank 0 only has any."""
+        for row in rows:
+            self._evaluations.append(row)
+            if self._trackers is not None:
+                self._trackers.log_evaluation(row, step)
 
     def rollouts(
         self, step: int, groups: Sequence[TrainGroup], policy_logprobs: Sequence[Sequence[float]]

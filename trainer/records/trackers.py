@@ -25,6 +25,9 @@ class Tracker(Protocol):
     def log(self, step: int, values: Mapping[str, float]) -> None:
         """Points of one step."""
 
+    def log_evaluation(self, step: int, values: Mapping[str, float], now: int) -> None:
+        """Points of version `step`, which come when step `now` has been logged."""
+
     def close(self) -> None:
         """Write what is left."""
 
@@ -58,6 +61,11 @@ class Trackers:
         """Take up a line of `metrics.jsonl`."""
         values = {k: v for k, v in flattened(row) if k not in _NOT_CURVES}
         self._each(lambda tracker: tracker.log(int(row["step"]), values))
+
+    def log_evaluation(self, row: Mapping[str, Any], now: int) -> None:
+        """Take up a line of `evaluations.jsonl`, as `eval/…`, after the line of step `now`."""
+        values = {f"eval/{k}": v for k, v in flattened(row) if k not in _NOT_CURVES}
+        self._each(lambda tracker: tracker.log_evaluation(int(row["step"]), values, now))
 
     def close(self) -> None:
         """Write what is left."""
@@ -104,6 +112,9 @@ class _TensorBoard:
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
+    def log_evaluation(self, step: int, values: Mapping[str, float], now: int) -> None:
+        self.log(step, values)
+
     def close(self) -> None:
         self._writer.close()
 
@@ -134,9 +145,14 @@ class _Wandb:
             dir=str(folder),
             config=self._settings.model_dump(mode="json"),
         )
+        self._run.define_metric("eval/*", step_metric="eval/step")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._run.log(dict(values), step=step)
+
+    def log_evaluation(self, step: int, values: Mapping[str, float], now: int) -> None:
+        # W&B would drop an earlier step's; `eval/step` is these curves' own axis.
+        self._run.log({**values, "eval/step": step}, step=now)
 
     def close(self) -> None:
         self._run.finish()

@@ -4,14 +4,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from evaluation.heldout import check_version
 from evaluation.plots import write_plots
 from evaluation.samples_page import write_samples_page
 from scene_data.dataset import open_dataset
 from scene_data.templates import answer_text
 from scene_data.toy import make_toy
-from services.errors import ConflictError
-from services.schemas.rollouts import Completion, RolloutResponse, VersionSpan
 from services.settings import Settings
 
 
@@ -90,20 +87,3 @@ def test_plots_are_drawn_from_metrics(tmp_path: Path) -> None:
 def test_run_without_steps_has_no_plots(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("")
     assert write_plots(tmp_path) == []
-
-
-def test_answers_of_another_version_are_no_result() -> None:
-    def answer(version: int) -> RolloutResponse:
-        span = VersionSpan(policy_version=version, start=0, end=1)
-        completion = Completion(
-            text="",
-            token_ids=[1],
-            rollout_logprobs=[0.0],
-            finish_reason="stop",
-            policy_versions=[span],
-        )
-        return RolloutResponse(server_id="s", prompt_token_ids=[1], completions=[completion])
-
-    check_version([answer(3), answer(3)], 3)
-    with pytest.raises(ConflictError, match=r"\[0\] answered, not version 3"):
-        check_version([answer(3), answer(0)], 3)

@@ -15,6 +15,7 @@ from trainer.types import Batch, Outcome
 
 PAGE = (Path(__file__).parents[3] / "docs/metrics.md").read_text()
 MADE_BY_THE_ENGINE = {"loss", "grad_norm", "learning_rate", "preparation_s"}
+MADE_BY_EVALUATION = {"evaluations_skipped", "evaluations_failed"}
 
 
 class Clock:
@@ -52,7 +53,7 @@ def written() -> set[str]:
     line = metrics_line(batch, plan, 0, 9, Clock())  # type: ignore[arg-type]
     plain = learned()
     corrected = learned(old_logprobs="trainer", correction="truncate", beta=0.1)
-    return {*line, *plain, *corrected, *MADE_BY_THE_ENGINE}
+    return {*line, *plain, *corrected, *MADE_BY_THE_ENGINE, *MADE_BY_EVALUATION}
 
 
 def test_every_metric_is_explained(written: set[str]) -> None:

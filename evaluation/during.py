@@ -1,0 +1,150 @@
+"""Held-out evaluation beside a training loop: `evaluation.every`."""
+
+import asyncio
+import logging
+import time
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any
+
+from evaluation.heldout import answering_versions, answers, heldout_samples, heldout_scores
+from evaluation.inference.fleet import Fleet
+from scene_data.dataset import Sample
+from services.clients.rollout import RolloutClient
+from services.errors import SggError, UnavailableError
+from services.keys import RunKeys
+from services.redis_client import connect
+from services.registry import Registry
+from services.settings import Settings
+from trainer.loop_thread import LoopThread
+from trainer.records.evaluation import StepEvaluation
+
+logger = logging.getLogger(__name__)
+
+REQUESTS_PER_SERVER = 4
+"""At the same time: few beside a server's training groups, so that these hardly wait."""
+_SERVED_S = 120.0
+"""Longest wait for servers to serve the version that is to be evaluated."""
+_POLL_S = 0.25
+_POLICY_S = 5.0
+
+
+class DuringTraining(StepEvaluation):
+    """Asks the run's own servers about held-out images, on a thread of its own.
+
+    One evaluation at a time: one that is due while another goes on is skipped and counted.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        """Reads the images when it first evaluates."""
+        self._settings = settings
+        self._loop = LoopThread("evaluation")
+        self._running: Future[dict[str, Any]] | None = None
+        self._samples: list[Sample] = []
+        self._num_skipped = 0
+        self._num_failed = 0
+
+    def begin(self, step: int) -> None:
+        """See `StepEvaluation.begin`."""
+        if step % self._settings.evaluation.every:
+            return
+        if self._running is not None:
+            self._num_skipped += 1
+            logger.warning("version %d is not evaluated: the last evaluation goes on", step)
+            return
+        self._running = self._loop.start(self._evaluate(step))
+
+    def results(self) -> list[dict[str, Any]]:
+        """See `StepEvaluation.results`."""
+        return self._taken(0.0) if self._running is not None and self._running.done() else []
+
+    def counts(self) -> dict[str, int]:
+        """See `StepEvaluation.counts`."""
+        return {
+            "evaluations_skipped": self._num_skipped,
+            "evaluations_failed": self._num_failed,
+        }
+
+    def finish(self, step: int) -> list[dict[str, Any]]:
+        """See `StepEvaluation.finish`."""
+        limit_s = self._settings.trainer.wait_timeout_s / 3  # after the whole, ranks count as hung
+        rows = self._taken(limit_s)
+        self.begin(step)
+        return rows + self._taken(limit_s)
+
+    def close(self) -> None:
+        """See `StepEvaluation.close`."""
+        if self._running is not None:
+            self._running.cancel()
+        self._loop.close()
+
+    def _taken(self, limit_s: float) -> list[dict[str, Any]]:
+        """Of the evaluation that goes on, if any; it is given up when the time is over."""
+        running, self._running = self._running, None
+        if running is None:
+            return []
+        try:
+            return [running.result(limit_s)]
+        except Exception as error:
+            # Whatever went wrong, it is not worth a run; the trace is for who looks into it.
+            running.cancel()
+            self._num_failed += 1
+            if self._num_failed == 1:
+                logger.exception("an evaluation failed; training goes on")
+            else:
+                logger.warning("another evaluation failed: %s", error)
+            return []
+
+    async def _evaluate(self, step: int) -> dict[str, Any]:
+        """A line of `evaluations.jsonl`."""
+        started = time.monotonic()
+        if not self._samples:
+            self._samples = await asyncio.to_thread(heldout_samples, self._settings)
+        async with Fleet(
+            await self._servers(step),
+            token=self._settings.data_token,
+            per_server=REQUESTS_PER_SERVER,
+            patience_s=self._settings.trainer.wait_timeout_s,
+        ) as fleet:
+            await fleet.meet(model=self._settings.model.path, one_version=False)
+            lines = await answers(self._settings, self._samples, fleet)
+        versions = answering_versions(lines)
+        return {
+            "step": step,
+            "policy_version_oldest": min(versions, default=None),
+            "policy_version_newest": max(versions, default=None),
+            "time": time.time(),
+            "seconds": time.monotonic() - started,
+            **heldout_scores(self._settings, self._samples, lines),
+        }
+
+    async def _servers(self, step: int) -> list[str]:
+        """Urls of the run's servers that serve version `step` of this trainer, or a later one.
+
+        Raises:
+            UnavailableError: None did in time.
+        """
+        redis = connect(self._settings.redis.url)
+        registry = Registry(redis, RunKeys(self._settings.run.name))
+        deadline = time.monotonic() + _SERVED_S
+        try:
+            while time.monotonic() < deadline:
+                with suppress(UnavailableError):  # Redis may be back in time
+                    wanted = await registry.incarnation(), step
+                    urls = [server.url for server in await registry.servers()]
+                    serving = await asyncio.gather(*(self._serves(url, wanted) for url in urls))
+                    if any(serving):
+                        return [url for url, is_it in zip(urls, serving, strict=True) if is_it]
+                await asyncio.sleep(_POLL_S)
+        finally:
+            await redis.aclose()
+        raise UnavailableError(f"no rollout server served version {step} in {_SERVED_S:g} s")
+
+    async def _serves(self, url: str, wanted: tuple[int, int]) -> bool:
+        token = self._settings.data_token
+        async with RolloutClient(url, token=token, timeout_s=_POLICY_S) as client:
+            try:
+                info = await client.policy()
+            except SggError:
+                return False
+        return (info.incarnation, info.policy_version) >= wanted

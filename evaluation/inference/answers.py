@@ -1,0 +1,73 @@
+"""From a rollout server's answer to a line of `predictions.jsonl`."""
+
+from evaluation.lines import GraphLine, LineObject, LineRelationship
+from scene_data.dataset import Sample
+from scene_data.wire import box_space
+from scene_graph.graph import SceneGraph
+from scene_graph.parsing import parse_completion
+from services.schemas.rollouts import Completion
+from services.settings import ModelSettings
+
+NOT_ASKED = ("refused", "unreadable")
+"""Statuses of images that no model has seen: a server refused the prompt, or the file is broken."""
+
+
+def answered_line(
+    model: ModelSettings, sample: Sample, answer: Completion, free: GraphLine | None = None
+) -> GraphLine:
+    """The line of an image that was answered.
+
+    Args:
+        model: Says in which space it writes boxes.
+        sample: The image.
+        answer: Of the model.
+        free: Where the answer was sampled under a schema: the line of the free answer before it.
+    """
+    parsed = parse_completion(answer.text, box_space(model, sample))
+    objects, relationships = _lists(parsed.graph, sample.width, sample.height)
+    versions = [span.policy_version for span in answer.policy_versions]
+    return GraphLine(
+        image_id=sample.image_id,
+        width=sample.width,
+        height=sample.height,
+        objects=objects,
+        relationships=relationships,
+        status=parsed.status,
+        truncated=parsed.truncated,
+        text=answer.text,
+        num_tokens=len(answer.token_ids),
+        finish_reason=answer.finish_reason,
+        policy_versions=(min(versions), max(versions)) if versions else None,
+        unconstrained_status=free.status if free else None,
+        unconstrained_text=free.text if free else None,
+    )
+
+
+def not_asked_line(image_id: str, status: str, *, width: int = 0, height: int = 0) -> GraphLine:
+    """The line of an image that no model has seen; sizes are 0 where the file is broken."""
+    return GraphLine(
+        image_id=image_id, width=width, height=height, objects=[], relationships=[], status=status
+    )
+
+
+def _lists(
+    graph: SceneGraph, width: int, height: int
+) -> tuple[list[LineObject], list[LineRelationship]]:
+    """A graph with boxes in fractions, as lists with boxes in pixels."""
+    objects = [
+        LineObject(
+            id=item.id,
+            bbox=(
+                item.bbox[0] * width,
+                item.bbox[1] * height,
+                item.bbox[2] * width,
+                item.bbox[3] * height,
+            ),
+        )
+        for item in graph.objects
+    ]
+    relationships = [
+        LineRelationship(subject=r.subject, predicate=r.predicate, object=r.object)
+        for r in graph.relationships
+    ]
+    return objects, relationships

@@ -1,0 +1,102 @@
+"""Inference into a folder: all of `sgg-rl infer` once it has servers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from evaluation.inference.answers import NOT_ASKED
+from evaluation.inference.fleet import Fleet
+from evaluation.inference.infer import Inference, requests_per_server
+from evaluation.inference.predictions import PredictionsFile
+from evaluation.inference.progress import Progress
+from evaluation.inference.record import InferenceRecord, record_fields
+from evaluation.lines import GraphLine
+from scene_data.dataset import Sample, SceneDataset
+from services.errors import ConflictError
+from services.settings import Settings
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FirstImages:
+    """The first images of a dataset, by its name as the user gave it."""
+
+    dataset: SceneDataset
+    name: str
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int, /) -> Sample:
+        return self.dataset[index]
+
+
+async def infer_into(
+    folder: Path,
+    settings: Settings,
+    urls: Sequence[str],
+    images: FirstImages,
+    progress: Progress,
+) -> None:
+    """A line for each image, going on where an earlier start ended.
+
+    Args:
+        folder: Gets `predictions.jsonl` and `predictions.settings.json`.
+        settings: Of the run.
+        urls: Of the servers.
+        images: To ask about.
+        progress: Is kept up to date.
+
+    Raises:
+        ConflictError: The folder has predictions that were made in another way, or of other images,
+            or another process writes there; or the servers do not serve one policy.
+        SggError: As `Inference.run`.
+    """
+    progress.servers = len(urls)
+    async with Fleet(
+        urls,
+        token=settings.data_token,
+        per_server=requests_per_server(settings),
+        patience_s=settings.trainer.wait_timeout_s,
+    ) as fleet:
+        policy = await fleet.meet(model=settings.model.path)
+        fields = record_fields(settings, policy, images.name, len(images.dataset), len(images))
+        with PredictionsFile(folder / "predictions.jsonl") as predictions:
+            record = InferenceRecord(folder, fields)
+            record.begin()
+            num_lines, again = _take_up(predictions, images, progress)
+            progress.start(servers_up=fleet.num_up)
+            inference = Inference(settings, images, fleet, progress)
+            mended: dict[int, GraphLine] = {}
+            await inference.run(again, mended.__setitem__)
+            if mended:
+                predictions.replace(mended)
+            rest = range(num_lines, len(images))
+            await inference.run(rest, lambda _, line: predictions.append(line))
+        progress.end()
+        record.end(progress)
+
+
+def _take_up(
+    predictions: PredictionsFile, images: FirstImages, progress: Progress
+) -> tuple[int, list[int]]:
+    """Count what is there: how many lines, and which of them no model has answered.
+
+    Raises:
+        ConflictError: The last line is of another image than the dataset's.
+    """
+    number, again = 0, []
+    line: GraphLine | None = None
+    for number, line in enumerate(predictions.lines(), start=1):
+        if line.status in NOT_ASKED:
+            again.append(number - 1)
+        else:
+            progress.count(line)
+    if line is not None and line.status not in NOT_ASKED:
+        expected = images.dataset[number - 1].image_id
+        if str(line.image_id) != expected:
+            raise ConflictError(
+                f"line {number} of the predictions is of image {line.image_id}, row {number} of "
+                f"{images.name} is image {expected}: give another --output"
+            )
+    return number, again

@@ -1,0 +1,76 @@
+"""How far an inference is."""
+
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+
+from evaluation.lines import GraphLine
+
+
+@dataclass(slots=True, kw_only=True)
+class Progress:
+    """Counted by the inference, read by whoever shows it."""
+
+    total: int
+    """Images"""
+    done: int = 0
+    """Images with a line"""
+    skipped: int = 0
+    """Of these, how many an earlier start has done"""
+    tokens: int = 0
+    """Sampled by this start"""
+    statuses: Counter[str] = field(default_factory=Counter)
+    """Images by status, with the skipped ones"""
+    unconstrained: Counter[str] = field(default_factory=Counter)
+    """Of images that were asked again under a schema: the free answers by status"""
+    versions: set[int] = field(default_factory=set)
+    """Oldest and newest policy version of every answer"""
+    servers: int = 0
+    servers_up: int = 0
+    started: float | None = None
+    """Monotonic seconds, when this start asked for its first image"""
+    ended: float | None = None
+
+    def count(self, line: GraphLine) -> None:
+        """A line that was written."""
+        self.done += 1
+        self.statuses[line.status] += 1
+        self.versions.update(line.policy_versions or ())
+        if line.unconstrained_status is not None:
+            self.unconstrained[line.unconstrained_status] += 1
+
+    def start(self, *, servers_up: int) -> None:
+        """What was counted so far is of earlier starts."""
+        self.skipped, self.servers_up, self.started = self.done, servers_up, time.monotonic()
+
+    def end(self) -> None:
+        """The last line is written."""
+        self.ended = time.monotonic()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Of this start."""
+        if self.started is None:
+            return 0.0
+        return (self.ended or time.monotonic()) - self.started
+
+    @property
+    def images_per_s(self) -> float:
+        """Of this start."""
+        return (self.done - self.skipped) / max(self.elapsed_s, 1e-9)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Of this start."""
+        return self.tokens / max(self.elapsed_s, 1e-9)
+
+    @property
+    def left_s(self) -> float | None:
+        """At the pace so far; None before the first image."""
+        pace = self.images_per_s
+        return (self.total - self.done) / pace if pace else None
+
+    @property
+    def num_failed(self) -> int:
+        """Images without a graph."""
+        return self.done - self.statuses["ok"]

@@ -1,0 +1,49 @@
+"""What a rollout server is asked for one image."""
+
+import base64
+import hashlib
+
+from scene_data.dataset import Sample
+from scene_data.templates import prompt_messages
+from scene_data.wire import box_space
+from services.schemas.common import Sampling
+from services.schemas.rollouts import InlineImage, RolloutRequest
+from services.settings import Settings
+
+
+def rollout_request(
+    settings: Settings, sample: Sample, *, constrained: bool = False
+) -> RolloutRequest:
+    """One answer for an image, sampled as `[evaluation]` says.
+
+    Args:
+        settings: Of the run.
+        sample: The image.
+        constrained: Under the JSON Schema of a scene graph, which leaves no room for thinking: it
+            is not asked for then.
+    """
+    evaluation, data = settings.evaluation, settings.data
+    return RolloutRequest(
+        messages=prompt_messages(
+            data.template,
+            box_space(settings.model, sample),
+            data.vocabulary,
+            thinking=data.thinking and not constrained,
+        ),
+        images=[InlineImage(data=base64.b64encode(sample.image_bytes).decode())],
+        sampling=Sampling(
+            n=1,
+            temperature=evaluation.temperature,
+            top_p=evaluation.top_p,
+            top_k=evaluation.top_k,
+            max_tokens=evaluation.max_tokens,
+            seed=image_seed(settings.run.seed, sample.image_id) if evaluation.temperature else None,
+            json_schema="scene_graph" if constrained else None,
+        ),
+    )
+
+
+def image_seed(seed: int, image_id: str) -> int:
+    """In 0 .. 2^53 - 1. The same whichever server is asked, and in whichever order."""
+    digest = hashlib.sha256(f"{seed}/{image_id}".encode()).digest()
+    return int.from_bytes(digest[:8]) >> 11

@@ -1,0 +1,115 @@
+"""`predictions.settings.json`: how the predictions beside it were made."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from evaluation.inference.progress import Progress
+from services.errors import ConflictError
+from services.schemas.weights import PolicyInfo
+from services.settings import Settings
+
+_MAY_CHANGE = frozenset({"num_images", "software_version", "result"})
+"""Between two starts that write into one folder."""
+
+
+class InferenceRecord:
+    """The file of a folder. Its fields are explained in `docs/inference.md`."""
+
+    def __init__(self, folder: Path, fields: Mapping[str, Any]) -> None:
+        self._file = folder / "predictions.settings.json"
+        self._fields = dict(fields)
+
+    def begin(self) -> None:
+        """Write it, before the first prediction.
+
+        Raises:
+            ConflictError: What is there was made in another way.
+        """
+        if self._file.exists():
+            self._compare(json.loads(self._file.read_text()))
+        self._write({})
+
+    def end(self, progress: Progress) -> None:
+        """Add what came of it."""
+        self._write({"result": result_fields(progress)})
+
+    def _compare(self, earlier: Mapping[str, Any]) -> None:
+        for name in self._fields.keys() - _MAY_CHANGE:
+            before, now = earlier.get(name), self._fields[name]
+            if before != now:
+                raise ConflictError(
+                    f"{self._file} has {name} = {json.dumps(before)}, and now it is "
+                    f"{json.dumps(now)}: ask in the same way again, or give another --output"
+                )
+
+    def _write(self, more: dict[str, Any]) -> None:
+        draft = self._file.with_suffix(".draft")
+        draft.write_text(json.dumps(self._fields | more, indent=2) + "\n")
+        draft.replace(self._file)
+
+
+def record_fields(
+    settings: Settings, policy: PolicyInfo, dataset: str, num_rows: int, num_images: int
+) -> dict[str, Any]:
+    """What makes predictions what they are.
+
+    Args:
+        settings: That prompts and sampling are made from.
+        policy: That the servers serve.
+        dataset: Its name, as given.
+        num_rows: Usable rows of it.
+        num_images: Of these, how many are asked about.
+    """
+    model, data, evaluation = settings.model, settings.data, settings.evaluation
+    return {
+        "model": policy.model,
+        "model_checksum": policy.checksum or folder_checksum(Path(policy.model)),
+        "policy_version": policy.policy_version,
+        "incarnation": policy.incarnation,
+        "dtype": policy.dtype,
+        "dataset": dataset,
+        "num_rows": num_rows,
+        "num_images": num_images,
+        "template": data.template,
+        "vocabulary": data.vocabulary,
+        "thinking": data.thinking,
+        "box_space": model.box_space,
+        "min_pixels": model.min_pixels,
+        "max_pixels": model.max_pixels,
+        "temperature": evaluation.temperature,
+        "top_p": evaluation.top_p,
+        "top_k": evaluation.top_k,
+        "max_tokens": evaluation.max_tokens,
+        "seed": settings.run.seed if evaluation.temperature else None,
+        "constrain": evaluation.constrain,
+        "software_version": version("sgg-rl"),
+    }
+
+
+def result_fields(progress: Progress) -> dict[str, Any]:
+    """What came of an inference; rates are those of its last start."""
+    return {
+        "num_images": progress.done,
+        "statuses": dict(sorted(progress.statuses.items())),
+        "unconstrained_statuses": dict(sorted(progress.unconstrained.items())),
+        "policy_versions": sorted(progress.versions),
+        "seconds": round(progress.elapsed_s, 3),
+        "images_per_s": round(progress.images_per_s, 3),
+        "tokens_per_s": round(progress.tokens_per_s, 1),
+    }
+
+
+def folder_checksum(folder: Path) -> str | None:
+    """SHA-256 over the names and contents of a model's weights; None where they are not here."""
+    files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
+    if not files:
+        return None
+    whole = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as stream:
+            whole.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
+    return whole.hexdigest()

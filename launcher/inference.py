@@ -1,0 +1,114 @@
+"""`sgg-rl infer`: finds rollout servers, or starts one, and asks them about a dataset."""
+
+import asyncio
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from evaluation.inference.folder import FirstImages, infer_into
+from evaluation.inference.progress import Progress
+from launcher.demo import signals_as_interrupt
+from launcher.inference_view import ProgressView, summary
+from launcher.processes import Part, Supervisor, http_probe
+from scene_data.dataset import open_dataset
+from services.errors import SettingsError, UnavailableError
+from services.keys import RunKeys
+from services.ports import free_port
+from services.redis_client import connect
+from services.registry import Registry
+from services.settings import Settings, dump_settings
+from services.telemetry import setup_logging
+
+Say = Callable[[str], None]
+_NO_REDIS = "redis://127.0.0.1:1/0"
+"""Nobody listens there. A server without Redis serves the model that it was started with."""
+
+
+def run_inference(
+    settings: Settings,
+    data: str,
+    folder: Path,
+    *,
+    servers: Sequence[str] = (),
+    own_server: bool = False,
+    limit: int | None = None,
+) -> None:
+    """Ask about a dataset's images; see `docs/inference.md`.
+
+    Args:
+        settings: Of the run.
+        data: A dataset.
+        folder: Gets predictions, their settings, and logs.
+        servers: Urls of running servers; without them those of the run's registry.
+        own_server: Start a server here, whatever else runs.
+        limit: Only the first images.
+
+    Raises:
+        SggError: With what to do about it.
+        KeyboardInterrupt: What is written stays, and the same command goes on from there.
+    """
+    console = Console()
+    say: Say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
+    logs = folder / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    setup_logging("infer", logs / "infer.log")
+    dataset = open_dataset(data)
+    num_images = min(len(dataset), limit or len(dataset))
+    images = FirstImages(dataset=dataset, name=data, length=num_images)
+    progress = Progress(total=num_images)
+    urls = [] if own_server else list(servers) or registered_servers(settings)
+    with signals_as_interrupt(), Supervisor(logs, say=say) as supervisor:
+        if not urls:
+            settings = _start_server(settings, folder, supervisor, say)
+            urls = [settings.rollout.url]
+        say(f"{num_images} images of {data} through {', '.join(urls)}, into {folder}")
+        with ProgressView(progress, console) as view:
+            supervisor.watch(
+                lambda: asyncio.run(infer_into(folder, settings, urls, images, progress)),
+                tick=view.update,
+            )
+    console.print(summary(progress, folder))
+
+
+def registered_servers(settings: Settings) -> list[str]:
+    """Urls of the run's live servers; none where its Redis does not answer."""
+
+    async def read() -> list[str]:
+        redis = connect(settings.redis.url)
+        try:
+            records = await Registry(redis, RunKeys(settings.run.name)).servers()
+        except UnavailableError:
+            return []
+        finally:
+            await redis.aclose()
+        return [record.url for record in records]
+
+    return asyncio.run(read())
+
+
+def _start_server(settings: Settings, folder: Path, supervisor: Supervisor, say: Say) -> Settings:
+    """Start a rollout server of `model.path` and wait for it; the settings with its url."""
+    if (Path(settings.model.path) / "adapter_config.json").is_file():
+        raise SettingsError(
+            f"{settings.model.path} is an adapter without its model: merge them first "
+            "(docs/training.md), and give the merged folder"
+        )
+    url = f"http://127.0.0.1:{free_port()}"
+    settings = settings.model_copy(
+        update={
+            "run": settings.run.model_copy(update={"root": folder / "logs"}),
+            "redis": settings.redis.model_copy(update={"url": _NO_REDIS}),
+            "rollout": settings.rollout.model_copy(update={"url": url}),
+        }
+    )
+    config = folder / "logs" / "rollout.toml"
+    config.write_text(dump_settings(settings))
+    say(f"starting a rollout server of {settings.model.path} (log in {folder / 'logs'})")
+    serve = [sys.executable, "-m", "cli.main", "serve", "rollout", "--config", str(config)]
+    ready = http_probe(f"{url}/readyz")
+    supervisor.start(Part(name="rollout", command=serve, ready=ready))
+    supervisor.wait_ready("rollout")
+    return settings

@@ -1,0 +1,110 @@
+"""What `sgg-rl infer` shows: a bar on a terminal, else a line now and then; and a summary."""
+
+import time
+from datetime import timedelta
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from evaluation.inference.progress import Progress
+
+_LINE_EVERY_S = 10.0
+
+
+class ProgressView:
+    """Shows a `Progress` whenever `update` is called; call it several times a second."""
+
+    def __init__(self, progress: Progress, console: Console) -> None:
+        """Shows nothing yet."""
+        self._progress = progress
+        self._console = console
+        self._next_line = 0.0
+        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        at: TracebackType | None,
+    ) -> None:
+        self._next_line = 0.0
+        self.update()
+        if self._live:
+            self._live.stop()
+
+    def update(self) -> None:
+        """Show the present state."""
+        if self._progress.started is None:
+            return
+        text = progress_line(self._progress)
+        if self._live:
+            bar = ProgressBar(self._progress.total, self._progress.done)
+            self._live.update(Group(bar, Text(text)), refresh=True)
+        elif time.monotonic() >= self._next_line:
+            self._next_line = time.monotonic() + _LINE_EVERY_S
+            self._console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def progress_line(progress: Progress) -> str:
+    """The state in one line.
+
+    Example: `120/500 images  3.1 images/s  412 tok/s  failed 3 (invalid_json 3)  0:02:02 left`
+    """
+    left = progress.left_s
+    parts = [
+        f"{progress.done}/{progress.total} images",
+        f"{progress.images_per_s:.1f} images/s",
+        f"{progress.tokens_per_s:,.0f} tok/s",
+        _failures(progress),
+    ]
+    if progress.servers > 1 or progress.servers_up != progress.servers:
+        parts.append(f"servers {progress.servers_up}/{progress.servers}")
+    if left:
+        parts.append(f"{timedelta(seconds=round(left))} left")
+    return "  ".join(parts)
+
+
+def summary(progress: Progress, folder: Path) -> Table:
+    """What came of an inference."""
+    table = Table.grid(padding=(0, 2))
+    earlier = f", {progress.skipped} of them earlier" if progress.skipped else ""
+    table.add_row("images", f"{progress.done}{earlier}")
+    table.add_row("without a graph", _failures(progress).removeprefix("failed "))
+    if progress.unconstrained:
+        failed = progress.unconstrained.total() - progress.unconstrained["ok"]
+        table.add_row("asked again under the schema", f"{progress.unconstrained.total()}")
+        table.add_row("of these without a free graph", f"{failed}")
+    rate = f"{progress.images_per_s:.2f} images/s, {progress.tokens_per_s:,.0f} tokens/s"
+    table.add_row("speed", f"{rate}, {progress.elapsed_s:.1f} s")
+    table.add_row("policy versions", _versions(progress))
+    table.add_row("written", str(folder / "predictions.jsonl"))
+    return table
+
+
+def _failures(progress: Progress) -> str:
+    reasons = ", ".join(
+        f"{status} {number}"
+        for status, number in sorted(progress.statuses.items())
+        if status != "ok" and number
+    )
+    return f"failed {progress.num_failed}" + (f" ({reasons})" if reasons else "")
+
+
+def _versions(progress: Progress) -> str:
+    if len(progress.versions) < 2:
+        return ", ".join(map(str, progress.versions)) or "none"
+    return (
+        f"{min(progress.versions)} to {max(progress.versions)}: they changed meanwhile; each line "
+        "has its own"
+    )

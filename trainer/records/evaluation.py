@@ -1,0 +1,28 @@
+"""Evaluations of a policy while it trains."""
+
+from typing import Any
+
+
+class StepEvaluation:
+    """Evaluates some of a run's versions beside the training loop. This one evaluates none.
+
+    Nothing here waits, but for `finish`, and nothing raises: training is worth more.
+    """
+
+    def begin(self, step: int) -> None:
+        """Version `step` is on its way to the servers: evaluate it, if it is one to evaluate."""
+
+    def results(self) -> list[dict[str, Any]]:
+        """Lines of `evaluations.jsonl` that have come since the last call."""
+        return []
+
+    def counts(self) -> dict[str, int]:
+        """For the step's line of `metrics.jsonl`."""
+        return {}
+
+    def finish(self, step: int) -> list[dict[str, Any]]:
+        """Wait for the evaluation that goes on, and for that of the last version, `step`."""
+        return []
+
+    def close(self) -> None:
+        """Give up what is going on."""
