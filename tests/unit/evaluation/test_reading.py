@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,9 +19,9 @@ def references(folder: Path, ids: str = "123456789") -> References:
     return read_references(str(file), Problems())
 
 
-def read(folder: Path, *rows: object) -> tuple[Predictions, Problems]:
+def read(folder: Path, *rows: dict[str, Any] | str) -> tuple[Predictions, Problems]:
     problems = Problems()
-    file = write(folder / "predictions.jsonl", rows)  # type: ignore[arg-type]
+    file = write(folder / "predictions.jsonl", rows)
     return read_predictions(file, references(folder), problems), problems
 
 
@@ -159,9 +160,10 @@ def test_settings_beside_the_predictions_are_read(tmp_path: Path) -> None:
 
 
 def test_references_are_sorted_by_id_and_their_faults_named(tmp_path: Path) -> None:
-    rows = [line("10"), line(9), line("b"), line("a", objects=[], relationships=[]), line("9"), "{"]
+    empty = line("a", objects=[], relationships=[])
+    file = write(tmp_path / "r.jsonl", [line("10"), line(9), line("b"), empty, line("9"), "{"])
     problems = Problems()
-    read_from = read_references(str(write(tmp_path / "r.jsonl", rows)), problems)
+    read_from = read_references(str(file), problems)
     assert list(read_from.images) == ["9", "10", "a", "b"]
     assert {(p.kind, p.line) for p in problems.listed} == {
         ("empty_reference", 4),
