@@ -4,6 +4,7 @@ from array import array
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -206,15 +207,18 @@ class Inspector:
         )
 
 
-def _pairs(values: "array[int] | array[float]") -> NDArray[np.float64]:
-    return np.asarray(values, dtype=np.float64).reshape(-1, 2)
+def _pairs(values: "array[int] | array[float]") -> NDArray[Any]:
+    """[N, 2], not copied: there are a million boxes in a large dataset."""
+    return np.asarray(values).reshape(-1, 2)
 
 
-def _spread(values: NDArray[np.float64]) -> Spread:
+def _spread(values: NDArray[Any]) -> Spread:
     if not len(values):
         return Spread(mean=0, min=0, p5=0, median=0, p95=0, max=0)
     low, p5, median, p95, high = np.quantile(values, [0, 0.05, 0.5, 0.95, 1]).tolist()
-    return Spread(mean=float(values.mean()), min=low, p5=p5, median=median, p95=p95, max=high)
+    return Spread(
+        mean=float(values.mean(dtype=np.float64)), min=low, p5=p5, median=median, p95=p95, max=high
+    )
 
 
 def _names(counts: Mapping[str, int], vocabulary: tuple[str, ...] | None) -> NameStatistics:

@@ -14,6 +14,7 @@ MAX_ITEM = 1 << 26
 """Characters of the largest item that is waited for; what is longer is broken JSON."""
 
 _SPACE = re.compile(r"[ \t\n\r]*")
+_NUMBER = re.compile(r"[-+0-9.eE]*")
 _DECODER = json.JSONDecoder()
 
 
@@ -119,12 +120,17 @@ class _Reader:
                 if len(self._text) - self._at > MAX_ITEM or not self._more():
                     raise self._broken(str(error)) from error
                 continue
-            if end == len(self._text) and self._more():
-                continue  # a number at the window's end may go on
+            if self._may_go_on(value, end) and self._more():
+                continue
             self._at = end
             if self._peek() == ":":
                 self._take(":")
             return value
+
+    def _may_go_on(self, value: Any, end: int) -> bool:
+        """Whether it is a number that the window's end may have cut: `1.` is read as 1."""
+        rest = _NUMBER.match(self._text, end)
+        return isinstance(value, int | float) and rest is not None and rest.end() == len(self._text)
 
     def end(self) -> None:
         """Nothing but space may follow."""

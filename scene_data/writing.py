@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 from scene_graph.graph import SceneGraph
 
-ROWS_AT_ONCE = 500
-"""Of a row group, at most."""
-BYTES_AT_ONCE = 64 * 1024 * 1024
+ROWS_AT_ONCE = 100
+"""Of a row group, at most. `datasets` writes as many with images, and reads 16 groups ahead."""
+BYTES_AT_ONCE = 32 * 1024 * 1024
 """Of the images in a row group, before the last one."""
 
 

@@ -1,5 +1,9 @@
 import io
 import json
+import shutil
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +14,10 @@ from PIL import Image
 from scene_data.dataset import MAX_BROKEN_ROWS, open_dataset
 from scene_graph.graph import Relationship, SceneObject
 from services.errors import InvalidInputError
+from services.settings import child_environment
+from tests.shared_data import SHARED_DATA
 
-VG = Path(__file__).parents[4] / "shared" / "data" / "vg"
+VG = SHARED_DATA / "vg"
 
 OBJECTS = [
     {"id": "man.1", "bbox": [1, 2, 30, 40]},
@@ -190,6 +196,75 @@ def test_real_visual_genome_graphs() -> None:
         boxes = [item.bbox for item in sample.graph.objects]
         assert max(box[2] for box in boxes) <= sample.width
         assert max(box[3] for box in boxes) <= sample.height
+
+
+def _jsonl(folder: Path, *lines: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / "a.png").write_bytes(_png())
+    (folder / "rows.jsonl").write_text("\n".join(lines))
+    return folder / "rows.jsonl"
+
+
+def test_json_lines_with_lists_or_texts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    lists = _json_row(0, image="a.png", width=64, height=48)
+    lines = [json.dumps(lists), "", json.dumps(_row(1, image="a.png")), '{"image_id', "[]"]
+    path = _jsonl(tmp_path / "lines", *lines)
+    first, second = open_dataset(path)
+    assert (first.image_id, second.image_id) == ("0", "1")
+    assert first.graph == second.graph
+    assert first.image_bytes == _png()
+    assert "line 4 (image None): not JSON" in caplog.text
+    assert "line 5 (image None): not a JSON object" in caplog.text
+    assert len(open_dataset(path.parent)) == 2
+
+
+def test_threads_read_their_own_rows(tmp_path: Path) -> None:
+    rows = [json.dumps(_json_row(i, image="a.png", note="x" * i)) for i in range(200)]
+    dataset = open_dataset(_jsonl(tmp_path, *rows))
+    with ThreadPoolExecutor(8) as pool:
+        samples = list(pool.map(dataset.__getitem__, range(200)))
+    assert [sample.image_id for sample in samples] == [str(i) for i in range(200)]
+
+
+def test_rows_without_relationship_are_left_out_for_tasks_that_need_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = _parquet(tmp_path / "x.parquet", [_row(0), _row(1, relationships="[]"), _row(2)])
+    assert [s.image_id for s in open_dataset(path, task="sgg")] == ["0", "2"]
+    assert "1 of 3 rows have no relationship and are left out: sgg needs one" in caplog.text
+    assert len(open_dataset(path, task="cls")) == 2
+    assert len(open_dataset(path, task="det")) == 3
+    assert len(open_dataset(path)) == 3
+    bare = _parquet(tmp_path / "bare.parquet", [_row(1, relationships="[]")])
+    with pytest.raises(InvalidInputError, match="1 of 1 rows have no relationship, which sgg"):
+        open_dataset(bare, task="sgg")
+
+
+def test_a_hub_name_is_read_from_the_local_cache_without_network(tmp_path: Path) -> None:
+    path = _parquet(tmp_path / "x.parquet", [_row(0), _row(1)])
+    made = datasets.load_dataset(
+        "parquet", data_files=str(path), cache_dir=str(tmp_path / "made"), split="train"
+    )
+    arrow = Path(made.cache_files[0]["filename"])
+    cached = tmp_path / "cache/owner___graphs/default/0.0.0" / ("0" * 40)
+    cached.mkdir(parents=True)
+    shutil.copy(arrow, cached / "graphs-train.arrow")
+    shutil.copy(arrow.parent / "dataset_info.json", cached)
+    code = """
+from scene_data.dataset import open_dataset
+for name in ("owner/graphs", "owner/graphs:train"):
+    print([sample.image_id for sample in open_dataset(name)])
+open_dataset("owner/other")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=child_environment(HF_DATASETS_CACHE=str(tmp_path / "cache"), HF_HUB_OFFLINE="1"),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.splitlines() == ["['0', '1']"] * 2, done.stderr
+    assert "owner/other is neither a local path nor a dataset that the hub gave" in done.stderr
 
 
 def test_thinking_is_read_from_the_column_that_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,79 @@
+"""`sgg-rl data` as a person meets it."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cli.main import app
+from scene_data.toy import make_toy
+from services.errors import SettingsError
+from tests.raw_annotations import picture, put, put_vg, vg_object, vg_relationship
+
+RIDING = vg_relationship(vg_object(1, "man"), "riding", vg_object(2, "contraption", x=50, w=30))
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    return put_vg(tmp_path, *({"image_id": i, "relationships": [RIDING]} for i in (1, 2, 3)))
+
+
+def _sgg(*arguments: str | Path) -> str:
+    done = CliRunner().invoke(app, ["data", *map(str, arguments)], catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    return " ".join(done.output.split())
+
+
+def test_convert_says_what_it_read_wrote_and_dropped(raw: Path) -> None:
+    put(raw / "pixels/VG_100K_2/2.jpg", picture(10, 10))
+    put(raw / "ids.txt", b"1\n2\n")
+    said = _sgg(
+        "convert",
+        raw,
+        "--output",
+        raw / "out",
+        "--images",
+        raw / "pixels",
+        "--split",
+        f"val={raw / 'ids.txt'}",
+    )
+    assert "is read as raw Visual Genome" in said
+    assert "out/val.parquet: 1 images, 2 objects, 1 relationships" in said
+    assert "1 in no list of image ids" in said
+    assert "1 part_of_box_outside_image" in said
+    assert "image 2: image has 10x10 pixels, its annotations say 64x48" in said
+
+
+def test_convert_needs_images_or_the_word_that_there_are_none(raw: Path) -> None:
+    with pytest.raises(SettingsError, match="--images, or write annotations alone"):
+        _sgg("convert", raw, "--output", raw / "out")
+    assert "train.jsonl: 3 images" in _sgg("convert", raw, "--output", raw / "out", "--no-images")
+
+
+@pytest.mark.parametrize(
+    ("split", "reason"),
+    [
+        ("test", "write NAME=FILE"),
+        ("../x=ids.txt", "write NAME=FILE"),
+        ("test=nowhere.txt", "cannot read"),
+    ],
+)
+def test_a_split_that_cannot_be_read_is_a_wrong_setting(raw: Path, split: str, reason: str) -> None:
+    with pytest.raises(SettingsError, match=reason):
+        _sgg("convert", raw, "--output", raw / "out", "--no-images", "--split", split)
+
+
+def test_inspect_shows_and_draws(tmp_path: Path) -> None:
+    make_toy(tmp_path, num_train=6, num_heldout=2)
+    file = tmp_path / "train.parquet"
+    said = _sgg("inspect", file, "--vocabulary", "vg150", "--output", tmp_path / "x", "--images")
+    assert "6 rows 6 usable 0 broken" in said
+    assert "every image was decoded" in said
+    assert "image width, pixels 112 112" in said
+    assert "(100.0%)" in said  # no toy name is in VG150
+    assert len(list((tmp_path / "x").glob("sample-*.png"))) == 4
+    told = json.loads((tmp_path / "x/inspection.json").read_text())
+    assert (told["num_rows"], told["images_checked"]) == (6, True)
+    printed = CliRunner().invoke(app, ["data", "inspect", str(file), "--json"])
+    assert json.loads(printed.stdout)["predicates"]["num_instances"] > 6

@@ -1,0 +1,60 @@
+"""What a dataset keeps in memory does not grow with its rows."""
+
+import json
+import tracemalloc
+from pathlib import Path
+
+import pytest
+
+from scene_data.dataset import SceneDataset, open_dataset
+from scene_data.writing import graph_row, parquet_writer
+from scene_graph.graph import Relationship, SceneGraph, SceneObject
+from tests.raw_annotations import picture
+
+GRAPH = SceneGraph(
+    objects=tuple(SceneObject(id=f"man.{i}", bbox=(1, 2, 30, 40)) for i in range(20)),
+    relationships=tuple(
+        Relationship(subject=f"man.{i}", predicate="near", object="man.0") for i in range(1, 20)
+    ),
+)
+
+
+def _dataset(folder: Path, layout: str, num: int) -> Path:
+    image = picture()
+    rows = (graph_row(str(i), image, f"{i}.jpg", (64, 48), GRAPH) for i in range(num))
+    path = folder / f"{num}.{layout}"
+    if layout == "parquet":
+        with parquet_writer(path) as file:
+            for row in rows:
+                file.write(row)
+    else:
+        lines = [json.dumps({**row, "image": "a.jpg"}) for row in rows]
+        text = f"[{','.join(lines)}]" if layout == "json" else "\n".join(lines)
+        path.write_text(text)
+    return path
+
+
+def _opened(path: Path) -> tuple[SceneDataset, int, int]:
+    """The dataset, the bytes that it keeps, and how many opening held at once."""
+    tracemalloc.start()
+    try:
+        dataset = open_dataset(path)
+        kept, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    return dataset, kept, peak
+
+
+@pytest.mark.parametrize("layout", ["parquet", "jsonl", "json"])
+def test_ten_times_the_rows_do_not_need_more_memory(tmp_path: Path, layout: str) -> None:
+    few, many = (_dataset(tmp_path, layout, num) for num in (150, 1500))
+    for path in (few, many):
+        open_dataset(path)  # what is imported, and cached on disk, at the first use
+    _, kept_few, peak_few = _opened(few)
+    dataset, kept_many, peak_many = _opened(many)
+    assert len(dataset) == 1500
+    # A row may cost the three numbers of its place in a file: 24 bytes, and some slack.
+    assert kept_many - kept_few < 1350 * 64
+    # A batch of 1,000 rows of annotations, or a window of a JSON list, is all that is held.
+    assert peak_many < peak_few + 6_000_000
+    assert peak_many < many.stat().st_size * 4 + 6_000_000
