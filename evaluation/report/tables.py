@@ -179,7 +179,7 @@ def object_rows(result: EvaluationResult) -> list[Row]:
     """What was measured of objects."""
     return [
         Row(
-            label=OBJECT_MEASURES.get(key, key.replace("_", " ")),
+            label=_capital(OBJECT_MEASURES.get(key, key.replace("_", " "))),
             cells=(percent_cell(value, result.object_intervals.get(key)),),
         )
         for key, value in _in_order(result.objects, OBJECT_MEASURES)
@@ -201,7 +201,7 @@ def answer_label(key: str) -> str:
     """A key of `answers`, or one of `objects` as comparisons name it, in words."""
     if key.startswith("object_"):
         return f"Object {OBJECT_MEASURES[key.removeprefix('object_')]}"
-    return ANSWERS.get(key) or OBJECT_MEASURES.get(key) or key.replace("_", " ")
+    return _capital(ANSWERS.get(key) or OBJECT_MEASURES.get(key) or key.replace("_", " "))
 
 
 def _answer(key: str, value: float | None, interval: tuple[float, float] | None) -> Cell:
@@ -212,6 +212,10 @@ def _answer(key: str, value: float | None, interval: tuple[float, float] | None)
         return Cell(value=NONE)
     low_high = f"{interval[0]:,.1f} to {interval[1]:,.1f}" if interval else ""
     return Cell(value=f"{value:,.2f}", interval=low_high)
+
+
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
 
 
 def _in_order(
