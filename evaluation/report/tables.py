@@ -36,6 +36,17 @@ ANSWERS = {
     "reference_objects_per_image": "Objects per image, reference",
     "tokens_per_image": "Tokens per image",
 }
+MAIN_SETTINGS = (
+    "model",
+    "policy_version",
+    "temperature",
+    "max_tokens",
+    "constrain",
+    "thinking",
+    "template",
+    "vocabulary",
+)
+"""Of `predictions.settings.json`, what the head of the page shows; the others are folded away."""
 FAILURES = {
     "no_answer": "nothing that looks like an answer",
     "invalid_json": "what stands there is no JSON",
@@ -225,14 +236,16 @@ def _in_order(
     return known + [(key, value) for key, value in values.items() if key not in order]
 
 
-def flat_settings(settings: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
-    """Names with dots, and values, of nested settings; those that are not set are left out."""
-    flat: list[tuple[str, str]] = []
+def flat_settings(settings: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+    """Values of nested settings by name with dots; those that are not set are left out."""
+    flat: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):
-            flat += flat_settings(value, f"{prefix}{key}.")
+            flat |= flat_settings(value, f"{prefix}{key}.")
+        elif isinstance(value, bool):
+            flat[prefix + key] = "yes" if value else "no"
         elif value not in (None, "", []):
-            flat.append((f"{prefix}{key}", str(value)))
+            flat[prefix + key] = str(value)
     return flat
 
 
