@@ -1,6 +1,6 @@
 """The stories of `sgg-rl evaluate`: read, compare, write."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -35,7 +35,7 @@ class Request:
     vocabulary: str | None = None
     """`vg150` or `psg`: predicted names are mapped to it"""
     aliases: tuple[Path, ...] = ()
-    """Files of synonyms; they come before the shipped ones"""
+    """Files of synonyms; they come before the shipped ones, later files before earlier"""
     embedding_model: str | None = None
     num_images: int = 100
     """That the report shows"""
@@ -105,12 +105,18 @@ def _mapper(request: Request) -> Mapper | None:
         from reward_service.similarity.embedding import load_embedding
 
         similarity = load_embedding(request.embedding_model)
+    vocabulary = load_vocabulary(request.vocabulary).normalised()
     shipped = load_aliases(request.vocabulary)
-    more: dict[str, str] = {}
-    for file in reversed(request.aliases):
-        more |= {alias: normalise_name(name) for alias, name in read_aliases(file).items()}
+    objects, predicates = dict(shipped.objects), dict(shipped.predicates)
+    for file in request.aliases:
+        given = {alias: normalise_name(name) for alias, name in read_aliases(file).items()}
+        objects |= _into(vocabulary.objects, given)
+        predicates |= _into(vocabulary.predicates, given)
     return Mapper(
-        vocabulary=load_vocabulary(request.vocabulary).normalised(),
-        aliases=Aliases(shipped.objects | more, shipped.predicates | more),
-        similarity=similarity,
+        vocabulary=vocabulary, aliases=Aliases(objects, predicates), similarity=similarity
     )
+
+
+def _into(vocabulary: Sequence[str], aliases: Mapping[str, str]) -> dict[str, str]:
+    """Those that lead to a name of the vocabulary: others would hide shipped ones."""
+    return {alias: name for alias, name in aliases.items() if name in vocabulary}

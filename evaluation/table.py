@@ -16,9 +16,9 @@ _ANSWERS = {
     "failure_rate": "failures",
     "unconstrained_failure_rate": "failures, free decoding",
     "relations_per_image": "relations an image",
-    "reference_relations_per_image": "… reference",
+    "reference_relations_per_image": "relations, reference",
     "objects_per_image": "objects an image",
-    "reference_objects_per_image": "… in the reference",
+    "reference_objects_per_image": "objects, reference",
     "tokens_per_image": "tokens an image",
 }
 NONE = "-"

@@ -41,12 +41,15 @@ const PREDICATE_ROLES = {
 };
 
 const worst = (value) => value ?? 2; // images without a score come last
+const gain = (image) => (image.sides[1].f1 ?? 0) - (image.sides[0].f1 ?? 0);
 const ORDERS = {
   given: () => 0,
   "recall-up": (a, b) => worst(judged(a).recall) - worst(judged(b).recall),
   "recall-down": (a, b) => (judged(b).recall ?? -1) - (judged(a).recall ?? -1),
   "f1-up": (a, b) => worst(judged(a).f1) - worst(judged(b).f1),
   "f1-down": (a, b) => (judged(b).f1 ?? -1) - (judged(a).f1 ?? -1),
+  gain: (a, b) => gain(b) - gain(a),
+  loss: (a, b) => gain(a) - gain(b),
   hallucinations: (a, b) => counts(b, judged(b)).hallucinated - counts(a, judged(a)).hallucinated,
 };
 
@@ -65,7 +68,8 @@ function score(image, side) {
   if (side.status !== "ok") return html("span", { class: "verdict failure" }, statusWords(side.status));
   const { hits, missed, hallucinated } = counts(image, side);
   const part = (verdict, count) => html("span", { class: `verdict ${verdict}` }, `${VERDICTS[verdict]} ${count} `);
-  return html("span", { title: "hits, missed, hallucinated" }, part("hit", hits), part("miss", missed), part("hallucination", hallucinated));
+  const parts = [part("hit", hits), part("miss", missed), part("hallucination", hallucinated)];
+  return html("span", { title: "hits, missed, hallucinated" }, ...parts);
 }
 
 function card(image) {
@@ -120,7 +124,9 @@ function tripletButtons(graph, pointAt) {
         .map(([event, on]) => [event, () => pointAt(k, on)]),
     );
     const symbol = html("span", { class: `verdict ${item.verdict}`, "aria-hidden": "true" }, `${VERDICTS[item.verdict]} `);
-    return html("button", { type: "button", ...events }, symbol, names[item.subject], html("i", {}, ` ${item.predicate} `), names[item.object]);
+    const predicate = html("i", {}, ` ${item.predicate} `);
+    const words = [names[item.subject], predicate, names[item.object]];
+    return html("button", { type: "button", ...events }, symbol, ...words);
   });
 }
 
@@ -152,7 +158,8 @@ function predictionPanel(image, side, i) {
     : `no graph: ${statusWords(side.status)}${tokens}`;
   const element = panel(image, title, note, graph, { hit: "Hits", hallucination: "Hallucinations" });
   if (side.text !== null) {
-    element.append(html("details", { open: side.status !== "ok" }, html("summary", {}, "What the model wrote"), html("pre", {}, side.text)));
+    const parts = [html("summary", {}, "What the model wrote"), html("pre", {}, side.text)];
+    element.append(html("details", { open: side.status !== "ok" }, ...parts));
   }
   return element;
 }
@@ -237,6 +244,9 @@ function fillFilters() {
   fillSelect("status", [["", "any"], ["failed", "any failure"], ...statuses.map(([s, n]) => [s, `${statusWords(s)} (${n})`])]);
   fillSelect("predicate", [["", "any"], ...predicates.map(([p, n]) => [p, `${p} (${n})`])]);
   fillSelect("judge", data.sides.map((name, i) => [String(i), `${"AB"[i]}: ${name}`]));
+  if (data.sides.length > 1) {
+    control("order").append(html("option", { value: "gain" }, "gained most F1"), html("option", { value: "loss" }, "lost most F1"));
+  }
   control("judge").value = String(data.sides.length - 1);
   control("judge-label").hidden = data.sides.length < 2;
 }

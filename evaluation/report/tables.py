@@ -6,10 +6,12 @@ from dataclasses import dataclass
 
 from evaluation.result import PROTOCOLS, EvaluationResult, Protocol
 
-NONE = "–"
+NONE = "\N{EN DASH}"
 MEASURES = {
     "recall": "Recall",
+    "recall_pooled": "Recall, pooled",
     "mean_recall": "Mean recall",
+    "mean_recall_pooled": "Mean recall, pooled",
     "zero_shot_recall": "Zero-shot recall",
     "triplet_precision": "Triplet precision",
     "triplet_recall": "Triplet recall",
@@ -20,10 +22,10 @@ OBJECT_MEASURES = {
     "ap": "AP",
     "ap50": "AP50",
     "ap75": "AP75",
-    "precision": "Precision",
-    "recall": "Recall",
+    "precision": "precision",
+    "recall": "recall",
     "f1": "F1",
-    "mean_iou": "Mean IoU",
+    "mean_iou": "mean IoU",
 }
 ANSWERS = {
     "failure_rate": "Failure rate",
@@ -34,6 +36,17 @@ ANSWERS = {
     "reference_objects_per_image": "Objects per image, reference",
     "tokens_per_image": "Tokens per image",
 }
+MAIN_SETTINGS = (
+    "model",
+    "policy_version",
+    "temperature",
+    "max_tokens",
+    "constrain",
+    "thinking",
+    "template",
+    "vocabulary",
+)
+"""Of `predictions.settings.json`, what the head of the page shows; the others are folded away."""
 FAILURES = {
     "no_answer": "nothing that looks like an answer",
     "invalid_json": "what stands there is no JSON",
@@ -41,6 +54,8 @@ FAILURES = {
     "schema_violation": "JSON of another shape",
     "too_large": "over the limits on size",
     "no_prediction": "no line for the image",
+    "refused": "the server refused the prompt",
+    "unreadable": "the image cannot be opened",
 }
 
 
@@ -97,7 +112,7 @@ def percent_cell(value: float | None, interval: tuple[float, float] | None) -> C
 
 
 def recall_table(result: EvaluationResult) -> RecallTable:
-    """With the graph constraint, then without: a row each measure, a column each cut."""
+    """With a protocol's graph constraint, then without: a row a measure, a column a cut."""
     keys = {protocol: _recalls(values) for protocol, values in result.protocols.items()}
     columns = tuple(
         (protocol, tuple(dict.fromkeys(_cut(key) for key in sorted_keys(keys[protocol]))))
@@ -106,7 +121,10 @@ def recall_table(result: EvaluationResult) -> RecallTable:
     )
     measures = sorted_keys(key.partition("@")[0] for of_one in keys.values() for key in of_one)
     sections = []
-    for title, without in (("with the graph constraint", False), ("without it (ng)", True)):
+    for title, without in (
+        ("graph constraint (sgb: rows as written)", False),
+        ("no graph constraint (ng)", True),
+    ):
         rows = tuple(
             Row(
                 label=measure_label(measure),
@@ -172,7 +190,7 @@ def object_rows(result: EvaluationResult) -> list[Row]:
     """What was measured of objects."""
     return [
         Row(
-            label=OBJECT_MEASURES.get(key, key.replace("_", " ")),
+            label=_capital(OBJECT_MEASURES.get(key, key.replace("_", " "))),
             cells=(percent_cell(value, result.object_intervals.get(key)),),
         )
         for key, value in _in_order(result.objects, OBJECT_MEASURES)
@@ -191,9 +209,10 @@ def answer_rows(result: EvaluationResult) -> list[Row]:
 
 
 def answer_label(key: str) -> str:
-    """A key of `answers` or of `objects` in words."""
-    name = key.removeprefix("object_")
-    return ANSWERS.get(key) or OBJECT_MEASURES.get(name) or key.replace("_", " ")
+    """A key of `answers`, or one of `objects` as comparisons name it, in words."""
+    if key.startswith("object_"):
+        return f"Object {OBJECT_MEASURES[key.removeprefix('object_')]}"
+    return _capital(ANSWERS.get(key) or OBJECT_MEASURES.get(key) or key.replace("_", " "))
 
 
 def _answer(key: str, value: float | None, interval: tuple[float, float] | None) -> Cell:
@@ -206,6 +225,10 @@ def _answer(key: str, value: float | None, interval: tuple[float, float] | None)
     return Cell(value=f"{value:,.2f}", interval=low_high)
 
 
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
 def _in_order(
     values: Mapping[str, float | None], order: Mapping[str, str]
 ) -> list[tuple[str, float | None]]:
@@ -213,14 +236,16 @@ def _in_order(
     return known + [(key, value) for key, value in values.items() if key not in order]
 
 
-def flat_settings(settings: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
-    """Names with dots, and values, of nested settings; those that are not set are left out."""
-    flat: list[tuple[str, str]] = []
+def flat_settings(settings: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+    """Values of nested settings by name with dots; those that are not set are left out."""
+    flat: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):
-            flat += flat_settings(value, f"{prefix}{key}.")
+            flat |= flat_settings(value, f"{prefix}{key}.")
+        elif isinstance(value, bool):
+            flat[prefix + key] = "yes" if value else "no"
         elif value not in (None, "", []):
-            flat.append((f"{prefix}{key}", str(value)))
+            flat[prefix + key] = str(value)
     return flat
 
 

@@ -16,9 +16,9 @@ OBJECT = ("object_recall", "object_precision", "object_f1")
 
 
 def score(
-    *pairs: tuple[ImageGraph, ImageGraph], **other: set[tuple[str, str, str]]
+    *pairs: tuple[ImageGraph, ImageGraph], seen: set[tuple[str, str, str]] | None = None
 ) -> StrictResult:
-    return strict(*tabulate([p for p, _ in pairs], [r for _, r in pairs]), **other)
+    return strict(*tabulate([p for p, _ in pairs], [r for _, r in pairs]), seen=seen)
 
 
 def test_two_images_one_without_prediction() -> None:

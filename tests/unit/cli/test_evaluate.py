@@ -1,0 +1,255 @@
+"""`sgg-rl evaluate` against numbers worked out by hand."""
+
+import json
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from cli.main import main
+from tests.graph_lines import HORSE, MAN, NEAR, RIDING, TREE, line, write
+
+Command = Callable[..., int]
+
+REFERENCE = [line(1), line(2), line(3), line(4, relationships=[])]
+"""The same three objects each; the fourth image has nothing to find but them."""
+PREDICTIONS = [
+    line(1, num_tokens=50, text="all of it"),
+    # The tree is missed, and `near` is between the wrong two.
+    line(2, objects=[MAN, HORSE], relationships=[RIDING, NEAR | {"object": "man.1"}]),
+    line(4, objects=[MAN], relationships=[], num_tokens=10),
+]
+"""Nothing for image 3."""
+
+
+@pytest.fixture
+def sgg_rl(monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Run the command in this process; returns its exit code."""
+
+    def run(*words: object) -> int:
+        monkeypatch.setattr(sys, "argv", ["sgg-rl", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return int(end.value.code or 0)
+
+    return run
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path / "reference.jsonl", REFERENCE)
+    write(tmp_path / "predictions.jsonl", PREDICTIONS)
+    return tmp_path
+
+
+def evaluated(sgg_rl: Command, folder: Path, *more: object, name: str = "out") -> dict[str, Any]:
+    words = ("--reference", folder / "reference.jsonl", "--split", "val", "-o", folder / name)
+    assert sgg_rl("evaluate", folder / "predictions.jsonl", *words, *more) == 0
+    metrics: dict[str, Any] = json.loads((folder / name / "metrics.json").read_text())
+    return metrics
+
+
+def test_numbers_are_those_worked_out_by_hand(sgg_rl: Command, folder: Path) -> None:
+    found = evaluated(sgg_rl, folder)
+    strict, sgb, r1 = (found["protocols"][name] for name in ("strict", "sgb", "r1-sgg"))
+    # Image 1 has 2 of 2, image 2 has 1 of 2 with 2 predicted, image 3 has nothing: 0.
+    assert strict["num_images"] == 3
+    assert strict["recall@20"] == pytest.approx(1.5 / 3)
+    assert strict["triplet_precision"] == pytest.approx(1.5 / 3)
+    assert strict["triplet_f1"] == pytest.approx(1.5 / 3)
+    # riding is found in 2 of 3, near in 1 of 3.
+    assert strict["mean_recall@100"] == pytest.approx((2 / 3 + 1 / 3) / 2)
+    # Image 3 is left out.
+    assert sgb["num_images"] == 2
+    assert sgb["recall@50"] == pytest.approx((1 + 1 / 2) / 2)
+    assert sgb["mean_recall@50"] == pytest.approx((1 + 1 / 2) / 2)
+    assert r1["ng_recall"] == pytest.approx(1.5 / 3)
+    assert r1["ng_recall_pooled"] == pytest.approx(3 / 6)
+    objects = found["objects"]
+    assert objects["recall"] == pytest.approx((1 + 2 / 3 + 0 + 1 / 3) / 4)
+    assert objects["precision"] == pytest.approx(3 / 4)
+    assert objects["f1"] == pytest.approx((1 + 4 / 5 + 0 + 2 / 4) / 4)
+    assert objects["mean_iou"] == pytest.approx(1)
+    # Of 101 recall levels, men reach 3/4 (76 levels), horses 2/4 (51), trees 1/4 (26).
+    assert objects["ap50"] == pytest.approx((76 + 51 + 26) / 303)
+    answers = found["answers"]
+    assert answers["failure_rate"] == pytest.approx(1 / 4)
+    assert answers["unconstrained_failure_rate"] is None  # nobody says how they were decoded
+    assert answers["relations_per_image"] == pytest.approx(4 / 4)
+    assert answers["reference_objects_per_image"] == pytest.approx(12 / 4)
+    assert answers["tokens_per_image"] == pytest.approx(60 / 2)
+    assert found["failures"] == {"no_prediction": 1}
+    assert found["num_images"] == 4
+    low, high = found["intervals"]["strict"]["recall@20"]
+    assert low < strict["recall@20"] < high
+
+
+def test_images_keep_what_was_found_and_missed(sgg_rl: Command, folder: Path) -> None:
+    evaluated(sgg_rl, folder)
+    images = [json.loads(row) for row in (folder / "out/images.jsonl").open()]
+    assert [(i["image_id"], i["status"], i["recall"], i["f1"]) for i in images] == [
+        ("1", "ok", 1.0, 1.0),
+        ("2", "ok", 0.5, 0.5),
+        ("3", "no_prediction", 0.0, 0.0),
+        ("4", "ok", None, None),
+    ]
+    second = images[1]
+    assert [r["verdict"] for r in second["predicted"]["relations"]] == ["hit", "hallucination"]
+    assert second["predicted"]["relations"][1] == {
+        "subject": 1,
+        "predicate": "near",
+        "object": 0,
+        "verdict": "hallucination",
+    }
+    assert [o["verdict"] for o in second["reference"]["objects"]] == ["hit", "hit", "miss"]
+    assert second["reference"]["objects"][2]["bbox"] == TREE["bbox"]
+    assert images[0]["text"] == "all of it"
+
+
+def test_training_split_gives_zero_shot_and_frequencies(sgg_rl: Command, folder: Path) -> None:
+    train = write(folder / "train.jsonl", [line("t", relationships=[RIDING])] * 2)
+    found = evaluated(sgg_rl, folder, "--train", train)
+    # Only `horse near tree` is new: found in image 1 alone.
+    assert found["protocols"]["strict"]["zero_shot_recall@20"] == pytest.approx(1 / 3)
+    assert found["protocols"]["sgb"]["zero_shot_recall@20"] == pytest.approx(1 / 2)
+    rows = [(r["predicate"], r["group"], r["num_training"]) for r in found["predicates"]]
+    assert rows == [("riding", "head", 2), ("near", "body", 0)]
+    assert found["predicates"][0]["recall"]["strict"] == pytest.approx(2 / 3)
+    assert found["predicates"][1]["num_predicted"] == 2
+    assert found["groups"]["body"]["strict"] == pytest.approx(1 / 3)
+
+
+def test_names_are_mapped_and_the_steps_counted(sgg_rl: Command, folder: Path) -> None:
+    objects = [MAN | {"id": "dude.1"}, HORSE | {"id": "stallion.2"}, TREE | {"id": "shrub.3"}]
+    edges = [
+        {"subject": "dude.1", "predicate": "rides", "object": "stallion.2"},
+        {"subject": "stallion.2", "predicate": "adoring", "object": "shrub.3"},
+    ]
+    write(folder / "predictions.jsonl", [line(1, objects=objects, relationships=edges)])
+    aliases = folder / "aliases.txt"
+    aliases.write_text("horse,stallion\nperson,dude\n")
+    found = evaluated(sgg_rl, folder, "--vocabulary", "vg150", "--aliases", aliases)
+    assert found["mapping"]["objects"] == pytest.approx(
+        {"exact": 0, "alias": 2 / 3, "embedding": 0, "unmapped": 1 / 3}
+    )
+    assert found["mapping"]["predicates"]["alias"] == pytest.approx(1 / 2)  # the shipped `rides`
+    # `dude` is what the file says, not the shipped `guy`: a person, and not the man.
+    assert found["objects"]["recall"] == pytest.approx((1 / 3) / 4)
+    # sgb cannot write a relation of `shrub`: with no row left, image 1 has the other one.
+    assert found["protocols"]["sgb"]["recall@20"] == 0
+    assert found["inputs"]["vocabulary"] == "vg150"
+
+
+def test_order_of_lines_does_not_matter(sgg_rl: Command, folder: Path) -> None:
+    first = evaluated(sgg_rl, folder)
+    rng = random.Random(0)
+    write(folder / "predictions.jsonl", rng.sample(PREDICTIONS, 3))
+    write(folder / "reference.jsonl", rng.sample(REFERENCE, 4))
+    second = evaluated(sgg_rl, folder)
+    for found in (first, second):
+        del found["problems"]
+    assert first == second
+
+
+def test_table_names_split_protocols_and_problems_in_80_columns(
+    sgg_rl: Command, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluated(sgg_rl, folder, "--vocabulary", "vg150")
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.replace(str(folder), "").splitlines())) <= 80
+    assert "\x1b" not in shown
+    for words in ("on val: 4 images, 3 with relations", "strict, 3 images", "sgb, 2 images"):
+        assert words in shown
+    assert "R1-SGG, Qwen2-VL-7B" in shown
+    assert "images without a graph: no_prediction 1" in shown
+    assert "…" not in shown  # nothing is cut
+
+
+def test_comparison_finds_what_differs(
+    sgg_rl: Command, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluated(sgg_rl, folder, name="a")
+    write(folder / "predictions.jsonl", [line(1), line(2), line(3)])
+    evaluated(sgg_rl, folder, name="b")
+    pair = ("--compare", folder / "a", folder / "b", "-o", folder / "ab")
+    assert sgg_rl("evaluate", *pair) == 0
+    found = json.loads((folder / "ab/comparison.json").read_text())
+    by_name = {(d["protocol"], d["metric"]): d for d in found["differences"]}
+    recall = by_name["strict", "recall@100"]
+    assert (recall["first"], recall["second"]) == pytest.approx((0.5, 1.0))
+    assert recall["difference"] == pytest.approx(0.5)
+    assert recall["interval"][0] <= 0.5 <= recall["interval"][1]
+    assert by_name[None, "failure_rate"]["difference"] == 0
+    assert found["predicates"][-1] == {
+        "predicate": "near",
+        "num_reference": 3,
+        "first": pytest.approx(1 / 3),
+        "second": 1.0,
+    }
+    assert (folder / "ab/report.html").is_file()
+    assert "+50.00" in capsys.readouterr().out
+
+
+def test_comparison_with_itself_finds_nothing(sgg_rl: Command, folder: Path) -> None:
+    evaluated(sgg_rl, folder, name="a")
+    assert sgg_rl("evaluate", "--compare", folder / "a", folder / "a", "-o", folder / "aa") == 0
+    found = json.loads((folder / "aa/comparison.json").read_text())
+    sampled = [d for d in found["differences"] if d["interval"]]
+    assert sampled
+    for difference in sampled:
+        assert difference["difference"] == 0
+        assert difference["interval"] == [0, 0]
+        assert difference["p_value"] == 1
+    assert found["num_left_out"] == [0, 0]
+
+
+def test_comparison_is_of_the_common_images(sgg_rl: Command, folder: Path) -> None:
+    evaluated(sgg_rl, folder, name="a")
+    write(folder / "reference.jsonl", [REFERENCE[1], line(7), line(8)])
+    evaluated(sgg_rl, folder, name="b")
+    pair = ("evaluate", "-o", folder / "ab", "--compare", folder / "a", folder / "b")
+    assert sgg_rl(*pair) == 0
+    found = json.loads((folder / "ab/comparison.json").read_text())
+    assert (found["num_images"], found["num_left_out"]) == (1, [3, 2])
+    recall = next(d for d in found["differences"] if d["metric"] == "recall@20")
+    assert (recall["first"], recall["second"]) == (0.5, 0.5)
+    write(folder / "reference.jsonl", [line(1), line(2, objects=[MAN, HORSE, TREE, MAN])])
+    evaluated(sgg_rl, folder, name="b")
+    assert sgg_rl(*pair) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--split", "val"], 2, "give PREDICTIONS with --reference and --split"),
+        (["--compare", "a", "b", "--split", "val"], 2, "--compare reads two finished"),
+        (["--compare", "a", "b"], 1, "a is no finished evaluation: it has no metrics.json"),
+    ],
+)
+def test_wrong_use_is_said(
+    sgg_rl: Command, capsys: pytest.CaptureFixture[str], words: list[str], code: int, message: str
+) -> None:
+    assert sgg_rl("evaluate", "-o", "out", *words) == code
+    assert message in capsys.readouterr().err
+
+
+def test_aliases_need_a_vocabulary(
+    sgg_rl: Command, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--reference", folder / "reference.jsonl", "--split", "val", "-o", folder / "out")
+    given = ("--aliases", folder / "aliases.txt")
+    assert sgg_rl("evaluate", folder / "predictions.jsonl", *words, *given) == 2
+    assert "need a --vocabulary" in capsys.readouterr().err
+
+
+def test_a_damaged_evaluation_is_named(
+    sgg_rl: Command, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    evaluated(sgg_rl, folder, name="a")
+    (folder / "a/images.jsonl").write_bytes(msgspec.json.encode({"image_id": 1}))
+    assert sgg_rl("evaluate", "--compare", folder / "a", folder / "a", "-o", folder / "aa") == 1
+    assert "cannot be read" in capsys.readouterr().err

@@ -1,0 +1,141 @@
+"""Average precision agrees with pycocotools, which counts all images and names in one go."""
+
+import contextlib
+import io
+import math
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from evaluation.detection import detection_ap
+from scene_graph.metrics.table import ImageGraph, tabulate
+
+NAMES = ("cat", "dog", "man", "mat", "sky")
+
+
+def scene(rng: random.Random, num_objects: int, names: Sequence[str]) -> ImageGraph:
+    corners = [(rng.randint(0, 40), rng.randint(0, 40)) for _ in range(num_objects)]
+    sizes = [(rng.randint(0, 15), rng.randint(5, 15)) for _ in range(num_objects)]
+    return ImageGraph(
+        names=rng.choices(names, k=num_objects),
+        boxes=[
+            float(c)
+            for (x, y), (width, height) in zip(corners, sizes, strict=True)
+            for c in (x, y, x + width, y + height)
+        ],
+    )
+
+
+def guess(rng: random.Random, reference: ImageGraph, num_more: int, *, scored: bool) -> ImageGraph:
+    """Most of the reference's boxes, some twice, moved a little; and wrong ones between."""
+    kept = rng.choices(range(len(reference.names)), k=len(reference.names))
+    more = scene(rng, num_more, NAMES[1:])
+    items = [(reference.names[i], moved(rng, reference.boxes[4 * i : 4 * i + 4])) for i in kept] + [
+        (name, more.boxes[4 * i : 4 * i + 4]) for i, name in enumerate(more.names)
+    ]
+    rng.shuffle(items)
+    return ImageGraph(
+        names=[name for name, _ in items],
+        boxes=[c for _, box in items for c in box],
+        scores=rng.choices((0.1, 0.5, 0.9, 1.0), k=len(items)) if scored else [],
+    )
+
+
+def moved(rng: random.Random, box: Sequence[float]) -> list[float]:
+    x1, y1, x2, y2 = (c + rng.randint(-1, 1) for c in box)
+    return [x1, y1, max(x1, x2), max(y1, y2)]
+
+
+def coco(graphs: Sequence[ImageGraph], names: Sequence[str]) -> COCO:
+    annotations: list[dict[str, Any]] = []
+    for image, graph in enumerate(graphs):
+        for i, name in enumerate(graph.names):
+            x1, y1, x2, y2 = graph.boxes[4 * i : 4 * i + 4]
+            if name in names:
+                annotations.append(
+                    {
+                        "id": len(annotations) + 1,
+                        "image_id": image,
+                        "category_id": names.index(name),
+                        "bbox": [x1, y1, x2 - x1, y2 - y1],
+                        "area": (x2 - x1) * (y2 - y1),
+                        "score": graph.scores[i] if graph.scores else 1.0,
+                        "iscrowd": 0,
+                    }
+                )
+    made = COCO()
+    made.dataset = {
+        "images": [{"id": image} for image in range(len(graphs))],
+        "categories": [{"id": i, "name": name} for i, name in enumerate(names)],
+        "annotations": annotations,
+    }
+    made.createIndex()
+    return made
+
+
+def expected(
+    predictions: Sequence[ImageGraph], references: Sequence[ImageGraph]
+) -> tuple[list[float], dict[str, float]]:
+    names = sorted({name for graph in references for name in graph.names})
+    with contextlib.redirect_stdout(io.StringIO()):
+        evaluation = COCOeval(coco(references, names), coco(predictions, names), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    ap50 = evaluation.eval["precision"][0, :, :, 0, 2].mean(axis=0)
+    return evaluation.stats[:3].tolist(), dict(zip(names, ap50.tolist(), strict=True))
+
+
+@pytest.mark.parametrize("scored", [False, True])
+def test_agrees_with_pycocotools(scored: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    found = []
+    for seed in range(40):
+        rng = random.Random(seed)
+        references = [scene(rng, rng.randint(0, 12), NAMES[:4]) for _ in range(rng.randint(1, 12))]
+        # Now and then more boxes of a name than count in an image.
+        num_more = 500 if seed % 10 == 0 else rng.randint(0, 6)
+        predictions = [guess(rng, graph, num_more, scored=scored) for graph in references]
+        if any(graph.names for graph in references):
+            result = detection_ap(*tabulate(predictions, references))
+            values, by_name = expected(predictions, references)
+            measured = [result["ap"], result["ap50"], result["ap75"]]
+            assert measured == pytest.approx(values, abs=1e-9)
+            assert result["ap50_by_name"] == pytest.approx(by_name, abs=1e-9)
+            found.append(result["ap"])
+    assert len(set(found)) > 30
+    assert capfd.readouterr() == ("", "")
+
+
+def test_by_hand() -> None:
+    reference = ImageGraph(names=["cat", "cat"], boxes=[0, 0, 10, 10, 20, 0, 30, 10])
+    # A box of IoU 0.6 first, then a wrong one, then the other cat exactly.
+    boxes = [0.0, 0, 10, 6, 50, 0, 60, 10, 20, 0, 30, 10]
+    result = detection_ap(*tabulate([ImageGraph(names=["cat"] * 3, boxes=boxes)], [reference]))
+    # At 0.5 precision is 1 up to recall 1/2 (51 of 101 points), then 2/3.
+    assert result["ap50"] == pytest.approx((51 + 50 * 2 / 3) / 101)
+    # At 0.75 only the third hits: 1/3 up to recall 1/2.
+    assert result["ap75"] == pytest.approx(51 / 3 / 101)
+    assert result["ap"] == pytest.approx((3 * result["ap50"] + 7 * result["ap75"]) / 10)
+
+
+def test_perfect_and_missing_predictions() -> None:
+    graph = ImageGraph(names=["cat", "mat"], boxes=[0, 0, 5, 5, 1, 1, 9, 9])
+    perfect = detection_ap(*tabulate([graph, ImageGraph()], [graph, ImageGraph()]))
+    assert perfect["ap"] == pytest.approx(1)
+    nothing = detection_ap(*tabulate([ImageGraph()], [graph]))
+    assert (nothing["ap"], nothing["ap50_by_name"]) == (0, {"cat": 0, "mat": 0})
+    no_reference = detection_ap(*tabulate([graph], [ImageGraph()]))
+    assert math.isnan(no_reference["ap"])
+    assert no_reference["ap50_by_name"] == {}
+
+
+def test_boxes_with_swapped_corners_hit_nothing() -> None:
+    swapped = ImageGraph(names=["cat"], boxes=[5, 5, 0, 0])
+    reference = ImageGraph(names=["cat"], boxes=[0, 0, 5, 5])
+    assert detection_ap(*tabulate([swapped], [reference]))["ap"] == 0
+    assert np.isfinite(detection_ap(*tabulate([reference], [swapped]))["ap"])

@@ -1,0 +1,114 @@
+"""Whole evaluations on annotated data, and what people published."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evaluation.published import published_rows
+from evaluation.result import EvaluationResult
+from evaluation.run import Request, run_evaluation
+from scene_data.dataset import open_dataset
+from scene_data.toy import make_toy
+from tests.graph_lines import line, write
+from tests.shared_data import SHARED_DATA
+
+DOCS = Path(__file__).parents[3] / "docs"
+
+
+def as_predictions(dataset: str, file: Path) -> Path:
+    """The annotations themselves."""
+    rows: list[dict[str, Any]] = [
+        {
+            "image_id": sample.image_id,
+            "width": sample.width,
+            "height": sample.height,
+            "objects": [{"id": o.id, "bbox": o.bbox} for o in sample.graph.objects],
+            "relationships": [
+                {"subject": r.subject, "predicate": r.predicate, "object": r.object}
+                for r in sample.graph.relationships
+            ],
+        }
+        for sample in open_dataset(dataset)
+    ]
+    return write(file, rows)
+
+
+def check_perfect(result: EvaluationResult) -> None:
+    strict = result.protocols["strict"]
+    assert [strict[f"triplet_{m}"] for m in ("recall", "precision", "f1")] == [1, 1, 1]
+    assert strict["ng_recall@100"] == result.protocols["sgb"]["recall@100"] == 1
+    assert set(result.protocols["r1-sgg"].values()) == {1, strict["num_images"]}
+    assert {result.objects[m] for m in ("ap", "ap50", "recall", "precision", "f1")} == {1}
+    assert result.answers["failure_rate"] == 0
+    assert all(item.verdict == "hit" for image in result.images for item in image.reference.objects)
+
+
+def test_real_annotations_against_themselves(tmp_path: Path) -> None:
+    data = SHARED_DATA / "vg/vg_sgg_49.json"
+    if not data.is_file():
+        pytest.skip("the Visual Genome sample is not here")
+    request = Request(
+        predictions=as_predictions(str(data), tmp_path / "predictions.jsonl"),
+        reference=str(data),
+        split="sample",
+        num_images=2,
+    )
+    result = run_evaluation(request, tmp_path / "out")
+    check_perfect(result)
+    assert result.num_images == 4
+    assert [image.image_id for image in result.images] == ["1", "2", "4", "5"]
+
+
+def test_toy_scenes_with_their_pictures(tmp_path: Path) -> None:
+    make_toy(tmp_path / "toy", num_train=40, num_heldout=12, seed=0)
+    heldout = str(next((tmp_path / "toy").glob("*heldout*")))
+    request = Request(
+        predictions=as_predictions(heldout, tmp_path / "predictions.jsonl"),
+        reference=heldout,
+        split="heldout",
+        train=str(next((tmp_path / "toy").glob("*train*"))),
+    )
+    result = run_evaluation(request, tmp_path / "out")
+    check_perfect(result)
+    assert sum(row.num_training or 0 for row in result.predicates) > 40
+    assert "data:image/jpeg;base64," in (tmp_path / "out/report.html").read_text()
+
+
+def test_constrained_answers_keep_the_failures_of_free_ones(tmp_path: Path) -> None:
+    rows = [line(i) for i in range(4)]
+    rows[0] |= {"unconstrained_status": "invalid_json"}
+    rows[1] |= {"status": "no_answer", "objects": [], "relationships": []}
+    reference = write(tmp_path / "reference.jsonl", [line(i) for i in range(4)])
+    predictions = write(tmp_path / "predictions.jsonl", rows)
+    request = Request(predictions=predictions, reference=str(reference), split="val")
+    answers = run_evaluation(request, tmp_path / "out").answers
+    assert (answers["failure_rate"], answers["unconstrained_failure_rate"]) == (0.25, 0.5)
+    # Without a single constrained answer it takes the settings to know that all were free.
+    write(tmp_path / "predictions.jsonl", [line(0), rows[1]])
+    assert run_evaluation(request, tmp_path / "out").answers["unconstrained_failure_rate"] is None
+    (tmp_path / "predictions.settings.json").write_text(json.dumps({"constrain": "never"}))
+    answers = run_evaluation(request, tmp_path / "out").answers
+    assert answers["unconstrained_failure_rate"] == answers["failure_rate"] == 0.75
+
+
+def test_names_outside_the_vocabulary_in_references_are_counted(tmp_path: Path) -> None:
+    objects = [{"id": "unicorn.1", "bbox": [0, 0, 9, 9]}, *line(1)["objects"]]
+    reference = write(tmp_path / "reference.jsonl", [line(1), line(2, objects=objects)])
+    predictions = write(tmp_path / "predictions.jsonl", [line(1), line(2)])
+    request = Request(predictions=predictions, reference=str(reference), split="val")
+    result = run_evaluation(replace(request, vocabulary="vg150"), tmp_path / "out")
+    assert result.problem_counts == {"unknown_name": 1}
+    (problem,) = result.problems
+    assert (problem.line, problem.image_id) == (2, "2")
+    assert "unicorn" in problem.detail
+
+
+def test_published_rows_are_shares_with_their_source() -> None:
+    rows = [row for dataset in ("vg150", "psg") for row in published_rows(dataset)]
+    assert [row.recall for row in rows] == pytest.approx([0.2375, 0.2109, 0.0962, 0.4348])
+    assert {(row.dataset, row.split) for row in rows} == {("vg150", "val"), ("psg", "test")}
+    assert {(row.protocol, row.source) for row in rows} == {("sgb", "arXiv 2504.13617")}
+    assert published_rows(None) == published_rows("coco") == []

@@ -1,0 +1,185 @@
+"""What is wrong in predictions and references is named with its place, counted, and survived."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evaluation.problems import NUM_LISTED, Problems
+from evaluation.reading import Predictions, read_predictions
+from evaluation.references import References, read_references
+from services.errors import InvalidInputError
+from tests.graph_lines import HORSE, MAN, NEAR, RIDING, TREE, line, write
+
+
+def references(folder: Path, ids: str = "123456789") -> References:
+    file = write(folder / "reference.jsonl", [line(image_id) for image_id in ids])
+    return read_references(str(file), Problems())
+
+
+def read(folder: Path, *rows: dict[str, Any] | str) -> tuple[Predictions, Problems]:
+    problems = Problems()
+    file = write(folder / "predictions.jsonl", rows)
+    return read_predictions(file, references(folder), problems), problems
+
+
+def test_every_fault_is_named_with_its_line(tmp_path: Path) -> None:
+    empty, inverted = HORSE | {"bbox": [20, 40, 20, 95]}, TREE | {"bbox": [100, 0, 60, 60]}
+    found, problems = read(
+        tmp_path,
+        line("1"),
+        "not json\n",
+        "\n",  # a blank line is no fault, and counts as a line
+        line("2", width="wide"),
+        line("3", objects=[MAN | {"bbox": [1, 2, 3]}]),
+        {"image_id": "3", "width": 100, "height": 100, "objects": []},
+        line("1"),
+        line("cat"),
+        line("4", objects=[MAN | {"bbox": [-5, 10, 50, 90]}, empty, inverted, TREE]),
+        line("5", relationships=[RIDING | {"object": "zebra.1"}, NEAR]),
+        line("6", width=50),
+        line("7", status="invalid_json", truncated=True, objects=[], relationships=[]),
+        '{"image_id": "8", "width": 10',
+    )
+    at = {(p.kind, p.line, p.image_id) for p in problems.listed}
+    assert at == {
+        ("broken_line", 2, None),
+        ("broken_line", 4, None),
+        ("broken_line", 5, None),
+        ("broken_line", 6, None),
+        ("duplicate_image", 7, "1"),
+        ("unknown_image", 8, "cat"),
+        ("box_outside", 9, "4"),
+        ("empty_box", 9, "4"),
+        ("duplicate_object", 9, "4"),
+        ("dangling_relationship", 10, "5"),
+        ("size_differs", 11, "6"),
+        ("truncated_line", 13, None),
+        *(("no_prediction", None, image_id) for image_id in "2389"),
+    }
+    assert problems.counts == Counter(p.kind for p in problems.listed)
+    details = {(p.kind, p.line): p.detail for p in problems.listed}
+    assert "$.width" in details["broken_line", 4]
+    assert "bbox" in details["broken_line", 5]
+    assert "`relationships`" in details["broken_line", 6]
+    assert "zebra.1" in details["dangling_relationship", 10]
+    assert all(p.file.endswith("predictions.jsonl") for p in problems.listed)
+    assert list(found.images) == ["1", "4", "5", "6", "7"]
+
+
+def test_faulty_graphs_stay_as_they_were_written(tmp_path: Path) -> None:
+    outside, empty = MAN | {"bbox": [-5, 10, 50, 90]}, HORSE | {"bbox": [20, 40, 20, 95]}
+    again = TREE | {"bbox": [0, 0, 9, 9]}
+    found, _ = read(
+        tmp_path,
+        line("1", objects=[outside, empty, TREE, again]),
+        line("2", relationships=[RIDING | {"object": "zebra.1"}, NEAR]),
+        line("3", status="no_answer"),
+    )
+    first, second, failed = (found.images[i].graph for i in "123")
+    assert first.names == ["man", "horse", "tree", "tree"]
+    assert first.boxes[:8] == [-5, 10, 50, 90, 20, 40, 20, 95]
+    assert (first.subjects, first.objects) == ([0, 1], [1, 2])  # the first tree, not the second
+    assert (second.predicates, second.subjects) == (["near"], [1])
+    assert (failed.names, found.images["3"].status) == ([], "no_answer")
+
+
+def test_only_the_first_of_many_problems_are_kept(tmp_path: Path) -> None:
+    _, problems = read(tmp_path, line("1"), *(["{\n"] * 100))
+    assert problems.counts["broken_line"] == 100
+    kept = [p.line for p in problems.listed if p.kind == "broken_line"]
+    assert kept == list(range(2, NUM_LISTED + 2))
+
+
+def test_names_are_normalised_and_ids_found_in_other_spellings(tmp_path: Path) -> None:
+    light = {"id": "Traffic_Light.1", "bbox": [0, 0, 9, 9]}
+    edges = [
+        {"subject": "traffic light.1", "predicate": "ATTACHED-to", "object": "man.1"},
+        {"subject": "Traffic_Light.1", "predicate": "near", "object": "MAN.1"},
+    ]
+    found, problems = read(tmp_path, line("1", objects=[light, MAN], relationships=edges))
+    graph = found.images["1"].graph
+    assert (graph.names, graph.predicates) == (["traffic light", "man"], ["attached to", "near"])
+    assert (graph.subjects, graph.objects) == ([0, 0], [1, 1])
+    assert "dangling_relationship" not in problems.counts
+
+
+def test_scores_are_kept_where_there_are_any(tmp_path: Path) -> None:
+    found, _ = read(
+        tmp_path,
+        line("1", objects=[MAN | {"score": 0.5}, HORSE], relationships=[RIDING | {"score": 0.25}]),
+        line("2"),
+    )
+    assert found.images["1"].graph.scores == [0.5, 1.0]
+    assert found.images["1"].graph.relation_scores == [0.25]
+    assert found.images["2"].graph.scores == []
+
+
+def test_text_is_read_as_the_rewards_read_it(tmp_path: Path) -> None:
+    objects = [MAN | {"bbox": [100, 100, 500, 900]}, HORSE | {"bbox": [9, 9, 5, 5]}]
+    answer = f"<answer>{json.dumps({'objects': objects, 'relationships': [RIDING]})}</answer>"
+    found, problems = read(
+        tmp_path,
+        {"image_id": 1, "text": answer, "box_space": "relative_1000", "num_tokens": 70},
+        {"image_id": 2, "text": '{"objects": [', "box_space": "relative_1000"},
+        {"image_id": 3, "text": answer, "box_space": "furlongs"},
+        {"image_id": 4, "text": answer},
+    )
+    assert found.images["1"].graph.boxes == [10, 10, 50, 90]
+    assert found.images["1"].num_tokens == 70
+    assert found.images["2"].status == "truncated"
+    places = {(p.kind, p.line): p.detail for p in problems.listed}
+    assert places["inverted_box", 1] == "1 in the answer"
+    assert "furlongs" in places["broken_line", 3]
+    assert "`box_space`" in places["broken_line", 4]
+
+
+def test_answers_as_r1_sgg_writes_them(tmp_path: Path) -> None:
+    folder = tmp_path / "answers"
+    folder.mkdir()
+    text = json.dumps({"objects": [MAN | {"bbox": [20, 20, 100, 180]}], "relationships": []})
+    row = {"image_id": "1", "response": f"```json\n{text}\n```", "box_scale": [200.0, 200.0]}
+    (folder / "1.json").write_text(json.dumps(row | {"gt_objects": "[]"}))
+    (folder / "2.json").write_text("{")
+    problems = Problems()
+    found = read_predictions(folder, references(tmp_path), problems)
+    assert found.images["1"].graph.boxes == [10, 10, 50, 90]
+    broken = next(p for p in problems.listed if p.kind == "broken_file")
+    assert broken.file.endswith("2.json")
+
+
+def test_settings_beside_the_predictions_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "predictions.settings.json"
+    file.write_text(json.dumps({"model": "toy"}))
+    assert read(tmp_path, line("1"))[0].settings == {"model": "toy"}
+    file.write_text("[")
+    found, problems = read(tmp_path, line("1"))
+    assert (found.settings, problems.counts["broken_settings"]) == ({}, 1)
+
+
+def test_references_are_sorted_by_id_and_their_faults_named(tmp_path: Path) -> None:
+    empty = line("a", objects=[], relationships=[])
+    file = write(tmp_path / "r.jsonl", [line("10"), line(9), line("b"), empty, line("9"), "{"])
+    problems = Problems()
+    read_from = read_references(str(file), problems)
+    assert list(read_from.images) == ["9", "10", "a", "b"]
+    assert {(p.kind, p.line) for p in problems.listed} == {
+        ("empty_reference", 4),
+        ("duplicate_image", 5),
+        ("truncated_line", 6),
+    }
+
+
+def test_what_cannot_be_evaluated_is_an_error_that_says_where_to_look(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInputError, match="no image with a relation"):
+        read_references(str(write(tmp_path / "r.jsonl", [line(1, relationships=[])])), Problems())
+    with pytest.raises(InvalidInputError, match=r"predictions.jsonl:1: broken_line"):
+        read(tmp_path, "nonsense\n")
+    with pytest.raises(InvalidInputError, match="no prediction for any image"):
+        read(tmp_path, line("elsewhere"))
+    with pytest.raises(InvalidInputError, match="cannot be read"):
+        read_predictions(tmp_path / "gone.jsonl", references(tmp_path), Problems())
+    with pytest.raises(InvalidInputError, match="is not a dataset"):
+        read_references(str(tmp_path / "gone.jsonl"), Problems())
