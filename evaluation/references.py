@@ -10,7 +10,8 @@ from evaluation.graphs import dataset_graph, written_graph
 from evaluation.jsonl import WRONG, add_broken, first_problem, read_lines
 from evaluation.lines import GraphLine
 from evaluation.problems import Place, Problems
-from scene_data.dataset import SceneDataset, open_dataset
+from scene_data.dataset import SceneDataset
+from scene_data.sources import open_rows
 from scene_graph.metrics.table import ImageGraph
 from services.errors import InvalidInputError
 
@@ -54,7 +55,7 @@ def image_order(image_id: str) -> tuple[int, int, str]:
 
 
 def read_references(path: str, problems: Problems) -> References:
-    """Read a `.jsonl` file of graphs, or a dataset (`scene_data.dataset.open_dataset`).
+    """Read a `.jsonl` file of graphs, or a dataset (`docs/data.md`).
 
     Of several graphs of an image the first counts.
 
@@ -98,7 +99,8 @@ def _of_lines(path: Path, problems: Problems) -> Iterator[ReferenceImage]:
 
 
 def _of_dataset(path: str, problems: Problems) -> Iterator[ReferenceImage]:
-    dataset = open_dataset(path)
+    # The protocols treat a repeated relation each in its own way: `docs/evaluation.md`.
+    dataset = SceneDataset(open_rows(path), path, keep_repeated=True)
     for index in range(len(dataset)):
         try:
             sample = dataset[index]

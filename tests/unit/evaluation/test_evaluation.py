@@ -60,6 +60,9 @@ def test_real_annotations_against_themselves(tmp_path: Path) -> None:
     check_perfect(result)
     assert result.num_images == 4
     assert [image.image_id for image in result.images] == ["1", "2", "4", "5"]
+    # 13 of the 108 relations repeat another: those are not predicted, and each counts.
+    assert result.answers["relations_per_image"] == 95 / 4
+    assert result.answers["reference_relations_per_image"] == 108 / 4
 
 
 def test_toy_scenes_with_their_pictures(tmp_path: Path) -> None:
