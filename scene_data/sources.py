@@ -50,6 +50,11 @@ def is_hub_name(name: str) -> bool:
     return not Path(name).exists() and _HUB_NAME.match(name) is not None
 
 
+def split_of(file: Path) -> str:
+    """The split in a file's name: `train` of `train-00000-of-00002.parquet`."""
+    return re.split(r"[-_]\d", file.stem)[0]
+
+
 def open_rows(name: str, extra: Sequence[str] = (), *, need_images: bool = True) -> Rows:
     """The rows of a local path or a hub dataset.
 
@@ -82,7 +87,7 @@ def _open_folder(folder: Path, extra: Sequence[str], *, need_images: bool) -> Ro
     if (folder / "state.json").is_file():
         return _TableRows(datasets.load_from_disk(str(folder)), extra)
     if files := sorted(folder.glob("*.parquet")):
-        splits = {re.split(r"[-_]\d", file.stem)[0] for file in files}
+        splits = {split_of(file) for file in files}
         if len(splits) > 1:
             raise InvalidInputError(
                 f"{folder} holds several splits ({', '.join(sorted(splits))}): name one file"

@@ -66,8 +66,7 @@ class DataSettings(Section):
     """What is trained and evaluated on."""
 
     train: str
-    """A folder or parquet file in the layout of `docs/data.md`, or the JSON layout of raw Visual
-    Genome graphs."""
+    """A path or hub name in one of the layouts of `docs/data.md`."""
     heldout: str | None = None
     """The same, never trained on. Without it, the first rows of `train` are only looked at."""
     template: Literal["toy", "open", "closed"] = "open"

@@ -66,7 +66,7 @@ def open_source(name: str, *, vocabulary: str | None, need_images: bool) -> Sour
     Args:
         name: A file, a folder, or a hub name.
         vocabulary: Rows may come with names of it.
-        need_images: Leave out rows that name no image.
+        need_images: Leave out rows without an image.
 
     Raises:
         InvalidInputError: It is none of the layouts, or more than one.
@@ -135,7 +135,11 @@ def _raw_kind(file: Path) -> str | None:
         return "visual genome"
     if file.suffix == ".h5":
         return "vg150"
-    return "psg" if file.suffix == ".json" and file.stem.startswith("psg") else None
+    if file.suffix == ".json" and file.stem.startswith("psg"):
+        with file.open("rb") as opened:
+            is_object = opened.read(64).lstrip().startswith(b"{")
+        return "psg" if is_object else None  # a list would be rows
+    return None
 
 
 def _split(raw: RawImage, options: ConversionOptions, left_out: Counter[str]) -> str | None:

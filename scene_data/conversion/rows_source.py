@@ -6,7 +6,7 @@ from typing import Any
 
 from scene_data.conversion.raw import RawImage, RawObject, RawRelationship, Tally, size_of
 from scene_data.rows import RowError, read_graph, row_items
-from scene_data.sources import Row, open_rows
+from scene_data.sources import Row, open_rows, split_of
 
 
 class DatasetRows:
@@ -15,6 +15,11 @@ class DatasetRows:
     An object or relationship may have a member with the vocabulary's name (`"vg150": "man"`, or
     null for a name outside): it is then used for the mapping in place of the annotated name.
 
+    Args:
+        name: Path or hub name.
+        vocabulary: That members may be named by.
+        need_images: Leave out rows without an image.
+
     Raises:
         InvalidInputError: Nothing has that name, or its layout is unknown.
     """
@@ -22,7 +27,8 @@ class DatasetRows:
     title = "a dataset of rows"
 
     def __init__(self, name: str, vocabulary: str | None, *, need_images: bool) -> None:
-        self._rows = open_rows(name, need_images=need_images)
+        self._rows = open_rows(name, need_images=False)
+        self._need_images = need_images
         self._vocabulary = vocabulary or ""
         self._split = _split_of(name)
 
@@ -31,7 +37,10 @@ class DatasetRows:
         for index in range(len(self._rows)):
             try:
                 row = self._rows.row(index)
-                yield self._image(row, tally)
+                if self._need_images and not row.get("image"):
+                    tally.left_out["row without an image"] += 1
+                else:
+                    yield self._image(row, tally)
             except RowError as error:
                 tally.note_broken(self._rows.place(index), error)
 
@@ -79,5 +88,5 @@ class DatasetRows:
 def _split_of(name: str) -> str:
     path = Path(name)
     if path.is_file():
-        return path.stem
+        return split_of(path)
     return "train" if path.is_dir() else name.partition(":")[2] or "train"

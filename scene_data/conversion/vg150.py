@@ -49,7 +49,7 @@ _ARRAYS = (
 
 
 class Vg150:
-    """The three files of a folder; the arrays, some 40 MB, are held in memory.
+    """The three files of a folder; the arrays, some 30 MB, are held in memory.
 
     Raises:
         InvalidInputError: A file or an array is missing, or they do not fit each other.

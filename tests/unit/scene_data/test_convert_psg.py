@@ -112,7 +112,7 @@ def test_what_is_not_psg_is_refused(tmp_path: Path) -> None:
     file = _psg(tmp_path, predicate_classes=None)
     with pytest.raises(InvalidInputError, match="'predicate_classes'"):
         _convert(tmp_path)
-    file.write_text(json.dumps([1]))
+    file.write_text("{1}")
     with pytest.raises(InvalidInputError, match="not the JSON that was expected"):
         _convert(tmp_path)
 

@@ -17,7 +17,8 @@ needs_vg = pytest.mark.skipif(not VG.is_dir(), reason="the Visual Genome sample 
 
 @needs_vg
 def test_real_graphs_come_through_unchanged(tmp_path: Path) -> None:
-    converted(VG, tmp_path)
+    done = converted(VG, tmp_path)
+    assert done.tally.left_out == {"row without an image": 45}
     before, after = list(open_dataset(VG)), list(open_dataset(tmp_path / "train.parquet"))
     assert [sample.image_bytes for sample in after] == [sample.image_bytes for sample in before]
     for old, new in zip(before, after, strict=True):

@@ -103,7 +103,7 @@ def test_a_picture_has_boxes_arrows_and_a_list() -> None:
     with Image.open(io.BytesIO(draw_graph(blank.getvalue(), graph, "image 1"))) as drawn:
         scale = LONGER_SIDE / 64
         assert drawn.size == (LONGER_SIDE + PANEL, round(48 * scale))
-        colour = drawn.getpixel((round(10 * scale), 20 * scale))
+        colour = drawn.getpixel((round(10 * scale), round(20 * scale)))
         assert colour != (255, 255, 255)  # the lower edge of the first box
         assert drawn.getpixel((int(62 * scale) - 1, round(30 * scale))) not in (
             colour,
