@@ -192,10 +192,10 @@ def _evaluate(
 
 
 def _report(settings: Settings, folder: RunFolder, say: Say) -> None:
+    from evaluation.heldout_report import write_heldout_report
     from evaluation.plots import write_plots
-    from evaluation.samples_page import write_samples_page
 
-    for file in (*write_plots(folder.path), write_samples_page(settings)):
+    for file in (*write_plots(folder.path), write_heldout_report(settings)):
         say(f"wrote {file}")
 
 

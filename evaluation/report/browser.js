@@ -41,12 +41,15 @@ const PREDICATE_ROLES = {
 };
 
 const worst = (value) => value ?? 2; // images without a score come last
+const gain = (image) => (image.sides[1].f1 ?? 0) - (image.sides[0].f1 ?? 0);
 const ORDERS = {
   given: () => 0,
   "recall-up": (a, b) => worst(judged(a).recall) - worst(judged(b).recall),
   "recall-down": (a, b) => (judged(b).recall ?? -1) - (judged(a).recall ?? -1),
   "f1-up": (a, b) => worst(judged(a).f1) - worst(judged(b).f1),
   "f1-down": (a, b) => (judged(b).f1 ?? -1) - (judged(a).f1 ?? -1),
+  gain: (a, b) => gain(b) - gain(a),
+  loss: (a, b) => gain(a) - gain(b),
   hallucinations: (a, b) => counts(b, judged(b)).hallucinated - counts(a, judged(a)).hallucinated,
 };
 
@@ -237,6 +240,9 @@ function fillFilters() {
   fillSelect("status", [["", "any"], ["failed", "any failure"], ...statuses.map(([s, n]) => [s, `${statusWords(s)} (${n})`])]);
   fillSelect("predicate", [["", "any"], ...predicates.map(([p, n]) => [p, `${p} (${n})`])]);
   fillSelect("judge", data.sides.map((name, i) => [String(i), `${"AB"[i]}: ${name}`]));
+  if (data.sides.length > 1) {
+    control("order").append(html("option", { value: "gain" }, "gained most F1"), html("option", { value: "loss" }, "lost most F1"));
+  }
   control("judge").value = String(data.sides.length - 1);
   control("judge-label").hidden = data.sides.length < 2;
 }

@@ -51,8 +51,8 @@ def _image(
 ) -> dict[str, Any]:
     return {
         "id": image.image_id,
-        "width": image.width,
-        "height": image.height,
+        "width": max(image.width, 1),  # a line may say 0, which nothing can be drawn on
+        "height": max(image.height, 1),
         "picture": data_uri(image_bytes(image.image_id)),
         "reference": _graph(image.reference, image),
         "sides": [_side(result) for result in results],

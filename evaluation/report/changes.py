@@ -10,7 +10,6 @@ from evaluation.report.charts import shortened
 from evaluation.report.svg import element
 from evaluation.report.tables import NONE, answer_label, measure_label, percent, sorted_keys
 from evaluation.result import PROTOCOLS
-from scene_graph.metrics.bootstrap import NUM_RESAMPLES
 
 MAX_CHANGES = 24
 """Predicates that are drawn."""
@@ -44,7 +43,7 @@ def compared_sections(compared: Comparison) -> dict[str, list[ChangeRow]]:
 
 def _row(d: Difference, key: str, *, answers: bool) -> ChangeRow:
     # Counts of an image are as they are, shares in per cent.
-    scale = 1.0 if key.endswith("_per_image") else 100.0
+    scale, digits = (1.0, 2) if key.endswith("_per_image") else (100.0, 1)
     low, high = d.interval or (0.0, 0.0)
     constraint = ", no graph constraint" if key.startswith("ng_") else ""
     return ChangeRow(
@@ -52,18 +51,10 @@ def _row(d: Difference, key: str, *, answers: bool) -> ChangeRow:
         first=percent(d.first, scale=scale),
         second=percent(d.second, scale=scale),
         difference=NONE if d.difference is None else f"{scale * d.difference:+.2f}",
-        interval=f"{scale * low:+.1f} to {scale * high:+.1f}" if d.interval else "",
-        p_value=_p_text(d.p_value),
+        interval=f"{scale * low:+.{digits}f} to {scale * high:+.{digits}f}" if d.interval else "",
+        p_value=NONE if d.p_value is None else f"{d.p_value:.3f}",
         certain=d.interval is not None and (low > 0 or high < 0),
     )
-
-
-def _p_text(p_value: float | None) -> str:
-    """Resamples cannot tell a smaller p than two of all."""
-    if p_value is None:
-        return NONE
-    smallest = 2 / NUM_RESAMPLES
-    return f"< {smallest:.3f}" if p_value < smallest else f"{p_value:.3f}"
 
 
 def change_chart(changes: Sequence[PredicateChange]) -> Markup:

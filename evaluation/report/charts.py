@@ -25,7 +25,7 @@ def predicate_chart(rows: Sequence[PredicateRow], groups: Mapping[str, dict[str,
         groups: head, body and tail to their mean recall by protocol, drawn as levels.
     """
     rows = rows[:MAX_PREDICATES]
-    step = max(14.0, min(40.0, 900 / max(len(rows), 1)))
+    step = max(14.0, min(90.0, 900 / max(len(rows), 1)))
     left, foot = 52.0, 250.0
     names = max((len(shortened(row.predicate)) for row in rows), default=0)
     plot = Plot(
@@ -42,8 +42,9 @@ def predicate_chart(rows: Sequence[PredicateRow], groups: Mapping[str, dict[str,
         for group, means in groups.items()
         if "strict" in means
     ]
+    size = f"min-width:{plot.width:.0f}px;max-width:{1.3 * plot.width:.0f}px"
     title = "Recall of each predicate, with the mean of head, body and tail"
-    return plot.draw(title, *bars, *levels, x_ticks=False, style=f"min-width:{plot.width:.0f}px")
+    return plot.draw(title, *bars, *levels, x_ticks=False, style=size)
 
 
 def _predicate(row: PredicateRow, plot: Plot, place: int, step: float) -> Markup:
@@ -73,7 +74,7 @@ def _level(plot: Plot, rows: Sequence[PredicateRow], group: str, mean: float) ->
     if not places:
         return Markup("")
     x1, x2, y = plot.x(min(places)), plot.x(max(places) + 1), plot.y(mean)
-    text = f"{group} {mean:.1f}"
+    text = f"{group}: mean {mean:.1f}"
     return element("line", x1=x1, x2=x2, y1=y, y2=y, class_="level") + element(
         "text", text, x=(x1 + x2) / 2, y=18, text_anchor="middle", class_="title"
     )

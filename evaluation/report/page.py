@@ -1,6 +1,6 @@
 """`report.html`: an evaluation as one file that opens from disk, without a network."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from evaluation.report import charts, tables
 from evaluation.report.browser import browser_data, json_block
 from evaluation.report.changes import change_chart, compared_sections
 from evaluation.report.selection import choose_images
-from evaluation.result import PROTOCOLS, EvaluationResult, ImageResult
+from evaluation.result import PROTOCOLS, EvaluationResult
 
 ImageBytes = Callable[[str], bytes | None]
 """Image id to the encoded picture; None where there is none"""
@@ -39,64 +39,27 @@ def write_report(
         num_images: At most so many are in the browser; chosen by `choose_images`.
     """
     evaluations = [compared.first, compared.second] if compared else [result]
-    words = {
-        "result": result,
-        "compared": compared,
-        "date": datetime.now(UTC).date().isoformat(),
-        "protocols": PROTOCOLS,
-        "tables": tables,
-        "published": published_rows(result.inputs.get("vocabulary")),
-        "charts": _charts(result),
-        "settings": tables.flat_settings(result.settings),
+    sides = [(each.name, {image.image_id: image for image in each.images}) for each in evaluations]
+    shared = [i for i in result.images if all(i.image_id in by_id for _, by_id in sides)]
+    failed = {i.image_id for _, by_id in sides for i in by_id.values() if i.status != "ok"}
+    chosen, how_chosen = choose_images(shared, num_images, failed)
+    html = _template("report.html.jinja").render(
         **_predicate_words(result),
         **(_change_words(compared) if compared else {}),
-    }
-    return write_page(
-        folder / "report.html",
-        "report.html.jinja",
-        f"{result.name} on {result.split}",
-        [(evaluation.name, evaluation.images) for evaluation in evaluations],
-        image_bytes,
-        num_images,
-        words,
-    )
-
-
-def write_page(
-    file: Path,
-    template: str,
-    title: str,
-    sides: Sequence[tuple[str, Sequence[ImageResult]]],
-    image_bytes: ImageBytes,
-    num_images: int,
-    words: dict[str, Any],
-) -> Path:
-    """Write a page that ends with the browser of images.
-
-    Args:
-        file: To write.
-        template: Extends `page.html.jinja`.
-        title: Of the page.
-        sides: Name and results of the predictions: one, or two to compare on the images of both.
-        image_bytes: For the browser.
-        num_images: At most.
-        words: What the template needs besides.
-    """
-    by_id = [{image.image_id: image for image in images} for _, images in sides]
-    shared = [image for image in sides[0][1] if all(image.image_id in side for side in by_id)]
-    failed = {
-        image_id for side in by_id for image_id, image in side.items() if image.status != "ok"
-    }
-    chosen, how_chosen = choose_images(shared, num_images, failed)
-    named = list(zip((name for name, _ in sides), by_id, strict=True))
-    html = _template(template).render(
-        words,
-        title=title,
+        result=result,
+        compared=compared,
+        date=datetime.now(UTC).date().isoformat(),
+        protocols=PROTOCOLS,
+        tables=tables,
+        published=published_rows(result.inputs.get("vocabulary")),
+        charts=_charts(result),
+        settings=tables.flat_settings(result.settings),
         how_chosen=how_chosen,
-        browser=json_block(browser_data(chosen, named, image_bytes)),
+        browser=json_block(browser_data(chosen, sides, image_bytes)),
         style=_part("report.css"),
         scripts=[_part(name) for name in ("tables.js", "drawing.js", "browser.js")],
     )
+    file = folder / "report.html"
     file.write_text(html, encoding="utf-8", errors="replace")  # half a surrogate pair in a name
     return file
 

@@ -22,10 +22,10 @@ OBJECT_MEASURES = {
     "ap": "AP",
     "ap50": "AP50",
     "ap75": "AP75",
-    "precision": "Precision",
-    "recall": "Recall",
+    "precision": "precision",
+    "recall": "recall",
     "f1": "F1",
-    "mean_iou": "Mean IoU",
+    "mean_iou": "mean IoU",
 }
 ANSWERS = {
     "failure_rate": "Failure rate",
@@ -43,6 +43,8 @@ FAILURES = {
     "schema_violation": "JSON of another shape",
     "too_large": "over the limits on size",
     "no_prediction": "no line for the image",
+    "refused": "the server refused the prompt",
+    "unreadable": "the image cannot be opened",
 }
 
 
@@ -99,7 +101,7 @@ def percent_cell(value: float | None, interval: tuple[float, float] | None) -> C
 
 
 def recall_table(result: EvaluationResult) -> RecallTable:
-    """With the graph constraint, then without: a row each measure, a column each cut."""
+    """With a protocol's graph constraint, then without: a row a measure, a column a cut."""
     keys = {protocol: _recalls(values) for protocol, values in result.protocols.items()}
     columns = tuple(
         (protocol, tuple(dict.fromkeys(_cut(key) for key in sorted_keys(keys[protocol]))))
@@ -108,7 +110,10 @@ def recall_table(result: EvaluationResult) -> RecallTable:
     )
     measures = sorted_keys(key.partition("@")[0] for of_one in keys.values() for key in of_one)
     sections = []
-    for title, without in (("with the graph constraint", False), ("without it (ng)", True)):
+    for title, without in (
+        ("graph constraint (sgb: rows as written)", False),
+        ("no graph constraint (ng)", True),
+    ):
         rows = tuple(
             Row(
                 label=measure_label(measure),
@@ -193,9 +198,10 @@ def answer_rows(result: EvaluationResult) -> list[Row]:
 
 
 def answer_label(key: str) -> str:
-    """A key of `answers` or of `objects` in words."""
-    name = key.removeprefix("object_")
-    return ANSWERS.get(key) or OBJECT_MEASURES.get(name) or key.replace("_", " ")
+    """A key of `answers`, or one of `objects` as comparisons name it, in words."""
+    if key.startswith("object_"):
+        return f"Object {OBJECT_MEASURES[key.removeprefix('object_')]}"
+    return ANSWERS.get(key) or OBJECT_MEASURES.get(key) or key.replace("_", " ")
 
 
 def _answer(key: str, value: float | None, interval: tuple[float, float] | None) -> Cell:

@@ -47,7 +47,7 @@ def test_demo_leaves_everything_it_promises(tmp_path: Path) -> None:
     summary = json.loads((run / "summary.json").read_text())
     assert summary["before"]["num_images"] == summary["after"]["num_images"] == 6
     assert "triplet_recall" in summary["after"]
-    assert (run / "samples.html").stat().st_size > 10_000
+    assert (run / "report.html").stat().st_size > 10_000
     assert {file.name for file in (run / "plots").iterdir()} >= {"reward.png", "phases.png"}
     assert "num_steps = 2" in (run / "config.toml").read_text()
     left = subprocess.run(["pgrep", "-f", str(run)], capture_output=True, text=True, check=False)

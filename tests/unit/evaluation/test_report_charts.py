@@ -54,7 +54,7 @@ def test_bars_are_as_high_as_the_recall() -> None:
     assert float(quarter[0].get("height", 0)) == pytest.approx(
         float(full[0].get("height", 0)) / 4, abs=0.1
     )
-    assert "head 100.0" in chart
+    assert "head: mean 100.0" in chart
 
 
 def test_open_vocabulary_is_cut() -> None:

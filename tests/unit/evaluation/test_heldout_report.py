@@ -1,0 +1,78 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from evaluation.heldout_report import write_heldout_report
+from evaluation.inference.answers import answered_line
+from scene_data.dataset import open_dataset
+from scene_data.templates import answer_text
+from scene_data.toy import make_toy
+from services.schemas.rollouts import Completion, VersionSpan
+from services.settings import Settings
+
+BROKEN = "<answer>{oops</answer><script>alert(1)</script>"
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    make_toy(tmp_path / "toy", num_train=4, num_heldout=3)
+    (tmp_path / "runs" / "r").mkdir(parents=True)
+    return Settings.model_validate(
+        {
+            "run": {"name": "r", "root": str(tmp_path / "runs")},
+            "model": {"path": "none"},
+            "data": {
+                "train": str(tmp_path / "toy/train.parquet"),
+                "heldout": str(tmp_path / "toy/heldout.parquet"),
+                "template": "toy",
+            },
+        }
+    )
+
+
+def write_answers(settings: Settings, label: str, text: str | None) -> None:
+    """The same text for each image, or the right answer."""
+    lines = []
+    for sample in open_dataset(settings.data.heldout or ""):
+        right = answer_text(sample.graph, "relative_1000", width=112, height=112)
+        answer = Completion(
+            text=text or right,
+            token_ids=[1, 2],
+            rollout_logprobs=[0.0, 0.0],
+            finish_reason="stop",
+            policy_versions=[VersionSpan(policy_version=0, start=0, end=2)],
+        )
+        lines.append(msgspec.json.encode(answered_line(settings.model, sample, answer)))
+    (settings.run.folder / f"heldout-{label}.jsonl").write_bytes(b"\n".join(lines))
+
+
+def browser_of(html: str) -> Any:
+    return json.loads(html.partition('id="browser-data">')[2].partition("</script>")[0])
+
+
+def test_before_and_after_stand_beside_each_other(settings: Settings) -> None:
+    write_answers(settings, "before", BROKEN)
+    write_answers(settings, "after", None)
+    html = write_heldout_report(settings).read_text()
+    data = browser_of(html)
+    assert data["sides"] == ["r, before training", "r, after training"]
+    for image in data["images"]:
+        before, after = image["sides"]
+        assert before["status"] == "invalid_json"
+        assert before["text"] == BROKEN
+        assert not any(before["found"]["relations"])
+        assert all(after["found"]["relations"])
+        assert (before["recall"], after["recall"]) == (0, 1)
+        assert image["picture"].startswith("data:image/jpeg;base64,")
+    assert "alert(1)</script>" not in html
+    assert "+100.00" in html
+
+
+def test_run_without_answers_from_before(settings: Settings) -> None:
+    write_answers(settings, "after", None)
+    html = write_heldout_report(settings).read_text()
+    assert browser_of(html)["sides"] == ["r, after training"]
+    assert "<h2>Comparison</h2>" not in html
