@@ -16,6 +16,7 @@ from services.keys import RunKeys
 from services.redis_client import connect
 from services.registry import Registry
 from services.settings import Settings
+from services.waiting import ended
 from trainer.loop_thread import LoopThread
 from trainer.records.evaluation import StepEvaluation
 
@@ -40,6 +41,8 @@ class DuringTraining(StepEvaluation):
         self._settings = settings
         self._loop = LoopThread("evaluation")
         self._running: Future[dict[str, Any]] | None = None
+        self._task: asyncio.Task[Any] | None = None
+        """Of the last evaluation, on its thread"""
         self._samples: list[Sample] = []
         self._num_skipped = 0
         self._num_failed = 0
@@ -74,8 +77,8 @@ class DuringTraining(StepEvaluation):
 
     def close(self) -> None:
         """See `StepEvaluation.close`."""
-        if self._running is not None:
-            self._running.cancel()
+        if self._task is not None:
+            self._loop.run(ended(self._task))
         self._loop.close()
 
     def _taken(self, limit_s: float) -> list[dict[str, Any]]:
@@ -97,7 +100,7 @@ class DuringTraining(StepEvaluation):
 
     async def _evaluate(self, step: int) -> dict[str, Any]:
         """A line of `evaluations.jsonl`."""
-        started = time.monotonic()
+        started, self._task = time.monotonic(), asyncio.current_task()
         if not self._samples:
             self._samples = await asyncio.to_thread(heldout_samples, self._settings)
         async with Fleet(

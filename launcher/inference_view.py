@@ -68,9 +68,13 @@ def progress_line(progress: Progress) -> str:
         f"{progress.tokens_per_s:,.0f} tok/s",
         _failures(progress),
     ]
-    if progress.servers > 1 or progress.servers_up != progress.servers:
-        parts.append(f"servers {progress.servers_up}/{progress.servers}")
-    if left:
+    num_servers = len(progress.fleet.members) if progress.fleet else 0
+    num_up = progress.fleet.num_up if progress.fleet else 0
+    if num_up < num_servers or num_servers > 1:
+        parts.append(f"servers {num_up}/{num_servers}")
+    if num_servers and not num_up:
+        parts.append("waiting for a server")
+    elif left:
         parts.append(f"{timedelta(seconds=round(left))} left")
     return "  ".join(parts)
 
