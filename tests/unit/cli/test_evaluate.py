@@ -169,6 +169,18 @@ def test_table_names_split_protocols_and_problems_in_80_columns(
     assert "…" not in shown  # nothing is cut
 
 
+def test_text_of_files_has_no_effect_on_the_terminal(
+    sgg_rl: Command, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bell = "\x1b[31m\x07\u202e"
+    rows = [line(1, status=f"odd{bell}"), line(2), line(f"else{bell}")]
+    write(folder / "predictions.jsonl", rows)
+    evaluated(sgg_rl, folder)
+    shown = capsys.readouterr().out
+    assert not set(bell[:1] + bell[-2:]) & set(shown)
+    assert "odd\\x1b[31m" in shown
+
+
 def test_comparison_finds_what_differs(
     sgg_rl: Command, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
