@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cli.safe_text import safe
@@ -18,13 +19,13 @@ from scene_data.sources import Rows
 
 def show(found: Inspection, name: str) -> None:
     """Print tables."""
-    console = Console()
-    console.print(f"[bold]{safe(name)}[/bold]", highlight=False)
+    console = Console(highlight=False)
+    console.print(f"[bold]{_plain(name)}[/bold]")
     console.print(_rows(found))
     if found.broken:
         console.print("Broken rows:")
         for line in found.broken:
-            console.print(f"  {safe(line, 160)}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"  {_plain(line, 160)}", soft_wrap=True)
         if (more := found.num_broken - len(found.broken)) > 0:
             console.print(f"  and {more:,} more")
     console.print(_spreads(found))
@@ -63,12 +64,12 @@ def _rows(found: Inspection) -> Table:
         (found.num_rows, "rows"),
         (found.num_usable, "usable"),
         (found.num_broken, "broken"),
-        *((number, f"  {safe(reason)}") for reason, number in found.broken_by_reason.items()),
+        *((number, f"  {_plain(reason)}") for reason, number in found.broken_by_reason.items()),
         (found.num_without_image, "without an image: not trained on"),
         (found.num_without_relationship, "without a relationship: not trained on for sgg and cls"),
         (found.num_repeated_ids, _repeated(found)),
         (found.num_boxes_outside, "boxes that reach over the image's edge"),
-        *((number, f"{safe(reason)}: dropped") for reason, number in found.dropped.items()),
+        *((number, f"{_plain(reason)}: dropped") for reason, number in found.dropped.items()),
     ]
     for number, text in lines:
         if number or text in always:
@@ -78,7 +79,7 @@ def _rows(found: Inspection) -> Table:
 
 
 def _repeated(found: Inspection) -> str:
-    return f"with the image id of an earlier row: {safe(', '.join(found.repeated_ids[:5]), 60)}"
+    return f"with the image id of an earlier row: {_plain(', '.join(found.repeated_ids[:5]), 60)}"
 
 
 def _unchecked(found: Inspection) -> str:
@@ -95,7 +96,7 @@ def _spreads(found: Inspection) -> Table:
         ("image height, pixels", found.height, 0),
         ("objects an image", found.objects_per_image, 1),
         ("relationships an image", found.relationships_per_image, 1),
-        ("box area, share of the image", found.box_area, 4),
+        ("box area / image area", found.box_area, 4),
         ("box width / height", found.box_aspect, 2),
     ):
         table.add_row(title, *_cells(spread, digits))
@@ -127,5 +128,9 @@ def _names(title: str, names: NameStatistics) -> str:
 
 
 def _listed(counts: list[tuple[str, int]]) -> str:
-    shown = (f"{safe(name, 40)} {number:,}" for name, number in counts)
-    return ", ".join(shown).replace("[", r"\[") or "none"
+    return ", ".join(f"{_plain(name, 40)} {number:,}" for name, number in counts) or "none"
+
+
+def _plain(text: str, width: int | None = None) -> str:
+    """Text of the dataset, without effect on terminal or markup."""
+    return escape(safe(text, width))

@@ -1,12 +1,15 @@
 """From a dataset row's `objects` and `relationships` to a `SceneGraph`."""
 
 import json
-import math
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from scene_graph.cleaning import MAX_COORDINATE
 from scene_graph.graph import Relationship, SceneGraph, SceneObject
+
+_NUMBERS = frozenset((int, float))
+"""Types: true and false are no numbers."""
 
 
 class RowError(ValueError):
@@ -84,7 +87,7 @@ def read_thinking(row: Mapping[str, Any], column: str) -> str:
     return text
 
 
-def row_items(row: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
+def row_items(row: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     """The objects or relationships of a row, which may be JSON text.
 
     Raises:
@@ -94,9 +97,9 @@ def row_items(row: Mapping[str, Any], key: str) -> list[Mapping[str, Any]]:
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RowError(f"{key} is not JSON: {error}") from error
-    if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise RowError(f"{key} is not a list of JSON objects")
     return value
 
@@ -109,12 +112,18 @@ def _text(item: Mapping[str, Any], key: str) -> str:
 
 
 def _bbox(item: Mapping[str, Any]) -> tuple[float, float, float, float]:
-    value = item.get("bbox")
-    if not isinstance(value, list) or len(value) != 4 or not all(map(_is_number, value)):
+    box = read_box(item.get("bbox"))
+    if box is None:
         raise RowError(f"bbox of {item.get('id')!r} is not four numbers", "a bbox is not 4 numbers")
-    return (value[0], value[1], value[2], value[3])
+    return box
 
 
-def _is_number(value: Any) -> bool:
-    """Whether it is finite; true and false are no numbers."""
-    return type(value) in (int, float) and math.isfinite(value)
+def read_box(value: Any) -> tuple[float, float, float, float] | None:
+    """Four numbers, none of them infinite or beyond any image; None of anything else."""
+    if type(value) is not list or len(value) != 4 or not _NUMBERS.issuperset(map(type, value)):
+        return None
+    a, b, c, d = value
+    high = MAX_COORDINATE  # false for NaN, and no overflow with huge integers
+    if -high <= a <= high and -high <= b <= high and -high <= c <= high and -high <= d <= high:
+        return a, b, c, d
+    return None

@@ -103,12 +103,17 @@ def _open_folder(folder: Path, extra: Sequence[str], *, need_images: bool) -> Ro
 
 def _load_parquet(files: list[Path]) -> Any:
     import datasets
+    from pyarrow.dataset import ParquetFragmentScanOptions
 
     names = [str(file.resolve()) for file in files]
+    # Arrow's default keeps all of a file that it has read until its end.
+    row_groups_only = ParquetFragmentScanOptions(pre_buffer=False)
     datasets.disable_progress_bars()  # nothing is fetched; a bar would break the caller's output
     try:
         # Becomes a memory-mapped file in datasets' cache: a row costs one read, not a row group.
-        return datasets.load_dataset("parquet", data_files=names, split="train")
+        return datasets.load_dataset(
+            "parquet", data_files=names, split="train", fragment_scan_options=row_groups_only
+        )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise InvalidInputError(f"{files[0]} is not readable parquet: {error}") from error
 

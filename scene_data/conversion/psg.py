@@ -21,7 +21,7 @@ from scene_data.conversion.raw import (
     size_of,
 )
 from scene_data.json_stream import read_members, stream_items
-from scene_data.rows import RowError
+from scene_data.rows import RowError, read_box
 from services.errors import InvalidInputError
 
 _XYXY, _XYWH = 0, 1
@@ -82,15 +82,10 @@ class Psg:
     def _object(self, key: int, annotation: Any) -> RawObject | None:
         if not isinstance(annotation, dict):
             return None
-        box, mode = annotation.get("bbox"), annotation.get("bbox_mode", _XYXY)
+        box, mode = read_box(annotation.get("bbox")), annotation.get("bbox_mode", _XYXY)
         category: Any = annotation.get("category_id")
-        if (
-            not isinstance(box, list)
-            or len(box) != 4
-            or not all(type(number) in (int, float) for number in box)
-            or mode not in (_XYXY, _XYWH)
-            or not _is_place(category, self._categories)
-        ):
+        known = mode in (_XYXY, _XYWH) and _is_place(category, self._categories)
+        if box is None or not known:
             return None
         x, y, right, bottom = box
         if mode == _XYWH:

@@ -8,7 +8,6 @@ a list `names`, and `merged_object_ids` in some releases.
 (Krishna et al. 2017, arXiv 1602.07332; https://homes.cs.washington.edu/~ranjay/visualgenome/)
 """
 
-import math
 from collections.abc import Iterator
 from itertools import repeat
 from pathlib import Path
@@ -24,7 +23,7 @@ from scene_data.conversion.raw import (
     size_of,
 )
 from scene_data.json_stream import stream_items
-from scene_data.rows import RowError
+from scene_data.rows import RowError, read_box
 from services.errors import InvalidInputError
 
 
@@ -133,11 +132,11 @@ def _end(
 def _object(item: Any, tally: Tally) -> RawObject | None:
     if isinstance(item, dict) and isinstance(item.get("object_id"), int):
         names: Any = item.get("names") or [item.get("name")]
-        box: list[Any] = [item.get(side) for side in ("x", "y", "w", "h")]
+        box = read_box([item.get(side) for side in ("x", "y", "w", "h")])
         if (
             isinstance(names, list)
             and all(isinstance(name, str) for name in names)
-            and all(type(number) in (int, float) and math.isfinite(number) for number in box)
+            and box is not None
         ):
             x, y, w, h = box
             names = tuple(name.lower() for name in names)

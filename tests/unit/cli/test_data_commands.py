@@ -77,3 +77,15 @@ def test_inspect_shows_and_draws(tmp_path: Path) -> None:
     assert (told["num_rows"], told["images_checked"]) == (6, True)
     printed = CliRunner().invoke(app, ["data", "inspect", str(file), "--json"])
     assert json.loads(printed.stdout)["predicates"]["num_instances"] > 6
+
+
+def test_text_of_a_dataset_has_no_effect_on_the_terminal(tmp_path: Path) -> None:
+    put(tmp_path / "a.jpg", picture())
+    objects = [{"id": "[red]\x1b[2Jman.1", "bbox": [1, 2, 3, 4]}]
+    row = {"image_id": "[/bold]", "image": "a.jpg", "objects": objects, "relationships": []}
+    put(tmp_path / "rows.json", [row, row, {**row, "objects": [{"id": "[/x]", "bbox": None}]}])
+    said = _sgg("inspect", tmp_path / "rows.json")
+    assert "[red]\\x1b[2Jman 2" in said
+    assert "row 2 (image [/bold]): bbox of '[/x]' is not four numbers" in said
+    assert "image id of an earlier row: [/bold]" in said
+    assert "\x1b[2J" not in said

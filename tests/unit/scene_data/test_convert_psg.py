@@ -80,9 +80,10 @@ def test_every_kind_of_fault_is_counted(tmp_path: Path) -> None:
         _annotation([1, 2, 30, 40], -1),
         _annotation([1, 2, 30, 40], 0, mode=4),
         "no annotation",
+        _annotation([1, float("nan"), 30, 40], 0),
         _annotation([9, 9, 9, 30], 0),
     ]
-    relations = [[0, 1, 1], [0, 1, 2], [0, 1], [0, 2, 0], [0, 8, 0], [0, 99, 0], ["0", 1, 1]]
+    relations = [[0, 1, 1], [0, 1, 2], [0, 1], [0, 2, 0], [0, 9, 0], [0, 99, 0], ["0", 1, 1]]
     _psg(
         tmp_path,
         _image("1", faulty, relations),
@@ -93,7 +94,7 @@ def test_every_kind_of_fault_is_counted(tmp_path: Path) -> None:
     )
     done = _convert(tmp_path)
     assert done.tally.dropped == {
-        "malformed_object": 6,
+        "malformed_object": 7,
         "malformed_relationship": 3,
         "empty_box": 1,
         "dangling_relationship": 2,
