@@ -16,8 +16,11 @@ from scene_data.templates import answer_text
 
 SETTINGS = {
     "model": "assets/toy-start",
-    "sampling": {"temperature": 0.0, "max_tokens": 1024},
-    "constraint": None,
+    "temperature": 0.0,
+    "max_tokens": 1024,
+    "constrain": False,
+    "vocabulary": None,
+    "statuses": {"ok": 12},
 }
 
 

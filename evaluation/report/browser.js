@@ -68,7 +68,8 @@ function score(image, side) {
   if (side.status !== "ok") return html("span", { class: "verdict failure" }, statusWords(side.status));
   const { hits, missed, hallucinated } = counts(image, side);
   const part = (verdict, count) => html("span", { class: `verdict ${verdict}` }, `${VERDICTS[verdict]} ${count} `);
-  return html("span", { title: "hits, missed, hallucinated" }, part("hit", hits), part("miss", missed), part("hallucination", hallucinated));
+  const parts = [part("hit", hits), part("miss", missed), part("hallucination", hallucinated)];
+  return html("span", { title: "hits, missed, hallucinated" }, ...parts);
 }
 
 function card(image) {
@@ -123,7 +124,9 @@ function tripletButtons(graph, pointAt) {
         .map(([event, on]) => [event, () => pointAt(k, on)]),
     );
     const symbol = html("span", { class: `verdict ${item.verdict}`, "aria-hidden": "true" }, `${VERDICTS[item.verdict]} `);
-    return html("button", { type: "button", ...events }, symbol, names[item.subject], html("i", {}, ` ${item.predicate} `), names[item.object]);
+    const predicate = html("i", {}, ` ${item.predicate} `);
+    const words = [names[item.subject], predicate, names[item.object]];
+    return html("button", { type: "button", ...events }, symbol, ...words);
   });
 }
 
@@ -155,7 +158,8 @@ function predictionPanel(image, side, i) {
     : `no graph: ${statusWords(side.status)}${tokens}`;
   const element = panel(image, title, note, graph, { hit: "Hits", hallucination: "Hallucinations" });
   if (side.text !== null) {
-    element.append(html("details", { open: side.status !== "ok" }, html("summary", {}, "What the model wrote"), html("pre", {}, side.text)));
+    const parts = [html("summary", {}, "What the model wrote"), html("pre", {}, side.text)];
+    element.append(html("details", { open: side.status !== "ok" }, ...parts));
   }
   return element;
 }

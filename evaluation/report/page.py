@@ -53,7 +53,7 @@ def write_report(
         tables=tables,
         published=published_rows(result.inputs.get("vocabulary")),
         charts=_charts(result),
-        settings=tables.flat_settings(result.settings),
+        **_setting_words(result),
         how_chosen=how_chosen,
         browser=json_block(browser_data(chosen, sides, image_bytes)),
         style=_part("report.css"),
@@ -62,6 +62,12 @@ def write_report(
     file = folder / "report.html"
     file.write_text(html, encoding="utf-8", errors="replace")  # half a surrogate pair in a name
     return file
+
+
+def _setting_words(result: EvaluationResult) -> dict[str, Any]:
+    flat = tables.flat_settings(result.settings)
+    main = {name: flat[name] for name in tables.MAIN_SETTINGS if name in flat}
+    return {"main_settings": main, "settings": {k: v for k, v in flat.items() if k not in main}}
 
 
 def _predicate_words(result: EvaluationResult) -> dict[str, Any]:

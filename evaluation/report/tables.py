@@ -36,6 +36,17 @@ ANSWERS = {
     "reference_objects_per_image": "Objects per image, reference",
     "tokens_per_image": "Tokens per image",
 }
+MAIN_SETTINGS = (
+    "model",
+    "policy_version",
+    "temperature",
+    "max_tokens",
+    "constrain",
+    "thinking",
+    "template",
+    "vocabulary",
+)
+"""Of `predictions.settings.json`, what the head of the page shows; the others are folded away."""
 FAILURES = {
     "no_answer": "nothing that looks like an answer",
     "invalid_json": "what stands there is no JSON",
@@ -179,7 +190,7 @@ def object_rows(result: EvaluationResult) -> list[Row]:
     """What was measured of objects."""
     return [
         Row(
-            label=OBJECT_MEASURES.get(key, key.replace("_", " ")),
+            label=_capital(OBJECT_MEASURES.get(key, key.replace("_", " "))),
             cells=(percent_cell(value, result.object_intervals.get(key)),),
         )
         for key, value in _in_order(result.objects, OBJECT_MEASURES)
@@ -201,7 +212,7 @@ def answer_label(key: str) -> str:
     """A key of `answers`, or one of `objects` as comparisons name it, in words."""
     if key.startswith("object_"):
         return f"Object {OBJECT_MEASURES[key.removeprefix('object_')]}"
-    return ANSWERS.get(key) or OBJECT_MEASURES.get(key) or key.replace("_", " ")
+    return _capital(ANSWERS.get(key) or OBJECT_MEASURES.get(key) or key.replace("_", " "))
 
 
 def _answer(key: str, value: float | None, interval: tuple[float, float] | None) -> Cell:
@@ -214,6 +225,10 @@ def _answer(key: str, value: float | None, interval: tuple[float, float] | None)
     return Cell(value=f"{value:,.2f}", interval=low_high)
 
 
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
 def _in_order(
     values: Mapping[str, float | None], order: Mapping[str, str]
 ) -> list[tuple[str, float | None]]:
@@ -221,14 +236,16 @@ def _in_order(
     return known + [(key, value) for key, value in values.items() if key not in order]
 
 
-def flat_settings(settings: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
-    """Names with dots, and values, of nested settings; those that are not set are left out."""
-    flat: list[tuple[str, str]] = []
+def flat_settings(settings: Mapping[str, object], prefix: str = "") -> dict[str, str]:
+    """Values of nested settings by name with dots; those that are not set are left out."""
+    flat: dict[str, str] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):
-            flat += flat_settings(value, f"{prefix}{key}.")
+            flat |= flat_settings(value, f"{prefix}{key}.")
+        elif isinstance(value, bool):
+            flat[prefix + key] = "yes" if value else "no"
         elif value not in (None, "", []):
-            flat.append((f"{prefix}{key}", str(value)))
+            flat[prefix + key] = str(value)
     return flat
 
 

@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 from evaluation.compare import compare
 from evaluation.report import write_report
-from evaluation.result import EvaluationResult
+from evaluation.result import DrawnGraph, DrawnObject, DrawnRelation, EvaluationResult
 from scene_data.dataset import Sample, open_dataset
 from scene_data.toy import make_toy
 from tests.report_examples import evaluation_of, pictures_of
@@ -254,3 +254,37 @@ def test_comparison_on_a_phone_in_the_dark(
     for each in (light, dark):
         assert not each.complaints
         each.page.context.close()
+
+
+def test_hostile_names_are_only_text(
+    browser: Browser, result: EvaluationResult, tmp_path: Path
+) -> None:
+    """Also an image without a picture, objects without a box, and a relation of one with itself."""
+    hostile = "</script><script>document.title = 'taken'</script> a+b&c=d#e\"<img src=x>\u2028"
+    boxes = [(0.0, 0.0, 9.0, 9.0), (float("nan"), 0.0, 1.0, 1.0), (5.0, 5.0, 5.0, 1e30)]
+    predicted = DrawnGraph(
+        objects=[DrawnObject(name=hostile, bbox=box, verdict="hallucination") for box in boxes],
+        relations=[
+            DrawnRelation(subject=s, predicate=hostile, object=o, verdict="hallucination")
+            for s, o in ((0, 0), (0, 1), (2, 0), (2, 2))
+        ],
+    )
+    image = replace(
+        result.images[0], image_id=hostile, status=hostile, text=hostile, predicted=predicted
+    )
+    file = write_report(
+        replace(result, name=hostile, images=[image]), tmp_path, lambda _: b"no picture"
+    )
+    report = opened(browser, file)
+    page = report.page
+    page.select_option("#predicate", hostile)
+    page.locator("#grid a").click()
+    expect(page.locator("#viewer h3").first).to_contain_text("<img src=x>")
+    expect(page.locator("#viewer pre")).to_contain_text(hostile.strip())
+    assert page.locator(".drawing").nth(1).locator(".relation path.line").count() == 3
+    assert page.locator("img").count() == 0
+    page.reload()
+    expect(page.locator("#viewer h3").first).to_contain_text("<img src=x>")
+    assert page.title().startswith("</script>")
+    assert not report.complaints
+    page.context.close()

@@ -208,8 +208,12 @@ def test_recall_table_has_every_recall_and_no_other(result: EvaluationResult) ->
 
 
 def test_settings_are_named_with_dots() -> None:
-    nested = {"model": "m", "sampling": {"temperature": 0.0, "seed": None}, "constraint": ""}
-    assert flat_settings(nested) == [("model", "m"), ("sampling.temperature", "0.0")]
+    nested = {"model": "m", "constrain": False, "sampling": {"temperature": 0.0, "seed": None}}
+    assert flat_settings(nested) == {
+        "model": "m",
+        "constrain": "no",
+        "sampling.temperature": "0.0",
+    }
 
 
 def test_evaluation_of_nothing_but_failures(samples: list[Sample], tmp_path: Path) -> None:
