@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 import evaluation
 from evaluation.published import published_rows
@@ -80,6 +81,23 @@ def test_toy_scenes_with_their_pictures(tmp_path: Path) -> None:
     check_perfect(result)
     assert sum(row.num_training or 0 for row in result.predicates) > 40
     assert "data:image/jpeg;base64," in (tmp_path / "out/report.html").read_text()
+
+
+def test_jsonl_of_a_dataset_is_a_reference_too(tmp_path: Path) -> None:
+    Image.new("RGB", (100, 100)).save(tmp_path / "1.png")
+    row = line(1) | {"image": "1.png"}
+    for key in ("objects", "relationships"):
+        row[key] = json.dumps(row[key])
+    del row["width"], row["height"]
+    reference = write(tmp_path / "reference.jsonl", [row])
+    predictions = write(tmp_path / "predictions.jsonl", [line(1)])
+    request = Request(
+        predictions=predictions, reference=str(reference), split="val", train=str(reference)
+    )
+    result = run_evaluation(request, tmp_path / "out")
+    check_perfect(result)
+    assert result.protocols["strict"]["zero_shot_recall@20"] is None  # nothing is new
+    assert result.problem_counts == {}
 
 
 def test_constrained_answers_keep_the_failures_of_free_ones(tmp_path: Path) -> None:
