@@ -11,20 +11,24 @@ import os
 import random
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
-from evaluation.detection import detection_ap
-from scene_graph.metrics.bootstrap import resampled
-from scene_graph.metrics.r1_sgg import r1_sgg
-from scene_graph.metrics.ratio import RatioMetric
-from scene_graph.metrics.sgb import sgb
-from scene_graph.metrics.strict import strict
-from scene_graph.metrics.table import ImageGraph, tabulate
-from tests import metrics_oracle as loops
+# In this file's folder `evaluation` would be this file.
+sys.path[0] = str(Path(__file__).parents[1])
+
+from evaluation.detection import detection_ap  # noqa: E402
+from scene_graph.metrics.bootstrap import resampled  # noqa: E402
+from scene_graph.metrics.r1_sgg import r1_sgg  # noqa: E402
+from scene_graph.metrics.ratio import RatioMetric  # noqa: E402
+from scene_graph.metrics.sgb import sgb  # noqa: E402
+from scene_graph.metrics.strict import strict  # noqa: E402
+from scene_graph.metrics.table import ImageGraph, tabulate  # noqa: E402
+from tests import metrics_oracle as loops  # noqa: E402
 
 SIZES = (2_500, 5_000, 10_000)
 LOOP_IMAGES = 300

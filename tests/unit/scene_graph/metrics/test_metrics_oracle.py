@@ -95,6 +95,24 @@ def test_r1_sgg() -> None:
         assert metrics.keys() == expected.keys()
 
 
+def test_parts_make_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is held in memory together changes nothing."""
+    chosen = [next(datasets(1, *LARGE[1:])), *datasets(40, *SMALL[1:])]
+
+    def measured() -> list[dict[str, float]]:
+        tables = [tabulate(*dataset) for dataset in chosen]
+        metrics = [strict(*both).metrics | r1_sgg(*both) for both in tables]
+        metrics += [sgb(*both) for both in tables]
+        return [{name: m.value for name, m in of.items()} for of in metrics]
+
+    whole = measured()
+    monkeypatch.setattr("scene_graph.metrics.hits._PAIRS_AT_ONCE", 3)
+    monkeypatch.setattr("scene_graph.metrics.mean_iou._PAIRS_AT_ONCE", 3)
+    monkeypatch.setattr("scene_graph.metrics.sgb._CELLS_AT_ONCE", 50)
+    for parts, expected in zip(measured(), whole, strict=True):
+        assert parts == pytest.approx(expected, abs=1e-12, nan_ok=True)
+
+
 def test_the_cases_are_hard_ones() -> None:
     """Each rule that tells the protocols and cuts apart decides somewhere."""
     values: dict[str, list[float]] = {}

@@ -178,6 +178,13 @@ def test_mean_iou_is_of_the_assignment_whatever_the_names() -> None:
     )
 
 
+def test_swapped_corners_fit_nothing() -> None:
+    swapped = image([("man", (10.0, 10.0, 0.0, 0.0)), ("mat", FAR)], size=(50.0, 10.0))
+    straight = image([("man", LEFT), ("mat", FAR)], size=(50.0, 10.0))
+    for pair in ((swapped, straight), (straight, swapped)):
+        assert score(pair).metrics["mean_iou"].value == pytest.approx(1 / 2)
+
+
 def test_mean_iou_weighs_pairs_not_images() -> None:
     one = image([("man", LEFT)], size=(50.0, 10.0))
     half = image([("man", (0.0, 0.0, 10.0, 5.0))], size=(50.0, 10.0))
