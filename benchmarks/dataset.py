@@ -34,7 +34,7 @@ from scene_graph.graph import Relationship, SceneGraph, SceneObject
 from services.settings import child_environment
 
 SIDE = 96
-"""Pixels of the images: about 5 kB each as JPEG."""
+"""Pixels of the images: about 4 kB each as JPEG."""
 NUM_OBJECTS = 20
 NUM_IMAGES = 50
 """Different ones; rows take turns."""

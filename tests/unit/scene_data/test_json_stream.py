@@ -21,7 +21,7 @@ def _small_window(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_stream, "CHUNK", 3)  # every value is cut somewhere
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
 @given(items=st.lists(VALUES), indent=st.sampled_from([None, 2]))
 def test_items_are_those_of_the_whole_file(tmp_path: Path, items: list[Any], indent: Any) -> None:
     file = tmp_path / "list.json"
