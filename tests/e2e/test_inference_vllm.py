@@ -73,7 +73,7 @@ def test_the_schema_mends_what_failed_and_the_free_failure_stays_known(
     rollout_server: RunningServer, data: Path, tmp_path: Path
 ) -> None:
     """Hot enough that many free answers are no graphs."""
-    hot = {"temperature": 1.8, "max_tokens": 200}
+    hot: Any = {"temperature": 1.8, "max_tokens": 200}
     free = infer(rollout_server, data, tmp_path / "free", **hot)
     lines = infer(rollout_server, data, tmp_path / "mended", constrain="failures", **hot)
     statuses = [line.get("status") for line in free]

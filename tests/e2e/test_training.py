@@ -66,7 +66,7 @@ def test_versions_are_evaluated_meanwhile(trained: Run) -> None:
         assert row["step"] <= row["policy_version_oldest"] <= row["policy_version_newest"]
         assert row["num_images"] == 4
         assert row["completion_length_mean"] > 1
-    assert "held-out images" in trained.log.read_text()
+    assert f"evaluated version {STEPS} " in trained.log.read_text()
 
 
 def test_ledger_has_each_group_once_and_ranks_share_them(trained: Run) -> None:

@@ -245,7 +245,9 @@ def test_more_than_a_few_refusals_end_it(servers: Servers, tmp_path: Path) -> No
     settings = alone(servers.settings)
     with (
         fake(settings, max_model_len=20) as server,
-        pytest.raises(InvalidInputError, match=r"more than 5 of 120 images.*the model takes 20"),
+        pytest.raises(
+            InvalidInputError, match=r"(?s)more than 5 of 120 images.*the model takes 20"
+        ),
     ):
         infer(tmp_path, settings, server.url, servers.data)
 
