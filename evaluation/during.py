@@ -41,8 +41,6 @@ class DuringTraining(StepEvaluation):
         self._settings = settings
         self._loop = LoopThread("evaluation")
         self._running: Future[dict[str, Any]] | None = None
-        self._task: asyncio.Task[Any] | None = None
-        """Of the last evaluation, on its thread"""
         self._samples: list[Sample] = []
         self._num_skipped = 0
         self._num_failed = 0
@@ -77,8 +75,8 @@ class DuringTraining(StepEvaluation):
 
     def close(self) -> None:
         """See `StepEvaluation.close`."""
-        if self._task is not None:
-            self._loop.run(ended(self._task))
+        if self._loop.is_running:
+            self._loop.run(_all_ended())
         self._loop.close()
 
     def _taken(self, limit_s: float) -> list[dict[str, Any]]:
@@ -100,7 +98,7 @@ class DuringTraining(StepEvaluation):
 
     async def _evaluate(self, step: int) -> dict[str, Any]:
         """A line of `evaluations.jsonl`."""
-        started, self._task = time.monotonic(), asyncio.current_task()
+        started = time.monotonic()
         if not self._samples:
             self._samples = await asyncio.to_thread(heldout_samples, self._settings)
         async with Fleet(
@@ -151,3 +149,8 @@ class DuringTraining(StepEvaluation):
             except SggError:
                 return False
         return (info.incarnation, info.policy_version) >= wanted
+
+
+async def _all_ended() -> None:
+    """Nothing but this runs on its loop any more."""
+    await ended(*(task for task in asyncio.all_tasks() if task is not asyncio.current_task()))
