@@ -58,8 +58,8 @@ def evaluate(
         return
     if predictions is None or reference is None or split is None:
         raise SettingsError("give PREDICTIONS with --reference and --split, or --compare A B")
+    from cli.evaluate_view import result_view
     from evaluation.run import Request, run_evaluation
-    from evaluation.table import result_view
 
     request = Request(
         predictions=predictions,
@@ -75,8 +75,8 @@ def evaluate(
 
 
 def _compare(folders: tuple[Path, Path], output: Path, num_images: int) -> None:
+    from cli.evaluate_view import comparison_view
     from evaluation.run import run_comparison
-    from evaluation.table import comparison_view
 
     _print(comparison_view(run_comparison(folders, output, num_images)), output)
 

@@ -16,6 +16,7 @@ from services.keys import RunKeys
 from services.redis_client import connect
 from services.registry import Registry
 from services.settings import Settings
+from services.waiting import ended
 from trainer.loop_thread import LoopThread
 from trainer.records.evaluation import StepEvaluation
 
@@ -74,8 +75,8 @@ class DuringTraining(StepEvaluation):
 
     def close(self) -> None:
         """See `StepEvaluation.close`."""
-        if self._running is not None:
-            self._running.cancel()
+        if self._loop.is_running:
+            self._loop.run(_all_ended())
         self._loop.close()
 
     def _taken(self, limit_s: float) -> list[dict[str, Any]]:
@@ -148,3 +149,8 @@ class DuringTraining(StepEvaluation):
             except SggError:
                 return False
         return (info.incarnation, info.policy_version) >= wanted
+
+
+async def _all_ended() -> None:
+    """Nothing but this runs on its loop any more."""
+    await ended(*(task for task in asyncio.all_tasks() if task is not asyncio.current_task()))

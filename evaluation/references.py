@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -10,7 +11,8 @@ from evaluation.graphs import dataset_graph, written_graph
 from evaluation.jsonl import WRONG, add_broken, first_problem, read_lines
 from evaluation.lines import GraphLine
 from evaluation.problems import Place, Problems
-from scene_data.dataset import SceneDataset, open_dataset
+from scene_data.dataset import SceneDataset
+from scene_data.sources import open_rows
 from scene_graph.metrics.table import ImageGraph
 from services.errors import InvalidInputError
 
@@ -54,15 +56,15 @@ def image_order(image_id: str) -> tuple[int, int, str]:
 
 
 def read_references(path: str, problems: Problems) -> References:
-    """Read a `.jsonl` file of graphs, or a dataset (`scene_data.dataset.open_dataset`).
+    """Read a `.jsonl` file of graphs, or a dataset (`docs/data.md`).
 
     Of several graphs of an image the first counts.
 
     Raises:
         InvalidInputError: There is nothing of that name, no usable image in it, or no relation.
     """
-    is_lines = Path(path).suffix == ".jsonl" and Path(path).is_file()
-    read = _of_lines(Path(path), problems) if is_lines else _of_dataset(path, problems)
+    file = Path(path)
+    read = _of_lines(file, problems) if _has_graphs(file) else _of_dataset(path, problems)
     images: dict[str, ReferenceImage] = {}
     for image in read:
         if str(image.place.image_id) in images:
@@ -77,6 +79,24 @@ def read_references(path: str, problems: Problems) -> References:
         )
     ordered = {image_id: images[image_id] for image_id in sorted(images, key=image_order)}
     return References(name=path, images=ordered)
+
+
+class _FirstLine(msgspec.Struct):
+    width: int | None = None
+    objects: list[Any] | str | None = None
+
+
+def _has_graphs(file: Path) -> bool:
+    """Whether a file has graphs; JSONL of a dataset may leave out sizes, and have lists as text."""
+    if file.suffix != ".jsonl" or not file.is_file():
+        return False
+    for _, text in read_lines(file, Problems()):
+        try:
+            line = msgspec.json.decode(text, type=_FirstLine)
+        except WRONG:
+            return True  # whose reader counts what is wrong
+        return line.width is not None and not isinstance(line.objects, str)
+    return True
 
 
 def _of_lines(path: Path, problems: Problems) -> Iterator[ReferenceImage]:
@@ -98,7 +118,8 @@ def _of_lines(path: Path, problems: Problems) -> Iterator[ReferenceImage]:
 
 
 def _of_dataset(path: str, problems: Problems) -> Iterator[ReferenceImage]:
-    dataset = open_dataset(path)
+    # The protocols treat a repeated relation each in its own way: `docs/evaluation.md`.
+    dataset = SceneDataset(open_rows(path), path, keep_repeated=True)
     for index in range(len(dataset)):
         try:
             sample = dataset[index]

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from evaluation.inference.folder import FirstImages, infer_into
 from evaluation.inference.progress import Progress
-from launcher.demo import signals_as_interrupt
+from launcher.demo import MAX_RESTARTS, signals_as_interrupt
 from launcher.inference_view import ProgressView, summary
 from launcher.processes import Part, Supervisor, http_probe
 from scene_data.dataset import open_dataset
@@ -54,7 +54,7 @@ def run_inference(
     say: Say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    setup_logging("infer", logs / "infer.log")
+    setup_logging("infer")
     dataset = open_dataset(data)
     num_images = min(len(dataset), limit or len(dataset))
     images = FirstImages(dataset=dataset, name=data, length=num_images)
@@ -65,11 +65,18 @@ def run_inference(
             settings = _start_server(settings, folder, supervisor, say)
             urls = [settings.rollout.url]
         say(f"{num_images} images of {data} through {', '.join(urls)}, into {folder}")
-        with ProgressView(progress, console) as view:
-            supervisor.watch(
-                lambda: asyncio.run(infer_into(folder, settings, urls, images, progress)),
-                tick=view.update,
+        try:
+            with ProgressView(progress, console) as view:
+                supervisor.watch(
+                    lambda: asyncio.run(infer_into(folder, settings, urls, images, progress)),
+                    tick=view.update,
+                )
+        except KeyboardInterrupt:
+            say(
+                f"interrupted with {progress.done} of {num_images} images done: the same command "
+                "goes on from there"
             )
+            raise
     console.print(summary(progress, folder))
 
 
@@ -108,7 +115,13 @@ def _start_server(settings: Settings, folder: Path, supervisor: Supervisor, say:
     config.write_text(dump_settings(settings))
     say(f"starting a rollout server of {settings.model.path} (log in {folder / 'logs'})")
     serve = [sys.executable, "-m", "cli.main", "serve", "rollout", "--config", str(config)]
-    ready = http_probe(f"{url}/readyz")
-    supervisor.start(Part(name="rollout", command=serve, ready=ready))
+    part = Part(
+        name="rollout",
+        command=serve,
+        ready=http_probe(f"{url}/readyz"),
+        alive=http_probe(f"{url}/healthz", says="rollout service"),
+        max_restarts=MAX_RESTARTS,
+    )
+    supervisor.start(part)
     supervisor.wait_ready("rollout")
     return settings

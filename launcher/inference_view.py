@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console, Group
+from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -49,8 +49,10 @@ class ProgressView:
             return
         text = progress_line(self._progress)
         if self._live:
-            bar = ProgressBar(self._progress.total, self._progress.done)
-            self._live.update(Group(bar, Text(text)), refresh=True)
+            view = Table.grid()  # a bar alone does not end its line
+            view.add_row(ProgressBar(self._progress.total, self._progress.done))
+            view.add_row(Text(text))
+            self._live.update(view, refresh=True)
         elif time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + _LINE_EVERY_S
             self._console.print(text, soft_wrap=True, highlight=False, markup=False)
@@ -68,9 +70,13 @@ def progress_line(progress: Progress) -> str:
         f"{progress.tokens_per_s:,.0f} tok/s",
         _failures(progress),
     ]
-    if progress.servers > 1 or progress.servers_up != progress.servers:
-        parts.append(f"servers {progress.servers_up}/{progress.servers}")
-    if left:
+    num_servers = len(progress.fleet.members) if progress.fleet else 0
+    num_up = progress.fleet.num_up if progress.fleet else 0
+    if num_up < num_servers or num_servers > 1:
+        parts.append(f"servers {num_up}/{num_servers}")
+    if num_servers and not num_up:
+        parts.append("waiting for a server")
+    elif left:
         parts.append(f"{timedelta(seconds=round(left))} left")
     return "  ".join(parts)
 

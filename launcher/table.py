@@ -197,23 +197,22 @@ def step_line(row: Row, num_steps: int | None, left: str | None = None) -> str:
 
 
 def evaluation_line(row: Row) -> str:
-    """A held-out evaluation in one line.
+    """A held-out evaluation in one line, with the versions that answered.
 
-    Example: `version 40 on 64 held-out images: triplet recall 0.213  F1 0.201  mean predicate
-    recall 0.120  object F1 0.412  failed 3%  81 tokens (answered by 40 to 41, in 12.1 s)`
+    Example: `evaluated version 40 (40 to 41)  triplet recall 0.213  F1 0.201  mean recall 0.120
+    object F1 0.412  failed 3%  12.1 s`
     """
-    versions = {row.get("policy_version_oldest"), row.get("policy_version_newest")}
-    by = " to ".join(str(v) for v in sorted(v for v in versions if v is not None))
+    answered = (row.get("policy_version_oldest"), row.get("policy_version_newest"))
+    versions = sorted({version for version in answered if version is not None})
     return "  ".join(
         [
-            f"version {row.get('step')} on {row.get('num_images')} held-out images: "
+            f"evaluated version {row.get('step')} ({' to '.join(map(str, versions))})",
             f"triplet recall {_number(row.get('triplet_recall'))}",
             f"F1 {_number(row.get('triplet_f1'))}",
-            f"mean predicate recall {_number(row.get('mean_predicate_recall'))}",
+            f"mean recall {_number(row.get('mean_predicate_recall'))}",
             f"object F1 {_number(row.get('object_f1'))}",
             f"failed {_percent(row.get('failure_rate'))}",
-            f"{_number(row.get('completion_length_mean'), 0)} tokens "
-            f"(answered by {by}, in {_number(row.get('seconds'), 1)} s)",
+            f"{_number(row.get('seconds'), 1)} s",
         ]
     )
 

@@ -81,6 +81,7 @@ class SceneDataset:
         name: For messages.
         thinking_column: Of text that every usable row must have.
         task: What the rows are for; `sgg` and `cls` leave out rows without relationships.
+        keep_repeated: Samples keep triplets that repeat another.
 
     Raises:
         InvalidInputError: More than `max(MAX_BROKEN_ROWS, MAX_BROKEN_SHARE * rows)` rows are
@@ -94,11 +95,15 @@ class SceneDataset:
         *,
         thinking_column: str | None = None,
         task: Task | None = None,
+        keep_repeated: bool = False,
     ) -> None:
         self._rows = rows
+        self._keep_repeated = keep_repeated
         self._name = name
         self._thinking = thinking_column
-        check = check_rows(rows, thinking_column=thinking_column, task=task)
+        check = check_rows(
+            rows, thinking_column=thinking_column, task=task, keep_repeated=keep_repeated
+        )
         _judge(check, name, task)
         self._usable = np.flatnonzero(check.usable)
 
@@ -129,7 +134,7 @@ class SceneDataset:
             image_bytes=data,
             width=width,
             height=height,
-            graph=read_graph(row)[0],
+            graph=read_graph(row, keep_repeated=self._keep_repeated)[0],
             thinking=read_thinking(row, self._thinking) if self._thinking else None,
         )
 
@@ -155,13 +160,17 @@ def open_dataset(
 
 
 def check_rows(
-    rows: Rows, *, thinking_column: str | None = None, task: Task | None = None
+    rows: Rows,
+    *,
+    thinking_column: str | None = None,
+    task: Task | None = None,
+    keep_repeated: bool = False,
 ) -> RowCheck:
     """Read every annotation once; images are not looked at."""
     found = RowCheck(np.ones(len(rows), dtype=bool))
     for index, row in enumerate(rows.annotations()):
         try:
-            graph, dropped = _graph(row, thinking_column)
+            graph, dropped = _graph(row, thinking_column, keep_repeated=keep_repeated)
         except RowError as error:
             found.usable[index] = False
             note_broken(found, rows.place(index), row, error)
@@ -200,12 +209,14 @@ def image_bytes(image: Any) -> bytes:
     return bytes(image) if isinstance(image, bytes) else Path(image).read_bytes()
 
 
-def _graph(row: Row | RowError, thinking_column: str | None) -> tuple[SceneGraph, Counter[str]]:
+def _graph(
+    row: Row | RowError, thinking_column: str | None, *, keep_repeated: bool
+) -> tuple[SceneGraph, Counter[str]]:
     if isinstance(row, RowError):
         raise row
     if thinking_column:
         read_thinking(row, thinking_column)
-    return read_graph(row)
+    return read_graph(row, keep_repeated=keep_repeated)
 
 
 def _judge(found: RowCheck, name: str, task: Task | None) -> None:

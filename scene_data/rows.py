@@ -25,11 +25,17 @@ class RowError(ValueError):
         self.kind = kind or message.partition(":")[0]
 
 
-def read_graph(row: Mapping[str, Any]) -> tuple[SceneGraph, Counter[str]]:
+def read_graph(
+    row: Mapping[str, Any], *, keep_repeated: bool = False
+) -> tuple[SceneGraph, Counter[str]]:
     """The graph of a row, and what was dropped from it, by reason.
 
     Annotations have slips: an empty box costs its object, a relationship to an object that is not
     there costs itself, a repeated triplet counts once.
+
+    Args:
+        row: Its lists may be JSON strings.
+        keep_repeated: Repeated triplets stay: some protocols of evaluation count each.
 
     Raises:
         RowError: A list is missing or malformed, an id comes twice, or no object is left.
@@ -49,7 +55,8 @@ def read_graph(row: Mapping[str, Any]) -> tuple[SceneGraph, Counter[str]]:
             dropped["empty_box"] += 1
     if not objects:
         raise RowError("no object with a box")
-    triplets: dict[Relationship, None] = {}
+    triplets: list[Relationship] = []
+    known: set[Relationship] = set()
     for item in row_items(row, "relationships"):
         triplet = Relationship(
             subject=_text(item, "subject"),
@@ -58,10 +65,11 @@ def read_graph(row: Mapping[str, Any]) -> tuple[SceneGraph, Counter[str]]:
         )
         if triplet.subject not in objects or triplet.object not in objects:
             dropped["dangling_relationship"] += 1
-        elif triplet in triplets:
+        elif triplet in known and not keep_repeated:
             dropped["repeated_relationship"] += 1
         else:
-            triplets[triplet] = None
+            known.add(triplet)
+            triplets.append(triplet)
     return SceneGraph(objects=tuple(objects.values()), relationships=tuple(triplets)), dropped
 
 

@@ -16,15 +16,15 @@ from types import TracebackType
 from typing import Self
 
 from services.clients.rollout import RolloutClient
-from services.errors import ConflictError, EngineError, SggError, UnavailableError
+from services.errors import ConflictError, SggError, UnavailableError
 from services.schemas.rollouts import RolloutRequest, RolloutResponse
 from services.schemas.weights import PolicyInfo
 from services.waiting import ended
 
 logger = logging.getLogger(__name__)
 
-ENGINE_ATTEMPTS = 5
-"""Engine failures of one request, after which it is taken for the request's fault."""
+MAX_FAILURES = 5
+"""Of one request on servers that were there, after which it is taken for the request's fault."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 _POLICY_S = 10.0
 """For the answer to what a server serves."""
@@ -127,7 +127,8 @@ class Fleet:
         Raises:
             InvalidInputError: A server refused the request.
             TooLargeError: The same.
-            EngineError: It failed `ENGINE_ATTEMPTS` times in an engine.
+            EngineError: It failed `MAX_FAILURES` times where servers were there.
+            WaitTimeoutError: The same.
             UnavailableError: No server was up for `patience_s` seconds.
         """
         num_failures = 0
@@ -138,8 +139,8 @@ class Fleet:
             except SggError as error:
                 if not error.retryable:
                     raise
-                num_failures += isinstance(error, EngineError)
-                if num_failures >= ENGINE_ATTEMPTS:
+                num_failures += not isinstance(error, UnavailableError)
+                if num_failures >= MAX_FAILURES:
                     raise
                 self._put_out(member, error)
             finally:
@@ -185,25 +186,34 @@ class Fleet:
         while not member.up and self._lost is None:
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-            info = await self._ask_policy(member)
+            fits = await self._serves_the_same(member)
             async with self._changed:
-                if info is not None and self._fits(member, info):
+                if fits:
                     member.up = True
-                    logger.info("%s answers again", member.url)
+                    logger.warning("%s answers and is asked", member.url)
                 elif not self.num_up and time.monotonic() - self._out_since > self._patience_s:
                     self._lost = UnavailableError(self._nobody())
                 self._changed.notify_all()
 
     def _nobody(self) -> str:
         urls = ", ".join(member.url for member in self.members)
-        return f"no rollout server answered for {self._patience_s:g} s: {urls}"
+        return (
+            f"no rollout server answered for {self._patience_s:g} s: {urls}. Start them again, "
+            "then repeat the command: what is done stays"
+        )
 
-    def _fits(self, member: Member, info: PolicyInfo) -> bool:
+    async def _serves_the_same(self, member: Member) -> bool:
         """A server that was started anew may serve another model, or its first weights."""
-        if self._policy is None:
-            _check_agreement({member.url: info}, self._model, one_version=True)
-            self._policy = info
-        if _is_same_model(info.model, self._model) and _order(info) >= _order(self._policy):
+        try:
+            info = await self._ask_policy(member)
+        except SggError as error:  # of one that answers, and not as it should
+            logger.warning("%s", error)
+            return False
+        if info is None:
+            return False
+        at_least = _order(self._policy) if self._policy else (0, 0)
+        if _is_same_model(info.model, self._model) and _order(info) >= at_least:
+            self._policy = self._policy or info
             return True
         logger.warning("%s stays out: it serves %s", member.url, _described(info))
         return False

@@ -1,5 +1,6 @@
 """Inference into a folder: all of `sgg-rl infer` once it has servers."""
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,7 +53,6 @@ async def infer_into(
             or another process writes there; or the servers do not serve one policy.
         SggError: As `Inference.run`.
     """
-    progress.servers = len(urls)
     async with Fleet(
         urls,
         token=settings.data_token,
@@ -60,12 +60,14 @@ async def infer_into(
         patience_s=settings.trainer.wait_timeout_s,
     ) as fleet:
         policy = await fleet.meet(model=settings.model.path)
-        fields = record_fields(settings, policy, images.name, len(images.dataset), len(images))
+        fields = await asyncio.to_thread(
+            record_fields, settings, policy, images.name, len(images.dataset), len(images)
+        )
         with PredictionsFile(folder / "predictions.jsonl") as predictions:
             record = InferenceRecord(folder, fields)
             record.begin()
             num_lines, again = _take_up(predictions, images, progress)
-            progress.start(servers_up=fleet.num_up)
+            progress.start(fleet)
             inference = Inference(settings, images, fleet, progress)
             mended: dict[int, GraphLine] = {}
             await inference.run(again, mended.__setitem__)

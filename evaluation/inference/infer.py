@@ -93,7 +93,6 @@ class Inference:
                     line = await (await under_way.get())
                     write(index, line)
                     self._progress.count(line)
-                    self._progress.servers_up = self._fleet.num_up
         except* SggError as errors:
             raise _first(errors) from None
 

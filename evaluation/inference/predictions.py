@@ -1,6 +1,8 @@
 """`predictions.jsonl`: appended to in order, and taken up again after any end."""
 
+import errno
 import fcntl
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -74,8 +76,10 @@ class PredictionsFile:
         Raises:
             SggError: The disk is full, or the like.
         """
+        text = _encoded(line)
         try:
-            self._stream.write(_encoded(line))
+            if self._stream.write(text) != len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             raise _not_written(self._path, error) from error
 
@@ -97,8 +101,15 @@ class PredictionsFile:
 _DECODER = msgspec.json.Decoder(GraphLine)
 
 
+_LINE_ENDS = {c.encode(): f"\\u{ord(c):04x}".encode() for c in "\u0085\u2028\u2029"}
+"""Which many readers take for one, and JSON does not escape"""
+
+
 def _encoded(line: GraphLine) -> bytes:
-    return msgspec.json.encode(line) + b"\n"
+    text = msgspec.json.encode(line)
+    for character, escaped in _LINE_ENDS.items():
+        text = text.replace(character, escaped)
+    return text + b"\n"
 
 
 def _whole_bytes(path: Path) -> int:

@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 
+from evaluation.inference.fleet import Fleet
 from evaluation.lines import GraphLine
 
 
@@ -25,8 +26,8 @@ class Progress:
     """Of images that were asked again under a schema: the free answers by status"""
     versions: set[int] = field(default_factory=set)
     """Oldest and newest policy version of every answer"""
-    servers: int = 0
-    servers_up: int = 0
+    fleet: Fleet | None = None
+    """While it is asked"""
     started: float | None = None
     """Monotonic seconds, when this start asked for its first image"""
     ended: float | None = None
@@ -39,9 +40,9 @@ class Progress:
         if line.unconstrained_status is not None:
             self.unconstrained[line.unconstrained_status] += 1
 
-    def start(self, *, servers_up: int) -> None:
+    def start(self, fleet: Fleet) -> None:
         """What was counted so far is of earlier starts."""
-        self.skipped, self.servers_up, self.started = self.done, servers_up, time.monotonic()
+        self.skipped, self.fleet, self.started = self.done, fleet, time.monotonic()
 
     def end(self) -> None:
         """The last line is written."""

@@ -47,8 +47,14 @@ class ServiceClient:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         # trust_env off: a proxy meant for the internet must not see a cluster's requests.
         # No timeout of httpx's own: it would count each phase anew; `_call` has one deadline.
+        # No limit of connections: callers bound what they have in flight.
         self._http = httpx.AsyncClient(
-            base_url=self.url, headers=headers, timeout=None, trust_env=False, verify=_tls()
+            base_url=self.url,
+            headers=headers,
+            timeout=None,
+            limits=httpx.Limits(),
+            trust_env=False,
+            verify=_tls(),
         )
 
     async def __aenter__(self) -> Self:

@@ -36,6 +36,7 @@ def trained(training_services: TrainingServices, tmp_path_factory: pytest.TempPa
         folder,
         "http",
         zero_stage=3,
+        evaluation={"every": 1, "num_images": 4, "max_tokens": 48},
         num_steps=STEPS,
         num_ranks=2,
         max_policy_lag=1,
@@ -52,6 +53,20 @@ def test_versions_advance_within_the_lag(trained: Run) -> None:
     assert all(row["num_groups"] == 4 for row in metrics)
     policy = httpx.get(f"{trained.settings.rollout.url}/v1/policy", trust_env=False).json()
     assert policy["policy_version"] == STEPS
+
+
+def test_versions_are_evaluated_meanwhile(trained: Run) -> None:
+    rows = trained.rows("evaluations.jsonl")
+    last = trained.rows("metrics.jsonl")[-1]
+    assert last["evaluations_failed"] == 0
+    assert len(rows) + last["evaluations_skipped"] == STEPS + 1
+    assert [row["step"] for row in rows] == sorted({row["step"] for row in rows})
+    assert rows[-1]["step"] == rows[-1]["policy_version_newest"] == STEPS
+    for row in rows:
+        assert row["step"] <= row["policy_version_oldest"] <= row["policy_version_newest"]
+        assert row["num_images"] == 4
+        assert row["completion_length_mean"] > 1
+    assert f"evaluated version {STEPS} " in trained.log.read_text()
 
 
 def test_ledger_has_each_group_once_and_ranks_share_them(trained: Run) -> None:

@@ -59,6 +59,7 @@ def lay_out(
     transport: Transport,
     *,
     algorithm: dict[str, object] | None = None,
+    evaluation: dict[str, object] | None = None,
     zero_stage: int = 2,
     data: Path | None = None,
     **trainer: object,
@@ -70,6 +71,7 @@ def lay_out(
         root: Gets the run's folder.
         transport: Of weights.
         algorithm: That section, where it is not the default.
+        evaluation: The same.
         zero_stage: Of DeepSpeed.
         data: Training set, where it is not the services' toy scenes.
         trainer: Fields of that section.
@@ -77,7 +79,12 @@ def lay_out(
     server = services.server
     base = server.settings.model_dump(mode="json", exclude_none=True)
     base["run"]["root"] = str(root)
-    base["data"] = {"train": str(data or services.toy / "train.parquet"), "template": "toy"}
+    base["data"] = {
+        "train": str(data or services.toy / "train.parquet"),
+        "heldout": str(services.toy / "heldout.parquet"),
+        "template": "toy",
+    }
+    base["evaluation"] = evaluation or {}
     base["reward"] = {"url": services.reward_url}
     base["sampling"] = {"max_tokens": 64}
     base["algorithm"] = algorithm or {}

@@ -123,24 +123,40 @@ def test_training_split_gives_zero_shot_and_frequencies(sgg_rl: Command, folder:
     assert found["groups"]["body"]["strict"] == pytest.approx(1 / 3)
 
 
+def test_predicates_are_grouped_in_thirds_by_frequency(sgg_rl: Command, folder: Path) -> None:
+    names = ["on", "near", "near", "under", "under", "under", "has"]
+    edges = [RIDING | {"predicate": name} for name in names]
+    write(folder / "reference.jsonl", [line(1, relationships=edges), line(2)])
+    rows = evaluated(sgg_rl, folder)["predicates"]
+    assert [(r["predicate"], r["num_reference"], r["group"]) for r in rows] == [
+        ("near", 3, "head"),
+        ("under", 3, "head"),
+        ("has", 1, "body"),
+        ("on", 1, "body"),
+        ("riding", 1, "tail"),
+    ]
+
+
 def test_names_are_mapped_and_the_steps_counted(sgg_rl: Command, folder: Path) -> None:
     objects = [MAN | {"id": "dude.1"}, HORSE | {"id": "stallion.2"}, TREE | {"id": "shrub.3"}]
     edges = [
         {"subject": "dude.1", "predicate": "rides", "object": "stallion.2"},
         {"subject": "stallion.2", "predicate": "adoring", "object": "shrub.3"},
     ]
-    write(folder / "predictions.jsonl", [line(1, objects=objects, relationships=edges)])
+    unknown = [{"subject": "stallion.2", "predicate": "near", "object": "shrub.3"}]
+    rows = [line(i, objects=objects, relationships=r) for i, r in ((1, edges), (2, unknown))]
+    write(folder / "predictions.jsonl", rows)
     aliases = folder / "aliases.txt"
     aliases.write_text("horse,stallion\nperson,dude\n")
     found = evaluated(sgg_rl, folder, "--vocabulary", "vg150", "--aliases", aliases)
     assert found["mapping"]["objects"] == pytest.approx(
         {"exact": 0, "alias": 2 / 3, "embedding": 0, "unmapped": 1 / 3}
     )
-    assert found["mapping"]["predicates"]["alias"] == pytest.approx(1 / 2)  # the shipped `rides`
+    assert found["mapping"]["predicates"]["alias"] == pytest.approx(1 / 3)  # the shipped `rides`
     # `dude` is what the file says, not the shipped `guy`: a person, and not the man.
-    assert found["objects"]["recall"] == pytest.approx((1 / 3) / 4)
-    # sgb cannot write a relation of `shrub`: with no row left, image 1 has the other one.
-    assert found["protocols"]["sgb"]["recall@20"] == 0
+    assert found["objects"]["recall"] == pytest.approx((1 / 3 + 1 / 3) / 4)
+    # sgb cannot write a relation of `shrub`: image 2 has none left.
+    assert found["protocols"]["sgb"]["num_images"] == 1
     assert found["inputs"]["vocabulary"] == "vg150"
 
 
@@ -167,6 +183,18 @@ def test_table_names_split_protocols_and_problems_in_80_columns(
     assert "R1-SGG, Qwen2-VL-7B" in shown
     assert "images without a graph: no_prediction 1" in shown
     assert "…" not in shown  # nothing is cut
+
+
+def test_text_of_files_has_no_effect_on_the_terminal(
+    sgg_rl: Command, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bell = "\x1b[31m\x07\u202e"
+    rows = [line(1, status=f"odd{bell}"), line(2), line(f"else{bell}")]
+    write(folder / "predictions.jsonl", rows)
+    evaluated(sgg_rl, folder)
+    shown = capsys.readouterr().out
+    assert not set(bell[:1] + bell[-2:]) & set(shown)
+    assert "odd\\x1b[31m" in shown
 
 
 def test_comparison_finds_what_differs(

@@ -1,12 +1,15 @@
 """Whole evaluations on annotated data, and what people published."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
+import evaluation
 from evaluation.published import published_rows
 from evaluation.result import EvaluationResult
 from evaluation.run import Request, run_evaluation
@@ -60,6 +63,9 @@ def test_real_annotations_against_themselves(tmp_path: Path) -> None:
     check_perfect(result)
     assert result.num_images == 4
     assert [image.image_id for image in result.images] == ["1", "2", "4", "5"]
+    # 13 of the 108 relations repeat another: those are not predicted, and each counts.
+    assert result.answers["relations_per_image"] == 95 / 4
+    assert result.answers["reference_relations_per_image"] == 108 / 4
 
 
 def test_toy_scenes_with_their_pictures(tmp_path: Path) -> None:
@@ -75,6 +81,23 @@ def test_toy_scenes_with_their_pictures(tmp_path: Path) -> None:
     check_perfect(result)
     assert sum(row.num_training or 0 for row in result.predicates) > 40
     assert "data:image/jpeg;base64," in (tmp_path / "out/report.html").read_text()
+
+
+def test_jsonl_of_a_dataset_is_a_reference_too(tmp_path: Path) -> None:
+    Image.new("RGB", (100, 100)).save(tmp_path / "1.png")
+    row = line(1) | {"image": "1.png"}
+    for key in ("objects", "relationships"):
+        row[key] = json.dumps(row[key])
+    del row["width"], row["height"]
+    reference = write(tmp_path / "reference.jsonl", [row])
+    predictions = write(tmp_path / "predictions.jsonl", [line(1)])
+    request = Request(
+        predictions=predictions, reference=str(reference), split="val", train=str(reference)
+    )
+    result = run_evaluation(request, tmp_path / "out")
+    check_perfect(result)
+    assert result.protocols["strict"]["zero_shot_recall@20"] is None  # nothing is new
+    assert result.problem_counts == {}
 
 
 def test_constrained_answers_keep_the_failures_of_free_ones(tmp_path: Path) -> None:
@@ -112,3 +135,29 @@ def test_published_rows_are_shares_with_their_source() -> None:
     assert {(row.dataset, row.split) for row in rows} == {("vg150", "val"), ("psg", "test")}
     assert {(row.protocol, row.source) for row in rows} == {("sgb", "arXiv 2504.13617")}
     assert published_rows(None) == published_rows("coco") == []
+
+
+def test_the_page_explains_every_key_and_every_problem(tmp_path: Path) -> None:
+    page = (DOCS / "evaluation.md").read_text()
+    reference = write(tmp_path / "reference.jsonl", [line(1), line(2)])
+    predictions = write(tmp_path / "predictions.jsonl", [line(1)])
+    request = Request(
+        predictions=predictions,
+        reference=str(reference),
+        split="val",
+        train=str(reference),
+        vocabulary="vg150",
+    )
+    run_evaluation(request, tmp_path / "out")
+    found = json.loads((tmp_path / "out/metrics.json").read_text())
+    metrics = {m.partition("@")[0] for values in found["protocols"].values() for m in values}
+    keys = {*found, *found["objects"], *found["answers"], *found["inputs"], *metrics}
+    keys |= {*found["predicates"][0], *found["problems"][0], *found["groups"]}
+    keys |= {*found["mapping"], *found["mapping"]["objects"]}
+    keys |= json.loads((tmp_path / "out/images.jsonl").read_text().splitlines()[0]).keys()
+    assert not {key for key in keys if f"`{key}`" not in page and f"`{key}@K`" not in page}
+    parts = Path(evaluation.__file__).parent
+    sources = [file.read_text() for file in parts.glob("*.py")]
+    kinds = {kind for text in sources for kind in re.findall(r'\.add\(\s*"(\w+)"', text)}
+    assert {"broken_line", "unknown_image", "no_prediction", "unknown_name"} <= kinds
+    assert not {kind for kind in kinds if f"| `{kind}` |" not in page}

@@ -97,11 +97,13 @@ def test_names_are_normalised_and_ids_found_in_other_spellings(tmp_path: Path) -
     light = {"id": "Traffic_Light.1", "bbox": [0, 0, 9, 9]}
     edges = [
         {"subject": "traffic light.1", "predicate": "ATTACHED-to", "object": "man.1"},
-        {"subject": "Traffic_Light.1", "predicate": "near", "object": "MAN.1"},
+        {"subject": "Traffic_Light.1", "predicate": "near", "object": "MaN.1"},
     ]
-    found, problems = read(tmp_path, line("1", objects=[light, MAN], relationships=edges))
+    objects = [light, MAN, MAN | {"id": "mAN.1"}]
+    found, problems = read(tmp_path, line("1", objects=objects, relationships=edges))
     graph = found.images["1"].graph
-    assert (graph.names, graph.predicates) == (["traffic light", "man"], ["attached to", "near"])
+    assert graph.names == ["traffic light", "man", "man"]
+    assert graph.predicates == ["attached to", "near"]
     assert (graph.subjects, graph.objects) == ([0, 0], [1, 1])
     assert "dangling_relationship" not in problems.counts
 

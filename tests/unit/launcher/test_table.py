@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from launcher.demo import summary_table
@@ -147,3 +148,28 @@ def test_the_time_left_is_that_of_the_shown_steps_pace(tmp_path: Path) -> None:
     assert second.endswith("0:17:00 left")
     text = shown(file, row(3, time=280.0), terminal=True)
     assert "step of 10, 0:06:00 left" in text
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_evaluations_are_shown_as_they_come(tmp_path: Path, terminal: bool) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=140, color_system=None)
+    file = tmp_path / "evaluations.jsonl"
+    found = {
+        "step": 4,
+        "num_images": 64,
+        "triplet_recall": 0.2134,
+        "triplet_f1": 0.2,
+        "failure_rate": 0.03,
+        "policy_version_oldest": 4,
+        "policy_version_newest": 6,
+        "seconds": 12.14,
+    }
+    write(file, found | {"step": 2, "triplet_recall": 0.9})
+    with RunTable(tmp_path / "metrics.jsonl", 10, dict, console) as table:
+        table.update()
+        assert "0.900" not in out.getvalue(), "of the run that is resumed"
+        write(file, found)
+        table.update()
+    assert "evaluated version 4 (4 to 6)  triplet recall 0.213  F1 0.200" in out.getvalue()
+    assert "failed 3%  12.1 s" in out.getvalue()

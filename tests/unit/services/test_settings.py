@@ -117,3 +117,19 @@ def test_files_that_extend_in_a_circle_or_nothing_are_refused(tmp_path: Path) ->
 )
 def test_every_shipped_config_parses(file: Path) -> None:
     assert load_settings(file, [], {}).trainer.total_steps(1000) > 0
+
+
+def test_overrides_may_name_all_that_has_no_default() -> None:
+    settings = load_settings([], ["model.path=m", "data.train=d"], {})
+    assert (settings.model.path, settings.data.train) == ("m", "d")
+    with pytest.raises(SettingsError, match="model: Field required"):
+        load_settings([], ["data.train=d"], {})
+
+
+def test_an_optional_field_can_be_unset(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text('[model]\npath = "m"\n[data]\ntrain = "t"\nheldout = "h"\n')
+    assert load_settings(file, ["data.heldout="], {}).data.heldout is None
+    assert load_settings(file, ["run.seed=1", "cluster.gpu_memory_gib="], {}).run.seed == 1
+    with pytest.raises(SettingsError, match=r"model.box_space"):
+        load_settings(file, ["model.box_space="], {})

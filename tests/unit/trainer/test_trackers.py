@@ -65,6 +65,39 @@ def test_tensorboard_draws_a_resumed_run_once(tmp_path: Path) -> None:
     assert b'name = "run"' in events.Tensors(tag)[0].tensor_proto.string_val[0]
 
 
+def evaluate(run: Settings) -> None:
+    """Version 2 is evaluated while steps 2 and 3 train."""
+    trackers = Trackers(run)
+    trackers.start(2)
+    trackers.log(row(2, 1.0))
+    trackers.log(row(3, 1.0))
+    found = {"step": 2, "time": 1e9, "failure_rate": 0.25, "predicate_recall": {"near": 0.5}}
+    trackers.log_evaluation(found, 3)
+    trackers.log(row(4, 1.0))
+    trackers.close()
+
+
+def test_tensorboard_draws_an_evaluation_at_its_own_version(tmp_path: Path) -> None:
+    run = settings(tmp_path, tensorboard=True)
+    evaluate(run)
+    events = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
+    names = {name for name in events.Tags()["scalars"] if name.startswith("eval")}
+    assert names == {"eval/failure_rate", "eval/predicate_recall/near"}
+    assert [(e.step, e.value) for e in events.Scalars("eval/failure_rate")] == [(2, 0.25)]
+
+
+def test_wandb_draws_an_evaluation_over_its_own_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    evaluate(settings(tmp_path, wandb=True))
+    (file,) = (tmp_path / "run/wandb").glob("offline-run-*/*.wandb")
+    history = wandb_history(file)
+    assert [point["_step"] for point in history] == [2, 3, 4]
+    assert (history[1]["eval/step"], history[1]["eval/failure_rate"]) == (2, 0.25)
+
+
 def test_wandb_goes_on_with_the_same_run_offline(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

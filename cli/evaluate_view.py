@@ -7,6 +7,7 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from cli.safe_text import safe
 from evaluation.compare import Comparison, Difference, PredicateChange
 from evaluation.published import PublishedRow, published_rows
 from evaluation.result import PROTOCOLS, EvaluationResult, Problem, Protocol
@@ -32,7 +33,7 @@ def result_view(result: EvaluationResult) -> Group:
     lines += [_mapped(name, shares) for name, shares in result.mapping.items()]
     lines += problem_lines(result.problem_counts, result.problems)
     spaced = (part for table in tables for part in (Text(), table))
-    return Group(Text(_head(result), style="bold"), *spaced, Text(), *lines)
+    return Group(Text(_head(result), style="bold"), *spaced, *([Text()] if lines else []), *lines)
 
 
 def metric_label(metric: str) -> str:
@@ -63,7 +64,7 @@ def problem_lines(counts: Mapping[str, int], problems: Iterable[Problem]) -> lis
         first.setdefault(problem.kind, problem)
     lines = [Text("problems in the input", style="yellow")] if counts else []
     for kind, count in counts.items():
-        lines.append(Text(f"  {kind} {count:,}; first: {_where(first[kind])}"))
+        lines.append(Text(safe(f"  {kind} {count:,}; first: {_where(first[kind])}")))
     return lines
 
 
@@ -84,7 +85,7 @@ def _where(problem: Problem) -> str:
 def _head(result: EvaluationResult) -> str:
     counted = result.protocols["strict"]["num_images"] or 0
     return (
-        f"{result.name} on {result.split}: {result.num_images:,} images, "
+        f"{safe(result.name)} on {safe(result.split)}: {result.num_images:,} images, "
         f"{counted:,.0f} with relations\n"
         "in percent, with 95 % intervals by bootstrap over images"
     )
@@ -132,7 +133,9 @@ def _objects_and_answers(result: EvaluationResult) -> Table:
 def _object_label(name: str) -> str:
     """With or without `object_` before it."""
     name = name.removeprefix("object_")
-    return name.upper() if name.startswith("ap") else f"object {name}".replace("_iou", " IoU")
+    if name.startswith("ap"):
+        return name.upper()
+    return f"object {name}".replace("_iou", " IoU").replace("f1", "F1")
 
 
 def _published(result: EvaluationResult) -> Table:
@@ -155,7 +158,7 @@ def _numbers(row: PublishedRow) -> tuple[float, ...]:
 
 
 def _counts(title: str, counts: Mapping[str, int]) -> Text:
-    return Text(f"{title}: " + ", ".join(f"{name} {n:,}" for name, n in counts.items()))
+    return Text(safe(f"{title}: " + ", ".join(f"{name} {n:,}" for name, n in counts.items())))
 
 
 def _mapped(name: str, shares: Mapping[str, float]) -> Text:
@@ -167,7 +170,7 @@ def _mapped(name: str, shares: Mapping[str, float]) -> Text:
 def comparison_view(compared: Comparison) -> Group:
     """What the second has over the first, and how sure that is."""
     first, second = compared.first, compared.second
-    head = f"{second.name} against {first.name}: {compared.num_images:,} images\n"
+    head = f"{safe(second.name)} against {safe(first.name)}: {compared.num_images:,} images\n"
     if any(compared.num_left_out):
         only = "; {:,} images only in the first and {:,} only in the second are left out"
         head = head.rstrip() + only.format(*compared.num_left_out) + "\n"
@@ -210,6 +213,6 @@ def _greatest(changes: Sequence[PredicateChange]) -> list[PredicateChange]:
 
 def _change_line(change: PredicateChange) -> Text:
     return Text(
-        f"  {100 * change.difference:+7.2f}  {change.predicate} "
+        f"  {100 * change.difference:+7.2f}  {safe(change.predicate)} "
         f"({percent(change.first)} to {percent(change.second)}, {change.num_reference:,} times)"
     )

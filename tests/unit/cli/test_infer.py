@@ -1,0 +1,110 @@
+"""Options of `sgg-rl infer` as settings; and what it shows."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+from typer.testing import CliRunner
+
+import launcher.inference
+from cli.main import app
+from evaluation.inference.progress import Progress
+from evaluation.lines import GraphLine
+from launcher.inference_view import ProgressView, summary
+from services.errors import SettingsError
+from services.settings import Settings
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What the command would do."""
+    calls: list[dict[str, Any]] = []
+
+    def note(settings: Settings, data: str, folder: Path, **more: Any) -> None:
+        calls.append({"settings": settings, "data": data, "folder": folder, **more})
+
+    monkeypatch.setattr(launcher.inference, "run_inference", note)
+    return calls
+
+
+def run(*arguments: str) -> None:
+    CliRunner().invoke(app, ["infer", *arguments], catch_exceptions=False)
+
+
+def test_what_an_r1_sgg_user_writes(asked: list[dict[str, Any]]) -> None:
+    run("owner/data", "--model", "m", "-o", "out", "--vocabulary", "vg150", "--thinking")
+    (call,) = asked
+    settings = call["settings"]
+    assert (call["data"], call["folder"], call["own_server"]) == ("owner/data", Path("out"), True)
+    assert settings.model.path == "m"
+    assert (settings.data.template, settings.data.vocabulary) == ("closed", "vg150")
+    assert settings.data.thinking
+    assert settings.evaluation.temperature == 0
+
+
+def test_options_win_over_the_file(asked: list[dict[str, Any]], tmp_path: Path) -> None:
+    config = tmp_path / "run.toml"
+    config.write_text(
+        '[model]\npath = "m"\n[data]\ntrain = "t"\ntemplate = "closed"\nvocabulary = "psg"\n'
+        "[evaluation]\ntemperature = 0.5\nmax_tokens = 9\n"
+    )
+    given = ["data", "-o", "out", "-c", str(config)]
+    run(*given)
+    run(*given, "--template", "open", "--temperature", "0", "--max-tokens", "7", "--seed", "3")
+    run(*given, "--server", "http://a:1", "--server", "http://b:1", "--model", "other")
+    plain, changed, served = asked
+    assert not plain["own_server"]
+    assert plain["settings"].data.vocabulary == "psg"
+    assert plain["settings"].evaluation.temperature == 0.5
+    assert (changed["settings"].data.template, changed["settings"].data.vocabulary) == (
+        "open",
+        None,
+    )
+    assert changed["settings"].evaluation.temperature == 0
+    assert changed["settings"].evaluation.max_tokens == 7
+    assert changed["settings"].run.seed == 3
+    assert served["servers"] == ["http://a:1", "http://b:1"]
+    assert not served["own_server"]
+    assert served["settings"].model.path == "other"
+
+
+def test_a_model_has_to_be_named() -> None:
+    with pytest.raises(SettingsError, match="--model, or --config"):
+        run("data", "-o", "out")
+
+
+def line(status: str = "ok") -> GraphLine:
+    return GraphLine(
+        image_id="1",
+        width=1,
+        height=1,
+        objects=[],
+        relationships=[],
+        status=status,
+        policy_versions=(3, 4),
+        unconstrained_status="invalid_json" if status == "ok" else None,
+    )
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_progress_and_summary_say_what_came(terminal: bool) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=100, color_system=None)
+    progress = Progress(total=4)
+    progress.count(line())
+    progress.skipped, progress.started = 1, 0.0
+    with ProgressView(progress, console) as view:
+        view.update()
+        progress.count(line("no_answer"))
+        progress.tokens = 12
+    console.print(summary(progress, Path("out")))
+    text = out.getvalue()
+    assert "1/4 images" in text
+    assert "2/4 images" in text
+    assert "failed 1 (no_answer 1)" in text
+    assert "2, 1 of them earlier" in text
+    assert "3 to 4: they changed meanwhile" in text
+    assert "out/predictions.jsonl" in text
+    assert "asked again under the schema" in text

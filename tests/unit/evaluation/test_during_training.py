@@ -1,0 +1,64 @@
+"""Evaluation beside training, where there is nobody to ask."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from evaluation import during
+from evaluation.during import DuringTraining
+from scene_data.toy import make_toy
+from services.settings import Settings
+from tests.processes import wait_for
+
+
+@pytest.fixture
+def evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DuringTraining:
+    """Of a run whose Redis is not there; every second version."""
+    monkeypatch.setattr(during, "_SERVED_S", 0.3)
+    make_toy(tmp_path, num_train=2, num_heldout=2)
+    return DuringTraining(
+        Settings.model_validate(
+            {
+                "model": {"path": "none"},
+                "data": {"train": str(tmp_path / "heldout.parquet"), "template": "toy"},
+                "redis": {"url": "redis://127.0.0.1:1/0"},
+                "evaluation": {"every": 2},
+            }
+        )
+    )
+
+
+def test_a_failing_evaluation_is_told_once_and_counted(
+    evaluation: DuringTraining, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, logger="evaluation.during")
+    for step in (0, 1, 2, 3):
+        evaluation.begin(step)
+        if step % 2:
+            wait_for("its end", lambda n=step // 2 + 1: ended(evaluation) == n)  # type: ignore[misc]
+    assert evaluation.counts() == {"evaluations_skipped": 0, "evaluations_failed": 2}
+    assert [record.levelname for record in caplog.records] == ["ERROR", "WARNING"]
+    assert "no rollout server served version 2" in caplog.records[1].message
+    evaluation.close()
+
+
+def ended(evaluation: DuringTraining) -> int:
+    assert evaluation.results() == []
+    return evaluation.counts()["evaluations_failed"]
+
+
+def test_one_at_a_time_and_the_end_waits_for_the_last(evaluation: DuringTraining) -> None:
+    evaluation.begin(0)
+    evaluation.begin(2)
+    evaluation.begin(3)
+    assert evaluation.results() == []
+    assert evaluation.counts() == {"evaluations_skipped": 1, "evaluations_failed": 0}
+    assert evaluation.finish(4) == []
+    assert evaluation.counts() == {"evaluations_skipped": 1, "evaluations_failed": 2}
+    evaluation.close()
+
+
+def test_closing_gives_up_what_goes_on(evaluation: DuringTraining) -> None:
+    evaluation.begin(0)
+    evaluation.close()
