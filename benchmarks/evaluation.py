@@ -4,7 +4,7 @@ python benchmarks/evaluation.py
 
 Every image has 20 objects and 20 relations on both sides, VG150's numbers of names with a long
 tail; a prediction is its reference with boxes moved and a part of the names changed. Reading is not
-in it. One process on the cores that it may use; every part but numpy's own runs on one.
+in it. One process on the cores that it may use; the metrics use one of them.
 """
 
 import os
