@@ -38,13 +38,16 @@ class InferenceRecord:
         self._write({"result": result_fields(progress)})
 
     def _compare(self, earlier: Mapping[str, Any]) -> None:
-        for name in self._fields.keys() - _MAY_CHANGE:
-            before, now = earlier.get(name), self._fields[name]
-            if before != now:
-                raise ConflictError(
-                    f"{self._file} has {name} = {json.dumps(before)}, and now it is "
-                    f"{json.dumps(now)}: ask in the same way again, or give another --output"
-                )
+        changed = [
+            f"  {name} = {json.dumps(earlier.get(name))}, and now it is {json.dumps(now)}"
+            for name, now in self._fields.items()
+            if name not in _MAY_CHANGE and earlier.get(name) != now
+        ]
+        if changed:
+            raise ConflictError(
+                f"{self._file} is of predictions that were made otherwise; ask in the same way "
+                "again, or give another --output:\n" + "\n".join(changed)
+            )
 
     def _write(self, more: dict[str, Any]) -> None:
         draft = self._file.with_suffix(".draft")

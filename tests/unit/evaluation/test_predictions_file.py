@@ -146,7 +146,7 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     InferenceRecord(tmp_path, fields()).begin()
     InferenceRecord(tmp_path, fields() | {"num_images": 5, "software_version": "9"}).begin()
     before = (tmp_path / "predictions.settings.json").read_text()
-    with pytest.raises(ConflictError, match=r"max_tokens = 1024, and now it is 7.*--output"):
+    with pytest.raises(ConflictError, match=r"(?s)--output.*max_tokens = 1024, and now it is 7"):
         InferenceRecord(tmp_path, fields(max_tokens=7)).begin()
     with pytest.raises(ConflictError, match="policy_version = 3, and now it is 4"):
         InferenceRecord(tmp_path, fields() | {"policy_version": 4}).begin()
