@@ -26,8 +26,7 @@ class RatioMetric:
     denominator: csr_array
     """[B, C] of 0 and more"""
     num_classes: int | None = None
-    """Divide by this many, a class without denominator counting 0; by those that have one if
-    None."""
+    """Divide by this many, a class that no image has counting 0; by those that have one if None."""
 
     @classmethod
     def mean_of_images(cls, values: Floats, counts: Floats) -> "RatioMetric":
@@ -50,6 +49,9 @@ class RatioMetric:
     def weighted(self, weights: Floats) -> Floats:
         """[R] the metric with images weighted.
 
+        A class that is missing from a draw alone does not count there: as 0 it would pull every
+        draw below the metric itself.
+
         Args:
             weights: [R, B] of 0 and more.
         """
@@ -57,7 +59,9 @@ class RatioMetric:
         below = (self.denominator.T @ weights.T).T
         counted = below > 0
         ratios = np.divide(above, below, out=np.zeros_like(above), where=counted)
-        classes = counted.sum(axis=1) if self.num_classes is None else self.num_classes
-        with np.errstate(invalid="ignore"):
-            result: Floats = ratios.sum(axis=1) / classes  # 0 / 0 where nothing counts
-        return result
+        with np.errstate(invalid="ignore"):  # 0 / 0 where nothing counts
+            means: Floats = ratios.sum(axis=1) / counted.sum(axis=1)
+            if self.num_classes is None:
+                return means
+            present = np.count_nonzero(self.by_class()[1])
+            return np.nan_to_num(means) * np.divide(present, self.num_classes)
