@@ -60,8 +60,8 @@ class RatioMetric:
         counted = below > 0
         ratios = np.divide(above, below, out=np.zeros_like(above), where=counted)
         with np.errstate(invalid="ignore"):  # 0 / 0 where nothing counts
-            means: Floats = ratios.sum(axis=1) / counted.sum(axis=1)
-            if self.num_classes is None:
-                return means
-            present = np.count_nonzero(self.by_class()[1])
-            return np.nan_to_num(means) * np.divide(present, self.num_classes)
+            result: Floats = ratios.sum(axis=1) / counted.sum(axis=1)
+            if self.num_classes is not None:
+                present = np.count_nonzero(self.by_class()[1])
+                result = np.nan_to_num(result) * np.divide(present, self.num_classes)
+        return result
