@@ -83,7 +83,7 @@ def read_predictions(path: Path, references: References, problems: Problems) -> 
         if image_id not in images:
             problems.add("no_prediction", str(path), None, image_id, "counts as an empty graph")
     return Predictions(
-        name=path.parent.name if path.name == "predictions.jsonl" else path.stem,
+        name=_heading(path),
         file=path,
         images=images,
         settings=_settings(path.with_suffix(".settings.json"), problems),
@@ -165,6 +165,13 @@ def _of_text(
 def _status(status: str, *, truncated: bool) -> str:
     """An answer that was cut is another failure than one that is no JSON."""
     return "truncated" if status == "invalid_json" and truncated else status
+
+
+def _heading(path: Path) -> str:
+    """The folder where it holds one inference, as `runs/mine/inference`; else the file."""
+    if path.name != "predictions.jsonl":
+        return path.stem
+    return "/".join(path.absolute().parent.parts[-2:])
 
 
 def _settings(file: Path, problems: Problems) -> dict[str, Any]:

@@ -96,7 +96,7 @@ class EvaluationResult:
 
     split: str
     name: str
-    """Of the predictions, for headings: their file's folder or stem"""
+    """Of the predictions, for headings: such as `mine/inference`"""
     num_images: int
     """In the reference"""
     protocols: dict[Protocol, dict[str, float | None]]
