@@ -42,6 +42,8 @@ def written_graph(
     _check_boxes(objects, size, place)
     placed = _connect(graph, relationships, _indices(objects, place), place)
     graph.relation_scores = _scores(placed)
+    if graph.scores or graph.relation_scores:
+        _sort(graph)
     return graph
 
 
@@ -70,6 +72,20 @@ def parsed_graph(
         objects=columns.objects,
         size=size,
     )
+
+
+def _sort(graph: ImageGraph) -> None:
+    """Relations by falling score, as a detector writes them: `sgb` takes rows in their order."""
+    ends = zip(graph.subjects, graph.objects, strict=True)
+    products = [graph.scores[s] * graph.scores[o] if graph.scores else 1.0 for s, o in ends]
+    if graph.relation_scores:
+        products = [a * b for a, b in zip(products, graph.relation_scores, strict=True)]
+    order = sorted(range(len(products)), key=lambda row: -products[row])
+    graph.subjects = [graph.subjects[row] for row in order]
+    graph.predicates = [graph.predicates[row] for row in order]
+    graph.objects = [graph.objects[row] for row in order]
+    if graph.relation_scores:
+        graph.relation_scores = [graph.relation_scores[row] for row in order]
 
 
 def _scores(items: Sequence[Any]) -> list[float]:

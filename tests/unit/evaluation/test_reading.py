@@ -119,6 +119,16 @@ def test_scores_are_kept_where_there_are_any(tmp_path: Path) -> None:
     assert found.images["2"].graph.scores == []
 
 
+def test_relations_with_scores_come_sorted_by_them(tmp_path: Path) -> None:
+    unsure = [MAN, HORSE, TREE | {"score": 0.5}]  # near: 0.9 * 0.5 with its tree
+    edges = [RIDING | {"score": 0.4}, NEAR | {"score": 0.9}, RIDING | {"predicate": "on"}]
+    found, _ = read(tmp_path, line("1", objects=unsure, relationships=edges))
+    graph = found.images["1"].graph
+    assert graph.predicates == ["on", "near", "riding"]
+    assert graph.relation_scores == [1.0, 0.9, 0.4]
+    assert (graph.subjects, graph.objects) == ([0, 1, 0], [1, 2, 1])
+
+
 def test_text_is_read_as_the_rewards_read_it(tmp_path: Path) -> None:
     objects = [MAN | {"bbox": [100, 100, 500, 900]}, HORSE | {"bbox": [9, 9, 5, 5]}]
     answer = f"<answer>{json.dumps({'objects': objects, 'relationships': [RIDING]})}</answer>"
