@@ -21,7 +21,7 @@ from typing import TypeVar
 # In this file's folder `evaluation` would be this file.
 sys.path[0] = str(Path(__file__).parents[1])
 
-from evaluation.detection import detection_ap  # noqa: E402
+from evaluation.scoring.detection import detection_ap  # noqa: E402
 from scene_graph.metrics.bootstrap import resampled  # noqa: E402
 from scene_graph.metrics.r1_sgg import r1_sgg  # noqa: E402
 from scene_graph.metrics.ratio import RatioMetric  # noqa: E402

@@ -8,9 +8,9 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.safe_text import safe
-from evaluation.compare import Comparison, Difference, PredicateChange
 from evaluation.published import PublishedRow, published_rows
 from evaluation.result import PROTOCOLS, EvaluationResult, Problem, Protocol
+from evaluation.scoring.compare import Comparison, Difference, PredicateChange
 
 _SHORT = {"recall": "R", "mean_recall": "mR", "zero_shot_recall": "zR"}
 _ANSWERS = {

@@ -10,7 +10,7 @@ from evaluation.inference.fleet import Fleet
 from evaluation.inference.infer import Inference, Samples, requests_per_server
 from evaluation.inference.predictions import PredictionsFile
 from evaluation.inference.progress import Progress
-from evaluation.lines import GraphLine
+from evaluation.reading.lines import GraphLine
 from scene_data.dataset import Sample, open_dataset
 from scene_data.wire import box_space
 from scene_graph.cleaning import clean_graph

@@ -3,15 +3,15 @@
 from dataclasses import replace
 from pathlib import Path
 
-from evaluation.compare import compare
-from evaluation.evaluate import Options, evaluate
-from evaluation.graphs import dataset_graph
 from evaluation.heldout import heldout_samples
-from evaluation.problems import Place, Problems
-from evaluation.reading import read_predictions
-from evaluation.references import ReferenceImage, References
+from evaluation.reading.graphs import dataset_graph
+from evaluation.reading.predictions import read_predictions
+from evaluation.reading.problems import Place, Problems
+from evaluation.reading.references import ReferenceImage, References
 from evaluation.report import write_report
 from evaluation.result import EvaluationResult
+from evaluation.scoring.compare import compare
+from evaluation.scoring.evaluate import Options, evaluate
 from scene_data.dataset import Sample
 from services.settings import Settings
 

@@ -4,16 +4,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from evaluation.compare import Comparison, compare
-from evaluation.evaluate import Options, evaluate
-from evaluation.mapping import Mapper
-from evaluation.problems import Problems
-from evaluation.reading import read_predictions
-from evaluation.references import read_references
+from evaluation.reading.predictions import read_predictions
+from evaluation.reading.problems import Problems
+from evaluation.reading.references import read_references
+from evaluation.reading.training_split import read_training_split
 from evaluation.report import write_report
 from evaluation.result import EvaluationResult
+from evaluation.scoring.compare import Comparison, compare
+from evaluation.scoring.evaluate import Options, evaluate
+from evaluation.scoring.mapping import Mapper
 from evaluation.storage import load_result, save_comparison, save_result
-from evaluation.training_split import read_training_split
 from scene_data.conversion.names import read_aliases
 from scene_data.vocabulary import Aliases, load_aliases, load_vocabulary
 from scene_graph.graph import normalise_name

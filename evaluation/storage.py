@@ -13,8 +13,8 @@ import msgspec
 import numpy as np
 from scipy.sparse import csr_array
 
-from evaluation.compare import Comparison
 from evaluation.result import EvaluationResult, ImageResult
+from evaluation.scoring.compare import Comparison
 from scene_graph.metrics.ratio import RatioMetric
 from services.errors import InvalidInputError
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.evaluate import Options, evaluate
-from evaluation.problems import Problems
-from evaluation.reading import read_predictions
-from evaluation.references import read_references
+from evaluation.reading.predictions import read_predictions
+from evaluation.reading.problems import Problems
+from evaluation.reading.references import read_references
 from evaluation.result import EvaluationResult
+from evaluation.scoring.evaluate import Options, evaluate
 from scene_data.dataset import Sample
 from scene_data.templates import answer_text
 

@@ -1,6 +1,6 @@
 """From a rollout server's answer to a line of `predictions.jsonl`."""
 
-from evaluation.lines import GraphLine, LineObject, LineRelationship
+from evaluation.reading.lines import GraphLine, LineObject, LineRelationship
 from scene_data.dataset import Sample
 from scene_data.wire import box_space
 from scene_graph.graph import SceneGraph

@@ -11,7 +11,7 @@ from evaluation.inference.infer import Inference, requests_per_server
 from evaluation.inference.predictions import PredictionsFile
 from evaluation.inference.progress import Progress
 from evaluation.inference.record import InferenceRecord, record_fields
-from evaluation.lines import GraphLine
+from evaluation.reading.lines import GraphLine
 from scene_data.dataset import Sample, SceneDataset
 from services.errors import ConflictError
 from services.settings import Settings

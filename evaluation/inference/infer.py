@@ -9,7 +9,7 @@ from evaluation.inference.answers import answered_line, not_asked_line
 from evaluation.inference.fleet import Fleet
 from evaluation.inference.progress import Progress
 from evaluation.inference.prompts import rollout_request
-from evaluation.lines import GraphLine
+from evaluation.reading.lines import GraphLine
 from scene_data.dataset import MAX_BROKEN_ROWS, MAX_BROKEN_SHARE, Sample
 from services.errors import EngineError, InvalidInputError, SggError, TooLargeError
 from services.schemas.rollouts import RolloutResponse

@@ -10,7 +10,7 @@ from typing import Self
 
 import msgspec
 
-from evaluation.lines import GraphLine
+from evaluation.reading.lines import GraphLine
 from services.errors import ConflictError, SggError
 
 _CHUNK_BYTES = 1 << 20

@@ -5,7 +5,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 
 from evaluation.inference.fleet import Fleet
-from evaluation.lines import GraphLine
+from evaluation.reading.lines import GraphLine
 
 
 @dataclass(slots=True, kw_only=True)

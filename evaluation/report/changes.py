@@ -5,11 +5,11 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from evaluation.compare import Comparison, Difference, PredicateChange
 from evaluation.report.charts import shortened
 from evaluation.report.svg import element
 from evaluation.report.tables import NONE, answer_label, measure_label, percent, sorted_keys
 from evaluation.result import PROTOCOLS
+from evaluation.scoring.compare import Comparison, Difference, PredicateChange
 
 MAX_CHANGES = 24
 """Predicates that are drawn."""

@@ -8,13 +8,13 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from evaluation.compare import Comparison
 from evaluation.published import published_rows
 from evaluation.report import charts, tables
 from evaluation.report.browser import browser_data, json_block
 from evaluation.report.changes import change_chart, compared_sections
 from evaluation.report.selection import choose_images
 from evaluation.result import PROTOCOLS, EvaluationResult
+from evaluation.scoring.compare import Comparison
 
 ImageBytes = Callable[[str], bytes | None]
 """Image id to the encoded picture; None where there is none"""

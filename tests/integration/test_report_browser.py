@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from evaluation.compare import compare
 from evaluation.report import write_report
 from evaluation.result import DrawnGraph, DrawnObject, DrawnRelation, EvaluationResult
+from evaluation.scoring.compare import compare
 from scene_data.dataset import Sample, open_dataset
 from scene_data.toy import make_toy
 from tests.report_examples import evaluation_of, pictures_of

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 import launcher.inference
 from cli.main import app
 from evaluation.inference.progress import Progress
-from evaluation.lines import GraphLine
+from evaluation.reading.lines import GraphLine
 from launcher.inference_view import ProgressView, summary
 from services.errors import SettingsError
 from services.settings import Settings

@@ -12,7 +12,7 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from evaluation.detection import detection_ap
+from evaluation.scoring.detection import detection_ap
 from scene_graph.metrics.table import ImageGraph, tabulate
 
 NAMES = ("cat", "dog", "man", "mat", "sky")

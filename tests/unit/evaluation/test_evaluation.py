@@ -157,7 +157,7 @@ def test_the_page_explains_every_key_and_every_problem(tmp_path: Path) -> None:
     keys |= json.loads((tmp_path / "out/images.jsonl").read_text().splitlines()[0]).keys()
     assert not {key for key in keys if f"`{key}`" not in page and f"`{key}@K`" not in page}
     parts = Path(evaluation.__file__).parent
-    sources = [file.read_text() for file in parts.glob("*.py")]
+    sources = [file.read_text() for file in parts.rglob("*.py")]
     kinds = {kind for text in sources for kind in re.findall(r'\.add\(\s*"(\w+)"', text)}
     assert {"broken_line", "unknown_image", "no_prediction", "unknown_name"} <= kinds
     assert not {kind for kind in kinds if f"| `{kind}` |" not in page}

@@ -1,7 +1,7 @@
 import pytest
 
 from evaluation.heldout import check_version
-from evaluation.lines import GraphLine
+from evaluation.reading.lines import GraphLine
 from services.errors import ConflictError
 
 

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.mapping import MIN_COSINE, Mapper, map_graphs, map_names
+from evaluation.scoring.mapping import MIN_COSINE, Mapper, map_graphs, map_names
 from reward_service.similarity.embedding import EmbeddingSimilarity
 from scene_data.vocabulary import Aliases, load_aliases, load_vocabulary
 from scene_graph.graph import normalise_name

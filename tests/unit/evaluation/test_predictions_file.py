@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from evaluation.inference.predictions import PredictionsFile
 from evaluation.inference.progress import Progress
 from evaluation.inference.record import InferenceRecord, record_fields
-from evaluation.lines import GraphLine, LineObject
+from evaluation.reading.lines import GraphLine, LineObject
 from services.errors import ConflictError, SggError
 from services.schemas.weights import PolicyInfo
 from services.settings import Settings

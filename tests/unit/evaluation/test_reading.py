@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from evaluation.problems import NUM_LISTED, Problems
-from evaluation.reading import Predictions, read_predictions
-from evaluation.references import References, read_references
+from evaluation.reading.predictions import Predictions, read_predictions
+from evaluation.reading.problems import NUM_LISTED, Problems
+from evaluation.reading.references import References, read_references
 from services.errors import InvalidInputError
 from tests.graph_lines import HORSE, MAN, NEAR, RIDING, TREE, line, write
 

@@ -2,7 +2,6 @@ from xml.etree import ElementTree
 
 import pytest
 
-from evaluation.compare import PredicateChange
 from evaluation.report.changes import MAX_CHANGES, change_chart
 from evaluation.report.charts import (
     MAX_PREDICATES,
@@ -13,6 +12,7 @@ from evaluation.report.charts import (
 )
 from evaluation.report.svg import Scale, element, round_step
 from evaluation.result import PredicateRow
+from evaluation.scoring.compare import PredicateChange
 
 
 def rects(chart: str, kind: str) -> list[ElementTree.Element]:

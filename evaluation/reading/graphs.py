@@ -11,8 +11,8 @@
 from collections.abc import Sequence
 from typing import Any
 
-from evaluation.lines import LineObject, LineRelationship
-from evaluation.problems import Place
+from evaluation.reading.lines import LineObject, LineRelationship
+from evaluation.reading.problems import Place
 from scene_graph.boxes import space_scale
 from scene_graph.graph import NORMAL_IDS, SceneGraph
 from scene_graph.metrics.table import ImageGraph

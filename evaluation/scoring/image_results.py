@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from evaluation.reading import PredictedImage
-from evaluation.references import References
+from evaluation.reading.predictions import PredictedImage
+from evaluation.reading.references import References
 from evaluation.result import DrawnGraph, DrawnObject, DrawnRelation, ImageResult, Verdict
 from scene_graph.matching import Flags
 from scene_graph.metrics.strict import StrictResult

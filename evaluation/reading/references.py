@@ -7,10 +7,10 @@ from typing import Any
 
 import msgspec
 
-from evaluation.graphs import dataset_graph, written_graph
-from evaluation.jsonl import WRONG, add_broken, first_problem, read_lines
-from evaluation.lines import GraphLine
-from evaluation.problems import Place, Problems
+from evaluation.reading.graphs import dataset_graph, written_graph
+from evaluation.reading.jsonl import WRONG, add_broken, first_problem, read_lines
+from evaluation.reading.lines import GraphLine
+from evaluation.reading.problems import Place, Problems
 from scene_data.dataset import SceneDataset
 from scene_data.sources import open_rows
 from scene_graph.metrics.table import ImageGraph

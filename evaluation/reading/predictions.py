@@ -12,11 +12,11 @@ from typing import Any
 
 import msgspec
 
-from evaluation.graphs import parsed_graph, written_graph
-from evaluation.jsonl import WRONG, add_broken, first_problem, read_lines
-from evaluation.lines import GraphLine, ResponseFile, TextLine
-from evaluation.problems import Place, Problems
-from evaluation.references import References, Size
+from evaluation.reading.graphs import parsed_graph, written_graph
+from evaluation.reading.jsonl import WRONG, add_broken, first_problem, read_lines
+from evaluation.reading.lines import GraphLine, ResponseFile, TextLine
+from evaluation.reading.problems import Place, Problems
+from evaluation.reading.references import References, Size
 from scene_graph.boxes import space_scale
 from scene_graph.metrics.table import ImageGraph
 from scene_graph.parsing import parse_completion

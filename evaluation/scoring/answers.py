@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from evaluation.reading import PredictedImage
+from evaluation.reading.predictions import PredictedImage
 from scene_graph.metrics.ratio import RatioMetric
 from scene_graph.metrics.table import GraphTable
 

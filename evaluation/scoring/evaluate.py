@@ -10,16 +10,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from evaluation.answers import answer_metrics
-from evaluation.detection import detection_ap
-from evaluation.image_results import image_results
-from evaluation.mapping import Mapper, map_graphs
-from evaluation.predicates import group_means, predicate_rows
-from evaluation.problems import Problems
-from evaluation.reading import PredictedImage, Predictions
-from evaluation.references import References
+from evaluation.reading.predictions import PredictedImage, Predictions
+from evaluation.reading.problems import Problems
+from evaluation.reading.references import References
+from evaluation.reading.training_split import TrainingSplit
 from evaluation.result import EvaluationResult, Protocol
-from evaluation.training_split import TrainingSplit
+from evaluation.scoring.answers import answer_metrics
+from evaluation.scoring.detection import detection_ap
+from evaluation.scoring.image_results import image_results
+from evaluation.scoring.mapping import Mapper, map_graphs
+from evaluation.scoring.predicates import group_means, predicate_rows
 from scene_data.vocabulary import Vocabulary
 from scene_graph.metrics.bootstrap import interval, resampled
 from scene_graph.metrics.r1_sgg import r1_sgg

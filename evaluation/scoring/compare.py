@@ -11,9 +11,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy.sparse import csr_array
 
-from evaluation.predicates import by_class
-from evaluation.references import image_order
+from evaluation.reading.references import image_order
 from evaluation.result import PROTOCOLS, DrawnGraph, EvaluationResult, Protocol
+from evaluation.scoring.predicates import by_class
 from scene_graph.metrics.bootstrap import interval, resampled
 from scene_graph.metrics.ratio import RatioMetric
 from scene_graph.similarity import Floats, Indices

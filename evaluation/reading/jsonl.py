@@ -5,7 +5,7 @@ from pathlib import Path
 
 import msgspec
 
-from evaluation.problems import Place, Problems
+from evaluation.reading.problems import Place, Problems
 from services.errors import InvalidInputError
 
 WRONG = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)

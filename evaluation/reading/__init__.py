@@ -1,0 +1,1 @@
+"""Predictions and references, from files to graphs; what is wrong in them is counted."""

@@ -1,0 +1,1 @@
+"""From graphs to an evaluation's result. Pure: nothing is read or written."""
