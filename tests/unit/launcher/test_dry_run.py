@@ -36,6 +36,8 @@ def test_recipe_is_that_of_the_paper_and_fits_its_hardware(recipe: Path) -> None
         assert (settings.rollout.max_model_len, settings.sampling.max_tokens) == (3072, 1024)
         assert settings.model.max_pixels == 512 * 28 * 28
         assert (trainer.num_epochs, trainer.checkpoint_every) == (1, 100)
+        assert trainer.max_grad_norm == (0.3 if start == "sft" else 1.0)
+        assert settings.data.thinking == (start != "sft")
         assert data in settings.data.train
         assert settings.data.vocabulary == (data if vocabulary == "closed" else None)
         shape = model_shape(f"Qwen/Qwen2-VL-{size.upper()}-Instruct")
