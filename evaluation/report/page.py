@@ -74,7 +74,8 @@ def _predicate_words(result: EvaluationResult) -> dict[str, Any]:
     rows = result.predicates
     trained = any(row.num_training is not None for row in rows)
     source = "the training split" if trained else "the reference (no training split was given)"
-    at, lines = (", by names", "") if result.task == "cls" else (" at 100", ", lines across them sgb")
+    by_names = result.task == "cls"
+    at, lines = ("", "") if by_names else (" at 100", ", lines across them sgb")
     some = f" The first {charts.MAX_PREDICATES} of {len(rows)} are drawn."
     return {
         "predicate_protocols": [p for p in PROTOCOLS if any(p in row.recall for row in rows)],
