@@ -191,7 +191,8 @@ def comparison_view(compared: Comparison) -> Group:
     spaced = (part for table in tables for part in (Text(), table))
     if second.task == "det":
         return Group(Text(head, style="bold"), *spaced)
-    lines = [Text("strict recall@100 by predicate, greatest changes")]
+    at = "@100" if second.task == "sgg" else ""
+    lines = [Text(f"strict recall{at} by predicate, greatest changes")]
     lines += [_change_line(change) for change in _greatest(compared.predicates)]
     return Group(Text(head, style="bold"), *spaced, Text(), *lines)
 
