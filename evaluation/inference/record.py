@@ -38,9 +38,9 @@ class InferenceRecord:
         self._write({"result": result_fields(progress)})
 
     def _compare(self, earlier: Mapping[str, Any]) -> None:
-        for name in self._fields.keys() - _MAY_CHANGE:
-            before, now = earlier.get(name), self._fields[name]
-            if before != now:
+        for name, now in self._fields.items():
+            before = earlier.get(name)
+            if before != now and name not in _MAY_CHANGE:
                 raise ConflictError(
                     f"{self._file} has {name} = {json.dumps(before)}, and now it is "
                     f"{json.dumps(now)}: ask in the same way again, or give another --output"
