@@ -126,7 +126,8 @@ def _cell(result: EvaluationResult, protocol: Protocol, metric: str) -> str:
 
 
 def _objects_and_answers(result: EvaluationResult) -> Table:
-    table = plain_table(result.split, "objects and answers")
+    title = "objects and answers" if result.objects else "answers"
+    table = plain_table(result.split, title)
     for name, value in result.objects.items():
         table.add_row(_object_label(name), with_interval(value, result.object_intervals.get(name)))
     for name, label in _ANSWERS.items():
