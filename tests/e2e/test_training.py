@@ -189,7 +189,7 @@ def request(image: bytes) -> RolloutRequest:
                 "normalise": "terms",
                 "mask_truncated": True,
             },
-            "det",
+            "sgg",
         ),
         (
             {
@@ -233,7 +233,7 @@ def test_a_step_over_two_ranks_is_one_step(
     fields = ("position", "index", "rollout", "rewards")
     groups = [TrainGroup.model_validate({name: row[name] for name in fields}) for row in rows]
     terms = {term for group in groups for reward in group.rewards for term in reward.breakdown}
-    assert ("node_box" in terms, "triplet_f1" in terms) == (task == "det", task == "cls")
+    assert ("node_box" in terms, "triplet_f1" in terms) == (task == "sgg", True)
     client = RewardClient(whole.reward.url)
     weights = asyncio.run(term_weights(whole.reward.rubric, client))
     expected = with_advantages(groups, whole.algorithm, weights, max_tokens=48)
