@@ -18,6 +18,10 @@ Reference = Annotated[
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder for the results.")]
 Split = Annotated[str | None, typer.Option(help="The reference's name, for headings.")]
+TaskOption = Annotated[
+    Literal["sgg", "det", "cls"] | None,
+    typer.Option(help="Graphs, objects, or names; else what the predictions' settings say."),
+]
 Train = Annotated[str | None, typer.Option(help="The training split: zero-shot and frequencies.")]
 VocabularyName = Annotated[
     Literal["vg150", "psg"] | None, typer.Option(help="Map predicted names to this one's.")
@@ -40,6 +44,7 @@ def evaluate(
     predictions: Predictions = None,
     reference: Reference = None,
     split: Split = None,
+    task: TaskOption = None,
     train: Train = None,
     vocabulary: VocabularyName = None,
     aliases: AliasFiles = None,
@@ -52,7 +57,7 @@ def evaluate(
     Writes metrics.json, images.jsonl, ratios.npz and report.html into the output folder.
     """
     if compare is not None:
-        if any((predictions, reference, split, train, vocabulary, aliases, embedding_model)):
+        if any((predictions, reference, split, task, train, vocabulary, aliases, embedding_model)):
             raise SettingsError("--compare reads two finished evaluations: give --output beside it")
         _compare(compare, output, images)
         return
@@ -65,6 +70,7 @@ def evaluate(
         predictions=predictions,
         reference=reference,
         split=split,
+        task=task,
         train=train,
         vocabulary=vocabulary,
         aliases=tuple(aliases or ()),

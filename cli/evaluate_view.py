@@ -22,13 +22,21 @@ _ANSWERS = {
     "reference_objects_per_image": "objects, reference",
     "tokens_per_image": "tokens an image",
 }
+_TASKS = {
+    "sgg": "",
+    "det": "task det: objects with boxes, no relations\n",
+    "cls": "task cls: triplets of names, whatever their boxes\n",
+}
 NONE = "-"
 
 
 def result_view(result: EvaluationResult) -> Group:
     """The evaluation as a person reads it."""
-    tables = [_protocols(result), _r1_sgg(result), _objects_and_answers(result)]
-    tables += [_published(result)] if published_rows(result.inputs.get("vocabulary")) else []
+    tables = [_protocols(result)] if result.protocols else []
+    tables += [_r1_sgg(result)] if "r1-sgg" in result.protocols else []
+    tables += [_objects_and_answers(result)]
+    published = result.task == "sgg" and published_rows(result.inputs.get("vocabulary"))
+    tables += [_published(result)] if published else []
     lines = [_counts("images without a graph", result.failures)] if result.failures else []
     lines += [_mapped(name, shares) for name, shares in result.mapping.items()]
     lines += problem_lines(result.problem_counts, result.problems)
@@ -83,17 +91,17 @@ def _where(problem: Problem) -> str:
 
 
 def _head(result: EvaluationResult) -> str:
-    counted = result.protocols["strict"]["num_images"] or 0
+    counted = result.protocols.get("strict", {}).get("num_images")
+    relations = "" if counted is None else f", {counted:,.0f} with relations"
     return (
-        f"{safe(result.name)} on {safe(result.split)}: {result.num_images:,} images, "
-        f"{counted:,.0f} with relations\n"
-        "in percent, with 95 % intervals by bootstrap over images"
+        f"{safe(result.name)} on {safe(result.split)}: {result.num_images:,} images{relations}\n"
+        f"{_TASKS[result.task]}in percent, with 95 % intervals by bootstrap over images"
     )
 
 
 def _protocols(result: EvaluationResult) -> Table:
-    """`strict` and `sgb` beside each other."""
-    shown: tuple[Protocol, Protocol] = ("strict", "sgb")
+    """`strict` and `sgb` beside each other, as far as the task has them."""
+    shown = [protocol for protocol in PROTOCOLS[:2] if protocol in result.protocols]
     table = plain_table(
         result.split, *(f"{p}, {result.protocols[p]['num_images']:,.0f} images" for p in shown)
     )
@@ -118,11 +126,12 @@ def _cell(result: EvaluationResult, protocol: Protocol, metric: str) -> str:
 
 
 def _objects_and_answers(result: EvaluationResult) -> Table:
-    table = plain_table(result.split, "objects and answers")
+    title = "objects and answers" if result.objects else "answers"
+    table = plain_table(result.split, title)
     for name, value in result.objects.items():
         table.add_row(_object_label(name), with_interval(value, result.object_intervals.get(name)))
     for name, label in _ANSWERS.items():
-        value, interval = result.answers[name], result.answer_intervals.get(name)
+        value, interval = result.answers.get(name), result.answer_intervals.get(name)
         if not name.endswith("per_image"):
             table.add_row(label, with_interval(value, interval))
         elif value is not None:
@@ -175,9 +184,16 @@ def comparison_view(compared: Comparison) -> Group:
         only = "; {:,} images only in the first and {:,} only in the second are left out"
         head = head.rstrip() + only.format(*compared.num_left_out) + "\n"
     head += "in percent, paired bootstrap over images; * where 95 % intervals leave out 0"
-    tables = [_differences(compared, protocol) for protocol in (*PROTOCOLS, None)]
+    tables = [
+        _differences(compared, protocol)
+        for protocol in (*PROTOCOLS, None)
+        if protocol is None or protocol in second.protocols
+    ]
     spaced = (part for table in tables for part in (Text(), table))
-    lines = [Text("strict recall@100 by predicate, greatest changes")]
+    if second.task == "det":
+        return Group(Text(head, style="bold"), *spaced)
+    at = "@100" if second.task == "sgg" else ""
+    lines = [Text(f"strict recall{at} by predicate, greatest changes")]
     lines += [_change_line(change) for change in _greatest(compared.predicates)]
     return Group(Text(head, style="bold"), *spaced, Text(), *lines)
 

@@ -77,6 +77,9 @@ def train(found: Settings, *, resume: bool, dry_run: bool) -> None:
 
         print(check(found))
         return
+    from launcher.rubric_check import check_rubric
+
+    check_rubric(found)
     rank = _rank_of(found)
     from cli.progress import shown
     from trainer.train import train as run_training

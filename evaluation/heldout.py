@@ -13,12 +13,19 @@ from evaluation.inference.progress import Progress
 from evaluation.reading.lines import GraphLine
 from scene_data.dataset import Sample, open_dataset
 from scene_data.wire import box_space
-from scene_graph.cleaning import clean_graph
+from scene_graph.cleaning import Task, clean_graph
 from scene_graph.graph import SceneGraph
 from scene_graph.metrics import strict_metrics
 from scene_graph.parsing import parse_completion
 from services.errors import ConflictError
 from services.settings import Settings
+
+_NOT_MEASURED: dict[Task, tuple[str, ...]] = {
+    "sgg": (),
+    "det": ("triplet", "predicate"),
+    "cls": ("object", "iou"),
+}
+"""Parts of names of metrics that say nothing about a task"""
 
 
 def evaluate_heldout(settings: Settings, *, label: str, policy_version: int) -> dict[str, Any]:
@@ -76,26 +83,34 @@ async def answers(settings: Settings, samples: Samples, fleet: Fleet) -> list[Gr
 def heldout_scores(
     settings: Settings, samples: Sequence[Sample], lines: Sequence[GraphLine]
 ) -> dict[str, Any]:
-    """The fields of `SceneGraphMetrics`, and `completion_length_mean` in tokens."""
+    """The fields of `SceneGraphMetrics` that the task has, and `completion_length_mean` in tokens.
+
+    For `cls` every box is the whole image, so that names alone decide.
+    """
+    task = settings.data.task
     pairs = [
-        (prediction_graph(line.text or "", settings, sample), clean_reference(sample))
+        (prediction_graph(line.text or "", settings, sample), clean_reference(sample, task))
         for line, sample in zip(lines, samples, strict=True)
     ]
     lengths = [line.num_tokens for line in lines if line.num_tokens is not None]
-    return asdict(strict_metrics(pairs)) | {
-        "completion_length_mean": fmean(lengths) if lengths else 0.0
+    metrics = {
+        name: value
+        for name, value in asdict(strict_metrics(pairs)).items()
+        if not any(part in name for part in _NOT_MEASURED[task])
     }
+    return metrics | {"completion_length_mean": fmean(lengths) if lengths else 0.0}
 
 
 def prediction_graph(text: str, settings: Settings, sample: Sample) -> SceneGraph | None:
     """The graph in an answer, boxes in fractions; None where it does not parse."""
-    parsed = parse_completion(text, box_space(settings.model, sample))
+    space = box_space(settings.model, sample)
+    parsed = parse_completion(text, space, task=settings.data.task)
     return parsed.graph if parsed.status == "ok" else None
 
 
-def clean_reference(sample: Sample) -> SceneGraph:
+def clean_reference(sample: Sample, task: Task) -> SceneGraph:
     """A sample's graph by the rules that predictions are read by, boxes in fractions."""
-    return clean_graph(sample.graph, f"pixels:{sample.width}x{sample.height}")[0]
+    return clean_graph(sample.graph, f"pixels:{sample.width}x{sample.height}", task)[0]
 
 
 def answering_versions(lines: Sequence[GraphLine]) -> set[int]:

@@ -43,8 +43,10 @@ def _evaluated(
         i: _reference(sample, Place(problems, name, None, i)) for i, sample in samples.items()
     }
     references = References(name=name, images=images)
-    predictions = read_predictions(file, references, problems)
-    result = evaluate(predictions, references, problems, Options(split=Path(name).stem))
+    task = settings.data.task
+    predictions = read_predictions(file, references, problems, task)
+    options = Options(split=Path(name).stem, task=task)
+    result = evaluate(predictions, references, problems, options)
     return replace(result, name=f"{settings.run.name}, {label} training")
 
 

@@ -6,6 +6,7 @@
 from dataclasses import dataclass, field
 from typing import Literal
 
+from scene_graph.cleaning import Task
 from scene_graph.metrics.ratio import RatioMetric
 
 Protocol = Literal["strict", "sgb", "r1-sgg"]
@@ -47,8 +48,8 @@ class DrawnObject:
     """A box of the browser."""
 
     name: str
-    bbox: tuple[float, float, float, float]
-    """Pixels of the image"""
+    bbox: tuple[float, float, float, float] | None
+    """Pixels of the image; None where a triplet of the task `cls` names it without a box"""
     verdict: Verdict
 
 
@@ -83,7 +84,7 @@ class ImageResult:
     text: str | None
     num_tokens: int | None
     recall: float | None
-    """strict R@100; None where there is nothing to find"""
+    """strict R@100, of the task `cls` triplet recall; None where there is nothing to find"""
     f1: float | None
     """strict triplet F1"""
     reference: DrawnGraph
@@ -99,6 +100,8 @@ class EvaluationResult:
     """Of the predictions, for headings: such as `mine/inference`"""
     num_images: int
     """In the reference"""
+    task: Task = "sgg"
+    """`det` has no protocols and no predicates, `cls` only triplets in `strict`, and no objects"""
     protocols: dict[Protocol, dict[str, float | None]]
     """Metric to value in 0..1 (`recall@20`, `mean_recall@50`, `zero_shot_recall@100`,
     `ng_recall@20`, `triplet_f1`, …) and `num_images`, those that count; None where undefined"""

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from evaluation.reading.predictions import read_predictions
+from evaluation.reading.predictions import predicted_task, read_predictions
 from evaluation.reading.problems import Problems
 from evaluation.reading.references import read_references
 from evaluation.reading.training_split import read_training_split
@@ -16,6 +16,7 @@ from evaluation.scoring.mapping import Mapper
 from evaluation.storage import load_result, save_comparison, save_result
 from scene_data.conversion.names import read_aliases
 from scene_data.vocabulary import Aliases, load_aliases, load_vocabulary
+from scene_graph.cleaning import Task
 from scene_graph.graph import normalise_name
 from services.errors import InvalidInputError, SettingsError
 
@@ -30,6 +31,8 @@ class Request:
     """See `read_references`"""
     split: str
     """The reference's name"""
+    task: Task | None = None
+    """What the settings beside the predictions say, where it is None"""
     train: str | None = None
     """The training split"""
     vocabulary: str | None = None
@@ -49,11 +52,12 @@ def run_evaluation(request: Request, output: Path) -> EvaluationResult:
         SettingsError: The request contradicts itself.
     """
     mapper = _mapper(request)
+    task = request.task or predicted_task(request.predictions)
     problems = Problems()
     training = read_training_split(request.train) if request.train else None
-    references = read_references(request.reference, problems)
-    predictions = read_predictions(request.predictions, references, problems)
-    options = Options(split=request.split, mapper=mapper, training=training)
+    references = read_references(request.reference, problems, task)
+    predictions = read_predictions(request.predictions, references, problems, task)
+    options = Options(split=request.split, task=task, mapper=mapper, training=training)
     inputs = {
         "predictions": str(predictions.file),
         "reference": request.reference,
@@ -89,7 +93,7 @@ def run_comparison(folders: tuple[Path, Path], output: Path, num_images: int) ->
 def _pictures(result: EvaluationResult) -> Callable[[str], bytes | None]:
     """Of the reference, where it is still there."""
     try:
-        references = read_references(result.inputs["reference"] or "", Problems())
+        references = read_references(result.inputs["reference"] or "", Problems(), result.task)
     except InvalidInputError:
         return lambda _: None
     return references.image_bytes

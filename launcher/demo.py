@@ -15,6 +15,7 @@ from rich.table import Table
 
 from launcher.folder import RunFolder, run_lock
 from launcher.processes import STOP_SIGNALS, Part, PartDiedError, Supervisor, http_probe
+from launcher.rubric_check import check_rubric
 from launcher.table import RunTable
 from scene_data.dataset import open_dataset
 from services.errors import SettingsError, WaitTimeoutError
@@ -39,8 +40,10 @@ def run_demo(settings: Settings, *, resume: bool = False) -> int:
 
     Raises:
         ConflictError: The run is going on already.
+        SettingsError: The rubric cannot reward the task.
         SggError: What evaluation and report raise.
     """
+    check_rubric(settings)
     console = Console()
     say: Say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
     folder = RunFolder(settings.run.folder)
@@ -77,7 +80,8 @@ def _run(
     """The story of a run."""
     steps = settings.trainer.num_steps
     if steps is None:
-        steps = settings.trainer.total_steps(len(open_dataset(settings.data.train, task="sgg")))
+        dataset = open_dataset(settings.data.train, task=settings.data.task)
+        steps = settings.trainer.total_steps(len(dataset))
     with (
         Supervisor(folder.logs, say=say, held_fds=[lock]) as supervisor,
         RunTable(folder.metrics, steps, supervisor.states, console) as table,

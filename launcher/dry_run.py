@@ -7,7 +7,7 @@ file of the run.
 from collections.abc import Iterator
 from pathlib import Path
 
-from reward_service.rubrics import find_rubric
+from launcher.rubric_check import check_rubric
 from scene_data.dataset import open_dataset
 from scene_data.sources import is_hub_name
 from services.errors import InvalidInputError, SettingsError
@@ -25,17 +25,10 @@ def dry_run(settings: Settings) -> str:
         InvalidInputError: The dataset cannot be used.
     """
     check_grpo(settings)
-    _check_rubric(settings)
+    check_rubric(settings)
     advised = (f"advice: {line}" for line in advice(settings))
     lines = [*_memory(settings), *_steps(settings), *advised]
     return "\n".join([dump_settings(settings), *(f"# {line}" for line in lines)])
-
-
-def _check_rubric(settings: Settings) -> None:
-    try:
-        find_rubric(settings.reward.rubric)
-    except InvalidInputError as error:
-        raise SettingsError(f"reward.rubric: {error.message}") from error
 
 
 def _steps(settings: Settings) -> Iterator[str]:
@@ -45,7 +38,7 @@ def _steps(settings: Settings) -> Iterator[str]:
         f"{trainer.num_ranks} trainer GPUs; {settings.cluster.num_rollout_servers} rollout servers"
     )
     try:
-        rows = len(open_dataset(name, task="sgg"))
+        rows = len(open_dataset(name, task=settings.data.task))
     except InvalidInputError as error:
         if not is_hub_name(name):
             raise SettingsError(f"data.train: {error.message}") from error

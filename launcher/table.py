@@ -196,6 +196,15 @@ def step_line(row: Row, num_steps: int | None, left: str | None = None) -> str:
     )
 
 
+_MEASURES = {
+    "triplet_recall": "triplet recall",
+    "triplet_f1": "F1",
+    "mean_predicate_recall": "mean recall",
+    "object_f1": "object F1",
+}
+"""Of a held-out evaluation; a task has some of them"""
+
+
 def evaluation_line(row: Row) -> str:
     """A held-out evaluation in one line, with the versions that answered.
 
@@ -207,10 +216,7 @@ def evaluation_line(row: Row) -> str:
     return "  ".join(
         [
             f"evaluated version {row.get('step')} ({' to '.join(map(str, versions))})",
-            f"triplet recall {_number(row.get('triplet_recall'))}",
-            f"F1 {_number(row.get('triplet_f1'))}",
-            f"mean recall {_number(row.get('mean_predicate_recall'))}",
-            f"object F1 {_number(row.get('object_f1'))}",
+            *(f"{label} {_number(row[name])}" for name, label in _MEASURES.items() if name in row),
             f"failed {_percent(row.get('failure_rate'))}",
             f"{_number(row.get('seconds'), 1)} s",
         ]

@@ -114,6 +114,21 @@ RUBRICS: Mapping[str, Rubric] = {
 }
 
 
+def rubric_for(wanted: str | dict[str, Any], task: Task) -> Rubric:
+    """The rubric of `find_rubric`, where it can tell one graph of a task from another.
+
+    Raises:
+        InvalidInputError: As `find_rubric`; or no term of it is about this task's graphs.
+    """
+    rubric = find_rubric(wanted)
+    if not set(rubric.terms_of(task)) - {"format", "length_penalty"}:
+        raise InvalidInputError(
+            f"rubric {rubric.name!r} has no term about the graph for task {task!r}; its terms: "
+            f"{', '.join(name for name, term in TERMS.items() if task in term.tasks)}"
+        )
+    return rubric
+
+
 def find_rubric(wanted: str | dict[str, Any]) -> Rubric:
     """The rubric that a request names, or gives in full.
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import TypeAdapter
 
-from reward_service.rubrics import Rubric, find_rubric
+from reward_service.rubrics import Rubric, rubric_for
 from reward_service.similarity.registry import Similarities
 from reward_service.terms import TERMS, Batch
 from scene_graph.boxes import space_scale
@@ -208,12 +208,7 @@ def make_scorer(
         InvalidInputError: The rubric or its similarity is unknown or wrong, or the rubric says
             nothing about this task's graphs.
     """
-    rubric = find_rubric(wanted)
-    if not set(rubric.terms_of(task)) - {"format", "length_penalty"}:
-        raise InvalidInputError(
-            f"rubric {rubric.name!r} has no term about the graph for task {task!r}; its terms: "
-            f"{', '.join(name for name, term in TERMS.items() if task in term.tasks)}"
-        )
+    rubric = rubric_for(wanted, task)
     return Scorer(rubric, task, (similarities or Similarities()).get(rubric.similarity))
 
 

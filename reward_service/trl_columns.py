@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from scene_graph.cleaning import TASK_LISTS
 from services.errors import InvalidInputError
 from services.problems import invalid_input
 from services.schemas.rewards import ReferenceGraph, RewardGroup, Task
@@ -16,12 +17,6 @@ Columns = Mapping[str, Any]
 Row = dict[str, Any]
 """What one completion is held against, as the dataset has it."""
 
-LISTS: Mapping[Task, tuple[str, ...]] = {
-    "sgg": ("objects", "relationships"),
-    "det": ("objects",),
-    "cls": ("relationships",),
-}
-"""Columns of the reference that a task looks at."""
 _FIELDS = {"objects": ("id", "bbox"), "relationships": ("subject", "predicate", "object")}
 _SIZES = (("image_size",), ("width", "height"), ("image",), ("images",))
 
@@ -32,7 +27,7 @@ def check_columns(columns: Columns, task: Task) -> None:
     Raises:
         InvalidInputError: They are not; the message says which ones are missing.
     """
-    missing = [name for name in LISTS[task] if name not in columns]
+    missing = [name for name in TASK_LISTS[task] if name not in columns]
     has_size = any(all(name in columns for name in names) for names in _SIZES)
     if task != "cls" and not has_size:
         missing.append("image_size (or width and height, or image)")
@@ -53,7 +48,7 @@ def read_row(columns: Columns, index: int, task: Task, box_space: str) -> Row | 
         task: Says which columns matter.
         box_space: Where the dataset does not say it.
     """
-    row: Row = {name: columns[name][index] for name in LISTS[task]}
+    row: Row = {name: columns[name][index] for name in TASK_LISTS[task]}
     if any(value is None for value in row.values()):
         return None
     spaces = columns.get("box_space")

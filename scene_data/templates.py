@@ -1,22 +1,27 @@
 """What the model is asked, and the text that answers it."""
 
 import json
+from collections.abc import Mapping
 from typing import Literal
 
 import numpy as np
 
 from scene_data.vocabulary import load_vocabulary
 from scene_graph.boxes import from_fractions, to_fractions
+from scene_graph.cleaning import TASK_LISTS, Task
 from scene_graph.graph import SceneGraph
 from services.schemas.common import ChatMessage, ImagePart, TextPart
 
 TemplateName = Literal["toy", "open", "closed"]
 
 # Short: the toy model's context is nearly all image and answer.
-_TOY = "Scene graph:"
-_TOY_THINKING = "Think, then scene graph:"
+_TOY: Mapping[Task, str] = {
+    "sgg": "scene graph:",
+    "det": "objects:",
+    "cls": "relationships:",
+}
 
-_OPEN = """\
+_SGG = """\
 Describe this image as a scene graph: the objects that you see and how they relate to each other.
 
 {order}
@@ -28,16 +33,37 @@ Describe this image as a scene graph: the objects that you see and how they rela
 - "subject" and "object" are ids from the list of objects; "predicate" is a short phrase.
 - List every object that takes part in a relationship, and only what can be seen."""
 
+_DET = """\
+List the objects that you see in this image, each with its box.
+
+{order}
+{think}<answer>{{"objects":[{{"id":"name.1","bbox":[x1,y1,x2,y2]}}]}}</answer>
+
+- "id" is the object's name in plain English, a dot and a number; no id is used twice.
+- "bbox" is its box, upper left corner (x1, y1) to lower right corner (x2, y2), {unit}.
+- List every object once, and only what can be seen."""
+
+_CLS = """\
+Say how the objects that you see in this image relate to each other.
+
+{order}
+{think}<answer>{{"relationships":[{{"subject":"name.1","predicate":"how they relate",\
+"object":"name.2"}}]}}</answer>
+
+- "subject" and "object" are names in plain English, a dot and a number, which tells objects of \
+the same name apart.
+- "predicate" is a short phrase.
+- List every relationship once, and only what can be seen."""
+
+_OPEN: Mapping[Task, str] = {"sgg": _SGG, "det": _DET, "cls": _CLS}
+
 _ORDER = "Write one JSON object inside <answer> and </answer>, and nothing else:"
 _ORDER_THINKING = """\
-First think inside <think> and </think>: go through what can be seen and how it relates. Then \
+First think inside <think> and </think>: go through what can be seen{relations}. Then \
 write one JSON object inside <answer> and </answer>, and nothing else:"""
 
-_CLOSED = """
-
-Use these names for objects, and no others: {objects}.
-
-Use these predicates, and no others: {predicates}."""
+_CLOSED_OBJECTS = "\n\nUse these names for objects, and no others: {}."
+_CLOSED_PREDICATES = "\n\nUse these predicates, and no others: {}."
 
 _UNITS = {
     "relative_1000": "in thousandths of the image's width and height, whole numbers from 0 to 1000",
@@ -52,8 +78,9 @@ def prompt_messages(
     vocabulary: str | None = None,
     *,
     thinking: bool = False,
+    task: Task = "sgg",
 ) -> list[ChatMessage]:
-    """The chat that asks for an image's scene graph.
+    """The chat that asks for an image's scene graph, or for a part of it.
 
     Args:
         template: `toy` for toy-scenes and the tiny model; for real ones `open` (any names) or
@@ -61,25 +88,33 @@ def prompt_messages(
         box_space: Wire name of the space that boxes are to be written in (`scene_graph.boxes`).
         vocabulary: With `closed`, whose names may be used (`scene_data.vocabulary`).
         thinking: Ask for `<think>…</think>` before the answer.
+        task: What is asked for.
     """
     if template == "toy":
-        text = _TOY_THINKING if thinking else _TOY
+        text = f"Think, then {_TOY[task]}" if thinking else _TOY[task].capitalize()
     else:
-        text = _OPEN.format(
+        relations = "" if task == "det" else " and how it relates"
+        text = _OPEN[task].format(
             unit=_unit(box_space),
-            order=_ORDER_THINKING if thinking else _ORDER,
+            order=_ORDER_THINKING.format(relations=relations) if thinking else _ORDER,
             think="<think>...</think>\n" if thinking else "",
         )
     if vocabulary is not None:
         names = load_vocabulary(vocabulary)
-        text += _CLOSED.format(
-            objects=", ".join(names.objects), predicates=", ".join(names.predicates)
-        )
+        text += _CLOSED_OBJECTS.format(", ".join(names.objects))
+        if task != "det":
+            text += _CLOSED_PREDICATES.format(", ".join(names.predicates))
     return [ChatMessage(role="user", content=[ImagePart(), TextPart(text=text)])]
 
 
 def answer_text(
-    graph: SceneGraph, box_space: str, *, width: int, height: int, thinking: str | None = None
+    graph: SceneGraph,
+    box_space: str,
+    *,
+    width: int,
+    height: int,
+    thinking: str | None = None,
+    task: Task = "sgg",
 ) -> str:
     """The right answer for an image: SFT's target. The same graph always gives the same text.
 
@@ -89,11 +124,13 @@ def answer_text(
         width: Of the original image, in pixels.
         height: Of the original image, in pixels.
         thinking: What comes before the answer, in tags of its own.
+        task: What is answered. Triplets of names keep their numbers: without them two of the same
+            names would be one.
     """
     pixels = np.array([item.bbox for item in graph.objects], dtype=np.float64)
     boxes = from_fractions(to_fractions(pixels, f"pixels:{width}x{height}"), box_space)
     digits = 3 if box_space == "relative_1" else None
-    payload = {
+    lists = {
         "objects": [
             {"id": item.id, "bbox": [round(float(v), digits) for v in box]}
             for item, box in zip(graph.objects, boxes, strict=True)
@@ -103,6 +140,7 @@ def answer_text(
             for r in graph.relationships
         ],
     }
+    payload = {name: lists[name] for name in TASK_LISTS[task]}
     answer = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
     think = "" if thinking is None else f"<think>{thinking}</think>\n"
     return f"{think}<answer>{answer}</answer>"

@@ -4,7 +4,7 @@ A bad part costs itself and never the whole graph. Predictions and references pa
 """
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
 from scene_graph.boxes import space_scale
@@ -18,6 +18,13 @@ from scene_graph.graph import (
 
 Task = Literal["sgg", "det", "cls"]
 """`sgg`: objects and relationships. `det`: objects only. `cls`: triplets of names, no boxes."""
+
+TASK_LISTS: Mapping[Task, tuple[str, ...]] = {
+    "sgg": ("objects", "relationships"),
+    "det": ("objects",),
+    "cls": ("relationships",),
+}
+"""What an answer consists of, and what of a reference is looked at."""
 
 Box = Sequence[float]
 """[4] x1, y1, x2, y2"""
@@ -54,19 +61,22 @@ class RelationshipLike(Protocol):
         """The id of an object, perhaps."""
 
 
-def clean_graph(graph: SceneGraph, box_space: str) -> tuple[SceneGraph, Counter[str]]:
+def clean_graph(
+    graph: SceneGraph, box_space: str, task: Task = "sgg"
+) -> tuple[SceneGraph, Counter[str]]:
     """Normalise names, bring boxes to fractions, drop what cannot be right.
 
     Args:
         graph: Boxes in `box_space`.
         box_space: See `scene_graph.boxes`.
+        task: As in `clean_columns`.
 
     Returns:
         The graph with boxes in fractions (coordinates outside 0..1 stay as they are), and the
         number of dropped parts by reason.
     """
     scale = space_scale(box_space)
-    columns, dropped = clean_columns(graph.objects, graph.relationships, scale)
+    columns, dropped = clean_columns(graph.objects, graph.relationships, scale, task)
     return columns.to_graph(), Counter(dropped)
 
 

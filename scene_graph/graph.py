@@ -82,10 +82,11 @@ class GraphColumns:
         )
 
     def to_graph(self) -> SceneGraph:
-        """The same with boxes in fractions; needs boxes."""
+        """The same with boxes in fractions; for the task `cls` each is the whole image."""
         width, height = self.scale
         sides = (width, height, width, height)
-        boxes = zip(*(iter(self.coordinates),) * 4, strict=True)
+        coordinates = self.coordinates or [0.0, 0.0, width, height] * len(self.ids)
+        boxes = zip(*(iter(coordinates),) * 4, strict=True)
         return SceneGraph(
             objects=tuple(
                 SceneObject(id=name, bbox=tuple(c / s for c, s in zip(box, sides, strict=True)))  # type: ignore[arg-type]

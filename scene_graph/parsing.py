@@ -58,7 +58,7 @@ class ParsedCompletion:
 
     @property
     def graph(self) -> SceneGraph:
-        """Boxes in fractions (coordinates outside 0..1 stay as they are)."""
+        """Boxes in fractions (coordinates outside 0..1 stay as they are); see `to_graph`."""
         return self.columns.to_graph()
 
 

@@ -16,6 +16,7 @@ import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
 from services.errors import SettingsError
+from services.schemas.rewards import Task
 from services.schemas.weights import Transport
 from services.section import Section
 from services.trainer_settings import (
@@ -69,6 +70,9 @@ class DataSettings(Section):
     """A path or hub name in one of the layouts of `docs/data.md`."""
     heldout: str | None = None
     """The same, never trained on. Without it, the first rows of `train` are only looked at."""
+    task: Task = "sgg"
+    """What the model is asked for, rewarded and evaluated by: scene graphs, objects with boxes
+    (`det`), or triplets of names (`cls`)."""
     template: Literal["toy", "open", "closed"] = "open"
     """The instruction that goes with each image; `closed` lists the names that may be used."""
     vocabulary: Literal["vg150", "psg"] | None = None

@@ -67,7 +67,7 @@ def _run(
     """The story."""
     trainer, folder = settings.trainer, settings.run.folder
     watch.enter("load", 0)
-    dataset = open_dataset(settings.data.train, task="sgg")
+    dataset = open_dataset(settings.data.train, task=settings.data.task)
     total = trainer.total_steps(len(dataset))
     engine = PolicyEngine(settings, ranks.size)
     records, fence = RunRecords(settings, ranks.rank), RunFence(folder)

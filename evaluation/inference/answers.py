@@ -6,25 +6,28 @@ from scene_data.wire import box_space
 from scene_graph.graph import SceneGraph
 from scene_graph.parsing import parse_completion
 from services.schemas.rollouts import Completion
-from services.settings import ModelSettings
+from services.settings import Settings
 
 NOT_ASKED = ("refused", "unreadable")
 """Statuses of images that no model has seen: a server refused the prompt, or the file is broken."""
 
 
 def answered_line(
-    model: ModelSettings, sample: Sample, answer: Completion, free: GraphLine | None = None
+    settings: Settings, sample: Sample, answer: Completion, free: GraphLine | None = None
 ) -> GraphLine:
     """The line of an image that was answered.
 
     Args:
-        model: Says in which space it writes boxes.
+        settings: Of the run: what was asked, and in which space the model writes boxes.
         sample: The image.
         answer: Of the model.
         free: Where the answer was sampled under a schema: the line of the free answer before it.
     """
-    parsed = parse_completion(answer.text, box_space(model, sample))
+    task = settings.data.task
+    parsed = parse_completion(answer.text, box_space(settings.model, sample), task=task)
     objects, relationships = _lists(parsed.graph, sample.width, sample.height)
+    if task == "cls":
+        objects = [LineObject(item.id) for item in objects]
     versions = [span.policy_version for span in answer.policy_versions]
     return GraphLine(
         image_id=sample.image_id,

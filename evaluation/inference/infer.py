@@ -127,7 +127,7 @@ class Inference:
         response: RolloutResponse = await self._fleet.ask(request)
         completion = response.completions[0]
         self._progress.tokens += len(completion.token_ids)
-        return answered_line(self._settings.model, sample, completion, free)
+        return answered_line(self._settings, sample, completion, free)
 
     def _note(self, message: str) -> None:
         """A model is not blamed for what it was not asked; a few such images are let pass.

@@ -6,6 +6,7 @@ import hashlib
 from scene_data.dataset import Sample
 from scene_data.templates import prompt_messages
 from scene_data.wire import box_space
+from scene_graph.schema import scene_graph_schema
 from services.schemas.common import Sampling
 from services.schemas.rollouts import InlineImage, RolloutRequest
 from services.settings import Settings
@@ -19,8 +20,8 @@ def rollout_request(
     Args:
         settings: Of the run.
         sample: The image.
-        constrained: Under the JSON Schema of a scene graph, which leaves no room for thinking: it
-            is not asked for then.
+        constrained: Under the JSON Schema of the task, which leaves no room for thinking: it is not
+            asked for then.
     """
     evaluation, data = settings.evaluation, settings.data
     return RolloutRequest(
@@ -29,6 +30,7 @@ def rollout_request(
             box_space(settings.model, sample),
             data.vocabulary,
             thinking=data.thinking and not constrained,
+            task=data.task,
         ),
         images=[InlineImage(data=base64.b64encode(sample.image_bytes).decode())],
         sampling=Sampling(
@@ -38,7 +40,7 @@ def rollout_request(
             top_k=evaluation.top_k,
             max_tokens=evaluation.max_tokens,
             seed=image_seed(settings.run.seed, sample.image_id) if evaluation.temperature else None,
-            json_schema="scene_graph" if constrained else None,
+            json_schema=scene_graph_schema(data.task) if constrained else None,
         ),
     )
 

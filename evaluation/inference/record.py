@@ -77,6 +77,7 @@ def record_fields(
         "dataset": dataset,
         "num_rows": num_rows,
         "num_images": num_images,
+        "task": data.task,
         "template": data.template,
         "vocabulary": data.vocabulary,
         "thinking": data.thinking,

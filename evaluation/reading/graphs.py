@@ -2,12 +2,14 @@
 
 | what is wrong | what becomes of it |
 |---|---|
+| no box, which only the task `cls` lets pass | is not a number, and not looked at |
 | a box outside of its image | stays as it is |
 | an empty or inverted box | stays: an object that hits nothing |
 | an object id that comes twice | both objects stay; relationships mean the first |
 | a relationship to an object that is not there | is left out: it cannot be placed |
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +19,8 @@ from scene_graph.boxes import space_scale
 from scene_graph.graph import NORMAL_IDS, SceneGraph
 from scene_graph.metrics.table import ImageGraph
 from scene_graph.parsing import ParsedCompletion
+
+_NO_BOX = (math.nan,) * 4
 
 
 def written_graph(
@@ -35,7 +39,7 @@ def written_graph(
     """
     graph = ImageGraph(
         names=[NORMAL_IDS[item.id][1] for item in objects],
-        boxes=[coordinate for item in objects for coordinate in item.bbox],
+        boxes=[coordinate for item in objects for coordinate in item.bbox or _NO_BOX],
         scores=_scores(objects),
         size=size,
     )
@@ -64,9 +68,10 @@ def parsed_graph(
     scale = space_scale(box_space)
     x, y = (pixels / unit for pixels, unit in zip(size, scale, strict=True))
     sides = (x, y, x, y) * len(columns.categories)
+    coordinates = columns.coordinates or _NO_BOX * len(columns.categories)
     return ImageGraph(
         names=columns.categories,
-        boxes=[c * side for c, side in zip(columns.coordinates, sides, strict=True)],
+        boxes=[c * side for c, side in zip(coordinates, sides, strict=True)],
         subjects=columns.subjects,
         predicates=columns.predicates,
         objects=columns.objects,
@@ -97,6 +102,8 @@ def _scores(items: Sequence[Any]) -> list[float]:
 def _check_boxes(objects: Sequence[LineObject], size: tuple[int, int], place: Place) -> None:
     width, height = size
     for item in objects:
+        if item.bbox is None:
+            continue
         x1, y1, x2, y2 = item.bbox
         if not (x1 < x2 and y1 < y2):
             place.add("empty_box", f"{item.id!r} has the box {_words(item.bbox)}")

@@ -3,11 +3,16 @@
 Anybody's predictions, and references too, are taken in the plain form of it: `image_id`, `width`,
 `height`, `objects`, `relationships`. Other keys are ignored. Answers that nobody has read yet are
 taken as text.
+
+A line of the task `det` has no relationships; the objects of a line of `cls`, the ends of its
+triplets, need no box.
 """
 
 from typing import Annotated
 
 import msgspec
+
+from scene_graph.cleaning import Task
 
 Pixels = Annotated[int, msgspec.Meta(ge=0)]
 """0 where nobody could open the image"""
@@ -22,8 +27,8 @@ class LineObject(msgspec.Struct, gc=False, omit_defaults=True):
 
     id: str
     """Name, dot, number"""
-    bbox: tuple[float, float, float, float]
-    """x1, y1, x2, y2 in pixels of the image"""
+    bbox: tuple[float, float, float, float] | None = None
+    """x1, y1, x2, y2 in pixels of the image; None in lines of the task `cls` alone"""
     score: float = 1.0
 
 
@@ -67,6 +72,25 @@ class GraphLine(msgspec.Struct, kw_only=True, omit_defaults=True):
     unconstrained_text: str | None = None
     image: str | None = None
     """Of a reference: its picture's file, beside this one; the report shows it"""
+
+
+def decode_graph_line(text: bytes, task: Task) -> GraphLine:
+    """A line whose objects have boxes, but where the task is `cls`.
+
+    Raises:
+        msgspec.DecodeError: It is none.
+    """
+    line = _DECODER.decode(text)
+    if task != "cls":
+        for number, item in enumerate(line.objects):
+            if item.bbox is None:
+                raise msgspec.ValidationError(
+                    f"Object missing required field `bbox` - at `$.objects[{number}]`"
+                )
+    return line
+
+
+_DECODER = msgspec.json.Decoder(GraphLine)
 
 
 class TextLine(msgspec.Struct, kw_only=True):

@@ -8,16 +8,17 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
 from evaluation.reading.graphs import parsed_graph, written_graph
 from evaluation.reading.jsonl import WRONG, add_broken, first_problem, read_lines
-from evaluation.reading.lines import GraphLine, ResponseFile, TextLine
+from evaluation.reading.lines import GraphLine, ResponseFile, TextLine, decode_graph_line
 from evaluation.reading.problems import Place, Problems
 from evaluation.reading.references import References, Size
 from scene_graph.boxes import space_scale
+from scene_graph.cleaning import Task
 from scene_graph.metrics.table import ImageGraph
 from scene_graph.parsing import parse_completion
 from services.errors import InvalidInputError
@@ -48,32 +49,49 @@ class Predictions:
 
 
 _Line = GraphLine | TextLine | ResponseFile
-_GRAPH = msgspec.json.Decoder(GraphLine)
 _TEXT = msgspec.json.Decoder(TextLine)
 _RESPONSE = msgspec.json.Decoder(ResponseFile)
 
 
-def read_predictions(path: Path, references: References, problems: Problems) -> Predictions:
+def predicted_task(path: Path) -> Task:
+    """What the settings beside predictions say; `sgg` where they say nothing.
+
+    Args:
+        path: As for `read_predictions`.
+
+    Raises:
+        InvalidInputError: They say something else than a task.
+    """
+    file = _settings_file(_predictions_file(path))
+    task: Task = _settings(file, Problems()).get("task", "sgg")
+    if task not in get_args(Task):
+        raise InvalidInputError(f"{file} has task = {task!r}: it is one of {get_args(Task)}")
+    return task
+
+
+def read_predictions(
+    path: Path, references: References, problems: Problems, task: Task = "sgg"
+) -> Predictions:
     """Read the predictions of referenced images.
 
     Args:
         path: A JSONL file, a folder with `predictions.jsonl`, or a folder of R1-SGG's answers.
         references: Images that are not among these are ignored and counted.
         problems: Grows by what is wrong, missing predictions among it.
+        task: What text is read as, and whether objects must have boxes.
 
     Raises:
         InvalidInputError: There is no such file, or no image of it is in the references.
     """
-    if (path / "predictions.jsonl").is_file():
-        path = path / "predictions.jsonl"
+    path = _predictions_file(path)
     images: dict[str, PredictedImage] = {}
-    for place, line in _files(path, problems) if path.is_dir() else _lines(path, problems):
+    for place, line in _files(path, problems) if path.is_dir() else _lines(path, problems, task):
         reference = references.images.get(str(line.image_id))
         if reference is None:
             place.add("unknown_image", f"ignored: {references.name} has no such image")
         elif str(line.image_id) in images:
             place.add("duplicate_image", "ignored: the first prediction for an image counts")
-        elif prediction := _prediction(line, reference.size, place):
+        elif prediction := _prediction(line, reference.size, place, task):
             images[str(line.image_id)] = prediction
     if not images:
         raise InvalidInputError(
@@ -86,23 +104,32 @@ def read_predictions(path: Path, references: References, problems: Problems) -> 
         name=_heading(path),
         file=path,
         images=images,
-        settings=_settings(path.with_suffix(".settings.json"), problems),
+        settings=_settings(_settings_file(path), problems),
     )
 
 
-def _lines(path: Path, problems: Problems) -> Iterator[tuple[Place, _Line]]:
+def _predictions_file(path: Path) -> Path:
+    file = path / "predictions.jsonl"
+    return file if file.is_file() else path
+
+
+def _settings_file(predictions: Path) -> Path:
+    return predictions.with_suffix(".settings.json")
+
+
+def _lines(path: Path, problems: Problems, task: Task) -> Iterator[tuple[Place, _Line]]:
     for place, text in read_lines(path, problems):
         try:
-            line = _decoded(text)
+            line = _decoded(text, task)
         except WRONG as error:
             add_broken(place, text, error)
         else:
             yield Place(problems, str(path), place.line, str(line.image_id)), line
 
 
-def _decoded(text: bytes) -> GraphLine | TextLine:
+def _decoded(text: bytes, task: Task) -> GraphLine | TextLine:
     try:
-        return _GRAPH.decode(text)
+        return decode_graph_line(text, task)
     except msgspec.ValidationError:
         if b'"text"' not in text or b'"objects"' in text:
             raise
@@ -120,13 +147,15 @@ def _files(folder: Path, problems: Problems) -> Iterator[tuple[Place, ResponseFi
             yield Place(problems, str(file), None, str(line.image_id)), line
 
 
-def _prediction(line: _Line, size: Size, place: Place) -> PredictedImage | None:
+def _prediction(line: _Line, size: Size, place: Place, task: Task) -> PredictedImage | None:
     if isinstance(line, GraphLine):
         return _of_graph(line, size, place)
     if isinstance(line, TextLine):
-        return _of_text(line.text, line.box_space, line.num_tokens, size, place)
+        return _of_text(line, size, place, task)
     width, height = line.box_scale
-    return _of_text(line.response, f"pixels:{width:.0f}x{height:.0f}", None, size, place)
+    space = f"pixels:{width:.0f}x{height:.0f}"
+    text = TextLine(image_id=line.image_id, text=line.response, box_space=space)
+    return _of_text(text, size, place, task)
 
 
 def _of_graph(line: GraphLine, size: Size, place: Place) -> PredictedImage:
@@ -145,20 +174,18 @@ def _of_graph(line: GraphLine, size: Size, place: Place) -> PredictedImage:
     )
 
 
-def _of_text(
-    text: str, box_space: str, num_tokens: int | None, size: Size, place: Place
-) -> PredictedImage | None:
+def _of_text(line: TextLine, size: Size, place: Place, task: Task) -> PredictedImage | None:
     try:
-        space_scale(box_space)
+        space_scale(line.box_space)
     except ValueError as error:
         place.add("broken_line", f"left out: {error}")
         return None
-    parsed = parse_completion(text, box_space)
+    parsed = parse_completion(line.text, line.box_space, task=task)
     return PredictedImage(
-        graph=parsed_graph(parsed, box_space, size, place),
+        graph=parsed_graph(parsed, line.box_space, size, place),
         status=_status(parsed.status, truncated=parsed.truncated),
-        text=text,
-        num_tokens=num_tokens,
+        text=line.text,
+        num_tokens=line.num_tokens,
     )
 
 

@@ -9,10 +9,11 @@ import msgspec
 
 from evaluation.reading.graphs import dataset_graph, written_graph
 from evaluation.reading.jsonl import WRONG, add_broken, first_problem, read_lines
-from evaluation.reading.lines import GraphLine
+from evaluation.reading.lines import decode_graph_line
 from evaluation.reading.problems import Place, Problems
 from scene_data.dataset import SceneDataset
 from scene_data.sources import open_rows
+from scene_graph.cleaning import Task
 from scene_graph.metrics.table import ImageGraph
 from services.errors import InvalidInputError
 
@@ -55,16 +56,17 @@ def image_order(image_id: str) -> tuple[int, int, str]:
     return (0, int(image_id), image_id) if is_number else (1, 0, image_id)
 
 
-def read_references(path: str, problems: Problems) -> References:
+def read_references(path: str, problems: Problems, task: Task = "sgg") -> References:
     """Read a `.jsonl` file of graphs, or a dataset (`docs/data.md`).
 
     Of several graphs of an image the first counts.
 
     Raises:
-        InvalidInputError: There is nothing of that name, no usable image in it, or no relation.
+        InvalidInputError: There is nothing of that name, no usable image in it, or nothing of what
+            the task looks for.
     """
     file = Path(path)
-    read = _of_lines(file, problems) if _has_graphs(file) else _of_dataset(path, problems)
+    read = _of_lines(file, problems, task) if _has_graphs(file) else _of_dataset(path, problems)
     images: dict[str, ReferenceImage] = {}
     for image in read:
         if str(image.place.image_id) in images:
@@ -73,9 +75,11 @@ def read_references(path: str, problems: Problems) -> References:
         images[str(image.place.image_id)] = image
         if not image.graph.names:
             image.place.add("empty_reference", "the reference has no object")
-    if not any(image.graph.predicates for image in images.values()):
+    graphs = [image.graph for image in images.values()]
+    if not any(graph.names if task == "det" else graph.predicates for graph in graphs):
+        wanted = "an object" if task == "det" else "a relation"
         raise InvalidInputError(
-            f"{path} has no image with a relation to be found{first_problem(problems)}"
+            f"{path} has no image with {wanted} to be found{first_problem(problems)}"
         )
     ordered = {image_id: images[image_id] for image_id in sorted(images, key=image_order)}
     return References(name=path, images=ordered)
@@ -99,11 +103,10 @@ def _has_graphs(file: Path) -> bool:
     return True
 
 
-def _of_lines(path: Path, problems: Problems) -> Iterator[ReferenceImage]:
-    decoder = msgspec.json.Decoder(GraphLine)
+def _of_lines(path: Path, problems: Problems, task: Task) -> Iterator[ReferenceImage]:
     for place, text in read_lines(path, problems):
         try:
-            line = decoder.decode(text)
+            line = decode_graph_line(text, task)
         except WRONG as error:
             add_broken(place, text, error)
             continue

@@ -94,10 +94,10 @@ def _graph(graph: DrawnGraph, image: ImageResult) -> dict[str, Any]:
 
 
 def _drawable(
-    bbox: tuple[float, float, float, float], image: ImageResult
+    bbox: tuple[float, float, float, float] | None, image: ImageResult
 ) -> tuple[float, ...] | None:
     """The box to a tenth of a pixel, cut to one image's size around the image; None without one."""
-    if not all(map(math.isfinite, bbox)):
+    if bbox is None or not all(map(math.isfinite, bbox)):
         return None
     sides = (image.width, image.height) * 2
     return tuple(round(min(max(c, -s), 2 * s), 1) for c, s in zip(bbox, sides, strict=True))

@@ -51,7 +51,7 @@ def write_report(
         date=datetime.now(UTC).date().isoformat(),
         protocols=PROTOCOLS,
         tables=tables,
-        published=published_rows(result.inputs.get("vocabulary")),
+        published=published_rows(result.inputs.get("vocabulary")) if result.task == "sgg" else [],
         charts=_charts(result),
         **_setting_words(result),
         how_chosen=how_chosen,
@@ -74,13 +74,15 @@ def _predicate_words(result: EvaluationResult) -> dict[str, Any]:
     rows = result.predicates
     trained = any(row.num_training is not None for row in rows)
     source = "the training split" if trained else "the reference (no training split was given)"
+    by_names = result.task == "cls"
+    at, lines = ("", "") if by_names else (" at 100", ", lines across them sgb")
     some = f" The first {charts.MAX_PREDICATES} of {len(rows)} are drawn."
     return {
         "predicate_protocols": [p for p in PROTOCOLS if any(p in row.recall for row in rows)],
         "trained": trained,
         "predicate_caption": (
-            f"Recall at 100 of each predicate, sorted by its frequency in {source}. Bars are "
-            "strict, lines across them sgb; dotted levels are the strict means of head, body and "
+            f"Recall{at} of each predicate, sorted by its frequency in {source}. Bars are "
+            f"strict{lines}; dotted levels are the strict means of head, body and "
             f"tail, a third of the predicates each.{some * (len(rows) > charts.MAX_PREDICATES)}"
         ),
     }
@@ -104,8 +106,10 @@ def _charts(result: EvaluationResult) -> dict[str, Markup]:
     if graphs:
         objects = [(len(r.objects), len(p.objects)) for r, p in graphs]
         relations = [(len(r.relations), len(p.relations)) for r, p in graphs]
-        drawn["objects"] = charts.count_chart(objects, "objects")
-        drawn["relations"] = charts.count_chart(relations, "relations")
+        if result.task != "cls":
+            drawn["objects"] = charts.count_chart(objects, "objects")
+        if result.task != "det":
+            drawn["relations"] = charts.count_chart(relations, "relations")
     good = [i.num_tokens for i in result.images if i.num_tokens is not None and i.status == "ok"]
     bad = [i.num_tokens for i in result.images if i.num_tokens is not None and i.status != "ok"]
     if good or bad:

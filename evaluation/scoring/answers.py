@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from evaluation.reading.predictions import PredictedImage
+from scene_graph.cleaning import Task
 from scene_graph.metrics.ratio import RatioMetric
 from scene_graph.metrics.table import GraphTable
 
@@ -13,6 +14,7 @@ def answer_metrics(
     answers: Sequence[PredictedImage],
     tables: tuple[GraphTable, GraphTable],
     settings: Mapping[str, object],
+    task: Task,
 ) -> dict[str, RatioMetric]:
     """Means over all images; of tokens, over those that say how many they have.
 
@@ -20,6 +22,7 @@ def answer_metrics(
         answers: [B]
         tables: Predicted and reference, of the same images.
         settings: How the answers were sampled, as far as that is known.
+        task: Says what an image has none of.
     """
     predicted, reference = tables
     tokens = np.array([a.num_tokens or 0 for a in answers], dtype=np.float64)
@@ -40,7 +43,8 @@ def answer_metrics(
     free = _unconstrained_failures(answers, settings)
     if free is not None:
         metrics["unconstrained_failure_rate"] = mean(np.array(free, dtype=np.float64), everywhere)
-    return metrics
+    absent = {"det": "relations_per_image", "cls": "objects_per_image"}.get(task)
+    return {n: metric for n, metric in metrics.items() if absent is None or not n.endswith(absent)}
 
 
 def _unconstrained_failures(

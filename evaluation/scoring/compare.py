@@ -13,7 +13,7 @@ from scipy.sparse import csr_array
 
 from evaluation.reading.references import image_order
 from evaluation.result import PROTOCOLS, DrawnGraph, EvaluationResult, Protocol
-from evaluation.scoring.predicates import by_class
+from evaluation.scoring.predicates import by_class, mean_recall
 from scene_graph.metrics.bootstrap import interval, resampled
 from scene_graph.metrics.ratio import RatioMetric
 from scene_graph.similarity import Floats, Indices
@@ -40,7 +40,7 @@ class Difference:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PredicateChange:
-    """What one predicate gained or lost, in `strict` recall at 100."""
+    """What one predicate gained or lost, in `strict` recall at 100 (`cls`: recall)."""
 
     predicate: str
     num_reference: int
@@ -77,8 +77,13 @@ def compare(first: EvaluationResult, second: EvaluationResult) -> Comparison:
         second: The one that is asked about.
 
     Raises:
-        InvalidInputError: They have no image in common.
+        InvalidInputError: They have no image in common, or are of different tasks.
     """
+    if first.task != second.task:
+        raise InvalidInputError(
+            f"{first.name} is an evaluation of the task {first.task}, {second.name} of "
+            f"{second.task}: evaluate both with the same --task"
+        )
     left, right, both = _in_both(first, second)
     of_first, of_second = (_of_images(r, i) for r, i in ((first, left), (second, right)))
     differences = [
@@ -86,7 +91,7 @@ def compare(first: EvaluationResult, second: EvaluationResult) -> Comparison:
         for group in (*PROTOCOLS, "objects", "answers")
         for difference in _differences(group, of_first.get(group, {}), of_second.get(group, {}))
     ]
-    if len(both) == first.num_images == second.num_images:
+    if first.objects and len(both) == first.num_images == second.num_images:
         differences += _average_precision(first, second)
     return Comparison(
         first=first,
@@ -95,9 +100,11 @@ def compare(first: EvaluationResult, second: EvaluationResult) -> Comparison:
         num_left_out=(first.num_images - len(both), second.num_images - len(both)),
         differences=differences,
         predicates=_predicate_changes(
-            (of_first["strict"]["mean_recall@100"], first.class_names),
-            (of_second["strict"]["mean_recall@100"], second.class_names),
-        ),
+            (mean_recall(of_first["strict"]), first.class_names),
+            (mean_recall(of_second["strict"]), second.class_names),
+        )
+        if "strict" in of_first
+        else [],
     )
 
 

@@ -5,7 +5,7 @@ Pure but for what `detection_ap` prints away; `sgg-rl evaluate` reads before and
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,13 +14,14 @@ from evaluation.reading.predictions import PredictedImage, Predictions
 from evaluation.reading.problems import Problems
 from evaluation.reading.references import References
 from evaluation.reading.training_split import TrainingSplit
-from evaluation.result import EvaluationResult, Protocol
+from evaluation.result import PROTOCOLS, EvaluationResult
 from evaluation.scoring.answers import answer_metrics
 from evaluation.scoring.detection import detection_ap
 from evaluation.scoring.image_results import image_results
 from evaluation.scoring.mapping import Mapper, map_graphs
 from evaluation.scoring.predicates import group_means, predicate_rows
 from scene_data.vocabulary import Vocabulary
+from scene_graph.cleaning import Task
 from scene_graph.metrics.bootstrap import interval, resampled
 from scene_graph.metrics.r1_sgg import r1_sgg
 from scene_graph.metrics.ratio import RatioMetric
@@ -35,6 +36,7 @@ OBJECT_METRICS = {
     "mean_iou": "mean_iou",
 }
 """Of `strict`, by the names they have in `EvaluationResult.objects`"""
+TRIPLET_METRICS = ("triplet_recall", "triplet_precision", "triplet_f1")
 
 _UNKNOWN: dict[str, float | None] = {"unconstrained_failure_rate": None}
 
@@ -49,6 +51,7 @@ class Options:
 
     split: str
     """The references' name, for headings"""
+    task: Task = "sgg"
     mapper: Mapper | None = None
     """To a closed vocabulary"""
     training: TrainingSplit | None = None
@@ -70,16 +73,12 @@ def evaluate(
     if options.mapper:
         _check_names(references, options.mapper.vocabulary)
     graphs = [image.graph for image in references.images.values()]
-    tables = tabulate([answer.graph for answer in answers], graphs)
+    tables = _tables([answer.graph for answer in answers], graphs, options.task)
     metrics, hits = all_metrics(tables, options)
-    metrics["answers"] = answer_metrics(answers, tables, predictions.settings)
+    metrics["answers"] = answer_metrics(answers, tables, predictions.settings, options.task)
     values = {name: _values(group) for name, group in metrics.items()}
     intervals = _intervals(metrics, len(graphs))
-    by_protocol: dict[Protocol, dict[str, RatioMetric]] = {
-        "strict": metrics["strict"],
-        "sgb": metrics["sgb"],
-        "r1-sgg": metrics["r1-sgg"],
-    }
+    by_protocol = {p: metrics[p] for p in PROTOCOLS if p in metrics}
     rows = predicate_rows(
         *tables, by_protocol, options.training.predicates if options.training else None
     )
@@ -87,10 +86,11 @@ def evaluate(
         split=options.split,
         name=predictions.name,
         num_images=len(graphs),
+        task=options.task,
         protocols={p: _num_images(by_protocol[p]) | values[p] for p in by_protocol},
         intervals={p: intervals[p] for p in by_protocol},
-        objects=_average_precision(tables) | values["objects"],
-        object_intervals=intervals["objects"],
+        objects=_average_precision(tables) | values["objects"] if "objects" in values else {},
+        object_intervals=intervals.get("objects", {}),
         answers={**_UNKNOWN, **values["answers"]},
         answer_intervals=intervals["answers"],
         failures=dict(Counter(a.status for a in answers if a.status != "ok").most_common()),
@@ -102,18 +102,37 @@ def evaluate(
         problems=problems.listed,
         metrics=metrics,
         class_names=list(tables[1].predicate_names),
-        images=image_results(references, answers, tables, hits),
+        images=image_results(references, answers, tables, hits, options.task),
     )
+
+
+def _tables(predicted: Sequence[ImageGraph], reference: Sequence[ImageGraph], task: Task) -> Tables:
+    if task == "det":
+        predicted, reference = (list(map(_without_relations, g)) for g in (predicted, reference))
+    return tabulate(predicted, reference)
+
+
+def _without_relations(graph: ImageGraph) -> ImageGraph:
+    return replace(graph, subjects=[], predicates=[], objects=[], relation_scores=[])
 
 
 def all_metrics(
     tables: Tables, options: Options
 ) -> tuple[dict[str, dict[str, RatioMetric]], StrictResult]:
-    """By protocol, and `objects`; and which predictions hit in `strict`."""
+    """By protocol, and `objects`; and which predictions hit in `strict`.
+
+    Only those of the task: `det` has `objects` alone, `cls` the triplets of `strict`, by names.
+    """
+    if options.task == "cls":
+        hits = strict(_without_boxes(tables[0]), _without_boxes(tables[1]))
+        triplets = {name: hits.metrics[name] for name in TRIPLET_METRICS}
+        return {"strict": triplets | {"mean_recall": hits.predicate_recall}}, hits
     seen = options.training.triplets if options.training else None
     hits = strict(*tables, seen)
     metrics = dict(hits.metrics)
     objects = {name: metrics.pop(metric) for name, metric in OBJECT_METRICS.items()}
+    if options.task == "det":
+        return {"objects": objects}, hits
     vocabulary = options.mapper.vocabulary if options.mapper else None
     known = _known(tables[0], vocabulary) if vocabulary else tables[0]
     predicates = vocabulary.predicates if vocabulary else None
@@ -124,6 +143,11 @@ def all_metrics(
         "objects": objects,
     }
     return groups, hits
+
+
+def _without_boxes(table: GraphTable) -> GraphTable:
+    """With the same box everywhere, so that names alone decide."""
+    return replace(table, boxes=np.tile([0.0, 0.0, 1.0, 1.0], (len(table.boxes), 1)))
 
 
 def _answer(predictions: Predictions, references: References, image_id: str) -> PredictedImage:
@@ -172,7 +196,8 @@ def _number(value: float) -> float | None:
 
 def _num_images(metrics: Mapping[str, RatioMetric]) -> dict[str, float | None]:
     """How many images a protocol's recall is a mean over."""
-    recall = metrics["recall@100"] if "recall@100" in metrics else metrics["ng_recall"]
+    names = ("recall@100", "ng_recall", "triplet_recall")
+    recall = next(metrics[name] for name in names if name in metrics)
     return {"num_images": int((recall.denominator.toarray() > 0).sum())}
 
 

@@ -8,6 +8,7 @@ import numpy as np
 from evaluation.reading.predictions import PredictedImage
 from evaluation.reading.references import References
 from evaluation.result import DrawnGraph, DrawnObject, DrawnRelation, ImageResult, Verdict
+from scene_graph.cleaning import Task
 from scene_graph.matching import Flags
 from scene_graph.metrics.strict import StrictResult
 from scene_graph.metrics.table import GraphTable
@@ -19,6 +20,7 @@ def image_results(
     predictions: Sequence[PredictedImage],
     tables: tuple[GraphTable, GraphTable],
     hits: StrictResult,
+    task: Task,
 ) -> list[ImageResult]:
     """One result an image, in the order of the references.
 
@@ -27,12 +29,13 @@ def image_results(
         predictions: [B] theirs.
         tables: Predicted and reference, of these images.
         hits: Of these tables.
+        task: Says which recall an image has.
     """
     predicted = _drawn(
         tables[0], hits.predicted_object_hits, hits.predicted_relation_hits, "hallucination"
     )
     reference = _drawn(tables[1], hits.reference_object_hits, hits.reference_relation_hits, "miss")
-    recall = _of_images(hits.recall)
+    recall = _of_images(hits.triplet_recall if task == "cls" else hits.recall)
     f1 = _of_images(hits.f1)
     return [
         ImageResult(
@@ -63,7 +66,7 @@ def _drawn(table: GraphTable, objects: Flags, relations: Flags, wrong: Verdict) 
     names = [table.names[code] for code in table.object_names.tolist()]
     boxes = map(tuple, table.boxes.tolist())
     drawn = [
-        DrawnObject(name=name, bbox=box, verdict=verdicts[hit])
+        DrawnObject(name=name, bbox=None if math.isnan(box[0]) else box, verdict=verdicts[hit])
         for name, box, hit in zip(names, boxes, objects.tolist(), strict=True)
     ]
     first_object = _first(table.objects_of_image)

@@ -11,18 +11,14 @@ from typing import Literal
 
 import numpy as np
 
-from evaluation.result import PredicateRow, Protocol
+from evaluation.result import PROTOCOLS, PredicateRow, Protocol
 from scene_graph.metrics.ratio import RatioMetric
 from scene_graph.metrics.table import GraphTable
 
 Group = Literal["head", "body", "tail"]
 GROUPS: tuple[Group, ...] = ("head", "body", "tail")
-RECALL_OF: dict[Protocol, str] = {
-    "strict": "mean_recall@100",
-    "sgb": "mean_recall@100",
-    "r1-sgg": "ng_mean_recall",
-}
-"""The mean recall that a predicate's recall is a part of"""
+_MEAN_RECALLS = ("mean_recall@100", "ng_mean_recall", "mean_recall")
+"""Of `strict` and `sgb`; of `r1-sgg`; of `strict` where the task is `cls`"""
 
 
 def predicate_rows(
@@ -44,8 +40,8 @@ def predicate_rows(
     frequency = annotated if num_training is None else num_training
     names.sort(key=lambda name: (-frequency.get(name, 0), name))
     recall = {
-        protocol: by_class(metrics[protocol][metric], reference.predicate_names)
-        for protocol, metric in RECALL_OF.items()
+        protocol: by_class(mean_recall(of_protocol), reference.predicate_names)
+        for protocol, of_protocol in metrics.items()
     }
     return [
         PredicateRow(
@@ -60,6 +56,11 @@ def predicate_rows(
     ]
 
 
+def mean_recall(metrics: Mapping[str, RatioMetric]) -> RatioMetric:
+    """Of a protocol's metrics the one that a predicate's recall is a part of."""
+    return next(metrics[name] for name in _MEAN_RECALLS if name in metrics)
+
+
 def by_class(metric: RatioMetric, names: Sequence[str]) -> dict[str, float]:
     """The ratio of each class that counts."""
     above, below = metric.by_class()
@@ -71,7 +72,7 @@ def group_means(rows: Sequence[PredicateRow]) -> dict[str, dict[str, float]]:
     """The mean recall of each group's predicates, by protocol; groups that have any."""
     means: dict[str, dict[str, float]] = {}
     for group in GROUPS:
-        for protocol in RECALL_OF:
+        for protocol in PROTOCOLS:
             values = [r.recall[protocol] for r in rows if r.group == group and protocol in r.recall]
             if values:
                 means.setdefault(group, {})[protocol] = fmean(values)

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, NoReturn
 
-from scene_graph.cleaning import clean_columns, read_object, read_relationship
+from scene_graph.cleaning import TASK_LISTS, clean_columns, read_object, read_relationship
 from scene_graph.graph import normalise_name
 from scene_graph.json_limits import nesting_depth
 from scene_graph.parsing import Limits, ParsedCompletion, find_answer
@@ -199,8 +199,7 @@ def _what_is_too_large(text: str) -> str:
 def _schema_mistake(value: Any, task: Task) -> str:
     if type(value) is not dict:
         return f"the JSON is {_kind(value)}, not an object with the lists objects and relationships"
-    looked_at = {"det": ["objects"], "cls": ["relationships"]}
-    for name in looked_at.get(task, ["objects", "relationships"]):
+    for name in TASK_LISTS[task]:
         if name not in value:
             return f"the JSON has no list {name}"
         if type(value[name]) is not list:

@@ -61,6 +61,11 @@ class StrictResult:
         return _by_image(self.metrics["recall@100"])
 
     @property
+    def triplet_recall(self) -> Floats:
+        """[B] recall of each image with every prediction counted; nan likewise."""
+        return _by_image(self.metrics["triplet_recall"])
+
+    @property
     def f1(self) -> Floats:
         """[B] triplet F1 of each image; nan where there is nothing to find."""
         return _by_image(self.metrics["triplet_f1"])

@@ -14,6 +14,7 @@ from services.clients.reward import RewardClient
 from services.clients.rollout import RolloutClient
 from services.ports import free_port
 from services.schemas.common import Sampling
+from services.schemas.rewards import Task
 from services.schemas.rollouts import Completion, InlineImage, RolloutRequest
 from services.settings import Settings, dump_settings
 from tests.e2e.conftest import TrainingServices
@@ -178,30 +179,38 @@ def request(image: bytes) -> RolloutRequest:
 
 
 @pytest.mark.parametrize(
-    "algorithm",
+    ("algorithm", "task"),
     [
-        {
-            "loss": "gspo",
-            "clip_high": 4e-4,
-            "advantage_scale": "batch",
-            "normalise": "terms",
-            "mask_truncated": True,
-        },
-        {
-            "loss": "dapo",
-            "old_logprobs": "trainer",
-            "correction": "truncate",
-            "mask_truncated": True,
-            "overlong_buffer": 20,
-            "overlong_penalty": 2.0,
-        },
+        (
+            {
+                "loss": "gspo",
+                "clip_high": 4e-4,
+                "advantage_scale": "batch",
+                "normalise": "terms",
+                "mask_truncated": True,
+            },
+            "sgg",
+        ),
+        (
+            {
+                "loss": "dapo",
+                "old_logprobs": "trainer",
+                "correction": "truncate",
+                "mask_truncated": True,
+                "overlong_buffer": 20,
+                "overlong_penalty": 2.0,
+            },
+            "cls",
+        ),
     ],
     ids=["gspo", "dapo"],
 )
 def test_a_step_over_two_ranks_is_one_step(
-    training_services: TrainingServices, tmp_path: Path, algorithm: dict[str, object]
+    training_services: TrainingServices, tmp_path: Path, algorithm: dict[str, object], task: Task
 ) -> None:
     """Advantages, weights and loss are those of all groups together, in one batch.
+
+    Each on another task, whose terms alone are rewarded.
 
     The last tests of this file: the server serves their policies from here on.
     """
@@ -214,14 +223,17 @@ def test_a_step_over_two_ranks_is_one_step(
         num_ranks=2,
         max_policy_lag=0,  # so that the groups are always the same
     )
-    short = {"sampling": {"max_tokens": 48}}
-    whole = Settings.model_validate(run.settings.model_dump(mode="json") | short)
+    base = run.settings.model_dump(mode="json")
+    changed = {"sampling": {"max_tokens": 48}, "data": base["data"] | {"task": task}}
+    whole = Settings.model_validate(base | changed)
     run.config.write_text(dump_settings(whole))
     with sgg_process(run.log, "train", "--config", str(run.config)) as process:
         assert process.wait(500) == 0, run.log.read_text()[-4000:]
     rows = [row for groups in run.rollouts(0) for row in groups]
     fields = ("position", "index", "rollout", "rewards")
     groups = [TrainGroup.model_validate({name: row[name] for name in fields}) for row in rows]
+    terms = {term for group in groups for reward in group.rewards for term in reward.breakdown}
+    assert ("node_box" in terms, "triplet_f1" in terms) == (task == "sgg", True)
     client = RewardClient(whole.reward.url)
     weights = asyncio.run(term_weights(whole.reward.rubric, client))
     expected = with_advantages(groups, whole.algorithm, weights, max_tokens=48)

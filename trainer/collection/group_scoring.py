@@ -24,6 +24,7 @@ class GroupScoring:
     def __init__(self, settings: Settings, prompts: PromptSource) -> None:
         self._prompts = prompts
         self._rubric = settings.reward.rubric
+        self._task = settings.data.task
         self._client = RewardClient(
             settings.reward.url, token=settings.data_token, timeout_s=settings.reward.timeout_s
         )
@@ -42,6 +43,7 @@ class GroupScoring:
         """
         try:
             request = RewardRequest(
+                task=self._task,
                 rubric=self._rubric,
                 groups=[
                     self._prompts.reward_group(group.group_id, index, group.completions)

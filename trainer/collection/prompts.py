@@ -65,6 +65,7 @@ class PromptSource:
                 box_space(self._settings.model, sample),
                 self._settings.data.vocabulary,
                 thinking=self._settings.data.thinking,
+                task=self._settings.data.task,
             ),
             images=[self._images.put(sample.image_bytes)],
             sampling=Sampling(

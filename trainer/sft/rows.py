@@ -88,7 +88,9 @@ class AnswerRows(Sampler[int]):  # type: ignore[misc]
         sample = self._dataset[index]
         data = self._settings.data
         space = box_space(self._settings.model, sample)
-        messages = prompt_messages(data.template, space, data.vocabulary, thinking=data.thinking)
+        messages = prompt_messages(
+            data.template, space, data.vocabulary, thinking=data.thinking, task=data.task
+        )
         return {
             "image": _rgb(sample),
             "messages": [message.model_dump() for message in messages],
@@ -98,6 +100,7 @@ class AnswerRows(Sampler[int]):  # type: ignore[misc]
                 width=sample.width,
                 height=sample.height,
                 thinking=sample.thinking,
+                task=data.task,
             ),
         }
 

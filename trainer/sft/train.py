@@ -51,7 +51,9 @@ def run_sft(settings: Settings, *, resume: bool = False) -> Path:
         SettingsError: `model.path` cannot be loaded, or a tracker is not installed.
     """
     thinking_column = settings.sft.thinking_column if settings.data.thinking else None
-    dataset = open_dataset(settings.data.train, thinking_column=thinking_column, task="sgg")
+    dataset = open_dataset(
+        settings.data.train, thinking_column=thinking_column, task=settings.data.task
+    )
     rows = AnswerRows(dataset, settings)
     processor = load_processor(settings)
     init_process_group(settings.trainer.wait_timeout_s)

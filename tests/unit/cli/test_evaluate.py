@@ -88,6 +88,111 @@ def test_numbers_are_those_worked_out_by_hand(sgg_rl: Command, folder: Path) -> 
     assert low < strict["recall@20"] < high
 
 
+def test_objects_alone_by_hand(sgg_rl: Command, folder: Path) -> None:
+    graphs = evaluated(sgg_rl, folder)
+    # A reference without any relation will do.
+    write(folder / "reference.jsonl", [row | {"relationships": []} for row in REFERENCE])
+    found = evaluated(sgg_rl, folder, "--task", "det", name="det")
+    assert found["task"] == "det"
+    assert found["objects"] == graphs["objects"]  # worked out above
+    assert found["protocols"] == found["groups"] == {}
+    assert found["predicates"] == []
+    assert not [name for name in found["answers"] if "relations" in name]
+    assert found["answers"]["objects_per_image"] == pytest.approx(6 / 4)
+    images = [json.loads(row) for row in (folder / "det/images.jsonl").open()]
+    assert all(i["recall"] is i["f1"] is None for i in images)
+    assert not any(i["predicted"]["relations"] for i in images)
+    html = (folder / "det/report.html").read_text()
+    assert "Triplets," not in html
+    assert 'id="chart-relations"' not in html
+    assert "The task is <b>det</b>" in html
+
+
+def test_triplets_of_names_by_hand(sgg_rl: Command, folder: Path, capfd: Any) -> None:
+    man, other, horse, tree = ({"id": f"{n}"} for n in ("man.1", "man.5", "horse.2", "tree.3"))
+    ridden = RIDING | {"subject": "man.5"}
+    write(
+        folder / "predictions.jsonl",
+        [
+            # The numbers are others than the reference's, and the tree has no triplet.
+            line(1, objects=[other, horse, tree], relationships=[ridden]),
+            # Two men ride: only one does in the reference. A box counts for nothing.
+            line(
+                2,
+                objects=[man, other, MAN | {"id": "tree.3"}, horse],
+                relationships=[RIDING, ridden, NEAR],
+            ),
+            # The wrong direction.
+            line(3, objects=[horse, tree], relationships=[NEAR | {"subject": "tree.3"}]),
+        ],
+    )
+    (folder / "predictions.settings.json").write_text('{"task": "cls"}')
+    found = evaluated(sgg_rl, folder)
+    printed = capfd.readouterr().out
+    assert (found["task"], found["objects"]) == ("cls", {})
+    assert list(found["protocols"]) == ["strict"]
+    assert found["protocols"]["strict"] == {
+        "num_images": 3,
+        "triplet_recall": pytest.approx((1 / 2 + 1 + 0) / 3),
+        "triplet_precision": pytest.approx((1 + 2 / 3 + 0) / 3),
+        "triplet_f1": pytest.approx((2 / 3 + 4 / 5 + 0) / 3),
+        # riding is found in 2 of 3, near in 1 of 3.
+        "mean_recall": pytest.approx((2 / 3 + 1 / 3) / 2),
+    }
+    assert {r["predicate"]: r["recall"]["strict"] for r in found["predicates"]} == {
+        "riding": pytest.approx(2 / 3),
+        "near": pytest.approx(1 / 3),
+    }
+    assert not [name for name in found["answers"] if "objects" in name]
+    assert "object" not in printed
+    assert "triplet recall" in printed
+    images = [json.loads(row) for row in (folder / "out/images.jsonl").open()]
+    assert [i["recall"] for i in images] == [0.5, 1.0, 0.0, None]
+    assert images[0]["predicted"]["objects"][0]["bbox"] is None
+    assert images[0]["reference"]["objects"][0]["bbox"] == MAN["bbox"]
+    html = (folder / "out/report.html").read_text()
+    assert "Triplets, of names" in html
+    assert 'id="chart-objects"' not in html
+
+
+def test_evaluations_of_one_task_are_compared(sgg_rl: Command, folder: Path, capfd: Any) -> None:
+    for task in ("sgg", "det", "cls"):
+        evaluated(sgg_rl, folder, "--task", task, name=task)
+        again = folder / f"{task}-again"
+        assert sgg_rl("evaluate", "--compare", folder / task, folder / task, "-o", again) == 0
+        differences = json.loads((again / "comparison.json").read_text())["differences"]
+        assert {d["difference"] for d in differences} <= {0, None}
+        assert ("triplet_f1" in {d["metric"] for d in differences}) == (task != "det")
+        assert ("ap50" in {d["metric"] for d in differences}) == (task != "cls")
+    compared = sgg_rl("evaluate", "--compare", folder / "det", folder / "cls", "-o", folder / "x")
+    assert compared == 1
+    assert "of the task det" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("task", ["sgg", "det", "cls"])
+def test_lines_are_read_as_the_task_has_them(sgg_rl: Command, folder: Path, task: str) -> None:
+    triplets_only = {"text": '{"relationships": []}', "box_space": "relative_1"}
+    write(
+        folder / "predictions.jsonl",
+        [
+            line(1, objects=[MAN, {"id": "horse.2"}]),
+            {"image_id": 2, **triplets_only},
+            {"image_id": 3, "text": '{"objects": []}', "box_space": "relative_1"},
+        ],
+    )
+    found = evaluated(sgg_rl, folder, "--task", task)
+    assert found["problem_counts"].get("broken_line", 0) == (task != "cls")
+    wrong_form = {"sgg": 2, "det": 1, "cls": 1}[task]
+    assert found["failures"]["schema_violation"] == wrong_form
+
+
+def test_a_task_that_is_none_is_refused(sgg_rl: Command, folder: Path, capfd: Any) -> None:
+    (folder / "predictions.settings.json").write_text('{"task": "detection"}')
+    words = ("--reference", folder / "reference.jsonl", "--split", "val", "-o", folder / "out")
+    assert sgg_rl("evaluate", folder / "predictions.jsonl", *words) == 1
+    assert "task = 'detection'" in capfd.readouterr().err
+
+
 def test_images_keep_what_was_found_and_missed(sgg_rl: Command, folder: Path) -> None:
     evaluated(sgg_rl, folder)
     images = [json.loads(row) for row in (folder / "out/images.jsonl").open()]

@@ -45,7 +45,7 @@ def write_answers(settings: Settings, label: str, text: str | None) -> None:
             finish_reason="stop",
             policy_versions=[VersionSpan(policy_version=0, start=0, end=2)],
         )
-        lines.append(msgspec.json.encode(answered_line(settings.model, sample, answer)))
+        lines.append(msgspec.json.encode(answered_line(settings, sample, answer)))
     (settings.run.folder / f"heldout-{label}.jsonl").write_bytes(b"\n".join(lines))
 
 

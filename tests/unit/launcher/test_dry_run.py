@@ -82,6 +82,10 @@ def test_says_steps_and_memory_and_is_a_file_of_settings(tmp_path: Path) -> None
         ({"model": {"path": "tests"}}, "model.path: nothing is known of tests"),
         ({"data": {"train": "nothing.parquet"}}, "data.train: nothing.parquet is not a dataset"),
         ({"reward": {"rubric": "nice"}}, "reward.rubric: .*nice"),
+        (
+            {"data": {"train": "any", "task": "det"}, "reward": {"rubric": "r1-hard"}},
+            "reward.rubric: .*'r1-hard' has no term about the graph for task 'det'",
+        ),
         ({"cluster": {"gpu_memory_gib": 0.5}}, r"cluster.gpu_memory_gib is 0.5 .*zero_stage"),
         ({"lora": {"rank": 8}}, r"lora.rank = 8 and weights.transport = 'shm'"),
         ({"lora": {"rank": 8, "dropout": 0.1}, "weights": {"transport": "lora"}}, "lora.dropout"),

@@ -3,8 +3,9 @@ import json
 import numpy as np
 import pytest
 
-from scene_data.templates import answer_text, prompt_messages
+from scene_data.templates import TemplateName, answer_text, prompt_messages
 from scene_data.toy import SIDE, toy_scene
+from scene_graph.cleaning import TASK_LISTS, Task
 from scene_graph.graph import Relationship, SceneGraph, SceneObject
 from scene_graph.parsing import find_answer, parse_completion
 
@@ -87,3 +88,70 @@ def test_thinking_is_asked_for_and_parsed_apart() -> None:
     answer = find_answer(text)
     assert answer.has_think_tags
     assert answer.text == '{"objects":[],"relationships":[]}'
+
+
+TWO_MEN = SceneGraph(
+    objects=tuple(
+        SceneObject(id=name, bbox=(0, 0, 64, 48))
+        for name in ("man.1", "man.2", "Traffic_light.3", "dog.4")
+    ),
+    relationships=(
+        Relationship(subject="man.1", predicate="near", object="Traffic_light.3"),
+        Relationship(subject="man.2", predicate="near", object="Traffic_light.3"),
+    ),
+)
+
+
+def test_objects_alone_are_answered_with_boxes() -> None:
+    text = answer_text(TWO_MEN, "relative_1000", width=640, height=480, task="det")
+    parsed = parse_completion(text, "relative_1000", task="det")
+    assert (parsed.status, parsed.dropped) == ("ok", {})
+    assert parsed.columns.categories == ["man", "man", "traffic light", "dog"]
+    assert parsed.columns.coordinates == [0, 0, 100, 100] * 4
+    assert "relationships" not in text
+
+
+def test_triplets_of_names_are_answered_without_boxes() -> None:
+    text = answer_text(TWO_MEN, "relative_1000", width=640, height=480, task="cls")
+    assert text == (
+        '<answer>{"relationships":[{"subject":"man.1","predicate":"near","object":"Traffic_light.3"'
+        '},{"subject":"man.2","predicate":"near","object":"Traffic_light.3"}]}</answer>'
+    )
+    parsed = parse_completion(text, "relative_1000", task="cls")
+    assert (parsed.status, parsed.dropped) == ("ok", {})  # two of the same names are two
+    graph = parsed.graph
+    assert [item.category for item in graph.objects] == ["man", "traffic light", "man"]
+    assert {item.bbox for item in graph.objects} == {(0, 0, 1, 1)}
+    assert len(graph.relationships) == 2
+
+
+@pytest.mark.parametrize("thinking", [False, True])
+@pytest.mark.parametrize("template", ["toy", "open", "closed"])
+@pytest.mark.parametrize("task", ["sgg", "det", "cls"])
+def test_each_task_asks_for_what_its_parser_takes(
+    task: Task, template: TemplateName, thinking: bool
+) -> None:
+    vocabulary = "psg" if template == "closed" else None
+    space = "pixels:640x480"
+
+    def asked(task: Task) -> str:
+        (message,) = prompt_messages(template, space, vocabulary, thinking=thinking, task=task)
+        return str(message.model_dump()["content"][1]["text"])
+
+    text = asked(task)
+    assert ("hink" in text) == thinking
+    assert len({asked("sgg"), asked("det"), asked("cls")}) == 3
+    assert ("Use these predicates" in text) == (template == "closed" and task != "det")
+    if template == "toy":
+        return
+    assert ("640x480" in text) == (task != "cls")
+    example = text.split("<answer>")[-1].split("</answer>")[0].replace("x1,y1,x2,y2", "1,2,3,4")
+    example = example.replace('"name.2"', '"name.1"')
+    parsed = parse_completion(example, space, task=task)
+    assert (parsed.status, parsed.dropped) == ("ok", {})
+    assert tuple(json.loads(example)) == TASK_LISTS[task]
+    thought = answer_text(
+        TWO_MEN, space, width=640, height=480, thinking="A man." if thinking else None, task=task
+    )
+    parsed = parse_completion(thought, space, task=task)
+    assert (parsed.status, parsed.has_think_tags, parsed.dropped) == ("ok", thinking, {})

@@ -13,6 +13,7 @@ from scene_data.dataset import MAX_BROKEN_ROWS, open_dataset
 from scene_data.templates import answer_text
 from scene_data.tiny_model import make_tiny_model
 from scene_data.toy import SIDE, make_toy
+from scene_graph.cleaning import Task
 from services.errors import InvalidInputError, SettingsError
 from services.settings import DataSettings, ModelSettings, Settings
 from trainer.sft.arguments import num_micro_batches, sft_total_steps
@@ -52,6 +53,16 @@ def test_only_the_answer_and_its_end_are_learned(settings: Settings, processor: 
         assert processor.tokenizer.decode(labels[learned]) == wanted + "<|im_end|>"
         assert not (learned & (mask == 0)).any()
         assert int(learned.nonzero()[-1]) == int(mask.sum()) - 1
+
+
+@pytest.mark.parametrize(("task", "asked"), [("det", "Objects:"), ("cls", "Relationships:")])
+def test_rows_ask_and_answer_by_the_task(settings: Settings, task: Task, asked: str) -> None:
+    dataset = open_dataset(settings.data.train, task=task)
+    row = AnswerRows(dataset, _changed(settings, data={"task": task})).table()[3]
+    assert row["messages"][0]["content"][1]["text"] == asked
+    graph = dataset[3].graph
+    wanted = answer_text(graph, "relative_1000", width=SIDE, height=SIDE, task=task)
+    assert row["answer"] == wanted
 
 
 def test_padding_changes_no_loss(settings: Settings, processor: Any) -> None:
