@@ -25,8 +25,8 @@ def reproduce(
     from launcher.reproduce import RECIPES, STAGES, commands, find_rows, run_tiny
 
     if tiny:
-        if stage != "all" or hardware or row != "*":
-            raise typer.BadParameter("--tiny is the whole chain: it takes --runs only")
-        sys.exit(run_tiny(runs))
+        if stage != "all" or hardware:
+            raise typer.BadParameter("--tiny is the whole chain: it takes --row and --runs only")
+        sys.exit(run_tiny(runs, row))
     rows = find_rows(RECIPES, row, hardware=hardware, runs=runs)
     print("\n".join(commands(rows, STAGES if stage == "all" else [stage])))

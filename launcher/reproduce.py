@@ -150,8 +150,12 @@ def commands(rows: Sequence[Row], stages: Collection[Stage] = STAGES) -> Iterato
             yield _evaluate(row)
 
 
-def run_tiny(runs: Path = RUNS) -> int:
+def run_tiny(runs: Path = RUNS, pattern: str = "*") -> int:
     """Run the tiny rows' script, which is kept beside their runs.
+
+    Args:
+        runs: Folder of the runs.
+        pattern: Of the rows that are wanted.
 
     Returns:
         The exit code of the command that failed, or 0.
@@ -159,7 +163,7 @@ def run_tiny(runs: Path = RUNS) -> int:
     Raises:
         ConflictError: The runs are there already.
     """
-    rows = find_rows(TINY_RECIPES, runs=runs)
+    rows = find_rows(TINY_RECIPES, pattern, runs=runs)
     for row in rows:
         if row.folder.exists():
             raise ConflictError(f"{row.folder} is there already: remove it, or say --runs FOLDER")
