@@ -129,8 +129,7 @@ def a_second_ends() -> None:
 
 def wandb_history(file: Path) -> list[dict[str, Any]]:
     points = []
-    for data in leveldb_records(file.read_bytes()[7:]):  # after ":W&B", a magic number, a version
-        record = Record.FromString(data)
+    for record in wandb_records(file):
         if record.HasField("history"):
             items = record.history.item
             names = [item.key or "/".join(item.nested_key) for item in items]
@@ -139,13 +138,27 @@ def wandb_history(file: Path) -> list[dict[str, Any]]:
     return points
 
 
+def wandb_records(file: Path) -> list[Any]:
+    """All of them: W&B's own process may still write after `finish`; the last is of the exit."""
+    deadline = time.monotonic() + 60
+    while True:
+        log = file.read_bytes()[7:]  # after ":W&B", a magic number, a version
+        records = [Record.FromString(data) for data in leveldb_records(log)]
+        if records and records[-1].HasField("exit"):
+            return records
+        assert time.monotonic() < deadline, f"{file} has no end"
+        time.sleep(0.05)
+
+
 def leveldb_records(log: bytes) -> Iterator[bytes]:
-    """Of a LevelDB log shorter than one block of 32 KiB: crc, length and type before each."""
+    """The whole ones of a LevelDB log shorter than a block: crc, length and type before each."""
     assert len(log) < 32_000
     at = 0
-    while at < len(log):
+    while at + 7 <= len(log):
         _, length, kind = struct.unpack("<IHB", log[at : at + 7])
         assert kind == 1, "a whole record"
+        if at + 7 + length > len(log):
+            return
         yield log[at + 7 : at + 7 + length]
         at += 7 + length
 
