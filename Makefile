@@ -16,7 +16,7 @@ SEED ?= 0
 SET ?=
 CONFIG ?= $(if $(DATA),configs/demo-data.toml,configs/demo.toml)
 
-.PHONY: setup demo test check format lint types imports start-checkpoint clean distclean help
+.PHONY: setup demo test check format lint types imports units start-checkpoint clean distclean help
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -49,7 +49,10 @@ demo: $(INSTALLED) $(if $(DATA),,$(TOY)) ## The whole loop on this machine: runs
 test: $(INSTALLED) check ## Everything that a CPU machine can run
 	$(BIN)/pytest tests/integration tests/e2e -q --durations=25
 
-check: $(INSTALLED) lint types imports ## Format, lint, types, import contracts, unit and contract tests
+check: $(INSTALLED) ## Format, lint, types, import contracts, unit and contract tests
+	@$(MAKE) --no-print-directory -j2 lint types imports units
+
+units: $(INSTALLED)
 	$(BIN)/pytest tests/unit tests/contract -q
 
 format: $(INSTALLED) ## Rewrite the code in the project's format

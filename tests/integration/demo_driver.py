@@ -46,7 +46,7 @@ def main() -> None:
         data=DataSettings(train="none"),
         trainer=TrainerSettings(num_steps=1),
     )
-    grace_s = 300.0 if "--patient" in sys.argv else 2.0
+    grace_s = 300.0 if "--patient" in sys.argv else 0.5
     demo.run_parts = parts
     setattr(demo, "Supervisor", partial(Supervisor, grace_s=grace_s))  # noqa: B010 - not a class
     demo._evaluate = lambda *_: None
