@@ -13,9 +13,10 @@ from scipy.sparse import csr_array
 
 from evaluation.reading.references import image_order
 from evaluation.result import PROTOCOLS, DrawnGraph, EvaluationResult, Protocol
-from evaluation.scoring.predicates import by_class, mean_recall
+from evaluation.scoring.predicates import mean_recall
 from scene_graph.metrics.bootstrap import interval, resampled
 from scene_graph.metrics.ratio import RatioMetric
+from scene_graph.metrics.recall import by_name
 from scene_graph.similarity import Floats, Indices
 from services.errors import InvalidInputError
 
@@ -218,7 +219,7 @@ def _p_value(resamples: Floats) -> float:
 def _predicate_changes(
     first: tuple[RatioMetric, Sequence[str]], second: tuple[RatioMetric, Sequence[str]]
 ) -> list[PredicateChange]:
-    before, after = by_class(*first), by_class(*second)
+    before, after = by_name(*first), by_name(*second)
     num_reference = dict(zip(second[1], second[0].by_class()[1].tolist(), strict=True))
     changes = [
         PredicateChange(

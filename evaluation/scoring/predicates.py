@@ -13,6 +13,7 @@ import numpy as np
 
 from evaluation.result import PROTOCOLS, PredicateRow, Protocol
 from scene_graph.metrics.ratio import RatioMetric
+from scene_graph.metrics.recall import by_name
 from scene_graph.metrics.table import GraphTable
 
 Group = Literal["head", "body", "tail"]
@@ -40,7 +41,7 @@ def predicate_rows(
     frequency = annotated if num_training is None else num_training
     names.sort(key=lambda name: (-frequency.get(name, 0), name))
     recall = {
-        protocol: by_class(mean_recall(of_protocol), reference.predicate_names)
+        protocol: by_name(mean_recall(of_protocol), reference.predicate_names)
         for protocol, of_protocol in metrics.items()
     }
     return [
@@ -59,13 +60,6 @@ def predicate_rows(
 def mean_recall(metrics: Mapping[str, RatioMetric]) -> RatioMetric:
     """Of a protocol's metrics the one that a predicate's recall is a part of."""
     return next(metrics[name] for name in _MEAN_RECALLS if name in metrics)
-
-
-def by_class(metric: RatioMetric, names: Sequence[str]) -> dict[str, float]:
-    """The ratio of each class that counts."""
-    above, below = metric.by_class()
-    rows = zip(names, above.tolist(), below.tolist(), strict=True)
-    return {name: a / b for name, a, b in rows if b}
 
 
 def group_means(rows: Sequence[PredicateRow]) -> dict[str, dict[str, float]]:

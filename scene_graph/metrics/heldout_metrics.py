@@ -7,7 +7,7 @@ import numpy as np
 
 from scene_graph.graph import GraphColumns, SceneGraph
 from scene_graph.metrics.ratio import RatioMetric
-from scene_graph.metrics.recall import by_predicate
+from scene_graph.metrics.recall import by_name
 from scene_graph.metrics.strict import strict
 from scene_graph.metrics.table import ImageGraph, tabulate
 
@@ -64,7 +64,7 @@ def strict_metrics(
         num_images=len(pairs),
         failure_rate=predictions.count(None) / len(pairs) if pairs else 0.0,
         mean_predicate_recall=_or_zero(result.predicate_recall),
-        predicate_recall=by_predicate(result.predicate_recall, reference),
+        predicate_recall=by_name(result.predicate_recall, reference.predicate_names),
         **{name: _or_zero(result.metrics[name]) for name in same},
     )
 

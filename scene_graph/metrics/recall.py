@@ -4,7 +4,7 @@ Below, `ranks` are [E] of the reference relations (`scene_graph.metrics.hits`), 
 which of them are there to be found.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -81,10 +81,10 @@ def pooled(found: Flags, counted: Flags, reference: GraphTable) -> RatioMetric:
     return RatioMetric(numerator=hits, denominator=wanted)
 
 
-def by_predicate(metric: RatioMetric, reference: GraphTable) -> dict[str, float]:
-    """A mean recall's value for each predicate that counts, in the alphabet's order."""
+def by_name(metric: RatioMetric, names: Sequence[str]) -> dict[str, float]:
+    """A metric's ratio for each class that counts; `names` has those of all classes."""
     above, below = metric.by_class()
-    rows = zip(reference.predicate_names, above.tolist(), below.tolist(), strict=True)
+    rows = zip(names, above.tolist(), below.tolist(), strict=True)
     return {name: a / b for name, a, b in rows if b}
 
 

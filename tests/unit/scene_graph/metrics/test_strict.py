@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from scene_graph.metrics.recall import by_predicate
+from scene_graph.metrics.recall import by_name
 from scene_graph.metrics.strict import StrictResult, strict
 from scene_graph.metrics.table import ImageGraph, tabulate
 from tests.metric_graphs import Box, image, values
@@ -117,9 +117,9 @@ def test_repeats() -> None:
     assert values(result.metrics, "recall@20", *TRIPLET) == pytest.approx((1 / 2,) * 4)
     assert result.predicted_relation_hits.sum() == 1
     assert result.reference_relation_hits.tolist() == [True, False, True]
-    assert by_predicate(result.predicate_recall, tabulate([prediction], [reference])[1]) == {
-        "on": 0.5
-    }
+    assert by_name(
+        result.predicate_recall, tabulate([prediction], [reference])[1].predicate_names
+    ) == {"on": 0.5}
 
 
 def test_flags_of_all_images() -> None:
