@@ -3,6 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
@@ -40,8 +41,9 @@ class CuttingProxy:
         with suppress(ConnectionError):
             while data := await source.read(65_536):
                 done += len(data)
-                if counted and self.cuts and done >= self.cuts[0]:
-                    del self.cuts[0]
+                cuts = self.cuts
+                if counted and cuts and done >= cuts[0]:
+                    del cuts[0]
                     self.num_cut += 1
                     return
                 sink.write(data)
@@ -52,13 +54,20 @@ class CuttingProxy:
 def proxied(target: str) -> Iterator[CuttingProxy]:
     """A running proxy."""
     proxy = CuttingProxy(target)
-    loop = asyncio.new_event_loop()
-    thread = threading.Thread(target=loop.run_forever)
+    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = Future()
+
+    async def serve() -> None:
+        stop = asyncio.Event()
+        async with await proxy.serve():
+            started.set_result((asyncio.get_running_loop(), stop))
+            await stop.wait()
+
+    # asyncio.run cancels what still copies, and waits for it: nothing of a proxy outlives it.
+    thread = threading.Thread(target=asyncio.run, args=(serve(),))
     thread.start()
-    server = asyncio.run_coroutine_threadsafe(proxy.serve(), loop).result()
+    loop, stop = started.result(timeout=10)
     try:
         yield proxy
     finally:
-        loop.call_soon_threadsafe(server.close)
-        loop.call_soon_threadsafe(loop.stop)
+        loop.call_soon_threadsafe(stop.set)
         thread.join()

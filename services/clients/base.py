@@ -22,6 +22,7 @@ Answer = TypeVar("Answer", bound=BaseModel)
 _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 5.0
 _UPLOAD_ATTEMPTS = 2
+_UNAVAILABLE = 503
 _CHUNK_BYTES = 4 * 1024 * 1024
 
 
@@ -105,15 +106,22 @@ class ServiceClient:
             SggError: The subclass that the service raised, with its detail.
         """
         where = f"PUT {self.url}{path}"
-        for attempt in range(1, _UPLOAD_ATTEMPTS + 1):
+        now = asyncio.get_running_loop().time
+        lost, give_up = 0, now() + self._timeout_s
+        while True:
             try:
                 response = await self._put_once(path, file)
-                break
             except httpx.TimeoutException as error:
                 raise WaitTimeoutError(f"{where}: silence of {self._timeout_s:g} s") from error
             except httpx.TransportError as error:
-                if attempt == _UPLOAD_ATTEMPTS:
+                lost += 1
+                if lost == _UPLOAD_ATTEMPTS:
                     raise _lost(where, error) from error
+                continue
+            # The service may still be busy with the upload that was lost.
+            if not (lost and response.status_code == _UNAVAILABLE and now() < give_up):
+                break
+            await asyncio.sleep(max(_retry_after_s(response), _FIRST_PAUSE_S))
         if response.is_error:
             raise error_from_problem(response.status_code, response.text)
         return _read(response.content, answer, where)

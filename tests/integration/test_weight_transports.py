@@ -250,17 +250,17 @@ def test_an_upload_that_breaks_is_sent_once_more_from_the_start(
         proxy.cuts = [1_000_000]
         asyncio.run(upload(proxy.url))
         assert proxy.num_cut == 1
-        proxy.cuts = [1_000_000, 2_000_000]
+        proxy.cuts = [1_000_000] * 100
         with pytest.raises(UnavailableError, match="failed on the way"):
             asyncio.run(upload(proxy.url))
-        assert proxy.num_cut == 3
+        assert proxy.num_cut >= 3
         file.unlink()
         with pytest.raises(NotFoundError, match="nothing to send"):
             asyncio.run(upload(proxy.url))
 
 
 def test_a_server_behind_a_bad_line_is_left_behind_and_seeded_later(make_cluster: Any) -> None:
-    """Reachable through a proxy alone, which cuts both attempts of the first publication."""
+    """Reachable through a proxy alone, which cuts all attempts of the first publication."""
     cluster = make_cluster("http")
     alone = f"redis://127.0.0.1:{free_port()}/0"
     unregistered = cluster.settings.redis.model_copy(update={"url": alone})
@@ -269,13 +269,14 @@ def test_a_server_behind_a_bad_line_is_left_behind_and_seeded_later(make_cluster
     healthy = cluster.server()
     proxy = cluster.stack.enter_context(proxied(remote.url))
     cluster.announce(proxy.url, "remote")
-    proxy.cuts = [1_000_000, 1_000_000]
+    proxy.cuts = [1_000_000] * 100
     publisher = cluster.publisher()
     assert publisher.publish(weights(1, size=200_000).items(), 1) == 1
+    proxy.cuts = []
     assert healthy.policy().policy_version == 1
     wait_for("the seeding", lambda: remote.policy().policy_version == 1)
     assert_loaded(remote, 1, weights(1, size=200_000))
-    assert proxy.num_cut == 2
+    assert proxy.num_cut >= 2
 
 
 def test_seeding_stops_while_a_version_is_published(make_cluster: Any) -> None:
