@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 from services.errors import SettingsError
 from services.schemas.rewards import Task
 from services.schemas.weights import Transport
+from services.secrets import read_secret
 from services.section import Section
 from services.trainer_settings import (
     AlgorithmSettings,
@@ -178,7 +179,7 @@ class EvaluationSettings(Section):
 
 
 class SecuritySettings(Section):
-    """Tokens. Without them services bind to loopback only."""
+    """Tokens, in files of mode 0600. Without them services bind to loopback only."""
 
     data_token_file: Path | None = None
     """Its content is asked for on sampling and scoring routes."""
@@ -285,9 +286,7 @@ def read_token(environment_name: str, file: Path | None) -> str | None:
     """A token from the environment, else from a file; None when there is neither."""
     token = os.environ.get(environment_name)  # noqa: TID251
     if token is None and file is not None:
-        if not file.is_file():
-            raise SettingsError(f"token file {file} does not exist")
-        token = file.read_text()
+        return read_secret(file)
     return (token or "").strip() or None
 
 

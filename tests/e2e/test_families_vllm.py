@@ -77,6 +77,7 @@ def qwen2(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         for name, scale in (("fresh", 0.0), ("bent", 0.05))
     }
     token = folder / "token"
+    token.touch(mode=0o600)
     token.write_text(TOKEN)
     with running_server(
         model,
