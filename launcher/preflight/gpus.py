@@ -98,8 +98,8 @@ def check_gpus(num_needed: int, *, who: str) -> None:
         visible = environment_value("CUDA_VISIBLE_DEVICES")
         limit = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible})"
         raise SettingsError(
-            f"{who} needs {num_needed} GPU{'s' if num_needed > 1 else ''}, and {num_here or 'no'} "
-            f"can be seen here{limit}: start it where `nvidia-smi` lists them (Slurm: "
+            f"{who} needs {num_needed} GPU{'s' if num_needed > 1 else ''}, and "
+            f"{num_here or 'none'} can be seen here{limit}: start it where `nvidia-smi` lists them (Slurm: "
             "--gpus-per-task), or install the CPU packages (EXTRA=cpu)"
         )
 
