@@ -97,10 +97,11 @@ def check_gpus(num_needed: int, *, who: str) -> None:
     if num_here < num_needed:
         visible = environment_value("CUDA_VISIBLE_DEVICES")
         limit = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible})"
+        gpus = "GPU" if num_needed == 1 else "GPUs"
         raise SettingsError(
-            f"{who} needs {num_needed} GPU{'s' if num_needed > 1 else ''}, and "
-            f"{num_here or 'none'} can be seen here{limit}: start it where `nvidia-smi` lists them (Slurm: "
-            "--gpus-per-task), or install the CPU packages (EXTRA=cpu)"
+            f"{who} needs {num_needed} {gpus}, and {num_here or 'none'} can be seen here{limit}: "
+            "start it where `nvidia-smi` lists them (Slurm: --gpus-per-task), or install the CPU "
+            "packages (EXTRA=cpu)"
         )
 
 

@@ -81,6 +81,8 @@ async def _redis(settings: Settings) -> tuple[list[Finding], list[ServerRecord]]
         client = connect(settings.redis)
         try:
             facts = await redis_facts(client)
+            if facts.problem is not None:
+                return [Finding("redis server", "missing", facts.problem)], []
             servers = await Registry(client, RunKeys(settings.run.name)).servers(starting=True)
         finally:
             await client.aclose()
@@ -88,8 +90,6 @@ async def _redis(settings: Settings) -> tuple[list[Finding], list[ServerRecord]]
         return [_silent("redis server", url)], []
     except SggError as error:
         return [Finding("redis server", "missing", error.message)], []
-    if facts.problem is not None:
-        return [Finding("redis server", "missing", facts.problem)], []
     found = Finding("redis server", "ok", f"{url} answers, version {facts.version}")
     return [found, *(Finding("redis server", "warning", text) for text in facts.warnings)], servers
 
