@@ -144,11 +144,16 @@ def status(
 
 
 @app.command()
-def doctor() -> None:
-    """Check what this machine has, and say what is missing."""
+def doctor(
+    config: Config = None,
+    set_: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Check what this machine has, with --config what that run needs; say what is missing."""
     from cli import run
+    from cli.doctor import examine
 
-    run.doctor()
+    examine(run.settings(config, set_) if config or set_ else None, as_json=as_json)
 
 
 app.command()(infer)
@@ -191,7 +196,10 @@ def dead_drop(entry_id: str, config: Config = None, set_: Overrides = None) -> N
 
 
 def main() -> None:
-    """Exit codes: 0 done, 1 failed, 2 bad usage or settings, 130 interrupted."""
+    """Exit codes: 0 done, 1 failed, 2 bad usage or settings, 75 stopped early, 130 interrupted.
+
+    75: a trainer that was asked to stop, with its steps in a checkpoint; `--resume` goes on.
+    """
     try:
         app()
     except SettingsError as error:

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from services.app import host_and_port
-from services.errors import NotFoundError, SettingsError
+from services.errors import NotFoundError
 from services.keys import RunKeys
 from services.settings import Settings, environment_value, load_settings
 from services.telemetry import setup_logging
+from trainer.ranks.stop import EXIT_STOPPED, stop_request
 
 if TYPE_CHECKING:
     from scene_data.tiny_model import Family
@@ -43,14 +44,15 @@ def settings(
 
 def serve_redis(found: Settings) -> None:
     """Become the Redis server."""
-    from services.redis_server import redis_server_command
+    from launcher.preflight.folders import check_run_folder
+    from services.redis_server import listening_addresses, redis_server_command
 
     host, port = host_and_port(found.redis.url.replace("redis://", "http://"))
-    if host not in ("127.0.0.1", "localhost"):
-        raise SettingsError(
-            f"the embedded Redis serves this machine only, not {host}: run your own Redis there"
-        )
-    command = redis_server_command(found.run.folder / "redis", port)
+    password = found.redis.password
+    addresses = listening_addresses(host, port, has_password=password is not None)
+    folder = found.run.folder / "redis"
+    check_run_folder(folder)
+    command = redis_server_command(folder, port, addresses=addresses, password=password)
     os.execv(command[0], command)
 
 
@@ -64,6 +66,12 @@ def serve_reward(found: Settings) -> None:
 
 def serve_rollout(found: Settings) -> None:
     """Run a rollout server."""
+    from launcher.preflight.folders import check_run_folder
+    from launcher.preflight.gpus import check_gpus
+
+    check_run_folder(found.run.folder)
+    if found.rollout.engine == "vllm":
+        check_gpus(1, who="a rollout server")
     from rollout_service.app import serve
 
     setup_logging("rollout")
@@ -71,22 +79,29 @@ def serve_rollout(found: Settings) -> None:
 
 
 def train(found: Settings, *, resume: bool, dry_run: bool) -> None:
-    """Run the trainer: this process, or as many as `trainer.num_ranks` under torchrun."""
+    """Run the trainer: this process, or as many as `trainer.num_ranks` below it."""
     if dry_run:
         from launcher.dry_run import dry_run as check
 
         print(check(found))
         return
+    from launcher.preflight.trainer import check_trainer
     from launcher.rubric_check import check_rubric
 
     check_rubric(found)
+    check_trainer(found)
     rank = _rank_of(found)
-    from cli.progress import shown
-    from trainer.train import train as run_training
-
     setup_logging(f"trainer[{rank}]")
-    with shown(found) if rank == 0 else nullcontext():
-        run_training(found, resume=resume, evaluation=_evaluation(found, rank))
+    with stop_request() as stop:
+        from cli.progress import shown
+        from trainer.train import train as run_training
+
+        with shown(found) if rank == 0 else nullcontext():
+            is_done = run_training(
+                found, resume=resume, evaluation=_evaluation(found, rank), stop=stop
+            )
+    if not is_done:
+        _stopped(rank)
 
 
 def _evaluation(found: Settings, rank: int) -> "StepEvaluation | None":
@@ -99,23 +114,34 @@ def _evaluation(found: Settings, rank: int) -> "StepEvaluation | None":
 
 def sft(found: Settings, *, resume: bool) -> None:
     """Run supervised fine-tuning, on as many processes as the trainer's."""
-    rank = _rank_of(found)
-    from trainer.sft.train import run_sft
+    from launcher.preflight.trainer import check_trainer
 
+    check_trainer(found)
+    rank = _rank_of(found)
     setup_logging(f"sft[{rank}]")
-    folder = run_sft(found, resume=resume)
-    if rank == 0:
+    with stop_request() as stop:
+        from trainer.sft.train import run_sft
+
+        folder = run_sft(found, resume=resume, stop=stop)
+    if folder is None:
+        _stopped(rank)
+    elif rank == 0:
         print(f"wrote {folder}")
 
 
+def _stopped(rank: int) -> None:
+    if rank == 0:
+        print("sgg-rl: stopped with a checkpoint: go on with --resume", file=sys.stderr)
+    sys.exit(EXIT_STOPPED)
+
+
 def _rank_of(found: Settings) -> int:
-    """This process among `trainer.num_ranks`; alone it becomes torchrun, which starts them all."""
+    """This process among `trainer.num_ranks`; alone it starts them all and ends as they do."""
     rank = environment_value("RANK")
     if rank is None and found.trainer.num_ranks > 1:
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-        num_ranks = str(found.trainer.num_ranks)
-        arguments = [*torchrun, num_ranks, "-m", "cli.main", *sys.argv[1:]]
-        os.execv(sys.executable, [sys.executable, *arguments])
+        from launcher.ranks import run_ranks
+
+        sys.exit(run_ranks(found.trainer.num_ranks, ["-m", "cli.main", *sys.argv[1:]]))
     return int(rank or 0)
 
 
@@ -156,22 +182,13 @@ def make_tiny(folder: Path, seed: int, family: "Family") -> None:
     print(f"wrote {folder}")
 
 
-def doctor() -> None:
-    """Print what is here and what is missing; exit 1 when something needed is."""
-    from cli.doctor import checks
-
-    results = checks()
-    for result in results:
-        print(f"{'ok     ' if result.ok else 'MISSING'}  {result.name}: {result.detail}")
-    if not all(result.ok for result in results):
-        sys.exit(1)
-
-
 async def _with_redis(found: Settings, work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
+    from services.redis_check import check_redis
     from services.redis_client import connect
 
-    redis = connect(found.redis.url)
+    redis = connect(found.redis)
     try:
+        await check_redis(redis)
         return await work(redis)
     finally:
         await redis.aclose()
