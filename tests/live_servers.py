@@ -51,7 +51,7 @@ def registered(settings: Settings) -> list[ServerRecord]:
     """Servers of a run, as others see them."""
 
     async def read() -> list[ServerRecord]:
-        redis = connect(settings.redis.url)
+        redis = connect(settings.redis)
         try:
             return await Registry(redis, RunKeys(settings.run.name)).servers()
         finally:
@@ -92,7 +92,9 @@ def serving(settings: Settings, engine: Engine) -> Iterator[LiveServer]:
 def cluster_settings(folder: Path, run: str, redis_url: str, transport: str) -> Settings:
     """Of a run whose servers and trainer ask each other for tokens."""
     for name in ("data", "admin"):
-        (folder / f"{name}.token").write_text(f"{name}-secret")
+        file = folder / f"{name}.token"
+        file.touch(mode=0o600)
+        file.write_text(f"{name}-secret")
     return Settings.model_validate(
         {
             "run": {"name": run, "root": str(folder)},

@@ -80,6 +80,7 @@ def serve_qwen2(
         for name, scale in (("fresh", 0.0), ("bent", 0.05))
     }
     token = folder / "token"
+    token.touch(mode=0o600)
     token.write_text(TOKEN)
     return running_server(
         model,

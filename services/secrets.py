@@ -1,0 +1,101 @@
+"""Tokens and passwords, in files that their owner alone can read.
+
+They are never on a command line, which every user of a host can see, nor in a log.
+"""
+
+import os
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from services.errors import SettingsError
+
+_NUM_BYTES = 32
+_OTHERS = 0o077
+"""What group and others may do."""
+
+
+@dataclass(frozen=True, slots=True)
+class SecretFiles:
+    """A run's secrets; their names are those of the settings without `_file`."""
+
+    data_token: Path
+    """For `security.data_token_file`."""
+    admin_token: Path
+    """For `security.admin_token_file`."""
+    redis_password: Path
+    """For `redis.password_file`."""
+
+
+def ensure_secrets(folder: Path) -> SecretFiles:
+    """Make what is missing of a run's secrets; what is there stays.
+
+    Two processes that do this at the same time end with the same secrets.
+
+    Args:
+        folder: Of the secrets alone, such as `<run folder>/secrets`; made with mode 0700.
+
+    Raises:
+        SettingsError: The folder cannot be written, or others can read it or what is in it.
+    """
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _refuse_if_open(folder, "700")
+        names = SecretFiles.__dataclass_fields__
+        return SecretFiles(**{name: _ensure(folder / name) for name in names})
+    except OSError as error:
+        raise SettingsError(
+            f"the secrets in {folder} cannot be made: {error.strerror} ({error.filename}); choose "
+            "a run.root that you can write to"
+        ) from error
+
+
+def read_secret(file: Path) -> str:
+    """A secret file's content, without white space around it.
+
+    Raises:
+        SettingsError: It is not there, not readable, empty, or readable by others.
+    """
+    try:
+        _refuse_if_open(file, "600")
+        secret = file.read_text().strip()
+    except FileNotFoundError as error:
+        raise SettingsError(f"secret file {file} does not exist") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"secret file {file} cannot be read: {error}") from error
+    if not secret:
+        raise SettingsError(f"secret file {file} is empty: write one line into it")
+    return secret
+
+
+def _ensure(file: Path) -> Path:
+    if not file.exists():
+        _make(file)
+    read_secret(file)
+    return file
+
+
+def _make(file: Path) -> None:
+    """Under another name first: nobody ever reads a half of it. The first to link it wins."""
+    draft = file.with_name(f".{file.name}.{secrets.token_hex(8)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w") as handle:
+            handle.write(secrets.token_urlsafe(_NUM_BYTES) + "\n")
+            handle.flush()
+            os.fsync(handle.fileno())
+        try:
+            file.hardlink_to(draft)
+        except FileExistsError:
+            return  # made by another process meanwhile
+    finally:
+        draft.unlink()
+
+
+def _refuse_if_open(path: Path, mode: str) -> None:
+    found = path.stat().st_mode & 0o777
+    if found & _OTHERS:
+        raise SettingsError(
+            f"{path} has mode {found:o}, so others may read it: `chmod {mode} {path}`, and change "
+            "the secret where they can be on this machine"
+        )
