@@ -47,7 +47,7 @@ class Monitor:
             lifespan=self._lifespan,
         )
         self._settings = settings
-        self._redis = connect(settings.redis.url)
+        self._redis = connect(settings.redis)
         self._reader = RunReader(self._redis, RunKeys(settings.run.name))
         self._training = Training(settings.run.folder)
         self._collector = RunCollector(settings, self._training)
