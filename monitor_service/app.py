@@ -7,15 +7,14 @@ read every `READ_EVERY_S`; a scrape waits for neither.
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
-from pathlib import Path
 
 from fastapi import FastAPI
 
 from monitor_service.exporter import RunCollector
 from monitor_service.run_state import RunReader, RunState
-from monitor_service.targets import TargetGroup, service_targets, write_targets
+from monitor_service.targets import TargetGroup, service_targets, targets_file, write_targets
 from monitor_service.training import Training
 from services import app as http
 from services.errors import UnavailableError
@@ -27,8 +26,6 @@ from services.waiting import ended
 logger = logging.getLogger(__name__)
 
 READ_EVERY_S = 5.0
-TARGETS_FILE = "targets.json"
-"""In the run's folder, for Prometheus's `file_sd_configs`."""
 
 
 class Monitor:
@@ -72,7 +69,7 @@ class Monitor:
         finally:
             await ended(watching)
             await self._redis.aclose()
-            await asyncio.to_thread(self._targets_file.unlink, missing_ok=True)
+            await asyncio.to_thread(self._remove_targets)
 
     async def _watch(self) -> None:
         while True:
@@ -102,21 +99,21 @@ class Monitor:
         except Exception as error:  # noqa: BLE001 - a line or file of another kind ends nothing
             self._note("folder", f"cannot read {self._settings.run.folder}: {error}")
         try:
-            if state is not None and self._settings.run.folder.is_dir():
-                write_targets(self._targets_file, self._settings, state.servers)
-            self._note(TARGETS_FILE, "")
+            if state is not None:
+                write_targets(self._settings, state.servers)
+            self._note("targets", "")
         except OSError as error:  # a folder mounted for reading: discovery over HTTP remains
-            self._note(TARGETS_FILE, f"cannot write {self._targets_file}: {error}")
+            self._note("targets", f"cannot write {targets_file(self._settings)}: {error}")
+
+    def _remove_targets(self) -> None:
+        with suppress(OSError):
+            targets_file(self._settings).unlink(missing_ok=True)
 
     def _note(self, what: str, trouble: str) -> None:
         """Log what is wrong, once in a row."""
         if trouble and trouble != self._trouble.get(what):
             logger.warning("%s", trouble)
         self._trouble[what] = trouble
-
-    @property
-    def _targets_file(self) -> Path:
-        return self._settings.run.folder / TARGETS_FILE
 
 
 def serve(settings: Settings) -> None:

@@ -89,18 +89,24 @@ def _add_servers(found: Families, servers: list[ServerRecord], policy: PolicyRec
         text = "Live rollout servers by state"
         found.gauge("rollout_servers", text, states.count(name), state=name)
     for server in servers:
-        version, name = server.policy_version, server.server_id
+        _add_server(found, server, policy)
+
+
+def _add_server(found: Families, server: ServerRecord, policy: PolicyRecord | None) -> None:
+    name = server.server_id
+    if server.state != "starting":  # one that loads its model is behind nothing yet
+        version = server.policy_version
         text = "The version that a rollout server serves"
         found.gauge("rollout_server_policy_version", text, version, server=name)
         text = "Versions that a rollout server is behind the one to serve"
         behind = max(0, policy.policy_version - version) if policy else 0
         found.gauge("rollout_server_policy_lag", text, behind, server=name)
-        text = "Tokens a second, over the last minute"
-        found.gauge("rollout_server_tokens_per_second", text, server.tokens_per_s, server=name)
-        text = "Groups that a server samples now"
-        found.gauge("rollout_server_groups_in_flight", text, server.groups_in_flight, server=name)
-        text = "Groups of the queue that it samples at the same time"
-        found.gauge("rollout_server_groups_limit", text, server.groups_limit, server=name)
+    text = "Tokens a second, over the last minute"
+    found.gauge("rollout_server_tokens_per_second", text, server.tokens_per_s, server=name)
+    text = "Groups that a server samples now"
+    found.gauge("rollout_server_groups_in_flight", text, server.groups_in_flight, server=name)
+    text = "Groups of the queue that it samples at the same time"
+    found.gauge("rollout_server_groups_limit", text, server.groups_limit, server=name)
 
 
 def _add_training(found: Families, training: Training) -> None:
@@ -112,10 +118,10 @@ def _add_training(found: Families, training: Training) -> None:
     if training.step_interval_s is not None:
         text = "Median time between the last steps"
         found.gauge("trainer_step_interval_seconds", text, training.step_interval_s)
-    if training.beat is not None and not training.beat.ended:
-        text = "Last sign of life of the trainer's rank 0, while it runs"
+    if training.beat is not None:
+        text = "Last sign of life of the trainer's rank 0"
         found.gauge("trainer_beat_timestamp_seconds", text, training.beat.at)
-        text = "1 for what the trainer's rank 0 does now"
+        text = "1 for what the trainer's rank 0 does, or did last"
         found.gauge("trainer_phase", text, 1, phase=training.beat.phase)
 
 

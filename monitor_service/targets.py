@@ -26,16 +26,23 @@ def service_targets(settings: Settings, servers: Iterable[ServerRecord]) -> list
     return [_group(settings, service, found) for service, found in urls.items()]
 
 
-def write_targets(file: Path, settings: Settings, servers: Iterable[ServerRecord]) -> None:
+def targets_file(settings: Settings) -> Path:
+    """Beside the run's folder: Prometheus takes a pattern in the last part of a path only."""
+    return settings.run.root / f"{settings.run.name}.targets.json"
+
+
+def write_targets(settings: Settings, servers: Iterable[ServerRecord]) -> None:
     """The same and the monitor itself, whose address nobody knows before a cluster's job runs.
 
     Raises:
         OSError: It cannot be written.
     """
+    file = targets_file(settings)
     own = _group(settings, "monitor", [settings.monitor.url])
     groups = [own, *service_targets(settings, servers)]
     text = json.dumps([group.model_dump() for group in groups], indent=2) + "\n"
     if not file.exists() or file.read_text() != text:
+        file.parent.mkdir(parents=True, exist_ok=True)
         draft = file.with_suffix(".draft")
         draft.write_text(text)
         draft.replace(file)
