@@ -1,0 +1,34 @@
+"""Print the packages that an extra of pyproject.toml needs, one a line: for image layers that are
+built before, and kept without, the project's own code.
+
+    python3 requirements.py pyproject.toml [EXTRA]
+"""
+
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def requirements(project: dict[str, list[str]], extra: str) -> Iterator[str]:
+    """The extra's packages, with those of the extras that it names."""
+    for line in project[extra]:
+        own = re.fullmatch(r"sgg-rl\[(.+)\]", line)
+        if own is None:
+            yield line
+            continue
+        for name in own[1].split(","):
+            yield from requirements(project, name)
+
+
+def main() -> None:
+    """Read the arguments and print."""
+    project = tomllib.loads(Path(sys.argv[1]).read_text())["project"]
+    extras = project["optional-dependencies"] | {"": []}
+    for line in [*project["dependencies"], *requirements(extras, "".join(sys.argv[2:]))]:
+        print(line)
+
+
+if __name__ == "__main__":
+    main()
