@@ -3,7 +3,7 @@
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from services.settings import child_environment
 
 ROOT = Path(__file__).parents[1]
 SERVICES_IMAGE = "sgg-rl:services"
+IMAGES = (SERVICES_IMAGE, "sgg-rl:cpu")
+PUBLISHED = ("REWARD", "ROLLOUT", "MONITOR", "PROMETHEUS", "GRAFANA")
 
 _KILL_SERVICE = """
 import os
@@ -59,7 +61,7 @@ class Stack:
             knobs: Of docker-compose.yml.
         """
         self.name = name
-        self.ports = {part: free_port() for part in ("REWARD", "ROLLOUT", "MONITOR", "PROMETHEUS")}
+        self.ports = {part: free_port() for part in PUBLISHED}
         chosen = {f"{part}_PORT": str(port) for part, port in self.ports.items()}
         self._environment = child_environment(**chosen, **knobs, COMPOSE_PROJECT_NAME=name)
 
@@ -90,8 +92,17 @@ class Stack:
         found: list[dict[str, Any]] = json.loads(docker("inspect", f"{self.name}-{service}-1"))
         return found[0]
 
+    def has_image(self, service: str) -> bool:
+        """Whether a service's image is here, or can be pulled."""
+        config = json.loads(self.compose("config", "--format", "json"))
+        image = config["services"][service]["image"]
+        return any(
+            subprocess.run(command, capture_output=True, timeout=300, check=False).returncode == 0
+            for command in (["docker", "image", "inspect", image], ["docker", "pull", "-q", image])
+        )
+
     def kill(self, service: str) -> None:
-        """kill -9 of what the container runs, as a crash would; `docker kill` counts as a stop."""
+        """End by kill -9 what the container runs, as a crash would: `docker kill` is a stop."""
         self.compose("exec", "-T", service, "python3", "-c", _KILL_SERVICE, check=False)
 
     def state(self, service: str) -> str:
@@ -128,9 +139,9 @@ class Stack:
             assert time.monotonic() < deadline, f"waited for {what}:\n{self.logs()}"
             time.sleep(0.5)
 
-    def logs(self) -> str:
-        """The last lines of every container."""
-        return self.compose("logs", "--no-color", "--tail=30", check=False)[-6000:]
+    def logs(self, *services: str) -> str:
+        """The last lines of some containers, or of all."""
+        return self.compose("logs", "--no-color", "--tail=30", *services, check=False)[-6000:]
 
 
 @contextmanager
@@ -157,7 +168,7 @@ def why_no_engine() -> str | None:
     for command, remedy in (
         (["docker", "info"], "start Docker, or set DOCKER_HOST to an engine"),
         (["docker", "compose", "version"], "install Docker's compose plugin"),
-        *((["docker", "image", "inspect", f"sgg-rl:{tag}"], "`make images`") for tag in IMAGES),
+        *((["docker", "image", "inspect", image], "`make images`") for image in IMAGES),
     ):
         try:
             done = subprocess.run(command, capture_output=True, timeout=60, check=False)
@@ -166,6 +177,3 @@ def why_no_engine() -> str | None:
         if done.returncode:
             return f"`{' '.join(command)}` fails: {remedy}"
     return None
-
-
-IMAGES: Sequence[str] = ("services", "cpu")

@@ -1,8 +1,10 @@
 #!/usr/bin/env -S python3 -IS
-"""Is the service of this container ready? `ready http://HOST:PORT/readyz`, or
-`ready redis://HOST:PORT PASSWORD_FILE`. Exit 0 when it is, 1 when it is not, with the reason.
+"""Is the service of this container ready? Exit 0 when it is; else 1, with the reason.
 
-For health checks: no imports beyond the standard library, so that it costs little every few seconds.
+    ready http://HOST:PORT/readyz
+    ready redis://HOST:PORT PASSWORD_FILE
+
+For health checks: only the standard library, so that it costs little every few seconds.
 """
 
 import http.client
@@ -44,7 +46,7 @@ def main(url: str, password_file: str = "") -> int:
     except OSError as error:
         problem = str(error)
     if problem:
-        print(problem)
+        sys.stdout.write(f"{problem}\n")
     return 1 if problem else 0
 
 

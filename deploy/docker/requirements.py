@@ -1,7 +1,8 @@
-"""Print the packages that an extra of pyproject.toml needs, one a line: for image layers that are
-built before, and kept without, the project's own code.
+"""Print the packages that an extra of pyproject.toml needs, one a line.
 
     python3 requirements.py pyproject.toml [EXTRA]
+
+For image layers that are built before, and kept without, the project's own code.
 """
 
 import re
@@ -26,8 +27,8 @@ def main() -> None:
     """Read the arguments and print."""
     project = tomllib.loads(Path(sys.argv[1]).read_text())["project"]
     extras = project["optional-dependencies"] | {"": []}
-    for line in [*project["dependencies"], *requirements(extras, "".join(sys.argv[2:]))]:
-        print(line)
+    found = [*project["dependencies"], *requirements(extras, "".join(sys.argv[2:]))]
+    sys.stdout.write("\n".join(found) + "\n")
 
 
 if __name__ == "__main__":

@@ -28,9 +28,7 @@ def with_defaults(text: str) -> str:
     return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
 
 
-COMPOSE: dict[str, Any] = yaml.safe_load(
-    with_defaults((ROOT / "docker-compose.yml").read_text())
-)
+COMPOSE: dict[str, Any] = yaml.safe_load(with_defaults((ROOT / "docker-compose.yml").read_text()))
 SERVICES: dict[str, Any] = COMPOSE["services"]
 each_service = pytest.mark.parametrize("name", SERVICES)
 
@@ -109,11 +107,8 @@ def test_a_secret_is_named_by_its_file_only(name: str) -> None:
 @each_service
 def test_mounts_are_read_only_but_for_the_owner(name: str) -> None:
     kind = re.sub(r"-(\d|gpu)$", "", name)
-    writable = set()
-    for mount in SERVICES[name].get("volumes", []):
-        source, _, mode = mount.partition(":/")[0], *mount.rpartition(":")[1:]
-        if mode != "ro":
-            writable.add(source)
+    mounts = [mount.split(":") for mount in SERVICES[name].get("volumes", [])]
+    writable = {parts[0] for parts in mounts if parts[-1] != "ro"}
     assert writable == WRITTEN.get(kind, set())
 
 
