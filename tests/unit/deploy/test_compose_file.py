@@ -123,7 +123,7 @@ def test_images_are_pinned(name: str) -> None:
 @pytest.mark.parametrize("name", [n for n, s in SERVICES.items() if "SGG__RUN__NAME" in str(s)])
 def test_the_environment_names_settings_that_exist(name: str) -> None:
     environment = {k: str(v) for k, v in SERVICES[name]["environment"].items()}
-    found = load_settings(ROOT / "configs" / "demo.toml", environment=environment)
+    found = load_settings(ROOT / "configs" / "demo-compose.toml", environment=environment)
     assert found.redis.url == "redis://redis:6379/0"
     assert str(found.security.data_token_file) == "/secrets/data_token"
 
