@@ -99,7 +99,7 @@ RUN = Dashboard(
             unit="s",
             about="Compare with the usual time between steps, on the trainer's page.",
         ),
-        Panel(type="stat", title="Reward", series=_of_step("reward_mean")),
+        Panel(type="stat", title="Mean reward", series=_of_step("reward_mean")),
         Panel(type="stat", title="Rollout servers at work", series={_ABLE: ""}, red_below=1),
         Panel(type="stat", title="Redis", series={'sgg_redis_up{run="$run"}': "up"}, red_below=1),
         Panel(
