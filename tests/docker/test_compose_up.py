@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.docker_stack import Stack, stack, why_no_engine
+from tests.docker_stack import ROOT, Stack, stack, why_no_engine
 
 RUN = "chaos"
 NUM_STEPS = 40
@@ -150,14 +150,25 @@ def test_the_run_ends_with_every_step_once(run: Stack) -> None:
     assert "model_type" in run.read("runs", f"{RUN}/checkpoint/config.json")
 
 
-def test_prometheus_and_grafana_show_it(run: Stack) -> None:
-    absent = [name for name in ("prometheus", "grafana") if not run.has_image(name)]
-    if absent:
-        pytest.skip(f"no image of {' and '.join(absent)}: no registry answers")
-    run.up("prometheus", "grafana")
-    wait_until_healthy(run, "prometheus")
-    wait_until_healthy(run, "grafana")
+def test_prometheus_finds_the_services(run: Stack) -> None:
+    start_public(run, "prometheus")
     run.wait_for("two scraped services", lambda: len(scraped(run)) == 2)
+
+
+def test_grafana_has_the_dashboards(run: Stack) -> None:
+    start_public(run, "grafana")
+    url = f"http://127.0.0.1:{run.ports['GRAFANA']}/api/search"
+    found = {row["uid"] for row in httpx.get(url, trust_env=False).json()}
+    files = (ROOT / "deploy" / "grafana" / "dashboards").glob("*.json")
+    assert {json.loads(file.read_text())["uid"] for file in files} <= found
+
+
+def start_public(run: Stack, service: str) -> None:
+    """Start a service whose image others publish."""
+    if not run.has_image(service):
+        pytest.skip(f"no image of {service}: no registry answers")
+    run.up(service)
+    wait_until_healthy(run, service)
 
 
 def scraped(run: Stack) -> list[Any]:
