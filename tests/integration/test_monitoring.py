@@ -43,6 +43,7 @@ SOMETIMES_EMPTY = (
     "vllm:",  # only with that engine
     "sgg_redis_memory_limit_bytes",  # the panel shows a limit only where there is one
 )
+ALL_UP = dict.fromkeys(("monitor", "reward", "rollout"), "up")
 OF_PROMETHEUS = {"up", "ALERTS"}
 
 
@@ -135,6 +136,46 @@ async def update_and_ask_for_nonsense(settings: Settings, keys: RunKeys, shm: Sh
     await redis.aclose()
 
 
+def expressions() -> dict[str, str]:
+    """Those of all dashboards, as Grafana would send them, with their legends."""
+    found = {}
+    for file in DASHBOARDS:
+        for panel in json.loads(file.read_text())["panels"]:
+            for target in panel["targets"]:
+                text = target["expr"].replace("$__rate_interval", "1m")
+                found[text.replace("$run", "monitored")] = target["legendFormat"]
+    return found
+
+
+@needs_prometheus
+def test_prometheus_reads_the_run_and_answers_every_panel(
+    live_run: LiveRun, tmp_path: Path
+) -> None:
+    over_http = {"monitor:8400": live_run.monitor.removeprefix("http://")}
+    by_files = {"../../runs": str(live_run.settings.run.root)}
+    with (
+        scraping(tmp_path / "http", "prometheus.yml", **over_http) as prometheus,
+        scraping(tmp_path / "files", "prometheus-files.yml", **by_files) as other,
+    ):
+        wait_for("targets", lambda: prometheus.up() == other.up() == ALL_UP)
+        wait_for("the last step", lambda: bool(prometheus.query("sgg_trainer_step == 1")))
+        wait_for("a dead group", lambda: bool(prometheus.query("sgg_dead_letters > 0")))
+        wait_for("rates", lambda: len(prometheus.query("count_over_time(up[1m]) > 2")) == 3)
+        wait_for("rules", lambda: healthy_rules(prometheus) == len(alert_rules()))
+        for expression, legend in expressions().items():
+            found = prometheus.query(expression)
+            assert found or any(name in expression for name in SOMETIMES_EMPTY), expression
+            labels = set(re.findall(r"{{(\w+)}}", legend))
+            assert all(labels <= series.keys() for series in found), expression
+        firing = prometheus.query('ALERTS{alertstate="firing"}')
+        assert not [alert for alert in firing if alert["severity"] == "critical"]
+
+
+def healthy_rules(prometheus: Prometheus) -> int:
+    rules = [rule for group in prometheus.get("/rules")["groups"] for rule in group["rules"]]
+    return sum(rule["health"] == "ok" for rule in rules)
+
+
 def test_the_monitor_knows_the_run(live_run: LiveRun) -> None:
     expected = [
         ("sgg_redis_up", {}, 1),
@@ -175,17 +216,6 @@ def test_prometheus_is_told_where_the_services_are(live_run: LiveRun) -> None:
     in_file = json.loads(file.read_text())
     assert in_file[1:] == found
     assert in_file[0]["targets"] == [live_run.monitor.removeprefix("http://")]
-
-
-def expressions() -> dict[str, str]:
-    """Those of all dashboards, as Grafana would send them, with their legends."""
-    found = {}
-    for file in DASHBOARDS:
-        for panel in json.loads(file.read_text())["panels"]:
-            for target in panel["targets"]:
-                text = target["expr"].replace("$__rate_interval", "1m")
-                found[text.replace("$run", "monitored")] = target["legendFormat"]
-    return found
 
 
 def names_in(expression: str) -> set[str]:
@@ -229,29 +259,6 @@ def test_rules_and_configurations_are_sound() -> None:
     for file in ("prometheus.yml", "prometheus-files.yml"):
         promtool("check", "config", file)
     assert "SUCCESS" in promtool("test", "rules", "alerts_test.yml")
-
-
-@needs_prometheus
-def test_prometheus_reads_the_run_and_answers_every_panel(
-    live_run: LiveRun, tmp_path: Path
-) -> None:
-    with scraping(tmp_path, live_run.monitor.removeprefix("http://"), every="1s") as prometheus:
-        everything = dict.fromkeys(("monitor", "reward", "rollout"), "up")
-        wait_for("targets", lambda: prometheus.up() == everything)
-        wait_for("rates", lambda: len(prometheus.query("count_over_time(up[1m]) > 2")) == 3)
-        for expression, legend in expressions().items():
-            found = prometheus.query(expression)
-            assert found or any(name in expression for name in SOMETIMES_EMPTY), expression
-            labels = set(re.findall(r"{{(\w+)}}", legend))
-            assert all(labels <= series.keys() for series in found), expression
-        wait_for("rules", lambda: healthy_rules(prometheus) == len(alert_rules()))
-        firing = prometheus.query('ALERTS{alertstate="firing"}')
-        assert not [alert for alert in firing if alert["severity"] == "critical"]
-
-
-def healthy_rules(prometheus: Prometheus) -> int:
-    rules = [rule for group in prometheus.get("/rules")["groups"] for rule in group["rules"]]
-    return sum(rule["health"] == "ok" for rule in rules)
 
 
 @needs_prometheus
