@@ -14,9 +14,11 @@ DATA ?=
 NAME ?= $(if $(DATA),demo-data,demo)
 SEED ?= 0
 SET ?=
+# make images BUILD="--build-arg BASE_IMAGE=… --secret id=pip.conf,src=…"
+BUILD ?=
 CONFIG ?= $(if $(DATA),configs/demo-data.toml,configs/demo.toml)
 
-.PHONY: setup demo test check format lint types imports units integration e2e start-checkpoint clean distclean help
+.PHONY: setup demo images test test-docker check format lint types imports units integration e2e start-checkpoint clean distclean help
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -49,6 +51,15 @@ demo: $(INSTALLED) $(if $(DATA),,$(TOY)) ## The whole loop on this machine: runs
 # Two at a time, in this order.
 test: $(INSTALLED) ## Everything that a CPU machine can run
 	@$(MAKE) --no-print-directory -j2 lint types imports units e2e integration
+
+images: ## Container images sgg-rl:services and sgg-rl:cpu, or with EXTRA=cuda sgg-rl:cuda
+	DOCKER_BUILDKIT=1 docker build $(BUILD) -f deploy/docker/Dockerfile.cpu --target services -t sgg-rl:services .
+	DOCKER_BUILDKIT=1 docker build $(BUILD) -f deploy/docker/Dockerfile.$(EXTRA) -t sgg-rl:$(EXTRA) .
+	@docker image ls sgg-rl
+
+test-docker: $(INSTALLED) ## A real `docker compose up`, where there is an engine
+	@if docker info >/dev/null 2>&1; then $(MAKE) --no-print-directory images; fi
+	$(BIN)/pytest tests/docker -v
 
 check: $(INSTALLED) ## Format, lint, types, import contracts, unit and contract tests
 	@$(MAKE) --no-print-directory -j2 lint types imports units
