@@ -4,6 +4,8 @@ import io
 import json
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -67,10 +69,11 @@ def merge_adapter(model: Any, folder: Path) -> None:
         layer.weight.data += ALPHA / RANK * product
 
 
-@pytest.fixture(scope="module")
-def qwen2(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+def serve_qwen2(
+    redis_url: str, folders: pytest.TempPathFactory
+) -> AbstractContextManager[RunningServer]:
     """Two images, two adapters, and a data token."""
-    model, folder = tiny("qwen2_vl", tmp_path_factory), tmp_path_factory.mktemp("qwen2")
+    model, folder = tiny("qwen2_vl", folders), folders.mktemp("qwen2")
     loaded = AutoModelForImageTextToText.from_pretrained(model)
     adapters = {
         name: str(write_adapter(folder / name, loaded, scale=scale))
@@ -79,14 +82,30 @@ def qwen2(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(TOKEN)
-    with running_server(
+    return running_server(
         model,
         redis_url,
         folder,
         rollout={"max_images_per_prompt": 2, "adapters": adapters, "max_lora_rank": RANK},
         security={"data_token_file": str(token)},
-    ) as server:
-        yield server
+    )
+
+
+@pytest.fixture(scope="module")
+def families(
+    redis_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, RunningServer]]:
+    """Started at the same time: half of a start is waiting for one core."""
+    qwen3 = tiny("qwen3_vl", tmp_path_factory), redis_url, tmp_path_factory.mktemp("qwen3")
+    contexts = [serve_qwen2(redis_url, tmp_path_factory), running_server(*qwen3)]
+    with ExitStack() as stack, ThreadPoolExecutor() as pool:
+        servers = list(pool.map(stack.enter_context, contexts))
+        yield dict(zip(("qwen2", "qwen3"), servers, strict=True))
+
+
+@pytest.fixture(scope="module")
+def qwen2(families: dict[str, RunningServer]) -> RunningServer:
+    return families["qwen2"]
 
 
 def client_of(server: RunningServer) -> RolloutClient:
@@ -161,17 +180,9 @@ async def test_models_and_a_chat_with_the_data_token(qwen2: RunningServer) -> No
             await stranger_too.rollouts(request(image))
 
 
-@pytest.fixture(scope="module")
-def qwen3(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    model, folder = tiny("qwen3_vl", tmp_path_factory), tmp_path_factory.mktemp("qwen3")
-    with running_server(model, redis_url, folder) as server:
-        yield server
-
-
 @pytest.fixture(params=["qwen2", "qwen3"])
-def server(request: pytest.FixtureRequest) -> RunningServer:
-    found: RunningServer = request.getfixturevalue(request.param)
-    return found
+def server(request: pytest.FixtureRequest, families: dict[str, RunningServer]) -> RunningServer:
+    return families[request.param]
 
 
 @pytest.mark.parametrize("size", [(640, 480), (40, 60), (800, 300)])
@@ -206,9 +217,11 @@ async def test_updates_of_every_family(server: RunningServer) -> None:
     assert largest_gap(other, image, before) > 10 * TOLERANCE
 
 
-async def test_a_schema_makes_even_a_random_model_write_a_graph(qwen3: RunningServer) -> None:
+async def test_a_schema_makes_even_a_random_model_write_a_graph(
+    families: dict[str, RunningServer],
+) -> None:
     options: dict[str, Any] = {"json_schema": "scene_graph", "suppress_token_ids": []}
-    async with client_of(qwen3) as client:
+    async with client_of(families["qwen3"]) as client:
         answer = await client.rollouts(request(picture(8), n=16, max_tokens=600, **options))
     finished = [c.text for c in answer.completions if c.finish_reason == "stop"]
     assert finished
