@@ -15,6 +15,7 @@ from typing import Any, Literal
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
+from services.deploy_settings import DeploySettings
 from services.errors import SettingsError
 from services.schemas.rewards import Task
 from services.schemas.weights import Transport
@@ -214,6 +215,7 @@ class Settings(Section):
     records: RecordsSettings = RecordsSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     cluster: ClusterSettings = ClusterSettings()
+    deploy: DeploySettings = DeploySettings()
     security: SecuritySettings = SecuritySettings()
     telemetry: TelemetrySettings = TelemetrySettings()
 
