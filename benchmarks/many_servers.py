@@ -96,7 +96,7 @@ def serve(settings: Settings, number: int) -> None:
     """That many servers in this process, until it is killed."""
 
     async def one() -> None:
-        redis, keys = connect(settings.redis.url), RunKeys(settings.run.name)
+        redis, keys = connect(settings.redis), RunKeys(settings.run.name)
         engine = FakeEngine(tokens_per_s=TOKENS_PER_S, max_model_len=4096)
         server = RolloutServer(
             settings, lambda: engine, CollectorRegistry(), Tracing("bench", None)
@@ -119,7 +119,7 @@ class Trainer:
     """Keeps the queue full and counts what comes back."""
 
     def __init__(self, settings: Settings) -> None:
-        self._redis, keys = connect(settings.redis.url), RunKeys(settings.run.name)
+        self._redis, keys = connect(settings.redis), RunKeys(settings.run.name)
         self.queue, self.registry = RedisQueue(self._redis, keys), Registry(self._redis, keys)
         store = ImageStore(settings.images_folder)
         images = [os.urandom(IMAGE_BYTES) for _ in range(NUM_IMAGES)]

@@ -170,7 +170,7 @@ class Service:
             )
             for index, picture in enumerate(pictures)
         ]
-        queue = RedisQueue(connect(self._settings.redis.url), self._keys)
+        queue = RedisQueue(connect(self._settings.redis), self._keys)
         try:
             started = time.perf_counter()
             for group in groups:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from services.app import host_and_port
-from services.errors import NotFoundError, SettingsError
+from services.errors import NotFoundError
 from services.keys import RunKeys
 from services.settings import Settings, environment_value, load_settings
 from services.telemetry import setup_logging
@@ -43,14 +43,13 @@ def settings(
 
 def serve_redis(found: Settings) -> None:
     """Become the Redis server."""
-    from services.redis_server import redis_server_command
+    from services.redis_server import listening_addresses, redis_server_command
 
     host, port = host_and_port(found.redis.url.replace("redis://", "http://"))
-    if host not in ("127.0.0.1", "localhost"):
-        raise SettingsError(
-            f"the embedded Redis serves this machine only, not {host}: run your own Redis there"
-        )
-    command = redis_server_command(found.run.folder / "redis", port)
+    password = found.redis.password
+    addresses = listening_addresses(host, port, has_password=password is not None)
+    folder = found.run.folder / "redis"
+    command = redis_server_command(folder, port, addresses=addresses, password=password)
     os.execv(command[0], command)
 
 
@@ -168,10 +167,12 @@ def doctor() -> None:
 
 
 async def _with_redis(found: Settings, work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
+    from services.redis_check import check_redis
     from services.redis_client import connect
 
-    redis = connect(found.redis.url)
+    redis = connect(found.redis)
     try:
+        await check_redis(redis)
         return await work(redis)
     finally:
         await redis.aclose()

@@ -15,6 +15,7 @@ from cli.safe_text import safe
 from services.errors import UnavailableError
 from services.keys import PROMPT_LANES, RunKeys
 from services.queues.redis import RedisQueue
+from services.redis_check import check_redis
 from services.redis_client import connect
 from services.registry import Registry
 from services.schemas.common import Message
@@ -104,8 +105,9 @@ def _age(seconds: float) -> str:
 
 
 async def _read_once(settings: Settings) -> RunStatus:
-    redis = connect(settings.redis.url)
+    redis = connect(settings.redis)
     try:
+        await check_redis(redis)
         return await _read(settings, redis)
     finally:
         await redis.aclose()
@@ -131,7 +133,7 @@ async def _read(settings: Settings, redis: Redis) -> RunStatus:
 
 
 async def _watch(settings: Settings, live: Live) -> None:
-    redis = connect(settings.redis.url)
+    redis = connect(settings.redis)
     try:
         while True:
             try:

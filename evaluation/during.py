@@ -125,7 +125,7 @@ class DuringTraining(StepEvaluation):
         Raises:
             UnavailableError: None did in time.
         """
-        redis = connect(self._settings.redis.url)
+        redis = connect(self._settings.redis)
         registry = Registry(redis, RunKeys(self._settings.run.name))
         deadline = time.monotonic() + _SERVED_S
         try:

@@ -112,7 +112,7 @@ def run_parts(settings: Settings, folder: RunFolder, *, resume: bool) -> list[Pa
         Part(
             name="redis",
             command=[*serve, "redis", *config],
-            ready=lambda: redis_answers(settings.redis.url),
+            ready=lambda: redis_answers(settings.redis),
             ready_timeout_s=60.0,
         ),
         *(

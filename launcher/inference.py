@@ -84,7 +84,7 @@ def registered_servers(settings: Settings) -> list[str]:
     """Urls of the run's live servers; none where its Redis does not answer."""
 
     async def read() -> list[str]:
-        redis = connect(settings.redis.url)
+        redis = connect(settings.redis)
         try:
             records = await Registry(redis, RunKeys(settings.run.name)).servers()
         except UnavailableError:

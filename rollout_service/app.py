@@ -24,11 +24,12 @@ from rollout_service.server import RolloutServer
 from rollout_service.signals import stop_signals
 from rollout_service.worker import QueueWorker
 from services import app as service
-from services.errors import EngineError, InvalidInputError
+from services.errors import EngineError, InvalidInputError, UnavailableError
 from services.images import ImageStore, image_from_data_uri
 from services.keys import RunKeys
 from services.openapi import reference
 from services.queues.redis import RedisQueue
+from services.redis_check import check_redis
 from services.redis_client import connect
 from services.registry import Registry
 from services.schemas.chat import ChatRequest
@@ -65,7 +66,7 @@ class RolloutProcess:
         self.failure: Exception | None = None
         """Why the process ended by itself."""
         self._settings = settings
-        self._redis = connect(settings.redis.url)
+        self._redis = connect(settings.redis)
         keys = RunKeys(settings.run.name)
         self._images = ImageStore(settings.images_folder, self._redis, keys)
         self._tracing = Tracing("sgg-rl rollout", settings.telemetry.otlp_endpoint)
@@ -188,6 +189,7 @@ class RolloutProcess:
     async def _run(self) -> None:
         """Load, then work on the queue, until cancelled or the engine fails for good."""
         try:
+            await self._look_at_redis()
             await self.server.prepare()
             async with self._membership.joined():
                 try:
@@ -199,6 +201,11 @@ class RolloutProcess:
             self.failure = error
             # A process without an engine is of no use: whoever supervises it has to start it anew.
             signal.raise_signal(signal.SIGTERM)
+
+    async def _look_at_redis(self) -> None:
+        """One that will never do is refused before the model loads; one that is away may come."""
+        with suppress(UnavailableError):
+            await check_redis(self._redis)
 
     async def _work_until_dead(self) -> None:
         working = asyncio.create_task(self._worker.run())

@@ -8,7 +8,6 @@ Typical use:
     serve(app, "http://127.0.0.1:8100")
 """
 
-import ipaddress
 import logging
 import signal
 import socket
@@ -26,6 +25,7 @@ from pydantic import BaseModel
 from services.errors import SettingsError, UnavailableError
 from services.guard import CheckedRoute, RequestGuard
 from services.openapi import DescribedApp
+from services.ports import is_loopback, listen
 from services.problems import add_problem_handlers
 from services.telemetry import HttpMetrics, new_registry
 
@@ -159,18 +159,12 @@ def bind(app: FastAPI, url: str) -> socket.socket:
     """
     host, port = host_and_port(url)
     missing: list[str] = app.state.missing_tokens
-    if missing and not _is_loopback(host):
+    if missing and not is_loopback(host):
         raise SettingsError(
             f"{app.title} would listen on {host}, beyond this machine, without "
             f"{' and '.join(missing)}: set them (or token files in [security]), or use 127.0.0.1"
         )
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        return socket.create_server((host, port), family=family, backlog=2048)
-    except OSError as error:
-        raise SettingsError(
-            f"{app.title} cannot listen on {url}: {error.strerror}; choose another port or host"
-        ) from error
+    return listen(host, port, name=app.title)
 
 
 def host_and_port(url: str) -> tuple[str, int]:
@@ -187,10 +181,3 @@ def host_and_port(url: str) -> tuple[str, int]:
     if not host or port is None:
         raise SettingsError(f"{url!r} is not a URL to listen on: write http://127.0.0.1:8100")
     return host, port
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"

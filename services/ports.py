@@ -1,6 +1,11 @@
-"""Ports of this host."""
+"""Ports and addresses of this host."""
 
+import errno
+import ipaddress
 import socket
+from pathlib import Path
+
+from services.errors import SettingsError
 
 
 def free_port() -> int:
@@ -16,3 +21,87 @@ def is_listening(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1.0)
         return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address, or `localhost`, is reached from this machine alone."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def addresses_of(host: str) -> list[str]:
+    """What a name or an address of this machine is bound to.
+
+    Raises:
+        SettingsError: The name is not known, or means this machine alone: then nobody else could
+            connect to what listens there, and the reason would be hard to find.
+    """
+    if host == "localhost":
+        return ["127.0.0.1"]
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError as error:
+        raise SettingsError(
+            f"this machine does not know the host {host} ({error.strerror}): write its address"
+        ) from error
+    addresses = list(dict.fromkeys(str(place[0]) for *_, place in found))
+    if not is_loopback(host) and all(map(is_loopback, addresses)):
+        raise SettingsError(
+            f"{host} is {addresses[0]} on this machine (/etc/hosts), which no other can reach: "
+            "write the address of its network, or 0.0.0.0"
+        )
+    return addresses
+
+
+def listen(host: str, port: int, *, name: str) -> socket.socket:
+    """A socket that listens there.
+
+    Args:
+        host: A name or an address of this machine.
+        port: 0 for a free one.
+        name: Of what is to listen, for the message.
+
+    Raises:
+        SettingsError: It cannot; who has the port is said where that can be known.
+    """
+    address = addresses_of(host)[0]
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    try:
+        return socket.create_server((address, port), family=family, backlog=2048)
+    except OSError as error:
+        why = f"{error.strerror}; choose another port or host"
+        if error.errno == errno.EADDRINUSE:
+            why = f"{holder_of(port)} has this port: stop it, or choose another port"
+        elif error.errno == errno.EADDRNOTAVAIL:
+            why = "this machine has no such address: start it on the host that has it"
+        raise SettingsError(f"{name} cannot listen on {host}:{port}: {why}") from error
+
+
+def holder_of(port: int) -> str:
+    """Which process listens on a port of this host, as far as this user may know.
+
+    Example: `"process 4242 (sgg-rl serve reward)"`
+    """
+    sockets = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
+    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if str(descriptor.readlink()) in sockets:
+                process = descriptor.parents[1]
+                words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
+                return f"process {process.name} ({' '.join(words).strip()[:60]})"
+        except OSError:  # another user's, or gone by now
+            continue
+    return "a process of another user"
+
+
+def _listening_inodes(port: int) -> list[str]:
+    """Of the sockets in the kernel's tables: `sl local_address rem_address st … inode`."""
+    tables = [path for path in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")) if path.exists()]
+    rows = [line.split() for path in tables for line in path.read_text().splitlines()[1:]]
+    return [
+        fields[9]
+        for fields in rows
+        if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port  # 0A: LISTEN
+    ]

@@ -2,9 +2,11 @@
 
 import importlib
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
-from services.errors import NotFoundError
+from services.errors import NotFoundError, SettingsError
+from services.ports import addresses_of, is_loopback, listen
 
 
 def redis_server_binary() -> str:
@@ -26,22 +28,64 @@ def redis_server_binary() -> str:
         ) from error
 
 
-def redis_server_command(folder: Path, port: int) -> list[str]:
-    """Arguments that start a server keeping its data in `folder`, reachable from this host only.
+def redis_server_command(
+    folder: Path,
+    port: int,
+    *,
+    addresses: Sequence[str] = ("127.0.0.1",),
+    password: str | None = None,
+) -> list[str]:
+    """Arguments that start a server keeping its data in `folder`; its configuration is written.
 
     Every second is synced to disk (AOF), so that a killed server loses nothing that it answered to;
     a machine that loses power loses a second, which the trainer derives again. When memory is full,
     writes are refused: evicting would drop work silently.
+
+    Args:
+        folder: Made when needed; gets `redis.conf`, which its owner alone can read: a password on
+            the command line would be every user's.
+        port: To listen on.
+        addresses: To listen on.
+        password: Asked for from every client.
     """
     folder.mkdir(parents=True, exist_ok=True)
     options = {
-        "bind": "127.0.0.1",
+        "bind": " ".join(addresses),
         "port": str(port),
-        "dir": str(folder.resolve()),
+        "dir": _quoted(str(folder.resolve())),
         "appendonly": "yes",
         "appendfsync": "everysec",
-        "save": "",
+        "save": '""',
         "maxmemory-policy": "noeviction",
     }
-    arguments = [part for name, value in options.items() for part in (f"--{name}", value)]
-    return [redis_server_binary(), *arguments]
+    if password is not None:
+        options["requirepass"] = _quoted(password)
+    file = folder / "redis.conf"
+    file.unlink(missing_ok=True)
+    file.touch(mode=0o600)
+    file.write_text("".join(f"{name} {value}\n" for name, value in options.items()))
+    return [redis_server_binary(), str(file)]
+
+
+def listening_addresses(host: str, port: int, *, has_password: bool) -> list[str]:
+    """Where a server that others reach as `host` listens: there and, for this host, at 127.0.0.1.
+
+    Raises:
+        SettingsError: Beyond this machine without a password, or it cannot listen there.
+    """
+    if not is_loopback(host) and not has_password:
+        raise SettingsError(
+            f"Redis would listen on {host}, beyond this machine, without a password: set "
+            "redis.password_file to a file of mode 0600, or use 127.0.0.1"
+        )
+    addresses = addresses_of(host)
+    if not {"0.0.0.0", "::", "127.0.0.1"} & {*addresses}:
+        addresses = ["127.0.0.1", *addresses]
+    for address in addresses:
+        listen(address, port, name="Redis").close()
+    return addresses
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{escaped}"'

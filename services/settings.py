@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
@@ -94,10 +95,24 @@ class RedisSettings(Section):
     """The queue's server."""
 
     url: str = "redis://127.0.0.1:6379/0"
+    password_file: Path | None = None
+    """Its content is the password, of mode 0600. Beyond this machine Redis is not served without.
+    """
     lease_s: float = Field(default=60.0, gt=0)
     """A claimed group whose server is silent for this long goes to another."""
     max_deliveries: int = Field(default=5, ge=1)
     """Failed attempts after which a group is put aside as dead."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "RedisSettings":
+        if self.password_file is not None and "@" in urlsplit(self.url).netloc:
+            raise ValueError("redis.url names a user or password, and there is a password_file")
+        return self
+
+    @property
+    def password(self) -> str | None:
+        """The file's content; None where the url says all."""
+        return None if self.password_file is None else read_secret(self.password_file)
 
 
 class RewardSettings(Section):

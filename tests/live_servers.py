@@ -51,7 +51,7 @@ def registered(settings: Settings) -> list[ServerRecord]:
     """Servers of a run, as others see them."""
 
     async def read() -> list[ServerRecord]:
-        redis = connect(settings.redis.url)
+        redis = connect(settings.redis)
         try:
             return await Registry(redis, RunKeys(settings.run.name)).servers()
         finally:

@@ -15,6 +15,7 @@ from services.images import ImageStore
 from services.keys import RunKeys
 from services.queues.base import WorkQueue
 from services.queues.redis import RedisQueue
+from services.redis_check import check_redis
 from services.redis_client import connect
 from services.registry import Registry
 from services.schemas.common import Message
@@ -75,7 +76,7 @@ class _Main:
         self.collector.close()
 
     async def commit_step(self, step: int) -> None:
-        redis = connect(self.settings.redis.url)
+        redis = connect(self.settings.redis)
         try:
             await Registry(redis, self.keys).commit_step(self.incarnation, step)
         except UnavailableError as error:
@@ -220,7 +221,7 @@ def _connect(
     prompts = PromptSource(settings, dataset, images, incarnation, suppressed)
 
     def make_queue() -> WorkQueue:
-        return RedisQueue(connect(settings.redis.url), keys)
+        return RedisQueue(connect(settings.redis), keys)
 
     return _Main(
         collector=Collector(
@@ -238,10 +239,11 @@ async def _next_incarnation(settings: Settings, keys: RunKeys, state: TrainerSta
 
     Servers outlive a Redis that lost its data; to a lower incarnation they would not listen.
     """
-    redis = connect(settings.redis.url)
+    redis = connect(settings.redis)
     registry = Registry(redis, keys)
 
     async def ask() -> int:
+        await check_redis(redis)
         seen = [await _incarnation_of(settings, server) for server in await registry.servers()]
         return await registry.next_incarnation(at_least=max([state.incarnation, *seen]) + 1)
 

@@ -73,7 +73,7 @@ class Run:
         """Ids of the registered servers that are ready."""
 
         async def read() -> set[str]:
-            redis = connect(self.settings.redis.url)
+            redis = connect(self.settings.redis)
             try:
                 servers = await Registry(redis, self.keys).servers()
             finally:
@@ -94,7 +94,7 @@ class Run:
         return process
 
     def queue(self) -> RedisQueue:
-        return RedisQueue(connect(self.settings.redis.url), self.keys)
+        return RedisQueue(connect(self.settings.redis), self.keys)
 
     def collector(
         self,

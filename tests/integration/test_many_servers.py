@@ -77,7 +77,7 @@ class Member:
     """A server in this process, with connections of its own."""
 
     def __init__(self, settings: Settings, gpu: str | None = None) -> None:
-        self.redis: Redis = connect(settings.redis.url)
+        self.redis: Redis = connect(settings.redis)
         keys = RunKeys(settings.run.name)
         self.engine = FakeEngine(tokens_per_s=100_000, max_model_len=4096, gpu=gpu)
         self.server = RolloutServer(
@@ -106,7 +106,7 @@ class Fleet:
     def __init__(self, settings: Settings, keys: RunKeys, stack: AsyncExitStack) -> None:
         self.settings = settings
         self._keys = keys
-        self.redis = connect(settings.redis.url)
+        self.redis = connect(settings.redis)
         stack.push_async_callback(self.redis.aclose)
         self.queue: WorkQueue = RedisQueue(self.redis, keys)
         self.registry = Registry(self.redis, keys)

@@ -85,7 +85,7 @@ class Cluster:
         )
 
         async def write() -> None:
-            redis = connect(self.settings.redis.url)
+            redis = connect(self.settings.redis)
             await Registry(redis, self.keys).heartbeat(record, ttl_s=ttl_s)
             await redis.aclose()
 

@@ -148,7 +148,7 @@ class Collector:
             self._traces,
             self._image_check,
         )
-        self._redis = connect(self._settings.redis.url)
+        self._redis = connect(self._settings.redis)
         self._registry = Registry(self._redis, RunKeys(self._settings.run.name))
         self._changed = asyncio.Condition()
         self._arrivals: asyncio.Queue[RolloutGroup] = asyncio.Queue()

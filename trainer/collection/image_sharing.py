@@ -19,7 +19,7 @@ class ImageSharing:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._redis = connect(settings.redis.url)
+        self._redis = connect(settings.redis)
         keys = RunKeys(settings.run.name)
         self._registry = Registry(self._redis, keys)
         self._images = ImageStore(settings.images_folder, self._redis, keys)

@@ -124,7 +124,7 @@ class WeightPublisher:
 
     async def _spread(self, release: Release) -> int:
         """Repeatable, as each of its parts is."""
-        redis = connect(self._settings.redis.url)
+        redis = connect(self._settings.redis)
         registry = Registry(redis, self._keys)
         try:
             peers = [Peer(server, self._settings) for server in await registry.servers()]

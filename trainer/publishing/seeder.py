@@ -57,7 +57,7 @@ class Seeder:
 
     async def _watch(self, release: Release, known: set[str]) -> None:
         """Look who is there; a slow server does not keep the others waiting."""
-        redis = connect(self._settings.redis.url)
+        redis = connect(self._settings.redis)
         registry = Registry(redis, self._keys)
         try:
             while True:

@@ -7,7 +7,7 @@ import pytest
 
 from services.errors import NotFoundError, SettingsError
 from services.redis_client import connect, without_password
-from services.redis_server import redis_server_command
+from services.redis_server import listening_addresses, redis_server_command
 
 
 def executable(folder: Path, name: str) -> str:
@@ -39,14 +39,35 @@ def test_without_any_server_the_message_says_what_to_install(
 
 
 def test_the_server_is_durable_refuses_when_full_and_stays_on_this_host(tmp_path: Path) -> None:
-    command = redis_server_command(tmp_path / "new", 7001)
-    options = dict(zip(command[1::2], command[2::2], strict=True))
-    assert options["--bind"] == "127.0.0.1"
-    assert options["--port"] == "7001"
-    assert (options["--appendonly"], options["--appendfsync"]) == ("yes", "everysec")
-    assert options["--maxmemory-policy"] == "noeviction"
-    assert options["--dir"] == str(tmp_path / "new")
-    assert (tmp_path / "new").is_dir()
+    _, file = redis_server_command(tmp_path / "new", 7001)
+    options = dict(line.split(" ", 1) for line in Path(file).read_text().splitlines())
+    assert options["bind"] == "127.0.0.1"
+    assert options["port"] == "7001"
+    assert (options["appendonly"], options["appendfsync"]) == ("yes", "everysec")
+    assert options["maxmemory-policy"] == "noeviction"
+    assert options["dir"] == f'"{tmp_path / "new"}"'
+    assert "requirepass" not in options
+
+
+def test_a_password_is_in_a_file_of_its_owner_and_not_among_the_arguments(tmp_path: Path) -> None:
+    (tmp_path / "redis.conf").touch(mode=0o644)
+    command = redis_server_command(tmp_path, 7001, password='a"b\\c')
+    file = tmp_path / "redis.conf"
+    assert command[1:] == [str(file)]
+    assert file.stat().st_mode & 0o777 == 0o600
+    assert 'requirepass "a\\"b\\\\c"' in file.read_text()
+
+
+def test_beyond_this_machine_it_needs_a_password_and_an_address_that_others_reach() -> None:
+    with pytest.raises(SettingsError, match=r"redis\.password_file"):
+        listening_addresses("0.0.0.0", 0, has_password=False)
+    assert listening_addresses("0.0.0.0", 0, has_password=True) == ["0.0.0.0"]
+    assert listening_addresses("localhost", 0, has_password=False) == ["127.0.0.1"]
+    assert listening_addresses("127.0.0.2", 0, has_password=False) == ["127.0.0.1", "127.0.0.2"]
+    with pytest.raises(SettingsError, match="no such address: start it on the host that has it"):
+        listening_addresses("192.0.2.1", 0, has_password=True)
+    with pytest.raises(SettingsError, match=r"does not know the host nowhere\.invalid"):
+        listening_addresses("nowhere.invalid", 0, has_password=True)
 
 
 def test_a_wrong_url_is_a_settings_error_without_its_password() -> None:
