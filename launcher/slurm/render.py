@@ -37,11 +37,13 @@ def render(settings: Settings, job: Job, *, data: str | None = None) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        comment_start_string="<#",  # Jinja's own {# is in bash's ${#array[@]}
+        comment_end_string="#>",
         autoescape=False,  # noqa: S701 - bash, where `quote` does that
     )
     templates.filters["quote"] = lambda text: shlex.quote(str(text))
     main = "trainer" if job == "train" else job
-    return templates.get_template(f"{job}.sh.jinja").render(values, main=main)
+    return templates.get_template(f"{job}.sh.jinja").render(values, job=job, main=main)
 
 
 def _common(settings: Settings, site: Site, layout: Layout) -> dict[str, Any]:
