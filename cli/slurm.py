@@ -19,9 +19,7 @@ Job = Annotated[
     Literal["train", "sft", "infer"],
     typer.Option(help="GRPO with its services, supervised fine-tuning, or batch inference."),
 ]
-Data = Annotated[
-    str | None, typer.Option(help="What to infer; data.heldout when it is not given.")
-]
+Data = Annotated[str | None, typer.Option(help="What to infer; data.heldout when it is not given.")]
 
 
 @slurm_app.command()

@@ -63,13 +63,13 @@ once() { # COMMAND…: leaves its exit code for job.sh
   return "$code"
 }
 
+say "starts, CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-}"
 case $role in
   redis) keep sgg-rl serve redis --config "$config" ;;
   reward) keep sgg-rl serve reward --config "$config" ;;
   monitor) keep sgg-rl serve monitor --config "$config" ;;
   rollout)
     export SGG__ROLLOUT__URL=http://$SLURMD_NODENAME$SGG_JOB_SUFFIX:$((SGG_JOB_PORT + SLURM_LOCALID))
-    say "$SGG__ROLLOUT__URL, CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-}"
     keep sgg-rl serve rollout --config "$config"
     ;;
   # --resume: from the run's last checkpoint, which there is after a requeue; else from the start.

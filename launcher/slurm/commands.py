@@ -5,7 +5,15 @@ import subprocess
 from services.errors import InvalidInputError, NotFoundError, UnavailableError
 
 _PATIENCE_S = 60.0
-_ACTIVE = ("PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "SUSPENDED", "REQUEUED", "REQUEUE_HOLD")
+_ACTIVE = (
+    "PENDING",
+    "CONFIGURING",
+    "RUNNING",
+    "COMPLETING",
+    "SUSPENDED",
+    "REQUEUED",
+    "REQUEUE_HOLD",
+)
 
 
 def sbatch(*arguments: str) -> str:
@@ -81,4 +89,6 @@ def _fields(line: str) -> dict[str, str]:
 def _one_line(text: str) -> str:
     """The last thing that was said, for that is the reason."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1].removeprefix("sbatch: ").removeprefix("error: ") if lines else "no reason given"
+    return (
+        lines[-1].removeprefix("sbatch: ").removeprefix("error: ") if lines else "no reason given"
+    )

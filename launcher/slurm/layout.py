@@ -100,7 +100,11 @@ def _single(settings: Settings, gpus: int) -> Layout:
             "set deploy.gpus_per_node"
         )
     return Layout(
-        trainer_nodes=1, ranks_per_node=ranks, rollout_nodes=1, servers_per_node=servers, apart=False
+        trainer_nodes=1,
+        ranks_per_node=ranks,
+        rollout_nodes=1,
+        servers_per_node=servers,
+        apart=False,
     )
 
 
