@@ -193,7 +193,10 @@ def dead_drop(entry_id: str, config: Config = None, set_: Overrides = None) -> N
 
 
 def main() -> None:
-    """Exit codes: 0 done, 1 failed, 2 bad usage or settings, 130 interrupted."""
+    """Exit codes: 0 done, 1 failed, 2 bad usage or settings, 75 stopped early, 130 interrupted.
+
+    75: a trainer that was asked to stop, with its steps in a checkpoint; `--resume` goes on.
+    """
     try:
         app()
     except SettingsError as error:

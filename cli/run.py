@@ -13,6 +13,7 @@ from services.errors import NotFoundError
 from services.keys import RunKeys
 from services.settings import Settings, environment_value, load_settings
 from services.telemetry import setup_logging
+from trainer.ranks.stop import EXIT_STOPPED, stop_request
 
 if TYPE_CHECKING:
     from scene_data.tiny_model import Family
@@ -70,7 +71,7 @@ def serve_rollout(found: Settings) -> None:
 
 
 def train(found: Settings, *, resume: bool, dry_run: bool) -> None:
-    """Run the trainer: this process, or as many as `trainer.num_ranks` under torchrun."""
+    """Run the trainer: this process, or as many as `trainer.num_ranks` below it."""
     if dry_run:
         from launcher.dry_run import dry_run as check
 
@@ -80,12 +81,17 @@ def train(found: Settings, *, resume: bool, dry_run: bool) -> None:
 
     check_rubric(found)
     rank = _rank_of(found)
-    from cli.progress import shown
-    from trainer.train import train as run_training
-
     setup_logging(f"trainer[{rank}]")
-    with shown(found) if rank == 0 else nullcontext():
-        run_training(found, resume=resume, evaluation=_evaluation(found, rank))
+    with stop_request() as stop:
+        from cli.progress import shown
+        from trainer.train import train as run_training
+
+        with shown(found) if rank == 0 else nullcontext():
+            is_done = run_training(
+                found, resume=resume, evaluation=_evaluation(found, rank), stop=stop
+            )
+    if not is_done:
+        _stopped(rank)
 
 
 def _evaluation(found: Settings, rank: int) -> "StepEvaluation | None":
@@ -99,22 +105,30 @@ def _evaluation(found: Settings, rank: int) -> "StepEvaluation | None":
 def sft(found: Settings, *, resume: bool) -> None:
     """Run supervised fine-tuning, on as many processes as the trainer's."""
     rank = _rank_of(found)
-    from trainer.sft.train import run_sft
-
     setup_logging(f"sft[{rank}]")
-    folder = run_sft(found, resume=resume)
-    if rank == 0:
+    with stop_request() as stop:
+        from trainer.sft.train import run_sft
+
+        folder = run_sft(found, resume=resume, stop=stop)
+    if folder is None:
+        _stopped(rank)
+    elif rank == 0:
         print(f"wrote {folder}")
 
 
+def _stopped(rank: int) -> None:
+    if rank == 0:
+        print("sgg-rl: stopped with a checkpoint: go on with --resume", file=sys.stderr)
+    sys.exit(EXIT_STOPPED)
+
+
 def _rank_of(found: Settings) -> int:
-    """This process among `trainer.num_ranks`; alone it becomes torchrun, which starts them all."""
+    """This process among `trainer.num_ranks`; alone it starts them all and ends as they do."""
     rank = environment_value("RANK")
     if rank is None and found.trainer.num_ranks > 1:
-        torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
-        num_ranks = str(found.trainer.num_ranks)
-        arguments = [*torchrun, num_ranks, "-m", "cli.main", *sys.argv[1:]]
-        os.execv(sys.executable, [sys.executable, *arguments])
+        from launcher.ranks import run_ranks
+
+        sys.exit(run_ranks(found.trainer.num_ranks, ["-m", "cli.main", *sys.argv[1:]]))
     return int(rank or 0)
 
 

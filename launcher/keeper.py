@@ -1,6 +1,6 @@
 """Runs one command and leaves nothing of it behind: `python keeper.py GRACE_S COMMAND …`.
 
-The launcher starts every part under a keeper. A part has children of its own (torchrun's workers,
+The launcher starts every part under a keeper. A part has children of its own (the trainer's ranks,
 vLLM's engine processes), often in sessions of their own, so killing a process group misses some.
 The keeper is their "subreaper": whatever loses its parent becomes the keeper's child, so nothing
 escapes. It ends the whole tree when
@@ -35,6 +35,11 @@ Python's resource tracker, for one, then removes the shared memory of those who 
 def become_subreaper() -> None:
     """From now on orphaned descendants become children of this process."""
     _prctl(_PR_SET_CHILD_SUBREAPER, 1)
+
+
+def die_with_parent() -> None:
+    """From now on this process is killed when the thread that started it ends."""
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def descendants(pid: int) -> list[int]:
@@ -88,7 +93,7 @@ class Keeper:
             command,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            preexec_fn=lambda: _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL),  # one thread: safe here
+            preexec_fn=die_with_parent,  # one thread: safe here
         )
 
     def run(self) -> int:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,14 +30,28 @@ from trainer.collection.image_check import ImageCheck
 from trainer.collection.prompts import PromptSource
 from trainer.publishing.publisher import WeightPublisher
 from trainer.ranks.group import Ranks
+from trainer.ranks.stop import StopAskedError, StopRequest
 from trainer.transports.base import Weights
 from trainer.types import Batch
 
 logger = logging.getLogger(__name__)
 
 
+SERVERS_GRACE_S = 10.0
+"""What a version that is under way gets to be served once the run is to stop."""
+
+
+_STOP_LOOK_S = 0.5
+
+
 class _Done(Message):
     """Nothing failed."""
+
+
+class _Taken(Message):
+    """A step's groups; None when the run is to stop."""
+
+    batch: Batch | None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -48,6 +63,9 @@ class _Main:
     incarnation: int
     settings: Settings
     keys: RunKeys
+    stop: StopRequest
+    trained: Batch | None = None
+    """The batch whose version is under way, or was last."""
     beside: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "link"))
     sending: "Future[None] | None" = None
     """Of a version that is under way."""
@@ -65,10 +83,21 @@ class _Main:
         self.sending = self.beside.submit(follow)
 
     def wait(self) -> None:
-        """Until the version that is under way is served; raises what went wrong."""
+        """Until the version that is under way is served; raises what went wrong.
+
+        When the run is to stop neither is worth the checkpoint.
+        """
         sending, self.sending = self.sending, None
-        if sending is not None:
+        if sending is None:
+            return
+        grace_s = SERVERS_GRACE_S
+        while not sending.done() and grace_s > 0:
+            futures.wait([sending], timeout=_STOP_LOOK_S)
+            grace_s -= _STOP_LOOK_S if self.stop.asked else 0
+        if not self.stop.asked:
             sending.result()
+        elif not sending.done() or sending.exception() is not None:
+            logger.warning("the servers do not have the last version: it stops without them")
 
     def close(self) -> None:
         self.publisher.close()  # first: what waits for a version ends with it
@@ -114,11 +143,13 @@ class ServiceLink:
         state: TrainerState,
         ranks: Ranks,
         image_check: ImageCheck | None = None,
+        stop: StopRequest | None = None,
     ) -> Iterator["ServiceLink"]:
         """Connect. Rank 0 takes a new incarnation: every earlier start is fenced off."""
         main = None
         if ranks.is_main:
-            main = _connect(settings, dataset, suppressed_token_ids, state, image_check)
+            stop = stop or StopRequest()
+            main = _connect(settings, dataset, suppressed_token_ids, state, image_check, stop)
         through_files = settings.weights.transport in FILE_TRANSPORTS
         asynchronous = settings.trainer.max_policy_lag > 0
         link = cls(ranks, main, beside_training=through_files and asynchronous)
@@ -144,15 +175,33 @@ class ServiceLink:
         self._send(weights, policy_version, lambda main: main.collector.start(policy_version))
         self._wait_for_servers()
 
+    def look_for_stop(self) -> None:
+        """Every rank calls it at the same place, and rank 0 says.
+
+        Raises:
+            StopAskedError: The run is to stop.
+        """
+        if self._ranks.agree(self._main is not None and self._main.stop.asked):
+            raise StopAskedError
+
     def take(self, policy_version: int) -> Batch:
-        """A step's groups, the same on every rank. May be called in another thread."""
-        found: Batch | Exception | None = None
+        """A step's groups, the same on every rank. May be called in another thread.
+
+        Raises:
+            StopAskedError: The run is to stop.
+        """
+        found: _Taken | Exception | None = None
         if self._main is not None:
             try:
-                found = self._main.collector.take(policy_version)
+                found = _Taken(batch=self._main.collector.take(policy_version))
+            except StopAskedError:
+                found = _Taken(batch=None)
             except SggError as error:
                 found = error
-        return self._batch_ranks.broadcast(found, Batch)
+        batch = self._batch_ranks.broadcast(found, _Taken).batch
+        if batch is None:
+            raise StopAskedError
+        return batch
 
     def publish(self, weights: Weights, policy_version: int, batch: Batch) -> None:
         """Give the servers new weights; the batch that they come from is used up.
@@ -163,6 +212,8 @@ class ServiceLink:
             batch: Of the step.
         """
         self._wait_for_servers()
+        if self._main is not None:
+            self._main.trained = batch
         self._send(
             weights, policy_version, lambda main: main.collector.release(batch, policy_version)
         )
@@ -179,6 +230,8 @@ class ServiceLink:
         self._wait_for_servers()  # until then the last batch is not done with
         if self._main is None:
             return TrainerState(step=step)
+        if self._main.stop.asked and self._main.trained is not None:
+            self._main.collector.finish(self._main.trained)
         return TrainerState(
             step=step,
             cursor=self._main.collector.cursor_state(),
@@ -214,6 +267,7 @@ def _connect(
     suppressed: list[int],
     state: TrainerState,
     image_check: ImageCheck | None,
+    stop: StopRequest,
 ) -> _Main:
     keys = RunKeys(settings.run.name)
     incarnation = asyncio.run(_next_incarnation(settings, keys, state))
@@ -225,12 +279,13 @@ def _connect(
 
     return _Main(
         collector=Collector(
-            settings, make_queue, prompts, Cursor(state.cursor), suppressed, image_check
+            settings, make_queue, prompts, Cursor(state.cursor), suppressed, image_check, stop
         ),
         publisher=WeightPublisher(settings, keys, incarnation),
         incarnation=incarnation,
         settings=settings,
         keys=keys,
+        stop=stop,
     )
 
 

@@ -1,7 +1,7 @@
 """GRPO, from start to end: the loop that the whole system exists for."""
 
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from functools import partial
 from typing import Any
 
@@ -17,6 +17,7 @@ from trainer.collection.image_check import ImageCheck
 from trainer.link import ServiceLink
 from trainer.policy.engine import PolicyEngine, init_process_group
 from trainer.ranks.group import Ranks, launched_as
+from trainer.ranks.stop import StopAskedError, StopRequest
 from trainer.ranks.watch import RankWatch, watched
 from trainer.records.evaluation import StepEvaluation
 from trainer.records.files import RunRecords, ledger_line, step_metrics
@@ -27,7 +28,13 @@ from trainer.sizing.checks import check_grpo, log_advice
 from trainer.types import Batch
 
 
-def train(settings: Settings, *, resume: bool, evaluation: StepEvaluation | None = None) -> None:
+def train(
+    settings: Settings,
+    *,
+    resume: bool,
+    evaluation: StepEvaluation | None = None,
+    stop: StopRequest | None = None,
+) -> bool:
     """Run GRPO until `trainer.num_steps`; every rank calls this.
 
     Step s trains policy version s and publishes version s + 1. A step is committed by the next
@@ -38,6 +45,10 @@ def train(settings: Settings, *, resume: bool, evaluation: StepEvaluation | None
             come up in `trainer.wait_timeout_s`.
         resume: Continue from the run's last checkpoint, if there is one.
         evaluation: Of rank 0; closed at the end.
+        stop: Of this process; rank 0's counts.
+
+    Returns:
+        Whether the run is done. Else it was asked to stop, and its steps are in a checkpoint.
 
     Raises:
         SggError: With what to do about it.
@@ -53,7 +64,7 @@ def train(settings: Settings, *, resume: bool, evaluation: StepEvaluation | None
         init_process_group(3 * limit_s)
         ranks = Ranks(3 * limit_s)
         with closing(evaluation):
-            _run(settings, ranks, watch, evaluation, resume=resume)
+            return _run(settings, ranks, watch, evaluation, stop or StopRequest(), resume=resume)
 
 
 def _run(
@@ -61,9 +72,10 @@ def _run(
     ranks: Ranks,
     watch: RankWatch,
     evaluation: StepEvaluation,
+    stop: StopRequest,
     *,
     resume: bool,
-) -> None:
+) -> bool:
     """The story."""
     trainer, folder = settings.trainer, settings.run.folder
     watch.enter("load", 0)
@@ -87,7 +99,7 @@ def _run(
     )
 
     with ServiceLink.open(
-        settings, dataset, engine.suppressed_token_ids, state, ranks, check
+        settings, dataset, engine.suppressed_token_ids, state, ranks, check, stop
     ) as services:
         if ranks.is_main:
             fence.take(services.incarnation)
@@ -99,42 +111,59 @@ def _run(
             ahead=trainer.max_policy_lag > 0,
             num_steps=total,
         )
+
+        def commit(step: int) -> int:
+            with clock("checkpoint"):
+                now = services.state(step).model_copy(update={"data_order": order})
+                checkpoints.write(now, engine.save_state, ranks)
+            services.committed(step)
+            records.committed(step)
+            return step
+
+        is_done, num_done, committed = False, state.step, state.step
         clock = PhaseClock(watch, state.step, tracing)
-        for step in range(state.step, total):
-            evaluation.begin(step)
-            with clock("wait"):
-                batch = batches.take(step)
-            with clock("prepare"):
-                prepared = batches.prepared()
-            rate = learning_rate(trainer, step, total)
-            with clock("train"):
-                output = engine.train_step(prepared.micro_batches, rate)
-                learned = ranks.combine(output.stats) | prepared.metrics
-                learned |= {"grad_norm": output.grad_norm, "learning_rate": rate}
-            with clock("publish"):
-                services.publish(engine.weights(), step + 1, batch)
-            records.rollouts(step, prepared.groups, output.policy_logprobs)
-            if ranks.is_main:
-                fence.check()
-                row = metrics_line(batch, learned, step, total, clock) | evaluation.counts()
-                records.step(row, ledger_line(batch, step))
-                records.evaluations(evaluation.results(), step)
-            # A checkpoint's seconds count in the line of the step after it.
-            clock.finish()
-            clock = PhaseClock(watch, step + 1, tracing)
-            if (step + 1) % trainer.checkpoint_every == 0 or step + 1 == total:
-                with clock("checkpoint"):
-                    committed = services.state(step + 1).model_copy(update={"data_order": order})
-                    checkpoints.write(committed, engine.save_state, ranks)
-                services.committed(step + 1)
-                records.committed(step + 1)
-        records.evaluations(evaluation.finish(total), total)
+        with stop.noted(), suppress(StopAskedError):
+            for step in range(state.step, total):
+                services.look_for_stop()
+                evaluation.begin(step)
+                with clock("wait"):
+                    batch = batches.take(step)
+                with clock("prepare"):
+                    prepared = batches.prepared()
+                rate = learning_rate(trainer, step, total)
+                with clock("train"):
+                    output = engine.train_step(prepared.micro_batches, rate)
+                    learned = ranks.combine(output.stats) | prepared.metrics
+                    learned |= {"grad_norm": output.grad_norm, "learning_rate": rate}
+                with clock("publish"):
+                    services.publish(engine.weights(), step + 1, batch)
+                records.rollouts(step, prepared.groups, output.policy_logprobs)
+                if ranks.is_main:
+                    fence.check()
+                    row = metrics_line(batch, learned, step, total, clock) | evaluation.counts()
+                    records.step(row, ledger_line(batch, step))
+                    records.evaluations(evaluation.results(), step)
+                # A checkpoint's seconds count in the line of the step after it.
+                clock.finish()
+                num_done = step + 1
+                clock = PhaseClock(watch, num_done, tracing)
+                if num_done % trainer.checkpoint_every == 0 or num_done == total:
+                    committed = commit(num_done)
+            services.look_for_stop()
+            is_done = True
+        batches.close()
+        if num_done > committed:
+            commit(num_done)
+        if is_done:
+            records.evaluations(evaluation.finish(total), total)
     clock.finish()
-    engine.save_pretrained(folder / "checkpoint")
+    if is_done:
+        engine.save_pretrained(folder / "checkpoint")
     ranks.barrier()
     records.close()
     tracing.close()
     engine.close()
+    return is_done
 
 
 def prepare(batch: Batch, *, preparation: Preparation, settings: Settings) -> Prepared:

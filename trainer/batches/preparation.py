@@ -169,3 +169,8 @@ class PreparedBatches:
         if self._ahead and self._step + 1 < self._num_steps:
             self._next = _Upcoming(self._step + 1, self._take, self._prepare)
         return result
+
+    def close(self) -> None:
+        """Wait for the batch that is on its way, if one is; nobody uses it."""
+        if self._next is not None:
+            self._next.batch.exception()

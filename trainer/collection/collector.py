@@ -10,7 +10,7 @@ Backpressure: who waits for whom
 | asking for new | under (max_policy_lag + 1) * groups_per_step     | `release`, once the step's  |
 | groups         | open groups                                      | weights are published       |
 | `take`         | groups_per_step scored groups that are fresh     | rollout servers and the     |
-|                | enough                                           | reward service              |
+|                | enough                                           | reward service; a stop      |
 
 A group is *open* (`collection.group_pool`) from the moment it is asked for until its step is
 published. The prompts stream can therefore never hold more than that number. Sampled groups are
@@ -53,8 +53,9 @@ from trainer.collection.intake import image_refusal, refusal
 from trainer.collection.prompts import PromptSource
 from trainer.collection.rewards import with_advantages
 from trainer.loop_thread import LoopThread
+from trainer.ranks.stop import StopAskedError, StopRequest
 from trainer.records.tracing import SERVICE, GroupTraces
-from trainer.types import Batch, TrainGroup
+from trainer.types import Batch, Outcome, TrainGroup
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +63,8 @@ CONSUMER = "trainer-0"
 CLAIM_BLOCK_S = 1.0
 WATCH_S = 5.0
 """Between looks at the dead letters, and between renewals of what was asked for."""
+STOP_LOOK_S = 0.5
+"""Between looks whether the run is to stop, while nothing comes."""
 MAX_GROUPS_PER_REQUEST = 64
 
 
@@ -75,6 +78,7 @@ class Collector:
         cursor: Of the data order; only this object touches it while it runs.
         suppressed_token_ids: A completion with one of these is refused.
         image_check: Without it images are not looked into.
+        stop: Once it is asked, nothing is waited for or asked for any more.
     """
 
     def __init__(
@@ -85,6 +89,7 @@ class Collector:
         cursor: Cursor,
         suppressed_token_ids: list[int],
         image_check: ImageCheck | None = None,
+        stop: StopRequest | None = None,
     ) -> None:
         self._settings = settings
         self._make_queue = make_queue
@@ -92,6 +97,7 @@ class Collector:
         self._cursor = cursor
         self._suppressed = frozenset(suppressed_token_ids)
         self._image_check = image_check
+        self._stop_request = stop or StopRequest()
         self._version = 0
         self._term_weights: dict[str, float] = {}
         self._pool = GroupPool(settings.trainer, settings.algorithm)
@@ -114,6 +120,7 @@ class Collector:
         """Wait for a step's groups and take them, lowest positions first.
 
         Raises:
+            StopAskedError: What is under way is derived again, from the cursor.
             WaitTimeoutError: Nothing arrived for `trainer.wait_timeout_s`; says what was waited
                 for.
             ConflictError: A later trainer of this run has started.
@@ -125,8 +132,12 @@ class Collector:
         """The batch is trained on and `policy_version` is published: ask for as many new groups."""
         self._loop.run(self._release(batch, policy_version))
 
+    def finish(self, batch: Batch) -> None:
+        """The batch is trained on, and nothing is asked for in its place; twice is as once."""
+        self._loop.run(self._finish(batch))
+
     def cursor_state(self) -> CursorState:
-        """Which positions are done: those of the batches that were released."""
+        """Which positions are done: those of the batches that were released or finished."""
         return self._loop.run(self._cursor_state())
 
     def close(self) -> None:
@@ -189,6 +200,8 @@ class Collector:
             except UnavailableError as error:
                 if self._closing:
                     raise
+                if self._stop_request.asked:
+                    raise StopAskedError from error
                 if self._trouble != error.message:
                     logger.warning("%s; trying again", error.message)
                 self._trouble = error.message
@@ -216,6 +229,8 @@ class Collector:
                 logger.info("put aside %d groups of an earlier start on %r", len(left), stream)
 
     async def _admit(self) -> None:
+        if self._stop_request.asked:
+            return
         await self._admission.admit(self._version)
         self._note_load()
 
@@ -309,18 +324,7 @@ class Collector:
 
     async def _take(self, policy_version: int) -> Batch:
         self._last_arrival = time.monotonic()  # waiting begins now
-        while True:
-            if self._failure is not None:
-                raise self._failure
-            await self._renew_ready(policy_version)
-            if (found := self._pool.take()) is not None:
-                break
-            async with self._changed:
-                try:
-                    await asyncio.wait_for(self._changed.wait(), timeout=self._look_s)
-                except TimeoutError:
-                    self._give_up_if_silent()
-        groups, outcome = found
+        groups, outcome = await self._ready(policy_version)
         self._traces.end(groups, outcome)
         groups = with_advantages(
             groups,
@@ -337,6 +341,20 @@ class Collector:
             sampler_idle_fraction=self._idle.read(time.monotonic()),
         )
 
+    async def _ready(self, policy_version: int) -> tuple[list[TrainGroup], Outcome]:
+        while not self._stop_request.asked:
+            if self._failure is not None:
+                raise self._failure
+            await self._renew_ready(policy_version)
+            if (found := self._pool.take()) is not None:
+                return found
+            async with self._changed:
+                try:
+                    await asyncio.wait_for(self._changed.wait(), timeout=self._look_s)
+                except TimeoutError:
+                    self._give_up_if_silent()
+        raise StopAskedError
+
     async def _renew_ready(self, policy_version: int) -> None:
         """Ask again for what is stale now, and for others in place of what teaches nothing."""
         stale = self._pool.reissue_stale(policy_version)
@@ -348,7 +366,7 @@ class Collector:
 
     @property
     def _look_s(self) -> float:
-        return min(WATCH_S, self._settings.trainer.wait_timeout_s)
+        return min(STOP_LOOK_S, self._settings.trainer.wait_timeout_s)
 
     def _give_up_if_silent(self) -> None:
         silent_s = time.monotonic() - self._last_arrival
@@ -365,12 +383,17 @@ class Collector:
 
     async def _release(self, batch: Batch, policy_version: int) -> None:
         self._version = policy_version
+        await self._finish(batch)
+        await self._persist(self._admit)
+
+    async def _finish(self, batch: Batch) -> None:
+        if self._pool.get(batch.groups[0].rollout.work_id) is None:
+            return
         for group in batch.groups:
             self._pool.close(group.rollout.work_id)
             self._cursor.finish(group.position)
         for position in batch.outcome.positions:
             self._cursor.finish(position)
-        await self._persist(self._admit)
 
     async def _cursor_state(self) -> CursorState:
         return self._cursor.state

@@ -23,6 +23,12 @@ def launched_as() -> tuple[int, int]:
     return (0, 1) if rank is None else (int(rank), int(size or 1))
 
 
+class _Answer(Message):
+    """Of rank 0 to a question that every rank asks."""
+
+    yes: bool
+
+
 class RemoteRankError(SggError):
     """Another rank failed; every rank stops with its message."""
 
@@ -83,6 +89,10 @@ class Ranks:
         if body[:1] == b"!":
             raise RemoteRankError(f"rank 0 failed: {body[1:].decode()}")
         return kind.model_validate_json(body[1:])
+
+    def agree(self, yes: bool) -> bool:
+        """What rank 0 says, on every rank."""
+        return self.broadcast(_Answer(yes=yes), _Answer).yes
 
     def combine(self, stats: Stats) -> dict[str, float]:
         """Means and maxima of a step over all ranks; every rank gives the same names."""

@@ -25,6 +25,8 @@ from services.settings import Settings
 from trainer.policy.adapter import lora_config
 from trainer.policy.engine import init_process_group
 from trainer.policy.model import load_model, load_processor
+from trainer.ranks.group import Ranks
+from trainer.ranks.stop import StopRequest
 from trainer.records.files import StepLines
 from trainer.records.trackers import Trackers
 from trainer.sft.arguments import sft_arguments, sft_total_steps
@@ -33,7 +35,9 @@ from trainer.sft.rows import AnswerCollator, AnswerRows
 logger = logging.getLogger(__name__)
 
 
-def run_sft(settings: Settings, *, resume: bool = False) -> Path:
+def run_sft(
+    settings: Settings, *, resume: bool = False, stop: StopRequest | None = None
+) -> Path | None:
     """Train `model.path` on `data.train` as `[sft]` says; every rank calls this.
 
     With `lora.rank`, the run's folder gets the adapter in `adapter` too, and `model` has it merged.
@@ -41,10 +45,11 @@ def run_sft(settings: Settings, *, resume: bool = False) -> Path:
     Args:
         settings: Of the run. The `trainer.freeze_*` flags hold here too, and `[deepspeed]`.
         resume: Continue from the run's last checkpoint, if there is one.
+        stop: Of this process; rank 0's counts.
 
     Returns:
         The trained model's folder (`<run folder>/model`), in Hugging Face's format: what a GRPO
-        run's `model.path` names.
+        run's `model.path` names. None if it was asked to stop: its steps are in a checkpoint.
 
     Raises:
         InvalidInputError: The dataset is not usable.
@@ -65,6 +70,8 @@ def run_sft(settings: Settings, *, resume: bool = False) -> Path:
         )
     total = sft_total_steps(settings, len(rows))
     checkpoint = _last_checkpoint(settings.run.folder / "checkpoints") if resume else None
+    stop = stop or StopRequest()
+    stopping = _StopWhenAsked(stop, Ranks(settings.trainer.wait_timeout_s))
     trainer = _Trainer(
         rows,
         args=sft_arguments(settings, total_steps=total),
@@ -72,12 +79,15 @@ def run_sft(settings: Settings, *, resume: bool = False) -> Path:
         data_collator=AnswerCollator(processor),
         processing_class=processor,
         peft_config=lora_config(settings.lora) if settings.lora.rank else None,
-        callbacks=[_Epoch(rows)],
+        callbacks=[_Epoch(rows), stopping],
     )
     trainer.remove_callback(PrinterCallback)  # prints every log a second time
     if trainer.is_world_process_zero():
         trainer.add_callback(_Progress(settings))
-    trainer.train(resume_from_checkpoint=checkpoint)
+    with stop.noted():
+        trainer.train(resume_from_checkpoint=checkpoint)
+    if stopping.stopped:
+        return None
     return _save(trainer, processor, settings)
 
 
@@ -131,6 +141,19 @@ class _Epoch(TrainerCallback):  # type: ignore[misc]
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._rows.epoch = int(state.epoch or 0)
+
+
+class _StopWhenAsked(TrainerCallback):  # type: ignore[misc]
+    """Ends training after a step, with a checkpoint, on every rank at the same one."""
+
+    def __init__(self, stop: StopRequest, ranks: Ranks) -> None:
+        self._stop, self._ranks = stop, ranks
+        self.stopped = False
+        """Before the last step."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step < state.max_steps and self._ranks.agree(self._stop.asked):
+            control.should_save = control.should_training_stop = self.stopped = True
 
 
 class _Progress(TrainerCallback):  # type: ignore[misc]

@@ -1,0 +1,105 @@
+"""The trainer's processes on this machine: started together, told to stop together.
+
+Each gets what torchrun or srun would give it (`RANK`, `WORLD_SIZE`, `MASTER_ADDR`, …). Unlike under
+torchrun a request to stop reaches them with no limit on the time that a checkpoint may take, their
+exit code is this process's, and one that fails leaves the others time to say what they saw.
+"""
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from launcher.keeper import die_with_parent, send
+from services.settings import child_environment, environment_value
+
+PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+_POLL_S = 0.1
+_GRACE_S = 30.0
+"""What the others get once a rank has failed: they name the one that they miss."""
+
+
+def run_ranks(num_ranks: int, command: Sequence[str]) -> int:
+    """Run a command as so many ranks, and wait for all of them.
+
+    Returns:
+        The exit code of the first that ended with another than 0; 128 + N for signal N.
+    """
+    with _reserved_port() as port, _Signals() as signals:
+        ranks = [_start(rank, num_ranks, port, command) for rank in range(num_ranks)]
+        signals.ranks = ranks
+        try:
+            return _wait(ranks)
+        finally:
+            for process in ranks:
+                process.kill()
+                process.wait()
+
+
+def _start(
+    rank: int, num_ranks: int, port: int, command: Sequence[str]
+) -> "subprocess.Popen[bytes]":
+    place = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": num_ranks,
+        "LOCAL_WORLD_SIZE": num_ranks,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+        # Ranks that each take every core make one another many times slower.
+        "OMP_NUM_THREADS": environment_value("OMP_NUM_THREADS") or 1,
+    }
+    return subprocess.Popen(
+        [sys.executable, *command],
+        env=child_environment(**{name: str(value) for name, value in place.items()}),
+        start_new_session=True,  # Ctrl-C reaches this process, which passes it on once
+        preexec_fn=die_with_parent,  # one thread: safe here
+    )
+
+
+def _wait(ranks: "Sequence[subprocess.Popen[bytes]]") -> int:
+    first, deadline = 0, float("inf")
+    while True:
+        codes = [process.poll() for process in ranks]
+        if not first and (first := next(filter(None, codes), 0)):
+            deadline = time.monotonic() + _GRACE_S
+            if first < 0:  # one that ended by itself has said why
+                name = signal.Signals(-first).name
+                sys.stderr.write(f"sgg-rl: rank {codes.index(first)} was killed by {name}\n")
+        if None not in codes or time.monotonic() > deadline:
+            return 128 - first if first < 0 else first
+        time.sleep(_POLL_S)
+
+
+@contextmanager
+def _reserved_port() -> Iterator[int]:
+    """A port for rank 0 to listen on: bound here, so that the kernel gives it to nobody else."""
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        yield reserved.getsockname()[1]
+
+
+class _Signals:
+    """Passes signals on to the ranks while it is entered."""
+
+    def __init__(self) -> None:
+        self.ranks: Sequence[subprocess.Popen[bytes]] = ()
+        self._before: list[Any] = []
+
+    def __enter__(self) -> "_Signals":
+        self._before = [signal.signal(number, self._pass_on) for number in PASSED_ON]
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in zip(PASSED_ON, self._before, strict=True):
+            signal.signal(number, handler)
+
+    def _pass_on(self, number: int, _: object) -> None:
+        for process in self.ranks:
+            if process.returncode is None:
+                send(process.pid, number)

@@ -1,0 +1,110 @@
+"""SIGTERM and SIGUSR1 ask a trainer to end, with its work kept.
+
+| when it comes                    | what it does                                                  |
+|----------------------------------|---------------------------------------------------------------|
+| while steps are done (`noted`)   | `asked` says so: rank 0 ends the run with a checkpoint        |
+| before the first or after the    | the process ends at once: what was done is in a checkpoint    |
+| last step                        | already, or there is nothing yet                              |
+| once more, over 2 s later        | the process ends at once                                      |
+
+Both of the first two end with exit code 75. Signals are read in a thread: the main thread may be
+inside a collective, where Python's own handlers do not run.
+"""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+EXIT_STOPPED = os.EX_TEMPFAIL
+"""75, "try again later": go on with `--resume`."""
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+_END = b"\0"
+"""Ends the listener; no signal has this number."""
+_SAME_S = 2.0
+"""One request may come as several signals: from a process group, and from a parent that passes it
+on."""
+
+
+class StopAskedError(Exception):
+    """The run is to stop, on every rank at the same place."""
+
+
+class StopRequest:
+    """Whether this process was asked to stop. One that `stop_request` did not make never is."""
+
+    def __init__(self) -> None:
+        self._asked_at: float | None = None
+        self._noting = False
+
+    @property
+    def asked(self) -> bool:
+        """Whether a signal came."""
+        return self._asked_at is not None
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """In this block a signal is only noted; the block must look at `asked`."""
+        self._noting = True
+        try:
+            yield
+        finally:
+            self._noting = False
+
+    def hear(self, number: int) -> None:
+        """A signal came."""
+        if self._asked_at is None:
+            self._asked_at = time.monotonic()
+            if not self._noting:
+                _end(EXIT_STOPPED, "stopped between steps: go on with --resume")
+        elif time.monotonic() - self._asked_at > _SAME_S:
+            _end(128 + number, "stopped for the second time: what is not in a checkpoint is lost")
+
+
+@contextmanager
+def stop_request() -> Iterator[StopRequest]:
+    """Listen for the signals while the block runs; in the main thread only."""
+    request = StopRequest()
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    before = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
+    wakeup = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+    listener = threading.Thread(
+        target=_listen, args=(read_end, request), name="stop-signals", daemon=True
+    )
+    listener.start()
+    listening = True
+    os.register_at_fork(after_in_child=lambda: _forget() if listening else None)
+    try:
+        yield request
+    finally:
+        listening = False
+        signal.set_wakeup_fd(wakeup)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        os.write(write_end, _END)
+        listener.join()
+        os.close(read_end)
+        os.close(write_end)
+
+
+def _listen(read_end: int, request: StopRequest) -> None:
+    while (number := os.read(read_end, 1)) != _END:
+        if number[0] in _SIGNALS:
+            request.hear(number[0])
+
+
+def _forget() -> None:
+    """A forked child's signals are its own: they must not reach the parent's pipe."""
+    signal.set_wakeup_fd(-1)
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_DFL)
+
+
+def _end(code: int, why: str) -> None:
+    sys.stderr.write(f"sgg-rl: {why}\n")
+    sys.stderr.flush()
+    os._exit(code)
