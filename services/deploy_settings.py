@@ -1,4 +1,4 @@
-"""Settings of a run as a Slurm job: `[deploy]`. `docs/deploy/slurm.md` has an example of each kind."""
+"""Settings of a run as a Slurm job: `[deploy]`. `docs/deploy/slurm.md` explains them."""
 
 from typing import Literal
 
@@ -26,7 +26,7 @@ class DeploySettings(Section):
     gpus_per_node: int | None = Field(default=None, ge=1)
     """Used on each node; all that the site's nodes have when unset."""
     time_limit: str = Field(default="24:00:00", pattern=r"^(\d+-)?\d+(:\d\d){0,2}$")
-    """Of one job, as `sbatch --time` takes it. When it is over the job is queued again by itself."""
+    """Of one job, as `sbatch --time` takes it. When it is over the job is queued again."""
     stop_before_s: int = Field(default=300, ge=60)
     """Time before the limit or a preemption in which to end a step, write a checkpoint and stop."""
     sbatch: list[str] = Field(default_factory=list)

@@ -1,4 +1,4 @@
-"""A real Slurm cluster for tests (`slurm_cluster.sh`), and jobs on it, as a user and a fault see them."""
+"""A real Slurm cluster for tests (`slurm_cluster.sh`), and jobs on it as a user sees them."""
 
 import fcntl
 import json
@@ -145,10 +145,10 @@ class SlurmCluster:
             place = Path(f"/proc/{pid}")
             command = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             is_shell = command.startswith(("bash", "/bin/bash", "slurmstepd"))
-            if words in command and not is_shell:
-                if wanted <= {*(place / "environ").read_bytes().split(b"\0")}:
-                    os.kill(pid, signal.SIGKILL)
-                    return
+            variables_of = {*(place / "environ").read_bytes().split(b"\0")}
+            if words in command and not is_shell and wanted <= variables_of:
+                os.kill(pid, signal.SIGKILL)
+                return
         raise AssertionError(f"no process with {words!r} on {node}")
 
     def _script(self, action: str, *arguments: str) -> None:
@@ -166,7 +166,7 @@ def address_of(node: str) -> str:
 @contextmanager
 def slurm_cluster(folder: Path, *, num_nodes: int, num_gpus: int) -> Iterator[SlurmCluster]:
     """A cluster for this block; one at a time on a machine, for its addresses are fixed."""
-    with Path("/tmp/sgg-slurm-cluster.lock").open("w") as lock:  # noqa: S108 - known to all sessions
+    with Path("/tmp/sgg-slurm-cluster.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         cluster = SlurmCluster(folder, num_nodes)
         cluster.up(num_gpus)

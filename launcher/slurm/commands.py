@@ -30,7 +30,7 @@ def sbatch(*arguments: str) -> str:
 
 
 def job_fields(job_id: str) -> dict[str, str] | None:
-    """`scontrol`'s fields of a job, such as `JobState` and `NodeList`; None when it has forgotten it.
+    """`scontrol`'s fields of a job, such as `JobState` and `NodeList`; None for one that it forgot.
 
     The nodes of a job of several components are put together.
 

@@ -39,7 +39,7 @@ def render(settings: Settings, job: Job, *, data: str | None = None) -> str:
         keep_trailing_newline=True,
         comment_start_string="<#",  # Jinja's own {# is in bash's ${#array[@]}
         comment_end_string="#>",
-        autoescape=False,  # noqa: S701 - bash, where `quote` does that
+        autoescape=False,  # bash, where `quote` does that
     )
     templates.filters["quote"] = lambda text: shlex.quote(str(text))
     main = "trainer" if job == "train" else job
@@ -65,9 +65,11 @@ def _common(settings: Settings, site: Site, layout: Layout) -> dict[str, Any]:
     }
 
 
-def _placement(settings: Settings, layout: Layout) -> dict[str, str]:
+def _placement(settings: Settings, layout: Layout) -> dict[str, Any]:
     """Options of srun that say which component, and whether a GPU has two tasks."""
-    het = layout.apart and settings.deploy.kind == "heterogeneous"
+    kind = settings.deploy.kind
+    het = layout.apart and kind == "heterogeneous"
+    outlives_nodes = not layout.trainer_nodes or (layout.apart and kind == "homogeneous")
     overlap = "--overlap " if layout.shared_gpus else ""
     both = "$SLURM_JOB_ID_HET_GROUP_0,$SLURM_JOB_ID_HET_GROUP_1"
     return {
@@ -75,4 +77,5 @@ def _placement(settings: Settings, layout: Layout) -> dict[str, str]:
         "trainer_options": "--het-group=0 " if het else overlap,
         "rollout_options": "--het-group=1 " if het else overlap,
         "job_ids": both if het else "$SLURM_JOB_ID",
+        "no_kill": outlives_nodes,
     }
