@@ -63,10 +63,10 @@ def job_layout(settings: Settings, site: Site, job: Job) -> Layout:
         return _sft_layout(settings, gpus)
     if job == "infer":
         return _infer_layout(settings, gpus)
-    _check_transport(settings)
-    if settings.deploy.kind in ("heterogeneous", "homogeneous"):
-        return _apart(settings, gpus)
-    return _single(settings, gpus) if settings.deploy.kind == "single" else _shared(settings, gpus)
+    kinds = {"single": _single, "colocated": _shared}
+    layout = kinds.get(settings.deploy.kind, _apart)(settings, gpus)
+    _check_transport(settings, layout)
+    return layout
 
 
 def _apart(settings: Settings, gpus: int) -> Layout:
@@ -176,16 +176,15 @@ def _refuse_rollout_nodes(settings: Settings) -> None:
         )
 
 
-def _check_transport(settings: Settings) -> None:
+def _check_transport(settings: Settings, layout: Layout) -> None:
     """Whether weights can get from rank 0 to every server."""
-    transport, deploy = settings.weights.transport, settings.deploy
-    together = deploy.kind in ("single", "colocated") and deploy.trainer_nodes == 1
-    if transport == "shm" and not together:
+    transport = settings.weights.transport
+    if transport == "shm" and layout.num_nodes > 1:
         raise SettingsError(
             "weights.transport = 'shm' reaches servers on the trainer's own node only: use disk, "
             "http or nccl"
         )
-    if transport == "ipc" and deploy.kind != "colocated":
+    if transport == "ipc" and not layout.shared_gpus:
         raise SettingsError(
             "weights.transport = 'ipc' reaches a server on the trainer's own GPU only: set "
             "deploy.kind = 'colocated', or use disk, http or nccl"
@@ -195,7 +194,7 @@ def _check_transport(settings: Settings) -> None:
             "weights.transport = 'ipc' is for a trainer of one rank: on more GPUs that train and "
             "sample use disk"
         )
-    if transport == "nccl" and deploy.kind == "colocated":
+    if transport == "nccl" and layout.shared_gpus:
         raise SettingsError(
             "weights.transport = 'nccl' cannot send to the GPU that it sends from: with "
             "deploy.kind = 'colocated' use ipc (one rank) or disk"

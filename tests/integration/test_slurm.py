@@ -252,6 +252,17 @@ def test_heterogeneous(job: SlurmJob) -> None:
     assert "resumed from" in job.log("trainer-0")
 
 
+def test_homogeneous_secrets(scenarios: dict[str, "Future[SlurmJob]"]) -> None:
+    folder = scenarios["homogeneous"].result().folder
+    settings = load_settings(folder / "config.toml")
+    assert settings.redis.password
+    assert settings.data_token
+    for name in ("secrets/redis_password", "secrets/data_token", "redis/redis.conf"):
+        assert (folder / name).stat().st_mode & 0o777 == 0o600
+    for name in ("slurm/job.sh", "config.toml", "logs/job.log", "logs/redis.log"):
+        assert settings.redis.password not in (folder / name).read_text()
+
+
 def test_colocated(job: SlurmJob) -> None:
     assert_all_steps(job, requeues=1)
     assert "resumed from" in job.log("trainer-0")
