@@ -1,66 +1,53 @@
-"""Is everything here that a run needs?"""
+"""`sgg-rl doctor`: is everything here that a run needs?"""
 
-import importlib
-import importlib.metadata
-import platform
-import shutil
+import dataclasses
+import json
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+import textwrap
+from contextlib import redirect_stdout
 
-from services.redis_server import redis_server_binary
+from launcher.preflight.finding import Finding, State
+from launcher.preflight.machine import machine_findings
+from launcher.preflight.run import run_findings
+from services.settings import Settings
 
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One thing that must be here."""
-
-    name: str
-    ok: bool
-    detail: str
-
-
-def checks() -> list[Check]:
-    """Look at each thing for real: import it, find it, run it."""
-    return [
-        _check("python", _python),
-        _check(
-            "C++ compiler",
-            lambda: _program("g++", "DeepSpeed builds a communication op at first use"),
-        ),
-        _check("redis", redis_server_binary),
-        *(
-            _check(name, _importer(name))
-            for name in ("torch", "torchvision", "transformers", "vllm", "deepspeed", "trl")
-        ),
-    ]
+_WIDTH = 80
+_LABELS: dict[State, str] = {
+    "ok": "ok",
+    "info": "info",
+    "warning": "WARNING",
+    "missing": "MISSING",
+}
 
 
-def _check(name: str, find: Callable[[], str]) -> Check:
-    try:
-        return Check(name, True, find())
-    except Exception as error:  # noqa: BLE001 - whatever goes wrong is the finding
-        return Check(name, False, f"{type(error).__name__}: {error}")
+def examine(settings: Settings | None, *, as_json: bool) -> None:
+    """Print what is here and what is missing; exit 1 when something needed is.
+
+    Args:
+        settings: Of a run; without them only what every run needs is looked for.
+        as_json: For scripts.
+    """
+    with redirect_stdout(sys.stderr):  # DeepSpeed says there what it has found
+        found = machine_findings()
+        if settings is not None:
+            found += run_findings(settings)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(finding) for finding in found], indent=2))
+    else:
+        print("\n".join(map(line, found)))
+    if any(finding.state == "missing" for finding in found):
+        sys.exit(1)
 
 
-def _python() -> str:
-    if not (3, 11) <= sys.version_info[:2] <= (3, 12):
-        raise RuntimeError(f"Python {platform.python_version()}; 3.11 or 3.12 is needed")
-    return platform.python_version()
-
-
-def _program(name: str, purpose: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        raise RuntimeError(
-            f"no {name} on PATH ({purpose}): install it with the system's package manager"
-        )
-    return found
-
-
-def _importer(name: str) -> Callable[[], str]:
-    def find() -> str:
-        module = importlib.import_module(name)
-        return str(getattr(module, "__version__", "present"))
-
-    return find
+def line(finding: Finding) -> str:
+    """A finding on as few lines of a terminal as it fits on."""
+    head = f"{_LABELS[finding.state]:8} {finding.name}: "
+    one_line = " ".join(finding.detail.split())
+    return textwrap.fill(
+        one_line,
+        _WIDTH,
+        initial_indent=head,
+        subsequent_indent=" " * 9,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

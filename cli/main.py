@@ -146,11 +146,16 @@ def status(
 
 
 @app.command()
-def doctor() -> None:
-    """Check what this machine has, and say what is missing."""
+def doctor(
+    config: Config = None,
+    set_: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Check what this machine has, with --config what that run needs; say what is missing."""
     from cli import run
+    from cli.doctor import examine
 
-    run.doctor()
+    examine(run.settings(config, set_) if config or set_ else None, as_json=as_json)
 
 
 app.command()(infer)

@@ -44,12 +44,14 @@ def settings(
 
 def serve_redis(found: Settings) -> None:
     """Become the Redis server."""
+    from launcher.preflight.folders import check_run_folder
     from services.redis_server import listening_addresses, redis_server_command
 
     host, port = host_and_port(found.redis.url.replace("redis://", "http://"))
     password = found.redis.password
     addresses = listening_addresses(host, port, has_password=password is not None)
     folder = found.run.folder / "redis"
+    check_run_folder(folder)
     command = redis_server_command(folder, port, addresses=addresses, password=password)
     os.execv(command[0], command)
 
@@ -64,6 +66,12 @@ def serve_reward(found: Settings) -> None:
 
 def serve_rollout(found: Settings) -> None:
     """Run a rollout server."""
+    from launcher.preflight.folders import check_run_folder
+    from launcher.preflight.gpus import check_gpus
+
+    check_run_folder(found.run.folder)
+    if found.rollout.engine == "vllm":
+        check_gpus(1, who="a rollout server")
     from rollout_service.app import serve
 
     setup_logging("rollout")
@@ -77,9 +85,11 @@ def train(found: Settings, *, resume: bool, dry_run: bool) -> None:
 
         print(check(found))
         return
+    from launcher.preflight.trainer import check_trainer
     from launcher.rubric_check import check_rubric
 
     check_rubric(found)
+    check_trainer(found)
     rank = _rank_of(found)
     setup_logging(f"trainer[{rank}]")
     with stop_request() as stop:
@@ -104,6 +114,9 @@ def _evaluation(found: Settings, rank: int) -> "StepEvaluation | None":
 
 def sft(found: Settings, *, resume: bool) -> None:
     """Run supervised fine-tuning, on as many processes as the trainer's."""
+    from launcher.preflight.trainer import check_trainer
+
+    check_trainer(found)
     rank = _rank_of(found)
     setup_logging(f"sft[{rank}]")
     with stop_request() as stop:
@@ -167,17 +180,6 @@ def make_tiny(folder: Path, seed: int, family: "Family") -> None:
 
     make_tiny_model(folder, family=family, seed=seed)
     print(f"wrote {folder}")
-
-
-def doctor() -> None:
-    """Print what is here and what is missing; exit 1 when something needed is."""
-    from cli.doctor import checks
-
-    results = checks()
-    for result in results:
-        print(f"{'ok     ' if result.ok else 'MISSING'}  {result.name}: {result.detail}")
-    if not all(result.ok for result in results):
-        sys.exit(1)
 
 
 async def _with_redis(found: Settings, work: Callable[[Any], Coroutine[Any, Any, T]]) -> T:

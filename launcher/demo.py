@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from launcher.folder import RunFolder, run_lock
+from launcher.preflight.folders import check_run_folder
+from launcher.preflight.gpus import check_gpus
 from launcher.processes import STOP_SIGNALS, Part, PartDiedError, Supervisor, http_probe
 from launcher.rubric_check import check_rubric
 from launcher.table import RunTable
@@ -44,6 +46,9 @@ def run_demo(settings: Settings, *, resume: bool = False) -> int:
         SggError: What evaluation and report raise.
     """
     check_rubric(settings)
+    check_run_folder(settings.run.root)
+    if settings.rollout.engine == "vllm":
+        check_gpus(1, who="the demo")
     console = Console()
     say: Say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
     folder = RunFolder(settings.run.folder)

@@ -12,6 +12,8 @@ from evaluation.inference.folder import FirstImages, infer_into
 from evaluation.inference.progress import Progress
 from launcher.demo import MAX_RESTARTS, signals_as_interrupt
 from launcher.inference_view import ProgressView, summary
+from launcher.preflight.folders import check_run_folder
+from launcher.preflight.gpus import check_gpus
 from launcher.processes import Part, Supervisor, http_probe
 from scene_data.dataset import open_dataset
 from services.errors import SettingsError, UnavailableError
@@ -53,6 +55,7 @@ def run_inference(
     console = Console()
     say: Say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
     logs = folder / "logs"
+    check_run_folder(logs, named_by="the output folder")
     logs.mkdir(parents=True, exist_ok=True)
     setup_logging("infer")
     dataset = open_dataset(data)
@@ -103,6 +106,8 @@ def _start_server(settings: Settings, folder: Path, supervisor: Supervisor, say:
             f"{settings.model.path} is an adapter without its model: merge them first "
             "(docs/training.md), and give the merged folder"
         )
+    if settings.rollout.engine == "vllm":
+        check_gpus(1, who="a rollout server")
     url = f"http://127.0.0.1:{free_port()}"
     settings = settings.model_copy(
         update={

@@ -1,6 +1,7 @@
-"""Kill -9 of ranks at random points: a synchronous run ends as if nothing had happened.
+"""A stop and a kill -9 at random points: a synchronous run ends as if nothing had happened.
 
-Two runs of the same seed on the same services: one goes through, the other is killed and resumed.
+Two runs of the same seed on the same services: one goes through, the other is stopped, killed and
+resumed.
 They also show that lag 0 repeats itself, that rows with damaged images cost themselves alone, and
 that groups without spread are replaced by the same others.
 """
@@ -77,7 +78,7 @@ def whole(
 
 @pytest.fixture(scope="module")
 def killed(training_services: TrainingServices, data: Path) -> Run:
-    """Killed twice in the middle of a step, and once more than resumed.
+    """Told to stop in the middle of a step, killed in the middle of another, and resumed twice.
 
     Weights go through the run's folder, which is the server's.
     """
@@ -90,8 +91,14 @@ def killed(training_services: TrainingServices, data: Path) -> Run:
             )
             wait_for_step(run, step, process)
             time.sleep(chance.uniform(0.0, 1.0))  # anywhere in the step after it
-            os.kill(pid_of(run, rank=chance.randrange(2)), signal.SIGKILL)
-            assert process.wait(120) != 0
+            if step == 2:
+                process.terminate()
+                assert process.wait(120) == os.EX_TEMPFAIL, run.log.read_text()[-4000:]
+                num_done = len(run.rows("ledger.jsonl"))
+                assert (run.folder / f"checkpoints/step-{num_done:06d}").is_dir()
+            else:
+                os.kill(pid_of(run, rank=chance.randrange(2)), signal.SIGKILL)
+                assert process.wait(120) == 128 + signal.SIGKILL
         last = stack.enter_context(
             sgg_process(run.log, "train", "--config", str(run.config), "--resume")
         )

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import socketserver
 import subprocess
 import sys
@@ -13,14 +14,16 @@ from pathlib import Path
 
 import pytest
 
+from launcher.preflight.finding import Finding
+from launcher.preflight.services import service_findings
 from services.errors import SettingsError
 from services.keys import RunKeys
-from services.ports import free_port
+from services.ports import free_port, listen
 from services.queues.redis import RedisQueue
 from services.redis_check import check_redis
 from services.redis_client import connect, redis_answers
 from services.secrets import ensure_secrets, read_secret
-from services.settings import RedisSettings
+from services.settings import RedisSettings, Settings
 from tests.processes import ROOT, sgg_process, wait_for
 
 
@@ -129,6 +132,30 @@ def test_an_old_version_is_refused() -> None:
         f"sgg-rl: Redis at {url} is version 6.0.16: 7.0 or later is needed, or any Valkey; "
         "`sgg-rl serve redis` starts one\n"
     )
+
+
+def test_the_doctor_says_who_answers_and_who_has_a_port(served: Served) -> None:
+    def findings(redis: RedisSettings, port: int) -> list[Finding]:
+        tree = {
+            "run": {"name": "r"},
+            "model": {"path": "none"},
+            "data": {"train": "none"},
+            "redis": redis.model_dump(),
+            "reward": {"url": f"http://127.0.0.1:{port}"},
+            "rollout": {"url": f"http://127.0.0.1:{free_port()}"},
+        }
+        return service_findings(Settings.model_validate(tree))
+
+    with listen("127.0.0.1", 0, name="a stranger") as stranger:
+        redis, reward, rollout = findings(served.redis, stranger.getsockname()[1])
+    assert (redis.state, reward.state, rollout.state) == ("ok", "missing", "info")
+    assert "version 7." in redis.detail
+    assert f"process {os.getpid()} (" in reward.detail
+    open_redis = RedisSettings(url=served.redis.url)
+    assert "asks for a password" in findings(open_redis, free_port())[0].detail
+    with old_redis() as url:
+        found = findings(RedisSettings(url=url), free_port())[0]
+    assert (found.state, "6.0.16" in found.detail) == ("missing", True)
 
 
 async def test_a_server_that_may_lose_work_is_warned_of(

@@ -1,0 +1,74 @@
+"""What every run needs: Python, a compiler, a Redis server, and the pinned packages."""
+
+import importlib
+import importlib.metadata
+import platform
+import re
+import shutil
+import sys
+from functools import partial
+from pathlib import Path
+
+from launcher.preflight.finding import Finding, look
+from launcher.preflight.gpus import has_cuda_build
+from services.errors import NotFoundError
+from services.redis_server import redis_server_binary
+
+_IMPORTED = ("torch", "torchvision", "transformers", "vllm", "deepspeed", "trl")
+_CONSTRAINTS = Path(__file__).parents[2] / "constraints"
+
+
+def machine_findings() -> list[Finding]:
+    """Look at each thing for real: import it, find it, run it."""
+    return [
+        look("python", _python),
+        look("C++ compiler", _compiler),
+        look("redis", redis_server_binary),
+        *(look(name, partial(_import, name)) for name in _IMPORTED),
+        *_pins(),
+    ]
+
+
+def _python() -> str:
+    found = platform.python_version()
+    if not (3, 11) <= sys.version_info[:2] <= (3, 12):
+        raise NotFoundError(f"this is Python {found}: install 3.11 or 3.12")
+    return found
+
+
+def _compiler() -> str:
+    found = shutil.which("g++")
+    if found is None:
+        raise NotFoundError(
+            "no g++ on PATH, and DeepSpeed builds a communication op with it at first use: "
+            "install it (Debian: apt-get install g++)"
+        )
+    return found
+
+
+def _import(name: str) -> str:
+    return str(getattr(importlib.import_module(name), "__version__", "present"))
+
+
+def _pins() -> list[Finding]:
+    """Installed packages beside the file that this version was tested with."""
+    file = _CONSTRAINTS / ("cuda.txt" if has_cuda_build() else "cpu.txt")
+    if not file.is_file():  # installed as a wheel
+        return []
+    others = []
+    for name, wanted in re.findall(r"^([\w.-]+)==(\S+)", file.read_text(), re.MULTILINE):
+        found = installed(name)
+        if found is not None and found.partition("+")[0] != wanted.partition("+")[0]:
+            others.append(f"{name} {found} (tested: {wanted})")
+    if not others:
+        return [Finding("versions", "ok", f"those of constraints/{file.name}")]
+    detail = f"{', '.join(others)}: `pip install -c constraints/{file.name} …` puts them right"
+    return [Finding("versions", "warning", detail)]
+
+
+def installed(name: str) -> str | None:
+    """A package's version; None where it is not installed."""
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None

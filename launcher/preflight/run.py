@@ -1,0 +1,152 @@
+"""All that a run needs here, by its settings."""
+
+from collections import Counter
+from pathlib import Path
+
+from launcher.preflight.finding import Finding, look
+from launcher.preflight.folders import folder_findings
+from launcher.preflight.gpus import Gpu, check_gpus, has_cuda_build, visible_gpus
+from launcher.preflight.services import (
+    live_servers,
+    num_hosts,
+    secret_findings,
+    service_findings,
+)
+from launcher.rubric_check import check_rubric
+from scene_data.sources import is_hub_name
+from services.errors import SettingsError, SggError
+from services.schemas.weights import ServerRecord
+from services.settings import Settings
+from trainer.sizing.checks import check_grpo
+from trainer.sizing.estimate import estimate_memory
+from trainer.sizing.shapes import ModelShape, model_shape
+
+
+def run_findings(settings: Settings) -> list[Finding]:
+    """Look at each thing that this run needs on this machine."""
+    hosts = num_hosts(settings)
+    shape, model = _model(settings.model.path)
+    return [
+        look("settings", lambda: _settings(settings)),
+        model,
+        _data(settings.data.train),
+        *folder_findings(settings, shape, hosts=hosts),
+        *secret_findings(settings),
+        *service_findings(settings),
+        *gpu_findings(settings, shape, visible_gpus(), live_servers(settings), one_host=hosts == 1),
+    ]
+
+
+def gpu_findings(
+    settings: Settings,
+    shape: ModelShape | None,
+    gpus: list[Gpu],
+    servers: list[ServerRecord],
+    *,
+    one_host: bool,
+) -> list[Finding]:
+    """Of the GPUs that this machine has for a run.
+
+    Args:
+        settings: Of the run.
+        shape: Of its model; None where nothing is known of it.
+        gpus: That can be seen here.
+        servers: Of the run, as far as they live.
+        one_host: Whether trainer and rollout servers are all here.
+    """
+    if not gpus:
+        return [look("GPU", lambda: _no_gpu(settings))]
+    kinds = Counter(f"{gpu.name}, {gpu.memory_gib:.0f} GiB" for gpu in gpus)
+    found = [Finding("GPU", "ok", "; ".join(f"{n} x {kind}" for kind, n in kinds.items()))]
+    if settings.model.dtype == "bfloat16" and not all(gpu.has_bfloat16 for gpu in gpus):
+        old = next(gpu for gpu in gpus if not gpu.has_bfloat16)
+        found.append(
+            Finding(
+                "bfloat16",
+                "missing",
+                f"{old.name} (capability {old.capability}) cannot compute in it: set model.dtype "
+                "= 'float32', or use GPUs from Ampere on",
+            )
+        )
+    found += [*_number(settings, gpus, one_host=one_host), *_taken(gpus, servers)]
+    if shape is not None:
+        found.append(_memory(settings, shape, gpus))
+    return found
+
+
+def _no_gpu(settings: Settings) -> str:
+    check_gpus(1, who="this run")
+    wants = "though the packages are for GPUs" if has_cuda_build() else "the packages are for CPUs"
+    return f"none, and {wants}"
+
+
+def _number(settings: Settings, gpus: list[Gpu], *, one_host: bool) -> list[Finding]:
+    ranks, servers = settings.trainer.num_ranks, settings.cluster.num_rollout_servers
+    if not one_host:
+        return []
+    needed = max(ranks, servers) if settings.weights.transport == "ipc" else ranks + servers
+    if len(gpus) >= needed:
+        return []
+    return [
+        Finding(
+            "GPUs",
+            "missing",
+            f"{ranks} ranks of the trainer and {servers} rollout servers need {needed} GPUs, and "
+            f"{len(gpus)} can be seen: set trainer.num_ranks and cluster.num_rollout_servers lower,"
+            " or weights.transport = 'ipc', with which both share each GPU",
+        )
+    ]
+
+
+def _taken(gpus: list[Gpu], servers: list[ServerRecord]) -> list[Finding]:
+    holders = {server.gpu: server.server_id for server in servers if server.gpu}
+    taken = [f"{gpu.index} by {holders[gpu.uuid]}" for gpu in gpus if gpu.uuid in holders]
+    if not taken:
+        return []
+    detail = f"{', '.join(taken)}: give another server one of its own with CUDA_VISIBLE_DEVICES"
+    return [Finding("GPUs taken", "warning" if len(taken) == len(gpus) else "info", detail)]
+
+
+def _memory(settings: Settings, shape: ModelShape, gpus: list[Gpu]) -> Finding:
+    needed, smallest = estimate_memory(settings, shape).total, min(g.memory_gib for g in gpus)
+    detail = f"a rank needs about {needed:.0f} GiB, and the smallest has {smallest:.0f} GiB"
+    if needed <= smallest:
+        return Finding("GPU memory", "ok", detail)
+    remedy = "`sgg-rl train --dry-run` says what takes it; raise trainer.num_ranks with ZeRO-3"
+    return Finding("GPU memory", "missing", f"{detail}: {remedy}")
+
+
+def _settings(settings: Settings) -> str:
+    check_grpo(settings)
+    check_rubric(settings)
+    return "they fit together"
+
+
+def _model(path: str) -> tuple[ModelShape | None, Finding]:
+    try:
+        shape = model_shape(path)
+    except SggError as error:
+        if is_hub_name(path):
+            return None, Finding("model", "info", f"{path} is fetched from the hub at the start")
+        if not Path(path).exists():
+            detail = (
+                f"model.path: there is no {path}: `sgg-rl sft` makes one, or name one of the hub"
+            )
+            return None, Finding("model", "missing", detail)
+        return None, Finding("model", "missing", error.message)
+    return shape, Finding("model", "ok", f"{path}, {shape.num_parameters / 1e6:,.1f} M parameters")
+
+
+def _data(path: str) -> Finding:
+    if Path(path).exists():
+        return Finding("dataset", "ok", path)
+    if is_hub_name(path):
+        return Finding("dataset", "info", f"{path} is fetched from the hub at the start")
+    return look("dataset", lambda: _no_data(path))
+
+
+def _no_data(path: str) -> str:
+    raise SettingsError(
+        f"data.train: there is no {path} (run from {Path.cwd()}): make it with `sgg-rl data`, or "
+        "give its whole path"
+    )
