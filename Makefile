@@ -16,7 +16,7 @@ SEED ?= 0
 SET ?=
 CONFIG ?= $(if $(DATA),configs/demo-data.toml,configs/demo.toml)
 
-.PHONY: setup demo test check format lint types imports units start-checkpoint clean distclean help
+.PHONY: setup demo test check format lint types imports units integration e2e start-checkpoint clean distclean help
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -46,14 +46,21 @@ $(TOY): $(INSTALLED) scene_data/toy.py
 demo: $(INSTALLED) $(if $(DATA),,$(TOY)) ## The whole loop on this machine: runs/<name>/
 	$(BIN)/sgg-rl demo --config $(CONFIG) $(if $(DATA),--data "$(DATA)") --set run.name=$(NAME) --set run.seed=$(SEED) $(foreach s,$(SET),--set $(s))
 
-test: $(INSTALLED) check ## Everything that a CPU machine can run
-	$(BIN)/pytest tests/integration tests/e2e -q --durations=25
+# Two at a time, in this order.
+test: $(INSTALLED) ## Everything that a CPU machine can run
+	@$(MAKE) --no-print-directory -j2 lint types imports units e2e integration
 
 check: $(INSTALLED) ## Format, lint, types, import contracts, unit and contract tests
 	@$(MAKE) --no-print-directory -j2 lint types imports units
 
 units: $(INSTALLED)
 	$(BIN)/pytest tests/unit tests/contract -q
+
+integration: $(INSTALLED)
+	$(BIN)/pytest tests/integration -q --durations=15
+
+e2e: $(INSTALLED)
+	$(BIN)/pytest tests/e2e -q --durations=15
 
 format: $(INSTALLED) ## Rewrite the code in the project's format
 	$(BIN)/ruff format .
