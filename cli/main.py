@@ -13,6 +13,7 @@ from cli.reproduce import reproduce
 from cli.rollouts import rollouts
 from cli.score import score
 from cli.similarity import similarity_app
+from cli.slurm import slurm_app
 from cli.weights import weights_app
 from services.errors import SettingsError, SggError
 
@@ -32,6 +33,7 @@ app.add_typer(model_app, name="model")
 app.add_typer(dead_app, name="dead")
 app.add_typer(similarity_app, name="similarity")
 app.add_typer(weights_app, name="weights")
+app.add_typer(slurm_app, name="slurm")
 
 Config = Annotated[
     list[Path] | None,

@@ -4,6 +4,7 @@ import asyncio
 import logging
 import secrets
 import signal
+import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
@@ -242,11 +243,21 @@ def make_engine(settings: Settings) -> Engine:
             max_model_len=settings.rollout.max_model_len,
             max_images=settings.rollout.max_images_per_prompt,
             vocabulary=vocabulary_of(settings.model),
+            gpu=first_visible_gpu(),
         )
     prepare_vllm(settings)
     from rollout_service.vllm_engine import VllmEngine
 
     return VllmEngine(settings)
+
+
+def first_visible_gpu() -> str | None:
+    """The GPU that a real engine in this process would take, by host and number; None without one.
+
+    The fake engine claims it, so that two servers that were given one GPU are found without a GPU.
+    """
+    first = (environment_value("CUDA_VISIBLE_DEVICES") or "").partition(",")[0]
+    return f"{socket.gethostname()}/{first}" if first else None
 
 
 def prepare_vllm(settings: Settings) -> None:

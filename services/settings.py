@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
 
+from services.deploy_settings import DeploySettings
 from services.errors import SettingsError
 from services.schemas.rewards import Task
 from services.schemas.weights import Transport
@@ -237,6 +238,7 @@ class Settings(Section):
     records: RecordsSettings = RecordsSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     cluster: ClusterSettings = ClusterSettings()
+    deploy: DeploySettings = DeploySettings()
     security: SecuritySettings = SecuritySettings()
     telemetry: TelemetrySettings = TelemetrySettings()
 

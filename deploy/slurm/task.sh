@@ -1,0 +1,83 @@
+#!/bin/bash
+# What one task of a job runs. `srun … task.sh ROLE`; job.sh exports what it reads:
+#   SGG_JOB_FOLDER    the run's folder, on a file system that all nodes share
+#   SGG_JOB_WORKDIR   where relative paths of the settings start
+#   SGG_JOB_SUFFIX    makes a node's name that of its address on the fast network
+#   SGG_JOB_PORT      of the node's first rollout server; the next ones follow
+set -uo pipefail
+role=$1
+shift
+cd "$SGG_JOB_WORKDIR" || exit 1
+config=$SGG_JOB_FOLDER/config.toml
+
+# Tasks of a node may share one file system (containers), and nodes one home: each task has its own place for
+# sockets, spools and compiled kernels.
+TMPDIR=$(mktemp -d "${TMPDIR:-/tmp}/sgg.XXXXXX") || exit 1
+export TMPDIR TRITON_CACHE_DIR=$TMPDIR/triton
+trap 'rm -rf "$TMPDIR"' EXIT
+
+# Sampler and trainer wait for one another with spinning threads: half of the cores each.
+cpus=${SLURM_CPUS_PER_TASK:-2}
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cpus > 1 ? cpus / 2 : 1))}
+
+# The whole step gets a TERM, this shell and what it runs: the shell only takes note, and ends after the other.
+stopping=0
+trap 'stopping=1' TERM
+
+say() { echo "[$(date +%FT%T)] $role ${SLURM_PROCID:-0} on ${SLURMD_NODENAME:-$HOSTNAME}: $*"; }
+
+keep() { # COMMAND…: again whenever it ends, until the step is told to stop
+  local failures=0 started code
+  while :; do
+    started=$SECONDS
+    "$@"
+    code=$?
+    if ((stopping)); then
+      say "stopped"
+      return 0
+    fi
+    ((SECONDS - started > 600)) && failures=0
+    if ((++failures > 5)); then
+      say "gave up: it ended 6 times within ten minutes of its start, at last with $code"
+      return 1
+    fi
+    say "ended with $code; starting again in $((failures * 2)) s"
+    sleep $((failures * 2))
+    ((stopping)) && return 0
+  done
+}
+
+ranks() { # COMMAND…: as one rank of the trainer
+  export RANK=$SLURM_PROCID WORLD_SIZE=$SLURM_NTASKS LOCAL_RANK=$SLURM_LOCALID LOCAL_WORLD_SIZE=$SLURM_NTASKS_PER_NODE
+  once "$@"
+}
+
+once() { # COMMAND…: leaves its exit code for job.sh
+  local code
+  "$@"
+  code=$?
+  ((SLURM_PROCID == 0)) && echo "$code" >"$SGG_JOB_FOLDER/slurm/$role.code"
+  say "ended with $code"
+  # 75 is a stop with a checkpoint. Were it this task's code, srun would kill the ranks that are still ending.
+  ((code == 75)) && code=0
+  return "$code"
+}
+
+say "starts, CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-}"
+case $role in
+  redis) keep sgg-rl serve redis --config "$config" ;;
+  reward) keep sgg-rl serve reward --config "$config" ;;
+  monitor) keep sgg-rl serve monitor --config "$config" ;;
+  rollout)
+    export SGG__ROLLOUT__URL=http://$SLURMD_NODENAME$SGG_JOB_SUFFIX:$((SGG_JOB_PORT + SLURM_LOCALID))
+    keep sgg-rl serve rollout --config "$config"
+    ;;
+  # --resume: from the run's last checkpoint, which there is after a requeue; else from the start.
+  trainer) ranks sgg-rl train --config "$config" --resume ;;
+  sft) ranks sgg-rl sft --config "$config" --resume ;;
+  infer) once sgg-rl infer "$@" --config "$config" --output "$SGG_JOB_FOLDER" ;;
+  *)
+    echo "task.sh: no role $role" >&2
+    exit 2
+    ;;
+esac

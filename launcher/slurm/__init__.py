@@ -1,0 +1,1 @@
+"""A run as a Slurm job: rendered, submitted, looked after."""

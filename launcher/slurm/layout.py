@@ -1,0 +1,201 @@
+"""Which tasks of a job run on how many nodes; what cannot be is refused before it is queued."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from launcher.slurm.site import Site
+from services.errors import SettingsError
+from services.settings import Settings
+
+Job = Literal["train", "sft", "infer"]
+
+_MOST_OF_A_SHARED_GPU = 0.6
+"""Of a GPU's memory for vLLM where a trainer rank is on it too: the policy, its gradients and
+activations need the rest at the least."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Layout:
+    """Nodes and tasks.
+
+    Example: 16 GPUs, half of them trainer, on nodes of four, in two components:
+    `Layout(trainer_nodes=2, ranks_per_node=4, rollout_nodes=2, servers_per_node=4, apart=True)`
+    """
+
+    trainer_nodes: int
+    """0 where nothing trains."""
+    ranks_per_node: int
+    rollout_nodes: int
+    """0 where nothing samples; those of the trainer where they are not `apart`."""
+    servers_per_node: int
+    apart: bool
+    """Whether trainer and servers have nodes of their own."""
+    shared_gpus: bool = False
+    """Whether a rank and a server are on each GPU."""
+
+    @property
+    def num_nodes(self) -> int:
+        """All together."""
+        if self.apart:
+            return self.trainer_nodes + self.rollout_nodes
+        return max(self.trainer_nodes, self.rollout_nodes)
+
+    @property
+    def tasks_per_node(self) -> int:
+        """GPUs that are used on each node of one allocation."""
+        if self.apart or self.shared_gpus:
+            return max(self.ranks_per_node, self.servers_per_node)
+        return self.ranks_per_node + self.servers_per_node
+
+
+def job_layout(settings: Settings, site: Site, job: Job) -> Layout:
+    """The layout of a job.
+
+    Raises:
+        SettingsError: The settings do not go together; the message names both.
+    """
+    gpus = settings.deploy.gpus_per_node or site.gpus_per_node
+    if gpus > site.gpus_per_node:
+        raise SettingsError(
+            f"deploy.gpus_per_node is {gpus}; nodes of this site have {site.gpus_per_node}"
+        )
+    if job == "sft":
+        return _sft_layout(settings, gpus)
+    if job == "infer":
+        return _infer_layout(settings, gpus)
+    kinds = {"single": _single, "colocated": _shared}
+    layout = kinds.get(settings.deploy.kind, _apart)(settings, gpus)
+    _check_transport(settings, layout)
+    return layout
+
+
+def _apart(settings: Settings, gpus: int) -> Layout:
+    deploy = settings.deploy
+    if deploy.rollout_nodes is None:
+        raise SettingsError(
+            f"deploy.rollout_nodes is not set: a {deploy.kind} job has nodes for the rollout "
+            "servers alone (kind = 'single' or 'colocated' does without)"
+        )
+    _check_number("trainer.num_ranks", settings.trainer.num_ranks, deploy.trainer_nodes, gpus)
+    servers = settings.cluster.num_rollout_servers
+    _check_number("cluster.num_rollout_servers", servers, deploy.rollout_nodes, gpus)
+    return Layout(
+        trainer_nodes=deploy.trainer_nodes,
+        ranks_per_node=gpus,
+        rollout_nodes=deploy.rollout_nodes,
+        servers_per_node=gpus,
+        apart=True,
+    )
+
+
+def _single(settings: Settings, gpus: int) -> Layout:
+    _refuse_rollout_nodes(settings)
+    ranks, servers = settings.trainer.num_ranks, settings.cluster.num_rollout_servers
+    if settings.deploy.trainer_nodes != 1:
+        raise SettingsError("deploy.trainer_nodes must be 1 with deploy.kind = 'single'")
+    if ranks + servers != gpus:
+        raise SettingsError(
+            f"trainer.num_ranks ({ranks}) and cluster.num_rollout_servers ({servers}) need "
+            f"{ranks + servers} GPUs of one node, which gives {gpus}: make them add up to that, or "
+            "set deploy.gpus_per_node"
+        )
+    return Layout(
+        trainer_nodes=1,
+        ranks_per_node=ranks,
+        rollout_nodes=1,
+        servers_per_node=servers,
+        apart=False,
+    )
+
+
+def _shared(settings: Settings, gpus: int) -> Layout:
+    _refuse_rollout_nodes(settings)
+    nodes = settings.deploy.trainer_nodes
+    _check_number("trainer.num_ranks", settings.trainer.num_ranks, nodes, gpus)
+    servers = settings.cluster.num_rollout_servers
+    _check_number("cluster.num_rollout_servers", servers, nodes, gpus)
+    share = settings.rollout.gpu_memory_utilization
+    if share > _MOST_OF_A_SHARED_GPU:
+        raise SettingsError(
+            f"rollout.gpu_memory_utilization is {share:g}: a trainer rank is on the same GPU; "
+            f"leave it room, with {_MOST_OF_A_SHARED_GPU:g} at most (docs/deploy/gh200.md)"
+        )
+    return Layout(
+        trainer_nodes=nodes,
+        ranks_per_node=gpus,
+        rollout_nodes=nodes,
+        servers_per_node=gpus,
+        apart=False,
+        shared_gpus=True,
+    )
+
+
+def _sft_layout(settings: Settings, gpus: int) -> Layout:
+    nodes, ranks = settings.deploy.trainer_nodes, settings.trainer.num_ranks
+    if nodes > 1 or ranks > gpus:
+        _check_number("trainer.num_ranks", ranks, nodes, gpus)
+    return Layout(
+        trainer_nodes=nodes,
+        ranks_per_node=ranks // nodes,
+        rollout_nodes=0,
+        servers_per_node=0,
+        apart=False,
+    )
+
+
+def _infer_layout(settings: Settings, gpus: int) -> Layout:
+    servers = settings.cluster.num_rollout_servers
+    if servers > gpus and servers % gpus:
+        raise SettingsError(
+            f"cluster.num_rollout_servers is {servers}: use all {gpus} GPUs of each node, or one "
+            "node alone"
+        )
+    per_node = min(servers, gpus)
+    return Layout(
+        trainer_nodes=0,
+        ranks_per_node=0,
+        rollout_nodes=servers // per_node,
+        servers_per_node=per_node,
+        apart=False,
+    )
+
+
+def _check_number(name: str, found: int, nodes: int, gpus: int) -> None:
+    if found != nodes * gpus:
+        raise SettingsError(
+            f"{name} is {found}, but its {nodes} nodes have {gpus} GPUs each: set it to "
+            f"{nodes * gpus}, or change the nodes in [deploy]"
+        )
+
+
+def _refuse_rollout_nodes(settings: Settings) -> None:
+    if settings.deploy.rollout_nodes is not None:
+        raise SettingsError(
+            f"deploy.rollout_nodes goes with nodes for servers alone: unset it, for a "
+            f"{settings.deploy.kind} job has trainer and servers on the same"
+        )
+
+
+def _check_transport(settings: Settings, layout: Layout) -> None:
+    """Whether weights can get from rank 0 to every server."""
+    transport = settings.weights.transport
+    if transport == "shm" and layout.num_nodes > 1:
+        raise SettingsError(
+            "weights.transport = 'shm' reaches servers on the trainer's own node only: use disk, "
+            "http or nccl"
+        )
+    if transport == "ipc" and not layout.shared_gpus:
+        raise SettingsError(
+            "weights.transport = 'ipc' reaches a server on the trainer's own GPU only: set "
+            "deploy.kind = 'colocated', or use disk, http or nccl"
+        )
+    if transport == "ipc" and settings.trainer.num_ranks > 1:
+        raise SettingsError(
+            "weights.transport = 'ipc' is for a trainer of one rank: on more GPUs that train and "
+            "sample use disk"
+        )
+    if transport == "nccl" and layout.shared_gpus:
+        raise SettingsError(
+            "weights.transport = 'nccl' cannot send to the GPU that it sends from: with "
+            "deploy.kind = 'colocated' use ipc (one rank) or disk"
+        )

@@ -1,0 +1,176 @@
+"""A real Slurm cluster for tests (`slurm_cluster.sh`), and jobs on it as a user sees them."""
+
+import fcntl
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from services.settings import child_environment
+from tests.processes import ROOT, wait_for
+
+_SCRIPT = ROOT / "tests" / "slurm_cluster.sh"
+_TOOLS = ("slurmctld", "slurmd", "munged", "sbatch", "ip", "unshare")
+
+
+def why_no_cluster() -> str | None:
+    """Why there can be no cluster here, or None."""
+    if os.geteuid() != 0:
+        return "a Slurm cluster of network namespaces needs root"
+    if missing := [tool for tool in _TOOLS if shutil.which(tool) is None]:
+        return f"no {', '.join(missing)} here (Debian: apt-get install slurm-wlm munge iproute2)"
+    if subprocess.run(["unshare", "--net", "true"], capture_output=True).returncode:
+        return "this machine lets nobody make a network namespace"
+    return None
+
+
+class SlurmJob:
+    """A run as a job. Its folder is what the tests look at."""
+
+    def __init__(self, cluster: "SlurmCluster", config: Path, folder: Path, kind: str) -> None:
+        self.folder = folder
+        self._cluster = cluster
+        self._arguments = ["--config", str(config), "--job", kind]
+        self.submitted = self._cluster.sgg_rl("slurm", "submit", *self._arguments)
+        assert self.submitted.returncode == 0, self.submitted.stderr
+        record = json.loads((folder / "slurm" / "job.json").read_text())
+        self.job_id: str = record["job_id"]
+
+    def submit_again(self) -> "subprocess.CompletedProcess[str]":
+        return self._cluster.sgg_rl("slurm", "submit", *self._arguments)
+
+    def status(self) -> dict[str, Any]:
+        done = self._cluster.sgg_rl("slurm", "status", "--json", *self._arguments)
+        assert done.returncode == 0, done.stderr
+        found: dict[str, Any] = json.loads(done.stdout)
+        return found
+
+    def fields(self) -> dict[str, str]:
+        shown = self._cluster.slurm("scontrol", "show", "job", "--oneliner", self.job_id)
+        pairs = (word.partition("=") for word in shown.splitlines()[0].split())
+        return {name: value for name, _, value in pairs}
+
+    def is_in(self, *states: str) -> bool:
+        return self.fields().get("JobState") in states
+
+    def wait_step(self, number: int) -> None:
+        """Until so many steps are done; fails when the job ends before."""
+
+        def is_there() -> bool:
+            assert not self.is_in("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"), self.log("job")
+            return len(self.metrics()) >= number
+
+        wait_for(f"step {number} of {self.folder}", is_there, 200)
+
+    def wait_end(self) -> None:
+        wait_for(
+            f"the end of {self.folder}",
+            lambda: self.is_in("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"),
+            200,
+        )
+
+    def wait_requeued(self) -> None:
+        """Until it is queued again; then let it start at once: Slurm would hold it for minutes."""
+        wait_for(f"a requeue of {self.folder}", lambda: self.fields()["Restarts"] != "0", 100)
+        wait_for("its end", lambda: self.is_in("PENDING"), 60)
+
+    def start_now(self) -> None:
+        self._cluster.slurm("scontrol", "update", f"JobId={self.job_id}", "StartTime=now")
+
+    def metrics(self) -> list[dict[str, Any]]:
+        file = self.folder / "metrics.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+    def log(self, name: str) -> str:
+        file = self.folder / "logs" / f"{name}.log"
+        return file.read_text(errors="replace") if file.exists() else ""
+
+    def nodes(self, task: str) -> list[str]:
+        """Where a role's tasks ran, in the order of their numbers."""
+        logs = sorted((self.folder / "logs").glob(f"{task}-*.log"))
+        return [re.findall(r" on (g\d+): starts", log.read_text())[-1] for log in logs]
+
+
+class SlurmCluster:
+    """Nodes g0, g1, … Example: `cluster.crash("g1")`."""
+
+    def __init__(self, folder: Path, num_nodes: int) -> None:
+        self.folder = folder
+        self._num_nodes = num_nodes
+        self._environment = child_environment(SLURM_CONF=str(folder / "slurm.conf"))
+
+    def up(self, num_gpus: int) -> None:
+        self._script("down", str(self._num_nodes))  # what a killed session left
+        self._script("up", str(self._num_nodes), str(num_gpus))
+
+    def down(self) -> None:
+        self.slurm("scancel", "--user=root")
+        self._script("down", str(self._num_nodes))
+
+    def crash(self, node: str) -> None:
+        """As when its power is cut."""
+        self._script("crash", node)
+
+    def revive(self, node: str) -> None:
+        self._script("revive", node)
+
+    def sgg_rl(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
+        """The command, as on a login node."""
+        return subprocess.run(
+            [sys.executable, "-m", "cli.main", *arguments],
+            cwd=ROOT,
+            env=self._environment,
+            capture_output=True,
+            text=True,
+        )
+
+    def slurm(self, *command: str) -> str:
+        done = subprocess.run(command, env=self._environment, capture_output=True, text=True)
+        assert done.returncode == 0 or command[0] == "scancel", f"{command}: {done.stderr}"
+        return done.stdout
+
+    def kill_process(self, node: str, words: str, **variables: str) -> None:
+        """Kill -9 the one process of a node whose command line has these words."""
+        wanted = {f"{name}={value}".encode() for name, value in variables.items()}
+        spaces = ["ip", "netns", "pids", f"sgg-slurm-{node}"]
+        for pid in map(int, self.slurm(*spaces).split()):
+            place = Path(f"/proc/{pid}")
+            command = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode()
+            is_shell = command.startswith(("bash", "/bin/bash", "slurmstepd"))
+            variables_of = {*(place / "environ").read_bytes().split(b"\0")}
+            if words in command and not is_shell and wanted <= variables_of:
+                os.kill(pid, signal.SIGKILL)
+                return
+        raise AssertionError(f"no process with {words!r} on {node}")
+
+    def _script(self, action: str, *arguments: str) -> None:
+        done = subprocess.run(
+            [str(_SCRIPT), action, str(self.folder), *arguments], capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def address_of(node: str) -> str:
+    """As `slurm_cluster.sh` gives them."""
+    return f"10.213.0.{10 + int(node.removeprefix('g'))}"
+
+
+@contextmanager
+def slurm_cluster(folder: Path, *, num_nodes: int, num_gpus: int) -> Iterator[SlurmCluster]:
+    """A cluster for this block; one at a time on a machine, for its addresses are fixed."""
+    with Path("/tmp/sgg-slurm-cluster.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        cluster = SlurmCluster(folder, num_nodes)
+        cluster.up(num_gpus)
+        try:
+            yield cluster
+        finally:
+            cluster.down()
