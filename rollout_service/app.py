@@ -17,6 +17,7 @@ from rollout_service.bodies import read_body
 from rollout_service.chat import ChatRoutes
 from rollout_service.engine import Engine, EngineResult
 from rollout_service.fake_engine import FakeEngine
+from rollout_service.fake_vocabulary import vocabulary_of
 from rollout_service.membership import Membership
 from rollout_service.process_metrics import EngineMetrics, LoopLag
 from rollout_service.server import RolloutServer
@@ -233,6 +234,7 @@ def make_engine(settings: Settings) -> Engine:
             tokens_per_s=settings.rollout.fake_tokens_per_s,
             max_model_len=settings.rollout.max_model_len,
             max_images=settings.rollout.max_images_per_prompt,
+            vocabulary=vocabulary_of(settings.model),
         )
     prepare_vllm(settings)
     from rollout_service.vllm_engine import VllmEngine

@@ -21,15 +21,12 @@ from rollout_service.engine import (
     check_images,
     compare_tensors,
 )
+from rollout_service.fake_vocabulary import ByteVocabulary, Vocabulary
 from services.errors import EngineError, InvalidInputError
 from services.schemas.common import ChatMessage, Sampling, TextPart
 from services.schemas.rollouts import Completion, VersionSpan
 from services.schemas.weights import Rendezvous, WeightManifest
 
-END_TOKEN = 256
-"""Ends a completion; all smaller ids are the bytes of its text."""
-IMAGE_TOKEN = 257
-_IMAGE_TOKENS = 16
 _STEP_TOKENS = 8
 """Tokens of each completion between two chances to pause."""
 _INVALID_SHARE = 0.125
@@ -71,6 +68,7 @@ class FakeEngine(Engine):
         max_images: int = 1,
         tensors: Mapping[str, Shape] | None = None,
         gpu: str | None = None,
+        vocabulary: Vocabulary | None = None,
     ) -> None:
         """Ready after `start`.
 
@@ -80,8 +78,10 @@ class FakeEngine(Engine):
             max_images: Of one prompt.
             tensors: What a version consists of; None accepts any.
             gpu: UUID to state as its GPU's.
+            vocabulary: Of prompts and answers; bytes where it is None.
         """
         self.gpu = gpu
+        self._vocabulary = vocabulary or ByteVocabulary()
         self._tokens_per_s = tokens_per_s
         self._max_model_len = max_model_len
         self._max_images = max_images
@@ -111,21 +111,21 @@ class FakeEngine(Engine):
         check_images(messages, len(images), self._max_images)
         if adapter is not None:
             raise InvalidInputError("the fake engine has no adapters")
-        prompt = _prompt_token_ids(messages, len(images))
+        prompt = await asyncio.to_thread(self._prompt, messages, images)
         room = self._max_model_len - len(prompt)
         if room < 1:
             raise InvalidInputError(
                 f"the prompt has {len(prompt)} tokens; the model takes {self._max_model_len}"
             )
-        seed = f"{hashlib.sha256(bytes(t % 256 for t in prompt) + b''.join(images)).hexdigest()}"
+        seed = f"{hashlib.sha256(str(prompt).encode() + b''.join(images)).hexdigest()}"
         seed += f"/{sampling.seed}/{self._version}"
-        drafts = [_draft(f"{seed}/{i}", sampling, room) for i in range(sampling.n)]
+        drafts = [self._draft(f"{seed}/{i}", sampling, room) for i in range(sampling.n)]
         while open_drafts := [draft for draft in drafts if draft.done < len(draft.plan)]:
             async with self._device:
                 await asyncio.sleep(len(open_drafts) * _STEP_TOKENS / self._tokens_per_s)
                 for draft in open_drafts:
                     draft.extend(self._version)
-        return EngineResult(prompt_token_ids=prompt, completions=[_finish(d) for d in drafts])
+        return EngineResult(prompt_token_ids=prompt, completions=[self._finish(d) for d in drafts])
 
     async def check_tensors(self, shapes: Mapping[str, Shape], *, partial: bool) -> None:
         """See `Engine.check_tensors`."""
@@ -163,20 +163,32 @@ class FakeEngine(Engine):
     async def check_health(self) -> None:
         """See `Engine.check_health`: nothing here can die."""
 
+    def _prompt(self, messages: Sequence[ChatMessage], images: Sequence[bytes]) -> list[int]:
+        text = "\n".join(p.text for m in messages for p in m.content if isinstance(p, TextPart))
+        pictures = [token for image in images for token in self._vocabulary.image(image)]
+        return pictures + self._vocabulary.encode(text)
 
-def _prompt_token_ids(messages: Sequence[ChatMessage], num_images: int) -> list[int]:
-    text = "\n".join(p.text for m in messages for p in m.content if isinstance(p, TextPart))
-    return [IMAGE_TOKEN] * (_IMAGE_TOKENS * num_images) + list(text.encode())
+    def _draft(self, seed: str, sampling: Sampling, room: int) -> _Draft:
+        if sampling.temperature == 0:
+            seed = seed.rpartition("/")[0]  # greedy: all completions of a group are the same
+        rng = random.Random(seed)
+        words = self._vocabulary
+        plan = [*words.encode(_scene_text(rng)), words.end]
+        plan = [token for token in plan if token not in sampling.suppress_token_ids]
+        plan = plan or words.encode(" ")
+        limit = min(sampling.max_tokens, room)
+        return _Draft(plan=plan[:limit], finish_reason="stop" if len(plan) <= limit else "length")
 
-
-def _draft(seed: str, sampling: Sampling, room: int) -> _Draft:
-    if sampling.temperature == 0:
-        seed = seed.rpartition("/")[0]  # greedy: all completions of a group are the same
-    rng = random.Random(seed)
-    plan = [*_scene_text(rng).encode(), END_TOKEN]
-    plan = [token for token in plan if token not in sampling.suppress_token_ids] or [ord(" ")]
-    limit = min(sampling.max_tokens, room)
-    return _Draft(plan=plan[:limit], finish_reason="stop" if len(plan) <= limit else "length")
+    def _finish(self, draft: _Draft) -> Completion:
+        return Completion.model_validate(
+            {
+                "text": self._vocabulary.decode(draft.plan),
+                "token_ids": draft.plan,
+                "rollout_logprobs": [-0.01 * (1 + token % 7) for token in draft.plan],
+                "finish_reason": draft.finish_reason,
+                "policy_versions": draft.spans,
+            }
+        )
 
 
 def _scene_text(rng: random.Random) -> str:
@@ -187,23 +199,11 @@ def _scene_text(rng: random.Random) -> str:
         "predicate": rng.choice(_PREDICATES),
         "object": objects[1]["id"],
     }
-    text = json.dumps({"objects": objects, "relationships": [relationship]})
+    answer = {"objects": objects, "relationships": [relationship]}
+    text = json.dumps(answer, separators=(",", ":"))
     return text if rng.random() >= _INVALID_SHARE else text[: len(text) // 2]
 
 
 def _box(rng: random.Random) -> list[int]:
     (left, right), (top, bottom) = (sorted(rng.sample(range(0, 1001, 125), 2)) for _ in range(2))
     return [left, top, right, bottom]
-
-
-def _finish(draft: _Draft) -> Completion:
-    text = bytes(token for token in draft.plan if token < END_TOKEN).decode(errors="replace")
-    return Completion.model_validate(
-        {
-            "text": text,
-            "token_ids": draft.plan,
-            "rollout_logprobs": [-0.01 * (1 + token % 7) for token in draft.plan],
-            "finish_reason": draft.finish_reason,
-            "policy_versions": draft.spans,
-        }
-    )

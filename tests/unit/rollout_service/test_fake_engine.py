@@ -1,15 +1,21 @@
 """The engine without a model keeps the promises of the real one."""
 
+import io
 import json
 
 import pytest
+from PIL import Image
 
 from rollout_service.engine import FileWeights
-from rollout_service.fake_engine import END_TOKEN, FakeEngine
+from rollout_service.fake_engine import FakeEngine
+from rollout_service.fake_vocabulary import ByteVocabulary, ModelVocabulary
 from services.errors import EngineError, InvalidInputError
 from services.schemas.common import ChatMessage, ImagePart, Sampling, TextPart
 from services.schemas.rollouts import Completion
+from services.settings import DataSettings, ModelSettings, Settings
 from tests.shm_versions import ShmRun
+from trainer.collection.image_check import ImageCheck
+from trainer.policy.model import load_processor
 
 MESSAGES = [ChatMessage(role="user", content=[ImagePart(), TextPart(text="What is there?")])]
 
@@ -53,7 +59,7 @@ async def test_lengths_agree_and_end_with_the_end(engine: FakeEngine) -> None:
         length = len(answer.token_ids)
         assert len(answer.rollout_logprobs) == length
         assert answer.policy_versions[-1].end == length
-        assert answer.token_ids[-1] == END_TOKEN
+        assert answer.token_ids[-1] == ByteVocabulary.end
         assert answer.finish_reason == "stop"
 
 
@@ -80,3 +86,22 @@ async def test_weights_are_loaded_while_paused_only(engine: FakeEngine, shm_run:
     await engine.load_weights(FileWeights(path=version.file), version.manifest)
     await engine.resume()
     assert (await completions(engine))[0].policy_versions[0].policy_version == 1
+
+
+@pytest.mark.parametrize("size", [(112, 112), (640, 480), (30, 900)])
+async def test_a_trainer_understands_the_models_vocabulary(size: tuple[int, int]) -> None:
+    model = ModelSettings(path="assets/toy-start", min_pixels=112 * 112, max_pixels=448 * 448)
+    engine = FakeEngine(tokens_per_s=1e6, max_model_len=600, vocabulary=ModelVocabulary(model))
+    picture = io.BytesIO()
+    Image.new("RGB", size).save(picture, "PNG")
+    result = await engine.sample(MESSAGES, [picture.getvalue()], Sampling(n=8), request_id="r")
+    settings = Settings(model=model, data=DataSettings(train="toy"))
+    processor = load_processor(settings)
+    expected = ImageCheck(processor, 6).num_tokens(picture.getvalue())
+    assert result.prompt_token_ids.count(6) == expected
+    decode = processor.tokenizer.decode
+    assert decode(result.prompt_token_ids, skip_special_tokens=True) == "What is there?"
+    for answer in result.completions:
+        assert answer.token_ids[-1] == processor.tokenizer.eos_token_id
+        assert decode(answer.token_ids[:-1]) == answer.text
+    assert any(is_scene(answer.text) for answer in result.completions)
