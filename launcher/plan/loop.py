@@ -40,8 +40,6 @@ class Shape:
     beside_training: bool
     """Whether versions are staged and committed while the next step trains."""
     checkpoint_every: int
-    max_open: int | None = None
-    """Open groups; None is what the lag allows."""
 
 
 class Loop:
@@ -61,10 +59,9 @@ class Loop:
             SampledHere(clock, rates.sampling, shape.max_sequences, self._sampled)
             for _ in range(shape.num_servers)
         ]
-        self._limit = shape.max_open or (shape.max_policy_lag + 1) * shape.groups_per_step
+        self._limit = (shape.max_policy_lag + 1) * shape.groups_per_step
         self._positions = count()
         self._open: set[Group] = set()
-        self._num_sampling = 0
         self._prompts: deque[Group] = deque()
         self._hungry = deque(self._servers)
         """In the order in which they wait for a prompt."""
@@ -197,7 +194,6 @@ class Loop:
             self._open.remove(group)
             again = Group(group.position, group.lengths, min_version=step)
             self._open.add(again)
-            self._note_load(1)
             self._record.stale()
             self._ask(again)
 
@@ -214,7 +210,6 @@ class Loop:
         while len(self._open) < self._limit:
             group = Group(next(self._positions), self._rates.lengths(self._rng))
             self._open.add(group)
-            self._note_load(1)
             yield self._rates.services.admit_s
             self._ask(group)
         done.happen()
@@ -243,12 +238,13 @@ class Loop:
     def _sampled(self, server: SampledHere, group: Group) -> None:
         if server.num_groups == self._shape.groups_in_flight - 1:  # it had no room
             self._wait_for_prompt(server)
+        self._clock.after(self._rates.services.hop_s, lambda: self._collect(group))
+
+    def _collect(self, group: Group) -> None:
         seconds = self._collector.take(self._rates.services.collect_s)
         self._clock.after(seconds, lambda: self._received(group))
 
     def _received(self, group: Group) -> None:
-        group.received = True
-        self._note_load(-1)
         self._arrivals.append(group)
         self._arrived.happen()
 
@@ -266,10 +262,6 @@ class Loop:
                 self._ready[group.position] = group
             self._scored.happen()
             yield self._admit()  # the collector holds its lock for both
-
-    def _note_load(self, more: int) -> None:
-        self._num_sampling += more
-        self._record.load(self._num_sampling)
 
     @staticmethod
     def _done(signal: Signal) -> Signal:

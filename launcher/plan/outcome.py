@@ -7,7 +7,6 @@ from statistics import fmean
 
 from launcher.plan.events import Clock
 from launcher.plan.server import Group, SampledHere
-from trainer.collection.idle import IdleMeter
 
 
 @dataclass(slots=True, kw_only=True)
@@ -21,8 +20,6 @@ class StepRecord:
     """Groups by the versions that they are behind."""
     num_tokens: int = 0
     num_stale: int = 0
-    nothing_asked: float | None = None
-    """`sampler_idle_fraction` of a real run: counted from groups asked for."""
     sampled_s: float = 0.0
     """`busy_s` of all servers at its end."""
 
@@ -42,15 +39,10 @@ class Recorder:
 
     def __init__(self, clock: Clock, servers: Sequence[SampledHere]) -> None:
         self._clock, self._servers = clock, servers
-        self._idle = IdleMeter(0.0)
         self._num_stale = 0
         self.steps: list[StepRecord] = []
         self.busy: dict[str, float] = {}
         """Share of the time in which each thing that does one thing after the other was busy."""
-
-    def load(self, num_sampling: int) -> None:
-        """So many groups are asked for and not back."""
-        self._idle.note(num_sampling, len(self._servers), self._clock.now)
 
     def stale(self) -> None:
         """A group has to be asked for again."""
@@ -64,7 +56,6 @@ class Recorder:
         """It has ended."""
         record.ended_at = self._clock.now
         record.num_stale, self._num_stale = self._num_stale, 0
-        record.nothing_asked = self._idle.read(self._clock.now)
         record.sampled_s = sum(server.read_busy_s() for server in self._servers)
         self.steps.append(record)
 
@@ -93,11 +84,6 @@ class Recorder:
         """Share of the servers' time in which they sample nothing."""
         sampled = self.steps[-1].sampled_s - self._before.sampled_s
         return 1 - sampled / (self.seconds * len(self._servers))
-
-    @property
-    def nothing_asked(self) -> float:
-        """What a real run's `sampler_idle_fraction` would show."""
-        return fmean(step.nothing_asked or 0.0 for step in self.steps)
 
     @property
     def lags(self) -> dict[int, float]:

@@ -53,6 +53,8 @@ class ServiceRates:
     """To ask for one group."""
     redis_s: float = 0.0
     """Of Redis's one thread for a group: asked for, claimed, completed, taken."""
+    hop_s: float = 0.0
+    """From a server to rank 0, however many there are."""
     collect_s: float = 0.0
     """Of rank 0's event loop for one sampled group: read, check, keep."""
     score_s: float = 0.0

@@ -21,8 +21,6 @@ class Group:
     """Tokens of each completion."""
     min_version: int = 0
     """Older weights may not sample it."""
-    received: bool = False
-    """Back from its server."""
     scored: bool = False
     taken: bool = False
     version: int = -1
