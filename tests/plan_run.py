@@ -47,7 +47,7 @@ NUM_SERVERS = 2
 GROUPS_PER_STEP, GROUP_SIZE = 4, 4
 MAX_TOKENS = 128
 """Most answers are about as long: else a dozen steps would be too few to compare means of."""
-WARM_UP, NUM_STEPS = 3, 12
+WARM_UP, NUM_STEPS = 2, 8
 LOAD_S = 0.1
 """That a server pauses for to load a version."""
 TOLERANCE = 0.1
@@ -70,9 +70,9 @@ class Regime:
 REGIMES = [
     Regime(name=name, train_s=train_s, sample_s=sample_s, max_policy_lag=lag)
     for name, train_s, sample_s in (
-        ("trainer-bound", 1.0, 0.4),
-        ("sampler-bound", 0.4, 1.0),
-        ("balanced", 0.8, 0.8),
+        ("trainer-bound", 2.0, 0.8),
+        ("sampler-bound", 0.8, 2.0),
+        ("balanced", 1.6, 1.6),
     )
     for lag in (0, 1)
 ]
@@ -110,7 +110,7 @@ class Seen:
 
     def predicted(self, **changes: Any) -> Numbers:
         """What the simulation says of it, at its own rates."""
-        found = Loop(replace(self.shape, **changes), self.rates).run(400, warm_up=WARM_UP)
+        found = Loop(replace(self.shape, **changes), self.rates).run(200, warm_up=WARM_UP)
         return Numbers(
             steps_per_hour=3600 / found.step_s,
             trainer_idle=found.trainer_idle,
