@@ -18,22 +18,21 @@ _PATCHES = 4
 _KV_SHARE = 1 / 6
 """Of the attention heads that have keys and values of their own: 2 of 12 in Qwen2-VL 2B, 4 of 28 in
 7B."""
-_HERE = "2 cores, no GPU"
 BENCHMARKS: RateTable = {
-    name: Given(value=value, basis="benchmark", source=f"{command}, {_HERE}")
+    name: Given(value=value, basis="benchmark", source=command)
     for name, value, command in (
         ("admit_s", 0.0007, "benchmarks/plan.py --costs"),
         ("redis_s", 1 / 1200, "benchmarks/many_servers.py: 1,200 cycles/s"),
         ("collect_s", 0.0024, "benchmarks/plan.py --costs: 150 kB"),
         ("count_open_s", 1.2e-7, "benchmarks/plan.py --costs: 0.47 ms for 4,096"),
-        ("score_s", 0.0016, "benchmarks/reward.py: 6,100 graphs/s of 30 x 20, over HTTP 86 %"),
+        ("score_s", 0.0016, "benchmarks/reward_http.py: 30 x 20, one worker"),
         ("score_request_s", 0.003, "benchmarks/reward_http.py: p50"),
-        ("spread_s", 0.0036, "benchmarks/plan.py --costs: written once, read by each rank"),
+        ("spread_s", 0.0036, "benchmarks/plan.py --costs: written, and read by each rank"),
         ("call_s", 0.0028, "benchmarks/plan.py --costs"),
         ("hash_bytes_per_s", 1.4e9, "benchmarks/weights.py: sha256 of one core"),
     )
 }
-"""What the project's own processes take for one thing."""
+"""What the project's own processes take for one thing, on 2 cores without a GPU."""
 
 
 def derived(settings: Settings, cluster: Cluster, shape: ModelShape) -> RateTable:
