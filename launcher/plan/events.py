@@ -1,14 +1,13 @@
 """A clock and what happens on it: a heap of calls, and processes that wait.
 
-Not simpy: most events here are sequences that end on a server whose pace changes with each of them,
-and taking back an event that will not happen is what simpy is slow at (`benchmarks/plan_simpy.py`).
+As simpy has it, in the few lines that are needed here and at the same pace, so that no package is
+asked for (`benchmarks/plan_simpy.py`).
 """
 
 import heapq
 from collections.abc import Callable, Generator
 from itertools import count
 
-Wait = "float | Signal"
 Process = Generator["float | Signal", None, None]
 """Yields seconds to sleep, or a signal to wait for."""
 

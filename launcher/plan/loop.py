@@ -11,7 +11,6 @@
 
 import random
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
 
@@ -68,6 +67,7 @@ class Loop:
         self._arrivals: deque[Group] = deque()
         self._ready: dict[int, Group] = {}
         """Scored and not taken, by position."""
+        self._just_scored: list[Group] = []
         self._arrived, self._scored = Signal(), Signal()
         self._admitting = self._done(Signal())
         self._redis, self._collector, self._reward = Turns(clock), Turns(clock), Turns(clock)
@@ -160,13 +160,11 @@ class Loop:
 
     def _take(self, step: int, upcoming: "_Upcoming") -> Process:
         size = self._shape.groups_per_step
-        while True:
-            self._ask_for_stale_again(step)
-            groups = list(self._candidates(size))
-            if len(groups) == size:
-                break
+        self._ask_for_stale_again(step, list(self._ready.values()))
+        while len(groups := self._candidates(size)) < size:
             self._scored = Signal()
             yield self._scored
+            self._ask_for_stale_again(step, self._just_scored)
         for group in groups:
             del self._ready[group.position]
             group.taken = True
@@ -176,20 +174,18 @@ class Loop:
         yield self._rates.training.prepare_s
         upcoming.prepared.happen()
 
-    def _candidates(self, size: int) -> Iterator[Group]:
+    def _candidates(self, size: int) -> list[Group]:
+        """Scored groups whose turn it may be, by position; fewer than asked for where too few."""
+        if len(self._ready) < size:
+            return []
         if self._shape.max_policy_lag > 0:
-            for position in sorted(self._ready)[:size]:
-                yield self._ready[position]
-            return
+            return [self._ready[position] for position in sorted(self._ready)[:size]]
         waiting = sorted((g for g in self._open if not g.taken), key=lambda g: g.position)
-        for group in waiting[:size]:
-            if not group.scored:
-                return
-            yield group
+        return [group for group in waiting[:size] if group.scored]
 
-    def _ask_for_stale_again(self, step: int) -> None:
+    def _ask_for_stale_again(self, step: int, groups: list[Group]) -> None:
         oldest = step - self._shape.max_policy_lag
-        for group in [g for g in self._ready.values() if g.version < oldest]:
+        for group in [g for g in groups if g.version < oldest]:
             del self._ready[group.position]
             self._open.remove(group)
             again = Group(group.position, group.lengths, min_version=step)
@@ -257,6 +253,7 @@ class Loop:
             size = min(len(self._arrivals), _MOST_SCORED)
             groups = [self._arrivals.popleft() for _ in range(size)]
             yield self._reward.take(services.score_request_s + services.score_s * size)
+            self._just_scored = groups
             for group in groups:
                 group.scored = True
                 self._ready[group.position] = group

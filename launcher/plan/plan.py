@@ -1,6 +1,6 @@
 """`sgg-rl plan`: rates, the splits at these rates, and what a larger cluster would do."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from launcher.plan.cluster import Cluster
@@ -76,7 +76,7 @@ def make_plan(
     if run is not None:
         table, lengths = measured(run, table)
     planner = _Planner(settings, cluster, table, shape, lengths, seed)
-    splits = planner.splits(settings, cluster.gpus.count)
+    splits = planner.splits(settings.trainer.groups_per_step, cluster.gpus.count)
     return Plan(
         settings=settings,
         cluster=cluster,
@@ -97,17 +97,23 @@ class _Planner:
     shape: ModelShape
     lengths: Lengths | None
     seed: int
+    known: dict[tuple[int, int], list[Split]] = field(default_factory=dict)
+    """By groups of a step and GPUs."""
 
-    def splits(self, settings: Settings, num_gpus: int) -> list[Split]:
-        return all_splits(
-            settings,
-            self.table,
-            self.shape,
-            num_gpus=num_gpus,
-            gpu_memory_gib=self.cluster.gpus.memory_gib,
-            lengths=self.lengths,
-            seed=self.seed,
-        )
+    def splits(self, groups_per_step: int, num_gpus: int) -> list[Split]:
+        place = (groups_per_step, num_gpus)
+        if place not in self.known:
+            trainer = self.settings.trainer.model_copy(update={"groups_per_step": groups_per_step})
+            self.known[place] = all_splits(
+                self.settings.model_copy(update={"trainer": trainer}),
+                self.table,
+                self.shape,
+                num_gpus=num_gpus,
+                gpu_memory_gib=self.cluster.gpus.memory_gib,
+                lengths=self.lengths,
+                seed=self.seed,
+            )
+        return self.known[place]
 
     def limits(self, split: Split) -> list[Limit]:
         host = self.cluster.hardware.host_bytes_per_s.value
@@ -115,12 +121,10 @@ class _Planner:
 
     def scaled(self, num_gpus: int, grow: bool) -> Scaled:
         """With the batch as it is, or grown with the GPUs."""
-        settings = self.settings
+        groups = self.settings.trainer.groups_per_step
         if grow:
-            groups = settings.trainer.groups_per_step * num_gpus // self.cluster.gpus.count
-            trainer = settings.trainer.model_copy(update={"groups_per_step": max(1, groups)})
-            settings = settings.model_copy(update={"trainer": trainer})
-        split = best(self.splits(settings, num_gpus))
+            groups = max(1, groups * num_gpus // self.cluster.gpus.count)
+        split = best(self.splits(groups, num_gpus))
         return Scaled(num_gpus=num_gpus, split=split, first=self.limits(split)[0])
 
 

@@ -18,7 +18,7 @@ from services.settings import Settings
 from trainer.sizing.estimate import estimate_memory
 from trainer.sizing.shapes import ModelShape
 
-_MOST_STEPS, _FEWEST_STEPS = 60, 10
+_MOST_STEPS, _FEWEST_STEPS = 60, 6
 _COMPLETIONS = 30_000
 """Simulated for a split, within these bounds."""
 _SHARES = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)
