@@ -217,7 +217,7 @@ async def _calls(port: int) -> float:
     request = Release.of(manifest).stage("disk")
     peer = Peer(record, settings)
     logging.disable()  # until it listens
-    while not await peer.tell(lambda client: client.stage(request)):
+    while not await peer.tell(lambda client: client.stage(request)):  # noqa: ASYNC110
         await asyncio.sleep(0.1)
     began = time.process_time()
     await asyncio.gather(
@@ -238,7 +238,9 @@ def answer(port: int) -> None:
         staged_version=1,
         state="ready",
     ).model_dump_json()
-    head = f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(said)}\r\n\r\n"
+    head = (
+        f"HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: {len(said)}\r\n\r\n"
+    )
 
     async def one(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = await reader.readuntil(b"\r\n\r\n")

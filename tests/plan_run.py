@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -37,10 +36,7 @@ from tests.live_servers import registered, serving
 from tests.processes import sgg_process, wait_for, wait_ready
 from trainer.batches.preparation import Prepared, PreparedBatches
 from trainer.checkpoints.checkpoint import TrainerState
-from trainer.collection.admission import Admission
-from trainer.collection.group_scoring import GroupScoring
 from trainer.link import ServiceLink
-from trainer.publishing.publisher import WeightPublisher
 from trainer.types import Batch
 
 NUM_SERVERS = 2
@@ -313,7 +309,7 @@ def _instrument(link: ServiceLink, watch: Stopwatch) -> None:
         )
         return running
 
-    main.publisher.begin = timed_begin  # type: ignore[method-assign]
+    main.publisher.begin = timed_begin  # type: ignore[assignment,method-assign]
 
 
 def _time_collector(link: ServiceLink, watch: Stopwatch) -> None:
@@ -408,7 +404,7 @@ def _rates(watch: Stopwatch, tokens_per_s: float, groups: Sequence[Sequence[int]
         sampling=SamplingRates(tokens_per_s=tokens_per_s, half_sequences=0),
         training=TrainingRates(fixed_s=fmean(watch.train_s), export_s=fmean(watch.export_s[1:])),
         services=ServiceRates(
-            stage_s=lambda servers: stage_s, 
+            stage_s=lambda servers: stage_s,
             commit_s=LOAD_S,
             score_request_s=fmean(watch.score_s),
             hop_s=fmean(watch.hop_s),

@@ -1,1 +1,1 @@
-"""How to split GPUs between trainer and rollout servers: a simulation of the loop, and its rates."""
+"""How to split GPUs between trainer and rollout servers: the loop simulated, and its rates."""

@@ -101,7 +101,9 @@ def load_cluster(name: str) -> Cluster:
     path = Path(name) if name.endswith(".toml") else SHIPPED / f"{name}.toml"
     if not path.is_file():
         shipped = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.toml")))
-        raise SettingsError(f"--cluster {name}: there is no {path}; shipped are {shipped or 'none'}")
+        raise SettingsError(
+            f"--cluster {name}: there is no {path}; shipped are {shipped or 'none'}"
+        )
     try:
         return Cluster.model_validate(tomllib.loads(path.read_text()))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -5,8 +5,8 @@ the weights once a step, work on prompts and training by arithmetic, a version's
 Formulas are in `docs/sizing.md`; each rate carries the one that it came from.
 """
 
-from services.settings import Settings
 from launcher.plan.cluster import Basis, Cluster, Given
+from services.settings import Settings
 from trainer.sizing.estimate import num_trainable
 from trainer.sizing.shapes import ModelShape
 
@@ -95,7 +95,9 @@ def _training(settings: Settings, cluster: Cluster, shape: ModelShape) -> RateTa
             gradients / hardware.link_bytes_per_s.value + hardware.step_s.value,
             "gradients twice over a GPU's link, and step_s",
         ),
-        "doubling_efficiency": _given(0.97, "of every doubling of the trainer's GPUs", "assumption"),
+        "doubling_efficiency": _given(
+            0.97, "of every doubling of the trainer's GPUs", "assumption"
+        ),
         "prepare_s": _given(0.05, "images of one rank; beside the step before", "assumption"),
         "checkpoint_s": _given(
             states / hardware.files_bytes_per_s.value, "weights and optimizer, all ranks together"

@@ -48,7 +48,7 @@ def limits(
             used=split.groups_per_s,
             capacity=1 / (collect_s + rate["admit_s"]),
             unit="groups/s",
-            remedy="reading groups in a process of its own, and counting open groups as they change",
+            remedy="reading groups in a process of its own; counting open groups as they change",
         ),
         Limit(
             name="reward service",

@@ -1,21 +1,22 @@
 """The whole loop, simulated: who waits for whom as in `trainer.collection` and `trainer.train`.
 
-    admission   (max_policy_lag + 1) * groups_per_step groups are open, from being asked for until
-                the version that they made is served by all
-    servers     the first that has room takes the oldest group; at most `groups_in_flight` each
-    batch       by position; with lag 0 only once all before are scored; stale groups again
-    ahead       with a lag, a step's batch is taken while the step before it trains, and versions
-                are staged and committed beside the next step where they go through files
-    commit      servers pause, and keep what they have in flight
+admission   (max_policy_lag + 1) * groups_per_step groups are open, from being asked for until
+            the version that they made is served by all
+servers     the first that has room takes the oldest group; at most `groups_in_flight` each
+batch       by position; with lag 0 only once all before are scored; stale groups again
+ahead       with a lag, a step's batch is taken while the step before it trains, and versions
+            are staged and committed beside the next step where they go through files
+commit      servers pause, and keep what they have in flight
 """
 
+import math
 import random
 from collections import deque
 from dataclasses import dataclass
 from itertools import count
 
 from launcher.plan.events import Clock, Process, Signal, Turns
-from launcher.plan.outcome import Recorder, StepRecord
+from launcher.plan.outcome import Recorder
 from launcher.plan.rates import Rates
 from launcher.plan.server import Group, SampledHere
 
@@ -122,7 +123,7 @@ class Loop:
     def _train_on(self, groups: list[Group]) -> Process:
         training, shape = self._rates.training, self._shape
         tokens = fullest(groups, shape.num_trainers, training.prompt_tokens)
-        slowed = training.doubling_efficiency ** (shape.num_trainers.bit_length() - 1)
+        slowed = training.doubling_efficiency ** math.log2(shape.num_trainers)
         seconds = training.fixed_s + training.token_s * tokens / slowed
         if not shape.colocated:
             yield seconds

@@ -1,10 +1,11 @@
 """Rates of a run that was: from its `metrics.jsonl` and `rollouts/`."""
 
 import json
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, pstdev
 from typing import Any
 
 from launcher.plan.cluster import Given
@@ -14,6 +15,8 @@ from services.errors import InvalidInputError
 
 _WARM_UP = 2
 """Steps left out: the pipeline fills."""
+_FEWEST = 3
+"""Others that there must be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +32,8 @@ class _Sampled:
 def measured(folder: Path, table: RateTable) -> tuple[RateTable, Lengths]:
     """What a run shows; what it does not stays as in `table`.
 
-    The pace at very many sequences, and the part of a step that does not depend on its tokens,
-    cannot be told apart from one run: the curve's `half_sequences` and `fixed_s` stay.
+    One run does not tell how pace depends on sequences, or a step on its tokens: `half_sequences`
+    and `fixed_s` stay, and what goes with them is fitted to the run. Prompts are in the pace.
 
     Args:
         folder: Of the run.
@@ -48,6 +51,7 @@ def measured(folder: Path, table: RateTable) -> tuple[RateTable, Lengths]:
         **_sampling(steps, groups, table),
         **_training(steps, groups, table, num_ranks),
         **_publishing(steps, table),
+        **_lengths(groups),
     }
     source = f"{folder}, {len(steps)} steps"
     given = {n: Given(value=v, basis="measured", source=source) for n, v in found.items()}
@@ -64,15 +68,21 @@ def _steps(folder: Path) -> list[dict[str, Any]]:
         missing = {"phases_s", "num_tokens", "num_groups"} - set(steps[0] if steps else ())
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidInputError(f"{file} is not a GRPO run's: {error}") from error
-    if len(steps) < 3 or missing:
-        why = f"lacks {', '.join(sorted(missing))}" if steps else "has too few steps"
-        raise InvalidInputError(f"{file} {why}: measure a run of at least {_WARM_UP + 3} steps")
+    if len(steps) < _FEWEST:
+        raise InvalidInputError(
+            f"{file} has too few steps: measure a run of at least {_WARM_UP + _FEWEST} steps"
+        )
+    if missing:
+        raise InvalidInputError(f"{file} lacks {', '.join(sorted(missing))}: is it a GRPO run's?")
     return steps
 
 
 def _groups(folder: Path) -> tuple[list[_Sampled], int]:
     files = sorted((folder / "rollouts").glob("step-*.rank*.jsonl"))
-    groups = [group for file in files for group in _read(file)]
+    try:
+        groups = [group for file in files for group in _read(file)]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InvalidInputError(f"--measure {folder}: rollouts/ cannot be read: {error}") from error
     if not groups:
         raise InvalidInputError(f"--measure {folder}: it has no rollouts/step-*.jsonl")
     return groups, 1 + max(int(file.stem.rpartition("rank")[2]) for file in files)
@@ -111,10 +121,9 @@ def _training(
     prompt_tokens = fmean(group.prompt_tokens for group in groups)
     tokens = fmean(step["num_tokens"] + step["num_groups"] * prompt_tokens for step in steps)
     train_s = fmean(step["phases_s"]["train"] for step in steps)
-    fixed_s = min(table["fixed_s"].value, train_s / 2)
-    slowed = table["doubling_efficiency"].value ** (num_ranks.bit_length() - 1)
+    fixed_s = min(table["fixed_s"].value, train_s)
+    slowed = table["doubling_efficiency"].value ** math.log2(num_ranks)
     found = {
-        "fixed_s": fixed_s,
         "token_s": (train_s - fixed_s) * num_ranks * slowed / tokens,
         "prompt_tokens": prompt_tokens,
     }
@@ -125,6 +134,13 @@ def _training(
     if checkpoints:
         found["checkpoint_s"] = fmean(checkpoints)
     return found
+
+
+def _lengths(groups: list[_Sampled]) -> dict[str, float]:
+    """For people: the simulation draws whole groups."""
+    lengths = [length for group in groups for length in group.lengths]
+    sigma = pstdev(math.log(max(1, length)) for length in lengths)
+    return {"length_mean": fmean(lengths), "length_sigma": sigma}
 
 
 def _publishing(steps: list[dict[str, Any]], table: RateTable) -> dict[str, float]:

@@ -65,9 +65,9 @@ def _best_words(plan: Plan, split: Split) -> Iterator[str]:
     if shape.colocated:
         some = shape.num_trainers > 1
         today = " (ipc takes one rank today: this is what more would come to)" * some
-        yield f"Trainer and rollout servers share {shape.num_trainers} GPUs{today}:"
+        yield f"Trainer and rollout servers share {_gpus(shape.num_trainers)}{today}:"
     else:
-        yield f"Best: {shape.num_trainers} GPUs train and {shape.num_servers} sample:"
+        yield f"Best: {_gpus(shape.num_trainers)} to train and {shape.num_servers} to sample:"
     yield (
         f"{split.steps_per_hour:,.0f} steps an hour, an epoch of {plan.num_images:,} images in "
         f"{plan.epoch_h(split):.1f} h."
@@ -80,6 +80,10 @@ def _best_words(plan: Plan, split: Split) -> Iterator[str]:
             f"{len(assumed)} of {len(plan.table)} rates are not measured on these GPUs: take a "
             "short run and --measure it."
         )
+
+
+def _gpus(number: int) -> str:
+    return f"{number} GPU" + "s" * (number > 1)
 
 
 def _waiting_words(split: Split) -> str:
