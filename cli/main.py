@@ -9,6 +9,7 @@ import typer
 from cli.data import data_app
 from cli.evaluate import evaluate
 from cli.infer import infer
+from cli.plan import plan
 from cli.reproduce import reproduce
 from cli.rollouts import rollouts
 from cli.score import score
@@ -172,6 +173,7 @@ app.command()(infer)
 app.command()(score)
 app.command()(evaluate)
 app.command()(rollouts)
+app.command()(plan)
 app.command()(reproduce)
 
 
