@@ -32,6 +32,8 @@ from trainer.publishing.publisher import WeightPublisher
 from trainer.ranks.group import Ranks
 from trainer.ranks.stop import StopAskedError, StopRequest
 from trainer.transports.base import Weights
+from trainer.transports.device import own_device
+from trainer.transports.gpu_share import RankShare, SharedTensors
 from trainer.types import Batch
 
 logger = logging.getLogger(__name__)
@@ -70,11 +72,19 @@ class _Main:
     sending: "Future[None] | None" = None
     """Of a version that is under way."""
 
-    def send(self, weights: Weights, policy_version: int, then: Callable[[], None]) -> None:
+    def send(
+        self,
+        weights: Weights,
+        policy_version: int,
+        then: Callable[[], None],
+        gather_shares: Callable[[], list[RankShare]],
+    ) -> None:
         """Hand a version over; when it is served, do what comes then. `wait` has the outcome."""
         lora = self.settings.lora
         adapter = AdapterConfig(rank=lora.rank, alpha=lora.alpha) if lora.rank else None
-        running = self.publisher.begin(weights, policy_version, adapter)
+        running = self.publisher.begin(
+            weights, policy_version, adapter, gather_shares=gather_shares
+        )
 
         def follow() -> None:
             running.result()
@@ -124,8 +134,13 @@ class ServiceLink:
     ones asked for.
     """
 
-    def __init__(self, ranks: Ranks, main: _Main | None, *, beside_training: bool) -> None:
+    def __init__(
+        self, ranks: Ranks, main: _Main | None, *, beside_training: bool, share: bool
+    ) -> None:
         self._ranks = ranks
+        self._share = share
+        self._shared: SharedTensors | None = None
+        """On ranks from 1 on, with `ipc`: of a version that is under way."""
         # `take` runs beside the training loop, and collectives of two threads must not meet.
         self._batch_ranks = ranks.beside()
         self._main = main
@@ -152,7 +167,12 @@ class ServiceLink:
             main = _connect(settings, dataset, suppressed_token_ids, state, image_check, stop)
         through_files = settings.weights.transport in FILE_TRANSPORTS
         asynchronous = settings.trainer.max_policy_lag > 0
-        link = cls(ranks, main, beside_training=through_files and asynchronous)
+        link = cls(
+            ranks,
+            main,
+            beside_training=through_files and asynchronous,
+            share=settings.weights.transport == "ipc" and ranks.size > 1,
+        )
         try:
             yield link
             link._wait_for_servers()
@@ -169,7 +189,7 @@ class ServiceLink:
         """Make the servers serve what will be trained, then ask for the first groups.
 
         Args:
-            weights: A collective, which every rank exhausts; rank 0 alone gets tensors.
+            weights: A collective, which every rank exhausts; rank 0 gets tensors, with `ipc` all.
             policy_version: Of these weights.
         """
         self._send(weights, policy_version, lambda main: main.collector.start(policy_version))
@@ -240,12 +260,18 @@ class ServiceLink:
         )
 
     def _send(self, weights: Weights, policy_version: int, then: Callable[[_Main], None]) -> None:
-        if self._main is None:
-            deque(weights, maxlen=0)
-        else:
+        if self._main is not None:
             main = self._main
-            main.send(weights, policy_version, lambda: then(main))
+            main.send(weights, policy_version, lambda: then(main), self._gather_shares)
+        elif self._share:
+            self._shared = SharedTensors(weights, own_device())
+            self._ranks.gather(self._shared.share, RankShare)
+        else:
+            deque(weights, maxlen=0)
         self._is_sending = True
+
+    def _gather_shares(self) -> list[RankShare]:
+        return self._ranks.gather(None, RankShare) if self._share else []
 
     def _wait_for_servers(self) -> None:
         """Until the version that is under way is served; raises its error on every rank."""
@@ -259,6 +285,9 @@ class ServiceLink:
             except Exception as error:  # noqa: BLE001  # whatever it is, all ranks end with it
                 outcome = error
         self._ranks.broadcast(outcome, _Done)
+        if self._shared is not None:
+            self._shared.close()
+            self._shared = None
 
 
 def _connect(

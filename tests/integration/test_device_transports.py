@@ -21,22 +21,22 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from vllm.distributed.weight_transfer import ipc_engine
 
 from rollout_service.engine import BroadcastWeights, FileWeights, IpcWeights, Weights
 from rollout_service.fake_engine import FakeEngine
 from rollout_service.vllm_worker import ipc_args
 from services.errors import EngineError, SettingsError
 from services.keys import RunKeys
-from services.schemas.weights import Rendezvous, Transport, WeightManifest
+from services.schemas.weights import IpcHandle, Rendezvous, Transport, WeightManifest
 from services.settings import Settings
 from tests.live_servers import LiveServer, cluster_settings, serving, wait_registered
 from tests.processes import wait_for
 from trainer.publishing import publisher as publishing
 from trainer.publishing.publisher import WeightPublisher
-from trainer.transports import base, device
+from trainer.transports import base, device, gpu_share
 from trainer.transports.base import WeightTransport
 from trainer.transports.choice import make_transport
+from trainer.transports.gpu_share import SharedTensors
 from trainer.transports.ipc import IpcTransport
 from trainer.transports.nccl import NcclTransport
 
@@ -94,6 +94,8 @@ class DeviceEngine(FakeEngine):
         self.loaded: dict[int, dict[str, Tensor]] = {}
         self.ways: list[str] = []
         self.refuses = False
+        self.handles: dict[str, IpcHandle] = {}
+        """That it read last."""
         self._network = network
         self._memory = memory
         self._receives: queue.Queue[Tensor] = queue.Queue()
@@ -113,6 +115,7 @@ class DeviceEngine(FakeEngine):
                 raise EngineError("CUDA error: an illegal memory access was encountered")
             tensors = await asyncio.to_thread(self._receive, manifest)
         elif isinstance(weights, IpcWeights):
+            self.handles = dict(weights.handles)
             tensors = {
                 name: self._rebuild(ipc_args(handle, entry.shape, entry.dtype))
                 for (name, handle), entry in zip(
@@ -290,6 +293,30 @@ def test_a_server_on_the_same_gpu_reads_the_tensors_there(
     assert set(elsewhere.ways) == {"FileWeights"}, "the other server is on another GPU"
 
 
+def test_each_rank_shares_with_the_server_on_its_gpu(
+    make_cluster: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster = make_cluster("ipc", IpcTransport)
+    share_memory(monkeypatch, cluster.memory)
+    engines = [cluster.server()[1], cluster.server()[1]]
+    elsewhere_server, elsewhere = cluster.server()
+    for version in (1, 2):
+        on_gpu(monkeypatch, 1)
+        other = SharedTensors(weights(version).items(), torch.device("cpu"))
+        on_gpu(monkeypatch, 0)
+        begun = cluster.publisher.begin(
+            weights(version).items(), version, gather_shares=partial(list, [other.share])
+        )
+        assert begun.result() == 2
+        assert all(is_loaded(engine, version) for engine in engines)
+        wait_for("the seeding", partial(serves, elsewhere_server, version))
+        read = [{h.memory for h in engine.handles.values()} for engine in engines]
+        assert read[1] == {handle.memory for handle in other.share.handles.values()}
+        assert not read[0] & read[1], "each reads its own GPU's memory"
+        other.close()
+    assert set(elsewhere.ways) == {"FileWeights"}
+
+
 def share_memory(monkeypatch: pytest.MonkeyPatch, memory: dict[bytes, Tensor]) -> None:
     """CUDA's part: this process is on GPU 0, and handles are names of its tensors."""
 
@@ -301,10 +328,13 @@ def share_memory(monkeypatch: pytest.MonkeyPatch, memory: dict[bytes, Tensor]) -
         place = (tensor.size(), tensor.stride(), tensor.storage_offset())
         return None, (type(tensor), *place, storage, tensor.dtype, 0, handle, *rest)
 
-    monkeypatch.setattr(ipc_engine, "reduce_tensor", reduce_tensor)
-    monkeypatch.setattr(torch.accelerator, "current_device_index", lambda: 0)
+    monkeypatch.setattr(gpu_share, "reduce_tensor", reduce_tensor)
     monkeypatch.setattr(torch.cuda, "ipc_collect", lambda: None)
-    properties = SimpleNamespace(uuid="0")
+    on_gpu(monkeypatch, 0)
+
+
+def on_gpu(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    properties = SimpleNamespace(uuid=str(number))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
 
 
@@ -315,10 +345,3 @@ def test_a_trainer_without_gpu_says_so_at_once(tmp_path: Path) -> None:
         settings = cluster_settings(tmp_path, "run", "redis://127.0.0.1:1/0", transport)
         with pytest.raises(SettingsError, match="there is none: use shm"):
             make_transport(settings)
-
-
-def test_ipc_is_for_one_rank(tmp_path: Path) -> None:
-    settings = cluster_settings(tmp_path, "run", "redis://127.0.0.1:1/0", "ipc")
-    trainer = settings.trainer.model_copy(update={"num_ranks": 2})
-    with pytest.raises(SettingsError, match="one rank"):
-        IpcTransport(settings.model_copy(update={"trainer": trainer}))

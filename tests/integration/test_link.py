@@ -1,23 +1,27 @@
 """The training loop's connection: what goes on beside a step, and what waits for it."""
 
 import asyncio
+import base64
+import subprocess
+import sys
 import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from rollout_service.engine import Weights
+from rollout_service.engine import IpcWeights, Weights
 from rollout_service.fake_engine import FakeEngine
 from scene_data.dataset import open_dataset
 from scene_data.toy import make_toy
 from services.errors import SettingsError
 from services.ports import free_port
 from services.schemas.weights import WeightManifest
-from services.settings import Settings, dump_settings
+from services.settings import Settings, child_environment, dump_settings
 from tests.alone import Alone
 from tests.live_servers import LiveServer, cluster_settings, serving, wait_registered
 from tests.processes import sgg_process, wait_ready
@@ -139,3 +143,44 @@ def test_a_training_thread_that_fails_ends_the_run_with_its_own_error(base: Sett
         assert server.policy().policy_version == 0
     files = (server.settings.run.folder / "weights").iterdir()
     assert [file.name for file in files] == ["1-0.safetensors"]
+
+
+class SharingEngine(FakeEngine):
+    """Notes whose memory it is told to read."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(tokens_per_s=20_000, max_model_len=2048, gpu=f"GPU-{number}")
+        self.memories: set[bytes] = set()
+
+    async def load_weights(self, weights: Weights, manifest: WeightManifest) -> None:
+        assert isinstance(weights, IpcWeights)
+        self.memories = {base64.b64decode(h.memory) for h in weights.handles.values()}
+        await super().load_weights(weights, manifest)
+
+
+def test_two_ranks_share_weights_with_the_servers_on_their_gpus(
+    base: Settings, tmp_path: Path
+) -> None:
+    tree = base.model_dump(mode="json", exclude_none=True)
+    tree["run"] |= {"name": f"share-{uuid.uuid4().hex[:8]}"}
+    tree["weights"] = {"transport": "ipc"}
+    tree["trainer"] |= {"num_ranks": 2}
+    settings = Settings.model_validate(tree)
+    config = tmp_path / "run.toml"
+    config.write_text(dump_settings(settings))
+    engines = [SharingEngine(0), SharingEngine(1)]
+    place = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    with ExitStack() as stack:
+        for engine in engines:
+            wait_registered(stack.enter_context(serving(settings, engine)))
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, "-m", "tests.integration.sharing_rank", str(config)],
+                env=child_environment(RANK=str(rank), **place),
+                stderr=subprocess.PIPE,
+            )
+            for rank in range(2)
+        ]
+        errors = [rank.communicate(timeout=120)[1].decode() for rank in ranks]
+        assert [rank.returncode for rank in ranks] == [0, 0], errors
+    assert [engine.memories for engine in engines] == [{b"\0" * 64}, {b"\1" * 64}]

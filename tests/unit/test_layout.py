@@ -39,10 +39,6 @@ def test_deepspeed_is_imported_in_one_file() -> None:
 
 
 def test_vllm_is_imported_by_its_adapters_alone() -> None:
-    allowed = (
-        "rollout_service/vllm_*.py",
-        "trainer/transports/nccl.py",
-        "trainer/transports/ipc.py",
-    )
+    allowed = ("rollout_service/vllm_*.py", "trainer/transports/nccl.py")
     strangers = {f for f in importers("vllm") if not any(Path(f).match(a) for a in allowed)}
     assert not strangers

@@ -138,7 +138,9 @@ class PolicyEngine:
         )
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """What a version consists of, on the host, in the sampling dtype; rank 0 alone gets it.
+        """What a version consists of, on the host, in the sampling dtype.
+
+        Rank 0 gets it; with `ipc` every rank, for the server on its own GPU.
 
         That is the adapter by PEFT's names, or every parameter by its checkpoint name but those
         of frozen parts: the servers have them from `model.path`.
@@ -148,7 +150,8 @@ class PolicyEngine:
         parameters = exported_parameters(
             self._model, adapter_only=self._adapter is not None, trainable_only=True
         )
-        return self._exported(parameters)
+        shared = self._settings.weights.transport == "ipc"
+        return self._exported(parameters, wanted=self._is_main or shared)
 
     def save_state(self, folder: Path) -> None:
         """Write weights, optimizer state and this rank's random state; every rank calls it.
@@ -181,7 +184,7 @@ class PolicyEngine:
         """
         adapter = self._adapter is not None
         parameters = exported_parameters(self._model, adapter_only=adapter, trainable_only=False)
-        tensors = dict(self._exported(parameters))
+        tensors = dict(self._exported(parameters, wanted=self._is_main))
         if not self._is_main:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -214,14 +217,14 @@ class PolicyEngine:
         return Reference(sharded)
 
     def _exported(
-        self, parameters: Sequence[tuple[str, nn.Parameter]]
+        self, parameters: Sequence[tuple[str, nn.Parameter]], *, wanted: bool
     ) -> Iterator[tuple[str, Tensor]]:
         return exported(
             parameters,
             gather=self._whole,
             bucket_bytes=int(self._settings.deepspeed.export_bucket_gib * _GIB),
             dtype=getattr(torch, self._settings.model.dtype),
-            wanted=self._is_main,
+            wanted=wanted,
         )
 
     def _whole(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:

@@ -1,7 +1,7 @@
 """Gives every rollout server a new policy: stage all, write it down once, commit all."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 
 from services.keys import RunKeys
@@ -15,6 +15,7 @@ from trainer.publishing.handover import Handover
 from trainer.publishing.seeder import Seeder
 from trainer.transports.base import Peer, Release, Weights
 from trainer.transports.choice import make_transport
+from trainer.transports.gpu_share import RankShare
 
 
 class WeightPublisher:
@@ -51,7 +52,12 @@ class WeightPublisher:
         return self.begin(weights, policy_version, adapter).result()
 
     def begin(
-        self, weights: Weights, policy_version: int, adapter: AdapterConfig | None = None
+        self,
+        weights: Weights,
+        policy_version: int,
+        adapter: AdapterConfig | None = None,
+        *,
+        gather_shares: Callable[[], list[RankShare]] = list,
     ) -> "Future[int]":
         """Have every live server serve a version; return when its tensors are handed over.
 
@@ -62,6 +68,8 @@ class WeightPublisher:
                 `lora`, of the adapter alone. Iterated here, to the end.
             policy_version: One more than the last.
             adapter: With `lora`, what its tensors do not say.
+            gather_shares: With `ipc`, a collective: what each other rank shares. Called here, after
+                the tensors are handed over.
 
         Returns:
             The number of servers that then serve it, or what went wrong:
@@ -70,9 +78,11 @@ class WeightPublisher:
             ConflictError: A later trainer has started.
         """
         self._loop.run(self._seeder.stop())
-        handover = Handover()
+        handover, others = Handover(), Future[list[RankShare]]()
+        self._transport.expect_shares(others)
         running = self._loop.start(self._publish(handover, policy_version, adapter))
         handover.fill(weights)
+        others.set_result(gather_shares())
         return running
 
     def close(self) -> None:

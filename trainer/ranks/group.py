@@ -94,6 +94,25 @@ class Ranks:
         """What rank 0 says, on every rank."""
         return self.broadcast(_Answer(yes=yes), _Answer).yes
 
+    def gather(self, message: M | None, kind: type[M]) -> list[M]:
+        """Give the other ranks' messages to rank 0, in the order of the ranks.
+
+        Args:
+            message: Of this rank; rank 0 has none.
+            kind: Its class.
+
+        Returns:
+            On rank 0 the messages of ranks 1 and up; elsewhere nothing.
+        """
+        body = b"" if message is None else message.model_dump_json().encode()
+        lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        dist.all_gather(lengths, torch.tensor([len(body)], dtype=torch.int64), group=self._group)
+        longest = max(int(length) for length in lengths)
+        padded = torch.frombuffer(bytearray(body.ljust(longest, b" ") or b" "), dtype=torch.uint8)
+        found = [torch.empty_like(padded) for _ in range(self.size)] if self.is_main else None
+        dist.gather(padded, found, dst=0, group=self._group)
+        return [kind.model_validate_json(bytes(each.numpy())) for each in (found or [])[1:]]
+
     def combine(self, stats: Stats) -> dict[str, float]:
         """Means and maxima of a step over all ranks; every rank gives the same names."""
         names, peaks = sorted(stats.sums), sorted(stats.maxima)

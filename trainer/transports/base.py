@@ -4,6 +4,7 @@ import asyncio
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,6 +26,7 @@ from services.schemas.weights import (
 )
 from services.settings import Settings
 from services.weights import manifest_checksum
+from trainer.transports.gpu_share import RankShare
 
 logger = logging.getLogger(__name__)
 
@@ -151,6 +153,9 @@ class WeightTransport(ABC):
         Raises:
             UnavailableError: There is no room for them.
         """
+
+    def expect_shares(self, others: "Future[list[RankShare]]") -> None:  # noqa: B027  # ipc's
+        """Of the version that comes next: what each other rank will have shared on its GPU."""
 
     async def stage(self, peers: Sequence[Peer], release: Release) -> list[Peer]:
         """Have servers stage the version, all at once; returns those that did."""

@@ -1,72 +1,81 @@
-"""`ipc`: a server on the trainer's own GPU reads the tensors where they are.
+"""`ipc`: a server on a GPU of the trainer's reads the tensors where they are.
 
-They are all on the GPU at once, until the server has committed: it needs room for a second copy of
-the policy. CUDA shares memory with other processes only where PyTorch's allocator uses no
-expandable segments.
+Each rank shares a whole version on its own GPU, and rank 0 tells each server what the rank on its
+GPU shares. The tensors are all on the GPU at once, until the servers have committed: it needs room
+for a second copy of the policy. CUDA shares memory with other processes only where PyTorch's
+allocator uses no expandable segments.
 """
 
+import asyncio
 import logging
 from collections.abc import Sequence
-from typing import Any
+from concurrent.futures import Future
 
-import torch
-
-from services.errors import SettingsError, SggError
+from services.errors import SggError, WaitTimeoutError
 from services.settings import Settings
-from services.weights import encode_ipc
-from trainer.transports.base import Peer, Release, commit_all
-from trainer.transports.device import CommitClient, DeviceTransport, TensorSource, on_thread
+from trainer.transports.base import SERVER_TIMEOUT_S, Peer, Release, select
+from trainer.transports.device import DeviceTransport, on_thread
+from trainer.transports.gpu_share import RankShare, SharedTensors, bare, gpu_uuid
 
 logger = logging.getLogger(__name__)
 
 
 class IpcTransport(DeviceTransport):
-    """vLLM's `IPCTrainerWeightTransferEngine` shares; servers on other GPUs are sent the bytes."""
+    """vLLM's IPC engine on the servers' side; those on no rank's GPU are sent the bytes.
+
+    vLLM's own sender gathers the ranks' handles with pickle, inside the collectives of training.
+    """
 
     name = "ipc"
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
-        if settings.trainer.num_ranks > 1:
-            # vLLM's engine collects the handles of all ranks; here rank 0 alone has them.
-            raise SettingsError(
-                "weights.transport = 'ipc' is for a trainer of one rank: use nccl, or num_ranks = 1"
-            )
+        self._others: Future[list[RankShare]] = Future()
+        self._others.set_result([])
+
+    def expect_shares(self, others: "Future[list[RankShare]]") -> None:
+        """See `WeightTransport.expect_shares`."""
+        self._others = others
 
     async def stage(self, peers: Sequence[Peer], release: Release) -> list[Peer]:
-        """See `WeightTransport.stage`: those on this GPU."""
-        gpu = _bare(str(torch.cuda.get_device_properties(self._device).uuid))
-        here = [peer for peer in peers if _bare(peer.record.gpu or "") == gpu]
-        return await super().stage(here, release)
+        """See `WeightTransport.stage`: those on the ranks' GPUs."""
+        others = await self._shares_of_others()
+        gpus = {gpu_uuid(self._device), *(share.gpu for share in others)}
+        return await super().stage([peer for peer in peers if _gpu(peer) in gpus], release)
 
     async def commit(self, peers: Sequence[Peer], release: Release) -> list[Peer]:
         """See `WeightTransport.commit`: the handles come with it."""
         if not peers:
             return []
-        served: list[Peer] = []
-
-        async def commit(update: dict[str, Any]) -> None:
-            handles = {}
-            for name, by_gpu in zip(update["names"], update["ipc_handles"], strict=True):
-                ((gpu, args),) = by_gpu.items()
-                handles[name] = encode_ipc(gpu, args)
-            served.extend(await commit_all(peers, release.commit(handles)))
-
-        client = CommitClient(commit)
         try:
-            await on_thread(lambda: self._send(client), self._device, "servers to read GPU memory")
+            own = await on_thread(
+                lambda: SharedTensors(self._tensors.items(), self._device),
+                self._device,
+                "room on the trainer's GPU",
+            )
+            try:
+                shares = [own.share, *await self._shares_of_others()]
+                requests = {share.gpu: release.commit(share.handles) for share in shares}
+
+                async def commit(peer: Peer) -> bool:
+                    return await peer.tell(lambda c: c.commit(requests[_gpu(peer)]))
+
+                return await select(peers, commit)
+            finally:
+                await on_thread(own.close, self._device, "the end of sharing")
         except SggError as error:
             logger.warning("%s; who missed the version is sent it over HTTP", error)
-        return served
+            return []
 
-    def _send(self, client: CommitClient) -> None:
-        """Share the tensors as long as the commits take."""
-        from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerWeightTransferEngine
+    async def _shares_of_others(self) -> list[RankShare]:
+        try:
+            async with asyncio.timeout(SERVER_TIMEOUT_S):
+                return await asyncio.wrap_future(self._others)
+        except TimeoutError as error:
+            raise WaitTimeoutError(
+                f"waited {SERVER_TIMEOUT_S:g} s for the other ranks to share their weights"
+            ) from error
 
-        source = TensorSource(self._tensors, self._device)
-        IPCTrainerWeightTransferEngine(client=client, source=source, packed=False).send_weights()
 
-
-def _bare(uuid: str) -> str:
-    """NVIDIA's library puts `GPU-` before what CUDA says."""
-    return uuid.removeprefix("GPU-")
+def _gpu(peer: Peer) -> str:
+    return bare(peer.record.gpu or "")
