@@ -15,8 +15,13 @@ from monitor_service.training import OUTCOMES, Training
 from services.schemas.weights import PolicyRecord, PolicyState, ServerRecord
 from services.settings import Settings
 
-_LABELS = {"reward_terms": "term", "failures": "status", "phases_s": "phase"}
-"""Of the nested numbers in a line of `metrics.jsonl`."""
+_LABELS = {
+    "reward_terms": "term",
+    "failures": "status",
+    "phases_s": "phase",
+    "predicate_recall": "predicate",
+}
+"""Of the nested numbers in a line of `metrics.jsonl` or `evaluations.jsonl`."""
 
 
 class RunCollector(Collector):
@@ -45,7 +50,8 @@ class RunCollector(Collector):
             _add_queues(found, self.state)
             _add_servers(found, self.state.servers, self.state.policy)
         _add_training(found, self._training)
-        _add_last_step(found, self._training.last)
+        _add_row(found, "trainer", "last step", self._training.last)
+        _add_row(found, "evaluation", "last evaluation", self._training.evaluation)
         self._add_disk(found)
         yield from found
 
@@ -125,10 +131,10 @@ def _add_training(found: Families, training: Training) -> None:
         found.gauge("trainer_phase", text, 1, phase=training.beat.phase)
 
 
-def _add_last_step(found: Families, row: dict[str, Any]) -> None:
-    """Each number of the line, under its own name with the unit spelt out."""
+def _add_row(found: Families, prefix: str, which: str, row: dict[str, Any]) -> None:
+    """Each number of a line, under its own name with the unit spelt out."""
     for key, value in row.items():
-        name, text = _metric_name(key), f"`{key}` of the last step: docs/metrics.md"
+        name, text = f"{prefix}_{_with_unit(key)}", f"`{key}` of the {which}: docs/metrics.md"
         if isinstance(value, dict):
             for part, number in value.items():
                 found.gauge(name, text, number, **{_LABELS.get(key, "part"): part})
@@ -136,10 +142,10 @@ def _add_last_step(found: Families, row: dict[str, Any]) -> None:
             found.gauge(name, text, value)
 
 
-def _metric_name(key: str) -> str:
-    """Example: `trainer_tokens_per_second` of `tokens_per_s`, `trainer_step` of `step`."""
+def _with_unit(key: str) -> str:
+    """Example: `tokens_per_second` of `tokens_per_s`, `last_timestamp_seconds` of `time`."""
     if key == "time":
-        return "trainer_last_step_timestamp_seconds"
+        return "last_timestamp_seconds"
     if key.endswith("_per_s"):
-        return f"trainer_{key}econd"
-    return f"trainer_{key}econds" if key.endswith("_s") else f"trainer_{key}"
+        return f"{key}econd"
+    return f"{key}econds" if key.endswith("_s") else key

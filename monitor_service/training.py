@@ -3,7 +3,7 @@
 import json
 import time
 from collections import Counter, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -46,6 +46,8 @@ class Training:
     """Of the run."""
     last: dict[str, Any] = field(default_factory=dict)
     """The last line of `metrics.jsonl`; empty before the first."""
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    """The last line of `evaluations.jsonl`; empty where nothing was evaluated."""
     step_interval_s: float | None = None
     """Median time between the last lines; None before the second."""
     groups: Counter[str] = field(default_factory=Counter)
@@ -54,13 +56,15 @@ class Training:
     """Sampled tokens of these steps."""
     beat: Beat | None = None
     """None before the trainer's first start."""
-    _file: StepFile = field(init=False)
+    _steps: StepFile = field(init=False)
+    _evaluations: StepFile = field(init=False)
     _times: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
     _counted_until: float = field(default_factory=time.time)
     """Unix time of the last step that is in the counts, which a cut does not take back."""
 
     def __post_init__(self) -> None:
-        self._file = StepFile(self.folder / "metrics.jsonl")
+        self._steps = StepFile(self.folder / "metrics.jsonl")
+        self._evaluations = StepFile(self.folder / "evaluations.jsonl")
 
     def look(self) -> None:
         """Read what is new.
@@ -68,15 +72,16 @@ class Training:
         Raises:
             OSError: A file that is there cannot be read.
         """
-        rows, cut = self._file.read()
+        rows, cut = self._steps.read()
         if cut:
-            self.last = {}
             self._times.clear()
+        self.last = _last_of(rows, {} if cut else self.last)
         self._count(rows)
         self._times.extend(float(row["time"]) for row in rows if "time" in row)
         gaps = [later - earlier for earlier, later in pairwise(self._times)]
         self.step_interval_s = median(gaps) if gaps else None
-        self.last = rows[-1] if rows else self.last
+        found, cut = self._evaluations.read()
+        self.evaluation = _last_of(found, {} if cut else self.evaluation)
         self.beat = _read_beat(self.folder / "ranks" / "rank-0.json")
 
     def _count(self, rows: Iterable[dict[str, Any]]) -> None:
@@ -87,6 +92,10 @@ class Training:
                 self.num_tokens += row.get("num_tokens", 0)
                 for key, outcome in OUTCOMES.items():
                     self.groups[outcome] += row.get(key, 0)
+
+
+def _last_of(rows: Sequence[dict[str, Any]], before: dict[str, Any]) -> dict[str, Any]:
+    return rows[-1] if rows else before
 
 
 def _read_beat(file: Path) -> Beat | None:

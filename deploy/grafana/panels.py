@@ -58,7 +58,7 @@ def _rate(counter: str, by: str, only: str = "") -> dict[str, str]:
     return {f"sum by ({by}) (rate({counter}{place}))": legend}
 
 
-_STEP_AGE = 'time() - sgg_trainer_last_step_timestamp_seconds{run="$run"}'
+_STEP_AGE = 'time() - sgg_trainer_last_timestamp_seconds{run="$run"}'
 _ABLE = 'sum(sgg_rollout_servers{run="$run",state=~"ready|updating"})'
 _REWARD = Panel(
     title="Reward",
@@ -116,6 +116,14 @@ RUN = Dashboard(
         ),
         _REWARD,
         _TERMS,
+        Panel(
+            title="Held-out images",
+            series={
+                f'sgg_evaluation_{key}{{run="$run"}}': key
+                for key in ("triplet_f1", "triplet_recall", "object_f1")
+            },
+            about="Only with evaluation.every; of one kind only where the task is cls or det.",
+        ),
         Panel(
             title="Answers that are not as they should be",
             series=_of_step("failure_rate", "truncated_rate"),

@@ -4,8 +4,9 @@ import asyncio
 import json
 import re
 import subprocess
+import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,10 @@ from typing import Any
 import httpx
 import pytest
 
+from evaluation.heldout import clean_reference
 from monitor_service.dead import DeadKind, DeadLetters
+from scene_data.dataset import open_dataset
+from scene_graph.metrics import strict_metrics
 from services.clients.rollout import RolloutClient
 from services.keys import RunKeys
 from services.ports import free_port
@@ -113,7 +117,7 @@ def live_run(
 
 
 def write_steps(settings: Settings, batch: Batch, clock: PhaseClock) -> None:
-    """Two steps, as rank 0 writes them."""
+    """Two steps and an evaluation, as rank 0 writes them."""
     records = RunRecords(settings, 0)
     records.cut_to(0)
     other = learned(old_logprobs="trainer", correction="truncate", beta=0.1) | learned()
@@ -122,6 +126,9 @@ def write_steps(settings: Settings, batch: Batch, clock: PhaseClock) -> None:
     for step in range(2):
         row = metrics_line(batch, dict.fromkeys(keys, 0.1) | plan, step, 9, clock)
         records.step(row | {"sampler_idle_fraction": 0.5}, ledger_line(batch, step))
+    sample = clean_reference(open_dataset(settings.data.train)[0], "sgg")
+    scores = asdict(strict_metrics([(sample, sample)]))
+    records.evaluations([{"step": 1, "time": time.time(), **scores}], 1)
 
 
 async def update_and_ask_for_nonsense(settings: Settings, keys: RunKeys, shm: ShmRun) -> None:
@@ -189,6 +196,7 @@ def test_the_monitor_knows_the_run(live_run: LiveRun) -> None:
         ("sgg_trainer_step", {}, 1),
         ("sgg_trainer_groups_total", {"outcome": "trained"}, 4),
         ("sgg_trainer_phase", {"phase": "wait"}, 1),
+        ("sgg_evaluation_triplet_f1", {}, 1),
     ]
     for name, labels, value in expected:
         wait_for(

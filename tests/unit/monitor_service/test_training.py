@@ -101,7 +101,7 @@ def test_every_number_of_a_line_gets_a_standard_name(tmp_path: Path, lines: Step
     text = text_of(training)
     for sample in (
         "sgg_trainer_step{run} 5.0",
-        "sgg_trainer_last_step_timestamp_seconds{run} 1000.5",
+        "sgg_trainer_last_timestamp_seconds{run} 1000.5",
         "sgg_trainer_loss{run} NaN",
         "sgg_trainer_tokens_per_second{run} 1500.0",
         "sgg_trainer_preparation_seconds{run} 0.25",
