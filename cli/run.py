@@ -1,6 +1,7 @@
 """What each command runs. Only names and printing: the work is in the packages."""
 
 import asyncio
+import logging
 import os
 import sys
 from collections.abc import Callable, Coroutine
@@ -9,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from services.app import host_and_port
-from services.errors import NotFoundError
+from services.errors import NotFoundError, SettingsError
 from services.keys import RunKeys
 from services.settings import Settings, environment_value, load_settings
 from services.telemetry import setup_logging
@@ -18,6 +19,8 @@ from trainer.ranks.stop import EXIT_STOPPED, stop_request
 if TYPE_CHECKING:
     from scene_data.tiny_model import Family
     from trainer.records.evaluation import StepEvaluation
+
+logger = logging.getLogger(__name__)
 
 DEFAULT_CONFIG = Path("configs/demo.toml")
 T = TypeVar("T")
@@ -69,12 +72,15 @@ def serve_rollout(found: Settings) -> None:
     from launcher.preflight.folders import check_run_folder
     from launcher.preflight.gpus import check_gpus
 
-    check_run_folder(found.run.folder)
     if found.rollout.engine == "vllm":
         check_gpus(1, who="a rollout server")
     from rollout_service.app import serve
 
     setup_logging("rollout")
+    try:
+        check_run_folder(found.run.folder)
+    except SettingsError as error:  # it only reads there where it shares the folder
+        logger.warning("images from other hosts cannot be kept: %s", error)
     serve(found)
 
 

@@ -4,6 +4,7 @@ The model trains in float32 on CPU, so sums in another order are all that may di
 """
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from scene_data.toy import make_toy
 from services.settings import Settings, dump_settings
 from tests.processes import sgg_process
 from trainer.policy.model import load_model
+from trainer.ranks.stop import StopRequest
 from trainer.sft.rows import IGNORED, AnswerCollator, AnswerRows
 from trainer.sft.train import _Progress, run_sft
 
@@ -151,6 +153,17 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
     whole: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = changed(whole, "resumed")
+    stop = StopRequest()
+
+    def ask(self: Any, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step == 3:
+            stop.hear(signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_Progress, "on_step_end", ask)
+        assert run_sft(other, stop=stop) is None
+    assert [p.name for p in (other.run.folder / "checkpoints").glob("check*")] == ["checkpoint-4"]
+    assert not (other.run.folder / "model").exists()
 
     def interrupt(self: Any, args: Any, state: Any, control: Any, **_: Any) -> None:
         if state.global_step == 6:
@@ -159,7 +172,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
     with monkeypatch.context() as patch:
         patch.setattr(_Progress, "on_step_end", interrupt)
         with pytest.raises(KeyboardInterrupt):
-            run_sft(other)
+            run_sft(other, resume=True)
     torn = other.run.folder / "checkpoints/checkpoint-6"
     torn.mkdir()  # as a kill in mid-write leaves it
     names = sorted(p.name for p in (other.run.folder / "checkpoints").glob("checkpoint-*"))
