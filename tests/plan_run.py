@@ -39,7 +39,6 @@ from trainer.checkpoints.checkpoint import TrainerState
 from trainer.link import ServiceLink
 from trainer.types import Batch
 
-NUM_SERVERS = 2
 GROUPS_PER_STEP, GROUP_SIZE = 4, 4
 MAX_TOKENS = 128
 """Most answers are about as long: else a dozen steps would be too few to compare means of."""
@@ -57,6 +56,9 @@ class Regime:
     train_s: float
     sample_s: float
     """For the groups of a step on all servers, with nothing in the way."""
+    num_servers: int
+    """One where they are slow: of two that are never idle each step depends on the one before, and
+    which of a dozen groups overtakes another decides between paces."""
     max_policy_lag: int
 
     def __str__(self) -> str:
@@ -64,11 +66,11 @@ class Regime:
 
 
 REGIMES = [
-    Regime(name=name, train_s=train_s, sample_s=sample_s, max_policy_lag=lag)
-    for name, train_s, sample_s in (
-        ("trainer-bound", 2.0, 0.8),
-        ("sampler-bound", 0.8, 2.0),
-        ("balanced", 1.6, 1.6),
+    Regime(name=name, train_s=train_s, sample_s=sample_s, num_servers=servers, max_policy_lag=lag)
+    for name, train_s, sample_s, servers in (
+        ("trainer-bound", 2.0, 0.8, 2),
+        ("sampler-bound", 0.8, 2.0, 1),
+        ("balanced", 1.6, 1.6, 2),
     )
     for lag in (0, 1)
 ]
@@ -227,10 +229,10 @@ def run(base: Settings, dataset: SceneDataset, regime: Regime) -> Seen:
     settings = _at_pace(base, regime)
     watch = Stopwatch()
     with ExitStack() as stack:
-        engines = [_engine(settings, watch) for _ in range(NUM_SERVERS)]
+        engines = [_engine(settings, watch) for _ in range(regime.num_servers)]
         for engine in engines:
             stack.enter_context(serving(settings, engine))
-        wait_for("the servers", lambda: len(registered(settings)) == NUM_SERVERS)
+        wait_for("the servers", lambda: len(registered(settings)) == regime.num_servers)
         link = stack.enter_context(
             ServiceLink.open(settings, dataset, [999], TrainerState(), Alone())
         )
@@ -247,10 +249,10 @@ def run(base: Settings, dataset: SceneDataset, regime: Regime) -> Seen:
         numbers=Numbers(
             steps_per_hour=3600 * NUM_STEPS / sum(seconds[WARM_UP:]),
             trainer_idle=sum(waits[WARM_UP:]) / sum(seconds[WARM_UP:]),
-            sampler_idle=1 - sum(busy_s) / NUM_SERVERS / sum(seconds[WARM_UP:]),
+            sampler_idle=1 - sum(busy_s) / regime.num_servers / sum(seconds[WARM_UP:]),
             lags={lag: number / lags.total() for lag, number in lags.items()},
         ),
-        shape=_shape(settings),
+        shape=_shape(settings, regime),
         rates=_rates(watch, tokens_per_s, groups),
     )
 
@@ -262,7 +264,7 @@ def _at_pace(base: Settings, regime: Regime) -> Settings:
     )
     lengths = asyncio.run(_sample(make_engine(fast), 16, together=1))
     tokens = GROUPS_PER_STEP * fmean(sum(group) for group in lengths)
-    pace = tokens / NUM_SERVERS / regime.sample_s
+    pace = tokens / regime.num_servers / regime.sample_s
     return base.model_copy(
         update={
             "run": base.run.model_copy(update={"name": f"plan-{uuid.uuid4().hex[:8]}"}),
@@ -384,11 +386,11 @@ def _weights(version: int) -> Iterator[tuple[str, Tensor]]:
     yield "w", torch.full((64, 64), float(version))
 
 
-def _shape(settings: Settings) -> Shape:
+def _shape(settings: Settings, regime: Regime) -> Shape:
     trainer, rollout = settings.trainer, settings.rollout
     return Shape(
         num_trainers=1,
-        num_servers=NUM_SERVERS,
+        num_servers=regime.num_servers,
         groups_per_step=trainer.groups_per_step,
         max_policy_lag=trainer.max_policy_lag,
         max_sequences=10_000,  # the fake engine has no such bound

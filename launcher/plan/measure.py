@@ -109,7 +109,8 @@ def _sampling(
     busy_s = seconds * servers * max(0.01, 1 - idle)
     pace = sum(step["num_tokens"] for step in steps) / busy_s
     share = sum(step["num_groups"] for step in steps) / len(groups)
-    sequence_s = share * sum(group.sampling_s * len(group.lengths) for group in groups)
+    # Each completion of a group is there for as long as its tokens took.
+    sequence_s = share * sum(g.sampling_s * sum(g.lengths) / max(g.lengths) for g in groups)
     together = max(1.0, sequence_s / busy_s)
     half = table["half_sequences"].value
     return {"tokens_per_s": pace * (together + half) / together, "prompt_s": 0.0}

@@ -10,6 +10,7 @@ from launcher.plan.measure import measured
 from launcher.plan.rates import Lengths
 from launcher.plan.splits import Split, all_splits, best
 from scene_data.dataset import open_dataset
+from scene_data.sources import is_hub_name
 from services.errors import SettingsError
 from services.settings import Settings
 from trainer.sizing.checks import check_grpo
@@ -71,7 +72,13 @@ def make_plan(
         raise SettingsError(
             "one GPU is shared by trainer and sampler: set weights.transport = 'ipc'"
         )
-    shape = model_shape(settings.model.path)
+    path = settings.model.path
+    if not Path(path).exists() and not is_hub_name(path):
+        raise SettingsError(
+            f"model.path: there is no {path}: if SFT makes it, plan with the model that it starts "
+            "from (--set model.path=Qwen/Qwen2-VL-2B-Instruct)"
+        )
+    shape = model_shape(path)
     table, lengths = derived(settings, cluster, shape), None
     if run is not None:
         table, lengths = measured(run, table)
