@@ -48,9 +48,10 @@ $(TOY): $(INSTALLED) scene_data/toy.py
 demo: $(INSTALLED) $(if $(DATA),,$(TOY)) ## The whole loop on this machine: runs/<name>/
 	$(BIN)/sgg-rl demo --config $(CONFIG) $(if $(DATA),--data "$(DATA)") --set run.name=$(NAME) --set run.seed=$(SEED) $(foreach s,$(SET),--set $(s))
 
-# Two at a time, in this order.
+# Two at a time, in this order; then what compares times.
 test: $(INSTALLED) ## Everything that a CPU machine can run
 	@$(MAKE) --no-print-directory -j2 lint types imports units e2e integration
+	$(BIN)/pytest tests/integration -q -m quiet
 
 images: ## Container images sgg-rl:services and sgg-rl:cpu, or with EXTRA=cuda sgg-rl:cuda
 	DOCKER_BUILDKIT=1 docker build $(BUILD) -f deploy/docker/Dockerfile.cpu --target services -t sgg-rl:services .
@@ -68,7 +69,7 @@ units: $(INSTALLED)
 	$(BIN)/pytest tests/unit tests/contract -q
 
 integration: $(INSTALLED)
-	$(BIN)/pytest tests/integration -q --durations=15
+	$(BIN)/pytest tests/integration -q -m "not quiet" --durations=15
 
 e2e: $(INSTALLED)
 	$(BIN)/pytest tests/e2e -q --durations=15

@@ -63,9 +63,7 @@ def conclusion(plan: Plan) -> str:
 def _best_words(plan: Plan, split: Split) -> Iterator[str]:
     shape = split.shape
     if shape.colocated:
-        some = shape.num_trainers > 1
-        today = " (ipc takes one rank today: this is what more would come to)" * some
-        yield f"Trainer and rollout servers share {_gpus(shape.num_trainers)}{today}:"
+        yield f"Trainer and rollout servers share {_gpus(shape.num_trainers)}:"
     else:
         yield f"Best: {_gpus(shape.num_trainers)} to train and {shape.num_servers} to sample:"
     yield (

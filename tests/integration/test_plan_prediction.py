@@ -11,6 +11,8 @@ import pytest
 
 from tests.plan_run import TOLERANCE, Seen, run_all, services
 
+pytestmark = pytest.mark.quiet
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> list[Seen]:
