@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(EXTRA)
 TOY := build/toy-scenes/heldout.parquet
-SOURCES := scene_graph services scene_data rollout_service reward_service trainer evaluation launcher cli compat
+SOURCES := scene_graph services scene_data rollout_service reward_service monitor_service trainer evaluation launcher cli compat
 
 # make demo DATA=path NAME=name SEED=n SET="section.field=value …"
 DATA ?=

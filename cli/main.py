@@ -87,6 +87,16 @@ def serve_rollout(
     run.serve_rollout(run.settings(config, set_, rollout=(host, port)))
 
 
+@serve_app.command("monitor")
+def serve_monitor(
+    config: Config = None, set_: Overrides = None, host: Host = None, port: Port = None
+) -> None:
+    """Metrics of the whole run, and its addresses, for Prometheus."""
+    from cli import run
+
+    run.serve_monitor(run.settings(config, set_, monitor=(host, port)))
+
+
 @app.command()
 def train(
     config: Config = None,

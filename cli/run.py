@@ -78,6 +78,14 @@ def serve_rollout(found: Settings) -> None:
     serve(found)
 
 
+def serve_monitor(found: Settings) -> None:
+    """Run the monitor."""
+    from monitor_service.app import serve
+
+    setup_logging("monitor")
+    serve(found)
+
+
 def train(found: Settings, *, resume: bool, dry_run: bool) -> None:
     """Run the trainer: this process, or as many as `trainer.num_ranks` below it."""
     if dry_run:

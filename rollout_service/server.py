@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from rollout_service.engine import Engine, EngineResult
 from rollout_service.transports.choice import Transports
 from rollout_service.transports.spool import Spool
+from rollout_service.update_metrics import UpdateMetrics
 from rollout_service.updates import Version, WeightUpdater
 from services.app import host_and_port
 from services.errors import EngineError, SggError, UnavailableError
@@ -58,6 +59,9 @@ class RolloutMetrics:
         )
         self.version = Gauge("rollout_policy_version", "Version served", registry=registry)
         self.state = Gauge("rollout_state", "1 for the present state", ["state"], registry=registry)
+        self.updates = UpdateMetrics(registry)
+        for outcome in ("sampled", "failed"):
+            self.groups.labels(outcome)  # a rate needs the 0 before the first
 
 
 class RolloutServer:
@@ -159,7 +163,8 @@ class RolloutServer:
         await self.prepare()
         assert self._engine is not None
         await self._engine.start()
-        self._updater = WeightUpdater(self._engine, Transports(self._settings, self._engine, spool))
+        transports = Transports(self._settings, self._engine, spool)
+        self._updater = WeightUpdater(self._engine, transports, self._metrics.updates)
         logger.info("model loaded in %.1f s", time.monotonic() - started_at)
 
     def drain(self) -> None:

@@ -16,9 +16,12 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 
+from prometheus_client import CollectorRegistry
+
 from rollout_service.engine import Engine, Weights
 from rollout_service.transports.base import Staged
 from rollout_service.transports.choice import Transports
+from rollout_service.update_metrics import UpdateMetrics
 from services.errors import (
     ConflictError,
     EngineError,
@@ -77,13 +80,17 @@ class _Held:
 class WeightUpdater:
     """The state of one server's weights. One update at a time; only `commit` hinders sampling."""
 
-    def __init__(self, engine: Engine, transports: Transports) -> None:
+    def __init__(
+        self, engine: Engine, transports: Transports, metrics: UpdateMetrics | None = None
+    ) -> None:
         """Serves what the engine started with.
 
         Args:
             engine: Started.
             transports: Those that this server can take; closed with the updater.
+            metrics: Of the process.
         """
+        self._metrics = metrics or UpdateMetrics(CollectorRegistry())
         self._engine = engine
         self._transports = transports
         self._lock = asyncio.Lock()
@@ -238,8 +245,9 @@ class WeightUpdater:
             return
         self._refuse_older(version)
         self._refuse_mixture(manifest)
-        await self._transports.check(request)
-        staged = await self._transports.of(request).stage(request)
+        with self._metrics.timed("stage"):
+            await self._transports.check(request)
+            staged = await self._transports.of(request).stage(request)
         self._forget()
         self._held = _Held(version=version, request=request, staged=staged)
         logger.info("staged %s, by %s", version, request.transport)
@@ -270,7 +278,9 @@ class WeightUpdater:
                 f"{self.serving} is served"
             )
         # A commit that lacks something is refused here, where nothing has happened yet.
-        await self._load(held, held.staged.weights(request))
+        weights = held.staged.weights(request)
+        with self._metrics.timed("commit"):
+            await self._load(held, weights)
         self.serving = held.version
         self._manifest = held.request.manifest
         self._forget()

@@ -18,7 +18,8 @@ from services.errors import (
 )
 from services.problems import problem_response
 
-PUBLIC_PATHS = frozenset({"/healthz", "/readyz", "/metrics"})
+PUBLIC_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/v1/targets"})
+"""Health, and what Prometheus reads: it has no business with a run's tokens."""
 MAX_NESTING = 32
 
 

@@ -158,6 +158,13 @@ class RolloutSettings(Section):
     """Fake engine only: its pace, all completions together."""
 
 
+class MonitorSettings(Section):
+    """What watches a run for Prometheus."""
+
+    url: str = "http://127.0.0.1:8400"
+    """Where it listens, and how others reach it."""
+
+
 class WeightSettings(Section):
     """How a new policy gets from the trainer to the rollout servers."""
 
@@ -220,6 +227,7 @@ class Settings(Section):
     redis: RedisSettings = RedisSettings()
     reward: RewardSettings = RewardSettings()
     rollout: RolloutSettings = RolloutSettings()
+    monitor: MonitorSettings = MonitorSettings()
     sampling: SamplingSettings = SamplingSettings()
     algorithm: AlgorithmSettings = AlgorithmSettings()
     trainer: TrainerSettings = TrainerSettings()

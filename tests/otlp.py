@@ -18,6 +18,8 @@ class Collector(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
         self.received: Queue[tuple[str, Span]] = Queue()
         """Service name and span."""
+        self.headers: list[dict[str, str]] = []
+        """Of each request, names in lower case."""
 
     @property
     def url(self) -> str:
@@ -35,6 +37,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         assert self.path == "/v1/traces"
+        self.server.headers.append({k.lower(): v for k, v in self.headers.items()})
         body = self.rfile.read(int(self.headers["Content-Length"]))
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
             names = {a.key: a.value.string_value for a in resource.resource.attributes}

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from pathlib import Path
 
+import pytest
 from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from scene_data.dataset import open_dataset
@@ -132,6 +133,19 @@ def test_a_step_has_a_span_for_each_phase(tmp_path: Path) -> None:
     assert attributes(by_name["step"]) == {"step": 3}
     assert by_name["wait"].parent_span_id == by_name["train"].parent_span_id
     assert by_name["wait"].parent_span_id == by_name["step"].span_id
+
+
+def test_a_token_for_the_collector_comes_from_opentelemetry_s_own_variable(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=Bearer%20secret")
+    with collecting() as receiver:
+        tracing = Tracing(SERVICE, f"{receiver.url}/")
+        with tracing.span("step"):
+            pass
+        tracing.close()
+        assert receiver.received.get(timeout=60)[0] == SERVICE
+        assert [headers["authorization"] for headers in receiver.headers] == ["Bearer secret"]
 
 
 def test_without_an_endpoint_nothing_is_traced(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ PACKAGES = [
     "scene_data",
     "rollout_service",
     "reward_service",
+    "monitor_service",
     "trainer",
     "evaluation",
     "launcher",

@@ -1,0 +1,147 @@
+"""Writes the dashboards: `python deploy/grafana/build.py`. What they show is in `panels.py`.
+
+Grafana's JSON repeats itself; here is what all panels have in common.
+"""
+
+import json
+import sys
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from panels import DASHBOARDS, Dashboard, Panel
+
+FOLDER = Path(__file__).parent / "dashboards"
+_SCHEMA = 39
+"""Of Grafana 10.4; later ones migrate it when they load it."""
+_DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
+_COLUMNS = 24
+"""Of Grafana's grid."""
+_SIZES = {"stat": (4, 4), "timeseries": (8, 8), "table": (24, 6)}
+"""Width and height by type of panel."""
+
+
+def build(dashboard: Dashboard) -> dict[str, Any]:
+    """One dashboard as Grafana loads it."""
+    return {
+        "uid": dashboard.uid,
+        "title": dashboard.title,
+        "tags": ["sgg-rl"],
+        "schemaVersion": _SCHEMA,
+        "editable": True,
+        "refresh": "15s",
+        "time": {"from": "now-6h", "to": "now"},
+        "timezone": "browser",
+        "templating": {"list": [_datasource_variable(), _run_variable()]},
+        "links": [
+            {"type": "dashboards", "tags": ["sgg-rl"], "title": "sgg-rl", "asDropdown": True}
+            | {"includeVars": True, "keepTime": True}
+        ],
+        "panels": _laid_out(dashboard.panels),
+    }
+
+
+def text_of(dashboard: Dashboard) -> str:
+    """The file's content."""
+    return json.dumps(build(dashboard), indent=1) + "\n"
+
+
+def _laid_out(panels: list[Panel]) -> list[dict[str, Any]]:
+    """From left to right, and a new row where one is full or the type changes."""
+    found, x, y, row_height = [], 0, 0, 0
+    for number, panel in zip(count(1), panels, strict=False):
+        width, height = _SIZES[panel.type]
+        if x + width > _COLUMNS or height != row_height:
+            x, y, row_height = 0, y + row_height, height
+        place = {"x": x, "y": y, "w": width, "h": height}
+        found.append(_panel(panel) | {"id": number, "gridPos": place})
+        x += width
+    return found
+
+
+def _panel(panel: Panel) -> dict[str, Any]:
+    custom: dict[str, Any] = {}
+    if panel.type == "timeseries":
+        stack = {"stacking": {"mode": "normal"}, "fillOpacity": 40} if panel.stacked else {}
+        custom = {"custom": {"showPoints": "never", "spanNulls": True} | stack}
+    return {
+        "type": panel.type,
+        "title": panel.title,
+        "description": panel.about,
+        "datasource": _DATASOURCE,
+        "fieldConfig": {
+            "defaults": {"unit": panel.unit, "thresholds": _thresholds(panel)} | custom,
+            "overrides": [],
+        },
+        "options": _options(panel),
+        "targets": [
+            {
+                "refId": chr(ord("A") + i),
+                "expr": expression,
+                "legendFormat": legend,
+                "format": "table" if panel.type == "table" else "time_series",
+                "instant": panel.type != "timeseries",
+                "range": panel.type == "timeseries",
+            }
+            for i, (expression, legend) in enumerate(panel.series.items())
+        ],
+    }
+
+
+def _thresholds(panel: Panel) -> dict[str, Any]:
+    steps: list[dict[str, Any]] = [{"color": "green", "value": None}]
+    if panel.red_from is not None:
+        steps.append({"color": "red", "value": panel.red_from})
+    if panel.red_below is not None:
+        steps = [{"color": "red", "value": None}, {"color": "green", "value": panel.red_below}]
+    return {"mode": "absolute", "steps": steps}
+
+
+def _options(panel: Panel) -> dict[str, Any]:
+    if panel.type == "timeseries":
+        legend = {"displayMode": "list", "placement": "bottom", "showLegend": True}
+        return {"legend": legend, "tooltip": {"mode": "multi", "sort": "desc"}}
+    if panel.type == "stat":
+        last = {"calcs": ["lastNotNull"], "fields": "", "values": False}
+        return {"reduceOptions": last, "textMode": "value_and_name"}
+    return {"showHeader": True}
+
+
+def _datasource_variable() -> dict[str, Any]:
+    return {
+        "name": "datasource",
+        "label": "Prometheus",
+        "type": "datasource",
+        "query": "prometheus",
+        "current": {},
+        "hide": 0,
+    }
+
+
+def _run_variable() -> dict[str, Any]:
+    query = "label_values(sgg_redis_up, run)"
+    return {
+        "name": "run",
+        "label": "Run",
+        "type": "query",
+        "datasource": _DATASOURCE,
+        "definition": query,
+        "query": {"query": query, "refId": "run"},
+        "refresh": 2,
+        "sort": 2,
+        "current": {},
+        "hide": 0,
+    }
+
+
+def main() -> None:
+    """Write all files."""
+    FOLDER.mkdir(exist_ok=True)
+    for dashboard in DASHBOARDS:
+        file = FOLDER / f"{dashboard.uid}.json"
+        file.write_text(text_of(dashboard))
+        sys.stdout.write(f"wrote {file}\n")
+
+
+if __name__ == "__main__":
+    main()

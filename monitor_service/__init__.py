@@ -1,0 +1,1 @@
+"""A whole run's numbers for Prometheus: Redis, queues, servers, policy, the trainer's steps."""

@@ -1,0 +1,107 @@
+"""What the trainer's files say: its last steps, how often they come, and what it does now."""
+
+import json
+import time
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from monitor_service.step_file import StepFile
+
+_RECENT = 20
+"""Steps whose usual duration is taken: a checkpoint, or the pause of a resume, is not usual."""
+OUTCOMES = {
+    "num_groups": "trained",
+    "num_stale": "stale",
+    "num_dead": "dead",
+    "num_replaced": "replaced",
+}
+"""Key of a line to what became of that many groups."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Beat:
+    """What rank 0 is doing: `ranks/rank-0.json` of the run's folder.
+
+    Example: `Beat(phase="train", at=1795374260.9)`
+    """
+
+    phase: str
+    at: float
+    """Unix time of its last sign of life; it gives one at least every 10 s."""
+
+
+@dataclass(slots=True)
+class Training:
+    """A run's trainer as its files show it; `look` brings it up to date.
+
+    SFT writes the same files, with fewer numbers in a line.
+    """
+
+    folder: Path
+    """Of the run."""
+    last: dict[str, Any] = field(default_factory=dict)
+    """The last line of `metrics.jsonl`; empty before the first."""
+    evaluation: dict[str, Any] = field(default_factory=dict)
+    """The last line of `evaluations.jsonl`; empty where nothing was evaluated."""
+    step_interval_s: float | None = None
+    """Median time between the last lines; None before the second."""
+    groups: Counter[str] = field(default_factory=Counter)
+    """What became of groups in the steps that were seen to happen, by outcome."""
+    num_tokens: int = 0
+    """Sampled tokens of these steps."""
+    beat: Beat | None = None
+    """None before the trainer's first start."""
+    _steps: StepFile = field(init=False)
+    _evaluations: StepFile = field(init=False)
+    _times: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
+    _counted_until: float = field(default_factory=time.time)
+    """Unix time of the last step that is in the counts, which a cut does not take back."""
+
+    def __post_init__(self) -> None:
+        self._steps = StepFile(self.folder / "metrics.jsonl")
+        self._evaluations = StepFile(self.folder / "evaluations.jsonl")
+
+    def look(self) -> None:
+        """Read what is new.
+
+        Raises:
+            OSError: A file that is there cannot be read.
+        """
+        rows, cut = self._steps.read()
+        if cut:
+            self._times.clear()
+        self.last = _last_of(rows, {} if cut else self.last)
+        self._count(rows)
+        self._times.extend(float(row["time"]) for row in rows if "time" in row)
+        gaps = [later - earlier for earlier, later in pairwise(self._times)]
+        self.step_interval_s = median(gaps) if gaps else None
+        found, cut = self._evaluations.read()
+        self.evaluation = _last_of(found, {} if cut else self.evaluation)
+        self.beat = _read_beat(self.folder / "ranks" / "rank-0.json")
+
+    def _count(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Counters begin at 0 with this process: what happened before it, it has not seen."""
+        for row in rows:
+            if float(row.get("time", 0)) > self._counted_until:
+                self._counted_until = float(row["time"])
+                self.num_tokens += row.get("num_tokens", 0)
+                for key, outcome in OUTCOMES.items():
+                    self.groups[outcome] += row.get(key, 0)
+
+
+def _last_of(rows: Sequence[dict[str, Any]], before: dict[str, Any]) -> dict[str, Any]:
+    return rows[-1] if rows else before
+
+
+def _read_beat(file: Path) -> Beat | None:
+    """None where there is none, or one that another release wrote."""
+    try:
+        found = json.loads(file.read_text())
+        return Beat(phase=str(found["phase"]), at=file.stat().st_mtime)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
