@@ -50,7 +50,7 @@ def _common(settings: Settings, site: Site, layout: Layout) -> dict[str, Any]:
     reward_cpus = min(settings.reward.workers, site.cpus_per_gpu)
     ports = {
         name: host_and_port(getattr(settings, name).url.replace("redis://", "http://"))[1]
-        for name in ("redis", "reward", "rollout")
+        for name in ("redis", "reward", "rollout", "monitor")
     }
     return {
         "site": site,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
+import httpx
 import pytest
 import tomli_w
 
@@ -58,6 +59,8 @@ class Scenarios:
         assert f"job {job.job_id} of the run in {job.folder} is RUNNING" in again.stderr
         (trainer, _), (sampler, _) = job.nodes("trainer"), job.nodes("rollout")
         before = servers_of(job, trainer)
+        monitor = f"http://{address_of(trainer)}:8400/metrics"
+        wait_for("the monitor", lambda: "sgg_" in metrics_at(monitor))
         assert_distinct_gpus(before, 2)
         self.cluster.kill_process(sampler, "serve rollout", SLURM_PROCID="1")
         self.cluster.kill_process(trainer, "train --config", RANK="1")
@@ -109,11 +112,11 @@ class Scenarios:
             trainer={"num_ranks": 2},
             rollout={"gpu_memory_utilization": 0.4},
             cluster={"num_rollout_servers": 2},
-            deploy={"kind": "colocated", "trainer_nodes": 2, "gpus_per_node": 1},
+            deploy={"kind": "colocated", "gpus_per_node": 2},
         )
         job.wait_step(3)
         assert_distinct_gpus(servers_of(job, job.nodes("trainer")[0]), 2)
-        lost = job.nodes("trainer")[1]
+        lost = job.nodes("trainer")[0]
         self.cluster.crash(lost)
         job.wait_requeued()
         self.cluster.revive(lost)
@@ -209,6 +212,14 @@ def servers_of(job: SlurmJob, head: str) -> list[ServerRecord]:
             await redis.aclose()
 
     return asyncio.run(read())
+
+
+def metrics_at(url: str) -> str:
+    """What a service tells Prometheus; nothing while it starts."""
+    try:
+        return httpx.get(url, trust_env=False).text
+    except httpx.TransportError:
+        return ""
 
 
 def assert_distinct_gpus(servers: list[ServerRecord], num: int) -> None:
