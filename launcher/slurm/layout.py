@@ -189,13 +189,8 @@ def _check_transport(settings: Settings, layout: Layout) -> None:
             "weights.transport = 'ipc' reaches a server on the trainer's own GPU only: set "
             "deploy.kind = 'colocated', or use disk, http or nccl"
         )
-    if transport == "ipc" and settings.trainer.num_ranks > 1:
-        raise SettingsError(
-            "weights.transport = 'ipc' is for a trainer of one rank: on more GPUs that train and "
-            "sample use disk"
-        )
     if transport == "nccl" and layout.shared_gpus:
         raise SettingsError(
             "weights.transport = 'nccl' cannot send to the GPU that it sends from: with "
-            "deploy.kind = 'colocated' use ipc (one rank) or disk"
+            "deploy.kind = 'colocated' use ipc"
         )

@@ -39,7 +39,7 @@ COLOCATED = [
     "deploy.kind=colocated",
     "trainer.num_ranks=4",
     "cluster.num_rollout_servers=4",
-    "weights.transport=disk",
+    "weights.transport=ipc",
     "rollout.gpu_memory_utilization=0.35",
 ]
 JOBS: dict[str, tuple[Job, list[str]]] = {
@@ -168,7 +168,6 @@ def test_variables_of_slingshot_are_set_on_alps_alone() -> None:
         (SINGLE, "deploy.rollout_nodes=1", "deploy.rollout_nodes goes with nodes for servers"),
         (SINGLE, "deploy.trainer_nodes=2", "deploy.trainer_nodes must be 1"),
         (COLOCATED, "rollout.gpu_memory_utilization=0.85", "rollout.gpu_memory_utilization"),
-        (COLOCATED, "weights.transport=ipc", "a trainer of one rank"),
         (COLOCATED, "weights.transport=nccl", "weights.transport = 'nccl'"),
     ],
 )
