@@ -48,7 +48,8 @@ $(TOY): $(INSTALLED) scene_data/toy.py
 demo: $(INSTALLED) $(if $(DATA),,$(TOY)) ## The whole loop on this machine: runs/<name>/
 	$(BIN)/sgg-rl demo --config $(CONFIG) $(if $(DATA),--data "$(DATA)") --set run.name=$(NAME) --set run.seed=$(SEED) $(foreach s,$(SET),--set $(s))
 
-# Two at a time, in this order; then what compares times.
+# Two at a time, in this order; then what compares times. Threads of two suites would wait for one another spinning.
+test: export OMP_NUM_THREADS ?= 1
 test: $(INSTALLED) ## Everything that a CPU machine can run
 	@$(MAKE) --no-print-directory -j2 lint types imports units e2e integration
 	$(BIN)/pytest tests/integration -q -m quiet
