@@ -76,12 +76,15 @@ class SlurmJob:
             200,
         )
 
-    def wait_requeued(self) -> None:
-        """Until it is queued again; then let it start at once: Slurm would hold it for minutes."""
-        wait_for(f"a requeue of {self.folder}", lambda: self.fields()["Restarts"] != "0", 100)
+    def wait_requeued(self, before: int = 0) -> None:
+        """Until it is queued once more than so often."""
+        wait_for(
+            f"a requeue of {self.folder}", lambda: int(self.fields()["Restarts"]) > before, 100
+        )
         wait_for("its end", lambda: self.is_in("PENDING"), 60)
 
     def start_now(self) -> None:
+        """Slurm would hold a job that was queued again for minutes."""
         self._cluster.slurm("scontrol", "update", f"JobId={self.job_id}", "StartTime=now")
 
     def metrics(self) -> list[dict[str, Any]]:
