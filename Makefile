@@ -18,7 +18,7 @@ SET ?=
 BUILD ?=
 CONFIG ?= $(if $(DATA),configs/demo-data.toml,configs/demo.toml)
 
-.PHONY: setup demo images test test-docker check format lint types imports units integration e2e start-checkpoint clean distclean help
+.PHONY: setup demo images test test-docker check format lint types imports units integration slurm e2e start-checkpoint clean distclean help
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -51,7 +51,7 @@ demo: $(INSTALLED) $(if $(DATA),,$(TOY)) ## The whole loop on this machine: runs
 # Two at a time, in this order; then what compares times. Threads of two suites would wait for one another spinning.
 test: export OMP_NUM_THREADS ?= 1
 test: $(INSTALLED) ## Everything that a CPU machine can run
-	@$(MAKE) --no-print-directory -j2 lint types imports units e2e integration
+	@$(MAKE) --no-print-directory -j2 lint types imports units e2e integration slurm
 	$(BIN)/pytest tests/integration -q -m quiet
 
 images: ## Container images sgg-rl:services and sgg-rl:cpu, or with EXTRA=cuda sgg-rl:cuda
@@ -70,7 +70,10 @@ units: $(INSTALLED)
 	$(BIN)/pytest tests/unit tests/contract -q
 
 integration: $(INSTALLED)
-	$(BIN)/pytest tests/integration -q -m "not quiet" --durations=15
+	$(BIN)/pytest tests/integration -q -m "not quiet" --ignore tests/integration/test_slurm.py --durations=15
+
+slurm: $(INSTALLED)
+	$(BIN)/pytest tests/integration/test_slurm.py -q
 
 e2e: $(INSTALLED)
 	$(BIN)/pytest tests/e2e -q --durations=15

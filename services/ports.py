@@ -89,8 +89,9 @@ def holder_of(port: int) -> str:
         try:
             if str(descriptor.readlink()) in sockets:
                 process = descriptor.parents[1]
-                words = (process / "cmdline").read_bytes().decode(errors="replace").split("\0")
-                return f"process {process.name} ({' '.join(words).strip()[:60]})"
+                command = (process / "cmdline").read_bytes().decode(errors="replace")
+                words = " ".join(command.replace("\0", " ").split())  # on one line
+                return f"process {process.name} ({words[:60]})"
         except OSError:  # another user's, or gone by now
             continue
     return "a process of another user"
