@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(EXTRA)
 TOY := build/toy-scenes/heldout.parquet
+TIMED := tests/integration/test_plan_prediction.py
 SOURCES := scene_graph services scene_data rollout_service reward_service monitor_service trainer evaluation launcher cli compat
 
 # make demo DATA=path NAME=name SEED=n SET="section.field=value …"
@@ -51,8 +52,8 @@ demo: $(INSTALLED) $(if $(DATA),,$(TOY)) ## The whole loop on this machine: runs
 # Two at a time, in this order; then what compares times. Threads of two suites would wait for one another spinning.
 test: export OMP_NUM_THREADS ?= 1
 test: $(INSTALLED) ## Everything that a CPU machine can run
-	@$(MAKE) --no-print-directory -j2 lint types imports units e2e integration slurm
-	$(BIN)/pytest tests/integration -q -m quiet
+	@$(MAKE) --no-print-directory -j2 e2e lint types imports units integration slurm
+	$(BIN)/pytest $(TIMED) -q
 
 images: ## Container images sgg-rl:services and sgg-rl:cpu, or with EXTRA=cuda sgg-rl:cuda
 	DOCKER_BUILDKIT=1 docker build $(BUILD) -f deploy/docker/Dockerfile.cpu --target services -t sgg-rl:services .
@@ -70,7 +71,7 @@ units: $(INSTALLED)
 	$(BIN)/pytest tests/unit tests/contract -q
 
 integration: $(INSTALLED)
-	$(BIN)/pytest tests/integration -q -m "not quiet" --ignore tests/integration/test_slurm.py --durations=15
+	$(BIN)/pytest tests/integration -q --ignore tests/integration/test_slurm.py --ignore $(TIMED) --durations=15
 
 slurm: $(INSTALLED)
 	$(BIN)/pytest tests/integration/test_slurm.py -q

@@ -1,7 +1,7 @@
 """What `sgg-rl plan` predicts, against the real loop at the same rates.
 
 The only comparison of times in the tests: it is what the simulation is for. Its rates are measured
-in the same runs, and nearly all of their time is sleep, so that it holds on a busy machine.
+in the same runs, and nearly all of their time is sleep; `make test` runs it alone all the same.
 """
 
 from dataclasses import replace
@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 
 from tests.plan_run import TOLERANCE, Seen, run_all, services
-
-pytestmark = pytest.mark.quiet
 
 
 @pytest.fixture(scope="module")
