@@ -7,7 +7,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(EXTRA)
 TOY := build/toy-scenes/heldout.parquet
-TIMED := tests/integration/test_plan_prediction.py
+ALONE := tests/integration/test_slurm.py tests/integration/test_plan_prediction.py
+TRAINING := tests/integration/test_engine_ranks.py tests/integration/test_sft_run.py tests/integration/test_trl_reward.py
 SOURCES := scene_graph services scene_data rollout_service reward_service monitor_service trainer evaluation launcher cli compat
 
 # make demo DATA=path NAME=name SEED=n SET="section.field=value …"
@@ -19,7 +20,7 @@ SET ?=
 BUILD ?=
 CONFIG ?= $(if $(DATA),configs/demo-data.toml,configs/demo.toml)
 
-.PHONY: setup demo images test test-docker check format lint types imports units integration slurm e2e start-checkpoint clean distclean help
+.PHONY: setup demo images test test-docker check format lint types imports units integration e2e start-checkpoint clean distclean help
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -49,11 +50,12 @@ $(TOY): $(INSTALLED) scene_data/toy.py
 demo: $(INSTALLED) $(if $(DATA),,$(TOY)) ## The whole loop on this machine: runs/<name>/
 	$(BIN)/sgg-rl demo --config $(CONFIG) $(if $(DATA),--data "$(DATA)") --set run.name=$(NAME) --set run.seed=$(SEED) $(foreach s,$(SET),--set $(s))
 
-# Two at a time, in this order; then what compares times. Threads of two suites would wait for one another spinning.
+# Two at a time, in this order; alone: six jobs at once, and what compares times. Threads of two suites would wait for
+# one another spinning.
 test: export OMP_NUM_THREADS ?= 1
 test: $(INSTALLED) ## Everything that a CPU machine can run
-	@$(MAKE) --no-print-directory -j2 e2e lint types imports units integration slurm
-	$(BIN)/pytest $(TIMED) -q
+	@$(MAKE) --no-print-directory -j2 e2e lint types imports units integration
+	$(BIN)/pytest $(ALONE) -q
 
 images: ## Container images sgg-rl:services and sgg-rl:cpu, or with EXTRA=cuda sgg-rl:cuda
 	DOCKER_BUILDKIT=1 docker build $(BUILD) -f deploy/docker/Dockerfile.cpu --target services -t sgg-rl:services .
@@ -71,13 +73,10 @@ units: $(INSTALLED)
 	$(BIN)/pytest tests/unit tests/contract -q
 
 integration: $(INSTALLED)
-	$(BIN)/pytest tests/integration -q --ignore tests/integration/test_slurm.py --ignore $(TIMED) --durations=15
-
-slurm: $(INSTALLED)
-	$(BIN)/pytest tests/integration/test_slurm.py -q
+	$(BIN)/pytest tests/integration $(addprefix --ignore=,$(ALONE) $(TRAINING)) -q --durations=15
 
 e2e: $(INSTALLED)
-	$(BIN)/pytest tests/e2e -q --durations=15
+	$(BIN)/pytest tests/e2e $(TRAINING) -q --durations=15
 
 format: $(INSTALLED) ## Rewrite the code in the project's format
 	$(BIN)/ruff format .

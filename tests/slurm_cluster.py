@@ -76,15 +76,12 @@ class SlurmJob:
             200,
         )
 
-    def wait_requeued(self, before: int = 0) -> None:
-        """Until it is queued once more than so often."""
-        wait_for(
-            f"a requeue of {self.folder}", lambda: int(self.fields()["Restarts"]) > before, 100
-        )
+    def wait_requeued(self) -> None:
+        """Until it is queued again; then let it start at once: Slurm would hold it for minutes."""
+        wait_for(f"a requeue of {self.folder}", lambda: self.fields()["Restarts"] != "0", 100)
         wait_for("its end", lambda: self.is_in("PENDING"), 60)
 
     def start_now(self) -> None:
-        """Slurm would hold a job that was queued again for minutes."""
         self._cluster.slurm("scontrol", "update", f"JobId={self.job_id}", "StartTime=now")
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -136,9 +133,11 @@ class SlurmCluster:
         )
 
     def slurm(self, *command: str) -> str:
-        done = subprocess.run(command, env=self._environment, capture_output=True, text=True)
-        assert done.returncode == 0 or command[0] == "scancel", f"{command}: {done.stderr}"
-        return done.stdout
+        for _ in range(3):  # a busy controller drops a connection now and then
+            done = subprocess.run(command, env=self._environment, capture_output=True, text=True)
+            if done.returncode == 0 or command[0] == "scancel":
+                return done.stdout
+        raise AssertionError(f"{command}: {done.stderr}")
 
     def kill_process(self, node: str, words: str, **variables: str) -> None:
         """Kill -9 the one process of a node whose command line has these words."""
