@@ -67,18 +67,18 @@ class SlurmJob:
             assert not self.is_in("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"), self.log("job")
             return len(self.metrics()) >= number
 
-        wait_for(f"step {number} of {self.folder}", is_there, 200)
+        wait_for(f"step {number} of {self.folder}", is_there, 400)
 
     def wait_end(self) -> None:
         wait_for(
             f"the end of {self.folder}",
             lambda: self.is_in("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"),
-            200,
+            400,
         )
 
     def wait_requeued(self) -> None:
         """Until it is queued again; then let it start at once: Slurm would hold it for minutes."""
-        wait_for(f"a requeue of {self.folder}", lambda: self.fields()["Restarts"] != "0", 100)
+        wait_for(f"a requeue of {self.folder}", lambda: self.fields()["Restarts"] != "0", 200)
         wait_for("its end", lambda: self.is_in("PENDING"), 60)
 
     def start_now(self) -> None:
