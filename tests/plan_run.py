@@ -302,16 +302,16 @@ def _instrument(link: ServiceLink, watch: Stopwatch) -> None:
     assert main is not None
     begin = main.publisher.begin
 
-    def timed_begin(*args: Any) -> Any:
+    def timed_begin(*args: Any, **kwargs: Any) -> Any:
         began = time.perf_counter()
-        running = begin(*args)
+        running = begin(*args, **kwargs)
         watch.export_s.append(time.perf_counter() - began)
         running.add_done_callback(
             lambda _: watch.serve_s.append(time.perf_counter() - began - watch.export_s[-1])
         )
         return running
 
-    main.publisher.begin = timed_begin  # type: ignore[assignment,method-assign]
+    main.publisher.begin = timed_begin  # type: ignore[method-assign]
 
 
 def _time_collector(link: ServiceLink, watch: Stopwatch) -> None:

@@ -53,9 +53,11 @@ def wait_ready(
     raise AssertionError(f"not ready in {timeout_s:g} s:\n{log.read_text()[-4000:]}")
 
 
-def wait_for(what: str, condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+def wait_for(
+    what: str, condition: Callable[[], object], timeout_s: float = 60.0, *, every_s: float = 0.05
+) -> None:
     """Until the condition holds."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         assert time.monotonic() < deadline, f"waited for {what}"
-        time.sleep(0.05)
+        time.sleep(every_s)

@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from tests.processes import ROOT, wait_for
 
 _SCRIPT = ROOT / "tests" / "slurm_cluster.sh"
 _TOOLS = ("slurmctld", "slurmd", "munged", "sbatch", "ip", "unshare")
+_ENDED = {"FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"}
 
 
 def why_no_cluster() -> str | None:
@@ -37,6 +38,7 @@ class SlurmJob:
     def __init__(self, cluster: "SlurmCluster", config: Path, folder: Path, kind: str) -> None:
         self.folder = folder
         self._cluster = cluster
+        self._num_requeues = 0
         self._arguments = ["--config", str(config), "--job", kind]
         self.submitted = self._cluster.sgg_rl("slurm", "submit", *self._arguments)
         assert self.submitted.returncode == 0, self.submitted.stderr
@@ -52,42 +54,46 @@ class SlurmJob:
         found: dict[str, Any] = json.loads(done.stdout)
         return found
 
-    def fields(self) -> dict[str, str]:
-        shown = self._cluster.slurm("scontrol", "show", "job", "--oneliner", self.job_id)
-        pairs = (word.partition("=") for word in shown.splitlines()[0].split())
-        return {name: value for name, _, value in pairs}
+    def states(self) -> set[str]:
+        """Of the job's components: most have one."""
+        return set(re.findall(r" JobState=(\w+)", self._shown()))
 
-    def is_in(self, *states: str) -> bool:
-        return self.fields().get("JobState") in states
+    def requeues(self) -> int:
+        """How often it was queued again."""
+        return max(map(int, re.findall(r" Restarts=(\d+)", self._shown())))
 
     def wait_step(self, number: int) -> None:
         """Until so many steps are done; fails when the job ends before."""
 
         def is_there() -> bool:
-            assert not self.is_in("FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"), self.log("job")
+            assert not self.states() & _ENDED, self.log("job")
             return len(self.metrics()) >= number
 
-        wait_for(f"step {number} of {self.folder}", is_there, 400)
+        wait_long(f"step {number} of {self.folder}", is_there)
 
-    def wait_end(self) -> None:
-        wait_for(
-            f"the end of {self.folder}",
-            lambda: self.is_in("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"),
-            400,
-        )
+    def wait_end(self) -> "SlurmJob":
+        ends = {*_ENDED, "COMPLETED"}
+        wait_long(f"the end of {self.folder}", lambda: self.states() <= ends)
+        return self
 
     def wait_requeued(self) -> None:
-        """Until it is queued again; then let it start at once: Slurm would hold it for minutes."""
-        wait_for(f"a requeue of {self.folder}", lambda: self.fields()["Restarts"] != "0", 200)
-        wait_for("its end", lambda: self.is_in("PENDING"), 60)
+        """Until it is queued once more than when this was last called; then it starts again."""
 
-    def start_now(self) -> None:
+        def is_queued() -> bool:
+            states = self.states()
+            assert states != {"COMPLETED"}, self.log("job")
+            return states == {"PENDING"} and self.requeues() > self._num_requeues
+
+        wait_long(f"a requeue of {self.folder}", is_queued)
+        self._num_requeues = self.requeues()
+        # Slurm would hold it for minutes.
         self._cluster.slurm("scontrol", "update", f"JobId={self.job_id}", "StartTime=now")
 
     def metrics(self) -> list[dict[str, Any]]:
-        file = self.folder / "metrics.jsonl"
-        lines = file.read_text().splitlines() if file.exists() else []
-        return [json.loads(line) for line in lines if line.endswith("}")]
+        return self._rows("metrics")
+
+    def predictions(self) -> list[dict[str, Any]]:
+        return self._rows("predictions")
 
     def log(self, name: str) -> str:
         file = self.folder / "logs" / f"{name}.log"
@@ -97,6 +103,14 @@ class SlurmJob:
         """Where a role's tasks ran, in the order of their numbers."""
         logs = sorted((self.folder / "logs").glob(f"{task}-*.log"))
         return [re.findall(r" on (g\d+): starts", log.read_text())[-1] for log in logs]
+
+    def _rows(self, name: str) -> list[dict[str, Any]]:
+        file = self.folder / f"{name}.jsonl"
+        lines = file.read_text().splitlines() if file.exists() else []
+        return [json.loads(line) for line in lines if line.endswith("}")]
+
+    def _shown(self) -> str:
+        return self._cluster.slurm("scontrol", "show", "job", "--oneliner", self.job_id)
 
 
 class SlurmCluster:
@@ -118,9 +132,6 @@ class SlurmCluster:
     def crash(self, node: str) -> None:
         """As when its power is cut."""
         self._script("crash", node)
-
-    def revive(self, node: str) -> None:
-        self._script("revive", node)
 
     def sgg_rl(self, *arguments: str) -> "subprocess.CompletedProcess[str]":
         """The command, as on a login node."""
@@ -158,6 +169,11 @@ class SlurmCluster:
             [str(_SCRIPT), action, str(self.folder), *arguments], capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
+
+
+def wait_long(what: str, condition: Callable[[], object]) -> None:
+    """For what takes its time. It looks seldom: to ask Slurm costs more than most jobs here do."""
+    wait_for(what, condition, 400, every_s=1)
 
 
 def address_of(node: str) -> str:

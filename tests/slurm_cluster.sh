@@ -5,7 +5,6 @@
 #   slurm_cluster.sh up FOLDER NODES GPUS    until all nodes g0 … are idle; FOLDER/slurm.conf is the SLURM_CONF
 #   slurm_cluster.sh down FOLDER NODES
 #   slurm_cluster.sh crash FOLDER NODE       kill -9 a node's slurmd and everything that runs on it
-#   slurm_cluster.sh revive FOLDER NODE
 set -euo pipefail
 action=$1 folder=$2
 bridge=sggslurm0 subnet=10.213.0
@@ -132,5 +131,4 @@ case $action in
     for pid in $(ip netns pids "$(namespace "$3")"); do kill -9 "$pid" 2>/dev/null || true; done
     rm -f "$folder/run/slurmd-$3.pid"
     ;;
-  revive) start_node "$3" ;;
 esac

@@ -3,6 +3,7 @@
 #   SGG_JOB_FOLDER    the run's folder, on a file system that all nodes share
 #   SGG_JOB_WORKDIR   where relative paths of the settings start
 #   SGG_JOB_SUFFIX    makes a node's name that of its address on the fast network
+#   SGG_JOB_HOST      the node of the job's script, for those that watch it
 #   SGG_JOB_PORT      of the node's first rollout server; the next ones follow
 set -uo pipefail
 role=$1
@@ -63,6 +64,18 @@ once() { # COMMAND…: leaves its exit code for job.sh
   return "$code"
 }
 
+watch() { # Slurm leaves a job with --no-kill as it is when the node of its script is lost: the first to see it queues it again
+  while :; do
+    sleep $((20 * (SLURM_PROCID + 1))) & # the further away, the less often: the controller has others to answer
+    wait $!
+    ((stopping)) && return 0
+    if [ -n "$(sinfo --noheader --nodes="$SGG_JOB_HOST" --states=down,fail --format=%N)" ]; then
+      say "$SGG_JOB_HOST is lost, and the job's script with it: queued again, to go on from the last checkpoint"
+      scontrol requeue "$SLURM_JOB_ID"
+    fi
+  done
+}
+
 say "starts, CUDA_VISIBLE_DEVICES=${CUDA_VISIBLE_DEVICES:-}"
 case $role in
   redis) keep sgg-rl serve redis --config "$config" ;;
@@ -75,6 +88,7 @@ case $role in
   # --resume: from the run's last checkpoint, which there is after a requeue; else from the start.
   trainer) ranks sgg-rl train --config "$config" --resume ;;
   sft) ranks sgg-rl sft --config "$config" --resume ;;
+  watch) watch ;;
   infer) once sgg-rl infer "$@" --config "$config" --output "$SGG_JOB_FOLDER" ;;
   *)
     echo "task.sh: no role $role" >&2

@@ -4,8 +4,8 @@ from collections import Counter
 from pathlib import Path
 
 from launcher.preflight.finding import Finding, look
-from launcher.preflight.folders import folder_findings
 from launcher.preflight.gpus import Gpu, check_gpus, has_cuda_build, visible_gpus
+from launcher.preflight.room import folder_findings
 from launcher.preflight.services import (
     live_servers,
     num_hosts,

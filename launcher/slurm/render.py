@@ -78,4 +78,5 @@ def _placement(settings: Settings, layout: Layout) -> dict[str, Any]:
         "rollout_options": "--het-group=1 " if het else overlap,
         "job_ids": both if het else "$SLURM_JOB_ID",
         "no_kill": outlives_nodes,
+        "watched": outlives_nodes and layout.num_nodes > 1,
     }

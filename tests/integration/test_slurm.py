@@ -1,7 +1,7 @@
 """The shipped jobs on a real Slurm: real trainer, reward service and Redis; fake GPUs and engine.
 
-All six jobs run at the same time, each on nodes of its own and driven by a thread of its own; the
-tests look at how each one went.
+Every job loses tasks and nodes, row for row of the table in docs/deploy/slurm.md. All six run at
+the same time, each driven by a thread of its own; the tests look at how each one went.
 """
 
 import asyncio
@@ -21,10 +21,19 @@ from services.redis_client import connect
 from services.registry import Registry
 from services.schemas.weights import ServerRecord
 from services.settings import load_settings
-from tests.processes import ROOT, wait_for
-from tests.slurm_cluster import SlurmCluster, SlurmJob, address_of, slurm_cluster, why_no_cluster
+from tests.processes import ROOT
+from tests.slurm_cluster import (
+    SlurmCluster,
+    SlurmJob,
+    address_of,
+    slurm_cluster,
+    wait_long,
+    why_no_cluster,
+)
 
-NUM_STEPS = 10
+NUM_NODES = 19
+"""Eleven for the jobs, and one for each that is lost."""
+NUM_STEPS = 16
 STEP_S = 6.0
 """So long takes a step's sampling: long enough to do something to a job between two steps."""
 pytestmark = pytest.mark.skipif(why_no_cluster() is not None, reason=f"{why_no_cluster()}")
@@ -46,64 +55,52 @@ class Scenarios:
         return SlurmJob(self.cluster, config, folder, job)
 
     def heterogeneous(self) -> SlurmJob:
-        """A killed server, a killed rank, and then a lost rollout node."""
+        """A lost rollout node takes the other component along."""
         job = self.start(
             "heterogeneous",
             trainer={"num_ranks": 2},
             cluster={"num_rollout_servers": 2},
             deploy={"rollout_nodes": 1, "gpus_per_node": 2},
         )
-        job.wait_step(1)
+        job.wait_step(3)
         again = job.submit_again()
         assert again.returncode == 1, again.stdout
         assert f"job {job.job_id} of the run in {job.folder} is RUNNING" in again.stderr
-        (trainer, _), (sampler, _) = job.nodes("trainer"), job.nodes("rollout")
-        before = servers_of(job, trainer)
-        monitor = f"http://{address_of(trainer)}:8400/metrics"
-        wait_for("the monitor", lambda: "sgg_" in metrics_at(monitor))
-        assert_distinct_gpus(before, 2)
-        self.cluster.kill_process(sampler, "serve rollout", SLURM_PROCID="1")
-        self.cluster.kill_process(trainer, "train --config", RANK="1")
-        wait_for("the trainer's next start", lambda: "again in" in job.log("job"))
-        known = {server.server_id for server in before}
-
-        def is_back() -> bool:
-            new = [s for s in servers_of(job, trainer) if s.server_id not in known]
-            return len(new) == 1 and new[0].gpu in {server.gpu for server in before}
-
-        wait_for("the killed server's return on its GPU", is_back)
-        self.cluster.crash(sampler)
+        monitor = f"http://{address_of(job.nodes('trainer')[0])}:8400/metrics"
+        wait_long("the monitor", lambda: "sgg_" in metrics_at(monitor))
+        self._kill_tasks(job)
+        self.cluster.crash(job.nodes("rollout")[0])
         job.wait_requeued()
-        self.cluster.revive(sampler)
-        return self._ended(job)
+        return job.wait_end()
 
     def homogeneous(self) -> SlurmJob:
-        """A lost rollout node: there are steps before and after Slurm notices."""
+        """A lost rollout node, with steps before and after Slurm notices; then the trainer's."""
         job = self.start(
             "homogeneous",
             cluster={"num_rollout_servers": 2},
             deploy={"kind": "homogeneous", "rollout_nodes": 2, "gpus_per_node": 1},
         )
-        job.wait_step(1)
-        assert_distinct_gpus(servers_of(job, job.nodes("trainer")[0]), 2)
+        job.wait_step(3)
+        self._kill_tasks(job)
         self.cluster.crash(job.nodes("rollout")[1])
-        wait_for("the loss", lambda: "Node failure" in job.log("job"))
-        assert len(job.metrics()) < NUM_STEPS
-        job.wait_end()
-        return job
+        wait_long("the loss", lambda: "Node failure" in job.log("job"))
+        job.wait_step(len(job.metrics()) + 1)
+        assert job.requeues() == 0
+        self.cluster.crash(job.nodes("trainer")[0])
+        job.wait_requeued()
+        return job.wait_end()
 
     def single(self) -> SlurmJob:
-        """A preemption."""
-        job = self.start(
-            "single",
-            cluster={"num_rollout_servers": 3},
-            deploy={"kind": "single"},
-        )
+        """A preemption, and then a lost node."""
+        job = self.start("single", cluster={"num_rollout_servers": 3}, deploy={"kind": "single"})
         job.wait_step(3)
-        assert_distinct_gpus(servers_of(job, job.nodes("trainer")[0]), 3)
+        self._kill_tasks(job)
         self.cluster.slurm("scancel", "--signal=USR1", "--batch", job.job_id)
         job.wait_requeued()
-        return self._ended(job)
+        job.wait_step(len(job.metrics()) + 1)
+        self.cluster.crash(job.nodes("trainer")[0])
+        job.wait_requeued()
+        return job.wait_end()
 
     def colocated(self) -> SlurmJob:
         """A lost node. Weights go over `disk`: `ipc` needs GPU memory."""
@@ -115,31 +112,63 @@ class Scenarios:
             deploy={"kind": "colocated", "gpus_per_node": 2},
         )
         job.wait_step(3)
-        assert_distinct_gpus(servers_of(job, job.nodes("trainer")[0]), 2)
-        lost = job.nodes("trainer")[0]
-        self.cluster.crash(lost)
+        self._kill_tasks(job)
+        self.cluster.crash(job.nodes("trainer")[0])
         job.wait_requeued()
-        self.cluster.revive(lost)
-        return self._ended(job)
+        return job.wait_end()
 
     def sft(self) -> SlurmJob:
+        """A killed rank, and then a lost node."""
         job = self.start("sft", "sft", deploy={"gpus_per_node": 1})
-        job.wait_end()
-        return job
+        wait_long("its model", lambda: "Loading weights" in job.log("sft-0"))
+        self.cluster.kill_process(node := job.nodes("sft")[0], "sft --config")
+        wait_long("its next start", lambda: job.log("sft-0").count(": starts") == 2)
+        self.cluster.crash(node)
+        job.wait_requeued()
+        return job.wait_end()
 
     def infer(self) -> SlurmJob:
-        """One of its two servers is killed, and comes back."""
-        job = self.start("infer", "infer", cluster={"num_rollout_servers": 2})
-        wait_for("a server", lambda: "listens on" in job.log("rollout-1"), 100)
-        self.cluster.kill_process(job.nodes("rollout")[1], "serve rollout", SLURM_PROCID="1")
-        job.wait_end()
-        return job
+        """A killed server and client; a lost node, which the others outlive; then the first one."""
+        job = self.start(
+            "infer",
+            "infer",
+            rollout={"fake_tokens_per_s": 15},
+            cluster={"num_rollout_servers": 3},
+            deploy={"gpus_per_node": 1},
+        )
+        wait_long("an answer", job.predictions)
+        nodes = job.nodes("rollout")
+        self.cluster.kill_process(nodes[1], "serve rollout")
+        self.cluster.kill_process(nodes[0], "sgg-rl infer")
+        wait_long("its return", lambda: job.log("rollout-1").count("listens on") == 2)
+        wait_long("the client's", lambda: job.log("infer").count(": starts") == 2)
+        self.cluster.crash(nodes[2])
+        wait_long("the loss", lambda: "Node failure" in job.log("job"))
+        known = len(job.predictions())
+        wait_long("an answer more", lambda: len(job.predictions()) > known)
+        assert job.requeues() == 0
+        self.cluster.crash(nodes[0])
+        job.wait_requeued()
+        return job.wait_end()
 
-    def _ended(self, job: SlurmJob) -> SlurmJob:
-        wait_for("idle nodes", lambda: not job.is_in("COMPLETING"))
-        job.start_now()
-        job.wait_end()
-        return job
+    def _kill_tasks(self, job: SlurmJob) -> None:
+        """The last server and the last rank: both come back, and there are more steps."""
+        trainers, samplers = job.nodes("trainer"), job.nodes("rollout")
+        before = servers_of(job, trainers[0])
+        gpus, known = {one.gpu for one in before}, {one.server_id for one in before}
+        assert len(before) == len(gpus - {None}) == len(samplers), before
+        last_server, last_rank = str(len(samplers) - 1), str(len(trainers) - 1)
+        self.cluster.kill_process(samplers[-1], "serve rollout", SLURM_PROCID=last_server)
+        self.cluster.kill_process(trainers[-1], "train --config", RANK=last_rank)
+        wait_long("the trainer's next start", lambda: "again in 5 s" in job.log("job"))
+
+        def is_back() -> bool:
+            new = [one for one in servers_of(job, trainers[0]) if one.server_id not in known]
+            return len(new) == 1 and new[0].gpu in gpus
+
+        wait_long("the killed server's return on its GPU", is_back)
+        wait_long("its checkpoint", lambda: "resumed from" in job.log("trainer-0"))
+        job.wait_step(len(job.metrics()) + 1)
 
     def _settings(self, name: str, changes: dict[str, dict[str, object]]) -> dict[str, object]:
         tokens_per_s = 2 * 2 * 80 / STEP_S  # groups of two completions, of about 80 tokens
@@ -222,22 +251,21 @@ def metrics_at(url: str) -> str:
         return ""
 
 
-def assert_distinct_gpus(servers: list[ServerRecord], num: int) -> None:
-    assert len(servers) == num, servers
-    assert len({server.gpu for server in servers} - {None}) == num, servers
-
-
-def assert_all_steps(job: SlurmJob, *, requeues: int) -> None:
+def assert_completed(job: SlurmJob, *, requeues: int) -> None:
     status = job.status()
     assert status["state"] == "COMPLETED", job.log("job")
     assert (status["exit_code"], status["requeues"]) == (0, requeues)
+
+
+def assert_all_steps(job: SlurmJob, *, requeues: int) -> None:
+    assert_completed(job, requeues=requeues)
     assert [row["step"] for row in job.metrics()] == list(range(NUM_STEPS))
 
 
 @pytest.fixture(scope="module")
 def scenarios(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, "Future[SlurmJob]"]]:
     folder = tmp_path_factory.mktemp("slurm")
-    with slurm_cluster(folder / "cluster", num_nodes=10, num_gpus=4) as cluster:
+    with slurm_cluster(folder / "cluster", num_nodes=NUM_NODES, num_gpus=4) as cluster:
         all_of_them = Scenarios(cluster, folder)
         stories: list[Callable[[], SlurmJob]] = [
             all_of_them.heterogeneous,
@@ -258,9 +286,14 @@ def job(request: pytest.FixtureRequest, scenarios: dict[str, "Future[SlurmJob]"]
 
 def test_heterogeneous(job: SlurmJob) -> None:
     assert_all_steps(job, requeues=1)
-    assert "ended with 137; starting again" in job.log("rollout-1")
     assert "run heterogeneous, start 2" in job.log("job")
-    assert "resumed from" in job.log("trainer-0")
+    assert job.log("trainer-0").count("resumed from") == 2
+
+
+def test_homogeneous(job: SlurmJob) -> None:
+    assert_all_steps(job, requeues=1)
+    assert "the job's script with it: queued again" in job.log("watch-0")
+    assert job.log("trainer-0").count("resumed from") == 2
 
 
 def test_homogeneous_secrets(scenarios: dict[str, "Future[SlurmJob]"]) -> None:
@@ -274,31 +307,25 @@ def test_homogeneous_secrets(scenarios: dict[str, "Future[SlurmJob]"]) -> None:
         assert settings.redis.password not in (folder / name).read_text()
 
 
+def test_single(job: SlurmJob) -> None:
+    assert_all_steps(job, requeues=2)
+    assert "ended with 75" in job.log("trainer-0")
+    assert job.log("trainer-0").count("resumed from") == 3
+
+
 def test_colocated(job: SlurmJob) -> None:
     assert_all_steps(job, requeues=1)
-    assert "resumed from" in job.log("trainer-0")
+    assert job.log("trainer-0").count("resumed from") == 2
     assert job.nodes("trainer") == job.nodes("rollout")
 
 
-def test_homogeneous(job: SlurmJob) -> None:
-    assert_all_steps(job, requeues=0)
-    assert "start 2" not in job.log("job")
-
-
-def test_single(job: SlurmJob) -> None:
-    assert_all_steps(job, requeues=1)
-    assert "ended with 75" in job.log("trainer-0")
-    assert "resumed from" in job.log("trainer-0")
-
-
 def test_sft(job: SlurmJob) -> None:
-    assert job.status()["state"] == "COMPLETED", job.log("job")
+    assert_completed(job, requeues=1)
     assert (job.folder / "model" / "model.safetensors").is_file()
 
 
 def test_infer(job: SlurmJob) -> None:
-    assert job.status()["state"] == "COMPLETED", job.log("job")
-    assert len((job.folder / "predictions.jsonl").read_text().splitlines()) == 16
-    places = [job.log(f"rollout-{i}").partition("CUDA_VISIBLE_DEVICES=")[2][:1] for i in range(2)]
-    assert sorted(places) == ["0", "1"]
-    assert "ended with 137; starting again" in job.log("rollout-1")
+    assert_completed(job, requeues=1)
+    assert len(job.predictions()) == len({line["image_id"] for line in job.predictions()}) == 16
+    assert len(set(job.nodes("rollout"))) == 3
+    assert "the job's script with it: queued again" in job.log("watch-0")

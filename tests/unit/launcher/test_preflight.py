@@ -6,8 +6,9 @@ import pytest
 
 from cli.doctor import line
 from launcher.preflight.finding import Finding, look
-from launcher.preflight.folders import check_run_folder, file_system, folder_findings
+from launcher.preflight.folders import check_run_folder, file_system
 from launcher.preflight.gpus import check_gpus, chosen, parsed, visible_gpus
+from launcher.preflight.room import folder_findings
 from launcher.preflight.run import gpu_findings, run_findings
 from services.errors import SettingsError
 from services.schemas.weights import ServerRecord

@@ -100,6 +100,15 @@ def test_only_a_homogeneous_job_outlives_a_node() -> None:
     assert not {"--no-kill"} & {*options(script("single")), *options(script("colocated"))}
 
 
+@pytest.mark.parametrize("name", JOBS)
+def test_a_job_that_outlives_nodes_is_watched_from_the_others(name: str) -> None:
+    assert ('task.sh" watch' in script(name)) == ("--no-kill" in options(script(name)))
+
+
+def test_there_is_no_watch_on_a_single_node() -> None:
+    assert "watch" not in script("infer", "cluster.num_rollout_servers=1")
+
+
 def test_options_of_the_user_come_after_those_of_the_site() -> None:
     found = options(script("single", 'deploy.sbatch=["--partition=long", "--qos=high"]'))
     assert found.index("--partition=gpu") < found.index("--partition=long")

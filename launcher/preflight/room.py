@@ -1,0 +1,74 @@
+"""Whether a run's folders lie where others see them, and have room."""
+
+import shutil
+from pathlib import Path
+
+from launcher.preflight.finding import Finding, look
+from launcher.preflight.folders import check_run_folder, file_system, nearest
+from services.settings import Settings
+from trainer.sizing.estimate import num_trainable
+from trainer.sizing.shapes import ModelShape
+
+_GIB = 2**30
+_SHARED = {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "fuse.ceph", "fuse.beegfs", "wekafs"}
+"""Kinds of file systems that several hosts see."""
+_OPTIMIZER_BYTES = 12
+"""Of a parameter: float32 weights and Adam's two moments."""
+
+
+def folder_findings(settings: Settings, shape: ModelShape | None, *, hosts: int) -> list[Finding]:
+    """Of a run's folder and of `/dev/shm`.
+
+    Args:
+        settings: Of the run.
+        shape: Of its model; None where nothing is known of it.
+        hosts: That the run's parts are on, this one counted.
+    """
+    found = look("runs folder", lambda: _writable(settings.run.folder))
+    if found.state != "ok":
+        return [found]
+    room = [] if shape is None else _room(settings, shape)
+    return [found, _file_system(settings.run.folder, hosts), *room]
+
+
+def _writable(folder: Path) -> str:
+    check_run_folder(folder)
+    return str(folder)
+
+
+def _file_system(folder: Path, hosts: int) -> Finding:
+    kind = file_system(folder)
+    if hosts == 1 or kind in _SHARED:
+        return Finding("file system", "ok", f"{folder} is on {kind}")
+    return Finding(
+        "file system",
+        "warning",
+        f"{folder} is on {kind}, and the run's parts are on {hosts} hosts: set run.root to a "
+        "folder that all of them see, or make sure that this one is",
+    )
+
+
+def _room(settings: Settings, shape: ModelShape) -> list[Finding]:
+    width = 2 if settings.model.dtype == "bfloat16" else 4
+    version = shape.num_parameters * width
+    state = version + num_trainable(settings, shape) * _OPTIMIZER_BYTES
+    found = [
+        _free(
+            "room for checkpoints",
+            settings.run.folder,
+            state * (settings.trainer.keep_checkpoints + 1),
+            "set run.root to a larger file system, or trainer.keep_checkpoints lower",
+        )
+    ]
+    if settings.weights.transport == "shm":
+        remedy = "make it larger (docker: shm_size), or set weights.transport = 'disk'"
+        found.append(_free("room for weights", Path("/dev/shm"), 2 * version, remedy))
+    return found
+
+
+def _free(name: str, folder: Path, needed: float, remedy: str) -> Finding:
+    free = shutil.disk_usage(nearest(folder)).free
+    sizes = f"{needed / _GIB:.1f} GiB wanted, {free / _GIB:.1f} GiB free in {folder}"
+    if free < needed:
+        return Finding(name, "missing", f"{sizes}: {remedy}")
+    return Finding(name, "ok", sizes)
