@@ -31,11 +31,13 @@ from tests.slurm_cluster import (
     why_no_cluster,
 )
 
-NUM_NODES = 19
+NUM_NODES = 20
 """Eleven for the jobs, and one for each that is lost."""
 NUM_STEPS = 16
 STEP_S = 6.0
 """So long takes a step's sampling: long enough to do something to a job between two steps."""
+NUM_IMAGES = 64
+"""Of an inference: two minutes for three servers."""
 pytestmark = pytest.mark.skipif(why_no_cluster() is not None, reason=f"{why_no_cluster()}")
 
 
@@ -45,7 +47,7 @@ class Scenarios:
     def __init__(self, cluster: SlurmCluster, folder: Path) -> None:
         self.cluster = cluster
         self._folder = folder
-        make_toy(folder / "toy", num_train=64, num_heldout=16, seed=0)
+        make_toy(folder / "toy", num_train=64, num_heldout=NUM_IMAGES, seed=0)
 
     def start(self, name: str, job: Job = "train", **changes: dict[str, object]) -> SlurmJob:
         config = self._folder / f"{name}.toml"
@@ -55,7 +57,7 @@ class Scenarios:
         return SlurmJob(self.cluster, config, folder, job)
 
     def heterogeneous(self) -> SlurmJob:
-        """A lost rollout node takes the other component along."""
+        """A lost rollout node takes the other component along; so does a lost trainer node."""
         job = self.start(
             "heterogeneous",
             trainer={"num_ranks": 2},
@@ -70,6 +72,9 @@ class Scenarios:
         wait_long("the monitor", lambda: "sgg_" in metrics_at(monitor))
         self._kill_tasks(job)
         self.cluster.crash(job.nodes("rollout")[0])
+        job.wait_requeued()
+        wait_long("its next start", lambda: job.log("trainer-0").count(": starts") == 3)
+        self.cluster.crash(job.nodes("trainer")[0])
         job.wait_requeued()
         return job.wait_end()
 
@@ -132,7 +137,7 @@ class Scenarios:
         job = self.start(
             "infer",
             "infer",
-            rollout={"fake_tokens_per_s": 15},
+            rollout={"fake_tokens_per_s": 12, "max_num_seqs": 2},
             cluster={"num_rollout_servers": 3},
             deploy={"gpus_per_node": 1},
         )
@@ -285,8 +290,8 @@ def job(request: pytest.FixtureRequest, scenarios: dict[str, "Future[SlurmJob]"]
 
 
 def test_heterogeneous(job: SlurmJob) -> None:
-    assert_all_steps(job, requeues=1)
-    assert "run heterogeneous, start 2" in job.log("job")
+    assert_all_steps(job, requeues=2)
+    assert "run heterogeneous, start 3" in job.log("job")
     assert job.log("trainer-0").count("resumed from") == 2
 
 
@@ -326,6 +331,7 @@ def test_sft(job: SlurmJob) -> None:
 
 def test_infer(job: SlurmJob) -> None:
     assert_completed(job, requeues=1)
-    assert len(job.predictions()) == len({line["image_id"] for line in job.predictions()}) == 16
+    images = [row["image_id"] for row in job.predictions()]
+    assert len(images) == len(set(images)) == NUM_IMAGES
     assert len(set(job.nodes("rollout"))) == 3
     assert "the job's script with it: queued again" in job.log("watch-0")

@@ -38,6 +38,16 @@ def test_help_imports_nothing_heavy() -> None:
     assert "train" in done.stdout
 
 
+def test_a_server_with_the_fake_engine_starts_without_torch() -> None:
+    code = (
+        "import sys, launcher.preflight.folders, launcher.preflight.gpus, rollout_service.app\n"
+        "loaded = {'torch', 'vllm', 'transformers', 'pandas'} & set(sys.modules)\n"
+        "assert not loaded, loaded"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
