@@ -1,7 +1,9 @@
 """docker-compose.yml read as plain YAML, and by `docker compose config` where that is installed."""
 
 import re
+import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import yaml
 from services.settings import load_settings
 
 ROOT = Path(__file__).parents[3]
+Compose = Callable[..., "subprocess.CompletedProcess[str]"]
 PROFILES = ["cpu", "gpu", *(f"rollout-{i}" for i in range(2, 8))]
 ONE_SHOT = {"prepare", "trainer", "trainer-gpu"}
 WRITTEN = {
@@ -143,29 +146,22 @@ def test_each_server_has_a_gpu_of_its_own() -> None:
     assert gpus == [[str(gpu)] for gpu in range(8)]
 
 
-def compose(*arguments: str) -> "subprocess.CompletedProcess[str]":
-    """`docker compose`, with nothing of the caller's choices."""
-    return subprocess.run(
-        ["docker", "compose", "-f", str(ROOT / "docker-compose.yml"), *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 @pytest.fixture(scope="module")
-def compose_plugin() -> None:
-    try:
-        found = compose("version").returncode == 0
-    except FileNotFoundError:
-        found = False
-    if not found:
-        pytest.skip("no `docker compose` here: install Docker's compose plugin (no engine needed)")
+def compose() -> Compose:
+    """Docker's plugin or the program by itself (its first version said other words)."""
+
+    def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
+        file = ["-f", str(ROOT / "docker-compose.yml")]
+        return subprocess.run([*command, *file, *arguments], capture_output=True, text=True)
+
+    for command in (["docker", "compose"], ["docker-compose"]):
+        if shutil.which(command[0]) and "Compose version" in run("version").stdout:
+            return run
+    pytest.skip("no `docker compose` here: install Docker's compose plugin (no engine needed)")
 
 
-@pytest.mark.usefixtures("compose_plugin")
 @pytest.mark.parametrize("profile", PROFILES)
-def test_compose_takes_the_file(profile: str) -> None:
+def test_compose_takes_the_file(compose: Compose, profile: str) -> None:
     profiles = {"gpu", profile} if profile != "cpu" else {"cpu"}
     flags = [part for name in sorted(profiles) for part in ("--profile", name)]
     checked = compose(*flags, "config", "-q")
@@ -176,8 +172,7 @@ def test_compose_takes_the_file(profile: str) -> None:
     assert started == everywhere | chosen
 
 
-@pytest.mark.usefixtures("compose_plugin")
-def test_plain_up_is_the_demo() -> None:
+def test_plain_up_is_the_demo(compose: Compose) -> None:
     started = set(compose("config", "--services").stdout.split())
     assert {"rollout", "trainer"} <= started
     assert not {name for name in started if name.endswith("gpu")}
