@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 
-from launcher.plan.events import Clock
+import simpy
+
 from launcher.plan.server import Group, SampledHere
 
 
@@ -33,12 +34,12 @@ class Recorder:
     """Collects the steps.
 
     Args:
-        clock: Of the simulation.
+        env: Of the simulation.
         servers: Whose time is looked at.
     """
 
-    def __init__(self, clock: Clock, servers: Sequence[SampledHere]) -> None:
-        self._clock, self._servers = clock, servers
+    def __init__(self, env: simpy.Environment, servers: Sequence[SampledHere]) -> None:
+        self._env, self._servers = env, servers
         self._num_stale = 0
         self.steps: list[StepRecord] = []
         self.busy: dict[str, float] = {}
@@ -50,18 +51,18 @@ class Recorder:
 
     def begin(self, step: int) -> StepRecord:
         """A step begins."""
-        return StepRecord(began_at=self._clock.now)
+        return StepRecord(began_at=self._env.now)
 
     def end(self, record: StepRecord) -> None:
         """It has ended."""
-        record.ended_at = self._clock.now
+        record.ended_at = self._env.now
         record.num_stale, self._num_stale = self._num_stale, 0
         record.sampled_s = sum(server.read_busy_s() for server in self._servers)
         self.steps.append(record)
 
     def finish(self, warm_up: int, busy_s: dict[str, float]) -> None:
         """Leave out the first steps."""
-        self.busy = {name: seconds / self._clock.now for name, seconds in busy_s.items()}
+        self.busy = {name: seconds / self._env.now for name, seconds in busy_s.items()}
         self._before, self.steps = self.steps[warm_up - 1], self.steps[warm_up:]
 
     @property

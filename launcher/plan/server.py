@@ -5,7 +5,8 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from launcher.plan.events import Clock
+import simpy
+
 from launcher.plan.rates import SamplingRates
 
 _ROUNDING = 1e-6
@@ -37,7 +38,7 @@ class SampledHere:
     then works for each sequence, comes to.
 
     Args:
-        clock: Of the simulation.
+        env: Of the simulation.
         rates: Of one GPU.
         max_sequences: That it samples at the same time; others wait.
         ended: Called with a group whose last completion has ended.
@@ -45,12 +46,12 @@ class SampledHere:
 
     def __init__(
         self,
-        clock: Clock,
+        env: simpy.Environment,
         rates: SamplingRates,
         max_sequences: int,
-        ended: Callable[["SampledHere", Group], None],
+        ended: Callable[[Group], None],
     ) -> None:
-        self._clock = clock
+        self._env = env
         self._rates = rates
         self._max_sequences = max_sequences
         self._ended = ended
@@ -65,12 +66,15 @@ class SampledHere:
         self._since = 0.0
         self._stall_s = 0.0
         """Of work on prompts, before any sequence goes on."""
-        self._epoch = 0
+        self._next_end: simpy.Event | None = None
+        """Of a sequence, if nothing changes until then."""
         self._paused = False
         self._share = 1.0
         self.version = 0
         self.num_groups = 0
         """Leased."""
+        self.group_ended = env.event()
+        """The next time that any does."""
         self.busy_s = 0.0
         """In which something was sampled."""
 
@@ -143,8 +147,8 @@ class SampledHere:
         return self._share * rates.tokens_per_s / (len(self._running) + rates.half_sequences)
 
     def _advance(self) -> None:
-        passed = self._clock.now - self._since
-        self._since = self._clock.now
+        passed = self._env.now - self._since
+        self._since = self._env.now
         if self._paused or not self._running:
             return
         self.busy_s += passed
@@ -153,17 +157,16 @@ class SampledHere:
         self._progress += (passed - on_prompts) * self._pace()
 
     def _expect_end(self) -> None:
-        """Of the sequence that ends first, if nothing changes until then."""
-        self._epoch += 1
         if self._paused or not self._running:
+            self._next_end = None
             return
-        epoch = self._epoch
         tokens = self._running[0][0] - self._progress
         seconds = self._stall_s / self._share + max(0.0, tokens) / self._pace()
-        self._clock.after(seconds, lambda: self._end(epoch))
+        self._next_end = self._env.timeout(seconds)
+        self._next_end.callbacks.append(self._end)
 
-    def _end(self, epoch: int) -> None:
-        if epoch != self._epoch:
+    def _end(self, expected: simpy.Event) -> None:
+        if expected is not self._next_end:
             return
         self._advance()
         ended = []
@@ -176,4 +179,7 @@ class SampledHere:
         self._expect_end()
         for group in ended:
             self.num_groups -= 1
-            self._ended(self, group)
+            self._ended(group)
+        if ended:
+            self.group_ended.succeed()
+            self.group_ended = self._env.event()

@@ -4,8 +4,9 @@ import itertools
 from dataclasses import replace
 
 import pytest
+import simpy
+from simpy.events import ProcessGenerator
 
-from launcher.plan.events import Clock, Signal
 from launcher.plan.loop import Loop, Shape, fullest
 from launcher.plan.rates import (
     Rates,
@@ -37,17 +38,20 @@ SHAPE = Shape(
 
 def ends(*groups: tuple[float, Group], rates: SamplingRates, most: int = 64) -> list[float]:
     """When each group ends that comes at its time, by position."""
-    clock, found, end = Clock(), dict[int, float](), Signal()
+    env, found = simpy.Environment(), dict[int, float]()
 
-    def ended(server: SampledHere, group: Group) -> None:
-        found[group.position] = clock.now
-        if len(found) == len(groups):
-            end.happen()
+    def ended(group: Group) -> None:
+        found[group.position] = env.now
 
-    server = SampledHere(clock, rates, most, ended)
+    server = SampledHere(env, rates, most, ended)
+
+    def take(at: float, group: Group) -> ProcessGenerator:
+        yield env.timeout(at)
+        server.take(group)
+
     for at, group in groups:
-        clock.after(at, lambda group=group: server.take(group))  # type: ignore[misc]
-    clock.go_until(end)
+        env.process(take(at, group))
+    env.run()
     return [found[position] for position in sorted(found)]
 
 
@@ -73,14 +77,20 @@ def test_prompts_hold_everybody_up() -> None:
 
 
 def test_a_pause_keeps_what_is_running_and_prefills_it_again() -> None:
-    clock, end = Clock(), Signal()
+    env = simpy.Environment()
     rates = SamplingRates(tokens_per_s=10, half_sequences=0, prefill_token_s=0.1)
-    server = SampledHere(clock, rates, 4, lambda server, group: end.happen())
+    server = SampledHere(env, rates, 4, lambda group: None)
+
+    def commit() -> ProcessGenerator:
+        yield env.timeout(1.0)
+        server.pause()
+        yield env.timeout(3.0)
+        server.resume(1)
+
+    env.process(commit())
     server.take(Group(0, (20,)))
-    clock.after(1.0, server.pause)
-    clock.after(4.0, lambda: server.resume(1))
-    clock.go_until(end)
-    assert clock.now == pytest.approx(1 + 3 + 10 * 0.1 + 1)
+    env.run(until=server.group_ended)
+    assert env.now == pytest.approx(1 + 3 + 10 * 0.1 + 1)
     assert server.busy_s == pytest.approx(1 + 10 * 0.1 + 1)
 
 
