@@ -56,11 +56,11 @@ class SlurmJob:
 
     def states(self) -> set[str]:
         """Of the job's components: most have one."""
-        return set(re.findall(r" JobState=(\w+)", self._shown()))
+        return {part["JobState"] for part in self._parts()}
 
     def requeues(self) -> int:
         """How often it was queued again."""
-        return max(map(int, re.findall(r" Restarts=(\d+)", self._shown())))
+        return int(self._parts()[0]["Restarts"])
 
     def wait_step(self, number: int) -> None:
         """Until so many steps are done; fails when the job ends before."""
@@ -80,14 +80,18 @@ class SlurmJob:
         """Until it is queued once more than when this was last called; then it starts again."""
 
         def is_queued() -> bool:
-            states = self.states()
-            assert states != {"COMPLETED"}, self.log("job")
-            return states == {"PENDING"} and self.requeues() > self._num_requeues
+            first, *_ = self._parts()
+            assert first["JobState"] not in {*_ENDED, "COMPLETED"}, self.log("job")
+            return first["JobState"] == "PENDING" and int(first["Restarts"]) > self._num_requeues
 
         wait_long(f"a requeue of {self.folder}", is_queued)
         self._num_requeues = self.requeues()
-        # Slurm would hold it for minutes.
-        self._cluster.slurm("scontrol", "update", f"JobId={self.job_id}", "StartTime=now")
+        for part in self._parts():  # Slurm would hold it for minutes
+            if part["JobState"] == "PENDING":
+                name = (
+                    f"{self.job_id}+{part['HetJobOffset']}" if "HetJobId" in part else self.job_id
+                )
+                self._cluster.slurm("scontrol", "update", f"JobId={name}", "StartTime=now")
 
     def metrics(self) -> list[dict[str, Any]]:
         return self._rows("metrics")
@@ -109,8 +113,11 @@ class SlurmJob:
         lines = file.read_text().splitlines() if file.exists() else []
         return [json.loads(line) for line in lines if line.endswith("}")]
 
-    def _shown(self) -> str:
-        return self._cluster.slurm("scontrol", "show", "job", "--oneliner", self.job_id)
+    def _parts(self) -> list[dict[str, str]]:
+        """Slurm's record of each component, the first with the script."""
+        shown = self._cluster.slurm("scontrol", "show", "job", "--oneliner", self.job_id)
+        lines = [line.split() for line in shown.splitlines() if line]
+        return [dict(word.split("=", 1) for word in words if "=" in word) for words in lines]
 
 
 class SlurmCluster:

@@ -121,6 +121,7 @@ case $action in
     for ((n = 0; n < $3; n++)); do
       space=$(namespace g$n)
       for pid in $(ip netns pids "$space" 2>/dev/null); do kill -9 "$pid" 2>/dev/null || true; done
+      ip link delete "sggv$n" 2>/dev/null || true # by itself it goes some time after its namespace
       ip netns delete "$space" 2>/dev/null || true
       rm -rf "/etc/netns/$space"
     done

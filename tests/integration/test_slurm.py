@@ -70,7 +70,7 @@ class Scenarios:
         assert f"job {job.job_id} of the run in {job.folder} is RUNNING" in again.stderr
         monitor = f"http://{address_of(job.nodes('trainer')[0])}:8400/metrics"
         wait_long("the monitor", lambda: "sgg_" in metrics_at(monitor))
-        self._kill_tasks(job)
+        self._kill_tasks(job, num_servers=2)
         self.cluster.crash(job.nodes("rollout")[0])
         job.wait_requeued()
         wait_long("its next start", lambda: job.log("trainer-0").count(": starts") == 3)
@@ -86,7 +86,7 @@ class Scenarios:
             deploy={"kind": "homogeneous", "rollout_nodes": 2, "gpus_per_node": 1},
         )
         job.wait_step(3)
-        self._kill_tasks(job)
+        self._kill_tasks(job, num_servers=2)
         self.cluster.crash(job.nodes("rollout")[1])
         wait_long("the loss", lambda: "Node failure" in job.log("job"))
         job.wait_step(len(job.metrics()) + 1)
@@ -99,7 +99,7 @@ class Scenarios:
         """A preemption, and then a lost node."""
         job = self.start("single", cluster={"num_rollout_servers": 3}, deploy={"kind": "single"})
         job.wait_step(3)
-        self._kill_tasks(job)
+        self._kill_tasks(job, num_servers=3)
         self.cluster.slurm("scancel", "--signal=USR1", "--batch", job.job_id)
         job.wait_requeued()
         job.wait_step(len(job.metrics()) + 1)
@@ -117,7 +117,7 @@ class Scenarios:
             deploy={"kind": "colocated", "gpus_per_node": 2},
         )
         job.wait_step(3)
-        self._kill_tasks(job)
+        self._kill_tasks(job, num_servers=2)
         self.cluster.crash(job.nodes("trainer")[0])
         job.wait_requeued()
         return job.wait_end()
@@ -156,13 +156,14 @@ class Scenarios:
         job.wait_requeued()
         return job.wait_end()
 
-    def _kill_tasks(self, job: SlurmJob) -> None:
+    def _kill_tasks(self, job: SlurmJob, *, num_servers: int) -> None:
         """The last server and the last rank: both come back, and there are more steps."""
         trainers, samplers = job.nodes("trainer"), job.nodes("rollout")
+        wait_long("all servers", lambda: len(servers_of(job, trainers[0])) == num_servers)
         before = servers_of(job, trainers[0])
         gpus, known = {one.gpu for one in before}, {one.server_id for one in before}
-        assert len(before) == len(gpus - {None}) == len(samplers), before
-        last_server, last_rank = str(len(samplers) - 1), str(len(trainers) - 1)
+        assert len(gpus - {None}) == num_servers, before
+        last_server, last_rank = str(num_servers - 1), str(len(trainers) - 1)
         self.cluster.kill_process(samplers[-1], "serve rollout", SLURM_PROCID=last_server)
         self.cluster.kill_process(trainers[-1], "train --config", RANK=last_rank)
         wait_long("the trainer's next start", lambda: "again in 5 s" in job.log("job"))
