@@ -4,7 +4,6 @@ Every job loses tasks and nodes, row for row of the table in docs/deploy/slurm.m
 the same time, each driven by a thread of its own; the tests look at how each one went.
 """
 
-import asyncio
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -16,11 +15,9 @@ import tomli_w
 
 from launcher.slurm.layout import Job
 from scene_data.toy import make_toy
-from services.keys import RunKeys
-from services.redis_client import connect
-from services.registry import Registry
 from services.schemas.weights import ServerRecord
 from services.settings import load_settings
+from tests.live_servers import registered
 from tests.processes import ROOT
 from tests.slurm_cluster import (
     SlurmCluster,
@@ -237,16 +234,7 @@ class Scenarios:
 def servers_of(job: SlurmJob, head: str) -> list[ServerRecord]:
     """The run's registered servers."""
     url = f"redis://{address_of(head)}:6379/0"
-    settings = load_settings(job.folder / "config.toml", [f"redis.url={url}"])
-
-    async def read() -> list[ServerRecord]:
-        redis = connect(settings.redis)
-        try:
-            return await Registry(redis, RunKeys(settings.run.name)).servers()
-        finally:
-            await redis.aclose()
-
-    return asyncio.run(read())
+    return registered(load_settings(job.folder / "config.toml", [f"redis.url={url}"]))
 
 
 def metrics_at(url: str) -> str:
