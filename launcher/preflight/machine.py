@@ -1,17 +1,14 @@
-"""What every run needs: Python, a compiler, a Redis server, and the pinned packages."""
+"""What every run needs: what a bare machine has, a Redis server, and the pinned packages."""
 
 import importlib
 import importlib.metadata
-import platform
 import re
-import shutil
-import sys
 from functools import partial
 from pathlib import Path
 
+from launcher.preflight import bare
 from launcher.preflight.finding import Finding, look
 from launcher.preflight.gpus import has_cuda_build
-from services.errors import NotFoundError
 from services.redis_server import redis_server_binary
 
 _IMPORTED = ("torch", "torchvision", "transformers", "vllm", "deepspeed", "trl")
@@ -21,29 +18,12 @@ _CONSTRAINTS = Path(__file__).parents[2] / "constraints"
 def machine_findings() -> list[Finding]:
     """Look at each thing for real: import it, find it, run it."""
     return [
-        look("python", _python),
-        look("C++ compiler", _compiler),
+        *bare.machine_findings(),
+        *bare.start_findings(),
         look("redis", redis_server_binary),
         *(look(name, partial(_import, name)) for name in _IMPORTED),
         *_pins(),
     ]
-
-
-def _python() -> str:
-    found = platform.python_version()
-    if not (3, 11) <= sys.version_info[:2] <= (3, 12):
-        raise NotFoundError(f"this is Python {found}: install 3.11 or 3.12")
-    return found
-
-
-def _compiler() -> str:
-    found = shutil.which("g++")
-    if found is None:
-        raise NotFoundError(
-            "no g++ on PATH, and DeepSpeed builds a communication op with it at first use: "
-            "install it (Debian: apt-get install g++)"
-        )
-    return found
 
 
 def _import(name: str) -> str:

@@ -3,8 +3,9 @@
 import shutil
 from pathlib import Path
 
+from launcher.preflight.bare import nearest
 from launcher.preflight.finding import Finding, look
-from launcher.preflight.folders import check_run_folder, file_system, nearest
+from launcher.preflight.folders import check_run_folder, file_system
 from services.settings import Settings
 from trainer.sizing.estimate import num_trainable
 from trainer.sizing.shapes import ModelShape
