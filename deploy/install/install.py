@@ -56,7 +56,7 @@ def install(python: str, extras: list[str], *, with_project: bool) -> None:
         extras: `cpu` or `cuda`, `dev`; none for what every process needs.
         with_project: Install this checkout too, as editable.
     """
-    if _pip("install", "--quiet", "--disable-pip-version-check", UV).returncode:
+    if _pip("install", "--quiet", "--disable-pip-version-check", "--retries", "1", UV).returncode:
         sys.exit(f"install: pip cannot install {UV}: see above; PIP_INDEX_URL names another index")
     settings = uv_settings()
     is_cuda = "cuda" in extras
@@ -90,17 +90,16 @@ def install_cpu_torch(python: str, settings: dict[str, str]) -> None:
     if not _pip("--python", python, "install", *tail, capture_output=True).returncode:
         return
     index = os.environ.get("TORCH_INDEX", TORCH_INDEX)
-    why = "TORCH_INDEX is empty"
+    why = "TORCH_INDEX, which says where else to look, is empty"
     if index:
         print(f"install: {wanted} from {index}", flush=True)
         source = ["--no-deps", f"--default-index={index}", wanted]
         probe = _uv(python, settings | PROBE, "--dry-run", *source, capture_output=True)
         if not probe.returncode and not _uv(python, settings, *source).returncode:
             return
-        why = f"{index} (TORCH_INDEX): {reason(probe.stderr)}"
+        why = f"TORCH_INDEX, {index}: {reason(probe.stderr)}"
     sys.exit(
-        f"install: no {wanted}. pip does not find it as it is configured, and neither is it had\n"
-        f"from {why}\n"
+        f"install: no {wanted}: pip does not find it as it is configured.\n{why}\n"
         "Name a mirror of PyTorch's CPU index that this machine reaches:\n"
         "    make setup TORCH_INDEX=https://mirror/whl/cpu\n"
         "or bring the wheel yourself, and run the same command again:\n"
