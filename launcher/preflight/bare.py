@@ -229,7 +229,8 @@ def _writable(variable: str, folder: Path) -> str:
 
 def nearest(folder: Path) -> Path:
     """The folder itself, or what is there of the way to it."""
-    return next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    ways = (folder, *folder.absolute().parents)
+    return next(path for path in ways if os.path.exists(path))  # noqa: PTH110 - Path raises where it may not look
 
 
 def main() -> None:
