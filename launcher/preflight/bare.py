@@ -13,7 +13,6 @@ import sys
 import sysconfig
 import textwrap
 from collections.abc import Iterator
-from functools import partial
 from pathlib import Path
 
 from launcher.preflight.finding import Finding, look
@@ -44,6 +43,7 @@ def install_findings(environment: Path, extra: str) -> list[Finding]:
         look("venv", _venv),
         look("path", lambda: _path(environment.absolute())),
         look("disk", lambda: _disk(environment, _ENVIRONMENT_GIB[extra])),
+        look("uv's cache", lambda: _writable(_moved_by({"UV_CACHE_DIR": "uv"}))),
         *start_findings(),
     ]
 
@@ -62,7 +62,7 @@ def start_findings() -> list[Finding]:
     return [
         look("memory", lambda: _memory(available_memory())),
         look("/dev/shm", lambda: _shm(Path("/dev/shm"))),
-        *(look(name, partial(_writable, name, folder)) for name, folder in _caches()),
+        look("caches", lambda: _writable(_caches())),
     ]
 
 
@@ -206,25 +206,35 @@ def _memory(available: int) -> str:
     return f"{gib:.1f} GiB free"
 
 
-def _caches() -> list[tuple[str, Path]]:
-    """Folders that libraries write to, by the variable that moves each."""
-    home = Path(os.environ.get("HOME") or "/")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or home / ".cache")
-    config = Path(os.environ.get("XDG_CONFIG_HOME") or home / ".config")
-    return [
-        ("HF_HOME", Path(os.environ.get("HF_HOME") or cache / "huggingface")),
-        ("VLLM_CACHE_ROOT", Path(os.environ.get("VLLM_CACHE_ROOT") or cache / "vllm")),
-        ("VLLM_CONFIG_ROOT", Path(os.environ.get("VLLM_CONFIG_ROOT") or config / "vllm")),
-    ]
+def _caches() -> dict[str, Path]:
+    """Folders that libraries write to at a start, by the variable that moves each."""
+    config = os.environ.get("XDG_CONFIG_HOME") or _home() / ".config"
+    of_vllm = os.environ.get("VLLM_CONFIG_ROOT") or Path(config) / "vllm"
+    caches = _moved_by({"HF_HOME": "huggingface", "VLLM_CACHE_ROOT": "vllm"})
+    return caches | {"VLLM_CONFIG_ROOT": Path(of_vllm)}
 
 
-def _writable(variable: str, folder: Path) -> str:
-    there = nearest(folder)
-    if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+def _moved_by(names: dict[str, str]) -> dict[str, Path]:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache")
+    return {variable: Path(os.environ.get(variable) or cache / n) for variable, n in names.items()}
+
+
+def _home() -> Path:
+    return Path(os.environ.get("HOME") or "/")
+
+
+def _writable(folders: dict[str, Path]) -> str:
+    blocked = {
+        variable: folder
+        for variable, folder in folders.items()
+        if not os.access(nearest(folder), os.W_OK | os.X_OK) or not nearest(folder).is_dir()
+    }
+    if blocked:
         raise SettingsError(
-            f"the cache {folder} cannot be written: set HOME, or {variable}, to a folder of yours"
+            f"{', '.join(map(str, blocked.values()))} cannot be written: set HOME, or "
+            f"{', '.join(blocked)}, to a folder of yours"
         )
-    return str(folder)
+    return ", ".join(map(str, folders.values()))
 
 
 def nearest(folder: Path) -> Path:

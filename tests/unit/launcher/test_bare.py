@@ -45,7 +45,7 @@ def test_every_problem_is_a_line_of_80_columns(tmp_path: Path) -> None:
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     heads = [line.partition(":")[0] for line in lines if not line.startswith("  ")]
-    assert heads == ["C++ compiler", "path", "HF_HOME"]
+    assert heads == ["C++ compiler", "path", "caches"]
     assert "apt-get install g++" in done.stderr
     assert all(len(line) <= 80 or " " not in line.strip() for line in lines)
 
@@ -132,6 +132,8 @@ def test_caches_are_where_their_variables_say(
     for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "HF_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "vllm"))
-    found = problems(bare.start_findings())
-    assert set(found) == {"HF_HOME", "VLLM_CONFIG_ROOT"}
-    assert "set HOME, or HF_HOME" in found["HF_HOME"]
+    detail = problems(bare.start_findings())["caches"]
+    assert detail == (
+        f"{blocked}/.cache/huggingface, {blocked}/.config/vllm cannot be written: set HOME, or "
+        "HF_HOME, VLLM_CONFIG_ROOT, to a folder of yours"
+    )
