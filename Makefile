@@ -22,7 +22,7 @@ SET ?=
 BUILD ?=
 CONFIG ?= $(if $(DATA),configs/demo-data.toml,configs/demo.toml)
 
-.PHONY: setup demo images test test-docker check format lint types imports units integration training e2e start-checkpoint clean distclean help
+.PHONY: setup demo images test test-docker check check-setup format lint types imports units integration training e2e start-checkpoint clean distclean help
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -67,6 +67,9 @@ test-docker: $(INSTALLED) ## A real `docker compose up`, where there is an engin
 
 check: $(INSTALLED) ## Format, lint, types, import contracts, unit and contract tests
 	@$(MAKE) --no-print-directory -j2 lint types imports units
+
+check-setup: $(INSTALLED) ## A fresh clone with the public index and a stand-in for PyTorch's: downloads 1 GB
+	$(BIN)/pytest tests/setup -v
 
 units: $(INSTALLED)
 	$(BIN)/pytest tests/unit tests/contract -q
