@@ -134,9 +134,7 @@ def test_where_nothing_can_be_written_one_line_says_so(
         assert (tmp_path / "cache/torch_extensions/op.lock").exists()
         assert environment_value("TORCH_EXTENSIONS_DIR") is None, "torch's own place below it"
     read_only(monkeypatch, tmp_path)
-    with pytest.raises(
-        SettingsError, match=r"neither .*environment.* nor .*cache.* can be"
-    ):
+    with pytest.raises(SettingsError, match=r"neither .*environment.* nor .*cache.* can be"):
         sole_loader("op").__enter__()
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "named"))
     with pytest.raises(SettingsError, match=r"TORCH_EXTENSIONS_DIR = '.*named' cannot be written"):
