@@ -140,7 +140,7 @@ class PolicyEngine:
         )
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """What a version consists of, on the host, in the sampling dtype.
+        """What a version consists of: copies on this rank's device, in the sampling dtype.
 
         Rank 0 gets it; with `ipc` every rank, for the server on its own GPU.
 
@@ -186,7 +186,8 @@ class PolicyEngine:
         """
         adapter = self._adapter is not None
         parameters = exported_parameters(self._model, adapter_only=adapter, trainable_only=False)
-        tensors = dict(self._exported(parameters, wanted=self._is_main))
+        exported = self._exported(parameters, wanted=self._is_main)
+        tensors = {name: tensor.cpu() for name, tensor in exported}
         if not self._is_main:
             return
         folder.mkdir(parents=True, exist_ok=True)
