@@ -50,7 +50,8 @@ class DeviceTransport(WeightTransport):
             for name, tensor in weights
         }
         if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)  # vLLM reads them on streams of its own
+            # They are made there, and vLLM reads them on streams of its own.
+            torch.cuda.default_stream(self._device).synchronize()
         return {name: describe(tensor) for name, tensor in self._tensors.items()}
 
     def settle(self) -> None:
