@@ -24,6 +24,7 @@ from scene_data.tiny_model import make_tiny_model
 from services.settings import Settings
 from trainer.policy.engine import PolicyEngine, init_process_group
 from trainer.publishing.export import num_bytes
+from trainer.transports.host import on_host
 
 MIB = 2**20
 
@@ -49,7 +50,7 @@ def main() -> None:
     say("|---|---|---|")
     for bucket in arguments.buckets_mib:
         engine._settings = settings_of(folder, bucket / 1024)
-        row(f"buckets of {bucket} MiB", lambda: deque(engine.weights(), maxlen=0))
+        row(f"buckets of {bucket} MiB", lambda: deque(on_host(engine.weights()), maxlen=0))
     row("the whole state dict", engine._engine._zero3_consolidated_16bit_state_dict)
 
 

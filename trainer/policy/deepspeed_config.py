@@ -65,9 +65,10 @@ def _generated(settings: Settings) -> dict[str, Any]:
                 "lr": trainer.learning_rate,
                 "betas": list(trainer.betas),
                 "weight_decay": trainer.weight_decay,
-                # On a GPU FusedAdam, or CPUAdam where its state is offloaded. On CPU those would be
-                # compiled at first use, for nothing.
-                "torch_adam": not torch.cuda.is_available(),
+                # torch's own kernel, on GPUs and, offloaded or not, on CPUs. DeepSpeed's FusedAdam
+                # and CPUAdam are compiled at first use.
+                "torch_adam": True,
+                "fused": True,
             },
         },
         "wall_clock_breakdown": False,
@@ -132,10 +133,13 @@ def _names(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 
 def _merged(generated: dict[str, Any], own: dict[str, Any], settings: Settings) -> dict[str, Any]:
-    if own.get("optimizer", {}).get("type", "AdamW") != "AdamW":
+    optimizer = own.get("optimizer", {})
+    if optimizer.get("type", "AdamW") != "AdamW":
         # Another optimizer has other parameters; of ours it keeps the rate that every step sets.
         rate = settings.trainer.learning_rate
         generated = generated | {"optimizer": {"params": {"lr": rate}}}
+    elif not optimizer.get("params", {}).get("torch_adam", True):
+        del generated["optimizer"]["params"]["fused"]  # unknown to DeepSpeed's own
     return _over(generated, own)
 
 

@@ -1,4 +1,4 @@
-"""The policy on a DeepSpeed engine. The only file that imports deepspeed."""
+"""The policy on a DeepSpeed engine."""
 
 import logging
 import warnings
@@ -10,7 +10,6 @@ from typing import Any
 
 import deepspeed
 import torch
-from deepspeed.comm.torch import build_shm_op
 from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
 
@@ -22,7 +21,7 @@ from trainer.batches.batch import MicroBatch, RopeIndex
 from trainer.policy.adapter import add_adapter, save_adapter
 from trainer.policy.deepspeed_config import deepspeed_config, sharding_config
 from trainer.policy.model import load_model, load_processor, placeholder_ids
-from trainer.policy.op_lock import sole_loader
+from trainer.policy.ops import guard_ops
 from trainer.policy.random_state import load_random_state, save_random_state
 from trainer.policy.reference import Reference
 from trainer.policy.scorer import Scored, Scorer
@@ -33,7 +32,6 @@ from trainer.types import StepOutput
 logger = logging.getLogger(__name__)
 
 _GIB = 2**30
-_CPU_OP = "deepspeed_shm_comm"
 _TAG = "deepspeed"
 """Of DeepSpeed's part of a checkpoint."""
 
@@ -46,8 +44,7 @@ def init_process_group(timeout_s: float) -> None:
         alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
         for name, value in {**alone, "MASTER_PORT": "0"}.items():
             set_environment(name, value)
-    with sole_loader(_CPU_OP):
-        build_shm_op()  # DeepSpeed keeps it; by itself it would load it below, unguarded
+    guard_ops()
     deepspeed.init_distributed(
         dist_backend="nccl" if torch.cuda.is_available() else "gloo",
         timeout=timedelta(seconds=timeout_s),
@@ -143,7 +140,7 @@ class PolicyEngine:
         )
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """What a version consists of, on the host, in the sampling dtype.
+        """What a version consists of: copies on this rank's device, in the sampling dtype.
 
         Rank 0 gets it; with `ipc` every rank, for the server on its own GPU.
 
@@ -189,7 +186,8 @@ class PolicyEngine:
         """
         adapter = self._adapter is not None
         parameters = exported_parameters(self._model, adapter_only=adapter, trainable_only=False)
-        tensors = dict(self._exported(parameters, wanted=self._is_main))
+        exported = self._exported(parameters, wanted=self._is_main)
+        tensors = {name: tensor.cpu() for name, tensor in exported}
         if not self._is_main:
             return
         folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The policy's tensors on their way out: gathered in buckets, cast, copied to the host."""
+"""The policy's tensors on their way out: gathered in buckets, cast, and copied where they are."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -23,10 +23,10 @@ def exported(
     dtype: torch.dtype,
     wanted: bool,
 ) -> Weights:
-    """Copies of parameters, on the host; a collective that every rank must exhaust.
+    """Copies of parameters, on their device; a collective that every rank must exhaust.
 
-    Beside the model, a bucket is on the device, and what the taker holds is on the host. Each
-    tensor is cast where it lies, so that fewer bytes are copied.
+    Beside the model, a bucket is on the device, and what the taker holds. A gathered parameter is
+    gone when its bucket is done with, and the next step changes one that is not sharded.
 
     Args:
         parameters: With their names; the same on every rank.
@@ -38,9 +38,7 @@ def exported(
     for bucket in _buckets(parameters, bucket_bytes):
         with gather([parameter for _, parameter in bucket]):
             for name, parameter in bucket if wanted else ():
-                cast = parameter.detach().to(dtype)
-                # On the CPU nothing may have been copied yet, and the next step changes it.
-                yield name, cast.to("cpu", copy=cast.device.type == "cpu").contiguous()
+                yield name, parameter.detach().to(dtype, copy=True).contiguous()
 
 
 def exported_parameters(

@@ -24,10 +24,11 @@ class Handover:
     takes no more, whether it has got all or has failed.
 
     Args:
-        size: Tensors that wait at most.
+        size: Tensors that wait at most: on a GPU they are beside the model. One more is at
+            either end.
     """
 
-    def __init__(self, size: int = 4) -> None:
+    def __init__(self, size: int = 2) -> None:
         self._queue: Queue[_Item | _End] = Queue(size)
         self._left = threading.Event()
 

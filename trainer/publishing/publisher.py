@@ -64,7 +64,7 @@ class WeightPublisher:
         What is left of it goes on beside the caller, who waits for it before the next one.
 
         Args:
-            weights: Names and CPU tensors of the whole policy, or of what is trained of it; with
+            weights: Names and tensors of the whole policy, or of what is trained of it; with
                 `lora`, of the adapter alone. Iterated here, to the end.
             policy_version: One more than the last.
             adapter: With `lora`, what its tensors do not say.
@@ -101,6 +101,7 @@ class WeightPublisher:
         release = Release.of(self._manifest(entries, policy_version, adapter))
         timeout_s = self._settings.trainer.wait_timeout_s
         num_servers = await until_available(lambda: self._spread(release), timeout_s=timeout_s)
+        await asyncio.to_thread(self._transport.settle)
         if not self._transport.servers_fetch:
             self._seeder.start(release, self._served)
         return num_servers

@@ -35,7 +35,7 @@ SERVER_TIMEOUT_S = 60.0
 _ASK_TIMEOUT_S = 5.0
 
 Weights = Iterable[tuple[str, Tensor]]
-"""Names and CPU tensors of a whole version."""
+"""Names and tensors of a whole version, of a GPU or of the CPU; they are whose who takes them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +128,8 @@ class Release:
 class WeightTransport(ABC):
     """One way to give servers a version, one version at a time.
 
-    `prepare` takes its tensors, `stage` and `commit` give it to all live servers, and `seed` gives
-    it to one that was not among them.
+    `prepare` takes its tensors, `stage` and `commit` give it to all live servers, `settle` ends
+    that, and `seed` gives it to one that was not among them.
     """
 
     name: ClassVar[Transport]
@@ -145,7 +145,7 @@ class WeightTransport(ABC):
     ) -> Mapping[str, TensorEntry]:
         """Take a version's tensors, before any server hears of it. They may change afterwards.
 
-        Runs on the training thread, where tensors of a sharded model are gathered.
+        Runs beside the training thread, which gathers tensors as they are taken here.
 
         Returns:
             The manifest's tensors.
@@ -170,6 +170,9 @@ class WeightTransport(ABC):
         """Give the prepared version to a server that missed it; returns whether it serves it."""
         staged = await self.stage([peer], release)
         return bool(await self.commit(staged, release))
+
+    def settle(self) -> None:  # noqa: B027  # most have nothing to give back
+        """Give back what only `commit` needed. May take a while; `seed` comes after it."""
 
     def close(self) -> None:  # noqa: B027  # most have nothing to give back
         """Give back what `prepare` took. Servers keep what they have loaded."""

@@ -13,6 +13,7 @@ from services.errors import EngineError, SettingsError, WaitTimeoutError
 from services.schemas.weights import TensorEntry
 from services.settings import Settings
 from trainer.transports.base import SERVER_TIMEOUT_S, Peer, Release, Weights, WeightTransport
+from trainer.transports.host import has_room, kept_on_host
 from trainer.transports.http import HttpTransport
 from trainer.transports.weight_file import describe
 
@@ -23,10 +24,10 @@ TRANSFER_TIMEOUT_S = SERVER_TIMEOUT_S + 5
 
 
 class DeviceTransport(WeightTransport):
-    """Keeps the version on the host as well: a server that missed it is sent the bytes by HTTP.
+    """Sends tensors from the GPU where they are, and keeps them on the host once they are served.
 
-    Those bytes get digests then, which a transfer between GPUs does without: so for that server
-    the same version has another checksum.
+    From there a server that comes late is sent the bytes by HTTP. They get digests then, which a
+    transfer between GPUs does without: so for that server the same version has another checksum.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -40,12 +41,23 @@ class DeviceTransport(WeightTransport):
     def prepare(
         self, weights: Weights, incarnation: int, policy_version: int
     ) -> Mapping[str, TensorEntry]:
-        """See `WeightTransport.prepare`. On the host, tensors of a GPU are copies already."""
+        """See `WeightTransport.prepare`. What the GPU has no room for waits on the host."""
         self._by_http = None
         self._http.close()
         self._tensors = {}  # first: there is memory for one version
-        self._tensors = dict(weights)
+        self._tensors = {
+            name: tensor if has_room(self._device) else kept_on_host(tensor)
+            for name, tensor in weights
+        }
+        if self._device.type == "cuda":
+            # They are made there, and vLLM reads them on streams of its own.
+            torch.cuda.default_stream(self._device).synchronize()
         return {name: describe(tensor) for name, tensor in self._tensors.items()}
+
+    def settle(self) -> None:
+        """See `WeightTransport.settle`: from here on the GPU's memory is training's."""
+        for name, tensor in self._tensors.items():
+            self._tensors[name] = kept_on_host(tensor)
 
     async def seed(self, peer: Peer, release: Release) -> bool:
         """See `WeightTransport.seed`."""

@@ -10,6 +10,7 @@ from services.schemas.weights import TensorEntry
 from services.settings import Settings
 from services.weights import private_folder
 from trainer.transports.base import Weights, WeightTransport
+from trainer.transports.host import on_host
 from trainer.transports.weight_file import write_weights
 
 
@@ -35,7 +36,7 @@ class FileTransport(WeightTransport):
         """See `WeightTransport.prepare`."""
         self._last = self.file(incarnation, policy_version)
         private_folder(self._last.parent)
-        entries = write_weights(self._last, weights, durable=self.durable)
+        entries = write_weights(self._last, on_host(weights), durable=self.durable)
         for old in _oldest_first(self._last.parent)[: -self.keep_versions]:
             old.unlink(missing_ok=True)
         return entries

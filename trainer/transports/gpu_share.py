@@ -27,7 +27,7 @@ class SharedTensors:
     """They lie in the GPU's memory until `close`."""
 
     def __init__(self, weights: Iterable[tuple[str, Tensor]], device: torch.device) -> None:
-        """Copies them to the GPU, and shares them as `torch.multiprocessing` does.
+        """Shares them as `torch.multiprocessing` does, where they are if that is the GPU.
 
         Args:
             weights: Names and tensors of a version.

@@ -42,7 +42,7 @@ def test_the_settings_are_in_it() -> None:
 
 
 @pytest.mark.parametrize("on_gpu", [False, True])
-def test_a_gpu_gets_pinned_memory_overlap_and_fused_adam(
+def test_a_gpu_gets_pinned_memory_and_overlap(
     on_gpu: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: on_gpu)
@@ -52,7 +52,8 @@ def test_a_gpu_gets_pinned_memory_overlap_and_fused_adam(
     assert zero["offload_optimizer"] == {"device": "cpu", "pin_memory": on_gpu}
     assert zero["offload_param"] == {"device": "cpu", "pin_memory": on_gpu}
     assert zero["overlap_comm"] is on_gpu
-    assert config["optimizer"]["params"]["torch_adam"] is not on_gpu
+    params = config["optimizer"]["params"]
+    assert params["torch_adam"] is params["fused"] is True, "nothing is compiled"
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
@@ -88,6 +89,16 @@ def test_the_users_own_wins_key_by_key(tmp_path: Path) -> None:
 def test_another_optimizer_gets_the_rate_and_its_own_parameters(tmp_path: Path) -> None:
     config = deepspeed_config(own(tmp_path, {"optimizer": {"type": "Lion", "params": {"a": 1}}}))
     assert config["optimizer"] == {"type": "Lion", "params": {"a": 1, "lr": 3e-6}}
+
+
+def test_deepspeeds_own_adam_gets_no_parameter_of_torchs(tmp_path: Path) -> None:
+    config = deepspeed_config(own(tmp_path, {"optimizer": {"params": {"torch_adam": False}}}))
+    assert config["optimizer"]["params"] == {
+        "lr": 3e-6,
+        "betas": [0.8, 0.9],
+        "weight_decay": 0.0,
+        "torch_adam": False,
+    }
 
 
 @pytest.mark.parametrize(
