@@ -64,9 +64,9 @@ def main() -> None:
         "logprobs_mode": config.model_config.logprobs_mode,
         "gpu_memory_utilization": config.cache_config.gpu_memory_utilization,
         "adapters": config.lora_config and config.lora_config.max_loras,
-        "worker_has": sorted(name for name in dir(wrapper.worker)),
+        "worker_has": dir(wrapper.worker),
     }
-    print(json.dumps(facts))
+    sys.stdout.write(json.dumps(facts) + "\n")
 
 
 if __name__ == "__main__":
