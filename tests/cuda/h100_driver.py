@@ -5,8 +5,15 @@ python -m tests.cuda.h100_driver '{"model": {"path": "assets/toy-start"}, …}' 
 prints what it would run as JSON. A process of its own, for vLLM chooses its platform at import.
 """
 
+import ctypes
 import json
 import sys
+from types import ModuleType
+
+try:
+    ctypes.CDLL("libcuda.so.1")
+except OSError:  # without the driver's library vLLM's kernels cannot be loaded; none is called here
+    sys.modules["vllm._C_stable_libtorch"] = ModuleType("vllm._C_stable_libtorch")
 
 import vllm.platforms
 from vllm.platforms.cuda import NonNvmlCudaPlatform

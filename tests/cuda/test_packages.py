@@ -11,7 +11,7 @@ from packaging.utils import canonicalize_name
 
 from tests.cuda.modules import ROOT
 
-INSTALLED = {
+INSTALLED: dict[str, importlib.metadata.Distribution] = {
     canonicalize_name(found.metadata["Name"]): found for found in importlib.metadata.distributions()
 }
 SETUP = {"sgg-rl", "pip", "uv"}
@@ -35,7 +35,7 @@ def test_every_package_has_what_it_requires() -> None:
             if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
                 continue
             there = INSTALLED.get(canonicalize_name(requirement.name))
-            version = there and there.version
+            version = None if there is None else there.version
             if version is None or not requirement.specifier.contains(version, prereleases=True):
                 lacking.append(f"{name} requires {text}; found {version}")
     assert lacking == []

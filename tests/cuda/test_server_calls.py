@@ -1,5 +1,6 @@
 """What a rollout server asks of vLLM's engine on a GPU, against the installed one."""
 
+import base64
 import inspect
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ HANDLE = IpcHandle(
     gpu="3f1c", stride=[1], offset=0, memory="AAAA", storage_bytes=4, storage_offset_bytes=0,
     ref_counter="AAAA", ref_counter_offset=0, event="AAAA", event_sync_required=True,
 )  # fmt: skip
+
+UNIQUE_ID = base64.b64encode(bytes(128)).decode()
 
 
 async def in_the_worker(method: str, args: tuple[Any, ...] = ()) -> list[Any]:
@@ -76,7 +79,7 @@ async def test_a_servers_life(engine: VllmEngine, llm: Any, tmp_path: Path) -> N
 
 async def test_joining_a_group(engine: VllmEngine, llm: Any) -> None:
     await engine.start()
-    await engine.connect(Rendezvous(unique_id="AAAA", world_size=2, rank=1))
+    await engine.connect(Rendezvous(unique_id=UNIQUE_ID, world_size=2, rank=1))
     request = llm.init_weight_transfer_engine.call_args.args[0]
     assert InitInfo(**request.init_info).rank == 1
 

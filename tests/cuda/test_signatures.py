@@ -162,7 +162,16 @@ class CudaStorage:
         self._untyped_storage = SimpleNamespace(device=torch.device("cuda", 0))
 
     def _share_cuda_(self) -> tuple[Any, ...]:
-        return 0, self._handle, self._storage.nbytes(), 512, b"counter", 3, b"event", True
+        return (
+            0,
+            self._handle,
+            self._storage._untyped_storage.nbytes(),
+            512,
+            b"counter",
+            3,
+            b"event",
+            True,
+        )
 
     def _weak_ref(self) -> Any:
         return self._storage._untyped_storage._weak_ref()
