@@ -110,3 +110,10 @@ clean: ## Remove built data and caches; runs stay
 
 distclean: clean ## Remove the environment too
 	rm -rf $(VENV)
+
+# Apart, for the packages for GPUs are others than those for CPUs.
+CUDA_VENV := build/cuda
+.PHONY: check-cuda
+check-cuda: ## Install the packages for GPUs (9 GB) and hold our code against them; needs no GPU
+	@$(MAKE) --no-print-directory setup EXTRA=cuda VENV=$(CUDA_VENV)
+	$(CUDA_VENV)/bin/python -m pytest tests/cuda -q

@@ -30,6 +30,7 @@ from rollout_service.engine import (
     check_images,
     compare_tensors,
 )
+from rollout_service.vllm_cuda import own_gpu, why_not
 from rollout_service.vllm_lora import lora_args, lora_request, write_initial_adapter
 from rollout_service.vllm_openai import VllmChat
 from rollout_service.vllm_sampling import completion, sampling_error, sampling_params
@@ -54,8 +55,7 @@ class VllmEngine(Engine):
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        # Asked of the driver: CUDA is not initialised here.
-        self.gpu = None if current_platform.is_cpu() else current_platform.get_device_uuid(0)
+        self.gpu = own_gpu()
         self._preparing = ThreadPoolExecutor(_PREPARING_THREADS, "prepare")
         self._llm: Any = None
         self._expected: dict[str, Shape] = {}
@@ -80,7 +80,8 @@ class VllmEngine(Engine):
             self.num_elements = sum(counts) + max(counts) if counts else None
             self._chat = VllmChat(self._llm, self._settings, served_name(self._settings))
         except Exception as error:  # whatever the model's code raises: the caller can only give up
-            raise EngineError(f"vLLM cannot load {self._settings.model.path}: {error}") from error
+            path = self._settings.model.path
+            raise EngineError(f"vLLM cannot load {path}: {why_not(error)}") from error
 
     async def stop(self) -> None:
         """See `Engine.stop`."""

@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from launcher.preflight import bare
+from launcher.preflight.driver import check_driver, torch_cuda
 from launcher.preflight.finding import Finding, look
-from launcher.preflight.gpus import has_cuda_build
+from launcher.preflight.gpus import has_cuda_build, look_for_gpus
 from services.redis_server import redis_server_binary
 
 _IMPORTED = ("torch", "torchvision", "transformers", "vllm", "deepspeed", "trl")
@@ -23,7 +24,25 @@ def machine_findings() -> list[Finding]:
         look("redis", redis_server_binary),
         *(look(name, partial(_import, name)) for name in _IMPORTED),
         *_pins(),
+        *_driver(),
     ]
+
+
+def _driver() -> list[Finding]:
+    """Beside the CUDA that torch is built for; packages are also installed where no GPU is."""
+    cuda = torch_cuda()
+    if cuda is None:
+        return []
+    gpus, problem = look_for_gpus()
+    if not gpus:
+        return [Finding("driver", "warning" if problem else "info", problem or "no GPU is seen")]
+    version = gpus[0].driver
+
+    def driver() -> str:
+        check_driver(version, who="this machine")
+        return f"{version}, and torch is built for CUDA {cuda}"
+
+    return [look("driver", driver)]
 
 
 def _import(name: str) -> str:

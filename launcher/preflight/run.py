@@ -56,7 +56,7 @@ def gpu_findings(
     """
     if not gpus:
         return [look("GPU", lambda: _no_gpu(settings))]
-    kinds = Counter(f"{gpu.name}, {gpu.memory_gib:.0f} GiB" for gpu in gpus)
+    kinds = Counter(map(str, gpus))
     found = [Finding("GPU", "ok", "; ".join(f"{n} x {kind}" for kind, n in kinds.items()))]
     if settings.model.dtype == "bfloat16" and not all(gpu.has_bfloat16 for gpu in gpus):
         old = next(gpu for gpu in gpus if not gpu.has_bfloat16)
@@ -69,7 +69,7 @@ def gpu_findings(
             )
         )
     found += [*_number(settings, gpus, one_host=one_host), *_taken(gpus, servers)]
-    if shape is not None:
+    if shape is not None and all(gpu.memory_gib for gpu in gpus):
         found.append(_memory(settings, shape, gpus))
     return found
 

@@ -19,6 +19,7 @@ from trainer.algorithms.losses import LossOutput, policy_loss
 from trainer.algorithms.stats import Stats
 from trainer.batches.batch import MicroBatch, RopeIndex
 from trainer.policy.adapter import add_adapter, save_adapter
+from trainer.policy.cuda_check import check_cuda
 from trainer.policy.deepspeed_config import deepspeed_config, sharding_config
 from trainer.policy.model import load_model, load_processor, placeholder_ids
 from trainer.policy.ops import guard_ops
@@ -38,6 +39,7 @@ _TAG = "deepspeed"
 
 def init_process_group(timeout_s: float) -> None:
     """Join the trainer's processes: torchrun's, or this one alone; NCCL on GPUs, gloo on CPU."""
+    check_cuda()
     # DeepSpeed's own calls, at every gather of ZeRO-3.
     warnings.filterwarnings("ignore", r"`torch\.distributed\..*is deprecated", FutureWarning)
     if environment_value("RANK") is None:

@@ -1,0 +1,107 @@
+"""What a rollout server asks of vLLM's engine on a GPU, against the installed one."""
+
+import base64
+import inspect
+from pathlib import Path
+from typing import Any
+from unittest.mock import Mock, create_autospec
+
+import pytest
+from vllm.v1.engine.async_llm import AsyncLLM
+
+from rollout_service import vllm_engine
+from rollout_service.engine import (
+    AdapterWeights,
+    BroadcastWeights,
+    FileWeights,
+    IpcWeights,
+    Weights,
+)
+from rollout_service.vllm_engine import VllmEngine
+from rollout_service.vllm_worker import InitInfo, UpdateInfo, WorkerExtension
+from services.schemas.weights import IpcHandle, Rendezvous, TensorEntry, WeightManifest
+from services.settings import Settings
+
+HANDLE = IpcHandle(
+    gpu="3f1c", stride=[1], offset=0, memory="AAAA", storage_bytes=4, storage_offset_bytes=0,
+    ref_counter="AAAA", ref_counter_offset=0, event="AAAA", event_sync_required=True,
+)  # fmt: skip
+
+UNIQUE_ID = base64.b64encode(bytes(128)).decode()
+
+
+async def in_the_worker(method: str, args: tuple[Any, ...] = ()) -> list[Any]:
+    """What `collective_rpc` does there: call a method of the worker by its name."""
+    inspect.signature(getattr(WorkerExtension, method)).bind(Mock(), *args)
+    return [list(args[0]) if args else True]
+
+
+@pytest.fixture
+def llm() -> Any:
+    llm = create_autospec(AsyncLLM, instance=True)
+    llm.collective_rpc.side_effect = in_the_worker
+    return llm
+
+
+@pytest.fixture
+def engine(llm: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> VllmEngine:
+    sections = {
+        "run": {"root": str(tmp_path)},
+        "model": {"path": "assets/toy-start"},
+        "data": {"train": "unused"},
+        "weights": {"transport": "lora"},
+    }
+    monkeypatch.setattr(vllm_engine, "own_gpu", lambda: "GPU-3f1c")
+    build = create_autospec(AsyncLLM.from_engine_args, return_value=llm)
+    monkeypatch.setattr(AsyncLLM, "from_engine_args", build)
+    monkeypatch.setattr(vllm_engine, "VllmChat", Mock())  # `test_calls.py` has its calls
+    return VllmEngine(Settings.model_validate(sections))
+
+
+def manifest() -> WeightManifest:
+    entry = TensorEntry(shape=[1], dtype="float32")
+    return WeightManifest(
+        policy_version=1, incarnation=1, step=1, tensors={"a": entry}, vision_trained=True
+    )
+
+
+async def test_a_servers_life(engine: VllmEngine, llm: Any, tmp_path: Path) -> None:
+    await engine.start()
+    await engine.check_tensors({}, partial=True)
+    await engine.pause()
+    await engine.resume()
+    await engine.check_health()
+    await engine.stop()
+    llm.shutdown.assert_called_once()
+    called = {name for name, *_ in llm.method_calls}
+    assert {"pause_generation", "resume_generation", "check_health", "collective_rpc"} <= called
+
+
+async def test_joining_a_group(engine: VllmEngine, llm: Any) -> None:
+    await engine.start()
+    await engine.connect(Rendezvous(unique_id=UNIQUE_ID, world_size=2, rank=1))
+    request = llm.init_weight_transfer_engine.call_args.args[0]
+    assert InitInfo(**request.init_info).rank == 1
+
+
+@pytest.mark.parametrize(
+    "weights",
+    [FileWeights(path=Path("file")), BroadcastWeights(), IpcWeights(handles={"a": HANDLE})],
+    ids=lambda weights: type(weights).__name__,
+)
+async def test_new_weights(engine: VllmEngine, llm: Any, weights: Weights) -> None:
+    await engine.start()
+    await engine.load_weights(weights, manifest())
+    info = UpdateInfo(**llm.update_weights.call_args.args[0].update_info)
+    assert (info.handles is not None) == isinstance(weights, IpcWeights)
+    llm.finish_weight_update.assert_awaited_once_with("1")
+    llm.reset_encoder_cache.assert_awaited_once()
+
+
+async def test_a_new_adapter(engine: VllmEngine, llm: Any, tmp_path: Path) -> None:
+    await engine.start()
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    await engine.load_weights(AdapterWeights(folder=adapter), manifest())
+    llm.update_weights.assert_not_called()
+    llm.add_lora.assert_awaited_once()
