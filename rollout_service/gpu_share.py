@@ -27,12 +27,12 @@ def server_memory(settings: Settings, total: int, weights: int) -> dict[str, Any
     Raises:
         SettingsError: The share has no room for a cache, or the weights are unknown.
     """
-    share = settings.rollout.gpu_memory_utilization
-    cache = int(share * total - weights - _BESIDE_GIB * _GIB)
     if not weights:
         raise SettingsError(
             f"{settings.model.path} has no safetensors, which say how much of a shared GPU it takes"
         )
+    share = settings.rollout.gpu_memory_utilization
+    cache = int(share * total - weights - _BESIDE_GIB * _GIB)
     if cache <= 0:
         raise SettingsError(
             f"rollout.gpu_memory_utilization = {share:g} of {total / _GIB:.1f} GiB has no room for "
