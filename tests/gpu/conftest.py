@@ -1,5 +1,16 @@
-"""The fixtures of `tests/e2e`: the same servers and models, on a GPU where vLLM finds one."""
+"""The server of `tests/e2e`, on a GPU, and for one file: the next file's has the GPU's memory."""
 
-from tests.e2e.conftest import rollout_server, tiny_model
+from collections.abc import Iterator
 
-__all__ = ["rollout_server", "tiny_model"]
+import pytest
+
+from tests.e2e.conftest import ROOT, RunningServer, running_server
+
+
+@pytest.fixture(scope="module")
+def rollout_server(
+    redis_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[RunningServer]:
+    model = ROOT / "assets/toy-start"
+    with running_server(model, redis_url, tmp_path_factory.mktemp("rollout")) as server:
+        yield server
