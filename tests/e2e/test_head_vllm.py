@@ -5,6 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from rollout_service.vllm_engine import VllmEngine, engine_args
+from scene_data.tiny_model import Family, make_tiny_model
+from services.errors import SettingsError
 from services.schemas.rollouts import RolloutResponse
 from services.settings import Settings
 from tests.e2e.engine_server import engine_server, settings_of
@@ -12,9 +15,9 @@ from tests.e2e.oracle import SUPPRESSED, Oracle, picture
 from trainer.algorithms.logprobs import SamplingDistribution, token_logprobs
 
 
-def bfloat16_settings(model: Path, folder: Path, head_dtype: str) -> Settings:
+def bfloat16_settings(model: Path, folder: Path) -> Settings:
     tree = settings_of(model, folder).model_dump(mode="json")
-    tree["model"] |= {"dtype": "bfloat16", "head_dtype": head_dtype}
+    tree["model"] |= {"dtype": "bfloat16"}
     return Settings.model_validate(tree)
 
 
@@ -43,24 +46,39 @@ def gaps(oracle: Oracle, image: bytes, answer: RolloutResponse, *, float32: bool
     return torch.cat(found).abs()
 
 
-@pytest.mark.parametrize("head_dtype", ["float32", "model"])
-async def test_print(tiny_model: Path, tmp_path: Path, head_dtype: str) -> None:
-    settings = bfloat16_settings(tiny_model, tmp_path, head_dtype)
-    images = [picture(i) for i in range(6)]
+async def test_float32_logits_close_the_gap_that_rounding_makes(
+    tiny_model: Path, tmp_path: Path
+) -> None:
+    settings = bfloat16_settings(tiny_model, tmp_path)
+    images = [picture(i) for i in range(4)]
     async with engine_server(settings) as server:
-        dtypes = await server.probe("probe_head_dtypes")
+        assert await server.probe("probe_head_dtypes") == ["torch.float32"]
         answers = [await server.sample(image, n=8, max_tokens=48) for image in images]
-        print("runner", server.engine.model_runner)
     oracle = Oracle(settings)
     oracle.model.bfloat16()
-    for float32 in (True, False):
-        all_ = torch.cat([gaps(oracle, i, a, float32=float32) for i, a in zip(images, answers)])
-        print(
-            "GAPS sampler",
-            head_dtype,
-            dtypes,
-            "trainer float32" if float32 else "trainer model",
-            all_.mean(),
-            all_.max(),
-            all_.square().mean(),
-        )
+    float32, rounded = (
+        torch.cat([gaps(oracle, *both, float32=wanted) for both in zip(images, answers, strict=True)])
+        for wanted in (True, False)
+    )
+    assert float32.mean() < 0.6 * rounded.mean()
+    assert float32.max() < rounded.max()
+
+
+@pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_the_language_model_inside_each_family_makes_float32_logits(
+    family: Family, tmp_path: Path
+) -> None:
+    """vLLM makes it by the text configuration alone, where there is one."""
+    make_tiny_model(tmp_path / "tiny", family=family)
+    config = engine_args(bfloat16_settings(tmp_path / "tiny", tmp_path)).create_engine_config()
+    whole = config.model_config
+    language = config.with_hf_config(whole.hf_config.get_text_config(), ["Qwen2ForCausalLM"])
+    assert whole.dtype == torch.bfloat16
+    assert whole.head_dtype == language.model_config.head_dtype == torch.float32
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="GPUs have both runners")
+def test_the_second_model_runner_is_refused_on_a_cpu(tiny_model: Path, tmp_path: Path) -> None:
+    settings = settings_of(tiny_model, tmp_path, model_runner="v2")
+    with pytest.raises(SettingsError, match=r"model_runner = 'v2' is for GPUs: on a CPU set 'v1'"):
+        VllmEngine(settings)
