@@ -13,7 +13,7 @@ weights are replaced (1), and gaps."""
 
 
 def server_memory(settings: Settings, total: int, weights: int) -> dict[str, Any]:
-    """VLLM's arguments for a KV cache that fills the server's share, whatever the rank has taken.
+    """Arguments of vLLM for a KV cache that fills the server's share, whatever the rank has taken.
 
     vLLM takes what others allocate while it measures for its own, and at its start wants the share
     free that `gpu_memory_utilization` names. So the cache's size is given, and as the share what

@@ -71,7 +71,7 @@ class VllmEngine(Engine):
         try:
             await asyncio.to_thread(write_initial_adapter, self._settings)
             self._llm = await asyncio.to_thread(
-                AsyncLLM.from_engine_args, engine_args(self._settings)
+                lambda: AsyncLLM.from_engine_args(engine_args(self._settings))
             )
             self.model_runner = "v2" if self._llm.vllm_config.use_v2_model_runner else "v1"
             await self._llm.get_supported_tasks()  # kept by vLLM: no request waits for it

@@ -57,7 +57,9 @@ async def test_float32_logits_close_the_gap_that_rounding_makes(
     oracle = Oracle(settings)
     oracle.model.bfloat16()
     float32, rounded = (
-        torch.cat([gaps(oracle, *both, float32=wanted) for both in zip(images, answers, strict=True)])
+        torch.cat(
+            [gaps(oracle, *both, float32=wanted) for both in zip(images, answers, strict=True)]
+        )
         for wanted in (True, False)
     )
     assert float32.mean() < 0.6 * rounded.mean()
@@ -68,7 +70,7 @@ async def test_float32_logits_close_the_gap_that_rounding_makes(
 def test_the_language_model_inside_each_family_makes_float32_logits(
     family: Family, tmp_path: Path
 ) -> None:
-    """vLLM makes it by the text configuration alone, where there is one."""
+    """Which may be made by the text configuration alone."""
     make_tiny_model(tmp_path / "tiny", family=family)
     config = engine_args(bfloat16_settings(tmp_path / "tiny", tmp_path)).create_engine_config()
     whole = config.model_config
