@@ -207,7 +207,7 @@ def _grpo(row: Row) -> Iterator[str]:
     if cluster.num_rollout_servers == 1:
         yield f'{rollout} &>{logs}/rollout.log & services="$services $!"'
     else:
-        first = 0 if row.settings.shares_gpus else trainer.num_ranks
+        first = 0 if row.settings.weights.transport == "ipc" else trainer.num_ranks
         yield f"for gpu in $(seq {first} {first + cluster.num_rollout_servers - 1}); do"
         yield (
             f"  CUDA_VISIBLE_DEVICES=$gpu {rollout} --port $((8200 + gpu)) "

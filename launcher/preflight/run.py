@@ -84,7 +84,7 @@ def _number(settings: Settings, gpus: list[Gpu], *, one_host: bool) -> list[Find
     ranks, servers = settings.trainer.num_ranks, settings.cluster.num_rollout_servers
     if not one_host:
         return []
-    needed = max(ranks, servers) if settings.shares_gpus else ranks + servers
+    needed = max(ranks, servers) if settings.weights.transport == "ipc" else ranks + servers
     if len(gpus) >= needed:
         return []
     return [

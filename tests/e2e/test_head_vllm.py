@@ -1,9 +1,11 @@
 """Logits of a bfloat16 model: the sampler's against the trainer's, in float32 and rounded."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from rollout_service.vllm_engine import VllmEngine, engine_args
 from scene_data.tiny_model import Family, make_tiny_model
@@ -46,14 +48,28 @@ def gaps(oracle: Oracle, image: bytes, answer: RolloutResponse, *, float32: bool
     return torch.cat(found).abs()
 
 
+def loud(model: Path, folder: Path) -> Path:
+    """The model with logits of a trained one, near 23: the toy's are near 8."""
+    shutil.copytree(model, folder)
+    tensors = load_file(folder / "model.safetensors")
+    (norm,) = (name for name in tensors if name.endswith("norm.weight") and "layers" not in name)
+    tensors[norm] *= 3
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    return folder
+
+
 async def test_float32_logits_close_the_gap_that_rounding_makes(
     tiny_model: Path, tmp_path: Path
 ) -> None:
-    settings = bfloat16_settings(tiny_model, tmp_path)
+    settings = bfloat16_settings(loud(tiny_model, tmp_path / "loud"), tmp_path)
     images = [picture(i) for i in range(4)]
     async with engine_server(settings) as server:
         assert await server.probe("probe_head_dtypes") == ["torch.float32"]
+        first = await server.sample(images[0], n=32, max_tokens=1)
         answers = [await server.sample(image, n=8, max_tokens=48) for image in images]
+    found = torch.tensor([completion.rollout_logprobs[0] for completion in first.completions])
+    steps = 64 * (found - found[0]).double()  # bfloat16 from 2 to 4; larger steps above
+    assert (steps - steps.round()).abs().max() > 0.05, "logits of one prompt, as bfloat16 has them"
     oracle = Oracle(settings)
     oracle.model.bfloat16()
     float32, rounded = (
@@ -62,8 +78,7 @@ async def test_float32_logits_close_the_gap_that_rounding_makes(
         )
         for wanted in (True, False)
     )
-    assert float32.mean() < 0.6 * rounded.mean()
-    assert float32.max() < rounded.max()
+    assert float32.mean() < 0.9 * rounded.mean()
 
 
 @pytest.mark.parametrize("family", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
