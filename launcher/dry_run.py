@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from launcher.rubric_check import check_rubric
+from rollout_service.gpu_share import server_memory
 from scene_data.dataset import open_dataset
 from scene_data.sources import is_hub_name
 from services.errors import InvalidInputError, SettingsError
 from services.settings import Settings, dump_settings
 from trainer.sizing.checks import advice, check_grpo
-from trainer.sizing.estimate import estimate_memory
+from trainer.sizing.estimate import GIB, estimate_memory, weight_bytes
 from trainer.sizing.shapes import model_shape
 
 
@@ -75,3 +76,7 @@ def _memory(settings: Settings) -> Iterator[str]:
             "set deepspeed.offload_optimizer"
         )
     yield f"  {'of':<20}{memory:6.1f}"
+    if settings.shares_gpus:
+        weights = weight_bytes(settings) * shape.num_parameters
+        cache = server_memory(settings, int(memory * GIB), weights)["kv_cache_memory_bytes"]
+        yield f"KV cache of the rollout server on it (GiB): {cache / GIB:.1f}"

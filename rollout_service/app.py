@@ -261,7 +261,15 @@ def first_visible_gpu() -> str | None:
 
 
 def prepare_vllm(settings: Settings) -> None:
-    """Variables that vLLM reads at import; those that are set already stay."""
+    """Variables that vLLM reads at import; those that are set already stay, but the runner's."""
+    runner, use_v2 = settings.rollout.model_runner, "VLLM_USE_V2_MODEL_RUNNER"
+    setting = "1" if runner == "v2" else "0"
+    if environment_value(use_v2) not in (None, setting):
+        logger.warning(
+            "%s=%s is not followed: rollout.model_runner is %r",
+            *(use_v2, environment_value(use_v2), runner),
+        )
+    set_environment(use_v2, setting)
     wanted = {
         "VLLM_LOGGING_LEVEL": "WARNING",
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",

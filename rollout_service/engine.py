@@ -12,7 +12,7 @@ from typing import Any
 
 from services.errors import InvalidInputError, NotFoundError
 from services.schemas.chat import ChatRequest
-from services.schemas.common import ChatMessage, ImagePart, Sampling
+from services.schemas.common import ChatMessage, ImagePart, ModelRunner, Sampling
 from services.schemas.rollouts import Completion
 from services.schemas.weights import IpcHandle, Rendezvous, WeightManifest
 
@@ -70,6 +70,8 @@ class Engine(ABC):
     """UUID of its GPU, known before `start`; None on CPU."""
     num_elements: int | None = None
     """That a version has at most, known after `start`; None where the engine does not tell."""
+    model_runner: ModelRunner | None = None
+    """Of vLLM, known after `start`; None in another engine."""
 
     @abstractmethod
     async def start(self) -> None:

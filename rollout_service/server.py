@@ -18,8 +18,8 @@ from rollout_service.transports.spool import Spool
 from rollout_service.update_metrics import UpdateMetrics
 from rollout_service.updates import Version, WeightUpdater
 from services.app import host_and_port
-from services.errors import EngineError, SggError, UnavailableError
-from services.schemas.common import ChatMessage, Sampling
+from services.errors import EngineError, SettingsError, SggError, UnavailableError
+from services.schemas.common import ChatMessage, ModelRunner, Sampling
 from services.schemas.weights import PolicyInfo, PolicyState, ServerRecord
 from services.settings import Settings
 from services.telemetry import Tracing
@@ -124,6 +124,11 @@ class RolloutServer:
         return self._engine.gpu if self._engine else None
 
     @property
+    def model_runner(self) -> ModelRunner | None:
+        """Of vLLM; None before the model is loaded, and in another engine."""
+        return self._engine.model_runner if self._engine else None
+
+    @property
     def last_error(self) -> str | None:
         """What went wrong last, however long ago."""
         return self._last_error.message if self._last_error else None
@@ -144,10 +149,13 @@ class RolloutServer:
 
         Raises:
             EngineError: It cannot be made here.
+            SettingsError: Nor anywhere like here.
         """
         if self._engine is None:
             try:
                 self._engine = await asyncio.to_thread(self._make_engine)
+            except SettingsError:
+                raise
             except Exception as error:  # of an import or a driver: no server without an engine
                 raise EngineError(f"cannot make the sampling engine: {error}") from error
 
@@ -267,6 +275,7 @@ class RolloutServer:
             checksum=self.serving.checksum,
             staged_version=self._updater.staged_version if self._updater else None,
             state=self.state,
+            model_runner=self.model_runner,
         )
 
     def record(self) -> ServerRecord:
@@ -278,6 +287,7 @@ class RolloutServer:
             host=self.host,
             gpu=self.gpu,
             state=self.state,
+            model_runner=self.model_runner,
             policy_version=self.serving.policy_version,
             tokens_per_s=self._tokens_per_s(),
             groups_done=self._groups_done,

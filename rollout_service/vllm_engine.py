@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
+import torch
 from PIL import Image
 from safetensors import safe_open
 from vllm import AsyncEngineArgs, SamplingParams
@@ -30,11 +31,12 @@ from rollout_service.engine import (
     check_images,
     compare_tensors,
 )
+from rollout_service.gpu_share import server_memory
 from rollout_service.vllm_cuda import own_gpu, why_not
 from rollout_service.vllm_lora import lora_args, lora_request, write_initial_adapter
 from rollout_service.vllm_openai import VllmChat
 from rollout_service.vllm_sampling import completion, sampling_error, sampling_params
-from services.errors import EngineError, InvalidInputError
+from services.errors import EngineError, InvalidInputError, SettingsError
 from services.images import decode_image
 from services.schemas.chat import ChatRequest
 from services.schemas.common import ChatMessage, Sampling, TextPart
@@ -55,6 +57,8 @@ class VllmEngine(Engine):
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        if current_platform.is_cpu() and settings.rollout.model_runner == "v2":
+            raise SettingsError("rollout.model_runner = 'v2' is for GPUs: on a CPU set 'v1'")
         self.gpu = own_gpu()
         self._preparing = ThreadPoolExecutor(_PREPARING_THREADS, "prepare")
         self._llm: Any = None
@@ -67,8 +71,9 @@ class VllmEngine(Engine):
         try:
             await asyncio.to_thread(write_initial_adapter, self._settings)
             self._llm = await asyncio.to_thread(
-                AsyncLLM.from_engine_args, engine_args(self._settings)
+                lambda: AsyncLLM.from_engine_args(engine_args(self._settings))
             )
+            self.model_runner = "v2" if self._llm.vllm_config.use_v2_model_runner else "v1"
             await self._llm.get_supported_tasks()  # kept by vLLM: no request waits for it
             await self._llm.init_weight_transfer_engine(WeightTransferInitRequest())
             tokens = self._llm.get_tokenizer().added_tokens_decoder.values()
@@ -277,6 +282,10 @@ def engine_args(settings: Settings) -> AsyncEngineArgs:
     """What vLLM is started with."""
     model, rollout = settings.model, settings.rollout
     memory: dict[str, Any] = {"gpu_memory_utilization": rollout.gpu_memory_utilization}
+    if settings.shares_gpus and not current_platform.is_cpu():
+        shapes = _checkpoint_shapes(model.path, download=True).values()
+        weights = sum(map(math.prod, shapes)) * getattr(torch, model.dtype).itemsize
+        memory = server_memory(settings, current_platform.get_device_total_memory(0), weights)
     if current_platform.is_cpu():
         memory = {
             "kv_cache_memory_bytes": int(rollout.kv_cache_gib * 2**30),
@@ -287,6 +296,11 @@ def engine_args(settings: Settings) -> AsyncEngineArgs:
         model=model.path,
         served_model_name=served_name(settings),
         dtype=model.dtype,
+        # The second for the language model inside a vision model, where vLLM makes the logits.
+        hf_overrides={
+            "head_dtype": model.head_dtype,
+            "text_config": {"head_dtype": model.head_dtype},
+        },
         seed=settings.run.seed,
         max_num_seqs=rollout.max_num_seqs,
         max_model_len=rollout.max_model_len,
@@ -319,11 +333,17 @@ async def _engine_errors(what: str) -> AsyncIterator[None]:
         raise EngineError(f"vLLM did not {what}: {error or type(error).__name__}") from error
 
 
-def _checkpoint_shapes(path: str) -> dict[str, Shape]:
-    """Names and shapes in the model's safetensors; empty where it has none: nothing is checked."""
+def _checkpoint_shapes(path: str, *, download: bool = False) -> dict[str, Shape]:
+    """Names and shapes in the model's safetensors; empty where it has none: nothing is checked.
+
+    Args:
+        path: A folder, or a hub name.
+        download: Whether vLLM has not downloaded that yet.
+    """
     folder = Path(path)
-    if not folder.is_dir():  # a hub name, which vLLM has just downloaded
-        folder = Path(huggingface_hub.snapshot_download(path, local_files_only=True))
+    if not folder.is_dir():
+        fetch = {"allow_patterns": "*.safetensors"} if download else {"local_files_only": True}
+        folder = Path(huggingface_hub.snapshot_download(path, **fetch))
     shapes: dict[str, Shape] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, framework="pt") as tensors:

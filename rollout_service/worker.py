@@ -226,6 +226,7 @@ class QueueWorker:
             completions=result.completions,
             sampling_s=time.monotonic() - started_at,
             renormalised=prompt.sampling.renormalises,
+            model_runner=self._server.model_runner,
         )
         return group.model_dump_json().encode()
 

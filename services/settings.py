@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from services.deploy_settings import DeploySettings
 from services.errors import SettingsError
+from services.schemas.common import ModelRunner
 from services.schemas.rewards import Task
 from services.schemas.weights import Transport
 from services.secrets import read_secret
@@ -60,6 +61,9 @@ class ModelSettings(Section):
     """How the model writes boxes: `pixels` means pixels of the resized input (Qwen2.5-VL)."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of training and of sampling alike."""
+    head_dtype: Literal["float32", "model"] = "float32"
+    """Of the logits, in GRPO's training and in sampling alike. `model` rounds them to `dtype`: in
+    bfloat16 a logit near 23 is off by up to 0.06, on both sides by other amounts."""
     min_pixels: int = Field(default=4 * 28 * 28, ge=28 * 28)
     """Images with fewer pixels are enlarged. The same for trainer, sampler and boxes."""
     max_pixels: int = Field(default=512 * 28 * 28, ge=28 * 28)
@@ -136,6 +140,9 @@ class RolloutSettings(Section):
     url: str = "http://127.0.0.1:8200"
     """Where it listens, and how others reach it."""
     engine: Literal["vllm", "fake"] = "vllm"
+    model_runner: ModelRunner = "v1"
+    """vLLM's, whatever `VLLM_USE_V2_MODEL_RUNNER` says. All that is tested on CPUs is tested with
+    `v1`; `v2` is vLLM's default on GPUs, and runs there only."""
     max_num_seqs: int = Field(default=64, ge=1)
     """Completions sampled at the same time."""
     max_model_len: int = Field(default=3072, ge=16)
@@ -143,7 +150,8 @@ class RolloutSettings(Section):
     kv_cache_gib: float = Field(default=1.0, gt=0)
     """CPU only: memory of the KV cache."""
     gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
-    """GPU only: share of its memory that vLLM may use."""
+    """GPU only: share of its memory that vLLM may use. Where a rank of the trainer is on the same
+    GPU, the rank gets the rest."""
     enforce_eager: bool = False
     """Skip graph capture: starts faster, samples slower."""
     groups_in_flight: int = Field(default=8, ge=1)
@@ -247,6 +255,11 @@ class Settings(Section):
         if self.algorithm.overlong_buffer > self.sampling.max_tokens:
             raise ValueError("algorithm.overlong_buffer is over sampling.max_tokens")
         return self
+
+    @property
+    def shares_gpus(self) -> bool:
+        """Whether a rollout server and a rank of the trainer are on each GPU."""
+        return self.weights.transport == "ipc" or self.deploy.kind == "colocated"
 
     @property
     def data_token(self) -> str | None:

@@ -5,6 +5,7 @@
 #   SGG_JOB_SUFFIX    makes a node's name that of its address on the fast network
 #   SGG_JOB_HOST      the node of the job's script, for those that watch it
 #   SGG_JOB_PORT      of the node's first rollout server; the next ones follow
+#   SGG_JOB_SERVER_WAIT_S  how long a rank waits for the server on its GPU; unset where it has one of its own
 set -uo pipefail
 role=$1
 shift
@@ -53,6 +54,23 @@ ranks() { # COMMAND…: as one rank of the trainer
   once "$@"
 }
 
+after_server() { # until the server on this rank's GPU has loaded its model, and so has its part of the memory; fails if told to stop
+  local answer deadline=$((SECONDS + SGG_JOB_SERVER_WAIT_S)) host=$SLURMD_NODENAME$SGG_JOB_SUFFIX port=$((SGG_JOB_PORT + SLURM_LOCALID))
+  say "waits for the server at $host:$port"
+  while ((!stopping)); do
+    answer=$({ exec 3<>"/dev/tcp/$host/$port" && printf 'GET /readyz HTTP/1.0\r\n\r\n' >&3 && timeout 5 cat <&3; } 2>/dev/null)
+    # Not ready for another reason is no reason to wait: a quarantined server waits for this trainer.
+    [[ $answer == HTTP* && $answer != *"the model is loading"* ]] && return 0
+    if ((SECONDS > deadline)); then
+      say "no server there in $SGG_JOB_SERVER_WAIT_S s; starting without it"
+      return 0
+    fi
+    sleep 1 &
+    wait $!
+  done
+  return 1
+}
+
 once() { # COMMAND…: leaves its exit code for job.sh
   local code
   "$@"
@@ -86,7 +104,13 @@ case $role in
     keep sgg-rl serve rollout --config "$config"
     ;;
   # --resume: from the run's last checkpoint, which there is after a requeue; else from the start.
-  trainer) ranks sgg-rl train --config "$config" --resume ;;
+  trainer)
+    if [ -z "${SGG_JOB_SERVER_WAIT_S:-}" ] || after_server; then
+      ranks sgg-rl train --config "$config" --resume
+    else
+      once sh -c 'exit 75'
+    fi
+    ;;
   sft) ranks sgg-rl sft --config "$config" --resume ;;
   watch) watch ;;
   infer) once sgg-rl infer "$@" --config "$config" --output "$SGG_JOB_FOLDER" ;;

@@ -62,6 +62,7 @@ def _common(settings: Settings, site: Site, layout: Layout) -> dict[str, Any]:
         "cpus": site.cpus_per_gpu,
         "reward_cpus": reward_cpus,
         "ports": ports,
+        "server_wait_s": int(settings.trainer.wait_timeout_s),
     }
 
 

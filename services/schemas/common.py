@@ -6,6 +6,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+ModelRunner = Literal["v1", "v2"]
+"""vLLM's two implementations of a forward pass and its sampling."""
 MAX_IMAGES = 16
 """Of one prompt; a server takes fewer (`rollout.max_images_per_prompt`)."""
 

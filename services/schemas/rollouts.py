@@ -4,7 +4,15 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from services.schemas.common import MAX_IMAGES, ChatMessage, ImageRef, Message, Name, Sampling
+from services.schemas.common import (
+    MAX_IMAGES,
+    ChatMessage,
+    ImageRef,
+    Message,
+    ModelRunner,
+    Name,
+    Sampling,
+)
 
 
 class VersionSpan(Message):
@@ -57,6 +65,8 @@ class RolloutGroup(Message):
     """Seconds from claim to the last token."""
     renormalised: bool = False
     """Whether rollout_logprobs are of a part of the vocabulary only (`Sampling.renormalises`)."""
+    model_runner: ModelRunner | None = None
+    """Of the vLLM that sampled; null of another engine."""
 
     @property
     def work_id(self) -> str:

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from services.schemas.common import Message, Name, Sha256
+from services.schemas.common import Message, ModelRunner, Name, Sha256
 
 Transport = Literal["shm", "disk", "http", "nccl", "ipc", "lora"]
 FILE_TRANSPORTS: frozenset[Transport] = frozenset({"shm", "disk", "http", "lora"})
@@ -135,6 +135,8 @@ class PolicyInfo(Message):
     """Of the serving manifest; null for the weights that the server started with."""
     staged_version: int | None = None
     state: PolicyState
+    model_runner: ModelRunner | None = None
+    """Of vLLM; null before the model is loaded, and where another engine samples."""
 
 
 class ServerRecord(Message):
@@ -146,6 +148,8 @@ class ServerRecord(Message):
     gpu: str | None
     """UUID of its GPU; null on CPU."""
     state: PolicyState
+    model_runner: ModelRunner | None = None
+    """As in `PolicyInfo`."""
     policy_version: int = Field(ge=0)
     tokens_per_s: float = Field(ge=0)
     groups_done: int = Field(ge=0)

@@ -111,6 +111,7 @@ def _settings(model: Path, redis_url: str, folder: Path, sections: dict[str, Any
                 "max_num_seqs": 32,
                 "max_model_len": 1024,
                 "kv_cache_gib": 0.25,
+                "gpu_memory_utilization": 0.3,  # of `tests/gpu`: two servers and the tests share it
                 "enforce_eager": True,
                 **sections.pop("rollout", {}),
             },

@@ -75,6 +75,7 @@ def settings_of(model: Path, folder: Path, *, transport: str = "shm", **rollout:
                 "max_num_seqs": 16,
                 "max_model_len": 512,
                 "kv_cache_gib": 0.125,
+                "gpu_memory_utilization": 0.3,
                 "enforce_eager": True,
                 **rollout,
             },

@@ -20,8 +20,8 @@ from services.schemas.rollouts import (
 from services.settings import Settings
 from trainer.policy.model import load_processor
 
-TOLERANCE = 2e-3
-"""Of log-probabilities in float32: both sum in other orders."""
+TOLERANCE = 2e-2 if torch.cuda.is_available() else 2e-3
+"""Of log-probabilities in float32: both sum in other orders, and on a GPU by other kernels."""
 SUPPRESSED = list(range(8))
 """All special tokens: also the end, so that lengths are known."""
 

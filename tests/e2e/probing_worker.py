@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from typing import Any
 
+from vllm.model_executor.layers.logits_processor import LogitsProcessor
+
 from rollout_service import vllm_worker
 
 FAIL_AFTER_TENSORS = 20
@@ -17,6 +19,11 @@ class ProbingExtension(vllm_worker.WorkerExtension):
     def probe_start(self) -> None:
         """Count from now on."""
         self.get_model().visual.register_forward_pre_hook(self._count)  # type: ignore[attr-defined]
+
+    def probe_head_dtypes(self) -> list[str]:
+        """Of what makes logits."""
+        modules = self.get_model().modules()  # type: ignore[attr-defined]
+        return [str(one.head_dtype) for one in modules if isinstance(one, LogitsProcessor)]
 
     def probe_encodings(self) -> int:
         """Runs of the vision tower."""

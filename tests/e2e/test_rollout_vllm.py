@@ -35,6 +35,8 @@ from services.weights import manifest_checksum, shm_file
 from tests.e2e.conftest import RunningServer
 from tests.e2e.oracle import SUPPRESSED, TOLERANCE, Oracle, messages, picture, request
 from tests.e2e.versions import commit_of, stage_of, write_shm
+from tests.live_servers import registered
+from tests.processes import wait_for
 from trainer.policy.model import load_processor
 
 MESSAGES = messages()
@@ -255,7 +257,12 @@ async def test_a_prompt_of_the_queue_is_sampled_by_the_version_it_asks_for(
     lease = await queue.claim("rollouts", "test", lease_s=60, block_s=60)
     assert lease is not None
     group = RolloutGroup.model_validate_json(lease.body)
+    await asyncio.to_thread(wait_for, "a record", lambda: bool(registered(settings)))
+    (server,) = await registry.servers()
     await redis.aclose()
+    async with RolloutClient(rollout_server.url) as client:
+        runners = {group.model_runner, server.model_runner, (await client.policy()).model_runner}
+    assert runners == {settings.rollout.model_runner}
     assert group.work_id == prompt.work_id
     assert {s.policy_version for c in group.completions for s in c.policy_versions} == {version}
     for completion in group.completions:

@@ -17,7 +17,7 @@ from services.schemas.rollouts import RolloutResponse
 from services.schemas.weights import Transport
 from services.settings import Settings
 from tests.e2e.conftest import ROOT, RunningServer, running_server
-from tests.e2e.oracle import Oracle, largest_gap, picture, request
+from tests.e2e.oracle import TOLERANCE, Oracle, largest_gap, picture, request
 from tests.live_servers import registered
 from tests.processes import wait_for
 from trainer.publishing.publisher import WeightPublisher
@@ -26,11 +26,7 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
 ]
-TOLERANCE = 2e-2
-"""Between kernels of vLLM on a GPU and transformers on a CPU, in float32."""
 NOISE = 0.05
-SERVER_SHARE = 0.3
-"""Of the GPU's memory: the trainer's copy is there too."""
 
 
 @pytest.fixture(scope="module")
@@ -52,9 +48,7 @@ def second_gpu(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 def serve(redis_url: str, folder: Path) -> Iterator[RunningServer]:
     model = ROOT / "assets/toy-start"
-    with running_server(
-        model, redis_url, folder, rollout={"gpu_memory_utilization": SERVER_SHARE}
-    ) as server:
+    with running_server(model, redis_url, folder) as server:
         wait_for("a record", lambda: bool(registered(server.settings)))
         yield server
 

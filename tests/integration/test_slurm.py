@@ -311,6 +311,8 @@ def test_colocated(job: SlurmJob) -> None:
     assert_all_steps(job, requeues=1)
     assert job.log("trainer-0").count("resumed from") == 2
     assert job.nodes("trainer") == job.nodes("rollout")
+    assert "waits for the server" in job.log("trainer-1")
+    assert "starting without it" not in job.log("trainer-1")
 
 
 def test_sft(job: SlurmJob) -> None:

@@ -47,6 +47,7 @@ def token_logprobs(
     distribution: SamplingDistribution,
     *,
     chunk: int,
+    float32_logits: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Log softmax of the head's scaled logits at `targets`, and the entropy of that softmax.
 
@@ -65,12 +66,16 @@ def token_logprobs(
         targets: [T] token ids.
         distribution: That the tokens were drawn from.
         chunk: Tokens whose logits exist at the same time.
+        float32_logits: Whether the products of bfloat16 states, which are summed in float32, stay
+            in it; else they are rounded, as the model's own head rounds them.
 
     Returns:
         [T] log-probabilities with gradient and [T] entropies in nats without; float32, or float64
         for float64 states.
     """
-    logprobs, entropies = _TokenLogprobs.apply(hidden, weight, targets, distribution, chunk)
+    logprobs, entropies = _TokenLogprobs.apply(
+        hidden, weight, targets, distribution, chunk, float32_logits
+    )
     return logprobs, entropies
 
 
@@ -83,13 +88,14 @@ class _TokenLogprobs(torch.autograd.Function):  # type: ignore[misc]
         targets: Tensor,
         distribution: SamplingDistribution,
         chunk: int,
+        float32_logits: bool,
     ) -> tuple[Tensor, Tensor]:
         found = hidden.new_empty(
             (3, len(targets)), dtype=torch.promote_types(hidden.dtype, torch.float32)
         )
         logprobs, entropies, totals = found
         for part in _parts(len(targets), chunk):
-            scaled = distribution.scaled(hidden[part] @ weight.t())
+            scaled = distribution.scaled(_logits(hidden[part], weight, float32_logits))
             total = torch.logsumexp(scaled, dim=-1)
             chosen = scaled.gather(-1, targets[part].unsqueeze(-1)).squeeze(-1)
             expected = torch.linalg.vecdot(torch.softmax(scaled, dim=-1), scaled)
@@ -97,7 +103,7 @@ class _TokenLogprobs(torch.autograd.Function):  # type: ignore[misc]
         # The head's own parameter is saved, not a copy: under ZeRO-3 it is gathered again before
         # the backward pass of the module that called this.
         ctx.save_for_backward(hidden, weight, targets, totals)
-        ctx.distribution, ctx.chunk = distribution, chunk
+        ctx.distribution, ctx.chunk, ctx.float32_logits = distribution, chunk, float32_logits
         ctx.mark_non_differentiable(entropies)
         return logprobs, entropies
 
@@ -111,7 +117,7 @@ class _TokenLogprobs(torch.autograd.Function):  # type: ignore[misc]
         weight_grad = torch.zeros_like(weight, dtype=totals.dtype) if wants_weight else None
         for part in _parts(len(targets), ctx.chunk):
             logits_grad = _logits_grad(
-                ctx.distribution.scaled(hidden[part] @ weight.t()),
+                ctx.distribution.scaled(_logits(hidden[part], weight, ctx.float32_logits)),
                 targets[part],
                 totals[part],
                 grad[part] / ctx.distribution.temperature,
@@ -122,7 +128,16 @@ class _TokenLogprobs(torch.autograd.Function):  # type: ignore[misc]
                 weight_grad += logits_grad.t() @ hidden[part]
         if weight_grad is not None:
             weight_grad = weight_grad.to(weight.dtype)
-        return hidden_grad, weight_grad, None, None, None
+        return hidden_grad, weight_grad, None, None, None, None
+
+
+def _logits(hidden: Tensor, weight: Tensor, float32: bool) -> Tensor:
+    """[T, vocabulary] `hidden W^T`, in float32 where that is wanted of a smaller type."""
+    if not float32 or hidden.dtype in (torch.float32, torch.float64):
+        return hidden @ weight.t()
+    if hidden.device.type == "cpu":  # has no such product: copies of both
+        return hidden.float() @ weight.t().float()
+    return torch.mm(hidden, weight.t(), out_dtype=torch.float32)
 
 
 def _logits_grad(scaled: Tensor, targets: Tensor, totals: Tensor, grad: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from trainer.algorithms.losses import LossOutput, policy_loss
 from trainer.algorithms.stats import Stats
 from trainer.batches.batch import MicroBatch, RopeIndex
 from trainer.policy.adapter import add_adapter, save_adapter
+from trainer.policy.cap import cap_memory
 from trainer.policy.cuda_check import check_cuda
 from trainer.policy.deepspeed_config import deepspeed_config, sharding_config
 from trainer.policy.model import load_model, load_processor, placeholder_ids
@@ -71,6 +72,7 @@ class PolicyEngine:
                 f"trainer.num_ranks is {settings.trainer.num_ranks}, but {world_size} were started:"
                 f" set trainer.num_ranks={world_size}, or start as many (torchrun --nproc-per-node)"
             )
+        cap_memory(settings)
         self._settings = settings
         self._world_size = world_size
         self._is_main = torch.distributed.get_rank() == 0
@@ -210,6 +212,7 @@ class PolicyEngine:
             temperature=self._settings.sampling.temperature,
             suppressed_token_ids=self.suppressed_token_ids,
             chunk=self._settings.trainer.logprob_chunk,
+            float32_logits=self._settings.model.head_dtype == "float32",
         )
 
     def _make_reference(self) -> Reference:

@@ -33,6 +33,7 @@ class Scorer(nn.Module):  # type: ignore[misc]
         temperature: Of sampling.
         suppressed_token_ids: Never sampled.
         chunk: Tokens whose logits exist at the same time.
+        float32_logits: Whether they are float32 with a model of a smaller type.
     """
 
     def __init__(
@@ -42,13 +43,15 @@ class Scorer(nn.Module):  # type: ignore[misc]
         temperature: float,
         suppressed_token_ids: Sequence[int],
         chunk: int,
+        float32_logits: bool = True,
     ) -> None:
         super().__init__()
         self.model = model
         self.head = _Head(
             model.lm_head,
             SamplingDistribution(temperature=temperature, suppressed=tuple(suppressed_token_ids)),
-            chunk,
+            chunk=chunk,
+            float32_logits=float32_logits,
         )
 
     def forward(self, batch: MicroBatch) -> Scored:
@@ -77,7 +80,14 @@ class _Head(nn.Module):  # type: ignore[misc]
     forward and its backward pass, does so here.
     """
 
-    def __init__(self, layer: nn.Linear, distribution: SamplingDistribution, chunk: int) -> None:
+    def __init__(
+        self,
+        layer: nn.Linear,
+        distribution: SamplingDistribution,
+        *,
+        chunk: int,
+        float32_logits: bool,
+    ) -> None:
         super().__init__()
         if hasattr(layer, "base_layer"):
             raise SettingsError(
@@ -87,10 +97,18 @@ class _Head(nn.Module):  # type: ignore[misc]
         self.weight = layer.weight
         self._distribution = distribution
         self._chunk = chunk
+        self._float32_logits = float32_logits
 
     def forward(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """[T, hidden_size] states and [T] tokens to [T] log-probabilities and entropies."""
-        return token_logprobs(hidden, self.weight, targets, self._distribution, chunk=self._chunk)
+        return token_logprobs(
+            hidden,
+            self.weight,
+            targets,
+            self._distribution,
+            chunk=self._chunk,
+            float32_logits=self._float32_logits,
+        )
 
 
 def attention_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:

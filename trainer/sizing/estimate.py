@@ -18,7 +18,7 @@ _LIVE_PARAMETERS = 10**9
 """Of ZeRO-3, gathered at one time: DeepSpeed's `stage3_max_live_parameters`."""
 _BUCKET_PARAMETERS = 5 * 10**8
 """In flight between ranks, both ways: DeepSpeed's default buckets."""
-_CONTEXT_GIB = 1.5
+CONTEXT_GIB = 1.5
 """CUDA, NCCL and the allocator's gaps."""
 
 
@@ -41,18 +41,34 @@ def estimate_memory(settings: Settings, shape: ModelShape) -> MemoryEstimate:
         settings: Of the run.
         shape: Of its model.
     """
-    parts = {
-        **_model_states(settings, shape),
+    step = {
         "activations": _activations(settings, shape),
         "attention mask": 2 * _row_tokens(settings) ** 2,
+        # In float32 from the product on, or from the softmax on: the same at its fullest.
         "logits of a chunk": 3 * 4 * settings.trainer.logprob_chunk * shape.vocab_size,
-        "context": _CONTEXT_GIB * GIB,
+        "head's gradient": _head_gradient(settings, shape),
+    }
+    # Over `ipc` servers read a whole version on this GPU, between two steps.
+    version = weight_bytes(settings) * num_trainable(settings, shape)
+    parts = {
+        **_model_states(settings, shape),
+        **step,
+        "version over a step": max(0, version - sum(step.values()))
+        * (settings.weights.transport == "ipc"),
+        "context": CONTEXT_GIB * GIB,
     }
     gib = {name: size / GIB for name, size in parts.items() if size}
     memory = settings.cluster.gpu_memory_gib
-    if settings.weights.transport == "ipc" and memory is not None:
+    if settings.shares_gpus and memory is not None:
         gib["rollout server"] = settings.rollout.gpu_memory_utilization * memory
     return MemoryEstimate(gib)
+
+
+def _head_gradient(settings: Settings, shape: ModelShape) -> float:
+    """Bytes of its sum over chunks, in float32, and of a chunk's part or of the rounded sum."""
+    if settings.trainer.freeze_language_model or settings.lora.rank:
+        return 0.0
+    return float((4 + weight_bytes(settings)) * shape.vocab_size * shape.hidden_size)
 
 
 def num_trainable(settings: Settings, shape: ModelShape) -> int:
@@ -71,7 +87,7 @@ def num_trainable(settings: Settings, shape: ModelShape) -> int:
 def _model_states(settings: Settings, shape: ModelShape) -> dict[str, float]:
     """Bytes of weights, gradients, optimizer and communication."""
     zero, ranks = settings.deepspeed, settings.trainer.num_ranks
-    size = 2 if settings.model.dtype == "bfloat16" else 4
+    size = weight_bytes(settings)
     trainable = num_trainable(settings, shape)
     weights = size * shape.num_parameters / (ranks if zero.zero_stage == 3 else 1)
     # Master weights where training is in bfloat16, and Adam's two moments, in float32.
@@ -89,6 +105,11 @@ def _model_states(settings: Settings, shape: ModelShape) -> dict[str, float]:
     }
 
 
+def weight_bytes(settings: Settings) -> int:
+    """Bytes of a weight."""
+    return 2 if settings.model.dtype == "bfloat16" else 4
+
+
 def _row_tokens(settings: Settings) -> int:
     """The longest sequence: a group as one, or as much of it as a micro batch takes."""
     most = settings.rollout.max_model_len
@@ -98,7 +119,7 @@ def _row_tokens(settings: Settings) -> int:
 
 def _activations(settings: Settings, shape: ModelShape) -> float:
     """Bytes that the backward pass needs, of a full micro batch."""
-    size = 2 if settings.model.dtype == "bfloat16" else 4
+    size = weight_bytes(settings)
     tokens = max(settings.trainer.tokens_per_micro_batch, settings.rollout.max_model_len)
     patches_of_image = settings.model.max_pixels / _PATCH_PIXELS
     images = max(1.0, tokens / (patches_of_image / _MERGE + settings.sampling.max_tokens))

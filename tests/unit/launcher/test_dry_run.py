@@ -4,9 +4,10 @@ from pathlib import Path
 import pytest
 
 from launcher.dry_run import dry_run
+from rollout_service.gpu_share import server_memory
 from services.errors import SettingsError
 from services.settings import Settings, load_settings
-from trainer.sizing.estimate import estimate_memory
+from trainer.sizing.estimate import GIB, estimate_memory
 from trainer.sizing.shapes import KNOWN, model_shape
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -44,6 +45,8 @@ def test_recipe_is_that_of_the_paper_and_fits_its_hardware(recipe: Path) -> None
         memory = settings.cluster.gpu_memory_gib
         assert memory is not None
         assert estimate_memory(settings, shape).total < memory
+        if settings.shares_gpus:
+            server_memory(settings, int(memory * GIB), 2 * shape.num_parameters)
     if start == "grpo":
         sft = load_settings(recipe.with_name(recipe.name.replace("grpo", "sft")), [], {})
         assert settings.model.path == str(sft.run.folder / "model")
@@ -87,6 +90,18 @@ def test_says_steps_and_memory_and_is_a_file_of_settings(tmp_path: Path) -> None
             "reward.rubric: .*'r1-hard' has no term about the graph for task 'det'",
         ),
         ({"cluster": {"gpu_memory_gib": 0.5}}, r"cluster.gpu_memory_gib is 0.5 .*zero_stage"),
+        (
+            {"weights": {"transport": "ipc"}},
+            r"gpu_memory_utilization is 0.85: a trainer rank is on the same GPU",
+        ),
+        (
+            {
+                "weights": {"transport": "ipc"},
+                "rollout": {"gpu_memory_utilization": 0.2},
+                "cluster": {"gpu_memory_gib": 10},
+            },
+            r"gpu_memory_utilization = 0.2 of 10.0 GiB has no room for a KV cache",
+        ),
         ({"lora": {"rank": 8}}, r"lora.rank = 8 and weights.transport = 'shm'"),
         ({"lora": {"rank": 8, "dropout": 0.1}, "weights": {"transport": "lora"}}, "lora.dropout"),
     ],
@@ -96,6 +111,24 @@ def test_what_is_wrong_is_said_with_the_field(
 ) -> None:
     with pytest.raises(SettingsError, match=message):
         dry_run(toy(tmp_path, **sections))
+
+
+def test_the_head_s_gradient_and_a_version_for_ipc_count() -> None:
+    recipe = CONFIGS / "r1-sgg/vg150-closed-7b-zero.toml"
+    hardware = CONFIGS / "hardware/80gbx1.toml"
+    shape = model_shape("Qwen/Qwen2-VL-7B-Instruct")
+
+    def parts(*changes: str) -> dict[str, float]:
+        return estimate_memory(load_settings([recipe, hardware], changes, {}), shape).parts
+
+    found = parts()
+    head = shape.vocab_size * shape.hidden_size
+    assert found["head's gradient"] == (4 + 2) * head / GIB
+    step = ("activations", "attention mask", "logits of a chunk", "head's gradient")
+    version = 2 * shape.num_parameters / GIB
+    assert sum(found[name] for name in (*step, "version over a step")) == pytest.approx(version)
+    assert "version over a step" not in parts("weights.transport=shm", "deploy.kind=colocated")
+    assert "head's gradient" not in parts("trainer.freeze_language_model=true")
 
 
 def test_sharding_offloading_and_adapters_need_less(tmp_path: Path) -> None:

@@ -55,7 +55,14 @@ def test_a_cluster_that_is_not_there_or_not_right_is_said(tmp_path: Path) -> Non
 def test_one_gpu_is_shared_over_ipc_only() -> None:
     with pytest.raises(SettingsError, match=r"weights.transport = 'ipc'"):
         make_plan(settings(), load_cluster("80gbx1"))
-    shared = load_settings(RUN, ["weights.transport=ipc", "trainer.groups_per_step=8"])
+    shared = load_settings(
+        RUN,
+        [
+            "weights.transport=ipc",
+            "rollout.gpu_memory_utilization=0.3",
+            "trainer.groups_per_step=8",
+        ],
+    )
     found = make_plan(shared, load_cluster("80gbx1"))
     assert [split.shape.colocated for split in found.splits] == [True]
 

@@ -122,6 +122,12 @@ def test_both_see_the_same_gpu_only_where_they_share_it() -> None:
         assert ("--overlap" in trainer) == shared
 
 
+def test_a_rank_waits_for_the_server_on_its_gpu_only_where_there_is_one() -> None:
+    for name in JOBS:
+        found = "export SGG_JOB_SERVER_WAIT_S=600\n" in script(name)
+        assert found == (name == "colocated")
+
+
 def test_names_are_quoted() -> None:
     text = script("infer", "data.heldout=my data.parquet", "run.root=some runs")
     assert "-- infer 'my data.parquet' \"${servers[@]}\"" in text

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from trainer.algorithms.logprobs import SamplingDistribution, token_logprobs
+from trainer.algorithms.logprobs import SamplingDistribution, _logits, token_logprobs
 
 TOKENS, HIDDEN, VOCABULARY = 11, 6, 13
 
@@ -69,6 +69,54 @@ def test_bfloat16_sums_over_chunks_in_float32() -> None:
     want.sum().backward()
     assert exact_weight.grad is not None
     torch.testing.assert_close(weight.grad.double(), exact_weight.grad, atol=0.03, rtol=0.02)
+
+
+def high_logits() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """In bfloat16, where the likeliest tokens' logits are near 23: bfloat16 has steps of 0.125."""
+    generator = torch.Generator().manual_seed(3)
+    hidden = torch.randn(64, 32, generator=generator)
+    weight = torch.randn(48, 32, generator=generator)
+    targets = (hidden @ weight.t()).argmax(-1)
+    hidden *= (23 / (hidden @ weight.t()).amax(-1, keepdim=True)).clamp(0, 10)
+    return hidden.bfloat16().requires_grad_(), weight.bfloat16().requires_grad_(), targets
+
+
+def in_float64(hidden: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return hidden.detach().double().requires_grad_(), weight.detach().double().requires_grad_()
+
+
+def test_float32_logits_of_bfloat16_states_are_not_rounded() -> None:
+    hidden, weight, targets = high_logits()
+    want, _ = token_logprobs(*in_float64(hidden, weight), targets, SamplingDistribution(), chunk=99)
+    gaps = {}
+    for float32 in (True, False):
+        got, _ = token_logprobs(
+            hidden, weight, targets, SamplingDistribution(), chunk=16, float32_logits=float32
+        )
+        gaps[float32] = (got - want).abs().max()
+    assert gaps[True] < 1e-5
+    assert gaps[False] > 1e-2
+
+
+def test_gradients_of_float32_logits_are_those_of_float64_within_bfloat16() -> None:
+    hidden, weight, targets = high_logits()
+    exact = in_float64(hidden, weight)
+    upstream = torch.linspace(-1, 2, len(targets))
+    got, _ = token_logprobs(hidden, weight, targets, SamplingDistribution(), chunk=16)
+    want, _ = token_logprobs(*exact, targets, SamplingDistribution(), chunk=99)
+    gradients = torch.autograd.grad((got * upstream).sum(), (hidden, weight))
+    wanted = torch.autograd.grad((want * upstream).sum(), exact)
+    for one, other in zip(gradients, wanted, strict=True):
+        assert one.dtype == torch.bfloat16
+        assert (one - other).norm() < 2**-7 * other.norm()
+
+
+def test_a_gpu_s_product_takes_bfloat16_and_gives_float32() -> None:
+    """Up to the kernel: on the device without memory, which has CUDA's signatures."""
+    hidden = torch.empty(TOKENS, HIDDEN, dtype=torch.bfloat16, device="meta")
+    weight = torch.empty(VOCABULARY, HIDDEN, dtype=torch.bfloat16, device="meta")
+    found = _logits(hidden, weight, float32=True)
+    assert (found.dtype, found.shape) == (torch.float32, (TOKENS, VOCABULARY))
 
 
 def test_float32_answers_in_float32() -> None:
