@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from launcher.demo import compute_threads
+from launcher.run_parts import compute_threads
 from services.errors import ConflictError, SettingsError
 from services.ports import free_port
 from services.settings import Settings, load_settings

@@ -36,6 +36,11 @@ def has_cuda_build() -> bool:
         return False
 
 
+def gpus_are_wanted() -> bool:
+    """Whether a start here is one on GPUs. `CUDA_VISIBLE_DEVICES=` (empty) says that none is."""
+    return has_cuda_build() and environment_value("CUDA_VISIBLE_DEVICES") != ""
+
+
 def visible_gpus() -> list[Gpu]:
     """Those of this machine that `CUDA_VISIBLE_DEVICES` leaves."""
     try:
@@ -80,9 +85,7 @@ def chosen(gpus: list[Gpu], visible: str | None) -> list[Gpu]:
 
 
 def check_gpus(num_needed: int, *, who: str) -> None:
-    """Refuse a start whose packages are for GPUs where there are too few.
-
-    `CUDA_VISIBLE_DEVICES=` (empty) says that none is wanted.
+    """Refuse a start that wants GPUs where there are too few.
 
     Args:
         num_needed: On this machine.
@@ -91,7 +94,7 @@ def check_gpus(num_needed: int, *, who: str) -> None:
     Raises:
         SettingsError: With what to do.
     """
-    if not has_cuda_build() or environment_value("CUDA_VISIBLE_DEVICES") == "":
+    if not gpus_are_wanted():
         return
     num_here = len(visible_gpus())
     if num_here < num_needed:

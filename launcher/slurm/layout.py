@@ -114,12 +114,7 @@ def _shared(settings: Settings, gpus: int) -> Layout:
     _check_number("trainer.num_ranks", settings.trainer.num_ranks, nodes, gpus)
     servers = settings.cluster.num_rollout_servers
     _check_number("cluster.num_rollout_servers", servers, nodes, gpus)
-    share = settings.rollout.gpu_memory_utilization
-    if share > _MOST_OF_A_SHARED_GPU:
-        raise SettingsError(
-            f"rollout.gpu_memory_utilization is {share:g}: a trainer rank is on the same GPU; "
-            f"leave it room, with {_MOST_OF_A_SHARED_GPU:g} at most (docs/deploy/gh200.md)"
-        )
+    check_share(settings)
     return Layout(
         trainer_nodes=nodes,
         ranks_per_node=gpus,
@@ -128,6 +123,33 @@ def _shared(settings: Settings, gpus: int) -> Layout:
         apart=False,
         shared_gpus=True,
     )
+
+
+def check_share(settings: Settings) -> None:
+    """Refuse a server that leaves the rank on its GPU no room.
+
+    Raises:
+        SettingsError: With what to set.
+    """
+    share = settings.rollout.gpu_memory_utilization
+    if share > _MOST_OF_A_SHARED_GPU:
+        raise SettingsError(
+            f"rollout.gpu_memory_utilization is {share:g}: a trainer rank is on the same GPU; "
+            f"leave it room, with {_MOST_OF_A_SHARED_GPU:g} at most (docs/deploy/gh200.md)"
+        )
+
+
+def check_shared_transport(settings: Settings) -> None:
+    """Refuse a transport that cannot work within one GPU.
+
+    Raises:
+        SettingsError: With what to set.
+    """
+    if settings.weights.transport == "nccl":
+        raise SettingsError(
+            "weights.transport = 'nccl' cannot send to the GPU that it sends from: where trainer "
+            "and server share each GPU use ipc"
+        )
 
 
 def _sft_layout(settings: Settings, gpus: int) -> Layout:
@@ -189,8 +211,5 @@ def _check_transport(settings: Settings, layout: Layout) -> None:
             "weights.transport = 'ipc' reaches a server on the trainer's own GPU only: set "
             "deploy.kind = 'colocated', or use disk, http or nccl"
         )
-    if transport == "nccl" and layout.shared_gpus:
-        raise SettingsError(
-            "weights.transport = 'nccl' cannot send to the GPU that it sends from: with "
-            "deploy.kind = 'colocated' use ipc"
-        )
+    if layout.shared_gpus:
+        check_shared_transport(settings)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from launcher.demo import summary_table
+from launcher.run_view import summary_table
 from launcher.table import MetricsTail, RunTable, step_line
 
 
