@@ -5,9 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from launcher.preflight.gpus import Gpu, check_gpus, gpus_are_wanted, visible_gpus
-from launcher.slurm.layout import check_share, check_shared_transport
+from launcher.slurm.layout import check_shared_transport
 from services.errors import SettingsError
 from services.settings import Settings, environment_value
+from trainer.sizing.checks import check_shared_gpus
 
 GpuSet = tuple[Gpu, ...]
 
@@ -56,7 +57,7 @@ def placed(settings: Settings, gpus: Sequence[Gpu]) -> Placement:
         SettingsError: They are too few, or cannot be used as the settings say.
     """
     ranks, servers = settings.trainer.num_ranks, settings.cluster.num_rollout_servers
-    shared = shares_gpus(settings) or (ranks == servers == len(gpus) == 1)
+    shared = settings.shares_gpus or (ranks == servers == len(gpus) == 1)
     if settings.weights.transport == "ipc" and servers > ranks:
         raise SettingsError(
             f"weights.transport = 'ipc' gives each rank's weights to the server on its GPU: set "
@@ -66,7 +67,7 @@ def placed(settings: Settings, gpus: Sequence[Gpu]) -> Placement:
     if len(gpus) < needed:
         raise SettingsError(_too_few(settings, len(gpus), needed, shared=shared))
     if shared:
-        check_share(settings)
+        check_shared_gpus(colocated(settings))
         check_shared_transport(settings)
     first = 0 if shared else ranks
     return Placement(
@@ -77,9 +78,10 @@ def placed(settings: Settings, gpus: Sequence[Gpu]) -> Placement:
     )
 
 
-def shares_gpus(settings: Settings) -> bool:
-    """Whether the settings put a rank and a server on each GPU."""
-    return settings.weights.transport == "ipc" or settings.deploy.kind == "colocated"
+def colocated(settings: Settings) -> Settings:
+    """The settings of a run whose ranks and servers share GPUs, as all of its parts are to know."""
+    deploy = settings.deploy.model_copy(update={"kind": "colocated"})
+    return settings.model_copy(update={"deploy": deploy})
 
 
 def environment(gpus: GpuSet, *, placement: Placement) -> dict[str, str]:
@@ -98,8 +100,8 @@ def environment(gpus: GpuSet, *, placement: Placement) -> dict[str, str]:
 
 
 def numbers(gpus: GpuSet) -> str:
-    """Example: `"0,1"`."""
-    return ",".join(str(gpu.index) for gpu in gpus)
+    """Example: `"0,1"`. A part of a GPU (MIG) has only its UUID."""
+    return ",".join(g.uuid if g.uuid.startswith("MIG-") else str(g.index) for g in gpus)
 
 
 def kinds(gpus: Sequence[Gpu]) -> str:

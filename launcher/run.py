@@ -10,7 +10,7 @@ from types import FrameType
 from rich.console import Console
 
 from launcher.folder import RunFolder, run_lock
-from launcher.placement import place
+from launcher.placement import colocated, place
 from launcher.preflight.folders import check_run_folder
 from launcher.processes import PartDiedError, Supervisor, heeded_signals
 from launcher.rubric_check import check_rubric
@@ -45,6 +45,8 @@ def run_here(settings: Settings, *, resume: bool = False, evaluate: bool = False
     check_rubric(settings)
     check_run_folder(settings.run.root)
     placement = place(settings)
+    if placement.shared:
+        settings = colocated(settings)
     console = open_console()
     folder = RunFolder(settings.run.folder)
     with run_lock(folder.path) as lock:

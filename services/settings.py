@@ -175,12 +175,12 @@ class WeightSettings(Section):
 
 
 class ClusterSettings(Section):
-    """The GPUs that a run is sized for: for `sgg-rl train --dry-run` and `reproduce`."""
+    """The GPUs of a run, for `sgg-rl run`, `reproduce` and `train --dry-run`."""
 
     gpu_memory_gib: float | None = Field(default=None, gt=0)
     """Of each GPU of the trainer."""
     num_rollout_servers: int = Field(default=1, ge=1)
-    """Each on a GPU of its own."""
+    """Each on a GPU of its own, or of a rank where both share it."""
 
 
 class EvaluationSettings(Section):
@@ -247,6 +247,11 @@ class Settings(Section):
         if self.algorithm.overlong_buffer > self.sampling.max_tokens:
             raise ValueError("algorithm.overlong_buffer is over sampling.max_tokens")
         return self
+
+    @property
+    def shares_gpus(self) -> bool:
+        """Whether a rollout server and a rank of the trainer are on each GPU."""
+        return self.weights.transport == "ipc" or self.deploy.kind == "colocated"
 
     @property
     def data_token(self) -> str | None:

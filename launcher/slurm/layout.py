@@ -6,12 +6,9 @@ from typing import Literal
 from launcher.slurm.site import Site
 from services.errors import SettingsError
 from services.settings import Settings
+from trainer.sizing.checks import check_shared_gpus
 
 Job = Literal["train", "sft", "infer"]
-
-_MOST_OF_A_SHARED_GPU = 0.6
-"""Of a GPU's memory for vLLM where a trainer rank is on it too: the policy, its gradients and
-activations need the rest at the least."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +111,7 @@ def _shared(settings: Settings, gpus: int) -> Layout:
     _check_number("trainer.num_ranks", settings.trainer.num_ranks, nodes, gpus)
     servers = settings.cluster.num_rollout_servers
     _check_number("cluster.num_rollout_servers", servers, nodes, gpus)
-    check_share(settings)
+    check_shared_gpus(settings)
     return Layout(
         trainer_nodes=nodes,
         ranks_per_node=gpus,
@@ -123,20 +120,6 @@ def _shared(settings: Settings, gpus: int) -> Layout:
         apart=False,
         shared_gpus=True,
     )
-
-
-def check_share(settings: Settings) -> None:
-    """Refuse a server that leaves the rank on its GPU no room.
-
-    Raises:
-        SettingsError: With what to set.
-    """
-    share = settings.rollout.gpu_memory_utilization
-    if share > _MOST_OF_A_SHARED_GPU:
-        raise SettingsError(
-            f"rollout.gpu_memory_utilization is {share:g}: a trainer rank is on the same GPU; "
-            f"leave it room, with {_MOST_OF_A_SHARED_GPU:g} at most (docs/deploy/gh200.md)"
-        )
 
 
 def check_shared_transport(settings: Settings) -> None:

@@ -7,6 +7,10 @@ from services.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+_MOST_OF_A_SHARED_GPU = 0.6
+"""Of a GPU's memory for vLLM where a trainer rank is on it too: the policy, its gradients and
+activations need the rest at the least."""
+
 
 def check_grpo(settings: Settings) -> None:
     """Refuse settings that each make sense alone, and not together, for `sgg-rl train`.
@@ -14,6 +18,7 @@ def check_grpo(settings: Settings) -> None:
     Raises:
         SettingsError: With the fields and what to set.
     """
+    check_shared_gpus(settings)
     lora = settings.lora
     if (lora.rank > 0) != (settings.weights.transport == "lora"):
         raise SettingsError(
@@ -29,6 +34,20 @@ def check_grpo(settings: Settings) -> None:
     if lora.dropout:
         raise SettingsError(
             "lora.dropout is for SFT: in GRPO the trainer must score with the weights that sampled"
+        )
+
+
+def check_shared_gpus(settings: Settings) -> None:
+    """Refuse a server that leaves too little of a GPU to the rank that is on it too.
+
+    Raises:
+        SettingsError: With what to set.
+    """
+    share = settings.rollout.gpu_memory_utilization
+    if settings.shares_gpus and share > _MOST_OF_A_SHARED_GPU:
+        raise SettingsError(
+            f"rollout.gpu_memory_utilization is {share:g}: a trainer rank is on the same GPU; "
+            f"leave it room, with {_MOST_OF_A_SHARED_GPU:g} at most (docs/deploy/gh200.md)"
         )
 
 
