@@ -68,7 +68,8 @@ def _gpu_lines(settings: Settings, placement: Placement) -> Iterator[str]:
         share = settings.rollout.gpu_memory_utilization
         yield f"rank and server share each GPU: rollout.gpu_memory_utilization = {share:g}"
     if placement.idle:
-        yield f"idle: {_on(placement.idle)} (trainer.num_ranks, cluster.num_rollout_servers)"
+        what = f"trainer.num_ranks and cluster.num_rollout_servers use {len(used)}"
+        yield f"{_on(placement.idle)} stays idle: {what}"
 
 
 def _on(gpus: GpuSet) -> str:

@@ -109,7 +109,7 @@ def test_each_part_has_its_gpu_and_keeps_it(machine: Machine) -> None:
         assert ["trainer", "2", "ranks", "GPU", "0,1"] in [
             line.split() for line in plan.splitlines()
         ]
-        assert "idle: GPU 4 " in plan
+        assert "GPU 4 stays idle" in plan
         ports = [machine.port(f"rollout-{i}", plan) for i in range(2)]
         for name, place in PLACES.items():
             _, _, number = name.partition("-")

@@ -114,7 +114,7 @@ def test_the_plan_says_where_everything_is(gpus: list[Gpu]) -> None:
     lines = plan_lines(wanted, folder, placed(wanted, gpus[:5]), urls, 7)
     assert lines[0] == "run run: 7 steps of none"
     text = "\n".join(lines)
-    for words in (*urls, "GPU 2", "GPU 3", "GPU 0,1", "idle: GPU 4", "runs/r/logs"):
+    for words in (*urls, "GPU 2", "GPU 3", "GPU 0,1", "GPU 4 stays idle", "runs/r/logs"):
         assert words in text
     assert max(map(len, lines)) <= 80
     shared = settings(2, 2, "ipc")
