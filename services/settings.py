@@ -175,7 +175,7 @@ class WeightSettings(Section):
 
 
 class ClusterSettings(Section):
-    """The GPUs of a run, for `sgg-rl run`, `reproduce` and `train --dry-run`."""
+    """The GPUs of a run, for `sgg-rl run` and `train --dry-run`."""
 
     gpu_memory_gib: float | None = Field(default=None, gt=0)
     """Of each GPU of the trainer."""

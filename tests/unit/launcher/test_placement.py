@@ -10,7 +10,7 @@ from launcher.preflight.gpus import Gpu, visible_gpus
 from launcher.run_parts import run_parts, server_urls
 from launcher.run_view import plan_lines
 from services.errors import SettingsError
-from services.settings import Settings
+from services.settings import Settings, load_settings
 from tests.fake_gpus import fake_gpus
 
 
@@ -73,6 +73,21 @@ def test_one_gpu_is_shared_by_one_rank_and_one_server(gpus: list[Gpu]) -> None:
         placed(settings(share=0.85), gpus[:1])
     with pytest.raises(SettingsError, match="'nccl' cannot send to the GPU that it sends from"):
         placed(settings(transport="nccl"), gpus[:1])
+
+
+@pytest.mark.parametrize(
+    ("hardware", "number", "shared"),
+    [("a100x16", 16, False), ("24gbx32", 32, False), ("gh200x16", 16, True), ("80gbx1", 1, True)],
+)
+def test_a_recipe_on_shipped_hardware_uses_all_of_it(
+    gpus: list[Gpu], hardware: str, number: int, shared: bool
+) -> None:
+    recipe = Path("configs/r1-sgg/vg150-closed-2b-zero.toml")
+    wanted = load_settings([recipe, Path(f"configs/hardware/{hardware}.toml")])
+    found = placed(wanted, gpus[:1] * number)
+    assert (found.idle, found.shared) == ((), shared)
+    with pytest.raises(SettingsError, match=f"need {number} GPUs"):
+        placed(wanted, gpus[:1] * (number - 1))
 
 
 @pytest.mark.parametrize(
