@@ -47,6 +47,7 @@ def run_here(settings: Settings, *, resume: bool = False, evaluate: bool = False
     placement = place(settings)
     if placement.shared:
         settings = colocated(settings)
+    num_steps = _num_steps(settings)
     console = open_console()
     folder = RunFolder(settings.run.folder)
     with run_lock(folder.path) as lock:
@@ -63,10 +64,10 @@ def run_here(settings: Settings, *, resume: bool = False, evaluate: bool = False
         setup_logging(command, folder.logs / f"{command}.log")  # the terminal is the table's
         urls = server_urls(settings)
         parts = run_parts(settings, folder, placement, urls, resume=resume)
-        run = _Run(settings, folder, console, urls, evaluate=evaluate)
+        run = _Run(settings, folder, console, urls, num_steps, evaluate=evaluate)
         try:
             with signals_as_interrupt():
-                run.say("\n".join(plan_lines(settings, folder, placement, urls, run.num_steps)))
+                run.say("\n".join(plan_lines(settings, folder, placement, urls, num_steps)))
                 run.do(parts, lock)
         except (PartDiedError, WaitTimeoutError) as error:
             return _ended_early(folder, command, error.message, 1)
@@ -84,11 +85,12 @@ class _Run:
         folder: RunFolder,
         console: Console,
         urls: list[str],
+        num_steps: int,
         *,
         evaluate: bool,
     ) -> None:
         self.say = say_on(console)
-        self.num_steps = _num_steps(settings)
+        self._num_steps = num_steps
         self._settings = settings
         self._folder = folder
         self._console = console
@@ -100,7 +102,7 @@ class _Run:
         folder = self._folder
         with (
             Supervisor(folder.logs, say=self.say, held_fds=[lock]) as supervisor,
-            RunTable(folder.metrics, self.num_steps, supervisor.states, self._console) as table,
+            RunTable(folder.metrics, self._num_steps, supervisor.states, self._console) as table,
         ):
             started = time.monotonic()
             names = [part.name for part in (parts.redis, *parts.services)]
@@ -110,11 +112,11 @@ class _Run:
             supervisor.wait_ready(*names, tick=table.update)
             self.say(f"ready after {time.monotonic() - started:.0f} s")
             self._evaluate("before", 0, supervisor, table)
-            self.say(f"training {self.num_steps} steps")
+            self.say(f"training {self._num_steps} steps")
             # Only now: where it shares its GPUs, the servers have taken their part of them.
             supervisor.start(parts.trainer)
             supervisor.wait_done("trainer", tick=table.update)
-            self._evaluate("after", self.num_steps, supervisor, table)
+            self._evaluate("after", self._num_steps, supervisor, table)
         self._report()
         folder.mark_finished()
 
