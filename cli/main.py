@@ -123,6 +123,18 @@ def sft(
     run.sft(run.settings(config or [Path("configs/toy-sft.toml")], set_), resume=resume)
 
 
+@app.command("run")
+def run_command(
+    config: Config = None,
+    set_: Overrides = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the run of this name.")] = False,
+) -> None:
+    """A whole run on this machine: Redis, reward service, rollout servers, trainer."""
+    from cli import run
+
+    run.run(run.settings(config, set_), resume=resume, evaluate=False)
+
+
 @app.command()
 def demo(
     config: Config = None,
@@ -130,11 +142,11 @@ def demo(
     data: Annotated[str | None, typer.Option(help="Train on this dataset instead.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run of this name.")] = False,
 ) -> None:
-    """The whole loop on this machine: services, training, held-out evaluation, report."""
+    """As `run`, with held-out evaluations before and after, and a report."""
     from cli import run
 
     overrides = [*(set_ or []), *([f"data.train={data}"] if data else [])]
-    run.demo(run.settings(config, overrides), resume=resume)
+    run.run(run.settings(config, overrides), resume=resume, evaluate=True)
 
 
 @app.command()

@@ -159,11 +159,11 @@ def _rank_of(found: Settings) -> int:
     return int(rank or 0)
 
 
-def demo(found: Settings, *, resume: bool) -> None:
+def run(found: Settings, *, resume: bool, evaluate: bool) -> None:
     """Run everything on this machine."""
-    from launcher.demo import run_demo
+    from launcher.run import run_here
 
-    sys.exit(run_demo(found, resume=resume))
+    sys.exit(run_here(found, resume=resume, evaluate=evaluate))
 
 
 def dead_list(found: Settings) -> None:

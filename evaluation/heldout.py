@@ -28,13 +28,16 @@ _NOT_MEASURED: dict[Task, tuple[str, ...]] = {
 """Parts of names of metrics that say nothing about a task"""
 
 
-def evaluate_heldout(settings: Settings, *, label: str, policy_version: int) -> dict[str, Any]:
+def evaluate_heldout(
+    settings: Settings, servers: Sequence[str], *, label: str, policy_version: int
+) -> dict[str, Any]:
     """Ask about the run's held-out images and score the answers by the strict protocol.
 
     The answers are written to `heldout-<label>.jsonl` in the run's folder.
 
     Args:
-        settings: Of the run; its rollout server must be serving.
+        settings: Of the run.
+        servers: Urls of its rollout servers, which must be serving.
         label: `before` or `after`.
         policy_version: That must have sampled every token.
 
@@ -48,7 +51,7 @@ def evaluate_heldout(settings: Settings, *, label: str, policy_version: int) -> 
 
     async def ask() -> list[GraphLine]:
         async with Fleet(
-            [settings.rollout.url],
+            servers,
             token=settings.data_token,
             per_server=requests_per_server(settings),
             patience_s=settings.trainer.wait_timeout_s,

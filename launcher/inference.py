@@ -2,19 +2,18 @@
 
 import asyncio
 import sys
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-
-from rich.console import Console
 
 from evaluation.inference.folder import FirstImages, infer_into
 from evaluation.inference.progress import Progress
-from launcher.demo import MAX_RESTARTS, signals_as_interrupt
 from launcher.inference_view import ProgressView, summary
 from launcher.preflight.folders import check_run_folder
 from launcher.preflight.gpus import check_gpus
 from launcher.processes import Part, Supervisor, http_probe
+from launcher.run import signals_as_interrupt
+from launcher.run_parts import MAX_RESTARTS
+from launcher.terminal import Say, open_console, say_on
 from scene_data.dataset import open_dataset
 from services.errors import SettingsError, UnavailableError
 from services.keys import RunKeys
@@ -24,7 +23,6 @@ from services.registry import Registry
 from services.settings import Settings, dump_settings
 from services.telemetry import setup_logging
 
-Say = Callable[[str], None]
 _NO_REDIS = "redis://127.0.0.1:1/0"
 """Nobody listens there. A server without Redis serves the model that it was started with."""
 
@@ -52,8 +50,8 @@ def run_inference(
         SggError: With what to do about it.
         KeyboardInterrupt: What is written stays, and the same command goes on from there.
     """
-    console = Console()
-    say: Say = partial(console.print, soft_wrap=True, highlight=False, markup=False)
+    console = open_console()
+    say = say_on(console)
     logs = folder / "logs"
     check_run_folder(logs, named_by="the output folder")
     logs.mkdir(parents=True, exist_ok=True)

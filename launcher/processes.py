@@ -25,7 +25,7 @@ from services.settings import ENV_PREFIX, child_environment
 
 T = TypeVar("T")
 State = Literal["starting", "running", "waiting", "adopted", "done", "stopped"]
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _TICK_S = 0.3
 _PROBE_S = 1.0
 """Between two questions to a part over the network."""
@@ -52,6 +52,8 @@ class Part:
     max_restarts: int = 0
     """For parts that keep no state."""
     ready_timeout_s: float = 600.0
+    grace_s: float = 30.0
+    """What it gets to end in, once it has served: between SIGTERM and SIGKILL."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Set in addition to this process's own."""
 
@@ -81,7 +83,7 @@ class _Child:
 
 
 class Supervisor:
-    """Starts parts in order and stops them in reverse, however the `with` block is left.
+    """Starts parts in stages and stops them in reverse, however the `with` block is left.
 
     Start parts from one thread. Leaving a part running is not possible: each has a keeper
     (`launcher.keeper`) that ends it when this process is gone.
@@ -92,7 +94,6 @@ class Supervisor:
         logs: Path,
         *,
         say: Callable[[str], None] = print,
-        grace_s: float = 30.0,
         held_fds: Sequence[int] = (),
     ) -> None:
         """Args are kept.
@@ -100,14 +101,13 @@ class Supervisor:
         Args:
             logs: Folder of `<part>.log`.
             say: Takes a line for people.
-            grace_s: What a part gets between SIGTERM and SIGKILL.
             held_fds: Kept open until the last part is gone, also where this process is killed.
         """
         self._logs = logs
         self._say = say
-        self._grace_s = grace_s
         self._held_fds = tuple(held_fds)
         self._children: dict[str, _Child] = {}
+        self._stages: list[list[_Child]] = []
 
     def __enter__(self) -> Self:
         keeper.become_subreaper()
@@ -120,12 +120,18 @@ class Supervisor:
         error: BaseException | None,
         at: TracebackType | None,
     ) -> None:
+        if kind is KeyboardInterrupt:
+            self._say("stopping all parts; Ctrl-C again stops them at once")
         self.stop()
 
-    def start(self, part: Part) -> None:
-        """Start a part; `wait_ready` waits for it."""
-        child = self._children[part.name] = _Child(part)
-        self._spawn(child)
+    def start(self, *parts: Part) -> None:
+        """Start parts that are stopped together, as one stage; `wait_ready` waits for them."""
+        stage: list[_Child] = []
+        self._stages.append(stage)
+        for part in parts:
+            child = self._children[part.name] = _Child(part)
+            stage.append(child)
+            self._spawn(child)
 
     def wait_ready(self, *names: str, tick: Callable[[], None] = lambda: None) -> None:
         """Until each of the named parts has said that it can serve.
@@ -185,16 +191,10 @@ class Supervisor:
         return {name: self._describe(child) for name, child in self._children.items()}
 
     def stop(self) -> None:
-        """End all parts, the last started first. A signal meanwhile takes their grace away."""
-        hurry = _Hurry()
-        with hurry:
-            for child in reversed(self._children.values()):
-                if child.process is not None and child.process.poll() is None:
-                    self._stop_process(child.process, hurry)
-                if child.state == "adopted":
-                    self._say(f"{child.part.name} was started by hand and goes on")
-                elif child.state != "done":
-                    child.enter("stopped")
+        """End all parts, the last stage first. A signal meanwhile takes their grace away."""
+        with _Hurry() as hurry:
+            for stage in reversed(self._stages):
+                self._stop_stage(stage, hurry)
             self._end_orphans()
 
     def _spawn(self, child: _Child) -> None:
@@ -203,7 +203,13 @@ class Supervisor:
         environment = {k: v for k, v in environment.items() if not k.startswith(ENV_PREFIX)}
         with self._log(child).open("ab") as log:
             child.process = subprocess.Popen(
-                [sys.executable, "-I", keeper.__file__, str(self._grace_s), *child.part.command],
+                [
+                    sys.executable,
+                    "-I",
+                    keeper.__file__,
+                    str(child.part.grace_s),
+                    *child.part.command,
+                ],
                 stdin=subprocess.PIPE,  # never written: its end tells the keeper that we are gone
                 stdout=log,
                 stderr=log,
@@ -262,10 +268,28 @@ class Supervisor:
         if child.silent_probes >= 5:
             self._ended(child, 1)
 
-    def _stop_process(self, process: "subprocess.Popen[bytes]", hurry: "_Hurry") -> None:
+    def _stop_stage(self, stage: Sequence[_Child], hurry: "_Hurry") -> None:
+        """All at once; what still loads gets no grace, for it has nothing to hand back."""
+        living = [
+            (child, child.process)
+            for child in stage
+            if child.process is not None and child.process.poll() is None
+        ]
+        for child, process in living:
+            process.send_signal(signal.SIGQUIT if child.state == "starting" else signal.SIGTERM)
+        for child, process in living:
+            self._wait_end(process, child.part.grace_s, hurry)
+        for child in stage:
+            if child.state == "adopted":
+                self._say(f"{child.part.name} was started by hand and goes on")
+            elif child.state != "done":
+                child.enter("stopped")
+
+    def _wait_end(
+        self, process: "subprocess.Popen[bytes]", grace_s: float, hurry: "_Hurry"
+    ) -> None:
         """The keeper answers for the whole tree, so it gets some seconds more than its command."""
-        process.terminate()
-        deadline = time.monotonic() + self._grace_s + 10.0
+        deadline = time.monotonic() + grace_s + 10.0
         while process.poll() is None:
             if hurry.asked:
                 process.send_signal(signal.SIGQUIT)
@@ -303,18 +327,23 @@ class _Hurry:
 
     def __init__(self) -> None:
         self.asked = False
-        self._before: list[Any] = []
+        self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        self._before = [signal.signal(number, self._note) for number in STOP_SIGNALS]
+        self._before = {number: signal.signal(number, self._note) for number in heeded_signals()}
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in zip(STOP_SIGNALS, self._before, strict=True):
+        for number, handler in self._before.items():
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.asked = True
+
+
+def heeded_signals() -> list[signal.Signals]:
+    """Those of `_STOP_SIGNALS` that this process was not told to ignore, as `nohup` does."""
+    return [number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
 
 
 def http_probe(url: str, *, says: str = "") -> Callable[[], bool]:

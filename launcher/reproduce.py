@@ -15,9 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
-from launcher.demo import compute_threads
 from services.errors import ConflictError, SettingsError
-from services.ports import free_port
 from services.settings import Settings, load_settings
 
 Stage = Literal["sft", "grpo", "infer", "evaluate"]
@@ -134,7 +132,6 @@ def commands(rows: Sequence[Row], stages: Collection[Stage] = STAGES) -> Iterato
         stages: Those that are wanted.
     """
     yield "set -e"
-    yield "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT"
     tuned: set[str] = set()
     for row in rows:
         yield f"\n# {row.name}"
@@ -143,7 +140,7 @@ def commands(rows: Sequence[Row], stages: Collection[Stage] = STAGES) -> Iterato
             tuned.add(sft.name)
             yield _sgg_rl("sft", *sft.options)
         if "grpo" in stages and row.kind in ("zero", "grpo"):
-            yield from _grpo(row)
+            yield _sgg_rl("run", *row.options)
         if "infer" in stages:
             yield _infer(row)
         if "evaluate" in stages:
@@ -169,17 +166,9 @@ def run_tiny(runs: Path = RUNS, pattern: str = "*") -> int:
             raise ConflictError(f"{row.folder} is there already: remove it, or say --runs FOLDER")
     script = runs / "reproduce-tiny.sh"
     runs.mkdir(parents=True, exist_ok=True)
-    script.write_text("\n".join([*_surroundings(), _MAKE_TINY_DATA, *commands(rows), ""]))
+    path = f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
+    script.write_text("\n".join([path, _MAKE_TINY_DATA, *commands(rows), ""]))
     return subprocess.run(["bash", "-v", str(script)], check=False).returncode
-
-
-def _surroundings() -> Iterator[str]:
-    """What lets the script run beside others: free ports, some of the cores for each part."""
-    yield f"export PATH={shlex.quote(str(Path(sys.executable).parent))}:$PATH"
-    for name, scheme in (("redis", "redis"), ("reward", "http"), ("rollout", "http")):
-        yield f"export SGG__{name.upper()}__URL={scheme}://127.0.0.1:{free_port()}"
-    for name, value in compute_threads().items():
-        yield f"export {name}={value}"
 
 
 def _row(name: str, recipes: Path, hardware: Path | None, runs: Path) -> Row:
@@ -194,30 +183,6 @@ def _order(name: str) -> tuple[str, int]:
 
 def _sgg_rl(*words: str) -> str:
     return shlex.join(["sgg-rl", *words])
-
-
-def _grpo(row: Row) -> Iterator[str]:
-    """Services, training, and the end of the services; Redis is the last to go."""
-    cluster, trainer = row.settings.cluster, row.settings.trainer
-    logs = shlex.quote(str(row.folder / "logs"))
-    yield f"mkdir -p {logs}"
-    yield f"{_sgg_rl('serve', 'redis', *row.options)} &>{logs}/redis.log & redis=$!"
-    yield f"{_sgg_rl('serve', 'reward', *row.options)} &>{logs}/reward.log & services=$!"
-    rollout = _sgg_rl("serve", "rollout", *row.options)
-    if cluster.num_rollout_servers == 1:
-        yield f'{rollout} &>{logs}/rollout.log & services="$services $!"'
-    else:
-        first = 0 if row.settings.weights.transport == "ipc" else trainer.num_ranks
-        yield f"for gpu in $(seq {first} {first + cluster.num_rollout_servers - 1}); do"
-        yield (
-            f"  CUDA_VISIBLE_DEVICES=$gpu {rollout} --port $((8200 + gpu)) "
-            f"&>{logs}/rollout-$gpu.log &"
-        )
-        yield '  services="$services $!"'
-        yield "done"
-    yield _sgg_rl("train", *row.options)
-    yield "kill $services; wait $services || true"
-    yield "kill $redis; wait $redis || true"
 
 
 def _infer(row: Row) -> str:

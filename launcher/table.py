@@ -14,6 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 _SHOWN_STEPS = 12
+_BETWEEN_COLUMNS = 2
+"""Spaces after each."""
 _COLOURS = {"running": "green", "done": "green", "starting": "yellow", "adopted": "cyan"}
 
 Row = dict[str, Any]
@@ -146,26 +148,51 @@ class RunTable:
         return is_new
 
     def _table(self) -> Table:
-        terms = list(self._rows[-1].get("reward_terms", {})) if self._rows else []
-        phases = list(self._rows[-1].get("phases_s", {})) if self._rows else []
         total = self._total(self._rows[-1]) if self._rows else self._num_steps
         left = self._left() if self._rows else None
         title = f"step of {total}" if total else "waiting for the first step"
-        table = Table(title=f"{title}, {left} left" if left else title, title_justify="left")
-        names = ["step", "reward", *terms, "failed", "lag", "tok/s", *(f"{p} s" for p in phases)]
-        for name in names:
-            table.add_column(name, justify="right")
-        for row in self._rows:
-            table.add_row(
-                str(row.get("step", -1) + 1),
-                _number(row.get("reward_mean")),
-                *(_number(row.get("reward_terms", {}).get(term)) for term in terms),
-                _percent(row.get("failure_rate")),
-                _lag(row),
-                _number(row.get("tokens_per_s"), 0),
-                *(_number(row.get("phases_s", {}).get(phase), 1) for phase in phases),
-            )
+        table = Table(
+            title=f"{title}, {left} left" if left else title,
+            title_justify="left",
+            box=None,
+            padding=(0, _BETWEEN_COLUMNS, 0, 0),
+        )
+        columns = self._fitting_columns()
+        for name in columns:
+            table.add_column(name, justify="right", no_wrap=True)
+        for cells in zip(*columns.values(), strict=True):
+            table.add_row(*cells)
         return table
+
+    def _fitting_columns(self) -> dict[str, list[str]]:
+        """Those that a terminal has room for; phases give way last, terms of the reward first."""
+        last = self._rows[-1] if self._rows else {}
+        terms = {
+            term: [_number(row.get("reward_terms", {}).get(term)) for row in self._rows]
+            for term in last.get("reward_terms", {})
+        }
+        phases = {
+            f"{phase} s": [_number(row.get("phases_s", {}).get(phase), 1) for row in self._rows]
+            for phase in last.get("phases_s", {})
+        }
+        columns = {
+            "step": [str(row.get("step", -1) + 1) for row in self._rows],
+            "reward": [_number(row.get("reward_mean")) for row in self._rows],
+            **terms,
+            "failed": [_percent(row.get("failure_rate")) for row in self._rows],
+            "lag": [_lag(row) for row in self._rows],
+            "tok/s": [_number(row.get("tokens_per_s"), 0) for row in self._rows],
+            **phases,
+        }
+        widths = {
+            name: max(map(len, (name, *cells))) + _BETWEEN_COLUMNS
+            for name, cells in columns.items()
+        }
+        for name in (*reversed(terms), *reversed(phases)):
+            if sum(widths[name] for name in columns) <= self._console.width:
+                break
+            del columns[name]
+        return columns
 
     def _processes(self) -> Text:
         text = Text()

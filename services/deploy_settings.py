@@ -14,7 +14,8 @@ class DeploySettings(Section):
 
     kind: DeployKind = "heterogeneous"
     """Trainer and rollout nodes as two components of one job; as one allocation that goes on when a
-    rollout node is lost; on one node; or a trainer rank and a rollout server on every GPU."""
+    rollout node is lost; on one node; or a trainer rank and a rollout server on every GPU, which
+    `sgg-rl run` does too."""
     site: str | None = None
     """The cluster: a file of `deploy/slurm/sites` without `.toml`, or the path of one's own."""
     site_values: dict[str, str] = Field(default_factory=dict)

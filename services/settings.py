@@ -183,12 +183,12 @@ class WeightSettings(Section):
 
 
 class ClusterSettings(Section):
-    """The GPUs that a run is sized for: for `sgg-rl train --dry-run` and `reproduce`."""
+    """The GPUs of a run, for `sgg-rl run` and `train --dry-run`."""
 
     gpu_memory_gib: float | None = Field(default=None, gt=0)
     """Of each GPU of the trainer."""
     num_rollout_servers: int = Field(default=1, ge=1)
-    """Each on a GPU of its own."""
+    """Each on a GPU of its own, or of a rank where both share it."""
 
 
 class EvaluationSettings(Section):

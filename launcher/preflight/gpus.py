@@ -52,6 +52,11 @@ def has_cuda_build() -> bool:
     return torch_cuda() is not None
 
 
+def gpus_are_wanted() -> bool:
+    """Whether a start here is one on GPUs. `CUDA_VISIBLE_DEVICES=` (empty) says that none is."""
+    return has_cuda_build() and environment_value("CUDA_VISIBLE_DEVICES") != ""
+
+
 def visible_gpus() -> list[Gpu]:
     """Those of this machine that `CUDA_VISIBLE_DEVICES` leaves."""
     return look_for_gpus()[0]
@@ -115,9 +120,7 @@ def chosen(gpus: list[Gpu], visible: str | None) -> list[Gpu]:
 
 
 def check_gpus(num_needed: int, *, who: str) -> None:
-    """Refuse a start whose packages are for GPUs where there are too few, or the driver is too old.
-
-    `CUDA_VISIBLE_DEVICES=` (empty) says that none is wanted.
+    """Refuse a start that wants GPUs where there are too few, or the driver is too old.
 
     Args:
         num_needed: On this machine.
@@ -126,9 +129,9 @@ def check_gpus(num_needed: int, *, who: str) -> None:
     Raises:
         SettingsError: With what to do.
     """
-    visible = environment_value("CUDA_VISIBLE_DEVICES")
-    if not has_cuda_build() or visible == "":
+    if not gpus_are_wanted():
         return
+    visible = environment_value("CUDA_VISIBLE_DEVICES")
     gpus, problem = look_for_gpus()
     if gpus:
         check_driver(gpus[0].driver, who=who)

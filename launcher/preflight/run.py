@@ -1,8 +1,8 @@
 """All that a run needs here, by its settings."""
 
-from collections import Counter
 from pathlib import Path
 
+from launcher.placement import kinds, placed
 from launcher.preflight.finding import Finding, look
 from launcher.preflight.gpus import Gpu, check_gpus, has_cuda_build, visible_gpus
 from launcher.preflight.room import folder_findings
@@ -56,8 +56,7 @@ def gpu_findings(
     """
     if not gpus:
         return [look("GPU", lambda: _no_gpu(settings))]
-    kinds = Counter(map(str, gpus))
-    found = [Finding("GPU", "ok", "; ".join(f"{n} x {kind}" for kind, n in kinds.items()))]
+    found = [Finding("GPU", "ok", kinds(gpus))]
     if settings.model.dtype == "bfloat16" and not all(gpu.has_bfloat16 for gpu in gpus):
         old = next(gpu for gpu in gpus if not gpu.has_bfloat16)
         found.append(
@@ -81,21 +80,10 @@ def _no_gpu(settings: Settings) -> str:
 
 
 def _number(settings: Settings, gpus: list[Gpu], *, one_host: bool) -> list[Finding]:
-    ranks, servers = settings.trainer.num_ranks, settings.cluster.num_rollout_servers
     if not one_host:
         return []
-    needed = max(ranks, servers) if settings.weights.transport == "ipc" else ranks + servers
-    if len(gpus) >= needed:
-        return []
-    return [
-        Finding(
-            "GPUs",
-            "missing",
-            f"{ranks} ranks of the trainer and {servers} rollout servers need {needed} GPUs, and "
-            f"{len(gpus)} can be seen: set trainer.num_ranks and cluster.num_rollout_servers lower,"
-            " or weights.transport = 'ipc', with which both share each GPU",
-        )
-    ]
+    found = look("GPUs", lambda: kinds(placed(settings, gpus).idle))
+    return [found] if found.state == "missing" else []
 
 
 def _taken(gpus: list[Gpu], servers: list[ServerRecord]) -> list[Finding]:

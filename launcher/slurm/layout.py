@@ -122,6 +122,19 @@ def _shared(settings: Settings, gpus: int) -> Layout:
     )
 
 
+def check_shared_transport(settings: Settings) -> None:
+    """Refuse a transport that cannot work within one GPU.
+
+    Raises:
+        SettingsError: With what to set.
+    """
+    if settings.weights.transport == "nccl":
+        raise SettingsError(
+            "weights.transport = 'nccl' cannot send to the GPU that it sends from: where trainer "
+            "and server share each GPU use ipc"
+        )
+
+
 def _sft_layout(settings: Settings, gpus: int) -> Layout:
     nodes, ranks = settings.deploy.trainer_nodes, settings.trainer.num_ranks
     if nodes > 1 or ranks > gpus:
@@ -181,8 +194,5 @@ def _check_transport(settings: Settings, layout: Layout) -> None:
             "weights.transport = 'ipc' reaches a server on the trainer's own GPU only: set "
             "deploy.kind = 'colocated', or use disk, http or nccl"
         )
-    if transport == "nccl" and layout.shared_gpus:
-        raise SettingsError(
-            "weights.transport = 'nccl' cannot send to the GPU that it sends from: with "
-            "deploy.kind = 'colocated' use ipc"
-        )
+    if layout.shared_gpus:
+        check_shared_transport(settings)

@@ -25,6 +25,9 @@ def main() -> None:
         sys.exit("cannot find the model")
     if (folder / "stubborn").exists():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if (folder / "loading").exists() and name == "rollout":
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        sys.argv[3:] = []  # never ready
     server = HTTPServer(("127.0.0.1", int(sys.argv[3])), Yes) if len(sys.argv) > 3 else None
     child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
     with (folder / f"{name}.pids").open("a") as file:

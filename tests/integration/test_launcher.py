@@ -1,13 +1,16 @@
 """The launcher over real processes that are killed in every way."""
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -17,12 +20,12 @@ from launcher.keeper import children, is_alive
 from tests.processes import wait_for
 
 REPOSITORY = Path(__file__).parents[2]
-DRIVER = Path(__file__).with_name("demo_driver.py")
+DRIVER = Path(__file__).with_name("run_driver.py")
 DUMMY = Path(__file__).with_name("dummy_part.py")
 PARTS = ("redis", "reward", "rollout", "trainer")
 
 
-class Demo:
+class Run:
     """A launcher in a process of its own."""
 
     def __init__(self, root: Path) -> None:
@@ -30,21 +33,26 @@ class Demo:
         self.folder = root / "r"
         self.launchers: list[subprocess.Popen[str]] = []
 
-    def start(self, *arguments: str) -> "subprocess.Popen[str]":
+    def start(
+        self, *arguments: str, before: Sequence[str] = (), terminal: int | None = None
+    ) -> "subprocess.Popen[str]":
         environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONUNBUFFERED": "1"}
         launcher = subprocess.Popen(
-            [sys.executable, str(DRIVER), str(self.root), *arguments],
-            stdout=(self.root / "out").open("w"),
+            [*before, sys.executable, str(DRIVER), str(self.root), *arguments],
+            stdin=terminal,
+            stdout=(self.root / "out").open("w") if terminal is None else terminal,
             stderr=subprocess.STDOUT,
+            start_new_session=terminal is not None,
+            preexec_fn=None if terminal is None else lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
             env=environment,
             text=True,
         )
         self.launchers.append(launcher)
         return launcher
 
-    def training(self, *arguments: str) -> "subprocess.Popen[str]":
+    def training(self, *arguments: str, **how: Any) -> "subprocess.Popen[str]":
         """A launcher whose parts all run."""
-        launcher = self.start(*arguments)
+        launcher = self.start(*arguments, **how)
         wait_for("the trainer", lambda: bool(self.pids("trainer")) or launcher.poll() is not None)
         assert launcher.poll() is None, self.output()
         return launcher
@@ -77,115 +85,141 @@ class Demo:
 
 
 @pytest.fixture
-def demo(tmp_path: Path) -> Iterator[Demo]:
-    demo = Demo(tmp_path)
-    yield demo
-    for launcher in demo.launchers:
+def run(tmp_path: Path) -> Iterator[Run]:
+    run = Run(tmp_path)
+    yield run
+    for launcher in run.launchers:
         launcher.kill()
         launcher.wait()
-    for pid in filter(is_alive, demo.all_pids()):
+    for pid in filter(is_alive, run.all_pids()):
         os.kill(pid, signal.SIGKILL)
 
 
-def test_a_run_ends_cleanly_and_the_next_one_keeps_its_folder(demo: Demo) -> None:
-    assert demo.finish(demo.training()) == 0, demo.output()
-    demo.assert_nothing_left()
-    assert (demo.folder / "finished").exists()
-    assert "redis says hello" in (demo.folder / "logs" / "redis.log").read_text()
-    assert demo.start("--resume").wait(60) == 0
-    assert "nothing to resume" in demo.output()
-    assert demo.start().wait(60) == 0
-    assert (demo.root / "r.1" / "finished").exists()
-    assert (demo.folder / "finished").exists()
-    demo.assert_nothing_left()
+def test_a_run_ends_cleanly_and_the_next_one_keeps_its_folder(run: Run) -> None:
+    assert run.finish(run.training()) == 0, run.output()
+    run.assert_nothing_left()
+    assert (run.folder / "finished").exists()
+    assert "redis says hello" in (run.folder / "logs" / "redis.log").read_text()
+    assert run.start("--resume").wait(60) == 0
+    assert "nothing to resume" in run.output()
+    assert run.start().wait(60) == 0
+    assert (run.root / "r.1" / "finished").exists()
+    assert (run.folder / "finished").exists()
+    run.assert_nothing_left()
 
 
 @pytest.mark.parametrize("name", ["redis", "trainer"])
-def test_the_death_of_a_critical_part_stops_all(demo: Demo, name: str) -> None:
-    launcher = demo.training()
-    demo.kill(name)
+def test_the_death_of_a_critical_part_stops_all(run: Run, name: str) -> None:
+    launcher = run.training()
+    run.kill(name)
     assert launcher.wait(60) == 1
-    assert f"{name} was killed by SIGKILL" in demo.output()
-    assert f"sgg-rl demo --resume --config {demo.folder / 'config.toml'}" in demo.output()
-    demo.assert_nothing_left()
+    assert f"{name} was killed by SIGKILL" in run.output()
+    assert f"sgg-rl run --resume --config {run.folder / 'config.toml'}" in run.output()
+    run.assert_nothing_left()
 
 
-def test_a_failing_trainer_is_a_failure(demo: Demo) -> None:
-    assert demo.finish(demo.training(), code=7) == 1
-    assert "trainer ended with exit status 7" in demo.output()
-    demo.assert_nothing_left()
+def test_a_failing_trainer_is_a_failure(run: Run) -> None:
+    assert run.finish(run.training(), code=7) == 1
+    assert "trainer ended with exit status 7" in run.output()
+    run.assert_nothing_left()
 
 
-def test_kill_9_of_the_launcher_leaves_no_orphans_and_frees_the_name(demo: Demo) -> None:
-    launcher = demo.training()
+def test_kill_9_of_the_launcher_leaves_no_orphans_and_frees_the_name(run: Run) -> None:
+    launcher = run.training()
     launcher.kill()
-    with run_lock(demo.folder):  # waits for the parts, refuses while they live
-        assert not any(map(is_alive, demo.all_pids()))
+    with run_lock(run.folder):  # waits for the parts, refuses while they live
+        assert not any(map(is_alive, run.all_pids()))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
-def test_an_interrupt_stops_all(demo: Demo, number: signal.Signals) -> None:
-    launcher = demo.training()
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupt_stops_all(run: Run, number: signal.Signals) -> None:
+    launcher = run.training()
     launcher.send_signal(number)
     assert launcher.wait(60) == 130
-    demo.assert_nothing_left()
-    assert "--resume" in demo.output()
-    assert "Traceback" not in demo.output()
+    run.assert_nothing_left()
+    assert "stopping all parts; Ctrl-C again stops them at once" in run.output()
+    assert "--resume" in run.output()
+    assert "Traceback" not in run.output()
 
 
-def test_a_part_that_ignores_sigterm_is_killed(demo: Demo) -> None:
-    (demo.root / "stubborn").touch()
-    launcher = demo.training()
+def test_a_closed_terminal_stops_all(run: Run) -> None:
+    ours, theirs = os.openpty()
+    launcher = run.training(terminal=theirs)
+    os.close(theirs)
+    os.close(ours)
+    assert launcher.wait(60) == 130
+    run.assert_nothing_left()
+
+
+def test_nohup_outlives_its_terminal(run: Run) -> None:
+    launcher = run.training(before=["nohup"])
+    launcher.send_signal(signal.SIGHUP)
+    assert run.finish(launcher) == 0, run.output()
+
+
+def test_an_interrupt_waits_for_nobody_who_is_still_loading(run: Run) -> None:
+    """As vLLM does, it ignores SIGTERM."""
+    (run.root / "loading").touch()
+    launcher = run.start("--patient")
+    wait_for("the server", lambda: run.pids("rollout"))
+    launcher.send_signal(signal.SIGINT)
+    assert launcher.wait(60) == 130  # its grace is far longer
+    run.assert_nothing_left()
+
+
+def test_a_part_that_ignores_sigterm_is_killed(run: Run) -> None:
+    (run.root / "stubborn").touch()
+    launcher = run.training()
     launcher.send_signal(signal.SIGINT)
     assert launcher.wait(60) == 130
-    demo.assert_nothing_left()
+    run.assert_nothing_left()
 
 
-def test_a_second_interrupt_takes_the_grace_away(demo: Demo) -> None:
-    (demo.root / "stubborn").touch()
-    launcher = demo.training("--patient")
+def test_a_second_interrupt_takes_the_grace_away(run: Run) -> None:
+    (run.root / "stubborn").touch()
+    launcher = run.training("--patient")
     launcher.send_signal(signal.SIGINT)
     time.sleep(0.5)
-    assert all(map(is_alive, demo.pids("redis"))), "it is stopped last, and nobody hurries yet"
+    assert all(map(is_alive, run.pids("redis"))), "it is stopped last, and nobody hurries yet"
     launcher.send_signal(signal.SIGINT)
     assert launcher.wait(60) == 130  # the grace of one part alone would be longer
-    demo.assert_nothing_left()
+    run.assert_nothing_left()
 
 
-def test_a_stateless_part_comes_back_without_its_old_children(demo: Demo) -> None:
-    launcher = demo.training()
-    first = demo.pids("reward")
-    demo.kill("reward")
-    wait_for("the restart", lambda: len(demo.pids("reward")) == 4)
+def test_a_stateless_part_comes_back_without_its_old_children(run: Run) -> None:
+    launcher = run.training()
+    first = run.pids("reward")
+    run.kill("reward")
+    wait_for("the restart", lambda: len(run.pids("reward")) == 4)
     assert not any(map(is_alive, first))
-    assert demo.finish(launcher) == 0, demo.output()
-    assert "reward was killed by SIGKILL; restart 1 of 3" in demo.output()
-    demo.assert_nothing_left()
+    assert run.finish(launcher) == 0, run.output()
+    assert "reward was killed by SIGKILL; restart 1 of 3" in run.output()
+    run.assert_nothing_left()
 
 
-def test_restarts_are_used_up(demo: Demo) -> None:
-    launcher = demo.training()
+def test_restarts_are_used_up(run: Run) -> None:
+    launcher = run.training()
     for number in range(1, 4):
-        demo.kill("rollout")
-        wait_for("the restart", lambda n=number: len(demo.pids("rollout")) == 2 + 2 * n)  # type: ignore[misc]
-    demo.kill("rollout")
+        run.kill("rollout")
+        wait_for("the restart", lambda n=number: len(run.pids("rollout")) == 2 + 2 * n)  # type: ignore[misc]
+    run.kill("rollout")
     assert launcher.wait(60) == 1
-    assert "rollout was killed by SIGKILL after 3 restarts" in demo.output()
-    demo.assert_nothing_left()
+    assert "rollout was killed by SIGKILL after 3 restarts" in run.output()
+    run.assert_nothing_left()
 
 
 def test_an_instance_started_by_hand_is_watched_and_left_alone(
-    demo: Demo, tmp_path_factory: pytest.TempPathFactory
+    run: Run, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    launcher = demo.training()
-    demo.kill("reward")
+    launcher = run.training()
+    run.kill("reward")
     elsewhere = tmp_path_factory.mktemp("hand")
-    arguments = ["reward", str(elsewhere), str(demo.port("reward"))]
+    arguments = ["reward", str(elsewhere), str(run.port("reward"))]
     by_hand = subprocess.Popen([sys.executable, str(DUMMY), *arguments])
     try:
-        wait_for("the adoption", lambda: "somebody else" in demo.output())
-        assert demo.finish(launcher) == 0
-        demo.assert_nothing_left()
+        wait_for("the adoption", lambda: "somebody else" in run.output())
+        assert run.finish(launcher) == 0
+        run.assert_nothing_left()
         assert by_hand.poll() is None
     finally:
         by_hand.kill()
@@ -193,26 +227,26 @@ def test_an_instance_started_by_hand_is_watched_and_left_alone(
         os.kill(int((elsewhere / "reward.pids").read_text().split()[1]), signal.SIGKILL)
 
 
-def test_killing_a_keeper_leaves_nothing_either(demo: Demo) -> None:
-    launcher = demo.training()
-    part = demo.pids("reward")
+def test_killing_a_keeper_leaves_nothing_either(run: Run) -> None:
+    launcher = run.training()
+    part = run.pids("reward")
     (keeper,) = [pid for pid in children(launcher.pid) if part[0] in children(pid)]
     os.kill(keeper, signal.SIGKILL)
-    wait_for("the restart", lambda: len(demo.pids("reward")) == 4)
+    wait_for("the restart", lambda: len(run.pids("reward")) == 4)
     assert not any(map(is_alive, part))
-    assert demo.finish(launcher) == 0, demo.output()
-    demo.assert_nothing_left()
+    assert run.finish(launcher) == 0, run.output()
+    run.assert_nothing_left()
 
 
-def test_a_part_that_cannot_start_shows_its_log(demo: Demo) -> None:
-    (demo.root / "broken").touch()
-    assert demo.start().wait(60) == 1
-    assert "redis ended with exit status 1" in demo.output()
-    assert "cannot find the model" in demo.output()
+def test_a_part_that_cannot_start_shows_its_log(run: Run) -> None:
+    (run.root / "broken").touch()
+    assert run.start().wait(60) == 1
+    assert "redis ended with exit status 1" in run.output()
+    assert "cannot find the model" in run.output()
 
 
-def test_a_name_is_used_by_one_run_at_a_time(demo: Demo) -> None:
-    first = demo.training()
-    assert demo.start().wait(60) == 1
-    assert f"a run named r is going on in {demo.folder} (process {first.pid})" in demo.output()
-    assert demo.finish(first) == 0
+def test_a_name_is_used_by_one_run_at_a_time(run: Run) -> None:
+    first = run.training()
+    assert run.start().wait(60) == 1
+    assert f"a run named r is going on in {run.folder} (process {first.pid})" in run.output()
+    assert run.finish(first) == 0

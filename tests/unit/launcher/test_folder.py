@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from launcher import folder as folder_module
-from launcher.demo import with_free_ports
 from launcher.folder import RunFolder, run_lock
+from launcher.run_parts import with_free_ports
 from services.errors import ConflictError, NotFoundError, SettingsError
 from services.settings import (
     DataSettings,

@@ -40,18 +40,13 @@ def test_every_printed_command_is_one_that_the_cli_takes(hardware: str | None) -
         parse(words)
     kinds = [words[0] for words in found]
     assert kinds.count("infer") == kinds.count("evaluate") == len(rows) == 32
-    assert (kinds.count("sft"), kinds.count("train")) == (8, 16)
+    assert (kinds.count("sft"), kinds.count("run")) == (8, 16)
 
 
 def test_a_row_brings_the_fine_tuning_that_it_goes_on_from() -> None:
     rows = find_rows(RECIPES, "psg-closed-7b-grpo", runs=Path("elsewhere"))
     found = sgg_rl_commands("\n".join(commands(rows)))
-    assert [words[0] for words in found if words[0] != "serve"] == [
-        "sft",
-        "train",
-        "infer",
-        "evaluate",
-    ]
+    assert [words[0] for words in found] == ["sft", "run", "infer", "evaluate"]
     tuned = "elsewhere/psg-closed-7b-sft/model"
     assert f"model.path={tuned}" in found[-3]
     assert "run.root=elsewhere" in found[0]
@@ -63,14 +58,7 @@ def test_one_stage_alone() -> None:
     rows = find_rows(RECIPES, "vg150-open-2b-*")
     for stage in STAGES:
         kinds = {words[0] for words in sgg_rl_commands("\n".join(commands(rows, [stage])))}
-        assert kinds == ({"serve", "train"} if stage == "grpo" else {stage})
-
-
-def test_servers_stand_beside_the_trainer_or_on_its_gpus() -> None:
-    beside = "\n".join(commands(find_rows(RECIPES, "vg150-open-2b-zero"), ["grpo"]))
-    assert "for gpu in $(seq 8 15)" in beside
-    shared = find_rows(RECIPES, "vg150-open-2b-zero", hardware="gh200x16")
-    assert "for gpu in $(seq 0 15)" in "\n".join(commands(shared, ["grpo"]))
+        assert kinds == ({"run"} if stage == "grpo" else {stage})
 
 
 def test_tiny_rows_are_the_same_chain() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from launcher.demo import summary_table
+from launcher.run_view import summary_table
 from launcher.table import MetricsTail, RunTable, step_line
 
 
@@ -31,10 +31,10 @@ def write(file: Path, *rows: dict[str, Any]) -> None:
         stream.writelines(json.dumps(r) + "\n" for r in rows)
 
 
-def shown(file: Path, *rows: dict[str, Any], terminal: bool) -> str:
+def shown(file: Path, *rows: dict[str, Any], terminal: bool, width: int = 140) -> str:
     """What is shown while `rows` are written."""
     out = io.StringIO()
-    console = Console(file=out, force_terminal=terminal, width=140, color_system=None)
+    console = Console(file=out, force_terminal=terminal, width=width, color_system=None)
     with RunTable(file, 10, lambda: {"redis": "running", "reward": "waiting"}, console) as table:
         write(file, *rows)
         table.update()
@@ -123,6 +123,19 @@ def test_the_live_table_shows_the_last_steps_and_the_processes(tmp_path: Path) -
     assert "22.500" not in text, "there is no step 21"
     assert "21.500" in text
     assert " 3.500" not in text, "early steps have scrolled away"
+
+
+def test_a_narrow_terminal_has_fewer_columns_and_whole_numbers(tmp_path: Path) -> None:
+    terms = dict.fromkeys(("format", "node_category", "node_box", "triplet_f1"), 0.125)
+    phases = dict.fromkeys(("wait", "prepare", "train", "publish"), 1.25)
+    wanted = row(7, reward_terms=terms, phases_s=phases)
+    text = shown(tmp_path / "metrics.jsonl", wanted, terminal=True, width=80)
+    assert "…" not in text
+    header = next(line for line in text.splitlines() if "reward" in line)
+    assert header.split()[-4:] == ["train", "s", "publish", "s"]
+    assert "node_category" not in header
+    wide = shown(tmp_path / "wide.jsonl", wanted, terminal=True, width=160)
+    assert all(name in wide for name in terms)
 
 
 def test_the_summary_compares_numbers_and_nothing_else() -> None:

@@ -1,0 +1,186 @@
+"""`sgg-rl run`: a whole run on this machine; `sgg-rl demo`: with held-out evaluations around it."""
+
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+from rich.console import Console
+
+from launcher.folder import RunFolder, run_lock
+from launcher.placement import colocated, place
+from launcher.preflight.folders import check_run_folder
+from launcher.processes import PartDiedError, Supervisor, heeded_signals
+from launcher.rubric_check import check_rubric
+from launcher.run_parts import RunParts, run_parts, server_urls, with_free_ports
+from launcher.run_view import plan_lines, summary_table
+from launcher.table import RunTable
+from launcher.terminal import open_console, say_on
+from scene_data.dataset import open_dataset
+from services.errors import WaitTimeoutError
+from services.settings import Settings, dump_settings
+from services.telemetry import setup_logging
+from trainer.sizing.checks import check_grpo
+
+
+def run_here(settings: Settings, *, resume: bool = False, evaluate: bool = False) -> int:
+    """Start Redis, the reward service and the rollout servers; train; stop all.
+
+    Args:
+        settings: Of the run. Ports that are taken are replaced by free ones.
+        resume: Go on with the run of this name from its last checkpoint.
+        evaluate: Evaluate the held-out images before and after, and report: the demo.
+
+    Returns:
+        The exit code: 0 done, 1 a part failed (which one is said), 130 interrupted.
+
+    Raises:
+        ConflictError: The run is going on already.
+        SettingsError: The settings do not go together, or ask for more than this machine has.
+        SggError: What evaluation and report raise.
+    """
+    check_grpo(settings)
+    check_rubric(settings)
+    check_run_folder(settings.run.root)
+    placement = place(settings)
+    if placement.shared:
+        settings = colocated(settings)
+    num_steps = _num_steps(settings)
+    console = open_console()
+    folder = RunFolder(settings.run.folder)
+    with run_lock(folder.path) as lock:
+        if resume and folder.finished:
+            say_on(console)(f"{folder.path} is finished: nothing to resume")
+            return 0
+        moved = folder.prepare(resume=resume)
+        if moved:
+            say_on(console)(f"the earlier run of this name is kept in {moved}")
+        settings = with_free_ports(settings)
+        folder.config.write_text(dump_settings(settings))
+        folder.logs.mkdir(exist_ok=True)
+        command = "demo" if evaluate else "run"
+        setup_logging(command, folder.logs / f"{command}.log")  # the terminal is the table's
+        urls = server_urls(settings)
+        parts = run_parts(settings, folder, placement, urls, resume=resume)
+        run = _Run(settings, folder, console, urls, num_steps, evaluate=evaluate)
+        try:
+            with signals_as_interrupt():
+                run.say("\n".join(plan_lines(settings, folder, placement, urls, num_steps)))
+                run.do(parts, lock)
+        except (PartDiedError, WaitTimeoutError) as error:
+            return _ended_early(folder, command, error.message, 1)
+        except KeyboardInterrupt:
+            return _ended_early(folder, command, "interrupted", 130)
+    return 0
+
+
+class _Run:
+    """The story of a run."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        folder: RunFolder,
+        console: Console,
+        urls: list[str],
+        num_steps: int,
+        *,
+        evaluate: bool,
+    ) -> None:
+        self.say = say_on(console)
+        self._num_steps = num_steps
+        self._settings = settings
+        self._folder = folder
+        self._console = console
+        self._urls = urls
+        self._evaluates = evaluate
+
+    def do(self, parts: RunParts, lock: int) -> None:
+        """Start, train, stop; what was written is said."""
+        folder = self._folder
+        with (
+            Supervisor(folder.logs, say=self.say, held_fds=[lock]) as supervisor,
+            RunTable(folder.metrics, self._num_steps, supervisor.states, self._console) as table,
+        ):
+            started = time.monotonic()
+            names = [part.name for part in (parts.redis, *parts.services)]
+            self.say(f"starting {', '.join(names)}")
+            supervisor.start(parts.redis)  # the last to stop
+            supervisor.start(*parts.services)
+            supervisor.wait_ready(*names, tick=table.update)
+            self.say(f"ready after {time.monotonic() - started:.0f} s")
+            self._evaluate("before", 0, supervisor, table)
+            self.say(f"training {self._num_steps} steps")
+            # Only now: where it shares its GPUs, the servers have taken their part of them.
+            supervisor.start(parts.trainer)
+            supervisor.wait_done("trainer", tick=table.update)
+            self._evaluate("after", self._num_steps, supervisor, table)
+        self._report()
+        folder.mark_finished()
+
+    def _evaluate(
+        self, label: str, policy_version: int, supervisor: Supervisor, table: RunTable
+    ) -> None:
+        """A result that a resumed run has already is kept."""
+        if not self._evaluates or label in self._folder.evaluations():
+            return
+        # Imported here: it must not slow down the start of the services.
+        from evaluation.heldout import evaluate_heldout
+
+        self.say(f"held-out evaluation {label} training")
+        result = supervisor.watch(
+            lambda: evaluate_heldout(
+                self._settings, self._urls, label=label, policy_version=policy_version
+            ),
+            tick=table.update,
+        )
+        self._folder.add_evaluation(label, result)
+
+    def _report(self) -> None:
+        from evaluation.plots import write_plots
+
+        written = write_plots(self._folder.path)
+        if self._evaluates:
+            from evaluation.heldout_report import write_heldout_report
+
+            self._console.print(summary_table(self._folder.evaluations()))
+            written.append(write_heldout_report(self._settings))
+        for file in (*written, self._folder.path / "checkpoint"):
+            self.say(f"wrote {file}")
+
+
+@contextmanager
+def signals_as_interrupt() -> Iterator[None]:
+    """SIGTERM and a closed terminal end a run as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, interrupt) for number in heeded_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _num_steps(settings: Settings) -> int:
+    if settings.trainer.num_steps is not None:
+        return settings.trainer.num_steps
+    dataset = open_dataset(settings.data.train, task=settings.data.task)
+    return settings.trainer.total_steps(len(dataset))
+
+
+def _ended_early(folder: RunFolder, command: str, why: str, code: int) -> int:
+    head, _, log_tail = why.partition("\n")
+    resume = f"`sgg-rl {command} --resume --config {folder.config}`"
+    with suppress(OSError):  # the terminal may be gone
+        if log_tail:
+            print(log_tail, file=sys.stderr)
+        print(
+            f"sgg-rl: {head.rstrip(':.')}. All parts are stopped; go on with {resume}",
+            file=sys.stderr,
+        )
+    return code

@@ -1,0 +1,145 @@
+"""The processes of a run on one machine: their commands, ports, GPUs and cores."""
+
+import os
+import sys
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from launcher.folder import RunFolder
+from launcher.placement import Placement, environment
+from launcher.processes import Part, http_probe
+from services.errors import SettingsError
+from services.ports import free_port, is_listening
+from services.redis_client import redis_answers
+from services.settings import Settings, environment_value
+
+MAX_RESTARTS = 3
+_LOADING_S = 1800.0
+"""A model of many gigabytes may come from the hub or a slow disk; a process that ends is seen at
+once."""
+_LAST_STEP_S = 300.0
+"""What the trainer gets to end its step and write a checkpoint. A second Ctrl-C takes it away."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunParts:
+    """In the order of their start."""
+
+    redis: Part
+    services: list[Part]
+    """The reward service and the rollout servers."""
+    trainer: Part
+
+
+def run_parts(
+    settings: Settings, folder: RunFolder, placement: Placement, urls: list[str], *, resume: bool
+) -> RunParts:
+    """The processes of a run.
+
+    Args:
+        settings: Of the run, as they are in the folder's file.
+        folder: Of the run.
+        placement: The GPUs of each.
+        urls: Of the rollout servers, as from `server_urls`.
+        resume: Whether the trainer goes on from its last checkpoint.
+    """
+    serve = [sys.executable, "-m", "cli.main", "serve"]
+    config = ["--config", str(folder.config)]
+    train = [sys.executable, "-m", "cli.main", "train", *config]
+    no_gpu = environment((), placement=placement)
+    rollouts = [
+        Part(
+            name=name,
+            command=[*serve, "rollout", *config, "--port", str(urlsplit(url).port)],
+            ready=http_probe(f"{url}/readyz"),
+            alive=http_probe(f"{url}/healthz", says="rollout service"),
+            max_restarts=MAX_RESTARTS,
+            ready_timeout_s=_LOADING_S,
+            environment=environment(gpus, placement=placement) | compute_threads(len(urls)),
+        )
+        for name, url, gpus in zip(server_names(urls), urls, placement.servers, strict=True)
+    ]
+    reward = Part(
+        name="reward",
+        command=[*serve, "reward", *config],
+        ready=http_probe(f"{settings.reward.url}/readyz"),
+        alive=http_probe(f"{settings.reward.url}/healthz", says="reward service"),
+        max_restarts=MAX_RESTARTS,
+        environment=no_gpu | compute_threads(),
+    )
+    return RunParts(
+        redis=Part(
+            name="redis",
+            command=[*serve, "redis", *config],
+            ready=lambda: redis_answers(settings.redis),
+            ready_timeout_s=60.0,
+            environment=no_gpu,
+        ),
+        services=[reward, *rollouts],
+        trainer=Part(
+            name="trainer",
+            command=[*train, "--resume"] if resume else train,
+            grace_s=_LAST_STEP_S,
+            environment=environment(placement.trainer, placement=placement)
+            | compute_threads(settings.trainer.num_ranks),
+        ),
+    )
+
+
+def server_names(urls: list[str]) -> list[str]:
+    """Example: `["rollout"]`, or `["rollout-0", "rollout-1"]`."""
+    return ["rollout"] if len(urls) == 1 else [f"rollout-{i}" for i in range(len(urls))]
+
+
+def compute_threads(num_processes: int = 1) -> dict[str, str]:
+    """Half of the cores for the trainer, and half for the sampler, unless the user says otherwise.
+
+    Both work at the same time. OpenMP threads spin while they wait, so two parts that each take
+    every core make one another many times slower.
+
+    Args:
+        num_processes: That share the half.
+    """
+    if environment_value("OMP_NUM_THREADS") is not None:
+        return {}
+    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2 // num_processes))}
+
+
+def with_free_ports(settings: Settings) -> Settings:
+    """The settings with each service on this host, on a port that is free now.
+
+    Raises:
+        SettingsError: A service's url is on another host: then the parts are started one by one.
+    """
+    changes = {}
+    for name in ("redis", "reward", "rollout"):
+        section = getattr(settings, name)
+        url = _on_free_port(name, section.url)
+        changes[name] = section.model_copy(update={"url": url})
+    return settings.model_copy(update=changes)
+
+
+def server_urls(settings: Settings) -> list[str]:
+    """Where each rollout server listens: the first at `rollout.url`, the others at free ports."""
+    first, wanted = settings.rollout.url, settings.cluster.num_rollout_servers
+    ports = {_port(first): None}
+    while len(ports) < wanted:
+        ports[free_port()] = None
+    return [urlsplit(first)._replace(netloc=f"127.0.0.1:{port}").geturl() for port in ports]
+
+
+def _on_free_port(name: str, url: str) -> str:
+    place = urlsplit(url)
+    if place.hostname not in ("127.0.0.1", "localhost"):
+        raise SettingsError(
+            f"{name}.url is {url}: the run is to be on this machine alone; use 127.0.0.1, or start "
+            "the services on their hosts with `sgg-rl serve` and then `sgg-rl train`"
+        )
+    port = _port(url)
+    if is_listening(port):
+        port = free_port()
+    return place._replace(netloc=f"127.0.0.1:{port}").geturl()
+
+
+def _port(url: str) -> int:
+    return urlsplit(url).port or 80

@@ -1,0 +1,76 @@
+"""What `sgg-rl run` prints before and after a run."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from rich.table import Table
+
+from launcher.folder import RunFolder
+from launcher.placement import GpuSet, Placement, kinds, numbers
+from launcher.preflight.gpus import has_cuda_build, visible_gpus
+from launcher.run_parts import server_names
+from services.redis_client import without_password
+from services.settings import Settings
+
+
+def plan_lines(
+    settings: Settings, folder: RunFolder, placement: Placement, urls: list[str], num_steps: int
+) -> list[str]:
+    """The parts, where each is and on which GPUs, before anything starts; for 80 columns.
+
+    Args:
+        settings: Of the run, ports resolved.
+        folder: Of the run.
+        placement: The GPUs.
+        urls: Of the rollout servers.
+        num_steps: Of the run.
+    """
+    ranks = settings.trainer.num_ranks
+    rows = [
+        ("redis", without_password(settings.redis.url), ""),
+        ("reward", settings.reward.url, ""),
+        *(
+            (name, url, _on(gpus))
+            for name, url, gpus in zip(server_names(urls), urls, placement.servers, strict=True)
+        ),
+        ("trainer", "1 process" if ranks == 1 else f"{ranks} ranks", _on(placement.trainer)),
+    ]
+    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    return [
+        f"run {settings.run.name}: {num_steps} steps of {settings.model.path}",
+        f"folder {folder.path}, logs in {folder.logs}",
+        *(f"  {a:{widths[0]}}  {b:{widths[1]}}  {c}".rstrip() for a, b, c in rows),
+        *_gpu_lines(settings, placement),
+    ]
+
+
+def summary_table(evaluations: dict[str, dict[str, Any]]) -> Table:
+    """Every number of the held-out evaluations, before and after."""
+    before, after = evaluations.get("before", {}), evaluations.get("after", {})
+    table = Table("held out", "before", "after", "change", title="Result", title_justify="left")
+    for name, new in after.items():
+        old = before.get(name)
+        if isinstance(new, int | float) and isinstance(old, int | float):
+            table.add_row(name, f"{old:.4g}", f"{new:.4g}", f"{new - old:+.4g}")
+    return table
+
+
+def _gpu_lines(settings: Settings, placement: Placement) -> Iterator[str]:
+    if not placement.trainer:
+        yield f"no GPU: all on this machine's {os.cpu_count()} cores"
+        if not has_cuda_build() and (unused := visible_gpus()):
+            yield f"{kinds(unused)} stays idle: the packages are for CPUs (EXTRA=cuda)"
+        return
+    used = list(dict.fromkeys([*placement.trainer, *(gpu for s in placement.servers for gpu in s)]))
+    yield f"GPUs: {kinds(used)}"
+    if placement.shared:
+        share = settings.rollout.gpu_memory_utilization
+        yield f"rank and server share each GPU: rollout.gpu_memory_utilization = {share:g}"
+    if placement.idle:
+        what = f"trainer.num_ranks and cluster.num_rollout_servers use {len(used)}"
+        yield f"{_on(placement.idle)} stays idle: {what}"
+
+
+def _on(gpus: GpuSet) -> str:
+    return f"GPU {numbers(gpus)}" if gpus else ""

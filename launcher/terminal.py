@@ -1,0 +1,43 @@
+"""Where a run says how it goes on. It outlives its terminal."""
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import Any, TextIO, cast
+
+from rich.console import Console
+
+Say = Callable[[str], None]
+
+
+class _Outlived:
+    """A stream whose reader may go away: a closed terminal, the end of a pipe."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError):
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError:  # what is kept for it must go somewhere, or Python's end is an error
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def open_console() -> Console:
+    """Standard output."""
+    return Console(file=cast(TextIO, _Outlived(sys.stdout)))
+
+
+def say_on(console: Console) -> Say:
+    """Prints lines for people as they are."""
+    return partial(console.print, soft_wrap=True, highlight=False, markup=False)
