@@ -25,6 +25,7 @@ from services.ports import free_port, is_listening
 from services.redis_client import redis_answers
 from services.settings import Settings, dump_settings, environment_value
 from services.telemetry import setup_logging
+from trainer.records.trackers import check_trackers
 
 MAX_RESTARTS = 3
 Say = Callable[[str], None]
@@ -42,10 +43,11 @@ def run_demo(settings: Settings, *, resume: bool = False) -> int:
 
     Raises:
         ConflictError: The run is going on already.
-        SettingsError: The rubric cannot reward the task.
+        SettingsError: The rubric cannot reward the task, or a tracker is not installed.
         SggError: What evaluation and report raise.
     """
     check_rubric(settings)
+    check_trackers(settings)
     check_run_folder(settings.run.root)
     if settings.rollout.engine == "vllm":
         check_gpus(1, who="the demo")

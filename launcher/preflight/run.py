@@ -17,6 +17,7 @@ from scene_data.sources import is_hub_name
 from services.errors import SettingsError, SggError
 from services.schemas.weights import ServerRecord
 from services.settings import Settings
+from trainer.records.trackers import check_trackers
 from trainer.sizing.checks import check_grpo
 from trainer.sizing.estimate import estimate_memory
 from trainer.sizing.shapes import ModelShape, model_shape
@@ -119,6 +120,7 @@ def _memory(settings: Settings, shape: ModelShape, gpus: list[Gpu]) -> Finding:
 def _settings(settings: Settings) -> str:
     check_grpo(settings)
     check_rubric(settings)
+    check_trackers(settings)
     return "they fit together"
 
 

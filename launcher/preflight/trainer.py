@@ -3,6 +3,7 @@
 from launcher.preflight.folders import check_run_folder
 from launcher.preflight.gpus import check_gpus
 from services.settings import Settings, environment_value
+from trainer.records.trackers import check_trackers
 
 
 def check_trainer(settings: Settings) -> None:
@@ -11,6 +12,7 @@ def check_trainer(settings: Settings) -> None:
     Raises:
         SettingsError: With what to do.
     """
+    check_trackers(settings)
     check_run_folder(settings.run.folder)
     rank, local = environment_value("RANK"), environment_value("LOCAL_RANK")
     if rank is None:

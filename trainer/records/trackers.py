@@ -6,6 +6,7 @@ A tracker is for looking: one that fails in mid-run is told once and left out fr
 import logging
 import secrets
 from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 from services.errors import SettingsError
@@ -46,6 +47,7 @@ class Trackers:
     """
 
     def __init__(self, settings: Settings) -> None:
+        check_trackers(settings)
         records = settings.records
         self._trackers: list[Tracker] = []
         if records.tensorboard:
@@ -94,10 +96,8 @@ class _TensorBoard:
     """Event files in `<run folder>/tensorboard`."""
 
     def __init__(self, settings: Settings) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise _not_installed("tensorboard") from error
+        from torch.utils.tensorboard import SummaryWriter
+
         self._settings = settings
         self._open = SummaryWriter
 
@@ -127,10 +127,8 @@ class _Wandb:
     """
 
     def __init__(self, settings: Settings) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise _not_installed("wandb") from error
+        import wandb
+
         self._settings = settings
         self._wandb = wandb
 
@@ -165,8 +163,15 @@ class _Wandb:
         return file.read_text().strip()
 
 
-def _not_installed(package: str) -> SettingsError:
-    return SettingsError(
-        f"records.{package} is on and {package} is not installed: "
-        "pip install 'sgg-rl[tracking]', or set it to false"
-    )
+def check_trackers(settings: Settings) -> None:
+    """Refuse a start whose `[records]` asks for what is not installed; loads nothing.
+
+    Raises:
+        SettingsError: With what to do.
+    """
+    for package in ("tensorboard", "wandb"):
+        if getattr(settings.records, package) and find_spec(package) is None:
+            raise SettingsError(
+                f"records.{package} is on and {package} is not installed: pip install {package}, "
+                "or set it to false"
+            )
