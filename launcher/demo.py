@@ -16,6 +16,7 @@ from rich.table import Table
 from launcher.folder import RunFolder, run_lock
 from launcher.preflight.folders import check_run_folder
 from launcher.preflight.gpus import check_gpus
+from launcher.preflight.trackers import check_trackers
 from launcher.processes import STOP_SIGNALS, Part, PartDiedError, Supervisor, http_probe
 from launcher.rubric_check import check_rubric
 from launcher.table import RunTable
@@ -25,7 +26,6 @@ from services.ports import free_port, is_listening
 from services.redis_client import redis_answers
 from services.settings import Settings, dump_settings, environment_value
 from services.telemetry import setup_logging
-from trainer.records.trackers import check_trackers
 
 MAX_RESTARTS = 3
 Say = Callable[[str], None]

@@ -12,12 +12,12 @@ from launcher.preflight.services import (
     secret_findings,
     service_findings,
 )
+from launcher.preflight.trackers import check_trackers
 from launcher.rubric_check import check_rubric
 from scene_data.sources import is_hub_name
 from services.errors import SettingsError, SggError
 from services.schemas.weights import ServerRecord
 from services.settings import Settings
-from trainer.records.trackers import check_trackers
 from trainer.sizing.checks import check_grpo
 from trainer.sizing.estimate import estimate_memory
 from trainer.sizing.shapes import ModelShape, model_shape

@@ -2,8 +2,8 @@
 
 from launcher.preflight.folders import check_run_folder
 from launcher.preflight.gpus import check_gpus
+from launcher.preflight.trackers import check_trackers
 from services.settings import Settings, environment_value
-from trainer.records.trackers import check_trackers
 
 
 def check_trainer(settings: Settings) -> None:

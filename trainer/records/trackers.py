@@ -6,10 +6,8 @@ A tracker is for looking: one that fails in mid-run is told once and left out fr
 import logging
 import secrets
 from collections.abc import Callable, Iterable, Mapping
-from importlib.util import find_spec
 from typing import Any, Protocol
 
-from services.errors import SettingsError
 from services.settings import Settings, dump_settings
 
 logger = logging.getLogger(__name__)
@@ -40,14 +38,10 @@ class Trackers:
     and `reward_terms/edge`.
 
     Args:
-        settings: Of the run.
-
-    Raises:
-        SettingsError: A package is not installed.
+        settings: Of the run. `check_trackers` has found the packages.
     """
 
     def __init__(self, settings: Settings) -> None:
-        check_trackers(settings)
         records = settings.records
         self._trackers: list[Tracker] = []
         if records.tensorboard:
@@ -161,17 +155,3 @@ class _Wandb:
         if step == 0 or not file.exists():
             file.write_text(secrets.token_hex(4))
         return file.read_text().strip()
-
-
-def check_trackers(settings: Settings) -> None:
-    """Refuse a start whose `[records]` asks for what is not installed; loads nothing.
-
-    Raises:
-        SettingsError: With what to do.
-    """
-    for package in ("tensorboard", "wandb"):
-        if getattr(settings.records, package) and find_spec(package) is None:
-            raise SettingsError(
-                f"records.{package} is on and {package} is not installed: pip install {package}, "
-                "or set it to false"
-            )

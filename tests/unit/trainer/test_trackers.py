@@ -166,7 +166,7 @@ def leveldb_records(log: bytes) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
-@pytest.mark.parametrize("start", [Trackers, check_trainer, run_demo])
+@pytest.mark.parametrize("start", [check_trainer, run_demo])
 def test_a_missing_package_is_said_before_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, start: Callable[[Settings], object]
 ) -> None:
