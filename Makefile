@@ -18,8 +18,6 @@ DATA ?=
 NAME ?= $(if $(DATA),demo-data,demo)
 SEED ?= 0
 SET ?=
-# make images BUILD="--build-arg BASE_IMAGE=… --secret id=pip.conf,src=…"
-BUILD ?=
 CONFIG ?= $(if $(DATA),configs/demo-data.toml,configs/demo.toml)
 
 .PHONY: setup demo images test test-docker check check-setup format lint types imports units integration training e2e start-checkpoint clean distclean help
@@ -57,8 +55,7 @@ test: $(INSTALLED) ## Everything that a CPU machine can run
 	$(BIN)/pytest $(ALONE) -q
 
 images: ## Container images sgg-rl:services and sgg-rl:cpu, or with EXTRA=cuda sgg-rl:cuda
-	DOCKER_BUILDKIT=1 docker build $(BUILD) -f deploy/docker/Dockerfile.cpu --target services -t sgg-rl:services .
-	DOCKER_BUILDKIT=1 docker build $(BUILD) -f deploy/docker/Dockerfile.$(EXTRA) -t sgg-rl:$(EXTRA) .
+	docker compose -f docker-compose.yml $(if $(filter cuda,$(EXTRA)),-f docker-compose.gpu.yml) build
 	@docker image ls sgg-rl
 
 test-docker: $(INSTALLED) ## A real `docker compose up`, where there is an engine

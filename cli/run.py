@@ -69,10 +69,12 @@ def serve_reward(found: Settings) -> None:
 
 def serve_rollout(found: Settings) -> None:
     """Run a rollout server."""
+    from launcher.preflight.bare import check_start
     from launcher.preflight.folders import check_run_folder
     from launcher.preflight.gpus import check_gpus
 
     if found.rollout.engine == "vllm":
+        check_start("/dev/shm", "caches")
         check_gpus(1, who="a rollout server")
     from rollout_service.app import serve
 

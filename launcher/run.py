@@ -11,7 +11,9 @@ from rich.console import Console
 
 from launcher.folder import RunFolder, run_lock
 from launcher.placement import colocated, place
+from launcher.preflight.bare import check_start
 from launcher.preflight.folders import check_run_folder
+from launcher.preflight.trackers import check_trackers
 from launcher.processes import PartDiedError, Supervisor, heeded_signals
 from launcher.rubric_check import check_rubric
 from launcher.run_parts import RunParts, run_parts, server_urls, with_free_ports
@@ -43,7 +45,10 @@ def run_here(settings: Settings, *, resume: bool = False, evaluate: bool = False
     """
     check_grpo(settings)
     check_rubric(settings)
+    check_trackers(settings)
     check_run_folder(settings.run.root)
+    if settings.rollout.engine == "vllm":
+        check_start("memory", "/dev/shm", "caches")
     placement = place(settings)
     if placement.shared:
         settings = colocated(settings)

@@ -83,13 +83,15 @@ class Stack:
         """Start services, and what they need."""
         self.compose("up", "-d", "--no-build", "--pull", "never", *services)
 
-    def python(self, service: str, program: str) -> str:
+    def python(self, service: str, program: str, index: int = 1) -> str:
         """What a Python program prints inside a service's container, as the service's user."""
-        return self.compose("exec", "-T", service, "python3", "-IS", "-c", program)
+        where = ("-T", f"--index={index}", service)
+        return self.compose("exec", *where, "python3", "-IS", "-c", program)
 
-    def inspect(self, service: str) -> dict[str, Any]:
-        """`docker inspect` of a service's container."""
-        found: list[dict[str, Any]] = json.loads(docker("inspect", f"{self.name}-{service}-1"))
+    def inspect(self, service: str, index: int = 1) -> dict[str, Any]:
+        """`docker inspect` of a service's container, of several the one with that number."""
+        name = f"{self.name}-{service}-{index}"
+        found: list[dict[str, Any]] = json.loads(docker("inspect", name))
         return found[0]
 
     def has_image(self, service: str) -> bool:
@@ -102,12 +104,12 @@ class Stack:
         )
 
     def kill(self, service: str) -> None:
-        """End by kill -9 what the container runs, as a crash would: `docker kill` is a stop."""
+        """End what the (first) container runs by kill -9, as a crash: `docker kill` is a stop."""
         self.compose("exec", "-T", service, "python3", "-c", _KILL_SERVICE, check=False)
 
-    def state(self, service: str) -> str:
+    def state(self, service: str, index: int = 1) -> str:
         """`running healthy`, `exited 75`."""
-        state = self.inspect(service)["State"]
+        state = self.inspect(service, index)["State"]
         detail = state.get("Health", {}).get("Status") if state["Running"] else state["ExitCode"]
         return f"{state['Status']} {detail}"
 
@@ -120,9 +122,9 @@ class Stack:
         found: list[dict[str, str]] = json.loads(self.python(service, _STATUS))
         return found
 
-    def commands(self, service: str) -> str:
+    def commands(self, service: str, index: int = 1) -> str:
         """Command lines and environments of every process in the container."""
-        return self.python(service, _COMMANDS)
+        return self.python(service, _COMMANDS, index)
 
     def read(self, volume: str, file: str) -> str:
         """A file of a volume; empty where it is not there."""

@@ -124,7 +124,8 @@ def uv_settings() -> dict[str, str]:
     """How pip reaches its index, in uv's variables; what uv's own say already stays."""
     listed = _pip("config", "list", capture_output=True).stdout
     of_pip = {}
-    for line in listed.splitlines():  # global.index-url='…', install.…, :env:.…: later ones win
+    # global.index-url='…', install.…, :env:.…, as pip sorts them; the environment's win.
+    for line in sorted(listed.splitlines(), key=lambda line: line.startswith(":env:")):
         name, _, value = line.partition("=")
         of_pip[name.rpartition(".")[2]] = str(ast.literal_eval(value))
     found = {UV_NAMES[name]: value for name, value in of_pip.items() if name in UV_NAMES}

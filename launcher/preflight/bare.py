@@ -66,14 +66,17 @@ def start_findings() -> list[Finding]:
     ]
 
 
-def check_start() -> None:
+def check_start(*names: str) -> None:
     """Refuse a start that would end minutes later, or be killed.
+
+    Args:
+        names: What to look at, by the findings' names.
 
     Raises:
         SettingsError: One line with what is missing and what to do.
     """
     for finding in start_findings():
-        if finding.state == "missing":
+        if finding.name in names and finding.state == "missing":
             raise SettingsError(finding.detail)
 
 

@@ -12,6 +12,7 @@ from launcher.preflight.services import (
     secret_findings,
     service_findings,
 )
+from launcher.preflight.trackers import check_trackers
 from launcher.rubric_check import check_rubric
 from scene_data.sources import is_hub_name
 from services.errors import SettingsError, SggError
@@ -107,6 +108,7 @@ def _memory(settings: Settings, shape: ModelShape, gpus: list[Gpu]) -> Finding:
 def _settings(settings: Settings) -> str:
     check_grpo(settings)
     check_rubric(settings)
+    check_trackers(settings)
     return "they fit together"
 
 

@@ -1,7 +1,9 @@
 """What the trainer's processes need, before torch is loaded."""
 
+from launcher.preflight.bare import check_start
 from launcher.preflight.folders import check_run_folder
 from launcher.preflight.gpus import check_gpus
+from launcher.preflight.trackers import check_trackers
 from services.settings import Settings, environment_value
 
 
@@ -11,6 +13,8 @@ def check_trainer(settings: Settings) -> None:
     Raises:
         SettingsError: With what to do.
     """
+    check_trackers(settings)
+    check_start("caches")
     check_run_folder(settings.run.folder)
     rank, local = environment_value("RANK"), environment_value("LOCAL_RANK")
     if rank is None:

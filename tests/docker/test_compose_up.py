@@ -28,6 +28,8 @@ WRITABLE: dict[str, set[str]] = {
     "monitor": set(),
 }
 STOPPED_WITH_CHECKPOINT = 75
+HF_TOKEN = "hf_of-nobody"
+DEAD_PROXY = "http://127.0.0.1:9"
 ARGUMENTS = (
     # A step takes about a second, so that faults hit a run that goes on.
     "--set rollout.engine=fake --set rollout.fake_tokens_per_s=1000 "
@@ -40,7 +42,10 @@ ARGUMENTS = (
 def run() -> Iterator[Stack]:
     if problem := why_no_engine():
         pytest.skip(f"no containers here: {problem}")
-    with stack(f"sgg-rl-test-{secrets.token_hex(3)}", RUN_NAME=RUN, ARGS=ARGUMENTS) as made:
+    name = f"sgg-rl-test-{secrets.token_hex(3)}"
+    # A proxy that answers nobody: the parts do not ask it for one another.
+    proxy = {"HTTP_PROXY": DEAD_PROXY, "http_proxy": DEAD_PROXY}
+    with stack(name, RUN_NAME=RUN, ARGS=ARGUMENTS, HF_TOKEN=HF_TOKEN, **proxy) as made:
         made.up(*PARTS)
         yield made
 
@@ -95,6 +100,14 @@ def test_secrets_are_in_their_files_alone(run: Stack, service: str) -> None:
     shown = json.dumps(run.inspect(service)) + run.commands(service) + run.logs(service)
     for name in ("data_token", "admin_token", "redis_password"):
         assert secret(run, name) not in shown
+
+
+@pytest.mark.parametrize("service", PARTS)
+def test_a_hubs_token_is_in_the_environment_of_those_that_fetch(run: Stack, service: str) -> None:
+    shown = run.inspect(service)
+    given = {f"HF_TOKEN={HF_TOKEN}", f"HTTP_PROXY={DEAD_PROXY}"} & set(shown["Config"].pop("Env"))
+    assert len(given) == (2 if service in ("rollout", "trainer") else 0)
+    assert HF_TOKEN not in json.dumps(shown) + run.logs(service)
 
 
 def test_ports_are_this_machines_and_ask_for_the_token(run: Stack) -> None:
@@ -161,6 +174,14 @@ def test_grafana_has_the_dashboards(run: Stack) -> None:
     found = {row["uid"] for row in httpx.get(url, trust_env=False).json()}
     files = (ROOT / "deploy" / "grafana" / "dashboards").glob("*.json")
     assert {json.loads(file.read_text())["uid"] for file in files} <= found
+
+
+def test_a_folder_that_is_not_there_is_named(run: Stack) -> None:
+    said = r"bind source path does not exist: .*/nowhere"
+    other = stack(f"{run.name}-none", INPUTS="nowhere")
+    with other as made, pytest.raises(AssertionError, match=said):
+        made.up("redis")
+    assert not (ROOT / "nowhere").exists()
 
 
 def start_public(run: Stack, service: str) -> None:

@@ -142,11 +142,12 @@ def test_uv_reaches_the_index_as_pip_does(tmp_path: Path) -> None:
     command = [sys.executable, "-c", f"{code}\nimport json; print(json.dumps(uv_settings()))"]
     plain = {"PATH": "/usr/bin:/bin", "PIP_CONFIG_FILE": str(config), "ALL_PROXY": "http://mine"}
     plain |= {"PIP_PROXY": "http://pips"}  # uv's own variable goes before it
+    plain |= {"PIP_CERT": "/mine.pem"}  # before the file's
     done = subprocess.run(command, cwd=ROOT, env=plain, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     found.pop("UV_SYSTEM_CERTS", None)
     assert found == {
         "UV_DEFAULT_INDEX": "https://mirror.example/simple",
         "UV_INSECURE_HOST": "mirror.example",
-        "SSL_CERT_FILE": "/etc/ca.pem",
+        "SSL_CERT_FILE": "/mine.pem",
     }

@@ -8,7 +8,6 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Protocol
 
-from services.errors import SettingsError
 from services.settings import Settings, dump_settings
 
 logger = logging.getLogger(__name__)
@@ -39,10 +38,7 @@ class Trackers:
     and `reward_terms/edge`.
 
     Args:
-        settings: Of the run.
-
-    Raises:
-        SettingsError: A package is not installed.
+        settings: Of the run. `check_trackers` has found the packages.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -94,10 +90,8 @@ class _TensorBoard:
     """Event files in `<run folder>/tensorboard`."""
 
     def __init__(self, settings: Settings) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise _not_installed("tensorboard") from error
+        from torch.utils.tensorboard import SummaryWriter
+
         self._settings = settings
         self._open = SummaryWriter
 
@@ -127,10 +121,8 @@ class _Wandb:
     """
 
     def __init__(self, settings: Settings) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise _not_installed("wandb") from error
+        import wandb
+
         self._settings = settings
         self._wandb = wandb
 
@@ -163,10 +155,3 @@ class _Wandb:
         if step == 0 or not file.exists():
             file.write_text(secrets.token_hex(4))
         return file.read_text().strip()
-
-
-def _not_installed(package: str) -> SettingsError:
-    return SettingsError(
-        f"records.{package} is on and {package} is not installed: "
-        "pip install 'sgg-rl[tracking]', or set it to false"
-    )

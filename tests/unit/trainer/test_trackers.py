@@ -1,10 +1,10 @@
 """What is written is read back with the trackers' own readers. Nothing leaves this machine."""
 
-import builtins
 import json
 import struct
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 )
 from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
+from launcher.demo import run_demo
+from launcher.preflight.trainer import check_trainer
 from services.errors import SettingsError
 from services.settings import Settings
 from trainer.records.trackers import Trackers, flattened
@@ -164,19 +166,14 @@ def leveldb_records(log: bytes) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
-def test_a_missing_package_is_said_at_start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+@pytest.mark.parametrize("start", [check_trainer, run_demo])
+def test_a_missing_package_is_said_before_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, start: Callable[[Settings], object]
 ) -> None:
-    real = builtins.__import__
-
-    def without(module: str, *args: Any, **kwargs: Any) -> Any:
-        if module in ("wandb", "torch.utils.tensorboard"):
-            raise ImportError(module)
-        return real(module, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
-    with pytest.raises(SettingsError, match=rf"records.{name}.*pip install 'sgg-rl\[tracking\]'"):
-        Trackers(settings(tmp_path, **{name: True}))
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(SettingsError, match=f"records.{name} is on .*pip install {name}"):
+        start(settings(tmp_path, **{name: True}))
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_tracker_that_fails_is_left_out_and_told_once(
