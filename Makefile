@@ -20,7 +20,7 @@ SEED ?= 0
 SET ?=
 CONFIG ?= $(if $(DATA),configs/demo-data.toml,configs/demo.toml)
 
-.PHONY: setup demo images test test-docker check check-setup format lint types imports units integration training e2e start-checkpoint clean distclean help
+.PHONY: setup demo images test test-docker check check-setup check-cuda format lint types imports units integration training e2e start-checkpoint clean distclean help
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -34,11 +34,10 @@ $(INSTALLED): pyproject.toml constraints/$(EXTRA).txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python deploy/install/install.py --extra $(EXTRA) --extra dev
 ifeq ($(EXTRA),cpu)
-	@$(BIN)/python -m compat.torchvision_cpu --install
-# A minute of compiling that would otherwise come in the first run.
-	@$(BIN)/python -c "from deepspeed.comm.torch import build_shm_op; build_shm_op()" >/dev/null
+	@$(BIN)/python -c "from compat.torchvision_cpu import install; install()"
+	@$(BIN)/python -m trainer.policy.ops
 endif
-	$(BIN)/sgg-rl doctor
+	@$(BIN)/sgg-rl doctor
 	@touch $@
 
 $(TOY): $(INSTALLED) scene_data/toy.py
@@ -67,6 +66,10 @@ check: $(INSTALLED) ## Format, lint, types, import contracts, unit and contract 
 
 check-setup: $(INSTALLED) ## A fresh clone with the public index and a stand-in for PyTorch's: downloads 1 GB
 	$(BIN)/pytest tests/setup -v
+
+check-cuda: ## The packages for GPUs, installed apart (9 GB), and our code held against them; needs no GPU
+	@$(MAKE) --no-print-directory setup EXTRA=cuda VENV=build/cuda
+	build/cuda/bin/pytest tests/cuda -q
 
 units: $(INSTALLED)
 	$(BIN)/pytest tests/unit tests/contract -q
@@ -107,10 +110,3 @@ clean: ## Remove built data and caches; runs stay
 
 distclean: clean ## Remove the environment too
 	rm -rf $(VENV)
-
-# Apart, for the packages for GPUs are others than those for CPUs.
-CUDA_VENV := build/cuda
-.PHONY: check-cuda
-check-cuda: ## Install the packages for GPUs (9 GB) and hold our code against them; needs no GPU
-	@$(MAKE) --no-print-directory setup EXTRA=cuda VENV=$(CUDA_VENV)
-	$(CUDA_VENV)/bin/python -m pytest tests/cuda -q

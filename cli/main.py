@@ -17,6 +17,7 @@ from cli.similarity import similarity_app
 from cli.slurm import slurm_app
 from cli.weights import weights_app
 from services.errors import SettingsError, SggError
+from services.programs import own_programs_on_path
 
 app = typer.Typer(
     name="sgg-rl",
@@ -226,6 +227,7 @@ def main() -> None:
 
     75: a trainer that was asked to stop, with its steps in a checkpoint; `--resume` goes on.
     """
+    own_programs_on_path()
     try:
         app()
     except SettingsError as error:

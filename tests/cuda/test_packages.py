@@ -23,7 +23,7 @@ def test_installed_are_the_versions_of_the_constraints() -> None:
     wanted = {canonicalize_name(name): version for name, version in
               re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE)}  # fmt: skip
     found = {name: one.version for name, one in INSTALLED.items() if name not in SETUP}
-    assert {n: v for n, v in found.items() if wanted.get(n) != v} == {}
+    assert {n: v for n, v in found.items() if wanted.get(canonicalize_name(n)) != v} == {}
     assert wanted.keys() - found.keys() == set()
 
 

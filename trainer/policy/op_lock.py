@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from services.errors import SettingsError
+from services.programs import own_programs_on_path
 from services.settings import environment_value, set_environment
 
 _VARIABLE = "TORCH_EXTENSIONS_DIR"
@@ -48,6 +49,7 @@ def sole_loader(op: str) -> Iterator[None]:
     Raises:
         SettingsError: No such folder can be written.
     """
+    own_programs_on_path()  # torch asks for ninja, also to load what is built
     root = _root(op)
     with (root / f"{op}.lock").open("w") as file:
         with suppress(OSError):  # of a file system that has no locks

@@ -14,8 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 )
 from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
-from launcher.demo import run_demo
 from launcher.preflight.trainer import check_trainer
+from launcher.run import run_here
 from services.errors import SettingsError
 from services.settings import Settings
 from trainer.records.trackers import Trackers, flattened
@@ -166,7 +166,7 @@ def leveldb_records(log: bytes) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("name", ["tensorboard", "wandb"])
-@pytest.mark.parametrize("start", [check_trainer, run_demo])
+@pytest.mark.parametrize("start", [check_trainer, run_here])
 def test_a_missing_package_is_said_before_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, start: Callable[[Settings], object]
 ) -> None:
