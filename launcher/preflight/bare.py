@@ -4,6 +4,7 @@
 looks at the same things, and a start at those that can change since: memory, `/dev/shm`, caches.
 """
 
+import ctypes
 import importlib.util
 import os
 import platform
@@ -23,6 +24,7 @@ OLDEST, NEWEST = (3, 11), (3, 14)
 _GIB = 2**30
 _ENVIRONMENT_GIB = {"cpu": 4, "cuda": 12}
 """What an environment takes: 3.0 and 8.7 GB, and room to unpack in."""
+_LIBNUMA = "libnuma.so.1"
 _SHM_MIB = 192
 """vLLM's 160, and three versions of the demo's weights."""
 _MEMORY_GIB = 6
@@ -49,11 +51,12 @@ def install_findings(environment: Path, extra: str) -> list[Finding]:
 
 
 def machine_findings() -> list[Finding]:
-    """Look at Python and the compiler, which stay as they are."""
+    """Look at Python, the compiler and a library, which stay as they are."""
     return [
         look("python", _python),
         look("Python headers", _headers),
         look("C++ compiler", _compiler),
+        look("libnuma", _libnuma),
     ]
 
 
@@ -111,6 +114,17 @@ def _compiler() -> str:
             "apt-get install g++; Fedora: dnf install gcc-c++)"
         )
     return found
+
+
+def _libnuma() -> str:
+    try:
+        ctypes.CDLL(_LIBNUMA)
+    except OSError as error:
+        raise NotFoundError(
+            f"no {_LIBNUMA}: vLLM's own code for CPUs loads it; install it (Debian, Ubuntu: apt-get "
+            "install libnuma1; Fedora: dnf install numactl-libs)"
+        ) from error
+    return _LIBNUMA
 
 
 def _venv() -> str:

@@ -64,6 +64,11 @@ def test_missing_headers_name_the_package(tmp_path: Path, monkeypatch: pytest.Mo
     assert f"apt-get install python3.{sys.version_info.minor}-dev" in detail
 
 
+def test_a_library_that_vllm_loads_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bare, "_LIBNUMA", "libabsent.so.1")
+    assert "apt-get install libnuma1" in problems(bare.machine_findings())["libnuma"]
+
+
 def test_a_python_without_venv_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     found = importlib.util.find_spec
     monkeypatch.setattr(
