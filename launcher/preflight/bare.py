@@ -121,8 +121,8 @@ def _libnuma() -> str:
         ctypes.CDLL(_LIBNUMA)
     except OSError as error:
         raise NotFoundError(
-            f"no {_LIBNUMA}: vLLM's own code for CPUs loads it; install it (Debian, Ubuntu: apt-get "
-            "install libnuma1; Fedora: dnf install numactl-libs)"
+            f"no {_LIBNUMA}: vLLM's own code for CPUs loads it; install it (Debian, Ubuntu: "
+            "apt-get install libnuma1; Fedora: dnf install numactl-libs)"
         ) from error
     return _LIBNUMA
 
