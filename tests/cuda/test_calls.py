@@ -72,7 +72,9 @@ def misfit(call: Call) -> str | None:
     if call.target is None:
         return "there is no such thing"
     try:
-        signature = inspect.signature(call.target)
+        # transformers copies class methods from bound ones: `__wrapped__` lacks `cls` already.
+        follow = not inspect.ismethod(call.target)
+        signature = inspect.signature(call.target, follow_wrapped=follow)
     except (TypeError, ValueError):  # written in C, and silent
         return None
     keywords = {word.arg: ... for word in call.node.keywords if word.arg is not None}
