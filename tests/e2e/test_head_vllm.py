@@ -65,11 +65,7 @@ async def test_float32_logits_close_the_gap_that_rounding_makes(
     images = [picture(i) for i in range(4)]
     async with engine_server(settings) as server:
         assert await server.probe("probe_head_dtypes") == ["torch.float32"]
-        first = await server.sample(images[0], n=32, max_tokens=1)
         answers = [await server.sample(image, n=8, max_tokens=48) for image in images]
-    found = torch.tensor([completion.rollout_logprobs[0] for completion in first.completions])
-    steps = 64 * (found - found[0]).double()  # bfloat16 from 2 to 4; larger steps above
-    assert (steps - steps.round()).abs().max() > 0.05, "logits of one prompt, as bfloat16 has them"
     oracle = Oracle(settings)
     oracle.model.bfloat16()
     float32, rounded = (
