@@ -34,11 +34,11 @@ async def logits_of_one_state(server: EngineServer, image: bytes) -> torch.Tenso
 
 
 def off_the_grid(logits: torch.Tensor) -> float:
-    """Share of bfloat16's step from 1 to 2 that differences are from a multiple of it.
+    """How far the highest are from one another, beside multiples of bfloat16's step from 1 to 2.
 
-    Those of bfloat16 logits over 1 are multiples: 0, but for what a softmax in float32 adds.
+    For bfloat16 logits over 1, as the toy's highest are, it is 0 but for a softmax in float32.
     """
-    steps = 128 * (logits - logits[0])
+    steps = 128 * (logits[logits > logits.max() - 4] - logits.max())
     return float((steps - steps.round()).abs().max())
 
 
@@ -46,7 +46,6 @@ async def test_logits_of_a_bfloat16_model_are_not_rounded(tiny_model: Path, tmp_
     async with engine_server(bfloat16_settings(tiny_model, tmp_path)) as server:
         assert await server.probe("probe_head_dtypes") == ["torch.float32"]
         logits = await logits_of_one_state(server, picture(1))
-    assert len(set(logits.tolist())) > 5, "a few different tokens"
     assert off_the_grid(logits) > 0.1
 
 
