@@ -3,6 +3,7 @@
 import importlib.metadata
 import re
 import subprocess
+import sysconfig
 from pathlib import Path
 
 import torch
@@ -11,8 +12,10 @@ from packaging.utils import canonicalize_name
 
 from tests.cuda.modules import ROOT
 
+# Not by `sys.path`: setuptools puts packages of its own there.
 INSTALLED: dict[str, importlib.metadata.Distribution] = {
-    canonicalize_name(found.metadata["Name"]): found for found in importlib.metadata.distributions()
+    canonicalize_name(found.metadata["Name"]): found
+    for found in importlib.metadata.distributions(path=[sysconfig.get_path("purelib")])
 }
 SETUP = {"sgg-rl", "pip", "uv"}
 """Not of the list: this project, and what installs."""
@@ -20,8 +23,8 @@ SETUP = {"sgg-rl", "pip", "uv"}
 
 def test_installed_are_the_versions_of_the_constraints() -> None:
     text = (ROOT / "constraints/cuda.txt").read_text()
-    wanted = {canonicalize_name(name): version for name, version in
-              re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE)}  # fmt: skip
+    pins = re.findall(r"^([\w.-]+)==([^\s;]+)", text, re.MULTILINE)
+    wanted: dict[str, str] = {canonicalize_name(name): version for name, version in pins}
     found = {name: one.version for name, one in INSTALLED.items() if name not in SETUP}
     assert {n: v for n, v in found.items() if wanted.get(canonicalize_name(n)) != v} == {}
     assert wanted.keys() - found.keys() == set()

@@ -8,6 +8,7 @@ from unittest.mock import Mock, create_autospec
 
 import pytest
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.worker.gpu_worker import Worker
 
 from rollout_service import vllm_engine
 from rollout_service.engine import (
@@ -105,3 +106,13 @@ async def test_a_new_adapter(engine: VllmEngine, llm: Any, tmp_path: Path) -> No
     await engine.load_weights(AdapterWeights(folder=adapter), manifest())
     llm.update_weights.assert_not_called()
     llm.add_lora.assert_awaited_once()
+
+
+def test_the_worker_for_gpus_takes_our_methods() -> None:
+    """VLLM refuses an extension that has a name of the worker's."""
+    ours = {name for name in vars(WorkerExtension) if not name.startswith("__")}
+    assert ours & set(dir(Worker)) == set()
+    assert hasattr(Worker, "get_model")
+    source = inspect.getsource(Worker)
+    for used in ("weight_transfer_engine", "_weight_update_active"):
+        assert f"self.{used}" in source
