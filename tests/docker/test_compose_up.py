@@ -45,7 +45,8 @@ def run() -> Iterator[Stack]:
     name = f"sgg-rl-test-{secrets.token_hex(3)}"
     # A proxy that answers nobody: the parts do not ask it for one another.
     proxy = {"HTTP_PROXY": DEAD_PROXY, "http_proxy": DEAD_PROXY}
-    with stack(name, RUN_NAME=RUN, ARGS=ARGUMENTS, HF_TOKEN=HF_TOKEN, **proxy) as made:
+    knobs = {"RUN_NAME": RUN, "ARGS": ARGUMENTS, "COMPOSE_PROFILES": "monitoring"}
+    with stack(name, **knobs, **proxy, HF_TOKEN=HF_TOKEN) as made:
         made.up(*PARTS)
         yield made
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from services.ports import free_port
 from tests.docker_stack import ROOT, Stack, stack, why_no_engine
 
 NO_DEVICES = """
@@ -42,11 +43,13 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     program.chmod(0o755)
     override = folder / "no-devices.yml"
     override.write_text(NO_DEVICES.replace("{FOLDER}", str(folder)).replace("{ROOT}", str(ROOT)))
+    port = free_port()
     files = (ROOT / "docker-compose.yml", ROOT / "docker-compose.gpu.yml", override)
     with stack(
         f"sgg-rl-gpus-{secrets.token_hex(3)}",
         COMPOSE_FILE=":".join(map(str, files)),
         ROLLOUT_SERVERS="2",
+        ROLLOUT_PORT=f"{port}-{port + 9}",
         ARGS=ARGUMENTS,
     ) as made:
         made.up("trainer", "monitor")
