@@ -1,6 +1,6 @@
 """Memory of taking a ZeRO-3 policy's weights out: in buckets, against whole.
 
-    torchrun --nproc-per-node 2 benchmarks/weight_export.py
+    torchrun --nproc-per-node 2 -m benchmarks.weight_export
 
 Makes a Qwen2.5-VL of about 170 million random parameters, shards it, and prints for each way the
 seconds and what each rank's resident memory rose by at its peak. The naive way is DeepSpeed's own:
