@@ -6,15 +6,14 @@ exit code is this process's, and one that fails leaves the others time to say wh
 """
 
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from launcher.keeper import die_with_parent, send
+from services.ports import ReservedPorts
 from services.settings import child_environment, environment_value
 
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
@@ -29,7 +28,8 @@ def run_ranks(num_ranks: int, command: Sequence[str]) -> int:
     Returns:
         The exit code of the first that ended with another than 0; 128 + N for signal N.
     """
-    with _reserved_port() as port, _Signals() as signals:
+    with ReservedPorts() as ports, _Signals() as signals:
+        port = ports.take()  # rank 0 listens there
         ranks = [_start(rank, num_ranks, port, command) for rank in range(num_ranks)]
         signals.ranks = ranks
         try:
@@ -73,15 +73,6 @@ def _wait(ranks: "Sequence[subprocess.Popen[bytes]]") -> int:
         if None not in codes or time.monotonic() > deadline:
             return 128 - first if first < 0 else first
         time.sleep(_POLL_S)
-
-
-@contextmanager
-def _reserved_port() -> Iterator[int]:
-    """A port for rank 0 to listen on: bound here, so that the kernel gives it to nobody else."""
-    with socket.socket() as reserved:
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reserved.bind(("127.0.0.1", 0))
-        yield reserved.getsockname()[1]
 
 
 class _Signals:

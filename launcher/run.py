@@ -22,6 +22,7 @@ from launcher.table import RunTable
 from launcher.terminal import open_console, say_on
 from scene_data.dataset import open_dataset
 from services.errors import WaitTimeoutError
+from services.ports import ReservedPorts
 from services.settings import Settings, dump_settings
 from services.telemetry import setup_logging
 from trainer.sizing.checks import check_grpo
@@ -55,19 +56,19 @@ def run_here(settings: Settings, *, resume: bool = False, evaluate: bool = False
     num_steps = _num_steps(settings)
     console = open_console()
     folder = RunFolder(settings.run.folder)
-    with run_lock(folder.path) as lock:
+    with run_lock(folder.path) as lock, ReservedPorts() as ports:
         if resume and folder.finished:
             say_on(console)(f"{folder.path} is finished: nothing to resume")
             return 0
         moved = folder.prepare(resume=resume)
         if moved:
             say_on(console)(f"the earlier run of this name is kept in {moved}")
-        settings = with_free_ports(settings)
+        settings = with_free_ports(settings, ports)
         folder.config.write_text(dump_settings(settings))
         folder.logs.mkdir(exist_ok=True)
         command = "demo" if evaluate else "run"
         setup_logging(command, folder.logs / f"{command}.log")  # the terminal is the table's
-        urls = server_urls(settings)
+        urls = server_urls(settings, ports)
         parts = run_parts(settings, folder, placement, urls, resume=resume)
         run = _Run(settings, folder, console, urls, num_steps, evaluate=evaluate)
         try:

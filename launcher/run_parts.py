@@ -9,7 +9,7 @@ from launcher.folder import RunFolder
 from launcher.placement import Placement, environment
 from launcher.processes import Part, http_probe
 from services.errors import SettingsError
-from services.ports import free_port, is_listening
+from services.ports import ReservedPorts
 from services.redis_client import redis_answers
 from services.settings import Settings, environment_value
 
@@ -105,8 +105,8 @@ def compute_threads(num_processes: int = 1) -> dict[str, str]:
     return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2 // num_processes))}
 
 
-def with_free_ports(settings: Settings) -> Settings:
-    """The settings with each service on this host, on a port that is free now.
+def with_free_ports(settings: Settings, ports: ReservedPorts) -> Settings:
+    """The settings with each service on this host, on a port that nobody has.
 
     Raises:
         SettingsError: A service's url is on another host: then the parts are started one by one.
@@ -114,32 +114,27 @@ def with_free_ports(settings: Settings) -> Settings:
     changes = {}
     for name in ("redis", "reward", "rollout"):
         section = getattr(settings, name)
-        url = _on_free_port(name, section.url)
+        url = _on_free_port(name, section.url, ports)
         changes[name] = section.model_copy(update={"url": url})
     return settings.model_copy(update=changes)
 
 
-def server_urls(settings: Settings) -> list[str]:
+def server_urls(settings: Settings, ports: ReservedPorts) -> list[str]:
     """Where each rollout server listens: the first at `rollout.url`, the others at free ports."""
-    first, wanted = settings.rollout.url, settings.cluster.num_rollout_servers
-    ports = {_port(first): None}
-    while len(ports) < wanted:
-        ports[free_port()] = None
-    return [urlsplit(first)._replace(netloc=f"127.0.0.1:{port}").geturl() for port in ports]
+    first = settings.rollout.url
+    others = [ports.take() for _ in range(settings.cluster.num_rollout_servers - 1)]
+    return [first, *(_at(first, port) for port in others)]
 
 
-def _on_free_port(name: str, url: str) -> str:
+def _on_free_port(name: str, url: str, ports: ReservedPorts) -> str:
     place = urlsplit(url)
     if place.hostname not in ("127.0.0.1", "localhost"):
         raise SettingsError(
             f"{name}.url is {url}: the run is to be on this machine alone; use 127.0.0.1, or start "
             "the services on their hosts with `sgg-rl serve` and then `sgg-rl train`"
         )
-    port = _port(url)
-    if is_listening(port):
-        port = free_port()
-    return place._replace(netloc=f"127.0.0.1:{port}").geturl()
+    return _at(url, ports.take(place.port or 80))
 
 
-def _port(url: str) -> int:
-    return urlsplit(url).port or 80
+def _at(url: str, port: int) -> str:
+    return urlsplit(url)._replace(netloc=f"127.0.0.1:{port}").geturl()

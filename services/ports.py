@@ -4,6 +4,7 @@ import errno
 import ipaddress
 import socket
 from pathlib import Path
+from typing import Self
 
 from services.errors import SettingsError
 
@@ -14,6 +15,36 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
     return port
+
+
+class ReservedPorts:
+    """Ports of 127.0.0.1 for processes that are about to start: bound here, and not listened on.
+
+    As long as this is entered nobody else is given them, neither by the kernel nor by another of
+    these. A process that sets SO_REUSEADDR, as servers do, can listen there.
+    """
+
+    def __init__(self) -> None:
+        self._sockets: list[socket.socket] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for reserved in self._sockets:
+            reserved.close()
+
+    def take(self, port: int = 0) -> int:
+        """This port, or a free one: for 0, and where somebody has it."""
+        reserved = socket.socket()
+        self._sockets.append(reserved)
+        try:
+            reserved.bind(("127.0.0.1", port))
+        except OSError:
+            reserved.bind(("127.0.0.1", 0))
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # not before: it would share
+        taken: int = reserved.getsockname()[1]
+        return taken
 
 
 def is_listening(port: int) -> bool:

@@ -9,6 +9,7 @@ from launcher import folder as folder_module
 from launcher.folder import RunFolder, run_lock
 from launcher.run_parts import with_free_ports
 from services.errors import ConflictError, NotFoundError, SettingsError
+from services.ports import ReservedPorts
 from services.settings import (
     DataSettings,
     ModelSettings,
@@ -90,7 +91,8 @@ def test_taken_ports_are_replaced_and_free_ones_kept() -> None:
             reward=RewardSettings(url=f"http://localhost:{idle}"),
             rollout=RolloutSettings(url=f"http://127.0.0.1:{busy}"),
         )
-        after = with_free_ports(before)
+        with ReservedPorts() as ports:
+            after = with_free_ports(before, ports)
     assert after.redis.url.startswith("redis://127.0.0.1:")
     assert after.redis.url.endswith("/3")
     assert str(busy) not in after.redis.url
@@ -100,5 +102,6 @@ def test_taken_ports_are_replaced_and_free_ones_kept() -> None:
 
 
 def test_services_on_other_hosts_are_refused() -> None:
-    with pytest.raises(SettingsError, match=r"reward\.url"):
-        with_free_ports(settings(reward=RewardSettings(url="http://node7:8100")))
+    elsewhere = settings(reward=RewardSettings(url="http://node7:8100"))
+    with ReservedPorts() as ports, pytest.raises(SettingsError, match=r"reward\.url"):
+        with_free_ports(elsewhere, ports)

@@ -10,6 +10,7 @@ from launcher.preflight.gpus import Gpu, visible_gpus
 from launcher.run_parts import run_parts, server_urls
 from launcher.run_view import plan_lines
 from services.errors import SettingsError
+from services.ports import ReservedPorts
 from services.settings import Settings, load_settings
 from tests.fake_gpus import fake_gpus
 
@@ -125,7 +126,8 @@ def test_a_part_sees_its_gpus_by_number_whatever_named_them(
 
 def test_the_plan_says_where_everything_is(gpus: list[Gpu]) -> None:
     wanted, folder = settings(2, 2), RunFolder(Path("runs/r"))
-    urls = server_urls(wanted)
+    with ReservedPorts() as ports:
+        urls = server_urls(wanted, ports)
     lines = plan_lines(wanted, folder, placed(wanted, gpus[:5]), urls, 7)
     assert lines[0] == "run run: 7 steps of none"
     text = "\n".join(lines)
@@ -140,11 +142,12 @@ def test_the_plan_says_where_everything_is(gpus: list[Gpu]) -> None:
 
 def test_several_servers_have_ports_of_their_own(gpus: list[Gpu], tmp_path: Path) -> None:
     wanted, folder = settings(1, 4), RunFolder(tmp_path)
-    urls = server_urls(wanted)
+    with ReservedPorts() as ports:
+        urls = server_urls(wanted, ports)
     assert urls[0] == wanted.rollout.url
     assert len(set(urls)) == 4
     parts = run_parts(wanted, folder, placed(wanted, gpus), urls, resume=True)
     assert [part.name for part in parts.services[1:]] == [f"rollout-{i}" for i in range(4)]
-    ports = [part.command[-1] for part in parts.services[1:]]
-    assert [url.rpartition(":")[2] for url in urls] == ports
+    numbers = [part.command[-1] for part in parts.services[1:]]
+    assert [url.rpartition(":")[2] for url in urls] == numbers
     assert parts.trainer.command[-1] == "--resume"
