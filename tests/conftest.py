@@ -1,5 +1,6 @@
 """Shared by all tests: one real Redis a session, and a run name of its own for a test."""
 
+import signal
 import subprocess
 import time
 import uuid
@@ -13,6 +14,7 @@ from services.ports import free_port
 from services.redis_client import redis_answers
 from services.redis_server import redis_server_command
 
+_ENDING = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 RedisStarter = Callable[[Path, int], "subprocess.Popen[bytes]"]
 
 
@@ -25,6 +27,14 @@ def _start(folder: Path, port: int) -> "subprocess.Popen[bytes]":
         time.sleep(0.02)
     server.kill()
     raise AssertionError(f"redis did not come up:\n{(folder / 'log').read_text()[-2000:]}")
+
+
+def pytest_configure() -> None:
+    """A shell starts its background jobs deaf to Ctrl-C, and what they start is too."""
+    for number in _ENDING:
+        if signal.getsignal(number) is signal.SIG_IGN:
+            handler = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

@@ -93,8 +93,11 @@ class Inference:
                     line = await (await under_way.get())
                     write(index, line)
                     self._progress.count(line)
-        except* SggError as errors:
-            raise _first(errors) from None
+        except ExceptionGroup as errors:  # not `except*`: it may wrap what is raised in it
+            known, others = errors.split(SggError)
+            if known is None or others is not None:
+                raise
+            raise _first(known) from None
 
     async def _line(self, index: int) -> GraphLine:
         async with self._places:
@@ -146,6 +149,6 @@ class Inference:
             )
 
 
-def _first(errors: BaseExceptionGroup[SggError]) -> SggError:
+def _first(errors: ExceptionGroup[SggError]) -> SggError:
     error = errors.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error
+    return _first(error) if isinstance(error, ExceptionGroup) else error
