@@ -22,7 +22,7 @@ class Placement:
     """
 
     trainer: GpuSet = ()
-    """Of rank 0, of rank 1, …"""
+    """One for each rank, rank 0 first."""
     servers: tuple[GpuSet, ...]
     """One GPU each, or none."""
     idle: GpuSet = ()

@@ -71,7 +71,7 @@ class Engine(ABC):
     num_elements: int | None = None
     """That a version has at most, known after `start`; None where the engine does not tell."""
     model_runner: ModelRunner | None = None
-    """Of vLLM, known after `start`; None in another engine."""
+    """Which one vLLM uses, known after `start`; None in another engine."""
 
     @abstractmethod
     async def start(self) -> None:

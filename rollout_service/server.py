@@ -125,7 +125,7 @@ class RolloutServer:
 
     @property
     def model_runner(self) -> ModelRunner | None:
-        """Of vLLM; None before the model is loaded, and in another engine."""
+        """Which one vLLM uses; None before the model is loaded, and in another engine."""
         return self._engine.model_runner if self._engine else None
 
     @property

@@ -62,8 +62,8 @@ class ModelSettings(Section):
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of training and of sampling alike."""
     head_dtype: Literal["float32", "model"] = "float32"
-    """Of the logits, in GRPO's training and in sampling alike. `model` rounds them to `dtype`: in
-    bfloat16 a logit near 23 is off by up to 0.06, on both sides by other amounts."""
+    """Type of the logits, in GRPO's training and in sampling alike. `model` rounds them to `dtype`:
+    in bfloat16 a logit near 23 is off by up to 0.06, on both sides by other amounts."""
     min_pixels: int = Field(default=4 * 28 * 28, ge=28 * 28)
     """Images with fewer pixels are enlarged. The same for trainer, sampler and boxes."""
     max_pixels: int = Field(default=512 * 28 * 28, ge=28 * 28)

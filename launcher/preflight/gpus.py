@@ -73,13 +73,13 @@ def look_for_gpus() -> tuple[list[Gpu], str]:
 
 
 def parsed(text: str) -> list[Gpu]:
-    """Of `nvidia-smi`'s lines of comma separated values; its messages among them are left out."""
+    """Read `nvidia-smi`'s lines of comma separated values; its messages among them are left out."""
     rows = [[word.strip() for word in line.split(",")] for line in text.splitlines()]
     return [_gpu(*row) for row in rows if row[0].isdecimal() and len(row) == len(_FIELDS)]
 
 
 def mig_parts(text: str, gpus: list[Gpu]) -> list[Gpu]:
-    """Of the lines of `nvidia-smi -L`, where each GPU is followed by its parts.
+    """Read the lines of `nvidia-smi -L`, where each GPU is followed by its parts.
 
     Args:
         text: Of all GPUs.

@@ -66,7 +66,7 @@ class RolloutGroup(Message):
     renormalised: bool = False
     """Whether rollout_logprobs are of a part of the vocabulary only (`Sampling.renormalises`)."""
     model_runner: ModelRunner | None = None
-    """Of the vLLM that sampled; null of another engine."""
+    """Which one the vLLM that sampled uses; null where another engine did."""
 
     @property
     def work_id(self) -> str:

@@ -136,7 +136,7 @@ class PolicyInfo(Message):
     staged_version: int | None = None
     state: PolicyState
     model_runner: ModelRunner | None = None
-    """Of vLLM; null before the model is loaded, and where another engine samples."""
+    """Which one vLLM uses; null before the model is loaded, and where another engine samples."""
 
 
 class ServerRecord(Message):

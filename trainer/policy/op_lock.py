@@ -21,7 +21,7 @@ _VARIABLE = "TORCH_EXTENSIONS_DIR"
 
 
 def environment_folder() -> Path:
-    """Of this Python environment: two environments of one user do not build over one another."""
+    """The folder inside this Python environment: two of one user do not build over one another."""
     return Path(sys.prefix, "torch_extensions")
 
 

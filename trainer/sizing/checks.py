@@ -8,7 +8,7 @@ from services.settings import Settings
 logger = logging.getLogger(__name__)
 
 _MOST_OF_A_SHARED_GPU = 0.6
-"""Of a GPU's memory for vLLM where a trainer rank is on it too: the policy, its gradients and
+"""Share of a GPU's memory for vLLM where a trainer rank is on it too: the policy, its gradients and
 activations need the rest at the least."""
 
 
