@@ -7,6 +7,7 @@ from typing import Any
 from unittest.mock import Mock, create_autospec
 
 import pytest
+from vllm.config import VllmConfig
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.worker.gpu_worker import Worker
 
@@ -41,6 +42,7 @@ async def in_the_worker(method: str, args: tuple[Any, ...] = ()) -> list[Any]:
 def llm() -> Any:
     llm = create_autospec(AsyncLLM, instance=True)
     llm.collective_rpc.side_effect = in_the_worker
+    llm.vllm_config = create_autospec(VllmConfig, instance=True)  # set by its `__init__`
     return llm
 
 
