@@ -129,7 +129,10 @@ case $action in
     if command -v iptables >/dev/null; then iptables -D FORWARD -i "$bridge" -o "$bridge" -j ACCEPT 2>/dev/null || true; fi
     ;;
   crash)
-    for pid in $(ip netns pids "$(namespace "$3")"); do kill -9 "$pid" 2>/dev/null || true; done
+    # Stopped before they are killed: srun's shepherd would tell the controller to cancel the step of a killed srun.
+    for signal in STOP KILL; do
+      for pid in $(ip netns pids "$(namespace "$3")"); do kill -s "$signal" "$pid" 2>/dev/null || true; done
+    done
     rm -f "$folder/run/slurmd-$3.pid"
     ;;
 esac
