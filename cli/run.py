@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from services.app import host_and_port
 from services.errors import NotFoundError, SettingsError
 from services.keys import RunKeys
+from services.model_families import with_box_space
 from services.settings import Settings, environment_value, load_settings
 from services.telemetry import setup_logging
 from trainer.ranks.stop import EXIT_STOPPED, stop_request
@@ -74,6 +75,7 @@ def serve_rollout(found: Settings) -> None:
     from launcher.preflight.gpus import check_gpus
 
     if found.rollout.engine == "vllm":
+        found = with_box_space(found)
         check_start("/dev/shm", "caches")
         check_gpus(1, who="a rollout server")
     from rollout_service.app import serve
@@ -104,6 +106,7 @@ def train(found: Settings, *, resume: bool, dry_run: bool) -> None:
     from launcher.preflight.trainer import check_trainer
     from launcher.rubric_check import check_rubric
 
+    found = with_box_space(found)
     check_rubric(found)
     check_trainer(found)
     rank = _rank_of(found)
@@ -132,6 +135,7 @@ def sft(found: Settings, *, resume: bool) -> None:
     """Run supervised fine-tuning, on as many processes as the trainer's."""
     from launcher.preflight.trainer import check_trainer
 
+    found = with_box_space(found)
     check_trainer(found)
     rank = _rank_of(found)
     setup_logging(f"sft[{rank}]")

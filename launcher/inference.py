@@ -17,6 +17,7 @@ from launcher.terminal import Say, open_console, say_on
 from scene_data.dataset import open_dataset
 from services.errors import SettingsError, UnavailableError
 from services.keys import RunKeys
+from services.model_families import with_box_space
 from services.ports import free_port
 from services.redis_client import connect
 from services.registry import Registry
@@ -50,6 +51,7 @@ def run_inference(
         SggError: With what to do about it.
         KeyboardInterrupt: What is written stays, and the same command goes on from there.
     """
+    settings = with_box_space(settings)
     console = open_console()
     say = say_on(console)
     logs = folder / "logs"

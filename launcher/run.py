@@ -22,6 +22,7 @@ from launcher.table import RunTable
 from launcher.terminal import open_console, say_on
 from scene_data.dataset import open_dataset
 from services.errors import WaitTimeoutError
+from services.model_families import with_box_space
 from services.ports import ReservedPorts
 from services.settings import Settings, dump_settings
 from services.telemetry import setup_logging
@@ -44,6 +45,7 @@ def run_here(settings: Settings, *, resume: bool = False, evaluate: bool = False
         SettingsError: The settings do not go together, or ask for more than this machine has.
         SggError: What evaluation and report raise.
     """
+    settings = with_box_space(settings)
     check_grpo(settings)
     check_rubric(settings)
     check_trackers(settings)

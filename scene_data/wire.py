@@ -2,8 +2,8 @@
 
 from scene_data.dataset import Sample
 from scene_graph.boxes import model_box_space
-from services.schemas.rewards import ReferenceGraph, ReferenceObject, ReferenceRelationship
 from services.model_families import model_family
+from services.schemas.rewards import ReferenceGraph, ReferenceObject, ReferenceRelationship
 from services.settings import ModelSettings
 
 

@@ -2,13 +2,15 @@
 
 import shutil
 import time
+from contextlib import suppress
 from pathlib import Path
 
 from launcher.slurm.commands import is_active, job_fields, sbatch
 from launcher.slurm.layout import Job
 from launcher.slurm.render import render
 from launcher.slurm.site import DEPLOY_FOLDER
-from services.errors import ConflictError, SettingsError
+from services.errors import ConflictError, SettingsError, UnavailableError
+from services.model_families import with_box_space
 from services.schemas.common import Message
 from services.secrets import ensure_secrets
 from services.settings import Settings, dump_settings
@@ -51,10 +53,12 @@ def submit(settings: Settings, job: Job, *, data: str | None = None, resume: boo
     Raises:
         ConflictError: A job of this run waits or runs, or the run has checkpoints and `resume` is
             not asked for.
-        SettingsError: The folder cannot be written, or what `render` refuses.
+        SettingsError: The folder cannot be written, the model is refused, or what `render` refuses.
         InvalidInputError: Slurm refuses the job.
         NotFoundError: There is no Slurm here.
     """
+    with suppress(UnavailableError):  # the hub may be reached where the job runs
+        settings = with_box_space(settings)
     script = render(settings, job, data=data)
     folder = settings.run.folder
     _refuse_second(folder)

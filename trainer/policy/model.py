@@ -6,11 +6,10 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from services.errors import SettingsError
+from services.model_families import model_family
 from services.settings import Settings
 from services.trainer_settings import TrainerSettings
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-"""transformers' names of the architectures that have been tried."""
 PLACEHOLDERS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 """Tokens that stand for visual input in Qwen's prompts; sampled in an answer they would shift the
 features."""
@@ -38,17 +37,17 @@ def load_model(settings: Settings) -> Any:
     Where DeepSpeed shards models (`HfDeepSpeedConfig`), this rank gets its shard.
 
     Raises:
-        SettingsError: `model.path` cannot be loaded, or is of a family that this cannot train.
+        SettingsError: `model.path` cannot be loaded, or is of a family that this does not train.
     """
     _check_dtype(settings)
     path = settings.model.path
+    model_family(path)
     try:
         model = AutoModelForImageTextToText.from_pretrained(
             path, dtype=getattr(torch, settings.model.dtype)
         )
     except (OSError, ValueError) as error:
         raise SettingsError(f"model.path: no model at {path}: {error}") from error
-    _check_family(model, path)
     freeze(model, settings.trainer)
     if settings.trainer.gradient_checkpointing:
         # Not reentrant: that would give the layers after a frozen embedding no gradient. The check
@@ -92,15 +91,4 @@ def _check_dtype(settings: Settings) -> None:
         raise SettingsError(
             f"model.dtype = 'bfloat16': {torch.cuda.get_device_name()} cannot compute in it; set "
             "'float32'"
-        )
-
-
-def _check_family(model: Any, path: str) -> None:
-    inner = getattr(model, "model", None)
-    parts = (inner, "visual"), (inner, "language_model"), (model, "lm_head")
-    complete = all(hasattr(owner, name) for owner, name in parts)
-    if not complete or not hasattr(model.config, "image_token_id"):
-        raise SettingsError(
-            f"model.path: {path} is of the family '{model.config.model_type}'; this trains "
-            f"{', '.join(FAMILIES)}"
         )
