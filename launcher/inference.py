@@ -51,7 +51,6 @@ def run_inference(
         SggError: With what to do about it.
         KeyboardInterrupt: What is written stays, and the same command goes on from there.
     """
-    settings = with_box_space(settings)
     console = open_console()
     say = say_on(console)
     logs = folder / "logs"
@@ -63,6 +62,7 @@ def run_inference(
     images = FirstImages(dataset=dataset, name=data, length=num_images)
     progress = Progress(total=num_images)
     urls = [] if own_server else list(servers) or registered_servers(settings)
+    settings = _decided(settings, urls)
     with signals_as_interrupt(), Supervisor(logs, say=say) as supervisor:
         if not urls:
             settings = _start_server(settings, folder, supervisor, say)
@@ -81,6 +81,14 @@ def run_inference(
             )
             raise
     console.print(summary(progress, folder))
+
+
+def _decided(settings: Settings, urls: list[str]) -> Settings:
+    """With the box space. Running servers' model may lie elsewhere: then the settings say it."""
+    model = settings.model
+    if urls and model.box_space != "auto" and not Path(model.path).exists():
+        return settings
+    return with_box_space(settings)
 
 
 def registered_servers(settings: Settings) -> list[str]:
