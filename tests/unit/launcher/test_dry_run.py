@@ -18,6 +18,9 @@ PUBLISHED = {
     "Qwen/Qwen2-VL-7B-Instruct": 8_291_375_616,
     "Qwen/Qwen2.5-VL-3B-Instruct": 3_754_622_976,
     "Qwen/Qwen2.5-VL-7B-Instruct": 8_292_166_656,
+    "Qwen/Qwen3-VL-2B-Instruct": 2_127_532_032,
+    "Qwen/Qwen3-VL-4B-Instruct": 4_437_815_808,
+    "Qwen/Qwen3-VL-8B-Instruct": 8_767_123_696,
 }
 
 
@@ -82,7 +85,7 @@ def test_says_steps_and_memory_and_is_a_file_of_settings(tmp_path: Path) -> None
     ("sections", "message"),
     [
         ({"model": {"path": "runs/nothing/model"}}, r"model.path: there is no runs/nothing/model"),
-        ({"model": {"path": "tests"}}, "model.path: nothing is known of tests"),
+        ({"model": {"path": "tests"}}, "model.path: tests has no config.json"),
         ({"data": {"train": "nothing.parquet"}}, "data.train: nothing.parquet is not a dataset"),
         ({"reward": {"rubric": "nice"}}, "reward.rubric: .*nice"),
         (
