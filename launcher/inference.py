@@ -53,6 +53,8 @@ def run_inference(
     """
     console = open_console()
     say = say_on(console)
+    urls = [] if own_server else list(servers) or registered_servers(settings)
+    settings = _decided(settings, urls)
     logs = folder / "logs"
     check_run_folder(logs, named_by="the output folder")
     logs.mkdir(parents=True, exist_ok=True)
@@ -61,8 +63,6 @@ def run_inference(
     num_images = min(len(dataset), limit or len(dataset))
     images = FirstImages(dataset=dataset, name=data, length=num_images)
     progress = Progress(total=num_images)
-    urls = [] if own_server else list(servers) or registered_servers(settings)
-    settings = _decided(settings, urls)
     with signals_as_interrupt(), Supervisor(logs, say=say) as supervisor:
         if not urls:
             settings = _start_server(settings, folder, supervisor, say)
