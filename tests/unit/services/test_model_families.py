@@ -51,6 +51,8 @@ def test_known_families(tmp_path: Path, model_type: str, box_space: str, patch_f
     [
         ({"model_type": "llava"}, "of model_type 'llava'. "),
         ({"model_type": "internvl_chat"}, "of model_type 'internvl_chat'. "),
+        ({"model_type": "qwen3_vl_moe"}, "of model_type 'qwen3_vl_moe'. "),
+        ({"model_type": "glm4v"}, "of model_type 'glm4v'. "),
         ({"model_type": "glm4v_moe"}, "of model_type 'glm4v_moe'. "),
         ({"model_type": "qwen2_5_omni"}, "of model_type 'qwen2_5_omni'. "),
         ({"model_type": "qwen2", "hidden_size": 8}, "of model_type 'qwen2'. "),
