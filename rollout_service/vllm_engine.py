@@ -37,7 +37,7 @@ from rollout_service.vllm_lora import lora_args, lora_request, write_initial_ada
 from rollout_service.vllm_openai import VllmChat
 from rollout_service.vllm_sampling import completion, sampling_error, sampling_params
 from services.errors import EngineError, InvalidInputError, SettingsError
-from services.images import decode_image
+from services.images import check_fits, decode_image, image_header
 from services.schemas.chat import ChatRequest
 from services.schemas.common import ChatMessage, Sampling, TextPart
 from services.schemas.weights import Rendezvous, WeightManifest
@@ -245,7 +245,17 @@ class VllmEngine(Engine):
 
     async def _decoded(self, images: Sequence[bytes]) -> list[Image.Image]:
         loop = asyncio.get_running_loop()
-        return [await loop.run_in_executor(self._preparing, decode_image, one) for one in images]
+        return [await loop.run_in_executor(self._preparing, self._decode, one) for one in images]
+
+    def _decode(self, image: bytes) -> Image.Image:
+        model, vision = self._settings.model, self._llm.model_config.hf_config.vision_config
+        check_fits(
+            *image_header(image).size,
+            factor=vision.patch_size * vision.spatial_merge_size,
+            min_pixels=model.min_pixels,
+            max_pixels=model.max_pixels,
+        )
+        return decode_image(image)
 
     def _prompt(
         self, messages: Sequence[ChatMessage], images: Sequence[Image.Image]
