@@ -18,6 +18,7 @@ from services.telemetry import setup_logging
 from trainer.ranks.stop import EXIT_STOPPED, stop_request
 
 if TYPE_CHECKING:
+    from launcher.preflight.inputs import Job
     from scene_data.tiny_model import Family
     from trainer.records.evaluation import StepEvaluation
 
@@ -104,11 +105,9 @@ def train(found: Settings, *, resume: bool, dry_run: bool) -> None:
         print(check(found))
         return
     from launcher.preflight.trainer import check_trainer
-    from launcher.rubric_check import check_rubric
 
-    found = with_box_space(found)
-    check_rubric(found)
     check_trainer(found)
+    found = _checked(found, "train")
     rank = _rank_of(found)
     setup_logging(f"trainer[{rank}]")
     with stop_request() as stop:
@@ -135,8 +134,8 @@ def sft(found: Settings, *, resume: bool) -> None:
     """Run supervised fine-tuning, on as many processes as the trainer's."""
     from launcher.preflight.trainer import check_trainer
 
-    found = with_box_space(found)
     check_trainer(found)
+    found = _checked(found, "sft")
     rank = _rank_of(found)
     setup_logging(f"sft[{rank}]")
     with stop_request() as stop:
@@ -147,6 +146,15 @@ def sft(found: Settings, *, resume: bool) -> None:
         _stopped(rank)
     elif rank == 0:
         print(f"wrote {folder}")
+
+
+def _checked(found: Settings, job: "Job") -> Settings:
+    """The settings with `box_space` decided; one process of all looks at what the run reads."""
+    if environment_value("RANK") not in (None, "0"):
+        return with_box_space(found)
+    from launcher.preflight.inputs import checked
+
+    return checked(found, job)
 
 
 def _stopped(rank: int) -> None:

@@ -10,14 +10,14 @@ from evaluation.inference.progress import Progress
 from launcher.inference_view import ProgressView, summary
 from launcher.preflight.folders import check_run_folder
 from launcher.preflight.gpus import check_gpus
+from launcher.preflight.inputs import checked_inference
 from launcher.processes import Part, Supervisor, http_probe
 from launcher.run import signals_as_interrupt
 from launcher.run_parts import MAX_RESTARTS
 from launcher.terminal import Say, open_console, say_on
 from scene_data.dataset import open_dataset
-from services.errors import SettingsError, UnavailableError
+from services.errors import UnavailableError
 from services.keys import RunKeys
-from services.model_families import with_box_space
 from services.ports import free_port
 from services.redis_client import connect
 from services.registry import Registry
@@ -51,7 +51,7 @@ def run_inference(
         SggError: With what to do about it.
         KeyboardInterrupt: What is written stays, and the same command goes on from there.
     """
-    settings = with_box_space(settings)
+    settings = checked_inference(settings, data, limit=limit)
     console = open_console()
     say = say_on(console)
     logs = folder / "logs"
@@ -101,11 +101,6 @@ def registered_servers(settings: Settings) -> list[str]:
 
 def _start_server(settings: Settings, folder: Path, supervisor: Supervisor, say: Say) -> Settings:
     """Start a rollout server of `model.path` and wait for it; the settings with its url."""
-    if (Path(settings.model.path) / "adapter_config.json").is_file():
-        raise SettingsError(
-            f"{settings.model.path} is an adapter without its model: merge them first "
-            "(docs/training.md), and give the merged folder"
-        )
     if settings.rollout.engine == "vllm":
         check_gpus(1, who="a rollout server")
     url = f"http://127.0.0.1:{free_port()}"

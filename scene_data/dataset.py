@@ -134,6 +134,10 @@ class SceneDataset:
             thinking=read_thinking(row, self._thinking) if self._thinking else None,
         )
 
+    def place(self, index: int) -> str:
+        """What a person finds a usable row by. Example: `train.jsonl, line 4`"""
+        return f"{self._name}, {self._rows.place(int(self._usable[index]))}"
+
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
 

@@ -12,7 +12,12 @@ from services.errors import SettingsError
 
 LFS_POINTER = "version https://git-lfs"
 """How a file begins that stands for one that Git LFS has not fetched."""
-_FILES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json", "processor_config.json")
+_FILES = (
+    "chat_template.jinja",
+    "chat_template.json",
+    "tokenizer_config.json",
+    "processor_config.json",
+)
 
 
 def chat_template(path: str) -> str | None:
@@ -49,7 +54,9 @@ def _read(file: Path) -> str:
     except ValueError as error:
         raise SettingsError(f"model.path: {file} is not text in UTF-8: {error}") from error
     if text.startswith(LFS_POINTER):
-        raise SettingsError(f"model.path: {file} is a Git LFS pointer: fetch it with `git lfs pull`")
+        raise SettingsError(
+            f"model.path: {file} is a Git LFS pointer: fetch it with `git lfs pull`"
+        )
     return text
 
 

@@ -1,6 +1,7 @@
-"""The user's own DeepSpeed JSON, as Hugging Face's trainer takes it: `"auto"` is left to the trainer.
+"""The user's own DeepSpeed JSON, as Hugging Face's trainer takes it.
 
-A section whose `enabled` is `"auto"`, or all of whose values are, is the trainer's as a whole.
+`"auto"` leaves a value to the trainer. A section whose `enabled` is `"auto"`, or all of whose
+values are, is the trainer's as a whole.
 """
 
 import json
@@ -28,7 +29,9 @@ def read_deepspeed_json(file: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:  # UnicodeDecodeError is a ValueError
         raise SettingsError(f"{where} is not JSON (which has no comments): {error}") from error
     if not isinstance(tree, dict):
-        raise SettingsError(f"{where} must hold a JSON object, and it holds {json.dumps(tree)[:40]}")
+        raise SettingsError(
+            f"{where} must hold a JSON object, and it holds {json.dumps(tree)[:40]}"
+        )
     decided = _decided(tree)
     scheduler = decided.get("scheduler")
     if isinstance(scheduler, dict) and scheduler.keys() == {"type"} != tree["scheduler"].keys():

@@ -16,6 +16,7 @@ _LFS = LFS_POINTER.encode()
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 _SAFETENSORS, _INDEX = "model.safetensors", "model.safetensors.index.json"
+_OTHER_WEIGHTS = (".gguf", ".pt", ".pth", ".safetensors")
 _LENGTH_BYTES = 8
 """Of a safetensors file, before its header: the header's length."""
 _LARGEST_HEADER = 100_000_000
@@ -100,7 +101,7 @@ def _weight_files(folder: Path) -> list[str]:
             raise SettingsError(f"model.path: {folder / _INDEX} has no weight_map")
         return sorted(set(map(str, names.values())))
     torch_files = sorted(file.name for file in folder.glob("pytorch_model*.bin"))
-    others = sorted(f.name for f in folder.iterdir() if f.suffix in (".gguf", ".pt", ".safetensors"))
+    others = sorted(f.name for f in folder.iterdir() if f.suffix in _OTHER_WEIGHTS)
     if torch_files:
         raise SettingsError(
             f"model.path: {folder} has its weights in {torch_files[0]}, and safetensors are "

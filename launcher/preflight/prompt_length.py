@@ -8,7 +8,8 @@ from scene_data.templates import prompt_messages
 from scene_data.wire import box_space
 from scene_graph.boxes import smart_resize
 from services.chat_template import chat_template, read_json_object
-from services.errors import InvalidInputError, SettingsError
+from services.errors import SettingsError
+from services.images import check_fits
 from services.model_families import model_family
 from services.schemas.common import ChatMessage
 from services.settings import Settings
@@ -29,14 +30,17 @@ class PromptLength:
         from transformers import PreTrainedTokenizerFast
 
         path = settings.model.path
-        self._settings = settings
         self._template = chat_template(path)
-        self._factor = model_family(path).patch_factor
+        self._limits = {
+            "factor": model_family(path).patch_factor,
+            "min_pixels": settings.model.min_pixels,
+            "max_pixels": settings.model.max_pixels,
+        }
         self._image_token = read_json_object(Path(path) / "config.json").get("image_token_id")
         try:
             self._tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(path)
         except Exception as error:  # the tokenizers library raises bare ones
-            raise SettingsError(f"model.path: the tokenizer of {path} does not load: {error}") from error
+            raise SettingsError(f"model.path: no tokenizer loads of {path}: {error}") from error
 
     def text_tokens(self, messages: list[ChatMessage]) -> int:
         """Tokens of a prompt, its image's placeholder not counted.
@@ -60,26 +64,20 @@ class PromptLength:
                 f"model.path: its chat template writes {images} placeholders (token "
                 f"{self._image_token}) for one image: take that of the published model"
             )
-        return len(ids) - images
+        return int(len(ids) - images)
 
-    def image_tokens(self, width: int, height: int) -> int:
-        """Visual tokens of an image of that size in pixels.
+    def image_tokens(self, sample: Sample) -> int:
+        """Visual tokens of an image that fits."""
+        width, height = smart_resize(sample.width, sample.height, **self._limits)
+        return width * height // self._limits["factor"] ** 2
+
+    def check_fits(self, sample: Sample) -> None:
+        """Refuse an image that cannot be resized to the pixels that the run allows.
 
         Raises:
-            InvalidInputError: No model takes such a shape.
+            InvalidInputError: As `services.images.check_fits`.
         """
-        model = self._settings.model
-        try:
-            sides = smart_resize(
-                width,
-                height,
-                factor=self._factor,
-                min_pixels=model.min_pixels,
-                max_pixels=model.max_pixels,
-            )
-        except ValueError as error:
-            raise InvalidInputError(str(error)) from error
-        return sides[0] * sides[1] // self._factor**2
+        check_fits(sample.width, sample.height, **self._limits)
 
 
 def row_messages(settings: Settings, sample: Sample) -> list[ChatMessage]:

@@ -124,7 +124,7 @@ def _wrong_types(own: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} is {section!r}: an object is wanted"
     stage = _at(own, "zero_optimization.stage")
     if stage is not None and not is_stage(stage):
-        yield f"zero_optimization.stage is {stage!r}: a number from 0 to 3 is wanted, or \"auto\""
+        yield f'zero_optimization.stage is {stage!r}: a number from 0 to 3 is wanted, or "auto"'
 
 
 def _not_the_users(own: Mapping[str, Any], generated: Mapping[str, Any]) -> Iterator[str]:
@@ -134,7 +134,7 @@ def _not_the_users(own: Mapping[str, Any], generated: Mapping[str, Any]) -> Iter
         value = _at(own, name)
         if name in _TRAINERS and value != _at(ours, name):
             found = value if not isinstance(value, dict) else value.get("enabled", value)
-            yield f"{name} ({found}): remove it, or write \"auto\"; set {_TRAINERS[name]}"
+            yield f'{name} ({found}): remove it, or write "auto"; set {_TRAINERS[name]}'
 
 
 def _refused_by_deepspeed(zero: dict[str, Any]) -> Iterator[str]:
