@@ -51,18 +51,20 @@ def run_inference(
         SggError: With what to do about it.
         KeyboardInterrupt: What is written stays, and the same command goes on from there.
     """
-    settings = checked_inference(settings, data, limit=limit)
     console = open_console()
     say = say_on(console)
     logs = folder / "logs"
     check_run_folder(logs, named_by="the output folder")
+    urls = [] if own_server else list(servers) or registered_servers(settings)
+    settings = checked_inference(
+        settings, data, limit=limit, knows_model=not _is_elsewhere(settings, urls)
+    )
     logs.mkdir(parents=True, exist_ok=True)
     setup_logging("infer")
     dataset = open_dataset(data)
     num_images = min(len(dataset), limit or len(dataset))
     images = FirstImages(dataset=dataset, name=data, length=num_images)
     progress = Progress(total=num_images)
-    urls = [] if own_server else list(servers) or registered_servers(settings)
     with signals_as_interrupt(), Supervisor(logs, say=say) as supervisor:
         if not urls:
             settings = _start_server(settings, folder, supervisor, say)
@@ -81,6 +83,12 @@ def run_inference(
             )
             raise
     console.print(summary(progress, folder))
+
+
+def _is_elsewhere(settings: Settings, urls: list[str]) -> bool:
+    """Running servers' model may lie on their hosts alone: then the settings say its box space."""
+    model = settings.model
+    return bool(urls) and model.box_space != "auto" and not Path(model.path).exists()
 
 
 def registered_servers(settings: Settings) -> list[str]:

@@ -65,7 +65,7 @@ def model_family(path: str) -> ModelFamily:
         return FAMILIES[PUBLISHED[path]]
     config = _config(path)
     model_type = config.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise SettingsError(_refusal(path, f"of model_type {model_type!r}", config))
     if other := _other_layers(config):
         raise SettingsError(_refusal(path, f"a {model_type} with {', '.join(other)}", config))
@@ -109,7 +109,8 @@ def _refusal(path: str, what: str, config: Mapping[str, Any]) -> str:
 def _other_layers(config: Mapping[str, Any]) -> list[str]:
     """Kinds of layers that the trainer's mask of completions does not describe."""
     text = config.get("text_config", config)
-    kinds = set(text.get("layer_types") or ()) - {"full_attention"}
+    layers = text.get("layer_types")
+    kinds = set(map(str, layers if isinstance(layers, list) else ())) - {"full_attention"}
     if text.get("use_sliding_window"):
         kinds.add("sliding_attention")
     return sorted(kinds)

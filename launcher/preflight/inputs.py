@@ -38,11 +38,17 @@ def checked(settings: Settings, job: Job = "train", *, fetch: bool = True) -> Se
     Raises:
         SettingsError: With all that is wrong.
     """
-    return _heeded(input_findings(settings, job, fetch=fetch), settings)
+    _heed(input_findings(settings, job, fetch=fetch))
+    return _decided(settings)
 
 
 def checked_inference(
-    settings: Settings, data: str, *, limit: int | None = None, fetch: bool = True
+    settings: Settings,
+    data: str,
+    *,
+    limit: int | None = None,
+    knows_model: bool = True,
+    fetch: bool = True,
 ) -> Settings:
     """As `checked`, before a dataset's images are asked about.
 
@@ -50,6 +56,7 @@ def checked_inference(
         settings: Of the run.
         data: The dataset.
         limit: Only its first rows.
+        knows_model: `model.path` leads to the model from here too.
         fetch: As there.
 
     Raises:
@@ -62,16 +69,23 @@ def checked_inference(
         asked_by="evaluation.max_tokens",
         num_rows=limit,
     )
-    return _heeded(model_and_rows(settings, [source], fetch=fetch), settings)
+    if not knows_model:
+        _heed([*source_findings(source, settings, None, fetch=fetch)])
+        return settings
+    _heed(model_and_rows(settings, [source], fetch=fetch))
+    return _decided(settings)
 
 
-def _heeded(findings: list[Finding], settings: Settings) -> Settings:
+def _heed(findings: list[Finding]) -> None:
     refuse(findings)
     for finding in findings:
         if finding.state == "warning":
             print(f"sgg-rl: warning: {finding.detail}", file=sys.stderr)
+
+
+def _decided(settings: Settings) -> Settings:
     with suppress(UnavailableError):  # the hub may be reached where the job runs
-        settings = with_box_space(settings)
+        return with_box_space(settings)
     return settings
 
 

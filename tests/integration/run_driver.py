@@ -45,7 +45,7 @@ def parts(settings: Settings, folder: RunFolder, *_: object, resume: bool) -> Ru
 def main() -> None:
     settings = Settings(
         run=RunSettings(name="r", root=Path(sys.argv[1])),
-        model=ModelSettings(path="none"),
+        model=ModelSettings(path="none", box_space="relative_1000"),
         data=DataSettings(train="none"),
         trainer=TrainerSettings(num_steps=1),
     )

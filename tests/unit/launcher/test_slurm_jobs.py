@@ -19,7 +19,7 @@ from services.errors import ConflictError, NotFoundError, SettingsError
 from services.settings import Settings, load_settings
 
 A100 = [
-    "model.path=m",
+    "model.path=Qwen/Qwen2-VL-2B-Instruct",
     "data.train=t",
     "data.heldout=h.parquet",
     "deploy.site=a100",
