@@ -96,9 +96,13 @@ def _weight_files(folder: Path) -> list[str]:
     if (folder / _SAFETENSORS).is_file():
         return [_SAFETENSORS]
     if (folder / _INDEX).is_file():
-        names = read_json_object(folder / _INDEX).get("weight_map")
-        if not isinstance(names, dict) or not names:
-            raise SettingsError(f"model.path: {folder / _INDEX} has no weight_map")
+        index = read_json_object(folder / _INDEX)
+        names = index.get("weight_map")
+        if not isinstance(names, dict) or not names or "metadata" not in index:
+            raise SettingsError(
+                f"model.path: {folder / _INDEX} lacks its weight_map or its metadata: copy or "
+                "download it again"
+            )
         return sorted(set(map(str, names.values())))
     torch_files = sorted(file.name for file in folder.glob("pytorch_model*.bin"))
     others = sorted(f.name for f in folder.iterdir() if f.suffix in _OTHER_WEIGHTS)
