@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 DEFAULT_CONFIG = Path("configs/demo.toml")
+DATA_CONFIG = Path("configs/demo-data.toml")
+"""The demo's on a user's data."""
 T = TypeVar("T")
 Address = tuple[str | None, int | None]
 
@@ -45,6 +47,18 @@ def settings(
         changed = f"{scheme}://{host or old_host}:{port or old_port}" + (f"/{path}" if path else "")
         found = load_settings(files, [*(overrides or []), f'{section}.url="{changed}"'])
     return found
+
+
+def demo_settings(
+    config: list[Path] | None, overrides: list[str] | None, data: str | None
+) -> Settings:
+    """The demo's settings; held-out set, instruction and pixels follow its data."""
+    if data is None:
+        return settings(config, overrides)
+    from launcher.demo_data import data_overrides
+
+    files = config or [DATA_CONFIG]
+    return settings(files, [*data_overrides(files, overrides or [], data), *(overrides or [])])
 
 
 def serve_redis(found: Settings) -> None:

@@ -114,11 +114,8 @@ def model_and_rows(settings: Settings, sources: list[Source], *, fetch: bool) ->
     model = _model(settings, fetch=fetch)
     lengths = None
     if [finding.state for finding in model] == ["ok"] and Path(settings.model.path).is_dir():
-        try:
-            settings = with_box_space(settings)
-            lengths = PromptLength(settings)
-        except SettingsError as error:
-            model.append(Finding("tokenizer", "missing", error.message))
+        settings = with_box_space(settings)
+        lengths = PromptLength(settings)
     rows = (source_findings(source, settings, lengths, fetch=fetch) for source in sources)
     return [*model, *chain.from_iterable(rows)]
 

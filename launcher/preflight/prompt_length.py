@@ -1,5 +1,6 @@
 """How many tokens a prompt has, by the model folder's own tokenizer and chat template."""
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,49 +21,52 @@ class PromptLength:
 
     Args:
         settings: Of the run, with `box_space` decided; `model.path` is a folder.
-
-    Raises:
-        SettingsError: The tokenizer cannot be loaded.
     """
 
     def __init__(self, settings: Settings) -> None:
-        # Not AutoTokenizer: that loads every library that a model may generate with.
-        from transformers import PreTrainedTokenizerFast
-
-        path = settings.model.path
-        self._template = chat_template(path)
+        self._folder = Path(settings.model.path)
         self._limits = {
-            "factor": model_family(path).patch_factor,
+            "factor": model_family(settings.model.path).patch_factor,
             "min_pixels": settings.model.min_pixels,
             "max_pixels": settings.model.max_pixels,
         }
-        self._image_token = read_json_object(Path(path) / "config.json").get("image_token_id")
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        # Not AutoTokenizer: that loads every library that a model may generate with.
+        from transformers import PreTrainedTokenizerFast
+
         try:
-            self._tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(path)
+            return PreTrainedTokenizerFast.from_pretrained(str(self._folder))
         except Exception as error:  # the tokenizers library raises bare ones
-            raise SettingsError(f"model.path: no tokenizer loads of {path}: {error}") from error
+            raise SettingsError(
+                f"model.path: no tokenizer loads of {self._folder}: {error}"
+            ) from error
 
     def text_tokens(self, messages: list[ChatMessage]) -> int:
         """Tokens of a prompt, its image's placeholder not counted.
 
         Raises:
-            SettingsError: The chat template does not take the prompt, or leaves out the image.
+            SettingsError: The tokenizer does not load, or the chat template does not take the
+                prompt or leaves out the image.
         """
+        tokenizer = self._tokenizer
         try:
-            text = self._tokenizer.apply_chat_template(
+            text = tokenizer.apply_chat_template(
                 [message.model_dump() for message in messages],
-                chat_template=self._template,
+                chat_template=chat_template(str(self._folder)),
                 tokenize=False,
                 add_generation_prompt=True,
             )
         except Exception as error:  # whatever a template does
             raise SettingsError(f"model.path: its chat template fails: {error}") from error
-        ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
-        images = ids.count(self._image_token)
-        if self._image_token is not None and images != 1:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        token = read_json_object(self._folder / "config.json").get("image_token_id")
+        images = ids.count(token)
+        if token is not None and images != 1:
             raise SettingsError(
-                f"model.path: its chat template writes {images} placeholders (token "
-                f"{self._image_token}) for one image: take that of the published model"
+                f"model.path: its chat template writes {images} placeholders (token {token}) for "
+                "one image: take that of the published model"
             )
         return int(len(ids) - images)
 
