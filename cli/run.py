@@ -18,12 +18,15 @@ from services.telemetry import setup_logging
 from trainer.ranks.stop import EXIT_STOPPED, stop_request
 
 if TYPE_CHECKING:
+    from launcher.preflight.inputs import Job
     from scene_data.tiny_model import Family
     from trainer.records.evaluation import StepEvaluation
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_CONFIG = Path("configs/demo.toml")
+DATA_CONFIG = Path("configs/demo-data.toml")
+"""The demo's on a user's data."""
 T = TypeVar("T")
 Address = tuple[str | None, int | None]
 
@@ -44,6 +47,18 @@ def settings(
         changed = f"{scheme}://{host or old_host}:{port or old_port}" + (f"/{path}" if path else "")
         found = load_settings(files, [*(overrides or []), f'{section}.url="{changed}"'])
     return found
+
+
+def demo_settings(
+    config: list[Path] | None, overrides: list[str] | None, data: str | None
+) -> Settings:
+    """The demo's settings; held-out set, instruction and pixels follow its data."""
+    if data is None:
+        return settings(config, overrides)
+    from launcher.demo_data import data_overrides
+
+    files = config or [DATA_CONFIG]
+    return settings(files, [*data_overrides(files, overrides or [], data), *(overrides or [])])
 
 
 def serve_redis(found: Settings) -> None:
@@ -104,11 +119,9 @@ def train(found: Settings, *, resume: bool, dry_run: bool) -> None:
         print(check(found))
         return
     from launcher.preflight.trainer import check_trainer
-    from launcher.rubric_check import check_rubric
 
-    found = with_box_space(found)
-    check_rubric(found)
     check_trainer(found)
+    found = _checked(found, "train")
     rank = _rank_of(found)
     setup_logging(f"trainer[{rank}]")
     with stop_request() as stop:
@@ -135,8 +148,8 @@ def sft(found: Settings, *, resume: bool) -> None:
     """Run supervised fine-tuning, on as many processes as the trainer's."""
     from launcher.preflight.trainer import check_trainer
 
-    found = with_box_space(found)
     check_trainer(found)
+    found = _checked(found, "sft")
     rank = _rank_of(found)
     setup_logging(f"sft[{rank}]")
     with stop_request() as stop:
@@ -147,6 +160,15 @@ def sft(found: Settings, *, resume: bool) -> None:
         _stopped(rank)
     elif rank == 0:
         print(f"wrote {folder}")
+
+
+def _checked(found: Settings, job: "Job") -> Settings:
+    """The settings with `box_space` decided; one process of all looks at what the run reads."""
+    if environment_value("RANK") not in (None, "0"):
+        return with_box_space(found)
+    from launcher.preflight.inputs import checked
+
+    return checked(found, job)
 
 
 def _stopped(rank: int) -> None:

@@ -13,20 +13,17 @@ from launcher.folder import RunFolder, run_lock
 from launcher.placement import colocated, place
 from launcher.preflight.bare import check_start
 from launcher.preflight.folders import check_run_folder
-from launcher.preflight.trackers import check_trackers
+from launcher.preflight.inputs import checked
 from launcher.processes import PartDiedError, Supervisor, heeded_signals
-from launcher.rubric_check import check_rubric
 from launcher.run_parts import RunParts, run_parts, server_urls, with_free_ports
 from launcher.run_view import plan_lines, summary_table
 from launcher.table import RunTable
 from launcher.terminal import open_console, say_on
 from scene_data.dataset import open_dataset
 from services.errors import WaitTimeoutError
-from services.model_families import with_box_space
 from services.ports import ReservedPorts
 from services.settings import Settings, dump_settings
 from services.telemetry import setup_logging
-from trainer.sizing.checks import check_grpo
 
 
 def run_here(settings: Settings, *, resume: bool = False, evaluate: bool = False) -> int:
@@ -45,14 +42,11 @@ def run_here(settings: Settings, *, resume: bool = False, evaluate: bool = False
         SettingsError: The settings do not go together, or ask for more than this machine has.
         SggError: What evaluation and report raise.
     """
-    settings = with_box_space(settings)
-    check_grpo(settings)
-    check_rubric(settings)
-    check_trackers(settings)
     check_run_folder(settings.run.root)
     if settings.rollout.engine == "vllm":
         check_start("memory", "/dev/shm", "caches")
     placement = place(settings)
+    settings = checked(settings)
     if placement.shared:
         settings = colocated(settings)
     num_steps = _num_steps(settings)

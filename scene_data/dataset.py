@@ -12,18 +12,17 @@ relationships `[{"subject", "predicate", "object"}]`; the lists may be JSON stri
 text that leads to the graph (thinking) is read where it is asked for.
 """
 
-import io
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scene_data.rows import RowError, read_graph, read_thinking
+from scene_data.images import image_bytes, image_size
+from scene_data.rows import RowError, read_graph, read_size, read_thinking
 from scene_data.sources import Row, Rows, open_rows
 from scene_graph.cleaning import Task
 from scene_graph.graph import SceneGraph
@@ -46,7 +45,7 @@ class Sample:
     image_bytes: bytes
     """The encoded file (PNG, JPEG), as it is in the dataset."""
     width: int
-    """Of the image, in pixels."""
+    """Of the upright image, in pixels."""
     height: int
     graph: SceneGraph
     """Boxes in pixels of this image."""
@@ -115,28 +114,29 @@ class SceneDataset:
 
         Raises:
             IndexError: There are not that many.
-            InvalidInputError: Its image is missing or is not an image.
+            InvalidInputError: Its image is missing, would be refused by rollout servers and trainer
+                for what its header says, or has another size than the row says.
         """
-        from PIL import Image
-
-        row = self._rows.row(int(self._usable[index]))
-        image_id = str(row["image_id"])
+        number = int(self._usable[index])
+        row = self._rows.row(number)
         try:
             data = image_bytes(row["image"])
-            with Image.open(io.BytesIO(data)) as image:
-                width, height = image.size
-        except (OSError, TypeError, KeyError) as error:
-            raise InvalidInputError(
-                f"{self._name}: image {image_id} is not readable: {error}"
-            ) from error
+            width, height = image_size(data, read_size(row))
+        except RowError as error:
+            place = f"{self._rows.place(number)} (image {row['image_id']})"
+            raise InvalidInputError(f"{self._name}, {place}: {error} (docs/data.md)") from error
         return Sample(
-            image_id=image_id,
+            image_id=str(row["image_id"]),
             image_bytes=data,
             width=width,
             height=height,
             graph=read_graph(row, keep_repeated=self._keep_repeated)[0],
             thinking=read_thinking(row, self._thinking) if self._thinking else None,
         )
+
+    def place(self, index: int) -> str:
+        """What a person finds a usable row by. Example: `train.jsonl, line 4`"""
+        return f"{self._name}, {self._rows.place(int(self._usable[index]))}"
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
@@ -196,19 +196,6 @@ def is_too_broken(num_broken: int, num_rows: int) -> bool:
     return num_broken > max(MAX_BROKEN_ROWS, MAX_BROKEN_SHARE * num_rows)
 
 
-def image_bytes(image: Any) -> bytes:
-    """The encoded file of a row's image: bytes, a path, or a mapping with `bytes` or `path`.
-
-    Raises:
-        OSError: The file cannot be read.
-        TypeError: There is no image.
-        KeyError: There is no image.
-    """
-    if isinstance(image, Mapping):
-        return image.get("bytes") or Path(image["path"]).read_bytes()
-    return bytes(image) if isinstance(image, bytes) else Path(image).read_bytes()
-
-
 def _graph(
     row: Row | RowError, thinking_column: str | None, *, keep_repeated: bool
 ) -> tuple[SceneGraph, Counter[str]]:
@@ -216,6 +203,7 @@ def _graph(
         raise row
     if thinking_column:
         read_thinking(row, thinking_column)
+    read_size(row)
     return read_graph(row, keep_repeated=keep_repeated)
 
 

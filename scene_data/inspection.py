@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scene_data.dataset import NUM_LISTED, RowCheck, image_bytes, note_broken
-from scene_data.images import image_size
-from scene_data.rows import RowError, read_graph
+from scene_data.dataset import NUM_LISTED, RowCheck, note_broken
+from scene_data.images import image_bytes, image_size
+from scene_data.rows import RowError, read_graph, read_size
 from scene_data.sources import Row, Rows
 from scene_data.vocabulary import Vocabulary
 from scene_graph.graph import SceneGraph, normalise_name
@@ -151,17 +151,14 @@ class Inspector:
 
     def _size(self, index: int, row: Row) -> tuple[int, int] | None:
         """Of the image; None where neither row nor image say."""
+        said = read_size(row)
         if "image" in row and not row["image"]:
             self._num_without_image += 1
             self.check.usable[index] = False
-        elif self._check_images or row.get("width") is None:
-            try:
-                data = image_bytes(self._rows.row(index)["image"])
-            except (OSError, TypeError, KeyError) as error:
-                raise RowError(f"image cannot be read: {error}") from error
-            return image_size(data, all_pixels=self._check_images)
-        width, height = row.get("width"), row.get("height")
-        return (width, height) if isinstance(width, int) and isinstance(height, int) else None
+        elif self._check_images or said is None:
+            data = image_bytes(self._rows.row(index)["image"])
+            return image_size(data, said, all_pixels=self._check_images)
+        return said
 
     def _note_id(self, image_id: str) -> None:
         if image_id not in self._ids:

@@ -87,6 +87,24 @@ def read_thinking(row: Mapping[str, Any], column: str) -> str:
     return text
 
 
+def read_size(row: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Width and height that a row says its image has; None where it says neither.
+
+    Raises:
+        RowError: They are not whole numbers above 0.
+    """
+    sides: tuple[Any, Any] = row.get("width"), row.get("height")
+    if sides == (None, None):
+        return None
+    # A column of numbers is of floats where some program has put a missing value between them.
+    if not all(type(side) in _NUMBERS and side >= 1 and side % 1 == 0 for side in sides):
+        raise RowError(
+            "width {!r} and height {!r} are not whole numbers above 0".format(*sides),
+            "width and height are not whole numbers above 0",
+        )
+    return int(sides[0]), int(sides[1])
+
+
 def row_items(row: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     """The objects or relationships of a row, which may be JSON text.
 

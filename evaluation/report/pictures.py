@@ -3,6 +3,9 @@
 import base64
 import io
 
+from services.errors import InvalidInputError, TooLargeError
+from services.images import decode_image
+
 SIZES = ((640, 85), (640, 65), (480, 55))
 """Longest side in pixels and JPEG quality, tried in turn."""
 MAX_BYTES = 110_000
@@ -10,19 +13,13 @@ MAX_BYTES = 110_000
 
 
 def data_uri(data: bytes | None) -> str | None:
-    """A JPEG data URI of an encoded image; None where it is no image.
-
-    Orientation tags are left out, as annotations are made on the stored pixels.
-    """
-    from PIL import Image
-
+    """A JPEG data URI of an encoded image, upright; None where it is no image."""
     if data is None:
         return None
     try:
-        with Image.open(io.BytesIO(data)) as file:
-            image = file.convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None  # Pillow's ways to say that a file is broken
+        image = decode_image(data)
+    except (InvalidInputError, TooLargeError):
+        return None
     jpeg = b""
     for side, quality in SIZES:
         image.thumbnail((side, side))

@@ -2,15 +2,14 @@
 
 import shutil
 import time
-from contextlib import suppress
 from pathlib import Path
 
+from launcher.preflight.inputs import checked, checked_inference
 from launcher.slurm.commands import is_active, job_fields, sbatch
 from launcher.slurm.layout import Job
 from launcher.slurm.render import render
 from launcher.slurm.site import DEPLOY_FOLDER
-from services.errors import ConflictError, SettingsError, UnavailableError
-from services.model_families import with_box_space
+from services.errors import ConflictError, SettingsError
 from services.schemas.common import Message
 from services.secrets import ensure_secrets
 from services.settings import Settings, dump_settings
@@ -57,9 +56,12 @@ def submit(settings: Settings, job: Job, *, data: str | None = None, resume: boo
         InvalidInputError: Slurm refuses the job.
         NotFoundError: There is no Slurm here.
     """
-    with suppress(UnavailableError):  # the hub may be reached where the job runs
-        settings = with_box_space(settings)
     script = render(settings, job, data=data)
+    if job == "infer":
+        data = data or settings.data.heldout or settings.data.train
+        settings = checked_inference(settings, data, fetch=False)
+    else:
+        settings = checked(settings, job, fetch=False)
     folder = settings.run.folder
     _refuse_second(folder)
     checkpoints = folder / "checkpoints"

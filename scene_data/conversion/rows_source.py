@@ -4,8 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from scene_data.conversion.raw import RawImage, RawObject, RawRelationship, Tally, size_of
-from scene_data.rows import RowError, read_graph, row_items
+from scene_data.conversion.raw import RawImage, RawObject, RawRelationship, Tally
+from scene_data.rows import RowError, read_graph, read_size, row_items
 from scene_data.sources import Row, open_rows, split_of
 
 
@@ -52,7 +52,7 @@ class DatasetRows:
         return RawImage(
             image_id=str(row["image_id"]),
             image=row["image"],
-            size=size_of(row) if row.get("width") is not None else None,
+            size=read_size(row),
             split=self._split,
             objects=[
                 RawObject(

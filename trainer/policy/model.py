@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from services.chat_template import chat_template
 from services.errors import SettingsError
 from services.model_families import model_family
 from services.settings import Settings
@@ -23,12 +24,14 @@ def load_processor(settings: Settings) -> Any:
     """
     model = settings.model
     try:
-        return AutoProcessor.from_pretrained(
+        processor = AutoProcessor.from_pretrained(
             model.path,
             size={"shortest_edge": model.min_pixels, "longest_edge": model.max_pixels},
         )
     except (OSError, ValueError) as error:
         raise SettingsError(f"model.path: no processor at {model.path}: {error}") from error
+    processor.chat_template = processor.chat_template or chat_template(model.path)
+    return processor
 
 
 def load_model(settings: Settings) -> Any:

@@ -16,8 +16,9 @@ from scene_data.toy import SIDE, make_toy
 from scene_graph.cleaning import Task
 from services.errors import InvalidInputError, SettingsError
 from services.settings import DataSettings, ModelSettings, Settings
-from trainer.sft.arguments import num_micro_batches, sft_total_steps
+from trainer.sft.arguments import sft_total_steps
 from trainer.sft.rows import IGNORED, AnswerCollator, AnswerRows
+from trainer.sizing.checks import num_micro_batches
 
 
 @pytest.fixture(scope="module")
