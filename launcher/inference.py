@@ -53,8 +53,6 @@ def run_inference(
     """
     console = open_console()
     say = say_on(console)
-    urls = [] if own_server else list(servers) or registered_servers(settings)
-    settings = _decided(settings, urls)
     logs = folder / "logs"
     check_run_folder(logs, named_by="the output folder")
     urls = [] if own_server else list(servers) or registered_servers(settings)
