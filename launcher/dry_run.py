@@ -5,14 +5,12 @@ file of the run.
 """
 
 from collections.abc import Iterator
-from contextlib import suppress
 
 from launcher.preflight.finding import look
 from launcher.preflight.inputs import input_findings, refuse
 from rollout_service.gpu_share import server_memory
 from scene_data.dataset import open_dataset
-from services.errors import InvalidInputError, SettingsError, UnavailableError
-from services.model_families import with_box_space
+from services.errors import InvalidInputError, SettingsError
 from services.settings import Settings, dump_settings
 from trainer.sizing.checks import advice
 from trainer.sizing.estimate import GIB, estimate_memory, weight_bytes
@@ -28,8 +26,6 @@ def dry_run(settings: Settings) -> str:
     findings = input_findings(settings)
     memory = look("memory", lambda: "\n".join(_memory(settings)))
     refuse([*findings, memory])
-    with suppress(UnavailableError):
-        settings = with_box_space(settings)
     said = (f"{f.name}: {f.detail}" for f in findings if f.state in ("info", "warning"))
     advised = (f"advice: {line}" for line in advice(settings))
     text = "\n".join([memory.detail, *_steps(settings), *said, *advised])

@@ -117,7 +117,7 @@ def model_and_rows(settings: Settings, sources: list[Source], *, fetch: bool) ->
         settings = with_box_space(settings)
         lengths = PromptLength(settings)
     rows = (source_findings(source, settings, lengths, fetch=fetch) for source in sources)
-    return [*model, *chain.from_iterable(rows)]
+    return [*model, *dict.fromkeys(chain.from_iterable(rows))]
 
 
 def _settings(settings: Settings, job: Job) -> str:

@@ -56,9 +56,7 @@ def source_findings(
         fetch: A dataset of the hub that is not reached is a fault; else it is said to be unchecked.
     """
     try:
-        dataset = open_dataset(
-            source.name, task=source.task, thinking_column=source.thinking_column
-        )
+        dataset = _opened(source)
     except InvalidInputError as error:
         yield _not_opened(source, error, fetch=fetch)
         return
@@ -78,6 +76,14 @@ def source_findings(
 def is_of_the_hub(name: str) -> bool:
     """Whether a name can only be the hub's: `owner/name`, and there is no folder `owner` here."""
     return is_hub_name(name) and not Path(name).parent.is_dir()
+
+
+def _opened(source: Source) -> SceneDataset:
+    if is_hub_name(source.name) and not is_of_the_hub(source.name):
+        raise InvalidInputError(
+            f"there is no {source.name}, and {Path(source.name).parent} is here"
+        )
+    return open_dataset(source.name, task=source.task, thinking_column=source.thinking_column)
 
 
 def _not_opened(source: Source, error: InvalidInputError, *, fetch: bool) -> Finding:
@@ -139,7 +145,7 @@ def _longest_prompt(
             for place, sample in samples.items()
         }
     except (SettingsError, InvalidInputError) as error:
-        return Finding(name, "missing", error.message)
+        return Finding("prompt", "missing", error.message)  # of whatever dataset
     place = max(tokens, key=lambda place: sum(tokens[place]))
     text, image = tokens[place]
     total, most = text + image + source.max_tokens, settings.rollout.max_model_len

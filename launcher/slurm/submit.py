@@ -52,16 +52,12 @@ def submit(settings: Settings, job: Job, *, data: str | None = None, resume: boo
     Raises:
         ConflictError: A job of this run waits or runs, or the run has checkpoints and `resume` is
             not asked for.
-        SettingsError: The folder cannot be written, the model is refused, or what `render` refuses.
+        SettingsError: The folder cannot be written, the run could not start, or what `render`
+            refuses.
         InvalidInputError: Slurm refuses the job.
         NotFoundError: There is no Slurm here.
     """
     script = render(settings, job, data=data)
-    if job == "infer":
-        data = data or settings.data.heldout or settings.data.train
-        settings = checked_inference(settings, data, fetch=False)
-    else:
-        settings = checked(settings, job, fetch=False)
     folder = settings.run.folder
     _refuse_second(folder)
     checkpoints = folder / "checkpoints"
@@ -70,6 +66,11 @@ def submit(settings: Settings, job: Job, *, data: str | None = None, resume: boo
             f"{checkpoints} has checkpoints of a run of this name: add --resume to go on from "
             "them, or choose another run.name"
         )
+    if job == "infer":
+        data = data or settings.data.heldout or settings.data.train
+        settings = checked_inference(settings, data, fetch=False)
+    else:
+        settings = checked(settings, job, fetch=False)
     file = _write(settings, folder, script)
     sbatch("--test-only", str(file))
     job_id = sbatch("--parsable", str(file)).strip().partition(";")[0]
