@@ -112,6 +112,10 @@ def _common(line: dict[str, str]) -> tuple[tuple[str, str], ...]:
 
 
 def _row(line: dict[str, str]) -> PublishedRow:
-    numbers = {name: float(line[name]) / 100 if line[name] else None for name in _NUMBERS}
-    texts = {name: line[name] for name in ("method", "parameters", "rubric", "recipe")}
-    return PublishedRow(**texts, **numbers)
+    return PublishedRow(
+        method=line["method"],
+        parameters=line["parameters"],
+        rubric=line["rubric"],
+        recipe=line["recipe"],
+        **{name: float(line[name]) / 100 if line[name] else None for name in _NUMBERS},
+    )

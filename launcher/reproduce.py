@@ -1,9 +1,9 @@
 """The commands that make a published table again: SFT, GRPO, inference, evaluation, row by row.
 
 A row is a recipe, and its name that of the run: `…-sft` is fine-tuned, `…-grpo` is trained from it
-(`…-relaxed` and `…-soft` with another reward), `…-zero` from the instruct model. `…-instruct` has no
-recipe of its own: it is that model as it comes. The tiny rows are the same chain on toy-scenes,
-small enough to be run on a CPU.
+(`…-relaxed` and `…-soft` with another reward), `…-zero` from the instruct model. `…-instruct` is
+that model as it comes, and has no recipe of its own. The tiny rows are the same chain on
+toy-scenes, small enough to be run on a CPU.
 """
 
 import shlex

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 import typer
+from pydantic import TypeAdapter
 from typer.core import TyperGroup
 
 from cli.main import app
@@ -19,6 +20,7 @@ from launcher.reproduce import (
     fitting_place,
     run_tiny,
 )
+from launcher.slurm.layout import Job
 from launcher.slurm.render import render
 from launcher.slurm.submit import job_settings
 from services.errors import ConflictError, SettingsError
@@ -103,7 +105,8 @@ def test_every_row_is_printed_as_jobs_that_wait_for_one_another(
         paths = [Path(value) for option, value in options if option == "--config"]
         changes = [value for option, value in options if option == "--set"]
         assert paths.pop() == Path("cluster.toml")
-        (job,) = (value for option, value in options if option == "--job")
+        (name,) = (value for option, value in options if option == "--job")
+        job: Job = TypeAdapter(Job).validate_python(name)
         settings = load_settings([*paths, file], changes, environment={})
         assert "#SBATCH" in render(job_settings(settings, job), job)
         start = Path(settings.model.path)
