@@ -14,12 +14,12 @@ from launcher.placement import colocated, place
 from launcher.preflight.bare import check_start
 from launcher.preflight.folders import check_run_folder
 from launcher.preflight.inputs import checked
+from launcher.preflight.rows import opened
 from launcher.processes import PartDiedError, Supervisor, heeded_signals
 from launcher.run_parts import RunParts, run_parts, server_urls, with_free_ports
 from launcher.run_view import plan_lines, summary_table
 from launcher.table import RunTable
 from launcher.terminal import open_console, say_on
-from scene_data.dataset import open_dataset
 from services.errors import WaitTimeoutError
 from services.ports import ReservedPorts
 from services.settings import Settings, dump_settings
@@ -176,8 +176,7 @@ def signals_as_interrupt() -> Iterator[None]:
 def _num_steps(settings: Settings) -> int:
     if settings.trainer.num_steps is not None:
         return settings.trainer.num_steps
-    dataset = open_dataset(settings.data.train, task=settings.data.task)
-    return settings.trainer.total_steps(len(dataset))
+    return settings.trainer.total_steps(len(opened(settings.data.train, settings.data.task)))
 
 
 def _ended_early(folder: RunFolder, command: str, why: str, code: int, *, began: bool) -> int:
