@@ -122,13 +122,13 @@ def _config(path: str) -> dict[str, Any]:
         if len(path.split("/")) != _HUB_PARTS or path.startswith((".", "~", "/")):
             raise SettingsError(f"model.path: there is no {path} (seen from {Path.cwd()})")
         file = _of_the_hub(path)
-    if not file.is_file():
-        raise SettingsError(
-            f"model.path: {path} has no config.json: name the folder of a whole model ({PAGE})"
-        )
     try:
         config = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise SettingsError(
+            f"model.path: {path} has no config.json: name the folder of a whole model ({PAGE})"
+        ) from error
+    except (OSError, ValueError, RecursionError) as error:
         raise SettingsError(f"model.path: {file} is not readable JSON: {error}") from error
     if not isinstance(config, dict) or not isinstance(config.get("text_config", {}), dict):
         raise SettingsError(f"model.path: {file} is not a model's config.json ({PAGE})")

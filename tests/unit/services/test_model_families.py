@@ -51,6 +51,8 @@ def test_known_families(tmp_path: Path, model_type: str, box_space: str, patch_f
     [
         ({"model_type": "llava"}, "of model_type 'llava'. "),
         ({"model_type": "internvl_chat"}, "of model_type 'internvl_chat'. "),
+        ({"model_type": "qwen3_vl_moe"}, "of model_type 'qwen3_vl_moe'. "),
+        ({"model_type": "glm4v"}, "of model_type 'glm4v'. "),
         ({"model_type": "glm4v_moe"}, "of model_type 'glm4v_moe'. "),
         ({"model_type": "qwen2_5_omni"}, "of model_type 'qwen2_5_omni'. "),
         ({"model_type": "qwen2", "hidden_size": 8}, "of model_type 'qwen2'. "),
@@ -77,7 +79,9 @@ def test_other_models_are_refused_with_the_list(tmp_path: Path, config: Any, sai
     assert error.value.message == f"model.path: {path} is {said}{LIST}"
 
 
-@pytest.mark.parametrize("config", ["", "{", "[]", "7", '{"text_config": 3}'])
+@pytest.mark.parametrize(
+    "config", ["", "{", "[]", "7", '{"text_config": 3}', '{"text_config": null}', "[" * 99_999]
+)
 def test_a_file_that_is_no_configuration(tmp_path: Path, config: str) -> None:
     path = folder(tmp_path / "m", config)
     with pytest.raises(SettingsError, match=r"model.path: .*/m/config.json is not"):
@@ -85,8 +89,10 @@ def test_a_file_that_is_no_configuration(tmp_path: Path, config: str) -> None:
 
 
 def test_a_folder_without_configuration(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=rf"{tmp_path} has no config.json.*{PAGE}"):
-        model_family(str(tmp_path))
+    (tmp_path / "model.gguf").touch()
+    for path in (tmp_path, tmp_path / "model.gguf"):
+        with pytest.raises(SettingsError, match=rf"{path} has no config.json.*{PAGE}"):
+            model_family(str(path))
 
 
 @pytest.mark.parametrize("path", ["nowhere", "./a/b", "/a/b", "runs/a/model"])
