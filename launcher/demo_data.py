@@ -145,7 +145,7 @@ def _all_in(
     samples: list[Sample], objects: Sequence[str], predicates: Sequence[str] | None
 ) -> bool:
     known = set(map(normalise_name, objects))
-    if any(o.category not in known for s in samples for o in s.graph.objects):
+    if any(normalise_name(o.category) not in known for s in samples for o in s.graph.objects):
         return False
     known = set(map(normalise_name, predicates or ()))
     relations = (r.predicate for s in samples for r in s.graph.relationships)

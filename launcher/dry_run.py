@@ -8,8 +8,8 @@ from collections.abc import Iterator
 
 from launcher.preflight.finding import look
 from launcher.preflight.inputs import input_findings, refuse
+from launcher.preflight.rows import opened
 from rollout_service.gpu_share import server_memory
-from scene_data.dataset import open_dataset
 from services.errors import InvalidInputError, SettingsError
 from services.settings import Settings, dump_settings
 from trainer.sizing.checks import advice
@@ -39,7 +39,7 @@ def _steps(settings: Settings) -> Iterator[str]:
         f"{trainer.num_ranks} trainer GPUs; {settings.cluster.num_rollout_servers} rollout servers"
     )
     try:
-        rows = len(open_dataset(name, task=settings.data.task))
+        rows = len(opened(name, settings.data.task))
     except InvalidInputError:
         yield f"steps: {trainer.num_steps or f'{trainer.num_epochs:g} epochs'}"
     else:

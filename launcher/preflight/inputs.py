@@ -24,12 +24,15 @@ from trainer.sizing.checks import check_grpo, num_micro_batches
 Job = Literal["train", "sft"]
 
 
-def checked(settings: Settings, job: Job = "train", *, fetch: bool = True) -> Settings:
+def checked(
+    settings: Settings, job: Job = "train", *, knows_model: bool = True, fetch: bool = True
+) -> Settings:
     """Refuse a start that would end minutes later; warnings are printed.
 
     Args:
         settings: Of the run.
         job: What is to be started.
+        knows_model: `model.path` leads to the model from here, and now.
         fetch: The run reads what is on the hub from this machine, and now.
 
     Returns:
@@ -38,8 +41,8 @@ def checked(settings: Settings, job: Job = "train", *, fetch: bool = True) -> Se
     Raises:
         SettingsError: With all that is wrong.
     """
-    _heed(input_findings(settings, job, fetch=fetch))
-    return _decided(settings)
+    _heed(input_findings(settings, job, knows_model=knows_model, fetch=fetch))
+    return _decided(settings) if knows_model else settings
 
 
 def checked_inference(
@@ -56,7 +59,7 @@ def checked_inference(
         settings: Of the run.
         data: The dataset.
         limit: Only its first rows.
-        knows_model: `model.path` leads to the model from here too.
+        knows_model: As there; running servers' model may lie on their hosts alone.
         fetch: As there.
 
     Raises:
@@ -69,11 +72,8 @@ def checked_inference(
         asked_by="evaluation.max_tokens",
         num_rows=limit,
     )
-    if not knows_model:
-        _heed([*source_findings(source, settings, None, fetch=fetch)])
-        return settings
-    _heed(model_and_rows(settings, [source], fetch=fetch))
-    return _decided(settings)
+    _heed(_model_and_rows(settings, [source], knows_model=knows_model, fetch=fetch))
+    return _decided(settings) if knows_model else settings
 
 
 def _heed(findings: list[Finding]) -> None:
@@ -103,15 +103,20 @@ def refuse(findings: list[Finding]) -> None:
         raise SettingsError(f"{len(details)} things keep this from starting:\n{listed}")
 
 
-def input_findings(settings: Settings, job: Job = "train", *, fetch: bool = False) -> list[Finding]:
+def input_findings(
+    settings: Settings, job: Job = "train", *, knows_model: bool = True, fetch: bool = False
+) -> list[Finding]:
     """Look at all that a run reads; the arguments are those of `checked`."""
     found = [look("settings", lambda: _settings(settings, job)), *_deepspeed(settings)]
-    return [*found, *model_and_rows(settings, _sources(settings, job), fetch=fetch)]
+    sources = _sources(settings, job)
+    return [*found, *_model_and_rows(settings, sources, knows_model=knows_model, fetch=fetch)]
 
 
-def model_and_rows(settings: Settings, sources: list[Source], *, fetch: bool) -> list[Finding]:
+def _model_and_rows(
+    settings: Settings, sources: list[Source], *, knows_model: bool, fetch: bool
+) -> list[Finding]:
     """Look at the model, and at datasets with the prompts that it gets for them."""
-    model = _model(settings, fetch=fetch)
+    model = _model(settings, fetch=fetch) if knows_model else []
     lengths = None
     if [finding.state for finding in model] == ["ok"] and Path(settings.model.path).is_dir():
         settings = with_box_space(settings)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -56,7 +57,7 @@ def source_findings(
         fetch: A dataset of the hub that is not reached is a fault; else it is said to be unchecked.
     """
     try:
-        dataset = _opened(source)
+        dataset = opened(source.name, source.task, source.thinking_column)
     except InvalidInputError as error:
         yield _not_opened(source, error, fetch=fetch)
         return
@@ -78,12 +79,16 @@ def is_of_the_hub(name: str) -> bool:
     return is_hub_name(name) and not Path(name).parent.is_dir()
 
 
-def _opened(source: Source) -> SceneDataset:
-    if is_hub_name(source.name) and not is_of_the_hub(source.name):
-        raise InvalidInputError(
-            f"there is no {source.name}, and {Path(source.name).parent} is here"
-        )
-    return open_dataset(source.name, task=source.task, thinking_column=source.thinking_column)
+@lru_cache(maxsize=2)  # of many rows it takes seconds, and a start asks for its length again
+def opened(name: str, task: Task | None = None, thinking_column: str | None = None) -> SceneDataset:
+    """A dataset; the same one again where this process asks again.
+
+    Raises:
+        InvalidInputError: As `open_dataset`.
+    """
+    if is_hub_name(name) and not is_of_the_hub(name):
+        raise InvalidInputError(f"there is no {name}, and {Path(name).parent} is here")
+    return open_dataset(name, task=task, thinking_column=thinking_column)
 
 
 def _not_opened(source: Source, error: InvalidInputError, *, fetch: bool) -> Finding:

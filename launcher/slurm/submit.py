@@ -75,11 +75,12 @@ def submit(
             f"{checkpoints} has checkpoints of a run of this name: add --resume to go on from "
             "them, or choose another run.name"
         )
+    knows_model = after is None or Path(settings.model.path).exists()  # that job may make it
     if job == "infer":
         data = data or settings.data.heldout or settings.data.train
-        settings = checked_inference(settings, data, fetch=False)
+        settings = checked_inference(settings, data, knows_model=knows_model, fetch=False)
     else:
-        settings = checked(settings, job, fetch=False)
+        settings = checked(settings, job, knows_model=knows_model, fetch=False)
     file = _write(settings, folder, script)
     sbatch("--test-only", str(file))
     order = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []

@@ -210,6 +210,17 @@ def test_what_the_job_could_not_read_is_said_before_it_is_queued(tmp_path: Path)
     assert not list(tmp_path.rglob("job.sh"))
 
 
+def test_a_model_that_an_earlier_job_makes_may_be_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    overrides = [f"run.root={tmp_path}", *_readable(tmp_path), "model.path=runs/sft/model"]
+    with pytest.raises(SettingsError, match=r"model\.path: there is no runs/sft/model"):
+        submit_job(settings(*APART, *overrides), "train")
+    with pytest.raises(NotFoundError, match="there is no sbatch here"):  # all else is looked at
+        submit_job(settings(*APART, *overrides), "train", after="7")
+
+
 def test_checkpoints_are_gone_on_with_only_when_asked(tmp_path: Path) -> None:
     (tmp_path / "run" / "checkpoints" / "step-4").mkdir(parents=True)
     with pytest.raises(ConflictError, match="add --resume"):
