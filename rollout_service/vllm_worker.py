@@ -82,6 +82,7 @@ class TransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignor
         self._ipc = IPCWeightTransferEngine(*args)
         self._joining: Future[None] | None = None
         self._is_open = False
+        self._moe_kernels: list[tuple[Any, Any]] = []
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         """Begin to join the trainer's group; `is_connected` says when that is done.
@@ -125,6 +126,8 @@ class TransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignor
         self._is_open = False
         if current_platform.is_cpu():
             self._repack_output_heads()
+            for method, kernel in self._moe_kernels:
+                method.moe_kernel = method.moe_kernel or kernel
 
     def shutdown(self) -> None:
         """Leave the trainer's group."""
@@ -138,6 +141,8 @@ class TransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignor
             info = get_layerwise_info(layer)
             info.loaded_weights.clear()
             info.load_numel = 0
+        if current_platform.is_cpu():
+            self._moe_kernels = _take_moe_kernels(self.model)
         initialize_layerwise_reload(self.model)
         self._is_open = True
 
@@ -232,6 +237,17 @@ def _ipc_update(info: UpdateInfo, gpu: str) -> IPCWeightTransferUpdateInfo:
             for handle, shape, dtype in zip(handles, info.shapes, info.dtypes, strict=True)
         ],
     )
+
+
+def _take_moe_kernels(model: torch.nn.Module) -> list[tuple[Any, Any]]:
+    """Let experts that are loaded be packed for the CPU again: vLLM 0.32 does so only without a
+    kernel. What is loaded gets a new one; the rest has to be given its own back.
+    """
+    methods = [getattr(layer, "quant_method", None) for layer in model.modules()]
+    taken = [(m, m.moe_kernel) for m in methods if getattr(m, "moe_kernel", None) is not None]
+    for method, _ in taken:
+        method.moe_kernel = None
+    return taken
 
 
 def _join(

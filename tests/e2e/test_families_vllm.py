@@ -23,7 +23,7 @@ from services.errors import InvalidInputError, UnauthorizedError
 from services.weights import shm_file
 from tests.e2e.conftest import RunningServer, running_server
 from tests.e2e.oracle import TOLERANCE, Oracle, data_uri, largest_gap, picture, request
-from tests.e2e.versions import commit_of, stage_of, write_shm
+from tests.e2e.versions import commit_of, perturbed, stage_of, write_shm
 
 TOKEN = "the data token"
 RANK, ALPHA = 4, 8.0
@@ -97,10 +97,15 @@ def families(
 ) -> Iterator[dict[str, RunningServer]]:
     """Started at the same time: half of a start is waiting for one core."""
     qwen3 = tiny("qwen3_vl", tmp_path_factory), redis_url, tmp_path_factory.mktemp("qwen3")
-    contexts = [serve_qwen2(redis_url, tmp_path_factory), running_server(*qwen3)]
+    moe = tiny("qwen3_vl_moe", tmp_path_factory), redis_url, tmp_path_factory.mktemp("qwen3-moe")
+    contexts = [
+        serve_qwen2(redis_url, tmp_path_factory),
+        running_server(*qwen3),
+        running_server(*moe),
+    ]
     with ExitStack() as stack, ThreadPoolExecutor() as pool:
         servers = list(pool.map(stack.enter_context, contexts))
-        yield dict(zip(("qwen2", "qwen3"), servers, strict=True))
+        yield dict(zip(("qwen2", "qwen3", "qwen3-moe"), servers, strict=True))
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +185,7 @@ async def test_models_and_a_chat_with_the_data_token(qwen2: RunningServer) -> No
             await stranger_too.rollouts(request(image))
 
 
-@pytest.fixture(params=["qwen2", "qwen3"])
+@pytest.fixture(params=["qwen2", "qwen3", "qwen3-moe"])
 def server(request: pytest.FixtureRequest, families: dict[str, RunningServer]) -> RunningServer:
     return families[request.param]
 
@@ -215,6 +220,24 @@ async def test_updates_of_every_family(server: RunningServer) -> None:
         shutil.rmtree(shm_file(run, 0, 0).parent, ignore_errors=True)
     assert largest_gap(base, image, before) < TOLERANCE
     assert largest_gap(other, image, before) > 10 * TOLERANCE
+
+
+async def test_a_part_of_a_mixture_s_weights(families: dict[str, RunningServer]) -> None:
+    """Experts that come with a version are packed anew; those of another layer stay as they are."""
+    server = families["qwen3-moe"]
+    image, base, run = picture(9), Oracle(server.settings), server.settings.run.name
+    try:
+        async with client_of(server) as client:
+            for version, part in enumerate(("layers.1.mlp.", "self_attn", "mlp.gate."), start=3):
+                oracle = perturbed(server.settings, part, version)
+                for number, weights in ((2 * version, oracle), (2 * version + 1, base)):
+                    manifest = write_shm(run, weights, number, vision_trained=False, part=part)
+                    await client.stage(stage_of(manifest))
+                    await client.commit(commit_of(manifest))
+                    answer = await client.rollouts(request(image, n=4))
+                    assert largest_gap(weights, image, answer) < TOLERANCE
+    finally:
+        shutil.rmtree(shm_file(run, 0, 0).parent, ignore_errors=True)
 
 
 async def test_a_schema_makes_even_a_random_model_write_a_graph(
