@@ -86,9 +86,9 @@ def run_inference(
 
 
 def _is_elsewhere(settings: Settings, urls: list[str]) -> bool:
-    """Running servers' model may lie on their hosts alone: then the settings say its box space."""
-    model = settings.model
-    return bool(urls) and model.box_space != "auto" and not Path(model.path).exists()
+    """Of running servers, or of the fake engine: it need not be here if its box space is said."""
+    model, is_fake = settings.model, settings.rollout.engine == "fake"
+    return (bool(urls) or is_fake) and model.box_space != "auto" and not Path(model.path).exists()
 
 
 def registered_servers(settings: Settings) -> list[str]:
