@@ -88,21 +88,22 @@ def read_thinking(row: Mapping[str, Any], column: str) -> str:
 
 
 def read_size(row: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Width and height that a row says its image has; None where it says neither.
+    """Width and height that a row says, in pixels; None where it says neither.
 
     Raises:
-        RowError: They are not whole numbers above 0.
+        RowError: One is missing, or not a whole number above 0.
     """
-    sides: tuple[Any, Any] = row.get("width"), row.get("height")
-    if sides == (None, None):
+    sides = [row.get(key) for key in ("width", "height")]
+    if sides == [None, None]:
         return None
-    # A column of numbers is of floats where some program has put a missing value between them.
-    if not all(type(side) in _NUMBERS and side >= 1 and side % 1 == 0 for side in sides):
+    whole = [_whole(side) for side in sides]
+    if not all(side and side > 0 for side in whole):
         raise RowError(
-            "width {!r} and height {!r} are not whole numbers above 0".format(*sides),
-            "width and height are not whole numbers above 0",
+            "width x height is {!r} x {!r}: whole numbers above 0 are wanted, or neither of the "
+            "two".format(*sides),
+            "width and height are not above 0",
         )
-    return int(sides[0]), int(sides[1])
+    return int(whole[0] or 0), int(whole[1] or 0)
 
 
 def row_items(row: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
@@ -120,6 +121,13 @@ def row_items(row: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
         raise RowError(f"{key} is not a list of JSON objects")
     return value
+
+
+def _whole(value: Any) -> int | None:
+    if isinstance(value, str) and value.strip().isdecimal() and len(value) < 10:
+        return int(value)
+    is_whole = type(value) is int or (type(value) is float and value.is_integer())
+    return int(value) if is_whole else None
 
 
 def _text(item: Mapping[str, Any], key: str) -> str:

@@ -49,11 +49,13 @@ def _image(
     results: Sequence[ImageResult],
     image_bytes: Callable[[str], bytes | None],
 ) -> dict[str, Any]:
+    # A line may say 0, which nothing can be drawn on.
+    size = max(image.width, 1), max(image.height, 1)
     return {
         "id": image.image_id,
-        "width": max(image.width, 1),  # a line may say 0, which nothing can be drawn on
-        "height": max(image.height, 1),
-        "picture": data_uri(image_bytes(image.image_id)),
+        "width": size[0],
+        "height": size[1],
+        "picture": data_uri(image_bytes(image.image_id), size),
         "reference": _graph(image.reference, image),
         "sides": [_side(result) for result in results],
     }
