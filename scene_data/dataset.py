@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scene_data.images import image_bytes, image_size
+from scene_data.images import check_image, image_bytes
 from scene_data.rows import RowError, read_graph, read_size, read_thinking
 from scene_data.sources import Row, Rows, open_rows
 from scene_graph.cleaning import Task
@@ -100,6 +100,7 @@ class SceneDataset:
         self._keep_repeated = keep_repeated
         self._name = name
         self._thinking = thinking_column
+        self._has_warned = False
         check = check_rows(
             rows, thinking_column=thinking_column, task=task, keep_repeated=keep_repeated
         )
@@ -119,20 +120,32 @@ class SceneDataset:
         """
         number = int(self._usable[index])
         row = self._rows.row(number)
+        place = f"{self._name}, {self._rows.place(number)} (image {row['image_id']})"
         try:
             data = image_bytes(row["image"])
-            width, height = image_size(data, read_size(row))
+            header = check_image(data, read_size(row))
         except RowError as error:
-            place = f"{self._rows.place(number)} (image {row['image_id']})"
-            raise InvalidInputError(f"{self._name}, {place}: {error} (docs/data.md)") from error
+            raise InvalidInputError(f"{place}: {error} (docs/data.md)") from error
+        if header.orientation > 1:
+            self._warn_of_turn(place)
         return Sample(
             image_id=str(row["image_id"]),
             image_bytes=data,
-            width=width,
-            height=height,
+            width=header.width,
+            height=header.height,
             graph=read_graph(row, keep_repeated=self._keep_repeated)[0],
             thinking=read_thinking(row, self._thinking) if self._thinking else None,
         )
+
+    def _warn_of_turn(self, place: str) -> None:
+        """Once: nothing else may show that the boxes are of the picture as it is stored."""
+        if not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "%s: turned upright by its EXIF orientation, as all such images are: boxes must be "
+                "of the upright picture (docs/data.md)",
+                place,
+            )
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))

@@ -14,7 +14,7 @@ from scene_data.conversion.rows_source import DatasetRows
 from scene_data.conversion.vg150 import Vg150
 from scene_data.conversion.visual_genome import VisualGenome
 from scene_data.dataset import is_too_broken
-from scene_data.images import find_image, image_bytes, image_size
+from scene_data.images import check_image, find_image, image_bytes
 from scene_data.rows import RowError
 from scene_data.writing import RowWriter, graph_row, jsonl_writer, parquet_writer
 from services.errors import InvalidInputError
@@ -180,7 +180,7 @@ def _image(raw: RawImage, options: ConversionOptions) -> tuple[bytes | None, tup
     if isinstance(image, str):
         image = find_image(image, options.image_folders)
     data = image_bytes(image)
-    size = image_size(data, raw.size, all_pixels=True)
+    size = check_image(data, raw.size, all_pixels=True).size
     return data if options.with_images else None, size
 
 

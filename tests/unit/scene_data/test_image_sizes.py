@@ -84,7 +84,9 @@ def test_a_size_that_the_file_does_not_have_is_a_fault_everywhere(tmp_path: Path
 
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
-def test_sizes_are_of_the_upright_picture(tmp_path: Path, orientation: int) -> None:
+def test_sizes_are_of_the_upright_picture(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, orientation: int
+) -> None:
     data = tagged(noise(40, 60), orientation)
     path = dataset(tmp_path, data, (60, 40), (40, 60), (None, None))
     opened, found = open_dataset(path), inspected(path)
@@ -97,6 +99,9 @@ def test_sizes_are_of_the_upright_picture(tmp_path: Path, orientation: int) -> N
     assert ("EXIF orientation is applied" in refused.value.message) == is_turned
     assert found.broken_by_reason == {TURNED if is_turned else OTHER_SIZE: 1}
     assert (found.width.min, found.width.max) == (60, 60)
+    assert found.num_turned == (2 if orientation > 1 else 0)
+    warned = [record for record in caplog.records if "upright picture" in record.message]
+    assert len(warned) == (orientation > 1)
     assert converted(path, tmp_path / "out").tally.reasons == found.broken_by_reason
 
 
