@@ -162,7 +162,9 @@ class ImageStore:
 
 
 def image_header(data: bytes) -> ImageHeader:
-    """The size of the image that `decode_image` would give. Nothing is decoded.
+    """The size of the image that `decode_image` would give. All limits come before any decoding.
+
+    Of pixels nothing is decoded, but for a PNG that may have its orientation behind them.
 
     Raises:
         TooLargeError: Over `MAX_IMAGE_BYTES` or `MAX_IMAGE_PIXELS`.
