@@ -312,7 +312,7 @@ def _check_shape(width: int, height: int) -> None:
         )
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise InvalidInputError(
-            f"image is too narrow: {width}x{height} pixels, its sides may be {MAX_ASPECT} to 1"
+            f"image is too narrow: {width}x{height} pixels, sides are {MAX_ASPECT} to 1 at most"
         )
 
 
