@@ -12,7 +12,7 @@ from typing import Literal
 
 from launcher.preflight.finding import Finding, look
 from launcher.preflight.model_folder import check_adapter, folder_problems
-from launcher.preflight.prompt_length import PromptLength
+from launcher.preflight.prompt_length import PromptLength, tokenizer_folder
 from launcher.preflight.rows import Source, is_of_the_hub, source_findings
 from launcher.preflight.trackers import check_trackers
 from launcher.rubric_check import check_rubric
@@ -118,9 +118,10 @@ def _model_and_rows(
     """Look at the model, and at datasets with the prompts that it gets for them."""
     model = _model(settings, fetch=fetch) if knows_model else []
     lengths = None
-    if [finding.state for finding in model] == ["ok"] and Path(settings.model.path).is_dir():
+    if [finding.state for finding in model] == ["ok"]:
         settings = with_box_space(settings)
-        lengths = PromptLength(settings)
+        folder = tokenizer_folder(settings.model.path)
+        lengths = None if folder is None else PromptLength(settings, folder)
     rows = (source_findings(source, settings, lengths, fetch=fetch) for source in sources)
     return [*model, *dict.fromkeys(chain.from_iterable(rows))]
 
@@ -181,7 +182,7 @@ def _sources(settings: Settings, job: Job) -> list[Source]:
             name=data.train,
             task=data.task,
             thinking_column=settings.sft.thinking_column if thinking else None,
-            max_tokens=settings.sampling.max_tokens if job == "train" else 0,
+            max_tokens=settings.sampling.max_tokens if job == "train" else None,
             asked_by="sampling.max_tokens",
         )
     ]
@@ -190,7 +191,7 @@ def _sources(settings: Settings, job: Job) -> list[Source]:
             Source(
                 setting="data.heldout",
                 name=data.heldout,
-                max_tokens=evaluation.max_tokens if job == "train" else 0,
+                max_tokens=evaluation.max_tokens if job == "train" else None,
                 asked_by="evaluation.max_tokens",
                 num_rows=evaluation.num_images,
             )
