@@ -109,7 +109,8 @@ def input_findings(
     """Look at all that a run reads; the arguments are those of `checked`."""
     found = [look("settings", lambda: _settings(settings, job)), *_deepspeed(settings)]
     sources = _sources(settings, job)
-    return [*found, *_model_and_rows(settings, sources, knows_model=knows_model, fetch=fetch)]
+    found += _model_and_rows(settings, sources, knows_model=knows_model, fetch=fetch)
+    return list({finding.detail: finding for finding in found}.values())  # each thing once
 
 
 def _model_and_rows(
@@ -123,7 +124,7 @@ def _model_and_rows(
         folder = tokenizer_folder(settings.model.path)
         lengths = None if folder is None else PromptLength(settings, folder)
     rows = (source_findings(source, settings, lengths, fetch=fetch) for source in sources)
-    return [*model, *dict.fromkeys(chain.from_iterable(rows))]
+    return [*model, *chain.from_iterable(rows)]
 
 
 def _settings(settings: Settings, job: Job) -> str:
