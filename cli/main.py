@@ -140,14 +140,15 @@ def run_command(
 def demo(
     config: Config = None,
     set_: Overrides = None,
-    data: Annotated[str | None, typer.Option(help="Train on this dataset instead.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Train and evaluate on this dataset instead.")
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run of this name.")] = False,
 ) -> None:
     """As `run`, with held-out evaluations before and after, and a report."""
     from cli import run
 
-    overrides = [*(set_ or []), *([f"data.train={data}"] if data else [])]
-    run.run(run.settings(config, overrides), resume=resume, evaluate=True)
+    run.run(run.demo_settings(config, set_, data), resume=resume, evaluate=True)
 
 
 @app.command()

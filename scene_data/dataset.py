@@ -147,6 +147,10 @@ class SceneDataset:
                 place,
             )
 
+    def place(self, index: int) -> str:
+        """What a person finds a usable row by. Example: `train.jsonl, line 4`"""
+        return f"{self._name}, {self._rows.place(int(self._usable[index]))}"
+
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
 

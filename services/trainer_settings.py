@@ -1,10 +1,12 @@
 """Settings of training and of what it leaves: `[sampling]` to `[records]`."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from services.deepspeed_json import zero_fields
 from services.section import Section
 
 LossName = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo"]
@@ -144,6 +146,7 @@ class DeepSpeedSettings(Section):
     """How the trainer's memory is shared out."""
 
     zero_stage: Literal[0, 1, 2, 3] = 2
+    """Where it is not set, `config_file` decides; so for both offloads."""
     offload_optimizer: bool = False
     """Optimizer state in the host's memory."""
     offload_parameters: bool = False
@@ -152,7 +155,14 @@ class DeepSpeedSettings(Section):
     """Of stage 3: parameters gathered at a time for a weight update."""
     config_file: Path | None = None
     """DeepSpeed's own JSON, over what these settings generate. Batch sizes and precision stay the
-    trainer's."""
+    trainer's; `"auto"` leaves a value to it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_own_file(cls, fields: Any) -> Any:
+        if not isinstance(fields, Mapping) or not fields.get("config_file"):
+            return fields
+        return zero_fields(Path(fields["config_file"]).expanduser()) | dict(fields)
 
     @model_validator(mode="after")
     def _consistent(self) -> "DeepSpeedSettings":

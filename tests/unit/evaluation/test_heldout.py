@@ -71,7 +71,10 @@ def test_lines_and_scores_of_each_task(task: Task, measured: set[str], tmp_path:
     make_toy(tmp_path, num_train=1, num_heldout=4)
     heldout = str(tmp_path / "heldout.parquet")
     settings = Settings.model_validate(
-        {"model": {"path": "none"}, "data": {"train": heldout, "task": task}}
+        {
+            "model": {"path": "none", "box_space": "relative_1000"},
+            "data": {"train": heldout, "task": task},
+        }
     )
     samples = heldout_samples(settings)
     lines = []

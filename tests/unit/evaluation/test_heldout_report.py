@@ -23,7 +23,7 @@ def settings(tmp_path: Path) -> Settings:
     return Settings.model_validate(
         {
             "run": {"name": "r", "root": str(tmp_path / "runs")},
-            "model": {"path": "none"},
+            "model": {"path": "none", "box_space": "relative_1000"},
             "data": {
                 "train": str(tmp_path / "toy/train.parquet"),
                 "heldout": str(tmp_path / "toy/heldout.parquet"),
