@@ -4,6 +4,7 @@ const control = (id) => document.getElementById(id);
 const viewer = control("viewer");
 const grid = control("grid");
 const VERDICTS = { hit: "✓", miss: "○", hallucination: "✕" };
+const VERDICT_RULE = "strict, every prediction counted";
 const shown = { labels: true, hits: true, wrong: true };
 
 function html(name, attributes = {}, ...children) {
@@ -69,7 +70,7 @@ function score(image, side) {
   const { hits, missed, hallucinated } = counts(image, side);
   const part = (verdict, count) => html("span", { class: `verdict ${verdict}` }, `${VERDICTS[verdict]} ${count} `);
   const parts = [part("hit", hits), part("miss", missed), part("hallucination", hallucinated)];
-  return html("span", { title: "hits, missed, hallucinated" }, ...parts);
+  return html("span", { title: `hits, missed, hallucinated relations: ${VERDICT_RULE}` }, ...parts);
 }
 
 function card(image) {
@@ -78,7 +79,7 @@ function card(image) {
     : html("span", { class: "thumb" }, "no picture");
   const sides = image.sides.map((side, i) => {
     const name = data.sides.length > 1 ? `${"AB"[i]}: ` : "";
-    return html("div", {}, `${name}R ${percent(side.recall)} · F1 ${percent(side.f1)} `, html("br"), score(image, side));
+    return html("div", {}, `${name}${data.recall} ${percent(side.recall)} · F1 ${percent(side.f1)} `, html("br"), score(image, side));
   });
   return html("li", {}, html("a", { href: address(image.id) }, thumb, html("b", {}, image.id), ...sides));
 }
@@ -135,7 +136,7 @@ function tripletLists(graph, buttons, words) {
     const chosen = buttons.filter((_, k) => graph.relations[k].verdict === verdict);
     if (chosen.length === 0) return [];
     const list = html("ul", { class: "triplets" }, ...chosen.map((button) => html("li", {}, button)));
-    return [html("h4", {}, `${word} (${chosen.length})`), list];
+    return [html("h4", {}, `${word} (${chosen.length} of ${buttons.length})`), list];
   });
 }
 
@@ -144,7 +145,7 @@ function referencePanel(image) {
   const graph = graphWithVerdicts(image.reference, side.found, "miss");
   const found = side.found.objects.filter(Boolean).length;
   const by = data.sides.length > 1 ? `, marked by ${data.sides[image.sides.indexOf(side)]}` : "";
-  const note = `${found} of ${graph.objects.length} objects found${by}`;
+  const note = `${found} of ${graph.objects.length} objects found${by}; ${VERDICT_RULE}`;
   return panel(image, "Reference", note, graph, { hit: "Found", miss: "Missed" });
 }
 
@@ -154,7 +155,7 @@ function predictionPanel(image, side, i) {
   const tokens = side.tokens === null ? "" : `, ${side.tokens} tokens`;
   const right = graph.objects.filter((item) => item.verdict === "hit").length;
   const note = side.status === "ok"
-    ? `recall ${percent(side.recall)}, F1 ${percent(side.f1)}; ${right} of ${graph.objects.length} objects right${tokens}`
+    ? `${data.recall} ${percent(side.recall)}, strict F1 ${percent(side.f1)}; ${right} of ${graph.objects.length} objects right${tokens}; ${VERDICT_RULE}`
     : `no graph: ${statusWords(side.status)}${tokens}`;
   const element = panel(image, title, note, graph, { hit: "Hits", hallucination: "Hallucinations" });
   if (side.text !== null) {

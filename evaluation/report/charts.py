@@ -74,7 +74,7 @@ def _level(plot: Plot, rows: Sequence[PredicateRow], group: str, mean: float) ->
     if not places:
         return Markup("")
     x1, x2, y = plot.x(min(places)), plot.x(max(places) + 1), plot.y(mean)
-    text = f"{group}: mean {mean:.1f}"
+    text = f"{group}: strict mean {mean:.1f}"
     return element("line", x1=x1, x2=x2, y1=y, y2=y, class_="level") + element(
         "text", text, x=(x1 + x2) / 2, y=18, text_anchor="middle", class_="title"
     )
