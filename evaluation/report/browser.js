@@ -79,7 +79,8 @@ function card(image) {
     : html("span", { class: "thumb" }, "no picture");
   const sides = image.sides.map((side, i) => {
     const name = data.sides.length > 1 ? `${"AB"[i]}: ` : "";
-    return html("div", {}, `${name}${data.recall} ${percent(side.recall)} · F1 ${percent(side.f1)} `, html("br"), score(image, side));
+    const lines = [`${name}${data.recall} ${percent(side.recall)}`, `strict F1 ${percent(side.f1)}`, score(image, side)];
+    return html("div", {}, ...lines.map((line) => html("div", {}, line)));
   });
   return html("li", {}, html("a", { href: address(image.id) }, thumb, html("b", {}, image.id), ...sides));
 }
@@ -145,7 +146,8 @@ function referencePanel(image) {
   const graph = graphWithVerdicts(image.reference, side.found, "miss");
   const found = side.found.objects.filter(Boolean).length;
   const by = data.sides.length > 1 ? `, marked by ${data.sides[image.sides.indexOf(side)]}` : "";
-  const note = `${found} of ${graph.objects.length} objects found${by}; ${VERDICT_RULE}`;
+  const relations = side.found.relations.filter(Boolean).length;
+  const note = `${found} of ${graph.objects.length} objects and ${relations} of ${graph.relations.length} relations found${by} (${VERDICT_RULE})`;
   return panel(image, "Reference", note, graph, { hit: "Found", miss: "Missed" });
 }
 
@@ -155,7 +157,7 @@ function predictionPanel(image, side, i) {
   const tokens = side.tokens === null ? "" : `, ${side.tokens} tokens`;
   const right = graph.objects.filter((item) => item.verdict === "hit").length;
   const note = side.status === "ok"
-    ? `${data.recall} ${percent(side.recall)}, strict F1 ${percent(side.f1)}; ${right} of ${graph.objects.length} objects right${tokens}; ${VERDICT_RULE}`
+    ? `${data.recall} ${percent(side.recall)}, strict F1 ${percent(side.f1)}; ${right} of ${graph.objects.length} objects right (${VERDICT_RULE})${tokens}`
     : `no graph: ${statusWords(side.status)}${tokens}`;
   const element = panel(image, title, note, graph, { hit: "Hits", hallucination: "Hallucinations" });
   if (side.text !== null) {
