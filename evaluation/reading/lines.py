@@ -20,7 +20,11 @@ Positive = Annotated[float, msgspec.Meta(gt=0)]
 Score = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
 """So that products of three are finite"""
 Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000_000)]
-_MAX_SIDE = 1_000_000
+Pixels = (
+    Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
+    | Annotated[float, msgspec.Meta(ge=0, le=1e6, multiple_of=1)]
+)
+"""A whole number, also where it is written 640.0; 0 where nobody could open the image"""
 
 
 class LineObject(msgspec.Struct, gc=False, omit_defaults=True):
@@ -56,10 +60,8 @@ class GraphLine(msgspec.Struct, kw_only=True, omit_defaults=True):
     """
 
     image_id: ImageId
-    width: int | float
-    """A whole number of pixels, also where it is written 640.0; 0 where nobody could open the
-    image"""
-    height: int | float
+    width: Pixels
+    height: Pixels
     objects: list[LineObject]
     relationships: list[LineRelationship]
     status: str = "ok"
@@ -78,12 +80,6 @@ class GraphLine(msgspec.Struct, kw_only=True, omit_defaults=True):
     unconstrained_text: str | None = None
     image: str | None = None
     """Of a reference: its picture's file, beside this one; the report shows it"""
-
-    def __post_init__(self) -> None:
-        """Refuse what is no size; the error becomes one of decoding."""
-        for name, value in (("width", self.width), ("height", self.height)):
-            if not 0 <= value <= _MAX_SIDE or value != int(value):
-                raise ValueError(f"{name} is {value:.6g}, not whole pixels from 0 to {_MAX_SIDE}")
 
     @property
     def size(self) -> tuple[int, int]:

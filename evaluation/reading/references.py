@@ -133,6 +133,9 @@ def _of_lines(path: Path, problems: Problems, task: Task) -> Iterator[ReferenceI
             add_broken(place, text, error)
             continue
         place = Place(problems, str(path), place.line, str(line.image_id))
+        if 0 in line.size:
+            place.add("broken_line", "left out: the image has no width or no height")
+            continue
         yield ReferenceImage(
             size=line.size,
             graph=written_graph(line.objects, line.relationships, line.size, place),
