@@ -108,14 +108,15 @@ def test_a_category_is_the_id_up_to_its_first_dot(name: str, category: str) -> N
     assert len({o.id for o in graph.objects}) == 2  # ids are distinct as a whole
 
 
-def r1_sgg_reads(text: str) -> Any:
-    """Its rule, written down anew: what it calls JSON, or None."""
+def r1_sgg_reads(text: str) -> bool:
+    """Its rule, written down anew: whether it finds a JSON object."""
     text = text.replace("```", " ").replace("json", " ").strip()
     _, opening, inside = text.partition("<answer>")
     try:
-        return json.loads(inside.partition("</answer>")[0] if opening else text)
+        found = json.loads(inside.partition("</answer>")[0] if opening else text)
     except ValueError:
-        return None
+        return False
+    return isinstance(found, dict)
 
 
 pieces = st.sampled_from(
@@ -125,7 +126,7 @@ pieces = st.sampled_from(
 
 @given(st.lists(pieces, max_size=8).map("".join))
 def test_what_r1_sgg_reads_is_read(text: str) -> None:
-    if r1_sgg_reads(text) is not None:
+    if r1_sgg_reads(text):
         parsed = parse_completion(text, "relative_1000")
         assert (parsed.status, len(parsed.graph.objects), parsed.dropped) == ("ok", 2, {})
 
