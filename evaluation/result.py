@@ -4,7 +4,7 @@
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from scene_graph.cleaning import Task
 from scene_graph.metrics.ratio import RatioMetric
@@ -12,7 +12,8 @@ from scene_graph.metrics.ratio import RatioMetric
 Protocol = Literal["strict", "sgb", "r1-sgg"]
 PROTOCOLS: tuple[Protocol, ...] = ("strict", "sgb", "r1-sgg")
 
-AP_METRICS = ("ap", "ap50", "ap75", "coco_ap", "coco_ap50", "coco_ap75")
+ApMetric = Literal["ap", "ap50", "ap75", "coco_ap", "coco_ap50", "coco_ap75"]
+AP_METRICS: tuple[ApMetric, ...] = get_args(ApMetric)
 """Of objects: no means over images, so they have no intervals"""
 
 Verdict = Literal["hit", "miss", "hallucination"]

@@ -166,13 +166,16 @@ def json_value(text: str, decoder: json.JSONDecoder | None = None) -> Any:
     try:
         return decoder.decode(text)
     except ValueError as error:
+        if not any(mark in text for mark in _MARKS):
+            raise
         try:
             return decoder.decode(_NO_JSON.sub(r"\1 ", text))
         except ValueError:
             raise error from None
 
 
-_NO_JSON = re.compile(r'("(?:[^"\\]++|\\.)*+"?)|```|json|</?answer>', re.DOTALL)
+_MARKS = ("```", "json", "<answer>", "</answer>")
+_NO_JSON = re.compile(rf'("(?:[^"\\]++|\\.)*+"?)|{"|".join(_MARKS)}', re.DOTALL)
 """What is no part of JSON; or a string, closed or not, which stays."""
 
 

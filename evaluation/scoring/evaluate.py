@@ -182,7 +182,7 @@ def _known(table: GraphTable, vocabulary: Vocabulary) -> GraphTable:
 
 def _average_precision(tables: Tables) -> dict[str, float | None]:
     found = detection_ap(*tables)
-    return {name: _number(value) for name, value in found.items() if name in AP_METRICS}
+    return {name: _number(found[name]) for name in AP_METRICS}
 
 
 def _values(metrics: Mapping[str, RatioMetric]) -> dict[str, float | None]:

@@ -317,7 +317,7 @@ def test_a_terminal_without_utf_8_gets_codes(
         monkeypatch.setattr(sys, "stdout", terminal)
         evaluated(sgg_rl, folder, *words)
         terminal.flush()
-        shown = terminal.buffer.getvalue().decode("ascii")  # type: ignore[attr-defined]
+        shown = terminal.buffer.getvalue().decode("ascii")
         assert r"\u5931\u8d25 1" in shown
 
 
