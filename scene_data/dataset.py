@@ -8,8 +8,9 @@
 | `owner/name` or `owner/name:split`, where no such path exists | the same, from the hub |
 
 A row has image_id, image, objects `[{"id": "man.1", "bbox": [x1, y1, x2, y2]}]` (pixels) and
-relationships `[{"subject", "predicate", "object"}]`; the lists may be JSON strings. A column of
-text that leads to the graph (thinking) is read where it is asked for.
+relationships `[{"subject", "predicate", "object"}]`; the lists may be JSON strings, or objects of
+lists. A chat with `images` is a row too (`scene_data.chats`). A column of text that leads to the
+graph (thinking) is read where it is asked for.
 """
 
 import io
@@ -23,7 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scene_data.rows import RowError, read_graph, read_thinking
+from scene_data.refusal import PAGE
+from scene_data.rows import RowError, image_id_text, read_graph, read_thinking
 from scene_data.sources import Row, Rows, open_rows
 from scene_graph.cleaning import Task
 from scene_graph.graph import SceneGraph
@@ -120,7 +122,7 @@ class SceneDataset:
         from PIL import Image
 
         row = self._rows.row(int(self._usable[index]))
-        image_id = str(row["image_id"])
+        image_id = image_id_text(row["image_id"])
         try:
             data = image_bytes(row["image"])
             with Image.open(io.BytesIO(data)) as image:
@@ -228,7 +230,7 @@ def _judge(found: RowCheck, name: str, task: Task | None) -> None:
         also = f"; {unrelated}, which {task} needs" if found.num_unrelated else ""
         raise InvalidInputError(
             f"{name}: {found.num_broken} of {num_rows} rows are broken, {num_usable} usable{also}:"
-            f"\n{listed}\n`sgg-rl data inspect` counts all faults"
+            f"\n{listed}\n`sgg-rl data inspect` counts all faults; {PAGE} shows what a row is"
         )
     if found.num_broken:
         logger.warning("%s: skipped %d of %d rows:\n%s", name, found.num_broken, num_rows, listed)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from scene_data.dataset import NUM_LISTED, RowCheck, image_bytes, note_broken
 from scene_data.images import image_size
-from scene_data.rows import RowError, read_graph
+from scene_data.rows import RowError, image_id_text, read_graph, read_size
 from scene_data.sources import Row, Rows
 from scene_data.vocabulary import Vocabulary
 from scene_graph.graph import SceneGraph, normalise_name
@@ -141,7 +141,7 @@ class Inspector:
         size = self._size(index, row)
         self.check.dropped.update(dropped)
         self.check.num_unrelated += not graph.relationships
-        self._note_id(str(row["image_id"]))
+        self._note_id(image_id_text(row["image_id"]))
         self._objects.update(item.category for item in graph.objects)
         self._predicates.update(item.predicate for item in graph.relationships)
         self._per_image.extend((len(graph.objects), len(graph.relationships)))
@@ -160,8 +160,7 @@ class Inspector:
             except (OSError, TypeError, KeyError) as error:
                 raise RowError(f"image cannot be read: {error}") from error
             return image_size(data, all_pixels=self._check_images)
-        width, height = row.get("width"), row.get("height")
-        return (width, height) if isinstance(width, int) and isinstance(height, int) else None
+        return read_size(row)
 
     def _note_id(self, image_id: str) -> None:
         if image_id not in self._ids:
