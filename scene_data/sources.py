@@ -87,7 +87,7 @@ def open_rows(name: str, extra: Sequence[str] = (), *, need_images: bool = True)
     found = "a file of another kind" if place.exists() else f"nothing there (from {Path.cwd()})"
     raise refusal(
         name,
-        f"is not a dataset: {found}",
+        f"it is not a dataset: {found}",
         "give a .parquet, .jsonl or .json file, a folder of them, or a hub name owner/name",
     )
 
@@ -95,7 +95,7 @@ def open_rows(name: str, extra: Sequence[str] = (), *, need_images: bool = True)
 def _refuse_raw(place: Path) -> None:
     for file, layout in raw_layouts(place).items():
         command = f"`sgg-rl data convert {file} --images FOLDER --output FOLDER`"
-        raise refusal(file, f"is {TITLES[layout]}", f"{command} makes a dataset of it")
+        raise refusal(file, f"it is {TITLES[layout]}", f"{command} makes a dataset of it")
 
 
 def _open_folder(folder: Path, extra: Sequence[str], *, need_images: bool) -> Rows:

@@ -1,11 +1,10 @@
 """Settings of training and of what it leaves: `[sampling]` to `[records]`."""
 
-from pathlib import Path
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from services.section import Section
+from services.section import LocalPath, Section
 
 LossName = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo"]
 
@@ -150,7 +149,7 @@ class DeepSpeedSettings(Section):
     """Parameters too; stage 3 only."""
     export_bucket_gib: float = Field(default=0.5, gt=0)
     """Of stage 3: parameters gathered at a time for a weight update."""
-    config_file: Path | None = None
+    config_file: LocalPath | None = None
     """DeepSpeed's own JSON, over what these settings generate. Batch sizes and precision stay the
     trainer's."""
 

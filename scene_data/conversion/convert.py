@@ -27,6 +27,13 @@ from services.errors import InvalidInputError
 _SURE_AFTER = 10_000
 """Images: before so many are seen, the share of broken ones is taken of this number."""
 
+_HINTS = {
+    "its image is in none of the folders": "name their folder with --images, or write annotations "
+    "alone with --no-images",
+    "no relationship left": "--keep-unrelated keeps images without relationships",
+}
+"""What to do, by reason"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ConversionOptions:
@@ -233,8 +240,8 @@ def _refusal(source: Source, done: Conversion, what: str) -> InvalidInputError:
         for reason, number in [*tally.reasons.most_common(), *tally.left_out.most_common()]
     ]
     listed = "".join(f"\n  {line}" for line in tally.broken[:5])
-    kept = "--keep-unrelated keeps images without relationships; " if tally.left_out else ""
+    hints = [hint for reason, hint in _HINTS.items() if reason in {*tally.reasons, *tally.left_out}]
     return InvalidInputError(
         f"{source.name}: {what}: of {done.num_seen} images: "
-        f"{', '.join(counts) or 'nothing in the source'} ({kept}{PAGE}){listed}"
+        f"{', '.join(counts) or 'nothing in the source'} ({'; '.join([*hints, PAGE])}){listed}"
     )
