@@ -213,7 +213,7 @@ def _undecoded(table: Any, column: str, name: str) -> Any:
     kind = datasets.List(image) if column == "images" else image
     try:
         return table.cast_column(column, kind)
-    except (TypeError, ValueError, datasets.exceptions.DatasetsError) as error:
+    except (TypeError, ValueError, NotImplementedError) as error:
         found = table.features[column]
         is_list = isinstance(found, list | datasets.List | datasets.LargeList)
         what = f"{column} is a list" if is_list else f"{column} is {found}"
