@@ -117,6 +117,15 @@ def prompt_messages(
     return [ChatMessage(role="user", content=[ImagePart(), TextPart(text=text)])]
 
 
+def check_instruction(template: str, vocabulary: str | None) -> None:
+    """See that prompts can be made, before anything is loaded.
+
+    Raises:
+        InvalidInputError: They cannot; the message names the file and what is wrong in it.
+    """
+    prompt_messages(template, "pixels:1x1", vocabulary)
+
+
 def instruction_digest(template: str, vocabulary: str | None) -> str | None:
     """SHA-256 over what the files of an instruction say, which may change; None without files.
 
