@@ -21,7 +21,7 @@ from scene_data.chats import COLUMNS as CHAT_COLUMNS
 from scene_data.chats import graph_columns, image_of, is_chat
 from scene_data.json_stream import member_kinds, stream_values
 from scene_data.layouts import TITLES, raw_layouts, unknown_json
-from scene_data.refusal import refusal
+from scene_data.refusal import PAGE, refusal
 from scene_data.rows import RowError
 from services.errors import InvalidInputError
 
@@ -85,10 +85,9 @@ def open_rows(name: str, extra: Sequence[str] = (), *, need_images: bool = True)
     if is_hub_name(name):
         return _TableRows(_load_hub(name), name, extra)
     found = "a file of another kind" if place.exists() else f"nothing there (from {Path.cwd()})"
-    raise refusal(
-        name,
-        f"it is not a dataset: {found}",
-        "give a .parquet, .jsonl or .json file, a folder of them, or a hub name owner/name",
+    raise InvalidInputError(
+        f"{name} is not a dataset: {found}; give a .parquet, .jsonl or .json file, a folder of "
+        f"them, or a hub name owner/name ({PAGE})"
     )
 
 
@@ -167,7 +166,11 @@ class _TableRows:
         self._folder = folder
         self._is_chat = is_chat(table.column_names)
         usual = [key for key in CHAT_COLUMNS if key in table.column_names]
-        images = "images" if self._is_chat and "image" not in table.column_names else "image"
+        images = (
+            "images"
+            if "image" not in table.column_names and "images" in table.column_names
+            else "image"
+        )
         columns = [*(usual if self._is_chat else _COLUMNS), images, *extra]
         if missing := [key for key in columns if key not in table.column_names]:
             also = ", or name the one with the thinking in sft.thinking_column" if extra else ""

@@ -24,12 +24,11 @@ from scene_data.conversion.raw import (
     image_id_of,
     member,
     numbered_names,
-    size_of,
 )
 from scene_data.json_stream import member_kinds, read_members, stream_items, stream_members
 from scene_data.layouts import TITLES, named_split
 from scene_data.refusal import refusal, shown
-from scene_data.rows import RowError, image_id_text, read_box
+from scene_data.rows import RowError, read_box, read_size
 
 RELTR_FILE = "rel.json"
 
@@ -81,7 +80,11 @@ class Coco:
             place = f"images[{number}] (image {name})"
             try:
                 image_id = image_id_of(record, "id")
-                about = _Image(annotations.take(image_id), relations.take(image_id), place)
+                listed = annotations.take(image_id)
+                subjects = (_of_subject(item.get("id")) for item in listed)
+                keys = [image_id, *(subjects if self._relations else ())]
+                related = [item for key in keys for item in relations.take(key)]
+                about = _Image(listed, related, place)
                 yield self._image(image_id, record, about, tally)
             except RowError as error:
                 tally.note_broken(place, error)
@@ -91,7 +94,8 @@ class Coco:
 
     def _listed_relations(self, tally: Tally) -> Iterator[tuple[str, Any]]:
         if self._relations is not None:
-            yield from _keyed(stream_items(self._path, self._relations), tally)
+            items = stream_items(self._path, self._relations)
+            yield from _keyed(items, tally, by_subject=True)
         elif self._reltr.is_file():
             for image_id, triplets in stream_members(self._reltr, self._split):
                 for triplet in triplets if isinstance(triplets, list) else ():
@@ -110,7 +114,7 @@ class Coco:
         return RawImage(
             image_id=image_id,
             image=member(record, "file_name", str),
-            size=size_of(record),
+            size=read_size(record),
             split=self._split,
             objects=objects,
             relationships=[self._relation(item, about) for item in about.relations],
@@ -193,12 +197,22 @@ class _Image:
     place: str
 
 
-def _keyed(items: Iterator[Any], tally: Tally) -> Iterator[tuple[str, Any]]:
-    """Items with the ids of their images; those without are counted."""
+def _of_subject(annotation: Any) -> str:
+    """The key of relations that name no image: it is that of their subject."""
+    return f"subject {annotation}"
+
+
+def _keyed(
+    items: Iterator[Any], tally: Tally, *, by_subject: bool = False
+) -> Iterator[tuple[str, Any]]:
+    """Items with the ids of their images, or of their subjects; those without are counted."""
     for item in items:
-        try:
-            yield image_id_text(item.get("image_id")), item
-        except (AttributeError, RowError):
+        image_id = item.get("image_id") if isinstance(item, dict) else None
+        if image_id is not None:
+            yield str(image_id), item
+        elif by_subject and isinstance(item, dict):
+            yield _of_subject(item.get("subject_id")), item
+        else:
             tally.dropped["item_without_image_id"] += 1
 
 

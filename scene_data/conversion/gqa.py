@@ -15,11 +15,10 @@ from scene_data.conversion.raw import (
     RawRelationship,
     Tally,
     member,
-    size_of,
 )
 from scene_data.json_stream import stream_members
 from scene_data.layouts import TITLES, named_split
-from scene_data.rows import RowError, read_box
+from scene_data.rows import RowError, read_box, read_size
 
 
 class Gqa:
@@ -58,7 +57,7 @@ def _image(image_id: str, record: Any, split: str, tally: Tally) -> RawImage:
     return RawImage(
         image_id=image_id,
         image=f"{image_id}.jpg",
-        size=size_of(record),
+        size=read_size(record),
         split=split,
         objects=objects,
         relationships=relationships,

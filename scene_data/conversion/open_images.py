@@ -3,7 +3,8 @@
 The CSV files as downloaded, `oidv6-train-annotations-vrd.csv` or `challenge-2019-train-vrd.csv`,
 have a relation a line: `ImageID`, `LabelName1`, `LabelName2`, two boxes (`XMin1`, `XMax1`, …) in
 shares of the image, `RelationshipLabel` (`RelationLabel` in early releases). Labels such as
-`/m/04yx4` have their names in `*class-descriptions*.csv` beside them. `is` says what an object is
+`/m/04yx4` have their names in `*class*.csv` beside them, such as
+`oidv6-class-descriptions.csv`. `is` says what an object is
 like, not how it relates to another: such lines are counted and left out.
 
 PySGG packs them as JSON (Li et al. 2021, arXiv 2104.00308): `vrd-train-anno.json` lists `{"img_fn",
@@ -104,15 +105,15 @@ class OpenImagesCsv:
         if label.startswith("/") and label not in self._names:
             raise refusal(
                 self._path,
-                f"label {label} has no name in a *class-descriptions*.csv beside it",
-                "put there the class descriptions of the same release",
+                f"label {label} has no name in a *class*.csv beside it",
+                "put the class descriptions of the same release there",
             )
         return self._names.get(label, label)
 
     def _read_names(self) -> dict[str, str]:
-        files = sorted(self._path.parent.glob("*class-descriptions*.csv"))
+        files = sorted(self._path.parent.glob("*class*.csv"))
         lines = (line for file in files for line in csv_lines(file))
-        return {line[0]: line[1].lower() for line in lines if len(line) > 1}
+        return {line[0]: line[1].lower() for line in lines if len(line) == 2}
 
 
 class OpenImages:

@@ -45,13 +45,16 @@ class Psg:
         self._path = path
         members = read_members(path, without=("data",))
         stuff = _texts(members, "stuff_classes", path) if "stuff_classes" in members else []
-        test = members.get("test_image_ids") or []
         self._categories = _texts(members, "thing_classes", path) + stuff
         self._predicates = _texts(members, "predicate_classes", path)
-        self._test = {str(image_id) for image_id in test} if isinstance(test, list) else set()
+        self._splits = {
+            str(image_id): split
+            for split in ("val", "test")
+            for image_id in members.get(f"{split}_image_ids") or ()
+        }
 
     def images(self, tally: Tally) -> Iterator[RawImage]:
-        """All images, in the splits `train` and `test` of `test_image_ids`."""
+        """All images, in the splits of `test_image_ids` and, in own datasets, `val_image_ids`."""
         for number, item in enumerate(stream_items(self._path, "data")):
             name = item.get("image_id") if isinstance(item, dict) else None
             place = f"data[{number}] (image {name})"
@@ -78,7 +81,7 @@ class Psg:
             image_id=image_id,
             image=member(item, "file_name", str),
             size=size_of(item),
-            split="test" if image_id in self._test else "train",
+            split=self._splits.get(image_id, "train"),
             objects=objects,
             relationships=relationships,
         )

@@ -62,6 +62,21 @@ def test_relations_name_annotations_by_id(tmp_path: Path) -> None:
     assert not done.tally.dropped
 
 
+def test_relations_without_an_image_are_those_of_their_subjects(tmp_path: Path) -> None:
+    relations = [_relation(10, 13), _relation(11, 12), _relation(99, 12)]
+    for relation in relations:
+        del relation["image_id"]
+    done, samples = _graphs(_coco(tmp_path, rel_annotations=relations))
+    assert samples == [("1", GRAPH, (RIDES,)), ("2", GRAPH, (RIDES,))]
+    assert done.tally.dropped == {"relationship_of_unknown_image": 1}
+
+
+def test_sizes_may_be_those_of_the_images(tmp_path: Path) -> None:
+    images = [{"id": 1, "file_name": "1.jpg"}, {"id": 2, "file_name": "2.jpg"}]
+    _, samples = _graphs(_coco(tmp_path, images=images))
+    assert samples == [("1", GRAPH, (RIDES,)), ("2", GRAPH, (RIDES,))]
+
+
 @pytest.mark.parametrize(
     ("lists", "names", "predicate"),
     [

@@ -333,7 +333,7 @@ def test_chats_that_are_no_graphs_are_refused(tmp_path: Path, row: Any, reason: 
 
 def test_what_is_not_there_says_from_where(tmp_path: Path) -> None:
     for name in (tmp_path / "none.parquet", "a.parquet,b.parquet"):
-        with pytest.raises(InvalidInputError, match=r"it is not a dataset: nothing there \(from /"):
+        with pytest.raises(InvalidInputError, match=r"is not a dataset: nothing there \(from /"):
             open_dataset(name)
     datasets.Dataset.from_list([{"image": "a.jpg"}]).to_parquet(tmp_path / "train.parquet")
     reason = r"train.parquet: the dataset has no column image_id, objects, relationships; it has im"
