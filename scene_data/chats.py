@@ -33,13 +33,13 @@ def image_of(row: Mapping[str, Any]) -> Any:
     Raises:
         RowError: It has several.
     """
-    image = row.get("image") or row.get("images")
-    if isinstance(image, list):
-        if len(image) != 1 or row.get("image"):
-            key = "image" if row.get("image") else "images"
-            raise RowError(f"{key} is a list of {len(image)}: one image a row", f"{key} is a list")
-        image = image[0]
-    return image
+    key = "image" if row.get("image") else "images"
+    image = row.get(key) or None
+    if not isinstance(image, list):
+        return image
+    if len(image) > 1 or key == "image":
+        raise RowError(f"{key} is a list of {len(image)}: one image a row", f"{key} is a list")
+    return image[0]
 
 
 def graph_columns(row: Mapping[str, Any], number: int) -> dict[str, Any]:
@@ -58,7 +58,9 @@ def graph_columns(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     try:
         graph = json.loads(find_answer(text).text)
     except (ValueError, RecursionError) as error:
-        raise RowError(f"the answer is not JSON ({error}): {shown(text)}") from error
+        raise RowError(
+            f"the answer is not JSON ({error}): {shown(text)}", "the answer is not JSON"
+        ) from error
     if not isinstance(graph, dict) or not {"objects", "relationships"} <= graph.keys():
         raise RowError(
             f"the answer is not a graph with objects and relationships: {shown(text)}",
@@ -86,7 +88,7 @@ def _text(content: Any) -> str:
     if isinstance(content, list):
         parts = (part.get("text") for part in content if isinstance(part, dict))
         return "".join(part for part in parts if isinstance(part, str))
-    return str(content)
+    return content if isinstance(content, str) else ""
 
 
 def _in_pixels(row: Mapping[str, Any], objects: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scene_data.refusal import PAGE
+from scene_data.refusal import PAGE, refusal
 from scene_data.rows import RowError, image_id_text, read_graph, read_thinking
 from scene_data.sources import Row, Rows, open_rows
 from scene_graph.cleaning import Task
@@ -224,6 +224,8 @@ def _graph(
 def _judge(found: RowCheck, name: str, task: Task | None) -> None:
     """Say what was found, or refuse the dataset."""
     num_rows, num_usable = len(found.usable), int(np.count_nonzero(found.usable))
+    if not num_rows:
+        raise refusal(name, "no row in it", "rows are wanted")
     unrelated = f"{found.num_unrelated} of {num_rows} rows have no relationship"
     listed = "\n".join(f"  {line}" for line in found.broken)
     if is_too_broken(found.num_broken, num_rows) or not num_usable:

@@ -30,7 +30,8 @@ logger = logging.getLogger(__name__)
 Row = Mapping[str, Any]
 
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+(:[\w.-]+)?$")
-_COLUMNS = ("image_id", "image", "objects", "relationships")
+_COLUMNS = ("image_id", "objects", "relationships")
+_IMAGES = ("image", "images")
 _SIZE_COLUMNS = ("width", "height")
 _ROWS_AT_ONCE = 1000
 _LONGEST_LINE = 1 << 26
@@ -165,13 +166,8 @@ class _TableRows:
     ) -> None:
         self._folder = folder
         self._is_chat = is_chat(table.column_names)
-        usual = [key for key in CHAT_COLUMNS if key in table.column_names]
-        images = (
-            "images"
-            if "image" not in table.column_names and "images" in table.column_names
-            else "image"
-        )
-        columns = [*(usual if self._is_chat else _COLUMNS), images, *extra]
+        self._image = next((key for key in _IMAGES if key in table.column_names), _IMAGES[0])
+        columns = _wanted(table, [self._image, *extra], is_chat=self._is_chat)
         if missing := [key for key in columns if key not in table.column_names]:
             also = ", or name the one with the thinking in sft.thinking_column" if extra else ""
             raise refusal(
@@ -180,12 +176,11 @@ class _TableRows:
                 f"it has {', '.join(table.column_names)}",
                 f"rename its columns{also}",
             )
-        columns += [key for key in (*_SIZE_COLUMNS, "image_id") if key in table.column_names]
-        # Some tables are saved with a format: their rows would be arrays.
-        table = table.with_format(None).select_columns(list(dict.fromkeys(columns)))
-        self._image, self._table = images, _undecoded(table, images, name)
         if self._is_chat:
             _say_pixels(name, columns)
+        # Some tables are saved with a format: their rows would be arrays.
+        table = table.with_format(None).select_columns(columns)
+        self._table = _undecoded(table, self._image, name)
 
     def __len__(self) -> int:
         return len(self._table)
@@ -208,11 +203,21 @@ class _TableRows:
         return f"row {index}"
 
 
+def _wanted(table: Any, others: list[str], *, is_chat: bool) -> list[str]:
+    """Columns that are needed, and those of the others that are there."""
+    there = set(table.column_names)
+    optional = [*_SIZE_COLUMNS, *(("image_id", *CHAT_COLUMNS) if is_chat else ())]
+    needed = [*(() if is_chat else _COLUMNS), *others]
+    return list(dict.fromkeys([*needed, *(key for key in optional if key in there)]))
+
+
 def _undecoded(table: Any, column: str, name: str) -> Any:
     """The table with its images as they are stored."""
     import datasets
 
     image = datasets.Image(decode=False)
+    if column == "images":
+        _check_one_each(table, name)
     kind = datasets.List(image) if column == "images" else image
     try:
         return table.cast_column(column, kind)
@@ -224,6 +229,24 @@ def _undecoded(table: Any, column: str, name: str) -> Any:
         raise refusal(name, what, wanted) from error
 
 
+def _of_chat(row: Row, number: int) -> Row | RowError:
+    try:
+        return {**row, **graph_columns(row, number)}
+    except RowError as error:
+        return error
+
+
+def _check_one_each(table: Any, name: str) -> None:
+    import pyarrow.compute as pc
+
+    lengths = np.asarray(pc.fill_null(pc.list_value_length(table.data.column("images")), 1))
+    if len(several := np.flatnonzero(lengths > 1)):
+        row = int(several[0])
+        raise refusal(
+            name, f"images is a list of {lengths[row]}", "one image a row", row=f"row {row}"
+        )
+
+
 def _say_pixels(name: str, columns: Collection[str]) -> None:
     """Nothing in a chat shows what its boxes count in."""
     if "bbox_type" not in columns:
@@ -232,13 +255,6 @@ def _say_pixels(name: str, columns: Collection[str]) -> None:
             "norm1000 are shares and thousandths)",
             name,
         )
-
-
-def _of_chat(row: Row, number: int) -> Row | RowError:
-    try:
-        return {**row, **graph_columns(row, number)}
-    except RowError as error:
-        return error
 
 
 class _LineRows:

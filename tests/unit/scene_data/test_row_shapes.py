@@ -145,6 +145,18 @@ def test_an_image_of_another_kind_is_refused(tmp_path: Path, image: Any, found: 
             opened(str(tmp_path / "train.parquet"))
 
 
+def test_images_may_be_a_list_of_one(tmp_path: Path) -> None:
+    row = _row(images=[{"bytes": picture(), "path": None}])
+    del row["image"]
+    datasets.Dataset.from_list([row]).to_parquet(tmp_path / "train.parquet")
+    assert _read(tmp_path / "train.parquet") == [("1", picture())]
+    rows = [row, {**row, "images": row["images"] * 2}]
+    datasets.Dataset.from_list(rows).to_parquet(tmp_path / "two.parquet")
+    reason = r"two.parquet, row 1: images is a list of 2; one image a row"
+    with pytest.raises(InvalidInputError, match=reason):
+        open_rows(str(tmp_path / "two.parquet"))
+
+
 def test_json_with_several_images_a_row_is_refused(tmp_path: Path) -> None:
     _refused(
         _put(tmp_path, _row(image=["a.jpg", "b.jpg"])), "image is a list of 2: one image a row"
@@ -329,6 +341,12 @@ def test_chats_say_what_their_boxes_count_in(tmp_path: Path, kind: str, unit: in
 )
 def test_chats_that_are_no_graphs_are_refused(tmp_path: Path, row: Any, reason: str) -> None:
     _refused(_put(tmp_path, row), reason)
+
+
+def test_a_file_without_rows_says_so(tmp_path: Path) -> None:
+    for name, content in [("a.jsonl", b""), ("a.json", b"[]"), ("b.json", b"")]:
+        with pytest.raises(InvalidInputError, match=rf"{name}: no row in it; rows are wanted"):
+            open_dataset(put(tmp_path / name, content))
 
 
 def test_what_is_not_there_says_from_where(tmp_path: Path) -> None:
