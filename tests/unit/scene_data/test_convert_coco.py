@@ -87,7 +87,7 @@ def test_sizes_may_be_those_of_the_images(tmp_path: Path) -> None:
 )
 def test_lists_may_have_other_names(tmp_path: Path, lists: str, names: str, predicate: str) -> None:
     relation = {"image_id": 1, "subject_id": 11, "object_id": 12, predicate: 1}
-    changes = {"rel_annotations": None, "rel_categories": None}
+    changes: dict[str, Any] = {"rel_annotations": None, "rel_categories": None}
     own = {lists: [relation], names: ["near", "rides"]}
     _, samples = _graphs(_coco(tmp_path, **{**changes, **own}))
     assert samples == [("1", GRAPH, (RIDES,))]

@@ -131,7 +131,10 @@ def _packed(folder: Path, *changes: dict[str, Any]) -> Path:
 
 
 def test_open_images_as_pysgg_packs_it(tmp_path: Path) -> None:
-    wrong = [{"img_fn": "b", "det_labels": [1]}, {"img_fn": "c", "rel": [[0, 1]]}]
+    wrong: list[dict[str, Any]] = [
+        {"img_fn": "b", "det_labels": [1]},
+        {"img_fn": "c", "rel": [[0, 1]]},
+    ]
     done = converted(_packed(tmp_path, {}, *wrong), tmp_path / "out", image_folders=(tmp_path,))
     (sample,) = open_dataset(tmp_path / "out/val.parquet")
     assert sample.graph.objects == GRAPH

@@ -308,12 +308,10 @@ def test_chats_in_parquet_are_rows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("kind", "unit"), [("norm1000", 1000), ("norm1", 1)])
 def test_chats_say_what_their_boxes_count_in(tmp_path: Path, kind: str, unit: int) -> None:
+    sides = (64, 48, 64, 48)
     share = [
-        {
-            **item,
-            "bbox": [v * unit / side for v, side in zip(item["bbox"], (64, 48) * 2, strict=True)],
-        }  # type: ignore[attr-defined, call-overload]
-        for item in OBJECTS
+        {"id": item.id, "bbox": [v * unit / side for v, side in zip(item.bbox, sides, strict=True)]}
+        for item in GRAPH
     ]
     answer = json.dumps({"objects": share, "relationships": EDGES})
     row = {"solution": answer, "images": ["a.jpg"], "bbox_type": kind, "width": 64, "height": 48}
@@ -379,3 +377,16 @@ def test_lists_of_other_ids_are_compared(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match=r"the source has image '1', the lists '1.jpg'"):
         converted(_put(tmp_path, _row()), tmp_path / "out", splits={"1.jpg": "val"})
     assert ConversionOptions(folder=Path(os.devnull)).splits is None
+
+
+def test_the_examples_of_the_documentation_are_read(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[3] / "docs/data.md").read_text()
+    examples = [part.partition("```")[0] for part in page.split("```json\n")[1:]]
+    row, chat, coco = (json.loads(example) for example in examples)
+    put(tmp_path / "1.jpg", picture(160, 120))
+    (plain,) = open_dataset(put(tmp_path / "row.jsonl", json.dumps(row).encode()))
+    (said,) = open_dataset(put(tmp_path / "chat.jsonl", json.dumps(chat).encode()))
+    converted(put(tmp_path / "coco.json", coco), tmp_path / "out", image_folders=(tmp_path,))
+    (made,) = open_dataset(tmp_path / "out/train.parquet")
+    assert made.graph == plain.graph
+    assert said.graph.objects == plain.graph.objects[:1]
