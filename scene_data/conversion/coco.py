@@ -103,14 +103,14 @@ class Coco:
 
     def _image(self, image_id: str, record: Any, about: "_Image", tally: Tally) -> RawImage:
         objects = []
-        for item in about.annotations:
+        for place, item in enumerate(about.annotations):
             if item.get("iscrowd") == 1:
                 tally.dropped["crowd"] += 1
             elif (box := _box(item)) is None:
                 tally.dropped["malformed_object"] += 1
             else:
                 names = (self._named(item, ("category_id",), self._categories, about.place),)
-                objects.append(RawObject(key=item.get("id"), names=names, bbox=box))
+                objects.append(RawObject(key=place, names=names, bbox=box))
         return RawImage(
             image_id=image_id,
             image=member(record, "file_name", str),
@@ -132,12 +132,11 @@ class Coco:
                     "a relation names an annotation that the image does not have",
                 )
         predicate = self._named(item, _PREDICATE_IDS, self._predicates, about.place)
-        return RawRelationship(
-            subject=item["subject_id"], names=(predicate,), object=item["object_id"]
-        )
+        subject, object_ = (ids.index(item[key]) for key in ("subject_id", "object_id"))
+        return RawRelationship(subject=subject, names=(predicate,), object=object_)
 
     def _triplet(self, item: Any, about: "_Image") -> RawRelationship:
-        boxed = [annotation for annotation in about.annotations if annotation.get("iscrowd") != 1]
+        boxed = [i for i, found in enumerate(about.annotations) if found.get("iscrowd") != 1]
         is_triplet = isinstance(item, list) and list(map(type, item)) == [int] * 3
         if not is_triplet or not all(0 <= place < len(boxed) for place in item[:2]):
             raise RowError(
@@ -148,7 +147,7 @@ class Coco:
         predicate = self._named(
             {"predicate_id": item[2]}, ("predicate_id",), self._predicates, about.place
         )
-        subject, object_ = (boxed[place].get("id") for place in item[:2])
+        subject, object_ = (boxed[place] for place in item[:2])
         return RawRelationship(subject=subject, names=(predicate,), object=object_)
 
     def _named(self, item: Any, keys: tuple[str, ...], names: dict[Any, str], place: str) -> str:

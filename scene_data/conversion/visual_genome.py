@@ -127,7 +127,11 @@ def _place(path: Path, number: int, record: Any) -> str:
 def _scene_graph(
     image_id: str, size: tuple[int, int] | None, record: Any, tally: Tally
 ) -> RawImage:
-    found = [_object(item, tally) for item in member(record, "objects", list)]
+    objects: dict[Any, RawObject] = {}
+    for item in member(record, "objects", list):
+        if (found := _object(item, tally)) is not None:
+            tally.dropped.update(["repeated_object"] if found.key in objects else [])
+            objects.setdefault(found.key, found)
     relationships = []
     for item in member(record, "relationships", list):
         keys = ("subject_id", "predicate", "object_id")
@@ -144,7 +148,7 @@ def _scene_graph(
         image=f"{image_id}.jpg",
         size=size,
         split="train",
-        objects=[item for item in found if item is not None],
+        objects=list(objects.values()),
         relationships=relationships,
     )
 

@@ -204,7 +204,11 @@ def _scene_graph(image_id: int, **changes: Any) -> Any:
 def test_scene_graphs_have_objects_and_relationships_together(tmp_path: Path) -> None:
     dangling = {"predicate": "on", "subject_id": 11, "object_id": 99}
     edges = [*_scene_graph(7)["relationships"], dangling, {"predicate": "on"}]
-    records = [_scene_graph(7, relationships=edges), _scene_graph(8, objects="none")]
+    objects = [*_scene_graph(7)["objects"], HORSE]
+    records = [
+        _scene_graph(7, objects=objects, relationships=edges),
+        _scene_graph(8, objects="none"),
+    ]
     file = put(tmp_path / "scene_graphs.json", records)
     put(tmp_path / "image_data.json", [{"image_id": i, "width": 64, "height": 48} for i in (7, 8)])
     put(tmp_path / "images/7.jpg", picture())
@@ -217,7 +221,11 @@ def test_scene_graphs_have_objects_and_relationships_together(tmp_path: Path) ->
     assert sample.graph.relationships == (
         Relationship(subject="man.1", predicate="riding", object="horse.2"),
     )
-    assert done.tally.dropped == {"dangling_relationship": 1, "malformed_relationship": 1}
+    assert done.tally.dropped == {
+        "repeated_object": 1,
+        "dangling_relationship": 1,
+        "malformed_relationship": 1,
+    }
     assert done.tally.broken == [
         "item 1 of scene_graphs.json (image 8): 'objects' is \"none\", and a list is wanted"
     ]
