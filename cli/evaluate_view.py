@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.safe_text import safe
-from evaluation.published import PublishedRow, published_rows
+from evaluation.published import PublishedRow, PublishedTable, published_tables
 from evaluation.result import PROTOCOLS, EvaluationResult, Problem, Protocol
 from evaluation.scoring.compare import Comparison, Difference, PredicateChange
 
@@ -35,8 +35,8 @@ def result_view(result: EvaluationResult) -> Group:
     tables = [_protocols(result)] if result.protocols else []
     tables += [_r1_sgg(result)] if "r1-sgg" in result.protocols else []
     tables += [_objects_and_answers(result)]
-    published = result.task == "sgg" and published_rows(result.inputs.get("vocabulary"))
-    tables += [_published(result)] if published else []
+    published = published_tables(result.inputs.get("vocabulary")) if result.task == "sgg" else []
+    tables += [_published(result, table) for table in published if table.fits(result)]
     lines = [_counts("images without a graph", result.failures)] if result.failures else []
     lines += [_mapped(name, shares) for name, shares in result.mapping.items()]
     lines += problem_lines(result.problem_counts, result.problems)
@@ -147,22 +147,21 @@ def _object_label(name: str) -> str:
     return f"object {name}".replace("_iou", " IoU").replace("f1", "F1")
 
 
-def _published(result: EvaluationResult) -> Table:
-    """Rows of the same dataset, and ours by the protocol that theirs follow."""
-    rows = published_rows(result.inputs["vocabulary"])
-    table = plain_table("sgb", "split", "failures", "AP50", "R", "mR")
-    table.title = f"{rows[0].dataset}: published rows follow sgb, over all of an answer"
+def _published(result: EvaluationResult, published: PublishedTable) -> Table:
+    """The rows of a paper's table below ours, which is by the same protocol."""
+    table = plain_table(published.protocol, "failures", "AP50", "R", "mR")
+    table.title = published.title
     table.title_justify, table.title_style = "left", ""
     ours, answers, objects = result.protocols["sgb"], result.answers, result.objects
     values = [answers["failure_rate"], objects["ap50"]]
     values += [ours["recall@100"], ours["mean_recall@100"]]
-    table.add_row(f"{result.name} (@100)", result.split, *map(percent, values), style="bold")
-    for row in rows:
-        table.add_row(f"{row.method} ({row.source})", row.split, *map(percent, _numbers(row)))
+    table.add_row(f"{result.name} on {result.split} (@100)", *map(percent, values), style="bold")
+    for row in published.rows:
+        table.add_row(row.label, *map(percent, _numbers(row)))
     return table
 
 
-def _numbers(row: PublishedRow) -> tuple[float, ...]:
+def _numbers(row: PublishedRow) -> tuple[float | None, ...]:
     return row.failure_rate, row.ap50, row.recall, row.mean_recall
 
 

@@ -16,17 +16,29 @@ def reproduce(
     hardware: Annotated[
         str | None, typer.Option(help="A file of configs/hardware to lay over each recipe.")
     ] = None,
+    on: Annotated[
+        Literal["here", "slurm"] | None,
+        typer.Option(help="This host or Slurm jobs; by the number of GPUs when it is not given."),
+    ] = None,
     runs: Annotated[Path, typer.Option(help="Folder of the runs.")] = Path("runs"),
     tiny: Annotated[
         bool, typer.Option("--tiny", help="Run the whole chain, on toy-scenes and a CPU.")
     ] = False,
 ) -> None:
     """Print the commands for each row of a published table, as a bash script."""
-    from launcher.reproduce import RECIPES, STAGES, commands, find_rows, run_tiny
+    from launcher.reproduce import (
+        RECIPES,
+        STAGES,
+        commands,
+        find_rows,
+        fitting_place,
+        run_tiny,
+    )
 
     if tiny:
-        if stage != "all" or hardware:
+        if stage != "all" or hardware or on:
             raise typer.BadParameter("--tiny is the whole chain: it takes --row and --runs only")
         sys.exit(run_tiny(runs, row))
     rows = find_rows(RECIPES, row, hardware=hardware, runs=runs)
-    print("\n".join(commands(rows, STAGES if stage == "all" else [stage])))
+    stages = STAGES if stage == "all" else (stage,)
+    print("\n".join(commands(rows, stages, on or fitting_place(rows))))

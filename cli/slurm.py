@@ -49,6 +49,8 @@ def submit(
     set_: Overrides = None,
     data: Data = None,
     resume: Annotated[bool, typer.Option(help="Go on from the run's checkpoints.")] = False,
+    after: Annotated[str | None, typer.Option(help="A job that must end well before it.")] = None,
+    parsable: Annotated[bool, typer.Option("--parsable", help="Print the job's id alone.")] = False,
 ) -> None:
     """Put the job into the queue, with its settings, secrets and script in the run's folder."""
     from launcher.slurm.submit import job_settings
@@ -56,8 +58,8 @@ def submit(
     from services.settings import load_settings
 
     settings = job_settings(load_settings(config, set_ or []), job)
-    job_id = submit_job(settings, job, data=data, resume=resume)
-    print(f"submitted job {job_id}; its files are in {settings.run.folder}")
+    job_id = submit_job(settings, job, data=data, resume=resume, after=after)
+    print(job_id if parsable else f"submitted job {job_id}; its files are in {settings.run.folder}")
 
 
 @slurm_app.command()

@@ -1,8 +1,9 @@
 """The commands that make a published table again: SFT, GRPO, inference, evaluation, row by row.
 
-A row is a recipe, and its name that of the run: `…-sft` is fine-tuned, `…-grpo` is trained from it,
-`…-zero` from the instruct model. `…-instruct`, which has no recipe of its own, is that model as it
-comes. The tiny rows are the same chain on toy-scenes, small enough to be run on a CPU.
+A row is a recipe, and its name that of the run: `…-sft` is fine-tuned, `…-grpo` is trained from it
+(`…-relaxed` and `…-soft` with another reward), `…-zero` from the instruct model. `…-instruct` is
+that model as it comes, and has no recipe of its own. The tiny rows are the same chain on
+toy-scenes, small enough to be run on a CPU.
 """
 
 import shlex
@@ -15,10 +16,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
+from evaluation.published import published_tables
 from services.errors import ConflictError, SettingsError
 from services.settings import Settings, load_settings
 
 Stage = Literal["sft", "grpo", "infer", "evaluate"]
+Place = Literal["here", "slurm"]
 STAGES: tuple[Stage, ...] = ("sft", "grpo", "infer", "evaluate")
 RECIPES = Path("configs/r1-sgg")
 TINY_RECIPES = Path("configs/r1-sgg-tiny")
@@ -27,13 +30,21 @@ RUNS = Path("runs")
 _HARDWARE = Path("configs/hardware")
 _INFERENCE = "inference.toml"
 """Beside the recipes: what is laid over them to infer."""
-_KINDS = ("instruct", "sft", "zero", "grpo")
+_KINDS = ("instruct", "sft", "zero", "grpo", "relaxed", "soft")
+_FROM_SFT = ("grpo", "relaxed", "soft")
+_GPUS_OF_A_HOST = 8
+"""Rows that need more are printed as Slurm jobs, unless the caller says otherwise."""
 _SPLITS = {
     "JosephZ/vg150_val_sgg_prompt": ("VG150 val", "vg150"),
     "JosephZ/psg_test_sg": ("PSG test", "psg"),
     "build/toy-tiny/heldout.parquet": ("toy-scenes held out", None),
 }
 """Name and vocabulary of what is evaluated, which is closed in the tables' open rows too."""
+_SLURM_HEAD = (
+    "# bash THIS_SCRIPT cluster.toml: the [deploy] table of your cluster (docs/deploy/slurm.md)",
+    "set -eu",
+    "cluster=${1:?give a TOML file with the [deploy] table of your cluster: docs/deploy/slurm.md}",
+)
 _MAKE_TINY_DATA = "sgg-rl data make-toy build/toy-tiny --num-train 2048 --num-heldout 128"
 
 
@@ -54,11 +65,10 @@ class Row:
     @property
     def start(self) -> "Row | None":
         """The fine-tuned row that GRPO goes on from."""
-        if self.kind != "grpo":
+        if self.kind not in _FROM_SFT:
             return None
-        return _row(
-            self.name.replace("-grpo", "-sft"), self.recipe.parent, self.hardware, self.runs
-        )
+        tuned = self.name.removesuffix(self.kind) + "sft"
+        return _row(tuned, self.recipe.parent, self.hardware, self.runs)
 
     @cached_property
     def settings(self) -> Settings:
@@ -124,27 +134,45 @@ def find_rows(
     return [_row(name, recipes, over, runs) for name in fitting]
 
 
-def commands(rows: Sequence[Row], stages: Collection[Stage] = STAGES) -> Iterator[str]:
+def fitting_place(rows: Sequence[Row]) -> Place:
+    """Where rows of this size run: on this host, or as Slurm jobs.
+
+    Args:
+        rows: Of `find_rows`.
+    """
+    return "here" if max(map(_num_gpus, rows)) <= _GPUS_OF_A_HOST else "slurm"
+
+
+def commands(
+    rows: Sequence[Row], stages: Collection[Stage] = STAGES, place: Place = "here"
+) -> Iterator[str]:
     """A bash script, line by line. What two rows need is done once.
 
     Args:
         rows: Of `find_rows`.
         stages: Those that are wanted.
+        place: `slurm` submits jobs that wait for one another, and leaves out the evaluation, which
+            needs no GPU; the script's argument is a TOML file with the cluster's `[deploy]`.
     """
-    yield "set -e"
-    tuned: set[str] = set()
+    yield from ["set -e"] if place == "here" else _SLURM_HEAD
+    done: set[str] = set()
     for row in rows:
-        yield f"\n# {row.name}"
+        yield f"\n# {_described(row)}"
         sft = row if row.kind == "sft" else row.start
-        if "sft" in stages and sft and sft.name not in tuned:
-            tuned.add(sft.name)
-            yield _sgg_rl("sft", *sft.options)
-        if "grpo" in stages and row.kind in ("zero", "grpo"):
-            yield _sgg_rl("run", *row.options)
+        if "sft" in stages and sft and sft.name not in done:
+            done.add(sft.name)
+            yield _sgg_rl("sft", *sft.options) if place == "here" else _job(sft, "sft")
+        if "grpo" in stages and row.kind not in ("instruct", "sft"):
+            after = sft if "sft" in stages else None
+            yield _sgg_rl("run", *row.options) if place == "here" else _job(row, "train", after)
         if "infer" in stages:
-            yield _infer(row)
-        if "evaluate" in stages:
+            trained = "sft" if row.kind == "sft" else "grpo"
+            after = row if row.kind != "instruct" and trained in stages else None
+            yield _infer(row) if place == "here" else _job(row, "infer", after)
+        if "evaluate" in stages and (place == "here" or len(stages) == 1):
             yield _evaluate(row)
+    if place == "slurm" and len(stages) > 1:
+        yield "\n# When the jobs are over: the same command with --stage evaluate prints the rest."
 
 
 def run_tiny(runs: Path = RUNS, pattern: str = "*") -> int:
@@ -181,21 +209,64 @@ def _order(name: str) -> tuple[str, int]:
     return family, _KINDS.index(kind)
 
 
+def _num_gpus(row: Row) -> int:
+    settings = row.settings
+    ranks, servers = settings.trainer.num_ranks, settings.cluster.num_rollout_servers
+    return max(ranks, servers) if settings.shares_gpus else ranks + servers
+
+
+def _described(row: Row) -> str:
+    """Its name, and what was published of it."""
+    dataset, _, _ = row.name.partition("-")
+    found = [
+        (table, line)
+        for table in published_tables(dataset)
+        for line in table.rows
+        if line.recipe == row.name
+    ]
+    if not found:
+        return row.name
+    table, line = found[0]
+    numbers = (line.failure_rate, line.ap50, line.recall, line.mean_recall)
+    failures, ap50, recall, mean_recall = (f"{100 * (number or 0):.2f}" for number in numbers)
+    return (
+        f"{row.name}: {table.source}, {table.dataset.upper()} {table.split}, {table.protocol}: "
+        f"failures {failures}, AP50 {ap50}, recall {recall}, mean recall {mean_recall}"
+    )
+
+
 def _sgg_rl(*words: str) -> str:
     return shlex.join(["sgg-rl", *words])
 
 
+def _job(row: Row, job: Literal["sft", "train", "infer"], after: Row | None = None) -> str:
+    """A line that submits a job; a training keeps its id in a variable of the row's name."""
+    words = [*row.options]
+    if job == "infer":
+        words += [*_inference_layer(row), "--set", f"model.path={row.model}"]
+    line = _sgg_rl("slurm", "submit", "--job", job, *words) + ' --config "$cluster"'
+    line += f' --after "${_variable(after)}"' if after else ""
+    return line if job == "infer" else f"{_variable(row)}=$({line} --parsable)"
+
+
+def _variable(row: Row) -> str:
+    return row.name.replace("-", "_")
+
+
 def _infer(row: Row) -> str:
-    settings, over = row.settings, row.recipe.parent / _INFERENCE
-    layer = ["--config", str(over)] if over.is_file() else []
     return _sgg_rl(
         "infer",
-        str(settings.data.heldout),
+        str(row.settings.data.heldout),
         *row.options,
-        *layer,
+        *_inference_layer(row),
         *("--model", row.model),
         *("--output", str(row.folder / "inference")),
     )
+
+
+def _inference_layer(row: Row) -> list[str]:
+    over = row.recipe.parent / _INFERENCE
+    return ["--config", str(over)] if over.is_file() else []
 
 
 def _evaluate(row: Row) -> str:

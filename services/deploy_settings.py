@@ -20,12 +20,9 @@ class DeploySettings(Section):
     """The cluster: a file of `deploy/slurm/sites` without `.toml`, or the path of one's own."""
     site_values: dict[str, str] = Field(default_factory=dict)
     """What that file cannot know, such as the account: `{account = "g123"}`."""
-    trainer_nodes: int = Field(default=1, ge=1)
-    """Nodes of the trainer; of the rollout servers too where both are on the same ones."""
-    rollout_nodes: int | None = Field(default=None, ge=1)
-    """Nodes of the rollout servers, where they have nodes of their own."""
     gpus_per_node: int | None = Field(default=None, ge=1)
-    """Used on each node; all that the site's nodes have when unset."""
+    """Used on each node; all that the site's nodes have when unset. With `trainer.num_ranks` and
+    `cluster.num_rollout_servers` it says how many nodes there are."""
     time_limit: str = Field(default="24:00:00", pattern=r"^(\d+-)?\d+(:\d\d){0,2}$")
     """Of one job, as `sbatch --time` takes it. When it is over the job is queued again."""
     stop_before_s: int = Field(default=300, ge=60)

@@ -50,6 +50,7 @@ ReturnToService=2
 SlurmctldTimeout=10
 SlurmdTimeout=10
 KillWait=5
+MinJobAge=3600
 JobRequeue=1
 SlurmdParameters=config_overrides
 AccountingStorageType=accounting_storage/none
@@ -129,10 +130,11 @@ case $action in
     if command -v iptables >/dev/null; then iptables -D FORWARD -i "$bridge" -o "$bridge" -j ACCEPT 2>/dev/null || true; fi
     ;;
   crash)
-    # Stopped before they are killed: srun's shepherd would tell the controller to cancel the step of a killed srun.
-    for signal in STOP KILL; do
-      for pid in $(ip netns pids "$(namespace "$3")"); do kill -s "$signal" "$pid" 2>/dev/null || true; done
-    done
+    # Off the network first: srun's shepherd, while it outlives its srun, tells the controller to cancel the step.
+    space=$(namespace "$3")
+    ip -n "$space" link set eth0 down
+    for pid in $(ip netns pids "$space"); do kill -9 "$pid" 2>/dev/null || true; done
+    ip -n "$space" link set eth0 up
     rm -f "$folder/run/slurmd-$3.pid"
     ;;
 esac

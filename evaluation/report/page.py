@@ -8,7 +8,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from evaluation.published import published_rows
+from evaluation.published import published_tables
 from evaluation.report import charts, tables
 from evaluation.report.browser import browser_data, json_block
 from evaluation.report.changes import change_chart, compared_sections
@@ -51,7 +51,7 @@ def write_report(
         date=datetime.now(UTC).date().isoformat(),
         protocols=PROTOCOLS,
         tables=tables,
-        published=published_rows(result.inputs.get("vocabulary")) if result.task == "sgg" else [],
+        published=published_tables(result.inputs.get("vocabulary")) if result.task == "sgg" else [],
         charts=_charts(result),
         **_setting_words(result),
         how_chosen=how_chosen,

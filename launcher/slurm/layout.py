@@ -67,34 +67,24 @@ def job_layout(settings: Settings, site: Site, job: Job) -> Layout:
 
 
 def _apart(settings: Settings, gpus: int) -> Layout:
-    deploy = settings.deploy
-    if deploy.rollout_nodes is None:
-        raise SettingsError(
-            f"deploy.rollout_nodes is not set: a {deploy.kind} job has nodes for the rollout "
-            "servers alone (kind = 'single' or 'colocated' does without)"
-        )
-    _check_number("trainer.num_ranks", settings.trainer.num_ranks, deploy.trainer_nodes, gpus)
-    servers = settings.cluster.num_rollout_servers
-    _check_number("cluster.num_rollout_servers", servers, deploy.rollout_nodes, gpus)
+    trainer_nodes, ranks = _nodes("trainer.num_ranks", settings.trainer.num_ranks, gpus)
+    rollout_nodes, servers = _servers(settings, gpus)
     return Layout(
-        trainer_nodes=deploy.trainer_nodes,
-        ranks_per_node=gpus,
-        rollout_nodes=deploy.rollout_nodes,
-        servers_per_node=gpus,
+        trainer_nodes=trainer_nodes,
+        ranks_per_node=ranks,
+        rollout_nodes=rollout_nodes,
+        servers_per_node=servers,
         apart=True,
     )
 
 
 def _single(settings: Settings, gpus: int) -> Layout:
-    _refuse_rollout_nodes(settings)
     ranks, servers = settings.trainer.num_ranks, settings.cluster.num_rollout_servers
-    if settings.deploy.trainer_nodes != 1:
-        raise SettingsError("deploy.trainer_nodes must be 1 with deploy.kind = 'single'")
-    if ranks + servers != gpus:
+    if ranks + servers > gpus:
         raise SettingsError(
             f"trainer.num_ranks ({ranks}) and cluster.num_rollout_servers ({servers}) need "
-            f"{ranks + servers} GPUs of one node, which gives {gpus}: make them add up to that, or "
-            "set deploy.gpus_per_node"
+            f"{ranks + servers} GPUs of one node, which gives {gpus}: lower one of them, or set "
+            "another deploy.kind"
         )
     return Layout(
         trainer_nodes=1,
@@ -106,17 +96,19 @@ def _single(settings: Settings, gpus: int) -> Layout:
 
 
 def _shared(settings: Settings, gpus: int) -> Layout:
-    _refuse_rollout_nodes(settings)
-    nodes = settings.deploy.trainer_nodes
-    _check_number("trainer.num_ranks", settings.trainer.num_ranks, nodes, gpus)
-    servers = settings.cluster.num_rollout_servers
-    _check_number("cluster.num_rollout_servers", servers, nodes, gpus)
+    ranks, servers = settings.trainer.num_ranks, settings.cluster.num_rollout_servers
+    if ranks != servers:
+        raise SettingsError(
+            f"trainer.num_ranks is {ranks} and cluster.num_rollout_servers {servers}: a colocated "
+            "job has one of each on every GPU, so set both to the number of GPUs"
+        )
+    nodes, per_node = _nodes("trainer.num_ranks", ranks, gpus)
     check_shared_gpus(settings)
     return Layout(
         trainer_nodes=nodes,
-        ranks_per_node=gpus,
+        ranks_per_node=per_node,
         rollout_nodes=nodes,
-        servers_per_node=gpus,
+        servers_per_node=per_node,
         apart=False,
         shared_gpus=True,
     )
@@ -136,12 +128,10 @@ def check_shared_transport(settings: Settings) -> None:
 
 
 def _sft_layout(settings: Settings, gpus: int) -> Layout:
-    nodes, ranks = settings.deploy.trainer_nodes, settings.trainer.num_ranks
-    if nodes > 1 or ranks > gpus:
-        _check_number("trainer.num_ranks", ranks, nodes, gpus)
+    nodes, ranks = _nodes("trainer.num_ranks", settings.trainer.num_ranks, gpus)
     return Layout(
         trainer_nodes=nodes,
-        ranks_per_node=ranks // nodes,
+        ranks_per_node=ranks,
         rollout_nodes=0,
         servers_per_node=0,
         apart=False,
@@ -149,36 +139,29 @@ def _sft_layout(settings: Settings, gpus: int) -> Layout:
 
 
 def _infer_layout(settings: Settings, gpus: int) -> Layout:
-    servers = settings.cluster.num_rollout_servers
-    if servers > gpus and servers % gpus:
-        raise SettingsError(
-            f"cluster.num_rollout_servers is {servers}: use all {gpus} GPUs of each node, or one "
-            "node alone"
-        )
-    per_node = min(servers, gpus)
+    nodes, servers = _servers(settings, gpus)
     return Layout(
         trainer_nodes=0,
         ranks_per_node=0,
-        rollout_nodes=servers // per_node,
-        servers_per_node=per_node,
+        rollout_nodes=nodes,
+        servers_per_node=servers,
         apart=False,
     )
 
 
-def _check_number(name: str, found: int, nodes: int, gpus: int) -> None:
-    if found != nodes * gpus:
-        raise SettingsError(
-            f"{name} is {found}, but its {nodes} nodes have {gpus} GPUs each: set it to "
-            f"{nodes * gpus}, or change the nodes in [deploy]"
-        )
+def _servers(settings: Settings, gpus: int) -> tuple[int, int]:
+    return _nodes("cluster.num_rollout_servers", settings.cluster.num_rollout_servers, gpus)
 
 
-def _refuse_rollout_nodes(settings: Settings) -> None:
-    if settings.deploy.rollout_nodes is not None:
+def _nodes(name: str, wanted: int, gpus: int) -> tuple[int, int]:
+    """Nodes for so many GPUs, and the GPUs that are used on each: all of them, or one node's."""
+    if wanted > gpus and wanted % gpus:
         raise SettingsError(
-            f"deploy.rollout_nodes goes with nodes for servers alone: unset it, for a "
-            f"{settings.deploy.kind} job has trainer and servers on the same"
+            f"{name} is {wanted}, and nodes have {gpus} GPUs each: set it to "
+            f"{wanted // gpus * gpus} or {(wanted // gpus + 1) * gpus}, or set deploy.gpus_per_node"
         )
+    per_node = min(wanted, gpus)
+    return wanted // per_node, per_node
 
 
 def _check_transport(settings: Settings, layout: Layout) -> None:

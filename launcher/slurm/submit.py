@@ -36,7 +36,14 @@ def job_settings(settings: Settings, job: Job) -> Settings:
     return settings.model_copy(update={"run": run, "redis": redis})
 
 
-def submit(settings: Settings, job: Job, *, data: str | None = None, resume: bool = False) -> str:
+def submit(
+    settings: Settings,
+    job: Job,
+    *,
+    data: str | None = None,
+    resume: bool = False,
+    after: str | None = None,
+) -> str:
     """Write `config.toml`, `secrets/` and `slurm/` into the run's folder, and queue the job.
 
     Args:
@@ -44,6 +51,8 @@ def submit(settings: Settings, job: Job, *, data: str | None = None, resume: boo
         job: What it does.
         data: Of `infer`.
         resume: Go on from checkpoints that are there.
+        after: Id of a job that must have ended well before this one starts; when it fails, Slurm
+            cancels this one.
 
     Returns:
         Slurm's id of the job.
@@ -66,7 +75,8 @@ def submit(settings: Settings, job: Job, *, data: str | None = None, resume: boo
         )
     file = _write(settings, folder, script)
     sbatch("--test-only", str(file))
-    job_id = sbatch("--parsable", str(file)).strip().partition(";")[0]
+    order = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
+    job_id = sbatch("--parsable", *order, str(file)).strip().partition(";")[0]
     record = JobRecord(job=job, job_id=job_id, kind=settings.deploy.kind, submitted=time.time())
     (folder / "slurm" / "job.json").write_text(record.model_dump_json() + "\n")
     return job_id

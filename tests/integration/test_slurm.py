@@ -59,7 +59,7 @@ class Scenarios:
             "heterogeneous",
             trainer={"num_ranks": 2},
             cluster={"num_rollout_servers": 2},
-            deploy={"rollout_nodes": 1, "gpus_per_node": 2},
+            deploy={"gpus_per_node": 2},
         )
         job.wait_step(3)
         again = job.submit_again()
@@ -80,7 +80,7 @@ class Scenarios:
         job = self.start(
             "homogeneous",
             cluster={"num_rollout_servers": 2},
-            deploy={"kind": "homogeneous", "rollout_nodes": 2, "gpus_per_node": 1},
+            deploy={"kind": "homogeneous", "gpus_per_node": 1},
         )
         job.wait_step(3)
         self._kill_tasks(job, num_servers=2)

@@ -27,7 +27,6 @@ A100 = [
 ]
 APART = [
     *A100,
-    "deploy.rollout_nodes=2",
     "trainer.num_ranks=4",
     "cluster.num_rollout_servers=8",
     "weights.transport=disk",
@@ -170,18 +169,16 @@ def test_variables_of_slingshot_are_set_on_alps_alone() -> None:
 @pytest.mark.parametrize(
     ("base", "change", "message"),
     [
-        (APART, "trainer.num_ranks=2", "trainer.num_ranks is 2, but its 1 nodes have 4 GPUs"),
-        (APART, "cluster.num_rollout_servers=4", "cluster.num_rollout_servers is 4"),
-        (APART, "deploy.rollout_nodes=", "deploy.rollout_nodes is not set"),
+        (APART, "deploy.gpus_per_node=3", "trainer.num_ranks is 4, and nodes have 3 GPUs each"),
+        (APART, "cluster.num_rollout_servers=9", "set it to 8 or 12"),
         (APART, "weights.transport=shm", "weights.transport = 'shm'"),
         (APART, "weights.transport=ipc", "weights.transport = 'ipc'"),
         (APART, "deploy.gpus_per_node=8", "deploy.gpus_per_node is 8"),
         (APART, "deploy.site=", "deploy.site is not set"),
         (APART, "deploy.site=nowhere", "there is no nowhere: choose one of"),
         (APART, 'deploy.site_values={venv = "/v", partition = "p", x = "y"}', "has x, which"),
-        (SINGLE, "cluster.num_rollout_servers=2", "need 3 GPUs of one node, which gives 4"),
-        (SINGLE, "deploy.rollout_nodes=1", "deploy.rollout_nodes goes with nodes for servers"),
-        (SINGLE, "deploy.trainer_nodes=2", "deploy.trainer_nodes must be 1"),
+        (SINGLE, "cluster.num_rollout_servers=4", "need 5 GPUs of one node, which gives 4"),
+        (COLOCATED, "trainer.num_ranks=8", "so set both to the number of GPUs"),
         (COLOCATED, "rollout.gpu_memory_utilization=0.85", "rollout.gpu_memory_utilization"),
         (COLOCATED, "weights.transport=nccl", "weights.transport = 'nccl'"),
     ],
