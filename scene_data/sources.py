@@ -76,9 +76,10 @@ def open_rows(name: str, extra: Sequence[str] = (), *, need_images: bool = True)
             converted first.
     """
     place = Path(name)
-    _refuse_raw(place)
     if place.suffix == ".parquet" and place.is_file():
         return _TableRows(_load_parquet([place]), name, extra, place.parent)
+    if place.is_file():
+        _refuse_raw(place)
     if place.suffix in (".json", ".jsonl") and place.is_file():
         return _LineRows(place, need_images=need_images)
     if place.is_dir():
@@ -111,6 +112,7 @@ def _open_folder(folder: Path, extra: Sequence[str], *, need_images: bool) -> Ro
         if "," in splits:
             raise refusal(folder, f"holds several splits ({splits})", "name one file")
         return _TableRows(_load_parquet(files), str(folder), extra, folder)
+    _refuse_raw(folder)
     if len(files := sorted([*folder.glob("*.json"), *folder.glob("*.jsonl")])) == 1:
         return _LineRows(files[0], need_images=need_images)
     raise refusal(
@@ -147,7 +149,7 @@ def _load_hub(name: str) -> Any:
         return datasets.load_dataset(repository, split=split or "train")
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise InvalidInputError(
-            f"{name} is neither a local path nor a dataset that the hub gave: {error}"
+            f"{name} is neither a local path nor a dataset that the hub gave: {error} ({PAGE})"
         ) from error
 
 

@@ -157,3 +157,5 @@ def test_annotations_are_named_where_rows_are_wanted(tmp_path: Path) -> None:
     for name in (file, tmp_path):
         with pytest.raises(InvalidInputError, match=reason):
             open_dataset(name)
+    converted(tmp_path, tmp_path, image_folders=(tmp_path,))
+    assert len(open_dataset(tmp_path)) == 1  # rows beside what they were made of
