@@ -31,15 +31,19 @@ def image_of(row: Mapping[str, Any]) -> Any:
     """The one image of a row: of `image`, or of the list `images`; None where it names none.
 
     Raises:
-        RowError: It has several.
+        RowError: It has several, or something else.
     """
     key = "image" if row.get("image") else "images"
     image = row.get(key) or None
-    if not isinstance(image, list):
-        return image
-    if len(image) > 1 or key == "image":
-        raise RowError(f"{key} is a list of {len(image)}: one image a row", f"{key} is a list")
-    return image[0]
+    if isinstance(image, list):
+        if len(image) > 1 or key == "image":
+            raise RowError(f"{key} is a list of {len(image)}: one image a row", f"{key} is a list")
+        image = image[0] or None
+    found = image.get("bytes") or image.get("path") if isinstance(image, Mapping) else image
+    is_path = isinstance(found, str) and found.isprintable()
+    if image is not None and not is_path and not isinstance(found, bytes):
+        raise RowError(f"{key} is {shown(image)}: a path is wanted", f"{key} is no path")
+    return image
 
 
 def graph_columns(row: Mapping[str, Any], number: int) -> dict[str, Any]:
@@ -95,13 +99,14 @@ def _in_pixels(row: Mapping[str, Any], objects: list[dict[str, Any]]) -> list[di
     kind = row.get("bbox_type") or "real"
     if kind == "real":
         return objects
-    if (size := read_size(row)) is None or kind not in _SCALES:
+    scale = _SCALES.get(kind) if isinstance(kind, str) else None
+    if (size := read_size(row)) is None or scale is None:
         raise RowError(
             f"bbox_type is {shown(kind)}: real (pixels), or norm1 or norm1000 with width and "
             "height in the row is wanted",
             "a bbox_type that cannot be used",
         )
-    return [_scaled(item, size, _SCALES[kind]) for item in objects]
+    return [_scaled(item, size, scale) for item in objects]
 
 
 def _scaled(item: dict[str, Any], size: tuple[int, int], unit: int) -> dict[str, Any]:

@@ -121,7 +121,12 @@ class SceneDataset:
         """
         from PIL import Image
 
-        row = self._rows.row(int(self._usable[index]))
+        number = int(self._usable[index])
+        try:
+            row = self._rows.row(number)
+        except RowError as error:
+            place = self._rows.place(number)
+            raise InvalidInputError(f"{self._name}, {place}: {error} ({PAGE})") from error
         image_id = image_id_text(row["image_id"])
         try:
             data = image_bytes(row["image"])

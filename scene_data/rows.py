@@ -85,7 +85,7 @@ def image_id_text(value: Any) -> str:
     if not isinstance(value, str | int | float) or isinstance(value, bool) or value == "":
         found = "no image_id" if value is None else f"image_id is {shown(value)}"
         raise RowError(f"{found}: a text or a number is wanted", "no image_id")
-    return str(value)
+    return str(value).encode(errors="backslashreplace").decode()  # half a character in no file
 
 
 def read_size(row: Mapping[str, Any]) -> tuple[int, int] | None:
@@ -98,7 +98,7 @@ def read_size(row: Mapping[str, Any]) -> tuple[int, int] | None:
     if sides == [None, None]:
         return None
     whole = [_whole(side) for side in sides]
-    if not all(side and side > 0 for side in whole):
+    if not all(side and 0 < side <= MAX_COORDINATE for side in whole):
         found = " x ".join(map(shown, sides))
         raise RowError(
             f"width x height is {found}: whole numbers above 0 are wanted, or neither of the two",

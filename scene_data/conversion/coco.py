@@ -153,10 +153,12 @@ class Coco:
     def _named(self, item: Any, keys: tuple[str, ...], names: dict[Any, str], place: str) -> str:
         """The name of a category; one without means that they are numbered otherwise."""
         key = next((key for key in keys if key in item), keys[0])
-        if (name := names.get(item.get(key))) is None:
+        number = item.get(key)
+        name = names.get(number) if isinstance(number, int | str) else None
+        if name is None:
             raise refusal(
                 self._path,
-                f"{key} {shown(item.get(key))} has no name",
+                f"{key} {shown(number)} has no name",
                 f"an id of its categories is wanted: {shown(list(names), 30)}",
                 row=place,
             )
@@ -198,7 +200,7 @@ class _Image:
 
 def _of_subject(annotation: Any) -> str:
     """The key of relations that name no image: it is that of their subject."""
-    return f"subject {annotation}"
+    return f"subject {annotation!a}"
 
 
 def _keyed(
@@ -206,12 +208,12 @@ def _keyed(
 ) -> Iterator[tuple[str, Any]]:
     """Items with the ids of their images, or of their subjects; those without are counted."""
     for item in items:
-        image_id = item.get("image_id") if isinstance(item, dict) else None
-        if image_id is not None:
-            yield str(image_id), item
-        elif by_subject and isinstance(item, dict):
+        if by_subject and isinstance(item, dict) and item.get("image_id") is None:
             yield _of_subject(item.get("subject_id")), item
-        else:
+            continue
+        try:
+            yield image_id_of(item), item
+        except RowError:
             tally.dropped["item_without_image_id"] += 1
 
 

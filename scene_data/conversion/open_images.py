@@ -181,7 +181,7 @@ class OpenImages:
         return RawRelationship(subject=subject, names=names, object=object_)
 
     def _named(self, number: Any, names: dict[Any, str], what: str, place: str) -> str:
-        if number not in names:
+        if type(number) is not int or number not in names:
             raise refusal(
                 self._path,
                 f"{what} is {shown(number)}, and {NAMES_FILE} has {len(names)} names",

@@ -50,7 +50,7 @@ class Psg:
         self._splits = {
             str(image_id): split
             for split in ("val", "test")
-            for image_id in members.get(f"{split}_image_ids") or ()
+            for image_id in _listed_ids(members, f"{split}_image_ids", path)
         }
 
     def images(self, tally: Tally) -> Iterator[RawImage]:
@@ -123,6 +123,13 @@ class Psg:
                 f"it counts from 0: 0 to {len(names) - 1} are wanted",
                 row=place,
             )
+
+
+def _listed_ids(members: dict[str, Any], key: str, path: Path) -> list[Any]:
+    value = members.get(key) or []
+    if not isinstance(value, list):
+        raise refusal(path, f"{key!r} is {shown(value)}", "a list of image ids is wanted there")
+    return value
 
 
 def _texts(members: dict[str, Any], key: str, path: Path) -> list[str]:

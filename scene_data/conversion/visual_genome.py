@@ -161,7 +161,9 @@ def _image(
     for item in member(listed, "objects", list) if listed is not None else ():
         if (found := _object(item, tally)) is not None:
             objects.setdefault(found.key, found)
-            merged.update(dict.fromkeys(item.get("merged_object_ids") or (), found.key))
+            ids = item.get("merged_object_ids")
+            others = [key for key in ids if isinstance(key, int)] if isinstance(ids, list) else []
+            merged.update(dict.fromkeys(others, found.key))
     relationships = []
     for item in member(record, "relationships", list):
         ends = [_end(item, side, objects, merged, tally) for side in ("subject", "object")]
@@ -187,8 +189,9 @@ def _end(
 ) -> Any:
     """The key of a relationship's end, which joins the objects; None where it is malformed."""
     end = item.get(side) if isinstance(item, dict) else None
-    if isinstance(end, dict) and (key := merged.get(end.get("object_id"))) is not None:
-        return key
+    key = end.get("object_id") if isinstance(end, dict) else None
+    if isinstance(key, int) and key in merged:
+        return merged[key]
     if (found := _object(end, tally)) is None:
         return None
     objects.setdefault(found.key, found)
