@@ -119,9 +119,7 @@ class Vg150:
                 names=(self._labels[int(label)],),
                 bbox=tuple(round(float(side), 2) for side in box),  # type: ignore[arg-type]
             )
-            for i, (box, label) in enumerate(
-                zip(boxes, arrays["labels"][first:last].ravel(), strict=True)
-            )
+            for i, (box, label) in enumerate(zip(boxes, arrays["labels"][first:last], strict=True))
         ]
         edges = slice(arrays["img_to_first_rel"][place], arrays["img_to_last_rel"][place] + 1)
         relationships = [
@@ -129,7 +127,7 @@ class Vg150:
                 subject=int(subject), names=(self._predicates[int(predicate)],), object=int(object_)
             )
             for (subject, object_), predicate in zip(
-                arrays["relationships"][edges], arrays["predicates"][edges].ravel(), strict=True
+                arrays["relationships"][edges], arrays["predicates"][edges], strict=True
             )
         ]
         return RawImage(
@@ -158,10 +156,6 @@ class Vg150:
                         f"{name} has {length} rows, {longest} has {lengths[longest]}",
                         "they have one row each for the same things",
                     )
-        for name, width in (("boxes", 4), ("relationships", 2)):
-            if arrays[name].ndim != 2 or arrays[name].shape[1] != width:
-                shape = " x ".join(map(str, arrays[name].shape))
-                raise self._refusal(f"{name} has {shape} numbers", f"{width} a row are wanted")
         self._check_numbers("labels", self._labels, "idx_to_label")
         self._check_numbers("predicates", self._predicates, "idx_to_predicate")
         self._check_ranges("box", len(arrays["labels"]))
@@ -169,7 +163,7 @@ class Vg150:
         self._check_ends()
 
     def _check_numbers(self, name: str, known: dict[int, str], key: str) -> None:
-        numbers = self._arrays[name].ravel()
+        numbers = self._arrays[name]
         wrong = np.flatnonzero(~np.isin(numbers, list(known)))
         if len(wrong):
             raise self._refusal(
@@ -243,16 +237,31 @@ def _read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], int]:
             if missing := [name for name in names if name not in file]:
                 wanted = f"it has {', '.join(file) or 'nothing'}: use the layout of VG-SGG.h5"
                 raise refusal(path, f"it has no {', '.join(missing)}", wanted)
-            arrays = {name: file[name][:] for name in names}
+            names += ["split"] if "split" in file else []
+            arrays = {name: _read_array(file[name], path) for name in names}
             arrays["boxes"] = arrays.pop(f"boxes_{side}")
-            no_split = np.zeros(len(arrays["img_to_first_box"]), dtype=np.int64)
-            arrays["split"] = file["split"][:] if "split" in file else no_split
+            arrays.setdefault("split", np.zeros_like(arrays["img_to_first_box"]))
     except OSError as error:
         raise refusal(path, f"not readable HDF5 ({error})", "download it again") from error
-    for name, array in arrays.items():
-        if name != "boxes" and array.dtype.kind not in "iu":
-            raise refusal(path, f"{name} holds {array.dtype}", "whole numbers are wanted")
     return arrays, side
+
+
+def _read_array(item: Any, path: Path) -> NDArray[Any]:
+    """[N], or [N, columns] of boxes and relationships.
+
+    Raises:
+        InvalidInputError: It is of another shape or type.
+    """
+    name = item.name.removeprefix("/")
+    columns = 4 if name.startswith("boxes_") else 2 if name == "relationships" else 1
+    array = np.asarray(item[()] if hasattr(item, "dtype") else None)
+    if array.dtype.kind not in ("iuf" if columns == 4 else "iu") or not np.isfinite(array).all():
+        found = f"{name} holds {array.dtype}"
+        raise refusal(path, found, "numbers are wanted, whole ones but for boxes")
+    if array.ndim == 0 or array.size != len(array) * columns:
+        shape = " x ".join(map(str, array.shape)) or "one number"
+        raise refusal(path, f"{name} has {shape} numbers", f"{columns} a row are wanted")
+    return array.reshape(len(array), columns) if columns > 1 else array.reshape(-1)
 
 
 def _corners(boxes: NDArray[Any]) -> NDArray[np.float64]:

@@ -213,7 +213,9 @@ def test_boxes_may_have_another_scale_and_fractions(tmp_path: Path) -> None:
             "the last one included",
         ),
         ({"split": [0, 0, 7, 0, 0]}, r"split\[2\] is 7", r"0 \(training\), 1 .* or 2 \(test\)"),
-        ({"boxes_1024": [[1, 2, 3]] * 8}, "boxes has 8 x 3 numbers", "4 a row are wanted"),
+        ({"boxes_1024": [[1, 2, 3]] * 8}, "boxes_1024 has 8 x 3 numbers", "4 a row are wanted"),
+        ({"labels": [[1, 2]] * 8}, "labels has 8 x 2 numbers", "1 a row are wanted"),
+        ({"split": 5}, "split has one number", "1 a row are wanted"),
     ],
 )
 def test_arrays_that_do_not_fit_are_refused_before_anything_is_written(
