@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from scene_data.dataset import NUM_LISTED, RowCheck, note_broken
 from scene_data.images import check_image, image_bytes
-from scene_data.rows import RowError, read_graph, read_size
+from scene_data.rows import RowError, image_id_text, read_graph, read_size
 from scene_data.sources import Row, Rows
 from scene_data.vocabulary import Vocabulary
 from scene_graph.graph import SceneGraph, normalise_name
@@ -144,7 +144,7 @@ class Inspector:
         size = self._size(index, row)
         self.check.dropped.update(dropped)
         self.check.num_unrelated += not graph.relationships
-        self._note_id(str(row["image_id"]))
+        self._note_id(image_id_text(row["image_id"]))
         self._objects.update(item.category for item in graph.objects)
         self._predicates.update(item.predicate for item in graph.relationships)
         self._per_image.extend((len(graph.objects), len(graph.relationships)))
