@@ -151,7 +151,7 @@ class SceneDataset:
             )
 
     def place(self, index: int) -> str:
-        """What a person finds a usable row by. Example: `train.jsonl, line 4`"""
+        """What a person finds a usable row by. Example: `train.jsonl, line 4`."""
         return f"{self._name}, {self._rows.place(int(self._usable[index]))}"
 
     def __iter__(self) -> Iterator[Sample]:
