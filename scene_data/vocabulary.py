@@ -69,7 +69,8 @@ def load_vocabulary(name: str) -> Vocabulary:
             | text | a line `[objects]` with one name a line below it; `[predicates]` likewise |
 
     Raises:
-        InvalidInputError: There is no such file, it is in none of the forms, or has a name twice.
+        InvalidInputError: There is no such file, it is in none of the forms, has a name twice,
+            or an object's name with a dot.
     """
     if name in SHIPPED:
         lists = tomllib.loads((_FOLDER / f"{name}.toml").read_text())
@@ -82,6 +83,9 @@ def load_vocabulary(name: str) -> Vocabulary:
     for keys in _FORMS:
         if any(key in members for key in keys[0]):
             objects, predicates = (_names(members, of, path) for of in keys)
+            if dotted := [name for name in objects if "." in name]:
+                wanted = "names without a dot are wanted: an id's name ends at its first dot"
+                raise refusal(path, f"an object is {dotted[0]!r}", wanted)
             return Vocabulary(objects, predicates)
     forms = "; ".join(" + ".join((*objects, *predicates)) for objects, predicates in _FORMS)
     raise refusal(path, f"its members are {', '.join(members) or 'none'}", f"wanted are {forms}")
