@@ -16,6 +16,7 @@ from launcher.run import signals_as_interrupt
 from launcher.run_parts import MAX_RESTARTS
 from launcher.terminal import Say, open_console, say_on
 from scene_data.dataset import open_dataset
+from scene_data.templates import check_instruction
 from services.errors import UnavailableError
 from services.keys import RunKeys
 from services.ports import free_port
@@ -61,6 +62,7 @@ def run_inference(
     )
     logs.mkdir(parents=True, exist_ok=True)
     setup_logging("infer")
+    check_instruction(settings.data.template, settings.data.vocabulary)
     dataset = open_dataset(data)
     num_images = min(len(dataset), limit or len(dataset))
     images = FirstImages(dataset=dataset, name=data, length=num_images)
