@@ -88,9 +88,12 @@ def run_inference(
 
 
 def _is_elsewhere(settings: Settings, urls: list[str]) -> bool:
-    """Running servers' model may lie on their hosts alone: then the settings say its box space."""
-    model = settings.model
-    return bool(urls) and model.box_space != "auto" and not Path(model.path).exists()
+    """Running servers' model may lie on their hosts alone: then the settings say its box space.
+
+    The fake engine has none at all.
+    """
+    model, served = settings.model, bool(urls) or settings.rollout.engine == "fake"
+    return served and model.box_space != "auto" and not Path(model.path).exists()
 
 
 def registered_servers(settings: Settings) -> list[str]:

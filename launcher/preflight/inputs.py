@@ -153,25 +153,29 @@ def _deepspeed(settings: Settings) -> list[Finding]:
 
 def _model(settings: Settings, *, fetch: bool) -> list[Finding]:
     path = settings.model.path
+    try:
+        problems = _model_problems(settings)
+    except SettingsError as error:
+        problems = [error.message]
+    except UnavailableError as error:
+        return [Finding("model", "missing" if fetch else "info", error.message)]
+    except OSError as error:
+        problems = [f"model.path: {error.filename or path} cannot be read: {error.strerror}"]
+    if problems:
+        return [Finding("model", "missing", problem) for problem in problems]
+    return [Finding("model", "ok", f"{path}, a {model_family(path).model_type}")]
+
+
+def _model_problems(settings: Settings) -> list[str]:
+    path = settings.model.path
     if not Path(path).exists() and not is_of_the_hub(path):
-        detail = (
+        raise SettingsError(
             f"model.path: there is no {path} (run from {Path.cwd()}): if it is what SFT makes, run "
             "that first (sgg-rl sft)"
         )
-        return [Finding("model", "missing", detail)]
-    try:
-        check_adapter(path)
-        with_box_space(settings)
-    except SettingsError as error:
-        return [Finding("model", "missing", error.message)]
-    except UnavailableError as error:
-        return [Finding("model", "missing" if fetch else "info", error.message)]
-    if not Path(path).exists():
-        return [Finding("model", "ok", f"{path}, of the hub")]
-    problems = folder_problems(path)
-    return [Finding("model", "missing", problem) for problem in problems] or [
-        Finding("model", "ok", f"{path}, a {model_family(path).model_type}")
-    ]
+    check_adapter(path)
+    with_box_space(settings)
+    return folder_problems(path) if Path(path).exists() else []
 
 
 def _sources(settings: Settings, job: Job) -> list[Source]:

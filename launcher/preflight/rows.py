@@ -89,7 +89,10 @@ def opened(name: str, task: Task | None = None, thinking_column: str | None = No
     """
     if is_hub_name(name) and not is_of_the_hub(name):
         raise InvalidInputError(f"there is no {name}, and {Path(name).parent} is here")
-    return open_dataset(name, task=task, thinking_column=thinking_column)
+    try:
+        return open_dataset(name, task=task, thinking_column=thinking_column)
+    except OSError as error:
+        raise InvalidInputError(f"{name} cannot be read: {error}") from error
 
 
 def _not_opened(source: Source, error: InvalidInputError, *, fetch: bool) -> Finding:
