@@ -1,5 +1,6 @@
 """What `sgg-rl data inspect` shows and draws."""
 
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from cli.safe_text import safe
-from scene_data.dataset import image_bytes
 from scene_data.drawing import draw_graph
+from scene_data.images import check_image, image_bytes
 from scene_data.inspection import RARE, Inspection, NameStatistics, Spread
-from scene_data.rows import RowError, read_graph
+from scene_data.rows import RowError, read_graph, read_size
 from scene_data.sources import Rows
+from services.errors import InvalidInputError, TooLargeError
+
+logger = logging.getLogger(__name__)
 
 
 def show(found: Inspection, name: str) -> None:
@@ -34,7 +38,7 @@ def show(found: Inspection, name: str) -> None:
 
 
 def draw_samples(rows: Rows, usable: NDArray[np.bool_], folder: Path, num: int) -> list[str]:
-    """Write `sample-<row>.png` of rows spread over the usable ones; those without image are passed.
+    """Write `sample-<row>.png` of rows spread over the usable ones; the log says which have none.
 
     Returns:
         The files' names.
@@ -46,10 +50,12 @@ def draw_samples(rows: Rows, usable: NDArray[np.bool_], folder: Path, num: int) 
         row = rows.row(index)
         try:
             data = image_bytes(row["image"])
+            check_image(data, read_size(row))
             title = f"image {safe(str(row['image_id']), 30)}"
             picture = draw_graph(data, read_graph(row)[0], title)
-        except (OSError, TypeError, KeyError, RowError):
-            continue  # `show` has said what is wrong with it
+        except (RowError, InvalidInputError, TooLargeError) as error:
+            logger.warning("%s is not drawn: %s", rows.place(index), error)
+            continue
         written.append(f"sample-{index}.png")
         (folder / written[-1]).write_bytes(picture)
     return written
@@ -68,6 +74,7 @@ def _rows(found: Inspection) -> Table:
         (found.num_without_image, "without an image: not trained on"),
         (found.num_without_relationship, "without a relationship: not trained on for sgg and cls"),
         (found.num_repeated_ids, _repeated(found)),
+        (found.num_turned, "turned upright by an EXIF orientation: boxes must be of that picture"),
         (found.num_boxes_outside, "boxes that reach over the image's edge"),
         *((number, f"{_plain(reason)}: dropped") for reason, number in found.dropped.items()),
     ]

@@ -1,5 +1,6 @@
 """The `sgg-rl` command. It parses; then imports what the chosen part needs; then runs it."""
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -140,14 +141,15 @@ def run_command(
 def demo(
     config: Config = None,
     set_: Overrides = None,
-    data: Annotated[str | None, typer.Option(help="Train on this dataset instead.")] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Train and evaluate on this dataset instead.")
+    ] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run of this name.")] = False,
 ) -> None:
     """As `run`, with held-out evaluations before and after, and a report."""
     from cli import run
 
-    overrides = [*(set_ or []), *([f"data.train={data}"] if data else [])]
-    run.run(run.settings(config, overrides), resume=resume, evaluate=True)
+    run.run(run.demo_settings(config, set_, data), resume=resume, evaluate=True)
 
 
 @app.command()
@@ -228,6 +230,9 @@ def main() -> None:
     75: a trainer that was asked to stop, with its steps in a checkpoint; `--resume` goes on.
     """
     own_programs_on_path()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # of a terminal that may know ASCII only
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except SettingsError as error:

@@ -12,17 +12,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from services.app import host_and_port
 from services.errors import NotFoundError, SettingsError
 from services.keys import RunKeys
+from services.model_families import with_box_space
 from services.settings import Settings, environment_value, load_settings
 from services.telemetry import setup_logging
 from trainer.ranks.stop import EXIT_STOPPED, stop_request
 
 if TYPE_CHECKING:
+    from launcher.preflight.inputs import Job
     from scene_data.tiny_model import Family
     from trainer.records.evaluation import StepEvaluation
 
 logger = logging.getLogger(__name__)
 
 DEFAULT_CONFIG = Path("configs/demo.toml")
+DATA_CONFIG = Path("configs/demo-data.toml")
+"""The demo's on a user's data."""
 T = TypeVar("T")
 Address = tuple[str | None, int | None]
 
@@ -43,6 +47,18 @@ def settings(
         changed = f"{scheme}://{host or old_host}:{port or old_port}" + (f"/{path}" if path else "")
         found = load_settings(files, [*(overrides or []), f'{section}.url="{changed}"'])
     return found
+
+
+def demo_settings(
+    config: list[Path] | None, overrides: list[str] | None, data: str | None
+) -> Settings:
+    """The demo's settings; held-out set, instruction and pixels follow its data."""
+    if data is None:
+        return settings(config, overrides)
+    from launcher.demo_data import data_overrides
+
+    files = config or [DATA_CONFIG]
+    return settings(files, [*data_overrides(files, overrides or [], data), *(overrides or [])])
 
 
 def serve_redis(found: Settings) -> None:
@@ -74,6 +90,7 @@ def serve_rollout(found: Settings) -> None:
     from launcher.preflight.gpus import check_gpus
 
     if found.rollout.engine == "vllm":
+        found = with_box_space(found)
         check_start("/dev/shm", "caches")
         check_gpus(1, who="a rollout server")
     from rollout_service.app import serve
@@ -102,10 +119,9 @@ def train(found: Settings, *, resume: bool, dry_run: bool) -> None:
         print(check(found))
         return
     from launcher.preflight.trainer import check_trainer
-    from launcher.rubric_check import check_rubric
 
-    check_rubric(found)
     check_trainer(found)
+    found = _checked(found, "train")
     rank = _rank_of(found)
     setup_logging(f"trainer[{rank}]")
     with stop_request() as stop:
@@ -133,6 +149,7 @@ def sft(found: Settings, *, resume: bool) -> None:
     from launcher.preflight.trainer import check_trainer
 
     check_trainer(found)
+    found = _checked(found, "sft")
     rank = _rank_of(found)
     setup_logging(f"sft[{rank}]")
     with stop_request() as stop:
@@ -143,6 +160,15 @@ def sft(found: Settings, *, resume: bool) -> None:
         _stopped(rank)
     elif rank == 0:
         print(f"wrote {folder}")
+
+
+def _checked(found: Settings, job: "Job") -> Settings:
+    """The settings with `box_space` decided; one process of all looks at what the run reads."""
+    if environment_value("RANK") not in (None, "0"):
+        return with_box_space(found)
+    from launcher.preflight.inputs import checked
+
+    return checked(found, job)
 
 
 def _stopped(rank: int) -> None:

@@ -1,24 +1,29 @@
 """A run's held-out images: the policy before, after and, now and then, while it trains."""
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict
 from statistics import fmean
 from typing import Any
 
+from evaluation.inference.answers import NOT_ASKED
 from evaluation.inference.fleet import Fleet
 from evaluation.inference.infer import Inference, Samples, requests_per_server
 from evaluation.inference.predictions import PredictionsFile
 from evaluation.inference.progress import Progress
 from evaluation.reading.lines import GraphLine
-from scene_data.dataset import Sample, open_dataset
+from scene_data.dataset import NUM_LISTED, Sample, is_too_broken, open_dataset
 from scene_data.wire import box_space
 from scene_graph.cleaning import Task, clean_graph
 from scene_graph.graph import SceneGraph
 from scene_graph.metrics import strict_metrics
 from scene_graph.parsing import parse_completion
-from services.errors import ConflictError
+from services.errors import ConflictError, InvalidInputError, TooLargeError
+from services.images import decode_image
 from services.settings import Settings
+
+logger = logging.getLogger(__name__)
 
 _NOT_MEASURED: dict[Task, tuple[str, ...]] = {
     "sgg": (),
@@ -70,9 +75,30 @@ def evaluate_heldout(
 
 
 def heldout_samples(settings: Settings) -> list[Sample]:
-    """The first rows of the held-out split; of the training split where there is none."""
+    """The first rows of the held-out split; of the training split where there is none.
+
+    Images that cannot be used are left out and named in the log.
+
+    Raises:
+        InvalidInputError: None is left, or too many are left out.
+    """
     dataset = open_dataset(settings.data.heldout or settings.data.train)
-    return [dataset[i] for i in range(min(len(dataset), settings.evaluation.num_images))]
+    samples: list[Sample] = []
+    left_out: list[str] = []
+    for index in range(len(dataset)):
+        if len(samples) == settings.evaluation.num_images:
+            break
+        try:
+            sample = dataset[index]
+            decode_image(sample.image_bytes)
+            samples.append(sample)
+        except (InvalidInputError, TooLargeError) as error:
+            logger.warning("held-out row %d is left out: %s", index, error.message)
+            left_out.append(error.message)
+    if is_too_broken(len(left_out), len(dataset)) or not samples:
+        listed = "".join(f"\n  {text}" for text in left_out[:NUM_LISTED])
+        raise InvalidInputError(f"{len(left_out)} held-out images cannot be used:{listed}")
+    return samples
 
 
 async def answers(settings: Settings, samples: Samples, fleet: Fleet) -> list[GraphLine]:
@@ -88,12 +114,14 @@ def heldout_scores(
 ) -> dict[str, Any]:
     """The fields of `SceneGraphMetrics` that the task has, and `completion_length_mean` in tokens.
 
-    For `cls` every box is the whole image, so that names alone decide.
+    For `cls` every box is the whole image, so that names alone decide. Images that no model was
+    asked about count nowhere.
     """
     task = settings.data.task
     pairs = [
         (prediction_graph(line.text or "", settings, sample), clean_reference(sample, task))
         for line, sample in zip(lines, samples, strict=True)
+        if line.status not in NOT_ASKED
     ]
     lengths = [line.num_tokens for line in lines if line.num_tokens is not None]
     metrics = {

@@ -5,15 +5,14 @@ file of the run.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
-from launcher.rubric_check import check_rubric
+from launcher.preflight.finding import look
+from launcher.preflight.inputs import input_findings, refuse
+from launcher.preflight.rows import opened
 from rollout_service.gpu_share import server_memory
-from scene_data.dataset import open_dataset
-from scene_data.sources import is_hub_name
 from services.errors import InvalidInputError, SettingsError
 from services.settings import Settings, dump_settings
-from trainer.sizing.checks import advice, check_grpo
+from trainer.sizing.checks import advice
 from trainer.sizing.estimate import GIB, estimate_memory, weight_bytes
 from trainer.sizing.shapes import model_shape
 
@@ -22,14 +21,15 @@ def dry_run(settings: Settings) -> str:
     """Check all that can be checked without a GPU and without the services.
 
     Raises:
-        SettingsError: A setting is wrong, alone or beside another.
-        InvalidInputError: The dataset cannot be used.
+        SettingsError: With all that a start would refuse.
     """
-    check_grpo(settings)
-    check_rubric(settings)
+    findings = input_findings(settings)
+    memory = look("memory", lambda: "\n".join(_memory(settings)))
+    refuse([*findings, memory])
+    said = (f"{f.name}: {f.detail}" for f in findings if f.state in ("info", "warning"))
     advised = (f"advice: {line}" for line in advice(settings))
-    lines = [*_memory(settings), *_steps(settings), *advised]
-    return "\n".join([dump_settings(settings), *(f"# {line}" for line in lines)])
+    text = "\n".join([memory.detail, *_steps(settings), *said, *advised])
+    return "\n".join([dump_settings(settings), *(f"# {line}" for line in text.splitlines())])
 
 
 def _steps(settings: Settings) -> Iterator[str]:
@@ -39,12 +39,9 @@ def _steps(settings: Settings) -> Iterator[str]:
         f"{trainer.num_ranks} trainer GPUs; {settings.cluster.num_rollout_servers} rollout servers"
     )
     try:
-        rows = len(open_dataset(name, task=settings.data.task))
-    except InvalidInputError as error:
-        if not is_hub_name(name):
-            raise SettingsError(f"data.train: {error.message}") from error
-        steps = trainer.num_steps or f"{trainer.num_epochs:g} epochs"
-        yield f"steps: {steps}; {name} is not checked: it was not reached"
+        rows = len(opened(name, settings.data.task))
+    except InvalidInputError:
+        yield f"steps: {trainer.num_steps or f'{trainer.num_epochs:g} epochs'}"
     else:
         total = trainer.total_steps(rows)
         epochs = total * trainer.groups_per_step / rows
@@ -53,12 +50,11 @@ def _steps(settings: Settings) -> Iterator[str]:
 
 
 def _memory(settings: Settings) -> Iterator[str]:
-    path = settings.model.path
-    if not Path(path).exists() and not is_hub_name(path):
-        raise SettingsError(
-            f"model.path: there is no {path}: if it is what SFT makes, run that first (sgg-rl sft)"
-        )
-    shape = model_shape(path)
+    try:
+        shape = model_shape(settings.model.path)
+    except SettingsError:  # refused with its reason, or not reached
+        yield f"memory: nothing is known of {settings.model.path} here"
+        return
     found = estimate_memory(settings, shape)
     yield f"model: {shape.num_parameters / 1e6:,.1f} million parameters"
     yield "memory of a trainer GPU, at most (GiB):"

@@ -10,13 +10,14 @@ from evaluation.inference.progress import Progress
 from launcher.inference_view import ProgressView, summary
 from launcher.preflight.folders import check_run_folder
 from launcher.preflight.gpus import check_gpus
+from launcher.preflight.inputs import checked_inference
 from launcher.processes import Part, Supervisor, http_probe
 from launcher.run import signals_as_interrupt
 from launcher.run_parts import MAX_RESTARTS
 from launcher.terminal import Say, open_console, say_on
 from scene_data.dataset import open_dataset
 from scene_data.templates import check_instruction
-from services.errors import SettingsError, UnavailableError
+from services.errors import UnavailableError
 from services.keys import RunKeys
 from services.ports import free_port
 from services.redis_client import connect
@@ -55,6 +56,10 @@ def run_inference(
     say = say_on(console)
     logs = folder / "logs"
     check_run_folder(logs, named_by="the output folder")
+    urls = [] if own_server else list(servers) or registered_servers(settings)
+    settings = checked_inference(
+        settings, data, limit=limit, knows_model=not _is_elsewhere(settings, urls)
+    )
     logs.mkdir(parents=True, exist_ok=True)
     setup_logging("infer")
     check_instruction(settings.data.template, settings.data.vocabulary)
@@ -62,7 +67,6 @@ def run_inference(
     num_images = min(len(dataset), limit or len(dataset))
     images = FirstImages(dataset=dataset, name=data, length=num_images)
     progress = Progress(total=num_images)
-    urls = [] if own_server else list(servers) or registered_servers(settings)
     with signals_as_interrupt(), Supervisor(logs, say=say) as supervisor:
         if not urls:
             settings = _start_server(settings, folder, supervisor, say)
@@ -83,6 +87,12 @@ def run_inference(
     console.print(summary(progress, folder))
 
 
+def _is_elsewhere(settings: Settings, urls: list[str]) -> bool:
+    """Running servers' model may lie on their hosts alone: then the settings say its box space."""
+    model = settings.model
+    return bool(urls) and model.box_space != "auto" and not Path(model.path).exists()
+
+
 def registered_servers(settings: Settings) -> list[str]:
     """Urls of the run's live servers; none where its Redis does not answer."""
 
@@ -101,11 +111,6 @@ def registered_servers(settings: Settings) -> list[str]:
 
 def _start_server(settings: Settings, folder: Path, supervisor: Supervisor, say: Say) -> Settings:
     """Start a rollout server of `model.path` and wait for it; the settings with its url."""
-    if (Path(settings.model.path) / "adapter_config.json").is_file():
-        raise SettingsError(
-            f"{settings.model.path} is an adapter without its model: merge them first "
-            "(docs/training.md), and give the merged folder"
-        )
     if settings.rollout.engine == "vllm":
         check_gpus(1, who="a rollout server")
     url = f"http://127.0.0.1:{free_port()}"

@@ -13,19 +13,17 @@ from launcher.folder import RunFolder, run_lock
 from launcher.placement import colocated, place
 from launcher.preflight.bare import check_start
 from launcher.preflight.folders import check_run_folder
-from launcher.preflight.trackers import check_trackers
+from launcher.preflight.inputs import checked
+from launcher.preflight.rows import opened
 from launcher.processes import PartDiedError, Supervisor, heeded_signals
-from launcher.rubric_check import check_rubric
 from launcher.run_parts import RunParts, run_parts, server_urls, with_free_ports
 from launcher.run_view import plan_lines, summary_table
 from launcher.table import RunTable
 from launcher.terminal import open_console, say_on
-from scene_data.dataset import open_dataset
 from services.errors import WaitTimeoutError
 from services.ports import ReservedPorts
 from services.settings import Settings, dump_settings
 from services.telemetry import setup_logging
-from trainer.sizing.checks import check_grpo
 
 
 def run_here(settings: Settings, *, resume: bool = False, evaluate: bool = False) -> int:
@@ -44,13 +42,11 @@ def run_here(settings: Settings, *, resume: bool = False, evaluate: bool = False
         SettingsError: The settings do not go together, or ask for more than this machine has.
         SggError: What evaluation and report raise.
     """
-    check_grpo(settings)
-    check_rubric(settings)
-    check_trackers(settings)
     check_run_folder(settings.run.root)
     if settings.rollout.engine == "vllm":
         check_start("memory", "/dev/shm", "caches")
     placement = place(settings)
+    settings = checked(settings)
     if placement.shared:
         settings = colocated(settings)
     num_steps = _num_steps(settings)
@@ -76,9 +72,11 @@ def run_here(settings: Settings, *, resume: bool = False, evaluate: bool = False
                 run.say("\n".join(plan_lines(settings, folder, placement, urls, num_steps)))
                 run.do(parts, lock)
         except (PartDiedError, WaitTimeoutError) as error:
-            return _ended_early(folder, command, error.message, 1)
+            began = resume or run.trains
+            return _ended_early(folder, command, error.message, 1, began=began)
         except KeyboardInterrupt:
-            return _ended_early(folder, command, "interrupted", 130)
+            began = resume or run.trains
+            return _ended_early(folder, command, "interrupted", 130, began=began)
     return 0
 
 
@@ -96,6 +94,8 @@ class _Run:
         evaluate: bool,
     ) -> None:
         self.say = say_on(console)
+        self.trains = False
+        """Whether the trainer has been started."""
         self._num_steps = num_steps
         self._settings = settings
         self._folder = folder
@@ -120,6 +120,7 @@ class _Run:
             self._evaluate("before", 0, supervisor, table)
             self.say(f"training {self._num_steps} steps")
             # Only now: where it shares its GPUs, the servers have taken their part of them.
+            self.trains = True
             supervisor.start(parts.trainer)
             supervisor.wait_done("trainer", tick=table.update)
             self._evaluate("after", self._num_steps, supervisor, table)
@@ -175,18 +176,19 @@ def signals_as_interrupt() -> Iterator[None]:
 def _num_steps(settings: Settings) -> int:
     if settings.trainer.num_steps is not None:
         return settings.trainer.num_steps
-    dataset = open_dataset(settings.data.train, task=settings.data.task)
-    return settings.trainer.total_steps(len(dataset))
+    return settings.trainer.total_steps(len(opened(settings.data.train, settings.data.task)))
 
 
-def _ended_early(folder: RunFolder, command: str, why: str, code: int) -> int:
+def _ended_early(folder: RunFolder, command: str, why: str, code: int, *, began: bool) -> int:
     head, _, log_tail = why.partition("\n")
-    resume = f"`sgg-rl {command} --resume --config {folder.config}`"
+    config = f"--config {folder.config}"
+    remedy = (
+        f"go on with `sgg-rl {command} --resume {config}`"
+        if began
+        else f"once that is mended, start it again with `sgg-rl {command} {config}`"
+    )
     with suppress(OSError):  # the terminal may be gone
         if log_tail:
             print(log_tail, file=sys.stderr)
-        print(
-            f"sgg-rl: {head.rstrip(':.')}. All parts are stopped; go on with {resume}",
-            file=sys.stderr,
-        )
+        print(f"sgg-rl: {head.rstrip(':.')}. All parts are stopped; {remedy}", file=sys.stderr)
     return code

@@ -1,14 +1,15 @@
 """The columns of a TRL dataset as references to score against."""
 
-import io
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from scene_graph.cleaning import TASK_LISTS
-from services.errors import InvalidInputError
+from services.errors import InvalidInputError, TooLargeError
+from services.images import image_header
 from services.problems import invalid_input
 from services.schemas.rewards import ReferenceGraph, RewardGroup, Task
 
@@ -108,11 +109,7 @@ def _image_size(image: Any) -> Any:
     """Of a PIL image, or of one as `datasets` stores it; None if there is none to be read."""
     if not isinstance(image, Mapping):
         return getattr(image, "size", None)
-    from PIL import Image
-
-    source = io.BytesIO(image["bytes"]) if image.get("bytes") else image.get("path")
     try:
-        with Image.open(source or io.BytesIO()) as opened:
-            return opened.size
-    except OSError:
+        return image_header(image.get("bytes") or Path(image["path"]).read_bytes()).size
+    except (OSError, KeyError, TypeError, InvalidInputError, TooLargeError):
         return None

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from scene_graph.boxes import smart_resize
-from services.errors import InvalidInputError
-from services.images import decode_image
+from services.images import check_fits, decode_image
 from services.settings import ModelSettings
 
 _IMAGE_TOKENS = 16
@@ -24,6 +23,7 @@ class Vocabulary(Protocol):
 
         Raises:
             InvalidInputError: The trainer could not use it.
+            TooLargeError: The same.
         """
 
     def encode(self, text: str) -> list[int]:
@@ -75,19 +75,17 @@ class ModelVocabulary:
         )
         vision = config["vision_config"]
         self._cell = int(vision["patch_size"]) * int(vision["spatial_merge_size"])
-        self._min_pixels, self._max_pixels = model.min_pixels, model.max_pixels
+        self._limits = {
+            "factor": self._cell,
+            "min_pixels": model.min_pixels,
+            "max_pixels": model.max_pixels,
+        }
 
     def image(self, data: bytes) -> list[int]:
         """See `Vocabulary.image`: a placeholder for each visual token."""
-        try:
-            width, height = smart_resize(
-                *decode_image(data).size,
-                factor=self._cell,
-                min_pixels=self._min_pixels,
-                max_pixels=self._max_pixels,
-            )
-        except ValueError as error:
-            raise InvalidInputError(str(error)) from error
+        size, limits = decode_image(data).size, self._limits
+        check_fits(*size, **limits)
+        width, height = smart_resize(*size, **limits)
         num_tokens = (width // self._cell) * (height // self._cell)
         return [self._start, *[self._pad] * num_tokens, self._stop]
 

@@ -36,8 +36,9 @@ from rollout_service.vllm_cuda import own_gpu, why_not
 from rollout_service.vllm_lora import lora_args, lora_request, write_initial_adapter
 from rollout_service.vllm_openai import VllmChat
 from rollout_service.vllm_sampling import completion, sampling_error, sampling_params
+from services.chat_template import chat_template
 from services.errors import EngineError, InvalidInputError, SettingsError
-from services.images import decode_image
+from services.images import check_fits, decode_image, image_header
 from services.schemas.chat import ChatRequest
 from services.schemas.common import ChatMessage, Sampling, TextPart
 from services.schemas.weights import Rendezvous, WeightManifest
@@ -76,7 +77,10 @@ class VllmEngine(Engine):
             self.model_runner = "v2" if self._llm.vllm_config.use_v2_model_runner else "v1"
             await self._llm.get_supported_tasks()  # kept by vLLM: no request waits for it
             await self._llm.init_weight_transfer_engine(WeightTransferInitRequest())
-            tokens = self._llm.get_tokenizer().added_tokens_decoder.values()
+            tokenizer = self._llm.get_tokenizer()
+            own = tokenizer.chat_template
+            tokenizer.chat_template = own or chat_template(self._settings.model.path)
+            tokens = tokenizer.added_tokens_decoder.values()
             self._reserved_texts = [token.content for token in tokens if token.special]
             shapes = await asyncio.to_thread(_checkpoint_shapes, self._settings.model.path)
             self._expected = await self._renamed(shapes)
@@ -245,7 +249,17 @@ class VllmEngine(Engine):
 
     async def _decoded(self, images: Sequence[bytes]) -> list[Image.Image]:
         loop = asyncio.get_running_loop()
-        return [await loop.run_in_executor(self._preparing, decode_image, one) for one in images]
+        return [await loop.run_in_executor(self._preparing, self._decode, one) for one in images]
+
+    def _decode(self, image: bytes) -> Image.Image:
+        model, vision = self._settings.model, self._llm.model_config.hf_config.vision_config
+        check_fits(
+            *image_header(image).size,
+            factor=vision.patch_size * vision.spatial_merge_size,
+            min_pixels=model.min_pixels,
+            max_pixels=model.max_pixels,
+        )
+        return decode_image(image)
 
     def _prompt(
         self, messages: Sequence[ChatMessage], images: Sequence[Image.Image]

@@ -13,19 +13,18 @@ lists. A chat with `images` is a row too (`scene_data.chats`). A column of text 
 graph (thinking) is read where it is asked for.
 """
 
-import io
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scene_data.images import check_image, image_bytes
 from scene_data.refusal import PAGE, refusal
-from scene_data.rows import RowError, image_id_text, read_graph, read_thinking
+from scene_data.rows import RowError, image_id_text, read_graph, read_size, read_thinking
 from scene_data.sources import Row, Rows, open_rows
 from scene_graph.cleaning import Task
 from scene_graph.graph import SceneGraph
@@ -48,7 +47,7 @@ class Sample:
     image_bytes: bytes
     """The encoded file (PNG, JPEG), as it is in the dataset."""
     width: int
-    """Of the image, in pixels."""
+    """Of the upright image, in pixels."""
     height: int
     graph: SceneGraph
     """Boxes in pixels of this image."""
@@ -103,6 +102,7 @@ class SceneDataset:
         self._keep_repeated = keep_repeated
         self._name = name
         self._thinking = thinking_column
+        self._has_warned = False
         check = check_rows(
             rows, thinking_column=thinking_column, task=task, keep_repeated=keep_repeated
         )
@@ -117,33 +117,42 @@ class SceneDataset:
 
         Raises:
             IndexError: There are not that many.
-            InvalidInputError: Its image is missing or is not an image.
+            InvalidInputError: Its image is missing, would be refused by rollout servers and trainer
+                for what its header says, or has another size than the row says.
         """
-        from PIL import Image
-
         number = int(self._usable[index])
+        place = f"{self._name}, {self._rows.place(number)}"
         try:
             row = self._rows.row(number)
-        except RowError as error:
-            place = self._rows.place(number)
-            raise InvalidInputError(f"{self._name}, {place}: {error} ({PAGE})") from error
-        image_id = image_id_text(row["image_id"])
-        try:
+            place += f" (image {image_id_text(row['image_id'])})"
             data = image_bytes(row["image"])
-            with Image.open(io.BytesIO(data)) as image:
-                width, height = image.size
-        except (OSError, TypeError, KeyError) as error:
-            raise InvalidInputError(
-                f"{self._name}: image {image_id} is not readable: {error}"
-            ) from error
+            header = check_image(data, read_size(row))
+        except RowError as error:
+            raise InvalidInputError(f"{place}: {error} ({PAGE})") from error
+        if header.orientation > 1:
+            self._warn_of_turn(place)
         return Sample(
-            image_id=image_id,
+            image_id=image_id_text(row["image_id"]),
             image_bytes=data,
-            width=width,
-            height=height,
+            width=header.width,
+            height=header.height,
             graph=read_graph(row, keep_repeated=self._keep_repeated)[0],
             thinking=read_thinking(row, self._thinking) if self._thinking else None,
         )
+
+    def _warn_of_turn(self, place: str) -> None:
+        """Once: nothing else may show that the boxes are of the picture as it is stored."""
+        if not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "%s: turned upright by its EXIF orientation, as all such images are: boxes must be "
+                "of the upright picture (docs/data.md)",
+                place,
+            )
+
+    def place(self, index: int) -> str:
+        """What a person finds a usable row by. Example: `train.jsonl, line 4`."""
+        return f"{self._name}, {self._rows.place(int(self._usable[index]))}"
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
@@ -203,19 +212,6 @@ def is_too_broken(num_broken: int, num_rows: int) -> bool:
     return num_broken > max(MAX_BROKEN_ROWS, MAX_BROKEN_SHARE * num_rows)
 
 
-def image_bytes(image: Any) -> bytes:
-    """The encoded file of a row's image: bytes, a path, or a mapping with `bytes` or `path`.
-
-    Raises:
-        OSError: The file cannot be read.
-        TypeError: There is no image.
-        KeyError: There is no image.
-    """
-    if isinstance(image, Mapping):
-        return image.get("bytes") or Path(image["path"]).read_bytes()
-    return bytes(image) if isinstance(image, bytes) else Path(image).read_bytes()
-
-
 def _graph(
     row: Row | RowError, thinking_column: str | None, *, keep_repeated: bool
 ) -> tuple[SceneGraph, Counter[str]]:
@@ -223,6 +219,7 @@ def _graph(
         raise row
     if thinking_column:
         read_thinking(row, thinking_column)
+    read_size(row)
     return read_graph(row, keep_repeated=keep_repeated)
 
 

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from scene_graph.graph import SceneGraph
+from services.images import decode_image
 
 LONGER_SIDE = 1000
 """Pixels that the image is enlarged or reduced to"""
@@ -26,11 +27,14 @@ def draw_graph(image_bytes: bytes, graph: SceneGraph, title: str) -> bytes:
         image_bytes: The encoded image.
         graph: Boxes in its pixels.
         title: Above the list.
+
+    Raises:
+        TooLargeError: As `services.images.decode_image`.
+        InvalidInputError: As `services.images.decode_image`.
     """
     from PIL import Image, ImageDraw, ImageFont
 
-    with Image.open(io.BytesIO(image_bytes)) as opened:
-        image = opened.convert("RGB")
+    image = decode_image(image_bytes)
     scale = LONGER_SIDE / max(image.size)
     image = image.resize((round(image.width * scale), round(image.height * scale)))
     sheet = Image.new("RGB", (image.width + PANEL, image.height), _PAPER)

@@ -1,11 +1,12 @@
-"""Image files: found by name, and checked to their last pixel."""
+"""Image files: found by name, read, and held against what their rows say."""
 
-import io
-import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from scene_data.rows import RowError
+from services.errors import InvalidInputError, TooLargeError
+from services.images import MAX_IMAGE_BYTES, ImageHeader, decode_image, image_header
 
 _USUAL = ("", "VG_100K", "VG_100K_2", "images")
 """Folders inside the one that a person names: Visual Genome comes as two of them"""
@@ -26,25 +27,59 @@ def find_image(name: str, folders: Sequence[Path]) -> Path:
     )
 
 
-def image_size(data: bytes, *, all_pixels: bool = True) -> tuple[int, int]:
-    """Width and height of an encoded image.
+def image_bytes(image: Any) -> bytes:
+    """The encoded file of a row's image: bytes, a path, or a mapping with `bytes` or `path`.
+
+    Raises:
+        RowError: There is none, or it cannot be read.
+    """
+    if isinstance(image, Mapping):
+        image = image.get("bytes") or image.get("path")
+    if isinstance(image, bytes):
+        return image
+    if not image:
+        raise RowError("no image")
+    try:
+        with Path(image).open("rb") as file:
+            return file.read(MAX_IMAGE_BYTES + 1)  # one byte too many is refused like all the rest
+    except (OSError, TypeError, ValueError) as error:  # no path, or one with a null byte
+        raise RowError(f"image cannot be read: {error}") from error
+
+
+def check_image(
+    data: bytes, said: tuple[int, int] | None, *, all_pixels: bool = False
+) -> ImageHeader:
+    """Hold an encoded image against the rule for pictures, and against its row.
 
     Args:
         data: The file.
+        said: Width and height that its row says, if it does.
         all_pixels: Decode it to its end, which finds damage behind the header.
 
-    Raises:
-        RowError: It cannot be decoded.
-    """
-    from PIL import Image
+    Returns:
+        Its size as every part of the system sees it: upright.
 
+    Raises:
+        RowError: Rollout servers and trainer would refuse it, or the row says another size.
+    """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            size = image.size
-            if all_pixels:
-                image.draft("L", (1, 1))  # JPEG: every byte is read, at an eighth of the pixels
-                image.load()
-    # What Pillow's decoders raise about damaged files.
-    except (OSError, ValueError, SyntaxError, struct.error, Image.DecompressionBombError) as error:
-        raise RowError(f"image is not readable: {error}") from error
-    return size
+        header = image_header(data)
+        if all_pixels:
+            decode_image(data)
+    except (InvalidInputError, TooLargeError) as error:
+        raise RowError(error.message) from error
+    if said is not None and said != header.size:
+        raise _other_size(header, said)
+    return header
+
+
+def _other_size(header: ImageHeader, said: tuple[int, int]) -> RowError:
+    has = "image has {}x{} pixels".format(*header.size)
+    says = "its annotations say {}x{}".format(*said)
+    if header.orientation >= 5 and said == header.size[::-1]:
+        return RowError(
+            f"{has} once its EXIF orientation is applied, {says}, as it is stored: turn its boxes "
+            "and size as well, or remove the tag",
+            "annotations are of the image without its EXIF orientation",
+        )
+    return RowError(f"{has}, {says}", "image has another size than its annotations say")

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scene_data.dataset import NUM_LISTED, RowCheck, image_bytes, note_broken
-from scene_data.images import image_size
+from scene_data.dataset import NUM_LISTED, RowCheck, note_broken
+from scene_data.images import check_image, image_bytes
 from scene_data.rows import RowError, image_id_text, read_graph, read_size
 from scene_data.sources import Row, Rows
 from scene_data.vocabulary import Vocabulary
@@ -76,6 +76,8 @@ class Inspection:
     """The first `NUM_LISTED`"""
     images_checked: bool
     """Whether every image was decoded"""
+    num_turned: int
+    """Images with an EXIF orientation, of those that were opened"""
     num_sized: int
     """Images of known size"""
     width: Spread
@@ -118,6 +120,7 @@ class Inspector:
         self._per_image = array("l")
         self._boxes = array("f")
         self._num_outside = 0
+        self._num_turned = 0
 
     def run(self, on_row: Callable[[], object] = lambda: None) -> Inspection:
         """Read all rows.
@@ -151,16 +154,16 @@ class Inspector:
 
     def _size(self, index: int, row: Row) -> tuple[int, int] | None:
         """Of the image; None where neither row nor image say."""
+        said = read_size(row)
         if "image" in row and not row["image"]:
             self._num_without_image += 1
             self.check.usable[index] = False
-        elif self._check_images or row.get("width") is None:
-            try:
-                data = image_bytes(self._rows.row(index)["image"])
-            except (OSError, TypeError, KeyError) as error:
-                raise RowError(f"image cannot be read: {error}") from error
-            return image_size(data, all_pixels=self._check_images)
-        return read_size(row)
+        elif self._check_images or said is None:
+            data = image_bytes(self._rows.row(index)["image"])
+            header = check_image(data, said, all_pixels=self._check_images)
+            self._num_turned += header.orientation > 1
+            return header.size
+        return said
 
     def _note_id(self, image_id: str) -> None:
         if image_id not in self._ids:
@@ -193,6 +196,7 @@ class Inspector:
             num_repeated_ids=self._num_repeated,
             repeated_ids=self._repeated,
             images_checked=self._check_images,
+            num_turned=self._num_turned,
             num_sized=len(sizes),
             width=_spread(sizes[:, 0]),
             height=_spread(sizes[:, 1]),

@@ -60,7 +60,7 @@ def _sides(space: str) -> Boxes:
 def smart_resize(
     width: int, height: int, *, factor: int = 28, min_pixels: int, max_pixels: int
 ) -> tuple[int, int]:
-    """Width and height that Qwen2-VL and Qwen2.5-VL resize an image to.
+    """Width and height that Qwen's vision-language models resize an image to.
 
     Both sides become multiples of `factor` (patch size times merge size), the area falls in
     [min_pixels, max_pixels], the aspect ratio is kept as far as that allows. Same rule as
@@ -84,18 +84,21 @@ def smart_resize(
 
 
 def model_box_space(
-    family: str, width: int, height: int, *, min_pixels: int, max_pixels: int
+    space: str, width: int, height: int, *, factor: int = 28, min_pixels: int, max_pixels: int
 ) -> str:
     """The wire name of the space a model writes boxes in, for one image.
 
     Args:
-        family: `relative_1000`, `relative_1`, or `pixels` for pixels of the resized input.
+        space: `relative_1000`, `relative_1`, or `pixels` for pixels of the resized input.
         width: Of the original image.
         height: Of the original image.
+        factor: The processor's patch size times its merge size.
         min_pixels: The processor's.
         max_pixels: The processor's.
     """
-    if family != "pixels":
-        return family
-    new_w, new_h = smart_resize(width, height, min_pixels=min_pixels, max_pixels=max_pixels)
+    if space != "pixels":
+        return space
+    new_w, new_h = smart_resize(
+        width, height, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels
+    )
     return f"pixels:{new_w}x{new_h}"

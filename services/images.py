@@ -1,7 +1,9 @@
-"""Images by their content: a folder of files named by sha256, and Redis for hosts that share none.
+"""Images by their content, and the one way from their bytes to pixels.
 
-Images come as bytes, by hash, or inside a data URI. No URL is ever fetched. Size limits are checked
-before anything is decoded.
+`ImageStore` is a folder of files named by sha256, and Redis for hosts that share none. Images come
+as bytes, by hash, or inside a data URI; no URL is ever fetched. `decode_image` makes the pixels
+that every part of the system sees, by the rule in `docs/data.md`; its limits are checked before
+anything is decoded.
 """
 
 import asyncio
@@ -12,13 +14,18 @@ import io
 import os
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import ExifTags, Image, UnidentifiedImageError
 from redis.asyncio import Redis
 
-from services.errors import InvalidInputError, NotFoundError, TooLargeError
+from scene_graph.boxes import smart_resize
+from services.errors import InvalidInputError, NotFoundError, SggError, TooLargeError
 from services.keys import RunKeys
 from services.redis_client import redis_errors
 from services.schemas.common import ImageRef
@@ -27,11 +34,42 @@ MAX_IMAGE_BYTES = 32 * 1024 * 1024
 """Of an encoded file."""
 MAX_IMAGE_PIXELS = 64_000_000
 """Of a decoded image: about 190 MB as RGB."""
+MAX_ASPECT = 200
+"""Longer side by shorter side: what Qwen's processors take."""
 REMOTE_TTL_S = 600
 """An image in Redis lives this long after it was last shared; the trainer shares it again while its
 group is open."""
-# Formats with a plain decoder in Pillow; some others run external programs.
-_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+"""With a plain decoder in Pillow; some others run external programs."""
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes an image of each EXIF orientation upright"""
+_PNG_TAGS = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
+"""Names of the chunks that may say a PNG's orientation"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageHeader:
+    """What an encoded image says about itself."""
+
+    width: int
+    """Of the upright image that `decode_image` gives, in pixels."""
+    height: int
+    orientation: int
+    """EXIF's: 1 where the image is stored upright; from 5 on width and height change places."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.width, self.height
 
 
 class ImageStore:
@@ -123,28 +161,65 @@ class ImageStore:
         return bytes(data)
 
 
-def decode_image(data: bytes) -> Image.Image:
-    """Encoded bytes to RGB. The first frame of an animation; EXIF rotation is not applied.
+def image_header(data: bytes) -> ImageHeader:
+    """The size of the image that `decode_image` would give. All limits come before any decoding.
 
-    Annotations count pixels as they are stored, so rotating here would move every box.
+    Of pixels nothing is decoded, but for a PNG that may have its orientation behind them.
 
     Raises:
         TooLargeError: Over `MAX_IMAGE_BYTES` or `MAX_IMAGE_PIXELS`.
-        InvalidInputError: Not an image of a known format, or damaged.
+        InvalidInputError: Not an image of a known format, its header is damaged, or its sides are
+            further apart than `MAX_ASPECT`.
     """
-    _check_size(len(data))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our cap is lower
-            image = Image.open(io.BytesIO(data), formats=_FORMATS)
-        _check_pixels(*image.size)
-        return image.convert("RGB")
-    except Image.DecompressionBombError as error:
-        raise TooLargeError(f"image has more than {MAX_IMAGE_PIXELS} pixels") from error
-    except UnidentifiedImageError as error:
-        raise InvalidInputError(f"not an image; known formats: {', '.join(_FORMATS)}") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:  # Pillow's ways to say "damaged"
-        raise InvalidInputError(f"image is damaged: {error}") from error
+    with _opened(data) as image:
+        orientation = _orientation(image, data)
+        width, height = image.size[::-1] if orientation >= 5 else image.size
+    return ImageHeader(width=width, height=height, orientation=orientation)
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """Encoded bytes to upright RGB: what every part of the system sees of an image.
+
+    The EXIF orientation is applied, transparent parts are put on white, of 16 bits the higher 8 are
+    kept, of an animation the first frame. No tag is left on the result, which nobody turns again.
+
+    Raises:
+        TooLargeError: As `image_header`.
+        InvalidInputError: As `image_header`, or the image is damaged.
+    """
+    with _opened(data) as image:
+        image.load()
+        turn = _TURNS.get(_orientation(image, data))
+        picture = _rgb(image)
+    if turn is not None:
+        picture = picture.transpose(turn)
+    picture.info = {}
+    return picture
+
+
+def check_fits(width: int, height: int, *, factor: int, min_pixels: int, max_pixels: int) -> None:
+    """See that an image can be resized to the pixels that a run allows.
+
+    A strip cannot become thinner than one patch: beyond some length it has more pixels than that.
+
+    Args:
+        width: Of the image, in pixels.
+        height: The same.
+        factor: Sides of the resized image are multiples of it.
+        min_pixels: Of the resized image.
+        max_pixels: Of the resized image.
+
+    Raises:
+        InvalidInputError: It has too many pixels for its aspect.
+    """
+    resized = smart_resize(
+        width, height, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels
+    )
+    if min(resized) == factor and resized[0] * resized[1] > max_pixels:
+        raise InvalidInputError(
+            f"image is too narrow: {width}x{height} pixels become {resized[0]}x{resized[1]}, over "
+            f"model.max_pixels = {max_pixels}"
+        )
 
 
 def image_from_data_uri(text: str) -> bytes:
@@ -175,17 +250,69 @@ def image_from_data_uri(text: str) -> bytes:
     return data
 
 
+@contextmanager
+def _opened(data: bytes) -> Iterator[Image.Image]:
+    """The header, which keeps all limits. Whatever Pillow raises inside is the image's fault."""
+    _check_size(len(data))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our cap is lower
+            image = Image.open(io.BytesIO(data), formats=FORMATS)  # noqa: TID251 - the door
+        with image:
+            _check_shape(*image.size)
+            yield image
+    except SggError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise TooLargeError(f"image is too large: over {MAX_IMAGE_PIXELS:,} pixels") from error
+    except UnidentifiedImageError as error:
+        raise InvalidInputError(f"not an image of the formats {', '.join(FORMATS)}") from error
+    except Exception as error:
+        # Pillow's decoders raise anything: of IndexError and struct.error to errors of their own.
+        raise InvalidInputError(f"image is damaged: {error or type(error).__name__}") from error
+
+
+def _orientation(image: Image.Image, data: bytes) -> int:
+    """1 to 8, as EXIF or XMP say it; 1 where they do not, or cannot be read."""
+    if image.format == "PNG" and not any(tag in data for tag in _PNG_TAGS):
+        return 1  # Pillow would decode all pixels to look behind them
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation)
+        return int(found) if found in _TURNS else 1
+    except Exception:  # noqa: BLE001 - a damaged tag does not cost the image
+        return 1
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """A loaded image as RGB on white."""
+    if image.mode.startswith("I;16"):
+        pixels = np.asarray(image)
+        grey = (pixels >> 8).astype(np.uint8)
+        grey[pixels == image.info.get("transparency", -1)] = 255
+        return Image.fromarray(grey).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    rgba = image.convert("RGBA")
+    on_white = Image.new("RGB", image.size, "white")
+    on_white.paste(rgba, mask=rgba.getchannel("A"))
+    return on_white
+
+
 def _check_size(num_bytes: int) -> None:
     if num_bytes == 0:
         raise InvalidInputError("image has no bytes")
     if num_bytes > MAX_IMAGE_BYTES:
-        raise TooLargeError(f"image of {num_bytes} bytes is over the limit of {MAX_IMAGE_BYTES}")
+        raise TooLargeError(f"image is too large: over {MAX_IMAGE_BYTES:,} bytes")
 
 
-def _check_pixels(width: int, height: int) -> None:
+def _check_shape(width: int, height: int) -> None:
     if width * height > MAX_IMAGE_PIXELS:
         raise TooLargeError(
-            f"image of {width}x{height} is over the limit of {MAX_IMAGE_PIXELS} pixels"
+            f"image is too large: {width}x{height}, over {MAX_IMAGE_PIXELS:,} pixels"
+        )
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        raise InvalidInputError(
+            f"image is too narrow: {width}x{height} pixels, sides are {MAX_ASPECT} to 1 at most"
         )
 
 

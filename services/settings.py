@@ -58,8 +58,11 @@ class ModelSettings(Section):
 
     path: PathOrName
     """A Hugging Face folder or hub name."""
-    box_space: Literal["relative_1000", "pixels", "relative_1"] = "relative_1000"
-    """How the model writes boxes: `pixels` means pixels of the resized input (Qwen2.5-VL)."""
+    box_space: Literal["auto", "relative_1000", "pixels", "relative_1"] = "auto"
+    """How the model writes boxes: `auto` as its family does (`docs/models.md`), `pixels` in pixels
+    of the resized input."""
+    box_space_override: bool = False
+    """Of a model that was trained to write boxes otherwise than its family: take `box_space`."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of training and of sampling alike."""
     head_dtype: Literal["float32", "model"] = "float32"

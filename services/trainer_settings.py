@@ -1,10 +1,13 @@
 """Settings of training and of what it leaves: `[sampling]` to `[records]`."""
 
-from typing import Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from services.section import LocalPath, Section
+from services.deepspeed_json import zero_fields
+from services.section import LocalPath, Section, expanded
 
 LossName = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo"]
 
@@ -143,6 +146,7 @@ class DeepSpeedSettings(Section):
     """How the trainer's memory is shared out."""
 
     zero_stage: Literal[0, 1, 2, 3] = 2
+    """Where it is not set, `config_file` decides; so for both offloads."""
     offload_optimizer: bool = False
     """Optimizer state in the host's memory."""
     offload_parameters: bool = False
@@ -151,7 +155,14 @@ class DeepSpeedSettings(Section):
     """Of stage 3: parameters gathered at a time for a weight update."""
     config_file: LocalPath | None = None
     """DeepSpeed's own JSON, over what these settings generate. Batch sizes and precision stay the
-    trainer's."""
+    trainer's; `"auto"` leaves a value to it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_own_file(cls, fields: Any) -> Any:
+        if not isinstance(fields, Mapping) or not fields.get("config_file"):
+            return fields
+        return zero_fields(Path(expanded(str(fields["config_file"])))) | dict(fields)
 
     @model_validator(mode="after")
     def _consistent(self) -> "DeepSpeedSettings":

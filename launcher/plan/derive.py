@@ -12,12 +12,8 @@ from trainer.sizing.shapes import ModelShape
 
 RateTable = dict[str, Given]
 
-_VISUAL_TOKEN_PIXELS = 28 * 28
 _PATCHES = 4
 """Of a visual token; each passes the vision tower."""
-_KV_SHARE = 1 / 6
-"""Of the attention heads that have keys and values of their own: 2 of 12 in Qwen2-VL 2B, 4 of 28 in
-7B."""
 BENCHMARKS: RateTable = {
     name: Given(value=value, basis="benchmark", source=command)
     for name, value, command in (
@@ -52,7 +48,7 @@ def _given(value: float, source: str, basis: Basis = "derived") -> Given:
 
 
 def _workload(settings: Settings, cluster: Cluster, shape: ModelShape) -> RateTable:
-    visual = settings.model.max_pixels / _VISUAL_TOKEN_PIXELS
+    visual = settings.model.max_pixels / (_PATCHES * shape.patch_size**2)
     text = cluster.workload.prompt_text_tokens.value
     tower = _PATCHES * shape.tower / shape.language
     return {
@@ -71,7 +67,7 @@ def _sampling(settings: Settings, cluster: Cluster, shape: ModelShape) -> RateTa
     weights = _num_bytes(settings) * shape.language
     context = _workload(settings, cluster, shape)["prompt_tokens"].value
     context += min(cluster.workload.length_mean.value, settings.sampling.max_tokens) / 2
-    kv = 2 * shape.num_layers * shape.hidden_size * _KV_SHARE * _num_bytes(settings) * context
+    kv = 2 * shape.num_layers * shape.key_size * _num_bytes(settings) * context
     step = weights / memory + hardware.decode_step_s.value
     each = 2 * shape.language / flops + kv / memory + hardware.decode_sequence_s.value
     prompt = 2 * shape.language * _workload(settings, cluster, shape)["prompt_tokens"].value

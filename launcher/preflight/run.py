@@ -1,10 +1,9 @@
 """All that a run needs here, by its settings."""
 
-from pathlib import Path
-
 from launcher.placement import kinds, placed
 from launcher.preflight.finding import Finding, look
 from launcher.preflight.gpus import Gpu, check_gpus, has_cuda_build, visible_gpus
+from launcher.preflight.inputs import input_findings
 from launcher.preflight.room import folder_findings
 from launcher.preflight.services import (
     live_servers,
@@ -12,13 +11,9 @@ from launcher.preflight.services import (
     secret_findings,
     service_findings,
 )
-from launcher.preflight.trackers import check_trackers
-from launcher.rubric_check import check_rubric
-from scene_data.sources import is_hub_name
-from services.errors import SettingsError, SggError
+from services.errors import SggError
 from services.schemas.weights import ServerRecord
 from services.settings import Settings
-from trainer.sizing.checks import check_grpo
 from trainer.sizing.estimate import estimate_memory
 from trainer.sizing.shapes import ModelShape, model_shape
 
@@ -26,11 +21,9 @@ from trainer.sizing.shapes import ModelShape, model_shape
 def run_findings(settings: Settings) -> list[Finding]:
     """Look at each thing that this run needs on this machine."""
     hosts = num_hosts(settings)
-    shape, model = _model(settings.model.path)
+    shape = _shape(settings.model.path)
     return [
-        look("settings", lambda: _settings(settings)),
-        model,
-        _data(settings.data.train),
+        *input_findings(settings),
         *folder_findings(settings, shape, hosts=hosts),
         *secret_findings(settings),
         *service_findings(settings),
@@ -105,38 +98,8 @@ def _memory(settings: Settings, shape: ModelShape, gpus: list[Gpu]) -> Finding:
     return Finding("GPU memory", "missing", f"{detail}: {remedy}")
 
 
-def _settings(settings: Settings) -> str:
-    check_grpo(settings)
-    check_rubric(settings)
-    check_trackers(settings)
-    return "they fit together"
-
-
-def _model(path: str) -> tuple[ModelShape | None, Finding]:
+def _shape(path: str) -> ModelShape | None:
     try:
-        shape = model_shape(path)
-    except SggError as error:
-        if is_hub_name(path):
-            return None, Finding("model", "info", f"{path} is fetched from the hub at the start")
-        if not Path(path).exists():
-            detail = (
-                f"model.path: there is no {path}: `sgg-rl sft` makes one, or name one of the hub"
-            )
-            return None, Finding("model", "missing", detail)
-        return None, Finding("model", "missing", error.message)
-    return shape, Finding("model", "ok", f"{path}, {shape.num_parameters / 1e6:,.1f} M parameters")
-
-
-def _data(path: str) -> Finding:
-    if Path(path).exists():
-        return Finding("dataset", "ok", path)
-    if is_hub_name(path):
-        return Finding("dataset", "info", f"{path} is fetched from the hub at the start")
-    return look("dataset", lambda: _no_data(path))
-
-
-def _no_data(path: str) -> str:
-    raise SettingsError(
-        f"data.train: there is no {path} (run from {Path.cwd()}): make it with `sgg-rl data`, or "
-        "give its whole path"
-    )
+        return model_shape(path)
+    except SggError:  # said by the look at the model
+        return None

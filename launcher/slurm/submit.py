@@ -4,6 +4,7 @@ import shutil
 import time
 from pathlib import Path
 
+from launcher.preflight.inputs import checked, checked_inference
 from launcher.slurm.commands import is_active, job_fields, sbatch
 from launcher.slurm.layout import Job
 from launcher.slurm.render import render
@@ -60,7 +61,8 @@ def submit(
     Raises:
         ConflictError: A job of this run waits or runs, or the run has checkpoints and `resume` is
             not asked for.
-        SettingsError: The folder cannot be written, or what `render` refuses.
+        SettingsError: The folder cannot be written, the run could not start, or what `render`
+            refuses.
         InvalidInputError: Slurm refuses the job.
         NotFoundError: There is no Slurm here.
     """
@@ -73,6 +75,12 @@ def submit(
             f"{checkpoints} has checkpoints of a run of this name: add --resume to go on from "
             "them, or choose another run.name"
         )
+    knows_model = after is None or Path(settings.model.path).exists()  # that job may make it
+    if job == "infer":
+        data = data or settings.data.heldout or settings.data.train
+        settings = checked_inference(settings, data, knows_model=knows_model, fetch=False)
+    else:
+        settings = checked(settings, job, knows_model=knows_model, fetch=False)
     file = _write(settings, folder, script)
     sbatch("--test-only", str(file))
     order = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []

@@ -16,8 +16,8 @@ from scene_data.conversion.raw import RawImage, Source, Tally
 from scene_data.conversion.rows_source import DatasetRows
 from scene_data.conversion.vg150 import Vg150
 from scene_data.conversion.visual_genome import SceneGraphs, VisualGenome
-from scene_data.dataset import image_bytes, is_too_broken
-from scene_data.images import find_image, image_size
+from scene_data.dataset import is_too_broken
+from scene_data.images import check_image, find_image, image_bytes
 from scene_data.layouts import Layout, raw_layouts
 from scene_data.refusal import PAGE, refusal
 from scene_data.rows import RowError
@@ -181,25 +181,17 @@ def _image(raw: RawImage, options: ConversionOptions) -> tuple[bytes | None, tup
     """The encoded image, where it is wanted, and its size.
 
     Raises:
-        RowError: It is missing, damaged, or of another size than its annotations say.
+        RowError: It is missing, would be refused, or has another size than its annotations say.
     """
     if not options.with_images and raw.size:
         return None, raw.size
     if raw.image is None:
         raise RowError("no image, and no width and height either" if not raw.size else "no image")
-    try:
-        image = raw.image
-        if isinstance(image, str):
-            image = find_image(image, options.image_folders)
-        data = image_bytes(image)
-    except (OSError, TypeError, KeyError) as error:
-        raise RowError(f"image cannot be read: {error}") from error
-    size = image_size(data)
-    if raw.size is not None and size != raw.size:
-        raise RowError(
-            "image has {}x{} pixels, its annotations say {}x{}".format(*size, *raw.size),
-            "image has another size than its annotations say",
-        )
+    image = raw.image
+    if isinstance(image, str):
+        image = find_image(image, options.image_folders)
+    data = image_bytes(image)
+    size = check_image(data, raw.size, all_pixels=True).size
     return data if options.with_images else None, size
 
 

@@ -103,7 +103,13 @@ def _settings(model: Path, redis_url: str, folder: Path, sections: dict[str, Any
         {
             "run": {"name": f"e2e-{uuid.uuid4().hex[:8]}", "root": str(folder)},
             # Other limits than the checkpoint's own, so that a test can see which ones hold.
-            "model": {"path": str(model), "dtype": "float32", "max_pixels": 224 * 224},
+            "model": {
+                "path": str(model),
+                "box_space": "relative_1000",  # the toy start's, whose family writes pixels
+                "box_space_override": True,
+                "dtype": "float32",
+                "max_pixels": 224 * 224,
+            },
             "data": {"train": "unused"},
             "redis": {"url": redis_url},
             "rollout": {

@@ -45,11 +45,16 @@ def parts(settings: Settings, folder: RunFolder, *_: object, resume: bool) -> Ru
 def main() -> None:
     settings = Settings(
         run=RunSettings(name="r", root=Path(sys.argv[1])),
-        model=ModelSettings(path="none"),
+        model=ModelSettings(path="none", box_space="relative_1000"),
         data=DataSettings(train="none"),
         trainer=TrainerSettings(num_steps=1),
     )
-    for place, name, stand_in in ((run, "run_parts", parts), (run._Run, "_report", lambda _: None)):
+    stand_ins = (
+        (run, "checked", lambda settings: settings),
+        (run, "run_parts", parts),
+        (run._Run, "_report", lambda _: None),
+    )
+    for place, name, stand_in in stand_ins:
         setattr(place, name, stand_in)
     try:
         sys.exit(run.run_here(settings, resume="--resume" in sys.argv))

@@ -157,7 +157,7 @@ def make_run(tmp_path: Path, toy: Path, redis_url: str) -> Iterator[MakeRun]:
             settings = Settings.model_validate(
                 {
                     "run": {"name": name, "root": str(tmp_path)},
-                    "model": {"path": "none"},
+                    "model": {"path": "none", "box_space": "relative_1000"},
                     "data": {"train": str(toy / "train.parquet"), "template": "toy"},
                     "redis": {"url": redis, "lease_s": 2.0},
                     "reward": {"url": f"http://127.0.0.1:{free_port()}"},

@@ -65,7 +65,7 @@ async def test_each_task_is_asked_for_and_scored(
         settings = Settings.model_validate(
             {
                 "run": {"root": str(tmp_path)},
-                "model": {"path": "none"},
+                "model": {"path": "none", "box_space": "relative_1000"},
                 "data": {"train": str(tmp_path / "toy/train.parquet"), "template": "toy"},
                 "reward": {"url": url},
             }

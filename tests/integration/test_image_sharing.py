@@ -42,7 +42,7 @@ async def sharing(tmp_path: Path, redis_url: str, run_keys: RunKeys) -> AsyncIte
     settings = Settings.model_validate(
         {
             "run": {"name": run_keys.prefix.split(":")[1], "root": str(tmp_path)},
-            "model": {"path": "none"},
+            "model": {"path": "none", "box_space": "relative_1000"},
             "data": {"train": "none"},
             "redis": {"url": redis_url},
         }

@@ -75,7 +75,7 @@ def servers(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     settings = Settings.model_validate(
         {
             "run": {"name": "inference", "root": str(folder)},
-            "model": {"path": "none"},
+            "model": {"path": "none", "box_space": "relative_1000"},
             "data": {"train": "unused", "template": "toy"},
             "redis": {"url": redis_url},
             "rollout": {"engine": "fake", "fake_tokens_per_s": 4000, "max_num_seqs": 8},

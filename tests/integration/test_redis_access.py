@@ -138,7 +138,7 @@ def test_the_doctor_says_who_answers_and_who_has_a_port(served: Served) -> None:
     def findings(redis: RedisSettings, port: int) -> list[Finding]:
         tree = {
             "run": {"name": "r"},
-            "model": {"path": "none"},
+            "model": {"path": "none", "box_space": "relative_1000"},
             "data": {"train": "none"},
             "redis": redis.model_dump(),
             "reward": {"url": f"http://127.0.0.1:{port}"},

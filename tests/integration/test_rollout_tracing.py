@@ -25,7 +25,7 @@ async def test_a_groups_span_joins_the_callers_trace(tmp_path: Path, redis_url: 
         settings = Settings.model_validate(
             {
                 "run": {"name": "traced", "root": str(tmp_path)},
-                "model": {"path": "no-such-model"},
+                "model": {"path": "no-such-model", "box_space": "relative_1000"},
                 "data": {"train": "unused"},
                 "redis": {"url": redis_url},
                 "rollout": {"url": f"http://127.0.0.1:{free_port()}", "engine": "fake"},

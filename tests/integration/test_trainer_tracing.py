@@ -35,7 +35,7 @@ def lay_out(folder: Path, keys: RunKeys, redis_url: str, otlp: str) -> Settings:
     return Settings.model_validate(
         {
             "run": {"name": keys.prefix.split(":")[1], "root": str(folder)},
-            "model": {"path": "no-such-model"},
+            "model": {"path": "no-such-model", "box_space": "relative_1000"},
             "data": {"train": str(folder / "toy/train.parquet"), "template": "toy"},
             "redis": {"url": redis_url},
             "reward": {"url": f"http://127.0.0.1:{free_port()}"},

@@ -45,7 +45,7 @@ class Server:
         self.settings = Settings.model_validate(
             {
                 "run": {"name": run, "root": str(folder)},
-                "model": {"path": "no-such-model"},
+                "model": {"path": "no-such-model", "box_space": "relative_1000"},
                 "data": {"train": "unused"},
                 "redis": {"url": redis_url},
                 "rollout": {"url": self.url, "engine": "fake"},

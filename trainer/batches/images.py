@@ -6,7 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from scene_data.dataset import Sample
-from services.errors import InvalidInputError
+from services.errors import InvalidInputError, TooLargeError
 from services.images import decode_image
 
 
@@ -30,14 +30,13 @@ def image_features(sample: Sample, processor: Any) -> ImageFeatures:
         processor: The policy's Hugging Face processor.
 
     Raises:
-        InvalidInputError: The file is damaged, or no size within the pixel limits fits its shape.
-        TooLargeError: Over the limits of `services.images`.
+        InvalidInputError: As `services.images.decode_image`, or the processor refuses it.
     """
     image_processor = processor.image_processor
     try:
         picture = decode_image(sample.image_bytes)
         features = image_processor(images=[picture], return_tensors="pt")
-    except (InvalidInputError, ValueError) as error:
+    except (InvalidInputError, TooLargeError, ValueError) as error:
         raise InvalidInputError(f"image {sample.image_id} cannot be prepared: {error}") from error
     grid = features["image_grid_thw"][0]
     return ImageFeatures(

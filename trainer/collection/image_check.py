@@ -2,8 +2,7 @@
 
 from typing import Any
 
-from services.errors import InvalidInputError
-from services.images import decode_image
+from services.images import ImageHeader, check_fits, decode_image, image_header
 
 
 class ImageCheck:
@@ -21,17 +20,31 @@ class ImageCheck:
         self._image_processor = processor.image_processor
         self.image_token_id = image_token_id
 
+    def header(self, data: bytes) -> ImageHeader:
+        """Of an encoded image that keeps all limits, the policy's too. Nothing is decoded.
+
+        Raises:
+            InvalidInputError: As `services.images.image_header` and `check_fits`.
+            TooLargeError: As `services.images.image_header`.
+        """
+        found, processor = image_header(data), self._image_processor
+        check_fits(
+            found.width,
+            found.height,
+            factor=processor.patch_size * processor.merge_size,
+            min_pixels=processor.size["shortest_edge"],
+            max_pixels=processor.size["longest_edge"],
+        )
+        return found
+
     def num_tokens(self, data: bytes) -> int:
         """Visual tokens of an encoded image.
 
         Raises:
-            InvalidInputError: Its bytes do not decode, or its shape is one that the processor does
-                not take (sides of more than 200 to 1).
-            TooLargeError: Over the limits of `services.images`.
+            InvalidInputError: As `header`, or the image is damaged.
+            TooLargeError: As `header`.
         """
-        width, height = decode_image(data).size
-        try:
-            patches = self._image_processor.get_number_of_image_patches(height, width)
-        except ValueError as error:
-            raise InvalidInputError(f"an image of {width}x{height} pixels: {error}") from error
+        width, height = self.header(data).size
+        decode_image(data)
+        patches = self._image_processor.get_number_of_image_patches(height, width)
         return int(patches) // int(self._image_processor.merge_size) ** 2

@@ -1,12 +1,14 @@
 """DeepSpeed's JSON for a run: generated from the settings, with the user's own over it."""
 
-import json
+import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from contextlib import redirect_stdout
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 
+from services.deepspeed_json import is_stage, read_deepspeed_json
 from services.errors import SettingsError
 from services.settings import Settings
 
@@ -20,11 +22,16 @@ _TRAINERS = {
     "gradient_clipping": "trainer.max_grad_norm",
     "bf16": "model.dtype",
     "fp16": "model.dtype",
+    "amp": "model.dtype",
     "scheduler": "trainer.lr_schedule and trainer.warmup_steps",
     "optimizer.params.lr": "trainer.learning_rate",
     "zero_optimization.stage": "deepspeed.zero_stage",
 }
-"""Keys that the user's own JSON may not have, and the settings that say the same."""
+"""Keys that the user's own JSON may not decide otherwise, and the settings that do."""
+_OFF = {"fp16": {"enabled": False}, "amp": {"enabled": False}}
+"""What a run says of them, though it writes nothing."""
+_SECTIONS = ("zero_optimization", "optimizer", "optimizer.params")
+"""Keys that hold an object."""
 
 
 def deepspeed_config(settings: Settings) -> dict[str, Any]:
@@ -35,11 +42,24 @@ def deepspeed_config(settings: Settings) -> dict[str, Any]:
     anything but the number of ranks.
 
     Raises:
-        SettingsError: `deepspeed.config_file` is missing, malformed, or sets what is the trainer's.
+        SettingsError: `deepspeed.config_file` is missing or malformed, or decides what is the
+            trainer's; all such keys are named.
     """
     generated = _generated(settings)
     file = settings.deepspeed.config_file
-    return generated if file is None else _merged(generated, _read(file), settings)
+    if file is None:
+        return generated
+    own = read_deepspeed_json(file)
+    problems = [*_wrong_types(own)] or [*_not_the_users(own, generated)]
+    if not problems:
+        merged = _merged(generated, own, settings)
+        problems = [*_refused_by_deepspeed(merged["zero_optimization"])]
+    if problems:
+        raise SettingsError(
+            f"deepspeed.config_file = '{file}' does not go with this run (docs/training.md):\n"
+            + "\n".join(f"  {problem}" for problem in problems)
+        )
+    return merged
 
 
 def sharding_config(settings: Settings) -> dict[str, Any]:
@@ -97,32 +117,44 @@ def _zero(settings: Settings) -> dict[str, Any]:
     return zero
 
 
-def _read(file: Path) -> dict[str, Any]:
-    """The user's JSON, without what says `"auto"`: that leaves the value to the trainer."""
-    where = f"deepspeed.config_file = '{file}'"
+def _wrong_types(own: Mapping[str, Any]) -> Iterator[str]:
+    for name in _SECTIONS:
+        section = _at(own, name)
+        if section is not None and not isinstance(section, dict):
+            yield f"{name} is {section!r}: an object is wanted"
+    stage = _at(own, "zero_optimization.stage")
+    if stage is not None and not is_stage(stage):
+        yield f'zero_optimization.stage is {stage!r}: a number from 0 to 3 is wanted, or "auto"'
+
+
+def _not_the_users(own: Mapping[str, Any], generated: Mapping[str, Any]) -> Iterator[str]:
+    """What is said twice with one value is no contradiction."""
+    ours = {**_OFF, **generated}
+    for name in _names(own):
+        value = _at(own, name)
+        if name in _TRAINERS and value != _at(ours, name):
+            found = value if not isinstance(value, dict) else value.get("enabled", value)
+            yield f'{name} ({found}): remove it, or write "auto"; set {_TRAINERS[name]}'
+
+
+def _refused_by_deepspeed(zero: dict[str, Any]) -> Iterator[str]:
+    """Keys of the section that DeepSpeed does not know, or whose values it does not take."""
+    with redirect_stdout(sys.stderr):  # it says there what it has found
+        from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     try:
-        tree = json.loads(file.read_text())
-    except OSError as error:
-        raise SettingsError(f"{where} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise SettingsError(f"{where} is not JSON: {error}") from error
-    if not isinstance(tree, dict):
-        raise SettingsError(f"{where} must hold a JSON object")
-    tree = _without_auto(tree)
-    for name in _names(tree):
-        if name in _TRAINERS:
-            raise SettingsError(
-                f"{where} sets {name}: remove it there and set {_TRAINERS[name]} in the run's file"
-            )
-    return tree
+        DeepSpeedZeroConfig(**zero)
+    except ValidationError as error:
+        for problem in error.errors():
+            name = ".".join(map(str, ("zero_optimization", *problem["loc"])))
+            yield f"{name} ({problem['input']!r}): DeepSpeed says: {problem['msg']}"
 
 
-def _without_auto(tree: dict[str, Any]) -> dict[str, Any]:
-    return {
-        key: _without_auto(value) if isinstance(value, dict) else value
-        for key, value in tree.items()
-        if value != "auto"
-    }
+def _at(tree: Mapping[str, Any], name: str) -> Any:
+    """The value of a dotted name; None where there is none."""
+    found: Any = tree
+    for key in name.split("."):
+        found = found.get(key) if isinstance(found, Mapping) else None
+    return found
 
 
 def _names(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

@@ -5,12 +5,12 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from services.chat_template import chat_template
 from services.errors import SettingsError
+from services.model_families import model_family
 from services.settings import Settings
 from services.trainer_settings import TrainerSettings
 
-FAMILIES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")
-"""transformers' names of the architectures that have been tried."""
 PLACEHOLDERS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 """Tokens that stand for visual input in Qwen's prompts; sampled in an answer they would shift the
 features."""
@@ -24,12 +24,14 @@ def load_processor(settings: Settings) -> Any:
     """
     model = settings.model
     try:
-        return AutoProcessor.from_pretrained(
+        processor = AutoProcessor.from_pretrained(
             model.path,
             size={"shortest_edge": model.min_pixels, "longest_edge": model.max_pixels},
         )
     except (OSError, ValueError) as error:
         raise SettingsError(f"model.path: no processor at {model.path}: {error}") from error
+    processor.chat_template = processor.chat_template or chat_template(model.path)
+    return processor
 
 
 def load_model(settings: Settings) -> Any:
@@ -38,17 +40,17 @@ def load_model(settings: Settings) -> Any:
     Where DeepSpeed shards models (`HfDeepSpeedConfig`), this rank gets its shard.
 
     Raises:
-        SettingsError: `model.path` cannot be loaded, or is of a family that this cannot train.
+        SettingsError: `model.path` cannot be loaded, or is of a family that this does not train.
     """
     _check_dtype(settings)
     path = settings.model.path
+    model_family(path)
     try:
         model = AutoModelForImageTextToText.from_pretrained(
             path, dtype=getattr(torch, settings.model.dtype)
         )
     except (OSError, ValueError) as error:
         raise SettingsError(f"model.path: no model at {path}: {error}") from error
-    _check_family(model, path)
     freeze(model, settings.trainer)
     if settings.trainer.gradient_checkpointing:
         # Not reentrant: that would give the layers after a frozen embedding no gradient. The check
@@ -92,15 +94,4 @@ def _check_dtype(settings: Settings) -> None:
         raise SettingsError(
             f"model.dtype = 'bfloat16': {torch.cuda.get_device_name()} cannot compute in it; set "
             "'float32'"
-        )
-
-
-def _check_family(model: Any, path: str) -> None:
-    inner = getattr(model, "model", None)
-    parts = (inner, "visual"), (inner, "language_model"), (model, "lm_head")
-    complete = all(hasattr(owner, name) for owner, name in parts)
-    if not complete or not hasattr(model.config, "image_token_id"):
-        raise SettingsError(
-            f"model.path: {path} is of the family '{model.config.model_type}'; this trains "
-            f"{', '.join(FAMILIES)}"
         )

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from trl import SFTConfig
 
-from services.errors import SettingsError
 from services.settings import Settings
 from trainer.policy.deepspeed_config import deepspeed_config
+from trainer.sizing.checks import num_micro_batches
 
 LOG_EVERY = 20
 """Steps; a short run logs more often."""
@@ -74,22 +74,6 @@ def sft_deepspeed_config(settings: Settings) -> dict[str, Any]:
         "zero_optimization": zero,
         "optimizer": optimizer | {"params": params},
     }
-
-
-def num_micro_batches(settings: Settings) -> int:
-    """Of one optimizer step on one rank.
-
-    Raises:
-        SettingsError: A step's answers do not make the same number of them on every rank.
-    """
-    sft, num_ranks = settings.sft, settings.trainer.num_ranks
-    number, rest = divmod(sft.batch_size, sft.micro_batch_size * num_ranks)
-    if rest:
-        raise SettingsError(
-            f"sft.batch_size ({sft.batch_size}) must be a multiple of sft.micro_batch_size "
-            f"({sft.micro_batch_size}) times trainer.num_ranks ({num_ranks})"
-        )
-    return number
 
 
 def sft_total_steps(settings: Settings, num_rows: int) -> int:

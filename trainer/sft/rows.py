@@ -3,12 +3,11 @@
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from io import BytesIO
 from typing import Any
 
 import torch
 from datasets import Dataset
-from PIL import Image
+from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import Sampler
 
@@ -17,8 +16,10 @@ from scene_data.sampler import EpochSampler
 from scene_data.shuffling import shuffled_graph
 from scene_data.templates import answer_text, prompt_messages
 from scene_data.wire import box_space
-from services.errors import InvalidInputError
+from services.errors import InvalidInputError, TooLargeError
+from services.images import decode_image
 from services.settings import Settings
+from trainer.collection.image_check import ImageCheck
 
 logger = logging.getLogger(__name__)
 
@@ -30,25 +31,30 @@ class AnswerRows(Sampler[int]):  # type: ignore[misc]
     """Rows `{"image": RGB image, "messages": chat, "answer": target text}`, and their order.
 
     Both are pure functions of (seed, `epoch`), so a resumed run sees what an uninterrupted one
-    does. A row whose image cannot be read is replaced by the next one, up to
+    does. A row whose image cannot be used is replaced by the next one, up to
     `max(MAX_BROKEN_ROWS, MAX_BROKEN_SHARE * rows)` of them.
 
     Args:
         dataset: Of the run.
         settings: Of the run.
+        image_check: Without it images may have more pixels than `model.max_pixels`.
 
     Raises:
-        InvalidInputError: The first row is not usable.
+        InvalidInputError: No image can be used, as with a wrong path to them.
     """
 
-    def __init__(self, dataset: SceneDataset, settings: Settings) -> None:
+    def __init__(
+        self, dataset: SceneDataset, settings: Settings, image_check: ImageCheck | None = None
+    ) -> None:
         self.epoch = 0
         """Counted from 0; whoever trains sets it."""
         self._dataset = dataset
         self._settings = settings
+        self._image_check = image_check
         self._broken: set[int] = set()
-        self._max_broken = max(MAX_BROKEN_ROWS, int(MAX_BROKEN_SHARE * len(dataset)))
-        self._answer_row(0)  # a wrong path to the images is found before the model is loaded
+        allowed = max(MAX_BROKEN_ROWS, int(MAX_BROKEN_SHARE * len(dataset)))
+        self._max_broken = min(allowed, len(dataset) - 1)
+        self._usable_row(0)  # a wrong path to the images is found before the model is loaded
 
     def __len__(self) -> int:
         return len(self._dataset)
@@ -80,7 +86,7 @@ class AnswerRows(Sampler[int]):  # type: ignore[misc]
                 self._broken.add(index)
                 if len(self._broken) > self._max_broken:
                     raise InvalidInputError(
-                        f"{len(self._broken)} rows have no readable image; the last: {error}"
+                        f"{len(self._broken)} rows have no usable image; the last: {error}"
                     ) from error
             index = (index + 1) % len(self)
 
@@ -92,7 +98,7 @@ class AnswerRows(Sampler[int]):  # type: ignore[misc]
             data.template, space, data.vocabulary, thinking=data.thinking, task=data.task
         )
         return {
-            "image": _rgb(sample),
+            "image": self._picture(sample),
             "messages": [message.model_dump() for message in messages],
             "answer": answer_text(
                 self._graph(sample, index),
@@ -103,6 +109,14 @@ class AnswerRows(Sampler[int]):  # type: ignore[misc]
                 task=data.task,
             ),
         }
+
+    def _picture(self, sample: Sample) -> Image:
+        try:
+            if self._image_check is not None:
+                self._image_check.header(sample.image_bytes)
+            return decode_image(sample.image_bytes)
+        except (InvalidInputError, TooLargeError) as error:
+            raise InvalidInputError(f"image {sample.image_id}: {error.message}") from error
 
     def _graph(self, sample: Sample, index: int) -> Any:
         if not self._settings.sft.shuffle_graph:
@@ -151,10 +165,3 @@ class AnswerCollator:
     def _answer(self, text: str) -> list[int]:
         tokenizer = self.processor.tokenizer
         return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-
-
-def _rgb(sample: Sample) -> Image.Image:
-    try:
-        return Image.open(BytesIO(sample.image_bytes)).convert("RGB")
-    except (OSError, SyntaxError) as error:  # PIL's PNG reader raises the latter
-        raise InvalidInputError(f"image {sample.image_id} is not readable: {error}") from error

@@ -23,6 +23,7 @@ from scene_data.dataset import open_dataset
 from scene_data.templates import check_instruction
 from services.errors import SettingsError
 from services.settings import Settings
+from trainer.collection.image_check import ImageCheck
 from trainer.policy.adapter import lora_config
 from trainer.policy.engine import init_process_group
 from trainer.policy.model import load_model, load_processor
@@ -61,8 +62,8 @@ def run_sft(
     dataset = open_dataset(
         settings.data.train, thinking_column=thinking_column, task=settings.data.task
     )
-    rows = AnswerRows(dataset, settings)
     processor = load_processor(settings)
+    rows = AnswerRows(dataset, settings, ImageCheck(processor, processor.image_token_id))
     init_process_group(settings.trainer.wait_timeout_s)
     num_ranks = torch.distributed.get_world_size()
     if num_ranks != settings.trainer.num_ranks:

@@ -54,6 +54,22 @@ def check_shared_gpus(settings: Settings) -> None:
         )
 
 
+def num_micro_batches(settings: Settings) -> int:
+    """Of one optimizer step of SFT on one rank.
+
+    Raises:
+        SettingsError: A step's answers do not make the same number of them on every rank.
+    """
+    sft, num_ranks = settings.sft, settings.trainer.num_ranks
+    number, rest = divmod(sft.batch_size, sft.micro_batch_size * num_ranks)
+    if rest:
+        raise SettingsError(
+            f"sft.batch_size ({sft.batch_size}) must be a multiple of sft.micro_batch_size "
+            f"({sft.micro_batch_size}) times trainer.num_ranks ({num_ranks})"
+        )
+    return number
+
+
 def log_advice(settings: Settings) -> None:
     """Warn of what is allowed, and probably not meant."""
     for line in advice(settings):

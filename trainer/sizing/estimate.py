@@ -13,7 +13,6 @@ from trainer.sizing.shapes import ModelShape
 GIB = 1024**3
 _MERGE = 4
 """Patches of a visual token."""
-_PATCH_PIXELS = 14 * 14
 _LIVE_PARAMETERS = 10**9
 """Of ZeRO-3, gathered at one time: DeepSpeed's `stage3_max_live_parameters`."""
 _BUCKET_PARAMETERS = 5 * 10**8
@@ -121,7 +120,7 @@ def _activations(settings: Settings, shape: ModelShape) -> float:
     """Bytes that the backward pass needs, of a full micro batch."""
     size = weight_bytes(settings)
     tokens = max(settings.trainer.tokens_per_micro_batch, settings.rollout.max_model_len)
-    patches_of_image = settings.model.max_pixels / _PATCH_PIXELS
+    patches_of_image = settings.model.max_pixels / shape.patch_size**2
     images = max(1.0, tokens / (patches_of_image / _MERGE + settings.sampling.max_tokens))
     text = _layers(shape.hidden_size, shape.intermediate_size, shape.num_layers, settings)
     vision = _layers(

@@ -11,6 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from services.errors import SettingsError
+from services.model_families import PUBLISHED, model_family
 
 
 def _qwen2(hidden: int, inner: int, layers: int, heads: int, kv: int, vocab: int) -> dict[str, Any]:
@@ -24,47 +25,56 @@ def _qwen2(hidden: int, inner: int, layers: int, heads: int, kv: int, vocab: int
     }
 
 
+def _qwen3(hidden: int, inner: int, layers: int, heads: int) -> dict[str, Any]:
+    return _qwen2(hidden, inner, layers, heads, 8, 151936) | {"head_dim": 128}
+
+
 _TEXT_3B = _qwen2(2048, 11008, 36, 16, 2, 151936)
 _TEXT_2B = _qwen2(1536, 8960, 28, 12, 2, 151936)
 _TEXT_7B = _qwen2(3584, 18944, 28, 28, 4, 152064)
 _VISION_2 = {"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "patch_size": 14}
 _VISION_2_5 = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16}
 
-KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
-    "Qwen/Qwen2-VL-2B-Instruct": (
-        "qwen2_vl",
-        {
-            "text_config": _TEXT_2B,
-            "vision_config": {**_VISION_2, "hidden_size": 1536},
-            "tie_word_embeddings": True,
-        },
+_VISION_3_SMALL = {
+    "depth": 24,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_heads": 16,
+    "deepstack_visual_indexes": [5, 11, 17],
+}
+_VISION_3 = {
+    "depth": 27,
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_heads": 16,
+    "deepstack_visual_indexes": [8, 16, 24],
+}
+
+
+def _parts(text: dict[str, Any], vision: dict[str, Any], *, tied: bool) -> dict[str, Any]:
+    return {"text_config": text, "vision_config": vision, "tie_word_embeddings": tied}
+
+
+KNOWN: dict[str, dict[str, Any]] = {
+    "Qwen/Qwen2-VL-2B-Instruct": _parts(_TEXT_2B, _VISION_2 | {"hidden_size": 1536}, tied=True),
+    "Qwen/Qwen2-VL-7B-Instruct": _parts(_TEXT_7B, _VISION_2 | {"hidden_size": 3584}, tied=False),
+    "Qwen/Qwen2.5-VL-3B-Instruct": _parts(
+        _TEXT_3B, _VISION_2_5 | {"out_hidden_size": 2048}, tied=True
     ),
-    "Qwen/Qwen2-VL-7B-Instruct": (
-        "qwen2_vl",
-        {
-            "text_config": _TEXT_7B,
-            "vision_config": {**_VISION_2, "hidden_size": 3584},
-            "tie_word_embeddings": False,
-        },
+    "Qwen/Qwen2.5-VL-7B-Instruct": _parts(
+        _TEXT_7B, _VISION_2_5 | {"out_hidden_size": 3584}, tied=False
     ),
-    "Qwen/Qwen2.5-VL-3B-Instruct": (
-        "qwen2_5_vl",
-        {
-            "text_config": _TEXT_3B,
-            "vision_config": {**_VISION_2_5, "out_hidden_size": 2048},
-            "tie_word_embeddings": True,
-        },
+    "Qwen/Qwen3-VL-2B-Instruct": _parts(
+        _qwen3(2048, 6144, 28, 16), _VISION_3_SMALL | {"out_hidden_size": 2048}, tied=True
     ),
-    "Qwen/Qwen2.5-VL-7B-Instruct": (
-        "qwen2_5_vl",
-        {
-            "text_config": _TEXT_7B,
-            "vision_config": {**_VISION_2_5, "out_hidden_size": 3584},
-            "tie_word_embeddings": False,
-        },
+    "Qwen/Qwen3-VL-4B-Instruct": _parts(
+        _qwen3(2560, 9728, 36, 32), _VISION_3_SMALL | {"out_hidden_size": 2560}, tied=True
+    ),
+    "Qwen/Qwen3-VL-8B-Instruct": _parts(
+        _qwen3(4096, 12288, 36, 32), _VISION_3 | {"out_hidden_size": 4096}, tied=False
     ),
 }
-"""By hub name: family and configuration."""
+"""Configurations of the models of `services.model_families.PUBLISHED`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,9 +89,13 @@ class ModelShape:
     hidden_size: int
     intermediate_size: int
     num_layers: int
+    key_size: int
+    """Numbers of a token's keys in a layer, and of its values: of all heads that have their own."""
     vocab_size: int
     vision_layers: int
     vision_hidden_size: int
+    patch_size: int
+    """Side of a patch of the image, in pixels."""
 
     @property
     def num_parameters(self) -> int:
@@ -94,7 +108,8 @@ def model_shape(path: str) -> ModelShape:
     """Of a folder, of a cached hub name, or of a known one. No weights are read.
 
     Raises:
-        SettingsError: Nothing is known of it here.
+        SettingsError: It is refused.
+        UnavailableError: It is of the hub, which was not reached.
     """
     config = _config(path)
     with torch.device("meta"):
@@ -104,6 +119,7 @@ def model_shape(path: str) -> ModelShape:
     vision = sum(p.numel() for p in visual.values())
     total = sum(p.numel() for p in model.parameters())
     text, seen = config.text_config, config.vision_config
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return ModelShape(
         tower=vision - projector,
         projector=projector,
@@ -111,20 +127,19 @@ def model_shape(path: str) -> ModelShape:
         hidden_size=text.hidden_size,
         intermediate_size=text.intermediate_size,
         num_layers=text.num_hidden_layers,
+        key_size=text.num_key_value_heads * head_size,
         vocab_size=text.vocab_size,
         vision_layers=seen.depth,
         vision_hidden_size=getattr(seen, "embed_dim", None) or seen.hidden_size,
+        patch_size=seen.patch_size,
     )
 
 
 def _config(path: str) -> Any:
     if path in KNOWN:
-        family, values = KNOWN[path]
-        return AutoConfig.for_model(family, **values)
+        return AutoConfig.for_model(PUBLISHED[path], **KNOWN[path])
+    model_family(path)
     try:
-        config = AutoConfig.from_pretrained(path)
+        return AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise SettingsError(f"model.path: nothing is known of {path} here: {error}") from error
-    if not hasattr(config, "vision_config"):
-        raise SettingsError(f"model.path: {path} is {config.model_type}, which sees no images")
-    return config

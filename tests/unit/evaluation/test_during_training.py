@@ -20,7 +20,7 @@ def evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DuringTrainin
     return DuringTraining(
         Settings.model_validate(
             {
-                "model": {"path": "none"},
+                "model": {"path": "none", "box_space": "relative_1000"},
                 "data": {"train": str(tmp_path / "heldout.parquet"), "template": "toy"},
                 "redis": {"url": "redis://127.0.0.1:1/0"},
                 "evaluation": {"every": 2},

@@ -1,3 +1,4 @@
+import re
 from itertools import product
 from pathlib import Path
 
@@ -6,6 +7,7 @@ import pytest
 from launcher.dry_run import dry_run
 from rollout_service.gpu_share import server_memory
 from services.errors import SettingsError
+from services.model_families import with_box_space
 from services.settings import Settings, load_settings
 from trainer.sizing.estimate import GIB, estimate_memory
 from trainer.sizing.shapes import KNOWN, model_shape
@@ -18,6 +20,9 @@ PUBLISHED = {
     "Qwen/Qwen2-VL-7B-Instruct": 8_291_375_616,
     "Qwen/Qwen2.5-VL-3B-Instruct": 3_754_622_976,
     "Qwen/Qwen2.5-VL-7B-Instruct": 8_292_166_656,
+    "Qwen/Qwen3-VL-2B-Instruct": 2_127_532_032,
+    "Qwen/Qwen3-VL-4B-Instruct": 4_437_815_808,
+    "Qwen/Qwen3-VL-8B-Instruct": 8_767_123_696,
 }
 
 
@@ -52,9 +57,41 @@ def test_recipe_is_that_of_the_paper_and_fits_its_hardware(recipe: Path) -> None
         assert settings.model.path == str(sft.run.folder / "model")
 
 
+FAMILY_RECIPES = sorted(CONFIGS.glob("qwen*/*.toml"))
+
+
+@pytest.mark.parametrize("recipe", FAMILY_RECIPES, ids=lambda path: path.stem)
+def test_recipe_of_another_family_is_the_paper_s_but_for_its_model_and_fits(recipe: Path) -> None:
+    found = re.fullmatch(r"(\w+)-closed-(.+)-(\w+)-(\w+)", recipe.stem)
+    assert found is not None
+    data, family, size, start = found.groups()
+    assert recipe.parent.name == family
+    theirs = load_settings(CONFIGS / f"r1-sgg/{data}-closed-2b-{start}.toml", [], {})
+    published = f"Qwen/{family.replace('qwen', 'Qwen').replace('vl', 'VL')}-{size.upper()}-Instruct"
+    path = published if start != "grpo" else f"runs/{recipe.stem.replace('grpo', 'sft')}/model"
+    settings = load_settings(recipe, [], {})
+    assert (settings.run.name, settings.model.path) == (recipe.stem, path)
+    model = theirs.model.model_copy(update={"path": path})
+    assert settings == theirs.model_copy(update={"run": settings.run, "model": model})
+    decided = with_box_space(load_settings(recipe, [f"model.path={published}"], {}))
+    assert decided.model.box_space == ("pixels" if "2.5" in family else "relative_1000")
+    shape = model_shape(published)
+    for hardware in HARDWARE:
+        settings = load_settings([recipe, hardware], [], {})
+        memory = settings.cluster.gpu_memory_gib
+        assert memory is not None
+        assert estimate_memory(settings, shape).total < memory
+        if settings.shares_gpus:
+            server_memory(settings, int(memory * GIB), 2 * shape.num_parameters)
+
+
 def test_there_is_a_recipe_for_each_run_of_the_paper() -> None:
     names = product(["vg150", "psg"], ["open", "closed"], ["2b", "7b"], ["sft", "zero", "grpo"])
-    assert {path.stem for path in RECIPES} == {"-".join(name) for name in names}
+    rewards = {"vg150-closed-7b-soft", "vg150-closed-7b-relaxed"}
+    assert {path.stem for path in RECIPES} == {"-".join(name) for name in names} | rewards
+    models = ["qwen2.5-vl-3b", "qwen2.5-vl-7b", "qwen3-vl-4b", "qwen3-vl-8b"]
+    others = product(["vg150", "psg"], ["closed"], models, ["sft", "zero", "grpo"])
+    assert {path.stem for path in FAMILY_RECIPES} == {"-".join(name) for name in others}
 
 
 def toy(tmp_path: Path, **sections: dict[str, object]) -> Settings:
@@ -82,7 +119,7 @@ def test_says_steps_and_memory_and_is_a_file_of_settings(tmp_path: Path) -> None
     ("sections", "message"),
     [
         ({"model": {"path": "runs/nothing/model"}}, r"model.path: there is no runs/nothing/model"),
-        ({"model": {"path": "tests"}}, "model.path: nothing is known of tests"),
+        ({"model": {"path": "tests"}}, "model.path: tests has no config.json"),
         ({"data": {"train": "nothing.parquet"}}, "data.train: nothing.parquet is not a dataset"),
         ({"reward": {"rubric": "nice"}}, "reward.rubric: .*nice"),
         (

@@ -100,7 +100,7 @@ def test_what_a_run_lacks_is_all_said_at_once(tmp_path: Path) -> None:
     found = run_findings(broken)
     said = problems(found)
     assert "there is no" in said["model"]
-    assert "data.train: there is no" in said["dataset"]
+    assert f"data.train: {tmp_path}/train.parquet is not a dataset" in said["dataset"]
     assert f"chmod 600 {secret}" in said["security.data_token_file"]
     assert "security.admin_token_file" in said["tokens"]
     assert "transport 'lora'" in said["settings"]

@@ -14,12 +14,13 @@ from launcher.slurm.site import DEPLOY_FOLDER, load_site, shipped_sites
 from launcher.slurm.status import JobStatus, status_lines
 from launcher.slurm.submit import JobRecord, job_settings
 from launcher.slurm.submit import submit as submit_job
+from scene_data.toy import make_toy
 from services.deploy_settings import DeploySettings
 from services.errors import ConflictError, NotFoundError, SettingsError
 from services.settings import Settings, load_settings
 
 A100 = [
-    "model.path=m",
+    "model.path=Qwen/Qwen2-VL-2B-Instruct",
     "data.train=t",
     "data.heldout=h.parquet",
     "deploy.site=a100",
@@ -193,7 +194,31 @@ def test_what_does_not_go_together_is_refused(base: list[str], change: str, mess
 def test_no_slurm_here_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(NotFoundError, match="there is no sbatch here: run this on a login node"):
+        submit_job(settings(*APART, f"run.root={tmp_path}", *_readable(tmp_path)), "train")
+
+
+def _readable(folder: Path) -> list[str]:
+    make_toy(folder / "toy", num_train=2, num_heldout=2)
+    splits = {"train": "train", "heldout": "heldout"}
+    data = [f"data.{field}={folder}/toy/{split}.parquet" for field, split in splits.items()]
+    return ["model.path=assets/toy-start", *data]
+
+
+def test_what_the_job_could_not_read_is_said_before_it_is_queued(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"data\.train: t is not a dataset"):
         submit_job(settings(*APART, f"run.root={tmp_path}"), "train")
+    assert not list(tmp_path.rglob("job.sh"))
+
+
+def test_a_model_that_an_earlier_job_makes_may_be_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    overrides = [f"run.root={tmp_path}", *_readable(tmp_path), "model.path=runs/sft/model"]
+    with pytest.raises(SettingsError, match=r"model\.path: there is no runs/sft/model"):
+        submit_job(settings(*APART, *overrides), "train")
+    with pytest.raises(NotFoundError, match="there is no sbatch here"):  # all else is looked at
+        submit_job(settings(*APART, *overrides), "train", after="7")
 
 
 def test_checkpoints_are_gone_on_with_only_when_asked(tmp_path: Path) -> None:

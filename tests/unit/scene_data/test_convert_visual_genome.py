@@ -88,7 +88,7 @@ def test_broken_images_are_listed_and_left_out(tmp_path: Path) -> None:
     done = _convert(tmp_path)
     assert done.tally.reasons == {
         "its image is in none of the folders": 1,
-        "image is not readable": 1,
+        "image is damaged": 1,
         "image has another size than its annotations say": 1,
         "not in image_data.json": 1,
         "image_id comes twice": 1,

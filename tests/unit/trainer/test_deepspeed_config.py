@@ -101,21 +101,138 @@ def test_deepspeeds_own_adam_gets_no_parameter_of_torchs(tmp_path: Path) -> None
     }
 
 
+FP16 = {"enabled": "auto", "loss_scale": 0, "loss_scale_window": 1000, "hysteresis": 2}
+LEFT_OPEN = {
+    "gradient_accumulation_steps": "auto",
+    "gradient_clipping": "auto",
+    "train_batch_size": "auto",
+    "train_micro_batch_size_per_gpu": "auto",
+    "steps_per_print": 100,
+    "wall_clock_breakdown": False,
+}
+ADAMW = {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}
+NO_OFFLOAD = {"device": "none", "pin_memory": True}
+ZERO_2 = {
+    "fp16": FP16,
+    "bf16": {"enabled": "auto"},
+    "optimizer": {"type": "AdamW", "params": ADAMW},
+    "scheduler": {"type": "WarmupLR", "params": {"warmup_max_lr": "auto"}},
+    "zero_optimization": {
+        "stage": 2,
+        "offload_optimizer": NO_OFFLOAD,
+        "allgather_bucket_size": 2e8,
+        "reduce_bucket_size": "auto",
+    },
+    **LEFT_OPEN,
+}
+ZERO_3 = {
+    "fp16": FP16,
+    "bf16": {"enabled": "auto"},
+    "zero_optimization": {
+        "stage": 3,
+        "offload_optimizer": NO_OFFLOAD,
+        "offload_param": NO_OFFLOAD,
+        "zero_hpz_partition_size": 8,
+        "sub_group_size": 1e9,
+        "reduce_bucket_size": "auto",
+        "stage3_prefetch_bucket_size": "auto",
+        "stage3_max_live_parameters": 1e9,
+    },
+    **LEFT_OPEN,
+}
+"""In the form of R1-SGG's local_scripts/zero2.json and zero3_hpz.json."""
+
+
+@pytest.mark.parametrize(("tree", "stage"), [(ZERO_2, 2), (ZERO_3, 3)])
+def test_hugging_faces_files_are_taken_as_they_are(
+    tmp_path: Path, tree: dict[str, Any], stage: int
+) -> None:
+    wanted = own(tmp_path, tree)
+    assert wanted.deepspeed.zero_stage == stage, "the file decides where nothing else does"
+    assert not wanted.deepspeed.offload_optimizer
+    config = deepspeed_config(wanted)
+    parsed = DeepSpeedConfig(config)
+    assert parsed.zero_optimization_stage == stage
+    assert parsed.steps_per_print == 100
+    assert config["bf16"] == {"enabled": True}
+    assert config["train_micro_batch_size_per_gpu"] == 1
+    assert config["zero_optimization"]["reduce_bucket_size"] == 200_000_000
+    assert config["optimizer"]["params"]["lr"] == 3e-6
+    assert not {"fp16", "scheduler", "train_batch_size"} & set(config)
+
+
+def test_offload_and_stage_are_the_files_where_nothing_else_says_them(tmp_path: Path) -> None:
+    cpu = {"device": "cpu", "pin_memory": "auto"}
+    zero = {"stage": 3, "offload_optimizer": cpu, "offload_param": {"device": "auto"}}
+    found = own(tmp_path, {"zero_optimization": zero}).deepspeed
+    assert (found.zero_stage, found.offload_optimizer, found.offload_parameters) == (3, True, False)
+    again = Settings.model_validate_json(
+        own(tmp_path, {"zero_optimization": zero}).model_dump_json()
+    )
+    assert again.deepspeed == found, "also once it has been written down"
+
+
 @pytest.mark.parametrize(
-    ("tree", "named", "remedy"),
+    "tree",
     [
-        ({"train_micro_batch_size_per_gpu": 4}, "train_micro_batch", "tokens_per_micro_batch"),
-        ({"gradient_accumulation_steps": 1}, "gradient_accum", "tokens_per_micro_batch"),
-        ({"bf16": {"enabled": True}}, "bf16", "model.dtype"),
-        ({"optimizer": {"params": {"lr": 1e-4}}}, "optimizer.params.lr", "learning_rate"),
-        ({"zero_optimization": {"stage": 3}}, "zero_optimization.stage", "zero_stage"),
+        {"bf16": {"enabled": True}, "fp16": {"enabled": False}},
+        {"gradient_clipping": 0.5, "gradient_accumulation_steps": 1},
+        {"optimizer": {"params": {"lr": 3e-6}}, "zero_optimization": {"stage": 2}},
     ],
 )
-def test_what_is_the_trainers_is_refused_with_its_setting(
-    tmp_path: Path, tree: dict[str, Any], named: str, remedy: str
-) -> None:
-    with pytest.raises(SettingsError, match=rf"{named}.*{remedy}"):
+def test_saying_the_same_is_no_contradiction(tmp_path: Path, tree: dict[str, Any]) -> None:
+    assert deepspeed_config(own(tmp_path, tree))["optimizer"]["params"]["lr"] == 3e-6
+
+
+def test_all_that_is_the_trainers_is_refused_at_once_with_its_settings(tmp_path: Path) -> None:
+    tree = {
+        "train_micro_batch_size_per_gpu": 4,
+        "gradient_accumulation_steps": 2,
+        "bf16": {"enabled": False},
+        "fp16": {"enabled": True},
+        "scheduler": {"type": "WarmupLR", "params": {"warmup_num_steps": 3}},
+        "optimizer": {"params": {"lr": 1e-4}},
+        "zero_optimization": {"stage": 3},
+    }
+    wanted = own(tmp_path, tree)
+    wanted = settings(config_file=wanted.deepspeed.config_file, zero_stage=2)
+    with pytest.raises(SettingsError, match="does not go with this run") as caught:
+        deepspeed_config(wanted)
+    said = caught.value.message.splitlines()[1:]
+    remedies = {line.split()[0]: line.rpartition("set ")[2] for line in said}
+    assert remedies == {
+        "train_micro_batch_size_per_gpu": "trainer.tokens_per_micro_batch",
+        "gradient_accumulation_steps": "trainer.tokens_per_micro_batch",
+        "bf16": "model.dtype",
+        "fp16": "model.dtype",
+        "scheduler": "trainer.lr_schedule and trainer.warmup_steps",
+        "optimizer.params.lr": "trainer.learning_rate",
+        "zero_optimization.stage": "deepspeed.zero_stage",
+    }
+
+
+@pytest.mark.parametrize(
+    ("tree", "said"),
+    [
+        ({"zero_optimization": {"stage": "3"}}, r"stage is '3': a number from 0 to 3"),
+        ({"zero_optimization": {"stage": True}}, r"stage is True: a number from 0 to 3"),
+        ({"zero_optimization": {"stage": 4}}, r"stage is 4: a number from 0 to 3"),
+        ({"zero_optimization": True}, r"zero_optimization is True: an object is wanted"),
+        ({"optimizer": "Adam"}, r"optimizer is 'Adam': an object is wanted"),
+        ({"zero_optimization": {"stge": 3}}, r"zero_optimization\.stge \(3\): DeepSpeed says"),
+        ({"zero_optimization": {"overlap_comm": "x"}}, r"overlap_comm \('x'\): DeepSpeed says"),
+    ],
+)
+def test_what_deepspeed_does_not_take_is_refused(tmp_path: Path, tree: Any, said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
         deepspeed_config(own(tmp_path, tree))
+
+
+def test_a_byte_order_mark_does_not_matter(tmp_path: Path) -> None:
+    config = deepspeed_config(
+        own(tmp_path, '\ufeff{"zero_optimization": {"sub_group_size": 1000}}')
+    )
+    assert config["zero_optimization"]["sub_group_size"] == 1000
 
 
 @pytest.mark.parametrize(("text", "said"), [("{", "not JSON"), ("[1]", "JSON object")])

@@ -107,7 +107,7 @@ def test_a_copy_does_not_follow_the_weights(model_folder: Path) -> None:
 
 
 def test_no_model_there(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"model.path: no model at .*nowhere"):
+    with pytest.raises(SettingsError, match=r"model.path: there is no .*nowhere"):
         load_model(settings(tmp_path / "nowhere"))
 
 
@@ -119,5 +119,7 @@ def test_another_family_is_refused(tmp_path: Path) -> None:
         vision_config={"model_type": "clip_vision_model", "image_size": 28, **small, **heads},
     )
     AutoModelForImageTextToText.from_config(config).save_pretrained(tmp_path)
-    with pytest.raises(SettingsError, match=r"family 'llava'; this trains qwen2_vl"):
+    with pytest.raises(
+        SettingsError, match=r"model_type 'llava'\. This trains and serves qwen2_vl"
+    ):
         load_model(settings(tmp_path))

@@ -3,7 +3,7 @@
 import copy
 import random
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -101,7 +101,7 @@ class Loaded:
         ]
 
 
-@pytest.fixture(scope="module", params=["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.fixture(scope="module", params=get_args(Family))
 def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
     return Loaded(tmp_path_factory.mktemp("model"), request.param)
 
