@@ -83,8 +83,11 @@ def load_vocabulary(name: str) -> Vocabulary:
         if any(key in members for key in keys[0]):
             objects, predicates = (_names(members, of, path) for of in keys)
             return Vocabulary(objects, predicates)
+    found = f"its members are {', '.join(members) or 'none'}"
+    if path.suffix not in (".json", ".toml"):
+        raise refusal(path, found, "lines [objects] and [predicates] are wanted above the names")
     forms = "; ".join(" + ".join((*objects, *predicates)) for objects, predicates in _FORMS)
-    raise refusal(path, f"its members are {', '.join(members) or 'none'}", f"wanted are {forms}")
+    raise refusal(path, found, f"wanted are {forms}")
 
 
 def load_aliases(name: str) -> Aliases:
