@@ -87,8 +87,11 @@ def load_vocabulary(name: str) -> Vocabulary:
                 wanted = "names without a dot are wanted: an id's name ends at its first dot"
                 raise refusal(path, f"an object is {dotted[0]!r}", wanted)
             return Vocabulary(objects, predicates)
+    found = f"its members are {', '.join(members) or 'none'}"
+    if path.suffix not in (".json", ".toml"):
+        raise refusal(path, found, "lines [objects] and [predicates] are wanted above the names")
     forms = "; ".join(" + ".join((*objects, *predicates)) for objects, predicates in _FORMS)
-    raise refusal(path, f"its members are {', '.join(members) or 'none'}", f"wanted are {forms}")
+    raise refusal(path, found, f"wanted are {forms}")
 
 
 def load_aliases(name: str) -> Aliases:
