@@ -23,7 +23,9 @@ def expanded(path: str) -> str:
 
 
 def _expanded(path: object) -> object:
-    return Path(expanded(str(path))) if isinstance(path, str | Path) else path
+    if isinstance(path, Path):
+        return Path(expanded(str(path)))
+    return expanded(path) if isinstance(path, str) else path
 
 
 LocalPath = Annotated[Path, BeforeValidator(_expanded)]
