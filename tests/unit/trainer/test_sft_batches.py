@@ -32,7 +32,12 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     make_tiny_model(folder / "model")
     make_toy(folder / "toy", num_train=12, num_heldout=1)
     return Settings(
-        model=ModelSettings(path=str(folder / "model"), dtype="float32"),
+        model=ModelSettings(
+            path=str(folder / "model"),
+            dtype="float32",
+            box_space="relative_1000",
+            box_space_override=True,
+        ),
         data=DataSettings(train=str(folder / "toy/train.parquet"), template="toy"),
     )
 
