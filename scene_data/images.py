@@ -18,10 +18,13 @@ def find_image(name: str, folders: Sequence[Path]) -> Path:
     Raises:
         RowError: It is in none of them.
     """
-    for folder in folders:
-        for inside in _USUAL:
-            if (file := folder / inside / name).is_file():
-                return file
+    try:
+        for folder in folders:
+            for inside in _USUAL:
+                if (file := folder / inside / name).is_file():
+                    return file
+    except OSError as error:  # a name too long for a file
+        raise RowError(f"image cannot be read: {error}") from error
     raise RowError(
         f"no image {name} in {', '.join(map(str, folders))}", "its image is in none of the folders"
     )

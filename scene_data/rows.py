@@ -80,7 +80,7 @@ def image_id_text(value: Any) -> str:
     Raises:
         RowError: There is none.
     """
-    if isinstance(value, float) and value.is_integer():
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1 << 53:
         value = int(value)
     if not isinstance(value, str | int | float) or isinstance(value, bool) or value == "":
         found = "no image_id" if value is None else f"image_id is {shown(value)}"

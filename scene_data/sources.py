@@ -218,17 +218,18 @@ def _undecoded(table: Any, column: str, name: str) -> Any:
     import datasets
 
     image = datasets.Image(decode=False)
-    if column == "images":
-        _check_one_each(table, name)
     kind = datasets.List(image) if column == "images" else image
     try:
-        return table.cast_column(column, kind)
+        cast = table.cast_column(column, kind)
     except (TypeError, ValueError, NotImplementedError) as error:
         found = table.features[column]
         is_list = isinstance(found, list | datasets.List | datasets.LargeList)
         what = f"{column} is a list" if is_list else f"{column} is {found}"
         wanted = "one image a row: its bytes, a path, or {bytes, path}"
         raise refusal(name, what, wanted) from error
+    if column == "images":
+        _check_one_each(cast, name)
+    return cast
 
 
 def _of_chat(row: Row, number: int) -> Row | RowError:

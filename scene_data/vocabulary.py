@@ -69,7 +69,8 @@ def load_vocabulary(name: str) -> Vocabulary:
             | text | a line `[objects]` with one name a line below it; `[predicates]` likewise |
 
     Raises:
-        InvalidInputError: There is no such file, it is in none of the forms, or has a name twice.
+        InvalidInputError: There is no such file, it is in none of the forms, has a name twice,
+            or an object's name with a dot.
     """
     if name in SHIPPED:
         lists = tomllib.loads((_FOLDER / f"{name}.toml").read_text())
@@ -82,9 +83,15 @@ def load_vocabulary(name: str) -> Vocabulary:
     for keys in _FORMS:
         if any(key in members for key in keys[0]):
             objects, predicates = (_names(members, of, path) for of in keys)
+            if dotted := [name for name in objects if "." in name]:
+                wanted = "names without a dot are wanted: an id's name ends at its first dot"
+                raise refusal(path, f"an object is {dotted[0]!r}", wanted)
             return Vocabulary(objects, predicates)
+    found = f"its members are {', '.join(members) or 'none'}"
+    if path.suffix not in (".json", ".toml"):
+        raise refusal(path, found, "lines [objects] and [predicates] are wanted above the names")
     forms = "; ".join(" + ".join((*objects, *predicates)) for objects, predicates in _FORMS)
-    raise refusal(path, f"its members are {', '.join(members) or 'none'}", f"wanted are {forms}")
+    raise refusal(path, found, f"wanted are {forms}")
 
 
 def load_aliases(name: str) -> Aliases:

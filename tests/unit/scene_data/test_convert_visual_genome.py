@@ -42,6 +42,16 @@ def test_raw_annotations_become_rows_that_are_read_back(tmp_path: Path) -> None:
     assert plain[0]["image"].size == (64, 48)
 
 
+def test_a_name_gives_up_its_dots(tmp_path: Path) -> None:
+    """An id's name ends at the first one."""
+    flag = vg_object(13, "u.s. flag")
+    put_vg(tmp_path, _record(7, vg_relationship(MAN, "holding", flag)))
+    _convert(tmp_path)
+    (sample,) = open_dataset(tmp_path / "out/train.parquet")
+    assert [item.id for item in sample.graph.objects] == ["man.1", "us flag.2"]
+    assert [item.category for item in sample.graph.objects] == ["man", "us flag"]
+
+
 def test_what_is_dropped_is_counted_by_reason(tmp_path: Path) -> None:
     outside = vg_object(13, "sky", x=60, y=0, w=30, h=10)
     beyond = vg_object(14, "sun", x=70, y=0, w=5, h=5)

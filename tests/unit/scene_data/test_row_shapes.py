@@ -155,6 +155,11 @@ def test_images_may_be_a_list_of_one(tmp_path: Path) -> None:
     reason = r"two.parquet, row 1: images is a list of 2; one image a row"
     with pytest.raises(InvalidInputError, match=reason):
         open_rows(str(tmp_path / "two.parquet"))
+    datasets.Dataset.from_list([{**row, "images": 5}]).to_parquet(tmp_path / "x.parquet")
+    with pytest.raises(
+        InvalidInputError, match=r"x.parquet: images is Value\('int64'\); one image"
+    ):
+        open_rows(str(tmp_path / "x.parquet"))
 
 
 def test_json_with_several_images_a_row_is_refused(tmp_path: Path) -> None:

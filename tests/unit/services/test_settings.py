@@ -135,6 +135,12 @@ def test_an_optional_field_can_be_unset(tmp_path: Path) -> None:
         load_settings(file, ["model.box_space="], {})
 
 
+def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(MINIMAL, encoding="utf-8-sig")
+    assert load_settings(file, [], {}).model.path == "m"
+
+
 def test_homes_and_variables_are_filled_into_every_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
