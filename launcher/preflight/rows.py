@@ -149,10 +149,10 @@ def _prompts(
         prompts = {
             place: (sample, row_messages(settings, sample)) for place, sample in samples.items()
         }
+    except (SettingsError, UnavailableError):
+        return
     except InvalidInputError as error:
         yield Finding("prompt", "missing", error.message)  # of whatever dataset
-        return
-    except (SettingsError, UnavailableError):
         return
     if lengths is not None:
         try:
