@@ -76,6 +76,16 @@ def checked_inference(
     return _decided(settings) if knows_model else settings
 
 
+def checked_model(settings: Settings) -> Settings:
+    """As `checked`, before a rollout server is started alone.
+
+    Raises:
+        SettingsError: With all that is wrong.
+    """
+    _heed(_model(settings, fetch=True))
+    return _decided(settings)
+
+
 def _heed(findings: list[Finding]) -> None:
     refuse(findings)
     for finding in findings:
