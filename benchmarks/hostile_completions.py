@@ -103,6 +103,8 @@ _MAKERS: dict[str, Callable[[], str]] = {
     "256 KiB of one object's repeated bbox": _repeated_bbox,
     "an unclosed string": lambda: _filled('<answer>{"objects":[{"id":"', "a"),
     "256 KiB of quotes": lambda: _filled("<answer>{", '"'),
+    "256 KiB of quotes after the word json": lambda: _filled("<answer>json{", '"'),
+    "256 KiB of the word json": lambda: _filled("<answer>{", "json"),
     "256 KiB of backslashes": lambda: _filled('<answer>{"objects":[{"id":"', "\\"),
     "256 KiB of escapes": lambda: _filled('<answer>{"a":"', "\\u00e9", '"}</answer>'),
     "`<answer>` 29,000 times": lambda: _filled("", "<answer>{"),

@@ -1,6 +1,7 @@
 """`sgg-rl data`: make, convert and look at datasets."""
 
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,11 +17,14 @@ from services.errors import SettingsError
 if TYPE_CHECKING:
     from scene_data.conversion.convert import Conversion
 
+_IDS = re.compile(r"""[^\s,;"'\[\]]+""")
+"""In a list of ids: one a line, between commas, or in JSON"""
+
 data_app = typer.Typer(help="Make, convert and look at datasets.", no_args_is_help=True)
 
 Vocabulary = Annotated[
-    Literal["vg150", "psg"] | None,
-    typer.Option(help="Its names alone; those outside are counted."),
+    str | None,
+    typer.Option(help="vg150, psg or a file: its names alone; those outside are counted."),
 ]
 
 
@@ -48,14 +52,14 @@ def convert(
     source: Annotated[
         str,
         typer.Argument(
-            help="Visual Genome's relationships.json, PSG's psg.json, VG150's VG-SGG*.h5, the "
-            "folder of one of them, or any dataset that can be trained on."
+            help="Annotations in a layout of docs/data.md (VG150, Visual Genome, PSG, COCO with "
+            "relations, GQA, Open Images), their folder, or any dataset that can be trained on."
         ),
     ],
     output: Annotated[Path, typer.Option(help="Folder for the files, one a split.")],
     images: Annotated[
         list[Path] | None,
-        typer.Option(help="Folder with the image files; given again for another."),
+        typer.Option(help="Folder with the image files, given again for another; else SOURCE's."),
     ] = None,
     with_images: Annotated[
         bool, typer.Option("--with-images/--no-images", help="Or annotations alone, as JSONL.")
@@ -71,7 +75,7 @@ def convert(
     ] = None,
     split: Annotated[
         list[str] | None,
-        typer.Option(help="NAME=FILE: images whose ids are in FILE, one a line, go to NAME."),
+        typer.Option(help="NAME=FILE: images go to NAME whose ids are in FILE, one a line."),
     ] = None,
     keep_unrelated: Annotated[
         bool, typer.Option(help="Keep images without relationships: detection needs none.")
@@ -81,15 +85,9 @@ def convert(
     from scene_data.conversion.convert import ConversionOptions, open_source
     from scene_data.conversion.convert import convert as run
     from scene_data.conversion.graphs import GraphRules
-    from scene_data.conversion.rows_source import DatasetRows
 
     opened = open_source(source, vocabulary=vocabulary, need_images=with_images)
     print(f"{safe(source)} is read as {opened.title}")
-    if with_images and not images and not isinstance(opened, DatasetRows):
-        raise SettingsError(
-            "where are the image files? Name their folder with --images, or write annotations "
-            "alone with --no-images"
-        )
     rules = GraphRules(
         vocabulary=vocabulary,
         object_aliases=object_aliases,
@@ -98,7 +96,7 @@ def convert(
     )
     options = ConversionOptions(
         folder=output,
-        image_folders=tuple(images or ()),
+        image_folders=tuple(images or (Path(opened.name).parent,)),
         with_images=with_images,
         splits=_splits(split) if split else None,
         keep_unrelated=keep_unrelated,
@@ -112,7 +110,7 @@ def convert(
 def inspect(
     path: Annotated[str, typer.Argument(help="Anything that can be trained on.")],
     vocabulary: Annotated[
-        Literal["vg150", "psg"] | None, typer.Option(help="Say which names are outside it.")
+        str | None, typer.Option(help="vg150, psg or a file: say which names are outside it.")
     ] = None,
     images: Annotated[bool, typer.Option("--images", help="Decode every image.")] = False,
     output: Annotated[
@@ -157,9 +155,11 @@ def _splits(options: list[str]) -> dict[str, str]:
         if not name.replace("-", "").replace("_", "").isalnum() or not file:
             raise SettingsError(f"--split {option}: write NAME=FILE, such as test=test_ids.txt")
         try:
-            ids = Path(file).read_text().split()
+            text = Path(file).read_text(encoding="utf-8-sig")
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"--split {option}: cannot read the file: {error}") from error
+        if not (ids := _IDS.findall(text)):
+            raise SettingsError(f"--split {option}: the file has no id; one a line is wanted")
         for image_id in ids:
             if found.setdefault(image_id, name) != name:
                 raise SettingsError(f"--split: image {image_id} is in {found[image_id]} and {name}")

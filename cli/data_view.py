@@ -12,7 +12,7 @@ from rich.table import Table
 
 from cli.safe_text import safe
 from scene_data.drawing import draw_graph
-from scene_data.images import image_bytes, image_size
+from scene_data.images import check_image, image_bytes
 from scene_data.inspection import RARE, Inspection, NameStatistics, Spread
 from scene_data.rows import RowError, read_graph, read_size
 from scene_data.sources import Rows
@@ -50,7 +50,7 @@ def draw_samples(rows: Rows, usable: NDArray[np.bool_], folder: Path, num: int) 
         row = rows.row(index)
         try:
             data = image_bytes(row["image"])
-            image_size(data, read_size(row))
+            check_image(data, read_size(row))
             title = f"image {safe(str(row['image_id']), 30)}"
             picture = draw_graph(data, read_graph(row)[0], title)
         except (RowError, InvalidInputError, TooLargeError) as error:
@@ -74,6 +74,7 @@ def _rows(found: Inspection) -> Table:
         (found.num_without_image, "without an image: not trained on"),
         (found.num_without_relationship, "without a relationship: not trained on for sgg and cls"),
         (found.num_repeated_ids, _repeated(found)),
+        (found.num_turned, "turned upright by an EXIF orientation: boxes must be of that picture"),
         (found.num_boxes_outside, "boxes that reach over the image's edge"),
         *((number, f"{_plain(reason)}: dropped") for reason, number in found.dropped.items()),
     ]

@@ -24,7 +24,7 @@ TaskOption = Annotated[
 ]
 Train = Annotated[str | None, typer.Option(help="The training split: zero-shot and frequencies.")]
 VocabularyName = Annotated[
-    Literal["vg150", "psg"] | None, typer.Option(help="Map predicted names to this one's.")
+    str | None, typer.Option(help="Map predicted names to those of vg150, psg or a file.")
 ]
 AliasFiles = Annotated[
     list[Path] | None, typer.Option("--aliases", help="More synonyms: name,alias,alias a line.")

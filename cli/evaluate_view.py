@@ -9,7 +9,7 @@ from rich.text import Text
 
 from cli.safe_text import safe
 from evaluation.published import PublishedRow, PublishedTable, published_tables
-from evaluation.result import PROTOCOLS, EvaluationResult, Problem, Protocol
+from evaluation.result import AP_METRICS, PROTOCOLS, EvaluationResult, Problem, Protocol
 from evaluation.scoring.compare import Comparison, Difference, PredicateChange
 
 _SHORT = {"recall": "R", "mean_recall": "mR", "zero_shot_recall": "zR"}
@@ -142,18 +142,20 @@ def _objects_and_answers(result: EvaluationResult) -> Table:
 def _object_label(name: str) -> str:
     """With or without `object_` before it."""
     name = name.removeprefix("object_")
-    if name.startswith("ap"):
-        return name.upper()
-    return f"object {name}".replace("_iou", " IoU").replace("f1", "F1")
+    if name in AP_METRICS:
+        return name.upper().replace("_", " ")
+    if name == "mean_iou":
+        return "object mean IoU"
+    return f"object {name.replace('f1', 'F1')}, strict"
 
 
 def _published(result: EvaluationResult, published: PublishedTable) -> Table:
     """The rows of a paper's table below ours, which is by the same protocol."""
-    table = plain_table(published.protocol, "failures", "AP50", "R", "mR")
+    table = plain_table(published.protocol, "failures", "COCO AP50", "R", "mR")
     table.title = published.title
     table.title_justify, table.title_style = "left", ""
     ours, answers, objects = result.protocols["sgb"], result.answers, result.objects
-    values = [answers["failure_rate"], objects["ap50"]]
+    values = [answers["failure_rate"], objects["coco_ap50"]]
     values += [ours["recall@100"], ours["mean_recall@100"]]
     table.add_row(f"{result.name} on {result.split} (@100)", *map(percent, values), style="bold")
     for row in published.rows:

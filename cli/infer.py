@@ -15,9 +15,11 @@ Config = Annotated[list[Path] | None, typer.Option("--config", "-c", help="The r
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.field=value.")]
 Servers = Annotated[list[str] | None, typer.Option("--server", help="URL; give it for each.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first images.")]
-Template = Annotated[Literal["open", "closed", "toy"] | None, typer.Option(help="The instruction.")]
+Template = Annotated[
+    str | None, typer.Option(help="The instruction: open, closed, toy or a text file.")
+]
 Vocabulary = Annotated[
-    Literal["vg150", "psg"] | None, typer.Option(help="Names to use; implies closed.")
+    str | None, typer.Option(help="Names to use: vg150, psg or a file; implies closed.")
 ]
 Thinking = Annotated[bool | None, typer.Option(help="Ask for <think> before the answer.")]
 Temperature = Annotated[float | None, typer.Option(min=0, max=2, help="0, the default, is greedy.")]
@@ -64,7 +66,7 @@ def infer(
         "model.path": model,
         "data.train": None if config else data,
         "data.template": template,
-        "data.vocabulary": vocabulary if template in (None, "closed") else "",
+        "data.vocabulary": "" if template in ("open", "toy") else vocabulary,
         "data.thinking": thinking,
         "evaluation.temperature": temperature,
         "evaluation.top_p": top_p,

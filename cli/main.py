@@ -1,5 +1,6 @@
 """The `sgg-rl` command. It parses; then imports what the chosen part needs; then runs it."""
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -229,6 +230,9 @@ def main() -> None:
     75: a trainer that was asked to stop, with its steps in a checkpoint; `--resume` goes on.
     """
     own_programs_on_path()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # of a terminal that may know ASCII only
+            stream.reconfigure(errors="backslashreplace")
     try:
         app()
     except SettingsError as error:

@@ -90,7 +90,9 @@ def serve_rollout(found: Settings) -> None:
     from launcher.preflight.gpus import check_gpus
 
     if found.rollout.engine == "vllm":
-        found = with_box_space(found)
+        from launcher.preflight.inputs import checked_model
+
+        found = checked_model(found)
         check_start("/dev/shm", "caches")
         check_gpus(1, who="a rollout server")
     from rollout_service.app import serve

@@ -104,7 +104,7 @@ def _read_rubric(file: Path) -> dict[str, Any]:
     import tomllib
 
     try:
-        text = file.read_text()
+        text = file.read_text(encoding="utf-8-sig")
         value = tomllib.loads(text) if file.suffix == ".toml" else json.loads(text)
     except OSError as error:
         raise SettingsError(f"--rubric: cannot read {file}: {error.strerror}") from error

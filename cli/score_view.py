@@ -1,6 +1,5 @@
 """What `sgg-rl score` prints of all completions together."""
 
-import io
 import json
 import sys
 from collections import Counter
@@ -48,8 +47,6 @@ class Report:
         self._lines: list[_Line] = []
         self._first: Explanation | None = None
         """Waits: it is shown in full if it stays the only one"""
-        if isinstance(sys.stdout, io.TextIOWrapper):  # may know ASCII only
-            sys.stdout.reconfigure(errors="backslashreplace")
         self._console = Console(markup=False, emoji=False, highlight=False)
 
     def add(self, name: str, explanation: Explanation) -> None:

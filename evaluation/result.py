@@ -4,13 +4,17 @@
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from scene_graph.cleaning import Task
 from scene_graph.metrics.ratio import RatioMetric
 
 Protocol = Literal["strict", "sgb", "r1-sgg"]
 PROTOCOLS: tuple[Protocol, ...] = ("strict", "sgb", "r1-sgg")
+
+ApMetric = Literal["ap", "ap50", "ap75", "coco_ap", "coco_ap50", "coco_ap75"]
+AP_METRICS: tuple[ApMetric, ...] = get_args(ApMetric)
+"""Of objects: no means over images, so they have no intervals"""
 
 Verdict = Literal["hit", "miss", "hallucination"]
 """Of a reference item: hit or miss; of a predicted one: hit or hallucination."""
@@ -108,7 +112,7 @@ class EvaluationResult:
     intervals: dict[Protocol, dict[str, tuple[float, float]]]
     """95 % by bootstrap over images"""
     objects: dict[str, float | None]
-    """`ap`, `ap50`, `ap75`, `recall`, `precision`, `f1`, `mean_iou`"""
+    """`AP_METRICS`, `recall`, `precision`, `f1`, `mean_iou`"""
     object_intervals: dict[str, tuple[float, float]]
     answers: dict[str, float | None]
     """`failure_rate`, `unconstrained_failure_rate`, `relations_per_image`, `objects_per_image`,

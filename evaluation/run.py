@@ -36,7 +36,7 @@ class Request:
     train: str | None = None
     """The training split"""
     vocabulary: str | None = None
-    """`vg150` or `psg`: predicted names are mapped to it"""
+    """`vg150`, `psg` or the path of one's own: predicted names are mapped to it"""
     aliases: tuple[Path, ...] = ()
     """Files of synonyms; they come before the shipped ones, later files before earlier"""
     embedding_model: str | None = None

@@ -11,16 +11,15 @@ from pathlib import Path
 
 import numpy as np
 
-from launcher.preflight.prompt_length import PromptLength, row_messages
+from launcher.preflight.prompt_length import PromptLength, row_messages, tokenizer_folder
 from scene_data.dataset import Sample, SceneDataset, open_dataset
 from scene_data.sources import is_hub_name
 from scene_data.toy import NAMES
 from scene_data.vocabulary import load_vocabulary
 from scene_data.writing import graph_row, parquet_writer
 from scene_graph.graph import normalise_name
-from services.errors import InvalidInputError, SettingsError, TooLargeError
+from services.errors import InvalidInputError, SettingsError, TooLargeError, UnavailableError
 from services.images import decode_image
-from services.model_families import with_box_space
 from services.settings import Settings, load_settings
 
 _HELDOUT_WORDS = ("heldout", "validation", "val", "test", "dev")
@@ -154,16 +153,15 @@ def _all_in(
 
 def _room(settings: Settings, samples: list[Sample]) -> list[str]:
     """Tokens for the longest prompt and its answer."""
-    if not Path(settings.model.path).is_dir():
+    if (folder := tokenizer_folder(settings.model.path)) is None:
         return []
     try:
-        settings = with_box_space(settings)
-        lengths = PromptLength(settings)
+        lengths = PromptLength(settings, folder)
         prompt = max(
             lengths.text_tokens(row_messages(settings, sample)) + lengths.image_tokens(sample)
             for sample in samples
         )
-    except SettingsError:  # said in full by the look at all inputs
+    except (SettingsError, InvalidInputError, UnavailableError):  # said in full before the start
         return []
     answer = max(settings.sampling.max_tokens, settings.evaluation.max_tokens)
     wanted = -(-(prompt + answer) // _TOKENS_AT_ONCE) * _TOKENS_AT_ONCE

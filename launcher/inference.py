@@ -16,6 +16,7 @@ from launcher.run import signals_as_interrupt
 from launcher.run_parts import MAX_RESTARTS
 from launcher.terminal import Say, open_console, say_on
 from scene_data.dataset import open_dataset
+from scene_data.templates import check_instruction
 from services.errors import UnavailableError
 from services.keys import RunKeys
 from services.ports import free_port
@@ -61,6 +62,7 @@ def run_inference(
     )
     logs.mkdir(parents=True, exist_ok=True)
     setup_logging("infer")
+    check_instruction(settings.data.template, settings.data.vocabulary)
     dataset = open_dataset(data)
     num_images = min(len(dataset), limit or len(dataset))
     images = FirstImages(dataset=dataset, name=data, length=num_images)
@@ -86,9 +88,12 @@ def run_inference(
 
 
 def _is_elsewhere(settings: Settings, urls: list[str]) -> bool:
-    """Of running servers, or of the fake engine: it need not be here if its box space is said."""
-    model, is_fake = settings.model, settings.rollout.engine == "fake"
-    return (bool(urls) or is_fake) and model.box_space != "auto" and not Path(model.path).exists()
+    """Running servers' model may lie on their hosts alone: then the settings say its box space.
+
+    The fake engine has none at all.
+    """
+    model, served = settings.model, bool(urls) or settings.rollout.engine == "fake"
+    return served and model.box_space != "auto" and not Path(model.path).exists()
 
 
 def registered_servers(settings: Settings) -> list[str]:

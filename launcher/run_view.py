@@ -48,7 +48,9 @@ def plan_lines(
 def summary_table(evaluations: dict[str, dict[str, Any]]) -> Table:
     """Every number of the held-out evaluations, before and after."""
     before, after = evaluations.get("before", {}), evaluations.get("after", {})
-    table = Table("held out", "before", "after", "change", title="Result", title_justify="left")
+    table = Table(
+        "held out, strict", "before", "after", "change", title="Result", title_justify="left"
+    )
     for name, new in after.items():
         old = before.get(name)
         if isinstance(new, int | float) and isinstance(old, int | float):

@@ -235,14 +235,14 @@ _MEASURES = {
 def evaluation_line(row: Row) -> str:
     """A held-out evaluation in one line, with the versions that answered.
 
-    Example: `evaluated version 40 (40 to 41)  triplet recall 0.213  F1 0.201  mean recall 0.120
-    object F1 0.412  failed 3%  12.1 s`
+    Example: `evaluated version 40 (40 to 41), strict  triplet recall 0.213  F1 0.201  mean recall
+    0.120  object F1 0.412  failed 3%  12.1 s`
     """
     answered = (row.get("policy_version_oldest"), row.get("policy_version_newest"))
     versions = sorted({version for version in answered if version is not None})
     return "  ".join(
         [
-            f"evaluated version {row.get('step')} ({' to '.join(map(str, versions))})",
+            f"evaluated version {row.get('step')} ({' to '.join(map(str, versions))}), strict",
             *(f"{label} {_number(row[name])}" for name, label in _MEASURES.items() if name in row),
             f"failed {_percent(row.get('failure_rate'))}",
             f"{_number(row.get('seconds'), 1)} s",

@@ -65,6 +65,8 @@ class VllmEngine(Engine):
         self._llm: Any = None
         self._expected: dict[str, Shape] = {}
         self._reserved_texts: list[str] = []
+        self._template: str | None = None
+        """Where the tokenizer has none of its own."""
         self._chat: VllmChat | None = None
 
     async def start(self) -> None:
@@ -78,8 +80,8 @@ class VllmEngine(Engine):
             await self._llm.get_supported_tasks()  # kept by vLLM: no request waits for it
             await self._llm.init_weight_transfer_engine(WeightTransferInitRequest())
             tokenizer = self._llm.get_tokenizer()
-            own = tokenizer.chat_template
-            tokenizer.chat_template = own or chat_template(self._settings.model.path)
+            if tokenizer.chat_template is None:
+                self._template = chat_template(self._settings.model.path)
             tokens = tokenizer.added_tokens_decoder.values()
             self._reserved_texts = [token.content for token in tokens if token.special]
             shapes = await asyncio.to_thread(_checkpoint_shapes, self._settings.model.path)
@@ -87,7 +89,9 @@ class VllmEngine(Engine):
             counts = [math.prod(shape) for shape in shapes.values()]
             # A head that is tied to the embedding, mostly the largest tensor, may come as well.
             self.num_elements = sum(counts) + max(counts) if counts else None
-            self._chat = VllmChat(self._llm, self._settings, served_name(self._settings))
+            self._chat = VllmChat(
+                self._llm, self._settings, served_name(self._settings), self._template
+            )
         except Exception as error:  # whatever the model's code raises: the caller can only give up
             path = self._settings.model.path
             raise EngineError(f"vLLM cannot load {path}: {why_not(error)}") from error
@@ -266,6 +270,7 @@ class VllmEngine(Engine):
     ) -> dict[str, Any]:
         text = self._llm.get_tokenizer().apply_chat_template(
             [message.model_dump() for message in messages],
+            chat_template=self._template,
             tokenize=False,
             add_generation_prompt=True,
         )

@@ -33,13 +33,16 @@ class PolicyChat(OpenAIServingChat):  # type: ignore[misc]
 class VllmChat:
     """Chat completions and the list of models."""
 
-    def __init__(self, llm: EngineClient, settings: Settings, served_name: str) -> None:
+    def __init__(
+        self, llm: EngineClient, settings: Settings, served_name: str, template: str | None
+    ) -> None:
         """Answers at once.
 
         Args:
             llm: The running engine.
             settings: Of the run.
             served_name: Of the policy.
+            template: Of chats; None where the tokenizer has it.
         """
         # Not the folder: answers show it.
         base = BaseModelPath(name=served_name, model_path=served_name)
@@ -48,15 +51,13 @@ class VllmChat:
             name: lora_request(settings, name) for name in sorted(settings.rollout.adapters)
         }
         self._models.lora_requests.update(adapters)
-        template: dict[str, Any] = {
+        options: dict[str, Any] = {
             "request_logger": None,
-            "chat_template": None,
+            "chat_template": template,
             "chat_template_content_format": "openai",
         }
-        renderer = OnlineRenderer(llm.model_config, llm.renderer, **template)
-        self._chat = PolicyChat(
-            llm, self._models, "assistant", online_renderer=renderer, **template
-        )
+        renderer = OnlineRenderer(llm.model_config, llm.renderer, **options)
+        self._chat = PolicyChat(llm, self._models, "assistant", online_renderer=renderer, **options)
         self._chat.settings = settings
 
     async def models(self) -> dict[str, Any]:

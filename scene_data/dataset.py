@@ -8,8 +8,9 @@
 | `owner/name` or `owner/name:split`, where no such path exists | the same, from the hub |
 
 A row has image_id, image, objects `[{"id": "man.1", "bbox": [x1, y1, x2, y2]}]` (pixels) and
-relationships `[{"subject", "predicate", "object"}]`; the lists may be JSON strings. A column of
-text that leads to the graph (thinking) is read where it is asked for.
+relationships `[{"subject", "predicate", "object"}]`; the lists may be JSON strings, or objects of
+lists. A chat with `images` is a row too (`scene_data.chats`). A column of text that leads to the
+graph (thinking) is read where it is asked for.
 """
 
 import logging
@@ -21,8 +22,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from scene_data.images import image_bytes, image_size
-from scene_data.rows import RowError, read_graph, read_size, read_thinking
+from scene_data.images import check_image, image_bytes
+from scene_data.refusal import PAGE, refusal
+from scene_data.rows import RowError, image_id_text, read_graph, read_size, read_thinking
 from scene_data.sources import Row, Rows, open_rows
 from scene_graph.cleaning import Task
 from scene_graph.graph import SceneGraph
@@ -100,6 +102,7 @@ class SceneDataset:
         self._keep_repeated = keep_repeated
         self._name = name
         self._thinking = thinking_column
+        self._has_warned = False
         check = check_rows(
             rows, thinking_column=thinking_column, task=task, keep_repeated=keep_repeated
         )
@@ -118,24 +121,37 @@ class SceneDataset:
                 for what its header says, or has another size than the row says.
         """
         number = int(self._usable[index])
-        row = self._rows.row(number)
+        place = f"{self._name}, {self._rows.place(number)}"
         try:
+            row = self._rows.row(number)
+            place += f" (image {image_id_text(row['image_id'])})"
             data = image_bytes(row["image"])
-            width, height = image_size(data, read_size(row))
+            header = check_image(data, read_size(row))
         except RowError as error:
-            place = f"{self._rows.place(number)} (image {row['image_id']})"
-            raise InvalidInputError(f"{self._name}, {place}: {error} (docs/data.md)") from error
+            raise InvalidInputError(f"{place}: {error} ({PAGE})") from error
+        if header.orientation > 1:
+            self._warn_of_turn(place)
         return Sample(
-            image_id=str(row["image_id"]),
+            image_id=image_id_text(row["image_id"]),
             image_bytes=data,
-            width=width,
-            height=height,
+            width=header.width,
+            height=header.height,
             graph=read_graph(row, keep_repeated=self._keep_repeated)[0],
             thinking=read_thinking(row, self._thinking) if self._thinking else None,
         )
 
+    def _warn_of_turn(self, place: str) -> None:
+        """Once: nothing else may show that the boxes are of the picture as it is stored."""
+        if not self._has_warned:
+            self._has_warned = True
+            logger.warning(
+                "%s: turned upright by its EXIF orientation, as all such images are: boxes must be "
+                "of the upright picture (docs/data.md)",
+                place,
+            )
+
     def place(self, index: int) -> str:
-        """What a person finds a usable row by. Example: `train.jsonl, line 4`"""
+        """What a person finds a usable row by. Example: `train.jsonl, line 4`."""
         return f"{self._name}, {self._rows.place(int(self._usable[index]))}"
 
     def __iter__(self) -> Iterator[Sample]:
@@ -210,13 +226,15 @@ def _graph(
 def _judge(found: RowCheck, name: str, task: Task | None) -> None:
     """Say what was found, or refuse the dataset."""
     num_rows, num_usable = len(found.usable), int(np.count_nonzero(found.usable))
+    if not num_rows:
+        raise refusal(name, "no row in it", "rows are wanted")
     unrelated = f"{found.num_unrelated} of {num_rows} rows have no relationship"
     listed = "\n".join(f"  {line}" for line in found.broken)
     if is_too_broken(found.num_broken, num_rows) or not num_usable:
         also = f"; {unrelated}, which {task} needs" if found.num_unrelated else ""
         raise InvalidInputError(
             f"{name}: {found.num_broken} of {num_rows} rows are broken, {num_usable} usable{also}:"
-            f"\n{listed}\n`sgg-rl data inspect` counts all faults"
+            f"\n{listed}\n`sgg-rl data inspect` counts all faults; {PAGE} shows what a row is"
         )
     if found.num_broken:
         logger.warning("%s: skipped %d of %d rows:\n%s", name, found.num_broken, num_rows, listed)

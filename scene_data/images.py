@@ -6,7 +6,7 @@ from typing import Any
 
 from scene_data.rows import RowError
 from services.errors import InvalidInputError, TooLargeError
-from services.images import MAX_IMAGE_BYTES, decode_image, image_header
+from services.images import MAX_IMAGE_BYTES, ImageHeader, decode_image, image_header
 
 _USUAL = ("", "VG_100K", "VG_100K_2", "images")
 """Folders inside the one that a person names: Visual Genome comes as two of them"""
@@ -18,10 +18,13 @@ def find_image(name: str, folders: Sequence[Path]) -> Path:
     Raises:
         RowError: It is in none of them.
     """
-    for folder in folders:
-        for inside in _USUAL:
-            if (file := folder / inside / name).is_file():
-                return file
+    try:
+        for folder in folders:
+            for inside in _USUAL:
+                if (file := folder / inside / name).is_file():
+                    return file
+    except OSError as error:  # a name too long for a file
+        raise RowError(f"image cannot be read: {error}") from error
     raise RowError(
         f"no image {name} in {', '.join(map(str, folders))}", "its image is in none of the folders"
     )
@@ -46,15 +49,18 @@ def image_bytes(image: Any) -> bytes:
         raise RowError(f"image cannot be read: {error}") from error
 
 
-def image_size(
+def check_image(
     data: bytes, said: tuple[int, int] | None, *, all_pixels: bool = False
-) -> tuple[int, int]:
-    """Width and height of an encoded image as every part of the system sees it: upright.
+) -> ImageHeader:
+    """Hold an encoded image against the rule for pictures, and against its row.
 
     Args:
         data: The file.
         said: Width and height that its row says, if it does.
         all_pixels: Decode it to its end, which finds damage behind the header.
+
+    Returns:
+        Its size as every part of the system sees it: upright.
 
     Raises:
         RowError: Rollout servers and trainer would refuse it, or the row says another size.
@@ -65,14 +71,15 @@ def image_size(
             decode_image(data)
     except (InvalidInputError, TooLargeError) as error:
         raise RowError(error.message) from error
-    if said not in (None, header.size):
-        raise _other_size(said, header.size, is_turned=header.is_turned)
-    return header.size
+    if said is not None and said != header.size:
+        raise _other_size(header, said)
+    return header
 
 
-def _other_size(said: tuple[int, int], found: tuple[int, int], *, is_turned: bool) -> RowError:
-    has, says = "image has {}x{} pixels".format(*found), "its annotations say {}x{}".format(*said)
-    if is_turned and said == found[::-1]:
+def _other_size(header: ImageHeader, said: tuple[int, int]) -> RowError:
+    has = "image has {}x{} pixels".format(*header.size)
+    says = "its annotations say {}x{}".format(*said)
+    if header.orientation >= 5 and said == header.size[::-1]:
         return RowError(
             f"{has} once its EXIF orientation is applied, {says}, as it is stored: turn its boxes "
             "and size as well, or remove the tag",

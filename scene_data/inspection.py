@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scene_data.dataset import NUM_LISTED, RowCheck, note_broken
-from scene_data.images import image_bytes, image_size
-from scene_data.rows import RowError, read_graph, read_size
+from scene_data.images import check_image, image_bytes
+from scene_data.rows import RowError, image_id_text, read_graph, read_size
 from scene_data.sources import Row, Rows
 from scene_data.vocabulary import Vocabulary
 from scene_graph.graph import SceneGraph, normalise_name
@@ -76,6 +76,8 @@ class Inspection:
     """The first `NUM_LISTED`"""
     images_checked: bool
     """Whether every image was decoded"""
+    num_turned: int
+    """Images with an EXIF orientation, of those that were opened"""
     num_sized: int
     """Images of known size"""
     width: Spread
@@ -118,6 +120,7 @@ class Inspector:
         self._per_image = array("l")
         self._boxes = array("f")
         self._num_outside = 0
+        self._num_turned = 0
 
     def run(self, on_row: Callable[[], object] = lambda: None) -> Inspection:
         """Read all rows.
@@ -141,7 +144,7 @@ class Inspector:
         size = self._size(index, row)
         self.check.dropped.update(dropped)
         self.check.num_unrelated += not graph.relationships
-        self._note_id(str(row["image_id"]))
+        self._note_id(image_id_text(row["image_id"]))
         self._objects.update(item.category for item in graph.objects)
         self._predicates.update(item.predicate for item in graph.relationships)
         self._per_image.extend((len(graph.objects), len(graph.relationships)))
@@ -157,7 +160,9 @@ class Inspector:
             self.check.usable[index] = False
         elif self._check_images or said is None:
             data = image_bytes(self._rows.row(index)["image"])
-            return image_size(data, said, all_pixels=self._check_images)
+            header = check_image(data, said, all_pixels=self._check_images)
+            self._num_turned += header.orientation > 1
+            return header.size
         return said
 
     def _note_id(self, image_id: str) -> None:
@@ -191,6 +196,7 @@ class Inspector:
             num_repeated_ids=self._num_repeated,
             repeated_ids=self._repeated,
             images_checked=self._check_images,
+            num_turned=self._num_turned,
             num_sized=len(sizes),
             width=_spread(sizes[:, 0]),
             height=_spread(sizes[:, 1]),

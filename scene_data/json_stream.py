@@ -2,10 +2,11 @@
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
+from scene_data.refusal import refusal
 from services.errors import InvalidInputError
 
 CHUNK = 1 << 20
@@ -29,24 +30,56 @@ def stream_items(path: Path, key: str | None = None) -> Iterator[Any]:
         InvalidInputError: The file is not JSON to its end, or has no such list.
     """
     with _Reader.open(path) as reader:
-        if key is None:
+        if key is None or reader.find(key):
             yield from reader.items()
-            reader.end()
-            return
-        found = False
+            reader.rest(key)
+
+
+def stream_members(path: Path, key: str | None = None) -> Iterator[tuple[str, Any]]:
+    """Names and values of an object, one at a time.
+
+    Args:
+        path: Of the file: the object itself, or an object that has it under `key`.
+        key: None where the file is the object.
+
+    Raises:
+        InvalidInputError: The file is not JSON to its end, or has no such object.
+    """
+    with _Reader.open(path) as reader:
+        if key is None or reader.find(key):
+            for name in reader.names():
+                yield name, reader.value()
+            reader.rest(key)
+
+
+def stream_values(path: Path) -> Iterator[Any]:
+    """The items of a list, or values that follow one another, on lines or over several.
+
+    Raises:
+        InvalidInputError: The file is not JSON to its end.
+    """
+    with _Reader.open(path) as reader:
+        if reader.kind() == "[":
+            yield from reader.items()
+            reader.rest(None)
+        while reader.kind():
+            yield reader.value()
+
+
+def member_kinds(path: Path) -> Iterator[tuple[str, str]]:
+    """Names of an object with the first character of their values; values are read past.
+
+    Raises:
+        InvalidInputError: The file is not an object in JSON.
+    """
+    with _Reader.open(path) as reader:
         for name in reader.names():
-            if name == key:
-                found = True
-                yield from reader.items()
-            else:
-                reader.value()
-        reader.end()
-        if not found:
-            raise InvalidInputError(f"{path} has no list {key!r}")
+            yield name, reader.kind()
+            reader.skip()
 
 
-def read_members(path: Path, *, without: str) -> dict[str, Any]:
-    """The members of an object, but for one list, which is read past.
+def read_members(path: Path, *, without: Collection[str] = ()) -> dict[str, Any]:
+    """The members of an object, but for some that are read past.
 
     Raises:
         InvalidInputError: The file is not an object in JSON.
@@ -54,11 +87,10 @@ def read_members(path: Path, *, without: str) -> dict[str, Any]:
     members: dict[str, Any] = {}
     with _Reader.open(path) as reader:
         for name in reader.names():
-            if name != without:
-                members[name] = reader.value()
+            if name in without:
+                reader.skip()
             else:
-                for _ in reader.items():
-                    pass
+                members[name] = reader.value()
         reader.end()
     return members
 
@@ -86,9 +118,47 @@ class _Reader:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
+    def kind(self) -> str:
+        """The character that the next value starts with; empty at the end."""
+        return self._peek()
+
+    def find(self, key: str) -> bool:
+        """Go to the value of a member of the object that starts here.
+
+        Raises:
+            InvalidInputError: There is no such member.
+        """
+        seen = []
+        for name in self.names():
+            if name == key:
+                return True
+            seen.append(name)
+            self.skip()
+        raise refusal(
+            self._path, f"its members are {', '.join(seen) or 'none'}", f"{key!r} is wanted"
+        )
+
+    def rest(self, key: str | None) -> None:
+        """Read to the end, from the end of the file's value or of its member `key`."""
+        while key is not None and self._take(",}") == ",":
+            self.value()  # the name
+            self.skip()
+        self.end()
+
+    def skip(self) -> None:
+        """Read past the value that starts here, however long it is."""
+        if self._peek() == "[":
+            for _ in self.items():
+                pass
+        elif self._peek() == "{":
+            for _ in self.names():
+                self.skip()
+        else:
+            self.value()
+
     def items(self) -> Iterator[Any]:
         """Values of the list that starts here."""
-        self._take("[")
+        self._start("[")
         if self._peek() == "]":
             self._take("]")
             return
@@ -99,13 +169,13 @@ class _Reader:
 
     def names(self) -> Iterator[str]:
         """Names of the object that starts here; the caller takes each one's value."""
-        self._take("{")
+        self._start("{")
         if self._peek() == "}":
             self._take("}")
             return
         while True:
             if self._peek() != '"':
-                raise self._broken("a name in quotes was expected")
+                raise self._broken(f"found {self._found()}, and a name in quotes is wanted")
             yield str(self.value())
             if self._take(",}") == "}":
                 return
@@ -135,7 +205,7 @@ class _Reader:
     def end(self) -> None:
         """Nothing but space may follow."""
         if self._peek():
-            raise self._broken("there is more after the end")
+            raise self._broken(f"found {self._found()} after the end")
 
     def _peek(self) -> str:
         """The next character that is not space; empty at the end."""
@@ -147,28 +217,42 @@ class _Reader:
             if not self._more():
                 return ""
 
+    def _start(self, bracket: str) -> None:
+        """Go into a list or an object."""
+        if self._peek() != bracket:
+            kind = {"[": "a list", "{": "an object"}
+            found = kind.get(self._peek()) or self._found()
+            raise refusal(
+                self._path,
+                f"found {found} after character {self._passed + self._at}",
+                f"{kind[bracket]} is wanted there",
+            )
+        self._at += 1
+
     def _take(self, wanted: str) -> str:
         found = self._peek()
         if not found or found not in wanted:
-            raise self._broken(
-                f"{' or '.join(wanted)} was expected, not {found or 'the end of the file'}"
-            )
+            raise self._broken(f"found {self._found()}, and {' or '.join(wanted)} is wanted")
         self._at += 1
         return found
+
+    def _found(self) -> str:
+        return self._peek() or "the end of the file"
 
     def _more(self) -> bool:
         """Move the window on; a long value doubles it, so that it is tried few times."""
         try:
             chunk = self._file.read(max(CHUNK, len(self._text) - self._at))
-        except ValueError as error:
-            raise self._broken(str(error)) from error
+        except UnicodeDecodeError as error:
+            raise refusal(self._path, f"not UTF-8 text ({error})", "save it as UTF-8") from error
         self._passed += self._at
         self._text = self._text[self._at :] + chunk
         self._at = 0
         return bool(chunk)
 
     def _broken(self, reason: str) -> InvalidInputError:
-        return InvalidInputError(
-            f"{self._path} is not the JSON that was expected, after character "
-            f"{self._passed + self._at}: {reason}"
+        return refusal(
+            self._path,
+            f"broken JSON after character {self._passed + self._at}",
+            f"{reason.rstrip('.')}: write the file again",
         )

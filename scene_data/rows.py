@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from scene_data.refusal import shown
 from scene_graph.cleaning import MAX_COORDINATE
 from scene_graph.graph import Relationship, SceneGraph, SceneObject
 
@@ -41,8 +42,8 @@ def read_graph(
         RowError: A list is missing or malformed, an id comes twice, or no object is left.
     """
     dropped: Counter[str] = Counter()
-    if row.get("image_id") is None:
-        raise RowError("no image_id")
+    image_id_text(row.get("image_id"))
+    read_size(row)
     objects: dict[str, SceneObject] = {}
     for item in row_items(row, "objects"):
         name = _text(item, "id")
@@ -73,6 +74,39 @@ def read_graph(
     return SceneGraph(objects=tuple(objects.values()), relationships=tuple(triplets)), dropped
 
 
+def image_id_text(value: Any) -> str:
+    """An image's id as text; a number without its `.0`, which some writers add.
+
+    Raises:
+        RowError: There is none.
+    """
+    if isinstance(value, float) and value.is_integer() and abs(value) < 1 << 53:
+        value = int(value)
+    if not isinstance(value, str | int | float) or isinstance(value, bool) or value == "":
+        found = "no image_id" if value is None else f"image_id is {shown(value)}"
+        raise RowError(f"{found}: a text or a number is wanted", "no image_id")
+    return str(value).encode(errors="backslashreplace").decode()  # half a character in no file
+
+
+def read_size(row: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Width and height that a row says, in pixels; None where it says neither.
+
+    Raises:
+        RowError: One is missing, or not a whole number above 0.
+    """
+    sides = [row.get(key) for key in ("width", "height")]
+    if sides == [None, None]:
+        return None
+    whole = [_whole(side) for side in sides]
+    if not all(side and 0 < side <= MAX_COORDINATE for side in whole):
+        found = " x ".join(map(shown, sides))
+        raise RowError(
+            f"width x height is {found}: whole numbers above 0 are wanted, or neither of the two",
+            "width and height are not above 0",
+        )
+    return int(whole[0] or 0), int(whole[1] or 0)
+
+
 def read_thinking(row: Mapping[str, Any], column: str) -> str:
     """The thinking that leads to a row's graph, without its tags.
 
@@ -87,24 +121,6 @@ def read_thinking(row: Mapping[str, Any], column: str) -> str:
     return text
 
 
-def read_size(row: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Width and height that a row says its image has; None where it says neither.
-
-    Raises:
-        RowError: They are not whole numbers above 0.
-    """
-    sides: tuple[Any, Any] = row.get("width"), row.get("height")
-    if sides == (None, None):
-        return None
-    # A column of numbers is of floats where some program has put a missing value between them.
-    if not all(type(side) in _NUMBERS and side >= 1 and side % 1 == 0 for side in sides):
-        raise RowError(
-            "width {!r} and height {!r} are not whole numbers above 0".format(*sides),
-            "width and height are not whole numbers above 0",
-        )
-    return int(sides[0]), int(sides[1])
-
-
 def row_items(row: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
     """The objects or relationships of a row, which may be JSON text.
 
@@ -117,22 +133,49 @@ def row_items(row: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
             raise RowError(f"{key} is not JSON: {error}") from error
+    if isinstance(value, dict):
+        value = _unpacked(value, key)
     if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
-        raise RowError(f"{key} is not a list of JSON objects")
+        found = "missing" if value is None else shown(value)
+        raise RowError(f"{key} is not a list of JSON objects: it is {found}")
     return value
+
+
+def _unpacked(columns: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    """Items of an object of lists, as `datasets` stores `Sequence({...})`."""
+    lengths = {name: len(v) if isinstance(v, list) else -1 for name, v in columns.items()}
+    if len(set(lengths.values())) != 1 or -1 in lengths.values():
+        raise RowError(
+            f"{key} is not a list of JSON objects, nor an object of lists of one length: "
+            f"{shown(lengths if -1 not in lengths.values() else columns)}"
+        )
+    return [
+        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
+    ]
+
+
+def _whole(value: Any) -> int | None:
+    if isinstance(value, str) and value.strip().isdecimal() and len(value) < 10:
+        return int(value)
+    is_whole = type(value) is int or (type(value) is float and value.is_integer())
+    return int(value) if is_whole else None
 
 
 def _text(item: Mapping[str, Any], key: str) -> str:
     value = item.get(key)
     if not isinstance(value, str) or not value.strip():
-        raise RowError(f"{key!r} of {dict(item)} is not a name", f"{key!r} is not a name")
+        raise RowError(f"{key!r} of {shown(item)} is not a name", f"{key!r} is not a name")
     return value
 
 
 def _bbox(item: Mapping[str, Any]) -> tuple[float, float, float, float]:
     box = read_box(item.get("bbox"))
     if box is None:
-        raise RowError(f"bbox of {item.get('id')!r} is not four numbers", "a bbox is not 4 numbers")
+        raise RowError(
+            f"bbox of {item.get('id')!r} is not four numbers x1, y1, x2, y2: "
+            f"it is {shown(item.get('bbox'))}",
+            "a bbox is not 4 numbers",
+        )
     return box
 
 

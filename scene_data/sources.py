@@ -1,22 +1,27 @@
 """Where rows come from: tables in memory-mapped files, and JSON rows one a line.
 
 A source counts its rows, gives one with its image, and all of them without. `docs/data.md` lists
-the layouts.
+the layouts. Paths of images count from the folder of the file that names them.
 """
 
+import codecs
 import json
 import logging
 import os
 import re
 import tempfile
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from scene_data.json_stream import stream_items
+from scene_data.chats import COLUMNS as CHAT_COLUMNS
+from scene_data.chats import graph_columns, image_of, is_chat
+from scene_data.json_stream import member_kinds, stream_values
+from scene_data.layouts import TITLES, raw_layouts, unknown_json
+from scene_data.refusal import PAGE, refusal
 from scene_data.rows import RowError
 from services.errors import InvalidInputError
 
@@ -25,9 +30,12 @@ logger = logging.getLogger(__name__)
 Row = Mapping[str, Any]
 
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+(:[\w.-]+)?$")
-_COLUMNS = ("image_id", "image", "objects", "relationships")
+_COLUMNS = ("image_id", "objects", "relationships")
+_IMAGES = ("image", "images")
 _SIZE_COLUMNS = ("width", "height")
 _ROWS_AT_ONCE = 1000
+_LONGEST_LINE = 1 << 26
+"""Bytes of a first line that is read to see whether it is a row"""
 
 
 class Rows(Protocol):
@@ -64,40 +72,54 @@ def open_rows(name: str, extra: Sequence[str] = (), *, need_images: bool = True)
         need_images: Leave out JSON rows that name no image; they are counted in the log.
 
     Raises:
-        InvalidInputError: Nothing has that name, or its layout is unknown.
+        InvalidInputError: Nothing has that name, its layout is unknown, or it is one that has to be
+            converted first.
     """
     place = Path(name)
     if place.suffix == ".parquet" and place.is_file():
-        return _TableRows(_load_parquet([place]), extra)
+        return _TableRows(_load_parquet([place]), name, extra, place.parent)
+    if place.is_file():
+        _refuse_raw(place)
     if place.suffix in (".json", ".jsonl") and place.is_file():
         return _LineRows(place, need_images=need_images)
     if place.is_dir():
         return _open_folder(place, extra, need_images=need_images)
     if is_hub_name(name):
-        return _TableRows(_load_hub(name), extra)
+        return _TableRows(_load_hub(name), name, extra)
+    found = "a file of another kind" if place.exists() else f"nothing there (from {Path.cwd()})"
     raise InvalidInputError(
-        f"{name} is not a dataset: give a .parquet, .jsonl or .json file, a folder of them, "
-        "or a hub name owner/name"
+        f"{name} is not a dataset: {found}; give a .parquet, .jsonl or .json file, a folder of "
+        f"them, or a hub name owner/name ({PAGE})"
     )
+
+
+def _refuse_raw(place: Path) -> None:
+    for file, layout in raw_layouts(place).items():
+        command = f"`sgg-rl data convert {file} --images FOLDER --output FOLDER`"
+        raise refusal(file, f"it is {TITLES[layout]}", f"{command} makes a dataset of it")
 
 
 def _open_folder(folder: Path, extra: Sequence[str], *, need_images: bool) -> Rows:
     import datasets
 
     if (folder / "state.json").is_file():
-        return _TableRows(datasets.load_from_disk(str(folder)), extra)
+        return _TableRows(datasets.load_from_disk(str(folder)), str(folder), extra, folder)
+    if (folder / "dataset_dict.json").is_file():
+        splits = ", ".join(sorted(item.name for item in folder.iterdir() if item.is_dir()))
+        raise refusal(folder, f"a saved dataset with the splits {splits}", "name the folder of one")
     if files := sorted(folder.glob("*.parquet")):
-        splits = {split_of(file) for file in files}
-        if len(splits) > 1:
-            raise InvalidInputError(
-                f"{folder} holds several splits ({', '.join(sorted(splits))}): name one file"
-            )
-        return _TableRows(_load_parquet(files), extra)
+        splits = ", ".join(sorted({split_of(file) for file in files}))
+        if "," in splits:
+            raise refusal(folder, f"holds several splits ({splits})", "name one file")
+        return _TableRows(_load_parquet(files), str(folder), extra, folder)
+    _refuse_raw(folder)
     if len(files := sorted([*folder.glob("*.json"), *folder.glob("*.jsonl")])) == 1:
         return _LineRows(files[0], need_images=need_images)
-    raise InvalidInputError(
-        f"{folder} has neither parquet files, nor a save_to_disk dataset of one split, "
-        "nor exactly one .jsonl or .json file: name a file"
+    raise refusal(
+        folder,
+        f"has neither parquet files, nor a save_to_disk dataset of one split, nor exactly one "
+        f".jsonl or .json file (it has {len(files)})",
+        "name a file",
     )
 
 
@@ -115,7 +137,8 @@ def _load_parquet(files: list[Path]) -> Any:
             "parquet", data_files=names, split="train", fragment_scan_options=row_groups_only
         )
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise InvalidInputError(f"{files[0]} is not readable parquet: {error}") from error
+        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise refusal(files[0], f"not readable parquet ({cause})", "write it again") from error
 
 
 def _load_hub(name: str) -> Any:
@@ -126,42 +149,115 @@ def _load_hub(name: str) -> Any:
         return datasets.load_dataset(repository, split=split or "train")
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise InvalidInputError(
-            f"{name} is neither a local path nor a dataset that the hub gave: {error}"
+            f"{name} is neither a local path nor a dataset that the hub gave: {error} ({PAGE})"
         ) from error
 
 
 class _TableRows:
-    """A memory-mapped `datasets.Dataset`."""
+    """A memory-mapped `datasets.Dataset`.
 
-    def __init__(self, table: Any, extra: Sequence[str] = ()) -> None:
-        import datasets
+    Args:
+        table: All of it.
+        name: For messages.
+        extra: More columns that are read.
+        folder: Where paths of images count from.
+    """
 
-        columns = [*_COLUMNS, *extra]
-        if missing := [name for name in columns if name not in table.column_names]:
-            raise InvalidInputError(
+    def __init__(
+        self, table: Any, name: str, extra: Sequence[str] = (), folder: Path = Path()
+    ) -> None:
+        self._folder = folder
+        self._is_chat = is_chat(table.column_names)
+        self._image = next((key for key in _IMAGES if key in table.column_names), _IMAGES[0])
+        columns = _wanted(table, [self._image, *extra], is_chat=self._is_chat)
+        if missing := [key for key in columns if key not in table.column_names]:
+            also = ", or name the one with the thinking in sft.thinking_column" if extra else ""
+            raise refusal(
+                name,
                 f"the dataset has no column {', '.join(missing)}; "
-                f"it has {', '.join(table.column_names)}. Rename its columns"
-                + (", or name the one with the thinking in sft.thinking_column" if extra else "")
+                f"it has {', '.join(table.column_names)}",
+                f"rename its columns{also}",
             )
-        columns += [name for name in _SIZE_COLUMNS if name in table.column_names]
-        self._table = table.select_columns(columns).cast_column(
-            "image", datasets.Image(decode=False)
-        )
+        if self._is_chat:
+            _say_pixels(name, columns)
+        # Some tables are saved with a format: their rows would be arrays.
+        table = table.with_format(None).select_columns(columns)
+        self._table = _undecoded(table, self._image, name)
 
     def __len__(self) -> int:
         return len(self._table)
 
     def row(self, index: int) -> Row:
-        row: Row = self._table[index]
-        return row
+        row = dict(self._table[index])
+        image = image_of({self._image: row.pop(self._image)})
+        if isinstance(image, Mapping) and not image.get("bytes") and image.get("path"):
+            image = {"path": self._folder / str(image["path"])}
+        columns = graph_columns(row, index) if self._is_chat else {}
+        return {**row, **columns, "image": image}
 
-    def annotations(self) -> Iterator[Row]:
+    def annotations(self) -> Iterator[Row | RowError]:
         # Arrow batches, not the table's own iterator: four times as fast.
-        batches = self._table.remove_columns("image").with_format("arrow").iter(_ROWS_AT_ONCE)
-        return (row for batch in batches for row in batch.to_pylist())
+        batches = self._table.remove_columns(self._image).with_format("arrow").iter(_ROWS_AT_ONCE)
+        rows = (row for batch in batches for row in batch.to_pylist())
+        return (_of_chat(row, index) for index, row in enumerate(rows)) if self._is_chat else rows
 
     def place(self, index: int) -> str:
         return f"row {index}"
+
+
+def _wanted(table: Any, others: list[str], *, is_chat: bool) -> list[str]:
+    """Columns that are needed, and those of the others that are there."""
+    there = set(table.column_names)
+    optional = [*_SIZE_COLUMNS, *(("image_id", *CHAT_COLUMNS) if is_chat else ())]
+    needed = [*(() if is_chat else _COLUMNS), *others]
+    return list(dict.fromkeys([*needed, *(key for key in optional if key in there)]))
+
+
+def _undecoded(table: Any, column: str, name: str) -> Any:
+    """The table with its images as they are stored."""
+    import datasets
+
+    image = datasets.Image(decode=False)
+    kind = datasets.List(image) if column == "images" else image
+    try:
+        cast = table.cast_column(column, kind)
+    except (TypeError, ValueError, NotImplementedError) as error:
+        found = table.features[column]
+        is_list = isinstance(found, list | datasets.List | datasets.LargeList)
+        what = f"{column} is a list" if is_list else f"{column} is {found}"
+        wanted = "one image a row: its bytes, a path, or {bytes, path}"
+        raise refusal(name, what, wanted) from error
+    if column == "images":
+        _check_one_each(cast, name)
+    return cast
+
+
+def _of_chat(row: Row, number: int) -> Row | RowError:
+    try:
+        return {**row, **graph_columns(row, number)}
+    except RowError as error:
+        return error
+
+
+def _check_one_each(table: Any, name: str) -> None:
+    import pyarrow.compute as pc
+
+    lengths = np.asarray(pc.fill_null(pc.list_value_length(table.data.column("images")), 1))
+    if len(several := np.flatnonzero(lengths > 1)):
+        row = int(several[0])
+        raise refusal(
+            name, f"images is a list of {lengths[row]}", "one image a row", row=f"row {row}"
+        )
+
+
+def _say_pixels(name: str, columns: Collection[str]) -> None:
+    """Nothing in a chat shows what its boxes count in."""
+    if "bbox_type" not in columns:
+        logger.warning(
+            "%s: chats without bbox_type: their boxes are taken for pixels of the image (norm1 and "
+            "norm1000 are shares and thousandths)",
+            name,
+        )
 
 
 class _LineRows:
@@ -173,17 +269,14 @@ class _LineRows:
 
     def __init__(self, path: Path, *, need_images: bool = True) -> None:
         self._folder = path.parent
-        self._is_jsonl = path.suffix == ".jsonl"
-        self._file = self._open(path)
+        self._is_jsonl = _has_lines(path)
+        self._file = path.open("rb") if self._is_jsonl else _spooled(path)
         self._starts, self._ends, self._numbers = _lines(self._file)
+        first = self._json(0) if len(self) else {}
+        if not isinstance(first, RowError) and is_chat(first):
+            _say_pixels(str(path), first)
         if need_images:
             self._leave_out_rows_without_image(path)
-
-    def _open(self, path: Path) -> BinaryIO:
-        try:
-            return path.open("rb") if self._is_jsonl else _spooled(path)
-        except OSError as error:
-            raise InvalidInputError(f"cannot read {path}: {error.strerror}") from error
 
     def _leave_out_rows_without_image(self, path: Path) -> None:
         rows = enumerate(self.annotations())
@@ -201,7 +294,8 @@ class _LineRows:
         if isinstance(row, RowError):
             raise row
         image = row.get("image")
-        return {**row, "image": {"path": self._folder / str(image)} if image else None}
+        path = image.get("path") if isinstance(image, Mapping) else image
+        return {**row, "image": {"path": self._folder / str(path)} if path else None}
 
     def annotations(self) -> Iterator[Row | RowError]:
         return (self._read(index) for index in range(len(self)))
@@ -211,19 +305,62 @@ class _LineRows:
         return f"line {number + 1}" if self._is_jsonl else f"row {number}"
 
     def _read(self, index: int) -> Row | RowError:
+        row = self._json(index)
+        if isinstance(row, RowError):
+            return row
+        try:
+            image = image_of(row)
+            columns = graph_columns(row, int(self._numbers[index])) if is_chat(row) else {}
+        except RowError as error:
+            return error
+        return {**row, **columns, "image": image}
+
+    def _json(self, index: int) -> Row | RowError:
         start, end = int(self._starts[index]), int(self._ends[index])
         # pread, not seek and read: threads read rows at the same time.
         text = os.pread(self._file.fileno(), end - start, start)
         try:
             row = json.loads(text)
+        except UnicodeDecodeError as error:
+            return RowError(f"not UTF-8 text: {error}")
         except (ValueError, RecursionError) as error:
             return RowError(f"not JSON: {error}")
         return row if isinstance(row, dict) else RowError("not a JSON object")
 
 
+def _has_lines(path: Path) -> bool:
+    """Whether each line is a row of its own; else rows are a list, or go over several lines.
+
+    Raises:
+        InvalidInputError: It is JSON of another layout, no UTF-8, or cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
+            if start[:1] != b"[" and b"\n" not in start:
+                start += file.readline(_LONGEST_LINE)
+    except OSError as error:
+        raise InvalidInputError(f"cannot read {path}: {error.strerror}") from error
+    start = start.partition(b"\n")[0].strip()
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise refusal(path, "UTF-16 text", "save it as UTF-8")
+    if start[:1] == b"{" and path.suffix == ".json":
+        keys = {name for name, _ in member_kinds(path)}
+        if "objects" not in keys and not is_chat(keys):
+            raise unknown_json(path)
+    return _is_object(start) or (path.suffix == ".jsonl" and start[:1] != b"[" and start != b"{")
+
+
+def _is_object(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False
+
+
 def _spooled(path: Path) -> BinaryIO:
     file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the dataset does
-    for item in stream_items(path):
+    for item in stream_values(path):
         file.write(json.dumps(item).encode() + b"\n")
     file.flush()
     file.seek(0)

@@ -1,18 +1,23 @@
 """What the model is asked, and the text that answers it."""
 
+import hashlib
 import json
 from collections.abc import Mapping
-from typing import Literal
+from functools import cache
+from pathlib import Path
+from string import Template
 
 import numpy as np
 
-from scene_data.vocabulary import load_vocabulary
+from scene_data.refusal import refusal
+from scene_data.vocabulary import SHIPPED as SHIPPED_VOCABULARIES
+from scene_data.vocabulary import Vocabulary, load_vocabulary
 from scene_graph.boxes import from_fractions, to_fractions
 from scene_graph.cleaning import TASK_LISTS, Task
 from scene_graph.graph import SceneGraph
 from services.schemas.common import ChatMessage, ImagePart, TextPart
 
-TemplateName = Literal["toy", "open", "closed"]
+SHIPPED = ("toy", "open", "closed")
 
 # Short: the toy model's context is nearly all image and answer.
 _TOY: Mapping[Task, str] = {
@@ -73,7 +78,7 @@ _UNITS = {
 
 
 def prompt_messages(
-    template: TemplateName,
+    template: str,
     box_space: str,
     vocabulary: str | None = None,
     *,
@@ -83,28 +88,59 @@ def prompt_messages(
     """The chat that asks for an image's scene graph, or for a part of it.
 
     Args:
-        template: `toy` for toy-scenes and the tiny model; for real ones `open` (any names) or
-            `closed`.
+        template: `toy` for toy-scenes and the tiny model; for real ones `open` (any names),
+            `closed`, or the path of a text file with one's own instruction, in which `$objects`,
+            `$predicates`, `$boxes` and `$order` are filled in (`docs/data.md`).
         box_space: Wire name of the space that boxes are to be written in (`scene_graph.boxes`).
-        vocabulary: With `closed`, whose names may be used (`scene_data.vocabulary`).
+        vocabulary: With `closed` or a file, whose names may be used (`scene_data.vocabulary`).
         thinking: Ask for `<think>…</think>` before the answer.
         task: What is asked for.
+
+    Raises:
+        InvalidInputError: The template's file cannot be read, or has a placeholder that there is
+            not; or the vocabulary's.
     """
+    relations = "" if task == "det" else " and how it relates"
+    order = _ORDER_THINKING.format(relations=relations) if thinking else _ORDER
+    names = load_vocabulary(vocabulary) if vocabulary is not None else None
     if template == "toy":
         text = f"Think, then {_TOY[task]}" if thinking else _TOY[task].capitalize()
+    elif template in SHIPPED:
+        think = "<think>...</think>\n" if thinking else ""
+        text = _OPEN[task].format(unit=_unit(box_space), order=order, think=think)
     else:
-        relations = "" if task == "det" else " and how it relates"
-        text = _OPEN[task].format(
-            unit=_unit(box_space),
-            order=_ORDER_THINKING.format(relations=relations) if thinking else _ORDER,
-            think="<think>...</think>\n" if thinking else "",
-        )
-    if vocabulary is not None:
-        names = load_vocabulary(vocabulary)
+        text = _filled(template, _unit(box_space), order, names)
+    if names is not None and template in SHIPPED:
         text += _CLOSED_OBJECTS.format(", ".join(names.objects))
         if task != "det":
             text += _CLOSED_PREDICATES.format(", ".join(names.predicates))
     return [ChatMessage(role="user", content=[ImagePart(), TextPart(text=text)])]
+
+
+def check_instruction(template: str, vocabulary: str | None) -> None:
+    """See that prompts can be made, before anything is loaded.
+
+    Raises:
+        InvalidInputError: They cannot; the message names the file and what is wrong in it.
+    """
+    prompt_messages(template, "pixels:1x1", vocabulary)
+
+
+def instruction_digest(template: str, vocabulary: str | None) -> str | None:
+    """SHA-256 over what the files of an instruction say, which may change; None without files.
+
+    Args:
+        template: As `prompt_messages` takes it.
+        vocabulary: The same.
+
+    Raises:
+        InvalidInputError: One of them cannot be read.
+    """
+    parts = [] if template in SHIPPED else [_read(template)]
+    if vocabulary is not None and vocabulary not in SHIPPED_VOCABULARIES:
+        names = load_vocabulary(vocabulary)
+        parts += ["\n".join(names.objects), "\n".join(names.predicates)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest() if parts else None
 
 
 def answer_text(
@@ -144,6 +180,34 @@ def answer_text(
     answer = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
     think = "" if thinking is None else f"<think>{thinking}</think>\n"
     return f"{think}<answer>{answer}</answer>"
+
+
+def _filled(path: str, unit: str, order: str, names: Vocabulary | None) -> str:
+    """The instruction in a file; its form is that of `string.Template`."""
+    values = {"boxes": unit, "order": order}
+    if names is not None:
+        values["objects"] = ", ".join(names.objects)
+        values["predicates"] = ", ".join(names.predicates)
+    text = Template(_read(path))
+    if not text.is_valid():
+        raise refusal(path, "a $ that starts no placeholder", "write $$ for a dollar")
+    if unknown := [name for name in text.get_identifiers() if name not in values]:
+        known = ", ".join(f"${name}" for name in values)
+        also = " ($objects and $predicates need data.vocabulary)" if names is None else ""
+        raise refusal(path, f"placeholder ${unknown[0]}", f"there are {known}{also}")
+    return text.substitute(values)
+
+
+@cache
+def _read(path: str) -> str:
+    try:
+        text = Path(path).read_text(encoding="utf-8-sig").strip()
+    except (OSError, ValueError) as error:
+        wanted = f"data.template is {', '.join(SHIPPED)} or the path of a text file"
+        raise refusal(path, f"no such template ({error})", wanted) from error
+    if not text:
+        raise refusal(path, "an empty template", "an instruction is wanted")
+    return text
 
 
 def _unit(box_space: str) -> str:

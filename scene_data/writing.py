@@ -60,7 +60,10 @@ def parquet_writer(path: Path) -> Iterator[RowWriter]:
 @contextmanager
 def jsonl_writer(path: Path) -> Iterator[RowWriter]:
     """Write annotations without images, as `sgg-rl evaluate` takes them; the same promise."""
-    with _whole(path) as partial, partial.open("w", encoding="utf-8") as file:
+    with (
+        _whole(path) as partial,
+        partial.open("w", encoding="utf-8", errors="backslashreplace") as file,
+    ):
         yield _JsonLines(file)
 
 

@@ -18,7 +18,7 @@ class SceneObject:
 
     @property
     def category(self) -> str:
-        """The id without its number: `traffic light.2` is a `traffic light`."""
+        """The id up to its first dot: `traffic light.2` is a `traffic light`."""
         return _category(self.id)
 
 
@@ -56,7 +56,7 @@ class GraphColumns:
     ids: list[str] = field(default_factory=list)
     """[N] normalised, distinct"""
     categories: list[str] = field(default_factory=list)
-    """[N] normalised, without the number"""
+    """[N] normalised, up to the first dot of the id"""
     coordinates: list[float] = field(default_factory=list)
     """[4N] x1, y1, x2, y2 of each object; empty for the task `cls`, whose names have no boxes"""
     scale: tuple[float, float] = (1.0, 1.0)
@@ -109,7 +109,7 @@ class _NormalIds(dict[str, tuple[str, str]]):
 
     def __missing__(self, text: str) -> tuple[str, str]:
         name = " ".join(text.replace("_", " ").replace("-", " ").casefold().split())
-        normal = name, _category(name).strip()
+        normal = name, _category(name)
         if len(text) <= _REMEMBERED_LENGTH:
             if len(self) >= _REMEMBERED_NAMES:
                 self.clear()
@@ -124,5 +124,4 @@ NORMAL_IDS: Mapping[str, tuple[str, str]] = _NormalIds()
 
 
 def _category(name: str) -> str:
-    head, dot, tail = name.rpartition(".")
-    return head if dot and tail.isdigit() else name
+    return name.partition(".")[0].strip()

@@ -5,6 +5,7 @@ gives a status other than `ok`.
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple, NoReturn
@@ -52,7 +53,7 @@ class ParsedCompletion:
     truncated: bool = False
     """With `invalid_json`: the text stops inside the JSON."""
     has_think_tags: bool = False
-    """It starts with one `<think>…</think>`."""
+    """Before the answer stands thinking, and nothing else: see `find_answer`."""
     has_answer_tags: bool = False
     """All of it, after thinking, is one `<answer>…</answer>`."""
 
@@ -120,31 +121,62 @@ def parse_completion(
 
 
 def find_answer(text: str) -> Answer:
-    """The text of the answer: inside its tags, else all that follows the thinking."""
-    rest = text.strip()
-    has_think = False
-    if rest.startswith("<think>"):
-        _, closing, after = rest.partition("</think>")
-        if closing:  # an answer that is only mentioned while thinking is not the answer
-            has_think, rest = True, after.strip()
+    """The text of the answer: inside its tags, else all that follows the thinking.
+
+    All up to the last `</think>` is thinking: an answer that is only mentioned there is none. It is
+    well-formed where it begins with `<think>`, or where that tag is nowhere in it, because a chat
+    template may have opened it at the end of the prompt; and where no second one is opened.
+    """
+    thinking, closing, rest = text.rpartition("</think>")
+    first, _, more = thinking.strip().removeprefix("<think>").partition("</think>")
+    has_think = bool(closing) and "<think>" not in first and "<think>" not in more
+    rest = rest.strip()
     before, opening, inside = rest.partition("<answer>")
-    inside, closing, after = inside.partition("</answer>")
-    tagged = bool(opening and closing) and not before and not after and "<answer>" not in inside
+    inside, closed, after = inside.partition("</answer>")
+    tagged = bool(opening and closed) and not before and not after and "<answer>" not in inside
     body, fenced = _without_fence(inside if opening else rest)
-    return Answer(body, bool(closing) or fenced, has_think, tagged)
+    return Answer(body, bool(closed) or fenced, has_think, tagged and has_think == bool(closing))
 
 
 def _without_fence(text: str) -> tuple[str, bool]:
     """The text without a Markdown code fence around it, and whether the fence was closed."""
     text = text.strip()
-    if not text.startswith("```"):
-        return text, False
-    body = text[3:].lstrip(_FENCE_INFO)
-    return body.removesuffix("```").strip(), body.endswith("```")
+    closed = text.endswith("```")
+    if text.startswith("```"):
+        text = text[3:].lstrip(_FENCE_INFO)
+    return text.removesuffix("```").strip(), closed
 
 
 _FENCE_INFO = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-"
 """What may name the language after an opening fence."""
+
+
+def json_value(text: str, decoder: json.JSONDecoder | None = None) -> Any:
+    """The JSON in the text of an answer.
+
+    Where it is none as it stands, code fences, the word json and tags of the answer are taken out
+    of it, as R1-SGG's published code does (arXiv 2504.13617); but not out of strings, so that names
+    stay whole.
+
+    Raises:
+        ValueError: It is no JSON in either way; says where it breaks as it stands.
+        RecursionError: It is nested deeper than the decoder can follow.
+    """
+    decoder = decoder or _DECODER
+    try:
+        return decoder.decode(text)
+    except ValueError as error:
+        if not any(mark in text for mark in _MARKS):
+            raise
+        try:
+            return decoder.decode(_NO_JSON.sub(r"\1 ", text))
+        except ValueError:
+            raise error from None
+
+
+_MARKS = ("```", "json", "<answer>", "</answer>")
+_NO_JSON = re.compile(rf'("(?:[^"\\]++|\\.)*+"?)|{"|".join(_MARKS)}', re.DOTALL)
+"""What is no part of JSON; or a string, closed or not, which stays."""
 
 
 def _read_lists(answer: Answer, limits: Limits, task: Task) -> Lists:
@@ -199,7 +231,7 @@ def read_any(answer: Answer, task: Task) -> Lists:
     if "{" not in answer.text and "[" not in answer.text:
         return Lists("no_answer")
     try:
-        value = _DECODER.decode(answer.text)
+        value = json_value(answer.text)
     except ValueError:
         truncated = not answer.finished and is_unfinished(_bytes(answer.text))
         return Lists("invalid_json", truncated=truncated)

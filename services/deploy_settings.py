@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from services.section import Section
+from services.section import PathOrName, Section
 
 DeployKind = Literal["heterogeneous", "homogeneous", "single", "colocated"]
 
@@ -16,7 +16,7 @@ class DeploySettings(Section):
     """Trainer and rollout nodes as two components of one job; as one allocation that goes on when a
     rollout node is lost; on one node; or a trainer rank and a rollout server on every GPU, which
     `sgg-rl run` does too."""
-    site: str | None = None
+    site: PathOrName | None = None
     """The cluster: a file of `deploy/slurm/sites` without `.toml`, or the path of one's own."""
     site_values: dict[str, str] = Field(default_factory=dict)
     """What that file cannot know, such as the account: `{account = "g123"}`."""

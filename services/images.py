@@ -51,7 +51,7 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What makes an image of each EXIF orientation upright; from 5 on width and height change places"""
+"""What makes an image of each EXIF orientation upright"""
 _PNG_TAGS = (b"eXIf", b"Raw profile type", b"XML:com.adobe.xmp")
 """Names of the chunks that may say a PNG's orientation"""
 
@@ -63,8 +63,8 @@ class ImageHeader:
     width: int
     """Of the upright image that `decode_image` gives, in pixels."""
     height: int
-    is_turned: bool
-    """Width and height as stored change places: EXIF orientation 5 to 8."""
+    orientation: int
+    """EXIF's: 1 where the image is stored upright; from 5 on width and height change places."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -162,7 +162,9 @@ class ImageStore:
 
 
 def image_header(data: bytes) -> ImageHeader:
-    """The size of the image that `decode_image` would give. Nothing is decoded.
+    """The size of the image that `decode_image` would give. All limits come before any decoding.
+
+    Of pixels nothing is decoded, but for a PNG that may have its orientation behind them.
 
     Raises:
         TooLargeError: Over `MAX_IMAGE_BYTES` or `MAX_IMAGE_PIXELS`.
@@ -170,9 +172,9 @@ def image_header(data: bytes) -> ImageHeader:
             further apart than `MAX_ASPECT`.
     """
     with _opened(data) as image:
-        is_turned = _orientation(image, data) >= 5
-        width, height = image.size[::-1] if is_turned else image.size
-    return ImageHeader(width=width, height=height, is_turned=is_turned)
+        orientation = _orientation(image, data)
+        width, height = image.size[::-1] if orientation >= 5 else image.size
+    return ImageHeader(width=width, height=height, orientation=orientation)
 
 
 def decode_image(data: bytes) -> Image.Image:
@@ -255,7 +257,7 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our cap is lower
-            image = Image.open(io.BytesIO(data), formats=FORMATS)
+            image = Image.open(io.BytesIO(data), formats=FORMATS)  # noqa: TID251 - the door
         with image:
             _check_shape(*image.size)
             yield image
@@ -310,7 +312,7 @@ def _check_shape(width: int, height: int) -> None:
         )
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise InvalidInputError(
-            f"image is too narrow: {width}x{height} pixels, its sides may be {MAX_ASPECT} to 1"
+            f"image is too narrow: {width}x{height} pixels, sides are {MAX_ASPECT} to 1 at most"
         )
 
 

@@ -1,6 +1,37 @@
-"""What every table of a run's TOML is."""
+"""What every table of a run's TOML is, and the paths in it."""
 
-from pydantic import BaseModel, ConfigDict
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+
+_VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})")
+
+
+def expanded(path: str) -> str:
+    """A path with `~` and `$VARIABLES` of the environment filled in, where settings are read.
+
+    Raises:
+        ValueError: There is no such variable.
+    """
+    found = os.path.expandvars(os.path.expanduser(path))  # noqa: PTH111 - pathlib has no variables
+    if unknown := _VARIABLE.search(found):
+        raise ValueError(f"{path}: the environment has no variable {unknown[0]}")
+    return found
+
+
+def _expanded(path: object) -> object:
+    if isinstance(path, Path):
+        return Path(expanded(str(path)))
+    return expanded(path) if isinstance(path, str) else path
+
+
+LocalPath = Annotated[Path, BeforeValidator(_expanded)]
+"""A file or folder; `~` and `$VARIABLES` are filled in"""
+PathOrName = Annotated[str, AfterValidator(expanded)]
+"""The same as text, or a name, such as the hub's `owner/name`"""
 
 
 class Section(BaseModel):

@@ -3,7 +3,8 @@
 Sources, later ones win: TOML file, environment (`SGG__SECTION__FIELD`), command line (`--set
 section.field=value`). A misspelt key is refused in all three, by name. A file may stand on others:
 `extends = ["base.toml"]`, paths from its own folder, later ones over earlier ones and the file over
-them all. This is the only file that reads the environment.
+them all. In paths `~` and `$VARIABLES` are filled in where settings are loaded, so what is dumped
+for other processes has none. This file and `section.py` alone read the environment.
 """
 
 import os
@@ -22,7 +23,7 @@ from services.schemas.common import ModelRunner
 from services.schemas.rewards import Task
 from services.schemas.weights import Transport
 from services.secrets import read_secret
-from services.section import Section
+from services.section import LocalPath, PathOrName, Section, expanded
 from services.trainer_settings import (
     AlgorithmSettings,
     DeepSpeedSettings,
@@ -41,7 +42,7 @@ class RunSettings(Section):
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     """Names the folder and the Redis namespace."""
-    root: Path = Path("runs")
+    root: LocalPath = Path("runs")
     """Where run folders are made."""
     seed: int = Field(default=0, ge=0)
     """Of everything: data order, sampling, initial noise."""
@@ -55,7 +56,7 @@ class RunSettings(Section):
 class ModelSettings(Section):
     """The policy."""
 
-    path: str
+    path: PathOrName
     """A Hugging Face folder or hub name."""
     box_space: Literal["auto", "relative_1000", "pixels", "relative_1"] = "auto"
     """How the model writes boxes: `auto` as its family does (`docs/models.md`), `pixels` in pixels
@@ -76,25 +77,30 @@ class ModelSettings(Section):
 class DataSettings(Section):
     """What is trained and evaluated on."""
 
-    train: str
+    train: PathOrName
     """A path or hub name in one of the layouts of `docs/data.md`."""
-    heldout: str | None = None
+    heldout: PathOrName | None = None
     """The same, never trained on. Without it, the first rows of `train` are only looked at."""
     task: Task = "sgg"
     """What the model is asked for, rewarded and evaluated by: scene graphs, objects with boxes
     (`det`), or triplets of names (`cls`)."""
-    template: Literal["toy", "open", "closed"] = "open"
-    """The instruction that goes with each image; `closed` lists the names that may be used."""
-    vocabulary: Literal["vg150", "psg"] | None = None
-    """Those names; with `closed` only."""
+    template: PathOrName = "open"
+    """The instruction that goes with each image: `toy`, `open`, `closed` with a list of the names
+    that may be used, or the path of a text file with one's own (`docs/data.md`)."""
+    vocabulary: PathOrName | None = None
+    """Those names, with `closed` or a file: `vg150`, `psg`, or the path of a file."""
     thinking: bool = False
     """Ask for `<think>…</think>` before the answer: in SFT, in GRPO (whose `format` term then
     requires it) and in evaluation."""
 
     @model_validator(mode="after")
     def _consistent(self) -> "DataSettings":
-        if (self.template == "closed") != (self.vocabulary is not None):
-            raise ValueError("template = 'closed' and vocabulary go together: set both or none")
+        listed = {"toy": False, "open": False, "closed": True}.get(self.template)
+        if listed is not None and listed != (self.vocabulary is not None):
+            raise ValueError(
+                "template = 'closed' and vocabulary go together: set both or none (a template of "
+                "your own may do with either)"
+            )
         return self
 
 
@@ -102,7 +108,7 @@ class RedisSettings(Section):
     """The queue's server."""
 
     url: str = "redis://127.0.0.1:6379/0"
-    password_file: Path | None = None
+    password_file: LocalPath | None = None
     """Its content is the password, of mode 0600. Beyond this machine Redis is not served without.
     """
     lease_s: float = Field(default=60.0, gt=0)
@@ -128,9 +134,9 @@ class RewardSettings(Section):
     url: str = "http://127.0.0.1:8100"
     workers: int = Field(default=1, ge=1, le=256)
     """Processes behind the URL; one scores on one core."""
-    similarity_folder: Path | None = None
+    similarity_folder: LocalPath | None = None
     """Tables that a rubric may name as its similarity, `*.json`."""
-    embedding_models: list[str] = Field(default_factory=list)
+    embedding_models: list[PathOrName] = Field(default_factory=list)
     """Models that a rubric may name as its similarity: folders, or hub names in the local cache."""
     rubric: str | dict[str, Any] = "balanced"
     """Its name, or in full: `docs/rewards.md`."""
@@ -161,7 +167,7 @@ class RolloutSettings(Section):
     """Groups that one server holds leases on."""
     max_images_per_prompt: int = Field(default=1, ge=1, le=16)
     """vLLM keeps memory free for that many of the largest size."""
-    adapters: dict[str, Path] = Field(default_factory=dict)
+    adapters: dict[str, LocalPath] = Field(default_factory=dict)
     """LoRA adapters that requests may name: folders in PEFT's layout."""
     max_lora_rank: int = Field(default=16, ge=1, le=512)
     """Of those adapters, and of the one that the `lora` transport updates."""
@@ -215,9 +221,9 @@ class EvaluationSettings(Section):
 class SecuritySettings(Section):
     """Tokens, in files of mode 0600. Without them services bind to loopback only."""
 
-    data_token_file: Path | None = None
+    data_token_file: LocalPath | None = None
     """Its content is asked for on sampling and scoring routes."""
-    admin_token_file: Path | None = None
+    admin_token_file: LocalPath | None = None
     """Its content is asked for on weight routes."""
 
 
@@ -354,13 +360,17 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if path.resolve() in (file.resolve() for file in above):
         raise SettingsError(f"{path} extends itself, by way of {above[-1]}")
     try:
-        tree = tomllib.loads(path.read_text())
+        tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} is not TOML: {error}") from error
     names = tree.pop("extends", [])
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise SettingsError(f"{path}: extends is a list of files")
-    return _merged([*(_read(path.parent / name, (*above, path)) for name in names), tree])
+    try:
+        below = [path.parent / expanded(name) for name in names]
+    except ValueError as error:
+        raise SettingsError(f"{path}: extends: {error}") from error
+    return _merged([*(_read(file, (*above, path)) for file in below), tree])
 
 
 def _merged(trees: Iterable[dict[str, Any]]) -> dict[str, Any]:

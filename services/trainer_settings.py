@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from services.deepspeed_json import zero_fields
-from services.section import Section
+from services.section import LocalPath, Section, expanded
 
 LossName = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo"]
 
@@ -153,7 +153,7 @@ class DeepSpeedSettings(Section):
     """Parameters too; stage 3 only."""
     export_bucket_gib: float = Field(default=0.5, gt=0)
     """Of stage 3: parameters gathered at a time for a weight update."""
-    config_file: Path | None = None
+    config_file: LocalPath | None = None
     """DeepSpeed's own JSON, over what these settings generate. Batch sizes and precision stay the
     trainer's; `"auto"` leaves a value to it."""
 
@@ -162,7 +162,7 @@ class DeepSpeedSettings(Section):
     def _of_own_file(cls, fields: Any) -> Any:
         if not isinstance(fields, Mapping) or not fields.get("config_file"):
             return fields
-        return zero_fields(Path(fields["config_file"]).expanduser()) | dict(fields)
+        return zero_fields(Path(expanded(str(fields["config_file"])))) | dict(fields)
 
     @model_validator(mode="after")
     def _consistent(self) -> "DeepSpeedSettings":

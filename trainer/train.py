@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 from scene_data.dataset import open_dataset
+from scene_data.templates import instruction_digest
 from services.settings import Settings
 from services.telemetry import Tracing
 from trainer.algorithms.weighting import completion_weights
@@ -85,7 +86,12 @@ def _run(
     records, fence = RunRecords(settings, ranks.rank), RunFence(folder)
     tracing = Tracing(SERVICE, settings.telemetry.otlp_endpoint if ranks.is_main else None)
     checkpoints = CheckpointStore(folder / "checkpoints", trainer.keep_checkpoints, fence)
-    order = DataOrder(seed=settings.run.seed, num_rows=len(dataset), group_size=trainer.group_size)
+    order = DataOrder(
+        seed=settings.run.seed,
+        num_rows=len(dataset),
+        group_size=trainer.group_size,
+        instruction=instruction_digest(settings.data.template, settings.data.vocabulary),
+    )
     state = restore(checkpoints, fence, engine, ranks, order, resume=resume)
     check = ImageCheck(engine.processor, engine.image_token_id)
     preparation = Preparation(

@@ -117,7 +117,7 @@ RUN = Dashboard(
         _REWARD,
         _TERMS,
         Panel(
-            title="Held-out images",
+            title="Held-out images, strict",
             series={
                 f'sgg_evaluation_{key}{{run="$run"}}': key
                 for key in ("triplet_f1", "triplet_recall", "object_f1")

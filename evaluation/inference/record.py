@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.inference.progress import Progress
+from scene_data.templates import instruction_digest
 from services.errors import ConflictError
 from services.schemas.weights import PolicyInfo
 from services.settings import Settings
@@ -80,6 +81,7 @@ def record_fields(
         "task": data.task,
         "template": data.template,
         "vocabulary": data.vocabulary,
+        "instruction_sha256": instruction_digest(data.template, data.vocabulary),
         "thinking": data.thinking,
         "box_space": model.box_space,
         "min_pixels": model.min_pixels,

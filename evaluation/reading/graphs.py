@@ -4,6 +4,7 @@
 |---|---|
 | no box, which only the task `cls` lets pass | is not a number, and not looked at |
 | a box outside of its image | stays as it is |
+| a coordinate beyond a million | its object is left out, as rewards and datasets leave it out |
 | an empty or inverted box | stays: an object that hits nothing |
 | an object id that comes twice | both objects stay; relationships mean the first |
 | a relationship to an object that is not there | is left out: it cannot be placed |
@@ -16,6 +17,7 @@ from typing import Any
 from evaluation.reading.lines import LineObject, LineRelationship
 from evaluation.reading.problems import Place
 from scene_graph.boxes import space_scale
+from scene_graph.cleaning import MAX_COORDINATE
 from scene_graph.graph import NORMAL_IDS, SceneGraph
 from scene_graph.metrics.table import ImageGraph
 from scene_graph.parsing import ParsedCompletion
@@ -37,6 +39,7 @@ def written_graph(
         size: Width and height of the image.
         place: Where the line is, for what is wrong in it.
     """
+    objects = _in_range(objects, place)
     graph = ImageGraph(
         names=[NORMAL_IDS[item.id][1] for item in objects],
         boxes=[coordinate for item in objects for coordinate in item.bbox or _NO_BOX],
@@ -97,6 +100,18 @@ def _scores(items: Sequence[Any]) -> list[float]:
     """Empty where all are 1."""
     scores = [item.score for item in items]
     return scores if any(score != 1.0 for score in scores) else []
+
+
+def _in_range(objects: Sequence[LineObject], place: Place) -> list[LineObject]:
+    """Those whose coordinates are no larger than any image's."""
+    kept = []
+    for item in objects:
+        if item.bbox is None or max(map(abs, item.bbox)) <= MAX_COORDINATE:
+            kept.append(item)
+        else:
+            detail = f"{item.id!r} is left out: its box is {_words(item.bbox)}"
+            place.add("non_finite_box", detail)
+    return kept
 
 
 def _check_boxes(objects: Sequence[LineObject], size: tuple[int, int], place: Place) -> None:

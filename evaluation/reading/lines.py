@@ -14,9 +14,17 @@ import msgspec
 
 from scene_graph.cleaning import Task
 
-Pixels = Annotated[int, msgspec.Meta(ge=0)]
-"""0 where nobody could open the image"""
+ImageId = str | int | float
+"""Some programs write the id 139 as 139.0; it is the text of the number"""
 Positive = Annotated[float, msgspec.Meta(gt=0)]
+Score = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
+"""So that products of three are finite"""
+Count = Annotated[int, msgspec.Meta(ge=0, le=1_000_000_000)]
+Pixels = (
+    Annotated[int, msgspec.Meta(ge=0, le=1_000_000)]
+    | Annotated[float, msgspec.Meta(ge=0, le=1e6, multiple_of=1)]
+)
+"""A whole number, also where it is written 640.0; 0 where nobody could open the image"""
 
 
 class LineObject(msgspec.Struct, gc=False, omit_defaults=True):
@@ -29,7 +37,7 @@ class LineObject(msgspec.Struct, gc=False, omit_defaults=True):
     """Name, dot, number"""
     bbox: tuple[float, float, float, float] | None = None
     """x1, y1, x2, y2 in pixels of the image; None in lines of the task `cls` alone"""
-    score: float = 1.0
+    score: Score = 1.0
 
 
 class LineRelationship(msgspec.Struct, gc=False, omit_defaults=True):
@@ -41,7 +49,7 @@ class LineRelationship(msgspec.Struct, gc=False, omit_defaults=True):
     subject: str
     predicate: str
     object: str
-    score: float = 1.0
+    score: Score = 1.0
 
 
 class GraphLine(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -51,7 +59,7 @@ class GraphLine(msgspec.Struct, kw_only=True, omit_defaults=True):
     [10, 20, 200, 400]}], "relationships": []}`
     """
 
-    image_id: str | int
+    image_id: ImageId
     width: Pixels
     height: Pixels
     objects: list[LineObject]
@@ -63,7 +71,7 @@ class GraphLine(msgspec.Struct, kw_only=True, omit_defaults=True):
     """With `invalid_json`: the answer stops inside its JSON"""
     text: str | None = None
     """All that the model wrote"""
-    num_tokens: int | None = None
+    num_tokens: Count | None = None
     finish_reason: str | None = None
     policy_versions: tuple[int, int] | None = None
     """Oldest and newest that sampled a token of it"""
@@ -72,6 +80,11 @@ class GraphLine(msgspec.Struct, kw_only=True, omit_defaults=True):
     unconstrained_text: str | None = None
     image: str | None = None
     """Of a reference: its picture's file, beside this one; the report shows it"""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height of the image in pixels."""
+        return int(self.width), int(self.height)
 
 
 def decode_graph_line(text: bytes, task: Task) -> GraphLine:
@@ -99,11 +112,11 @@ class TextLine(msgspec.Struct, kw_only=True):
     Example: `{"image_id": "7", "text": "{\"objects\": []...", "box_space": "relative_1000"}`
     """
 
-    image_id: str | int
+    image_id: ImageId
     text: str
     box_space: str
     """See `scene_graph.boxes`"""
-    num_tokens: int | None = None
+    num_tokens: Count | None = None
 
 
 class ResponseFile(msgspec.Struct, kw_only=True):
@@ -112,7 +125,7 @@ class ResponseFile(msgspec.Struct, kw_only=True):
     Example: `{"image_id": "7", "response": "<answer>...", "box_scale": [1000.0, 1000.0]}`
     """
 
-    image_id: str | int
+    image_id: ImageId
     response: str
     box_scale: tuple[Positive, Positive]
     """Width and height of the image in the units of its boxes"""

@@ -4,6 +4,7 @@ What is wrong in them goes to `Problems`; the first of several predictions for a
 a file that cannot be used at all is an error.
 """
 
+import codecs
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,7 +14,8 @@ from typing import Any, get_args
 import msgspec
 
 from evaluation.reading.graphs import parsed_graph, written_graph
-from evaluation.reading.jsonl import WRONG, add_broken, first_problem, read_lines
+from evaluation.reading.image_ids import KnownIds
+from evaluation.reading.jsonl import WRONG, add_broken, first_problem, read_lines, what_broke
 from evaluation.reading.lines import GraphLine, ResponseFile, TextLine, decode_graph_line
 from evaluation.reading.problems import Place, Problems
 from evaluation.reading.references import References, Size
@@ -85,10 +87,11 @@ def read_predictions(
     """
     path = _predictions_file(path)
     images: dict[str, PredictedImage] = {}
+    known = KnownIds(references.images)
     for place, line in _files(path, problems) if path.is_dir() else _lines(path, problems, task):
         reference = references.images.get(str(line.image_id))
         if reference is None:
-            place.add("unknown_image", f"ignored: {references.name} has no such image")
+            place.add("unknown_image", f"ignored: {known.hint(str(line.image_id))}")
         elif str(line.image_id) in images:
             place.add("duplicate_image", "ignored: the first prediction for an image counts")
         elif prediction := _prediction(line, reference.size, place, task):
@@ -140,9 +143,11 @@ def _files(folder: Path, problems: Problems) -> Iterator[tuple[Place, ResponseFi
     """R1-SGG's answers: `<image_id>.json` each."""
     for file in sorted(folder.glob("*.json")):
         try:
-            line = _RESPONSE.decode(file.read_bytes())
+            line = _RESPONSE.decode(file.read_bytes().removeprefix(codecs.BOM_UTF8))
         except WRONG as error:
-            problems.add("broken_file", str(file), None, None, f"left out: {error}")
+            problems.add("broken_file", str(file), None, None, f"left out: {what_broke(error)}")
+        except OSError as error:
+            problems.add("broken_file", str(file), None, None, f"left out: {error.strerror}")
         else:
             yield Place(problems, str(file), None, str(line.image_id)), line
 
@@ -162,8 +167,8 @@ def _of_graph(line: GraphLine, size: Size, place: Place) -> PredictedImage:
     graph = ImageGraph(size=size)
     if line.status == "ok":
         graph = written_graph(line.objects, line.relationships, size, place)
-        if (line.width, line.height) != size:
-            detail = f"{line.width}x{line.height}, but the reference is {size[0]}x{size[1]}"
+        if line.size != size:
+            detail = "{}x{}, but the reference is {}x{}".format(*line.size, *size)
             place.add("size_differs", detail + ": boxes are taken as pixels of the reference")
     return PredictedImage(
         graph=graph,

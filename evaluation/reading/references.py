@@ -1,6 +1,6 @@
 """The annotated graphs of an evaluation: from a dataset, or from a JSONL file of graphs."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,7 +66,35 @@ def read_references(path: str, problems: Problems, task: Task = "sgg") -> Refere
             the task looks for.
     """
     file = Path(path)
-    read = _of_lines(file, problems, task) if _has_graphs(file) else _of_dataset(path, problems)
+    if not _has_graphs(file):
+        found = read_dataset(path, problems)
+    else:
+        found = _collected(path, _of_lines(file, problems, task))
+    graphs = [image.graph for image in found.images.values()]
+    if not any(graph.names if task == "det" else graph.predicates for graph in graphs):
+        wanted = "an object" if task == "det" else "a relation"
+        raise InvalidInputError(
+            f"{path} has no image with {wanted} to be found{first_problem(problems)}"
+        )
+    return found
+
+
+def read_dataset(path: str, problems: Problems, limit: int | None = None) -> References:
+    """Read the graphs of a dataset.
+
+    Args:
+        path: See `docs/data.md`.
+        problems: Grows by what is wrong.
+        limit: At most so many of its first usable rows.
+
+    Raises:
+        InvalidInputError: There is no dataset of that name, or no usable row in it.
+    """
+    return _collected(path, _of_dataset(path, problems, limit))
+
+
+def _collected(path: str, read: Iterable[ReferenceImage]) -> References:
+    """By `image_order`: COCO's AP breaks ties by it, and the bootstrap draws places."""
     images: dict[str, ReferenceImage] = {}
     for image in read:
         if str(image.place.image_id) in images:
@@ -75,18 +103,12 @@ def read_references(path: str, problems: Problems, task: Task = "sgg") -> Refere
         images[str(image.place.image_id)] = image
         if not image.graph.names:
             image.place.add("empty_reference", "the reference has no object")
-    graphs = [image.graph for image in images.values()]
-    if not any(graph.names if task == "det" else graph.predicates for graph in graphs):
-        wanted = "an object" if task == "det" else "a relation"
-        raise InvalidInputError(
-            f"{path} has no image with {wanted} to be found{first_problem(problems)}"
-        )
     ordered = {image_id: images[image_id] for image_id in sorted(images, key=image_order)}
     return References(name=path, images=ordered)
 
 
 class _FirstLine(msgspec.Struct):
-    width: int | None = None
+    width: Any = None
     objects: list[Any] | str | None = None
 
 
@@ -111,19 +133,21 @@ def _of_lines(path: Path, problems: Problems, task: Task) -> Iterator[ReferenceI
             add_broken(place, text, error)
             continue
         place = Place(problems, str(path), place.line, str(line.image_id))
-        size = (line.width, line.height)
+        if 0 in line.size:
+            place.add("broken_line", "left out: the image has no width or no height")
+            continue
         yield ReferenceImage(
-            size=size,
-            graph=written_graph(line.objects, line.relationships, size, place),
+            size=line.size,
+            graph=written_graph(line.objects, line.relationships, line.size, place),
             place=place,
             picture=(path.parent / line.image).read_bytes if line.image else None,
         )
 
 
-def _of_dataset(path: str, problems: Problems) -> Iterator[ReferenceImage]:
+def _of_dataset(path: str, problems: Problems, limit: int | None) -> Iterator[ReferenceImage]:
     # The protocols treat a repeated relation each in its own way: `docs/evaluation.md`.
     dataset = SceneDataset(open_rows(path), path, keep_repeated=True)
-    for index in range(len(dataset)):
+    for index in range(len(dataset) if limit is None else min(len(dataset), limit)):
         try:
             sample = dataset[index]
         except InvalidInputError as error:

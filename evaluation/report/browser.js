@@ -4,6 +4,7 @@ const control = (id) => document.getElementById(id);
 const viewer = control("viewer");
 const grid = control("grid");
 const VERDICTS = { hit: "✓", miss: "○", hallucination: "✕" };
+const VERDICT_RULE = "strict, every prediction counted";
 const shown = { labels: true, hits: true, wrong: true };
 
 function html(name, attributes = {}, ...children) {
@@ -69,7 +70,7 @@ function score(image, side) {
   const { hits, missed, hallucinated } = counts(image, side);
   const part = (verdict, count) => html("span", { class: `verdict ${verdict}` }, `${VERDICTS[verdict]} ${count} `);
   const parts = [part("hit", hits), part("miss", missed), part("hallucination", hallucinated)];
-  return html("span", { title: "hits, missed, hallucinated" }, ...parts);
+  return html("span", { title: `hits, missed, hallucinated relations: ${VERDICT_RULE}` }, ...parts);
 }
 
 function card(image) {
@@ -78,7 +79,8 @@ function card(image) {
     : html("span", { class: "thumb" }, "no picture");
   const sides = image.sides.map((side, i) => {
     const name = data.sides.length > 1 ? `${"AB"[i]}: ` : "";
-    return html("div", {}, `${name}R ${percent(side.recall)} · F1 ${percent(side.f1)} `, html("br"), score(image, side));
+    const lines = [`${name}${data.recall} ${percent(side.recall)}`, `strict F1 ${percent(side.f1)}`, score(image, side)];
+    return html("div", {}, ...lines.map((line) => html("div", {}, line)));
   });
   return html("li", {}, html("a", { href: address(image.id) }, thumb, html("b", {}, image.id), ...sides));
 }
@@ -135,7 +137,7 @@ function tripletLists(graph, buttons, words) {
     const chosen = buttons.filter((_, k) => graph.relations[k].verdict === verdict);
     if (chosen.length === 0) return [];
     const list = html("ul", { class: "triplets" }, ...chosen.map((button) => html("li", {}, button)));
-    return [html("h4", {}, `${word} (${chosen.length})`), list];
+    return [html("h4", {}, `${word} (${chosen.length} of ${buttons.length})`), list];
   });
 }
 
@@ -144,7 +146,8 @@ function referencePanel(image) {
   const graph = graphWithVerdicts(image.reference, side.found, "miss");
   const found = side.found.objects.filter(Boolean).length;
   const by = data.sides.length > 1 ? `, marked by ${data.sides[image.sides.indexOf(side)]}` : "";
-  const note = `${found} of ${graph.objects.length} objects found${by}`;
+  const relations = side.found.relations.filter(Boolean).length;
+  const note = `${found} of ${graph.objects.length} objects and ${relations} of ${graph.relations.length} relations found${by} (${VERDICT_RULE})`;
   return panel(image, "Reference", note, graph, { hit: "Found", miss: "Missed" });
 }
 
@@ -154,7 +157,7 @@ function predictionPanel(image, side, i) {
   const tokens = side.tokens === null ? "" : `, ${side.tokens} tokens`;
   const right = graph.objects.filter((item) => item.verdict === "hit").length;
   const note = side.status === "ok"
-    ? `recall ${percent(side.recall)}, F1 ${percent(side.f1)}; ${right} of ${graph.objects.length} objects right${tokens}`
+    ? `${data.recall} ${percent(side.recall)}, strict F1 ${percent(side.f1)}; ${right} of ${graph.objects.length} objects right (${VERDICT_RULE})${tokens}`
     : `no graph: ${statusWords(side.status)}${tokens}`;
   const element = panel(image, title, note, graph, { hit: "Hits", hallucination: "Hallucinations" });
   if (side.text !== null) {

@@ -9,6 +9,7 @@ from markupsafe import Markup
 
 from evaluation.report.pictures import data_uri
 from evaluation.result import DrawnGraph, ImageResult
+from scene_graph.cleaning import Task
 
 MAX_TEXT = 20_000
 """Characters of an answer that the page holds."""
@@ -18,6 +19,7 @@ def browser_data(
     chosen: Sequence[ImageResult],
     sides: Sequence[tuple[str, Mapping[str, ImageResult]]],
     image_bytes: Callable[[str], bytes | None],
+    task: Task = "sgg",
 ) -> dict[str, Any]:
     """What the browser shows.
 
@@ -25,8 +27,10 @@ def browser_data(
         chosen: Images to show, with their references.
         sides: Name of the predictions and their results by image id: one, or two to compare.
         image_bytes: Image id to the encoded picture; None where there is none.
+        task: Says which recall each image has.
     """
     return {
+        "recall": "strict recall" if task == "cls" else "strict R@100",
         "sides": [name for name, _ in sides],
         "images": [
             _image(image, [side[image.image_id] for _, side in sides], image_bytes)
@@ -49,11 +53,13 @@ def _image(
     results: Sequence[ImageResult],
     image_bytes: Callable[[str], bytes | None],
 ) -> dict[str, Any]:
+    # A line may say 0, which nothing can be drawn on.
+    size = max(image.width, 1), max(image.height, 1)
     return {
         "id": image.image_id,
-        "width": max(image.width, 1),  # a line may say 0, which nothing can be drawn on
-        "height": max(image.height, 1),
-        "picture": data_uri(image_bytes(image.image_id)),
+        "width": size[0],
+        "height": size[1],
+        "picture": data_uri(image_bytes(image.image_id), size),
         "reference": _graph(image.reference, image),
         "sides": [_side(result) for result in results],
     }

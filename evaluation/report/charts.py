@@ -34,7 +34,7 @@ def predicate_chart(rows: Sequence[PredicateRow], groups: Mapping[str, dict[str,
         x=Scale(low=0, high=max(len(rows), 1), start=left, end=left + step * max(len(rows), 1)),
         y=Scale(low=0, high=100, start=foot, end=28),
         x_title="predicates, most frequent first",
-        y_title="recall at 100 (%)",
+        y_title="recall at 100 (%), bars strict",
     )
     bars = [_predicate(row, plot, i, step) for i, row in enumerate(rows)]
     levels = [

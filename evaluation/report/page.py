@@ -55,7 +55,7 @@ def write_report(
         charts=_charts(result),
         **_setting_words(result),
         how_chosen=how_chosen,
-        browser=json_block(browser_data(chosen, sides, image_bytes)),
+        browser=json_block(browser_data(chosen, sides, image_bytes, result.task)),
         style=_part("report.css"),
         scripts=[_part(name) for name in ("tables.js", "drawing.js", "browser.js")],
     )

@@ -12,13 +12,23 @@ MAX_BYTES = 110_000
 """Of a JPEG: 100 of them, in base64, are under 15 MB."""
 
 
-def data_uri(data: bytes | None) -> str | None:
-    """A JPEG data URI of an encoded image, upright; None where it is no image."""
+def data_uri(data: bytes | None, size: tuple[int, int] | None = None) -> str | None:
+    """A JPEG data URI of an encoded image, upright.
+
+    Args:
+        data: The file, if there is one.
+        size: Width and height that its boxes are for; the picture may be larger or smaller.
+
+    Returns:
+        None where there is no image, or one of another shape: boxes would lie beside their objects.
+    """
     if data is None:
         return None
     try:
         image = decode_image(data)
     except (InvalidInputError, TooLargeError):
+        return None
+    if size is not None and not _has_shape(image.size, size):
         return None
     jpeg = b""
     for side, quality in SIZES:
@@ -29,3 +39,9 @@ def data_uri(data: bytes | None) -> str | None:
         if len(jpeg) <= MAX_BYTES:
             break
     return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+
+
+def _has_shape(found: tuple[int, int], said: tuple[int, int]) -> bool:
+    """Whether sides are in the same proportion, to a pixel of rounding."""
+    (width, height), (said_width, said_height) = found, said
+    return abs(width * said_height - height * said_width) <= max(*found, *said)

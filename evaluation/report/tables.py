@@ -22,9 +22,12 @@ OBJECT_MEASURES = {
     "ap": "AP",
     "ap50": "AP50",
     "ap75": "AP75",
-    "precision": "precision",
-    "recall": "recall",
-    "f1": "F1",
+    "coco_ap": "COCO AP",
+    "coco_ap50": "COCO AP50",
+    "coco_ap75": "COCO AP75",
+    "precision": "precision, strict",
+    "recall": "recall, strict",
+    "f1": "F1, strict",
     "mean_iou": "mean IoU",
 }
 ANSWERS = {

@@ -12,7 +12,7 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from evaluation.reading.references import image_order
-from evaluation.result import PROTOCOLS, DrawnGraph, EvaluationResult, Protocol
+from evaluation.result import AP_METRICS, PROTOCOLS, DrawnGraph, EvaluationResult, Protocol
 from evaluation.scoring.predicates import mean_recall
 from scene_graph.metrics.bootstrap import interval, resampled
 from scene_graph.metrics.ratio import RatioMetric
@@ -193,7 +193,9 @@ def _difference(
 def _average_precision(first: EvaluationResult, second: EvaluationResult) -> list[Difference]:
     """It is no mean over images, so it is not resampled."""
     differences = []
-    for name in ("ap", "ap50", "ap75"):
+    for name in AP_METRICS:
+        if name not in first.objects or name not in second.objects:
+            continue  # an evaluation of an earlier version has fewer
         before, after = first.objects[name], second.objects[name]
         known = before is not None and after is not None
         differences.append(

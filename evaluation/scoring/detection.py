@@ -1,17 +1,21 @@
-"""COCO's average precision of the boxes, by faster-coco-eval.
+"""Average precision of boxes, which does not depend on the order of what has equal scores.
 
-A language model gives its boxes no scores. With equal scores detections count in the order of
-images, and in an image in the order in which they were written: a curve over an arbitrary order.
-Precision and recall of the strict protocol say more.
+A language model gives its boxes no scores, so any order of them is as good as another. `ap` is the
+mean over all these orders, exactly. COCO's own AP, by faster-coco-eval, stands beside it: it takes
+equal scores in the order of images and of writing, so that another order gives another number.
 """
 
-from typing import Any, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import numpy as np
 
+from scene_graph.matching import Flags
+from scene_graph.metrics.hits import Pairs, iou, object_pairs
 from scene_graph.metrics.table import GraphTable
 from scene_graph.similarity import Floats, Indices
 
+THRESHOLDS: Floats = np.linspace(0.5, 0.95, 10)
+"""[10] of IoU, as COCO has them"""
 MAX_DETECTIONS = 100
 """Of an image and name, as COCO has it: the best by score"""
 
@@ -20,11 +24,22 @@ class DetectionAp(TypedDict):
     """All in 0..1; nan where no reference has an object."""
 
     ap: float
-    """Mean over IoU thresholds 0.50, 0.55, … 0.95"""
+    """Mean over `THRESHOLDS`"""
     ap50: float
     ap75: float
+    coco_ap: float
+    """The same three by COCO's definition, equal scores in the order of the tables"""
+    coco_ap50: float
+    coco_ap75: float
     ap50_by_name: dict[str, float]
     """For each name of a reference object"""
+
+
+class _Name(NamedTuple):
+    """The objects of one name, by their places in the tables, image after image."""
+
+    predicted: Indices
+    reference: Indices
 
 
 def detection_ap(predicted: GraphTable, reference: GraphTable) -> DetectionAp:
@@ -32,23 +47,97 @@ def detection_ap(predicted: GraphTable, reference: GraphTable) -> DetectionAp:
 
     Args:
         predicted: From `tabulate`, like `reference`.
-        reference: The same images; their order decides between equal scores.
+        reference: The same images; for COCO's AP their order decides between equal scores.
     """
     codes = np.unique(reference.object_names)
-    # Name by name: together, faster-coco-eval makes a list for each name in each image.
     sides = zip(_by_name(predicted, codes), _by_name(reference, codes), strict=True)
-    curves = [_precision(_annotations(predicted, p), _annotations(reference, r)) for p, r in sides]
-    precision = np.stack(curves, axis=2) if curves else np.empty((10, 101, 0))
-    by_name = precision[0].mean(axis=0)
+    names = [_Name(*side) for side in sides]
+    hits = matched(predicted, reference)
+    expected = [
+        expected_ap(predicted.scores[n.predicted], hits[:, n.predicted], len(n.reference))
+        for n in (_counted(predicted, name) for name in names)
+    ]
+    values = np.stack(expected, axis=1) if expected else np.empty((len(THRESHOLDS), 0))
+    # Name by name: together, faster-coco-eval makes a list for each name in each image.
+    curves = [_coco_precision(predicted, reference, name) for name in names]
+    precision = np.stack(curves, axis=2) if curves else np.empty((len(THRESHOLDS), 101, 0))
     return DetectionAp(
-        ap=_mean(precision),
-        ap50=_mean(precision[0]),
-        ap75=_mean(precision[5]),
+        ap=_mean(values),
+        ap50=_mean(values[0]),
+        ap75=_mean(values[5]),
+        coco_ap=_mean(precision),
+        coco_ap50=_mean(precision[0]),
+        coco_ap75=_mean(precision[5]),
         ap50_by_name={
             reference.names[code]: value
-            for code, value in zip(codes.tolist(), by_name.tolist(), strict=True)
+            for code, value in zip(codes.tolist(), values[0].tolist(), strict=True)
         },
     )
+
+
+def expected_ap(scores: Floats, hits: Flags, num_reference: int) -> Floats:
+    """[T] average precision of one name, the mean over all orders of detections of equal scores.
+
+    Average precision is the sum, over the hits, of the precision among all detections up to the
+    hit, divided by the number of references. Within N detections of one score, h of them hits, the
+    one at place i is a hit in h/N of the orders, and then (i - 1)(h - 1)/(N - 1) of those before it
+    are hits, too, on average (McSherry and Najork 2008, "Computing Information Retrieval
+    Performance Measures Efficiently in the Presence of Tied Scores").
+
+    Args:
+        scores: [D] of the detections, in any order.
+        hits: [T, D] whether each one has a reference object, at each threshold.
+        num_reference: Objects of this name in the references, at least one.
+    """
+    order = np.argsort(-scores, kind="stable")
+    _, first, group, size = np.unique(
+        -scores[order], return_index=True, return_inverse=True, return_counts=True
+    )
+    so_far = np.pad(hits[:, order].cumsum(axis=1), ((0, 0), (1, 0)))
+    before = so_far[:, first[group]]
+    of_group = so_far[:, (first + size)[group]] - before
+    place = np.arange(len(order))
+    share_before = (place - first[group]) / np.maximum(size[group] - 1, 1)
+    found = before + 1 + share_before * np.maximum(of_group - 1, 0)
+    values: Floats = (of_group / size[group] * found / (place + 1)).sum(axis=1) / num_reference
+    return values
+
+
+def matched(predicted: GraphTable, reference: GraphTable) -> Flags:
+    """[T, O] whether each predicted object gets a reference object, as COCO matches.
+
+    In each image and name predictions come by falling score, those of equal scores as they were
+    written; each takes the reference object that overlaps it most of those that are free.
+    """
+    pairs = object_pairs(predicted, reference)  # at the lowest threshold
+    overlap = iou(predicted.boxes[pairs.predicted], reference.boxes[pairs.reference])
+    scores = predicted.scores[pairs.predicted]
+    order = np.lexsort((-pairs.reference, -overlap, pairs.predicted, -scores))
+    pairs, overlap = pairs.kept(order), overlap[order]
+    flags = np.zeros((len(THRESHOLDS), len(predicted.object_names)), dtype=np.bool_)
+    for row, threshold in zip(flags, THRESHOLDS.tolist(), strict=True):
+        row[_taken(pairs.kept(overlap >= threshold))] = True
+    return flags
+
+
+def _taken(pairs: Pairs) -> list[int]:
+    """Predictions that get a reference; the pairs are tried in their order."""
+    gets: set[int] = set()
+    given: set[int] = set()
+    for one, other in zip(pairs.predicted.tolist(), pairs.reference.tolist(), strict=True):
+        if one not in gets and other not in given:
+            gets.add(one)
+            given.add(other)
+    return [*gets]
+
+
+def _counted(predicted: GraphTable, name: _Name) -> _Name:
+    """Without predictions beyond `MAX_DETECTIONS` of an image."""
+    image, scores = predicted.object_image[name.predicted], predicted.scores[name.predicted]
+    order = np.lexsort((-scores, image))
+    ordered = image[order]
+    place = np.arange(len(order)) - np.searchsorted(ordered, ordered)
+    return name._replace(predicted=name.predicted[order[place < MAX_DETECTIONS]])
 
 
 def _mean(values: Floats) -> float:
@@ -64,11 +153,13 @@ def _by_name(table: GraphTable, codes: Indices) -> list[Indices]:
     return [order[i:j] for i, j in zip(begins.tolist(), ends.tolist(), strict=True)]
 
 
-def _precision(detections: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> Floats:
-    """[10 thresholds, 101 recalls] interpolated precision of one name's boxes."""
+def _coco_precision(predicted: GraphTable, reference: GraphTable, name: _Name) -> Floats:
+    """[10 thresholds, 101 recalls] COCO's interpolated precision of one name's boxes."""
     from faster_coco_eval import COCO
     from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 
+    detections = _annotations(predicted, name.predicted)
+    annotations = _annotations(reference, name.reference)
     images = sorted({a["image_id"] for a in [*annotations, *detections]})
     truth = COCO()
     truth.dataset = {

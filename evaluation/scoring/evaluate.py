@@ -14,7 +14,7 @@ from evaluation.reading.predictions import PredictedImage, Predictions
 from evaluation.reading.problems import Problems
 from evaluation.reading.references import References
 from evaluation.reading.training_split import TrainingSplit
-from evaluation.result import PROTOCOLS, EvaluationResult
+from evaluation.result import AP_METRICS, PROTOCOLS, EvaluationResult
 from evaluation.scoring.answers import answer_metrics
 from evaluation.scoring.detection import detection_ap
 from evaluation.scoring.image_results import image_results
@@ -182,7 +182,7 @@ def _known(table: GraphTable, vocabulary: Vocabulary) -> GraphTable:
 
 def _average_precision(tables: Tables) -> dict[str, float | None]:
     found = detection_ap(*tables)
-    return {name: _number(found[name]) for name in ("ap", "ap50", "ap75")}
+    return {name: _number(found[name]) for name in AP_METRICS}
 
 
 def _values(metrics: Mapping[str, RatioMetric]) -> dict[str, float | None]:

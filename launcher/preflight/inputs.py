@@ -12,7 +12,7 @@ from typing import Literal
 
 from launcher.preflight.finding import Finding, look
 from launcher.preflight.model_folder import check_adapter, folder_problems
-from launcher.preflight.prompt_length import PromptLength
+from launcher.preflight.prompt_length import PromptLength, tokenizer_folder
 from launcher.preflight.rows import Source, is_of_the_hub, source_findings
 from launcher.preflight.trackers import check_trackers
 from launcher.rubric_check import check_rubric
@@ -76,6 +76,16 @@ def checked_inference(
     return _decided(settings) if knows_model else settings
 
 
+def checked_model(settings: Settings) -> Settings:
+    """As `checked`, before a rollout server is started alone.
+
+    Raises:
+        SettingsError: With all that is wrong.
+    """
+    _heed(_model(settings, fetch=True))
+    return _decided(settings)
+
+
 def _heed(findings: list[Finding]) -> None:
     refuse(findings)
     for finding in findings:
@@ -109,7 +119,8 @@ def input_findings(
     """Look at all that a run reads; the arguments are those of `checked`."""
     found = [look("settings", lambda: _settings(settings, job)), *_deepspeed(settings)]
     sources = _sources(settings, job)
-    return [*found, *_model_and_rows(settings, sources, knows_model=knows_model, fetch=fetch)]
+    found += _model_and_rows(settings, sources, knows_model=knows_model, fetch=fetch)
+    return list({finding.detail: finding for finding in found}.values())  # each thing once
 
 
 def _model_and_rows(
@@ -118,11 +129,12 @@ def _model_and_rows(
     """Look at the model, and at datasets with the prompts that it gets for them."""
     model = _model(settings, fetch=fetch) if knows_model else []
     lengths = None
-    if [finding.state for finding in model] == ["ok"] and Path(settings.model.path).is_dir():
+    if [finding.state for finding in model] == ["ok"]:
         settings = with_box_space(settings)
-        lengths = PromptLength(settings)
+        folder = tokenizer_folder(settings.model.path)
+        lengths = None if folder is None else PromptLength(settings, folder)
     rows = (source_findings(source, settings, lengths, fetch=fetch) for source in sources)
-    return [*model, *dict.fromkeys(chain.from_iterable(rows))]
+    return [*model, *chain.from_iterable(rows)]
 
 
 def _settings(settings: Settings, job: Job) -> str:
@@ -151,25 +163,29 @@ def _deepspeed(settings: Settings) -> list[Finding]:
 
 def _model(settings: Settings, *, fetch: bool) -> list[Finding]:
     path = settings.model.path
+    try:
+        problems = _model_problems(settings)
+    except SettingsError as error:
+        problems = [error.message]
+    except UnavailableError as error:
+        return [Finding("model", "missing" if fetch else "info", error.message)]
+    except OSError as error:
+        problems = [f"model.path: {error.filename or path} cannot be read: {error.strerror}"]
+    if problems:
+        return [Finding("model", "missing", problem) for problem in problems]
+    return [Finding("model", "ok", f"{path}, a {model_family(path).model_type}")]
+
+
+def _model_problems(settings: Settings) -> list[str]:
+    path = settings.model.path
     if not Path(path).exists() and not is_of_the_hub(path):
-        detail = (
+        raise SettingsError(
             f"model.path: there is no {path} (run from {Path.cwd()}): if it is what SFT makes, run "
             "that first (sgg-rl sft)"
         )
-        return [Finding("model", "missing", detail)]
-    try:
-        check_adapter(path)
-        with_box_space(settings)
-    except SettingsError as error:
-        return [Finding("model", "missing", error.message)]
-    except UnavailableError as error:
-        return [Finding("model", "missing" if fetch else "info", error.message)]
-    if not Path(path).exists():
-        return [Finding("model", "ok", f"{path}, of the hub")]
-    problems = folder_problems(path)
-    return [Finding("model", "missing", problem) for problem in problems] or [
-        Finding("model", "ok", f"{path}, a {model_family(path).model_type}")
-    ]
+    check_adapter(path)
+    with_box_space(settings)
+    return folder_problems(path) if Path(path).exists() else []
 
 
 def _sources(settings: Settings, job: Job) -> list[Source]:
@@ -181,7 +197,7 @@ def _sources(settings: Settings, job: Job) -> list[Source]:
             name=data.train,
             task=data.task,
             thinking_column=settings.sft.thinking_column if thinking else None,
-            max_tokens=settings.sampling.max_tokens if job == "train" else 0,
+            max_tokens=settings.sampling.max_tokens if job == "train" else None,
             asked_by="sampling.max_tokens",
         )
     ]
@@ -190,7 +206,7 @@ def _sources(settings: Settings, job: Job) -> list[Source]:
             Source(
                 setting="data.heldout",
                 name=data.heldout,
-                max_tokens=evaluation.max_tokens if job == "train" else 0,
+                max_tokens=evaluation.max_tokens if job == "train" else None,
                 asked_by="evaluation.max_tokens",
                 num_rows=evaluation.num_images,
             )

@@ -20,11 +20,12 @@ class PromptLength:
     """Counts a row's prompt as the sampler will see it.
 
     Args:
-        settings: Of the run, with `box_space` decided; `model.path` is a folder.
+        settings: Of the run.
+        folder: Of its model, as `tokenizer_folder` finds it.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self._folder = Path(settings.model.path)
+    def __init__(self, settings: Settings, folder: Path) -> None:
+        self._folder = folder
         self._limits = {
             "factor": model_family(settings.model.path).patch_factor,
             "min_pixels": settings.model.min_pixels,
@@ -82,6 +83,18 @@ class PromptLength:
             InvalidInputError: As `services.images.check_fits`.
         """
         check_fits(sample.width, sample.height, **self._limits)
+
+
+def tokenizer_folder(path: str) -> Path | None:
+    """A model's folder, or the hub's copy of one that is here with tokenizer and chat template."""
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(path, "tokenizer.json")
+    if not isinstance(cached, str) or chat_template(str(Path(cached).parent)) is None:
+        return None
+    return Path(cached).parent
 
 
 def row_messages(settings: Settings, sample: Sample) -> list[ChatMessage]:

@@ -12,8 +12,9 @@ from launcher.preflight.prompt_length import PromptLength, row_messages
 from scene_data.dataset import Sample, SceneDataset, is_too_broken, open_dataset
 from scene_data.sources import is_hub_name
 from scene_graph.cleaning import Task
-from services.errors import InvalidInputError, SettingsError, TooLargeError
+from services.errors import InvalidInputError, SettingsError, TooLargeError, UnavailableError
 from services.images import decode_image
+from services.schemas.common import ChatMessage
 from services.settings import Settings
 
 _NUM_FIRST = 4
@@ -30,8 +31,8 @@ class Source:
     """Example: `data.train`"""
     name: str
     """A path, or a name on the hub."""
-    max_tokens: int
-    """Of an answer about its images."""
+    max_tokens: int | None
+    """Of an answer about its images; None where none is sampled."""
     asked_by: str
     """The setting that says so."""
     task: Task | None = None
@@ -70,8 +71,8 @@ def source_findings(
             f"{source.name}, {len(dataset)} rows; {len(indexes)} of them and their pictures read"
         )
         yield Finding(source.title, "ok", detail)
-    if lengths is not None and samples:
-        yield _longest_prompt(source, samples, settings, lengths)
+    if samples:
+        yield from _prompts(source, samples, settings, lengths)
 
 
 def is_of_the_hub(name: str) -> bool:
@@ -88,7 +89,10 @@ def opened(name: str, task: Task | None = None, thinking_column: str | None = No
     """
     if is_hub_name(name) and not is_of_the_hub(name):
         raise InvalidInputError(f"there is no {name}, and {Path(name).parent} is here")
-    return open_dataset(name, task=task, thinking_column=thinking_column)
+    try:
+        return open_dataset(name, task=task, thinking_column=thinking_column)
+    except OSError as error:
+        raise InvalidInputError(f"{name} cannot be read: {error}") from error
 
 
 def _not_opened(source: Source, error: InvalidInputError, *, fetch: bool) -> Finding:
@@ -137,22 +141,41 @@ def _faulty(source: Source, faults: list[str], num_read: int) -> Finding:
     return Finding(source.title, "warning", f"{head}, and a run leaves them out:\n{listed}")
 
 
+def _prompts(
+    source: Source, samples: dict[str, Sample], settings: Settings, lengths: PromptLength | None
+) -> Iterator[Finding]:
+    """Make the rows' prompts; a model of which nothing is known has its own finding."""
+    try:
+        prompts = {
+            place: (sample, row_messages(settings, sample)) for place, sample in samples.items()
+        }
+    except (SettingsError, UnavailableError):
+        return
+    except InvalidInputError as error:
+        yield Finding("prompt", "missing", error.message)  # of whatever dataset
+        return
+    if lengths is not None:
+        try:
+            yield _longest_prompt(source, prompts, settings, lengths)
+        except SettingsError as error:
+            yield Finding("prompt", "missing", error.message)
+
+
 def _longest_prompt(
-    source: Source, samples: dict[str, Sample], settings: Settings, lengths: PromptLength
+    source: Source,
+    prompts: dict[str, tuple[Sample, list[ChatMessage]]],
+    settings: Settings,
+    lengths: PromptLength,
 ) -> Finding:
     name = f"prompt of {source.setting}"
-    try:
-        tokens = {
-            place: (
-                lengths.text_tokens(row_messages(settings, sample)),
-                lengths.image_tokens(sample),
-            )
-            for place, sample in samples.items()
-        }
-    except (SettingsError, InvalidInputError) as error:
-        return Finding("prompt", "missing", error.message)  # of whatever dataset
+    tokens = {
+        place: (lengths.text_tokens(messages), lengths.image_tokens(sample))
+        for place, (sample, messages) in prompts.items()
+    }
     place = max(tokens, key=lambda place: sum(tokens[place]))
     text, image = tokens[place]
+    if source.max_tokens is None:
+        return Finding(name, "ok", f"{text} tokens of text and {image} of the image")
     total, most = text + image + source.max_tokens, settings.rollout.max_model_len
     sizes = (
         f"{text} tokens of text, {image} of the image and {source.asked_by} = {source.max_tokens} "

@@ -10,24 +10,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, NoReturn
 
-from scene_graph.cleaning import TASK_LISTS, clean_columns, read_object, read_relationship
+from scene_graph.cleaning import clean_columns, read_object, read_relationship
+from scene_graph.faults import DROPPED_WORDS, object_fault, relationship_fault, schema_fault
 from scene_graph.graph import normalise_name
 from scene_graph.json_limits import nesting_depth
-from scene_graph.parsing import Limits, ParsedCompletion, find_answer
+from scene_graph.parsing import Limits, ParsedCompletion, find_answer, json_value
 from services.schemas.rewards import Task
 
 AROUND = 40
 """Characters that are shown on each side of the place where a text breaks."""
-
-_WHY = {
-    "malformed_object": "not an object with an id such as man.1 and a bbox of four numbers",
-    "non_finite_box": "a coordinate is infinite, or beyond a million",
-    "inverted_box": "x2 <= x1 or y2 <= y1",
-    "duplicate_id": "an earlier object has this id",
-    "malformed_relationship": "not an object with the texts subject, predicate and object",
-    "dangling_relationship": "an end has no name",
-    "repeated_triplet": "an earlier relationship says the same",
-}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,7 +67,7 @@ def answer_lists(text: str) -> tuple[list[Any], list[Any]]:
 
     A list that its task does not look at may be anything: it comes back empty.
     """
-    value = _DECODER.decode(find_answer(text).text)
+    value = json_value(find_answer(text).text, _DECODER)
     lists = [value.get(name) for name in ("objects", "relationships")]
     objects, relationships = ([] if type(found) is not list else found for found in lists)
     return objects, relationships
@@ -107,7 +98,7 @@ def find_failure(text: str, parsed: ParsedCompletion, task: Task = "sgg") -> Fai
     if parsed.status == "no_answer":
         message, at = "no JSON: the answer has neither { nor [", 0
     elif parsed.status == "schema_violation":
-        message, at = _schema_mistake(_DECODER.decode(answer), task), 0
+        message, at = schema_fault(json_value(answer), task), 0
     else:
         message, at = _json_mistake(answer)
     if parsed.truncated:
@@ -165,7 +156,11 @@ def _dropped(
     where: Literal["objects", "relationships"], index: int, reason: str, value: Any, why: str = ""
 ) -> DroppedPart:
     text = json.dumps(value, ensure_ascii=False)
-    return DroppedPart(where=where, index=index, reason=reason, why=why or _WHY[reason], text=text)
+    why = why or (_SHAPES[reason](value) if reason in _SHAPES else DROPPED_WORDS[reason])
+    return DroppedPart(where=where, index=index, reason=reason, why=why, text=text)
+
+
+_SHAPES = {"malformed_object": object_fault, "malformed_relationship": relationship_fault}
 
 
 def _place(text: str, at: int) -> Place:
@@ -180,7 +175,8 @@ def _place(text: str, at: int) -> Place:
 def _answer_place(text: str) -> tuple[int, str]:
     """Where the answer begins in the whole text, and the answer."""
     answer = find_answer(text)
-    start = text.index("</think>") + len("</think>") if answer.has_think_tags else 0
+    _, closing, after = text.rpartition("</think>")
+    start = len(text) - len(after) if closing else 0
     tag = text.find("<answer>", start)
     start = start if tag < 0 else tag + len("<answer>")
     return text.find(answer.text, start), answer.text
@@ -194,22 +190,6 @@ def _what_is_too_large(text: str) -> str:
     if nesting_depth(answer.encode("utf-8", "surrogatepass")) > limits.nesting:
         return f"brackets are nested over {limits.nesting} deep"
     return f"over {limits.objects} objects or {limits.relationships} relationships"
-
-
-def _schema_mistake(value: Any, task: Task) -> str:
-    if type(value) is not dict:
-        return f"the JSON is {_kind(value)}, not an object with the lists objects and relationships"
-    for name in TASK_LISTS[task]:
-        if name not in value:
-            return f"the JSON has no list {name}"
-        if type(value[name]) is not list:
-            return f"{name} is {_kind(value[name])}, not a list"
-    raise AssertionError("not a schema violation")
-
-
-def _kind(value: Any) -> str:
-    kinds = {dict: "an object", list: "a list", str: "a text", bool: "true or false"}
-    return "null" if value is None else kinds.get(type(value), "a number")
 
 
 def _json_mistake(answer: str) -> tuple[str, int]:

@@ -1,26 +1,38 @@
 """`sgg-rl data convert`: annotations and images of any known layout to files of rows."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scene_data.conversion.coco import Coco, RelTr
+from scene_data.conversion.gqa import Gqa
 from scene_data.conversion.graphs import GraphRules
+from scene_data.conversion.open_images import OpenImages, OpenImagesCsv
 from scene_data.conversion.psg import Psg
 from scene_data.conversion.raw import RawImage, Source, Tally
 from scene_data.conversion.rows_source import DatasetRows
 from scene_data.conversion.vg150 import Vg150
-from scene_data.conversion.visual_genome import VisualGenome
+from scene_data.conversion.visual_genome import SceneGraphs, VisualGenome
 from scene_data.dataset import is_too_broken
-from scene_data.images import find_image, image_bytes, image_size
+from scene_data.images import check_image, find_image, image_bytes
+from scene_data.layouts import Layout, raw_layouts
+from scene_data.refusal import PAGE, refusal
 from scene_data.rows import RowError
 from scene_data.writing import RowWriter, graph_row, jsonl_writer, parquet_writer
 from services.errors import InvalidInputError
 
 _SURE_AFTER = 10_000
 """Images: before so many are seen, the share of broken ones is taken of this number."""
+
+_HINTS = {
+    "its image is in none of the folders": "name their folder with --images, or write annotations "
+    "alone with --no-images",
+    "no relationship left": "--keep-unrelated keeps images without relationships",
+}
+"""What to do, by reason"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,12 +68,29 @@ class Conversion:
     tally: Tally = field(default_factory=Tally)
     files: dict[str, WrittenFile] = field(default_factory=dict)
     """By split"""
-    num_seen: int = 0
-    """Images that the source has, broken ones left aside"""
+
+    @property
+    def num_seen(self) -> int:
+        """Images so far: written, left out or broken."""
+        num_written = sum(file.num_images for file in self.files.values())
+        return num_written + self.tally.left_out.total() + self.tally.num_broken
+
+
+_SOURCES: Mapping[Layout, Callable[[Path], Source]] = {
+    "vg150": Vg150,
+    "visual_genome": VisualGenome,
+    "scene_graphs": SceneGraphs,
+    "psg": Psg,
+    "coco": Coco,
+    "reltr": RelTr,
+    "gqa": Gqa,
+    "open_images": OpenImages,
+    "open_images_csv": OpenImagesCsv,
+}
 
 
 def open_source(name: str, *, vocabulary: str | None, need_images: bool) -> Source:
-    """Recognise a layout by the files in it: `docs/data.md` lists them.
+    """Recognise a layout by what is in the files: `docs/data.md` lists them.
 
     Args:
         name: A file, a folder, or a hub name.
@@ -71,18 +100,13 @@ def open_source(name: str, *, vocabulary: str | None, need_images: bool) -> Sour
     Raises:
         InvalidInputError: It is none of the layouts, or more than one.
     """
-    path = Path(name)
-    candidates = [path] if path.is_file() else sorted(path.glob("*")) if path.is_dir() else []
-    raw = [file for file in candidates if _raw_kind(file)]
-    if len(raw) > 1:
-        listed = ", ".join(file.name for file in raw)
-        raise InvalidInputError(f"{name} has annotations in several layouts ({listed}): name one")
-    if not raw:
-        return DatasetRows(name, vocabulary, need_images=need_images)
-    kind = _raw_kind(raw[0])
-    if kind == "psg":
-        return Psg(raw[0])
-    return Vg150(raw[0]) if kind == "vg150" else VisualGenome(raw[0].parent)
+    found = raw_layouts(Path(name))
+    if len(found) > 1:
+        listed = ", ".join(file.name for file in found)
+        raise refusal(name, f"annotations in several files ({listed})", "name one of them")
+    for file, layout in found.items():
+        return _SOURCES[layout](file)
+    return DatasetRows(name, vocabulary, need_images=need_images)
 
 
 def convert(
@@ -107,7 +131,6 @@ def convert(
     with ExitStack() as stack:
         writers: dict[str, RowWriter] = {}
         for raw in source.images(done.tally):
-            done.num_seen += 1
             try:
                 if raw.image_id in seen:
                     raise RowError("image_id comes twice")
@@ -122,24 +145,12 @@ def convert(
                     writers[split] = stack.enter_context(_open_file(split, options, done))
                 writers[split].write(row)
                 _count(done.files[split], row)
-            _check_broken(done, at_least=_SURE_AFTER)
+            _check_broken(source, done, at_least=_SURE_AFTER)
             on_image()
-        _check_broken(done)
+        _check_broken(source, done)
         if not done.files:
-            raise InvalidInputError(f"no image is left to write: {_account(done)}")
+            raise _refusal(source, done, f"no image is left to write{_ids(seen, options)}")
     return done
-
-
-def _raw_kind(file: Path) -> str | None:
-    if file.name == "relationships.json":
-        return "visual genome"
-    if file.suffix == ".h5":
-        return "vg150"
-    if file.suffix == ".json" and file.stem.startswith("psg"):
-        with file.open("rb") as opened:
-            is_object = opened.read(64).lstrip().startswith(b"{")
-        return "psg" if is_object else None  # a list would be rows
-    return None
 
 
 def _split(raw: RawImage, options: ConversionOptions, left_out: Counter[str]) -> str | None:
@@ -155,7 +166,7 @@ def _row(
     raw: RawImage, rules: GraphRules, options: ConversionOptions, tally: Tally
 ) -> dict[str, Any] | None:
     data, size = _image(raw, options)
-    graph = rules.graph(raw, size, tally.dropped)
+    graph = rules.graph(raw.in_pixels(size), size, tally.dropped)
     if not graph.objects:
         tally.left_out["no object left"] += 1
         return None
@@ -180,7 +191,7 @@ def _image(raw: RawImage, options: ConversionOptions) -> tuple[bytes | None, tup
     if isinstance(image, str):
         image = find_image(image, options.image_folders)
     data = image_bytes(image)
-    size = image_size(data, raw.size, all_pixels=True)
+    size = check_image(data, raw.size, all_pixels=True).size
     return data if options.with_images else None, size
 
 
@@ -201,17 +212,28 @@ def _count(file: WrittenFile, row: dict[str, Any]) -> None:
     file.num_relationships += len(row["relationships"])
 
 
-def _check_broken(done: Conversion, at_least: int = 0) -> None:
+def _ids(seen: set[str], options: ConversionOptions) -> str:
+    """Ids of both sides, where the lists of ids have none of the source's."""
+    if not options.splits or not seen or seen & options.splits.keys():
+        return ""
+    return f" (the source has image {min(seen)!r}, the lists {min(options.splits)!r})"
+
+
+def _check_broken(source: Source, done: Conversion, at_least: int = 0) -> None:
     num_broken = done.tally.num_broken
     if is_too_broken(num_broken, max(done.num_seen, at_least)):
-        raise InvalidInputError(f"too many broken images: {_account(done)}")
+        raise _refusal(source, done, "too many broken images")
 
 
-def _account(done: Conversion) -> str:
+def _refusal(source: Source, done: Conversion, what: str) -> InvalidInputError:
     tally = done.tally
     counts = [
         f"{number} x {reason}"
         for reason, number in [*tally.reasons.most_common(), *tally.left_out.most_common()]
     ]
     listed = "".join(f"\n  {line}" for line in tally.broken[:5])
-    return f"of {done.num_seen} images: {', '.join(counts) or 'nothing in the source'}{listed}"
+    hints = [hint for reason, hint in _HINTS.items() if reason in {*tally.reasons, *tally.left_out}]
+    return InvalidInputError(
+        f"{source.name}: {what}: of {done.num_seen} images: "
+        f"{', '.join(counts) or 'nothing in the source'} ({'; '.join([*hints, PAGE])}){listed}"
+    )

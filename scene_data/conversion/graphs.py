@@ -110,8 +110,12 @@ def _clipped(box: Box, size: tuple[int, int]) -> Box:
 
 
 def _numbered(kept: dict[Hashable, tuple[str, Box]]) -> list[SceneObject]:
-    """Objects with ids `name.number`: their own where all names stayed, else counted from 1."""
-    ids = [f"{name}.{number}" for number, (name, _) in enumerate(kept.values(), start=1)]
+    """Objects with ids `name.number`: their own where all names stayed, else counted from 1.
+
+    An id's name ends at its first dot, so a name gives up its own: `u.s. flag` is `us flag`.
+    """
+    names = [name.replace(".", "") for name, _ in kept.values()]
+    ids = [f"{name}.{number}" for number, name in enumerate(names, start=1)]
     own = [key for key in kept if isinstance(key, str)]
     whole = [SceneObject(id=key, bbox=(0, 0, 0, 0)).category for key in own]
     if len(own) == len(kept) and whole == [name for name, _ in kept.values()]:

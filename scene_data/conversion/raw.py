@@ -2,14 +2,16 @@
 
 from collections import Counter
 from collections.abc import Hashable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 from scene_data.dataset import NUM_LISTED
-from scene_data.rows import RowError
+from scene_data.refusal import refusal, shown
+from scene_data.rows import RowError, image_id_text, read_size
 
 Box = tuple[float, float, float, float]
-"""x1, y1, x2, y2 in pixels of the image"""
+"""x1, y1, x2, y2 in pixels of the image, or in shares of it"""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -51,6 +53,16 @@ class RawImage:
     """As the source divides itself: `train`, `val`, `test`"""
     objects: list[RawObject]
     relationships: list[RawRelationship]
+    in_shares: bool = False
+    """Boxes are shares of the image's width and height, not pixels"""
+
+    def in_pixels(self, size: tuple[int, int]) -> "RawImage":
+        """The same with boxes in pixels, to two decimals where they were shares."""
+        if not self.in_shares:
+            return self
+        scale = (*size, *size)
+        objects = [replace(item, bbox=_scaled(item.bbox, scale)) for item in self.objects]
+        return replace(self, objects=objects, in_shares=False)
 
 
 @dataclass(slots=True)
@@ -83,6 +95,8 @@ class Source(Protocol):
 
     title: str
     """For the person who converts, such as `raw Visual Genome`."""
+    name: str
+    """The file, or what else was named"""
 
     def images(self, tally: Tally) -> Iterator[RawImage]:
         """All images that can be read, in order; the others are noted."""
@@ -96,7 +110,9 @@ def member(item: Any, key: str, kind: type) -> Any:
     """
     value = item.get(key) if isinstance(item, Mapping) else None
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise RowError(f"{key!r} is missing or not a {kind.__name__}")
+        found = "missing" if value is None else shown(value)
+        wanted = {int: "a whole number", str: "a text", list: "a list", dict: "an object"}[kind]
+        raise RowError(f"{key!r} is {found}, and {wanted} is wanted", f"no usable {key!r}")
     return value
 
 
@@ -106,19 +122,45 @@ def size_of(item: Any) -> tuple[int, int]:
     Raises:
         RowError: They are missing, or not above 0.
     """
-    width, height = member(item, "width", int), member(item, "height", int)
-    if min(width, height) < 1:
-        raise RowError("width and height are not above 0")
-    return width, height
+    if (size := read_size(item) if isinstance(item, Mapping) else None) is None:
+        raise RowError("no width and height")
+    return size
 
 
-def image_id_of(item: Any) -> str:
+def image_id_of(item: Any, key: str = "image_id") -> str:
     """The id of an image's record, as text.
 
     Raises:
         RowError: It has none.
     """
-    value = item.get("image_id") if isinstance(item, Mapping) else None
-    if not isinstance(value, str | int) or isinstance(value, bool):
-        raise RowError("no image_id")
-    return str(value)
+    return image_id_text(item.get(key) if isinstance(item, Mapping) else None)
+
+
+def numbered_names(value: Any, file: Path, key: str) -> dict[Any, str]:
+    """Names by number, from a list of names, of `{"id", "name"}`, or an object; no background.
+
+    Example: `numbered_names([{"id": 1, "name": "man"}], file, "categories") == {1: "man"}`
+
+    Raises:
+        InvalidInputError: It is none of them.
+    """
+    names: dict[Any, str] = {}
+    try:
+        if isinstance(value, Mapping):
+            names = {int(number): str(name) for number, name in value.items()}
+        for number, item in enumerate(value if isinstance(value, list) else ()):
+            names |= {number: item} if isinstance(item, str) else {item["id"]: str(item["name"])}
+    except (KeyError, TypeError, ValueError):
+        names = {}
+    if names := {number: name for number, name in names.items() if name != "__background__"}:
+        return names
+    raise refusal(
+        file,
+        f"{key!r} is {'missing' if value is None else shown(value)}",
+        'a list of names or of {"id", "name"} is wanted, or an object of names by number',
+    )
+
+
+def _scaled(box: Box, scale: tuple[int, int, int, int]) -> Box:
+    x1, y1, x2, y2 = (round(share * side, 2) for share, side in zip(box, scale, strict=True))
+    return x1, y1, x2, y2

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from scene_data.conversion.raw import RawImage, RawObject, RawRelationship, Tally
-from scene_data.rows import RowError, read_graph, read_size, row_items
+from scene_data.rows import RowError, image_id_text, read_graph, read_size, row_items
 from scene_data.sources import Row, open_rows, split_of
 
 
@@ -27,6 +27,7 @@ class DatasetRows:
     title = "a dataset of rows"
 
     def __init__(self, name: str, vocabulary: str | None, *, need_images: bool) -> None:
+        self.name = name
         self._rows = open_rows(name, need_images=False)
         self._need_images = need_images
         self._vocabulary = vocabulary or ""
@@ -50,7 +51,7 @@ class DatasetRows:
         object_names = self._mapped(row, "objects", ("id",))
         edge_names = self._mapped(row, "relationships", ("subject", "predicate", "object"))
         return RawImage(
-            image_id=str(row["image_id"]),
+            image_id=image_id_text(row["image_id"]),
             image=row["image"],
             size=read_size(row),
             split=self._split,

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
+from services.images import decode_image
 from services.schemas.common import ChatMessage, ImagePart, Sampling, TextPart
 from services.schemas.rollouts import (
     Completion,
@@ -69,7 +70,7 @@ class Oracle:
         files = [images] if isinstance(images, bytes) else list(images)
         chat = [message.model_dump() for message in messages(len(files))]
         text = self.processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
-        opened = [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
+        opened = [decode_image(file) for file in files]
         return self.processor(text=[text], images=opened, return_tensors="pt")
 
     def logprobs(

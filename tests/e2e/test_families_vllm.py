@@ -24,6 +24,7 @@ from services.weights import shm_file
 from tests.e2e.conftest import RunningServer, running_server
 from tests.e2e.oracle import TOLERANCE, Oracle, data_uri, largest_gap, picture, request
 from tests.e2e.versions import commit_of, perturbed, stage_of, write_shm
+from tests.tagged_pictures import ORIENTATIONS, encoded, noise, stored, tagged
 
 TOKEN = "the data token"
 RANK, ALPHA = 4, 8.0
@@ -200,6 +201,29 @@ async def test_images_have_as_many_tokens_as_the_trainer_s(
         answer = await client.rollouts(request(buffer.getvalue(), max_tokens=2))
     expected = Oracle(server.settings).inputs(buffer.getvalue())["input_ids"][0].tolist()
     assert answer.prompt_token_ids == expected
+
+
+async def test_every_orientation_is_seen_as_the_trainer_sees_it(server: RunningServer) -> None:
+    """Also against the same pixels without a tag, so that both are upright, and not both wrong."""
+    oracle, upright = Oracle(server.settings), noise(84, 140)
+    plain = encoded(Image.fromarray(upright))
+    kinds = ("PNG", "WEBP")
+    async with client_of(server) as client:
+        for orientation in ORIENTATIONS:
+            data = tagged(upright, orientation, kinds[orientation % 2])
+            answer = await client.rollouts(request(data, n=2))
+            assert answer.prompt_token_ids == oracle.inputs(plain)["input_ids"][0].tolist()
+            assert largest_gap(oracle, data, answer) < TOLERANCE
+            assert largest_gap(oracle, plain, answer) < TOLERANCE
+    as_stored = encoded(Image.fromarray(stored(upright, 4)))
+    assert largest_gap(oracle, as_stored, answer) > TOLERANCE
+
+
+async def test_a_strip_with_too_many_tokens_is_refused(server: RunningServer) -> None:
+    strip = encoded(Image.new("RGB", (20_000, 110)))
+    async with client_of(server) as client:
+        with pytest.raises(InvalidInputError, match="too narrow: 20000x110"):
+            await client.rollouts(request(strip))
 
 
 async def test_updates_of_every_family(server: RunningServer) -> None:

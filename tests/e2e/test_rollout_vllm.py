@@ -199,13 +199,13 @@ async def test_prompts_that_do_not_fit_are_refused(
     assert len(answer.completions) == 1
 
 
-async def test_an_image_that_the_processor_refuses_is_the_data_s_fault(
+async def test_an_image_that_is_refused_is_the_data_s_fault(
     rollout_server: RunningServer,
 ) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (1000, 2)).save(buffer, "PNG")
     async with RolloutClient(rollout_server.url) as client:
-        with pytest.raises(InvalidInputError, match="refuses the prompt"):
+        with pytest.raises(InvalidInputError, match="too narrow: 1000x2"):
             await client.rollouts(request(buffer.getvalue(), n=1))
         with pytest.raises(InvalidInputError, match="not an image"):
             await client.rollouts(request(b"GIF89a?", n=1))

@@ -29,6 +29,8 @@ class DataOrder(Message):
     num_rows: int
     """Usable ones of the training set."""
     group_size: int
+    instruction: str | None = None
+    """SHA-256 of the files of `data.template` and `data.vocabulary`, where they are files."""
 
 
 class TrainerState(Message):

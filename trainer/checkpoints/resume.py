@@ -91,13 +91,16 @@ def _check_same(folder: Path, then: TrainerState, now: TrainerState) -> None:
     """A position of the cursor, and a rank's part of the optimizer, must mean the same."""
     old, new = then.data_order, now.data_order
     assert new is not None
-    pairs = [("trainer.num_ranks", then.num_ranks, now.num_ranks)]
+    pairs: list[tuple[str, object, object]] = [("trainer.num_ranks", then.num_ranks, now.num_ranks)]
     if old is not None:
         pairs += [
             ("run.seed", old.seed, new.seed),
             ("trainer.group_size", old.group_size, new.group_size),
             ("the number of usable rows of data.train", old.num_rows, new.num_rows),
         ]
+        if old.instruction and new.instruction:
+            name = "the SHA-256 of the files of data.template and data.vocabulary"
+            pairs.append((name, old.instruction, new.instruction))
     for name, before, after in pairs:
         if before != after:
             raise SettingsError(

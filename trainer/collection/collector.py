@@ -44,6 +44,7 @@ from services.telemetry import Tracing
 from services.waiting import ended
 from trainer.collection.admission import Admission
 from trainer.collection.cursor import Cursor, CursorState
+from trainer.collection.fault_watch import FaultWatch
 from trainer.collection.group_pool import GroupPool, OpenGroup
 from trainer.collection.group_scoring import GroupScoring
 from trainer.collection.idle import IdleMeter
@@ -101,6 +102,7 @@ class Collector:
         self._version = 0
         self._term_weights: dict[str, float] = {}
         self._pool = GroupPool(settings.trainer, settings.algorithm)
+        self._faults = FaultWatch(settings.trainer.groups_per_step, settings.data.task)
         self._traces = GroupTraces(Tracing(SERVICE, settings.telemetry.otlp_endpoint))
         self._idle = IdleMeter(time.monotonic())
         self._num_servers = 0
@@ -279,7 +281,9 @@ class Collector:
             if isinstance(found, str):
                 await self._bury_acknowledged(group, found)
             else:
-                self._pool.score(self._train_group(group, found))
+                scored = self._train_group(group, found)
+                self._pool.score(scored)
+                self._faults.look(scored)
         self._pool.replace_without_spread()
         self._last_arrival = time.monotonic()
         async with self._changed:

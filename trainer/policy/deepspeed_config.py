@@ -1,16 +1,14 @@
 """DeepSpeed's JSON for a run: generated from the settings, with the user's own over it."""
 
-import sys
 from collections.abc import Iterator, Mapping
-from contextlib import redirect_stdout
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 
 from services.deepspeed_json import is_stage, read_deepspeed_json
 from services.errors import SettingsError
 from services.settings import Settings
+from trainer.policy.ops import zero_problems
 
 _BUCKET_ELEMENTS = 200_000_000
 """Of gradients reduced, and of parameters gathered, at a time: 0.4 GB in bfloat16."""
@@ -53,7 +51,7 @@ def deepspeed_config(settings: Settings) -> dict[str, Any]:
     problems = [*_wrong_types(own)] or [*_not_the_users(own, generated)]
     if not problems:
         merged = _merged(generated, own, settings)
-        problems = [*_refused_by_deepspeed(merged["zero_optimization"])]
+        problems = [*zero_problems(merged["zero_optimization"])]
     if problems:
         raise SettingsError(
             f"deepspeed.config_file = '{file}' does not go with this run (docs/training.md):\n"
@@ -135,18 +133,6 @@ def _not_the_users(own: Mapping[str, Any], generated: Mapping[str, Any]) -> Iter
         if name in _TRAINERS and value != _at(ours, name):
             found = value if not isinstance(value, dict) else value.get("enabled", value)
             yield f'{name} ({found}): remove it, or write "auto"; set {_TRAINERS[name]}'
-
-
-def _refused_by_deepspeed(zero: dict[str, Any]) -> Iterator[str]:
-    """Keys of the section that DeepSpeed does not know, or whose values it does not take."""
-    with redirect_stdout(sys.stderr):  # it says there what it has found
-        from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
-    try:
-        DeepSpeedZeroConfig(**zero)
-    except ValidationError as error:
-        for problem in error.errors():
-            name = ".".join(map(str, ("zero_optimization", *problem["loc"])))
-            yield f"{name} ({problem['input']!r}): DeepSpeed says: {problem['msg']}"
 
 
 def _at(tree: Mapping[str, Any], name: str) -> Any:

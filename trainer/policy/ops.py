@@ -7,11 +7,14 @@ With GPUs that is nothing.
 """
 
 import sys
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from importlib.util import module_from_spec, spec_from_file_location
 from io import StringIO
 from pathlib import Path
 from typing import Any
+
+from pydantic import ValidationError
 
 from services.errors import SggError
 from trainer.policy.op_lock import built_op, sole_loader
@@ -37,6 +40,18 @@ def guard_ops() -> None:
         return module
 
     OpBuilder.jit_load = load
+
+
+def zero_problems(zero: dict[str, Any]) -> Iterator[str]:
+    """What DeepSpeed does not know in `zero_optimization`, and values that it does not take."""
+    with redirect_stdout(sys.stderr):  # it says there what it has found
+        from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+    try:
+        DeepSpeedZeroConfig(**zero)
+    except ValidationError as error:
+        for problem in error.errors():
+            name = ".".join(map(str, ("zero_optimization", *problem["loc"])))
+            yield f"{name} ({problem['input']!r}): DeepSpeed says: {problem['msg']}"
 
 
 def _imported(library: Path) -> Any:

@@ -20,6 +20,7 @@ from transformers.integrations.deepspeed import (
 from trl import SFTTrainer
 
 from scene_data.dataset import open_dataset
+from scene_data.templates import check_instruction
 from services.errors import SettingsError
 from services.model_families import save_published
 from services.settings import Settings
@@ -57,6 +58,7 @@ def run_sft(
         InvalidInputError: The dataset is not usable.
         SettingsError: `model.path` cannot be loaded, or a tracker is not installed.
     """
+    check_instruction(settings.data.template, settings.data.vocabulary)
     thinking_column = settings.sft.thinking_column if settings.data.thinking else None
     dataset = open_dataset(
         settings.data.train, thinking_column=thinking_column, task=settings.data.task

@@ -2,6 +2,7 @@
 
 import logging
 
+from scene_data.templates import check_instruction
 from services.errors import SettingsError
 from services.settings import Settings
 
@@ -17,7 +18,9 @@ def check_grpo(settings: Settings) -> None:
 
     Raises:
         SettingsError: With the fields and what to set.
+        InvalidInputError: A file of the instruction is not usable.
     """
+    check_instruction(settings.data.template, settings.data.vocabulary)
     check_shared_gpus(settings)
     lora = settings.lora
     if (lora.rank > 0) != (settings.weights.transport == "lora"):

@@ -70,8 +70,10 @@ def test_failure_is_one_message_and_an_exit_code(
 
 def test_dry_run_prints_the_resolved_settings(tmp_path: Path) -> None:
     make_toy(tmp_path, num_train=8, num_heldout=2)
-    data = f"data.train={tmp_path / 'train.parquet'}"
-    done = sgg("train", "--dry-run", "--set", "trainer.num_steps=17", "--set", data)
+    words = ["--set", "trainer.num_steps=17"]
+    for field, split in (("train", "train"), ("heldout", "heldout")):
+        words += ["--set", f"data.{field}={tmp_path / split}.parquet"]
+    done = sgg("train", "--dry-run", *words)
     assert done.returncode == 0, done.stderr
     assert "num_steps = 17" in done.stdout
     assert "temperature = 1.0" in done.stdout

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from scene_data.toy import make_toy
-from services.errors import SettingsError
+from services.errors import InvalidInputError, SettingsError
 from tests.raw_annotations import picture, put, put_vg, vg_object, vg_relationship
 
 RIDING = vg_relationship(vg_object(1, "man"), "riding", vg_object(2, "contraption", x=50, w=30))
@@ -46,8 +46,10 @@ def test_convert_says_what_it_read_wrote_and_dropped(raw: Path) -> None:
 
 
 def test_convert_needs_images_or_the_word_that_there_are_none(raw: Path) -> None:
-    with pytest.raises(SettingsError, match="--images, or write annotations alone"):
+    with pytest.raises(InvalidInputError, match="--images, or write annotations alone"):
         _sgg("convert", raw, "--output", raw / "out")
+    (raw / "pixels/VG_100K_2").rename(raw / "images")  # beside the file they need no option
+    assert "train.parquet: 3 images" in _sgg("convert", raw, "--output", raw / "beside")
     assert "train.jsonl: 3 images" in _sgg("convert", raw, "--output", raw / "out", "--no-images")
 
 

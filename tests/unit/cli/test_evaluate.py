@@ -1,5 +1,6 @@
 """`sgg-rl evaluate` against numbers worked out by hand."""
 
+import io
 import json
 import random
 import sys
@@ -74,8 +75,10 @@ def test_numbers_are_those_worked_out_by_hand(sgg_rl: Command, folder: Path) -> 
     assert objects["precision"] == pytest.approx(3 / 4)
     assert objects["f1"] == pytest.approx((1 + 4 / 5 + 0 + 2 / 4) / 4)
     assert objects["mean_iou"] == pytest.approx(1)
-    # Of 101 recall levels, men reach 3/4 (76 levels), horses 2/4 (51), trees 1/4 (26).
-    assert objects["ap50"] == pytest.approx((76 + 51 + 26) / 303)
+    # All boxes are right: men reach recall 3/4, horses 2/4, trees 1/4.
+    assert objects["ap50"] == pytest.approx((3 / 4 + 2 / 4 + 1 / 4) / 3)
+    # Of COCO's 101 recall levels these are 76, 51 and 26.
+    assert objects["coco_ap50"] == pytest.approx((76 + 51 + 26) / 303)
     answers = found["answers"]
     assert answers["failure_rate"] == pytest.approx(1 / 4)
     assert answers["unconstrained_failure_rate"] is None  # nobody says how they were decoded
@@ -285,7 +288,9 @@ def test_table_names_split_protocols_and_problems_in_80_columns(
     assert "\x1b" not in shown
     for words in ("on val: 4 images, 3 with relations", "strict, 3 images", "sgb, 2 images"):
         assert words in shown
-    assert "R1-SGG, Qwen2-VL-7B" in shown
+    assert "R1-SGG, 7B" in shown
+    assert "object recall, strict" in shown
+    assert "COCO AP50" in shown
     assert "images without a graph: no_prediction 1" in shown
     assert "…" not in shown  # nothing is cut
 
@@ -300,6 +305,33 @@ def test_text_of_files_has_no_effect_on_the_terminal(
     shown = capsys.readouterr().out
     assert not set(bell[:1] + bell[-2:]) & set(shown)
     assert "odd\\x1b[31m" in shown
+
+
+def test_a_terminal_without_utf_8_gets_codes(
+    sgg_rl: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [line(1, status="\u5931\u8d25"), line(2)]
+    write(folder / "predictions.jsonl", rows)
+    for words in ([], ["--vocabulary", "vg150"]):
+        terminal = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        monkeypatch.setattr(sys, "stdout", terminal)
+        evaluated(sgg_rl, folder, *words)
+        terminal.flush()
+        shown = terminal.buffer.getvalue().decode("ascii")
+        assert r"\u5931\u8d25 1" in shown
+
+
+def test_an_evaluation_of_an_earlier_version_can_be_compared(sgg_rl: Command, folder: Path) -> None:
+    found = evaluated(sgg_rl, folder, name="a")
+    found["objects"] = {n: v for n, v in found["objects"].items() if not n.startswith("coco")}
+    (folder / "a/metrics.json").write_text(json.dumps(found))
+    evaluated(sgg_rl, folder, name="b")
+    pair = ("--compare", folder / "a", folder / "b", "-o", folder / "ab")
+    assert sgg_rl("evaluate", *pair) == 0
+    differences = json.loads((folder / "ab/comparison.json").read_text())["differences"]
+    names = {d["metric"] for d in differences}
+    assert "ap50" in names
+    assert "coco_ap50" not in names
 
 
 def test_comparison_finds_what_differs(

@@ -1,16 +1,19 @@
+import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from evaluation.heldout import check_version, heldout_samples, heldout_scores
-from evaluation.inference.answers import answered_line
+from evaluation.inference.answers import answered_line, not_asked_line
 from evaluation.reading.lines import GraphLine
 from scene_data.templates import answer_text
 from scene_data.toy import SIDE, make_toy
 from scene_graph.cleaning import Task
-from services.errors import ConflictError
+from services.errors import ConflictError, InvalidInputError
 from services.schemas.rollouts import Completion
 from services.settings import Settings
+from tests.tagged_pictures import encoded, noise, png_header
 
 
 def answered(oldest: int, newest: int) -> GraphLine:
@@ -28,6 +31,26 @@ def test_answers_of_another_version_are_no_result() -> None:
     check_version([answered(3, 3), answered(3, 3)], 3)
     with pytest.raises(ConflictError, match=r"\[0, 4\] answered, not version 3"):
         check_version([answered(3, 4), answered(0, 3)], 3)
+
+
+def test_images_that_cannot_be_used_are_left_out_up_to_a_bound(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also damage behind the header, which a server would refuse when it is asked."""
+    whole = encoded(Image.fromarray(noise(40, 60)))
+    bad = [whole[:2000], png_header(20_000, 10_000), b"no picture"]
+    for number, data in enumerate([*bad, whole, whole, bad[0], bad[1], bad[2], whole]):
+        (tmp_path / f"{number}.png").write_bytes(data)
+    names, row = range(9), {"objects": [{"id": "a.1", "bbox": [0, 0, 9, 9]}], "relationships": []}
+    lines = [json.dumps({"image_id": str(i), "image": f"{i}.png", **row}) for i in names]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    tree = {"model": {"path": "none"}, "data": {"train": str(tmp_path / "rows.jsonl")}}
+    settings = Settings.model_validate(tree | {"evaluation": {"num_images": 2}})
+    assert [sample.image_id for sample in heldout_samples(settings)] == ["3", "4"]
+    assert caplog.text.count("is left out") == 3
+    settings = Settings.model_validate(tree | {"evaluation": {"num_images": 3}})
+    with pytest.raises(InvalidInputError, match="6 held-out images cannot be used"):
+        heldout_samples(settings)
 
 
 TRIPLETS = {
@@ -73,3 +96,6 @@ def test_lines_and_scores_of_each_task(task: Task, measured: set[str], tmp_path:
     # Right answers to three images, and none to the fourth.
     for name in measured & {"triplet_recall", "triplet_f1", "object_precision", "object_f1"}:
         assert scores[name] == 0.75
+    lines[3] = not_asked_line("x", "refused")  # by the server: nobody's answer
+    asked = heldout_scores(settings, samples, lines)
+    assert (asked["num_images"], asked["failure_rate"]) == (3, 0)

@@ -5,9 +5,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from evaluation.heldout_report import write_heldout_report
+from evaluation.heldout_report import heldout_result, write_heldout_report
 from evaluation.inference.answers import answered_line
+from evaluation.run import Request, run_evaluation
 from scene_data.dataset import open_dataset
+from scene_data.sources import open_rows
 from scene_data.templates import answer_text
 from scene_data.toy import make_toy
 from services.schemas.rollouts import Completion, VersionSpan
@@ -69,6 +71,42 @@ def test_before_and_after_stand_beside_each_other(settings: Settings) -> None:
         assert image["picture"].startswith("data:image/jpeg;base64,")
     assert "alert(1)</script>" not in html
     assert "+100.00" in html
+
+
+def test_numbers_are_those_of_the_command(settings: Settings, tmp_path: Path) -> None:
+    """The rows are not in the order of their ids, and all boxes have the same score."""
+    rows = open_rows(settings.data.heldout or "")
+    graphs = [rows.row(i) for i in range(len(rows))]
+    shuffled = tmp_path / "shuffled.jsonl"
+    (tmp_path / "picture.jpg").write_bytes(open_dataset(settings.data.heldout or "")[0].image_bytes)
+    keys = ("image_id", "objects", "relationships")
+    lines = [{k: row[k] for k in keys} | {"image": "picture.jpg"} for row in reversed(graphs)]
+    shuffled.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    data = settings.data.model_copy(update={"heldout": str(shuffled)})
+    settings = settings.model_copy(update={"data": data})
+    write_answers(settings, "after", None)
+    _spoil(settings.run.folder / "heldout-after.jsonl")
+    found = heldout_result(settings, "after")
+    assert found is not None
+    request = Request(
+        predictions=settings.run.folder / "heldout-after.jsonl",
+        reference=str(shuffled),
+        split="shuffled",
+    )
+    command = run_evaluation(request, tmp_path / "out")
+    assert 0 < (command.objects["ap"] or 0) < 1
+    for name in ("objects", "protocols", "answers", "intervals", "object_intervals"):
+        assert getattr(found[0], name) == getattr(command, name)
+
+
+def _spoil(file: Path) -> None:
+    """Every other image has each object twice, first with a box that is too small."""
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    for line in lines[::2]:
+        corners = [(item["id"], *item["bbox"][:2]) for item in line["objects"]]
+        small = [{"id": f"{name}0", "bbox": [x, y, x + 1, y + 1]} for name, x, y in corners]
+        line["objects"] = small + line["objects"]
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 def test_run_without_answers_from_before(settings: Settings) -> None:

@@ -151,3 +151,19 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ConflictError, match="policy_version = 3, and now it is 4"):
         InferenceRecord(tmp_path, fields() | {"policy_version": 4}).begin()
     assert (tmp_path / "predictions.settings.json").read_text() == before
+
+
+def test_an_instruction_whose_file_has_changed_is_refused(tmp_path: Path) -> None:
+    def asked(name: str, text: str) -> dict[str, object]:
+        (tmp_path / name).write_text(text)
+        data = {"train": "d", "template": str(tmp_path / name)}
+        settings = Settings.model_validate({"model": {"path": "m"}, "data": data})
+        found = record_fields(settings, POLICY, "data", 10, 10)
+        assert found["template"] == str(tmp_path / name)
+        return found | {"template": "own.txt"}
+
+    assert fields()["instruction_sha256"] is None
+    InferenceRecord(tmp_path, asked("own.txt", "Objects?")).begin()
+    InferenceRecord(tmp_path, asked("copy.txt", "Objects?")).begin()
+    with pytest.raises(ConflictError, match="instruction_sha256"):
+        InferenceRecord(tmp_path, asked("other.txt", "All objects?")).begin()

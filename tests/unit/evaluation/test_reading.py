@@ -162,6 +162,143 @@ def test_answers_as_r1_sgg_writes_them(tmp_path: Path) -> None:
     assert broken.file.endswith("2.json")
 
 
+def test_r1_sggs_folder_is_read_by_its_rule(tmp_path: Path) -> None:
+    """Eight answers that its published code reads, each in another dress."""
+    folder = tmp_path / "answers"
+    folder.mkdir()
+    graph = json.dumps({"objects": [MAN, HORSE], "relationships": [RIDING]})
+    dresses = {
+        "1": f"<answer>{graph}</answer>",
+        "2": f"```json\n{graph}\n```",
+        "3": f"{graph}\n```",
+        "4": f"<answer>\n```json\n{graph}\n```\n</answer>",
+        "5": f"json\n{graph}",
+        "6": f"<answer>{graph}\n```</answer>",
+        "7": f"<answer>{graph.replace('man.1', 'man.a')}</answer>",
+        "8": f"<answer>{graph.replace('horse.2', 'horse.2.1')}</answer>",
+    }
+    for image_id, response in dresses.items():
+        row = {"image_id": image_id, "response": response, "box_scale": [100.0, 100.0]}
+        (folder / f"{image_id}.json").write_text(json.dumps(row), encoding="utf-8-sig")
+    (folder / "9.json").mkdir()  # is no answer, and no reason to stop
+    problems = Problems()
+    found = read_predictions(folder, references(tmp_path), problems)
+    assert list(found.images) == list(dresses)
+    for image in found.images.values():
+        assert image.graph.names == ["man", "horse"]
+        assert image.graph.predicates == ["riding"]
+    assert problems.counts == {"broken_file": 1, "no_prediction": 1}
+
+
+@pytest.mark.parametrize("bom_in", ["predictions", "reference"])
+def test_a_byte_order_mark_is_skipped(tmp_path: Path, bom_in: str) -> None:
+    files = {name: tmp_path / f"{name}.jsonl" for name in ("predictions", "reference")}
+    for name, file in files.items():
+        write(file, [line("1"), line("2")])
+        if name == bom_in:
+            file.write_text(file.read_text(), encoding="utf-8-sig")
+    problems = Problems()
+    read_from = read_references(str(files["reference"]), problems)
+    found = read_predictions(files["predictions"], read_from, problems)
+    assert list(found.images) == list(read_from.images) == ["1", "2"]
+    assert not problems.counts
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (json.dumps([line("1")]).encode(), "is a JSON list; JSONL is wanted, one object on each"),
+        (json.dumps([line("1")], indent=1).encode("utf-8-sig"), "is a JSON list"),
+        (json.dumps(line("1"), indent=1).encode(), "objects go over several lines"),
+        (json.dumps(line("1")).encode("utf-16"), "is UTF-16 or no text: save it as UTF-8"),
+        (json.dumps(line("1")).encode("utf-16-le"), "is UTF-16 or no text"),
+        (
+            json.dumps(line("1", status="\u9a91"), ensure_ascii=False).encode("gbk") + b"\n",
+            "predictions.jsonl:1: broken_line: left out: not UTF-8: save the file as UTF-8",
+        ),
+    ],
+)
+def test_a_file_of_another_form_is_refused_in_one_line(
+    tmp_path: Path, content: bytes, message: str
+) -> None:
+    file = tmp_path / "predictions.jsonl"
+    file.write_bytes(content)
+    with pytest.raises(InvalidInputError) as refused:
+        read_predictions(file, references(tmp_path), Problems())
+    assert message in refused.value.message
+    assert "\n" not in refused.value.message
+    with pytest.raises(InvalidInputError) as refused:
+        read_references(str(file), Problems())
+    assert message in refused.value.message
+
+
+def test_numbers_of_other_forms(tmp_path: Path) -> None:
+    huge = MAN | {"bbox": [1e300, 1, 1e308, 3]}
+    found, problems = read(
+        tmp_path,
+        line("1", width=100.0, height=1e2),
+        line("2", objects=[huge, HORSE, TREE]),
+        line("3", width=100.5),
+        line("4", width=10**400),
+        line("5", height=-1),
+        line("6", objects=[MAN | {"score": 1e9}]),
+        line("7", num_tokens=10**400),
+        json.dumps(line("8", objects=[MAN | {"bbox": [1, 2, 3, "x"]}])).replace('"x"', "NaN")
+        + "\n",
+    )
+    assert list(found.images) == ["1", "2"]
+    assert (found.images["2"].graph.names, problems.counts["size_differs"]) == (
+        ["horse", "tree"],
+        0,
+    )
+    details = {(p.kind, p.line): p.detail for p in problems.listed}
+    assert details["non_finite_box", 2] == "'man.1' is left out: its box is [1e+300, 1, 1e+308, 3]"
+    assert "'man.1', which is no object" in details["dangling_relationship", 2]
+    for number, words in enumerate(("$.width", "$.width", "$.height", "$.objects[0].score"), 3):
+        assert words in details["broken_line", number]
+    assert "$.num_tokens" in details["broken_line", 7]
+    assert "NaN and Infinity are none" in details["broken_line", 8]
+
+
+def test_a_reference_without_a_size_is_left_out(tmp_path: Path) -> None:
+    problems = Problems()
+    file = write(tmp_path / "r.jsonl", [line("1", width=0), line("2")])
+    assert list(read_references(str(file), problems).images) == ["2"]
+    assert problems.counts == {"broken_line": 1}
+
+
+@pytest.mark.parametrize(
+    ("written", "known", "reason"),
+    [
+        (139, "000000000139", "zero-padded?"),
+        ("000000000139", "139", "zero-padded?"),
+        ("000000000139.jpg", "000000000139", "with a file's extension?"),
+        ("val/7.png", "7", "with a folder? with a file's extension?"),
+        (139.0, "000000000139", "a number with a fraction? zero-padded?"),
+        ("COCO_val2014_000000000139", "139", "with a name before the number? zero-padded?"),
+        ("train/a.jpg", "val/a.jpg", "with a folder?"),
+        ("Scene-A", "scene-a", "in another case?"),
+    ],
+)
+def test_ids_that_do_not_match_are_shown_side_by_side(
+    tmp_path: Path, written: str | float, known: str, reason: str
+) -> None:
+    reference = write(tmp_path / "reference.jsonl", [line("other"), line(known)])
+    file = write(tmp_path / "predictions.jsonl", [line("x") | {"image_id": written}])
+    with pytest.raises(InvalidInputError) as refused:
+        read_predictions(file, read_references(str(reference), Problems()), Problems())
+    hint = f"the predictions have {str(written)!r}, the reference has {known!r}: {reason} Write"
+    assert hint in refused.value.message
+
+
+def test_ids_of_nothing_alike_are_shown_with_examples(tmp_path: Path) -> None:
+    _, problems = read(tmp_path, line("1"), line("cat"))
+    (unknown,) = (p for p in problems.listed if p.kind == "unknown_image")
+    assert unknown.detail == (
+        "ignored: the predictions have 'cat', the reference has ids such as '1', '2'"
+    )
+
+
 def test_settings_beside_the_predictions_are_read(tmp_path: Path) -> None:
     file = tmp_path / "predictions.settings.json"
     file.write_text(json.dumps({"model": "toy"}))

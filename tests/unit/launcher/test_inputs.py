@@ -14,7 +14,7 @@ from PIL import Image
 from cli import run as commands
 from launcher.dry_run import dry_run
 from launcher.inference import run_inference
-from launcher.preflight.inputs import checked, input_findings
+from launcher.preflight.inputs import checked, checked_model, input_findings
 from launcher.preflight.run import run_findings
 from launcher.run import run_here
 from scene_data.toy import make_toy
@@ -313,6 +313,14 @@ def test_inference_refuses_the_same_before_it_starts_a_server(folder: Path) -> N
     with pytest.raises(SettingsError, match="has no chat template"):
         run_inference(wanted, data, folder / "out", own_server=True)
     assert not (folder / "out").exists()
+
+
+def test_a_rollout_server_looks_at_the_model_alone(folder: Path) -> None:
+    wanted = settings(folder, {"data": {"train": "nope"}})
+    assert checked_model(wanted) == wanted
+    cut_weights(folder)
+    with pytest.raises(SettingsError, match="its header names"):
+        commands.serve_rollout(wanted)
 
 
 def test_sft_refuses_its_own_settings_too(folder: Path) -> None:

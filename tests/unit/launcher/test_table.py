@@ -184,5 +184,5 @@ def test_evaluations_are_shown_as_they_come(tmp_path: Path, terminal: bool) -> N
         assert "0.900" not in out.getvalue(), "of the run that is resumed"
         write(file, found)
         table.update()
-    assert "evaluated version 4 (4 to 6)  triplet recall 0.213  F1 0.200" in out.getvalue()
+    assert "evaluated version 4 (4 to 6), strict  triplet recall 0.213  F1 0.200" in out.getvalue()
     assert "failed 3%  12.1 s" in out.getvalue()

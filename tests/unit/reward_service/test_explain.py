@@ -254,6 +254,20 @@ def test_a_dangling_relationship_says_what_became_of_its_end() -> None:
     ]
 
 
+@pytest.mark.parametrize("before", ["", "json\n", "```json\n<answer>", "hm</think>json"])
+def test_parts_are_named_whatever_stands_around_the_json(before: str) -> None:
+    objects = [{"id": "man.1", "bbox": MAN}, {"id": "cup.2", "bbox_2d": MAN}]
+    got = explain_text(f"{before}{written(objects, [['man.1', 'on', 'cup.2']])}\n```", "relative_1")
+    assert (got.status, [line.id for line in got.objects]) == ("ok", ["man.1"])
+    assert [(part.reason, part.why) for part in got.dropped] == [
+        ("malformed_object", "no bbox, but bbox_2d"),
+        (
+            "malformed_relationship",
+            "a list, not an object with subject, predicate and object",
+        ),
+    ]
+
+
 CUT = '<answer>\n{"objects": [{"id": "man'
 
 
@@ -266,6 +280,8 @@ CUT = '<answer>\n{"objects": [{"id": "man'
         ('<answer>\n{"objects" []}</answer>', "Expecting ':' delimiter", (2, 12), "[]}"),
         ('{"a": {}} and more', "Extra data", (1, 11), "and more"),
         ('<think>{"a": NaN}</think>{"b": "NaN", "a": NaN}', "NaN is not JSON", (1, 44), "NaN}"),
+        ("hm\n</think>\n<answer>{oops</answer>", "Expecting property name", (3, 10), "oops"),
+        ("hm</think>json\n[1]", "the JSON is a list, not an object", (1, 11), "json"),
         ("```json\n[1]\n```", "the JSON is a list, not an object", (2, 1), "[1]"),
         ('{"objects": []}', "the JSON has no list relationships", (1, 1), "{"),
         ('{"objects": null, "relationships": []}', "objects is null, not a list", (1, 1), "{"),

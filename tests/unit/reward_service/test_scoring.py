@@ -231,6 +231,12 @@ def test_a_rubric_that_says_nothing_about_a_task_is_refused(rubric: str, task: T
         (PERFECT, False, 1),
         (PERFECT, True, 0),
         (f"<think>hm</think>\n{PERFECT}", True, 1),
+        (f"hm\n</think>\n{PERFECT}", True, 1),  # the chat template opened it
+        (f"hm</think>hm</think>{PERFECT}", False, 1),
+        (f"Sure! <think>hm</think>{PERFECT}", True, 0),
+        (f"hm</think> Here: {PERFECT}", True, 0),
+        (PERFECT.replace("<answer>", "<answer>json\n"), False, 1),
+        (f"{PERFECT}\n```", False, 0),
         (PERFECT.removeprefix("<answer>").removesuffix("</answer>"), False, 0),
         (PERFECT + " ok?", False, 0),
         (answer([], []), False, 0),

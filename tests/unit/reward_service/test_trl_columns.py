@@ -152,7 +152,13 @@ def test_missing_columns_are_named(changes: dict[str, Any], message: str) -> Non
 
 
 BROKEN = [{"objects": ["not JSON"]}, {"objects": ["7"]}, {"objects": [[{"id": "man.1"}]]}]
-BROKEN += [{"image_size": [[0, 5]]}, {"image_size": None, "image": [{"bytes": b"x", "path": None}]}]
+BROKEN += [
+    {"image_size": [[0, 5]]},
+    *(
+        {"image_size": None, "image": [image]}
+        for image in ({"bytes": b"x", "path": None}, {"bytes": None, "path": None}, {})
+    ),
+]
 
 
 @pytest.mark.parametrize("changes", BROKEN)

@@ -76,14 +76,14 @@ def test_every_kind_of_fault_is_counted(tmp_path: Path) -> None:
         *good,
         _annotation([1, 2, 3], 0),
         _annotation([1, 2, 30, "40"], 0),
-        _annotation([1, 2, 30, 40], 3),
-        _annotation([1, 2, 30, 40], -1),
+        _annotation([1, 2, 30, 40], "0"),
+        _annotation([1, 2, 30, 40], None),
         _annotation([1, 2, 30, 40], 0, mode=4),
         "no annotation",
         _annotation([1, float("nan"), 30, 40], 0),
         _annotation([9, 9, 9, 30], 0),
     ]
-    relations = [[0, 1, 1], [0, 1, 2], [0, 1], [0, 2, 0], [0, 9, 0], [0, 99, 0], ["0", 1, 1]]
+    relations = [[0, 1, 1], None, [0, 1], [0, 2, 0], [0, 9, 0], [0, 99, 0], ["0", 1, 1]]
     _psg(
         tmp_path,
         _image("1", faulty, relations),
@@ -114,8 +114,45 @@ def test_what_is_not_psg_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInputError, match="'predicate_classes'"):
         _convert(tmp_path)
     file.write_text("{1}")
-    with pytest.raises(InvalidInputError, match="not the JSON that was expected"):
+    with pytest.raises(InvalidInputError, match="broken JSON after character 1"):
         _convert(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("category", "predicate", "found"),
+    [
+        (3, 1, r"category_id is 3, and thing_classes \+ stuff_classes has 3 names"),
+        (-1, 1, "category_id is -1, .* 3 names"),
+        (0, 2, "a relation's predicate is 2, and predicate_classes has 2 names"),
+    ],
+)
+def test_numbers_that_do_not_count_from_0_are_refused(
+    tmp_path: Path, category: int, predicate: int, found: str
+) -> None:
+    annotations = [_annotation([1, 2, 30, 40], category), _annotation([5, 6, 20, 21], 1)]
+    _psg(tmp_path, _image("7", annotations, [[0, 1, predicate]]))
+    reason = rf"psg.json, data\[0\] \(image 7\): {found}; it counts from 0: 0 to \d are wanted"
+    with pytest.raises(InvalidInputError, match=reason):
+        _convert(tmp_path)
+    assert not list((tmp_path / "out").glob("*"))
+
+
+def test_images_without_relations_and_lists_that_own_datasets_leave_out(tmp_path: Path) -> None:
+    annotations = [_annotation([1, 2, 30, 40], 0), _annotation([5, 6, 20, 21], 1)]
+    bare = [_image(str(i), annotations, []) for i in range(10, 17)]
+    for image in bare:
+        del image["relations"]
+    file = _psg(tmp_path, _image("2", annotations, [[0, 1, 1]]), *bare)
+    whole = json.loads(file.read_text())
+    del whole["test_image_ids"], whole["stuff_classes"]
+    own = put(tmp_path / "own.json", whole)
+    file.unlink()
+    done = converted(own, tmp_path / "out", image_folders=(tmp_path / "coco",))
+    assert {name: part.num_images for name, part in done.files.items()} == {"train": 1}
+    assert done.tally.left_out == {"no relationship left": 7}
+    assert done.num_seen == 8
+    done = _convert(tmp_path, keep_unrelated=True, with_images=False)
+    assert done.files["train"].num_images == 8
 
 
 def test_annotations_alone_are_json_lines(tmp_path: Path) -> None:

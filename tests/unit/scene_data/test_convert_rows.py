@@ -137,7 +137,7 @@ def test_broken_rows_are_named_by_line(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_two_layouts_is_refused(tmp_path: Path) -> None:
-    put(tmp_path / "psg.json", {})
+    put(tmp_path / "psg.json", {"thing_classes": []})
     put(tmp_path / "relationships.json", [])
-    with pytest.raises(InvalidInputError, match=r"psg.json, relationships.json\): name one"):
+    with pytest.raises(InvalidInputError, match=r"psg.json, relationships.json\); name one"):
         converted(tmp_path, tmp_path / "out")

@@ -42,6 +42,16 @@ def test_raw_annotations_become_rows_that_are_read_back(tmp_path: Path) -> None:
     assert plain[0]["image"].size == (64, 48)
 
 
+def test_a_name_gives_up_its_dots(tmp_path: Path) -> None:
+    """An id's name ends at the first one."""
+    flag = vg_object(13, "u.s. flag")
+    put_vg(tmp_path, _record(7, vg_relationship(MAN, "holding", flag)))
+    _convert(tmp_path)
+    (sample,) = open_dataset(tmp_path / "out/train.parquet")
+    assert [item.id for item in sample.graph.objects] == ["man.1", "us flag.2"]
+    assert [item.category for item in sample.graph.objects] == ["man", "us flag"]
+
+
 def test_what_is_dropped_is_counted_by_reason(tmp_path: Path) -> None:
     outside = vg_object(13, "sky", x=60, y=0, w=30, h=10)
     beyond = vg_object(14, "sun", x=70, y=0, w=5, h=5)
@@ -88,7 +98,7 @@ def test_broken_images_are_listed_and_left_out(tmp_path: Path) -> None:
     done = _convert(tmp_path)
     assert done.tally.reasons == {
         "its image is in none of the folders": 1,
-        "image is not readable": 1,
+        "image is damaged": 1,
         "image has another size than its annotations say": 1,
         "not in image_data.json": 1,
         "image_id comes twice": 1,
@@ -100,7 +110,7 @@ def test_broken_images_are_listed_and_left_out(tmp_path: Path) -> None:
 
 def test_too_many_broken_images_leave_no_file(tmp_path: Path) -> None:
     put_vg(tmp_path, *(_record(i) for i in range(1, 9)), image_ids=(1, 2))
-    with pytest.raises(InvalidInputError, match="too many broken images: of 2 images: 6 x not in"):
+    with pytest.raises(InvalidInputError, match="too many broken images: of 8 images: 6 x not in"):
         _convert(tmp_path)
     assert not list((tmp_path / "out").glob("*"))
 
@@ -109,7 +119,7 @@ def test_a_file_that_breaks_off_leaves_no_file(tmp_path: Path) -> None:
     put_vg(tmp_path, _record(1), _record(2))
     whole = (tmp_path / "relationships.json").read_text()
     (tmp_path / "relationships.json").write_text(whole[:-20])
-    with pytest.raises(InvalidInputError, match="is not the JSON that was expected"):
+    with pytest.raises(InvalidInputError, match=r"relationships\.json: broken JSON after"):
         _convert(tmp_path)
     assert not list((tmp_path / "out").glob("*"))
 
@@ -190,3 +200,52 @@ def test_images_without_relationships_are_kept_for_detection(tmp_path: Path) -> 
     assert len(open_dataset(path)) == 2
     assert len(open_dataset(path, task="det")) == 2
     assert [sample.image_id for sample in open_dataset(path, task="sgg")] == ["1"]
+
+
+def _scene_graph(image_id: int, **changes: Any) -> Any:
+    record = {
+        "image_id": image_id,
+        "objects": [MAN, {**HORSE, "names": ["Horse "]}],
+        "relationships": [{"predicate": "Riding", "subject_id": 11, "object_id": 12}],
+    }
+    return {**record, **changes}
+
+
+def test_scene_graphs_have_objects_and_relationships_together(tmp_path: Path) -> None:
+    dangling = {"predicate": "on", "subject_id": 11, "object_id": 99}
+    edges = [*_scene_graph(7)["relationships"], dangling, {"predicate": "on"}]
+    objects = [*_scene_graph(7)["objects"], HORSE]
+    records = [
+        _scene_graph(7, objects=objects, relationships=edges),
+        _scene_graph(8, objects="none"),
+    ]
+    file = put(tmp_path / "scene_graphs.json", records)
+    put(tmp_path / "image_data.json", [{"image_id": i, "width": 64, "height": 48} for i in (7, 8)])
+    put(tmp_path / "images/7.jpg", picture())
+    done = converted(file, tmp_path / "out", image_folders=(tmp_path,))
+    (sample,) = open_dataset(tmp_path / "out/train.parquet")
+    assert sample.graph.objects == (
+        SceneObject(id="man.1", bbox=(1, 2, 21, 32)),
+        SceneObject(id="horse.2", bbox=(30, 5, 60, 45)),
+    )
+    assert sample.graph.relationships == (
+        Relationship(subject="man.1", predicate="riding", object="horse.2"),
+    )
+    assert done.tally.dropped == {
+        "repeated_object": 1,
+        "dangling_relationship": 1,
+        "malformed_relationship": 1,
+    }
+    assert done.tally.broken == [
+        "item 1 of scene_graphs.json (image 8): 'objects' is \"none\", and a list is wanted"
+    ]
+
+
+def test_without_image_data_sizes_are_those_of_the_images(tmp_path: Path) -> None:
+    file = put(tmp_path / "scene_graphs.json", [_scene_graph(7)])
+    put(tmp_path / "7.jpg", picture(50, 40))
+    done = converted(file, tmp_path / "out", image_folders=(tmp_path,))
+    (sample,) = open_dataset(tmp_path / "out/train.parquet")
+    assert (sample.width, sample.height) == (50, 40)
+    assert sample.graph.objects[1].bbox == (30, 5, 50, 40)
+    assert done.tally.dropped == {"part_of_box_outside_image": 1}

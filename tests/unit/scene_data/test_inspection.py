@@ -82,7 +82,7 @@ def test_faults_are_counted_by_reason_with_their_places(tmp_path: Path) -> None:
     assert found.dropped == {"repeated_relationship": 2}
     decoded = _inspected(tmp_path, *rows, check_images=True)
     assert (decoded.num_usable, decoded.images_checked) == (3, True)
-    assert decoded.broken_by_reason["image is not readable"] == 1
+    assert decoded.broken_by_reason["image is damaged"] == 1
 
 
 def test_nothing_to_count_is_all_zero(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
 import json
+from pathlib import Path
 
 import pytest
 
 from scene_data.templates import prompt_messages
 from scene_data.vocabulary import load_vocabulary
+from services.errors import InvalidInputError
 from services.schemas.common import TextPart
 from tests.shared_data import SHARED_DATA
 
@@ -14,6 +16,13 @@ def test_sizes_and_no_name_twice(name: str, objects: int, predicates: int) -> No
     assert (len(found.objects), len(found.predicates)) == (objects, predicates)
     assert len(set(found.objects)) == objects
     assert len(set(found.predicates)) == predicates
+
+
+def test_an_object_cannot_have_a_dot(tmp_path: Path) -> None:
+    file = tmp_path / "own.json"
+    file.write_text(json.dumps({"objects": ["man", "u.s. flag"], "predicates": ["on"]}))
+    with pytest.raises(InvalidInputError, match=r"'u\.s\. flag'.*ends at its first dot"):
+        load_vocabulary(str(file))
 
 
 def test_closed_prompt_lists_every_name() -> None:

@@ -52,6 +52,25 @@ def test_boxes_leave_their_space() -> None:
         (f"<answer>```json\n{GOOD}\n```</answer>", False, True),
         (f"```\n{GOOD}```", False, False),
         (f"<think>a</think>{GOOD}", True, False),
+        # The prompt's template opened <think>.
+        (f"a man\n</think>\n<answer>{GOOD}</answer>", True, True),
+        (f"</think><answer>{GOOD}</answer>", True, True),
+        (f"or <answer>{{}}</answer>?</think>no</think><answer>{GOOD}</answer>", True, True),
+        (f"<think>a</think>b</think><answer>{GOOD}</answer>", True, True),
+        # Text outside the tags.
+        (f"Sure! <think>a</think><answer>{GOOD}</answer>", False, False),
+        (f"<think>a</think> so <think>b</think><answer>{GOOD}</answer>", False, False),
+        (f"a</think> Here it is: <answer>{GOOD}</answer>", True, False),
+        # What R1-SGG's published extraction reads, too.
+        (f"{GOOD}\n```", False, False),
+        (f"json\n{GOOD}", False, False),
+        (f"<answer>\njson\n{GOOD}\n</answer>", False, True),
+        (f"<answer>{GOOD}\n```</answer>", False, True),
+        (f"```json\n<answer>{GOOD}</answer>\n```", False, False),
+        (f"<answer>``` json {GOOD}``` ```</answer>", False, True),
+        (f"{GOOD}</answer>", False, False),
+        (f"<answer><answer>{GOOD}</answer>", False, False),
+        (GOOD.replace('}], "rel', '}]```, "rel'), False, False),
     ],
 )
 def test_the_answer_is_found(text: str, think: bool, answer: bool) -> None:
@@ -65,10 +84,59 @@ def test_only_the_fence_is_dropped() -> None:
     assert parse_completion(text, "relative_1").graph.objects[0].category == "json"
 
 
+def test_a_name_stays_whole_where_the_word_json_is_taken_out() -> None:
+    """R1-SGG's code takes it out of names, too."""
+    objects = [{"id": name, "bbox": [0, 0, 1, 1]} for name in ("json.1", "```.2", 'a "json\\".3')]
+    parsed = parse_completion(f"json\n{written(objects, [])}\n```", "relative_1")
+    assert [o.category for o in parsed.graph.objects] == ["json", "```", 'a "json\\"']
+
+
+@pytest.mark.parametrize(
+    ("name", "category"),
+    [
+        ("traffic light.2", "traffic light"),
+        ("man", "man"),
+        ("man.a", "man"),
+        ("horse.2.1", "horse"),
+        ("Man .1", "man"),
+    ],
+)
+def test_a_category_is_the_id_up_to_its_first_dot(name: str, category: str) -> None:
+    one, other = {"id": name, "bbox": [0, 0, 1, 1]}, {"id": f"{name}.7", "bbox": [0, 0, 1, 1]}
+    graph = parse_completion(written([one, other], []), "relative_1").graph
+    assert [o.category for o in graph.objects] == [category, category]
+    assert len({o.id for o in graph.objects}) == 2  # ids are distinct as a whole
+
+
+def r1_sgg_reads(text: str) -> bool:
+    """Its rule, written down anew: whether it finds a JSON object."""
+    text = text.replace("```", " ").replace("json", " ").strip()
+    _, opening, inside = text.partition("<answer>")
+    try:
+        found = json.loads(inside.partition("</answer>")[0] if opening else text)
+    except ValueError:
+        return False
+    return isinstance(found, dict)
+
+
+pieces = st.sampled_from(
+    ["```", "json", "<answer>", "</answer>", "\n", " ", "JSON", "A man. ", "{", '"', GOOD, GOOD]
+)
+
+
+@given(st.lists(pieces, max_size=8).map("".join))
+def test_what_r1_sgg_reads_is_read(text: str) -> None:
+    if r1_sgg_reads(text):
+        parsed = parse_completion(text, "relative_1000")
+        assert (parsed.status, len(parsed.graph.objects), parsed.dropped) == ("ok", 2, {})
+
+
 @pytest.mark.parametrize(
     ("text", "status"),
     [
         ("", "no_answer"),
+        (f"<think><answer>{GOOD}</answer></think>", "no_answer"),
+        (f"<answer>{GOOD}</answer></think>", "no_answer"),
         ("<answer></answer>", "no_answer"),
         ("I see a man on a horse.", "no_answer"),
         ("<think>it goes on and on", "no_answer"),
@@ -201,6 +269,11 @@ def test_the_limits_hold_at_their_edge() -> None:
         "<answer>" * 30_000,
         "<think>" * 30_000,
         "```" * 80_000,
+        "json" * 60_000 + "{",
+        "</think>" * 30_000,
+        "<think></think>" * 16_000,
+        '{"' + '\\"' * 100_000 + "\\",
+        "{" + '"\\' * 100_000,
         written([{"id": "a" * 250_000 + ".1", "bbox": [0, 0, 1, 1]}], []),
         written([{"id": "a.1", "bbox": [0, 0, 1, 1], "x": "\ud800"}], []),
         "{" + "1" * 250_000,

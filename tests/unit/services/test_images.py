@@ -2,12 +2,8 @@
 
 import base64
 import hashlib
-import io
-import struct
-import zlib
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
@@ -15,18 +11,12 @@ from services import images
 from services.errors import InvalidInputError, NotFoundError, TooLargeError
 from services.images import ImageStore, decode_image, image_from_data_uri
 from services.schemas.common import ImageRef
-
-
-def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, kind)
-    return buffer.getvalue()
+from tests.tagged_pictures import encoded, noise
 
 
 @pytest.fixture
 def picture() -> Image.Image:
-    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), dtype=np.uint8)
-    return Image.fromarray(pixels)
+    return Image.fromarray(noise(9, 7))
 
 
 def test_what_is_put_is_got(tmp_path: Path, picture: Image.Image) -> None:
@@ -53,58 +43,6 @@ def test_a_damaged_file_is_absent_and_can_be_put_again(
 def test_an_unknown_image_is_named(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="a" * 64):
         ImageStore(tmp_path).get(ImageRef(sha256="a" * 64, num_bytes=1))
-
-
-@pytest.mark.parametrize("kind", ["PNG", "BMP", "WEBP"])
-def test_decoding_gives_the_pixels(picture: Image.Image, kind: str) -> None:
-    data = encoded(picture, kind) if kind != "WEBP" else encoded(picture, "WEBP")
-    decoded = decode_image(data)
-    assert (decoded.mode, decoded.size) == ("RGB", (7, 9))
-    if kind != "WEBP":  # which is lossy
-        assert np.array_equal(np.asarray(decoded), np.asarray(picture))
-
-
-def test_grey_palette_and_alpha_become_rgb(picture: Image.Image) -> None:
-    for mode in ("L", "P", "RGBA", "1"):
-        assert decode_image(encoded(picture.convert(mode))).mode == "RGB"
-
-
-@pytest.mark.parametrize(
-    "data", [b"", b"not an image", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"]
-)
-def test_other_bytes_are_invalid(data: bytes) -> None:
-    with pytest.raises(InvalidInputError):
-        decode_image(data)
-
-
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
-def test_every_cut_of_an_image_decodes_or_is_invalid(picture: Image.Image, kind: str) -> None:
-    data = encoded(picture.resize((64, 64)), kind)
-    outcomes = set()
-    for end in range(1, len(data), max(1, len(data) // 50)):
-        try:
-            decode_image(data[:end])
-            outcomes.add("decoded")
-        except InvalidInputError:
-            outcomes.add("invalid")
-    assert "invalid" in outcomes
-
-
-def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and has next to no data."""
-
-    def chunk(name: bytes, body: bytes) -> bytes:
-        check = struct.pack(">I", zlib.crc32(name + body))
-        return struct.pack(">I", len(body)) + name + body + check
-
-    size = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(b"\0" * 9))
-
-
-@pytest.mark.parametrize("side", [8_001, 12_000, 60_000])
-def test_too_many_pixels_are_refused_from_the_header(side: int) -> None:
-    with pytest.raises(TooLargeError, match="pixels"):
-        decode_image(png_header(side, side))
 
 
 def test_too_many_bytes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -133,3 +133,57 @@ def test_an_optional_field_can_be_unset(tmp_path: Path) -> None:
     assert load_settings(file, ["run.seed=1", "cluster.gpu_memory_gib="], {}).run.seed == 1
     with pytest.raises(SettingsError, match=r"model.box_space"):
         load_settings(file, ["model.box_space="], {})
+
+
+def test_a_byte_order_mark_is_skipped(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text(MINIMAL, encoding="utf-8-sig")
+    assert load_settings(file, [], {}).model.path == "m"
+
+
+def test_homes_and_variables_are_filled_into_every_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("SCRATCH", "/scratch/me")
+    paths = [
+        *("run.root", "model.path", "data.train", "data.heldout", "data.template"),
+        *("data.vocabulary", "redis.password_file", "reward.similarity_folder"),
+        *("deepspeed.config_file", "deploy.site", "security.data_token_file"),
+        "security.admin_token_file",
+    ]
+    settings = load_settings([], [f'{name}="~/$SCRATCH/${{SCRATCH}}x"' for name in paths], {})
+    tree = settings.model_dump(mode="json")
+    found = {name: tree[name.split(".")[0]][name.split(".")[1]] for name in paths}
+    assert found == dict.fromkeys(paths, "/home/me//scratch/me//scratch/mex") | {
+        name: "/home/me/scratch/me/scratch/mex"
+        for name in paths
+        if name.endswith(("root", "_file", "_folder"))
+    }
+    lists = ['reward.embedding_models=["~/e", "owner/e"]', 'rollout.adapters={ a = "$SCRATCH/a" }']
+    settings = load_settings([], [*lists, "model.path=m", "data.train=owner/name:train"], {})
+    assert settings.reward.embedding_models == ["/home/me/e", "owner/e"]
+    assert settings.rollout.adapters == {"a": Path("/scratch/me/a")}
+    assert settings.data.train == "owner/name:train"
+    file = tmp_path / "resolved.toml"
+    file.write_text(dump_settings(settings))
+    monkeypatch.delenv("SCRATCH")  # another process, on another machine
+    assert load_settings(file, [], {}) == settings
+
+
+def test_a_variable_that_is_not_there_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SCRATCHX", raising=False)
+    run = ["model.path=m", "data.train=d"]
+    for name, path in [("run.root", "$SCRATCHX/runs"), ("data.train", "${SCRATCHX}/a.parquet")]:
+        variable = path.split("/", maxsplit=1)[0].replace("$", r"\$")
+        reason = rf"{name}: .*the environment has no variable {variable}"
+        with pytest.raises(SettingsError, match=reason):
+            load_settings([], [*run, f"{name}={path}"], {})
+    (tmp_path / "run.toml").write_text('extends = ["$SCRATCHX/base.toml"]')
+    with pytest.raises(SettingsError, match=r"run.toml: extends: .* no variable \$SCRATCHX"):
+        load_settings(tmp_path / "run.toml", [], {})
+    monkeypatch.setenv("SCRATCHX", str(tmp_path))
+    (tmp_path / "base.toml").write_text(MINIMAL)
+    assert load_settings(tmp_path / "run.toml", [], {}).model.path == "m"

@@ -220,3 +220,14 @@ def test_an_old_trainer_is_shut_out(
         fence.take(1)
     assert "step-000004" not in names(store)
     later.check()
+
+
+def test_an_instruction_whose_file_has_changed_is_refused(
+    store: CheckpointStore, fence: RunFence
+) -> None:
+    written = ORDER.model_copy(update={"instruction": "a" * 64})
+    store.write(TrainerState(step=2, data_order=written), Engine().save, Alone())
+    assert start(store, fence, written)[0].step == 2
+    changed = ORDER.model_copy(update={"instruction": "b" * 64})
+    with pytest.raises(SettingsError, match=r"SHA-256 of the files of data.template .* was a+ "):
+        start(store, fence, changed)

@@ -9,7 +9,7 @@ import torch
 from deepspeed.runtime.config import DeepSpeedConfig
 
 from services.errors import SettingsError
-from services.settings import Settings
+from services.settings import Settings, dump_settings, load_settings
 from trainer.policy.deepspeed_config import deepspeed_config, sharding_config
 
 
@@ -166,9 +166,8 @@ def test_offload_and_stage_are_the_files_where_nothing_else_says_them(tmp_path: 
     zero = {"stage": 3, "offload_optimizer": cpu, "offload_param": {"device": "auto"}}
     found = own(tmp_path, {"zero_optimization": zero}).deepspeed
     assert (found.zero_stage, found.offload_optimizer, found.offload_parameters) == (3, True, False)
-    again = Settings.model_validate_json(
-        own(tmp_path, {"zero_optimization": zero}).model_dump_json()
-    )
+    (tmp_path / "run.toml").write_text(dump_settings(own(tmp_path, {"zero_optimization": zero})))
+    again = load_settings(tmp_path / "run.toml", [], {})
     assert again.deepspeed == found, "also once it has been written down"
 
 

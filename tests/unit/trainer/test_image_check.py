@@ -5,11 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 from transformers import AutoProcessor
 
+from scene_data.dataset import Sample
+from scene_graph.graph import SceneGraph
 from services.errors import InvalidInputError
 from services.schemas.rollouts import RolloutGroup
+from tests.tagged_pictures import ORIENTATIONS, noise, tagged
+from trainer.batches.images import image_features
 from trainer.collection.image_check import ImageCheck
 from trainer.collection.intake import image_refusal
 
@@ -46,6 +51,39 @@ def test_images_that_would_fail_later_fail_here(processor: Any) -> None:
         check.num_tokens(b"GIF, no")
     with pytest.raises(InvalidInputError, match="2100x10 pixels"):
         check.num_tokens(encoded(2100, 10))
+
+
+def test_what_takes_too_many_tokens_fails_here() -> None:
+    """Against what the processor makes of it: a strip is never thinner than a patch."""
+    limits = {"shortest_edge": 3136, "longest_edge": 16 * 28 * 28}
+    small = AutoProcessor.from_pretrained(MODEL, size=limits)
+    check = ImageCheck(small, 7)
+    for width in range(28, 1200, 56):
+        num_patches = small.image_processor.get_number_of_image_patches(40, width)
+        if num_patches // 4 <= 16:
+            assert check.num_tokens(encoded(width, 40)) == num_patches // 4
+        else:
+            with pytest.raises(InvalidInputError, match="too narrow"):
+                check.num_tokens(encoded(width, 40))
+    assert num_patches // 4 > 16
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_tokens_and_patches_of_a_turned_picture_are_the_upright_one_s(
+    processor: Any, orientation: int
+) -> None:
+    upright = noise(112, 224)
+    data, plain = tagged(upright, orientation), tagged(upright, 1)
+    assert ImageCheck(processor, 7).num_tokens(data) == ImageCheck(processor, 7).num_tokens(plain)
+    graph = SceneGraph(objects=(), relationships=())
+    features = [
+        image_features(
+            Sample(image_id="1", image_bytes=file, width=224, height=112, graph=graph), processor
+        )
+        for file in (data, plain)
+    ]
+    assert torch.equal(features[0].pixels, features[1].pixels)
+    assert torch.equal(features[0].grid, features[1].grid)
 
 
 def test_a_prompt_with_other_placeholders_is_refused() -> None:

@@ -1,9 +1,11 @@
 import io
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -16,6 +18,9 @@ from scene_data.toy import SIDE, make_toy
 from scene_graph.cleaning import Task
 from services.errors import InvalidInputError, SettingsError
 from services.settings import DataSettings, ModelSettings, Settings
+from tests.tagged_pictures import encoded, noise, png_header, tagged, with_chunk
+from trainer.collection.image_check import ImageCheck
+from trainer.policy.model import load_processor
 from trainer.sft.arguments import sft_total_steps
 from trainer.sft.rows import IGNORED, AnswerCollator, AnswerRows
 from trainer.sizing.checks import num_micro_batches
@@ -27,7 +32,12 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     make_tiny_model(folder / "model")
     make_toy(folder / "toy", num_train=12, num_heldout=1)
     return Settings(
-        model=ModelSettings(path=str(folder / "model"), dtype="float32"),
+        model=ModelSettings(
+            path=str(folder / "model"),
+            dtype="float32",
+            box_space="relative_1000",
+            box_space_override=True,
+        ),
         data=DataSettings(train=str(folder / "toy/train.parquet"), template="toy"),
     )
 
@@ -155,11 +165,43 @@ def test_truncated_images_are_replaced_up_to_a_bound(settings: Settings, tmp_pat
     assert len({row["answer"] for row in table}) == 1
     path = _write(tmp_path / "y.parquet", [good] + [_row(torn)] * (num_broken + 1))
     table = AnswerRows(open_dataset(path), settings).table()
-    with pytest.raises(InvalidInputError, match="6 rows have no readable image; the last: image 7"):
+    with pytest.raises(InvalidInputError, match="6 rows have no usable image; the last: image 7"):
         list(table)
-    path = _write(tmp_path / "z.parquet", [_row(torn), good])
-    with pytest.raises(InvalidInputError, match="image 7 is not readable"):
+    path = _write(tmp_path / "z.parquet", [_row(torn), _row(torn)])
+    with pytest.raises(InvalidInputError, match="2 rows have no usable image"):
         AnswerRows(open_dataset(path), settings)
+
+
+def test_what_pillow_raises_costs_the_row(
+    settings: Settings, processor: Any, tmp_path: Path
+) -> None:
+    """A bomb, too many pixels, a text that is too long, a strip, another size than the row says."""
+    good = _row()
+    text = with_chunk(good["image"]["bytes"], b"zTXt", b"k\0\0" + zlib.compress(b"a" * 2_000_000))
+    strip = encoded(Image.new("RGB", (3000, 20)))
+    bad = [_row(png_header(side, side)) for side in (9_000, 20_000)]
+    bad += [_row(text), _row(strip), _row(width=1024, height=768)]
+    rows = [{"width": 56, "height": 56} | row for row in [*bad, good]]
+    for row in rows[:4]:
+        row["width"] = row["height"] = None
+    path = _write(tmp_path / "x.parquet", rows)
+    small = load_processor(_changed(settings, model={"max_pixels": 12544}))
+    check = ImageCheck(small, processor.image_token_id)
+    table = AnswerRows(open_dataset(path), settings, check).table()
+    wanted = answer_text(
+        open_dataset(path)[5].graph, "relative_1000", width=56, height=56, task="sgg"
+    )
+    assert [row["answer"] for row in table] == [wanted] * 6
+    assert {row["image"].size for row in table} == {(56, 56)}
+
+
+def test_the_picture_is_upright(settings: Settings, tmp_path: Path) -> None:
+    upright = noise(40, 56)
+    path = _write(tmp_path / "x.parquet", [_row(tagged(upright, 6))])
+    (row,) = AnswerRows(open_dataset(path), settings).table()
+    assert np.array_equal(np.asarray(row["image"]), upright)
+    graph = open_dataset(path)[0].graph
+    assert row["answer"] == answer_text(graph, "relative_1000", width=56, height=40)
 
 
 @pytest.mark.parametrize(("epochs", "batch", "steps"), [(1, 4, 3), (1, 8, 2), (1.5, 8, 3)])

@@ -1,0 +1,82 @@
+"""GQA's scene graphs (Hudson and Manning 2019, arXiv 1902.09506).
+
+`train_sceneGraphs.json` and `val_sceneGraphs.json` have for each image id `{"width", "height",
+"objects": {object id: {"name", "x", "y", "w", "h", "relations": [{"name", "object": object id}],
+…}}, …}`.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from scene_data.conversion.raw import (
+    RawImage,
+    RawObject,
+    RawRelationship,
+    Tally,
+    member,
+)
+from scene_data.json_stream import stream_members
+from scene_data.layouts import TITLES, named_split
+from scene_data.rows import RowError, read_box, read_size
+
+
+class Gqa:
+    """A file, read as a stream."""
+
+    title = TITLES["gqa"]
+
+    def __init__(self, path: Path) -> None:
+        self.name = str(path)
+        self._path = path
+
+    def images(self, tally: Tally) -> Iterator[RawImage]:
+        """All images, in the split of the file's name."""
+        split = named_split(self._path)
+        for image_id, record in stream_members(self._path):
+            try:
+                yield _image(image_id, record, split, tally)
+            except RowError as error:
+                tally.note_broken(f"image {image_id}", error)
+
+
+def _image(image_id: str, record: Any, split: str, tally: Tally) -> RawImage:
+    objects, relationships = [], []
+    for key, item in member(record, "objects", dict).items():
+        if (found := _object(key, item)) is not None:
+            objects.append(found)
+        else:
+            tally.dropped["malformed_object"] += 1
+        for relation in _relations(item):
+            name, other = (relation.get(of) for of in ("name", "object"))
+            if isinstance(name, str) and isinstance(other, str | int):
+                edge = RawRelationship(subject=key, names=(name,), object=str(other))
+                relationships.append(edge)
+            else:
+                tally.dropped["malformed_relationship"] += 1
+    return RawImage(
+        image_id=image_id,
+        image=f"{image_id}.jpg",
+        size=read_size(record),
+        split=split,
+        objects=objects,
+        relationships=relationships,
+    )
+
+
+def _relations(item: Any) -> list[dict[str, Any]]:
+    """Of an object, which lists them, or has them by number in some releases."""
+    found = item.get("relations") if isinstance(item, dict) else None
+    values = list(found.values()) if isinstance(found, dict) else found
+    if not isinstance(values, list):
+        return []
+    return [relation if isinstance(relation, dict) else {} for relation in values]
+
+
+def _object(key: str, item: Any) -> RawObject | None:
+    name = item.get("name") if isinstance(item, dict) else None
+    box = read_box([item.get(side) for side in ("x", "y", "w", "h")]) if name else None
+    if box is None or not isinstance(name, str):
+        return None
+    x, y, width, height = box
+    return RawObject(key=key, names=(name,), bbox=(x, y, x + width, y + height))

@@ -1,0 +1,68 @@
+"""Says when most answers of a step fail for one reason: nothing would be learnt, without a word."""
+
+import logging
+from collections import Counter
+
+from scene_graph.cleaning import Task
+from scene_graph.faults import main_fault
+from scene_graph.parsing import parse_completion
+from services.schemas.rewards import Reward
+from trainer.types import TrainGroup
+
+logger = logging.getLogger(__name__)
+
+_EXAMPLE_LETTERS = 300
+
+
+class FaultWatch:
+    """Looks at scored groups, a step's worth at a time, and logs each common reason once.
+
+    Args:
+        groups_per_step: How many groups are looked at together.
+        task: Of the run.
+    """
+
+    def __init__(self, groups_per_step: int, task: Task) -> None:
+        self._groups_per_step = groups_per_step
+        self._task = task
+        self._said: set[str] = set()
+        self._start()
+
+    def look(self, group: TrainGroup) -> None:
+        """Take up a group; with the last of a step's worth, say what is to be said."""
+        self._num_groups += 1
+        for completion, reward in zip(group.rollout.completions, group.rewards, strict=True):
+            self._num_answers += 1
+            if fault := self._fault(completion.text, reward):
+                self._counts[fault] += 1
+                self._examples.setdefault(fault, completion.text)
+        if self._num_groups >= self._groups_per_step:
+            self._say()
+            self._start()
+
+    def _start(self) -> None:
+        self._num_groups = self._num_answers = 0
+        self._counts: Counter[str] = Counter()
+        self._examples: dict[str, str] = {}
+
+    def _fault(self, text: str, reward: Reward) -> str | None:
+        if reward.status == "ok" and not reward.dropped:
+            return None
+        # In any space: no box is compared.
+        parsed = parse_completion(text, "relative_1", task=self._task)
+        return main_fault(text, parsed, self._task)
+
+    def _say(self) -> None:
+        for fault, count in self._counts.most_common(1):
+            if 2 * count <= self._num_answers or fault in self._said:
+                continue
+            self._said.add(fault)
+            logger.warning(
+                "%d of %d answers of a step fail for one reason: %s. The first of them: %r. The "
+                "form that is read: docs/rewards.md, From text to graph; what the model is asked "
+                "for: data.template; a model that has not seen the form learns it by SFT first",
+                count,
+                self._num_answers,
+                fault,
+                self._examples[fault][:_EXAMPLE_LETTERS],
+            )
