@@ -84,7 +84,7 @@ def lay_out(
         "heldout": str(services.toy / "heldout.parquet"),
         "template": "toy",
     }
-    base["evaluation"] = evaluation or {}
+    base["evaluation"] = {"max_tokens": 64} | (evaluation or {})
     base["reward"] = {"url": services.reward_url}
     base["sampling"] = {"max_tokens": 64}
     base["algorithm"] = algorithm or {}
