@@ -13,8 +13,8 @@ logger = logging.getLogger(__name__)
 
 _EXAMPLE_LETTERS = 300
 _LONGER = (
-    "Raise sampling.max_tokens, with rollout.max_model_len, if graphs are longer than that; a model "
-    "that does not end its answers learns it by SFT first"
+    "Raise sampling.max_tokens, with rollout.max_model_len, if graphs are longer than that; a "
+    "model that does not end its answers learns it by SFT first"
 )
 _ANOTHER_FORM = (
     "The form that is read: docs/rewards.md, From text to graph; what the model is asked for: "
