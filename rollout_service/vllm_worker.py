@@ -82,6 +82,8 @@ class TransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignor
         self._ipc = IPCWeightTransferEngine(*args)
         self._joining: Future[None] | None = None
         self._is_open = False
+        self._moe_kernels: dict[Any, Any] = {}
+        """By method of a layer, while an update is open."""
 
     def init_transfer_engine(self, init_info: InitInfo) -> None:
         """Begin to join the trainer's group; `is_connected` says when that is done.
@@ -125,6 +127,7 @@ class TransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignor
         self._is_open = False
         if current_platform.is_cpu():
             self._repack_output_heads()
+            self._give_moe_kernels_back()
 
     def shutdown(self) -> None:
         """Leave the trainer's group."""
@@ -138,6 +141,8 @@ class TransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignor
             info = get_layerwise_info(layer)
             info.loaded_weights.clear()
             info.load_numel = 0
+        if current_platform.is_cpu():
+            self._take_moe_kernels()
         initialize_layerwise_reload(self.model)
         self._is_open = True
 
@@ -171,6 +176,19 @@ class TransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignor
 
     def _own_gpu(self) -> str:
         return str(torch.cuda.get_device_properties(self.device.index).uuid)
+
+    def _take_moe_kernels(self) -> None:
+        """Let experts that come be packed for the CPU: vLLM 0.32 does it only without a kernel."""
+        for layer in self.model.modules():
+            method: Any = getattr(layer, "quant_method", None)
+            if getattr(method, "moe_kernel", None) is not None:
+                self._moe_kernels[method], method.moe_kernel = method.moe_kernel, None
+
+    def _give_moe_kernels_back(self) -> None:
+        """To the layers whose experts did not come; the others have new ones."""
+        for method, kernel in self._moe_kernels.items():
+            method.moe_kernel = method.moe_kernel or kernel
+        self._moe_kernels.clear()
 
     def _repack_output_heads(self) -> None:
         """A head tied to the embedding gets no weights of its own: vLLM 0.32 leaves it as it was.

@@ -10,9 +10,10 @@ from typing import Any, Literal
 
 from scene_data.templates import answer_text, prompt_messages
 from scene_data.toy import SIDE, toy_scene
+from services.model_families import save_published
 from services.schemas.common import TextPart
 
-Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
+Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"]
 """transformers' name of an architecture, as in a checkpoint's `config.json`."""
 
 VOCAB_SIZE = 512
@@ -79,17 +80,18 @@ def make_tiny_model(
         eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
         pad_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
     )
-    model.save_pretrained(folder)
+    save_published(model, folder, model.state_dict())
     _processor(family, tokenizer, min_pixels, max_pixels).save_pretrained(folder)
 
 
 def _config(family: Family, tokenizer: Any) -> Any:
-    from transformers import Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig
+    from transformers import Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig, Qwen3VLMoeConfig
 
     classes = {
         "qwen2_vl": Qwen2VLConfig,
         "qwen2_5_vl": Qwen2_5_VLConfig,
         "qwen3_vl": Qwen3VLConfig,
+        "qwen3_vl_moe": Qwen3VLMoeConfig,
     }
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     return classes[family](
@@ -107,9 +109,12 @@ def _text_config(family: Family, ids: dict[str, int]) -> dict[str, Any]:
     # sections: time, height, width; together half of a head's 32 dimensions
     rope: dict[str, Any] = {"rope_theta": 10_000.0, "mrope_section": [4, 6, 6]}
     own: dict[str, Any] = {}
-    if family == "qwen3_vl":
+    if family in ("qwen3_vl", "qwen3_vl_moe"):
         rope |= {"mrope_section": [6, 5, 5], "mrope_interleaved": True}
         own = {"head_dim": 32}
+    if family == "qwen3_vl_moe":
+        own |= {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True}
+        own |= {"moe_intermediate_size": 192}
     return own | {
         "vocab_size": VOCAB_SIZE,
         "hidden_size": 128,
@@ -197,6 +202,7 @@ def _processor(family: Family, tokenizer: Any, min_pixels: int, max_pixels: int)
         "qwen2_vl": (Qwen2VLProcessor, Qwen2VLVideoProcessor, {}),
         "qwen2_5_vl": (Qwen2_5_VLProcessor, Qwen2VLVideoProcessor, {}),
         "qwen3_vl": (Qwen3VLProcessor, Qwen3VLVideoProcessor, {"patch_size": 16}),
+        "qwen3_vl_moe": (Qwen3VLProcessor, Qwen3VLVideoProcessor, {"patch_size": 16}),
     }
     processor, video_processor, patch = processors[family]
     return processor(

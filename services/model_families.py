@@ -37,9 +37,13 @@ FAMILIES = {
         ModelFamily(model_type="qwen2_vl", box_space="relative_1000", patch_factor=28),
         ModelFamily(model_type="qwen2_5_vl", box_space="pixels", patch_factor=28),
         ModelFamily(model_type="qwen3_vl", box_space="relative_1000", patch_factor=32),
+        ModelFamily(model_type="qwen3_vl_moe", box_space="relative_1000", patch_factor=32),
     )
 }
 """By `model_type`."""
+
+_EXPERTS = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj")
+"""Of Qwen3-VL's mixtures: [experts, in, out] in checkpoints, [experts, out, in] in memory."""
 
 PUBLISHED = {
     "Qwen/Qwen2-VL-2B-Instruct": "qwen2_vl",
@@ -69,6 +73,9 @@ def model_family(path: str) -> ModelFamily:
         raise SettingsError(_refusal(path, f"of model_type {model_type!r}", config))
     if other := _other_layers(config):
         raise SettingsError(_refusal(path, f"a {model_type} with {', '.join(other)}", config))
+    if model_type == "qwen3_vl_moe" and not config.get("text_config", config).get("norm_topk_prob"):
+        what = "a qwen3_vl_moe without norm_topk_prob = true, by which transformers and vLLM differ"
+        raise SettingsError(_refusal(path, what, config))
     return FAMILIES[model_type]
 
 
@@ -91,6 +98,25 @@ def with_box_space(settings: Settings) -> Settings:
             f"{model.box_space}, model.box_space_override = true ({PAGE})"
         )
     return settings
+
+
+def as_published(name: str, tensor: Any) -> Any:
+    """A tensor of a model in memory as checkpoints have it, and vLLM reads it: mostly as it is."""
+    return tensor.transpose(1, 2).contiguous() if name.endswith(_EXPERTS) else tensor
+
+
+def save_published(model: Any, folder: Path, tensors: Mapping[str, Any]) -> None:
+    """Write a model of transformers in its family's published layout.
+
+    Args:
+        model: Its configuration is written too.
+        folder: Made where missing.
+        tensors: By name, as they are in memory.
+    """
+    has_experts = any(name.endswith(_EXPERTS) for name in tensors)
+    published = {name: as_published(name, tensor) for name, tensor in tensors.items()}
+    # transformers would turn experts back to what they are in memory.
+    model.save_pretrained(folder, state_dict=published, save_original_format=not has_experts)
 
 
 def _refusal(path: str, what: str, config: Mapping[str, Any]) -> str:

@@ -98,7 +98,7 @@ def cluster_settings(folder: Path, run: str, redis_url: str, transport: str) -> 
     return Settings.model_validate(
         {
             "run": {"name": run, "root": str(folder)},
-            "model": {"path": "none", "dtype": "float32"},
+            "model": {"path": "none", "dtype": "float32", "box_space": "relative_1000"},
             "data": {"train": "unused"},
             "redis": {"url": redis_url, "lease_s": 3},
             "rollout": {"engine": "fake", "fake_tokens_per_s": 20_000},

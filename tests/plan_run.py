@@ -185,7 +185,7 @@ def services(folder: Path, redis_url: str) -> Iterator[Settings]:
     settings = Settings.model_validate(
         {
             "run": {"root": str(folder)},
-            "model": {"path": "none", "dtype": "float32"},
+            "model": {"path": "none", "dtype": "float32", "box_space": "relative_1000"},
             "data": {"train": str(folder / "toy/train.parquet"), "template": "toy"},
             "redis": {"url": redis_url},
             "reward": {"url": f"http://127.0.0.1:{free_port()}"},

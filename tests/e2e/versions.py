@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from services.model_families import as_published
 from services.schemas.weights import (
     AdapterConfig,
     CommitRequest,
@@ -43,7 +44,7 @@ def write_shm(
 ) -> WeightManifest:
     """A version in shared memory, of the parameters with `part` in their name."""
     parameters = oracle.model.named_parameters()
-    tensors = {n: p.detach().contiguous() for n, p in parameters if part in n}
+    tensors = {n: as_published(n, p.detach()).contiguous() for n, p in parameters if part in n}
     file = shm_file(run, 1, policy_version)
     file.parent.mkdir(mode=0o700, exist_ok=True)
     save_file(tensors, file)

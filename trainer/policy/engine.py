@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
 
 from services.errors import SettingsError
+from services.model_families import as_published, save_published
 from services.settings import Settings, environment_value, set_environment
 from trainer.algorithms.losses import LossOutput, policy_loss
 from trainer.algorithms.stats import Stats
@@ -157,7 +158,8 @@ class PolicyEngine:
             self._model, adapter_only=self._adapter is not None, trainable_only=True
         )
         shared = self._settings.weights.transport == "ipc"
-        return self._exported(parameters, wanted=self._is_main or shared)
+        tensors = self._exported(parameters, wanted=self._is_main or shared)
+        return ((name, as_published(name, tensor)) for name, tensor in tensors)
 
     def save_state(self, folder: Path) -> None:
         """Write weights, optimizer state and this rank's random state; every rank calls it.
@@ -198,7 +200,7 @@ class PolicyEngine:
         if self._adapter is not None:
             save_adapter(self._adapter, tensors, folder)
         else:
-            self._model.save_pretrained(folder, state_dict=tensors)
+            save_published(self._model, folder, tensors)
         self.processor.save_pretrained(folder)
 
     def close(self) -> None:

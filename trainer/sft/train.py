@@ -22,6 +22,7 @@ from trl import SFTTrainer
 from scene_data.dataset import open_dataset
 from scene_data.templates import check_instruction
 from services.errors import SettingsError
+from services.model_families import save_published
 from services.settings import Settings
 from trainer.collection.image_check import ImageCheck
 from trainer.policy.adapter import lora_config
@@ -97,7 +98,7 @@ def run_sft(
 def _save(trainer: "_Trainer", processor: Any, settings: Settings) -> Path:
     """Write `model`, and `adapter` where one was trained; every rank calls it."""
     folder = settings.run.folder / "model"
-    weights = None  # the model's own
+    weights = None  # the model has them whole
     if is_deepspeed_zero3_enabled():
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
     model = trainer.accelerator.unwrap_model(trainer.model)
@@ -110,9 +111,9 @@ def _save(trainer: "_Trainer", processor: Any, settings: Settings) -> Path:
         logger.info("adapter written to %s", adapter)
         # On a fresh copy: the trained one is on the GPU, perhaps in shards.
         merged = PeftModel.from_pretrained(load_model(settings), adapter).merge_and_unload()
-        merged.save_pretrained(folder)
+        save_published(merged, folder, merged.state_dict())
     else:
-        model.save_pretrained(folder, state_dict=weights)
+        save_published(model, folder, weights or model.state_dict())
     processor.save_pretrained(folder)
     logger.info("model written to %s", folder)
     return folder

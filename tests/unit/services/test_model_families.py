@@ -32,13 +32,20 @@ def settings(path: str, **model: Any) -> Settings:
         ("qwen2_vl", "relative_1000", 28),
         ("qwen2_5_vl", "pixels", 28),
         ("qwen3_vl", "relative_1000", 32),
+        ("qwen3_vl_moe", "relative_1000", 32),
     ],
 )
 def test_known_families(tmp_path: Path, model_type: str, box_space: str, patch_factor: int) -> None:
     """Also as older checkpoints have it: the language model's fields at the top, and a BOM."""
-    own = {"model_type": model_type, "text_config": {"layer_types": ["full_attention"] * 2}}
+    text = {"layer_types": ["full_attention"] * 2, "norm_topk_prob": True}
+    own = {"model_type": model_type, "text_config": text}
     older = "\ufeff" + json.dumps(
-        {"model_type": model_type, "use_sliding_window": False, "sliding_window": 32768}
+        {
+            "model_type": model_type,
+            "use_sliding_window": False,
+            "sliding_window": 32768,
+            "norm_topk_prob": True,
+        }
     )
     for path in (folder(tmp_path / "own", own), folder(tmp_path / "older", older)):
         family = model_family(path)
@@ -51,7 +58,10 @@ def test_known_families(tmp_path: Path, model_type: str, box_space: str, patch_f
     [
         ({"model_type": "llava"}, "of model_type 'llava'. "),
         ({"model_type": "internvl_chat"}, "of model_type 'internvl_chat'. "),
-        ({"model_type": "qwen3_vl_moe"}, "of model_type 'qwen3_vl_moe'. "),
+        (
+            {"model_type": "qwen3_vl_moe", "text_config": {"norm_topk_prob": False}},
+            "a qwen3_vl_moe without norm_topk_prob = true, by which transformers and vLLM differ. ",
+        ),
         ({"model_type": "glm4v"}, "of model_type 'glm4v'. "),
         ({"model_type": "glm4v_moe"}, "of model_type 'glm4v_moe'. "),
         ({"model_type": "qwen2_5_omni"}, "of model_type 'qwen2_5_omni'. "),

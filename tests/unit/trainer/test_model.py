@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText, LlavaConfig
 
 from scene_data.tiny_model import Family, make_tiny_model
 from services.errors import SettingsError
+from services.model_families import as_published, save_published
 from services.settings import Settings
 from trainer.policy.adapter import add_adapter
 from trainer.policy.model import load_model
@@ -90,6 +91,18 @@ def test_target_modules_that_are_nowhere_are_refused(model_folder: Path) -> None
     wanted = settings(model_folder, lora={"rank": 4, "target_modules": ["nowhere"]})
     with pytest.raises(SettingsError, match=r"lora.target_modules"):
         add_adapter(load_model(wanted), wanted)
+
+
+def test_what_is_saved_is_in_the_published_layout(model_folder: Path, tmp_path: Path) -> None:
+    """As the folder that it was loaded from: same names, same shapes, same numbers."""
+    model = load_model(settings(model_folder))
+    save_published(model, tmp_path, model.state_dict())
+    before, after = (load_file(f / "model.safetensors") for f in (model_folder, tmp_path))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    if model.config.model_type.startswith("qwen3"):  # the others' have other names there
+        for name, parameter in model.named_parameters():
+            assert torch.equal(as_published(name, parameter), before[name])
 
 
 def test_a_copy_does_not_follow_the_weights(model_folder: Path) -> None:
