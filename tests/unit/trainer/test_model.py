@@ -140,7 +140,7 @@ def test_a_model_that_lacks_tensors_is_refused(model_folder: Path, tmp_path: Pat
 def test_a_config_of_another_size_is_refused(model_folder: Path, tmp_path: Path) -> None:
     shutil.copytree(model_folder, tmp_path, dirs_exist_ok=True)
     config = json.loads((tmp_path / "config.json").read_text())
-    config["text_config"]["intermediate_size"] *= 2
+    config["text_config"]["vocab_size"] *= 2
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(SettingsError, match=r"other shapes than its config\.json says"):
         load_model(settings(tmp_path))
