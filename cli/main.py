@@ -239,6 +239,10 @@ def main() -> None:
         _leave(error, 2)
     except SggError as error:
         _leave(error, 1)
+    except (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        if error.filename is None:
+            raise
+        sys.exit(f"sgg-rl: {error.filename}: {error.strerror}")
     except KeyboardInterrupt:
         sys.exit(130)
 

@@ -77,6 +77,8 @@ def run_comparison(folders: tuple[Path, Path], output: Path, num_images: int) ->
     Raises:
         InvalidInputError: One of them is not there, or they have no image in common.
     """
+    if output.resolve() in {folder.resolve() for folder in folders}:
+        raise InvalidInputError(f"{output} is compared: give --output another folder")
     first, second = map(load_result, folders)
     if first.name == second.name:  # then folders tell them apart
         first, second = (

@@ -10,6 +10,7 @@ from typing import Any
 from scene_graph.cleaning import TASK_LISTS, Task, read_object, read_relationship
 from scene_graph.parsing import ParsedCompletion, find_answer, json_value
 
+CUT_SHORT = "the answer stops inside its JSON"
 _STATUS_WORDS = {
     "no_answer": "the answer has no JSON",
     "invalid_json": "the answer is not JSON",
@@ -45,7 +46,7 @@ def main_fault(text: str, parsed: ParsedCompletion, task: Task = "sgg") -> str |
         None where at least half of the entries of each list could be used.
     """
     if parsed.truncated:
-        return "the answer stops inside its JSON"
+        return CUT_SHORT
     if parsed.status == "schema_violation":
         return schema_fault(json_value(find_answer(text).text), task)
     if parsed.status != "ok":

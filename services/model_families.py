@@ -4,13 +4,13 @@ Scoring, publishing and sampling are tested on each one (`docs/models.md`). Anot
 since it may well load and be trained on wrong log-probabilities.
 """
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from services.chat_template import read_json_object
 from services.errors import SettingsError, UnavailableError
 from services.settings import Settings
 
@@ -148,15 +148,12 @@ def _config(path: str) -> dict[str, Any]:
         if len(path.split("/")) != _HUB_PARTS or path.startswith((".", "~", "/")):
             raise SettingsError(f"model.path: there is no {path} (seen from {Path.cwd()})")
         file = _of_the_hub(path)
-    try:
-        config = json.loads(file.read_text(encoding="utf-8-sig"))
-    except (FileNotFoundError, NotADirectoryError) as error:
+    if not file.exists():
         raise SettingsError(
             f"model.path: {path} has no config.json: name the folder of a whole model ({PAGE})"
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise SettingsError(f"model.path: {file} is not readable JSON: {error}") from error
-    if not isinstance(config, dict) or not isinstance(config.get("text_config", {}), dict):
+        )
+    config = read_json_object(file)
+    if not isinstance(config.get("text_config", {}), dict):
         raise SettingsError(f"model.path: {file} is not a model's config.json ({PAGE})")
     return config
 

@@ -11,6 +11,7 @@ _NUM_SHOWN = 2
 
 _Step = tuple[str, Callable[[str], str]]
 _STEPS: tuple[_Step, ...] = (
+    ("with spaces around it?", str.strip),
     ("with a folder?", lambda name: re.split(r"[/\\]", name)[-1]),
     ("with a file's extension?", lambda name: _EXTENSION.sub("", name)),
     ("a number with a fraction?", lambda name: re.sub(r"^(\d+)\.0+$", r"\1", name)),

@@ -4,7 +4,7 @@ import logging
 from collections import Counter
 
 from scene_graph.cleaning import Task
-from scene_graph.faults import main_fault
+from scene_graph.faults import CUT_SHORT, main_fault
 from scene_graph.parsing import parse_completion
 from services.schemas.rewards import Reward
 from trainer.types import TrainGroup
@@ -12,6 +12,14 @@ from trainer.types import TrainGroup
 logger = logging.getLogger(__name__)
 
 _EXAMPLE_LETTERS = 300
+_LONGER = (
+    "Raise sampling.max_tokens, with rollout.max_model_len, if graphs are longer than that; a "
+    "model that does not end its answers learns it by SFT first"
+)
+_ANOTHER_FORM = (
+    "The form that is read: docs/rewards.md, From text to graph; what the model is asked for: "
+    "data.template; a model that has not seen the form learns it by SFT first"
+)
 
 
 class FaultWatch:
@@ -58,11 +66,10 @@ class FaultWatch:
                 continue
             self._said.add(fault)
             logger.warning(
-                "%d of %d answers of a step fail for one reason: %s. The first of them: %r. The "
-                "form that is read: docs/rewards.md, From text to graph; what the model is asked "
-                "for: data.template; a model that has not seen the form learns it by SFT first",
+                "%d of %d answers of a step fail for one reason: %s. The first of them: %r. %s",
                 count,
                 self._num_answers,
                 fault,
                 self._examples[fault][:_EXAMPLE_LETTERS],
+                _LONGER if fault == CUT_SHORT else _ANOTHER_FORM,
             )

@@ -1,6 +1,8 @@
 """DeepSpeed's JSON for a run: generated from the settings, with the user's own over it."""
 
+import json
 from collections.abc import Iterator, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 import torch
@@ -8,7 +10,7 @@ import torch
 from services.deepspeed_json import is_stage, read_deepspeed_json
 from services.errors import SettingsError
 from services.settings import Settings
-from trainer.policy.ops import zero_problems
+from trainer.policy.ops import optimizer_problems, zero_problems
 
 _BUCKET_ELEMENTS = 200_000_000
 """Of gradients reduced, and of parameters gathered, at a time: 0.4 GB in bfloat16."""
@@ -19,6 +21,7 @@ _TRAINERS = {
     "managed_gradient_accumulation": "trainer.tokens_per_micro_batch",
     "gradient_clipping": "trainer.max_grad_norm",
     "bf16": "model.dtype",
+    "bfloat16": "model.dtype",
     "fp16": "model.dtype",
     "amp": "model.dtype",
     "scheduler": "trainer.lr_schedule and trainer.warmup_steps",
@@ -28,6 +31,8 @@ _TRAINERS = {
 """Keys that the user's own JSON may not decide otherwise, and the settings that do."""
 _OFF = {"fp16": {"enabled": False}, "amp": {"enabled": False}}
 """What a run says of them, though it writes nothing."""
+_ALIKE = 0.9
+"""Of difflib, between a misspelt key and the one that is meant; real keys are less alike."""
 _SECTIONS = ("zero_optimization", "optimizer", "optimizer.params")
 """Keys that hold an object."""
 
@@ -51,7 +56,8 @@ def deepspeed_config(settings: Settings) -> dict[str, Any]:
     problems = [*_wrong_types(own)] or [*_not_the_users(own, generated)]
     if not problems:
         merged = _merged(generated, own, settings)
-        problems = [*zero_problems(merged["zero_optimization"])]
+        zero, optimizer = merged["zero_optimization"], merged["optimizer"]
+        problems = [*_misspelt(own), *zero_problems(zero), *optimizer_problems(optimizer)]
     if problems:
         raise SettingsError(
             f"deepspeed.config_file = '{file}' does not go with this run (docs/training.md):\n"
@@ -116,13 +122,21 @@ def _zero(settings: Settings) -> dict[str, Any]:
 
 
 def _wrong_types(own: Mapping[str, Any]) -> Iterator[str]:
+    names = set(_names(own))
     for name in _SECTIONS:
-        section = _at(own, name)
-        if section is not None and not isinstance(section, dict):
-            yield f"{name} is {section!r}: an object is wanted"
+        if name in names and not isinstance(section := _at(own, name), dict):
+            yield f"{name} is {json.dumps(section)}: an object is wanted"
     stage = _at(own, "zero_optimization.stage")
     if stage is not None and not is_stage(stage):
         yield f'zero_optimization.stage is {stage!r}: a number from 0 to 3 is wanted, or "auto"'
+
+
+def _misspelt(own: Mapping[str, Any]) -> Iterator[str]:
+    """DeepSpeed passes over a key of the top level that it does not know."""
+    known = {name.split(".")[0] for name in (*_TRAINERS, *_SECTIONS)}
+    for key in own.keys() - known:
+        for meant in get_close_matches(key.lower(), known, n=1, cutoff=_ALIKE):
+            yield f"{key}: DeepSpeed does not know it; is {meant} meant?"
 
 
 def _not_the_users(own: Mapping[str, Any], generated: Mapping[str, Any]) -> Iterator[str]:
@@ -152,7 +166,7 @@ def _names(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 
 def _merged(generated: dict[str, Any], own: dict[str, Any], settings: Settings) -> dict[str, Any]:
     optimizer = own.get("optimizer", {})
-    if optimizer.get("type", "AdamW") != "AdamW":
+    if str(optimizer.get("type", "AdamW")).lower() != "adamw":
         # Another optimizer has other parameters; of ours it keeps the rate that every step sets.
         rate = settings.trainer.learning_rate
         generated = generated | {"optimizer": {"params": {"lr": rate}}}

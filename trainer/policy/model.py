@@ -40,23 +40,41 @@ def load_model(settings: Settings) -> Any:
     Where DeepSpeed shards models (`HfDeepSpeedConfig`), this rank gets its shard.
 
     Raises:
-        SettingsError: `model.path` cannot be loaded, or is of a family that this does not train.
+        SettingsError: `model.path` cannot be loaded, is not whole, or is of a family that this
+            does not train.
     """
     _check_dtype(settings)
-    path = settings.model.path
-    model_family(path)
-    try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            path, dtype=getattr(torch, settings.model.dtype)
-        )
-    except (OSError, ValueError) as error:
-        raise SettingsError(f"model.path: no model at {path}: {error}") from error
+    model = _whole_model(settings.model.path, getattr(torch, settings.model.dtype))
     freeze(model, settings.trainer)
     if settings.trainer.gradient_checkpointing:
         # Not reentrant: that would give the layers after a frozen embedding no gradient. The check
         # of shapes is off, for with ZeRO-3 a parameter is a shard again when it is compared.
         model.gradient_checkpointing_enable(
             gradient_checkpointing_kwargs={"use_reentrant": False, "determinism_check": "none"}
+        )
+    return model
+
+
+def _whole_model(path: str, dtype: torch.dtype) -> Any:
+    """The model as it is in its files: transformers makes up tensors that are not there."""
+    model_family(path)
+    try:
+        model, report = AutoModelForImageTextToText.from_pretrained(
+            path, dtype=dtype, output_loading_info=True
+        )
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"model.path: no model at {path}: {error}") from error
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise SettingsError(
+            f"model.path: tensors in {path} have other shapes than its config.json says (the table "
+            "above): it is the config of another model"
+        ) from error
+    if missing := sorted(report["missing_keys"]):
+        raise SettingsError(
+            f"model.path: the weights in {path} lack {len(missing)} tensors that its config.json "
+            f"asks for ({', '.join(missing[:2])}): copy or download it again"
         )
     return model
 

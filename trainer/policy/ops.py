@@ -14,6 +14,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import torch
 from pydantic import ValidationError
 
 from services.errors import SggError
@@ -52,6 +53,29 @@ def zero_problems(zero: dict[str, Any]) -> Iterator[str]:
         for problem in error.errors():
             name = ".".join(map(str, ("zero_optimization", *problem["loc"])))
             yield f"{name} ({problem['input']!r}): DeepSpeed says: {problem['msg']}"
+
+
+def optimizer_problems(optimizer: dict[str, Any]) -> Iterator[str]:
+    """An optimizer that there is not, or parameters that torch's own does not take.
+
+    Those of the optimizers that DeepSpeed compiles are known when they are compiled.
+    """
+    with redirect_stdout(sys.stderr):
+        from deepspeed.runtime.config import DEEPSPEED_OPTIMIZERS
+    name, parameters = optimizer["type"], dict(optimizer["params"])
+    compiled = str(name).lower() in DEEPSPEED_OPTIMIZERS and not parameters.pop("torch_adam", False)
+    if compiled:
+        return
+    torch_names = {"adam": "Adam", "adamw": "AdamW"}  # of DeepSpeed's, under torch_adam
+    kind = getattr(torch.optim, torch_names.get(str(name).lower(), str(name)), None)
+    if not isinstance(kind, type):
+        yield f"optimizer.type ({name!r}): neither DeepSpeed nor torch.optim has it"
+        return
+    parameters.pop("adam_w_mode", None)
+    try:
+        kind([torch.nn.Parameter(torch.zeros(1))], **parameters)
+    except (TypeError, ValueError) as error:
+        yield f"optimizer.params: {name} says: {error}"
 
 
 def _imported(library: Path) -> Any:

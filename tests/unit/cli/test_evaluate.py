@@ -393,6 +393,7 @@ def test_comparison_is_of_the_common_images(sgg_rl: Command, folder: Path) -> No
         (["--split", "val"], 2, "give PREDICTIONS with --reference and --split"),
         (["--compare", "a", "b", "--split", "val"], 2, "--compare reads two finished"),
         (["--compare", "a", "b"], 1, "a is no finished evaluation: it has no metrics.json"),
+        (["--compare", "a", "out"], 1, "out is compared: give --output another folder"),
     ],
 )
 def test_wrong_use_is_said(
@@ -400,6 +401,18 @@ def test_wrong_use_is_said(
 ) -> None:
     assert sgg_rl("evaluate", "-o", "out", *words) == code
     assert message in capsys.readouterr().err
+
+
+def test_a_file_in_the_place_of_the_output_folder_is_said_and_kept(
+    sgg_rl: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reference = folder / "reference.jsonl"
+    before = reference.read_bytes()
+    words = ["evaluate", folder / "predictions.jsonl", "--reference", reference, "--split", "val"]
+    monkeypatch.setattr(sys, "argv", ["sgg-rl", *map(str, words), "-o", str(reference)])
+    with pytest.raises(SystemExit, match=r"sgg-rl: .*reference\.jsonl: File exists"):
+        main()
+    assert reference.read_bytes() == before
 
 
 def test_aliases_need_a_vocabulary(

@@ -271,6 +271,7 @@ def test_a_reference_without_a_size_is_left_out(tmp_path: Path) -> None:
     ("written", "known", "reason"),
     [
         (139, "000000000139", "zero-padded?"),
+        (" 139", "139", "with spaces around it?"),
         ("000000000139", "139", "zero-padded?"),
         ("000000000139.jpg", "000000000139", "with a file's extension?"),
         ("val/7.png", "7", "with a folder? with a file's extension?"),

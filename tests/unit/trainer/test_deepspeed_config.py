@@ -216,8 +216,16 @@ def test_all_that_is_the_trainers_is_refused_at_once_with_its_settings(tmp_path:
         ({"zero_optimization": {"stage": "3"}}, r"stage is '3': a number from 0 to 3"),
         ({"zero_optimization": {"stage": True}}, r"stage is True: a number from 0 to 3"),
         ({"zero_optimization": {"stage": 4}}, r"stage is 4: a number from 0 to 3"),
-        ({"zero_optimization": True}, r"zero_optimization is True: an object is wanted"),
-        ({"optimizer": "Adam"}, r"optimizer is 'Adam': an object is wanted"),
+        ({"zero_optimization": True}, r"zero_optimization is true: an object is wanted"),
+        ({"zero_optimization": None}, r"zero_optimization is null: an object is wanted"),
+        ({"optimizer": {"params": None}}, r"optimizer.params is null: an object is wanted"),
+        ({"optimizer": "Adam"}, r'optimizer is "Adam": an object is wanted'),
+        ({"optimizer": {"type": "Adamm"}}, r"'Adamm'\): neither DeepSpeed nor torch.optim has it"),
+        ({"optimizer": {"params": {"beta": 1}}}, r"AdamW says: .* argument 'beta'"),
+        ({"optimizer": {"type": "SGD", "params": {"momentum": -1}}}, "SGD says: .*momentum.* -1"),
+        ({"zero_optimisation": {"stage": 3}}, "zero_optimisation: .* is zero_optimization meant"),
+        ({"Bf16": {"enabled": True}}, "Bf16: .* is bf16 meant"),
+        ({"bfloat16": {"enabled": False}}, r"bfloat16 \(False\): .*set model.dtype"),
         ({"zero_optimization": {"stge": 3}}, r"zero_optimization\.stge \(3\): DeepSpeed says"),
         ({"zero_optimization": {"overlap_comm": "x"}}, r"overlap_comm \('x'\): DeepSpeed says"),
     ],
@@ -225,6 +233,25 @@ def test_all_that_is_the_trainers_is_refused_at_once_with_its_settings(tmp_path:
 def test_what_deepspeed_does_not_take_is_refused(tmp_path: Path, tree: Any, said: str) -> None:
     with pytest.raises(SettingsError, match=said):
         deepspeed_config(own(tmp_path, tree))
+
+
+@pytest.mark.parametrize("name", ["adamw", "AdamW"])
+def test_case_does_not_make_another_optimizer(tmp_path: Path, name: str) -> None:
+    tree = {"optimizer": {"type": name, "params": {"eps": 1e-7}}}
+    params = deepspeed_config(own(tmp_path, tree))["optimizer"]["params"]
+    assert (params["torch_adam"], params["betas"], params["eps"]) == (True, [0.8, 0.9], 1e-7)
+
+
+def test_keys_that_deepspeed_knows_are_no_misspellings(tmp_path: Path) -> None:
+    tree = {
+        "gradient_predivide_factor": 2,
+        "prescale_gradients": True,
+        "zero_allow_untested_optimizer": True,
+        "communication_data_type": "fp32",
+        "activation_checkpointing": {},
+        "comms_logger": {"enabled": False},
+    }
+    assert tree.items() <= deepspeed_config(own(tmp_path, tree)).items()
 
 
 def test_a_byte_order_mark_does_not_matter(tmp_path: Path) -> None:

@@ -61,6 +61,16 @@ def test_half_of_the_answers_are_not_most(caplog: pytest.LogCaptureFixture) -> N
     assert not caplog.messages
 
 
+def test_answers_that_are_cut_short_need_more_tokens(caplog: pytest.LogCaptureFixture) -> None:
+    cut = GOOD[:40]
+    (scored,) = group(BBOX_2D).rewards
+    rewards = [scored.model_copy(update={"status": "invalid_json", "dropped": {}})]
+    with caplog.at_level(logging.WARNING):
+        FaultWatch(1, "sgg").look(group(cut).model_copy(update={"rewards": rewards}))
+    assert "the answer stops inside its JSON" in caplog.messages[0]
+    assert "Raise sampling.max_tokens" in caplog.messages[0]
+
+
 def test_each_reason_is_said(caplog: pytest.LogCaptureFixture) -> None:
     watch = FaultWatch(1, "sgg")
     with caplog.at_level(logging.WARNING):

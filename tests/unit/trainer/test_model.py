@@ -1,11 +1,13 @@
 """The policy as it is loaded: which parts are frozen, and what is no policy."""
 
+import json
+import shutil
 from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, LlavaConfig
 
 from scene_data.tiny_model import Family, make_tiny_model
@@ -123,6 +125,25 @@ def test_a_copy_does_not_follow_the_weights(model_folder: Path) -> None:
 def test_no_model_there(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"model.path: there is no .*nowhere"):
         load_model(settings(tmp_path / "nowhere"))
+
+
+def test_a_model_that_lacks_tensors_is_refused(model_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(model_folder, tmp_path, dirs_exist_ok=True)
+    tensors = load_file(tmp_path / "model.safetensors")
+    lost = next(name for name in tensors if name.endswith("norm.weight"))
+    del tensors[lost]
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(SettingsError, match=r"lack 1 tensors .*norm\.weight\): copy or download"):
+        load_model(settings(tmp_path))
+
+
+def test_a_config_of_another_size_is_refused(model_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(model_folder, tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["text_config"]["vocab_size"] *= 2
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(SettingsError, match=r"other shapes than its config\.json says"):
+        load_model(settings(tmp_path))
 
 
 def test_another_family_is_refused(tmp_path: Path) -> None:
