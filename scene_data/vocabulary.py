@@ -135,7 +135,7 @@ def _sections(text: str) -> dict[str, list[str]]:
         elif section is None or "," in line:
             place = "above the first section" if section is None else "with a comma"
             raise ValueError(
-                f"line {number}, {line!r}, is {place}: one name a line below [objects]"
+                f"line {number}, {line!r}, is {place}: one name a line below [objects] or [predicates]"
             )
         else:
             section.append(line)

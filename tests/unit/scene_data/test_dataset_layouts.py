@@ -288,6 +288,6 @@ def test_folders_of_a_repository_are_named(tmp_path: Path) -> None:
     (tmp_path / "hub/data").mkdir(parents=True)
     _parquet(tmp_path / "hub/data/train-00000-of-00001.parquet", [_row()])
     with pytest.raises(
-        InvalidInputError, match="one of the folders with parquet files, .*hub/data"
+        InvalidInputError, match=r"one of the folders with parquet files, .*hub/data"
     ):
         open_dataset(str(tmp_path / "hub"))
