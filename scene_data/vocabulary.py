@@ -134,9 +134,8 @@ def _sections(text: str) -> dict[str, list[str]]:
             section = found.setdefault(line[1:-1].strip().lower(), [])
         elif section is None or "," in line:
             place = "above the first section" if section is None else "with a comma"
-            raise ValueError(
-                f"line {number}, {line!r}, is {place}: one name a line below [objects] or [predicates]"
-            )
+            wanted = "one name a line below [objects] or [predicates]"
+            raise ValueError(f"line {number}, {line!r}, is {place}: {wanted}")
         else:
             section.append(line)
     return found
