@@ -110,7 +110,8 @@ def _open_folder(folder: Path, extra: Sequence[str], *, need_images: bool) -> Ro
     if files := sorted(folder.glob("*.parquet")):
         splits = ", ".join(sorted({split_of(file) for file in files}))
         if "," in splits:
-            raise refusal(folder, f"holds several splits ({splits})", "name one file")
+            wanted = "name one file, or put the files of one split in a folder of their own"
+            raise refusal(folder, f"holds several splits ({splits})", wanted)
         return _TableRows(_load_parquet(files), str(folder), extra, folder)
     _refuse_raw(folder)
     if len(files := sorted([*folder.glob("*.json"), *folder.glob("*.jsonl")])) == 1:
@@ -119,8 +120,14 @@ def _open_folder(folder: Path, extra: Sequence[str], *, need_images: bool) -> Ro
         folder,
         f"has neither parquet files, nor a save_to_disk dataset of one split, nor exactly one "
         f".jsonl or .json file (it has {len(files)})",
-        "name a file",
+        _inner_folders(folder),
     )
+
+
+def _inner_folders(folder: Path) -> str:
+    """What to name in place of a folder without rows, as the hub's repositories have them."""
+    inner = ", ".join(sorted({str(file.parent) for file in folder.glob("*/*.parquet")}))
+    return f"name one of the folders with parquet files, {inner}" if inner else "name a file"
 
 
 def _load_parquet(files: list[Path]) -> Any:
@@ -320,7 +327,7 @@ class _LineRows:
         # pread, not seek and read: threads read rows at the same time.
         text = os.pread(self._file.fileno(), end - start, start)
         try:
-            row = json.loads(text)
+            row = json.loads(text.decode("utf-8-sig"))  # of bytes it would guess UTF-16 too
         except UnicodeDecodeError as error:
             return RowError(f"not UTF-8 text: {error}")
         except (ValueError, RecursionError) as error:
@@ -342,8 +349,8 @@ def _has_lines(path: Path) -> bool:
     except OSError as error:
         raise InvalidInputError(f"cannot read {path}: {error.strerror}") from error
     start = start.partition(b"\n")[0].strip()
-    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise refusal(path, "UTF-16 text", "save it as UTF-8")
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start[:4]:
+        raise refusal(path, "UTF-16 or UTF-32 text", "save it as UTF-8")
     if start[:1] == b"{" and path.suffix == ".json":
         keys = {name for name, _ in member_kinds(path)}
         if "objects" not in keys and not is_chat(keys):

@@ -202,6 +202,8 @@ def _filled(path: str, unit: str, order: str, names: Vocabulary | None) -> str:
 def _read(path: str) -> str:
     try:
         text = Path(path).read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise refusal(path, f"not UTF-8 text ({error})", "save it as UTF-8") from error
     except (OSError, ValueError) as error:
         wanted = f"data.template is {', '.join(SHIPPED)} or the path of a text file"
         raise refusal(path, f"no such template ({error})", wanted) from error

@@ -126,10 +126,16 @@ def _members(path: Path) -> dict[str, Any]:
 def _sections(text: str) -> dict[str, list[str]]:
     """Lines below `[objects]` and `[predicates]`."""
     found: dict[str, list[str]] = {}
-    section: list[str] = []
-    for line in filter(None, map(str.strip, text.splitlines())):
+    section: list[str] | None = None
+    for number, line in enumerate(map(str.strip, text.splitlines()), 1):
+        if not line:
+            continue
         if line.startswith("[") and line.endswith("]"):
             section = found.setdefault(line[1:-1].strip().lower(), [])
+        elif section is None or "," in line:
+            place = "above the first section" if section is None else "with a comma"
+            wanted = "one name a line below [objects] or [predicates]"
+            raise ValueError(f"line {number}, {line!r}, is {place}: {wanted}")
         else:
             section.append(line)
     return found
@@ -144,7 +150,7 @@ def _names(members: dict[str, Any], keys: tuple[str, ...], path: Path) -> tuple[
     counts = Counter(map(normalise_name, names))
     if twice := [name for name, number in counts.items() if number > 1]:
         raise refusal(path, f"{where} has {twice[0]!r} twice", "each name is wanted once")
-    return tuple(names)
+    return tuple(map(str.strip, names))
 
 
 def _listed(value: Any) -> list[Any]:

@@ -10,6 +10,7 @@ import numpy as np
 from launcher.preflight.finding import Finding
 from launcher.preflight.prompt_length import PromptLength, row_messages
 from scene_data.dataset import Sample, SceneDataset, is_too_broken, open_dataset
+from scene_data.refusal import PAGE
 from scene_data.sources import is_hub_name
 from scene_graph.cleaning import Task
 from services.errors import InvalidInputError, SettingsError, TooLargeError, UnavailableError
@@ -101,7 +102,8 @@ def _not_opened(source: Source, error: InvalidInputError, *, fetch: bool) -> Fin
             f"{source.name} is not checked: there is no such path here, and the hub did not give it"
         )
         return Finding(source.title, "info", detail)
-    detail = f"{source.setting}: {error.message} (run from {Path.cwd()}; docs/data.md)"
+    page = "" if PAGE in error.message else f"; {PAGE}"
+    detail = f"{source.setting}: {error.message} (run from {Path.cwd()}{page})"
     return Finding(source.title, "missing", detail)
 
 

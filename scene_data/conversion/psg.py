@@ -72,7 +72,8 @@ class Psg:
             else:
                 tally.dropped["malformed_object"] += 1
         relationships = []
-        for relation in member(item, "relations", list) if "relations" in item else ():
+        listed = item.get("relations")
+        for relation in () if listed is None else member(item, "relations", list):
             if (triplet := self._relationship(relation, place)) is not None:
                 relationships.append(triplet)
             else:

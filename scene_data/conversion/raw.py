@@ -149,7 +149,12 @@ def numbered_names(value: Any, file: Path, key: str) -> dict[Any, str]:
         if isinstance(value, Mapping):
             names = {int(number): str(name) for number, name in value.items()}
         for number, item in enumerate(value if isinstance(value, list) else ()):
-            names |= {number: item} if isinstance(item, str) else {item["id"]: str(item["name"])}
+            key_of, name = (
+                (number, item) if isinstance(item, str) else (item["id"], str(item["name"]))
+            )
+            if names.setdefault(key_of, name) != name:
+                found = f"{key} has id {key_of} twice: {names[key_of]!r} and {name!r}"
+                raise refusal(file, found, "each id is wanted once")
     except (KeyError, TypeError, ValueError):
         names = {}
     if names := {number: name for number, name in names.items() if name != "__background__"}:

@@ -47,6 +47,7 @@ _OF_IMAGES = ("img_to_first_box", "img_to_last_box", "img_to_first_rel", "img_to
 _OF_BOXES = ("boxes", "labels")
 _OF_RELATIONSHIPS = ("relationships", "predicates")
 _SPLITS = {0: "train", 1: "val", 2: "test"}
+_OVER_THE_FILE = "both count from 0 over the whole file, the last one included"
 _FILE_NAMES = ("file_name", "filename", "path")
 
 
@@ -181,7 +182,18 @@ class Vg150:
             raise self._refusal(
                 f"image {place} has img_to_first_{what} {first[place]} and img_to_last_{what} "
                 f"{last[place]}, and the file has {num} of them",
-                "both count from 0 over the whole file, the last one included",
+                _OVER_THE_FILE,
+            )
+        order = np.argsort(first, kind="stable")
+        order = order[first[order] >= 0]
+        shared = np.flatnonzero(first[order][1:] <= last[order][:-1])
+        if len(shared):
+            one, other = order[shared[0] : shared[0] + 2]
+            raise self._refusal(
+                f"images {one} and {other} share entries: img_to_first_{what} and "
+                f"img_to_last_{what} are {first[one]}, {last[one]} and "
+                f"{first[other]}, {last[other]}",
+                _OVER_THE_FILE,
             )
 
     def _check_ends(self) -> None:
@@ -232,7 +244,9 @@ def _read_arrays(path: Path) -> tuple[dict[str, NDArray[Any]], int]:
     try:
         with h5py.File(path, "r") as file:
             sides = [name.removeprefix("boxes_") for name in file if name.startswith("boxes_")]
-            side = max((int(side) for side in sides if side.isdecimal()), default=1024)
+            side = max(
+                (int(side) for side in sides if side.isdecimal() and int(side)), default=1024
+            )
             names = [*_OF_IMAGES, f"boxes_{side}", "labels", *_OF_RELATIONSHIPS]
             if missing := [name for name in names if name not in file]:
                 wanted = f"it has {', '.join(file) or 'nothing'}: use the layout of VG-SGG.h5"
@@ -255,12 +269,16 @@ def _read_array(item: Any, path: Path) -> NDArray[Any]:
     name = item.name.removeprefix("/")
     columns = 4 if name.startswith("boxes_") else 2 if name == "relationships" else 1
     array = np.asarray(item[()] if hasattr(item, "dtype") else None)
-    if array.dtype.kind not in ("iuf" if columns == 4 else "iu") or not np.isfinite(array).all():
+    if array.dtype.kind not in ("iuf" if columns == 4 else "iu"):
         found = f"{name} holds {array.dtype}"
         raise refusal(path, found, "numbers are wanted, whole ones but for boxes")
     if array.ndim == 0 or array.size != len(array) * columns:
         shape = " x ".join(map(str, array.shape)) or "one number"
         raise refusal(path, f"{name} has {shape} numbers", f"{columns} a row are wanted")
+    wrong = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
+    if len(wrong):
+        found = f"{name}[{wrong[0]}] is {array[wrong[0]].tolist()}"
+        raise refusal(path, found, "finite numbers are wanted")
     return array.reshape(len(array), columns) if columns > 1 else array.reshape(-1)
 
 

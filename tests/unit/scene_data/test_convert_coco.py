@@ -208,3 +208,9 @@ def test_a_relation_beyond_the_annotations_is_named(tmp_path: Path) -> None:
 )
 def test_splits_are_named_by_files_and_folders(path: str, split: str) -> None:
     assert named_split(Path(path)) == split
+
+
+def test_an_id_of_two_categories_is_refused(tmp_path: Path) -> None:
+    categories = [{"id": 1, "name": "man"}, {"id": 1, "name": "dog"}]
+    with pytest.raises(InvalidInputError, match="categories has id 1 twice: 'man' and 'dog'"):
+        converted(_coco(tmp_path, categories=categories), tmp_path / "out", with_images=False)

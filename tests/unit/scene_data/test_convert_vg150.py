@@ -212,6 +212,16 @@ def test_boxes_may_have_another_scale_and_fractions(tmp_path: Path) -> None:
             "image 4 has img_to_first_box 6 and img_to_last_box 8, and the file has 8",
             "the last one included",
         ),
+        (
+            {"img_to_first_box": [0, -1, 1, 4, 6]},
+            "images 0 and 2 share entries: .* are 0, 1 and 1, 3",
+            "over the whole file",
+        ),
+        (
+            {"img_to_first_rel": [0, -1, 0, -1, 3]},
+            "images 0 and 2 share entries: .* are 0, 0 and 0, 2",
+            "over the whole file",
+        ),
         ({"split": [0, 0, 7, 0, 0]}, r"split\[2\] is 7", r"0 \(training\), 1 .* or 2 \(test\)"),
         ({"boxes_1024": [[1, 2, 3]] * 8}, "boxes_1024 has 8 x 3 numbers", "4 a row are wanted"),
         ({"labels": [[1, 2]] * 8}, "labels has 8 x 2 numbers", "1 a row are wanted"),
@@ -225,3 +235,22 @@ def test_arrays_that_do_not_fit_are_refused_before_anything_is_written(
     with pytest.raises(InvalidInputError, match=rf"\.h5: {found}.*; .*{wanted}.*docs/data.md"):
         converted(file, tmp_path / "out", with_images=False)
     assert not list((tmp_path / "out").glob("*"))
+
+
+def test_a_box_that_is_no_number_is_named(tmp_path: Path) -> None:
+    file = _put(tmp_path)
+    with h5py.File(file, "r+") as written:
+        boxes = written["boxes_1024"][()].astype(np.float32)
+        boxes[3, 1] = np.nan
+        del written["boxes_1024"]
+        written["boxes_1024"] = boxes
+    with pytest.raises(InvalidInputError, match=r"boxes_1024\[3\] is \[64.0, nan, .*finite"):
+        converted(file, tmp_path / "out", with_images=False)
+
+
+def test_boxes_of_an_image_without_length_are_no_boxes(tmp_path: Path) -> None:
+    file = _put(tmp_path)
+    with h5py.File(file, "r+") as written:
+        written.move("boxes_1024", "boxes_0")
+    with pytest.raises(InvalidInputError, match="it has no boxes_1024; it has boxes_0"):
+        converted(file, tmp_path / "out", with_images=False)

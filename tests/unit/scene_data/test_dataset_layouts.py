@@ -282,3 +282,12 @@ def test_thinking_is_read_from_the_column_that_is_named(tmp_path: Path) -> None:
     assert open_dataset(folder, thinking_column="why")[0].thinking == "Yes."
     with pytest.raises(InvalidInputError, match="column 'reason' has no text"):
         open_dataset(folder, thinking_column="reason")
+
+
+def test_folders_of_a_repository_are_named(tmp_path: Path) -> None:
+    (tmp_path / "hub/data").mkdir(parents=True)
+    _parquet(tmp_path / "hub/data/train-00000-of-00001.parquet", [_row()])
+    with pytest.raises(
+        InvalidInputError, match=r"one of the folders with parquet files, .*hub/data"
+    ):
+        open_dataset(str(tmp_path / "hub"))

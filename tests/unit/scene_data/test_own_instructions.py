@@ -76,7 +76,7 @@ def test_a_vocabulary_is_read_from_any_form(tmp_path: Path, name: str) -> None:
         ("c.json", {"objects": ["man", 5], "predicates": ["on"]}, r"objects is \[\[\"man\", 5\]\]"),
         ("d.json", {"objects": ["man", "Man"], "predicates": ["on"]}, "objects has 'man' twice"),
         ("e.json", '{"objects": [', "broken JSON after character"),
-        ("f.txt", "man\nhorse\n", r"its members are none; lines \[objects\] and \[pred"),
+        ("f.txt", "man\nhorse\n", r".*above the first section: one name a line below"),
         ("g.toml", "objects = [", "cannot be read .*; a vocabulary is wanted"),
     ],
 )
@@ -203,3 +203,27 @@ def test_conversion_keeps_the_names_of_ones_own(tmp_path: Path) -> None:
     done = converted(file, tmp_path / "out", vocabulary=_put(tmp_path / "names"))
     assert done.files["rows"].num_images == 1
     assert done.tally.dropped["object_outside_vocabulary"] == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("[objects]\nman, horse\n[predicates]\non\n", "line 2, 'man, horse', is with a comma"),
+        ("man\n[objects]\nhorse\n[predicates]\non\n", "line 1, 'man', is above the first section"),
+    ],
+)
+def test_lines_that_are_not_one_name_are_refused(tmp_path: Path, text: str, place: str) -> None:
+    with pytest.raises(InvalidInputError, match=place):
+        load_vocabulary(_put(tmp_path, "own.txt", text))
+
+
+def test_names_are_without_the_spaces_around_them(tmp_path: Path) -> None:
+    lists = {"objects": [" man", "traffic light "], "predicates": ["on", " next to"]}
+    assert load_vocabulary(_put(tmp_path, "own.json", lists)) == OWN
+
+
+def test_an_instruction_that_is_not_utf8_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "own.tpl"
+    file.write_bytes("Gr\u00f6\u00dfe $boxes".encode("latin-1"))
+    with pytest.raises(InvalidInputError, match=r"own.tpl: not UTF-8 text .*; save it as UTF-8"):
+        check_instruction(str(file), None)

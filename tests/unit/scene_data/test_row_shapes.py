@@ -196,7 +196,9 @@ def test_text_that_is_no_utf8_says_so(tmp_path: Path, name: str) -> None:
     file = _put(tmp_path, name=name)
     text = json.dumps([_row(note="男人")] if name.endswith("json") else _row(), ensure_ascii=False)
     file.write_text(text, encoding="utf-16")
-    with pytest.raises(InvalidInputError, match=rf"{name}: UTF-16 text; save it as UTF-8"):
+    with pytest.raises(
+        InvalidInputError, match=rf"{name}: UTF-16 or UTF-32 text; save it as UTF-8"
+    ):
         open_dataset(file)
     file.write_text(json.dumps([_row(note="男人")], ensure_ascii=False), encoding="gbk")
     with pytest.raises(InvalidInputError, match=rf"{name}: not UTF-8 text .*; save it as UTF-8"):
@@ -395,3 +397,10 @@ def test_the_examples_of_the_documentation_are_read(tmp_path: Path) -> None:
     (made,) = open_dataset(tmp_path / "out/train.parquet")
     assert made.graph == plain.graph
     assert said.graph.objects == plain.graph.objects[:1]
+
+
+def test_utf_16_without_a_byte_order_mark_is_not_read_by_halves(tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    file.write_bytes('{"image_id": "1"}\n{"image_id": "2"}\n'.encode("utf-16-le"))
+    with pytest.raises(InvalidInputError, match="UTF-16 or UTF-32 text; save it as UTF-8"):
+        open_dataset(str(file))
