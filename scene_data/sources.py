@@ -29,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
 
+_FILES = (".parquet", ".json", ".jsonl", ".h5", ".hdf5", ".csv", ".gz", ".txt")
+"""Ends of names that are meant for files, there or not"""
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+(:[\w.-]+)?$")
 _COLUMNS = ("image_id", "objects", "relationships")
 _IMAGES = ("image", "images")
@@ -55,7 +57,9 @@ class Rows(Protocol):
 
 def is_hub_name(name: str) -> bool:
     """Whether a name that is no path here could be one of the hub's: `owner/name`."""
-    return not Path(name).exists() and _HUB_NAME.match(name) is not None
+    if name.endswith(_FILES) or Path(name).exists():
+        return False
+    return _HUB_NAME.match(name) is not None
 
 
 def split_of(file: Path) -> str:

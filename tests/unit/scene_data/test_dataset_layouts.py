@@ -244,6 +244,12 @@ def test_rows_without_relationship_are_left_out_for_tasks_that_need_one(
         open_dataset(bare, task="sgg")
 
 
+@pytest.mark.parametrize("name", ["data/nope.parquet", "data/nope.jsonl", "vg/scene_graphs.json"])
+def test_a_file_that_is_not_there_is_no_name_of_the_hub(name: str) -> None:
+    with pytest.raises(InvalidInputError, match=f"{name} is not a dataset: nothing there"):
+        open_dataset(name)
+
+
 def test_a_hub_name_is_read_from_the_local_cache_without_network(tmp_path: Path) -> None:
     path = _parquet(tmp_path / "x.parquet", [_row(0), _row(1)])
     made = datasets.load_dataset(
