@@ -89,7 +89,9 @@ def opened(name: str, task: Task | None = None, thinking_column: str | None = No
         InvalidInputError: As `open_dataset`.
     """
     if is_hub_name(name) and not is_of_the_hub(name):
-        raise InvalidInputError(f"there is no {name}, and {Path(name).parent} is here")
+        raise InvalidInputError(
+            f"there is no {name} (seen from {Path.cwd()}), and {Path(name).parent} is here"
+        )
     try:
         return open_dataset(name, task=task, thinking_column=thinking_column)
     except OSError as error:
@@ -102,9 +104,8 @@ def _not_opened(source: Source, error: InvalidInputError, *, fetch: bool) -> Fin
             f"{source.name} is not checked: there is no such path here, and the hub did not give it"
         )
         return Finding(source.title, "info", detail)
-    page = "" if PAGE in error.message else f"; {PAGE}"
-    detail = f"{source.setting}: {error.message} (run from {Path.cwd()}{page})"
-    return Finding(source.title, "missing", detail)
+    page = "" if PAGE in error.message else f" ({PAGE})"
+    return Finding(source.title, "missing", f"{source.setting}: {error.message}{page}")
 
 
 def _indexes(num_rows: int, seed: int) -> list[int]:
