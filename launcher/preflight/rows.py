@@ -90,7 +90,7 @@ def opened(name: str, task: Task | None = None, thinking_column: str | None = No
     """
     if is_hub_name(name) and not is_of_the_hub(name):
         raise InvalidInputError(
-            f"there is no {name} (seen from {Path.cwd()}), and {Path(name).parent} is here"
+            f"there is no {name}, and {Path(name).parent} is here (seen from {Path.cwd()})"
         )
     try:
         return open_dataset(name, task=task, thinking_column=thinking_column)
