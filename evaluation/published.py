@@ -57,7 +57,7 @@ class PublishedTable:
     paper: str
     """On arXiv"""
     number: str
-    """Of the table in the paper; may be empty"""
+    """The table's number in the paper; may be empty"""
     dataset: str
     """`vg150` or `psg`"""
     split: str

@@ -14,7 +14,7 @@ PROTOCOLS: tuple[Protocol, ...] = ("strict", "sgb", "r1-sgg")
 
 ApMetric = Literal["ap", "ap50", "ap75", "coco_ap", "coco_ap50", "coco_ap75"]
 AP_METRICS: tuple[ApMetric, ...] = get_args(ApMetric)
-"""Of objects: no means over images, so they have no intervals"""
+"""Metrics of objects that are no means over images, so they have no intervals"""
 
 Verdict = Literal["hit", "miss", "hallucination"]
 """Of a reference item: hit or miss; of a predicted one: hit or hallucination."""

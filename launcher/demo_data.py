@@ -25,11 +25,11 @@ from services.settings import Settings, load_settings
 _HELDOUT_WORDS = ("heldout", "validation", "val", "test", "dev")
 """What may stand in the place of `train` in the name of a held-out split, the first one first."""
 _HELDOUT_SHARE = 0.2
-"""Of a dataset without such a split, at most."""
+"""Share of a dataset without such a split that is set aside, at most."""
 _NUM_LOOKED_AT = 64
 """Rows whose names and sizes decide instruction and pixels."""
 _MOST_PIXELS = 256 * 28 * 28
-"""Of an image: as many visual tokens as a demo on a CPU has the time for."""
+"""Pixels of an image: as many visual tokens as a demo on a CPU has the time for."""
 _TOKENS_AT_ONCE = 64
 _SET_ASIDE_SEED = 0
 
@@ -132,7 +132,7 @@ def _set_aside(settings: Settings, dataset: SceneDataset, folder: Path) -> tuple
 
 
 def _instruction(samples: list[Sample]) -> list[str]:
-    """Of a known vocabulary where the data use no other names; else any names may be used."""
+    """A known vocabulary's instruction where the data use no other names, else the open one."""
     for name in ("vg150", "psg"):
         vocabulary = load_vocabulary(name)
         if _all_in(samples, vocabulary.objects, vocabulary.predicates):

@@ -88,7 +88,7 @@ def _answer(row: Mapping[str, Any]) -> str | None:
 
 
 def _text(content: Any) -> str:
-    """Of a message, which is a text or a list of parts."""
+    """The text of a message, which is a text or a list of parts."""
     if isinstance(content, list):
         parts = (part.get("text") for part in content if isinstance(part, dict))
         return "".join(part for part in parts if isinstance(part, str))

@@ -47,7 +47,7 @@ class Sample:
     image_bytes: bytes
     """The encoded file (PNG, JPEG), as it is in the dataset."""
     width: int
-    """Of the upright image, in pixels."""
+    """Pixels of the upright image."""
     height: int
     graph: SceneGraph
     """Boxes in pixels of this image."""

@@ -61,7 +61,7 @@ class ImageHeader:
     """What an encoded image says about itself."""
 
     width: int
-    """Of the upright image that `decode_image` gives, in pixels."""
+    """Pixels of the upright image that `decode_image` gives."""
     height: int
     orientation: int
     """EXIF's: 1 where the image is stored upright; from 5 on width and height change places."""

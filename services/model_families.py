@@ -16,7 +16,7 @@ from services.settings import Settings
 
 PAGE = "docs/models.md"
 _HUB_PARTS = 2
-"""Of a hub name: owner and name."""
+"""Parts of a hub name: owner and name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,7 +43,7 @@ FAMILIES = {
 """By `model_type`."""
 
 _EXPERTS = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj")
-"""Of Qwen3-VL's mixtures: [experts, in, out] in checkpoints, [experts, out, in] in memory."""
+"""Qwen3-VL's mixtures: [experts, in, out] in checkpoints, [experts, out, in] in memory."""
 
 PUBLISHED = {
     "Qwen/Qwen2-VL-2B-Instruct": "qwen2_vl",

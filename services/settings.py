@@ -62,7 +62,7 @@ class ModelSettings(Section):
     """How the model writes boxes: `auto` as its family does (`docs/models.md`), `pixels` in pixels
     of the resized input."""
     box_space_override: bool = False
-    """Of a model that was trained to write boxes otherwise than its family: take `box_space`."""
+    """Take `box_space` though it is not the family's: the model was trained to write it."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of training and of sampling alike."""
     head_dtype: Literal["float32", "model"] = "float32"

@@ -18,7 +18,7 @@ _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 _SAFETENSORS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _OTHER_WEIGHTS = (".gguf", ".pt", ".pth", ".safetensors")
 _LENGTH_BYTES = 8
-"""Of a safetensors file, before its header: the header's length."""
+"""Bytes before a safetensors file's header: its length."""
 _LARGEST_HEADER = 100_000_000
 """Bytes, as safetensors has it."""
 

@@ -33,7 +33,7 @@ class Source:
     name: str
     """A path, or a name on the hub."""
     max_tokens: int | None
-    """Of an answer about its images; None where none is sampled."""
+    """Longest answer about its images; None where none is sampled."""
     asked_by: str
     """The setting that says so."""
     task: Task | None = None
@@ -43,7 +43,7 @@ class Source:
 
     @property
     def title(self) -> str:
-        """Of its finding."""
+        """The name of its finding."""
         return "held-out set" if self.setting == "data.heldout" else "dataset"
 
 

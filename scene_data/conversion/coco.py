@@ -218,7 +218,7 @@ def _keyed(
 
 
 def _box(item: Any) -> Box | None:
-    """Of an annotation, or around the polygons of its segmentation."""
+    """The box of an annotation, or around the polygons of its segmentation."""
     if (box := read_box(item.get("bbox"))) is not None:
         x, y, width, height = box
         return x, y, x + width, y + height

@@ -65,7 +65,7 @@ def _image(image_id: str, record: Any, split: str, tally: Tally) -> RawImage:
 
 
 def _relations(item: Any) -> list[dict[str, Any]]:
-    """Of an object, which lists them, or has them by number in some releases."""
+    """An object's relations, which it lists, or has by number in some releases."""
     found = item.get("relations") if isinstance(item, dict) else None
     values = list(found.values()) if isinstance(found, dict) else found
     if not isinstance(values, list):

@@ -39,7 +39,7 @@ from services.errors import InvalidInputError, SettingsError
 NAMES_FILE = "VG-SGG-dicts-with-attri.json"
 NUM_VALIDATION = 5000
 VALIDATION_SHARE = 0.1
-"""Of the training images, at most"""
+"""Share of the training images, at most"""
 DAMAGED = frozenset({"1592", "1722", "4616", "4617"})
 """Images that the packed arrays of Visual Genome leave out"""
 

@@ -109,7 +109,7 @@ class _Sizes:
                 tally.note_broken(f"item {number} of {path.name}", error)
 
     def of(self, image_id: str) -> tuple[int, int] | None:
-        """Of an image; None where there is no such file.
+        """The size of an image; None where there is no such file.
 
         Raises:
             RowError: The file does not have the image.

@@ -21,7 +21,7 @@ class ImageCheck:
         self.image_token_id = image_token_id
 
     def header(self, data: bytes) -> ImageHeader:
-        """Of an encoded image that keeps all limits, the policy's too. Nothing is decoded.
+        """The size of an encoded image that keeps all limits, the policy's too. Nothing is decoded.
 
         Raises:
             InvalidInputError: As `services.images.image_header` and `check_fits`.

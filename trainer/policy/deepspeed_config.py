@@ -32,7 +32,7 @@ _TRAINERS = {
 _OFF = {"fp16": {"enabled": False}, "amp": {"enabled": False}}
 """What a run says of them, though it writes nothing."""
 _ALIKE = 0.9
-"""Of difflib, between a misspelt key and the one that is meant; real keys are less alike."""
+"""Likeness by difflib of a misspelt key and the one that is meant; real keys are less alike."""
 _SECTIONS = ("zero_optimization", "optimizer", "optimizer.params")
 """Keys that hold an object."""
 

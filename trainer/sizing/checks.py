@@ -55,7 +55,7 @@ def check_shared_gpus(settings: Settings) -> None:
 
 
 def num_micro_batches(settings: Settings) -> int:
-    """Of one optimizer step of SFT on one rank.
+    """Micro batches of one optimizer step of SFT on one rank.
 
     Raises:
         SettingsError: A step's answers do not make the same number of them on every rank.
