@@ -99,7 +99,6 @@ class Collector:
         self._suppressed = frozenset(suppressed_token_ids)
         self._image_check = image_check
         self._stop_request = stop or StopRequest()
-        self._version = 0
         self._term_weights: dict[str, float] = {}
         self._pool = GroupPool(settings.trainer, settings.algorithm)
         self._faults = FaultWatch(settings.trainer.groups_per_step, settings.data.task)
@@ -115,7 +114,7 @@ class Collector:
 
     def start(self, policy_version: int) -> None:
         """Begin asking for groups; servers serve `policy_version`."""
-        self._version = policy_version
+        self._pool.policy_version = policy_version
         self._loop.run(self._start())
 
     def take(self, policy_version: int) -> Batch:
@@ -233,7 +232,7 @@ class Collector:
     async def _admit(self) -> None:
         if self._stop_request.asked:
             return
-        await self._admission.admit(self._version)
+        await self._admission.admit()
         self._note_load()
 
     async def _receive(self) -> None:
@@ -266,7 +265,7 @@ class Collector:
         wrong = refusal(
             group,
             group_size=self._settings.trainer.group_size,
-            newest_policy_version=self._version + 1,  # served before `release` says so
+            newest_policy_version=self._pool.policy_version + 1,  # served before `release` says so
             suppressed_token_ids=self._suppressed,
         )
         if wrong or self._image_check is None or opened.num_image_tokens is None:
@@ -350,7 +349,7 @@ class Collector:
             if self._failure is not None:
                 raise self._failure
             await self._renew_ready(policy_version)
-            if (found := self._pool.take()) is not None:
+            if (found := self._pool.take(policy_version)) is not None:
                 return found
             async with self._changed:
                 try:
@@ -364,7 +363,8 @@ class Collector:
         stale = self._pool.reissue_stale(policy_version)
         for prompt in stale:
             logger.info("group %s is too stale for step %d", prompt.group_id, policy_version)
-            await self._persist(partial(self._admission.ask, prompt))
+        if stale:
+            await self._persist(partial(self._admission.ask_again, policy_version))
         if self._pool.replace_without_spread() or stale:
             await self._persist(self._admit)
 
@@ -377,6 +377,9 @@ class Collector:
         if silent_s < self._settings.trainer.wait_timeout_s:
             return
         pool = self._pool
+        if pool.num_sampling + pool.num_scoring == 0:  # the step that trains is waited for
+            self._last_arrival = time.monotonic()
+            return
         raise WaitTimeoutError(
             f"no scored group for {silent_s:.0f} s: {pool.num_sampling} groups are with the "
             f"rollout servers ({self._num_servers} live), {pool.num_scoring} wait for the "
@@ -386,8 +389,10 @@ class Collector:
         )
 
     async def _release(self, batch: Batch, policy_version: int) -> None:
-        self._version = policy_version
+        self._pool.policy_version = policy_version
         await self._finish(batch)
+        # First what had to wait for this version: steps wait for it.
+        await self._persist(partial(self._admission.ask_again, policy_version))
         await self._persist(self._admit)
 
     async def _finish(self, batch: Batch) -> None:
