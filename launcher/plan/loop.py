@@ -25,7 +25,7 @@ from launcher.plan.rates import Rates
 from launcher.plan.server import Group, SampledHere
 
 _MOST_SCORED = 64
-"""Groups in one request for rewards (`trainer.collection.collector`)."""
+"""Groups in one request for rewards (`trainer.collection.group_scoring`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
