@@ -208,20 +208,12 @@ def dead_list(config: Config = None, set_: Overrides = None) -> None:
     run.dead_list(run.settings(config, set_))
 
 
-@dead_app.command("replay")
-def dead_replay(entry_id: str, config: Config = None, set_: Overrides = None) -> None:
-    """Put a dead group back on its stream."""
-    from cli import run
-
-    run.dead_end(run.settings(config, set_), entry_id, replay=True)
-
-
 @dead_app.command("drop")
 def dead_drop(entry_id: str, config: Config = None, set_: Overrides = None) -> None:
     """Forget a dead group."""
     from cli import run
 
-    run.dead_end(run.settings(config, set_), entry_id, replay=False)
+    run.dead_drop(run.settings(config, set_), entry_id)
 
 
 def main() -> None:

@@ -206,16 +206,11 @@ def dead_list(found: Settings) -> None:
     print(f"{len(letters)} dead groups")
 
 
-def dead_end(found: Settings, entry_id: str, *, replay: bool) -> None:
-    """Replay or drop a dead letter."""
-
-    def act(queue: Any) -> Coroutine[Any, Any, bool]:
-        work: Coroutine[Any, Any, bool] = queue.replay(entry_id) if replay else queue.drop(entry_id)
-        return work
-
-    if not asyncio.run(_with_queue(found, act)):
+def dead_drop(found: Settings, entry_id: str) -> None:
+    """Drop a dead letter."""
+    if not asyncio.run(_with_queue(found, lambda queue: queue.drop(entry_id))):
         raise NotFoundError(f"no dead group {entry_id}: see `sgg-rl dead list`")
-    print(f"{'replayed' if replay else 'dropped'} {entry_id}")
+    print(f"dropped {entry_id}")
 
 
 def make_tiny(folder: Path, seed: int, family: "Family") -> None:

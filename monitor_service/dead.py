@@ -37,7 +37,7 @@ class DeadKind(NamedTuple):
 
 
 class DeadLetters:
-    """Counts the dead; each letter is read once, while none is dropped or replayed."""
+    """Counts the dead; each letter is read once, while none is dropped."""
 
     def __init__(self, client: Redis, keys: RunKeys) -> None:
         self._redis = client

@@ -114,10 +114,6 @@ class WorkQueue(ABC):
         """All dead items, oldest first."""
 
     @abstractmethod
-    async def replay(self, entry_id: str) -> bool:
-        """Put a dead item back with a clean record. False when there is no such item."""
-
-    @abstractmethod
     async def drop(self, entry_id: str) -> bool:
         """Forget a dead item. False when there is no such item."""
 

@@ -192,17 +192,3 @@ end
 return ended
 """
 )
-
-# entry of the dead stream. 1 replayed, 0 no such entry.
-REPLAY = (
-    _PRELUDE
-    + """
-local entry = redis.call('XRANGE', prefix .. 'dead', ARGV[3], ARGV[3])[1]
-if not entry then return 0 end
-local stream, id = field(entry, 'stream'), field(entry, 'id')
-redis.call('XDEL', prefix .. 'dead', ARGV[3])
-redis.call('DEL', key('done', stream, id), key('failures', stream, id))
-add(stream, id, field(entry, 'body'))
-return 1
-"""
-)

@@ -143,15 +143,6 @@ class MemoryQueue(WorkQueue):
         """See `WorkQueue.dead_letters`."""
         return list(self._dead.values())
 
-    async def replay(self, entry_id: str) -> bool:
-        """See `WorkQueue.replay`."""
-        letter = self._dead.pop(entry_id, None)
-        if letter is None:
-            return False
-        self._streams[letter.stream].done.discard(letter.work_id)
-        self._add(letter.stream, letter.work_id, letter.body)
-        return True
-
     async def drop(self, entry_id: str) -> bool:
         """See `WorkQueue.drop`."""
         return self._dead.pop(entry_id, None) is not None

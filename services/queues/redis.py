@@ -128,10 +128,6 @@ class RedisQueue(WorkQueue):
             entries: Any = await self._redis.xrange(self._keys.dead)
         return [_dead_letter(entry_id, fields) for entry_id, fields in entries]
 
-    async def replay(self, entry_id: str) -> bool:
-        """See `WorkQueue.replay`."""
-        return bool(await self._call(lua.REPLAY, entry_id))
-
     async def drop(self, entry_id: str) -> bool:
         """See `WorkQueue.drop`."""
         with redis_errors(self._redis):

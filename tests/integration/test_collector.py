@@ -480,6 +480,33 @@ def test_stale_groups_are_recorded_and_asked_for_again(make_run: MakeRun) -> Non
     assert positions([batch]) == [3, 4, 5]
 
 
+def test_with_a_lag_servers_are_asked_for_nothing_that_is_not_published(make_run: MakeRun) -> None:
+    run = make_run(max_policy_lag=1)
+
+    async def waiting() -> int:
+        queue = run.queue()
+        try:
+            return await queue.length(PROMPT_LANES)
+        finally:
+            await queue.aclose()
+
+    collector = run.collector()
+    collector.start(0)
+    asyncio.run(answer(run, 3, version=0))
+    first = collector.take(0)
+    asyncio.run(answer(run, 3, version=0))
+    collector.release(first, 1)
+    asyncio.run(answer(run, 3, version=1))
+    second = collector.take(2)  # while version 1 trains, three groups are too old for version 2
+    assert len(second.outcome.stale) == 3
+    assert asyncio.run(waiting()) == 0
+    collector.release(second, 2)
+    assert asyncio.run(waiting()) == 6
+    asyncio.run(answer(run, 6, version=2))
+    third = collector.take(3)
+    assert [group.rollout.group_id for group in third.groups] == second.outcome.stale
+
+
 @pytest.mark.parametrize(
     "fault", [{"token": PLACEHOLDER}, {"size": 3}, {"version": 9}, {"renormalised": True}]
 )

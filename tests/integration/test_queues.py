@@ -221,19 +221,14 @@ async def test_purge_ends_everything_claimed_or_not(queue: WorkQueue) -> None:
     assert await queue.dead_letters() == []
 
 
-async def test_replay_gives_a_clean_record_and_drop_forgets(queue: WorkQueue) -> None:
+async def test_drop_forgets(queue: WorkQueue) -> None:
     for name in ("g1", "g2"):
         await queue.enqueue(LANE, name, name.encode())
         await queue.fail(await claim(queue), "broken", max_deliveries=1)
     first, second = await queue.dead_letters()
-    assert await queue.replay(first.entry_id)
-    assert not await queue.replay(first.entry_id)
-    lease = await claim(queue)
-    assert (lease.work_id, lease.body, lease.failures) == ("g1", b"g1", [])
-    assert await queue.complete(lease, result_stream="rollouts", result=b"r")
     assert await queue.drop(second.entry_id)
     assert not await queue.drop(second.entry_id)
-    assert await queue.dead_letters() == []
+    assert await queue.dead_letters() == [first]
 
 
 async def test_many_workers_finish_everything_exactly_once(queue: WorkQueue) -> None:

@@ -46,7 +46,7 @@ from trainer.collection.admission import Admission
 from trainer.collection.cursor import Cursor, CursorState
 from trainer.collection.fault_watch import FaultWatch
 from trainer.collection.group_pool import GroupPool, OpenGroup
-from trainer.collection.group_scoring import GroupScoring
+from trainer.collection.group_scoring import Found, GroupScoring
 from trainer.collection.idle import IdleMeter
 from trainer.collection.image_check import ImageCheck
 from trainer.collection.image_sharing import ImageSharing
@@ -66,7 +66,8 @@ WATCH_S = 5.0
 """Between looks at the dead letters, and between renewals of what was asked for."""
 STOP_LOOK_S = 0.5
 """Between looks whether the run is to stop, while nothing comes."""
-MAX_GROUPS_PER_REQUEST = 64
+SCORE_AGAIN_S = 2.0
+"""Until the reward service is asked again about a group that failed alone."""
 
 
 class Collector:
@@ -99,7 +100,6 @@ class Collector:
         self._suppressed = frozenset(suppressed_token_ids)
         self._image_check = image_check
         self._stop_request = stop or StopRequest()
-        self._version = 0
         self._term_weights: dict[str, float] = {}
         self._pool = GroupPool(settings.trainer, settings.algorithm)
         self._faults = FaultWatch(settings.trainer.groups_per_step, settings.data.task)
@@ -115,7 +115,7 @@ class Collector:
 
     def start(self, policy_version: int) -> None:
         """Begin asking for groups; servers serve `policy_version`."""
-        self._version = policy_version
+        self._pool.policy_version = policy_version
         self._loop.run(self._start())
 
     def take(self, policy_version: int) -> Batch:
@@ -233,7 +233,7 @@ class Collector:
     async def _admit(self) -> None:
         if self._stop_request.asked:
             return
-        await self._admission.admit(self._version)
+        await self._admission.admit()
         self._note_load()
 
     async def _receive(self) -> None:
@@ -266,7 +266,7 @@ class Collector:
         wrong = refusal(
             group,
             group_size=self._settings.trainer.group_size,
-            newest_policy_version=self._version + 1,  # served before `release` says so
+            newest_policy_version=self._pool.policy_version + 1,  # served before `release` says so
             suppressed_token_ids=self._suppressed,
         )
         if wrong or self._image_check is None or opened.num_image_tokens is None:
@@ -275,32 +275,31 @@ class Collector:
 
     async def _score(self) -> None:
         groups = [await self._arrivals.get()]
-        while not self._arrivals.empty() and len(groups) < MAX_GROUPS_PER_REQUEST:
+        while not self._arrivals.empty() and len(groups) < self._scoring.max_groups:
             groups.append(self._arrivals.get_nowait())
-        for group, found in zip(groups, await self._until_scored(groups), strict=True):
-            if isinstance(found, str):
-                await self._bury_acknowledged(group, found)
-            else:
-                scored = self._train_group(group, found)
+        prompts = [self._opened(group).prompt for group in groups]
+        with_rows = [(group, p.index) for group, p in zip(groups, prompts, strict=True)]
+        with self._traces.scoring(prompts):
+            async for found in self._scoring.score(with_rows):
+                await self._settle(found)
+
+    async def _settle(self, found: list[tuple[RolloutGroup, Found]]) -> None:
+        for group, each in found:
+            if isinstance(each, list):
+                scored = self._train_group(group, each)
                 self._pool.score(scored)
                 self._faults.look(scored)
+                self._last_arrival = time.monotonic()
+            elif each.retryable:
+                again = partial(self._arrivals.put_nowait, group)
+                asyncio.get_running_loop().call_later(SCORE_AGAIN_S, again)
+            else:
+                await self._bury_acknowledged(group, f"it cannot be scored: {each.detail}")
+                self._last_arrival = time.monotonic()
         self._pool.replace_without_spread()
-        self._last_arrival = time.monotonic()
         async with self._changed:
             self._changed.notify_all()
         await self._persist(self._admit)
-
-    async def _until_scored(self, groups: list[RolloutGroup]) -> list[list[Reward] | str]:
-        prompts = [self._opened(group).prompt for group in groups]
-        with_rows = [(group, p.index) for group, p in zip(groups, prompts, strict=True)]
-        found: list[list[Reward] | str] = []
-
-        async def score() -> None:
-            with self._traces.scoring(prompts):
-                found.extend(await self._scoring.score(with_rows))
-
-        await self._persist(score)
-        return found
 
     async def _bury_acknowledged(self, group: RolloutGroup, reason: str) -> None:
         body = group.model_dump_json().encode()
@@ -350,7 +349,7 @@ class Collector:
             if self._failure is not None:
                 raise self._failure
             await self._renew_ready(policy_version)
-            if (found := self._pool.take()) is not None:
+            if (found := self._pool.take(policy_version)) is not None:
                 return found
             async with self._changed:
                 try:
@@ -364,7 +363,8 @@ class Collector:
         stale = self._pool.reissue_stale(policy_version)
         for prompt in stale:
             logger.info("group %s is too stale for step %d", prompt.group_id, policy_version)
-            await self._persist(partial(self._admission.ask, prompt))
+        if stale:
+            await self._persist(partial(self._admission.ask_again, policy_version))
         if self._pool.replace_without_spread() or stale:
             await self._persist(self._admit)
 
@@ -377,17 +377,23 @@ class Collector:
         if silent_s < self._settings.trainer.wait_timeout_s:
             return
         pool = self._pool
+        if pool.num_sampling + pool.num_scoring == 0:  # the step that trains is waited for
+            self._last_arrival = time.monotonic()
+            return
+        trouble = self._scoring.trouble or self._trouble
         raise WaitTimeoutError(
             f"no scored group for {silent_s:.0f} s: {pool.num_sampling} groups are with the "
             f"rollout servers ({self._num_servers} live), {pool.num_scoring} wait for the "
             f"reward service at {self._settings.reward.url}, {pool.num_ready} of "
             f"{self._settings.trainer.groups_per_step} are ready. "
-            f"{self._trouble or 'Is a rollout server running? See `sgg-rl status`.'}"
+            f"{trouble or 'Is a rollout server running? See `sgg-rl status`.'}"
         )
 
     async def _release(self, batch: Batch, policy_version: int) -> None:
-        self._version = policy_version
+        self._pool.policy_version = policy_version
         await self._finish(batch)
+        # First what had to wait for this version: steps wait for it.
+        await self._persist(partial(self._admission.ask_again, policy_version))
         await self._persist(self._admit)
 
     async def _finish(self, batch: Batch) -> None:

@@ -248,6 +248,28 @@ async def test_nothing_is_sampled_before_the_version_that_is_asked_for(
     assert {s.policy_version for c in group.completions for s in c.policy_versions} == {4}
 
 
+async def test_waiting_for_a_version_is_no_failure_of_the_group(
+    shm_run: ShmRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It goes back to the queue more often than a failure may happen, and is sampled in the end."""
+    monkeypatch.setattr("rollout_service.worker._SHORTEST_PAUSE_S", 0.01)
+    monkeypatch.setattr("rollout_service.worker._LONGEST_PAUSE_S", 0.01)
+    scene = Scene(shm_run.name, tmp_path, lease_s=0.2)
+    await scene.start()
+    try:
+        await scene.ask("g", min_policy_version=4)
+        await until(lambda: caplog.text.count("goes back to the queue: waited 0.2 s") > 3)
+        scene.registry.published = shm_run.write(4)
+        group = await scene.answer()
+        assert group.completions[0].policy_versions[0].policy_version == 4
+        assert await scene.queue.dead_letters() == []
+    finally:
+        await scene.stop()
+
+
 async def test_a_later_trainer_is_not_answered_with_weights_of_an_earlier(
     scene: Scene, shm_run: ShmRun
 ) -> None:
