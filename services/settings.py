@@ -19,6 +19,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from services.deploy_settings import DeploySettings
 from services.errors import SettingsError
+from services.proof import is_host_pattern
 from services.schemas.common import ModelRunner
 from services.schemas.rewards import Task
 from services.schemas.weights import Transport
@@ -225,6 +226,19 @@ class SecuritySettings(Section):
     """Its content is asked for on sampling and scoring routes."""
     admin_token_file: LocalPath | None = None
     """Its content is asked for on weight routes."""
+    rollout_hosts: list[str] | None = None
+    """Hosts of rollout servers that clients take from Redis: networks such as `10.1.0.0/16`, names,
+    or `*.` before a domain. Unset: any host whose server proves that it knows the token."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "SecuritySettings":
+        wrong = [text for text in self.rollout_hosts or () if not is_host_pattern(text)]
+        if wrong:
+            raise ValueError(
+                f"rollout_hosts: {wrong[0]!r} is no host: write a network (10.1.0.0/16), a name, "
+                "or *. before a domain"
+            )
+        return self
 
 
 class TelemetrySettings(Section):

@@ -1,8 +1,9 @@
 """Weight updates: what a version of the policy consists of, and the policy a server serves."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from services.schemas.common import Message, ModelRunner, Name, Sha256
 
@@ -10,6 +11,16 @@ Transport = Literal["shm", "disk", "http", "nccl", "ipc", "lora"]
 FILE_TRANSPORTS: frozenset[Transport] = frozenset({"shm", "disk", "http", "lora"})
 """Those whose bytes are on the server, and verified, before commit."""
 PolicyState = Literal["starting", "ready", "updating", "draining", "quarantined"]
+
+
+_URL = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})/?")
+
+
+def _checked_url(url: str) -> str:
+    match = _URL.fullmatch(url)
+    if match is None or int(match[2]) > 65_535:
+        raise ValueError("it is no address of a server: write http://host:port")
+    return url
 
 
 class TensorEntry(Message):
@@ -139,11 +150,19 @@ class PolicyInfo(Message):
     """Which one vLLM uses; null before the model is loaded, and where another engine samples."""
 
 
+class ServerProof(Message):
+    """Answer of `GET /v1/proof`: see `services.proof`."""
+
+    proofs: list[Sha256] = Field(max_length=8)
+    """One for each token that the server asks for, in hex."""
+
+
 class ServerRecord(Message):
     """A rollout server's entry in the `servers` hash, renewed by its heartbeat."""
 
     server_id: Name
-    url: str
+    url: Annotated[str, AfterValidator(_checked_url)]
+    """`http://host:port`, the server's `rollout.url`."""
     host: str
     gpu: str | None
     """UUID of its GPU; null on CPU."""
