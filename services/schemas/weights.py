@@ -13,6 +13,10 @@ FILE_TRANSPORTS: frozenset[Transport] = frozenset({"shm", "disk", "http", "lora"
 PolicyState = Literal["starting", "ready", "updating", "draining", "quarantined"]
 
 
+MAX_RANK = 8
+"""Dimensions of a tensor."""
+MAX_DIMENSION = 2**48
+"""Length of one: sizes and offsets are checked against it before they are multiplied."""
 _URL = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})/?")
 
 
@@ -29,7 +33,7 @@ class TensorEntry(Message):
     Example: `{"shape": [128, 128], "dtype": "float32", "sha256": "9f86…0a08"}`
     """
 
-    shape: list[Annotated[int, Field(ge=0)]]
+    shape: list[Annotated[int, Field(ge=0, le=MAX_DIMENSION)]] = Field(max_length=MAX_RANK)
     dtype: Literal["float32", "bfloat16", "float16"]
     sha256: Sha256 | None = None
     """Of the tensor's bytes in row-major order; null only where they never lie in a file."""
