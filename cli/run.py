@@ -8,6 +8,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 from services.app import host_and_port
 from services.errors import NotFoundError, SettingsError
@@ -66,9 +67,15 @@ def serve_redis(found: Settings) -> None:
     from launcher.preflight.folders import check_run_folder
     from services.redis_server import listening_addresses, redis_server_command
 
+    place = urlsplit(found.redis.url)
+    if place.scheme != "redis" or place.username is not None:
+        raise SettingsError(
+            f"redis.url is {found.redis.url}: `sgg-rl serve redis` serves redis://host:port, "
+            "without TLS, Sentinel or users; start any other Redis by its own means"
+        )
     host, port = host_and_port(found.redis.url.replace("redis://", "http://"))
     password = found.redis.password
-    addresses = listening_addresses(host, port, has_password=password is not None)
+    addresses = listening_addresses(host, port, password=password)
     folder = found.run.folder / "redis"
     check_run_folder(folder)
     command = redis_server_command(folder, port, addresses=addresses, password=password)

@@ -106,6 +106,7 @@ class DuringTraining(StepEvaluation):
             token=self._settings.data_token,
             per_server=REQUESTS_PER_SERVER,
             patience_s=self._settings.trainer.wait_timeout_s,
+            registered=self._settings.security,
         ) as fleet:
             await fleet.meet(model=self._settings.model.path, one_version=False)
             lines = await answers(self._settings, self._samples, fleet)
@@ -142,8 +143,12 @@ class DuringTraining(StepEvaluation):
         raise UnavailableError(f"no rollout server served version {step} in {_SERVED_S:g} s")
 
     async def _serves(self, url: str, wanted: tuple[int, int]) -> bool:
-        token = self._settings.data_token
-        async with RolloutClient(url, token=token, timeout_s=_POLICY_S) as client:
+        async with RolloutClient(
+            url,
+            token=self._settings.data_token,
+            timeout_s=_POLICY_S,
+            registered=self._settings.security,
+        ) as client:
             try:
                 info = await client.policy()
             except SggError:

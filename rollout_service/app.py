@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from typing import Annotated
 
-from fastapi import FastAPI, Path, Request, Response
+from fastapi import FastAPI, Path, Query, Request, Response
 from starlette.requests import ClientDisconnect
 
 from rollout_service.admission import Admission, while_connected
@@ -29,6 +29,7 @@ from services.errors import EngineError, InvalidInputError, UnavailableError
 from services.images import ImageStore, image_from_data_uri
 from services.keys import RunKeys
 from services.openapi import reference
+from services.proof import PROOF_PATH, proof
 from services.queues.redis import RedisQueue
 from services.redis_check import check_redis
 from services.redis_client import connect
@@ -36,13 +37,14 @@ from services.registry import Registry
 from services.schemas.chat import ChatRequest
 from services.schemas.common import ImageRef
 from services.schemas.rollouts import InlineImage, RolloutRequest, RolloutResponse
-from services.schemas.weights import CommitRequest, PolicyInfo, StageRequest
+from services.schemas.weights import CommitRequest, PolicyInfo, ServerProof, StageRequest
 from services.settings import Settings, environment_value, set_environment
 from services.telemetry import Tracing
 
 logger = logging.getLogger(__name__)
 
 Number = Annotated[int, Path(ge=0, lt=2**63)]
+Nonce = Annotated[str, Query(pattern=r"^[0-9a-f]{64}$")]
 BODY_LIMIT_BYTES = 8 * 1024 * 1024
 
 
@@ -67,6 +69,7 @@ class RolloutProcess:
         self.failure: Exception | None = None
         """Why the process ended by itself."""
         self._settings = settings
+        self._tokens = list(filter(None, (settings.data_token, settings.admin_token)))
         self._redis = connect(settings.redis)
         keys = RunKeys(settings.run.name)
         self._images = ImageStore(settings.images_folder, self._redis, keys)
@@ -98,6 +101,7 @@ class RolloutProcess:
         self.app.byte_bodies = (ChatRequest, RolloutRequest)
         ChatRoutes(self.server, self._admission).add_to(self.app)
         self.app.get("/v1/policy")(self.policy)
+        self.app.get(PROOF_PATH)(self.proof)
         self.app.put(
             "/v1/weights/files/{incarnation}/{policy_version}",
             openapi_extra={"requestBody": {"content": {"application/octet-stream": {}}}},
@@ -133,6 +137,11 @@ class RolloutProcess:
     async def policy(self) -> PolicyInfo:
         """What is served."""
         return self.server.info()
+
+    async def proof(self, nonce: Nonce) -> ServerProof:
+        """Show that this server knows the run's tokens, to a client that has sent none yet."""
+        url = self._settings.rollout.url
+        return ServerProof(proofs=[proof(token, nonce, url) for token in self._tokens])
 
     async def upload(
         self, incarnation: Number, policy_version: Number, request: Request

@@ -10,6 +10,7 @@
     ├── UnavailableError           503   retry later: starting, draining, saturated, unreachable
     │   └── QueueFullError         503   backpressure: the stream holds as much as it may
     ├── WaitTimeoutError           504   a wait ended; the message says what it waited for
+    ├── NoRoomError                507   the service's disk is full; retry when there is room
     └── EngineError                500   the sampling engine failed; retry on another server
 
 Model output is never an error: a completion that does not parse has a status
@@ -98,6 +99,13 @@ class WaitTimeoutError(SggError):
     """A wait ended; the message says what it waited for and how long."""
 
     status = 504
+    retryable = True
+
+
+class NoRoomError(SggError):
+    """The service's disk is full."""
+
+    status = 507
     retryable = True
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from services.errors import NotFoundError, SettingsError
 from services.ports import addresses_of, is_loopback, listen
+from services.secrets import MIN_CHARACTERS, is_weak
 
 
 def redis_server_binary() -> str:
@@ -67,16 +68,18 @@ def redis_server_command(
     return [redis_server_binary(), str(file)]
 
 
-def listening_addresses(host: str, port: int, *, has_password: bool) -> list[str]:
+def listening_addresses(host: str, port: int, *, password: str | None) -> list[str]:
     """Where a server that others reach as `host` listens: there and, for this host, at 127.0.0.1.
 
     Raises:
-        SettingsError: Beyond this machine without a password, or it cannot listen there.
+        SettingsError: Beyond this machine without a password, or with a short one; or it cannot
+            listen there.
     """
-    if not is_loopback(host) and not has_password:
+    if not is_loopback(host) and (password is None or is_weak(password)):
         raise SettingsError(
-            f"Redis would listen on {host}, beyond this machine, without a password: set "
-            "redis.password_file to a file of mode 0600, or use 127.0.0.1"
+            f"Redis would listen on {host}, beyond this machine, without a password of "
+            f"{MIN_CHARACTERS} characters or more: set redis.password_file to a file of mode 0600, "
+            "or use 127.0.0.1"
         )
     addresses = addresses_of(host)
     if not {"0.0.0.0", "::", "127.0.0.1"} & {*addresses}:

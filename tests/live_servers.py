@@ -72,12 +72,18 @@ def wait_registered(server: LiveServer) -> LiveServer:
 
 
 @contextmanager
-def serving(settings: Settings, engine: Engine) -> Iterator[LiveServer]:
-    """A server on a port of its own, until the end of the block; then it drains and stops."""
-    rollout = settings.rollout.model_copy(update={"url": f"http://127.0.0.1:{free_port()}"})
+def serving(
+    settings: Settings, engine: Engine, *, reached_as: str | None = None
+) -> Iterator[LiveServer]:
+    """A server on a port of its own, until the end of the block; then it drains and stops.
+
+    It listens at `rollout.url` where others reach it by another address.
+    """
+    own = settings.rollout.url if reached_as else f"http://127.0.0.1:{free_port()}"
+    rollout = settings.rollout.model_copy(update={"url": reached_as or own})
     server = LiveServer(settings.model_copy(update={"rollout": rollout}), engine)
     http = uvicorn.Server(uvicorn.Config(server.process.app, log_config=None))
-    listener = service.bind(server.process.app, server.url)
+    listener = service.bind(server.process.app, own)
     thread = threading.Thread(target=http.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:

@@ -339,7 +339,9 @@ async def _next_incarnation(settings: Settings, keys: RunKeys, state: TrainerSta
 
 async def _incarnation_of(settings: Settings, server: ServerRecord) -> int:
     """0 for a server that does not answer: it learns of this trainer when it is back."""
-    async with RolloutClient(server.url, token=settings.data_token, timeout_s=5.0) as client:
+    async with RolloutClient(
+        server.url, token=settings.data_token, timeout_s=5.0, registered=settings.security
+    ) as client:
         try:
             return (await client.policy()).incarnation
         except SggError as error:

@@ -8,13 +8,12 @@ from pathlib import Path
 
 from rollout_service.transports.base import Transport
 from rollout_service.transports.safetensors_file import (
-    MAX_HEADER_BYTES,
     StagedFile,
-    TensorSpan,
     compare_digests,
     compare_header,
     open_plain,
 )
+from rollout_service.transports.safetensors_header import MAX_HEADER_BYTES, TensorSpan
 from rollout_service.transports.spool import Spool
 from rollout_service.transports.upload import IncomingFile
 from services.errors import NotFoundError, TooLargeError, UnavailableError, WaitTimeoutError
@@ -79,14 +78,16 @@ class HttpTransport(Transport):
             TooLargeError: It is more than this model can need.
             InvalidInputError: It is no safetensors file, or not all of one.
             WaitTimeoutError: The client fell silent.
+            NoRoomError: The spool's disk is full.
         """
         if self._busy:
             raise UnavailableError("another upload is under way; try again when it is done")
         self._busy = True
         try:
-            header, digests = await self._write_draft(chunks)
+            with self._spool.writing():
+                header, digests = await self._write_draft(chunks)
+                path = self._spool.keep_draft(f"{incarnation}-{policy_version}.safetensors")
             key = (incarnation, policy_version)
-            path = self._spool.keep_draft(f"{incarnation}-{policy_version}.safetensors")
             self._uploads[key] = Upload(path, header, digests)
             self._uploads.move_to_end(key)
         finally:

@@ -30,6 +30,7 @@ from trainer.policy.reference import Reference
 from trainer.policy.scorer import Scored, Scorer
 from trainer.policy.state_layout import check_layout, write_layout
 from trainer.publishing.export import exported, exported_parameters
+from trainer.ranks.rendezvous import join_ranks
 from trainer.types import StepOutput
 
 logger = logging.getLogger(__name__)
@@ -49,11 +50,9 @@ def init_process_group(timeout_s: float) -> None:
         for name, value in {**alone, "MASTER_PORT": "0"}.items():
             set_environment(name, value)
     guard_ops()
-    deepspeed.init_distributed(
-        dist_backend="nccl" if torch.cuda.is_available() else "gloo",
-        timeout=timedelta(seconds=timeout_s),
-        verbose=False,
-    )
+    backend, timeout = "nccl" if torch.cuda.is_available() else "gloo", timedelta(seconds=timeout_s)
+    join_ranks(backend, timeout)
+    deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
 
 
 class PolicyEngine:
