@@ -76,7 +76,7 @@ def serving(settings: Settings, engine: Engine) -> Iterator[LiveServer]:
     """A server on a port of its own, until the end of the block; then it drains and stops."""
     rollout = settings.rollout.model_copy(update={"url": f"http://127.0.0.1:{free_port()}"})
     server = LiveServer(settings.model_copy(update={"rollout": rollout}), engine)
-    http = uvicorn.Server(uvicorn.Config(server.process.app, log_config=None))
+    http = uvicorn.Server(service.server_config(server.process.app))
     listener = service.bind(server.process.app, server.url)
     thread = threading.Thread(target=http.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

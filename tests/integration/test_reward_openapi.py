@@ -68,9 +68,10 @@ def test_the_page_describes_bodies_that_the_handler_reads_itself(page: dict[str,
 
 def test_the_page_names_every_problem_and_the_token(page: dict[str, Any]) -> None:
     problem = {"$ref": "#/components/schemas/Problem"}
+    everywhere = {"400", "408", "421", "431", "500"}
     for path, method, statuses in (
-        ("/v1/rewards", "post", {"401", "413", "422", "500", "503"}),
-        ("/v1/rubrics", "get", {"401", "500"}),
+        ("/v1/rewards", "post", {*everywhere, "401", "413", "415", "422", "503"}),
+        ("/v1/rubrics", "get", {*everywhere, "401"}),
     ):
         operation = page["paths"][path][method]
         assert set(operation["responses"]) == {"200", *statuses}
