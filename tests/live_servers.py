@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 import uvicorn
+from fastapi import FastAPI
 
 from rollout_service.app import RolloutProcess
 from rollout_service.engine import Engine
@@ -76,13 +77,21 @@ def serving(settings: Settings, engine: Engine) -> Iterator[LiveServer]:
     """A server on a port of its own, until the end of the block; then it drains and stops."""
     rollout = settings.rollout.model_copy(update={"url": f"http://127.0.0.1:{free_port()}"})
     server = LiveServer(settings.model_copy(update={"rollout": rollout}), engine)
-    http = uvicorn.Server(service.server_config(server.process.app))
-    listener = service.bind(server.process.app, server.url)
+    with served(server.process.app, server.url):
+        wait_for("a server", server.is_ready)
+        yield server
+
+
+@contextmanager
+def served(app: FastAPI, url: str) -> Iterator[None]:
+    """An app at its address, in a thread of this process."""
+    http = uvicorn.Server(service.server_config(app))
+    listener = service.bind(app, url)
     thread = threading.Thread(target=http.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:
-        wait_for("a server", server.is_ready)
-        yield server
+        wait_for("a service", lambda: http.started)
+        yield
     finally:
         http.should_exit = True
         thread.join(30)
