@@ -19,6 +19,7 @@ from monitor_service.training import Training
 from services import app as http
 from services.errors import UnavailableError
 from services.keys import RunKeys
+from services.openapi import problems
 from services.redis_client import connect
 from services.settings import Settings
 from services.waiting import ended
@@ -40,6 +41,7 @@ class Monitor:
             version=version("sgg-rl"),
             readiness=lambda: None,  # it tells what is missing, so it can always serve
             body_limit_bytes=1024,
+            url=settings.monitor.url,
             data_token=settings.data_token,
             lifespan=self._lifespan,
         )
@@ -51,7 +53,7 @@ class Monitor:
         self._trouble: dict[str, str] = {}
         """What could not be read last, by what it is."""
         self.app.state.registry.register(self._collector)
-        self.app.get("/v1/targets")(self.targets)
+        self.app.get("/v1/targets", responses=problems(UnavailableError))(self.targets)
 
     async def targets(self) -> list[TargetGroup]:
         """The run's reward service and live rollout servers, for `http_sd_configs`.

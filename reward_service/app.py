@@ -18,15 +18,13 @@ from reward_service.scoring_queue import BODY_LIMIT_BYTES, HELD_LIMIT_BYTES, Sco
 from reward_service.similarity.registry import Similarities
 from reward_service.workers import Workers, settle
 from services import app as http
-from services.errors import InvalidInputError
+from services.errors import ClientGoneError
+from services.guard import check_media_type
 from services.openapi import reference
 from services.schemas.rewards import RewardRequest, RewardResponse
 from services.schemas.rubrics import RubricList
 from services.settings import Settings
 from services.telemetry import Tracing
-
-_CLIENT_GONE = 499
-"""Read by nobody; it tells such requests apart in the metrics."""
 
 
 def build_app(settings: Settings) -> FastAPI:
@@ -54,7 +52,8 @@ def build_app(settings: Settings) -> FastAPI:
     app = http.create_app(
         title="reward service",
         version=version("sgg-rl"),
-        readiness=lambda: None,  # it listens when its workers are up
+        url=reward.url,
+        readiness=workers.why_not_ready,
         body_limit_bytes=BODY_LIMIT_BYTES,
         held_limit_bytes=HELD_LIMIT_BYTES,
         data_token=settings.data_token,
@@ -86,13 +85,11 @@ def _add_routes(app: FastAPI, queue: ScoringQueue, tracing: Tracing) -> None:
         A group that cannot be scored has an `error` in its place, and the others have their
         rewards. Where no group can be scored the answer is a problem.
         """
-        media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media_type != "application/json":
-            raise InvalidInputError("the body has to be JSON: send Content-Type: application/json")
+        check_media_type(request)
         with tracing.span("score"):
             answer = await queue.answer(await request.body(), request.receive)
             if answer is None:
-                return Response(status_code=_CLIENT_GONE)
+                raise ClientGoneError("the client left while its request waited")
             tracing.annotate(
                 rubric=answer.rubric,
                 num_groups=answer.num_groups,

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError
 from pydantic_core import from_json
 
 from services.errors import InvalidInputError, Mistake, TooLargeError
-from services.guard import check_nesting
+from services.guard import check_json
 from services.problems import invalid_input
 from services.schemas.rewards import GroupError, RewardGroup, RewardRequest, ScoredGroup, Task
 
@@ -21,6 +21,8 @@ MAX_GROUPS = 1024
 """In a request."""
 MAX_COMPLETIONS = 16_384
 """In a request, all groups together."""
+MAX_VALUES = 400_000
+"""In a request: 390 for each of `MAX_GROUPS`."""
 _MAX_KEYS = 32
 """Of one JSON object; messages have at most 7. Each unknown key is a mistake, and collecting
 millions of them costs gigabytes."""
@@ -69,11 +71,8 @@ def read_request(body: bytes) -> ReadRequest:
         InvalidInputError: It is not JSON, no group is valid, or something outside of groups is not.
         TooLargeError: It has more groups or completions than the limits.
     """
-    try:
-        envelope = _read_envelope(_parse(body))
-    except InvalidInputError:
-        check_nesting(body)  # where it is too deep, that is what to say
-        raise
+    check_json(body, MAX_VALUES)
+    envelope = _read_envelope(_parse(body))
     if len(envelope.groups) > MAX_GROUPS:
         raise TooLargeError(
             f"the request has {len(envelope.groups)} groups; send at most {MAX_GROUPS} at a time"
@@ -103,7 +102,6 @@ def _parse(body: bytes) -> Any:
     except ValueError:
         pass
     # Half a surrogate pair is wrong to the fast parser; sampled text may have one all the same.
-    check_nesting(body)  # the slow parser is recursive
     try:
         return json.loads(body)
     except ValueError as error:

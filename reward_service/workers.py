@@ -15,7 +15,13 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import (
+    BrokenExecutor,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    ThreadPoolExecutor,
+)
 from typing import TypeVar
 
 from reward_service.answering import Answer, Answerer
@@ -26,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+SILENT_S = 60.0
+"""Workers that have work and answer nothing for this long are taken for hung."""
 _worker = threading.local()
 """Of a scoring thread, or of the main thread of a scoring process: its `answerer`."""
 
@@ -43,6 +51,10 @@ class Workers:
         self.num_workers = num_workers
         self._make_answerer = make_answerer
         self._executor = self._new_executor()
+        self._up = True
+        """Whether the workers were alive when they were last asked."""
+        self._probe: Future[int] | None = None
+        self._asked_at = self._answered_at = time.monotonic()
 
     async def start(self) -> None:
         """Wait until all workers are up.
@@ -65,6 +77,21 @@ class Workers:
         """
         return await self._run(_answer, body)
 
+    def why_not_ready(self) -> str | None:
+        """Why no worker can score now, or None. Each call asks them again, and waits for nothing.
+
+        Dead processes are replaced here too, so that the next request finds a worker.
+        """
+        if self._probe is None or self._probe.done():
+            self._up = self._probe is None or self._probe.exception() is None
+            self._probe, self._asked_at = self._ask(), time.monotonic()
+        if not self._up:
+            return "scoring processes died and are being started again; the log says more"
+        silent_s = time.monotonic() - max(self._answered_at, self._asked_at)
+        if silent_s > SILENT_S:
+            return f"no scoring worker has answered for {silent_s:.0f} s: start the service again"
+        return None
+
     async def stop(self) -> None:
         """End the workers; what still waits is dropped."""
         await asyncio.to_thread(self._executor.shutdown, cancel_futures=True)
@@ -74,12 +101,27 @@ class Workers:
         for _ in range(2):
             executor = self._executor
             try:
-                return await asyncio.get_running_loop().run_in_executor(executor, function, *args)
+                answer = await asyncio.get_running_loop().run_in_executor(executor, function, *args)
             except BrokenExecutor as error:
-                logger.warning("a scoring process died: %s", error)
-                if self._executor is executor:  # the first of its requests to notice
-                    self._executor = self._new_executor()
+                self._replace(executor, error)
+            else:
+                self._answered_at = time.monotonic()
+                return answer
         raise UnavailableError("scoring processes die; try again later, and see the service's log")
+
+    def _ask(self) -> Future[int]:
+        executor = self._executor
+        try:
+            return executor.submit(os.getpid)
+        except BrokenExecutor as error:
+            self._up = False
+            self._replace(executor, error)
+            return self._executor.submit(os.getpid)
+
+    def _replace(self, executor: Executor, error: BrokenExecutor) -> None:
+        logger.warning("a scoring process died: %s", error)
+        if self._executor is executor:  # the first to notice
+            self._executor = self._new_executor()
 
     def _new_executor(self) -> Executor:
         if self.num_workers == 1:

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from starlette.requests import Request
 
-from services.errors import UnavailableError
+from services.errors import ClientGoneError, UnavailableError
 
 T = TypeVar("T")
 
@@ -42,14 +42,14 @@ async def while_connected(request: Request, work: Coroutine[None, None, T]) -> T
     """Work for a client, cancelled when it goes away. Its body must have been read.
 
     Raises:
-        UnavailableError: It went away; nobody reads this.
+        ClientGoneError: It went away.
     """
     working = asyncio.create_task(work)
     leaving = asyncio.create_task(_disconnect(request))
     try:
         await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if not working.done():
-            raise UnavailableError("the client went away")
+            raise ClientGoneError("the client left before its answer")
         return working.result()
     finally:
         working.cancel()

@@ -25,10 +25,18 @@ from rollout_service.server import RolloutServer
 from rollout_service.signals import stop_signals
 from rollout_service.worker import QueueWorker
 from services import app as service
-from services.errors import EngineError, InvalidInputError, UnavailableError
+from services.errors import (
+    ClientGoneError,
+    ConflictError,
+    EngineError,
+    NotFoundError,
+    UnavailableError,
+    WaitTimeoutError,
+)
+from services.guard import MAX_VALUES
 from services.images import ImageStore, image_from_data_uri
 from services.keys import RunKeys
-from services.openapi import reference
+from services.openapi import body_of, problems
 from services.proof import PROOF_PATH, proof
 from services.queues.redis import RedisQueue
 from services.redis_check import check_redis
@@ -60,6 +68,7 @@ class RolloutProcess:
             version=version("sgg-rl"),
             readiness=lambda: self.server.why_not_ready(),
             body_limit_bytes=BODY_LIMIT_BYTES,
+            url=settings.rollout.url,
             data_token=settings.data_token,
             admin_token=settings.admin_token,
             admin_paths=("/v1/weights",),
@@ -92,23 +101,31 @@ class RolloutProcess:
         self._tracing.trace_requests(self.app)
 
     def _add_routes(self) -> None:
-        body = {"content": {"application/json": {"schema": reference(RolloutRequest)}}}
         self.app.post(
             "/v1/rollouts",
             response_model=RolloutResponse,
-            openapi_extra={"requestBody": body | {"required": True}},
+            openapi_extra=body_of(RolloutRequest),
+            responses=problems(NotFoundError),
         )(self.rollouts)
-        self.app.byte_bodies = (ChatRequest, RolloutRequest)
+        self.app.byte_bodies = (ChatRequest, RolloutRequest, StageRequest, CommitRequest)
         ChatRoutes(self.server, self._admission).add_to(self.app)
         self.app.get("/v1/policy")(self.policy)
         self.app.get(PROOF_PATH)(self.proof)
         self.app.put(
             "/v1/weights/files/{incarnation}/{policy_version}",
             openapi_extra={"requestBody": {"content": {"application/octet-stream": {}}}},
+            responses=problems(ConflictError, WaitTimeoutError),
         )(self.upload)
-        self.app.post("/v1/weights/stage")(self.stage)
-        self.app.post("/v1/weights/commit")(self.commit)
-        self.app.post("/v1/weights/abort")(self.abort)
+        for route, message in (
+            (self.stage, StageRequest),
+            (self.commit, CommitRequest),
+            (self.abort, CommitRequest),
+        ):
+            self.app.post(
+                f"/v1/weights/{route.__name__}",
+                openapi_extra=body_of(message),
+                responses=problems(NotFoundError, ConflictError),
+            )(route)
 
     async def rollouts(self, http: Request) -> Response:
         """Sample one group."""
@@ -152,21 +169,24 @@ class RolloutProcess:
             num_bytes = int(request.headers.get("content-length", 0))
             await updater.upload(incarnation, policy_version, request.stream(), num_bytes)
         except ClientDisconnect as error:
-            raise InvalidInputError("the upload ended early: nothing of it is kept") from error
+            raise ClientGoneError("the upload ended early: nothing of it is kept") from error
         return self.server.info()
 
-    async def stage(self, request: StageRequest) -> PolicyInfo:
+    async def stage(self, http: Request) -> PolicyInfo:
         """Bring in and verify a version."""
+        request = await read_body(http, StageRequest, MAX_VALUES)
         await self.server.updater.stage(request)
         return self.server.info()
 
-    async def commit(self, request: CommitRequest) -> PolicyInfo:
+    async def commit(self, http: Request) -> PolicyInfo:
         """Serve the staged version."""
+        request = await read_body(http, CommitRequest, MAX_VALUES)
         await self.server.updater.commit(request)
         return self.server.info()
 
-    async def abort(self, request: CommitRequest) -> PolicyInfo:
+    async def abort(self, http: Request) -> PolicyInfo:
         """Forget a staged version."""
+        request = await read_body(http, CommitRequest, MAX_VALUES)
         await self.server.updater.abort(request)
         return self.server.info()
 

@@ -6,23 +6,29 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
-from services.guard import check_nesting
+from services.guard import check_json, check_media_type
 from services.problems import invalid_input
 
 M = TypeVar("M", bound=BaseModel)
 
+_MAX_VALUES = 20_000
+"""Of a request to sample: a prompt and its schema have hundreds."""
 
-async def read_body(request: Request, message: type[M]) -> M:
+
+async def read_body(request: Request, message: type[M], max_values: int = _MAX_VALUES) -> M:
     """The body as a message.
 
     Raises:
+        MediaTypeError: It does not say that it is JSON.
+        TooLargeError: It has more values than `max_values`.
         InvalidInputError: It is no such message.
     """
-    return await asyncio.to_thread(_parse, await request.body(), message)
+    check_media_type(request)
+    return await asyncio.to_thread(_parse, await request.body(), message, max_values)
 
 
-def _parse(body: bytes, message: type[M]) -> M:
-    check_nesting(body)
+def _parse(body: bytes, message: type[M], max_values: int) -> M:
+    check_json(body, max_values)
     try:
         return message.model_validate_json(body)
     except ValidationError as error:

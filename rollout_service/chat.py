@@ -4,9 +4,10 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -16,10 +17,36 @@ from rollout_service.bodies import read_body
 from rollout_service.server import RolloutServer
 from services.errors import InvalidInputError, SggError
 from services.images import image_from_data_uri
-from services.openapi import reference
+from services.openapi import body_of
 from services.schemas.chat import ChatRequest
 
-_BODY = {"requestBody": {"content": {"application/json": {"schema": reference(ChatRequest)}}}}
+
+class OpenAiMistake(BaseModel):
+    """What is wrong, as OpenAI's clients read it."""
+
+    message: str
+    type: Literal["invalid_request_error", "server_error"]
+    param: str | None
+    code: str
+
+
+class OpenAiError(BaseModel):
+    """Answer of these routes from 400 on."""
+
+    error: OpenAiMistake
+
+
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": OpenAiError, "description": description}
+    for status, description in (
+        (400, "The request is wrong."),
+        (404, "There is no such model, or the engine cannot chat."),
+        (413, "Over a stated limit."),
+        (415, "The body does not say that it is JSON."),
+        (500, "The engine failed."),
+        (503, "Retry later."),
+    )
+}
 
 
 class ChatRoutes:
@@ -31,8 +58,12 @@ class ChatRoutes:
 
     def add_to(self, app: FastAPI) -> None:
         """Mount the routes."""
-        app.get("/v1/models")(_with_openai_errors(self._models))
-        app.post("/v1/chat/completions", openapi_extra=_BODY)(_with_openai_errors(self._chat))
+        app.get("/v1/models", responses=_ERRORS)(_with_openai_errors(self._models))
+        app.post(
+            "/v1/chat/completions",
+            openapi_extra=body_of(ChatRequest),
+            responses=_ERRORS | {200: {"content": {"text/event-stream": {}}}},
+        )(_with_openai_errors(self._chat))
 
     async def _models(self, _: Request) -> Response:
         """What a request may name as its model."""
@@ -101,9 +132,11 @@ def _openai_error(error: SggError) -> dict[str, Any]:
     param = None
     if isinstance(error, InvalidInputError) and error.mistakes:
         param = error.mistakes[0].path
+    kind: Literal["invalid_request_error", "server_error"]
     kind = "invalid_request_error" if _status(error) < 500 else "server_error"
     code = type(error).__name__
-    return {"error": {"message": error.message, "type": kind, "param": param, "code": code}}
+    mistake = OpenAiMistake(message=error.message, type=kind, param=param, code=code)
+    return OpenAiError(error=mistake).model_dump()
 
 
 def _status(error: SggError) -> int:

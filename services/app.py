@@ -24,6 +24,7 @@ from pydantic import BaseModel
 
 from services.errors import SettingsError, UnavailableError
 from services.guard import CheckedRoute, RequestGuard
+from services.http_protocol import GuardedProtocol
 from services.openapi import DescribedApp
 from services.ports import is_loopback, listen
 from services.problems import add_problem_handlers
@@ -34,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 _DRAIN_S = 30
 """Requests in flight at a SIGTERM have this long to finish."""
+HELD_BODIES = 64
+"""Of the largest size that a service takes: so much all its bodies may hold together."""
 
 
 class Liveness(BaseModel):
@@ -58,6 +61,7 @@ def create_app(
     readiness: Callable[[], str | None],
     body_limit_bytes: int,
     held_limit_bytes: int | None = None,
+    url: str = "",
     data_token: str | None = None,
     admin_token: str | None = None,
     admin_paths: Sequence[str] = (),
@@ -72,7 +76,8 @@ def create_app(
         readiness: Called by `/readyz`; why the service cannot serve now, or None when it can.
         body_limit_bytes: Larger bodies are refused with 413 before they are read.
         held_limit_bytes: While all bodies that are at work together are larger, more are refused
-            with 503; None sets no such limit.
+            with 503; None is `HELD_BODIES` of the largest.
+        url: Where it listens: the host in it is a name that requests may be sent to.
         data_token: Asked for on every path but health and metrics; None leaves them open.
         admin_token: Asked for at and under `admin_paths`; the data token where it is None.
         admin_paths: Path prefixes such as `/v1/weights`.
@@ -82,7 +87,10 @@ def create_app(
     Returns:
         The app. `app.state.registry` is its Prometheus registry.
     """
-    app = DescribedApp(title=title, version=version, lifespan=lifespan, redoc_url=None)
+    # No redirects: they would be built from what a request says about its host.
+    app = DescribedApp(
+        title=title, version=version, lifespan=lifespan, redoc_url=None, redirect_slashes=False
+    )
     app.router.route_class = CheckedRoute
     app.token_needed = bool(data_token or admin_token)
     app.state.registry = new_registry()
@@ -99,7 +107,8 @@ def create_app(
         admin_paths=admin_paths,
         streamed_paths=streamed_paths,
         body_limit_bytes=body_limit_bytes,
-        held_limit_bytes=held_limit_bytes,
+        held_limit_bytes=held_limit_bytes or HELD_BODIES * body_limit_bytes,
+        host_names=_host_names(url),
     )
     app.add_middleware(HttpMetrics, registry=app.state.registry)  # added last: sees refusals too
     return app
@@ -140,10 +149,7 @@ def serve(app: FastAPI, url: str) -> None:
     with bind(app, url) as listener:
         host, port = listener.getsockname()[:2]
         logger.info("%s listens on http://%s:%d", app.title, host, port)
-        config = uvicorn.Config(
-            app, log_config=None, access_log=False, timeout_graceful_shutdown=_DRAIN_S
-        )
-        server = uvicorn.Server(config)
+        server = uvicorn.Server(server_config(app))
         if threading.current_thread() is threading.main_thread():
             # uvicorn raises the signal again once it has drained: then SIGTERM must end us with 0.
             signal.signal(signal.SIGTERM, lambda *_: None)
@@ -151,6 +157,19 @@ def serve(app: FastAPI, url: str) -> None:
             server.run(sockets=[listener])
         except SystemExit as error:  # uvicorn's answer to a lifespan that fails
             raise UnavailableError(f"{app.title} did not start; its log says why") from error
+
+
+def server_config(app: FastAPI) -> uvicorn.Config:
+    """How uvicorn serves every service: one protocol, with `services.http_protocol`'s limits."""
+    return uvicorn.Config(
+        app,
+        http=GuardedProtocol,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=_DRAIN_S,
+    )
 
 
 def bind(app: FastAPI, url: str) -> socket.socket:
@@ -167,6 +186,14 @@ def bind(app: FastAPI, url: str) -> socket.socket:
             "files in [security]), or use 127.0.0.1"
         )
     return listen(host, port, name=app.title)
+
+
+def _host_names(url: str) -> frozenset[str]:
+    """This machine's names, and the one in the service's URL."""
+    names = {urlsplit(url).hostname or "", socket.gethostname()}
+    if not is_loopback(urlsplit(url).hostname or "localhost"):
+        names.add(socket.getfqdn())  # asks the network's name service, which takes its time
+    return frozenset(name.lower() for name in names)
 
 
 def host_and_port(url: str) -> tuple[str, int]:

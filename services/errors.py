@@ -66,10 +66,23 @@ class UnauthorizedError(SggError):
     status = 401
 
 
+class MalformedRequestError(SggError):
+    """Not a request as this service reads them."""
+
+    status = 400
+
+
 class NotFoundError(SggError):
     """The named thing does not exist here."""
 
     status = 404
+
+
+class SlowRequestError(SggError):
+    """The request did not come in time."""
+
+    status = 408
+    retryable = True
 
 
 class ConflictError(SggError):
@@ -82,6 +95,30 @@ class TooLargeError(SggError):
     """Over a stated limit."""
 
     status = 413
+
+
+class MediaTypeError(SggError):
+    """The body does not say that it is JSON."""
+
+    status = 415
+
+
+class MisdirectedError(SggError):
+    """The Host header names another service."""
+
+    status = 421
+
+
+class HeadTooLargeError(SggError):
+    """Request line or headers are over a limit."""
+
+    status = 431
+
+
+class ClientGoneError(SggError):
+    """The client went away before its answer; nobody reads this one."""
+
+    status = 499
 
 
 class UnavailableError(SggError):

@@ -13,7 +13,18 @@ from services.guard import PUBLIC_PATHS
 from services.problems import MEDIA_TYPE, Problem, problem
 
 _DETAIL = "what is wrong, and what to do"
-_BODY_ERRORS = (errors.TooLargeError, errors.InvalidInputError, errors.UnavailableError)
+_EVERYWHERE: tuple[type[errors.SggError], ...] = (
+    errors.MalformedRequestError,
+    errors.SlowRequestError,
+    errors.MisdirectedError,
+    errors.HeadTooLargeError,
+)
+_BODY_ERRORS = (
+    errors.TooLargeError,
+    errors.MediaTypeError,
+    errors.InvalidInputError,
+    errors.UnavailableError,
+)
 
 
 class DescribedApp(FastAPI):
@@ -41,16 +52,23 @@ class DescribedApp(FastAPI):
         components["schemas"] = dict(sorted({**found, **schemas}.items()))
         if self.token_needed:
             components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-        for operation in _guarded_operations(document):
-            if self.token_needed:
+        for path, operation in _operations(document):
+            public = path in PUBLIC_PATHS
+            if self.token_needed and not public:
                 operation["security"] = [{"token": []}]
-            operation["responses"] |= self._problems(has_body="requestBody" in operation)
+            found = problems(*self._errors(public, "requestBody" in operation))
+            operation["responses"] = _merged(operation["responses"], found)
 
-    def _problems(self, *, has_body: bool) -> dict[str, Any]:
-        found: list[type[errors.SggError]] = [errors.SggError]
-        found += [errors.UnauthorizedError] * self.token_needed
+    def _errors(self, public: bool, has_body: bool) -> list[type[errors.SggError]]:
+        found = [*_EVERYWHERE, errors.SggError]
+        found += [errors.UnauthorizedError] * (self.token_needed and not public)
         found += _BODY_ERRORS * has_body
-        return {str(error.status): _problem(error) for error in sorted(found, key=_status)}
+        return found
+
+
+def problems(*found: type[errors.SggError]) -> dict[str, Any]:
+    """`responses` of a route that raises these beside what every route does."""
+    return {str(error.status): _problem(error) for error in sorted(found, key=_status)}
 
 
 def reference(message: type[BaseModel]) -> dict[str, str]:
@@ -58,10 +76,25 @@ def reference(message: type[BaseModel]) -> dict[str, str]:
     return {"$ref": REF_PREFIX + message.__name__}
 
 
-def _guarded_operations(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def body_of(message: type[BaseModel]) -> dict[str, Any]:
+    """`openapi_extra` of a route whose handler parses its body itself."""
+    content = {"application/json": {"schema": reference(message)}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     for path, operations in document["paths"].items():
-        if path not in PUBLIC_PATHS:
-            yield from operations.values()
+        for operation in operations.values():
+            yield path, operation
+
+
+def _merged(told: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """A route's own words come first; a status may have an answer of each kind."""
+    merged = found | told
+    for status in found.keys() & told.keys():
+        content = found[status]["content"] | told[status].get("content", {})
+        merged[status] = told[status] | {"content": content}
+    return dict(sorted(merged.items()))
 
 
 def _status(error: type[errors.SggError]) -> int:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import httpx
 import uvicorn
+from fastapi import FastAPI
 
 from rollout_service.app import RolloutProcess
 from rollout_service.engine import Engine
@@ -82,13 +83,21 @@ def serving(
     own = settings.rollout.url if reached_as else f"http://127.0.0.1:{free_port()}"
     rollout = settings.rollout.model_copy(update={"url": reached_as or own})
     server = LiveServer(settings.model_copy(update={"rollout": rollout}), engine)
-    http = uvicorn.Server(uvicorn.Config(server.process.app, log_config=None))
-    listener = service.bind(server.process.app, own)
+    with served(server.process.app, own):
+        wait_for("a server", server.is_ready)
+        yield server
+
+
+@contextmanager
+def served(app: FastAPI, url: str) -> Iterator[None]:
+    """An app at its address, in a thread of this process."""
+    http = uvicorn.Server(service.server_config(app))
+    listener = service.bind(app, url)
     thread = threading.Thread(target=http.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     try:
-        wait_for("a server", server.is_ready)
-        yield server
+        wait_for("a service", lambda: http.started)
+        yield
     finally:
         http.should_exit = True
         thread.join(30)

@@ -154,7 +154,7 @@ def test_a_million_mistakes_have_a_short_answer(http: httpx.Client) -> None:
 def test_what_is_not_called_json_is_refused(http: httpx.Client, content_type: str) -> None:
     headers = {"Content-Type": content_type}
     response = http.post("/v1/rewards", content=json.dumps(REQUEST), headers=headers)
-    assert_problem(response, 422, "application/json")
+    assert_problem(response, 415, "application/json")
 
 
 def test_a_bad_group_leaves_the_others_their_rewards(http: httpx.Client) -> None:

@@ -75,6 +75,33 @@ async def test_a_killed_worker_is_replaced_and_its_request_done_again() -> None:
     assert len(set(after)) == 2
 
 
+async def test_readiness_knows_of_dead_and_of_hung_workers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def until(said: str | None) -> None:
+        async with asyncio.timeout(20):
+            while (reason := workers.why_not_ready()) != said:
+                if said is not None and reason is not None and said in reason:
+                    return
+                await asyncio.sleep(0.02)
+
+    async with two_workers() as workers:
+        assert workers.why_not_ready() is None
+        for pid in await pids(workers, b"slow", b"slow"):
+            os.kill(pid, signal.SIGKILL)
+        await until("died")  # nobody has asked for a score meanwhile
+        await until(None)
+        await workers.start()
+        found = await pids(workers, b"slow", b"slow")
+        monkeypatch.setattr("reward_service.workers.SILENT_S", 0.2)
+        for pid in found:
+            os.kill(pid, signal.SIGSTOP)
+        await until("no scoring worker has answered")
+        for pid in found:
+            os.kill(pid, signal.SIGCONT)
+        await until(None)
+
+
 async def test_a_request_that_kills_its_workers_is_given_up() -> None:
     async with two_workers() as workers:
         with pytest.raises(UnavailableError, match="scoring processes die"):

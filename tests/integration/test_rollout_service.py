@@ -218,7 +218,7 @@ async def test_a_body_over_the_limit_is_refused_before_it_is_sent(server: Server
     port = int(server.url.rpartition(":")[2])
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(
-        b"POST /v1/rollouts HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer data\r\n"
+        b"POST /v1/rollouts HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer data\r\n"
         b"Content-Length: 8388609\r\n\r\n"
     )
     status = await asyncio.wait_for(reader.readline(), 10)
@@ -238,7 +238,9 @@ async def test_an_engine_without_openai_s_api_says_so(server: Server) -> None:
         assert (await http.get("/v1/models")).status_code == 401
         for content in NONSENSE:
             answer = await http.post(
-                "/v1/chat/completions", content=content, headers=server.headers("data")
+                "/v1/chat/completions",
+                content=content,
+                headers=server.headers("data") | {"Content-Type": "application/json"},
             )
             assert answer.status_code == 400, content[:80]
             assert answer.json()["error"]["type"] == "invalid_request_error"

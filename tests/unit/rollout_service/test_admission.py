@@ -7,7 +7,7 @@ from starlette.requests import Request
 from starlette.types import Message
 
 from rollout_service.admission import Admission, while_connected
-from services.errors import UnavailableError
+from services.errors import ClientGoneError, UnavailableError
 
 
 def request(left: asyncio.Event) -> Request:
@@ -46,7 +46,7 @@ async def test_work_is_cancelled_when_the_client_goes_away() -> None:
     waiting = asyncio.create_task(while_connected(request(left), work()))
     await started.wait()
     left.set()
-    with pytest.raises(UnavailableError, match="went away"):
+    with pytest.raises(ClientGoneError, match="left"):
         await waiting
     assert ended.is_set()
 

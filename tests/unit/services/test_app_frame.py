@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from services import errors
 from services.app import bind, create_app, host_and_port, serve
-from services.guard import check_nesting
+from services.guard import check_host, check_json
 from services.problems import error_from_problem, problem_response
 
 
@@ -44,7 +44,7 @@ def make_app(**more: Any) -> FastAPI:
 
 async def get(app: FastAPI, path: str, token: str = "") -> httpx.Response:
     transport = httpx.ASGITransport(app, raise_app_exceptions=False)
-    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         return await client.get(path, headers={"Authorization": f"Bearer {token}"})
 
 
@@ -105,7 +105,7 @@ def with_bodies(**more: Any) -> FastAPI:
 async def test_json_is_checked_for_nesting_before_it_is_parsed() -> None:
     deep = b'{"text": ' + b"[" * 40 + b"]" * 40 + b"}"
     transport = httpx.ASGITransport(with_bodies())
-    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         json_type = {"Content-Type": "application/json"}
         answer = await client.post("/v1/parsed", content=deep, headers=json_type)
         assert answer.status_code == 422
@@ -132,7 +132,7 @@ async def test_streamed_bodies_go_to_the_handler_unread_but_not_without_a_token(
         yield b"y"
 
     transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         for token, status in (("d", 401), ("", 401), ("a", 200)):
             answer = await client.put(
                 "/v1/files/x", content=endless(), headers={"Authorization": f"Bearer {token}"}
@@ -155,7 +155,7 @@ async def test_bodies_together_have_a_limit_too() -> None:
         await resume.wait()
 
     transport = httpx.ASGITransport(app)
-    async with httpx.AsyncClient(transport=transport, base_url="http://x") as client:
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
         # ASGITransport streams a request's body, so the first one is half here.
         first = asyncio.create_task(client.post("/v1/bytes", content=slow()))
         await asyncio.sleep(0.05)
@@ -212,8 +212,14 @@ async def test_metrics_count_by_route_and_not_by_path() -> None:
         errors.SettingsError,
         errors.UnauthorizedError,
         errors.NotFoundError,
+        errors.MalformedRequestError,
+        errors.SlowRequestError,
         errors.ConflictError,
         errors.TooLargeError,
+        errors.MediaTypeError,
+        errors.MisdirectedError,
+        errors.HeadTooLargeError,
+        errors.ClientGoneError,
         errors.UnavailableError,
         errors.QueueFullError,
         errors.WaitTimeoutError,
@@ -246,12 +252,102 @@ def test_answers_of_strangers_become_errors(
     assert type(error_from_problem(status, text)) is cls
 
 
-def test_nesting_is_refused_beyond_the_limit() -> None:
-    check_nesting(b"[" * 32 + b"]" * 32)
-    check_nesting(b"[],[]" * 100)
-    check_nesting(b'"' + b"[" * 100 + b'"')
+def test_json_is_refused_for_its_shape() -> None:
+    check_json(b"[" * 32 + b"]" * 32)
+    check_json(b"[],[]" * 100)
+    check_json(b'"' + b"[" * 100 + b'"')
+    check_json(b'["' + b"," * 500_000 + b'"]')
     with pytest.raises(errors.InvalidInputError, match="32"):
-        check_nesting(b"[" * 33 + b"]" * 33)
+        check_json(b"[" * 33 + b"]" * 33)
+    keys = b",".join(b'"k%d":0' % i for i in range(600_000))
+    for wide in (b"{" + keys + b"}", b"[" + b"[]," * 300_001 + b"]"):
+        with pytest.raises(errors.TooLargeError, match="over 300000 values"):
+            check_json(wide)
+
+
+@pytest.mark.parametrize(
+    ("host", "served"),
+    [
+        ("127.0.0.1:8100", True),
+        ("10.1.2.3", True),
+        ("[::1]:8100", True),
+        ("LocalHost:8100", True),
+        ("reward", True),
+        ("", True),
+        ("evil.example", False),
+        ("reward.evil.example:8100", False),
+        ("127.0.0.1.evil.example", False),
+        ("[evil]", False),
+    ],
+)
+async def test_a_request_for_another_name_is_refused(host: str, served: bool) -> None:
+    names = {"reward"}
+    if served:
+        check_host(host.encode(), names)
+        return
+    with pytest.raises(errors.MisdirectedError, match="is not called"):
+        check_host(host.encode(), names)
+    transport = httpx.ASGITransport(make_app(url="http://reward:8100"))
+    async with httpx.AsyncClient(transport=transport, base_url="http://reward") as client:
+        assert (await client.get("/healthz")).status_code == 200
+        assert (await client.get("/healthz", headers={"Host": host})).status_code == 421
+
+
+async def test_a_slow_body_ends_and_a_client_that_leaves_is_499(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("services.guard.BODY_S", 0.05)
+    app = with_bodies()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"x"
+        await asyncio.sleep(30)
+
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        answer = await client.post("/v1/bytes", content=slow())
+        assert (answer.status_code, answer.json()["retryable"]) == (408, True)
+        # What was held is free again.
+        assert (await client.post("/v1/bytes", content=b"x" * 1000)).status_code == 200
+        await _leave(app, "/v1/bytes")
+        assert 'status="499"} 1.0' in (await client.get("/metrics")).text
+
+
+async def _leave(app: FastAPI, path: str) -> None:
+    """A client that sends half a body."""
+    scope = {"type": "http", "method": "POST", "path": path, "headers": [], "query_string": b""}
+    messages = iter(
+        [{"type": "http.request", "body": b"x", "more_body": True}, {"type": "http.disconnect"}]
+    )
+
+    async def receive() -> Any:
+        return next(messages)
+
+    async def send(_: Any) -> None:
+        pass
+
+    await app(scope, receive, send)
+
+
+async def test_a_body_says_that_it_is_json() -> None:
+    transport = httpx.ASGITransport(with_bodies())
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        for media_type in ("text/plain", "application/x-www-form-urlencoded", ""):
+            answer = await client.post(
+                "/v1/parsed", content=b'{"text": 1}', headers={"Content-Type": media_type}
+            )
+            assert answer.status_code == 415
+
+
+async def test_public_paths_leave_a_body_unread() -> None:
+    async def endless() -> AsyncIterator[bytes]:
+        raise AssertionError("it was read")
+        yield b""
+
+    transport = httpx.ASGITransport(make_app(data_token="d"))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+        answer = await client.request("GET", "/metrics", content=endless())
+        assert answer.status_code == 200
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1", "127.0.0.1:80", "http://x:y", "", "8100"])
