@@ -115,6 +115,7 @@ class _Main:
         self.collector.close()
 
     async def commit_step(self, step: int) -> None:
+        self.publisher.note_committed(step)
         redis = connect(self.settings.redis)
         try:
             await Registry(redis, self.keys).commit_step(self.incarnation, step)
@@ -306,11 +307,13 @@ def _connect(
     def make_queue() -> WorkQueue:
         return RedisQueue(connect(settings.redis), keys)
 
+    publisher = WeightPublisher(settings, keys, incarnation)
+    publisher.note_committed(state.step)
     return _Main(
         collector=Collector(
             settings, make_queue, prompts, Cursor(state.cursor), suppressed, image_check, stop
         ),
-        publisher=WeightPublisher(settings, keys, incarnation),
+        publisher=publisher,
         incarnation=incarnation,
         settings=settings,
         keys=keys,
@@ -328,6 +331,7 @@ async def _next_incarnation(settings: Settings, keys: RunKeys, state: TrainerSta
 
     async def ask() -> int:
         await check_redis(redis)
+        await registry.set_aside()
         seen = [await _incarnation_of(settings, server) for server in await registry.servers()]
         return await registry.next_incarnation(at_least=max([state.incarnation, *seen]) + 1)
 

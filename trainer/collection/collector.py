@@ -28,13 +28,15 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 
+from pydantic import ValidationError
+
 from services.errors import (
     ConflictError,
     UnavailableError,
     WaitTimeoutError,
 )
 from services.keys import CONSUMER_GROUPS, RunKeys
-from services.queues.base import WorkQueue
+from services.queues.base import Lease, WorkQueue
 from services.redis_client import connect
 from services.registry import Registry
 from services.schemas.rewards import Reward
@@ -217,6 +219,7 @@ class Collector:
 
     async def _look(self) -> None:
         """Who else is there: rollout servers, and a later trainer, which ends this one."""
+        await self._registry.set_aside()
         if await self._registry.incarnation() > self._prompts.incarnation:
             raise _superseded(self._prompts.incarnation)
         self._num_servers = len(await self._registry.servers())
@@ -242,7 +245,11 @@ class Collector:
         )
         if lease is None:
             return
-        group = RolloutGroup.model_validate_json(lease.body)
+        try:
+            group = RolloutGroup.model_validate_json(lease.body)
+        except ValidationError as error:
+            await self._refuse_unreadable(lease, error)
+            return
         if group.incarnation > self._prompts.incarnation:
             await self._queue.release(lease)  # it is the later trainer's
             raise _superseded(self._prompts.incarnation)
@@ -261,6 +268,15 @@ class Collector:
             self._note_load()
             await self._arrivals.put(group)
         await self._queue.complete(lease)
+
+    async def _refuse_unreadable(self, lease: Lease, error: ValidationError) -> None:
+        """Of another release, or not this program's: the group is asked for no more."""
+        reason = f"not a RolloutGroup: {error.errors()[0]['msg']}"
+        logger.warning("what came as %s is set aside: %s", lease.work_id, reason)
+        await self._queue.fail(lease, reason, max_deliveries=1)
+        if self._pool.get(lease.work_id) is not None:
+            self._bury(lease.work_id, reason)
+            await self._admit()
 
     def _refusal(self, group: RolloutGroup, opened: OpenGroup) -> str | None:
         wrong = refusal(
