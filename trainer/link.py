@@ -50,6 +50,12 @@ class _Done(Message):
     """Nothing failed."""
 
 
+class _Started(Message):
+    """Rank 0 has connected."""
+
+    incarnation: int
+
+
 class _Taken(Message):
     """A step's groups; None when the run is to stop."""
 
@@ -139,6 +145,9 @@ class ServiceLink:
         self, ranks: Ranks, main: _Main | None, *, beside_training: bool, share: bool
     ) -> None:
         self._ranks = ranks
+        mine = None if main is None else _Started(incarnation=main.incarnation)
+        self.incarnation = ranks.broadcast(mine, _Started).incarnation
+        """Of this start of the trainer, on every rank."""
         self._share = share
         self._shared: SharedTensors | None = None
         """On ranks from 1 on, with `ipc`: of a version that is under way."""
@@ -180,11 +189,6 @@ class ServiceLink:
         finally:
             if main is not None:
                 main.close()
-
-    @property
-    def incarnation(self) -> int:
-        """Of this start of the trainer; rank 0 knows it, for others it is 0."""
-        return self._main.incarnation if self._main is not None else 0
 
     def start(self, weights: Weights, policy_version: int) -> None:
         """Make the servers serve what will be trained, then ask for the first groups.
