@@ -6,7 +6,7 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 from redis.asyncio import Redis
 
-from services.errors import ConflictError
+from services.errors import SupersededError
 from services.keys import RunKeys
 from services.redis_client import redis_errors
 from services.schemas.common import Message
@@ -207,7 +207,7 @@ class Registry:
         """Make a version the one to serve; record and manifest change in one move.
 
         Raises:
-            ConflictError: A later incarnation of the trainer has started.
+            SupersededError: A later incarnation of the trainer has started.
         """
         keys = [self._keys.policy, self._keys.manifest, self._keys.run]
         args: list[str | int] = [
@@ -236,7 +236,7 @@ class Registry:
             Whether anything was missing.
 
         Raises:
-            ConflictError: A later incarnation of the trainer has started.
+            SupersededError: A later incarnation of the trainer has started.
         """
         keys = [self._keys.policy, self._keys.manifest, self._keys.run]
         args: list[str | int] = [policy.incarnation, committed_step, policy.policy_version]
@@ -259,7 +259,7 @@ class Registry:
         """Record the last step whose checkpoint is complete.
 
         Raises:
-            ConflictError: A later incarnation of the trainer has started.
+            SupersededError: A later incarnation of the trainer has started.
         """
         await self._fenced(_COMMIT, [self._keys.run], [incarnation, step])
 
@@ -275,9 +275,7 @@ class Registry:
     async def _fenced(self, script: str, keys: list[str], args: list[str | int]) -> int:
         outcome = int(await self._run_script(script, keys, args))
         if outcome == 0:
-            raise ConflictError(
-                f"trainer incarnation {args[0]} is superseded: a later one runs; this one must stop"
-            )
+            raise SupersededError(int(args[0]))
         return outcome
 
     async def _run_script(self, script: str, keys: list[str], args: list[str | int]) -> Any:

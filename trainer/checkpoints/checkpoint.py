@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from services.errors import ConflictError, SettingsError, SggError
+from services.errors import SettingsError, SggError, SupersededError
 from services.schemas.common import Message
 from trainer.checkpoints.fence import RunFence
 from trainer.checkpoints.manifest import damage, write_manifest
@@ -106,7 +106,7 @@ class CheckpointStore:
 
         Raises:
             SggError: It could not be written, such as on a full disk; earlier ones are untouched.
-            ConflictError: A later trainer of this run has started.
+            SupersededError: A later trainer of this run has started.
         """
         state = ranks.broadcast(self._allowed(state) if ranks.is_main else None, TrainerState)
         draft = self.root / f".draft-{state.step:06d}-{state.incarnation}"
@@ -125,7 +125,7 @@ class CheckpointStore:
         """The state, or what ends all ranks."""
         try:
             self._fence.check()
-        except ConflictError as error:
+        except SupersededError as error:
             return error
         return state
 
@@ -135,7 +135,7 @@ class CheckpointStore:
         _sync_tree(draft)
         try:
             self._fence.check()
-        except ConflictError:
+        except SupersededError:
             shutil.rmtree(draft)
             raise
         final = self.root / f"step-{state.step:06d}"

@@ -3,7 +3,7 @@
 import fcntl
 from pathlib import Path
 
-from services.errors import ConflictError
+from services.errors import SupersededError
 
 
 class RunFence:
@@ -33,7 +33,7 @@ class RunFence:
         """From now on every earlier incarnation is shut out. Rank 0 calls it; others `join`.
 
         Raises:
-            ConflictError: A later one was here.
+            SupersededError: A later one was here.
         """
         self.join(incarnation)
         self._file.parent.mkdir(parents=True, exist_ok=True)
@@ -57,10 +57,7 @@ class RunFence:
         """Call it right before a write.
 
         Raises:
-            ConflictError: A later incarnation has started.
+            SupersededError: A later incarnation has started.
         """
         if self.latest() > self._incarnation:
-            raise ConflictError(
-                f"trainer incarnation {self._incarnation} is superseded: incarnation "
-                f"{self.latest()} of this run has started, so this one stops"
-            )
+            raise SupersededError(self._incarnation, self.latest())

@@ -31,7 +31,7 @@ from functools import partial
 from pydantic import ValidationError
 
 from services.errors import (
-    ConflictError,
+    SupersededError,
     UnavailableError,
     WaitTimeoutError,
 )
@@ -127,7 +127,7 @@ class Collector:
             StopAskedError: What is under way is derived again, from the cursor.
             WaitTimeoutError: Nothing arrived for `trainer.wait_timeout_s`; says what was waited
                 for.
-            ConflictError: A later trainer of this run has started.
+            SupersededError: A later trainer of this run has started.
             SggError: More groups died than may.
         """
         return self._loop.run(self._take(policy_version))
@@ -221,7 +221,7 @@ class Collector:
         """Who else is there: rollout servers, and a later trainer, which ends this one."""
         await self._registry.set_aside()
         if await self._registry.incarnation() > self._prompts.incarnation:
-            raise _superseded(self._prompts.incarnation)
+            raise SupersededError(self._prompts.incarnation)
         self._num_servers = len(await self._registry.servers())
         await self._sharing.look()
         self._note_load()
@@ -252,7 +252,7 @@ class Collector:
             return
         if group.incarnation > self._prompts.incarnation:
             await self._queue.release(lease)  # it is the later trainer's
-            raise _superseded(self._prompts.incarnation)
+            raise SupersededError(self._prompts.incarnation)
         opened = self._pool.get(group.work_id)
         if opened is not None and (reason := self._refusal(group, opened)):
             await self._queue.fail(lease, reason, max_deliveries=1)
@@ -434,10 +434,3 @@ class Collector:
 
     def _note_load(self) -> None:
         self._idle.note(self._pool.num_sampling, self._num_servers, time.monotonic())
-
-
-def _superseded(incarnation: int) -> ConflictError:
-    return ConflictError(
-        f"trainer incarnation {incarnation} is superseded: a later one of this run has started, "
-        "so this one stops"
-    )

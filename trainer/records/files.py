@@ -50,7 +50,7 @@ class RunRecords:
     Args:
         settings: Of the run.
         rank: Rank 0 writes metrics and ledger, every rank its own groups.
-        fence: Every method that writes raises `ConflictError` once a later trainer has started.
+        fence: Every method that writes raises `SupersededError` once a later trainer has started.
     """
 
     def __init__(self, settings: Settings, rank: int, fence: RunFence | None = None) -> None:
