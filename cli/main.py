@@ -17,7 +17,7 @@ from cli.score import score
 from cli.similarity import similarity_app
 from cli.slurm import slurm_app
 from cli.weights import weights_app
-from services.errors import SettingsError, SggError
+from services.errors import SggError
 from services.programs import own_programs_on_path
 
 app = typer.Typer(
@@ -219,6 +219,7 @@ def dead_drop(entry_id: str, config: Config = None, set_: Overrides = None) -> N
 def main() -> None:
     """Exit codes: 0 done, 1 failed, 2 bad usage or settings, 75 stopped early, 130 interrupted.
 
+    3: a trainer whose run another start has taken over.
     75: a trainer that was asked to stop, with its steps in a checkpoint; `--resume` goes on.
     """
     own_programs_on_path()
@@ -227,21 +228,15 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     try:
         app()
-    except SettingsError as error:
-        _leave(error, 2)
     except SggError as error:
-        _leave(error, 1)
+        print(f"sgg-rl: {error.message}", file=sys.stderr)
+        sys.exit(error.exit_code)
     except (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         if error.filename is None:
             raise
         sys.exit(f"sgg-rl: {error.filename}: {error.strerror}")
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def _leave(error: SggError, code: int) -> None:
-    print(f"sgg-rl: {error.message}", file=sys.stderr)
-    sys.exit(code)
 
 
 if __name__ == "__main__":

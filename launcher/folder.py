@@ -34,6 +34,11 @@ class RunFolder:
         """Whether a run here came to its end."""
         return self._finished.exists()
 
+    @property
+    def newest_checkpoint(self) -> str | None:
+        """Name of the last one, such as `step-000040`; None before the first."""
+        return max((f.name for f in self.path.glob("checkpoints/step-*")), default=None)
+
     def mark_finished(self) -> None:
         """The last thing that a run does."""
         self._finished.touch()

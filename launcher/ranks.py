@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from launcher.keeper import die_with_parent, send
+from services.errors import SupersededError
 from services.ports import ReservedPorts
 from services.settings import child_environment, environment_value
 
@@ -26,7 +27,8 @@ def run_ranks(num_ranks: int, command: Sequence[str]) -> int:
     """Run a command as so many ranks, and wait for all of them.
 
     Returns:
-        The exit code of the first that ended with another than 0; 128 + N for signal N.
+        The exit code of the first that ended with another than 0, or that of a trainer that was
+        superseded; 128 + N for signal N.
     """
     with ReservedPorts() as ports, _Signals() as signals:
         port = ports.take()  # rank 0 listens there
@@ -71,6 +73,8 @@ def _wait(ranks: "Sequence[subprocess.Popen[bytes]]") -> int:
                 name = signal.Signals(-first).name
                 sys.stderr.write(f"sgg-rl: rank {codes.index(first)} was killed by {name}\n")
         if None not in codes or time.monotonic() > deadline:
+            if SupersededError.exit_code in codes:
+                return SupersededError.exit_code
             return 128 - first if first < 0 else first
         time.sleep(_POLL_S)
 

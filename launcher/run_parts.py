@@ -1,6 +1,7 @@
 """The processes of a run on one machine: their commands, ports, GPUs and cores."""
 
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -8,7 +9,7 @@ from urllib.parse import urlsplit
 from launcher.folder import RunFolder
 from launcher.placement import Placement, environment
 from launcher.processes import Part, http_probe
-from services.errors import SettingsError
+from services.errors import SettingsError, SupersededError
 from services.ports import ReservedPorts
 from services.redis_client import redis_answers
 from services.settings import Settings, environment_value
@@ -17,6 +18,8 @@ MAX_RESTARTS = 3
 _LOADING_S = 1800.0
 """A model of many gigabytes may come from the hub or a slow disk; a process that ends is seen at
 once."""
+_READING_S = 300.0
+"""What Redis gets to read its append-only file."""
 _LAST_STEP_S = 300.0
 """What the trainer gets to end its step and write a checkpoint. A second Ctrl-C takes it away."""
 
@@ -72,18 +75,37 @@ def run_parts(
             name="redis",
             command=[*serve, "redis", *config],
             ready=lambda: redis_answers(settings.redis),
-            ready_timeout_s=60.0,
+            alive=lambda: redis_answers(settings.redis),
+            max_restarts=MAX_RESTARTS,  # its append-only file keeps what it knew
+            ready_timeout_s=_READING_S,
             environment=no_gpu,
         ),
         services=[reward, *rollouts],
         trainer=Part(
             name="trainer",
             command=[*train, "--resume"] if resume else train,
+            max_restarts=MAX_RESTARTS,
+            again=lambda code: resumed(train, folder, code),
+            progress=lambda: folder.newest_checkpoint,
             grace_s=_LAST_STEP_S,
             environment=environment(placement.trainer, placement=placement)
             | compute_threads(settings.trainer.num_ranks),
         ),
     )
+
+
+def resumed(train: list[str], folder: RunFolder, code: int) -> list[str] | None:
+    """The command of a trainer that goes on; None without a checkpoint, or where it is told not to.
+
+    Wrong settings stay wrong, whoever stopped it wants it stopped, and a later start has the run.
+    """
+    final = (
+        SettingsError.exit_code,
+        SupersededError.exit_code,
+        os.EX_TEMPFAIL,
+        128 + signal.SIGINT,
+    )
+    return None if code in final or folder.newest_checkpoint is None else [*train, "--resume"]
 
 
 def server_names(urls: list[str]) -> list[str]:

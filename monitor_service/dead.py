@@ -1,6 +1,5 @@
 """Why groups have died, in few words: dead letters by stream and kind of failure."""
 
-import json
 import re
 from collections import Counter
 from typing import Any, Literal, NamedTuple
@@ -8,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 from redis.asyncio import Redis
 
 from services.keys import RunKeys
+from services.queues.redis import failure_texts
 from services.redis_client import redis_errors
 
 _PAGE = 100
@@ -62,7 +62,9 @@ class DeadLetters:
         while True:
             page: Any = await self._redis.xrange(self._key, min=self._last_id, count=_PAGE)
             for entry_id, fields in page:
-                self._kinds.append(dead_kind(fields[b"stream"], fields[b"failures"]))
+                self._kinds.append(
+                    dead_kind(fields.get(b"stream", b""), fields.get(b"failures", b""))
+                )
                 self._last_id = f"({entry_id.decode()}"  # exclusive
             if len(page) < _PAGE:
                 return
@@ -76,8 +78,8 @@ def dead_kind(stream: bytes, failures: bytes) -> DeadKind:
         failures: Its field: a JSON list of texts, from `rollout_service.worker`,
             `services.queues.lua` and the trainer's collector.
     """
-    texts = json.loads(failures.decode(errors="replace"))
-    last = texts[-1] if texts else ""  # Redis writes an empty list as `{}`
+    texts = failure_texts(failures)
+    last = texts[-1] if texts else ""
     matching = (reason for pattern, reason in _KINDS if re.match(pattern, last))
     return DeadKind(
         "prompts" if stream.startswith(b"prompts") else "rollouts", next(matching, "refused")

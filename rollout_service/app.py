@@ -66,7 +66,7 @@ class RolloutProcess:
         self.app = service.create_app(
             title="rollout service",
             version=version("sgg-rl"),
-            readiness=lambda: self.server.why_not_ready(),
+            readiness=self._why_not_ready,
             body_limit_bytes=BODY_LIMIT_BYTES,
             url=settings.rollout.url,
             data_token=settings.data_token,
@@ -99,6 +99,12 @@ class RolloutProcess:
         self.app.state.registry.register(EngineMetrics())
         self._add_routes()
         self._tracing.trace_requests(self.app)
+
+    def _why_not_ready(self) -> str | None:
+        """HTTP goes on being served while only the run does not hear of the server."""
+        server = self.server
+        heard = server.unheard and f"the run does not hear of this server: {server.unheard}"
+        return server.why_not_ready() or heard
 
     def _add_routes(self) -> None:
         self.app.post(
@@ -221,10 +227,10 @@ class RolloutProcess:
         try:
             await self._look_at_redis()
             await self.server.prepare()
-            async with self._membership.joined():
+            async with self._membership.joined() as beating:
                 try:
                     await self.server.start()
-                    await self._work_until_dead()
+                    await self._work_until_dead(beating)
                 finally:
                     await self.server.stop()
         except Exception as error:  # noqa: BLE001 - kept for `serve`, which raises it
@@ -237,13 +243,16 @@ class RolloutProcess:
         with suppress(UnavailableError):
             await check_redis(self._redis)
 
-    async def _work_until_dead(self) -> None:
+    async def _work_until_dead(self, beating: "asyncio.Task[None]") -> None:
         working = asyncio.create_task(self._worker.run())
         dying = asyncio.create_task(self.server.dead.wait())
         try:
-            await asyncio.wait({working, dying}, return_when=asyncio.FIRST_COMPLETED)
+            tasks = {working, dying, beating}
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if self.server.dead.is_set():
                 raise EngineError(f"the engine died: {self.server.last_error}")
+            if beating.done():
+                beating.result()
             working.result()
         finally:
             working.cancel()

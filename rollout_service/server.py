@@ -92,6 +92,8 @@ class RolloutServer:
         """Set when nothing new is to be taken."""
         self.given_up = asyncio.Event()
         """Set when the time of draining is over: whatever is in flight ends now."""
+        self.unheard: str | None = None
+        """Why the run does not hear of this server; None while its heartbeat gets through."""
         self._last_error: _LastError | None = None
         self._settings = settings
         self._tracing = tracing

@@ -95,7 +95,10 @@ class QueueWorker:
         following = asyncio.create_task(self._follow())
         claiming = asyncio.create_task(self._claim_groups())
         try:
-            await asyncio.wait({claiming})  # unlike `await claiming`, cancels nothing
+            # Unlike `await claiming` this cancels nothing.
+            await asyncio.wait({claiming, following}, return_when=asyncio.FIRST_COMPLETED)
+            if following.done():  # it never ends but by an error that nobody foresaw
+                following.result()
             claiming.result()
             await self._server.given_up.wait()
         finally:
@@ -154,7 +157,8 @@ class QueueWorker:
     async def _claim(self) -> Lease | None:
         """One group, or None after a while without."""
         await self._pause(self._pause_s)
-        if self._server.why_not_ready() is not None or self._is_behind():
+        server = self._server
+        if server.why_not_ready() or server.unheard or self._is_behind():
             await self._pause(0.1)
             return None
         try:

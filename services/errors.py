@@ -6,6 +6,7 @@
     ├── UnauthorizedError          401   no token, or not the right one
     ├── NotFoundError              404   the named thing does not exist here
     ├── ConflictError              409   right request, wrong moment (a commit before its stage)
+    │   └── SupersededError        409   a later start of the trainer has taken the run over
     ├── TooLargeError              413   over a stated limit
     ├── UnavailableError           503   retry later: starting, draining, saturated, unreachable
     │   └── QueueFullError         503   backpressure: the stream holds as much as it may
@@ -40,6 +41,8 @@ class SggError(Exception):
 
     status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
+    exit_code: ClassVar[int] = 1
+    """Of a command that ends with it."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message)
@@ -58,6 +61,8 @@ class InvalidInputError(SggError):
 
 class SettingsError(InvalidInputError):
     """A setting is misspelt, missing or impossible; the message names it."""
+
+    exit_code = 2
 
 
 class UnauthorizedError(SggError):
@@ -89,6 +94,20 @@ class ConflictError(SggError):
     """The request does not fit the present state."""
 
     status = 409
+
+
+class SupersededError(ConflictError):
+    """A later start of the trainer has taken the run over: this one must stop, and stay stopped."""
+
+    exit_code = 3
+
+    def __init__(self, incarnation: int, later: int | None = None) -> None:
+        """The later incarnation where it is known."""
+        by = "a later one" if later is None else f"incarnation {later}"
+        super().__init__(
+            f"trainer incarnation {incarnation} is superseded: {by} of this run has started, so "
+            "this one stops"
+        )
 
 
 class TooLargeError(SggError):

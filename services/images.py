@@ -135,8 +135,11 @@ class ImageStore:
             return
         client, keys = self._remote
         with redis_errors(client):
-            if await client.expire(keys.image(ref.sha256), REMOTE_TTL_S):
-                return
+            async with client.pipeline(transaction=True) as pipe:
+                pipe.expire(keys.image(ref.sha256), REMOTE_TTL_S)
+                pipe.type(keys.image(ref.sha256))
+                if all(found in (1, True, b"string") for found in await pipe.execute()):
+                    return
             data = await asyncio.to_thread(self.get, ref)
             await client.set(keys.image(ref.sha256), data, ex=REMOTE_TTL_S)
 
@@ -154,8 +157,11 @@ class ImageStore:
                 raise
         client, keys = self._remote
         with redis_errors(client):
-            data: Any = await client.get(keys.image(ref.sha256))
-        if data is None or not _matches(data, ref):
+            data: Any = (await client.mget([keys.image(ref.sha256)]))[0]  # of another type: None
+            if data is not None and not _matches(data, ref):
+                await client.delete(keys.image(ref.sha256))  # the trainer puts it there again
+                data = None
+        if data is None:
             raise NotFoundError(f"image {ref.sha256} is neither in {self._folder} nor in Redis")
         await asyncio.to_thread(self.put, data)
         return bytes(data)

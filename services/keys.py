@@ -15,6 +15,7 @@
 | gpu:{uuid}             | string | rollout servers  | server_id of its one server; has a TTL |
 | images:{sha256}        | string | `ImageStore`     | images for hosts without shared files |
 | run                    | hash   | trainer          | incarnation, last committed step |
+| aside:{key}            | any    | `Registry`       | what was under `key`, of another type |
 """
 
 import hashlib
@@ -50,6 +51,16 @@ class RunKeys:
         self.policy = self.prefix + "policy"
         self.manifest = self.prefix + "manifest"
         self.run = self.prefix + "run"
+
+    @property
+    def types(self) -> dict[str, str]:
+        """Each key that is there once in a run, and its type."""
+        streams = [self.stream(name) for name in CONSUMER_GROUPS]
+        return (
+            dict.fromkeys([*streams, self.dead], "stream")
+            | dict.fromkeys([self.servers, self.run], "hash")
+            | dict.fromkeys([self.policy, self.manifest], "string")
+        )
 
     def stream(self, name: str) -> str:
         """Key of a stream of work: one of `CONSUMER_GROUPS`."""

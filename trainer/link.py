@@ -50,6 +50,12 @@ class _Done(Message):
     """Nothing failed."""
 
 
+class _Started(Message):
+    """Rank 0 has connected."""
+
+    incarnation: int
+
+
 class _Taken(Message):
     """A step's groups; None when the run is to stop."""
 
@@ -115,6 +121,7 @@ class _Main:
         self.collector.close()
 
     async def commit_step(self, step: int) -> None:
+        self.publisher.note_committed(step)
         redis = connect(self.settings.redis)
         try:
             await Registry(redis, self.keys).commit_step(self.incarnation, step)
@@ -138,6 +145,9 @@ class ServiceLink:
         self, ranks: Ranks, main: _Main | None, *, beside_training: bool, share: bool
     ) -> None:
         self._ranks = ranks
+        mine = None if main is None else _Started(incarnation=main.incarnation)
+        self.incarnation = ranks.broadcast(mine, _Started).incarnation
+        """Of this start of the trainer, on every rank."""
         self._share = share
         self._shared: SharedTensors | None = None
         """On ranks from 1 on, with `ipc`: of a version that is under way."""
@@ -179,11 +189,6 @@ class ServiceLink:
         finally:
             if main is not None:
                 main.close()
-
-    @property
-    def incarnation(self) -> int:
-        """Of this start of the trainer; rank 0 knows it, for others it is 0."""
-        return self._main.incarnation if self._main is not None else 0
 
     def start(self, weights: Weights, policy_version: int) -> None:
         """Make the servers serve what will be trained, then ask for the first groups.
@@ -306,11 +311,13 @@ def _connect(
     def make_queue() -> WorkQueue:
         return RedisQueue(connect(settings.redis), keys)
 
+    publisher = WeightPublisher(settings, keys, incarnation)
+    publisher.note_committed(state.step)
     return _Main(
         collector=Collector(
             settings, make_queue, prompts, Cursor(state.cursor), suppressed, image_check, stop
         ),
-        publisher=WeightPublisher(settings, keys, incarnation),
+        publisher=publisher,
         incarnation=incarnation,
         settings=settings,
         keys=keys,
@@ -328,6 +335,7 @@ async def _next_incarnation(settings: Settings, keys: RunKeys, state: TrainerSta
 
     async def ask() -> int:
         await check_redis(redis)
+        await registry.set_aside()
         seen = [await _incarnation_of(settings, server) for server in await registry.servers()]
         return await registry.next_incarnation(at_least=max([state.incarnation, *seen]) + 1)
 

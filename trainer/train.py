@@ -60,18 +60,21 @@ def train(
     if rank == 0:
         log_advice(settings)
     limit_s = settings.trainer.wait_timeout_s
-    with watched(settings.run.folder / "ranks", rank=rank, size=size, limit_s=limit_s) as watch:
+    fence, ranks_folder = RunFence(settings.run.folder), settings.run.folder / "ranks"
+    with watched(ranks_folder, rank=rank, size=size, limit_s=limit_s, fence=fence) as watch:
         # The watch names a hung rank after twice the limit; a collective by itself only ends.
         init_process_group(3 * limit_s)
         ranks = Ranks(3 * limit_s)
         with closing(evaluation):
-            return _run(settings, ranks, watch, evaluation, stop or StopRequest(), resume=resume)
+            request = stop or StopRequest()
+            return _run(settings, ranks, watch, fence, evaluation, request, resume=resume)
 
 
 def _run(
     settings: Settings,
     ranks: Ranks,
     watch: RankWatch,
+    fence: RunFence,
     evaluation: StepEvaluation,
     stop: StopRequest,
     *,
@@ -83,7 +86,7 @@ def _run(
     dataset = open_dataset(settings.data.train, task=settings.data.task)
     total = trainer.total_steps(len(dataset))
     engine = PolicyEngine(settings, ranks.size)
-    records, fence = RunRecords(settings, ranks.rank), RunFence(folder)
+    records = RunRecords(settings, ranks.rank, fence)
     tracing = Tracing(SERVICE, settings.telemetry.otlp_endpoint if ranks.is_main else None)
     checkpoints = CheckpointStore(folder / "checkpoints", trainer.keep_checkpoints, fence)
     order = DataOrder(
@@ -107,6 +110,7 @@ def _run(
     with ServiceLink.open(
         settings, dataset, engine.suppressed_token_ids, state, ranks, check, stop
     ) as services:
+        fence.join(services.incarnation)
         if ranks.is_main:
             fence.take(services.incarnation)
         records.cut_to(state.step)
@@ -145,7 +149,6 @@ def _run(
                     services.publish(engine.weights(), step + 1, batch)
                 records.rollouts(step, prepared.groups, output.policy_logprobs)
                 if ranks.is_main:
-                    fence.check()
                     row = metrics_line(batch, learned, step, total, clock) | evaluation.counts()
                     records.step(row, ledger_line(batch, step))
                     records.evaluations(evaluation.results(), step)
@@ -164,6 +167,7 @@ def _run(
             records.evaluations(evaluation.finish(total), total)
     clock.finish()
     if is_done:
+        fence.check()
         engine.save_pretrained(folder / "checkpoint")
     ranks.barrier()
     records.close()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from services.errors import SettingsError, SggError
+from services.errors import SettingsError, SggError, SupersededError
 from services.schemas.common import Message
 from trainer.checkpoints.fence import RunFence
 from trainer.checkpoints.manifest import damage, write_manifest
@@ -106,9 +106,9 @@ class CheckpointStore:
 
         Raises:
             SggError: It could not be written, such as on a full disk; earlier ones are untouched.
-            ConflictError: A later trainer of this run has started.
+            SupersededError: A later trainer of this run has started.
         """
-        state = ranks.broadcast(state, TrainerState)
+        state = ranks.broadcast(self._allowed(state) if ranks.is_main else None, TrainerState)
         draft = self.root / f".draft-{state.step:06d}-{state.incarnation}"
         with self._said(draft, state.step):
             if ranks.is_main:
@@ -121,11 +121,23 @@ class CheckpointStore:
                 self._finish(draft, state)
         ranks.barrier()
 
+    def _allowed(self, state: TrainerState) -> TrainerState | Exception:
+        """The state, or what ends all ranks."""
+        try:
+            self._fence.check()
+        except SupersededError as error:
+            return error
+        return state
+
     def _finish(self, draft: Path, state: TrainerState) -> None:
         (draft / STATE_FILE).write_text(state.model_dump_json(indent=1))
         write_manifest(draft)
         _sync_tree(draft)
-        self._fence.check()
+        try:
+            self._fence.check()
+        except SupersededError:
+            shutil.rmtree(draft)
+            raise
         final = self.root / f"step-{state.step:06d}"
         self._remove(final)
         draft.rename(final)

@@ -28,13 +28,15 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 
+from pydantic import ValidationError
+
 from services.errors import (
-    ConflictError,
+    SupersededError,
     UnavailableError,
     WaitTimeoutError,
 )
 from services.keys import CONSUMER_GROUPS, RunKeys
-from services.queues.base import WorkQueue
+from services.queues.base import Lease, WorkQueue
 from services.redis_client import connect
 from services.registry import Registry
 from services.schemas.rewards import Reward
@@ -125,7 +127,7 @@ class Collector:
             StopAskedError: What is under way is derived again, from the cursor.
             WaitTimeoutError: Nothing arrived for `trainer.wait_timeout_s`; says what was waited
                 for.
-            ConflictError: A later trainer of this run has started.
+            SupersededError: A later trainer of this run has started.
             SggError: More groups died than may.
         """
         return self._loop.run(self._take(policy_version))
@@ -217,8 +219,9 @@ class Collector:
 
     async def _look(self) -> None:
         """Who else is there: rollout servers, and a later trainer, which ends this one."""
+        await self._registry.set_aside()
         if await self._registry.incarnation() > self._prompts.incarnation:
-            raise _superseded(self._prompts.incarnation)
+            raise SupersededError(self._prompts.incarnation)
         self._num_servers = len(await self._registry.servers())
         await self._sharing.look()
         self._note_load()
@@ -242,10 +245,14 @@ class Collector:
         )
         if lease is None:
             return
-        group = RolloutGroup.model_validate_json(lease.body)
+        try:
+            group = RolloutGroup.model_validate_json(lease.body)
+        except ValidationError as error:
+            await self._refuse_unreadable(lease, error)
+            return
         if group.incarnation > self._prompts.incarnation:
             await self._queue.release(lease)  # it is the later trainer's
-            raise _superseded(self._prompts.incarnation)
+            raise SupersededError(self._prompts.incarnation)
         opened = self._pool.get(group.work_id)
         if opened is not None and (reason := self._refusal(group, opened)):
             await self._queue.fail(lease, reason, max_deliveries=1)
@@ -261,6 +268,15 @@ class Collector:
             self._note_load()
             await self._arrivals.put(group)
         await self._queue.complete(lease)
+
+    async def _refuse_unreadable(self, lease: Lease, error: ValidationError) -> None:
+        """Of another release, or not this program's: the group is asked for no more."""
+        reason = f"not a RolloutGroup: {error.errors()[0]['msg']}"
+        logger.warning("what came as %s is set aside: %s", lease.work_id, reason)
+        await self._queue.fail(lease, reason, max_deliveries=1)
+        if self._pool.get(lease.work_id) is not None:
+            self._bury(lease.work_id, reason)
+            await self._admit()
 
     def _refusal(self, group: RolloutGroup, opened: OpenGroup) -> str | None:
         wrong = refusal(
@@ -424,10 +440,3 @@ class Collector:
 
     def _note_load(self) -> None:
         self._idle.note(self._pool.num_sampling, self._num_servers, time.monotonic())
-
-
-def _superseded(incarnation: int) -> ConflictError:
-    return ConflictError(
-        f"trainer incarnation {incarnation} is superseded: a later one of this run has started, "
-        "so this one stops"
-    )

@@ -12,6 +12,7 @@ from services.settings import Settings
 from services.waiting import ended, until_available
 from trainer.loop_thread import LoopThread
 from trainer.publishing.handover import Handover
+from trainer.publishing.reassertion import Reassertion
 from trainer.publishing.seeder import Seeder
 from trainer.transports.base import Peer, Release, Weights
 from trainer.transports.choice import make_transport
@@ -41,6 +42,7 @@ class WeightPublisher:
         self._transport = make_transport(settings)
         self._loop = LoopThread("publisher")
         self._seeder = Seeder(settings, keys, self._transport)
+        self._reassertion = Reassertion(settings, keys)
         self._publishing: asyncio.Task[int] | None = None
         self._served: list[str] = []
         """Ids of servers that took the last version at once."""
@@ -85,6 +87,10 @@ class WeightPublisher:
         others.set_result(gather_shares())
         return running
 
+    def note_committed(self, step: int) -> None:
+        """The checkpoint after `step` steps is complete; Redis is told, should it forget."""
+        self._reassertion.committed_step = step
+
     def close(self) -> None:
         """Stop, and give back what the transport holds. Servers keep what they have loaded."""
         if self._loop.is_running:
@@ -116,6 +122,7 @@ class WeightPublisher:
         if self._publishing is not None:
             await ended(self._publishing)
         await self._seeder.stop()
+        await self._reassertion.stop()
 
     def _manifest(
         self,
@@ -142,6 +149,7 @@ class WeightPublisher:
             staged = await self._transport.stage(peers, release)
             record = release.record(self._transport.name)
             await registry.publish_policy(record, release.manifest)
+            self._reassertion.keep(record, release.manifest)
             served = await self._transport.commit(staged, release)
             self._served = [peer.record.server_id for peer in served]
             return len(served)

@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 from services.schemas.rewards import Status
 from services.settings import Settings
+from trainer.checkpoints.fence import RunFence
 from trainer.records.rollout_files import RolloutFiles
 from trainer.records.trackers import Trackers
 from trainer.types import Batch, TrainGroup
@@ -49,21 +50,27 @@ class RunRecords:
     Args:
         settings: Of the run.
         rank: Rank 0 writes metrics and ledger, every rank its own groups.
+        fence: Every method that writes raises `SupersededError` once a later trainer has started.
     """
 
-    def __init__(self, settings: Settings, rank: int) -> None:
+    def __init__(self, settings: Settings, rank: int, fence: RunFence | None = None) -> None:
         folder = settings.run.folder
+        self._check = (fence or RunFence(folder)).check
         self._is_main = rank == 0
         self._metrics = StepLines(folder / "metrics.jsonl")
         self._ledger = StepLines(folder / "ledger.jsonl")
         self._evaluations = StepLines(folder / "evaluations.jsonl")
         self._rollouts = RolloutFiles(
-            folder / "rollouts", rank=rank, keep=settings.records.keep_rollouts
+            folder / "rollouts",
+            rank=rank,
+            keep=settings.records.keep_rollouts,
+            check=self._check,
         )
         self._trackers = Trackers(settings) if self._is_main else None
 
     def cut_to(self, step: int) -> None:
         """Keep what is of steps under `step`, and go on from there; once, before the first."""
+        self._check()
         self._rollouts.cut_to(step)
         if self._trackers is not None:
             self._metrics.cut_to(step)
@@ -73,6 +80,7 @@ class RunRecords:
 
     def step(self, metrics: dict[str, Any], ledger: dict[str, Any]) -> None:
         """Append one step; rank 0 only."""
+        self._check()
         self._ledger.append(ledger)
         self._metrics.append(metrics)
         if self._trackers is not None:
@@ -81,6 +89,7 @@ class RunRecords:
     def evaluations(self, rows: Sequence[dict[str, Any]], step: int) -> None:
         """Append what has come while `step` trained; rank 0 only has any."""
         for row in rows:
+            self._check()
             self._evaluations.append(row)
             if self._trackers is not None:
                 self._trackers.log_evaluation(row, step)
@@ -93,6 +102,7 @@ class RunRecords:
 
     def committed(self, step: int) -> None:
         """A checkpoint after `step` steps is complete: older groups may go."""
+        self._check()
         self._rollouts.committed(step)
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """The groups that a run was trained on, whole, for people and for tests."""
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pydantic import ConfigDict
@@ -37,12 +38,16 @@ class RolloutFiles:
         folder: `rollouts` of the run's folder.
         rank: Whose groups these are.
         keep: Committed steps whose files stay; 0 keeps all.
+        check: Called before a file of its own name appears; raises where it must not.
     """
 
-    def __init__(self, folder: Path, *, rank: int, keep: int) -> None:
+    def __init__(
+        self, folder: Path, *, rank: int, keep: int, check: Callable[[], None] = lambda: None
+    ) -> None:
         self._folder = folder
         self._rank = rank
         self._keep = keep
+        self._check = check
 
     def write(
         self, step: int, groups: Sequence[TrainGroup], policy_logprobs: Sequence[Sequence[float]]
@@ -66,7 +71,13 @@ class RolloutFiles:
         ]
         self._folder.mkdir(parents=True, exist_ok=True)
         file = self._folder / f"step-{step:06d}.rank{self._rank}.jsonl"
-        file.write_text("".join(record.model_dump_json() + "\n" for record in records))
+        draft = file.with_suffix(f".draft-{os.getpid()}")
+        try:
+            draft.write_text("".join(record.model_dump_json() + "\n" for record in records))
+            self._check()
+            draft.replace(file)
+        finally:
+            draft.unlink(missing_ok=True)
 
     def cut_to(self, step: int) -> None:
         """Move the groups of steps from `step` on to `rolled_back/`, beside earlier ones there."""

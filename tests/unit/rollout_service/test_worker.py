@@ -38,6 +38,9 @@ class MemoryRegistry(Registry):
         self.published: ShmVersion | None = None
         self.records: dict[str, ServerRecord] = {}
 
+    async def set_aside(self) -> None:
+        """Nobody else has keys here."""
+
     async def heartbeat(self, record: ServerRecord, *, ttl_s: float = 15.0) -> None:
         self.records[record.server_id] = record
 
