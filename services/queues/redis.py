@@ -16,15 +16,17 @@ from redis.asyncio import Redis
 from services.errors import NotFoundError, QueueFullError
 from services.keys import CONSUMER_GROUPS, RunKeys
 from services.queues import lua
-from services.queues.base import DeadLetter, Lease, WorkQueue, stream_names
+from services.queues.base import DeadLetter, DeadNotice, Lease, WorkQueue, stream_names
 from services.redis_client import connect, redis_errors
 
 __all__ = ["MAX_ERROR_CHARACTERS", "RedisQueue", "connect"]
 
-GUARD_TTL_S = 7 * 24 * 3600
-"""`seen`, `done` and `failures` keys live this long, so that memory stays bounded."""
+GUARD_TTL_S = 600
+"""What an item that has ended leaves behind lives this long, so that memory stays bounded."""
 MAX_ERROR_CHARACTERS = 4000
 """Kept of an error's end, where a traceback says what happened."""
+_FEW_LETTERS = 20
+"""Of one read with their bodies."""
 _LONGEST_BLOCK_S = 1.0
 """Of one read, well below the socket's timeout; between two reads expired leases are looked for."""
 
@@ -124,9 +126,32 @@ class RedisQueue(WorkQueue):
 
     async def dead_letters(self) -> list[DeadLetter]:
         """See `WorkQueue.dead_letters`."""
+        letters: list[DeadLetter] = []
+        after = "-"
+        while True:  # a few at a time: their bodies are large
+            with redis_errors(self._redis):
+                page: Any = await self._redis.xrange(self._keys.dead, min=after, count=_FEW_LETTERS)
+            letters += [_dead_letter(entry_id, fields) for entry_id, fields in page]
+            if len(page) < _FEW_LETTERS:
+                return letters
+            after = f"({letters[-1].entry_id}"
+
+    async def dead_notices(self, after: str = "-") -> list[DeadNotice]:
+        """See `WorkQueue.dead_notices`."""
+        return [
+            DeadNotice(
+                entry_id=entry_id.decode(),
+                stream=stream.decode(),
+                work_id=work_id.decode(),
+                failures=_failures(failures),
+            )
+            for entry_id, stream, work_id, failures in await self._call(lua.DEAD, after, 100)
+        ]
+
+    async def num_dead(self) -> int:
+        """See `WorkQueue.num_dead`."""
         with redis_errors(self._redis):
-            entries: Any = await self._redis.xrange(self._keys.dead)
-        return [_dead_letter(entry_id, fields) for entry_id, fields in entries]
+            return int(await self._redis.xlen(self._keys.dead))
 
     async def replay(self, entry_id: str) -> bool:
         """See `WorkQueue.replay`."""
@@ -232,5 +257,10 @@ def _dead_letter(entry_id: bytes, fields: dict[bytes, bytes]) -> DeadLetter:
         stream=fields[b"stream"].decode(),
         work_id=fields[b"id"].decode(),
         body=fields[b"body"],
-        failures=json.loads(fields[b"failures"].decode(errors="replace")),
+        failures=_failures(fields[b"failures"]),
     )
+
+
+def _failures(text: bytes) -> list[str]:
+    """Redis writes an empty list as `{}`."""
+    return list(json.loads(text.decode(errors="replace")))
