@@ -120,7 +120,7 @@ async def _read(settings: Settings, redis: Redis) -> RunStatus:
     queues: dict[str, Any] = {
         "prompts": await queue.length(PROMPT_LANES),
         "rollouts": await queue.length("rollouts"),
-        "dead": len(await queue.dead_letters()),
+        "dead": await queue.num_dead(),
     }
     return RunStatus(
         run=settings.run.name,

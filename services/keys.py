@@ -6,7 +6,7 @@
 | rollouts               | stream | rollout servers  | sampled groups; consumer group `trainer` |
 | dead                   | stream | queue            | what failed too often, with every error |
 | seen:{stream}:{id}     | string | queue            | guard: an item enters a stream once |
-| done:{stream}:{id}     | string | queue            | guard: one outcome, completed or dead |
+| done:{stream}:{id}     | string | queue            | guard: an item is among the dead once |
 | failures:{stream}:{id} | list   | queue            | one error text per failed attempt |
 | servers                | hash   | rollout servers  | server_id to `ServerRecord` |
 | heartbeat:{server}     | string | rollout servers  | expires when the server is gone |
@@ -67,11 +67,11 @@ class RunKeys:
         return self.prefix + name
 
     def seen(self, stream: str, work_id: str) -> str:
-        """Guard of enqueue; holds the item's present entry id."""
+        """Guard of enqueue; holds the id of the item's present entry, or last one."""
         return f"{self.prefix}seen:{stream}:{work_id}"
 
     def done(self, stream: str, work_id: str) -> str:
-        """Guard of the outcome."""
+        """Guard of the dead."""
         return f"{self.prefix}done:{stream}:{work_id}"
 
     def failures(self, stream: str, work_id: str) -> str:

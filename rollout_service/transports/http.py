@@ -19,8 +19,6 @@ from rollout_service.transports.upload import IncomingFile
 from services.errors import NotFoundError, TooLargeError, UnavailableError, WaitTimeoutError
 from services.schemas.weights import StageRequest
 
-_KEEP_FILES = 2
-"""The version that is served, and the one that replaces it."""
 _BYTES_PER_ELEMENT = 4
 """Of float32, the largest type of a version."""
 _LIMIT_IF_UNKNOWN_BYTES = 64 * 2**30
@@ -41,7 +39,7 @@ class Upload:
 
 
 class HttpTransport(Transport):
-    """Keeps the last two uploads; the bytes are hashed as they come."""
+    """Keeps the last upload while the next one comes; the bytes are hashed as they come."""
 
     def __init__(self, spool: Spool, num_elements: int | None) -> None:
         """Ready at once.
@@ -83,6 +81,8 @@ class HttpTransport(Transport):
         if self._busy:
             raise UnavailableError("another upload is under way; try again when it is done")
         self._busy = True
+        while len(self._uploads) > 1:  # first: there is room for two versions
+            self._uploads.popitem(last=False)[1].path.unlink(missing_ok=True)
         try:
             with self._spool.writing():
                 header, digests = await self._write_draft(chunks)
@@ -93,8 +93,6 @@ class HttpTransport(Transport):
         finally:
             self._busy = False
             self._spool.drop_draft()
-        while len(self._uploads) > _KEEP_FILES:
-            self._uploads.popitem(last=False)[1].path.unlink(missing_ok=True)
 
     async def stage(self, request: StageRequest) -> StagedFile:
         """See `Transport.stage`. Nothing is read again: an upload is only replaced as a whole."""

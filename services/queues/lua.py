@@ -1,8 +1,11 @@
 """Every move of the queue over more than one key: each one script, so atomic under any kill.
 
-An item is on at most one stream entry at a time. `seen:{stream}:{id}` holds that entry's id from
-enqueue on, so that whoever finishes the item can remove its present entry even where it was put
-back under a new one. `done:{stream}:{id}` is the guard of the outcome: the first to set it decides.
+An item is on at most one stream entry at a time, and lives as long as it has one: the first to
+remove its entry has ended it. `seen:{stream}:{id}` holds that entry's id, so that whoever finishes
+the item finds it even where it was put back under a new one. When the item has ended, `seen` stays
+for ARGV[2] seconds, so that it is not enqueued again; who tries that renews it. For as long
+`done:{stream}:{id}` says that it is among the dead. So Redis holds what lives, the guards of what
+ended in that time, and MAX_DEAD dead items.
 
 Whatever is in Redis is data, and somebody else may have put it there. A stream of another type ends
 a move before it writes (`touch`), a guard of another type counts as none, and an entry without
@@ -10,6 +13,9 @@ a move before it writes (`touch`), a guard of another type counts as none, and a
 
 ARGV[1] is the key prefix of the run and keys are built from it; Redis Cluster is not supported.
 """
+
+MAX_DEAD = 1000  # `bury` below has it too
+"""Dead items that are kept; the oldest go first. The trainer's ledger names all of them."""
 
 _PRELUDE = """
 local prefix, ttl = ARGV[1], ARGV[2]
@@ -31,25 +37,28 @@ local function texts(key)
 end
 local function add(stream, id, body)
   local entry = redis.call('XADD', prefix .. stream, '*', 'id', id, 'body', body)
-  redis.call('SET', key('seen', stream, id), entry, 'EX', ttl)
+  redis.call('SET', key('seen', stream, id), entry)
 end
 local function remove(stream, group, entry)
   redis.pcall('XACK', prefix .. stream, group, entry)
-  return redis.call('XDEL', prefix .. stream, entry)
+  local removed = redis.pcall('XDEL', prefix .. stream, entry)
+  return type(removed) == 'number' and removed or 0  -- a guard may hold what is no entry's id
 end
 -- Ends an item once. False when it had already ended.
-local function finish(stream, group, entry, id, outcome)
-  local first = redis.call('SET', key('done', stream, id), outcome, 'NX', 'EX', ttl)
-  local present = guard(key('seen', stream, id))
-  remove(stream, group, entry)
-  if present and present ~= entry then remove(stream, group, present) end
-  return first
+local function finish(stream, group, entry, id)
+  local seen = key('seen', stream, id)
+  local present = guard(seen)
+  local removed = remove(stream, group, entry)
+  if present and present ~= entry then removed = removed + remove(stream, group, present) end
+  redis.call('SET', seen, present or entry, 'EX', ttl)
+  return removed > 0 or not present  -- a Redis that lost its data knows of neither
 end
 local function bury(stream, id, body)
   local failures = key('failures', stream, id)
-  redis.call('XADD', prefix .. 'dead', '*', 'stream', stream, 'id', id, 'body', body,
-             'failures', cjson.encode(texts(failures)))
+  redis.call('XADD', prefix .. 'dead', 'MAXLEN', 1000, '*', 'stream', stream, 'id', id,
+             'body', body, 'failures', cjson.encode(texts(failures)))
   redis.call('DEL', failures)
+  redis.call('SET', key('done', stream, id), 'dead', 'EX', ttl)
 end
 -- Whether the lease (entry, delivery) is the present one, and the consumer's if one is given.
 local function holds(stream, group, entry, delivery, consumer)
@@ -57,12 +66,10 @@ local function holds(stream, group, entry, delivery, consumer)
   if type(row) ~= 'table' or row[4] ~= tonumber(delivery) then return false end
   return consumer == nil or row[2] == consumer
 end
-local function record(stream, id, error)
+local function record(stream, id, text)
   local failures = key('failures', stream, id)
   if redis.call('TYPE', failures).ok ~= 'list' then redis.call('DEL', failures) end
-  redis.call('RPUSH', failures, error)
-  redis.call('EXPIRE', failures, ttl)
-  return redis.call('LLEN', failures)
+  return redis.call('RPUSH', failures, text)
 end
 """
 
@@ -72,7 +79,11 @@ ENQUEUE = (
     + """
 local stream, id, body, max_length = ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
 touch(stream)
-if redis.call('EXISTS', key('seen', stream, id)) == 1 then return 0 end
+local seen = key('seen', stream, id)
+if redis.call('EXISTS', seen) == 1 then
+  if redis.call('TTL', seen) >= 0 then redis.call('EXPIRE', seen, ttl) end
+  return 0
+end
 if max_length and redis.call('XLEN', prefix .. stream) >= max_length then return -1 end
 add(stream, id, body)
 return 1
@@ -95,7 +106,7 @@ local function lease(stream, entry, delivery)
 end
 local function bury_expired(stream, entry, delivery)
   local id = field(entry, 'id')
-  if finish(stream, group, entry[1], id, 'dead') then
+  if finish(stream, group, entry[1], id) then
     record(stream, id, 'lease expired ' .. (delivery - 1) .. ' times: its workers died or hung')
     bury(stream, id, field(entry, 'body'))
   end
@@ -146,7 +157,7 @@ local stream, group, entry, id = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local result_stream, result = ARGV[7], ARGV[8]
 touch(stream)
 if result_stream ~= '' then touch(result_stream) end
-if not finish(stream, group, entry, id, 'completed') then return 0 end
+if not finish(stream, group, entry, id) then return 0 end
 redis.call('DEL', key('failures', stream, id))
 if result_stream ~= '' and redis.call('EXISTS', key('seen', result_stream, id)) == 0 then
   add(result_stream, id, result)
@@ -170,7 +181,7 @@ if record(stream, id, text) < max_deliveries then
   add(stream, id, body)
   return 0
 end
-if not finish(stream, group, entry, id, 'dead') then return 0 end
+if not finish(stream, group, entry, id) then return 0 end
 bury(stream, id, body)
 return 1
 """
@@ -182,9 +193,7 @@ BURY = (
     + """
 local stream, id, body, text = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 touch('dead')
-local done = key('done', stream, id)
-if guard(done) == 'dead' then return 0 end
-redis.call('SET', done, 'dead', 'EX', ttl)
+if guard(key('done', stream, id)) == 'dead' then return 0 end
 record(stream, id, text)
 bury(stream, id, body)
 return 1
@@ -212,7 +221,7 @@ local stream, group, ended = ARGV[3], ARGV[4], {}
 for _, entry in ipairs(redis.call('XRANGE', prefix .. stream, '-', '+')) do
   local id = field(entry, 'id')
   if id then
-    if finish(stream, group, entry[1], id, 'purged') then ended[#ended + 1] = id end
+    if finish(stream, group, entry[1], id) then ended[#ended + 1] = id end
     redis.call('DEL', key('failures', stream, id))
   end
 end
@@ -229,8 +238,9 @@ touch(stream, 'dead')
 local found = redis.call('XRANGE', prefix .. stream, entry, entry)[1]
 remove(stream, group, entry)
 if not found then return 0 end
-redis.call('XADD', prefix .. 'dead', '*', 'stream', stream, 'id', field(found, 'id') or '',
-           'body', field(found, 'body') or '', 'failures', cjson.encode({reason}))
+redis.call('XADD', prefix .. 'dead', 'MAXLEN', 1000, '*', 'stream', stream,
+           'id', field(found, 'id') or '', 'body', field(found, 'body') or '',
+           'failures', cjson.encode({reason}))
 return 1
 """
 )
@@ -240,5 +250,20 @@ FAILURES = (
     _PRELUDE
     + """
 return texts(key('failures', ARGV[3], ARGV[4]))
+"""
+)
+
+# entry of the dead stream that was the last one read ("-" for none), count. {entry, stream, id,
+# failures} of those after it, oldest first: bodies, which are large, stay in Redis.
+DEAD = (
+    _PRELUDE
+    + """
+local after, found = ARGV[3], {}
+if after ~= '-' then after = '(' .. after end
+for i, entry in ipairs(redis.call('XRANGE', prefix .. 'dead', after, '+', 'COUNT', ARGV[4])) do
+  found[i] = {entry[1], field(entry, 'stream') or '', field(entry, 'id') or '',
+              field(entry, 'failures') or ''}
+end
+return found
 """
 )

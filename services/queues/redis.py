@@ -17,17 +17,19 @@ from redis.asyncio import Redis
 from services.errors import NotFoundError, QueueFullError
 from services.keys import CONSUMER_GROUPS, RunKeys
 from services.queues import lua
-from services.queues.base import DeadLetter, Lease, WorkQueue, stream_names
+from services.queues.base import DeadLetter, DeadNotice, Lease, WorkQueue, stream_names
 from services.redis_client import connect, redis_errors
 
 logger = logging.getLogger(__name__)
 
 __all__ = ["MAX_ERROR_CHARACTERS", "RedisQueue", "connect"]
 
-GUARD_TTL_S = 7 * 24 * 3600
-"""`seen`, `done` and `failures` keys live this long, so that memory stays bounded."""
+GUARD_TTL_S = 600
+"""What an item that has ended leaves behind lives this long, so that memory stays bounded."""
 MAX_ERROR_CHARACTERS = 4000
 """Kept of an error's end, where a traceback says what happened."""
+_FEW_LETTERS = 20
+"""Of one read with their bodies."""
 _LONGEST_BLOCK_S = 1.0
 """Of one read, well below the socket's timeout; between two reads expired leases are looked for."""
 
@@ -127,9 +129,32 @@ class RedisQueue(WorkQueue):
 
     async def dead_letters(self) -> list[DeadLetter]:
         """See `WorkQueue.dead_letters`."""
+        letters: list[DeadLetter] = []
+        after = "-"
+        while True:  # a few at a time: their bodies are large
+            with redis_errors(self._redis):
+                page: Any = await self._redis.xrange(self._keys.dead, min=after, count=_FEW_LETTERS)
+            letters += [_dead_letter(entry_id, fields) for entry_id, fields in page]
+            if len(page) < _FEW_LETTERS:
+                return letters
+            after = f"({letters[-1].entry_id}"
+
+    async def dead_notices(self, after: str = "-") -> list[DeadNotice]:
+        """See `WorkQueue.dead_notices`."""
+        return [
+            DeadNotice(
+                entry_id=entry_id.decode(),
+                stream=stream.decode(errors="replace"),
+                work_id=work_id.decode(errors="replace"),
+                failures=failure_texts(failures),
+            )
+            for entry_id, stream, work_id, failures in await self._call(lua.DEAD, after, 100)
+        ]
+
+    async def num_dead(self) -> int:
+        """See `WorkQueue.num_dead`."""
         with redis_errors(self._redis):
-            entries: Any = await self._redis.xrange(self._keys.dead)
-        return [_dead_letter(entry_id, fields) for entry_id, fields in entries]
+            return int(await self._redis.xlen(self._keys.dead))
 
     async def drop(self, entry_id: str) -> bool:
         """See `WorkQueue.drop`."""

@@ -33,6 +33,7 @@ from services.redis_client import connect
 from services.registry import Registry
 from services.schemas.weights import AdapterConfig, ServerRecord, Transport, WeightManifest
 from services.settings import SecuritySettings, Settings, dump_settings
+from services.waiting import RoomWait
 from services.weights import disk_file, shm_file
 from tests.cutting_proxy import proxied
 from tests.live_servers import LiveServer, cluster_settings, serving, wait_registered
@@ -249,7 +250,7 @@ def test_an_upload_that_breaks_is_sent_once_more_from_the_start(
     cluster = make_cluster("http")
     server = cluster.server()
     file = tmp_path / "version.safetensors"
-    write_weights(file, weights(1, size=200_000).items())
+    write_weights(file, weights(1, size=200_000).items(), RoomWait(file.parent, 1.0))
 
     async def upload(url: str) -> None:
         client = RolloutClient(url, token="data-secret", admin_token="admin-secret", timeout_s=20)

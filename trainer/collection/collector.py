@@ -110,6 +110,7 @@ class Collector:
         self._num_servers = 0
         self._last_arrival = time.monotonic()
         self._trouble = ""
+        self._last_dead = "-"
         self._failure: BaseException | None = None
         self._closing = False
         self._loop = LoopThread("collector")
@@ -428,9 +429,11 @@ class Collector:
         """Make good what was lost: replace dead groups, ask for open ones again."""
         await asyncio.sleep(WATCH_S)
         await self._look()
-        for letter in await self._queue.dead_letters():
-            if self._pool.get(letter.work_id) is not None:
-                self._bury(letter.work_id, letter.failures[-1] if letter.failures else "")
+        while letters := await self._queue.dead_notices(self._last_dead):
+            for letter in letters:
+                self._last_dead = letter.entry_id
+                if self._pool.get(letter.work_id) is not None:
+                    self._bury(letter.work_id, letter.failures[-1] if letter.failures else "")
         await self._admission.ask_again()
         await self._admit()
 

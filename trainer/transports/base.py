@@ -152,7 +152,8 @@ class WeightTransport(ABC):
             The manifest's tensors.
 
         Raises:
-            UnavailableError: There is no room for them.
+            UnavailableError: They cannot be kept.
+            WaitTimeoutError: There was no room for them for `trainer.wait_timeout_s`.
         """
 
     def expect_shares(self, others: "Future[list[RankShare]]") -> None:  # noqa: B027  # ipc's

@@ -16,7 +16,6 @@ class HttpTransport(FileTransport):
     """Keeps the version in a file of its own, for all servers and for those that come late."""
 
     name: ClassVar[Transport] = "http"
-    keep_versions = 1
 
     def file(self, incarnation: int, policy_version: int) -> Path:
         """See `FileTransport.file`. `TMPDIR` chooses the disk."""
