@@ -139,7 +139,7 @@ def train(found: Settings, *, resume: bool, dry_run: bool) -> None:
 
 
 def _evaluation(found: Settings, rank: int) -> "StepEvaluation | None":
-    if rank or not found.evaluation.every:
+    if rank or not (found.evaluation.every or found.data.heldout):
         return None
     from evaluation.during import DuringTraining
 

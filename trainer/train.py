@@ -26,6 +26,7 @@ from trainer.records.phases import PhaseClock
 from trainer.records.tracing import SERVICE
 from trainer.schedule import learning_rate
 from trainer.sizing.checks import check_grpo, log_advice
+from trainer.step import StepTraining
 from trainer.types import Batch
 
 
@@ -39,7 +40,8 @@ def train(
     """Run GRPO until `trainer.num_steps`; every rank calls this.
 
     Step s trains policy version s and publishes version s + 1. A step is committed by the next
-    checkpoint: after a crash the run goes back to it, and what was done since is done again.
+    checkpoint: after a crash the run goes back to it, and what was done since is done again. A step
+    in which a number is not finite is tried again with other groups (`step`).
 
     Args:
         settings: Of the run. Redis, the reward service and a rollout server must be running, or
@@ -121,29 +123,25 @@ def _run(
         def commit(step: int) -> int:
             with clock("checkpoint"):
                 now = services.state(step).model_copy(update={"data_order": order})
+                records.sync()
                 checkpoints.write(now, engine.save_state, ranks)
             services.committed(step)
             records.committed(step)
             return step
 
         is_done, num_done, committed = False, state.step, state.step
+        training = StepTraining(services, batches, engine, records, ranks)
         clock = PhaseClock(watch, state.step, tracing)
+        if state.step == 0:
+            records.evaluations(evaluation.start(), 0)
         with stop.noted(), suppress(StopAskedError):
             for step in range(state.step, total):
                 services.look_for_stop()
                 evaluation.begin(step)
-                with clock("wait"):
-                    batch = batches.take(step)
-                with clock("prepare"):
-                    prepared = batches.prepared()
                 rate = learning_rate(trainer, step, total)
-                with clock("train"):
-                    output = engine.train_step(prepared.micro_batches, rate)
-                    learned = ranks.combine(output.stats) | prepared.metrics
-                    learned |= {"grad_norm": output.grad_norm, "learning_rate": rate}
+                batch, learned = training.train(step, rate, clock)
                 with clock("publish"):
                     services.publish(engine.weights(), step + 1, batch)
-                records.rollouts(step, prepared.groups, output.policy_logprobs)
                 if ranks.is_main:
                     fence.check()
                     row = metrics_line(batch, learned, step, total, clock) | evaluation.counts()

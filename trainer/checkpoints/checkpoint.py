@@ -1,7 +1,6 @@
 """Checkpoints that are whole or absent."""
 
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from services.errors import SettingsError, SggError
 from services.schemas.common import Message
 from trainer.checkpoints.fence import RunFence
 from trainer.checkpoints.manifest import damage, write_manifest
+from trainer.checkpoints.sync import sync
 from trainer.collection.cursor import CursorState
 from trainer.ranks.group import Ranks
 
@@ -129,7 +129,7 @@ class CheckpointStore:
         final = self.root / f"step-{state.step:06d}"
         self._remove(final)
         draft.rename(final)
-        _sync(self.root)
+        sync(self.root)
         for old in [f for f in self._folders() if damage(f) is None][self._keep :]:
             self._remove(old)
 
@@ -164,12 +164,4 @@ class CheckpointStore:
 
 def _sync_tree(folder: Path) -> None:
     for path in [*folder.rglob("*"), folder]:
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)
