@@ -26,12 +26,19 @@ from services.settings import Settings, dump_settings
 from services.telemetry import setup_logging
 
 
-def run_here(settings: Settings, *, resume: bool = False, evaluate: bool = False) -> int:
+def run_here(
+    settings: Settings,
+    *,
+    resume: bool = False,
+    allow_changes: bool = False,
+    evaluate: bool = False,
+) -> int:
     """Start Redis, the reward service and the rollout servers; train; stop all.
 
     Args:
         settings: Of the run. Ports that are taken are replaced by free ones.
         resume: Go on with the run of this name from its last checkpoint.
+        allow_changes: Also with another dataset, instruction, temperature or rubric.
         evaluate: Evaluate the held-out images before and after, and report: the demo. Without
             `data.heldout` they are the first rows of `data.train`.
 
@@ -44,13 +51,13 @@ def run_here(settings: Settings, *, resume: bool = False, evaluate: bool = False
         SggError: What evaluation and report raise.
     """
     check_run_folder(settings.run.root)
-    if evaluate and settings.data.heldout is None:
-        data = settings.data.model_copy(update={"heldout": settings.data.train})
-        settings = settings.model_copy(update={"data": data})
     if settings.rollout.engine == "vllm":
         check_start("memory", "/dev/shm", "caches")
     placement = place(settings)
     settings = checked(settings)
+    if evaluate and settings.data.heldout is None:
+        data = settings.data.model_copy(update={"heldout": settings.data.train})
+        settings = settings.model_copy(update={"data": data})
     if placement.shared:
         settings = colocated(settings)
     num_steps = _num_steps(settings)
@@ -69,7 +76,8 @@ def run_here(settings: Settings, *, resume: bool = False, evaluate: bool = False
         command = "demo" if evaluate else "run"
         setup_logging(command, folder.logs / f"{command}.log")  # the terminal is the table's
         urls = server_urls(settings, ports)
-        parts = run_parts(settings, folder, placement, urls, resume=resume)
+        how = ["--resume"] * resume + ["--allow-changes"] * allow_changes
+        parts = run_parts(settings, folder, placement, urls, how)
         run = _Run(settings, folder, console, urls, num_steps, evaluate=evaluate)
         try:
             with signals_as_interrupt():

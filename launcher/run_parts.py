@@ -32,7 +32,11 @@ class RunParts:
 
 
 def run_parts(
-    settings: Settings, folder: RunFolder, placement: Placement, urls: list[str], *, resume: bool
+    settings: Settings,
+    folder: RunFolder,
+    placement: Placement,
+    urls: list[str],
+    trainer_options: list[str],
 ) -> RunParts:
     """The processes of a run.
 
@@ -41,7 +45,7 @@ def run_parts(
         folder: Of the run.
         placement: The GPUs of each.
         urls: Of the rollout servers, as from `server_urls`.
-        resume: Whether the trainer goes on from its last checkpoint.
+        trainer_options: Of `sgg-rl train`.
     """
     serve = [sys.executable, "-m", "cli.main", "serve"]
     config = ["--config", str(folder.config)]
@@ -78,7 +82,7 @@ def run_parts(
         services=[reward, *rollouts],
         trainer=Part(
             name="trainer",
-            command=[*train, "--resume"] if resume else train,
+            command=[*train, *trainer_options],
             grace_s=_LAST_STEP_S,
             environment=environment(placement.trainer, placement=placement)
             | compute_threads(settings.trainer.num_ranks),

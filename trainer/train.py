@@ -6,13 +6,13 @@ from functools import partial
 from typing import Any
 
 from scene_data.dataset import open_dataset
-from scene_data.templates import instruction_digest
 from services.settings import Settings
 from services.telemetry import Tracing
 from trainer.algorithms.weighting import completion_weights
 from trainer.batches.preparation import Preparation, Prepared, PreparedBatches
 from trainer.checkpoints.checkpoint import CheckpointStore, DataOrder
 from trainer.checkpoints.fence import RunFence
+from trainer.checkpoints.inputs import grpo_inputs
 from trainer.checkpoints.resume import restore
 from trainer.collection.image_check import ImageCheck
 from trainer.link import ServiceLink
@@ -34,6 +34,7 @@ def train(
     settings: Settings,
     *,
     resume: bool,
+    allow_changes: bool = False,
     evaluation: StepEvaluation | None = None,
     stop: StopRequest | None = None,
 ) -> bool:
@@ -47,6 +48,7 @@ def train(
         settings: Of the run. Redis, the reward service and a rollout server must be running, or
             come up in `trainer.wait_timeout_s`.
         resume: Continue from the run's last checkpoint, if there is one.
+        allow_changes: Also with another dataset, instruction, temperature or rubric.
         evaluation: Of rank 0; closed at the end.
         stop: Of this process; rank 0's counts.
 
@@ -67,7 +69,9 @@ def train(
         init_process_group(3 * limit_s)
         ranks = Ranks(3 * limit_s)
         with closing(evaluation):
-            return _run(settings, ranks, watch, evaluation, stop or StopRequest(), resume=resume)
+            stop = stop or StopRequest()
+            how = {"resume": resume, "allow_changes": allow_changes}
+            return _run(settings, ranks, watch, evaluation, stop, **how)
 
 
 def _run(
@@ -78,6 +82,7 @@ def _run(
     stop: StopRequest,
     *,
     resume: bool,
+    allow_changes: bool,
 ) -> bool:
     """The story."""
     trainer, folder = settings.trainer, settings.run.folder
@@ -92,9 +97,13 @@ def _run(
         seed=settings.run.seed,
         num_rows=len(dataset),
         group_size=trainer.group_size,
-        instruction=instruction_digest(settings.data.template, settings.data.vocabulary),
     )
-    state = restore(checkpoints, fence, engine, ranks, order, resume=resume)
+    inputs = grpo_inputs(settings, dataset) if ranks.is_main else {}
+    state = restore(
+        *(checkpoints, fence, engine, ranks, order, inputs),
+        resume=resume,
+        allow_changes=allow_changes,
+    )
     check = ImageCheck(engine.processor, engine.image_token_id)
     preparation = Preparation(
         dataset,
@@ -122,7 +131,8 @@ def _run(
 
         def commit(step: int) -> int:
             with clock("checkpoint"):
-                now = services.state(step).model_copy(update={"data_order": order})
+                of_run = {"data_order": order, "inputs": inputs}
+                now = services.state(step).model_copy(update=of_run)
                 records.sync()
                 checkpoints.write(now, engine.save_state, ranks)
             services.committed(step)

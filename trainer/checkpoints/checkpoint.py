@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pydantic import Field
+
 from services.errors import SettingsError, SggError
 from services.schemas.common import Message
 from trainer.checkpoints.fence import RunFence
@@ -30,7 +32,7 @@ class DataOrder(Message):
     """Usable ones of the training set."""
     group_size: int
     instruction: str | None = None
-    """SHA-256 of the files of `data.template` and `data.vocabulary`, where they are files."""
+    """Not used any more; `TrainerState.inputs` has it."""
 
 
 class TrainerState(Message):
@@ -47,6 +49,8 @@ class TrainerState(Message):
     """Of the start that wrote this."""
     num_ranks: int = 1
     data_order: DataOrder | None = None
+    inputs: dict[str, str] = Field(default_factory=dict)
+    """What the run learned from (`trainer.checkpoints.inputs`)."""
 
 
 class CheckpointStore:
