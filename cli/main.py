@@ -46,6 +46,9 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="section.field=value, over the file and environment."),
 ]
+AllowChanges = Annotated[
+    bool, typer.Option(help="With --resume: also with another dataset, instruction or reward.")
+]
 Host = Annotated[str | None, typer.Option(help="Bind here instead of the host in the settings.")]
 Port = Annotated[int | None, typer.Option(min=1, max=65535, help="Instead of the settings' port.")]
 Family = Annotated[
@@ -105,12 +108,14 @@ def train(
     config: Config = None,
     set_: Overrides = None,
     resume: Annotated[bool, typer.Option(help="Continue from the last checkpoint.")] = False,
+    allow_changes: AllowChanges = False,
     dry_run: Annotated[bool, typer.Option(help="Check and print the settings only.")] = False,
 ) -> None:
     """GRPO on running services."""
     from cli import run
 
-    run.train(run.settings(config, set_), resume=resume, dry_run=dry_run)
+    found = run.settings(config, set_)
+    run.train(found, resume=resume, allow_changes=allow_changes, dry_run=dry_run)
 
 
 @app.command()
@@ -118,11 +123,13 @@ def sft(
     config: Config = None,
     set_: Overrides = None,
     resume: Annotated[bool, typer.Option(help="Continue from the last checkpoint.")] = False,
+    allow_changes: AllowChanges = False,
 ) -> None:
     """Supervised fine-tuning on reference graphs."""
     from cli import run
 
-    run.sft(run.settings(config or [Path("configs/toy-sft.toml")], set_), resume=resume)
+    found = run.settings(config or [Path("configs/toy-sft.toml")], set_)
+    run.sft(found, resume=resume, allow_changes=allow_changes)
 
 
 @app.command("run")
@@ -130,11 +137,13 @@ def run_command(
     config: Config = None,
     set_: Overrides = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run of this name.")] = False,
+    allow_changes: AllowChanges = False,
 ) -> None:
     """A whole run on this machine: Redis, reward service, rollout servers, trainer."""
     from cli import run
 
-    run.run(run.settings(config, set_), resume=resume, evaluate=False)
+    found = run.settings(config, set_)
+    run.run(found, resume=resume, allow_changes=allow_changes, evaluate=False)
 
 
 @app.command()
@@ -145,11 +154,13 @@ def demo(
         str | None, typer.Option(help="Train and evaluate on this dataset instead.")
     ] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run of this name.")] = False,
+    allow_changes: AllowChanges = False,
 ) -> None:
     """As `run`, with held-out evaluations before and after, and a report."""
     from cli import run
 
-    run.run(run.demo_settings(config, set_, data), resume=resume, evaluate=True)
+    found = run.demo_settings(config, set_, data)
+    run.run(found, resume=resume, allow_changes=allow_changes, evaluate=True)
 
 
 @app.command()

@@ -120,7 +120,7 @@ def serve_monitor(found: Settings) -> None:
     serve(found)
 
 
-def train(found: Settings, *, resume: bool, dry_run: bool) -> None:
+def train(found: Settings, *, resume: bool, allow_changes: bool, dry_run: bool) -> None:
     """Run the trainer: this process, or as many as `trainer.num_ranks` below it."""
     if dry_run:
         from launcher.dry_run import dry_run as check
@@ -139,21 +139,25 @@ def train(found: Settings, *, resume: bool, dry_run: bool) -> None:
 
         with shown(found) if rank == 0 else nullcontext():
             is_done = run_training(
-                found, resume=resume, evaluation=_evaluation(found, rank), stop=stop
+                found,
+                resume=resume,
+                allow_changes=allow_changes,
+                evaluation=_evaluation(found, rank),
+                stop=stop,
             )
     if not is_done:
         _stopped(rank)
 
 
 def _evaluation(found: Settings, rank: int) -> "StepEvaluation | None":
-    if rank or not found.evaluation.every:
+    if rank or not (found.evaluation.every or found.data.heldout):
         return None
     from evaluation.during import DuringTraining
 
     return DuringTraining(found)
 
 
-def sft(found: Settings, *, resume: bool) -> None:
+def sft(found: Settings, *, resume: bool, allow_changes: bool) -> None:
     """Run supervised fine-tuning, on as many processes as the trainer's."""
     from launcher.preflight.trainer import check_trainer
 
@@ -164,7 +168,7 @@ def sft(found: Settings, *, resume: bool) -> None:
     with stop_request() as stop:
         from trainer.sft.train import run_sft
 
-        folder = run_sft(found, resume=resume, stop=stop)
+        folder = run_sft(found, resume=resume, allow_changes=allow_changes, stop=stop)
     if folder is None:
         _stopped(rank)
     elif rank == 0:
@@ -196,11 +200,12 @@ def _rank_of(found: Settings) -> int:
     return int(rank or 0)
 
 
-def run(found: Settings, *, resume: bool, evaluate: bool) -> None:
+def run(found: Settings, *, resume: bool, allow_changes: bool, evaluate: bool) -> None:
     """Run everything on this machine."""
     from launcher.run import run_here
 
-    sys.exit(run_here(found, resume=resume, evaluate=evaluate))
+    code = run_here(found, resume=resume, allow_changes=allow_changes, evaluate=evaluate)
+    sys.exit(code)
 
 
 def dead_list(found: Settings) -> None:

@@ -35,7 +35,11 @@ class RunParts:
 
 
 def run_parts(
-    settings: Settings, folder: RunFolder, placement: Placement, urls: list[str], *, resume: bool
+    settings: Settings,
+    folder: RunFolder,
+    placement: Placement,
+    urls: list[str],
+    trainer_options: list[str],
 ) -> RunParts:
     """The processes of a run.
 
@@ -44,7 +48,7 @@ def run_parts(
         folder: Of the run.
         placement: The GPUs of each.
         urls: Of the rollout servers, as from `server_urls`.
-        resume: Whether the trainer goes on from its last checkpoint.
+        trainer_options: Of `sgg-rl train`.
     """
     serve = [sys.executable, "-m", "cli.main", "serve"]
     config = ["--config", str(folder.config)]
@@ -83,9 +87,9 @@ def run_parts(
         services=[reward, *rollouts],
         trainer=Part(
             name="trainer",
-            command=[*train, "--resume"] if resume else train,
+            command=[*train, *trainer_options],
             max_restarts=MAX_RESTARTS,
-            again=lambda code: resumed(train, folder, code),
+            again=lambda code: resumed([*train, *trainer_options], folder, code),
             progress=lambda: folder.newest_checkpoint,
             grace_s=_LAST_STEP_S,
             environment=environment(placement.trainer, placement=placement)
@@ -105,7 +109,9 @@ def resumed(train: list[str], folder: RunFolder, code: int) -> list[str] | None:
         os.EX_TEMPFAIL,
         128 + signal.SIGINT,
     )
-    return None if code in final or folder.newest_checkpoint is None else [*train, "--resume"]
+    if code in final or folder.newest_checkpoint is None:
+        return None
+    return train if "--resume" in train else [*train, "--resume"]
 
 
 def server_names(urls: list[str]) -> list[str]:

@@ -5,6 +5,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from statistics import fmean
 from types import TracebackType
 from typing import Any, Self
 
@@ -129,13 +130,16 @@ class RunTable:
         return self._num_steps or row.get("num_steps")
 
     def _left(self) -> str | None:
-        """Time to the end at the pace of the shown steps, such as `1:02:03`."""
-        first, last = self._rows[0], self._rows[-1]
-        total, steps = self._total(last), last.get("step", -1) - first.get("step", -1)
-        if total is None or steps < 1 or "time" not in first or "time" not in last:
+        """Time to the end at the pace of the shown steps, such as `1:02:03`.
+
+        Their phases count, not when they ended: before a resume the run was down.
+        """
+        total = self._total(self._rows[-1])
+        seconds = [sum(row["phases_s"].values()) for row in self._rows if row.get("phases_s")]
+        if total is None or not seconds:
             return None
-        step_s = (last["time"] - first["time"]) / steps
-        return str(timedelta(seconds=round(step_s * (total - last["step"] - 1))))
+        left = total - self._rows[-1].get("step", -1) - 1
+        return str(timedelta(seconds=round(fmean(seconds) * left)))
 
     def _add(self, row: Row) -> bool:
         """Take up a row; later steps were rolled back. Whether it says anything new."""

@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from scene_data.dataset import SceneDataset
@@ -245,6 +245,19 @@ class ServiceLink:
         if not self._beside_training:
             self._wait_for_servers()
 
+    def skip(self, batch: Batch) -> None:
+        """The batch gives no new weights: the servers keep theirs, and sample other groups.
+
+        Every rank calls it.
+        """
+        self._wait_for_servers()
+
+        def skip(main: _Main) -> None:
+            with suppress(StopAskedError):  # every rank looks for it next
+                main.collector.skip(batch)
+
+        self._on_main(skip)
+
     def committed(self, step: int) -> None:
         """Tell `sgg-rl status` that a checkpoint after `step` steps is complete."""
         if self._main is not None:
@@ -283,16 +296,20 @@ class ServiceLink:
         if not self._is_sending:
             return
         self._is_sending = False
-        outcome: _Done | Exception = _Done()
-        if self._main is not None:
-            try:
-                self._main.wait()
-            except Exception as error:  # noqa: BLE001  # whatever it is, all ranks end with it
-                outcome = error
-        self._ranks.broadcast(outcome, _Done)
+        self._on_main(lambda main: main.wait())
         if self._shared is not None:
             self._shared.close()
             self._shared = None
+
+    def _on_main(self, work: Callable[[_Main], None]) -> None:
+        """Do it on rank 0; raises its error on every rank."""
+        outcome: _Done | Exception = _Done()
+        if self._main is not None:
+            try:
+                work(self._main)
+            except Exception as error:  # noqa: BLE001  # whatever it is, all ranks end with it
+                outcome = error
+        self._ranks.broadcast(outcome, _Done)
 
 
 def _connect(

@@ -15,7 +15,7 @@ from services.trainer_settings import TrainerSettings
 DUMMY = [sys.executable, str(Path(__file__).with_name("dummy_part.py"))]
 
 
-def parts(settings: Settings, folder: RunFolder, *_: object, resume: bool) -> RunParts:
+def parts(settings: Settings, folder: RunFolder, *_: object) -> RunParts:
     root = str(settings.run.root)
     services = {"reward": settings.reward.url, "rollout": settings.rollout.url}
     broken = (settings.run.root / "broken").exists()

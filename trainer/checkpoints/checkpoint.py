@@ -1,16 +1,18 @@
 """Checkpoints that are whole or absent."""
 
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pydantic import Field
+
 from services.errors import SettingsError, SggError, SupersededError
 from services.schemas.common import Message
 from trainer.checkpoints.fence import RunFence
 from trainer.checkpoints.manifest import damage, write_manifest
+from trainer.checkpoints.sync import sync
 from trainer.collection.cursor import CursorState
 from trainer.ranks.group import Ranks
 
@@ -30,7 +32,7 @@ class DataOrder(Message):
     """Usable ones of the training set."""
     group_size: int
     instruction: str | None = None
-    """SHA-256 of the files of `data.template` and `data.vocabulary`, where they are files."""
+    """Not used any more; `TrainerState.inputs` has it."""
 
 
 class TrainerState(Message):
@@ -47,6 +49,8 @@ class TrainerState(Message):
     """Of the start that wrote this."""
     num_ranks: int = 1
     data_order: DataOrder | None = None
+    inputs: dict[str, str] = Field(default_factory=dict)
+    """What the run learned from (`trainer.checkpoints.inputs`)."""
 
 
 class CheckpointStore:
@@ -141,7 +145,7 @@ class CheckpointStore:
         final = self.root / f"step-{state.step:06d}"
         self._remove(final)
         draft.rename(final)
-        _sync(self.root)
+        sync(self.root)
         for old in [f for f in self._folders() if damage(f) is None][self._keep :]:
             self._remove(old)
 
@@ -176,12 +180,4 @@ class CheckpointStore:
 
 def _sync_tree(folder: Path) -> None:
     for path in [*folder.rglob("*"), folder]:
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)

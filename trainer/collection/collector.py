@@ -137,6 +137,13 @@ class Collector:
         """The batch is trained on and `policy_version` is published: ask for as many new groups."""
         self._loop.run(self._release(batch, policy_version))
 
+    def skip(self, batch: Batch) -> None:
+        """The batch gives no new version: ask for as many new groups for the same one.
+
+        Its positions are done with the batch that is released next (`Batch.after`).
+        """
+        self._loop.run(self._skip(batch))
+
     def finish(self, batch: Batch) -> None:
         """The batch is trained on, and nothing is asked for in its place; twice is as once."""
         self._loop.run(self._finish(batch))
@@ -411,6 +418,11 @@ class Collector:
         await self._finish(batch)
         # First what had to wait for this version: steps wait for it.
         await self._persist(partial(self._admission.ask_again, policy_version))
+        await self._persist(self._admit)
+
+    async def _skip(self, batch: Batch) -> None:
+        for group in batch.groups:
+            self._pool.close(group.rollout.work_id)
         await self._persist(self._admit)
 
     async def _finish(self, batch: Batch) -> None:

@@ -6,9 +6,12 @@ from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, get_args
 
+from pydantic_core import to_json
+
 from services.schemas.rewards import Status
 from services.settings import Settings
 from trainer.checkpoints.fence import RunFence
+from trainer.checkpoints.sync import sync
 from trainer.records.rollout_files import RolloutFiles
 from trainer.records.trackers import Trackers
 from trainer.types import Batch, TrainGroup
@@ -22,8 +25,14 @@ class StepLines:
 
     def append(self, row: dict[str, Any]) -> None:
         """Add a step's line."""
-        with self._file.open("a") as stream:
-            stream.write(json.dumps(row) + "\n")
+        with self._file.open("ab") as stream:
+            # NaN and Infinity are not JSON.
+            stream.write(to_json(row, inf_nan_mode="null") + b"\n")
+
+    def sync(self) -> None:
+        """Have all lines on disk."""
+        if self._file.exists():
+            sync(self._file)
 
     def cut_to(self, step: int) -> None:
         """Keep the lines of steps under `step`; later ones move to `rolled_back.jsonl`."""
@@ -36,7 +45,9 @@ class StepLines:
                 stream.writelines(f"{line}\n" for line in dropped)
         draft = self._file.with_suffix(".draft")
         draft.write_text("".join(f"{line}\n" for line in kept))
+        sync(draft)
         draft.rename(self._file)
+        sync(self._file.parent)
 
 
 class RunRecords:
@@ -100,6 +111,12 @@ class RunRecords:
         """Write this rank's groups of a step with everything that its loss is made of."""
         self._rollouts.write(step, groups, policy_logprobs)
 
+    def sync(self) -> None:
+        """Have all lines on disk, before a checkpoint counts on them."""
+        if self._is_main:
+            for lines in (self._ledger, self._metrics, self._evaluations):
+                lines.sync()
+
     def committed(self, step: int) -> None:
         """A checkpoint after `step` steps is complete: older groups may go."""
         self._check()
@@ -154,6 +171,7 @@ def ledger_line(batch: Batch, step: int) -> dict[str, Any]:
         "group_ids": [g.rollout.group_id for g in batch.groups],
         "stale": batch.outcome.stale,
         "dead": batch.outcome.dead,
+        "skipped": batch.outcome.skipped,
         "no_spread": batch.outcome.replaced,
     }
 

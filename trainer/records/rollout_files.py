@@ -20,13 +20,13 @@ class RolloutRecord(TrainGroup):
     "policy_logprobs": [[-0.1, …], …], "trace_id": "4bf9…4736"}`
     """
 
-    # A diverged policy has NaN: its record must be written and read all the same.
-    model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="constants")
+    # A policy that has diverged has NaN, which JSON has not.
+    model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="null")
 
     step: int
     """From 0; also the policy_version that was trained."""
-    policy_logprobs: list[list[float]]
-    """[completion][token] of the trainer before the step's update."""
+    policy_logprobs: list[list[float | None]]
+    """[completion][token] of the trainer before the step's update; null where it is not finite."""
     trace_id: str | None
     """Of the group's spans, 32 hexadecimal digits; None where nothing was traced."""
 

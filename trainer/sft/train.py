@@ -5,6 +5,7 @@ in sampling, so both stages see the same token ids. Answers are never cut: a cut
 model to stop inside its JSON.
 """
 
+import json
 import logging
 import time
 from pathlib import Path
@@ -21,9 +22,11 @@ from trl import SFTTrainer
 
 from scene_data.dataset import open_dataset
 from scene_data.templates import check_instruction
-from services.errors import SettingsError
+from services.errors import SettingsError, SggError
 from services.model_families import save_published
+from services.schemas.common import Message
 from services.settings import Settings
+from trainer.checkpoints.inputs import Inputs, check_inputs, data_inputs
 from trainer.collection.image_check import ImageCheck
 from trainer.policy.adapter import lora_config
 from trainer.policy.engine import init_process_group
@@ -37,9 +40,16 @@ from trainer.sft.rows import AnswerCollator, AnswerRows
 
 logger = logging.getLogger(__name__)
 
+_INPUTS = "inputs.json"
+"""Beside the checkpoints."""
+
 
 def run_sft(
-    settings: Settings, *, resume: bool = False, stop: StopRequest | None = None
+    settings: Settings,
+    *,
+    resume: bool = False,
+    allow_changes: bool = False,
+    stop: StopRequest | None = None,
 ) -> Path | None:
     """Train `model.path` on `data.train` as `[sft]` says; every rank calls this.
 
@@ -48,6 +58,7 @@ def run_sft(
     Args:
         settings: Of the run. The `trainer.freeze_*` flags hold here too, and `[deepspeed]`.
         resume: Continue from the run's last checkpoint, if there is one.
+        allow_changes: Also with another dataset or instruction.
         stop: Of this process; rank 0's counts.
 
     Returns:
@@ -56,7 +67,8 @@ def run_sft(
 
     Raises:
         InvalidInputError: The dataset is not usable.
-        SettingsError: `model.path` cannot be loaded, or a tracker is not installed.
+        SettingsError: `model.path` cannot be loaded, a tracker is not installed, or the checkpoint
+            is of another dataset or instruction.
     """
     check_instruction(settings.data.template, settings.data.vocabulary)
     thinking_column = settings.sft.thinking_column if settings.data.thinking else None
@@ -73,9 +85,19 @@ def run_sft(
             "started: make them the same"
         )
     total = sft_total_steps(settings, len(rows))
-    checkpoint = _last_checkpoint(settings.run.folder / "checkpoints") if resume else None
+    checkpoints = settings.run.folder / "checkpoints"
+    checkpoint = _last_checkpoint(checkpoints) if resume else None
+    ranks = Ranks(settings.trainer.wait_timeout_s)
+    outcome: Message | SggError = Message()
+    if ranks.is_main:
+        try:
+            now = data_inputs(settings, dataset)
+            _keep_inputs(checkpoints / _INPUTS, now, checkpoint, allow_changes=allow_changes)
+        except SggError as error:
+            outcome = error
+    ranks.broadcast(outcome, Message)
     stop = stop or StopRequest()
-    stopping = _StopWhenAsked(stop, Ranks(settings.trainer.wait_timeout_s))
+    stopping = _StopWhenAsked(stop, ranks)
     trainer = _Trainer(
         rows,
         args=sft_arguments(settings, total_steps=total),
@@ -190,6 +212,17 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._trackers.close()
+
+
+def _keep_inputs(file: Path, now: Inputs, checkpoint: str | None, *, allow_changes: bool) -> None:
+    """Compare with those of the checkpoint, where one is resumed, and write those of now."""
+    if checkpoint is not None and file.exists():
+        then: Inputs = json.loads(file.read_text())
+        check_inputs(then, now, checkpoint, allow_changes=allow_changes)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_suffix(".draft")
+    draft.write_text(json.dumps(now, indent=1) + "\n")
+    draft.replace(file)
 
 
 def _last_checkpoint(root: Path) -> str | None:

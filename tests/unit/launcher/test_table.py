@@ -149,17 +149,20 @@ def test_the_summary_compares_numbers_and_nothing_else() -> None:
 
 
 def test_the_time_left_is_that_of_the_shown_steps_pace(tmp_path: Path) -> None:
+    """Of its phases: between the first two the run was down for a day."""
     file, out = tmp_path / "metrics.jsonl", io.StringIO()
-    write(file, row(0, time=100.0, num_steps=20))
+    day = 24 * 3600.0
+    write(file, row(0, time=100.0, num_steps=20, phases_s={"wait": 50.0, "train": 20.0}))
     with RunTable(file, None, dict, Console(file=out, width=200)) as table:
-        write(file, row(1, time=160.0, num_steps=20), row(2, time=220.0, num_steps=20))
+        later = {"num_steps": 20, "phases_s": {"train": 55.0}}
+        write(file, row(1, time=day, **later), row(2, time=day + 60.0, **later))
         table.update()
     first, second = out.getvalue().splitlines()
     assert first.startswith("step 2/20")
     assert "left" not in first
     assert second.startswith("step 3/20")
     assert second.endswith("0:17:00 left")
-    text = shown(file, row(3, time=280.0), terminal=True)
+    text = shown(file, row(3, time=2 * day, phases_s={"train": 60.0}), terminal=True)
     assert "step of 10, 0:06:00 left" in text
 
 

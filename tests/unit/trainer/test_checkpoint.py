@@ -5,14 +5,19 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from scene_data.dataset import open_dataset
+from scene_data.toy import make_toy
 from services.errors import ConflictError, SettingsError, SggError
+from services.settings import Settings
 from tests.alone import Alone
 from trainer.checkpoints.checkpoint import CheckpointStore, DataOrder, TrainerState
 from trainer.checkpoints.fence import RunFence
+from trainer.checkpoints.inputs import Inputs, grpo_inputs
 from trainer.checkpoints.manifest import MANIFEST_FILE
 from trainer.checkpoints.resume import restore
 from trainer.collection.cursor import CursorState
@@ -57,10 +62,16 @@ def write(store: CheckpointStore, *steps: int) -> None:
 
 
 def start(
-    store: CheckpointStore, fence: RunFence, order: DataOrder = ORDER, *, resume: bool = True
+    store: CheckpointStore,
+    fence: RunFence,
+    order: DataOrder = ORDER,
+    inputs: Inputs | None = None,
+    *,
+    resume: bool = True,
+    allow_changes: bool = False,
 ) -> tuple[TrainerState, list[str]]:
-    engine = Engine()
-    state = restore(store, fence, engine, Alone(), order, resume=resume)
+    engine, how = Engine(), {"resume": resume, "allow_changes": allow_changes}
+    state = restore(store, fence, engine, Alone(), order, inputs or {}, **how)
     return state, engine.loaded
 
 
@@ -222,12 +233,33 @@ def test_an_old_trainer_is_shut_out(
     later.check()
 
 
-def test_an_instruction_whose_file_has_changed_is_refused(
-    store: CheckpointStore, fence: RunFence
+def test_other_inputs_want_a_flag(
+    tmp_path: Path, store: CheckpointStore, fence: RunFence, caplog: pytest.LogCaptureFixture
 ) -> None:
-    written = ORDER.model_copy(update={"instruction": "a" * 64})
-    store.write(TrainerState(step=2, data_order=written), Engine().save, Alone())
-    assert start(store, fence, written)[0].step == 2
-    changed = ORDER.model_copy(update={"instruction": "b" * 64})
-    with pytest.raises(SettingsError, match=r"SHA-256 of the files of data.template .* was a+ "):
-        start(store, fence, changed)
+    """Dataset, instruction, temperature and rubric; the message has both values of each."""
+    make_toy(tmp_path, num_train=4, num_heldout=4)
+    own = tmp_path / "own.txt"
+    own.write_text("Write {format} as JSON.")
+
+    def inputs(train: str = "train", template: Path = own, **changes: dict[str, Any]) -> Inputs:
+        data = {"train": str(tmp_path / f"{train}.parquet"), "template": str(template)}
+        tree = {"model": {"path": "none"}, "data": data, **changes}
+        return grpo_inputs(Settings.model_validate(tree), open_dataset(data["train"]))
+
+    then = inputs()
+    store.write(TrainerState(step=2, data_order=ORDER, inputs=then), Engine().save, Alone())
+    assert start(store, fence, inputs=inputs())[0].step == 2
+    hotter = inputs(sampling={"temperature": 0.7}, reward={"rubric": "recall"})
+    with pytest.raises(SettingsError, match="--allow-changes") as refused:
+        start(store, fence, inputs=hotter)
+    assert "  sampling.temperature: 1 then, 0.7 now\n" in refused.value.message
+    assert "  reward.rubric: balanced then, recall now\n" in refused.value.message
+    assert "data." not in refused.value.message
+    own.with_name("other.txt").write_text("Write {format} at once.")
+    other = inputs("heldout", own.with_name("other.txt"))
+    with pytest.raises(SettingsError) as refused:
+        start(store, fence, inputs=other)
+    for name in ("data.train", "the files of data.template and data.vocabulary"):
+        assert f"  {name}: {then[name]} then, {other[name]} now\n" in refused.value.message
+    assert start(store, fence, inputs=other, allow_changes=True)[0].step == 2
+    assert f"data.train: {then['data.train']} then" in caplog.text

@@ -107,6 +107,18 @@ def test_resume_moves_uncommitted_lines_and_groups_aside(tmp_path: Path) -> None
     assert rows(aside) == [3, 3], "every attempt is kept"
 
 
+def test_numbers_that_are_not_finite_stay_json(tmp_path: Path) -> None:
+    records, folder = RunRecords(settings(tmp_path), 0), tmp_path / "run"
+    records.cut_to(0)
+    row = {"step": 0, "loss": math.nan, "grad_norm": math.inf, "terms": {"edge": -math.inf}}
+    records.step(row, {"step": 0})
+    records.rollouts(0, [group(0, [1.0])], [[math.nan]])
+    for file in ("metrics.jsonl", "rollouts/step-000000.rank0.jsonl"):
+        json.loads((folder / file).read_text(), parse_constant=pytest.fail)
+    wanted = {"step": 0, "loss": None, "grad_norm": None, "terms": {"edge": None}}
+    assert json.loads((folder / "metrics.jsonl").read_text()) == wanted
+
+
 def test_first_start_has_nothing_to_cut(tmp_path: Path) -> None:
     RunRecords(settings(tmp_path), 0).cut_to(0)
     assert (tmp_path / "run/ledger.jsonl").read_text() == ""
@@ -131,7 +143,7 @@ def test_a_group_is_recorded_whole_and_read_back(tmp_path: Path) -> None:
     (record,) = read_rollouts(tmp_path / "run", 5)
     assert (record.step, record.trace_id) == (5, TRACE)
     assert record.policy_logprobs[0] == [-0.25]
-    assert math.isnan(record.policy_logprobs[1][1])
+    assert record.policy_logprobs[1] == [-0.5, None]
     assert record.prompt == made.prompt
     assert record.rollout == made.rollout
     assert record.rewards == made.rewards
