@@ -210,6 +210,7 @@ class RolloutProcess:
 
     async def _work_until_dead(self) -> None:
         working = asyncio.create_task(self._worker.run())
+        watching = asyncio.create_task(self.server.watch())
         dying = asyncio.create_task(self.server.dead.wait())
         try:
             await asyncio.wait({working, dying}, return_when=asyncio.FIRST_COMPLETED)
@@ -217,9 +218,9 @@ class RolloutProcess:
                 raise EngineError(f"the engine died: {self.server.last_error}")
             working.result()
         finally:
-            working.cancel()
-            dying.cancel()
-            await asyncio.gather(working, dying, return_exceptions=True)
+            for task in (working, watching, dying):
+                task.cancel()
+            await asyncio.gather(working, watching, dying, return_exceptions=True)
 
 
 def serve(settings: Settings) -> None:

@@ -71,7 +71,6 @@ class Membership:
 
     async def _beat(self) -> None:
         while True:
-            await self._server.watch_engine()
             try:
                 await self._tell_and_look()
             except SggError as error:
