@@ -122,8 +122,9 @@ def train(found: Settings, *, resume: bool, dry_run: bool) -> None:
         return
     from launcher.preflight.trainer import check_trainer
 
-    check_trainer(found)
-    found = _checked(found, "train")
+    with stop_request():  # which ends the process at once: nothing is done yet
+        check_trainer(found)
+        found = _checked(found, "train")
     rank = _rank_of(found)
     setup_logging(f"trainer[{rank}]")
     with stop_request() as stop:
@@ -150,8 +151,9 @@ def sft(found: Settings, *, resume: bool) -> None:
     """Run supervised fine-tuning, on as many processes as the trainer's."""
     from launcher.preflight.trainer import check_trainer
 
-    check_trainer(found)
-    found = _checked(found, "sft")
+    with stop_request():
+        check_trainer(found)
+        found = _checked(found, "sft")
     rank = _rank_of(found)
     setup_logging(f"sft[{rank}]")
     with stop_request() as stop:

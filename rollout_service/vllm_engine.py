@@ -208,7 +208,7 @@ class VllmEngine(Engine):
             while not answer.done():
                 await asyncio.wait({answer}, timeout=_LOOK_S)
                 if llm.errored and not answer.done():
-                    raise llm.dead_error
+                    raise RuntimeError("its engine process is dead")
             return answer.result()
         except Exception as error:  # an adapter's boundary: all its failures are one class of ours
             reason = str(error) or type(error).__name__

@@ -23,7 +23,7 @@ from contextlib import contextmanager
 
 EXIT_STOPPED = os.EX_TEMPFAIL
 """75, "try again later": go on with `--resume`."""
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGUSR1})
 END_S = 10.0
 """What a process gets to end in good order once its work is in a checkpoint."""
 _END = b"\0"
@@ -93,7 +93,7 @@ def stop_request() -> Iterator[StopRequest]:
     request = StopRequest()
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
-    before = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
+    before = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}
     wakeup = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     listener = threading.Thread(
         target=_listen, args=(read_end, request), name="stop-signals", daemon=True
@@ -116,14 +116,14 @@ def stop_request() -> Iterator[StopRequest]:
 
 def _listen(read_end: int, request: StopRequest) -> None:
     while (number := os.read(read_end, 1)) != _END:
-        if number[0] in _SIGNALS:
+        if number[0] in STOP_SIGNALS:
             request.hear(number[0])
 
 
 def _forget() -> None:
     """A forked child's signals are its own: they must not reach the parent's pipe."""
     signal.set_wakeup_fd(-1)
-    for number in _SIGNALS:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
 
 
