@@ -158,8 +158,8 @@ def _keep_settings(found: Settings) -> None:
 
 
 def _own_log(found: Settings, rank: int) -> Path | None:
-    """Beside stderr, where that is not in a file already: of the launcher, or of Slurm."""
-    if stat.S_ISREG(os.fstat(sys.stderr.fileno()).st_mode):
+    """Beside stderr, where nobody keeps that in a file: neither the launcher nor a Slurm job."""
+    if environment_value("SGG_JOB_FOLDER") or stat.S_ISREG(os.fstat(2).st_mode):
         return None
     logs = found.run.folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)

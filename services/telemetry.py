@@ -13,7 +13,6 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-
 _LOGGERS = (
     "torch._library.triton",
     "vllm.config.vllm",
