@@ -3,18 +3,19 @@
 import asyncio
 import logging
 import os
+import stat
 import sys
 from collections.abc import Callable, Coroutine
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from services.app import host_and_port
-from services.errors import NotFoundError, SettingsError
+from services.errors import NotFoundError, SettingsError, SggError
 from services.keys import RunKeys
 from services.model_families import with_box_space
-from services.settings import Settings, environment_value, load_settings
+from services.settings import Settings, dump_settings, environment_value, load_settings
 from services.telemetry import setup_logging
 from trainer.ranks.stop import EXIT_STOPPED, stop_request
 
@@ -93,7 +94,7 @@ def serve_reward(found: Settings) -> None:
 def serve_rollout(found: Settings) -> None:
     """Run a rollout server."""
     from launcher.preflight.bare import check_start
-    from launcher.preflight.folders import check_run_folder
+    from launcher.preflight.folders import check_run_folder, is_read_only
     from launcher.preflight.gpus import check_gpus
 
     if found.rollout.engine == "vllm":
@@ -108,7 +109,8 @@ def serve_rollout(found: Settings) -> None:
     try:
         check_run_folder(found.run.folder)
     except SettingsError as error:  # it only reads there where it shares the folder
-        logger.warning("images from other hosts cannot be kept: %s", error)
+        if not is_read_only(found.run.root):
+            logger.warning("images from other hosts cannot be kept: %s", error)
     serve(found)
 
 
@@ -129,10 +131,13 @@ def train(found: Settings, *, resume: bool, allow_changes: bool, dry_run: bool) 
         return
     from launcher.preflight.trainer import check_trainer
 
-    check_trainer(found)
-    found = _checked(found, "train")
+    with stop_request():  # which ends the process at once: nothing is done yet
+        check_trainer(found)
+        found = _checked(found, "train")
     rank = _rank_of(found)
-    setup_logging(f"trainer[{rank}]")
+    setup_logging(f"trainer[{rank}]", beside=_own_log(found, rank))
+    if rank == 0:
+        _keep_settings(found)
     with stop_request() as stop:
         from cli.progress import shown
         from trainer.train import train as run_training
@@ -147,6 +152,40 @@ def train(found: Settings, *, resume: bool, allow_changes: bool, dry_run: bool) 
             )
     if not is_done:
         _stopped(rank)
+    if rank == 0:
+        _leave_results(found)
+
+
+def _keep_settings(found: Settings) -> None:
+    """Write `config.toml`, unless a start by the one that is there would be the same."""
+    file = found.run.folder / "config.toml"
+    with suppress(SettingsError):
+        if file.exists() and load_settings([file]) == found:
+            return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_suffix(".draft")
+    draft.write_text(dump_settings(found))
+    draft.replace(file)
+
+
+def _own_log(found: Settings, rank: int) -> Path | None:
+    """Beside stderr, where nobody keeps that in a file: neither the launcher nor a Slurm job."""
+    if environment_value("SGG_JOB_FOLDER") or stat.S_ISREG(os.fstat(2).st_mode):
+        return None
+    logs = found.run.folder / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    return logs / f"trainer-{rank}.log"
+
+
+def _leave_results(found: Settings) -> None:
+    """A run whose pictures cannot be drawn is done all the same."""
+    from evaluation.run_results import write_run_results
+
+    try:
+        for file in write_run_results(found):
+            logger.info("wrote %s", file)
+    except (OSError, SggError) as error:
+        logger.warning("no report: %s", error)
 
 
 def _evaluation(found: Settings, rank: int) -> "StepEvaluation | None":
@@ -161,8 +200,9 @@ def sft(found: Settings, *, resume: bool, allow_changes: bool) -> None:
     """Run supervised fine-tuning, on as many processes as the trainer's."""
     from launcher.preflight.trainer import check_trainer
 
-    check_trainer(found)
-    found = _checked(found, "sft")
+    with stop_request():
+        check_trainer(found)
+        found = _checked(found, "sft")
     rank = _rank_of(found)
     setup_logging(f"sft[{rank}]")
     with stop_request() as stop:

@@ -245,6 +245,7 @@ class RolloutProcess:
 
     async def _work_until_dead(self, beating: "asyncio.Task[None]") -> None:
         working = asyncio.create_task(self._worker.run())
+        watching = asyncio.create_task(self.server.watch())
         dying = asyncio.create_task(self.server.dead.wait())
         try:
             tasks = {working, dying, beating}
@@ -255,9 +256,9 @@ class RolloutProcess:
                 beating.result()
             working.result()
         finally:
-            working.cancel()
-            dying.cancel()
-            await asyncio.gather(working, dying, return_exceptions=True)
+            for task in (working, watching, dying):
+                task.cancel()
+            await asyncio.gather(working, watching, dying, return_exceptions=True)
 
 
 def serve(settings: Settings) -> None:

@@ -78,7 +78,6 @@ class Membership:
         heard_at: float | None = None
         faulty_since: float | None = None
         while True:
-            await self._server.watch_engine()
             try:
                 await self._tell_and_look()
                 heard_at, faulty_since = time.monotonic(), None

@@ -89,7 +89,8 @@ def sampling_error(error: Exception) -> SggError:
     # A model's image processor says "ValueError", which vLLM wraps.
     if isinstance(error, VLLMClientError | ValueError) or isinstance(error.__cause__, ValueError):
         return InvalidInputError(f"vLLM refuses the prompt: {error.__cause__ or error}")
-    return EngineError(f"vLLM failed: {error.__cause__ or error or type(error).__name__}")
+    cause = error.__cause__ or error
+    return EngineError(f"vLLM failed: {str(cause) or type(cause).__name__}")
 
 
 def _number(label: str) -> int:

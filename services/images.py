@@ -275,7 +275,9 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
         raise InvalidInputError(f"not an image of the formats {', '.join(FORMATS)}") from error
     except Exception as error:
         # Pillow's decoders raise anything: of IndexError and struct.error to errors of their own.
-        raise InvalidInputError(f"image is damaged: {error or type(error).__name__}") from error
+        raise InvalidInputError(
+            f"image is damaged: {str(error) or type(error).__name__}"
+        ) from error
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from scene_data.dataset import SceneDataset
 from services.clients.rollout import RolloutClient
-from services.errors import SggError, UnavailableError
+from services.errors import ConflictError, SggError
 from services.images import ImageStore
 from services.keys import RunKeys
 from services.queues.base import WorkQueue
@@ -41,7 +41,8 @@ logger = logging.getLogger(__name__)
 
 SERVERS_GRACE_S = 10.0
 """What a version that is under way gets to be served once the run is to stop."""
-
+_TELL_S = 5.0
+"""Longest time to tell Redis of a checkpoint."""
 
 _STOP_LOOK_S = 0.5
 
@@ -77,6 +78,8 @@ class _Main:
     beside: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "link"))
     sending: "Future[None] | None" = None
     """Of a version that is under way."""
+    grace_s: float = field(default_factory=lambda: SERVERS_GRACE_S)
+    """What is left of it."""
 
     def send(
         self,
@@ -106,27 +109,32 @@ class _Main:
         sending, self.sending = self.sending, None
         if sending is None:
             return
-        grace_s = SERVERS_GRACE_S
-        while not sending.done() and grace_s > 0:
+        while not sending.done() and self.grace_s > 0:
             futures.wait([sending], timeout=_STOP_LOOK_S)
-            grace_s -= _STOP_LOOK_S if self.stop.asked else 0
+            self.grace_s -= _STOP_LOOK_S if self.stop.asked else 0
         if not self.stop.asked:
             sending.result()
         elif not sending.done() or sending.exception() is not None:
             logger.warning("the servers do not have the last version: it stops without them")
+            if self.trained is not None:
+                self.collector.finish(self.trained)
 
     def close(self) -> None:
-        self.publisher.close()  # first: what waits for a version ends with it
-        self.beside.shutdown()
+        self.publisher.close()
         self.collector.close()
+        self.beside.shutdown()  # last: what it waited for has ended with these two
 
     async def commit_step(self, step: int) -> None:
         self.publisher.note_committed(step)
         redis = connect(self.settings.redis)
         try:
-            await Registry(redis, self.keys).commit_step(self.incarnation, step)
-        except UnavailableError as error:
-            logger.warning("step %d is committed, but nobody was told: %s", step, error)
+            async with asyncio.timeout(_TELL_S):
+                await Registry(redis, self.keys).commit_step(self.incarnation, step)
+        except ConflictError:
+            raise
+        except (SggError, TimeoutError) as error:
+            reason = str(error) or f"no answer in {_TELL_S:g} s"
+            logger.warning("step %d is committed, but nobody was told: %s", step, reason)
         finally:
             await redis.aclose()
 
@@ -206,7 +214,7 @@ class ServiceLink:
         Raises:
             StopAskedError: The run is to stop.
         """
-        if self._ranks.agree(self._main is not None and self._main.stop.asked):
+        if self._stops():
             raise StopAskedError
 
     def take(self, policy_version: int) -> Batch:
@@ -231,12 +239,18 @@ class ServiceLink:
     def publish(self, weights: Weights, policy_version: int, batch: Batch) -> None:
         """Give the servers new weights; the batch that they come from is used up.
 
+        Not when the run is to stop: the next start publishes what the checkpoint has.
+
         Args:
             weights: As for `start`.
             policy_version: One more than the last.
             batch: Of the step.
         """
         self._wait_for_servers()
+        if self._stops():
+            if self._main is not None:
+                self._main.collector.finish(batch)
+            return
         if self._main is not None:
             self._main.trained = batch
         self._send(
@@ -268,14 +282,16 @@ class ServiceLink:
         self._wait_for_servers()  # until then the last batch is not done with
         if self._main is None:
             return TrainerState(step=step)
-        if self._main.stop.asked and self._main.trained is not None:
-            self._main.collector.finish(self._main.trained)
         return TrainerState(
             step=step,
             cursor=self._main.collector.cursor_state(),
             incarnation=self._main.incarnation,
             num_ranks=self._ranks.size,
         )
+
+    def _stops(self) -> bool:
+        """What rank 0 says; every rank calls it at the same place."""
+        return self._ranks.agree(self._main is not None and self._main.stop.asked)
 
     def _send(self, weights: Weights, policy_version: int, then: Callable[[_Main], None]) -> None:
         if self._main is not None:

@@ -1,7 +1,8 @@
 """GRPO, from start to end: the loop that the whole system exists for."""
 
 import time
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -133,21 +134,31 @@ def _run(
         )
 
         def commit(step: int) -> int:
-            with clock("checkpoint"):
+            with clock("publish"):  # it waits for the version that is under way
                 of_run = {"data_order": order, "inputs": inputs}
                 now = services.state(step).model_copy(update=of_run)
+            with clock("checkpoint"):
                 records.sync()
                 checkpoints.write(now, engine.save_state, ranks)
             services.committed(step)
             records.committed(step)
             return step
 
+        @contextmanager
+        def kept() -> Iterator[None]:
+            """After this block all steps are in a checkpoint."""
+            yield
+            batches.close()
+            if num_done > committed:
+                commit(num_done)
+            stop.all_kept(is_done=is_done)
+
         is_done, num_done, committed = False, state.step, state.step
         training = StepTraining(services, batches, engine, records, ranks)
         clock = PhaseClock(watch, state.step, tracing)
         if state.step == 0:
             records.evaluations(evaluation.start(), 0)
-        with stop.noted(), suppress(StopAskedError):
+        with stop.noted(), kept(), suppress(StopAskedError):
             for step in range(state.step, total):
                 services.look_for_stop()
                 evaluation.begin(step)
@@ -167,15 +178,11 @@ def _run(
                     committed = commit(num_done)
             services.look_for_stop()
             is_done = True
-        batches.close()
-        if num_done > committed:
-            commit(num_done)
         if is_done:
+            fence.check()
+            engine.save_pretrained(folder / "checkpoint")
             records.evaluations(evaluation.finish(total), total)
     clock.finish()
-    if is_done:
-        fence.check()
-        engine.save_pretrained(folder / "checkpoint")
     ranks.barrier()
     records.close()
     tracing.close()

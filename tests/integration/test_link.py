@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import signal
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from rollout_service.fake_engine import FakeEngine
 from scene_data.dataset import open_dataset
 from scene_data.toy import make_toy
 from services.errors import SettingsError
+from services.keys import RunKeys
 from services.ports import free_port
 from services.schemas.weights import WeightManifest
 from services.settings import Settings, child_environment, dump_settings
@@ -27,6 +29,8 @@ from tests.live_servers import LiveServer, cluster_settings, serving, wait_regis
 from tests.processes import sgg_process, wait_ready
 from trainer.checkpoints.checkpoint import TrainerState
 from trainer.link import ServiceLink
+from trainer.publishing.publisher import WeightPublisher
+from trainer.ranks.stop import StopAskedError, StopRequest
 
 PLACEHOLDER = 999
 
@@ -73,7 +77,9 @@ def base(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[S
 
 
 @contextmanager
-def linked(base: Settings, max_policy_lag: int) -> Iterator[tuple[ServiceLink, LiveServer]]:
+def linked(
+    base: Settings, max_policy_lag: int, stop: StopRequest | None = None
+) -> Iterator[tuple[ServiceLink, LiveServer]]:
     run = base.run.model_copy(update={"name": f"link-{uuid.uuid4().hex[:8]}"})
     trainer = base.trainer.model_copy(update={"max_policy_lag": max_policy_lag})
     settings = base.model_copy(update={"run": run, "trainer": trainer})
@@ -81,7 +87,7 @@ def linked(base: Settings, max_policy_lag: int) -> Iterator[tuple[ServiceLink, L
         server = wait_registered(stack.enter_context(serving(settings, GatedEngine())))
         dataset = open_dataset(settings.data.train)
         link = stack.enter_context(
-            ServiceLink.open(settings, dataset, [PLACEHOLDER], TrainerState(), Alone())
+            ServiceLink.open(settings, dataset, [PLACEHOLDER], TrainerState(), Alone(), stop=stop)
         )
         link.start(weights(0), 0)
         yield link, server
@@ -103,6 +109,41 @@ def test_a_step_trains_while_servers_take_the_version_before_it(base: Settings) 
         assert all(p < state.cursor.low or p in state.cursor.ahead for p in used)
         link.publish(weights(2), 2, second)
     assert server.engine.loaded == [0, 1, 2], "the end waits for the last version"
+
+
+def test_a_stop_leaves_no_version_behind(
+    base: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server hangs in one when the run is to stop: none is sent after it, and it ends."""
+    monkeypatch.setattr("trainer.link.SERVERS_GRACE_S", 0.5)
+    stop = StopRequest()
+    with linked(base, max_policy_lag=1, stop=stop) as (link, server):
+        assert isinstance(server.engine, GatedEngine)
+        first = link.take(0)
+        server.engine.gate.clear()
+        link.publish(weights(1), 1, first)
+        second = link.take(1)
+        with stop.noted():
+            stop.hear(signal.SIGTERM)
+        taken: list[str] = []
+        link.publish(weights(2, taken), 2, second)
+        assert not taken
+        used = {group.position for batch in (first, second) for group in batch.groups}
+        cursor = link.state(2).cursor
+        assert all(p < cursor.low or p in cursor.ahead for p in used)
+        with pytest.raises(StopAskedError):
+            link.look_for_stop()
+        server.engine.gate.set()
+    assert "it stops without them" in caplog.text
+
+
+def test_closing_the_publisher_ends_every_version(base: Settings) -> None:
+    """Also one that was given up for the next; nobody answers where Redis should be."""
+    redis = base.redis.model_copy(update={"url": f"redis://127.0.0.1:{free_port()}/0"})
+    publisher = WeightPublisher(base.model_copy(update={"redis": redis}), RunKeys("away"), 1)
+    begun = [publisher.begin(weights(version), version) for version in (1, 2)]
+    publisher.close()
+    assert [version.cancelled() for version in begun] == [True, True]
 
 
 def test_without_lag_a_version_is_served_when_it_is_published(base: Settings) -> None:

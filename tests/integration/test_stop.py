@@ -14,7 +14,7 @@ import pytest
 from scene_data.sampler import EpochSampler
 from scene_data.toy import make_toy
 from services.ports import free_port
-from services.settings import Settings, dump_settings
+from services.settings import Settings, dump_settings, load_settings
 from tests.processes import ROOT, sgg_process, wait_for, wait_ready
 
 STEPS = 5
@@ -112,3 +112,6 @@ def test_a_stop_while_no_server_is_alive_keeps_every_step(run: Run) -> None:
     expected = [f"stop-e0-r{order.at(position)[1]}" for position in range(GROUPS * STEPS)]
     assert [name for row in rows for name in row["group_ids"]] == expected
     assert not (run.folder / "rolled_back.jsonl").exists(), "no step was done twice"
+    left = {path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*")}
+    assert left >= {"config.toml", "plots/reward.png", "checkpoint/config.json"}
+    assert load_settings([run.folder / "config.toml"]).trainer == run.settings.trainer

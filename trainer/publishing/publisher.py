@@ -9,7 +9,7 @@ from services.redis_client import connect
 from services.registry import Registry
 from services.schemas.weights import AdapterConfig, TensorEntry, WeightManifest
 from services.settings import Settings
-from services.waiting import ended, until_available
+from services.waiting import until_available
 from trainer.loop_thread import LoopThread
 from trainer.publishing.handover import Handover
 from trainer.publishing.reassertion import Reassertion
@@ -43,7 +43,6 @@ class WeightPublisher:
         self._loop = LoopThread("publisher")
         self._seeder = Seeder(settings, keys, self._transport)
         self._reassertion = Reassertion(settings, keys)
-        self._publishing: asyncio.Task[int] | None = None
         self._served: list[str] = []
         """Ids of servers that took the last version at once."""
 
@@ -92,17 +91,17 @@ class WeightPublisher:
         self._reassertion.committed_step = step
 
     def close(self) -> None:
-        """Stop, and give back what the transport holds. Servers keep what they have loaded."""
-        if self._loop.is_running:
-            self._loop.run(self._stop())
-            self._loop.close()
+        """End every version that is under way, and give back what the transport holds.
+
+        Servers keep what they have loaded.
+        """
+        self._loop.close()
         self._transport.close()
 
     async def _publish(
         self, handover: Handover, policy_version: int, adapter: AdapterConfig | None
     ) -> int:
         """While a version is published, the one before is given to nobody."""
-        self._publishing = asyncio.current_task()
         entries = await asyncio.to_thread(self._prepare, handover, policy_version)
         release = Release.of(self._manifest(entries, policy_version, adapter))
         timeout_s = self._settings.trainer.wait_timeout_s
@@ -117,12 +116,6 @@ class WeightPublisher:
             return self._transport.prepare(handover, self._incarnation, policy_version)
         finally:
             handover.leave()
-
-    async def _stop(self) -> None:
-        if self._publishing is not None:
-            await ended(self._publishing)
-        await self._seeder.stop()
-        await self._reassertion.stop()
 
     def _manifest(
         self,

@@ -9,7 +9,6 @@ from services.redis_client import connect
 from services.registry import Registry
 from services.schemas.weights import PolicyRecord, WeightManifest
 from services.settings import Settings
-from services.waiting import ended
 
 logger = logging.getLogger(__name__)
 
@@ -36,15 +35,10 @@ class Reassertion:
         """The last step whose checkpoint is complete."""
 
     def keep(self, record: PolicyRecord, manifest: WeightManifest) -> None:
-        """From now on this version is the one to serve. On the event loop of `stop`."""
+        """From now on this version is the one to serve. Called on the publisher's loop."""
         self._published = (record, manifest)
         if self._task is None:
             self._task = asyncio.create_task(self._run())
-
-    async def stop(self) -> None:
-        """Leave Redis as it is."""
-        if self._task is not None:
-            await ended(self._task)
 
     async def _run(self) -> None:
         redis = connect(self._settings.redis)

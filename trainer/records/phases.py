@@ -33,7 +33,8 @@ class PhaseClock:
     def __call__(self, phase: str) -> Iterator[None]:
         """Time a block; all ranks go through the same ones in the same order.
 
-        A phase that comes again, since a batch was skipped, adds to its seconds.
+        A phase that comes again, since a batch was skipped or a checkpoint waits for the version
+        that is under way, adds to its seconds.
         """
         self._watch.enter(phase, self._step)
         start = time.perf_counter()

@@ -181,6 +181,11 @@ class _StopWhenAsked(TrainerCallback):  # type: ignore[misc]
         if state.global_step < state.max_steps and self._ranks.agree(self._stop.asked):
             control.should_save = control.should_training_stop = self.stopped = True
 
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.stopped:
+            self._ranks.barrier()  # each comes here when its own part is written
+            self._stop.all_kept(is_done=False)
+
 
 class _Progress(TrainerCallback):  # type: ignore[misc]
     """A line in the log, in `metrics.jsonl` and in the trackers, every some steps."""
