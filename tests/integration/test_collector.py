@@ -523,26 +523,6 @@ def test_unusable_group_is_dead_and_replaced(make_run: MakeRun, fault: dict[str,
     assert [letter.work_id.split("#")[0] for letter in letters] == batch.outcome.dead
 
 
-def test_an_answer_that_cannot_be_read_is_dead_and_replaced(make_run: MakeRun) -> None:
-    run = make_run(max_policy_lag=0)
-    collector = run.collector()
-    collector.start(0)
-
-    async def spoil() -> None:
-        queue = run.queue()
-        lease = await queue.claim(PROMPT_LANES, "scripted", lease_s=30, block_s=4)
-        assert lease is not None
-        assert await queue.complete(lease, result_stream="rollouts", result=b'{"group_id": 1}')
-        await queue.aclose()
-
-    asyncio.run(spoil())
-    asyncio.run(answer(run, 3, version=0))
-    batch = collector.take(0)
-    assert (len(batch.groups), len(batch.outcome.dead)) == (3, 1)
-    (letter,) = asyncio.run(_dead(run))
-    assert letter.failures[0].startswith("not a RolloutGroup")
-
-
 def test_a_prompt_that_does_not_fit_its_image_is_dead(make_run: MakeRun) -> None:
     processor = AutoProcessor.from_pretrained(MODEL)
     run = make_run(max_policy_lag=0)

@@ -28,11 +28,13 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 
-from pydantic import ValidationError
-
-from services.errors import ConflictError, UnavailableError, WaitTimeoutError
+from services.errors import (
+    ConflictError,
+    UnavailableError,
+    WaitTimeoutError,
+)
 from services.keys import CONSUMER_GROUPS, RunKeys
-from services.queues.base import Lease, WorkQueue
+from services.queues.base import WorkQueue
 from services.redis_client import connect
 from services.registry import Registry
 from services.schemas.rewards import Reward
@@ -240,17 +242,15 @@ class Collector:
         )
         if lease is None:
             return
-        try:
-            group = RolloutGroup.model_validate_json(lease.body)
-        except ValidationError as error:
-            await self._refuse(lease, f"not a RolloutGroup: {error}")
-            return
+        group = RolloutGroup.model_validate_json(lease.body)
         if group.incarnation > self._prompts.incarnation:
             await self._queue.release(lease)  # it is the later trainer's
             raise _superseded(self._prompts.incarnation)
         opened = self._pool.get(group.work_id)
         if opened is not None and (reason := self._refusal(group, opened)):
-            await self._refuse(lease, reason)
+            await self._queue.fail(lease, reason, max_deliveries=1)
+            self._bury(group.work_id, reason)
+            await self._admit()
             return
         if opened is not None and not opened.received:
             # Kept before it is acknowledged: an answer of Redis may be lost, and then it is
@@ -261,12 +261,6 @@ class Collector:
             self._note_load()
             await self._arrivals.put(group)
         await self._queue.complete(lease)
-
-    async def _refuse(self, lease: Lease, reason: str) -> None:
-        await self._queue.fail(lease, reason, max_deliveries=1)
-        if self._pool.get(lease.work_id) is not None:
-            self._bury(lease.work_id, reason)
-        await self._admit()
 
     def _refusal(self, group: RolloutGroup, opened: OpenGroup) -> str | None:
         wrong = refusal(
