@@ -414,10 +414,10 @@ class Collector:
         )
 
     async def _release(self, batch: Batch, policy_version: int) -> None:
+        had_to_wait = partial(self._admission.ask_again, self._pool.policy_version + 1)
         self._pool.policy_version = policy_version
         await self._finish(batch)
-        # First what had to wait for this version: steps wait for it.
-        await self._persist(partial(self._admission.ask_again, policy_version))
+        await self._persist(had_to_wait)  # first: steps wait for these
         await self._persist(self._admit)
 
     async def _skip(self, batch: Batch) -> None:

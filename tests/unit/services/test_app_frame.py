@@ -240,6 +240,8 @@ def test_an_error_crosses_the_wire_as_itself(cls: type[errors.SggError]) -> None
         (502, "<html>bad gateway</html>", errors.UnavailableError),
         (503, "", errors.UnavailableError),
         (504, "[]", errors.WaitTimeoutError),
+        (408, "slow", errors.WaitTimeoutError),
+        (405, "<html>not allowed</html>", errors.NotFoundError),
         (400, '{"detail": "bad"}', errors.InvalidInputError),
         (418, "teapot", errors.InvalidInputError),
         (500, "{}", errors.SggError),
