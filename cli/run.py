@@ -64,9 +64,9 @@ def demo_settings(
 def serve_redis(found: Settings) -> None:
     """Become the Redis server."""
     from launcher.preflight.folders import check_run_folder
-    from services.redis_server import listening_addresses, redis_server_command
+    from services.redis_server import listening_addresses, own_address, redis_server_command
 
-    host, port = host_and_port(found.redis.url.replace("redis://", "http://"))
+    host, port = own_address(found.redis.url)
     password = found.redis.password
     addresses = listening_addresses(host, port, has_password=password is not None)
     folder = found.run.folder / "redis"

@@ -4,6 +4,7 @@ import importlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from services.errors import NotFoundError, SettingsError
 from services.ports import addresses_of, is_loopback, listen
@@ -65,6 +66,22 @@ def redis_server_command(
     file.touch(mode=0o600)
     file.write_text("".join(f"{name} {value}\n" for name, value in options.items()))
     return [redis_server_binary(), str(file)]
+
+
+def own_address(url: str) -> tuple[str, int]:
+    """Host and port that a server of this program listens at.
+
+    Raises:
+        SettingsError: The url is that of Sentinels, of TLS or of a socket file.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "redis" or parts.hostname is None:
+        raise SettingsError(
+            f"redis.url begins with {parts.scheme}://: such a Redis is not started here; start it "
+            "yourself, and the other parts with `sgg-rl serve` and `sgg-rl train`, or set a "
+            "redis://host:port/db"
+        )
+    return parts.hostname, parts.port or 6379
 
 
 def listening_addresses(host: str, port: int, *, has_password: bool) -> list[str]:

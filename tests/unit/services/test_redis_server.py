@@ -7,7 +7,7 @@ import pytest
 
 from services.errors import NotFoundError, SettingsError
 from services.redis_client import connect, without_password
-from services.redis_server import listening_addresses, redis_server_command
+from services.redis_server import listening_addresses, own_address, redis_server_command
 
 
 def executable(folder: Path, name: str) -> str:
@@ -75,3 +75,10 @@ def test_a_wrong_url_is_a_settings_error_without_its_password() -> None:
         connect("http://user:secret@host:1")
     assert "secret" not in caught.value.message
     assert without_password("redis://:pw@host:6379/0?a=b") == "redis://host:6379/0"
+
+
+def test_a_redis_that_sentinels_watch_is_not_started_here() -> None:
+    assert own_address("redis://u:p@127.0.0.1/0") == ("127.0.0.1", 6379)
+    for url in ("redis+sentinel://a:1,b:2/main", "rediss://a:1/0", "unix:///redis.sock"):
+        with pytest.raises(SettingsError, match="is not started here"):
+            own_address(url)
