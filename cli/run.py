@@ -9,7 +9,6 @@ from collections.abc import Callable, Coroutine
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit
 
 from services.app import host_and_port
 from services.errors import NotFoundError, SettingsError, SggError
@@ -66,15 +65,9 @@ def demo_settings(
 def serve_redis(found: Settings) -> None:
     """Become the Redis server."""
     from launcher.preflight.folders import check_run_folder
-    from services.redis_server import listening_addresses, redis_server_command
+    from services.redis_server import listening_addresses, own_address, redis_server_command
 
-    place = urlsplit(found.redis.url)
-    if place.scheme != "redis" or place.username is not None:
-        raise SettingsError(
-            f"redis.url is {found.redis.url}: `sgg-rl serve redis` serves redis://host:port, "
-            "without TLS, Sentinel or users; start any other Redis by its own means"
-        )
-    host, port = host_and_port(found.redis.url.replace("redis://", "http://"))
+    host, port = own_address(found.redis.url)
     password = found.redis.password
     addresses = listening_addresses(host, port, password=password)
     folder = found.run.folder / "redis"

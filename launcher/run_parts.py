@@ -12,6 +12,7 @@ from launcher.processes import Part, http_probe
 from services.errors import SettingsError, SupersededError
 from services.ports import ReservedPorts
 from services.redis_client import redis_answers
+from services.redis_server import own_address
 from services.settings import Settings, environment_value
 
 MAX_RESTARTS = 3
@@ -137,8 +138,10 @@ def with_free_ports(settings: Settings, ports: ReservedPorts) -> Settings:
     """The settings with each service on this host, on a port that nobody has.
 
     Raises:
-        SettingsError: A service's url is on another host: then the parts are started one by one.
+        SettingsError: A service's url is on another host, or Redis's is of Sentinels: then the
+            parts are started one by one.
     """
+    own_address(settings.redis.url)
     changes = {}
     for name in ("redis", "reward", "rollout"):
         section = getattr(settings, name)

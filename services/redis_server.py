@@ -4,9 +4,11 @@ import importlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from services.errors import NotFoundError, SettingsError
 from services.ports import addresses_of, is_loopback, listen
+from services.redis_client import without_password
 from services.secrets import MIN_CHARACTERS, is_weak
 
 
@@ -66,6 +68,22 @@ def redis_server_command(
     file.touch(mode=0o600)
     file.write_text("".join(f"{name} {value}\n" for name, value in options.items()))
     return [redis_server_binary(), str(file)]
+
+
+def own_address(url: str) -> tuple[str, int]:
+    """Host and port that a server of this program listens at.
+
+    Raises:
+        SettingsError: The url is that of Sentinels, of TLS, of a socket file or of a user.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "redis" or parts.hostname is None or parts.username is not None:
+        raise SettingsError(
+            f"redis.url is {without_password(url)}: here only redis://host:port/db is started, "
+            "without TLS, Sentinel or users; start any other Redis by its own means, and the "
+            "other parts with `sgg-rl serve` and `sgg-rl train`"
+        )
+    return parts.hostname, parts.port or 6379
 
 
 def listening_addresses(host: str, port: int, *, password: str | None) -> list[str]:

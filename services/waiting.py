@@ -26,12 +26,14 @@ async def until_available(work: Callable[[], Awaitable[T]], *, timeout_s: float)
     Raises:
         WaitTimeoutError: It was away for `timeout_s` seconds; the message is the service's.
     """
-    started, said = time.monotonic(), ""
+    since: float | None = None  # the first failure: before it, this process may have stood still
+    said = ""
     while True:
         try:
             return await work()
         except UnavailableError as error:
-            if time.monotonic() - started > timeout_s:
+            since = since or time.monotonic()
+            if time.monotonic() - since > timeout_s:
                 raise WaitTimeoutError(
                     f"gave up after {timeout_s:.0f} s: {error.message}"
                 ) from error

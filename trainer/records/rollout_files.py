@@ -81,6 +81,8 @@ class RolloutFiles:
 
     def cut_to(self, step: int) -> None:
         """Move the groups of steps from `step` on to `rolled_back/`, beside earlier ones there."""
+        for draft in self._folder.glob(f"step-*.rank{self._rank}.draft-*"):  # of a killed trainer
+            draft.unlink(missing_ok=True)
         for number, file in self._files():
             if number >= step:
                 aside = self._folder / "rolled_back" / file.name

@@ -75,7 +75,13 @@ def test_beyond_this_machine_it_needs_a_password_and_an_address_that_others_reac
 
 
 @pytest.mark.parametrize(
-    "url", ["rediss://127.0.0.1:6379/0", "redis://me@127.0.0.1:6379/0", "unix:///tmp/redis"]
+    "url",
+    [
+        "rediss://127.0.0.1:6379/0",
+        "redis://me@127.0.0.1:6379/0",
+        "unix:///tmp/redis",
+        "redis+sentinel://a:1,b:2/main",
+    ],
 )
 def test_what_serve_redis_cannot_be_is_refused(url: str) -> None:
     settings = Settings.model_validate(

@@ -5,11 +5,14 @@ from typing import Any
 
 import pytest
 
+from services.errors import SupersededError
 from services.schemas.common import Sampling
 from services.schemas.prompts import PromptGroup
 from services.schemas.rewards import Matched, Reward, Status
 from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
 from services.settings import Settings
+from trainer.checkpoints.fence import RunFence
+from trainer.ranks.watch import RankWatch
 from trainer.records.files import RunRecords, ledger_line, step_metrics
 from trainer.records.rollout_files import read_rollouts
 from trainer.types import Batch, Outcome, TrainGroup
@@ -117,6 +120,34 @@ def test_numbers_that_are_not_finite_stay_json(tmp_path: Path) -> None:
         json.loads((folder / file).read_text(), parse_constant=pytest.fail)
     wanted = {"step": 0, "loss": None, "grad_norm": None, "terms": {"edge": None}}
     assert json.loads((folder / "metrics.jsonl").read_text()) == wanted
+
+
+def test_a_trainer_that_was_taken_for_dead_writes_nothing(tmp_path: Path) -> None:
+    """Whatever it is about to write when it wakes up."""
+    run, folder = settings(tmp_path), tmp_path / "run"
+    folder.mkdir()
+    fences = [RunFence(folder), RunFence(folder)]
+    old, new = (RunRecords(run, 0, fence) for fence in fences)
+    watch = RankWatch(folder / "ranks", rank=0, size=1, limit_s=60, fence=fences[0])
+    watch.start()
+    fences[0].take(1)
+    old.cut_to(0)
+    watch.enter("train", 0)
+    fences[1].take(2)
+    new.cut_to(0)
+    new.rollouts(0, [group(1, [1.0])], [[-0.5]])
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    for write in (
+        lambda: old.rollouts(0, [group(1, [1.0])], [[-9.0]]),
+        lambda: old.step({"step": 0}, {"step": 0}),
+        lambda: old.evaluations([{"step": 0}], 0),
+        lambda: old.committed(9),
+        lambda: old.cut_to(0),
+    ):
+        with pytest.raises(SupersededError, match="incarnation 2 of this run has started"):
+            write()
+    watch.stop("it is superseded")
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
 
 
 def test_first_start_has_nothing_to_cut(tmp_path: Path) -> None:
