@@ -195,11 +195,14 @@ class Collector:
 
     async def _persist(self, work: Callable[[], Awaitable[None]]) -> None:
         """Repeat while a service is away, up to `trainer.wait_timeout_s`."""
-        since = time.monotonic()
+        since: float | None = (
+            None  # the first failure: before it, this process may have stood still
+        )
         while True:
             try:
                 return await work()
             except UnavailableError as error:
+                since = since or time.monotonic()
                 if self._closing:
                     raise
                 if self._stop_request.asked:
