@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from reward_service.reading import read_request
 from reward_service.scoring import Scorer, make_scorer
 from reward_service.similarity.registry import Similarities
-from services.errors import SggError
+from services.errors import SggError, TooLargeError
 from services.schemas.rewards import GroupError, RewardGroup, RewardResponse, ScoredGroup, Task
 
 logger = logging.getLogger(__name__)
@@ -79,6 +79,8 @@ def _score(scorer: Scorer, groups: Sequence[RewardGroup]) -> list[ScoredGroup]:
     """All at once; where that fails, one by one, so that the others keep their rewards."""
     try:
         return scorer.score(groups)
+    except TooLargeError:
+        raise  # alone, one by one, they would cost more
     except Exception as error:  # noqa: BLE001 — whatever it is, it may be of one group
         logger.warning("a batch failed (%r); its %d groups are scored alone", error, len(groups))
     scored, failures = [], []

@@ -22,7 +22,7 @@ from scene_graph.graph import GraphColumns
 from scene_graph.matching import Comparison, compare
 from scene_graph.parsing import ParsedCompletion, parse_completion
 from scene_graph.similarity import Similarity
-from services.errors import InvalidInputError
+from services.errors import InvalidInputError, TooLargeError
 from services.schemas.rewards import Matched, Reward, RewardGroup, ScoredGroup, Task
 
 logger = logging.getLogger(__name__)
@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 _REWARDS = TypeAdapter(list[Reward])
 _PAIRS_AT_ONCE = 40_000
 """Pairs of objects and of triplets in one batch of arrays: what fits a processor's cache."""
+MAX_PAIRS = 40_000_000
+"""The same of a request: 20 s of scoring. The largest request of usual graphs has half of it."""
 
 
 _Place = tuple[int, int]
@@ -69,6 +71,7 @@ class Scorer:
 
         Raises:
             InvalidInputError: The rubric looks at tokens and a group has no `num_tokens`.
+            TooLargeError: There are over `MAX_PAIRS` to compare.
         """
         self._check(groups)
         references = self._references(groups)
@@ -116,7 +119,7 @@ class Scorer:
     ) -> Iterator[list[_Item]]:
         """Completions that parse, so many at a time; the others get the lowest reward here."""
         items: list[_Item] = []
-        num_pairs = 0
+        num_pairs = num_before = 0
         for i, group in enumerate(groups):
             wanted = references[i]
             for place, text in enumerate(group.completions):
@@ -127,9 +130,14 @@ class Scorer:
                 items.append(_Item(i, place, text, parsed))
                 num_pairs += len(parsed.columns.ids) * len(wanted.ids)
                 num_pairs += len(parsed.columns.predicates) * len(wanted.predicates)
+                if num_before + num_pairs > MAX_PAIRS:
+                    raise TooLargeError(
+                        f"completions and references have over {MAX_PAIRS} pairs of objects and "
+                        "of triplets to compare; send fewer groups at a time, or fewer completions"
+                    )
                 if num_pairs >= _PAIRS_AT_ONCE:
                     yield items
-                    items, num_pairs = [], 0
+                    items, num_before, num_pairs = [], num_before + num_pairs, 0
         if items:
             yield items
 

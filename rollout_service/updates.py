@@ -232,7 +232,7 @@ class WeightUpdater:
 
     async def _stage(self, request: StageRequest) -> None:
         manifest = request.manifest
-        if manifest_checksum(manifest) != request.checksum:
+        if await asyncio.to_thread(manifest_checksum, manifest) != request.checksum:
             raise InvalidInputError("the checksum is not that of the manifest")
         version = Version(
             incarnation=manifest.incarnation,

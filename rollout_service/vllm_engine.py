@@ -3,7 +3,6 @@
 import asyncio
 import math
 from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -32,13 +31,14 @@ from rollout_service.engine import (
     compare_tensors,
 )
 from rollout_service.gpu_share import server_memory
+from rollout_service.pictures import Pictures
 from rollout_service.vllm_cuda import own_gpu, why_not
 from rollout_service.vllm_lora import lora_args, lora_request, write_initial_adapter
 from rollout_service.vllm_openai import VllmChat
 from rollout_service.vllm_sampling import completion, sampling_error, sampling_params
 from services.chat_template import chat_template
 from services.errors import EngineError, InvalidInputError, SettingsError
-from services.images import check_fits, decode_image, image_header
+from services.images import ImageHeader, check_fits
 from services.schemas.chat import ChatRequest
 from services.schemas.common import ChatMessage, Sampling, TextPart
 from services.schemas.weights import Rendezvous, WeightManifest
@@ -48,9 +48,6 @@ T = TypeVar("T")
 
 _BLOCK_SIZE = 32
 """Tokens of a KV block: CPU attention's smallest, for only a prompt's whole blocks are shared."""
-_PREPARING_THREADS = 2
-"""For decoding images. Each holds Python's lock for up to 20 ms at a time (4000x3000 pixels), and
-the event loop waits for all of them."""
 _LOOK_S = 0.25
 """Between looks whether the engine process lives, while an answer of it is waited for."""
 _SHUTDOWN_S = 15.0
@@ -65,7 +62,7 @@ class VllmEngine(Engine):
         if current_platform.is_cpu() and settings.rollout.model_runner == "v2":
             raise SettingsError("rollout.model_runner = 'v2' is for GPUs: on a CPU set 'v1'")
         self.gpu = own_gpu()
-        self._preparing = ThreadPoolExecutor(_PREPARING_THREADS, "prepare")
+        self._pictures = Pictures(self._check_picture)
         self._llm: Any = None
         self._expected: dict[str, Shape] = {}
         self._reserved_texts: list[str] = []
@@ -104,7 +101,7 @@ class VllmEngine(Engine):
 
     async def stop(self) -> None:
         """See `Engine.stop`."""
-        self._preparing.shutdown(wait=False, cancel_futures=True)
+        self._pictures.close()
         llm, self._llm = self._llm, None
         if llm is not None:
             # Not in a thread: vLLM's task on this loop would take the end for a crash and say so.
@@ -144,7 +141,8 @@ class VllmEngine(Engine):
         try:
             self._check_request(request.chat, images)
             await self._check_format(request)
-            return await self._chat.complete(request, await self._decoded(images))
+            async with self._pictures.decoded(images) as decoded:
+                return await self._chat.complete(request, decoded)
         except Exception as error:  # of vLLM's many classes; sorted by whose fault it is
             raise sampling_error(error) from error
 
@@ -254,7 +252,10 @@ class VllmEngine(Engine):
         config = self._llm.vllm_config
         model, structured = config.model_config, config.structured_outputs_config
         tokenizer = self._llm.get_tokenizer()
-        await asyncio.to_thread(params.verify, model, None, structured, tokenizer)
+        try:
+            await asyncio.to_thread(params.verify, model, None, structured, tokenizer)
+        except Exception as error:  # of two libraries; all that they look at is the request's
+            raise InvalidInputError(f"vLLM refuses the json_schema: {error}") from error
         return params
 
     async def _render(
@@ -265,27 +266,22 @@ class VllmEngine(Engine):
         What vLLM has processed has to be handed to `generate` without waiting for anything else:
         an image that comes again is sent as a reference to the request that had it first.
         """
-        decoded = await self._decoded(images)
-        prompt = await asyncio.to_thread(self._prompt, messages, decoded)
-        renderer = self._llm.renderer
-        (rendered,) = await renderer.render_cmpl_async(
-            [parse_model_prompt(self._llm.model_config, prompt)]
-        )
+        async with self._pictures.decoded(images) as decoded:
+            prompt = await asyncio.to_thread(self._prompt, messages, decoded)
+            renderer = self._llm.renderer
+            (rendered,) = await renderer.render_cmpl_async(
+                [parse_model_prompt(self._llm.model_config, prompt)]
+            )
         return rendered
 
-    async def _decoded(self, images: Sequence[bytes]) -> list[Image.Image]:
-        loop = asyncio.get_running_loop()
-        return [await loop.run_in_executor(self._preparing, self._decode, one) for one in images]
-
-    def _decode(self, image: bytes) -> Image.Image:
+    def _check_picture(self, header: ImageHeader) -> None:
         model, vision = self._settings.model, self._llm.model_config.hf_config.vision_config
         check_fits(
-            *image_header(image).size,
+            *header.size,
             factor=vision.patch_size * vision.spatial_merge_size,
             min_pixels=model.min_pixels,
             max_pixels=model.max_pixels,
         )
-        return decode_image(image)
 
     def _prompt(
         self, messages: Sequence[ChatMessage], images: Sequence[Image.Image]

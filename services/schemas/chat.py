@@ -14,6 +14,7 @@ from services.schemas.common import (
     ImagePart,
     Message,
     Name,
+    Stop,
     TextPart,
 )
 from services.schemas.rollouts import InlineImage
@@ -21,8 +22,7 @@ from services.schemas.rollouts import InlineImage
 MaxTokens = Annotated[int, Field(ge=1, le=32_768)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
-Stop = Annotated[str, Field(min_length=1, max_length=1000)]
-TokenId = Annotated[str, Field(pattern=r"^\d{1,9}$")]
+TokenKey = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 
 
 class ChatText(Message):
@@ -115,7 +115,7 @@ class ChatRequest(Message):
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     frequency_penalty: Penalty | None = None
     presence_penalty: Penalty | None = None
-    logit_bias: dict[TokenId, Bias] | None = Field(default=None, max_length=300)
+    logit_bias: dict[TokenKey, Bias] | None = Field(default=None, max_length=300)
     response_format: ResponseFormat | None = None
     user: str | None = Field(default=None, max_length=200)
     """Accepted and ignored."""

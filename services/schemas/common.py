@@ -6,6 +6,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
+Stop = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
+"""A text that ends a completion."""
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 ModelRunner = Literal["v1", "v2"]
 """vLLM's two implementations of a forward pass and its sampling."""
 MAX_IMAGES = 16
@@ -67,13 +70,13 @@ class Sampling(Message):
     temperature: float = Field(default=1.0, ge=0.0, le=2.0)
     """0 is greedy. The trainer divides its logits by the same number."""
     top_p: float = Field(default=1.0, gt=0.0, le=1.0)
-    top_k: int = Field(default=0, ge=0)
-    """0 keeps the whole vocabulary."""
+    top_k: int = Field(default=0, ge=0, le=1_000_000)
+    """Most probable tokens that are sampled from; 0 keeps the whole vocabulary."""
     max_tokens: int = Field(default=1024, ge=1, le=32_768)
     seed: int | None = Field(default=None, ge=0, lt=2**53)
     """The same seed and weights give the same completions on one server."""
-    stop: list[str] = Field(default_factory=list, max_length=8)
-    suppress_token_ids: list[int] = Field(default_factory=list, max_length=64)
+    stop: list[Stop] = Field(default_factory=list, max_length=8)
+    suppress_token_ids: list[TokenId] = Field(default_factory=list, max_length=64)
     """Never sampled: image placeholders, which would shift the features of the trainer's forward
     pass."""
     json_schema: Literal["scene_graph"] | dict[str, Any] | None = None

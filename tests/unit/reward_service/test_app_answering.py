@@ -11,7 +11,7 @@ from reward_service.example import EXAMPLE, example_answer
 from reward_service.scoring import Scorer, make_scorer
 from reward_service.similarity.registry import Similarities
 from scene_graph.similarity import ExactSimilarity
-from services.errors import InvalidInputError, SggError, UnavailableError
+from services.errors import InvalidInputError, SggError, TooLargeError, UnavailableError
 from services.schemas.rewards import RewardGroup, RewardResponse, ScoredGroup, Task
 from tests.reward_process import GOLDEN, REQUEST
 
@@ -91,3 +91,14 @@ def test_a_wrong_rubric_names_its_path() -> None:
     with pytest.raises(InvalidInputError) as caught:
         Answerer(Similarities()).answer(body)
     assert caught.value.mistakes[0].path == "body.rubric.terms.edge"
+
+
+def test_pairs_to_compare_are_bounded_for_the_whole_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    objects, triplets = len(GROUP["reference"]["objects"]), len(GROUP["reference"]["relationships"])
+    pairs = 2 * (objects * objects + triplets * triplets)  # the first completion has all of it
+    monkeypatch.setattr("reward_service.scoring.MAX_PAIRS", pairs)
+    assert len(answer("a").groups) == 1
+    with pytest.raises(TooLargeError, match="fewer groups at a time"):
+        answer(*"abcdefgh")

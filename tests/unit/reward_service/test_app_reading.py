@@ -115,3 +115,11 @@ def test_counts_are_limited() -> None:
     assert read(*[full] * 64).num_completions == 16_384
     with pytest.raises(TooLargeError, match="16386 completions; send at most 16384"):
         read(*[full] * 64, GROUP)
+
+
+def test_wide_json_is_refused_before_it_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("reward_service.reading._parse", lambda _: pytest.fail("it was built"))
+    keys = b",".join(b'"k%d":0' % i for i in range(600_000))
+    for wide in (b"{" + keys + b"}", b'{"groups":[' + b"[]," * 10_000_000 + b"[]]}"):
+        with pytest.raises(TooLargeError, match="over 400000 values"):
+            read_request(wide)
