@@ -12,6 +12,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.printable import OneLine
+
 
 class _Stderr(logging.StreamHandler[Any]):
     """Writes to what is stderr at the moment: rich replaces it while it shows a live table."""
@@ -24,13 +26,6 @@ class _Stderr(logging.StreamHandler[Any]):
         return sys.stderr
 
 
-class _OneLine(logging.Formatter):
-    """Line breaks in a message are escaped: text from a request cannot forge a log line."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        return super().formatMessage(record).replace("\r", "\\r").replace("\n", "\\n")
-
-
 def setup_logging(process_name: str, file: Path | None = None) -> None:
     """Send the logs of this process to stderr, one plain line each; a traceback follows its line.
 
@@ -40,7 +35,7 @@ def setup_logging(process_name: str, file: Path | None = None) -> None:
     """
     handler = _Stderr() if file is None else logging.FileHandler(file)
     handler.setFormatter(
-        _OneLine(f"%(asctime)s %(levelname)-7s {process_name} %(name)s: %(message)s")
+        OneLine(f"%(asctime)s %(levelname)-7s {process_name} %(name)s: %(message)s")
     )
     logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # one line per request otherwise

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 import launcher.inference
@@ -13,6 +12,7 @@ from cli.main import app
 from evaluation.inference.progress import Progress
 from evaluation.reading.lines import GraphLine
 from launcher.inference_view import ProgressView, summary
+from launcher.terminal import SafeConsole
 from services.errors import SettingsError
 from services.settings import Settings
 
@@ -91,7 +91,7 @@ def line(status: str = "ok") -> GraphLine:
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_and_summary_say_what_came(terminal: bool) -> None:
     out = io.StringIO()
-    console = Console(file=out, force_terminal=terminal, width=100, color_system=None)
+    console = SafeConsole(file=out, force_terminal=terminal, width=100, color_system=None)
     progress = Progress(total=4)
     progress.count(line())
     progress.skipped, progress.started = 1, 0.0
