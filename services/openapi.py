@@ -41,7 +41,10 @@ class DescribedApp(FastAPI):
         components["schemas"] = dict(sorted({**found, **schemas}.items()))
         if self.token_needed:
             components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-        for operation in _guarded_operations(document):
+        for operation in _operations(document, public=True):
+            if "422" in operation["responses"]:
+                operation["responses"]["422"] = _problem(errors.InvalidInputError)
+        for operation in _operations(document, public=False):
             if self.token_needed:
                 operation["security"] = [{"token": []}]
             operation["responses"] |= self._problems(has_body="requestBody" in operation)
@@ -58,9 +61,9 @@ def reference(message: type[BaseModel]) -> dict[str, str]:
     return {"$ref": REF_PREFIX + message.__name__}
 
 
-def _guarded_operations(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _operations(document: dict[str, Any], *, public: bool) -> Iterator[dict[str, Any]]:
     for path, operations in document["paths"].items():
-        if path not in PUBLIC_PATHS:
+        if (path in PUBLIC_PATHS) == public:
             yield from operations.values()
 
 

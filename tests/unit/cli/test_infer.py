@@ -44,6 +44,13 @@ def test_what_an_r1_sgg_user_writes(asked: list[dict[str, Any]]) -> None:
     assert settings.evaluation.temperature == 0
 
 
+def test_a_servers_address_holds_no_password(tmp_path: Path) -> None:
+    given = ["data", "-o", str(tmp_path / "out"), "--model", "m"]
+    with pytest.raises(SettingsError, match="without a user or password") as caught:
+        run(*given, "--server", "http://me:correct-horse@127.0.0.1:1")
+    assert "correct-horse" not in caught.value.message
+
+
 def test_options_win_over_the_file(asked: list[dict[str, Any]], tmp_path: Path) -> None:
     config = tmp_path / "run.toml"
     config.write_text(
