@@ -18,6 +18,7 @@ from cli.similarity import similarity_app
 from cli.slurm import slurm_app
 from cli.weights import weights_app
 from services.errors import SggError
+from services.printable import print_safely
 from services.programs import own_programs_on_path
 
 app = typer.Typer(
@@ -234,6 +235,7 @@ def main() -> None:
     75: a trainer that was asked to stop, with its steps in a checkpoint; `--resume` goes on.
     """
     own_programs_on_path()
+    print_safely()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # of a terminal that may know ASCII only
             stream.reconfigure(errors="backslashreplace")

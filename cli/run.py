@@ -10,6 +10,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cli.safe_text import safe
 from services.app import host_and_port
 from services.errors import NotFoundError, SettingsError, SggError
 from services.keys import RunKeys
@@ -245,9 +246,9 @@ def dead_list(found: Settings) -> None:
     """Print the dead letters."""
     letters = asyncio.run(_with_queue(found, lambda queue: queue.dead_letters()))
     for letter in letters:
-        print(f"{letter.entry_id}  {letter.stream}  {letter.work_id}")
+        print(f"{letter.entry_id}  {letter.stream}  {safe(letter.work_id)}")
         for failure in letter.failures:
-            print(f"    {failure}")
+            print(f"    {safe(failure)}")
     print(f"{len(letters)} dead groups")
 
 

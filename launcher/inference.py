@@ -19,7 +19,7 @@ from launcher.terminal import Say, open_console, say_on
 from scene_data.dataset import open_dataset
 from scene_data.templates import check_instruction
 from services.clients.rollout import RolloutClient
-from services.errors import SggError, UnauthorizedError, UnavailableError
+from services.errors import SettingsError, SggError, UnauthorizedError, UnavailableError
 from services.keys import RunKeys
 from services.ports import free_port
 from services.redis_client import connect
@@ -62,6 +62,11 @@ def run_inference(
     say = say_on(console)
     logs = folder / "logs"
     check_run_folder(logs, named_by="the output folder")
+    if any("@" in server for server in servers):
+        raise SettingsError(
+            "--server takes http://host:port without a user or password: every user of this "
+            "machine sees it; the token is SGG_DATA_TOKEN, or security.data_token_file"
+        )
     registered = not (own_server or servers)
     urls = registered_servers(settings) if registered else list(servers)
     settings = checked_inference(

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from rich.console import Console
-
 from launcher.folder import RunFolder, run_lock
 from launcher.placement import colocated, place
 from launcher.preflight.bare import check_start
@@ -19,9 +17,10 @@ from launcher.processes import PartDiedError, Supervisor, heeded_signals
 from launcher.run_parts import RunParts, run_parts, server_urls, with_free_ports
 from launcher.run_view import plan_lines, summary_table
 from launcher.table import RunTable
-from launcher.terminal import open_console, say_on
+from launcher.terminal import SafeConsole, open_console, say_on
 from services.errors import WaitTimeoutError
 from services.ports import ReservedPorts
+from services.printable import printable
 from services.settings import Settings, dump_settings
 from services.telemetry import setup_logging
 
@@ -99,7 +98,7 @@ class _Run:
         self,
         settings: Settings,
         folder: RunFolder,
-        console: Console,
+        console: SafeConsole,
         urls: list[str],
         num_steps: int,
         *,
@@ -198,6 +197,6 @@ def _ended_early(folder: RunFolder, command: str, why: str, code: int, *, began:
     )
     with suppress(OSError):  # the terminal may be gone
         if log_tail:
-            print(log_tail, file=sys.stderr)
+            print(printable(log_tail), file=sys.stderr)
         print(f"sgg-rl: {head.rstrip(':.')}. All parts are stopped; {remedy}", file=sys.stderr)
     return code

@@ -9,10 +9,12 @@ from statistics import fmean
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+
+from launcher.terminal import SafeConsole
 
 _SHOWN_STEPS = 12
 _BETWEEN_COLUMNS = 2
@@ -52,7 +54,7 @@ class MetricsTail:
 class RunTable:
     """A live table on a terminal; one line a step elsewhere.
 
-    Example: `with RunTable(folder / "metrics.jsonl", 100, supervisor.states, Console()) as table:`
+    Example: `with RunTable(folder / "metrics.jsonl", 100, states, open_console()) as table:`
     """
 
     def __init__(
@@ -60,7 +62,7 @@ class RunTable:
         metrics: Path,
         num_steps: int | None,
         states: Callable[[], dict[str, str]],
-        console: Console,
+        console: SafeConsole,
     ) -> None:
         """Shows nothing yet.
 

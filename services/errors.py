@@ -23,6 +23,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+from services.printable import printable
+
 
 @dataclass(frozen=True, slots=True)
 class Mistake:
@@ -36,7 +38,8 @@ class Mistake:
 class SggError(Exception):
     """The service failed; its log has the reason.
 
-    Root of all errors of this project. The message says what to do.
+    Root of all errors of this project. The message says what to do. What it quotes, from data or
+    from another service, cannot steer a terminal.
     """
 
     status: ClassVar[int] = 500
@@ -45,8 +48,8 @@ class SggError(Exception):
     """Of a command that ends with it."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = printable(message)
+        super().__init__(self.message)
 
 
 class InvalidInputError(SggError):

@@ -54,6 +54,8 @@ class DescribedApp(FastAPI):
             components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         for path, operation in _operations(document):
             public = path in PUBLIC_PATHS
+            if public and "422" in operation["responses"]:
+                operation["responses"]["422"] = _problem(errors.InvalidInputError)
             if self.token_needed and not public:
                 operation["security"] = [{"token": []}]
             found = problems(*self._errors(public, "requestBody" in operation))

@@ -100,7 +100,7 @@ def listening_addresses(host: str, port: int, *, password: str | None) -> list[s
             "or use 127.0.0.1"
         )
     addresses = addresses_of(host)
-    if not {"0.0.0.0", "::", "127.0.0.1"} & {*addresses}:
+    if not {"0.0.0.0", "::", "127.0.0.1"} & {*addresses}:  # noqa: S104 - only compared
         addresses = ["127.0.0.1", *addresses]
     for address in addresses:
         listen(address, port, name="Redis").close()

@@ -13,6 +13,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.printable import OneLine
+
 _LOGGERS = (
     "torch._library.triton",
     "vllm.config.vllm",
@@ -45,13 +47,6 @@ class _Stderr(logging.StreamHandler[Any]):
         return sys.stderr
 
 
-class _OneLine(logging.Formatter):
-    """Line breaks in a message are escaped: text from a request cannot forge a log line."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        return super().formatMessage(record).replace("\r", "\\r").replace("\n", "\\n")
-
-
 def setup_logging(
     process_name: str, file: Path | None = None, *, beside: Path | None = None
 ) -> None:
@@ -67,7 +62,7 @@ def setup_logging(
         handlers.append(logging.FileHandler(beside))
     for handler in handlers:
         handler.setFormatter(
-            _OneLine(f"%(asctime)s %(levelname)-7s {process_name} %(name)s: %(message)s")
+            OneLine(f"%(asctime)s %(levelname)-7s {process_name} %(name)s: %(message)s")
         )
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # one line per request otherwise

@@ -63,7 +63,7 @@ class ServiceClient:
         # No limit of connections: callers bound what they have in flight.
         self._http = httpx.AsyncClient(
             base_url=self.url,
-            timeout=None,
+            timeout=None,  # noqa: S113 - see above
             limits=httpx.Limits(),
             trust_env=False,
             verify=_tls(),
