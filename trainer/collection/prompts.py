@@ -79,6 +79,11 @@ class PromptSource:
             min_policy_version=policy_version,
         )
 
+    def restore_image(self, prompt: PromptGroup) -> None:
+        """Put the image of a prompt into the store again, where it is gone or torn."""
+        if not all(map(self._images.has, prompt.images)):
+            self._images.put(self.image(prompt.index))
+
     def image(self, index: int) -> bytes:
         """The encoded image of a row."""
         return self._dataset[index].image_bytes
