@@ -143,7 +143,8 @@ def _run(
                     learned |= {"grad_norm": output.grad_norm, "learning_rate": rate}
                 with clock("publish"):
                     services.publish(engine.weights(), step + 1, batch)
-                records.rollouts(step, prepared.groups, output.policy_logprobs)
+                with clock("record"):
+                    records.rollouts(step, prepared.groups, output.policy_logprobs)
                 if ranks.is_main:
                     fence.check()
                     row = metrics_line(batch, learned, step, total, clock) | evaluation.counts()

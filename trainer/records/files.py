@@ -58,7 +58,10 @@ class RunRecords:
         self._ledger = StepLines(folder / "ledger.jsonl")
         self._evaluations = StepLines(folder / "evaluations.jsonl")
         self._rollouts = RolloutFiles(
-            folder / "rollouts", rank=rank, keep=settings.records.keep_rollouts
+            folder / "rollouts",
+            rank=rank,
+            keep=settings.records.keep_rollouts,
+            timeout_s=settings.trainer.wait_timeout_s,
         )
         self._trackers = Trackers(settings) if self._is_main else None
 
