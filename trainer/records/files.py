@@ -1,13 +1,16 @@
 """The files a run leaves for people: metrics, ledger, and the rollouts themselves."""
 
 import json
+import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, get_args
 
 from services.schemas.rewards import Status
 from services.settings import Settings
+from services.waiting import RoomWait
 from trainer.records.rollout_files import RolloutFiles
 from trainer.records.trackers import Trackers
 from trainer.types import Batch, TrainGroup
@@ -20,9 +23,14 @@ class StepLines:
         self._file = file
 
     def append(self, row: dict[str, Any]) -> None:
-        """Add a step's line."""
-        with self._file.open("a") as stream:
-            stream.write(json.dumps(row) + "\n")
+        """Add a step's line, whole or not at all."""
+        size = self._file.stat().st_size if self._file.exists() else 0
+        try:
+            with self._file.open("a") as stream:
+                stream.write(json.dumps(row) + "\n")
+        except OSError:
+            os.truncate(self._file, size)
+            raise
 
     def cut_to(self, step: int) -> None:
         """Keep the lines of steps under `step`; later ones move to `rolled_back.jsonl`."""
@@ -54,6 +62,7 @@ class RunRecords:
     def __init__(self, settings: Settings, rank: int) -> None:
         folder = settings.run.folder
         self._is_main = rank == 0
+        self._room = RoomWait(folder, settings.trainer.wait_timeout_s)
         self._metrics = StepLines(folder / "metrics.jsonl")
         self._ledger = StepLines(folder / "ledger.jsonl")
         self._evaluations = StepLines(folder / "evaluations.jsonl")
@@ -76,15 +85,15 @@ class RunRecords:
 
     def step(self, metrics: dict[str, Any], ledger: dict[str, Any]) -> None:
         """Append one step; rank 0 only."""
-        self._ledger.append(ledger)
-        self._metrics.append(metrics)
+        self._room.write(lambda: self._ledger.append(ledger))
+        self._room.write(lambda: self._metrics.append(metrics))
         if self._trackers is not None:
             self._trackers.log(metrics)
 
     def evaluations(self, rows: Sequence[dict[str, Any]], step: int) -> None:
         """Append what has come while `step` trained; rank 0 only has any."""
         for row in rows:
-            self._evaluations.append(row)
+            self._room.write(partial(self._evaluations.append, row))
             if self._trackers is not None:
                 self._trackers.log_evaluation(row, step)
 

@@ -111,6 +111,28 @@ def test_resume_moves_uncommitted_lines_and_groups_aside(tmp_path: Path) -> None
     )
 
 
+def test_a_line_that_a_full_disk_cuts_is_written_whole_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records, file = RunRecords(settings(tmp_path), 0), tmp_path / "run/ledger.jsonl"
+    records.cut_to(0)
+    records.step({"step": 0}, {"step": 0})
+    opened, left = Path.open, [9]
+
+    def full(path: Path, mode: str) -> Any:
+        if path == file and left:
+            with opened(path, "ab") as stream:
+                stream.write(b"{" * left.pop())
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return opened(path, mode)
+
+    monkeypatch.setattr(Path, "open", full)
+    monkeypatch.setattr(waiting, "PAUSE_S", 0.001)
+    records.step({"step": 1}, {"step": 1})
+    monkeypatch.undo()
+    assert rows(file) == [0, 1]
+
+
 def test_first_start_has_nothing_to_cut(tmp_path: Path) -> None:
     RunRecords(settings(tmp_path), 0).cut_to(0)
     assert (tmp_path / "run/ledger.jsonl").read_text() == ""
