@@ -85,7 +85,7 @@ class RolloutProcess:
         self._tracing = Tracing("sgg-rl rollout", settings.telemetry.otlp_endpoint)
         self.server = RolloutServer(settings, make_engine, self.app.state.registry, self._tracing)
         registry = Registry(self._redis, keys)
-        self._membership = Membership(self.server, registry)
+        self._membership = Membership(self.server, registry, self._images)
         self._worker = QueueWorker(
             self.server,
             RedisQueue(self._redis, keys),

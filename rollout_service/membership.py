@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager
 from rollout_service.lanes import Lanes
 from rollout_service.server import RolloutServer
 from services.errors import ConflictError, SettingsError, SggError, UnavailableError
+from services.images import ImageStore
 from services.registry import GPU_TTL_S, HEARTBEAT_TTL_S, Registry
 from services.waiting import ended
 
@@ -26,8 +27,9 @@ _LONGEST_FAULT_S = 4 * HEARTBEAT_TTL_S
 class Membership:
     """Holds a GPU, beats, and knows which lanes are this server's."""
 
-    def __init__(self, server: RolloutServer, registry: Registry) -> None:
+    def __init__(self, server: RolloutServer, registry: Registry, images: ImageStore) -> None:
         self.lanes = Lanes(server.server_id)
+        self._images = images
         self._server = server
         self._registry = registry
 
@@ -95,7 +97,9 @@ class Membership:
 
     async def _tell_and_look(self) -> None:
         await self._registry.set_aside()
-        await self._registry.heartbeat(self._server.record())
+        store = await asyncio.to_thread(self._images.seen_sign)
+        record = self._server.record().model_copy(update={"image_store": store})
+        await self._registry.heartbeat(record)
         servers = await self._registry.servers()
         self.lanes.share(s.server_id for s in servers if s.state in ("ready", "updating"))
         gpu = self._server.gpu

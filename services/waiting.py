@@ -98,7 +98,7 @@ class RoomWait:
                     "old runs or checkpoints, or make it larger",
                     self._folder,
                     error.strerror,
-                    shutil.disk_usage(self._folder).free / 2**20,
+                    self._free() / 2**20,
                     self._timeout_s,
                 )
             full_s = now - self._full_since
@@ -108,3 +108,8 @@ class RoomWait:
                 "there, and go on with `sgg-rl train --resume`"
             ) from error
         time.sleep(PAUSE_S)
+
+    def _free(self) -> int:
+        """Bytes, for this user."""
+        there = (folder for folder in (self._folder, *self._folder.parents) if folder.exists())
+        return shutil.disk_usage(next(there)).free

@@ -95,7 +95,9 @@ def _run(
     engine = PolicyEngine(settings, ranks.size)
     records = RunRecords(settings, ranks.rank, fence)
     tracing = Tracing(SERVICE, settings.telemetry.otlp_endpoint if ranks.is_main else None)
-    checkpoints = CheckpointStore(folder / "checkpoints", trainer.keep_checkpoints, fence)
+    checkpoints = CheckpointStore(
+        folder / "checkpoints", trainer.keep_checkpoints, fence, trainer.wait_timeout_s
+    )
     order = DataOrder(
         seed=settings.run.seed,
         num_rows=len(dataset),

@@ -11,7 +11,7 @@ from pathlib import Path
 from services.app import host_and_port
 from services.errors import NoRoomError, SettingsError
 from services.settings import Settings
-from services.weights import private_folder
+from services.weights import private_folder, temporary_folder
 
 _DRAFT = "upload.draft"
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -19,9 +19,9 @@ _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 def spool_folder(settings: Settings) -> Path:
-    """The same at each start, so that a killed process's leftovers are found."""
+    """The same at each start, so that a killed process's leftovers are found; one for each host."""
     _, port = host_and_port(settings.rollout.url)
-    return Path(tempfile.gettempdir()) / f"sgg-{settings.run.name}-{port}-{os.geteuid()}"
+    return temporary_folder(settings.run.name, str(port))
 
 
 class Spool:

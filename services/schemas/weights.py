@@ -176,6 +176,8 @@ class ServerRecord(Message):
     policy_version: int = Field(ge=0)
     tokens_per_s: float = Field(ge=0)
     groups_done: int = Field(ge=0)
+    image_store: str | None = None
+    """Sign of the image store that it sees: whether that is the trainer's."""
     groups_in_flight: int = Field(default=0, ge=0)
     """Being sampled now, from the queue and over HTTP."""
     groups_limit: int = Field(default=0, ge=0)

@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from services.queues.redis import RedisQueue
 from services.redis_client import connect
 from services.redis_server import redis_server_binary, redis_server_command
 from services.registry import Registry
+from services.schemas.common import ImageRef
 from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
 from services.schemas.weights import ServerRecord
@@ -42,6 +44,7 @@ from tests.alone import Alone
 from tests.conftest import RedisStarter
 from tests.processes import sgg_process, wait_for, wait_ready
 from trainer.checkpoints.checkpoint import TrainerState
+from trainer.collection import collector as collector_module
 from trainer.collection.collector import Collector
 from trainer.collection.cursor import Cursor, CursorState
 from trainer.collection.image_check import ImageCheck
@@ -693,6 +696,27 @@ def test_a_server_of_another_host_finds_the_images(make_run: MakeRun, tmp_path: 
     asyncio.run(register())
     run.collector().start(0)
     assert asyncio.run(fetch())[:4] == b"\x89PNG"
+
+
+def test_the_store_holds_the_images_of_open_groups_whole(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collector_module, "WATCH_S", 0.05)
+    run = make_run(max_policy_lag=0)
+    store = ImageStore(run.settings.images_folder)
+    of_an_earlier_start = store.put(b"pixels")
+    collector, publisher = run.collector(), run.publisher()
+    collector.start(0)
+    wait_for("the earlier one to go", lambda: not store.has(of_an_earlier_start))
+    asked = store.names()
+    assert 1 <= len(asked) <= 3
+    torn = store.path(ImageRef(sha256=min(asked), num_bytes=1))
+    torn.write_bytes(torn.read_bytes()[:-1])
+    wait_for("the torn one to be whole", lambda: sha256(torn.read_bytes()).hexdigest() == torn.name)
+    run.serve_rollout()
+    publisher.publish(weights(0), 0)
+    collector.take(0)
+    wait_for("all to go", lambda: not store.names())
 
 
 async def _dead(run: Run) -> list[DeadLetter]:

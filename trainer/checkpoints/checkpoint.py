@@ -1,5 +1,6 @@
 """Checkpoints that are whole or absent."""
 
+import errno
 import logging
 import shutil
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from pydantic import Field
 
 from services.errors import SettingsError, SggError, SupersededError
 from services.schemas.common import Message
+from services.waiting import RoomWait
 from trainer.checkpoints.fence import RunFence
 from trainer.checkpoints.manifest import damage, write_manifest
 from trainer.checkpoints.sync import sync
@@ -63,12 +65,14 @@ class CheckpointStore:
         root: Created when needed.
         keep: How many of the newest stay.
         fence: Shuts out a trainer that was taken for dead.
+        timeout_s: Longest wait for room for one more of the size of the last.
     """
 
-    def __init__(self, root: Path, keep: int, fence: RunFence) -> None:
+    def __init__(self, root: Path, keep: int, fence: RunFence, timeout_s: float = 0.0) -> None:
         self.root = root
         self._keep = keep
         self._fence = fence
+        self._room = RoomWait(root, timeout_s)
 
     def is_empty(self) -> bool:
         """Whether nothing was ever written."""
@@ -109,7 +113,8 @@ class CheckpointStore:
             ranks: The trainer's.
 
         Raises:
-            SggError: It could not be written, such as on a full disk; earlier ones are untouched.
+            WaitTimeoutError: There was no room for it.
+            SggError: It could not be written; earlier ones are untouched.
             SupersededError: A later trainer of this run has started.
         """
         state = ranks.broadcast(self._allowed(state) if ranks.is_main else None, TrainerState)
@@ -117,6 +122,7 @@ class CheckpointStore:
         with self._said(draft, state.step):
             if ranks.is_main:
                 shutil.rmtree(draft, ignore_errors=True)
+                self._room.write(self._find_room)
                 draft.mkdir(parents=True)
             ranks.barrier()
             save(draft)
@@ -132,6 +138,15 @@ class CheckpointStore:
         except SupersededError as error:
             return error
         return state
+
+    def _find_room(self) -> None:
+        """See that there is room for one of the size of the last; nothing is known of the first."""
+        last = next(iter(self._folders()), None)
+        if last is None:
+            return
+        size = sum(file.stat().st_size for file in last.rglob("*"))
+        if shutil.disk_usage(self.root).free < size:
+            raise OSError(errno.ENOSPC, f"a checkpoint takes {size / 2**20:.1f} MiB")
 
     def _finish(self, draft: Path, state: TrainerState) -> None:
         (draft / STATE_FILE).write_text(state.model_dump_json(indent=1))

@@ -70,10 +70,15 @@ class Admission:
                     continue
                 prompt = self._traces.begin(prompt)
                 self._pool.add(position, prompt, num_image_tokens)
-                await self.ask(prompt)
+                await self._ask(prompt)
 
     async def ask(self, prompt: PromptGroup) -> None:
         """Idempotent: the queue knows the work id. A failure is made good by `ask_again`."""
+        async with self._lock:
+            await self._ask(prompt)
+
+    async def _ask(self, prompt: PromptGroup) -> None:
+        await asyncio.to_thread(self._prompts.restore_image, prompt)
         await self._sharing.share(prompt.images)
         body = prompt.model_dump_json().encode()
         await self._queue.enqueue(prompt_stream(prompt), prompt.work_id, body)
@@ -87,6 +92,12 @@ class Admission:
         for prompt in self._pool.unanswered():
             if prompt.min_policy_version >= since_version:
                 await self.ask(prompt)
+
+    async def drop_images(self) -> None:
+        """Keep images of groups that are being sampled, and no others."""
+        async with self._lock:  # a new prompt's image comes before the pool knows of it
+            asked = self._pool.unanswered()
+            await self._sharing.keep_only({i.sha256 for prompt in asked for i in prompt.images})
 
     def _make_prompt(self, position: int, policy_version: int) -> tuple[PromptGroup, int | None]:
         prompt = self._prompts.prompt(position, policy_version)

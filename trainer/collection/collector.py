@@ -450,6 +450,7 @@ class Collector:
                 if self._pool.get(letter.work_id) is not None:
                     self._bury(letter.work_id, letter.failures[-1] if letter.failures else "")
         await self._admission.ask_again()
+        await self._admission.drop_images()
         await self._admit()
 
     def _bury(self, work_id: str, reason: str) -> None:

@@ -1,7 +1,9 @@
 """The files a run leaves for people: metrics, ledger, and the rollouts themselves."""
 
 import json
+import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, get_args
@@ -10,6 +12,7 @@ from pydantic_core import to_json
 
 from services.schemas.rewards import Status
 from services.settings import Settings
+from services.waiting import RoomWait
 from trainer.checkpoints.fence import RunFence
 from trainer.checkpoints.sync import sync
 from trainer.records.rollout_files import RolloutFiles
@@ -24,10 +27,15 @@ class StepLines:
         self._file = file
 
     def append(self, row: dict[str, Any]) -> None:
-        """Add a step's line."""
-        with self._file.open("ab") as stream:
-            # NaN and Infinity are not JSON.
-            stream.write(to_json(row, inf_nan_mode="null") + b"\n")
+        """Add a step's line, whole or not at all."""
+        size = self._file.stat().st_size if self._file.exists() else 0
+        try:
+            with self._file.open("ab") as stream:
+                # NaN and Infinity are not JSON.
+                stream.write(to_json(row, inf_nan_mode="null") + b"\n")
+        except OSError:
+            os.truncate(self._file, size)
+            raise
 
     def sync(self) -> None:
         """Have all lines on disk."""
@@ -68,6 +76,7 @@ class RunRecords:
         folder = settings.run.folder
         self._check = (fence or RunFence(folder)).check
         self._is_main = rank == 0
+        self._room = RoomWait(folder, settings.trainer.wait_timeout_s)
         self._metrics = StepLines(folder / "metrics.jsonl")
         self._ledger = StepLines(folder / "ledger.jsonl")
         self._evaluations = StepLines(folder / "evaluations.jsonl")
@@ -76,6 +85,7 @@ class RunRecords:
             rank=rank,
             keep=settings.records.keep_rollouts,
             check=self._check,
+            timeout_s=settings.trainer.wait_timeout_s,
         )
         self._trackers = Trackers(settings) if self._is_main else None
 
@@ -92,8 +102,8 @@ class RunRecords:
     def step(self, metrics: dict[str, Any], ledger: dict[str, Any]) -> None:
         """Append one step; rank 0 only."""
         self._check()
-        self._ledger.append(ledger)
-        self._metrics.append(metrics)
+        self._room.write(lambda: self._ledger.append(ledger))
+        self._room.write(lambda: self._metrics.append(metrics))
         if self._trackers is not None:
             self._trackers.log(metrics)
 
@@ -101,7 +111,7 @@ class RunRecords:
         """Append what has come while `step` trained; rank 0 only has any."""
         for row in rows:
             self._check()
-            self._evaluations.append(row)
+            self._room.write(partial(self._evaluations.append, row))
             if self._trackers is not None:
                 self._trackers.log_evaluation(row, step)
 

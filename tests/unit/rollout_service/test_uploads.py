@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import os
 import resource
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -72,6 +73,18 @@ async def load(updater: WeightUpdater, version: ShmVersion) -> None:
     await send(updater, version)
     await updater.stage(by_http(version))
     await updater.commit(version.commit)
+
+
+def test_hosts_with_one_tmpdir_have_spools_of_their_own(
+    shm_run: ShmRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = Spool(settings_of(shm_run.name, tmp_path))
+    os.close(here.open_draft())
+    monkeypatch.setattr(socket, "gethostname", lambda: "another")
+    there = Spool(settings_of(shm_run.name, tmp_path))
+    assert files_of(here.folder) == ["upload.draft"], "a start there leaves what is here"
+    assert there.folder.parent == here.folder.parent
+    here.remove()
 
 
 async def test_an_upload_is_staged_and_served(updater: WeightUpdater, shm_run: ShmRun) -> None:

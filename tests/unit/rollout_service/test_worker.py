@@ -129,7 +129,7 @@ class Scene:
         self.server = RolloutServer(
             self.settings, lambda: self.engine, CollectorRegistry(), Tracing("test", None)
         )
-        self.membership = Membership(self.server, self.registry)
+        self.membership = Membership(self.server, self.registry, self.images)
         self.worker = QueueWorker(
             self.server,
             self.queue,

@@ -3,6 +3,7 @@ import os
 import resource
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -172,6 +173,23 @@ def test_a_kill_while_writing_leaves_a_draft_that_is_removed(
     assert names(store) == [".draft-000004-1", "step-000002"]
     assert start(store, fence)[0].step == 2
     assert names(store) == ["step-000002"]
+
+
+def test_a_full_disk_is_waited_for(
+    tmp_path: Path,
+    fence: RunFence,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints", 2, fence, timeout_s=60)
+    write(store, 1)
+    usage, full = shutil.disk_usage(tmp_path), [BIG // 2, BIG // 2, 4 * BIG]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=full[0]))
+    monkeypatch.setattr(time, "sleep", lambda _: full.pop(0))
+    write(store, 2)
+    assert names(store) == ["step-000001", "step-000002"]
+    assert full == [4 * BIG], "it waited twice"
+    assert "has no room (a checkpoint takes 2.0 MiB, 1.0 MiB free)" in caplog.text
 
 
 def test_a_save_without_room_leaves_the_last_one(store: CheckpointStore) -> None:

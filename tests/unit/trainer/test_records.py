@@ -1,3 +1,4 @@
+import errno
 import json
 import math
 from pathlib import Path
@@ -5,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from services import waiting
 from services.errors import SupersededError
 from services.schemas.common import Sampling
 from services.schemas.prompts import PromptGroup
@@ -107,7 +109,31 @@ def test_resume_moves_uncommitted_lines_and_groups_aside(tmp_path: Path) -> None
     assert rows(folder / "ledger.jsonl") == [0, 1, 2]
     records.rollouts(3, [group(3, [1.0, 2.0])], [[-0.1], [-0.1, -0.2]])
     RunRecords(run, 0).cut_to(2)
-    assert rows(aside) == [3, 3], "every attempt is kept"
+    assert rows(aside) == [3], (
+        "the last attempt: a run that goes down again and again fills no disk"
+    )
+
+
+def test_a_line_that_a_full_disk_cuts_is_written_whole_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records, file = RunRecords(settings(tmp_path), 0), tmp_path / "run/ledger.jsonl"
+    records.cut_to(0)
+    records.step({"step": 0}, {"step": 0})
+    opened, left = Path.open, [9]
+
+    def full(path: Path, mode: str) -> Any:
+        if path == file and left:
+            with opened(path, "ab") as stream:
+                stream.write(b"{" * left.pop())
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return opened(path, mode)
+
+    monkeypatch.setattr(Path, "open", full)
+    monkeypatch.setattr(waiting, "PAUSE_S", 0.001)
+    records.step({"step": 1}, {"step": 1})
+    monkeypatch.undo()
+    assert rows(file) == [0, 1]
 
 
 def test_numbers_that_are_not_finite_stay_json(tmp_path: Path) -> None:
@@ -189,6 +215,28 @@ def test_old_groups_go_with_the_checkpoint_after_them(tmp_path: Path) -> None:
     records.committed(4)
     left = [bool(read_rollouts(tmp_path / "run", step)) for step in range(6)]
     assert left == [False, False, True, True, True, True]
+    records.cut_to(4)
+    records.committed(8)
+    aside = sorted(file.name[:11] for file in (tmp_path / "run/rollouts").rglob("*.jsonl"))
+    assert aside == [], "those that were rolled back go too"
+
+
+def test_groups_wait_for_room_on_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, refused = Path.write_text, [OSError(errno.ENOSPC, "No space left on device")]
+
+    def write_text(path: Path, text: str) -> int:
+        if refused:
+            written(path, text[:9])
+            raise refused.pop()
+        return written(path, text)
+
+    monkeypatch.setattr(Path, "write_text", write_text)
+    monkeypatch.setattr(waiting, "PAUSE_S", 0.001)
+    records = RunRecords(settings(tmp_path), 0)
+    records.rollouts(0, [group(3, [1.0])], [[-0.1]])
+    assert [record.position for record in read_rollouts(tmp_path / "run", 0)] == [3]
 
 
 def test_metrics_of_a_step() -> None:
