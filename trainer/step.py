@@ -68,7 +68,8 @@ class StepTraining:
             with clock("train"):
                 output = self.engine.train_step(prepared.micro_batches, learning_rate)
                 learned = self.ranks.combine(output.stats) | prepared.metrics
-            self.records.rollouts(step, prepared.groups, output.policy_logprobs)
+            with clock("record"):
+                self.records.rollouts(step, prepared.groups, output.policy_logprobs)
             if not output.skipped:
                 break
             skipped.append(batch)

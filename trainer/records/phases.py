@@ -31,10 +31,7 @@ class PhaseClock:
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        """Time a block; all ranks go through the same ones in the same order.
-
-        A phase that comes again, since a batch was skipped, adds to its seconds.
-        """
+        """Time a block; all ranks go through the same ones in the same order. Some come twice."""
         self._watch.enter(phase, self._step)
         start = time.perf_counter()
         with self._tracing.span(phase, parent=self._span.traceparent if self._span else None):
