@@ -2,14 +2,16 @@
 
 import asyncio
 import base64
+import math
 import signal
 import subprocess
 import sys
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from torch import Tensor
 from rollout_service.engine import IpcWeights, Weights
 from rollout_service.fake_engine import FakeEngine
 from scene_data.dataset import open_dataset
+from scene_data.sampler import EpochSampler
 from scene_data.toy import make_toy
 from services.errors import SettingsError
 from services.keys import RunKeys
@@ -27,10 +30,16 @@ from services.settings import Settings, child_environment, dump_settings
 from tests.alone import Alone
 from tests.live_servers import LiveServer, cluster_settings, serving, wait_registered
 from tests.processes import sgg_process, wait_ready
+from trainer.algorithms.stats import Stats
+from trainer.batches.preparation import Prepared, PreparedBatches
 from trainer.checkpoints.checkpoint import TrainerState
+from trainer.collection.cursor import CursorState
 from trainer.link import ServiceLink
 from trainer.publishing.publisher import WeightPublisher
 from trainer.ranks.stop import StopAskedError, StopRequest
+from trainer.records.files import RunRecords, ledger_line
+from trainer.step import MAX_SKIPPED, NotFiniteError, StepTraining
+from trainer.types import Batch, StepOutput
 
 PLACEHOLDER = 999
 
@@ -170,6 +179,73 @@ def test_a_version_that_cannot_be_written_ends_the_run_with_its_error(
     with pytest.raises(SettingsError, match="not a folder that you alone can write to"):
         run()
     assert len(taken) == 20
+
+
+class SpoiltEngine:
+    """Trains nothing; the first steps give no finite number for the first group."""
+
+    def __init__(self, num_spoilt: int) -> None:
+        self._left = num_spoilt
+
+    def train_step(self, groups: Any, learning_rate: float) -> StepOutput:
+        self._left -= 1
+        spoilt = self._left >= 0
+        logprobs = [[-1.0] * len(c.token_ids) for g in groups for c in g.rollout.completions]
+        if spoilt:
+            logprobs[1][0] = math.nan
+        grad_norm = math.inf if spoilt else 1.0
+        return StepOutput(stats=Stats(), grad_norm=grad_norm, policy_logprobs=logprobs)
+
+
+def step_training(
+    base: Settings, link: ServiceLink, *, num_spoilt: int, ahead: bool
+) -> StepTraining:
+    def prepared(batch: Batch) -> Prepared:
+        groups: Any = batch.groups
+        return Prepared(groups=groups, micro_batches=groups, metrics={})
+
+    engine: Any = SpoiltEngine(num_spoilt)
+    batches = PreparedBatches(link.take, prepared, ahead=ahead, num_steps=9)
+    return StepTraining(link, batches, engine, RunRecords(base, 0), Alone())
+
+
+def no_clock(_: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+def test_a_step_is_tried_with_other_groups_until_its_numbers_are_finite(
+    base: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock: Any = no_clock
+    with linked(base, max_policy_lag=1) as (link, server):
+        training = step_training(base, link, num_spoilt=2, ahead=True)
+        batch, learned = training.train(0, 1e-3, clock)
+        assert learned["num_skipped"] == 2
+        used = ledger_line(batch, 0)
+        assert len(used["skipped"]) == 4
+        assert len({*used["skipped"], *used["group_ids"]}) == 6
+        for text in (used["skipped"][0], used["skipped"][2]):
+            assert f"log-probabilities of {text} are not finite" in caplog.text
+        assert server.policy().policy_version == 0
+        assert link.state(0).cursor == CursorState(), "nothing is done until the step is"
+        link.publish(weights(1), 1, batch)
+        cursor = link.state(1).cursor
+        done = {*range(cursor.low), *cursor.ahead}
+        order = EpochSampler(16, seed=0)
+        rows = {f"r{order.at(position)[1]}" for position in done}
+        ids = [*used["skipped"], *used["group_ids"]]
+        assert rows == {name.rpartition("-")[2] for name in ids}
+        training.batches.close()
+
+
+def test_a_run_whose_numbers_stay_so_ends_and_names_the_groups(base: Settings) -> None:
+    clock: Any = no_clock
+    with linked(base, max_policy_lag=0) as (link, server):
+        training = step_training(base, link, num_spoilt=MAX_SKIPPED, ahead=False)
+        with pytest.raises(NotFiniteError, match=r"skipped 5 times .* log-probabilities of link-"):
+            training.train(0, 1e-3, clock)
+        assert server.policy().policy_version == 0
+        assert link.state(0).cursor == CursorState()
 
 
 def test_a_training_thread_that_fails_ends_the_run_with_its_own_error(base: Settings) -> None:

@@ -36,6 +36,7 @@ from trainer.ranks.stop import StopRequest
 from trainer.records.files import StepLines
 from trainer.records.trackers import Trackers
 from trainer.sft.arguments import sft_arguments, sft_total_steps
+from trainer.sft.finite import SkipsNotFinite
 from trainer.sft.rows import AnswerCollator, AnswerRows
 
 logger = logging.getLogger(__name__)
@@ -105,7 +106,7 @@ def run_sft(
         data_collator=AnswerCollator(processor),
         processing_class=processor,
         peft_config=lora_config(settings.lora) if settings.lora.rank else None,
-        callbacks=[_Epoch(rows), stopping],
+        callbacks=[_Epoch(rows), SkipsNotFinite(), stopping],
     )
     trainer.remove_callback(PrinterCallback)  # prints every log a second time
     if trainer.is_world_process_zero():
