@@ -86,7 +86,11 @@ class _Main:
         lora = self.settings.lora
         adapter = AdapterConfig(rank=lora.rank, alpha=lora.alpha) if lora.rank else None
         running = self.publisher.begin(
-            weights, policy_version, adapter, gather_shares=gather_shares
+            weights,
+            policy_version,
+            adapter,
+            gather_shares=gather_shares,
+            given_up=lambda: self.stop.asked,
         )
 
         def follow() -> None:
