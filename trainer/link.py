@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 SERVERS_GRACE_S = 10.0
 """What a version that is under way gets to be served once the run is to stop."""
-_TELL_S = 5.0
+_TELL_S = 2.0
 """Longest time to tell Redis of a checkpoint."""
 
 _STOP_LOOK_S = 0.5
@@ -92,7 +92,11 @@ class _Main:
         lora = self.settings.lora
         adapter = AdapterConfig(rank=lora.rank, alpha=lora.alpha) if lora.rank else None
         running = self.publisher.begin(
-            weights, policy_version, adapter, gather_shares=gather_shares
+            weights,
+            policy_version,
+            adapter,
+            gather_shares=gather_shares,
+            given_up=lambda: self.stop.asked,
         )
 
         def follow() -> None:

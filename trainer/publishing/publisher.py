@@ -59,6 +59,7 @@ class WeightPublisher:
         adapter: AdapterConfig | None = None,
         *,
         gather_shares: Callable[[], list[RankShare]] = list,
+        given_up: Callable[[], bool] = lambda: False,
     ) -> "Future[int]":
         """Have every live server serve a version; return when its tensors are handed over.
 
@@ -71,6 +72,7 @@ class WeightPublisher:
             adapter: With `lora`, what its tensors do not say.
             gather_shares: With `ipc`, a collective: what each other rank shares. Called here, after
                 the tensors are handed over.
+            given_up: As for `Handover`.
 
         Returns:
             The number of servers that then serve it, or what went wrong:
@@ -79,7 +81,7 @@ class WeightPublisher:
             ConflictError: A later trainer has started.
         """
         self._loop.run(self._seeder.stop())
-        handover, others = Handover(), Future[list[RankShare]]()
+        handover, others = Handover(given_up=given_up), Future[list[RankShare]]()
         self._transport.expect_shares(others)
         running = self._loop.start(self._publish(handover, policy_version, adapter))
         handover.fill(weights)

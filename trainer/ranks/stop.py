@@ -24,7 +24,7 @@ from contextlib import contextmanager
 EXIT_STOPPED = os.EX_TEMPFAIL
 """75, "try again later": go on with `--resume`."""
 STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGUSR1})
-END_S = 10.0
+END_S = 6.0
 """What a process gets to end in good order once its work is in a checkpoint."""
 _END = b"\0"
 """Ends the listener; no signal has this number."""
