@@ -12,7 +12,6 @@ Python, because vLLM starts processes of its own: `python -m compat.torchvision_
 
 import importlib.abc
 import importlib.machinery
-import importlib.util
 import sys
 import sysconfig
 from collections.abc import Sequence
@@ -27,17 +26,26 @@ SCHEMAS = {
 
 
 class _TorchvisionFinder(importlib.abc.MetaPathFinder):
-    """Runs once, when torchvision is about to be imported; finds nothing itself."""
+    """Finds what the other finders find; only loading torchvision declares its operators.
+
+    Libraries look for torchvision without ever loading it, and torch takes seconds to import.
+    """
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname == "torchvision":
-            sys.meta_path.remove(self)
-            spec = importlib.util.find_spec("torchvision")
-            if spec is not None and spec.origin is not None:
-                _declare_missing_operators(Path(spec.origin).parent)
-        return None
+        if fullname != "torchvision":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
+        if spec is not None and isinstance(spec.loader, importlib.machinery.SourceFileLoader):
+            spec.loader = _TorchvisionLoader(spec.loader.name, spec.loader.path)
+        return spec
+
+
+class _TorchvisionLoader(importlib.machinery.SourceFileLoader):
+    def exec_module(self, module: ModuleType) -> None:
+        _declare_missing_operators(Path(self.path).parent)
+        super().exec_module(module)
 
 
 def _declare_missing_operators(torchvision_folder: Path) -> None:

@@ -13,6 +13,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import TypeVar
@@ -49,7 +50,11 @@ class Workers:
         Raises:
             UnavailableError: One ended while it started; the log says why.
         """
-        await asyncio.gather(*(self._run(os.getpid) for _ in range(self.num_workers)))
+        found: set[int] = set()
+        while len(found) < self.num_workers:  # the first one up may answer for the others
+            found |= set(
+                await asyncio.gather(*(self._run(_worker_id) for _ in range(self.num_workers)))
+            )
 
     async def answer(self, body: bytes) -> Answer:
         """`Answerer.answer` in a worker. Cancelling drops it unless it is being worked on.
@@ -126,6 +131,11 @@ def _follow_parent() -> None:
     assert parent is not None
     parent.join()
     os._exit(1)
+
+
+def _worker_id() -> int:
+    time.sleep(0.01)  # long enough for another worker that is up to take the next one
+    return os.getpid() if multiprocessing.parent_process() else threading.get_ident()
 
 
 def _answer(body: bytes) -> Answer:

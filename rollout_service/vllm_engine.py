@@ -21,6 +21,7 @@ from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
 from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from rollout_service import vllm_cpu, vllm_weights, vllm_worker
 from rollout_service.engine import (
@@ -310,6 +311,9 @@ def engine_args(settings: Settings) -> AsyncEngineArgs:
             "kv_cache_memory_bytes": int(rollout.kv_cache_gib * 2**30),
             "block_size": _BLOCK_SIZE,
             "worker_cls": f"{vllm_cpu.__name__}.{vllm_cpu.SeededWorker.__name__}",
+            # As on one GPU: a worker in the engine's process. vLLM's own for CPUs is another
+            # process, for the sake of binding threads to cores, which this service turns off.
+            "distributed_executor_backend": UniProcExecutor,
         }
     return AsyncEngineArgs(
         model=model.path,

@@ -69,6 +69,7 @@ async def test_a_killed_worker_is_replaced_and_its_request_done_again() -> None:
         await asyncio.sleep(0.2)
         os.kill(before[0], signal.SIGKILL)
         assert len(await busy) == 4
+        await workers.start()  # the replaced ones too
         after = await pids(workers, b"slow", b"slow")
     assert before[0] not in after
     assert len(set(after)) == 2
