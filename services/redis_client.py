@@ -55,7 +55,7 @@ def connect(where: RedisSettings | str) -> Redis:
         SettingsError: The url is not one of Redis, or the password file cannot be used.
     """
     where = _settings(where)
-    options = {
+    options: dict[str, Any] = {
         "password": where.password,
         "retry": AsyncRetry(NoBackoff(), 0),
         "socket_timeout": SOCKET_TIMEOUT_S,
@@ -67,7 +67,9 @@ def connect(where: RedisSettings | str) -> Redis:
         if (group := SentinelUrl.of(where.url)) is None:
             client: Redis = Redis.from_url(where.url, **options)
         else:
-            asked = Sentinel(group.sentinels, sentinel_kwargs=_of_sentinel(options))
+            asked = Sentinel(  # type: ignore[no-untyped-call]
+                group.sentinels, sentinel_kwargs=_of_sentinel(options)
+            )
             client = asked.master_for(group.service, **(options | group.login), db=group.db)
     except ValueError as error:
         url = without_password(where.url)
@@ -78,7 +80,7 @@ def connect(where: RedisSettings | str) -> Redis:
 def redis_answers(where: RedisSettings | str) -> bool:
     """Whether Redis accepts commands now: started, and done loading its data."""
     where = _settings(where)
-    options = {
+    options: dict[str, Any] = {
         "password": where.password,
         "retry": Retry(NoBackoff(), 0),
         "socket_timeout": 2.0,
@@ -87,8 +89,12 @@ def redis_answers(where: RedisSettings | str) -> bool:
     if (group := SentinelUrl.of(where.url)) is None:
         client = BlockingRedis.from_url(where.url, **options)
     else:
-        asked = BlockingSentinel(group.sentinels, sentinel_kwargs=_of_sentinel(options))
-        client = asked.master_for(group.service, **(options | group.login), db=group.db)
+        asked = BlockingSentinel(  # type: ignore[no-untyped-call]
+            group.sentinels, sentinel_kwargs=_of_sentinel(options)
+        )
+        client = asked.master_for(  # type: ignore[no-untyped-call]
+            group.service, **(options | group.login), db=group.db
+        )
     try:
         return bool(client.ping())
     except redis.exceptions.RedisError:

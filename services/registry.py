@@ -220,7 +220,8 @@ class Registry:
     async def policy(self) -> tuple[PolicyRecord, WeightManifest] | None:
         """The version to serve with its manifest, read in one move; None before the first."""
         with redis_errors(self._redis):
-            policy, manifest = await self._redis.mget([self._keys.policy, self._keys.manifest])
+            found: Any = await self._redis.mget([self._keys.policy, self._keys.manifest])
+        policy, manifest = found
         if policy is None or manifest is None:
             return None
         record = self._read(PolicyRecord, policy, "of the policy")

@@ -80,7 +80,7 @@ async def test_a_bad_moment_of_redis_is_waited_for(
     queue, registry = RedisQueue(own, run_keys), Registry(own, run_keys)
     begin, end = TROUBLES[code]
     for command in begin:
-        await own.execute_command(*command)
+        await own.execute_command(*command)  # type: ignore[no-untyped-call]
     try:
         for call in (
             queue.enqueue(LANE, "g", b"1"),
@@ -92,7 +92,7 @@ async def test_a_bad_moment_of_redis_is_waited_for(
                 await call
     finally:
         for command in end:
-            await own.execute_command(*command)
+            await own.execute_command(*command)  # type: ignore[no-untyped-call]
     assert await queue.enqueue(LANE, "g", b"1")
     await registry.heartbeat(RECORD)
     assert await registry.servers() == [RECORD]
@@ -147,7 +147,7 @@ async def test_dead_letters_of_somebody_else_are_shown_as_far_as_they_can_be(
 ) -> None:
     queue = RedisQueue(client, run_keys)
     await client.xadd(run_keys.dead, {"what": "ever"})
-    entry = await client.xadd(run_keys.dead, {"stream": b"\xff", "failures": b"no JSON"})
+    entry: Any = await client.xadd(run_keys.dead, {"stream": b"\xff", "failures": b"no JSON"})
     first, second = await queue.dead_letters()
     assert (first.stream, first.work_id, first.body, first.failures) == ("", "", b"", [])
     assert second.failures == ["no JSON"]

@@ -1,6 +1,7 @@
 import errno
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -163,13 +164,14 @@ def test_a_trainer_that_was_taken_for_dead_writes_nothing(tmp_path: Path) -> Non
     new.cut_to(0)
     new.rollouts(0, [group(1, [1.0])], [[-0.5]])
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-    for write in (
+    writes: list[Callable[[], None]] = [
         lambda: old.rollouts(0, [group(1, [1.0])], [[-9.0]]),
         lambda: old.step({"step": 0}, {"step": 0}),
         lambda: old.evaluations([{"step": 0}], 0),
         lambda: old.committed(9),
         lambda: old.cut_to(0),
-    ):
+    ]
+    for write in writes:
         with pytest.raises(SupersededError, match="incarnation 2 of this run has started"):
             write()
     watch.stop("it is superseded")
