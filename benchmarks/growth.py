@@ -6,8 +6,8 @@ The loop is real but for model and optimizer: collector, weight updates, records
 file, the reward service, and rollout servers with the fake engine. It runs as fast as this machine
 lets it. A tenth of a second stands for a step. What a finished group leaves behind for a time is
 let go after `--guard-s` in place of `GUARD_TTL_S`, so that a few minutes see the whole of it. The
-dead are at their limit from the start. The table has a line every so often; below it is the growth
-of the last part of the run, carried to a day of `--rate` groups a second.
+dead are at their limit from the start. The table has a line every so often; below it is the last
+part of the run: what only rises there is carried to a day of `--rate` groups a second.
 """
 
 import argparse
@@ -209,8 +209,11 @@ def main() -> None:
     pace = groups / (end["s"] - first["s"])
     print(f"\n{pace:.0f} groups/s in the last {end['s'] - first['s']:.0f} s; from there on:")
     for name in list(first)[2:]:
+        values = [line[name] for line in last]
         growth = (end[name] - first[name]) / groups * options.rate * 86400
-        print(f"{name:>14}: {first[name]:10.1f} to {end[name]:10.1f}; a day {growth:+12.1f}")
+        rises = values == sorted(values) and growth > 0
+        then = f"a day {growth:+.1f}" if rises else "up and down, or level"
+        print(f"{name:>14}: between {min(values):.1f} and {max(values):.1f}; {then}")
     print(f"guards live for {guard_s} s in a run, here for {options.guard_s} s")
 
 
