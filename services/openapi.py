@@ -58,8 +58,8 @@ class DescribedApp(FastAPI):
                 operation["responses"]["422"] = _problem(errors.InvalidInputError)
             if self.token_needed and not public:
                 operation["security"] = [{"token": []}]
-            found = problems(*self._errors(public, "requestBody" in operation))
-            operation["responses"] = _merged(operation["responses"], found)
+            told_by_all = problems(*self._errors(public, "requestBody" in operation))
+            operation["responses"] = _merged(operation["responses"], told_by_all)
 
     def _errors(self, public: bool, has_body: bool) -> list[type[errors.SggError]]:
         found = [*_EVERYWHERE, errors.SggError]
@@ -68,7 +68,7 @@ class DescribedApp(FastAPI):
         return found
 
 
-def problems(*found: type[errors.SggError]) -> dict[str, Any]:
+def problems(*found: type[errors.SggError]) -> dict[int | str, dict[str, Any]]:
     """`responses` of a route that raises these beside what every route does."""
     return {str(error.status): _problem(error) for error in sorted(found, key=_status)}
 
@@ -90,7 +90,7 @@ def _operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]
             yield path, operation
 
 
-def _merged(told: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+def _merged(told: dict[str, Any], found: dict[Any, Any]) -> dict[str, Any]:
     """A route's own words come first; a status may have an answer of each kind."""
     merged = found | told
     for status in found.keys() & told.keys():
