@@ -15,16 +15,16 @@ import asyncio
 import itertools
 import multiprocessing
 import os
+import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import psutil
+import psutil  # type: ignore[import-untyped]
 import torch
 
-from benchmarks.many_servers import redis_server
 from cli.main import app as sgg_rl
 from scene_data.dataset import open_dataset
 from scene_data.toy import make_toy
@@ -33,7 +33,8 @@ from services.ports import free_port
 from services.queues import redis as redis_queue
 from services.queues.lua import MAX_DEAD
 from services.queues.redis import RedisQueue
-from services.redis_client import connect
+from services.redis_client import connect, redis_answers
+from services.redis_server import redis_server_command
 from services.settings import Settings, dump_settings
 from tests.alone import Alone
 from tests.processes import sgg_process, wait_ready
@@ -57,6 +58,22 @@ class Clock:
 
     total_s = STEP_S
     seconds: Mapping[str, float] = {"wait": STEP_S}
+
+
+@contextmanager
+def redis_server(folder: Path) -> Iterator[str]:
+    """A server of our own, as `sgg-rl serve redis` starts it; its URL."""
+    port = free_port()
+    command = redis_server_command(folder / "redis", port)
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    url = f"redis://127.0.0.1:{port}/0"
+    try:
+        while not redis_answers(url):
+            time.sleep(0.05)
+        yield url
+    finally:
+        server.kill()
+        server.wait()
 
 
 def settings_of(folder: Path, redis_url: str) -> Settings:
@@ -198,7 +215,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=83.0, help="groups a second of the day")
     options = parser.parse_args()
     guard_s, redis_queue.GUARD_TTL_S = redis_queue.GUARD_TTL_S, options.guard_s
-    with tempfile.TemporaryDirectory() as folder, redis_server() as url:
+    with tempfile.TemporaryDirectory() as folder, redis_server(Path(folder)) as url:
         settings = settings_of(Path(folder), url)
         asyncio.run(fill_dead(settings))
         with services(settings, options.servers, options.guard_s) as processes:
