@@ -12,6 +12,7 @@ from typing import Any
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ConfigDict
+from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 
 from services.errors import InvalidInputError, Mistake, SggError
@@ -72,7 +73,7 @@ def error_from_problem(status: int, text: str) -> SggError:
         text: Its body; need not be a problem (a proxy may have answered).
     """
     try:
-        body = json.loads(text)
+        body = from_json(text)
     except ValueError:
         body = None
     if not isinstance(body, dict):

@@ -4,7 +4,6 @@ Who waits for whom: a reader waits in Redis for an item; a writer never waits, a
 `QueueFullError`.
 """
 
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import redis.exceptions
+from pydantic_core import from_json
 from redis.asyncio import Redis
 
 from services.errors import NotFoundError, QueueFullError
@@ -283,7 +283,7 @@ def _dead_letter(entry_id: bytes, fields: dict[bytes, bytes]) -> DeadLetter:
 def failure_texts(raw: bytes) -> list[str]:
     """The `failures` of a dead letter; Redis writes an empty list as `{}`."""
     try:
-        found = json.loads(raw.decode(errors="replace") or "[]")
+        found = from_json(raw or b"[]")
     except ValueError:
-        return [raw.decode(errors="replace")]
+        return [raw.decode(errors="replace")[-MAX_ERROR_CHARACTERS:]]
     return [str(text) for text in found] if isinstance(found, list) else []

@@ -143,6 +143,18 @@ async def test_a_foreign_entry_whose_lease_expired_is_set_aside_too(
     assert await queue.purge(LANE) == []
 
 
+@pytest.mark.parametrize("failures", ['["' + "\\ud800" + '"]', '{"a":' * 3000, "[" * 100_000])
+async def test_failures_of_somebody_else_end_nobody(
+    client: Redis, run_keys: RunKeys, failures: str
+) -> None:
+    """Trainer, monitor and `sgg-rl dead list` read them."""
+    queue = RedisQueue(client, run_keys)
+    await client.xadd(run_keys.dead, {"stream": LANE, "id": "a", "failures": failures})
+    ((text,),) = [letter.failures for letter in await queue.dead_letters()]
+    assert failures.endswith(text)
+    assert [notice.failures for notice in await queue.dead_notices()] == [[text]]
+
+
 async def test_dead_letters_of_somebody_else_are_shown_as_far_as_they_can_be(
     client: Redis, run_keys: RunKeys
 ) -> None:
