@@ -433,6 +433,10 @@ def _refuse_passwords(settings: Settings) -> None:
                 "config.toml, logs and trackers: write http://host:port. Tokens of services go "
                 "into [security], a collector's into OTEL_EXPORTER_OTLP_HEADERS"
             )
+        try:
+            urlsplit(url)
+        except ValueError as error:
+            raise ValueError(f"{name} is no url ({error}): write http://host:port") from error
 
 
 def _holds_password(redis_url: str) -> bool:

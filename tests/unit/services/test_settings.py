@@ -241,6 +241,12 @@ def test_an_url_of_no_redis_is_not_repeated(toml: Path, url: str) -> None:
     assert SECRET not in caught.value.message
 
 
+@pytest.mark.parametrize("name", ["redis.url=redis", "reward.url=http", "rollout.url=http"])
+def test_half_an_ipv6_address_is_no_url(toml: Path, name: str) -> None:
+    with pytest.raises(SettingsError, match="Invalid IPv6 URL"):
+        load_settings(toml, [f"{name}://[::1"], {})
+
+
 @pytest.mark.parametrize("wrong", ["redis.ulr=", "redis.url:", "redisurl="])
 def test_a_misspelt_setting_is_named_without_its_value(toml: Path, wrong: str) -> None:
     with pytest.raises(SettingsError, match="--set redis") as caught:
