@@ -66,7 +66,7 @@ class DescribedApp(FastAPI):
         return found
 
 
-def problems(*found: type[errors.SggError]) -> dict[str, Any]:
+def problems(*found: type[errors.SggError]) -> dict[int | str, dict[str, Any]]:
     """`responses` of a route that raises these beside what every route does."""
     return {str(error.status): _problem(error) for error in sorted(found, key=_status)}
 
@@ -88,10 +88,10 @@ def _operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]
             yield path, operation
 
 
-def _merged(told: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+def _merged(told: dict[str, Any], found: dict[int | str, Any]) -> dict[str, Any]:
     """A route's own words come first; a status may have an answer of each kind."""
-    merged = found | told
-    for status in found.keys() & told.keys():
+    merged = {str(status): answer for status, answer in found.items()} | told
+    for status in told.keys() & found.keys():
         content = found[status]["content"] | told[status].get("content", {})
         merged[status] = told[status] | {"content": content}
     return dict(sorted(merged.items()))
