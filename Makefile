@@ -8,6 +8,8 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11 python3.14; 
 # Where pip finds no CPU build of torch: `make TORCH_INDEX=…` names a mirror of PyTorch's CPU index.
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed-$(EXTRA)
+SECURITY := build/security
+BASE_IMAGE ?= debian:12.11-slim
 TOY := build/toy-scenes/heldout.parquet
 ALONE := tests/integration/test_slurm.py tests/integration/test_plan_prediction.py
 TRAINING := tests/integration/test_engine_ranks.py tests/integration/test_sft_run.py tests/integration/test_trl_reward.py
@@ -20,7 +22,7 @@ SEED ?= 0
 SET ?=
 CONFIG ?= $(if $(DATA),configs/demo-data.toml,configs/demo.toml)
 
-.PHONY: setup demo images test test-docker check check-setup check-cuda format lint types imports units integration training e2e start-checkpoint clean distclean help
+.PHONY: setup demo images pin-images test test-docker check check-setup check-cuda check-security format lint types imports units integration training e2e start-checkpoint clean distclean help
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -57,6 +59,13 @@ images: ## Container images sgg-rl:services and sgg-rl:cpu, or with EXTRA=cuda s
 	docker compose -f docker-compose.yml $(if $(filter cuda,$(EXTRA)),-f docker-compose.gpu.yml) build
 	@docker image ls sgg-rl
 
+# Compose's own override file; both need a registry.
+pin-images: ## Digests in place of tags: docker-compose.images.yml, and BASE_IMAGE for .env
+	docker compose --profile monitoring config --lock-image-digests prometheus grafana >docker-compose.images.yml.draft
+	mv docker-compose.images.yml.draft docker-compose.images.yml
+	@docker pull -q $(BASE_IMAGE) >/dev/null
+	@echo "put this into .env: BASE_IMAGE=$$(docker image inspect --format '{{index .RepoDigests 0}}' $(BASE_IMAGE))"
+
 test-docker: $(INSTALLED) ## A real `docker compose up`, where there is an engine
 	@if docker info >/dev/null 2>&1; then $(MAKE) --no-print-directory images; fi
 	$(BIN)/pytest tests/docker -v
@@ -70,6 +79,11 @@ check-setup: $(INSTALLED) ## A fresh clone with the public index and a stand-in 
 check-cuda: ## The packages for GPUs, installed apart (9 GB), and our code held against them; needs no GPU
 	@$(MAKE) --no-print-directory setup EXTRA=cuda VENV=build/cuda
 	build/cuda/bin/pytest tests/cuda -q
+
+check-security: $(INSTALLED) ## ruff's security rules, advisories against constraints/, a list of all packages (SBOM)
+	$(BIN)/ruff check --select S .
+	@test -x $(SECURITY)/bin/pip-audit || { $(PYTHON) -m venv $(SECURITY) && $(SECURITY)/bin/pip install -q -r constraints/security.txt; }
+	@$(SECURITY)/bin/python deploy/security/check.py $(SECURITY)
 
 units: $(INSTALLED)
 	$(BIN)/pytest tests/unit tests/contract -q

@@ -102,8 +102,8 @@ def serve(settings: Settings, number: int) -> None:
             settings, lambda: engine, CollectorRegistry(), Tracing("bench", None)
         )
         registry, queue = Registry(redis, keys), RedisQueue(redis, keys)
-        membership = Membership(server, registry)
         images = ImageStore(settings.images_folder, redis, keys)
+        membership = Membership(server, registry, images)
         worker = QueueWorker(server, queue, registry, images, membership.lanes, settings)
         async with membership.joined():
             await server.start()

@@ -13,6 +13,7 @@ import typer
 
 from cli.safe_text import safe
 from services.errors import SettingsError
+from services.printable import printable
 
 if TYPE_CHECKING:
     from scene_data.conversion.convert import Conversion
@@ -132,7 +133,7 @@ def inspect(
         found = inspector.run(on_row)
     text = json.dumps(asdict(found), indent=2, ensure_ascii=False)
     if as_json:
-        print(text)
+        print(printable(text))
     else:
         data_view.show(found, path)
     if output is not None:
@@ -169,11 +170,12 @@ def _splits(options: list[str]) -> dict[str, str]:
 @contextmanager
 def _counted(what: str) -> Iterator[Callable[[], object]]:
     """Count on a terminal while the block runs; elsewhere stay silent."""
-    from rich.console import Console
     from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
+    from launcher.terminal import SafeConsole
+
     columns = (TextColumn(f"{{task.completed:,.0f}} {what}"), TimeElapsedColumn())
-    console = Console(stderr=True)
+    console = SafeConsole(stderr=True)
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as p:
         task = p.add_task(what, total=None)
         yield lambda: p.advance(task)

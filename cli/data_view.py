@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from cli.safe_text import safe
+from launcher.terminal import SafeConsole
 from scene_data.drawing import draw_graph
 from scene_data.images import check_image, image_bytes
 from scene_data.inspection import RARE, Inspection, NameStatistics, Spread
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 def show(found: Inspection, name: str) -> None:
     """Print tables."""
-    console = Console(highlight=False)
+    console = SafeConsole(highlight=False)
     console.print(f"[bold]{_plain(name)}[/bold]")
     console.print(_rows(found))
     if found.broken:

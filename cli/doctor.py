@@ -9,6 +9,7 @@ from contextlib import redirect_stdout
 from launcher.preflight.finding import Finding, State
 from launcher.preflight.machine import machine_findings
 from launcher.preflight.run import run_findings
+from services.printable import printable
 from services.settings import Settings
 
 _WIDTH = 80
@@ -34,7 +35,7 @@ def examine(settings: Settings | None, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps([dataclasses.asdict(finding) for finding in found], indent=2))
     else:
-        print("\n".join(map(line, found)))
+        print(printable("\n".join(map(line, found))))
     if any(finding.state == "missing" for finding in found):
         sys.exit(1)
 

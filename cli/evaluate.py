@@ -88,8 +88,8 @@ def _compare(folders: tuple[Path, Path], output: Path, num_images: int) -> None:
 
 
 def _print(view: "RenderableType", output: Path) -> None:
-    from rich.console import Console
+    from launcher.terminal import SafeConsole
 
-    console = Console(markup=False, emoji=False, highlight=False)
+    console = SafeConsole(markup=False, emoji=False, highlight=False)
     console.print(view)
     console.print(f"\n{output / 'report.html'}", soft_wrap=True)

@@ -17,7 +17,8 @@ from cli.score import score
 from cli.similarity import similarity_app
 from cli.slurm import slurm_app
 from cli.weights import weights_app
-from services.errors import SettingsError, SggError
+from services.errors import SggError
+from services.printable import print_safely
 from services.programs import own_programs_on_path
 
 app = typer.Typer(
@@ -45,6 +46,9 @@ Config = Annotated[
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", help="section.field=value, over the file and environment."),
+]
+AllowChanges = Annotated[
+    bool, typer.Option(help="With --resume: also with another dataset, instruction or reward.")
 ]
 Host = Annotated[str | None, typer.Option(help="Bind here instead of the host in the settings.")]
 Port = Annotated[int | None, typer.Option(min=1, max=65535, help="Instead of the settings' port.")]
@@ -105,12 +109,14 @@ def train(
     config: Config = None,
     set_: Overrides = None,
     resume: Annotated[bool, typer.Option(help="Continue from the last checkpoint.")] = False,
+    allow_changes: AllowChanges = False,
     dry_run: Annotated[bool, typer.Option(help="Check and print the settings only.")] = False,
 ) -> None:
     """GRPO on running services."""
     from cli import run
 
-    run.train(run.settings(config, set_), resume=resume, dry_run=dry_run)
+    found = run.settings(config, set_)
+    run.train(found, resume=resume, allow_changes=allow_changes, dry_run=dry_run)
 
 
 @app.command()
@@ -118,11 +124,13 @@ def sft(
     config: Config = None,
     set_: Overrides = None,
     resume: Annotated[bool, typer.Option(help="Continue from the last checkpoint.")] = False,
+    allow_changes: AllowChanges = False,
 ) -> None:
     """Supervised fine-tuning on reference graphs."""
     from cli import run
 
-    run.sft(run.settings(config or [Path("configs/toy-sft.toml")], set_), resume=resume)
+    found = run.settings(config or [Path("configs/toy-sft.toml")], set_)
+    run.sft(found, resume=resume, allow_changes=allow_changes)
 
 
 @app.command("run")
@@ -130,11 +138,13 @@ def run_command(
     config: Config = None,
     set_: Overrides = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run of this name.")] = False,
+    allow_changes: AllowChanges = False,
 ) -> None:
     """A whole run on this machine: Redis, reward service, rollout servers, trainer."""
     from cli import run
 
-    run.run(run.settings(config, set_), resume=resume, evaluate=False)
+    found = run.settings(config, set_)
+    run.run(found, resume=resume, allow_changes=allow_changes, evaluate=False)
 
 
 @app.command()
@@ -145,11 +155,13 @@ def demo(
         str | None, typer.Option(help="Train and evaluate on this dataset instead.")
     ] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run of this name.")] = False,
+    allow_changes: AllowChanges = False,
 ) -> None:
     """As `run`, with held-out evaluations before and after, and a report."""
     from cli import run
 
-    run.run(run.demo_settings(config, set_, data), resume=resume, evaluate=True)
+    found = run.demo_settings(config, set_, data)
+    run.run(found, resume=resume, allow_changes=allow_changes, evaluate=True)
 
 
 @app.command()
@@ -208,48 +220,36 @@ def dead_list(config: Config = None, set_: Overrides = None) -> None:
     run.dead_list(run.settings(config, set_))
 
 
-@dead_app.command("replay")
-def dead_replay(entry_id: str, config: Config = None, set_: Overrides = None) -> None:
-    """Put a dead group back on its stream."""
-    from cli import run
-
-    run.dead_end(run.settings(config, set_), entry_id, replay=True)
-
-
 @dead_app.command("drop")
 def dead_drop(entry_id: str, config: Config = None, set_: Overrides = None) -> None:
     """Forget a dead group."""
     from cli import run
 
-    run.dead_end(run.settings(config, set_), entry_id, replay=False)
+    run.dead_drop(run.settings(config, set_), entry_id)
 
 
 def main() -> None:
     """Exit codes: 0 done, 1 failed, 2 bad usage or settings, 75 stopped early, 130 interrupted.
 
+    3: a trainer whose run another start has taken over.
     75: a trainer that was asked to stop, with its steps in a checkpoint; `--resume` goes on.
     """
     own_programs_on_path()
+    print_safely()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # of a terminal that may know ASCII only
             stream.reconfigure(errors="backslashreplace")
     try:
         app()
-    except SettingsError as error:
-        _leave(error, 2)
     except SggError as error:
-        _leave(error, 1)
+        print(f"sgg-rl: {error.message}", file=sys.stderr)
+        sys.exit(error.exit_code)
     except (FileExistsError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         if error.filename is None:
             raise
         sys.exit(f"sgg-rl: {error.filename}: {error.strerror}")
     except KeyboardInterrupt:
         sys.exit(130)
-
-
-def _leave(error: SggError, code: int) -> None:
-    print(f"sgg-rl: {error.message}", file=sys.stderr)
-    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -45,9 +45,9 @@ def plan(
     if as_json:
         print(plan_json(found))
         return
-    from rich.console import Console
+    from launcher.terminal import SafeConsole
 
-    console = Console()
+    console = SafeConsole()
     console.width = min(_WIDTH, console.width) if console.is_terminal else _WIDTH
     console.print(plan_view(found))
 

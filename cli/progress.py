@@ -4,9 +4,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
-
 from launcher.table import RunTable
+from launcher.terminal import open_console
 from services.settings import Settings
 
 _TICK_S = 0.5
@@ -16,7 +15,7 @@ _TICK_S = 0.5
 def shown(settings: Settings) -> Iterator[None]:
     """Follow the run's `metrics.jsonl` while the block runs, and to its last line."""
     over = threading.Event()
-    with RunTable(settings.run.folder / "metrics.jsonl", None, dict, Console()) as table:
+    with RunTable(settings.run.folder / "metrics.jsonl", None, dict, open_console()) as table:
 
         def follow() -> None:
             while not over.wait(_TICK_S):

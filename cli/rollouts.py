@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from cli.safe_text import safe
+from launcher.terminal import SafeConsole
 from services.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ def rollouts(
     if not chosen:
         names = ", ".join(r.rollout.group_id for r in records)
         raise NotFoundError(f"step {step} has no group {group}; it has {names}")
-    console = Console()
+    console = SafeConsole()
     for record in chosen:
         console.print(group_view(record, whole=group is not None))
 

@@ -3,17 +3,19 @@
 import asyncio
 import logging
 import os
+import stat
 import sys
 from collections.abc import Callable, Coroutine
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cli.safe_text import safe
 from services.app import host_and_port
-from services.errors import NotFoundError, SettingsError
+from services.errors import NotFoundError, SettingsError, SggError
 from services.keys import RunKeys
 from services.model_families import with_box_space
-from services.settings import Settings, environment_value, load_settings
+from services.settings import Settings, dump_settings, environment_value, load_settings
 from services.telemetry import setup_logging
 from trainer.ranks.stop import EXIT_STOPPED, stop_request
 
@@ -64,11 +66,11 @@ def demo_settings(
 def serve_redis(found: Settings) -> None:
     """Become the Redis server."""
     from launcher.preflight.folders import check_run_folder
-    from services.redis_server import listening_addresses, redis_server_command
+    from services.redis_server import listening_addresses, own_address, redis_server_command
 
-    host, port = host_and_port(found.redis.url.replace("redis://", "http://"))
+    host, port = own_address(found.redis.url)
     password = found.redis.password
-    addresses = listening_addresses(host, port, has_password=password is not None)
+    addresses = listening_addresses(host, port, password=password)
     folder = found.run.folder / "redis"
     check_run_folder(folder)
     command = redis_server_command(folder, port, addresses=addresses, password=password)
@@ -86,7 +88,7 @@ def serve_reward(found: Settings) -> None:
 def serve_rollout(found: Settings) -> None:
     """Run a rollout server."""
     from launcher.preflight.bare import check_start
-    from launcher.preflight.folders import check_run_folder
+    from launcher.preflight.folders import check_run_folder, is_read_only
     from launcher.preflight.gpus import check_gpus
 
     if found.rollout.engine == "vllm":
@@ -101,7 +103,8 @@ def serve_rollout(found: Settings) -> None:
     try:
         check_run_folder(found.run.folder)
     except SettingsError as error:  # it only reads there where it shares the folder
-        logger.warning("images from other hosts cannot be kept: %s", error)
+        if not is_read_only(found.run.root):
+            logger.warning("images from other hosts cannot be kept: %s", error)
     serve(found)
 
 
@@ -113,7 +116,7 @@ def serve_monitor(found: Settings) -> None:
     serve(found)
 
 
-def train(found: Settings, *, resume: bool, dry_run: bool) -> None:
+def train(found: Settings, *, resume: bool, allow_changes: bool, dry_run: bool) -> None:
     """Run the trainer: this process, or as many as `trainer.num_ranks` below it."""
     if dry_run:
         from launcher.dry_run import dry_run as check
@@ -122,42 +125,84 @@ def train(found: Settings, *, resume: bool, dry_run: bool) -> None:
         return
     from launcher.preflight.trainer import check_trainer
 
-    check_trainer(found)
-    found = _checked(found, "train")
+    with stop_request():  # which ends the process at once: nothing is done yet
+        check_trainer(found)
+        found = _checked(found, "train")
     rank = _rank_of(found)
-    setup_logging(f"trainer[{rank}]")
+    setup_logging(f"trainer[{rank}]", beside=_own_log(found, rank))
+    if rank == 0:
+        _keep_settings(found)
     with stop_request() as stop:
         from cli.progress import shown
         from trainer.train import train as run_training
 
         with shown(found) if rank == 0 else nullcontext():
             is_done = run_training(
-                found, resume=resume, evaluation=_evaluation(found, rank), stop=stop
+                found,
+                resume=resume,
+                allow_changes=allow_changes,
+                evaluation=_evaluation(found, rank),
+                stop=stop,
             )
     if not is_done:
         _stopped(rank)
+    if rank == 0:
+        _leave_results(found)
+
+
+def _keep_settings(found: Settings) -> None:
+    """Write `config.toml`, unless a start by the one that is there would be the same."""
+    file = found.run.folder / "config.toml"
+    with suppress(SettingsError):
+        if file.exists() and load_settings([file]) == found:
+            return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_suffix(".draft")
+    draft.write_text(dump_settings(found))
+    draft.replace(file)
+
+
+def _own_log(found: Settings, rank: int) -> Path | None:
+    """Beside stderr, where nobody keeps that in a file: neither the launcher nor a Slurm job."""
+    if environment_value("SGG_JOB_FOLDER") or stat.S_ISREG(os.fstat(2).st_mode):
+        return None
+    logs = found.run.folder / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    return logs / f"trainer-{rank}.log"
+
+
+def _leave_results(found: Settings) -> None:
+    """A run whose pictures cannot be drawn is done all the same."""
+    from evaluation.run_results import write_run_results
+
+    try:
+        for file in write_run_results(found):
+            logger.info("wrote %s", file)
+    except (OSError, SggError) as error:
+        logger.warning("no report: %s", error)
 
 
 def _evaluation(found: Settings, rank: int) -> "StepEvaluation | None":
-    if rank or not found.evaluation.every:
+    if rank or not (found.evaluation.every or found.data.heldout):
         return None
     from evaluation.during import DuringTraining
 
     return DuringTraining(found)
 
 
-def sft(found: Settings, *, resume: bool) -> None:
+def sft(found: Settings, *, resume: bool, allow_changes: bool) -> None:
     """Run supervised fine-tuning, on as many processes as the trainer's."""
     from launcher.preflight.trainer import check_trainer
 
-    check_trainer(found)
-    found = _checked(found, "sft")
+    with stop_request():
+        check_trainer(found)
+        found = _checked(found, "sft")
     rank = _rank_of(found)
     setup_logging(f"sft[{rank}]")
     with stop_request() as stop:
         from trainer.sft.train import run_sft
 
-        folder = run_sft(found, resume=resume, stop=stop)
+        folder = run_sft(found, resume=resume, allow_changes=allow_changes, stop=stop)
     if folder is None:
         _stopped(rank)
     elif rank == 0:
@@ -189,33 +234,29 @@ def _rank_of(found: Settings) -> int:
     return int(rank or 0)
 
 
-def run(found: Settings, *, resume: bool, evaluate: bool) -> None:
+def run(found: Settings, *, resume: bool, allow_changes: bool, evaluate: bool) -> None:
     """Run everything on this machine."""
     from launcher.run import run_here
 
-    sys.exit(run_here(found, resume=resume, evaluate=evaluate))
+    code = run_here(found, resume=resume, allow_changes=allow_changes, evaluate=evaluate)
+    sys.exit(code)
 
 
 def dead_list(found: Settings) -> None:
     """Print the dead letters."""
     letters = asyncio.run(_with_queue(found, lambda queue: queue.dead_letters()))
     for letter in letters:
-        print(f"{letter.entry_id}  {letter.stream}  {letter.work_id}")
+        print(f"{letter.entry_id}  {letter.stream}  {safe(letter.work_id)}")
         for failure in letter.failures:
-            print(f"    {failure}")
+            print(f"    {safe(failure)}")
     print(f"{len(letters)} dead groups")
 
 
-def dead_end(found: Settings, entry_id: str, *, replay: bool) -> None:
-    """Replay or drop a dead letter."""
-
-    def act(queue: Any) -> Coroutine[Any, Any, bool]:
-        work: Coroutine[Any, Any, bool] = queue.replay(entry_id) if replay else queue.drop(entry_id)
-        return work
-
-    if not asyncio.run(_with_queue(found, act)):
+def dead_drop(found: Settings, entry_id: str) -> None:
+    """Drop a dead letter."""
+    if not asyncio.run(_with_queue(found, lambda queue: queue.drop(entry_id))):
         raise NotFoundError(f"no dead group {entry_id}: see `sgg-rl dead list`")
-    print(f"{'replayed' if replay else 'dropped'} {entry_id}")
+    print(f"dropped {entry_id}")
 
 
 def make_tiny(folder: Path, seed: int, family: "Family") -> None:

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from statistics import fmean, pstdev
 
-from rich.console import Console
 from rich.text import Text
 
 from cli.safe_text import safe
 from cli.score_breakdown import breakdown
+from launcher.terminal import SafeConsole
 from reward_service.explain.explainer import Explanation
 
 _STATUS_WIDTH = len("schema_violation")
@@ -47,7 +47,7 @@ class Report:
         self._lines: list[_Line] = []
         self._first: Explanation | None = None
         """Waits: it is shown in full if it stays the only one"""
-        self._console = Console(markup=False, emoji=False, highlight=False)
+        self._console = SafeConsole(markup=False, emoji=False, highlight=False)
 
     def add(self, name: str, explanation: Explanation) -> None:
         """Take up one completion, and print what does not wait for others."""

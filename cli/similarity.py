@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from cli.safe_text import safe
 from services.errors import SettingsError
 
 similarity_app = typer.Typer(help="Tables of how alike names are.", no_args_is_help=True)
@@ -62,6 +63,6 @@ def show(file: Path, name: str) -> None:
 
     found = load_table(file).neighbours(name)
     for other, value in found:
-        print(f"{value:8.6f}  {other}")
+        print(f"{value:8.6f}  {safe(other)}")
     if not found:
         print("in the table, and like no other name")

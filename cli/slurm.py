@@ -1,9 +1,12 @@
 """`sgg-rl slurm`: a run as a Slurm job."""
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+
+from services.printable import printable
 
 slurm_app = typer.Typer(help="A run as a Slurm job: docs/deploy/slurm.md.", no_args_is_help=True)
 
@@ -75,4 +78,5 @@ def status(
     from services.settings import load_settings
 
     found = job_status(job_settings(load_settings(config, set_ or []), job))
-    print(found.model_dump_json(indent=2) if as_json else "\n".join(status_lines(found)))
+    as_text = json.dumps(found.model_dump(mode="json"), indent=2) if as_json else None
+    print(as_text or printable("\n".join(status_lines(found))))

@@ -1,17 +1,19 @@
 """`sgg-rl status`: a run's servers, policy and queues."""
 
 import asyncio
+import json
 from collections.abc import Iterator
 from typing import Any
 
 from redis.asyncio import Redis
 from rich import box
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
 from cli.safe_text import safe
+from launcher.terminal import SafeConsole
 from services.errors import UnavailableError
 from services.keys import PROMPT_LANES, RunKeys
 from services.queues.redis import RedisQueue
@@ -44,14 +46,14 @@ def show_status(settings: Settings, *, as_json: bool) -> None:
     """Print it once."""
     found = asyncio.run(_read_once(settings))
     if as_json:
-        print(found.model_dump_json(indent=2))
+        print(json.dumps(found.model_dump(mode="json"), indent=2))  # ASCII: no text steers
     else:
-        Console().print(status_view(found))
+        SafeConsole().print(status_view(found))
 
 
 def watch_status(settings: Settings) -> None:
     """Show it until Ctrl-C, also while Redis is away."""
-    with Live(screen=True, auto_refresh=False) as live:
+    with Live(console=SafeConsole(), screen=True, auto_refresh=False) as live:
         asyncio.run(_watch(settings, live))
 
 
@@ -120,7 +122,7 @@ async def _read(settings: Settings, redis: Redis) -> RunStatus:
     queues: dict[str, Any] = {
         "prompts": await queue.length(PROMPT_LANES),
         "rollouts": await queue.length("rollouts"),
-        "dead": len(await queue.dead_letters()),
+        "dead": await queue.num_dead(),
     }
     return RunStatus(
         run=settings.run.name,

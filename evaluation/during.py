@@ -1,4 +1,4 @@
-"""Held-out evaluation beside a training loop: `evaluation.every`."""
+"""Held-out evaluation of the policy before, after and, with `evaluation.every`, while it trains."""
 
 import asyncio
 import logging
@@ -7,7 +7,14 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any
 
-from evaluation.heldout import answering_versions, answers, heldout_samples, heldout_scores
+from evaluation.heldout import (
+    Label,
+    answering_versions,
+    answers,
+    heldout_samples,
+    heldout_scores,
+    keep_heldout,
+)
 from evaluation.inference.fleet import Fleet
 from scene_data.dataset import Sample
 from services.clients.rollout import RolloutClient
@@ -33,7 +40,10 @@ _POLICY_S = 5.0
 class DuringTraining(StepEvaluation):
     """Asks the run's own servers about held-out images, on a thread of its own.
 
-    One evaluation at a time: one that is due while another goes on is skipped and counted.
+    One evaluation at a time: one that is due while another goes on is skipped and counted. The
+    first is of version 0 alone, for nothing is trained meanwhile; the last is of the last version.
+    Both leave their answers in `heldout-before.jsonl` and `heldout-after.jsonl` of the run's folder
+    and their scores in `summary.json`.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -45,9 +55,14 @@ class DuringTraining(StepEvaluation):
         self._num_skipped = 0
         self._num_failed = 0
 
+    def start(self) -> list[dict[str, Any]]:
+        """See `StepEvaluation.start`."""
+        return self._now(0, "before")
+
     def begin(self, step: int) -> None:
         """See `StepEvaluation.begin`."""
-        if step % self._settings.evaluation.every:
+        every = self._settings.evaluation.every
+        if step == 0 or not every or step % every:
             return
         if self._running is not None:
             self._num_skipped += 1
@@ -68,16 +83,23 @@ class DuringTraining(StepEvaluation):
 
     def finish(self, step: int) -> list[dict[str, Any]]:
         """See `StepEvaluation.finish`."""
-        limit_s = self._settings.trainer.wait_timeout_s / 3  # after the whole, ranks count as hung
-        rows = self._taken(limit_s)
-        self.begin(step)
-        return rows + self._taken(limit_s)
+        return self._taken(self._limit_s) + self._now(step, "after")
 
     def close(self) -> None:
         """See `StepEvaluation.close`."""
         if self._loop.is_running:
             self._loop.run(_all_ended())
         self._loop.close()
+
+    @property
+    def _limit_s(self) -> float:
+        """Of a wait: after `trainer.wait_timeout_s` ranks count as hung, and `finish` has two."""
+        return self._settings.trainer.wait_timeout_s / 3
+
+    def _now(self, step: int, label: Label) -> list[dict[str, Any]]:
+        """Evaluate version `step`, which servers serve for as long as this waits."""
+        self._running = self._loop.start(self._evaluate(step, label))
+        return self._taken(self._limit_s)
 
     def _taken(self, limit_s: float) -> list[dict[str, Any]]:
         """Of the evaluation that goes on, if any; it is given up when the time is over."""
@@ -96,8 +118,8 @@ class DuringTraining(StepEvaluation):
                 logger.warning("another evaluation failed: %s", error)
             return []
 
-    async def _evaluate(self, step: int) -> dict[str, Any]:
-        """A line of `evaluations.jsonl`."""
+    async def _evaluate(self, step: int, label: Label | None = None) -> dict[str, Any]:
+        """A line of `evaluations.jsonl`; of a labelled one the answers are kept."""
         started = time.monotonic()
         if not self._samples:
             self._samples = await asyncio.to_thread(heldout_samples, self._settings)
@@ -106,9 +128,13 @@ class DuringTraining(StepEvaluation):
             token=self._settings.data_token,
             per_server=REQUESTS_PER_SERVER,
             patience_s=self._settings.trainer.wait_timeout_s,
+            registered=self._settings.security,
         ) as fleet:
             await fleet.meet(model=self._settings.model.path, one_version=False)
             lines = await answers(self._settings, self._samples, fleet)
+        scores = heldout_scores(self._settings, self._samples, lines)
+        if label is not None:
+            keep_heldout(self._settings, label, lines, scores, policy_version=step)
         versions = answering_versions(lines)
         return {
             "step": step,
@@ -116,7 +142,7 @@ class DuringTraining(StepEvaluation):
             "policy_version_newest": max(versions, default=None),
             "time": time.time(),
             "seconds": time.monotonic() - started,
-            **heldout_scores(self._settings, self._samples, lines),
+            **scores,
         }
 
     async def _servers(self, step: int) -> list[str]:
@@ -142,8 +168,12 @@ class DuringTraining(StepEvaluation):
         raise UnavailableError(f"no rollout server served version {step} in {_SERVED_S:g} s")
 
     async def _serves(self, url: str, wanted: tuple[int, int]) -> bool:
-        token = self._settings.data_token
-        async with RolloutClient(url, token=token, timeout_s=_POLICY_S) as client:
+        async with RolloutClient(
+            url,
+            token=self._settings.data_token,
+            timeout_s=_POLICY_S,
+            registered=self._settings.security,
+        ) as client:
             try:
                 info = await client.policy()
             except SggError:

@@ -1,11 +1,15 @@
 """A run's held-out images: the policy before, after and, now and then, while it trains."""
 
 import asyncio
+import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
+
+from pydantic_core import to_json
 
 from evaluation.inference.answers import NOT_ASKED
 from evaluation.inference.fleet import Fleet
@@ -25,6 +29,9 @@ from services.settings import Settings
 
 logger = logging.getLogger(__name__)
 
+Label = Literal["before", "after"]
+"""Of version 0, and of a run's last version."""
+_SUMMARY = "summary.json"
 _NOT_MEASURED: dict[Task, tuple[str, ...]] = {
     "sgg": (),
     "det": ("triplet", "predicate"),
@@ -34,20 +41,15 @@ _NOT_MEASURED: dict[Task, tuple[str, ...]] = {
 
 
 def evaluate_heldout(
-    settings: Settings, servers: Sequence[str], *, label: str, policy_version: int
-) -> dict[str, Any]:
-    """Ask about the run's held-out images and score the answers by the strict protocol.
-
-    The answers are written to `heldout-<label>.jsonl` in the run's folder.
+    settings: Settings, servers: Sequence[str], *, label: Label, policy_version: int
+) -> None:
+    """Ask about the run's held-out images, score the answers by the strict protocol, keep both.
 
     Args:
         settings: Of the run.
         servers: Urls of its rollout servers, which must be serving.
-        label: `before` or `after`.
+        label: What they are called.
         policy_version: That must have sampled every token.
-
-    Returns:
-        As `heldout_scores`.
 
     Raises:
         ConflictError: Another version answered.
@@ -65,13 +67,50 @@ def evaluate_heldout(
             return await answers(settings, samples, fleet)
 
     lines = asyncio.run(ask())
+    scores = heldout_scores(settings, samples, lines)
+    keep_heldout(settings, label, lines, scores, policy_version=policy_version)
+
+
+def keep_heldout(
+    settings: Settings,
+    label: Label,
+    lines: Sequence[GraphLine],
+    scores: Mapping[str, Any],
+    *,
+    policy_version: int,
+) -> None:
+    """Write answers to `heldout-<label>.jsonl` and their scores to `summary.json`.
+
+    Args:
+        settings: Of the run.
+        label: What they are called.
+        lines: The answers.
+        scores: As `heldout_scores` gives them.
+        policy_version: That must have sampled every token.
+
+    Raises:
+        ConflictError: Another version answered; nothing is written.
+    """
     check_version(lines, policy_version)
-    file = settings.run.folder / f"heldout-{label}.jsonl"
+    folder = settings.run.folder
+    file = folder / f"heldout-{label}.jsonl"
     file.unlink(missing_ok=True)
     with PredictionsFile(file) as predictions:
         for line in lines:
             predictions.append(line)
-    return heldout_scores(settings, samples, lines)
+    draft = folder / "summary.draft"
+    text = to_json(heldout_summary(folder) | {label: scores}, indent=2, inf_nan_mode="null")
+    draft.write_bytes(text + b"\n")
+    draft.replace(folder / _SUMMARY)
+
+
+def heldout_summary(folder: Path) -> dict[str, dict[str, Any]]:
+    """A run's held-out scores by label, as far as they are there."""
+    file = folder / _SUMMARY
+    if not file.exists():
+        return {}
+    results: dict[str, dict[str, Any]] = json.loads(file.read_text())
+    return results
 
 
 def heldout_samples(settings: Settings) -> list[Sample]:

@@ -11,6 +11,7 @@ from launcher.preflight.inputs import input_findings, refuse
 from launcher.preflight.rows import opened
 from rollout_service.gpu_share import server_memory
 from services.errors import InvalidInputError, SettingsError
+from services.printable import printable
 from services.settings import Settings, dump_settings
 from trainer.sizing.checks import advice
 from trainer.sizing.estimate import GIB, estimate_memory, weight_bytes
@@ -29,7 +30,8 @@ def dry_run(settings: Settings) -> str:
     said = (f"{f.name}: {f.detail}" for f in findings if f.state in ("info", "warning"))
     advised = (f"advice: {line}" for line in advice(settings))
     text = "\n".join([memory.detail, *_steps(settings), *said, *advised])
-    return "\n".join([dump_settings(settings), *(f"# {line}" for line in text.splitlines())])
+    comments = (f"# {printable(line)}" for line in text.splitlines())
+    return "\n".join([dump_settings(settings), *comments])
 
 
 def _steps(settings: Settings) -> Iterator[str]:

@@ -1,13 +1,11 @@
 """The run's folder: one run at a time, and nothing of an earlier run is overwritten."""
 
 import fcntl
-import json
 import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from launcher.keeper import is_alive
 from services.errors import ConflictError, NotFoundError
@@ -26,13 +24,17 @@ class RunFolder:
         self.config = folder / "config.toml"
         self.logs = folder / "logs"
         self.metrics = folder / "metrics.jsonl"
-        self._summary = folder / "summary.json"
         self._finished = folder / "finished"
 
     @property
     def finished(self) -> bool:
         """Whether a run here came to its end."""
         return self._finished.exists()
+
+    @property
+    def newest_checkpoint(self) -> str | None:
+        """Name of the last one, such as `step-000040`; None before the first."""
+        return max((f.name for f in self.path.glob("checkpoints/step-*")), default=None)
 
     def mark_finished(self) -> None:
         """The last thing that a run does."""
@@ -56,19 +58,6 @@ class RunFolder:
             moved = self._move_away()
         self.path.mkdir(parents=True, exist_ok=True)
         return moved
-
-    def evaluations(self) -> dict[str, dict[str, Any]]:
-        """Held-out results by label (`before`, `after`), as far as they are there."""
-        if not self._summary.exists():
-            return {}
-        results: dict[str, dict[str, Any]] = json.loads(self._summary.read_text())
-        return results
-
-    def add_evaluation(self, label: str, result: dict[str, Any]) -> None:
-        """Keep a held-out result."""
-        draft = self._summary.with_suffix(".draft")
-        draft.write_text(json.dumps(self.evaluations() | {label: result}, indent=2) + "\n")
-        draft.replace(self._summary)
 
     def _move_away(self) -> Path:
         number = 1

@@ -1,6 +1,7 @@
 """`sgg-rl infer`: finds rollout servers, or starts one, and asks them about a dataset."""
 
 import asyncio
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,14 +18,19 @@ from launcher.run_parts import MAX_RESTARTS
 from launcher.terminal import Say, open_console, say_on
 from scene_data.dataset import open_dataset
 from scene_data.templates import check_instruction
-from services.errors import UnavailableError
+from services.clients.rollout import RolloutClient
+from services.errors import SettingsError, SggError, UnauthorizedError, UnavailableError
 from services.keys import RunKeys
 from services.ports import free_port
 from services.redis_client import connect
 from services.registry import Registry
+from services.schemas.weights import PolicyInfo
 from services.settings import Settings, dump_settings
 from services.telemetry import setup_logging
 
+logger = logging.getLogger(__name__)
+
+_POLICY_S = 10.0
 _NO_REDIS = "redis://127.0.0.1:1/0"
 """Nobody listens there. A server without Redis serves the model that it was started with."""
 
@@ -56,7 +62,13 @@ def run_inference(
     say = say_on(console)
     logs = folder / "logs"
     check_run_folder(logs, named_by="the output folder")
-    urls = [] if own_server else list(servers) or registered_servers(settings)
+    if any("@" in server for server in servers):
+        raise SettingsError(
+            "--server takes http://host:port without a user or password: every user of this "
+            "machine sees it; the token is SGG_DATA_TOKEN, or security.data_token_file"
+        )
+    registered = not (own_server or servers)
+    urls = registered_servers(settings) if registered else list(servers)
     settings = checked_inference(
         settings, data, limit=limit, knows_model=not _is_elsewhere(settings, urls)
     )
@@ -70,12 +82,14 @@ def run_inference(
     with signals_as_interrupt(), Supervisor(logs, say=say) as supervisor:
         if not urls:
             settings = _start_server(settings, folder, supervisor, say)
-            urls = [settings.rollout.url]
+            urls, registered = [settings.rollout.url], False
         say(f"{num_images} images of {data} through {', '.join(urls)}, into {folder}")
         try:
             with ProgressView(progress, console) as view:
                 supervisor.watch(
-                    lambda: asyncio.run(infer_into(folder, settings, urls, images, progress)),
+                    lambda: asyncio.run(
+                        infer_into(folder, settings, urls, images, progress, registered=registered)
+                    ),
                     tick=view.update,
                 )
         except KeyboardInterrupt:
@@ -97,7 +111,13 @@ def _is_elsewhere(settings: Settings, urls: list[str]) -> bool:
 
 
 def registered_servers(settings: Settings) -> list[str]:
-    """Urls of the run's live servers; none where its Redis does not answer."""
+    """Urls of the run's live servers; none where its Redis does not answer.
+
+    A record whose address is refused is left out, and said.
+
+    Raises:
+        UnauthorizedError: All are refused; it says why the first one is.
+    """
 
     async def read() -> list[str]:
         redis = connect(settings.redis)
@@ -107,9 +127,28 @@ def registered_servers(settings: Settings) -> list[str]:
             return []
         finally:
             await redis.aclose()
-        return [record.url for record in records]
+        refusals = await asyncio.gather(*(_refusal(settings, record.url) for record in records))
+        for refusal in filter(None, refusals):
+            logger.warning("%s", refusal.message)
+        if records and all(refusals):
+            raise next(filter(None, refusals))
+        return [r.url for r, refusal in zip(records, refusals, strict=True) if refusal is None]
 
     return asyncio.run(read())
+
+
+async def _refusal(settings: Settings, url: str) -> UnauthorizedError | None:
+    """Why a registered address is not asked; None for one that may be, also if it is away now."""
+    async with RolloutClient(
+        url, token=settings.data_token, timeout_s=_POLICY_S, registered=settings.security
+    ) as client:
+        try:
+            await client.get("/v1/policy", PolicyInfo, retry=False)
+        except UnauthorizedError as error:
+            return error
+        except SggError:
+            pass
+    return None
 
 
 def _start_server(settings: Settings, folder: Path, supervisor: Supervisor, say: Say) -> Settings:

@@ -6,13 +6,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from evaluation.inference.progress import Progress
+from launcher.terminal import SafeConsole
 
 _LINE_EVERY_S = 10.0
 
@@ -20,7 +20,7 @@ _LINE_EVERY_S = 10.0
 class ProgressView:
     """Shows a `Progress` whenever `update` is called; call it several times a second."""
 
-    def __init__(self, progress: Progress, console: Console) -> None:
+    def __init__(self, progress: Progress, console: SafeConsole) -> None:
         """Shows nothing yet."""
         self._progress = progress
         self._console = console

@@ -30,6 +30,7 @@ _TICK_S = 0.3
 _PROBE_S = 1.0
 """Between two questions to a part over the network."""
 _TAIL_LINES = 15
+_FORGIVEN_S = 600.0
 
 
 class PartDiedError(SggError):
@@ -50,7 +51,12 @@ class Part:
     alive: Callable[[], bool] | None = None
     """Whether some instance answers, ours or one started by hand; such a one is adopted."""
     max_restarts: int = 0
-    """For parts that keep no state."""
+    """In a row: they count anew after `_FORGIVEN_S` seconds of service, or as `progress` says."""
+    again: Callable[[int], Sequence[str] | None] | None = None
+    """The command for another start after that exit status; None where it cannot help. Without it,
+    `command`."""
+    progress: Callable[[], object] | None = None
+    """What the part has come to: restarts count anew whenever it is another."""
     ready_timeout_s: float = 600.0
     grace_s: float = 30.0
     """What it gets to end in, once it has served: between SIGTERM and SIGKILL."""
@@ -67,9 +73,35 @@ class _Child:
     """When the state began, monotonic seconds."""
     next_probe: float = 0.0
     restarts: int = 0
+    command: Sequence[str] = ()
+    """Of its next start."""
+    progress: object = None
     silent_probes: int = 0
     served: bool = False
     """Was ready once. Before that, whoever answers in its place is a stranger."""
+
+    def __post_init__(self) -> None:
+        self.command = self.part.command
+        self.served = self.part.ready is None
+        self.forgive()
+
+    def forgive(self) -> None:
+        """Count restarts anew where the part has got somewhere since the last one."""
+        if self.part.progress is None:
+            got_on = self.state == "running" and time.monotonic() - self.since > _FORGIVEN_S
+        else:
+            before, self.progress = self.progress, self.part.progress()
+            got_on = self.progress != before
+        if got_on:
+            self.restarts = 0
+
+    def may_restart(self, code: int) -> bool:
+        """Whether another start is left, and of use after that exit status."""
+        if not self.served or self.restarts >= self.part.max_restarts:
+            return False
+        command = self.part.again(code) if self.part.again else self.part.command
+        self.command = command or ()
+        return command is not None
 
     def enter(self, state: State) -> None:
         self.state, self.since, self.silent_probes = state, time.monotonic(), 0
@@ -208,7 +240,7 @@ class Supervisor:
                     "-I",
                     keeper.__file__,
                     str(child.part.grace_s),
-                    *child.part.command,
+                    *child.command,
                 ],
                 stdin=subprocess.PIPE,  # never written: its end tells the keeper that we are gone
                 stdout=log,
@@ -237,11 +269,12 @@ class Supervisor:
     def _ended(self, child: _Child, code: int) -> None:
         self._end_orphans()
         part = child.part
+        child.forgive()
         if code == 0 and part.ready is None:
             child.enter("done")
         elif child.served and part.alive and part.alive():
             self._adopt(child)
-        elif child.served and child.restarts < part.max_restarts:
+        elif child.may_restart(code):
             child.restarts += 1
             self._say(f"{part.name} {_how(code)}; restart {child.restarts} of {part.max_restarts}")
             child.enter("waiting")

@@ -13,10 +13,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from launcher.keeper import die_with_parent, send
+from services.errors import SupersededError
 from services.ports import ReservedPorts
 from services.settings import child_environment, environment_value
+from trainer.ranks.stop import EXIT_STOPPED, STOP_SIGNALS
 
-PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+PASSED_ON = (*STOP_SIGNALS, signal.SIGINT)
 _POLL_S = 0.1
 _GRACE_S = 30.0
 """What the others get once a rank has failed: they name the one that they miss."""
@@ -26,14 +28,17 @@ def run_ranks(num_ranks: int, command: Sequence[str]) -> int:
     """Run a command as so many ranks, and wait for all of them.
 
     Returns:
-        The exit code of the first that ended with another than 0; 128 + N for signal N.
+        The exit code of the first that ended with another than 0, or that of a trainer that was
+        superseded; 128 + N for signal N. 75 where it was told to stop before it could listen:
+        nothing was done then.
     """
     with ReservedPorts() as ports, _Signals() as signals:
         port = ports.take()  # rank 0 listens there
         ranks = [_start(rank, num_ranks, port, command) for rank in range(num_ranks)]
         signals.ranks = ranks
         try:
-            return _wait(ranks)
+            code = _wait(ranks)
+            return EXIT_STOPPED if code - 128 in signals.passed_on & STOP_SIGNALS else code
         finally:
             for process in ranks:
                 process.kill()
@@ -71,6 +76,8 @@ def _wait(ranks: "Sequence[subprocess.Popen[bytes]]") -> int:
                 name = signal.Signals(-first).name
                 sys.stderr.write(f"sgg-rl: rank {codes.index(first)} was killed by {name}\n")
         if None not in codes or time.monotonic() > deadline:
+            if SupersededError.exit_code in codes:
+                return SupersededError.exit_code
             return 128 - first if first < 0 else first
         time.sleep(_POLL_S)
 
@@ -80,6 +87,7 @@ class _Signals:
 
     def __init__(self) -> None:
         self.ranks: Sequence[subprocess.Popen[bytes]] = ()
+        self.passed_on = set[int]()
         self._before: list[Any] = []
 
     def __enter__(self) -> "_Signals":
@@ -91,6 +99,7 @@ class _Signals:
             signal.signal(number, handler)
 
     def _pass_on(self, number: int, _: object) -> None:
+        self.passed_on.add(number)
         for process in self.ranks:
             if process.returncode is None:
                 send(process.pid, number)

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from rich.console import Console
-
 from launcher.folder import RunFolder, run_lock
 from launcher.placement import colocated, place
 from launcher.preflight.bare import check_start
@@ -19,20 +17,29 @@ from launcher.processes import PartDiedError, Supervisor, heeded_signals
 from launcher.run_parts import RunParts, run_parts, server_urls, with_free_ports
 from launcher.run_view import plan_lines, summary_table
 from launcher.table import RunTable
-from launcher.terminal import open_console, say_on
+from launcher.terminal import SafeConsole, open_console, say_on
 from services.errors import WaitTimeoutError
 from services.ports import ReservedPorts
+from services.printable import printable
 from services.settings import Settings, dump_settings
 from services.telemetry import setup_logging
 
 
-def run_here(settings: Settings, *, resume: bool = False, evaluate: bool = False) -> int:
+def run_here(
+    settings: Settings,
+    *,
+    resume: bool = False,
+    allow_changes: bool = False,
+    evaluate: bool = False,
+) -> int:
     """Start Redis, the reward service and the rollout servers; train; stop all.
 
     Args:
         settings: Of the run. Ports that are taken are replaced by free ones.
         resume: Go on with the run of this name from its last checkpoint.
-        evaluate: Evaluate the held-out images before and after, and report: the demo.
+        allow_changes: Also with another dataset, instruction, temperature or rubric.
+        evaluate: Evaluate the held-out images before and after, and report: the demo. Without
+            `data.heldout` they are the first rows of `data.train`.
 
     Returns:
         The exit code: 0 done, 1 a part failed (which one is said), 130 interrupted.
@@ -47,6 +54,9 @@ def run_here(settings: Settings, *, resume: bool = False, evaluate: bool = False
         check_start("memory", "/dev/shm", "caches")
     placement = place(settings)
     settings = checked(settings)
+    if evaluate and settings.data.heldout is None:
+        data = settings.data.model_copy(update={"heldout": settings.data.train})
+        settings = settings.model_copy(update={"data": data})
     if placement.shared:
         settings = colocated(settings)
     num_steps = _num_steps(settings)
@@ -65,7 +75,8 @@ def run_here(settings: Settings, *, resume: bool = False, evaluate: bool = False
         command = "demo" if evaluate else "run"
         setup_logging(command, folder.logs / f"{command}.log")  # the terminal is the table's
         urls = server_urls(settings, ports)
-        parts = run_parts(settings, folder, placement, urls, resume=resume)
+        how = ["--resume"] * resume + ["--allow-changes"] * allow_changes
+        parts = run_parts(settings, folder, placement, urls, how)
         run = _Run(settings, folder, console, urls, num_steps, evaluate=evaluate)
         try:
             with signals_as_interrupt():
@@ -87,7 +98,7 @@ class _Run:
         self,
         settings: Settings,
         folder: RunFolder,
-        console: Console,
+        console: SafeConsole,
         urls: list[str],
         num_steps: int,
         *,
@@ -117,42 +128,39 @@ class _Run:
             supervisor.start(*parts.services)
             supervisor.wait_ready(*names, tick=table.update)
             self.say(f"ready after {time.monotonic() - started:.0f} s")
-            self._evaluate("before", 0, supervisor, table)
             self.say(f"training {self._num_steps} steps")
             # Only now: where it shares its GPUs, the servers have taken their part of them.
             self.trains = True
             supervisor.start(parts.trainer)
             supervisor.wait_done("trainer", tick=table.update)
-            self._evaluate("after", self._num_steps, supervisor, table)
+            self._evaluate_after(supervisor, table)
         self._report()
         folder.mark_finished()
 
-    def _evaluate(
-        self, label: str, policy_version: int, supervisor: Supervisor, table: RunTable
-    ) -> None:
-        """A result that a resumed run has already is kept."""
-        if not self._evaluates or label in self._folder.evaluations():
-            return
+    def _evaluate_after(self, supervisor: Supervisor, table: RunTable) -> None:
+        """The trainer has done it; where it failed there, it is worth another try."""
         # Imported here: it must not slow down the start of the services.
-        from evaluation.heldout import evaluate_heldout
+        from evaluation.heldout import evaluate_heldout, heldout_summary
 
-        self.say(f"held-out evaluation {label} training")
-        result = supervisor.watch(
+        if not self._evaluates or "after" in heldout_summary(self._folder.path):
+            return
+        self.say("held-out evaluation after training")
+        supervisor.watch(
             lambda: evaluate_heldout(
-                self._settings, self._urls, label=label, policy_version=policy_version
+                self._settings, self._urls, label="after", policy_version=self._num_steps
             ),
             tick=table.update,
         )
-        self._folder.add_evaluation(label, result)
 
     def _report(self) -> None:
         from evaluation.plots import write_plots
 
         written = write_plots(self._folder.path)
         if self._evaluates:
+            from evaluation.heldout import heldout_summary
             from evaluation.heldout_report import write_heldout_report
 
-            self._console.print(summary_table(self._folder.evaluations()))
+            self._console.print(summary_table(heldout_summary(self._folder.path)))
             written.append(write_heldout_report(self._settings))
         for file in (*written, self._folder.path / "checkpoint"):
             self.say(f"wrote {file}")
@@ -189,6 +197,6 @@ def _ended_early(folder: RunFolder, command: str, why: str, code: int, *, began:
     )
     with suppress(OSError):  # the terminal may be gone
         if log_tail:
-            print(log_tail, file=sys.stderr)
+            print(printable(log_tail), file=sys.stderr)
         print(f"sgg-rl: {head.rstrip(':.')}. All parts are stopped; {remedy}", file=sys.stderr)
     return code

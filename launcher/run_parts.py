@@ -1,6 +1,7 @@
 """The processes of a run on one machine: their commands, ports, GPUs and cores."""
 
 import os
+import signal
 import sys
 from dataclasses import dataclass
 from urllib.parse import urlsplit
@@ -8,15 +9,18 @@ from urllib.parse import urlsplit
 from launcher.folder import RunFolder
 from launcher.placement import Placement, environment
 from launcher.processes import Part, http_probe
-from services.errors import SettingsError
+from services.errors import SettingsError, SupersededError
 from services.ports import ReservedPorts
 from services.redis_client import redis_answers
+from services.redis_server import own_address
 from services.settings import Settings, environment_value
 
 MAX_RESTARTS = 3
 _LOADING_S = 1800.0
 """A model of many gigabytes may come from the hub or a slow disk; a process that ends is seen at
 once."""
+_READING_S = 300.0
+"""What Redis gets to read its append-only file."""
 _LAST_STEP_S = 300.0
 """What the trainer gets to end its step and write a checkpoint. A second Ctrl-C takes it away."""
 
@@ -32,7 +36,11 @@ class RunParts:
 
 
 def run_parts(
-    settings: Settings, folder: RunFolder, placement: Placement, urls: list[str], *, resume: bool
+    settings: Settings,
+    folder: RunFolder,
+    placement: Placement,
+    urls: list[str],
+    trainer_options: list[str],
 ) -> RunParts:
     """The processes of a run.
 
@@ -41,7 +49,7 @@ def run_parts(
         folder: Of the run.
         placement: The GPUs of each.
         urls: Of the rollout servers, as from `server_urls`.
-        resume: Whether the trainer goes on from its last checkpoint.
+        trainer_options: Of `sgg-rl train`.
     """
     serve = [sys.executable, "-m", "cli.main", "serve"]
     config = ["--config", str(folder.config)]
@@ -72,18 +80,39 @@ def run_parts(
             name="redis",
             command=[*serve, "redis", *config],
             ready=lambda: redis_answers(settings.redis),
-            ready_timeout_s=60.0,
+            alive=lambda: redis_answers(settings.redis),
+            max_restarts=MAX_RESTARTS,  # its append-only file keeps what it knew
+            ready_timeout_s=_READING_S,
             environment=no_gpu,
         ),
         services=[reward, *rollouts],
         trainer=Part(
             name="trainer",
-            command=[*train, "--resume"] if resume else train,
+            command=[*train, *trainer_options],
+            max_restarts=MAX_RESTARTS,
+            again=lambda code: resumed([*train, *trainer_options], folder, code),
+            progress=lambda: folder.newest_checkpoint,
             grace_s=_LAST_STEP_S,
             environment=environment(placement.trainer, placement=placement)
             | compute_threads(settings.trainer.num_ranks),
         ),
     )
+
+
+def resumed(train: list[str], folder: RunFolder, code: int) -> list[str] | None:
+    """The command of a trainer that goes on; None without a checkpoint, or where it is told not to.
+
+    Wrong settings stay wrong, whoever stopped it wants it stopped, and a later start has the run.
+    """
+    final = (
+        SettingsError.exit_code,
+        SupersededError.exit_code,
+        os.EX_TEMPFAIL,
+        128 + signal.SIGINT,
+    )
+    if code in final or folder.newest_checkpoint is None:
+        return None
+    return train if "--resume" in train else [*train, "--resume"]
 
 
 def server_names(urls: list[str]) -> list[str]:
@@ -109,8 +138,10 @@ def with_free_ports(settings: Settings, ports: ReservedPorts) -> Settings:
     """The settings with each service on this host, on a port that nobody has.
 
     Raises:
-        SettingsError: A service's url is on another host: then the parts are started one by one.
+        SettingsError: A service's url is on another host, or Redis's is of Sentinels: then the
+            parts are started one by one.
     """
+    own_address(settings.redis.url)
     changes = {}
     for name in ("redis", "reward", "rollout"):
         section = getattr(settings, name)

@@ -5,13 +5,16 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from statistics import fmean
 from types import TracebackType
 from typing import Any, Self
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
+
+from launcher.terminal import SafeConsole
 
 _SHOWN_STEPS = 12
 _BETWEEN_COLUMNS = 2
@@ -51,7 +54,7 @@ class MetricsTail:
 class RunTable:
     """A live table on a terminal; one line a step elsewhere.
 
-    Example: `with RunTable(folder / "metrics.jsonl", 100, supervisor.states, Console()) as table:`
+    Example: `with RunTable(folder / "metrics.jsonl", 100, states, open_console()) as table:`
     """
 
     def __init__(
@@ -59,7 +62,7 @@ class RunTable:
         metrics: Path,
         num_steps: int | None,
         states: Callable[[], dict[str, str]],
-        console: Console,
+        console: SafeConsole,
     ) -> None:
         """Shows nothing yet.
 
@@ -129,13 +132,16 @@ class RunTable:
         return self._num_steps or row.get("num_steps")
 
     def _left(self) -> str | None:
-        """Time to the end at the pace of the shown steps, such as `1:02:03`."""
-        first, last = self._rows[0], self._rows[-1]
-        total, steps = self._total(last), last.get("step", -1) - first.get("step", -1)
-        if total is None or steps < 1 or "time" not in first or "time" not in last:
+        """Time to the end at the pace of the shown steps, such as `1:02:03`.
+
+        Their phases count, not when they ended: before a resume the run was down.
+        """
+        total = self._total(self._rows[-1])
+        seconds = [sum(row["phases_s"].values()) for row in self._rows if row.get("phases_s")]
+        if total is None or not seconds:
             return None
-        step_s = (last["time"] - first["time"]) / steps
-        return str(timedelta(seconds=round(step_s * (total - last["step"] - 1))))
+        left = total - self._rows[-1].get("step", -1) - 1
+        return str(timedelta(seconds=round(fmean(seconds) * left)))
 
     def _add(self, row: Row) -> bool:
         """Take up a row; later steps were rolled back. Whether it says anything new."""

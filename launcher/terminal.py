@@ -2,12 +2,15 @@
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
 from typing import Any, TextIO, cast
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType  # noqa: TID251
+from rich.segment import Segment
+
+from services.printable import printable
 
 Say = Callable[[str], None]
 
@@ -33,11 +36,25 @@ class _Outlived:
         return getattr(self._stream, name)
 
 
-def open_console() -> Console:
+class SafeConsole(Console):
+    """rich's console, whose text may come from anywhere: only rich itself steers the terminal."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterable[Segment]:
+        """See `Console.render`."""
+        for segment in super().render(renderable, options):
+            if segment.control or segment.text.isprintable():
+                yield segment
+            else:
+                yield Segment(printable(segment.text), segment.style)
+
+
+def open_console() -> SafeConsole:
     """Standard output."""
-    return Console(file=cast(TextIO, _Outlived(sys.stdout)))
+    return SafeConsole(file=cast(TextIO, _Outlived(sys.stdout)))
 
 
-def say_on(console: Console) -> Say:
+def say_on(console: SafeConsole) -> Say:
     """Prints lines for people as they are."""
     return partial(console.print, soft_wrap=True, highlight=False, markup=False)

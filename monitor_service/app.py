@@ -5,6 +5,7 @@ read every `READ_EVERY_S`; a scrape waits for neither.
 """
 
 import asyncio
+import errno
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -104,7 +105,9 @@ class Monitor:
             if state is not None:
                 write_targets(self._settings, state.servers)
             self._note("targets", "")
-        except OSError as error:  # a folder mounted for reading: discovery over HTTP remains
+        except OSError as error:  # discovery over HTTP remains
+            if error.errno == errno.EROFS:  # mounted for reading, and meant to be
+                return
             self._note("targets", f"cannot write {targets_file(self._settings)}: {error}")
 
     def _remove_targets(self) -> None:

@@ -1,17 +1,16 @@
 """Why groups have died, in few words: dead letters by stream and kind of failure."""
 
-import json
 import re
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from redis.asyncio import Redis
 
 from services.keys import RunKeys
+from services.queues.redis import RedisQueue
 from services.redis_client import redis_errors
 
-_PAGE = 100
-"""Letters of one read: their bodies come too, and may be large."""
 DeadStream = Literal["prompts", "rollouts"]
 Reason = Literal["lease_expired", "data", "server", "refused"]
 
@@ -37,13 +36,14 @@ class DeadKind(NamedTuple):
 
 
 class DeadLetters:
-    """Counts the dead; each letter is read once, while none is dropped or replayed."""
+    """Counts the dead; each letter is read once, while none is dropped."""
 
     def __init__(self, client: Redis, keys: RunKeys) -> None:
         self._redis = client
         self._key = keys.dead
-        self._kinds: list[DeadKind] = []
-        self._last_id = "-"
+        self._queue = RedisQueue(client, keys)
+        self._kinds: dict[str, DeadKind] = {}
+        """By entry id, oldest first."""
 
     async def count(self) -> Counter[DeadKind]:
         """The dead of now.
@@ -51,34 +51,35 @@ class DeadLetters:
         Raises:
             UnavailableError: Redis is away.
         """
-        with redis_errors(self._redis):
+        await self._read_new()
+        await self._forget_trimmed()
+        if len(self._kinds) != await self._queue.num_dead():  # some were taken out
+            self._kinds = {}
             await self._read_new()
-            if len(self._kinds) != await self._redis.xlen(self._key):  # some were taken out
-                self._kinds, self._last_id = [], "-"
-                await self._read_new()
-        return Counter(self._kinds)
+        return Counter(self._kinds.values())
 
     async def _read_new(self) -> None:
-        while True:
-            page: Any = await self._redis.xrange(self._key, min=self._last_id, count=_PAGE)
-            for entry_id, fields in page:
-                self._kinds.append(dead_kind(fields[b"stream"], fields[b"failures"]))
-                self._last_id = f"({entry_id.decode()}"  # exclusive
-            if len(page) < _PAGE:
-                return
+        while notices := await self._queue.dead_notices(next(reversed(self._kinds), "-")):
+            self._kinds |= {n.entry_id: dead_kind(n.stream, n.failures) for n in notices}
+
+    async def _forget_trimmed(self) -> None:
+        """The oldest go when there are more than are kept."""
+        with redis_errors(self._redis):
+            oldest: Any = await self._redis.xrange(self._key, count=1)
+        if oldest and (first := oldest[0][0].decode()) in self._kinds:
+            while next(iter(self._kinds)) != first:
+                del self._kinds[next(iter(self._kinds))]
 
 
-def dead_kind(stream: bytes, failures: bytes) -> DeadKind:
-    """The kind of a letter, by its last failure.
+def dead_kind(stream: str, failures: Sequence[str]) -> DeadKind:
+    """The kind of a dead item, by its last failure.
 
     Args:
-        stream: Its field, such as `prompts/9`.
-        failures: Its field: a JSON list of texts, from `rollout_service.worker`,
-            `services.queues.lua` and the trainer's collector.
+        stream: Where it died, such as `prompts/9`.
+        failures: From `rollout_service.worker`, `services.queues.lua` and the trainer's collector.
     """
-    texts = json.loads(failures.decode(errors="replace"))
-    last = texts[-1] if texts else ""  # Redis writes an empty list as `{}`
+    last = failures[-1] if failures else ""
     matching = (reason for pattern, reason in _KINDS if re.match(pattern, last))
     return DeadKind(
-        "prompts" if stream.startswith(b"prompts") else "rollouts", next(matching, "refused")
+        "prompts" if stream.startswith("prompts") else "rollouts", next(matching, "refused")
     )

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from services.proof import is_allowed_host
 from services.schemas.common import Message
 from services.schemas.weights import ServerRecord
 from services.settings import Settings
@@ -21,8 +22,10 @@ class TargetGroup(Message):
 
 
 def service_targets(settings: Settings, servers: Iterable[ServerRecord]) -> list[TargetGroup]:
-    """The reward service and the live rollout servers."""
-    urls = {"reward": [settings.reward.url], "rollout": [server.url for server in servers]}
+    """The reward service and the live rollout servers, as far as their hosts are allowed."""
+    hosts = settings.security.rollout_hosts
+    allowed = [server.url for server in servers if is_allowed_host(server.url, hosts)]
+    urls = {"reward": [settings.reward.url], "rollout": allowed}
     return [_group(settings, service, found) for service, found in urls.items()]
 
 

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from typing import Annotated
 
-from fastapi import FastAPI, Path, Request, Response
+from fastapi import FastAPI, Path, Query, Request, Response
 from starlette.requests import ClientDisconnect
 
 from rollout_service.admission import Admission, while_connected
@@ -37,6 +37,7 @@ from services.guard import MAX_VALUES
 from services.images import ImageStore, image_from_data_uri
 from services.keys import RunKeys
 from services.openapi import body_of, problems
+from services.proof import PROOF_PATH, proof
 from services.queues.redis import RedisQueue
 from services.redis_check import check_redis
 from services.redis_client import connect
@@ -44,13 +45,14 @@ from services.registry import Registry
 from services.schemas.chat import ChatRequest
 from services.schemas.common import ImageRef
 from services.schemas.rollouts import InlineImage, RolloutRequest, RolloutResponse
-from services.schemas.weights import CommitRequest, PolicyInfo, StageRequest
+from services.schemas.weights import CommitRequest, PolicyInfo, ServerProof, StageRequest
 from services.settings import Settings, environment_value, set_environment
 from services.telemetry import Tracing
 
 logger = logging.getLogger(__name__)
 
 Number = Annotated[int, Path(ge=0, lt=2**63)]
+Nonce = Annotated[str, Query(pattern=r"^[0-9a-f]{64}$")]
 BODY_LIMIT_BYTES = 8 * 1024 * 1024
 
 
@@ -64,7 +66,7 @@ class RolloutProcess:
         self.app = service.create_app(
             title="rollout service",
             version=version("sgg-rl"),
-            readiness=lambda: self.server.why_not_ready(),
+            readiness=self._why_not_ready,
             body_limit_bytes=BODY_LIMIT_BYTES,
             url=settings.rollout.url,
             data_token=settings.data_token,
@@ -76,13 +78,14 @@ class RolloutProcess:
         self.failure: Exception | None = None
         """Why the process ended by itself."""
         self._settings = settings
+        self._tokens = list(filter(None, (settings.data_token, settings.admin_token)))
         self._redis = connect(settings.redis)
         keys = RunKeys(settings.run.name)
         self._images = ImageStore(settings.images_folder, self._redis, keys)
         self._tracing = Tracing("sgg-rl rollout", settings.telemetry.otlp_endpoint)
         self.server = RolloutServer(settings, make_engine, self.app.state.registry, self._tracing)
         registry = Registry(self._redis, keys)
-        self._membership = Membership(self.server, registry)
+        self._membership = Membership(self.server, registry, self._images)
         self._worker = QueueWorker(
             self.server,
             RedisQueue(self._redis, keys),
@@ -97,6 +100,12 @@ class RolloutProcess:
         self._add_routes()
         self._tracing.trace_requests(self.app)
 
+    def _why_not_ready(self) -> str | None:
+        """HTTP goes on being served while only the run does not hear of the server."""
+        server = self.server
+        heard = server.unheard and f"the run does not hear of this server: {server.unheard}"
+        return server.why_not_ready() or heard
+
     def _add_routes(self) -> None:
         self.app.post(
             "/v1/rollouts",
@@ -107,6 +116,7 @@ class RolloutProcess:
         self.app.byte_bodies = (ChatRequest, RolloutRequest, StageRequest, CommitRequest)
         ChatRoutes(self.server, self._admission).add_to(self.app)
         self.app.get("/v1/policy")(self.policy)
+        self.app.get(PROOF_PATH)(self.proof)
         self.app.put(
             "/v1/weights/files/{incarnation}/{policy_version}",
             openapi_extra={"requestBody": {"content": {"application/octet-stream": {}}}},
@@ -150,6 +160,11 @@ class RolloutProcess:
     async def policy(self) -> PolicyInfo:
         """What is served."""
         return self.server.info()
+
+    async def proof(self, nonce: Nonce) -> ServerProof:
+        """Show that this server knows the run's tokens, to a client that has sent none yet."""
+        url = self._settings.rollout.url
+        return ServerProof(proofs=[proof(token, nonce, url) for token in self._tokens])
 
     async def upload(
         self, incarnation: Number, policy_version: Number, request: Request
@@ -212,10 +227,10 @@ class RolloutProcess:
         try:
             await self._look_at_redis()
             await self.server.prepare()
-            async with self._membership.joined():
+            async with self._membership.joined() as beating:
                 try:
                     await self.server.start()
-                    await self._work_until_dead()
+                    await self._work_until_dead(beating)
                 finally:
                     await self.server.stop()
         except Exception as error:  # noqa: BLE001 - kept for `serve`, which raises it
@@ -228,18 +243,22 @@ class RolloutProcess:
         with suppress(UnavailableError):
             await check_redis(self._redis)
 
-    async def _work_until_dead(self) -> None:
+    async def _work_until_dead(self, beating: "asyncio.Task[None]") -> None:
         working = asyncio.create_task(self._worker.run())
+        watching = asyncio.create_task(self.server.watch())
         dying = asyncio.create_task(self.server.dead.wait())
         try:
-            await asyncio.wait({working, dying}, return_when=asyncio.FIRST_COMPLETED)
+            tasks = {working, dying, beating}
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             if self.server.dead.is_set():
                 raise EngineError(f"the engine died: {self.server.last_error}")
+            if beating.done():
+                beating.result()
             working.result()
         finally:
-            working.cancel()
-            dying.cancel()
-            await asyncio.gather(working, dying, return_exceptions=True)
+            for task in (working, watching, dying):
+                task.cancel()
+            await asyncio.gather(working, watching, dying, return_exceptions=True)
 
 
 def serve(settings: Settings) -> None:

@@ -31,6 +31,8 @@ T = TypeVar("T")
 DRAIN_S = 10.0
 """Told to stop, a server goes on with the groups that it has for this long; then it gives them up:
 leases go back to the queue at once, HTTP requests are answered with 503."""
+_WATCH_S = 0.25
+"""Between looks whether the engine lives."""
 _STATES = ("starting", "ready", "updating", "draining", "quarantined")
 _RATE_WINDOW_S = 60.0
 
@@ -92,6 +94,8 @@ class RolloutServer:
         """Set when nothing new is to be taken."""
         self.given_up = asyncio.Event()
         """Set when the time of draining is over: whatever is in flight ends now."""
+        self.unheard: str | None = None
+        """Why the run does not hear of this server; None while its heartbeat gets through."""
         self._last_error: _LastError | None = None
         self._settings = settings
         self._tracing = tracing
@@ -255,8 +259,14 @@ class RolloutServer:
         self._count(result, time.monotonic() - started_at)
         return result
 
+    async def watch(self) -> None:
+        """Notice an engine that died, until cancelled."""
+        while True:
+            await self.watch_engine()
+            await asyncio.sleep(_WATCH_S)
+
     async def watch_engine(self) -> None:
-        """Notice an engine that died. Called now and then."""
+        """Notice an engine that has died."""
         if self._engine is not None and self._updater is not None and not self.dead.is_set():
             try:
                 await self._engine.check_health()
@@ -315,23 +325,29 @@ class RolloutServer:
     async def unless_stopped(self, sampling: Awaitable[T]) -> T:
         """A quarantined engine is frozen for an unknown time: its requests go to another server.
 
-        So do those of a server that has drained long enough.
+        So do those of a server that has drained long enough, or whose engine is dead.
 
         Raises:
-            UnavailableError: The server is quarantined or stopping.
+            UnavailableError: The server is quarantined, stopping or dead.
         """
         sampled = asyncio.ensure_future(sampling)
-        frozen = asyncio.create_task(self.updater.quarantined.wait())
-        over = asyncio.create_task(self.given_up.wait())
+        ends = {
+            asyncio.create_task(event.wait()): why
+            for event, why in (
+                (self.dead, "dead"),
+                (self.updater.quarantined, "quarantined"),
+                (self.given_up, "stopping"),
+            )
+        }
         try:
-            await asyncio.wait({sampled, frozen, over}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({sampled, *ends}, return_when=asyncio.FIRST_COMPLETED)
             if not sampled.done():
-                why = "quarantined" if frozen.done() else "stopping"
+                why = next(why for end, why in ends.items() if end.done())
                 raise UnavailableError(f"{self.server_id} is {why}; ask another server")
         finally:
-            for task in (sampled, frozen, over):
+            for task in (sampled, *ends):
                 task.cancel()
-            await asyncio.gather(sampled, frozen, over, return_exceptions=True)
+            await asyncio.gather(sampled, *ends, return_exceptions=True)
         return sampled.result()
 
     def _count(self, result: EngineResult, seconds: float) -> None:

@@ -296,7 +296,8 @@ class WeightUpdater:
             # Also when this is cancelled: the engine stays paused, for its tensors may be of two
             # versions.
             self.state = "quarantined"
-            self.failure = f"{held.version} could not be loaded: {error or type(error).__name__}"
+            reason = str(error) or type(error).__name__
+            self.failure = f"{held.version} could not be loaded: {reason}"
             self.quarantined.set()
             logger.error("quarantined: %s", self.failure)
             raise

@@ -1,11 +1,10 @@
 """Sampling with vLLM. Weights change through its RL API alone; `vllm_worker` is the other end."""
 
 import asyncio
-import contextlib
 import math
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import huggingface_hub
 import torch
@@ -45,8 +44,12 @@ from services.schemas.common import ChatMessage, Sampling, TextPart
 from services.schemas.weights import Rendezvous, WeightManifest
 from services.settings import Settings
 
+T = TypeVar("T")
+
 _BLOCK_SIZE = 32
 """Tokens of a KV block: CPU attention's smallest, for only a prompt's whole blocks are shared."""
+_LOOK_S = 0.25
+"""Between looks whether the engine process lives, while an answer of it is waited for."""
 _SHUTDOWN_S = 15.0
 """vLLM's processes end by themselves within this time, or are killed."""
 
@@ -75,8 +78,10 @@ class VllmEngine(Engine):
                 lambda: AsyncLLM.from_engine_args(engine_args(self._settings))
             )
             self.model_runner = "v2" if self._llm.vllm_config.use_v2_model_runner else "v1"
-            await self._llm.get_supported_tasks()  # kept by vLLM: no request waits for it
-            await self._llm.init_weight_transfer_engine(WeightTransferInitRequest())
+            # Kept by vLLM: no request waits for it.
+            await self._answer(self._llm.get_supported_tasks(), "start")
+            transfer = WeightTransferInitRequest()
+            await self._answer(self._llm.init_weight_transfer_engine(transfer), "start")
             tokenizer = self._llm.get_tokenizer()
             if tokenizer.chat_template is None:
                 self._template = chat_template(self._settings.model.path)
@@ -170,34 +175,50 @@ class VllmEngine(Engine):
         # Clearing caches here would also clear the processed images, on which requests already on
         # their way to the engine process rely. Those do not depend on weights; what does is cleared
         # after loading.
-        async with _engine_errors("pause"):
-            await self._llm.pause_generation(mode="keep", clear_cache=False)
+        await self._answer(self._llm.pause_generation(mode="keep", clear_cache=False), "pause")
 
     async def connect(self, rendezvous: Rendezvous) -> None:
         """See `Engine.connect`."""
-        async with _engine_errors("meet the trainer"):
-            await vllm_weights.join(self._llm, rendezvous)
+        await self._answer(vllm_weights.join(self._llm, rendezvous), "meet the trainer")
 
     async def load_weights(self, weights: Weights, manifest: WeightManifest) -> None:
         """See `Engine.load_weights`."""
-        async with _engine_errors("load weights"):
-            await vllm_weights.load(self._llm, self._settings, weights, manifest)
+        loading = vllm_weights.load(self._llm, self._settings, weights, manifest)
+        await self._answer(loading, "load weights")
 
     async def resume(self) -> None:
         """See `Engine.resume`."""
-        async with _engine_errors("resume"):
-            await self._llm.resume_generation()
+        await self._answer(self._llm.resume_generation(), "resume")
 
     async def check_health(self) -> None:
         """See `Engine.check_health`."""
         if self._llm is None:
             raise EngineError("vLLM is not running")
-        async with _engine_errors("answer"):
-            await self._llm.check_health()
+        await self._answer(self._llm.check_health(), "answer")
+
+    async def _answer(self, call: Coroutine[Any, Any, T], what: str) -> T:
+        """What vLLM answers. It never does where its engine process has died meanwhile.
+
+        Raises:
+            EngineError: That, or one of vLLM's errors, which are of many classes.
+        """
+        llm, answer = self._llm, asyncio.create_task(call)
+        try:
+            while not answer.done():
+                await asyncio.wait({answer}, timeout=_LOOK_S)
+                if llm.errored and not answer.done():
+                    raise RuntimeError("its engine process is dead")
+            return answer.result()
+        except Exception as error:  # an adapter's boundary: all its failures are one class of ours
+            reason = str(error) or type(error).__name__
+            raise EngineError(f"vLLM did not {what}: {reason}") from error
+        finally:
+            answer.cancel()
 
     async def _renamed(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
         """Under the names by which vLLM knows the tensors, whatever the checkpoint's layout."""
-        names = (await self._llm.collective_rpc("sgg_model_names", args=(list(shapes),)))[0]
+        asked = self._llm.collective_rpc("sgg_model_names", args=(list(shapes),))
+        (names,) = await self._answer(asked, "name its tensors")
         return {n: s for n, s in zip(names, shapes.values(), strict=True) if n is not None}
 
     def _check_request(
@@ -341,15 +362,6 @@ def engine_args(settings: Settings) -> AsyncEngineArgs:
         **lora_args(settings),
         **memory,
     )
-
-
-@contextlib.asynccontextmanager
-async def _engine_errors(what: str) -> AsyncIterator[None]:
-    """VLLM's errors, of many classes, as this project's."""
-    try:
-        yield
-    except Exception as error:  # an adapter's boundary: all its failures are one class of ours
-        raise EngineError(f"vLLM did not {what}: {error or type(error).__name__}") from error
 
 
 def _checkpoint_shapes(path: str, *, download: bool = False) -> dict[str, Shape]:

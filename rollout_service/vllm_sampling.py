@@ -53,23 +53,32 @@ def completion(
 
     Raises:
         InvalidInputError: What is suppressed is all that the schema allows.
-        EngineError: It ended in another error.
+        EngineError: It ended in another error, or the policy's numbers are not finite.
     """
     token_ids = list(output.token_ids)
     if output.finish_reason not in _FINISHED:
         if sampling.json_schema is not None and sampling.suppress_token_ids:
             raise InvalidInputError("json_schema and suppress_token_ids leave no token to sample")
         raise EngineError(f"vLLM ended a completion with {output.finish_reason!r}; ask again")
+    logprobs = list(output.logprobs.logprobs)
+    spans = [
+        VersionSpan(policy_version=_number(span.version), start=span.start, end=span.end)
+        for span in output.weight_versions or []
+    ]
+    if not all(map(math.isfinite, logprobs)):
+        versions = " and ".join(str(span.policy_version) for span in spans) or "unknown"
+        raise EngineError(
+            f"policy version {versions} on this server gives log-probabilities that are not finite "
+            "(NaN or infinite): no prompt's fault; start the server again, and if that does not "
+            "help, the weights themselves are damaged"
+        )
     return Completion(
         # A stop string is cut off the text; its tokens stay, for they were sampled.
         text=output.text if sampling.stop else decode(token_ids, skip_special_tokens=True),
         token_ids=token_ids,
-        rollout_logprobs=list(output.logprobs.logprobs),
+        rollout_logprobs=logprobs,
         finish_reason=output.finish_reason,
-        policy_versions=[
-            VersionSpan(policy_version=_number(span.version), start=span.start, end=span.end)
-            for span in output.weight_versions or []
-        ],
+        policy_versions=spans,
     )
 
 
@@ -80,7 +89,8 @@ def sampling_error(error: Exception) -> SggError:
     # A model's image processor says "ValueError", which vLLM wraps.
     if isinstance(error, VLLMClientError | ValueError) or isinstance(error.__cause__, ValueError):
         return InvalidInputError(f"vLLM refuses the prompt: {error.__cause__ or error}")
-    return EngineError(f"vLLM failed: {error.__cause__ or error or type(error).__name__}")
+    cause = error.__cause__ or error
+    return EngineError(f"vLLM failed: {str(cause) or type(cause).__name__}")
 
 
 def _number(label: str) -> int:

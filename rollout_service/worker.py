@@ -48,6 +48,10 @@ _SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
 _NEVER_DEAD = 1_000_000
 
 
+class _BehindError(UnavailableError):
+    """This server does not serve what a group asks for: nobody's failure."""
+
+
 class QueueWorker:
     """One server's share of the queue."""
 
@@ -91,7 +95,10 @@ class QueueWorker:
         following = asyncio.create_task(self._follow())
         claiming = asyncio.create_task(self._claim_groups())
         try:
-            await asyncio.wait({claiming})  # unlike `await claiming`, cancels nothing
+            # Unlike `await claiming` this cancels nothing.
+            await asyncio.wait({claiming, following}, return_when=asyncio.FIRST_COMPLETED)
+            if following.done():  # it never ends but by an error that nobody foresaw
+                following.result()
             claiming.result()
             await self._server.given_up.wait()
         finally:
@@ -150,7 +157,8 @@ class QueueWorker:
     async def _claim(self) -> Lease | None:
         """One group, or None after a while without."""
         await self._pause(self._pause_s)
-        if self._server.why_not_ready() is not None or self._is_behind():
+        server = self._server
+        if server.why_not_ready() or server.unheard or self._is_behind():
             await self._pause(0.1)
             return None
         try:
@@ -245,12 +253,12 @@ class QueueWorker:
         """Catch up until the weights are the asking trainer's, and new enough.
 
         Raises:
-            UnavailableError: Not within a lease's time.
+            _BehindError: Not within a lease's time.
         """
         deadline = time.monotonic() + self._lease_s
         while not self._is_new_enough(prompt):
             if time.monotonic() > deadline:
-                raise UnavailableError(
+                raise _BehindError(
                     f"waited {self._lease_s:g} s for version {prompt.min_policy_version} of "
                     f"incarnation {prompt.incarnation}; serving {self._server.serving}"
                 )
@@ -268,6 +276,10 @@ class QueueWorker:
             result = sampling.result()
         except (InvalidInputError, TooLargeError) as error:
             await self._fail(lease, f"{_DATA_MARK}{error}", DATA_ATTEMPTS)
+        except _BehindError as error:
+            logger.warning("%s goes back to the queue: %s", lease.work_id, error)
+            self._hold_back()
+            await self._quietly(self._queue.release(lease))
         except UnavailableError as error:
             if self._server.draining.is_set():  # nobody's failure
                 await self._quietly(self._queue.release(lease))
@@ -282,10 +294,14 @@ class QueueWorker:
             )
 
     async def _fail_here(self, lease: Lease, error: Exception) -> None:
-        """Another server may do better, so this one holds back for a while."""
-        self._pause_s = min(max(2 * self._pause_s, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S)
+        """Another server may do better."""
+        self._hold_back()
         text = f"{type(error).__name__} on {self._server.server_id}: {error}"
         await self._fail(lease, text, self._max_deliveries)
+
+    def _hold_back(self) -> None:
+        """For a while this server takes nothing; longer each time in a row."""
+        self._pause_s = min(max(2 * self._pause_s, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S)
 
     async def _fail(self, lease: Lease, text: str, budget: int) -> None:
         """Count a failure against its own kind's budget; the queue knows only their sum."""

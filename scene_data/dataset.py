@@ -13,6 +13,7 @@ lists. A chat with `images` is a row too (`scene_data.chats`). A column of text 
 graph (thinking) is read where it is asked for.
 """
 
+import hashlib
 import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic_core import to_json
 
 from scene_data.images import check_image, image_bytes
 from scene_data.refusal import PAGE, refusal
@@ -149,6 +151,22 @@ class SceneDataset:
                 "of the upright picture (docs/data.md)",
                 place,
             )
+
+    def digest(self) -> str:
+        """SHA-256 over the annotations of all usable rows, in their order; images do not count.
+
+        It reads all annotations once more.
+        """
+        found = hashlib.sha256()
+        usable = iter(self._usable)
+        number = next(usable, None)
+        for index, row in enumerate(self._rows.annotations()):
+            if index == number and not isinstance(row, RowError):
+                # A path of an image is of this machine.
+                kept = {key: value for key, value in row.items() if key != "image"}
+                found.update(to_json(kept, inf_nan_mode="constants", fallback=repr) + b"\n")
+                number = next(usable, None)
+        return found.hexdigest()
 
     def place(self, index: int) -> str:
         """What a person finds a usable row by. Example: `train.jsonl, line 4`."""

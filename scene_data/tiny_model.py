@@ -167,8 +167,8 @@ def _tokenizer() -> Any:
     core.train_from_iterator(_corpus(), trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=core,
-        eos_token="<|im_end|>",
-        pad_token="<|endoftext|>",
+        eos_token="<|im_end|>",  # noqa: S106 - of text
+        pad_token="<|endoftext|>",  # noqa: S106 - of text
         additional_special_tokens=list(SPECIAL_TOKENS[1:]),
         chat_template=CHAT_TEMPLATE,
         model_max_length=MAX_POSITIONS,

@@ -28,6 +28,7 @@ from services.http_protocol import GuardedProtocol
 from services.openapi import DescribedApp
 from services.ports import is_loopback, listen
 from services.problems import add_problem_handlers
+from services.secrets import MIN_CHARACTERS, is_weak
 from services.telemetry import HttpMetrics, new_registry
 
 logger = logging.getLogger(__name__)
@@ -96,7 +97,7 @@ def create_app(
     needed = {"SGG_DATA_TOKEN": data_token} | (
         {"SGG_ADMIN_TOKEN": admin_token} if admin_paths else {}
     )
-    app.state.missing_tokens = [name for name, token in needed.items() if not token]
+    app.state.weak_tokens = [name for name, token in needed.items() if not token or is_weak(token)]
     add_problem_handlers(app)
     _add_health(app, readiness)
     app.add_middleware(
@@ -141,7 +142,7 @@ def serve(app: FastAPI, url: str) -> None:
 
     Raises:
         SettingsError: The URL is malformed, the port is taken, or the host is not loopback and a
-            token is missing.
+            token is missing or short.
         UnavailableError: The app's `lifespan` failed.
         KeyboardInterrupt: After a SIGINT.
     """
@@ -177,11 +178,12 @@ def bind(app: FastAPI, url: str) -> socket.socket:
     Bound before the service loads anything, so that a taken port is known within milliseconds.
     """
     host, port = host_and_port(url)
-    missing: list[str] = app.state.missing_tokens
-    if missing and not is_loopback(host):
+    weak: list[str] = app.state.weak_tokens
+    if weak and not is_loopback(host):
         raise SettingsError(
             f"{app.title} would listen on {host}, beyond this machine, without "
-            f"{' and '.join(missing)}: set them (or token files in [security]), or use 127.0.0.1"
+            f"{' and '.join(weak)} of {MIN_CHARACTERS} characters or more: set them (or token "
+            "files in [security]), or use 127.0.0.1"
         )
     return listen(host, port, name=app.title)
 

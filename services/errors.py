@@ -6,10 +6,12 @@
     ├── UnauthorizedError          401   no token, or not the right one
     ├── NotFoundError              404   the named thing does not exist here
     ├── ConflictError              409   right request, wrong moment (a commit before its stage)
+    │   └── SupersededError        409   a later start of the trainer has taken the run over
     ├── TooLargeError              413   over a stated limit
     ├── UnavailableError           503   retry later: starting, draining, saturated, unreachable
     │   └── QueueFullError         503   backpressure: the stream holds as much as it may
     ├── WaitTimeoutError           504   a wait ended; the message says what it waited for
+    ├── NoRoomError                507   the service's disk is full; retry when there is room
     └── EngineError                500   the sampling engine failed; retry on another server
 
 Model output is never an error: a completion that does not parse has a status
@@ -20,6 +22,8 @@ maps them in one way.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
+
+from services.printable import printable
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +38,18 @@ class Mistake:
 class SggError(Exception):
     """The service failed; its log has the reason.
 
-    Root of all errors of this project. The message says what to do.
+    Root of all errors of this project. The message says what to do. What it quotes, from data or
+    from another service, cannot steer a terminal.
     """
 
     status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
+    exit_code: ClassVar[int] = 1
+    """Of a command that ends with it."""
 
     def __init__(self, message: str) -> None:
-        super().__init__(message)
-        self.message = message
+        self.message = printable(message)
+        super().__init__(self.message)
 
 
 class InvalidInputError(SggError):
@@ -57,6 +64,8 @@ class InvalidInputError(SggError):
 
 class SettingsError(InvalidInputError):
     """A setting is misspelt, missing or impossible; the message names it."""
+
+    exit_code = 2
 
 
 class UnauthorizedError(SggError):
@@ -88,6 +97,20 @@ class ConflictError(SggError):
     """The request does not fit the present state."""
 
     status = 409
+
+
+class SupersededError(ConflictError):
+    """A later start of the trainer has taken the run over: this one must stop, and stay stopped."""
+
+    exit_code = 3
+
+    def __init__(self, incarnation: int, later: int | None = None) -> None:
+        """The later incarnation where it is known."""
+        by = "a later one" if later is None else f"incarnation {later}"
+        super().__init__(
+            f"trainer incarnation {incarnation} is superseded: {by} of this run has started, so "
+            "this one stops"
+        )
 
 
 class TooLargeError(SggError):
@@ -135,6 +158,13 @@ class WaitTimeoutError(SggError):
     """A wait ended; the message says what it waited for and how long."""
 
     status = 504
+    retryable = True
+
+
+class NoRoomError(SggError):
+    """The service's disk is full."""
+
+    status = 507
     retryable = True
 
 

@@ -23,9 +23,11 @@ from services.errors import (
     UnavailableError,
 )
 from services.problems import problem_response
+from services.proof import PROOF_PATH
 
-PUBLIC_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/v1/targets"})
-"""Health, and what Prometheus reads: it has no business with a run's tokens."""
+PUBLIC_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/v1/targets", PROOF_PATH})
+"""Health; what Prometheus reads, which has no business with a run's tokens; and what a client asks
+before it sends one."""
 MAX_NESTING = 32
 MAX_VALUES = 300_000
 """Of a body: commas between values. One of three bytes is a list that takes a hundred."""

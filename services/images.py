@@ -13,9 +13,10 @@ import hashlib
 import io
 import os
 import tempfile
+import uuid
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,9 @@ MAX_ASPECT = 200
 """Longer side by shorter side: what Qwen's processors take."""
 REMOTE_TTL_S = 600
 """An image in Redis lives this long after it was last shared; the trainer shares it again while its
-group is open."""
+group is sampled, and takes it out then."""
+_SIGN = "sign"
+"""A file of the folder."""
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 """With a plain decoder in Pillow; some others run external programs."""
 
@@ -101,13 +104,43 @@ class ImageStore:
         _check_size(len(data))
         ref = ImageRef(sha256=hashlib.sha256(data).hexdigest(), num_bytes=len(data))
         path = self.path(ref)
-        if not path.is_file():
+        # A file that a crash has torn may have the size of a whole one.
+        if not self.has(ref) or path.read_bytes() != data:
             _write_atomically(path, data)
         return ref
 
+    def has(self, ref: ImageRef) -> bool:
+        """Whether there is a file of the image's size."""
+        try:
+            return self.path(ref).stat().st_size == ref.num_bytes
+        except FileNotFoundError:
+            return False
+
+    def remove(self, sha256s: Iterable[str]) -> None:
+        """Remove images of the folder, there or not."""
+        for sha256 in sha256s:
+            self._file(sha256).unlink(missing_ok=True)
+
+    def names(self) -> set[str]:
+        """The sha256 of each image of the folder."""
+        return {file.name for file in self._folder.glob("??/*") if len(file.name) == 64}
+
+    def sign(self) -> str:
+        """Leave a new sign in the folder, by which others know it as this one."""
+        sign = uuid.uuid4().hex
+        _write_atomically(self._folder / _SIGN, sign.encode())
+        return sign
+
+    def seen_sign(self) -> str | None:
+        """The sign that this host finds in the folder; None where there is none."""
+        try:
+            return (self._folder / _SIGN).read_text()
+        except OSError:
+            return None
+
     def path(self, ref: ImageRef) -> Path:
         """The image's file on this host, there or not."""
-        return self._folder / ref.sha256[:2] / ref.sha256
+        return self._file(ref.sha256)
 
     def get(self, ref: ImageRef) -> bytes:
         """The image's bytes from the folder, verified. A damaged file counts as absent.
@@ -120,8 +153,9 @@ class ImageStore:
         if not data:
             raise NotFoundError(f"image {ref.sha256} is not in {self._folder}")
         if not _matches(data, ref):
-            path.unlink(missing_ok=True)
-            raise NotFoundError(f"image {ref.sha256} in {self._folder} was damaged; removed it")
+            with suppress(OSError):  # a server may only read: then the trainer puts it again
+                path.unlink()
+            raise NotFoundError(f"image {ref.sha256} in {self._folder} is damaged")
         return data
 
     async def share(self, ref: ImageRef) -> None:
@@ -135,13 +169,27 @@ class ImageStore:
             return
         client, keys = self._remote
         with redis_errors(client):
-            if await client.expire(keys.image(ref.sha256), REMOTE_TTL_S):
-                return
+            async with client.pipeline(transaction=True) as pipe:
+                pipe.expire(keys.image(ref.sha256), REMOTE_TTL_S)
+                pipe.type(keys.image(ref.sha256))
+                if all(found in (1, True, b"string") for found in await pipe.execute()):
+                    return
             data = await asyncio.to_thread(self.get, ref)
             await client.set(keys.image(ref.sha256), data, ex=REMOTE_TTL_S)
 
+    async def unshare(self, sha256s: Collection[str]) -> None:
+        """Take images out of Redis, there or not.
+
+        Raises:
+            UnavailableError: Redis is away.
+        """
+        if self._remote is not None and sha256s:
+            client, keys = self._remote
+            with redis_errors(client):
+                await client.unlink(*map(keys.image, sha256s))
+
     async def fetch(self, ref: ImageRef) -> bytes:
-        """The image's bytes from the folder, else from Redis (then kept in the folder too).
+        """The image's bytes from the folder, else from Redis.
 
         Raises:
             NotFoundError: In neither, or damaged in both.
@@ -154,11 +202,16 @@ class ImageStore:
                 raise
         client, keys = self._remote
         with redis_errors(client):
-            data: Any = await client.get(keys.image(ref.sha256))
-        if data is None or not _matches(data, ref):
+            data: Any = (await client.mget([keys.image(ref.sha256)]))[0]  # of another type: None
+            if data is not None and not _matches(data, ref):
+                await client.delete(keys.image(ref.sha256))  # the trainer puts it there again
+                data = None
+        if data is None:
             raise NotFoundError(f"image {ref.sha256} is neither in {self._folder} nor in Redis")
-        await asyncio.to_thread(self.put, data)
         return bytes(data)
+
+    def _file(self, sha256: str) -> Path:
+        return self._folder / sha256[:2] / sha256
 
 
 def image_header(data: bytes) -> ImageHeader:
@@ -269,7 +322,9 @@ def _opened(data: bytes) -> Iterator[Image.Image]:
         raise InvalidInputError(f"not an image of the formats {', '.join(FORMATS)}") from error
     except Exception as error:
         # Pillow's decoders raise anything: of IndexError and struct.error to errors of their own.
-        raise InvalidInputError(f"image is damaged: {error or type(error).__name__}") from error
+        raise InvalidInputError(
+            f"image is damaged: {str(error) or type(error).__name__}"
+        ) from error
 
 
 def _orientation(image: Image.Image, data: bytes) -> int:

@@ -6,7 +6,7 @@
 | rollouts               | stream | rollout servers  | sampled groups; consumer group `trainer` |
 | dead                   | stream | queue            | what failed too often, with every error |
 | seen:{stream}:{id}     | string | queue            | guard: an item enters a stream once |
-| done:{stream}:{id}     | string | queue            | guard: one outcome, completed or dead |
+| done:{stream}:{id}     | string | queue            | guard: an item is among the dead once |
 | failures:{stream}:{id} | list   | queue            | one error text per failed attempt |
 | servers                | hash   | rollout servers  | server_id to `ServerRecord` |
 | heartbeat:{server}     | string | rollout servers  | expires when the server is gone |
@@ -15,6 +15,7 @@
 | gpu:{uuid}             | string | rollout servers  | server_id of its one server; has a TTL |
 | images:{sha256}        | string | `ImageStore`     | images for hosts without shared files |
 | run                    | hash   | trainer          | incarnation, last committed step |
+| aside:{key}            | any    | `Registry`       | what was under `key`, of another type |
 """
 
 import hashlib
@@ -51,16 +52,26 @@ class RunKeys:
         self.manifest = self.prefix + "manifest"
         self.run = self.prefix + "run"
 
+    @property
+    def types(self) -> dict[str, str]:
+        """Each key that is there once in a run, and its type."""
+        streams = [self.stream(name) for name in CONSUMER_GROUPS]
+        return (
+            dict.fromkeys([*streams, self.dead], "stream")
+            | dict.fromkeys([self.servers, self.run], "hash")
+            | dict.fromkeys([self.policy, self.manifest], "string")
+        )
+
     def stream(self, name: str) -> str:
         """Key of a stream of work: one of `CONSUMER_GROUPS`."""
         return self.prefix + name
 
     def seen(self, stream: str, work_id: str) -> str:
-        """Guard of enqueue; holds the item's present entry id."""
+        """Guard of enqueue; holds the id of the item's present entry, or last one."""
         return f"{self.prefix}seen:{stream}:{work_id}"
 
     def done(self, stream: str, work_id: str) -> str:
-        """Guard of the outcome."""
+        """Guard of the dead."""
         return f"{self.prefix}done:{stream}:{work_id}"
 
     def failures(self, stream: str, work_id: str) -> str:

@@ -54,10 +54,12 @@ class DescribedApp(FastAPI):
             components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         for path, operation in _operations(document):
             public = path in PUBLIC_PATHS
+            if public and "422" in operation["responses"]:
+                operation["responses"]["422"] = _problem(errors.InvalidInputError)
             if self.token_needed and not public:
                 operation["security"] = [{"token": []}]
-            found = problems(*self._errors(public, "requestBody" in operation))
-            operation["responses"] = _merged(operation["responses"], found)
+            told_by_all = problems(*self._errors(public, "requestBody" in operation))
+            operation["responses"] = _merged(operation["responses"], told_by_all)
 
     def _errors(self, public: bool, has_body: bool) -> list[type[errors.SggError]]:
         found = [*_EVERYWHERE, errors.SggError]
@@ -88,10 +90,10 @@ def _operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]
             yield path, operation
 
 
-def _merged(told: dict[str, Any], found: dict[int | str, Any]) -> dict[str, Any]:
+def _merged(told: dict[str, Any], found: dict[Any, Any]) -> dict[str, Any]:
     """A route's own words come first; a status may have an answer of each kind."""
-    merged = {str(status): answer for status, answer in found.items()} | told
-    for status in told.keys() & found.keys():
+    merged = found | told
+    for status in found.keys() & told.keys():
         content = found[status]["content"] | told[status].get("content", {})
         merged[status] = told[status] | {"content": content}
     return dict(sorted(merged.items()))

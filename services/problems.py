@@ -153,7 +153,8 @@ def _class_of(type_uri: str, status: int) -> type[SggError]:
             return cls
     by_status = {cls.status: cls for cls in reversed(classes)}
     by_status |= {400: InvalidInputError, 403: by_status[401], 429: by_status[503]}
-    by_status |= {502: by_status[503]}  # a proxy before a service that is away
+    # A proxy before a service that is away or slow, and an address of something else.
+    by_status |= {502: by_status[503], 408: by_status[504], 405: by_status[404]}
     return by_status.get(status, InvalidInputError if status < 500 else SggError)
 
 

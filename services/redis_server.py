@@ -4,9 +4,12 @@ import importlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from services.errors import NotFoundError, SettingsError
 from services.ports import addresses_of, is_loopback, listen
+from services.redis_client import without_password
+from services.secrets import MIN_CHARACTERS, is_weak
 
 
 def redis_server_binary() -> str:
@@ -67,19 +70,37 @@ def redis_server_command(
     return [redis_server_binary(), str(file)]
 
 
-def listening_addresses(host: str, port: int, *, has_password: bool) -> list[str]:
+def own_address(url: str) -> tuple[str, int]:
+    """Host and port that a server of this program listens at.
+
+    Raises:
+        SettingsError: The url is that of Sentinels, of TLS, of a socket file or of a user.
+    """
+    parts = urlsplit(url)
+    if parts.scheme != "redis" or parts.hostname is None or parts.username is not None:
+        raise SettingsError(
+            f"redis.url is {without_password(url)}: here only redis://host:port/db is started, "
+            "without TLS, Sentinel or users; start any other Redis by its own means, and the "
+            "other parts with `sgg-rl serve` and `sgg-rl train`"
+        )
+    return parts.hostname, parts.port or 6379
+
+
+def listening_addresses(host: str, port: int, *, password: str | None) -> list[str]:
     """Where a server that others reach as `host` listens: there and, for this host, at 127.0.0.1.
 
     Raises:
-        SettingsError: Beyond this machine without a password, or it cannot listen there.
+        SettingsError: Beyond this machine without a password, or with a short one; or it cannot
+            listen there.
     """
-    if not is_loopback(host) and not has_password:
+    if not is_loopback(host) and (password is None or is_weak(password)):
         raise SettingsError(
-            f"Redis would listen on {host}, beyond this machine, without a password: set "
-            "redis.password_file to a file of mode 0600, or use 127.0.0.1"
+            f"Redis would listen on {host}, beyond this machine, without a password of "
+            f"{MIN_CHARACTERS} characters or more: set redis.password_file to a file of mode 0600, "
+            "or use 127.0.0.1"
         )
     addresses = addresses_of(host)
-    if not {"0.0.0.0", "::", "127.0.0.1"} & {*addresses}:
+    if not {"0.0.0.0", "::", "127.0.0.1"} & {*addresses}:  # noqa: S104 - only compared
         addresses = ["127.0.0.1", *addresses]
     for address in addresses:
         listen(address, port, name="Redis").close()

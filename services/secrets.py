@@ -10,6 +10,8 @@ from pathlib import Path
 
 from services.errors import SettingsError
 
+MIN_CHARACTERS = 16
+"""Of a secret that is asked for beyond this machine."""
 _NUM_BYTES = 32
 _OTHERS = 0o077
 """What group and others may do."""
@@ -54,7 +56,8 @@ def read_secret(file: Path) -> str:
     """A secret file's content, without white space around it.
 
     Raises:
-        SettingsError: It is not there, not readable, empty, or readable by others.
+        SettingsError: It is not there, not readable, empty, more than one line, or readable by
+            others.
     """
     try:
         _refuse_if_open(file, "600")
@@ -65,6 +68,25 @@ def read_secret(file: Path) -> str:
         raise SettingsError(f"secret file {file} cannot be read: {error}") from error
     if not secret:
         raise SettingsError(f"secret file {file} is empty: write one line into it")
+    return checked_secret(secret, f"secret file {file}")
+
+
+def is_weak(secret: str) -> bool:
+    """Whether it is too short to be asked for beyond this machine."""
+    return len(secret) < MIN_CHARACTERS
+
+
+def checked_secret(secret: str, where: str) -> str:
+    """A secret that fits into an HTTP header, and into a line of Redis's configuration.
+
+    Raises:
+        SettingsError: It does not; `where` says where it stood.
+    """
+    if not (secret.isascii() and secret.isprintable()):
+        raise SettingsError(
+            f"{where} holds more than one line, or other characters than printable ASCII: make it "
+            "with `openssl rand -base64 32`"
+        )
     return secret
 
 

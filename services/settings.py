@@ -7,6 +7,7 @@ them all. In paths `~` and `$VARIABLES` are filled in where settings are loaded,
 for other processes has none. This file and `section.py` alone read the environment.
 """
 
+import itertools
 import os
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,10 +20,11 @@ from pydantic import Field, ValidationError, model_validator
 
 from services.deploy_settings import DeploySettings
 from services.errors import SettingsError
+from services.proof import is_host_pattern
 from services.schemas.common import ModelRunner
 from services.schemas.rewards import Task
 from services.schemas.weights import Transport
-from services.secrets import read_secret
+from services.secrets import checked_secret, read_secret
 from services.section import LocalPath, PathOrName, Section, expanded
 from services.trainer_settings import (
     AlgorithmSettings,
@@ -35,6 +37,8 @@ from services.trainer_settings import (
 )
 
 ENV_PREFIX = "SGG__"
+_SECRET_FILES = ("_TOKEN_FILE", "__PASSWORD_FILE")
+"""Ends of variables that name secrets: an empty one must not unset what the file names."""
 
 
 class RunSettings(Section):
@@ -109,22 +113,16 @@ class RedisSettings(Section):
 
     url: str = "redis://127.0.0.1:6379/0"
     password_file: LocalPath | None = None
-    """Its content is the password, of mode 0600. Beyond this machine Redis is not served without.
-    """
+    """Its content is the password, of mode 0600. Beyond this machine Redis is not served without. A
+    user stands in the url: `redis://user@host:6379/0`."""
     lease_s: float = Field(default=60.0, gt=0)
     """A claimed group whose server is silent for this long goes to another."""
     max_deliveries: int = Field(default=5, ge=1)
     """Failed attempts after which a group is put aside as dead."""
 
-    @model_validator(mode="after")
-    def _consistent(self) -> "RedisSettings":
-        if self.password_file is not None and "@" in urlsplit(self.url).netloc:
-            raise ValueError("redis.url names a user or password, and there is a password_file")
-        return self
-
     @property
     def password(self) -> str | None:
-        """The file's content; None where the url says all."""
+        """The file's content; None where there is no file."""
         return None if self.password_file is None else read_secret(self.password_file)
 
 
@@ -225,6 +223,19 @@ class SecuritySettings(Section):
     """Its content is asked for on sampling and scoring routes."""
     admin_token_file: LocalPath | None = None
     """Its content is asked for on weight routes."""
+    rollout_hosts: list[str] | None = None
+    """Hosts of rollout servers that clients take from Redis: networks such as `10.1.0.0/16`, names,
+    or `*.` before a domain. Unset: any host whose server proves that it knows the token."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "SecuritySettings":
+        wrong = [text for text in self.rollout_hosts or () if not is_host_pattern(text)]
+        if wrong:
+            raise ValueError(
+                f"rollout_hosts: {wrong[0]!r} is no host: write a network (10.1.0.0/16), a name, "
+                "or *. before a domain"
+            )
+        return self
 
 
 class TelemetrySettings(Section):
@@ -263,6 +274,7 @@ class Settings(Section):
     def _consistent(self) -> "Settings":
         if self.algorithm.overlong_buffer > self.sampling.max_tokens:
             raise ValueError("algorithm.overlong_buffer is over sampling.max_tokens")
+        _refuse_passwords(self)
         return self
 
     @property
@@ -310,17 +322,18 @@ def load_settings(
         _check(tree, " and ".join(map(str, files)))
     for key, text in sorted((os.environ if environment is None else environment).items()):  # noqa: TID251
         if key.startswith(ENV_PREFIX):
-            _put(
-                tree,
-                key[len(ENV_PREFIX) :].lower().split("__"),
-                text,
-                f"environment variable {key}",
-            )
+            if not text.strip() and key.endswith(_SECRET_FILES):
+                raise SettingsError(
+                    f"environment variable {key} is set and empty: name the file, or unset it"
+                )
+            names = key[len(ENV_PREFIX) :].lower().split("__")
+            _put(tree, names, text, f"environment variable {key}")
     for item in overrides:
         name, equals, text = item.partition("=")
+        where = f"--set {''.join(itertools.takewhile(_is_of_name, name.strip()))}"
         if not equals:
-            raise SettingsError(f"--set {item}: write section.field=value")
-        _put(tree, name.strip().split("."), text.strip(), f"--set {item}")
+            raise SettingsError(f"{where}: write section.field=value")
+        _put(tree, name.strip().split("."), text.strip(), where)
     return _check(tree, "settings")
 
 
@@ -330,11 +343,21 @@ def dump_settings(settings: Settings) -> str:
 
 
 def read_token(environment_name: str, file: Path | None) -> str | None:
-    """A token from the environment, else from a file; None when there is neither."""
+    """A token from the environment, else from a file; None when neither is named.
+
+    Raises:
+        SettingsError: The variable is set and empty, or the file cannot be used: it must never be
+            taken for the wish to have no token.
+    """
     token = os.environ.get(environment_name)  # noqa: TID251
-    if token is None and file is not None:
-        return read_secret(file)
-    return (token or "").strip() or None
+    if token is None:
+        return None if file is None else read_secret(file)
+    if not token.strip():
+        raise SettingsError(
+            f"the environment variable {environment_name} is set and empty: give it the token, or "
+            "unset it to have none"
+        )
+    return checked_secret(token.strip(), f"the environment variable {environment_name}")
 
 
 def child_environment(**extra: str) -> dict[str, str]:
@@ -384,6 +407,35 @@ def _merged(trees: Iterable[dict[str, Any]]) -> dict[str, Any]:
             else:
                 merged[section] = fields
     return merged
+
+
+def _refuse_passwords(settings: Settings) -> None:
+    """Settings are printed, dumped for other processes, and sent to trackers."""
+    parts = urlsplit(settings.redis.url)
+    if parts.password is not None or "password=" in parts.query:
+        raise ValueError(
+            "redis.url holds a password, which would stand in config.toml, logs and trackers: put "
+            "it into a file of mode 0600 and name that in redis.password_file; a user stays in the "
+            "url"
+        )
+    urls = {
+        "reward.url": settings.reward.url,
+        "rollout.url": settings.rollout.url,
+        "monitor.url": settings.monitor.url,
+        "telemetry.otlp_endpoint": settings.telemetry.otlp_endpoint or "",
+    }
+    for name, url in urls.items():
+        if "@" in url or "?" in url:
+            raise ValueError(
+                f"{name} holds a user, password or query, which would stand in config.toml, logs "
+                "and trackers: write http://host:port. Tokens of services go into [security], a "
+                "collector's into OTEL_EXPORTER_OTLP_HEADERS"
+            )
+
+
+def _is_of_name(character: str) -> bool:
+    """What follows a setting's name is not repeated in messages: it may be a password."""
+    return character.isalnum() or character in "._"
 
 
 def _put(tree: dict[str, Any], keys: list[str], text: str, where: str) -> None:

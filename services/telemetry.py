@@ -3,6 +3,7 @@
 import logging
 import sys
 import time
+import warnings
 from collections.abc import MutableMapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -11,6 +12,28 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from services.printable import OneLine
+
+_LOGGERS = (
+    "torch._library.triton",
+    "vllm.config.vllm",
+    "vllm.platforms.cpu",
+    "vllm.triton_utils.importing",
+)
+_FOLLOWS = (
+    "Enforce eager set",
+    "Inductor compilation was disabled by user settings",
+    "TORCH_COMPILE_DISABLE is set",
+    "Triton is not installed",
+    "Triton not available",
+    "Triton not installed",
+)
+"""What these say at every start follows from the settings, or from a machine without a GPU."""
+
+
+def _worth_reading(record: logging.LogRecord) -> bool:
+    return not str(record.msg).startswith(_FOLLOWS)
 
 
 class _Stderr(logging.StreamHandler[Any]):
@@ -24,26 +47,29 @@ class _Stderr(logging.StreamHandler[Any]):
         return sys.stderr
 
 
-class _OneLine(logging.Formatter):
-    """Line breaks in a message are escaped: text from a request cannot forge a log line."""
-
-    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
-        return super().formatMessage(record).replace("\r", "\\r").replace("\n", "\\n")
-
-
-def setup_logging(process_name: str, file: Path | None = None) -> None:
+def setup_logging(
+    process_name: str, file: Path | None = None, *, beside: Path | None = None
+) -> None:
     """Send the logs of this process to stderr, one plain line each; a traceback follows its line.
 
     Args:
         process_name: Stands in every line, so that logs of several processes can be merged.
         file: Append to it instead: for a process that draws on its terminal.
+        beside: Append to it too.
     """
-    handler = _Stderr() if file is None else logging.FileHandler(file)
-    handler.setFormatter(
-        _OneLine(f"%(asctime)s %(levelname)-7s {process_name} %(name)s: %(message)s")
-    )
-    logging.basicConfig(level=logging.INFO, handlers=[handler], force=True)
+    handlers: list[logging.Handler] = [_Stderr() if file is None else logging.FileHandler(file)]
+    if beside is not None:
+        handlers.append(logging.FileHandler(beside))
+    for handler in handlers:
+        handler.setFormatter(
+            OneLine(f"%(asctime)s %(levelname)-7s {process_name} %(name)s: %(message)s")
+        )
+    logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # one line per request otherwise
+    for name in _LOGGERS:
+        logging.getLogger(name).addFilter(_worth_reading)
+    # At every picture; vLLM takes a run's limits by these names alone.
+    warnings.filterwarnings("ignore", "Passing `min_pixels` and `max_pixels`", FutureWarning)
 
 
 class HttpMetrics:

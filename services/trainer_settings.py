@@ -225,5 +225,5 @@ class RecordsSettings(Section):
     wandb: bool = False
     """Weights & Biases; `WANDB_MODE=offline` keeps it on this machine."""
     wandb_project: str = "sgg-rl"
-    keep_rollouts: int = Field(default=0, ge=0)
-    """Steps whose `rollouts/` files stay; 0 keeps all."""
+    keep_rollouts: int = Field(default=100, ge=0)
+    """Committed steps whose `rollouts/` files stay; 0 keeps all."""

@@ -1,9 +1,13 @@
 """Waiting for what may come back, and for what is to end."""
 
 import asyncio
+import errno
 import logging
+import shutil
+import threading
 import time
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 from services.errors import UnavailableError, WaitTimeoutError
@@ -12,6 +16,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 PAUSE_S = 1.0
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
+"""What a full file system, and a full quota, answer."""
 
 
 async def until_available(work: Callable[[], Awaitable[T]], *, timeout_s: float) -> T:
@@ -20,12 +26,14 @@ async def until_available(work: Callable[[], Awaitable[T]], *, timeout_s: float)
     Raises:
         WaitTimeoutError: It was away for `timeout_s` seconds; the message is the service's.
     """
-    started, said = time.monotonic(), ""
+    since: float | None = None  # the first failure: before it, this process may have stood still
+    said = ""
     while True:
         try:
             return await work()
         except UnavailableError as error:
-            if time.monotonic() - started > timeout_s:
+            since = since or time.monotonic()
+            if time.monotonic() - since > timeout_s:
                 raise WaitTimeoutError(
                     f"gave up after {timeout_s:.0f} s: {error.message}"
                 ) from error
@@ -46,3 +54,62 @@ async def ended(*tasks: "asyncio.Task[Any]") -> None:
             task.cancel()
         _, running = await asyncio.wait(running, timeout=PAUSE_S)
     await asyncio.gather(*tasks, return_exceptions=True)  # whose errors nobody asks for any more
+
+
+class RoomWait:
+    """Repeats writes that a full disk refuses, until there is room. For threads, not event loops.
+
+    Args:
+        folder: That is written to; named in the log.
+        timeout_s: Longest wait.
+    """
+
+    def __init__(self, folder: Path, timeout_s: float) -> None:
+        self._folder = folder
+        self._timeout_s = timeout_s
+        self._lock = threading.Lock()
+        self._full_since: float | None = None
+
+    def write(self, attempt: Callable[[], T]) -> T:
+        """The result of a write that may be tried again after it has failed.
+
+        Raises:
+            WaitTimeoutError: There was no room for `timeout_s`.
+            OSError: It failed for another reason.
+        """
+        while True:
+            try:
+                result = attempt()
+            except OSError as error:
+                if error.errno not in _NO_ROOM:
+                    raise
+                self._pause(error)
+            else:
+                self._full_since = None
+                return result
+
+    def _pause(self, error: OSError) -> None:
+        now = time.monotonic()
+        with self._lock:  # of several threads one says it
+            if self._full_since is None:
+                self._full_since = now
+                logger.warning(
+                    "%s has no room (%s, %.1f MiB free): waiting up to %.0f s for some; remove "
+                    "old runs or checkpoints, or make it larger",
+                    self._folder,
+                    error.strerror,
+                    self._free() / 2**20,
+                    self._timeout_s,
+                )
+            full_s = now - self._full_since
+        if full_s > self._timeout_s:
+            raise WaitTimeoutError(
+                f"{self._folder} had no room for {full_s:.0f} s ({error.strerror}): make room "
+                "there, and go on with `sgg-rl train --resume`"
+            ) from error
+        time.sleep(PAUSE_S)
+
+    def _free(self) -> int:
+        """Bytes, for this user."""
+        there = (folder for folder in (self._folder, *self._folder.parents) if folder.exists())
+        return shutil.disk_usage(next(there)).free

@@ -4,7 +4,9 @@ import base64
 import hashlib
 import json
 import os
+import socket
 import stat
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,17 @@ def shm_file(run: str, incarnation: int, policy_version: int) -> Path:
 def disk_file(root: Path, incarnation: int, policy_version: int) -> Path:
     """Where the `disk` transport keeps a version; `root` is the run's folder."""
     return root / "weights" / f"{incarnation}-{policy_version}.safetensors"
+
+
+def temporary_folder(run: str, part: str) -> Path:
+    """A folder of this part of a run, this host and this user in `TMPDIR`, which hosts may share.
+
+    Containers have host names of their own, and hosts that were given one name have kernels of
+    their own.
+    """
+    kernel = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+    name = f"sgg-{run}-{part}-{socket.gethostname()}-{kernel}-{os.geteuid()}"
+    return Path(tempfile.gettempdir()) / name
 
 
 def private_folder(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from trainer.algorithms.stats import Stats
 from trainer.ranks.group import Ranks
 
 
@@ -21,3 +22,9 @@ class Alone(Ranks):
         if isinstance(message, Exception):
             raise message
         return message
+
+    def gather(self, message: Any, kind: Any) -> list[Any]:
+        return []
+
+    def combine(self, stats: Stats) -> dict[str, float]:
+        return {name: float(value / count) for name, (value, count) in stats.sums.items()}

@@ -73,11 +73,17 @@ def wait_registered(server: LiveServer) -> LiveServer:
 
 
 @contextmanager
-def serving(settings: Settings, engine: Engine) -> Iterator[LiveServer]:
-    """A server on a port of its own, until the end of the block; then it drains and stops."""
-    rollout = settings.rollout.model_copy(update={"url": f"http://127.0.0.1:{free_port()}"})
+def serving(
+    settings: Settings, engine: Engine, *, reached_as: str | None = None
+) -> Iterator[LiveServer]:
+    """A server on a port of its own, until the end of the block; then it drains and stops.
+
+    It listens at `rollout.url` where others reach it by another address.
+    """
+    own = settings.rollout.url if reached_as else f"http://127.0.0.1:{free_port()}"
+    rollout = settings.rollout.model_copy(update={"url": reached_as or own})
     server = LiveServer(settings.model_copy(update={"rollout": rollout}), engine)
-    with served(server.process.app, server.url):
+    with served(server.process.app, own):
         wait_for("a server", server.is_ready)
         yield server
 

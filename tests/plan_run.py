@@ -318,13 +318,13 @@ def _time_collector(link: ServiceLink, watch: Stopwatch) -> None:
     """Of a request for rewards, of asking for a group, and of a group's way to the trainer."""
     assert link._main is not None
     collector = link._main.collector
-    score, ask, put = collector._scoring.score, collector._admission.ask, collector._arrivals.put
+    send, ask, put = collector._scoring._send, collector._admission.ask, collector._arrivals.put
     make = collector._admission._make_prompt
     made: dict[str, float] = {}
 
-    async def timed_score(groups: Any) -> Any:
+    async def timed_send(groups: Any) -> Any:
         began = time.perf_counter()
-        found = await score(groups)
+        found = await send(groups)
         watch.score_s.append(time.perf_counter() - began)
         return found
 
@@ -344,7 +344,7 @@ def _time_collector(link: ServiceLink, watch: Stopwatch) -> None:
             watch.admit_s.append(time.perf_counter() - made.pop(prompt.work_id))
 
     for owner, name, timed in (
-        (collector._scoring, "score", timed_score),
+        (collector._scoring, "_send", timed_send),
         (collector._arrivals, "put", timed_put),
         (collector._admission, "_make_prompt", timed_make),
         (collector._admission, "ask", timed_ask),

@@ -34,7 +34,7 @@ def start(url: str, log: Path, token: str = TOKEN, **settings: Any) -> Process:
     Args:
         url: Where to listen.
         log: Gets its output.
-        token: The data token; none where empty.
+        token: The data token.
         settings: More sections, such as `reward={"workers": 2}`.
     """
     settings = {"model": {"path": "x"}, "data": {"train": "x"}} | settings

@@ -6,12 +6,12 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from scene_data.dataset import SceneDataset
 from services.clients.rollout import RolloutClient
-from services.errors import SggError, UnavailableError
+from services.errors import ConflictError, SggError
 from services.images import ImageStore
 from services.keys import RunKeys
 from services.queues.base import WorkQueue
@@ -41,13 +41,20 @@ logger = logging.getLogger(__name__)
 
 SERVERS_GRACE_S = 10.0
 """What a version that is under way gets to be served once the run is to stop."""
-
+_TELL_S = 2.0
+"""Longest time to tell Redis of a checkpoint."""
 
 _STOP_LOOK_S = 0.5
 
 
 class _Done(Message):
     """Nothing failed."""
+
+
+class _Started(Message):
+    """Rank 0 has connected."""
+
+    incarnation: int
 
 
 class _Taken(Message):
@@ -71,6 +78,8 @@ class _Main:
     beside: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "link"))
     sending: "Future[None] | None" = None
     """Of a version that is under way."""
+    grace_s: float = field(default_factory=lambda: SERVERS_GRACE_S)
+    """What is left of it."""
 
     def send(
         self,
@@ -83,7 +92,11 @@ class _Main:
         lora = self.settings.lora
         adapter = AdapterConfig(rank=lora.rank, alpha=lora.alpha) if lora.rank else None
         running = self.publisher.begin(
-            weights, policy_version, adapter, gather_shares=gather_shares
+            weights,
+            policy_version,
+            adapter,
+            gather_shares=gather_shares,
+            given_up=lambda: self.stop.asked,
         )
 
         def follow() -> None:
@@ -100,26 +113,32 @@ class _Main:
         sending, self.sending = self.sending, None
         if sending is None:
             return
-        grace_s = SERVERS_GRACE_S
-        while not sending.done() and grace_s > 0:
+        while not sending.done() and self.grace_s > 0:
             futures.wait([sending], timeout=_STOP_LOOK_S)
-            grace_s -= _STOP_LOOK_S if self.stop.asked else 0
+            self.grace_s -= _STOP_LOOK_S if self.stop.asked else 0
         if not self.stop.asked:
             sending.result()
         elif not sending.done() or sending.exception() is not None:
             logger.warning("the servers do not have the last version: it stops without them")
+            if self.trained is not None:
+                self.collector.finish(self.trained)
 
     def close(self) -> None:
-        self.publisher.close()  # first: what waits for a version ends with it
-        self.beside.shutdown()
+        self.publisher.close()
         self.collector.close()
+        self.beside.shutdown()  # last: what it waited for has ended with these two
 
     async def commit_step(self, step: int) -> None:
+        self.publisher.note_committed(step)
         redis = connect(self.settings.redis)
         try:
-            await Registry(redis, self.keys).commit_step(self.incarnation, step)
-        except UnavailableError as error:
-            logger.warning("step %d is committed, but nobody was told: %s", step, error)
+            async with asyncio.timeout(_TELL_S):
+                await Registry(redis, self.keys).commit_step(self.incarnation, step)
+        except ConflictError:
+            raise
+        except (SggError, TimeoutError) as error:
+            reason = str(error) or f"no answer in {_TELL_S:g} s"
+            logger.warning("step %d is committed, but nobody was told: %s", step, reason)
         finally:
             await redis.aclose()
 
@@ -138,6 +157,9 @@ class ServiceLink:
         self, ranks: Ranks, main: _Main | None, *, beside_training: bool, share: bool
     ) -> None:
         self._ranks = ranks
+        mine = None if main is None else _Started(incarnation=main.incarnation)
+        self.incarnation = ranks.broadcast(mine, _Started).incarnation
+        """Of this start of the trainer, on every rank."""
         self._share = share
         self._shared: SharedTensors | None = None
         """On ranks from 1 on, with `ipc`: of a version that is under way."""
@@ -180,11 +202,6 @@ class ServiceLink:
             if main is not None:
                 main.close()
 
-    @property
-    def incarnation(self) -> int:
-        """Of this start of the trainer; rank 0 knows it, for others it is 0."""
-        return self._main.incarnation if self._main is not None else 0
-
     def start(self, weights: Weights, policy_version: int) -> None:
         """Make the servers serve what will be trained, then ask for the first groups.
 
@@ -201,7 +218,7 @@ class ServiceLink:
         Raises:
             StopAskedError: The run is to stop.
         """
-        if self._ranks.agree(self._main is not None and self._main.stop.asked):
+        if self._stops():
             raise StopAskedError
 
     def take(self, policy_version: int) -> Batch:
@@ -226,12 +243,18 @@ class ServiceLink:
     def publish(self, weights: Weights, policy_version: int, batch: Batch) -> None:
         """Give the servers new weights; the batch that they come from is used up.
 
+        Not when the run is to stop: the next start publishes what the checkpoint has.
+
         Args:
             weights: As for `start`.
             policy_version: One more than the last.
             batch: Of the step.
         """
         self._wait_for_servers()
+        if self._stops():
+            if self._main is not None:
+                self._main.collector.finish(batch)
+            return
         if self._main is not None:
             self._main.trained = batch
         self._send(
@@ -239,6 +262,19 @@ class ServiceLink:
         )
         if not self._beside_training:
             self._wait_for_servers()
+
+    def skip(self, batch: Batch) -> None:
+        """The batch gives no new weights: the servers keep theirs, and sample other groups.
+
+        Every rank calls it.
+        """
+        self._wait_for_servers()
+
+        def skip(main: _Main) -> None:
+            with suppress(StopAskedError):  # every rank looks for it next
+                main.collector.skip(batch)
+
+        self._on_main(skip)
 
     def committed(self, step: int) -> None:
         """Tell `sgg-rl status` that a checkpoint after `step` steps is complete."""
@@ -250,14 +286,16 @@ class ServiceLink:
         self._wait_for_servers()  # until then the last batch is not done with
         if self._main is None:
             return TrainerState(step=step)
-        if self._main.stop.asked and self._main.trained is not None:
-            self._main.collector.finish(self._main.trained)
         return TrainerState(
             step=step,
             cursor=self._main.collector.cursor_state(),
             incarnation=self._main.incarnation,
             num_ranks=self._ranks.size,
         )
+
+    def _stops(self) -> bool:
+        """What rank 0 says; every rank calls it at the same place."""
+        return self._ranks.agree(self._main is not None and self._main.stop.asked)
 
     def _send(self, weights: Weights, policy_version: int, then: Callable[[_Main], None]) -> None:
         if self._main is not None:
@@ -278,16 +316,20 @@ class ServiceLink:
         if not self._is_sending:
             return
         self._is_sending = False
-        outcome: _Done | Exception = _Done()
-        if self._main is not None:
-            try:
-                self._main.wait()
-            except Exception as error:  # noqa: BLE001  # whatever it is, all ranks end with it
-                outcome = error
-        self._ranks.broadcast(outcome, _Done)
+        self._on_main(lambda main: main.wait())
         if self._shared is not None:
             self._shared.close()
             self._shared = None
+
+    def _on_main(self, work: Callable[[_Main], None]) -> None:
+        """Do it on rank 0; raises its error on every rank."""
+        outcome: _Done | Exception = _Done()
+        if self._main is not None:
+            try:
+                work(self._main)
+            except Exception as error:  # noqa: BLE001  # whatever it is, all ranks end with it
+                outcome = error
+        self._ranks.broadcast(outcome, _Done)
 
 
 def _connect(
@@ -306,11 +348,13 @@ def _connect(
     def make_queue() -> WorkQueue:
         return RedisQueue(connect(settings.redis), keys)
 
+    publisher = WeightPublisher(settings, keys, incarnation)
+    publisher.note_committed(state.step)
     return _Main(
         collector=Collector(
             settings, make_queue, prompts, Cursor(state.cursor), suppressed, image_check, stop
         ),
-        publisher=WeightPublisher(settings, keys, incarnation),
+        publisher=publisher,
         incarnation=incarnation,
         settings=settings,
         keys=keys,
@@ -328,6 +372,7 @@ async def _next_incarnation(settings: Settings, keys: RunKeys, state: TrainerSta
 
     async def ask() -> int:
         await check_redis(redis)
+        await registry.set_aside()
         seen = [await _incarnation_of(settings, server) for server in await registry.servers()]
         return await registry.next_incarnation(at_least=max([state.incarnation, *seen]) + 1)
 
@@ -339,7 +384,9 @@ async def _next_incarnation(settings: Settings, keys: RunKeys, state: TrainerSta
 
 async def _incarnation_of(settings: Settings, server: ServerRecord) -> int:
     """0 for a server that does not answer: it learns of this trainer when it is back."""
-    async with RolloutClient(server.url, token=settings.data_token, timeout_s=5.0) as client:
+    async with RolloutClient(
+        server.url, token=settings.data_token, timeout_s=5.0, registered=settings.security
+    ) as client:
         try:
             return (await client.policy()).incarnation
         except SggError as error:

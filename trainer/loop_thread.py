@@ -6,6 +6,8 @@ from collections.abc import Coroutine
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
+from services.waiting import ended
+
 T = TypeVar("T")
 
 
@@ -36,9 +38,15 @@ class LoopThread:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def close(self) -> None:
-        """Stop. What still runs there must have been ended."""
+        """End what still runs there, and stop: who waits for it gets a `CancelledError`."""
         if self.is_running:
+            self.run(_others_ended())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join(timeout=10)
             if not self.is_running:
                 self._loop.close()
+
+
+async def _others_ended() -> None:
+    """Nothing but this runs on its loop any more."""
+    await ended(*(asyncio.all_tasks() - {asyncio.current_task()}))

@@ -1,18 +1,19 @@
 """GRPO, from start to end: the loop that the whole system exists for."""
 
 import time
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from functools import partial
 from typing import Any
 
 from scene_data.dataset import open_dataset
-from scene_data.templates import instruction_digest
 from services.settings import Settings
 from services.telemetry import Tracing
 from trainer.algorithms.weighting import completion_weights
 from trainer.batches.preparation import Preparation, Prepared, PreparedBatches
 from trainer.checkpoints.checkpoint import CheckpointStore, DataOrder
 from trainer.checkpoints.fence import RunFence
+from trainer.checkpoints.inputs import grpo_inputs
 from trainer.checkpoints.resume import restore
 from trainer.collection.image_check import ImageCheck
 from trainer.link import ServiceLink
@@ -26,6 +27,7 @@ from trainer.records.phases import PhaseClock
 from trainer.records.tracing import SERVICE
 from trainer.schedule import learning_rate
 from trainer.sizing.checks import check_grpo, log_advice
+from trainer.step import StepTraining
 from trainer.types import Batch
 
 
@@ -33,18 +35,21 @@ def train(
     settings: Settings,
     *,
     resume: bool,
+    allow_changes: bool = False,
     evaluation: StepEvaluation | None = None,
     stop: StopRequest | None = None,
 ) -> bool:
     """Run GRPO until `trainer.num_steps`; every rank calls this.
 
     Step s trains policy version s and publishes version s + 1. A step is committed by the next
-    checkpoint: after a crash the run goes back to it, and what was done since is done again.
+    checkpoint: after a crash the run goes back to it, and what was done since is done again. A step
+    in which a number is not finite is tried again with other groups (`step`).
 
     Args:
         settings: Of the run. Redis, the reward service and a rollout server must be running, or
             come up in `trainer.wait_timeout_s`.
         resume: Continue from the run's last checkpoint, if there is one.
+        allow_changes: Also with another dataset, instruction, temperature or rubric.
         evaluation: Of rank 0; closed at the end.
         stop: Of this process; rank 0's counts.
 
@@ -60,22 +65,27 @@ def train(
     if rank == 0:
         log_advice(settings)
     limit_s = settings.trainer.wait_timeout_s
-    with watched(settings.run.folder / "ranks", rank=rank, size=size, limit_s=limit_s) as watch:
+    fence, ranks_folder = RunFence(settings.run.folder), settings.run.folder / "ranks"
+    with watched(ranks_folder, rank=rank, size=size, limit_s=limit_s, fence=fence) as watch:
         # The watch names a hung rank after twice the limit; a collective by itself only ends.
         init_process_group(3 * limit_s)
         ranks = Ranks(3 * limit_s)
         with closing(evaluation):
-            return _run(settings, ranks, watch, evaluation, stop or StopRequest(), resume=resume)
+            stop = stop or StopRequest()
+            how = {"resume": resume, "allow_changes": allow_changes}
+            return _run(settings, ranks, watch, fence, evaluation, stop, **how)
 
 
 def _run(
     settings: Settings,
     ranks: Ranks,
     watch: RankWatch,
+    fence: RunFence,
     evaluation: StepEvaluation,
     stop: StopRequest,
     *,
     resume: bool,
+    allow_changes: bool,
 ) -> bool:
     """The story."""
     trainer, folder = settings.trainer, settings.run.folder
@@ -83,16 +93,22 @@ def _run(
     dataset = open_dataset(settings.data.train, task=settings.data.task)
     total = trainer.total_steps(len(dataset))
     engine = PolicyEngine(settings, ranks.size)
-    records, fence = RunRecords(settings, ranks.rank), RunFence(folder)
+    records = RunRecords(settings, ranks.rank, fence)
     tracing = Tracing(SERVICE, settings.telemetry.otlp_endpoint if ranks.is_main else None)
-    checkpoints = CheckpointStore(folder / "checkpoints", trainer.keep_checkpoints, fence)
+    checkpoints = CheckpointStore(
+        folder / "checkpoints", trainer.keep_checkpoints, fence, trainer.wait_timeout_s
+    )
     order = DataOrder(
         seed=settings.run.seed,
         num_rows=len(dataset),
         group_size=trainer.group_size,
-        instruction=instruction_digest(settings.data.template, settings.data.vocabulary),
     )
-    state = restore(checkpoints, fence, engine, ranks, order, resume=resume)
+    inputs = grpo_inputs(settings, dataset) if ranks.is_main else {}
+    state = restore(
+        *(checkpoints, fence, engine, ranks, order, inputs),
+        resume=resume,
+        allow_changes=allow_changes,
+    )
     check = ImageCheck(engine.processor, engine.image_token_id)
     preparation = Preparation(
         dataset,
@@ -107,6 +123,7 @@ def _run(
     with ServiceLink.open(
         settings, dataset, engine.suppressed_token_ids, state, ranks, check, stop
     ) as services:
+        fence.join(services.incarnation)
         if ranks.is_main:
             fence.take(services.incarnation)
         records.cut_to(state.step)
@@ -119,33 +136,39 @@ def _run(
         )
 
         def commit(step: int) -> int:
+            with clock("publish"):  # it waits for the version that is under way
+                of_run = {"data_order": order, "inputs": inputs}
+                now = services.state(step).model_copy(update=of_run)
             with clock("checkpoint"):
-                now = services.state(step).model_copy(update={"data_order": order})
+                records.sync()
                 checkpoints.write(now, engine.save_state, ranks)
             services.committed(step)
             records.committed(step)
             return step
 
+        @contextmanager
+        def kept() -> Iterator[None]:
+            """After this block all steps are in a checkpoint."""
+            yield
+            batches.close()
+            if num_done > committed:
+                commit(num_done)
+            stop.all_kept(is_done=is_done)
+
         is_done, num_done, committed = False, state.step, state.step
+        training = StepTraining(services, batches, engine, records, ranks)
         clock = PhaseClock(watch, state.step, tracing)
-        with stop.noted(), suppress(StopAskedError):
+        if state.step == 0:
+            records.evaluations(evaluation.start(), 0)
+        with stop.noted(), kept(), suppress(StopAskedError):
             for step in range(state.step, total):
                 services.look_for_stop()
                 evaluation.begin(step)
-                with clock("wait"):
-                    batch = batches.take(step)
-                with clock("prepare"):
-                    prepared = batches.prepared()
                 rate = learning_rate(trainer, step, total)
-                with clock("train"):
-                    output = engine.train_step(prepared.micro_batches, rate)
-                    learned = ranks.combine(output.stats) | prepared.metrics
-                    learned |= {"grad_norm": output.grad_norm, "learning_rate": rate}
+                batch, learned = training.train(step, rate, clock)
                 with clock("publish"):
                     services.publish(engine.weights(), step + 1, batch)
-                records.rollouts(step, prepared.groups, output.policy_logprobs)
                 if ranks.is_main:
-                    fence.check()
                     row = metrics_line(batch, learned, step, total, clock) | evaluation.counts()
                     records.step(row, ledger_line(batch, step))
                     records.evaluations(evaluation.results(), step)
@@ -157,14 +180,11 @@ def _run(
                     committed = commit(num_done)
             services.look_for_stop()
             is_done = True
-        batches.close()
-        if num_done > committed:
-            commit(num_done)
         if is_done:
+            fence.check()
+            engine.save_pretrained(folder / "checkpoint")
             records.evaluations(evaluation.finish(total), total)
     clock.finish()
-    if is_done:
-        engine.save_pretrained(folder / "checkpoint")
     ranks.barrier()
     records.close()
     tracing.close()

@@ -1,5 +1,6 @@
 """What the trainer's parts hand to each other."""
 
+import math
 from dataclasses import dataclass
 
 from pydantic import Field
@@ -43,8 +44,10 @@ class Outcome(Message):
     replaced: list[str] = Field(default_factory=list)
     """Group ids without spread in their rewards (`algorithm.dynamic_sampling`); others took their
     place."""
+    skipped: list[str] = Field(default_factory=list)
+    """Group ids of batches whose optimizer step was skipped, since a number was not finite."""
     positions: list[int] = Field(default_factory=list)
-    """Of dead and replaced groups: done with this step."""
+    """Of dead, replaced and skipped groups: done with this step."""
 
 
 class Batch(Message):
@@ -62,6 +65,18 @@ class Batch(Message):
     """Share of the rollout servers' time since the last batch in which they had nothing to sample
     (`trainer.collection.idle`); None where no server was seen."""
 
+    def after(self, skipped: "Batch") -> "Batch":
+        """This batch, whose step also does away with the groups of one that was skipped."""
+        before, now = skipped.outcome, self.outcome
+        outcome = Outcome(
+            stale=before.stale + now.stale,
+            dead=before.dead + now.dead,
+            replaced=before.replaced + now.replaced,
+            skipped=[*before.skipped, *(g.rollout.group_id for g in skipped.groups), *now.skipped],
+            positions=[*before.positions, *(g.position for g in skipped.groups), *now.positions],
+        )
+        return self.model_copy(update={"outcome": outcome})
+
 
 @dataclass(slots=True, kw_only=True)
 class StepOutput:
@@ -69,6 +84,11 @@ class StepOutput:
 
     stats: Stats
     grad_norm: float
-    """Over all ranks, before clipping."""
+    """Over all ranks, before clipping; NaN or infinite where the step was skipped."""
     policy_logprobs: list[list[float]]
     """[completion][token], in the order of the rank's groups."""
+
+    @property
+    def skipped(self) -> bool:
+        """Whether a number was not finite, so that the weights are as before; on every rank."""
+        return not math.isfinite(self.grad_norm)

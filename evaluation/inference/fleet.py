@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -19,6 +20,7 @@ from services.clients.rollout import RolloutClient
 from services.errors import ConflictError, SggError, UnavailableError
 from services.schemas.rollouts import RolloutRequest, RolloutResponse
 from services.schemas.weights import PolicyInfo
+from services.settings import SecuritySettings
 from services.waiting import ended
 
 logger = logging.getLogger(__name__)
@@ -49,7 +51,13 @@ class Fleet:
     """
 
     def __init__(
-        self, urls: Sequence[str], *, token: str | None, per_server: int, patience_s: float
+        self,
+        urls: Sequence[str],
+        *,
+        token: str | None,
+        per_server: int,
+        patience_s: float,
+        registered: SecuritySettings | None = None,
     ) -> None:
         """Asks nobody yet.
 
@@ -58,15 +66,14 @@ class Fleet:
             token: For sampling.
             per_server: Requests that one server has at the same time.
             patience_s: Longest wait for one answer, and for any server to come back.
+            registered: Set where the urls stood in Redis; see `ServiceClient`.
         """
-        self.members = [
-            Member(url, RolloutClient(url, token=token, timeout_s=patience_s)) for url in urls
-        ]
+        self._client = partial(RolloutClient, token=token, registered=registered)
+        self.members = [Member(url, self._client(url, timeout_s=patience_s)) for url in urls]
         self.capacity = per_server * len(self.members)
         """Requests at the same time."""
         self._per_server = per_server
         self._patience_s = patience_s
-        self._token = token
         self._model = ""
         self._policy: PolicyInfo | None = None
         self._changed = asyncio.Condition()
@@ -221,7 +228,7 @@ class Fleet:
     async def _ask_policy(self, member: Member) -> PolicyInfo | None:
         """None where it does not answer, or cannot sample now."""
         try:
-            async with RolloutClient(member.url, token=self._token, timeout_s=_POLICY_S) as client:
+            async with self._client(member.url, timeout_s=_POLICY_S) as client:
                 info = await client.get("/v1/policy", PolicyInfo, retry=False)
         except SggError as error:
             if not error.retryable:

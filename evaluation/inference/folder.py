@@ -38,6 +38,8 @@ async def infer_into(
     urls: Sequence[str],
     images: FirstImages,
     progress: Progress,
+    *,
+    registered: bool = False,
 ) -> None:
     """A line for each image, going on where an earlier start ended.
 
@@ -47,6 +49,8 @@ async def infer_into(
         urls: Of the servers.
         images: To ask about.
         progress: Is kept up to date.
+        registered: Whether the urls stood in Redis: then the servers prove that they know the
+            token before it is sent.
 
     Raises:
         ConflictError: The folder has predictions that were made in another way, or of other images,
@@ -58,6 +62,7 @@ async def infer_into(
         token=settings.data_token,
         per_server=requests_per_server(settings),
         patience_s=settings.trainer.wait_timeout_s,
+        registered=settings.security if registered else None,
     ) as fleet:
         policy = await fleet.meet(model=settings.model.path)
         fields = await asyncio.to_thread(

@@ -3,7 +3,8 @@
 admission   (max_policy_lag + 1) * groups_per_step groups are open, from being asked for until
             the version that they made is served by all
 servers     the first that has room takes the oldest group; at most `groups_in_flight` each
-batch       by position; with lag 0 only once all before are scored; stale groups again
+batch       by position; with lag 0 only once all before are scored; stale groups again, once
+            the step's version is served, and the last step that can use them waits for them
 ahead       with a lag, a step's batch is taken while the step before it trains, and versions
             are staged and committed beside the next step where they go through files
 commit      servers pause, and keep what they have in flight
@@ -24,7 +25,7 @@ from launcher.plan.rates import Rates
 from launcher.plan.server import Group, SampledHere
 
 _MOST_SCORED = 64
-"""Groups in one request for rewards (`trainer.collection.collector`)."""
+"""Groups in one request for rewards (`trainer.collection.group_scoring`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,6 +74,10 @@ class Loop:
         """Scored and not taken, by position."""
         self._scored = env.event()
         """The next groups have been: its value is the list of them."""
+        self._version = 0
+        """That all servers serve."""
+        self._again: list[Group] = []
+        """Stale ones that wait for a version, or are being sampled again."""
         self._admitting = env.event().succeed()
         self._redis, self._collector, self._reward = Turns(env), Turns(env), Turns(env)
         self._record = Recorder(env, self._servers)
@@ -148,6 +153,10 @@ class Loop:
         for server in self._servers:
             server.resume(version)
         self._open.difference_update(used)
+        self._version = version
+        for group in self._again:
+            if group.min_version == version:
+                self._prompts.put(group)
         if used:
             yield self._admit()
 
@@ -161,7 +170,7 @@ class Loop:
     def _take(self, step: int) -> ProcessGenerator:
         size = self._shape.groups_per_step
         self._ask_for_stale_again(step, list(self._ready.values()))
-        while len(groups := self._candidates(size)) < size:
+        while len(groups := self._candidates(size)) < size or self._is_last_chance(step):
             self._ask_for_stale_again(step, (yield self._scored))
         for group in groups:
             del self._ready[group.position]
@@ -182,6 +191,10 @@ class Loop:
         waiting = sorted((g for g in self._open if not g.taken), key=lambda g: g.position)
         return [group for group in waiting[:size] if group.scored]
 
+    def _is_last_chance(self, step: int) -> bool:
+        oldest = step - self._shape.max_policy_lag
+        return any(group.min_version <= oldest and not group.scored for group in self._again)
+
     def _ask_for_stale_again(self, step: int, groups: list[Group]) -> None:
         oldest = step - self._shape.max_policy_lag
         for group in [g for g in groups if g.version < oldest]:
@@ -190,7 +203,9 @@ class Loop:
             again = Group(group.position, group.lengths, min_version=step)
             self._open.add(again)
             self._record.stale()
-            self._prompts.put(again)
+            self._again.append(again)
+            if again.min_version <= self._version:
+                self._prompts.put(again)
 
     # Asking, sampling, scoring
 
@@ -235,6 +250,7 @@ class Loop:
             size = min(len(self._arrivals), _MOST_SCORED)
             groups = [self._arrivals.popleft() for _ in range(size)]
             yield self._reward.take(services.score_request_s + services.score_s * size)
+            self._again = [group for group in self._again if group not in groups]
             for group in groups:
                 group.scored = True
                 self._ready[group.position] = group

@@ -58,8 +58,6 @@ class SampledHere:
         self._running: list[tuple[float, int, float, Group]] = []
         """End and start, both in `_progress`; a heap."""
         self._waiting: deque[tuple[int, Group]] = deque()
-        self._held: list[Group] = []
-        """For a version that is not served yet."""
         self._number = 0
         self._progress = 0.0
         """Tokens that a sequence would have which runs since the beginning."""
@@ -84,11 +82,8 @@ class SampledHere:
         return bool(self._running)
 
     def take(self, group: Group) -> None:
-        """Begin a group, or hold it until its version is served."""
+        """Begin a group."""
         self.num_groups += 1
-        if group.min_version > self.version:
-            self._held.append(group)
-            return
         self._advance()
         self._begin(group)
         self._expect_end()
@@ -107,12 +102,6 @@ class SampledHere:
         sampled = sum(self._progress - start for _, _, start, _ in self._running)
         prompts = len({id(group) for _, _, _, group in self._running})
         self._stall_s += prompts * self._rates.prompt_s + sampled * self._rates.prefill_token_s
-        held, self._held = self._held, []
-        for group in held:
-            if group.min_version > version:
-                self._held.append(group)
-            else:
-                self._begin(group)
         self._expect_end()
 
     def share(self, share: float) -> None:

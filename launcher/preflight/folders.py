@@ -1,5 +1,6 @@
 """Whether a run's folder can be written, and what it lies on, without loading torch."""
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -26,6 +27,11 @@ def check_run_folder(folder: Path, *, named_by: str = "run.root") -> None:
             f"the folder {folder} cannot be written ({there}: {error.strerror}): set {named_by} to "
             "a folder of yours, or make this one writable"
         ) from error
+
+
+def is_read_only(folder: Path) -> bool:
+    """Whether it is mounted for reading alone, which somebody meant."""
+    return bool(os.statvfs(nearest(folder)).f_flag & os.ST_RDONLY)
 
 
 def file_system(folder: Path) -> str:

@@ -18,6 +18,7 @@ from launcher.preflight.trackers import check_trackers
 from launcher.rubric_check import check_rubric
 from services.errors import SettingsError, UnavailableError
 from services.model_families import model_family, with_box_space
+from services.printable import printable
 from services.settings import Settings
 from trainer.sizing.checks import check_grpo, num_micro_batches
 
@@ -90,7 +91,7 @@ def _heed(findings: list[Finding]) -> None:
     refuse(findings)
     for finding in findings:
         if finding.state == "warning":
-            print(f"sgg-rl: warning: {finding.detail}", file=sys.stderr)
+            print(f"sgg-rl: warning: {printable(finding.detail)}", file=sys.stderr)
 
 
 def _decided(settings: Settings) -> Settings:

@@ -1,6 +1,7 @@
 """Whether a run's folders lie where others see them, and have room."""
 
 import shutil
+import tempfile
 from pathlib import Path
 
 from launcher.preflight.bare import nearest
@@ -9,6 +10,7 @@ from launcher.preflight.folders import check_run_folder, file_system
 from services.settings import Settings
 from trainer.sizing.estimate import num_trainable
 from trainer.sizing.shapes import ModelShape
+from trainer.transports.weight_file import HEADER_BYTES
 
 _GIB = 2**30
 _SHARED = {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "fuse.ceph", "fuse.beegfs", "wekafs"}
@@ -28,7 +30,7 @@ def folder_findings(settings: Settings, shape: ModelShape | None, *, hosts: int)
     found = look("runs folder", lambda: _writable(settings.run.folder))
     if found.state != "ok":
         return [found]
-    room = [] if shape is None else _room(settings, shape)
+    room = [] if shape is None else _room(settings, shape, hosts)
     return [found, _file_system(settings.run.folder, hosts), *room]
 
 
@@ -49,21 +51,25 @@ def _file_system(folder: Path, hosts: int) -> Finding:
     )
 
 
-def _room(settings: Settings, shape: ModelShape) -> list[Finding]:
+def _room(settings: Settings, shape: ModelShape, hosts: int) -> list[Finding]:
+    """As `trainer.transports.files` and `trainer.checkpoints` keep versions and checkpoints."""
     width = 2 if settings.model.dtype == "bfloat16" else 4
-    version = shape.num_parameters * width
+    version = shape.num_parameters * width + HEADER_BYTES
     state = version + num_trainable(settings, shape) * _OPTIMIZER_BYTES
-    found = [
-        _free(
-            "room for checkpoints",
-            settings.run.folder,
-            state * (settings.trainer.keep_checkpoints + 1),
-            "set run.root to a larger file system, or trainer.keep_checkpoints lower",
-        )
-    ]
-    if settings.weights.transport == "shm":
+    folder, transport = settings.run.folder, settings.weights.transport
+    checkpoints = state * (settings.trainer.keep_checkpoints + 1)
+    if transport == "disk":
+        checkpoints += 2 * version
+    remedy = "set run.root to a larger file system, or trainer.keep_checkpoints lower"
+    found = [_free("room for checkpoints", folder, checkpoints, remedy)]
+    if transport == "shm":
         remedy = "make it larger (docker: shm_size), or set weights.transport = 'disk'"
         found.append(_free("room for weights", Path("/dev/shm"), 2 * version, remedy))
+    if transport == "http":
+        remedy = "set TMPDIR to a larger file system"
+        servers = settings.cluster.num_rollout_servers if hosts == 1 else 0
+        needed = (1 + 2 * servers) * version
+        found.append(_free("room for weights", Path(tempfile.gettempdir()), needed, remedy))
     return found
 
 

@@ -86,7 +86,9 @@ async def _redis(settings: Settings) -> tuple[list[Finding], list[ServerRecord]]
             servers = await Registry(client, RunKeys(settings.run.name)).servers(starting=True)
         finally:
             await client.aclose()
-    except UnavailableError:
+    except UnavailableError as error:
+        if urlsplit(url).scheme != "redis":  # several hosts, or none
+            return [Finding("redis server", "info", error.message)], []
         return [_silent("redis server", url)], []
     except SggError as error:
         return [Finding("redis server", "missing", error.message)], []

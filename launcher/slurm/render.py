@@ -39,7 +39,7 @@ def render(settings: Settings, job: Job, *, data: str | None = None) -> str:
         keep_trailing_newline=True,
         comment_start_string="<#",  # Jinja's own {# is in bash's ${#array[@]}
         comment_end_string="#>",
-        autoescape=False,  # bash, where `quote` does that
+        autoescape=False,  # noqa: S701 - bash, where `quote` does that
     )
     templates.filters["quote"] = lambda text: shlex.quote(str(text))
     main = "trainer" if job == "train" else job

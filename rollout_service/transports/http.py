@@ -8,20 +8,17 @@ from pathlib import Path
 
 from rollout_service.transports.base import Transport
 from rollout_service.transports.safetensors_file import (
-    MAX_HEADER_BYTES,
     StagedFile,
-    TensorSpan,
     compare_digests,
     compare_header,
     open_plain,
 )
+from rollout_service.transports.safetensors_header import MAX_HEADER_BYTES, TensorSpan
 from rollout_service.transports.spool import Spool
 from rollout_service.transports.upload import IncomingFile
 from services.errors import NotFoundError, TooLargeError, UnavailableError, WaitTimeoutError
 from services.schemas.weights import StageRequest
 
-_KEEP_FILES = 2
-"""The version that is served, and the one that replaces it."""
 _BYTES_PER_ELEMENT = 4
 """Of float32, the largest type of a version."""
 _LIMIT_IF_UNKNOWN_BYTES = 64 * 2**30
@@ -42,7 +39,7 @@ class Upload:
 
 
 class HttpTransport(Transport):
-    """Keeps the last two uploads; the bytes are hashed as they come."""
+    """Keeps the last upload while the next one comes; the bytes are hashed as they come."""
 
     def __init__(self, spool: Spool, num_elements: int | None) -> None:
         """Ready at once.
@@ -79,21 +76,23 @@ class HttpTransport(Transport):
             TooLargeError: It is more than this model can need.
             InvalidInputError: It is no safetensors file, or not all of one.
             WaitTimeoutError: The client fell silent.
+            NoRoomError: The spool's disk is full.
         """
         if self._busy:
             raise UnavailableError("another upload is under way; try again when it is done")
         self._busy = True
+        while len(self._uploads) > 1:  # first: there is room for two versions
+            self._uploads.popitem(last=False)[1].path.unlink(missing_ok=True)
         try:
-            header, digests = await self._write_draft(chunks)
+            with self._spool.writing():
+                header, digests = await self._write_draft(chunks)
+                path = self._spool.keep_draft(f"{incarnation}-{policy_version}.safetensors")
             key = (incarnation, policy_version)
-            path = self._spool.keep_draft(f"{incarnation}-{policy_version}.safetensors")
             self._uploads[key] = Upload(path, header, digests)
             self._uploads.move_to_end(key)
         finally:
             self._busy = False
             self._spool.drop_draft()
-        while len(self._uploads) > _KEEP_FILES:
-            self._uploads.popitem(last=False)[1].path.unlink(missing_ok=True)
 
     async def stage(self, request: StageRequest) -> StagedFile:
         """See `Transport.stage`. Nothing is read again: an upload is only replaced as a whole."""

@@ -50,14 +50,19 @@ class LoraTransport(Transport):
     async def stage(self, request: StageRequest) -> StagedAdapter:
         """See `Transport.stage`."""
         file = await self._http.stage(request)
+        try:
+            with self._spool.writing():
+                return await self._copied(file, request.manifest)
+        finally:
+            file.close()
+
+    async def _copied(self, file: StagedFile, manifest: WeightManifest) -> StagedAdapter:
         staged = StagedAdapter(self._spool.new_folder("adapter-"))
         try:
-            await asyncio.to_thread(staged.fill, file, request.manifest)
+            await asyncio.to_thread(staged.fill, file, manifest)
         except BaseException:
             staged.close()
             raise
-        finally:
-            file.close()
         return staged
 
 

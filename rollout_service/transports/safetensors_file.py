@@ -1,41 +1,31 @@
 """A file of a version: opened safely, and verified before anything is loaded from it.
 
 No torch: the safetensors layout is eight bytes of header length, a JSON header, then the tensors'
-bytes (https://huggingface.co/docs/safetensors).
+bytes.
 """
 
 import hashlib
-import json
-import math
 import mmap
 import os
 import stat
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rollout_service.engine import FileWeights
 from rollout_service.transports.base import Staged
+from rollout_service.transports.safetensors_header import (
+    LENGTH_BYTES,
+    TensorSpan,
+    header_length,
+    parse_header,
+    shown,
+)
 from services.errors import InvalidInputError, NotFoundError
 from services.schemas.weights import CommitRequest, TensorEntry
 
-LENGTH_BYTES = 8
-MAX_HEADER_BYTES = 64 * 1024 * 1024
-_DTYPES = {"F32": ("float32", 4), "BF16": ("bfloat16", 2), "F16": ("float16", 2)}
 _MAX_HASH_THREADS = 16
 """hashlib works outside Python's global lock; one thread does 1 to 2 GB/s."""
-
-
-@dataclass(frozen=True, slots=True)
-class TensorSpan:
-    """A tensor as a file's header describes it; `begin` and `end` count from the header's end."""
-
-    dtype: str
-    shape: list[int]
-    begin: int
-    end: int
 
 
 class StagedFile(Staged):
@@ -102,39 +92,6 @@ def open_plain(path: Path) -> int:
     return descriptor
 
 
-def header_length(prefix: bytes | memoryview) -> int:
-    """Bytes of the JSON header, of the file's first eight bytes."""
-    length = int.from_bytes(prefix, "little")
-    if len(prefix) < LENGTH_BYTES or length > MAX_HEADER_BYTES:
-        raise InvalidInputError("the file of weights is not safetensors: its header is too long")
-    return length
-
-
-def parse_header(text: bytes, num_bytes: int | None = None) -> dict[str, TensorSpan]:
-    """Tensors by name.
-
-    Args:
-        text: The JSON header.
-        num_bytes: Of the tensors that follow it; None where they are not there yet.
-
-    Raises:
-        InvalidInputError: It is not a header, or points outside the file.
-    """
-    try:
-        header = json.loads(text, object_pairs_hook=_without_repeats)
-    except (ValueError, RecursionError) as error:
-        raise InvalidInputError("the file of weights is not safetensors: no JSON header") from error
-    if not isinstance(header, dict):
-        raise InvalidInputError("the file of weights is not safetensors: no JSON object")
-    header.pop("__metadata__", None)
-    spans = {name: _span(name, entry) for name, entry in header.items()}
-    end = max((span.end for span in spans.values()), default=0)
-    if num_bytes is not None and end > num_bytes:
-        name = next(name for name, span in spans.items() if span.end == end)
-        raise InvalidInputError(f"{name}: the file is cut short or its offsets are wrong")
-    return spans
-
-
 def compare_header(header: Mapping[str, TensorSpan], expected: Mapping[str, TensorEntry]) -> None:
     """Refuse a file whose tensors are not those of the manifest.
 
@@ -145,13 +102,13 @@ def compare_header(header: Mapping[str, TensorSpan], expected: Mapping[str, Tens
     if differing:
         where = "file" if differing[0] in expected else "manifest"
         raise InvalidInputError(
-            f"{len(differing)} tensors differ; {differing[0]} is not in the {where}"
+            f"{len(differing)} tensors differ; {shown(differing[0])} is not in the {where}"
         )
     for name, entry in expected.items():
         found = header[name]
         if (found.dtype, found.shape) != (entry.dtype, entry.shape):
             raise InvalidInputError(
-                f"{name} is {found.dtype} {found.shape}; "
+                f"{shown(name)} is {found.dtype} {found.shape}; "
                 f"the manifest says {entry.dtype} {entry.shape}"
             )
 
@@ -164,7 +121,7 @@ def compare_digests(digests: Mapping[str, str], expected: Mapping[str, TensorEnt
     """
     for name, entry in expected.items():
         if digests[name] != entry.sha256:
-            raise InvalidInputError(f"{name}: its sha256 is not the manifest's")
+            raise InvalidInputError(f"{shown(name)}: its sha256 is not the manifest's")
 
 
 def describe_file(path: Path) -> dict[str, TensorEntry]:
@@ -199,7 +156,7 @@ def _read(descriptor: int) -> tuple[dict[str, TensorSpan], memoryview]:
     data = _mapped(descriptor)
     start = LENGTH_BYTES + header_length(data[:LENGTH_BYTES])
     if start > len(data):
-        raise InvalidInputError("the file of weights is not safetensors: its header is too long")
+        raise InvalidInputError("the file of weights is not safetensors: its header is cut short")
     return parse_header(bytes(data[LENGTH_BYTES:start]), len(data) - start), data[start:]
 
 
@@ -219,23 +176,3 @@ def _mapped(descriptor: int) -> memoryview:
     if size < LENGTH_BYTES:
         raise InvalidInputError("the file of weights is not safetensors: it is too short")
     return memoryview(mmap.mmap(descriptor, size, access=mmap.ACCESS_READ))
-
-
-def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-    """Which of two entries counted would be the reader's choice: vLLM's may be another."""
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        raise ValueError("a key is repeated")
-    return found
-
-
-def _span(name: str, entry: Any) -> TensorSpan:
-    try:
-        dtype, size = _DTYPES[entry["dtype"]]
-        shape = [int(n) for n in entry["shape"]]
-        begin, end = (int(n) for n in entry["data_offsets"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise InvalidInputError(f"{name}: the file's entry is not usable") from error
-    if not 0 <= begin <= end or end - begin != size * math.prod(shape):
-        raise InvalidInputError(f"{name}: the file is cut short or its offsets are wrong")
-    return TensorSpan(dtype, shape, begin, end)

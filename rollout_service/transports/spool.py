@@ -1,22 +1,27 @@
 """A server's own folder for what is sent to it. It goes with the server."""
 
+import errno
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from services.app import host_and_port
-from services.errors import SettingsError
+from services.errors import NoRoomError, SettingsError
 from services.settings import Settings
-from services.weights import private_folder
+from services.weights import private_folder, temporary_folder
 
 _DRAFT = "upload.draft"
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""The disk, the user's share of it, or the largest file that this process may write."""
 
 
 def spool_folder(settings: Settings) -> Path:
-    """The same at each start, so that a killed process's leftovers are found."""
+    """The same at each start, so that a killed process's leftovers are found; one for each host."""
     _, port = host_and_port(settings.rollout.url)
-    return Path(tempfile.gettempdir()) / f"sgg-{settings.run.name}-{port}-{os.geteuid()}"
+    return temporary_folder(settings.run.name, str(port))
 
 
 class Spool:
@@ -31,6 +36,23 @@ class Spool:
         self.folder = spool_folder(settings)
         if os.path.lexists(self.folder):
             _remove(private_folder(self.folder))
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Around what writes here.
+
+        Raises:
+            NoRoomError: The disk is full.
+        """
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise NoRoomError(
+                f"this server's spool folder {self.folder} has no room ({error.strerror}): free "
+                "some, or start the server with TMPDIR on a larger disk; it takes three versions"
+            ) from error
 
     def open_draft(self) -> int:
         """A descriptor for writing; replaces an earlier draft."""

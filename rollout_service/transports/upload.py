@@ -6,11 +6,12 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
-from rollout_service.transports.safetensors_file import (
+from rollout_service.transports.safetensors_header import (
     LENGTH_BYTES,
     TensorSpan,
     header_length,
     parse_header,
+    shown,
 )
 from services.errors import InvalidInputError
 
@@ -60,7 +61,7 @@ class IncomingFile:
             InvalidInputError: The file is not complete.
         """
         if self._header is None or self._left:
-            where = self._name or "its header"
+            where = shown(self._name) or "its header"
             raise InvalidInputError(f"the file of weights is cut short at {where}: send it again")
         return self._header, self._digests
 
@@ -90,10 +91,7 @@ class IncomingFile:
             if len(self._prefix) < size:
                 return view
         self._header = parse_header(bytes(self._prefix[LENGTH_BYTES:]))
-        self._waiting = sorted(
-            self._header.items(), key=lambda item: (item[1].begin, item[1].end), reverse=True
-        )
-        _refuse_gaps(self._waiting)
+        self._waiting = list(reversed(self._header.items()))
         self._next_tensor()
         return view
 
@@ -108,11 +106,3 @@ class IncomingFile:
             self._name, span = self._waiting.pop()
             self._hash = hashlib.sha256()
             self._left = span.end - span.begin
-
-
-def _refuse_gaps(backwards: list[tuple[str, TensorSpan]]) -> None:
-    end = 0
-    for name, span in reversed(backwards):
-        if span.begin != end:
-            raise InvalidInputError(f"{name}: the file's offsets are wrong")
-        end = span.end

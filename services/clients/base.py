@@ -13,8 +13,10 @@ from typing import BinaryIO, Self, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
+from services.clients.proven import check_registered
 from services.errors import EngineError, NotFoundError, SggError, UnavailableError, WaitTimeoutError
 from services.problems import error_from_problem
+from services.settings import SecuritySettings
 from services.telemetry import trace_headers
 
 Answer = TypeVar("Answer", bound=BaseModel)
@@ -35,24 +37,33 @@ class ServiceClient:
     the current OpenTelemetry span, where there is one.
     """
 
-    def __init__(self, url: str, *, token: str | None = None, timeout_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        timeout_s: float = 60.0,
+        registered: SecuritySettings | None = None,
+    ) -> None:
         """Connects on first use.
 
         Args:
             url: `http://host:port` of the service.
             token: Sent as `Authorization: Bearer`.
             timeout_s: Longest wait for one answer, all attempts together.
+            registered: Set where `url` stood in Redis: its host must be allowed, and the server
+                proves that it knows the token before anything is sent (`services.proof`).
         """
         self.url = url.rstrip("/")
         self._timeout_s = timeout_s
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._token = token
+        self._registered = registered
         # trust_env off: a proxy meant for the internet must not see a cluster's requests.
         # No timeout of httpx's own: it would count each phase anew; `_call` has one deadline.
         # No limit of connections: callers bound what they have in flight.
         self._http = httpx.AsyncClient(
             base_url=self.url,
-            headers=headers,
-            timeout=None,
+            timeout=None,  # noqa: S113 - see above
             limits=httpx.Limits(),
             trust_env=False,
             verify=_tls(),
@@ -136,7 +147,7 @@ class ServiceClient:
             return await self._http.put(
                 path,
                 content=_chunks(opened),
-                headers=trace_headers() | {"Content-Length": str(size)},
+                headers=await self._headers() | {"Content-Length": str(size)},
                 timeout=self._timeout_s,
             )
 
@@ -177,11 +188,25 @@ class ServiceClient:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def _once(self, method: str, path: str, content: bytes) -> httpx.Response:
-        headers = trace_headers() | ({"Content-Type": "application/json"} if content else {})
+        of_body = {"Content-Type": "application/json"} if content else {}
         try:
+            headers = await self._headers() | of_body
             return await self._http.request(method, path, content=content, headers=headers)
         except httpx.TransportError as error:
             raise _lost(f"{method} {self.url}{path}", error) from error
+
+    async def _headers(self) -> dict[str, str]:
+        """Of any request. A registered server has proved itself just before: ports change hands."""
+        if self._registered is not None:
+            await check_registered(
+                self._http,
+                self.url,
+                token=self._token,
+                hosts=self._registered.rollout_hosts,
+                timeout_s=self._timeout_s,
+            )
+        bearer = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        return trace_headers() | bearer
 
 
 @functools.cache

@@ -7,6 +7,7 @@ from services.clients.base import ServiceClient
 from services.errors import EngineError
 from services.schemas.rollouts import RolloutRequest, RolloutResponse
 from services.schemas.weights import CommitRequest, PolicyInfo, StageRequest
+from services.settings import SecuritySettings
 
 
 class RolloutClient(ServiceClient):
@@ -22,6 +23,7 @@ class RolloutClient(ServiceClient):
         token: str | None = None,
         admin_token: str | None = None,
         timeout_s: float = 300.0,
+        registered: SecuritySettings | None = None,
     ) -> None:
         """Connects on first use.
 
@@ -30,9 +32,12 @@ class RolloutClient(ServiceClient):
             token: For sampling.
             admin_token: For weights; `token` where it is None.
             timeout_s: Longest wait for one answer, all attempts together.
+            registered: Set where `url` stood in Redis; see `ServiceClient`.
         """
-        super().__init__(url, token=token, timeout_s=timeout_s)
-        self._admin = ServiceClient(url, token=admin_token or token, timeout_s=timeout_s)
+        super().__init__(url, token=token, timeout_s=timeout_s, registered=registered)
+        self._admin = ServiceClient(
+            url, token=admin_token or token, timeout_s=timeout_s, registered=registered
+        )
 
     async def __aexit__(
         self,

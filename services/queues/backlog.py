@@ -16,8 +16,9 @@ local now = redis.call('TIME')
 local found = {now[1] * 1000 + math.floor(now[2] / 1000)}
 for i, stream in ipairs(KEYS) do
   local pending = redis.pcall('XPENDING', stream, ARGV[i])
-  local oldest = redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
-  found[#found + 1] = redis.call('XLEN', stream)
+  local oldest = redis.call('TYPE', stream).ok == 'stream'
+                 and redis.call('XRANGE', stream, '-', '+', 'COUNT', 1)[1]
+  found[#found + 1] = oldest and redis.call('XLEN', stream) or 0
   found[#found + 1] = pending.err and 0 or pending[1]
   found[#found + 1] = oldest and oldest[1] or ''
 end

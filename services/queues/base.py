@@ -27,14 +27,20 @@ class Lease:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DeadLetter:
-    """An item that ended without a result."""
+class DeadNotice:
+    """That an item ended without a result."""
 
     entry_id: str
     stream: str
     work_id: str
-    body: bytes
     failures: list[str]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DeadLetter(DeadNotice):
+    """An item that ended without a result."""
+
+    body: bytes
 
 
 class WorkQueue(ABC):
@@ -111,11 +117,19 @@ class WorkQueue(ABC):
 
     @abstractmethod
     async def dead_letters(self) -> list[DeadLetter]:
-        """All dead items, oldest first."""
+        """The dead items that are kept, oldest first."""
 
     @abstractmethod
-    async def replay(self, entry_id: str) -> bool:
-        """Put a dead item back with a clean record. False when there is no such item."""
+    async def dead_notices(self, after: str = "-") -> list[DeadNotice]:
+        """The next dead items, oldest first, up to 100: cheap, however large they are.
+
+        Args:
+            after: Entry id of the last one that was read; "-" for none.
+        """
+
+    @abstractmethod
+    async def num_dead(self) -> int:
+        """Number of dead items that are kept."""
 
     @abstractmethod
     async def drop(self, entry_id: str) -> bool:

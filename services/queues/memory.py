@@ -8,7 +8,7 @@ from itertools import chain, count
 
 from services.errors import QueueFullError
 from services.keys import CONSUMER_GROUPS
-from services.queues.base import DeadLetter, Lease, WorkQueue, stream_names
+from services.queues.base import DeadLetter, DeadNotice, Lease, WorkQueue, stream_names
 
 _POLL_S = 0.02
 """How often a waiting reader looks for expired leases."""
@@ -143,14 +143,14 @@ class MemoryQueue(WorkQueue):
         """See `WorkQueue.dead_letters`."""
         return list(self._dead.values())
 
-    async def replay(self, entry_id: str) -> bool:
-        """See `WorkQueue.replay`."""
-        letter = self._dead.pop(entry_id, None)
-        if letter is None:
-            return False
-        self._streams[letter.stream].done.discard(letter.work_id)
-        self._add(letter.stream, letter.work_id, letter.body)
-        return True
+    async def dead_notices(self, after: str = "-") -> list[DeadNotice]:
+        """See `WorkQueue.dead_notices`."""
+        last = 0 if after == "-" else _number(after)
+        return [letter for name, letter in self._dead.items() if _number(name) > last]
+
+    async def num_dead(self) -> int:
+        """See `WorkQueue.num_dead`."""
+        return len(self._dead)
 
     async def drop(self, entry_id: str) -> bool:
         """See `WorkQueue.drop`."""
@@ -208,3 +208,7 @@ class MemoryQueue(WorkQueue):
         self._dead[dead_id] = DeadLetter(
             entry_id=dead_id, stream=stream, work_id=work_id, body=body, failures=failures
         )
+
+
+def _number(entry_id: str) -> int:
+    return int(entry_id.partition("-")[0])

@@ -5,6 +5,7 @@ Who waits for whom: a reader waits in Redis for an item; a writer never waits, a
 """
 
 import json
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,15 +17,19 @@ from redis.asyncio import Redis
 from services.errors import NotFoundError, QueueFullError
 from services.keys import CONSUMER_GROUPS, RunKeys
 from services.queues import lua
-from services.queues.base import DeadLetter, Lease, WorkQueue, stream_names
+from services.queues.base import DeadLetter, DeadNotice, Lease, WorkQueue, stream_names
 from services.redis_client import connect, redis_errors
+
+logger = logging.getLogger(__name__)
 
 __all__ = ["MAX_ERROR_CHARACTERS", "RedisQueue", "connect"]
 
-GUARD_TTL_S = 7 * 24 * 3600
-"""`seen`, `done` and `failures` keys live this long, so that memory stays bounded."""
+GUARD_TTL_S = 600
+"""What an item that has ended leaves behind lives this long, so that memory stays bounded."""
 MAX_ERROR_CHARACTERS = 4000
 """Kept of an error's end, where a traceback says what happened."""
+_FEW_LETTERS = 20
+"""Of one read with their bodies."""
 _LONGEST_BLOCK_S = 1.0
 """Of one read, well below the socket's timeout; between two reads expired leases are looked for."""
 
@@ -124,13 +129,32 @@ class RedisQueue(WorkQueue):
 
     async def dead_letters(self) -> list[DeadLetter]:
         """See `WorkQueue.dead_letters`."""
-        with redis_errors(self._redis):
-            entries: Any = await self._redis.xrange(self._keys.dead)
-        return [_dead_letter(entry_id, fields) for entry_id, fields in entries]
+        letters: list[DeadLetter] = []
+        after = "-"
+        while True:  # a few at a time: their bodies are large
+            with redis_errors(self._redis):
+                page: Any = await self._redis.xrange(self._keys.dead, min=after, count=_FEW_LETTERS)
+            letters += [_dead_letter(entry_id, fields) for entry_id, fields in page]
+            if len(page) < _FEW_LETTERS:
+                return letters
+            after = f"({letters[-1].entry_id}"
 
-    async def replay(self, entry_id: str) -> bool:
-        """See `WorkQueue.replay`."""
-        return bool(await self._call(lua.REPLAY, entry_id))
+    async def dead_notices(self, after: str = "-") -> list[DeadNotice]:
+        """See `WorkQueue.dead_notices`."""
+        return [
+            DeadNotice(
+                entry_id=entry_id.decode(),
+                stream=stream.decode(errors="replace"),
+                work_id=work_id.decode(errors="replace"),
+                failures=failure_texts(failures),
+            )
+            for entry_id, stream, work_id, failures in await self._call(lua.DEAD, after, 100)
+        ]
+
+    async def num_dead(self) -> int:
+        """See `WorkQueue.num_dead`."""
+        with redis_errors(self._redis):
+            return int(await self._redis.xlen(self._keys.dead))
 
     async def drop(self, entry_id: str) -> bool:
         """See `WorkQueue.drop`."""
@@ -144,18 +168,27 @@ class RedisQueue(WorkQueue):
     async def _claim_now(self, streams: list[str], consumer: str, lease_s: float) -> Lease | None:
         lease_ms = max(1, round(lease_s * 1000))
         place = (CONSUMER_GROUPS[streams[0]], consumer, lease_ms, self._max_expiries)
-        found = await self._call(lua.CLAIM, *place, *streams)
-        if not found:
-            return None
-        stream, entry_id, work_id, body, delivery, failures = found
-        return Lease(
-            stream=stream.decode(),
-            entry_id=entry_id.decode(),
-            work_id=work_id.decode(),
-            body=body,
-            failures=_texts(failures),
-            delivery=delivery,
-        )
+        while found := await self._call(lua.CLAIM, *place, *streams):
+            stream, entry_id, *item = found
+            if item and (work_id := _work_id(item[0])):
+                return Lease(
+                    stream=stream.decode(),
+                    entry_id=entry_id.decode(),
+                    work_id=work_id,
+                    body=item[1],
+                    failures=_texts(item[3]),
+                    delivery=item[2],
+                )
+            await self._set_aside(stream.decode(), entry_id.decode())
+        return None
+
+    async def _set_aside(self, stream: str, entry_id: str) -> None:
+        """An entry that this queue cannot have written must not end those who read it."""
+        reason = "the entry has no id and body, or an id that is no text: who has written it?"
+        if await self._call(lua.SET_ASIDE, *_stream(stream), entry_id, reason):
+            logger.warning(
+                "entry %s of %r is set aside among the dead: %s", entry_id, stream, reason
+            )
 
     async def _wait_for_new(
         self, streams: list[str], consumer: str, block_s: float
@@ -171,28 +204,20 @@ class RedisQueue(WorkQueue):
             )
         if not reply:
             return None
-        leases = [
-            self._new_lease(key.decode(), entry) for key, entries in reply for entry in entries
-        ]
+        leases = []
+        for key, entries in reply:
+            for entry in entries:
+                stream = key.decode().removeprefix(self._keys.prefix)
+                if (lease := _new_lease(stream, entry)) is not None:
+                    leases.append(lease)
+                else:
+                    await self._set_aside(stream, entry[0].decode())
         for extra in leases[1:]:
             await self.release(extra)
-        failures = await self._failures(leases[0])
-        return replace(leases[0], failures=failures)
-
-    def _new_lease(self, key: str, entry: tuple[bytes, dict[bytes, bytes]]) -> Lease:
-        entry_id, fields = entry
-        return Lease(
-            stream=key.removeprefix(self._keys.prefix),
-            entry_id=entry_id.decode(),
-            work_id=fields[b"id"].decode(),
-            body=fields[b"body"],
-        )
-
-    async def _failures(self, lease: Lease) -> list[str]:
-        with redis_errors(self._redis):
-            key = self._keys.failures(lease.stream, lease.work_id)
-            texts: Any = await self._redis.lrange(key, 0, -1)
-        return _texts(texts)
+        if not leases:
+            return None
+        failures = await self._call(lua.FAILURES, leases[0].stream, leases[0].work_id)
+        return replace(leases[0], failures=_texts(failures))
 
     async def _create_groups(self, streams: list[str]) -> None:
         """At id 0: items that came before the group are its work too."""
@@ -222,15 +247,43 @@ def _held(lease: Lease) -> tuple[str | bytes | float, ...]:
     return (*place, lease.work_id, lease.body)
 
 
+def _new_lease(stream: str, entry: tuple[bytes, dict[bytes, bytes]]) -> Lease | None:
+    """A lease of a read entry; None where it is not this queue's."""
+    entry_id, fields = entry
+    work_id, body = _work_id(fields.get(b"id", b"")), fields.get(b"body")
+    if not work_id or body is None:
+        return None
+    return Lease(stream=stream, entry_id=entry_id.decode(), work_id=work_id, body=body)
+
+
+def _work_id(raw: bytes) -> str:
+    """Empty where it is no text."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return ""
+
+
 def _texts(raw: Sequence[bytes]) -> list[str]:
     return [text.decode(errors="replace") for text in raw]
 
 
 def _dead_letter(entry_id: bytes, fields: dict[bytes, bytes]) -> DeadLetter:
+    """One that somebody else has put there too: what it lacks is empty."""
+    texts = {name: fields.get(name, b"").decode(errors="replace") for name in (b"stream", b"id")}
     return DeadLetter(
         entry_id=entry_id.decode(),
-        stream=fields[b"stream"].decode(),
-        work_id=fields[b"id"].decode(),
-        body=fields[b"body"],
-        failures=json.loads(fields[b"failures"].decode(errors="replace")),
+        stream=texts[b"stream"],
+        work_id=texts[b"id"],
+        body=fields.get(b"body", b""),
+        failures=failure_texts(fields.get(b"failures", b"")),
     )
+
+
+def failure_texts(raw: bytes) -> list[str]:
+    """The `failures` of a dead letter; Redis writes an empty list as `{}`."""
+    try:
+        found = json.loads(raw.decode(errors="replace") or "[]")
+    except ValueError:
+        return [raw.decode(errors="replace")]
+    return [str(text) for text in found] if isinstance(found, list) else []

@@ -15,6 +15,10 @@ Task = Literal["sgg", "det", "cls"]
 Status = Literal["ok", "no_answer", "invalid_json", "schema_violation", "too_large"]
 
 
+Score = Annotated[float, Field(ge=-1e6, le=1e6)]
+"""A larger one would overflow where rewards of a group are compared."""
+
+
 class ReferenceObject(Message):
     """A reference object; `bbox` is x1, y1, x2, y2 in pixels of the original image."""
 
@@ -93,9 +97,9 @@ class Reward(Message):
     graph's breakdown.
     """
 
-    total: float
+    total: Score
     status: Status
-    breakdown: dict[str, float]
+    breakdown: dict[str, Score]
     """Term name to value in [0, 1], before weights."""
     matched: Matched
     dropped: dict[str, int] = Field(default_factory=dict)

@@ -1,8 +1,9 @@
 """Weight updates: what a version of the policy consists of, and the policy a server serves."""
 
+import re
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from services.schemas.common import Message, ModelRunner, Name, Sha256
 
@@ -12,13 +13,27 @@ FILE_TRANSPORTS: frozenset[Transport] = frozenset({"shm", "disk", "http", "lora"
 PolicyState = Literal["starting", "ready", "updating", "draining", "quarantined"]
 
 
+MAX_RANK = 8
+"""Dimensions of a tensor."""
+MAX_DIMENSION = 2**48
+"""Length of one: sizes and offsets are checked against it before they are multiplied."""
+_URL = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})/?")
+
+
+def _checked_url(url: str) -> str:
+    match = _URL.fullmatch(url)
+    if match is None or int(match[2]) > 65_535:
+        raise ValueError("it is no address of a server: write http://host:port")
+    return url
+
+
 class TensorEntry(Message):
     """One tensor of a version.
 
     Example: `{"shape": [128, 128], "dtype": "float32", "sha256": "9f86…0a08"}`
     """
 
-    shape: list[Annotated[int, Field(ge=0)]]
+    shape: list[Annotated[int, Field(ge=0, le=MAX_DIMENSION)]] = Field(max_length=MAX_RANK)
     dtype: Literal["float32", "bfloat16", "float16"]
     sha256: Sha256 | None = None
     """Of the tensor's bytes in row-major order; null only where they never lie in a file."""
@@ -139,11 +154,19 @@ class PolicyInfo(Message):
     """Which one vLLM uses; null before the model is loaded, and where another engine samples."""
 
 
+class ServerProof(Message):
+    """Answer of `GET /v1/proof`: see `services.proof`."""
+
+    proofs: list[Sha256] = Field(max_length=8)
+    """One for each token that the server asks for, in hex."""
+
+
 class ServerRecord(Message):
     """A rollout server's entry in the `servers` hash, renewed by its heartbeat."""
 
     server_id: Name
-    url: str
+    url: Annotated[str, AfterValidator(_checked_url)]
+    """`http://host:port`, the server's `rollout.url`."""
     host: str
     gpu: str | None
     """UUID of its GPU; null on CPU."""
@@ -153,6 +176,8 @@ class ServerRecord(Message):
     policy_version: int = Field(ge=0)
     tokens_per_s: float = Field(ge=0)
     groups_done: int = Field(ge=0)
+    image_store: str | None = None
+    """Sign of the image store that it sees: whether that is the trainer's."""
     groups_in_flight: int = Field(default=0, ge=0)
     """Being sampled now, from the queue and over HTTP."""
     groups_limit: int = Field(default=0, ge=0)

@@ -154,6 +154,16 @@ def test_a_stopped_run_is_taken_up_again(run: Stack) -> None:
     wait_for_step(run, done + 2)
 
 
+def test_a_start_that_leaves_out_the_runs_name_starts_no_other_run(run: Stack) -> None:
+    other = Stack(run.name)  # with none of the knobs
+    with pytest.raises(AssertionError, match="didn't complete successfully"):
+        other.up("trainer")
+    assert f"RUN_NAME={RUN}" in run.logs("prepare")
+    assert not run.read("runs", "demo/metrics.jsonl")
+    run.up(*PARTS)
+    wait_for_step(run, len(lines(run, "ledger.jsonl")) + 1)
+
+
 def test_the_run_ends_with_every_step_once(run: Stack) -> None:
     run.wait_for("the end of the run", lambda: run.state("trainer") == "exited 0", timeout_s=300)
     ledger = lines(run, "ledger.jsonl")
@@ -175,6 +185,15 @@ def test_grafana_has_the_dashboards(run: Stack) -> None:
     found = {row["uid"] for row in httpx.get(url, trust_env=False).json()}
     files = (ROOT / "deploy" / "grafana" / "dashboards").glob("*.json")
     assert {json.loads(file.read_text())["uid"] for file in files} <= found
+
+
+def test_what_the_run_leaves_can_be_copied_out_after_down(run: Stack) -> None:
+    run.compose("down")
+    copy = f"tar -C /runs -c {RUN} | tar -t"
+    once = ("run", "--rm", "--no-deps", "-T", "--entrypoint", "sh", "monitor", "-c", copy)
+    names = {name.removeprefix(f"{RUN}/") for name in run.compose(*once).split()}
+    assert names >= {"config.toml", "logs/trainer-0.log", "plots/reward.png", "checkpoint/"}
+    assert names >= {"summary.json", "report.html"}, "its data has held-out images"
 
 
 def test_a_folder_that_is_not_there_is_named(run: Stack) -> None:

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +12,8 @@ import torch
 from rollout_service.json_schema import MAX_SCHEMA_COST
 from scene_graph.parsing import parse_completion
 from services.clients.rollout import RolloutClient
-from services.errors import InvalidInputError
+from services.errors import EngineError, InvalidInputError
+from services.schemas.common import Sampling
 from services.schemas.rollouts import RolloutResponse
 from tests.e2e.conftest import RunningServer
 from tests.e2e.oracle import SUPPRESSED, TOLERANCE, Oracle, picture, request
@@ -132,3 +135,20 @@ async def test_odd_schemas_never_harm_the_engine(
         )
         assert isinstance(outcome[0], InvalidInputError | RolloutResponse), outcome
         assert (await client.rollouts(request(picture(74), n=2))).completions
+
+
+@pytest.mark.parametrize("logprob", [math.nan, -math.inf, math.inf])
+def test_numbers_that_are_not_finite_are_the_policys_fault(logprob: float) -> None:
+    """Not the prompt's: another server may sample it."""
+    from rollout_service.vllm_sampling import completion, sampling_error
+
+    output: Any = SimpleNamespace(
+        token_ids=[0, 0],
+        finish_reason="stop",
+        text="",
+        logprobs=SimpleNamespace(logprobs=[-0.5, logprob]),
+        weight_versions=[SimpleNamespace(version="3", start=0, end=2)],
+    )
+    with pytest.raises(EngineError, match="policy version 3 on this server gives log-prob") as seen:
+        completion(output, Sampling(), lambda *_, **__: "!!")
+    assert sampling_error(seen.value) is seen.value

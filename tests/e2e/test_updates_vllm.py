@@ -1,7 +1,9 @@
 """Weight updates of real vLLM in this process: its caches, its failures, its adapters."""
 
 import asyncio
+import os
 import shutil
+import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -135,3 +137,23 @@ async def test_a_named_adapter_is_over_the_weights_of_now(server: EngineServer) 
         assert largest_gap(oracle, image, await server.sample(image)) < TOLERANCE
         versions.merge(oracle, adapter, ADAPTER)
         assert largest_gap(oracle, image, await server.sample(image, "named")) < TOLERANCE
+
+
+async def test_a_commit_ends_with_the_engine_process(server: EngineServer) -> None:
+    """The last test here: this engine never answers again, and vLLM's own call would wait on."""
+    manifest = await server.stage(Oracle(server.settings), vision_trained=True)
+    (process,) = server.engine._llm.engine_core.resources.engine_manager.processes
+    os.kill(process.pid, signal.SIGSTOP)
+    committing = asyncio.create_task(server.updater.commit(versions.commit_of(manifest)))
+    await asyncio.sleep(1.0)
+    assert server.updater.state == "updating"
+    os.kill(process.pid, signal.SIGKILL)
+    async with asyncio.timeout(20):
+        with pytest.raises(EngineError, match="its engine process is dead"):
+            await committing
+        with pytest.raises(EngineError, match="vLLM did not answer"):
+            await server.engine.check_health()
+    assert server.updater.failure is not None
+    assert server.updater.failure.endswith(
+        "could not be loaded: vLLM did not pause: its engine process is dead"
+    )

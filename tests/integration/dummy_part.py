@@ -20,6 +20,7 @@ class Yes(BaseHTTPRequestHandler):
 
 def main() -> None:
     name, folder = sys.argv[1], Path(sys.argv[2])
+    resumes = sys.argv[3:] == ["--resume"]
     print(f"{name} says hello", flush=True)  # noqa: T201 - goes to the log
     if name == "broken":
         sys.exit("cannot find the model")
@@ -28,12 +29,16 @@ def main() -> None:
     if (folder / "loading").exists() and name == "rollout":
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         sys.argv[3:] = []  # never ready
-    server = HTTPServer(("127.0.0.1", int(sys.argv[3])), Yes) if len(sys.argv) > 3 else None
+    server = (
+        HTTPServer(("127.0.0.1", int(sys.argv[3])), Yes) if sys.argv[3:] and not resumes else None
+    )
     child = subprocess.Popen(["sleep", "1000"], start_new_session=True)
     with (folder / f"{name}.pids").open("a") as file:
         file.write(f"{Path('/proc/self').resolve().name} {child.pid}\n")
     if server:
         server.serve_forever()
+    if resumes:
+        (folder / f"{name}.resumed").touch()
     end = folder / f"{name}.exit"
     while not end.exists():
         time.sleep(0.05)

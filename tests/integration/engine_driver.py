@@ -13,6 +13,7 @@ import os
 import random
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,8 @@ def _completion(picked: torch.Generator) -> Completion:
 
 def train(engine: PolicyEngine, ranks: Ranks, steps: range) -> list[dict[str, Any]]:
     rows = []
+    for spoil in (_nan_pixel, _huge_weights):
+        assert_skips(engine, ranks, spoil)
     for step in steps:
         batches = batches_of(step, ranks.rank, ranks.size, engine)
         assert len(batches) >= 3
@@ -157,6 +160,29 @@ def train(engine: PolicyEngine, ranks: Ranks, steps: range) -> list[dict[str, An
         metrics = ranks.combine(output.stats) | {"grad_norm": output.grad_norm}
         rows.append(metrics | {"first_logprobs": output.policy_logprobs[batches[0].order[0]]})
     return rows
+
+
+def assert_skips(engine: PolicyEngine, ranks: Ranks, spoil: Callable[[MicroBatch], None]) -> None:
+    """One number on the last rank, and no rank's weights change.
+
+    Nor does the optimizer, as all the steps that follow show.
+    """
+    batches = batches_of(99, ranks.rank, ranks.size, engine)
+    if ranks.rank == ranks.size - 1:
+        spoil(batches[0])
+    before = [(name, tensor.clone()) for name, tensor in engine.weights()]
+    assert engine.train_step(batches, RATE).skipped, spoil.__name__
+    for (name, then), (_, now) in zip(before, engine.weights(), strict=ranks.is_main):
+        assert torch.equal(then, now), name
+
+
+def _nan_pixel(batch: MicroBatch) -> None:
+    batch.pixel_values[0, 0] = torch.nan
+
+
+def _huge_weights(batch: MicroBatch) -> None:
+    """The loss is finite, and the gradients' norm is not."""
+    batch.token_weights.mul_(1e30)
 
 
 def draws() -> list[float]:

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from launcher import run
 from launcher.folder import RunFolder
 from launcher.processes import Part, http_probe
-from launcher.run_parts import MAX_RESTARTS, RunParts
+from launcher.run_parts import MAX_RESTARTS, RunParts, resumed
 from services.errors import SggError
 from services.settings import DataSettings, ModelSettings, RunSettings, Settings
 from services.trainer_settings import TrainerSettings
@@ -15,16 +15,18 @@ from services.trainer_settings import TrainerSettings
 DUMMY = [sys.executable, str(Path(__file__).with_name("dummy_part.py"))]
 
 
-def parts(settings: Settings, folder: RunFolder, *_: object, resume: bool) -> RunParts:
+def parts(settings: Settings, folder: RunFolder, *_: object) -> RunParts:
     root = str(settings.run.root)
     services = {"reward": settings.reward.url, "rollout": settings.rollout.url}
     broken = (settings.run.root / "broken").exists()
+    train = [*DUMMY, "trainer", root]
     grace_s = 300.0 if "--patient" in sys.argv else 0.5
     return RunParts(
         redis=Part(
             name="redis",
             command=[*DUMMY, "broken" if broken else "redis", root],
             ready=(settings.run.root / "redis.pids").exists,
+            max_restarts=MAX_RESTARTS,
             grace_s=grace_s,
         ),
         services=[
@@ -38,7 +40,14 @@ def parts(settings: Settings, folder: RunFolder, *_: object, resume: bool) -> Ru
             )
             for name, url in services.items()
         ],
-        trainer=Part(name="trainer", command=[*DUMMY, "trainer", root], grace_s=grace_s),
+        trainer=Part(
+            name="trainer",
+            command=train,
+            max_restarts=MAX_RESTARTS,
+            again=lambda code: resumed(train, folder, code),
+            progress=lambda: folder.newest_checkpoint,
+            grace_s=grace_s,
+        ),
     )
 
 

@@ -10,13 +10,16 @@ import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from redis import ConnectionError
+from redis import Redis as BlockingRedis
 from transformers import AutoProcessor
 
 from scene_data.dataset import Sample, SceneDataset, open_dataset
@@ -30,7 +33,9 @@ from services.ports import free_port
 from services.queues.base import DeadLetter, Lease
 from services.queues.redis import RedisQueue
 from services.redis_client import connect
+from services.redis_server import redis_server_binary, redis_server_command
 from services.registry import Registry
+from services.schemas.common import ImageRef
 from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
 from services.schemas.weights import ServerRecord
@@ -39,6 +44,7 @@ from tests.alone import Alone
 from tests.conftest import RedisStarter
 from tests.processes import sgg_process, wait_for, wait_ready
 from trainer.checkpoints.checkpoint import TrainerState
+from trainer.collection import collector as collector_module
 from trainer.collection.collector import Collector
 from trainer.collection.cursor import Cursor, CursorState
 from trainer.collection.image_check import ImageCheck
@@ -281,6 +287,93 @@ def test_killed_redis_loses_and_repeats_nothing(
             process.wait()
 
 
+def test_redis_emptied_while_the_server_restarts_costs_seconds(make_run: MakeRun) -> None:
+    """The policy is published again by nobody else: the next version needs groups of this one."""
+    run = make_run(max_policy_lag=0)
+    server = run.serve_rollout()
+    collector, publisher = run.collector(), run.publisher()
+    publisher.publish(weights(0), 0)
+    collector.start(0)
+    batches = train(run, collector, publisher, range(2))
+    publisher.note_committed(2)
+    server.kill()
+    server.wait()
+
+    async def empty() -> None:
+        redis = connect(run.settings.redis)
+        await redis.delete(*[key async for key in redis.scan_iter(f"{run.keys.prefix}*")])
+        await redis.aclose()
+
+    asyncio.run(empty())
+    run.serve_rollout()
+    batches += train(run, collector, publisher, range(2, 4))
+    assert positions(batches) == list(range(12))
+    assert {group.oldest_policy_version for group in batches[2].groups} == {2}
+    assert asyncio.run(_record(run)) == (1, 4, 2)
+
+
+def test_a_fail_over_by_sentinel_is_followed(make_run: MakeRun, tmp_path: Path) -> None:
+    with redis_with_sentinel(tmp_path) as (url, primary):
+        run = make_run(redis=url, max_policy_lag=1)
+        server = run.serve_rollout()
+        collector, publisher = run.collector(), run.publisher()
+        publisher.publish(weights(0), 0)
+        collector.start(0)
+        batches = train(run, collector, publisher, range(2))
+        primary.kill()
+        primary.wait()
+        batches += train_until(run, collector, publisher, range(2, 400), low=15)
+        status = subprocess.run(
+            [sys.executable, "-m", "cli.main", "status", "--config", str(run.config)],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert status.returncode == 0, status.stderr
+        assert f"policy version {len(batches)}" in status.stdout
+        assert server.poll() is None
+        collector.close()
+        publisher.close()
+    used = positions(batches)
+    assert len(used) == len(set(used))
+    assert set(used) >= set(range(15))
+
+
+@contextmanager
+def redis_with_sentinel(folder: Path) -> "Iterator[tuple[str, subprocess.Popen[bytes]]]":
+    """A primary, its replica and a Sentinel that promotes it within a second."""
+    first, second, sentinel = (free_port() for _ in range(3))
+    conf = folder / "sentinel.conf"
+    conf.write_text(
+        f"port {sentinel}\nbind 127.0.0.1\n"
+        f"sentinel monitor main 127.0.0.1 {first} 1\n"
+        "sentinel down-after-milliseconds main 500\nsentinel failover-timeout main 2000\n"
+    )
+    commands = []
+    for port, extra in ((first, []), (second, ["--replicaof", "127.0.0.1", str(first)])):
+        commands.append([*redis_server_command(folder / f"redis-{port}", port), *extra])
+    commands.append([redis_server_binary(), str(conf), "--sentinel"])
+    processes = [subprocess.Popen(c, stdout=subprocess.DEVNULL) for c in commands]
+    try:
+        watcher = BlockingRedis(port=sentinel, protocol=2)
+        wait_for("the replica", lambda: num_replicas(watcher) == 1)
+        yield f"redis+sentinel://127.0.0.1:{sentinel}/main", processes[0]
+        watcher.close()
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+
+
+def num_replicas(sentinel: BlockingRedis) -> int:
+    """That have caught up, as the Sentinel knows them."""
+    try:
+        replicas: Any = sentinel.sentinel_slaves("main")
+    except ConnectionError:
+        return 0
+    return sum(replica["master-link-status"] == "ok" for replica in replicas)
+
+
 class LossyQueue(RedisQueue):
     """Redis does what it is told, but its first three answers are lost on the way."""
 
@@ -480,6 +573,33 @@ def test_stale_groups_are_recorded_and_asked_for_again(make_run: MakeRun) -> Non
     assert positions([batch]) == [3, 4, 5]
 
 
+def test_with_a_lag_servers_are_asked_for_nothing_that_is_not_published(make_run: MakeRun) -> None:
+    run = make_run(max_policy_lag=1)
+
+    async def waiting() -> int:
+        queue = run.queue()
+        try:
+            return await queue.length(PROMPT_LANES)
+        finally:
+            await queue.aclose()
+
+    collector = run.collector()
+    collector.start(0)
+    asyncio.run(answer(run, 3, version=0))
+    first = collector.take(0)
+    asyncio.run(answer(run, 3, version=0))
+    collector.release(first, 1)
+    asyncio.run(answer(run, 3, version=1))
+    second = collector.take(2)  # while version 1 trains, three groups are too old for version 2
+    assert len(second.outcome.stale) == 3
+    assert asyncio.run(waiting()) == 0
+    collector.release(second, 2)
+    assert asyncio.run(waiting()) == 6
+    asyncio.run(answer(run, 6, version=2))
+    third = collector.take(3)
+    assert [group.rollout.group_id for group in third.groups] == second.outcome.stale
+
+
 @pytest.mark.parametrize(
     "fault", [{"token": PLACEHOLDER}, {"size": 3}, {"version": 9}, {"renormalised": True}]
 )
@@ -576,6 +696,27 @@ def test_a_server_of_another_host_finds_the_images(make_run: MakeRun, tmp_path: 
     asyncio.run(register())
     run.collector().start(0)
     assert asyncio.run(fetch())[:4] == b"\x89PNG"
+
+
+def test_the_store_holds_the_images_of_open_groups_whole(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collector_module, "WATCH_S", 0.05)
+    run = make_run(max_policy_lag=0)
+    store = ImageStore(run.settings.images_folder)
+    of_an_earlier_start = store.put(b"pixels")
+    collector, publisher = run.collector(), run.publisher()
+    collector.start(0)
+    wait_for("the earlier one to go", lambda: not store.has(of_an_earlier_start))
+    asked = store.names()
+    assert 1 <= len(asked) <= 3
+    torn = store.path(ImageRef(sha256=min(asked), num_bytes=1))
+    torn.write_bytes(torn.read_bytes()[:-1])
+    wait_for("the torn one to be whole", lambda: sha256(torn.read_bytes()).hexdigest() == torn.name)
+    run.serve_rollout()
+    publisher.publish(weights(0), 0)
+    collector.take(0)
+    wait_for("all to go", lambda: not store.names())
 
 
 async def _dead(run: Run) -> list[DeadLetter]:

@@ -1,6 +1,5 @@
-"""Images reach servers on hosts that share no folder with the trainer, and only then use Redis."""
+"""Images reach servers that do not see the trainer's store, only then by Redis; none stays."""
 
-import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from services.settings import Settings
 from trainer.collection.image_sharing import ImageSharing
 
 
-def server(host: str, state: PolicyState = "ready") -> ServerRecord:
+def server(host: str, image_store: str | None, state: PolicyState = "ready") -> ServerRecord:
     return ServerRecord(
         server_id=f"{host}-1",
         url="http://127.0.0.1:1",
@@ -27,6 +26,7 @@ def server(host: str, state: PolicyState = "ready") -> ServerRecord:
         policy_version=0,
         tokens_per_s=0,
         groups_done=0,
+        image_store=image_store,
     )
 
 
@@ -52,19 +52,40 @@ async def sharing(tmp_path: Path, redis_url: str, run_keys: RunKeys) -> AsyncIte
     await sharing.aclose()
 
 
-async def test_only_another_host_needs_images_in_redis(
+async def test_only_who_sees_another_store_needs_images_in_redis(
     sharing: ImageSharing, redis: Redis, run_keys: RunKeys, tmp_path: Path
 ) -> None:
-    here = ImageStore(tmp_path / run_keys.prefix.split(":")[1] / "images")
+    folder = tmp_path / run_keys.prefix.split(":")[1] / "images"
+    here = ImageStore(folder)
     there = ImageStore(tmp_path / "another host", redis, run_keys)
     registry = Registry(redis, run_keys)
     ref = here.put(b"pixels")
-    await registry.heartbeat(server(socket.gethostname()))
+    await sharing.look()
+    await registry.heartbeat(server("container", here.seen_sign()))
     await sharing.look()
     await sharing.share([ref])
     with pytest.raises(NotFoundError):
         await there.fetch(ref)
-    await registry.heartbeat(server("another", state="starting"))
+    there.sign()
+    await registry.heartbeat(server("another", there.seen_sign(), state="starting"))
     await sharing.look()
     await sharing.share([ref])
     assert await there.fetch(ref) == b"pixels"
+
+
+async def test_images_that_nobody_needs_go(
+    sharing: ImageSharing, redis: Redis, run_keys: RunKeys, tmp_path: Path
+) -> None:
+    store = ImageStore(tmp_path / run_keys.prefix.split(":")[1] / "images")
+    earlier, asked, done = store.put(b"of an earlier start"), store.put(b"a"), store.put(b"b")
+    await Registry(redis, run_keys).heartbeat(server("another", None))
+    await sharing.look()
+    await sharing.share([asked, done])
+    await sharing.keep_only({asked.sha256})
+    assert [store.has(ref) for ref in (earlier, asked, done)] == [False, True, False]
+    held = [key.decode() async for key in redis.scan_iter(run_keys.image("*"))]
+    assert held == [run_keys.image(asked.sha256)]
+    store.put(b"b")
+    await sharing.share([done])  # it is asked for again
+    await sharing.keep_only(set())
+    assert store.names() == set()

@@ -108,12 +108,11 @@ def test_a_run_ends_cleanly_and_the_next_one_keeps_its_folder(run: Run) -> None:
     run.assert_nothing_left()
 
 
-@pytest.mark.parametrize("name", ["redis", "trainer"])
-def test_the_death_of_a_critical_part_stops_all(run: Run, name: str) -> None:
+def test_the_death_of_a_trainer_without_a_checkpoint_stops_all(run: Run) -> None:
     launcher = run.training()
-    run.kill(name)
+    run.kill("trainer")
     assert launcher.wait(60) == 1
-    assert f"{name} was killed by SIGKILL" in run.output()
+    assert "trainer was killed by SIGKILL" in run.output()
     assert f"sgg-rl run --resume --config {run.folder / 'config.toml'}" in run.output()
     run.assert_nothing_left()
 
@@ -195,6 +194,38 @@ def test_a_stateless_part_comes_back_without_its_old_children(run: Run) -> None:
     assert run.finish(launcher) == 0, run.output()
     assert "reward was killed by SIGKILL; restart 1 of 3" in run.output()
     run.assert_nothing_left()
+
+
+def test_redis_comes_back(run: Run) -> None:
+    launcher = run.training()
+    run.kill("redis")
+    wait_for("the restart", lambda: len(run.pids("redis")) == 4)
+    assert run.finish(launcher) == 0, run.output()
+    assert "redis was killed by SIGKILL; restart 1 of 3" in run.output()
+
+
+def test_a_trainer_with_a_checkpoint_resumes_and_a_later_one_gives_it_its_restarts_again(
+    run: Run,
+) -> None:
+    launcher = run.training()
+    for number, step in ((1, 10), (2, 10), (3, 20), (4, 20)):
+        (run.folder / f"checkpoints/step-{step:06d}").mkdir(parents=True, exist_ok=True)
+        run.kill("trainer")
+        wait_for("the restart", lambda n=number: len(run.pids("trainer")) == 2 + 2 * n)  # type: ignore[misc]
+        wait_for("its arguments", (run.root / "trainer.resumed").exists)
+    found = [line[-14:] for line in run.output().splitlines() if "; restart" in line]
+    assert found == [f"restart {n} of 3" for n in (1, 2, 1, 2)]
+    assert run.finish(launcher) == 0, run.output()
+
+
+@pytest.mark.parametrize("code", [2, 3, 75])
+def test_a_trainer_that_must_not_go_on_is_not_started_again(run: Run, code: int) -> None:
+    """Wrong settings, another start that has taken the run over, a stop that somebody asked for."""
+    launcher = run.training()
+    (run.folder / "checkpoints/step-000010").mkdir(parents=True)
+    assert run.finish(launcher, code) == 1
+    assert len(run.pids("trainer")) == 2
+    assert f"trainer ended with exit status {code}" in run.output()
 
 
 def test_restarts_are_used_up(run: Run) -> None:

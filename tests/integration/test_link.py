@@ -2,13 +2,16 @@
 
 import asyncio
 import base64
+import math
+import signal
 import subprocess
 import sys
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,16 +20,26 @@ from torch import Tensor
 from rollout_service.engine import IpcWeights, Weights
 from rollout_service.fake_engine import FakeEngine
 from scene_data.dataset import open_dataset
+from scene_data.sampler import EpochSampler
 from scene_data.toy import make_toy
 from services.errors import SettingsError
+from services.keys import RunKeys
 from services.ports import free_port
 from services.schemas.weights import WeightManifest
 from services.settings import Settings, child_environment, dump_settings
 from tests.alone import Alone
 from tests.live_servers import LiveServer, cluster_settings, serving, wait_registered
 from tests.processes import sgg_process, wait_ready
+from trainer.algorithms.stats import Stats
+from trainer.batches.preparation import Prepared, PreparedBatches
 from trainer.checkpoints.checkpoint import TrainerState
+from trainer.collection.cursor import CursorState
 from trainer.link import ServiceLink
+from trainer.publishing.publisher import WeightPublisher
+from trainer.ranks.stop import StopAskedError, StopRequest
+from trainer.records.files import RunRecords, ledger_line
+from trainer.step import MAX_SKIPPED, NotFiniteError, StepTraining
+from trainer.types import Batch, StepOutput
 
 PLACEHOLDER = 999
 
@@ -73,7 +86,9 @@ def base(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[S
 
 
 @contextmanager
-def linked(base: Settings, max_policy_lag: int) -> Iterator[tuple[ServiceLink, LiveServer]]:
+def linked(
+    base: Settings, max_policy_lag: int, stop: StopRequest | None = None
+) -> Iterator[tuple[ServiceLink, LiveServer]]:
     run = base.run.model_copy(update={"name": f"link-{uuid.uuid4().hex[:8]}"})
     trainer = base.trainer.model_copy(update={"max_policy_lag": max_policy_lag})
     settings = base.model_copy(update={"run": run, "trainer": trainer})
@@ -81,7 +96,7 @@ def linked(base: Settings, max_policy_lag: int) -> Iterator[tuple[ServiceLink, L
         server = wait_registered(stack.enter_context(serving(settings, GatedEngine())))
         dataset = open_dataset(settings.data.train)
         link = stack.enter_context(
-            ServiceLink.open(settings, dataset, [PLACEHOLDER], TrainerState(), Alone())
+            ServiceLink.open(settings, dataset, [PLACEHOLDER], TrainerState(), Alone(), stop=stop)
         )
         link.start(weights(0), 0)
         yield link, server
@@ -103,6 +118,41 @@ def test_a_step_trains_while_servers_take_the_version_before_it(base: Settings) 
         assert all(p < state.cursor.low or p in state.cursor.ahead for p in used)
         link.publish(weights(2), 2, second)
     assert server.engine.loaded == [0, 1, 2], "the end waits for the last version"
+
+
+def test_a_stop_leaves_no_version_behind(
+    base: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The server hangs in one when the run is to stop: none is sent after it, and it ends."""
+    monkeypatch.setattr("trainer.link.SERVERS_GRACE_S", 0.5)
+    stop = StopRequest()
+    with linked(base, max_policy_lag=1, stop=stop) as (link, server):
+        assert isinstance(server.engine, GatedEngine)
+        first = link.take(0)
+        server.engine.gate.clear()
+        link.publish(weights(1), 1, first)
+        second = link.take(1)
+        with stop.noted():
+            stop.hear(signal.SIGTERM)
+        taken: list[str] = []
+        link.publish(weights(2, taken), 2, second)
+        assert not taken
+        used = {group.position for batch in (first, second) for group in batch.groups}
+        cursor = link.state(2).cursor
+        assert all(p < cursor.low or p in cursor.ahead for p in used)
+        with pytest.raises(StopAskedError):
+            link.look_for_stop()
+        server.engine.gate.set()
+    assert "it stops without them" in caplog.text
+
+
+def test_closing_the_publisher_ends_every_version(base: Settings) -> None:
+    """Also one that was given up for the next; nobody answers where Redis should be."""
+    redis = base.redis.model_copy(update={"url": f"redis://127.0.0.1:{free_port()}/0"})
+    publisher = WeightPublisher(base.model_copy(update={"redis": redis}), RunKeys("away"), 1)
+    begun = [publisher.begin(weights(version), version) for version in (1, 2)]
+    publisher.close()
+    assert [version.cancelled() for version in begun] == [True, True]
 
 
 def test_without_lag_a_version_is_served_when_it_is_published(base: Settings) -> None:
@@ -129,6 +179,73 @@ def test_a_version_that_cannot_be_written_ends_the_run_with_its_error(
     with pytest.raises(SettingsError, match="not a folder that you alone can write to"):
         run()
     assert len(taken) == 20
+
+
+class SpoiltEngine:
+    """Trains nothing; the first steps give no finite number for the first group."""
+
+    def __init__(self, num_spoilt: int) -> None:
+        self._left = num_spoilt
+
+    def train_step(self, groups: Any, learning_rate: float) -> StepOutput:
+        self._left -= 1
+        spoilt = self._left >= 0
+        logprobs = [[-1.0] * len(c.token_ids) for g in groups for c in g.rollout.completions]
+        if spoilt:
+            logprobs[1][0] = math.nan
+        grad_norm = math.inf if spoilt else 1.0
+        return StepOutput(stats=Stats(), grad_norm=grad_norm, policy_logprobs=logprobs)
+
+
+def step_training(
+    base: Settings, link: ServiceLink, *, num_spoilt: int, ahead: bool
+) -> StepTraining:
+    def prepared(batch: Batch) -> Prepared:
+        groups: Any = batch.groups
+        return Prepared(groups=groups, micro_batches=groups, metrics={})
+
+    engine: Any = SpoiltEngine(num_spoilt)
+    batches = PreparedBatches(link.take, prepared, ahead=ahead, num_steps=9)
+    return StepTraining(link, batches, engine, RunRecords(base, 0), Alone())
+
+
+def no_clock(_: str) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+def test_a_step_is_tried_with_other_groups_until_its_numbers_are_finite(
+    base: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    clock: Any = no_clock
+    with linked(base, max_policy_lag=1) as (link, server):
+        training = step_training(base, link, num_spoilt=2, ahead=True)
+        batch, learned = training.train(0, 1e-3, clock)
+        assert learned["num_skipped"] == 2
+        used = ledger_line(batch, 0)
+        assert len(used["skipped"]) == 4
+        assert len({*used["skipped"], *used["group_ids"]}) == 6
+        for text in (used["skipped"][0], used["skipped"][2]):
+            assert f"log-probabilities of {text} are not finite" in caplog.text
+        assert server.policy().policy_version == 0
+        assert link.state(0).cursor == CursorState(), "nothing is done until the step is"
+        link.publish(weights(1), 1, batch)
+        cursor = link.state(1).cursor
+        done = {*range(cursor.low), *cursor.ahead}
+        order = EpochSampler(16, seed=0)
+        rows = {f"r{order.at(position)[1]}" for position in done}
+        ids = [*used["skipped"], *used["group_ids"]]
+        assert rows == {name.rpartition("-")[2] for name in ids}
+        training.batches.close()
+
+
+def test_a_run_whose_numbers_stay_so_ends_and_names_the_groups(base: Settings) -> None:
+    clock: Any = no_clock
+    with linked(base, max_policy_lag=0) as (link, server):
+        training = step_training(base, link, num_spoilt=MAX_SKIPPED, ahead=False)
+        with pytest.raises(NotFiniteError, match=r"skipped 5 times .* log-probabilities of link-"):
+            training.train(0, 1e-3, clock)
+        assert server.policy().policy_version == 0
+        assert link.state(0).cursor == CursorState()
 
 
 def test_a_training_thread_that_fails_ends_the_run_with_its_own_error(base: Settings) -> None:

@@ -84,9 +84,9 @@ class Member:
             settings, lambda: self.engine, CollectorRegistry(), Tracing("test", None)
         )
         registry = Registry(self.redis, keys)
-        self.membership = Membership(self.server, registry)
-        self.lanes = self.membership.lanes
         images = ImageStore(settings.images_folder, self.redis, keys)
+        self.membership = Membership(self.server, registry, images)
+        self.lanes = self.membership.lanes
         queue = RedisQueue(self.redis, keys)
         self.worker = QueueWorker(self.server, queue, registry, images, self.lanes, settings)
 

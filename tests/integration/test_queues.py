@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
+from monitor_service.dead import DeadKind, DeadLetters
 from services.errors import NotFoundError, QueueFullError, UnavailableError
 from services.keys import PROMPT_LANES, RunKeys
 from services.ports import free_port
 from services.queues.base import Lease, WorkQueue
+from services.queues.lua import MAX_DEAD
 from services.queues.memory import MemoryQueue
-from services.queues.redis import MAX_ERROR_CHARACTERS, RedisQueue
+from services.queues.redis import GUARD_TTL_S, MAX_ERROR_CHARACTERS, RedisQueue
 from services.redis_client import connect
 
 LANE = PROMPT_LANES[3]
@@ -163,6 +165,12 @@ async def test_an_item_that_had_ended_can_be_buried_once(queue: WorkQueue) -> No
     assert (letter.stream, letter.work_id, letter.body) == (LANE, "a", b"{}")
     assert letter.failures == ["its answer is of no use"]
     assert await queue.length(LANE) == 0
+    (notice,) = await queue.dead_notices()
+    assert (notice.work_id, notice.failures) == ("a", ["its answer is of no use"])
+    assert await queue.dead_notices(notice.entry_id) == []
+    await queue.bury(LANE, "b", b"{}", "nor is this")
+    (notice,) = await queue.dead_notices(notice.entry_id)
+    assert (notice.stream, notice.work_id, await queue.num_dead()) == (LANE, "b", 2)
 
 
 async def test_one_who_lost_the_lease_cannot_fail_or_release_the_item(queue: WorkQueue) -> None:
@@ -221,19 +229,14 @@ async def test_purge_ends_everything_claimed_or_not(queue: WorkQueue) -> None:
     assert await queue.dead_letters() == []
 
 
-async def test_replay_gives_a_clean_record_and_drop_forgets(queue: WorkQueue) -> None:
+async def test_drop_forgets(queue: WorkQueue) -> None:
     for name in ("g1", "g2"):
         await queue.enqueue(LANE, name, name.encode())
         await queue.fail(await claim(queue), "broken", max_deliveries=1)
     first, second = await queue.dead_letters()
-    assert await queue.replay(first.entry_id)
-    assert not await queue.replay(first.entry_id)
-    lease = await claim(queue)
-    assert (lease.work_id, lease.body, lease.failures) == ("g1", b"g1", [])
-    assert await queue.complete(lease, result_stream="rollouts", result=b"r")
     assert await queue.drop(second.entry_id)
     assert not await queue.drop(second.entry_id)
-    assert await queue.dead_letters() == []
+    assert await queue.dead_letters() == [first]
 
 
 async def test_many_workers_finish_everything_exactly_once(queue: WorkQueue) -> None:
@@ -357,10 +360,45 @@ async def test_a_result_survives_that_redis_lost_everything(
     lease = await claim(queue)
     await client.delete(*[key async for key in client.scan_iter(f"{run_keys.prefix}*")])
     assert await queue.complete(lease, result_stream="rollouts", result=b"r")
-    await queue.enqueue(LANE, "g1", b"1")  # the trainer derives it again
-    again = await claim(queue)
-    assert not await queue.complete(again, result_stream="rollouts", result=b"r2")
+    assert not await queue.enqueue(LANE, "g1", b"1")  # the trainer derives it again
+    assert not await queue.complete(lease, result_stream="rollouts", result=b"r2")
     assert await queue.length("rollouts") == 1
+    await client.aclose()
+
+
+async def test_a_guard_lives_as_long_as_its_item_and_a_while(
+    redis_url: str, run_keys: RunKeys
+) -> None:
+    client = connect(redis_url)
+    queue = RedisQueue(client, run_keys)
+    guard = run_keys.seen(LANE, "g1")
+    await queue.enqueue(LANE, "g1", b"1")
+    assert await client.ttl(guard) == -1, "an item may wait for longer than any time"
+    await queue.complete(await claim(queue), result_stream="rollouts", result=b"r")
+    assert 0 < await client.ttl(guard) <= GUARD_TTL_S
+    assert await client.ttl(run_keys.seen("rollouts", "g1")) == -1
+    await client.expire(guard, 5)
+    assert not await queue.enqueue(LANE, "g1", b"1")
+    assert await client.ttl(guard) > 5, "who asks for it again renews it"
+    found = [key async for key in client.scan_iter(f"{run_keys.prefix}*")]
+    assert len(found) == 4, "the lane, rollouts, a guard of each"
+    await client.aclose()
+
+
+async def test_the_last_dead_are_kept(redis_url: str, run_keys: RunKeys) -> None:
+    client = connect(redis_url)
+    queue, letters = RedisQueue(client, run_keys), DeadLetters(client, run_keys)
+    for number in range(MAX_DEAD):
+        await queue.bury("rollouts", f"g{number}", b"", "data: no")
+    assert await letters.count() == {DeadKind("rollouts", "data"): MAX_DEAD}
+    for number in range(30):
+        await queue.bury("rollouts", f"later{number}", b"b", "of no use")
+    assert await queue.num_dead() == MAX_DEAD
+    kinds = {DeadKind("rollouts", "data"): MAX_DEAD - 30, DeadKind("rollouts", "refused"): 30}
+    assert await letters.count() == kinds
+    kept = await queue.dead_letters()
+    assert [letter.work_id for letter in (kept[0], kept[-1])] == ["g30", "later29"]
+    assert kept[-1].body == b"b"
     await client.aclose()
 
 
@@ -374,9 +412,7 @@ async def test_guards_expire_and_long_errors_are_cut(redis_url: str, run_keys: R
     assert len(kept) == MAX_ERROR_CHARACTERS
     await queue.purge(LANE)
     guards = [key async for key in client.scan_iter(f"{run_keys.prefix}*:{LANE}:*")]
-    assert len(guards) == 2
-    times: list[Any] = [await client.ttl(key) for key in guards]
-    assert all(0 < seconds <= 7 * 86400 for seconds in times)
+    assert [key.decode() for key in guards] == [run_keys.seen(LANE, "g1")]
     await client.aclose()
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from redis.asyncio import Redis
 
-from services.errors import ConflictError, NotFoundError, UnavailableError
+from services.errors import ConflictError, NotFoundError, SupersededError, UnavailableError
 from services.images import ImageStore
 from services.keys import RunKeys
 from services.ports import free_port
@@ -101,6 +101,38 @@ async def test_an_incarnation_rises_even_when_redis_lost_its_data(registry: Regi
     assert await registry.next_incarnation(at_least=3) == 9
 
 
+async def test_two_starts_at_once_never_get_one_incarnation(
+    redis_url: str, run_keys: RunKeys
+) -> None:
+    clients = [connect(redis_url) for _ in range(8)]
+    starts = [Registry(client, run_keys).next_incarnation(at_least=5) for client in clients]
+    assert sorted(await asyncio.gather(*starts)) == list(range(5, 13))
+    for client in clients:
+        await client.aclose()
+
+
+async def test_what_redis_forgot_is_written_again_and_nothing_that_is_later(
+    registry: Registry, client: Redis, run_keys: RunKeys
+) -> None:
+    policy, manifest = version(4, incarnation=2)
+    assert await registry.reassert(policy, manifest, 3), "Redis was emptied"
+    assert await registry.policy() == (policy, manifest)
+    assert (await registry.incarnation(), await registry.committed_step()) == (2, 3)
+    assert not await registry.reassert(policy, manifest, 3)
+    await registry.publish_policy(*version(3, incarnation=2))  # a replica that lagged
+    assert await registry.reassert(policy, manifest, 3)
+    await client.set(run_keys.policy, "[")
+    assert await registry.reassert(policy, manifest, 3)
+    await registry.publish_policy(*version(5, incarnation=2))
+    await registry.commit_step(2, 5)
+    assert not await registry.reassert(policy, manifest, 3)
+    assert await registry.policy() == version(5, incarnation=2)
+    assert await registry.committed_step() == 5
+    await registry.next_incarnation()
+    with pytest.raises(SupersededError):
+        await registry.reassert(*version(6, incarnation=2), 6)
+
+
 async def test_an_image_reaches_a_host_without_the_folder(
     tmp_path: Path, client: Redis, run_keys: RunKeys
 ) -> None:
@@ -114,7 +146,8 @@ async def test_an_image_reaches_a_host_without_the_folder(
     assert await client.ttl(run_keys.image(ref.sha256)) > 60
     assert await there.fetch(ref) == b"pixels"
     await client.delete(run_keys.image(ref.sha256))
-    assert await there.fetch(ref) == b"pixels", "kept in the folder"
+    with pytest.raises(NotFoundError):
+        await there.fetch(ref)  # it would keep a copy of the dataset on each host
 
 
 async def test_a_damaged_image_in_redis_is_not_given_out(

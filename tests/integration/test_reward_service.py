@@ -309,9 +309,10 @@ def test_a_taken_port_is_said_at_once(url: str, tmp_path: Path) -> None:
 
 
 def test_beyond_loopback_a_token_is_needed(tmp_path: Path) -> None:
-    process = start("http://0.0.0.0:0", tmp_path / "log", token="")
+    process = start("http://0.0.0.0:0", tmp_path / "log", token="short")
     assert process.wait() == 1
-    assert "SGG_DATA_TOKEN" in (tmp_path / "log").read_text().splitlines()[-1]
+    said = (tmp_path / "log").read_text().splitlines()[-1]
+    assert "without SGG_DATA_TOKEN of 16 characters or more" in said
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -19,6 +19,7 @@ from services.errors import ConflictError, InvalidInputError, NotFoundError, Una
 from services.images import ImageStore
 from services.keys import PROMPT_LANES, RunKeys, prompt_stream
 from services.ports import free_port, is_listening
+from services.proof import proof
 from services.queues.redis import RedisQueue
 from services.redis_client import connect
 from services.registry import Registry
@@ -255,6 +256,20 @@ async def test_tokens(server: Server, shm_run: ShmRun) -> None:
             await client.rollouts(request())
         with pytest.raises(UnauthorizedError, match="admin token"):
             await client.stage(version.stage)
+
+
+def test_a_server_proves_that_it_knows_its_tokens(server: Server) -> None:
+    nonce = "0f" * 32
+    found = server.get(f"/v1/proof?nonce={nonce}").json()["proofs"]
+    assert found == [proof(token, nonce, server.url) for token in ("data", "admin")]
+    for wrong in ("", "?nonce=", "?nonce=0F" + "0f" * 31, f"?nonce={nonce}0f"):
+        answer = server.get(f"/v1/proof{wrong}")
+        assert answer.status_code == 422
+        assert answer.json()["type"] == "urn:sgg:InvalidInputError"
+    page = server.get("/openapi.json").json()
+    documented = page["paths"]["/v1/proof"]["get"]["responses"]
+    assert documented.keys() == {"200", "422"}
+    assert "application/problem+json" in documented["422"]["content"]
 
 
 async def test_metrics(server: Server) -> None:

@@ -16,12 +16,14 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from scene_data.dataset import open_dataset
 from scene_data.tiny_model import make_tiny_model
 from scene_data.toy import make_toy
+from services.errors import SettingsError
 from services.settings import Settings, dump_settings
 from tests.processes import sgg_process
 from trainer.policy.model import load_model
 from trainer.ranks.stop import StopRequest
 from trainer.sft.rows import IGNORED, AnswerCollator, AnswerRows
-from trainer.sft.train import _Progress, run_sft
+from trainer.sft.train import _Progress, _Trainer, run_sft
+from trainer.step import MAX_SKIPPED, NotFiniteError
 
 ROWS, BATCH = 16, 4
 TOLERANCE = 1e-5
@@ -183,6 +185,37 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(
     assert [row["step"] for row in two] == [1, 2, 3, 4, 5, 6]
     assert two[5]["loss"] == pytest.approx(one[5]["loss"], abs=TOLERANCE)
     assert one[5]["epoch"] == 1.5
+
+
+def test_a_resume_with_another_dataset_wants_a_flag(whole: Settings) -> None:
+    heldout = str(Path(whole.data.train).with_name("heldout.parquet"))
+    other = changed(whole, whole.run.name, data={"train": heldout})
+    with pytest.raises(SettingsError, match=r"  data.train: .* then, .* now\n.*--allow-changes"):
+        run_sft(other, resume=True)
+
+
+@pytest.mark.parametrize("stage", [0, 2])
+@pytest.mark.parametrize("spoilt", [{2}, set(range(9))])
+def test_steps_that_are_not_finite_change_nothing(
+    whole: Settings, monkeypatch: pytest.MonkeyPatch, stage: int, spoilt: set[int]
+) -> None:
+    sections = {"sft": {"num_steps": 8}, "deepspeed": {"zero_stage": stage}}
+    run = changed(whole, f"spoilt-{stage}-{len(spoilt)}", **sections)
+    loss_of = _Trainer.compute_loss
+
+    def spoil(self: Any, *arguments: Any, **more: Any) -> Any:
+        loss = loss_of(self, *arguments, **more)
+        return loss * float("nan") if self.state.global_step in spoilt else loss
+
+    monkeypatch.setattr(_Trainer, "compute_loss", spoil)
+    if len(spoilt) > 1:
+        with pytest.raises(NotFiniteError, match=f"in {MAX_SKIPPED} steps in a row"):
+            run_sft(run)
+        assert not (run.run.folder / "model").exists()
+        return
+    run_sft(run)
+    assert all(tensor.isfinite().all() for tensor in weights(run.run.folder / "model").values())
+    assert [row["loss"] is None for row in lines(run)] == [row["step"] == 3 for row in lines(run)]
 
 
 def test_two_ranks_train_an_adapter_as_one_does(two_ranks: Settings) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -10,12 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from scene_data.sampler import EpochSampler
 from scene_data.toy import make_toy
 from services.ports import free_port
-from services.settings import Settings, dump_settings
+from services.settings import Settings, dump_settings, load_settings
 from tests.processes import ROOT, sgg_process, wait_for, wait_ready
+from trainer.step import MAX_SKIPPED
 
 STEPS = 5
 GROUPS = 2
@@ -33,7 +37,12 @@ class Run:
             {
                 "run": {"name": "stop", "root": str(root)},
                 "model": {"path": str(ROOT / "assets/toy-start"), "dtype": "float32", **pixels},
-                "data": {"train": str(root / "train.parquet"), "template": "toy"},
+                "data": {
+                    "train": str(root / "train.parquet"),
+                    "heldout": str(root / "heldout.parquet"),
+                    "template": "toy",
+                },
+                "evaluation": {"max_tokens": 48},
                 "redis": {"url": redis_url, "lease_s": 3},
                 "reward": {"url": f"http://127.0.0.1:{free_port()}"},
                 "rollout": {
@@ -66,6 +75,17 @@ class Run:
     def ledger(self) -> list[dict[str, Any]]:
         file = self.folder / "ledger.jsonl"
         return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    def rollouts(self, step: int) -> list[dict[str, Any]]:
+        """A step's groups; `json` alone would read NaN, which is no JSON."""
+        files = sorted((self.folder / "rollouts").glob(f"step-{step:06d}.rank*.jsonl"))
+        lines = [line for file in files for line in file.read_text().splitlines()]
+        return [json.loads(line, parse_constant=pytest.fail) for line in lines]
+
+    def heldout_versions(self, label: str) -> set[int]:
+        file = self.folder / f"heldout-{label}.jsonl"
+        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        return {version for row in rows for version in row["policy_versions"]}
 
     def phases(self) -> list[tuple[str, int]]:
         beats = [json.loads(f.read_text()) for f in (self.folder / "ranks").glob("rank-?.json")]
@@ -112,3 +132,30 @@ def test_a_stop_while_no_server_is_alive_keeps_every_step(run: Run) -> None:
     expected = [f"stop-e0-r{order.at(position)[1]}" for position in range(GROUPS * STEPS)]
     assert [name for row in rows for name in row["group_ids"]] == expected
     assert not (run.folder / "rolled_back.jsonl").exists(), "no step was done twice"
+    left = {path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*")}
+    assert left >= {"config.toml", "plots/reward.png", "checkpoint/config.json"}
+    assert load_settings([run.folder / "config.toml"]).trainer == run.settings.trainer
+    # Whatever `evaluation.every` is; before is version 0, which no server serves after the resume.
+    assert run.heldout_versions("before") == {0}
+    assert run.heldout_versions("after") == {STEPS}
+    assert json.loads((run.folder / "summary.json").read_text()).keys() == {"before", "after"}
+
+
+def test_a_policy_without_finite_numbers_is_never_published_and_ends_the_run(run: Run) -> None:
+    model = run.folder.parent / "model"
+    shutil.copytree(ROOT / "assets/toy-start", model)
+    tensors = load_file(model / "model.safetensors")
+    next(iter(tensors.values()))[:] = torch.nan
+    save_file(tensors, model / "model.safetensors", {"format": "pt"})
+    broken = run.settings.model.model_copy(update={"path": str(model)})
+    run.config.write_text(dump_settings(run.settings.model_copy(update={"model": broken})))
+    with run.start("serve", "rollout"), run.start("train") as trainer:
+        assert trainer.wait(LONG_S) == 1, run.log.read_text()[-4000:]
+    said = run.log.read_text()
+    assert f"step 0 was skipped {MAX_SKIPPED} times in a row" in said
+    names = [row["rollout"]["group_id"] for row in run.rollouts(0)]
+    assert len(names) == GROUPS
+    assert f"log-probabilities of {', '.join(names)} are not finite" in said
+    assert run.ledger() == []
+    assert run.checkpoints() == []
+    assert not list((run.folder / "weights").glob("*-v1*"))

@@ -3,26 +3,37 @@
 import asyncio
 import socket
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import torch
 from safetensors import safe_open
 
+from launcher.inference import registered_servers
 from rollout_service.engine import AdapterWeights, FileWeights, Weights
 from rollout_service.fake_engine import FakeEngine
 from services.clients.rollout import RolloutClient
-from services.errors import EngineError, NotFoundError, UnavailableError, WaitTimeoutError
+from services.errors import (
+    EngineError,
+    NotFoundError,
+    UnauthorizedError,
+    UnavailableError,
+    WaitTimeoutError,
+)
 from services.keys import RunKeys
 from services.ports import free_port
 from services.redis_client import connect
 from services.registry import Registry
 from services.schemas.weights import AdapterConfig, ServerRecord, Transport, WeightManifest
-from services.settings import Settings, dump_settings
+from services.settings import SecuritySettings, Settings, dump_settings
+from services.waiting import RoomWait
 from services.weights import disk_file, shm_file
 from tests.cutting_proxy import proxied
 from tests.live_servers import LiveServer, cluster_settings, serving, wait_registered
@@ -230,7 +241,7 @@ def test_servers_that_are_dead_or_hang_do_not_keep_the_others_waiting(
         assert cluster.publisher().publish(weights(1).items(), 1) == 1
     assert server.policy().policy_version == 1
     assert f"{dead} is left behind" in caplog.text
-    assert f"{hanging} is left behind: PUT {hanging}/v1/weights/files/1/1: silence" in caplog.text
+    assert f"{hanging} is left behind: {hanging} gave no proof in 1 s" in caplog.text
 
 
 def test_an_upload_that_breaks_is_sent_once_more_from_the_start(
@@ -239,7 +250,7 @@ def test_an_upload_that_breaks_is_sent_once_more_from_the_start(
     cluster = make_cluster("http")
     server = cluster.server()
     file = tmp_path / "version.safetensors"
-    write_weights(file, weights(1, size=200_000).items())
+    write_weights(file, weights(1, size=200_000).items(), RoomWait(file.parent, 1.0))
 
     async def upload(url: str) -> None:
         client = RolloutClient(url, token="data-secret", admin_token="admin-secret", timeout_s=20)
@@ -264,10 +275,13 @@ def test_a_server_behind_a_bad_line_is_left_behind_and_seeded_later(make_cluster
     cluster = make_cluster("http")
     alone = f"redis://127.0.0.1:{free_port()}/0"
     unregistered = cluster.settings.redis.model_copy(update={"url": alone})
-    settings = cluster.settings.model_copy(update={"redis": unregistered})
-    remote = cluster.stack.enter_context(serving(settings, RecordingEngine()))
+    own = f"http://127.0.0.1:{free_port()}"
+    rollout = cluster.settings.rollout.model_copy(update={"url": own})
+    settings = cluster.settings.model_copy(update={"redis": unregistered, "rollout": rollout})
+    proxy = cluster.stack.enter_context(proxied(own))
+    engine = RecordingEngine()
+    remote = cluster.stack.enter_context(serving(settings, engine, reached_as=proxy.url))
     healthy = cluster.server()
-    proxy = cluster.stack.enter_context(proxied(remote.url))
     cluster.announce(proxy.url, "remote")
     proxy.cuts = [1_000_000] * 100
     publisher = cluster.publisher()
@@ -311,3 +325,77 @@ def test_a_trainer_waits_for_redis_and_says_so(make_cluster: Any) -> None:
     cluster.settings = cluster.settings.model_copy(update={"trainer": trainer})
     with pytest.raises(WaitTimeoutError, match="Redis at"):
         cluster.publisher().publish(weights(1).items(), 1)
+
+
+class Stranger(ThreadingHTTPServer):
+    """Registered in Redis, without a token; relays what it can to a real server."""
+
+    def __init__(self, real: str) -> None:
+        super().__init__(("127.0.0.1", 0), _Relay)
+        self.real = real
+        self.seen: list[tuple[str, str | None]] = []
+        """Paths, with the tokens that came with them."""
+        self.proofs: list[int] = []
+        """Status of the real server's answers."""
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Relay(BaseHTTPRequestHandler):
+    server: Stranger
+
+    def do_GET(self) -> None:
+        path, query = self.path.partition("?")[::2]
+        self.server.seen.append((path, self.headers.get("Authorization")))
+        # As the real server would be asked by the trainer: its own name in the Host header.
+        answer = httpx.get(f"{self.server.real}{path}?{query}", trust_env=False)
+        self.server.proofs.append(answer.status_code)
+        self.send_response(answer.status_code)
+        self.send_header("Content-Length", str(len(answer.content)))
+        self.end_headers()
+        self.wfile.write(answer.content)
+
+    do_POST = do_PUT = do_GET  # noqa: N815
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+def test_a_stranger_in_redis_gets_neither_tokens_nor_weights(
+    make_cluster: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also one that has a real server answer for it: the proof is for the real one's address."""
+    cluster = make_cluster("http")
+    server = cluster.server()
+    with Stranger(server.url) as stranger:
+        threading.Thread(target=stranger.serve_forever, daemon=True).start()
+        cluster.announce(stranger.url, "stranger")
+        assert cluster.publisher().publish(weights(1).items(), 1) == 1
+        assert registered_servers(cluster.settings) == [server.url]
+        stranger.shutdown()
+    assert server.policy().policy_version == 1
+    assert set(stranger.seen) == {("/v1/proof", None)}
+    assert set(stranger.proofs) == {200}
+    assert f"{stranger.url} stands in Redis as a rollout server, and does not prove" in caplog.text
+
+
+def test_hosts_that_are_not_allowed_are_not_even_asked(make_cluster: Any) -> None:
+    cluster = make_cluster("http")
+    server = cluster.server()
+    security = cluster.settings.security.model_copy(update={"rollout_hosts": ["10.0.0.0/8"]})
+    settings = cluster.settings.model_copy(update={"security": security})
+    with pytest.raises(UnauthorizedError, match=r"none of security\.rollout_hosts"):
+        registered_servers(settings)
+    cluster.settings = settings
+    assert cluster.publisher().publish(weights(1).items(), 1) == 0
+    assert server.policy().policy_version == 0
+
+
+def test_without_tokens_nothing_is_sent_beyond_this_machine(make_cluster: Any) -> None:
+    cluster = make_cluster("http")
+    cluster.settings = cluster.settings.model_copy(update={"security": SecuritySettings()})
+    server = cluster.server()
+    cluster.announce("http://192.0.2.1:8200", "stranger")
+    assert registered_servers(cluster.settings) == [server.url]

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from services.trainer_settings import AlgorithmSettings
@@ -73,6 +74,21 @@ def policy_loss(
         stats.add_mean("ref_kl", kl, loss_mask)
         token_loss = token_loss + algorithm.beta * kl
     return LossOutput(loss=(token_loss * token_weights).sum(), stats=stats)
+
+
+def with_finite_guard(loss: Tensor, policy_logprobs: Tensor) -> Tensor:
+    """The same loss and gradients; all gradients are NaN where a number is not finite.
+
+    The clip, a mask or an advantage of 0 may hide a NaN from most gradients, or from all. So every
+    weight that the log-probabilities depend on learns of it, on every rank once gradients are
+    summed, and no GPU is waited for.
+
+    Args:
+        loss: [] of a micro batch, with gradient.
+        policy_logprobs: [N, L] that it is made of; 0 where there is no token.
+    """
+    is_finite = loss.isfinite() & policy_logprobs.isfinite().all()
+    return loss + torch.where(is_finite, 0.0, torch.nan) * policy_logprobs.sum()
 
 
 def policy_stats(

@@ -1,16 +1,20 @@
 """Checkpoints that are whole or absent."""
 
+import errno
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from services.errors import SettingsError, SggError
+from pydantic import Field
+
+from services.errors import SettingsError, SggError, SupersededError
 from services.schemas.common import Message
+from services.waiting import RoomWait
 from trainer.checkpoints.fence import RunFence
 from trainer.checkpoints.manifest import damage, write_manifest
+from trainer.checkpoints.sync import sync
 from trainer.collection.cursor import CursorState
 from trainer.ranks.group import Ranks
 
@@ -30,7 +34,7 @@ class DataOrder(Message):
     """Usable ones of the training set."""
     group_size: int
     instruction: str | None = None
-    """SHA-256 of the files of `data.template` and `data.vocabulary`, where they are files."""
+    """Not used any more; `TrainerState.inputs` has it."""
 
 
 class TrainerState(Message):
@@ -47,6 +51,8 @@ class TrainerState(Message):
     """Of the start that wrote this."""
     num_ranks: int = 1
     data_order: DataOrder | None = None
+    inputs: dict[str, str] = Field(default_factory=dict)
+    """What the run learned from (`trainer.checkpoints.inputs`)."""
 
 
 class CheckpointStore:
@@ -59,12 +65,14 @@ class CheckpointStore:
         root: Created when needed.
         keep: How many of the newest stay.
         fence: Shuts out a trainer that was taken for dead.
+        timeout_s: Longest wait for room for one more of the size of the last.
     """
 
-    def __init__(self, root: Path, keep: int, fence: RunFence) -> None:
+    def __init__(self, root: Path, keep: int, fence: RunFence, timeout_s: float = 0.0) -> None:
         self.root = root
         self._keep = keep
         self._fence = fence
+        self._room = RoomWait(root, timeout_s)
 
     def is_empty(self) -> bool:
         """Whether nothing was ever written."""
@@ -105,14 +113,16 @@ class CheckpointStore:
             ranks: The trainer's.
 
         Raises:
-            SggError: It could not be written, such as on a full disk; earlier ones are untouched.
-            ConflictError: A later trainer of this run has started.
+            WaitTimeoutError: There was no room for it.
+            SggError: It could not be written; earlier ones are untouched.
+            SupersededError: A later trainer of this run has started.
         """
-        state = ranks.broadcast(state, TrainerState)
+        state = ranks.broadcast(self._allowed(state) if ranks.is_main else None, TrainerState)
         draft = self.root / f".draft-{state.step:06d}-{state.incarnation}"
         with self._said(draft, state.step):
             if ranks.is_main:
                 shutil.rmtree(draft, ignore_errors=True)
+                self._room.write(self._find_room)
                 draft.mkdir(parents=True)
             ranks.barrier()
             save(draft)
@@ -121,15 +131,36 @@ class CheckpointStore:
                 self._finish(draft, state)
         ranks.barrier()
 
+    def _allowed(self, state: TrainerState) -> TrainerState | Exception:
+        """The state, or what ends all ranks."""
+        try:
+            self._fence.check()
+        except SupersededError as error:
+            return error
+        return state
+
+    def _find_room(self) -> None:
+        """See that there is room for one of the size of the last; nothing is known of the first."""
+        last = next(iter(self._folders()), None)
+        if last is None:
+            return
+        size = sum(file.stat().st_size for file in last.rglob("*"))
+        if shutil.disk_usage(self.root).free < size:
+            raise OSError(errno.ENOSPC, f"a checkpoint takes {size / 2**20:.1f} MiB")
+
     def _finish(self, draft: Path, state: TrainerState) -> None:
         (draft / STATE_FILE).write_text(state.model_dump_json(indent=1))
         write_manifest(draft)
         _sync_tree(draft)
-        self._fence.check()
+        try:
+            self._fence.check()
+        except SupersededError:
+            shutil.rmtree(draft)
+            raise
         final = self.root / f"step-{state.step:06d}"
         self._remove(final)
         draft.rename(final)
-        _sync(self.root)
+        sync(self.root)
         for old in [f for f in self._folders() if damage(f) is None][self._keep :]:
             self._remove(old)
 
@@ -164,12 +195,4 @@ class CheckpointStore:
 
 def _sync_tree(folder: Path) -> None:
     for path in [*folder.rglob("*"), folder]:
-        _sync(path)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        sync(path)

@@ -1,8 +1,9 @@
 """Keeps a trainer that was taken for dead from writing into the run's folder."""
 
+import fcntl
 from pathlib import Path
 
-from services.errors import ConflictError
+from services.errors import SupersededError
 
 
 class RunFence:
@@ -19,34 +20,44 @@ class RunFence:
     def __init__(self, folder: Path) -> None:
         self._file = folder / "incarnation"
         self._incarnation = 0
+        """Of this start; 0 until it has one: then nobody is shut out."""
 
     def latest(self) -> int:
-        """The latest incarnation that wrote here; 0 before the first."""
+        """The latest incarnation that wrote here; 0 before the first, or where a crash cut it."""
         try:
             return int(self._file.read_text())
-        except FileNotFoundError:
+        except (FileNotFoundError, ValueError):
             return 0
 
     def take(self, incarnation: int) -> None:
-        """From now on every earlier incarnation is shut out.
+        """From now on every earlier incarnation is shut out. Rank 0 calls it; others `join`.
 
         Raises:
-            ConflictError: A later one was here.
+            SupersededError: A later one was here.
         """
+        self.join(incarnation)
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with self._file.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two starts at once: the later number stays
+            self.check()
+            draft = self._file.with_suffix(".draft")
+            draft.write_text(str(incarnation))
+            draft.replace(self._file)
+
+    def join(self, incarnation: int) -> None:
+        """This rank belongs to an incarnation that rank 0 has taken, or is about to take."""
         self._incarnation = incarnation
-        self.check()
-        draft = self._file.with_suffix(".draft")
-        draft.write_text(str(incarnation))
-        draft.replace(self._file)
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether a later incarnation has started."""
+        return 0 < self._incarnation < self.latest()
 
     def check(self) -> None:
         """Call it right before a write.
 
         Raises:
-            ConflictError: A later incarnation has started.
+            SupersededError: A later incarnation has started.
         """
         if self.latest() > self._incarnation:
-            raise ConflictError(
-                f"trainer incarnation {self._incarnation} is superseded: incarnation "
-                f"{self.latest()} of this run has started, so this one stops"
-            )
+            raise SupersededError(self._incarnation, self.latest())

@@ -8,6 +8,7 @@ from services.errors import SettingsError, SggError
 from services.schemas.common import Message
 from trainer.checkpoints.checkpoint import CheckpointStore, DataOrder, TrainerState
 from trainer.checkpoints.fence import RunFence
+from trainer.checkpoints.inputs import Inputs, check_inputs
 from trainer.ranks.group import Ranks
 
 logger = logging.getLogger(__name__)
@@ -34,8 +35,10 @@ def restore(
     engine: Loads,
     ranks: Ranks,
     order: DataOrder,
+    inputs: Inputs,
     *,
     resume: bool,
+    allow_changes: bool = False,
 ) -> TrainerState:
     """Load the last whole checkpoint, or begin at step 0; every rank calls it.
 
@@ -47,7 +50,9 @@ def restore(
         engine: Loads weights, optimizer and random state.
         ranks: The trainer's.
         order: Of the data, by the present settings.
+        inputs: Of the present settings; rank 0's.
         resume: Whether to look for a checkpoint at all.
+        allow_changes: Go on where the inputs are others than the checkpoint's.
 
     Raises:
         SettingsError: The checkpoint is of other settings, or none is whole, or there are some and
@@ -57,6 +62,9 @@ def restore(
     if ranks.is_main:
         try:
             found = _decide(checkpoints, fence, ranks.size, order, resume=resume)
+            if found.folder is not None:
+                then = found.state.inputs
+                check_inputs(then, inputs, found.folder, allow_changes=allow_changes)
         except SggError as error:
             found = error
     start = ranks.broadcast(found, Start)
@@ -98,9 +106,6 @@ def _check_same(folder: Path, then: TrainerState, now: TrainerState) -> None:
             ("trainer.group_size", old.group_size, new.group_size),
             ("the number of usable rows of data.train", old.num_rows, new.num_rows),
         ]
-        if old.instruction and new.instruction:
-            name = "the SHA-256 of the files of data.template and data.vocabulary"
-            pairs.append((name, old.instruction, new.instruction))
     for name, before, after in pairs:
         if before != after:
             raise SettingsError(

@@ -49,11 +49,8 @@ class Admission:
         self._image_check = image_check
         self._lock = asyncio.Lock()
 
-    async def admit(self, policy_version: int) -> None:
+    async def admit(self) -> None:
         """Ask for new groups. A row that cannot be used costs itself.
-
-        Args:
-            policy_version: That the servers serve.
 
         Raises:
             UnavailableError: Redis is away; what was asked for by then is asked for.
@@ -64,7 +61,7 @@ class Admission:
                 position = next(self._cursor)
                 try:
                     prompt, num_image_tokens = await asyncio.to_thread(
-                        self._make_prompt, position, policy_version
+                        self._make_prompt, position, self._pool.policy_version
                     )
                 except (InvalidInputError, TooLargeError) as error:
                     name = self._prompts.group_id(position)
@@ -73,18 +70,34 @@ class Admission:
                     continue
                 prompt = self._traces.begin(prompt)
                 self._pool.add(position, prompt, num_image_tokens)
-                await self.ask(prompt)
+                await self._ask(prompt)
 
     async def ask(self, prompt: PromptGroup) -> None:
         """Idempotent: the queue knows the work id. A failure is made good by `ask_again`."""
+        async with self._lock:
+            await self._ask(prompt)
+
+    async def _ask(self, prompt: PromptGroup) -> None:
+        await asyncio.to_thread(self._prompts.restore_image, prompt)
         await self._sharing.share(prompt.images)
         body = prompt.model_dump_json().encode()
         await self._queue.enqueue(prompt_stream(prompt), prompt.work_id, body)
 
-    async def ask_again(self) -> None:
-        """Make good what Redis may have lost."""
+    async def ask_again(self, since_version: int = 0) -> None:
+        """Ask for what Redis may have lost, and for what had to wait for a version.
+
+        Args:
+            since_version: Only groups that want at least this one.
+        """
         for prompt in self._pool.unanswered():
-            await self.ask(prompt)
+            if prompt.min_policy_version >= since_version:
+                await self.ask(prompt)
+
+    async def drop_images(self) -> None:
+        """Keep images of groups that are being sampled, and no others."""
+        async with self._lock:  # a new prompt's image comes before the pool knows of it
+            asked = self._pool.unanswered()
+            await self._sharing.keep_only({i.sha256 for prompt in asked for i in prompt.images})
 
     def _make_prompt(self, position: int, policy_version: int) -> tuple[PromptGroup, int | None]:
         prompt = self._prompts.prompt(position, policy_version)

@@ -28,13 +28,15 @@ import time
 from collections.abc import Awaitable, Callable
 from functools import partial
 
+from pydantic import ValidationError
+
 from services.errors import (
-    ConflictError,
+    SupersededError,
     UnavailableError,
     WaitTimeoutError,
 )
 from services.keys import CONSUMER_GROUPS, RunKeys
-from services.queues.base import WorkQueue
+from services.queues.base import Lease, WorkQueue
 from services.redis_client import connect
 from services.registry import Registry
 from services.schemas.rewards import Reward
@@ -46,7 +48,7 @@ from trainer.collection.admission import Admission
 from trainer.collection.cursor import Cursor, CursorState
 from trainer.collection.fault_watch import FaultWatch
 from trainer.collection.group_pool import GroupPool, OpenGroup
-from trainer.collection.group_scoring import GroupScoring
+from trainer.collection.group_scoring import Found, GroupScoring
 from trainer.collection.idle import IdleMeter
 from trainer.collection.image_check import ImageCheck
 from trainer.collection.image_sharing import ImageSharing
@@ -66,7 +68,8 @@ WATCH_S = 5.0
 """Between looks at the dead letters, and between renewals of what was asked for."""
 STOP_LOOK_S = 0.5
 """Between looks whether the run is to stop, while nothing comes."""
-MAX_GROUPS_PER_REQUEST = 64
+SCORE_AGAIN_S = 2.0
+"""Until the reward service is asked again about a group that failed alone."""
 
 
 class Collector:
@@ -99,7 +102,6 @@ class Collector:
         self._suppressed = frozenset(suppressed_token_ids)
         self._image_check = image_check
         self._stop_request = stop or StopRequest()
-        self._version = 0
         self._term_weights: dict[str, float] = {}
         self._pool = GroupPool(settings.trainer, settings.algorithm)
         self._faults = FaultWatch(settings.trainer.groups_per_step, settings.data.task)
@@ -108,6 +110,7 @@ class Collector:
         self._num_servers = 0
         self._last_arrival = time.monotonic()
         self._trouble = ""
+        self._last_dead = "-"
         self._failure: BaseException | None = None
         self._closing = False
         self._loop = LoopThread("collector")
@@ -115,7 +118,7 @@ class Collector:
 
     def start(self, policy_version: int) -> None:
         """Begin asking for groups; servers serve `policy_version`."""
-        self._version = policy_version
+        self._pool.policy_version = policy_version
         self._loop.run(self._start())
 
     def take(self, policy_version: int) -> Batch:
@@ -125,7 +128,7 @@ class Collector:
             StopAskedError: What is under way is derived again, from the cursor.
             WaitTimeoutError: Nothing arrived for `trainer.wait_timeout_s`; says what was waited
                 for.
-            ConflictError: A later trainer of this run has started.
+            SupersededError: A later trainer of this run has started.
             SggError: More groups died than may.
         """
         return self._loop.run(self._take(policy_version))
@@ -133,6 +136,13 @@ class Collector:
     def release(self, batch: Batch, policy_version: int) -> None:
         """The batch is trained on and `policy_version` is published: ask for as many new groups."""
         self._loop.run(self._release(batch, policy_version))
+
+    def skip(self, batch: Batch) -> None:
+        """The batch gives no new version: ask for as many new groups for the same one.
+
+        Its positions are done with the batch that is released next (`Batch.after`).
+        """
+        self._loop.run(self._skip(batch))
 
     def finish(self, batch: Batch) -> None:
         """The batch is trained on, and nothing is asked for in its place; twice is as once."""
@@ -195,11 +205,14 @@ class Collector:
 
     async def _persist(self, work: Callable[[], Awaitable[None]]) -> None:
         """Repeat while a service is away, up to `trainer.wait_timeout_s`."""
-        since = time.monotonic()
+        since: float | None = (
+            None  # the first failure: before it, this process may have stood still
+        )
         while True:
             try:
                 return await work()
             except UnavailableError as error:
+                since = since or time.monotonic()
                 if self._closing:
                     raise
                 if self._stop_request.asked:
@@ -217,8 +230,9 @@ class Collector:
 
     async def _look(self) -> None:
         """Who else is there: rollout servers, and a later trainer, which ends this one."""
+        await self._registry.set_aside()
         if await self._registry.incarnation() > self._prompts.incarnation:
-            raise _superseded(self._prompts.incarnation)
+            raise SupersededError(self._prompts.incarnation)
         self._num_servers = len(await self._registry.servers())
         await self._sharing.look()
         self._note_load()
@@ -233,7 +247,7 @@ class Collector:
     async def _admit(self) -> None:
         if self._stop_request.asked:
             return
-        await self._admission.admit(self._version)
+        await self._admission.admit()
         self._note_load()
 
     async def _receive(self) -> None:
@@ -242,10 +256,14 @@ class Collector:
         )
         if lease is None:
             return
-        group = RolloutGroup.model_validate_json(lease.body)
+        try:
+            group = RolloutGroup.model_validate_json(lease.body)
+        except ValidationError as error:
+            await self._refuse_unreadable(lease, error)
+            return
         if group.incarnation > self._prompts.incarnation:
             await self._queue.release(lease)  # it is the later trainer's
-            raise _superseded(self._prompts.incarnation)
+            raise SupersededError(self._prompts.incarnation)
         opened = self._pool.get(group.work_id)
         if opened is not None and (reason := self._refusal(group, opened)):
             await self._queue.fail(lease, reason, max_deliveries=1)
@@ -262,11 +280,20 @@ class Collector:
             await self._arrivals.put(group)
         await self._queue.complete(lease)
 
+    async def _refuse_unreadable(self, lease: Lease, error: ValidationError) -> None:
+        """Of another release, or not this program's: the group is asked for no more."""
+        reason = f"not a RolloutGroup: {error.errors()[0]['msg']}"
+        logger.warning("what came as %s is set aside: %s", lease.work_id, reason)
+        await self._queue.fail(lease, reason, max_deliveries=1)
+        if self._pool.get(lease.work_id) is not None:
+            self._bury(lease.work_id, reason)
+            await self._admit()
+
     def _refusal(self, group: RolloutGroup, opened: OpenGroup) -> str | None:
         wrong = refusal(
             group,
             group_size=self._settings.trainer.group_size,
-            newest_policy_version=self._version + 1,  # served before `release` says so
+            newest_policy_version=self._pool.policy_version + 1,  # served before `release` says so
             suppressed_token_ids=self._suppressed,
         )
         if wrong or self._image_check is None or opened.num_image_tokens is None:
@@ -275,32 +302,31 @@ class Collector:
 
     async def _score(self) -> None:
         groups = [await self._arrivals.get()]
-        while not self._arrivals.empty() and len(groups) < MAX_GROUPS_PER_REQUEST:
+        while not self._arrivals.empty() and len(groups) < self._scoring.max_groups:
             groups.append(self._arrivals.get_nowait())
-        for group, found in zip(groups, await self._until_scored(groups), strict=True):
-            if isinstance(found, str):
-                await self._bury_acknowledged(group, found)
-            else:
-                scored = self._train_group(group, found)
+        prompts = [self._opened(group).prompt for group in groups]
+        with_rows = [(group, p.index) for group, p in zip(groups, prompts, strict=True)]
+        with self._traces.scoring(prompts):
+            async for found in self._scoring.score(with_rows):
+                await self._settle(found)
+
+    async def _settle(self, found: list[tuple[RolloutGroup, Found]]) -> None:
+        for group, each in found:
+            if isinstance(each, list):
+                scored = self._train_group(group, each)
                 self._pool.score(scored)
                 self._faults.look(scored)
+                self._last_arrival = time.monotonic()
+            elif each.retryable:
+                again = partial(self._arrivals.put_nowait, group)
+                asyncio.get_running_loop().call_later(SCORE_AGAIN_S, again)
+            else:
+                await self._bury_acknowledged(group, f"it cannot be scored: {each.detail}")
+                self._last_arrival = time.monotonic()
         self._pool.replace_without_spread()
-        self._last_arrival = time.monotonic()
         async with self._changed:
             self._changed.notify_all()
         await self._persist(self._admit)
-
-    async def _until_scored(self, groups: list[RolloutGroup]) -> list[list[Reward] | str]:
-        prompts = [self._opened(group).prompt for group in groups]
-        with_rows = [(group, p.index) for group, p in zip(groups, prompts, strict=True)]
-        found: list[list[Reward] | str] = []
-
-        async def score() -> None:
-            with self._traces.scoring(prompts):
-                found.extend(await self._scoring.score(with_rows))
-
-        await self._persist(score)
-        return found
 
     async def _bury_acknowledged(self, group: RolloutGroup, reason: str) -> None:
         body = group.model_dump_json().encode()
@@ -350,7 +376,7 @@ class Collector:
             if self._failure is not None:
                 raise self._failure
             await self._renew_ready(policy_version)
-            if (found := self._pool.take()) is not None:
+            if (found := self._pool.take(policy_version)) is not None:
                 return found
             async with self._changed:
                 try:
@@ -364,7 +390,8 @@ class Collector:
         stale = self._pool.reissue_stale(policy_version)
         for prompt in stale:
             logger.info("group %s is too stale for step %d", prompt.group_id, policy_version)
-            await self._persist(partial(self._admission.ask, prompt))
+        if stale:
+            await self._persist(partial(self._admission.ask_again, policy_version))
         if self._pool.replace_without_spread() or stale:
             await self._persist(self._admit)
 
@@ -377,17 +404,28 @@ class Collector:
         if silent_s < self._settings.trainer.wait_timeout_s:
             return
         pool = self._pool
+        if pool.num_sampling + pool.num_scoring == 0:  # the step that trains is waited for
+            self._last_arrival = time.monotonic()
+            return
+        trouble = self._scoring.trouble or self._trouble
         raise WaitTimeoutError(
             f"no scored group for {silent_s:.0f} s: {pool.num_sampling} groups are with the "
             f"rollout servers ({self._num_servers} live), {pool.num_scoring} wait for the "
             f"reward service at {self._settings.reward.url}, {pool.num_ready} of "
             f"{self._settings.trainer.groups_per_step} are ready. "
-            f"{self._trouble or 'Is a rollout server running? See `sgg-rl status`.'}"
+            f"{trouble or 'Is a rollout server running? See `sgg-rl status`.'}"
         )
 
     async def _release(self, batch: Batch, policy_version: int) -> None:
-        self._version = policy_version
+        had_to_wait = partial(self._admission.ask_again, self._pool.policy_version + 1)
+        self._pool.policy_version = policy_version
         await self._finish(batch)
+        await self._persist(had_to_wait)  # first: steps wait for these
+        await self._persist(self._admit)
+
+    async def _skip(self, batch: Batch) -> None:
+        for group in batch.groups:
+            self._pool.close(group.rollout.work_id)
         await self._persist(self._admit)
 
     async def _finish(self, batch: Batch) -> None:
@@ -406,10 +444,13 @@ class Collector:
         """Make good what was lost: replace dead groups, ask for open ones again."""
         await asyncio.sleep(WATCH_S)
         await self._look()
-        for letter in await self._queue.dead_letters():
-            if self._pool.get(letter.work_id) is not None:
-                self._bury(letter.work_id, letter.failures[-1] if letter.failures else "")
+        while letters := await self._queue.dead_notices(self._last_dead):
+            for letter in letters:
+                self._last_dead = letter.entry_id
+                if self._pool.get(letter.work_id) is not None:
+                    self._bury(letter.work_id, letter.failures[-1] if letter.failures else "")
         await self._admission.ask_again()
+        await self._admission.drop_images()
         await self._admit()
 
     def _bury(self, work_id: str, reason: str) -> None:
@@ -418,10 +459,3 @@ class Collector:
 
     def _note_load(self) -> None:
         self._idle.note(self._pool.num_sampling, self._num_servers, time.monotonic())
-
-
-def _superseded(incarnation: int) -> ConflictError:
-    return ConflictError(
-        f"trainer incarnation {incarnation} is superseded: a later one of this run has started, "
-        "so this one stops"
-    )

@@ -28,8 +28,12 @@ class GroupPool:
 
     With `max_policy_lag = 0` positions are decided in order: a group counts once all open groups
     before it are scored. Which groups a step trains on, and which it replaces, is then a function
-    of the rewards alone, not of what came first. With a lag they count as they come, so that a slow
-    group keeps nobody waiting.
+    of the rewards alone, not of what came first. With a lag they count as they come: a slow group
+    keeps nobody waiting, until it was sampled in vain once.
+
+    A stale group is asked for again when the version that the step trains is published, and the
+    last step that can use it then waits for it. So servers are asked for nothing that does not
+    exist, and no group is sampled in vain for ever because it is slow.
 
     Args:
         trainer: Bounds.
@@ -49,6 +53,8 @@ class GroupPool:
         )
         self._open: dict[str, OpenGroup] = {}
         self._outcome = Outcome()
+        self.policy_version = 0
+        """The newest that is published."""
 
     @property
     def has_room(self) -> bool:
@@ -58,7 +64,7 @@ class GroupPool:
     @property
     def num_sampling(self) -> int:
         """Asked for, and not back from the rollout servers."""
-        return sum(not group.received for group in self._open.values())
+        return len(self.unanswered())
 
     @property
     def num_scoring(self) -> int:
@@ -76,7 +82,11 @@ class GroupPool:
 
     def unanswered(self) -> list[PromptGroup]:
         """Prompts that the rollout servers have, or should have."""
-        return [group.prompt for group in self._open.values() if not group.received]
+        return [
+            group.prompt
+            for group in self._open.values()
+            if not group.received and group.prompt.min_policy_version <= self.policy_version
+        ]
 
     def add(self, position: int, prompt: PromptGroup, num_image_tokens: int | None) -> None:
         """A group is asked for."""
@@ -112,7 +122,8 @@ class GroupPool:
         """The hard check of staleness: groups too old for a batch of `policy_version`.
 
         Returns:
-            Their prompts, to be asked for again: the next attempt, with new enough weights.
+            Their prompts: the next attempt, with new enough weights. Each is to be asked for once
+            it is among the `unanswered`.
         """
         allowed = policy_version - self._max_lag
         again = []
@@ -149,13 +160,16 @@ class GroupPool:
                 self._outcome.positions.append(group.position)
         return len(self._open) < before
 
-    def take(self) -> tuple[list[TrainGroup], Outcome] | None:
+    def take(self, policy_version: int) -> tuple[list[TrainGroup], Outcome] | None:
         """A step's groups, lowest positions first, and what became of others since the last step.
 
-        None while there are too few.
+        None while there are too few, or one that was stale would be so once more.
+
+        Args:
+            policy_version: That the step trains.
         """
         groups = self._candidates()[: self._groups_per_step]
-        if len(groups) < self._groups_per_step:
+        if len(groups) < self._groups_per_step or self._is_last_chance(policy_version):
             return None
         for group in groups:
             self._open[group.rollout.work_id].taken = True
@@ -165,6 +179,15 @@ class GroupPool:
     def close(self, work_id: str) -> None:
         """A taken group's step is published."""
         del self._open[work_id]
+
+    def _is_last_chance(self, policy_version: int) -> bool:
+        """Whether a group that was asked for again is not here, and the next step is too late."""
+        return any(
+            group.scored is None
+            and group.prompt.attempt > 0
+            and group.prompt.min_policy_version <= policy_version - self._max_lag
+            for group in self._open.values()
+        )
 
     def _candidates(self) -> list[TrainGroup]:
         """Scored groups whose turn it may be, by position."""

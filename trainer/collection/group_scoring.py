@@ -1,16 +1,52 @@
-"""Asks the reward service about sampled groups."""
+"""Asks the reward service about sampled groups.
 
-from collections.abc import Sequence
+A service that is away, slow or failing is waited for; a group that it cannot score costs itself:
+
+| what fails                | what is done                                                         |
+|---------------------------|----------------------------------------------------------------------|
+| a request of many groups  | it is halved: they may be too many, or one of them wrong             |
+| one group, refused by     | it has no rewards                                                    |
+| 422 or 413                |                                                                      |
+| one group, otherwise      | it is asked about again, beside the others; it has no rewards once   |
+|                           | it has failed for half of `trainer.wait_timeout_s`, while a group    |
+|                           | that had rewards gets them again each time                           |
+| every request, for        | the run ends                                                         |
+| `trainer.wait_timeout_s`  |                                                                      |
+"""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
 
 from pydantic import ValidationError
 
 from services.clients.reward import RewardClient
-from services.errors import InvalidInputError
-from services.schemas.rewards import Reward, RewardRequest
+from services.errors import (
+    InvalidInputError,
+    SggError,
+    TooLargeError,
+    UnauthorizedError,
+    UnavailableError,
+    WaitTimeoutError,
+)
+from services.schemas.rewards import GroupError, Reward, RewardGroup, RewardRequest
 from services.schemas.rollouts import RolloutGroup
 from services.settings import Settings
 from trainer.collection.prompts import PromptSource
 from trainer.collection.rewards import term_weights
+
+logger = logging.getLogger(__name__)
+
+Sampled = tuple[RolloutGroup, int]
+"""A group with its row of the dataset."""
+Found = list[Reward] | GroupError
+"""A reward for each completion, or why there are none."""
+MAX_GROUPS = 64
+"""In one request."""
+PAUSE_S = 1.0
+"""After a failure that may pass."""
 
 
 class GroupScoring:
@@ -25,45 +61,161 @@ class GroupScoring:
         self._prompts = prompts
         self._rubric = settings.reward.rubric
         self._task = settings.data.task
+        self._wait_timeout_s = settings.trainer.wait_timeout_s
         self._client = RewardClient(
             settings.reward.url, token=settings.data_token, timeout_s=settings.reward.timeout_s
         )
+        self._known_good: RewardGroup | None = None
+        """Had rewards: where it gets none, no group is at fault."""
+        self._suspects: dict[str, float | None] = {}
+        """Groups that failed alone, by work id: since when it is their own fault, if it is."""
+        self._failing_since: float | None = None
+        self.max_groups = MAX_GROUPS
+        """In the next request: fewer after one that was too large or too slow."""
+        self.trouble = ""
+        """The last failure, until a group is scored."""
+        self._said = ""
 
-    async def score(self, groups: Sequence[tuple[RolloutGroup, int]]) -> list[list[Reward] | str]:
-        """Score in one request; where that is refused, one by one, to find what is wrong.
+    async def score(
+        self, groups: Sequence[Sampled]
+    ) -> AsyncIterator[list[tuple[RolloutGroup, Found]]]:
+        """Score groups; each is yielded once, as soon as its request is answered.
 
-        Args:
-            groups: Each with its row of the dataset.
-
-        Returns:
-            For each group a reward for each completion, or why it cannot be scored.
+        With a `GroupError` that is `retryable`, a group is to be given here again.
 
         Raises:
-            UnavailableError: The service is away: never a reward. Ask again.
+            WaitTimeoutError: Nothing was scored for `trainer.wait_timeout_s`.
+            UnauthorizedError: The service wants another token.
         """
-        try:
-            request = RewardRequest(
-                task=self._task,
-                rubric=self._rubric,
-                groups=[
-                    self._prompts.reward_group(group.group_id, index, group.completions)
-                    for group, index in groups
-                ],
-            )
-            scored = (await self._client.score(request)).groups
-        except (InvalidInputError, ValidationError) as error:
-            if len(groups) == 1:
-                return [f"it cannot be scored: {error}"]
-            return [found for group in groups for found in await self.score([group])]
-        return [
-            f"it cannot be scored: {group.error.detail}" if group.error else group.rewards
-            for group in scored
-        ]
+        alone = [sampled for sampled in groups if sampled[0].work_id in self._suspects]
+        others = [sampled for sampled in groups if sampled[0].work_id not in self._suspects]
+        batches = deque([others] if others else [])
+        while batches:
+            batch = batches.popleft()
+            try:
+                found = await self._ask(batch)
+            except SggError as error:
+                if len(batch) == 1:
+                    alone += batch
+                else:
+                    await self._before_halving(len(batch), error)
+                    half = len(batch) // 2
+                    batches.extendleft((batch[half:], batch[:half]))
+                continue
+            answered = list(zip(batch, found, strict=True))
+            alone += [sampled for sampled, each in answered if _may_pass(each)]
+            yield [(group, each) for (group, _), each in answered if not _may_pass(each)]
+        for sampled in alone:
+            yield [(sampled[0], await self._ask_alone(sampled))]
 
     async def term_weights(self) -> dict[str, float]:
-        """What each term of the run's rubric weighs."""
-        return await term_weights(self._rubric, self._client)
+        """What each term of the run's rubric weighs.
+
+        Raises:
+            UnavailableError: The service is away, slow, or fails: ask again.
+            SettingsError: It has no such rubric.
+        """
+        try:
+            return await term_weights(self._rubric, self._client)
+        except SggError as error:
+            if error.retryable or type(error) is SggError:
+                raise UnavailableError(error.message) from error
+            raise
 
     async def aclose(self) -> None:
         """Give back the connection."""
         await self._client.aclose()
+
+    async def _ask(self, batch: Sequence[Sampled]) -> list[Found]:
+        """What one request says of each group; raises what it fails with."""
+        made = [self._reward_group(sampled) for sampled in batch]
+        sent = [group for group in made if isinstance(group, RewardGroup)]
+        scored = iter(await self._send(sent) if sent else [])
+        return [next(scored) if isinstance(group, RewardGroup) else group for group in made]
+
+    async def _send(self, groups: list[RewardGroup]) -> list[Found]:
+        request = RewardRequest(task=self._task, rubric=self._rubric, groups=groups)
+        scored = (await self._client.score(request)).groups
+        found = [group.error or group.rewards for group in scored]
+        good = [group for group, each in zip(groups, found, strict=True) if isinstance(each, list)]
+        if good:
+            self._known_good, self._failing_since, self.trouble = good[0], None, ""
+            if len(groups) >= self.max_groups:
+                self.max_groups = min(self.max_groups + 1, MAX_GROUPS)
+        return found
+
+    def _reward_group(self, sampled: Sampled) -> RewardGroup | GroupError:
+        group, index = sampled
+        try:
+            return self._prompts.reward_group(group.group_id, index, group.completions)
+        except (InvalidInputError, ValidationError) as error:
+            return GroupError(detail=str(error))
+
+    async def _ask_alone(self, sampled: Sampled) -> Found:
+        work_id = sampled[0].work_id
+        try:
+            (found,) = await self._ask([sampled])
+        except (InvalidInputError, TooLargeError) as error:
+            found = GroupError(detail=error.message)
+        except SggError as error:
+            await self._endure(error)
+            found = GroupError(detail=error.message, retryable=True)
+        if isinstance(found, GroupError) and found.retryable:
+            found = await self._suspect(work_id, found)
+        else:
+            self._suspects.pop(work_id, None)
+        return found
+
+    async def _suspect(self, work_id: str, error: GroupError) -> GroupError:
+        """The error, which says no more `retryable` once it is the group's own fault."""
+        since = self._suspects.setdefault(work_id, None)
+        if not await self._is_well():
+            return error
+        now = time.monotonic()
+        if since is None:
+            logger.warning("group %s has no rewards: %s; trying again", work_id, error.detail)
+            self._suspects[work_id] = now
+        elif now - since > self._wait_timeout_s / 2:
+            del self._suspects[work_id]
+            return GroupError(detail=f"{error.detail} (others are scored)")
+        return error
+
+    async def _is_well(self) -> bool:
+        """Wait until a group that had rewards gets them again; False where none ever had."""
+        while self._known_good is not None:
+            try:
+                (found,) = await self._send([self._known_good])
+            except SggError as error:
+                await self._endure(error)
+            else:
+                if isinstance(found, list):
+                    return True
+                await self._endure(UnavailableError(found.detail))
+        return False
+
+    async def _before_halving(self, size: int, error: SggError) -> None:
+        if isinstance(error, TooLargeError | WaitTimeoutError):
+            self.max_groups = size // 2
+        if not isinstance(error, InvalidInputError | TooLargeError):
+            await self._endure(error)
+
+    async def _endure(self, error: SggError) -> None:
+        """Take note of a service that fails, and pause. Raises as `score`."""
+        if isinstance(error, UnauthorizedError):
+            raise error
+        now = time.monotonic()
+        if self._failing_since is None:
+            self._failing_since = now
+        failing_s = now - self._failing_since
+        if failing_s > self._wait_timeout_s:
+            raise WaitTimeoutError(
+                f"nothing was scored for {failing_s:.0f} s: {error.message}"
+            ) from error
+        if error.message != self._said:
+            logger.warning("%s; trying again", error.message)
+        self.trouble = self._said = error.message
+        await asyncio.sleep(PAUSE_S)
+
+
+def _may_pass(found: Found) -> bool:
+    return isinstance(found, GroupError) and found.retryable

@@ -7,11 +7,12 @@ from scene_data.sampler import EpochSampler, group_id
 from scene_data.templates import prompt_messages
 from scene_data.wire import box_space, reference_graph
 from services.images import ImageStore
-from services.schemas.common import Sampling
+from services.schemas.common import ImageRef, Sampling
 from services.schemas.prompts import PromptGroup
 from services.schemas.rewards import RewardGroup
 from services.schemas.rollouts import Completion
 from services.settings import Settings
+from services.waiting import RoomWait
 
 
 class PromptSource:
@@ -38,6 +39,7 @@ class PromptSource:
         self._images = images
         self.incarnation = incarnation
         self._suppressed = list(suppressed_token_ids)
+        self._room = RoomWait(settings.images_folder, settings.trainer.wait_timeout_s)
         self._order = EpochSampler(len(dataset), settings.run.seed)
 
     def group_id(self, position: int) -> str:
@@ -67,7 +69,7 @@ class PromptSource:
                 thinking=self._settings.data.thinking,
                 task=self._settings.data.task,
             ),
-            images=[self._images.put(sample.image_bytes)],
+            images=[self._put(sample.image_bytes)],
             sampling=Sampling(
                 n=self._settings.trainer.group_size,
                 temperature=sampling.temperature,
@@ -79,9 +81,18 @@ class PromptSource:
             min_policy_version=policy_version,
         )
 
+    def restore_image(self, prompt: PromptGroup) -> None:
+        """Put the image of a prompt into the store again, where it is gone or torn."""
+        if not all(map(self._images.has, prompt.images)):
+            self._put(self.image(prompt.index))
+
     def image(self, index: int) -> bytes:
         """The encoded image of a row."""
         return self._dataset[index].image_bytes
+
+    def _put(self, image: bytes) -> ImageRef:
+        """Into the store, once there is room."""
+        return self._room.write(lambda: self._images.put(image))
 
     def reward_group(self, name: str, index: int, completions: list[Completion]) -> RewardGroup:
         """What the reward service is asked about a sampled group."""

@@ -27,6 +27,7 @@ _TRAINERS = {
     "scheduler": "trainer.lr_schedule and trainer.warmup_steps",
     "optimizer.params.lr": "trainer.learning_rate",
     "zero_optimization.stage": "deepspeed.zero_stage",
+    "zero_optimization.compute_grad_norm": "trainer.max_grad_norm",
 }
 """Keys that the user's own JSON may not decide otherwise, and the settings that do."""
 _OFF = {"fp16": {"enabled": False}, "amp": {"enabled": False}}
@@ -109,6 +110,7 @@ def _zero(settings: Settings) -> dict[str, Any]:
     offload = {"device": "cpu", "pin_memory": on_gpu}
     zero: dict[str, Any] = {
         "stage": wanted.zero_stage,
+        "compute_grad_norm": True,  # what finds NaN and infinity before the optimizer
         "contiguous_gradients": True,
         "overlap_comm": on_gpu,
         "reduce_bucket_size": _BUCKET_ELEMENTS,

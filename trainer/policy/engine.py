@@ -1,6 +1,7 @@
 """The policy on a DeepSpeed engine."""
 
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -16,7 +17,7 @@ from transformers.integrations import HfDeepSpeedConfig
 from services.errors import SettingsError
 from services.model_families import as_published, save_published
 from services.settings import Settings, environment_value, set_environment
-from trainer.algorithms.losses import LossOutput, policy_loss
+from trainer.algorithms.losses import LossOutput, policy_loss, with_finite_guard
 from trainer.algorithms.stats import Stats
 from trainer.batches.batch import MicroBatch, RopeIndex
 from trainer.policy.adapter import add_adapter, save_adapter
@@ -30,6 +31,7 @@ from trainer.policy.reference import Reference
 from trainer.policy.scorer import Scored, Scorer
 from trainer.policy.state_layout import check_layout, write_layout
 from trainer.publishing.export import exported, exported_parameters
+from trainer.ranks.rendezvous import join_ranks
 from trainer.types import StepOutput
 
 logger = logging.getLogger(__name__)
@@ -49,11 +51,9 @@ def init_process_group(timeout_s: float) -> None:
         for name, value in {**alone, "MASTER_PORT": "0"}.items():
             set_environment(name, value)
     guard_ops()
-    deepspeed.init_distributed(
-        dist_backend="nccl" if torch.cuda.is_available() else "gloo",
-        timeout=timedelta(seconds=timeout_s),
-        verbose=False,
-    )
+    backend, timeout = "nccl" if torch.cuda.is_available() else "gloo", timedelta(seconds=timeout_s)
+    join_ranks(backend, timeout)
+    deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
 
 
 class PolicyEngine:
@@ -111,6 +111,8 @@ class PolicyEngine:
         """One optimizer step over this rank's micro batches.
 
         The parts of the loss add up over micro batches and ranks; DeepSpeed averages over ranks.
+        Where a log-probability, the loss or a gradient is not finite on any rank, no rank's
+        optimizer makes the step: weights and optimizer stay as they are.
 
         Args:
             batches: At least one; of any sizes, but as many on every rank, for with ZeRO-2 and 3
@@ -127,12 +129,14 @@ class PolicyEngine:
             reference = self.reference.logprobs(batch) if self.reference else None
             scored = self._engine(batch)
             output = self._loss(scored, batch, reference)
+            loss = with_finite_guard(output.loss, scored.logprobs)
             self._engine.set_gradient_accumulation_boundary(i == len(batches) - 1)
-            self._engine.backward(output.loss * self._world_size)
-            grad_norm = self._own_grad_norm()
-            self._engine.step()
+            self._engine.backward(loss * self._world_size)
+            if i < len(batches) - 1:
+                self._engine.step()
             outputs.append(output)
             logprobs.append((on_host, scored.logprobs.detach()))
+        grad_norm = self._optimizer_step()
         stats = Stats.total(output.stats for output in outputs)
         one = torch.ones((), dtype=torch.float64)
         # A sum over ranks is wanted, and a mean is what becomes of (sum, count): count it once.
@@ -140,7 +144,7 @@ class PolicyEngine:
         stats.sums["loss"] = (loss * self._world_size, one)
         return StepOutput(
             stats=stats,
-            grad_norm=float(self._engine.get_global_grad_norm() or grad_norm),
+            grad_norm=grad_norm,
             policy_logprobs=_in_order(logprobs),
         )
 
@@ -243,12 +247,22 @@ class PolicyEngine:
         )
         return gathering
 
-    def _own_grad_norm(self) -> Tensor | float:
-        """Of gradients that are whole on every rank: at stage 0 in float32 DeepSpeed tells none."""
-        if self._settings.deepspeed.zero_stage > 0:
-            return 0.0
-        grads = [p.grad for p in self._model.parameters() if p.grad is not None]
-        return torch.nn.utils.get_total_norm(grads)
+    def _optimizer_step(self) -> float:
+        """Make the step, unless a gradient is not finite; the norm over all ranks, before clipping.
+
+        From stage 1 on DeepSpeed looks at the norm before its optimizer, and leaves the step out.
+        At stage 0 gradients are whole and the same on every rank; in float32 nobody looks at them.
+        """
+        if self._settings.deepspeed.zero_stage == 0:
+            grads = [p.grad for p in self._model.parameters() if p.grad is not None]
+            norm = float(torch.nn.utils.get_total_norm(grads))
+            if not math.isfinite(norm):
+                self._engine.zero_grad()
+                return norm
+            self._engine.step()
+            return float(self._engine.get_global_grad_norm() or norm)
+        self._engine.step()
+        return math.nan if self._optimizer.overflow else float(self._engine.get_global_grad_norm())
 
     def _loss(self, scored: Scored, batch: MicroBatch, reference: Tensor | None) -> LossOutput:
         return policy_loss(

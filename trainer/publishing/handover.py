@@ -1,12 +1,15 @@
 """From the training thread, which gathers a version's tensors, to the thread that sends them."""
 
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from queue import Empty, Queue
+from queue import Empty, Full, Queue
 
 from torch import Tensor
 
+from services.errors import UnavailableError
+
+_LOOK_S = 0.5
 _Item = tuple[str, Tensor]
 
 
@@ -26,10 +29,13 @@ class Handover:
     Args:
         size: Tensors that wait at most: on a GPU they are beside the model. One more is at
             either end.
+        given_up: Whether the version is worth no wait any more. Asked while the sender, whose disk
+            may be full, takes nothing.
     """
 
-    def __init__(self, size: int = 2) -> None:
+    def __init__(self, size: int = 2, given_up: Callable[[], bool] = lambda: False) -> None:
         self._queue: Queue[_Item | _End] = Queue(size)
+        self._given_up = given_up
         self._left = threading.Event()
 
     def fill(self, weights: Iterable[_Item]) -> None:
@@ -66,5 +72,12 @@ class Handover:
 
     def _put(self, item: _Item | _End) -> None:
         # What is put between `leave`'s two steps finds room: there is one thread that puts.
-        if not self._left.is_set():
-            self._queue.put(item)
+        while not self._left.is_set():
+            try:
+                self._queue.put(item, timeout=_LOOK_S)
+            except Full:
+                if self._given_up():
+                    self.leave()
+                    self._queue.put(_End(UnavailableError("the version was given up")))
+            else:
+                return

@@ -9,9 +9,10 @@ from services.redis_client import connect
 from services.registry import Registry
 from services.schemas.weights import AdapterConfig, TensorEntry, WeightManifest
 from services.settings import Settings
-from services.waiting import ended, until_available
+from services.waiting import until_available
 from trainer.loop_thread import LoopThread
 from trainer.publishing.handover import Handover
+from trainer.publishing.reassertion import Reassertion
 from trainer.publishing.seeder import Seeder
 from trainer.transports.base import Peer, Release, Weights
 from trainer.transports.choice import make_transport
@@ -41,7 +42,7 @@ class WeightPublisher:
         self._transport = make_transport(settings)
         self._loop = LoopThread("publisher")
         self._seeder = Seeder(settings, keys, self._transport)
-        self._publishing: asyncio.Task[int] | None = None
+        self._reassertion = Reassertion(settings, keys)
         self._served: list[str] = []
         """Ids of servers that took the last version at once."""
 
@@ -58,6 +59,7 @@ class WeightPublisher:
         adapter: AdapterConfig | None = None,
         *,
         gather_shares: Callable[[], list[RankShare]] = list,
+        given_up: Callable[[], bool] = lambda: False,
     ) -> "Future[int]":
         """Have every live server serve a version; return when its tensors are handed over.
 
@@ -70,6 +72,7 @@ class WeightPublisher:
             adapter: With `lora`, what its tensors do not say.
             gather_shares: With `ipc`, a collective: what each other rank shares. Called here, after
                 the tensors are handed over.
+            given_up: As for `Handover`.
 
         Returns:
             The number of servers that then serve it, or what went wrong:
@@ -78,25 +81,29 @@ class WeightPublisher:
             ConflictError: A later trainer has started.
         """
         self._loop.run(self._seeder.stop())
-        handover, others = Handover(), Future[list[RankShare]]()
+        handover, others = Handover(given_up=given_up), Future[list[RankShare]]()
         self._transport.expect_shares(others)
         running = self._loop.start(self._publish(handover, policy_version, adapter))
         handover.fill(weights)
         others.set_result(gather_shares())
         return running
 
+    def note_committed(self, step: int) -> None:
+        """The checkpoint after `step` steps is complete; Redis is told, should it forget."""
+        self._reassertion.committed_step = step
+
     def close(self) -> None:
-        """Stop, and give back what the transport holds. Servers keep what they have loaded."""
-        if self._loop.is_running:
-            self._loop.run(self._stop())
-            self._loop.close()
+        """End every version that is under way, and give back what the transport holds.
+
+        Servers keep what they have loaded.
+        """
+        self._loop.close()
         self._transport.close()
 
     async def _publish(
         self, handover: Handover, policy_version: int, adapter: AdapterConfig | None
     ) -> int:
         """While a version is published, the one before is given to nobody."""
-        self._publishing = asyncio.current_task()
         entries = await asyncio.to_thread(self._prepare, handover, policy_version)
         release = Release.of(self._manifest(entries, policy_version, adapter))
         timeout_s = self._settings.trainer.wait_timeout_s
@@ -111,11 +118,6 @@ class WeightPublisher:
             return self._transport.prepare(handover, self._incarnation, policy_version)
         finally:
             handover.leave()
-
-    async def _stop(self) -> None:
-        if self._publishing is not None:
-            await ended(self._publishing)
-        await self._seeder.stop()
 
     def _manifest(
         self,
@@ -142,6 +144,7 @@ class WeightPublisher:
             staged = await self._transport.stage(peers, release)
             record = release.record(self._transport.name)
             await registry.publish_policy(record, release.manifest)
+            self._reassertion.keep(record, release.manifest)
             served = await self._transport.commit(staged, release)
             self._served = [peer.record.server_id for peer in served]
             return len(served)

@@ -7,8 +7,10 @@
 | last step                        | already, or there is nothing yet                              |
 | once more, over 2 s later        | the process ends at once                                      |
 
-Both of the first two end with exit code 75. Signals are read in a thread: the main thread may be
-inside a collective, where Python's own handlers do not run.
+Both of the first two end with exit code 75. Once its work is in a checkpoint (`all_kept`) a process
+that was asked to stop waits for nobody any more: not for Redis, a server, a tracker or a rank.
+Signals are read in a thread: the main thread may be inside a collective, where Python's own
+handlers do not run.
 """
 
 import os
@@ -21,9 +23,12 @@ from contextlib import contextmanager
 
 EXIT_STOPPED = os.EX_TEMPFAIL
 """75, "try again later": go on with `--resume`."""
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGUSR1})
+END_S = 6.0
+"""What a process gets to end in good order once its work is in a checkpoint."""
 _END = b"\0"
 """Ends the listener; no signal has this number."""
+_STOPPED = "stopped with a checkpoint: go on with --resume"
 _SAME_S = 2.0
 """One request may come as several signals: from a process group, and from a parent that passes it
 on."""
@@ -39,6 +44,7 @@ class StopRequest:
     def __init__(self) -> None:
         self._asked_at: float | None = None
         self._noting = False
+        self._kept = False
 
     @property
     def asked(self) -> bool:
@@ -54,12 +60,29 @@ class StopRequest:
         finally:
             self._noting = False
 
+    def all_kept(self, *, is_done: bool) -> None:
+        """All that was done is in a checkpoint.
+
+        Where the run is to stop, this process ends in `END_S`, whatever it is in by then.
+
+        Args:
+            is_done: Whether its last step is done. If not, this rank or another one was asked.
+        """
+        if is_done and not self.asked:
+            return
+        self._kept = True
+        timer = threading.Timer(END_S, _end, (EXIT_STOPPED, _STOPPED))
+        timer.daemon = True
+        timer.start()
+
     def hear(self, number: int) -> None:
         """A signal came."""
         if self._asked_at is None:
             self._asked_at = time.monotonic()
             if not self._noting:
                 _end(EXIT_STOPPED, "stopped between steps: go on with --resume")
+        elif self._kept:
+            _end(EXIT_STOPPED, _STOPPED)
         elif time.monotonic() - self._asked_at > _SAME_S:
             _end(128 + number, "stopped for the second time: what is not in a checkpoint is lost")
 
@@ -70,7 +93,7 @@ def stop_request() -> Iterator[StopRequest]:
     request = StopRequest()
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
-    before = {number: signal.signal(number, lambda *_: None) for number in _SIGNALS}
+    before = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}
     wakeup = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
     listener = threading.Thread(
         target=_listen, args=(read_end, request), name="stop-signals", daemon=True
@@ -93,14 +116,14 @@ def stop_request() -> Iterator[StopRequest]:
 
 def _listen(read_end: int, request: StopRequest) -> None:
     while (number := os.read(read_end, 1)) != _END:
-        if number[0] in _SIGNALS:
+        if number[0] in STOP_SIGNALS:
             request.hear(number[0])
 
 
 def _forget() -> None:
     """A forked child's signals are its own: they must not reach the parent's pipe."""
     signal.set_wakeup_fd(-1)
-    for number in _SIGNALS:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_DFL)
 
 

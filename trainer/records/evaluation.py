@@ -6,8 +6,12 @@ from typing import Any
 class StepEvaluation:
     """Evaluates some of a run's versions beside the training loop. This one evaluates none.
 
-    Nothing here waits, but for `finish`, and nothing raises: training is worth more.
+    Nothing here waits, but for `start` and `finish`, and nothing raises: training is worth more.
     """
+
+    def start(self) -> list[dict[str, Any]]:
+        """Version 0 is served and nothing is trained: evaluate it, and wait for that."""
+        return []
 
     def begin(self, step: int) -> None:
         """Version `step` is on its way to the servers: evaluate it, if it is one to evaluate."""

@@ -1,13 +1,20 @@
 """The files a run leaves for people: metrics, ledger, and the rollouts themselves."""
 
 import json
+import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, get_args
 
+from pydantic_core import to_json
+
 from services.schemas.rewards import Status
 from services.settings import Settings
+from services.waiting import RoomWait
+from trainer.checkpoints.fence import RunFence
+from trainer.checkpoints.sync import sync
 from trainer.records.rollout_files import RolloutFiles
 from trainer.records.trackers import Trackers
 from trainer.types import Batch, TrainGroup
@@ -20,9 +27,20 @@ class StepLines:
         self._file = file
 
     def append(self, row: dict[str, Any]) -> None:
-        """Add a step's line."""
-        with self._file.open("a") as stream:
-            stream.write(json.dumps(row) + "\n")
+        """Add a step's line, whole or not at all."""
+        size = self._file.stat().st_size if self._file.exists() else 0
+        try:
+            with self._file.open("ab") as stream:
+                # NaN and Infinity are not JSON.
+                stream.write(to_json(row, inf_nan_mode="null") + b"\n")
+        except OSError:
+            os.truncate(self._file, size)
+            raise
+
+    def sync(self) -> None:
+        """Have all lines on disk."""
+        if self._file.exists():
+            sync(self._file)
 
     def cut_to(self, step: int) -> None:
         """Keep the lines of steps under `step`; later ones move to `rolled_back.jsonl`."""
@@ -35,7 +53,9 @@ class StepLines:
                 stream.writelines(f"{line}\n" for line in dropped)
         draft = self._file.with_suffix(".draft")
         draft.write_text("".join(f"{line}\n" for line in kept))
+        sync(draft)
         draft.rename(self._file)
+        sync(self._file.parent)
 
 
 class RunRecords:
@@ -49,21 +69,29 @@ class RunRecords:
     Args:
         settings: Of the run.
         rank: Rank 0 writes metrics and ledger, every rank its own groups.
+        fence: Every method that writes raises `SupersededError` once a later trainer has started.
     """
 
-    def __init__(self, settings: Settings, rank: int) -> None:
+    def __init__(self, settings: Settings, rank: int, fence: RunFence | None = None) -> None:
         folder = settings.run.folder
+        self._check = (fence or RunFence(folder)).check
         self._is_main = rank == 0
+        self._room = RoomWait(folder, settings.trainer.wait_timeout_s)
         self._metrics = StepLines(folder / "metrics.jsonl")
         self._ledger = StepLines(folder / "ledger.jsonl")
         self._evaluations = StepLines(folder / "evaluations.jsonl")
         self._rollouts = RolloutFiles(
-            folder / "rollouts", rank=rank, keep=settings.records.keep_rollouts
+            folder / "rollouts",
+            rank=rank,
+            keep=settings.records.keep_rollouts,
+            check=self._check,
+            timeout_s=settings.trainer.wait_timeout_s,
         )
         self._trackers = Trackers(settings) if self._is_main else None
 
     def cut_to(self, step: int) -> None:
         """Keep what is of steps under `step`, and go on from there; once, before the first."""
+        self._check()
         self._rollouts.cut_to(step)
         if self._trackers is not None:
             self._metrics.cut_to(step)
@@ -73,15 +101,17 @@ class RunRecords:
 
     def step(self, metrics: dict[str, Any], ledger: dict[str, Any]) -> None:
         """Append one step; rank 0 only."""
-        self._ledger.append(ledger)
-        self._metrics.append(metrics)
+        self._check()
+        self._room.write(lambda: self._ledger.append(ledger))
+        self._room.write(lambda: self._metrics.append(metrics))
         if self._trackers is not None:
             self._trackers.log(metrics)
 
     def evaluations(self, rows: Sequence[dict[str, Any]], step: int) -> None:
         """Append what has come while `step` trained; rank 0 only has any."""
         for row in rows:
-            self._evaluations.append(row)
+            self._check()
+            self._room.write(partial(self._evaluations.append, row))
             if self._trackers is not None:
                 self._trackers.log_evaluation(row, step)
 
@@ -91,8 +121,15 @@ class RunRecords:
         """Write this rank's groups of a step with everything that its loss is made of."""
         self._rollouts.write(step, groups, policy_logprobs)
 
+    def sync(self) -> None:
+        """Have all lines on disk, before a checkpoint counts on them."""
+        if self._is_main:
+            for lines in (self._ledger, self._metrics, self._evaluations):
+                lines.sync()
+
     def committed(self, step: int) -> None:
         """A checkpoint after `step` steps is complete: older groups may go."""
+        self._check()
         self._rollouts.committed(step)
 
     def close(self) -> None:
@@ -144,6 +181,7 @@ def ledger_line(batch: Batch, step: int) -> dict[str, Any]:
         "group_ids": [g.rollout.group_id for g in batch.groups],
         "stale": batch.outcome.stale,
         "dead": batch.outcome.dead,
+        "skipped": batch.outcome.skipped,
         "no_spread": batch.outcome.replaced,
     }
 

@@ -31,12 +31,16 @@ class PhaseClock:
 
     @contextmanager
     def __call__(self, phase: str) -> Iterator[None]:
-        """Time a block; all ranks go through the same ones in the same order."""
+        """Time a block; all ranks go through the same ones in the same order.
+
+        A phase that comes again, since a batch was skipped or a checkpoint waits for the version
+        that is under way, adds to its seconds.
+        """
         self._watch.enter(phase, self._step)
         start = time.perf_counter()
         with self._tracing.span(phase, parent=self._span.traceparent if self._span else None):
             yield
-        self.seconds[phase] = time.perf_counter() - start
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
 
     def finish(self) -> None:
         """The step is done."""

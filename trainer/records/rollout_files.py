@@ -1,10 +1,12 @@
 """The groups that a run was trained on, whole, for people and for tests."""
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from pydantic import ConfigDict
 
+from services.waiting import RoomWait
 from trainer.types import TrainGroup
 
 
@@ -19,13 +21,13 @@ class RolloutRecord(TrainGroup):
     "policy_logprobs": [[-0.1, …], …], "trace_id": "4bf9…4736"}`
     """
 
-    # A diverged policy has NaN: its record must be written and read all the same.
-    model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="constants")
+    # A policy that has diverged has NaN, which JSON has not.
+    model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="null")
 
     step: int
     """From 0; also the policy_version that was trained."""
-    policy_logprobs: list[list[float]]
-    """[completion][token] of the trainer before the step's update."""
+    policy_logprobs: list[list[float | None]]
+    """[completion][token] of the trainer before the step's update; null where it is not finite."""
     trace_id: str | None
     """Of the group's spans, 32 hexadecimal digits; None where nothing was traced."""
 
@@ -37,12 +39,24 @@ class RolloutFiles:
         folder: `rollouts` of the run's folder.
         rank: Whose groups these are.
         keep: Committed steps whose files stay; 0 keeps all.
+        check: Called before a file of its own name appears; raises where it must not.
+        timeout_s: Longest wait for room on a full disk.
     """
 
-    def __init__(self, folder: Path, *, rank: int, keep: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        rank: int,
+        keep: int,
+        check: Callable[[], None] = lambda: None,
+        timeout_s: float = 0.0,
+    ) -> None:
         self._folder = folder
         self._rank = rank
         self._keep = keep
+        self._check = check
+        self._room = RoomWait(folder, timeout_s)
 
     def write(
         self, step: int, groups: Sequence[TrainGroup], policy_logprobs: Sequence[Sequence[float]]
@@ -53,6 +67,9 @@ class RolloutFiles:
             step: From 0.
             groups: This rank's.
             policy_logprobs: [completion][token], in the order of the groups.
+
+        Raises:
+            WaitTimeoutError: The disk stayed full.
         """
         logprobs = iter(policy_logprobs)
         records = [
@@ -66,27 +83,36 @@ class RolloutFiles:
         ]
         self._folder.mkdir(parents=True, exist_ok=True)
         file = self._folder / f"step-{step:06d}.rank{self._rank}.jsonl"
-        file.write_text("".join(record.model_dump_json() + "\n" for record in records))
+        draft = file.with_suffix(f".draft-{os.getpid()}")
+        text = "".join(record.model_dump_json() + "\n" for record in records)
+        try:
+            self._room.write(lambda: draft.write_text(text))
+            self._check()
+            draft.replace(file)
+        finally:
+            draft.unlink(missing_ok=True)
 
     def cut_to(self, step: int) -> None:
-        """Move the groups of steps from `step` on to `rolled_back/`, beside earlier ones there."""
-        for number, file in self._files():
+        """Move the groups of steps from `step` on to `rolled_back/`, in place of earlier ones."""
+        for draft in self._folder.glob(f"step-*.rank{self._rank}.draft-*"):  # of a killed trainer
+            draft.unlink(missing_ok=True)
+        for number, file in _files(self._folder, self._rank):
             if number >= step:
-                aside = self._folder / "rolled_back" / file.name
-                aside.parent.mkdir(exist_ok=True)
-                with aside.open("a") as stream:
-                    stream.write(file.read_text())
-                file.unlink()
+                aside = self._folder / "rolled_back"
+                aside.mkdir(exist_ok=True)
+                file.replace(aside / file.name)
 
     def committed(self, step: int) -> None:
         """Remove what is over `keep`. Steps that a resume would do again are not counted."""
-        for number, file in self._files():
-            if self._keep and number < step - self._keep:
-                file.unlink()
+        for folder in (self._folder, self._folder / "rolled_back"):
+            for number, file in _files(folder, self._rank):
+                if self._keep and number < step - self._keep:
+                    file.unlink()
 
-    def _files(self) -> Iterator[tuple[int, Path]]:
-        for file in sorted(self._folder.glob(f"step-*.rank{self._rank}.jsonl")):
-            yield int(file.name[len("step-") :].partition(".")[0]), file
+
+def _files(folder: Path, rank: int) -> Iterator[tuple[int, Path]]:
+    for file in sorted(folder.glob(f"step-*.rank{rank}.jsonl")):
+        yield int(file.name[len("step-") :].partition(".")[0]), file
 
 
 def _trace_id(group: TrainGroup) -> str | None:

@@ -5,6 +5,7 @@ in sampling, so both stages see the same token ids. Answers are never cut: a cut
 model to stop inside its JSON.
 """
 
+import json
 import logging
 import time
 from pathlib import Path
@@ -21,9 +22,11 @@ from trl import SFTTrainer
 
 from scene_data.dataset import open_dataset
 from scene_data.templates import check_instruction
-from services.errors import SettingsError
+from services.errors import SettingsError, SggError
 from services.model_families import save_published
+from services.schemas.common import Message
 from services.settings import Settings
+from trainer.checkpoints.inputs import Inputs, check_inputs, data_inputs
 from trainer.collection.image_check import ImageCheck
 from trainer.policy.adapter import lora_config
 from trainer.policy.engine import init_process_group
@@ -33,13 +36,21 @@ from trainer.ranks.stop import StopRequest
 from trainer.records.files import StepLines
 from trainer.records.trackers import Trackers
 from trainer.sft.arguments import sft_arguments, sft_total_steps
+from trainer.sft.finite import SkipsNotFinite
 from trainer.sft.rows import AnswerCollator, AnswerRows
 
 logger = logging.getLogger(__name__)
 
+_INPUTS = "inputs.json"
+"""Beside the checkpoints."""
+
 
 def run_sft(
-    settings: Settings, *, resume: bool = False, stop: StopRequest | None = None
+    settings: Settings,
+    *,
+    resume: bool = False,
+    allow_changes: bool = False,
+    stop: StopRequest | None = None,
 ) -> Path | None:
     """Train `model.path` on `data.train` as `[sft]` says; every rank calls this.
 
@@ -48,6 +59,7 @@ def run_sft(
     Args:
         settings: Of the run. The `trainer.freeze_*` flags hold here too, and `[deepspeed]`.
         resume: Continue from the run's last checkpoint, if there is one.
+        allow_changes: Also with another dataset or instruction.
         stop: Of this process; rank 0's counts.
 
     Returns:
@@ -56,7 +68,8 @@ def run_sft(
 
     Raises:
         InvalidInputError: The dataset is not usable.
-        SettingsError: `model.path` cannot be loaded, or a tracker is not installed.
+        SettingsError: `model.path` cannot be loaded, a tracker is not installed, or the checkpoint
+            is of another dataset or instruction.
     """
     check_instruction(settings.data.template, settings.data.vocabulary)
     thinking_column = settings.sft.thinking_column if settings.data.thinking else None
@@ -73,9 +86,19 @@ def run_sft(
             "started: make them the same"
         )
     total = sft_total_steps(settings, len(rows))
-    checkpoint = _last_checkpoint(settings.run.folder / "checkpoints") if resume else None
+    checkpoints = settings.run.folder / "checkpoints"
+    checkpoint = _last_checkpoint(checkpoints) if resume else None
+    ranks = Ranks(settings.trainer.wait_timeout_s)
+    outcome: Message | SggError = Message()
+    if ranks.is_main:
+        try:
+            now = data_inputs(settings, dataset)
+            _keep_inputs(checkpoints / _INPUTS, now, checkpoint, allow_changes=allow_changes)
+        except SggError as error:
+            outcome = error
+    ranks.broadcast(outcome, Message)
     stop = stop or StopRequest()
-    stopping = _StopWhenAsked(stop, Ranks(settings.trainer.wait_timeout_s))
+    stopping = _StopWhenAsked(stop, ranks)
     trainer = _Trainer(
         rows,
         args=sft_arguments(settings, total_steps=total),
@@ -83,7 +106,7 @@ def run_sft(
         data_collator=AnswerCollator(processor),
         processing_class=processor,
         peft_config=lora_config(settings.lora) if settings.lora.rank else None,
-        callbacks=[_Epoch(rows), stopping],
+        callbacks=[_Epoch(rows), SkipsNotFinite(), stopping],
     )
     trainer.remove_callback(PrinterCallback)  # prints every log a second time
     if trainer.is_world_process_zero():
@@ -159,6 +182,11 @@ class _StopWhenAsked(TrainerCallback):  # type: ignore[misc]
         if state.global_step < state.max_steps and self._ranks.agree(self._stop.asked):
             control.should_save = control.should_training_stop = self.stopped = True
 
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if self.stopped:
+            self._ranks.barrier()  # each comes here when its own part is written
+            self._stop.all_kept(is_done=False)
+
 
 class _Progress(TrainerCallback):  # type: ignore[misc]
     """A line in the log, in `metrics.jsonl` and in the trackers, every some steps."""
@@ -190,6 +218,17 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._trackers.close()
+
+
+def _keep_inputs(file: Path, now: Inputs, checkpoint: str | None, *, allow_changes: bool) -> None:
+    """Compare with those of the checkpoint, where one is resumed, and write those of now."""
+    if checkpoint is not None and file.exists():
+        then: Inputs = json.loads(file.read_text())
+        check_inputs(then, now, checkpoint, allow_changes=allow_changes)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_suffix(".draft")
+    draft.write_text(json.dumps(now, indent=1) + "\n")
+    draft.replace(file)
 
 
 def _last_checkpoint(root: Path) -> str | None:

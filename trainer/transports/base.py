@@ -69,12 +69,13 @@ class Peer:
         return info is not None and info.state not in ("starting", "draining")
 
     def client(self, timeout_s: float) -> RolloutClient:
-        """A client with both tokens."""
+        """A client with both tokens, sent to a server that has proved itself."""
         return RolloutClient(
             self.record.url,
             token=self.settings.data_token,
             admin_token=self.settings.admin_token,
             timeout_s=timeout_s,
+            registered=self.settings.security,
         )
 
 
@@ -151,7 +152,8 @@ class WeightTransport(ABC):
             The manifest's tensors.
 
         Raises:
-            UnavailableError: There is no room for them.
+            UnavailableError: They cannot be kept.
+            WaitTimeoutError: There was no room for them for `trainer.wait_timeout_s`.
         """
 
     def expect_shares(self, others: "Future[list[RankShare]]") -> None:  # noqa: B027  # ipc's

@@ -154,7 +154,8 @@ async def on_thread(work: Callable[[], T], device: torch.device, what: str) -> T
         if error is None:
             result.set_result(value)  # type: ignore[arg-type]  # a T, where there is no error
         else:
-            result.set_exception(EngineError(f"{what} failed: {error or type(error).__name__}"))
+            reason = str(error) or type(error).__name__
+            result.set_exception(EngineError(f"{what} failed: {reason}"))
 
     def run() -> None:
         value, failure = None, None

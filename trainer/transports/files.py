@@ -8,17 +8,23 @@ from typing import ClassVar
 
 from services.schemas.weights import TensorEntry
 from services.settings import Settings
+from services.waiting import RoomWait
 from services.weights import private_folder
 from trainer.transports.base import Weights, WeightTransport
 from trainer.transports.host import on_host
 from trainer.transports.weight_file import write_weights
 
+_DRAFT = ".draft"
+"""Ends the name of a version that is not whole."""
+
 
 class FileTransport(WeightTransport):
-    """Writes each version to a file, in a folder that holds nothing else."""
+    """Writes each version to a file, in a folder that holds nothing else.
 
-    keep_versions: ClassVar[int] = 2
-    """The version that is served, and the one that replaces it."""
+    Room is needed for one version, and for a second where servers read the file themselves: one
+    that starts while a version is written reads the version before. What is older goes first.
+    """
+
     durable: ClassVar[bool] = False
     """Whether the file is to outlive the machine."""
 
@@ -33,29 +39,43 @@ class FileTransport(WeightTransport):
     def prepare(
         self, weights: Weights, incarnation: int, policy_version: int
     ) -> Mapping[str, TensorEntry]:
-        """See `WeightTransport.prepare`."""
+        """See `WeightTransport.prepare`. A full disk is waited for: `trainer.wait_timeout_s`.
+
+        Raises:
+            WaitTimeoutError: It stayed full.
+        """
         self._last = self.file(incarnation, policy_version)
-        private_folder(self._last.parent)
-        entries = write_weights(self._last, on_host(weights), durable=self.durable)
-        for old in _oldest_first(self._last.parent)[: -self.keep_versions]:
-            old.unlink(missing_ok=True)
-        return entries
+        folder = private_folder(self._last.parent)
+        self._remove_older(keep=1 if self.servers_fetch else 0)
+        room = RoomWait(folder, self._settings.trainer.wait_timeout_s)
+        return write_weights(self._last, on_host(weights), room, durable=self.durable)
 
     def close(self) -> None:
-        """See `WeightTransport.close`. A trainer that has replaced this one keeps its files."""
+        """See `WeightTransport.close`."""
         if self._last is None:
             return
-        for file in _oldest_first(self._last.parent):
-            if _order(file) <= _order(self._last):
-                file.unlink(missing_ok=True)
+        self._remove_older(keep=0)
+        self._last.unlink(missing_ok=True)
         with suppress(OSError):  # not empty, or gone
             self._last.parent.rmdir()
+
+    def _remove_older(self, *, keep: int) -> None:
+        """Remove what is older than the last version but for the newest `keep` whole ones.
+
+        A trainer that has replaced this one keeps its files.
+        """
+        assert self._last is not None
+        last = _order(self._last)
+        older = [file for file in _oldest_first(self._last.parent) if _order(file) < last]
+        whole = [file for file in older if file.suffix != _DRAFT]
+        for file in set(older) - set(whole[len(whole) - keep :]):
+            file.unlink(missing_ok=True)
 
 
 def _oldest_first(folder: Path) -> list[Path]:
     """Versions and drafts, also those that a killed trainer has left."""
     files = folder.iterdir() if folder.exists() else []
-    return sorted((f for f in files if f.suffix in {".safetensors", ".draft"}), key=_order)
+    return sorted((f for f in files if f.suffix in {".safetensors", _DRAFT}), key=_order)
 
 
 def _order(file: Path) -> tuple[int, int]:

@@ -1,13 +1,12 @@
 """`http`: each server is sent the bytes, for hosts that share nothing."""
 
-import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from services.clients.rollout import RolloutClient
 from services.schemas.weights import PolicyInfo, Transport
+from services.weights import temporary_folder
 from trainer.transports.base import Peer, Release, select
 from trainer.transports.files import FileTransport
 
@@ -16,12 +15,11 @@ class HttpTransport(FileTransport):
     """Keeps the version in a file of its own, for all servers and for those that come late."""
 
     name: ClassVar[Transport] = "http"
-    keep_versions = 1
 
     def file(self, incarnation: int, policy_version: int) -> Path:
         """See `FileTransport.file`. `TMPDIR` chooses the disk."""
-        folder = f"sgg-{self._settings.run.name}-trainer-{os.geteuid()}"
-        return Path(tempfile.gettempdir()) / folder / f"{incarnation}-{policy_version}.safetensors"
+        folder = temporary_folder(self._settings.run.name, "trainer")
+        return folder / f"{incarnation}-{policy_version}.safetensors"
 
     async def stage(self, peers: Sequence[Peer], release: Release) -> list[Peer]:
         """See `WeightTransport.stage`: a server that has its bytes does not wait for others'."""

@@ -12,6 +12,7 @@ import os
 from collections import deque
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,9 @@ from torch import Tensor
 
 from services.errors import InvalidInputError, UnavailableError
 from services.schemas.weights import TensorEntry
+from services.waiting import RoomWait
 
-_HEADER_BYTES = 4 * 1024 * 1024
+HEADER_BYTES = 4 * 1024 * 1024
 """Room for the names and shapes of about 25,000 tensors."""
 _THREADS = 4
 """Each hashes and writes one tensor at a time, outside Python's global lock."""
@@ -29,25 +31,27 @@ _CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
 
 
 def write_weights(
-    file: Path, weights: Iterable[tuple[str, Tensor]], *, durable: bool = False
+    file: Path, weights: Iterable[tuple[str, Tensor]], room: RoomWait, *, durable: bool = False
 ) -> dict[str, TensorEntry]:
     """Write a version; it appears under its name when it is complete.
 
     Args:
         file: In a folder that exists.
         weights: Names and CPU tensors, which may change once this has returned.
+        room: Waits where the disk is full; it goes on where it was.
         durable: Whether the bytes must be on the disk before the name is.
 
     Returns:
         The manifest's tensors.
 
     Raises:
-        UnavailableError: There is no room for it.
+        UnavailableError: It cannot be written.
+        WaitTimeoutError: There was no room for it for too long.
     """
     draft = file.with_suffix(".draft")
     draft.unlink(missing_ok=True)
     try:
-        entries = _write_draft(draft, weights, durable=durable)
+        entries = _write_draft(draft, weights, room, durable=durable)
         draft.rename(file)
         if durable:
             _sync_folder(file.parent)
@@ -66,11 +70,12 @@ def describe(tensor: Tensor, sha256: str | None = None) -> TensorEntry:
 
 
 def _write_draft(
-    draft: Path, weights: Iterable[tuple[str, Tensor]], *, durable: bool
+    draft: Path, weights: Iterable[tuple[str, Tensor]], room: RoomWait, *, durable: bool
 ) -> dict[str, TensorEntry]:
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    descriptor = room.write(lambda: os.open(draft, flags, 0o600))
     try:
-        entries = _write(descriptor, weights)
+        entries = _write(descriptor, weights, room)
         if durable:
             os.fsync(descriptor)
     finally:
@@ -78,7 +83,9 @@ def _write_draft(
     return entries
 
 
-def _write(descriptor: int, weights: Iterable[tuple[str, Tensor]]) -> dict[str, TensorEntry]:
+def _write(
+    descriptor: int, weights: Iterable[tuple[str, Tensor]], room: RoomWait
+) -> dict[str, TensorEntry]:
     header: dict[str, Any] = {}
     entries: dict[str, TensorEntry] = {}
     running: deque[tuple[str, Tensor, Future[str]]] = deque()
@@ -92,8 +99,9 @@ def _write(descriptor: int, weights: Iterable[tuple[str, Tensor]]) -> dict[str, 
         for name, tensor in weights:
             if len(running) == _THREADS:
                 finish_one()
-            start = 8 + _HEADER_BYTES + offset
-            running.append((name, tensor, pool.submit(_write_tensor, descriptor, tensor, start)))
+            start = 8 + HEADER_BYTES + offset
+            written = pool.submit(_write_tensor, descriptor, tensor, start, room)
+            running.append((name, tensor, written))
             size = tensor.numel() * tensor.element_size()
             header[name] = {
                 "dtype": _CODES.get(_dtype(tensor)),
@@ -103,27 +111,31 @@ def _write(descriptor: int, weights: Iterable[tuple[str, Tensor]]) -> dict[str, 
             offset += size
         while running:
             finish_one()
-    _write_header(descriptor, header)
+    _write_all(descriptor, memoryview(_header_bytes(header)), 0, room)
     return entries
 
 
-def _write_tensor(descriptor: int, tensor: Tensor, start: int) -> str:
+def _write_tensor(descriptor: int, tensor: Tensor, start: int, room: RoomWait) -> str:
     """Write a tensor's bytes in row-major order; returns their sha256."""
     raw = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
-    done = 0
-    while done < len(raw):  # the kernel takes at most 2 GiB at once
-        done += os.pwrite(descriptor, raw[done:], start + done)
+    _write_all(descriptor, raw, start, room)
     return hashlib.sha256(raw).hexdigest()
 
 
-def _write_header(descriptor: int, header: dict[str, Any]) -> None:
+def _write_all(descriptor: int, raw: memoryview, start: int, room: RoomWait) -> None:
+    while raw:  # the kernel takes at most 2 GiB at once, and what there is room for
+        done = room.write(partial(os.pwrite, descriptor, raw, start))
+        raw, start = raw[done:], start + done
+
+
+def _header_bytes(header: dict[str, Any]) -> bytes:
     text = json.dumps(header, separators=(",", ":")).encode()
-    if len(text) > _HEADER_BYTES:
+    if len(text) > HEADER_BYTES:
         raise InvalidInputError(
             f"{len(header)} tensors: their names and shapes take {len(text)} bytes, over the "
-            f"{_HEADER_BYTES} that a file of weights keeps for them"
+            f"{HEADER_BYTES} that a file of weights keeps for them"
         )
-    os.pwrite(descriptor, _HEADER_BYTES.to_bytes(8, "little") + text.ljust(_HEADER_BYTES), 0)
+    return HEADER_BYTES.to_bytes(8, "little") + text.ljust(HEADER_BYTES)
 
 
 def _dtype(tensor: Tensor) -> str:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 import launcher.inference
@@ -13,6 +12,7 @@ from cli.main import app
 from evaluation.inference.progress import Progress
 from evaluation.reading.lines import GraphLine
 from launcher.inference_view import ProgressView, summary
+from launcher.terminal import SafeConsole
 from services.errors import SettingsError
 from services.settings import Settings
 
@@ -42,6 +42,13 @@ def test_what_an_r1_sgg_user_writes(asked: list[dict[str, Any]]) -> None:
     assert (settings.data.template, settings.data.vocabulary) == ("closed", "vg150")
     assert settings.data.thinking
     assert settings.evaluation.temperature == 0
+
+
+def test_a_servers_address_holds_no_password(tmp_path: Path) -> None:
+    given = ["data", "-o", str(tmp_path / "out"), "--model", "m"]
+    with pytest.raises(SettingsError, match="without a user or password") as caught:
+        run(*given, "--server", "http://me:correct-horse@127.0.0.1:1")
+    assert "correct-horse" not in caught.value.message
 
 
 def test_options_win_over_the_file(asked: list[dict[str, Any]], tmp_path: Path) -> None:
@@ -91,7 +98,7 @@ def line(status: str = "ok") -> GraphLine:
 @pytest.mark.parametrize("terminal", [True, False])
 def test_progress_and_summary_say_what_came(terminal: bool) -> None:
     out = io.StringIO()
-    console = Console(file=out, force_terminal=terminal, width=100, color_system=None)
+    console = SafeConsole(file=out, force_terminal=terminal, width=100, color_system=None)
     progress = Progress(total=4)
     progress.count(line())
     progress.skipped, progress.started = 1, 0.0

@@ -2,11 +2,11 @@ import io
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 from typer.testing import CliRunner
 
 from cli.main import app
 from cli.rollouts import group_view
+from launcher.terminal import SafeConsole
 from services.errors import NotFoundError
 from tests.unit.trainer.test_records import TRACE, group
 from trainer.records.rollout_files import RolloutFiles, read_rollouts
@@ -31,7 +31,7 @@ def test_one_group_is_shown_with_its_texts(run: Path) -> None:
     record = read_rollouts(run, 3)[1]
     record.rollout.completions[1].__dict__["text"] = "first\x1b[2J\nsecond"
     out = io.StringIO()
-    Console(file=out, width=160).print(group_view(record, whole=True))
+    SafeConsole(file=out, width=160).print(group_view(record, whole=True))
     text = out.getvalue()
     for expected in ("run-e0-r1", TRACE, "Scene graph:", "answer 0", "4.000", "+1.000", "edge"):
         assert expected in text

@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from rich.console import Console
-
 from cli.status import RunStatus, status_view
+from launcher.terminal import SafeConsole
 from services.schemas.weights import PolicyRecord, ServerRecord
 
 
@@ -33,7 +32,7 @@ def shown(*servers: ServerRecord) -> list[str]:
         servers=list(servers),
         queues={"prompts": 31, "rollouts": 2, "dead": 1},
     )
-    console = Console(width=80)
+    console = SafeConsole(width=80)
     with console.capture() as capture:
         console.print(status_view(status))
     return capture.get().splitlines()

@@ -1,10 +1,17 @@
 import json
+import math
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from evaluation.heldout import check_version, heldout_samples, heldout_scores
+from evaluation.heldout import (
+    check_version,
+    heldout_samples,
+    heldout_scores,
+    heldout_summary,
+    keep_heldout,
+)
 from evaluation.inference.answers import answered_line, not_asked_line
 from evaluation.reading.lines import GraphLine
 from scene_data.templates import answer_text
@@ -31,6 +38,27 @@ def test_answers_of_another_version_are_no_result() -> None:
     check_version([answered(3, 3), answered(3, 3)], 3)
     with pytest.raises(ConflictError, match=r"\[0, 4\] answered, not version 3"):
         check_version([answered(3, 4), answered(0, 3)], 3)
+
+
+def test_answers_and_scores_are_kept_by_label(tmp_path: Path) -> None:
+    """JSON whatever the scores; answers of another version replace nothing."""
+    settings = Settings.model_validate(
+        {
+            "run": {"name": "run", "root": str(tmp_path)},
+            "model": {"path": "none"},
+            "data": {"train": "x"},
+        }
+    )
+    folder = tmp_path / "run"
+    folder.mkdir()
+    assert heldout_summary(folder) == {}
+    keep_heldout(settings, "before", [answered(0, 0)], {"recall": 0.1}, policy_version=0)
+    with pytest.raises(ConflictError):
+        keep_heldout(settings, "before", [answered(0, 1)], {"recall": 0.9}, policy_version=0)
+    keep_heldout(settings, "after", [answered(8, 8)], {"recall": math.nan}, policy_version=8)
+    assert heldout_summary(folder) == {"before": {"recall": 0.1}, "after": {"recall": None}}
+    kept = [json.loads(line) for line in (folder / "heldout-before.jsonl").open()]
+    assert [line["policy_versions"] for line in kept] == [[0, 0]]
 
 
 def test_images_that_cannot_be_used_are_left_out_up_to_a_bound(

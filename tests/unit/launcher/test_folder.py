@@ -60,14 +60,6 @@ def test_without_a_run_there_is_nothing_to_resume(tmp_path: Path) -> None:
         RunFolder(tmp_path / "run").prepare(resume=True)
 
 
-def test_evaluations_are_kept_by_label(tmp_path: Path) -> None:
-    folder = RunFolder(tmp_path)
-    assert folder.evaluations() == {}
-    folder.add_evaluation("before", {"recall": 0.1})
-    folder.add_evaluation("after", {"recall": 0.2})
-    assert folder.evaluations() == {"before": {"recall": 0.1}, "after": {"recall": 0.2}}
-
-
 def test_a_name_is_locked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder_module, "_DYING_S", 0.0)
     with run_lock(tmp_path / "run"):

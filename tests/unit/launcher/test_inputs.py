@@ -229,7 +229,7 @@ def refusals(wanted: Settings) -> dict[str, str]:
     """What each command says that would refuse; none of them starts anything."""
     starts: dict[str, Callable[[], object]] = {
         "dry run": lambda: dry_run(wanted),
-        "train": lambda: commands.train(wanted, resume=False, dry_run=False),
+        "train": lambda: commands.train(wanted, resume=False, allow_changes=False, dry_run=False),
         "run": lambda: run_here(wanted),
         "demo": lambda: run_here(wanted, evaluate=True),
         "submit": lambda: checked(wanted, fetch=False),

@@ -146,7 +146,7 @@ def test_several_servers_have_ports_of_their_own(gpus: list[Gpu], tmp_path: Path
         urls = server_urls(wanted, ports)
     assert urls[0] == wanted.rollout.url
     assert len(set(urls)) == 4
-    parts = run_parts(wanted, folder, placed(wanted, gpus), urls, resume=True)
+    parts = run_parts(wanted, folder, placed(wanted, gpus), urls, ["--resume"])
     assert [part.name for part in parts.services[1:]] == [f"rollout-{i}" for i in range(4)]
     numbers = [part.command[-1] for part in parts.services[1:]]
     assert [url.rpartition(":")[2] for url in urls] == numbers

@@ -6,7 +6,6 @@ from pathlib import Path
 from random import Random
 
 import pytest
-from rich.console import Console
 
 from cli.plan import plan as plan_command
 from launcher.plan.cluster import SHIPPED, load_cluster
@@ -16,6 +15,7 @@ from launcher.plan.measure import measured
 from launcher.plan.plan import make_plan
 from launcher.plan.splits import all_splits, best
 from launcher.plan.view import plan_json, plan_view
+from launcher.terminal import SafeConsole
 from services.errors import InvalidInputError, SettingsError
 from services.settings import Settings, load_settings
 from trainer.sizing.shapes import model_shape
@@ -69,7 +69,7 @@ def test_one_gpu_is_shared_over_ipc_only() -> None:
 
 def test_the_text_fits_100_columns_and_the_json_has_all_sources() -> None:
     found = make_plan(settings(), load_cluster("a100x16"), gpus=(8, 32))
-    console = Console(width=100, record=True, file=io.StringIO())
+    console = SafeConsole(width=100, record=True, file=io.StringIO())
     console.print(plan_view(found))
     text = console.export_text()
     assert max(map(len, text.splitlines())) <= 100

@@ -85,6 +85,29 @@ def test_room_and_shared_file_systems(tmp_path: Path) -> None:
     assert "file system" not in problems(folder_findings(many, large, hosts=1))
 
 
+@pytest.mark.parametrize(
+    ("transport", "name", "versions"),
+    [
+        ("shm", "room for weights", 2),
+        ("disk", "room for checkpoints", 2),
+        ("http", "room for weights", 1 + 2 * 3),
+    ],
+)
+def test_room_for_weights(tmp_path: Path, transport: str, name: str, versions: int) -> None:
+    """What `tests/unit/trainer/test_file_transports.py` sees that the transports take."""
+    shape = model_shape("Qwen/Qwen2.5-VL-7B-Instruct")
+
+    def wanted_gib(of: str) -> float:
+        run = settings(tmp_path, weights={"transport": of}, cluster={"num_rollout_servers": 3})
+        texts = {finding.name: finding.detail for finding in folder_findings(run, shape, hosts=1)}
+        return float(texts[name].split()[0]) if name in texts else 0.0
+
+    version_gib = (2 * shape.num_parameters + 4 * 2**20) / 2**30
+    assert wanted_gib(transport) - wanted_gib("lora") == pytest.approx(
+        versions * version_gib, abs=0.11
+    )
+
+
 def test_what_a_run_lacks_is_all_said_at_once(tmp_path: Path) -> None:
     secret = ensure_secrets(tmp_path / "secrets").data_token
     secret.chmod(0o644)

@@ -66,6 +66,16 @@ def test_a_request_to_stop_reaches_all_and_their_code_comes_back(tmp_path: Path)
     assert process.wait(30) == os.EX_TEMPFAIL
 
 
+def test_a_request_to_stop_that_comes_before_they_listen_is_one_all_the_same(
+    tmp_path: Path,
+) -> None:
+    deaf = "import sys, time; open(f'{sys.argv[1]}/up', 'w').write('1'); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", PARENT, "-c", deaf, str(tmp_path)], cwd=ROOT)
+    wait_for("a rank", lambda: (tmp_path / "up").exists())
+    process.terminate()
+    assert process.wait(30) == os.EX_TEMPFAIL
+
+
 def test_ranks_do_not_outlive_their_parent(tmp_path: Path) -> None:
     process = start(tmp_path)
     process.kill()

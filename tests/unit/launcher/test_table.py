@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from launcher.run_view import summary_table
 from launcher.table import MetricsTail, RunTable, step_line
+from launcher.terminal import SafeConsole
 
 
 def row(step: int, **more: Any) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def write(file: Path, *rows: dict[str, Any]) -> None:
 def shown(file: Path, *rows: dict[str, Any], terminal: bool, width: int = 140) -> str:
     """What is shown while `rows` are written."""
     out = io.StringIO()
-    console = Console(file=out, force_terminal=terminal, width=width, color_system=None)
+    console = SafeConsole(file=out, force_terminal=terminal, width=width, color_system=None)
     with RunTable(file, 10, lambda: {"redis": "running", "reward": "waiting"}, console) as table:
         write(file, *rows)
         table.update()
@@ -91,7 +91,7 @@ def test_a_step_is_one_line_without_a_terminal(tmp_path: Path) -> None:
 def test_a_resumed_run_prints_only_what_is_new(tmp_path: Path) -> None:
     file, out = tmp_path / "metrics.jsonl", io.StringIO()
     write(file, row(0), row(1), row(2))
-    with RunTable(file, 10, dict, Console(file=out, width=140)) as table:
+    with RunTable(file, 10, dict, SafeConsole(file=out, width=140)) as table:
         file.unlink()  # back to the checkpoint of step 1
         write(file, row(0))
         table.update()
@@ -143,30 +143,33 @@ def test_the_summary_compares_numbers_and_nothing_else() -> None:
         {"before": {"recall": 0.25, "name": "x"}, "after": {"recall": 0.5, "name": "y", "new": 1}}
     )
     out = io.StringIO()
-    Console(file=out, width=80).print(table)
+    SafeConsole(file=out, width=80).print(table)
     assert "+0.25" in out.getvalue()
     assert table.row_count == 1
 
 
 def test_the_time_left_is_that_of_the_shown_steps_pace(tmp_path: Path) -> None:
+    """Of its phases: between the first two the run was down for a day."""
     file, out = tmp_path / "metrics.jsonl", io.StringIO()
-    write(file, row(0, time=100.0, num_steps=20))
-    with RunTable(file, None, dict, Console(file=out, width=200)) as table:
-        write(file, row(1, time=160.0, num_steps=20), row(2, time=220.0, num_steps=20))
+    day = 24 * 3600.0
+    write(file, row(0, time=100.0, num_steps=20, phases_s={"wait": 50.0, "train": 20.0}))
+    with RunTable(file, None, dict, SafeConsole(file=out, width=200)) as table:
+        later = {"num_steps": 20, "phases_s": {"train": 55.0}}
+        write(file, row(1, time=day, **later), row(2, time=day + 60.0, **later))
         table.update()
     first, second = out.getvalue().splitlines()
     assert first.startswith("step 2/20")
     assert "left" not in first
     assert second.startswith("step 3/20")
     assert second.endswith("0:17:00 left")
-    text = shown(file, row(3, time=280.0), terminal=True)
+    text = shown(file, row(3, time=2 * day, phases_s={"train": 60.0}), terminal=True)
     assert "step of 10, 0:06:00 left" in text
 
 
 @pytest.mark.parametrize("terminal", [True, False])
 def test_evaluations_are_shown_as_they_come(tmp_path: Path, terminal: bool) -> None:
     out = io.StringIO()
-    console = Console(file=out, force_terminal=terminal, width=140, color_system=None)
+    console = SafeConsole(file=out, force_terminal=terminal, width=140, color_system=None)
     file = tmp_path / "evaluations.jsonl"
     found = {
         "step": 4,

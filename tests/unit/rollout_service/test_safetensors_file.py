@@ -6,8 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.numpy import save
 
 from rollout_service.transports.safetensors_file import stage_file
+from rollout_service.transports.safetensors_header import header_length, parse_header
 from services.errors import InvalidInputError, NotFoundError
 from services.schemas.weights import TensorEntry
 from tests.shm_versions import Arrays, ShmRun, ShmVersion, tensors_of
@@ -104,13 +108,100 @@ def test_names_differ(shm_run: ShmRun, missing_in: str, name: str) -> None:
         stage_file(version.file, version.manifest.tensors)
 
 
-def _with_offsets(version: ShmVersion, begin: int, end: int) -> bytes:
+def _with_entry(version: ShmVersion, key: str, value: str) -> bytes:
+    """The version's file with another entry, in raw JSON, of `norm.weight`: [3], at 48 to 60."""
     content = version.file.read_bytes()
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
-    header["norm.weight"]["data_offsets"] = [begin, end]
-    text = json.dumps(header).encode()
+    header["norm.weight"][key] = "HERE"
+    text = json.dumps(header).replace('"HERE"', value).encode()
     return len(text).to_bytes(8, "little") + text + content[8 + length :]
+
+
+def _with_offsets(version: ShmVersion, begin: int, end: int) -> bytes:
+    return _with_entry(version, "data_offsets", f"[{begin}, {end}]")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("shape", "[3.0]"),
+        ("shape", "[3e0]"),
+        ("shape", '["3"]'),
+        ("shape", "[Infinity]"),
+        ("shape", "[NaN]"),
+        ("shape", "[3, true]"),
+        ("shape", "3"),
+        ("shape", "null"),
+        ("shape", "[-3]"),
+        ("shape", f"[{'9' * 5000}]"),
+        ("shape", f"[0, {2**70}]"),
+        ("shape", f"[{', '.join(['3'] + ['1'] * 8)}]"),
+        ("shape", f"[{', '.join([str(2**48)] * 8)}]"),
+        ("data_offsets", "[48.0, 60.0]"),
+        ("data_offsets", '["48", "60"]'),
+        ("data_offsets", "[48, Infinity]"),
+        ("data_offsets", "[48]"),
+        ("data_offsets", "[48, 60, 60]"),
+        ("data_offsets", f"[48, {2**64 + 60}]"),
+        ("dtype", '["F32"]'),
+        ("dtype", '"F64"'),
+        ("dtype", "32"),
+        ("extra", "1"),
+    ],
+)
+def test_entries_that_readers_could_take_in_different_ways(
+    shm_run: ShmRun, key: str, value: str
+) -> None:
+    version = shm_run.write(3)
+    version.file.write_bytes(_with_entry(version, key, value))
+    with pytest.raises(InvalidInputError, match=r"norm\.weight|no JSON header"):
+        stage_file(version.file, version.manifest.tensors)
+
+
+def _header(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+ENTRY = '{"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}'
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (f'{{"a": {ENTRY}, "b": {ENTRY}}}', "b: the file's offsets are wrong"),
+        (f'{{"a": {ENTRY.replace("0, 4", "4, 8")}}}', "a: the file's offsets are wrong"),
+        (f'{{"a": {ENTRY}, "a": {ENTRY}}}', "no JSON header"),
+        (f'{{"a": {ENTRY}}}', "goes on after its last tensor"),
+        (f' {{"a": {ENTRY}}}', "no JSON object"),
+        ('{"__metadata__": {"step": 1}}', "__metadata__"),
+        ('{"__metadata__": []}', "__metadata__"),
+        ('{"a": ' + "[" * 300_000 + "]" * 300_000 + "}", "no JSON header"),
+        ('{"a": [' + "[]," * 500_000 + "[]]}", "more than 200000 tensors"),
+        ('{"a": [' + "0," * 3_000_000 + "0]}", "more than 200000 tensors"),
+        ('{"' + "a" * 1000 + '": 1}', "^a{200}[.]{3}: the file's entry"),
+        ('{"\ud83d": 1}', "no JSON header"),
+    ],
+)
+def test_headers_that_do_not_fill_the_file_or_are_no_header(text: str, message: str) -> None:
+    with pytest.raises(InvalidInputError, match=message):
+        parse_header(_header(text), 8)
+
+
+def test_the_header_is_as_long_as_the_format_allows() -> None:
+    assert header_length((100_000_000).to_bytes(8, "little")) == 100_000_000
+    with pytest.raises(InvalidInputError, match="its header is over 100000000 bytes"):
+        header_length((100_000_001).to_bytes(8, "little"))
+
+
+@given(st.lists(st.lists(st.integers(0, 3), max_size=8), max_size=5))
+def test_what_safetensors_writes_is_taken(shapes: list[list[int]]) -> None:
+    content = save({f"t{i}": np.zeros(shape, np.float32) for i, shape in enumerate(shapes)})
+    start = 8 + header_length(content[:8])
+    found = parse_header(content[8:start], len(content) - start)
+    assert {name: span.shape for name, span in found.items()} == {
+        f"t{i}": shape for i, shape in enumerate(shapes)
+    }
 
 
 @pytest.mark.parametrize("offsets", [(48, 1060), (-12, 0), (60, 48), (48, 56)])

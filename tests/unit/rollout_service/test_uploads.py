@@ -3,6 +3,8 @@
 import asyncio
 import hashlib
 import os
+import resource
+import socket
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -14,13 +16,14 @@ from safetensors.numpy import load_file, save
 
 from rollout_service.fake_engine import FakeEngine
 from rollout_service.transports import http
-from rollout_service.transports.safetensors_file import MAX_HEADER_BYTES
+from rollout_service.transports.safetensors_header import MAX_HEADER_BYTES
 from rollout_service.transports.spool import Spool, spool_folder
 from rollout_service.transports.upload import IncomingFile
 from rollout_service.updates import WeightUpdater
 from services.errors import (
     ConflictError,
     InvalidInputError,
+    NoRoomError,
     NotFoundError,
     SettingsError,
     TooLargeError,
@@ -70,6 +73,18 @@ async def load(updater: WeightUpdater, version: ShmVersion) -> None:
     await send(updater, version)
     await updater.stage(by_http(version))
     await updater.commit(version.commit)
+
+
+def test_hosts_with_one_tmpdir_have_spools_of_their_own(
+    shm_run: ShmRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    here = Spool(settings_of(shm_run.name, tmp_path))
+    os.close(here.open_draft())
+    monkeypatch.setattr(socket, "gethostname", lambda: "another")
+    there = Spool(settings_of(shm_run.name, tmp_path))
+    assert files_of(here.folder) == ["upload.draft"], "a start there leaves what is here"
+    assert there.folder.parent == here.folder.parent
+    here.remove()
 
 
 async def test_an_upload_is_staged_and_served(updater: WeightUpdater, shm_run: ShmRun) -> None:
@@ -232,6 +247,25 @@ def test_a_folder_that_others_made_is_not_used(shm_run: ShmRun, tmp_path: Path) 
             Spool(settings_of(shm_run.name, tmp_path))
     finally:
         folder.unlink()
+
+
+async def test_a_full_spool_says_so_and_takes_the_version_when_there_is_room(
+    updater: WeightUpdater, shm_run: ShmRun
+) -> None:
+    version = shm_run.write(1)
+    content = version.file.read_bytes()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))  # as on a full disk
+    try:
+        with pytest.raises(NoRoomError, match=r"spool folder .* has no room .*TMPDIR") as caught:
+            await send(updater, version, content)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (caught.value.status, caught.value.retryable) == (507, True)
+    with pytest.raises(NotFoundError):
+        await updater.stage(by_http(version))
+    await load(updater, version)
+    assert updater.serving.policy_version == 1
 
 
 @given(

@@ -14,9 +14,9 @@ from rollout_service.fake_engine import FakeEngine
 from rollout_service.membership import Membership
 from rollout_service.server import RolloutServer
 from rollout_service.worker import QueueWorker
-from services.errors import EngineError, InvalidInputError, UnavailableError
+from services.errors import EngineError, InvalidInputError, SggError, UnavailableError
 from services.images import ImageStore
-from services.keys import PROMPT_LANES, prompt_stream
+from services.keys import PROMPT_LANES, RunKeys, prompt_stream
 from services.queues.base import Lease
 from services.queues.memory import MemoryQueue
 from services.registry import Registry
@@ -37,8 +37,14 @@ class MemoryRegistry(Registry):
     def __init__(self) -> None:
         self.published: ShmVersion | None = None
         self.records: dict[str, ServerRecord] = {}
+        self.fault: Exception | None = None
+
+    async def set_aside(self) -> None:
+        """Nobody else has keys here."""
 
     async def heartbeat(self, record: ServerRecord, *, ttl_s: float = 15.0) -> None:
+        if self.fault is not None:
+            raise self.fault
         self.records[record.server_id] = record
 
     async def servers(self, *, starting: bool = False) -> list[ServerRecord]:
@@ -123,7 +129,7 @@ class Scene:
         self.server = RolloutServer(
             self.settings, lambda: self.engine, CollectorRegistry(), Tracing("test", None)
         )
-        self.membership = Membership(self.server, self.registry)
+        self.membership = Membership(self.server, self.registry, self.images)
         self.worker = QueueWorker(
             self.server,
             self.queue,
@@ -205,6 +211,43 @@ async def test_the_server_is_announced_and_taken_out(scene: Scene) -> None:
     assert scene.registry.records == {}
 
 
+async def test_a_server_that_cannot_beat_says_so_samples_nothing_and_ends(
+    run_keys: RunKeys, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the reason: with no record it is gone for all others."""
+    scene = Scene(run_keys.prefix.split(":")[1], tmp_path)
+    await scene.server.start()
+    await scene.worker._catch_up()
+    await scene.ask("g")
+    monkeypatch.setattr("rollout_service.membership.HEARTBEAT_TTL_S", 0.06)
+    scene.registry.fault = ValueError("no such record")
+    async with scene.membership.joined() as beating:
+        await until(lambda: scene.server.unheard is not None)
+        assert scene.server.unheard == "cannot beat: no such record"
+        assert await scene.worker._claim() is None
+        scene.registry.fault = None
+        await until(lambda: scene.server.unheard is None)
+        assert await scene.worker._claim() is not None
+        scene.registry.fault = UnavailableError("Redis is away")
+        await until(lambda: scene.server.unheard == "Redis is away")
+        monkeypatch.setattr("rollout_service.membership._LONGEST_FAULT_S", 0.0)
+        await asyncio.sleep(0.1)
+        assert not beating.done(), "Redis may come back"
+        scene.registry.fault = ValueError("no such record")
+        await asyncio.wait({beating}, timeout=30)
+        with pytest.raises(SggError, match="cannot beat: no such record"):
+            beating.result()
+    await scene.server.stop()
+
+
+async def test_an_inference_server_without_redis_is_ready(scene: Scene) -> None:
+    scene.registry.fault = UnavailableError("Redis is away")
+    await scene.stop()
+    async with scene.membership.joined():
+        await until(lambda: scene.server.last_error == "Redis is away")
+        assert scene.server.unheard is None
+
+
 async def test_a_bad_message_is_dead_after_two_attempts(scene: Scene) -> None:
     await scene.queue.enqueue(PROMPT_LANES[0], "broken", b'{"group_id": 3}')
     failures = await scene.dead()
@@ -246,6 +289,28 @@ async def test_nothing_is_sampled_before_the_version_that_is_asked_for(
     scene.registry.published = shm_run.write(4)
     group = await scene.answer()
     assert {s.policy_version for c in group.completions for s in c.policy_versions} == {4}
+
+
+async def test_waiting_for_a_version_is_no_failure_of_the_group(
+    shm_run: ShmRun,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It goes back to the queue more often than a failure may happen, and is sampled in the end."""
+    monkeypatch.setattr("rollout_service.worker._SHORTEST_PAUSE_S", 0.01)
+    monkeypatch.setattr("rollout_service.worker._LONGEST_PAUSE_S", 0.01)
+    scene = Scene(shm_run.name, tmp_path, lease_s=0.2)
+    await scene.start()
+    try:
+        await scene.ask("g", min_policy_version=4)
+        await until(lambda: caplog.text.count("goes back to the queue: waited 0.2 s") > 3)
+        scene.registry.published = shm_run.write(4)
+        group = await scene.answer()
+        assert group.completions[0].policy_versions[0].policy_version == 4
+        assert await scene.queue.dead_letters() == []
+    finally:
+        await scene.stop()
 
 
 async def test_a_later_trainer_is_not_answered_with_weights_of_an_earlier(

@@ -240,6 +240,8 @@ def test_an_error_crosses_the_wire_as_itself(cls: type[errors.SggError]) -> None
         (502, "<html>bad gateway</html>", errors.UnavailableError),
         (503, "", errors.UnavailableError),
         (504, "[]", errors.WaitTimeoutError),
+        (408, "slow", errors.WaitTimeoutError),
+        (405, "<html>not allowed</html>", errors.NotFoundError),
         (400, '{"detail": "bad"}', errors.InvalidInputError),
         (418, "teapot", errors.InvalidInputError),
         (500, "{}", errors.SggError),
@@ -360,20 +362,22 @@ def test_a_malformed_address_is_named(url: str) -> None:
     ("host", "data", "admin", "missing"),
     [
         ("0.0.0.0", None, None, "SGG_DATA_TOKEN and SGG_ADMIN_TOKEN"),
-        ("0.0.0.0", "d", None, "SGG_ADMIN_TOKEN"),
-        ("[::]", None, "a", "SGG_DATA_TOKEN"),
+        ("0.0.0.0", "d" * 16, None, "SGG_ADMIN_TOKEN"),
+        ("[::]", None, "a" * 16, "SGG_DATA_TOKEN"),
+        ("0.0.0.0", "d" * 15, "a" * 16, "SGG_DATA_TOKEN"),
+        ("0.0.0.0", "d" * 16, "a" * 15, "SGG_ADMIN_TOKEN"),
     ],
 )
 def test_beyond_loopback_tokens_are_needed(
     host: str, data: str | None, admin: str | None, missing: str
 ) -> None:
     app = make_app(data_token=data, admin_token=admin, admin_paths=("/v1/weights",))
-    with pytest.raises(errors.SettingsError, match=f"without {missing}: "):
+    with pytest.raises(errors.SettingsError, match=f"without {missing} of 16 characters or more: "):
         bind(app, f"http://{host}:0")
 
 
 def test_with_tokens_any_host_and_without_them_loopback() -> None:
-    with bind(make_app(data_token="d"), "http://0.0.0.0:0") as listener:
+    with bind(make_app(data_token="d" * 16), "http://0.0.0.0:0") as listener:
         assert listener.getsockname()[1] > 0
     with bind(make_app(), "http://localhost:0") as listener:
         assert listener.getsockname()[0] == "127.0.0.1"

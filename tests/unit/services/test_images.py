@@ -40,6 +40,17 @@ def test_a_damaged_file_is_absent_and_can_be_put_again(
     assert store.get(ref) == data
 
 
+def test_a_torn_file_is_put_again(tmp_path: Path, picture: Image.Image) -> None:
+    """A crash of the host may leave a file of the right size without its last blocks."""
+    store, data = ImageStore(tmp_path), encoded(picture)
+    ref = store.put(data)
+    for torn in (data[:-1], data[:-9] + bytes(9), b""):
+        store.path(ref).write_bytes(torn)
+        assert store.has(ref) == (len(torn) == len(data))
+        store.put(data)
+        assert store.get(ref) == data
+
+
 def test_an_unknown_image_is_named(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="a" * 64):
         ImageStore(tmp_path).get(ImageRef(sha256="a" * 64, num_bytes=1))

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from cli.run import serve_redis
 from services.errors import NotFoundError, SettingsError
 from services.redis_client import connect, without_password
 from services.redis_server import listening_addresses, redis_server_command
+from services.settings import Settings
 
 
 def executable(folder: Path, name: str) -> str:
@@ -59,15 +61,34 @@ def test_a_password_is_in_a_file_of_its_owner_and_not_among_the_arguments(tmp_pa
 
 
 def test_beyond_this_machine_it_needs_a_password_and_an_address_that_others_reach() -> None:
-    with pytest.raises(SettingsError, match=r"redis\.password_file"):
-        listening_addresses("0.0.0.0", 0, has_password=False)
-    assert listening_addresses("0.0.0.0", 0, has_password=True) == ["0.0.0.0"]
-    assert listening_addresses("localhost", 0, has_password=False) == ["127.0.0.1"]
-    assert listening_addresses("127.0.0.2", 0, has_password=False) == ["127.0.0.1", "127.0.0.2"]
+    long, short = "p" * 16, "p" * 15
+    for password in (None, short):
+        with pytest.raises(SettingsError, match=r"16 characters or more: set redis\.password_file"):
+            listening_addresses("0.0.0.0", 0, password=password)
+    assert listening_addresses("0.0.0.0", 0, password=long) == ["0.0.0.0"]
+    assert listening_addresses("localhost", 0, password=short) == ["127.0.0.1"]
+    assert listening_addresses("127.0.0.2", 0, password=None) == ["127.0.0.1", "127.0.0.2"]
     with pytest.raises(SettingsError, match="no such address: start it on the host that has it"):
-        listening_addresses("192.0.2.1", 0, has_password=True)
+        listening_addresses("192.0.2.1", 0, password=long)
     with pytest.raises(SettingsError, match=r"does not know the host nowhere\.invalid"):
-        listening_addresses("nowhere.invalid", 0, has_password=True)
+        listening_addresses("nowhere.invalid", 0, password=long)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "rediss://127.0.0.1:6379/0",
+        "redis://me@127.0.0.1:6379/0",
+        "unix:///tmp/redis",
+        "redis+sentinel://a:1,b:2/main",
+    ],
+)
+def test_what_serve_redis_cannot_be_is_refused(url: str) -> None:
+    settings = Settings.model_validate(
+        {"model": {"path": "none"}, "data": {"train": "none"}, "redis": {"url": url}}
+    )
+    with pytest.raises(SettingsError, match="without TLS, Sentinel or users"):
+        serve_redis(settings)
 
 
 def test_a_wrong_url_is_a_settings_error_without_its_password() -> None:

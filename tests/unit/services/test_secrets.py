@@ -63,6 +63,10 @@ def test_a_secret_that_cannot_be_used_is_named(tmp_path: Path) -> None:
     file.touch(mode=0o600)
     with pytest.raises(SettingsError, match=f"{file} is empty"):
         read_secret(file)
+    for text in ("two\nlines", "tab\tin it", "esc\x1b[2J"):
+        file.write_text(text)
+        with pytest.raises(SettingsError, match=f"{file} holds more than one line, or other"):
+            read_secret(file)
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(SettingsError, match=f"{file} cannot be read"):
         read_secret(file)

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from services.errors import SettingsError
+from services.redis_client import connect
 from services.settings import dump_settings, load_settings
 
 MINIMAL = '[model]\npath = "m"\n[data]\ntrain = "d"\n'
@@ -45,7 +46,7 @@ def test_text_that_looks_like_a_number_stays_text(toml: Path) -> None:
         ("[trainer]\nnum_stepz = 5\n", [], {}, "trainer.num_stepz"),
         ("[trainr]\nnum_steps = 5\n", [], {}, "trainr"),
         ("", ["trainer.num_stepz=5"], {}, "num_stepz"),
-        ("", ["num_steps=5"], {}, "num_steps=5"),
+        ("", ["num_steps=5"], {}, "--set num_steps: no such setting"),
         ("", ["trainer.num_steps"], {}, "section.field=value"),
         ("", [], {"SGG__TRAINER__NUM_STEPZ": "5"}, "SGG__TRAINER__NUM_STEPZ"),
         ("", [], {"SGG__TRAINR__NUM_STEPS": "5"}, "SGG__TRAINR__NUM_STEPS"),
@@ -187,3 +188,83 @@ def test_a_variable_that_is_not_there_is_named(
     monkeypatch.setenv("SCRATCHX", str(tmp_path))
     (tmp_path / "base.toml").write_text(MINIMAL)
     assert load_settings(tmp_path / "run.toml", [], {}).model.path == "m"
+
+
+SECRET = "correct-horse-battery"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("redis.url", f"redis://:{SECRET}@127.0.0.1:6379/0"),
+        ("redis.url", f"redis://me:{SECRET}@127.0.0.1:6379/0"),
+        ("redis.url", f"rediss://me:{SECRET}@127.0.0.1:6379/0"),
+        ("redis.url", f"redis://127.0.0.1:6379/0?password={SECRET}"),
+        ("redis.url", f"unix://me:{SECRET}@/tmp/redis.sock"),
+        ("redis.url", "redis://me:@127.0.0.1:6379/0"),
+        ("reward.url", f"http://me:{SECRET}@127.0.0.1:8100"),
+        ("rollout.url", f"http://{SECRET}@127.0.0.1:8200"),
+        ("monitor.url", f"http://127.0.0.1:8400?token={SECRET}"),
+        ("telemetry.otlp_endpoint", f"https://me:{SECRET}@otlp.example.org"),
+    ],
+)
+def test_passwords_in_urls_are_refused_and_not_repeated(
+    tmp_path: Path, name: str, value: str
+) -> None:
+    """From any source: what is accepted is dumped, printed and sent to trackers."""
+    section, _, field = name.partition(".")
+    file = tmp_path / "run.toml"
+    file.write_text(MINIMAL)
+    wrong = tmp_path / "wrong.toml"
+    wrong.write_text(f'{MINIMAL}[{section}]\n{field} = "{value}"\n')
+    variable = f"SGG__{section}__{field}".upper()
+    sources: list[tuple[Path, list[str], dict[str, str]]] = [
+        (wrong, [], {}),
+        (file, [f"{name}={value}"], {}),
+        (file, [], {variable: value}),
+    ]
+    for source in sources:
+        with pytest.raises(SettingsError, match=f"{name} holds a") as caught:
+            load_settings(*source)
+        assert SECRET not in caught.value.message
+
+
+@pytest.mark.parametrize("wrong", ["redis.ulr=", "redis.url:", "redisurl="])
+def test_a_misspelt_setting_is_named_without_its_value(toml: Path, wrong: str) -> None:
+    with pytest.raises(SettingsError, match="--set redis") as caught:
+        load_settings(toml, [f"{wrong}redis://:{SECRET}@127.0.0.1"], {})
+    assert SECRET not in caught.value.message
+
+
+def test_a_user_of_redis_stands_in_the_url_and_the_password_in_a_file(
+    toml: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "password"
+    file.touch(mode=0o600)
+    file.write_text(SECRET)
+    named = [f"redis.password_file={file}", "redis.url=redis://me@127.0.0.1:6379/0"]
+    settings = load_settings(toml, named, {})
+    options = connect(settings.redis).connection_pool.connection_kwargs
+    assert (options["username"], options["password"]) == ("me", SECRET)
+    assert SECRET not in dump_settings(settings)
+
+
+@pytest.mark.parametrize("empty", ["", " ", "\n"])
+def test_an_empty_variable_is_not_the_wish_to_have_no_token(
+    toml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, empty: str
+) -> None:
+    file = tmp_path / "token"
+    file.touch(mode=0o600)
+    file.write_text(SECRET)
+    settings = load_settings(toml, [f"security.data_token_file={file}"], {})
+    monkeypatch.delenv("SGG_DATA_TOKEN", raising=False)
+    assert settings.data_token == SECRET
+    monkeypatch.setenv("SGG_DATA_TOKEN", empty)
+    with pytest.raises(SettingsError, match="SGG_DATA_TOKEN is set and empty"):
+        _ = settings.data_token
+    monkeypatch.setenv("SGG_DATA_TOKEN", "caf\N{LATIN SMALL LETTER E WITH ACUTE}")
+    with pytest.raises(SettingsError, match="printable ASCII"):
+        _ = settings.data_token
+    for name in ("SGG__SECURITY__ADMIN_TOKEN_FILE", "SGG__REDIS__PASSWORD_FILE"):
+        with pytest.raises(SettingsError, match=f"{name} is set and empty"):
+            load_settings(toml, [], {name: empty})

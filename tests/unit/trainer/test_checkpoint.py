@@ -3,16 +3,22 @@ import os
 import resource
 import shutil
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from scene_data.dataset import open_dataset
+from scene_data.toy import make_toy
 from services.errors import ConflictError, SettingsError, SggError
+from services.settings import Settings
 from tests.alone import Alone
 from trainer.checkpoints.checkpoint import CheckpointStore, DataOrder, TrainerState
 from trainer.checkpoints.fence import RunFence
+from trainer.checkpoints.inputs import Inputs, grpo_inputs
 from trainer.checkpoints.manifest import MANIFEST_FILE
 from trainer.checkpoints.resume import restore
 from trainer.collection.cursor import CursorState
@@ -57,10 +63,16 @@ def write(store: CheckpointStore, *steps: int) -> None:
 
 
 def start(
-    store: CheckpointStore, fence: RunFence, order: DataOrder = ORDER, *, resume: bool = True
+    store: CheckpointStore,
+    fence: RunFence,
+    order: DataOrder = ORDER,
+    inputs: Inputs | None = None,
+    *,
+    resume: bool = True,
+    allow_changes: bool = False,
 ) -> tuple[TrainerState, list[str]]:
-    engine = Engine()
-    state = restore(store, fence, engine, Alone(), order, resume=resume)
+    engine, how = Engine(), {"resume": resume, "allow_changes": allow_changes}
+    state = restore(store, fence, engine, Alone(), order, inputs or {}, **how)
     return state, engine.loaded
 
 
@@ -163,6 +175,23 @@ def test_a_kill_while_writing_leaves_a_draft_that_is_removed(
     assert names(store) == ["step-000002"]
 
 
+def test_a_full_disk_is_waited_for(
+    tmp_path: Path,
+    fence: RunFence,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = CheckpointStore(tmp_path / "checkpoints", 2, fence, timeout_s=60)
+    write(store, 1)
+    usage, full = shutil.disk_usage(tmp_path), [BIG // 2, BIG // 2, 4 * BIG]
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=full[0]))
+    monkeypatch.setattr(time, "sleep", lambda _: full.pop(0))
+    write(store, 2)
+    assert names(store) == ["step-000001", "step-000002"]
+    assert full == [4 * BIG], "it waited twice"
+    assert "has no room (a checkpoint takes 2.0 MiB, 1.0 MiB free)" in caplog.text
+
+
 def test_a_save_without_room_leaves_the_last_one(store: CheckpointStore) -> None:
     write(store, 2)
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -222,12 +251,33 @@ def test_an_old_trainer_is_shut_out(
     later.check()
 
 
-def test_an_instruction_whose_file_has_changed_is_refused(
-    store: CheckpointStore, fence: RunFence
+def test_other_inputs_want_a_flag(
+    tmp_path: Path, store: CheckpointStore, fence: RunFence, caplog: pytest.LogCaptureFixture
 ) -> None:
-    written = ORDER.model_copy(update={"instruction": "a" * 64})
-    store.write(TrainerState(step=2, data_order=written), Engine().save, Alone())
-    assert start(store, fence, written)[0].step == 2
-    changed = ORDER.model_copy(update={"instruction": "b" * 64})
-    with pytest.raises(SettingsError, match=r"SHA-256 of the files of data.template .* was a+ "):
-        start(store, fence, changed)
+    """Dataset, instruction, temperature and rubric; the message has both values of each."""
+    make_toy(tmp_path, num_train=4, num_heldout=4)
+    own = tmp_path / "own.txt"
+    own.write_text("Write {format} as JSON.")
+
+    def inputs(train: str = "train", template: Path = own, **changes: dict[str, Any]) -> Inputs:
+        data = {"train": str(tmp_path / f"{train}.parquet"), "template": str(template)}
+        tree = {"model": {"path": "none"}, "data": data, **changes}
+        return grpo_inputs(Settings.model_validate(tree), open_dataset(data["train"]))
+
+    then = inputs()
+    store.write(TrainerState(step=2, data_order=ORDER, inputs=then), Engine().save, Alone())
+    assert start(store, fence, inputs=inputs())[0].step == 2
+    hotter = inputs(sampling={"temperature": 0.7}, reward={"rubric": "recall"})
+    with pytest.raises(SettingsError, match="--allow-changes") as refused:
+        start(store, fence, inputs=hotter)
+    assert "  sampling.temperature: 1 then, 0.7 now\n" in refused.value.message
+    assert "  reward.rubric: balanced then, recall now\n" in refused.value.message
+    assert "data." not in refused.value.message
+    own.with_name("other.txt").write_text("Write {format} at once.")
+    other = inputs("heldout", own.with_name("other.txt"))
+    with pytest.raises(SettingsError) as refused:
+        start(store, fence, inputs=other)
+    for name in ("data.train", "the files of data.template and data.vocabulary"):
+        assert f"  {name}: {then[name]} then, {other[name]} now\n" in refused.value.message
+    assert start(store, fence, inputs=other, allow_changes=True)[0].step == 2
+    assert f"data.train: {then['data.train']} then" in caplog.text

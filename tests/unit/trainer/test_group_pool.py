@@ -90,7 +90,7 @@ def one_step(
         answered = asked.pop(shuffle.randrange(len(asked)))
         pool.score(scored(answered, spread=answered.index not in flat))
         pool.replace_without_spread()
-        if (found := pool.take()) is not None:
+        if (found := pool.take(0)) is not None:
             for group in found[0]:
                 pool.close(group.rollout.work_id)
             return positions(found[0]), found[1], position
@@ -136,10 +136,10 @@ def test_with_a_lag_a_slow_group_keeps_nobody_waiting() -> None:
     assert pool.has_room
     for one in (asked[5], asked[2], asked[3]):
         pool.score(scored(one))
-    found = pool.take()
+    found = pool.take(0)
     assert found is not None
     assert positions(found[0]) == [2, 3, 5]
-    assert pool.take() is None
+    assert pool.take(0) is None
     assert (pool.num_sampling, pool.num_scoring, pool.num_ready) == (2, 0, 0)
 
 
@@ -154,11 +154,50 @@ def test_a_group_at_the_edge_of_the_lag_is_used_and_one_beyond_is_not(lag: int) 
     assert (again.group_id, again.attempt, again.min_policy_version) == ("g1", 1, version)
     assert pool.reissue_stale(version) == []
     pool.score(scored(again, versions=(version, version)))
-    found = pool.take()
+    found = pool.take(0)
     assert found is not None
     assert positions(found[0]) == [0, 1]
     assert found[1].stale == ["g1"]
     assert found[1].positions == [], "it was trained on after all"
+
+
+@pytest.mark.parametrize("lag", [1, 2])
+def test_a_stale_group_is_asked_for_once_its_version_exists_and_is_used_then(lag: int) -> None:
+    """While step 6 trains, a group comes back that step 7 cannot use: version 7 is not there."""
+    pool = make_pool(lag=lag, groups_per_step=1)
+    pool.policy_version = 6
+    pool.add(0, prompt(0), None)
+    pool.score(scored(prompt(0), versions=(6 - lag, 6 - lag)))
+    (again,) = pool.reissue_stale(7)
+    assert again.min_policy_version == 7
+    assert (pool.unanswered(), pool.num_sampling) == ([], 0)
+    pool.policy_version = 7
+    assert pool.unanswered() == [again]
+    for position in range(1, lag + 1):  # others are quicker, and used, until one has to wait
+        pool.add(position, prompt(position), None)
+        pool.score(scored(prompt(position), versions=(99, 99)))
+    for step in range(7, 7 + lag):
+        assert pool.take(step) is not None
+    pool.add(9, prompt(9), None)
+    pool.score(scored(prompt(9), versions=(99, 99)))
+    assert pool.take(7 + lag) is None
+    pool.score(scored(again, versions=(7, 7)))
+    assert pool.reissue_stale(7 + lag) == []
+    found = pool.take(7 + lag)
+    assert found is not None
+    assert positions(found[0]) == [0]
+
+
+def test_a_group_that_dies_is_not_waited_for() -> None:
+    pool = make_pool(lag=1, groups_per_step=1)
+    pool.add(0, prompt(0), None)
+    pool.score(scored(prompt(0)))
+    (again,) = pool.reissue_stale(7)
+    pool.add(1, prompt(1), None)
+    pool.score(scored(prompt(1), versions=(9, 9)))
+    assert pool.take(8) is None
+    pool.bury(again.work_id, "poisoned")
+    assert pool.take(8) is not None
 
 
 def test_dead_groups_are_done_with_the_step_that_reports_them() -> None:
@@ -170,7 +209,7 @@ def test_dead_groups_are_done_with_the_step_that_reports_them() -> None:
     pool.add(4, prompt(4), None)
     for position in (4, 3, 1):
         pool.score(scored(prompt(position)))
-    found = pool.take()
+    found = pool.take(0)
     assert found is not None
     assert positions(found[0]) == [1, 3, 4]
     assert (found[1].dead, found[1].positions) == (["g0", "g2"], [0, 2])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from services.errors import UnavailableError
 from trainer.publishing.handover import Handover
 
 WAIT_S = 20
@@ -74,4 +75,24 @@ def test_a_sender_that_fails_leaves_the_collective_running(received: int) -> Non
         filled = pool.submit(handover.fill, tensors(50, taken))
         pool.submit(send).result(WAIT_S)
         filled.result(WAIT_S)
+    assert taken == list(range(50))
+
+
+def test_a_sender_whose_disk_is_full_keeps_nobody_who_is_to_stop() -> None:
+    """The training thread gathers to the end; the sender, once it goes on, has an error."""
+    stop, room = threading.Event(), threading.Event()
+    handover, taken = Handover(size=1, given_up=stop.is_set), list[int]()
+
+    def send() -> list[str]:
+        assert room.wait(WAIT_S)
+        return [name for name, _ in handover]
+
+    with ThreadPoolExecutor(2) as pool:
+        sent = pool.submit(send)
+        filled = pool.submit(handover.fill, tensors(50, taken))
+        stop.set()
+        filled.result(WAIT_S)
+        room.set()
+        with pytest.raises(UnavailableError, match="given up"):
+            sent.result(WAIT_S)
     assert taken == list(range(50))

@@ -1,15 +1,21 @@
+import errno
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from services import waiting
+from services.errors import SupersededError
 from services.schemas.common import Sampling
 from services.schemas.prompts import PromptGroup
 from services.schemas.rewards import Matched, Reward, Status
 from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
 from services.settings import Settings
+from trainer.checkpoints.fence import RunFence
+from trainer.ranks.watch import RankWatch
 from trainer.records.files import RunRecords, ledger_line, step_metrics
 from trainer.records.rollout_files import read_rollouts
 from trainer.types import Batch, Outcome, TrainGroup
@@ -104,7 +110,72 @@ def test_resume_moves_uncommitted_lines_and_groups_aside(tmp_path: Path) -> None
     assert rows(folder / "ledger.jsonl") == [0, 1, 2]
     records.rollouts(3, [group(3, [1.0, 2.0])], [[-0.1], [-0.1, -0.2]])
     RunRecords(run, 0).cut_to(2)
-    assert rows(aside) == [3, 3], "every attempt is kept"
+    assert rows(aside) == [3], (
+        "the last attempt: a run that goes down again and again fills no disk"
+    )
+
+
+def test_a_line_that_a_full_disk_cuts_is_written_whole_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records, file = RunRecords(settings(tmp_path), 0), tmp_path / "run/ledger.jsonl"
+    records.cut_to(0)
+    records.step({"step": 0}, {"step": 0})
+    opened, left = Path.open, [9]
+
+    def full(path: Path, mode: str) -> Any:
+        if path == file and left:
+            with opened(path, "ab") as stream:
+                stream.write(b"{" * left.pop())
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return opened(path, mode)
+
+    monkeypatch.setattr(Path, "open", full)
+    monkeypatch.setattr(waiting, "PAUSE_S", 0.001)
+    records.step({"step": 1}, {"step": 1})
+    monkeypatch.undo()
+    assert rows(file) == [0, 1]
+
+
+def test_numbers_that_are_not_finite_stay_json(tmp_path: Path) -> None:
+    records, folder = RunRecords(settings(tmp_path), 0), tmp_path / "run"
+    records.cut_to(0)
+    row = {"step": 0, "loss": math.nan, "grad_norm": math.inf, "terms": {"edge": -math.inf}}
+    records.step(row, {"step": 0})
+    records.rollouts(0, [group(0, [1.0])], [[math.nan]])
+    for file in ("metrics.jsonl", "rollouts/step-000000.rank0.jsonl"):
+        json.loads((folder / file).read_text(), parse_constant=pytest.fail)
+    wanted = {"step": 0, "loss": None, "grad_norm": None, "terms": {"edge": None}}
+    assert json.loads((folder / "metrics.jsonl").read_text()) == wanted
+
+
+def test_a_trainer_that_was_taken_for_dead_writes_nothing(tmp_path: Path) -> None:
+    """Whatever it is about to write when it wakes up."""
+    run, folder = settings(tmp_path), tmp_path / "run"
+    folder.mkdir()
+    fences = [RunFence(folder), RunFence(folder)]
+    old, new = (RunRecords(run, 0, fence) for fence in fences)
+    watch = RankWatch(folder / "ranks", rank=0, size=1, limit_s=60, fence=fences[0])
+    watch.start()
+    fences[0].take(1)
+    old.cut_to(0)
+    watch.enter("train", 0)
+    fences[1].take(2)
+    new.cut_to(0)
+    new.rollouts(0, [group(1, [1.0])], [[-0.5]])
+    before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+    writes: list[Callable[[], None]] = [
+        lambda: old.rollouts(0, [group(1, [1.0])], [[-9.0]]),
+        lambda: old.step({"step": 0}, {"step": 0}),
+        lambda: old.evaluations([{"step": 0}], 0),
+        lambda: old.committed(9),
+        lambda: old.cut_to(0),
+    ]
+    for write in writes:
+        with pytest.raises(SupersededError, match="incarnation 2 of this run has started"):
+            write()
+    watch.stop("it is superseded")
+    assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
 
 
 def test_first_start_has_nothing_to_cut(tmp_path: Path) -> None:
@@ -131,7 +202,7 @@ def test_a_group_is_recorded_whole_and_read_back(tmp_path: Path) -> None:
     (record,) = read_rollouts(tmp_path / "run", 5)
     assert (record.step, record.trace_id) == (5, TRACE)
     assert record.policy_logprobs[0] == [-0.25]
-    assert math.isnan(record.policy_logprobs[1][1])
+    assert record.policy_logprobs[1] == [-0.5, None]
     assert record.prompt == made.prompt
     assert record.rollout == made.rollout
     assert record.rewards == made.rewards
@@ -146,6 +217,28 @@ def test_old_groups_go_with_the_checkpoint_after_them(tmp_path: Path) -> None:
     records.committed(4)
     left = [bool(read_rollouts(tmp_path / "run", step)) for step in range(6)]
     assert left == [False, False, True, True, True, True]
+    records.cut_to(4)
+    records.committed(8)
+    aside = sorted(file.name[:11] for file in (tmp_path / "run/rollouts").rglob("*.jsonl"))
+    assert aside == [], "those that were rolled back go too"
+
+
+def test_groups_wait_for_room_on_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, refused = Path.write_text, [OSError(errno.ENOSPC, "No space left on device")]
+
+    def write_text(path: Path, text: str) -> int:
+        if refused:
+            written(path, text[:9])
+            raise refused.pop()
+        return written(path, text)
+
+    monkeypatch.setattr(Path, "write_text", write_text)
+    monkeypatch.setattr(waiting, "PAUSE_S", 0.001)
+    records = RunRecords(settings(tmp_path), 0)
+    records.rollouts(0, [group(3, [1.0])], [[-0.1]])
+    assert [record.position for record in read_rollouts(tmp_path / "run", 0)] == [3]
 
 
 def test_metrics_of_a_step() -> None:

@@ -86,3 +86,32 @@ with stop_request() as stop, stop.noted():
 sys.exit(7)
 """
     assert code_of(body) == 7
+
+
+@pytest.mark.parametrize("again", [False, True])
+def test_with_all_kept_nothing_is_waited_for(again: bool) -> None:
+    """Not even a thread for which Python would wait at its end; a second signal ends it at once."""
+    body = f"""
+import threading
+module.END_S = 60 if {again} else 0.2
+with stop_request() as stop:
+    with stop.noted():
+        send(signal.SIGTERM)
+        until(lambda: stop.asked)
+        stop.all_kept(is_done=False)
+    if {again}:
+        send(signal.SIGTERM)
+    threading.Thread(target=time.sleep, args=(50,)).start()
+"""
+    assert code_of(body) == 75
+
+
+def test_a_run_that_is_done_and_was_not_asked_takes_its_time() -> None:
+    body = """
+module.END_S = 0.1
+with stop_request() as stop, stop.noted():
+    stop.all_kept(is_done=True)
+    time.sleep(0.5)
+sys.exit(7)
+"""
+    assert code_of(body) == 7

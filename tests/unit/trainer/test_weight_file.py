@@ -3,6 +3,8 @@
 import errno
 import hashlib
 import os
+import threading
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,7 +13,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from services.errors import InvalidInputError, UnavailableError
+from services import waiting
+from services.errors import InvalidInputError, UnavailableError, WaitTimeoutError
+from services.waiting import RoomWait
 from trainer.transports import weight_file
 from trainer.transports.weight_file import write_weights
 
@@ -30,9 +34,16 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "1-2.safetensors"
 
 
+@pytest.fixture
+def room(tmp_path: Path) -> RoomWait:
+    return RoomWait(tmp_path, timeout_s=0.0)
+
+
 @pytest.mark.parametrize("durable", [False, True])
-def test_the_safetensors_library_reads_the_same_tensors(file: Path, durable: bool) -> None:
-    entries = write_weights(file, TENSORS.items(), durable=durable)
+def test_the_safetensors_library_reads_the_same_tensors(
+    file: Path, room: RoomWait, durable: bool
+) -> None:
+    entries = write_weights(file, TENSORS.items(), room, durable=durable)
     read = load_file(file)
     assert list(entries) == list(TENSORS)
     assert read.keys() == TENSORS.keys()
@@ -47,7 +58,7 @@ def test_the_safetensors_library_reads_the_same_tensors(file: Path, durable: boo
     assert file.stat().st_mode & 0o777 == 0o600
 
 
-def test_many_tensors_come_one_at_a_time(file: Path) -> None:
+def test_many_tensors_come_one_at_a_time(file: Path, room: RoomWait) -> None:
     """At most as many are held as threads write."""
     alive: list[int] = []
     held = 0
@@ -64,35 +75,60 @@ def test_many_tensors_come_one_at_a_time(file: Path) -> None:
             alive.append(held)
             yield f"t{i}", torch.full((100,), float(i)).as_subclass(Counted)
 
-    write_weights(file, produce())
+    write_weights(file, produce(), room)
     assert max(alive) <= 6
     assert torch.equal(load_file(file)["t49"], torch.full((100,), 49.0))
 
 
-def test_what_cannot_be_written_leaves_nothing(file: Path) -> None:
+def test_what_cannot_be_written_leaves_nothing(file: Path, room: RoomWait) -> None:
     def broken() -> Iterator[tuple[str, Tensor]]:
         yield "a", torch.ones(3)
         raise RuntimeError("the gather failed")
 
     with pytest.raises(RuntimeError, match="gather"):
-        write_weights(file, broken())
+        write_weights(file, broken(), room)
     with pytest.raises(UnavailableError, match="No such file"):
-        write_weights(file.parent / "missing" / "1-2.safetensors", TENSORS.items())
+        write_weights(file.parent / "missing" / "1-2.safetensors", TENSORS.items(), room)
     assert not list(file.parent.iterdir())
 
 
-def test_a_full_disk_is_said(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_stays_full_ends_the_wait(
+    file: Path, room: RoomWait, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def pwrite(*_: object) -> int:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "pwrite", pwrite)
-    with pytest.raises(UnavailableError, match="No space left"):
-        write_weights(file, TENSORS.items())
+    monkeypatch.setattr(waiting, "PAUSE_S", 0.001)
+    with pytest.raises(WaitTimeoutError, match=r"No space left.*make room there"):
+        write_weights(file, TENSORS.items(), room)
     assert not list(file.parent.iterdir())
 
 
-def test_names_that_do_not_fit_are_refused(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(weight_file, "_HEADER_BYTES", 64)
+def test_a_disk_that_is_full_for_a_while_costs_nothing(
+    file: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It takes a part of each tensor, then nothing, then the rest: no byte is lost or twice."""
+    written, calls = os.pwrite, Counter[int]()
+
+    def pwrite(descriptor: int, raw: memoryview, start: int) -> int:
+        calls[threading.get_ident()] += 1
+        if calls[threading.get_ident()] % 3 == 2:
+            raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+        return written(descriptor, raw[: max(1, len(raw) // 2)], start)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    monkeypatch.setattr(waiting, "PAUSE_S", 0.001)
+    write_weights(file, TENSORS.items(), RoomWait(file.parent, timeout_s=60))
+    read = load_file(file)
+    assert all(torch.equal(read[name], tensor) for name, tensor in TENSORS.items())
+    assert f"{file.parent} has no room (Disk quota exceeded" in caplog.text
+
+
+def test_names_that_do_not_fit_are_refused(
+    file: Path, room: RoomWait, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(weight_file, "HEADER_BYTES", 64)
     with pytest.raises(InvalidInputError, match="6 tensors"):
-        write_weights(file, TENSORS.items())
+        write_weights(file, TENSORS.items(), room)
     assert not list(file.parent.iterdir())

@@ -1,0 +1,221 @@
+"""What a run that goes on for days piles up: in Redis, in its folder, in its processes.
+
+python -m benchmarks.growth
+
+The loop is real but for model and optimizer: collector, weight updates, records, Redis with its
+file, the reward service, and rollout servers with the fake engine. It runs as fast as this machine
+lets it. A tenth of a second stands for a step. What a finished group leaves behind for a time is
+let go after `--guard-s` in place of `GUARD_TTL_S`, so that a few minutes see the whole of it. The
+dead are at their limit from the start. The table has a line every so often; below it is the last
+part of the run: what only rises there is carried to a day of `--rate` groups a second.
+"""
+
+import argparse
+import asyncio
+import itertools
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import psutil
+import torch
+
+from benchmarks.many_servers import redis_server
+from cli.main import app as sgg_rl
+from scene_data.dataset import open_dataset
+from scene_data.toy import make_toy
+from services.keys import RunKeys
+from services.ports import free_port
+from services.queues import redis as redis_queue
+from services.queues.lua import MAX_DEAD
+from services.queues.redis import RedisQueue
+from services.redis_client import connect
+from services.settings import Settings, dump_settings
+from tests.alone import Alone
+from tests.processes import sgg_process, wait_ready
+from trainer.checkpoints.checkpoint import TrainerState
+from trainer.link import ServiceLink
+from trainer.records.files import RunRecords, ledger_line
+from trainer.train import metrics_line
+
+SPAWN = multiprocessing.get_context("spawn")
+NUM_ROWS = 3_000
+GROUPS_PER_STEP, GROUP_SIZE, MAX_TOKENS = 64, 8, 64
+KEEP_ROLLOUTS, CHECKPOINT_EVERY = 20, 10
+DEAD_BYTES = 20_000
+STEP_S = 0.1
+LINE_S = 30.0
+MIB = 2**20
+
+
+class Clock:
+    """The phases of a step that has none."""
+
+    total_s = STEP_S
+    seconds: Mapping[str, float] = {"wait": STEP_S}
+
+
+def settings_of(folder: Path, redis_url: str) -> Settings:
+    """Of the run, and of its first server."""
+    make_toy(folder / "data", num_train=NUM_ROWS, num_heldout=1)
+    return Settings.model_validate(
+        {
+            "run": {"name": "growth", "root": str(folder)},
+            "model": {"path": "none", "box_space": "relative_1000"},
+            "data": {"train": str(folder / "data/train.parquet"), "template": "toy"},
+            "redis": {"url": redis_url},
+            "reward": {"url": f"http://127.0.0.1:{free_port()}"},
+            "rollout": {"engine": "fake", "fake_tokens_per_s": 1e6, "groups_in_flight": 16},
+            "sampling": {"max_tokens": MAX_TOKENS},
+            "records": {"keep_rollouts": KEEP_ROLLOUTS},
+            "trainer": {
+                "groups_per_step": GROUPS_PER_STEP,
+                "group_size": GROUP_SIZE,
+                "max_policy_lag": 1,
+            },
+        }
+    )
+
+
+def serve(config: str, guard_s: int) -> None:
+    """A rollout server in this process."""
+    redis_queue.GUARD_TTL_S = guard_s
+    sgg_rl(["serve", "rollout", "--config", config])
+
+
+@contextmanager
+def services(settings: Settings, num_servers: int, guard_s: int) -> Iterator[list[int]]:
+    """The reward service and rollout servers; their process ids."""
+    folder = settings.run.root
+    config = folder / "reward.toml"
+    config.write_text(dump_settings(settings))
+    with ExitStack() as stack:
+        log = folder / "reward.log"
+        reward = stack.enter_context(sgg_process(log, "serve", "reward", "-c", str(config)))
+        wait_ready(settings.reward.url, reward, log)
+        found = [reward.pid]
+        for number in range(num_servers):
+            config = folder / f"rollout-{number}.toml"
+            rollout = settings.rollout.model_copy(update={"url": f"http://127.0.0.1:{free_port()}"})
+            config.write_text(dump_settings(settings.model_copy(update={"rollout": rollout})))
+            process = SPAWN.Process(target=serve, args=(str(config), guard_s))
+            process.start()
+            stack.callback(process.join)
+            stack.callback(process.kill)
+            found.append(process.pid or 0)
+        yield found
+
+
+async def fill_dead(settings: Settings) -> None:
+    """As many dead groups as are kept, and some more."""
+    queue = RedisQueue(connect(settings.redis), RunKeys(settings.run.name))
+    for number in range(MAX_DEAD + 50):
+        await queue.bury("rollouts", f"dead-{number}", os.urandom(DEAD_BYTES), "of no use")
+    await queue.aclose()
+
+
+async def in_redis(settings: Settings) -> dict[str, float]:
+    """MiB of its memory, of its file, and keys."""
+    client = connect(settings.redis)
+    memory, persistence = await client.info("memory"), await client.info("persistence")
+    keys = await client.dbsize()
+    await client.aclose()
+    return {
+        "Redis MiB": memory["used_memory"] / MIB,
+        "keys": keys,
+        "AOF MiB": persistence["aof_current_size"] / MIB,
+    }
+
+
+def sizes(settings: Settings, processes: list[int]) -> dict[str, float]:
+    """What there is now."""
+    run = settings.run.folder
+    images = [file for file in settings.images_folder.rglob("*") if file.is_file()]
+    rest = [run / name for name in ("metrics.jsonl", "ledger.jsonl")]
+    resident = [psutil.Process(pid).memory_info().rss / MIB for pid in processes]
+    return {
+        **asyncio.run(in_redis(settings)),
+        "images": len(images),
+        "rollouts/ MiB": sum(f.stat().st_size for f in (run / "rollouts").rglob("*.jsonl")) / MIB,
+        "lines MiB": sum(file.stat().st_size for file in rest) / MIB,
+        "shm files": len(list(Path("/dev/shm/sgg-growth").glob("*"))),
+        "trainer MiB": psutil.Process().memory_info().rss / MIB,
+        "reward MiB": resident[0],
+        "server MiB": sum(resident[1:]) / len(resident[1:]),
+    }
+
+
+def train(settings: Settings, seconds: float, processes: list[int]) -> list[dict[str, float]]:
+    """Run the loop; sizes at every `LINE_S`."""
+    dataset, records = open_dataset(settings.data.train), RunRecords(settings, 0)
+    records.cut_to(0)
+    lines: list[dict[str, float]] = []
+    with ServiceLink.open(settings, dataset, [7], TrainerState(), Alone()) as link:
+        link.start(weights(0), 0)
+        began = time.monotonic()
+        for step in itertools.count():
+            batch = link.take(step)
+            time.sleep(STEP_S)
+            link.publish(weights(step + 1), step + 1, batch)
+            logprobs = [c.rollout_logprobs for g in batch.groups for c in g.rollout.completions]
+            records.rollouts(step, batch.groups, logprobs)
+            row = metrics_line(batch, {}, step, step + 1, Clock())  # type: ignore[arg-type]
+            records.step(row, ledger_line(batch, step))
+            if (step + 1) % CHECKPOINT_EVERY == 0:
+                records.committed(step + 1)
+            passed = time.monotonic() - began
+            if passed > LINE_S * (len(lines) + 1):
+                groups = (step + 1) * GROUPS_PER_STEP
+                lines.append({"s": passed, "groups": groups} | sizes(settings, processes))
+                say(lines)
+            if passed > seconds:
+                return lines
+    raise AssertionError
+
+
+def weights(version: int) -> Iterator[tuple[str, torch.Tensor]]:
+    """Of a small version."""
+    yield "w", torch.full((1000,), float(version))
+
+
+def say(lines: list[dict[str, float]]) -> None:
+    """The last line, under the names of the columns."""
+    if len(lines) == 1:
+        print(" ".join(f"{name:>13}" for name in lines[0]))
+    print(" ".join(f"{value:13.1f}" for value in lines[-1].values()), flush=True)
+
+
+def main() -> None:
+    """Run it and print the growth."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--seconds", type=float, default=420.0)
+    parser.add_argument("--servers", type=int, default=2)
+    parser.add_argument("--guard-s", type=int, default=60)
+    parser.add_argument("--rate", type=float, default=83.0, help="groups a second of the day")
+    options = parser.parse_args()
+    guard_s, redis_queue.GUARD_TTL_S = redis_queue.GUARD_TTL_S, options.guard_s
+    with tempfile.TemporaryDirectory() as folder, redis_server() as url:
+        settings = settings_of(Path(folder), url)
+        asyncio.run(fill_dead(settings))
+        with services(settings, options.servers, options.guard_s) as processes:
+            lines = train(settings, options.seconds, processes)
+    last = [line for line in lines if line["s"] > max(2 * options.guard_s, options.seconds / 2)]
+    first, end = last[0], last[-1]
+    groups = end["groups"] - first["groups"]
+    pace = groups / (end["s"] - first["s"])
+    print(f"\n{pace:.0f} groups/s in the last {end['s'] - first['s']:.0f} s; from there on:")
+    for name in list(first)[2:]:
+        values = [line[name] for line in last]
+        growth = (end[name] - first[name]) / groups * options.rate * 86400
+        rises = values == sorted(values) and growth > 0
+        then = f"a day {growth:+.1f}" if rises else "up and down, or level"
+        print(f"{name:>14}: between {min(values):.1f} and {max(values):.1f}; {then}")
+    print(f"guards live for {guard_s} s in a run, here for {options.guard_s} s")
+
+
+if __name__ == "__main__":
+    main()

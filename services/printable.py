@@ -1,0 +1,44 @@
+"""Text from anywhere, made fit for a terminal and a log."""
+
+import logging
+import sys
+import traceback
+from types import TracebackType
+
+
+def printable(text: str) -> str:
+    """The text with line breaks and tabs; what else could steer a terminal is shown as its code.
+
+    Example: `"\\x1b[2J"` clears a screen, and becomes `"\\\\x1b[2J"`.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n\t" else escaped(c) for c in text)
+
+
+def escaped(character: str) -> str:
+    """Its code, such as `\\x1b`."""
+    return character.encode("unicode_escape").decode()
+
+
+class OneLine(logging.Formatter):
+    """Text from a request or from data can neither forge a log line nor steer a terminal."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802
+        """As `logging.Formatter`, on one line."""
+        return super().formatMessage(record).replace("\n", "\\n")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """As `logging.Formatter`; a traceback is indented, so that none of it is like a line."""
+        return printable(super().format(record)).replace("\n", "\n  ")
+
+
+def print_safely() -> None:
+    """Have warnings of a process without logs, and tracebacks, printed without control codes."""
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(OneLine("%(message)s"))
+
+    def show(kind: type[BaseException], error: BaseException, at: TracebackType | None) -> None:
+        sys.stderr.write(printable("".join(traceback.format_exception(kind, error, at))))
+
+    sys.excepthook = show
