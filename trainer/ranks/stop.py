@@ -39,9 +39,14 @@ class StopAskedError(Exception):
 
 
 class StopRequest:
-    """Whether this process was asked to stop. One that `stop_request` did not make never is."""
+    """Whether this process was asked to stop. One that `stop_request` did not make never is.
 
-    def __init__(self) -> None:
+    Args:
+        owns_process: Whether nothing but the run is in this process, so that it may be ended.
+    """
+
+    def __init__(self, *, owns_process: bool = False) -> None:
+        self._owns_process = owns_process
         self._asked_at: float | None = None
         self._noting = False
         self._kept = False
@@ -63,12 +68,12 @@ class StopRequest:
     def all_kept(self, *, is_done: bool) -> None:
         """All that was done is in a checkpoint.
 
-        Where the run is to stop, this process ends in `END_S`, whatever it is in by then.
+        Where the run is to stop, a process of its own ends in `END_S`, whatever it is in by then.
 
         Args:
             is_done: Whether its last step is done. If not, this rank or another one was asked.
         """
-        if is_done and not self.asked:
+        if not self._owns_process or (is_done and not self.asked):
             return
         self._kept = True
         timer = threading.Timer(END_S, _end, (EXIT_STOPPED, _STOPPED))
@@ -90,7 +95,7 @@ class StopRequest:
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
     """Listen for the signals while the block runs; in the main thread only."""
-    request = StopRequest()
+    request = StopRequest(owns_process=True)
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
     before = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}
