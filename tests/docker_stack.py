@@ -3,7 +3,7 @@
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,16 +56,15 @@ for pid in filter(str.isdigit, os.listdir('/proc')):
 class Stack:
     """One compose project. Example: `Stack("t1", RUN_NAME="t1").up("redis")`."""
 
-    def __init__(self, name: str, ports: Mapping[str, int] | None = None, **knobs: str) -> None:
+    def __init__(self, name: str, **knobs: str) -> None:
         """Args are kept.
 
         Args:
             name: Of the project: containers, volumes and network are named by it.
-            ports: Of another `Stack` of the same name; free ones otherwise.
             knobs: Of docker-compose.yml.
         """
         self.name = name
-        self.ports = ports or {part: free_port() for part in PUBLISHED}
+        self.ports = {part: free_port() for part in PUBLISHED}
         chosen = {f"{part}_PORT": str(port) for part, port in self.ports.items()}
         self._environment = child_environment(**(chosen | knobs), COMPOSE_PROJECT_NAME=name)
 

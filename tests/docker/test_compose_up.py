@@ -155,7 +155,8 @@ def test_a_stopped_run_is_taken_up_again(run: Stack) -> None:
 
 
 def test_a_start_without_knobs_goes_on_with_the_run(run: Stack) -> None:
-    Stack(run.name, ports=run.ports).up(*PARTS)
+    ports = {f"{part}_PORT": str(port) for part, port in run.ports.items()}
+    Stack(run.name, **ports).up(*PARTS)
     assert f"goes on with run {RUN} (RUN_NAME={RUN} ARGS=" in run.logs("prepare")
     status = ("sgg-rl", "status", "--json", "--config", "/secrets/run.toml")
     assert json.loads(run.compose("exec", "-T", "monitor", *status))["run"] == RUN
