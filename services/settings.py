@@ -371,6 +371,11 @@ def environment_value(name: str) -> str | None:
     return os.environ.get(name)  # noqa: TID251
 
 
+def start_command(otherwise: str) -> str:
+    """What starts a part, for messages: its supervisor's command (`SGG_START_COMMAND`), if any."""
+    return environment_value("SGG_START_COMMAND") or otherwise
+
+
 def set_environment(name: str, value: str) -> None:
     """Set a variable that a library reads at import."""
     os.environ[name] = value  # noqa: TID251

@@ -21,6 +21,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from services.settings import start_command
+
 EXIT_STOPPED = os.EX_TEMPFAIL
 """75, "try again later": go on with `--resume`."""
 STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGUSR1})
@@ -28,7 +30,8 @@ END_S = 6.0
 """What a process gets to end in good order once its work is in a checkpoint."""
 _END = b"\0"
 """Ends the listener; no signal has this number."""
-_STOPPED = "stopped with a checkpoint: go on with --resume"
+_GO_ON = f"go on with `{start_command('--resume')}`"
+_STOPPED = f"stopped with a checkpoint: {_GO_ON}"
 _SAME_S = 2.0
 """One request may come as several signals: from a process group, and from a parent that passes it
 on."""
@@ -85,7 +88,7 @@ class StopRequest:
         if self._asked_at is None:
             self._asked_at = time.monotonic()
             if not self._noting:
-                _end(EXIT_STOPPED, "stopped between steps: go on with --resume")
+                _end(EXIT_STOPPED, f"stopped between steps: {_GO_ON}")
         elif self._kept:
             _end(EXIT_STOPPED, _STOPPED)
         elif time.monotonic() - self._asked_at > _SAME_S:
