@@ -8,14 +8,20 @@ import sys
 from collections.abc import Callable, Coroutine
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from cli.safe_text import safe
 from services.app import host_and_port
 from services.errors import NotFoundError, SettingsError, SggError
 from services.keys import RunKeys
 from services.model_families import with_box_space
-from services.settings import Settings, dump_settings, environment_value, load_settings
+from services.settings import (
+    Settings,
+    dump_settings,
+    environment_value,
+    load_settings,
+    start_command,
+)
 from services.telemetry import setup_logging
 from trainer.ranks.stop import EXIT_STOPPED, stop_request
 
@@ -218,10 +224,15 @@ def _checked(found: Settings, job: "Job") -> Settings:
     return checked(found, job)
 
 
-def _stopped(rank: int) -> None:
+def _stopped(rank: int) -> NoReturn:
+    """End at once: Python takes seconds of computing to take itself apart, for nothing."""
     if rank == 0:
-        print("sgg-rl: stopped with a checkpoint: go on with --resume", file=sys.stderr)
-    sys.exit(EXIT_STOPPED)
+        go_on = start_command("--resume")
+        print(f"sgg-rl: stopped with a checkpoint: go on with `{go_on}`", file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # the terminal may be gone
+            stream.flush()
+    os._exit(EXIT_STOPPED)
 
 
 def _rank_of(found: Settings) -> int:

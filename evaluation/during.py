@@ -108,14 +108,12 @@ class DuringTraining(StepEvaluation):
             return []
         try:
             return [running.result(limit_s)]
-        except Exception as error:
-            # Whatever went wrong, it is not worth a run; the trace is for who looks into it.
+        except Exception as error:  # whatever went wrong, it is not worth a run
             running.cancel()
             self._num_failed += 1
-            if self._num_failed == 1:
-                logger.exception("an evaluation failed; training goes on")
-            else:
-                logger.warning("another evaluation failed: %s", error)
+            late = f"it took over {limit_s:.0f} s" if isinstance(error, TimeoutError) else ""
+            unknown = None if late or isinstance(error, SggError) else error
+            logger.warning("an evaluation failed: %s", late or error, exc_info=unknown)
             return []
 
     async def _evaluate(self, step: int, label: Label | None = None) -> dict[str, Any]:

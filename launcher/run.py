@@ -188,7 +188,7 @@ def _num_steps(settings: Settings) -> int:
 
 
 def _ended_early(folder: RunFolder, command: str, why: str, code: int, *, began: bool) -> int:
-    head, _, log_tail = why.partition("\n")
+    head, of_log, log_tail = why.partition(". End of ")
     config = f"--config {folder.config}"
     remedy = (
         f"go on with `sgg-rl {command} --resume {config}`"
@@ -196,7 +196,7 @@ def _ended_early(folder: RunFolder, command: str, why: str, code: int, *, began:
         else f"once that is mended, start it again with `sgg-rl {command} {config}`"
     )
     with suppress(OSError):  # the terminal may be gone
-        if log_tail:
-            print(printable(log_tail), file=sys.stderr)
-        print(f"sgg-rl: {head.rstrip(':.')}. All parts are stopped; {remedy}", file=sys.stderr)
+        if of_log:
+            print(f"End of {printable(log_tail)}", file=sys.stderr)
+        print(f"sgg-rl: {head.rstrip('.')}. All parts are stopped; {remedy}", file=sys.stderr)
     return code

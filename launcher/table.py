@@ -75,6 +75,8 @@ class RunTable:
         self._tail = MetricsTail(metrics)
         self._evaluations = MetricsTail(metrics.with_name("evaluations.jsonl"))
         self._last_evaluation: Row | None = None
+        self._evaluated: list[Row] = []
+        """Those that are said. A resumed run writes the ones up to its checkpoint again."""
         self._num_steps = num_steps
         self._states = states
         self._console = console
@@ -90,7 +92,7 @@ class RunTable:
     def __enter__(self) -> Self:
         for row in self._tail.read():  # of the run that is resumed
             self._add(row)
-        self._evaluations.read()
+        self._evaluated = self._evaluations.read()
         if self._live:
             self._live.start()
         return self
@@ -108,7 +110,8 @@ class RunTable:
     def update(self) -> None:
         """Read what is new and show it."""
         new = [row for row in self._tail.read() if self._add(row)]
-        evaluations = self._evaluations.read()
+        evaluations = [row for row in self._evaluations.read() if row not in self._evaluated]
+        self._evaluated += evaluations
         self._last_evaluation = evaluations[-1] if evaluations else self._last_evaluation
         if self._live:
             self._live.update(Group(*self._parts()), refresh=True)

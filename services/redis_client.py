@@ -16,7 +16,7 @@ from redis.sentinel import Sentinel as BlockingSentinel
 
 from services.errors import SettingsError, UnavailableError
 from services.sentinel import SCHEME, SentinelUrl
-from services.settings import RedisSettings
+from services.settings import RedisSettings, start_command
 
 SOCKET_TIMEOUT_S = 5.0
 """Longest silence of Redis. Blocking reads stay well below it."""
@@ -155,9 +155,10 @@ def redis_errors(client: Redis) -> Iterator[None]:
         meaning = _MEANING.get(code, "answers with an error")
         raise UnavailableError(f"{place} {meaning} ({text})") from error
     except (redis.exceptions.RedisError, OSError) as error:
+        place, reason = f"Redis at {client_url(client)}", str(error).rstrip(".")
         raise UnavailableError(
-            f"Redis at {client_url(client)} does not answer ({error}); is it running? "
-            "Start it with `sgg-rl serve redis`."
+            f"{place} does not answer ({reason}); is it running? Start it with "
+            f"`{start_command('sgg-rl serve redis')}`"
         ) from error
 
 

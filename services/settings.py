@@ -205,7 +205,8 @@ class EvaluationSettings(Section):
     num_images: int = Field(default=64, ge=1)
     """Held-out images that a run is evaluated on: the first of them."""
     every: int = Field(default=0, ge=0)
-    """Steps between evaluations while a run trains; 0: only before and after it."""
+    """Steps between evaluations while a run trains; 0: only before and after it, where there is
+    `data.heldout`."""
     max_tokens: int = Field(default=1024, ge=1)
     temperature: float = Field(default=0.0, ge=0, le=2)
     """0 is greedy. Otherwise each image has a seed of its own, made from `run.seed` and its id."""
@@ -369,6 +370,11 @@ def child_environment(**extra: str) -> dict[str, str]:
 def environment_value(name: str) -> str | None:
     """One variable set by another tool, such as torchrun's `RANK`."""
     return os.environ.get(name)  # noqa: TID251
+
+
+def start_command(otherwise: str) -> str:
+    """What starts a part, for messages: its supervisor's command (`SGG_START_COMMAND`), if any."""
+    return environment_value("SGG_START_COMMAND") or otherwise
 
 
 def set_environment(name: str, value: str) -> None:

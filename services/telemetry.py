@@ -65,7 +65,8 @@ def setup_logging(
             OneLine(f"%(asctime)s %(levelname)-7s {process_name} %(name)s: %(message)s")
         )
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # one line per request otherwise
+    for name in ("httpx", "faster_coco_eval"):  # a line a request, and 20 for each threshold of AP
+        logging.getLogger(name).setLevel(logging.WARNING)
     for name in _LOGGERS:
         logging.getLogger(name).addFilter(_worth_reading)
     # At every picture; vLLM takes a run's limits by these names alone.

@@ -215,7 +215,7 @@ def test_steps_that_are_not_finite_change_nothing(
         return
     run_sft(run)
     assert all(tensor.isfinite().all() for tensor in weights(run.run.folder / "model").values())
-    assert [row["loss"] is None for row in lines(run)] == [row["step"] == 3 for row in lines(run)]
+    assert [row["step"] for row in lines(run) if row["grad_norm"] is None] == [3]
 
 
 def test_two_ranks_train_an_adapter_as_one_does(two_ranks: Settings) -> None:

@@ -56,8 +56,8 @@ class Reassertion:
         try:
             if await registry.reassert(record, manifest, self.committed_step):
                 logger.warning(
-                    "Redis had lost what this trainer wrote: version %d is to be served again, and "
-                    "step %d is the last committed one",
+                    "Redis did not know what this run has come to, and is told: version %d is to "
+                    "be served, and step %d is the last committed one",
                     *(record.policy_version, self.committed_step),
                 )
         except SggError as error:  # others wait for Redis, and end a trainer that is superseded

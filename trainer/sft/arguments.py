@@ -45,7 +45,6 @@ def sft_arguments(settings: Settings, *, total_steps: int) -> SFTConfig:
         logging_steps=max(1, min(LOG_EVERY, total_steps // 10)),
         save_steps=sft.checkpoint_every,
         save_total_limit=1,
-        logging_nan_inf_filter=False,
         remove_unused_columns=False,
         dataloader_pin_memory=has_gpu,
         use_cpu=not has_gpu,

@@ -44,10 +44,9 @@ class SkipsNotFinite(TrainerCallback):  # type: ignore[misc]
             return
         if self._in_row == MAX_SKIPPED:
             raise NotFiniteError(
-                f"SFT: loss or gradients were not finite (NaN or infinite) in {MAX_SKIPPED} steps "
-                f"in a row, the last of them step {state.global_step}; none of them changed the "
-                "weights. Are those of model.path whole? Else lower sft.learning_rate, and go on "
-                "with --resume"
+                f"SFT: loss or gradients were not finite in {MAX_SKIPPED} steps in a row, the last "
+                f"of them step {state.global_step}; none of them changed the weights. If those of "
+                "model.path are whole, lower sft.learning_rate and go on with --resume"
             )
         if state.is_world_process_zero:
             logger.warning("step %d is skipped: its gradients are not finite", state.global_step)

@@ -7,6 +7,7 @@ model to stop inside its JSON.
 
 import json
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -205,7 +206,9 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
             return
         step, total = state.global_step, state.max_steps
         row = {"step": step, "num_steps": total, "epoch": state.epoch, "time": time.time()} | {
-            name: float(logs[name]) for name in ("loss", "grad_norm", "learning_rate")
+            # No norm: a step that was skipped.
+            name: float(logs.get(name, math.nan))
+            for name in ("loss", "grad_norm", "learning_rate")
         }
         self._lines.append(row)
         self._trackers.log(row)

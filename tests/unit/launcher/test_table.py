@@ -187,5 +187,11 @@ def test_evaluations_are_shown_as_they_come(tmp_path: Path, terminal: bool) -> N
         assert "0.900" not in out.getvalue(), "of the run that is resumed"
         write(file, found)
         table.update()
+        draft = tmp_path / "draft"
+        draft.write_text(file.read_text())
+        draft.rename(file)  # as a resumed trainer does
+        table.update()
+        if not terminal:
+            assert out.getvalue().count("evaluated version") == 1
     assert "evaluated version 4 (4 to 6), strict  triplet recall 0.213  F1 0.200" in out.getvalue()
     assert "failed 3%  12.1 s" in out.getvalue()

@@ -15,6 +15,7 @@ for _ in range(2):
     with warnings.catch_warnings():
         warnings.warn("Passing `min_pixels` and `max_pixels` to a call", FutureWarning)
 logging.getLogger("vllm.config.vllm").warning("Enforce eager set, disabling %s", "all")
+logging.getLogger("faster_coco_eval.core.cocoeval").info("DONE (t=0.00s).")
 logging.getLogger("vllm.config.vllm").warning("something else")
 warnings.warn("another one", FutureWarning)
 """

@@ -14,7 +14,7 @@ from trainer.train import metrics_line
 from trainer.types import Batch, Outcome
 
 PAGE = (Path(__file__).parents[3] / "docs/metrics.md").read_text()
-MADE_BY_THE_ENGINE = {"loss", "grad_norm", "learning_rate", "preparation_s"}
+MADE_BY_THE_ENGINE = {"loss", "grad_norm", "learning_rate", "num_skipped", "preparation_s"}
 MADE_BY_EVALUATION = {"evaluations_skipped", "evaluations_failed"}
 
 
