@@ -36,6 +36,7 @@ from services.queues.redis import RedisQueue
 from services.redis_client import connect, redis_answers
 from services.redis_server import redis_server_command
 from services.settings import Settings, dump_settings
+from services.weights import shm_file
 from tests.alone import Alone
 from tests.processes import sgg_process, wait_ready
 from trainer.checkpoints.checkpoint import TrainerState
@@ -159,7 +160,7 @@ def sizes(settings: Settings, processes: list[int]) -> dict[str, float]:
         "images": len(images),
         "rollouts/ MiB": sum(f.stat().st_size for f in (run / "rollouts").rglob("*.jsonl")) / MIB,
         "lines MiB": sum(file.stat().st_size for file in rest) / MIB,
-        "shm files": len(list(Path("/dev/shm/sgg-growth").glob("*"))),
+        "shm files": len(list(shm_file("growth", 0, 0).parent.glob("*"))),
         "trainer MiB": psutil.Process().memory_info().rss / MIB,
         "reward MiB": resident[0],
         "server MiB": sum(resident[1:]) / len(resident[1:]),

@@ -15,7 +15,13 @@ from services.app import host_and_port
 from services.errors import NotFoundError, SettingsError, SggError
 from services.keys import RunKeys
 from services.model_families import with_box_space
-from services.settings import Settings, dump_settings, environment_value, load_settings
+from services.settings import (
+    Settings,
+    dump_settings,
+    environment_value,
+    load_settings,
+    start_command,
+)
 from services.telemetry import setup_logging
 from trainer.ranks.stop import EXIT_STOPPED, stop_request
 
@@ -221,7 +227,8 @@ def _checked(found: Settings, job: "Job") -> Settings:
 def _stopped(rank: int) -> NoReturn:
     """End at once: Python takes seconds of computing to take itself apart, for nothing."""
     if rank == 0:
-        print("sgg-rl: stopped with a checkpoint: go on with --resume", file=sys.stderr)
+        go_on = start_command("--resume")
+        print(f"sgg-rl: stopped with a checkpoint: go on with `{go_on}`", file=sys.stderr)
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError):  # the terminal may be gone
             stream.flush()

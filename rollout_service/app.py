@@ -51,7 +51,7 @@ from services.telemetry import Tracing
 
 logger = logging.getLogger(__name__)
 
-Number = Annotated[int, Path(ge=0, lt=2**63)]
+Number = Annotated[int, Path(ge=0, lt=2**53)]
 Nonce = Annotated[str, Query(pattern=r"^[0-9a-f]{64}$")]
 BODY_LIMIT_BYTES = 8 * 1024 * 1024
 

@@ -23,6 +23,7 @@ MAX_SCHEMA_COST = 20_000
 `_properties_cost` says. At the limit xgrammar takes about two seconds."""
 MAX_PATTERN_CHARACTERS = 256
 _COUNTS = re.compile(r"\{(\d*)(?:,(\d*))?\}")
+_ENDLESS = 1e100
 _ANCHORS = ("$dynamicRef", "$recursiveRef")
 _SIZES = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 
@@ -97,11 +98,11 @@ def _references(value: Any, definitions: dict[str, Any]) -> set[str]:
 
 
 def _cost(node: dict[str, Any]) -> float:
-    sizes: list[float] = [node[name] for name in _SIZES if isinstance(node.get(name), int | float)]
+    sizes = [_size(node.get(name)) for name in _SIZES]
     patterns = [node["pattern"]] if isinstance(node.get("pattern"), str) else []
     keyed = node.get("patternProperties")
     patterns += list(keyed) if isinstance(keyed, dict) else []
-    cost = sum(abs(size) for size in sizes) + sum(map(_pattern_cost, patterns))
+    cost = sum(sizes) + sum(map(_pattern_cost, patterns))
     return cost + _properties_cost(node)
 
 
@@ -117,8 +118,12 @@ def _properties_cost(node: dict[str, Any]) -> float:
     needed = {name for name in names if isinstance(name, str)}
     num_optional = len(properties.keys() - needed)
     bounds = (node.get("minProperties"), node.get("maxProperties"))
-    counts = [abs(bound) for bound in bounds if isinstance(bound, int | float)]
-    return num_optional**2 / 8 + 10 * num_optional * max(counts, default=0)
+    return num_optional**2 / 8 + 10 * num_optional * max(map(_size, bounds))
+
+
+def _size(value: Any) -> float:
+    """A number without its sign; 0 where it is none. Some are too large for a float."""
+    return min(abs(value), _ENDLESS) if isinstance(value, int | float) else 0
 
 
 def _pattern_cost(pattern: str) -> int:

@@ -17,6 +17,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 
 from prometheus_client import CollectorRegistry
+from pydantic import ValidationError
 
 from rollout_service.engine import Engine, Weights
 from rollout_service.transports.base import Staged
@@ -200,9 +201,14 @@ class WeightUpdater:
                 await asyncio.sleep(0.1 * attempt)
 
     async def _fetch(self, record: PolicyRecord, manifest: WeightManifest) -> None:
-        await self.stage(
-            StageRequest(transport=record.transport, manifest=manifest, checksum=record.checksum)
-        )
+        try:
+            request = StageRequest(
+                transport=record.transport, manifest=manifest, checksum=record.checksum
+            )
+        except ValidationError as error:
+            reason = error.errors()[0]["msg"]
+            raise InvalidInputError(f"its record and manifest in Redis: {reason}") from error
+        await self.stage(request)
         await self.commit(
             CommitRequest(policy_version=record.policy_version, checksum=record.checksum)
         )

@@ -178,7 +178,7 @@ def bind(app: FastAPI, url: str) -> socket.socket:
     Bound before the service loads anything, so that a taken port is known within milliseconds.
     """
     host, port = host_and_port(url)
-    weak: list[str] = app.state.weak_tokens
+    weak: list[str] = getattr(app.state, "weak_tokens", [])  # an app that asks for none has none
     if weak and not is_loopback(host):
         raise SettingsError(
             f"{app.title} would listen on {host}, beyond this machine, without "

@@ -16,7 +16,7 @@ from redis.sentinel import Sentinel as BlockingSentinel
 
 from services.errors import SettingsError, UnavailableError
 from services.sentinel import SCHEME, SentinelUrl
-from services.settings import RedisSettings
+from services.settings import RedisSettings, start_command
 
 SOCKET_TIMEOUT_S = 5.0
 """Longest silence of Redis. Blocking reads stay well below it."""
@@ -157,7 +157,8 @@ def redis_errors(client: Redis) -> Iterator[None]:
     except (redis.exceptions.RedisError, OSError) as error:
         place, reason = f"Redis at {client_url(client)}", str(error).rstrip(".")
         raise UnavailableError(
-            f"{place} does not answer ({reason}); is it running? Start it with `sgg-rl serve redis`"
+            f"{place} does not answer ({reason}); is it running? Start it with "
+            f"`{start_command('sgg-rl serve redis')}`"
         ) from error
 
 

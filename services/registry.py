@@ -32,8 +32,13 @@ return ARGV[1]
 _RELEASE_GPU = """
 if redis.pcall('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 """
+_DIGITS = 15  # in the script below too
+"""Of a number that Redis's scripts hold exactly. A longer one is not this program's."""
 _PRELUDE = """
-local function number(run, field) return tonumber(redis.call('HGET', run, field) or '') or 0 end
+local function number(run, field)
+  local text = redis.call('HGET', run, field) or ''
+  return #text <= 15 and string.match(text, '^%d+$') and tonumber(text) or 0
+end
 """
 # KEYS run; ARGV at_least. One step: two starts at once never get the same.
 _NEXT_INCARNATION = (
@@ -78,12 +83,15 @@ end
 local function order(text)
   local read, record = pcall(cjson.decode, text)
   if not read or type(record) ~= 'table' then return -1, -1 end
-  return tonumber(record['incarnation']) or -1, tonumber(record['policy_version']) or -1
+  local incarnation, served = tonumber(record['incarnation']), tonumber(record['policy_version'])
+  if not incarnation or not served or incarnation >= 2^53 or served >= 2^53 then return -1, -1 end
+  return incarnation, served
 end
 local found = redis.call('MGET', KEYS[1], KEYS[2])
 local incarnation, served = -1, -1
 if found[1] and found[2] then incarnation, served = order(found[1]) end
-if incarnation < mine or (incarnation == mine and served < version) then
+local same = found[1] == ARGV[4] and found[2] == ARGV[5]
+if incarnation < mine or (incarnation == mine and served <= version and not same) then
   redis.call('MSET', KEYS[1], ARGV[4], KEYS[2], ARGV[5])
   outcome = outcome + 1
 end
@@ -164,7 +172,7 @@ class Registry:
             record
             for name, raw in zip(ids, texts, strict=True)
             if raw not in gone
-            and (record := self._read(ServerRecord, texts[raw], f"of the server {name}"))
+            and (record := self._read(ServerRecord, texts[raw], f"of the server {name:.100}"))
             and (starting or record.state != "starting")
         ]
         return sorted(live, key=lambda record: record.server_id)
@@ -271,7 +279,7 @@ class Registry:
     async def _run_number(self, field: str) -> int:
         with redis_errors(self._redis):
             value: Any = await self._redis.hget(self._keys.run, field)
-        return int(value) if value is not None and value.isdigit() else 0
+        return int(value) if value and len(value) <= _DIGITS and value.isdigit() else 0
 
     async def _fenced(self, script: str, keys: list[str], args: list[str | int]) -> int:
         outcome = int(await self._run_script(script, keys, args))

@@ -13,7 +13,7 @@ import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 import tomli_w
 from pydantic import Field, ValidationError, model_validator
@@ -37,6 +37,7 @@ from services.trainer_settings import (
 )
 
 ENV_PREFIX = "SGG__"
+_REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+sentinel://")
 _SECRET_FILES = ("_TOKEN_FILE", "__PASSWORD_FILE")
 """Ends of variables that name secrets: an empty one must not unset what the file names."""
 
@@ -371,6 +372,11 @@ def environment_value(name: str) -> str | None:
     return os.environ.get(name)  # noqa: TID251
 
 
+def start_command(otherwise: str) -> str:
+    """What starts a part, for messages: its supervisor's command (`SGG_START_COMMAND`), if any."""
+    return environment_value("SGG_START_COMMAND") or otherwise
+
+
 def set_environment(name: str, value: str) -> None:
     """Set a variable that a library reads at import."""
     os.environ[name] = value  # noqa: TID251
@@ -412,8 +418,9 @@ def _merged(trees: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 def _refuse_passwords(settings: Settings) -> None:
     """Settings are printed, dumped for other processes, and sent to trackers."""
-    parts = urlsplit(settings.redis.url)
-    if parts.password is not None or "password=" in parts.query:
+    if not settings.redis.url.startswith(_REDIS_SCHEMES):
+        raise ValueError(f"redis.url has to begin with {', '.join(_REDIS_SCHEMES)}")
+    if _holds_password(settings.redis.url):
         raise ValueError(
             "redis.url holds a password, which would stand in config.toml, logs and trackers: put "
             "it into a file of mode 0600 and name that in redis.password_file; a user stays in the "
@@ -426,12 +433,25 @@ def _refuse_passwords(settings: Settings) -> None:
         "telemetry.otlp_endpoint": settings.telemetry.otlp_endpoint or "",
     }
     for name, url in urls.items():
-        if "@" in url or "?" in url:
+        if any(character in url for character in "@?#"):
             raise ValueError(
-                f"{name} holds a user, password or query, which would stand in config.toml, logs "
-                "and trackers: write http://host:port. Tokens of services go into [security], a "
-                "collector's into OTEL_EXPORTER_OTLP_HEADERS"
+                f"{name} holds a user, password, query or fragment, which would stand in "
+                "config.toml, logs and trackers: write http://host:port. Tokens of services go "
+                "into [security], a collector's into OTEL_EXPORTER_OTLP_HEADERS"
             )
+
+
+def _holds_password(redis_url: str) -> bool:
+    """Whether redis-py would find one in it, or someone who mistyped it has left one there."""
+    parts = urlsplit(redis_url)
+    names = [name.lower() for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
+    return (
+        parts.password is not None
+        or ":" in unquote(parts.username or "")
+        or any("pass" in name for name in names)
+        or "@" in parts.path
+        or bool(parts.fragment)
+    )
 
 
 def _is_of_name(character: str) -> bool:

@@ -1,36 +1,86 @@
-"""Which run the containers of docker-compose.yml are for, from one `up` to the next.
+"""Which run the containers of docker-compose.yml are for, from one `docker compose up` to the next.
 
-Compose itself remembers nothing: without its knobs the next `up` would start the default run.
+Compose remembers no knob. Service `prepare` keeps those of every run in the volume `secrets`, and
+writes the settings that every other part reads: `run.toml`. An `up` goes on with the last run; one
+that names a run (`RUN_NAME`) goes on with that, or begins it. A knob that is not given is the one
+that the run was last started with.
 """
 
+import argparse
 import json
 import shlex
 import sys
 from pathlib import Path
 
-from services.settings import environment_value
+from services.errors import SettingsError, SggError
+from services.secrets import ensure_secrets
+from services.settings import dump_settings, environment_value, load_settings
 
-KNOBS = ("RUN_NAME", "CONFIG", "ARGS")
-"""Of docker-compose.yml: what decides which run it is."""
+KNOBS = ("CONFIG", "ARGS", "INPUTS")
+"""Of docker-compose.yml, beside `RUN_NAME`: what a run is started with."""
+_FOLDER = Path("/secrets")
+_FIRST_RUN = "demo"
+_DEFAULT_CONFIG = "configs/demo-compose.toml"
 
 
-def check_started_run(file: Path) -> None:
-    """Keep what this start was given, and refuse one that leaves out what the last one was given.
+def resolve_run(folder: Path) -> str:
+    """Write `run.toml`, the settings of the run that this start is for, and keep its knobs.
 
     Args:
-        file: Of a volume that outlives the containers.
+        folder: Of a volume that outlives the containers.
+
+    Returns:
+        A line for the log: which run it is, with which knobs, and how to start another.
 
     Raises:
-        SystemExit: It would be another run than the last one, and nobody has named it.
+        SettingsError: A knob is wrong, or Compose has mounted another folder than the run's
+            `INPUTS`. What is kept is as before.
     """
+    kept = folder / "runs.json"  # name → knobs; the last started comes last
+    runs: dict[str, dict[str, str]] = json.loads(kept.read_text()) if kept.exists() else {}
+    name = environment_value("RUN_NAME") or next(reversed(runs), _FIRST_RUN)
     given = {knob: value for knob in KNOBS if (value := environment_value(knob))}
-    last: dict[str, str] = json.loads(file.read_text()) if file.exists() else {}
-    left_out = last.keys() - given.keys()
-    if "RUN_NAME" in left_out or (left_out and not given):
-        words = " ".join(f"{knob}={shlex.quote(value)}" for knob, value in last.items())
-        sys.exit(
-            f"sgg-rl: the last start in these volumes had {words}, and this one would be another "
-            "run: put that into .env, or before `docker compose up -d`, to go on with it; name "
-            "another run, or the default one, with RUN_NAME=demo"
+    verb = "goes on with" if name in runs else "begins"
+    knobs = runs.pop(name, {}) | given
+    if "INPUTS" in knobs.keys() - given.keys():
+        raise SettingsError(
+            f"run {name} was last started with INPUTS={shlex.quote(knobs['INPUTS'])}, a folder "
+            "that this start has not mounted: put that into .env, or before `docker compose up -d`"
         )
-    file.write_text(json.dumps(given) + "\n")
+    _write(folder / "run.toml", _settings(name, knobs))
+    _write(kept, json.dumps({**runs, name: knobs}) + "\n")
+    words = " ".join(f"{knob}={shlex.quote(v)}" for knob, v in {"RUN_NAME": name, **knobs}.items())
+    return f"{verb} run {name} ({words}); for another one: RUN_NAME=other docker compose up -d"
+
+
+def main() -> None:
+    """Make the secrets, and resolve the run."""
+    try:
+        ensure_secrets(_FOLDER)
+        sys.stdout.write(f"sgg-rl: {resolve_run(_FOLDER)}\n")
+    except SggError as error:
+        sys.stderr.write(f"sgg-rl: {error.message}\n")
+        sys.exit(error.exit_code)
+
+
+def _settings(name: str, knobs: dict[str, str]) -> str:
+    """A run's settings as TOML: its files, the environment over them, `ARGS` over both."""
+    parser = argparse.ArgumentParser(prog="CONFIG and ARGS", allow_abbrev=False, add_help=False)
+    parser.add_argument("--config", "-c", action="append", type=Path)
+    parser.add_argument("--set", action="append", default=[])
+    line = f"--config {knobs.get('CONFIG', _DEFAULT_CONFIG)} {knobs.get('ARGS', '')}"
+    try:
+        found = parser.parse_args(shlex.split(line))
+    except ValueError as error:
+        raise SettingsError(f"CONFIG and ARGS are {line!r}: {error}") from error
+    return dump_settings(load_settings(found.config, [f'run.name="{name}"', *found.set]))
+
+
+def _write(file: Path, text: str) -> None:
+    draft = file.with_name(f"{file.name}.draft")
+    draft.write_text(text)
+    draft.replace(file)
+
+
+if __name__ == "__main__":
+    main()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from services.errors import UnavailableError, WaitTimeoutError
+from services.settings import start_command
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -105,7 +106,7 @@ class RoomWait:
         if full_s > self._timeout_s:
             raise WaitTimeoutError(
                 f"{self._folder} had no room for {full_s:.0f} s ({error.strerror}): make room "
-                "there, and go on with `sgg-rl train --resume`"
+                f"there, and go on with `{start_command('sgg-rl train --resume')}`"
             ) from error
         time.sleep(PAUSE_S)
 

@@ -25,8 +25,12 @@ def manifest_checksum(manifest: WeightManifest) -> str:
 
 
 def shm_file(run: str, incarnation: int, policy_version: int) -> Path:
-    """Where the `shm` transport keeps a version; never a path from a request."""
-    return Path("/dev/shm") / f"sgg-{run}" / f"{incarnation}-{policy_version}.safetensors"
+    """Where the `shm` transport keeps a version; never a path from a request.
+
+    The runs of one user have one folder, so that a container can mount it whatever its run is.
+    """
+    file = f"{incarnation}-{policy_version}.safetensors"
+    return Path("/dev/shm") / f"sgg-{os.geteuid()}" / run / file
 
 
 def disk_file(root: Path, incarnation: int, policy_version: int) -> Path:

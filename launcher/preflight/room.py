@@ -8,6 +8,7 @@ from launcher.preflight.bare import nearest
 from launcher.preflight.finding import Finding, look
 from launcher.preflight.folders import check_run_folder, file_system
 from services.settings import Settings
+from services.weights import shm_file
 from trainer.sizing.estimate import num_trainable
 from trainer.sizing.shapes import ModelShape
 from trainer.transports.weight_file import HEADER_BYTES
@@ -63,8 +64,12 @@ def _room(settings: Settings, shape: ModelShape, hosts: int) -> list[Finding]:
     remedy = "set run.root to a larger file system, or trainer.keep_checkpoints lower"
     found = [_free("room for checkpoints", folder, checkpoints, remedy)]
     if transport == "shm":
-        remedy = "make it larger (docker: shm_size), or set weights.transport = 'disk'"
-        found.append(_free("room for weights", Path("/dev/shm"), 2 * version, remedy))
+        remedy = (
+            "make it larger (docker: shm_size; compose: WEIGHTS_MEMORY), or set "
+            "weights.transport = 'disk'"
+        )
+        shared = shm_file(settings.run.name, 0, 0).parent
+        found.append(_free("room for weights", shared, 2 * version, remedy))
     if transport == "http":
         remedy = "set TMPDIR to a larger file system"
         servers = settings.cluster.num_rollout_servers if hosts == 1 else 0

@@ -8,6 +8,8 @@ Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
 Stop = Annotated[str, StringConstraints(min_length=1, max_length=1000)]
 """A text that ends a completion."""
+Count = Annotated[int, Field(ge=0, lt=2**53)]
+"""A number that JSON, Redis's scripts and a float hold exactly."""
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 ModelRunner = Literal["v1", "v2"]
 """vLLM's two implementations of a forward pass and its sampling."""

@@ -4,7 +4,15 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from services.schemas.common import MAX_IMAGES, ChatMessage, ImageRef, Message, Name, Sampling
+from services.schemas.common import (
+    MAX_IMAGES,
+    ChatMessage,
+    Count,
+    ImageRef,
+    Message,
+    Name,
+    Sampling,
+)
 
 
 class PromptGroup(Message):
@@ -16,18 +24,18 @@ class PromptGroup(Message):
     version: Literal[1] = 1
     group_id: Name
     """A pure function of (run, epoch, dataset index): a redelivered group is recognised."""
-    attempt: int = Field(default=0, ge=0)
+    attempt: Count = 0
     """Rises when the trainer asks again for a group that came back too stale."""
-    incarnation: int = Field(ge=0)
+    incarnation: Count
     """Which start of the trainer asked; answers to an earlier one are fenced off."""
-    epoch: int = Field(ge=0)
-    index: int = Field(ge=0)
+    epoch: Count
+    index: Count
     """Row of the dataset."""
     messages: list[ChatMessage] = Field(min_length=1, max_length=32)
     images: list[ImageRef] = Field(max_length=MAX_IMAGES)
     """In the order of the messages' image parts."""
     sampling: Sampling
-    min_policy_version: int = Field(default=0, ge=0)
+    min_policy_version: Count = 0
     """A server with older weights catches up before it samples this group."""
     traceparent: str | None = Field(
         default=None, pattern=r"^[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}$"

@@ -7,11 +7,13 @@ from pydantic import Field
 from services.schemas.common import (
     MAX_IMAGES,
     ChatMessage,
+    Count,
     ImageRef,
     Message,
     ModelRunner,
     Name,
     Sampling,
+    TokenId,
 )
 
 
@@ -21,9 +23,9 @@ class VersionSpan(Message):
     Example: `{"policy_version": 3, "start": 0, "end": 41}`
     """
 
-    policy_version: int = Field(ge=0)
-    start: int = Field(ge=0)
-    end: int = Field(ge=0)
+    policy_version: Count
+    start: Count
+    end: Count
 
 
 class Completion(Message):
@@ -33,7 +35,7 @@ class Completion(Message):
     """
 
     text: str
-    token_ids: list[int]
+    token_ids: list[TokenId]
     rollout_logprobs: list[Annotated[float, Field(le=1e-4)]]
     """[L] natural log of each token's probability in the distribution that it was sampled from:
     after temperature and suppressed tokens."""
@@ -55,10 +57,10 @@ class RolloutGroup(Message):
 
     version: Literal[1] = 1
     group_id: Name
-    attempt: int = Field(ge=0)
-    incarnation: int = Field(ge=0)
+    attempt: Count
+    incarnation: Count
     server_id: Name
-    prompt_token_ids: list[int]
+    prompt_token_ids: list[TokenId]
     """With image placeholders expanded: one id for each visual token."""
     completions: list[Completion] = Field(min_length=1)
     sampling_s: float = Field(ge=0)
@@ -102,7 +104,7 @@ class RolloutResponse(Message):
     """Answer of `POST /v1/rollouts`."""
 
     server_id: Name
-    prompt_token_ids: list[int]
+    prompt_token_ids: list[TokenId]
     completions: list[Completion]
     renormalised: bool = False
     """Whether rollout_logprobs are of a part of the vocabulary only (`Sampling.renormalises`)."""

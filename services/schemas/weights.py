@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
-from services.schemas.common import Message, ModelRunner, Name, Sha256
+from services.schemas.common import Count, Message, ModelRunner, Name, Sha256
 
 Transport = Literal["shm", "disk", "http", "nccl", "ipc", "lora"]
 FILE_TRANSPORTS: frozenset[Transport] = frozenset({"shm", "disk", "http", "lora"})
@@ -56,9 +56,9 @@ class WeightManifest(Message):
     Example: `tests/contract/golden/stage_request.json`
     """
 
-    policy_version: int = Field(ge=0)
-    incarnation: int = Field(ge=0)
-    step: int = Field(ge=0)
+    policy_version: Count
+    incarnation: Count
+    step: Count
     vision_trained: bool
     """Whether the vision tower changed: then cached image embeddings are stale."""
     partial: bool = False
@@ -79,9 +79,9 @@ class Rendezvous(Message):
 
     unique_id: str = Field(pattern=r"^[A-Za-z0-9+/]{171}=$")
     """The 128 bytes of `ncclGetUniqueId`, base64. The same id is the same group."""
-    world_size: int = Field(ge=2)
+    world_size: int = Field(ge=2, lt=2**31)
     """The trainer, which is rank 0, and every server."""
-    rank: int = Field(ge=1)
+    rank: int = Field(ge=1, lt=2**31)
 
 
 class IpcHandle(Message):
@@ -89,16 +89,16 @@ class IpcHandle(Message):
 
     gpu: Name
     """UUID of the GPU."""
-    stride: list[Annotated[int, Field(ge=0)]]
-    offset: int = Field(ge=0)
+    stride: list[Count]
+    offset: Count
     """Of the tensor in its storage, in elements."""
     memory: str
     """The handle, base64."""
-    storage_bytes: int = Field(ge=0)
-    storage_offset_bytes: int = Field(ge=0)
+    storage_bytes: Count
+    storage_offset_bytes: Count
     ref_counter: str
     """Handle of the counter that tells the trainer when the memory is free again, base64."""
-    ref_counter_offset: int = Field(ge=0)
+    ref_counter_offset: Count
     event: str
     """Handle of the event after which the bytes are there, base64."""
     event_sync_required: bool
@@ -129,7 +129,7 @@ class StageRequest(Message):
 class CommitRequest(Message):
     """Body of `POST /v1/weights/commit` and `/abort`."""
 
-    policy_version: int = Field(ge=0)
+    policy_version: Count
     checksum: Sha256
     ipc_handles: dict[str, IpcHandle] | None = None
     """`ipc` only: by tensor name; the memory stays as it is until the commit is answered."""
@@ -144,11 +144,11 @@ class PolicyInfo(Message):
     server_id: Name
     model: str
     dtype: str
-    policy_version: int = Field(ge=0)
-    incarnation: int = Field(ge=0)
+    policy_version: Count
+    incarnation: Count
     checksum: Sha256 | None
     """Of the serving manifest; null for the weights that the server started with."""
-    staged_version: int | None = None
+    staged_version: Count | None = None
     state: PolicyState
     model_runner: ModelRunner | None = None
     """Which one vLLM uses; null before the model is loaded, and where another engine samples."""
@@ -173,14 +173,14 @@ class ServerRecord(Message):
     state: PolicyState
     model_runner: ModelRunner | None = None
     """As in `PolicyInfo`."""
-    policy_version: int = Field(ge=0)
+    policy_version: Count
     tokens_per_s: float = Field(ge=0)
-    groups_done: int = Field(ge=0)
+    groups_done: Count
     image_store: str | None = None
     """Sign of the image store that it sees: whether that is the trainer's."""
-    groups_in_flight: int = Field(default=0, ge=0)
+    groups_in_flight: Count = 0
     """Being sampled now, from the queue and over HTTP."""
-    groups_limit: int = Field(default=0, ge=0)
+    groups_limit: Count = 0
     """Groups of the queue that it samples at the same time."""
     last_error: str | None = None
     last_error_s: float | None = Field(default=None, ge=0)
@@ -190,7 +190,7 @@ class ServerRecord(Message):
 class PolicyRecord(Message):
     """The version that every server should serve, and how late joiners get it."""
 
-    policy_version: int = Field(ge=0)
-    incarnation: int = Field(ge=0)
+    policy_version: Count
+    incarnation: Count
     checksum: Sha256
     transport: Transport

@@ -24,7 +24,7 @@ WRITABLE: dict[str, set[str]] = {
     "redis": {"/queue"},
     "reward": set(),
     "rollout": {"/cache"},
-    "trainer": {"/cache", "/runs", f"/dev/shm/sgg-{RUN}"},
+    "trainer": {"/cache", "/runs", f"/dev/shm/sgg-{USER[0]}"},
     "monitor": set(),
 }
 STOPPED_WITH_CHECKPOINT = 75
@@ -154,14 +154,14 @@ def test_a_stopped_run_is_taken_up_again(run: Stack) -> None:
     wait_for_step(run, done + 2)
 
 
-def test_a_start_that_leaves_out_the_runs_name_starts_no_other_run(run: Stack) -> None:
-    other = Stack(run.name)  # with none of the knobs
-    with pytest.raises(AssertionError, match="didn't complete successfully"):
-        other.up("trainer")
-    assert f"RUN_NAME={RUN}" in run.logs("prepare")
-    assert not run.read("runs", "demo/metrics.jsonl")
-    run.up(*PARTS)
+def test_a_start_without_knobs_goes_on_with_the_run(run: Stack) -> None:
+    ports = {f"{part}_PORT": str(port) for part, port in run.ports.items()}
+    Stack(run.name, **ports).up(*PARTS)
+    assert f"goes on with run {RUN} (RUN_NAME={RUN} ARGS=" in run.logs("prepare")
+    status = ("sgg-rl", "status", "--json", "--config", "/secrets/run.toml")
+    assert json.loads(run.compose("exec", "-T", "monitor", *status))["run"] == RUN
     wait_for_step(run, len(lines(run, "ledger.jsonl")) + 1)
+    assert not run.read("runs", "demo/metrics.jsonl")
 
 
 def test_the_run_ends_with_every_step_once(run: Stack) -> None:

@@ -37,7 +37,7 @@ def start(folder: Path, num_ranks: int, what: str, *cases: str) -> None:
             stdout=out,
             stderr=out,
             env=child_environment(OMP_NUM_THREADS="1", PYTHONPATH=str(ROOT)),
-            timeout=400,
+            timeout=900,
             check=False,
         )
     text = log.read_text()

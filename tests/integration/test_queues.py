@@ -425,10 +425,15 @@ async def test_blocking_longer_than_the_socket_timeout_is_no_failure(
     await client.aclose()
 
 
-async def test_an_absent_redis_is_unavailable_and_the_message_helps(run_keys: RunKeys) -> None:
+@pytest.mark.parametrize("command", ["sgg-rl serve redis", "docker compose up -d"])
+async def test_an_absent_redis_is_unavailable_and_the_message_helps(
+    run_keys: RunKeys, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if command.startswith("docker"):
+        monkeypatch.setenv("SGG_START_COMMAND", command)
     port = free_port()
     client = connect(f"redis://user:secret@127.0.0.1:{port}/0")
-    with pytest.raises(UnavailableError, match=f"127.0.0.1:{port}.*sgg-rl serve redis") as caught:
+    with pytest.raises(UnavailableError, match=f"127.0.0.1:{port}.*{command}") as caught:
         await RedisQueue(client, run_keys).length(LANE)
     assert "secret" not in caught.value.message
     await client.aclose()

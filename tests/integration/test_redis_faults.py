@@ -1,6 +1,7 @@
 """What a real Redis answers in a bad moment, and what somebody else may have put there."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -224,6 +225,30 @@ async def test_a_record_that_cannot_be_read_costs_itself_and_is_said_once(
     await client.hset(run_keys.run, mapping={"incarnation": "many", "committed_step": "\xff"})
     assert await registry.policy() is None
     assert (await registry.incarnation(), await registry.committed_step()) == (0, 0)
+    assert await registry.next_incarnation(at_least=3) == 3
+
+
+@pytest.mark.parametrize("field", ["policy_version", "groups_done", "groups_in_flight"])
+async def test_a_number_that_no_float_holds_is_no_record(
+    client: Redis, run_keys: RunKeys, field: str
+) -> None:
+    """The monitor shows it as one."""
+    registry = Registry(client, run_keys)
+    record = RECORD.model_dump(mode="json") | {field: 10**400}
+    await client.hset(run_keys.servers, "a", json.dumps(record))
+    await client.set(run_keys.heartbeat("a"), 1)
+    assert await registry.servers() == []
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "9" * 400, "1e30", "inf", "-5", "0x10", "9" * 16])
+async def test_what_no_trainer_wrote_is_no_incarnation(
+    client: Redis, run_keys: RunKeys, number: str
+) -> None:
+    registry = Registry(client, run_keys)
+    await client.hset(run_keys.run, mapping={"incarnation": number, "committed_step": number})
+    assert (await registry.incarnation(), await registry.committed_step()) == (0, 0)
+    await registry.commit_step(1, 4)
+    assert await registry.committed_step() == 4
     assert await registry.next_incarnation(at_least=3) == 3
 
 

@@ -1,6 +1,7 @@
 """Servers, policy and run keys in a real Redis; images of hosts that share no folder."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -131,6 +132,29 @@ async def test_what_redis_forgot_is_written_again_and_nothing_that_is_later(
     await registry.next_incarnation()
     with pytest.raises(SupersededError):
         await registry.reassert(*version(6, incarnation=2), 6)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"policy": "{}"},
+        {"policy": json.dumps(version(5)[0].model_dump() | {"policy_version": 10**400})},
+        {"policy": json.dumps(version(5)[0].model_dump() | {"checksum": "none"})},
+        {"manifest": "{}"},
+        {"manifest": version(4)[1].model_dump_json()},
+    ],
+)
+async def test_what_somebody_else_wrote_over_the_policy_is_written_again(
+    registry: Registry, client: Redis, run_keys: RunKeys, damage: dict[str, str]
+) -> None:
+    policy, manifest = version(5)
+    await registry.publish_policy(policy, manifest)
+    await registry.commit_step(1, 3)
+    await client.hset(run_keys.run, "incarnation", 1)
+    await client.mset({f"{run_keys.prefix}{name}": text for name, text in damage.items()})
+    assert await registry.reassert(policy, manifest, 3)
+    assert await registry.policy() == (policy, manifest)
+    assert not await registry.reassert(policy, manifest, 3)
 
 
 async def test_an_image_reaches_a_host_without_the_folder(

@@ -123,7 +123,7 @@ def test_a_stop_while_no_server_is_alive_keeps_every_step(run: Run) -> None:
         assert trainer.wait(60) == os.EX_TEMPFAIL, run.log.read_text()[-4000:]
     assert 2 <= num_done < STEPS
     assert run.checkpoints() == [f"step-{num_done:06d}"]
-    assert "stopped with a checkpoint: go on with --resume" in run.log.read_text()
+    assert "stopped with a checkpoint: go on with `--resume`" in run.log.read_text()
     with run.start("serve", "rollout"), run.start("train", "--resume") as trainer:
         assert trainer.wait(LONG_S) == 0, run.log.read_text()[-4000:]
     rows = run.ledger()

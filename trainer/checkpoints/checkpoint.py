@@ -11,6 +11,7 @@ from pydantic import Field
 
 from services.errors import SettingsError, SggError, SupersededError
 from services.schemas.common import Message
+from services.settings import start_command
 from services.waiting import RoomWait
 from trainer.checkpoints.fence import RunFence
 from trainer.checkpoints.manifest import damage, write_manifest
@@ -177,7 +178,8 @@ class CheckpointStore:
             left = next((f.name for f in self._folders() if damage(f) is None), "none")
             raise SggError(
                 f"the checkpoint after step {step} could not be written to {self.root}: {error}. "
-                f"The last whole one is {left}: make room, and go on from it with --resume"
+                f"The last whole one is {left}: make room, and go on from it with "
+                f"`{start_command('--resume')}`"
             ) from error
 
     def _folders(self) -> list[Path]:

@@ -15,6 +15,8 @@ _LOOPBACK = "127.0.0.1"
 def join_ranks(backend: str, timeout: timedelta) -> None:
     """Make torch's process group, as torchrun, srun or `sgg-rl train` started this process.
 
+    One that this process has already stays.
+
     torch's own store listens on every address of the host and asks for no token. Where all ranks
     are on one host it listens on loopback here, and so does gloo. Under torchrun the store is
     torchrun's, and over several hosts the network between them must be trusted.
@@ -23,6 +25,8 @@ def join_ranks(backend: str, timeout: timedelta) -> None:
         backend: `nccl` or `gloo`.
         timeout: For the others to come, and of each collective.
     """
+    if dist.is_initialized():
+        return
     rank, size = launched_as()
     if not _on_one_host(size):
         dist.init_process_group(backend, timeout=timeout)

@@ -21,6 +21,8 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from services.settings import start_command
+
 EXIT_STOPPED = os.EX_TEMPFAIL
 """75, "try again later": go on with `--resume`."""
 STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGUSR1})
@@ -28,7 +30,8 @@ END_S = 6.0
 """What a process gets to end in good order once its work is in a checkpoint."""
 _END = b"\0"
 """Ends the listener; no signal has this number."""
-_STOPPED = "stopped with a checkpoint: go on with --resume"
+_GO_ON = f"go on with `{start_command('--resume')}`"
+_STOPPED = f"stopped with a checkpoint: {_GO_ON}"
 _SAME_S = 2.0
 """One request may come as several signals: from a process group, and from a parent that passes it
 on."""
@@ -39,9 +42,14 @@ class StopAskedError(Exception):
 
 
 class StopRequest:
-    """Whether this process was asked to stop. One that `stop_request` did not make never is."""
+    """Whether this process was asked to stop. One that `stop_request` did not make never is.
 
-    def __init__(self) -> None:
+    Args:
+        owns_process: Whether nothing but the run is in this process, so that it may be ended.
+    """
+
+    def __init__(self, *, owns_process: bool = False) -> None:
+        self._owns_process = owns_process
         self._asked_at: float | None = None
         self._noting = False
         self._kept = False
@@ -63,12 +71,12 @@ class StopRequest:
     def all_kept(self, *, is_done: bool) -> None:
         """All that was done is in a checkpoint.
 
-        Where the run is to stop, this process ends in `END_S`, whatever it is in by then.
+        Where the run is to stop, a process of its own ends in `END_S`, whatever it is in by then.
 
         Args:
             is_done: Whether its last step is done. If not, this rank or another one was asked.
         """
-        if is_done and not self.asked:
+        if not self._owns_process or (is_done and not self.asked):
             return
         self._kept = True
         timer = threading.Timer(END_S, _end, (EXIT_STOPPED, _STOPPED))
@@ -80,7 +88,7 @@ class StopRequest:
         if self._asked_at is None:
             self._asked_at = time.monotonic()
             if not self._noting:
-                _end(EXIT_STOPPED, "stopped between steps: go on with --resume")
+                _end(EXIT_STOPPED, f"stopped between steps: {_GO_ON}")
         elif self._kept:
             _end(EXIT_STOPPED, _STOPPED)
         elif time.monotonic() - self._asked_at > _SAME_S:
@@ -90,7 +98,7 @@ class StopRequest:
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
     """Listen for the signals while the block runs; in the main thread only."""
-    request = StopRequest()
+    request = StopRequest(owns_process=True)
     read_end, write_end = os.pipe()
     os.set_blocking(write_end, False)
     before = {number: signal.signal(number, lambda *_: None) for number in STOP_SIGNALS}

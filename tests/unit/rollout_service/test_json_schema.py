@@ -47,6 +47,8 @@ def nested(depth: int) -> dict[str, Any]:
         (nested(40), "nested"),
         ({"maxLength": MAX_SCHEMA_COST + 1}, "over the limit"),
         ({"maxLength": 1e9}, "over the limit"),
+        ({"minLength": -(10**400)}, "over the limit"),
+        ({"properties": {"a": {}}, "maxProperties": 10**400}, "over the limit"),
         (
             {"maxLength": MAX_SCHEMA_COST, "items": {"minLength": -MAX_SCHEMA_COST}},
             "over the limit",

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -265,6 +266,28 @@ async def test_catch_up(updater: WeightUpdater, shm_run: ShmRun) -> None:
     assert updater.serving.policy_version == 7
     await updater.catch_up(Published(shm_run.write(6)).read)
     assert updater.serving.policy_version == 7
+
+
+@pytest.mark.parametrize("wrong", [{"sha256": None}, {"adapter": {"rank": 1, "alpha": 1}}])
+async def test_a_record_and_manifest_that_do_not_fit_are_not_the_end(
+    updater: WeightUpdater, shm_run: ShmRun, wrong: dict[str, Any]
+) -> None:
+    """Each can be read; a server that ended over them would end again at every start."""
+    version = shm_run.write(1)
+    tree = version.manifest.model_dump(mode="json")
+    if "adapter" in wrong:
+        tree |= wrong
+    else:
+        next(iter(tree["tensors"].values())).update(wrong)
+    manifest = WeightManifest.model_validate(tree)
+
+    async def read() -> tuple[PolicyRecord, WeightManifest]:
+        return version.record, manifest
+
+    with pytest.raises(UnavailableError, match="its record and manifest in Redis"):
+        await updater.catch_up(read)
+    await updater.catch_up(Published(version).read)
+    assert updater.serving.policy_version == 1
 
 
 async def test_catch_up_with_a_trainer_that_goes_on_meanwhile(

@@ -202,9 +202,14 @@ SECRET = "correct-horse-battery"
         ("redis.url", f"redis://127.0.0.1:6379/0?password={SECRET}"),
         ("redis.url", f"unix://me:{SECRET}@/tmp/redis.sock"),
         ("redis.url", "redis://me:@127.0.0.1:6379/0"),
+        ("redis.url", f"redis://127.0.0.1:6379/0?PASS%57ORD={SECRET}"),
+        ("redis.url", f"redis://me%3A{SECRET}@127.0.0.1:6379/0"),
+        ("redis.url", f"redis:///me:{SECRET}@127.0.0.1:6379/0"),
+        ("redis.url", f"redis://127.0.0.1:6379/0#{SECRET}"),
         ("reward.url", f"http://me:{SECRET}@127.0.0.1:8100"),
         ("rollout.url", f"http://{SECRET}@127.0.0.1:8200"),
         ("monitor.url", f"http://127.0.0.1:8400?token={SECRET}"),
+        ("monitor.url", f"http://127.0.0.1:8400/#{SECRET}"),
         ("telemetry.otlp_endpoint", f"https://me:{SECRET}@otlp.example.org"),
     ],
 )
@@ -227,6 +232,13 @@ def test_passwords_in_urls_are_refused_and_not_repeated(
         with pytest.raises(SettingsError, match=f"{name} holds a") as caught:
             load_settings(*source)
         assert SECRET not in caught.value.message
+
+
+@pytest.mark.parametrize("url", [f"me:{SECRET}@127.0.0.1", f"redis:/me:{SECRET}@127.0.0.1"])
+def test_an_url_of_no_redis_is_not_repeated(toml: Path, url: str) -> None:
+    with pytest.raises(SettingsError, match="has to begin with redis://") as caught:
+        load_settings(toml, [f"redis.url={url}"], {})
+    assert SECRET not in caught.value.message
 
 
 @pytest.mark.parametrize("wrong", ["redis.ulr=", "redis.url:", "redisurl="])

@@ -123,12 +123,12 @@ def test_a_line_that_a_full_disk_cuts_is_written_whole_later(
     records.step({"step": 0}, {"step": 0})
     opened, left = Path.open, [9]
 
-    def full(path: Path, mode: str) -> Any:
-        if path == file and left:
+    def full(path: Path, mode: str = "r", *args: Any, **options: Any) -> Any:
+        if path == file and left and "a" in mode:
             with opened(path, "ab") as stream:
                 stream.write(b"{" * left.pop())
             raise OSError(errno.ENOSPC, "No space left on device")
-        return opened(path, mode)
+        return opened(path, mode, *args, **options)
 
     monkeypatch.setattr(Path, "open", full)
     monkeypatch.setattr(waiting, "PAUSE_S", 0.001)
