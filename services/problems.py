@@ -65,20 +65,23 @@ def problem_response(error: SggError) -> Response:
     return _json_response(problem(error), error.status, headers)
 
 
-def error_from_problem(status: int, text: str) -> SggError:
+def error_from_problem(status: int, text: str, *, asked: str) -> SggError:
     """The error that a service answered with, for clients.
 
     Args:
         status: Of the HTTP answer, 400 or more.
         text: Its body; need not be a problem (a proxy may have answered).
+        asked: What was asked, such as `POST http://localhost/v1/rewards`: of any other body, the
+            message names it.
     """
     try:
         body = from_json(text)
     except ValueError:
         body = None
+    answered = f"{asked} answered HTTP {status}"
     if not isinstance(body, dict):
-        body = {"detail": f"HTTP {status}: {text[:_MAX_TEXT]}"}
-    detail = str(body.get("detail") or f"HTTP {status}")
+        body = {"detail": f"{answered}: {text[:_MAX_TEXT]}" if text else answered}
+    detail = str(body.get("detail") or answered)
     return _class_of(str(body.get("type", "")), status)(detail)
 
 

@@ -134,7 +134,7 @@ class ServiceClient:
                 break
             await asyncio.sleep(max(_retry_after_s(response), _FIRST_PAUSE_S))
         if response.is_error:
-            raise error_from_problem(response.status_code, response.text)
+            raise error_from_problem(response.status_code, response.text, asked=where)
         return _read(response.content, answer, where)
 
     async def _put_once(self, path: str, file: Path) -> httpx.Response:
@@ -178,7 +178,8 @@ class ServiceClient:
                 if not response.is_error:
                     return response.content
                 asked_s = _retry_after_s(response)
-                raise error_from_problem(response.status_code, response.text)
+                asked = f"{method} {self.url}{path}"
+                raise error_from_problem(response.status_code, response.text, asked=asked)
             except SggError as error:
                 if not (retry and error.retryable):
                     raise

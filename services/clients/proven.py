@@ -76,7 +76,8 @@ async def _ask(http: httpx.AsyncClient, url: str, nonce: str, timeout_s: float) 
     except TimeoutError as error:
         raise WaitTimeoutError(f"{url} gave no proof in {timeout_s:g} s") from error
     if response.status_code >= 500:
-        raise error_from_problem(response.status_code, text.decode(errors="replace"))
+        answered = text.decode(errors="replace")
+        raise error_from_problem(response.status_code, answered, asked=f"GET {url}{PROOF_PATH}")
     try:
         return ServerProof.model_validate_json(text).proofs
     except ValidationError:

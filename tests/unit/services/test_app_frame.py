@@ -229,7 +229,7 @@ async def test_metrics_count_by_route_and_not_by_path() -> None:
 def test_an_error_crosses_the_wire_as_itself(cls: type[errors.SggError]) -> None:
     answer = problem_response(cls("what to do"))
     assert answer.status_code == cls.status
-    back = error_from_problem(answer.status_code, bytes(answer.body).decode())
+    back = error_from_problem(answer.status_code, bytes(answer.body).decode(), asked="")
     assert (type(back), back.message) == (cls, "what to do")
     assert json.loads(bytes(answer.body))["retryable"] is cls.retryable
 
@@ -251,7 +251,7 @@ def test_an_error_crosses_the_wire_as_itself(cls: type[errors.SggError]) -> None
 def test_answers_of_strangers_become_errors(
     status: int, text: str, cls: type[errors.SggError]
 ) -> None:
-    assert type(error_from_problem(status, text)) is cls
+    assert type(error_from_problem(status, text, asked="")) is cls
 
 
 def test_json_is_refused_for_its_shape() -> None:

@@ -28,8 +28,13 @@ def test_line_breaks_and_letters_of_any_script_stay() -> None:
 
 def test_every_error_of_the_project_is_printable() -> None:
     assert EngineError(EVIL).message == str(EngineError(EVIL)) == SHOWN
-    assert error_from_problem(500, '{"detail": "a\\u001b[2J"}').message == r"a\x1b[2J"
-    assert error_from_problem(502, EVIL).message == f"HTTP 502: {SHOWN}"
+    told = error_from_problem(500, '{"detail": "a\\u001b[2J"}', asked="GET x")
+    assert told.message == r"a\x1b[2J"
+    assert (
+        error_from_problem(502, EVIL, asked="GET x").message == f"GET x answered HTTP 502: {SHOWN}"
+    )
+    for text in ("{}", ""):
+        assert error_from_problem(500, text, asked="GET x").message == "GET x answered HTTP 500"
 
 
 def test_a_log_has_neither_control_codes_nor_forged_lines() -> None:
