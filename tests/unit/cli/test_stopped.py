@@ -20,4 +20,4 @@ def test_python_does_not_take_itself_apart_first() -> None:
     )
     assert ended.returncode == os.EX_TEMPFAIL
     assert ended.stdout == ""
-    assert ended.stderr == "sgg-rl: stopped with a checkpoint: go on with --resume\n"
+    assert ended.stderr.startswith("sgg-rl: stopped with a checkpoint: go on with `")
