@@ -26,6 +26,7 @@ from typing import TypeVar
 
 from reward_service.answering import Answer, Answerer
 from services.errors import UnavailableError
+from services.orphans import end_with_parent
 from services.telemetry import setup_logging
 
 logger = logging.getLogger(__name__)
@@ -162,17 +163,9 @@ def _start_process(make_answerer: Callable[[], Answerer]) -> None:
     setup_logging(f"reward[{os.getpid()}]")
     # Ctrl+C reaches every process of a terminal; the service drains first, then ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    end_with_parent()
     _start_thread(make_answerer)
     settle()
-
-
-def _follow_parent() -> None:
-    """End with the parent even where it was killed: nobody else would."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _worker_id() -> int:

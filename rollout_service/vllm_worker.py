@@ -38,6 +38,7 @@ from vllm.model_executor.model_loader.reload import (
 from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 from vllm.platforms import current_platform
 
+from services.orphans import end_with_parent
 from services.schemas.weights import IpcHandle
 from services.weights import NCCL_BUCKET_BYTES
 
@@ -201,7 +202,10 @@ class TransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignor
 
 
 class WorkerExtension:
-    """Methods that vLLM's workers gain; importing this module registers the transfer engine."""
+    """Methods that vLLM's workers gain.
+
+    Importing this module registers the transfer engine, and ends vLLM's process with the server's.
+    """
 
     def sgg_model_names(self, names: list[str]) -> Sequence[str | None]:
         """Checkpoint names as this model's; None for tensors that it does not load."""
@@ -282,3 +286,4 @@ def _is_of_use(record: logging.LogRecord) -> bool:
 logging.getLogger(initialize_layerwise_reload.__module__).addFilter(_is_of_use)
 
 WeightTransferEngineFactory.register_engine(BACKEND, TransferEngine)
+end_with_parent()
