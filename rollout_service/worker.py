@@ -206,7 +206,8 @@ class QueueWorker:
             try:
                 held = await self._queue.renew(lease, self._server.server_id)
             except UnavailableError as error:
-                logger.warning("could not renew %s: %s", lease.work_id, error)
+                # The heartbeat says that Redis is away, once; here it would be said of every lease.
+                logger.debug("could not renew %s: %s", lease.work_id, error)
 
     async def _sample(self, lease: Lease) -> bytes:
         """The `RolloutGroup` of a lease, as JSON."""
