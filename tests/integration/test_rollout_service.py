@@ -268,7 +268,7 @@ def test_a_server_proves_that_it_knows_its_tokens(server: Server) -> None:
         assert answer.json()["type"] == "urn:sgg:InvalidInputError"
     page = server.get("/openapi.json").json()
     documented = page["paths"]["/v1/proof"]["get"]["responses"]
-    assert documented.keys() == {"200", "422"}
+    assert documented.keys() == {"200", "400", "408", "421", "422", "431", "500"}
     assert "application/problem+json" in documented["422"]["content"]
 
 

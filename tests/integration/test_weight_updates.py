@@ -158,7 +158,7 @@ async def begin_upload(
     port = int(server.url.rpartition(":")[2])
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     head = (
-        "PUT /v1/weights/files/1/1 HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer admin\r\n"
+        "PUT /v1/weights/files/1/1 HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer admin\r\n"
         f"Content-Length: {num_bytes}\r\n\r\n"
     )
     writer.write(head.encode())
