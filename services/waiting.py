@@ -86,7 +86,8 @@ class RoomWait:
                     raise
                 self._pause(error)
             else:
-                self._full_since = None
+                with self._lock:
+                    self._full_since = None
                 return result
 
     def _pause(self, error: OSError) -> None:

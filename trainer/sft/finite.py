@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
+from trainer.policy.engine import forget_gradients
 from trainer.step import MAX_SKIPPED, NotFiniteError
 
 logger = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class SkipsNotFinite(TrainerCallback):  # type: ignore[misc]
         self._in_row = self._in_row + 1 if skipped else 0
         if not skipped:
             return
+        forget_gradients(self._optimizer)
         if self._in_row == MAX_SKIPPED:
             raise NotFiniteError(
                 f"SFT: loss or gradients were not finite in {MAX_SKIPPED} steps in a row, the last "
