@@ -318,7 +318,7 @@ def _time_collector(link: ServiceLink, watch: Stopwatch) -> None:
     """Of a request for rewards, of asking for a group, and of a group's way to the trainer."""
     assert link._main is not None
     collector = link._main.collector
-    send, ask, put = collector._scoring._send, collector._admission.ask, collector._arrivals.put
+    send, ask, put = collector._scoring._send, collector._admission._ask, collector._arrivals.put
     make = collector._admission._make_prompt
     made: dict[str, float] = {}
 
@@ -347,7 +347,7 @@ def _time_collector(link: ServiceLink, watch: Stopwatch) -> None:
         (collector._scoring, "_send", timed_send),
         (collector._arrivals, "put", timed_put),
         (collector._admission, "_make_prompt", timed_make),
-        (collector._admission, "ask", timed_ask),
+        (collector._admission, "_ask", timed_ask),
     ):
         setattr(owner, name, timed)
 
