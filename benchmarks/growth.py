@@ -78,7 +78,7 @@ def redis_server(folder: Path) -> Iterator[str]:
 
 
 def settings_of(folder: Path, redis_url: str) -> Settings:
-    """Of the run, and of its first server."""
+    """The settings of the run and of its first server."""
     make_toy(folder / "data", num_train=NUM_ROWS, num_heldout=1)
     return Settings.model_validate(
         {
@@ -196,7 +196,7 @@ def train(settings: Settings, seconds: float, processes: list[int]) -> list[dict
 
 
 def weights(version: int) -> Iterator[tuple[str, torch.Tensor]]:
-    """Of a small version."""
+    """The tensors of a small version."""
     yield "w", torch.full((1000,), float(version))
 
 

@@ -93,7 +93,7 @@ class DuringTraining(StepEvaluation):
 
     @property
     def _limit_s(self) -> float:
-        """Of a wait: after `trainer.wait_timeout_s` ranks count as hung, and `finish` has two."""
+        """Seconds of a wait: after `trainer.wait_timeout_s` ranks hang, and `finish` has two."""
         return self._settings.trainer.wait_timeout_s / 3
 
     def _now(self, step: int, label: Label) -> list[dict[str, Any]]:

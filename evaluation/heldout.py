@@ -30,7 +30,7 @@ from services.settings import Settings
 logger = logging.getLogger(__name__)
 
 Label = Literal["before", "after"]
-"""Of version 0, and of a run's last version."""
+"""Version 0, or a run's last version."""
 _SUMMARY = "summary.json"
 _NOT_MEASURED: dict[Task, tuple[str, ...]] = {
     "sgg": (),

@@ -74,7 +74,7 @@ class _Child:
     next_probe: float = 0.0
     restarts: int = 0
     command: Sequence[str] = ()
-    """Of its next start."""
+    """The command of its next start."""
     progress: object = None
     silent_probes: int = 0
     served: bool = False

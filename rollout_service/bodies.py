@@ -12,7 +12,7 @@ from services.problems import invalid_input
 M = TypeVar("M", bound=BaseModel)
 
 _MAX_VALUES = 20_000
-"""Of a request to sample: a prompt and its schema have hundreds."""
+"""JSON values in a request to sample: a prompt and its schema have hundreds."""
 
 
 async def read_body(request: Request, message: type[M], max_values: int = _MAX_VALUES) -> M:

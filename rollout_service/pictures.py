@@ -12,8 +12,8 @@ from services.errors import TooLargeError
 from services.images import ImageHeader, decode_image, image_header
 
 MAX_PIXELS_IN_FLIGHT = 160_000_000
-"""Of all pictures that are decoded and not yet sampled from: 3 bytes each, 12 for a moment where
-they are large. Two and a half of the largest."""
+"""Pixels of all pictures that are decoded and not yet sampled from: 3 bytes each, 12 for a moment
+where they are large. Two and a half of the largest."""
 _THREADS = 2
 """Each holds Python's lock for up to 20 ms at a time (4000x3000 pixels), and the event loop waits
 for all of them."""

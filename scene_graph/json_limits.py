@@ -20,7 +20,7 @@ class JsonShape(NamedTuple):
 
 
 def json_shape(data: bytes) -> JsonShape:
-    """Of JSON text, or what is meant to be."""
+    """The shape of JSON text, or of what is meant to be."""
     # Escaped backslashes go first: a quote after an even number of them does end its string.
     plain = data.replace(b"\\\\", b"").replace(b'\\"', b"").translate(None, _OTHERS)
     in_string = nesting = depth = num_commas = 0

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 _DRAIN_S = 30
 """Requests in flight at a SIGTERM have this long to finish."""
 HELD_BODIES = 64
-"""Of the largest size that a service takes: so much all its bodies may hold together."""
+"""All bodies that a service holds are together as large as so many of the largest."""
 
 
 class Liveness(BaseModel):

@@ -45,7 +45,7 @@ class SggError(Exception):
     status: ClassVar[int] = 500
     retryable: ClassVar[bool] = False
     exit_code: ClassVar[int] = 1
-    """Of a command that ends with it."""
+    """The exit code of a command that ends with it."""
 
     def __init__(self, message: str) -> None:
         self.message = printable(message)

@@ -30,7 +30,7 @@ PUBLIC_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/v1/targets", PROO
 before it sends one."""
 MAX_NESTING = 32
 MAX_VALUES = 300_000
-"""Of a body: commas between values. One of three bytes is a list that takes a hundred."""
+"""JSON values in a body, counted by their commas. One of 3 bytes may be a list that takes 100."""
 BODY_S = 60.0
 """From the end of a request's headers to the end of its body."""
 

@@ -25,10 +25,10 @@ from services.problems import problem_response
 HEAD_S = 10.0
 """From a connection, or from the answer before, to the end of a request's headers."""
 MAX_HEAD_BYTES = 32 * 1024
-"""Of request line and headers; of what stands between two pieces of a body, and after it."""
+"""Bytes of request line and headers; of what stands between two pieces of a body, and after it."""
 MAX_HEADERS = 100
 MAX_CONNECTIONS = 1024
-"""Of one service, and at most half of the files that its process may have open."""
+"""Connections of one service; at most half of the files that its process may have open."""
 
 
 @cache

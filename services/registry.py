@@ -33,7 +33,7 @@ _RELEASE_GPU = """
 if redis.pcall('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
 """
 _DIGITS = 15  # in the script below too
-"""Of a number that Redis's scripts hold exactly. A longer one is not this program's."""
+"""Digits of a number that Redis's scripts hold exactly. A longer one is not this program's."""
 _PRELUDE = """
 local function number(run, field)
   local text = redis.call('HGET', run, field) or ''

@@ -11,7 +11,7 @@ from pathlib import Path
 from services.errors import SettingsError
 
 MIN_CHARACTERS = 16
-"""Of a secret that is asked for beyond this machine."""
+"""The least length of a secret that is asked for beyond this machine."""
 _NUM_BYTES = 32
 _OTHERS = 0o077
 """What group and others may do."""

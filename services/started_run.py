@@ -17,7 +17,7 @@ from services.secrets import ensure_secrets
 from services.settings import dump_settings, environment_value, load_settings
 
 KNOBS = ("CONFIG", "ARGS", "INPUTS")
-"""Of docker-compose.yml, beside `RUN_NAME`: what a run is started with."""
+"""Variables of docker-compose.yml, beside `RUN_NAME`: what a run is started with."""
 _FOLDER = Path("/secrets")
 _FIRST_RUN = "demo"
 _DEFAULT_CONFIG = "configs/demo-compose.toml"

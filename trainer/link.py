@@ -159,7 +159,7 @@ class ServiceLink:
         self._ranks = ranks
         mine = None if main is None else _Started(incarnation=main.incarnation)
         self.incarnation = ranks.broadcast(mine, _Started).incarnation
-        """Of this start of the trainer, on every rank."""
+        """The number of this start of the trainer, on every rank."""
         self._share = share
         self._shared: SharedTensors | None = None
         """On ranks from 1 on, with `ipc`: of a version that is under way."""

@@ -47,7 +47,7 @@ class Outcome(Message):
     skipped: list[str] = Field(default_factory=list)
     """Group ids of batches whose optimizer step was skipped, since a number was not finite."""
     positions: list[int] = Field(default_factory=list)
-    """Of dead, replaced and skipped groups: done with this step."""
+    """Positions of dead, replaced and skipped groups: done with this step."""
 
 
 class Batch(Message):

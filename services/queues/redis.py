@@ -29,7 +29,7 @@ GUARD_TTL_S = 600
 MAX_ERROR_CHARACTERS = 4000
 """Kept of an error's end, where a traceback says what happened."""
 _FEW_LETTERS = 20
-"""Of one read with their bodies."""
+"""Letters that one read brings, with their bodies."""
 _LONGEST_BLOCK_S = 1.0
 """Of one read, well below the socket's timeout; between two reads expired leases are looked for."""
 

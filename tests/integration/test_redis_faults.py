@@ -51,7 +51,7 @@ TROUBLES: dict[str, tuple[list[tuple[str, ...]], list[tuple[str, ...]]]] = {
 
 @pytest.fixture(scope="module")
 def own_url(start_redis: RedisStarter, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Of a server that nobody else is disturbed by."""
+    """The URL of a Redis of its own, so that no other test is disturbed."""
     port = free_port()
     server = start_redis(tmp_path_factory.mktemp("own"), port)
     yield f"redis://127.0.0.1:{port}/0"

@@ -20,7 +20,7 @@ class RunFence:
     def __init__(self, folder: Path) -> None:
         self._file = folder / "incarnation"
         self._incarnation = 0
-        """Of this start; 0 until it has one: then nobody is shut out."""
+        """The number of this start; 0 until it has one: then nobody is shut out."""
 
     def latest(self) -> int:
         """The latest incarnation that wrote here; 0 before the first, or where a crash cut it."""

@@ -281,7 +281,7 @@ class Collector:
         await self._queue.complete(lease)
 
     async def _refuse_unreadable(self, lease: Lease, error: ValidationError) -> None:
-        """Of another release, or not this program's: the group is asked for no more."""
+        """Another release or program wrote the record: the group is asked for no more."""
         reason = f"not a RolloutGroup: {error.errors()[0]['msg']}"
         logger.warning("what came as %s is set aside: %s", lease.work_id, reason)
         await self._queue.fail(lease, reason, max_deliveries=1)

@@ -149,7 +149,7 @@ def test_the_summary_compares_numbers_and_nothing_else() -> None:
 
 
 def test_the_time_left_is_that_of_the_shown_steps_pace(tmp_path: Path) -> None:
-    """Of its phases: between the first two the run was down for a day."""
+    """The pace is that of the phases: between the first two the run was down for a day."""
     file, out = tmp_path / "metrics.jsonl", io.StringIO()
     day = 24 * 3600.0
     write(file, row(0, time=100.0, num_steps=20, phases_s={"wait": 50.0, "train": 20.0}))

@@ -15,7 +15,7 @@ from trainer.transports.http import HttpTransport
 from trainer.transports.shm import ShmTransport
 
 _FLOATS = 1_500_000
-"""Of a version: 6 MB, and 4 MiB for its header."""
+"""Numbers in a version: 6 MB, and 4 MiB for its header."""
 
 
 @pytest.fixture
