@@ -197,7 +197,7 @@ class ServiceClient:
             raise _lost(f"{method} {self.url}{path}", error) from error
 
     async def _headers(self) -> dict[str, str]:
-        """Headers for any request. A registered server has just proved itself: ports change hands."""
+        """Headers of any request. A registered server proves itself first: ports change hands."""
         if self._registered is not None:
             await check_registered(
                 self._http,
