@@ -23,7 +23,6 @@ from services.keys import RunKeys
 from services.redis_client import connect
 from services.registry import Registry
 from services.settings import Settings
-from services.waiting import ended
 from trainer.loop_thread import LoopThread
 from trainer.records.evaluation import StepEvaluation
 
@@ -87,8 +86,6 @@ class DuringTraining(StepEvaluation):
 
     def close(self) -> None:
         """See `StepEvaluation.close`."""
-        if self._loop.is_running:
-            self._loop.run(_all_ended())
         self._loop.close()
 
     @property
@@ -177,8 +174,3 @@ class DuringTraining(StepEvaluation):
             except SggError:
                 return False
         return (info.incarnation, info.policy_version) >= wanted
-
-
-async def _all_ended() -> None:
-    """Nothing but this runs on its loop any more."""
-    await ended(*(task for task in asyncio.all_tasks() if task is not asyncio.current_task()))

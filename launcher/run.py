@@ -153,16 +153,12 @@ class _Run:
         )
 
     def _report(self) -> None:
-        from evaluation.plots import write_plots
+        from evaluation.heldout import heldout_summary
+        from evaluation.run_results import write_run_results
 
-        written = write_plots(self._folder.path)
         if self._evaluates:
-            from evaluation.heldout import heldout_summary
-            from evaluation.heldout_report import write_heldout_report
-
             self._console.print(summary_table(heldout_summary(self._folder.path)))
-            written.append(write_heldout_report(self._settings))
-        for file in (*written, self._folder.path / "checkpoint"):
+        for file in (*write_run_results(self._settings), self._folder.path / "checkpoint"):
             self.say(f"wrote {file}")
 
 
