@@ -93,7 +93,7 @@ class WeightPublisher:
         self._reassertion.committed_step = step
 
     def close(self) -> None:
-        """End every version that is under way, and give back what the transport holds.
+        """End the version that is under way, and give back what the transport holds.
 
         Servers keep what they have loaded.
         """
