@@ -32,7 +32,7 @@ setup: $(INSTALLED) ## Virtual environment with pinned packages (EXTRA=cpu or cu
 $(INSTALLED): pyproject.toml constraints/$(EXTRA).txt
 	@test -n "$(PYTHON)" || { printf '%s\n' "make: no Python 3.11 to 3.14 here. Install one (Debian, Ubuntu 24.04: apt-get install python3-dev python3-venv)," \
 	  "or let uv bring it: pip install uv && uv python install 3.12 && make PYTHON=\$$(uv python find 3.12)"; exit 1; }
-	@$(PYTHON) -m launcher.preflight.bare "$(VENV)" $(EXTRA)
+	@$(PYTHON) -m planning.preflight.bare "$(VENV)" $(EXTRA)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python deploy/install/install.py --extra $(EXTRA) --extra dev
 ifeq ($(EXTRA),cpu)

@@ -19,7 +19,7 @@ from pathlib import Path
 import uvicorn
 from fastapi import Request
 
-from services.app import create_app, server_config
+from services.http.app import create_app, server_config
 
 KINDS = ("httptools", "guarded", "h11")
 ROUNDS = 7

@@ -22,8 +22,8 @@ import numpy as np
 from PIL import Image
 
 from scene_data.templates import prompt_messages
-from services.clients.rollout import RolloutClient
-from services.ports import free_port
+from services.host.ports import free_port
+from services.http.clients.rollout import RolloutClient
 from services.schemas.common import Sampling
 from services.schemas.rollouts import InlineImage, RolloutRequest
 from services.settings import Settings, dump_settings

@@ -5,9 +5,9 @@ python -m benchmarks.fits
 
 from pathlib import Path
 
+from planning.estimate import estimate_memory
+from planning.shapes import KNOWN, model_shape
 from services.settings import load_settings
-from trainer.sizing.estimate import estimate_memory
-from trainer.sizing.shapes import KNOWN, model_shape
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 RECIPE = CONFIGS / "r1-sgg/vg150-closed-2b-zero.toml"

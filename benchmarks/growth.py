@@ -28,19 +28,19 @@ import torch
 from cli.main import app as sgg_rl
 from scene_data.dataset import open_dataset
 from scene_data.toy import make_toy
-from services.keys import RunKeys
-from services.ports import free_port
-from services.queues import redis as redis_queue
-from services.queues.lua import MAX_DEAD
-from services.queues.redis import RedisQueue
-from services.redis_client import connect, redis_answers
-from services.redis_server import redis_server_command
+from services.host.ports import free_port
+from services.redis import redis_queue
+from services.redis.client import connect, redis_answers
+from services.redis.keys import RunKeys
+from services.redis.lua import MAX_DEAD
+from services.redis.redis_queue import RedisQueue
+from services.redis.server import redis_server_command
 from services.settings import Settings, dump_settings
 from services.weights import shm_file
 from tests.alone import Alone
 from tests.processes import sgg_process, wait_ready
 from trainer.checkpoints.checkpoint import TrainerState
-from trainer.link import ServiceLink
+from trainer.connection import ServiceLink
 from trainer.records.files import RunRecords, ledger_line
 from trainer.train import metrics_line
 

@@ -24,17 +24,17 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
-from rollout_service.fake_engine import FakeEngine
-from rollout_service.membership import Membership
+from rollout_service.fake.engine import FakeEngine
+from rollout_service.queue.membership import Membership
+from rollout_service.queue.worker import QueueWorker
 from rollout_service.server import RolloutServer
-from rollout_service.worker import QueueWorker
+from services.host.ports import free_port
 from services.images import ImageStore
-from services.keys import PROMPT_LANES, RunKeys, prompt_stream
-from services.ports import free_port
-from services.queues.redis import RedisQueue
-from services.redis_client import connect, redis_answers
-from services.redis_server import redis_server_command
-from services.registry import Registry
+from services.redis.client import connect, redis_answers
+from services.redis.keys import PROMPT_LANES, RunKeys, prompt_stream
+from services.redis.redis_queue import RedisQueue
+from services.redis.registry import Registry
+from services.redis.server import redis_server_command
 from services.schemas.common import ChatMessage, ImagePart, Sampling, TextPart
 from services.schemas.prompts import PromptGroup
 from services.settings import Settings

@@ -4,8 +4,8 @@ python benchmarks/plan.py             # both
 python benchmarks/plan.py --costs     # the second alone, half a minute
 
 The costs are those of the trainer's own code at the sizes of a large run: groups of eight
-completions of 600 tokens, a manifest of 700 tensors. `launcher/plan/derive.py` takes rank 0's rates
-from here.
+completions of 600 tokens, a manifest of 700 tensors. `planning/simulation/derive.py` takes rank
+0's rates from here.
 """
 
 import argparse
@@ -27,10 +27,10 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tests`, which is not 
 
 from scene_data.dataset import open_dataset
 from scene_data.toy import make_toy
+from services.host.ports import free_port
 from services.images import ImageStore
-from services.ports import free_port
-from services.redis_client import redis_answers
-from services.redis_server import redis_server_command
+from services.redis.client import redis_answers
+from services.redis.server import redis_server_command
 from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import RolloutGroup
 from services.schemas.weights import PolicyInfo, ServerRecord, TensorEntry, WeightManifest
@@ -38,8 +38,8 @@ from services.settings import Settings
 from tests.plan_run import Numbers, run_all, services
 from tests.train_groups import completion
 from trainer.collection.group_pool import GroupPool
-from trainer.collection.intake import refusal
 from trainer.collection.prompts import PromptSource
+from trainer.collection.refusals import refusal
 from trainer.transports.base import Peer, Release
 from trainer.types import Batch, Outcome, TrainGroup
 

@@ -33,7 +33,7 @@ from benchmarks.hostile_completions import (  # noqa: E402
 )
 from benchmarks.reward_loops import Question, score_alone, score_shared  # noqa: E402
 from reward_service.scoring import Scorer, make_scorer  # noqa: E402
-from reward_service.workers import settle  # noqa: E402
+from reward_service.service.workers import settle  # noqa: E402
 from scene_graph.graph import Relationship, SceneGraph, SceneObject  # noqa: E402
 from services.schemas.rewards import RewardGroup  # noqa: E402
 

@@ -26,8 +26,8 @@ import httpx
 
 from benchmarks.honest_graphs import honest_groups
 from reward_service.scoring import make_scorer
-from reward_service.workers import settle
-from services.ports import free_port
+from reward_service.service.workers import settle
+from services.host.ports import free_port
 from services.schemas.rewards import RewardGroup, RewardRequest
 from services.settings import child_environment
 

@@ -33,15 +33,15 @@ import numpy as np
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from rollout_service.app import prepare_vllm
+from rollout_service.http.app import prepare_vllm
 from rollout_service.transports.safetensors_file import describe_file
-from services.clients.rollout import RolloutClient
+from services.host.ports import free_port
+from services.http.clients.rollout import RolloutClient
 from services.images import ImageStore
-from services.keys import RunKeys, prompt_stream
-from services.ports import free_port
-from services.queues.redis import RedisQueue
-from services.redis_client import connect
-from services.redis_server import redis_server_command
+from services.redis.client import connect
+from services.redis.keys import RunKeys, prompt_stream
+from services.redis.redis_queue import RedisQueue
+from services.redis.server import redis_server_command
 from services.schemas.common import ChatMessage, ImagePart, Sampling, TextPart
 from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import InlineImage, RolloutRequest
@@ -88,8 +88,8 @@ class Raw:
         prepare_vllm(settings)
         from vllm import LLM
 
-        from rollout_service.vllm_engine import engine_args
-        from rollout_service.vllm_sampling import sampling_params
+        from rollout_service.vllm.engine import engine_args
+        from rollout_service.vllm.sampling import sampling_params
 
         arguments = vars(engine_args(settings)) | {"disable_log_stats": True}
         for asynchronous in ("enable_log_requests",):

@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText
 from scene_data.tiny_model import make_tiny_model
 from services.settings import Settings
 from trainer.policy.engine import PolicyEngine, init_process_group
-from trainer.publishing.export import num_bytes
+from trainer.policy.export import num_bytes
 from trainer.transports.host import on_host
 
 MIB = 2**20

@@ -25,13 +25,13 @@ import uvicorn
 from fastapi import Request
 from safetensors.numpy import save_file
 
-from rollout_service.fake_engine import FakeEngine
+from rollout_service.fake.engine import FakeEngine
 from rollout_service.transports.choice import Transports
 from rollout_service.transports.spool import Spool
 from rollout_service.updates import WeightUpdater
-from services.app import bind, create_app
 from services.errors import EngineError
-from services.ports import free_port
+from services.host.ports import free_port
+from services.http.app import bind, create_app
 from services.schemas.weights import StageRequest, TensorEntry, WeightManifest
 from services.settings import Settings
 from services.weights import manifest_checksum, shm_file

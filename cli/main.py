@@ -7,19 +7,19 @@ from typing import Annotated, Literal
 
 import typer
 
-from cli.data import data_app
-from cli.evaluate import evaluate
-from cli.infer import infer
-from cli.plan import plan
-from cli.reproduce import reproduce
-from cli.rollouts import rollouts
-from cli.score import score
-from cli.similarity import similarity_app
-from cli.slurm import slurm_app
-from cli.weights import weights_app
+from cli.commands.data import data_app
+from cli.commands.evaluate import evaluate
+from cli.commands.infer import infer
+from cli.commands.plan import plan
+from cli.commands.reproduce import reproduce
+from cli.commands.rollouts import rollouts
+from cli.commands.score import score
+from cli.commands.similarity import similarity_app
+from cli.commands.slurm import slurm_app
+from cli.commands.weights import weights_app
 from services.errors import SggError
-from services.printable import print_safely
-from services.programs import own_programs_on_path
+from services.host.printable import print_safely
+from services.host.programs import own_programs_on_path
 
 app = typer.Typer(
     name="sgg-rl",
@@ -62,7 +62,7 @@ def serve_redis(
     config: Config = None, set_: Overrides = None, host: Host = None, port: Port = None
 ) -> None:
     """Redis or Valkey, with its data in the run's folder."""
-    from cli import run
+    from cli.commands import parts as run
 
     run.serve_redis(run.settings(config, set_, redis=(host, port)))
 
@@ -78,7 +78,7 @@ def serve_reward(
     ] = None,
 ) -> None:
     """The reward service."""
-    from cli import run
+    from cli.commands import parts as run
 
     overrides = [*(set_ or []), *([f"reward.workers={workers}"] if workers else [])]
     run.serve_reward(run.settings(config, overrides, reward=(host, port)))
@@ -89,7 +89,7 @@ def serve_rollout(
     config: Config = None, set_: Overrides = None, host: Host = None, port: Port = None
 ) -> None:
     """A rollout server."""
-    from cli import run
+    from cli.commands import parts as run
 
     run.serve_rollout(run.settings(config, set_, rollout=(host, port)))
 
@@ -99,7 +99,7 @@ def serve_monitor(
     config: Config = None, set_: Overrides = None, host: Host = None, port: Port = None
 ) -> None:
     """Metrics of the whole run, and its addresses, for Prometheus."""
-    from cli import run
+    from cli.commands import parts as run
 
     run.serve_monitor(run.settings(config, set_, monitor=(host, port)))
 
@@ -113,7 +113,7 @@ def train(
     dry_run: Annotated[bool, typer.Option(help="Check and print the settings only.")] = False,
 ) -> None:
     """GRPO on running services."""
-    from cli import run
+    from cli.commands import parts as run
 
     found = run.settings(config, set_)
     run.train(found, resume=resume, allow_changes=allow_changes, dry_run=dry_run)
@@ -127,7 +127,7 @@ def sft(
     allow_changes: AllowChanges = False,
 ) -> None:
     """Supervised fine-tuning on reference graphs."""
-    from cli import run
+    from cli.commands import parts as run
 
     found = run.settings(config or [Path("configs/toy-sft.toml")], set_)
     run.sft(found, resume=resume, allow_changes=allow_changes)
@@ -141,7 +141,7 @@ def run_command(
     allow_changes: AllowChanges = False,
 ) -> None:
     """A whole run on this machine: Redis, reward service, rollout servers, trainer."""
-    from cli import run
+    from cli.commands import parts as run
 
     found = run.settings(config, set_)
     run.run(found, resume=resume, allow_changes=allow_changes, evaluate=False)
@@ -158,7 +158,7 @@ def demo(
     allow_changes: AllowChanges = False,
 ) -> None:
     """As `run`, with held-out evaluations before and after, and a report."""
-    from cli import run
+    from cli.commands import parts as run
 
     found = run.demo_settings(config, set_, data)
     run.run(found, resume=resume, allow_changes=allow_changes, evaluate=True)
@@ -172,7 +172,8 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """The run's servers, policy and queues."""
-    from cli import run, status
+    from cli.commands import parts as run
+    from cli.commands import status
 
     if watch and as_json:
         raise typer.BadParameter("--watch is for people, --json for scripts: give one of them")
@@ -190,8 +191,8 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
 ) -> None:
     """Check what this machine has, with --config what that run needs; say what is missing."""
-    from cli import run
-    from cli.doctor import examine
+    from cli.commands import parts as run
+    from cli.commands.doctor import examine
 
     examine(run.settings(config, set_) if config or set_ else None, as_json=as_json)
 
@@ -207,7 +208,7 @@ app.command()(reproduce)
 @model_app.command("make-tiny")
 def make_tiny(folder: Path, seed: int = 0, family: Family = "qwen2_5_vl") -> None:
     """Write a tiny Qwen-VL with random weights into FOLDER."""
-    from cli import run
+    from cli.commands import parts as run
 
     run.make_tiny(folder, seed, family)
 
@@ -215,7 +216,7 @@ def make_tiny(folder: Path, seed: int = 0, family: Family = "qwen2_5_vl") -> Non
 @dead_app.command("list")
 def dead_list(config: Config = None, set_: Overrides = None) -> None:
     """Each dead group with its errors."""
-    from cli import run
+    from cli.commands import parts as run
 
     run.dead_list(run.settings(config, set_))
 
@@ -223,7 +224,7 @@ def dead_list(config: Config = None, set_: Overrides = None) -> None:
 @dead_app.command("drop")
 def dead_drop(entry_id: str, config: Config = None, set_: Overrides = None) -> None:
     """Forget a dead group."""
-    from cli import run
+    from cli.commands import parts as run
 
     run.dead_drop(run.settings(config, set_), entry_id)
 

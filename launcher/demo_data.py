@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from launcher.preflight.prompt_length import PromptLength, row_messages, tokenizer_folder
+from planning.preflight.prompt_length import PromptLength, row_messages, tokenizer_folder
 from scene_data.dataset import Sample, SceneDataset, open_dataset
 from scene_data.sources import is_hub_name
 from scene_data.toy import NAMES

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from launcher.keeper import is_alive
+from launcher.subreaper import is_alive
 from services.errors import ConflictError, NotFoundError
 
 _SETTLE_S = 60.0

@@ -9,21 +9,22 @@ from pathlib import Path
 from evaluation.inference.folder import FirstImages, infer_into
 from evaluation.inference.progress import Progress
 from launcher.inference_view import ProgressView, summary
-from launcher.preflight.folders import check_run_folder
-from launcher.preflight.gpus import check_gpus
-from launcher.preflight.inputs import checked_inference
-from launcher.processes import Part, Supervisor, http_probe
+from launcher.processes import Part, Supervisor
 from launcher.run import signals_as_interrupt
 from launcher.run_parts import MAX_RESTARTS
 from launcher.terminal import Say, open_console, say_on
+from planning.preflight.folders import check_run_folder
+from planning.preflight.gpus import check_gpus
+from planning.preflight.inputs import checked_inference
 from scene_data.dataset import open_dataset
 from scene_data.templates import check_instruction
-from services.clients.rollout import RolloutClient
 from services.errors import SettingsError, SggError, UnauthorizedError, UnavailableError
-from services.keys import RunKeys
-from services.ports import free_port
-from services.redis_client import connect
-from services.registry import Registry
+from services.host.ports import free_port
+from services.http.clients.rollout import RolloutClient
+from services.http.probe import http_probe
+from services.redis.client import connect
+from services.redis.keys import RunKeys
+from services.redis.registry import Registry
 from services.schemas.weights import PolicyInfo
 from services.settings import Settings, dump_settings
 from services.telemetry import setup_logging

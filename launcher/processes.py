@@ -4,7 +4,6 @@ State of a part: starting -> running -> (waiting -> starting | adopted) … -> d
 with restarts left comes back by itself; when any other dies, `check` raises and the run is over.
 """
 
-import http.client
 import os
 import signal
 import subprocess
@@ -17,9 +16,8 @@ from pathlib import Path
 from threading import Thread
 from types import FrameType, TracebackType
 from typing import Any, Literal, Self, TypeVar
-from urllib.parse import urlsplit
 
-from launcher import keeper
+from launcher import subreaper as keeper
 from services.errors import SggError, WaitTimeoutError
 from services.settings import ENV_PREFIX, child_environment
 
@@ -118,7 +116,7 @@ class Supervisor:
     """Starts parts in stages and stops them in reverse, however the `with` block is left.
 
     Start parts from one thread. Leaving a part running is not possible: each has a keeper
-    (`launcher.keeper`) that ends it when this process is gone.
+    (`launcher.subreaper`) that ends it when this process is gone.
     """
 
     def __init__(
@@ -377,27 +375,6 @@ class _Hurry:
 def heeded_signals() -> list[signal.Signals]:
     """Those of `_STOP_SIGNALS` that this process was not told to ignore, as `nohup` does."""
     return [number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-
-
-def http_probe(url: str, *, says: str = "") -> Callable[[], bool]:
-    """A question whether `GET url` answers 200 within two seconds, with `says` in its body.
-
-    Ignores proxy settings.
-    """
-    place = urlsplit(url)
-
-    def probe() -> bool:
-        connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=2.0)
-        try:
-            connection.request("GET", place.path)
-            response = connection.getresponse()
-            return response.status == http.client.OK and says.encode() in response.read(65_536)
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            connection.close()
-
-    return probe
 
 
 def _how(code: int) -> str:

@@ -12,9 +12,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from launcher.keeper import die_with_parent, send
+from launcher.subreaper import die_with_parent, send
 from services.errors import SupersededError
-from services.ports import ReservedPorts
+from services.host.ports import ReservedPorts
 from services.settings import child_environment, environment_value
 from trainer.ranks.stop import EXIT_STOPPED, STOP_SIGNALS
 

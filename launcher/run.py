@@ -8,19 +8,19 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 from launcher.folder import RunFolder, run_lock
-from launcher.placement import colocated, place
-from launcher.preflight.bare import check_start
-from launcher.preflight.folders import check_run_folder
-from launcher.preflight.inputs import checked
-from launcher.preflight.rows import opened
 from launcher.processes import PartDiedError, Supervisor, heeded_signals
 from launcher.run_parts import RunParts, run_parts, server_urls, with_free_ports
 from launcher.run_view import plan_lines, summary_table
 from launcher.table import RunTable
 from launcher.terminal import SafeConsole, open_console, say_on
+from planning.placement import colocated, place
+from planning.preflight.bare import check_start
+from planning.preflight.folders import check_run_folder
+from planning.preflight.inputs import checked
+from planning.preflight.rows import opened
 from services.errors import WaitTimeoutError
-from services.ports import ReservedPorts
-from services.printable import printable
+from services.host.ports import ReservedPorts
+from services.host.printable import printable
 from services.settings import Settings, dump_settings
 from services.telemetry import setup_logging
 
@@ -140,7 +140,7 @@ class _Run:
     def _evaluate_after(self, supervisor: Supervisor, table: RunTable) -> None:
         """The trainer has done it; where it failed there, it is worth another try."""
         # Imported here: it must not slow down the start of the services.
-        from evaluation.heldout import evaluate_heldout, heldout_summary
+        from evaluation.of_a_run.heldout import evaluate_heldout, heldout_summary
 
         if not self._evaluates or "after" in heldout_summary(self._folder.path):
             return
@@ -153,8 +153,8 @@ class _Run:
         )
 
     def _report(self) -> None:
-        from evaluation.heldout import heldout_summary
-        from evaluation.run_results import write_run_results
+        from evaluation.of_a_run.heldout import heldout_summary
+        from evaluation.of_a_run.results import write_run_results
 
         if self._evaluates:
             self._console.print(summary_table(heldout_summary(self._folder.path)))

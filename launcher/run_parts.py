@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from launcher.folder import RunFolder
-from launcher.placement import Placement, environment
-from launcher.processes import Part, http_probe
+from launcher.processes import Part
+from planning.placement import Placement, environment
 from services.errors import SettingsError, SupersededError
-from services.ports import ReservedPorts
-from services.redis_client import redis_answers
-from services.redis_server import own_address
+from services.host.ports import ReservedPorts
+from services.http.probe import http_probe
+from services.redis.client import redis_answers
+from services.redis.server import own_address
 from services.settings import Settings, environment_value
 
 MAX_RESTARTS = 3

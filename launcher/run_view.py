@@ -7,10 +7,10 @@ from typing import Any
 from rich.table import Table
 
 from launcher.folder import RunFolder
-from launcher.placement import GpuSet, Placement, kinds, numbers
-from launcher.preflight.gpus import has_cuda_build, visible_gpus
 from launcher.run_parts import server_names
-from services.redis_client import without_password
+from planning.placement import GpuSet, Placement, kinds, numbers
+from planning.preflight.gpus import has_cuda_build, visible_gpus
+from services.redis.client import without_password
 from services.settings import Settings
 
 

@@ -17,11 +17,11 @@ from monitor_service.exporter import RunCollector
 from monitor_service.run_state import RunReader, RunState
 from monitor_service.targets import TargetGroup, service_targets, targets_file, write_targets
 from monitor_service.training import Training
-from services import app as http
 from services.errors import UnavailableError
-from services.keys import RunKeys
-from services.openapi import problems
-from services.redis_client import connect
+from services.http import app as http
+from services.http.openapi import problems
+from services.redis.client import connect
+from services.redis.keys import RunKeys
 from services.settings import Settings
 from services.waiting import ended
 
@@ -122,5 +122,5 @@ class Monitor:
 
 
 def serve(settings: Settings) -> None:
-    """Serve at `[monitor] url` until a signal; `services.app.serve` says what it raises."""
+    """Serve at `[monitor] url` until a signal; `services.http.app.serve` says what it raises."""
     http.serve(Monitor(settings).app, settings.monitor.url)

@@ -7,9 +7,9 @@ from typing import Any, Literal, NamedTuple
 
 from redis.asyncio import Redis
 
-from services.keys import RunKeys
-from services.queues.redis import RedisQueue
-from services.redis_client import redis_errors
+from services.redis.client import redis_errors
+from services.redis.keys import RunKeys
+from services.redis.redis_queue import RedisQueue
 
 DeadStream = Literal["prompts", "rollouts"]
 Reason = Literal["lease_expired", "data", "server", "refused"]
@@ -76,7 +76,7 @@ def dead_kind(stream: str, failures: Sequence[str]) -> DeadKind:
 
     Args:
         stream: Where it died, such as `prompts/9`.
-        failures: From `rollout_service.worker`, `services.queues.lua` and the trainer's collector.
+        failures: From the queue worker, `services.redis.lua` and the trainer's collector.
     """
     last = failures[-1] if failures else ""
     matching = (reason for pattern, reason in _KINDS if re.match(pattern, last))

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from redis.asyncio import Redis
 
 from monitor_service.dead import DeadKind, DeadLetters
-from services.keys import PROMPT_LANES, RunKeys
-from services.queues.backlog import Backlog, read_backlog
-from services.redis_client import redis_errors
-from services.registry import Registry
+from services.redis.backlog import Backlog, read_backlog
+from services.redis.client import redis_errors
+from services.redis.keys import PROMPT_LANES, RunKeys
+from services.redis.registry import Registry
 from services.schemas.weights import PolicyRecord, ServerRecord
 
 _STREAMS = {"prompts": PROMPT_LANES, "rollouts": ("rollouts",)}

@@ -13,7 +13,7 @@ from pydantic import Field, ValidationError, model_validator
 from reward_service.terms import TERMS
 from scene_graph.graph import normalise_name
 from services.errors import InvalidInputError, Mistake
-from services.problems import invalid_input
+from services.http.problems import invalid_input
 from services.schemas.common import Message, Name
 from services.schemas.rewards import Task
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from scene_data.templates import answer_text, prompt_messages
 from scene_data.toy import SIDE, toy_scene
-from services.model_families import save_published
+from services.models.families import save_published
 from services.schemas.common import TextPart
 
 Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"]

@@ -27,8 +27,8 @@ from redis.asyncio import Redis
 
 from scene_graph.boxes import smart_resize
 from services.errors import InvalidInputError, NotFoundError, SggError, TooLargeError
-from services.keys import RunKeys
-from services.redis_client import redis_errors
+from services.redis.client import redis_errors
+from services.redis.keys import RunKeys
 from services.schemas.common import ImageRef
 
 MAX_IMAGE_BYTES = 32 * 1024 * 1024

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from services.keys import RunKeys
-from services.ports import free_port
-from services.redis_client import redis_answers
-from services.redis_server import redis_server_command
+from services.host.ports import free_port
+from services.redis.client import redis_answers
+from services.redis.keys import RunKeys
+from services.redis.server import redis_server_command
 
 _ENDING = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 RedisStarter = Callable[[Path, int], "subprocess.Popen[bytes]"]

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
-from services.ports import free_port
+from services.host.ports import free_port
 
 
 class CuttingProxy:

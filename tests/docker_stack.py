@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from services.ports import free_port
+from services.host.ports import free_port
 from services.settings import child_environment
 
 ROOT = Path(__file__).parents[1]

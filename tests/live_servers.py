@@ -10,13 +10,13 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
-from rollout_service.app import RolloutProcess
 from rollout_service.engine import Engine
-from services import app as service
-from services.keys import RunKeys
-from services.ports import free_port
-from services.redis_client import connect
-from services.registry import Registry
+from rollout_service.http.app import RolloutProcess
+from services.host.ports import free_port
+from services.http import app as service
+from services.redis.client import connect
+from services.redis.keys import RunKeys
+from services.redis.registry import Registry
 from services.schemas.weights import PolicyInfo, ServerRecord
 from services.settings import Settings
 from tests.processes import wait_for

@@ -20,14 +20,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from launcher.plan.loop import Loop, Shape
-from launcher.plan.rates import Rates, SamplingRates, ServiceRates, TrainingRates, seen_lengths
-from rollout_service.app import make_engine
+from planning.simulation.loop import Loop, Shape
+from planning.simulation.rates import (
+    Rates,
+    SamplingRates,
+    ServiceRates,
+    TrainingRates,
+    seen_lengths,
+)
 from rollout_service.engine import EngineResult, Weights
-from rollout_service.fake_engine import FakeEngine
+from rollout_service.fake.engine import FakeEngine
+from rollout_service.http.app import make_engine
 from scene_data.dataset import SceneDataset, open_dataset
 from scene_data.toy import make_toy
-from services.ports import free_port
+from services.host.ports import free_port
 from services.schemas.common import ChatMessage, Sampling, TextPart
 from services.schemas.weights import WeightManifest
 from services.settings import Settings, dump_settings
@@ -36,7 +42,7 @@ from tests.live_servers import registered, serving
 from tests.processes import sgg_process, wait_for, wait_ready
 from trainer.batches.preparation import Prepared, PreparedBatches
 from trainer.checkpoints.checkpoint import TrainerState
-from trainer.link import ServiceLink
+from trainer.connection import ServiceLink
 from trainer.types import Batch
 
 GROUPS_PER_STEP, GROUP_SIZE = 4, 4

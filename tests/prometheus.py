@@ -12,7 +12,7 @@ import httpx
 import pytest
 import yaml
 
-from services.ports import free_port
+from services.host.ports import free_port
 from tests.processes import ROOT, wait_for
 
 FILES = ROOT / "deploy" / "prometheus"

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from services.ports import free_port
+from services.host.ports import free_port
 from tests.processes import wait_ready
 
 GOLDEN = Path(__file__).parent / "contract" / "golden"
@@ -20,7 +20,7 @@ _PROGRAM = """
 import signal, sys
 # As from a terminal: a shell starts what runs in its background with Ctrl-C ignored.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-from reward_service.app import serve
+from reward_service.service.app import serve
 from services.settings import Settings
 from services.telemetry import setup_logging
 setup_logging("reward")

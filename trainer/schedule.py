@@ -2,7 +2,7 @@
 
 import math
 
-from services.trainer_settings import TrainerSettings
+from services.settings.training import TrainerSettings
 
 
 def learning_rate(trainer: TrainerSettings, step: int, total: int) -> float:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from services.errors import SggError
 from services.schemas.common import Message
 from trainer.batches.preparation import Prepared, PreparedBatches
-from trainer.link import ServiceLink
+from trainer.connection import ServiceLink
 from trainer.policy.engine import PolicyEngine
 from trainer.ranks.group import Ranks
 from trainer.records.files import RunRecords

@@ -8,15 +8,16 @@ from typing import Any
 
 from scene_data.dataset import open_dataset
 from services.settings import Settings
+from services.settings.checks import log_advice
 from services.telemetry import Tracing
 from trainer.algorithms.weighting import completion_weights
 from trainer.batches.preparation import Preparation, Prepared, PreparedBatches
 from trainer.checkpoints.checkpoint import CheckpointStore, DataOrder
-from trainer.checkpoints.fence import RunFence
+from trainer.checkpoints.fencing import RunFence
 from trainer.checkpoints.inputs import grpo_inputs
 from trainer.checkpoints.resume import restore
 from trainer.collection.image_check import ImageCheck
-from trainer.link import ServiceLink
+from trainer.connection import ServiceLink
 from trainer.policy.engine import PolicyEngine, init_process_group
 from trainer.ranks.group import Ranks, launched_as
 from trainer.ranks.stop import StopAskedError, StopRequest
@@ -26,7 +27,6 @@ from trainer.records.files import RunRecords, ledger_line, step_metrics
 from trainer.records.phases import PhaseClock
 from trainer.records.tracing import SERVICE
 from trainer.schedule import learning_rate
-from trainer.sizing.checks import check_grpo, log_advice
 from trainer.step import StepTraining
 from trainer.types import Batch
 
@@ -60,7 +60,6 @@ def train(
         SggError: With what to do about it.
     """
     evaluation = evaluation or StepEvaluation()
-    check_grpo(settings)
     rank, size = launched_as()
     if rank == 0:
         log_advice(settings)

@@ -25,7 +25,7 @@ class TrainGroup(Message):
     rewards: list[Reward]
     advantages: list[float] = Field(default_factory=list)
     """One for each completion; empty until the step's batch is formed
-    (`trainer.collection.rewards`)."""
+    (`trainer.collection.advantages`)."""
 
     @property
     def oldest_policy_version(self) -> int:

@@ -1,4 +1,4 @@
-"""Writes the dashboards: `python deploy/grafana/build.py`. What they show is in `panels.py`.
+"""Writes the dashboards: `python -m deploy.grafana.build`. What they show is in `panels.py`.
 
 Grafana's JSON repeats itself; here is what all panels have in common.
 """
@@ -9,7 +9,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from panels import DASHBOARDS, Dashboard, Panel
+from deploy.grafana.panels import DASHBOARDS, Dashboard, Panel
 
 FOLDER = Path(__file__).parent / "dashboards"
 _SCHEMA = 39

@@ -2,7 +2,7 @@
 
 from evaluation.reading.lines import GraphLine, LineObject, LineRelationship
 from scene_data.dataset import Sample
-from scene_data.wire import box_space
+from scene_data.messages import box_space
 from scene_graph.graph import SceneGraph
 from scene_graph.parsing import parse_completion
 from services.schemas.rollouts import Completion

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from services.clients.rollout import RolloutClient
 from services.errors import ConflictError, SggError, UnavailableError
+from services.http.clients.rollout import RolloutClient
 from services.schemas.rollouts import RolloutRequest, RolloutResponse
 from services.schemas.weights import PolicyInfo
 from services.settings import SecuritySettings

@@ -4,8 +4,8 @@ import base64
 import hashlib
 
 from scene_data.dataset import Sample
+from scene_data.messages import box_space
 from scene_data.templates import prompt_messages
-from scene_data.wire import box_space
 from scene_graph.schema import scene_graph_schema
 from services.schemas.common import Sampling
 from services.schemas.rollouts import InlineImage, RolloutRequest

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from services.app import host_and_port
 from services.errors import NoRoomError, SettingsError
+from services.http.app import host_and_port
 from services.settings import Settings
 from services.weights import private_folder, temporary_folder
 

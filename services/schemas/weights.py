@@ -155,7 +155,7 @@ class PolicyInfo(Message):
 
 
 class ServerProof(Message):
-    """Answer of `GET /v1/proof`: see `services.proof`."""
+    """Answer of `GET /v1/proof`: see `services.http.proof`."""
 
     proofs: list[Sha256] = Field(max_length=8)
     """One for each token that the server asks for, in hex."""

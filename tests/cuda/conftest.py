@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.preflight.driver import torch_cuda
+from planning.preflight.driver import torch_cuda
 
 HERE = Path(__file__).parent
 

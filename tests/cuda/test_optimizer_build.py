@@ -18,7 +18,7 @@ from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
 from deepspeed.ops.op_builder.builder import OpBuilder
 from torch import nn
 
-from services.ports import free_port
+from services.host.ports import free_port
 from services.settings import Settings
 from trainer.policy.deepspeed_config import deepspeed_config
 from trainer.policy.ops import guard_ops

@@ -11,7 +11,6 @@ from vllm.config import VllmConfig
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.worker.gpu_worker import Worker
 
-from rollout_service import vllm_engine
 from rollout_service.engine import (
     AdapterWeights,
     BroadcastWeights,
@@ -19,8 +18,9 @@ from rollout_service.engine import (
     IpcWeights,
     Weights,
 )
-from rollout_service.vllm_engine import VllmEngine
-from rollout_service.vllm_worker import InitInfo, UpdateInfo, WorkerExtension
+from rollout_service.vllm import engine as vllm_engine
+from rollout_service.vllm.engine import VllmEngine
+from rollout_service.vllm.worker import InitInfo, UpdateInfo, WorkerExtension
 from services.schemas.weights import IpcHandle, Rendezvous, TensorEntry, WeightManifest
 from services.settings import Settings
 

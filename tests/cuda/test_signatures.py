@@ -20,8 +20,8 @@ from vllm.distributed.device_communicators.pynccl import PyNcclCommunicator
 from vllm.distributed.weight_transfer import ipc_engine
 from vllm.distributed.weight_transfer.base import ParamMeta, VLLMWeightSyncClient, WeightSource
 
-from rollout_service import vllm_worker
-from rollout_service.vllm_worker import TransferEngine
+from rollout_service.vllm import worker as vllm_worker
+from rollout_service.vllm.worker import TransferEngine
 from services.settings import Settings
 from tests.e2e.test_transfer_engine import (
     assert_loaded,

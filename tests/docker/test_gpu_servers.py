@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from services.ports import free_port
+from services.host.ports import free_port
 from tests.docker_stack import ROOT, Stack, stack, why_no_engine
 
 NO_DEVICES = """

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from rollout_service import app, vllm_engine
+from rollout_service.http import app
 from rollout_service.transports.choice import Transports
 from rollout_service.transports.spool import Spool
 from rollout_service.updates import WeightUpdater
-from rollout_service.vllm_engine import VllmEngine
+from rollout_service.vllm import engine as vllm_engine
+from rollout_service.vllm.engine import VllmEngine
 from services.schemas.common import Sampling
 from services.schemas.rollouts import RolloutResponse
 from services.schemas.weights import WeightManifest

@@ -5,7 +5,7 @@ from typing import Any
 
 from vllm.model_executor.layers.logits_processor import LogitsProcessor
 
-from rollout_service import vllm_worker
+from rollout_service.vllm import worker as vllm_worker
 
 FAIL_AFTER_TENSORS = 20
 """In the middle of a layer: its query is loaded, its key is not."""

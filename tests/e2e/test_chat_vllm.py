@@ -14,7 +14,7 @@ from PIL import Image
 
 from scene_graph.parsing import parse_completion
 from scene_graph.schema import scene_graph_schema
-from services.clients.rollout import RolloutClient
+from services.http.clients.rollout import RolloutClient
 from tests.e2e.conftest import RunningServer
 from tests.e2e.oracle import data_uri, picture, request
 

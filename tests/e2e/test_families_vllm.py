@@ -18,8 +18,8 @@ from transformers import AutoModelForImageTextToText
 
 from scene_data.tiny_model import Family, make_tiny_model
 from scene_graph.parsing import parse_completion
-from services.clients.rollout import RolloutClient
 from services.errors import InvalidInputError, UnauthorizedError
+from services.http.clients.rollout import RolloutClient
 from services.weights import shm_file
 from tests.e2e.conftest import RunningServer, running_server
 from tests.e2e.oracle import TOLERANCE, Oracle, data_uri, largest_gap, picture, request

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rollout_service.vllm_engine import VllmEngine, engine_args
+from rollout_service.vllm.engine import VllmEngine, engine_args
 from scene_data.tiny_model import make_tiny_model
 from services.errors import SettingsError
 from services.schemas.common import Sampling

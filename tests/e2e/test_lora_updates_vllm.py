@@ -11,13 +11,13 @@ import torch
 
 from services.errors import InvalidInputError, NotFoundError
 from services.schemas.weights import AdapterConfig, WeightManifest
-from services.trainer_settings import LoraSettings
+from services.settings.training import LoraSettings
 from tests.e2e import versions
 from tests.e2e.engine_server import EngineServer, engine_server, settings_of
 from tests.e2e.oracle import TOLERANCE, Oracle, largest_gap, picture
 from tests.updaters import pieces
 from trainer.policy.adapter import add_adapter
-from trainer.publishing.export import exported, exported_parameters
+from trainer.policy.export import exported, exported_parameters
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 CONFIG = AdapterConfig(rank=4, alpha=8.0)

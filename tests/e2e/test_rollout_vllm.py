@@ -13,13 +13,13 @@ from PIL import Image
 
 from scene_data.templates import prompt_messages
 from scene_graph.boxes import smart_resize
-from services.clients.rollout import RolloutClient
 from services.errors import ConflictError, InvalidInputError
+from services.http.clients.rollout import RolloutClient
 from services.images import ImageStore
-from services.keys import RunKeys, prompt_stream
-from services.queues.redis import RedisQueue
-from services.redis_client import connect
-from services.registry import Registry
+from services.redis.client import connect
+from services.redis.keys import RunKeys, prompt_stream
+from services.redis.redis_queue import RedisQueue
+from services.redis.registry import Registry
 from services.schemas.common import ChatMessage, Sampling, TextPart
 from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import (

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from rollout_service.json_schema import MAX_SCHEMA_COST
+from rollout_service.vllm.json_schema import MAX_SCHEMA_COST
 from scene_graph.parsing import parse_completion
-from services.clients.rollout import RolloutClient
 from services.errors import EngineError, InvalidInputError
+from services.http.clients.rollout import RolloutClient
 from services.schemas.common import Sampling
 from services.schemas.rollouts import RolloutResponse
 from tests.e2e.conftest import RunningServer
@@ -140,7 +140,7 @@ async def test_odd_schemas_never_harm_the_engine(
 @pytest.mark.parametrize("logprob", [math.nan, -math.inf, math.inf])
 def test_numbers_that_are_not_finite_are_the_policys_fault(logprob: float) -> None:
     """Not the prompt's: another server may sample it."""
-    from rollout_service.vllm_sampling import completion, sampling_error
+    from rollout_service.vllm.sampling import completion, sampling_error
 
     output: Any = SimpleNamespace(
         token_ids=[0, 0],

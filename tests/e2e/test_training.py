@@ -10,9 +10,9 @@ import torch
 
 from scene_data.dataset import open_dataset
 from scene_data.templates import prompt_messages
-from services.clients.reward import RewardClient
-from services.clients.rollout import RolloutClient
-from services.ports import free_port
+from services.host.ports import free_port
+from services.http.clients.reward import RewardClient
+from services.http.clients.rollout import RolloutClient
 from services.schemas.common import Sampling
 from services.schemas.rewards import Task
 from services.schemas.rollouts import Completion, InlineImage, RolloutRequest
@@ -22,7 +22,7 @@ from tests.e2e.training_run import LOGPROB_TOLERANCE, Run, lay_out, logprob_gaps
 from tests.processes import sgg_process, wait_ready
 from trainer.algorithms.losses import policy_loss
 from trainer.algorithms.weighting import completion_weights
-from trainer.collection.rewards import term_weights, with_advantages
+from trainer.collection.advantages import term_weights, with_advantages
 from trainer.types import TrainGroup
 
 STEPS = 3

@@ -20,8 +20,8 @@ from vllm.distributed.weight_transfer import ipc_engine, nccl_engine, packed_ten
 from vllm.model_executor.model_loader.reload import record_metadata_for_reloading
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
-from rollout_service import vllm_worker
-from rollout_service.vllm_worker import BACKEND, TransferEngine, ipc_args
+from rollout_service.vllm import worker as vllm_worker
+from rollout_service.vllm.worker import BACKEND, TransferEngine, ipc_args
 from services.weights import encode_ipc
 
 BUCKET_BYTES = 100

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from services.model_families import as_published
+from services.models.families import as_published
 from services.schemas.weights import (
     AdapterConfig,
     CommitRequest,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from services.settings import Settings
-from trainer.publishing.export import exported, exported_parameters
+from trainer.policy.export import exported, exported_parameters
 from trainer.publishing.handover import Handover
 from trainer.transports.host import has_room, kept_on_host, on_host
 from trainer.transports.nccl import NcclTransport

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from services.clients.rollout import RolloutClient
+from services.http.clients.rollout import RolloutClient
 from services.settings import Settings
 from tests.e2e.conftest import ROOT, running_server
 from tests.e2e.oracle import picture, request

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from services.clients.rollout import RolloutClient
-from services.keys import RunKeys
+from services.http.clients.rollout import RolloutClient
+from services.redis.keys import RunKeys
 from services.schemas.rollouts import RolloutResponse
 from services.schemas.weights import Transport
 from services.settings import Settings

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from services.keys import RunKeys
+from services.redis.keys import RunKeys
 from tests.shm_versions import ShmRun
 
 

@@ -26,7 +26,7 @@ from scene_data.templates import prompt_messages
 from scene_data.toy import SIDE, render, toy_scene
 from services.schemas.rollouts import Completion
 from services.settings import Settings
-from services.trainer_settings import AlgorithmSettings
+from services.settings.training import AlgorithmSettings
 from tests.train_groups import completion, train_group
 from trainer.algorithms.weighting import completion_weights
 from trainer.batches.batch import MicroBatch

@@ -6,11 +6,12 @@ from urllib.parse import urlsplit
 
 from launcher import run
 from launcher.folder import RunFolder
-from launcher.processes import Part, http_probe
+from launcher.processes import Part
 from launcher.run_parts import MAX_RESTARTS, RunParts, resumed
 from services.errors import SggError
+from services.http.probe import http_probe
 from services.settings import DataSettings, ModelSettings, RunSettings, Settings
-from services.trainer_settings import TrainerSettings
+from services.settings.training import TrainerSettings
 
 DUMMY = [sys.executable, str(Path(__file__).with_name("dummy_part.py"))]
 

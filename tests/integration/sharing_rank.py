@@ -13,7 +13,7 @@ from torch import Tensor
 from scene_data.dataset import open_dataset
 from services.settings import load_settings
 from trainer.checkpoints.checkpoint import TrainerState
-from trainer.link import ServiceLink
+from trainer.connection import ServiceLink
 from trainer.publishing import publisher
 from trainer.ranks.group import Ranks, launched_as
 from trainer.transports import gpu_share

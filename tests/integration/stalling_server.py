@@ -9,14 +9,14 @@ import asyncio
 import sys
 from pathlib import Path
 
-from rollout_service.app import RolloutProcess
 from rollout_service.engine import Weights
-from rollout_service.fake_engine import FakeEngine
+from rollout_service.fake.engine import FakeEngine
+from rollout_service.http.app import RolloutProcess
 from rollout_service.transports import choice
 from rollout_service.transports.safetensors_file import StagedFile
 from rollout_service.transports.shm import ShmTransport
-from services import app as service
 from services.errors import EngineError
+from services.http import app as service
 from services.schemas.weights import StageRequest, WeightManifest
 from services.settings import load_settings
 

@@ -15,7 +15,7 @@ from services.errors import SggError
 from services.settings import load_settings
 from tests.alone import Alone
 from trainer.checkpoints.checkpoint import TrainerState
-from trainer.link import ServiceLink
+from trainer.connection import ServiceLink
 
 STOPS_IN = 1
 """The step."""

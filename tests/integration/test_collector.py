@@ -27,14 +27,14 @@ from scene_data.sampler import EpochSampler, group_id
 from scene_data.toy import make_toy
 from scene_graph.graph import SceneGraph, SceneObject
 from services.errors import ConflictError, InvalidInputError, UnavailableError, WaitTimeoutError
+from services.host.ports import free_port
 from services.images import ImageStore
-from services.keys import PROMPT_LANES, RunKeys
-from services.ports import free_port
-from services.queues.base import DeadLetter, Lease
-from services.queues.redis import RedisQueue
-from services.redis_client import connect
-from services.redis_server import redis_server_binary, redis_server_command
-from services.registry import Registry
+from services.redis.client import connect
+from services.redis.keys import PROMPT_LANES, RunKeys
+from services.redis.queue import DeadLetter, Lease
+from services.redis.redis_queue import RedisQueue
+from services.redis.registry import Registry
+from services.redis.server import redis_server_binary, redis_server_command
 from services.schemas.common import ImageRef
 from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
@@ -49,7 +49,7 @@ from trainer.collection.collector import Collector
 from trainer.collection.cursor import Cursor, CursorState
 from trainer.collection.image_check import ImageCheck
 from trainer.collection.prompts import PromptSource
-from trainer.link import ServiceLink
+from trainer.connection import ServiceLink
 from trainer.publishing.publisher import WeightPublisher
 from trainer.types import Batch
 

@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from rollout_service.engine import BroadcastWeights, FileWeights, IpcWeights, Weights
-from rollout_service.fake_engine import FakeEngine
-from rollout_service.vllm_worker import ipc_args
+from rollout_service.fake.engine import FakeEngine
+from rollout_service.vllm.worker import ipc_args
 from services.errors import EngineError, SettingsError
-from services.keys import RunKeys
+from services.redis.keys import RunKeys
 from services.schemas.weights import IpcHandle, Rendezvous, Transport, WeightManifest
 from services.settings import Settings
 from tests.live_servers import LiveServer, cluster_settings, serving, wait_registered

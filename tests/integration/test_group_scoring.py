@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from reward_service.answering import Answerer
+from reward_service.service.answering import Answerer
 from reward_service.similarity.registry import Similarities
 from scene_data.dataset import open_dataset
 from scene_data.templates import answer_text
@@ -24,8 +24,8 @@ from services.errors import (
     UnavailableError,
     WaitTimeoutError,
 )
+from services.http.problems import problem_response
 from services.images import ImageStore
-from services.problems import problem_response
 from services.schemas.rewards import GroupError
 from services.schemas.rollouts import Completion, RolloutGroup
 from services.settings import Settings

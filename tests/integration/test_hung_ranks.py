@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from services.ports import free_port
+from services.host.ports import free_port
 from tests.integration import rank_driver
 
 LIMIT_S = 2.0

@@ -8,9 +8,9 @@ from redis.asyncio import Redis
 
 from services.errors import NotFoundError
 from services.images import ImageStore
-from services.keys import RunKeys
-from services.redis_client import connect
-from services.registry import Registry
+from services.redis.client import connect
+from services.redis.keys import RunKeys
+from services.redis.registry import Registry
 from services.schemas.weights import PolicyState, ServerRecord
 from services.settings import Settings
 from trainer.collection.image_sharing import ImageSharing

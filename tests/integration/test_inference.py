@@ -16,11 +16,11 @@ import pytest
 
 from evaluation.inference.folder import FirstImages, infer_into
 from evaluation.inference.progress import Progress
-from rollout_service.fake_engine import FakeEngine
+from rollout_service.fake.engine import FakeEngine
 from scene_data.dataset import open_dataset
 from scene_data.toy import make_toy
 from services.errors import ConflictError, InvalidInputError
-from services.ports import free_port
+from services.host.ports import free_port
 from services.settings import Settings, dump_settings
 from tests.live_servers import registered, serving
 from tests.processes import sgg_process, wait_for, wait_ready

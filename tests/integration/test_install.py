@@ -20,7 +20,7 @@ from threading import Thread
 
 import pytest
 
-from services.ports import free_port
+from services.host.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 WHEEL = "torch-2.13.0+cpu-py3-none-any.whl"

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from launcher.folder import run_lock
-from launcher.keeper import children, is_alive
+from launcher.subreaper import children, is_alive
 from tests.processes import wait_for
 
 REPOSITORY = Path(__file__).parents[2]

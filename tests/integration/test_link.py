@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from rollout_service.engine import IpcWeights, Weights
-from rollout_service.fake_engine import FakeEngine
+from rollout_service.fake.engine import FakeEngine
 from scene_data.dataset import open_dataset
 from scene_data.sampler import EpochSampler
 from scene_data.toy import make_toy
 from services.errors import SettingsError
-from services.keys import RunKeys
-from services.ports import free_port
+from services.host.ports import free_port
+from services.redis.keys import RunKeys
 from services.schemas.weights import WeightManifest
 from services.settings import Settings, child_environment, dump_settings
 from tests.alone import Alone
@@ -34,7 +34,7 @@ from trainer.algorithms.stats import Stats
 from trainer.batches.preparation import Prepared, PreparedBatches
 from trainer.checkpoints.checkpoint import TrainerState
 from trainer.collection.cursor import CursorState
-from trainer.link import ServiceLink
+from trainer.connection import ServiceLink
 from trainer.publishing.publisher import WeightPublisher
 from trainer.ranks.stop import StopAskedError, StopRequest
 from trainer.records.files import RunRecords, ledger_line
@@ -124,7 +124,7 @@ def test_a_stop_leaves_no_version_behind(
     base: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The server hangs in one when the run is to stop: none is sent after it, and it ends."""
-    monkeypatch.setattr("trainer.link.SERVERS_GRACE_S", 0.5)
+    monkeypatch.setattr("trainer.connection.SERVERS_GRACE_S", 0.5)
     stop = StopRequest()
     with linked(base, max_policy_lag=1, stop=stop) as (link, server):
         assert isinstance(server.engine, GatedEngine)

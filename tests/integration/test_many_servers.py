@@ -17,20 +17,20 @@ import pytest
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from cli.status import RunStatus
-from rollout_service.fake_engine import FakeEngine
-from rollout_service.lanes import own_lanes
-from rollout_service.membership import Membership
+from cli.commands.status import RunStatus
+from rollout_service.fake.engine import FakeEngine
+from rollout_service.queue.lanes import own_lanes
+from rollout_service.queue.membership import Membership
+from rollout_service.queue.worker import QueueWorker
 from rollout_service.server import RolloutServer
-from rollout_service.worker import QueueWorker
 from services.errors import SettingsError
+from services.host.ports import free_port
 from services.images import ImageStore
-from services.keys import PROMPT_LANES, RunKeys, prompt_stream
-from services.ports import free_port
-from services.queues.base import WorkQueue
-from services.queues.redis import RedisQueue
-from services.redis_client import connect
-from services.registry import Registry
+from services.redis.client import connect
+from services.redis.keys import PROMPT_LANES, RunKeys, prompt_stream
+from services.redis.queue import WorkQueue
+from services.redis.redis_queue import RedisQueue
+from services.redis.registry import Registry
 from services.schemas.common import ChatMessage, ImagePart, Sampling, TextPart
 from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import RolloutGroup
@@ -162,7 +162,7 @@ class Fleet:
 async def fleet(
     tmp_path: Path, redis_url: str, run_keys: RunKeys, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[Fleet]:
-    monkeypatch.setattr("rollout_service.membership.HEARTBEAT_TTL_S", 0.6)  # beats every 0.2 s
+    monkeypatch.setattr("rollout_service.queue.membership.HEARTBEAT_TTL_S", 0.6)
     settings = settings_of(tmp_path, run_keys, redis_url, groups_in_flight=2)
     async with AsyncExitStack() as stack:
         yield Fleet(settings, run_keys, stack)
@@ -222,7 +222,7 @@ async def test_a_server_that_takes_no_work_has_no_lanes(fleet: Fleet, state: str
 async def test_a_server_waits_for_the_gpu_of_a_killed_one(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rollout_service.membership.GPU_TTL_S", 1.0)
+    monkeypatch.setattr("rollout_service.queue.membership.GPU_TTL_S", 1.0)
     assert await fleet.registry.claim_gpu("GPU-7", "killed", ttl_s=0.8) == "killed"
     member = fleet.join(gpu="GPU-7")
     await until(lambda: member.server.state == "ready")
@@ -233,7 +233,7 @@ async def test_a_server_waits_for_the_gpu_of_a_killed_one(
 async def test_a_gpu_is_held_by_the_beat_and_given_back(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rollout_service.membership.GPU_TTL_S", 1.0)
+    monkeypatch.setattr("rollout_service.queue.membership.GPU_TTL_S", 1.0)
     first, second = Member(fleet.settings, "GPU-7"), Member(fleet.settings, "GPU-7")
     await asyncio.gather(first.server.prepare(), second.server.prepare())
     async with first.membership.joined():
@@ -339,10 +339,10 @@ async def test_status_of_a_fleet(
 SERVE = """
 import sys
 from pathlib import Path
-import rollout_service.membership as membership
-from rollout_service.app import RolloutProcess
-from rollout_service.fake_engine import FakeEngine
-from services import app as service
+import rollout_service.queue.membership as membership
+from rollout_service.http.app import RolloutProcess
+from rollout_service.fake.engine import FakeEngine
+from services.http import app as service
 from services.settings import load_settings
 
 membership.GPU_TTL_S = 1.0

@@ -14,17 +14,17 @@ from typing import Any
 import httpx
 import pytest
 
-from evaluation.heldout import clean_reference
+from evaluation.of_a_run.heldout import clean_reference
 from monitor_service.dead import DeadKind, DeadLetters
 from scene_data.dataset import open_dataset
 from scene_graph.metrics import strict_metrics
-from services.clients.rollout import RolloutClient
-from services.keys import RunKeys
-from services.ports import free_port
-from services.queues.backlog import read_backlog
-from services.queues.redis import RedisQueue
-from services.redis_client import connect
-from services.registry import Registry
+from services.host.ports import free_port
+from services.http.clients.rollout import RolloutClient
+from services.redis.backlog import read_backlog
+from services.redis.client import connect
+from services.redis.keys import RunKeys
+from services.redis.redis_queue import RedisQueue
+from services.redis.registry import Registry
 from services.settings import RedisSettings, Settings, dump_settings
 from services.telemetry import Tracing
 from tests.conftest import RedisStarter
@@ -33,7 +33,7 @@ from tests.processes import ROOT, sgg_process, wait_for, wait_ready
 from tests.prometheus import Prometheus, alert_rules, needs_prometheus, promtool, scraping
 from tests.shm_versions import ShmRun
 from tests.unit.trainer.test_metrics_page import MADE_BY_EVALUATION, MADE_BY_THE_ENGINE, learned
-from trainer.batches.plan import plan_metrics, plan_step
+from trainer.batches.micro_batches import plan_metrics, plan_step
 from trainer.ranks.watch import watched
 from trainer.records.files import RunRecords, ledger_line
 from trainer.records.phases import PhaseClock

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from monitor_service.app import Monitor
-from rollout_service.fake_engine import FakeEngine
-from services.ports import free_port
+from rollout_service.fake.engine import FakeEngine
+from services.host.ports import free_port
 from tests.live_servers import cluster_settings, served, serving
 from tests.openapi_fuzzing import assert_as_documented
 from tests.shm_versions import ShmRun

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from services.errors import UnavailableError
-from services.keys import PROMPT_LANES, RunKeys
-from services.ports import free_port
-from services.queues.base import Lease
-from services.queues.redis import RedisQueue
-from services.redis_client import connect, redis_errors
+from services.host.ports import free_port
+from services.redis.client import connect, redis_errors
+from services.redis.keys import PROMPT_LANES, RunKeys
+from services.redis.queue import Lease
+from services.redis.redis_queue import RedisQueue
 
 FORK = multiprocessing.get_context("fork")
 KEYS = RunKeys("chaos")

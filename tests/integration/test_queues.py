@@ -9,13 +9,13 @@ import pytest
 
 from monitor_service.dead import DeadKind, DeadLetters
 from services.errors import NotFoundError, QueueFullError, UnavailableError
-from services.keys import PROMPT_LANES, RunKeys
-from services.ports import free_port
-from services.queues.base import Lease, WorkQueue
-from services.queues.lua import MAX_DEAD
-from services.queues.memory import MemoryQueue
-from services.queues.redis import GUARD_TTL_S, MAX_ERROR_CHARACTERS, RedisQueue
-from services.redis_client import connect
+from services.host.ports import free_port
+from services.redis.client import connect
+from services.redis.keys import PROMPT_LANES, RunKeys
+from services.redis.lua import MAX_DEAD
+from services.redis.queue import Lease, WorkQueue
+from services.redis.redis_queue import GUARD_TTL_S, MAX_ERROR_CHARACTERS, RedisQueue
+from tests.memory_queue import MemoryQueue
 
 LANE = PROMPT_LANES[3]
 LONG_S = 60.0

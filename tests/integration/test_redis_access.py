@@ -14,16 +14,16 @@ from pathlib import Path
 
 import pytest
 
-from launcher.preflight.finding import Finding
-from launcher.preflight.services import service_findings
+from planning.preflight.result import Finding
+from planning.preflight.services import service_findings
 from services.errors import SettingsError
-from services.keys import RunKeys
-from services.ports import free_port, listen
-from services.queues.redis import RedisQueue
-from services.redis_check import check_redis
-from services.redis_client import connect, redis_answers
-from services.secrets import ensure_secrets, read_secret
+from services.host.ports import free_port, listen
+from services.redis.check import check_redis
+from services.redis.client import connect, redis_answers
+from services.redis.keys import RunKeys
+from services.redis.redis_queue import RedisQueue
 from services.settings import RedisSettings, Settings
+from services.settings.secrets import ensure_secrets, read_secret
 from tests.processes import ROOT, sgg_process, wait_for
 
 
@@ -162,7 +162,7 @@ async def test_a_server_that_may_lose_work_is_warned_of(
     redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     client = connect(redis_url)
-    with caplog.at_level(logging.WARNING, "services.redis_check"):
+    with caplog.at_level(logging.WARNING, "services.redis.check"):
         await check_redis(client)
         assert not caplog.messages
         await client.config_set("maxmemory-policy", "allkeys-lru")

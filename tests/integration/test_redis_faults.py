@@ -10,15 +10,15 @@ import pytest
 from redis.asyncio import Redis
 
 from services.errors import UnavailableError
+from services.host.ports import free_port
 from services.images import ImageStore
-from services.keys import CONSUMER_GROUPS, PROMPT_LANES, RunKeys
-from services.ports import free_port
-from services.queues.backlog import read_backlog
-from services.queues.redis import RedisQueue
-from services.redis_client import connect
-from services.registry import Registry
+from services.redis.backlog import read_backlog
+from services.redis.client import connect
+from services.redis.keys import CONSUMER_GROUPS, PROMPT_LANES, RunKeys
+from services.redis.redis_queue import RedisQueue
+from services.redis.registry import Registry
+from services.redis.sentinel import SentinelUrl
 from services.schemas.weights import ServerRecord
-from services.sentinel import SentinelUrl
 from tests.conftest import RedisStarter
 
 LANE = PROMPT_LANES[3]

@@ -9,11 +9,11 @@ import pytest
 from redis.asyncio import Redis
 
 from services.errors import ConflictError, NotFoundError, SupersededError, UnavailableError
+from services.host.ports import free_port
 from services.images import ImageStore
-from services.keys import RunKeys
-from services.ports import free_port
-from services.redis_client import connect
-from services.registry import Registry
+from services.redis.client import connect
+from services.redis.keys import RunKeys
+from services.redis.registry import Registry
 from services.schemas.weights import PolicyRecord, ServerRecord, TensorEntry, WeightManifest
 from services.weights import manifest_checksum
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from services.ports import free_port
+from services.host.ports import free_port
 from services.settings import child_environment
 
 RANK = """

@@ -11,9 +11,9 @@ from typing import Any
 import httpx
 import pytest
 
-from services.clients.reward import RewardClient
 from services.errors import InvalidInputError, UnauthorizedError, UnavailableError
-from services.ports import free_port
+from services.host.ports import free_port
+from services.http.clients.reward import RewardClient
 from services.schemas.rewards import RewardRequest, RewardResponse
 from tests.reward_process import GOLDEN, REQUEST, TOKEN, running, start
 

@@ -10,7 +10,7 @@ import pytest
 from opentelemetry import trace
 from opentelemetry.sdk.trace import TracerProvider
 
-from services.clients.reward import RewardClient
+from services.http.clients.reward import RewardClient
 from services.schemas.rewards import RewardRequest
 from services.telemetry import trace_headers
 from tests.otlp import attributes, collecting
@@ -52,7 +52,7 @@ def test_a_collector_that_is_away_costs_nothing_but_spans(tmp_path: Path) -> Non
 def test_without_an_endpoint_opentelemetry_is_not_imported() -> None:
     program = """
 import sys
-from reward_service.app import build_app
+from reward_service.service.app import build_app
 from services.settings import Settings
 from services.telemetry import trace_headers
 build_app(Settings.model_validate({"model": {"path": "x"}, "data": {"train": "x"}}))

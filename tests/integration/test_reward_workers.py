@@ -11,11 +11,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from reward_service.answering import Answer, Answerer
+from reward_service.service.answering import Answer, Answerer
+from reward_service.service.workers import Workers
 from reward_service.similarity.registry import Similarities
-from reward_service.workers import Workers
 from services.errors import SettingsError, UnavailableError
-from services.ports import free_port
+from services.host.ports import free_port
 from tests.processes import sgg_process, wait_ready
 from tests.reward_process import REQUEST
 
@@ -93,7 +93,7 @@ async def test_readiness_knows_of_dead_and_of_hung_workers(
         await until(None)
         await workers.start()
         found = await pids(workers, b"slow", b"slow")
-        monkeypatch.setattr("reward_service.workers.SILENT_S", 0.2)
+        monkeypatch.setattr("reward_service.service.workers.SILENT_S", 0.2)
         for pid in found:
             os.kill(pid, signal.SIGSTOP)
         await until("no scoring worker has answered")

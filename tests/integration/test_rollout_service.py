@@ -14,15 +14,15 @@ from typing import Any
 import httpx
 import pytest
 
-from services.clients.rollout import RolloutClient
 from services.errors import ConflictError, InvalidInputError, NotFoundError, UnauthorizedError
+from services.host.ports import free_port, is_listening
+from services.http.clients.rollout import RolloutClient
+from services.http.proof import proof
 from services.images import ImageStore
-from services.keys import PROMPT_LANES, RunKeys, prompt_stream
-from services.ports import free_port, is_listening
-from services.proof import proof
-from services.queues.redis import RedisQueue
-from services.redis_client import connect
-from services.registry import Registry
+from services.redis.client import connect
+from services.redis.keys import PROMPT_LANES, RunKeys, prompt_stream
+from services.redis.redis_queue import RedisQueue
+from services.redis.registry import Registry
 from services.schemas.common import ChatMessage, ImagePart, Sampling, TextPart
 from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import RolloutGroup, RolloutRequest
@@ -56,7 +56,7 @@ class Server:
 
     def start(self) -> "subprocess.Popen[bytes]":
         code = (
-            "import sys; from pathlib import Path; from rollout_service.app import serve; "
+            "import sys; from pathlib import Path; from rollout_service.http.app import serve; "
             "from services.settings import load_settings; serve(load_settings(Path(sys.argv[1])))"
         )
         with self.log.open("a") as log:

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from opentelemetry.sdk.trace import TracerProvider
 
-from services.clients.rollout import RolloutClient
-from services.ports import free_port
+from services.host.ports import free_port
+from services.http.clients.rollout import RolloutClient
 from services.schemas.common import ChatMessage, Sampling, TextPart
 from services.schemas.rollouts import RolloutRequest
 from services.settings import Settings, dump_settings

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from services.clients.reward import RewardClient
 from services.errors import (
     EngineError,
     InvalidInputError,
@@ -19,7 +18,8 @@ from services.errors import (
     TooLargeError,
     UnavailableError,
 )
-from services.problems import problem_response
+from services.http.clients.reward import RewardClient
+from services.http.problems import problem_response
 from services.schemas.rewards import RewardRequest
 from tests.reward_process import GOLDEN, REQUEST
 

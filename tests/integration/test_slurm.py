@@ -13,7 +13,7 @@ import httpx
 import pytest
 import tomli_w
 
-from launcher.slurm.layout import Job
+from deploy.slurm.layout import Job
 from scene_data.toy import make_toy
 from services.schemas.weights import ServerRecord
 from services.settings import load_settings

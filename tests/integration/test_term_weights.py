@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from services.clients.reward import RewardClient
 from services.errors import SettingsError, UnavailableError
+from services.http.clients.reward import RewardClient
 from services.schemas.rewards import RewardRequest
 from tests.reward_process import REQUEST, TOKEN, running
-from trainer.collection.rewards import term_weights
+from trainer.collection.advantages import term_weights
 
 
 async def test_weights_make_the_totals_of_the_terms(tmp_path: Path) -> None:

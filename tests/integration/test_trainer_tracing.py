@@ -8,11 +8,11 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 
 from scene_data.dataset import open_dataset
 from scene_data.toy import make_toy
+from services.host.ports import free_port
 from services.images import ImageStore
-from services.keys import RunKeys
-from services.ports import free_port
-from services.queues.redis import RedisQueue
-from services.redis_client import connect
+from services.redis.client import connect
+from services.redis.keys import RunKeys
+from services.redis.redis_queue import RedisQueue
 from services.settings import Settings, dump_settings
 from services.telemetry import Tracing
 from tests.otlp import Collector as Receiver

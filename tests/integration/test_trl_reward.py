@@ -10,7 +10,7 @@ from datasets import Dataset, Image
 from trl import GRPOConfig, GRPOTrainer
 
 from reward_service.scoring import make_scorer
-from reward_service.trl_reward import SceneGraphReward, scene_graph_reward
+from reward_service.trl.reward import SceneGraphReward, scene_graph_reward
 from scene_data.toy import SIDE, render, toy_scene
 from services.schemas.rewards import RewardGroup
 

@@ -18,8 +18,7 @@ from safetensors import safe_open
 
 from launcher.inference import registered_servers
 from rollout_service.engine import AdapterWeights, FileWeights, Weights
-from rollout_service.fake_engine import FakeEngine
-from services.clients.rollout import RolloutClient
+from rollout_service.fake.engine import FakeEngine
 from services.errors import (
     EngineError,
     NotFoundError,
@@ -27,10 +26,11 @@ from services.errors import (
     UnavailableError,
     WaitTimeoutError,
 )
-from services.keys import RunKeys
-from services.ports import free_port
-from services.redis_client import connect
-from services.registry import Registry
+from services.host.ports import free_port
+from services.http.clients.rollout import RolloutClient
+from services.redis.client import connect
+from services.redis.keys import RunKeys
+from services.redis.registry import Registry
 from services.schemas.weights import AdapterConfig, ServerRecord, Transport, WeightManifest
 from services.settings import SecuritySettings, Settings, dump_settings
 from services.waiting import RoomWait

@@ -15,12 +15,12 @@ import pytest
 from safetensors.numpy import save
 
 from rollout_service.transports.spool import spool_folder
-from services.clients.rollout import RolloutClient
 from services.errors import ConflictError, EngineError, InvalidInputError, NotFoundError, SggError
-from services.keys import RunKeys
-from services.ports import free_port
-from services.redis_client import connect
-from services.registry import Registry
+from services.host.ports import free_port
+from services.http.clients.rollout import RolloutClient
+from services.redis.client import connect
+from services.redis.keys import RunKeys
+from services.redis.registry import Registry
 from services.schemas.common import ChatMessage, Sampling, TextPart
 from services.schemas.rollouts import RolloutRequest
 from services.schemas.weights import StageRequest

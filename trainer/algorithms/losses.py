@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from services.trainer_settings import AlgorithmSettings
+from services.settings.training import AlgorithmSettings
 from trainer.algorithms.correction import Correction, importance_correction
 from trainer.algorithms.divergence import k1, k3, reference_kl
 from trainer.algorithms.stats import Stats

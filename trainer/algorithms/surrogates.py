@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from services.trainer_settings import AlgorithmSettings
+from services.settings.training import AlgorithmSettings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from services.trainer_settings import AlgorithmSettings
+from services.settings.training import AlgorithmSettings
 
 
 def completion_weights(

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from services.errors import InvalidInputError
 from trainer.batches.images import ImageFeatures
-from trainer.batches.plan import Row, padded_length
+from trainer.batches.micro_batches import Row, padded_length
 from trainer.types import TrainGroup
 
 RopeIndex = Callable[..., tuple[Tensor, Tensor]]

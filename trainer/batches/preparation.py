@@ -22,7 +22,7 @@ from typing import Any
 from scene_data.dataset import SceneDataset
 from trainer.batches.batch import MicroBatch, RopeIndex, micro_batch, prepare_group
 from trainer.batches.images import image_features
-from trainer.batches.plan import plan_metrics, plan_step
+from trainer.batches.micro_batches import plan_metrics, plan_step
 from trainer.types import Batch, TrainGroup
 
 

@@ -13,7 +13,7 @@ from services.errors import SettingsError, SggError, SupersededError
 from services.schemas.common import Message
 from services.settings import start_command
 from services.waiting import RoomWait
-from trainer.checkpoints.fence import RunFence
+from trainer.checkpoints.fencing import RunFence
 from trainer.checkpoints.manifest import damage, write_manifest
 from trainer.checkpoints.sync import sync
 from trainer.collection.cursor import CursorState

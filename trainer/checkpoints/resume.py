@@ -7,7 +7,7 @@ from typing import Protocol
 from services.errors import SettingsError, SggError
 from services.schemas.common import Message
 from trainer.checkpoints.checkpoint import CheckpointStore, DataOrder, TrainerState
-from trainer.checkpoints.fence import RunFence
+from trainer.checkpoints.fencing import RunFence
 from trainer.checkpoints.inputs import Inputs, check_inputs
 from trainer.ranks.group import Ranks
 

@@ -35,16 +35,17 @@ from services.errors import (
     UnavailableError,
     WaitTimeoutError,
 )
-from services.keys import CONSUMER_GROUPS, RunKeys
-from services.queues.base import Lease, WorkQueue
-from services.redis_client import connect
-from services.registry import Registry
+from services.loop_thread import LoopThread
+from services.redis.client import connect
+from services.redis.keys import CONSUMER_GROUPS, RunKeys
+from services.redis.queue import Lease, WorkQueue
+from services.redis.registry import Registry
 from services.schemas.rewards import Reward
 from services.schemas.rollouts import RolloutGroup
 from services.settings import Settings
 from services.telemetry import Tracing
 from services.waiting import ended
-from trainer.collection.admission import Admission
+from trainer.collection.advantages import with_advantages
 from trainer.collection.cursor import Cursor, CursorState
 from trainer.collection.fault_watch import FaultWatch
 from trainer.collection.group_pool import GroupPool, OpenGroup
@@ -52,10 +53,9 @@ from trainer.collection.group_scoring import Found, GroupScoring
 from trainer.collection.idle import IdleMeter
 from trainer.collection.image_check import ImageCheck
 from trainer.collection.image_sharing import ImageSharing
-from trainer.collection.intake import image_refusal, refusal
 from trainer.collection.prompts import PromptSource
-from trainer.collection.rewards import with_advantages
-from trainer.loop_thread import LoopThread
+from trainer.collection.refusals import image_refusal, refusal
+from trainer.collection.requests import Admission
 from trainer.ranks.stop import StopAskedError, StopRequest
 from trainer.records.tracing import SERVICE, GroupTraces
 from trainer.types import Batch, Outcome, TrainGroup

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from services.errors import SggError
 from services.schemas.prompts import PromptGroup
-from services.trainer_settings import AlgorithmSettings, TrainerSettings
-from trainer.collection.rewards import has_spread
+from services.settings.training import AlgorithmSettings, TrainerSettings
+from trainer.collection.advantages import has_spread
 from trainer.types import Outcome, TrainGroup
 
 

@@ -22,7 +22,6 @@ from collections.abc import AsyncIterator, Sequence
 
 from pydantic import ValidationError
 
-from services.clients.reward import RewardClient
 from services.errors import (
     InvalidInputError,
     SggError,
@@ -31,11 +30,12 @@ from services.errors import (
     UnavailableError,
     WaitTimeoutError,
 )
+from services.http.clients.reward import RewardClient
 from services.schemas.rewards import GroupError, Reward, RewardGroup, RewardRequest
 from services.schemas.rollouts import RolloutGroup
 from services.settings import Settings
+from trainer.collection.advantages import term_weights
 from trainer.collection.prompts import PromptSource
-from trainer.collection.rewards import term_weights
 
 logger = logging.getLogger(__name__)
 

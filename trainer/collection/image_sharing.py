@@ -4,9 +4,9 @@ import asyncio
 from collections.abc import Sequence
 
 from services.images import ImageStore
-from services.keys import RunKeys
-from services.redis_client import connect
-from services.registry import Registry
+from services.redis.client import connect
+from services.redis.keys import RunKeys
+from services.redis.registry import Registry
 from services.schemas.common import ImageRef
 from services.settings import Settings
 

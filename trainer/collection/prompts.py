@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 from scene_data.dataset import SceneDataset
+from scene_data.messages import box_space, reference_graph
 from scene_data.sampler import EpochSampler, group_id
 from scene_data.templates import prompt_messages
-from scene_data.wire import box_space, reference_graph
 from services.images import ImageStore
 from services.schemas.common import ImageRef, Sampling
 from services.schemas.prompts import PromptGroup

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from services.errors import SettingsError
 from services.settings import Settings
-from services.trainer_settings import LoraSettings
+from services.settings.training import LoraSettings
 
 _NAME = "default"
 """PEFT's name of an only adapter, which stands in parameters' names and not in those of files."""

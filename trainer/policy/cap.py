@@ -2,8 +2,8 @@
 
 import torch
 
+from services.host.gpu import CONTEXT_GIB, GIB
 from services.settings import Settings, environment_value
-from trainer.sizing.estimate import CONTEXT_GIB, GIB
 
 
 def cap_memory(settings: Settings) -> None:

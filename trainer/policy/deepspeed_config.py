@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from services.deepspeed_json import is_stage, read_deepspeed_json
 from services.errors import SettingsError
 from services.settings import Settings
+from services.settings.deepspeed_json import is_stage, read_deepspeed_json
 from trainer.policy.ops import optimizer_problems, zero_problems
 
 _BUCKET_ELEMENTS = 200_000_000

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
 
 from services.errors import SettingsError
-from services.model_families import as_published, save_published
+from services.models.families import as_published, save_published
 from services.settings import Settings, environment_value, set_environment
 from trainer.algorithms.losses import LossOutput, policy_loss, with_finite_guard
 from trainer.algorithms.stats import Stats
@@ -24,13 +24,13 @@ from trainer.policy.adapter import add_adapter, save_adapter
 from trainer.policy.cap import cap_memory
 from trainer.policy.cuda_check import check_cuda
 from trainer.policy.deepspeed_config import deepspeed_config, sharding_config
+from trainer.policy.export import exported, exported_parameters
 from trainer.policy.model import load_model, load_processor, placeholder_ids
 from trainer.policy.ops import guard_ops
 from trainer.policy.random_state import load_random_state, save_random_state
 from trainer.policy.reference import Reference
 from trainer.policy.scorer import Scored, Scorer
 from trainer.policy.state_layout import check_layout, write_layout
-from trainer.publishing.export import exported, exported_parameters
 from trainer.ranks.rendezvous import join_ranks
 from trainer.types import StepOutput
 

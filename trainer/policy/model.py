@@ -5,11 +5,11 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from services.chat_template import chat_template
 from services.errors import SettingsError
-from services.model_families import model_family
+from services.models.chat_template import chat_template
+from services.models.families import model_family
 from services.settings import Settings
-from services.trainer_settings import TrainerSettings
+from services.settings.training import TrainerSettings
 
 PLACEHOLDERS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 """Tokens that stand for visual input in Qwen's prompts; sampled in an answer they would shift the

@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from services.errors import SettingsError
-from services.programs import own_programs_on_path
+from services.host.programs import own_programs_on_path
 from services.settings import environment_value, set_environment
 
 _VARIABLE = "TORCH_EXTENSIONS_DIR"

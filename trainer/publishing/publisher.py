@@ -4,13 +4,13 @@ import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 
-from services.keys import RunKeys
-from services.redis_client import connect
-from services.registry import Registry
+from services.loop_thread import LoopThread
+from services.redis.client import connect
+from services.redis.keys import RunKeys
+from services.redis.registry import Registry
 from services.schemas.weights import AdapterConfig, TensorEntry, WeightManifest
 from services.settings import Settings
 from services.waiting import until_available
-from trainer.loop_thread import LoopThread
 from trainer.publishing.handover import Handover
 from trainer.publishing.reassertion import Reassertion
 from trainer.publishing.seeder import Seeder

@@ -4,9 +4,9 @@ import asyncio
 import logging
 
 from services.errors import SggError
-from services.keys import RunKeys
-from services.redis_client import connect
-from services.registry import Registry
+from services.redis.client import connect
+from services.redis.keys import RunKeys
+from services.redis.registry import Registry
 from services.schemas.weights import PolicyRecord, WeightManifest
 from services.settings import Settings
 

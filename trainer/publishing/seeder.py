@@ -5,9 +5,9 @@ import logging
 from collections.abc import Collection, Coroutine
 
 from services.errors import SggError
-from services.keys import RunKeys
-from services.redis_client import connect
-from services.registry import Registry
+from services.redis.client import connect
+from services.redis.keys import RunKeys
+from services.redis.registry import Registry
 from services.schemas.weights import ServerRecord
 from services.settings import Settings
 from services.waiting import ended

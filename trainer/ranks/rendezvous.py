@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from services.ports import is_loopback
+from services.host.ports import is_loopback
 from services.settings import environment_value, set_environment
 from trainer.ranks.group import launched_as
 

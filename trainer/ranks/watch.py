@@ -22,7 +22,7 @@ from pydantic import ValidationError
 
 from services.errors import SggError
 from services.schemas.common import Message
-from trainer.checkpoints.fence import RunFence
+from trainer.checkpoints.fencing import RunFence
 from trainer.ranks.group import HungRankError, RemoteRankError
 
 logger = logging.getLogger(__name__)

@@ -13,7 +13,7 @@ from pydantic_core import to_json
 from services.schemas.rewards import Status
 from services.settings import Settings
 from services.waiting import RoomWait
-from trainer.checkpoints.fence import RunFence
+from trainer.checkpoints.fencing import RunFence
 from trainer.checkpoints.sync import sync
 from trainer.records.rollout_files import RolloutFiles
 from trainer.records.trackers import Trackers

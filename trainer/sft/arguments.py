@@ -7,8 +7,8 @@ import torch
 from trl import SFTConfig
 
 from services.settings import Settings
+from services.settings.checks import num_micro_batches
 from trainer.policy.deepspeed_config import deepspeed_config
-from trainer.sizing.checks import num_micro_batches
 
 LOG_EVERY = 20
 """Steps; a short run logs more often."""

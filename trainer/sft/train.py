@@ -24,7 +24,7 @@ from trl import SFTTrainer
 from scene_data.dataset import open_dataset
 from scene_data.templates import check_instruction
 from services.errors import SettingsError, SggError
-from services.model_families import save_published
+from services.models.families import save_published
 from services.schemas.common import Message
 from services.settings import Settings
 from trainer.checkpoints.inputs import Inputs, check_inputs, data_inputs

@@ -10,8 +10,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from services.clients.rollout import RolloutClient
 from services.errors import SggError
+from services.http.clients.rollout import RolloutClient
 from services.schemas.weights import (
     CommitRequest,
     IpcHandle,

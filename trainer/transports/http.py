@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from services.clients.rollout import RolloutClient
+from services.http.clients.rollout import RolloutClient
 from services.schemas.weights import PolicyInfo, Transport
 from services.weights import temporary_folder
 from trainer.transports.base import Peer, Release, select

@@ -40,7 +40,8 @@ def test_help_imports_nothing_heavy() -> None:
 
 def test_a_server_with_the_fake_engine_starts_without_torch() -> None:
     code = (
-        "import sys, launcher.preflight.folders, launcher.preflight.gpus, rollout_service.app\n"
+        "import sys, planning.preflight.folders, planning.preflight.gpus\n"
+        "import rollout_service.http.app\n"
         "loaded = {'torch', 'vllm', 'transformers', 'pandas'} & set(sys.modules)\n"
         "assert not loaded, loaded"
     )

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from launcher.inference import run_inference
-from launcher.preflight.run import run_findings
+from planning.preflight.everything import run_findings
 from services.errors import SettingsError
 from services.settings import load_settings
 

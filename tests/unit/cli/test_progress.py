@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.progress import shown
+from cli.views.progress import shown
 from services.settings import Settings
 from services.telemetry import setup_logging
 

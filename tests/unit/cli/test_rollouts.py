@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from cli.commands.rollouts import group_view
 from cli.main import app
-from cli.rollouts import group_view
 from launcher.terminal import SafeConsole
 from services.errors import NotFoundError
 from tests.unit.trainer.test_records import TRACE, group

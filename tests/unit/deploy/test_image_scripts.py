@@ -12,8 +12,8 @@ from threading import Thread
 
 import pytest
 
-from services.ports import free_port
-from services.redis_server import redis_server_command
+from services.host.ports import free_port
+from services.redis.server import redis_server_command
 from services.settings import child_environment, environment_value
 from tests.processes import wait_for
 

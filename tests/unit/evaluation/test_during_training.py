@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from evaluation import during
-from evaluation.during import DuringTraining
+from evaluation.of_a_run import during
+from evaluation.of_a_run.during import DuringTraining
 from scene_data.toy import make_toy
 from services.settings import Settings
 from tests.processes import wait_for
@@ -32,7 +32,7 @@ def evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DuringTrainin
 def test_a_failing_evaluation_is_told_without_a_trace_and_counted(
     evaluation: DuringTraining, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.WARNING, logger="evaluation.during")
+    caplog.set_level(logging.WARNING, logger="evaluation.of_a_run.during")
     for step in (0, 1, 2, 3, 4, 5):
         evaluation.begin(step)  # of version 0 it would not be alone
         if step in (3, 5):

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 import evaluation
+from evaluation.of_files import Request, run_evaluation
 from evaluation.published import published_tables
 from evaluation.result import EvaluationResult
-from evaluation.run import Request, run_evaluation
 from scene_data.dataset import open_dataset
 from scene_data.toy import make_toy
 from tests.graph_lines import line, write

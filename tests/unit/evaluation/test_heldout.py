@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from evaluation.heldout import (
+from evaluation.inference.answers import answered_line, not_asked_line
+from evaluation.of_a_run.heldout import (
     check_version,
     heldout_samples,
     heldout_scores,
     heldout_summary,
     keep_heldout,
 )
-from evaluation.inference.answers import answered_line, not_asked_line
 from evaluation.reading.lines import GraphLine
 from scene_data.templates import answer_text
 from scene_data.toy import SIDE, make_toy

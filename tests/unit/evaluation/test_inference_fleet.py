@@ -12,8 +12,6 @@ from fastapi import FastAPI, Request, Response
 
 from evaluation.inference import fleet as fleet_module
 from evaluation.inference.fleet import Fleet, Member, next_member
-from services import app as service
-from services.clients.rollout import RolloutClient
 from services.errors import (
     ConflictError,
     EngineError,
@@ -21,8 +19,10 @@ from services.errors import (
     UnauthorizedError,
     UnavailableError,
 )
-from services.ports import free_port
-from services.problems import add_problem_handlers
+from services.host.ports import free_port
+from services.http import app as service
+from services.http.clients.rollout import RolloutClient
+from services.http.problems import add_problem_handlers
 from services.schemas.common import ChatMessage, TextPart
 from services.schemas.rollouts import RolloutRequest
 

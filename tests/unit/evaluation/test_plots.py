@@ -3,7 +3,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from evaluation.plots import write_plots
+from evaluation.of_a_run.plots import write_plots
 
 
 def test_plots_are_drawn_from_metrics(tmp_path: Path) -> None:

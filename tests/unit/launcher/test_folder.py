@@ -9,7 +9,7 @@ from launcher import folder as folder_module
 from launcher.folder import RunFolder, run_lock
 from launcher.run_parts import with_free_ports
 from services.errors import ConflictError, NotFoundError, SettingsError
-from services.ports import ReservedPorts
+from services.host.ports import ReservedPorts
 from services.settings import (
     DataSettings,
     ModelSettings,

@@ -10,6 +10,9 @@ from pydantic import TypeAdapter
 from typer.core import TyperGroup
 
 from cli.main import app
+from deploy.slurm.layout import Job
+from deploy.slurm.render import render
+from deploy.slurm.submit import job_settings
 from evaluation.published import published_tables
 from launcher.reproduce import (
     RECIPES,
@@ -20,9 +23,6 @@ from launcher.reproduce import (
     fitting_place,
     run_tiny,
 )
-from launcher.slurm.layout import Job
-from launcher.slurm.render import render
-from launcher.slurm.submit import job_settings
 from services.errors import ConflictError, SettingsError
 from services.settings import load_settings
 

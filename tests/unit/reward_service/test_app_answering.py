@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from reward_service.answering import Answerer
-from reward_service.example import EXAMPLE, example_answer
 from reward_service.scoring import Scorer, make_scorer
+from reward_service.service.answering import Answerer
+from reward_service.service.example import EXAMPLE, example_answer
 from reward_service.similarity.registry import Similarities
 from scene_graph.similarity import ExactSimilarity
 from services.errors import InvalidInputError, SggError, TooLargeError, UnavailableError

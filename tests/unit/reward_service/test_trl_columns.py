@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from reward_service.scoring import make_scorer
-from reward_service.trl_reward import SceneGraphReward, scene_graph_reward
+from reward_service.trl.reward import SceneGraphReward, scene_graph_reward
 from scene_data.templates import answer_text
 from scene_data.toy import SIDE, toy_scene
 from services.errors import InvalidInputError

@@ -6,7 +6,7 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
-from rollout_service.admission import Admission, while_connected
+from rollout_service.http.open_requests import Admission, while_connected
 from services.errors import ClientGoneError, UnavailableError
 
 

@@ -7,8 +7,8 @@ import pytest
 from PIL import Image
 
 from rollout_service.engine import FileWeights
-from rollout_service.fake_engine import FakeEngine
-from rollout_service.fake_vocabulary import ByteVocabulary, ModelVocabulary
+from rollout_service.fake.engine import FakeEngine
+from rollout_service.fake.vocabulary import ByteVocabulary, ModelVocabulary
 from services.errors import EngineError, InvalidInputError
 from services.schemas.common import ChatMessage, ImagePart, Sampling, TextPart
 from services.schemas.rollouts import Completion

@@ -1,10 +1,10 @@
 import pytest
 
-from rollout_service.gpu_share import server_memory
+from rollout_service.vllm.gpu_memory import server_memory
 from services.errors import SettingsError
+from services.host.gpu import CONTEXT_GIB
 from services.settings import Settings
 from trainer.policy.cap import rank_fraction
-from trainer.sizing.estimate import CONTEXT_GIB
 
 GIB = 2**30
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from rollout_service.json_schema import (
+from rollout_service.vllm.json_schema import (
     MAX_SCHEMA_BYTES,
     MAX_SCHEMA_COST,
     check_schema,

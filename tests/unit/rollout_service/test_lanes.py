@@ -5,8 +5,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rollout_service.lanes import Lanes, own_lanes
-from services.keys import CONSUMER_GROUPS, PROMPT_LANES, prompt_stream
+from rollout_service.queue.lanes import Lanes, own_lanes
+from services.redis.keys import CONSUMER_GROUPS, PROMPT_LANES, prompt_stream
 from services.schemas.prompts import PromptGroup
 
 server_sets = st.sets(st.text(st.characters(codec="ascii"), min_size=1), min_size=1, max_size=40)

@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack
 import pytest
 from PIL import Image
 
-from rollout_service.pictures import MAX_PIXELS_IN_FLIGHT, Pictures
+from rollout_service.vllm.pictures import MAX_PIXELS_IN_FLIGHT, Pictures
 from services.errors import InvalidInputError, TooLargeError
 from services.images import MAX_IMAGE_PIXELS, ImageHeader
 

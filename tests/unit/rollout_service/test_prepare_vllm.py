@@ -2,7 +2,7 @@ import logging
 
 import pytest
 
-from rollout_service.app import prepare_vllm
+from rollout_service.http.app import prepare_vllm
 from services.settings import Settings, environment_value
 
 VARIABLE = "VLLM_USE_V2_MODEL_RUNNER"

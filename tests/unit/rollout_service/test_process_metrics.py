@@ -5,7 +5,7 @@ import time
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, generate_latest
 
-from rollout_service.process_metrics import EngineMetrics, LoopLag
+from rollout_service.http.process_metrics import EngineMetrics, LoopLag
 
 
 async def test_a_held_event_loop_shows() -> None:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from safetensors.numpy import save
 
 from rollout_service.engine import AdapterWeights, BroadcastWeights, IpcWeights, Weights
-from rollout_service.fake_engine import FakeEngine
+from rollout_service.fake.engine import FakeEngine
 from rollout_service.updates import Version, WeightUpdater
 from services.errors import ConflictError, EngineError, InvalidInputError, NotFoundError
 from services.schemas.common import ChatMessage, Sampling, TextPart

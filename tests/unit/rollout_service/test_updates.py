@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from rollout_service.engine import EngineResult, Weights
-from rollout_service.fake_engine import FakeEngine
+from rollout_service.fake.engine import FakeEngine
 from rollout_service.updates import Version, WeightUpdater
 from services.errors import (
     ConflictError,

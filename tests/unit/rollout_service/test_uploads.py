@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save
 
-from rollout_service.fake_engine import FakeEngine
+from rollout_service.fake.engine import FakeEngine
 from rollout_service.transports import http
 from rollout_service.transports.safetensors_header import MAX_HEADER_BYTES
 from rollout_service.transports.spool import Spool, spool_folder

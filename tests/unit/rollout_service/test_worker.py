@@ -10,22 +10,22 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from rollout_service.engine import EngineResult, Weights
-from rollout_service.fake_engine import FakeEngine
-from rollout_service.membership import Membership
+from rollout_service.fake.engine import FakeEngine
+from rollout_service.queue.membership import Membership
+from rollout_service.queue.worker import QueueWorker
 from rollout_service.server import RolloutServer
-from rollout_service.worker import QueueWorker
 from services.errors import EngineError, InvalidInputError, SggError, UnavailableError
 from services.images import ImageStore
-from services.keys import PROMPT_LANES, RunKeys, prompt_stream
-from services.queues.base import Lease
-from services.queues.memory import MemoryQueue
-from services.registry import Registry
+from services.redis.keys import PROMPT_LANES, RunKeys, prompt_stream
+from services.redis.queue import Lease
+from services.redis.registry import Registry
 from services.schemas.common import ChatMessage, ImagePart, ImageRef, Sampling, TextPart
 from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import RolloutGroup
 from services.schemas.weights import PolicyRecord, ServerRecord, WeightManifest
 from services.settings import Settings
 from services.telemetry import Tracing
+from tests.memory_queue import MemoryQueue
 from tests.shm_versions import ShmRun, ShmVersion
 
 IMAGE = b"not decoded by the fake engine"
@@ -219,7 +219,7 @@ async def test_a_server_that_cannot_beat_says_so_samples_nothing_and_ends(
     await scene.server.start()
     await scene.worker._catch_up()
     await scene.ask("g")
-    monkeypatch.setattr("rollout_service.membership.HEARTBEAT_TTL_S", 0.06)
+    monkeypatch.setattr("rollout_service.queue.membership.HEARTBEAT_TTL_S", 0.06)
     scene.registry.fault = ValueError("no such record")
     async with scene.membership.joined() as beating:
         await until(lambda: scene.server.unheard is not None)
@@ -230,7 +230,7 @@ async def test_a_server_that_cannot_beat_says_so_samples_nothing_and_ends(
         assert await scene.worker._claim() is not None
         scene.registry.fault = UnavailableError("Redis is away")
         await until(lambda: scene.server.unheard == "Redis is away")
-        monkeypatch.setattr("rollout_service.membership._LONGEST_FAULT_S", 0.0)
+        monkeypatch.setattr("rollout_service.queue.membership._LONGEST_FAULT_S", 0.0)
         await asyncio.sleep(0.1)
         assert not beating.done(), "Redis may come back"
         scene.registry.fault = ValueError("no such record")
@@ -258,7 +258,7 @@ async def test_a_bad_message_is_dead_after_two_attempts(scene: Scene) -> None:
 
 
 async def test_budgets_are_counted_apart(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("rollout_service.worker._SHORTEST_PAUSE_S", 0.01)
+    monkeypatch.setattr("rollout_service.queue.worker._SHORTEST_PAUSE_S", 0.01)
     scene.engine.errors = [EngineError("1"), InvalidInputError("2"), EngineError("3")]
     await scene.ask("survives")
     assert (await scene.answer()).group_id == "survives"
@@ -272,8 +272,8 @@ async def test_budgets_are_counted_apart(scene: Scene, monkeypatch: pytest.Monke
 async def test_an_image_that_is_nowhere_is_not_the_data_s_fault_at_once(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rollout_service.worker._SHORTEST_PAUSE_S", 0.01)
-    monkeypatch.setattr("rollout_service.worker._IMAGE_WAIT_S", 0.0)
+    monkeypatch.setattr("rollout_service.queue.worker._SHORTEST_PAUSE_S", 0.01)
+    monkeypatch.setattr("rollout_service.queue.worker._IMAGE_WAIT_S", 0.0)
     await scene.ask("g", images=[{"sha256": "a" * 64, "num_bytes": 9}])
     failures = await scene.dead()
     assert len(failures) == 3
@@ -298,8 +298,8 @@ async def test_waiting_for_a_version_is_no_failure_of_the_group(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """It goes back to the queue more often than a failure may happen, and is sampled in the end."""
-    monkeypatch.setattr("rollout_service.worker._SHORTEST_PAUSE_S", 0.01)
-    monkeypatch.setattr("rollout_service.worker._LONGEST_PAUSE_S", 0.01)
+    monkeypatch.setattr("rollout_service.queue.worker._SHORTEST_PAUSE_S", 0.01)
+    monkeypatch.setattr("rollout_service.queue.worker._LONGEST_PAUSE_S", 0.01)
     scene = Scene(shm_run.name, tmp_path, lease_s=0.2)
     await scene.start()
     try:
@@ -413,7 +413,7 @@ async def test_a_lost_lease_is_given_up(shm_run: ShmRun, tmp_path: Path) -> None
 async def test_redis_goes_away_and_comes_back(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rollout_service.worker._SHORTEST_PAUSE_S", 0.02)
+    monkeypatch.setattr("rollout_service.queue.worker._SHORTEST_PAUSE_S", 0.02)
     await scene.engine.pause()
     await scene.ask("sampled while away")
     await until(lambda: scene.engine.num_asked > 0)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from evaluation.run import Request, run_evaluation
+from evaluation.of_files import Request, run_evaluation
 from scene_data.templates import check_instruction, instruction_digest, prompt_messages
 from scene_data.vocabulary import Aliases, Vocabulary, load_aliases, load_vocabulary
 from services.errors import InvalidInputError, SettingsError

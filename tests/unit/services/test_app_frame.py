@@ -12,9 +12,9 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel
 
 from services import errors
-from services.app import bind, create_app, host_and_port, serve
-from services.guard import check_host, check_json
-from services.problems import error_from_problem, problem_response
+from services.http.app import bind, create_app, host_and_port, serve
+from services.http.guard import check_host, check_json
+from services.http.problems import error_from_problem, problem_response
 
 
 def make_app(**more: Any) -> FastAPI:
@@ -298,7 +298,7 @@ async def test_a_request_for_another_name_is_refused(host: str, served: bool) ->
 async def test_a_slow_body_ends_and_a_client_that_leaves_is_499(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("services.guard.BODY_S", 0.05)
+    monkeypatch.setattr("services.http.guard.BODY_S", 0.05)
     app = with_bodies()
 
     async def slow() -> AsyncIterator[bytes]:

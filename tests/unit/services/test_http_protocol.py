@@ -14,8 +14,8 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import Response, StreamingResponse
 
-from services import http_protocol
-from services.app import bind, create_app, server_config
+from services.http import protocol as http_protocol
+from services.http.app import bind, create_app, server_config
 from tests.processes import wait_for
 
 HEAD_S = 0.4

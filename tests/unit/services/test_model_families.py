@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from services.errors import SettingsError, UnavailableError
-from services.model_families import FAMILIES, PAGE, PUBLISHED, model_family, with_box_space
+from services.models.families import FAMILIES, PAGE, PUBLISHED, model_family, with_box_space
 from services.settings import Settings
 
 LIST = f"This trains and serves {', '.join(FAMILIES)} ({PAGE})"
@@ -126,7 +126,7 @@ def test_names_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     (tmp_path / "models--me--mine" / "refs").mkdir()
     (tmp_path / "models--me--mine" / "refs" / "main").write_text("abc")
     program = (
-        "from services.model_families import model_family\n"
+        "from services.models.families import model_family\n"
         "print(model_family('me/mine').model_type)\n"
         "try: model_family('me/other')\n"
         "except Exception as error: print(type(error).__name__, error)\n"

@@ -10,7 +10,7 @@ from tests.processes import ROOT, wait_for
 
 PARENT = """
 import multiprocessing, time
-from services.orphans import end_with_parent
+from services.host.orphans import end_with_parent
 
 def child(pipe):
     end_with_parent()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from services.errors import SettingsError
-from services.ports import addresses_of, listen
+from services.host.ports import addresses_of, listen
 
 
 def test_a_taken_port_names_its_process() -> None:

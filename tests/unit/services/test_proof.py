@@ -3,7 +3,7 @@
 import pytest
 
 from services.errors import SettingsError
-from services.proof import is_allowed_host, proof, proves
+from services.http.proof import is_allowed_host, proof, proves
 from services.settings import SecuritySettings, load_settings
 
 NONCE = "ab" * 32

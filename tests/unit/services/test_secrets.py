@@ -8,9 +8,11 @@ from pathlib import Path
 import pytest
 
 from services.errors import SettingsError
-from services.secrets import ensure_secrets, read_secret
+from services.settings.secrets import ensure_secrets, read_secret
 
-ENSURE = "import sys; from pathlib import Path; from services.secrets import ensure_secrets; "
+ENSURE = (
+    "import sys; from pathlib import Path; from services.settings.secrets import ensure_secrets; "
+)
 NAMES = {"data_token", "admin_token", "redis_password"}
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from services.errors import SettingsError
-from services.redis_client import connect
+from services.redis.client import connect
 from services.settings import dump_settings, load_settings
 
 MINIMAL = '[model]\npath = "m"\n[data]\ntrain = "d"\n'

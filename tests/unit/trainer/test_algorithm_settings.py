@@ -4,8 +4,8 @@ import pytest
 from pydantic import ValidationError
 
 from services.settings import Settings
-from services.trainer_settings import AlgorithmSettings
-from trainer.sizing.checks import advice
+from services.settings.checks import advice
+from services.settings.training import AlgorithmSettings
 
 
 def settings(algorithm: dict[str, Any], **sections: Any) -> Settings:

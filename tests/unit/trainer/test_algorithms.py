@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from services.trainer_settings import AlgorithmSettings
+from services.settings.training import AlgorithmSettings
 from trainer.algorithms.advantages import EPSILON, group_relative
 from trainer.algorithms.losses import policy_loss
 
@@ -60,7 +60,7 @@ def test_clipped_tokens_have_no_gradient() -> None:
 
 
 def test_learning_rate_rises_then_falls_to_its_last_share() -> None:
-    from services.trainer_settings import TrainerSettings
+    from services.settings.training import TrainerSettings
     from trainer.schedule import learning_rate
 
     trainer = TrainerSettings(learning_rate=1.0, warmup_steps=4, num_steps=12, lr_schedule="linear")

@@ -5,7 +5,7 @@ from services.errors import InvalidInputError
 from tests.train_groups import completion, train_group
 from trainer.batches.batch import PreparedGroup, micro_batch, prepare_group
 from trainer.batches.images import ImageFeatures
-from trainer.batches.plan import Row
+from trainer.batches.micro_batches import Row
 
 IMAGE, PAD = 7, 0
 

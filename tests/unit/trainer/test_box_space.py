@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from scene_data.dataset import Sample
+from scene_data.messages import box_space
 from scene_data.tiny_model import Family, make_tiny_model
-from scene_data.wire import box_space
 from scene_graph.graph import SceneGraph
-from services.model_families import model_family, with_box_space
+from services.models.families import model_family, with_box_space
 from services.settings import Settings
 from trainer.policy.model import load_processor
 

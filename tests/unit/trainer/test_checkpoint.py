@@ -17,7 +17,7 @@ from services.errors import ConflictError, SettingsError, SggError
 from services.settings import Settings
 from tests.alone import Alone
 from trainer.checkpoints.checkpoint import CheckpointStore, DataOrder, TrainerState
-from trainer.checkpoints.fence import RunFence
+from trainer.checkpoints.fencing import RunFence
 from trainer.checkpoints.inputs import Inputs, grpo_inputs
 from trainer.checkpoints.manifest import MANIFEST_FILE
 from trainer.checkpoints.resume import restore

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from services.settings import Settings
-from trainer.publishing.export import exported, exported_parameters
+from trainer.policy.export import exported, exported_parameters
 from trainer.transports import device
 from trainer.transports.host import has_room, on_host
 from trainer.transports.nccl import NcclTransport

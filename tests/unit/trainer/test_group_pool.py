@@ -9,7 +9,7 @@ from services.schemas.common import ChatMessage, Sampling, TextPart
 from services.schemas.prompts import PromptGroup
 from services.schemas.rewards import Matched, Reward
 from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
-from services.trainer_settings import AlgorithmSettings, TrainerSettings
+from services.settings.training import AlgorithmSettings, TrainerSettings
 from trainer.collection.group_pool import GroupPool
 from trainer.types import Outcome, TrainGroup
 

@@ -16,7 +16,7 @@ from services.schemas.rollouts import RolloutGroup
 from tests.tagged_pictures import ORIENTATIONS, noise, tagged
 from trainer.batches.images import image_features
 from trainer.collection.image_check import ImageCheck
-from trainer.collection.intake import image_refusal
+from trainer.collection.refusals import image_refusal
 
 GOLDEN = Path(__file__).parents[2] / "contract/golden/rollout_group.json"
 MODEL = Path(__file__).parents[3] / "assets/toy-start"

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from services.trainer_settings import AlgorithmSettings
+from services.settings.training import AlgorithmSettings
 from trainer.algorithms.divergence import k1, k3
 from trainer.algorithms.losses import LossOutput, policy_loss
 from trainer.algorithms.stats import Stats

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from services.trainer_settings import AlgorithmSettings
+from services.settings.training import AlgorithmSettings
 from tests.trl_oracle import StepTensors, TrlOracle
 from trainer.algorithms.advantages import Scale, group_relative, term_relative
 from trainer.algorithms.losses import LossOutput, policy_loss

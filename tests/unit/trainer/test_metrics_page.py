@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from services.trainer_settings import AlgorithmSettings
+from services.settings.training import AlgorithmSettings
 from tests.unit.trainer.test_records import group
 from trainer.algorithms.losses import policy_loss
-from trainer.batches.plan import plan_metrics, plan_step
+from trainer.batches.micro_batches import plan_metrics, plan_step
 from trainer.train import metrics_line
 from trainer.types import Batch, Outcome
 

@@ -12,11 +12,11 @@ from transformers import AutoModelForImageTextToText, LlavaConfig
 
 from scene_data.tiny_model import Family, make_tiny_model
 from services.errors import SettingsError
-from services.model_families import as_published, save_published
+from services.models.families import as_published, save_published
 from services.settings import Settings
 from trainer.policy.adapter import add_adapter
+from trainer.policy.export import exported, exported_parameters
 from trainer.policy.model import load_model
-from trainer.publishing.export import exported, exported_parameters
 
 PARTS = ("vision_tower", "projector", "language_model")
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.train_groups import random_group
-from trainer.batches.plan import RankPlan, Row, padded_length, plan_metrics, plan_step
+from trainer.batches.micro_batches import RankPlan, Row, padded_length, plan_metrics, plan_step
 from trainer.types import TrainGroup
 
 RNG = random.Random(0)

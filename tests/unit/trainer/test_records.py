@@ -14,7 +14,7 @@ from services.schemas.prompts import PromptGroup
 from services.schemas.rewards import Matched, Reward, Status
 from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
 from services.settings import Settings
-from trainer.checkpoints.fence import RunFence
+from trainer.checkpoints.fencing import RunFence
 from trainer.ranks.watch import RankWatch
 from trainer.records.files import RunRecords, ledger_line, step_metrics
 from trainer.records.rollout_files import read_rollouts

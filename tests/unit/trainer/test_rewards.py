@@ -7,10 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from services.schemas.rewards import Matched, Reward
-from services.trainer_settings import AlgorithmSettings
+from services.settings.training import AlgorithmSettings
 from tests.train_groups import completion, train_group
 from trainer.algorithms.advantages import EPSILON, group_relative, overlong_punishment
-from trainer.collection.rewards import has_spread, with_advantages
+from trainer.collection.advantages import has_spread, with_advantages
 from trainer.types import TrainGroup
 
 WEIGHTS = {"format": 1.0, "edge": 5.0}

@@ -15,7 +15,7 @@ from services.settings import Settings
 from tests.train_groups import noise_sample, random_group
 from trainer.batches.batch import MicroBatch, PreparedGroup, micro_batch, prepare_group
 from trainer.batches.images import image_features
-from trainer.batches.plan import plan_step
+from trainer.batches.micro_batches import plan_step
 from trainer.policy.model import load_model, load_processor, placeholder_ids
 from trainer.policy.scorer import Scorer
 

@@ -18,12 +18,12 @@ from scene_data.toy import SIDE, make_toy
 from scene_graph.cleaning import Task
 from services.errors import InvalidInputError, SettingsError
 from services.settings import DataSettings, ModelSettings, Settings
+from services.settings.checks import num_micro_batches
 from tests.tagged_pictures import encoded, noise, png_header, tagged, with_chunk
 from trainer.collection.image_check import ImageCheck
 from trainer.policy.model import load_processor
 from trainer.sft.arguments import sft_total_steps
 from trainer.sft.rows import IGNORED, AnswerCollator, AnswerRows
-from trainer.sizing.checks import num_micro_batches
 
 
 @pytest.fixture(scope="module")

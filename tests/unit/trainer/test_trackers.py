@@ -14,8 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 )
 from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
-from launcher.preflight.trainer import check_trainer
 from launcher.run import run_here
+from planning.preflight.trainer import check_trainer
 from services.errors import SettingsError
 from services.settings import Settings
 from trainer.records.trackers import Trackers, flattened

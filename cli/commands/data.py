@@ -1,0 +1,202 @@
+"""`sgg-rl data`: make, convert and look at datasets."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from cli.views.safe_text import safe
+from services.errors import SettingsError
+from services.host.printable import printable
+
+if TYPE_CHECKING:
+    from scene_data.conversion.convert import Conversion
+
+_IDS = re.compile(r"""[^\s,;"'\[\]]+""")
+"""In a list of ids: one a line, between commas, or in JSON"""
+
+data_app = typer.Typer(help="Make, convert and look at datasets.", no_args_is_help=True)
+
+Vocabulary = Annotated[
+    str | None,
+    typer.Option(help="vg150, psg or a file: its names alone; those outside are counted."),
+]
+
+
+@data_app.command("make-toy")
+def make_toy(
+    folder: Path,
+    num_train: Annotated[int, typer.Option(min=1)] = 4096,
+    num_heldout: Annotated[int, typer.Option(min=1)] = 256,
+    seed: int = 0,
+    noisy: Annotated[
+        bool, typer.Option(help="Spoil the training annotations, as people do.")
+    ] = False,
+) -> None:
+    """Render toy-scenes into FOLDER."""
+    from scene_data.toy import ANNOTATOR_NOISE
+    from scene_data.toy import make_toy as write
+
+    noise = ANNOTATOR_NOISE if noisy else None
+    write(folder, num_train=num_train, num_heldout=num_heldout, seed=seed, noise=noise)
+    print(f"wrote {num_train} training and {num_heldout} held-out scenes to {folder}")
+
+
+@data_app.command("convert")
+def convert(
+    source: Annotated[
+        str,
+        typer.Argument(
+            help="Annotations in a layout of docs/data.md (VG150, Visual Genome, PSG, COCO with "
+            "relations, GQA, Open Images), their folder, or any dataset that can be trained on."
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder for the files, one a split.")],
+    images: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder with the image files, given again for another; else SOURCE's."),
+    ] = None,
+    with_images: Annotated[
+        bool, typer.Option("--with-images/--no-images", help="Or annotations alone, as JSONL.")
+    ] = True,
+    vocabulary: Vocabulary = None,
+    object_aliases: Annotated[
+        Path | None, typer.Option(help="Lines `canonical,alias,alias…`.")
+    ] = None,
+    predicate_aliases: Annotated[Path | None, typer.Option(help="The same.")] = None,
+    open_vocabulary: Annotated[
+        Literal["ovd", "ovr", "ovdr"] | None,
+        typer.Option(help="Leave out VG150's novel objects, predicates, or both: for training."),
+    ] = None,
+    split: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=FILE: images go to NAME whose ids are in FILE, one a line."),
+    ] = None,
+    keep_unrelated: Annotated[
+        bool, typer.Option(help="Keep images without relationships: detection needs none.")
+    ] = False,
+) -> None:
+    """Write annotations and images as the parquet files that training reads."""
+    from scene_data.conversion.convert import ConversionOptions, open_source
+    from scene_data.conversion.convert import convert as run
+    from scene_data.conversion.graphs import GraphRules
+
+    opened = open_source(source, vocabulary=vocabulary, need_images=with_images)
+    print(f"{safe(source)} is read as {opened.title}")
+    rules = GraphRules(
+        vocabulary=vocabulary,
+        object_aliases=object_aliases,
+        predicate_aliases=predicate_aliases,
+        open_vocabulary=open_vocabulary,
+    )
+    options = ConversionOptions(
+        folder=output,
+        image_folders=tuple(images or (Path(opened.name).parent,)),
+        with_images=with_images,
+        splits=_splits(split) if split else None,
+        keep_unrelated=keep_unrelated,
+    )
+    with _counted("images") as on_image:
+        done = run(opened, rules, options, on_image)
+    _show_conversion(done)
+
+
+@data_app.command("inspect")
+def inspect(
+    path: Annotated[str, typer.Argument(help="Anything that can be trained on.")],
+    vocabulary: Annotated[
+        str | None, typer.Option(help="vg150, psg or a file: say which names are outside it.")
+    ] = None,
+    images: Annotated[bool, typer.Option("--images", help="Decode every image.")] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for pictures of samples and inspection.json.")
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Pictures, spread over the rows.")] = 4,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Counts, faults and statistics of a dataset, and pictures of it."""
+    from cli.views import data as data_view
+    from scene_data.inspection import Inspector
+    from scene_data.sources import open_rows
+    from scene_data.vocabulary import load_vocabulary
+
+    rows = open_rows(path, need_images=False)
+    words = load_vocabulary(vocabulary) if vocabulary else None
+    inspector = Inspector(rows, vocabulary=words, check_images=images)
+    with _counted("rows") as on_row:
+        found = inspector.run(on_row)
+    text = json.dumps(asdict(found), indent=2, ensure_ascii=False)
+    if as_json:
+        print(printable(text))
+    else:
+        data_view.show(found, path)
+    if output is not None:
+        output.mkdir(parents=True, exist_ok=True)
+        (output / "inspection.json").write_text(text + "\n", encoding="utf-8")
+        written = data_view.draw_samples(rows, inspector.check.usable, output, samples)
+        if not as_json:
+            print(f"wrote inspection.json and {', '.join(written) or 'no picture'} in {output}")
+
+
+def _splits(options: list[str]) -> dict[str, str]:
+    """Split by image id.
+
+    Raises:
+        SettingsError: An option is malformed, a file cannot be read, or an id is in two of them.
+    """
+    found: dict[str, str] = {}
+    for option in options:
+        name, _, file = option.partition("=")
+        if not name.replace("-", "").replace("_", "").isalnum() or not file:
+            raise SettingsError(f"--split {option}: write NAME=FILE, such as test=test_ids.txt")
+        try:
+            text = Path(file).read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"--split {option}: cannot read the file: {error}") from error
+        if not (ids := _IDS.findall(text)):
+            raise SettingsError(f"--split {option}: the file has no id; one a line is wanted")
+        for image_id in ids:
+            if found.setdefault(image_id, name) != name:
+                raise SettingsError(f"--split: image {image_id} is in {found[image_id]} and {name}")
+    return found
+
+
+@contextmanager
+def _counted(what: str) -> Iterator[Callable[[], object]]:
+    """Count on a terminal while the block runs; elsewhere stay silent."""
+    from rich.progress import Progress, TextColumn, TimeElapsedColumn
+
+    from launcher.terminal import SafeConsole
+
+    columns = (TextColumn(f"{{task.completed:,.0f}} {what}"), TimeElapsedColumn())
+    console = SafeConsole(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as p:
+        task = p.add_task(what, total=None)
+        yield lambda: p.advance(task)
+
+
+def _show_conversion(done: "Conversion") -> None:
+    for file in done.files.values():
+        print(
+            f"wrote {file.path}: {file.num_images:,} images, {file.num_objects:,} objects, "
+            f"{file.num_relationships:,} relationships"
+        )
+    tally = done.tally
+    _show_counts("images left out", tally.left_out)
+    _show_counts("dropped from annotations", tally.dropped)
+    _show_counts("broken images, left out", tally.reasons)
+    for line in tally.broken:
+        print(f"    {safe(line, 200)}")
+
+
+def _show_counts(title: str, counts: Counter[str]) -> None:
+    if counts:
+        print(f"{title}:")
+    for reason, number in counts.most_common():
+        print(f"  {number:>9,}  {safe(reason)}")

@@ -1,0 +1,62 @@
+"""`sgg-rl plan`: how to split GPUs between trainer and rollout servers."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from services.errors import SettingsError
+
+_WIDTH = 100
+
+Config = Annotated[
+    list[Path] | None,
+    typer.Option("--config", "-c", help="The run's TOML file; given twice, later over earlier."),
+]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.field=value.")]
+ClusterName = Annotated[str, typer.Option("--cluster", help="Of configs/clusters, or a TOML file.")]
+Measure = Annotated[
+    Path | None, typer.Option(help="Folder of an earlier run: its rates instead of derived ones.")
+]
+NumGpus = Annotated[str, typer.Option(help="More numbers of GPUs to show: 64,256,1024.")]
+
+
+def plan(
+    cluster: ClusterName,
+    config: Config = None,
+    set_: Overrides = None,
+    measure: Measure = None,
+    gpus: NumGpus = "",
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """Simulate a run on a cluster: steps an hour, who waits, and what saturates.
+
+    Nothing is started, and no GPU is needed.
+    """
+    from cli.commands.parts import settings
+
+    numbers = _numbers(gpus)
+    loaded = settings(config, set_)
+    from planning.simulation.cluster import load_cluster
+    from planning.simulation.compare import make_plan
+    from planning.simulation.view import plan_json, plan_view
+
+    found = make_plan(loaded, load_cluster(cluster), run=measure, gpus=numbers)
+    if as_json:
+        print(plan_json(found))
+        return
+    from launcher.terminal import SafeConsole
+
+    console = SafeConsole()
+    console.width = min(_WIDTH, console.width) if console.is_terminal else _WIDTH
+    console.print(plan_view(found))
+
+
+def _numbers(text: str) -> tuple[int, ...]:
+    try:
+        numbers = tuple(int(number) for number in text.split(",") if number)
+    except ValueError:
+        numbers = (0,)
+    if any(number < 2 for number in numbers):
+        raise SettingsError(f"--gpus {text}: write numbers from 2 on, such as 64,256,1024")
+    return numbers

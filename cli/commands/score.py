@@ -1,0 +1,135 @@
+"""`sgg-rl score`: what completions earn, and why."""
+
+import re
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from services.errors import InvalidInputError, SettingsError
+
+if TYPE_CHECKING:
+    from cli.commands.score_rows import Completion, Defaults
+    from reward_service.explain.explainer import Explainer, Explanation
+
+_SIZE = re.compile(r"^([1-9]\d{0,4})x([1-9]\d{0,4})$")
+
+File = Annotated[
+    str, typer.Argument(help="One completion as text; or .jsonl, or - for JSONL from stdin.")
+]
+Reference = Annotated[
+    Path | None, typer.Option(help="JSON with objects and relationships, boxes in pixels.")
+]
+ImageSize = Annotated[str | None, typer.Option(help="WxH of the image, with a reference.")]
+Space = Annotated[
+    str, typer.Option(help="What completions' boxes are in: relative_1000, relative_1, pixels:WxH.")
+]
+RubricOption = Annotated[str, typer.Option(help="Its name, or a .toml or .json file with it.")]
+TaskOption = Annotated[
+    Literal["sgg", "det", "cls"], typer.Option(help="Graphs, objects only, or names only.")
+]
+Thinking = Annotated[bool, typer.Option("--thinking", help="The prompt asked for <think>.")]
+Folder = Annotated[Path | None, typer.Option(help="Holds the tables of `table:` similarities.")]
+Detail = Annotated[bool, typer.Option("--detail", help="All about each, also where many are.")]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a completion, with all.")]
+
+
+def score(
+    file: File,
+    reference: Reference = None,
+    image_size: ImageSize = None,
+    box_space: Space = "relative_1000",
+    rubric: RubricOption = "balanced",
+    task: TaskOption = "sgg",
+    thinking: Thinking = False,
+    similarity_folder: Folder = None,
+    detail: Detail = False,
+    as_json: AsJson = False,
+) -> None:
+    """Score completions: what they hit, what they missed, and what was dropped.
+
+    A row of JSONL has "completion", and may have "reference", "image_size",
+    "box_space", "id", "num_tokens" and "require_thinking". Options stand in
+    for what a row does not say. Without a reference it is only read.
+    """
+    from cli.commands.score_rows import BadRow, read_completions
+    from cli.views.score import Report, complain
+
+    explainer = _explainer(rubric, task, similarity_folder)
+    defaults = _defaults(reference, image_size, box_space, thinking)
+    report = Report(as_json=as_json, detail=detail)
+    num_bad = 0
+    for row in read_completions(file, defaults):
+        try:
+            if isinstance(row, BadRow):
+                raise InvalidInputError(row.message)
+            report.add(row.id, _explained(row, explainer))
+        except InvalidInputError as error:
+            complain(error.message)
+            num_bad += 1
+    report.end()
+    if num_bad:
+        complain(f"{num_bad} rows could not be scored" if num_bad > 1 else "a row was not scored")
+        sys.exit(1)
+
+
+def _explained(row: "Completion", explainer: "Explainer") -> "Explanation":
+    from reward_service.explain.explainer import explain_text
+
+    if row.group is None:
+        task, thinking = explainer.scorer.task, row.require_thinking
+        return explain_text(row.text, row.box_space, task, require_thinking=thinking)
+    return explainer.explain(row.group)[0]
+
+
+def _explainer(wanted: str, task: Literal["sgg", "det", "cls"], folder: Path | None) -> "Explainer":
+    from reward_service.explain.explainer import Explainer
+    from reward_service.rubrics import find_rubric
+    from reward_service.similarity.registry import Similarities
+
+    is_file = Path(wanted).suffix in (".toml", ".json")
+    found = _read_rubric(Path(wanted)) if is_file else wanted
+    try:
+        # Who runs this command may load any model that the rubric asks for.
+        kind, _, model = find_rubric(found).similarity.partition(":")
+        similarities = Similarities(folder, [model] if kind == "embedding" else [])
+        return Explainer(found, task, similarities)
+    except InvalidInputError as error:
+        raise SettingsError(f"--rubric: {error.message}") from error
+
+
+def _read_rubric(file: Path) -> dict[str, Any]:
+    import json
+    import tomllib
+
+    try:
+        text = file.read_text(encoding="utf-8-sig")
+        value = tomllib.loads(text) if file.suffix == ".toml" else json.loads(text)
+    except OSError as error:
+        raise SettingsError(f"--rubric: cannot read {file}: {error.strerror}") from error
+    except ValueError as error:
+        raise SettingsError(
+            f"--rubric: {file} is not {file.suffix[1:].upper()}: {error}"
+        ) from error
+    if not isinstance(value, dict):
+        raise SettingsError(f"--rubric: {file} is not a rubric: it has no terms")
+    return value
+
+
+def _defaults(
+    reference: Path | None, image_size: str | None, box_space: str, thinking: bool
+) -> "Defaults":
+    from cli.commands.score_rows import Defaults, is_box_space, read_reference
+
+    size = _SIZE.match(image_size or "")
+    if image_size and not size:
+        raise SettingsError(f"--image-size {image_size} is not WxH, such as 640x480")
+    if not is_box_space(box_space):
+        raise SettingsError(f"--box-space {box_space}: use relative_1000, relative_1 or pixels:WxH")
+    return Defaults(
+        reference=read_reference(reference) if reference else None,
+        image_size=(int(size[1]), int(size[2])) if size else None,
+        box_space=box_space,
+        require_thinking=thinking,
+    )

@@ -1,0 +1,82 @@
+"""`sgg-rl slurm`: a run as a Slurm job."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from services.host.printable import printable
+
+slurm_app = typer.Typer(help="A run as a Slurm job: docs/deploy/slurm.md.", no_args_is_help=True)
+
+Config = Annotated[
+    list[Path],
+    typer.Option("--config", "-c", help="The run's TOML file; given twice, later over earlier."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="section.field=value, over the file and environment."),
+]
+Job = Annotated[
+    Literal["train", "sft", "infer"],
+    typer.Option(help="GRPO with its services, supervised fine-tuning, or batch inference."),
+]
+Data = Annotated[str | None, typer.Option(help="What to infer; data.heldout when it is not given.")]
+
+
+@slurm_app.command()
+def render(
+    config: Config,
+    job: Job = "train",
+    set_: Overrides = None,
+    data: Data = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it here.")] = None,
+) -> None:
+    """Print the batch script; nothing is submitted or made."""
+    from deploy.slurm.render import render as render_script
+    from deploy.slurm.submit import job_settings
+    from services.settings import load_settings
+
+    script = render_script(job_settings(load_settings(config, set_ or []), job), job, data=data)
+    if output is None:
+        print(script, end="")
+    else:
+        output.write_text(script)
+
+
+@slurm_app.command()
+def submit(
+    config: Config,
+    job: Job = "train",
+    set_: Overrides = None,
+    data: Data = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the run's checkpoints.")] = False,
+    after: Annotated[str | None, typer.Option(help="A job that must end well before it.")] = None,
+    parsable: Annotated[bool, typer.Option("--parsable", help="Print the job's id alone.")] = False,
+) -> None:
+    """Put the job into the queue, with its settings, secrets and script in the run's folder."""
+    from deploy.slurm.submit import job_settings
+    from deploy.slurm.submit import submit as submit_job
+    from services.settings import load_settings
+
+    settings = job_settings(load_settings(config, set_ or []), job)
+    job_id = submit_job(settings, job, data=data, resume=resume, after=after)
+    print(job_id if parsable else f"submitted job {job_id}; its files are in {settings.run.folder}")
+
+
+@slurm_app.command()
+def status(
+    config: Config,
+    job: Job = "train",
+    set_: Overrides = None,
+    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+) -> None:
+    """The job's state, nodes and steps, and where its logs are."""
+    from deploy.slurm.status import job_status, status_lines
+    from deploy.slurm.submit import job_settings
+    from services.settings import load_settings
+
+    found = job_status(job_settings(load_settings(config, set_ or []), job))
+    as_text = json.dumps(found.model_dump(mode="json"), indent=2) if as_json else None
+    print(as_text or printable("\n".join(status_lines(found))))

@@ -1,0 +1,1 @@
+"""Containers, dashboards and Slurm jobs."""

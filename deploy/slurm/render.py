@@ -1,0 +1,83 @@
+"""The batch script of a job, from the templates in `deploy/slurm`."""
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from deploy.slurm.layout import Job, Layout, job_layout
+from deploy.slurm.site import DEPLOY_FOLDER, Site, load_site
+from services.errors import SettingsError
+from services.http.app import host_and_port
+from services.settings import Settings
+
+
+def render(settings: Settings, job: Job, *, data: str | None = None) -> str:
+    """A bash script for `sbatch`, with comments for its reader.
+
+    Args:
+        settings: Of the run, as `job_settings` makes them.
+        job: What it does.
+        data: Of `infer`: the dataset; `data.heldout` when None.
+
+    Raises:
+        SettingsError: The site's values are not set, or the settings do not go together.
+    """
+    site = load_site(settings.deploy)
+    layout = job_layout(settings, site, job)
+    values = _common(settings, site, layout) | _placement(settings, layout)
+    if job == "infer":
+        values["data"] = data or settings.data.heldout
+        if values["data"] is None:
+            raise SettingsError("nothing to infer: give --data, or set data.heldout")
+    templates = Environment(
+        loader=FileSystemLoader(DEPLOY_FOLDER),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        comment_start_string="<#",  # Jinja's own {# is in bash's ${#array[@]}
+        comment_end_string="#>",
+        autoescape=False,  # noqa: S701 - bash, where `quote` does that
+    )
+    templates.filters["quote"] = lambda text: shlex.quote(str(text))
+    main = "trainer" if job == "train" else job
+    return templates.get_template(f"{job}.sh.jinja").render(values, job=job, main=main)
+
+
+def _common(settings: Settings, site: Site, layout: Layout) -> dict[str, Any]:
+    reward_cpus = min(settings.reward.workers, site.cpus_per_gpu)
+    ports = {
+        name: host_and_port(getattr(settings, name).url.replace("redis://", "http://"))[1]
+        for name in ("redis", "reward", "rollout", "monitor")
+    }
+    return {
+        "site": site,
+        "deploy": settings.deploy,
+        "layout": layout,
+        "name": settings.run.name,
+        "workdir": Path.cwd(),
+        "folder": settings.run.folder.absolute(),
+        "cpus": site.cpus_per_gpu,
+        "reward_cpus": reward_cpus,
+        "ports": ports,
+        "server_wait_s": int(settings.trainer.wait_timeout_s),
+    }
+
+
+def _placement(settings: Settings, layout: Layout) -> dict[str, Any]:
+    """Options of srun that say which component, and whether a GPU has two tasks."""
+    kind = settings.deploy.kind
+    het = layout.apart and kind == "heterogeneous"
+    outlives_nodes = not layout.trainer_nodes or (layout.apart and kind == "homogeneous")
+    overlap = "--overlap " if layout.shared_gpus else ""
+    both = "$SLURM_JOB_ID_HET_GROUP_0,$SLURM_JOB_ID_HET_GROUP_1"
+    return {
+        "head_options": "--het-group=0 " if het else "",
+        "trainer_options": "--het-group=0 " if het else overlap,
+        "rollout_options": "--het-group=1 " if het else overlap,
+        "job_ids": both if het else "$SLURM_JOB_ID",
+        "no_kill": outlives_nodes,
+        "watched": outlives_nodes and layout.num_nodes > 1,
+    }

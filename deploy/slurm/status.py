@@ -1,0 +1,107 @@
+"""`sgg-rl slurm status`: a run's job as Slurm sees it, and how far it has come."""
+
+import json
+import time
+from pathlib import Path
+
+from deploy.slurm.commands import accounted, is_active, job_fields
+from deploy.slurm.submit import JobRecord, read_record
+from services.errors import NotFoundError
+from services.schemas.common import Message
+from services.settings import Settings
+
+
+class JobStatus(Message):
+    """What `sgg-rl slurm status --json` prints."""
+
+    run: str
+    record: JobRecord
+    state: str
+    """Slurm's, such as `RUNNING`; `UNKNOWN` when it has forgotten the job."""
+    reason: str | None
+    """Why it waits, or how it ended."""
+    nodes: str
+    runtime: str
+    requeues: int
+    """How often it was queued again."""
+    exit_code: int | None
+    """Of the job, when it has ended by itself."""
+    step: int | None
+    """Steps that are done."""
+    num_steps: int | None
+    last_step_s: float | None
+    """Seconds since the last line of `metrics.jsonl`."""
+    logs: Path
+
+
+def job_status(settings: Settings) -> JobStatus:
+    """The job that was submitted last for this run.
+
+    Raises:
+        NotFoundError: None was submitted, or there is no Slurm here.
+        UnavailableError: Slurm does not answer.
+    """
+    folder = settings.run.folder
+    record = read_record(folder)
+    if record is None:
+        raise NotFoundError(f"no job of the run in {folder}: `sgg-rl slurm submit` starts one")
+    fields = job_fields(record.job_id)
+    step, num_steps, last = _progress(folder / "metrics.jsonl")
+    return JobStatus(
+        run=settings.run.name,
+        record=record,
+        state=fields["JobState"] if fields else "UNKNOWN",
+        reason=_reason(record.job_id, fields),
+        nodes=fields["NodeList"] if fields else "",
+        runtime=fields.get("RunTime", "") if fields else "",
+        requeues=int(fields.get("Restarts", 0)) if fields else 0,
+        exit_code=_exit_code(folder),
+        step=step,
+        num_steps=num_steps,
+        last_step_s=last,
+        logs=folder / "logs",
+    )
+
+
+def status_lines(found: JobStatus) -> list[str]:
+    """The status as a person reads it."""
+    where = f" on {found.nodes}" if found.nodes else ""
+    since = f" for {found.runtime}" if found.state == "RUNNING" else ""
+    reason = f" ({found.reason})" if found.reason else ""
+    job = f"{found.record.job} job {found.record.job_id}"
+    lines = [f"run {found.run}: {job}, {found.record.kind}: {found.state}{where}{since}{reason}"]
+    if found.requeues:
+        lines.append(f"queued again: {found.requeues} times")
+    if found.exit_code is not None:
+        lines.append(f"ended with {found.exit_code}")
+    if found.step is not None:
+        ago = f", {found.last_step_s:.0f} s ago" if found.last_step_s is not None else ""
+        lines.append(f"step {found.step} of {found.num_steps}{ago}")
+    lines.append(f"logs: {found.logs} (job.log first)")
+    return lines
+
+
+def _reason(job_id: str, fields: dict[str, str] | None) -> str | None:
+    if fields is None:
+        told = accounted(job_id)
+        return f"Slurm has forgotten it; sacct: {told}" if told else "Slurm has forgotten it"
+    if is_active(fields):
+        return fields["Reason"] if fields.get("Reason") != "None" else None
+    return f"exit code {fields.get('ExitCode')}"
+
+
+def _exit_code(folder: Path) -> int | None:
+    file = folder / "slurm" / "exit_code"
+    return int(file.read_text()) if file.is_file() else None
+
+
+def _progress(metrics: Path) -> tuple[int | None, int | None, float | None]:
+    """Steps done, of how many, and seconds since the last."""
+    if not metrics.is_file():
+        return None, None, None
+    lines = metrics.read_text().splitlines()
+    try:
+        row = json.loads(lines[-1])
+    except (IndexError, json.JSONDecodeError):  # nothing yet, or the line is being written
+        return None, None, None
+    return row["step"] + 1, row["num_steps"], time.time() - row["time"]

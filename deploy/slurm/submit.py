@@ -1,0 +1,143 @@
+"""`sgg-rl slurm submit`: the run's folder with all that the job needs, and the job in the queue."""
+
+import shutil
+import time
+from pathlib import Path
+
+from deploy.slurm.commands import is_active, job_fields, sbatch
+from deploy.slurm.layout import Job
+from deploy.slurm.render import render
+from deploy.slurm.site import DEPLOY_FOLDER
+from planning.preflight.inputs import checked, checked_inference
+from services.errors import ConflictError, SettingsError
+from services.schemas.common import Message
+from services.settings import Settings, dump_settings
+from services.settings.secrets import ensure_secrets
+
+_NO_REDIS = "redis://127.0.0.1:1/0"
+"""Nobody listens there: servers of an inference serve the model that they were started with."""
+
+
+class JobRecord(Message):
+    """`<run folder>/slurm/job.json`. Example: `{"job": "train", "job_id": "1234", …}`."""
+
+    job: Job
+    job_id: str
+    kind: str
+    submitted: float
+    """Seconds since 1970."""
+
+
+def job_settings(settings: Settings, job: Job) -> Settings:
+    """A job's settings. An inference is a run of its own, `<run folder>/inference`."""
+    if job != "infer":
+        return settings
+    run = settings.run.model_copy(update={"root": settings.run.folder, "name": "inference"})
+    redis = settings.redis.model_copy(update={"url": _NO_REDIS})
+    return settings.model_copy(update={"run": run, "redis": redis})
+
+
+def submit(
+    settings: Settings,
+    job: Job,
+    *,
+    data: str | None = None,
+    resume: bool = False,
+    after: str | None = None,
+) -> str:
+    """Write `config.toml`, `secrets/` and `slurm/` into the run's folder, and queue the job.
+
+    Args:
+        settings: Of the job, as `job_settings` makes them.
+        job: What it does.
+        data: Of `infer`.
+        resume: Go on from checkpoints that are there.
+        after: Id of a job that must have ended well before this one starts; when it fails, Slurm
+            cancels this one.
+
+    Returns:
+        Slurm's id of the job.
+
+    Raises:
+        ConflictError: A job of this run waits or runs, or the run has checkpoints and `resume` is
+            not asked for.
+        SettingsError: The folder cannot be written, the run could not start, or what `render`
+            refuses.
+        InvalidInputError: Slurm refuses the job.
+        NotFoundError: There is no Slurm here.
+    """
+    script = render(settings, job, data=data)
+    folder = settings.run.folder
+    _refuse_second(folder)
+    checkpoints = folder / "checkpoints"
+    if job != "infer" and not resume and checkpoints.is_dir() and any(checkpoints.iterdir()):
+        raise ConflictError(
+            f"{checkpoints} has checkpoints of a run of this name: add --resume to go on from "
+            "them, or choose another run.name"
+        )
+    knows_model = after is None or Path(settings.model.path).exists()  # that job may make it
+    if job == "infer":
+        data = data or settings.data.heldout or settings.data.train
+        settings = checked_inference(settings, data, knows_model=knows_model, fetch=False)
+    else:
+        settings = checked(settings, job, knows_model=knows_model, fetch=False)
+    file = _write(settings, folder, script)
+    sbatch("--test-only", str(file))
+    order = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
+    job_id = sbatch("--parsable", *order, str(file)).strip().partition(";")[0]
+    record = JobRecord(job=job, job_id=job_id, kind=settings.deploy.kind, submitted=time.time())
+    (folder / "slurm" / "job.json").write_text(record.model_dump_json() + "\n")
+    return job_id
+
+
+def read_record(folder: Path) -> JobRecord | None:
+    """The job that was submitted last; None before the first."""
+    file = folder / "slurm" / "job.json"
+    return JobRecord.model_validate_json(file.read_text()) if file.is_file() else None
+
+
+def _refuse_second(folder: Path) -> None:
+    record = read_record(folder)
+    fields = job_fields(record.job_id) if record else None
+    if record and fields and is_active(fields):
+        raise ConflictError(
+            f"job {record.job_id} of the run in {folder} is {fields['JobState']}: wait for it, or "
+            f"end it with `scancel {record.job_id}`"
+        )
+
+
+def _write(settings: Settings, folder: Path, script: str) -> Path:
+    """All files of the job; the script's place."""
+    try:
+        for name in ("logs", "slurm"):
+            (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / "slurm" / "exit_code").unlink(missing_ok=True)
+        shutil.copyfile(DEPLOY_FOLDER / "task.sh", folder / "slurm" / "task.sh")
+        (folder / "config.toml").write_text(dump_settings(_with_secrets(settings, folder)))
+        file = folder / "slurm" / "job.sh"
+        file.write_text(script)
+    except OSError as error:
+        raise SettingsError(
+            f"{folder} cannot be written: {error.strerror}; choose a run.root on a file system "
+            "that you can write and that all nodes share"
+        ) from error
+    return file
+
+
+def _with_secrets(settings: Settings, folder: Path) -> Settings:
+    """The settings with the run's own secrets, where the user has not named files."""
+    made = ensure_secrets((folder / "secrets").absolute())
+    security, redis = settings.security, settings.redis
+    return settings.model_copy(
+        update={
+            "security": security.model_copy(
+                update={
+                    "data_token_file": security.data_token_file or made.data_token,
+                    "admin_token_file": security.admin_token_file or made.admin_token,
+                }
+            ),
+            "redis": redis.model_copy(
+                update={"password_file": redis.password_file or made.redis_password}
+            ),
+        }
+    )

@@ -1,0 +1,176 @@
+"""Held-out evaluation of the policy before, after and, with `evaluation.every`, while it trains."""
+
+import asyncio
+import logging
+import time
+from concurrent.futures import Future
+from contextlib import suppress
+from typing import Any
+
+from evaluation.inference.fleet import Fleet
+from evaluation.of_a_run.heldout import (
+    Label,
+    answering_versions,
+    answers,
+    heldout_samples,
+    heldout_scores,
+    keep_heldout,
+)
+from scene_data.dataset import Sample
+from services.errors import SggError, UnavailableError
+from services.http.clients.rollout import RolloutClient
+from services.loop_thread import LoopThread
+from services.redis.client import connect
+from services.redis.keys import RunKeys
+from services.redis.registry import Registry
+from services.settings import Settings
+from trainer.records.evaluation import StepEvaluation
+
+logger = logging.getLogger(__name__)
+
+REQUESTS_PER_SERVER = 4
+"""At the same time: few beside a server's training groups, so that these hardly wait."""
+_SERVED_S = 120.0
+"""Longest wait for servers to serve the version that is to be evaluated."""
+_POLL_S = 0.25
+_POLICY_S = 5.0
+
+
+class DuringTraining(StepEvaluation):
+    """Asks the run's own servers about held-out images, on a thread of its own.
+
+    One evaluation at a time: one that is due while another goes on is skipped and counted. The
+    first is of version 0 alone, for nothing is trained meanwhile; the last is of the last version.
+    Both leave their answers in `heldout-before.jsonl` and `heldout-after.jsonl` of the run's folder
+    and their scores in `summary.json`.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        """Reads the images when it first evaluates."""
+        self._settings = settings
+        self._loop = LoopThread("evaluation")
+        self._running: Future[dict[str, Any]] | None = None
+        self._samples: list[Sample] = []
+        self._num_skipped = 0
+        self._num_failed = 0
+
+    def start(self) -> list[dict[str, Any]]:
+        """See `StepEvaluation.start`."""
+        return self._now(0, "before")
+
+    def begin(self, step: int) -> None:
+        """See `StepEvaluation.begin`."""
+        every = self._settings.evaluation.every
+        if step == 0 or not every or step % every:
+            return
+        if self._running is not None:
+            self._num_skipped += 1
+            logger.warning("version %d is not evaluated: the last evaluation goes on", step)
+            return
+        self._running = self._loop.start(self._evaluate(step))
+
+    def results(self) -> list[dict[str, Any]]:
+        """See `StepEvaluation.results`."""
+        return self._taken(0.0) if self._running is not None and self._running.done() else []
+
+    def counts(self) -> dict[str, int]:
+        """See `StepEvaluation.counts`."""
+        return {
+            "evaluations_skipped": self._num_skipped,
+            "evaluations_failed": self._num_failed,
+        }
+
+    def finish(self, step: int) -> list[dict[str, Any]]:
+        """See `StepEvaluation.finish`."""
+        return self._taken(self._limit_s) + self._now(step, "after")
+
+    def close(self) -> None:
+        """See `StepEvaluation.close`."""
+        self._loop.close()
+
+    @property
+    def _limit_s(self) -> float:
+        """Seconds of a wait: after `trainer.wait_timeout_s` ranks hang, and `finish` has two."""
+        return self._settings.trainer.wait_timeout_s / 3
+
+    def _now(self, step: int, label: Label) -> list[dict[str, Any]]:
+        """Evaluate version `step`, which servers serve for as long as this waits."""
+        self._running = self._loop.start(self._evaluate(step, label))
+        return self._taken(self._limit_s)
+
+    def _taken(self, limit_s: float) -> list[dict[str, Any]]:
+        """Of the evaluation that goes on, if any; it is given up when the time is over."""
+        running, self._running = self._running, None
+        if running is None:
+            return []
+        try:
+            return [running.result(limit_s)]
+        except Exception as error:  # whatever went wrong, it is not worth a run
+            running.cancel()
+            self._num_failed += 1
+            late = f"it took over {limit_s:.0f} s" if isinstance(error, TimeoutError) else ""
+            unknown = None if late or isinstance(error, SggError) else error
+            logger.warning("an evaluation failed: %s", late or error, exc_info=unknown)
+            return []
+
+    async def _evaluate(self, step: int, label: Label | None = None) -> dict[str, Any]:
+        """A line of `evaluations.jsonl`; of a labelled one the answers are kept."""
+        started = time.monotonic()
+        if not self._samples:
+            self._samples = await asyncio.to_thread(heldout_samples, self._settings)
+        async with Fleet(
+            await self._servers(step),
+            token=self._settings.data_token,
+            per_server=REQUESTS_PER_SERVER,
+            patience_s=self._settings.trainer.wait_timeout_s,
+            registered=self._settings.security,
+        ) as fleet:
+            await fleet.meet(model=self._settings.model.path, one_version=False)
+            lines = await answers(self._settings, self._samples, fleet)
+        scores = heldout_scores(self._settings, self._samples, lines)
+        if label is not None:
+            keep_heldout(self._settings, label, lines, scores, policy_version=step)
+        versions = answering_versions(lines)
+        return {
+            "step": step,
+            "policy_version_oldest": min(versions, default=None),
+            "policy_version_newest": max(versions, default=None),
+            "time": time.time(),
+            "seconds": time.monotonic() - started,
+            **scores,
+        }
+
+    async def _servers(self, step: int) -> list[str]:
+        """Urls of the run's servers that serve version `step` of this trainer, or a later one.
+
+        Raises:
+            UnavailableError: None did in time.
+        """
+        redis = connect(self._settings.redis)
+        registry = Registry(redis, RunKeys(self._settings.run.name))
+        deadline = time.monotonic() + _SERVED_S
+        try:
+            while time.monotonic() < deadline:
+                with suppress(UnavailableError):  # Redis may be back in time
+                    wanted = await registry.incarnation(), step
+                    urls = [server.url for server in await registry.servers()]
+                    serving = await asyncio.gather(*(self._serves(url, wanted) for url in urls))
+                    if any(serving):
+                        return [url for url, is_it in zip(urls, serving, strict=True) if is_it]
+                await asyncio.sleep(_POLL_S)
+        finally:
+            await redis.aclose()
+        raise UnavailableError(f"no rollout server served version {step} in {_SERVED_S:g} s")
+
+    async def _serves(self, url: str, wanted: tuple[int, int]) -> bool:
+        async with RolloutClient(
+            url,
+            token=self._settings.data_token,
+            timeout_s=_POLICY_S,
+            registered=self._settings.security,
+        ) as client:
+            try:
+                info = await client.policy()
+            except SggError:
+                return False
+        return (info.incarnation, info.policy_version) >= wanted

@@ -1,0 +1,122 @@
+"""Which GPUs each part of a run on one machine gets."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from planning.preflight.gpus import Gpu, check_gpus, gpus_are_wanted, visible_gpus
+from services.errors import SettingsError
+from services.settings import Settings, environment_value
+from services.settings.checks import check_shared_gpus, check_shared_transport
+
+GpuSet = tuple[Gpu, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placement:
+    """The GPUs of the trainer's ranks and of each rollout server; all empty on a CPU.
+
+    Example: two ranks and two servers on four GPUs: `trainer` has the first two, `servers[1]` the
+    last.
+    """
+
+    trainer: GpuSet = ()
+    """One for each rank, rank 0 first."""
+    servers: tuple[GpuSet, ...]
+    """One GPU each, or none."""
+    idle: GpuSet = ()
+    """Seen here and not needed."""
+    shared: bool = False
+    """Whether ranks and servers are on the same GPUs."""
+
+
+def place(settings: Settings) -> Placement:
+    """Put a run on the GPUs of this machine that `CUDA_VISIBLE_DEVICES` leaves.
+
+    Raises:
+        SettingsError: They are too few, or cannot be used as the settings say.
+    """
+    if not gpus_are_wanted():
+        return Placement(servers=((),) * settings.cluster.num_rollout_servers)
+    check_gpus(1, who="this run")
+    return placed(settings, visible_gpus())
+
+
+def placed(settings: Settings, gpus: Sequence[Gpu]) -> Placement:
+    """Ranks first, then servers, a GPU each; both on the same ones where they share.
+
+    They share where the settings say so (`weights.transport = "ipc"`, `deploy.kind = "colocated"`),
+    and where one rank and one server have a single GPU between them.
+
+    Args:
+        settings: Of the run.
+        gpus: That it may use, one or more.
+
+    Raises:
+        SettingsError: They are too few, or cannot be used as the settings say.
+    """
+    ranks, servers = settings.trainer.num_ranks, settings.cluster.num_rollout_servers
+    shared = settings.shares_gpus or (ranks == servers == len(gpus) == 1)
+    if settings.weights.transport == "ipc" and servers > ranks:
+        raise SettingsError(
+            f"weights.transport = 'ipc' gives each rank's weights to the server on its GPU: set "
+            f"cluster.num_rollout_servers ({servers}) to trainer.num_ranks ({ranks}) at most"
+        )
+    needed = max(ranks, servers) if shared else ranks + servers
+    if len(gpus) < needed:
+        raise SettingsError(_too_few(settings, len(gpus), needed, shared=shared))
+    if shared:
+        check_shared_gpus(colocated(settings))
+        check_shared_transport(settings)
+    first = 0 if shared else ranks
+    return Placement(
+        trainer=tuple(gpus[:ranks]),
+        servers=tuple((gpu,) for gpu in gpus[first : first + servers]),
+        idle=tuple(gpus[needed:]),
+        shared=shared,
+    )
+
+
+def colocated(settings: Settings) -> Settings:
+    """The settings of a run whose ranks and servers share GPUs, as all of its parts are to know."""
+    deploy = settings.deploy.model_copy(update={"kind": "colocated"})
+    return settings.model_copy(update={"deploy": deploy})
+
+
+def environment(gpus: GpuSet, *, placement: Placement) -> dict[str, str]:
+    """What makes a part see these GPUs, by `nvidia-smi`'s numbers, and no others.
+
+    Args:
+        gpus: Of the part.
+        placement: Of the run: on a CPU nothing is set.
+    """
+    if not placement.trainer:
+        return {}
+    return {
+        "CUDA_VISIBLE_DEVICES": numbers(gpus),
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # else CUDA may count the fastest first
+    }
+
+
+def numbers(gpus: GpuSet) -> str:
+    """Example: `"0,1"`. A part of a GPU (MIG) has only its UUID."""
+    return ",".join(g.uuid if g.uuid.startswith("MIG-") else str(g.index) for g in gpus)
+
+
+def kinds(gpus: Sequence[Gpu]) -> str:
+    """Example: `"2 x NVIDIA A100-SXM4-40GB, 40 GiB"`."""
+    counts = Counter(map(str, gpus))
+    return "; ".join(f"{number} x {kind}" for kind, number in counts.items())
+
+
+def _too_few(settings: Settings, found: int, needed: int, *, shared: bool) -> str:
+    visible = environment_value("CUDA_VISIBLE_DEVICES")
+    limit = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible})"
+    remedy = "set them lower"
+    if not shared:
+        remedy += ", or weights.transport = 'ipc', with which a rank and a server share each GPU"
+    return (
+        f"trainer.num_ranks = {settings.trainer.num_ranks} and cluster.num_rollout_servers = "
+        f"{settings.cluster.num_rollout_servers} need {needed} GPUs, and {found} can be seen here"
+        f"{limit}: {remedy}"
+    )

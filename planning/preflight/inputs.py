@@ -1,0 +1,217 @@
+"""What a run reads, looked at before a start: model, DeepSpeed's JSON, datasets, prompts.
+
+`sgg-rl train --dry-run`, `doctor --config` and every start look at the same and say the same. It
+takes neither a GPU nor a service.
+"""
+
+import sys
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+from typing import Literal
+
+from planning.preflight.model_folder import check_adapter, folder_problems
+from planning.preflight.prompt_length import PromptLength, tokenizer_folder
+from planning.preflight.result import Finding, look
+from planning.preflight.rows import Source, is_of_the_hub, source_findings
+from planning.preflight.rubric import check_rubric
+from planning.preflight.trackers import check_trackers
+from scene_data.templates import check_instruction
+from services.errors import SettingsError, UnavailableError
+from services.host.printable import printable
+from services.models.families import model_family, with_box_space
+from services.settings import Settings
+from services.settings.checks import check_grpo, num_micro_batches
+
+Job = Literal["train", "sft"]
+
+
+def checked(
+    settings: Settings, job: Job = "train", *, knows_model: bool = True, fetch: bool = True
+) -> Settings:
+    """Refuse a start that would end minutes later; warnings are printed.
+
+    Args:
+        settings: Of the run.
+        job: What is to be started.
+        knows_model: `model.path` leads to the model from here, and now.
+        fetch: The run reads what is on the hub from this machine, and now.
+
+    Returns:
+        The settings with `model.box_space` decided.
+
+    Raises:
+        SettingsError: With all that is wrong.
+    """
+    _heed(input_findings(settings, job, knows_model=knows_model, fetch=fetch))
+    return _decided(settings) if knows_model else settings
+
+
+def checked_inference(
+    settings: Settings,
+    data: str,
+    *,
+    limit: int | None = None,
+    knows_model: bool = True,
+    fetch: bool = True,
+) -> Settings:
+    """As `checked`, before a dataset's images are asked about.
+
+    Args:
+        settings: Of the run.
+        data: The dataset.
+        limit: Only its first rows.
+        knows_model: As there; running servers' model may lie on their hosts alone.
+        fetch: As there.
+
+    Raises:
+        SettingsError: With all that is wrong.
+    """
+    source = Source(
+        setting="the dataset",
+        name=data,
+        max_tokens=settings.evaluation.max_tokens,
+        asked_by="evaluation.max_tokens",
+        num_rows=limit,
+    )
+    _heed(_model_and_rows(settings, [source], knows_model=knows_model, fetch=fetch))
+    return _decided(settings) if knows_model else settings
+
+
+def checked_model(settings: Settings) -> Settings:
+    """As `checked`, before a rollout server is started alone.
+
+    Raises:
+        SettingsError: With all that is wrong.
+    """
+    _heed(_model(settings, fetch=True))
+    return _decided(settings)
+
+
+def _heed(findings: list[Finding]) -> None:
+    refuse(findings)
+    for finding in findings:
+        if finding.state == "warning":
+            print(f"sgg-rl: warning: {printable(finding.detail)}", file=sys.stderr)
+
+
+def _decided(settings: Settings) -> Settings:
+    with suppress(UnavailableError):  # the hub may be reached where the job runs
+        return with_box_space(settings)
+    return settings
+
+
+def refuse(findings: list[Finding]) -> None:
+    """Refuse what misses something.
+
+    Raises:
+        SettingsError: With the details of all that is missing.
+    """
+    details = [finding.detail for finding in findings if finding.state == "missing"]
+    if len(details) == 1:
+        raise SettingsError(details[0])
+    if details:
+        listed = "\n".join(f"- {detail}" for detail in details)
+        raise SettingsError(f"{len(details)} things keep this from starting:\n{listed}")
+
+
+def input_findings(
+    settings: Settings, job: Job = "train", *, knows_model: bool = True, fetch: bool = False
+) -> list[Finding]:
+    """Look at all that a run reads; the arguments are those of `checked`."""
+    found = [look("settings", lambda: _settings(settings, job)), *_deepspeed(settings)]
+    sources = _sources(settings, job)
+    found += _model_and_rows(settings, sources, knows_model=knows_model, fetch=fetch)
+    return list({finding.detail: finding for finding in found}.values())  # each thing once
+
+
+def _model_and_rows(
+    settings: Settings, sources: list[Source], *, knows_model: bool, fetch: bool
+) -> list[Finding]:
+    """Look at the model, and at datasets with the prompts that it gets for them."""
+    model = _model(settings, fetch=fetch) if knows_model else []
+    lengths = None
+    if [finding.state for finding in model] == ["ok"]:
+        settings = with_box_space(settings)
+        folder = tokenizer_folder(settings.model.path)
+        lengths = None if folder is None else PromptLength(settings, folder)
+    rows = (source_findings(source, settings, lengths, fetch=fetch) for source in sources)
+    return [*model, *chain.from_iterable(rows)]
+
+
+def _settings(settings: Settings, job: Job) -> str:
+    if job == "sft":
+        num_micro_batches(settings)
+    else:
+        check_instruction(settings.data.template, settings.data.vocabulary)
+        check_grpo(settings)
+        check_rubric(settings)
+    check_trackers(settings)
+    return "they fit together"
+
+
+def _deepspeed(settings: Settings) -> list[Finding]:
+    file = settings.deepspeed.config_file
+    if file is None:
+        return []
+
+    def find() -> str:
+        from trainer.policy.deepspeed_config import deepspeed_config
+
+        deepspeed_config(settings)
+        return f"{file}, stage {settings.deepspeed.zero_stage}"
+
+    return [look("DeepSpeed's JSON", find)]
+
+
+def _model(settings: Settings, *, fetch: bool) -> list[Finding]:
+    path = settings.model.path
+    try:
+        problems = _model_problems(settings)
+    except SettingsError as error:
+        problems = [error.message]
+    except UnavailableError as error:
+        return [Finding("model", "missing" if fetch else "info", error.message)]
+    except OSError as error:
+        problems = [f"model.path: {error.filename or path} cannot be read: {error.strerror}"]
+    if problems:
+        return [Finding("model", "missing", problem) for problem in problems]
+    return [Finding("model", "ok", f"{path}, a {model_family(path).model_type}")]
+
+
+def _model_problems(settings: Settings) -> list[str]:
+    path = settings.model.path
+    if not Path(path).exists() and not is_of_the_hub(path):
+        raise SettingsError(
+            f"model.path: there is no {path} (run from {Path.cwd()}): if it is what SFT makes, run "
+            "that first (sgg-rl sft)"
+        )
+    check_adapter(path)
+    with_box_space(settings)
+    return folder_problems(path) if Path(path).exists() else []
+
+
+def _sources(settings: Settings, job: Job) -> list[Source]:
+    data, evaluation = settings.data, settings.evaluation
+    thinking = data.thinking and job == "sft"
+    sources = [
+        Source(
+            setting="data.train",
+            name=data.train,
+            task=data.task,
+            thinking_column=settings.sft.thinking_column if thinking else None,
+            max_tokens=settings.sampling.max_tokens if job == "train" else None,
+            asked_by="sampling.max_tokens",
+        )
+    ]
+    if data.heldout is not None:
+        sources.append(
+            Source(
+                setting="data.heldout",
+                name=data.heldout,
+                max_tokens=evaluation.max_tokens if job == "train" else None,
+                asked_by="evaluation.max_tokens",
+                num_rows=evaluation.num_images,
+            )
+        )
+    return sources

@@ -1,0 +1,145 @@
+"""Sizes of the models that the recipes train, known without their weights or the network.
+
+Each is the part of the published `config.json` that decides shapes.
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForImageTextToText
+
+from services.errors import SettingsError
+from services.models.families import PUBLISHED, model_family
+
+
+def _qwen2(hidden: int, inner: int, layers: int, heads: int, kv: int, vocab: int) -> dict[str, Any]:
+    return {
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv,
+        "vocab_size": vocab,
+    }
+
+
+def _qwen3(hidden: int, inner: int, layers: int, heads: int) -> dict[str, Any]:
+    return _qwen2(hidden, inner, layers, heads, 8, 151936) | {"head_dim": 128}
+
+
+_TEXT_3B = _qwen2(2048, 11008, 36, 16, 2, 151936)
+_TEXT_2B = _qwen2(1536, 8960, 28, 12, 2, 151936)
+_TEXT_7B = _qwen2(3584, 18944, 28, 28, 4, 152064)
+_VISION_2 = {"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "patch_size": 14}
+_VISION_2_5 = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16}
+
+_VISION_3_SMALL = {
+    "depth": 24,
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_heads": 16,
+    "deepstack_visual_indexes": [5, 11, 17],
+}
+_VISION_3 = {
+    "depth": 27,
+    "hidden_size": 1152,
+    "intermediate_size": 4304,
+    "num_heads": 16,
+    "deepstack_visual_indexes": [8, 16, 24],
+}
+
+
+def _parts(text: dict[str, Any], vision: dict[str, Any], *, tied: bool) -> dict[str, Any]:
+    return {"text_config": text, "vision_config": vision, "tie_word_embeddings": tied}
+
+
+KNOWN: dict[str, dict[str, Any]] = {
+    "Qwen/Qwen2-VL-2B-Instruct": _parts(_TEXT_2B, _VISION_2 | {"hidden_size": 1536}, tied=True),
+    "Qwen/Qwen2-VL-7B-Instruct": _parts(_TEXT_7B, _VISION_2 | {"hidden_size": 3584}, tied=False),
+    "Qwen/Qwen2.5-VL-3B-Instruct": _parts(
+        _TEXT_3B, _VISION_2_5 | {"out_hidden_size": 2048}, tied=True
+    ),
+    "Qwen/Qwen2.5-VL-7B-Instruct": _parts(
+        _TEXT_7B, _VISION_2_5 | {"out_hidden_size": 3584}, tied=False
+    ),
+    "Qwen/Qwen3-VL-2B-Instruct": _parts(
+        _qwen3(2048, 6144, 28, 16), _VISION_3_SMALL | {"out_hidden_size": 2048}, tied=True
+    ),
+    "Qwen/Qwen3-VL-4B-Instruct": _parts(
+        _qwen3(2560, 9728, 36, 32), _VISION_3_SMALL | {"out_hidden_size": 2560}, tied=True
+    ),
+    "Qwen/Qwen3-VL-8B-Instruct": _parts(
+        _qwen3(4096, 12288, 36, 32), _VISION_3 | {"out_hidden_size": 4096}, tied=False
+    ),
+}
+"""Configurations of the models of `services.models.families.PUBLISHED`."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelShape:
+    """What memory depends on."""
+
+    tower: int
+    """Parameters of the vision tower, without its projector."""
+    projector: int
+    language: int
+    """Parameters of the language model, the output layer counted where it is not tied."""
+    hidden_size: int
+    intermediate_size: int
+    num_layers: int
+    key_size: int
+    """Numbers of a token's keys in a layer, and of its values: of all heads that have their own."""
+    vocab_size: int
+    vision_layers: int
+    vision_hidden_size: int
+    patch_size: int
+    """Side of a patch of the image, in pixels."""
+
+    @property
+    def num_parameters(self) -> int:
+        """All of them."""
+        return self.tower + self.projector + self.language
+
+
+@cache
+def model_shape(path: str) -> ModelShape:
+    """Of a folder, of a cached hub name, or of a known one. No weights are read.
+
+    Raises:
+        SettingsError: It is refused.
+        UnavailableError: It is of the hub, which was not reached.
+    """
+    config = _config(path)
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)
+    visual = dict(model.model.visual.named_parameters())
+    projector = sum(p.numel() for name, p in visual.items() if "merger" in name)
+    vision = sum(p.numel() for p in visual.values())
+    total = sum(p.numel() for p in model.parameters())
+    text, seen = config.text_config, config.vision_config
+    head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return ModelShape(
+        tower=vision - projector,
+        projector=projector,
+        language=total - vision,
+        hidden_size=text.hidden_size,
+        intermediate_size=text.intermediate_size,
+        num_layers=text.num_hidden_layers,
+        key_size=text.num_key_value_heads * head_size,
+        vocab_size=text.vocab_size,
+        vision_layers=seen.depth,
+        vision_hidden_size=getattr(seen, "embed_dim", None) or seen.hidden_size,
+        patch_size=seen.patch_size,
+    )
+
+
+def _config(path: str) -> Any:
+    if path in KNOWN:
+        return AutoConfig.for_model(PUBLISHED[path], **KNOWN[path])
+    model_family(path)
+    try:
+        return AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"model.path: nothing is known of {path} here: {error}") from error

@@ -1,0 +1,114 @@
+"""A cluster as the plan knows it: GPUs, what they can do, and what rates are given.
+
+Every number says what it rests on, so that nothing assumed is read as measured. Files that ship are
+in `configs/clusters`; a name without a path is one of them.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError
+
+from services.errors import SettingsError
+from services.settings.section import Section
+
+SHIPPED = Path("configs/clusters")
+
+Basis = Literal["assumption", "datasheet", "benchmark", "derived", "measured", "settings"]
+"""`benchmark`: by a command of this project, on the machine that the source names; `measured`: in
+the run that the source names."""
+
+
+class Given(Section):
+    """A number and what it rests on.
+
+    Example: `{ value = 312e12, basis = "datasheet", source = "NVIDIA A100: bfloat16, dense" }`
+    """
+
+    value: float = Field(ge=0)
+    basis: Basis
+    source: str = Field(min_length=1)
+
+
+class Gpus(Section):
+    """The GPUs."""
+
+    count: int = Field(ge=1)
+    per_node: int = Field(ge=1)
+    kind: str
+    memory_gib: float = Field(gt=0)
+
+
+class Hardware(Section):
+    """What parts of it can do, as the derivation of rates (`derive`) takes it."""
+
+    flops: Given
+    """Of a GPU in bfloat16, a second."""
+    memory_bytes_per_s: Given
+    """Of a GPU's own memory."""
+    link_bytes_per_s: Given
+    """Of one GPU to GPUs of other nodes."""
+    host_bytes_per_s: Given
+    """Of rank 0's host to the network."""
+    file_bytes_per_s: Given
+    """Of the shared file system for one reader or writer."""
+    files_bytes_per_s: Given
+    """Of the shared file system for all together."""
+    training_share: Given
+    """Of `flops` that a training step makes use of (MFU)."""
+    prefill_share: Given
+    """Of `flops` that work on prompts, and on many sequences at a time, makes use of."""
+    decode_share: Given
+    """Of `memory_bytes_per_s` that a decoding step makes use of."""
+    decode_step_s: Given
+    """Of a decoding step beside reading weights: launching it, scheduling."""
+    decode_sequence_s: Given
+    """Of a decoding step for each sequence beside its arithmetic: sampling, text."""
+    step_s: Given
+    """Of a training step, whatever its tokens: optimizer, launching."""
+
+
+class Workload(Section):
+    """What images and answers are like, where no earlier run says it."""
+
+    prompt_text_tokens: Given
+    """Of the instruction."""
+    length_mean: Given
+    """Tokens of a completion, before `sampling.max_tokens` cuts it."""
+    length_sigma: Given
+    """Of the logarithm of that length."""
+    num_images: Given
+    """Of an epoch, where `data.train` cannot be opened here."""
+
+
+class Cluster(Section):
+    """One file."""
+
+    gpus: Gpus
+    hardware: Hardware
+    workload: Workload
+    rates: dict[str, Given] = Field(default_factory=dict)
+    """Over what would be derived: names as `sgg-rl plan` prints them."""
+
+
+def load_cluster(name: str) -> Cluster:
+    """A shipped cluster by its name, or a file.
+
+    Raises:
+        SettingsError: There is none, or it cannot be used.
+    """
+    path = Path(name) if name.endswith(".toml") else SHIPPED / f"{name}.toml"
+    if not path.is_file():
+        shipped = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.toml")))
+        raise SettingsError(
+            f"--cluster {name}: there is no {path}; shipped are {shipped or 'none'}"
+        )
+    try:
+        return Cluster.model_validate(tomllib.loads(path.read_text()))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not TOML: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise SettingsError(f"{path} is not usable: {where}: {first['msg']}") from error

@@ -1,0 +1,141 @@
+"""Rates from what a cluster's GPUs can do and what a run asks of them.
+
+Roofline estimates (Williams et al., 2009), for lack of a measured run: decoding is bound by reading
+the weights once a step, work on prompts and training by arithmetic, a version's way by its bytes.
+Formulas are in `docs/sizing.md`; each rate carries the one that it came from.
+"""
+
+from planning.estimate import num_trainable
+from planning.shapes import ModelShape
+from planning.simulation.cluster import Basis, Cluster, Given
+from services.settings import Settings
+
+RateTable = dict[str, Given]
+
+_PATCHES = 4
+"""Of a visual token; each passes the vision tower."""
+BENCHMARKS: RateTable = {
+    name: Given(value=value, basis="benchmark", source=command)
+    for name, value, command in (
+        ("admit_s", 0.0007, "benchmarks/plan.py --costs"),
+        ("redis_s", 1 / 1200, "benchmarks/many_servers.py: 1,200 cycles/s"),
+        ("collect_s", 0.0024, "benchmarks/plan.py --costs: 150 kB"),
+        ("count_open_s", 1.2e-7, "benchmarks/plan.py --costs: 0.47 ms for 4,096"),
+        ("score_s", 0.0016, "benchmarks/reward_http.py: 30 x 20, one worker"),
+        ("score_request_s", 0.003, "benchmarks/reward_http.py: p50"),
+        ("spread_s", 0.0036, "benchmarks/plan.py --costs: written, and read by each rank"),
+        ("call_s", 0.0028, "benchmarks/plan.py --costs"),
+        ("hash_bytes_per_s", 1.4e9, "benchmarks/weights.py: sha256 of one core"),
+    )
+}
+"""What the project's own processes take for one thing, on 2 cores without a GPU."""
+
+
+def derived(settings: Settings, cluster: Cluster, shape: ModelShape) -> RateTable:
+    """All rates, the cluster's own over derived ones."""
+    table = {
+        **BENCHMARKS,
+        **_workload(settings, cluster, shape),
+        **_sampling(settings, cluster, shape),
+        **_training(settings, cluster, shape),
+        **_weights(settings, cluster, shape),
+    }
+    return table | cluster.rates
+
+
+def _given(value: float, source: str, basis: Basis = "derived") -> Given:
+    return Given(value=value, basis=basis, source=source)
+
+
+def _workload(settings: Settings, cluster: Cluster, shape: ModelShape) -> RateTable:
+    visual = settings.model.max_pixels / (_PATCHES * shape.patch_size**2)
+    text = cluster.workload.prompt_text_tokens.value
+    tower = _PATCHES * shape.tower / shape.language
+    return {
+        "prompt_tokens": _given(
+            text + visual * (1 + tower), "text + visual tokens, the tower's work counted as tokens"
+        ),
+        "length_mean": cluster.workload.length_mean,
+        "length_sigma": cluster.workload.length_sigma,
+    }
+
+
+def _sampling(settings: Settings, cluster: Cluster, shape: ModelShape) -> RateTable:
+    hardware = cluster.hardware
+    memory = hardware.memory_bytes_per_s.value * hardware.decode_share.value
+    flops = hardware.flops.value * hardware.prefill_share.value
+    weights = _num_bytes(settings) * shape.language
+    context = _workload(settings, cluster, shape)["prompt_tokens"].value
+    context += min(cluster.workload.length_mean.value, settings.sampling.max_tokens) / 2
+    kv = 2 * shape.num_layers * shape.key_size * _num_bytes(settings) * context
+    step = weights / memory + hardware.decode_step_s.value
+    each = 2 * shape.language / flops + kv / memory + hardware.decode_sequence_s.value
+    prompt = 2 * shape.language * _workload(settings, cluster, shape)["prompt_tokens"].value
+    return {
+        "tokens_per_s": _given(1 / each, "1 / seconds of a sequence in a decoding step"),
+        "half_sequences": _given(step / each, "seconds of a step / those of a sequence"),
+        "prompt_s": _given(prompt / flops, "2 FLOP a parameter and prompt token"),
+        "prefill_token_s": _given(2 * shape.language / flops, "2 FLOP a parameter and token"),
+    }
+
+
+def _training(settings: Settings, cluster: Cluster, shape: ModelShape) -> RateTable:
+    hardware, trainer = cluster.hardware, settings.trainer
+    passes = 8 if trainer.gradient_checkpointing else 6
+    flops = hardware.flops.value * hardware.training_share.value
+    gradients = 2 * _num_bytes(settings) * num_trainable(settings, shape)
+    states = (12 + 2) * num_trainable(settings, shape)
+    return {
+        "token_s": _given(passes * shape.language / flops, f"{passes} FLOP a parameter and token"),
+        "fixed_s": _given(
+            gradients / hardware.link_bytes_per_s.value + hardware.step_s.value,
+            "gradients twice over a GPU's link, and step_s",
+        ),
+        "doubling_efficiency": _given(
+            0.97, "of every doubling of the trainer's GPUs", "assumption"
+        ),
+        "prepare_s": _given(0.05, "images of one rank; beside the step before", "assumption"),
+        "checkpoint_s": _given(
+            states / hardware.files_bytes_per_s.value, "weights and optimizer, all ranks together"
+        ),
+    }
+
+
+def _weights(settings: Settings, cluster: Cluster, shape: ModelShape) -> RateTable:
+    """Seconds of a version: `stage_s` for any number of servers, `stage_more_s` for each."""
+    hardware, size = cluster.hardware, version_bytes(settings, shape)
+    hashed, file = BENCHMARKS["hash_bytes_per_s"].value, hardware.file_bytes_per_s.value
+    link, host = hardware.link_bytes_per_s.value, hardware.host_bytes_per_s.value
+    calls = 2 * BENCHMARKS["call_s"].value
+    local = 10e9
+    by_transport = {
+        "shm": (size / hashed, 0.0, size / local, "hashed by one core each"),
+        "disk": (
+            size / min(hashed, file),
+            size / hardware.files_bytes_per_s.value,
+            size / local,
+            "read and hashed by each; the file system shared by all",
+        ),
+        "http": (size / hashed, size / host, size / local, "sent by rank 0's host to each"),
+        "lora": (size / hashed, size / host, size / local, "the adapter, sent to each"),
+        "nccl": (0.1, 0.0, size / link, "one broadcast, in the commit"),
+        "ipc": (0.1, 0.0, size / hardware.memory_bytes_per_s.value, "a copy on the GPU"),
+    }
+    stage, more, commit, how = by_transport[settings.weights.transport]
+    gathered = size / (hashed if settings.weights.transport in ("shm", "disk", "http") else link)
+    return {
+        "export_s": _given(gathered, "gathered, hashed and written while the step waits"),
+        "stage_s": _given(stage, f"{settings.weights.transport}: {how}"),
+        "stage_more_s": _given(more + calls, f"{settings.weights.transport}: for each server"),
+        "commit_s": _given(commit + 0.05, "servers pause to load it"),
+    }
+
+
+def version_bytes(settings: Settings, shape: ModelShape) -> float:
+    """Of what is sent to a server."""
+    parts = num_trainable(settings, shape)
+    return float(_num_bytes(settings) * parts)
+
+
+def _num_bytes(settings: Settings) -> int:
+    return 2 if settings.model.dtype == "bfloat16" else 4

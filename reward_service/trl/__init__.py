@@ -1,0 +1,1 @@
+"""The same rewards inside TRL's trainers."""

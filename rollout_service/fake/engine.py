@@ -1,0 +1,209 @@
+"""An engine without a model: scripted answers at a set pace, with exact versions.
+
+For trying queues, updates and load on any machine. It obeys the same rules as the real one: nothing
+is sampled while paused, each token is labelled with the version that was loaded when it came,
+requests in flight survive an update.
+"""
+
+import asyncio
+import hashlib
+import json
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rollout_service.engine import (
+    Engine,
+    EngineResult,
+    FileWeights,
+    Shape,
+    Weights,
+    check_images,
+    compare_tensors,
+)
+from rollout_service.fake.vocabulary import ByteVocabulary, Vocabulary
+from services.errors import EngineError, InvalidInputError
+from services.schemas.common import ChatMessage, Sampling, TextPart
+from services.schemas.rollouts import Completion, VersionSpan
+from services.schemas.weights import Rendezvous, WeightManifest
+
+_STEP_TOKENS = 8
+"""Tokens of each completion between two chances to pause."""
+_INVALID_SHARE = 0.125
+_NAMES = [
+    f"{color} {shape}" for color in ("red", "green", "blue") for shape in ("circle", "square")
+]
+_PREDICATES = ("left of", "right of", "above", "below")
+
+
+@dataclass(kw_only=True, slots=True)
+class _Draft:
+    """A completion on its way."""
+
+    plan: list[int]
+    """Token ids that it will have."""
+    finish_reason: str
+    done: int = 0
+    spans: list[VersionSpan] = field(default_factory=list)
+
+    def extend(self, version: int) -> None:
+        """Sample the next few tokens."""
+        start, self.done = self.done, min(self.done + _STEP_TOKENS, len(self.plan))
+        if self.spans and self.spans[-1].policy_version == version:
+            start = self.spans.pop().start
+        self.spans.append(VersionSpan(policy_version=version, start=start, end=self.done))
+
+
+class FakeEngine(Engine):
+    """Answers are a function of prompt, image, seed and version.
+
+    Example: `FakeEngine(tokens_per_s=2000.0, max_model_len=3072)`
+    """
+
+    def __init__(
+        self,
+        *,
+        tokens_per_s: float,
+        max_model_len: int,
+        max_images: int = 1,
+        tensors: Mapping[str, Shape] | None = None,
+        gpu: str | None = None,
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
+        """Ready after `start`.
+
+        Args:
+            tokens_per_s: Pace of all completions together.
+            max_model_len: Prompt and completion, in tokens.
+            max_images: Of one prompt.
+            tensors: What a version consists of; None accepts any.
+            gpu: UUID to state as its GPU's.
+            vocabulary: Of prompts and answers; bytes where it is None.
+        """
+        self.gpu = gpu
+        self._vocabulary = vocabulary or ByteVocabulary()
+        self._tokens_per_s = tokens_per_s
+        self._max_model_len = max_model_len
+        self._max_images = max_images
+        self._tensors = tensors
+        self._version = 0
+        # Held for each step of a group, and all through a pause: so no step happens while paused,
+        # and groups share the pace in turn.
+        self._device = asyncio.Lock()
+        self._paused = False
+
+    async def start(self) -> None:
+        """See `Engine.start`."""
+
+    async def stop(self) -> None:
+        """See `Engine.stop`."""
+
+    async def sample(
+        self,
+        messages: Sequence[ChatMessage],
+        images: Sequence[bytes],
+        sampling: Sampling,
+        *,
+        request_id: str,
+        adapter: str | None = None,
+    ) -> EngineResult:
+        """See `Engine.sample`."""
+        check_images(messages, len(images), self._max_images)
+        if adapter is not None:
+            raise InvalidInputError("the fake engine has no adapters")
+        prompt = await asyncio.to_thread(self._prompt, messages, images)
+        room = self._max_model_len - len(prompt)
+        if room < 1:
+            raise InvalidInputError(
+                f"the prompt has {len(prompt)} tokens; the model takes {self._max_model_len}"
+            )
+        seed = f"{hashlib.sha256(str(prompt).encode() + b''.join(images)).hexdigest()}"
+        seed += f"/{sampling.seed}/{self._version}"
+        drafts = [self._draft(f"{seed}/{i}", sampling, room) for i in range(sampling.n)]
+        while open_drafts := [draft for draft in drafts if draft.done < len(draft.plan)]:
+            async with self._device:
+                await asyncio.sleep(len(open_drafts) * _STEP_TOKENS / self._tokens_per_s)
+                for draft in open_drafts:
+                    draft.extend(self._version)
+        return EngineResult(prompt_token_ids=prompt, completions=[self._finish(d) for d in drafts])
+
+    async def check_tensors(self, shapes: Mapping[str, Shape], *, partial: bool) -> None:
+        """See `Engine.check_tensors`."""
+        if self._tensors is not None:
+            compare_tensors(self._tensors, shapes, partial=partial)
+
+    async def check_adapter(self, layers: Mapping[str, Shape]) -> None:
+        """See `Engine.check_adapter`: any will do."""
+
+    async def pause(self) -> None:
+        """See `Engine.pause`."""
+        if not self._paused:
+            await self._device.acquire()
+            self._paused = True
+
+    async def connect(self, rendezvous: Rendezvous) -> None:
+        """See `Engine.connect`."""
+        raise EngineError("the fake engine has no GPU to receive a broadcast with")
+
+    async def load_weights(self, weights: Weights, manifest: WeightManifest) -> None:
+        """See `Engine.load_weights`; a file has to be there."""
+        if not self._paused:
+            raise EngineError("weights are loaded while paused only")
+        path = weights.path if isinstance(weights, FileWeights) else None
+        if path is not None and not await asyncio.to_thread(path.exists):
+            raise EngineError(f"{path} is gone")
+        self._version = manifest.policy_version
+
+    async def resume(self) -> None:
+        """See `Engine.resume`."""
+        if self._paused:
+            self._paused = False
+            self._device.release()
+
+    async def check_health(self) -> None:
+        """See `Engine.check_health`: nothing here can die."""
+
+    def _prompt(self, messages: Sequence[ChatMessage], images: Sequence[bytes]) -> list[int]:
+        text = "\n".join(p.text for m in messages for p in m.content if isinstance(p, TextPart))
+        pictures = [token for image in images for token in self._vocabulary.image(image)]
+        return pictures + self._vocabulary.encode(text)
+
+    def _draft(self, seed: str, sampling: Sampling, room: int) -> _Draft:
+        if sampling.temperature == 0:
+            seed = seed.rpartition("/")[0]  # greedy: all completions of a group are the same
+        rng = random.Random(seed)
+        words = self._vocabulary
+        plan = [*words.encode(_scene_text(rng)), words.end]
+        plan = [token for token in plan if token not in sampling.suppress_token_ids]
+        plan = plan or words.encode(" ")
+        limit = min(sampling.max_tokens, room)
+        return _Draft(plan=plan[:limit], finish_reason="stop" if len(plan) <= limit else "length")
+
+    def _finish(self, draft: _Draft) -> Completion:
+        return Completion.model_validate(
+            {
+                "text": self._vocabulary.decode(draft.plan),
+                "token_ids": draft.plan,
+                "rollout_logprobs": [-0.01 * (1 + token % 7) for token in draft.plan],
+                "finish_reason": draft.finish_reason,
+                "policy_versions": draft.spans,
+            }
+        )
+
+
+def _scene_text(rng: random.Random) -> str:
+    names = rng.sample(_NAMES, rng.choice((2, 3)))
+    objects = [{"id": f"{name}.{i}", "bbox": _box(rng)} for i, name in enumerate(names, start=1)]
+    relationship = {
+        "subject": objects[0]["id"],
+        "predicate": rng.choice(_PREDICATES),
+        "object": objects[1]["id"],
+    }
+    answer = {"objects": objects, "relationships": [relationship]}
+    text = json.dumps(answer, separators=(",", ":"))
+    return text if rng.random() >= _INVALID_SHARE else text[: len(text) // 2]
+
+
+def _box(rng: random.Random) -> list[int]:
+    (left, right), (top, bottom) = (sorted(rng.sample(range(0, 1001, 125), 2)) for _ in range(2))
+    return [left, top, right, bottom]

@@ -1,0 +1,323 @@
+"""The rollout server's HTTP API, and the process around it."""
+
+import asyncio
+import logging
+import secrets
+import signal
+import socket
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from importlib.metadata import version
+from typing import Annotated
+
+from fastapi import FastAPI, Path, Query, Request, Response
+from starlette.requests import ClientDisconnect
+
+from rollout_service.engine import Engine, EngineResult
+from rollout_service.fake.engine import FakeEngine
+from rollout_service.fake.vocabulary import vocabulary_of
+from rollout_service.http.bodies import read_body
+from rollout_service.http.chat import ChatRoutes
+from rollout_service.http.open_requests import Admission, while_connected
+from rollout_service.http.process_metrics import EngineMetrics, LoopLag
+from rollout_service.queue.membership import Membership
+from rollout_service.queue.worker import QueueWorker
+from rollout_service.server import RolloutServer
+from rollout_service.signals import stop_signals
+from services.errors import (
+    ClientGoneError,
+    ConflictError,
+    EngineError,
+    NotFoundError,
+    UnavailableError,
+    WaitTimeoutError,
+)
+from services.http import app as service
+from services.http.guard import MAX_VALUES
+from services.http.openapi import body_of, problems
+from services.http.proof import PROOF_PATH, proof
+from services.images import ImageStore, image_from_data_uri
+from services.redis.check import check_redis
+from services.redis.client import connect
+from services.redis.keys import RunKeys
+from services.redis.redis_queue import RedisQueue
+from services.redis.registry import Registry
+from services.schemas.chat import ChatRequest
+from services.schemas.common import ImageRef
+from services.schemas.rollouts import InlineImage, RolloutRequest, RolloutResponse
+from services.schemas.weights import CommitRequest, PolicyInfo, ServerProof, StageRequest
+from services.settings import Settings, environment_value, set_environment
+from services.telemetry import Tracing
+
+logger = logging.getLogger(__name__)
+
+Number = Annotated[int, Path(ge=0, lt=2**53)]
+Nonce = Annotated[str, Query(pattern=r"^[0-9a-f]{64}$")]
+BODY_LIMIT_BYTES = 8 * 1024 * 1024
+
+
+class RolloutProcess:
+    """A server with its two doors, HTTP and queue.
+
+    Example: `RolloutProcess(settings, make_engine).app` is what uvicorn serves.
+    """
+
+    def __init__(self, settings: Settings, make_engine: Callable[[], Engine]) -> None:
+        self.app = service.create_app(
+            title="rollout service",
+            version=version("sgg-rl"),
+            readiness=self._why_not_ready,
+            body_limit_bytes=BODY_LIMIT_BYTES,
+            url=settings.rollout.url,
+            data_token=settings.data_token,
+            admin_token=settings.admin_token,
+            admin_paths=("/v1/weights",),
+            streamed_paths=("/v1/weights/files",),
+            lifespan=self._lifespan,
+        )
+        self.failure: Exception | None = None
+        """Why the process ended by itself."""
+        self._settings = settings
+        self._tokens = list(filter(None, (settings.data_token, settings.admin_token)))
+        self._redis = connect(settings.redis)
+        keys = RunKeys(settings.run.name)
+        self._images = ImageStore(settings.images_folder, self._redis, keys)
+        self._tracing = Tracing("sgg-rl rollout", settings.telemetry.otlp_endpoint)
+        self.server = RolloutServer(settings, make_engine, self.app.state.registry, self._tracing)
+        registry = Registry(self._redis, keys)
+        self._membership = Membership(self.server, registry, self._images)
+        self._worker = QueueWorker(
+            self.server,
+            RedisQueue(self._redis, keys),
+            registry,
+            self._images,
+            self._membership.lanes,
+            settings,
+        )
+        self._admission = Admission()
+        self._loop_lag = LoopLag(self.app.state.registry)
+        self.app.state.registry.register(EngineMetrics())
+        self._add_routes()
+        self._tracing.trace_requests(self.app)
+
+    def _why_not_ready(self) -> str | None:
+        """HTTP goes on being served while only the run does not hear of the server."""
+        server = self.server
+        heard = server.unheard and f"the run does not hear of this server: {server.unheard}"
+        return server.why_not_ready() or heard
+
+    def _add_routes(self) -> None:
+        self.app.post(
+            "/v1/rollouts",
+            response_model=RolloutResponse,
+            openapi_extra=body_of(RolloutRequest),
+            responses=problems(NotFoundError),
+        )(self.rollouts)
+        self.app.byte_bodies = (ChatRequest, RolloutRequest, StageRequest, CommitRequest)
+        ChatRoutes(self.server, self._admission).add_to(self.app)
+        self.app.get("/v1/policy")(self.policy)
+        self.app.get(PROOF_PATH)(self.proof)
+        self.app.put(
+            "/v1/weights/files/{incarnation}/{policy_version}",
+            openapi_extra={"requestBody": {"content": {"application/octet-stream": {}}}},
+            responses=problems(ConflictError, WaitTimeoutError),
+        )(self.upload)
+        for route, message in (
+            (self.stage, StageRequest),
+            (self.commit, CommitRequest),
+            (self.abort, CommitRequest),
+        ):
+            self.app.post(
+                f"/v1/weights/{route.__name__}",
+                openapi_extra=body_of(message),
+                responses=problems(NotFoundError, ConflictError),
+            )(route)
+
+    async def rollouts(self, http: Request) -> Response:
+        """Sample one group."""
+        request = await read_body(http, RolloutRequest)
+        with self._admission.place():
+            result = await while_connected(http, self._sample(request))
+        response = RolloutResponse(
+            server_id=self.server.server_id,
+            prompt_token_ids=result.prompt_token_ids,
+            completions=result.completions,
+            renormalised=request.sampling.renormalises,
+        )
+        # Large groups are long texts; FastAPI would check and write them on the event loop.
+        text = await asyncio.to_thread(response.model_dump_json)
+        return Response(text, media_type="application/json")
+
+    async def _sample(self, request: RolloutRequest) -> EngineResult:
+        return await self.server.sample(
+            request.messages,
+            [await self._bytes_of(image) for image in request.images],
+            request.sampling,
+            request_id=f"http-{secrets.token_hex(8)}",
+            adapter=request.adapter,
+        )
+
+    async def policy(self) -> PolicyInfo:
+        """What is served."""
+        return self.server.info()
+
+    async def proof(self, nonce: Nonce) -> ServerProof:
+        """Show that this server knows the run's tokens, to a client that has sent none yet."""
+        url = self._settings.rollout.url
+        return ServerProof(proofs=[proof(token, nonce, url) for token in self._tokens])
+
+    async def upload(
+        self, incarnation: Number, policy_version: Number, request: Request
+    ) -> PolicyInfo:
+        """Keep a version's safetensors file, for a stage over `http` or `lora`."""
+        updater = self.server.updater
+        try:
+            num_bytes = int(request.headers.get("content-length", 0))
+            await updater.upload(incarnation, policy_version, request.stream(), num_bytes)
+        except ClientDisconnect as error:
+            raise ClientGoneError("the upload ended early: nothing of it is kept") from error
+        return self.server.info()
+
+    async def stage(self, http: Request) -> PolicyInfo:
+        """Bring in and verify a version."""
+        request = await read_body(http, StageRequest, MAX_VALUES)
+        await self.server.updater.stage(request)
+        return self.server.info()
+
+    async def commit(self, http: Request) -> PolicyInfo:
+        """Serve the staged version."""
+        request = await read_body(http, CommitRequest, MAX_VALUES)
+        await self.server.updater.commit(request)
+        return self.server.info()
+
+    async def abort(self, http: Request) -> PolicyInfo:
+        """Forget a staged version."""
+        request = await read_body(http, CommitRequest, MAX_VALUES)
+        await self.server.updater.abort(request)
+        return self.server.info()
+
+    async def _bytes_of(self, image: ImageRef | InlineImage) -> bytes:
+        if isinstance(image, InlineImage):
+            return await asyncio.to_thread(image_from_data_uri, image.data)
+        return await self._images.fetch(image)
+
+    @asynccontextmanager
+    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        """HTTP answers at once; the model loads beside it."""
+        soon = asyncio.get_running_loop().call_soon_threadsafe
+        running = asyncio.create_task(self._run())
+        watching = asyncio.create_task(self._loop_lag.watch())
+        with stop_signals(
+            # At once: uvicorn comes to the end of this function only when HTTP has drained.
+            first=lambda: soon(self.server.drain),
+            again=lambda: soon(self.server.give_up),
+        ):
+            try:
+                yield
+            finally:
+                watching.cancel()
+                running.cancel()
+                with suppress(asyncio.CancelledError):
+                    await running
+                await self._redis.aclose()
+                await asyncio.to_thread(self._tracing.close)
+
+    async def _run(self) -> None:
+        """Load, then work on the queue, until cancelled or the engine fails for good."""
+        try:
+            await self._look_at_redis()
+            await self.server.prepare()
+            async with self._membership.joined() as beating:
+                try:
+                    await self.server.start()
+                    await self._work_until_dead(beating)
+                finally:
+                    await self.server.stop()
+        except Exception as error:  # noqa: BLE001 - kept for `serve`, which raises it
+            self.failure = error
+            # A process without an engine is of no use: whoever supervises it has to start it anew.
+            signal.raise_signal(signal.SIGTERM)
+
+    async def _look_at_redis(self) -> None:
+        """One that will never do is refused before the model loads; one that is away may come."""
+        with suppress(UnavailableError):
+            await check_redis(self._redis)
+
+    async def _work_until_dead(self, beating: "asyncio.Task[None]") -> None:
+        working = asyncio.create_task(self._worker.run())
+        watching = asyncio.create_task(self.server.watch())
+        dying = asyncio.create_task(self.server.dead.wait())
+        try:
+            tasks = {working, dying, beating}
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if self.server.dead.is_set():
+                raise EngineError(f"the engine died: {self.server.last_error}")
+            if beating.done():
+                beating.result()
+            working.result()
+        finally:
+            for task in (working, watching, dying):
+                task.cancel()
+            await asyncio.gather(working, watching, dying, return_exceptions=True)
+
+
+def serve(settings: Settings) -> None:
+    """Run a rollout server until SIGTERM. The port is taken before the model loads.
+
+    Raises:
+        SettingsError: The URL cannot be listened on.
+        EngineError: The model cannot be loaded, or the engine died.
+    """
+    process = RolloutProcess(settings, lambda: make_engine(settings))
+    service.serve(process.app, settings.rollout.url)
+    if process.failure is not None:
+        raise process.failure
+
+
+def make_engine(settings: Settings) -> Engine:
+    """The engine that the settings name. Importing vLLM takes about ten seconds."""
+    if settings.rollout.engine == "fake":
+        return FakeEngine(
+            tokens_per_s=settings.rollout.fake_tokens_per_s,
+            max_model_len=settings.rollout.max_model_len,
+            max_images=settings.rollout.max_images_per_prompt,
+            vocabulary=vocabulary_of(settings.model),
+            gpu=first_visible_gpu(),
+        )
+    prepare_vllm(settings)
+    from rollout_service.vllm.engine import VllmEngine
+
+    return VllmEngine(settings)
+
+
+def first_visible_gpu() -> str | None:
+    """The GPU that a real engine in this process would take, by host and number; None without one.
+
+    The fake engine claims it, so that two servers that were given one GPU are found without a GPU.
+    """
+    first = (environment_value("CUDA_VISIBLE_DEVICES") or "").partition(",")[0]
+    return f"{socket.gethostname()}/{first}" if first else None
+
+
+def prepare_vllm(settings: Settings) -> None:
+    """Variables that vLLM reads at import; those that are set already stay, but the runner's."""
+    runner, use_v2 = settings.rollout.model_runner, "VLLM_USE_V2_MODEL_RUNNER"
+    setting = "1" if runner == "v2" else "0"
+    if environment_value(use_v2) not in (None, setting):
+        logger.warning(
+            "%s=%s is not followed: rollout.model_runner is %r",
+            *(use_v2, environment_value(use_v2), runner),
+        )
+    set_environment(use_v2, setting)
+    wanted = {
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",
+        # CPU: vLLM would pin its threads to cores that the trainer on this machine uses too.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    }
+    if settings.rollout.enforce_eager:
+        # vLLM's helpers would be compiled all the same: 20 s at the first token.
+        wanted["TORCH_COMPILE_DISABLE"] = "1"
+    for name, value in wanted.items():
+        if environment_value(name) is None:
+            set_environment(name, value)

@@ -1,0 +1,1 @@
+"""Work from Redis: prompts are claimed and sampled, and rollouts are put back."""

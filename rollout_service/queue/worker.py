@@ -1,0 +1,337 @@
+"""Takes groups from the `prompts` stream, samples them, puts them on `rollouts`.
+
+Who waits for whom: a worker waits in the queue for prompts, holds at most `groups_in_flight`
+leases, and never waits for the trainer: `rollouts` is bounded by the prompts that the trainer has
+asked for. A group ends in one atomic move, so a worker that dies at any point loses nothing: its
+leases expire, and another server samples the group.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any
+
+from pydantic import ValidationError
+
+from rollout_service.queue.lanes import Lanes
+from rollout_service.server import RolloutServer
+from services.errors import (
+    InvalidInputError,
+    NotFoundError,
+    SggError,
+    TooLargeError,
+    UnavailableError,
+)
+from services.images import ImageStore
+from services.redis.queue import Lease, WorkQueue
+from services.redis.registry import HEARTBEAT_TTL_S, Registry
+from services.schemas.common import ImageRef
+from services.schemas.prompts import PromptGroup
+from services.schemas.rollouts import RolloutGroup
+from services.schemas.weights import PolicyRecord, WeightManifest
+from services.settings import Settings
+from services.waiting import ended
+
+logger = logging.getLogger(__name__)
+
+DATA_ATTEMPTS = 2
+"""Failures of the data itself, after which a group is dead. Others: `redis.max_deliveries`."""
+_DATA_MARK = "data: "
+_CLAIM_BLOCK_S = 1.0
+_IMAGE_WAIT_S = 15.0
+"""The trainer looks for new hosts more often than that."""
+_HAND_BACK_S = 5.0
+"""Leases that Redis does not take back within this time expire instead."""
+_SHORTEST_PAUSE_S, _LONGEST_PAUSE_S = 1.0, 30.0
+_NEVER_DEAD = 1_000_000
+
+
+class _BehindError(UnavailableError):
+    """This server does not serve what a group asks for: nobody's failure."""
+
+
+class QueueWorker:
+    """One server's share of the queue."""
+
+    def __init__(
+        self,
+        server: RolloutServer,
+        queue: WorkQueue,
+        registry: Registry,
+        images: ImageStore,
+        lanes: Lanes,
+        settings: Settings,
+    ) -> None:
+        """Works in `run`.
+
+        Args:
+            server: Samples; started or not.
+            queue: Of the run.
+            registry: Where the policy to serve is read.
+            images: Where prompts' images are.
+            lanes: In which order prompts are looked for.
+            settings: Of the run.
+        """
+        self._server = server
+        self._queue = queue
+        self._registry = registry
+        self._images = images
+        self._lanes = lanes
+        self._lease_s = settings.redis.lease_s
+        self._max_deliveries = settings.redis.max_deliveries
+        self._slots = asyncio.Semaphore(settings.rollout.groups_in_flight)
+        self._groups: set[asyncio.Task[None]] = set()
+        self._pause_s = 0.0
+        self._published: tuple[int, int] | None = None
+        """Incarnation and policy_version to serve, as last read; None until then."""
+
+    async def run(self) -> None:
+        """Follow the policy and sample groups, until cancelled or drained.
+
+        Redis may go away and come back at any time.
+        """
+        following = asyncio.create_task(self._follow())
+        claiming = asyncio.create_task(self._claim_groups())
+        try:
+            # Unlike `await claiming` this cancels nothing.
+            await asyncio.wait({claiming, following}, return_when=asyncio.FIRST_COMPLETED)
+            if following.done():  # it never ends but by an error that nobody foresaw
+                following.result()
+            claiming.result()
+            await self._server.given_up.wait()
+        finally:
+            self._server.drain()
+            await self._end(claiming)
+            await ended(following)
+
+    async def _follow(self) -> None:
+        """Load what this server has missed: as a late joiner, after a failed or a lost commit."""
+        while True:
+            await self._quietly(self._catch_up())
+            # While it serves what is published this is only a safety net: the trainer commits to
+            # live servers itself.
+            await asyncio.sleep(_SHORTEST_PAUSE_S if self._is_behind() else HEARTBEAT_TTL_S / 3)
+
+    async def _catch_up(self) -> None:
+        await self._server.updater.catch_up(self._read_policy)
+
+    async def _read_policy(self) -> tuple[PolicyRecord, WeightManifest] | None:
+        published = await self._registry.policy()
+        record = published[0] if published else None
+        self._published = (record.incarnation, record.policy_version) if record else (0, 0)
+        return published
+
+    def _is_behind(self) -> bool:
+        """Whether others should take the work: not even known, or not yet what is published."""
+        return self._published is None or self._server.serving.order < self._published
+
+    async def _quietly(self, call: Awaitable[None]) -> None:
+        """What is tried again anyway may fail: the server's record says why."""
+        try:
+            await call
+        except SggError as error:
+            self._server.note_error(error)
+
+    async def _claim_groups(self) -> None:
+        while not self._server.draining.is_set():
+            await self._slots.acquire()
+            lease = None
+            try:
+                lease = await self._claim()
+            finally:
+                if lease is None:
+                    self._slots.release()
+            if lease is not None:
+                task = asyncio.create_task(self._end_group(lease))
+                self._groups.add(task)
+                task.add_done_callback(self._group_done)
+
+    def _group_done(self, task: asyncio.Task[None]) -> None:
+        self._groups.discard(task)
+        self._slots.release()
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("a group ended in an unexpected error", exc_info=task.exception())
+
+    async def _claim(self) -> Lease | None:
+        """One group, or None after a while without."""
+        await self._pause(self._pause_s)
+        server = self._server
+        if server.why_not_ready() or server.unheard or self._is_behind():
+            await self._pause(0.1)
+            return None
+        try:
+            # Not to be cancelled: an item that Redis has just handed out would stay leased.
+            return await self._queue.claim(
+                self._lanes.order(),
+                self._server.server_id,
+                lease_s=self._lease_s,
+                block_s=_CLAIM_BLOCK_S,
+            )
+        except UnavailableError as error:
+            self._server.note_error(error)
+            await self._pause(_SHORTEST_PAUSE_S)
+            return None
+
+    async def _pause(self, seconds: float) -> None:
+        """Nobody waits for it when the server is to stop."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._server.draining.wait(), seconds)
+
+    async def _end_group(self, lease: Lease) -> None:
+        """Complete, fail or release a lease; the lease is renewed until then."""
+        renewing = asyncio.create_task(self._renew_until_lost(lease))
+        sampling = asyncio.create_task(self._sample(lease))
+        giving_up = asyncio.create_task(self._server.given_up.wait())
+        tasks: set[asyncio.Task[Any]] = {renewing, sampling, giving_up}
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            if sampling.done():
+                await self._settle(lease, sampling)
+            elif giving_up.done():
+                await self._quietly(self._queue.release(lease))
+            else:
+                logger.warning("lost the lease of %s: another server samples it", lease.work_id)
+        except asyncio.CancelledError:
+            await self._quietly(self._queue.release(lease))
+            raise
+        finally:
+            await ended(*tasks)
+
+    async def _renew_until_lost(self, lease: Lease) -> None:
+        held = True
+        while held:
+            await asyncio.sleep(self._lease_s / 3)
+            try:
+                held = await self._queue.renew(lease, self._server.server_id)
+            except UnavailableError as error:
+                # The heartbeat says that Redis is away, once; here it would be said of every lease.
+                logger.debug("could not renew %s: %s", lease.work_id, error)
+
+    async def _sample(self, lease: Lease) -> bytes:
+        """The `RolloutGroup` of a lease, as JSON."""
+        started_at = time.monotonic()
+        try:
+            prompt = PromptGroup.model_validate_json(lease.body)
+        except ValidationError as error:
+            raise InvalidInputError(f"not a PromptGroup: {error}") from error
+        await self._wait_for_version(prompt)
+        images = [await self._fetch(ref) for ref in prompt.images]
+        result = await self._server.sample(
+            prompt.messages,
+            images,
+            prompt.sampling,
+            # With the delivery: after an expired lease a server may hold the same group again.
+            request_id=f"{lease.work_id}/{lease.entry_id}/{lease.delivery}",
+            traceparent=prompt.traceparent,
+        )
+        group = RolloutGroup(
+            group_id=prompt.group_id,
+            attempt=prompt.attempt,
+            incarnation=prompt.incarnation,
+            server_id=self._server.server_id,
+            prompt_token_ids=result.prompt_token_ids,
+            completions=result.completions,
+            sampling_s=time.monotonic() - started_at,
+            renormalised=prompt.sampling.renormalises,
+            model_runner=self._server.model_runner,
+        )
+        return group.model_dump_json().encode()
+
+    async def _fetch(self, ref: ImageRef) -> bytes:
+        """An image. The trainer shares it once it has seen that this host needs it."""
+        deadline = time.monotonic() + _IMAGE_WAIT_S
+        while True:
+            try:
+                return await self._images.fetch(ref)
+            except NotFoundError:
+                if time.monotonic() > deadline:
+                    raise
+            await asyncio.sleep(0.5)
+
+    async def _wait_for_version(self, prompt: PromptGroup) -> None:
+        """Catch up until the weights are the asking trainer's, and new enough.
+
+        Raises:
+            _BehindError: Not within a lease's time.
+        """
+        deadline = time.monotonic() + self._lease_s
+        while not self._is_new_enough(prompt):
+            if time.monotonic() > deadline:
+                raise _BehindError(
+                    f"waited {self._lease_s:g} s for version {prompt.min_policy_version} of "
+                    f"incarnation {prompt.incarnation}; serving {self._server.serving}"
+                )
+            await self._quietly(self._catch_up())
+            if not self._is_new_enough(prompt):
+                await asyncio.sleep(0.2)
+
+    def _is_new_enough(self, prompt: PromptGroup) -> bool:
+        serving = self._server.serving
+        of_this_trainer = serving.checksum is None or serving.incarnation >= prompt.incarnation
+        return of_this_trainer and serving.policy_version >= prompt.min_policy_version
+
+    async def _settle(self, lease: Lease, sampling: asyncio.Task[bytes]) -> None:
+        try:
+            result = sampling.result()
+        except (InvalidInputError, TooLargeError) as error:
+            await self._fail(lease, f"{_DATA_MARK}{error}", DATA_ATTEMPTS)
+        except _BehindError as error:
+            logger.warning("%s goes back to the queue: %s", lease.work_id, error)
+            self._hold_back()
+            await self._quietly(self._queue.release(lease))
+        except UnavailableError as error:
+            if self._server.draining.is_set():  # nobody's failure
+                await self._quietly(self._queue.release(lease))
+            else:
+                await self._fail_here(lease, error)
+        except Exception as error:  # noqa: BLE001  # infrastructure, or a bug: neither ends the worker
+            await self._fail_here(lease, error)
+        else:
+            self._pause_s = 0.0
+            await self._persistently(
+                lambda: self._queue.complete(lease, result_stream="rollouts", result=result)
+            )
+
+    async def _fail_here(self, lease: Lease, error: Exception) -> None:
+        """Another server may do better."""
+        self._hold_back()
+        text = f"{type(error).__name__} on {self._server.server_id}: {error}"
+        await self._fail(lease, text, self._max_deliveries)
+
+    def _hold_back(self) -> None:
+        """For a while this server takes nothing; longer each time in a row."""
+        self._pause_s = min(max(2 * self._pause_s, _SHORTEST_PAUSE_S), _LONGEST_PAUSE_S)
+
+    async def _fail(self, lease: Lease, text: str, budget: int) -> None:
+        """Count a failure against its own kind's budget; the queue knows only their sum."""
+        logger.warning("%s: %s", lease.work_id, text)
+        kind = text.startswith(_DATA_MARK)
+        earlier = sum(failure.startswith(_DATA_MARK) == kind for failure in lease.failures)
+        limit = 1 if earlier + 1 >= budget else _NEVER_DEAD
+        await self._persistently(lambda: self._queue.fail(lease, text, max_deliveries=limit))
+
+    async def _persistently(self, call: Callable[[], Awaitable[bool]]) -> None:
+        """Until Redis answers; each of these calls may be repeated."""
+        while True:
+            try:
+                await call()
+            except UnavailableError as error:
+                logger.warning("waiting for Redis: %s", error)
+                await asyncio.sleep(_SHORTEST_PAUSE_S)
+            else:
+                return
+
+    async def _end(self, claiming: asyncio.Task[None]) -> None:
+        """Wait for all groups. The server gives them up in time; then only Redis can hold them."""
+        ending = asyncio.create_task(self._all_ended(claiming))
+        giving_up = asyncio.create_task(self._server.given_up.wait())
+        await asyncio.wait({ending, giving_up}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({ending}, timeout=_HAND_BACK_S)
+        await ended(ending, giving_up, claiming, *self._groups)
+
+    async def _all_ended(self, claiming: asyncio.Task[None]) -> None:
+        await asyncio.wait({claiming})
+        while self._groups:
+            await asyncio.wait(self._groups)

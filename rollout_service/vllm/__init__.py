@@ -1,0 +1,1 @@
+"""Sampling with vLLM, which is imported in this folder alone."""

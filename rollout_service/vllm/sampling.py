@@ -1,0 +1,97 @@
+"""Between this project's messages and vLLM's: sampling parameters, completions, errors."""
+
+import math
+from collections.abc import Callable
+
+from vllm import SamplingParams
+from vllm.exceptions import VLLMClientError
+from vllm.outputs import CompletionOutput
+from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
+
+from rollout_service.vllm.json_schema import constraint_of
+from services.errors import EngineError, InvalidInputError, SggError
+from services.schemas.common import MAX_COMPLETIONS, Sampling
+from services.schemas.rollouts import Completion, VersionSpan
+
+_INITIAL_VERSION = "default"
+"""vLLM's own label for the weights that it started with."""
+_FINISHED = ("stop", "length", "abort")
+
+
+def sampling_params(sampling: Sampling) -> SamplingParams:
+    """What vLLM is asked for.
+
+    Raises:
+        InvalidInputError: The JSON schema is too large.
+        ValueError: vLLM refuses a value.
+    """
+    schema = constraint_of(sampling)
+    return SamplingParams(
+        # Greedy completions of a prompt are all the same, and vLLM refuses to sample them twice.
+        n=sampling.n if sampling.temperature > 0 else 1,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        max_tokens=sampling.max_tokens,
+        # vLLM gives the completions of a group the seeds from here on, one each.
+        seed=None if sampling.seed is None else sampling.seed * MAX_COMPLETIONS,
+        stop=sampling.stop,
+        # A finite bias would leave them a probability, which the trainer's mask does not have.
+        logit_bias=dict.fromkeys(sampling.suppress_token_ids, -math.inf) or None,
+        structured_outputs=StructuredOutputsParams(json=schema) if schema else None,
+        logprobs=0,  # of the sampled token alone
+        flat_logprobs=True,
+        detokenize=bool(sampling.stop),  # otherwise decoded once, at the end
+        output_kind=RequestOutputKind.FINAL_ONLY,
+    )
+
+
+def completion(
+    output: CompletionOutput, sampling: Sampling, decode: Callable[..., str]
+) -> Completion:
+    """One answer of vLLM's.
+
+    Raises:
+        InvalidInputError: What is suppressed is all that the schema allows.
+        EngineError: It ended in another error, or the policy's numbers are not finite.
+    """
+    token_ids = list(output.token_ids)
+    if output.finish_reason not in _FINISHED:
+        if sampling.json_schema is not None and sampling.suppress_token_ids:
+            raise InvalidInputError("json_schema and suppress_token_ids leave no token to sample")
+        raise EngineError(f"vLLM ended a completion with {output.finish_reason!r}; ask again")
+    logprobs = list(output.logprobs.logprobs)
+    spans = [
+        VersionSpan(policy_version=_number(span.version), start=span.start, end=span.end)
+        for span in output.weight_versions or []
+    ]
+    if not all(map(math.isfinite, logprobs)):
+        versions = " and ".join(str(span.policy_version) for span in spans) or "unknown"
+        raise EngineError(
+            f"policy version {versions} on this server gives log-probabilities that are not finite "
+            "(NaN or infinite): no prompt's fault; start the server again, and if that does not "
+            "help, the weights themselves are damaged"
+        )
+    return Completion(
+        # A stop string is cut off the text; its tokens stay, for they were sampled.
+        text=output.text if sampling.stop else decode(token_ids, skip_special_tokens=True),
+        token_ids=token_ids,
+        rollout_logprobs=logprobs,
+        finish_reason=output.finish_reason,
+        policy_versions=spans,
+    )
+
+
+def sampling_error(error: Exception) -> SggError:
+    """The prompt's own fault, which every server would find again, or the engine's."""
+    if isinstance(error, SggError):
+        return error
+    # A model's image processor says "ValueError", which vLLM wraps.
+    if isinstance(error, VLLMClientError | ValueError) or isinstance(error.__cause__, ValueError):
+        return InvalidInputError(f"vLLM refuses the prompt: {error.__cause__ or error}")
+    cause = error.__cause__ or error
+    return EngineError(f"vLLM failed: {str(cause) or type(cause).__name__}")
+
+
+def _number(label: str) -> int:
+    return 0 if label == _INITIAL_VERSION else int(label)

@@ -1,0 +1,73 @@
+"""How an engine's weights change while it is paused: through vLLM's RL API alone.
+
+`rollout_service.vllm.worker` is the other end, in vLLM's worker processes.
+"""
+
+import asyncio
+import time
+from typing import Any
+
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferInitRequest,
+    WeightTransferUpdateRequest,
+)
+
+from rollout_service.engine import AdapterWeights, FileWeights, IpcWeights, Weights
+from rollout_service.vllm.lora import install_adapter, lora_request
+from services.errors import WaitTimeoutError
+from services.schemas.weights import Rendezvous, WeightManifest
+from services.settings import Settings
+
+_JOIN_S = 40.0
+"""All servers and the trainer meet within this time; the trainer waits a little longer."""
+
+
+async def join(llm: Any, rendezvous: Rendezvous) -> None:
+    """Meet the trainer in a NCCL group; whoever comes first waits, and samples meanwhile.
+
+    Raises:
+        WaitTimeoutError: Not all came. vLLM's errors where NCCL fails.
+    """
+    await llm.init_weight_transfer_engine(
+        WeightTransferInitRequest(init_info=rendezvous.model_dump())
+    )
+    deadline = time.monotonic() + _JOIN_S
+    while not all(await llm.collective_rpc("sgg_is_connected")):
+        if time.monotonic() > deadline:
+            raise WaitTimeoutError(
+                f"waited {_JOIN_S:g} s for the trainer and {rendezvous.world_size - 2} other "
+                "servers to join the NCCL group; stage again with a new unique_id"
+            )
+        await asyncio.sleep(0.05)
+
+
+async def load(llm: Any, settings: Settings, weights: Weights, manifest: WeightManifest) -> None:
+    """Replace the weights, and clear the caches that depend on them."""
+    await llm.collective_rpc("sgg_forget_update")
+    await llm.start_weight_update()
+    if not isinstance(weights, AdapterWeights):
+        request = WeightTransferUpdateRequest(update_info=_update_info(weights, manifest))
+        await llm.update_weights(request)
+    await llm.finish_weight_update(str(manifest.policy_version))
+    if isinstance(weights, AdapterWeights):
+        # vLLM has just forgotten all adapters. The others are loaded again when they are asked for.
+        await asyncio.to_thread(install_adapter, settings, weights.folder)
+        await llm.add_lora(lora_request(settings, None))
+    # Requests in flight are prefilled again by the new weights.
+    await llm.reset_prefix_cache(reset_running_requests=True)
+    if manifest.vision_trained:
+        await llm.reset_encoder_cache()
+
+
+def _update_info(weights: Weights, manifest: WeightManifest) -> dict[str, Any]:
+    """A `vllm_worker.UpdateInfo`, in types that vLLM sends between its processes."""
+    if isinstance(weights, FileWeights):
+        return {"file": str(weights.path)}
+    info: dict[str, Any] = {
+        "names": list(manifest.tensors),
+        "dtypes": [entry.dtype for entry in manifest.tensors.values()],
+        "shapes": [entry.shape for entry in manifest.tensors.values()],
+    }
+    if isinstance(weights, IpcWeights):
+        info["handles"] = [weights.handles[name].model_dump() for name in manifest.tensors]
+    return info

@@ -1,0 +1,33 @@
+"""Samples as the services' messages name them."""
+
+from scene_data.dataset import Sample
+from scene_graph.boxes import model_box_space
+from services.models.families import model_family
+from services.schemas.rewards import ReferenceGraph, ReferenceObject, ReferenceRelationship
+from services.settings import ModelSettings
+
+
+def box_space(model: ModelSettings, sample: Sample) -> str:
+    """The wire name of the space in which the policy writes this image's boxes."""
+    if model.box_space not in ("auto", "pixels"):
+        return model.box_space
+    family = model_family(model.path)
+    return model_box_space(
+        family.box_space if model.box_space == "auto" else model.box_space,
+        sample.width,
+        sample.height,
+        factor=family.patch_factor,
+        min_pixels=model.min_pixels,
+        max_pixels=model.max_pixels,
+    )
+
+
+def reference_graph(sample: Sample) -> ReferenceGraph:
+    """A sample's graph; boxes stay pixels of the original image."""
+    return ReferenceGraph(
+        objects=[ReferenceObject(id=o.id, bbox=o.bbox) for o in sample.graph.objects],
+        relationships=[
+            ReferenceRelationship(subject=r.subject, predicate=r.predicate, object=r.object)
+            for r in sample.graph.relationships
+        ],
+    )

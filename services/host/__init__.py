@@ -1,0 +1,1 @@
+"""This host: its ports, programs and processes, and text for its terminals."""

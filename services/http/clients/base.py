@@ -1,0 +1,239 @@
+"""Requests to the services: tokens, deadlines, retries, and problems turned back into errors."""
+
+import asyncio
+import functools
+import os
+import random
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self, TypeVar
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from services.errors import EngineError, NotFoundError, SggError, UnavailableError, WaitTimeoutError
+from services.http.clients.proven import check_registered
+from services.http.problems import error_from_problem
+from services.settings import SecuritySettings
+from services.telemetry import trace_headers
+
+Answer = TypeVar("Answer", bound=BaseModel)
+
+_FIRST_PAUSE_S = 0.2
+_LONGEST_PAUSE_S = 5.0
+_UPLOAD_ATTEMPTS = 2
+_UNAVAILABLE = 503
+_CHUNK_BYTES = 4 * 1024 * 1024
+
+
+class ServiceClient:
+    """One service at one address.
+
+    Connection failures and retryable problems are tried again until `timeout_s` is over, with
+    growing pauses that are at least what the service's `Retry-After` asks for: every route of this
+    system may be sent twice. Other errors are raised at once. Requests carry the `traceparent` of
+    the current OpenTelemetry span, where there is one.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        timeout_s: float = 60.0,
+        registered: SecuritySettings | None = None,
+    ) -> None:
+        """Connects on first use.
+
+        Args:
+            url: `http://host:port` of the service.
+            token: Sent as `Authorization: Bearer`.
+            timeout_s: Longest wait for one answer, all attempts together.
+            registered: Set where `url` stood in Redis: its host must be allowed, and the server
+                proves that it knows the token before anything is sent (`services.http.proof`).
+        """
+        self.url = url.rstrip("/")
+        self._timeout_s = timeout_s
+        self._token = token
+        self._registered = registered
+        # trust_env off: a proxy meant for the internet must not see a cluster's requests.
+        # No timeout of httpx's own: it would count each phase anew; `_call` has one deadline.
+        # No limit of connections: callers bound what they have in flight.
+        self._http = httpx.AsyncClient(
+            base_url=self.url,
+            timeout=None,  # noqa: S113 - see above
+            limits=httpx.Limits(),
+            trust_env=False,
+            verify=_tls(),
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def get(self, path: str, answer: type[Answer], *, retry: bool = True) -> Answer:
+        """`GET path`; raises as `post` does."""
+        return await self._call("GET", path, None, answer, retry)
+
+    async def post(
+        self, path: str, body: BaseModel, answer: type[Answer], *, retry: bool = True
+    ) -> Answer:
+        """`POST path`.
+
+        Args:
+            path: Such as `/v1/rewards`.
+            body: Sent as JSON.
+            answer: The message that comes back.
+            retry: False where the caller would rather ask another server.
+
+        Raises:
+            UnavailableError: Not reachable until the deadline.
+            WaitTimeoutError: Reached, but no answer until the deadline.
+            EngineError: The answer is not an `answer`.
+            SggError: The subclass that the service raised, with its detail.
+        """
+        return await self._call("POST", path, body, answer, retry)
+
+    async def put_file(self, path: str, file: Path, answer: type[Answer]) -> Answer:
+        """`PUT path` with a file of any size as the body, streamed.
+
+        `timeout_s` is the longest silence here: of a connection that takes no more bytes, or of a
+        service that has them all. A connection that is lost is tried once more, from the start.
+
+        Raises:
+            UnavailableError: Not reachable, or lost twice.
+            WaitTimeoutError: Silent for too long.
+            EngineError: The answer is not an `answer`.
+            SggError: The subclass that the service raised, with its detail.
+        """
+        where = f"PUT {self.url}{path}"
+        now = asyncio.get_running_loop().time
+        lost, give_up = 0, now() + self._timeout_s
+        while True:
+            try:
+                response = await self._put_once(path, file)
+            except httpx.TimeoutException as error:
+                raise WaitTimeoutError(f"{where}: silence of {self._timeout_s:g} s") from error
+            except httpx.TransportError as error:
+                lost += 1
+                if lost == _UPLOAD_ATTEMPTS:
+                    raise _lost(where, error) from error
+                continue
+            # The service may still be busy with the upload that was lost.
+            if not (lost and response.status_code == _UNAVAILABLE and now() < give_up):
+                break
+            await asyncio.sleep(max(_retry_after_s(response), _FIRST_PAUSE_S))
+        if response.is_error:
+            raise error_from_problem(response.status_code, response.text, asked=where)
+        return _read(response.content, answer, where)
+
+    async def _put_once(self, path: str, file: Path) -> httpx.Response:
+        try:
+            opened = file.open("rb")
+        except OSError as error:
+            raise NotFoundError(f"there is nothing to send: {file}: {error.strerror}") from error
+        with opened:
+            size = os.fstat(opened.fileno()).st_size
+            return await self._http.put(
+                path,
+                content=_chunks(opened),
+                headers=await self._headers() | {"Content-Length": str(size)},
+                timeout=self._timeout_s,
+            )
+
+    async def _call(
+        self, method: str, path: str, body: BaseModel | None, answer: type[Answer], retry: bool
+    ) -> Answer:
+        where = f"{method} {self.url}{path}"
+        content = body.model_dump_json().encode() if body is not None else b""
+        failures: list[SggError] = []
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                text = await self._until_answered(method, path, content, retry, failures)
+        except TimeoutError as error:
+            if failures:
+                raise failures[-1] from error
+            raise WaitTimeoutError(f"{where} gave no answer in {self._timeout_s:g} s") from error
+        return _read(text, answer, where)
+
+    async def _until_answered(
+        self, method: str, path: str, content: bytes, retry: bool, failures: list[SggError]
+    ) -> bytes:
+        """The body of the first good answer; `failures` gets each error on the way."""
+        pause_s = _FIRST_PAUSE_S
+        while True:
+            asked_s = 0.0
+            try:
+                response = await self._once(method, path, content)
+                if not response.is_error:
+                    return response.content
+                asked_s = _retry_after_s(response)
+                asked = f"{method} {self.url}{path}"
+                raise error_from_problem(response.status_code, response.text, asked=asked)
+            except SggError as error:
+                if not (retry and error.retryable):
+                    raise
+                failures.append(error)
+            # Half of it at random, so that many clients do not come back at the same moment.
+            await asyncio.sleep(max(asked_s, pause_s * (0.5 + random.random() / 2)))
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+
+    async def _once(self, method: str, path: str, content: bytes) -> httpx.Response:
+        of_body = {"Content-Type": "application/json"} if content else {}
+        try:
+            headers = await self._headers() | of_body
+            return await self._http.request(method, path, content=content, headers=headers)
+        except httpx.TransportError as error:
+            raise _lost(f"{method} {self.url}{path}", error) from error
+
+    async def _headers(self) -> dict[str, str]:
+        """Headers of any request. A registered server proves itself first: ports change hands."""
+        if self._registered is not None:
+            await check_registered(
+                self._http,
+                self.url,
+                token=self._token,
+                hosts=self._registered.rollout_hosts,
+                timeout_s=self._timeout_s,
+            )
+        bearer = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        return trace_headers() | bearer
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """One for all clients: reading the certificates takes 20 ms."""
+    return httpx.create_ssl_context(trust_env=False)
+
+
+def _lost(where: str, error: httpx.TransportError) -> UnavailableError:
+    return UnavailableError(f"{where} failed on the way: {str(error) or type(error).__name__}")
+
+
+def _read(text: bytes, answer: type[Answer], where: str) -> Answer:
+    try:
+        return answer.model_validate_json(text)
+    except ValidationError as error:
+        raise EngineError(f"{where} answered something else than {answer.__name__}") from error
+
+
+async def _chunks(file: BinaryIO) -> AsyncIterator[bytes]:
+    """Read in a thread: the file may lie on a disk."""
+    while chunk := await asyncio.to_thread(file.read, _CHUNK_BYTES):
+        yield chunk
+
+
+def _retry_after_s(response: httpx.Response) -> float:
+    """Seconds that the service asks to wait; 0 where it says nothing, or a date."""
+    asked = response.headers.get("Retry-After", "")
+    return float(asked[:6]) if asked.isascii() and asked.isdigit() else 0.0

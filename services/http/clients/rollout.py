@@ -1,0 +1,117 @@
+"""Client of a rollout server."""
+
+from pathlib import Path
+from types import TracebackType
+
+from services.errors import EngineError
+from services.http.clients.base import ServiceClient
+from services.schemas.rollouts import RolloutRequest, RolloutResponse
+from services.schemas.weights import CommitRequest, PolicyInfo, StageRequest
+from services.settings import SecuritySettings
+
+
+class RolloutClient(ServiceClient):
+    """Typed `POST /v1/rollouts`, `GET /v1/policy` and `POST /v1/weights/*`.
+
+    Example: `response = await RolloutClient("http://127.0.0.1:8200").rollouts(request)`
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str | None = None,
+        admin_token: str | None = None,
+        timeout_s: float = 300.0,
+        registered: SecuritySettings | None = None,
+    ) -> None:
+        """Connects on first use.
+
+        Args:
+            url: `http://host:port` of the server.
+            token: For sampling.
+            admin_token: For weights; `token` where it is None.
+            timeout_s: Longest wait for one answer, all attempts together.
+            registered: Set where `url` stood in Redis; see `ServiceClient`.
+        """
+        super().__init__(url, token=token, timeout_s=timeout_s, registered=registered)
+        self._admin = ServiceClient(
+            url, token=admin_token or token, timeout_s=timeout_s, registered=registered
+        )
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await super().aclose()
+        await self._admin.aclose()
+
+    async def rollouts(self, request: RolloutRequest, *, retry: bool = True) -> RolloutResponse:
+        """Sample one group.
+
+        Args:
+            request: The group.
+            retry: False where the caller would rather ask another server.
+
+        Raises:
+            UnavailableError: Not reachable, or not ready, until the deadline.
+            InvalidInputError: The prompt, the image or the sampling is wrong.
+            EngineError: The engine failed until the deadline, or answered for another `n`.
+        """
+        response = await self.post("/v1/rollouts", request, RolloutResponse, retry=retry)
+        if len(response.completions) != request.sampling.n:
+            raise EngineError(f"{self.url} answered {len(response.completions)} completions")
+        return response
+
+    async def policy(self) -> PolicyInfo:
+        """What the server serves."""
+        return await self.get("/v1/policy", PolicyInfo)
+
+    async def upload(self, file: Path, incarnation: int, policy_version: int) -> PolicyInfo:
+        """Send a version's safetensors file, to be staged with transport `http` or `lora`.
+
+        Sent once more where the connection is lost. A server that takes nothing for `timeout_s`
+        seconds is given up; there is no limit on the whole.
+
+        Raises:
+            UnavailableError: Not reachable, or lost twice.
+            WaitTimeoutError: It takes no more, or does not answer.
+            TooLargeError: It is more than the server's model can need.
+        """
+        path = f"/v1/weights/files/{incarnation}/{policy_version}"
+        return await self._admin.put_file(path, file, PolicyInfo)
+
+    async def stage(self, request: StageRequest) -> PolicyInfo:
+        """Have a version brought in and verified while sampling goes on.
+
+        Asked once, like `commit`: a server that misses a version catches up by itself.
+
+        Raises:
+            InvalidInputError: The bytes are not what the manifest says, or not this model's.
+            NotFoundError: The bytes are not on the server's host.
+            ConflictError: The server has a later version.
+        """
+        return await self._admin.post("/v1/weights/stage", request, PolicyInfo, retry=False)
+
+    async def commit(self, request: CommitRequest) -> PolicyInfo:
+        """Have the staged version served. Again is a no-op.
+
+        Raises:
+            ConflictError: That version is not staged.
+            EngineError: It could not be loaded; the server is out of service until it can.
+        """
+        return await self._admin.post("/v1/weights/commit", request, PolicyInfo, retry=False)
+
+    async def abort(self, request: CommitRequest) -> PolicyInfo:
+        """Have a staged version forgotten.
+
+        Raises:
+            ConflictError: It is already served.
+        """
+        return await self._admin.post("/v1/weights/abort", request, PolicyInfo)

@@ -1,0 +1,113 @@
+"""The OpenAPI page of a service, with what FastAPI does not see: tokens, problems, byte bodies."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.constants import REF_PREFIX
+from pydantic import BaseModel
+from pydantic.json_schema import models_json_schema
+
+from services import errors
+from services.http.guard import PUBLIC_PATHS
+from services.http.problems import MEDIA_TYPE, Problem, problem
+
+_DETAIL = "what is wrong, and what to do"
+_EVERYWHERE: tuple[type[errors.SggError], ...] = (
+    errors.MalformedRequestError,
+    errors.SlowRequestError,
+    errors.MisdirectedError,
+    errors.HeadTooLargeError,
+)
+_BODY_ERRORS = (
+    errors.TooLargeError,
+    errors.MediaTypeError,
+    errors.InvalidInputError,
+    errors.UnavailableError,
+)
+
+
+class DescribedApp(FastAPI):
+    """A FastAPI app that documents what `services.http.app.create_app` adds to every route."""
+
+    token_needed: bool = False
+    """Whether routes ask for a token."""
+    byte_bodies: Sequence[type[BaseModel]] = ()
+    """Messages of handlers that parse the body themselves, referred to by `reference`."""
+
+    def openapi(self) -> dict[str, Any]:
+        """The document, made once."""
+        if self.openapi_schema is None:
+            self._complete(super().openapi())
+        assert self.openapi_schema is not None
+        return self.openapi_schema
+
+    def _complete(self, document: dict[str, Any]) -> None:
+        components = document.setdefault("components", {})
+        schemas = components.setdefault("schemas", {})
+        for unused in ("HTTPValidationError", "ValidationError"):  # FastAPI's own, not ours
+            schemas.pop(unused, None)
+        wanted = [(message, "validation") for message in (Problem, *self.byte_bodies)]
+        found = models_json_schema(wanted, ref_template=REF_PREFIX + "{model}")[1]["$defs"]  # type: ignore[arg-type]
+        components["schemas"] = dict(sorted({**found, **schemas}.items()))
+        if self.token_needed:
+            components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+        for path, operation in _operations(document):
+            public = path in PUBLIC_PATHS
+            if public and "422" in operation["responses"]:
+                operation["responses"]["422"] = _problem(errors.InvalidInputError)
+            if self.token_needed and not public:
+                operation["security"] = [{"token": []}]
+            told_by_all = problems(*self._errors(public, "requestBody" in operation))
+            operation["responses"] = _merged(operation["responses"], told_by_all)
+
+    def _errors(self, public: bool, has_body: bool) -> list[type[errors.SggError]]:
+        found = [*_EVERYWHERE, errors.SggError]
+        found += [errors.UnauthorizedError] * (self.token_needed and not public)
+        found += _BODY_ERRORS * has_body
+        return found
+
+
+def problems(*found: type[errors.SggError]) -> dict[int | str, dict[str, Any]]:
+    """`responses` of a route that raises these beside what every route does."""
+    return {str(error.status): _problem(error) for error in sorted(found, key=_status)}
+
+
+def reference(message: type[BaseModel]) -> dict[str, str]:
+    """The schema that stands for a message of `byte_bodies`."""
+    return {"$ref": REF_PREFIX + message.__name__}
+
+
+def body_of(message: type[BaseModel]) -> dict[str, Any]:
+    """`openapi_extra` of a route whose handler parses its body itself."""
+    content = {"application/json": {"schema": reference(message)}}
+    return {"requestBody": {"required": True, "content": content}}
+
+
+def _operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            yield path, operation
+
+
+def _merged(told: dict[str, Any], found: dict[Any, Any]) -> dict[str, Any]:
+    """A route's own words come first; a status may have an answer of each kind."""
+    merged = found | told
+    for status in found.keys() & told.keys():
+        content = found[status]["content"] | told[status].get("content", {})
+        merged[status] = told[status] | {"content": content}
+    return dict(sorted(merged.items()))
+
+
+def _status(error: type[errors.SggError]) -> int:
+    return error.status
+
+
+def _problem(error: type[errors.SggError]) -> dict[str, Any]:
+    wrong = [errors.Mistake("body.groups.0.completions", "Field required")]
+    made = error(_DETAIL) if error.status != 422 else errors.InvalidInputError(_DETAIL, wrong)
+    body = problem(made)
+    return {
+        "description": body["title"],
+        "content": {MEDIA_TYPE: {"schema": reference(Problem), "example": body}},
+    }

@@ -1,0 +1,1 @@
+"""The model families that are trained and served."""

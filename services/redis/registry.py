@@ -1,0 +1,292 @@
+"""What a run's processes know of each other: live rollout servers, the policy, the run itself."""
+
+import logging
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+from redis.asyncio import Redis
+
+from services.errors import SupersededError
+from services.redis.client import redis_errors
+from services.redis.keys import RunKeys
+from services.schemas.common import Message
+from services.schemas.weights import PolicyRecord, ServerRecord, WeightManifest
+
+logger = logging.getLogger(__name__)
+M = TypeVar("M", bound=Message)
+
+HEARTBEAT_TTL_S = 15.0
+"""A server silent for this long is gone. It beats every third of it."""
+
+GPU_TTL_S = 30.0
+"""A GPU whose server is silent for this long is free. Ending vLLM silences a server for 15 s."""
+
+# KEYS gpu; ARGV server_id ttl_ms. Takes what is free, renews what is the server's own.
+_CLAIM_GPU = """
+local holder = redis.pcall('GET', KEYS[1])
+if type(holder) == 'string' and holder ~= ARGV[1] then return holder end
+redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+return ARGV[1]
+"""
+# KEYS gpu; ARGV server_id.
+_RELEASE_GPU = """
+if redis.pcall('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+"""
+_DIGITS = 15  # in the script below too
+"""Digits of a number that Redis's scripts hold exactly. A longer one is not this program's."""
+_PRELUDE = """
+local function number(run, field)
+  local text = redis.call('HGET', run, field) or ''
+  return #text <= 15 and string.match(text, '^%d+$') and tonumber(text) or 0
+end
+"""
+# KEYS run; ARGV at_least. One step: two starts at once never get the same.
+_NEXT_INCARNATION = (
+    _PRELUDE
+    + """
+local incarnation = math.max(number(KEYS[1], 'incarnation') + 1, tonumber(ARGV[1]))
+redis.call('HSET', KEYS[1], 'incarnation', string.format('%d', incarnation))
+return incarnation
+"""
+)
+# KEYS policy manifest run; ARGV incarnation policy manifest. An earlier trainer that still runs is
+# fenced off: its weights must not replace its successor's.
+_PUBLISH = (
+    _PRELUDE
+    + """
+if number(KEYS[3], 'incarnation') > tonumber(ARGV[1]) then return 0 end
+redis.call('MSET', KEYS[1], ARGV[2], KEYS[2], ARGV[3])
+return 1
+"""
+)
+# KEYS run; ARGV incarnation step.
+_COMMIT = (
+    _PRELUDE
+    + """
+if number(KEYS[1], 'incarnation') > tonumber(ARGV[1]) then return 0 end
+redis.call('HSET', KEYS[1], 'committed_step', ARGV[2])
+return 1
+"""
+)
+# KEYS policy manifest run; ARGV incarnation step policy_version policy manifest. 0 superseded, else
+# 1, and one more for each of run and policy that had to be written again.
+_REASSERT = (
+    _PRELUDE
+    + """
+local mine, step, version = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
+if number(KEYS[3], 'incarnation') > mine then return 0 end
+local outcome = 1
+if number(KEYS[3], 'incarnation') < mine or number(KEYS[3], 'committed_step') < step then
+  redis.call('HSET', KEYS[3], 'incarnation', ARGV[1], 'committed_step', ARGV[2])
+  outcome = outcome + 1
+end
+local function order(text)
+  local read, record = pcall(cjson.decode, text)
+  if not read or type(record) ~= 'table' then return -1, -1 end
+  local incarnation, served = tonumber(record['incarnation']), tonumber(record['policy_version'])
+  if not incarnation or not served or incarnation >= 2^53 or served >= 2^53 then return -1, -1 end
+  return incarnation, served
+end
+local found = redis.call('MGET', KEYS[1], KEYS[2])
+local incarnation, served = -1, -1
+if found[1] and found[2] then incarnation, served = order(found[1]) end
+local same = found[1] == ARGV[4] and found[2] == ARGV[5]
+if incarnation < mine or (incarnation == mine and served <= version and not same) then
+  redis.call('MSET', KEYS[1], ARGV[4], KEYS[2], ARGV[5])
+  outcome = outcome + 1
+end
+return outcome
+"""
+)
+# KEYS …; ARGV prefix, then the type of each. The keys of another type, which are renamed.
+_SET_ASIDE = """
+local renamed = {}
+for i, key in ipairs(KEYS) do
+  local found = redis.call('TYPE', key).ok
+  if found ~= 'none' and found ~= ARGV[i + 1] then
+    redis.call('RENAME', key, ARGV[1] .. 'aside:' .. string.sub(key, #ARGV[1] + 1))
+    renamed[#renamed + 1] = {key, found, ARGV[i + 1]}
+  end
+end
+return renamed
+"""
+
+
+class Registry:
+    """The `servers`, `gpu`, `policy`, `manifest` and `run` keys.
+
+    Every method raises `UnavailableError` while Redis is away. What somebody else has put there is
+    passed over, and logged once.
+    """
+
+    def __init__(self, client: Redis, keys: RunKeys) -> None:
+        self._redis = client
+        self._keys = keys
+        self._said: set[str] = set()
+
+    async def set_aside(self) -> None:
+        """Rename each key of the run that is of another type than it must be.
+
+        Whoever works on the run calls it now and then: until it is renamed, the key cannot be used.
+        """
+        types = self._keys.types
+        renamed = await self._run_script(_SET_ASIDE, [*types], [self._keys.prefix, *types.values()])
+        for key, found, wanted in renamed:
+            logger.warning(
+                "the key %s was a %s and must be a %s: it is set aside as %saside:…",
+                *(key.decode(), found.decode(), wanted.decode(), self._keys.prefix),
+            )
+
+    async def heartbeat(self, record: ServerRecord, *, ttl_s: float = HEARTBEAT_TTL_S) -> None:
+        """Register a server, or renew its record; it counts as gone after `ttl_s` of silence."""
+        with redis_errors(self._redis):
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.hset(self._keys.servers, record.server_id, record.model_dump_json())
+                pipe.set(self._keys.heartbeat(record.server_id), 1, px=round(ttl_s * 1000))
+                await pipe.execute()
+
+    async def unregister(self, server_id: str) -> None:
+        """Take a server that stops out of the list at once."""
+        with redis_errors(self._redis):
+            async with self._redis.pipeline(transaction=True) as pipe:
+                pipe.hdel(self._keys.servers, server_id)
+                pipe.delete(self._keys.heartbeat(server_id))
+                await pipe.execute()
+
+    async def servers(self, *, starting: bool = False) -> list[ServerRecord]:
+        """Live servers by id. Those whose heartbeat expired are removed.
+
+        Args:
+            starting: With those that still load their model, which take neither work nor weights.
+        """
+        with redis_errors(self._redis):
+            texts: Any = await self._redis.hgetall(self._keys.servers)
+            if not texts:
+                return []
+            ids = [server_id.decode(errors="replace") for server_id in texts]
+            beats = await self._redis.mget([self._keys.heartbeat(name) for name in ids])
+            gone = [raw for raw, beat in zip(texts, beats, strict=True) if beat is None]
+            if gone:
+                await self._redis.hdel(self._keys.servers, *gone)
+        live = [
+            record
+            for name, raw in zip(ids, texts, strict=True)
+            if raw not in gone
+            and (record := self._read(ServerRecord, texts[raw], f"of the server {name:.100}"))
+            and (starting or record.state != "starting")
+        ]
+        return sorted(live, key=lambda record: record.server_id)
+
+    def _read(self, kind: type[M], text: bytes, what: str) -> M | None:
+        """A record; None where the text is none."""
+        try:
+            return kind.model_validate_json(text)
+        except ValidationError as error:
+            if what not in self._said:
+                logger.warning(
+                    "the record %s in Redis cannot be read and is passed over: is it another "
+                    "release's, or not this program's? %s: %.200r",
+                    *(what, error.errors()[0]["msg"], text),
+                )
+            self._said.add(what)
+            return None
+
+    async def claim_gpu(self, gpu: str, server_id: str, *, ttl_s: float = GPU_TTL_S) -> str:
+        """Take a GPU that nobody has, or renew the claim on one's own.
+
+        Args:
+            gpu: Its UUID.
+            server_id: Who asks.
+            ttl_s: The claim lives this long after its last renewal.
+
+        Returns:
+            Who has it now: `server_id`, or another server.
+        """
+        holder = await self._run_script(
+            _CLAIM_GPU, [self._keys.gpu(gpu)], [server_id, round(ttl_s * 1000)]
+        )
+        return str(holder.decode(errors="replace"))
+
+    async def release_gpu(self, gpu: str, server_id: str) -> None:
+        """Give a GPU back; without effect when it is another server's."""
+        await self._run_script(_RELEASE_GPU, [self._keys.gpu(gpu)], [server_id])
+
+    async def publish_policy(self, policy: PolicyRecord, manifest: WeightManifest) -> None:
+        """Make a version the one to serve; record and manifest change in one move.
+
+        Raises:
+            SupersededError: A later incarnation of the trainer has started.
+        """
+        keys = [self._keys.policy, self._keys.manifest, self._keys.run]
+        args: list[str | int] = [
+            policy.incarnation,
+            policy.model_dump_json(),
+            manifest.model_dump_json(),
+        ]
+        await self._fenced(_PUBLISH, keys, args)
+
+    async def policy(self) -> tuple[PolicyRecord, WeightManifest] | None:
+        """The version to serve with its manifest, read in one move; None before the first."""
+        with redis_errors(self._redis):
+            found: Any = await self._redis.mget([self._keys.policy, self._keys.manifest])
+        policy, manifest = found
+        if policy is None or manifest is None:
+            return None
+        record = self._read(PolicyRecord, policy, "of the policy")
+        weights = self._read(WeightManifest, manifest, "of its manifest")
+        return None if record is None or weights is None else (record, weights)
+
+    async def reassert(
+        self, policy: PolicyRecord, manifest: WeightManifest, committed_step: int
+    ) -> bool:
+        """Write again what a trainer has written and Redis has lost, or has an earlier state of.
+
+        Returns:
+            Whether anything was missing.
+
+        Raises:
+            SupersededError: A later incarnation of the trainer has started.
+        """
+        keys = [self._keys.policy, self._keys.manifest, self._keys.run]
+        args: list[str | int] = [policy.incarnation, committed_step, policy.policy_version]
+        args += [policy.model_dump_json(), manifest.model_dump_json()]
+        return await self._fenced(_REASSERT, keys, args) > 1
+
+    async def next_incarnation(self, *, at_least: int = 1) -> int:
+        """Start of a trainer: its incarnation, higher than every one before; one atomic step.
+
+        Args:
+            at_least: One more than the checkpoint's, for a Redis that lost its data.
+        """
+        return int(await self._run_script(_NEXT_INCARNATION, [self._keys.run], [at_least]))
+
+    async def incarnation(self) -> int:
+        """The latest trainer's; 0 before the first."""
+        return await self._run_number("incarnation")
+
+    async def commit_step(self, incarnation: int, step: int) -> None:
+        """Record the last step whose checkpoint is complete.
+
+        Raises:
+            SupersededError: A later incarnation of the trainer has started.
+        """
+        await self._fenced(_COMMIT, [self._keys.run], [incarnation, step])
+
+    async def committed_step(self) -> int:
+        """The last step whose checkpoint is complete; 0 before the first."""
+        return await self._run_number("committed_step")
+
+    async def _run_number(self, field: str) -> int:
+        with redis_errors(self._redis):
+            value: Any = await self._redis.hget(self._keys.run, field)
+        return int(value) if value and len(value) <= _DIGITS and value.isdigit() else 0
+
+    async def _fenced(self, script: str, keys: list[str], args: list[str | int]) -> int:
+        outcome = int(await self._run_script(script, keys, args))
+        if outcome == 0:
+            raise SupersededError(int(args[0]))
+        return outcome
+
+    async def _run_script(self, script: str, keys: list[str], args: list[str | int]) -> Any:
+        with redis_errors(self._redis):
+            return await self._redis.register_script(script)(keys=keys, args=args)

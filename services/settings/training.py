@@ -1,0 +1,229 @@
+"""Settings of training and of what it leaves: `[sampling]` to `[records]`."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from services.settings.deepspeed_json import zero_fields
+from services.settings.section import LocalPath, Section, expanded
+
+LossName = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo"]
+
+
+class SamplingSettings(Section):
+    """How training samples. Nothing here truncates the distribution: that would bias the ratios."""
+
+    temperature: float = Field(default=1.0, gt=0, le=2)
+    max_tokens: int = Field(default=1024, ge=1)
+
+
+class AlgorithmSettings(Section):
+    """What is learnt from a group. `docs/training.md` has formulas and papers."""
+
+    loss: LossName = "grpo"
+    """bnpo is dapo here: what sets it apart in TRL is that it depends on how a step is cut."""
+    clip_low: float = Field(default=0.2, gt=0, lt=1)
+    """Ratios under 1 - clip_low give no gradient where they would be pushed further down; cispo
+    has no such bound."""
+    clip_high: float = Field(default=0.2, gt=0)
+    """DAPO's clip-higher is 0.28; cispo caps its weight at 1 + clip_high; gspo's are near 4e-4."""
+    beta: float = Field(default=0.0, ge=0)
+    """Weight of the KL to the reference: the start model, or the policy with its adapter off."""
+    advantage_scale: Literal["group", "batch", "none"] = "group"
+    """Whose standard deviation divides the advantages. Dr. GRPO wants none, GDPO batch."""
+    normalise: Literal["total", "terms"] = "total"
+    """Compare total rewards within a group, or each term by itself and add the results with the
+    rubric's weights (GDPO)."""
+    old_logprobs: Literal["sampler", "trainer"] = "sampler"
+    """The ratio's denominator: what the sampler drew with, which corrects for lag and mismatch in
+    the ratio itself; or the trainer's own before the step, with `correction` for the rest."""
+    correction: Literal["none", "truncate", "mask"] = "none"
+    """Of trainer against sampler, with `old_logprobs = "trainer"`: weight by min(ratio, cap), or
+    drop what is over it."""
+    correction_level: Literal["token", "sequence"] = "token"
+    correction_cap: float = Field(default=2.0, gt=1)
+    mask_truncated: bool = False
+    """Completions cut at `sampling.max_tokens` give no gradient (DAPO, overlong filtering)."""
+    overlong_buffer: int = Field(default=0, ge=0)
+    """Tokens before `sampling.max_tokens` over which `overlong_penalty` grows from zero."""
+    overlong_penalty: float = Field(default=0.0, ge=0)
+    """Taken from the total reward of a completion of full length (DAPO, soft overlong
+    punishment)."""
+    dynamic_sampling: bool = False
+    """Replace groups whose rewards are all equal: they teach nothing (DAPO)."""
+    max_replaced: int = Field(default=0, ge=0)
+    """Groups that one step may replace, then it takes what there is; 0: three times its groups."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "AlgorithmSettings":
+        if self.correction != "none" and self.old_logprobs != "trainer":
+            raise ValueError(
+                f"correction = '{self.correction}' needs old_logprobs = 'trainer': with 'sampler' "
+                "the ratio already corrects"
+            )
+        if bool(self.overlong_buffer) != bool(self.overlong_penalty):
+            raise ValueError("overlong_buffer and overlong_penalty go together: set both or none")
+        if self.max_replaced and not self.dynamic_sampling:
+            raise ValueError(f"max_replaced = {self.max_replaced} needs dynamic_sampling = true")
+        return self
+
+
+class TrainerSettings(Section):
+    """GRPO on DeepSpeed."""
+
+    num_steps: int | None = Field(default=None, ge=1)
+    """Without it, as many as `num_epochs` takes."""
+    num_epochs: float = Field(default=1.0, gt=0)
+    groups_per_step: int = Field(default=32, ge=1)
+    """Prompts of one optimizer step, over all ranks."""
+    group_size: int = Field(default=8, ge=2)
+    """Completions of one prompt."""
+    max_policy_lag: int = Field(default=1, ge=0)
+    """Versions that a completion may be behind the trainer; 0 makes the loop synchronous."""
+    num_ranks: int = Field(default=1, ge=1)
+    """Processes of the trainer: `sgg-rl train` starts them on this machine, torchrun or srun on
+    several."""
+    tokens_per_micro_batch: int = Field(default=16384, ge=1)
+    """Of one forward and backward pass on one rank, padding counted."""
+    learning_rate: float = Field(default=6e-7, gt=0)
+    warmup_steps: int = Field(default=0, ge=0)
+    """Over these the learning rate rises linearly."""
+    lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """After them it stays, or falls to zero after the last step."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = Field(default=0.0, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    freeze_vision_tower: bool = False
+    freeze_projector: bool = False
+    """What maps the tower's features to the language model's."""
+    freeze_language_model: bool = False
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: less memory, a third more time."""
+    logprob_chunk: int = Field(default=1024, ge=1)
+    """Tokens whose logits over the vocabulary exist at the same time."""
+    checkpoint_every: int = Field(default=100, ge=1)
+    """Steps between checkpoints; the last step always has one."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    wait_timeout_s: float = Field(default=600.0, gt=0)
+    """Longest wait for rollouts, servers or Redis before the trainer gives up and says what was
+    missing. A rank that gives no sign of life for that long, or keeps the others waiting for twice
+    as long, is named and ends the run."""
+    max_dead_groups: int = Field(default=0, ge=0)
+    """Groups that may die between two steps (unreadable images, poisoned prompts) before the run
+    ends; 0: four times groups_per_step."""
+
+    def total_steps(self, num_rows: int) -> int:
+        """Optimizer steps of a run on a training set of so many usable rows."""
+        if self.num_steps is not None:
+            return self.num_steps
+        return max(1, int(self.num_epochs * num_rows / self.groups_per_step))
+
+    @property
+    def vision_trained(self) -> bool:
+        """Whether any weight that an image passes before the language model is trained."""
+        return not (self.freeze_vision_tower and self.freeze_projector)
+
+    @property
+    def partly_frozen(self) -> bool:
+        """Whether some weights stay those of `model.path`."""
+        return self.freeze_vision_tower or self.freeze_projector or self.freeze_language_model
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TrainerSettings":
+        if self.groups_per_step % self.num_ranks:
+            raise ValueError(
+                f"groups_per_step ({self.groups_per_step}) must be a multiple of num_ranks "
+                f"({self.num_ranks})"
+            )
+        if self.freeze_vision_tower and self.freeze_projector and self.freeze_language_model:
+            raise ValueError("everything is frozen: leave one of the three freeze_* flags false")
+        return self
+
+
+class DeepSpeedSettings(Section):
+    """How the trainer's memory is shared out."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """Where it is not set, `config_file` decides; so for both offloads."""
+    offload_optimizer: bool = False
+    """Optimizer state in the host's memory."""
+    offload_parameters: bool = False
+    """Parameters too; stage 3 only."""
+    export_bucket_gib: float = Field(default=0.5, gt=0)
+    """Of stage 3: parameters gathered at a time for a weight update."""
+    config_file: LocalPath | None = None
+    """DeepSpeed's own JSON, over what these settings generate. Batch sizes and precision stay the
+    trainer's; `"auto"` leaves a value to it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_own_file(cls, fields: Any) -> Any:
+        if not isinstance(fields, Mapping) or not fields.get("config_file"):
+            return fields
+        return zero_fields(Path(expanded(str(fields["config_file"])))) | dict(fields)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DeepSpeedSettings":
+        if self.offload_parameters and self.zero_stage != 3:
+            raise ValueError("offload_parameters needs zero_stage = 3")
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs zero_stage of at least 1")
+        return self
+
+
+class LoraSettings(Section):
+    """A low-rank adapter in place of all weights."""
+
+    rank: int = Field(default=0, ge=0)
+    """0 trains all weights that are not frozen."""
+    alpha: float = Field(default=32.0, gt=0)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """SFT only: in GRPO the trainer must score with what the sampler sampled with."""
+    target_modules: str | list[str] = (
+        r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+    )
+    """Names, or a regular expression of whole module names."""
+
+
+class SftSettings(Section):
+    """Supervised fine-tuning, before GRPO."""
+
+    num_steps: int | None = Field(default=None, ge=1)
+    """Without it, as many as `num_epochs` takes."""
+    num_epochs: float = Field(default=3.0, gt=0)
+    batch_size: int = Field(default=32, ge=1)
+    """Answers of one optimizer step, over all ranks."""
+    micro_batch_size: int = Field(default=8, ge=1)
+    """Answers of one forward and backward pass on one rank."""
+    learning_rate: float = Field(default=1e-5, gt=0)
+    """At the end of the warm-up; then a cosine takes it to 0."""
+    warmup_steps: int = Field(default=30, ge=0)
+    shuffle_graph: bool = False
+    """Write an answer's objects and relationships in another order each epoch, by the seed."""
+    thinking_column: str = "thinking"
+    """Column of the dataset with the text inside `<think>`; read where `data.thinking` is on."""
+    checkpoint_every: int = Field(default=500, ge=1)
+    """Steps between checkpoints, for `--resume`."""
+
+    @model_validator(mode="after")
+    def _divisible(self) -> "SftSettings":
+        if self.batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"micro_batch_size ({self.micro_batch_size}) must divide "
+                f"batch_size ({self.batch_size})"
+            )
+        return self
+
+
+class RecordsSettings(Section):
+    """Where a run's numbers go beside `metrics.jsonl`."""
+
+    tensorboard: bool = False
+    """Event files in the run's folder: `tensorboard --logdir runs`."""
+    wandb: bool = False
+    """Weights & Biases; `WANDB_MODE=offline` keeps it on this machine."""
+    wandb_project: str = "sgg-rl"
+    keep_rollouts: int = Field(default=100, ge=0)
+    """Committed steps whose `rollouts/` files stay; 0 keeps all."""

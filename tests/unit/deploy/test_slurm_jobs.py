@@ -1,0 +1,257 @@
+"""What a job's script is made of, and what is refused before it is queued."""
+
+import shutil
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from deploy.slurm.commands import is_active
+from deploy.slurm.layout import Job
+from deploy.slurm.render import render
+from deploy.slurm.site import DEPLOY_FOLDER, load_site, shipped_sites
+from deploy.slurm.status import JobStatus, status_lines
+from deploy.slurm.submit import JobRecord, job_settings
+from deploy.slurm.submit import submit as submit_job
+from scene_data.toy import make_toy
+from services.errors import ConflictError, NotFoundError, SettingsError
+from services.settings import Settings, load_settings
+from services.settings.deploy import DeploySettings
+
+A100 = [
+    "model.path=Qwen/Qwen2-VL-2B-Instruct",
+    "data.train=t",
+    "data.heldout=h.parquet",
+    "deploy.site=a100",
+    'deploy.site_values={partition = "gpu", venv = "/opt/venv"}',
+]
+APART = [
+    *A100,
+    "trainer.num_ranks=4",
+    "cluster.num_rollout_servers=8",
+    "weights.transport=disk",
+]
+HOMOGENEOUS = [*APART, "deploy.kind=homogeneous"]
+SINGLE = [*A100, "deploy.kind=single", "cluster.num_rollout_servers=3"]
+COLOCATED = [
+    *A100,
+    "deploy.kind=colocated",
+    "trainer.num_ranks=4",
+    "cluster.num_rollout_servers=4",
+    "weights.transport=ipc",
+    "rollout.gpu_memory_utilization=0.35",
+]
+JOBS: dict[str, tuple[Job, list[str]]] = {
+    "heterogeneous": ("train", APART),
+    "homogeneous": ("train", HOMOGENEOUS),
+    "single": ("train", SINGLE),
+    "colocated": ("train", COLOCATED),
+    "sft": ("sft", [*A100, "trainer.num_ranks=4"]),
+    "infer": ("infer", [*A100, "cluster.num_rollout_servers=8"]),
+}
+
+
+def settings(*overrides: str) -> Settings:
+    return load_settings([], overrides, environment={})
+
+
+def script(name: str, *more: str) -> str:
+    job, overrides = JOBS[name]
+    return render(job_settings(settings(*overrides, *more), job), job)
+
+
+def options(text: str) -> list[str]:
+    return [line.removeprefix("#SBATCH ") for line in text.splitlines() if "#SBATCH" in line]
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_every_script_is_bash_that_a_linter_passes(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "job.sh"
+    file.write_text(script(name))
+    subprocess.run(["bash", "-n", str(file)], check=True)
+    if shutil.which("shellcheck") is None:
+        pytest.skip("no shellcheck here (Debian: apt-get install shellcheck)")
+    # SC1091: it cannot follow the site's virtual environment.
+    linter = ["shellcheck", "--exclude=SC1091", str(file), str(DEPLOY_FOLDER / "task.sh")]
+    found = subprocess.run(linter, capture_output=True, text=True)
+    assert found.returncode == 0, found.stdout
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_every_job_can_be_queued_again_and_is_told_before_its_end(name: str) -> None:
+    wanted = {"--requeue", "--open-mode=append", "--signal=B:USR1@300", "--partition=gpu"}
+    assert wanted <= {*options(script(name))}
+
+
+def test_components_of_a_heterogeneous_job() -> None:
+    found = options(script("heterogeneous"))
+    first, second = found[: found.index("hetjob")], found[found.index("hetjob") :]
+    assert "--nodes=1 --ntasks-per-node=4 --cpus-per-task=16" in first
+    assert "--nodes=2 --ntasks-per-node=4 --cpus-per-task=16" in second
+    assert "--gpus-per-node=4" in first
+    assert "--gpus-per-node=4" in second
+    assert "--no-kill" not in found
+
+
+def test_only_a_homogeneous_job_outlives_a_node() -> None:
+    assert "--no-kill" in options(script("homogeneous"))
+    assert "--no-kill" in options(script("infer"))
+    assert not {"--no-kill"} & {*options(script("single")), *options(script("colocated"))}
+
+
+@pytest.mark.parametrize("name", JOBS)
+def test_a_job_that_outlives_nodes_is_watched_from_the_others(name: str) -> None:
+    assert ('task.sh" watch' in script(name)) == ("--no-kill" in options(script(name)))
+
+
+def test_there_is_no_watch_on_a_single_node() -> None:
+    assert "watch" not in script("infer", "cluster.num_rollout_servers=1")
+
+
+def test_options_of_the_user_come_after_those_of_the_site() -> None:
+    found = options(script("single", 'deploy.sbatch=["--partition=long", "--qos=high"]'))
+    assert found.index("--partition=gpu") < found.index("--partition=long")
+    assert "--qos=high" in found
+
+
+def test_both_see_the_same_gpu_only_where_they_share_it() -> None:
+    for name, shared in {"colocated": True, "single": False}.items():
+        steps = [part for part in script(name).split("\n\n") if "--ntasks-per-node" in part]
+        trainer = next(part for part in steps if "run_main trainer" in part)
+        assert ("--overlap" in trainer) == shared
+
+
+def test_a_rank_waits_for_the_server_on_its_gpu_only_where_there_is_one() -> None:
+    for name in JOBS:
+        found = "export SGG_JOB_SERVER_WAIT_S=600\n" in script(name)
+        assert found == (name == "colocated")
+
+
+def test_names_are_quoted() -> None:
+    text = script("infer", "data.heldout=my data.parquet", "run.root=some runs")
+    assert "-- infer 'my data.parquet' \"${servers[@]}\"" in text
+    assert "some runs/run/inference'" in text
+
+
+def test_a_site_without_gpu_options() -> None:
+    site = 'deploy.site_values={account = "a", venv = "/opt/venv"}'
+    one = ["deploy.gpus_per_node=1", "trainer.num_ranks=1", "cluster.num_rollout_servers=2"]
+    found = script("heterogeneous", "deploy.site=tacc-vista", site, *one)
+    assert not [line for line in options(found) if "gpu" in line or "--mem" in line]
+    assert "--gres" not in found
+    assert "--gpus" not in found
+
+
+def test_an_inference_is_a_run_of_its_own() -> None:
+    found = job_settings(settings(*JOBS["infer"][1]), "infer")
+    assert found.run.folder == Path("runs/run/inference")
+
+
+@pytest.mark.parametrize("name", shipped_sites())
+def test_each_shipped_site_says_what_it_needs(name: str) -> None:
+    tree = tomllib.loads((DEPLOY_FOLDER / "sites" / f"{name}.toml").read_text())
+    with pytest.raises(SettingsError, match=f"{next(iter(tree['values']))} = ") as error:
+        load_site(DeploySettings(site=name))
+    assert "\n" not in error.value.message
+    values = dict.fromkeys(tree["values"], "VALUE")
+    site = load_site(DeploySettings(site=name, site_values=values))
+    texts = [*site.sbatch, *site.srun, *site.setup]
+    assert not [text for text in texts if "<" in text]
+    assert sum("VALUE" in text for text in texts) == len(values)
+
+
+def test_variables_of_slingshot_are_set_on_alps_alone() -> None:
+    for name in shipped_sites():
+        text = (DEPLOY_FOLDER / "sites" / f"{name}.toml").read_text()
+        assert ("FI_CXI" in text) == (name == "cscs-alps")
+
+
+@pytest.mark.parametrize(
+    ("base", "change", "message"),
+    [
+        (APART, "deploy.gpus_per_node=3", "trainer.num_ranks is 4, and nodes have 3 GPUs each"),
+        (APART, "cluster.num_rollout_servers=9", "set it to 8 or 12"),
+        (APART, "weights.transport=shm", "weights.transport = 'shm'"),
+        (APART, "weights.transport=ipc", "weights.transport = 'ipc'"),
+        (APART, "deploy.gpus_per_node=8", "deploy.gpus_per_node is 8"),
+        (APART, "deploy.site=", "deploy.site is not set"),
+        (APART, "deploy.site=nowhere", "there is no nowhere: choose one of"),
+        (APART, 'deploy.site_values={venv = "/v", partition = "p", x = "y"}', "has x, which"),
+        (SINGLE, "cluster.num_rollout_servers=4", "need 5 GPUs of one node, which gives 4"),
+        (COLOCATED, "trainer.num_ranks=8", "so set both to the number of GPUs"),
+        (COLOCATED, "rollout.gpu_memory_utilization=0.85", "rollout.gpu_memory_utilization"),
+        (COLOCATED, "weights.transport=nccl", "weights.transport = 'nccl'"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(base: list[str], change: str, message: str) -> None:
+    with pytest.raises(SettingsError) as error:
+        render(settings(*base, change), "train")
+    assert message in error.value.message
+    assert "\n" not in error.value.message
+
+
+def test_no_slurm_here_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NotFoundError, match="there is no sbatch here: run this on a login node"):
+        submit_job(settings(*APART, f"run.root={tmp_path}", *_readable(tmp_path)), "train")
+
+
+def _readable(folder: Path) -> list[str]:
+    make_toy(folder / "toy", num_train=2, num_heldout=2)
+    splits = {"train": "train", "heldout": "heldout"}
+    data = [f"data.{field}={folder}/toy/{split}.parquet" for field, split in splits.items()]
+    return ["model.path=assets/toy-start", *data]
+
+
+def test_what_the_job_could_not_read_is_said_before_it_is_queued(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"data\.train: t is not a dataset"):
+        submit_job(settings(*APART, f"run.root={tmp_path}"), "train")
+    assert not list(tmp_path.rglob("job.sh"))
+
+
+def test_a_model_that_an_earlier_job_makes_may_be_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    overrides = [f"run.root={tmp_path}", *_readable(tmp_path), "model.path=runs/sft/model"]
+    with pytest.raises(SettingsError, match=r"model\.path: there is no runs/sft/model"):
+        submit_job(settings(*APART, *overrides), "train")
+    with pytest.raises(NotFoundError, match="there is no sbatch here"):  # all else is looked at
+        submit_job(settings(*APART, *overrides), "train", after="7")
+
+
+def test_checkpoints_are_gone_on_with_only_when_asked(tmp_path: Path) -> None:
+    (tmp_path / "run" / "checkpoints" / "step-4").mkdir(parents=True)
+    with pytest.raises(ConflictError, match="add --resume"):
+        submit_job(settings(*APART, f"run.root={tmp_path}"), "train")
+
+
+def test_a_person_reads_the_status() -> None:
+    record = JobRecord(job="train", job_id="7", kind="single", submitted=0.0)
+    found = JobStatus(
+        run="demo",
+        record=record,
+        state="RUNNING",
+        reason=None,
+        nodes="g[0-1]",
+        runtime="00:10:00",
+        requeues=2,
+        exit_code=None,
+        step=12,
+        num_steps=80,
+        last_step_s=3.2,
+        logs=Path("runs/demo/logs"),
+    )
+    assert status_lines(found) == [
+        "run demo: train job 7, single: RUNNING on g[0-1] for 00:10:00",
+        "queued again: 2 times",
+        "step 12 of 80, 3 s ago",
+        "logs: runs/demo/logs (job.log first)",
+    ]
+
+
+def test_a_job_that_is_held_after_a_requeue_is_active() -> None:
+    assert is_active({"JobState": "PENDING"})
+    assert not is_active({"JobState": "COMPLETED"})
+    assert not is_active(None)

@@ -1,0 +1,185 @@
+import re
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from planning.dry_run import dry_run
+from planning.estimate import estimate_memory
+from planning.shapes import KNOWN, model_shape
+from rollout_service.vllm.gpu_memory import server_memory
+from services.errors import SettingsError
+from services.host.gpu import GIB
+from services.models.families import with_box_space
+from services.settings import Settings, load_settings
+
+CONFIGS = Path(__file__).parents[3] / "configs"
+RECIPES = sorted(CONFIGS.glob("r1-sgg/*-*.toml"))
+HARDWARE = sorted(CONFIGS.glob("hardware/*.toml"))
+PUBLISHED = {
+    "Qwen/Qwen2-VL-2B-Instruct": 2_208_985_600,
+    "Qwen/Qwen2-VL-7B-Instruct": 8_291_375_616,
+    "Qwen/Qwen2.5-VL-3B-Instruct": 3_754_622_976,
+    "Qwen/Qwen2.5-VL-7B-Instruct": 8_292_166_656,
+    "Qwen/Qwen3-VL-2B-Instruct": 2_127_532_032,
+    "Qwen/Qwen3-VL-4B-Instruct": 4_437_815_808,
+    "Qwen/Qwen3-VL-8B-Instruct": 8_767_123_696,
+}
+
+
+@pytest.mark.parametrize("name", KNOWN)
+def test_shapes_have_the_published_number_of_parameters(name: str) -> None:
+    assert model_shape(name).num_parameters == PUBLISHED[name]
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_recipe_is_that_of_the_paper_and_fits_its_hardware(recipe: Path) -> None:
+    data, vocabulary, size, start = recipe.stem.split("-")
+    for files in ([recipe], *([recipe, hardware] for hardware in HARDWARE)):
+        settings = load_settings(files, [], {})
+        trainer = settings.trainer
+        assert (trainer.group_size, trainer.groups_per_step, trainer.learning_rate) == (8, 32, 6e-7)
+        assert (settings.algorithm.beta, settings.sampling.temperature) == (0, 1)
+        assert (settings.rollout.max_model_len, settings.sampling.max_tokens) == (3072, 1024)
+        assert settings.model.max_pixels == 512 * 28 * 28
+        assert (trainer.num_epochs, trainer.checkpoint_every) == (1, 100)
+        assert trainer.max_grad_norm == (0.3 if start == "sft" else 1.0)
+        assert settings.data.thinking == (start != "sft")
+        assert data in settings.data.train
+        assert settings.data.vocabulary == (data if vocabulary == "closed" else None)
+        shape = model_shape(f"Qwen/Qwen2-VL-{size.upper()}-Instruct")
+        memory = settings.cluster.gpu_memory_gib
+        assert memory is not None
+        assert estimate_memory(settings, shape).total < memory
+        if settings.shares_gpus:
+            server_memory(settings, int(memory * GIB), 2 * shape.num_parameters)
+    if start == "grpo":
+        sft = load_settings(recipe.with_name(recipe.name.replace("grpo", "sft")), [], {})
+        assert settings.model.path == str(sft.run.folder / "model")
+
+
+FAMILY_RECIPES = sorted(CONFIGS.glob("qwen*/*.toml"))
+
+
+@pytest.mark.parametrize("recipe", FAMILY_RECIPES, ids=lambda path: path.stem)
+def test_recipe_of_another_family_is_the_paper_s_but_for_its_model_and_fits(recipe: Path) -> None:
+    found = re.fullmatch(r"(\w+)-closed-(.+)-(\w+)-(\w+)", recipe.stem)
+    assert found is not None
+    data, family, size, start = found.groups()
+    assert recipe.parent.name == family
+    theirs = load_settings(CONFIGS / f"r1-sgg/{data}-closed-2b-{start}.toml", [], {})
+    published = f"Qwen/{family.replace('qwen', 'Qwen').replace('vl', 'VL')}-{size.upper()}-Instruct"
+    path = published if start != "grpo" else f"runs/{recipe.stem.replace('grpo', 'sft')}/model"
+    settings = load_settings(recipe, [], {})
+    assert (settings.run.name, settings.model.path) == (recipe.stem, path)
+    model = theirs.model.model_copy(update={"path": path})
+    assert settings == theirs.model_copy(update={"run": settings.run, "model": model})
+    decided = with_box_space(load_settings(recipe, [f"model.path={published}"], {}))
+    assert decided.model.box_space == ("pixels" if "2.5" in family else "relative_1000")
+    shape = model_shape(published)
+    for hardware in HARDWARE:
+        settings = load_settings([recipe, hardware], [], {})
+        memory = settings.cluster.gpu_memory_gib
+        assert memory is not None
+        assert estimate_memory(settings, shape).total < memory
+        if settings.shares_gpus:
+            server_memory(settings, int(memory * GIB), 2 * shape.num_parameters)
+
+
+def test_there_is_a_recipe_for_each_run_of_the_paper() -> None:
+    names = product(["vg150", "psg"], ["open", "closed"], ["2b", "7b"], ["sft", "zero", "grpo"])
+    rewards = {"vg150-closed-7b-soft", "vg150-closed-7b-relaxed"}
+    assert {path.stem for path in RECIPES} == {"-".join(name) for name in names} | rewards
+    models = ["qwen2.5-vl-3b", "qwen2.5-vl-7b", "qwen3-vl-4b", "qwen3-vl-8b"]
+    others = product(["vg150", "psg"], ["closed"], models, ["sft", "zero", "grpo"])
+    assert {path.stem for path in FAMILY_RECIPES} == {"-".join(name) for name in others}
+
+
+def toy(tmp_path: Path, **sections: dict[str, object]) -> Settings:
+    from scene_data.toy import make_toy
+
+    make_toy(tmp_path / "toy", num_train=40, num_heldout=4)
+    base: dict[str, object] = {
+        "model": {"path": "assets/toy-start", "dtype": "float32"},
+        "data": {"train": str(tmp_path / "toy/train.parquet"), "template": "toy"},
+        "trainer": {"groups_per_step": 8, "num_epochs": 2},
+    }
+    return Settings.model_validate(base | sections)
+
+
+def test_says_steps_and_memory_and_is_a_file_of_settings(tmp_path: Path) -> None:
+    settings = toy(tmp_path)
+    text = dry_run(settings)
+    assert "# steps: 10, 2.00 epochs of 40 images" in text
+    assert "#   together" in text
+    (tmp_path / "again.toml").write_text(text)
+    assert load_settings(tmp_path / "again.toml", [], {}) == settings
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"model": {"path": "runs/nothing/model"}}, r"model.path: there is no runs/nothing/model"),
+        ({"model": {"path": "tests"}}, "model.path: tests has no config.json"),
+        ({"data": {"train": "nothing.parquet"}}, "data.train: nothing.parquet is not a dataset"),
+        ({"reward": {"rubric": "nice"}}, "reward.rubric: .*nice"),
+        (
+            {"data": {"train": "any", "task": "det"}, "reward": {"rubric": "r1-hard"}},
+            "reward.rubric: .*'r1-hard' has no term about the graph for task 'det'",
+        ),
+        ({"cluster": {"gpu_memory_gib": 0.5}}, r"cluster.gpu_memory_gib is 0.5 .*zero_stage"),
+        (
+            {"weights": {"transport": "ipc"}},
+            r"gpu_memory_utilization is 0.85: a trainer rank is on the same GPU",
+        ),
+        (
+            {
+                "weights": {"transport": "ipc"},
+                "rollout": {"gpu_memory_utilization": 0.2},
+                "cluster": {"gpu_memory_gib": 10},
+            },
+            r"gpu_memory_utilization = 0.2 of 10.0 GiB has no room for a KV cache",
+        ),
+        ({"lora": {"rank": 8}}, r"lora.rank = 8 and weights.transport = 'shm'"),
+        ({"lora": {"rank": 8, "dropout": 0.1}, "weights": {"transport": "lora"}}, "lora.dropout"),
+    ],
+)
+def test_what_is_wrong_is_said_with_the_field(
+    tmp_path: Path, sections: dict[str, dict[str, object]], message: str
+) -> None:
+    with pytest.raises(SettingsError, match=message):
+        dry_run(toy(tmp_path, **sections))
+
+
+def test_the_head_s_gradient_and_a_version_for_ipc_count() -> None:
+    recipe = CONFIGS / "r1-sgg/vg150-closed-7b-zero.toml"
+    hardware = CONFIGS / "hardware/80gbx1.toml"
+    shape = model_shape("Qwen/Qwen2-VL-7B-Instruct")
+
+    def parts(*changes: str) -> dict[str, float]:
+        return estimate_memory(load_settings([recipe, hardware], changes, {}), shape).parts
+
+    found = parts()
+    head = shape.vocab_size * shape.hidden_size
+    assert found["head's gradient"] == (4 + 2) * head / GIB
+    step = ("activations", "attention mask", "logits of a chunk", "head's gradient")
+    version = 2 * shape.num_parameters / GIB
+    assert sum(found[name] for name in (*step, "version over a step")) == pytest.approx(version)
+    assert "version over a step" not in parts("weights.transport=shm", "deploy.kind=colocated")
+    assert "head's gradient" not in parts("trainer.freeze_language_model=true")
+
+
+def test_sharding_offloading_and_adapters_need_less(tmp_path: Path) -> None:
+    recipe = load_settings(CONFIGS / "r1-sgg/vg150-closed-7b-zero.toml", [], {})
+    shape = model_shape(recipe.model.path)
+
+    def total(**deepspeed: object) -> float:
+        changed = recipe.deepspeed.model_copy(update=deepspeed)
+        return estimate_memory(recipe.model_copy(update={"deepspeed": changed}), shape).total
+
+    stages = [total(zero_stage=stage) for stage in (0, 1, 2, 3)]
+    assert stages == sorted(stages, reverse=True)
+    assert len(set(stages)) == 4
+    assert total(zero_stage=2, offload_optimizer=True) < stages[2]
+    lora = recipe.lora.model_copy(update={"rank": 16})
+    assert estimate_memory(recipe.model_copy(update={"lora": lora}), shape).total < stages[1]

@@ -1,0 +1,173 @@
+"""`sgg-rl plan`: shipped clusters, rates of a run, what saturates, what a person sees."""
+
+import io
+import json
+from pathlib import Path
+from random import Random
+
+import pytest
+
+from cli.commands.plan import plan as plan_command
+from launcher.terminal import SafeConsole
+from planning.shapes import model_shape
+from planning.simulation.cluster import SHIPPED, load_cluster
+from planning.simulation.compare import make_plan
+from planning.simulation.derive import derived
+from planning.simulation.limits import limits
+from planning.simulation.measure import measured
+from planning.simulation.splits import all_splits, best
+from planning.simulation.view import plan_json, plan_view
+from services.errors import InvalidInputError, SettingsError
+from services.settings import Settings, load_settings
+
+RUN = Path("configs/r1-sgg/vg150-closed-2b-zero.toml")
+
+
+def settings(**trainer: int) -> Settings:
+    small = {"groups_per_step": 8, "group_size": 4, "num_ranks": 1} | trainer
+    return load_settings(RUN, [f"trainer.{name}={value}" for name, value in small.items()])
+
+
+@pytest.mark.parametrize("file", sorted(SHIPPED.glob("*.toml")), ids=lambda file: file.stem)
+def test_a_shipped_cluster_is_usable_and_claims_no_measurement(file: Path) -> None:
+    cluster = load_cluster(file.stem)
+    given = [*cluster.rates.values()]
+    for section in (cluster.hardware, cluster.workload):
+        given += [getattr(section, name) for name in type(section).model_fields]
+    assert {one.basis for one in given} <= {"assumption", "datasheet"}
+    table = derived(settings(), cluster, model_shape("Qwen/Qwen2-VL-2B-Instruct"))
+    assert "measured" not in {one.basis for one in table.values()}
+
+
+def test_a_cluster_that_is_not_there_or_not_right_is_said(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="shipped are 24gbx32, 80gbx1, a100x16"):
+        load_cluster("a100")
+    file = tmp_path / "mine.toml"
+    text = (SHIPPED / "a100x16.toml").read_text()
+    file.write_text(text.replace("count = 16", "count = 0"))
+    with pytest.raises(SettingsError, match=r"mine.toml is not usable: gpus.count: "):
+        load_cluster(str(file))
+    file.write_text("[gpus")
+    with pytest.raises(SettingsError, match="is not TOML"):
+        load_cluster(str(file))
+
+
+def test_one_gpu_is_shared_over_ipc_only() -> None:
+    with pytest.raises(SettingsError, match=r"weights.transport = 'ipc'"):
+        make_plan(settings(), load_cluster("80gbx1"))
+    shared = load_settings(
+        RUN,
+        [
+            "weights.transport=ipc",
+            "rollout.gpu_memory_utilization=0.3",
+            "trainer.groups_per_step=8",
+        ],
+    )
+    found = make_plan(shared, load_cluster("80gbx1"))
+    assert [split.shape.colocated for split in found.splits] == [True]
+
+
+def test_the_text_fits_100_columns_and_the_json_has_all_sources() -> None:
+    found = make_plan(settings(), load_cluster("a100x16"), gpus=(8, 32))
+    console = SafeConsole(width=100, record=True, file=io.StringIO())
+    console.print(plan_view(found))
+    text = console.export_text()
+    assert max(map(len, text.splitlines())) <= 100
+    assert text.count("<- best") == 1
+    assert "are not measured on these GPUs" in text
+    tree = json.loads(plan_json(found))
+    assert [one["num_gpus"] for one in tree["scaling"]] == [8, 8, 32, 32]
+    assert [one["shape"]["groups_per_step"] for one in tree["scaling"]] == [8, 4, 8, 16]
+    assert sum(split["best"] for split in tree["splits"]) == 1
+    assert all(rate["source"] for rate in tree["rates"].values())
+    assert plan_json(found) == plan_json(
+        make_plan(settings(), load_cluster("a100x16"), gpus=(8, 32))
+    )
+
+
+def test_a_trainer_that_does_not_fit_is_not_the_best() -> None:
+    run, cluster = settings(groups_per_step=16), load_cluster("a100x16")
+    shape = model_shape(run.model.path)
+    table = derived(run, cluster, shape)
+    splits = all_splits(run, table, shape, num_gpus=16, gpu_memory_gib=1e9)
+    sizes = sorted(split.trainer_gib or 0.0 for split in splits)
+    tight = all_splits(run, table, shape, num_gpus=16, gpu_memory_gib=(sizes[0] + sizes[1]) / 2)
+    assert sum(split.fits for split in tight) == 1
+    assert best(tight).trainer_gib == sizes[0]
+
+
+def test_the_part_that_is_fullest_comes_first() -> None:
+    run, cluster = settings(), load_cluster("a100x16")
+    table = derived(run, cluster, model_shape(run.model.path))
+    slow = table | {"redis_s": table["redis_s"].model_copy(update={"value": 10.0})}
+    split = all_splits(run, slow, None, num_gpus=4, gpu_memory_gib=None)[-1]
+    found = limits(split, slow, run, 1e9)
+    assert [limit.share for limit in found] == sorted((x.share for x in found), reverse=True)
+    assert found[0].name == "Redis"
+    assert found[0].share == pytest.approx(1.0, abs=0.05), "the simulated loop waits for it"
+    assert split.step_s == pytest.approx(80, rel=0.05)
+
+
+def run_folder(folder: Path, num_steps: int) -> Path:
+    """Of a run with two ranks and a server of 100 tokens/s that is busy half of the time."""
+    (folder / "rollouts").mkdir(parents=True)
+    group = {
+        "server_id": "one",
+        "sampling_s": 2.0,
+        "prompt_token_ids": [1] * 10,
+        "completions": [{"token_ids": [1] * 60}, {"token_ids": [1] * 40}],
+    }
+    row = {
+        "num_tokens": 200,
+        "num_groups": 2,
+        "policy_lag_max": 1,
+        "preparation_s": 0.5,
+        "sampler_idle_fraction": 0.5,
+        "phases_s": {"wait": 1.0, "prepare": 0.0, "train": 2.5, "publish": 0.5},
+    }
+    with (folder / "metrics.jsonl").open("w") as file:
+        for step in range(num_steps):
+            file.write(json.dumps({"step": step, **row}) + "\n")
+            for rank in range(2):
+                rollouts = folder / f"rollouts/step-{step:06d}.rank{rank}.jsonl"
+                rollouts.write_text(json.dumps({"rollout": group}) + "\n")
+    return folder
+
+
+def test_rates_of_a_run_are_what_it_did(tmp_path: Path) -> None:
+    run, cluster = settings(), load_cluster("a100x16")
+    table = derived(run, cluster, model_shape(run.model.path))
+    found, lengths = measured(run_folder(tmp_path / "run", 10), table)
+    pace = found["tokens_per_s"]
+    # Two groups for 2 s each in 2 busy seconds of a step; the shorter answer is there for 4/3 s.
+    half = found["half_sequences"].value
+    assert pace.value * (10 / 3) / (10 / 3 + half) == pytest.approx(100)
+    assert (pace.basis, found["half_sequences"].basis) == ("measured", "derived")
+    assert pace.source == f"{tmp_path / 'run'}, 8 steps"
+    fixed_s, slowed = found["fixed_s"].value, found["doubling_efficiency"].value
+    assert fixed_s + found["token_s"].value * 110 / slowed == pytest.approx(2.5)
+    assert found["export_s"].value == 0.5
+    assert lengths(Random(0)) == (60, 40)
+
+
+def test_a_run_with_too_little_is_refused(tmp_path: Path) -> None:
+    run, cluster = settings(), load_cluster("a100x16")
+    table = derived(run, cluster, model_shape(run.model.path))
+    with pytest.raises(InvalidInputError, match=r"there is no .*metrics.jsonl"):
+        measured(tmp_path, table)
+    with pytest.raises(InvalidInputError, match="has too few steps: measure a run of at least 5"):
+        measured(run_folder(tmp_path / "short", 4), table)
+    sft = tmp_path / "sft"
+    sft.mkdir()
+    rows = [json.dumps({"step": step, "loss": 1.0}) for step in range(9)]
+    (sft / "metrics.jsonl").write_text("\n".join(rows))
+    with pytest.raises(
+        InvalidInputError, match="lacks num_groups, num_tokens, phases_s: is it a GRPO run's"
+    ):
+        measured(sft, table)
+
+
+@pytest.mark.parametrize("text", ["1", "64,x", "-3"])
+def test_numbers_of_gpus_are_checked(text: str) -> None:
+    with pytest.raises(SettingsError, match="write numbers from 2 on"):
+        plan_command("a100x16", gpus=text)

@@ -1,0 +1,108 @@
+"""From scored groups to advantages."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from services.errors import SettingsError
+from services.http.clients.reward import RewardClient
+from services.schemas.rewards import Reward
+from services.settings.training import AlgorithmSettings
+from trainer.algorithms.advantages import group_relative, overlong_punishment, term_relative
+from trainer.types import TrainGroup
+
+SPREAD = 1e-6
+"""Rewards that differ by less are equal: a term counts things, and its rounding teaches nothing."""
+
+
+def has_spread(rewards: Sequence[Reward], normalise: Literal["total", "terms"] = "total") -> bool:
+    """Whether a group's completions differ in what they are compared by, so that it can teach.
+
+    DAPO (arXiv 2503.14476), section 3.2, keeps groups whose rewards are not all equal. The
+    punishment of length does not count, as in DAPO: it filters by accuracy.
+
+    Args:
+        rewards: Of one group.
+        normalise: `algorithm.normalise`: with "terms", one term that differs is enough.
+    """
+    if normalise == "total":
+        return _differ([reward.total for reward in rewards])
+    return any(_differ([r.breakdown[term] for r in rewards]) for term in rewards[0].breakdown)
+
+
+async def term_weights(rubric: str | Mapping[str, Any], client: RewardClient) -> dict[str, float]:
+    """What each term of a rubric weighs in the total.
+
+    Args:
+        rubric: `reward.rubric`: a rubric in full says it itself, of a name the service knows.
+        client: Of the reward service.
+
+    Raises:
+        SettingsError: The service has no rubric of this name, or the given one has no terms.
+        UnavailableError: The service is not reachable.
+    """
+    if not isinstance(rubric, str):
+        terms = rubric.get("terms")
+    else:
+        listed = {r.rubric["name"]: r.rubric["terms"] for r in (await client.rubrics()).rubrics}
+        terms = listed.get(rubric)
+    if not isinstance(terms, Mapping) or not terms:
+        raise SettingsError(
+            f"reward.rubric {rubric!r} has no terms to normalise: name one of `GET /v1/rubrics` at "
+            f"{client.url}, give it in full, or set algorithm.normalise = 'total'"
+        )
+    return dict(terms)
+
+
+def with_advantages(
+    groups: Sequence[TrainGroup],
+    algorithm: AlgorithmSettings,
+    weights: Mapping[str, float],
+    *,
+    max_tokens: int,
+) -> list[TrainGroup]:
+    """A whole step's groups with their advantages.
+
+    The punishment of length is taken from the total; where terms are compared one by one, it is a
+    term of its own, with `overlong_penalty` as its weight.
+
+    Args:
+        groups: Of one size.
+        algorithm: Of the run.
+        weights: Of the rubric's terms (`term_weights`); looked at with `normalise = "terms"`.
+        max_tokens: `sampling.max_tokens`.
+    """
+    punishment = _punishment(groups, algorithm, max_tokens)
+    if algorithm.normalise == "total":
+        totals = _tensor([[r.total for r in group.rewards] for group in groups])
+        totals = totals + algorithm.overlong_penalty * punishment
+        advantages = group_relative(totals, algorithm.advantage_scale)
+    else:
+        names = list(groups[0].rewards[0].breakdown)
+        terms = _tensor([[[r.breakdown[n] for n in names] for r in g.rewards] for g in groups])
+        terms = torch.cat([terms, punishment.unsqueeze(2)], dim=2)
+        scales = _tensor([*(weights[name] for name in names), algorithm.overlong_penalty])
+        advantages = term_relative(terms, scales, algorithm.advantage_scale)
+    return [
+        group.model_copy(update={"advantages": row})
+        for group, row in zip(groups, advantages.tolist(), strict=True)
+    ]
+
+
+def _punishment(
+    groups: Sequence[TrainGroup], algorithm: AlgorithmSettings, max_tokens: int
+) -> Tensor:
+    lengths = _tensor([[len(c.token_ids) for c in g.rollout.completions] for g in groups])
+    if not algorithm.overlong_buffer:
+        return torch.zeros_like(lengths)
+    return overlong_punishment(lengths, max_tokens=max_tokens, buffer=algorithm.overlong_buffer)
+
+
+def _tensor(values: Sequence[Any]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def _differ(values: Sequence[float]) -> bool:
+    return max(values) - min(values) > SPREAD

@@ -1,0 +1,394 @@
+"""The training loop's connection to the services: rank 0 talks, every rank calls the same."""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+from scene_data.dataset import SceneDataset
+from services.errors import ConflictError, SggError
+from services.http.clients.rollout import RolloutClient
+from services.images import ImageStore
+from services.redis.check import check_redis
+from services.redis.client import connect
+from services.redis.keys import RunKeys
+from services.redis.queue import WorkQueue
+from services.redis.redis_queue import RedisQueue
+from services.redis.registry import Registry
+from services.schemas.common import Message
+from services.schemas.weights import FILE_TRANSPORTS, AdapterConfig, ServerRecord
+from services.settings import Settings
+from services.waiting import until_available
+from trainer.checkpoints.checkpoint import TrainerState
+from trainer.collection.collector import Collector
+from trainer.collection.cursor import Cursor
+from trainer.collection.image_check import ImageCheck
+from trainer.collection.prompts import PromptSource
+from trainer.publishing.publisher import WeightPublisher
+from trainer.ranks.group import Ranks
+from trainer.ranks.stop import StopAskedError, StopRequest
+from trainer.transports.base import Weights
+from trainer.transports.device import own_device
+from trainer.transports.gpu_share import RankShare, SharedTensors
+from trainer.types import Batch
+
+logger = logging.getLogger(__name__)
+
+
+SERVERS_GRACE_S = 10.0
+"""What a version that is under way gets to be served once the run is to stop."""
+_TELL_S = 2.0
+"""Longest time to tell Redis of a checkpoint."""
+
+_STOP_LOOK_S = 0.5
+
+
+class _Done(Message):
+    """Nothing failed."""
+
+
+class _Started(Message):
+    """Rank 0 has connected."""
+
+    incarnation: int
+
+
+class _Taken(Message):
+    """A step's groups; None when the run is to stop."""
+
+    batch: Batch | None
+
+
+@dataclass(slots=True, kw_only=True)
+class _Main:
+    """What only rank 0 has."""
+
+    collector: Collector
+    publisher: WeightPublisher
+    incarnation: int
+    settings: Settings
+    keys: RunKeys
+    stop: StopRequest
+    trained: Batch | None = None
+    """The batch whose version is under way, or was last."""
+    beside: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "link"))
+    sending: "Future[None] | None" = None
+    """Of a version that is under way."""
+    grace_s: float = field(default_factory=lambda: SERVERS_GRACE_S)
+    """What is left of it."""
+
+    def send(
+        self,
+        weights: Weights,
+        policy_version: int,
+        then: Callable[[], None],
+        gather_shares: Callable[[], list[RankShare]],
+    ) -> None:
+        """Hand a version over; when it is served, do what comes then. `wait` has the outcome."""
+        lora = self.settings.lora
+        adapter = AdapterConfig(rank=lora.rank, alpha=lora.alpha) if lora.rank else None
+        running = self.publisher.begin(
+            weights,
+            policy_version,
+            adapter,
+            gather_shares=gather_shares,
+            given_up=lambda: self.stop.asked,
+        )
+
+        def follow() -> None:
+            running.result()
+            then()
+
+        self.sending = self.beside.submit(follow)
+
+    def wait(self) -> None:
+        """Until the version that is under way is served; raises what went wrong.
+
+        When the run is to stop neither is worth the checkpoint.
+        """
+        sending, self.sending = self.sending, None
+        if sending is None:
+            return
+        while not sending.done() and self.grace_s > 0:
+            futures.wait([sending], timeout=_STOP_LOOK_S)
+            self.grace_s -= _STOP_LOOK_S if self.stop.asked else 0
+        if not self.stop.asked:
+            sending.result()
+        elif not sending.done() or sending.exception() is not None:
+            logger.warning("the servers do not have the last version: it stops without them")
+            if self.trained is not None:
+                self.collector.finish(self.trained)
+
+    def close(self) -> None:
+        self.publisher.close()
+        self.collector.close()
+        self.beside.shutdown()  # last: what it waited for has ended with these two
+
+    async def commit_step(self, step: int) -> None:
+        self.publisher.note_committed(step)
+        redis = connect(self.settings.redis)
+        try:
+            async with asyncio.timeout(_TELL_S):
+                await Registry(redis, self.keys).commit_step(self.incarnation, step)
+        except ConflictError:
+            raise
+        except (SggError, TimeoutError) as error:
+            reason = str(error) or f"no answer in {_TELL_S:g} s"
+            logger.warning("step %d is committed, but nobody was told: %s", step, reason)
+        finally:
+            await redis.aclose()
+
+
+class ServiceLink:
+    """Groups in, weights out.
+
+    With `max_policy_lag` of at least 1 a version is staged and committed while the next step
+    trains, where it goes through files: GPU to GPU it would take the step's memory and disturb its
+    collectives. The next version, a checkpoint and the end wait for it, and its error is raised
+    there on every rank. Only when it is served are the groups that it came from done with, and new
+    ones asked for.
+    """
+
+    def __init__(
+        self, ranks: Ranks, main: _Main | None, *, beside_training: bool, share: bool
+    ) -> None:
+        self._ranks = ranks
+        mine = None if main is None else _Started(incarnation=main.incarnation)
+        self.incarnation = ranks.broadcast(mine, _Started).incarnation
+        """The number of this start of the trainer, on every rank."""
+        self._share = share
+        self._shared: SharedTensors | None = None
+        """On ranks from 1 on, with `ipc`: of a version that is under way."""
+        # `take` runs beside the training loop, and collectives of two threads must not meet.
+        self._batch_ranks = ranks.beside()
+        self._main = main
+        self._beside_training = beside_training
+        self._is_sending = False
+        """The same on every rank."""
+
+    @classmethod
+    @contextmanager
+    def open(
+        cls,
+        settings: Settings,
+        dataset: SceneDataset,
+        suppressed_token_ids: list[int],
+        state: TrainerState,
+        ranks: Ranks,
+        image_check: ImageCheck | None = None,
+        stop: StopRequest | None = None,
+    ) -> Iterator["ServiceLink"]:
+        """Connect. Rank 0 takes a new incarnation: every earlier start is fenced off."""
+        main = None
+        if ranks.is_main:
+            stop = stop or StopRequest()
+            main = _connect(settings, dataset, suppressed_token_ids, state, image_check, stop)
+        through_files = settings.weights.transport in FILE_TRANSPORTS
+        asynchronous = settings.trainer.max_policy_lag > 0
+        link = cls(
+            ranks,
+            main,
+            beside_training=through_files and asynchronous,
+            share=settings.weights.transport == "ipc" and ranks.size > 1,
+        )
+        try:
+            yield link
+            link._wait_for_servers()
+        finally:
+            if main is not None:
+                main.close()
+
+    def start(self, weights: Weights, policy_version: int) -> None:
+        """Make the servers serve what will be trained, then ask for the first groups.
+
+        Args:
+            weights: A collective, which every rank exhausts; rank 0 gets tensors, with `ipc` all.
+            policy_version: Of these weights.
+        """
+        self._send(weights, policy_version, lambda main: main.collector.start(policy_version))
+        self._wait_for_servers()
+
+    def look_for_stop(self) -> None:
+        """Every rank calls it at the same place, and rank 0 says.
+
+        Raises:
+            StopAskedError: The run is to stop.
+        """
+        if self._stops():
+            raise StopAskedError
+
+    def take(self, policy_version: int) -> Batch:
+        """A step's groups, the same on every rank. May be called in another thread.
+
+        Raises:
+            StopAskedError: The run is to stop.
+        """
+        found: _Taken | Exception | None = None
+        if self._main is not None:
+            try:
+                found = _Taken(batch=self._main.collector.take(policy_version))
+            except StopAskedError:
+                found = _Taken(batch=None)
+            except SggError as error:
+                found = error
+        batch = self._batch_ranks.broadcast(found, _Taken).batch
+        if batch is None:
+            raise StopAskedError
+        return batch
+
+    def publish(self, weights: Weights, policy_version: int, batch: Batch) -> None:
+        """Give the servers new weights; the batch that they come from is used up.
+
+        Not when the run is to stop: the next start publishes what the checkpoint has.
+
+        Args:
+            weights: As for `start`.
+            policy_version: One more than the last.
+            batch: Of the step.
+        """
+        self._wait_for_servers()
+        if self._stops():
+            if self._main is not None:
+                self._main.collector.finish(batch)
+            return
+        if self._main is not None:
+            self._main.trained = batch
+        self._send(
+            weights, policy_version, lambda main: main.collector.release(batch, policy_version)
+        )
+        if not self._beside_training:
+            self._wait_for_servers()
+
+    def skip(self, batch: Batch) -> None:
+        """The batch gives no new weights: the servers keep theirs, and sample other groups.
+
+        Every rank calls it.
+        """
+        self._wait_for_servers()
+
+        def skip(main: _Main) -> None:
+            with suppress(StopAskedError):  # every rank looks for it next
+                main.collector.skip(batch)
+
+        self._on_main(skip)
+
+    def committed(self, step: int) -> None:
+        """Tell `sgg-rl status` that a checkpoint after `step` steps is complete."""
+        if self._main is not None:
+            asyncio.run(self._main.commit_step(step))
+
+    def state(self, step: int) -> TrainerState:
+        """What a checkpoint after `step` steps keeps; whole on rank 0 only."""
+        self._wait_for_servers()  # until then the last batch is not done with
+        if self._main is None:
+            return TrainerState(step=step)
+        return TrainerState(
+            step=step,
+            cursor=self._main.collector.cursor_state(),
+            incarnation=self._main.incarnation,
+            num_ranks=self._ranks.size,
+        )
+
+    def _stops(self) -> bool:
+        """What rank 0 says; every rank calls it at the same place."""
+        return self._ranks.agree(self._main is not None and self._main.stop.asked)
+
+    def _send(self, weights: Weights, policy_version: int, then: Callable[[_Main], None]) -> None:
+        if self._main is not None:
+            main = self._main
+            main.send(weights, policy_version, lambda: then(main), self._gather_shares)
+        elif self._share:
+            self._shared = SharedTensors(weights, own_device())
+            self._ranks.gather(self._shared.share, RankShare)
+        else:
+            deque(weights, maxlen=0)
+        self._is_sending = True
+
+    def _gather_shares(self) -> list[RankShare]:
+        return self._ranks.gather(None, RankShare) if self._share else []
+
+    def _wait_for_servers(self) -> None:
+        """Until the version that is under way is served; raises its error on every rank."""
+        if not self._is_sending:
+            return
+        self._is_sending = False
+        self._on_main(lambda main: main.wait())
+        if self._shared is not None:
+            self._shared.close()
+            self._shared = None
+
+    def _on_main(self, work: Callable[[_Main], None]) -> None:
+        """Do it on rank 0; raises its error on every rank."""
+        outcome: _Done | Exception = _Done()
+        if self._main is not None:
+            try:
+                work(self._main)
+            except Exception as error:  # noqa: BLE001  # whatever it is, all ranks end with it
+                outcome = error
+        self._ranks.broadcast(outcome, _Done)
+
+
+def _connect(
+    settings: Settings,
+    dataset: SceneDataset,
+    suppressed: list[int],
+    state: TrainerState,
+    image_check: ImageCheck | None,
+    stop: StopRequest,
+) -> _Main:
+    keys = RunKeys(settings.run.name)
+    incarnation = asyncio.run(_next_incarnation(settings, keys, state))
+    images = ImageStore(settings.images_folder)
+    prompts = PromptSource(settings, dataset, images, incarnation, suppressed)
+
+    def make_queue() -> WorkQueue:
+        return RedisQueue(connect(settings.redis), keys)
+
+    publisher = WeightPublisher(settings, keys, incarnation)
+    publisher.note_committed(state.step)
+    return _Main(
+        collector=Collector(
+            settings, make_queue, prompts, Cursor(state.cursor), suppressed, image_check, stop
+        ),
+        publisher=publisher,
+        incarnation=incarnation,
+        settings=settings,
+        keys=keys,
+        stop=stop,
+    )
+
+
+async def _next_incarnation(settings: Settings, keys: RunKeys, state: TrainerState) -> int:
+    """Higher than the checkpoint's, than Redis remembers, and than any live server has seen.
+
+    Servers outlive a Redis that lost its data; to a lower incarnation they would not listen.
+    """
+    redis = connect(settings.redis)
+    registry = Registry(redis, keys)
+
+    async def ask() -> int:
+        await check_redis(redis)
+        await registry.set_aside()
+        seen = [await _incarnation_of(settings, server) for server in await registry.servers()]
+        return await registry.next_incarnation(at_least=max([state.incarnation, *seen]) + 1)
+
+    try:
+        return await until_available(ask, timeout_s=settings.trainer.wait_timeout_s)
+    finally:
+        await redis.aclose()
+
+
+async def _incarnation_of(settings: Settings, server: ServerRecord) -> int:
+    """0 for a server that does not answer: it learns of this trainer when it is back."""
+    async with RolloutClient(
+        server.url, token=settings.data_token, timeout_s=5.0, registered=settings.security
+    ) as client:
+        try:
+            return (await client.policy()).incarnation
+        except SggError as error:
+            logger.warning("%s does not say what it serves: %s", server.url, error)
+            return 0
