@@ -152,7 +152,7 @@ async def in_redis(settings: Settings) -> dict[str, float]:
 def sizes(settings: Settings, processes: list[int]) -> dict[str, float]:
     """What there is now."""
     run = settings.run.folder
-    images = [file for file in settings.images_folder.rglob("*") if file.is_file()]
+    images = [file for file in settings.run.files.images.rglob("*") if file.is_file()]
     rest = [run / name for name in ("metrics.jsonl", "ledger.jsonl")]
     resident = [psutil.Process(pid).memory_info().rss / MIB for pid in processes]
     return {

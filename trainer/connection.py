@@ -342,7 +342,7 @@ def _connect(
 ) -> _Main:
     keys = RunKeys(settings.run.name)
     incarnation = asyncio.run(_next_incarnation(settings, keys, state))
-    images = ImageStore(settings.images_folder)
+    images = ImageStore(settings.run.files.images)
     prompts = PromptSource(settings, dataset, images, incarnation, suppressed)
 
     def make_queue() -> WorkQueue:

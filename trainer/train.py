@@ -64,7 +64,7 @@ def train(
     if rank == 0:
         log_advice(settings)
     limit_s = settings.trainer.wait_timeout_s
-    fence, ranks_folder = RunFence(settings.run.folder), settings.run.folder / "ranks"
+    fence, ranks_folder = RunFence(settings.run.folder), settings.run.files.ranks
     with watched(ranks_folder, rank=rank, size=size, limit_s=limit_s, fence=fence) as watch:
         # The watch names a hung rank after twice the limit; a collective by itself only ends.
         init_process_group(3 * limit_s)
@@ -87,7 +87,7 @@ def _run(
     allow_changes: bool,
 ) -> bool:
     """The story."""
-    trainer, folder = settings.trainer, settings.run.folder
+    trainer, files = settings.trainer, settings.run.files
     watch.enter("load", 0)
     dataset = open_dataset(settings.data.train, task=settings.data.task)
     total = trainer.total_steps(len(dataset))
@@ -95,7 +95,7 @@ def _run(
     records = RunRecords(settings, ranks.rank, fence)
     tracing = Tracing(SERVICE, settings.telemetry.otlp_endpoint if ranks.is_main else None)
     checkpoints = CheckpointStore(
-        folder / "checkpoints", trainer.keep_checkpoints, fence, trainer.wait_timeout_s
+        files.checkpoints, trainer.keep_checkpoints, fence, trainer.wait_timeout_s
     )
     order = DataOrder(
         seed=settings.run.seed,
@@ -181,7 +181,7 @@ def _run(
             is_done = True
         if is_done:
             fence.check()
-            engine.save_pretrained(folder / "checkpoint")
+            engine.save_pretrained(files.checkpoint)
             records.evaluations(evaluation.finish(total), total)
     clock.finish()
     ranks.barrier()

@@ -108,7 +108,7 @@ class Run:
         cursor: CursorState | None = None,
         image_check: ImageCheck | None = None,
     ) -> Collector:
-        images = ImageStore(self.settings.images_folder)
+        images = ImageStore(self.settings.run.files.images)
         dataset = open_dataset(self.settings.data.train)
         prompts = PromptSource(self.settings, dataset, images, incarnation, [PLACEHOLDER])
         collector = Collector(
@@ -703,7 +703,7 @@ def test_the_store_holds_the_images_of_open_groups_whole(
 ) -> None:
     monkeypatch.setattr(collector_module, "WATCH_S", 0.05)
     run = make_run(max_policy_lag=0)
-    store = ImageStore(run.settings.images_folder)
+    store = ImageStore(run.settings.run.files.images)
     of_an_earlier_start = store.put(b"pixels")
     collector, publisher = run.collector(), run.publisher()
     collector.start(0)
