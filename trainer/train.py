@@ -13,11 +13,10 @@ from services.telemetry import Tracing
 from trainer.algorithms.weighting import completion_weights
 from trainer.batches.preparation import Preparation, Prepared, PreparedBatches
 from trainer.checkpoints.checkpoint import CheckpointStore, DataOrder
-from trainer.checkpoints.fencing import RunFence
 from trainer.checkpoints.inputs import grpo_inputs
 from trainer.checkpoints.resume import restore
 from trainer.collection.image_check import ImageCheck
-from trainer.connection import ServiceLink
+from trainer.connection import ServiceConnection
 from trainer.policy.engine import PolicyEngine, init_process_group
 from trainer.ranks.group import Ranks, launched_as
 from trainer.ranks.stop import StopAskedError, StopRequest
@@ -28,7 +27,8 @@ from trainer.records.phases import PhaseClock
 from trainer.records.tracing import SERVICE
 from trainer.schedule import learning_rate
 from trainer.step import StepTraining
-from trainer.types import Batch
+from trainer.types import StepBatch
+from trainer.write_guard import WriteGuard
 
 
 def train(
@@ -64,22 +64,22 @@ def train(
     if rank == 0:
         log_advice(settings)
     limit_s = settings.trainer.wait_timeout_s
-    fence, ranks_folder = RunFence(settings.run.folder), settings.run.folder / "ranks"
-    with watched(ranks_folder, rank=rank, size=size, limit_s=limit_s, fence=fence) as watch:
+    guard, ranks_folder = (WriteGuard(settings.run.folder), settings.run.folder / "ranks")
+    with watched(ranks_folder, rank=rank, size=size, limit_s=limit_s, guard=guard) as watch:
         # The watch names a hung rank after twice the limit; a collective by itself only ends.
         init_process_group(3 * limit_s)
         ranks = Ranks(3 * limit_s)
         with closing(evaluation):
             stop = stop or StopRequest()
             how = {"resume": resume, "allow_changes": allow_changes}
-            return _run(settings, ranks, watch, fence, evaluation, stop, **how)
+            return _run(settings, ranks, watch, guard, evaluation, stop, **how)
 
 
 def _run(
     settings: Settings,
     ranks: Ranks,
     watch: RankWatch,
-    fence: RunFence,
+    guard: WriteGuard,
     evaluation: StepEvaluation,
     stop: StopRequest,
     *,
@@ -92,19 +92,15 @@ def _run(
     dataset = open_dataset(settings.data.train, task=settings.data.task)
     total = trainer.total_steps(len(dataset))
     engine = PolicyEngine(settings, ranks.size)
-    records = RunRecords(settings, ranks.rank, fence)
+    records = RunRecords(settings, ranks.rank, guard)
     tracing = Tracing(SERVICE, settings.telemetry.otlp_endpoint if ranks.is_main else None)
     checkpoints = CheckpointStore(
-        folder / "checkpoints", trainer.keep_checkpoints, fence, trainer.wait_timeout_s
+        folder / "checkpoints", trainer.keep_checkpoints, guard, trainer.wait_timeout_s
     )
-    order = DataOrder(
-        seed=settings.run.seed,
-        num_rows=len(dataset),
-        group_size=trainer.group_size,
-    )
+    order = DataOrder(seed=settings.run.seed, num_rows=len(dataset), group_size=trainer.group_size)
     inputs = grpo_inputs(settings, dataset) if ranks.is_main else {}
     state = restore(
-        *(checkpoints, fence, engine, ranks, order, inputs),
+        *(checkpoints, guard, engine, ranks, order, inputs),
         resume=resume,
         allow_changes=allow_changes,
     )
@@ -119,12 +115,12 @@ def _run(
         num_ranks=ranks.size,
     )
 
-    with ServiceLink.open(
+    with ServiceConnection.open(
         settings, dataset, engine.suppressed_token_ids, state, ranks, check, stop
     ) as services:
-        fence.join(services.incarnation)
+        guard.join(services.incarnation)
         if ranks.is_main:
-            fence.take(services.incarnation)
+            guard.take(services.incarnation)
         records.cut_to(state.step)
         services.start(engine.weights(), state.step)
         batches = PreparedBatches(
@@ -180,7 +176,7 @@ def _run(
             services.look_for_stop()
             is_done = True
         if is_done:
-            fence.check()
+            guard.check()
             engine.save_pretrained(folder / "checkpoint")
             records.evaluations(evaluation.finish(total), total)
     clock.finish()
@@ -191,7 +187,7 @@ def _run(
     return is_done
 
 
-def prepare(batch: Batch, *, preparation: Preparation, settings: Settings) -> Prepared:
+def prepare(batch: StepBatch, *, preparation: Preparation, settings: Settings) -> Prepared:
     """A batch with its tokens weighted, as tensors of this rank's groups."""
     completions = [c for group in batch.groups for c in group.rollout.completions]
     weights = completion_weights(
@@ -205,7 +201,7 @@ def prepare(batch: Batch, *, preparation: Preparation, settings: Settings) -> Pr
 
 
 def metrics_line(
-    batch: Batch, learned: dict[str, float], step: int, total: int, clock: PhaseClock
+    batch: StepBatch, learned: dict[str, float], step: int, total: int, clock: PhaseClock
 ) -> dict[str, Any]:
     """A step's line of `metrics.jsonl`."""
     metrics = step_metrics(batch, policy_version=step)

@@ -39,7 +39,7 @@ from trainer.records.files import RunRecords, ledger_line
 from trainer.records.phases import PhaseClock
 from trainer.records.tracing import SERVICE
 from trainer.train import metrics_line
-from trainer.types import Batch
+from trainer.types import StepBatch
 
 DASHBOARDS = sorted((ROOT / "deploy/grafana/dashboards").glob("*.json"))
 SOMETIMES_EMPTY = (
@@ -116,7 +116,7 @@ def live_run(
     shm.clean()
 
 
-def write_steps(settings: Settings, batch: Batch, clock: PhaseClock) -> None:
+def write_steps(settings: Settings, batch: StepBatch, clock: PhaseClock) -> None:
     """Two steps and an evaluation, as rank 0 writes them."""
     records = RunRecords(settings, 0)
     records.cut_to(0)
