@@ -42,7 +42,7 @@ class GroupPool:
 
     def __init__(self, trainer: TrainerSettings, algorithm: AlgorithmSettings) -> None:
         self._groups_per_step = trainer.groups_per_step
-        self._limit = (trainer.max_policy_lag + 1) * trainer.groups_per_step
+        self._limit = trainer.max_open_groups
         self._max_lag = trainer.max_policy_lag
         self._max_dead = trainer.max_dead_groups or 4 * trainer.groups_per_step
         self._normalise = algorithm.normalise
