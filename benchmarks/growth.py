@@ -41,8 +41,7 @@ from tests.alone import Alone
 from tests.processes import sgg_process, wait_ready
 from trainer.checkpoints.checkpoint import TrainerState
 from trainer.connection import ServiceConnection
-from trainer.records.files import RunRecords, ledger_line
-from trainer.train import metrics_line
+from trainer.records.files import RunRecords, ledger_line, metrics_line
 
 SPAWN = multiprocessing.get_context("spawn")
 NUM_ROWS = 3_000

@@ -1,10 +1,8 @@
 """GRPO, from start to end: the loop that the whole system exists for."""
 
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
-from typing import Any
 
 from scene_data.dataset import open_dataset
 from services.settings import Settings
@@ -22,7 +20,7 @@ from trainer.ranks.group import Ranks, launched_as
 from trainer.ranks.stop import StopAskedError, StopRequest
 from trainer.ranks.watch import RankWatch, watched
 from trainer.records.evaluation import StepEvaluation
-from trainer.records.files import RunRecords, ledger_line, step_metrics
+from trainer.records.files import RunRecords, ledger_line, metrics_line
 from trainer.records.phases import PhaseClock
 from trainer.records.tracing import SERVICE
 from trainer.schedule import learning_rate
@@ -198,26 +196,3 @@ def prepare(batch: StepBatch, *, preparation: Preparation, settings: Settings) -
     )
     size = settings.trainer.group_size
     return preparation(batch, [weights[i : i + size] for i in range(0, len(weights), size)])
-
-
-def metrics_line(
-    batch: StepBatch, learned: dict[str, float], step: int, total: int, clock: PhaseClock
-) -> dict[str, Any]:
-    """A step's line of `metrics.jsonl`."""
-    metrics = step_metrics(batch, policy_version=step)
-    return {
-        "step": step,
-        "num_steps": total,
-        "policy_version": step,
-        "time": time.time(),
-        **metrics,
-        **learned,
-        "tokens_per_s": metrics["num_tokens"] / clock.total_s,
-        "completions_per_s": metrics["num_completions"] / clock.total_s,
-        "trainer_idle_fraction": clock.seconds["wait"] / clock.total_s,
-        "sampler_idle_fraction": batch.sampler_idle_fraction,
-        "groups_sampling": batch.num_sampling,
-        "groups_scoring": batch.num_scoring,
-        "groups_ready": batch.num_ready,
-        "phases_s": clock.seconds,
-    }

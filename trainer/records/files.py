@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from services.schemas.rewards import Status
 from services.settings import Settings
 from services.waiting import RoomWait
 from trainer.checkpoints.sync import sync
+from trainer.records.phases import PhaseClock
 from trainer.records.rollout_files import RolloutFiles
 from trainer.records.trackers import Trackers
 from trainer.types import StepBatch, TrainGroup
@@ -170,6 +172,29 @@ def step_metrics(batch: StepBatch, policy_version: int) -> dict[str, Any]:
         "truncated_rate": fmean(c.finish_reason == "length" for c in completions),
         "num_completions": len(completions),
         "num_tokens": sum(len(c.token_ids) for c in completions),
+    }
+
+
+def metrics_line(
+    batch: StepBatch, learned: dict[str, float], step: int, total: int, clock: PhaseClock
+) -> dict[str, Any]:
+    """A step's line of `metrics.jsonl`."""
+    metrics = step_metrics(batch, policy_version=step)
+    return {
+        "step": step,
+        "num_steps": total,
+        "policy_version": step,
+        "time": time.time(),
+        **metrics,
+        **learned,
+        "tokens_per_s": metrics["num_tokens"] / clock.total_s,
+        "completions_per_s": metrics["num_completions"] / clock.total_s,
+        "trainer_idle_fraction": clock.seconds["wait"] / clock.total_s,
+        "sampler_idle_fraction": batch.sampler_idle_fraction,
+        "groups_sampling": batch.num_sampling,
+        "groups_scoring": batch.num_scoring,
+        "groups_ready": batch.num_ready,
+        "phases_s": clock.seconds,
     }
 
 
