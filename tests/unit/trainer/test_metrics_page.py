@@ -10,7 +10,7 @@ from services.settings.training import AlgorithmSettings
 from tests.unit.trainer.test_records import group
 from trainer.algorithms.losses import policy_loss
 from trainer.batches.micro_batches import plan_metrics, plan_step
-from trainer.train import metrics_line
+from trainer.records.files import metrics_line
 from trainer.types import Outcome, StepBatch
 
 PAGE = (Path(__file__).parents[3] / "docs/metrics.md").read_text()
