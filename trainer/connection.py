@@ -28,13 +28,13 @@ from trainer.collection.collector import Collector
 from trainer.collection.cursor import Cursor
 from trainer.collection.image_check import ImageCheck
 from trainer.collection.prompts import PromptSource
-from trainer.publishing.publisher import WeightPublisher
 from trainer.ranks.group import Ranks
 from trainer.ranks.stop import StopAskedError, StopRequest
-from trainer.transports.base import Weights
-from trainer.transports.device import own_device
-from trainer.transports.gpu_share import RankShare, SharedTensors
 from trainer.types import StepBatch
+from weight_sync.device import own_device
+from weight_sync.gpu_share import RankShare, SharedTensors
+from weight_sync.publisher import WeightPublisher
+from weight_sync.sender import Weights
 
 logger = logging.getLogger(__name__)
 

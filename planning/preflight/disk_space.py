@@ -11,7 +11,7 @@ from planning.preflight.folders import check_run_folder, file_system
 from planning.shapes import ModelShape
 from services.settings import Settings
 from services.weights import shm_file
-from trainer.transports.weight_file import HEADER_BYTES
+from weight_sync.file_format import HEADER_BYTES
 
 _GIB = 2**30
 _SHARED = {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "fuse.ceph", "fuse.beegfs", "wekafs"}
@@ -53,7 +53,7 @@ def _file_system(folder: Path, hosts: int) -> CheckResult:
 
 
 def _room(settings: Settings, shape: ModelShape, hosts: int) -> list[CheckResult]:
-    """As `trainer.transports.files` and `trainer.checkpoints` keep versions and checkpoints."""
+    """As `weight_sync.files` and `trainer.checkpoints` keep versions and checkpoints."""
     width = 2 if settings.model.dtype == "bfloat16" else 4
     version = shape.num_parameters * width + HEADER_BYTES
     state = version + num_trainable(settings, shape) * _OPTIMIZER_BYTES

@@ -14,10 +14,9 @@ from scene_data.dataset import open_dataset
 from services.settings import load_settings
 from trainer.checkpoints.checkpoint import TrainerState
 from trainer.connection import ServiceConnection
-from trainer.publishing import publisher
 from trainer.ranks.group import Ranks, launched_as
-from trainer.transports import gpu_share
-from trainer.transports.ipc import IpcTransport
+from weight_sync import gpu_share, publisher
+from weight_sync.ipc import IpcTransport
 
 
 def weights() -> Iterator[tuple[str, Tensor]]:

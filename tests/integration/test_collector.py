@@ -50,8 +50,8 @@ from trainer.collection.cursor import Cursor, CursorState
 from trainer.collection.image_check import ImageCheck
 from trainer.collection.prompts import PromptSource
 from trainer.connection import ServiceConnection
-from trainer.publishing.publisher import WeightPublisher
 from trainer.types import StepBatch
+from weight_sync.publisher import WeightPublisher
 
 PLACEHOLDER = 7
 GOLDEN = Path(__file__).parents[1] / "contract/golden/rollout_group.json"

@@ -35,11 +35,11 @@ from trainer.batches.preparation import Prepared, PreparedBatches
 from trainer.checkpoints.checkpoint import TrainerState
 from trainer.collection.cursor import CursorState
 from trainer.connection import ServiceConnection
-from trainer.publishing.publisher import WeightPublisher
 from trainer.ranks.stop import StopAskedError, StopRequest
 from trainer.records.files import RunRecords, ledger_line
 from trainer.step import MAX_SKIPPED, NotFiniteError, StepTraining
 from trainer.types import StepBatch, StepOutput
+from weight_sync.publisher import WeightPublisher
 
 PLACEHOLDER = 999
 

@@ -31,14 +31,14 @@ from services.schemas.weights import IpcHandle, Rendezvous, Transport, WeightMan
 from services.settings import Settings
 from tests.live_servers import LiveServer, cluster_settings, serving, wait_registered
 from tests.processes import wait_for
-from trainer.publishing import publisher as publishing
-from trainer.publishing.publisher import WeightPublisher
-from trainer.transports import base, device, gpu_share
-from trainer.transports.base import WeightTransport
-from trainer.transports.choice import make_transport
-from trainer.transports.gpu_share import SharedTensors
-from trainer.transports.ipc import IpcTransport
-from trainer.transports.nccl import NcclTransport
+from weight_sync import base, device, gpu_share
+from weight_sync import publisher as publishing
+from weight_sync.choice import make_transport
+from weight_sync.gpu_share import SharedTensors
+from weight_sync.ipc import IpcTransport
+from weight_sync.nccl import NcclTransport
+from weight_sync.publisher import WeightPublisher
+from weight_sync.sender import WeightTransport
 
 
 @dataclass

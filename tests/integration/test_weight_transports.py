@@ -38,9 +38,9 @@ from services.weights import disk_file, shm_file
 from tests.cutting_proxy import proxied
 from tests.live_servers import LiveServer, cluster_settings, serving, wait_registered
 from tests.processes import sgg_process, wait_for, wait_ready
-from trainer.publishing.publisher import WeightPublisher
-from trainer.transports import base
-from trainer.transports.weight_file import write_weights
+from weight_sync import base
+from weight_sync.file_format import write_weights
+from weight_sync.publisher import WeightPublisher
 
 ADAPTER = "base_model.model.model.layers.0.self_attn.q_proj"
 
