@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,11 +15,12 @@ from services.run_folder import LedgerRow
 from services.schemas.rewards import Status
 from services.settings import Settings
 from services.waiting import RoomWait
-from trainer.checkpoints.fencing import RunFence
 from trainer.checkpoints.sync import sync
+from trainer.records.phases import PhaseClock
 from trainer.records.rollout_files import RolloutFiles
 from trainer.records.trackers import Trackers
-from trainer.types import Batch, TrainGroup
+from trainer.types import StepBatch, TrainGroup
+from trainer.write_guard import WriteGuard
 
 
 class StepLines:
@@ -70,12 +72,12 @@ class RunRecords:
     Args:
         settings: Of the run.
         rank: Rank 0 writes metrics and ledger, every rank its own groups.
-        fence: Every method that writes raises `SupersededError` once a later trainer has started.
+        guard: Every method that writes raises `SupersededError` once a later trainer has started.
     """
 
-    def __init__(self, settings: Settings, rank: int, fence: RunFence | None = None) -> None:
+    def __init__(self, settings: Settings, rank: int, guard: WriteGuard | None = None) -> None:
         files = settings.run.files
-        self._check = (fence or RunFence(files.path)).check
+        self._check = (guard or WriteGuard(files.path)).check
         self._is_main = rank == 0
         self._room = RoomWait(files.path, settings.trainer.wait_timeout_s)
         self._metrics = StepLines(files.metrics)
@@ -139,7 +141,7 @@ class RunRecords:
             self._trackers.close()
 
 
-def step_metrics(batch: Batch, policy_version: int) -> dict[str, Any]:
+def step_metrics(batch: StepBatch, policy_version: int) -> dict[str, Any]:
     """What a step's groups say by themselves; see `docs/metrics.md` for each key."""
     rewards = [r for group in batch.groups for r in group.rewards]
     completions = [c for group in batch.groups for c in group.rollout.completions]
@@ -174,7 +176,30 @@ def step_metrics(batch: Batch, policy_version: int) -> dict[str, Any]:
     }
 
 
-def ledger_line(batch: Batch, step: int) -> LedgerRow:
+def metrics_line(
+    batch: StepBatch, learned: dict[str, float], step: int, total: int, clock: PhaseClock
+) -> dict[str, Any]:
+    """A step's line of `metrics.jsonl`."""
+    metrics = step_metrics(batch, policy_version=step)
+    return {
+        "step": step,
+        "num_steps": total,
+        "policy_version": step,
+        "time": time.time(),
+        **metrics,
+        **learned,
+        "tokens_per_s": metrics["num_tokens"] / clock.total_s,
+        "completions_per_s": metrics["num_completions"] / clock.total_s,
+        "trainer_idle_fraction": clock.seconds["wait"] / clock.total_s,
+        "sampler_idle_fraction": batch.sampler_idle_fraction,
+        "groups_sampling": batch.num_sampling,
+        "groups_scoring": batch.num_scoring,
+        "groups_ready": batch.num_ready,
+        "phases_s": clock.seconds,
+    }
+
+
+def ledger_line(batch: StepBatch, step: int) -> LedgerRow:
     """The line that says what a step used. It trained version `step`, and published the next."""
     return {
         "step": step,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.run import _ended_early
+from launcher.local_run import _ended_early
 from services.run_folder import RunFolder
 
 

@@ -7,7 +7,7 @@ from services.errors import SupersededError
 from services.run_folder import RunFolder
 
 
-class RunFence:
+class WriteGuard:
     """The number of the latest start of the trainer, beside its checkpoints.
 
     Redis fences weights, groups and committed steps; this does the same for files, and outlives a
