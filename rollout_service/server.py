@@ -23,6 +23,7 @@ from services.schemas.common import ChatMessage, ModelRunner, Sampling
 from services.schemas.weights import PolicyInfo, PolicyState, ServerRecord
 from services.settings import Settings
 from services.telemetry import Tracing
+from services.waiting import raced
 
 logger = logging.getLogger(__name__)
 
@@ -330,25 +331,17 @@ class RolloutServer:
         Raises:
             UnavailableError: The server is quarantined, stopping or dead.
         """
-        sampled = asyncio.ensure_future(sampling)
         ends = {
-            asyncio.create_task(event.wait()): why
-            for event, why in (
-                (self.dead, "dead"),
-                (self.updater.quarantined, "quarantined"),
-                (self.given_up, "stopping"),
-            )
+            "dead": self.dead,
+            "quarantined": self.updater.quarantined,
+            "stopping": self.given_up,
         }
-        try:
-            await asyncio.wait({sampled, *ends}, return_when=asyncio.FIRST_COMPLETED)
+        async with raced(sampling, *(event.wait() for event in ends.values())) as (sampled, *_):
             if not sampled.done():
-                why = next(why for end, why in ends.items() if end.done())
+                why = next(why for why, event in ends.items() if event.is_set())
                 raise UnavailableError(f"{self.server_id} is {why}; ask another server")
-        finally:
-            for task in (sampled, *ends):
-                task.cancel()
-            await asyncio.gather(sampled, *ends, return_exceptions=True)
-        return sampled.result()
+            result: T = sampled.result()
+            return result
 
     def _count(self, result: EngineResult, seconds: float) -> None:
         tokens = sum(len(completion.token_ids) for completion in result.completions)

@@ -6,12 +6,13 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 from services.errors import UnavailableError, WaitTimeoutError
-from services.settings import start_command
+from services.host.environment import start_command
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -21,30 +22,67 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 """What a full file system, and a full quota, answer."""
 
 
-async def until_available(work: Callable[[], Awaitable[T]], *, timeout_s: float) -> T:
+async def until_available(
+    work: Callable[[], Awaitable[T]],
+    *,
+    timeout_s: float,
+    heed: Callable[[UnavailableError], None] | None = None,
+) -> T:
     """Repeat idempotent work while a service is away.
+
+    Args:
+        work: Is called again after an `UnavailableError`.
+        timeout_s: Longest time from the first failure on.
+        heed: Is told of each failure, and may raise to end the repetition. By default each new
+            message is logged.
 
     Raises:
         WaitTimeoutError: It was away for `timeout_s` seconds; the message is the service's.
     """
-    since: float | None = None  # the first failure: before it, this process may have stood still
-    said = ""
+    heed = heed or _LogNews()
+    since: float | None = None  # not the start: this process may have stood still before it failed
     while True:
         try:
             return await work()
         except UnavailableError as error:
+            heed(error)
             since = since or time.monotonic()
             if time.monotonic() - since > timeout_s:
                 raise WaitTimeoutError(
                     f"gave up after {timeout_s:.0f} s: {error.message}"
                 ) from error
-            if error.message != said:
-                logger.warning("%s; trying again", error.message)
-            said = error.message
             await asyncio.sleep(PAUSE_S)
 
 
-async def ended(*tasks: "asyncio.Task[Any]") -> None:
+class _LogNews:
+    """Logs a failure, unless it is the same as the one before."""
+
+    def __init__(self) -> None:
+        self._said = ""
+
+    def __call__(self, error: UnavailableError) -> None:
+        if error.message != self._said:
+            logger.warning("%s; trying again", error.message)
+        self._said = error.message
+
+
+@asynccontextmanager
+async def raced(*work: Awaitable[Any]) -> AsyncIterator[list["asyncio.Future[Any]"]]:
+    """The work as tasks, in the given order, once one of them has ended.
+
+    All others are cancelled, and have ended, when the block is left.
+
+    Example: `async with raced(sample(), gone.wait()) as (sampled, _): return sampled.done()`
+    """
+    tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(each) for each in work]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        yield tasks
+    finally:
+        await ended(*tasks)
+
+
+async def ended(*tasks: "asyncio.Future[Any]") -> None:
     """Cancel tasks until each has ended.
 
     More than once: a cancellation that meets a timeout of a library can be lost in it.
@@ -54,14 +92,14 @@ async def ended(*tasks: "asyncio.Task[Any]") -> None:
         for task in running:
             task.cancel()
         _, running = await asyncio.wait(running, timeout=PAUSE_S)
-    await asyncio.gather(*tasks, return_exceptions=True)  # whose errors nobody asks for any more
+    await asyncio.gather(*tasks, return_exceptions=True)  # their errors count no more
 
 
 class RoomWait:
     """Repeats writes that a full disk refuses, until there is room. For threads, not event loops.
 
     Args:
-        folder: That is written to; named in the log.
+        folder: What is written to; the log names it.
         timeout_s: Longest wait.
     """
 

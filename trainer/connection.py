@@ -16,7 +16,6 @@ from services.images import ImageStore
 from services.redis.check import check_redis
 from services.redis.client import connect
 from services.redis.keys import RunKeys
-from services.redis.queue import WorkQueue
 from services.redis.redis_queue import RedisQueue
 from services.redis.registry import Registry
 from services.schemas.common import Message
@@ -345,7 +344,7 @@ def _connect(
     images = ImageStore(settings.run.files.images)
     prompts = PromptSource(settings, dataset, images, incarnation, suppressed)
 
-    def make_queue() -> WorkQueue:
+    def make_queue() -> RedisQueue:
         return RedisQueue(connect(settings.redis), keys)
 
     publisher = WeightPublisher(settings, keys, incarnation)

@@ -8,10 +8,10 @@ leases expire, and another server samples the group.
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -25,14 +25,15 @@ from services.errors import (
     UnavailableError,
 )
 from services.images import ImageStore
-from services.redis.queue import Lease, WorkQueue
+from services.redis.queue import Lease
+from services.redis.redis_queue import RedisQueue
 from services.redis.registry import HEARTBEAT_TTL_S, Registry
 from services.schemas.common import ImageRef
 from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import RolloutGroup
 from services.schemas.weights import PolicyRecord, WeightManifest
 from services.settings import Settings
-from services.waiting import ended
+from services.waiting import ended, raced, until_available
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class QueueWorker:
     def __init__(
         self,
         server: RolloutServer,
-        queue: WorkQueue,
+        queue: RedisQueue,
         registry: Registry,
         images: ImageStore,
         lanes: Lanes,
@@ -181,23 +182,18 @@ class QueueWorker:
 
     async def _end_group(self, lease: Lease) -> None:
         """Complete, fail or release a lease; the lease is renewed until then."""
-        renewing = asyncio.create_task(self._renew_until_lost(lease))
-        sampling = asyncio.create_task(self._sample(lease))
-        giving_up = asyncio.create_task(self._server.given_up.wait())
-        tasks: set[asyncio.Task[Any]] = {renewing, sampling, giving_up}
+        work = (self._renew_until_lost(lease), self._sample(lease), self._server.given_up.wait())
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if sampling.done():
-                await self._settle(lease, sampling)
-            elif giving_up.done():
-                await self._quietly(self._queue.release(lease))
-            else:
-                logger.warning("lost the lease of %s: another server samples it", lease.work_id)
+            async with raced(*work) as (_, sampling, giving_up):
+                if sampling.done():
+                    await self._settle(lease, sampling)
+                elif giving_up.done():
+                    await self._quietly(self._queue.release(lease))
+                else:
+                    logger.warning("lost the lease of %s: another server samples it", lease.work_id)
         except asyncio.CancelledError:
             await self._quietly(self._queue.release(lease))
             raise
-        finally:
-            await ended(*tasks)
 
     async def _renew_until_lost(self, lease: Lease) -> None:
         held = True
@@ -272,7 +268,7 @@ class QueueWorker:
         of_this_trainer = serving.checksum is None or serving.incarnation >= prompt.incarnation
         return of_this_trainer and serving.policy_version >= prompt.min_policy_version
 
-    async def _settle(self, lease: Lease, sampling: asyncio.Task[bytes]) -> None:
+    async def _settle(self, lease: Lease, sampling: asyncio.Future[bytes]) -> None:
         try:
             result = sampling.result()
         except (InvalidInputError, TooLargeError) as error:
@@ -314,14 +310,7 @@ class QueueWorker:
 
     async def _persistently(self, call: Callable[[], Awaitable[bool]]) -> None:
         """Until Redis answers; each of these calls may be repeated."""
-        while True:
-            try:
-                await call()
-            except UnavailableError as error:
-                logger.warning("waiting for Redis: %s", error)
-                await asyncio.sleep(_SHORTEST_PAUSE_S)
-            else:
-                return
+        await until_available(call, timeout_s=math.inf)
 
     async def _end(self, claiming: asyncio.Task[None]) -> None:
         """Wait for all groups. The server gives them up in time; then only Redis can hold them."""

@@ -1,11 +1,11 @@
 """Every move of the queue over more than one key: each one script, so atomic under any kill.
 
 An item is on at most one stream entry at a time, and lives as long as it has one: the first to
-remove its entry has ended it. `seen:{stream}:{id}` holds that entry's id, so that whoever finishes
-the item finds it even where it was put back under a new one. When the item has ended, `seen` stays
-for ARGV[2] seconds, so that it is not enqueued again; who tries that renews it. For as long
-`done:{stream}:{id}` says that it is among the dead. So Redis holds what lives, the guards of what
-ended in that time, and MAX_DEAD dead items.
+remove its entry has ended it. `seen:{stream}:{id}` holds that entry's id, so that the worker that
+finishes the item finds it even where it was put back under a new one. When the item has ended,
+`seen` stays for ARGV[2] seconds, so that it is not enqueued again; an attempt renews it. For as
+long `done:{stream}:{id}` says that it is among the dead. So Redis holds what lives, the guards of
+what ended in that time, and MAX_DEAD dead items.
 
 Whatever is in Redis is data, and somebody else may have put it there. A stream of another type ends
 a move before it writes (`touch`), a guard of another type counts as none, and an entry without

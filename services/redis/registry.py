@@ -50,7 +50,7 @@ return incarnation
 """
 )
 # KEYS policy manifest run; ARGV incarnation policy manifest. An earlier trainer that still runs is
-# fenced off: its weights must not replace its successor's.
+# refused: its weights must not replace its successor's.
 _PUBLISH = (
     _PRELUDE
     + """
@@ -127,7 +127,7 @@ class Registry:
     async def set_aside(self) -> None:
         """Rename each key of the run that is of another type than it must be.
 
-        Whoever works on the run calls it now and then: until it is renamed, the key cannot be used.
+        The trainer calls it now and then: until it is renamed, the key cannot be used.
         """
         types = self._keys.types
         renamed = await self._run_script(_SET_ASIDE, [*types], [self._keys.prefix, *types.values()])
@@ -196,11 +196,11 @@ class Registry:
 
         Args:
             gpu: Its UUID.
-            server_id: Who asks.
+            server_id: The server that asks.
             ttl_s: The claim lives this long after its last renewal.
 
         Returns:
-            Who has it now: `server_id`, or another server.
+            The server that has it now: `server_id`, or another.
         """
         holder = await self._run_script(
             _CLAIM_GPU, [self._keys.gpu(gpu)], [server_id, round(ttl_s * 1000)]
@@ -223,7 +223,7 @@ class Registry:
             policy.model_dump_json(),
             manifest.model_dump_json(),
         ]
-        await self._fenced(_PUBLISH, keys, args)
+        await self._unless_superseded(_PUBLISH, keys, args)
 
     async def policy(self) -> tuple[PolicyRecord, WeightManifest] | None:
         """The version to serve with its manifest, read in one move; None before the first."""
@@ -250,7 +250,7 @@ class Registry:
         keys = [self._keys.policy, self._keys.manifest, self._keys.run]
         args: list[str | int] = [policy.incarnation, committed_step, policy.policy_version]
         args += [policy.model_dump_json(), manifest.model_dump_json()]
-        return await self._fenced(_REASSERT, keys, args) > 1
+        return await self._unless_superseded(_REASSERT, keys, args) > 1
 
     async def next_incarnation(self, *, at_least: int = 1) -> int:
         """Start of a trainer: its incarnation, higher than every one before; one atomic step.
@@ -270,7 +270,7 @@ class Registry:
         Raises:
             SupersededError: A later incarnation of the trainer has started.
         """
-        await self._fenced(_COMMIT, [self._keys.run], [incarnation, step])
+        await self._unless_superseded(_COMMIT, [self._keys.run], [incarnation, step])
 
     async def committed_step(self) -> int:
         """The last step whose checkpoint is complete; 0 before the first."""
@@ -281,7 +281,7 @@ class Registry:
             value: Any = await self._redis.hget(self._keys.run, field)
         return int(value) if value and len(value) <= _DIGITS and value.isdigit() else 0
 
-    async def _fenced(self, script: str, keys: list[str], args: list[str | int]) -> int:
+    async def _unless_superseded(self, script: str, keys: list[str], args: list[str | int]) -> int:
         outcome = int(await self._run_script(script, keys, args))
         if outcome == 0:
             raise SupersededError(int(args[0]))

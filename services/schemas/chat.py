@@ -68,7 +68,7 @@ class ChatTurn(Message):
 
 
 class StreamOptions(Message):
-    """Of a streamed answer."""
+    """The kind of a streamed answer."""
 
     include_usage: bool = False
 

@@ -38,13 +38,14 @@ from services.errors import (
 from services.loop_thread import LoopThread
 from services.redis.client import connect
 from services.redis.keys import CONSUMER_GROUPS, RunKeys
-from services.redis.queue import Lease, WorkQueue
+from services.redis.queue import Lease
+from services.redis.redis_queue import RedisQueue
 from services.redis.registry import Registry
 from services.schemas.rewards import Reward
 from services.schemas.rollouts import RolloutGroup
 from services.settings import Settings
 from services.telemetry import Tracing
-from services.waiting import ended
+from services.waiting import ended, until_available
 from trainer.collection.advantages import with_advantages
 from trainer.collection.cursor import Cursor, CursorState
 from trainer.collection.fault_watch import FaultWatch
@@ -88,7 +89,7 @@ class Collector:
     def __init__(
         self,
         settings: Settings,
-        make_queue: Callable[[], WorkQueue],
+        make_queue: Callable[[], RedisQueue],
         prompts: PromptSource,
         cursor: Cursor,
         suppressed_token_ids: list[int],
@@ -205,25 +206,17 @@ class Collector:
 
     async def _persist(self, work: Callable[[], Awaitable[None]]) -> None:
         """Repeat while a service is away, up to `trainer.wait_timeout_s`."""
-        since: float | None = (
-            None  # the first failure: before it, this process may have stood still
-        )
-        while True:
-            try:
-                return await work()
-            except UnavailableError as error:
-                since = since or time.monotonic()
-                if self._closing:
-                    raise
-                if self._stop_request.asked:
-                    raise StopAskedError from error
-                if self._trouble != error.message:
-                    logger.warning("%s; trying again", error.message)
-                self._trouble = error.message
-                away_s = time.monotonic() - since
-                if away_s > self._settings.trainer.wait_timeout_s:
-                    raise WaitTimeoutError(f"gave up after {away_s:.0f} s: {error}") from error
-                await asyncio.sleep(1.0)
+        timeout_s = self._settings.trainer.wait_timeout_s
+        await until_available(work, timeout_s=timeout_s, heed=self._heed)
+
+    def _heed(self, error: UnavailableError) -> None:
+        if self._closing:
+            raise error
+        if self._stop_request.asked:
+            raise StopAskedError from error
+        if self._trouble != error.message:
+            logger.warning("%s; trying again", error.message)
+        self._trouble = error.message
 
     async def _learn_term_weights(self) -> None:
         self._term_weights = await self._scoring.term_weights()

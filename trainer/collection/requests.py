@@ -5,7 +5,7 @@ import logging
 
 from services.errors import InvalidInputError, TooLargeError
 from services.redis.keys import prompt_stream
-from services.redis.queue import WorkQueue
+from services.redis.redis_queue import RedisQueue
 from services.schemas.prompts import PromptGroup
 from trainer.collection.cursor import Cursor
 from trainer.collection.group_pool import GroupPool
@@ -32,7 +32,7 @@ class GroupRequests:
 
     def __init__(
         self,
-        queue: WorkQueue,
+        queue: RedisQueue,
         pool: GroupPool,
         prompts: PromptSource,
         cursor: Cursor,
