@@ -247,7 +247,7 @@ def _rank_of(found: Settings) -> int:
 
 def run(found: Settings, *, resume: bool, allow_changes: bool, evaluate: bool) -> None:
     """Run everything on this machine."""
-    from launcher.run import run_here
+    from launcher.local_run import run_here
 
     code = run_here(found, resume=resume, allow_changes=allow_changes, evaluate=evaluate)
     sys.exit(code)

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from launcher import run
+from launcher import local_run as run
 from launcher.folder import RunFolder
 from launcher.processes import Part
 from launcher.run_parts import MAX_RESTARTS, RunParts, resumed

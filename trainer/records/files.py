@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,11 +14,12 @@ from pydantic_core import to_json
 from services.schemas.rewards import Status
 from services.settings import Settings
 from services.waiting import RoomWait
-from trainer.checkpoints.fencing import RunFence
 from trainer.checkpoints.sync import sync
+from trainer.records.phases import PhaseClock
 from trainer.records.rollout_files import RolloutFiles
 from trainer.records.trackers import Trackers
-from trainer.types import Batch, TrainGroup
+from trainer.types import StepBatch, TrainGroup
+from trainer.write_guard import WriteGuard
 
 
 class StepLines:
@@ -69,12 +71,12 @@ class RunRecords:
     Args:
         settings: Of the run.
         rank: Rank 0 writes metrics and ledger, every rank its own groups.
-        fence: Every method that writes raises `SupersededError` once a later trainer has started.
+        guard: Every method that writes raises `SupersededError` once a later trainer has started.
     """
 
-    def __init__(self, settings: Settings, rank: int, fence: RunFence | None = None) -> None:
+    def __init__(self, settings: Settings, rank: int, guard: WriteGuard | None = None) -> None:
         folder = settings.run.folder
-        self._check = (fence or RunFence(folder)).check
+        self._check = (guard or WriteGuard(folder)).check
         self._is_main = rank == 0
         self._room = RoomWait(folder, settings.trainer.wait_timeout_s)
         self._metrics = StepLines(folder / "metrics.jsonl")
@@ -138,7 +140,7 @@ class RunRecords:
             self._trackers.close()
 
 
-def step_metrics(batch: Batch, policy_version: int) -> dict[str, Any]:
+def step_metrics(batch: StepBatch, policy_version: int) -> dict[str, Any]:
     """What a step's groups say by themselves; see `docs/metrics.md` for each key."""
     rewards = [r for group in batch.groups for r in group.rewards]
     completions = [c for group in batch.groups for c in group.rollout.completions]
@@ -173,7 +175,30 @@ def step_metrics(batch: Batch, policy_version: int) -> dict[str, Any]:
     }
 
 
-def ledger_line(batch: Batch, step: int) -> dict[str, Any]:
+def metrics_line(
+    batch: StepBatch, learned: dict[str, float], step: int, total: int, clock: PhaseClock
+) -> dict[str, Any]:
+    """A step's line of `metrics.jsonl`."""
+    metrics = step_metrics(batch, policy_version=step)
+    return {
+        "step": step,
+        "num_steps": total,
+        "policy_version": step,
+        "time": time.time(),
+        **metrics,
+        **learned,
+        "tokens_per_s": metrics["num_tokens"] / clock.total_s,
+        "completions_per_s": metrics["num_completions"] / clock.total_s,
+        "trainer_idle_fraction": clock.seconds["wait"] / clock.total_s,
+        "sampler_idle_fraction": batch.sampler_idle_fraction,
+        "groups_sampling": batch.num_sampling,
+        "groups_scoring": batch.num_scoring,
+        "groups_ready": batch.num_ready,
+        "phases_s": clock.seconds,
+    }
+
+
+def ledger_line(batch: StepBatch, step: int) -> dict[str, Any]:
     """The line that says what a step used. It trained version `step`, and published the next."""
     return {
         "step": step,

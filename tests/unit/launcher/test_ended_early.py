@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from launcher.folder import RunFolder
-from launcher.run import _ended_early
+from launcher.local_run import _ended_early
 
 
 def test_the_end_of_the_log_has_its_heading_and_what_to_do_comes_last(

@@ -6,7 +6,7 @@ from pathlib import Path
 from services.errors import SupersededError
 
 
-class RunFence:
+class WriteGuard:
     """The number of the latest start of the trainer, beside its checkpoints.
 
     Redis fences weights, groups and committed steps; this does the same for files, and outlives a

@@ -11,7 +11,7 @@ from services.redis.registry import Registry
 from services.schemas.weights import ServerRecord
 from services.settings import Settings
 from services.waiting import ended
-from trainer.transports.base import Peer, Release, WeightTransport
+from weight_sync.sender import Peer, Release, WeightTransport
 
 logger = logging.getLogger(__name__)
 

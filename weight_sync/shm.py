@@ -5,8 +5,8 @@ from pathlib import Path
 
 from services.schemas.weights import TensorEntry
 from services.weights import private_folder, shm_file
-from trainer.transports.base import Weights
-from trainer.transports.files import FileTransport
+from weight_sync.files import FileTransport
+from weight_sync.sender import Weights
 
 
 class ShmTransport(FileTransport):

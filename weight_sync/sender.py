@@ -26,7 +26,7 @@ from services.schemas.weights import (
 )
 from services.settings import Settings
 from services.weights import manifest_checksum
-from trainer.transports.gpu_share import RankShare
+from weight_sync.gpu_share import RankShare
 
 logger = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from services.settings import Settings
-from trainer.transports.disk import DiskTransport
-from trainer.transports.files import FileTransport
-from trainer.transports.http import HttpTransport
-from trainer.transports.shm import ShmTransport
+from weight_sync.disk import DiskTransport
+from weight_sync.files import FileTransport
+from weight_sync.http import HttpTransport
+from weight_sync.shm import ShmTransport
 
 _FLOATS = 1_500_000
 """Numbers in a version: 6 MB, and 4 MiB for its header."""

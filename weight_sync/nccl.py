@@ -16,8 +16,8 @@ from typing import Any
 from services.errors import SggError, UnavailableError
 from services.schemas.weights import Rendezvous
 from services.weights import NCCL_BUCKET_BYTES
-from trainer.transports.base import Peer, Release, commit_all, select
-from trainer.transports.device import CommitClient, DeviceTransport, TensorSource, on_thread
+from weight_sync.device import CommitClient, DeviceTransport, TensorSource, on_thread
+from weight_sync.sender import Peer, Release, commit_all, select
 
 logger = logging.getLogger(__name__)
 

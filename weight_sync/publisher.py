@@ -11,12 +11,12 @@ from services.redis.registry import Registry
 from services.schemas.weights import AdapterConfig, TensorEntry, WeightManifest
 from services.settings import Settings
 from services.waiting import until_available
-from trainer.publishing.handover import Handover
-from trainer.publishing.reassertion import Reassertion
-from trainer.publishing.seeder import Seeder
-from trainer.transports.base import Peer, Release, Weights
-from trainer.transports.choice import make_transport
-from trainer.transports.gpu_share import RankShare
+from weight_sync.choice import make_transport
+from weight_sync.gpu_share import RankShare
+from weight_sync.handover import Handover
+from weight_sync.reassertion import Reassertion
+from weight_sync.seeder import Seeder
+from weight_sync.sender import Peer, Release, Weights
 
 
 class WeightPublisher:

@@ -2,14 +2,14 @@
 
 from services.schemas.weights import Transport
 from services.settings import Settings
-from trainer.transports.base import WeightTransport
-from trainer.transports.device import refuse_without_gpu
-from trainer.transports.disk import DiskTransport
-from trainer.transports.http import HttpTransport
-from trainer.transports.ipc import IpcTransport
-from trainer.transports.lora import LoraTransport
-from trainer.transports.nccl import NcclTransport
-from trainer.transports.shm import ShmTransport
+from weight_sync.device import refuse_without_gpu
+from weight_sync.disk import DiskTransport
+from weight_sync.http import HttpTransport
+from weight_sync.ipc import IpcTransport
+from weight_sync.lora import LoraTransport
+from weight_sync.nccl import NcclTransport
+from weight_sync.sender import WeightTransport
+from weight_sync.shm import ShmTransport
 
 _TRANSPORTS: dict[Transport, type[WeightTransport]] = {
     "shm": ShmTransport,

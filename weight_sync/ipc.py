@@ -13,9 +13,9 @@ from concurrent.futures import Future
 
 from services.errors import SggError, WaitTimeoutError
 from services.settings import Settings
-from trainer.transports.base import SERVER_TIMEOUT_S, Peer, Release, select
-from trainer.transports.device import DeviceTransport, on_thread
-from trainer.transports.gpu_share import RankShare, SharedTensors, bare, gpu_uuid
+from weight_sync.device import DeviceTransport, on_thread
+from weight_sync.gpu_share import RankShare, SharedTensors, bare, gpu_uuid
+from weight_sync.sender import SERVER_TIMEOUT_S, Peer, Release, select
 
 logger = logging.getLogger(__name__)
 

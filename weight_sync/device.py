@@ -12,10 +12,10 @@ from torch import Tensor
 from services.errors import EngineError, SettingsError, WaitTimeoutError
 from services.schemas.weights import TensorEntry
 from services.settings import Settings
-from trainer.transports.base import SERVER_TIMEOUT_S, Peer, Release, Weights, WeightTransport
-from trainer.transports.host import has_room, kept_on_host
-from trainer.transports.http import HttpTransport
-from trainer.transports.weight_file import describe
+from weight_sync.file_format import describe
+from weight_sync.host import has_room, kept_on_host
+from weight_sync.http import HttpTransport
+from weight_sync.sender import SERVER_TIMEOUT_S, Peer, Release, Weights, WeightTransport
 
 T = TypeVar("T")
 

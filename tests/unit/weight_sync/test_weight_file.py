@@ -16,8 +16,8 @@ from torch import Tensor
 from services import waiting
 from services.errors import InvalidInputError, UnavailableError, WaitTimeoutError
 from services.waiting import RoomWait
-from trainer.transports import weight_file
-from trainer.transports.weight_file import write_weights
+from weight_sync import file_format
+from weight_sync.file_format import write_weights
 
 TENSORS = {
     "model.a": torch.arange(12, dtype=torch.float32).reshape(3, 4),
@@ -128,7 +128,7 @@ def test_a_disk_that_is_full_for_a_while_costs_nothing(
 def test_names_that_do_not_fit_are_refused(
     file: Path, room: RoomWait, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(weight_file, "HEADER_BYTES", 64)
+    monkeypatch.setattr(file_format, "HEADER_BYTES", 64)
     with pytest.raises(InvalidInputError, match="6 tensors"):
         write_weights(file, TENSORS.items(), room)
     assert not list(file.parent.iterdir())

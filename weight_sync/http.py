@@ -7,8 +7,8 @@ from typing import ClassVar
 from services.http.clients.rollout import RolloutClient
 from services.schemas.weights import PolicyInfo, Transport
 from services.weights import temporary_folder
-from trainer.transports.base import Peer, Release, select
-from trainer.transports.files import FileTransport
+from weight_sync.files import FileTransport
+from weight_sync.sender import Peer, Release, select
 
 
 class HttpTransport(FileTransport):

@@ -1,6 +1,6 @@
 """`lora`: as `http`, for an adapter alone."""
 
-from trainer.transports.http import HttpTransport
+from weight_sync.http import HttpTransport
 
 
 class LoraTransport(HttpTransport):

@@ -10,9 +10,9 @@ from services.schemas.weights import TensorEntry
 from services.settings import Settings
 from services.waiting import RoomWait
 from services.weights import private_folder
-from trainer.transports.base import Weights, WeightTransport
-from trainer.transports.host import on_host
-from trainer.transports.weight_file import write_weights
+from weight_sync.file_format import write_weights
+from weight_sync.host import on_host
+from weight_sync.sender import Weights, WeightTransport
 
 _DRAFT = ".draft"
 """Ends the name of a version that is not whole."""

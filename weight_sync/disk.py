@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from services.weights import disk_file
-from trainer.transports.files import FileTransport
+from weight_sync.files import FileTransport
 
 
 class DiskTransport(FileTransport):
