@@ -35,6 +35,7 @@ from safetensors.torch import load_file, save_file
 
 from rollout_service.http.app import prepare_vllm
 from rollout_service.transports.safetensors_file import describe_file
+from services.host.environment import child_environment, set_environment
 from services.host.ports import free_port
 from services.http.clients.rollout import RolloutClient
 from services.images import ImageStore
@@ -46,7 +47,7 @@ from services.schemas.common import ChatMessage, ImagePart, Sampling, TextPart
 from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import InlineImage, RolloutRequest
 from services.schemas.weights import CommitRequest, StageRequest, WeightManifest
-from services.settings import Settings, child_environment, dump_settings, set_environment
+from services.settings import Settings, dump_settings
 from services.weights import manifest_checksum, private_folder, shm_file
 
 ROOT = Path(__file__).parents[1]

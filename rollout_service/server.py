@@ -18,7 +18,7 @@ from rollout_service.transports.spool import Spool
 from rollout_service.update_metrics import UpdateMetrics
 from rollout_service.updates import Version, WeightUpdater
 from services.errors import EngineError, SettingsError, SggError, UnavailableError
-from services.http.app import host_and_port
+from services.host.addresses import host_and_port
 from services.schemas.common import ChatMessage, ModelRunner, Sampling
 from services.schemas.weights import PolicyInfo, PolicyState, ServerRecord
 from services.settings import Settings

@@ -9,7 +9,7 @@ from contextlib import redirect_stdout
 from planning.preflight.check import CheckResult, State
 from planning.preflight.machine import machine_checks
 from planning.preflight.run_checks import run_checks
-from services.host.printable import printable
+from services.printable import printable
 from services.settings import Settings
 
 _WIDTH = 80

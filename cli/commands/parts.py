@@ -12,16 +12,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from cli.views.safe_text import safe
 from services.errors import NotFoundError, SettingsError, SggError
-from services.http.app import host_and_port
+from services.host.addresses import host_and_port
+from services.host.environment import environment_value, start_command
 from services.models.families import with_box_space
 from services.redis.keys import RunKeys
-from services.settings import (
-    Settings,
-    dump_settings,
-    environment_value,
-    load_settings,
-    start_command,
-)
+from services.settings import Settings, dump_settings, load_settings
 from services.telemetry import setup_logging
 from trainer.ranks.stop import EXIT_STOPPED, stop_request
 

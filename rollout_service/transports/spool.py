@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from services.errors import NoRoomError, SettingsError
-from services.http.app import host_and_port
+from services.host.addresses import host_and_port
 from services.settings import Settings
 from services.weights import private_folder, temporary_folder
 

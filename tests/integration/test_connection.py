@@ -23,10 +23,11 @@ from scene_data.dataset import open_dataset
 from scene_data.sampler import EpochSampler
 from scene_data.toy import make_toy
 from services.errors import SettingsError
+from services.host.environment import child_environment
 from services.host.ports import free_port
 from services.redis.keys import RunKeys
 from services.schemas.weights import WeightManifest
-from services.settings import Settings, child_environment, dump_settings
+from services.settings import Settings, dump_settings
 from tests.alone import Alone
 from tests.live_servers import LiveServer, cluster_settings, serving, wait_registered
 from tests.processes import sgg_process, wait_ready

@@ -10,8 +10,8 @@ from pathlib import Path
 from pydantic import Field
 
 from services.errors import SettingsError, SggError, SupersededError
+from services.host.environment import start_command
 from services.schemas.common import Message
-from services.settings import start_command
 from services.waiting import RoomWait
 from trainer.checkpoints.manifest import damage, write_manifest
 from trainer.checkpoints.sync import sync

@@ -15,8 +15,9 @@ from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
 
 from services.errors import SettingsError
+from services.host.environment import environment_value, set_environment
 from services.models.families import as_published, save_published
-from services.settings import Settings, environment_value, set_environment
+from services.settings import Settings
 from trainer.algorithms.losses import LossOutput, policy_loss, with_finite_guard
 from trainer.algorithms.stats import Stats
 from trainer.batches.batch import MicroBatch, RopeIndex

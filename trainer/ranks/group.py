@@ -10,8 +10,8 @@ import torch
 import torch.distributed as dist
 
 from services.errors import SggError
+from services.host.environment import environment_value
 from services.schemas.common import Message
-from services.settings import environment_value
 from trainer.algorithms.stats import Stats
 
 M = TypeVar("M", bound=Message)

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
-from services.settings import child_environment, load_settings
+from services.host.environment import child_environment
+from services.settings import load_settings
 from services.weights import shm_file
 
 ROOT = Path(__file__).parents[3]
