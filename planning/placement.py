@@ -57,7 +57,7 @@ def placed(settings: Settings, gpus: Sequence[Gpu]) -> Placement:
     """
     ranks, servers = settings.trainer.num_ranks, settings.cluster.num_rollout_servers
     shared = settings.shares_gpus or (ranks == servers == len(gpus) == 1)
-    if settings.weights.transport == "ipc" and servers > ranks:
+    if settings.weights.traits.same_gpu and servers > ranks:
         raise SettingsError(
             f"weights.transport = 'ipc' gives each rank's weights to the server on its GPU: set "
             f"cluster.num_rollout_servers ({servers}) to trainer.num_ranks ({ranks}) at most"

@@ -22,7 +22,7 @@ from services.errors import SettingsError
 from services.http.proof import is_host_pattern
 from services.schemas.common import ModelRunner
 from services.schemas.rewards import Task
-from services.schemas.weights import Transport
+from services.schemas.weights import TRANSPORTS, Transport, TransportTraits
 from services.settings.deploy import DeploySettings
 from services.settings.secrets import checked_secret, read_secret
 from services.settings.section import LocalPath, PathOrName, Section, expanded
@@ -189,6 +189,11 @@ class WeightSettings(Section):
     `nccl` from GPU to GPU; `ipc` on one GPU; `lora` for adapters. `docs/rollout.md` compares them.
     """
 
+    @property
+    def traits(self) -> TransportTraits:
+        """What that transport is like."""
+        return TRANSPORTS[self.transport]
+
 
 class ClusterSettings(Section):
     """The GPUs of a run, for `sgg-rl run` and `train --dry-run`."""
@@ -282,7 +287,7 @@ class Settings(Section):
     @property
     def shares_gpus(self) -> bool:
         """Whether a rollout server and a rank of the trainer are on each GPU."""
-        return self.weights.transport == "ipc" or self.deploy.kind == "colocated"
+        return self.weights.traits.same_gpu or self.deploy.kind == "colocated"
 
     @property
     def data_token(self) -> str | None:

@@ -20,7 +20,7 @@ def check_grpo(settings: Settings) -> None:
     """
     check_shared_gpus(settings)
     lora = settings.lora
-    if (lora.rank > 0) != (settings.weights.transport == "lora"):
+    if (lora.rank > 0) != settings.weights.traits.adapter_alone:
         raise SettingsError(
             f"lora.rank = {lora.rank} and weights.transport = '{settings.weights.transport}': an "
             "adapter is trained and sent alone, so set lora.rank over 0 and the transport 'lora', "
@@ -57,7 +57,7 @@ def check_shared_transport(settings: Settings) -> None:
     Raises:
         SettingsError: With what to set.
     """
-    if settings.weights.transport == "nccl":
+    if settings.weights.traits.joins_group:
         raise SettingsError(
             "weights.transport = 'nccl' cannot send to the GPU that it sends from: where trainer "
             "and server share each GPU use ipc"
