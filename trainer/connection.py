@@ -20,7 +20,7 @@ from services.redis.queue import WorkQueue
 from services.redis.redis_queue import RedisQueue
 from services.redis.registry import Registry
 from services.schemas.common import Message
-from services.schemas.weights import FILE_TRANSPORTS, AdapterConfig, ServerRecord
+from services.schemas.weights import AdapterConfig, RankShare, ServerRecord
 from services.settings import Settings
 from services.waiting import until_available
 from trainer.checkpoints.checkpoint import TrainerState
@@ -32,9 +32,9 @@ from trainer.ranks.group import Ranks
 from trainer.ranks.stop import StopAskedError, StopRequest
 from trainer.types import StepBatch
 from weight_sync.device import own_device
-from weight_sync.gpu_share import RankShare, SharedTensors
+from weight_sync.ipc import SharedTensors
 from weight_sync.publisher import WeightPublisher
-from weight_sync.sender import Weights
+from weight_sync.sender import NamedTensors
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ class _Main:
 
     def send(
         self,
-        weights: Weights,
+        weights: NamedTensors,
         policy_version: int,
         then: Callable[[], None],
         gather_shares: Callable[[], list[RankShare]],
@@ -187,13 +187,13 @@ class ServiceConnection:
         if ranks.is_main:
             stop = stop or StopRequest()
             main = _connect(settings, dataset, suppressed_token_ids, state, image_check, stop)
-        through_files = settings.weights.transport in FILE_TRANSPORTS
+        traits = settings.weights.traits
         asynchronous = settings.trainer.max_policy_lag > 0
         link = cls(
             ranks,
             main,
-            beside_training=through_files and asynchronous,
-            share=settings.weights.transport == "ipc" and ranks.size > 1,
+            beside_training=traits.through_file and asynchronous,
+            share=traits.same_gpu and ranks.size > 1,
         )
         try:
             yield link
@@ -202,7 +202,7 @@ class ServiceConnection:
             if main is not None:
                 main.close()
 
-    def start(self, weights: Weights, policy_version: int) -> None:
+    def start(self, weights: NamedTensors, policy_version: int) -> None:
         """Make the servers serve what will be trained, then ask for the first groups.
 
         Args:
@@ -240,7 +240,7 @@ class ServiceConnection:
             raise StopAskedError
         return batch
 
-    def publish(self, weights: Weights, policy_version: int, batch: StepBatch) -> None:
+    def publish(self, weights: NamedTensors, policy_version: int, batch: StepBatch) -> None:
         """Give the servers new weights; the batch that they come from is used up.
 
         Not when the run is to stop: the next start publishes what the checkpoint has.
@@ -297,7 +297,9 @@ class ServiceConnection:
         """What rank 0 says; every rank calls it at the same place."""
         return self._ranks.agree(self._main is not None and self._main.stop.asked)
 
-    def _send(self, weights: Weights, policy_version: int, then: Callable[[_Main], None]) -> None:
+    def _send(
+        self, weights: NamedTensors, policy_version: int, then: Callable[[_Main], None]
+    ) -> None:
         if self._main is not None:
             main = self._main
             main.send(weights, policy_version, lambda: then(main), self._gather_shares)
@@ -348,7 +350,7 @@ def _connect(
     def make_queue() -> WorkQueue:
         return RedisQueue(connect(settings.redis), keys)
 
-    publisher = WeightPublisher(settings, keys, incarnation)
+    publisher = WeightPublisher(settings, incarnation)
     publisher.note_committed(state.step)
     return _Main(
         collector=Collector(

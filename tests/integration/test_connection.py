@@ -17,7 +17,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from rollout_service.engine import IpcWeights, Weights
 from rollout_service.fake.engine import FakeEngine
 from scene_data.dataset import open_dataset
 from scene_data.sampler import EpochSampler
@@ -25,7 +24,6 @@ from scene_data.toy import make_toy
 from services.errors import SettingsError
 from services.host.environment import child_environment
 from services.host.ports import free_port
-from services.redis.keys import RunKeys
 from services.schemas.weights import WeightManifest
 from services.settings import Settings, dump_settings
 from tests.alone import Alone
@@ -41,6 +39,7 @@ from trainer.records.files import RunRecords, ledger_line
 from trainer.step import MAX_SKIPPED, NotFiniteError, StepTraining
 from trainer.types import StepBatch, StepOutput
 from weight_sync.publisher import WeightPublisher
+from weight_sync.receiver import IpcWeights, StagedWeights
 
 PLACEHOLDER = 999
 
@@ -54,7 +53,7 @@ class GatedEngine(FakeEngine):
         self.gate.set()
         self.loaded: list[int] = []
 
-    async def load_weights(self, weights: Weights, manifest: WeightManifest) -> None:
+    async def load_weights(self, weights: StagedWeights, manifest: WeightManifest) -> None:
         await asyncio.to_thread(self.gate.wait, 30)
         await super().load_weights(weights, manifest)
         self.loaded.append(manifest.policy_version)
@@ -152,7 +151,7 @@ def test_a_stop_leaves_no_version_behind(
 def test_closing_the_publisher_ends_the_version_that_is_under_way(base: Settings) -> None:
     """Nobody answers where Redis should be."""
     redis = base.redis.model_copy(update={"url": f"redis://127.0.0.1:{free_port()}/0"})
-    publisher = WeightPublisher(base.model_copy(update={"redis": redis}), RunKeys("away"), 1)
+    publisher = WeightPublisher(base.model_copy(update={"redis": redis}), 1)
     begun = publisher.begin(weights(1), 1)
     publisher.close()
     assert begun.cancelled()
@@ -272,7 +271,7 @@ class SharingEngine(FakeEngine):
         super().__init__(tokens_per_s=20_000, max_model_len=2048, gpu=f"GPU-{number}")
         self.memories: set[bytes] = set()
 
-    async def load_weights(self, weights: Weights, manifest: WeightManifest) -> None:
+    async def load_weights(self, weights: StagedWeights, manifest: WeightManifest) -> None:
         assert isinstance(weights, IpcWeights)
         self.memories = {base64.b64decode(h.memory) for h in weights.handles.values()}
         await super().load_weights(weights, manifest)

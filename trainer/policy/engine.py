@@ -176,7 +176,7 @@ class PolicyEngine:
         parameters = exported_parameters(
             self._model, adapter_only=self._adapter is not None, trainable_only=True
         )
-        shared = self._settings.weights.transport == "ipc"
+        shared = self._settings.weights.traits.same_gpu
         tensors = self._exported(parameters, wanted=self._is_main or shared)
         return ((name, as_published(name, tensor)) for name, tensor in tensors)
 
