@@ -30,7 +30,7 @@ from services.schemas.rewards import GroupError
 from services.schemas.rollouts import Completion, RolloutGroup
 from services.settings import Settings
 from tests.reward_process import GOLDEN, TOKEN, running
-from trainer.collection.group_scoring import MAX_GROUPS, Found, GroupScoring
+from trainer.collection.group_scoring import MAX_GROUPS, RewardsOrError, GroupScoring
 from trainer.collection.prompts import PromptSource
 
 GROUP = RolloutGroup.model_validate_json((GOLDEN / "rollout_group.json").read_text())
@@ -173,9 +173,9 @@ def make_scoring(
     return make
 
 
-async def until_settled(scoring: GroupScoring, *names: str) -> dict[str, Found]:
+async def until_settled(scoring: GroupScoring, *names: str) -> dict[str, RewardsOrError]:
     """What comes of groups, given back as long as that may help."""
-    found: dict[str, Found] = {}
+    found: dict[str, RewardsOrError] = {}
     left = [(GROUP.model_copy(update={"group_id": name}), 0) for name in names]
     while left:
         again = []
@@ -191,7 +191,7 @@ async def until_settled(scoring: GroupScoring, *names: str) -> dict[str, Found]:
     return found
 
 
-def unscored(found: dict[str, Found]) -> dict[str, str]:
+def unscored(found: dict[str, RewardsOrError]) -> dict[str, str]:
     return {name: each.detail for name, each in found.items() if isinstance(each, GroupError)}
 
 
