@@ -241,7 +241,7 @@ def run(base: Settings, dataset: SceneDataset, regime: Regime) -> Seen:
             stack.enter_context(serving(settings, engine))
         wait_for("the servers", lambda: len(registered(settings)) == regime.num_servers)
         link = stack.enter_context(
-            ServiceConnection.open(settings, dataset, [999], TrainerState(), Alone())
+            ServiceConnection(settings, dataset, [999], TrainerState(), Alone())
         )
         _instrument(link, watch)
         link.start(_weights(0), 0)
@@ -379,7 +379,7 @@ def _train(
         if step == WARM_UP:
             before = [engine.read_busy_s() for engine in engines]
         began = time.perf_counter()
-        batches.append(upcoming.take(step))
+        batches.append(upcoming.take_with_advantages(step))
         waits.append(time.perf_counter() - began)
         upcoming.prepared()
         training = time.perf_counter()
