@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.commands.doctor import line
+from cli.views.doctor import line
 from planning.preflight.disk_space import folder_findings
 from planning.preflight.everything import gpu_findings, run_findings
 from planning.preflight.folders import check_run_folder, file_system
