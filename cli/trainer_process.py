@@ -58,7 +58,7 @@ def train(settings: Settings, *, resume: bool, allow_changes: bool) -> None:
 
 def _keep_settings(settings: Settings) -> None:
     """Write `config.toml`, unless a start by the one that is there would be the same."""
-    file = settings.run.folder / "config.toml"
+    file = settings.run.files.config
     with suppress(SettingsError):
         if file.exists() and load_settings([file]) == settings:
             return
@@ -72,7 +72,7 @@ def _own_log(settings: Settings, rank: int) -> Path | None:
     """Beside stderr, where nobody keeps that in a file: neither the launcher nor a Slurm job."""
     if environment_value("SGG_JOB_FOLDER") or stat.S_ISREG(os.fstat(2).st_mode):
         return None
-    logs = settings.run.folder / "logs"
+    logs = settings.run.files.logs
     logs.mkdir(parents=True, exist_ok=True)
     return logs / f"trainer-{rank}.log"
 

@@ -13,17 +13,17 @@ from services.host.printable import printable
 def doctor(config: Config = None, set_: Overrides = None, as_json: AsJson = False) -> None:
     """Check what this machine has, with --config what that run needs; say what is missing."""
     from cli.views.doctor import line
-    from planning.preflight.everything import run_findings
-    from planning.preflight.machine import machine_findings
+    from planning.preflight.machine import machine_checks
+    from planning.preflight.run_checks import run_checks
 
     settings = run_settings(config, set_) if config or set_ else None
     with redirect_stdout(sys.stderr):  # DeepSpeed says there what it has found
-        findings = machine_findings()
+        results = machine_checks()
         if settings is not None:
-            findings += run_findings(settings)
+            results += run_checks(settings)
     if as_json:
-        print(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
+        print(json.dumps([dataclasses.asdict(result) for result in results], indent=2))
     else:
-        print(printable("\n".join(map(line, findings))))
-    if any(finding.state == "missing" for finding in findings):
+        print(printable("\n".join(map(line, results))))
+    if any(result.state == "missing" for result in results):
         sys.exit(1)

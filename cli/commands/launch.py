@@ -18,7 +18,7 @@ def run(
     allow_changes: AllowChanges = False,
 ) -> None:
     """A whole run on this machine: Redis, reward service, rollout servers, trainer."""
-    from launcher.run import run_here
+    from launcher.local_run import run_here
 
     settings = run_settings(config, set_)
     sys.exit(run_here(settings, resume=resume, allow_changes=allow_changes))
@@ -34,7 +34,7 @@ def demo(
     allow_changes: AllowChanges = False,
 ) -> None:
     """As `run`, with held-out evaluations before and after, and a report."""
-    from launcher.run import run_here
+    from launcher.local_run import run_here
 
     settings = demo_settings(config, set_, data)
     sys.exit(run_here(settings, resume=resume, allow_changes=allow_changes, evaluate=True))

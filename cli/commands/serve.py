@@ -78,7 +78,7 @@ def serve_redis(settings: "Settings") -> None:
     host, port = own_address(settings.redis.url)
     password = settings.redis.password
     addresses = listening_addresses(host, port, password=password)
-    folder = settings.run.folder / "redis"
+    folder = settings.run.files.redis
     check_run_folder(folder)
     command = redis_server_command(folder, port, addresses=addresses, password=password)
     os.execv(command[0], command)

@@ -1,8 +1,8 @@
-"""A finding of `sgg-rl doctor` as text."""
+"""A check's result, as `sgg-rl doctor` prints it."""
 
 import textwrap
 
-from planning.preflight.result import Finding, State
+from planning.preflight.check import CheckResult, State
 
 _WIDTH = 80
 _LABELS: dict[State, str] = {
@@ -13,10 +13,10 @@ _LABELS: dict[State, str] = {
 }
 
 
-def line(finding: Finding) -> str:
-    """A finding on as few lines of a terminal as it fits on."""
-    head = f"{_LABELS[finding.state]:8} {finding.name}: "
-    one_line = " ".join(finding.detail.split())
+def line(result: CheckResult) -> str:
+    """A check's result on as few lines of a terminal as it fits on."""
+    head = f"{_LABELS[result.state]:8} {result.name}: "
+    one_line = " ".join(result.detail.split())
     return textwrap.fill(
         one_line,
         _WIDTH,

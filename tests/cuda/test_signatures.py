@@ -33,10 +33,10 @@ from tests.e2e.test_transfer_engine import (
     update,
 )
 from trainer.policy.random_state import load_random_state, save_random_state
-from trainer.transports import nccl
-from trainer.transports.device import CommitClient, TensorMeta, TensorSource, own_device
-from trainer.transports.gpu_share import SharedTensors, gpu_uuid
-from trainer.transports.nccl import NcclTransport
+from weight_sync import nccl
+from weight_sync.device import CommitClient, TensorMeta, TensorSource, own_device
+from weight_sync.gpu_share import SharedTensors, gpu_uuid
+from weight_sync.nccl import NcclTransport
 
 __all__ = ["engine", "no_streams"]  # pytest finds fixtures by name
 SETTINGS = {"model": {"path": "assets/toy-start"}, "data": {"train": "unused"}}

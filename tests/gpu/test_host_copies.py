@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from services.settings import Settings
 from trainer.policy.export import exported, exported_parameters
-from trainer.publishing.handover import Handover
-from trainer.transports.host import has_room, kept_on_host, on_host
-from trainer.transports.nccl import NcclTransport
+from weight_sync.handover import Handover
+from weight_sync.host import has_room, kept_on_host, on_host
+from weight_sync.nccl import NcclTransport
 
 pytestmark = [
     pytest.mark.gpu,

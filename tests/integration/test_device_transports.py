@@ -31,14 +31,14 @@ from services.schemas.weights import IpcHandle, Rendezvous, Transport, WeightMan
 from services.settings import Settings
 from tests.live_servers import LiveServer, cluster_settings, serving, wait_registered
 from tests.processes import wait_for
-from trainer.publishing import publisher as publishing
-from trainer.publishing.publisher import WeightPublisher
-from trainer.transports import base, device, gpu_share
-from trainer.transports.base import WeightTransport
-from trainer.transports.choice import make_transport
-from trainer.transports.gpu_share import SharedTensors
-from trainer.transports.ipc import IpcTransport
-from trainer.transports.nccl import NcclTransport
+from weight_sync import device, gpu_share, sender
+from weight_sync import publisher as publishing
+from weight_sync.choice import make_transport
+from weight_sync.gpu_share import SharedTensors
+from weight_sync.ipc import IpcTransport
+from weight_sync.nccl import NcclTransport
+from weight_sync.publisher import WeightPublisher
+from weight_sync.sender import WeightTransport
 
 
 @dataclass
@@ -230,7 +230,7 @@ def test_a_server_that_does_not_join_leaves_the_version_to_http(
     make_cluster: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     cluster = make_cluster("nccl", QueueNccl)
-    monkeypatch.setattr(base, "SERVER_TIMEOUT_S", 1.0)  # the other server waits in its stage
+    monkeypatch.setattr(sender, "SERVER_TIMEOUT_S", 1.0)  # the other server waits in its stage
     server, _ = cluster.server()
     refusing_server, refusing = cluster.server()
     refusing.refuses = True
@@ -268,11 +268,11 @@ def test_a_broadcast_that_hangs_is_given_up(
     assert publish(cluster, 1) == 1
     (group,) = cluster.network.groups.values()
     group.lets_through.clear()
-    monkeypatch.setattr(base, "SERVER_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(sender, "SERVER_TIMEOUT_S", 1.0)
     monkeypatch.setattr(device, "TRANSFER_TIMEOUT_S", 2.0)
     assert publish(cluster, 2) == 0
     assert f"waited 2 s for the broadcast to {server.url}" in caplog.text
-    monkeypatch.setattr(base, "SERVER_TIMEOUT_S", 20.0)
+    monkeypatch.setattr(sender, "SERVER_TIMEOUT_S", 20.0)
     wait_for("the seeding", lambda: server.policy().policy_version == 2)
     group.lets_through.set()
     assert group.destroyed

@@ -38,9 +38,9 @@ from services.weights import disk_file, shm_file
 from tests.cutting_proxy import proxied
 from tests.live_servers import LiveServer, cluster_settings, serving, wait_registered
 from tests.processes import sgg_process, wait_for, wait_ready
-from trainer.publishing.publisher import WeightPublisher
-from trainer.transports import base
-from trainer.transports.weight_file import write_weights
+from weight_sync import sender
+from weight_sync.file_format import write_weights
+from weight_sync.publisher import WeightPublisher
 
 ADAPTER = "base_model.model.model.layers.0.self_attn.q_proj"
 
@@ -235,7 +235,7 @@ def test_servers_that_are_dead_or_hang_do_not_keep_the_others_waiting(
     dead, hanging = f"http://127.0.0.1:{free_port()}", f"http://127.0.0.1:{free_port()}"
     cluster.announce(dead, "dead")
     cluster.announce(hanging, "hanging")
-    monkeypatch.setattr(base, "SERVER_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(sender, "SERVER_TIMEOUT_S", 1.0)
     port = int(hanging.rpartition(":")[2])
     with socket.create_server(("127.0.0.1", port)):  # takes connections, and says nothing
         assert cluster.publisher().publish(weights(1).items(), 1) == 1

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from services.settings import Settings
 from trainer.policy.export import exported, exported_parameters
-from trainer.transports import device
-from trainer.transports.host import has_room, on_host
-from trainer.transports.nccl import NcclTransport
+from weight_sync import device
+from weight_sync.host import has_room, on_host
+from weight_sync.nccl import NcclTransport
 
 
 class Sharded:
