@@ -22,6 +22,9 @@ SEED ?= 0
 SET ?=
 CONFIG ?= $(if $(DATA),configs/demo-data.toml,configs/demo.toml)
 
+# Packages come uncompiled: without written bytecode each process compiles torch, transformers and vLLM once more.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup demo images pin-images test test-docker check check-setup check-cuda check-security format lint types imports units integration training e2e start-checkpoint clean distclean help
 
 help: ## Show the targets
@@ -37,7 +40,7 @@ $(INSTALLED): pyproject.toml constraints/$(EXTRA).txt
 	@$(BIN)/python deploy/install/install.py --extra $(EXTRA) --extra dev
 ifeq ($(EXTRA),cpu)
 	@$(BIN)/python -c "from compat.torchvision_cpu import install; install()"
-	@$(BIN)/python -m trainer.policy.ops
+	@$(BIN)/python -m trainer.policy.deepspeed_api
 endif
 	@$(BIN)/sgg-rl doctor
 	@touch $@

@@ -40,9 +40,8 @@ from services.settings import Settings, dump_settings
 from tests.alone import Alone
 from tests.processes import sgg_process, wait_ready
 from trainer.checkpoints.checkpoint import TrainerState
-from trainer.connection import ServiceLink
-from trainer.records.files import RunRecords, ledger_line
-from trainer.train import metrics_line
+from trainer.connection import ServiceConnection
+from trainer.records.files import RunRecords, ledger_line, metrics_line
 from weight_sync.shm import shm_file
 
 SPAWN = multiprocessing.get_context("spawn")
@@ -153,7 +152,7 @@ async def in_redis(settings: Settings) -> dict[str, float]:
 def sizes(settings: Settings, processes: list[int]) -> dict[str, float]:
     """What there is now."""
     run = settings.run.folder
-    images = [file for file in settings.images_folder.rglob("*") if file.is_file()]
+    images = [file for file in settings.run.files.images.rglob("*") if file.is_file()]
     rest = [run / name for name in ("metrics.jsonl", "ledger.jsonl")]
     resident = [psutil.Process(pid).memory_info().rss / MIB for pid in processes]
     return {
@@ -173,7 +172,7 @@ def train(settings: Settings, seconds: float, processes: list[int]) -> list[dict
     dataset, records = open_dataset(settings.data.train), RunRecords(settings, 0)
     records.cut_to(0)
     lines: list[dict[str, float]] = []
-    with ServiceLink.open(settings, dataset, [7], TrainerState(), Alone()) as link:
+    with ServiceConnection.open(settings, dataset, [7], TrainerState(), Alone()) as link:
         link.start(weights(0), 0)
         began = time.monotonic()
         for step in itertools.count():

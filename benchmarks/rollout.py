@@ -163,7 +163,7 @@ class Service:
 
     async def over_queue(self, pictures: Sequence[bytes], sampling: Sampling) -> float:
         """The same through Redis: from the first group asked for to the last one taken."""
-        store = ImageStore(self._settings.images_folder)
+        store = ImageStore(self._settings.run.files.images)
         groups = [
             PromptGroup(
                 group_id=f"bench-{time.time_ns()}-{index}",

@@ -42,8 +42,8 @@ from tests.live_servers import registered, serving
 from tests.processes import sgg_process, wait_for, wait_ready
 from trainer.batches.preparation import Prepared, PreparedBatches
 from trainer.checkpoints.checkpoint import TrainerState
-from trainer.connection import ServiceLink
-from trainer.types import Batch
+from trainer.connection import ServiceConnection
+from trainer.types import StepBatch
 from weight_sync.receiver import StagedWeights
 
 GROUPS_PER_STEP, GROUP_SIZE = 4, 4
@@ -241,7 +241,7 @@ def run(base: Settings, dataset: SceneDataset, regime: Regime) -> Seen:
             stack.enter_context(serving(settings, engine))
         wait_for("the servers", lambda: len(registered(settings)) == regime.num_servers)
         link = stack.enter_context(
-            ServiceLink.open(settings, dataset, [999], TrainerState(), Alone())
+            ServiceConnection.open(settings, dataset, [999], TrainerState(), Alone())
         )
         _instrument(link, watch)
         link.start(_weights(0), 0)
@@ -305,7 +305,7 @@ async def _sample(engine: Any, number: int, *, together: int) -> list[list[int]]
     return list(await asyncio.gather(*map(one, range(number))))
 
 
-def _instrument(link: ServiceLink, watch: Stopwatch) -> None:
+def _instrument(link: ServiceConnection, watch: Stopwatch) -> None:
     """Time what the plan is given."""
     main = link._main
     assert main is not None
@@ -323,12 +323,12 @@ def _instrument(link: ServiceLink, watch: Stopwatch) -> None:
     main.publisher.begin = timed_begin  # type: ignore[method-assign]
 
 
-def _time_collector(link: ServiceLink, watch: Stopwatch) -> None:
+def _time_collector(link: ServiceConnection, watch: Stopwatch) -> None:
     """Of a request for rewards, of asking for a group, and of a group's way to the trainer."""
     assert link._main is not None
     collector = link._main.collector
-    send, ask, put = collector._scoring._send, collector._admission._ask, collector._arrivals.put
-    make = collector._admission._make_prompt
+    send, ask, put = collector._scoring._send, collector._requests._ask, collector._arrivals.put
+    make = collector._requests._make_prompt
     made: dict[str, float] = {}
 
     async def timed_send(groups: Any) -> Any:
@@ -355,15 +355,15 @@ def _time_collector(link: ServiceLink, watch: Stopwatch) -> None:
     for owner, name, timed in (
         (collector._scoring, "_send", timed_send),
         (collector._arrivals, "put", timed_put),
-        (collector._admission, "_make_prompt", timed_make),
-        (collector._admission, "_ask", timed_ask),
+        (collector._requests, "_make_prompt", timed_make),
+        (collector._requests, "_ask", timed_ask),
     ):
         setattr(owner, name, timed)
 
 
 def _train(
-    link: ServiceLink, regime: Regime, watch: Stopwatch, engines: Sequence[LoadingEngine]
-) -> tuple[list[Batch], list[float], list[float], list[float]]:
+    link: ServiceConnection, regime: Regime, watch: Stopwatch, engines: Sequence[LoadingEngine]
+) -> tuple[list[StepBatch], list[float], list[float], list[float]]:
     """As `trainer.train` does it.
 
     Returns:

@@ -30,7 +30,7 @@ from trainer.collection.image_check import ImageCheck
 from trainer.collection.prompts import PromptSource
 from trainer.ranks.group import Ranks
 from trainer.ranks.stop import StopAskedError, StopRequest
-from trainer.types import Batch
+from trainer.types import StepBatch
 from weight_sync.device import own_device
 from weight_sync.ipc import SharedTensors
 from weight_sync.publisher import WeightPublisher
@@ -60,7 +60,7 @@ class _Started(Message):
 class _Taken(Message):
     """A step's groups; None when the run is to stop."""
 
-    batch: Batch | None
+    batch: StepBatch | None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -73,7 +73,7 @@ class _Main:
     settings: Settings
     keys: RunKeys
     stop: StopRequest
-    trained: Batch | None = None
+    trained: StepBatch | None = None
     """The batch whose version is under way, or was last."""
     beside: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "link"))
     sending: "Future[None] | None" = None
@@ -143,7 +143,7 @@ class _Main:
             await redis.aclose()
 
 
-class ServiceLink:
+class ServiceConnection:
     """Groups in, weights out.
 
     With `max_policy_lag` of at least 1 a version is staged and committed while the next step
@@ -181,7 +181,7 @@ class ServiceLink:
         ranks: Ranks,
         image_check: ImageCheck | None = None,
         stop: StopRequest | None = None,
-    ) -> Iterator["ServiceLink"]:
+    ) -> Iterator["ServiceConnection"]:
         """Connect. Rank 0 takes a new incarnation: every earlier start is fenced off."""
         main = None
         if ranks.is_main:
@@ -221,7 +221,7 @@ class ServiceLink:
         if self._stops():
             raise StopAskedError
 
-    def take(self, policy_version: int) -> Batch:
+    def take(self, policy_version: int) -> StepBatch:
         """A step's groups, the same on every rank. May be called in another thread.
 
         Raises:
@@ -240,7 +240,7 @@ class ServiceLink:
             raise StopAskedError
         return batch
 
-    def publish(self, weights: NamedTensors, policy_version: int, batch: Batch) -> None:
+    def publish(self, weights: NamedTensors, policy_version: int, batch: StepBatch) -> None:
         """Give the servers new weights; the batch that they come from is used up.
 
         Not when the run is to stop: the next start publishes what the checkpoint has.
@@ -263,7 +263,7 @@ class ServiceLink:
         if not self._beside_training:
             self._wait_for_servers()
 
-    def skip(self, batch: Batch) -> None:
+    def skip(self, batch: StepBatch) -> None:
         """The batch gives no new weights: the servers keep theirs, and sample other groups.
 
         Every rank calls it.
@@ -344,7 +344,7 @@ def _connect(
 ) -> _Main:
     keys = RunKeys(settings.run.name)
     incarnation = asyncio.run(_next_incarnation(settings, keys, state))
-    images = ImageStore(settings.images_folder)
+    images = ImageStore(settings.run.files.images)
     prompts = PromptSource(settings, dataset, images, incarnation, suppressed)
 
     def make_queue() -> WorkQueue:

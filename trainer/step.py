@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from services.errors import SggError
 from services.schemas.common import Message
 from trainer.batches.preparation import Prepared, PreparedBatches
-from trainer.connection import ServiceLink
+from trainer.connection import ServiceConnection
 from trainer.policy.engine import PolicyEngine
 from trainer.ranks.group import Ranks
 from trainer.records.files import RunRecords
 from trainer.records.phases import PhaseClock
-from trainer.types import Batch, StepOutput, TrainGroup
+from trainer.types import StepBatch, StepOutput, TrainGroup
 
 logger = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ class _Found(Message):
 class StepTraining:
     """Trains steps of a run; every rank has one and calls the same."""
 
-    services: ServiceLink
+    services: ServiceConnection
     batches: PreparedBatches
     engine: PolicyEngine
     records: RunRecords
@@ -44,7 +44,7 @@ class StepTraining:
 
     def train(
         self, step: int, learning_rate: float, clock: PhaseClock
-    ) -> tuple[Batch, dict[str, float]]:
+    ) -> tuple[StepBatch, dict[str, float]]:
         """Make a step, with as many batches as it takes until one gives finite numbers.
 
         Args:
@@ -59,7 +59,7 @@ class StepTraining:
             NotFiniteError: `MAX_SKIPPED` batches in a row gave none.
             StopAskedError: The run is to stop.
         """
-        skipped: list[Batch] = []
+        skipped: list[StepBatch] = []
         while True:
             with clock("wait"):
                 batch = self.batches.take(step)
@@ -82,7 +82,7 @@ class StepTraining:
         return batch, learned | own | {"num_skipped": len(skipped)}
 
     def _explain(
-        self, step: int, count: int, batch: Batch, prepared: Prepared, output: StepOutput
+        self, step: int, count: int, batch: StepBatch, prepared: Prepared, output: StepOutput
     ) -> None:
         """Name the groups in the log, or end all ranks with them."""
         mine = _Found(group_ids=not_finite(prepared.groups, output.policy_logprobs))

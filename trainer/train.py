@@ -1,10 +1,8 @@
 """GRPO, from start to end: the loop that the whole system exists for."""
 
-import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from functools import partial
-from typing import Any
 
 from scene_data.dataset import open_dataset
 from services.settings import Settings
@@ -13,22 +11,22 @@ from services.telemetry import Tracing
 from trainer.algorithms.weighting import completion_weights
 from trainer.batches.preparation import Preparation, Prepared, PreparedBatches
 from trainer.checkpoints.checkpoint import CheckpointStore, DataOrder
-from trainer.checkpoints.fencing import RunFence
 from trainer.checkpoints.inputs import grpo_inputs
 from trainer.checkpoints.resume import restore
 from trainer.collection.image_check import ImageCheck
-from trainer.connection import ServiceLink
+from trainer.connection import ServiceConnection
 from trainer.policy.engine import PolicyEngine, init_process_group
 from trainer.ranks.group import Ranks, launched_as
 from trainer.ranks.stop import StopAskedError, StopRequest
 from trainer.ranks.watch import RankWatch, watched
 from trainer.records.evaluation import StepEvaluation
-from trainer.records.files import RunRecords, ledger_line, step_metrics
+from trainer.records.files import RunRecords, ledger_line, metrics_line
 from trainer.records.phases import PhaseClock
 from trainer.records.tracing import SERVICE
 from trainer.schedule import learning_rate
 from trainer.step import StepTraining
-from trainer.types import Batch
+from trainer.types import StepBatch
+from trainer.write_guard import WriteGuard
 
 
 def train(
@@ -64,22 +62,22 @@ def train(
     if rank == 0:
         log_advice(settings)
     limit_s = settings.trainer.wait_timeout_s
-    fence, ranks_folder = RunFence(settings.run.folder), settings.run.folder / "ranks"
-    with watched(ranks_folder, rank=rank, size=size, limit_s=limit_s, fence=fence) as watch:
+    guard, ranks_folder = WriteGuard(settings.run.folder), settings.run.files.ranks
+    with watched(ranks_folder, rank=rank, size=size, limit_s=limit_s, guard=guard) as watch:
         # The watch names a hung rank after twice the limit; a collective by itself only ends.
         init_process_group(3 * limit_s)
         ranks = Ranks(3 * limit_s)
         with closing(evaluation):
             stop = stop or StopRequest()
             how = {"resume": resume, "allow_changes": allow_changes}
-            return _run(settings, ranks, watch, fence, evaluation, stop, **how)
+            return _run(settings, ranks, watch, guard, evaluation, stop, **how)
 
 
 def _run(
     settings: Settings,
     ranks: Ranks,
     watch: RankWatch,
-    fence: RunFence,
+    guard: WriteGuard,
     evaluation: StepEvaluation,
     stop: StopRequest,
     *,
@@ -87,24 +85,20 @@ def _run(
     allow_changes: bool,
 ) -> bool:
     """The story."""
-    trainer, folder = settings.trainer, settings.run.folder
+    trainer, files = settings.trainer, settings.run.files
     watch.enter("load", 0)
     dataset = open_dataset(settings.data.train, task=settings.data.task)
     total = trainer.total_steps(len(dataset))
     engine = PolicyEngine(settings, ranks.size)
-    records = RunRecords(settings, ranks.rank, fence)
+    records = RunRecords(settings, ranks.rank, guard)
     tracing = Tracing(SERVICE, settings.telemetry.otlp_endpoint if ranks.is_main else None)
     checkpoints = CheckpointStore(
-        folder / "checkpoints", trainer.keep_checkpoints, fence, trainer.wait_timeout_s
+        files.checkpoints, trainer.keep_checkpoints, guard, trainer.wait_timeout_s
     )
-    order = DataOrder(
-        seed=settings.run.seed,
-        num_rows=len(dataset),
-        group_size=trainer.group_size,
-    )
+    order = DataOrder(seed=settings.run.seed, num_rows=len(dataset), group_size=trainer.group_size)
     inputs = grpo_inputs(settings, dataset) if ranks.is_main else {}
     state = restore(
-        *(checkpoints, fence, engine, ranks, order, inputs),
+        *(checkpoints, guard, engine, ranks, order, inputs),
         resume=resume,
         allow_changes=allow_changes,
     )
@@ -119,12 +113,12 @@ def _run(
         num_ranks=ranks.size,
     )
 
-    with ServiceLink.open(
+    with ServiceConnection.open(
         settings, dataset, engine.suppressed_token_ids, state, ranks, check, stop
     ) as services:
-        fence.join(services.incarnation)
+        guard.join(services.incarnation)
         if ranks.is_main:
-            fence.take(services.incarnation)
+            guard.take(services.incarnation)
         records.cut_to(state.step)
         services.start(engine.weights(), state.step)
         batches = PreparedBatches(
@@ -180,8 +174,8 @@ def _run(
             services.look_for_stop()
             is_done = True
         if is_done:
-            fence.check()
-            engine.save_pretrained(folder / "checkpoint")
+            guard.check()
+            engine.save_pretrained(files.checkpoint)
             records.evaluations(evaluation.finish(total), total)
     clock.finish()
     ranks.barrier()
@@ -191,7 +185,7 @@ def _run(
     return is_done
 
 
-def prepare(batch: Batch, *, preparation: Preparation, settings: Settings) -> Prepared:
+def prepare(batch: StepBatch, *, preparation: Preparation, settings: Settings) -> Prepared:
     """A batch with its tokens weighted, as tensors of this rank's groups."""
     completions = [c for group in batch.groups for c in group.rollout.completions]
     weights = completion_weights(
@@ -202,26 +196,3 @@ def prepare(batch: Batch, *, preparation: Preparation, settings: Settings) -> Pr
     )
     size = settings.trainer.group_size
     return preparation(batch, [weights[i : i + size] for i in range(0, len(weights), size)])
-
-
-def metrics_line(
-    batch: Batch, learned: dict[str, float], step: int, total: int, clock: PhaseClock
-) -> dict[str, Any]:
-    """A step's line of `metrics.jsonl`."""
-    metrics = step_metrics(batch, policy_version=step)
-    return {
-        "step": step,
-        "num_steps": total,
-        "policy_version": step,
-        "time": time.time(),
-        **metrics,
-        **learned,
-        "tokens_per_s": metrics["num_tokens"] / clock.total_s,
-        "completions_per_s": metrics["num_completions"] / clock.total_s,
-        "trainer_idle_fraction": clock.seconds["wait"] / clock.total_s,
-        "sampler_idle_fraction": batch.sampler_idle_fraction,
-        "groups_sampling": batch.num_sampling,
-        "groups_scoring": batch.num_scoring,
-        "groups_ready": batch.num_ready,
-        "phases_s": clock.seconds,
-    }

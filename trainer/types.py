@@ -42,7 +42,7 @@ class Outcome(Message):
     """Group ids that will never be trained on: unreadable images, poisoned prompts, answers that
     cannot be used. Others took their place."""
     replaced: list[str] = Field(default_factory=list)
-    """Group ids without spread in their rewards (`algorithm.dynamic_sampling`); others took their
+    """Group ids of zero variance in their rewards (`algorithm.dynamic_sampling`); others took their
     place."""
     skipped: list[str] = Field(default_factory=list)
     """Group ids of batches whose optimizer step was skipped, since a number was not finite."""
@@ -50,7 +50,7 @@ class Outcome(Message):
     """Positions of dead, replaced and skipped groups: done with this step."""
 
 
-class Batch(Message):
+class StepBatch(Message):
     """The groups of one step."""
 
     groups: list[TrainGroup]
@@ -65,7 +65,7 @@ class Batch(Message):
     """Share of the rollout servers' time since the last batch in which they had nothing to sample
     (`trainer.collection.idle`); None where no server was seen."""
 
-    def after(self, skipped: "Batch") -> "Batch":
+    def after(self, skipped: "StepBatch") -> "StepBatch":
         """This batch, whose step also does away with the groups of one that was skipped."""
         before, now = skipped.outcome, self.outcome
         outcome = Outcome(

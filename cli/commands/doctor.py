@@ -6,9 +6,9 @@ import sys
 import textwrap
 from contextlib import redirect_stdout
 
-from planning.preflight.everything import run_findings
-from planning.preflight.machine import machine_findings
-from planning.preflight.result import Finding, State
+from planning.preflight.check import CheckResult, State
+from planning.preflight.machine import machine_checks
+from planning.preflight.run_checks import run_checks
 from services.host.printable import printable
 from services.settings import Settings
 
@@ -29,21 +29,21 @@ def examine(settings: Settings | None, *, as_json: bool) -> None:
         as_json: For scripts.
     """
     with redirect_stdout(sys.stderr):  # DeepSpeed says there what it has found
-        found = machine_findings()
+        found = machine_checks()
         if settings is not None:
-            found += run_findings(settings)
+            found += run_checks(settings)
     if as_json:
-        print(json.dumps([dataclasses.asdict(finding) for finding in found], indent=2))
+        print(json.dumps([dataclasses.asdict(result) for result in found], indent=2))
     else:
         print(printable("\n".join(map(line, found))))
-    if any(finding.state == "missing" for finding in found):
+    if any(result.state == "missing" for result in found):
         sys.exit(1)
 
 
-def line(finding: Finding) -> str:
-    """A finding on as few lines of a terminal as it fits on."""
-    head = f"{_LABELS[finding.state]:8} {finding.name}: "
-    one_line = " ".join(finding.detail.split())
+def line(result: CheckResult) -> str:
+    """A check's result on as few lines of a terminal as it fits on."""
+    head = f"{_LABELS[result.state]:8} {result.name}: "
+    one_line = " ".join(result.detail.split())
     return textwrap.fill(
         one_line,
         _WIDTH,

@@ -77,7 +77,7 @@ def serve_redis(found: Settings) -> None:
     host, port = own_address(found.redis.url)
     password = found.redis.password
     addresses = listening_addresses(host, port, password=password)
-    folder = found.run.folder / "redis"
+    folder = found.run.files.redis
     check_run_folder(folder)
     command = redis_server_command(folder, port, addresses=addresses, password=password)
     os.execv(command[0], command)
@@ -158,7 +158,7 @@ def train(found: Settings, *, resume: bool, allow_changes: bool, dry_run: bool) 
 
 def _keep_settings(found: Settings) -> None:
     """Write `config.toml`, unless a start by the one that is there would be the same."""
-    file = found.run.folder / "config.toml"
+    file = found.run.files.config
     with suppress(SettingsError):
         if file.exists() and load_settings([file]) == found:
             return
@@ -172,7 +172,7 @@ def _own_log(found: Settings, rank: int) -> Path | None:
     """Beside stderr, where nobody keeps that in a file: neither the launcher nor a Slurm job."""
     if environment_value("SGG_JOB_FOLDER") or stat.S_ISREG(os.fstat(2).st_mode):
         return None
-    logs = found.run.folder / "logs"
+    logs = found.run.files.logs
     logs.mkdir(parents=True, exist_ok=True)
     return logs / f"trainer-{rank}.log"
 
@@ -247,7 +247,7 @@ def _rank_of(found: Settings) -> int:
 
 def run(found: Settings, *, resume: bool, allow_changes: bool, evaluate: bool) -> None:
     """Run everything on this machine."""
-    from launcher.run import run_here
+    from launcher.local_run import run_here
 
     code = run_here(found, resume=resume, allow_changes=allow_changes, evaluate=evaluate)
     sys.exit(code)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from planning.estimate import num_trainable
 from planning.preflight.bare import nearest
+from planning.preflight.check import CheckResult, check
 from planning.preflight.folders import check_run_folder, file_system
-from planning.preflight.result import Finding, look
 from planning.shapes import ModelShape
 from services.schemas.weights import Version
 from services.settings import Settings
@@ -21,7 +21,7 @@ _OPTIMIZER_BYTES = 12
 """Of a parameter: float32 weights and Adam's two moments."""
 
 
-def folder_findings(settings: Settings, shape: ModelShape | None, *, hosts: int) -> list[Finding]:
+def folder_checks(settings: Settings, shape: ModelShape | None, *, hosts: int) -> list[CheckResult]:
     """Of a run's folder and of `/dev/shm`.
 
     Args:
@@ -29,7 +29,7 @@ def folder_findings(settings: Settings, shape: ModelShape | None, *, hosts: int)
         shape: Of its model; None where nothing is known of it.
         hosts: That the run's parts are on, this one counted.
     """
-    found = look("runs folder", lambda: _writable(settings.run.folder))
+    found = check("runs folder", lambda: _writable(settings.run.folder))
     if found.state != "ok":
         return [found]
     room = [] if shape is None else _room(settings, shape, hosts)
@@ -41,11 +41,11 @@ def _writable(folder: Path) -> str:
     return str(folder)
 
 
-def _file_system(folder: Path, hosts: int) -> Finding:
+def _file_system(folder: Path, hosts: int) -> CheckResult:
     kind = file_system(folder)
     if hosts == 1 or kind in _SHARED:
-        return Finding("file system", "ok", f"{folder} is on {kind}")
-    return Finding(
+        return CheckResult("file system", "ok", f"{folder} is on {kind}")
+    return CheckResult(
         "file system",
         "warning",
         f"{folder} is on {kind}, and the run's parts are on {hosts} hosts: set run.root to a "
@@ -53,7 +53,7 @@ def _file_system(folder: Path, hosts: int) -> Finding:
     )
 
 
-def _room(settings: Settings, shape: ModelShape, hosts: int) -> list[Finding]:
+def _room(settings: Settings, shape: ModelShape, hosts: int) -> list[CheckResult]:
     """As `weight_sync.files` and `trainer.checkpoints` keep versions and checkpoints."""
     width = 2 if settings.model.dtype == "bfloat16" else 4
     version = shape.num_parameters * width + HEADER_BYTES
@@ -79,9 +79,9 @@ def _room(settings: Settings, shape: ModelShape, hosts: int) -> list[Finding]:
     return found
 
 
-def _free(name: str, folder: Path, needed: float, remedy: str) -> Finding:
+def _free(name: str, folder: Path, needed: float, remedy: str) -> CheckResult:
     free = shutil.disk_usage(nearest(folder)).free
     sizes = f"{needed / _GIB:.1f} GiB wanted, {free / _GIB:.1f} GiB free in {folder}"
     if free < needed:
-        return Finding(name, "missing", f"{sizes}: {remedy}")
-    return Finding(name, "ok", sizes)
+        return CheckResult(name, "missing", f"{sizes}: {remedy}")
+    return CheckResult(name, "ok", sizes)

@@ -81,7 +81,7 @@ class RolloutProcess:
         self._tokens = list(filter(None, (settings.data_token, settings.admin_token)))
         self._redis = connect(settings.redis)
         keys = RunKeys(settings.run.name)
-        self._images = ImageStore(settings.images_folder, self._redis, keys)
+        self._images = ImageStore(settings.run.files.images, self._redis, keys)
         self._tracing = Tracing("sgg-rl rollout", settings.telemetry.otlp_endpoint)
         self.server = RolloutServer(settings, make_engine, self.app.state.registry, self._tracing)
         registry = Registry(self._redis, keys)

@@ -20,6 +20,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from services.errors import SettingsError
 from services.http.proof import is_host_pattern
+from services.run_folder import RunFolder
 from services.schemas.common import ModelRunner
 from services.schemas.rewards import Task
 from services.schemas.weights import TRANSPORTS, Transport, TransportTraits
@@ -56,6 +57,11 @@ class RunSettings(Section):
     def folder(self) -> Path:
         """The run's own folder."""
         return self.root / self.name
+
+    @property
+    def files(self) -> RunFolder:
+        """Each path in the run's folder."""
+        return RunFolder(self.folder)
 
 
 class ModelSettings(Section):
@@ -298,11 +304,6 @@ class Settings(Section):
     def admin_token(self) -> str | None:
         """For weight routes: `SGG_ADMIN_TOKEN`, or the file's content."""
         return read_token("SGG_ADMIN_TOKEN", self.security.admin_token_file)
-
-    @property
-    def images_folder(self) -> Path:
-        """The run's image store, on a file system that trainer and samplers share."""
-        return self.run.folder / "images"
 
 
 def load_settings(

@@ -114,6 +114,11 @@ class TrainerSettings(Section):
     """Groups that may die between two steps (unreadable images, poisoned prompts) before the run
     ends; 0: four times groups_per_step."""
 
+    @property
+    def max_open_groups(self) -> int:
+        """Groups that are open at a time, from being asked for until their step is published."""
+        return (self.max_policy_lag + 1) * self.groups_per_step
+
     def total_steps(self, num_rows: int) -> int:
         """Optimizer steps of a run on a training set of so many usable rows."""
         if self.num_steps is not None:

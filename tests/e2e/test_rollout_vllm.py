@@ -243,7 +243,7 @@ async def test_a_prompt_of_the_queue_is_sampled_by_the_version_it_asks_for(
         epoch=0,
         index=0,
         messages=MESSAGES,
-        images=[ImageStore(settings.images_folder).put(image)],
+        images=[ImageStore(settings.run.files.images).put(image)],
         sampling=Sampling(n=4, max_tokens=16, suppress_token_ids=SUPPRESSED),
         min_policy_version=version,
     )

@@ -13,7 +13,7 @@ from torch import Tensor
 from scene_data.dataset import open_dataset
 from services.settings import load_settings
 from trainer.checkpoints.checkpoint import TrainerState
-from trainer.connection import ServiceLink
+from trainer.connection import ServiceConnection
 from trainer.ranks.group import Ranks, launched_as
 from weight_sync import ipc, publisher
 from weight_sync.ipc import IpcSender
@@ -43,7 +43,7 @@ def main(config: Path) -> None:
     make_up_gpu(launched_as()[0])
     dist.init_process_group("gloo")
     dataset = open_dataset(settings.data.train)
-    with ServiceLink.open(settings, dataset, [999], TrainerState(), Ranks(60)) as link:
+    with ServiceConnection.open(settings, dataset, [999], TrainerState(), Ranks(60)) as link:
         link.start(weights(), 0)
     dist.destroy_process_group()
 

@@ -49,8 +49,8 @@ from trainer.collection.collector import Collector
 from trainer.collection.cursor import Cursor, CursorState
 from trainer.collection.image_check import ImageCheck
 from trainer.collection.prompts import PromptSource
-from trainer.connection import ServiceLink
-from trainer.types import Batch
+from trainer.connection import ServiceConnection
+from trainer.types import StepBatch
 from weight_sync.publisher import WeightPublisher
 
 PLACEHOLDER = 7
@@ -108,7 +108,7 @@ class Run:
         cursor: CursorState | None = None,
         image_check: ImageCheck | None = None,
     ) -> Collector:
-        images = ImageStore(self.settings.images_folder)
+        images = ImageStore(self.settings.run.files.images)
         dataset = open_dataset(self.settings.data.train)
         prompts = PromptSource(self.settings, dataset, images, incarnation, [PLACEHOLDER])
         collector = Collector(
@@ -130,15 +130,15 @@ def weights(version: int) -> list[tuple[str, torch.Tensor]]:
     return [("w", torch.full((2, 3), float(version)))]
 
 
-def positions(batches: list[Batch]) -> list[int]:
+def positions(batches: list[StepBatch]) -> list[int]:
     return [group.position for batch in batches for group in batch.groups]
 
 
 def train_until(
     run: Run, collector: Collector, publisher: WeightPublisher, steps: range, *, low: int
-) -> list[Batch]:
+) -> list[StepBatch]:
     """Until every position under `low` is used: one that was on a killed server comes last."""
-    batches: list[Batch] = []
+    batches: list[StepBatch] = []
     for step in steps:
         batches += train(run, collector, publisher, range(step, step + 1))
         if collector.cursor_state().low >= low:
@@ -189,7 +189,9 @@ def make_run(tmp_path: Path, toy: Path, redis_url: str) -> Iterator[MakeRun]:
         yield make
 
 
-def train(run: Run, collector: Collector, publisher: WeightPublisher, steps: range) -> list[Batch]:
+def train(
+    run: Run, collector: Collector, publisher: WeightPublisher, steps: range
+) -> list[StepBatch]:
     batches = []
     for step in steps:
         batch = collector.take(step)
@@ -407,7 +409,7 @@ def test_servers_that_outlive_redis_data_still_listen(make_run: MakeRun) -> None
     run = make_run(max_policy_lag=0)
     run.serve_rollout()
     assert run.publisher(incarnation=7).begin(weights(5), 5).result() == 1
-    with ServiceLink.open(
+    with ServiceConnection.open(
         run.settings, open_dataset(run.settings.data.train), [PLACEHOLDER], TrainerState(), Alone()
     ) as services:
         services.start(weights(0), 0)
@@ -441,7 +443,7 @@ def test_trainers_that_were_taken_for_dead_are_shut_out(make_run: MakeRun) -> No
     run.serve_rollout()
     taking, *others = [stopped_trainer(run, before) for before in ("take", "publish", "commit")]
     dataset = open_dataset(run.settings.data.train)
-    with ServiceLink.open(
+    with ServiceConnection.open(
         run.settings, dataset, [PLACEHOLDER], TrainerState(), Alone()
     ) as services:
         services.start(weights(0), 0)
@@ -703,7 +705,7 @@ def test_the_store_holds_the_images_of_open_groups_whole(
 ) -> None:
     monkeypatch.setattr(collector_module, "WATCH_S", 0.05)
     run = make_run(max_policy_lag=0)
-    store = ImageStore(run.settings.images_folder)
+    store = ImageStore(run.settings.run.files.images)
     of_an_earlier_start = store.put(b"pixels")
     collector, publisher = run.collector(), run.publisher()
     collector.start(0)

@@ -109,7 +109,7 @@ def request(**changes: Any) -> RolloutRequest:
 
 
 async def test_a_group_over_http(server: Server) -> None:
-    ref = ImageStore(server.settings.images_folder).put(IMAGE)
+    ref = ImageStore(server.settings.run.files.images).put(IMAGE)
     async with server.client() as client:
         by_data = await client.rollouts(request())
         by_ref = await client.rollouts(request(images=[ref]))
@@ -290,7 +290,7 @@ def prompt_of(server: Server, name: str, **changes: Any) -> PromptGroup:
         "epoch": 0,
         "index": 0,
         "messages": MESSAGES,
-        "images": [ImageStore(server.settings.images_folder).put(IMAGE)],
+        "images": [ImageStore(server.settings.run.files.images).put(IMAGE)],
         "sampling": Sampling(n=2),
     }
     return PromptGroup.model_validate(fields | changes)

@@ -7,9 +7,9 @@ from typing import Protocol
 from services.errors import SettingsError, SggError
 from services.schemas.common import Message
 from trainer.checkpoints.checkpoint import CheckpointStore, DataOrder, TrainerState
-from trainer.checkpoints.fencing import RunFence
 from trainer.checkpoints.inputs import Inputs, check_inputs
 from trainer.ranks.group import Ranks
+from trainer.write_guard import WriteGuard
 
 logger = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class Start(Message):
 
 def restore(
     checkpoints: CheckpointStore,
-    fence: RunFence,
+    guard: WriteGuard,
     engine: Loads,
     ranks: Ranks,
     order: DataOrder,
@@ -46,7 +46,7 @@ def restore(
 
     Args:
         checkpoints: Of the run.
-        fence: Of the run.
+        guard: Of the run.
         engine: Loads weights, optimizer and random state.
         ranks: The trainer's.
         order: Of the data, by the present settings.
@@ -61,7 +61,7 @@ def restore(
     found: Start | SggError | None = None
     if ranks.is_main:
         try:
-            found = _decide(checkpoints, fence, ranks.size, order, resume=resume)
+            found = _decide(checkpoints, guard, ranks.size, order, resume=resume)
             if found.folder is not None:
                 then = found.state.inputs
                 check_inputs(then, inputs, found.folder, allow_changes=allow_changes)
@@ -75,10 +75,15 @@ def restore(
 
 
 def _decide(
-    checkpoints: CheckpointStore, fence: RunFence, num_ranks: int, order: DataOrder, *, resume: bool
+    checkpoints: CheckpointStore,
+    guard: WriteGuard,
+    num_ranks: int,
+    order: DataOrder,
+    *,
+    resume: bool,
 ) -> Start:
     checkpoints.remove_drafts()
-    beginning = TrainerState(incarnation=fence.latest(), num_ranks=num_ranks, data_order=order)
+    beginning = TrainerState(incarnation=guard.latest(), num_ranks=num_ranks, data_order=order)
     if not resume and not checkpoints.is_empty():
         raise SettingsError(
             f"{checkpoints.root} has checkpoints of a run of this name: add --resume to go on from "

@@ -23,13 +23,13 @@ from trainer.batches.batch import MicroBatch, RopeIndex
 from trainer.policy.adapter import add_adapter, save_adapter
 from trainer.policy.cap import cap_memory
 from trainer.policy.cuda_check import check_cuda
+from trainer.policy.deepspeed_api import guard_ops
 from trainer.policy.deepspeed_config import deepspeed_config, sharding_config
 from trainer.policy.export import exported, exported_parameters
+from trainer.policy.logprob_model import LogprobModel, LogprobOutput
 from trainer.policy.model import load_model, load_processor, placeholder_ids
-from trainer.policy.ops import guard_ops
 from trainer.policy.random_state import load_random_state, save_random_state
 from trainer.policy.reference import Reference
-from trainer.policy.scorer import Scored, Scorer
 from trainer.policy.state_layout import check_layout, write_layout
 from trainer.ranks.rendezvous import join_ranks
 from trainer.types import StepOutput
@@ -226,8 +226,8 @@ class PolicyEngine:
         self._engine.destroy()
         torch.distributed.destroy_process_group()
 
-    def _scorer(self, model: nn.Module) -> Scorer:
-        return Scorer(
+    def _scorer(self, model: nn.Module) -> LogprobModel:
+        return LogprobModel(
             model,
             temperature=self._settings.sampling.temperature,
             suppressed_token_ids=self.suppressed_token_ids,
@@ -281,7 +281,9 @@ class PolicyEngine:
             return math.nan
         return float(self._engine.get_global_grad_norm())
 
-    def _loss(self, scored: Scored, batch: MicroBatch, reference: Tensor | None) -> LossOutput:
+    def _loss(
+        self, scored: LogprobOutput, batch: MicroBatch, reference: Tensor | None
+    ) -> LossOutput:
         return policy_loss(
             self._settings.algorithm,
             scored.logprobs,

@@ -15,7 +15,7 @@ from tests.train_groups import noise_sample, random_group
 from trainer.batches.images import image_features
 from trainer.batches.preparation import Preparation, Prepared, PreparedBatches
 from trainer.policy.model import load_model, load_processor
-from trainer.types import Batch, Outcome
+from trainer.types import Outcome, StepBatch
 
 SAMPLES = [noise_sample(random.Random(i), 112 + 28 * (i % 2), 112) for i in range(4)]
 
@@ -77,7 +77,7 @@ def test_ranks_prepare_their_own_groups_and_each_image_once(
     for group in groups:
         count = image_features(SAMPLES[group.index], processor).num_tokens
         group.rollout.prompt_token_ids[2:2] = [model.config.image_token_id] * count
-    batch = Batch(groups=groups, outcome=Outcome())
+    batch = StepBatch(groups=groups, outcome=Outcome())
     weights = [[float(10 * g + i) for i in range(3)] for g in range(4)]
     datasets = [CountingDataset(), CountingDataset()]
     ranks = [
@@ -121,15 +121,15 @@ class Source:
         for step in let:
             self.let[step].set()
 
-    def take(self, step: int) -> Batch:
+    def take(self, step: int) -> StepBatch:
         self.taken.append(step)
         self.began.release()
         assert self.let[step].wait(60)
         if step == 3:
             raise WaitTimeoutError("no scored group")
-        return Batch(groups=[], outcome=Outcome(stale=[str(step)]))
+        return StepBatch(groups=[], outcome=Outcome(stale=[str(step)]))
 
-    def prepare(self, batch: Batch) -> Prepared:
+    def prepare(self, batch: StepBatch) -> Prepared:
         if batch.outcome.stale == ["2"]:
             raise InvalidInputError("image 2 cannot be prepared")
         return Prepared(

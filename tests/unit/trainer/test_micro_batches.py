@@ -5,7 +5,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.train_groups import random_group
-from trainer.batches.micro_batches import RankPlan, Row, padded_length, plan_metrics, plan_step
+from trainer.batches.micro_batches import (
+    PackedRow,
+    RankPlan,
+    padded_length,
+    plan_metrics,
+    plan_step,
+)
 from trainer.types import TrainGroup
 
 RNG = random.Random(0)
@@ -32,7 +38,7 @@ def steps(draw: st.DrawFn) -> tuple[list[TrainGroup], int, int]:
     return batch(*groups), ranks, draw(st.integers(8, 600))
 
 
-def tokens(row: Row, groups: list[TrainGroup]) -> int:
+def tokens(row: PackedRow, groups: list[TrainGroup]) -> int:
     rollout = groups[row.group].rollout
     return len(rollout.prompt_token_ids) + sum(
         len(rollout.completions[i].token_ids) for i in row.completions
@@ -75,15 +81,15 @@ def only(groups: list[TrainGroup], max_tokens: int) -> RankPlan:
 
 def test_a_group_that_fits_is_one_row() -> None:
     plan = only(batch((100, [10, 20, 30, 40])), 200)
-    assert plan.micro_batches == [[Row(group=0, completions=(0, 1, 2, 3), length=200)]]
+    assert plan.micro_batches == [[PackedRow(group=0, completions=(0, 1, 2, 3), length=200)]]
 
 
 def test_a_group_over_the_budget_is_cut_evenly() -> None:
     plan = only(batch((100, [10, 20, 30, 40])), 199)
     rows = [row for rows in plan.micro_batches for row in rows]
     assert rows == [
-        Row(group=0, completions=(0, 3), length=150),
-        Row(group=0, completions=(1, 2), length=150),
+        PackedRow(group=0, completions=(0, 3), length=150),
+        PackedRow(group=0, completions=(1, 2), length=150),
     ]
 
 

@@ -10,7 +10,7 @@ from services.schemas.rewards import Matched, Reward
 from services.settings.training import AlgorithmSettings
 from tests.train_groups import completion, train_group
 from trainer.algorithms.advantages import EPSILON, group_relative, overlong_punishment
-from trainer.collection.advantages import has_spread, with_advantages
+from trainer.collection.advantages import has_zero_variance, with_advantages
 from trainer.types import TrainGroup
 
 WEIGHTS = {"format": 1.0, "edge": 5.0}
@@ -37,10 +37,10 @@ def advantages(algorithm: dict[str, Any], *groups: TrainGroup) -> list[list[floa
 
 def test_only_what_is_compared_makes_a_spread() -> None:
     same_total = [reward(1.0, 0.0), reward(0.0, 0.2)]
-    assert not has_spread([reward(1.0, 0.3), reward(1.0, 0.3)], "terms")
-    assert not has_spread(same_total)
-    assert has_spread(same_total, "terms")
-    assert has_spread([reward(1.0, 0.3), reward(1.0, 0.31)])
+    assert has_zero_variance([reward(1.0, 0.3), reward(1.0, 0.3)], "terms")
+    assert has_zero_variance(same_total)
+    assert not has_zero_variance(same_total, "terms")
+    assert not has_zero_variance([reward(1.0, 0.3), reward(1.0, 0.31)])
 
 
 def test_a_total_drowns_the_term_that_terms_keep() -> None:

@@ -1,6 +1,6 @@
 """DeepSpeed's compiled ops, all of them behind one lock and in one folder (`op_lock`).
 
-    python -m trainer.policy.ops
+    python -m trainer.policy.deepspeed_api
 
 builds what a trainer on this machine loads at its start: a minute that the first run would wait.
 With GPUs that is nothing.

@@ -11,7 +11,7 @@ from trainer.algorithms.logprobs import SamplingDistribution, token_logprobs
 from trainer.batches.batch import MicroBatch
 
 
-class Scored(NamedTuple):
+class LogprobOutput(NamedTuple):
     """What a model says of a micro batch's completions; 0 where there is no token.
 
     A tuple, because ZeRO-3 looks for tensors in what a module gives back.
@@ -23,7 +23,7 @@ class Scored(NamedTuple):
     """[N, L] of that distribution, in nats, without gradient."""
 
 
-class Scorer(nn.Module):  # type: ignore[misc]
+class LogprobModel(nn.Module):  # type: ignore[misc]
     """A model, as DeepSpeed wraps it: all that is computed with its weights is inside `forward`.
 
     The attention is `sdpa` or `eager`, which take a mask of any shape; flash attention does not.
@@ -54,7 +54,7 @@ class Scorer(nn.Module):  # type: ignore[misc]
             float32_logits=float32_logits,
         )
 
-    def forward(self, batch: MicroBatch) -> Scored:
+    def forward(self, batch: MicroBatch) -> LogprobOutput:
         """Score a micro batch that is on the model's device."""
         hidden = self.model.model(
             input_ids=batch.input_ids,
@@ -67,7 +67,7 @@ class Scorer(nn.Module):  # type: ignore[misc]
         logprobs, entropies = self.head(
             hidden.flatten(0, 1)[batch.source], batch.targets.flatten()[batch.slot]
         )
-        return Scored(
+        return LogprobOutput(
             logprobs=_placed(logprobs, batch.slot, batch.targets.shape),
             entropies=_placed(entropies, batch.slot, batch.targets.shape),
         )

@@ -4,9 +4,10 @@ import fcntl
 from pathlib import Path
 
 from services.errors import SupersededError
+from services.run_folder import RunFolder
 
 
-class RunFence:
+class WriteGuard:
     """The number of the latest start of the trainer, beside its checkpoints.
 
     Redis fences weights, groups and committed steps; this does the same for files, and outlives a
@@ -18,7 +19,7 @@ class RunFence:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._file = folder / "incarnation"
+        self._file = RunFolder(folder).incarnation
         self._incarnation = 0
         """The number of this start; 0 until it has one: then nobody is shut out."""
 

@@ -16,8 +16,8 @@ from tests.train_groups import noise_sample, random_group
 from trainer.batches.batch import MicroBatch, PreparedGroup, micro_batch, prepare_group
 from trainer.batches.images import image_features
 from trainer.batches.micro_batches import plan_step
+from trainer.policy.logprob_model import LogprobModel
 from trainer.policy.model import load_model, load_processor, placeholder_ids
-from trainer.policy.scorer import Scorer
 
 LENGTHS = [[3, 9, 1, 5], [2, 2, 7, 4]]
 TEMPERATURE = 0.8
@@ -71,8 +71,8 @@ class Loaded:
             for rows in plan.micro_batches
         ]
 
-    def scorer(self) -> Scorer:
-        return Scorer(
+    def scorer(self) -> LogprobModel:
+        return LogprobModel(
             self.model, temperature=TEMPERATURE, suppressed_token_ids=self.suppressed, chunk=5
         )
 
@@ -157,4 +157,4 @@ def test_an_adapter_on_the_output_layer_is_refused(loaded: Loaded) -> None:
         copy.deepcopy(loaded.model), LoraConfig(r=2, target_modules=["lm_head"])
     ).get_base_model()
     with pytest.raises(SettingsError, match=r"lora\.target_modules.*lm_head"):
-        Scorer(adapted, temperature=1.0, suppressed_token_ids=[], chunk=5)
+        LogprobModel(adapted, temperature=1.0, suppressed_token_ids=[], chunk=5)

@@ -32,11 +32,11 @@ from trainer.algorithms.stats import Stats
 from trainer.batches.preparation import Prepared, PreparedBatches
 from trainer.checkpoints.checkpoint import TrainerState
 from trainer.collection.cursor import CursorState
-from trainer.connection import ServiceLink
+from trainer.connection import ServiceConnection
 from trainer.ranks.stop import StopAskedError, StopRequest
 from trainer.records.files import RunRecords, ledger_line
 from trainer.step import MAX_SKIPPED, NotFiniteError, StepTraining
-from trainer.types import Batch, StepOutput
+from trainer.types import StepBatch, StepOutput
 from weight_sync.publisher import WeightPublisher
 from weight_sync.receiver import IpcWeights, StagedWeights
 
@@ -87,7 +87,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[S
 @contextmanager
 def linked(
     base: Settings, max_policy_lag: int, stop: StopRequest | None = None
-) -> Iterator[tuple[ServiceLink, LiveServer]]:
+) -> Iterator[tuple[ServiceConnection, LiveServer]]:
     run = base.run.model_copy(update={"name": f"link-{uuid.uuid4().hex[:8]}"})
     trainer = base.trainer.model_copy(update={"max_policy_lag": max_policy_lag})
     settings = base.model_copy(update={"run": run, "trainer": trainer})
@@ -95,7 +95,9 @@ def linked(
         server = wait_registered(stack.enter_context(serving(settings, GatedEngine())))
         dataset = open_dataset(settings.data.train)
         link = stack.enter_context(
-            ServiceLink.open(settings, dataset, [PLACEHOLDER], TrainerState(), Alone(), stop=stop)
+            ServiceConnection.open(
+                settings, dataset, [PLACEHOLDER], TrainerState(), Alone(), stop=stop
+            )
         )
         link.start(weights(0), 0)
         yield link, server
@@ -197,9 +199,9 @@ class SpoiltEngine:
 
 
 def step_training(
-    base: Settings, link: ServiceLink, *, num_spoilt: int, ahead: bool
+    base: Settings, link: ServiceConnection, *, num_spoilt: int, ahead: bool
 ) -> StepTraining:
-    def prepared(batch: Batch) -> Prepared:
+    def prepared(batch: StepBatch) -> Prepared:
         groups: Any = batch.groups
         return Prepared(groups=groups, micro_batches=groups, metrics={})
 

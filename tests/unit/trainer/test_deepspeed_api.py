@@ -14,8 +14,8 @@ from services.errors import SettingsError
 from services.settings import child_environment, environment_value
 from tests.processes import wait_for
 from trainer.policy import op_lock
+from trainer.policy.deepspeed_api import guard_ops
 from trainer.policy.op_lock import sole_loader
-from trainer.policy.ops import guard_ops
 
 SOURCE = """
 #include <Python.h>

@@ -11,7 +11,7 @@ State = Literal["ok", "info", "warning", "missing"]
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class CheckResult:
     """What was found, and for a problem what to do."""
 
     name: str
@@ -19,7 +19,7 @@ class Finding:
     detail: str
 
 
-def look(name: str, find: Callable[[], str]) -> Finding:
+def check(name: str, find: Callable[[], str]) -> CheckResult:
     """Look for one thing that must be here.
 
     Args:
@@ -27,8 +27,8 @@ def look(name: str, find: Callable[[], str]) -> Finding:
         find: Says what it found, or raises.
     """
     try:
-        return Finding(name, "ok", find())
+        return CheckResult(name, "ok", find())
     except SggError as error:
-        return Finding(name, "missing", error.message)
+        return CheckResult(name, "missing", error.message)
     except Exception as error:  # noqa: BLE001 - a broken installation fails in any way
-        return Finding(name, "missing", f"{type(error).__name__}: {error}")
+        return CheckResult(name, "missing", f"{type(error).__name__}: {error}")
