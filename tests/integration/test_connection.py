@@ -37,8 +37,8 @@ from trainer.ranks.stop import StopAskedError, StopRequest
 from trainer.records.files import RunRecords, ledger_line
 from trainer.step import MAX_SKIPPED, NotFiniteError, StepTraining
 from trainer.types import StepBatch, StepOutput
+from weight_sync.engine import IpcWeights, StagedWeights
 from weight_sync.publisher import WeightPublisher
-from weight_sync.receiver import IpcWeights, StagedWeights
 
 PLACEHOLDER = 999
 
