@@ -11,10 +11,10 @@ from typing import Any, get_args
 
 from pydantic_core import to_json
 
+from services.host.sync import sync
 from services.schemas.rewards import Status
 from services.settings import Settings
 from services.waiting import RoomWait
-from trainer.checkpoints.sync import sync
 from trainer.records.phases import PhaseClock
 from trainer.records.rollout_files import RolloutFiles
 from trainer.records.trackers import Trackers
@@ -69,7 +69,7 @@ class RunRecords:
     what they left moves aside.
 
     Args:
-        settings: Of the run.
+        settings: The run's.
         rank: Rank 0 writes metrics and ledger, every rank its own groups.
         guard: Every method that writes raises `SupersededError` once a later trainer has started.
     """
