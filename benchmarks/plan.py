@@ -40,8 +40,8 @@ from tests.train_groups import completion
 from trainer.collection.group_pool import GroupPool
 from trainer.collection.prompts import PromptSource
 from trainer.collection.refusals import refusal
-from trainer.transports.base import Peer, Release
 from trainer.types import Outcome, StepBatch, TrainGroup
+from weight_sync.sender import Peer, Release
 
 NUM_COMPLETIONS, NUM_TOKENS = 8, 600
 NUM_TENSORS = 700

@@ -9,8 +9,8 @@ from pathlib import Path
 from evaluation.inference.folder import FirstImages, infer_into
 from evaluation.inference.progress import Progress
 from launcher.inference_view import ProgressView, summary
+from launcher.local_run import signals_as_interrupt
 from launcher.processes import Part, Supervisor
-from launcher.run import signals_as_interrupt
 from launcher.run_parts import MAX_RESTARTS
 from launcher.terminal import Say, open_console, say_on
 from planning.preflight.folders import check_run_folder

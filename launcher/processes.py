@@ -17,9 +17,10 @@ from threading import Thread
 from types import FrameType, TracebackType
 from typing import Any, Literal, Self, TypeVar
 
-from launcher import subreaper as keeper
+from launcher import subreaper
 from services.errors import SggError, WaitTimeoutError
-from services.settings import ENV_PREFIX, child_environment
+from services.host.environment import child_environment
+from services.settings.load import ENV_PREFIX
 
 T = TypeVar("T")
 State = Literal["starting", "running", "waiting", "adopted", "done", "stopped"]
@@ -115,7 +116,7 @@ class _Child:
 class Supervisor:
     """Starts parts in stages and stops them in reverse, however the `with` block is left.
 
-    Start parts from one thread. Leaving a part running is not possible: each has a keeper
+    Start parts from one thread. Leaving a part running is not possible: each has a subreaper
     (`launcher.subreaper`) that ends it when this process is gone.
     """
 
@@ -140,7 +141,7 @@ class Supervisor:
         self._stages: list[list[_Child]] = []
 
     def __enter__(self) -> Self:
-        keeper.become_subreaper()
+        subreaper.become_subreaper()
         self._logs.mkdir(parents=True, exist_ok=True)
         return self
 
@@ -236,11 +237,11 @@ class Supervisor:
                 [
                     sys.executable,
                     "-I",
-                    keeper.__file__,
+                    subreaper.__file__,
                     str(child.part.grace_s),
                     *child.command,
                 ],
-                stdin=subprocess.PIPE,  # never written: its end tells the keeper that we are gone
+                stdin=subprocess.PIPE,  # never written: its end says that we are gone
                 stdout=log,
                 stderr=log,
                 env=environment,
@@ -319,25 +320,25 @@ class Supervisor:
     def _wait_end(
         self, process: "subprocess.Popen[bytes]", grace_s: float, hurry: "_Hurry"
     ) -> None:
-        """The keeper answers for the whole tree, so it gets some seconds more than its command."""
+        """A subreaper ends a whole tree, so it gets some seconds more than its command."""
         deadline = time.monotonic() + grace_s + 10.0
         while process.poll() is None:
             if hurry.asked:
                 process.send_signal(signal.SIGQUIT)
             if time.monotonic() > deadline:
-                tree = keeper.descendants(process.pid)
+                tree = subreaper.descendants(process.pid)
                 for pid in (process.pid, *tree):
-                    keeper.send(pid, signal.SIGKILL)
+                    subreaper.send(pid, signal.SIGKILL)
             time.sleep(0.05)
 
     def _end_orphans(self) -> None:
-        """Kill what a killed keeper left to us. Known by its session: our helpers share ours."""
-        keepers = {c.process.pid for c in self._children.values() if c.process}
+        """Kill what a killed subreaper left to us. Known by its session: our helpers share ours."""
+        subreapers = {c.process.pid for c in self._children.values() if c.process}
         mine = os.getsid(0)
         while orphans := [
             pid
-            for pid in keeper.children(os.getpid())
-            if pid not in keepers and _session(pid) not in (mine, None)
+            for pid in subreaper.children(os.getpid())
+            if pid not in subreapers and _session(pid) not in (mine, None)
         ]:
             _kill_trees(orphans)
 
@@ -378,7 +379,7 @@ def heeded_signals() -> list[signal.Signals]:
 
 
 def _how(code: int) -> str:
-    """In words; a keeper reports signal N as 128 + N."""
+    """In words; a subreaper reports signal N as 128 + N."""
     number = -code if code < 0 else code - 128
     if number > 0 and number in set(signal.Signals):
         return f"was killed by {signal.Signals(number).name}"
@@ -387,8 +388,8 @@ def _how(code: int) -> str:
 
 def _kill_trees(roots: Sequence[int]) -> None:
     for pid in roots:
-        for member in (pid, *keeper.descendants(pid)):
-            keeper.send(member, signal.SIGKILL)
+        for member in (pid, *subreaper.descendants(pid)):
+            subreaper.send(member, signal.SIGKILL)
         os.waitpid(pid, 0)  # whose children are ours now: the next turn's
 
 

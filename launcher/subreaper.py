@@ -1,17 +1,17 @@
-"""Runs one command and leaves nothing of it behind: `python keeper.py GRACE_S COMMAND …`.
+"""Runs one command and leaves nothing of it behind: `python subreaper.py GRACE_S COMMAND …`.
 
-The launcher starts every part under a keeper. A part has children of its own (the trainer's ranks,
-vLLM's engine processes), often in sessions of their own, so killing a process group misses some.
-The keeper is their "subreaper": whatever loses its parent becomes the keeper's child, so nothing
-escapes. It ends the whole tree when
+The launcher starts every part under a subreaper. A part has children of its own (the trainer's
+ranks, vLLM's engine processes), often in sessions of their own, so killing a process group misses
+some. A process that loses its parent becomes the subreaper's child (prctl), so nothing escapes. It
+ends the whole tree when
 
 - the command ends, however it ends (what the command left running would hold its GPU and port);
 - it gets SIGTERM: the command gets SIGTERM and `GRACE_S` seconds; with SIGQUIT it gets no time;
-- the launcher is gone, even by kill -9: then the pipe that is the keeper's stdin closes.
+- the launcher is gone, even by kill -9: then the pipe that is the subreaper's stdin closes.
 
-Should the keeper itself be killed, the command dies with it (PR_SET_PDEATHSIG), and the launcher, a
-subreaper too, gets the rest. It exits as the command did; 128 + N for signal N. Standard library
-only, since it starts once a part. Linux only, as vLLM is.
+Should the subreaper itself be killed, the command dies with it (PR_SET_PDEATHSIG), and the
+launcher, a subreaper too, gets the rest. It exits as the command did; 128 + N for signal N. Linux
+only, as vLLM is.
 """
 
 import contextlib
@@ -72,7 +72,7 @@ def send(pid: int, number: int) -> None:
         os.kill(pid, number)
 
 
-class Keeper:
+class Subreaper:
     """One command, from its start until its whole tree is gone."""
 
     def __init__(self, command: list[str], grace_s: float) -> None:
@@ -173,10 +173,10 @@ def _prctl(option: int, value: int) -> None:
 def main() -> None:
     """Entry point of the process."""
     try:
-        keeper = Keeper(sys.argv[2:], float(sys.argv[1]))
+        subreaper = Subreaper(sys.argv[2:], float(sys.argv[1]))
     except OSError as error:
         sys.exit(f"cannot start {sys.argv[2]}: {error}")
-    sys.exit(keeper.run())
+    sys.exit(subreaper.run())
 
 
 if __name__ == "__main__":

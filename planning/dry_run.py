@@ -7,14 +7,14 @@ file of the run.
 from collections.abc import Iterator
 
 from planning.estimate import estimate_memory, weight_bytes
-from planning.preflight.inputs import input_findings, refuse
-from planning.preflight.result import look
+from planning.preflight.check import check
+from planning.preflight.inputs import input_checks, refuse
 from planning.preflight.rows import opened
 from planning.shapes import model_shape
 from rollout_service.vllm.gpu_memory import server_memory
 from services.errors import InvalidInputError, SettingsError
 from services.host.gpu import GIB
-from services.host.printable import printable
+from services.printable import printable
 from services.settings import Settings, dump_settings
 from services.settings.checks import advice
 
@@ -25,10 +25,10 @@ def dry_run(settings: Settings) -> str:
     Raises:
         SettingsError: With all that a start would refuse.
     """
-    findings = input_findings(settings)
-    memory = look("memory", lambda: "\n".join(_memory(settings)))
-    refuse([*findings, memory])
-    said = (f"{f.name}: {f.detail}" for f in findings if f.state in ("info", "warning"))
+    results = input_checks(settings)
+    memory = check("memory", lambda: "\n".join(_memory(settings)))
+    refuse([*results, memory])
+    said = (f"{f.name}: {f.detail}" for f in results if f.state in ("info", "warning"))
     advised = (f"advice: {line}" for line in advice(settings))
     text = "\n".join([memory.detail, *_steps(settings), *said, *advised])
     comments = (f"# {printable(line)}" for line in text.splitlines())

@@ -20,7 +20,7 @@ from services.redis.keys import RunKeys
 from services.redis.queue import WorkQueue
 from services.redis.redis_queue import RedisQueue
 from services.redis.registry import Registry
-from services.schemas.weights import FILE_TRANSPORTS, AdapterConfig, ServerRecord
+from services.schemas.weights import AdapterConfig, RankShare, ServerRecord
 from services.settings import Settings
 from services.waiting import until_available
 from trainer.checkpoints.checkpoint import TrainerState
@@ -28,13 +28,13 @@ from trainer.collection.collector import Collector
 from trainer.collection.cursor import Cursor, CursorState
 from trainer.collection.image_check import ImageCheck
 from trainer.collection.prompts import PromptSource
-from trainer.publishing.publisher import WeightPublisher
 from trainer.ranks.group import Ranks
 from trainer.ranks.stop import StopAskedError, StopRequest
-from trainer.transports.base import Weights
-from trainer.transports.device import own_device
-from trainer.transports.gpu_share import RankShare, SharedTensors
 from trainer.types import StepBatch
+from weight_sync.device import own_device
+from weight_sync.ipc import SharedTensors
+from weight_sync.publisher import WeightPublisher
+from weight_sync.sender import NamedTensors
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -67,7 +67,7 @@ class _Main:
 
     def send(
         self,
-        weights: Weights,
+        weights: NamedTensors,
         policy_version: int,
         then: Callable[[], None],
         gather_shares: Callable[[], list[RankShare]],
@@ -155,10 +155,10 @@ class ServiceConnection:
         stop: StopRequest | None = None,
     ) -> None:
         """Connect. Rank 0 takes a new incarnation: every earlier start is shut out."""
-        transport = settings.weights.transport
+        traits = settings.weights.traits
         asynchronous = settings.trainer.max_policy_lag > 0
-        self._beside_training = transport in FILE_TRANSPORTS and asynchronous
-        self._share = transport == "ipc" and ranks.size > 1
+        self._beside_training = traits.through_file and asynchronous
+        self._share = traits.same_gpu and ranks.size > 1
         self._shared: SharedTensors | None = None
         """On ranks from 1 on, with `ipc`: the tensors of the version that is under way."""
         self._ranks = ranks
@@ -189,7 +189,7 @@ class ServiceConnection:
             if self._main is not None:
                 self._main.close()
 
-    def start(self, weights: Weights, policy_version: int) -> None:
+    def start(self, weights: NamedTensors, policy_version: int) -> None:
         """Make the servers serve what will be trained, then ask for the first groups.
 
         Args:
@@ -226,7 +226,7 @@ class ServiceConnection:
             raise StopAskedError
         return batch
 
-    def publish(self, weights: Weights, policy_version: int, batch: StepBatch) -> None:
+    def publish(self, weights: NamedTensors, policy_version: int, batch: StepBatch) -> None:
         """Give the servers new weights; the batch that they come from is used up.
 
         Not when the run is to stop: the next start publishes what the checkpoint has.
@@ -277,7 +277,9 @@ class ServiceConnection:
         """What rank 0 says; every rank calls it at the same place."""
         return self._on_main(lambda main: main.stop.asked, bool)
 
-    def _send(self, weights: Weights, policy_version: int, then: Callable[[_Main], None]) -> None:
+    def _send(
+        self, weights: NamedTensors, policy_version: int, then: Callable[[_Main], None]
+    ) -> None:
         if self._main is not None:
             main = self._main
             main.send(weights, policy_version, lambda: then(main), self._gather_shares)
@@ -323,14 +325,14 @@ def _connect(
 ) -> _Main:
     keys = RunKeys(settings.run.name)
     incarnation = asyncio.run(_next_incarnation(settings, keys, state))
-    images = ImageStore(settings.images_folder)
+    images = ImageStore(settings.run.files.images)
     prompts = PromptSource(settings, dataset, images, incarnation, suppressed, image_check)
     cursor = Cursor(state.cursor)
 
     def make_queue() -> WorkQueue:
         return RedisQueue(connect(settings.redis), keys)
 
-    publisher = WeightPublisher(settings, keys, incarnation)
+    publisher = WeightPublisher(settings, incarnation)
     publisher.note_committed(state.step)
     return _Main(
         collector=Collector(settings, make_queue, prompts, cursor, stop),

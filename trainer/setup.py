@@ -40,9 +40,9 @@ def opened_run(
     rank, size = launched_as()
     if rank == 0:
         log_advice(settings)
-    limit_s, folder = settings.trainer.wait_timeout_s, settings.run.folder
-    guard = WriteGuard(folder)
-    with watched(folder / "ranks", rank=rank, size=size, limit_s=limit_s, guard=guard) as watch:
+    limit_s, files = settings.trainer.wait_timeout_s, settings.run.files
+    guard = WriteGuard(files.path)
+    with watched(files.ranks, rank=rank, size=size, limit_s=limit_s, guard=guard) as watch:
         # The watch names a hung rank after twice the limit; a collective by itself only ends.
         init_process_group(3 * limit_s)
         ranks = Ranks(3 * limit_s)
@@ -53,7 +53,7 @@ def opened_run(
             records = RunRecords(settings, ranks.rank, guard)
             tracing = Tracing(SERVICE, settings.telemetry.otlp_endpoint if ranks.is_main else None)
             kept = settings.trainer.keep_checkpoints
-            checkpoints = CheckpointStore(folder / "checkpoints", kept, guard, limit_s)
+            checkpoints = CheckpointStore(files.checkpoints, kept, guard, limit_s)
             now = _step_0(settings, dataset, ranks, guard)
             how = {"resume": resume, "allow_changes": allow_changes}
             state = restore(checkpoints, engine, ranks, now, **how)

@@ -107,7 +107,7 @@ class TrainingRun:
         """Leave the model, and evaluate it, if all steps are done."""
         if self.is_done:
             self.guard.check()
-            self.engine.save_pretrained(self.settings.run.folder / "checkpoint")
+            self.engine.save_pretrained(self.settings.run.files.checkpoint)
             self.records.evaluations(self.evaluation.finish(self.num_steps), self.num_steps)
 
     def _commit(self) -> None:

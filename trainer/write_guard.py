@@ -4,6 +4,7 @@ import fcntl
 from pathlib import Path
 
 from services.errors import SupersededError
+from services.run_folder import RunFolder
 
 
 class WriteGuard:
@@ -18,7 +19,7 @@ class WriteGuard:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._file = folder / "incarnation"
+        self._file = RunFolder(folder).incarnation
         self._incarnation = 0
         """The number of this start; 0 until it has one: then nobody is shut out."""
 

@@ -16,7 +16,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from planning.preflight.result import Finding, look
+from planning.preflight.check import CheckResult, check
 from services.errors import NotFoundError, SettingsError
 
 OLDEST, NEWEST = (3, 11), (3, 14)
@@ -33,7 +33,7 @@ _UNSAFE = re.compile(r"[\s:;#$%&'\"\\()*?<>|]")
 """What make, the linker or a script's first line takes for something else in a path."""
 
 
-def install_findings(environment: Path, extra: str) -> list[Finding]:
+def install_checks(environment: Path, extra: str) -> list[CheckResult]:
     """Look at what the set-up needs.
 
     Args:
@@ -41,31 +41,31 @@ def install_findings(environment: Path, extra: str) -> list[Finding]:
         extra: `cpu` or `cuda`: which packages it gets.
     """
     return [
-        *machine_findings(),
-        look("venv", _venv),
-        look("path", lambda: _path(environment.absolute())),
-        look("disk", lambda: _disk(environment, _ENVIRONMENT_GIB[extra])),
-        look("uv's cache", lambda: _writable(_moved_by({"UV_CACHE_DIR": "uv"}))),
-        *start_findings(),
+        *machine_checks(),
+        check("venv", _venv),
+        check("path", lambda: _path(environment.absolute())),
+        check("disk", lambda: _disk(environment, _ENVIRONMENT_GIB[extra])),
+        check("uv's cache", lambda: _writable(_moved_by({"UV_CACHE_DIR": "uv"}))),
+        *start_checks(),
     ]
 
 
-def machine_findings() -> list[Finding]:
+def machine_checks() -> list[CheckResult]:
     """Look at Python, the compiler and a library, which stay as they are."""
     return [
-        look("python", _python),
-        look("Python headers", _headers),
-        look("C++ compiler", _compiler),
-        look("libnuma", _libnuma),
+        check("python", _python),
+        check("Python headers", _headers),
+        check("C++ compiler", _compiler),
+        check("libnuma", _libnuma),
     ]
 
 
-def start_findings() -> list[Finding]:
+def start_checks() -> list[CheckResult]:
     """Look at what a start of vLLM and of the trainer needs, and what may change between two."""
     return [
-        look("memory", lambda: _memory(available_memory())),
-        look("/dev/shm", lambda: _shm(Path("/dev/shm"))),
-        look("caches", lambda: _writable(_caches())),
+        check("memory", lambda: _memory(available_memory())),
+        check("/dev/shm", lambda: _shm(Path("/dev/shm"))),
+        check("caches", lambda: _writable(_caches())),
     ]
 
 
@@ -73,14 +73,14 @@ def check_start(*names: str) -> None:
     """Refuse a start that would end minutes later, or be killed.
 
     Args:
-        names: What to look at, by the findings' names.
+        names: What to look at, by the checks' names.
 
     Raises:
         SettingsError: One line with what is missing and what to do.
     """
-    for finding in start_findings():
-        if finding.name in names and finding.state == "missing":
-            raise SettingsError(finding.detail)
+    for result in start_checks():
+        if result.name in names and result.state == "missing":
+            raise SettingsError(result.detail)
 
 
 def _python() -> str:
@@ -263,7 +263,7 @@ def nearest(folder: Path) -> Path:
 def main() -> None:
     """Print a line for each thing that is missing; exit 1 if there is one."""
     environment, extra = sys.argv[1:]
-    found = install_findings(Path(environment), extra)
+    found = install_checks(Path(environment), extra)
     missing = [f"{f.name}: {f.detail}" for f in found if f.state == "missing"]
     for text in missing:
         sys.stderr.write(textwrap.fill(text, 80, subsequent_indent="  ", break_long_words=False))

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from planning.estimate import num_trainable
 from planning.preflight.bare import nearest
+from planning.preflight.check import CheckResult, check
 from planning.preflight.folders import check_run_folder, file_system
-from planning.preflight.result import Finding, look
 from planning.shapes import ModelShape
+from services.schemas.weights import Version
 from services.settings import Settings
-from services.weights import shm_file
-from trainer.transports.weight_file import HEADER_BYTES
+from weight_sync.file_format import HEADER_BYTES
+from weight_sync.shm import shm_file
 
 _GIB = 2**30
 _SHARED = {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "fuse.ceph", "fuse.beegfs", "wekafs"}
@@ -20,7 +21,7 @@ _OPTIMIZER_BYTES = 12
 """Of a parameter: float32 weights and Adam's two moments."""
 
 
-def folder_findings(settings: Settings, shape: ModelShape | None, *, hosts: int) -> list[Finding]:
+def folder_checks(settings: Settings, shape: ModelShape | None, *, hosts: int) -> list[CheckResult]:
     """Of a run's folder and of `/dev/shm`.
 
     Args:
@@ -28,7 +29,7 @@ def folder_findings(settings: Settings, shape: ModelShape | None, *, hosts: int)
         shape: Of its model; None where nothing is known of it.
         hosts: That the run's parts are on, this one counted.
     """
-    found = look("runs folder", lambda: _writable(settings.run.folder))
+    found = check("runs folder", lambda: _writable(settings.run.folder))
     if found.state != "ok":
         return [found]
     room = [] if shape is None else _room(settings, shape, hosts)
@@ -40,11 +41,11 @@ def _writable(folder: Path) -> str:
     return str(folder)
 
 
-def _file_system(folder: Path, hosts: int) -> Finding:
+def _file_system(folder: Path, hosts: int) -> CheckResult:
     kind = file_system(folder)
     if hosts == 1 or kind in _SHARED:
-        return Finding("file system", "ok", f"{folder} is on {kind}")
-    return Finding(
+        return CheckResult("file system", "ok", f"{folder} is on {kind}")
+    return CheckResult(
         "file system",
         "warning",
         f"{folder} is on {kind}, and the run's parts are on {hosts} hosts: set run.root to a "
@@ -52,25 +53,25 @@ def _file_system(folder: Path, hosts: int) -> Finding:
     )
 
 
-def _room(settings: Settings, shape: ModelShape, hosts: int) -> list[Finding]:
-    """As `trainer.transports.files` and `trainer.checkpoints` keep versions and checkpoints."""
+def _room(settings: Settings, shape: ModelShape, hosts: int) -> list[CheckResult]:
+    """As `weight_sync.files` and `trainer.checkpoints` keep versions and checkpoints."""
     width = 2 if settings.model.dtype == "bfloat16" else 4
     version = shape.num_parameters * width + HEADER_BYTES
     state = version + num_trainable(settings, shape) * _OPTIMIZER_BYTES
-    folder, transport = settings.run.folder, settings.weights.transport
+    folder, traits = settings.run.folder, settings.weights.traits
     checkpoints = state * (settings.trainer.keep_checkpoints + 1)
-    if transport == "disk":
+    if traits.in_run_folder:
         checkpoints += 2 * version
     remedy = "set run.root to a larger file system, or trainer.keep_checkpoints lower"
     found = [_free("room for checkpoints", folder, checkpoints, remedy)]
-    if transport == "shm":
+    if traits.same_host:
         remedy = (
             "make it larger (docker: shm_size; compose: WEIGHTS_MEMORY), or set "
             "weights.transport = 'disk'"
         )
-        shared = shm_file(settings.run.name, 0, 0).parent
+        shared = shm_file(settings.run.name, Version()).parent
         found.append(_free("room for weights", shared, 2 * version, remedy))
-    if transport == "http":
+    if traits.through_file and not (traits.servers_fetch or traits.adapter_alone):
         remedy = "set TMPDIR to a larger file system"
         servers = settings.cluster.num_rollout_servers if hosts == 1 else 0
         needed = (1 + 2 * servers) * version
@@ -78,9 +79,9 @@ def _room(settings: Settings, shape: ModelShape, hosts: int) -> list[Finding]:
     return found
 
 
-def _free(name: str, folder: Path, needed: float, remedy: str) -> Finding:
+def _free(name: str, folder: Path, needed: float, remedy: str) -> CheckResult:
     free = shutil.disk_usage(nearest(folder)).free
     sizes = f"{needed / _GIB:.1f} GiB wanted, {free / _GIB:.1f} GiB free in {folder}"
     if free < needed:
-        return Finding(name, "missing", f"{sizes}: {remedy}")
-    return Finding(name, "ok", sizes)
+        return CheckResult(name, "missing", f"{sizes}: {remedy}")
+    return CheckResult(name, "ok", sizes)

@@ -10,18 +10,17 @@ from itertools import chain
 from pathlib import Path
 from typing import Literal
 
+from planning.preflight.check import CheckResult, check
 from planning.preflight.model_folder import check_adapter, folder_problems
 from planning.preflight.prompt_length import PromptLength, tokenizer_folder
-from planning.preflight.result import Finding, look
-from planning.preflight.rows import Source, is_of_the_hub, source_findings
+from planning.preflight.rows import Source, is_of_the_hub, source_checks
 from planning.preflight.rubric import check_rubric
-from planning.preflight.trackers import check_trackers
 from scene_data.templates import check_instruction
 from services.errors import SettingsError, UnavailableError
-from services.host.printable import printable
 from services.models.families import model_family, with_box_space
+from services.printable import printable
 from services.settings import Settings
-from services.settings.checks import check_grpo, num_micro_batches
+from services.settings.checks import check_grpo, check_trackers, num_micro_batches
 
 Job = Literal["train", "sft"]
 
@@ -43,7 +42,7 @@ def checked(
     Raises:
         SettingsError: With all that is wrong.
     """
-    _heed(input_findings(settings, job, knows_model=knows_model, fetch=fetch))
+    _heed(input_checks(settings, job, knows_model=knows_model, fetch=fetch))
     return _decided(settings) if knows_model else settings
 
 
@@ -88,11 +87,11 @@ def checked_model(settings: Settings) -> Settings:
     return _decided(settings)
 
 
-def _heed(findings: list[Finding]) -> None:
-    refuse(findings)
-    for finding in findings:
-        if finding.state == "warning":
-            print(f"sgg-rl: warning: {printable(finding.detail)}", file=sys.stderr)
+def _heed(results: list[CheckResult]) -> None:
+    refuse(results)
+    for result in results:
+        if result.state == "warning":
+            print(f"sgg-rl: warning: {printable(result.detail)}", file=sys.stderr)
 
 
 def _decided(settings: Settings) -> Settings:
@@ -101,13 +100,13 @@ def _decided(settings: Settings) -> Settings:
     return settings
 
 
-def refuse(findings: list[Finding]) -> None:
+def refuse(results: list[CheckResult]) -> None:
     """Refuse what misses something.
 
     Raises:
         SettingsError: With the details of all that is missing.
     """
-    details = [finding.detail for finding in findings if finding.state == "missing"]
+    details = [result.detail for result in results if result.state == "missing"]
     if len(details) == 1:
         raise SettingsError(details[0])
     if details:
@@ -115,27 +114,27 @@ def refuse(findings: list[Finding]) -> None:
         raise SettingsError(f"{len(details)} things keep this from starting:\n{listed}")
 
 
-def input_findings(
+def input_checks(
     settings: Settings, job: Job = "train", *, knows_model: bool = True, fetch: bool = False
-) -> list[Finding]:
+) -> list[CheckResult]:
     """Look at all that a run reads; the arguments are those of `checked`."""
-    found = [look("settings", lambda: _settings(settings, job)), *_deepspeed(settings)]
+    found = [check("settings", lambda: _settings(settings, job)), *_deepspeed(settings)]
     sources = _sources(settings, job)
     found += _model_and_rows(settings, sources, knows_model=knows_model, fetch=fetch)
-    return list({finding.detail: finding for finding in found}.values())  # each thing once
+    return list({result.detail: result for result in found}.values())  # each thing once
 
 
 def _model_and_rows(
     settings: Settings, sources: list[Source], *, knows_model: bool, fetch: bool
-) -> list[Finding]:
+) -> list[CheckResult]:
     """Look at the model, and at datasets with the prompts that it gets for them."""
     model = _model(settings, fetch=fetch) if knows_model else []
     lengths = None
-    if [finding.state for finding in model] == ["ok"]:
+    if [result.state for result in model] == ["ok"]:
         settings = with_box_space(settings)
         folder = tokenizer_folder(settings.model.path)
         lengths = None if folder is None else PromptLength(settings, folder)
-    rows = (source_findings(source, settings, lengths, fetch=fetch) for source in sources)
+    rows = (source_checks(source, settings, lengths, fetch=fetch) for source in sources)
     return [*model, *chain.from_iterable(rows)]
 
 
@@ -150,7 +149,7 @@ def _settings(settings: Settings, job: Job) -> str:
     return "they fit together"
 
 
-def _deepspeed(settings: Settings) -> list[Finding]:
+def _deepspeed(settings: Settings) -> list[CheckResult]:
     file = settings.deepspeed.config_file
     if file is None:
         return []
@@ -161,22 +160,22 @@ def _deepspeed(settings: Settings) -> list[Finding]:
         deepspeed_config(settings)
         return f"{file}, stage {settings.deepspeed.zero_stage}"
 
-    return [look("DeepSpeed's JSON", find)]
+    return [check("DeepSpeed's JSON", find)]
 
 
-def _model(settings: Settings, *, fetch: bool) -> list[Finding]:
+def _model(settings: Settings, *, fetch: bool) -> list[CheckResult]:
     path = settings.model.path
     try:
         problems = _model_problems(settings)
     except SettingsError as error:
         problems = [error.message]
     except UnavailableError as error:
-        return [Finding("model", "missing" if fetch else "info", error.message)]
+        return [CheckResult("model", "missing" if fetch else "info", error.message)]
     except OSError as error:
         problems = [f"model.path: {error.filename or path} cannot be read: {error.strerror}"]
     if problems:
-        return [Finding("model", "missing", problem) for problem in problems]
-    return [Finding("model", "ok", f"{path}, a {model_family(path).model_type}")]
+        return [CheckResult("model", "missing", problem) for problem in problems]
+    return [CheckResult("model", "ok", f"{path}, a {model_family(path).model_type}")]
 
 
 def _model_problems(settings: Settings) -> list[str]:

@@ -7,49 +7,51 @@ from functools import partial
 from pathlib import Path
 
 from planning.preflight import bare
+from planning.preflight.check import CheckResult, check
 from planning.preflight.driver import check_driver, torch_cuda
 from planning.preflight.gpus import has_cuda_build, look_for_gpus
-from planning.preflight.result import Finding, look
 from services.redis.server import redis_server_binary
 
 _IMPORTED = ("torch", "torchvision", "transformers", "vllm", "deepspeed", "trl")
 _CONSTRAINTS = Path(__file__).parents[2] / "constraints"
 
 
-def machine_findings() -> list[Finding]:
+def machine_checks() -> list[CheckResult]:
     """Look at each thing for real: import it, find it, run it."""
     return [
-        *bare.machine_findings(),
-        *bare.start_findings(),
-        look("redis", redis_server_binary),
-        *(look(name, partial(_import, name)) for name in _IMPORTED),
+        *bare.machine_checks(),
+        *bare.start_checks(),
+        check("redis", redis_server_binary),
+        *(check(name, partial(_import, name)) for name in _IMPORTED),
         *_pins(),
         *_driver(),
     ]
 
 
-def _driver() -> list[Finding]:
+def _driver() -> list[CheckResult]:
     """Beside the CUDA that torch is built for; packages are also installed where no GPU is."""
     cuda = torch_cuda()
     if cuda is None:
         return []
     gpus, problem = look_for_gpus()
     if not gpus:
-        return [Finding("driver", "warning" if problem else "info", problem or "no GPU is seen")]
+        return [
+            CheckResult("driver", "warning" if problem else "info", problem or "no GPU is seen")
+        ]
     version = gpus[0].driver
 
     def driver() -> str:
         check_driver(version, who="this machine")
         return f"{version}, and torch is built for CUDA {cuda}"
 
-    return [look("driver", driver)]
+    return [check("driver", driver)]
 
 
 def _import(name: str) -> str:
     return str(getattr(importlib.import_module(name), "__version__", "present"))
 
 
-def _pins() -> list[Finding]:
+def _pins() -> list[CheckResult]:
     """Installed packages beside the file that this version was tested with."""
     file = _CONSTRAINTS / ("cuda.txt" if has_cuda_build() else "cpu.txt")
     if not file.is_file():  # installed as a wheel
@@ -60,9 +62,9 @@ def _pins() -> list[Finding]:
         if found is not None and found.partition("+")[0] != wanted.partition("+")[0]:
             others.append(f"{name} {found} (tested: {wanted})")
     if not others:
-        return [Finding("versions", "ok", f"those of constraints/{file.name}")]
+        return [CheckResult("versions", "ok", f"those of constraints/{file.name}")]
     detail = f"{', '.join(others)}: `pip install -c constraints/{file.name} …` puts them right"
-    return [Finding("versions", "warning", detail)]
+    return [CheckResult("versions", "warning", detail)]
 
 
 def installed(name: str) -> str | None:

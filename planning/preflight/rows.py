@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from planning.preflight.check import CheckResult
 from planning.preflight.prompt_length import PromptLength, row_messages
-from planning.preflight.result import Finding
 from scene_data.dataset import Sample, SceneDataset, is_too_broken, open_dataset
 from scene_data.refusal import PAGE
 from scene_data.sources import is_hub_name
@@ -43,13 +43,13 @@ class Source:
 
     @property
     def title(self) -> str:
-        """The name of its finding."""
+        """The name of its check."""
         return "held-out set" if self.setting == "data.heldout" else "dataset"
 
 
-def source_findings(
+def source_checks(
     source: Source, settings: Settings, lengths: PromptLength | None, *, fetch: bool
-) -> Iterator[Finding]:
+) -> Iterator[CheckResult]:
     """Open a dataset and read some rows as a run does.
 
     Args:
@@ -71,7 +71,7 @@ def source_findings(
         detail = (
             f"{source.name}, {len(dataset)} rows; {len(indexes)} of them and their pictures read"
         )
-        yield Finding(source.title, "ok", detail)
+        yield CheckResult(source.title, "ok", detail)
     if samples:
         yield from _prompts(source, samples, settings, lengths)
 
@@ -98,14 +98,14 @@ def opened(name: str, task: Task | None = None, thinking_column: str | None = No
         raise InvalidInputError(f"{name} cannot be read: {error}") from error
 
 
-def _not_opened(source: Source, error: InvalidInputError, *, fetch: bool) -> Finding:
+def _not_opened(source: Source, error: InvalidInputError, *, fetch: bool) -> CheckResult:
     if is_of_the_hub(source.name) and not fetch:
         detail = (
             f"{source.name} is not checked: there is no such path here, and the hub did not give it"
         )
-        return Finding(source.title, "info", detail)
+        return CheckResult(source.title, "info", detail)
     page = "" if PAGE in error.message else f" ({PAGE})"
-    return Finding(source.title, "missing", f"{source.setting}: {error.message}{page}")
+    return CheckResult(source.title, "missing", f"{source.setting}: {error.message}{page}")
 
 
 def _indexes(num_rows: int, seed: int) -> list[int]:
@@ -134,20 +134,20 @@ def _read(
     return samples, faults
 
 
-def _faulty(source: Source, faults: list[str], num_read: int) -> Finding:
+def _faulty(source: Source, faults: list[str], num_read: int) -> CheckResult:
     """A run leaves out a few such rows, and no more."""
     listed = "\n".join(f"  {fault}" for fault in faults[:_NUM_SAID])
     head = f"{source.setting}: {len(faults)} of {num_read} rows that were read cannot be used"
     if len(faults) == num_read or is_too_broken(len(faults), num_read):
         end = "\n`sgg-rl data inspect --images` counts all"
-        return Finding(source.title, "missing", f"{head}:\n{listed}{end}")
-    return Finding(source.title, "warning", f"{head}, and a run leaves them out:\n{listed}")
+        return CheckResult(source.title, "missing", f"{head}:\n{listed}{end}")
+    return CheckResult(source.title, "warning", f"{head}, and a run leaves them out:\n{listed}")
 
 
 def _prompts(
     source: Source, samples: dict[str, Sample], settings: Settings, lengths: PromptLength | None
-) -> Iterator[Finding]:
-    """Make the rows' prompts; a model of which nothing is known has its own finding."""
+) -> Iterator[CheckResult]:
+    """Make the rows' prompts; a model of which nothing is known has a check of its own."""
     try:
         prompts = {
             place: (sample, row_messages(settings, sample)) for place, sample in samples.items()
@@ -155,13 +155,13 @@ def _prompts(
     except (SettingsError, UnavailableError):
         return
     except InvalidInputError as error:
-        yield Finding("prompt", "missing", error.message)  # of whatever dataset
+        yield CheckResult("prompt", "missing", error.message)  # of whatever dataset
         return
     if lengths is not None:
         try:
             yield _longest_prompt(source, prompts, settings, lengths)
         except SettingsError as error:
-            yield Finding("prompt", "missing", error.message)
+            yield CheckResult("prompt", "missing", error.message)
 
 
 def _longest_prompt(
@@ -169,7 +169,7 @@ def _longest_prompt(
     prompts: dict[str, tuple[Sample, list[ChatMessage]]],
     settings: Settings,
     lengths: PromptLength,
-) -> Finding:
+) -> CheckResult:
     name = f"prompt of {source.setting}"
     tokens = {
         place: (lengths.text_tokens(messages), lengths.image_tokens(sample))
@@ -178,15 +178,15 @@ def _longest_prompt(
     place = max(tokens, key=lambda place: sum(tokens[place]))
     text, image = tokens[place]
     if source.max_tokens is None:
-        return Finding(name, "ok", f"{text} tokens of text and {image} of the image")
+        return CheckResult(name, "ok", f"{text} tokens of text and {image} of the image")
     total, most = text + image + source.max_tokens, settings.rollout.max_model_len
     sizes = (
         f"{text} tokens of text, {image} of the image and {source.asked_by} = {source.max_tokens} "
         f"make {total}, and rollout.max_model_len is {most}"
     )
     if total <= most:
-        return Finding(name, "ok", sizes)
-    return Finding(
+        return CheckResult(name, "ok", sizes)
+    return CheckResult(
         name,
         "missing",
         f"{place}: {sizes}: raise it to {total} or more, or lower {source.asked_by} or "

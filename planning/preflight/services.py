@@ -6,20 +6,22 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from planning.preflight.result import Finding, look
+from planning.preflight.check import CheckResult, check
 from services.errors import SettingsError, SggError, UnavailableError
-from services.host.ports import addresses_of, holder_of, is_listening, is_loopback
+from services.host.addresses import is_loopback
+from services.host.environment import environment_value
+from services.host.ports import addresses_of, holder_of, is_listening
 from services.http.probe import http_probe
 from services.redis.check import redis_facts
 from services.redis.client import connect, without_password
 from services.redis.keys import RunKeys
 from services.redis.registry import Registry
 from services.schemas.weights import ServerRecord
-from services.settings import Settings, environment_value
+from services.settings import Settings
 from services.settings.secrets import read_secret
 
 
-def service_findings(settings: Settings) -> list[Finding]:
+def service_checks(settings: Settings) -> list[CheckResult]:
     """Of Redis, the reward service and the rollout servers; one that is not started is no fault."""
     found, servers = asyncio.run(_redis(settings))
     for name, url in (("reward", settings.reward.url), ("rollout", settings.rollout.url)):
@@ -33,7 +35,7 @@ def live_servers(settings: Settings) -> list[ServerRecord]:
     return asyncio.run(_redis(settings))[1]
 
 
-def secret_findings(settings: Settings) -> list[Finding]:
+def secret_checks(settings: Settings) -> list[CheckResult]:
     """Of the files that `[security]` and `[redis]` name, and of those that must be named."""
     security = settings.security
     tokens = {
@@ -42,7 +44,7 @@ def secret_findings(settings: Settings) -> list[Finding]:
     }
     files = {name: file for name, (file, _) in tokens.items()}
     files["redis.password_file"] = settings.redis.password_file
-    found = [look(name, partial(_readable, file)) for name, file in files.items() if file]
+    found = [check(name, partial(_readable, file)) for name, file in files.items() if file]
     urls = (settings.reward.url, settings.rollout.url)
     beyond = [url for url in urls if not is_loopback(urlsplit(url).hostname or "")]
     unset = [
@@ -55,7 +57,7 @@ def secret_findings(settings: Settings) -> list[Finding]:
             f"{beyond[0]} is beyond this machine: set {' and '.join(unset)} to files of mode 0600 "
             "with one line each"
         )
-        found.append(Finding("tokens", "missing", detail))
+        found.append(CheckResult("tokens", "missing", detail))
     return found
 
 
@@ -75,47 +77,52 @@ def is_of_this_machine(host: str) -> bool:
         return False
 
 
-async def _redis(settings: Settings) -> tuple[list[Finding], list[ServerRecord]]:
+async def _redis(settings: Settings) -> tuple[list[CheckResult], list[ServerRecord]]:
     url = without_password(settings.redis.url)
     try:
         client = connect(settings.redis)
         try:
             facts = await redis_facts(client)
             if facts.problem is not None:
-                return [Finding("redis server", "missing", facts.problem)], []
+                return [CheckResult("redis server", "missing", facts.problem)], []
             servers = await Registry(client, RunKeys(settings.run.name)).servers(starting=True)
         finally:
             await client.aclose()
     except UnavailableError as error:
         if urlsplit(url).scheme != "redis":  # several hosts, or none
-            return [Finding("redis server", "info", error.message)], []
+            return [CheckResult("redis server", "info", error.message)], []
         return [_silent("redis server", url)], []
     except SggError as error:
-        return [Finding("redis server", "missing", error.message)], []
-    found = Finding("redis server", "ok", f"{url} answers, version {facts.version}")
-    return [found, *(Finding("redis server", "warning", text) for text in facts.warnings)], servers
+        return [CheckResult("redis server", "missing", error.message)], []
+    found = CheckResult("redis server", "ok", f"{url} answers, version {facts.version}")
+    return [
+        found,
+        *(CheckResult("redis server", "warning", text) for text in facts.warnings),
+    ], servers
 
 
-def _service(name: str, url: str) -> Finding:
+def _service(name: str, url: str) -> CheckResult:
     kind = name.partition(" ")[0]
     if not http_probe(f"{url}/healthz", says=f"{kind} service")():
         return _silent(name, url)
     ready = http_probe(f"{url}/readyz")()
-    return Finding(name, "ok" if ready else "info", f"{url} {'is ready' if ready else 'starts'}")
+    return CheckResult(
+        name, "ok" if ready else "info", f"{url} {'is ready' if ready else 'starts'}"
+    )
 
 
-def _silent(name: str, url: str) -> Finding:
+def _silent(name: str, url: str) -> CheckResult:
     """Nobody has answered as the service would: not started, or another one has its port."""
     place = urlsplit(url)
     host, port = place.hostname or "", place.port or 80
     if is_of_this_machine(host) and is_listening(port):
-        return Finding(
+        return CheckResult(
             name,
             "missing",
             f"{holder_of(port)} has the port of {url}, and is not this service: stop it, or choose "
             "another port",
         )
-    return Finding(name, "info", f"not started: nobody answers at {url}")
+    return CheckResult(name, "info", f"not started: nobody answers at {url}")
 
 
 def _readable(file: Path) -> str:

@@ -14,10 +14,9 @@ from scene_data.dataset import open_dataset
 from services.settings import load_settings
 from trainer.checkpoints.checkpoint import TrainerState
 from trainer.connection import ServiceConnection
-from trainer.publishing import publisher
 from trainer.ranks.group import Ranks, launched_as
-from trainer.transports import gpu_share
-from trainer.transports.ipc import IpcTransport
+from weight_sync import ipc, publisher
+from weight_sync.ipc import IpcSender
 
 
 def weights() -> Iterator[tuple[str, Tensor]]:
@@ -32,8 +31,8 @@ def make_up_gpu(rank: int) -> None:
         memory = bytes([rank]) * 64
         return None, (type(tensor), *place, memory, tensor.nbytes, 0, False, b"c", 0, b"e", True)
 
-    vars(gpu_share)["reduce_tensor"] = reduce_tensor
-    vars(publisher)["make_transport"] = IpcTransport
+    vars(ipc)["reduce_tensor"] = reduce_tensor
+    vars(publisher)["make_sender"] = IpcSender
     cuda: Any = torch.cuda
     cuda.get_device_properties = lambda _: SimpleNamespace(uuid=str(rank))
     cuda.ipc_collect = lambda: None

@@ -18,16 +18,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from rollout_service.engine import IpcWeights, Weights
 from rollout_service.fake.engine import FakeEngine
 from scene_data.dataset import open_dataset
 from scene_data.sampler import EpochSampler
 from scene_data.toy import make_toy
 from services.errors import SettingsError
+from services.host.environment import child_environment
 from services.host.ports import free_port
-from services.redis.keys import RunKeys
 from services.schemas.weights import WeightManifest
-from services.settings import Settings, child_environment, dump_settings
+from services.settings import Settings, dump_settings
 from services.telemetry import Tracing
 from tests.alone import Alone
 from tests.live_servers import LiveServer, cluster_settings, serving, wait_registered
@@ -39,7 +38,6 @@ from trainer.collection.cursor import CursorState
 from trainer.connection import ServiceConnection
 from trainer.not_finite import MAX_SKIPPED, NotFiniteError
 from trainer.policy.engine import StepOutput
-from trainer.publishing.publisher import WeightPublisher
 from trainer.ranks.stop import StopAskedError, StopRequest
 from trainer.ranks.watch import watched
 from trainer.records.evaluation import StepEvaluation
@@ -50,6 +48,8 @@ from trainer.train import train_steps
 from trainer.training_run import TrainingRun
 from trainer.types import StepBatch
 from trainer.write_guard import WriteGuard
+from weight_sync.publisher import WeightPublisher
+from weight_sync.receiver import IpcWeights, StagedWeights
 
 PLACEHOLDER = 999
 
@@ -63,7 +63,7 @@ class GatedEngine(FakeEngine):
         self.gate.set()
         self.loaded: list[int] = []
 
-    async def load_weights(self, weights: Weights, manifest: WeightManifest) -> None:
+    async def load_weights(self, weights: StagedWeights, manifest: WeightManifest) -> None:
         await asyncio.to_thread(self.gate.wait, 30)
         await super().load_weights(weights, manifest)
         self.loaded.append(manifest.policy_version)
@@ -159,7 +159,7 @@ def test_a_stop_leaves_no_version_behind(
 def test_closing_the_publisher_ends_the_version_that_is_under_way(base: Settings) -> None:
     """Nobody answers where Redis should be."""
     redis = base.redis.model_copy(update={"url": f"redis://127.0.0.1:{free_port()}/0"})
-    publisher = WeightPublisher(base.model_copy(update={"redis": redis}), RunKeys("away"), 1)
+    publisher = WeightPublisher(base.model_copy(update={"redis": redis}), 1)
     begun = publisher.begin(weights(1), 1)
     publisher.close()
     assert begun.cancelled()
@@ -314,7 +314,7 @@ class SharingEngine(FakeEngine):
         super().__init__(tokens_per_s=20_000, max_model_len=2048, gpu=f"GPU-{number}")
         self.memories: set[bytes] = set()
 
-    async def load_weights(self, weights: Weights, manifest: WeightManifest) -> None:
+    async def load_weights(self, weights: StagedWeights, manifest: WeightManifest) -> None:
         assert isinstance(weights, IpcWeights)
         self.memories = {base64.b64decode(h.memory) for h in weights.handles.values()}
         await super().load_weights(weights, manifest)

@@ -46,7 +46,7 @@ async def score(settings: Settings, task: Task) -> None:
     """The right answer earns the most that the task's terms can pay."""
     settings = settings.model_copy(update={"data": settings.data.model_copy(update={"task": task})})
     dataset = open_dataset(settings.data.train, task=task)
-    prompts = PromptSource(settings, dataset, ImageStore(settings.images_folder), 1, [7])
+    prompts = PromptSource(settings, dataset, ImageStore(settings.run.files.images), 1, [7])
     source = prompts.read(0)
     prompt = prompts.prompt(0, source, 0)
     asked = prompt.model_dump()["messages"][0]["content"][1]["text"]

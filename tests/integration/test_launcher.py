@@ -261,8 +261,8 @@ def test_an_instance_started_by_hand_is_watched_and_left_alone(
 def test_killing_a_keeper_leaves_nothing_either(run: Run) -> None:
     launcher = run.training()
     part = run.pids("reward")
-    (keeper,) = [pid for pid in children(launcher.pid) if part[0] in children(pid)]
-    os.kill(keeper, signal.SIGKILL)
+    (subreaper,) = [pid for pid in children(launcher.pid) if part[0] in children(pid)]
+    os.kill(subreaper, signal.SIGKILL)
     wait_for("the restart", lambda: len(run.pids("reward")) == 4)
     assert not any(map(is_alive, part))
     assert run.finish(launcher) == 0, run.output()

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from planning.preflight.result import Finding
-from planning.preflight.services import service_findings
+from planning.preflight.check import CheckResult
+from planning.preflight.services import service_checks
 from services.errors import SettingsError
 from services.host.ports import free_port, listen
 from services.redis.check import check_redis
@@ -135,7 +135,7 @@ def test_an_old_version_is_refused() -> None:
 
 
 def test_the_doctor_says_who_answers_and_who_has_a_port(served: Served) -> None:
-    def findings(redis: RedisSettings, port: int) -> list[Finding]:
+    def results(redis: RedisSettings, port: int) -> list[CheckResult]:
         tree = {
             "run": {"name": "r"},
             "model": {"path": "none", "box_space": "relative_1000"},
@@ -144,17 +144,17 @@ def test_the_doctor_says_who_answers_and_who_has_a_port(served: Served) -> None:
             "reward": {"url": f"http://127.0.0.1:{port}"},
             "rollout": {"url": f"http://127.0.0.1:{free_port()}"},
         }
-        return service_findings(Settings.model_validate(tree))
+        return service_checks(Settings.model_validate(tree))
 
     with listen("127.0.0.1", 0, name="a stranger") as stranger:
-        redis, reward, rollout = findings(served.redis, stranger.getsockname()[1])
+        redis, reward, rollout = results(served.redis, stranger.getsockname()[1])
     assert (redis.state, reward.state, rollout.state) == ("ok", "missing", "info")
     assert "version 7." in redis.detail
     assert f"process {os.getpid()} (" in reward.detail
     open_redis = RedisSettings(url=served.redis.url)
-    assert "asks for a password" in findings(open_redis, free_port())[0].detail
+    assert "asks for a password" in results(open_redis, free_port())[0].detail
     with old_redis() as url:
-        found = findings(RedisSettings(url=url), free_port())[0]
+        found = results(RedisSettings(url=url), free_port())[0]
     assert (found.state, "6.0.16" in found.detail) == ("missing", True)
 
 

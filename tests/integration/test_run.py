@@ -11,7 +11,7 @@ import pytest
 import tomli_w
 
 from scene_data.toy import make_toy
-from services.settings import child_environment
+from services.host.environment import child_environment
 from tests.fake_gpus import fake_gpus
 from tests.processes import ROOT, wait_for
 
@@ -80,7 +80,7 @@ class Machine:
             except (OSError, UnicodeDecodeError):
                 continue
             about = dict(pair.split("=", 1) for pair in pairs if "=" in pair)
-            mine = str(self.folder / "config.toml") in command and "keeper" not in command[2]
+            mine = str(self.folder / "config.toml") in command and "subreaper" not in command[2]
             if mine and set(words) <= set(command) and variables.items() <= about.items():
                 found[int(process.name)] = about.get("CUDA_VISIBLE_DEVICES")
         return found

@@ -10,9 +10,9 @@ from pathlib import Path
 from pydantic import Field
 
 from services.errors import SettingsError, SggError, SupersededError
+from services.host.environment import start_command
 from services.host.sync import sync
 from services.schemas.common import Message
-from services.settings import start_command
 from services.waiting import RoomWait
 from trainer.checkpoints.manifest import damage, write_manifest
 from trainer.collection.cursor import CursorState

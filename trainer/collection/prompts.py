@@ -32,7 +32,7 @@ class PromptSource:
     """Without it images are not looked into."""
 
     def __post_init__(self) -> None:
-        self._room = RoomWait(self.settings.images_folder, self.settings.trainer.wait_timeout_s)
+        self._room = RoomWait(self.settings.run.files.images, self.settings.trainer.wait_timeout_s)
         self._order = EpochSampler(len(self.dataset), self.settings.run.seed)
 
     def group_id(self, position: int) -> str:

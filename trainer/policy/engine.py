@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
 
 from services.errors import SettingsError
+from services.host.environment import environment_value, set_environment
 from services.models.families import as_published, save_published
-from services.settings import Settings, environment_value, set_environment
+from services.settings import Settings
 from trainer.algorithms.logprobs import SamplingDistribution
 from trainer.algorithms.losses import LossOutput, policy_loss, with_finite_guard
 from trainer.algorithms.stats import Stats
@@ -174,7 +175,7 @@ class PolicyEngine:
         parameters = exported_parameters(
             self._model, adapter_only=self._adapter is not None, trainable_only=True
         )
-        shared = self._settings.weights.transport == "ipc"
+        shared = self._settings.weights.traits.same_gpu
         tensors = self._exported(parameters, wanted=self._is_main or shared)
         return ((name, as_published(name, tensor)) for name, tensor in tensors)
 

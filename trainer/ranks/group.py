@@ -12,7 +12,7 @@ import torch.distributed as dist
 from pydantic import TypeAdapter
 
 from services.errors import SggError
-from services.settings import environment_value
+from services.host.environment import environment_value
 from trainer.algorithms.stats import Stats
 
 T = TypeVar("T")

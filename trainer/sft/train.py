@@ -86,7 +86,7 @@ def run_sft(
             "started: make them the same"
         )
     total = sft_total_steps(settings, len(rows))
-    checkpoints = settings.run.folder / "checkpoints"
+    checkpoints = settings.run.files.checkpoints
     checkpoint = _last_checkpoint(checkpoints) if resume else None
     ranks = Ranks(settings.trainer.wait_timeout_s)
     inputs = checkpoints / _INPUTS
@@ -119,7 +119,7 @@ def run_sft(
 
 def _save(trainer: "_Trainer", processor: Any, settings: Settings) -> Path:
     """Write `model`, and `adapter` where one was trained; every rank calls it."""
-    folder = settings.run.folder / "model"
+    folder = settings.run.files.model
     weights = None  # the model has them whole
     if is_deepspeed_zero3_enabled():
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
@@ -128,7 +128,7 @@ def _save(trainer: "_Trainer", processor: Any, settings: Settings) -> Path:
     if not trainer.is_world_process_zero():
         return folder
     if isinstance(model, PeftModel):
-        adapter = settings.run.folder / "adapter"
+        adapter = settings.run.files.adapter
         model.save_pretrained(str(adapter), state_dict=weights)
         logger.info("adapter written to %s", adapter)
         # On a fresh copy: the trained one is on the GPU, perhaps in shards.
@@ -191,7 +191,7 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
     """A line in the log, in `metrics.jsonl` and in the trackers, every some steps."""
 
     def __init__(self, settings: Settings) -> None:
-        self._lines = StepLines(settings.run.folder / "metrics.jsonl")
+        self._lines = StepLines(settings.run.files.metrics)
         self._trackers = Trackers(settings)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

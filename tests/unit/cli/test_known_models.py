@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from launcher.inference import run_inference
-from planning.preflight.everything import run_findings
+from planning.preflight.run_checks import run_checks
 from services.errors import SettingsError
 from services.settings import load_settings
 
@@ -63,7 +63,7 @@ def test_a_contradicting_box_space_is_refused(command: str, tmp_path: Path) -> N
 
 def test_doctor_says_it_too(tmp_path: Path) -> None:
     settings = load_settings(config(tmp_path, "llava"), [], {})
-    (missing,) = [f for f in run_findings(settings) if "model_type" in f.detail]
+    (missing,) = [f for f in run_checks(settings) if "model_type" in f.detail]
     assert missing.state == "missing"
     assert f"{tmp_path}/m is of model_type 'llava'" in missing.detail
 

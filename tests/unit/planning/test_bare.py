@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from planning.preflight import bare
-from planning.preflight.result import Finding
+from planning.preflight.check import CheckResult
 from services.errors import SettingsError
 
 ROOT = Path(__file__).parents[3]
@@ -19,12 +19,12 @@ GIB = 2**30
 Usage = namedtuple("Usage", "total used free")
 
 
-def problems(found: list[Finding]) -> dict[str, str]:
+def problems(found: list[CheckResult]) -> dict[str, str]:
     return {f.name: f.detail for f in found if f.state == "missing"}
 
 
 def test_this_machine_has_everything(tmp_path: Path) -> None:
-    assert problems(bare.install_findings(tmp_path / "environment", "cpu")) == {}
+    assert problems(bare.install_checks(tmp_path / "environment", "cpu")) == {}
 
 
 def test_the_standard_library_is_enough() -> None:
@@ -55,18 +55,18 @@ def test_another_python_is_refused_with_a_way_to_get_one(
     version: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "version_info", (*version, 0, "final", 0))
-    assert "uv python install" in problems(bare.machine_findings())["python"]
+    assert "uv python install" in problems(bare.machine_checks())["python"]
 
 
 def test_missing_headers_name_the_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
-    detail = problems(bare.machine_findings())["Python headers"]
+    detail = problems(bare.machine_checks())["Python headers"]
     assert f"apt-get install python3.{sys.version_info.minor}-dev" in detail
 
 
 def test_a_library_that_vllm_loads_is_looked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bare, "_LIBNUMA", "libabsent.so.1")
-    assert "apt-get install libnuma1" in problems(bare.machine_findings())["libnuma"]
+    assert "apt-get install libnuma1" in problems(bare.machine_checks())["libnuma"]
 
 
 def test_a_python_without_venv_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -74,12 +74,12 @@ def test_a_python_without_venv_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name: None if name == "ensurepip" else found(name)
     )
-    assert "python3-venv" in problems(bare.install_findings(tmp_path / "new", "cpu"))["venv"]
+    assert "python3-venv" in problems(bare.install_checks(tmp_path / "new", "cpu"))["venv"]
 
 
 @pytest.mark.parametrize("name", ["a folder", "a$b", "it's", "a:b", "a#b", "a(b)"])
 def test_a_path_that_tools_would_misread_is_refused(name: str, tmp_path: Path) -> None:
-    found = problems(bare.install_findings(tmp_path / name / ".venv", "cpu"))
+    found = problems(bare.install_checks(tmp_path / name / ".venv", "cpu"))
     assert "move the clone" in found["path"]
 
 
@@ -87,10 +87,10 @@ def test_a_full_disk_is_seen_before_the_download_and_not_after(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda _: Usage(9 * GIB, 0, 5 * GIB))
-    assert "disk" not in problems(bare.install_findings(tmp_path, "cpu"))
-    assert "12 GiB wanted" in problems(bare.install_findings(tmp_path, "cuda"))["disk"]
+    assert "disk" not in problems(bare.install_checks(tmp_path, "cpu"))
+    assert "12 GiB wanted" in problems(bare.install_checks(tmp_path, "cuda"))["disk"]
     (tmp_path / "bin").mkdir()
-    assert "disk" not in problems(bare.install_findings(tmp_path, "cuda"))
+    assert "disk" not in problems(bare.install_checks(tmp_path, "cuda"))
 
 
 def test_dockers_64_mib_of_shared_memory_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +126,7 @@ def test_version_1_cgroups_are_read(tmp_path: Path) -> None:
 
 def test_too_little_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bare, "available_memory", lambda: 3 * GIB)
-    assert problems(bare.start_findings())["memory"].startswith("3.0 GiB of memory are free")
+    assert problems(bare.start_checks())["memory"].startswith("3.0 GiB of memory are free")
 
 
 def test_caches_are_where_their_variables_say(
@@ -138,7 +138,7 @@ def test_caches_are_where_their_variables_say(
     for name in ("XDG_CACHE_HOME", "XDG_CONFIG_HOME", "HF_HOME"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("VLLM_CACHE_ROOT", str(tmp_path / "vllm"))
-    detail = problems(bare.start_findings())["caches"]
+    detail = problems(bare.start_checks())["caches"]
     assert detail == (
         f"{blocked}/.cache/huggingface, {blocked}/.config/vllm cannot be written: set HOME, or "
         "HF_HOME, VLLM_CONFIG_ROOT, to a folder of yours"

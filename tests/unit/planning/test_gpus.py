@@ -11,7 +11,7 @@ import pytest
 from planning.preflight import driver, gpus
 from planning.preflight.driver import torch_cuda
 from planning.preflight.gpus import check_gpus, chosen, has_cuda_build, parsed, visible_gpus
-from planning.preflight.machine import machine_findings
+from planning.preflight.machine import machine_checks
 from services.errors import SettingsError
 
 ROOT = Path(__file__).parents[3]
@@ -240,6 +240,6 @@ def test_the_doctor_compares_driver_and_torch(
 ) -> None:
     monkeypatch.setattr("planning.preflight.machine._IMPORTED", ())
     nvidia_smi(query, status=status)
-    (finding,) = (finding for finding in machine_findings() if finding.name == "driver")
-    assert finding.state == state
-    assert detail in finding.detail
+    (result,) = (result for result in machine_checks() if result.name == "driver")
+    assert result.state == state
+    assert detail in result.detail

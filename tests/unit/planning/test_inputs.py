@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cli.commands import parts as commands
+from cli import trainer_process
+from cli.commands.serve import serve_rollout
 from launcher.inference import run_inference
-from launcher.run import run_here
+from launcher.local_run import run_here
 from planning.dry_run import dry_run
-from planning.preflight.everything import run_findings
-from planning.preflight.inputs import checked, checked_model, input_findings
+from planning.preflight.inputs import checked, checked_model, input_checks
+from planning.preflight.run_checks import run_checks
 from scene_data.toy import make_toy
 from services.errors import SettingsError
 from services.settings import Settings
@@ -229,7 +230,7 @@ def refusals(wanted: Settings) -> dict[str, str]:
     """What each command says that would refuse; none of them starts anything."""
     starts: dict[str, Callable[[], object]] = {
         "dry run": lambda: dry_run(wanted),
-        "train": lambda: commands.train(wanted, resume=False, allow_changes=False, dry_run=False),
+        "train": lambda: trainer_process.train(wanted, resume=False, allow_changes=False),
         "run": lambda: run_here(wanted),
         "demo": lambda: run_here(wanted, evaluate=True),
         "submit": lambda: checked(wanted, fetch=False),
@@ -239,7 +240,7 @@ def refusals(wanted: Settings) -> dict[str, str]:
         with pytest.raises(SettingsError) as caught:
             start()
         found[name] = caught.value.message
-    missing = [finding.detail for finding in run_findings(wanted) if finding.state == "missing"]
+    missing = [result.detail for result in run_checks(wanted) if result.state == "missing"]
     found["doctor"] = missing[0] if len(missing) == 1 else "\n".join(f"- {m}" for m in missing)
     return found
 
@@ -256,7 +257,7 @@ def test_all_refuse_the_same_in_the_same_words(folder: Path, spoil: Break, said:
 
 
 def test_what_is_whole_passes_and_says_what_was_seen(folder: Path) -> None:
-    found = {f.name: (f.state, f.detail) for f in input_findings(settings(folder))}
+    found = {f.name: (f.state, f.detail) for f in input_checks(settings(folder))}
     assert {state for state, _ in found.values()} == {"ok"}
     assert found["dataset"][1].endswith("24 rows; 16 of them and their pictures read")
     assert found["model"][1].endswith("a qwen2_5_vl")
@@ -321,7 +322,7 @@ def test_a_rollout_server_looks_at_the_model_alone(folder: Path) -> None:
     assert checked_model(wanted) == wanted
     cut_weights(folder)
     with pytest.raises(SettingsError, match="its header names"):
-        commands.serve_rollout(wanted)
+        serve_rollout(wanted)
 
 
 def test_sft_refuses_its_own_settings_too(folder: Path) -> None:

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from cli.commands.doctor import line
-from planning.preflight.disk_space import folder_findings
-from planning.preflight.everything import gpu_findings, run_findings
+from cli.views.doctor import line
+from planning.preflight.check import CheckResult, check
+from planning.preflight.disk_space import folder_checks
 from planning.preflight.folders import check_run_folder, file_system
 from planning.preflight.gpus import parsed
-from planning.preflight.result import Finding, look
+from planning.preflight.run_checks import gpu_checks, run_checks
 from planning.shapes import ModelShape, model_shape
 from services.errors import SettingsError
 from services.schemas.weights import ServerRecord
@@ -32,7 +32,7 @@ def settings(folder: Path, **sections: dict[str, object]) -> Settings:
     return Settings.model_validate(base | {n: base.get(n, {}) | s for n, s in sections.items()})
 
 
-def problems(found: list[Finding]) -> dict[str, str]:
+def problems(found: list[CheckResult]) -> dict[str, str]:
     return {f.name: f.detail for f in found if f.state in ("missing", "warning")}
 
 
@@ -43,13 +43,13 @@ def shape() -> ModelShape:
 
 def test_gpus_are_enough_new_enough_and_large_enough(tmp_path: Path, shape: ModelShape) -> None:
     four = settings(tmp_path, trainer={"num_ranks": 2}, cluster={"num_rollout_servers": 2})
-    assert problems(gpu_findings(four, shape, GPUS, [], one_host=True)) == {}
-    found = problems(gpu_findings(four, shape, OLD, [], one_host=True))
+    assert problems(gpu_checks(four, shape, GPUS, [], one_host=True)) == {}
+    found = problems(gpu_checks(four, shape, OLD, [], one_host=True))
     assert "Tesla T4 (capability 7.5)" in found["bfloat16"]
     assert "need 4 GPUs, and 2 can be seen" in found["GPUs"]
-    assert "GPUs" not in problems(gpu_findings(four, shape, GPUS[:2], [], one_host=False))
+    assert "GPUs" not in problems(gpu_checks(four, shape, GPUS[:2], [], one_host=False))
     large = model_shape("Qwen/Qwen2.5-VL-7B-Instruct")
-    found = problems(gpu_findings(four, large, GPUS, [], one_host=True))
+    found = problems(gpu_checks(four, large, GPUS, [], one_host=True))
     assert "the smallest has 40 GiB" in found["GPU memory"]
     assert "--dry-run" in found["GPU memory"]
 
@@ -60,9 +60,9 @@ def test_a_gpu_that_a_server_has_is_named(tmp_path: Path, shape: ModelShape) -> 
         policy_version=0, state="ready", groups_in_flight=0, groups_limit=1,
         groups_done=0, tokens_per_s=0.0,
     )  # fmt: skip
-    all_taken = gpu_findings(settings(tmp_path), shape, GPUS[:1], [server], one_host=False)
+    all_taken = gpu_checks(settings(tmp_path), shape, GPUS[:1], [server], one_host=False)
     assert "0 by node1-17" in problems(all_taken)["GPUs taken"]
-    some = gpu_findings(settings(tmp_path), shape, GPUS, [server], one_host=False)
+    some = gpu_checks(settings(tmp_path), shape, GPUS, [server], one_host=False)
     assert "GPUs taken" not in problems(some)
 
 
@@ -78,11 +78,11 @@ def test_an_unwritable_folder_is_one_line_with_the_remedy(tmp_path: Path) -> Non
 def test_room_and_shared_file_systems(tmp_path: Path) -> None:
     large = model_shape("Qwen/Qwen2.5-VL-7B-Instruct")
     many = settings(tmp_path, trainer={"keep_checkpoints": 10_000})
-    found = problems(folder_findings(many, large, hosts=2))
+    found = problems(folder_checks(many, large, hosts=2))
     assert "trainer.keep_checkpoints lower" in found["room for checkpoints"]
     assert file_system(tmp_path) in found["file system"]
     assert file_system(Path("/proc/self")) == "proc"
-    assert "file system" not in problems(folder_findings(many, large, hosts=1))
+    assert "file system" not in problems(folder_checks(many, large, hosts=1))
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_room_for_weights(tmp_path: Path, transport: str, name: str, versions: i
 
     def wanted_gib(of: str) -> float:
         run = settings(tmp_path, weights={"transport": of}, cluster={"num_rollout_servers": 3})
-        texts = {finding.name: finding.detail for finding in folder_findings(run, shape, hosts=1)}
+        texts = {result.name: result.detail for result in folder_checks(run, shape, hosts=1)}
         return float(texts[name].split()[0]) if name in texts else 0.0
 
     version_gib = (2 * shape.num_parameters + 4 * 2**20) / 2**30
@@ -120,7 +120,7 @@ def test_what_a_run_lacks_is_all_said_at_once(tmp_path: Path) -> None:
         security={"data_token_file": str(secret)},
         lora={"rank": 4},
     )
-    found = run_findings(broken)
+    found = run_checks(broken)
     said = problems(found)
     assert "there is no" in said["model"]
     assert f"data.train: {tmp_path}/train.parquet is not a dataset" in said["dataset"]
@@ -131,10 +131,10 @@ def test_what_a_run_lacks_is_all_said_at_once(tmp_path: Path) -> None:
     assert silent == {"redis server", "reward", "rollout"}
 
 
-def test_a_finding_fits_a_terminal() -> None:
+def test_a_check_fits_a_terminal() -> None:
     def fail() -> str:
         raise RuntimeError("x " * 100)
 
-    text = line(look("room", fail))
+    text = line(check("room", fail))
     assert text.startswith("MISSING  room: RuntimeError: x x")
     assert max(map(len, text.splitlines())) <= 80

@@ -14,7 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import (  # type: ig
 )
 from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
-from launcher.run import run_here
+from launcher.local_run import run_here
 from planning.preflight.trainer import check_trainer
 from services.errors import SettingsError
 from services.settings import Settings
