@@ -13,7 +13,7 @@ BASE_IMAGE ?= debian:12.11-slim
 TOY := build/toy-scenes/heldout.parquet
 ALONE := tests/integration/test_slurm.py tests/integration/test_plan_prediction.py
 TRAINING := tests/integration/test_engine_ranks.py tests/integration/test_sft_run.py tests/integration/test_trl_reward.py
-SOURCES := scene_graph services scene_data rollout_service reward_service monitor_service trainer evaluation launcher cli compat
+SOURCES := scene_graph services scene_data weight_sync rollout_service reward_service monitor_service trainer evaluation launcher cli compat
 
 # make demo DATA=path NAME=name SEED=n SET="section.field=value …"
 DATA ?=
@@ -21,6 +21,9 @@ NAME ?= $(if $(DATA),demo-data,demo)
 SEED ?= 0
 SET ?=
 CONFIG ?= $(if $(DATA),configs/demo-data.toml,configs/demo.toml)
+
+# Packages come uncompiled: without written bytecode each process compiles torch, transformers and vLLM once more.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: setup demo images pin-images test test-docker check check-setup check-cuda check-security format lint types imports units integration training e2e start-checkpoint clean distclean help
 
@@ -37,7 +40,7 @@ $(INSTALLED): pyproject.toml constraints/$(EXTRA).txt
 	@$(BIN)/python deploy/install/install.py --extra $(EXTRA) --extra dev
 ifeq ($(EXTRA),cpu)
 	@$(BIN)/python -c "from compat.torchvision_cpu import install; install()"
-	@$(BIN)/python -m trainer.policy.ops
+	@$(BIN)/python -m trainer.policy.deepspeed_api
 endif
 	@$(BIN)/sgg-rl doctor
 	@touch $@

@@ -40,8 +40,8 @@ from tests.train_groups import completion
 from trainer.collection.group_pool import GroupPool
 from trainer.collection.prompts import PromptSource
 from trainer.collection.refusals import refusal
-from trainer.transports.base import Peer, Release
-from trainer.types import Batch, Outcome, TrainGroup
+from trainer.types import Outcome, StepBatch, TrainGroup
+from weight_sync.sender import Peer, Release
 
 NUM_COMPLETIONS, NUM_TOKENS = 8, 600
 NUM_TENSORS = 700
@@ -109,9 +109,12 @@ def costs(folder: Path) -> None:
     for number in NUM_OPEN:
         each = seconds(pool_of(number))
         print(f"count {number:5} open groups        {each * 1e3:8.2f} ms, for every group")
-    batch = Batch(groups=[trained(i) for i in range(32)], outcome=Outcome())
+    batch = StepBatch(groups=[trained(i) for i in range(32)], outcome=Outcome())
     text = batch.model_dump_json()
-    write, read = seconds(batch.model_dump_json), seconds(lambda: Batch.model_validate_json(text))
+    write, read = (
+        seconds(batch.model_dump_json),
+        seconds(lambda: StepBatch.model_validate_json(text)),
+    )
     print(f"write, read a batch's group   {write / 32 * 1e3:8.2f} ms, {read / 32 * 1e3:.2f} ms")
     print(f"make a prompt                 {seconds(prompts(folder)) * 1e3:8.2f} ms")
     print(f"call a server with a manifest {call_s() * 1e3:8.2f} ms")

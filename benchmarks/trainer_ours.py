@@ -17,7 +17,7 @@ from trainer.algorithms.advantages import group_relative
 from trainer.batches.micro_batches import padded_length, plan_step
 from trainer.batches.preparation import Preparation, Prepared, PreparedBatches
 from trainer.policy.engine import PolicyEngine, init_process_group
-from trainer.types import Batch, Outcome, TrainGroup
+from trainer.types import Outcome, StepBatch, TrainGroup
 
 LEARNING_RATE = 1e-6
 
@@ -74,13 +74,13 @@ def run(load: Load, model: Path, steps: int, dtype: str, checkpointing: bool) ->
 
 
 def _waits(
-    engine: PolicyEngine, batch: Batch, prepare: Callable[[Batch], Prepared], steps: int
+    engine: PolicyEngine, batch: StepBatch, prepare: Callable[[StepBatch], Prepared], steps: int
 ) -> list[float]:
     """Seconds that a loop waits for each batch which is laid out beside the step before."""
     batches = PreparedBatches(lambda _: batch, prepare, ahead=True, num_steps=steps + 1)
     waits = []
     for step in range(steps + 1):
-        batches.take(step)
+        batches.take_with_advantages(step)
         start = time.perf_counter()
         prepared = batches.prepared()
         waits.append(time.perf_counter() - start)
@@ -149,7 +149,7 @@ def _settings(load: Load, model: Path, dtype: str, checkpointing: bool) -> Setti
     )
 
 
-def _batch(load: Load, processor: Any) -> Batch:
+def _batch(load: Load, processor: Any) -> StepBatch:
     groups = []
     for index, question in enumerate(questions(load)):
         advantages = group_relative(torch.tensor([question.rewards]), "group")
@@ -181,10 +181,10 @@ def _batch(load: Load, processor: Any) -> Batch:
                 advantages=advantages[0].tolist(),
             )
         )
-    return Batch(groups=groups, outcome=Outcome())
+    return StepBatch(groups=groups, outcome=Outcome())
 
 
-def _with_logprobs(batch: Batch, logprobs: list[list[float]]) -> Batch:
+def _with_logprobs(batch: StepBatch, logprobs: list[list[float]]) -> StepBatch:
     found = iter(logprobs)
     groups = []
     for group in batch.groups:
@@ -197,14 +197,14 @@ def _with_logprobs(batch: Batch, logprobs: list[list[float]]) -> Batch:
     return batch.model_copy(update={"groups": groups})
 
 
-def _budget(load: Load, batch: Batch) -> int:
+def _budget(load: Load, batch: StepBatch) -> int:
     """Tokens of a micro batch of `load.together` padded sequences of one completion."""
     prompt = max(len(g.rollout.prompt_token_ids) for g in batch.groups)
     answer = max(len(c.token_ids) for g in batch.groups for c in g.rollout.completions)
     return load.together * (prompt + answer)
 
 
-def _work(engine: PolicyEngine, batch: Batch, budget: int) -> dict[str, float]:
+def _work(engine: PolicyEngine, batch: StepBatch, budget: int) -> dict[str, float]:
     """What the model FLOP/s are counted from."""
     (plan,) = plan_step(batch.groups, num_ranks=1, max_tokens=budget)
     rows = [(padded_length(rows), row) for rows in plan.micro_batches for row in rows]

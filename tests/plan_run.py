@@ -22,7 +22,7 @@ from torch import Tensor
 
 from planning.simulation.loop import Loop, Shape
 from planning.simulation.rates import Rates, seen_lengths
-from rollout_service.engine import EngineResult, Weights
+from rollout_service.engine import EngineResult, GroupRequest
 from rollout_service.fake.engine import FakeEngine
 from rollout_service.http.app import make_engine
 from scene_data.dataset import SceneDataset, open_dataset
@@ -36,8 +36,9 @@ from tests.live_servers import registered, serving
 from tests.processes import sgg_process, wait_for, wait_ready
 from trainer.batches.preparation import Prepared, PreparedBatches
 from trainer.checkpoints.checkpoint import TrainerState
-from trainer.connection import ServiceLink
-from trainer.types import Batch
+from trainer.connection import ServiceConnection
+from trainer.types import StepBatch
+from weight_sync.receiver import StagedWeights
 
 GROUPS_PER_STEP, GROUP_SIZE = 4, 4
 MAX_TOKENS = 128
@@ -143,18 +144,18 @@ class LoadingEngine(FakeEngine):
         self.busy_s, self.num_tokens = 0.0, 0
         return self
 
-    async def sample(self, *args: Any, **kwargs: Any) -> EngineResult:
+    async def sample(self, request: GroupRequest) -> EngineResult:
         self._note(groups=1)
         try:
-            result = await super().sample(*args, **kwargs)
+            result = await super().sample(request)
         finally:
             self._note(groups=-1)
-        work_id = kwargs["request_id"].rsplit("/", 2)[0]
+        work_id = request.request_id.rsplit("/", 2)[0]
         self._stopwatch.ended[work_id] = time.perf_counter()
         self.num_tokens += sum(len(completion.token_ids) for completion in result.completions)
         return result
 
-    async def load_weights(self, weights: Weights, manifest: WeightManifest) -> None:
+    async def load_weights(self, weights: StagedWeights, manifest: WeightManifest) -> None:
         self._note()
         self._is_paused = True
         await asyncio.sleep(LOAD_S)
@@ -234,7 +235,7 @@ def run(base: Settings, dataset: SceneDataset, regime: Regime) -> Seen:
             stack.enter_context(serving(settings, engine))
         wait_for("the servers", lambda: len(registered(settings)) == regime.num_servers)
         link = stack.enter_context(
-            ServiceLink.open(settings, dataset, [999], TrainerState(), Alone())
+            ServiceConnection(settings, dataset, [999], TrainerState(), Alone())
         )
         _instrument(link, watch)
         link.start(_weights(0), 0)
@@ -290,13 +291,15 @@ async def _sample(engine: Any, number: int, *, together: int) -> list[list[int]]
         sampling = Sampling(n=GROUP_SIZE, max_tokens=MAX_TOKENS, seed=seed)
         message = ChatMessage(role="user", content=[TextPart(text="What?")])
         async with room:
-            result = await engine.sample([message], [], sampling, request_id=str(seed))
+            result = await engine.sample(
+                GroupRequest(messages=[message], sampling=sampling, request_id=str(seed))
+            )
         return [len(completion.token_ids) for completion in result.completions]
 
     return list(await asyncio.gather(*map(one, range(number))))
 
 
-def _instrument(link: ServiceLink, watch: Stopwatch) -> None:
+def _instrument(link: ServiceConnection, watch: Stopwatch) -> None:
     """Time what the plan is given."""
     main = link._main
     assert main is not None
@@ -314,12 +317,12 @@ def _instrument(link: ServiceLink, watch: Stopwatch) -> None:
     main.publisher.begin = timed_begin  # type: ignore[method-assign]
 
 
-def _time_collector(link: ServiceLink, watch: Stopwatch) -> None:
+def _time_collector(link: ServiceConnection, watch: Stopwatch) -> None:
     """Of a request for rewards, of asking for a group, and of a group's way to the trainer."""
     assert link._main is not None
     collector = link._main.collector
-    send, ask, put = collector._scoring._send, collector._admission._ask, collector._arrivals.put
-    make = collector._admission._make_prompt
+    send, ask, put = collector._scoring._send, collector._requests._ask, collector._arrivals.put
+    make = collector._requests._make_prompt
     made: dict[str, float] = {}
 
     async def timed_send(groups: Any) -> Any:
@@ -346,15 +349,15 @@ def _time_collector(link: ServiceLink, watch: Stopwatch) -> None:
     for owner, name, timed in (
         (collector._scoring, "_send", timed_send),
         (collector._arrivals, "put", timed_put),
-        (collector._admission, "_make_prompt", timed_make),
-        (collector._admission, "_ask", timed_ask),
+        (collector._requests, "_make_prompt", timed_make),
+        (collector._requests, "_ask", timed_ask),
     ):
         setattr(owner, name, timed)
 
 
 def _train(
-    link: ServiceLink, regime: Regime, watch: Stopwatch, engines: Sequence[LoadingEngine]
-) -> tuple[list[Batch], list[float], list[float], list[float]]:
+    link: ServiceConnection, regime: Regime, watch: Stopwatch, engines: Sequence[LoadingEngine]
+) -> tuple[list[StepBatch], list[float], list[float], list[float]]:
     """As `trainer.train` does it.
 
     Returns:
@@ -370,7 +373,7 @@ def _train(
         if step == WARM_UP:
             before = [engine.read_busy_s() for engine in engines]
         began = time.perf_counter()
-        batches.append(upcoming.take(step))
+        batches.append(upcoming.take_with_advantages(step))
         waits.append(time.perf_counter() - began)
         upcoming.prepared()
         training = time.perf_counter()

@@ -21,6 +21,7 @@ from simpy.events import Event, Process, ProcessGenerator
 
 from planning.simulation.rates import Rates
 from planning.simulation.server import Group, SampledHere
+from services.schemas.common import Sampling
 from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
 from services.settings.training import AlgorithmSettings, TrainerSettings
@@ -29,6 +30,7 @@ from trainer.types import TrainGroup
 
 _MOST_SCORED = 64
 """Groups in one request for rewards (`trainer.collection.group_scoring`)."""
+_SAMPLING = Sampling()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -307,29 +309,43 @@ class Loop:
 
 
 def _prompt(group: Group) -> PromptGroup:
-    """What a pool reads of a prompt."""
+    """A group's prompt, as far as a pool reads it."""
     return PromptGroup.model_construct(
-        group_id=str(group.position), index=group.position, incarnation=0
+        group_id=str(group.position),
+        index=group.position,
+        incarnation=0,
+        epoch=0,
+        messages=[],
+        images=[],
+        sampling=_SAMPLING,
     )
 
 
 def _scored(group: Group) -> TrainGroup:
-    """What a pool reads of a scored group."""
+    """A scored group, as far as a pool reads it."""
     rollout = RolloutGroup.model_construct(
         group_id=str(group.position),
-        incarnation=0,
         attempt=group.attempt,
+        incarnation=0,
+        server_id="simulated",
+        prompt_token_ids=[],
         completions=[_completion(group.version)],
+        sampling_s=0.0,
     )
     return TrainGroup.model_construct(
-        position=group.position, rollout=rollout, rewards=[], advantages=[]
+        position=group.position, index=group.position, rollout=rollout, rewards=[], advantages=[]
     )
 
 
 @cache
 def _completion(version: int) -> Completion:
-    span = VersionSpan.model_construct(policy_version=version)
-    return Completion.model_construct(policy_versions=[span])
+    return Completion(
+        text="",
+        token_ids=[],
+        rollout_logprobs=[],
+        finish_reason="stop",
+        policy_versions=[VersionSpan(policy_version=version, start=0, end=0)],
+    )
 
 
 class Turns:

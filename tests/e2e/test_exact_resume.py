@@ -3,7 +3,7 @@
 Two runs of the same seed on the same services: one goes through, the other is stopped, killed and
 resumed.
 They also show that lag 0 repeats itself, that rows with damaged images cost themselves alone, and
-that groups without spread are replaced by the same others.
+that groups of zero variance are replaced by the same others.
 """
 
 import json

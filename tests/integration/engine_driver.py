@@ -33,7 +33,7 @@ from trainer.batches.batch import MicroBatch
 from trainer.batches.preparation import Preparation
 from trainer.policy.engine import PolicyEngine, init_process_group
 from trainer.ranks.group import Ranks
-from trainer.types import Batch, Outcome, TrainGroup
+from trainer.types import Outcome, StepBatch, TrainGroup
 
 STEPS, SAVED_AT = 3, 2
 NUM_GROUPS, GROUP_SIZE = 4, 3
@@ -111,7 +111,7 @@ def batches_of(step: int, rank: int, size: int, engine: PolicyEngine) -> list[Mi
         rank=rank,
         num_ranks=size,
     )
-    return preparation(Batch(groups=groups, outcome=Outcome()), weights).micro_batches
+    return preparation(StepBatch(groups=groups, outcome=Outcome()), weights).micro_batches
 
 
 class Scenes(SceneDataset):

@@ -15,7 +15,7 @@ from services.errors import SggError
 from services.settings import load_settings
 from tests.alone import Alone
 from trainer.checkpoints.checkpoint import TrainerState
-from trainer.connection import ServiceLink
+from trainer.connection import ServiceConnection
 
 STOPS_IN = 1
 """The step."""
@@ -34,7 +34,7 @@ def run(config: Path, before: str) -> None:
 
     settings = load_settings(config)
     dataset = open_dataset(settings.data.train)
-    with ServiceLink.open(settings, dataset, [7], TrainerState(), Alone()) as services:
+    with ServiceConnection(settings, dataset, [7], TrainerState(), Alone()) as services:
         services.start(weights(0), 0)
         step = 0
         while True:

@@ -30,7 +30,7 @@ from services.schemas.rewards import GroupError
 from services.schemas.rollouts import Completion, RolloutGroup
 from services.settings import Settings
 from tests.reward_process import GOLDEN, TOKEN, running
-from trainer.collection.group_scoring import MAX_GROUPS, Found, GroupScoring
+from trainer.collection.group_scoring import MAX_GROUPS, GroupScoring, RewardsOrError
 from trainer.collection.prompts import PromptSource
 
 GROUP = RolloutGroup.model_validate_json((GOLDEN / "rollout_group.json").read_text())
@@ -45,7 +45,7 @@ async def score(settings: Settings, task: Task) -> None:
     """The right answer earns the most that the task's terms can pay."""
     settings = settings.model_copy(update={"data": settings.data.model_copy(update={"task": task})})
     dataset = open_dataset(settings.data.train, task=task)
-    prompts = PromptSource(settings, dataset, ImageStore(settings.images_folder), 1, [7])
+    prompts = PromptSource(settings, dataset, ImageStore(settings.run.files.images), 1, [7])
     prompt = prompts.prompt(0, 0)
     asked = prompt.model_dump()["messages"][0]["content"][1]["text"]
     assert asked == {"sgg": "Scene graph:", "det": "Objects:", "cls": "Relationships:"}[task]
@@ -166,16 +166,16 @@ def make_scoring(
                 "trainer": {"wait_timeout_s": wait_timeout_s},
             }
         )
-        images = ImageStore(settings.images_folder)
+        images = ImageStore(settings.run.files.images)
         prompts = PromptSource(settings, open_dataset(settings.data.train), images, 1, [7])
         return GroupScoring(settings, prompts)
 
     return make
 
 
-async def until_settled(scoring: GroupScoring, *names: str) -> dict[str, Found]:
+async def until_settled(scoring: GroupScoring, *names: str) -> dict[str, RewardsOrError]:
     """What comes of groups, given back as long as that may help."""
-    found: dict[str, Found] = {}
+    found: dict[str, RewardsOrError] = {}
     left = [(GROUP.model_copy(update={"group_id": name}), 0) for name in names]
     while left:
         again = []
@@ -191,7 +191,7 @@ async def until_settled(scoring: GroupScoring, *names: str) -> dict[str, Found]:
     return found
 
 
-def unscored(found: dict[str, Found]) -> dict[str, str]:
+def unscored(found: dict[str, RewardsOrError]) -> dict[str, str]:
     return {name: each.detail for name, each in found.items() if isinstance(each, GroupError)}
 
 

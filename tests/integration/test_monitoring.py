@@ -35,11 +35,10 @@ from tests.shm_versions import ShmRun
 from tests.unit.trainer.test_metrics_page import MADE_BY_EVALUATION, MADE_BY_THE_ENGINE, learned
 from trainer.batches.micro_batches import plan_metrics, plan_step
 from trainer.ranks.watch import watched
-from trainer.records.files import RunRecords, ledger_line
+from trainer.records.files import RunRecords, ledger_line, metrics_line
 from trainer.records.phases import PhaseClock
 from trainer.records.tracing import SERVICE
-from trainer.train import metrics_line
-from trainer.types import Batch
+from trainer.types import StepBatch
 
 DASHBOARDS = sorted((ROOT / "deploy/grafana/dashboards").glob("*.json"))
 SOMETIMES_EMPTY = (
@@ -116,7 +115,7 @@ def live_run(
     shm.clean()
 
 
-def write_steps(settings: Settings, batch: Batch, clock: PhaseClock) -> None:
+def write_steps(settings: Settings, batch: StepBatch, clock: PhaseClock) -> None:
     """Two steps and an evaluation, as rank 0 writes them."""
     records = RunRecords(settings, 0)
     records.cut_to(0)

@@ -25,7 +25,7 @@ from trainer.ranks.watch import watched
 from trainer.records.phases import PhaseClock
 from trainer.records.rollout_files import RolloutFiles, read_rollouts
 from trainer.records.tracing import SERVICE
-from trainer.types import Batch
+from trainer.types import StepBatch
 
 GROUPS = 2
 
@@ -46,9 +46,9 @@ def lay_out(folder: Path, keys: RunKeys, redis_url: str, otlp: str) -> Settings:
     )
 
 
-def take_one_batch(settings: Settings, keys: RunKeys) -> Batch:
+def take_one_batch(settings: Settings, keys: RunKeys) -> StepBatch:
     dataset = open_dataset(settings.data.train)
-    prompts = PromptSource(settings, dataset, ImageStore(settings.images_folder), 1, [7])
+    prompts = PromptSource(settings, dataset, ImageStore(settings.run.files.images), 1, [7])
     collector = Collector(
         settings, lambda: RedisQueue(connect(settings.redis), keys), prompts, Cursor(None), [7]
     )

@@ -6,8 +6,8 @@ from torch import Tensor
 
 Scale = Literal["group", "batch", "none"]
 EPSILON = 1e-4
-"""Added to the standard deviation, as in TRL's GRPOTrainer: a group without spread gives zeros, not
-noise."""
+"""Added to the standard deviation, as in TRL's GRPOTrainer: a group of zero variance gives zeros,
+not noise."""
 
 
 def group_relative(rewards: Tensor, scale: Scale) -> Tensor:
@@ -46,7 +46,7 @@ def term_relative(terms: Tensor, weights: Tensor, scale: Scale) -> Tensor:
         A   = group_relative(S, scale)
 
     GDPO (arXiv 2601.05242) is this with `scale = "batch"`, as in TRL's `normalize_then_sum`: S has
-    mean 0 in each group, so that centring it again changes nothing. A term of small spread counts
+    mean 0 in each group, so that centring it again changes nothing. A term of small variance counts
     as its weight says; in the total it drowns.
 
     Args:

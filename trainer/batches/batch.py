@@ -14,7 +14,7 @@ from torch import Tensor
 
 from services.errors import InvalidInputError
 from trainer.batches.images import ImageFeatures
-from trainer.batches.micro_batches import Row, padded_length
+from trainer.batches.micro_batches import PackedRow, padded_length
 from trainer.types import TrainGroup
 
 RopeIndex = Callable[..., tuple[Tensor, Tensor]]
@@ -123,7 +123,7 @@ def prepare_group(
 
 
 def micro_batch(
-    rows: Sequence[Row], groups: Mapping[int, PreparedGroup], *, pad_token_id: int
+    rows: Sequence[PackedRow], groups: Mapping[int, PreparedGroup], *, pad_token_id: int
 ) -> MicroBatch:
     """Lay out the rows of one forward and backward pass.
 
@@ -143,7 +143,7 @@ def micro_batch(
 
 
 def _sequences(
-    rows: Sequence[Row], groups: Mapping[int, PreparedGroup], pad_token_id: int
+    rows: Sequence[PackedRow], groups: Mapping[int, PreparedGroup], pad_token_id: int
 ) -> dict[str, Tensor]:
     """What the model reads, and where in it each completion token is predicted."""
     shape = (len(rows), padded_length(rows))
@@ -174,7 +174,9 @@ def _sequences(
     }
 
 
-def _completions(rows: Sequence[Row], groups: Mapping[int, PreparedGroup]) -> dict[str, Tensor]:
+def _completions(
+    rows: Sequence[PackedRow], groups: Mapping[int, PreparedGroup]
+) -> dict[str, Tensor]:
     """What the loss reads, padded to the longest completion."""
     members = [(groups[row.group], i) for row in rows for i in row.completions]
     found = [prepared.group.rollout.completions[i] for prepared, i in members]

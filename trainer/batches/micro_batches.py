@@ -15,10 +15,10 @@ LENGTH_MULTIPLE = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class PackedRow:
     """A prompt and some completions of its group.
 
-    Example: `Row(group=3, completions=(0, 1), length=912)`
+    Example: `PackedRow(group=3, completions=(0, 1), length=912)`
     """
 
     group: int
@@ -35,7 +35,7 @@ class RankPlan:
 
     groups: list[int]
     """Places in the batch, ascending."""
-    micro_batches: list[list[Row]]
+    micro_batches: list[list[PackedRow]]
     """The rows of each forward and backward pass, the longest first. As many passes on every rank:
     with ZeRO-3 each waits for all ranks."""
 
@@ -69,7 +69,7 @@ def plan_step(groups: Sequence[TrainGroup], *, num_ranks: int, max_tokens: int) 
     ]
 
 
-def padded_length(rows: Sequence[Row]) -> int:
+def padded_length(rows: Sequence[PackedRow]) -> int:
     """Tokens of each sequence of a micro batch: the longest row's, up to a round number."""
     longest = max(row.length for row in rows)
     return -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
@@ -88,10 +88,10 @@ def plan_metrics(plans: Sequence[RankPlan]) -> dict[str, float]:
     }
 
 
-def _rows(place: int, group: TrainGroup, max_tokens: int) -> list[Row]:
+def _rows(place: int, group: TrainGroup, max_tokens: int) -> list[PackedRow]:
     """As few rows as the budget allows, of about the same length."""
     lengths = [len(completion.token_ids) for completion in group.rollout.completions]
-    rows: list[Row] = []
+    rows: list[PackedRow] = []
     for count in range(1, len(lengths) + 1):
         shares = _balanced(lengths, count, capacity=len(lengths))
         rows = [_row(place, group, share) for share in shares]
@@ -100,9 +100,9 @@ def _rows(place: int, group: TrainGroup, max_tokens: int) -> list[Row]:
     return rows
 
 
-def _row(place: int, group: TrainGroup, completions: Sequence[int]) -> Row:
+def _row(place: int, group: TrainGroup, completions: Sequence[int]) -> PackedRow:
     answers = sum(len(group.rollout.completions[i].token_ids) for i in completions)
-    return Row(
+    return PackedRow(
         group=place,
         completions=tuple(completions),
         length=len(group.rollout.prompt_token_ids) + answers,
@@ -124,9 +124,9 @@ def _balanced(sizes: Sequence[int], num_shares: int, *, capacity: int) -> list[l
     return [sorted(share) for share in shares]
 
 
-def _filled(rows: list[Row], max_tokens: int) -> list[list[Row]]:
+def _filled(rows: list[PackedRow], max_tokens: int) -> list[list[PackedRow]]:
     """Rows in order of length, as many together as the budget allows."""
-    micro_batches: list[list[Row]] = []
+    micro_batches: list[list[PackedRow]] = []
     for row in sorted(rows, key=lambda r: -r.length):
         last = micro_batches[-1] if micro_batches else []
         if last and (len(last) + 1) * padded_length(last) <= max_tokens:
@@ -136,7 +136,7 @@ def _filled(rows: list[Row], max_tokens: int) -> list[list[Row]]:
     return micro_batches
 
 
-def _split_largest(micro_batches: list[list[Row]], groups: Sequence[TrainGroup]) -> None:
+def _split_largest(micro_batches: list[list[PackedRow]], groups: Sequence[TrainGroup]) -> None:
     """Make one more micro batch of the same completions."""
     divisible = [i for i, m in enumerate(micro_batches) if len(m) > 1 or len(m[0].completions) > 1]
     place = max(divisible, key=lambda i: sum(row.length for row in micro_batches[i]))

@@ -23,7 +23,7 @@ from scene_data.dataset import SceneDataset
 from trainer.batches.batch import MicroBatch, RopeIndex, micro_batch, prepare_group
 from trainer.batches.images import image_features
 from trainer.batches.micro_batches import plan_metrics, plan_step
-from trainer.types import Batch, TrainGroup
+from trainer.types import StepBatch, TrainGroup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,7 +31,7 @@ class Prepared:
     """A rank's part of a step."""
 
     groups: list[TrainGroup]
-    """In the order of `StepOutput.policy_logprobs`."""
+    """In the order of `policy.engine.StepOutput.policy_logprobs`."""
     micro_batches: list[MicroBatch]
     metrics: dict[str, float]
     """`plan.plan_metrics` of all ranks, and `preparation_s` of this one."""
@@ -71,7 +71,7 @@ class Preparation:
         self._rank = rank
         self._num_ranks = num_ranks
 
-    def __call__(self, batch: Batch, weights: Sequence[Sequence[float]]) -> Prepared:
+    def __call__(self, batch: StepBatch, weights: Sequence[Sequence[float]]) -> Prepared:
         """Lay out a batch.
 
         Args:
@@ -108,9 +108,9 @@ class _Upcoming:
     """A step's batch on its way, in a thread."""
 
     def __init__(
-        self, step: int, take: Callable[[int], Batch], prepare: Callable[[Batch], Prepared]
+        self, step: int, take: Callable[[int], StepBatch], prepare: Callable[[StepBatch], Prepared]
     ) -> None:
-        self.batch: Future[Batch] = Future()
+        self.batch: Future[StepBatch] = Future()
         self.prepared: Future[Prepared] = Future()
         threading.Thread(
             # A daemon: when the run ends by an error, nobody waits for groups that will not come.
@@ -121,7 +121,7 @@ class _Upcoming:
         ).start()
 
     def _run(
-        self, step: int, take: Callable[[int], Batch], prepare: Callable[[Batch], Prepared]
+        self, step: int, take: Callable[[int], StepBatch], prepare: Callable[[StepBatch], Prepared]
     ) -> None:
         try:
             batch = take(step)
@@ -136,16 +136,16 @@ class PreparedBatches:
     """Gives the training loop its batches, and gets the next one ready while a step trains.
 
     Args:
-        take: Of `ServiceLink`. Called in another thread, for one step after the other.
+        take: `ServiceConnection.take`. Called in another thread, for one step after the other.
         prepare: Called in the same thread.
         ahead: Whether a batch may be taken before the step before it is published.
-        num_steps: Of the run: none is taken for this step or later ones.
+        num_steps: The run's: none is taken for this step or later ones.
     """
 
     def __init__(
         self,
-        take: Callable[[int], Batch],
-        prepare: Callable[[Batch], Prepared],
+        take: Callable[[int], StepBatch],
+        prepare: Callable[[StepBatch], Prepared],
         *,
         ahead: bool,
         num_steps: int,
@@ -156,8 +156,8 @@ class PreparedBatches:
         self._num_steps = num_steps
         self._next: _Upcoming | None = None
 
-    def take(self, step: int) -> Batch:
-        """The groups of a step; steps must follow each other."""
+    def take_with_advantages(self, step: int) -> StepBatch:
+        """The groups of a step, as `take` gives them; steps must follow each other."""
         self._current = self._next or _Upcoming(step, self._take, self._prepare)
         self._next = None
         self._step = step

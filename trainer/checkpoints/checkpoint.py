@@ -10,14 +10,14 @@ from pathlib import Path
 from pydantic import Field
 
 from services.errors import SettingsError, SggError, SupersededError
+from services.host.environment import start_command
 from services.schemas.common import Message
-from services.settings import start_command
 from services.waiting import RoomWait
-from trainer.checkpoints.fencing import RunFence
 from trainer.checkpoints.manifest import damage, write_manifest
 from trainer.checkpoints.sync import sync
 from trainer.collection.cursor import CursorState
 from trainer.ranks.group import Ranks
+from trainer.write_guard import WriteGuard
 
 logger = logging.getLogger(__name__)
 
@@ -65,14 +65,14 @@ class CheckpointStore:
     Args:
         root: Created when needed.
         keep: How many of the newest stay.
-        fence: Shuts out a trainer that was taken for dead.
+        guard: Shuts out a trainer that was taken for dead.
         timeout_s: Longest wait for room for one more of the size of the last.
     """
 
-    def __init__(self, root: Path, keep: int, fence: RunFence, timeout_s: float = 0.0) -> None:
+    def __init__(self, root: Path, keep: int, guard: WriteGuard, timeout_s: float = 0.0) -> None:
         self.root = root
         self._keep = keep
-        self._fence = fence
+        self._guard = guard
         self._room = RoomWait(root, timeout_s)
 
     def is_empty(self) -> bool:
@@ -118,7 +118,7 @@ class CheckpointStore:
             SggError: It could not be written; earlier ones are untouched.
             SupersededError: A later trainer of this run has started.
         """
-        state = ranks.broadcast(self._allowed(state) if ranks.is_main else None, TrainerState)
+        state = ranks.from_main(lambda: self._allowed(state), TrainerState)
         draft = self.root / f".draft-{state.step:06d}-{state.incarnation}"
         with self._said(draft, state.step):
             if ranks.is_main:
@@ -132,12 +132,8 @@ class CheckpointStore:
                 self._finish(draft, state)
         ranks.barrier()
 
-    def _allowed(self, state: TrainerState) -> TrainerState | Exception:
-        """The state, or what ends all ranks."""
-        try:
-            self._fence.check()
-        except SupersededError as error:
-            return error
+    def _allowed(self, state: TrainerState) -> TrainerState:
+        self._guard.check()
         return state
 
     def _find_room(self) -> None:
@@ -154,7 +150,7 @@ class CheckpointStore:
         write_manifest(draft)
         _sync_tree(draft)
         try:
-            self._fence.check()
+            self._guard.check()
         except SupersededError:
             shutil.rmtree(draft)
             raise

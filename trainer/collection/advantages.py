@@ -13,23 +13,25 @@ from services.settings.training import AlgorithmSettings
 from trainer.algorithms.advantages import group_relative, overlong_punishment, term_relative
 from trainer.types import TrainGroup
 
-SPREAD = 1e-6
-"""Rewards that differ by less are equal: a term counts things, and its rounding teaches nothing."""
+EQUAL_WITHIN = 1e-6
+"""A term counts things: a smaller difference is its rounding, which teaches nothing."""
 
 
-def has_spread(rewards: Sequence[Reward], normalise: Literal["total", "terms"] = "total") -> bool:
-    """Whether a group's completions differ in what they are compared by, so that it can teach.
+def has_zero_variance(
+    rewards: Sequence[Reward], normalise: Literal["total", "terms"] = "total"
+) -> bool:
+    """Whether a group's completions are all equal in what they are compared by.
 
     DAPO (arXiv 2503.14476), section 3.2, keeps groups whose rewards are not all equal. The
     punishment of length does not count, as in DAPO: it filters by accuracy.
 
     Args:
-        rewards: Of one group.
-        normalise: `algorithm.normalise`: with "terms", one term that differs is enough.
+        rewards: One group's.
+        normalise: `algorithm.normalise`: with "terms", all of the terms are equal.
     """
     if normalise == "total":
-        return _differ([reward.total for reward in rewards])
-    return any(_differ([r.breakdown[term] for r in rewards]) for term in rewards[0].breakdown)
+        return _are_equal([reward.total for reward in rewards])
+    return all(_are_equal([r.breakdown[term] for r in rewards]) for term in rewards[0].breakdown)
 
 
 async def term_weights(rubric: str | Mapping[str, Any], client: RewardClient) -> dict[str, float]:
@@ -104,5 +106,5 @@ def _tensor(values: Sequence[Any]) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
-def _differ(values: Sequence[float]) -> bool:
-    return max(values) - min(values) > SPREAD
+def _are_equal(values: Sequence[float]) -> bool:
+    return max(values) - min(values) <= EQUAL_WITHIN

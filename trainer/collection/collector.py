@@ -49,16 +49,16 @@ from trainer.collection.advantages import with_advantages
 from trainer.collection.cursor import Cursor, CursorState
 from trainer.collection.fault_watch import FaultWatch
 from trainer.collection.group_pool import GroupPool, OpenGroup
-from trainer.collection.group_scoring import Found, GroupScoring
+from trainer.collection.group_scoring import GroupScoring, RewardsOrError
 from trainer.collection.idle import IdleMeter
 from trainer.collection.image_check import ImageCheck
 from trainer.collection.image_sharing import ImageSharing
 from trainer.collection.prompts import PromptSource
 from trainer.collection.refusals import image_refusal, refusal
-from trainer.collection.requests import Admission
+from trainer.collection.requests import GroupRequests
 from trainer.ranks.stop import StopAskedError, StopRequest
 from trainer.records.tracing import SERVICE, GroupTraces
-from trainer.types import Batch, Outcome, TrainGroup
+from trainer.types import Outcome, StepBatch, TrainGroup
 
 logger = logging.getLogger(__name__)
 
@@ -121,7 +121,7 @@ class Collector:
         self._pool.policy_version = policy_version
         self._loop.run(self._start())
 
-    def take(self, policy_version: int) -> Batch:
+    def take(self, policy_version: int) -> StepBatch:
         """Wait for a step's groups and take them, lowest positions first.
 
         Raises:
@@ -133,18 +133,18 @@ class Collector:
         """
         return self._loop.run(self._take(policy_version))
 
-    def release(self, batch: Batch, policy_version: int) -> None:
+    def release(self, batch: StepBatch, policy_version: int) -> None:
         """The batch is trained on and `policy_version` is published: ask for as many new groups."""
         self._loop.run(self._release(batch, policy_version))
 
-    def skip(self, batch: Batch) -> None:
+    def skip(self, batch: StepBatch) -> None:
         """The batch gives no new version: ask for as many new groups for the same one.
 
-        Its positions are done with the batch that is released next (`Batch.after`).
+        Its positions are done with the batch that is released next (`StepBatch.after`).
         """
         self._loop.run(self._skip(batch))
 
-    def finish(self, batch: Batch) -> None:
+    def finish(self, batch: StepBatch) -> None:
         """The batch is trained on, and nothing is asked for in its place; twice is as once."""
         self._loop.run(self._finish(batch))
 
@@ -162,7 +162,7 @@ class Collector:
         self._queue = self._make_queue()
         self._scoring = GroupScoring(self._settings, self._prompts)
         self._sharing = ImageSharing(self._settings)
-        self._admission = Admission(
+        self._requests = GroupRequests(
             self._queue,
             self._pool,
             self._prompts,
@@ -176,7 +176,7 @@ class Collector:
         self._changed = asyncio.Condition()
         self._arrivals: asyncio.Queue[RolloutGroup] = asyncio.Queue()
         await self._persist(self._look)
-        await self._persist(self._fence)
+        await self._persist(self._set_old_aside)
         if self._settings.algorithm.normalise == "terms":
             await self._persist(self._learn_term_weights)
         for work in (self._receive, self._score, self._watch):
@@ -237,7 +237,7 @@ class Collector:
         await self._sharing.look()
         self._note_load()
 
-    async def _fence(self) -> None:
+    async def _set_old_aside(self) -> None:
         """What an earlier incarnation left on the streams is asked for anew."""
         for stream in CONSUMER_GROUPS:
             left = await self._queue.purge(stream)
@@ -247,7 +247,7 @@ class Collector:
     async def _admit(self) -> None:
         if self._stop_request.asked:
             return
-        await self._admission.admit()
+        await self._requests.fill()
         self._note_load()
 
     async def _receive(self) -> None:
@@ -310,7 +310,7 @@ class Collector:
             async for found in self._scoring.score(with_rows):
                 await self._settle(found)
 
-    async def _settle(self, found: list[tuple[RolloutGroup, Found]]) -> None:
+    async def _settle(self, found: list[tuple[RolloutGroup, RewardsOrError]]) -> None:
         for group, each in found:
             if isinstance(each, list):
                 scored = self._train_group(group, each)
@@ -323,7 +323,7 @@ class Collector:
             else:
                 await self._bury_acknowledged(group, f"it cannot be scored: {each.detail}")
                 self._last_arrival = time.monotonic()
-        self._pool.replace_without_spread()
+        self._pool.replace_zero_variance()
         async with self._changed:
             self._changed.notify_all()
         await self._persist(self._admit)
@@ -352,7 +352,7 @@ class Collector:
         assert opened is not None, "a group that was received stays open until it is scored"
         return opened
 
-    async def _take(self, policy_version: int) -> Batch:
+    async def _take(self, policy_version: int) -> StepBatch:
         self._last_arrival = time.monotonic()  # waiting begins now
         groups, outcome = await self._ready(policy_version)
         self._traces.end(groups, outcome)
@@ -362,7 +362,7 @@ class Collector:
             self._term_weights,
             max_tokens=self._settings.sampling.max_tokens,
         )
-        return Batch(
+        return StepBatch(
             groups=groups,
             outcome=outcome,
             num_sampling=self._pool.num_sampling,
@@ -391,8 +391,8 @@ class Collector:
         for prompt in stale:
             logger.info("group %s is too stale for step %d", prompt.group_id, policy_version)
         if stale:
-            await self._persist(partial(self._admission.ask_again, policy_version))
-        if self._pool.replace_without_spread() or stale:
+            await self._persist(partial(self._requests.ask_again, policy_version))
+        if self._pool.replace_zero_variance() or stale:
             await self._persist(self._admit)
 
     @property
@@ -416,19 +416,19 @@ class Collector:
             f"{trouble or 'Is a rollout server running? See `sgg-rl status`.'}"
         )
 
-    async def _release(self, batch: Batch, policy_version: int) -> None:
-        had_to_wait = partial(self._admission.ask_again, self._pool.policy_version + 1)
+    async def _release(self, batch: StepBatch, policy_version: int) -> None:
+        had_to_wait = partial(self._requests.ask_again, self._pool.policy_version + 1)
         self._pool.policy_version = policy_version
         await self._finish(batch)
         await self._persist(had_to_wait)  # first: steps wait for these
         await self._persist(self._admit)
 
-    async def _skip(self, batch: Batch) -> None:
+    async def _skip(self, batch: StepBatch) -> None:
         for group in batch.groups:
             self._pool.close(group.rollout.work_id)
         await self._persist(self._admit)
 
-    async def _finish(self, batch: Batch) -> None:
+    async def _finish(self, batch: StepBatch) -> None:
         if self._pool.get(batch.groups[0].rollout.work_id) is None:
             return
         for group in batch.groups:
@@ -449,8 +449,8 @@ class Collector:
                 self._last_dead = letter.entry_id
                 if self._pool.get(letter.work_id) is not None:
                     self._bury(letter.work_id, letter.failures[-1] if letter.failures else "")
-        await self._admission.ask_again()
-        await self._admission.drop_images()
+        await self._requests.ask_again()
+        await self._requests.drop_images()
         await self._admit()
 
     def _bury(self, work_id: str, reason: str) -> None:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from services.errors import SggError
 from services.schemas.prompts import PromptGroup
 from services.settings.training import AlgorithmSettings, TrainerSettings
-from trainer.collection.advantages import has_spread
+from trainer.collection.advantages import has_zero_variance
 from trainer.types import Outcome, TrainGroup
 
 
@@ -37,12 +37,12 @@ class GroupPool:
 
     Args:
         trainer: Bounds.
-        algorithm: Whether groups without spread are replaced.
+        algorithm: Whether groups of zero variance are replaced.
     """
 
     def __init__(self, trainer: TrainerSettings, algorithm: AlgorithmSettings) -> None:
         self._groups_per_step = trainer.groups_per_step
-        self._limit = (trainer.max_policy_lag + 1) * trainer.groups_per_step
+        self._limit = trainer.max_open_groups
         self._max_lag = trainer.max_policy_lag
         self._max_dead = trainer.max_dead_groups or 4 * trainer.groups_per_step
         self._normalise = algorithm.normalise
@@ -147,7 +147,7 @@ class GroupPool:
             again.append(prompt)
         return again
 
-    def replace_without_spread(self) -> bool:
+    def replace_zero_variance(self) -> bool:
         """Drop groups that teach nothing, lowest positions first, up to the step's bound.
 
         DAPO (arXiv 2503.14476), section 3.2, samples until the batch is full; here a step that has
@@ -160,7 +160,7 @@ class GroupPool:
         for group in self._candidates():
             if len(self._outcome.replaced) >= self._max_replaced:
                 break
-            if not has_spread(group.rewards, self._normalise):
+            if has_zero_variance(group.rewards, self._normalise):
                 del self._open[group.rollout.work_id], self._ready[group.rollout.work_id]
                 self._outcome.replaced.append(group.rollout.group_id)
                 self._outcome.positions.append(group.position)

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 Sampled = tuple[RolloutGroup, int]
 """A group with its row of the dataset."""
-Found = list[Reward] | GroupError
+RewardsOrError = list[Reward] | GroupError
 """A reward for each completion, or why there are none."""
 MAX_GROUPS = 64
 """In one request."""
@@ -78,7 +78,7 @@ class GroupScoring:
 
     async def score(
         self, groups: Sequence[Sampled]
-    ) -> AsyncIterator[list[tuple[RolloutGroup, Found]]]:
+    ) -> AsyncIterator[list[tuple[RolloutGroup, RewardsOrError]]]:
         """Score groups; each is yielded once, as soon as its request is answered.
 
         With a `GroupError` that is `retryable`, a group is to be given here again.
@@ -126,14 +126,14 @@ class GroupScoring:
         """Give back the connection."""
         await self._client.aclose()
 
-    async def _ask(self, batch: Sequence[Sampled]) -> list[Found]:
+    async def _ask(self, batch: Sequence[Sampled]) -> list[RewardsOrError]:
         """What one request says of each group; raises what it fails with."""
         made = [self._reward_group(sampled) for sampled in batch]
         sent = [group for group in made if isinstance(group, RewardGroup)]
         scored = iter(await self._send(sent) if sent else [])
         return [next(scored) if isinstance(group, RewardGroup) else group for group in made]
 
-    async def _send(self, groups: list[RewardGroup]) -> list[Found]:
+    async def _send(self, groups: list[RewardGroup]) -> list[RewardsOrError]:
         request = RewardRequest(task=self._task, rubric=self._rubric, groups=groups)
         scored = (await self._client.score(request)).groups
         found = [group.error or group.rewards for group in scored]
@@ -151,7 +151,7 @@ class GroupScoring:
         except (InvalidInputError, ValidationError) as error:
             return GroupError(detail=str(error))
 
-    async def _ask_alone(self, sampled: Sampled) -> Found:
+    async def _ask_alone(self, sampled: Sampled) -> RewardsOrError:
         work_id = sampled[0].work_id
         try:
             (found,) = await self._ask([sampled])
@@ -217,5 +217,5 @@ class GroupScoring:
         await asyncio.sleep(PAUSE_S)
 
 
-def _may_pass(found: Found) -> bool:
+def _may_pass(found: RewardsOrError) -> bool:
     return isinstance(found, GroupError) and found.retryable

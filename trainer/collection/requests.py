@@ -17,7 +17,7 @@ from trainer.records.tracing import GroupTraces
 logger = logging.getLogger(__name__)
 
 
-class Admission:
+class GroupRequests:
     """Fills the pool with the next positions. Make it on the event loop that uses it.
 
     Args:
@@ -49,7 +49,7 @@ class Admission:
         self._image_check = image_check
         self._lock = asyncio.Lock()
 
-    async def admit(self) -> None:
+    async def fill(self) -> None:
         """Ask for new groups. A row that cannot be used costs itself.
 
         Raises:

@@ -11,7 +11,7 @@ from trainer.batches.batch import MicroBatch
 
 
 class Reference:
-    """Scores completions as the policy's `Scorer` does, without gradient.
+    """Scores completions as the policy's `LogprobModel` does, without gradient.
 
     Args:
         scorer: Of the start model, frozen; or the policy's own.

@@ -22,8 +22,8 @@ from pydantic import ValidationError
 
 from services.errors import SggError
 from services.schemas.common import Message
-from trainer.checkpoints.fencing import RunFence
 from trainer.ranks.group import HungRankError, RemoteRankError
+from trainer.write_guard import WriteGuard
 
 logger = logging.getLogger(__name__)
 
@@ -92,14 +92,14 @@ class RankWatch:
         size: Number of ranks.
         limit_s: A rank that gives no sign of life for that long, or keeps others waiting for twice
             as long, is hung.
-        fence: Of the run: the files are the later trainer's once there is one.
+        guard: Of the run: the files are the later trainer's once there is one.
     """
 
     def __init__(
-        self, folder: Path, *, rank: int, size: int, limit_s: float, fence: RunFence | None = None
+        self, folder: Path, *, rank: int, size: int, limit_s: float, guard: WriteGuard | None = None
     ) -> None:
         self._folder = folder
-        self._fence = fence or RunFence(folder)
+        self._guard = guard or WriteGuard(folder)
         self._limit_s = limit_s
         self._pause_s = min(_LONGEST_PAUSE_S, limit_s / 20)
         self._grace_s = min(_LONGEST_GRACE_S, limit_s)
@@ -223,7 +223,7 @@ class RankWatch:
             return None
 
     def _write(self) -> None:
-        if self._fence.is_shut:
+        if self._guard.is_shut:
             return
         file = self._file(self._mine.rank)
         draft = file.with_suffix(".draft")
@@ -236,7 +236,7 @@ class RankWatch:
 
 @contextmanager
 def watched(
-    folder: Path, *, rank: int, size: int, limit_s: float, fence: RunFence | None = None
+    folder: Path, *, rank: int, size: int, limit_s: float, guard: WriteGuard | None = None
 ) -> Iterator[RankWatch]:
     """Watch the ranks for the length of a block, and tell them how it ended.
 
@@ -244,7 +244,7 @@ def watched(
         HungRankError: In place of a collective's own error.
         RemoteRankError: The same, where another rank has said why it ended.
     """
-    watch = RankWatch(folder, rank=rank, size=size, limit_s=limit_s, fence=fence)
+    watch = RankWatch(folder, rank=rank, size=size, limit_s=limit_s, guard=guard)
     watch.start()
     failed: str | None = "it was interrupted"
     try:

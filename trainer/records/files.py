@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -10,14 +11,16 @@ from typing import Any, get_args
 
 from pydantic_core import to_json
 
+from services.run_folder import LedgerRow
 from services.schemas.rewards import Status
 from services.settings import Settings
 from services.waiting import RoomWait
-from trainer.checkpoints.fencing import RunFence
 from trainer.checkpoints.sync import sync
+from trainer.records.phases import PhaseClock
 from trainer.records.rollout_files import RolloutFiles
 from trainer.records.trackers import Trackers
-from trainer.types import Batch, TrainGroup
+from trainer.types import StepBatch, TrainGroup
+from trainer.write_guard import WriteGuard
 
 
 class StepLines:
@@ -26,7 +29,7 @@ class StepLines:
     def __init__(self, file: Path) -> None:
         self._file = file
 
-    def append(self, row: dict[str, Any]) -> None:
+    def append(self, row: Mapping[str, Any]) -> None:
         """Add a step's line, whole or not at all."""
         size = self._file.stat().st_size if self._file.exists() else 0
         try:
@@ -69,19 +72,19 @@ class RunRecords:
     Args:
         settings: Of the run.
         rank: Rank 0 writes metrics and ledger, every rank its own groups.
-        fence: Every method that writes raises `SupersededError` once a later trainer has started.
+        guard: Every method that writes raises `SupersededError` once a later trainer has started.
     """
 
-    def __init__(self, settings: Settings, rank: int, fence: RunFence | None = None) -> None:
-        folder = settings.run.folder
-        self._check = (fence or RunFence(folder)).check
+    def __init__(self, settings: Settings, rank: int, guard: WriteGuard | None = None) -> None:
+        files = settings.run.files
+        self._check = (guard or WriteGuard(files.path)).check
         self._is_main = rank == 0
-        self._room = RoomWait(folder, settings.trainer.wait_timeout_s)
-        self._metrics = StepLines(folder / "metrics.jsonl")
-        self._ledger = StepLines(folder / "ledger.jsonl")
-        self._evaluations = StepLines(folder / "evaluations.jsonl")
+        self._room = RoomWait(files.path, settings.trainer.wait_timeout_s)
+        self._metrics = StepLines(files.metrics)
+        self._ledger = StepLines(files.ledger)
+        self._evaluations = StepLines(files.evaluations)
         self._rollouts = RolloutFiles(
-            folder / "rollouts",
+            files.rollouts,
             rank=rank,
             keep=settings.records.keep_rollouts,
             check=self._check,
@@ -99,7 +102,7 @@ class RunRecords:
             self._evaluations.cut_to(step)
             self._trackers.start(step)
 
-    def step(self, metrics: dict[str, Any], ledger: dict[str, Any]) -> None:
+    def step(self, metrics: Mapping[str, Any], ledger: Mapping[str, Any]) -> None:
         """Append one step; rank 0 only."""
         self._check()
         self._room.write(lambda: self._ledger.append(ledger))
@@ -107,7 +110,7 @@ class RunRecords:
         if self._trackers is not None:
             self._trackers.log(metrics)
 
-    def evaluations(self, rows: Sequence[dict[str, Any]], step: int) -> None:
+    def evaluations(self, rows: Sequence[Mapping[str, Any]], step: int) -> None:
         """Append what has come while `step` trained; rank 0 only has any."""
         for row in rows:
             self._check()
@@ -138,7 +141,7 @@ class RunRecords:
             self._trackers.close()
 
 
-def step_metrics(batch: Batch, policy_version: int) -> dict[str, Any]:
+def step_metrics(batch: StepBatch, policy_version: int) -> dict[str, Any]:
     """What a step's groups say by themselves; see `docs/metrics.md` for each key."""
     rewards = [r for group in batch.groups for r in group.rewards]
     completions = [c for group in batch.groups for c in group.rollout.completions]
@@ -173,7 +176,30 @@ def step_metrics(batch: Batch, policy_version: int) -> dict[str, Any]:
     }
 
 
-def ledger_line(batch: Batch, step: int) -> dict[str, Any]:
+def metrics_line(
+    batch: StepBatch, learned: dict[str, float], step: int, total: int, clock: PhaseClock
+) -> dict[str, Any]:
+    """A step's line of `metrics.jsonl`."""
+    metrics = step_metrics(batch, policy_version=step)
+    return {
+        "step": step,
+        "num_steps": total,
+        "policy_version": step,
+        "time": time.time(),
+        **metrics,
+        **learned,
+        "tokens_per_s": metrics["num_tokens"] / clock.total_s,
+        "completions_per_s": metrics["num_completions"] / clock.total_s,
+        "trainer_idle_fraction": clock.seconds["wait"] / clock.total_s,
+        "sampler_idle_fraction": batch.sampler_idle_fraction,
+        "groups_sampling": batch.num_sampling,
+        "groups_scoring": batch.num_scoring,
+        "groups_ready": batch.num_ready,
+        "phases_s": clock.seconds,
+    }
+
+
+def ledger_line(batch: StepBatch, step: int) -> LedgerRow:
     """The line that says what a step used. It trained version `step`, and published the next."""
     return {
         "step": step,

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from deploy.grafana import build
+from deploy.grafana import build, panels
 
 ROOT = Path(__file__).parents[3]
 GRAFANA = ROOT / "deploy/grafana"
@@ -24,7 +24,7 @@ def dashboard(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 def test_the_files_are_what_the_generator_writes() -> None:
-    written = {f"{d.uid}.json": build.text_of(d) for d in build.DASHBOARDS}
+    written = {f"{d.uid}.json": build.text_of(d) for d in panels.DASHBOARDS}
     assert {file.name: file.read_text() for file in FILES} == written, (
         "run `python -m deploy.grafana.build`"
     )

@@ -5,7 +5,7 @@ from services.errors import InvalidInputError
 from tests.train_groups import completion, train_group
 from trainer.batches.batch import PreparedGroup, micro_batch, prepare_group
 from trainer.batches.images import ImageFeatures
-from trainer.batches.micro_batches import Row
+from trainer.batches.micro_batches import PackedRow
 
 IMAGE, PAD = 7, 0
 
@@ -39,7 +39,7 @@ def prepared(first: int, *lengths: int, tokens: int = 2) -> PreparedGroup:
 
 
 def test_a_row_is_a_prompt_and_its_completions() -> None:
-    row = Row(group=0, completions=(0, 1), length=10)
+    row = PackedRow(group=0, completions=(0, 1), length=10)
     batch = micro_batch([row], {0: prepared(0, 2, 4)}, pad_token_id=PAD)
     assert batch.input_ids.tolist() == [[9, 7, 7, 8, 42, 42, 44, 44, 44, 44, 0, 0, 0, 0, 0, 0]]
     assert batch.segments.tolist() == [[0, 0, 0, 0, 1, 1, 2, 2, 2, 2, -1, -1, -1, -1, -1, -1]]
@@ -51,7 +51,10 @@ def test_a_row_is_a_prompt_and_its_completions() -> None:
 
 def test_completions_line_up_with_their_numbers() -> None:
     groups = {3: prepared(0, 2, 4), 5: prepared(2, 3, 1, tokens=1)}
-    rows = [Row(group=3, completions=(0, 1), length=10), Row(group=5, completions=(1,), length=4)]
+    rows = [
+        PackedRow(group=3, completions=(0, 1), length=10),
+        PackedRow(group=5, completions=(1,), length=4),
+    ]
     batch = micro_batch(rows, groups, pad_token_id=PAD)
     assert batch.order == [0, 1, 3]
     assert batch.targets.tolist() == [[42, 42, 0, 0], [44] * 4, [41, 0, 0, 0]]

@@ -17,11 +17,11 @@ from services.errors import ConflictError, SettingsError, SggError
 from services.settings import Settings
 from tests.alone import Alone
 from trainer.checkpoints.checkpoint import CheckpointStore, DataOrder, TrainerState
-from trainer.checkpoints.fencing import RunFence
 from trainer.checkpoints.inputs import Inputs, grpo_inputs
 from trainer.checkpoints.manifest import MANIFEST_FILE
 from trainer.checkpoints.resume import restore
 from trainer.collection.cursor import CursorState
+from trainer.write_guard import WriteGuard
 
 ORDER = DataOrder(seed=0, num_rows=64, group_size=4)
 BIG = 2 * 1024 * 1024
@@ -43,15 +43,15 @@ class Engine:
 
 
 @pytest.fixture
-def fence(tmp_path: Path) -> RunFence:
-    fence = RunFence(tmp_path)
-    fence.take(1)
-    return fence
+def guard(tmp_path: Path) -> WriteGuard:
+    guard = WriteGuard(tmp_path)
+    guard.take(1)
+    return guard
 
 
 @pytest.fixture
-def store(tmp_path: Path, fence: RunFence) -> CheckpointStore:
-    return CheckpointStore(tmp_path / "checkpoints", 2, fence)
+def store(tmp_path: Path, guard: WriteGuard) -> CheckpointStore:
+    return CheckpointStore(tmp_path / "checkpoints", 2, guard)
 
 
 def write(store: CheckpointStore, *steps: int) -> None:
@@ -64,7 +64,7 @@ def write(store: CheckpointStore, *steps: int) -> None:
 
 def start(
     store: CheckpointStore,
-    fence: RunFence,
+    guard: WriteGuard,
     order: DataOrder = ORDER,
     inputs: Inputs | None = None,
     *,
@@ -72,7 +72,8 @@ def start(
     allow_changes: bool = False,
 ) -> tuple[TrainerState, list[str]]:
     engine, how = Engine(), {"resume": resume, "allow_changes": allow_changes}
-    state = restore(store, fence, engine, Alone(), order, inputs or {}, **how)
+    now = TrainerState(incarnation=guard.latest(), data_order=order, inputs=inputs or {})
+    state = restore(store, engine, Alone(), now, **how)
     return state, engine.loaded
 
 
@@ -80,20 +81,20 @@ def names(store: CheckpointStore) -> list[str]:
     return sorted(path.name for path in store.root.iterdir())
 
 
-def test_the_newest_is_resumed_and_older_ones_go(store: CheckpointStore, fence: RunFence) -> None:
+def test_the_newest_is_resumed_and_older_ones_go(store: CheckpointStore, guard: WriteGuard) -> None:
     write(store, 2, 4, 6)
     assert names(store) == ["step-000004", "step-000006"]
-    state, loaded = start(store, fence)
+    state, loaded = start(store, guard)
     assert (state.step, state.cursor.low, loaded) == (6, 24, ["step-000006"])
     write(store, 6)  # after a rollback to 4, say
     assert names(store) == ["step-000004", "step-000006"]
 
 
 def test_nothing_to_resume_is_step_0(
-    store: CheckpointStore, fence: RunFence, caplog: pytest.LogCaptureFixture
+    store: CheckpointStore, guard: WriteGuard, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO")
-    state, loaded = start(store, fence)
+    state, loaded = start(store, guard)
     assert (state.step, loaded) == (0, [])
     assert "nothing to resume" in caplog.text
 
@@ -121,7 +122,7 @@ def flip(file: Path) -> None:
 )
 def test_a_torn_one_is_skipped_with_what_is_wrong(
     store: CheckpointStore,
-    fence: RunFence,
+    guard: WriteGuard,
     caplog: pytest.LogCaptureFixture,
     harm: Callable[[Path], None],
     name: str,
@@ -129,17 +130,17 @@ def test_a_torn_one_is_skipped_with_what_is_wrong(
 ) -> None:
     write(store, 2, 4)
     harm(store.root / "step-000004" / name)
-    state, loaded = start(store, fence)
+    state, loaded = start(store, guard)
     assert (state.step, loaded) == (2, ["step-000002"])
     assert "step-000004 is torn" in caplog.text
     assert says in caplog.text
     harm(store.root / "step-000002" / name)
     with pytest.raises(SettingsError, match=f"no checkpoint in .* step-000002: {says}"):
-        start(store, fence)
+        start(store, guard)
 
 
 def test_a_torn_one_does_not_count_among_those_that_are_kept(
-    store: CheckpointStore, fence: RunFence
+    store: CheckpointStore, guard: WriteGuard
 ) -> None:
     write(store, 2, 4)
     cut(store.root / "step-000004/trainer.json")
@@ -148,19 +149,19 @@ def test_a_torn_one_does_not_count_among_those_that_are_kept(
 
 
 def write_until_killed(root: Path) -> None:
-    fence = RunFence(root)
-    fence.take(1)
+    guard = WriteGuard(root)
+    guard.take(1)
 
     def killed(folder: Path) -> None:
         Engine().save(folder)
         os.kill(os.getpid(), signal.SIGKILL)
 
     state = TrainerState(step=4, incarnation=1)
-    CheckpointStore(root / "checkpoints", 2, fence).write(state, killed, Alone())
+    CheckpointStore(root / "checkpoints", 2, guard).write(state, killed, Alone())
 
 
 def test_a_kill_while_writing_leaves_a_draft_that_is_removed(
-    tmp_path: Path, store: CheckpointStore, fence: RunFence
+    tmp_path: Path, store: CheckpointStore, guard: WriteGuard
 ) -> None:
     write(store, 2)
     # Not a fork: torch's threads do not survive one.
@@ -171,17 +172,17 @@ def test_a_kill_while_writing_leaves_a_draft_that_is_removed(
     child.join()
     assert child.exitcode == -signal.SIGKILL
     assert names(store) == [".draft-000004-1", "step-000002"]
-    assert start(store, fence)[0].step == 2
+    assert start(store, guard)[0].step == 2
     assert names(store) == ["step-000002"]
 
 
 def test_a_full_disk_is_waited_for(
     tmp_path: Path,
-    fence: RunFence,
+    guard: WriteGuard,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    store = CheckpointStore(tmp_path / "checkpoints", 2, fence, timeout_s=60)
+    store = CheckpointStore(tmp_path / "checkpoints", 2, guard, timeout_s=60)
     write(store, 1)
     usage, full = shutil.disk_usage(tmp_path), [BIG // 2, BIG // 2, 4 * BIG]
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage._replace(free=full[0]))
@@ -213,46 +214,46 @@ def test_a_save_without_room_leaves_the_last_one(store: CheckpointStore) -> None
     ],
 )
 def test_another_data_order_is_refused(
-    store: CheckpointStore, fence: RunFence, changed: dict[str, int], says: str
+    store: CheckpointStore, guard: WriteGuard, changed: dict[str, int], says: str
 ) -> None:
     write(store, 2)
     with pytest.raises(SettingsError, match=f"--resume: .*{says}"):
-        start(store, fence, ORDER.model_copy(update=changed))
+        start(store, guard, ORDER.model_copy(update=changed))
 
 
-def test_another_number_of_ranks_is_refused(store: CheckpointStore, fence: RunFence) -> None:
+def test_another_number_of_ranks_is_refused(store: CheckpointStore, guard: WriteGuard) -> None:
     store.write(TrainerState(step=2, num_ranks=2, data_order=ORDER), Engine().save, Alone())
     with pytest.raises(SettingsError, match=r"trainer.num_ranks was 2 .* is 1 now"):
-        start(store, fence)
+        start(store, guard)
 
 
 def test_a_start_from_0_over_checkpoints_is_refused(
-    store: CheckpointStore, fence: RunFence
+    store: CheckpointStore, guard: WriteGuard
 ) -> None:
     write(store, 2)
     with pytest.raises(SettingsError, match=r"add --resume .* another run\.name"):
-        start(store, fence, resume=False)
+        start(store, guard, resume=False)
     shutil.rmtree(store.root)
-    assert start(store, fence, resume=False)[0].step == 0
+    assert start(store, guard, resume=False)[0].step == 0
 
 
 def test_an_old_trainer_is_shut_out(
-    tmp_path: Path, store: CheckpointStore, fence: RunFence
+    tmp_path: Path, store: CheckpointStore, guard: WriteGuard
 ) -> None:
     write(store, 2)
-    later = RunFence(tmp_path)
+    later = WriteGuard(tmp_path)
     state, _ = start(store, later)
     later.take(state.incarnation + 1)
     with pytest.raises(ConflictError, match=r"incarnation 1 is superseded: incarnation 2"):
         write(store, 4)
     with pytest.raises(ConflictError):
-        fence.take(1)
+        guard.take(1)
     assert "step-000004" not in names(store)
     later.check()
 
 
 def test_other_inputs_want_a_flag(
-    tmp_path: Path, store: CheckpointStore, fence: RunFence, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, store: CheckpointStore, guard: WriteGuard, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Dataset, instruction, temperature and rubric; the message has both values of each."""
     make_toy(tmp_path, num_train=4, num_heldout=4)
@@ -266,18 +267,18 @@ def test_other_inputs_want_a_flag(
 
     then = inputs()
     store.write(TrainerState(step=2, data_order=ORDER, inputs=then), Engine().save, Alone())
-    assert start(store, fence, inputs=inputs())[0].step == 2
+    assert start(store, guard, inputs=inputs())[0].step == 2
     hotter = inputs(sampling={"temperature": 0.7}, reward={"rubric": "recall"})
     with pytest.raises(SettingsError, match="--allow-changes") as refused:
-        start(store, fence, inputs=hotter)
+        start(store, guard, inputs=hotter)
     assert "  sampling.temperature: 1 then, 0.7 now\n" in refused.value.message
     assert "  reward.rubric: balanced then, recall now\n" in refused.value.message
     assert "data." not in refused.value.message
     own.with_name("other.txt").write_text("Write {format} at once.")
     other = inputs("heldout", own.with_name("other.txt"))
     with pytest.raises(SettingsError) as refused:
-        start(store, fence, inputs=other)
+        start(store, guard, inputs=other)
     for name in ("data.train", "the files of data.template and data.vocabulary"):
         assert f"  {name}: {then[name]} then, {other[name]} now\n" in refused.value.message
-    assert start(store, fence, inputs=other, allow_changes=True)[0].step == 2
+    assert start(store, guard, inputs=other, allow_changes=True)[0].step == 2
     assert f"data.train: {then['data.train']} then" in caplog.text

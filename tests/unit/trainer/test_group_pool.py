@@ -89,7 +89,7 @@ def one_step(
             position += 1
         answered = asked.pop(shuffle.randrange(len(asked)))
         pool.score(scored(answered, spread=answered.index not in flat))
-        pool.replace_without_spread()
+        pool.replace_zero_variance()
         if (found := pool.take(0)) is not None:
             for group in found[0]:
                 pool.close(group.rollout.work_id)
@@ -132,7 +132,7 @@ def test_with_a_lag_a_slow_group_keeps_nobody_waiting() -> None:
     assert not pool.has_room
     assert (pool.num_sampling, pool.num_scoring, pool.num_ready) == (2, 4, 0)
     pool.score(scored(asked[4], spread=False))
-    assert pool.replace_without_spread()
+    assert pool.replace_zero_variance()
     assert pool.has_room
     for one in (asked[5], asked[2], asked[3]):
         pool.score(scored(one))

@@ -10,8 +10,8 @@ from services.settings.training import AlgorithmSettings
 from tests.unit.trainer.test_records import group
 from trainer.algorithms.losses import policy_loss
 from trainer.batches.micro_batches import plan_metrics, plan_step
-from trainer.train import metrics_line
-from trainer.types import Batch, Outcome
+from trainer.records.files import metrics_line
+from trainer.types import Outcome, StepBatch
 
 PAGE = (Path(__file__).parents[3] / "docs/metrics.md").read_text()
 MADE_BY_THE_ENGINE = {"loss", "grad_norm", "learning_rate", "num_skipped", "preparation_s"}
@@ -48,7 +48,7 @@ def learned(**algorithm: object) -> set[str]:
 @pytest.fixture(scope="module")
 def written() -> set[str]:
     groups = [group(0, [1.0, 2.0]), group(1, [1.0, 2.0])]
-    batch = Batch(groups=groups, outcome=Outcome())
+    batch = StepBatch(groups=groups, outcome=Outcome())
     plan = plan_metrics(plan_step(groups, num_ranks=1, max_tokens=64))
     line = metrics_line(batch, plan, 0, 9, Clock())  # type: ignore[arg-type]
     plain = learned()

@@ -15,7 +15,7 @@ from tests.train_groups import noise_sample, random_group
 from trainer.batches.images import image_features
 from trainer.batches.preparation import Preparation, Prepared, PreparedBatches
 from trainer.policy.model import load_model, load_processor
-from trainer.types import Batch, Outcome
+from trainer.types import Outcome, StepBatch
 
 SAMPLES = [noise_sample(random.Random(i), 112 + 28 * (i % 2), 112) for i in range(4)]
 
@@ -77,7 +77,7 @@ def test_ranks_prepare_their_own_groups_and_each_image_once(
     for group in groups:
         count = image_features(SAMPLES[group.index], processor).num_tokens
         group.rollout.prompt_token_ids[2:2] = [model.config.image_token_id] * count
-    batch = Batch(groups=groups, outcome=Outcome())
+    batch = StepBatch(groups=groups, outcome=Outcome())
     weights = [[float(10 * g + i) for i in range(3)] for g in range(4)]
     datasets = [CountingDataset(), CountingDataset()]
     ranks = [
@@ -121,15 +121,15 @@ class Source:
         for step in let:
             self.let[step].set()
 
-    def take(self, step: int) -> Batch:
+    def take(self, step: int) -> StepBatch:
         self.taken.append(step)
         self.began.release()
         assert self.let[step].wait(60)
         if step == 3:
             raise WaitTimeoutError("no scored group")
-        return Batch(groups=[], outcome=Outcome(stale=[str(step)]))
+        return StepBatch(groups=[], outcome=Outcome(stale=[str(step)]))
 
-    def prepare(self, batch: Batch) -> Prepared:
+    def prepare(self, batch: StepBatch) -> Prepared:
         if batch.outcome.stale == ["2"]:
             raise InvalidInputError("image 2 cannot be prepared")
         return Prepared(
@@ -140,13 +140,13 @@ class Source:
 def test_the_next_batch_is_made_while_a_step_trains() -> None:
     source = Source(0)
     batches = PreparedBatches(source.take, source.prepare, ahead=True, num_steps=2)
-    assert batches.take(0).outcome.stale == ["0"]
+    assert batches.take_with_advantages(0).outcome.stale == ["0"]
     assert source.taken == [0]
     assert batches.prepared().metrics == {"step": 0}
     for _ in range(2):
         assert source.began.acquire(timeout=60)  # of step 1, though nobody has asked for it
     source.let[1].set()
-    assert batches.take(1).outcome.stale == ["1"]
+    assert batches.take_with_advantages(1).outcome.stale == ["1"]
     assert batches.prepared().metrics == {"step": 1}
     assert source.taken == [0, 1], "nothing is taken after the last step"
 
@@ -154,19 +154,19 @@ def test_the_next_batch_is_made_while_a_step_trains() -> None:
 def test_without_lag_nothing_is_taken_early() -> None:
     source = Source(0, 1)
     batches = PreparedBatches(source.take, source.prepare, ahead=False, num_steps=2)
-    batches.take(0)
+    batches.take_with_advantages(0)
     batches.prepared()
     assert source.taken == [0]
-    batches.take(1)
+    batches.take_with_advantages(1)
     assert batches.prepared().metrics == {"step": 1}
 
 
 def test_errors_of_the_thread_are_raised_in_the_loop() -> None:
     source = Source(2, 3)
     batches = PreparedBatches(source.take, source.prepare, ahead=True, num_steps=5)
-    batches.take(2)
+    batches.take_with_advantages(2)
     with pytest.raises(InvalidInputError, match="image 2"):
         batches.prepared()
     batches = PreparedBatches(source.take, source.prepare, ahead=True, num_steps=5)
     with pytest.raises(WaitTimeoutError, match="no scored group"):
-        batches.take(3)
+        batches.take_with_advantages(3)

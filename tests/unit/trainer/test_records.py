@@ -14,11 +14,11 @@ from services.schemas.prompts import PromptGroup
 from services.schemas.rewards import Matched, Reward, Status
 from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
 from services.settings import Settings
-from trainer.checkpoints.fencing import RunFence
 from trainer.ranks.watch import RankWatch
 from trainer.records.files import RunRecords, ledger_line, step_metrics
 from trainer.records.rollout_files import read_rollouts
-from trainer.types import Batch, Outcome, TrainGroup
+from trainer.types import Outcome, StepBatch, TrainGroup
+from trainer.write_guard import WriteGuard
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
@@ -153,14 +153,14 @@ def test_a_trainer_that_was_taken_for_dead_writes_nothing(tmp_path: Path) -> Non
     """Whatever it is about to write when it wakes up."""
     run, folder = settings(tmp_path), tmp_path / "run"
     folder.mkdir()
-    fences = [RunFence(folder), RunFence(folder)]
-    old, new = (RunRecords(run, 0, fence) for fence in fences)
-    watch = RankWatch(folder / "ranks", rank=0, size=1, limit_s=60, fence=fences[0])
+    guards = [WriteGuard(folder), WriteGuard(folder)]
+    old, new = (RunRecords(run, 0, guard) for guard in guards)
+    watch = RankWatch(folder / "ranks", rank=0, size=1, limit_s=60, guard=guards[0])
     watch.start()
-    fences[0].take(1)
+    guards[0].take(1)
     old.cut_to(0)
     watch.enter("train", 0)
-    fences[1].take(2)
+    guards[1].take(2)
     new.cut_to(0)
     new.rollouts(0, [group(1, [1.0])], [[-0.5]])
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
@@ -242,7 +242,7 @@ def test_groups_wait_for_room_on_a_full_disk(
 
 
 def test_metrics_of_a_step() -> None:
-    batch = Batch(
+    batch = StepBatch(
         groups=[
             group(0, [1.0, 3.0], version=4),
             group(1, [2.0, 2.0], version=3, status="no_answer"),

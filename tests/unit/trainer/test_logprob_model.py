@@ -1,0 +1,163 @@
+"""The shared prompt against the plain way: one padded sequence for each completion."""
+
+import copy
+import random
+from collections.abc import Sequence
+from typing import Any, get_args
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from scene_data.tiny_model import Family, make_tiny_model
+from services.errors import SettingsError
+from services.settings import Settings
+from tests.train_groups import noise_sample, random_group
+from trainer.algorithms.logprobs import SamplingDistribution
+from trainer.batches.batch import MicroBatch, PreparedGroup, micro_batch, prepare_group
+from trainer.batches.images import image_features
+from trainer.batches.micro_batches import plan_step
+from trainer.policy.logprob_model import LogprobModel
+from trainer.policy.model import load_model, load_processor, placeholder_ids
+
+LENGTHS = [[3, 9, 1, 5], [2, 2, 7, 4]]
+TEMPERATURE = 0.8
+
+
+class Loaded:
+    def __init__(self, folder: Any, family: Family) -> None:
+        make_tiny_model(folder, family=family)
+        settings = Settings.model_validate(
+            {
+                "model": {
+                    "path": str(folder),
+                    "dtype": "float32",
+                    "min_pixels": 12544,
+                    "max_pixels": 50176,
+                },
+                "data": {"train": "unused"},
+            }
+        )
+        self.processor = load_processor(settings)
+        self.model = load_model(settings)
+        self.image_id = int(self.model.config.image_token_id)
+        self.suppressed = placeholder_ids(self.processor.tokenizer)
+
+    def groups(self) -> list[PreparedGroup]:
+        """Two groups with images of different sizes, text before and after the image."""
+        rng = random.Random(0)
+        pictures = [noise_sample(rng), noise_sample(rng, 224, 112)]
+        groups = []
+        for index, (picture, lengths) in enumerate(zip(pictures, LENGTHS, strict=True)):
+            image = image_features(picture, self.processor)
+            group = random_group(rng, prompt=9 - index, lengths=lengths, index=index)
+            group.rollout.prompt_token_ids[4:4] = [self.image_id] * image.num_tokens
+            groups.append(
+                prepare_group(
+                    group,
+                    [1.0] * len(lengths),
+                    image,
+                    self.model.model.get_rope_index,
+                    image_token_id=self.image_id,
+                    first=index * len(lengths),
+                )
+            )
+        return groups
+
+    def batches(self, groups: Sequence[PreparedGroup], max_tokens: int) -> list[MicroBatch]:
+        (plan,) = plan_step([g.group for g in groups], num_ranks=1, max_tokens=max_tokens)
+        pad = self.processor.tokenizer.pad_token_id
+        return [
+            micro_batch(rows, dict(enumerate(groups)), pad_token_id=pad)
+            for rows in plan.micro_batches
+        ]
+
+    def scorer(self) -> LogprobModel:
+        return LogprobModel(
+            self.model,
+            SamplingDistribution(temperature=TEMPERATURE, suppressed=tuple(self.suppressed)),
+            chunk=5,
+        )
+
+    def plainly(self, groups: Sequence[PreparedGroup]) -> list[torch.Tensor]:
+        """Log-probabilities of each completion: a batch of one row each, padded on the right."""
+        rows = [
+            (g.group.rollout.prompt_token_ids, c.token_ids, g.image)
+            for g in groups
+            for c in g.group.rollout.completions
+        ]
+        pad_sequence = torch.nn.utils.rnn.pad_sequence
+        ids = [torch.tensor([*prompt, *answer]) for prompt, answer, _ in rows]
+        input_ids = pad_sequence(ids, batch_first=True)
+        logits = self.model(
+            input_ids=input_ids,
+            attention_mask=pad_sequence([torch.ones_like(i) for i in ids], batch_first=True),
+            mm_token_type_ids=(input_ids == self.image_id).long(),
+            pixel_values=torch.cat([image.pixels for _, _, image in rows]),
+            image_grid_thw=torch.stack([image.grid for _, _, image in rows]),
+        ).logits
+        logits = (logits / TEMPERATURE).index_fill(-1, torch.tensor(self.suppressed), -torch.inf)
+        found = torch.log_softmax(logits, dim=-1)
+        return [
+            found[i, len(p) - 1 : len(p) - 1 + len(a)].gather(1, torch.tensor(a)[:, None])[:, 0]
+            for i, (p, a, _) in enumerate(rows)
+        ]
+
+
+@pytest.fixture(scope="module", params=get_args(Family))
+def loaded(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Loaded:
+    return Loaded(tmp_path_factory.mktemp("model"), request.param)
+
+
+def gradients(model: Any) -> dict[str, torch.Tensor]:
+    found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    model.zero_grad(set_to_none=True)
+    return found
+
+
+@pytest.mark.parametrize("max_tokens", [400, 100, 30])
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_logprobs_and_gradients_are_those_of_separate_sequences(
+    loaded: Loaded, max_tokens: int, attention: str
+) -> None:
+    """All in one batch, groups in batches of their own, and groups cut in pieces."""
+    loaded.model.set_attn_implementation(attention)
+    groups, scorer = loaded.groups(), loaded.scorer()
+    want = loaded.plainly(groups)
+    upstream = [torch.linspace(-1, 1.5, len(logprobs)) for logprobs in want]
+    sum(((w * u).sum() for w, u in zip(want, upstream, strict=True)), torch.zeros(())).backward()
+    want_gradients = gradients(loaded.model)
+
+    got: dict[int, torch.Tensor] = {}
+    batches = loaded.batches(groups, max_tokens)
+    for batch in batches:
+        scored = scorer(batch)
+        weight = torch.nn.utils.rnn.pad_sequence(
+            [upstream[n] for n in batch.order], batch_first=True
+        )
+        (scored.logprobs * weight).sum().backward()
+        rows = zip(batch.order, scored.logprobs.detach(), batch.loss_mask, strict=True)
+        got |= {n: row[mask.bool()] for n, row, mask in rows}
+        assert not scored.logprobs[~batch.loss_mask.bool()].any()
+    assert len(batches) == {400: 1, 100: 2, 30: 8}[max_tokens]
+    assert sorted(got) == list(range(8))
+    for n, logprobs in enumerate(want):
+        torch.testing.assert_close(got[n], logprobs.detach(), atol=2e-5, rtol=1e-4)
+    got_gradients = gradients(loaded.model)
+    assert got_gradients.keys() == want_gradients.keys()
+    for name, gradient in want_gradients.items():
+        torch.testing.assert_close(
+            got_gradients[name],
+            gradient,
+            atol=2e-5 * float(gradient.abs().max()) + 1e-7,
+            rtol=1e-3,
+            msg=lambda text, name=name: f"{name}: {text}",
+        )
+
+
+def test_an_adapter_on_the_output_layer_is_refused(loaded: Loaded) -> None:
+    adapted = get_peft_model(
+        copy.deepcopy(loaded.model), LoraConfig(r=2, target_modules=["lm_head"])
+    ).get_base_model()
+    with pytest.raises(SettingsError, match=r"lora\.target_modules.*lm_head"):
+        LogprobModel(adapted, SamplingDistribution(), chunk=5)

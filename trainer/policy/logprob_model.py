@@ -1,0 +1,130 @@
+"""The policy as a function from a micro batch to log-probabilities."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from services.errors import SettingsError
+from trainer.algorithms.logprobs import SamplingDistribution, token_logprobs
+from trainer.batches.batch import MicroBatch
+
+
+class LogprobOutput(NamedTuple):
+    """What a model says of a micro batch's completions; 0 where there is no token.
+
+    A tuple, because ZeRO-3 looks for tensors in what a module gives back.
+    """
+
+    logprobs: Tensor
+    """[N, L] with gradient, in the distribution that the sampler drew from."""
+    entropies: Tensor
+    """[N, L] of that distribution, in nats, without gradient."""
+
+
+class LogprobModel(nn.Module):  # type: ignore[misc]
+    """A model, as DeepSpeed wraps it: all that is computed with its weights is inside `forward`.
+
+    The attention is `sdpa` or `eager`, which take a mask of any shape; flash attention does not.
+
+    Args:
+        model: A Hugging Face image-text-to-text model.
+        distribution: That the tokens were drawn from.
+        chunk: Tokens whose logits exist at the same time.
+        float32_logits: Whether they are float32 with a model of a smaller type.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        distribution: SamplingDistribution,
+        *,
+        chunk: int,
+        float32_logits: bool = True,
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.head = _Head(model.lm_head, distribution, chunk, float32_logits)
+
+    def forward(self, batch: MicroBatch) -> LogprobOutput:
+        """Score a micro batch that is on the model's device."""
+        hidden = self.model.model(
+            input_ids=batch.input_ids,
+            attention_mask=attention_mask(batch.segments, self.model.dtype),
+            position_ids=batch.position_ids,
+            pixel_values=batch.pixel_values,
+            image_grid_thw=batch.image_grid_thw,
+            use_cache=False,
+        ).last_hidden_state
+        logprobs, entropies = self.head(
+            hidden.flatten(0, 1)[batch.source], batch.targets.flatten()[batch.slot]
+        )
+        return LogprobOutput(
+            logprobs=_placed(logprobs, batch.slot, batch.targets.shape),
+            entropies=_placed(entropies, batch.slot, batch.targets.shape),
+        )
+
+
+class _Head(nn.Module):  # type: ignore[misc]
+    """The model's output layer, from states to log-probabilities.
+
+    It holds the layer's own weight, so that ZeRO-3, which gathers a module's parameters around its
+    forward and its backward pass, does so here.
+    """
+
+    def __init__(
+        self,
+        layer: nn.Linear,
+        distribution: SamplingDistribution,
+        chunk: int,
+        float32_logits: bool,
+    ) -> None:
+        super().__init__()
+        if hasattr(layer, "base_layer"):
+            raise SettingsError(
+                "lora.target_modules names the output layer, which is used by its weight alone: "
+                "leave lm_head out"
+            )
+        self.weight = layer.weight
+        self._distribution = distribution
+        self._chunk = chunk
+        self._float32_logits = float32_logits
+
+    def forward(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """[T, hidden_size] states and [T] tokens to [T] log-probabilities and entropies."""
+        return token_logprobs(
+            hidden,
+            self.weight,
+            targets,
+            self._distribution,
+            chunk=self._chunk,
+            float32_logits=self._float32_logits,
+        )
+
+
+def attention_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
+    """What to add to attention scores: 0 where a token may be seen, else -inf.
+
+    A token sees what is before it in its own segment, and the whole prompt. Padding sees padding:
+    a row of nothing but -inf would become NaN.
+
+    The mask takes R * S * S elements once for all layers; it has the dtype of the scores because
+    attention kernels convert a boolean one in each layer and keep each copy for the backward pass.
+
+    Args:
+        segments: [R, S] 0 on the prompt, 1, 2, … on its completions, -1 on padding.
+        dtype: Of the model.
+
+    Returns:
+        [R, 1, S, S]
+    """
+    queries, keys = segments.unsqueeze(2), segments.unsqueeze(1)
+    mine = (queries == keys) | ((keys == 0) & (queries > 0))
+    hidden = ~mine.tril()
+    mask = torch.zeros(hidden.shape, dtype=dtype, device=segments.device)
+    return mask.masked_fill_(hidden, -torch.inf).unsqueeze(1)
+
+
+def _placed(values: Tensor, slot: Tensor, shape: torch.Size) -> Tensor:
+    """[T] values at their places of [N, L]; 0 elsewhere."""
+    return values.new_zeros(shape.numel()).index_copy(0, slot, values).view(shape)

@@ -1,1 +1,0 @@
-"""Weights out, to every server."""

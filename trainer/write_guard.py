@@ -1,0 +1,64 @@
+"""Keeps a trainer that was taken for dead from writing into the run's folder."""
+
+import fcntl
+from pathlib import Path
+
+from services.errors import SupersededError
+from services.run_folder import RunFolder
+
+
+class WriteGuard:
+    """The number of the latest start of the trainer, beside its checkpoints.
+
+    Redis fences weights, groups and committed steps; this does the same for files, and outlives a
+    Redis that lost its data. Between `check` and the write that follows an old trainer may be
+    paused once more: so what it guards is a rename, or a line.
+
+    Args:
+        folder: Of the run.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file = RunFolder(folder).incarnation
+        self._incarnation = 0
+        """The number of this start; 0 until it has one: then nobody is shut out."""
+
+    def latest(self) -> int:
+        """The latest incarnation that wrote here; 0 before the first, or where a crash cut it."""
+        try:
+            return int(self._file.read_text())
+        except (FileNotFoundError, ValueError):
+            return 0
+
+    def join(self, incarnation: int) -> None:
+        """This rank belongs to an incarnation that rank 0 takes."""
+        self._incarnation = incarnation
+
+    def take(self, incarnation: int) -> None:
+        """From now on every earlier incarnation is shut out; rank 0 calls it.
+
+        Raises:
+            SupersededError: A later one was here.
+        """
+        self.join(incarnation)
+        self._file.parent.mkdir(parents=True, exist_ok=True)
+        with self._file.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)  # two starts at once: the later number stays
+            self.check()
+            draft = self._file.with_suffix(".draft")
+            draft.write_text(str(incarnation))
+            draft.replace(self._file)
+
+    @property
+    def is_shut(self) -> bool:
+        """Whether a later incarnation has started."""
+        return 0 < self._incarnation < self.latest()
+
+    def check(self) -> None:
+        """Call it right before a write.
+
+        Raises:
+            SupersededError: A later incarnation has started.
+        """
+        if self.latest() > self._incarnation:
+            raise SupersededError(self._incarnation, self.latest())

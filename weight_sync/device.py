@@ -1,0 +1,226 @@
+"""What the ways from GPU to GPU have in common: bytes move while servers commit.
+
+Copies to the host go through page-locked memory, and beside what the GPU computes.
+"""
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
+from functools import cache
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from services.errors import EngineError, WaitTimeoutError
+from services.schemas.weights import TensorEntry, Version
+from services.settings import Settings
+from weight_sync.file_format import describe
+from weight_sync.http import HttpSender
+from weight_sync.sender import SERVER_TIMEOUT_S, NamedTensors, Peer, Release, Sender
+
+T = TypeVar("T")
+
+TRANSFER_TIMEOUT_S = SERVER_TIMEOUT_S + 5
+"""The servers' own timeouts come first, for they say which server it was."""
+_SPARE_BYTES = 4 * 2**30
+"""Left free on a GPU: for the next bucket that is gathered, and what a broadcast packs."""
+
+
+class DeviceSender(Sender):
+    """Sends tensors from the GPU where they are, and keeps them on the host once they are served.
+
+    From there a server that comes late is sent the bytes by HTTP. They get digests then, which a
+    transfer between GPUs does without: so for that server the same version has another checksum.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self._device = own_device()
+        self._tensors: dict[str, Tensor] = {}
+        self._http = HttpSender(settings)
+        self._writing = asyncio.Lock()
+        self._by_http: Release | None = None
+
+    def prepare(self, weights: NamedTensors, version: Version) -> dict[str, TensorEntry]:
+        """See `Sender.prepare`. What the GPU has no room for waits on the host."""
+        self._by_http = None
+        self._http.close()
+        self._tensors = {}  # first: there is memory for one version
+        self._tensors = {
+            name: tensor if has_room(self._device) else kept_on_host(tensor)
+            for name, tensor in weights
+        }
+        if self._device.type == "cuda":
+            # They are made there, and vLLM reads them on streams of its own.
+            torch.cuda.default_stream(self._device).synchronize()
+        return {name: describe(tensor) for name, tensor in self._tensors.items()}
+
+    def settle(self) -> None:
+        """See `Sender.settle`: from here on the GPU's memory is training's."""
+        for name, tensor in self._tensors.items():
+            self._tensors[name] = kept_on_host(tensor)
+
+    async def seed(self, peer: Peer, release: Release) -> bool:
+        """See `Sender.seed`."""
+        return await self._http.seed(peer, await self._released_by_http(release))
+
+    def close(self) -> None:
+        """See `Sender.close`."""
+        self._http.close()
+        self._tensors = {}
+
+    async def _released_by_http(self, release: Release) -> Release:
+        """Write the file that HTTP sends, once for all servers."""
+        async with self._writing:
+            if self._by_http is None:
+                manifest = release.manifest
+                tensors = self._tensors.items()
+                entries = await asyncio.to_thread(self._http.prepare, tensors, manifest.version)
+                self._by_http = Release.of(manifest.model_copy(update={"tensors": entries}))
+            return self._by_http
+
+
+class TensorMeta(NamedTuple):
+    """What vLLM asks about a tensor before it comes."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+class TensorSource:
+    """Tensors on their way to the GPU, one at a time.
+
+    vLLM's `WeightSource` (vllm/distributed/weight_transfer/base.py).
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        self._tensors = tensors
+        self._device = device
+
+    def metadata(self) -> list[TensorMeta]:
+        """In the order of iteration."""
+        return [TensorMeta(n, t.dtype, tuple(t.shape)) for n, t in self._tensors.items()]
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        """Each tensor on the device."""
+        for name, tensor in self._tensors.items():
+            yield name, tensor.to(self._device)
+
+
+class CommitClient:
+    """vLLM's `VLLMWeightSyncClient`: its trainer side speaks through this to our servers.
+
+    A server's commit is start, update and finish in one, so one of its four calls does all.
+    """
+
+    def __init__(self, commit: Callable[[dict[str, Any]], Any]) -> None:
+        """Args: commit: Coroutine function, of vLLM's update info; runs on the present loop."""
+        self._loop = asyncio.get_running_loop()
+        self._commit = commit
+
+    def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+        """Servers have been told what there is to agree on when they staged."""
+
+    def start_weight_update(self) -> None:
+        """Part of the commit."""
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        """Commit, and wait for the servers; called on a thread beside the sending one."""
+        asyncio.run_coroutine_threadsafe(self._commit(update_info), self._loop).result()
+
+    def finish_weight_update(self, weight_version: str | None = None) -> None:
+        """Part of the commit."""
+
+
+async def on_thread(work: Callable[[], T], device: torch.device, what: str) -> T:
+    """Run work that may block for ever, and give it up after `TRANSFER_TIMEOUT_S`.
+
+    Its thread stays behind then, and does not keep the process from ending.
+
+    Raises:
+        WaitTimeoutError: It did not end; says what was waited for.
+        EngineError: It failed.
+    """
+    loop = asyncio.get_running_loop()
+    result: asyncio.Future[T] = loop.create_future()
+
+    def settle(value: T | None, error: Exception | None) -> None:
+        if result.done():
+            return
+        if error is None:
+            result.set_result(value)  # type: ignore[arg-type]  # a T, where there is no error
+        else:
+            reason = str(error) or type(error).__name__
+            result.set_exception(EngineError(f"{what} failed: {reason}"))
+
+    def run() -> None:
+        value, failure = None, None
+        try:
+            if device.type == "cuda":
+                torch.cuda.set_device(device)  # each thread has a current device of its own
+            value = work()
+        except Exception as error:  # noqa: BLE001  # NCCL's, CUDA's or vLLM's: one class of ours
+            failure = error
+        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, value, failure)
+
+    threading.Thread(target=run, name=what, daemon=True).start()
+    try:
+        async with asyncio.timeout(TRANSFER_TIMEOUT_S):
+            return await result
+    except TimeoutError as error:
+        raise WaitTimeoutError(f"waited {TRANSFER_TIMEOUT_S:g} s for {what}") from error
+
+
+def own_device() -> torch.device:
+    """The GPU that the calling thread computes on; the CPU where there is none."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    return torch.device("cpu")
+
+
+def on_host(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor on the host, when it is asked for; one that is there is passed on.
+
+    The caller's thread waits for the copy and no other does. The memory is page-locked; torch keeps
+    it and uses it again once the taker has let go of the tensor, so hold few at a time.
+
+    Args:
+        weights: Names and tensors, made by work on the default stream of their GPU.
+    """
+    for name, tensor in weights:
+        yield name, _page_locked(tensor) if tensor.is_cuda else tensor
+
+
+def kept_on_host(tensor: Tensor) -> Tensor:
+    """A tensor in ordinary memory of the host, to be held for long."""
+    return _page_locked(tensor).clone() if tensor.is_cuda else tensor
+
+
+def has_room(device: torch.device) -> bool:
+    """Whether this process may put more into a GPU's memory and leave some free."""
+    if device.type != "cuda":
+        return True
+    free, total = torch.cuda.mem_get_info(device)
+    used, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+    allowed = torch.cuda.get_per_process_memory_fraction(device) * total
+    return bool(min(free + reserved, allowed) - used > _SPARE_BYTES)
+
+
+def _page_locked(tensor: Tensor) -> Tensor:
+    with torch.cuda.device(tensor.device):
+        stream = _stream(tensor.device)
+        stream.wait_stream(torch.cuda.default_stream())
+        host = torch.empty_like(tensor, device="cpu", pin_memory=True)
+        with torch.cuda.stream(stream):
+            host.copy_(tensor, non_blocking=True)
+        stream.synchronize()
+    return host
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)

@@ -1,0 +1,148 @@
+"""Gives every rollout server a new policy: stage all, write it down once, commit all."""
+
+import asyncio
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+
+from services.loop_thread import LoopThread
+from services.redis.registry import open_registry
+from services.schemas.weights import (
+    AdapterConfig,
+    RankShare,
+    TensorEntry,
+    Version,
+    WeightManifest,
+)
+from services.settings import Settings
+from services.waiting import until_available
+from weight_sync.handover import Handover
+from weight_sync.reassertion import Reassertion
+from weight_sync.seeder import Seeder
+from weight_sync.sender import NamedTensors, Peer, Release, make_sender
+
+
+class WeightPublisher:
+    """Rank 0's side of weight updates.
+
+    A server that fails to take a version is left behind, not waited for: it is not given work that
+    asks for the new version. Where it cannot fetch the bytes by itself, it is sent them later,
+    beside the training loop and never while a version is being published.
+
+    Args:
+        settings: The run's settings.
+        incarnation: This start of the trainer; servers refuse older ones.
+
+    Raises:
+        SettingsError: This process cannot send as `weights.transport` says.
+    """
+
+    def __init__(self, settings: Settings, incarnation: int) -> None:
+        self._settings = settings
+        self._incarnation = incarnation
+        self._sender = make_sender(settings)
+        self._loop = LoopThread("publisher")
+        self._seeder = Seeder(settings, self._sender)
+        self._reassertion = Reassertion(settings)
+        self._served: list[str] = []
+        """Ids of servers that took the last version at once."""
+
+    def publish(
+        self, weights: NamedTensors, policy_version: int, adapter: AdapterConfig | None = None
+    ) -> int:
+        """Do what `begin` does, and wait until it is done."""
+        return self.begin(weights, policy_version, adapter).result()
+
+    def begin(
+        self,
+        weights: NamedTensors,
+        policy_version: int,
+        adapter: AdapterConfig | None = None,
+        *,
+        gather_shares: Callable[[], list[RankShare]] = list,
+        given_up: Callable[[], bool] = lambda: False,
+    ) -> "Future[int]":
+        """Have every live server serve a version; return when its tensors are handed over.
+
+        What is left of it goes on beside the caller, who waits for it before the next one.
+
+        Args:
+            weights: Names and tensors of the whole policy, or of what is trained of it; with
+                `lora`, of the adapter alone. Iterated here, to the end.
+            policy_version: One more than the last.
+            adapter: With `lora`, what its tensors do not say.
+            gather_shares: With `ipc`, a collective: what each other rank shares. Called here, after
+                the tensors are handed over.
+            given_up: As for `Handover`.
+
+        Returns:
+            The number of servers that then serve it, or what went wrong:
+            UnavailableError: There is no room for the tensors.
+            WaitTimeoutError: Redis was away for `trainer.wait_timeout_s`.
+            ConflictError: A later trainer has started.
+        """
+        self._loop.run(self._seeder.stop())
+        handover, others = Handover(given_up=given_up), Future[list[RankShare]]()
+        self._sender.expect_shares(others)
+        running = self._loop.start(self._publish(handover, policy_version, adapter))
+        handover.fill(weights)
+        others.set_result(gather_shares())
+        return running
+
+    def note_committed(self, step: int) -> None:
+        """The checkpoint after `step` steps is complete; Redis is told, should it forget."""
+        self._reassertion.committed_step = step
+
+    def close(self) -> None:
+        """End the version that is under way, and give back what the transport holds.
+
+        Servers keep what they have loaded.
+        """
+        self._loop.close()
+        self._sender.close()
+
+    async def _publish(
+        self, handover: Handover, policy_version: int, adapter: AdapterConfig | None
+    ) -> int:
+        """While a version is published, the one before is given to nobody."""
+        entries = await asyncio.to_thread(self._prepare, handover, policy_version)
+        release = Release.of(self._manifest(entries, policy_version, adapter))
+        timeout_s = self._settings.trainer.wait_timeout_s
+        num_servers = await until_available(lambda: self._spread(release), timeout_s=timeout_s)
+        await asyncio.to_thread(self._sender.settle)
+        if not self._settings.weights.traits.servers_fetch:
+            self._seeder.start(release, self._served)
+        return num_servers
+
+    def _prepare(self, handover: Handover, policy_version: int) -> Mapping[str, TensorEntry]:
+        try:
+            return self._sender.prepare(handover, Version(self._incarnation, policy_version))
+        finally:
+            handover.leave()
+
+    def _manifest(
+        self,
+        entries: Mapping[str, TensorEntry],
+        policy_version: int,
+        adapter: AdapterConfig | None,
+    ) -> WeightManifest:
+        return WeightManifest(
+            policy_version=policy_version,
+            incarnation=self._incarnation,
+            step=policy_version,
+            vision_trained=self._settings.trainer.vision_trained,
+            partial=adapter is None and self._settings.trainer.partly_frozen,
+            tensors=dict(entries),
+            adapter=adapter,
+        )
+
+    async def _spread(self, release: Release) -> int:
+        """Repeatable, as each of its parts is."""
+        async with open_registry(self._settings) as registry:
+            peers = [Peer(server, self._settings) for server in await registry.servers()]
+            staged = await self._sender.stage(peers, release)
+            record = release.record(self._sender.name)
+            await registry.publish_policy(record, release.manifest)
+            self._reassertion.keep(record, release.manifest)
+            served = await self._sender.commit(staged, release)
+            self._served = [peer.record.server_id for peer in served]
+            return len(served)

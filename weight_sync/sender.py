@@ -1,0 +1,218 @@
+"""What the sending end of a way of weights promises, and the servers as it sees them.
+
+To add a way: a line in `services.schemas.weights.TRANSPORTS`, and `weight_sync/NAME.py` with its
+`NameSender` and `NameReceiver`.
+"""
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from importlib import import_module
+from typing import TYPE_CHECKING, ClassVar
+
+from services.errors import SettingsError, SggError
+from services.schemas.weights import (
+    CommitRequest,
+    IpcHandle,
+    PolicyInfo,
+    PolicyRecord,
+    RankShare,
+    Rendezvous,
+    ServerRecord,
+    StageRequest,
+    TensorEntry,
+    Transport,
+    Version,
+    WeightManifest,
+    manifest_checksum,
+)
+from services.settings import Settings
+
+if TYPE_CHECKING:  # the receiving ends import neither
+    from torch import Tensor
+
+    from services.http.clients.rollout import RolloutClient
+
+logger = logging.getLogger(__name__)
+
+SERVER_TIMEOUT_S = 60.0
+"""A server silent for this long while it takes a version is left behind."""
+_ASK_TIMEOUT_S = 5.0
+
+NamedTensors = Iterable[tuple[str, "Tensor"]]
+"""Names and tensors of a whole version, on a GPU or the CPU. They belong to the end that takes
+them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """One rollout server. A failure of its own is a logged fact, never an exception."""
+
+    record: ServerRecord
+    settings: Settings
+
+    async def tell(self, call: Callable[["RolloutClient"], Awaitable[PolicyInfo]]) -> bool:
+        """Whether the server did what it was asked, in `SERVER_TIMEOUT_S` of silence."""
+        async with self.client(SERVER_TIMEOUT_S) as client:
+            try:
+                await call(client)
+            except SggError as error:
+                logger.warning("%s is left behind: %s", self.record.url, error)
+                return False
+            return True
+
+    async def policy(self) -> PolicyInfo | None:
+        """What the server serves; None where it does not answer at once."""
+        async with self.client(_ASK_TIMEOUT_S) as client:
+            try:
+                return await client.policy()
+            except SggError:
+                return None
+
+    async def can_take(self) -> bool:
+        """Whether it answers and has its model: a version could be given to it now."""
+        info = await self.policy()
+        return info is not None and info.state not in ("starting", "draining")
+
+    def client(self, timeout_s: float) -> "RolloutClient":
+        """A client with both tokens, sent to a server that has proved itself."""
+        from services.http.clients.rollout import RolloutClient
+
+        return RolloutClient(
+            self.record.url,
+            token=self.settings.data_token,
+            admin_token=self.settings.admin_token,
+            timeout_s=timeout_s,
+            registered=self.settings.security,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """A version on its way to the servers."""
+
+    manifest: WeightManifest
+    checksum: str
+
+    @classmethod
+    def of(cls, manifest: WeightManifest) -> "Release":
+        """With the manifest's checksum."""
+        return cls(manifest, manifest_checksum(manifest))
+
+    @property
+    def version(self) -> Version:
+        """Which one it is."""
+        return self.manifest.version
+
+    def stage(self, transport: Transport, rendezvous: Rendezvous | None = None) -> StageRequest:
+        """The request that brings it to a server."""
+        return StageRequest(
+            transport=transport,
+            manifest=self.manifest,
+            checksum=self.checksum,
+            rendezvous=rendezvous,
+        )
+
+    def commit(self, ipc_handles: Mapping[str, IpcHandle] | None = None) -> CommitRequest:
+        """The request that has it served."""
+        return CommitRequest(
+            policy_version=self.manifest.policy_version,
+            checksum=self.checksum,
+            ipc_handles=dict(ipc_handles) if ipc_handles is not None else None,
+        )
+
+    def record(self, transport: Transport) -> PolicyRecord:
+        """What is written down in Redis."""
+        return PolicyRecord(
+            policy_version=self.manifest.policy_version,
+            incarnation=self.manifest.incarnation,
+            checksum=self.checksum,
+            transport=transport,
+        )
+
+
+class Sender(ABC):
+    """The trainer's end of one way of weights, one version at a time.
+
+    `prepare` takes its tensors, `stage` and `commit` give it to all live servers, `settle` ends
+    that, and `seed` gives it to one that was not among them.
+    """
+
+    name: ClassVar[Transport]
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    @abstractmethod
+    def prepare(self, weights: NamedTensors, version: Version) -> dict[str, TensorEntry]:
+        """Take a version's tensors, before any server hears of it. They may change afterwards.
+
+        Runs beside the training thread, which gathers tensors as they are taken here.
+
+        Returns:
+            The manifest's tensors.
+
+        Raises:
+            UnavailableError: They cannot be kept.
+            WaitTimeoutError: There was no room for them for `trainer.wait_timeout_s`.
+        """
+
+    def expect_shares(self, others: "Future[list[RankShare]]") -> None:  # noqa: B027  # ipc's
+        """What each other rank will have shared on its GPU, of the version that comes next."""
+
+    async def stage(self, peers: Sequence[Peer], release: Release) -> list[Peer]:
+        """Have servers stage the version, all at once; returns those that did."""
+        request = release.stage(self.name)
+        return await select(peers, lambda peer: peer.tell(lambda c: c.stage(request)))
+
+    async def commit(self, peers: Sequence[Peer], release: Release) -> list[Peer]:
+        """Have servers serve the staged version, all at once; returns those that do."""
+        return await commit_all(peers, release.commit())
+
+    async def seed(self, peer: Peer, release: Release) -> bool:
+        """Give the prepared version to a server that missed it; returns whether it serves it."""
+        staged = await self.stage([peer], release)
+        return bool(await self.commit(staged, release))
+
+    def settle(self) -> None:  # noqa: B027  # most have nothing to give back
+        """Give back what only `commit` needed. May take a while; `seed` comes after it."""
+
+    def close(self) -> None:  # noqa: B027  # most have nothing to give back
+        """Give back what `prepare` took. Servers keep what they have loaded."""
+
+
+async def select(peers: Sequence[Peer], works: Callable[[Peer], Awaitable[bool]]) -> list[Peer]:
+    """Those for which it works; all are tried at the same time."""
+    worked = await asyncio.gather(*map(works, peers))
+    return [peer for peer, did in zip(peers, worked, strict=True) if did]
+
+
+async def commit_all(peers: Sequence[Peer], request: CommitRequest) -> list[Peer]:
+    """Have servers commit, all at once; returns those that did."""
+    return await select(peers, lambda peer: peer.tell(lambda c: c.commit(request)))
+
+
+def make_sender(settings: Settings) -> Sender:
+    """The sending end of `weights.transport`.
+
+    Raises:
+        SettingsError: This process cannot send that way.
+    """
+    name = settings.weights.transport
+    if not settings.weights.traits.through_file:
+        _refuse_without_gpu(name)
+    made: Sender = getattr(import_module(f"weight_sync.{name}"), f"{name.title()}Sender")(settings)
+    return made
+
+
+def _refuse_without_gpu(transport: Transport) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise SettingsError(
+            f"weights.transport = {transport!r} sends from the trainer's GPU, and there is none: "
+            "use shm on one host, disk on a shared file system, or http"
+        )
