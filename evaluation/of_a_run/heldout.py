@@ -18,6 +18,7 @@ from evaluation.inference.progress import Progress
 from evaluation.reading.lines import GraphLine
 from scene_data.dataset import NUM_LISTED, Sample, is_too_broken, open_dataset
 from scene_data.messages import box_space
+from scene_graph.boxes import BoxSpace
 from scene_graph.cleaning import Task, clean_graph
 from scene_graph.graph import SceneGraph
 from scene_graph.metrics import strict_metrics
@@ -178,7 +179,7 @@ def prediction_graph(text: str, settings: Settings, sample: Sample) -> SceneGrap
 
 def clean_reference(sample: Sample, task: Task) -> SceneGraph:
     """A sample's graph by the rules that predictions are read by, boxes in fractions."""
-    return clean_graph(sample.graph, f"pixels:{sample.width}x{sample.height}", task)[0]
+    return clean_graph(sample.graph, BoxSpace.pixels(sample.width, sample.height), task)[0]
 
 
 def answering_versions(lines: Sequence[GraphLine]) -> set[int]:

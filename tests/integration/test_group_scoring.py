@@ -15,6 +15,7 @@ from reward_service.similarity.registry import Similarities
 from scene_data.dataset import open_dataset
 from scene_data.templates import answer_text
 from scene_data.toy import SIDE, make_toy
+from scene_graph.boxes import RELATIVE_1000
 from scene_graph.cleaning import Task
 from services.errors import (
     InvalidInputError,
@@ -50,7 +51,7 @@ async def score(settings: Settings, task: Task) -> None:
     asked = prompt.model_dump()["messages"][0]["content"][1]["text"]
     assert asked == {"sgg": "Scene graph:", "det": "Objects:", "cls": "Relationships:"}[task]
     right = answer_text(
-        dataset[prompt.index].graph, "relative_1000", width=SIDE, height=SIDE, task=task
+        dataset[prompt.index].graph, RELATIVE_1000, width=SIDE, height=SIDE, task=task
     )
     completions = [
         Completion(

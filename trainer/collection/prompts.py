@@ -100,7 +100,7 @@ class PromptSource:
         return RewardGroup(
             group_id=name,
             image_size=(sample.width, sample.height),
-            box_space=box_space(self._settings.model, sample),
+            box_space=str(box_space(self._settings.model, sample)),
             reference=reference_graph(sample),
             completions=[c.text for c in completions],
             require_thinking=self._settings.data.thinking,
