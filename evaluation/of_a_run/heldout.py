@@ -57,12 +57,7 @@ def evaluate_heldout(
     samples = heldout_samples(settings)
 
     async def ask() -> list[GraphLine]:
-        async with Fleet(
-            servers,
-            token=settings.data_token,
-            per_server=requests_per_server(settings),
-            patience_s=settings.trainer.wait_timeout_s,
-        ) as fleet:
+        async with Fleet.of_run(settings, servers, requests_per_server(settings)) as fleet:
             await fleet.meet(model=settings.model.path)
             return await answers(settings, samples, fleet)
 

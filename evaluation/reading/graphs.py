@@ -14,7 +14,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from evaluation.reading.lines import LineObject, LineRelationship
+from evaluation.reading.lines import LineObject, LineRelationship, graph_lists
 from evaluation.reading.problems import Place
 from scene_graph.cleaning import MAX_COORDINATE
 from scene_graph.graph import NORMAL_IDS, SceneGraph
@@ -55,9 +55,7 @@ def written_graph(
 
 def dataset_graph(graph: SceneGraph, size: tuple[int, int], place: Place) -> ImageGraph:
     """The graph of a dataset's row, whose reader left out what could not be used."""
-    objects = [LineObject(item.id, item.bbox) for item in graph.objects]
-    edges = [LineRelationship(r.subject, r.predicate, r.object) for r in graph.relationships]
-    return written_graph(objects, edges, size, place)
+    return written_graph(*graph_lists(graph), size, place)
 
 
 def parsed_graph(parsed: ParsedCompletion, size: tuple[int, int], place: Place) -> ImageGraph:
