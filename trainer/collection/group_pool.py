@@ -19,6 +19,7 @@ done with the step that trains, or whose ledger line names it.
 from dataclasses import dataclass
 
 from scene_data.dataset import Sample
+from scene_graph.boxes import BoxSpace
 from services.errors import SggError
 from services.schemas.prompts import PromptGroup
 from services.settings.training import AlgorithmSettings, TrainerSettings
@@ -31,7 +32,7 @@ class GroupSource:
     """What a group's row of the dataset holds, read once."""
 
     sample: Sample
-    box_space: str
+    box_space: BoxSpace
     """Name of the space in which the policy writes this image's boxes."""
     num_image_tokens: int | None
     """Visual tokens that the trainer makes of the image; None where nobody looked."""
