@@ -191,7 +191,7 @@ class Service:
         file = shm_file(run, 1, policy_version)
         private_folder(file.parent)
         shm_file(run, 1, policy_version - 1).unlink(missing_ok=True)
-        tensors = {}
+        tensors: dict[str, Any] = {}
         for shard in sorted(_model_folder(self._settings.model.path).glob("*.safetensors")):
             tensors |= load_file(shard)
         save_file(tensors, file)
