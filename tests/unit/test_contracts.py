@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from services.settings import child_environment
+from services.host.environment import child_environment
 
 ROOT = Path(__file__).parents[2]
 PLANTED = [
