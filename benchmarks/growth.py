@@ -41,9 +41,7 @@ from tests.alone import Alone
 from tests.processes import sgg_process, wait_ready
 from trainer.checkpoints.checkpoint import TrainerState
 from trainer.connection import ServiceConnection
-from trainer.records.files import RunRecords
-from trainer.records.files import ledger_line
-from trainer.records.files import metrics_line
+from trainer.records.files import RunRecords, ledger_line, metrics_line
 from weight_sync.shm import shm_file
 
 SPAWN = multiprocessing.get_context("spawn")

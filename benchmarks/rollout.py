@@ -34,8 +34,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from rollout_service.http.app import prepare_vllm
-from services.host.environment import child_environment
-from services.host.environment import set_environment
+from services.host.environment import child_environment, set_environment
 from services.host.ports import free_port
 from services.http.clients.rollout import RolloutClient
 from services.images import ImageStore
@@ -46,15 +45,15 @@ from services.redis.server import redis_server_command
 from services.schemas.common import ChatMessage, ImagePart, Sampling, TextPart
 from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import InlineImage, RolloutRequest
-from services.schemas.weights import CommitRequest
-from services.schemas.weights import StageRequest
-from services.schemas.weights import Version
-from services.schemas.weights import WeightManifest
-from services.schemas.weights import manifest_checksum
-from services.settings import Settings
-from services.settings import dump_settings
-from weight_sync.files import describe_file
-from weight_sync.files import private_folder
+from services.schemas.weights import (
+    CommitRequest,
+    StageRequest,
+    Version,
+    WeightManifest,
+    manifest_checksum,
+)
+from services.settings import Settings, dump_settings
+from weight_sync.files import describe_file, private_folder
 from weight_sync.shm import shm_file
 
 ROOT = Path(__file__).parents[1]

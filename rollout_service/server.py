@@ -16,10 +16,7 @@ from rollout_service.engine import Engine, EngineResult, GroupRequest
 from services.errors import EngineError, SettingsError, SggError, UnavailableError
 from services.host.addresses import host_and_port
 from services.schemas.common import ModelRunner
-from services.schemas.weights import PolicyInfo
-from services.schemas.weights import PolicyState
-from services.schemas.weights import ServerRecord
-from services.schemas.weights import Version
+from services.schemas.weights import PolicyInfo, PolicyState, ServerRecord, Version
 from services.settings import Settings
 from services.telemetry import Tracing
 from weight_sync.updater import UpdateMetrics, WeightUpdater

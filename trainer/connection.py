@@ -20,9 +20,7 @@ from services.redis.keys import RunKeys
 from services.redis.queue import WorkQueue
 from services.redis.redis_queue import RedisQueue
 from services.redis.registry import Registry
-from services.schemas.weights import AdapterConfig
-from services.schemas.weights import RankShare
-from services.schemas.weights import ServerRecord
+from services.schemas.weights import AdapterConfig, RankShare, ServerRecord
 from services.settings import Settings
 from services.waiting import until_available
 from trainer.checkpoints.checkpoint import TrainerState

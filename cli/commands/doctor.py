@@ -5,9 +5,7 @@ import json
 import sys
 from contextlib import redirect_stdout
 
-from cli.options import AsJson
-from cli.options import Config
-from cli.options import Overrides
+from cli.options import AsJson, Config, Overrides
 from cli.settings import run_settings
 from services.printable import printable
 

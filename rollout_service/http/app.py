@@ -46,11 +46,7 @@ from services.redis.registry import Registry
 from services.schemas.chat import ChatRequest
 from services.schemas.common import ImageRef
 from services.schemas.rollouts import InlineImage, RolloutRequest, RolloutResponse
-from services.schemas.weights import CommitRequest
-from services.schemas.weights import PolicyInfo
-from services.schemas.weights import ServerProof
-from services.schemas.weights import StageRequest
-from services.schemas.weights import Version
+from services.schemas.weights import CommitRequest, PolicyInfo, ServerProof, StageRequest, Version
 from services.settings import Settings
 from services.telemetry import Tracing
 

@@ -26,8 +26,7 @@ from services.errors import SettingsError
 from services.host.environment import child_environment
 from services.host.ports import free_port
 from services.schemas.weights import WeightManifest
-from services.settings import Settings
-from services.settings import dump_settings
+from services.settings import Settings, dump_settings
 from services.telemetry import Tracing
 from tests.alone import Alone
 from tests.live_servers import LiveServer, cluster_settings, serving, wait_registered
@@ -37,8 +36,7 @@ from trainer.batches.preparation import Prepared, PreparedBatches
 from trainer.checkpoints.checkpoint import CheckpointStore, TrainerState
 from trainer.collection.cursor import CursorState
 from trainer.connection import ServiceConnection
-from trainer.not_finite import MAX_SKIPPED
-from trainer.not_finite import NotFiniteError
+from trainer.not_finite import MAX_SKIPPED, NotFiniteError
 from trainer.policy.engine import StepOutput
 from trainer.ranks.stop import StopAskedError, StopRequest
 from trainer.ranks.watch import watched
@@ -51,8 +49,7 @@ from trainer.training_run import TrainingRun
 from trainer.types import StepBatch
 from trainer.write_guard import WriteGuard
 from weight_sync.publisher import WeightPublisher
-from weight_sync.receiver import IpcWeights
-from weight_sync.receiver import StagedWeights
+from weight_sync.receiver import IpcWeights, StagedWeights
 
 PLACEHOLDER = 999
 

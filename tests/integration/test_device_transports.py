@@ -28,9 +28,7 @@ from services.schemas.weights import IpcHandle, Rendezvous, Transport, WeightMan
 from services.settings import Settings
 from tests.live_servers import LiveServer, cluster_settings, serving, wait_registered
 from tests.processes import wait_for
-from weight_sync import device
-from weight_sync import ipc
-from weight_sync import sender
+from weight_sync import device, ipc, sender
 from weight_sync import publisher as publishing
 from weight_sync.ipc import IpcSender, SharedTensors, decode_ipc
 from weight_sync.nccl import NcclSender
