@@ -22,6 +22,9 @@ SEED ?= 0
 SET ?=
 CONFIG ?= $(if $(DATA),configs/demo-data.toml,configs/demo.toml)
 
+# Packages come uncompiled: without written bytecode each process compiles torch, transformers and vLLM once more.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: setup demo images pin-images test test-docker check check-setup check-cuda check-security format lint types imports units integration training e2e start-checkpoint clean distclean help
 
 help: ## Show the targets

@@ -102,7 +102,7 @@ def serve(settings: Settings, number: int) -> None:
             settings, lambda: engine, CollectorRegistry(), Tracing("bench", None)
         )
         registry, queue = Registry(redis, keys), RedisQueue(redis, keys)
-        images = ImageStore(settings.images_folder, redis, keys)
+        images = ImageStore(settings.run.files.images, redis, keys)
         membership = Membership(server, registry, images)
         worker = QueueWorker(server, queue, registry, images, membership.lanes, settings)
         async with membership.joined():
@@ -121,7 +121,7 @@ class Trainer:
     def __init__(self, settings: Settings) -> None:
         self._redis, keys = connect(settings.redis), RunKeys(settings.run.name)
         self.queue, self.registry = RedisQueue(self._redis, keys), Registry(self._redis, keys)
-        store = ImageStore(settings.images_folder)
+        store = ImageStore(settings.run.files.images)
         images = [os.urandom(IMAGE_BYTES) for _ in range(NUM_IMAGES)]
         self._refs = itertools.cycle([store.put(image) for image in images])
         self._numbers = itertools.count()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from launcher.subreaper import is_alive
 from services.errors import ConflictError, NotFoundError
+from services.run_folder import RunFolder
 
 _SETTLE_S = 60.0
 """How long the parts of a killed launcher may take to end."""
@@ -16,54 +17,31 @@ _DYING_S = 1.0
 """How long a launcher that was just killed may still look alive."""
 
 
-class RunFolder:
-    """What the launcher itself writes into a run's folder."""
+def prepare_folder(folder: RunFolder, *, resume: bool) -> Path | None:
+    """Make a run's folder, or take up the one that is there.
 
-    def __init__(self, folder: Path) -> None:
-        self.path = folder
-        self.config = folder / "config.toml"
-        self.logs = folder / "logs"
-        self.metrics = folder / "metrics.jsonl"
-        self._finished = folder / "finished"
+    Returns:
+        Where an earlier run was moved to, if there was one.
 
-    @property
-    def finished(self) -> bool:
-        """Whether a run here came to its end."""
-        return self._finished.exists()
+    Raises:
+        NotFoundError: There is nothing to resume.
+    """
+    if resume:
+        if not folder.config.exists():
+            raise NotFoundError(f"no run to resume in {folder.path}: start it without --resume")
+        return None
+    moved = None
+    if folder.path.exists() and any(folder.path.iterdir()):
+        moved = _move_away(folder.path)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    return moved
 
-    @property
-    def newest_checkpoint(self) -> str | None:
-        """Name of the last one, such as `step-000040`; None before the first."""
-        return max((f.name for f in self.path.glob("checkpoints/step-*")), default=None)
 
-    def mark_finished(self) -> None:
-        """The last thing that a run does."""
-        self._finished.touch()
-
-    def prepare(self, *, resume: bool) -> Path | None:
-        """Make the folder, or take up the one that is there.
-
-        Returns:
-            Where an earlier run was moved to, if there was one.
-
-        Raises:
-            NotFoundError: There is nothing to resume.
-        """
-        if resume:
-            if not self.config.exists():
-                raise NotFoundError(f"no run to resume in {self.path}: start it without --resume")
-            return None
-        moved = None
-        if self.path.exists() and any(self.path.iterdir()):
-            moved = self._move_away()
-        self.path.mkdir(parents=True, exist_ok=True)
-        return moved
-
-    def _move_away(self) -> Path:
-        number = 1
-        while (target := self.path.with_name(f"{self.path.name}.{number}")).exists():
-            number += 1
-        return self.path.rename(target)
+def _move_away(path: Path) -> Path:
+    number = 1
+    while (target := path.with_name(f"{path.name}.{number}")).exists():
+        number += 1
+    return path.rename(target)
 
 
 @contextmanager

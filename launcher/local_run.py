@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from launcher.folder import RunFolder, run_lock
+from launcher.folder import prepare_folder, run_lock
 from launcher.processes import PartDiedError, Supervisor, heeded_signals
 from launcher.run_parts import RunParts, run_parts, server_urls, with_free_ports
 from launcher.run_view import plan_lines, summary_table
@@ -20,7 +20,8 @@ from planning.preflight.inputs import checked
 from planning.preflight.rows import opened
 from services.errors import WaitTimeoutError
 from services.host.ports import ReservedPorts
-from services.host.printable import printable
+from services.printable import printable
+from services.run_folder import RunFolder
 from services.settings import Settings, dump_settings
 from services.telemetry import setup_logging
 
@@ -61,12 +62,12 @@ def run_here(
         settings = colocated(settings)
     num_steps = _num_steps(settings)
     console = open_console()
-    folder = RunFolder(settings.run.folder)
+    folder = settings.run.files
     with run_lock(folder.path) as lock, ReservedPorts() as ports:
-        if resume and folder.finished:
+        if resume and folder.finished.exists():
             say_on(console)(f"{folder.path} is finished: nothing to resume")
             return 0
-        moved = folder.prepare(resume=resume)
+        moved = prepare_folder(folder, resume=resume)
         if moved:
             say_on(console)(f"the earlier run of this name is kept in {moved}")
         settings = with_free_ports(settings, ports)
@@ -119,7 +120,7 @@ class _Run:
         folder = self._folder
         with (
             Supervisor(folder.logs, say=self.say, held_fds=[lock]) as supervisor,
-            RunTable(folder.metrics, self._num_steps, supervisor.states, self._console) as table,
+            RunTable(folder, self._num_steps, supervisor.states, self._console) as table,
         ):
             started = time.monotonic()
             names = [part.name for part in (parts.redis, *parts.services)]
@@ -135,14 +136,14 @@ class _Run:
             supervisor.wait_done("trainer", tick=table.update)
             self._evaluate_after(supervisor, table)
         self._report()
-        folder.mark_finished()
+        folder.finished.touch()
 
     def _evaluate_after(self, supervisor: Supervisor, table: RunTable) -> None:
         """The trainer has done it; where it failed there, it is worth another try."""
         # Imported here: it must not slow down the start of the services.
         from evaluation.of_a_run.heldout import evaluate_heldout, heldout_summary
 
-        if not self._evaluates or "after" in heldout_summary(self._folder.path):
+        if not self._evaluates or "after" in heldout_summary(self._folder):
             return
         self.say("held-out evaluation after training")
         supervisor.watch(
@@ -157,8 +158,8 @@ class _Run:
         from evaluation.of_a_run.results import write_run_results
 
         if self._evaluates:
-            self._console.print(summary_table(heldout_summary(self._folder.path)))
-        for file in (*write_run_results(self._settings), self._folder.path / "checkpoint"):
+            self._console.print(summary_table(heldout_summary(self._folder)))
+        for file in (*write_run_results(self._settings), self._folder.checkpoint):
             self.say(f"wrote {file}")
 
 

@@ -19,7 +19,8 @@ from typing import Any, Literal, Self, TypeVar
 
 from launcher import subreaper
 from services.errors import SggError, WaitTimeoutError
-from services.settings import ENV_PREFIX, child_environment
+from services.host.environment import child_environment
+from services.settings.load import ENV_PREFIX
 
 T = TypeVar("T")
 State = Literal["starting", "running", "waiting", "adopted", "done", "stopped"]

@@ -14,8 +14,8 @@ from typing import Any
 
 from launcher.subreaper import die_with_parent, send
 from services.errors import SupersededError
+from services.host.environment import child_environment, environment_value
 from services.host.ports import ReservedPorts
-from services.settings import child_environment, environment_value
 from trainer.ranks.stop import EXIT_STOPPED, STOP_SIGNALS
 
 PASSED_ON = (*STOP_SIGNALS, signal.SIGINT)

@@ -6,11 +6,11 @@ from typing import Any
 
 from rich.table import Table
 
-from launcher.folder import RunFolder
 from launcher.run_parts import server_names
 from planning.placement import GpuSet, Placement, kinds, numbers
 from planning.preflight.gpus import has_cuda_build, visible_gpus
 from services.redis.client import without_password
+from services.run_folder import RunFolder
 from services.settings import Settings
 
 

@@ -1,10 +1,8 @@
 """What a run shows while it goes on: the last steps, and how each process is."""
 
-import json
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
-from pathlib import Path
 from statistics import fmean
 from types import TracebackType
 from typing import Any, Self
@@ -15,51 +13,23 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.terminal import SafeConsole
+from services.run_folder import EvaluationRow, RunFolder, StepRow, TableFollower
 
 _SHOWN_STEPS = 12
 _BETWEEN_COLUMNS = 2
 """Spaces after each."""
 _COLOURS = {"running": "green", "done": "green", "starting": "yellow", "adopted": "cyan"}
 
-Row = dict[str, Any]
-
-
-class MetricsTail:
-    """New lines of `metrics.jsonl`. A file that was replaced or cut (a resumed run) starts over."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._offset = 0
-        self._inode = 0
-
-    def read(self) -> list[Row]:
-        """Rows since the last call. A line still being written waits for the next call."""
-        try:
-            with self._file.open("rb") as stream:
-                self._start_over_if_replaced()
-                stream.seek(self._offset)
-                text = stream.read()
-        except FileNotFoundError:
-            return []
-        complete = text[: text.rfind(b"\n") + 1]
-        self._offset += len(complete)
-        return [row for line in complete.splitlines() if (row := _row(line)) is not None]
-
-    def _start_over_if_replaced(self) -> None:
-        now = self._file.stat()
-        if now.st_ino != self._inode or now.st_size < self._offset:
-            self._inode, self._offset = now.st_ino, 0
-
 
 class RunTable:
     """A live table on a terminal; one line a step elsewhere.
 
-    Example: `with RunTable(folder / "metrics.jsonl", 100, states, open_console()) as table:`
+    Example: `with RunTable(settings.run.files, 100, states, open_console()) as table:`
     """
 
     def __init__(
         self,
-        metrics: Path,
+        folder: RunFolder,
         num_steps: int | None,
         states: Callable[[], dict[str, str]],
         console: SafeConsole,
@@ -67,21 +37,21 @@ class RunTable:
         """Shows nothing yet.
 
         Args:
-            metrics: The run's `metrics.jsonl`; it may come later.
+            folder: The run's; its files may come later.
             num_steps: Of the run; None takes it from the metrics.
             states: Each process by name, as shown below the table.
             console: Where to.
         """
-        self._tail = MetricsTail(metrics)
-        self._evaluations = MetricsTail(metrics.with_name("evaluations.jsonl"))
-        self._last_evaluation: Row | None = None
-        self._evaluated: list[Row] = []
+        self._steps = TableFollower[StepRow](folder.metrics)
+        self._evaluations = TableFollower[EvaluationRow](folder.evaluations)
+        self._last_evaluation: EvaluationRow | None = None
+        self._evaluated: list[EvaluationRow] = []
         """Those that are said. A resumed run writes the ones up to its checkpoint again."""
         self._num_steps = num_steps
         self._states = states
         self._console = console
-        self._rows: deque[Row] = deque(maxlen=_SHOWN_STEPS)
-        self._printed: dict[int, Row] = {}
+        self._rows: deque[StepRow] = deque(maxlen=_SHOWN_STEPS)
+        self._printed: dict[int, StepRow] = {}
         """By step. A resumed run writes the steps up to its checkpoint again, unchanged."""
         self._live = (
             Live(console=console, auto_refresh=False, transient=False)
@@ -90,9 +60,9 @@ class RunTable:
         )
 
     def __enter__(self) -> Self:
-        for row in self._tail.read():  # of the run that is resumed
+        for row in self._steps.read().rows:  # of the run that is resumed
             self._add(row)
-        self._evaluated = self._evaluations.read()
+        self._evaluated = self._evaluations.read().rows
         if self._live:
             self._live.start()
         return self
@@ -109,8 +79,8 @@ class RunTable:
 
     def update(self) -> None:
         """Read what is new and show it."""
-        new = [row for row in self._tail.read() if self._add(row)]
-        evaluations = [row for row in self._evaluations.read() if row not in self._evaluated]
+        new = [row for row in self._steps.read().rows if self._add(row)]
+        evaluations = [row for row in self._evaluations.read().rows if row not in self._evaluated]
         self._evaluated += evaluations
         self._last_evaluation = evaluations[-1] if evaluations else self._last_evaluation
         if self._live:
@@ -119,8 +89,8 @@ class RunTable:
         for row in new:
             left = self._left() if row is new[-1] else None
             self._print(step_line(row, self._total(row), left))
-        for row in evaluations:
-            self._print(evaluation_line(row))
+        for evaluation in evaluations:
+            self._print(evaluation_line(evaluation))
 
     def _print(self, line: str) -> None:
         self._console.print(line, highlight=False, soft_wrap=True)
@@ -131,7 +101,7 @@ class RunTable:
             yield Text(evaluation_line(self._last_evaluation))
         yield self._processes()
 
-    def _total(self, row: Row) -> int | None:
+    def _total(self, row: StepRow) -> int | None:
         return self._num_steps or row.get("num_steps")
 
     def _left(self) -> str | None:
@@ -146,7 +116,7 @@ class RunTable:
         left = total - self._rows[-1].get("step", -1) - 1
         return str(timedelta(seconds=round(fmean(seconds) * left)))
 
-    def _add(self, row: Row) -> bool:
+    def _add(self, row: StepRow) -> bool:
         """Take up a row; later steps were rolled back. Whether it says anything new."""
         step = row.get("step", -1)
         while self._rows and self._rows[-1].get("step", -1) >= step:
@@ -211,7 +181,7 @@ class RunTable:
         return text
 
 
-def step_line(row: Row, num_steps: int | None, left: str | None = None) -> str:
+def step_line(row: StepRow, num_steps: int | None, left: str | None = None) -> str:
     """A step in one line, with the time left to the end where it is known.
 
     Example: `step 3/100  reward 2.134 (edge 0.20)  failed 4%  lag 0.2/1  812 tok/s  train 3.4s
@@ -241,7 +211,7 @@ _MEASURES = {
 """Of a held-out evaluation; a task has some of them"""
 
 
-def evaluation_line(row: Row) -> str:
+def evaluation_line(row: Mapping[str, Any]) -> str:
     """A held-out evaluation in one line, with the versions that answered.
 
     Example: `evaluated version 40 (40 to 41), strict  triplet recall 0.213  F1 0.201  mean recall
@@ -259,15 +229,6 @@ def evaluation_line(row: Row) -> str:
     )
 
 
-def _row(line: bytes) -> Row | None:
-    """A torn line, left by a crash, is no row."""
-    try:
-        row = json.loads(line)
-    except ValueError:
-        return None
-    return row if isinstance(row, dict) else None
-
-
 def _number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:,.{digits}f}"
 
@@ -276,6 +237,6 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.0f}%"
 
 
-def _lag(row: Row) -> str:
+def _lag(row: StepRow) -> str:
     """Mean and maximum."""
     return f"{_number(row.get('policy_lag_mean'), 1)}/{_number(row.get('policy_lag_max'), 0)}"

@@ -49,7 +49,7 @@ class Monitor:
         self._settings = settings
         self._redis = connect(settings.redis)
         self._reader = RunReader(self._redis, RunKeys(settings.run.name))
-        self._training = Training(settings.run.folder)
+        self._training = Training(settings.run.files)
         self._collector = RunCollector(settings, self._training)
         self._trouble: dict[str, str] = {}
         """What could not be read last, by what it is."""

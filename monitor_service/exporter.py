@@ -2,7 +2,7 @@
 
 import itertools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
 from prometheus_client.metrics_core import Metric
@@ -131,7 +131,7 @@ def _add_training(found: Families, training: Training) -> None:
         found.gauge("trainer_phase", text, 1, phase=training.beat.phase)
 
 
-def _add_row(found: Families, prefix: str, which: str, row: dict[str, Any]) -> None:
+def _add_row(found: Families, prefix: str, which: str, row: Mapping[str, Any]) -> None:
     """Each number of a line, under its own name with the unit spelt out."""
     for key, value in row.items():
         name, text = f"{prefix}_{_with_unit(key)}", f"`{key}` of the {which}: docs/metrics.md"

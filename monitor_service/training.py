@@ -3,14 +3,14 @@
 import json
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from monitor_service.step_file import StepFile
+from services.run_folder import TAIL_BYTES, EvaluationRow, RunFolder, StepRow, TableFollower
 
 _RECENT = 20
 """Steps whose usual duration is taken: a checkpoint, or the pause of a resume, is not usual."""
@@ -42,11 +42,10 @@ class Training:
     SFT writes the same files, with fewer numbers in a line.
     """
 
-    folder: Path
-    """Of the run."""
-    last: dict[str, Any] = field(default_factory=dict)
+    folder: RunFolder
+    last: StepRow = field(default_factory=StepRow)
     """The last line of `metrics.jsonl`; empty before the first."""
-    evaluation: dict[str, Any] = field(default_factory=dict)
+    evaluation: EvaluationRow = field(default_factory=EvaluationRow)
     """The last line of `evaluations.jsonl`; empty where nothing was evaluated."""
     step_interval_s: float | None = None
     """Median time between the last lines; None before the second."""
@@ -56,15 +55,15 @@ class Training:
     """Sampled tokens of these steps."""
     beat: Beat | None = None
     """None before the trainer's first start."""
-    _steps: StepFile = field(init=False)
-    _evaluations: StepFile = field(init=False)
+    _steps: TableFollower[StepRow] = field(init=False)
+    _evaluations: TableFollower[EvaluationRow] = field(init=False)
     _times: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
     _counted_until: float = field(default_factory=time.time)
     """Unix time of the last step that is in the counts, which a cut does not take back."""
 
     def __post_init__(self) -> None:
-        self._steps = StepFile(self.folder / "metrics.jsonl")
-        self._evaluations = StepFile(self.folder / "evaluations.jsonl")
+        self._steps = TableFollower(self.folder.metrics, tail_bytes=TAIL_BYTES)
+        self._evaluations = TableFollower(self.folder.evaluations, tail_bytes=TAIL_BYTES)
 
     def look(self) -> None:
         """Read what is new.
@@ -75,16 +74,16 @@ class Training:
         rows, cut = self._steps.read()
         if cut:
             self._times.clear()
-        self.last = _last_of(rows, {} if cut else self.last)
+        self.last = rows[-1] if rows else {} if cut else self.last
         self._count(rows)
         self._times.extend(float(row["time"]) for row in rows if "time" in row)
         gaps = [later - earlier for earlier, later in pairwise(self._times)]
         self.step_interval_s = median(gaps) if gaps else None
         found, cut = self._evaluations.read()
-        self.evaluation = _last_of(found, {} if cut else self.evaluation)
-        self.beat = _read_beat(self.folder / "ranks" / "rank-0.json")
+        self.evaluation = found[-1] if found else {} if cut else self.evaluation
+        self.beat = _read_beat(self.folder.ranks / "rank-0.json")
 
-    def _count(self, rows: Iterable[dict[str, Any]]) -> None:
+    def _count(self, rows: Iterable[Mapping[str, Any]]) -> None:
         """Counters begin at 0 with this process: what happened before it, it has not seen."""
         for row in rows:
             if float(row.get("time", 0)) > self._counted_until:
@@ -92,10 +91,6 @@ class Training:
                 self.num_tokens += row.get("num_tokens", 0)
                 for key, outcome in OUTCOMES.items():
                     self.groups[outcome] += row.get(key, 0)
-
-
-def _last_of(rows: Sequence[dict[str, Any]], before: dict[str, Any]) -> dict[str, Any]:
-    return rows[-1] if rows else before
 
 
 def _read_beat(file: Path) -> Beat | None:

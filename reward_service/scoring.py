@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import TypeAdapter
 
-from reward_service.rubrics import Rubric, rubric_for
+from reward_service.rubrics import rubric_for, rubric_version, terms_of
 from reward_service.similarity.registry import Similarities
 from reward_service.terms import TERMS, Batch
 from scene_graph.boxes import space_scale
@@ -24,6 +24,7 @@ from scene_graph.parsing import ParsedCompletion, parse_completion
 from scene_graph.similarity import Similarity
 from services.errors import InvalidInputError, TooLargeError
 from services.schemas.rewards import Matched, Reward, RewardGroup, ScoredGroup, Task
+from services.schemas.rubrics import Rubric
 
 logger = logging.getLogger(__name__)
 
@@ -57,8 +58,8 @@ class Scorer:
     def __init__(self, rubric: Rubric, task: Task, similarity: Similarity) -> None:
         self.rubric = rubric
         self.task = task
-        self.rubric_version = rubric.version(similarity.version)
-        self.weights = rubric.terms_of(task)
+        self.rubric_version = rubric_version(rubric, similarity.version)
+        self.weights = terms_of(rubric, task)
         self.max_total = sum(self.weights.values())
         self._similarity = similarity
         self._failure = dict.fromkeys(self.weights, 0.0)

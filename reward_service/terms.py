@@ -1,7 +1,8 @@
 """Reward terms: each maps a batch of compared completions to values in 0..1.
 
-To add a term, write a function and list it in `TERMS`. It gets the batch and the rubric, and
-returns a value for each of the B completions. R is the reference, P the prediction, "matched" means
+To add a term, write a function here with `@_term`: name, tasks and formula stand above it, for
+scoring, the catalogue and the rubric's version alike. It gets the batch and the rubric, and returns
+a value for each of the B completions. R is the reference, P the prediction, "matched" means
 by `scene_graph.matching`, sim is the rubric's similarity of two names. A term over an empty
 reference list is 0 for every completion: with nothing to find there is nothing to tell good from
 bad.
@@ -14,16 +15,13 @@ dropped, several predicates of one pair all count, a dangling id costs its tripl
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from scene_graph.matching import Comparison, Flags, ObjectPairs
 from scene_graph.similarity import Floats, Indices
 from services.schemas.rewards import Task
-
-if TYPE_CHECKING:
-    from reward_service.rubrics import Rubric
+from services.schemas.rubrics import Rubric
 
 ALL_TASKS: frozenset[Task] = frozenset({"sgg", "det", "cls"})
 WITH_BOXES: frozenset[Task] = frozenset({"sgg", "det"})
@@ -94,83 +92,113 @@ class Batch:
         return share(total, self.num_reference_triplets)
 
 
+TermFunction = Callable[[Batch, Rubric], Floats]
+"""[B] values of a batch's completions"""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Term:
     """A named part of a reward."""
 
     formula: str
     """Says what it computes; part of every rubric's version."""
-    function: Callable[[Batch, "Rubric"], Floats]
+    function: TermFunction
     tasks: frozenset[Task]
     """Elsewhere it is left out of breakdown and total."""
 
 
-def format_term(batch: Batch, rubric: "Rubric") -> Floats:
-    """1 for a complete, well-formed, non-empty answer with its tags, else 0."""
+_TERMS: dict[str, Term] = {}
+TERMS: Mapping[str, Term] = _TERMS
+"""By name, in the order in which they stand here"""
+
+
+def _term(
+    name: str, tasks: frozenset[Task], formula: str
+) -> Callable[[TermFunction], TermFunction]:
+    """List the function below as the term of this name."""
+
+    def listed(function: TermFunction) -> TermFunction:
+        _TERMS[name] = Term(formula=formula, function=function, tasks=tasks)
+        return function
+
+    return listed
+
+
+@_term(
+    "format",
+    ALL_TASKS,
+    "1 if the whole text is <answer>...</answer> (after <think>...</think>, where the "
+    "prompt asked for it), nothing was dropped and the graph is not empty; else 0, or 0.5 with "
+    "format_partial_credit for a graph without the tags",
+)
+def _format(batch: Batch, rubric: Rubric) -> Floats:
     predicted = batch.comparison.predicted
     filled = (predicted.num_triplets if batch.task == "cls" else predicted.num_objects) > 0
     untagged = 0.5 if rubric.format_partial_credit else 0.0
     return np.where(batch.clean & filled, np.where(batch.tagged, 1.0, untagged), 0.0)
 
 
-def node_category(batch: Batch, _: "Rubric") -> Floats:
-    """Sum of sim over matched pairs / |R objects|."""
+@_term("node_category", WITH_BOXES, "sum over matched pairs of sim / |R objects|")
+def _node_category(batch: Batch, _: Rubric) -> Floats:
     similarity = batch.pairs.similarity[batch.pairs.matched]
     return share(batch.sum_matched(similarity), batch.num_reference_objects)
 
 
-def node_box(batch: Batch, _: "Rubric") -> Floats:
-    """Sum of (2 IoU + 5 exp(-L1)) / 7 over matched pairs / |R objects|."""
+@_term("node_box", WITH_BOXES, "sum over matched pairs of (2 IoU + 5 exp(-L1)) / 7 / |R objects|")
+def _node_box(batch: Batch, _: Rubric) -> Floats:
     matched = batch.pairs.matched
     values = (2 * batch.pairs.iou[matched] + 5 * np.exp(-batch.pairs.l1[matched])) / 7
     return share(batch.sum_matched(values), batch.num_reference_objects)
 
 
-def edge(batch: Batch, _: "Rubric") -> Floats:
-    """Names of triplets between matched objects.
-
-    Sum over reference triplets with matched subject and object of sim(subject) * sim(object) * the
-    best sim of a predicate predicted between the matched pair / |R triplets|. For `cls`, where
-    nothing is matched: the one-to-one assignment with the greatest sum.
-    """
+@_term(
+    "edge",
+    WITH_TRIPLETS,
+    "sum over R triplets with matched subject and object of sim(subject) sim(object) "
+    "max over predicates predicted between the matched pair of sim(predicate) / |R triplets|; "
+    "for cls: greatest sum over one-to-one pairs of triplets of the product of the three sims",
+)
+def _edge(batch: Batch, _: Rubric) -> Floats:
+    """Names of triplets between matched objects; for `cls` nothing is matched."""
     if batch.task == "cls":
         return batch.share_of_assigned(batch.comparison.assigned)
     return batch.share_of_triplets(batch.best_by_instance(batch.comparison.triplets.matched))
 
 
-def edge_hard(batch: Batch, _: "Rubric") -> Floats:
-    """Share of reference triplets that a predicted triplet hits: equal names, both IoU >= 0.5."""
+@_term(
+    "edge_hard",
+    WITH_TRIPLETS,
+    "share of R triplets for which a P triplet has the three equal names and both "
+    "boxes IoU >= 0.5; for cls: one-to-one, names only",
+)
+def _edge_hard(batch: Batch, _: Rubric) -> Floats:
     if batch.task == "cls":
         return batch.share_of_assigned(batch.comparison.assigned_hits)
     return batch.share_of_triplets(_hits(batch))
 
 
-def edge_hard_relaxed(batch: Batch, _: "Rubric") -> Floats:
-    """Mean over reference triplets of the best sim product where both boxes have IoU >= 0.5."""
+@_term(
+    "edge_hard_relaxed",
+    SGG,
+    "sum over R triplets of the best product of the three sims among P triplets with "
+    "both boxes IoU >= 0.5 / |R triplets|",
+)
+def _edge_hard_relaxed(batch: Batch, _: Rubric) -> Floats:
     return batch.share_of_triplets(batch.best_by_instance(batch.comparison.triplets.overlap))
 
 
-def predicate_balanced(batch: Batch, rubric: "Rubric") -> Floats:
-    """`edge_hard` with every reference triplet weighted by 1 / frequency of its predicate.
-
-    A predicate that the table does not have counts like the rarest that it has.
-    """
-    table = rubric.frequencies()
-    rarest = min(table.values())
-    weight = np.array([1.0 / table.get(name, rarest) for name in batch.comparison.names])
-    c = batch.comparison
-    weights = weight[c.reference.predicates[c.instance_triplet]]
-    total = c.per_graph(c.instance_owner, weights)
-    return share(c.per_graph(c.instance_owner, weights * _hits(batch)), total)
-
-
-def triplet_f1(batch: Batch, rubric: "Rubric") -> Floats:
+@_term(
+    "triplet_f1",
+    WITH_TRIPLETS,
+    "F_beta of S / |P triplets whose two boxes have IoU >= 0.5 with an R object| and "
+    "S / |R triplets|; S is the greatest sum over one-to-one pairs of triplets with both boxes "
+    "IoU >= 0.5 of the product of the three sims (for cls: without boxes, all P triplets)",
+)
+def _triplet_f1(batch: Batch, rubric: Rubric) -> Floats:
     """F_beta of soft precision and recall under a one-to-one assignment of triplets.
 
-    The assignment maximises the sum S of sim(subject) * sim(predicate) * sim(object) over pairs
-    with both boxes IoU >= 0.5. Recall is S / |R triplets|. Precision is S / number of predicted
-    triplets that count: annotations are incomplete, so a triplet whose subject or object overlaps
-    no reference object (IoU >= 0.5) is not held against the prediction.
+    Annotations are incomplete, so a triplet whose subject or object overlaps no reference object is
+    not held against the prediction.
     """
     c = batch.comparison
     triplets = c.triplets
@@ -181,18 +209,32 @@ def triplet_f1(batch: Batch, rubric: "Rubric") -> Floats:
     return share((1 + square) * precision * recall, square * precision + recall)
 
 
-def object_precision(batch: Batch, _: "Rubric") -> Floats:
-    """Matched objects with an equal name and IoU >= 0.5 / |P objects|."""
+@_term(
+    "object_precision", WITH_BOXES, "matched pairs with an equal name and IoU >= 0.5 / |P objects|"
+)
+def _object_precision(batch: Batch, _: Rubric) -> Floats:
     matched = batch.pairs.matched
     good = batch.pairs.same_name[matched] & batch.pairs.overlap[matched]
     return share(batch.sum_matched(good), batch.num_predicted_objects)
 
 
-def length_penalty(batch: Batch, rubric: "Rubric") -> Floats:
-    """1 up to a length, then falling linearly to 0: one minus DAPO's soft overlong punishment.
+@_term(
+    "predicate_balanced", SGG, "edge_hard with every R triplet weighted by 1 / predicate_frequency"
+)
+def _predicate_balanced(batch: Batch, rubric: Rubric) -> Floats:
+    """A predicate that the table does not have counts like the rarest that it has."""
+    table = rubric.frequencies()
+    rarest = min(table.values())
+    weight = np.array([1.0 / table.get(name, rarest) for name in batch.comparison.names])
+    c = batch.comparison
+    weights = weight[c.reference.predicates[c.instance_triplet]]
+    total = c.per_graph(c.instance_owner, weights)
+    return share(c.per_graph(c.instance_owner, weights * _hits(batch)), total)
 
-    arXiv 2503.14476, section 3.4.
-    """
+
+@_term("length_penalty", ALL_TASKS, "1 up to length.start, falling linearly to 0 at length.end")
+def _length_penalty(batch: Batch, rubric: Rubric) -> Floats:
+    """One minus DAPO's soft overlong punishment (arXiv 2503.14476, section 3.4)."""
     assert rubric.length is not None
     limits = rubric.length
     lengths = batch.num_tokens if limits.unit == "tokens" else batch.num_characters
@@ -212,65 +254,3 @@ def _hits(batch: Batch) -> Floats:
     hit = np.zeros(len(batch.comparison.instance_owner))
     hit[triplets.instance[triplets.same_names & triplets.overlap]] = 1.0
     return hit
-
-
-TERMS: Mapping[str, Term] = {
-    "format": Term(
-        formula="1 if the whole text is <answer>...</answer> (after <think>...</think>, where the "
-        "prompt asked for it), nothing was dropped and the graph is not empty; else 0, or 0.5 with "
-        "format_partial_credit for a graph without the tags",
-        function=format_term,
-        tasks=ALL_TASKS,
-    ),
-    "node_category": Term(
-        formula="sum over matched pairs of sim / |R objects|",
-        function=node_category,
-        tasks=WITH_BOXES,
-    ),
-    "node_box": Term(
-        formula="sum over matched pairs of (2 IoU + 5 exp(-L1)) / 7 / |R objects|",
-        function=node_box,
-        tasks=WITH_BOXES,
-    ),
-    "edge": Term(
-        formula="sum over R triplets with matched subject and object of sim(subject) sim(object) "
-        "max over predicates predicted between the matched pair of sim(predicate) / |R triplets|; "
-        "for cls: greatest sum over one-to-one pairs of triplets of the product of the three sims",
-        function=edge,
-        tasks=WITH_TRIPLETS,
-    ),
-    "edge_hard": Term(
-        formula="share of R triplets for which a P triplet has the three equal names and both "
-        "boxes IoU >= 0.5; for cls: one-to-one, names only",
-        function=edge_hard,
-        tasks=WITH_TRIPLETS,
-    ),
-    "edge_hard_relaxed": Term(
-        formula="sum over R triplets of the best product of the three sims among P triplets with "
-        "both boxes IoU >= 0.5 / |R triplets|",
-        function=edge_hard_relaxed,
-        tasks=SGG,
-    ),
-    "triplet_f1": Term(
-        formula="F_beta of S / |P triplets whose two boxes have IoU >= 0.5 with an R object| and "
-        "S / |R triplets|; S is the greatest sum over one-to-one pairs of triplets with both boxes "
-        "IoU >= 0.5 of the product of the three sims (for cls: without boxes, all P triplets)",
-        function=triplet_f1,
-        tasks=WITH_TRIPLETS,
-    ),
-    "object_precision": Term(
-        formula="matched pairs with an equal name and IoU >= 0.5 / |P objects|",
-        function=object_precision,
-        tasks=WITH_BOXES,
-    ),
-    "predicate_balanced": Term(
-        formula="edge_hard with every R triplet weighted by 1 / predicate_frequency",
-        function=predicate_balanced,
-        tasks=SGG,
-    ),
-    "length_penalty": Term(
-        formula="1 up to length.start, falling linearly to 0 at length.end",
-        function=length_penalty,
-        tasks=ALL_TASKS,
-    ),
-}

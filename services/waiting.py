@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from services.errors import UnavailableError, WaitTimeoutError
-from services.settings import start_command
+from services.host.environment import start_command
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

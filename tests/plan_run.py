@@ -28,7 +28,7 @@ from planning.simulation.rates import (
     TrainingRates,
     seen_lengths,
 )
-from rollout_service.engine import EngineResult, Weights
+from rollout_service.engine import EngineResult, GroupRequest
 from rollout_service.fake.engine import FakeEngine
 from rollout_service.http.app import make_engine
 from scene_data.dataset import SceneDataset, open_dataset
@@ -44,6 +44,7 @@ from trainer.batches.preparation import Prepared, PreparedBatches
 from trainer.checkpoints.checkpoint import TrainerState
 from trainer.connection import ServiceConnection
 from trainer.types import StepBatch
+from weight_sync.receiver import StagedWeights
 
 GROUPS_PER_STEP, GROUP_SIZE = 4, 4
 MAX_TOKENS = 128
@@ -149,18 +150,18 @@ class LoadingEngine(FakeEngine):
         self.busy_s, self.num_tokens = 0.0, 0
         return self
 
-    async def sample(self, *args: Any, **kwargs: Any) -> EngineResult:
+    async def sample(self, request: GroupRequest) -> EngineResult:
         self._note(groups=1)
         try:
-            result = await super().sample(*args, **kwargs)
+            result = await super().sample(request)
         finally:
             self._note(groups=-1)
-        work_id = kwargs["request_id"].rsplit("/", 2)[0]
+        work_id = request.request_id.rsplit("/", 2)[0]
         self._stopwatch.ended[work_id] = time.perf_counter()
         self.num_tokens += sum(len(completion.token_ids) for completion in result.completions)
         return result
 
-    async def load_weights(self, weights: Weights, manifest: WeightManifest) -> None:
+    async def load_weights(self, weights: StagedWeights, manifest: WeightManifest) -> None:
         self._note()
         self._is_paused = True
         await asyncio.sleep(LOAD_S)
@@ -240,7 +241,7 @@ def run(base: Settings, dataset: SceneDataset, regime: Regime) -> Seen:
             stack.enter_context(serving(settings, engine))
         wait_for("the servers", lambda: len(registered(settings)) == regime.num_servers)
         link = stack.enter_context(
-            ServiceConnection.open(settings, dataset, [999], TrainerState(), Alone())
+            ServiceConnection(settings, dataset, [999], TrainerState(), Alone())
         )
         _instrument(link, watch)
         link.start(_weights(0), 0)
@@ -296,7 +297,9 @@ async def _sample(engine: Any, number: int, *, together: int) -> list[list[int]]
         sampling = Sampling(n=GROUP_SIZE, max_tokens=MAX_TOKENS, seed=seed)
         message = ChatMessage(role="user", content=[TextPart(text="What?")])
         async with room:
-            result = await engine.sample([message], [], sampling, request_id=str(seed))
+            result = await engine.sample(
+                GroupRequest(messages=[message], sampling=sampling, request_id=str(seed))
+            )
         return [len(completion.token_ids) for completion in result.completions]
 
     return list(await asyncio.gather(*map(one, range(number))))
@@ -376,7 +379,7 @@ def _train(
         if step == WARM_UP:
             before = [engine.read_busy_s() for engine in engines]
         began = time.perf_counter()
-        batches.append(upcoming.take(step))
+        batches.append(upcoming.take_with_advantages(step))
         waits.append(time.perf_counter() - began)
         upcoming.prepared()
         training = time.perf_counter()

@@ -4,6 +4,7 @@ import fcntl
 from pathlib import Path
 
 from services.errors import SupersededError
+from services.run_folder import RunFolder
 
 
 class WriteGuard:
@@ -18,7 +19,7 @@ class WriteGuard:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._file = folder / "incarnation"
+        self._file = RunFolder(folder).incarnation
         self._incarnation = 0
         """The number of this start; 0 until it has one: then nobody is shut out."""
 
@@ -29,8 +30,12 @@ class WriteGuard:
         except (FileNotFoundError, ValueError):
             return 0
 
+    def join(self, incarnation: int) -> None:
+        """This rank belongs to an incarnation that rank 0 takes."""
+        self._incarnation = incarnation
+
     def take(self, incarnation: int) -> None:
-        """From now on every earlier incarnation is shut out. Rank 0 calls it; others `join`.
+        """From now on every earlier incarnation is shut out; rank 0 calls it.
 
         Raises:
             SupersededError: A later one was here.
@@ -43,10 +48,6 @@ class WriteGuard:
             draft = self._file.with_suffix(".draft")
             draft.write_text(str(incarnation))
             draft.replace(self._file)
-
-    def join(self, incarnation: int) -> None:
-        """This rank belongs to an incarnation that rank 0 has taken, or is about to take."""
-        self._incarnation = incarnation
 
     @property
     def is_shut(self) -> bool:

@@ -1,29 +1,34 @@
-"""What the transports from GPU to GPU have in common: bytes move while servers commit."""
+"""What the ways from GPU to GPU have in common: bytes move while servers commit.
+
+Copies to the host go through page-locked memory, and beside what the GPU computes.
+"""
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from services.errors import EngineError, SettingsError, WaitTimeoutError
-from services.schemas.weights import TensorEntry
+from services.errors import EngineError, WaitTimeoutError
+from services.schemas.weights import TensorEntry, Version
 from services.settings import Settings
 from weight_sync.file_format import describe
-from weight_sync.host import has_room, kept_on_host
-from weight_sync.http import HttpTransport
-from weight_sync.sender import SERVER_TIMEOUT_S, Peer, Release, Weights, WeightTransport
+from weight_sync.http import HttpSender
+from weight_sync.sender import SERVER_TIMEOUT_S, NamedTensors, Peer, Release, Sender
 
 T = TypeVar("T")
 
 TRANSFER_TIMEOUT_S = SERVER_TIMEOUT_S + 5
 """The servers' own timeouts come first, for they say which server it was."""
+_SPARE_BYTES = 4 * 2**30
+"""Left free on a GPU: for the next bucket that is gathered, and what a broadcast packs."""
 
 
-class DeviceTransport(WeightTransport):
+class DeviceSender(Sender):
     """Sends tensors from the GPU where they are, and keeps them on the host once they are served.
 
     From there a server that comes late is sent the bytes by HTTP. They get digests then, which a
@@ -34,14 +39,12 @@ class DeviceTransport(WeightTransport):
         super().__init__(settings)
         self._device = own_device()
         self._tensors: dict[str, Tensor] = {}
-        self._http = HttpTransport(settings)
+        self._http = HttpSender(settings)
         self._writing = asyncio.Lock()
         self._by_http: Release | None = None
 
-    def prepare(
-        self, weights: Weights, incarnation: int, policy_version: int
-    ) -> Mapping[str, TensorEntry]:
-        """See `WeightTransport.prepare`. What the GPU has no room for waits on the host."""
+    def prepare(self, weights: NamedTensors, version: Version) -> dict[str, TensorEntry]:
+        """See `Sender.prepare`. What the GPU has no room for waits on the host."""
         self._by_http = None
         self._http.close()
         self._tensors = {}  # first: there is memory for one version
@@ -55,16 +58,16 @@ class DeviceTransport(WeightTransport):
         return {name: describe(tensor) for name, tensor in self._tensors.items()}
 
     def settle(self) -> None:
-        """See `WeightTransport.settle`: from here on the GPU's memory is training's."""
+        """See `Sender.settle`: from here on the GPU's memory is training's."""
         for name, tensor in self._tensors.items():
             self._tensors[name] = kept_on_host(tensor)
 
     async def seed(self, peer: Peer, release: Release) -> bool:
-        """See `WeightTransport.seed`."""
+        """See `Sender.seed`."""
         return await self._http.seed(peer, await self._released_by_http(release))
 
     def close(self) -> None:
-        """See `WeightTransport.close`."""
+        """See `Sender.close`."""
         self._http.close()
         self._tensors = {}
 
@@ -73,12 +76,8 @@ class DeviceTransport(WeightTransport):
         async with self._writing:
             if self._by_http is None:
                 manifest = release.manifest
-                entries = await asyncio.to_thread(
-                    self._http.prepare,
-                    self._tensors.items(),
-                    manifest.incarnation,
-                    manifest.policy_version,
-                )
+                tensors = self._tensors.items()
+                entries = await asyncio.to_thread(self._http.prepare, tensors, manifest.version)
                 self._by_http = Release.of(manifest.model_copy(update={"tensors": entries}))
             return self._by_http
 
@@ -183,10 +182,45 @@ def own_device() -> torch.device:
     return torch.device("cpu")
 
 
-def refuse_without_gpu(transport: str) -> None:
-    """Raises: SettingsError: This process has no GPU."""
-    if not torch.cuda.is_available():
-        raise SettingsError(
-            f"weights.transport = {transport!r} sends from the trainer's GPU, and there is none: "
-            "use shm on one host, disk on a shared file system, or http"
-        )
+def on_host(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Each tensor on the host, when it is asked for; one that is there is passed on.
+
+    The caller's thread waits for the copy and no other does. The memory is page-locked; torch keeps
+    it and uses it again once the taker has let go of the tensor, so hold few at a time.
+
+    Args:
+        weights: Names and tensors, made by work on the default stream of their GPU.
+    """
+    for name, tensor in weights:
+        yield name, _page_locked(tensor) if tensor.is_cuda else tensor
+
+
+def kept_on_host(tensor: Tensor) -> Tensor:
+    """A tensor in ordinary memory of the host, to be held for long."""
+    return _page_locked(tensor).clone() if tensor.is_cuda else tensor
+
+
+def has_room(device: torch.device) -> bool:
+    """Whether this process may put more into a GPU's memory and leave some free."""
+    if device.type != "cuda":
+        return True
+    free, total = torch.cuda.mem_get_info(device)
+    used, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+    allowed = torch.cuda.get_per_process_memory_fraction(device) * total
+    return bool(min(free + reserved, allowed) - used > _SPARE_BYTES)
+
+
+def _page_locked(tensor: Tensor) -> Tensor:
+    with torch.cuda.device(tensor.device):
+        stream = _stream(tensor.device)
+        stream.wait_stream(torch.cuda.default_stream())
+        host = torch.empty_like(tensor, device="cpu", pin_memory=True)
+        with torch.cuda.stream(stream):
+            host.copy_(tensor, non_blocking=True)
+        stream.synchronize()
+    return host
+
+
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)

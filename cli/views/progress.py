@@ -13,9 +13,9 @@ _TICK_S = 0.5
 
 @contextmanager
 def shown(settings: Settings) -> Iterator[None]:
-    """Follow the run's `metrics.jsonl` while the block runs, and to its last line."""
+    """Follow the run's rows while the block runs, and to its last line."""
     over = threading.Event()
-    with RunTable(settings.run.folder / "metrics.jsonl", None, dict, open_console()) as table:
+    with RunTable(settings.run.files, None, dict, open_console()) as table:
 
         def follow() -> None:
             while not over.wait(_TICK_S):

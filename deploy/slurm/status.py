@@ -1,12 +1,12 @@
 """`sgg-rl slurm status`: a run's job as Slurm sees it, and how far it has come."""
 
-import json
 import time
 from pathlib import Path
 
 from deploy.slurm.commands import accounted, is_active, job_fields
 from deploy.slurm.submit import JobRecord, read_record
 from services.errors import NotFoundError
+from services.run_folder import TAIL_BYTES, RunFolder, StepRow, TableFollower
 from services.schemas.common import Message
 from services.settings import Settings
 
@@ -41,12 +41,12 @@ def job_status(settings: Settings) -> JobStatus:
         NotFoundError: None was submitted, or there is no Slurm here.
         UnavailableError: Slurm does not answer.
     """
-    folder = settings.run.folder
+    folder = settings.run.files
     record = read_record(folder)
     if record is None:
-        raise NotFoundError(f"no job of the run in {folder}: `sgg-rl slurm submit` starts one")
+        raise NotFoundError(f"no job of the run in {folder.path}: `sgg-rl slurm submit` starts one")
     fields = job_fields(record.job_id)
-    step, num_steps, last = _progress(folder / "metrics.jsonl")
+    step, num_steps, last = _progress(folder)
     return JobStatus(
         run=settings.run.name,
         record=record,
@@ -59,7 +59,7 @@ def job_status(settings: Settings) -> JobStatus:
         step=step,
         num_steps=num_steps,
         last_step_s=last,
-        logs=folder / "logs",
+        logs=folder.logs,
     )
 
 
@@ -90,18 +90,15 @@ def _reason(job_id: str, fields: dict[str, str] | None) -> str | None:
     return f"exit code {fields.get('ExitCode')}"
 
 
-def _exit_code(folder: Path) -> int | None:
-    file = folder / "slurm" / "exit_code"
+def _exit_code(folder: RunFolder) -> int | None:
+    file = folder.slurm / "exit_code"
     return int(file.read_text()) if file.is_file() else None
 
 
-def _progress(metrics: Path) -> tuple[int | None, int | None, float | None]:
+def _progress(folder: RunFolder) -> tuple[int | None, int | None, float | None]:
     """Steps done, of how many, and seconds since the last."""
-    if not metrics.is_file():
+    rows = TableFollower[StepRow](folder.metrics, tail_bytes=TAIL_BYTES).read().rows
+    if not rows:
         return None, None, None
-    lines = metrics.read_text().splitlines()
-    try:
-        row = json.loads(lines[-1])
-    except (IndexError, json.JSONDecodeError):  # nothing yet, or the line is being written
-        return None, None, None
+    row = rows[-1]
     return row["step"] + 1, row["num_steps"], time.time() - row["time"]

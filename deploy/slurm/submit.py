@@ -10,6 +10,7 @@ from deploy.slurm.render import render
 from deploy.slurm.site import DEPLOY_FOLDER
 from planning.preflight.inputs import checked, checked_inference
 from services.errors import ConflictError, SettingsError
+from services.run_folder import RunFolder
 from services.schemas.common import Message
 from services.settings import Settings, dump_settings
 from services.settings.secrets import ensure_secrets
@@ -67,9 +68,9 @@ def submit(
         NotFoundError: There is no Slurm here.
     """
     script = render(settings, job, data=data)
-    folder = settings.run.folder
+    folder = settings.run.files
     _refuse_second(folder)
-    checkpoints = folder / "checkpoints"
+    checkpoints = folder.checkpoints
     if job != "infer" and not resume and checkpoints.is_dir() and any(checkpoints.iterdir()):
         raise ConflictError(
             f"{checkpoints} has checkpoints of a run of this name: add --resume to go on from "
@@ -86,47 +87,47 @@ def submit(
     order = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
     job_id = sbatch("--parsable", *order, str(file)).strip().partition(";")[0]
     record = JobRecord(job=job, job_id=job_id, kind=settings.deploy.kind, submitted=time.time())
-    (folder / "slurm" / "job.json").write_text(record.model_dump_json() + "\n")
+    (folder.slurm / "job.json").write_text(record.model_dump_json() + "\n")
     return job_id
 
 
-def read_record(folder: Path) -> JobRecord | None:
+def read_record(folder: RunFolder) -> JobRecord | None:
     """The job that was submitted last; None before the first."""
-    file = folder / "slurm" / "job.json"
+    file = folder.slurm / "job.json"
     return JobRecord.model_validate_json(file.read_text()) if file.is_file() else None
 
 
-def _refuse_second(folder: Path) -> None:
+def _refuse_second(folder: RunFolder) -> None:
     record = read_record(folder)
     fields = job_fields(record.job_id) if record else None
     if record and fields and is_active(fields):
         raise ConflictError(
-            f"job {record.job_id} of the run in {folder} is {fields['JobState']}: wait for it, or "
-            f"end it with `scancel {record.job_id}`"
+            f"job {record.job_id} of the run in {folder.path} is {fields['JobState']}: wait for "
+            f"it, or end it with `scancel {record.job_id}`"
         )
 
 
-def _write(settings: Settings, folder: Path, script: str) -> Path:
+def _write(settings: Settings, folder: RunFolder, script: str) -> Path:
     """All files of the job; the script's place."""
     try:
-        for name in ("logs", "slurm"):
-            (folder / name).mkdir(parents=True, exist_ok=True)
-        (folder / "slurm" / "exit_code").unlink(missing_ok=True)
-        shutil.copyfile(DEPLOY_FOLDER / "task.sh", folder / "slurm" / "task.sh")
-        (folder / "config.toml").write_text(dump_settings(_with_secrets(settings, folder)))
-        file = folder / "slurm" / "job.sh"
+        for made in (folder.logs, folder.slurm):
+            made.mkdir(parents=True, exist_ok=True)
+        (folder.slurm / "exit_code").unlink(missing_ok=True)
+        shutil.copyfile(DEPLOY_FOLDER / "task.sh", folder.slurm / "task.sh")
+        folder.config.write_text(dump_settings(_with_secrets(settings)))
+        file = folder.slurm / "job.sh"
         file.write_text(script)
     except OSError as error:
         raise SettingsError(
-            f"{folder} cannot be written: {error.strerror}; choose a run.root on a file system "
-            "that you can write and that all nodes share"
+            f"{folder.path} cannot be written: {error.strerror}; choose a run.root on a file "
+            "system that you can write and that all nodes share"
         ) from error
     return file
 
 
-def _with_secrets(settings: Settings, folder: Path) -> Settings:
+def _with_secrets(settings: Settings) -> Settings:
     """The settings with the run's own secrets, where the user has not named files."""
-    made = ensure_secrets((folder / "secrets").absolute())
+    made = ensure_secrets(settings.run.files.secrets.absolute())
     security, redis = settings.security, settings.redis
     return settings.model_copy(
         update={

@@ -5,7 +5,7 @@ import logging
 import time
 from concurrent.futures import Future
 from contextlib import suppress
-from typing import Any
+from typing import cast
 
 from evaluation.inference.fleet import Fleet
 from evaluation.of_a_run.heldout import (
@@ -23,6 +23,8 @@ from services.loop_thread import LoopThread
 from services.redis.client import connect
 from services.redis.keys import RunKeys
 from services.redis.registry import Registry
+from services.run_folder import EvaluationRow
+from services.schemas.weights import Version
 from services.settings import Settings
 from trainer.records.evaluation import StepEvaluation
 
@@ -49,12 +51,12 @@ class DuringTraining(StepEvaluation):
         """Reads the images when it first evaluates."""
         self._settings = settings
         self._loop = LoopThread("evaluation")
-        self._running: Future[dict[str, Any]] | None = None
+        self._running: Future[EvaluationRow] | None = None
         self._samples: list[Sample] = []
         self._num_skipped = 0
         self._num_failed = 0
 
-    def start(self) -> list[dict[str, Any]]:
+    def start(self) -> list[EvaluationRow]:
         """See `StepEvaluation.start`."""
         return self._now(0, "before")
 
@@ -69,7 +71,7 @@ class DuringTraining(StepEvaluation):
             return
         self._running = self._loop.start(self._evaluate(step))
 
-    def results(self) -> list[dict[str, Any]]:
+    def results(self) -> list[EvaluationRow]:
         """See `StepEvaluation.results`."""
         return self._taken(0.0) if self._running is not None and self._running.done() else []
 
@@ -80,7 +82,7 @@ class DuringTraining(StepEvaluation):
             "evaluations_failed": self._num_failed,
         }
 
-    def finish(self, step: int) -> list[dict[str, Any]]:
+    def finish(self, step: int) -> list[EvaluationRow]:
         """See `StepEvaluation.finish`."""
         return self._taken(self._limit_s) + self._now(step, "after")
 
@@ -93,12 +95,12 @@ class DuringTraining(StepEvaluation):
         """Seconds of a wait: after `trainer.wait_timeout_s` ranks hang, and `finish` has two."""
         return self._settings.trainer.wait_timeout_s / 3
 
-    def _now(self, step: int, label: Label) -> list[dict[str, Any]]:
+    def _now(self, step: int, label: Label) -> list[EvaluationRow]:
         """Evaluate version `step`, which servers serve for as long as this waits."""
         self._running = self._loop.start(self._evaluate(step, label))
         return self._taken(self._limit_s)
 
-    def _taken(self, limit_s: float) -> list[dict[str, Any]]:
+    def _taken(self, limit_s: float) -> list[EvaluationRow]:
         """Of the evaluation that goes on, if any; it is given up when the time is over."""
         running, self._running = self._running, None
         if running is None:
@@ -113,7 +115,7 @@ class DuringTraining(StepEvaluation):
             logger.warning("an evaluation failed: %s", late or error, exc_info=unknown)
             return []
 
-    async def _evaluate(self, step: int, label: Label | None = None) -> dict[str, Any]:
+    async def _evaluate(self, step: int, label: Label | None = None) -> EvaluationRow:
         """A line of `evaluations.jsonl`; of a labelled one the answers are kept."""
         started = time.monotonic()
         if not self._samples:
@@ -131,14 +133,14 @@ class DuringTraining(StepEvaluation):
         if label is not None:
             keep_heldout(self._settings, label, lines, scores, policy_version=step)
         versions = answering_versions(lines)
-        return {
+        row = {
             "step": step,
             "policy_version_oldest": min(versions, default=None),
             "policy_version_newest": max(versions, default=None),
             "time": time.time(),
             "seconds": time.monotonic() - started,
-            **scores,
         }
+        return cast("EvaluationRow", row | scores)
 
     async def _servers(self, step: int) -> list[str]:
         """Urls of the run's servers that serve version `step` of this trainer, or a later one.
@@ -152,7 +154,7 @@ class DuringTraining(StepEvaluation):
         try:
             while time.monotonic() < deadline:
                 with suppress(UnavailableError):  # Redis may be back in time
-                    wanted = await registry.incarnation(), step
+                    wanted = Version(await registry.incarnation(), step)
                     urls = [server.url for server in await registry.servers()]
                     serving = await asyncio.gather(*(self._serves(url, wanted) for url in urls))
                     if any(serving):
@@ -162,7 +164,7 @@ class DuringTraining(StepEvaluation):
             await redis.aclose()
         raise UnavailableError(f"no rollout server served version {step} in {_SERVED_S:g} s")
 
-    async def _serves(self, url: str, wanted: tuple[int, int]) -> bool:
+    async def _serves(self, url: str, wanted: Version) -> bool:
         async with RolloutClient(
             url,
             token=self._settings.data_token,
@@ -173,4 +175,4 @@ class DuringTraining(StepEvaluation):
                 info = await client.policy()
             except SggError:
                 return False
-        return (info.incarnation, info.policy_version) >= wanted
+        return not info.version < wanted

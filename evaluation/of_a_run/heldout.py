@@ -5,7 +5,6 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
@@ -25,13 +24,13 @@ from scene_graph.metrics import strict_metrics
 from scene_graph.parsing import parse_completion
 from services.errors import ConflictError, InvalidInputError, TooLargeError
 from services.images import decode_image
+from services.run_folder import RunFolder
 from services.settings import Settings
 
 logger = logging.getLogger(__name__)
 
 Label = Literal["before", "after"]
 """Version 0, or a run's last version."""
-_SUMMARY = "summary.json"
 _NOT_MEASURED: dict[Task, tuple[str, ...]] = {
     "sgg": (),
     "det": ("triplet", "predicate"),
@@ -92,24 +91,23 @@ def keep_heldout(
         ConflictError: Another version answered; nothing is written.
     """
     check_version(lines, policy_version)
-    folder = settings.run.folder
-    file = folder / f"heldout-{label}.jsonl"
+    files = settings.run.files
+    file = files.heldout(label)
     file.unlink(missing_ok=True)
     with PredictionsFile(file) as predictions:
         for line in lines:
             predictions.append(line)
-    draft = folder / "summary.draft"
-    text = to_json(heldout_summary(folder) | {label: scores}, indent=2, inf_nan_mode="null")
+    draft = files.summary.with_suffix(".draft")
+    text = to_json(heldout_summary(files) | {label: scores}, indent=2, inf_nan_mode="null")
     draft.write_bytes(text + b"\n")
-    draft.replace(folder / _SUMMARY)
+    draft.replace(files.summary)
 
 
-def heldout_summary(folder: Path) -> dict[str, dict[str, Any]]:
+def heldout_summary(files: RunFolder) -> dict[str, dict[str, Any]]:
     """A run's held-out scores by label, as far as they are there."""
-    file = folder / _SUMMARY
-    if not file.exists():
+    if not files.summary.exists():
         return {}
-    results: dict[str, dict[str, Any]] = json.loads(file.read_text())
+    results: dict[str, dict[str, Any]] = json.loads(files.summary.read_text())
     return results
 
 

@@ -1,6 +1,5 @@
 """Pictures of a run's metrics."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +9,18 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
+from services.run_folder import RunFolder, StepRow, TableFollower
+
 SMOOTHING = 9
 """Steps of the running mean drawn over the single steps."""
 
 
-def write_plots(folder: Path) -> list[Path]:
+def write_plots(folder: RunFolder) -> list[Path]:
     """Draw `plots/*.png` from a run folder's `metrics.jsonl`; nothing for a run without steps."""
-    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    rows = TableFollower[StepRow](folder.metrics).read().rows
     if not rows:
         return []
-    plots = folder / "plots"
+    plots = folder.plots
     plots.mkdir(exist_ok=True)
     return [
         _save(plots / "reward.png", _reward, rows),
@@ -29,7 +30,7 @@ def write_plots(folder: Path) -> list[Path]:
     ]
 
 
-def _save(file: Path, draw: Any, rows: list[dict[str, Any]]) -> Path:
+def _save(file: Path, draw: Any, rows: list[StepRow]) -> Path:
     figure, axes = plt.subplots(figsize=(8, 4.5), dpi=110, layout="constrained")
     draw(axes, rows)
     axes.set_xlabel("step")
@@ -39,7 +40,7 @@ def _save(file: Path, draw: Any, rows: list[dict[str, Any]]) -> Path:
     return file
 
 
-def _reward(axes: Axes, rows: list[dict[str, Any]]) -> None:
+def _reward(axes: Axes, rows: list[StepRow]) -> None:
     steps, values = [r["step"] for r in rows], [r["reward_mean"] for r in rows]
     axes.plot(steps, values, alpha=0.35, color="tab:blue", label="each step")
     axes.plot(steps, _smooth(values), color="tab:blue", label=f"mean of {SMOOTHING} steps")
@@ -48,7 +49,7 @@ def _reward(axes: Axes, rows: list[dict[str, Any]]) -> None:
     axes.legend()
 
 
-def _terms(axes: Axes, rows: list[dict[str, Any]]) -> None:
+def _terms(axes: Axes, rows: list[StepRow]) -> None:
     steps = [r["step"] for r in rows]
     for term in rows[0]["reward_terms"]:
         axes.plot(steps, _smooth([r["reward_terms"][term] for r in rows]), label=term)
@@ -64,7 +65,7 @@ def _terms(axes: Axes, rows: list[dict[str, Any]]) -> None:
     axes.legend(ncols=2)
 
 
-def _phases(axes: Axes, rows: list[dict[str, Any]]) -> None:
+def _phases(axes: Axes, rows: list[StepRow]) -> None:
     names = sorted({name for r in rows for name in r["phases_s"]})
     seconds = [[r["phases_s"].get(name, 0.0) for r in rows] for name in names]
     axes.stackplot([r["step"] for r in rows], seconds, labels=names)
@@ -73,7 +74,7 @@ def _phases(axes: Axes, rows: list[dict[str, Any]]) -> None:
     axes.legend(loc="upper right", ncols=len(names))
 
 
-def _learning(axes: Axes, rows: list[dict[str, Any]]) -> None:
+def _learning(axes: Axes, rows: list[StepRow]) -> None:
     steps = [r["step"] for r in rows]
     axes.plot(steps, [r["grad_norm"] for r in rows], label="gradient norm")
     axes.plot(steps, [abs(r["mismatch_kl"]) for r in rows], label="|KL(sampler, trainer)|")

@@ -35,7 +35,7 @@ def heldout_result(
 
     None where the run has no such answers.
     """
-    file = settings.run.folder / f"heldout-{label}.jsonl"
+    file = settings.run.files.heldout(label)
     if not file.exists():
         return None
     problems = Problems()

@@ -9,8 +9,7 @@ from services.settings import Settings
 
 def write_run_results(settings: Settings) -> list[Path]:
     """Write `plots/*.png`, and `report.html` where the run has answers about held-out images."""
-    folder = settings.run.folder
-    written = write_plots(folder)
-    if (folder / "heldout-after.jsonl").exists():
+    written = write_plots(settings.run.files)
+    if settings.run.files.heldout("after").exists():
         written.append(write_heldout_report(settings))
     return written

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Any
 
 from planning.simulation.cluster import Given
 from planning.simulation.derive import RateTable
 from planning.simulation.rates import Lengths, seen_lengths
 from services.errors import InvalidInputError
+from services.run_folder import RunFolder, StepRow, TableFollower
 
 _WARM_UP = 2
 """Steps left out: the pipeline fills."""
@@ -45,8 +45,8 @@ def measured(folder: Path, table: RateTable) -> tuple[RateTable, Lengths]:
     Raises:
         InvalidInputError: The folder has too little.
     """
-    steps = _steps(folder)
-    groups, num_ranks = _groups(folder)
+    steps = _steps(RunFolder(folder))
+    groups, num_ranks = _groups(RunFolder(folder))
     found = {
         **_sampling(steps, groups, table),
         **_training(steps, groups, table, num_ranks),
@@ -58,15 +58,15 @@ def measured(folder: Path, table: RateTable) -> tuple[RateTable, Lengths]:
     return table | given, seen_lengths([group.lengths for group in groups])
 
 
-def _steps(folder: Path) -> list[dict[str, Any]]:
-    file = folder / "metrics.jsonl"
+def _steps(folder: RunFolder) -> list[StepRow]:
+    file = folder.metrics
     if not file.is_file():
-        raise InvalidInputError(f"--measure {folder}: there is no {file}")
+        raise InvalidInputError(f"--measure {folder.path}: there is no {file}")
     try:
-        rows = [json.loads(line) for line in file.read_text().splitlines()]
+        rows = TableFollower[StepRow](file).read().rows
         steps = [row for row in rows if row["step"] >= rows[0]["step"] + _WARM_UP]
         missing = {"phases_s", "num_tokens", "num_groups"} - set(steps[0] if steps else ())
-    except (ValueError, KeyError, TypeError) as error:
+    except (KeyError, TypeError) as error:
         raise InvalidInputError(f"{file} is not a GRPO run's: {error}") from error
     if len(steps) < _FEWEST:
         raise InvalidInputError(
@@ -77,14 +77,16 @@ def _steps(folder: Path) -> list[dict[str, Any]]:
     return steps
 
 
-def _groups(folder: Path) -> tuple[list[_Sampled], int]:
-    files = sorted((folder / "rollouts").glob("step-*.rank*.jsonl"))
+def _groups(folder: RunFolder) -> tuple[list[_Sampled], int]:
+    files = folder.rollout_files()
     try:
         groups = [group for file in files for group in _read(file)]
     except (ValueError, KeyError, TypeError) as error:
-        raise InvalidInputError(f"--measure {folder}: rollouts/ cannot be read: {error}") from error
+        raise InvalidInputError(
+            f"--measure {folder.path}: rollouts/ cannot be read: {error}"
+        ) from error
     if not groups:
-        raise InvalidInputError(f"--measure {folder}: it has no rollouts/step-*.jsonl")
+        raise InvalidInputError(f"--measure {folder.path}: it has no rollouts/step-*.jsonl")
     return groups, 1 + max(int(file.stem.rpartition("rank")[2]) for file in files)
 
 
@@ -99,9 +101,7 @@ def _read(file: Path) -> Iterator[_Sampled]:
         )
 
 
-def _sampling(
-    steps: list[dict[str, Any]], groups: list[_Sampled], table: RateTable
-) -> dict[str, float]:
+def _sampling(steps: list[StepRow], groups: list[_Sampled], table: RateTable) -> dict[str, float]:
     """Tokens a second of a server while it had work, carried to very many sequences."""
     seconds = sum(sum(step["phases_s"].values()) for step in steps)
     servers = len({group.server_id for group in groups})
@@ -117,7 +117,7 @@ def _sampling(
 
 
 def _training(
-    steps: list[dict[str, Any]], groups: list[_Sampled], table: RateTable, num_ranks: int
+    steps: list[StepRow], groups: list[_Sampled], table: RateTable, num_ranks: int
 ) -> dict[str, float]:
     prompt_tokens = fmean(group.prompt_tokens for group in groups)
     tokens = fmean(step["num_tokens"] + step["num_groups"] * prompt_tokens for step in steps)
@@ -144,7 +144,7 @@ def _lengths(groups: list[_Sampled]) -> dict[str, float]:
     return {"length_mean": fmean(lengths), "length_sigma": sigma}
 
 
-def _publishing(steps: list[dict[str, Any]], table: RateTable) -> dict[str, float]:
+def _publishing(steps: list[StepRow], table: RateTable) -> dict[str, float]:
     """The step waits for `publish`: to hand weights over, or until they are served."""
     publish_s = fmean(step["phases_s"]["publish"] for step in steps)
     whole = table["export_s"].value + table["stage_s"].value + table["commit_s"].value

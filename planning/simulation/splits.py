@@ -15,7 +15,6 @@ from planning.simulation.rates import (
     TrainingRates,
     lognormal_lengths,
 )
-from services.schemas.weights import FILE_TRANSPORTS
 from services.settings import Settings
 
 _MOST_STEPS, _FEWEST_STEPS = 60, 6
@@ -133,7 +132,7 @@ def rates_for(
 
 
 def _shapes(settings: Settings, num_gpus: int) -> list[Shape]:
-    groups, transport = settings.trainer.groups_per_step, settings.weights.transport
+    groups, traits = settings.trainer.groups_per_step, settings.weights.traits
     lag = settings.trainer.max_policy_lag
     common = Shape(
         num_trainers=1,
@@ -142,10 +141,10 @@ def _shapes(settings: Settings, num_gpus: int) -> list[Shape]:
         max_policy_lag=lag,
         max_sequences=settings.rollout.max_num_seqs,
         groups_in_flight=settings.rollout.groups_in_flight,
-        beside_training=lag > 0 and transport in FILE_TRANSPORTS,
+        beside_training=lag > 0 and traits.through_file,
         checkpoint_every=settings.trainer.checkpoint_every,
     )
-    if transport == "ipc":
+    if traits.same_gpu:
         ranks = max(rank for rank in _divisors(groups) if rank <= num_gpus)
         return [replace(common, num_trainers=ranks, num_servers=ranks, colocated=True)]
     possible = [rank for rank in _divisors(groups) if rank < num_gpus]

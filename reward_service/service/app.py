@@ -10,7 +10,7 @@ from typing import Any, Literal
 from fastapi import FastAPI, Request, Response
 from pydantic import create_model
 
-from reward_service.rubrics import RUBRICS, Rubric
+from reward_service.rubrics import RUBRICS
 from reward_service.service.answering import Answerer
 from reward_service.service.catalogue import list_rubrics
 from reward_service.service.example import EXAMPLE, example_answer
@@ -22,7 +22,7 @@ from services.http import app as http
 from services.http.guard import check_media_type
 from services.http.openapi import reference
 from services.schemas.rewards import RewardRequest, RewardResponse
-from services.schemas.rubrics import RubricList
+from services.schemas.rubrics import Rubric, RubricList
 from services.settings import Settings
 from services.telemetry import Tracing
 

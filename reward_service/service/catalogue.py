@@ -2,12 +2,12 @@
 
 from typing import get_args
 
-from reward_service.rubrics import RUBRICS, Rubric
+from reward_service.rubrics import RUBRICS
 from reward_service.scoring import make_scorer
 from reward_service.terms import TERMS
 from services.errors import InvalidInputError
 from services.schemas.rewards import Task
-from services.schemas.rubrics import RubricDescription, RubricList, TermDescription
+from services.schemas.rubrics import Rubric, RubricDescription, RubricList, TermDescription
 
 TASKS: tuple[Task, ...] = get_args(Task)
 

@@ -101,10 +101,10 @@ def lay_out(
     settings = Settings.model_validate(base)
     # The server looks for images in its own run's folder.
     settings.run.folder.mkdir(parents=True, exist_ok=True)
-    server.settings.images_folder.mkdir(parents=True, exist_ok=True)
+    server.settings.run.files.images.mkdir(parents=True, exist_ok=True)
     images = settings.run.folder / "images"
     if not images.exists():
-        images.symlink_to(server.settings.images_folder)
+        images.symlink_to(server.settings.run.files.images)
     config = root / "trainer.toml"
     config.write_text(dump_settings(settings))
     return Run(settings, config, settings.run.folder, root / "trainer.log")

@@ -5,11 +5,11 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from launcher import local_run as run
-from launcher.folder import RunFolder
 from launcher.processes import Part
 from launcher.run_parts import MAX_RESTARTS, RunParts, resumed
 from services.errors import SggError
 from services.http.probe import http_probe
+from services.run_folder import RunFolder
 from services.settings import DataSettings, ModelSettings, RunSettings, Settings
 from services.settings.training import TrainerSettings
 

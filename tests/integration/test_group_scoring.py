@@ -45,7 +45,7 @@ async def score(settings: Settings, task: Task) -> None:
     """The right answer earns the most that the task's terms can pay."""
     settings = settings.model_copy(update={"data": settings.data.model_copy(update={"task": task})})
     dataset = open_dataset(settings.data.train, task=task)
-    prompts = PromptSource(settings, dataset, ImageStore(settings.images_folder), 1, [7])
+    prompts = PromptSource(settings, dataset, ImageStore(settings.run.files.images), 1, [7])
     prompt = prompts.prompt(0, 0)
     asked = prompt.model_dump()["messages"][0]["content"][1]["text"]
     assert asked == {"sgg": "Scene graph:", "det": "Objects:", "cls": "Relationships:"}[task]
@@ -166,7 +166,7 @@ def make_scoring(
                 "trainer": {"wait_timeout_s": wait_timeout_s},
             }
         )
-        images = ImageStore(settings.images_folder)
+        images = ImageStore(settings.run.files.images)
         prompts = PromptSource(settings, open_dataset(settings.data.train), images, 1, [7])
         return GroupScoring(settings, prompts)
 

@@ -17,7 +17,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from cli.commands.status import RunStatus
+from cli.views.status import RunStatus
 from rollout_service.fake.engine import FakeEngine
 from rollout_service.queue.lanes import own_lanes
 from rollout_service.queue.membership import Membership
@@ -84,7 +84,7 @@ class Member:
             settings, lambda: self.engine, CollectorRegistry(), Tracing("test", None)
         )
         registry = Registry(self.redis, keys)
-        images = ImageStore(settings.images_folder, self.redis, keys)
+        images = ImageStore(settings.run.files.images, self.redis, keys)
         self.membership = Membership(self.server, registry, images)
         self.lanes = self.membership.lanes
         queue = RedisQueue(self.redis, keys)
@@ -110,7 +110,7 @@ class Fleet:
         stack.push_async_callback(self.redis.aclose)
         self.queue: WorkQueue = RedisQueue(self.redis, keys)
         self.registry = Registry(self.redis, keys)
-        self.images = ImageStore(settings.images_folder)
+        self.images = ImageStore(settings.run.files.images)
         self._stack = stack
         self._names = itertools.count()
 

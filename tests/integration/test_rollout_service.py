@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from services.errors import ConflictError, InvalidInputError, NotFoundError, UnauthorizedError
+from services.host.environment import child_environment
 from services.host.ports import free_port, is_listening
 from services.http.clients.rollout import RolloutClient
 from services.http.proof import proof
@@ -27,7 +28,7 @@ from services.schemas.common import ChatMessage, ImagePart, Sampling, TextPart
 from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import RolloutGroup, RolloutRequest
 from services.schemas.weights import StageRequest
-from services.settings import Settings, child_environment, dump_settings
+from services.settings import Settings, dump_settings
 from tests.shm_versions import ShmRun, tensors_of
 
 IMAGE = b"the fake engine decodes nothing"
@@ -109,7 +110,7 @@ def request(**changes: Any) -> RolloutRequest:
 
 
 async def test_a_group_over_http(server: Server) -> None:
-    ref = ImageStore(server.settings.images_folder).put(IMAGE)
+    ref = ImageStore(server.settings.run.files.images).put(IMAGE)
     async with server.client() as client:
         by_data = await client.rollouts(request())
         by_ref = await client.rollouts(request(images=[ref]))
@@ -290,7 +291,7 @@ def prompt_of(server: Server, name: str, **changes: Any) -> PromptGroup:
         "epoch": 0,
         "index": 0,
         "messages": MESSAGES,
-        "images": [ImageStore(server.settings.images_folder).put(IMAGE)],
+        "images": [ImageStore(server.settings.run.files.images).put(IMAGE)],
         "sampling": Sampling(n=2),
     }
     return PromptGroup.model_validate(fields | changes)

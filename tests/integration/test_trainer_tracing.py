@@ -48,7 +48,7 @@ def lay_out(folder: Path, keys: RunKeys, redis_url: str, otlp: str) -> Settings:
 
 def take_one_batch(settings: Settings, keys: RunKeys) -> StepBatch:
     dataset = open_dataset(settings.data.train)
-    prompts = PromptSource(settings, dataset, ImageStore(settings.images_folder), 1, [7])
+    prompts = PromptSource(settings, dataset, ImageStore(settings.run.files.images), 1, [7])
     collector = Collector(
         settings, lambda: RedisQueue(connect(settings.redis), keys), prompts, Cursor(None), [7]
     )

@@ -37,8 +37,8 @@ def importers(module: str) -> set[str]:
     return found
 
 
-def test_deepspeed_is_imported_in_two_files() -> None:
-    assert importers("deepspeed") == {"trainer/policy/engine.py", "trainer/policy/deepspeed_api.py"}
+def test_deepspeed_is_imported_in_one_file() -> None:
+    assert importers("deepspeed") == {"trainer/policy/deepspeed_api.py"}
 
 
 def test_vllm_is_imported_by_its_adapters_alone() -> None:

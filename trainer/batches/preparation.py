@@ -31,7 +31,7 @@ class Prepared:
     """A rank's part of a step."""
 
     groups: list[TrainGroup]
-    """In the order of `StepOutput.policy_logprobs`."""
+    """In the order of `policy.engine.StepOutput.policy_logprobs`."""
     micro_batches: list[MicroBatch]
     metrics: dict[str, float]
     """`plan.plan_metrics` of all ranks, and `preparation_s` of this one."""
@@ -136,10 +136,10 @@ class PreparedBatches:
     """Gives the training loop its batches, and gets the next one ready while a step trains.
 
     Args:
-        take: Of `ServiceConnection`. Called in another thread, for one step after the other.
+        take: `ServiceConnection.take`. Called in another thread, for one step after the other.
         prepare: Called in the same thread.
         ahead: Whether a batch may be taken before the step before it is published.
-        num_steps: Of the run: none is taken for this step or later ones.
+        num_steps: The run's: none is taken for this step or later ones.
     """
 
     def __init__(
@@ -156,8 +156,8 @@ class PreparedBatches:
         self._num_steps = num_steps
         self._next: _Upcoming | None = None
 
-    def take(self, step: int) -> StepBatch:
-        """The groups of a step; steps must follow each other."""
+    def take_with_advantages(self, step: int) -> StepBatch:
+        """The groups of a step, as `take` gives them; steps must follow each other."""
         self._current = self._next or _Upcoming(step, self._take, self._prepare)
         self._next = None
         self._step = step

@@ -10,8 +10,8 @@ from pathlib import Path
 from pydantic import Field
 
 from services.errors import SettingsError, SggError, SupersededError
+from services.host.environment import start_command
 from services.schemas.common import Message
-from services.settings import start_command
 from services.waiting import RoomWait
 from trainer.checkpoints.manifest import damage, write_manifest
 from trainer.checkpoints.sync import sync
@@ -118,7 +118,7 @@ class CheckpointStore:
             SggError: It could not be written; earlier ones are untouched.
             SupersededError: A later trainer of this run has started.
         """
-        state = ranks.broadcast(self._allowed(state) if ranks.is_main else None, TrainerState)
+        state = ranks.from_main(lambda: self._allowed(state), TrainerState)
         draft = self.root / f".draft-{state.step:06d}-{state.incarnation}"
         with self._said(draft, state.step):
             if ranks.is_main:
@@ -132,12 +132,8 @@ class CheckpointStore:
                 self._finish(draft, state)
         ranks.barrier()
 
-    def _allowed(self, state: TrainerState) -> TrainerState | Exception:
-        """The state, or what ends all ranks."""
-        try:
-            self._guard.check()
-        except SupersededError as error:
-            return error
+    def _allowed(self, state: TrainerState) -> TrainerState:
+        self._guard.check()
         return state
 
     def _find_room(self) -> None:

@@ -22,7 +22,7 @@ class ImageSharing:
         self._redis = connect(settings.redis)
         keys = RunKeys(settings.run.name)
         self._registry = Registry(self._redis, keys)
-        self._images = ImageStore(settings.images_folder, self._redis, keys)
+        self._images = ImageStore(settings.run.files.images, self._redis, keys)
         self._sign: str | None = None
         self._needed = False
         self._held: set[str] = set()

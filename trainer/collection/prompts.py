@@ -39,7 +39,7 @@ class PromptSource:
         self._images = images
         self.incarnation = incarnation
         self._suppressed = list(suppressed_token_ids)
-        self._room = RoomWait(settings.images_folder, settings.trainer.wait_timeout_s)
+        self._room = RoomWait(settings.run.files.images, settings.trainer.wait_timeout_s)
         self._order = EpochSampler(len(dataset), settings.run.seed)
 
     def group_id(self, position: int) -> str:

@@ -1,6 +1,6 @@
 """Evaluations of a policy while it trains."""
 
-from typing import Any
+from services.run_folder import EvaluationRow
 
 
 class StepEvaluation:
@@ -9,14 +9,14 @@ class StepEvaluation:
     Nothing here waits, but for `start` and `finish`, and nothing raises: training is worth more.
     """
 
-    def start(self) -> list[dict[str, Any]]:
+    def start(self) -> list[EvaluationRow]:
         """Version 0 is served and nothing is trained: evaluate it, and wait for that."""
         return []
 
     def begin(self, step: int) -> None:
         """Version `step` is on its way to the servers: evaluate it, if it is one to evaluate."""
 
-    def results(self) -> list[dict[str, Any]]:
+    def results(self) -> list[EvaluationRow]:
         """Lines of `evaluations.jsonl` that have come since the last call."""
         return []
 
@@ -24,7 +24,7 @@ class StepEvaluation:
         """For the step's line of `metrics.jsonl`."""
         return {}
 
-    def finish(self, step: int) -> list[dict[str, Any]]:
+    def finish(self, step: int) -> list[EvaluationRow]:
         """Wait for the evaluation that goes on, and for that of the last version, `step`."""
         return []
 

@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from pydantic_core import to_json
 
+from services.run_folder import LedgerRow
 from services.schemas.rewards import Status
 from services.settings import Settings
 from services.waiting import RoomWait
@@ -28,7 +29,7 @@ class StepLines:
     def __init__(self, file: Path) -> None:
         self._file = file
 
-    def append(self, row: dict[str, Any]) -> None:
+    def append(self, row: Mapping[str, Any]) -> None:
         """Add a step's line, whole or not at all."""
         size = self._file.stat().st_size if self._file.exists() else 0
         try:
@@ -75,15 +76,15 @@ class RunRecords:
     """
 
     def __init__(self, settings: Settings, rank: int, guard: WriteGuard | None = None) -> None:
-        folder = settings.run.folder
-        self._check = (guard or WriteGuard(folder)).check
+        files = settings.run.files
+        self._check = (guard or WriteGuard(files.path)).check
         self._is_main = rank == 0
-        self._room = RoomWait(folder, settings.trainer.wait_timeout_s)
-        self._metrics = StepLines(folder / "metrics.jsonl")
-        self._ledger = StepLines(folder / "ledger.jsonl")
-        self._evaluations = StepLines(folder / "evaluations.jsonl")
+        self._room = RoomWait(files.path, settings.trainer.wait_timeout_s)
+        self._metrics = StepLines(files.metrics)
+        self._ledger = StepLines(files.ledger)
+        self._evaluations = StepLines(files.evaluations)
         self._rollouts = RolloutFiles(
-            folder / "rollouts",
+            files.rollouts,
             rank=rank,
             keep=settings.records.keep_rollouts,
             check=self._check,
@@ -101,7 +102,7 @@ class RunRecords:
             self._evaluations.cut_to(step)
             self._trackers.start(step)
 
-    def step(self, metrics: dict[str, Any], ledger: dict[str, Any]) -> None:
+    def step(self, metrics: Mapping[str, Any], ledger: Mapping[str, Any]) -> None:
         """Append one step; rank 0 only."""
         self._check()
         self._room.write(lambda: self._ledger.append(ledger))
@@ -109,7 +110,7 @@ class RunRecords:
         if self._trackers is not None:
             self._trackers.log(metrics)
 
-    def evaluations(self, rows: Sequence[dict[str, Any]], step: int) -> None:
+    def evaluations(self, rows: Sequence[Mapping[str, Any]], step: int) -> None:
         """Append what has come while `step` trained; rank 0 only has any."""
         for row in rows:
             self._check()
@@ -198,7 +199,7 @@ def metrics_line(
     }
 
 
-def ledger_line(batch: StepBatch, step: int) -> dict[str, Any]:
+def ledger_line(batch: StepBatch, step: int) -> LedgerRow:
     """The line that says what a step used. It trained version `step`, and published the next."""
     return {
         "step": step,

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pydantic import ConfigDict
 
+from services.run_folder import RunFolder
 from services.waiting import RoomWait
 from trainer.types import TrainGroup
 
@@ -122,7 +123,7 @@ def _trace_id(group: TrainGroup) -> str | None:
 
 def read_rollouts(run: Path, step: int) -> list[RolloutRecord]:
     """The groups of a step, of all ranks, by their place in the data order."""
-    files = sorted((run / "rollouts").glob(f"step-{step:06d}.rank*.jsonl"))
+    files = RunFolder(run).rollout_files(step)
     lines = (line for file in files for line in file.read_text().splitlines())
     records = [RolloutRecord.model_validate_json(line) for line in lines]
     return sorted(records, key=lambda record: record.position)

@@ -97,7 +97,7 @@ class _TensorBoard:
 
     def start(self, step: int) -> None:
         # purge_step: TensorBoard then hides the rolled-back steps of the earlier files.
-        folder = self._settings.run.folder / "tensorboard"
+        folder = self._settings.run.files.tensorboard
         self._writer = self._open(str(folder), purge_step=step if step else None)
         self._writer.add_text("settings", f"```\n{dump_settings(self._settings)}\n```", step)
 
@@ -151,7 +151,7 @@ class _Wandb:
 
     def _id(self, step: int) -> str:
         """The earlier start's where this one goes on from it; else a new one."""
-        file = self._settings.run.folder / "wandb-id"
+        file = self._settings.run.files.wandb_id
         if step == 0 or not file.exists():
             file.write_text(secrets.token_hex(4))
         return file.read_text().strip()

@@ -27,7 +27,7 @@ def sft_arguments(settings: Settings, *, total_steps: int) -> SFTConfig:
     """
     sft, has_gpu = settings.sft, torch.cuda.is_available()
     return SFTConfig(
-        output_dir=str(settings.run.folder / "checkpoints"),
+        output_dir=str(settings.run.files.checkpoints),
         max_steps=total_steps,
         per_device_train_batch_size=sft.micro_batch_size,
         gradient_accumulation_steps=num_micro_batches(settings),

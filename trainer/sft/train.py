@@ -23,9 +23,8 @@ from trl import SFTTrainer
 
 from scene_data.dataset import open_dataset
 from scene_data.templates import check_instruction
-from services.errors import SettingsError, SggError
+from services.errors import SettingsError
 from services.models.families import save_published
-from services.schemas.common import Message
 from services.settings import Settings
 from trainer.checkpoints.inputs import Inputs, check_inputs, data_inputs
 from trainer.collection.image_check import ImageCheck
@@ -87,17 +86,16 @@ def run_sft(
             "started: make them the same"
         )
     total = sft_total_steps(settings, len(rows))
-    checkpoints = settings.run.folder / "checkpoints"
+    checkpoints = settings.run.files.checkpoints
     checkpoint = _last_checkpoint(checkpoints) if resume else None
     ranks = Ranks(settings.trainer.wait_timeout_s)
-    outcome: Message | SggError = Message()
-    if ranks.is_main:
-        try:
-            now = data_inputs(settings, dataset)
-            _keep_inputs(checkpoints / _INPUTS, now, checkpoint, allow_changes=allow_changes)
-        except SggError as error:
-            outcome = error
-    ranks.broadcast(outcome, Message)
+    inputs = checkpoints / _INPUTS
+    ranks.from_main(
+        lambda: _keep_inputs(
+            inputs, data_inputs(settings, dataset), checkpoint, allow_changes=allow_changes
+        ),
+        None,
+    )
     stop = stop or StopRequest()
     stopping = _StopWhenAsked(stop, ranks)
     trainer = _Trainer(
@@ -121,7 +119,7 @@ def run_sft(
 
 def _save(trainer: "_Trainer", processor: Any, settings: Settings) -> Path:
     """Write `model`, and `adapter` where one was trained; every rank calls it."""
-    folder = settings.run.folder / "model"
+    folder = settings.run.files.model
     weights = None  # the model has them whole
     if is_deepspeed_zero3_enabled():
         weights = trainer.accelerator.get_state_dict(trainer.model_wrapped)
@@ -130,7 +128,7 @@ def _save(trainer: "_Trainer", processor: Any, settings: Settings) -> Path:
     if not trainer.is_world_process_zero():
         return folder
     if isinstance(model, PeftModel):
-        adapter = settings.run.folder / "adapter"
+        adapter = settings.run.files.adapter
         model.save_pretrained(str(adapter), state_dict=weights)
         logger.info("adapter written to %s", adapter)
         # On a fresh copy: the trained one is on the GPU, perhaps in shards.
@@ -193,7 +191,7 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
     """A line in the log, in `metrics.jsonl` and in the trackers, every some steps."""
 
     def __init__(self, settings: Settings) -> None:
-        self._lines = StepLines(settings.run.folder / "metrics.jsonl")
+        self._lines = StepLines(settings.run.files.metrics)
         self._trackers = Trackers(settings)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -18,6 +18,7 @@ from scene_data.templates import answer_text
 from scene_data.toy import SIDE, make_toy
 from scene_graph.cleaning import Task
 from services.errors import ConflictError, InvalidInputError
+from services.run_folder import RunFolder
 from services.schemas.rollouts import Completion
 from services.settings import Settings
 from tests.tagged_pictures import encoded, noise, png_header
@@ -51,12 +52,15 @@ def test_answers_and_scores_are_kept_by_label(tmp_path: Path) -> None:
     )
     folder = tmp_path / "run"
     folder.mkdir()
-    assert heldout_summary(folder) == {}
+    assert heldout_summary(RunFolder(folder)) == {}
     keep_heldout(settings, "before", [answered(0, 0)], {"recall": 0.1}, policy_version=0)
     with pytest.raises(ConflictError):
         keep_heldout(settings, "before", [answered(0, 1)], {"recall": 0.9}, policy_version=0)
     keep_heldout(settings, "after", [answered(8, 8)], {"recall": math.nan}, policy_version=8)
-    assert heldout_summary(folder) == {"before": {"recall": 0.1}, "after": {"recall": None}}
+    assert heldout_summary(RunFolder(folder)) == {
+        "before": {"recall": 0.1},
+        "after": {"recall": None},
+    }
     kept = [json.loads(line) for line in (folder / "heldout-before.jsonl").open()]
     assert [line["policy_versions"] for line in kept] == [[0, 0]]
 

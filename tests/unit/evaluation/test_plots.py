@@ -4,6 +4,7 @@ from pathlib import Path
 from PIL import Image
 
 from evaluation.of_a_run.plots import write_plots
+from services.run_folder import RunFolder
 
 
 def test_plots_are_drawn_from_metrics(tmp_path: Path) -> None:
@@ -21,7 +22,7 @@ def test_plots_are_drawn_from_metrics(tmp_path: Path) -> None:
         for step in range(4)
     ]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    files = write_plots(tmp_path)
+    files = write_plots(RunFolder(tmp_path))
     assert [file.name for file in files] == [
         "reward.png",
         "terms.png",
@@ -35,4 +36,4 @@ def test_plots_are_drawn_from_metrics(tmp_path: Path) -> None:
 
 def test_run_without_steps_has_no_plots(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").write_text("")
-    assert write_plots(tmp_path) == []
+    assert write_plots(RunFolder(tmp_path)) == []

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.folder import RunFolder
 from launcher.local_run import _ended_early
+from services.run_folder import RunFolder
 
 
 def test_the_end_of_the_log_has_its_heading_and_what_to_do_comes_last(

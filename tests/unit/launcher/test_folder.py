@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 
 from launcher import folder as folder_module
-from launcher.folder import RunFolder, run_lock
+from launcher.folder import prepare_folder, run_lock
 from launcher.run_parts import with_free_ports
 from services.errors import ConflictError, NotFoundError, SettingsError
 from services.host.ports import ReservedPorts
+from services.run_folder import RunFolder
 from services.settings import (
     DataSettings,
     ModelSettings,
@@ -28,36 +29,36 @@ def settings(**sections: object) -> Settings:
 
 def test_finished_runs_are_moved_away_one_by_one(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
-    assert folder.prepare(resume=False) is None
+    assert prepare_folder(folder, resume=False) is None
     for number in (1, 2):
         folder.metrics.write_text("{}\n")
-        folder.mark_finished()
-        assert folder.prepare(resume=False) == tmp_path / f"run.{number}"
-        assert not folder.finished
+        folder.finished.touch()
+        assert prepare_folder(folder, resume=False) == tmp_path / f"run.{number}"
+        assert not folder.finished.exists()
         assert (tmp_path / f"run.{number}" / "metrics.jsonl").exists()
 
 
 def test_an_unfinished_run_is_resumed_or_kept_aside(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
-    folder.prepare(resume=False)
+    prepare_folder(folder, resume=False)
     folder.config.write_text("a = 1")
     folder.metrics.write_text("{}\n")
-    assert folder.prepare(resume=True) is None
+    assert prepare_folder(folder, resume=True) is None
     assert folder.metrics.exists()
-    assert folder.prepare(resume=False) == tmp_path / "run.1"
+    assert prepare_folder(folder, resume=False) == tmp_path / "run.1"
     assert (tmp_path / "run.1" / "metrics.jsonl").exists()
 
 
 def test_a_run_that_never_trained_starts_over(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
-    folder.prepare(resume=False)
+    prepare_folder(folder, resume=False)
     folder.config.write_text("a = 1")
-    assert folder.prepare(resume=False) == tmp_path / "run.1"
+    assert prepare_folder(folder, resume=False) == tmp_path / "run.1"
 
 
 def test_without_a_run_there_is_nothing_to_resume(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="without --resume"):
-        RunFolder(tmp_path / "run").prepare(resume=True)
+        prepare_folder(RunFolder(tmp_path / "run"), resume=True)
 
 
 def test_a_name_is_locked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

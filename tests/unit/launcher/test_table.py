@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 
 from launcher.run_view import summary_table
-from launcher.table import MetricsTail, RunTable, step_line
+from launcher.table import RunTable, step_line
 from launcher.terminal import SafeConsole
+from services.run_folder import RunFolder
 
 
 def row(step: int, **more: Any) -> dict[str, Any]:
@@ -27,6 +28,7 @@ def row(step: int, **more: Any) -> dict[str, Any]:
 
 
 def write(file: Path, *rows: dict[str, Any]) -> None:
+    file.parent.mkdir(exist_ok=True)
     with file.open("a") as stream:
         stream.writelines(json.dumps(r) + "\n" for r in rows)
 
@@ -35,47 +37,12 @@ def shown(file: Path, *rows: dict[str, Any], terminal: bool, width: int = 140) -
     """What is shown while `rows` are written."""
     out = io.StringIO()
     console = SafeConsole(file=out, force_terminal=terminal, width=width, color_system=None)
-    with RunTable(file, 10, lambda: {"redis": "running", "reward": "waiting"}, console) as table:
+    with RunTable(
+        RunFolder(file.parent), 10, lambda: {"redis": "running", "reward": "waiting"}, console
+    ) as table:
         write(file, *rows)
         table.update()
     return out.getvalue()
-
-
-def test_only_new_and_whole_lines_are_read(tmp_path: Path) -> None:
-    file = tmp_path / "metrics.jsonl"
-    tail = MetricsTail(file)
-    assert tail.read() == []
-    write(file, row(0), row(1))
-    assert [r["step"] for r in tail.read()] == [0, 1]
-    assert tail.read() == []
-    text = json.dumps(row(2)) + "\n"
-    with file.open("a") as stream:
-        stream.write(text[:20])
-        stream.flush()
-        assert tail.read() == []
-        stream.write(text[20:])
-    assert [r["step"] for r in tail.read()] == [2]
-
-
-def test_torn_lines_are_passed_over(tmp_path: Path) -> None:
-    file = tmp_path / "metrics.jsonl"
-    file.write_bytes(b'{"step": 0\n\xff\xfe\n[1]\n{"step": 1}\n')
-    assert MetricsTail(file).read() == [{"step": 1}]
-
-
-def test_a_replaced_file_starts_over(tmp_path: Path) -> None:
-    file = tmp_path / "metrics.jsonl"
-    tail = MetricsTail(file)
-    write(file, row(0), row(1))
-    tail.read()
-    draft = tmp_path / "draft"
-    write(draft, row(0))
-    draft.rename(file)
-    assert [r["step"] for r in tail.read()] == [0]
-    file.write_text("")
-    assert tail.read() == []
-    write(file, row(0))
-    assert [r["step"] for r in tail.read()] == [0]
 
 
 def test_a_step_is_one_line_without_a_terminal(tmp_path: Path) -> None:
@@ -91,7 +58,7 @@ def test_a_step_is_one_line_without_a_terminal(tmp_path: Path) -> None:
 def test_a_resumed_run_prints_only_what_is_new(tmp_path: Path) -> None:
     file, out = tmp_path / "metrics.jsonl", io.StringIO()
     write(file, row(0), row(1), row(2))
-    with RunTable(file, 10, dict, SafeConsole(file=out, width=140)) as table:
+    with RunTable(RunFolder(file.parent), 10, dict, SafeConsole(file=out, width=140)) as table:
         file.unlink()  # back to the checkpoint of step 1
         write(file, row(0))
         table.update()
@@ -134,7 +101,7 @@ def test_a_narrow_terminal_has_fewer_columns_and_whole_numbers(tmp_path: Path) -
     header = next(line for line in text.splitlines() if "reward" in line)
     assert header.split()[-4:] == ["train", "s", "publish", "s"]
     assert "node_category" not in header
-    wide = shown(tmp_path / "wide.jsonl", wanted, terminal=True, width=160)
+    wide = shown(tmp_path / "wide" / "metrics.jsonl", wanted, terminal=True, width=160)
     assert all(name in wide for name in terms)
 
 
@@ -153,7 +120,7 @@ def test_the_time_left_is_that_of_the_shown_steps_pace(tmp_path: Path) -> None:
     file, out = tmp_path / "metrics.jsonl", io.StringIO()
     day = 24 * 3600.0
     write(file, row(0, time=100.0, num_steps=20, phases_s={"wait": 50.0, "train": 20.0}))
-    with RunTable(file, None, dict, SafeConsole(file=out, width=200)) as table:
+    with RunTable(RunFolder(file.parent), None, dict, SafeConsole(file=out, width=200)) as table:
         later = {"num_steps": 20, "phases_s": {"train": 55.0}}
         write(file, row(1, time=day, **later), row(2, time=day + 60.0, **later))
         table.update()
@@ -182,7 +149,7 @@ def test_evaluations_are_shown_as_they_come(tmp_path: Path, terminal: bool) -> N
         "seconds": 12.14,
     }
     write(file, found | {"step": 2, "triplet_recall": 0.9})
-    with RunTable(tmp_path / "metrics.jsonl", 10, dict, console) as table:
+    with RunTable(RunFolder(tmp_path), 10, dict, console) as table:
         table.update()
         assert "0.900" not in out.getvalue(), "of the run that is resumed"
         write(file, found)

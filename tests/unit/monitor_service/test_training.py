@@ -9,6 +9,7 @@ from prometheus_client import generate_latest
 
 from monitor_service.exporter import RunCollector
 from monitor_service.training import Training
+from services.run_folder import RunFolder
 from services.settings import Settings
 from services.telemetry import new_registry
 from trainer.ranks.watch import watched
@@ -27,7 +28,7 @@ def row(step: int, at: float, **changes: Any) -> dict[str, Any]:
 def text_of(training: Training) -> str:
     settings = Settings.model_validate(
         {
-            "run": {"name": training.folder.name, "root": str(training.folder.parent)},
+            "run": {"name": training.folder.path.name, "root": str(training.folder.path.parent)},
             "model": {"path": "x"},
             "data": {"train": "x"},
         }
@@ -41,7 +42,7 @@ def test_counters_take_a_step_once_and_nothing_back(tmp_path: Path, lines: StepL
     before = time.time() - 1000
     for step in range(3):
         lines.append(row(step, before + step))
-    training = Training(tmp_path)
+    training = Training(RunFolder(tmp_path))
     training.look()
     assert training.num_tokens == 0  # done before the monitor was there
     now = time.time() + 1
@@ -59,7 +60,7 @@ def test_counters_take_a_step_once_and_nothing_back(tmp_path: Path, lines: StepL
 
 
 def test_the_usual_time_between_steps_is_no_pause(tmp_path: Path, lines: StepLines) -> None:
-    training = Training(tmp_path)
+    training = Training(RunFolder(tmp_path))
     training.look()
     assert training.step_interval_s is None
     for step, at in enumerate([0.0, 10, 20, 5000, 5010]):
@@ -69,7 +70,7 @@ def test_the_usual_time_between_steps_is_no_pause(tmp_path: Path, lines: StepLin
 
 
 def test_what_rank_0_does(tmp_path: Path) -> None:
-    training = Training(tmp_path)
+    training = Training(RunFolder(tmp_path))
     training.look()
     assert training.beat is None
     with watched(tmp_path / "ranks", rank=0, size=1, limit_s=60) as watch:
@@ -96,7 +97,7 @@ def test_every_number_of_a_line_gets_a_standard_name(tmp_path: Path, lines: Step
             phases_s={"wait": 2},
         )
     )
-    training = Training(tmp_path)
+    training = Training(RunFolder(tmp_path))
     training.look()
     text = text_of(training)
     for sample in (
@@ -115,6 +116,6 @@ def test_every_number_of_a_line_gets_a_standard_name(tmp_path: Path, lines: Step
 
 
 def test_a_run_without_a_folder_is_a_run_all_the_same(tmp_path: Path) -> None:
-    training = Training(tmp_path / "later")
+    training = Training(RunFolder(tmp_path / "later"))
     training.look()
     assert 'sgg_trainer_groups_total{outcome="trained",run} 0.0' in text_of(training)

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from launcher.folder import RunFolder
 from launcher.run_parts import run_parts, server_urls
 from launcher.run_view import plan_lines
 from planning.placement import environment, place, placed
 from planning.preflight.gpus import Gpu, visible_gpus
 from services.errors import SettingsError
 from services.host.ports import ReservedPorts
+from services.run_folder import RunFolder
 from services.settings import Settings, load_settings
 from tests.fake_gpus import fake_gpus
 

@@ -5,9 +5,10 @@ from typing import Any
 
 import pytest
 
-from reward_service.rubrics import RUBRICS, Rubric, find_rubric
+from reward_service.rubrics import RUBRICS, find_rubric, rubric_version
 from reward_service.scoring import make_scorer
 from services.errors import InvalidInputError
+from services.schemas.rubrics import Rubric
 
 
 def test_the_shipped_rubrics_have_the_published_weights() -> None:
@@ -25,7 +26,7 @@ def test_the_shipped_rubrics_have_the_published_weights() -> None:
 def test_the_version_names_the_definition() -> None:
     soft = RUBRICS["r1-soft"]
     reordered = Rubric(name="mine", terms=dict(reversed(soft.terms.items())))
-    assert reordered.version("exact") == soft.version("exact")
+    assert rubric_version(reordered, "exact") == rubric_version(soft, "exact")
     changes: list[dict[str, Any]] = [
         {"terms": soft.terms | {"edge": 6.0}},
         {"beta": 2.0},
@@ -34,8 +35,8 @@ def test_the_version_names_the_definition() -> None:
         {"predicate_frequency": {"on": 2}},
     ]
     others = [Rubric.model_validate(soft.model_dump() | change) for change in changes]
-    versions = {r.version("exact") for r in [soft, *others, *RUBRICS.values()]}
-    versions.add(soft.version("table 1"))
+    versions = {rubric_version(r, "exact") for r in [soft, *others, *RUBRICS.values()]}
+    versions.add(rubric_version(soft, "table 1"))
     assert len(versions) == len(changes) + len(RUBRICS) + 1
 
 

@@ -1,15 +1,14 @@
 """A file that grows, is half written, cut back by a resume, or gone."""
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from monitor_service.step_file import TAIL_BYTES, StepFile
+from services.run_folder import TAIL_BYTES, StepRow, TableFollower
 from trainer.records.files import StepLines
 
 
-def steps(found: list[dict[str, Any]]) -> list[int]:
+def steps(found: list[StepRow]) -> list[int]:
     return [row["step"] for row in found]
 
 
@@ -19,7 +18,7 @@ def path(tmp_path: Path) -> Path:
 
 
 def test_each_line_is_read_once(path: Path) -> None:
-    file, lines = StepFile(path), StepLines(path)
+    file, lines = TableFollower[StepRow](path, tail_bytes=TAIL_BYTES), StepLines(path)
     assert file.read() == ([], False)
     lines.append({"step": 0})
     first = file.read()
@@ -32,7 +31,7 @@ def test_each_line_is_read_once(path: Path) -> None:
 
 
 def test_half_a_line_waits_for_its_end(path: Path) -> None:
-    file = StepFile(path)
+    file = TableFollower[StepRow](path, tail_bytes=TAIL_BYTES)
     path.write_text('{"step": 0}\n{"st')
     assert steps(file.read().rows) == [0]
     assert file.read().rows == []
@@ -42,7 +41,7 @@ def test_half_a_line_waits_for_its_end(path: Path) -> None:
 
 
 def test_a_resume_that_cuts_the_file_starts_anew(path: Path) -> None:
-    file, lines = StepFile(path), StepLines(path)
+    file, lines = TableFollower[StepRow](path, tail_bytes=TAIL_BYTES), StepLines(path)
     for step in range(5):
         lines.append({"step": step})
     assert steps(file.read().rows) == [0, 1, 2, 3, 4]
@@ -54,7 +53,7 @@ def test_a_resume_that_cuts_the_file_starts_anew(path: Path) -> None:
 
 
 def test_a_file_cut_in_place_starts_anew(path: Path) -> None:
-    file = StepFile(path)
+    file = TableFollower[StepRow](path, tail_bytes=TAIL_BYTES)
     path.write_text('{"step": 0}\n{"step": 1}\n')
     file.read()
     with path.open("r+") as stream:
@@ -64,7 +63,7 @@ def test_a_file_cut_in_place_starts_anew(path: Path) -> None:
 
 
 def test_a_file_that_is_gone_is_empty(path: Path) -> None:
-    file = StepFile(path)
+    file = TableFollower[StepRow](path, tail_bytes=TAIL_BYTES)
     path.write_text('{"step": 0}\n')
     file.read()
     path.unlink()
@@ -74,16 +73,17 @@ def test_a_file_that_is_gone_is_empty(path: Path) -> None:
 
 def test_what_is_no_line_is_left_out(path: Path) -> None:
     path.write_bytes(b'{"step": 0}\n{"step": 1, "tor\n[1]\n\xff\xfe\n\n{"step": 2}\n')
-    assert steps(StepFile(path).read().rows) == [0, 2]
+    assert steps(TableFollower[StepRow](path, tail_bytes=TAIL_BYTES).read().rows) == [0, 2]
 
 
 def test_of_a_long_file_only_the_end_is_read(path: Path) -> None:
     lines = [f'{{"step": {step}, "x": "{"x" * 1000}"}}\n' for step in range(1000)]
     path.write_text("".join(lines))
-    file = StepFile(path)
+    file = TableFollower[StepRow](path, tail_bytes=TAIL_BYTES)
     found = steps(file.read().rows)
     assert found == list(range(found[0], 1000))
     assert 0 < len(found) <= TAIL_BYTES // 1000
     with path.open("a") as stream:
         stream.write('{"step": 1000}\n')
     assert steps(file.read().rows) == [1000]
+    assert steps(TableFollower[StepRow](path).read().rows) == list(range(1001))
