@@ -26,44 +26,34 @@ async def until_available(
     work: Callable[[], Awaitable[T]],
     *,
     timeout_s: float,
-    heed: Callable[[UnavailableError], None] | None = None,
+    failed: Callable[[UnavailableError], None] = lambda _: None,
 ) -> T:
     """Repeat idempotent work while a service is away.
 
     Args:
-        work: Is called again after an `UnavailableError`.
-        timeout_s: Longest time from the first failure on.
-        heed: Is told of each failure, and may raise to end the repetition. By default each new
-            message is logged.
+        work: What is repeated.
+        timeout_s: Longest time that the service may be away.
+        failed: Called after each failure; what it raises ends the waiting.
 
     Raises:
         WaitTimeoutError: It was away for `timeout_s` seconds; the message is the service's.
     """
-    heed = heed or _LogNews()
     since: float | None = None  # not the start: this process may have stood still before it failed
+    said = ""
     while True:
         try:
             return await work()
         except UnavailableError as error:
-            heed(error)
+            failed(error)
             since = since or time.monotonic()
             if time.monotonic() - since > timeout_s:
                 raise WaitTimeoutError(
                     f"gave up after {timeout_s:.0f} s: {error.message}"
                 ) from error
+            if error.message != said:
+                logger.warning("%s; trying again", error.message)
+            said = error.message
             await asyncio.sleep(PAUSE_S)
-
-
-class _LogNews:
-    """Logs a failure, unless it is the same as the one before."""
-
-    def __init__(self) -> None:
-        self._said = ""
-
-    def __call__(self, error: UnavailableError) -> None:
-        if error.message != self._said:
-            logger.warning("%s; trying again", error.message)
-        self._said = error.message
 
 
 @asynccontextmanager

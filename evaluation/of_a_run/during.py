@@ -24,6 +24,7 @@ from services.redis.client import connect
 from services.redis.keys import RunKeys
 from services.redis.registry import Registry
 from services.run_folder import EvaluationRow
+from services.schemas.weights import Version
 from services.settings import Settings
 from trainer.records.evaluation import StepEvaluation
 
@@ -119,12 +120,9 @@ class DuringTraining(StepEvaluation):
         started = time.monotonic()
         if not self._samples:
             self._samples = await asyncio.to_thread(heldout_samples, self._settings)
-        async with Fleet(
-            await self._servers(step),
-            token=self._settings.data_token,
-            per_server=REQUESTS_PER_SERVER,
-            patience_s=self._settings.trainer.wait_timeout_s,
-            registered=self._settings.security,
+        servers = await self._servers(step)
+        async with Fleet.of_run(
+            self._settings, servers, REQUESTS_PER_SERVER, registered=True
         ) as fleet:
             await fleet.meet(model=self._settings.model.path, one_version=False)
             lines = await answers(self._settings, self._samples, fleet)
@@ -153,7 +151,7 @@ class DuringTraining(StepEvaluation):
         try:
             while time.monotonic() < deadline:
                 with suppress(UnavailableError):  # Redis may be back in time
-                    wanted = await registry.incarnation(), step
+                    wanted = Version(await registry.incarnation(), step)
                     urls = [server.url for server in await registry.servers()]
                     serving = await asyncio.gather(*(self._serves(url, wanted) for url in urls))
                     if any(serving):
@@ -163,7 +161,7 @@ class DuringTraining(StepEvaluation):
             await redis.aclose()
         raise UnavailableError(f"no rollout server served version {step} in {_SERVED_S:g} s")
 
-    async def _serves(self, url: str, wanted: tuple[int, int]) -> bool:
+    async def _serves(self, url: str, wanted: Version) -> bool:
         async with RolloutClient(
             url,
             token=self._settings.data_token,
@@ -174,4 +172,4 @@ class DuringTraining(StepEvaluation):
                 info = await client.policy()
             except SggError:
                 return False
-        return (info.incarnation, info.policy_version) >= wanted
+        return not info.version < wanted

@@ -21,7 +21,7 @@ def check_grpo(settings: Settings) -> None:
     """
     check_shared_gpus(settings)
     lora = settings.lora
-    if (lora.rank > 0) != (settings.weights.transport == "lora"):
+    if (lora.rank > 0) != settings.weights.traits.adapter_alone:
         raise SettingsError(
             f"lora.rank = {lora.rank} and weights.transport = '{settings.weights.transport}': an "
             "adapter is trained and sent alone, so set lora.rank over 0 and the transport 'lora', "
@@ -59,7 +59,7 @@ def check_ipc_servers(settings: Settings) -> None:
         SettingsError: With what to set.
     """
     ranks, servers = settings.trainer.num_ranks, settings.cluster.num_rollout_servers
-    if settings.weights.transport == "ipc" and servers > ranks:
+    if settings.weights.traits.same_gpu and servers > ranks:
         raise SettingsError(
             f"weights.transport = 'ipc' gives each rank's weights to the server on its GPU: set "
             f"cluster.num_rollout_servers ({servers}) to trainer.num_ranks ({ranks}) at most"
@@ -72,7 +72,7 @@ def check_shared_transport(settings: Settings) -> None:
     Raises:
         SettingsError: With what to set.
     """
-    if settings.weights.transport == "nccl":
+    if settings.weights.traits.joins_group:
         raise SettingsError(
             "weights.transport = 'nccl' cannot send to the GPU that it sends from: where trainer "
             "and server share each GPU use ipc"

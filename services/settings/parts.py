@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from services.host.addresses import is_host_pattern
 from services.schemas.common import ModelRunner
-from services.schemas.weights import Transport
+from services.schemas.weights import TRANSPORTS, Transport, TransportTraits
 from services.settings.secrets import read_secret
 from services.settings.section import LocalPath, PathOrName, Section
 
@@ -90,6 +90,11 @@ class WeightSettings(Section):
     """`shm` on one host; `disk` on a file system that all share; `http` where nothing is shared;
     `nccl` from GPU to GPU; `ipc` on one GPU; `lora` for adapters. `docs/rollout.md` compares them.
     """
+
+    @property
+    def traits(self) -> TransportTraits:
+        """What that transport is like."""
+        return TRANSPORTS[self.transport]
 
 
 class ClusterSettings(Section):

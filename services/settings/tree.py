@@ -66,7 +66,7 @@ class Settings(Section):
     @property
     def shares_gpus(self) -> bool:
         """Whether a rollout server and a rank of the trainer are on each GPU."""
-        return self.weights.transport == "ipc" or self.deploy.kind == "colocated"
+        return self.weights.traits.same_gpu or self.deploy.kind == "colocated"
 
     @property
     def data_token(self) -> str | None:

@@ -14,7 +14,6 @@ import httpx
 import pytest
 from safetensors.numpy import save
 
-from rollout_service.transports.spool import spool_folder
 from services.errors import ConflictError, EngineError, InvalidInputError, NotFoundError, SggError
 from services.host.environment import child_environment
 from services.host.ports import free_port
@@ -28,6 +27,7 @@ from services.schemas.weights import StageRequest
 from services.settings import Settings, dump_settings
 from tests.integration.stalling_server import EDGES, FAILS
 from tests.shm_versions import ShmRun, ShmVersion, tensors_of
+from weight_sync.uploads import spool_folder
 
 ASKED = RolloutRequest(
     messages=[ChatMessage(role="user", content=[TextPart(text="What is there?")])],

@@ -1,0 +1,67 @@
+"""What README, CONTRIBUTING, SECURITY and docs/ name exists: links, anchors, folders and files."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("configs/*.md")])
+CURRENT = [page for page in PAGES if page.name != "CHANGELOG.md"]
+"""The changelog names paths of earlier releases too."""
+LINK = re.compile(r"\[[^\]]*\]\((?!https?:)([^)\s]+)\)")
+TOP = "|".join(path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] != ".")
+CODE_PATH = re.compile(rf"(?<![\w/.-])(?:{TOP})(?:/[\w.*-]+)+/?")
+MADE_BY_A_RUN = re.compile(r"(build|runs|data|docs/data)/|.*\bcheckpoints?/step-")
+MAX_README_LINES = 120
+
+
+def anchors(page: Path) -> set[str]:
+    """What GitHub makes of the page's headings, and the ids that it sets itself."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.M | re.S)
+    titles = re.findall(r"^#+ (.+)$", text, re.M)
+    slugs = {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+    return slugs | set(re.findall(r'<a id="([\w-]+)">', text))
+
+
+def dead_links(page: Path) -> Iterator[str]:
+    for link in LINK.findall(page.read_text()):
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        if not target.exists() or (anchor and anchor not in anchors(target)):
+            yield link
+
+
+def missing_paths(page: Path) -> Iterator[str]:
+    for path in CODE_PATH.findall(LINK.sub("", page.read_text())):
+        path = path.rstrip(".")
+        if not MADE_BY_A_RUN.match(path) and not any(ROOT.glob(path.rstrip("/"))):
+            yield path
+
+
+def test_the_pages_are_found() -> None:
+    assert {"README.md", "CONTRIBUTING.md", "docs/deploy/slurm.md", "configs/README.md"} <= {
+        str(page.relative_to(ROOT)) for page in PAGES
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    assert list(dead_links(page)) == []
+
+
+@pytest.mark.parametrize("page", CURRENT, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_path_is_there(page: Path) -> None:
+    assert list(missing_paths(page)) == []
+
+
+def test_a_dead_link_and_a_missing_path_are_seen(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("# One\n[a](#one) [b](#two) [c](none.md) `trainer/none.py` `trainer/train.py`")
+    assert list(dead_links(page)) == ["#two", "none.md"]
+    assert list(missing_paths(page)) == ["trainer/none.py"]
+
+
+def test_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) < MAX_README_LINES
