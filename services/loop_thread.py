@@ -48,5 +48,5 @@ class LoopThread:
 
 
 async def _others_ended() -> None:
-    """Nothing but this runs on its loop any more."""
+    """End all other tasks of this loop."""
     await ended(*(asyncio.all_tasks() - {asyncio.current_task()}))

@@ -140,6 +140,6 @@ class RoomWait:
         time.sleep(PAUSE_S)
 
     def _free(self) -> int:
-        """Bytes, for this user."""
+        """Free bytes, for this user."""
         there = (folder for folder in (self._folder, *self._folder.parents) if folder.exists())
         return shutil.disk_usage(next(there)).free

@@ -56,7 +56,7 @@ def problem(error: SggError) -> dict[str, Any]:
 
 
 def problem_response(error: SggError) -> Response:
-    """The answer for an error."""
+    """The HTTP answer for an error."""
     headers = {"Retry-After": "1"} if error.status == 503 else {}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"

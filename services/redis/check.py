@@ -28,7 +28,7 @@ class RedisFacts:
 
     @property
     def problem(self) -> str | None:
-        """Why it cannot be used."""
+        """Why the server cannot be used; None where it can."""
         if tuple(int(part) for part in self.version.split(".")[:2]) >= OLDEST:
             return None
         return (
@@ -38,7 +38,7 @@ class RedisFacts:
 
     @property
     def warnings(self) -> list[str]:
-        """What may cost work."""
+        """What about the server may cost work."""
         lines = []
         if not self.is_persistent:
             lines.append(

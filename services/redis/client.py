@@ -97,7 +97,7 @@ def _settings(where: RedisSettings | str) -> RedisSettings:
 
 
 def without_password(url: str) -> str:
-    """The url as it may stand in a log."""
+    """The url without user and password, for logs."""
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     return parts._replace(netloc=host, query="").geturl()

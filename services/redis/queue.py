@@ -21,7 +21,7 @@ class Lease:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeadNotice:
-    """That an item ended without a result."""
+    """An item that ended without a result, without its body."""
 
     entry_id: str
     stream: str
@@ -31,6 +31,6 @@ class DeadNotice:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DeadLetter(DeadNotice):
-    """An item that ended without a result."""
+    """An item that ended without a result, whole."""
 
     body: bytes

@@ -200,7 +200,6 @@ class RedisQueue:
             return bool(await self._redis.xdel(self._keys.dead, entry_id))
 
     async def aclose(self) -> None:
-        """Give back connections."""
         await self._redis.aclose()
 
     async def _claim_now(self, streams: list[str], consumer: str, lease_s: float) -> Lease | None:
@@ -271,7 +270,7 @@ class RedisQueue:
 
     async def _call(self, script: str, *args: str | bytes | float) -> Any:
         with redis_errors(self._redis):
-            return await self._redis.register_script(script)(
+            return await self._redis.register_script(lua.PRELUDE + script)(
                 args=[self._keys.prefix, GUARD_TTL_S, *args]
             )
 
@@ -300,7 +299,7 @@ def _new_lease(stream: str, entry: tuple[bytes, dict[bytes, bytes]]) -> Lease | 
 
 
 def _work_id(raw: bytes) -> str:
-    """Empty where it is no text."""
+    """The text; empty where it is none."""
     try:
         return raw.decode()
     except UnicodeDecodeError:

@@ -44,38 +44,27 @@ local function number(run, field)
 end
 """
 # KEYS run; ARGV at_least. One step: two starts at once never get the same.
-_NEXT_INCARNATION = (
-    _PRELUDE
-    + """
+_NEXT_INCARNATION = """
 local incarnation = math.max(number(KEYS[1], 'incarnation') + 1, tonumber(ARGV[1]))
 redis.call('HSET', KEYS[1], 'incarnation', string.format('%d', incarnation))
 return incarnation
 """
-)
 # KEYS policy manifest run; ARGV incarnation policy manifest. An earlier trainer that still runs is
 # refused: its weights must not replace its successor's.
-_PUBLISH = (
-    _PRELUDE
-    + """
+_PUBLISH = """
 if number(KEYS[3], 'incarnation') > tonumber(ARGV[1]) then return 0 end
 redis.call('MSET', KEYS[1], ARGV[2], KEYS[2], ARGV[3])
 return 1
 """
-)
 # KEYS run; ARGV incarnation step.
-_COMMIT = (
-    _PRELUDE
-    + """
+_COMMIT = """
 if number(KEYS[1], 'incarnation') > tonumber(ARGV[1]) then return 0 end
 redis.call('HSET', KEYS[1], 'committed_step', ARGV[2])
 return 1
 """
-)
 # KEYS policy manifest run; ARGV incarnation step policy_version policy manifest. 0 superseded, else
 # 1, and one more for each of run and policy that had to be written again.
-_REASSERT = (
-    _PRELUDE
-    + """
+_REASSERT = """
 local mine, step, version = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 if number(KEYS[3], 'incarnation') > mine then return 0 end
 local outcome = 1
@@ -100,7 +89,6 @@ if incarnation < mine or (incarnation == mine and served <= version and not same
 end
 return outcome
 """
-)
 # KEYS …; ARGV prefix, then the type of each. The keys of another type, which are renamed.
 _SET_ASIDE = """
 local renamed = {}
@@ -181,7 +169,7 @@ class Registry:
         return sorted(live, key=lambda record: record.server_id)
 
     def _read(self, kind: type[M], text: bytes, what: str) -> M | None:
-        """A record; None where the text is none."""
+        """The record in a text; None where the text is not one."""
         try:
             return kind.model_validate_json(text)
         except ValidationError as error:
@@ -264,7 +252,7 @@ class Registry:
         return int(await self._run_script(_NEXT_INCARNATION, [self._keys.run], [at_least]))
 
     async def incarnation(self) -> int:
-        """The latest trainer's; 0 before the first."""
+        """The incarnation of the latest trainer; 0 before the first."""
         return await self._run_number("incarnation")
 
     async def commit_step(self, incarnation: int, step: int) -> None:
@@ -292,7 +280,7 @@ class Registry:
 
     async def _run_script(self, script: str, keys: list[str], args: list[str | int]) -> Any:
         with redis_errors(self._redis):
-            return await self._redis.register_script(script)(keys=keys, args=args)
+            return await self._redis.register_script(_PRELUDE + script)(keys=keys, args=args)
 
 
 @asynccontextmanager

@@ -39,7 +39,6 @@ class RolloutClient(ServiceClient):
         )
 
     async def aclose(self) -> None:
-        """Close the connections."""
         await super().aclose()
         await self._admin.aclose()
 
