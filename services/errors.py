@@ -47,15 +47,18 @@ class SggError(Exception):
     exit_code: ClassVar[int] = 1
     """The exit code of a command that ends with it."""
 
+    def __init_subclass__(cls, *, status: int | None = None, retryable: bool = False) -> None:
+        """Args: status: The class's HTTP status, where it is not that of its base."""
+        cls.status = cls.status if status is None else status
+        cls.retryable = cls.retryable or retryable
+
     def __init__(self, message: str) -> None:
         self.message = printable(message)
         super().__init__(self.message)
 
 
-class InvalidInputError(SggError):
+class InvalidInputError(SggError, status=422):
     """The caller's data is wrong."""
-
-    status = 422
 
     def __init__(self, message: str, mistakes: Sequence[Mistake] = ()) -> None:
         super().__init__(message)
@@ -68,35 +71,24 @@ class SettingsError(InvalidInputError):
     exit_code = 2
 
 
-class UnauthorizedError(SggError):
+class UnauthorizedError(SggError, status=401):
     """No token, or not the right one."""
 
-    status = 401
 
-
-class MalformedRequestError(SggError):
+class MalformedRequestError(SggError, status=400):
     """Not a request as this service reads them."""
 
-    status = 400
 
-
-class NotFoundError(SggError):
+class NotFoundError(SggError, status=404):
     """The named thing does not exist here."""
 
-    status = 404
 
-
-class SlowRequestError(SggError):
+class SlowRequestError(SggError, status=408, retryable=True):
     """The request did not come in time."""
 
-    status = 408
-    retryable = True
 
-
-class ConflictError(SggError):
+class ConflictError(SggError, status=409):
     """The request does not fit the present state."""
-
-    status = 409
 
 
 class SupersededError(ConflictError):
@@ -113,62 +105,41 @@ class SupersededError(ConflictError):
         )
 
 
-class TooLargeError(SggError):
+class TooLargeError(SggError, status=413):
     """Over a stated limit."""
 
-    status = 413
 
-
-class MediaTypeError(SggError):
+class MediaTypeError(SggError, status=415):
     """The body does not say that it is JSON."""
 
-    status = 415
 
-
-class MisdirectedError(SggError):
+class MisdirectedError(SggError, status=421):
     """The Host header names another service."""
 
-    status = 421
 
-
-class HeadTooLargeError(SggError):
+class HeadTooLargeError(SggError, status=431):
     """Request line or headers are over a limit."""
 
-    status = 431
 
-
-class ClientGoneError(SggError):
+class ClientGoneError(SggError, status=499):
     """The client went away before its answer; nobody reads this one."""
 
-    status = 499
 
-
-class UnavailableError(SggError):
+class UnavailableError(SggError, status=503, retryable=True):
     """Retry later."""
-
-    status = 503
-    retryable = True
 
 
 class QueueFullError(UnavailableError):
     """The stream holds as much as it may."""
 
 
-class WaitTimeoutError(SggError):
+class WaitTimeoutError(SggError, status=504, retryable=True):
     """A wait ended; the message says what it waited for and how long."""
 
-    status = 504
-    retryable = True
 
-
-class NoRoomError(SggError):
+class NoRoomError(SggError, status=507, retryable=True):
     """The service's disk is full."""
 
-    status = 507
-    retryable = True
 
-
-class EngineError(SggError):
+class EngineError(SggError, retryable=True):
     """The sampling engine failed."""
-
-    retryable = True
