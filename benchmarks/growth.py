@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import torch
 
 from cli.main import app as sgg_rl
@@ -172,7 +172,7 @@ def train(settings: Settings, seconds: float, processes: list[int]) -> list[dict
     dataset, records = open_dataset(settings.data.train), RunRecords(settings, 0)
     records.cut_to(0)
     lines: list[dict[str, float]] = []
-    with ServiceConnection.open(settings, dataset, [7], TrainerState(), Alone()) as link:
+    with ServiceConnection(settings, dataset, [7], TrainerState(), Alone()) as link:
         link.start(weights(0), 0)
         began = time.monotonic()
         for step in itertools.count():

@@ -34,6 +34,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from rollout_service.http.app import prepare_vllm
+from services.host.environment import child_environment, set_environment
 from services.host.ports import free_port
 from services.http.clients.rollout import RolloutClient
 from services.images import ImageStore
@@ -51,7 +52,7 @@ from services.schemas.weights import (
     WeightManifest,
     manifest_checksum,
 )
-from services.settings import Settings, child_environment, dump_settings, set_environment
+from services.settings import Settings, dump_settings
 from weight_sync.files import describe_file, private_folder
 from weight_sync.shm import shm_file
 
@@ -197,7 +198,7 @@ class Service:
         file = shm_file(run, Version(1, policy_version))
         private_folder(file.parent)
         shm_file(run, Version(1, policy_version - 1)).unlink(missing_ok=True)
-        tensors = {}
+        tensors: dict[str, Any] = {}
         for shard in sorted(_model_folder(self._settings.model.path).glob("*.safetensors")):
             tensors |= load_file(shard)
         save_file(tensors, file)

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from rollout_service.engine import Engine, EngineResult, GroupRequest
 from services.errors import EngineError, SettingsError, SggError, UnavailableError
-from services.http.app import host_and_port
+from services.host.addresses import host_and_port
 from services.schemas.common import ModelRunner
 from services.schemas.weights import PolicyInfo, PolicyState, ServerRecord, Version
 from services.settings import Settings

@@ -57,21 +57,43 @@ class Sample:
     """Text before the answer, where the dataset was opened with a column for it."""
 
 
-@dataclass(slots=True)
-class RowCheck:
+@dataclass(slots=True, kw_only=True)
+class BrokenRows:
+    """Rows or images that cannot be read: counted by kind of fault, the first ones listed."""
+
+    reasons: Counter[str] = field(default_factory=Counter)
+    """By kind of fault"""
+    broken: list[str] = field(default_factory=list)
+    """The first `NUM_LISTED` of them: place and reason"""
+
+    @property
+    def num_broken(self) -> int:
+        """How many there are."""
+        return self.reasons.total()
+
+    def note_broken(self, place: str, error: RowError) -> None:
+        """Count one, and list it while the list is short."""
+        self.reasons[error.kind] += 1
+        if len(self.broken) < NUM_LISTED:
+            self.broken.append(f"{place}: {error}")
+
+
+@dataclass(slots=True, kw_only=True)
+class RowCheck(BrokenRows):
     """What reading all annotations of a source found."""
 
     usable: NDArray[np.bool_]
     """[rows]"""
-    num_broken: int = 0
-    broken: list[str] = field(default_factory=list)
-    """The first `NUM_LISTED` of them: place, image id and reason"""
-    reasons: Counter[str] = field(default_factory=Counter)
-    """Broken rows by kind of fault"""
     dropped: Counter[str] = field(default_factory=Counter)
     """Parts of annotations by reason"""
     num_unrelated: int = 0
     """Rows without any relationship, which the task has no use for"""
+
+    def note_row(self, index: int, place: str, row: Row | RowError, error: RowError) -> None:
+        """A row is broken: not usable, counted and listed."""
+        self.usable[index] = False
+        image_id = row.get("image_id") if isinstance(row, Mapping) else None
+        self.note_broken(f"{place} (image {image_id})", error)
 
 
 class SceneDataset:
@@ -201,28 +223,18 @@ def check_rows(
     keep_repeated: bool = False,
 ) -> RowCheck:
     """Read every annotation once; images are not looked at."""
-    found = RowCheck(np.ones(len(rows), dtype=bool))
+    found = RowCheck(usable=np.ones(len(rows), dtype=bool))
     for index, row in enumerate(rows.annotations()):
         try:
             graph, dropped = _graph(row, thinking_column, keep_repeated=keep_repeated)
         except RowError as error:
-            found.usable[index] = False
-            note_broken(found, rows.place(index), row, error)
+            found.note_row(index, rows.place(index), row, error)
             continue
         found.dropped.update(dropped)
         if task in ("sgg", "cls") and not graph.relationships:
             found.usable[index] = False
             found.num_unrelated += 1
     return found
-
-
-def note_broken(found: RowCheck, place: str, row: Row | RowError, error: RowError) -> None:
-    """Count a broken row, and list it while the list is short."""
-    found.num_broken += 1
-    found.reasons[error.kind] += 1
-    if len(found.broken) < NUM_LISTED:
-        image_id = row.get("image_id") if isinstance(row, Mapping) else None
-        found.broken.append(f"{place} (image {image_id}): {error}")
 
 
 def is_too_broken(num_broken: int, num_rows: int) -> bool:

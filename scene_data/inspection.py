@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scene_data.dataset import NUM_LISTED, RowCheck, note_broken
+from scene_data.dataset import NUM_LISTED, RowCheck
 from scene_data.images import check_image, image_bytes
 from scene_data.rows import RowError, image_id_text, read_graph, read_size
 from scene_data.sources import Row, Rows
@@ -109,7 +109,7 @@ class Inspector:
         self._rows = rows
         self._vocabulary = vocabulary
         self._check_images = check_images
-        self.check = RowCheck(np.ones(len(rows), dtype=bool))
+        self.check = RowCheck(usable=np.ones(len(rows), dtype=bool))
         self._num_without_image = 0
         self._ids: set[str] = set()
         self._repeated: list[str] = []
@@ -132,8 +132,7 @@ class Inspector:
             try:
                 self._add(index, row)
             except RowError as error:
-                self.check.usable[index] = False
-                note_broken(self.check, self._rows.place(index), row, error)
+                self.check.note_row(index, self._rows.place(index), row, error)
             on_row()
         return self._result()
 

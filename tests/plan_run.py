@@ -21,13 +21,7 @@ import torch
 from torch import Tensor
 
 from planning.simulation.loop import Loop, Shape
-from planning.simulation.rates import (
-    Rates,
-    SamplingRates,
-    ServiceRates,
-    TrainingRates,
-    seen_lengths,
-)
+from planning.simulation.rates import Rates, seen_lengths
 from rollout_service.engine import EngineResult, GroupRequest
 from rollout_service.fake.engine import FakeEngine
 from rollout_service.http.app import make_engine
@@ -241,7 +235,7 @@ def run(base: Settings, dataset: SceneDataset, regime: Regime) -> Seen:
             stack.enter_context(serving(settings, engine))
         wait_for("the servers", lambda: len(registered(settings)) == regime.num_servers)
         link = stack.enter_context(
-            ServiceConnection.open(settings, dataset, [999], TrainerState(), Alone())
+            ServiceConnection(settings, dataset, [999], TrainerState(), Alone())
         )
         _instrument(link, watch)
         link.start(_weights(0), 0)
@@ -379,7 +373,7 @@ def _train(
         if step == WARM_UP:
             before = [engine.read_busy_s() for engine in engines]
         began = time.perf_counter()
-        batches.append(upcoming.take(step))
+        batches.append(upcoming.take_with_advantages(step))
         waits.append(time.perf_counter() - began)
         upcoming.prepared()
         training = time.perf_counter()
@@ -412,14 +406,13 @@ def _shape(settings: Settings, regime: Regime) -> Shape:
 def _rates(watch: Stopwatch, tokens_per_s: float, groups: Sequence[Sequence[int]]) -> Rates:
     stage_s = fmean(watch.serve_s[1:]) - LOAD_S
     return Rates(
-        sampling=SamplingRates(tokens_per_s=tokens_per_s, half_sequences=0),
-        training=TrainingRates(fixed_s=fmean(watch.train_s), export_s=fmean(watch.export_s[1:])),
-        services=ServiceRates(
-            stage_s=lambda servers: stage_s,
-            commit_s=LOAD_S,
-            score_request_s=fmean(watch.score_s),
-            hop_s=fmean(watch.hop_s),
-            admit_s=fmean(watch.admit_s),
-        ),
+        tokens_per_s=tokens_per_s,
+        fixed_s=fmean(watch.train_s),
+        export_s=fmean(watch.export_s[1:]),
+        stage_s=stage_s,
+        commit_s=LOAD_S,
+        score_request_s=fmean(watch.score_s),
+        hop_s=fmean(watch.hop_s),
+        admit_s=fmean(watch.admit_s),
         lengths=seen_lengths(groups),
     )

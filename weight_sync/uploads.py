@@ -23,7 +23,7 @@ from services.errors import (
     UnavailableError,
     WaitTimeoutError,
 )
-from services.http.app import host_and_port
+from services.host.addresses import host_and_port
 from services.schemas.weights import StageRequest, Version
 from services.settings import Settings
 from weight_sync.file_format import (

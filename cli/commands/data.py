@@ -1,4 +1,4 @@
-"""`sgg-rl data`: make, convert and look at datasets."""
+"""`sgg-rl data` and `sgg-rl model`: make, convert and look at datasets; make a tiny model."""
 
 import json
 import re
@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from cli.options import AsJson
 from cli.views.safe_text import safe
 from services.errors import SettingsError
-from services.host.printable import printable
+from services.printable import printable
 
 if TYPE_CHECKING:
     from scene_data.conversion.convert import Conversion
@@ -22,6 +23,7 @@ _IDS = re.compile(r"""[^\s,;"'\[\]]+""")
 """In a list of ids: one a line, between commas, or in JSON"""
 
 data_app = typer.Typer(help="Make, convert and look at datasets.", no_args_is_help=True)
+model_app = typer.Typer(help="Make models.", no_args_is_help=True)
 
 Vocabulary = Annotated[
     str | None,
@@ -46,6 +48,21 @@ def make_toy(
     noise = ANNOTATOR_NOISE if noisy else None
     write(folder, num_train=num_train, num_heldout=num_heldout, seed=seed, noise=noise)
     print(f"wrote {num_train} training and {num_heldout} held-out scenes to {folder}")
+
+
+@model_app.command("make-tiny")
+def make_tiny(
+    folder: Path,
+    seed: int = 0,
+    family: Annotated[
+        Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"], typer.Option(help="The architecture.")
+    ] = "qwen2_5_vl",
+) -> None:
+    """Write a tiny Qwen-VL with random weights into FOLDER."""
+    from scene_data.tiny_model import make_tiny_model
+
+    make_tiny_model(folder, family=family, seed=seed)
+    print(f"wrote {folder}")
 
 
 @data_app.command("convert")
@@ -118,7 +135,7 @@ def inspect(
         Path | None, typer.Option(help="Folder for pictures of samples and inspection.json.")
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Pictures, spread over the rows.")] = 4,
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Counts, faults and statistics of a dataset, and pictures of it."""
     from cli.views import data as data_view

@@ -6,13 +6,13 @@ from typing import Annotated, Literal
 
 import typer
 
+from cli.options import ShortOverrides
 from services.errors import SettingsError
 
 Data = Annotated[str, typer.Argument(help="Parquet file, folder, JSON, or name on the hub.")]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder; one that is there goes on.")]
 Model = Annotated[str | None, typer.Option(help="Folder or hub name; a server of it is started.")]
 Config = Annotated[list[Path] | None, typer.Option("--config", "-c", help="The run's TOML file.")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.field=value.")]
 Servers = Annotated[list[str] | None, typer.Option("--server", help="URL; give it for each.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="Only the first images.")]
 Template = Annotated[
@@ -38,7 +38,7 @@ def infer(
     output: Output,
     model: Model = None,
     config: Config = None,
-    set_: Overrides = None,
+    set_: ShortOverrides = None,
     server: Servers = None,
     limit: Limit = None,
     template: Template = None,

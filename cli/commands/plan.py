@@ -5,15 +5,12 @@ from typing import Annotated
 
 import typer
 
+from cli.options import AsJson, Config, ShortOverrides
+from cli.settings import run_settings
 from services.errors import SettingsError
 
 _WIDTH = 100
 
-Config = Annotated[
-    list[Path] | None,
-    typer.Option("--config", "-c", help="The run's TOML file; given twice, later over earlier."),
-]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="section.field=value.")]
 ClusterName = Annotated[str, typer.Option("--cluster", help="Of configs/clusters, or a TOML file.")]
 Measure = Annotated[
     Path | None, typer.Option(help="Folder of an earlier run: its rates instead of derived ones.")
@@ -24,19 +21,17 @@ NumGpus = Annotated[str, typer.Option(help="More numbers of GPUs to show: 64,256
 def plan(
     cluster: ClusterName,
     config: Config = None,
-    set_: Overrides = None,
+    set_: ShortOverrides = None,
     measure: Measure = None,
     gpus: NumGpus = "",
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Simulate a run on a cluster: steps an hour, who waits, and what saturates.
 
     Nothing is started, and no GPU is needed.
     """
-    from cli.commands.parts import settings
-
     numbers = _numbers(gpus)
-    loaded = settings(config, set_)
+    loaded = run_settings(config, set_)
     from planning.simulation.cluster import load_cluster
     from planning.simulation.compare import make_plan
     from planning.simulation.view import plan_json, plan_view

@@ -6,17 +6,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from services.host.printable import printable
+from cli.options import AsJson, Overrides
+from services.printable import printable
 
 slurm_app = typer.Typer(help="A run as a Slurm job: docs/deploy/slurm.md.", no_args_is_help=True)
 
 Config = Annotated[
     list[Path],
     typer.Option("--config", "-c", help="The run's TOML file; given twice, later over earlier."),
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option("--set", help="section.field=value, over the file and environment."),
 ]
 Job = Annotated[
     Literal["train", "sft", "infer"],
@@ -70,7 +67,7 @@ def status(
     config: Config,
     job: Job = "train",
     set_: Overrides = None,
-    as_json: Annotated[bool, typer.Option("--json", help="For scripts.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """The job's state, nodes and steps, and where its logs are."""
     from deploy.slurm.status import job_status, status_lines

@@ -1,148 +1,59 @@
-"""`sgg-rl status`: a run's servers, policy and queues."""
+"""`sgg-rl status` and `sgg-rl dead`: what Redis holds of a run."""
 
-import asyncio
 import json
-from collections.abc import Iterator
-from typing import Any
+from typing import Annotated
 
-from redis.asyncio import Redis
-from rich import box
-from rich.console import Group
-from rich.live import Live
-from rich.table import Table
-from rich.text import Text
+import typer
 
+from cli.options import AsJson, Config, Overrides
+from cli.settings import run_settings
 from cli.views.safe_text import safe
-from launcher.terminal import SafeConsole
-from services.errors import UnavailableError
-from services.redis.check import check_redis
-from services.redis.client import connect
-from services.redis.keys import PROMPT_LANES, RunKeys
-from services.redis.redis_queue import RedisQueue
-from services.redis.registry import Registry
-from services.schemas.common import Message
-from services.schemas.weights import PolicyRecord, ServerRecord
-from services.settings import Settings
+from services.errors import NotFoundError
 
-_REFRESH_S = 2.0
-_STATE_STYLES = {"ready": "green", "quarantined": "bold red"}
-_UNITS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+dead_app = typer.Typer(help="Groups that failed too often.", no_args_is_help=True)
 
 
-class RunStatus(Message):
-    """What `sgg-rl status --json` prints."""
+def status(
+    config: Config = None,
+    set_: Overrides = None,
+    watch: Annotated[bool, typer.Option(help="Refresh until Ctrl-C.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """The run's servers, policy and queues."""
+    from cli.run_state import read_status, watch_status
+    from cli.views.status import status_view
+    from launcher.terminal import SafeConsole
 
-    run: str
-    policy: PolicyRecord | None
-    """The version to serve; null before the first."""
-    incarnation: int
-    committed_step: int
-    servers: list[ServerRecord]
-    queues: dict[str, int]
-    """Items that have not ended, by `prompts` (all lanes) and `rollouts`; and dead letters."""
-
-
-def show_status(settings: Settings, *, as_json: bool) -> None:
-    """Print it once."""
-    found = asyncio.run(_read_once(settings))
-    if as_json:
-        print(json.dumps(found.model_dump(mode="json"), indent=2))  # ASCII: no text steers
+    if watch and as_json:
+        raise typer.BadParameter("--watch is for people, --json for scripts: give one of them")
+    settings = run_settings(config, set_)
+    if watch:
+        watch_status(settings)
+    elif as_json:
+        text = json.dumps(read_status(settings).model_dump(mode="json"), indent=2)
+        print(text)  # ASCII: no text steers
     else:
-        SafeConsole().print(status_view(found))
+        SafeConsole().print(status_view(read_status(settings)))
 
 
-def watch_status(settings: Settings) -> None:
-    """Show it until Ctrl-C, also while Redis is away."""
-    with Live(console=SafeConsole(), screen=True, auto_refresh=False) as live:
-        asyncio.run(_watch(settings, live))
+@dead_app.command("list")
+def dead_list(config: Config = None, set_: Overrides = None) -> None:
+    """Each dead group with its errors."""
+    from cli.run_state import with_queue
+
+    letters = with_queue(run_settings(config, set_), lambda queue: queue.dead_letters())
+    for letter in letters:
+        print(f"{letter.entry_id}  {letter.stream}  {safe(letter.work_id)}")
+        for failure in letter.failures:
+            print(f"    {safe(failure)}")
+    print(f"{len(letters)} dead groups")
 
 
-def status_view(found: RunStatus) -> Group:
-    """The status as a person reads it; it fits 80 columns."""
-    policy = f"policy version {found.policy.policy_version}" if found.policy else "no policy yet"
-    head = (
-        f"run {found.run}: {policy}, incarnation {found.incarnation}, "
-        f"last committed step {found.committed_step}"
-    )
-    foot = ", ".join(f"{name} {number}" for name, number in found.queues.items())
-    table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), show_edge=False)
-    for name in ("server", "state", "version", "GPU"):
-        table.add_column(name, overflow="fold")
-    for name in ("load", "tok/s", "done"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for server in found.servers:
-        table.add_row(*_row(server, found.policy))
-    body = table if found.servers else Text("no rollout server is registered", style="yellow")
-    return Group(Text(f"{head}\n"), body, *_errors(found.servers), Text(f"\nqueues: {foot}"))
+@dead_app.command("drop")
+def dead_drop(entry_id: str, config: Config = None, set_: Overrides = None) -> None:
+    """Forget a dead group."""
+    from cli.run_state import with_queue
 
-
-def _row(server: ServerRecord, policy: PolicyRecord | None) -> list[Text]:
-    cells = [
-        Text(server.server_id),
-        Text(server.state, style=_STATE_STYLES.get(server.state, "yellow")),
-        _version(server, policy),
-        Text((server.gpu or "-")[:12]),
-    ]
-    load = f"{server.groups_in_flight}/{server.groups_limit}"
-    return cells + [Text(t) for t in (load, f"{server.tokens_per_s:,.0f}", f"{server.groups_done}")]
-
-
-def _version(server: ServerRecord, policy: PolicyRecord | None) -> Text:
-    if policy is None or server.policy_version == policy.policy_version:
-        return Text(str(server.policy_version))
-    return Text(f"{server.policy_version} of {policy.policy_version}", style="yellow")
-
-
-def _errors(servers: list[ServerRecord]) -> Iterator[Text]:
-    for server in servers:
-        if server.last_error is not None:
-            age = _age(server.last_error_s or 0)
-            text = f"last error of {server.server_id}, {age} ago: {safe(server.last_error)}"
-            yield Text(text, style="yellow")
-
-
-def _age(seconds: float) -> str:
-    size, unit = next((u for u in _UNITS if seconds >= u[0]), _UNITS[-1])
-    return f"{seconds / size:.0f} {unit}"
-
-
-async def _read_once(settings: Settings) -> RunStatus:
-    redis = connect(settings.redis)
-    try:
-        await check_redis(redis)
-        return await _read(settings, redis)
-    finally:
-        await redis.aclose()
-
-
-async def _read(settings: Settings, redis: Redis) -> RunStatus:
-    keys = RunKeys(settings.run.name)
-    registry, queue = Registry(redis, keys), RedisQueue(redis, keys)
-    published = await registry.policy()
-    queues: dict[str, Any] = {
-        "prompts": await queue.length(PROMPT_LANES),
-        "rollouts": await queue.length("rollouts"),
-        "dead": await queue.num_dead(),
-    }
-    return RunStatus(
-        run=settings.run.name,
-        policy=published[0] if published else None,
-        incarnation=await registry.incarnation(),
-        committed_step=await registry.committed_step(),
-        servers=await registry.servers(starting=True),
-        queues=queues,
-    )
-
-
-async def _watch(settings: Settings, live: Live) -> None:
-    redis = connect(settings.redis)
-    try:
-        while True:
-            try:
-                view = status_view(await _read(settings, redis))
-            except UnavailableError as error:
-                view = Group(Text(error.message, style="yellow"))
-            live.update(view, refresh=True)
-            await asyncio.sleep(_REFRESH_S)
-    finally:
-        await redis.aclose()
+    if not with_queue(run_settings(config, set_), lambda queue: queue.drop(entry_id)):
+        raise NotFoundError(f"no dead group {entry_id}: see `sgg-rl dead list`")
+    print(f"dropped {entry_id}")

@@ -32,6 +32,7 @@ from services.errors import (
     UnavailableError,
     WaitTimeoutError,
 )
+from services.host.environment import environment_value, set_environment
 from services.http import app as service
 from services.http.guard import MAX_VALUES
 from services.http.openapi import body_of, problems
@@ -46,7 +47,7 @@ from services.schemas.chat import ChatRequest
 from services.schemas.common import ImageRef
 from services.schemas.rollouts import InlineImage, RolloutRequest, RolloutResponse
 from services.schemas.weights import CommitRequest, PolicyInfo, ServerProof, StageRequest, Version
-from services.settings import Settings, environment_value, set_environment
+from services.settings import Settings
 from services.telemetry import Tracing
 
 logger = logging.getLogger(__name__)

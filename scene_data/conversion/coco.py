@@ -15,15 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from scene_data.conversion.by_image import ItemsByImage
-from scene_data.conversion.raw import (
-    Box,
-    RawImage,
-    RawObject,
-    RawRelationship,
-    Tally,
+from scene_data.conversion.raw import Box, RawImage, RawObject, RawRelationship, Tally
+from scene_data.conversion.records import (
+    box_of_sides,
     image_id_of,
+    is_triplet,
     member,
     numbered_names,
+    placed,
+    read_images,
 )
 from scene_data.json_stream import member_kinds, read_members, stream_items, stream_members
 from scene_data.layouts import TITLES, named_split
@@ -75,19 +75,17 @@ class Coco:
         """All images of the file."""
         annotations = ItemsByImage(_keyed(stream_items(self._path, "annotations"), tally))
         relations = ItemsByImage(self._listed_relations(tally))
-        for number, record in enumerate(stream_items(self._path, "images")):
-            name = record.get("id") if isinstance(record, dict) else None
-            place = f"images[{number}] (image {name})"
-            try:
-                image_id = image_id_of(record, "id")
-                listed = annotations.take(image_id)
-                subjects = (_of_subject(item.get("id")) for item in listed)
-                keys = [image_id, *(subjects if self._relations else ())]
-                related = [item for key in keys for item in relations.take(key)]
-                about = _Image(listed, related, place)
-                yield self._image(image_id, record, about, tally)
-            except RowError as error:
-                tally.note_broken(place, error)
+
+        def read(record: Any, place: str) -> RawImage:
+            image_id = image_id_of(record, "id")
+            listed = annotations.take(image_id)
+            subjects = (_of_subject(item.get("id")) for item in listed)
+            keys = [image_id, *(subjects if self._relations else ())]
+            related = [item for key in keys for item in relations.take(key)]
+            return self._image(image_id, record, _Image(listed, related, place), tally)
+
+        records = placed(stream_items(self._path, "images"), "images[{}]", "id")
+        yield from read_images(records, read, tally)
         for reason, items in (("annotation", annotations), ("relationship", relations)):
             if items.num_left:
                 tally.dropped[f"{reason}_of_unknown_image"] += items.num_left
@@ -137,8 +135,7 @@ class Coco:
 
     def _triplet(self, item: Any, about: "_Image") -> RawRelationship:
         boxed = [i for i, found in enumerate(about.annotations) if found.get("iscrowd") != 1]
-        is_triplet = isinstance(item, list) and list(map(type, item)) == [int] * 3
-        if not is_triplet or not all(0 <= place < len(boxed) for place in item[:2]):
+        if not is_triplet(item) or not all(0 <= place < len(boxed) for place in item[:2]):
             raise RowError(
                 f"relation {shown(item)} of {RELTR_FILE} is not [subject, object, predicate] with "
                 f"places among the {len(boxed)} annotations of the image",
@@ -219,9 +216,8 @@ def _keyed(
 
 def _box(item: Any) -> Box | None:
     """The box of an annotation, or around the polygons of its segmentation."""
-    if (box := read_box(item.get("bbox"))) is not None:
-        x, y, width, height = box
-        return x, y, x + width, y + height
+    if (box := box_of_sides(item.get("bbox"))) is not None:
+        return box
     polygons = item.get("segmentation")
     if not isinstance(polygons, list) or not all(isinstance(polygon, list) for polygon in polygons):
         return None

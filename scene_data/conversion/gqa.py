@@ -9,16 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from scene_data.conversion.raw import (
-    RawImage,
-    RawObject,
-    RawRelationship,
-    Tally,
-    member,
-)
+from scene_data.conversion.raw import RawImage, RawObject, RawRelationship, Tally
+from scene_data.conversion.records import box_of_sides, member, read_images
 from scene_data.json_stream import stream_members
 from scene_data.layouts import TITLES, named_split
-from scene_data.rows import RowError, read_box, read_size
+from scene_data.rows import read_size
 
 
 class Gqa:
@@ -33,11 +28,8 @@ class Gqa:
     def images(self, tally: Tally) -> Iterator[RawImage]:
         """All images, in the split of the file's name."""
         split = named_split(self._path)
-        for image_id, record in stream_members(self._path):
-            try:
-                yield _image(image_id, record, split, tally)
-            except RowError as error:
-                tally.note_broken(f"image {image_id}", error)
+        members = ((f"image {found[0]}", found) for found in stream_members(self._path))
+        return read_images(members, lambda it, _: _image(it[0], it[1], split, tally), tally)
 
 
 def _image(image_id: str, record: Any, split: str, tally: Tally) -> RawImage:
@@ -75,8 +67,7 @@ def _relations(item: Any) -> list[dict[str, Any]]:
 
 def _object(key: str, item: Any) -> RawObject | None:
     name = item.get("name") if isinstance(item, dict) else None
-    box = read_box([item.get(side) for side in ("x", "y", "w", "h")]) if name else None
+    box = box_of_sides([item.get(side) for side in ("x", "y", "w", "h")]) if name else None
     if box is None or not isinstance(name, str):
         return None
-    x, y, width, height = box
-    return RawObject(key=key, names=(name,), bbox=(x, y, x + width, y + height))
+    return RawObject(key=key, names=(name,), bbox=box)

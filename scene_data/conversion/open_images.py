@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from scene_data.conversion.by_image import ItemsByImage
-from scene_data.conversion.raw import (
-    Box,
-    RawImage,
-    RawObject,
-    RawRelationship,
-    Tally,
+from scene_data.conversion.raw import Box, RawImage, RawObject, RawRelationship, Tally
+from scene_data.conversion.records import (
+    counted_name,
+    is_triplet,
     member,
     numbered_names,
+    read_images,
     size_of,
 )
 from scene_data.json_stream import read_members, stream_items
@@ -137,15 +136,11 @@ class OpenImages:
 
     def images(self, tally: Tally) -> Iterator[RawImage]:
         """All images, in the split of the file's name."""
-        split = named_split(self._path)
-        for number, item in enumerate(stream_items(self._path)):
-            place = f"item {number}"
-            try:
-                yield self._image(item, split, place)
-            except RowError as error:
-                tally.note_broken(place, error)
+        items = enumerate(stream_items(self._path))
+        records = ((f"item {number}", item) for number, item in items)
+        return read_images(records, self._image, tally)
 
-    def _image(self, item: Any, split: str, place: str) -> RawImage:
+    def _image(self, item: Any, place: str) -> RawImage:
         boxes, labels, relations = (
             member(item, key, list) for key in ("bbox", "det_labels", "rel")
         )
@@ -160,35 +155,28 @@ class OpenImages:
         for key, (box, label) in enumerate(zip(boxes, labels, strict=True)):
             if (bbox := read_box(box)) is None:
                 raise RowError(f"bbox[{key}] is {shown(box)}, not four numbers", "a malformed bbox")
-            name = self._named(label, self._objects, "det_labels", place)
+            name = self._name(label, self._objects, "det_labels", place)
             objects.append(RawObject(key=key, names=(name,), bbox=bbox))
         return RawImage(
             image_id=Path(image_id).stem,
             image=image_id if Path(image_id).suffix else f"{image_id}.jpg",
             size=size_of(size),
-            split=split,
+            split=named_split(self._path),
             objects=objects,
             relationships=[self._relation(relation, place) for relation in relations],
         )
 
     def _relation(self, relation: Any, place: str) -> RawRelationship:
-        if not isinstance(relation, list) or list(map(type, relation)) != [int] * 3:
+        if not is_triplet(relation):
             raise RowError(
                 f"rel has {shown(relation)}, not [subject, object, predicate]", "a malformed rel"
             )
         subject, object_, predicate = relation
-        names = (self._named(predicate, self._predicates, "a predicate of rel", place),)
-        return RawRelationship(subject=subject, names=names, object=object_)
+        name = self._name(predicate, self._predicates, "a predicate of rel", place)
+        return RawRelationship(subject=subject, names=(name,), object=object_)
 
-    def _named(self, number: Any, names: dict[Any, str], what: str, place: str) -> str:
-        if type(number) is not int or number not in names:
-            raise refusal(
-                self._path,
-                f"{what} is {shown(number)}, and {NAMES_FILE} has {len(names)} names",
-                f"it counts from 0: 0 to {len(names) - 1} are wanted",
-                row=place,
-            )
-        return names[number]
+    def _name(self, number: Any, names: dict[Any, str], what: str, place: str) -> str:
+        return counted_name(names, number, what, NAMES_FILE, self._path, place)
 
 
 def _numbers(texts: list[str]) -> Box | None:

@@ -10,22 +10,25 @@ images have no `relations`.
 """
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from scene_data.conversion.raw import (
-    RawImage,
-    RawObject,
-    RawRelationship,
-    Tally,
+from scene_data.conversion.raw import RawImage, RawObject, RawRelationship, Tally
+from scene_data.conversion.records import (
+    box_of_sides,
+    counted_name,
     image_id_of,
+    is_triplet,
     member,
+    placed,
+    read_images,
     size_of,
 )
 from scene_data.json_stream import read_members, stream_items
 from scene_data.layouts import TITLES
 from scene_data.refusal import refusal, shown
-from scene_data.rows import RowError, read_box
+from scene_data.rows import read_box
 
 _XYXY, _XYWH = 0, 1
 """`bbox_mode`, as detectron2 numbers them"""
@@ -45,8 +48,8 @@ class Psg:
         self._path = path
         members = read_members(path, without=("data",))
         stuff = _texts(members, "stuff_classes", path) if "stuff_classes" in members else []
-        self._categories = _texts(members, "thing_classes", path) + stuff
-        self._predicates = _texts(members, "predicate_classes", path)
+        self._categories = dict(enumerate(_texts(members, "thing_classes", path) + stuff))
+        self._predicates = dict(enumerate(_texts(members, "predicate_classes", path)))
         self._splits = {
             str(image_id): split
             for split in ("val", "test")
@@ -55,75 +58,45 @@ class Psg:
 
     def images(self, tally: Tally) -> Iterator[RawImage]:
         """All images, in the splits of `test_image_ids` and, in own datasets, `val_image_ids`."""
-        for number, item in enumerate(stream_items(self._path, "data")):
-            name = item.get("image_id") if isinstance(item, dict) else None
-            place = f"data[{number}] (image {name})"
-            try:
-                yield self._image(item, place, tally)
-            except RowError as error:
-                tally.note_broken(place, error)
+        records = placed(stream_items(self._path, "data"), "data[{}]")
+        return read_images(records, partial(self._image, tally), tally)
 
-    def _image(self, item: Any, place: str, tally: Tally) -> RawImage:
+    def _image(self, tally: Tally, item: Any, place: str) -> RawImage:
         image_id = image_id_of(item)
-        objects = []
-        for key, annotation in enumerate(member(item, "annotations", list)):
-            if (found := self._object(key, annotation, place)) is not None:
-                objects.append(found)
-            else:
-                tally.dropped["malformed_object"] += 1
-        relationships = []
+        annotations = enumerate(member(item, "annotations", list))
+        objects = (self._object(key, annotation, place) for key, annotation in annotations)
+        kept = tally.kept(objects, "malformed_object")
         listed = item.get("relations")
-        for relation in () if listed is None else member(item, "relations", list):
-            if (triplet := self._relationship(relation, place)) is not None:
-                relationships.append(triplet)
-            else:
-                tally.dropped["malformed_relationship"] += 1
+        relations = () if listed is None else member(item, "relations", list)
+        relationships = (self._relationship(relation, place) for relation in relations)
         return RawImage(
             image_id=image_id,
             image=member(item, "file_name", str),
             size=size_of(item),
             split=self._splits.get(image_id, "train"),
-            objects=objects,
-            relationships=relationships,
+            objects=kept,
+            relationships=tally.kept(relationships, "malformed_relationship"),
         )
 
     def _object(self, key: int, annotation: Any, place: str) -> RawObject | None:
         if not isinstance(annotation, dict):
             return None
-        box, mode = read_box(annotation.get("bbox")), annotation.get("bbox_mode", _XYXY)
-        category: Any = annotation.get("category_id")
-        if box is None or mode not in (_XYXY, _XYWH) or type(category) is not int:
+        mode, category = annotation.get("bbox_mode", _XYXY), annotation.get("category_id")
+        read = {_XYXY: read_box, _XYWH: box_of_sides}.get(mode)
+        box = read(annotation.get("bbox")) if read else None
+        if box is None or type(category) is not int:
             return None
-        self._check(
-            category, self._categories, "category_id", "thing_classes + stuff_classes", place
-        )
-        x, y, right, bottom = box
-        if mode == _XYWH:
-            right, bottom = x + right, y + bottom
-        return RawObject(key=key, names=(self._categories[category],), bbox=(x, y, right, bottom))
+        lists = "thing_classes + stuff_classes"
+        name = counted_name(self._categories, category, "category_id", lists, self._path, place)
+        return RawObject(key=key, names=(name,), bbox=box)
 
     def _relationship(self, relation: Any, place: str) -> RawRelationship | None:
-        if not isinstance(relation, list) or set(map(type, relation)) != {int}:
-            return None
-        if len(relation) != 3:
+        if not is_triplet(relation):
             return None
         subject, object_, predicate = relation
-        self._check(
-            predicate, self._predicates, "a relation's predicate", "predicate_classes", place
-        )
-        return RawRelationship(
-            subject=subject, names=(self._predicates[predicate],), object=object_
-        )
-
-    def _check(self, number: int, names: list[str], what: str, lists: str, place: str) -> None:
-        """One number outside means that they are counted otherwise: no name would be right."""
-        if not 0 <= number < len(names):
-            raise refusal(
-                self._path,
-                f"{what} is {number}, and {lists} has {len(names)} names",
-                f"it counts from 0: 0 to {len(names) - 1} are wanted",
-                row=place,
-            )
+        what, lists = "a relation's predicate", "predicate_classes"
+        name = counted_name(self._predicates, predicate, what, lists, self._path, place)
+        return RawRelationship(subject=subject, names=(name,), object=object_)
 
 
 def _listed_ids(members: dict[str, Any], key: str, path: Path) -> list[Any]:

@@ -21,15 +21,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scene_data.conversion.raw import (
-    RawImage,
-    RawObject,
-    RawRelationship,
-    Tally,
-    image_id_of,
-    numbered_names,
-    size_of,
-)
+from scene_data.conversion.raw import RawImage, RawObject, RawRelationship, Tally
+from scene_data.conversion.records import image_id_of, numbered_names, size_of
 from scene_data.json_stream import read_members, stream_items
 from scene_data.layouts import TITLES
 from scene_data.refusal import refusal

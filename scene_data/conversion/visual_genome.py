@@ -11,24 +11,24 @@ a list `names`, and `merged_object_ids` in some releases.
 (Krishna et al. 2017, arXiv 1602.07332; https://homes.cs.washington.edu/~ranjay/visualgenome/)
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-from scene_data.conversion.raw import (
-    RawImage,
-    RawObject,
-    RawRelationship,
-    Tally,
+from scene_data.conversion.raw import RawImage, RawObject, RawRelationship, Tally
+from scene_data.conversion.records import (
+    box_of_sides,
     image_id_of,
     member,
+    placed,
+    read_images,
     size_of,
 )
 from scene_data.json_stream import stream_items
 from scene_data.layouts import TITLES
 from scene_data.refusal import refusal
-from scene_data.rows import RowError, read_box
+from scene_data.rows import RowError
 
 
 class VisualGenome:
@@ -45,35 +45,33 @@ class VisualGenome:
 
     def images(self, tally: Tally) -> Iterator[RawImage]:
         """All images in the order of `relationships.json`; a split of its own there is none."""
-        sizes = _Sizes(self._path.parent / "image_data.json", tally)
-        for number, (record, listed) in enumerate(self._pairs()):
-            try:
-                image_id = image_id_of(record)
-                if listed is not None and image_id_of(listed) != image_id:
-                    raise refusal(
-                        self._path,
-                        f"it is image {image_id} here and {image_id_of(listed)} in objects.json",
-                        "use files of one release",
-                        row=f"item {number}",
-                    )
-                yield _image(image_id, sizes.of(image_id), record, listed, tally)
-            except RowError as error:
-                tally.note_broken(_place(self._path, number, record), error)
+        size_of_image = _sizes(self._path, tally)
 
-    def _pairs(self) -> Iterator[tuple[Any, Any]]:
+        def read(pair: tuple[Any, Any], place: str) -> RawImage:
+            record, listed = pair
+            image_id = image_id_of(record)
+            if listed is not None and image_id_of(listed) != image_id:
+                raise refusal(
+                    self._path,
+                    f"it is image {image_id} here and {image_id_of(listed)} in objects.json",
+                    "use files of one release",
+                    row=place.partition(" of ")[0],
+                )
+            return _image(image_id, size_of_image(image_id), record, listed, tally)
+
+        return read_images(self._pairs(), read, tally)
+
+    def _pairs(self) -> Iterator[tuple[str, tuple[Any, Any]]]:
         """Each image's relationships, and its objects or None."""
-        related, objects = self._path, self._path.parent / "objects.json"
-        if not objects.is_file():
-            yield from zip(stream_items(related), repeat(None))
-            return
+        objects = self._path.parent / "objects.json"
+        has_objects = objects.is_file()
+        listed = stream_items(objects) if has_objects else repeat(None)
         try:
-            yield from zip(stream_items(related), stream_items(objects), strict=True)
+            for (place, record), beside in zip(_records(self._path), listed, strict=has_objects):
+                yield place, (record, beside)
         except ValueError as error:
-            raise refusal(
-                related,
-                f"it and {objects} are about different numbers of images",
-                "use files of one release",
-            ) from error
+            found = f"it and {objects} are about different numbers of images"
+            raise refusal(self._path, found, "use files of one release") from error
 
 
 class SceneGraphs:
@@ -87,70 +85,61 @@ class SceneGraphs:
 
     def images(self, tally: Tally) -> Iterator[RawImage]:
         """All images; a split of its own there is none."""
-        sizes = _Sizes(self._path.parent / "image_data.json", tally)
-        for number, record in enumerate(stream_items(self._path)):
-            try:
-                image_id = image_id_of(record)
-                yield _scene_graph(image_id, sizes.of(image_id), record, tally)
-            except RowError as error:
-                tally.note_broken(_place(self._path, number, record), error)
+        size_of_image = _sizes(self._path, tally)
+
+        def read(record: Any, _: str) -> RawImage:
+            image_id = image_id_of(record)
+            return _scene_graph(image_id, size_of_image(image_id), record, tally)
+
+        return read_images(_records(self._path), read, tally)
 
 
-class _Sizes:
-    """Widths and heights in `image_data.json`."""
-
-    def __init__(self, path: Path, tally: Tally) -> None:
-        self._path = path
-        self._sizes: dict[str, tuple[int, int]] = {}
-        for number, item in enumerate(stream_items(path) if path.is_file() else ()):
-            try:
-                self._sizes[image_id_of(item)] = size_of(item)
-            except RowError as error:
-                tally.note_broken(f"item {number} of {path.name}", error)
-
-    def of(self, image_id: str) -> tuple[int, int] | None:
-        """The size of an image; None where there is no such file.
-
-        Raises:
-            RowError: The file does not have the image.
-        """
-        if self._path.is_file() and image_id not in self._sizes:
-            raise RowError(f"not in {self._path.name}")
-        return self._sizes.get(image_id)
+def _records(path: Path) -> Iterator[tuple[str, Any]]:
+    return placed(stream_items(path), f"item {{}} of {path.name}")
 
 
-def _place(path: Path, number: int, record: Any) -> str:
-    name = record.get("image_id") if isinstance(record, dict) else None
-    return f"item {number} of {path.name} (image {name})"
+def _sizes(path: Path, tally: Tally) -> Callable[[str], tuple[int, int] | None]:
+    """Width and height by image id, from `image_data.json` beside a file.
+
+    None where there is no such file; RowError where the file does not have the image.
+    """
+    file = path.parent / "image_data.json"
+    sizes: dict[str, tuple[int, int]] = {}
+    if not file.is_file():
+        return sizes.get
+    for number, item in enumerate(stream_items(file)):
+        try:
+            sizes[image_id_of(item)] = size_of(item)
+        except RowError as error:
+            tally.note_broken(f"item {number} of {file.name}", error)
+
+    def size(image_id: str) -> tuple[int, int]:
+        if image_id not in sizes:
+            raise RowError(f"not in {file.name}")
+        return sizes[image_id]
+
+    return size
 
 
 def _scene_graph(
     image_id: str, size: tuple[int, int] | None, record: Any, tally: Tally
 ) -> RawImage:
     objects: dict[Any, RawObject] = {}
-    for item in member(record, "objects", list):
-        if (found := _object(item, tally)) is not None:
-            tally.dropped.update(["repeated_object"] if found.key in objects else [])
-            objects.setdefault(found.key, found)
-    relationships = []
-    for item in member(record, "relationships", list):
-        keys = ("subject_id", "predicate", "object_id")
-        subject, predicate, object_ = (
-            item.get(key) if isinstance(item, dict) else None for key in keys
-        )
-        if type(subject) is int and type(object_) is int and isinstance(predicate, str):
-            names = (predicate.lower(),)
-            relationships.append(RawRelationship(subject=subject, names=names, object=object_))
-        else:
-            tally.dropped["malformed_relationship"] += 1
-    return RawImage(
-        image_id=image_id,
-        image=f"{image_id}.jpg",
-        size=size,
-        split="train",
-        objects=list(objects.values()),
-        relationships=relationships,
+    for found in tally.kept(map(_object, member(record, "objects", list)), "malformed_object"):
+        tally.dropped.update(["repeated_object"] if found.key in objects else [])
+        objects.setdefault(found.key, found)
+    edges = map(_listed_relationship, member(record, "relationships", list))
+    return _raw_image(image_id, size, objects, tally.kept(edges, "malformed_relationship"))
+
+
+def _listed_relationship(item: Any) -> RawRelationship | None:
+    keys = ("subject_id", "predicate", "object_id")
+    subject, predicate, object_ = (
+        item.get(key) if isinstance(item, dict) else None for key in keys
     )
+    if type(subject) is int and type(object_) is int and isinstance(predicate, str):
+        return RawRelationship(subject=subject, names=(predicate.lower(),), object=object_)
+    return None
 
 
 def _image(
@@ -159,21 +148,29 @@ def _image(
     objects: dict[Any, RawObject] = {}
     merged: dict[Any, Any] = {}
     for item in member(listed, "objects", list) if listed is not None else ():
-        if (found := _object(item, tally)) is not None:
+        for found in tally.kept([_object(item)], "malformed_object"):
             objects.setdefault(found.key, found)
             ids = item.get("merged_object_ids")
             others = [key for key in ids if isinstance(key, int)] if isinstance(ids, list) else []
             merged.update(dict.fromkeys(others, found.key))
-    relationships = []
-    for item in member(record, "relationships", list):
+
+    def relationship(item: Any) -> RawRelationship | None:
         ends = [_end(item, side, objects, merged, tally) for side in ("subject", "object")]
         predicate = item.get("predicate") if isinstance(item, dict) else None
         if None in ends or not isinstance(predicate, str):
-            tally.dropped["malformed_relationship"] += 1
-            continue
-        relationships.append(
-            RawRelationship(subject=ends[0], names=(predicate.lower(),), object=ends[1])
-        )
+            return None
+        return RawRelationship(subject=ends[0], names=(predicate.lower(),), object=ends[1])
+
+    edges = map(relationship, member(record, "relationships", list))
+    return _raw_image(image_id, size, objects, tally.kept(edges, "malformed_relationship"))
+
+
+def _raw_image(
+    image_id: str,
+    size: tuple[int, int] | None,
+    objects: dict[Any, RawObject],
+    relationships: list[RawRelationship],
+) -> RawImage:
     return RawImage(
         image_id=image_id,
         image=f"{image_id}.jpg",
@@ -192,23 +189,18 @@ def _end(
     key = end.get("object_id") if isinstance(end, dict) else None
     if isinstance(key, int) and key in merged:
         return merged[key]
-    if (found := _object(end, tally)) is None:
+    if (found := _object(end)) is None:
+        tally.dropped["malformed_object"] += 1
         return None
     objects.setdefault(found.key, found)
     return found.key
 
 
-def _object(item: Any, tally: Tally) -> RawObject | None:
-    if isinstance(item, dict) and isinstance(item.get("object_id"), int):
-        names: Any = item.get("names") or [item.get("name")]
-        box = read_box([item.get(side) for side in ("x", "y", "w", "h")])
-        if (
-            isinstance(names, list)
-            and all(isinstance(name, str) for name in names)
-            and box is not None
-        ):
-            x, y, w, h = box
-            names = tuple(name.lower() for name in names)
-            return RawObject(key=item["object_id"], names=names, bbox=(x, y, x + w, y + h))
-    tally.dropped["malformed_object"] += 1
-    return None
+def _object(item: Any) -> RawObject | None:
+    if not isinstance(item, dict) or not isinstance(item.get("object_id"), int):
+        return None
+    names: Any = item.get("names") or [item.get("name")]
+    box = box_of_sides([item.get(side) for side in ("x", "y", "w", "h")])
+    if box is None or not isinstance(names, list) or not all(isinstance(n, str) for n in names):
+        return None
+    return RawObject(key=item["object_id"], names=tuple(name.lower() for name in names), bbox=box)

@@ -43,7 +43,7 @@ def main(config: Path) -> None:
     make_up_gpu(launched_as()[0])
     dist.init_process_group("gloo")
     dataset = open_dataset(settings.data.train)
-    with ServiceConnection.open(settings, dataset, [999], TrainerState(), Ranks(60)) as link:
+    with ServiceConnection(settings, dataset, [999], TrainerState(), Ranks(60)) as link:
         link.start(weights(), 0)
     dist.destroy_process_group()
 

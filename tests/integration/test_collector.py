@@ -110,10 +110,10 @@ class Run:
     ) -> Collector:
         images = ImageStore(self.settings.run.files.images)
         dataset = open_dataset(self.settings.data.train)
-        prompts = PromptSource(self.settings, dataset, images, incarnation, [PLACEHOLDER])
-        collector = Collector(
-            self.settings, self.queue, prompts, Cursor(cursor), [PLACEHOLDER], image_check
+        prompts = PromptSource(
+            self.settings, dataset, images, incarnation, [PLACEHOLDER], image_check
         )
+        collector = Collector(self.settings, self.queue, prompts, Cursor(cursor))
         self.stack.callback(collector.close)
         return collector
 
@@ -409,7 +409,7 @@ def test_servers_that_outlive_redis_data_still_listen(make_run: MakeRun) -> None
     run = make_run(max_policy_lag=0)
     run.serve_rollout()
     assert run.publisher(incarnation=7).begin(weights(5), 5).result() == 1
-    with ServiceConnection.open(
+    with ServiceConnection(
         run.settings, open_dataset(run.settings.data.train), [PLACEHOLDER], TrainerState(), Alone()
     ) as services:
         services.start(weights(0), 0)
@@ -443,7 +443,7 @@ def test_trainers_that_were_taken_for_dead_are_shut_out(make_run: MakeRun) -> No
     run.serve_rollout()
     taking, *others = [stopped_trainer(run, before) for before in ("take", "publish", "commit")]
     dataset = open_dataset(run.settings.data.train)
-    with ServiceConnection.open(
+    with ServiceConnection(
         run.settings, dataset, [PLACEHOLDER], TrainerState(), Alone()
     ) as services:
         services.start(weights(0), 0)

@@ -17,7 +17,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from cli.commands.status import RunStatus
+from cli.views.status import RunStatus
 from rollout_service.fake.engine import FakeEngine
 from rollout_service.queue.lanes import own_lanes
 from rollout_service.queue.membership import Membership

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from cli.commands.status import RunStatus, status_view
+from cli.views.status import RunStatus, status_view
 from launcher.terminal import SafeConsole
 from services.schemas.weights import PolicyRecord, ServerRecord
 

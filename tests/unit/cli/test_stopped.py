@@ -8,7 +8,7 @@ from tests.processes import ROOT
 
 PROGRAM = """
 import atexit
-from cli.commands.parts import _stopped
+from cli.trainer_process import _stopped
 atexit.register(print, "taken apart")
 _stopped(0)
 """

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+from services.host.environment import child_environment
 from services.schemas.weights import Version
-from services.settings import child_environment, load_settings
+from services.settings import load_settings
 from weight_sync.shm import shm_file
 
 ROOT = Path(__file__).parents[3]

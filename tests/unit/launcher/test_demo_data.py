@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cli.commands.parts import DATA_CONFIG, demo_settings
+from cli.settings import DATA_CONFIG, demo_settings
 from evaluation.of_a_run.heldout import heldout_samples
 from launcher.demo_data import data_overrides
 from scene_data.dataset import open_dataset

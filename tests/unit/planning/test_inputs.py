@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from cli.commands import parts as commands
+from cli import trainer_process
+from cli.commands.serve import serve_rollout
 from launcher.inference import run_inference
 from launcher.local_run import run_here
 from planning.dry_run import dry_run
@@ -229,7 +230,7 @@ def refusals(wanted: Settings) -> dict[str, str]:
     """What each command says that would refuse; none of them starts anything."""
     starts: dict[str, Callable[[], object]] = {
         "dry run": lambda: dry_run(wanted),
-        "train": lambda: commands.train(wanted, resume=False, allow_changes=False, dry_run=False),
+        "train": lambda: trainer_process.train(wanted, resume=False, allow_changes=False),
         "run": lambda: run_here(wanted),
         "demo": lambda: run_here(wanted, evaluate=True),
         "submit": lambda: checked(wanted, fetch=False),
@@ -321,7 +322,7 @@ def test_a_rollout_server_looks_at_the_model_alone(folder: Path) -> None:
     assert checked_model(wanted) == wanted
     cut_weights(folder)
     with pytest.raises(SettingsError, match="its header names"):
-        commands.serve_rollout(wanted)
+        serve_rollout(wanted)
 
 
 def test_sft_refuses_its_own_settings_too(folder: Path) -> None:

@@ -1,0 +1,20 @@
+"""Options that several commands share, each with one help text."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Config = Annotated[
+    list[Path] | None,
+    typer.Option("--config", "-c", help="The run's TOML file; given twice, later over earlier."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", help="section.field=value, over the file and environment."),
+]
+ShortOverrides = Annotated[list[str] | None, typer.Option("--set", help="section.field=value.")]
+AsJson = Annotated[bool, typer.Option("--json", help="For scripts.")]
+AllowChanges = Annotated[
+    bool, typer.Option(help="With --resume: also with another dataset, instruction or reward.")
+]

@@ -1,0 +1,90 @@
+"""What Redis holds of a run: read once, watched, and its dead groups."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TypeVar
+
+from redis.asyncio import Redis
+from rich.console import Group
+from rich.live import Live
+from rich.text import Text
+
+from cli.views.status import RunStatus, status_view
+from launcher.terminal import SafeConsole
+from services.errors import UnavailableError
+from services.redis.check import check_redis
+from services.redis.client import connect
+from services.redis.keys import PROMPT_LANES, RunKeys
+from services.redis.redis_queue import RedisQueue
+from services.redis.registry import Registry
+from services.settings import Settings
+
+_REFRESH_S = 2.0
+T = TypeVar("T")
+
+
+def read_status(settings: Settings) -> RunStatus:
+    """The run's status now."""
+
+    async def read() -> RunStatus:
+        async with _connected(settings) as redis:
+            await check_redis(redis)
+            return await _read(settings, redis)
+
+    return asyncio.run(read())
+
+
+def watch_status(settings: Settings) -> None:
+    """Show it until Ctrl-C, also while Redis is away."""
+
+    async def watch(live: Live) -> None:
+        async with _connected(settings) as redis:
+            while True:
+                try:
+                    view = status_view(await _read(settings, redis))
+                except UnavailableError as error:
+                    view = Group(Text(error.message, style="yellow"))
+                live.update(view, refresh=True)
+                await asyncio.sleep(_REFRESH_S)
+
+    with Live(console=SafeConsole(), screen=True, auto_refresh=False) as live:
+        asyncio.run(watch(live))
+
+
+def with_queue(settings: Settings, work: Callable[[RedisQueue], Awaitable[T]]) -> T:
+    """What `work` makes of the run's queue."""
+
+    async def run() -> T:
+        async with _connected(settings) as redis:
+            await check_redis(redis)
+            return await work(RedisQueue(redis, RunKeys(settings.run.name)))
+
+    return asyncio.run(run())
+
+
+@asynccontextmanager
+async def _connected(settings: Settings) -> AsyncIterator[Redis]:
+    redis = connect(settings.redis)
+    try:
+        yield redis
+    finally:
+        await redis.aclose()
+
+
+async def _read(settings: Settings, redis: Redis) -> RunStatus:
+    keys = RunKeys(settings.run.name)
+    registry, queue = Registry(redis, keys), RedisQueue(redis, keys)
+    published = await registry.policy()
+    return RunStatus(
+        run=settings.run.name,
+        policy=published[0] if published else None,
+        incarnation=await registry.incarnation(),
+        committed_step=await registry.committed_step(),
+        servers=await registry.servers(starting=True),
+        queues={
+            "prompts": await queue.length(PROMPT_LANES),
+            "rollouts": await queue.length("rollouts"),
+            "dead": await queue.num_dead(),
+        },
+    )

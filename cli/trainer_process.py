@@ -1,0 +1,140 @@
+"""This process as the trainer: checked, one of the ranks, with its log and its results."""
+
+import logging
+import os
+import stat
+import sys
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+from services.errors import SettingsError, SggError
+from services.host.environment import environment_value, start_command
+from services.models.families import with_box_space
+from services.settings import Settings, dump_settings, load_settings
+from services.telemetry import setup_logging
+from trainer.ranks.stop import EXIT_STOPPED, stop_request
+
+if TYPE_CHECKING:
+    from planning.preflight.inputs import Job
+    from trainer.records.evaluation import StepEvaluation
+
+logger = logging.getLogger(__name__)
+
+
+def train(settings: Settings, *, resume: bool, allow_changes: bool) -> None:
+    """Run the trainer: this process, or as many as `trainer.num_ranks` below it."""
+    from planning.preflight.trainer import check_trainer
+
+    with stop_request():  # which ends the process at once: nothing is done yet
+        check_trainer(settings)
+        settings = _checked(settings, "train")
+    rank = _rank_of(settings)
+    setup_logging(f"trainer[{rank}]", beside=_own_log(settings, rank))
+    if rank == 0:
+        _keep_settings(settings)
+    with stop_request() as stop:
+        from cli.views.progress import shown
+        from trainer.train import train as run_training
+
+        with shown(settings) if rank == 0 else nullcontext():
+            is_done = run_training(
+                settings,
+                resume=resume,
+                allow_changes=allow_changes,
+                evaluation=_evaluation(settings, rank),
+                stop=stop,
+            )
+    if not is_done:
+        _stopped(rank)
+    if rank == 0:
+        _leave_results(settings)
+
+
+def _keep_settings(settings: Settings) -> None:
+    """Write `config.toml`, unless a start by the one that is there would be the same."""
+    file = settings.run.files.config
+    with suppress(SettingsError):
+        if file.exists() and load_settings([file]) == settings:
+            return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    draft = file.with_suffix(".draft")
+    draft.write_text(dump_settings(settings))
+    draft.replace(file)
+
+
+def _own_log(settings: Settings, rank: int) -> Path | None:
+    """Beside stderr, where nobody keeps that in a file: neither the launcher nor a Slurm job."""
+    if environment_value("SGG_JOB_FOLDER") or stat.S_ISREG(os.fstat(2).st_mode):
+        return None
+    logs = settings.run.files.logs
+    logs.mkdir(parents=True, exist_ok=True)
+    return logs / f"trainer-{rank}.log"
+
+
+def _leave_results(settings: Settings) -> None:
+    """A run whose pictures cannot be drawn is done all the same."""
+    from evaluation.of_a_run.results import write_run_results
+
+    try:
+        for file in write_run_results(settings):
+            logger.info("wrote %s", file)
+    except (OSError, SggError) as error:
+        logger.warning("no report: %s", error)
+
+
+def _evaluation(settings: Settings, rank: int) -> "StepEvaluation | None":
+    if rank or not (settings.evaluation.every or settings.data.heldout):
+        return None
+    from evaluation.of_a_run.during import DuringTraining
+
+    return DuringTraining(settings)
+
+
+def sft(settings: Settings, *, resume: bool, allow_changes: bool) -> None:
+    """Run supervised fine-tuning, on as many processes as the trainer's."""
+    from planning.preflight.trainer import check_trainer
+
+    with stop_request():
+        check_trainer(settings)
+        settings = _checked(settings, "sft")
+    rank = _rank_of(settings)
+    setup_logging(f"sft[{rank}]")
+    with stop_request() as stop:
+        from trainer.sft.train import run_sft
+
+        folder = run_sft(settings, resume=resume, allow_changes=allow_changes, stop=stop)
+    if folder is None:
+        _stopped(rank)
+    elif rank == 0:
+        print(f"wrote {folder}")
+
+
+def _checked(settings: Settings, job: "Job") -> Settings:
+    """The settings with `box_space` decided; one process of all looks at what the run reads."""
+    if environment_value("RANK") not in (None, "0"):
+        return with_box_space(settings)
+    from planning.preflight.inputs import checked
+
+    return checked(settings, job)
+
+
+def _stopped(rank: int) -> NoReturn:
+    """End at once: Python takes seconds of computing to take itself apart, for nothing."""
+    if rank == 0:
+        go_on = start_command("--resume")
+        print(f"sgg-rl: stopped with a checkpoint: go on with `{go_on}`", file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # the terminal may be gone
+            stream.flush()
+    os._exit(EXIT_STOPPED)
+
+
+def _rank_of(settings: Settings) -> int:
+    """This process among `trainer.num_ranks`; alone it starts them all and ends as they do."""
+    rank = environment_value("RANK")
+    if rank is None and settings.trainer.num_ranks > 1:
+        from launcher.ranks import run_ranks
+
+        sys.exit(run_ranks(settings.trainer.num_ranks, ["-m", "cli.main", *sys.argv[1:]]))
+    return int(rank or 0)
