@@ -1,4 +1,15 @@
-"""One rollout server: its engine, its weights, its state. HTTP and the queue are its two doors."""
+"""One rollout server: its engine, its weights, its state. HTTP and the queue are its two doors.
+
+A server's states; it samples while it is ready, and its requests wait while it updates:
+
+    starting ── model loaded ──▶ ready ◀── commit ──▶ updating
+                                   ▲                     │ no load worked
+                                   └── a later commit ── quarantined
+    any of them ── SIGTERM ──▶ draining ── `DRAIN_S` ──▶ given up: the process ends
+
+Beside them the engine may be dead, which ends the process at once. `weight_sync.updater` keeps
+ready, updating and quarantined.
+"""
 
 import asyncio
 import logging
@@ -19,6 +30,7 @@ from services.schemas.common import ModelRunner
 from services.schemas.weights import PolicyInfo, PolicyState, ServerRecord, Version
 from services.settings import Settings
 from services.telemetry import Tracing
+from services.waiting import racing
 from weight_sync.updater import UpdateMetrics, WeightUpdater
 from weight_sync.uploads import Spool
 
@@ -77,7 +89,7 @@ class RolloutServer:
         """Ready after `start`.
 
         Args:
-            settings: Of the run.
+            settings: The run's settings.
             make_engine: Called in a thread, for importing an engine's code takes long too.
             registry: Where its metrics go.
             tracing: Where a span for each group goes.
@@ -108,7 +120,7 @@ class RolloutServer:
 
     @property
     def state(self) -> PolicyState:
-        """Of the whole server."""
+        """The whole server's, as drawn above."""
         if self.draining.is_set():
             return "draining"
         return self._updater.state if self._updater else "starting"
@@ -315,25 +327,14 @@ class RolloutServer:
         Raises:
             UnavailableError: The server is quarantined, stopping or dead.
         """
-        sampled = asyncio.ensure_future(sampling)
-        ends = {
-            asyncio.create_task(event.wait()): why
-            for event, why in (
-                (self.dead, "dead"),
-                (self.updater.quarantined, "quarantined"),
-                (self.given_up, "stopping"),
-            )
-        }
-        try:
-            await asyncio.wait({sampled, *ends}, return_when=asyncio.FIRST_COMPLETED)
+        reasons = ("dead", "quarantined", "stopping")
+        events = (self.dead, self.updater.quarantined, self.given_up)
+        async with racing(sampling, *(event.wait() for event in events)) as (sampled, *ends):
             if not sampled.done():
-                why = next(why for end, why in ends.items() if end.done())
+                why = next(why for why, end in zip(reasons, ends, strict=True) if end.done())
                 raise UnavailableError(f"{self.server_id} is {why}; ask another server")
-        finally:
-            for task in (sampled, *ends):
-                task.cancel()
-            await asyncio.gather(sampled, *ends, return_exceptions=True)
-        return sampled.result()
+            result: T = sampled.result()
+            return result
 
     def _count(self, result: EngineResult, seconds: float) -> None:
         tokens = sum(len(completion.token_ids) for completion in result.completions)

@@ -6,7 +6,8 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,7 +56,7 @@ async def until_available(
             await asyncio.sleep(PAUSE_S)
 
 
-async def ended(*tasks: "asyncio.Task[Any]") -> None:
+async def ended(*tasks: "asyncio.Future[Any]") -> None:
     """Cancel tasks until each has ended.
 
     More than once: a cancellation that meets a timeout of a library can be lost in it.
@@ -66,6 +67,20 @@ async def ended(*tasks: "asyncio.Task[Any]") -> None:
             task.cancel()
         _, running = await asyncio.wait(running, timeout=PAUSE_S)
     await asyncio.gather(*tasks, return_exceptions=True)  # whose errors nobody asks for any more
+
+
+@asynccontextmanager
+async def racing(*works: Awaitable[Any]) -> AsyncIterator[list["asyncio.Future[Any]"]]:
+    """Runs works beside one another until the first has ended; the block looks which.
+
+    The others are cancelled at the end of the block.
+    """
+    running = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        yield running
+    finally:
+        await ended(*running)
 
 
 class RoomWait:
