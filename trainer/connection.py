@@ -20,7 +20,7 @@ from services.redis.keys import RunKeys
 from services.redis.queue import WorkQueue
 from services.redis.redis_queue import RedisQueue
 from services.redis.registry import Registry
-from services.schemas.weights import AdapterConfig, RankShare, ServerRecord
+from services.schemas.weights import RankShare, ServerRecord
 from services.settings import Settings
 from services.waiting import until_available
 from trainer.checkpoints.checkpoint import TrainerState
@@ -73,12 +73,9 @@ class _Main:
         gather_shares: Callable[[], list[RankShare]],
     ) -> None:
         """Hand a version over; when it is served, do what comes then. `wait` has the outcome."""
-        lora = self.settings.lora
-        adapter = AdapterConfig(rank=lora.rank, alpha=lora.alpha) if lora.rank else None
         running = self.publisher.begin(
             weights,
             policy_version,
-            adapter,
             gather_shares=gather_shares,
             given_up=lambda: self.stop.asked,
         )
