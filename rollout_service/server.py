@@ -19,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -43,7 +43,6 @@ DRAIN_S = 10.0
 leases go back to the queue at once, HTTP requests are answered with 503."""
 _WATCH_S = 0.25
 """Between looks whether the engine lives."""
-_STATES = ("starting", "ready", "updating", "draining", "quarantined")
 _RATE_WINDOW_S = 60.0
 
 
@@ -212,13 +211,12 @@ class RolloutServer:
         """Why nothing can be sampled now, or None."""
         if self.dead.is_set():
             return f"the engine is dead: {self.last_error}"
-        if self.state in ("ready", "updating"):
-            return None
-        return {
-            "starting": "the model is loading",
-            "draining": "the server is stopping",
-            "quarantined": f"a weight update failed, waiting for one that works: {self._failure()}",
-        }[self.state]
+        if self.state == "quarantined":
+            why = self.updater.failure
+            return f"a weight update failed, waiting for one that works: {why}"
+        return {"starting": "the model is loading", "draining": "the server is stopping"}.get(
+            self.state
+        )
 
     async def sample(self, request: GroupRequest) -> EngineResult:
         """Sample one group; waits while weights are exchanged.
@@ -304,9 +302,6 @@ class RolloutServer:
             last_error_s=time.monotonic() - error.at if error else None,
         )
 
-    def _failure(self) -> str | None:
-        return self._updater.failure if self._updater else None
-
     def ready_engine(self) -> Engine:
         """The engine, when it can sample.
 
@@ -354,7 +349,7 @@ class RolloutServer:
         """Read at each scrape, so that they cannot lag behind."""
         self._metrics.in_flight.set_function(lambda: self._groups_in_flight)
         self._metrics.version.set_function(lambda: self.serving.policy_version)
-        for name in _STATES:
+        for name in get_args(PolicyState):
             self._metrics.state.labels(name).set_function(
                 lambda name=name: float(self.state == name)  # type: ignore[misc]
             )

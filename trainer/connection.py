@@ -19,7 +19,7 @@ from services.redis.client import connect
 from services.redis.keys import RunKeys
 from services.redis.queue import WorkQueue
 from services.redis.redis_queue import RedisQueue
-from services.redis.registry import Registry
+from services.redis.registry import Registry, open_registry
 from services.schemas.weights import RankShare, ServerRecord
 from services.settings import Settings
 from services.waiting import until_available
@@ -55,7 +55,6 @@ class _Main:
     publisher: WeightPublisher
     incarnation: int
     settings: Settings
-    keys: RunKeys
     stop: StopRequest
     trained: StepBatch | None = None
     """The batch whose version is under way, or was last."""
@@ -111,17 +110,14 @@ class _Main:
 
     async def commit_step(self, step: int) -> None:
         self.publisher.note_committed(step)
-        redis = connect(self.settings.redis)
         try:
-            async with asyncio.timeout(_TELL_S):
-                await Registry(redis, self.keys).commit_step(self.incarnation, step)
+            async with asyncio.timeout(_TELL_S), open_registry(self.settings) as registry:
+                await registry.commit_step(self.incarnation, step)
         except ConflictError:
             raise
         except (SggError, TimeoutError) as error:
             reason = str(error) or f"no answer in {_TELL_S:g} s"
             logger.warning("step %d is committed, but nobody was told: %s", step, reason)
-        finally:
-            await redis.aclose()
 
 
 class ServiceConnection:
@@ -336,7 +332,6 @@ def _connect(
         publisher=publisher,
         incarnation=incarnation,
         settings=settings,
-        keys=keys,
         stop=stop,
     )
 
