@@ -18,8 +18,8 @@ from services.redis.check import check_redis
 from services.redis.client import connect
 from services.redis.keys import RunKeys
 from services.redis.redis_queue import RedisQueue
-from services.redis.registry import Registry
-from services.schemas.weights import AdapterConfig, RankShare, ServerRecord
+from services.redis.registry import Registry, open_registry
+from services.schemas.weights import RankShare, ServerRecord
 from services.settings import Settings
 from services.waiting import until_available
 from trainer.checkpoints.checkpoint import TrainerState
@@ -54,7 +54,6 @@ class _Main:
     publisher: WeightPublisher
     incarnation: int
     settings: Settings
-    keys: RunKeys
     stop: StopRequest
     trained: StepBatch | None = None
     """The batch whose version is under way, or was last."""
@@ -72,12 +71,9 @@ class _Main:
         gather_shares: Callable[[], list[RankShare]],
     ) -> None:
         """Hand a version over; when it is served, do what comes then. `wait` has the outcome."""
-        lora = self.settings.lora
-        adapter = AdapterConfig(rank=lora.rank, alpha=lora.alpha) if lora.rank else None
         running = self.publisher.begin(
             weights,
             policy_version,
-            adapter,
             gather_shares=gather_shares,
             given_up=lambda: self.stop.asked,
         )
@@ -113,17 +109,14 @@ class _Main:
 
     async def commit_step(self, step: int) -> None:
         self.publisher.note_committed(step)
-        redis = connect(self.settings.redis)
         try:
-            async with asyncio.timeout(_TELL_S):
-                await Registry(redis, self.keys).commit_step(self.incarnation, step)
+            async with asyncio.timeout(_TELL_S), open_registry(self.settings) as registry:
+                await registry.commit_step(self.incarnation, step)
         except ConflictError:
             raise
         except (SggError, TimeoutError) as error:
             reason = str(error) or f"no answer in {_TELL_S:g} s"
             logger.warning("step %d is committed, but nobody was told: %s", step, reason)
-        finally:
-            await redis.aclose()
 
 
 class ServiceConnection:
@@ -338,7 +331,6 @@ def _connect(
         publisher=publisher,
         incarnation=incarnation,
         settings=settings,
-        keys=keys,
         stop=stop,
     )
 
