@@ -7,7 +7,6 @@ from collections.abc import Callable
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from scene_data.dataset import SceneDataset
@@ -47,23 +46,38 @@ _TELL_S = 2.0
 _STOP_LOOK_S = 0.5
 
 
-@dataclass(slots=True, kw_only=True)
 class _Main:
     """What only rank 0 has."""
 
-    collector: Collector
-    publisher: WeightPublisher
-    incarnation: int
-    settings: Settings
-    keys: RunKeys
-    stop: StopRequest
-    trained: StepBatch | None = None
-    """The batch whose version is under way, or was last."""
-    beside: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "served"))
-    sending: "Future[None] | None" = None
-    """What is done once the version that is under way is served."""
-    grace_s: float = field(default_factory=lambda: SERVERS_GRACE_S)
-    """What is left of it."""
+    def __init__(
+        self,
+        settings: Settings,
+        dataset: SceneDataset,
+        suppressed: list[int],
+        state: TrainerState,
+        image_check: ImageCheck | None,
+        stop: StopRequest,
+    ) -> None:
+        """Take a new incarnation: every earlier start is shut out."""
+        self._settings = settings
+        self._keys = RunKeys(settings.run.name)
+        self.stop = stop
+        self.incarnation = asyncio.run(_next_incarnation(settings, self._keys, state))
+        images = ImageStore(settings.run.files.images)
+        prompts = PromptSource(settings, dataset, images, self.incarnation, suppressed, image_check)
+        self.collector = Collector(settings, self._make_queue, prompts, Cursor(state.cursor), stop)
+        self.publisher = WeightPublisher(settings, self.incarnation)
+        self.publisher.note_committed(state.step)
+        self.trained: StepBatch | None = None
+        """The batch whose version is under way, or was last."""
+        self._beside = ThreadPoolExecutor(1, "served")
+        self._sending: Future[None] | None = None
+        """What is done once the version that is under way is served."""
+        self._grace_s = SERVERS_GRACE_S
+        """What is left of it."""
+
+    def _make_queue(self) -> WorkQueue:
+        return RedisQueue(connect(self._settings.redis), self._keys)
 
     def send(
         self,
@@ -73,7 +87,7 @@ class _Main:
         gather_shares: Callable[[], list[RankShare]],
     ) -> None:
         """Hand a version over; when it is served, do what comes then. `wait` has the outcome."""
-        lora = self.settings.lora
+        lora = self._settings.lora
         adapter = AdapterConfig(rank=lora.rank, alpha=lora.alpha) if lora.rank else None
         running = self.publisher.begin(
             weights,
@@ -87,19 +101,19 @@ class _Main:
             running.result()
             then()
 
-        self.sending = self.beside.submit(follow)
+        self._sending = self._beside.submit(follow)
 
     def wait(self) -> None:
         """Until the version that is under way is served; raises what went wrong.
 
         When the run is to stop neither is worth the checkpoint.
         """
-        sending, self.sending = self.sending, None
+        sending, self._sending = self._sending, None
         if sending is None:
             return
-        while not sending.done() and self.grace_s > 0:
+        while not sending.done() and self._grace_s > 0:
             futures.wait([sending], timeout=_STOP_LOOK_S)
-            self.grace_s -= _STOP_LOOK_S if self.stop.asked else 0
+            self._grace_s -= _STOP_LOOK_S if self.stop.asked else 0
         if not self.stop.asked:
             sending.result()
         elif not sending.done() or sending.exception() is not None:
@@ -110,14 +124,14 @@ class _Main:
     def close(self) -> None:
         self.publisher.close()
         self.collector.close()
-        self.beside.shutdown()  # last: what it waited for has ended with these two
+        self._beside.shutdown()  # last: what it waited for has ended with these two
 
     async def commit_step(self, step: int) -> None:
         self.publisher.note_committed(step)
-        redis = connect(self.settings.redis)
+        redis = connect(self._settings.redis)
         try:
             async with asyncio.timeout(_TELL_S):
-                await Registry(redis, self.keys).commit_step(self.incarnation, step)
+                await Registry(redis, self._keys).commit_step(self.incarnation, step)
         except ConflictError:
             raise
         except (SggError, TimeoutError) as error:
@@ -168,7 +182,7 @@ class ServiceConnection:
         self._main: _Main | None = None
 
         def connect_main() -> int:
-            self._main = _connect(
+            self._main = _Main(
                 settings, dataset, suppressed_token_ids, state, image_check, stop or StopRequest()
             )
             return self._main.incarnation
@@ -313,35 +327,6 @@ class ServiceConnection:
             return work(self._main)
 
         return (ranks or self._ranks).from_main(on_main, kind)
-
-
-def _connect(
-    settings: Settings,
-    dataset: SceneDataset,
-    suppressed: list[int],
-    state: TrainerState,
-    image_check: ImageCheck | None,
-    stop: StopRequest,
-) -> _Main:
-    keys = RunKeys(settings.run.name)
-    incarnation = asyncio.run(_next_incarnation(settings, keys, state))
-    images = ImageStore(settings.run.files.images)
-    prompts = PromptSource(settings, dataset, images, incarnation, suppressed, image_check)
-    cursor = Cursor(state.cursor)
-
-    def make_queue() -> WorkQueue:
-        return RedisQueue(connect(settings.redis), keys)
-
-    publisher = WeightPublisher(settings, incarnation)
-    publisher.note_committed(state.step)
-    return _Main(
-        collector=Collector(settings, make_queue, prompts, cursor, stop),
-        publisher=publisher,
-        incarnation=incarnation,
-        settings=settings,
-        keys=keys,
-        stop=stop,
-    )
 
 
 async def _next_incarnation(settings: Settings, keys: RunKeys, state: TrainerState) -> int:
