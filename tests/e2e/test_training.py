@@ -10,6 +10,7 @@ import torch
 
 from scene_data.dataset import open_dataset
 from scene_data.templates import prompt_messages
+from scene_graph.boxes import RELATIVE_1000
 from services.host.ports import free_port
 from services.http.clients.reward import RewardClient
 from services.http.clients.rollout import RolloutClient
@@ -172,7 +173,7 @@ def greedy_answers(url: str, settings: Settings) -> list[list[int]]:
 
 def request(image: bytes) -> RolloutRequest:
     return RolloutRequest(
-        messages=prompt_messages("toy", "relative_1000"),
+        messages=prompt_messages("toy", RELATIVE_1000),
         images=[InlineImage(data=base64.b64encode(image).decode())],
         sampling=Sampling(temperature=0.0, max_tokens=48),
     )

@@ -15,6 +15,7 @@ from reward_service.similarity.registry import Similarities
 from scene_data.dataset import open_dataset
 from scene_data.templates import answer_text
 from scene_data.toy import SIDE, make_toy
+from scene_graph.boxes import RELATIVE_1000
 from scene_graph.cleaning import Task
 from services.errors import (
     InvalidInputError,
@@ -31,7 +32,9 @@ from services.schemas.rollouts import Completion, RolloutGroup
 from services.settings import Settings
 from tests.reward_process import GOLDEN, TOKEN, running
 from trainer.collection.group_pool import GroupSource
-from trainer.collection.group_scoring import MAX_GROUPS, GroupScoring, RewardsOrError
+from trainer.collection.group_scoring import GroupScoring
+from trainer.collection.group_scoring import MAX_GROUPS
+from trainer.collection.group_scoring import RewardsOrError
 from trainer.collection.prompts import PromptSource
 
 GROUP = RolloutGroup.model_validate_json((GOLDEN / "rollout_group.json").read_text())
@@ -51,7 +54,7 @@ async def score(settings: Settings, task: Task) -> None:
     prompt = prompts.prompt(0, source, 0)
     asked = prompt.model_dump()["messages"][0]["content"][1]["text"]
     assert asked == {"sgg": "Scene graph:", "det": "Objects:", "cls": "Relationships:"}[task]
-    right = answer_text(source.sample.graph, "relative_1000", width=SIDE, height=SIDE, task=task)
+    right = answer_text(source.sample.graph, RELATIVE_1000, width=SIDE, height=SIDE, task=task)
     completions = [
         Completion(
             text=text,

@@ -163,7 +163,7 @@ class GroupScoring:
             return RewardGroup(
                 group_id=group.group_id,
                 image_size=(sample.width, sample.height),
-                box_space=source.box_space,
+                box_space=str(source.box_space),
                 reference=reference_graph(sample),
                 completions=[c.text for c in group.completions],
                 require_thinking=self._data.thinking,
