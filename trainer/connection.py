@@ -18,7 +18,7 @@ from services.redis.client import connect
 from services.redis.keys import RunKeys
 from services.redis.queue import WorkQueue
 from services.redis.redis_queue import RedisQueue
-from services.redis.registry import Registry
+from services.redis.registry import Registry, open_registry
 from services.schemas.weights import AdapterConfig, RankShare, ServerRecord
 from services.settings import Settings
 from services.waiting import until_available
@@ -60,9 +60,8 @@ class _Main:
     ) -> None:
         """Take a new incarnation: every earlier start is shut out."""
         self._settings = settings
-        self._keys = RunKeys(settings.run.name)
         self.stop = stop
-        self.incarnation = asyncio.run(_next_incarnation(settings, self._keys, state))
+        self.incarnation = asyncio.run(_next_incarnation(settings, state))
         images = ImageStore(settings.run.files.images)
         prompts = PromptSource(settings, dataset, images, self.incarnation, suppressed, image_check)
         self.collector = Collector(settings, self._make_queue, prompts, Cursor(state.cursor), stop)
@@ -77,7 +76,7 @@ class _Main:
         """What is left of it."""
 
     def _make_queue(self) -> WorkQueue:
-        return RedisQueue(connect(self._settings.redis), self._keys)
+        return RedisQueue(connect(self._settings.redis), RunKeys(self._settings.run.name))
 
     def send(
         self,
@@ -128,17 +127,14 @@ class _Main:
 
     async def commit_step(self, step: int) -> None:
         self.publisher.note_committed(step)
-        redis = connect(self._settings.redis)
         try:
-            async with asyncio.timeout(_TELL_S):
-                await Registry(redis, self._keys).commit_step(self.incarnation, step)
+            async with asyncio.timeout(_TELL_S), open_registry(self._settings) as registry:
+                await registry.commit_step(self.incarnation, step)
         except ConflictError:
             raise
         except (SggError, TimeoutError) as error:
             reason = str(error) or f"no answer in {_TELL_S:g} s"
             logger.warning("step %d is committed, but nobody was told: %s", step, reason)
-        finally:
-            await redis.aclose()
 
 
 class ServiceConnection:
@@ -329,24 +325,21 @@ class ServiceConnection:
         return (ranks or self._ranks).from_main(on_main, kind)
 
 
-async def _next_incarnation(settings: Settings, keys: RunKeys, state: TrainerState) -> int:
+async def _next_incarnation(settings: Settings, state: TrainerState) -> int:
     """Higher than the checkpoint's, than Redis remembers, and than any live server has seen.
 
     Servers outlive a Redis that lost its data; to a lower incarnation they would not listen.
     """
-    redis = connect(settings.redis)
-    registry = Registry(redis, keys)
 
     async def ask() -> int:
-        await check_redis(redis)
-        await registry.set_aside()
-        seen = [await _incarnation_of(settings, server) for server in await registry.servers()]
-        return await registry.next_incarnation(at_least=max([state.incarnation, *seen]) + 1)
+        async with connect(settings.redis) as redis:
+            await check_redis(redis)
+            registry = Registry(redis, RunKeys(settings.run.name))
+            await registry.set_aside()
+            seen = [await _incarnation_of(settings, server) for server in await registry.servers()]
+            return await registry.next_incarnation(at_least=max([state.incarnation, *seen]) + 1)
 
-    try:
-        return await until_available(ask, timeout_s=settings.trainer.wait_timeout_s)
-    finally:
-        await redis.aclose()
+    return await until_available(ask, timeout_s=settings.trainer.wait_timeout_s)
 
 
 async def _incarnation_of(settings: Settings, server: ServerRecord) -> int:

@@ -19,10 +19,8 @@ from typing import Self
 from services.errors import ConflictError, SggError, UnavailableError
 from services.http.clients.rollout import RolloutClient
 from services.schemas.rollouts import RolloutRequest, RolloutResponse
-from services.schemas.weights import PolicyInfo
-from services.schemas.weights import Version
-from services.settings import SecuritySettings
-from services.settings import Settings
+from services.schemas.weights import PolicyInfo, Version
+from services.settings import SecuritySettings, Settings
 from services.waiting import ended
 
 logger = logging.getLogger(__name__)

@@ -32,9 +32,7 @@ from services.schemas.rollouts import Completion, RolloutGroup
 from services.settings import Settings
 from tests.reward_process import GOLDEN, TOKEN, running
 from trainer.collection.group_pool import GroupSource
-from trainer.collection.group_scoring import GroupScoring
-from trainer.collection.group_scoring import MAX_GROUPS
-from trainer.collection.group_scoring import RewardsOrError
+from trainer.collection.group_scoring import MAX_GROUPS, GroupScoring, RewardsOrError
 from trainer.collection.prompts import PromptSource
 
 GROUP = RolloutGroup.model_validate_json((GOLDEN / "rollout_group.json").read_text())
