@@ -116,14 +116,6 @@ def test_logged_loss_is_that_of_the_recorded_batch(trained: Run) -> None:
         assert row["loss"] == pytest.approx(sum(losses) / len(losses), abs=1e-5)
 
 
-async def term_weights(settings: Settings) -> dict[str, float]:
-    scoring = GroupScoring(settings)
-    try:
-        return await scoring.term_weights()
-    finally:
-        await scoring.aclose()
-
-
 def one_loss(
     settings: Settings,
     completion: Completion,
@@ -243,7 +235,7 @@ def test_a_step_over_two_ranks_is_one_step(
     groups = [TrainGroup.model_validate({name: row[name] for name in fields}) for row in rows]
     terms = {term for group in groups for reward in group.rewards for term in reward.breakdown}
     assert ("node_box" in terms, "triplet_f1" in terms) == (task == "sgg", True)
-    weights = asyncio.run(term_weights(whole))
+    weights = asyncio.run(GroupScoring(whole).term_weights())
     expected = with_advantages(groups, whole.algorithm, weights, max_tokens=48)
     assert [row["advantages"] for row in rows] == [
         pytest.approx(group.advantages, abs=1e-9) for group in expected

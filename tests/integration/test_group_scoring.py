@@ -175,7 +175,7 @@ def make_scoring(
 @pytest.fixture(scope="module")
 def source(toy: Path) -> GroupSource:
     sample = open_dataset(str(toy))[0]
-    return GroupSource(sample=sample, box_space="relative_1000", num_image_tokens=None)
+    return GroupSource(sample=sample, box_space=RELATIVE_1000, num_image_tokens=None)
 
 
 async def until_settled(
