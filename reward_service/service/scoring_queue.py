@@ -16,7 +16,7 @@ from starlette.types import Receive
 from reward_service.service.answering import Answer, Answerer
 from reward_service.service.workers import Workers
 from services.errors import UnavailableError
-from services.waiting import raced
+from services.waiting import racing
 
 MAX_WAITING = 64
 """Requests in the queue and in work, for each worker: seconds of scoring at the batch sizes of
@@ -100,7 +100,7 @@ class ScoringQueue:
         return answer
 
     async def _unless_gone(self, body: bytes, receive: Receive) -> Answer | None:
-        async with raced(self._workers.answer(body), _client_goes(receive)) as (answer, _):
+        async with racing(self._workers.answer(body), _client_goes(receive)) as (answer, _):
             return answer.result() if answer.done() else None
 
     def _count(self, change: int) -> None:
