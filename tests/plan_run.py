@@ -38,7 +38,7 @@ from trainer.batches.preparation import Prepared, PreparedBatches
 from trainer.checkpoints.checkpoint import TrainerState
 from trainer.connection import ServiceConnection
 from trainer.types import StepBatch
-from weight_sync.receiver import StagedWeights
+from weight_sync.engine import StagedWeights
 
 GROUPS_PER_STEP, GROUP_SIZE = 4, 4
 MAX_TOKENS = 128

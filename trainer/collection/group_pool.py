@@ -1,12 +1,41 @@
-"""The open groups of a run, and which of them make the next batch. No IO, no clock."""
+"""The open groups of a run, and which of them make the next batch. No IO, no clock.
+
+What becomes of a position of the data order:
+
+      add
+       |
+       v       `received`             score                 take              close
+     asked ----------------> sampled -------> scored ----------------> taken -------> used
+       ^ |                      |               | |
+       | |  bury                |  bury         | |  replace_zero_variance
+       | `----------------------+---> dead      | `-----------------------> replaced
+       |                                        |
+     waits for its version  <-------------------`  reissue_stale
+
+A group is open from `add` until it is used, dead or replaced. Those three are ends: the position is
+done with the step that trains, or whose ledger line names it.
+"""
 
 from dataclasses import dataclass
 
+from scene_data.dataset import Sample
+from scene_graph.boxes import BoxSpace
 from services.errors import SggError
 from services.schemas.prompts import PromptGroup
 from services.settings.training import AlgorithmSettings, TrainerSettings
 from trainer.collection.advantages import has_zero_variance
 from trainer.types import Outcome, TrainGroup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupSource:
+    """What a group's row of the dataset holds, read once."""
+
+    sample: Sample
+    box_space: BoxSpace
+    """Name of the space in which the policy writes this image's boxes."""
+    num_image_tokens: int | None
+    """Visual tokens that the trainer makes of the image; None where nobody looked."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -15,8 +44,8 @@ class OpenGroup:
 
     position: int
     prompt: PromptGroup
-    num_image_tokens: int | None
-    """Visual tokens that the trainer makes of its image; None where nobody looked."""
+    source: GroupSource | None
+    """None where nothing is sampled for it, as in a simulation."""
     received: bool = False
     scored: TrainGroup | None = None
     taken: bool = False
@@ -46,11 +75,9 @@ class GroupPool:
         self._max_lag = trainer.max_policy_lag
         self._max_dead = trainer.max_dead_groups or 4 * trainer.groups_per_step
         self._normalise = algorithm.normalise
-        self._max_replaced = (
-            (algorithm.max_replaced or 3 * trainer.groups_per_step)
-            if algorithm.dynamic_sampling
-            else 0
-        )
+        self._max_replaced = algorithm.max_replaced or 3 * trainer.groups_per_step
+        if not algorithm.dynamic_sampling:
+            self._max_replaced = 0
         self._open: dict[str, OpenGroup] = {}
         self._ready: dict[str, OpenGroup] = {}
         """Those that are scored and not taken."""
@@ -90,11 +117,9 @@ class GroupPool:
             if not group.received and group.prompt.min_policy_version <= self.policy_version
         ]
 
-    def add(self, position: int, prompt: PromptGroup, num_image_tokens: int | None) -> None:
+    def add(self, position: int, prompt: PromptGroup, source: GroupSource | None) -> None:
         """A group is asked for."""
-        self._open[prompt.work_id] = OpenGroup(
-            position=position, prompt=prompt, num_image_tokens=num_image_tokens
-        )
+        self._open[prompt.work_id] = OpenGroup(position=position, prompt=prompt, source=source)
 
     def score(self, group: TrainGroup) -> None:
         """A group is back from the reward service."""
@@ -142,7 +167,7 @@ class GroupPool:
                 update={"attempt": group.prompt.attempt + 1, "min_policy_version": policy_version}
             )
             del self._open[work_id], self._ready[work_id]
-            self.add(group.position, prompt, group.num_image_tokens)
+            self.add(group.position, prompt, group.source)
             self._outcome.stale.append(prompt.group_id)
             again.append(prompt)
         return again
