@@ -156,7 +156,7 @@ def _of_images(result: EvaluationResult, images: Indices) -> dict[str, dict[str,
 def _differences(
     group: str, first: dict[str, RatioMetric], second: dict[str, RatioMetric]
 ) -> list[Difference]:
-    """Of the metrics that both have."""
+    """Differences of the metrics that both have."""
     shared = first.keys() & second.keys()
     names = [n for n in first if n in shared and not n.startswith("reference_")]
     if not names:

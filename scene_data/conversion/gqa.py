@@ -28,8 +28,12 @@ class Gqa:
     def images(self, tally: Tally) -> Iterator[RawImage]:
         """All images, in the split of the file's name."""
         split = named_split(self._path)
-        members = ((f"image {found[0]}", found) for found in stream_members(self._path))
-        return read_images(members, lambda found, _: _image(*found, split, tally), tally)
+
+        def read(found: tuple[str, Any], _: str) -> RawImage:
+            return _image(*found, split, tally)
+
+        members = stream_members(self._path)
+        return read_images(((f"image {found[0]}", found) for found in members), read, tally)
 
 
 def _image(image_id: str, record: Any, split: str, tally: Tally) -> RawImage:

@@ -46,7 +46,7 @@ def sgb(
         predicates: The vocabulary's, in its order, normalised. Predicted relations with others
             cannot be written in that table and are left out. None: those of both sides, in the
             alphabet's order; mean recall is then over those in references.
-        num_columns: Of the dense table; more than there are predicates leaves columns of zeros,
+        num_columns: The dense table's; more than there are predicates leaves columns of zeros,
             as R1-SGG has them (150 for VG150's 50 predicates). The predicates' number if None.
         seen: A set of the triplets of names in the training split: the others are zero-shot.
         zero_shot: A set of the zero-shot triplets themselves. Without either: no zero-shot recall.
