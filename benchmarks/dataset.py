@@ -31,7 +31,7 @@ from scene_data.sources import open_rows
 from scene_data.vocabulary import load_vocabulary
 from scene_data.writing import graph_row, parquet_writer
 from scene_graph.graph import Relationship, SceneGraph, SceneObject
-from services.settings import child_environment
+from services.host.environment import child_environment
 
 SIDE = 96
 """Pixels of the images: about 6 kB each as JPEG."""

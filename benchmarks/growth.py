@@ -22,7 +22,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import psutil  # type: ignore[import-untyped]
+import psutil
 import torch
 
 from cli.main import app as sgg_rl
@@ -35,13 +35,14 @@ from services.redis.keys import RunKeys
 from services.redis.lua import MAX_DEAD
 from services.redis.redis_queue import RedisQueue
 from services.redis.server import redis_server_command
+from services.schemas.weights import Version
 from services.settings import Settings, dump_settings
-from services.weights import shm_file
 from tests.alone import Alone
 from tests.processes import sgg_process, wait_ready
 from trainer.checkpoints.checkpoint import TrainerState
 from trainer.connection import ServiceConnection
 from trainer.records.files import RunRecords, ledger_line, metrics_line
+from weight_sync.shm import shm_file
 
 SPAWN = multiprocessing.get_context("spawn")
 NUM_ROWS = 3_000
@@ -159,7 +160,7 @@ def sizes(settings: Settings, processes: list[int]) -> dict[str, float]:
         "images": len(images),
         "rollouts/ MiB": sum(f.stat().st_size for f in (run / "rollouts").rglob("*.jsonl")) / MIB,
         "lines MiB": sum(file.stat().st_size for file in rest) / MIB,
-        "shm files": len(list(shm_file("growth", 0, 0).parent.glob("*"))),
+        "shm files": len(list(shm_file("growth", Version()).parent.glob("*"))),
         "trainer MiB": psutil.Process().memory_info().rss / MIB,
         "reward MiB": resident[0],
         "server MiB": sum(resident[1:]) / len(resident[1:]),
@@ -171,7 +172,7 @@ def train(settings: Settings, seconds: float, processes: list[int]) -> list[dict
     dataset, records = open_dataset(settings.data.train), RunRecords(settings, 0)
     records.cut_to(0)
     lines: list[dict[str, float]] = []
-    with ServiceConnection.open(settings, dataset, [7], TrainerState(), Alone()) as link:
+    with ServiceConnection(settings, dataset, [7], TrainerState(), Alone()) as link:
         link.start(weights(0), 0)
         began = time.monotonic()
         for step in itertools.count():

@@ -27,9 +27,9 @@ import httpx
 from benchmarks.honest_graphs import honest_groups
 from reward_service.scoring import make_scorer
 from reward_service.service.workers import settle
+from services.host.environment import child_environment
 from services.host.ports import free_port
 from services.schemas.rewards import RewardGroup, RewardRequest
-from services.settings import child_environment
 
 T = TypeVar("T")
 

@@ -34,7 +34,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from rollout_service.http.app import prepare_vllm
-from rollout_service.transports.safetensors_file import describe_file
+from services.host.environment import child_environment, set_environment
 from services.host.ports import free_port
 from services.http.clients.rollout import RolloutClient
 from services.images import ImageStore
@@ -45,9 +45,16 @@ from services.redis.server import redis_server_command
 from services.schemas.common import ChatMessage, ImagePart, Sampling, TextPart
 from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import InlineImage, RolloutRequest
-from services.schemas.weights import CommitRequest, StageRequest, WeightManifest
-from services.settings import Settings, child_environment, dump_settings, set_environment
-from services.weights import manifest_checksum, private_folder, shm_file
+from services.schemas.weights import (
+    CommitRequest,
+    StageRequest,
+    Version,
+    WeightManifest,
+    manifest_checksum,
+)
+from services.settings import Settings, dump_settings
+from weight_sync.files import describe_file, private_folder
+from weight_sync.shm import shm_file
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "assets/toy-start"
@@ -188,10 +195,10 @@ class Service:
     def write_version(self, policy_version: int) -> Path:
         """The model's own tensors as a version in shared memory, in place of the one before."""
         run = self._settings.run.name
-        file = shm_file(run, 1, policy_version)
+        file = shm_file(run, Version(1, policy_version))
         private_folder(file.parent)
-        shm_file(run, 1, policy_version - 1).unlink(missing_ok=True)
-        tensors = {}
+        shm_file(run, Version(1, policy_version - 1)).unlink(missing_ok=True)
+        tensors: dict[str, Any] = {}
         for shard in sorted(_model_folder(self._settings.model.path).glob("*.safetensors")):
             tensors |= load_file(shard)
         save_file(tensors, file)
@@ -207,7 +214,7 @@ class Service:
             incarnation=1,
             step=policy_version,
             vision_trained=True,
-            tensors=describe_file(shm_file(self._settings.run.name, 1, policy_version)),
+            tensors=describe_file(shm_file(self._settings.run.name, Version(1, policy_version))),
         )
         checksum = manifest_checksum(manifest)
         async with RolloutClient(self._settings.rollout.url, timeout_s=600) as client:

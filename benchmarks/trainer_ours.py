@@ -80,7 +80,7 @@ def _waits(
     batches = PreparedBatches(lambda _: batch, prepare, ahead=True, num_steps=steps + 1)
     waits = []
     for step in range(steps + 1):
-        batches.take(step)
+        batches.take_with_advantages(step)
         start = time.perf_counter()
         prepared = batches.prepared()
         waits.append(time.perf_counter() - start)

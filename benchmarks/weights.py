@@ -26,15 +26,20 @@ from fastapi import Request
 from safetensors.numpy import save_file
 
 from rollout_service.fake.engine import FakeEngine
-from rollout_service.transports.choice import Transports
-from rollout_service.transports.spool import Spool
-from rollout_service.updates import WeightUpdater
 from services.errors import EngineError
 from services.host.ports import free_port
 from services.http.app import bind, create_app
-from services.schemas.weights import StageRequest, TensorEntry, WeightManifest
+from services.schemas.weights import (
+    StageRequest,
+    TensorEntry,
+    Version,
+    WeightManifest,
+    manifest_checksum,
+)
 from services.settings import Settings
-from services.weights import manifest_checksum, shm_file
+from weight_sync.shm import shm_file
+from weight_sync.updater import WeightUpdater
+from weight_sync.uploads import Spool
 
 GB = 1e9
 
@@ -76,7 +81,7 @@ async def measure_stage(mib: int, num_tensors: int, rounds: int) -> StageSpeed:
     settings = _settings(root)
     array = np.random.default_rng(0).random(mib * 2**18 // num_tensors, dtype=np.float32)
     manifest = _write(settings, array, num_tensors)
-    file = shm_file(settings.run.name, 1, 1)
+    file = shm_file(settings.run.name, Version(1, 1))
     num_bytes = file.stat().st_size
     try:
         async with _server(settings) as (updater, url):
@@ -114,7 +119,7 @@ def _copy_s(source: "np.ndarray[tuple[int], np.dtype[np.float32]]", rounds: int)
 
 
 async def _hash(data: "np.ndarray[tuple[int], np.dtype[np.float32]]") -> None:
-    hashlib.sha256(data)
+    hashlib.sha256(data.data)
 
 
 async def _stage(updater: WeightUpdater, manifest: WeightManifest, transport: str) -> None:
@@ -138,7 +143,7 @@ async def _upload(url: str, file: Path) -> None:
 async def _server(settings: Settings) -> AsyncIterator[tuple[WeightUpdater, str]]:
     """A server's updater, with its upload route behind real uvicorn in a thread."""
     engine = FakeEngine(tokens_per_s=1.0, max_model_len=64)
-    updater = WeightUpdater(engine, Transports(settings, engine, Spool(settings)))
+    updater = WeightUpdater(settings, engine, Spool(settings))
     app = create_app(
         title="weights",
         version="1",
@@ -149,7 +154,7 @@ async def _server(settings: Settings) -> AsyncIterator[tuple[WeightUpdater, str]
 
     @app.put("/files/{incarnation}/{policy_version}")
     async def upload(incarnation: int, policy_version: int, request: Request) -> None:
-        await updater.upload(incarnation, policy_version, request.stream())
+        await updater.upload(Version(incarnation, policy_version), request.stream())
 
     with bind(app, settings.rollout.url) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
@@ -177,7 +182,7 @@ def _settings(root: Path) -> Settings:
 def _write(
     settings: Settings, array: "np.ndarray[tuple[int], np.dtype[np.float32]]", num_tensors: int
 ) -> WeightManifest:
-    file = shm_file(settings.run.name, 1, 1)
+    file = shm_file(settings.run.name, Version(1, 1))
     file.parent.mkdir(mode=0o700)
     save_file({f"t{i}": array for i in range(num_tensors)}, file)
     digest = hashlib.sha256(array.tobytes()).hexdigest()

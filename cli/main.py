@@ -22,8 +22,8 @@ from cli.commands.status import dead_app, status
 from cli.commands.train import sft, train
 from cli.commands.weights import weights_app
 from services.errors import SggError
-from services.host.printable import print_safely
-from services.host.programs import own_programs_on_path
+from services.host.environment import own_programs_on_path
+from services.printable import print_safely
 
 app = typer.Typer(
     name="sgg-rl",

@@ -9,14 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from services.errors import SettingsError, SggError
+from services.host.environment import environment_value, start_command
 from services.models.families import with_box_space
-from services.settings import (
-    Settings,
-    dump_settings,
-    environment_value,
-    load_settings,
-    start_command,
-)
+from services.settings import Settings, dump_settings, load_settings
 from services.telemetry import setup_logging
 from trainer.ranks.stop import EXIT_STOPPED, stop_request
 

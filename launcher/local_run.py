@@ -20,7 +20,7 @@ from planning.preflight.inputs import checked
 from planning.preflight.rows import opened
 from services.errors import WaitTimeoutError
 from services.host.ports import ReservedPorts
-from services.host.printable import printable
+from services.printable import printable
 from services.run_folder import RunFolder
 from services.settings import Settings, dump_settings
 from services.telemetry import setup_logging

@@ -9,12 +9,13 @@ from urllib.parse import urlsplit
 from launcher.processes import Part
 from planning.placement import Placement, environment
 from services.errors import SettingsError, SupersededError
+from services.host.environment import environment_value
 from services.host.ports import ReservedPorts
 from services.http.probe import http_probe
 from services.redis.client import redis_answers
 from services.redis.server import own_address
 from services.run_folder import RunFolder
-from services.settings import Settings, environment_value
+from services.settings import Settings
 
 MAX_RESTARTS = 3
 _LOADING_S = 1800.0

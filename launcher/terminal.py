@@ -10,7 +10,7 @@ from typing import Any, TextIO, cast
 from rich.console import Console, ConsoleOptions, RenderableType  # noqa: TID251
 from rich.segment import Segment
 
-from services.host.printable import printable
+from services.printable import printable
 
 Say = Callable[[str], None]
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from services.http.proof import is_allowed_host
+from services.host.addresses import is_allowed_host
 from services.schemas.common import Message
 from services.schemas.weights import ServerRecord
 from services.settings import Settings

@@ -14,7 +14,7 @@ from planning.shapes import model_shape
 from rollout_service.vllm.gpu_memory import server_memory
 from services.errors import InvalidInputError, SettingsError
 from services.host.gpu import GIB
-from services.host.printable import printable
+from services.printable import printable
 from services.settings import Settings, dump_settings
 from services.settings.checks import advice
 

@@ -51,7 +51,7 @@ def estimate_memory(settings: Settings, shape: ModelShape) -> MemoryEstimate:
         **_model_states(settings, shape),
         **step,
         "version over a step": max(0, version - sum(step.values()))
-        * (settings.weights.transport == "ipc"),
+        * settings.weights.traits.same_gpu,
         "context": CONTEXT_GIB * GIB,
     }
     gib = {name: size / GIB for name, size in parts.items() if size}

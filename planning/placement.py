@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 from planning.preflight.gpus import Gpu, check_gpus, gpus_are_wanted, visible_gpus
 from services.errors import SettingsError
-from services.settings import Settings, environment_value
-from services.settings.checks import check_shared_gpus, check_shared_transport
+from services.host.environment import environment_value
+from services.settings import Settings
+from services.settings.checks import check_ipc_servers, check_shared_gpus, check_shared_transport
 
 GpuSet = tuple[Gpu, ...]
 
@@ -57,11 +58,7 @@ def placed(settings: Settings, gpus: Sequence[Gpu]) -> Placement:
     """
     ranks, servers = settings.trainer.num_ranks, settings.cluster.num_rollout_servers
     shared = settings.shares_gpus or (ranks == servers == len(gpus) == 1)
-    if settings.weights.transport == "ipc" and servers > ranks:
-        raise SettingsError(
-            f"weights.transport = 'ipc' gives each rank's weights to the server on its GPU: set "
-            f"cluster.num_rollout_servers ({servers}) to trainer.num_ranks ({ranks}) at most"
-        )
+    check_ipc_servers(settings)
     needed = max(ranks, servers) if shared else ranks + servers
     if len(gpus) < needed:
         raise SettingsError(_too_few(settings, len(gpus), needed, shared=shared))

@@ -1,53 +1,42 @@
 """What a sampling engine promises. There are two: `VllmEngine`, and `FakeEngine` without a model.
 
-An engine samples, and exchanges its weights while paused. Which version may be loaded when is not
-its business: `rollout_service.updates` decides that.
+An engine samples, and exchanges its weights while paused. It does not choose which version is
+loaded when: `weight_sync.updater` decides that.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from services.errors import InvalidInputError, NotFoundError
 from services.schemas.chat import ChatRequest
 from services.schemas.common import ChatMessage, ImagePart, ModelRunner, Sampling
 from services.schemas.rollouts import Completion
-from services.schemas.weights import IpcHandle, Rendezvous, WeightManifest
+from weight_sync.engine import LoadableEngine, Shape
 
-Shape = tuple[int, ...]
 _NO_CHAT = 'this engine has no OpenAI API: set rollout.engine to "vllm"'
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class FileWeights:
-    """All tensors of a version in a safetensors file, verified."""
+class GroupRequest:
+    """What one group is sampled from.
 
-    path: Path
+    Example: `GroupRequest(messages=[...], images=[png], sampling=Sampling(n=8), request_id="r1")`
+    """
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AdapterWeights:
-    """A LoRA adapter in a folder of PEFT's layout, verified."""
-
-    folder: Path
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BroadcastWeights:
-    """Tensors that the trainer sends while they are loaded, through what `connect` opened."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class IpcWeights:
-    """Tensors in the memory of the server's own GPU, by name."""
-
-    handles: Mapping[str, IpcHandle]
-
-
-Weights = FileWeights | AdapterWeights | BroadcastWeights | IpcWeights
-"""Where the tensors of a version are when it is loaded."""
+    messages: Sequence[ChatMessage]
+    """The chat so far, with an `ImagePart` for each image."""
+    images: Sequence[bytes] = ()
+    """Encoded files (PNG, JPEG), in the order of the parts."""
+    sampling: Sampling
+    """`rollout_logprobs` are of the distribution that this describes."""
+    request_id: str
+    """Unique among requests in flight."""
+    adapter: str | None = None
+    """A name of `rollout.adapters`; None samples from the policy."""
+    traceparent: str | None = None
+    """The span that the group's is under; None for the current one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,13 +52,9 @@ class EngineResult:
     """`sampling.n` of them."""
 
 
-class Engine(ABC):
+class Engine(LoadableEngine):
     """Samples from one model, whose weights change. All methods run on one event loop."""
 
-    gpu: str | None = None
-    """UUID of its GPU, known before `start`; None on CPU."""
-    num_elements: int | None = None
-    """That a version has at most, known after `start`; None where the engine does not tell."""
     model_runner: ModelRunner | None = None
     """Which one vLLM uses, known after `start`; None in another engine."""
 
@@ -86,23 +71,8 @@ class Engine(ABC):
         """Give everything back. Safe to call at any time, also twice."""
 
     @abstractmethod
-    async def sample(
-        self,
-        messages: Sequence[ChatMessage],
-        images: Sequence[bytes],
-        sampling: Sampling,
-        *,
-        request_id: str,
-        adapter: str | None = None,
-    ) -> EngineResult:
+    async def sample(self, request: GroupRequest) -> EngineResult:
         """Sample one group. Waits while the engine is paused; cancelling it frees what it held.
-
-        Args:
-            messages: The chat so far, with an `ImagePart` for each image.
-            images: Encoded files (PNG, JPEG), in the order of the parts.
-            sampling: `rollout_logprobs` are of the distribution that this describes.
-            request_id: Unique among requests in flight.
-            adapter: Of the settings; None samples from the policy.
 
         Raises:
             InvalidInputError: The prompt does not fit the model; the same everywhere.
@@ -135,57 +105,6 @@ class Engine(ABC):
             NotFoundError: This engine cannot chat.
         """
         raise NotFoundError(_NO_CHAT)
-
-    @abstractmethod
-    async def check_tensors(self, shapes: Mapping[str, Shape], *, partial: bool) -> None:
-        """Whether these are exactly the tensors that a version of this model consists of.
-
-        Args:
-            shapes: Of the version, by name.
-            partial: Whether it may be without some.
-
-        Raises:
-            InvalidInputError: One is missing, unknown or of another shape; the message names it.
-        """
-
-    @abstractmethod
-    async def check_adapter(self, layers: Mapping[str, Shape]) -> None:
-        """Whether an adapter of these layers can be the policy.
-
-        Args:
-            layers: Names of weights, and their shape.
-
-        Raises:
-            InvalidInputError: One is unknown, of another shape, or cannot be adapted.
-        """
-
-    @abstractmethod
-    async def pause(self) -> None:
-        """Freeze sampling: no token comes until `resume`. Requests in flight are kept."""
-
-    @abstractmethod
-    async def connect(self, rendezvous: Rendezvous) -> None:
-        """Meet the trainer for broadcasts, while sampling goes on; replaces an earlier connection.
-
-        Raises:
-            EngineError: This engine cannot, or the trainer was not there.
-        """
-
-    @abstractmethod
-    async def load_weights(self, weights: Weights, manifest: WeightManifest) -> None:
-        """Replace all weights, clear the caches that depend on them. Only while paused; repeatable.
-
-        Args:
-            weights: Where the tensors of `manifest` are.
-            manifest: Its version labels the tokens sampled from now on.
-
-        Raises:
-            EngineError: The model may be half loaded: load again, or never resume.
-        """
-
-    @abstractmethod
-    async def resume(self) -> None:
-        """Go on sampling, with the weights of now."""
 
     @abstractmethod
     async def check_health(self) -> None:

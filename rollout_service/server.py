@@ -6,23 +6,21 @@ import secrets
 import socket
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
-from rollout_service.engine import Engine, EngineResult
-from rollout_service.transports.choice import Transports
-from rollout_service.transports.spool import Spool
-from rollout_service.update_metrics import UpdateMetrics
-from rollout_service.updates import Version, WeightUpdater
+from rollout_service.engine import Engine, EngineResult, GroupRequest
 from services.errors import EngineError, SettingsError, SggError, UnavailableError
-from services.http.app import host_and_port
-from services.schemas.common import ChatMessage, ModelRunner, Sampling
-from services.schemas.weights import PolicyInfo, PolicyState, ServerRecord
+from services.host.addresses import host_and_port
+from services.schemas.common import ModelRunner
+from services.schemas.weights import PolicyInfo, PolicyState, ServerRecord, Version
 from services.settings import Settings
 from services.telemetry import Tracing
+from weight_sync.updater import UpdateMetrics, WeightUpdater
+from weight_sync.uploads import Spool
 
 logger = logging.getLogger(__name__)
 
@@ -175,8 +173,7 @@ class RolloutServer:
         await self.prepare()
         assert self._engine is not None
         await self._engine.start()
-        transports = Transports(self._settings, self._engine, spool)
-        self._updater = WeightUpdater(self._engine, transports, self._metrics.updates)
+        self._updater = WeightUpdater(self._settings, self._engine, spool, self._metrics.updates)
         logger.info("model loaded in %.1f s", time.monotonic() - started_at)
 
     def drain(self) -> None:
@@ -211,31 +208,19 @@ class RolloutServer:
             "quarantined": f"a weight update failed, waiting for one that works: {self._failure()}",
         }[self.state]
 
-    async def sample(
-        self,
-        messages: Sequence[ChatMessage],
-        images: Sequence[bytes],
-        sampling: Sampling,
-        *,
-        request_id: str,
-        adapter: str | None = None,
-        traceparent: str | None = None,
-    ) -> EngineResult:
+    async def sample(self, request: GroupRequest) -> EngineResult:
         """Sample one group; waits while weights are exchanged.
-
-        Its span is under `traceparent`, or under the current one.
 
         Raises:
             UnavailableError: Not ready, or no longer.
             InvalidInputError: The prompt does not fit the model.
             EngineError: The engine failed.
         """
-        engine = self.ready_engine()
-        work = engine.sample(messages, images, sampling, request_id=request_id, adapter=adapter)
-        with self._tracing.span("sample", parent=traceparent):
+        work = self.ready_engine().sample(request)
+        with self._tracing.span("sample", parent=request.traceparent):
             result = await self._counted(work)
             self._tracing.annotate(
-                request_id=request_id,
+                request_id=request.request_id,
                 num_completions=len(result.completions),
                 num_tokens=sum(len(c.token_ids) for c in result.completions),
                 policy_version=self.serving.policy_version,

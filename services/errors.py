@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from services.host.printable import printable
+from services.printable import printable
 
 
 @dataclass(frozen=True, slots=True)

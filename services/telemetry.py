@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.host.printable import OneLine
+from services.printable import OneLine
 
 _LOGGERS = (
     "torch._library.triton",

@@ -1,9 +1,10 @@
 """One trainer process without a process group."""
 
+from collections.abc import Callable
 from typing import Any
 
 from trainer.algorithms.stats import Stats
-from trainer.ranks.group import Ranks
+from trainer.ranks.group import Ranks, T
 
 
 class Alone(Ranks):
@@ -18,12 +19,10 @@ class Alone(Ranks):
     def barrier(self) -> None:
         pass
 
-    def broadcast(self, message: Any, kind: Any) -> Any:
-        if isinstance(message, Exception):
-            raise message
-        return message
+    def from_main(self, work: Callable[[], T], kind: Any) -> T:
+        return work()
 
-    def gather(self, message: Any, kind: Any) -> list[Any]:
+    def gather(self, mine: Any, kind: Any) -> list[Any]:
         return []
 
     def combine(self, stats: Stats) -> dict[str, float]:

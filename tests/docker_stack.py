@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from services.host.environment import child_environment
 from services.host.ports import free_port
-from services.settings import child_environment
 
 ROOT = Path(__file__).parents[1]
 SERVICES_IMAGE = "sgg-rl:services"

@@ -21,14 +21,8 @@ import torch
 from torch import Tensor
 
 from planning.simulation.loop import Loop, Shape
-from planning.simulation.rates import (
-    Rates,
-    SamplingRates,
-    ServiceRates,
-    TrainingRates,
-    seen_lengths,
-)
-from rollout_service.engine import EngineResult, Weights
+from planning.simulation.rates import Rates, seen_lengths
+from rollout_service.engine import EngineResult, GroupRequest
 from rollout_service.fake.engine import FakeEngine
 from rollout_service.http.app import make_engine
 from scene_data.dataset import SceneDataset, open_dataset
@@ -44,6 +38,7 @@ from trainer.batches.preparation import Prepared, PreparedBatches
 from trainer.checkpoints.checkpoint import TrainerState
 from trainer.connection import ServiceConnection
 from trainer.types import StepBatch
+from weight_sync.engine import StagedWeights
 
 GROUPS_PER_STEP, GROUP_SIZE = 4, 4
 MAX_TOKENS = 128
@@ -149,18 +144,18 @@ class LoadingEngine(FakeEngine):
         self.busy_s, self.num_tokens = 0.0, 0
         return self
 
-    async def sample(self, *args: Any, **kwargs: Any) -> EngineResult:
+    async def sample(self, request: GroupRequest) -> EngineResult:
         self._note(groups=1)
         try:
-            result = await super().sample(*args, **kwargs)
+            result = await super().sample(request)
         finally:
             self._note(groups=-1)
-        work_id = kwargs["request_id"].rsplit("/", 2)[0]
+        work_id = request.request_id.rsplit("/", 2)[0]
         self._stopwatch.ended[work_id] = time.perf_counter()
         self.num_tokens += sum(len(completion.token_ids) for completion in result.completions)
         return result
 
-    async def load_weights(self, weights: Weights, manifest: WeightManifest) -> None:
+    async def load_weights(self, weights: StagedWeights, manifest: WeightManifest) -> None:
         self._note()
         self._is_paused = True
         await asyncio.sleep(LOAD_S)
@@ -240,7 +235,7 @@ def run(base: Settings, dataset: SceneDataset, regime: Regime) -> Seen:
             stack.enter_context(serving(settings, engine))
         wait_for("the servers", lambda: len(registered(settings)) == regime.num_servers)
         link = stack.enter_context(
-            ServiceConnection.open(settings, dataset, [999], TrainerState(), Alone())
+            ServiceConnection(settings, dataset, [999], TrainerState(), Alone())
         )
         _instrument(link, watch)
         link.start(_weights(0), 0)
@@ -296,7 +291,9 @@ async def _sample(engine: Any, number: int, *, together: int) -> list[list[int]]
         sampling = Sampling(n=GROUP_SIZE, max_tokens=MAX_TOKENS, seed=seed)
         message = ChatMessage(role="user", content=[TextPart(text="What?")])
         async with room:
-            result = await engine.sample([message], [], sampling, request_id=str(seed))
+            result = await engine.sample(
+                GroupRequest(messages=[message], sampling=sampling, request_id=str(seed))
+            )
         return [len(completion.token_ids) for completion in result.completions]
 
     return list(await asyncio.gather(*map(one, range(number))))
@@ -376,7 +373,7 @@ def _train(
         if step == WARM_UP:
             before = [engine.read_busy_s() for engine in engines]
         began = time.perf_counter()
-        batches.append(upcoming.take(step))
+        batches.append(upcoming.take_with_advantages(step))
         waits.append(time.perf_counter() - began)
         upcoming.prepared()
         training = time.perf_counter()
@@ -409,14 +406,13 @@ def _shape(settings: Settings, regime: Regime) -> Shape:
 def _rates(watch: Stopwatch, tokens_per_s: float, groups: Sequence[Sequence[int]]) -> Rates:
     stage_s = fmean(watch.serve_s[1:]) - LOAD_S
     return Rates(
-        sampling=SamplingRates(tokens_per_s=tokens_per_s, half_sequences=0),
-        training=TrainingRates(fixed_s=fmean(watch.train_s), export_s=fmean(watch.export_s[1:])),
-        services=ServiceRates(
-            stage_s=lambda servers: stage_s,
-            commit_s=LOAD_S,
-            score_request_s=fmean(watch.score_s),
-            hop_s=fmean(watch.hop_s),
-            admit_s=fmean(watch.admit_s),
-        ),
+        tokens_per_s=tokens_per_s,
+        fixed_s=fmean(watch.train_s),
+        export_s=fmean(watch.export_s[1:]),
+        stage_s=stage_s,
+        commit_s=LOAD_S,
+        score_request_s=fmean(watch.score_s),
+        hop_s=fmean(watch.hop_s),
+        admit_s=fmean(watch.admit_s),
         lengths=seen_lengths(groups),
     )

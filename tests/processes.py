@@ -9,7 +9,7 @@ from pathlib import Path
 
 import httpx
 
-from services.settings import child_environment
+from services.host.environment import child_environment
 
 ROOT = Path(__file__).parents[1]
 OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")

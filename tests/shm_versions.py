@@ -13,9 +13,11 @@ from services.schemas.weights import (
     PolicyRecord,
     StageRequest,
     TensorEntry,
+    Version,
     WeightManifest,
+    manifest_checksum,
 )
-from services.weights import manifest_checksum, shm_file
+from weight_sync.shm import shm_file
 
 Arrays = dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]
 TENSORS: dict[str, tuple[int, ...]] = {"embed.weight": (4, 3), "norm.weight": (3,)}
@@ -68,7 +70,7 @@ class ShmRun:
     ) -> ShmVersion:
         """Write a version's file and describe it."""
         arrays = tensors_of(policy_version) if arrays is None else arrays
-        file = shm_file(self.name, incarnation, policy_version)
+        file = shm_file(self.name, Version(incarnation, policy_version))
         file.parent.mkdir(mode=0o700, exist_ok=True)
         save_file(arrays, file)
         manifest = WeightManifest(
@@ -89,7 +91,7 @@ class ShmRun:
         return ShmVersion(manifest, file)
 
     def clean(self) -> None:
-        shutil.rmtree(shm_file(self.name, 0, 0).parent, ignore_errors=True)
+        shutil.rmtree(shm_file(self.name, Version()).parent, ignore_errors=True)
 
 
 def tensors_of(seed: int) -> Arrays:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from services.settings import child_environment
+from services.host.environment import child_environment
 from tests.processes import ROOT, wait_for
 
 _SCRIPT = ROOT / "tests" / "slurm_cluster.sh"

@@ -4,10 +4,9 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from rollout_service.engine import Engine
-from rollout_service.transports.choice import Transports
-from rollout_service.transports.spool import Spool
-from rollout_service.updates import WeightUpdater
 from services.settings import Settings
+from weight_sync.updater import WeightUpdater
+from weight_sync.uploads import Spool
 
 
 def settings_of(run: str, root: Path, *, transport: str = "shm") -> Settings:
@@ -26,7 +25,7 @@ def settings_of(run: str, root: Path, *, transport: str = "shm") -> Settings:
 def updater_of(engine: Engine, run: str, root: Path, *, transport: str = "shm") -> WeightUpdater:
     """Takes the transports of a server with such settings."""
     settings = settings_of(run, root, transport=transport)
-    return WeightUpdater(engine, Transports(settings, engine, Spool(settings)))
+    return WeightUpdater(settings, engine, Spool(settings))
 
 
 async def pieces(content: bytes, size: int = 7) -> AsyncIterator[bytes]:

@@ -3,11 +3,12 @@
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 from scene_data.dataset import SceneDataset
 from services.errors import ConflictError, SggError
@@ -19,25 +20,24 @@ from services.redis.keys import RunKeys
 from services.redis.queue import WorkQueue
 from services.redis.redis_queue import RedisQueue
 from services.redis.registry import Registry
-from services.schemas.common import Message
-from services.schemas.weights import FILE_TRANSPORTS, AdapterConfig, ServerRecord
+from services.schemas.weights import AdapterConfig, RankShare, ServerRecord
 from services.settings import Settings
 from services.waiting import until_available
 from trainer.checkpoints.checkpoint import TrainerState
 from trainer.collection.collector import Collector
-from trainer.collection.cursor import Cursor
+from trainer.collection.cursor import Cursor, CursorState
 from trainer.collection.image_check import ImageCheck
 from trainer.collection.prompts import PromptSource
 from trainer.ranks.group import Ranks
 from trainer.ranks.stop import StopAskedError, StopRequest
 from trainer.types import StepBatch
 from weight_sync.device import own_device
-from weight_sync.gpu_share import RankShare, SharedTensors
+from weight_sync.ipc import SharedTensors
 from weight_sync.publisher import WeightPublisher
-from weight_sync.sender import Weights
+from weight_sync.sender import NamedTensors
 
 logger = logging.getLogger(__name__)
-
+T = TypeVar("T")
 
 SERVERS_GRACE_S = 10.0
 """What a version that is under way gets to be served once the run is to stop."""
@@ -45,22 +45,6 @@ _TELL_S = 2.0
 """Longest time to tell Redis of a checkpoint."""
 
 _STOP_LOOK_S = 0.5
-
-
-class _Done(Message):
-    """Nothing failed."""
-
-
-class _Started(Message):
-    """Rank 0 has connected."""
-
-    incarnation: int
-
-
-class _Taken(Message):
-    """A step's groups; None when the run is to stop."""
-
-    batch: StepBatch | None
 
 
 @dataclass(slots=True, kw_only=True)
@@ -75,15 +59,15 @@ class _Main:
     stop: StopRequest
     trained: StepBatch | None = None
     """The batch whose version is under way, or was last."""
-    beside: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "link"))
+    beside: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "served"))
     sending: "Future[None] | None" = None
-    """Of a version that is under way."""
+    """What is done once the version that is under way is served."""
     grace_s: float = field(default_factory=lambda: SERVERS_GRACE_S)
     """What is left of it."""
 
     def send(
         self,
-        weights: Weights,
+        weights: NamedTensors,
         policy_version: int,
         then: Callable[[], None],
         gather_shares: Callable[[], list[RankShare]],
@@ -144,36 +128,24 @@ class _Main:
 
 
 class ServiceConnection:
-    """Groups in, weights out.
+    """Groups in, weights out: a context that every rank opens.
 
-    With `max_policy_lag` of at least 1 a version is staged and committed while the next step
-    trains, where it goes through files: GPU to GPU it would take the step's memory and disturb its
-    collectives. The next version, a checkpoint and the end wait for it, and its error is raised
-    there on every rank. Only when it is served are the groups that it came from done with, and new
-    ones asked for.
+    What becomes of a version, and of the groups that it was trained on:
+
+        start, publish      the tensors are handed over: the version is under way
+             |
+             |  with `max_policy_lag` of at least 1, and weights through files: while the next step
+             |  trains; GPU to GPU they would take its memory and disturb its collectives
+             v
+        served              the servers have it: its groups are done with, and as many new ones are
+                            asked for (`Collector.release`)
+
+    `publish`, `skip`, `state` and the end wait until no version is under way, and raise its error
+    on every rank. Once the run is to stop they wait `SERVERS_GRACE_S`, and do without it.
     """
 
     def __init__(
-        self, ranks: Ranks, main: _Main | None, *, beside_training: bool, share: bool
-    ) -> None:
-        self._ranks = ranks
-        mine = None if main is None else _Started(incarnation=main.incarnation)
-        self.incarnation = ranks.broadcast(mine, _Started).incarnation
-        """The number of this start of the trainer, on every rank."""
-        self._share = share
-        self._shared: SharedTensors | None = None
-        """On ranks from 1 on, with `ipc`: of a version that is under way."""
-        # `take` runs beside the training loop, and collectives of two threads must not meet.
-        self._batch_ranks = ranks.beside()
-        self._main = main
-        self._beside_training = beside_training
-        self._is_sending = False
-        """The same on every rank."""
-
-    @classmethod
-    @contextmanager
-    def open(
-        cls,
+        self,
         settings: Settings,
         dataset: SceneDataset,
         suppressed_token_ids: list[int],
@@ -181,33 +153,48 @@ class ServiceConnection:
         ranks: Ranks,
         image_check: ImageCheck | None = None,
         stop: StopRequest | None = None,
-    ) -> Iterator["ServiceConnection"]:
-        """Connect. Rank 0 takes a new incarnation: every earlier start is fenced off."""
-        main = None
-        if ranks.is_main:
-            stop = stop or StopRequest()
-            main = _connect(settings, dataset, suppressed_token_ids, state, image_check, stop)
-        through_files = settings.weights.transport in FILE_TRANSPORTS
+    ) -> None:
+        """Connect. Rank 0 takes a new incarnation: every earlier start is shut out."""
+        traits = settings.weights.traits
         asynchronous = settings.trainer.max_policy_lag > 0
-        link = cls(
-            ranks,
-            main,
-            beside_training=through_files and asynchronous,
-            share=settings.weights.transport == "ipc" and ranks.size > 1,
-        )
-        try:
-            yield link
-            link._wait_for_servers()
-        finally:
-            if main is not None:
-                main.close()
+        self._beside_training = traits.through_file and asynchronous
+        self._share = traits.same_gpu and ranks.size > 1
+        self._shared: SharedTensors | None = None
+        """On ranks from 1 on, with `ipc`: the tensors of the version that is under way."""
+        self._ranks = ranks
+        self._state = state
+        self._is_sending = False
+        """The same on every rank."""
+        self._main: _Main | None = None
 
-    def start(self, weights: Weights, policy_version: int) -> None:
+        def connect_main() -> int:
+            self._main = _connect(
+                settings, dataset, suppressed_token_ids, state, image_check, stop or StopRequest()
+            )
+            return self._main.incarnation
+
+        self.incarnation = ranks.from_main(connect_main, int)
+        """The number of this start of the trainer, on every rank."""
+        # `take` runs beside the training loop, and collectives of two threads must not meet.
+        self._batch_ranks = ranks.beside()
+
+    def __enter__(self) -> "ServiceConnection":
+        return self
+
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
+        try:
+            if error is None:
+                self._wait_for_servers()
+        finally:
+            if self._main is not None:
+                self._main.close()
+
+    def start(self, weights: NamedTensors, policy_version: int) -> None:
         """Make the servers serve what will be trained, then ask for the first groups.
 
         Args:
             weights: A collective, which every rank exhausts; rank 0 gets tensors, with `ipc` all.
-            policy_version: Of these weights.
+            policy_version: The version of these weights.
         """
         self._send(weights, policy_version, lambda main: main.collector.start(policy_version))
         self._wait_for_servers()
@@ -227,20 +214,19 @@ class ServiceConnection:
         Raises:
             StopAskedError: The run is to stop.
         """
-        found: _Taken | Exception | None = None
-        if self._main is not None:
+
+        def take(main: _Main) -> StepBatch | None:
             try:
-                found = _Taken(batch=self._main.collector.take(policy_version))
+                return main.collector.take(policy_version)
             except StopAskedError:
-                found = _Taken(batch=None)
-            except SggError as error:
-                found = error
-        batch = self._batch_ranks.broadcast(found, _Taken).batch
+                return None
+
+        batch = self._on_main(take, StepBatch | None, self._batch_ranks)
         if batch is None:
             raise StopAskedError
         return batch
 
-    def publish(self, weights: Weights, policy_version: int, batch: StepBatch) -> None:
+    def publish(self, weights: NamedTensors, policy_version: int, batch: StepBatch) -> None:
         """Give the servers new weights; the batch that they come from is used up.
 
         Not when the run is to stop: the next start publishes what the checkpoint has.
@@ -248,12 +234,11 @@ class ServiceConnection:
         Args:
             weights: As for `start`.
             policy_version: One more than the last.
-            batch: Of the step.
+            batch: What they were trained on.
         """
         self._wait_for_servers()
         if self._stops():
-            if self._main is not None:
-                self._main.collector.finish(batch)
+            self._on_main(lambda main: main.collector.finish(batch))
             return
         if self._main is not None:
             self._main.trained = batch
@@ -282,22 +267,19 @@ class ServiceConnection:
             asyncio.run(self._main.commit_step(step))
 
     def state(self, step: int) -> TrainerState:
-        """What a checkpoint after `step` steps keeps; whole on rank 0 only."""
+        """What a checkpoint after `step` steps keeps."""
         self._wait_for_servers()  # until then the last batch is not done with
-        if self._main is None:
-            return TrainerState(step=step)
-        return TrainerState(
-            step=step,
-            cursor=self._main.collector.cursor_state(),
-            incarnation=self._main.incarnation,
-            num_ranks=self._ranks.size,
-        )
+        cursor = self._on_main(lambda main: main.collector.cursor_state(), CursorState)
+        changes = {"step": step, "cursor": cursor, "incarnation": self.incarnation}
+        return self._state.model_copy(update=changes)
 
     def _stops(self) -> bool:
         """What rank 0 says; every rank calls it at the same place."""
-        return self._ranks.agree(self._main is not None and self._main.stop.asked)
+        return self._on_main(lambda main: main.stop.asked, bool)
 
-    def _send(self, weights: Weights, policy_version: int, then: Callable[[_Main], None]) -> None:
+    def _send(
+        self, weights: NamedTensors, policy_version: int, then: Callable[[_Main], None]
+    ) -> None:
         if self._main is not None:
             main = self._main
             main.send(weights, policy_version, lambda: then(main), self._gather_shares)
@@ -321,15 +303,16 @@ class ServiceConnection:
             self._shared.close()
             self._shared = None
 
-    def _on_main(self, work: Callable[[_Main], None]) -> None:
-        """Do it on rank 0; raises its error on every rank."""
-        outcome: _Done | Exception = _Done()
-        if self._main is not None:
-            try:
-                work(self._main)
-            except Exception as error:  # noqa: BLE001  # whatever it is, all ranks end with it
-                outcome = error
-        self._ranks.broadcast(outcome, _Done)
+    def _on_main(
+        self, work: Callable[[_Main], T], kind: Any = None, ranks: Ranks | None = None
+    ) -> T:
+        """`Ranks.from_main`, with what only rank 0 has."""
+
+        def on_main() -> T:
+            assert self._main is not None
+            return work(self._main)
+
+        return (ranks or self._ranks).from_main(on_main, kind)
 
 
 def _connect(
@@ -343,17 +326,16 @@ def _connect(
     keys = RunKeys(settings.run.name)
     incarnation = asyncio.run(_next_incarnation(settings, keys, state))
     images = ImageStore(settings.run.files.images)
-    prompts = PromptSource(settings, dataset, images, incarnation, suppressed)
+    prompts = PromptSource(settings, dataset, images, incarnation, suppressed, image_check)
+    cursor = Cursor(state.cursor)
 
     def make_queue() -> WorkQueue:
         return RedisQueue(connect(settings.redis), keys)
 
-    publisher = WeightPublisher(settings, keys, incarnation)
+    publisher = WeightPublisher(settings, incarnation)
     publisher.note_committed(state.step)
     return _Main(
-        collector=Collector(
-            settings, make_queue, prompts, Cursor(state.cursor), suppressed, image_check, stop
-        ),
+        collector=Collector(settings, make_queue, prompts, cursor, stop),
         publisher=publisher,
         incarnation=incarnation,
         settings=settings,

@@ -1,7 +1,6 @@
 """What the trainer's parts hand to each other."""
 
-import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 from pydantic import Field
 
@@ -9,7 +8,6 @@ from services.schemas.common import Message
 from services.schemas.prompts import PromptGroup
 from services.schemas.rewards import Reward
 from services.schemas.rollouts import RolloutGroup
-from trainer.algorithms.stats import Stats
 
 
 class TrainGroup(Message):
@@ -65,30 +63,16 @@ class StepBatch(Message):
     """Share of the rollout servers' time since the last batch in which they had nothing to sample
     (`trainer.collection.idle`); None where no server was seen."""
 
-    def after(self, skipped: "StepBatch") -> "StepBatch":
-        """This batch, whose step also does away with the groups of one that was skipped."""
-        before, now = skipped.outcome, self.outcome
+    def after(self, skipped: Sequence["StepBatch"]) -> "StepBatch":
+        """This batch, whose step also does away with the groups of those that were skipped."""
+        outcomes = [*(batch.outcome for batch in skipped), self.outcome]
+        groups = [group for batch in skipped for group in batch.groups]
+        positions = [position for outcome in outcomes for position in outcome.positions]
         outcome = Outcome(
-            stale=before.stale + now.stale,
-            dead=before.dead + now.dead,
-            replaced=before.replaced + now.replaced,
-            skipped=[*before.skipped, *(g.rollout.group_id for g in skipped.groups), *now.skipped],
-            positions=[*before.positions, *(g.position for g in skipped.groups), *now.positions],
+            stale=[name for outcome in outcomes for name in outcome.stale],
+            dead=[name for outcome in outcomes for name in outcome.dead],
+            replaced=[name for outcome in outcomes for name in outcome.replaced],
+            skipped=[group.rollout.group_id for group in groups],
+            positions=[*positions, *(group.position for group in groups)],
         )
         return self.model_copy(update={"outcome": outcome})
-
-
-@dataclass(slots=True, kw_only=True)
-class StepOutput:
-    """What the engine reports of one optimizer step, of this rank."""
-
-    stats: Stats
-    grad_norm: float
-    """Over all ranks, before clipping; NaN or infinite where the step was skipped."""
-    policy_logprobs: list[list[float]]
-    """[completion][token], in the order of the rank's groups."""
-
-    @property
-    def skipped(self) -> bool:
-        """Whether a number was not finite, so that the weights are as before; on every rank."""
-        return not math.isfinite(self.grad_norm)

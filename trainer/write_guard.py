@@ -15,7 +15,7 @@ class WriteGuard:
     paused once more: so what it guards is a rename, or a line.
 
     Args:
-        folder: Of the run.
+        folder: The run's.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -30,8 +30,12 @@ class WriteGuard:
         except (FileNotFoundError, ValueError):
             return 0
 
+    def join(self, incarnation: int) -> None:
+        """This rank belongs to an incarnation that rank 0 takes."""
+        self._incarnation = incarnation
+
     def take(self, incarnation: int) -> None:
-        """From now on every earlier incarnation is shut out. Rank 0 calls it; others `join`.
+        """From now on every earlier incarnation is shut out; rank 0 calls it.
 
         Raises:
             SupersededError: A later one was here.
@@ -44,10 +48,6 @@ class WriteGuard:
             draft = self._file.with_suffix(".draft")
             draft.write_text(str(incarnation))
             draft.replace(self._file)
-
-    def join(self, incarnation: int) -> None:
-        """This rank belongs to an incarnation that rank 0 has taken, or is about to take."""
-        self._incarnation = incarnation
 
     @property
     def is_shut(self) -> bool:

@@ -1,4 +1,4 @@
-"""What the transports from GPU to GPU have in common: bytes move while servers commit."""
+"""What the ways from GPU to GPU have in common: bytes move while servers commit."""
 
 import asyncio
 import threading
@@ -9,13 +9,13 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from services.errors import EngineError, SettingsError, WaitTimeoutError
-from services.schemas.weights import TensorEntry
+from services.errors import EngineError, WaitTimeoutError
+from services.schemas.weights import TensorEntry, Version
 from services.settings import Settings
 from weight_sync.file_format import describe
 from weight_sync.host import has_room, kept_on_host
-from weight_sync.http import HttpTransport
-from weight_sync.sender import SERVER_TIMEOUT_S, Peer, Release, Weights, WeightTransport
+from weight_sync.http import HttpSender
+from weight_sync.sender import SERVER_TIMEOUT_S, NamedTensors, Peer, Release, Sender
 
 T = TypeVar("T")
 
@@ -23,7 +23,7 @@ TRANSFER_TIMEOUT_S = SERVER_TIMEOUT_S + 5
 """The servers' own timeouts come first, for they say which server it was."""
 
 
-class DeviceTransport(WeightTransport):
+class DeviceSender(Sender):
     """Sends tensors from the GPU where they are, and keeps them on the host once they are served.
 
     From there a server that comes late is sent the bytes by HTTP. They get digests then, which a
@@ -34,14 +34,12 @@ class DeviceTransport(WeightTransport):
         super().__init__(settings)
         self._device = own_device()
         self._tensors: dict[str, Tensor] = {}
-        self._http = HttpTransport(settings)
+        self._http = HttpSender(settings)
         self._writing = asyncio.Lock()
         self._by_http: Release | None = None
 
-    def prepare(
-        self, weights: Weights, incarnation: int, policy_version: int
-    ) -> Mapping[str, TensorEntry]:
-        """See `WeightTransport.prepare`. What the GPU has no room for waits on the host."""
+    def prepare(self, weights: NamedTensors, version: Version) -> dict[str, TensorEntry]:
+        """See `Sender.prepare`. What the GPU has no room for waits on the host."""
         self._by_http = None
         self._http.close()
         self._tensors = {}  # first: there is memory for one version
@@ -55,16 +53,16 @@ class DeviceTransport(WeightTransport):
         return {name: describe(tensor) for name, tensor in self._tensors.items()}
 
     def settle(self) -> None:
-        """See `WeightTransport.settle`: from here on the GPU's memory is training's."""
+        """See `Sender.settle`: from here on the GPU's memory is training's."""
         for name, tensor in self._tensors.items():
             self._tensors[name] = kept_on_host(tensor)
 
     async def seed(self, peer: Peer, release: Release) -> bool:
-        """See `WeightTransport.seed`."""
+        """See `Sender.seed`."""
         return await self._http.seed(peer, await self._released_by_http(release))
 
     def close(self) -> None:
-        """See `WeightTransport.close`."""
+        """See `Sender.close`."""
         self._http.close()
         self._tensors = {}
 
@@ -73,12 +71,8 @@ class DeviceTransport(WeightTransport):
         async with self._writing:
             if self._by_http is None:
                 manifest = release.manifest
-                entries = await asyncio.to_thread(
-                    self._http.prepare,
-                    self._tensors.items(),
-                    manifest.incarnation,
-                    manifest.policy_version,
-                )
+                tensors = self._tensors.items()
+                entries = await asyncio.to_thread(self._http.prepare, tensors, manifest.version)
                 self._by_http = Release.of(manifest.model_copy(update={"tensors": entries}))
             return self._by_http
 
@@ -181,12 +175,3 @@ def own_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
-
-
-def refuse_without_gpu(transport: str) -> None:
-    """Raises: SettingsError: This process has no GPU."""
-    if not torch.cuda.is_available():
-        raise SettingsError(
-            f"weights.transport = {transport!r} sends from the trainer's GPU, and there is none: "
-            "use shm on one host, disk on a shared file system, or http"
-        )

@@ -2,20 +2,33 @@
 
 from pathlib import Path
 
-from services.weights import disk_file
-from weight_sync.files import FileTransport
+from services.schemas.weights import Version
+from weight_sync.files import FileSender
+from weight_sync.receiver import FileReceiver
 
 
-class DiskTransport(FileTransport):
-    """Servers read the file themselves; the last versions stay, for servers that start later."""
+def disk_file(root: Path, version: Version) -> Path:
+    """Where a version lies; `root` is the run's folder."""
+    return root / "weights" / version.file_name
+
+
+class DiskSender(FileSender):
+    """Writes the file. The last versions stay, for servers that start later."""
 
     name = "disk"
-    servers_fetch = True
     durable = True
 
-    def file(self, incarnation: int, policy_version: int) -> Path:
-        """See `FileTransport.file`."""
-        return disk_file(self._settings.run.folder, incarnation, policy_version)
+    def file(self, version: Version) -> Path:
+        """See `FileSender.file`."""
+        return disk_file(self._settings.run.folder, version)
 
     def close(self) -> None:
-        """See `WeightTransport.close`: nothing is removed."""
+        """See `Sender.close`: nothing is removed."""
+
+
+class DiskReceiver(FileReceiver):
+    """Reads the file; run, incarnation and version say where."""
+
+    def file(self, version: Version) -> Path:
+        """See `FileReceiver.file`."""
+        return disk_file(self._settings.run.folder, version)

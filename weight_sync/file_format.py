@@ -1,37 +1,53 @@
-"""A version as one safetensors file, written and hashed tensor by tensor.
+"""The safetensors format of a version's file: written and hashed tensor by tensor, and read safely.
 
 The layout is eight bytes of header length, a JSON header, then the tensors' bytes
-(https://huggingface.co/docs/safetensors). The header stands first but is known last, so room is
-kept for it and filled with spaces, which the format allows. That way no more than a few tensors are
-in memory beside the file.
+(https://huggingface.co/docs/safetensors).
+
+Written: the header stands first but is known last, so room is kept for it and filled with spaces,
+which the format allows. That way no more than a few tensors are in memory beside the file.
+
+Read: the header may come from anybody. This is stricter than the format where readers differ, so
+that what is verified here is what vLLM loads: no name comes twice, numbers are plain integers, and
+tensors follow one another without gap or overlap up to the end of the file.
 """
 
 import hashlib
 import json
+import math
 import os
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from services.errors import InvalidInputError, UnavailableError
-from services.schemas.weights import TensorEntry
+from services.schemas.weights import MAX_DIMENSION, MAX_RANK, TensorEntry
 from services.waiting import RoomWait
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+LENGTH_BYTES = 8
 HEADER_BYTES = 4 * 1024 * 1024
-"""Room for the names and shapes of about 25,000 tensors."""
+"""Room for the names and shapes of about 25,000 tensors, in a file that is written here."""
+MAX_HEADER_BYTES = 100_000_000
+"""The format's own limit."""
 _THREADS = 4
 """Each hashes and writes one tensor at a time, outside Python's global lock."""
-_CODES = {"float32": "F32", "bfloat16": "BF16", "float16": "F16"}
+_DTYPES = {"F32": ("float32", 4), "BF16": ("bfloat16", 2), "F16": ("float16", 2)}
+_CODES = {dtype: code for code, (dtype, _) in _DTYPES.items()}
+_MAX_TENSORS = 200_000
+_MAX_COMMAS = _MAX_TENSORS * (MAX_RANK + 4)
+_KEYS = frozenset({"dtype", "shape", "data_offsets"})
+_MAX_SHOWN = 200
+"""Characters of a tensor's name in a message."""
 
 
 def write_weights(
-    file: Path, weights: Iterable[tuple[str, Tensor]], room: RoomWait, *, durable: bool = False
+    file: Path, weights: "Iterable[tuple[str, Tensor]]", room: RoomWait, *, durable: bool = False
 ) -> dict[str, TensorEntry]:
     """Write a version; it appears under its name when it is complete.
 
@@ -62,15 +78,103 @@ def write_weights(
     return entries
 
 
-def describe(tensor: Tensor, sha256: str | None = None) -> TensorEntry:
+def describe(tensor: "Tensor", sha256: str | None = None) -> TensorEntry:
     """A tensor's entry in the manifest."""
     return TensorEntry.model_validate(
         {"shape": list(tensor.shape), "dtype": _dtype(tensor), "sha256": sha256}
     )
 
 
+@dataclass(frozen=True, slots=True)
+class TensorSpan:
+    """A tensor as a file's header describes it; `begin` and `end` count from the header's end."""
+
+    dtype: str
+    shape: list[int]
+    begin: int
+    end: int
+
+
+def header_length(prefix: bytes | memoryview) -> int:
+    """Bytes of the JSON header, of the file's first eight bytes.
+
+    Raises:
+        InvalidInputError: It is over `MAX_HEADER_BYTES`.
+    """
+    length = int.from_bytes(prefix, "little")
+    if len(prefix) < LENGTH_BYTES or length > MAX_HEADER_BYTES:
+        raise _unusable(f"its header is over {MAX_HEADER_BYTES} bytes")
+    return length
+
+
+def parse_header(text: bytes, num_bytes: int | None = None) -> dict[str, TensorSpan]:
+    """Tensors by name, in the order of their bytes.
+
+    Args:
+        text: The JSON header.
+        num_bytes: Of the tensors that follow it; None where they are not there yet.
+
+    Raises:
+        InvalidInputError: It is no header, or its tensors do not fill the file; the message names
+            the tensor.
+    """
+    header = _decode(text)
+    _check_metadata(header.pop("__metadata__", {}))
+    found = {name: _span(name, entry) for name, entry in header.items()}
+    spans = dict(sorted(found.items(), key=lambda item: (item[1].begin, item[1].end)))
+    end = 0
+    for name, span in spans.items():
+        if span.begin != end:
+            raise InvalidInputError(f"{shown(name)}: the file's offsets are wrong")
+        end = span.end
+        if num_bytes is not None and end > num_bytes:
+            raise InvalidInputError(
+                f"{shown(name)}: the file is cut short or its offsets are wrong"
+            )
+    if num_bytes is not None and end < num_bytes:
+        raise InvalidInputError("the file of weights goes on after its last tensor")
+    return spans
+
+
+def shown(name: str) -> str:
+    """A tensor's name as it may stand in a message."""
+    return name if len(name) <= _MAX_SHOWN else f"{name[:_MAX_SHOWN]}..."
+
+
+def compare_header(header: Mapping[str, TensorSpan], expected: Mapping[str, TensorEntry]) -> None:
+    """Refuse a file whose tensors are not those of the manifest.
+
+    Raises:
+        InvalidInputError: It names the first difference.
+    """
+    differing = sorted(header.keys() ^ expected.keys())
+    if differing:
+        where = "file" if differing[0] in expected else "manifest"
+        raise InvalidInputError(
+            f"{len(differing)} tensors differ; {shown(differing[0])} is not in the {where}"
+        )
+    for name, entry in expected.items():
+        found = header[name]
+        if (found.dtype, found.shape) != (entry.dtype, entry.shape):
+            raise InvalidInputError(
+                f"{shown(name)} is {found.dtype} {found.shape}; "
+                f"the manifest says {entry.dtype} {entry.shape}"
+            )
+
+
+def compare_digests(digests: Mapping[str, str], expected: Mapping[str, TensorEntry]) -> None:
+    """Refuse tensors with other bytes than the manifest's.
+
+    Raises:
+        InvalidInputError: It names the first of them.
+    """
+    for name, entry in expected.items():
+        if digests[name] != entry.sha256:
+            raise InvalidInputError(f"{shown(name)}: its sha256 is not the manifest's")
+
+
 def _write_draft(
-    draft: Path, weights: Iterable[tuple[str, Tensor]], room: RoomWait, *, durable: bool
+    draft: Path, weights: "Iterable[tuple[str, Tensor]]", room: RoomWait, *, durable: bool
 ) -> dict[str, TensorEntry]:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     descriptor = room.write(lambda: os.open(draft, flags, 0o600))
@@ -84,7 +188,7 @@ def _write_draft(
 
 
 def _write(
-    descriptor: int, weights: Iterable[tuple[str, Tensor]], room: RoomWait
+    descriptor: int, weights: "Iterable[tuple[str, Tensor]]", room: RoomWait
 ) -> dict[str, TensorEntry]:
     header: dict[str, Any] = {}
     entries: dict[str, TensorEntry] = {}
@@ -99,7 +203,7 @@ def _write(
         for name, tensor in weights:
             if len(running) == _THREADS:
                 finish_one()
-            start = 8 + HEADER_BYTES + offset
+            start = LENGTH_BYTES + HEADER_BYTES + offset
             written = pool.submit(_write_tensor, descriptor, tensor, start, room)
             running.append((name, tensor, written))
             size = tensor.numel() * tensor.element_size()
@@ -115,8 +219,10 @@ def _write(
     return entries
 
 
-def _write_tensor(descriptor: int, tensor: Tensor, start: int, room: RoomWait) -> str:
+def _write_tensor(descriptor: int, tensor: "Tensor", start: int, room: RoomWait) -> str:
     """Write a tensor's bytes in row-major order; returns their sha256."""
+    import torch
+
     raw = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
     _write_all(descriptor, raw, start, room)
     return hashlib.sha256(raw).hexdigest()
@@ -135,10 +241,10 @@ def _header_bytes(header: dict[str, Any]) -> bytes:
             f"{len(header)} tensors: their names and shapes take {len(text)} bytes, over the "
             f"{HEADER_BYTES} that a file of weights keeps for them"
         )
-    return HEADER_BYTES.to_bytes(8, "little") + text.ljust(HEADER_BYTES)
+    return HEADER_BYTES.to_bytes(LENGTH_BYTES, "little") + text.ljust(HEADER_BYTES)
 
 
-def _dtype(tensor: Tensor) -> str:
+def _dtype(tensor: "Tensor") -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
@@ -149,3 +255,75 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _decode(text: bytes) -> dict[str, Any]:
+    """The JSON object, without building what no header needs."""
+    if not text.startswith(b"{"):
+        raise _unusable("no JSON object")
+    # An entry has one object and two lists. Wide JSON would take many times its size in memory.
+    num_objects, num_lists = text.count(b"{") - 2, text.count(b"[")
+    if max(num_objects, num_lists / 2) > _MAX_TENSORS or text.count(b",") > _MAX_COMMAS:
+        raise _unusable(f"it has more than {_MAX_TENSORS} tensors")
+    try:
+        header: dict[str, Any] = json.loads(
+            text.decode(),  # UTF-8, and no other encoding that json would guess
+            object_pairs_hook=_without_repeats,
+            parse_float=_refuse_number,
+            parse_constant=_refuse_number,
+        )
+    except (ValueError, RecursionError) as error:
+        raise _unusable("no JSON header") from error
+    return header
+
+
+def _check_metadata(metadata: Any) -> None:
+    is_text = isinstance(metadata, Mapping) and all(isinstance(v, str) for v in metadata.values())
+    if not is_text:
+        raise _unusable("its __metadata__ is not text by name")
+
+
+def _span(name: str, entry: Any) -> TensorSpan:
+    """Sizes are checked before they are multiplied: a product of any numbers has no bound."""
+    if not isinstance(entry, Mapping) or entry.keys() != _KEYS:
+        raise InvalidInputError(f"{shown(name)}: the file's entry is not usable")
+    code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(code, str) or code not in _DTYPES:
+        raise InvalidInputError(
+            f"{shown(name)}: the file's dtype is not one of {', '.join(_DTYPES)}"
+        )
+    if not _are_sizes(shape) or len(shape) > MAX_RANK:
+        raise InvalidInputError(
+            f"{shown(name)}: the file's shape is not at most {MAX_RANK} integers from 0 to "
+            f"{MAX_DIMENSION}"
+        )
+    if not _are_sizes(offsets) or len(offsets) != 2:
+        raise InvalidInputError(f"{shown(name)}: the file's offsets are wrong")
+    dtype, size = _DTYPES[code]
+    begin, end = offsets
+    if end - begin != size * math.prod(shape):
+        raise InvalidInputError(f"{shown(name)}: the file is cut short or its offsets are wrong")
+    return TensorSpan(dtype, shape, begin, end)
+
+
+def _are_sizes(found: Any) -> bool:
+    """A list of integers in range; True and False are none, though Python takes them for some."""
+    return isinstance(found, list) and all(
+        type(n) is int and 0 <= n <= MAX_DIMENSION for n in found
+    )
+
+
+def _without_repeats(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """Which of two entries counted would be the reader's choice: vLLM's may be another."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key is repeated")
+    return found
+
+
+def _refuse_number(text: str) -> NoReturn:
+    raise ValueError(f"{text[:20]} is no integer")
+
+
+def _unusable(why: str) -> InvalidInputError:
+    return InvalidInputError(f"the file of weights is not safetensors: {why}")

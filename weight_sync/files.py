@@ -1,24 +1,49 @@
-"""What the transports that go through a file have in common."""
+"""What the ways through a file have in common: where the file lies, and how it is staged.
 
+It is opened safely, and verified before anything is loaded from it.
+"""
+
+import hashlib
+import mmap
+import os
+import socket
+import stat
+import tempfile
 from abc import abstractmethod
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
 
-from services.schemas.weights import TensorEntry
+from services.errors import InvalidInputError, NotFoundError, SettingsError
+from services.schemas.weights import (
+    TRANSPORTS,
+    CommitRequest,
+    TensorEntry,
+    Version,
+)
 from services.settings import Settings
 from services.waiting import RoomWait
-from services.weights import private_folder
-from weight_sync.file_format import write_weights
-from weight_sync.host import on_host
-from weight_sync.sender import Weights, WeightTransport
+from weight_sync.engine import FileWeights, Staged
+from weight_sync.file_format import (
+    LENGTH_BYTES,
+    TensorSpan,
+    compare_digests,
+    compare_header,
+    header_length,
+    parse_header,
+    write_weights,
+)
+from weight_sync.sender import NamedTensors, Sender
 
 _DRAFT = ".draft"
 """Ends the name of a version that is not whole."""
+_MAX_HASH_THREADS = 16
+"""hashlib works outside Python's global lock; one thread does 1 to 2 GB/s."""
 
 
-class FileTransport(WeightTransport):
+class FileSender(Sender):
     """Writes each version to a file, in a folder that holds nothing else.
 
     Room is needed for one version, and for a second where servers read the file themselves: one
@@ -33,25 +58,25 @@ class FileTransport(WeightTransport):
         self._last: Path | None = None
 
     @abstractmethod
-    def file(self, incarnation: int, policy_version: int) -> Path:
+    def file(self, version: Version) -> Path:
         """Where a version lies."""
 
-    def prepare(
-        self, weights: Weights, incarnation: int, policy_version: int
-    ) -> Mapping[str, TensorEntry]:
-        """See `WeightTransport.prepare`. A full disk is waited for: `trainer.wait_timeout_s`.
+    def prepare(self, weights: NamedTensors, version: Version) -> dict[str, TensorEntry]:
+        """See `Sender.prepare`. A full disk is waited for: `trainer.wait_timeout_s`.
 
         Raises:
             WaitTimeoutError: It stayed full.
         """
-        self._last = self.file(incarnation, policy_version)
+        from weight_sync.host import on_host
+
+        self._last = self.file(version)
         folder = private_folder(self._last.parent)
-        self._remove_older(keep=1 if self.servers_fetch else 0)
+        self._remove_older(keep=int(TRANSPORTS[self.name].servers_fetch))
         room = RoomWait(folder, self._settings.trainer.wait_timeout_s)
         return write_weights(self._last, on_host(weights), room, durable=self.durable)
 
     def close(self) -> None:
-        """See `WeightTransport.close`."""
+        """See `Sender.close`."""
         if self._last is None:
             return
         self._remove_older(keep=0)
@@ -65,19 +90,160 @@ class FileTransport(WeightTransport):
         A trainer that has replaced this one keeps its files.
         """
         assert self._last is not None
-        last = _order(self._last)
-        older = [file for file in _oldest_first(self._last.parent) if _order(file) < last]
+        last = _version_of(self._last)
+        older = [file for file in _oldest_first(self._last.parent) if _version_of(file) < last]
         whole = [file for file in older if file.suffix != _DRAFT]
         for file in set(older) - set(whole[len(whole) - keep :]):
             file.unlink(missing_ok=True)
 
 
+class StagedFile(Staged):
+    """A verified file, kept open: what is loaded is what was verified, even if it is unlinked."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self.path = Path(f"/proc/{os.getpid()}/fd/{descriptor}")
+        """How this host's processes of the same user reach the open file."""
+
+    def weights(self, request: CommitRequest) -> FileWeights:
+        """See `Staged.weights`."""
+        return FileWeights(path=self.path)
+
+    def close(self) -> None:
+        """Let go of it. Safe to call twice."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def stage_file(path: Path, expected: Mapping[str, TensorEntry]) -> StagedFile:
+    """Open and verify a file. Call it in a thread: a second per gigabyte and core.
+
+    Args:
+        path: Neither it nor its folder may be a symbolic link.
+        expected: Names, shapes, dtypes and digests of all its tensors.
+
+    Raises:
+        NotFoundError: There is no such file, or it is no plain file of this user.
+        InvalidInputError: It is not safetensors, or not what the manifest says; the message names
+            the tensor.
+    """
+    descriptor = open_plain(path)
+    staged = StagedFile(descriptor)
+    try:
+        header, data = _read(descriptor)
+        compare_header(header, expected)
+        compare_digests(_digests(data, header), expected)
+    except BaseException:
+        staged.close()
+        raise
+    return staged
+
+
+def open_plain(path: Path) -> int:
+    """A descriptor for reading a plain file of this user; no link on the way is followed.
+
+    Raises:
+        NotFoundError: There is none.
+    """
+    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    try:
+        folder = os.open(path.parent, flags | os.O_DIRECTORY)
+        try:
+            descriptor = os.open(path.name, flags | os.O_NONBLOCK, dir_fd=folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise NotFoundError(f"no weights at {path}: {error.strerror}") from error
+    status = os.fstat(descriptor)
+    # /dev/shm is open to all users of a host.
+    if not stat.S_ISREG(status.st_mode) or status.st_uid not in (0, os.geteuid()):
+        os.close(descriptor)
+        raise NotFoundError(f"{path} is not a plain file of this user")
+    return descriptor
+
+
+def describe_file(path: Path) -> dict[str, TensorEntry]:
+    """What a manifest says of a file's tensors.
+
+    Raises:
+        NotFoundError: There is no such file, or it is no plain file of this user.
+        InvalidInputError: It is not safetensors.
+    """
+    descriptor = open_plain(path)
+    try:
+        header, data = _read(descriptor)
+    finally:
+        os.close(descriptor)
+    digests = _digests(data, header)
+    return {
+        name: TensorEntry.model_validate(
+            {"shape": span.shape, "dtype": span.dtype, "sha256": digests[name]}
+        )
+        for name, span in header.items()
+    }
+
+
+def _read(descriptor: int) -> tuple[dict[str, TensorSpan], memoryview]:
+    """A file's tensors by name, and all their bytes."""
+    data = _mapped(descriptor)
+    start = LENGTH_BYTES + header_length(data[:LENGTH_BYTES])
+    if start > len(data):
+        raise InvalidInputError("the file of weights is not safetensors: its header is cut short")
+    return parse_header(bytes(data[LENGTH_BYTES:start]), len(data) - start), data[start:]
+
+
+def _digests(data: memoryview, header: Mapping[str, TensorSpan]) -> dict[str, str]:
+    def digest(name: str) -> str:
+        return hashlib.sha256(data[header[name].begin : header[name].end]).hexdigest()
+
+    # The largest first: else one of them may be left over for a single thread.
+    names = sorted(header, key=lambda name: header[name].begin - header[name].end)
+    with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), _MAX_HASH_THREADS)) as pool:
+        return dict(zip(names, pool.map(digest, names), strict=True))
+
+
+def _mapped(descriptor: int) -> memoryview:
+    """The file's bytes; unmapped when the last slice of them is gone."""
+    size = os.fstat(descriptor).st_size
+    if size < LENGTH_BYTES:
+        raise InvalidInputError("the file of weights is not safetensors: it is too short")
+    return memoryview(mmap.mmap(descriptor, size, access=mmap.ACCESS_READ))
+
+
+def temporary_folder(run: str, part: str) -> Path:
+    """A folder of this part of a run, this host and this user in `TMPDIR`, which hosts may share.
+
+    Containers have host names of their own, and hosts that were given one name have kernels of
+    their own.
+    """
+    kernel = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+    name = f"sgg-{run}-{part}-{socket.gethostname()}-{kernel}-{os.geteuid()}"
+    return Path(tempfile.gettempdir()) / name
+
+
+def private_folder(path: Path) -> Path:
+    """Make a folder that no other user of this host can write to, or check that it is one.
+
+    Raises:
+        SettingsError: Somebody else made it, or opened it for others.
+    """
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = path.lstat()
+    mine = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+    if not mine or status.st_mode & 0o022:
+        raise SettingsError(
+            f"{path} is not a folder that you alone can write to: remove it, or name the run anew"
+        )
+    return path
+
+
 def _oldest_first(folder: Path) -> list[Path]:
     """Versions and drafts, also those that a killed trainer has left."""
     files = folder.iterdir() if folder.exists() else []
-    return sorted((f for f in files if f.suffix in {".safetensors", _DRAFT}), key=_order)
+    return sorted((f for f in files if f.suffix in {".safetensors", _DRAFT}), key=_version_of)
 
 
-def _order(file: Path) -> tuple[int, int]:
+def _version_of(file: Path) -> Version:
     incarnation, _, policy_version = file.stem.partition("-")
-    return int(incarnation), int(policy_version)
+    return Version(int(incarnation), int(policy_version))

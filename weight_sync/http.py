@@ -2,32 +2,37 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
 
 from services.http.clients.rollout import RolloutClient
-from services.schemas.weights import PolicyInfo, Transport
-from services.weights import temporary_folder
-from weight_sync.files import FileTransport
+from services.schemas.weights import PolicyInfo, StageRequest, Version
+from weight_sync.files import FileSender, StagedFile, temporary_folder
+from weight_sync.receiver import Receiver
 from weight_sync.sender import Peer, Release, select
 
 
-class HttpTransport(FileTransport):
+class HttpSender(FileSender):
     """Keeps the version in a file of its own, for all servers and for those that come late."""
 
-    name: ClassVar[Transport] = "http"
+    name = "http"
 
-    def file(self, incarnation: int, policy_version: int) -> Path:
-        """See `FileTransport.file`. `TMPDIR` chooses the disk."""
-        folder = temporary_folder(self._settings.run.name, "trainer")
-        return folder / f"{incarnation}-{policy_version}.safetensors"
+    def file(self, version: Version) -> Path:
+        """See `FileSender.file`. `TMPDIR` chooses the disk."""
+        return temporary_folder(self._settings.run.name, "trainer") / version.file_name
 
     async def stage(self, peers: Sequence[Peer], release: Release) -> list[Peer]:
-        """See `WeightTransport.stage`: a server that has its bytes does not wait for others'."""
-        manifest, request = release.manifest, release.stage(self.name)
-        file = self.file(manifest.incarnation, manifest.policy_version)
+        """See `Sender.stage`: a server that has its bytes does not wait for others'."""
+        request = release.stage(self.name)
 
         async def send(client: RolloutClient) -> PolicyInfo:
-            await client.upload(file, manifest.incarnation, manifest.policy_version)
+            await client.upload(self.file(release.version), release.version)
             return await client.stage(request)
 
         return await select(peers, lambda peer: peer.tell(send))
+
+
+class HttpReceiver(Receiver):
+    """The file has come before: `PUT /v1/weights/files/INCARNATION/VERSION`."""
+
+    async def stage(self, request: StageRequest) -> StagedFile:
+        """See `Receiver.stage`."""
+        return self._uploads.stage(request)

@@ -7,21 +7,29 @@ allocator uses no expandable segments.
 """
 
 import asyncio
+import base64
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence, Set
 from concurrent.futures import Future
+from typing import Any
 
-from services.errors import SggError, WaitTimeoutError
+import torch
+from torch import Tensor
+from torch.multiprocessing.reductions import reduce_tensor
+
+from services.errors import InvalidInputError, SggError, WaitTimeoutError
+from services.schemas.weights import CommitRequest, IpcHandle, RankShare, StageRequest
 from services.settings import Settings
-from weight_sync.device import DeviceTransport, on_thread
-from weight_sync.gpu_share import RankShare, SharedTensors, bare, gpu_uuid
+from weight_sync.device import DeviceSender, on_thread
+from weight_sync.engine import IpcWeights, Staged
+from weight_sync.receiver import Receiver
 from weight_sync.sender import SERVER_TIMEOUT_S, Peer, Release, select
 
 logger = logging.getLogger(__name__)
 
 
-class IpcTransport(DeviceTransport):
-    """vLLM's IPC engine on the servers' side; those on no rank's GPU are sent the bytes.
+class IpcSender(DeviceSender):
+    """vLLM's IPC engine is on the servers' side; those on no rank's GPU are sent the bytes.
 
     vLLM's own sender gathers the ranks' handles with pickle, inside the collectives of training.
     """
@@ -34,17 +42,17 @@ class IpcTransport(DeviceTransport):
         self._others.set_result([])
 
     def expect_shares(self, others: "Future[list[RankShare]]") -> None:
-        """See `WeightTransport.expect_shares`."""
+        """See `Sender.expect_shares`."""
         self._others = others
 
     async def stage(self, peers: Sequence[Peer], release: Release) -> list[Peer]:
-        """See `WeightTransport.stage`: those on the ranks' GPUs."""
+        """See `Sender.stage`: those on the ranks' GPUs."""
         others = await self._shares_of_others()
         gpus = {gpu_uuid(self._device), *(share.gpu for share in others)}
         return await super().stage([peer for peer in peers if _gpu(peer) in gpus], release)
 
     async def commit(self, peers: Sequence[Peer], release: Release) -> list[Peer]:
-        """See `WeightTransport.commit`: the handles come with it."""
+        """See `Sender.commit`: the handles come with it."""
         if not peers:
             return []
         try:
@@ -75,6 +83,118 @@ class IpcTransport(DeviceTransport):
             raise WaitTimeoutError(
                 f"waited {SERVER_TIMEOUT_S:g} s for the other ranks to share their weights"
             ) from error
+
+
+class SharedTensors:
+    """A version's tensors in a GPU's memory, until `close`."""
+
+    def __init__(self, weights: Iterable[tuple[str, Tensor]], device: torch.device) -> None:
+        """Shares them as `torch.multiprocessing` does, where they are if that is the GPU.
+
+        Args:
+            weights: Names and tensors of a version.
+            device: The GPU.
+        """
+        gpu = gpu_uuid(device)
+        self._tensors = {name: tensor.to(device).contiguous() for name, tensor in weights}
+        handles = {
+            name: encode_ipc(gpu, reduce_tensor(tensor)[1])
+            for name, tensor in self._tensors.items()
+        }
+        self.share = RankShare(gpu=gpu, handles=handles)
+
+    def close(self) -> None:
+        """Give the memory back; nobody may read it any more."""
+        self._tensors.clear()
+        torch.cuda.ipc_collect()
+
+
+class StagedHandles(Staged):
+    """Names that the commit has to give handles for."""
+
+    attempts = 1
+
+    def __init__(self, names: Set[str], gpu: str) -> None:
+        self._names = names
+        self._gpu = gpu
+
+    def weights(self, request: CommitRequest) -> IpcWeights:
+        """See `Staged.weights`."""
+        handles = request.ipc_handles or {}
+        differing = sorted(handles.keys() ^ self._names)
+        if differing:
+            raise InvalidInputError(
+                f"ipc_handles and the manifest differ in {len(differing)} tensors, such as "
+                f"{differing[0]}: send a handle for each tensor"
+            )
+        elsewhere = {bare(handle.gpu) for handle in handles.values()} - {bare(self._gpu)}
+        if elsewhere:
+            raise InvalidInputError(
+                f"the handles are of GPU {sorted(elsewhere)[0]}; this server is on {self._gpu}"
+            )
+        return IpcWeights(handles=handles)
+
+
+class IpcReceiver(Receiver):
+    """Stage agrees on the manifest; the handles come with the commit."""
+
+    async def stage(self, request: StageRequest) -> StagedHandles:
+        """See `Receiver.stage`."""
+        return StagedHandles(request.manifest.tensors.keys(), self._engine.gpu or "")
+
+
+def encode_ipc(gpu: str, args: Sequence[Any]) -> IpcHandle:
+    """A tensor's place in GPU memory, as a message.
+
+    Args:
+        gpu: UUID of the GPU.
+        args: Arguments of `rebuild_cuda_tensor`, as torch's `reduce_tensor` gives them for a CUDA
+            tensor (torch/multiprocessing/reductions.py). The manifest has shape and dtype.
+    """
+    _, _, stride, offset, _, _, _, memory, size, start, _, counter, counter_at, event, sync = args
+    return IpcHandle(
+        gpu=gpu,
+        stride=list(stride),
+        offset=offset,
+        memory=base64.b64encode(memory).decode(),
+        storage_bytes=size,
+        storage_offset_bytes=start,
+        ref_counter=base64.b64encode(counter).decode(),
+        ref_counter_offset=counter_at,
+        event=base64.b64encode(event).decode(),
+        event_sync_required=sync,
+    )
+
+
+def decode_ipc(handle: IpcHandle, shape: Sequence[int], dtype: str) -> tuple[Any, ...]:
+    """Arguments of torch's `rebuild_cuda_tensor`, which `encode_ipc` has read."""
+    return (
+        torch.Tensor,
+        torch.Size(shape),
+        tuple(handle.stride),
+        handle.offset,
+        torch.storage.TypedStorage,
+        getattr(torch, dtype),
+        0,  # vLLM puts the worker's own device here
+        base64.b64decode(handle.memory),
+        handle.storage_bytes,
+        handle.storage_offset_bytes,
+        False,
+        base64.b64decode(handle.ref_counter),
+        handle.ref_counter_offset,
+        base64.b64decode(handle.event),
+        handle.event_sync_required,
+    )
+
+
+def gpu_uuid(device: torch.device) -> str:
+    """UUID of a GPU of this process."""
+    return bare(str(torch.cuda.get_device_properties(device).uuid))
+
+
+def bare(gpu: str) -> str:
+    """A GPU's UUID as CUDA and torch write it; NVIDIA's library puts `GPU-` in front."""
+    return gpu.removeprefix("GPU-")
 
 
 def _gpu(peer: Peer) -> str:

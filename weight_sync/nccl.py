@@ -14,12 +14,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.errors import SggError, UnavailableError
-from services.schemas.weights import Rendezvous
-from services.weights import NCCL_BUCKET_BYTES
-from weight_sync.device import CommitClient, DeviceTransport, TensorSource, on_thread
+from services.schemas.weights import CommitRequest, Rendezvous, StageRequest
+from weight_sync.device import CommitClient, DeviceSender, TensorSource, on_thread
+from weight_sync.engine import BroadcastWeights, Staged
+from weight_sync.receiver import Receiver
 from weight_sync.sender import Peer, Release, commit_all, select
 
 logger = logging.getLogger(__name__)
+
+BUCKET_BYTES = 256 * 1024 * 1024
+"""Tensors are broadcast in buckets of this size; each side holds two of them on the GPU."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -39,7 +43,7 @@ class _Group:
         )
 
 
-class NcclTransport(DeviceTransport):
+class NcclSender(DeviceSender):
     """vLLM's `NCCLTrainerWeightTransferEngine` sends; this brings the servers together."""
 
     name = "nccl"
@@ -48,7 +52,7 @@ class NcclTransport(DeviceTransport):
     _group: _Group | None = None
 
     async def stage(self, peers: Sequence[Peer], release: Release) -> list[Peer]:
-        """See `WeightTransport.stage`: all that answer, or none."""
+        """See `Sender.stage`: all that answer, or none."""
         present = await select(peers, Peer.can_take)  # nobody must wait for the others
         if not present:
             return []
@@ -65,7 +69,7 @@ class NcclTransport(DeviceTransport):
         return present
 
     async def commit(self, peers: Sequence[Peer], release: Release) -> list[Peer]:
-        """See `WeightTransport.commit`: servers receive while they commit."""
+        """See `Sender.commit`: servers receive while they commit."""
         group = self._group
         if group is None or not peers:
             return []
@@ -131,7 +135,7 @@ class NcclTransport(DeviceTransport):
             client=client,
             source=TensorSource(self._tensors, self._device),
             packed=self.packed,
-            packed_buffer_size_bytes=NCCL_BUCKET_BYTES,
+            packed_buffer_size_bytes=BUCKET_BYTES,
         )
         engine.model_update_group = group.communicator
         engine.send_weights()
@@ -142,6 +146,31 @@ class NcclTransport(DeviceTransport):
         if group is not None and group.communicator is not None:
             with suppress(SggError):
                 await on_thread(group.communicator.destroy, self._device, "the group's end")
+
+
+class StagedBroadcast(Staged):
+    """What the trainer will send."""
+
+    attempts = 1
+
+    def weights(self, request: CommitRequest) -> BroadcastWeights:
+        """See `Staged.weights`."""
+        return BroadcastWeights()
+
+
+class NcclReceiver(Receiver):
+    """Joins the trainer's group at the first stage, and again whenever it is a new one."""
+
+    _joined: Rendezvous | None = None
+
+    async def stage(self, request: StageRequest) -> StagedBroadcast:
+        """See `Receiver.stage`."""
+        assert request.rendezvous is not None  # `StageRequest` checks it
+        if request.rendezvous != self._joined:
+            self._joined = None
+            await self._engine.connect(request.rendezvous)
+            self._joined = request.rendezvous
+        return StagedBroadcast()
 
 
 def _names(peers: Sequence[Peer]) -> str:

@@ -5,18 +5,20 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 
 from services.loop_thread import LoopThread
-from services.redis.client import connect
-from services.redis.keys import RunKeys
-from services.redis.registry import Registry
-from services.schemas.weights import AdapterConfig, TensorEntry, WeightManifest
+from services.redis.registry import open_registry
+from services.schemas.weights import (
+    AdapterConfig,
+    RankShare,
+    TensorEntry,
+    Version,
+    WeightManifest,
+)
 from services.settings import Settings
 from services.waiting import until_available
-from weight_sync.choice import make_transport
-from weight_sync.gpu_share import RankShare
 from weight_sync.handover import Handover
 from weight_sync.reassertion import Reassertion
 from weight_sync.seeder import Seeder
-from weight_sync.sender import Peer, Release, Weights
+from weight_sync.sender import NamedTensors, Peer, Release, make_sender
 
 
 class WeightPublisher:
@@ -27,34 +29,32 @@ class WeightPublisher:
     beside the training loop and never while a version is being published.
 
     Args:
-        settings: Of the run.
-        keys: Of the run.
-        incarnation: Of this start of the trainer; older ones are refused by the servers.
+        settings: The run's settings.
+        incarnation: This start of the trainer; servers refuse older ones.
 
     Raises:
         SettingsError: This process cannot send as `weights.transport` says.
     """
 
-    def __init__(self, settings: Settings, keys: RunKeys, incarnation: int) -> None:
+    def __init__(self, settings: Settings, incarnation: int) -> None:
         self._settings = settings
-        self._keys = keys
         self._incarnation = incarnation
-        self._transport = make_transport(settings)
+        self._sender = make_sender(settings)
         self._loop = LoopThread("publisher")
-        self._seeder = Seeder(settings, keys, self._transport)
-        self._reassertion = Reassertion(settings, keys)
+        self._seeder = Seeder(settings, self._sender)
+        self._reassertion = Reassertion(settings)
         self._served: list[str] = []
         """Ids of servers that took the last version at once."""
 
     def publish(
-        self, weights: Weights, policy_version: int, adapter: AdapterConfig | None = None
+        self, weights: NamedTensors, policy_version: int, adapter: AdapterConfig | None = None
     ) -> int:
-        """As `begin`, and wait until it is done."""
+        """Do what `begin` does, and wait until it is done."""
         return self.begin(weights, policy_version, adapter).result()
 
     def begin(
         self,
-        weights: Weights,
+        weights: NamedTensors,
         policy_version: int,
         adapter: AdapterConfig | None = None,
         *,
@@ -82,7 +82,7 @@ class WeightPublisher:
         """
         self._loop.run(self._seeder.stop())
         handover, others = Handover(given_up=given_up), Future[list[RankShare]]()
-        self._transport.expect_shares(others)
+        self._sender.expect_shares(others)
         running = self._loop.start(self._publish(handover, policy_version, adapter))
         handover.fill(weights)
         others.set_result(gather_shares())
@@ -98,7 +98,7 @@ class WeightPublisher:
         Servers keep what they have loaded.
         """
         self._loop.close()
-        self._transport.close()
+        self._sender.close()
 
     async def _publish(
         self, handover: Handover, policy_version: int, adapter: AdapterConfig | None
@@ -108,14 +108,14 @@ class WeightPublisher:
         release = Release.of(self._manifest(entries, policy_version, adapter))
         timeout_s = self._settings.trainer.wait_timeout_s
         num_servers = await until_available(lambda: self._spread(release), timeout_s=timeout_s)
-        await asyncio.to_thread(self._transport.settle)
-        if not self._transport.servers_fetch:
+        await asyncio.to_thread(self._sender.settle)
+        if not self._settings.weights.traits.servers_fetch:
             self._seeder.start(release, self._served)
         return num_servers
 
     def _prepare(self, handover: Handover, policy_version: int) -> Mapping[str, TensorEntry]:
         try:
-            return self._transport.prepare(handover, self._incarnation, policy_version)
+            return self._sender.prepare(handover, Version(self._incarnation, policy_version))
         finally:
             handover.leave()
 
@@ -137,16 +137,12 @@ class WeightPublisher:
 
     async def _spread(self, release: Release) -> int:
         """Repeatable, as each of its parts is."""
-        redis = connect(self._settings.redis)
-        registry = Registry(redis, self._keys)
-        try:
+        async with open_registry(self._settings) as registry:
             peers = [Peer(server, self._settings) for server in await registry.servers()]
-            staged = await self._transport.stage(peers, release)
-            record = release.record(self._transport.name)
+            staged = await self._sender.stage(peers, release)
+            record = release.record(self._sender.name)
             await registry.publish_policy(record, release.manifest)
             self._reassertion.keep(record, release.manifest)
-            served = await self._transport.commit(staged, release)
+            served = await self._sender.commit(staged, release)
             self._served = [peer.record.server_id for peer in served]
             return len(served)
-        finally:
-            await redis.aclose()

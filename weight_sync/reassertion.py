@@ -4,9 +4,7 @@ import asyncio
 import logging
 
 from services.errors import SggError
-from services.redis.client import connect
-from services.redis.keys import RunKeys
-from services.redis.registry import Registry
+from services.redis.registry import Registry, open_registry
 from services.schemas.weights import PolicyRecord, WeightManifest
 from services.settings import Settings
 
@@ -22,13 +20,11 @@ class Reassertion:
     restarted servers serve the model that they started with. A later trainer's are left alone.
 
     Args:
-        settings: Of the run.
-        keys: Of the run.
+        settings: The run's settings.
     """
 
-    def __init__(self, settings: Settings, keys: RunKeys) -> None:
+    def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._keys = keys
         self._published: tuple[PolicyRecord, WeightManifest] | None = None
         self._task: asyncio.Task[None] | None = None
         self.committed_step = 0
@@ -41,14 +37,10 @@ class Reassertion:
             self._task = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
-        redis = connect(self._settings.redis)
-        registry = Registry(redis, self._keys)
-        try:
+        async with open_registry(self._settings) as registry:
             while True:
                 await asyncio.sleep(_PERIOD_S)
                 await self._look(registry)
-        finally:
-            await redis.aclose()
 
     async def _look(self, registry: Registry) -> None:
         assert self._published is not None

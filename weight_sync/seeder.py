@@ -5,13 +5,11 @@ import logging
 from collections.abc import Collection, Coroutine
 
 from services.errors import SggError
-from services.redis.client import connect
-from services.redis.keys import RunKeys
-from services.redis.registry import Registry
+from services.redis.registry import Registry, open_registry
 from services.schemas.weights import ServerRecord
 from services.settings import Settings
 from services.waiting import ended
-from weight_sync.sender import Peer, Release, WeightTransport
+from weight_sync.sender import Peer, Release, Sender
 
 logger = logging.getLogger(__name__)
 
@@ -25,22 +23,20 @@ class Seeder:
     """Gives one version to every server that is behind, from `start` to `stop`.
 
     Args:
-        settings: Of the run.
-        keys: Of the run.
-        transport: Holds the version's bytes.
+        settings: The run's settings.
+        sender: Holds the version's bytes.
     """
 
-    def __init__(self, settings: Settings, keys: RunKeys, transport: WeightTransport) -> None:
+    def __init__(self, settings: Settings, sender: Sender) -> None:
         self._settings = settings
-        self._keys = keys
-        self._transport = transport
+        self._sender = sender
         self._tasks: set[asyncio.Task[None]] = set()
 
     def start(self, release: Release, served: Collection[str]) -> None:
         """Begin, on the running event loop.
 
         Args:
-            release: What the transport has prepared.
+            release: What the sender has prepared.
             served: Ids of servers that have it; a server that starts anew has a new id.
         """
         self._spawn(self._watch(release, set(served)))
@@ -57,17 +53,13 @@ class Seeder:
 
     async def _watch(self, release: Release, known: set[str]) -> None:
         """Look who is there; a slow server does not keep the others waiting."""
-        redis = connect(self._settings.redis)
-        registry = Registry(redis, self._keys)
-        try:
+        async with open_registry(self._settings) as registry:
             while True:
                 for server in await _servers(registry):
                     if server.server_id not in known:
                         known.add(server.server_id)
                         self._spawn(self._supply(server, release, known))
                 await asyncio.sleep(_LOOK_S)
-        finally:
-            await redis.aclose()
 
     async def _supply(self, server: ServerRecord, release: Release, known: set[str]) -> None:
         """Until the server has it, or cannot take it now: then it is no longer known."""
@@ -78,9 +70,8 @@ class Seeder:
             if info is None or info.state not in ("ready", "quarantined"):
                 known.discard(server.server_id)
                 return
-            has = (info.incarnation, info.policy_version)
             # What a quarantined server has is of no use, whatever its version.
-            if info.state == "ready" and has >= release.order:
+            if info.state == "ready" and not info.version < release.version:
                 return
             if await self._give(peer, release):
                 return
@@ -88,9 +79,9 @@ class Seeder:
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def _give(self, peer: Peer, release: Release) -> bool:
-        logger.info("%s is behind: it is sent %s", peer.record.url, release)
+        logger.info("%s is behind: it is sent %s", peer.record.url, release.version)
         try:
-            return await self._transport.seed(peer, release)
+            return await self._sender.seed(peer, release)
         except Exception:  # whatever it is, it must cost this server its version and no more
             logger.exception("%s cannot be supplied", peer.record.url)
             return False

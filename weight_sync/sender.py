@@ -1,4 +1,8 @@
-"""What a transport promises, and the servers as it sees them."""
+"""What the sending end of a way of weights promises, and the servers as it sees them.
+
+To add a way: a line in `services.schemas.weights.TRANSPORTS`, and `weight_sync/NAME.py` with its
+`NameSender` and `NameReceiver`.
+"""
 
 import asyncio
 import logging
@@ -6,27 +10,31 @@ from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import ClassVar
+from importlib import import_module
+from typing import TYPE_CHECKING, ClassVar
 
-from torch import Tensor
-
-from services.errors import SggError
-from services.http.clients.rollout import RolloutClient
+from services.errors import SettingsError, SggError
 from services.schemas.weights import (
     CommitRequest,
     IpcHandle,
     PolicyInfo,
     PolicyRecord,
+    RankShare,
     Rendezvous,
     ServerRecord,
     StageRequest,
     TensorEntry,
     Transport,
+    Version,
     WeightManifest,
+    manifest_checksum,
 )
 from services.settings import Settings
-from services.weights import manifest_checksum
-from weight_sync.gpu_share import RankShare
+
+if TYPE_CHECKING:  # the receiving ends import neither
+    from torch import Tensor
+
+    from services.http.clients.rollout import RolloutClient
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +42,9 @@ SERVER_TIMEOUT_S = 60.0
 """A server silent for this long while it takes a version is left behind."""
 _ASK_TIMEOUT_S = 5.0
 
-Weights = Iterable[tuple[str, Tensor]]
-"""Names and tensors of a whole version, of a GPU or of the CPU; they are whose who takes them."""
+NamedTensors = Iterable[tuple[str, "Tensor"]]
+"""Names and tensors of a whole version, on a GPU or the CPU. They belong to the end that takes
+them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +54,7 @@ class Peer:
     record: ServerRecord
     settings: Settings
 
-    async def tell(self, call: Callable[[RolloutClient], Awaitable[PolicyInfo]]) -> bool:
+    async def tell(self, call: Callable[["RolloutClient"], Awaitable[PolicyInfo]]) -> bool:
         """Whether the server did what it was asked, in `SERVER_TIMEOUT_S` of silence."""
         async with self.client(SERVER_TIMEOUT_S) as client:
             try:
@@ -68,8 +77,10 @@ class Peer:
         info = await self.policy()
         return info is not None and info.state not in ("starting", "draining")
 
-    def client(self, timeout_s: float) -> RolloutClient:
+    def client(self, timeout_s: float) -> "RolloutClient":
         """A client with both tokens, sent to a server that has proved itself."""
+        from services.http.clients.rollout import RolloutClient
+
         return RolloutClient(
             self.record.url,
             token=self.settings.data_token,
@@ -86,18 +97,15 @@ class Release:
     manifest: WeightManifest
     checksum: str
 
-    def __str__(self) -> str:
-        return f"version {self.manifest.policy_version} of incarnation {self.manifest.incarnation}"
-
     @classmethod
     def of(cls, manifest: WeightManifest) -> "Release":
         """With the manifest's checksum."""
         return cls(manifest, manifest_checksum(manifest))
 
     @property
-    def order(self) -> tuple[int, int]:
-        """Later versions have a larger one."""
-        return self.manifest.incarnation, self.manifest.policy_version
+    def version(self) -> Version:
+        """Which one it is."""
+        return self.manifest.version
 
     def stage(self, transport: Transport, rendezvous: Rendezvous | None = None) -> StageRequest:
         """The request that brings it to a server."""
@@ -126,24 +134,20 @@ class Release:
         )
 
 
-class WeightTransport(ABC):
-    """One way to give servers a version, one version at a time.
+class Sender(ABC):
+    """The trainer's end of one way of weights, one version at a time.
 
     `prepare` takes its tensors, `stage` and `commit` give it to all live servers, `settle` ends
     that, and `seed` gives it to one that was not among them.
     """
 
     name: ClassVar[Transport]
-    servers_fetch: ClassVar[bool] = False
-    """Whether a server finds the bytes by itself, from the policy record alone."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
 
     @abstractmethod
-    def prepare(
-        self, weights: Weights, incarnation: int, policy_version: int
-    ) -> Mapping[str, TensorEntry]:
+    def prepare(self, weights: NamedTensors, version: Version) -> dict[str, TensorEntry]:
         """Take a version's tensors, before any server hears of it. They may change afterwards.
 
         Runs beside the training thread, which gathers tensors as they are taken here.
@@ -157,7 +161,7 @@ class WeightTransport(ABC):
         """
 
     def expect_shares(self, others: "Future[list[RankShare]]") -> None:  # noqa: B027  # ipc's
-        """Of the version that comes next: what each other rank will have shared on its GPU."""
+        """What each other rank will have shared on its GPU, of the version that comes next."""
 
     async def stage(self, peers: Sequence[Peer], release: Release) -> list[Peer]:
         """Have servers stage the version, all at once; returns those that did."""
@@ -189,3 +193,26 @@ async def select(peers: Sequence[Peer], works: Callable[[Peer], Awaitable[bool]]
 async def commit_all(peers: Sequence[Peer], request: CommitRequest) -> list[Peer]:
     """Have servers commit, all at once; returns those that did."""
     return await select(peers, lambda peer: peer.tell(lambda c: c.commit(request)))
+
+
+def make_sender(settings: Settings) -> Sender:
+    """The sending end of `weights.transport`.
+
+    Raises:
+        SettingsError: This process cannot send that way.
+    """
+    name = settings.weights.transport
+    if not settings.weights.traits.through_file:
+        _refuse_without_gpu(name)
+    made: Sender = getattr(import_module(f"weight_sync.{name}"), f"{name.title()}Sender")(settings)
+    return made
+
+
+def _refuse_without_gpu(transport: Transport) -> None:
+    import torch
+
+    if not torch.cuda.is_available():
+        raise SettingsError(
+            f"weights.transport = {transport!r} sends from the trainer's GPU, and there is none: "
+            "use shm on one host, disk on a shared file system, or http"
+        )

@@ -1,27 +1,40 @@
-"""`shm`: a file in shared memory, for servers on the trainer's host."""
+"""`shm`: a file in the host's shared memory, for servers on the trainer's host."""
 
-from collections.abc import Mapping
+import os
 from pathlib import Path
 
-from services.schemas.weights import TensorEntry
-from services.weights import private_folder, shm_file
-from weight_sync.files import FileTransport
-from weight_sync.sender import Weights
+from services.schemas.weights import TensorEntry, Version
+from weight_sync.files import FileSender, private_folder
+from weight_sync.receiver import FileReceiver
+from weight_sync.sender import NamedTensors
 
 
-class ShmTransport(FileTransport):
-    """Servers read the file themselves, late ones too."""
+def shm_file(run: str, version: Version) -> Path:
+    """Where a version lies; never a path from a request.
+
+    The runs of one user have one folder, so that a container can mount it whatever its run is.
+    """
+    return Path("/dev/shm") / f"sgg-{os.geteuid()}" / run / version.file_name
+
+
+class ShmSender(FileSender):
+    """Writes the file. Servers read it themselves, late ones too."""
 
     name = "shm"
-    servers_fetch = True
 
-    def file(self, incarnation: int, policy_version: int) -> Path:
-        """See `FileTransport.file`."""
-        return shm_file(self._settings.run.name, incarnation, policy_version)
+    def file(self, version: Version) -> Path:
+        """See `FileSender.file`."""
+        return shm_file(self._settings.run.name, version)
 
-    def prepare(
-        self, weights: Weights, incarnation: int, policy_version: int
-    ) -> Mapping[str, TensorEntry]:
-        """See `FileTransport.prepare`."""
-        private_folder(self.file(incarnation, policy_version).parent.parent)
-        return super().prepare(weights, incarnation, policy_version)
+    def prepare(self, weights: NamedTensors, version: Version) -> dict[str, TensorEntry]:
+        """See `FileSender.prepare`."""
+        private_folder(self.file(version).parent.parent)
+        return super().prepare(weights, version)
+
+
+class ShmReceiver(FileReceiver):
+    """Reads the file; run, incarnation and version say where."""
+
+    def file(self, version: Version) -> Path:
+        """See `FileReceiver.file`."""
+        return shm_file(self._settings.run.name, version)

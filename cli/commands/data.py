@@ -14,7 +14,7 @@ import typer
 from cli.options import AsJson
 from cli.views.safe_text import safe
 from services.errors import SettingsError
-from services.host.printable import printable
+from services.printable import printable
 
 if TYPE_CHECKING:
     from scene_data.conversion.convert import Conversion

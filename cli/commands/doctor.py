@@ -7,7 +7,7 @@ from contextlib import redirect_stdout
 
 from cli.options import AsJson, Config, Overrides
 from cli.settings import run_settings
-from services.host.printable import printable
+from services.printable import printable
 
 
 def doctor(config: Config = None, set_: Overrides = None, as_json: AsJson = False) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from cli.options import AsJson, Overrides
-from services.host.printable import printable
+from services.printable import printable
 
 slurm_app = typer.Typer(help="A run as a Slurm job: docs/deploy/slurm.md.", no_args_is_help=True)
 

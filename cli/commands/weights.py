@@ -25,9 +25,13 @@ def manifest(
 
     docs/rollout.md has the commands that bring them to a server.
     """
-    from rollout_service.transports.safetensors_file import describe_file
-    from services.schemas.weights import CommitRequest, StageRequest, WeightManifest
-    from services.weights import manifest_checksum
+    from services.schemas.weights import (
+        CommitRequest,
+        StageRequest,
+        WeightManifest,
+        manifest_checksum,
+    )
+    from weight_sync.files import describe_file
 
     described = WeightManifest(
         policy_version=policy_version,

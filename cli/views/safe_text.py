@@ -1,6 +1,6 @@
 """Text of models and files, made fit for a terminal."""
 
-from services.host.printable import escaped
+from services.printable import escaped
 
 
 def safe(text: str, width: int | None = None) -> str:

@@ -153,13 +153,13 @@ def _nodes(name: str, wanted: int, gpus: int) -> tuple[int, int]:
 
 def _check_transport(settings: Settings, layout: Layout) -> None:
     """Whether weights can get from rank 0 to every server."""
-    transport = settings.weights.transport
-    if transport == "shm" and layout.num_nodes > 1:
+    traits = settings.weights.traits
+    if traits.same_host and layout.num_nodes > 1:
         raise SettingsError(
             "weights.transport = 'shm' reaches servers on the trainer's own node only: use disk, "
             "http or nccl"
         )
-    if transport == "ipc" and not layout.shared_gpus:
+    if traits.same_gpu and not layout.shared_gpus:
         raise SettingsError(
             "weights.transport = 'ipc' reaches a server on the trainer's own GPU only: set "
             "deploy.kind = 'colocated', or use disk, http or nccl"

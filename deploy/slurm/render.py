@@ -9,7 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from deploy.slurm.layout import Job, Layout, job_layout
 from deploy.slurm.site import DEPLOY_FOLDER, Site, load_site
 from services.errors import SettingsError
-from services.http.app import host_and_port
+from services.host.addresses import host_and_port
 from services.settings import Settings
 
 

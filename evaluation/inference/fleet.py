@@ -19,7 +19,7 @@ from typing import Self
 from services.errors import ConflictError, SggError, UnavailableError
 from services.http.clients.rollout import RolloutClient
 from services.schemas.rollouts import RolloutRequest, RolloutResponse
-from services.schemas.weights import PolicyInfo
+from services.schemas.weights import PolicyInfo, Version
 from services.settings import SecuritySettings, Settings
 from services.waiting import ended
 
@@ -238,8 +238,8 @@ class Fleet:
             return False
         if info is None:
             return False
-        at_least = _order(self._policy) if self._policy else (0, 0)
-        if _is_same_model(info.model, self._model) and _order(info) >= at_least:
+        at_least = self._policy.version if self._policy else Version()
+        if _is_same_model(info.model, self._model) and not info.version < at_least:
             self._policy = self._policy or info
             return True
         logger.warning("%s stays out: it serves %s", member.url, _described(info))
@@ -274,7 +274,7 @@ def _check_agreement(infos: dict[str, PolicyInfo], model: str, *, one_version: b
             f"the settings are those of the model {model}, which is not what is served; give the "
             f"--config that the servers were started with:\n{lines}"
         )
-    if one_version and len({_order(info) for info in infos.values()}) > 1:
+    if one_version and len({info.version.order for info in infos.values()}) > 1:
         raise ConflictError(
             f"the servers serve different versions; name those that belong together with "
             f"--server:\n{lines}"
@@ -286,9 +286,5 @@ def _is_same_model(served: str, wanted: str) -> bool:
     return served == wanted or Path(served).resolve() == Path(wanted).resolve()
 
 
-def _order(info: PolicyInfo) -> tuple[int, int]:
-    return info.incarnation, info.policy_version
-
-
 def _described(info: PolicyInfo) -> str:
-    return f"{info.model}, version {info.policy_version} of incarnation {info.incarnation}"
+    return f"{info.model}, {info.version}"

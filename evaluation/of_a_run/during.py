@@ -24,6 +24,7 @@ from services.redis.client import connect
 from services.redis.keys import RunKeys
 from services.redis.registry import Registry
 from services.run_folder import EvaluationRow
+from services.schemas.weights import Version
 from services.settings import Settings
 from trainer.records.evaluation import StepEvaluation
 
@@ -150,7 +151,7 @@ class DuringTraining(StepEvaluation):
         try:
             while time.monotonic() < deadline:
                 with suppress(UnavailableError):  # Redis may be back in time
-                    wanted = await registry.incarnation(), step
+                    wanted = Version(await registry.incarnation(), step)
                     urls = [server.url for server in await registry.servers()]
                     serving = await asyncio.gather(*(self._serves(url, wanted) for url in urls))
                     if any(serving):
@@ -160,7 +161,7 @@ class DuringTraining(StepEvaluation):
             await redis.aclose()
         raise UnavailableError(f"no rollout server served version {step} in {_SERVED_S:g} s")
 
-    async def _serves(self, url: str, wanted: tuple[int, int]) -> bool:
+    async def _serves(self, url: str, wanted: Version) -> bool:
         async with RolloutClient(
             url,
             token=self._settings.data_token,
@@ -171,4 +172,4 @@ class DuringTraining(StepEvaluation):
                 info = await client.policy()
             except SggError:
                 return False
-        return (info.incarnation, info.policy_version) >= wanted
+        return not info.version < wanted

@@ -9,9 +9,10 @@ from planning.preflight.bare import nearest
 from planning.preflight.check import CheckResult, check
 from planning.preflight.folders import check_run_folder, file_system
 from planning.shapes import ModelShape
+from services.schemas.weights import Version
 from services.settings import Settings
-from services.weights import shm_file
 from weight_sync.file_format import HEADER_BYTES
+from weight_sync.shm import shm_file
 
 _GIB = 2**30
 _SHARED = {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "fuse.ceph", "fuse.beegfs", "wekafs"}
@@ -57,20 +58,20 @@ def _room(settings: Settings, shape: ModelShape, hosts: int) -> list[CheckResult
     width = 2 if settings.model.dtype == "bfloat16" else 4
     version = shape.num_parameters * width + HEADER_BYTES
     state = version + num_trainable(settings, shape) * _OPTIMIZER_BYTES
-    folder, transport = settings.run.folder, settings.weights.transport
+    folder, traits = settings.run.folder, settings.weights.traits
     checkpoints = state * (settings.trainer.keep_checkpoints + 1)
-    if transport == "disk":
+    if traits.in_run_folder:
         checkpoints += 2 * version
     remedy = "set run.root to a larger file system, or trainer.keep_checkpoints lower"
     found = [_free("room for checkpoints", folder, checkpoints, remedy)]
-    if transport == "shm":
+    if traits.same_host:
         remedy = (
             "make it larger (docker: shm_size; compose: WEIGHTS_MEMORY), or set "
             "weights.transport = 'disk'"
         )
-        shared = shm_file(settings.run.name, 0, 0).parent
+        shared = shm_file(settings.run.name, Version()).parent
         found.append(_free("room for weights", shared, 2 * version, remedy))
-    if transport == "http":
+    if traits.through_file and not (traits.servers_fetch or traits.adapter_alone):
         remedy = "set TMPDIR to a larger file system"
         servers = settings.cluster.num_rollout_servers if hosts == 1 else 0
         needed = (1 + 2 * servers) * version

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from planning.preflight.driver import check_driver, nvidia_smi, torch_cuda
 from services.errors import SettingsError
-from services.settings import environment_value
+from services.host.environment import environment_value
 
 _FIELDS = ("index", "uuid", "name", "memory.total", "compute_cap", "driver_version")
 _BFLOAT16 = 8.0

@@ -15,13 +15,12 @@ from planning.preflight.model_folder import check_adapter, folder_problems
 from planning.preflight.prompt_length import PromptLength, tokenizer_folder
 from planning.preflight.rows import Source, is_of_the_hub, source_checks
 from planning.preflight.rubric import check_rubric
-from planning.preflight.trackers import check_trackers
 from scene_data.templates import check_instruction
 from services.errors import SettingsError, UnavailableError
-from services.host.printable import printable
 from services.models.families import model_family, with_box_space
+from services.printable import printable
 from services.settings import Settings
-from services.settings.checks import check_grpo, num_micro_batches
+from services.settings.checks import check_grpo, check_trackers, num_micro_batches
 
 Job = Literal["train", "sft"]
 

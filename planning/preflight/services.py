@@ -8,14 +8,16 @@ from urllib.parse import urlsplit
 
 from planning.preflight.check import CheckResult, check
 from services.errors import SettingsError, SggError, UnavailableError
-from services.host.ports import addresses_of, holder_of, is_listening, is_loopback
+from services.host.addresses import is_loopback
+from services.host.environment import environment_value
+from services.host.ports import addresses_of, holder_of, is_listening
 from services.http.probe import http_probe
 from services.redis.check import redis_facts
 from services.redis.client import connect, without_password
 from services.redis.keys import RunKeys
 from services.redis.registry import Registry
 from services.schemas.weights import ServerRecord
-from services.settings import Settings, environment_value
+from services.settings import Settings
 from services.settings.secrets import read_secret
 
 

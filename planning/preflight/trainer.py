@@ -3,8 +3,9 @@
 from planning.preflight.bare import check_start
 from planning.preflight.folders import check_run_folder
 from planning.preflight.gpus import check_gpus
-from planning.preflight.trackers import check_trackers
-from services.settings import Settings, environment_value
+from services.host.environment import environment_value
+from services.settings import Settings
+from services.settings.checks import check_trackers
 
 
 def check_trainer(settings: Settings) -> None:

@@ -70,7 +70,7 @@ def make_plan(
     """
     check_instruction(settings.data.template, settings.data.vocabulary)
     check_grpo(settings)
-    if cluster.gpus.count < 2 and settings.weights.transport != "ipc":
+    if cluster.gpus.count < 2 and not settings.weights.traits.same_gpu:
         raise SettingsError(
             "one GPU is shared by trainer and sampler: set weights.transport = 'ipc'"
         )

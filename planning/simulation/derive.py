@@ -107,26 +107,28 @@ def _weights(settings: Settings, cluster: Cluster, shape: ModelShape) -> RateTab
     hashed, file = BENCHMARKS["hash_bytes_per_s"].value, hardware.file_bytes_per_s.value
     link, host = hardware.link_bytes_per_s.value, hardware.host_bytes_per_s.value
     calls = 2 * BENCHMARKS["call_s"].value
-    local = 10e9
-    by_transport = {
-        "shm": (size / hashed, 0.0, size / local, "hashed by one core each"),
-        "disk": (
-            size / min(hashed, file),
-            size / hardware.files_bytes_per_s.value,
-            size / local,
-            "read and hashed by each; the file system shared by all",
-        ),
-        "http": (size / hashed, size / host, size / local, "sent by rank 0's host to each"),
-        "lora": (size / hashed, size / host, size / local, "the adapter, sent to each"),
-        "nccl": (0.1, 0.0, size / link, "one broadcast, in the commit"),
-        "ipc": (0.1, 0.0, size / hardware.memory_bytes_per_s.value, "a copy on the GPU"),
-    }
-    stage, more, commit, how = by_transport[settings.weights.transport]
-    gathered = size / (hashed if settings.weights.transport in ("shm", "disk", "http") else link)
+    transport, traits = settings.weights.transport, settings.weights.traits
+    stage, more, commit = size / hashed, size / host, size / 10e9
+    if traits.same_host:
+        more, how = 0.0, "hashed by one core each"
+    elif traits.in_run_folder:
+        stage, more = size / min(hashed, file), size / hardware.files_bytes_per_s.value
+        how = "read and hashed by each; the file system shared by all"
+    elif traits.through_file:
+        how = "the adapter, sent to each"
+        if not traits.adapter_alone:
+            how = "sent by rank 0's host to each"
+    elif traits.same_gpu:
+        stage, more, commit = 0.1, 0.0, size / hardware.memory_bytes_per_s.value
+        how = "a copy on the GPU"
+    else:
+        stage, more, commit, how = 0.1, 0.0, size / link, "one broadcast, in the commit"
+    written = traits.through_file and not traits.adapter_alone
+    gathered = size / (hashed if written else link)
     return {
         "export_s": _given(gathered, "gathered, hashed and written while the step waits"),
-        "stage_s": _given(stage, f"{settings.weights.transport}: {how}"),
-        "stage_more_s": _given(more + calls, f"{settings.weights.transport}: for each server"),
+        "stage_s": _given(stage, f"{transport}: {how}"),
+        "stage_more_s": _given(more + calls, f"{transport}: for each server"),
         "commit_s": _given(commit + 0.05, "servers pause to load it"),
     }
 

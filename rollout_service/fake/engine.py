@@ -9,23 +9,22 @@ import asyncio
 import hashlib
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from rollout_service.engine import (
     Engine,
     EngineResult,
-    FileWeights,
-    Shape,
-    Weights,
+    GroupRequest,
     check_images,
     compare_tensors,
 )
 from rollout_service.fake.vocabulary import ByteVocabulary, Vocabulary
 from services.errors import EngineError, InvalidInputError
-from services.schemas.common import ChatMessage, Sampling, TextPart
+from services.schemas.common import Sampling, TextPart
 from services.schemas.rollouts import Completion, VersionSpan
 from services.schemas.weights import Rendezvous, WeightManifest
+from weight_sync.engine import FileWeights, Shape, StagedWeights
 
 _STEP_TOKENS = 8
 """Tokens of each completion between two chances to pause."""
@@ -98,28 +97,22 @@ class FakeEngine(Engine):
     async def stop(self) -> None:
         """See `Engine.stop`."""
 
-    async def sample(
-        self,
-        messages: Sequence[ChatMessage],
-        images: Sequence[bytes],
-        sampling: Sampling,
-        *,
-        request_id: str,
-        adapter: str | None = None,
-    ) -> EngineResult:
+    async def sample(self, request: GroupRequest) -> EngineResult:
         """See `Engine.sample`."""
-        check_images(messages, len(images), self._max_images)
-        if adapter is not None:
+        check_images(request.messages, len(request.images), self._max_images)
+        if request.adapter is not None:
             raise InvalidInputError("the fake engine has no adapters")
-        prompt = await asyncio.to_thread(self._prompt, messages, images)
+        prompt = await asyncio.to_thread(self._prompt, request)
         room = self._max_model_len - len(prompt)
         if room < 1:
             raise InvalidInputError(
                 f"the prompt has {len(prompt)} tokens; the model takes {self._max_model_len}"
             )
-        seed = f"{hashlib.sha256(str(prompt).encode() + b''.join(images)).hexdigest()}"
-        seed += f"/{sampling.seed}/{self._version}"
-        drafts = [self._draft(f"{seed}/{i}", sampling, room) for i in range(sampling.n)]
+        seed = f"{hashlib.sha256(str(prompt).encode() + b''.join(request.images)).hexdigest()}"
+        seed += f"/{request.sampling.seed}/{self._version}"
+        drafts = [
+            self._draft(f"{seed}/{i}", request.sampling, room) for i in range(request.sampling.n)
+        ]
         while open_drafts := [draft for draft in drafts if draft.done < len(draft.plan)]:
             async with self._device:
                 await asyncio.sleep(len(open_drafts) * _STEP_TOKENS / self._tokens_per_s)
@@ -145,7 +138,7 @@ class FakeEngine(Engine):
         """See `Engine.connect`."""
         raise EngineError("the fake engine has no GPU to receive a broadcast with")
 
-    async def load_weights(self, weights: Weights, manifest: WeightManifest) -> None:
+    async def load_weights(self, weights: StagedWeights, manifest: WeightManifest) -> None:
         """See `Engine.load_weights`; a file has to be there."""
         if not self._paused:
             raise EngineError("weights are loaded while paused only")
@@ -163,9 +156,11 @@ class FakeEngine(Engine):
     async def check_health(self) -> None:
         """See `Engine.check_health`: nothing here can die."""
 
-    def _prompt(self, messages: Sequence[ChatMessage], images: Sequence[bytes]) -> list[int]:
-        text = "\n".join(p.text for m in messages for p in m.content if isinstance(p, TextPart))
-        pictures = [token for image in images for token in self._vocabulary.image(image)]
+    def _prompt(self, request: GroupRequest) -> list[int]:
+        text = "\n".join(
+            p.text for m in request.messages for p in m.content if isinstance(p, TextPart)
+        )
+        pictures = [token for image in request.images for token in self._vocabulary.image(image)]
         return pictures + self._vocabulary.encode(text)
 
     def _draft(self, seed: str, sampling: Sampling, room: int) -> _Draft:

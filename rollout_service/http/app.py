@@ -13,7 +13,7 @@ from typing import Annotated
 from fastapi import FastAPI, Path, Query, Request, Response
 from starlette.requests import ClientDisconnect
 
-from rollout_service.engine import Engine, EngineResult
+from rollout_service.engine import Engine, EngineResult, GroupRequest
 from rollout_service.fake.engine import FakeEngine
 from rollout_service.fake.vocabulary import vocabulary_of
 from rollout_service.http.bodies import read_body
@@ -32,6 +32,7 @@ from services.errors import (
     UnavailableError,
     WaitTimeoutError,
 )
+from services.host.environment import environment_value, set_environment
 from services.http import app as service
 from services.http.guard import MAX_VALUES
 from services.http.openapi import body_of, problems
@@ -45,8 +46,8 @@ from services.redis.registry import Registry
 from services.schemas.chat import ChatRequest
 from services.schemas.common import ImageRef
 from services.schemas.rollouts import InlineImage, RolloutRequest, RolloutResponse
-from services.schemas.weights import CommitRequest, PolicyInfo, ServerProof, StageRequest
-from services.settings import Settings, environment_value, set_environment
+from services.schemas.weights import CommitRequest, PolicyInfo, ServerProof, StageRequest, Version
+from services.settings import Settings
 from services.telemetry import Tracing
 
 logger = logging.getLogger(__name__)
@@ -149,13 +150,14 @@ class RolloutProcess:
         return Response(text, media_type="application/json")
 
     async def _sample(self, request: RolloutRequest) -> EngineResult:
-        return await self.server.sample(
-            request.messages,
-            [await self._bytes_of(image) for image in request.images],
-            request.sampling,
+        group = GroupRequest(
+            messages=request.messages,
+            images=[await self._bytes_of(image) for image in request.images],
+            sampling=request.sampling,
             request_id=f"http-{secrets.token_hex(8)}",
             adapter=request.adapter,
         )
+        return await self.server.sample(group)
 
     async def policy(self) -> PolicyInfo:
         """What is served."""
@@ -172,8 +174,9 @@ class RolloutProcess:
         """Keep a version's safetensors file, for a stage over `http` or `lora`."""
         updater = self.server.updater
         try:
+            given = Version(incarnation, policy_version)
             num_bytes = int(request.headers.get("content-length", 0))
-            await updater.upload(incarnation, policy_version, request.stream(), num_bytes)
+            await updater.upload(given, request.stream(), num_bytes)
         except ClientDisconnect as error:
             raise ClientGoneError("the upload ended early: nothing of it is kept") from error
         return self.server.info()

@@ -15,6 +15,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from rollout_service.engine import GroupRequest
 from rollout_service.queue.lanes import Lanes
 from rollout_service.server import RolloutServer
 from services.errors import (
@@ -30,7 +31,7 @@ from services.redis.registry import HEARTBEAT_TTL_S, Registry
 from services.schemas.common import ImageRef
 from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import RolloutGroup
-from services.schemas.weights import PolicyRecord, WeightManifest
+from services.schemas.weights import PolicyRecord, Version, WeightManifest
 from services.settings import Settings
 from services.waiting import ended
 
@@ -84,8 +85,8 @@ class QueueWorker:
         self._slots = asyncio.Semaphore(settings.rollout.groups_in_flight)
         self._groups: set[asyncio.Task[None]] = set()
         self._pause_s = 0.0
-        self._published: tuple[int, int] | None = None
-        """Incarnation and policy_version to serve, as last read; None until then."""
+        self._published: Version | None = None
+        """What is to be served, as last read; None until then."""
 
     async def run(self) -> None:
         """Follow the policy and sample groups, until cancelled or drained.
@@ -119,13 +120,12 @@ class QueueWorker:
 
     async def _read_policy(self) -> tuple[PolicyRecord, WeightManifest] | None:
         published = await self._registry.policy()
-        record = published[0] if published else None
-        self._published = (record.incarnation, record.policy_version) if record else (0, 0)
+        self._published = published[0].version if published else Version()
         return published
 
     def _is_behind(self) -> bool:
         """Whether others should take the work: not even known, or not yet what is published."""
-        return self._published is None or self._server.serving.order < self._published
+        return self._published is None or self._server.serving < self._published
 
     async def _quietly(self, call: Awaitable[None]) -> None:
         """What is tried again anyway may fail: the server's record says why."""
@@ -217,15 +217,15 @@ class QueueWorker:
         except ValidationError as error:
             raise InvalidInputError(f"not a PromptGroup: {error}") from error
         await self._wait_for_version(prompt)
-        images = [await self._fetch(ref) for ref in prompt.images]
-        result = await self._server.sample(
-            prompt.messages,
-            images,
-            prompt.sampling,
+        request = GroupRequest(
+            messages=prompt.messages,
+            images=[await self._fetch(ref) for ref in prompt.images],
+            sampling=prompt.sampling,
             # With the delivery: after an expired lease a server may hold the same group again.
             request_id=f"{lease.work_id}/{lease.entry_id}/{lease.delivery}",
             traceparent=prompt.traceparent,
         )
+        result = await self._server.sample(request)
         group = RolloutGroup(
             group_id=prompt.group_id,
             attempt=prompt.attempt,

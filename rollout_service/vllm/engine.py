@@ -1,4 +1,4 @@
-"""Sampling with vLLM. Weights change through its RL API alone; `vllm_worker` is the other end."""
+"""Sampling with vLLM. Weights change through its RL API alone."""
 
 import asyncio
 import math
@@ -24,8 +24,7 @@ from vllm.v1.executor.uniproc_executor import UniProcExecutor
 from rollout_service.engine import (
     Engine,
     EngineResult,
-    Shape,
-    Weights,
+    GroupRequest,
     check_images,
     compare_tensors,
 )
@@ -45,6 +44,7 @@ from services.schemas.chat import ChatRequest
 from services.schemas.common import ChatMessage, Sampling, TextPart
 from services.schemas.weights import Rendezvous, WeightManifest
 from services.settings import Settings
+from weight_sync.engine import Shape, StagedWeights
 
 T = TypeVar("T")
 
@@ -109,29 +109,21 @@ class VllmEngine(Engine):
             # Not in a thread: vLLM's task on this loop would take the end for a crash and say so.
             llm.shutdown(_SHUTDOWN_S)
 
-    async def sample(
-        self,
-        messages: Sequence[ChatMessage],
-        images: Sequence[bytes],
-        sampling: Sampling,
-        *,
-        request_id: str,
-        adapter: str | None = None,
-    ) -> EngineResult:
+    async def sample(self, request: GroupRequest) -> EngineResult:
         """See `Engine.sample`. The group's completions share one prefill and its images."""
-        self._check_request(messages, images, adapter)
+        self._check_request(request.messages, request.images, request.adapter)
         try:
-            params = await self._params(sampling)
-            rendered = await self._render(messages, images)
+            params = await self._params(request.sampling)
+            rendered = await self._render(request.messages, request.images)
             outputs = self._llm.generate(
                 rendered,
                 params,
-                request_id,
-                lora_request=lora_request(self._settings, adapter),
+                request.request_id,
+                lora_request=lora_request(self._settings, request.adapter),
             )
             async for output in outputs:
                 final = output
-            return await asyncio.to_thread(self._result, final, sampling)
+            return await asyncio.to_thread(self._result, final, request.sampling)
         except Exception as error:  # of vLLM's many classes; sorted by whose fault it is
             raise sampling_error(error) from error
 
@@ -183,7 +175,7 @@ class VllmEngine(Engine):
         """See `Engine.connect`."""
         await self._answer(vllm_weights.join(self._llm, rendezvous), "meet the trainer")
 
-    async def load_weights(self, weights: Weights, manifest: WeightManifest) -> None:
+    async def load_weights(self, weights: StagedWeights, manifest: WeightManifest) -> None:
         """See `Engine.load_weights`."""
         loading = vllm_weights.load(self._llm, self._settings, weights, manifest)
         await self._answer(loading, "load weights")

@@ -15,11 +15,11 @@ import numpy as np
 from safetensors.numpy import save
 from vllm.lora.request import LoRARequest
 
-from rollout_service.transports.lora import write_config
-from rollout_service.transports.spool import spool_folder
 from services.schemas.weights import AdapterConfig
 from services.settings import Settings
-from services.weights import private_folder
+from weight_sync.files import private_folder
+from weight_sync.lora import write_config
+from weight_sync.uploads import spool_folder
 
 POLICY_ADAPTER = "policy"
 """vLLM's name of the adapter that is trained."""
@@ -36,7 +36,7 @@ _UNUSED = {
 
 def lora_args(settings: Settings) -> dict[str, Any]:
     """Arguments of vLLM's engine; none where no adapter is served."""
-    num_adapters = len(settings.rollout.adapters) + _is_policy_an_adapter(settings)
+    num_adapters = len(settings.rollout.adapters) + settings.weights.traits.adapter_alone
     if not num_adapters:
         return {}
     rank = min(rank for rank in _RANKS if rank >= settings.rollout.max_lora_rank)
@@ -54,7 +54,7 @@ def lora_request(settings: Settings, adapter: str | None) -> LoRARequest | None:
         number = _POLICY_ID + 1 + sorted(settings.rollout.adapters).index(adapter)
         folder = settings.rollout.adapters[adapter].absolute()
         return LoRARequest(adapter, number, str(folder))
-    if _is_policy_an_adapter(settings):
+    if settings.weights.traits.adapter_alone:
         return LoRARequest(POLICY_ADAPTER, _POLICY_ID, str(policy_folder(settings)))
     return None
 
@@ -66,7 +66,7 @@ def policy_folder(settings: Settings) -> Path:
 
 def write_initial_adapter(settings: Settings) -> None:
     """The policy's adapter before its first version: one that changes nothing."""
-    if _is_policy_an_adapter(settings):
+    if settings.weights.traits.adapter_alone:
         folder = policy_folder(settings)
         private_folder(folder.parent)
         private_folder(folder)
@@ -77,7 +77,3 @@ def write_initial_adapter(settings: Settings) -> None:
 def install_adapter(settings: Settings, folder: Path) -> None:
     """Put a version's adapter where vLLM reads the policy's."""
     shutil.copytree(folder, policy_folder(settings), dirs_exist_ok=True)
-
-
-def _is_policy_an_adapter(settings: Settings) -> bool:
-    return settings.weights.transport == "lora"

@@ -12,11 +12,11 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateRequest,
 )
 
-from rollout_service.engine import AdapterWeights, FileWeights, IpcWeights, Weights
 from rollout_service.vllm.lora import install_adapter, lora_request
 from services.errors import WaitTimeoutError
 from services.schemas.weights import Rendezvous, WeightManifest
 from services.settings import Settings
+from weight_sync.engine import AdapterWeights, FileWeights, IpcWeights, StagedWeights
 
 _JOIN_S = 40.0
 """All servers and the trainer meet within this time; the trainer waits a little longer."""
@@ -41,7 +41,9 @@ async def join(llm: Any, rendezvous: Rendezvous) -> None:
         await asyncio.sleep(0.05)
 
 
-async def load(llm: Any, settings: Settings, weights: Weights, manifest: WeightManifest) -> None:
+async def load(
+    llm: Any, settings: Settings, weights: StagedWeights, manifest: WeightManifest
+) -> None:
     """Replace the weights, and clear the caches that depend on them."""
     await llm.collective_rpc("sgg_forget_update")
     await llm.start_weight_update()
@@ -59,8 +61,8 @@ async def load(llm: Any, settings: Settings, weights: Weights, manifest: WeightM
         await llm.reset_encoder_cache()
 
 
-def _update_info(weights: Weights, manifest: WeightManifest) -> dict[str, Any]:
-    """A `vllm_worker.UpdateInfo`, in types that vLLM sends between its processes."""
+def _update_info(weights: StagedWeights, manifest: WeightManifest) -> dict[str, Any]:
+    """A `worker.UpdateInfo`, in types that vLLM sends between its processes."""
     if isinstance(weights, FileWeights):
         return {"file": str(weights.path)}
     info: dict[str, Any] = {

@@ -5,7 +5,6 @@ transfer engine. vLLM starts with one engine and keeps it, so this one takes all
 it loads files itself, and hands broadcasts and shared GPU memory on to vLLM's own engines.
 """
 
-import base64
 import logging
 import threading
 from collections.abc import Sequence
@@ -40,7 +39,8 @@ from vllm.platforms import current_platform
 
 from services.host.orphans import end_with_parent
 from services.schemas.weights import IpcHandle
-from services.weights import NCCL_BUCKET_BYTES
+from weight_sync.ipc import decode_ipc
+from weight_sync.nccl import BUCKET_BYTES
 
 BACKEND = "sgg-rl"
 """Name under which vLLM finds the transfer engine."""
@@ -221,27 +221,6 @@ class WorkerExtension:
         self._weight_update_active = False
 
 
-def ipc_args(handle: IpcHandle, shape: Sequence[int], dtype: str) -> tuple[Any, ...]:
-    """Arguments of torch's `rebuild_cuda_tensor`; `services.weights.encode_ipc` read them."""
-    return (
-        torch.Tensor,
-        torch.Size(shape),
-        tuple(handle.stride),
-        handle.offset,
-        torch.storage.TypedStorage,
-        getattr(torch, dtype),
-        0,  # vLLM puts the worker's own device here
-        base64.b64decode(handle.memory),
-        handle.storage_bytes,
-        handle.storage_offset_bytes,
-        False,
-        base64.b64decode(handle.ref_counter),
-        handle.ref_counter_offset,
-        base64.b64decode(handle.event),
-        handle.event_sync_required,
-    )
-
-
 def _ipc_update(info: UpdateInfo, gpu: str) -> IPCWeightTransferUpdateInfo:
     assert info.handles is not None
     handles = [IpcHandle.model_validate(handle) for handle in info.handles]
@@ -250,7 +229,7 @@ def _ipc_update(info: UpdateInfo, gpu: str) -> IPCWeightTransferUpdateInfo:
         dtype_names=list(info.dtypes),
         shapes=list(info.shapes),
         ipc_handles=[
-            {gpu: ipc_args(handle, shape, dtype)}
+            {gpu: decode_ipc(handle, shape, dtype)}
             for handle, shape, dtype in zip(handles, info.shapes, info.dtypes, strict=True)
         ],
     )
@@ -268,7 +247,7 @@ def _join(
                 rank_offset=info.rank,
                 world_size=info.world_size,
                 packed=True,
-                packed_buffer_size_bytes=NCCL_BUCKET_BYTES,
+                packed_buffer_size_bytes=BUCKET_BYTES,
             )
         )
     except Exception as error:  # noqa: BLE001  # NCCL's, CUDA's or vLLM's: `is_connected` raises it

@@ -28,12 +28,8 @@ class Gqa:
     def images(self, tally: Tally) -> Iterator[RawImage]:
         """All images, in the split of the file's name."""
         split = named_split(self._path)
-
-        def read(found: tuple[str, Any], _: str) -> RawImage:
-            return _image(*found, split, tally)
-
-        members = stream_members(self._path)
-        return read_images(((f"image {found[0]}", found) for found in members), read, tally)
+        members = ((f"image {found[0]}", found) for found in stream_members(self._path))
+        return read_images(members, lambda it, _: _image(it[0], it[1], split, tally), tally)
 
 
 def _image(image_id: str, record: Any, split: str, tally: Tally) -> RawImage:

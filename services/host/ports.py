@@ -1,12 +1,14 @@
 """Ports and addresses of this host."""
 
 import errno
-import ipaddress
 import socket
-from pathlib import Path
+from contextlib import suppress
 from typing import Self
 
+import psutil
+
 from services.errors import SettingsError
+from services.host.addresses import is_loopback
 
 
 def free_port() -> int:
@@ -52,14 +54,6 @@ def is_listening(port: int) -> bool:
     with socket.socket() as probe:
         probe.settimeout(1.0)
         return probe.connect_ex(("127.0.0.1", port)) == 0
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address, or `localhost`, is reached from this machine alone."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def addresses_of(host: str) -> list[str]:
@@ -115,25 +109,9 @@ def holder_of(port: int) -> str:
 
     Example: `"process 4242 (sgg-rl serve reward)"`
     """
-    sockets = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
-    for descriptor in Path("/proc").glob("[0-9]*/fd/*"):
-        try:
-            if str(descriptor.readlink()) in sockets:
-                process = descriptor.parents[1]
-                command = (process / "cmdline").read_bytes().decode(errors="replace")
-                words = " ".join(command.replace("\0", " ").split())  # on one line
-                return f"process {process.name} ({words[:60]})"
-        except OSError:  # another user's, or gone by now
-            continue
+    for socket_ in psutil.net_connections("tcp"):
+        if socket_.pid and socket_.status == psutil.CONN_LISTEN and socket_.laddr.port == port:
+            with suppress(psutil.Error):  # gone by now
+                words = " ".join(psutil.Process(socket_.pid).cmdline()).split()
+                return f"process {socket_.pid} ({' '.join(words)[:60]})"
     return "a process of another user"
-
-
-def _listening_inodes(port: int) -> list[str]:
-    """Of the sockets in the kernel's tables: `sl local_address rem_address st … inode`."""
-    tables = [path for path in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")) if path.exists()]
-    rows = [line.split() for path in tables for line in path.read_text().splitlines()[1:]]
-    return [
-        fields[9]
-        for fields in rows
-        if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port  # 0A: LISTEN
-    ]

@@ -23,7 +23,8 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from pydantic import BaseModel
 
 from services.errors import SettingsError, UnavailableError
-from services.host.ports import is_loopback, listen
+from services.host.addresses import host_and_port, is_loopback
+from services.host.ports import listen
 from services.http.guard import CheckedRoute, RequestGuard
 from services.http.openapi import DescribedApp
 from services.http.problems import add_problem_handlers
@@ -194,19 +195,3 @@ def _host_names(url: str) -> frozenset[str]:
     if not is_loopback(urlsplit(url).hostname or "localhost"):
         names.add(socket.getfqdn())  # asks the network's name service, which takes its time
     return frozenset(name.lower() for name in names)
-
-
-def host_and_port(url: str) -> tuple[str, int]:
-    """Of `http://host:port`.
-
-    Raises:
-        SettingsError: It is not such a URL.
-    """
-    try:
-        parts = urlsplit(url)
-        host, port = parts.hostname, parts.port
-    except ValueError:
-        host, port = None, None
-    if not host or port is None:
-        raise SettingsError(f"{url!r} is not a URL to listen on: write http://127.0.0.1:8100")
-    return host, port

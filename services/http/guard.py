@@ -2,7 +2,6 @@
 
 import asyncio
 import hmac
-import ipaddress
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from services.errors import (
     UnauthorizedError,
     UnavailableError,
 )
+from services.host.addresses import ip_address
 from services.http.problems import problem_response
 from services.http.proof import PROOF_PATH
 
@@ -174,7 +174,7 @@ def check_host(host: bytes, names: Collection[str]) -> None:
         MisdirectedError: It is another name.
     """
     name = _host_name(host.decode("latin-1").lower())
-    if name in ("", "localhost") or name in names or _is_address(name):
+    if name in ("", "localhost") or name in names or ip_address(name):
         return
     raise MisdirectedError(
         f"this service is not called {name[:100]!r}: use its address, or the name in its URL's "
@@ -216,14 +216,6 @@ def _host_name(host: str) -> str:
     if host.startswith("["):
         return host[1:].partition("]")[0]
     return host.partition(":")[0]
-
-
-def _is_address(name: str) -> bool:
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True
 
 
 def _is_under(path: str, prefixes: Sequence[str]) -> bool:

@@ -15,8 +15,9 @@ from redis.retry import Retry
 from redis.sentinel import Sentinel as BlockingSentinel
 
 from services.errors import SettingsError, UnavailableError
+from services.host.environment import start_command
 from services.redis.sentinel import SCHEME, SentinelUrl
-from services.settings import RedisSettings, start_command
+from services.settings import RedisSettings
 
 SOCKET_TIMEOUT_S = 5.0
 """Longest silence of Redis. Blocking reads stay well below it."""

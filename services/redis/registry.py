@@ -1,16 +1,19 @@
 """What a run's processes know of each other: live rollout servers, the policy, the run itself."""
 
 import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from redis.asyncio import Redis
 
 from services.errors import SupersededError
-from services.redis.client import redis_errors
+from services.redis.client import connect, redis_errors
 from services.redis.keys import RunKeys
 from services.schemas.common import Message
 from services.schemas.weights import PolicyRecord, ServerRecord, WeightManifest
+from services.settings import Settings
 
 logger = logging.getLogger(__name__)
 M = TypeVar("M", bound=Message)
@@ -290,3 +293,13 @@ class Registry:
     async def _run_script(self, script: str, keys: list[str], args: list[str | int]) -> Any:
         with redis_errors(self._redis):
             return await self._redis.register_script(script)(keys=keys, args=args)
+
+
+@asynccontextmanager
+async def open_registry(settings: Settings) -> AsyncIterator[Registry]:
+    """The run's registry, over a connection of its own."""
+    redis = connect(settings.redis)
+    try:
+        yield Registry(redis, RunKeys(settings.run.name))
+    finally:
+        await redis.aclose()

@@ -7,7 +7,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from services.errors import NotFoundError, SettingsError
-from services.host.ports import addresses_of, is_loopback, listen
+from services.host.addresses import is_loopback
+from services.host.ports import addresses_of, listen
 from services.redis.client import without_password
 from services.settings.secrets import MIN_CHARACTERS, is_weak
 

@@ -1,15 +1,52 @@
 """Weight updates: what a version of the policy consists of, and the policy a server serves."""
 
+import hashlib
+import json
 import re
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from services.schemas.common import Count, Message, ModelRunner, Name, Sha256
 
-Transport = Literal["shm", "disk", "http", "nccl", "ipc", "lora"]
-FILE_TRANSPORTS: frozenset[Transport] = frozenset({"shm", "disk", "http", "lora"})
-"""Those whose bytes are on the server, and verified, before commit."""
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TransportTraits:
+    """What settings, checks, planning and servers need to know of a way of weights."""
+
+    through_file: bool = True
+    """The bytes lie in a file on the server, and are verified, before the commit. Without a file
+    they go from GPU to GPU while servers commit."""
+    servers_fetch: bool = False
+    """A server finds the bytes by itself, from the policy record alone."""
+    in_run_folder: bool = False
+    """The last versions lie in the run's folder, which all hosts see."""
+    same_host: bool = False
+    """It reaches servers on rank 0's own host only, by way of its shared memory."""
+    same_gpu: bool = False
+    """It reaches a server on a rank's own GPU only."""
+    joins_group: bool = False
+    """Servers join a NCCL group while they stage: each needs a `Rendezvous` and another GPU."""
+    adapter_alone: bool = False
+    """It sends a LoRA adapter over the weights that the server started with."""
+
+
+TRANSPORTS = {
+    "shm": TransportTraits(servers_fetch=True, same_host=True),
+    "disk": TransportTraits(servers_fetch=True, in_run_folder=True),
+    "http": TransportTraits(),
+    "nccl": TransportTraits(through_file=False, joins_group=True),
+    "ipc": TransportTraits(through_file=False, same_gpu=True),
+    "lora": TransportTraits(adapter_alone=True),
+}
+"""All ways of weights. Both ends of each are in its file, `weight_sync/NAME.py`, which is imported
+when it is first used."""
+
+if TYPE_CHECKING:
+    Transport = str
+else:
+    Transport = Literal[tuple(TRANSPORTS)]
 PolicyState = Literal["starting", "ready", "updating", "draining", "quarantined"]
 
 
@@ -25,6 +62,37 @@ def _checked_url(url: str) -> str:
     if match is None or int(match[2]) > 65_535:
         raise ValueError("it is no address of a server: write http://host:port")
     return url
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """A version of the policy. A later one is larger; the checksum has no part in that.
+
+    Step numbers repeat after a rollback, so the trainer's incarnation counts first.
+
+    Example: `Version(incarnation=2, policy_version=41, checksum="9f86…0a08")`
+    """
+
+    incarnation: int = 0
+    policy_version: int = 0
+    checksum: str | None = None
+    """The manifest's; None for the weights that the model came with."""
+
+    def __str__(self) -> str:
+        return f"version {self.policy_version} of incarnation {self.incarnation}"
+
+    def __lt__(self, other: "Version") -> bool:
+        return self.order < other.order
+
+    @property
+    def order(self) -> tuple[int, int]:
+        """What versions are compared by."""
+        return self.incarnation, self.policy_version
+
+    @property
+    def file_name(self) -> str:
+        """The safetensors file's name, wherever it lies."""
+        return f"{self.incarnation}-{self.policy_version}.safetensors"
 
 
 class TensorEntry(Message):
@@ -68,6 +136,22 @@ class WeightManifest(Message):
     adapter: AdapterConfig | None = None
     """Set where the tensors are a LoRA adapter over the weights that the server started with."""
 
+    @property
+    def version(self) -> Version:
+        """Which one it describes, without its own checksum."""
+        return Version(self.incarnation, self.policy_version)
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Every tensor's shape, by name."""
+        return {name: tuple(entry.shape) for name, entry in self.tensors.items()}
+
+
+def manifest_checksum(manifest: WeightManifest) -> str:
+    """sha256 of the manifest as canonical JSON."""
+    text = json.dumps(manifest.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
 
 class Rendezvous(Message):
     """The NCCL group in which the trainer broadcasts (`nccl`); as secret as the admin token.
@@ -104,24 +188,42 @@ class IpcHandle(Message):
     event_sync_required: bool
 
 
+class RankShare(Message):
+    """A version's tensors on one rank's GPU, for the rollout server there to read (`ipc`).
+
+    Example: `{"gpu": "3f1c…", "handles": {"lm_head.weight": {…}}}`
+    """
+
+    gpu: str
+    """UUID, without NVIDIA's `GPU-`."""
+    handles: dict[str, IpcHandle]
+    """By tensor name."""
+
+
 class StageRequest(Message):
     """Body of `POST /v1/weights/stage`: which version, never where it lies."""
 
     transport: Transport = "shm"
     manifest: WeightManifest
     checksum: Sha256
-    """Of the manifest (`services.weights.manifest_checksum`)."""
+    """The manifest's (`manifest_checksum`)."""
     rendezvous: Rendezvous | None = None
     """`nccl` only."""
+
+    @property
+    def version(self) -> Version:
+        """The version to stage."""
+        return Version(self.manifest.incarnation, self.manifest.policy_version, self.checksum)
 
     @model_validator(mode="after")
     def _complete(self) -> "StageRequest":
         bare = [n for n, entry in self.manifest.tensors.items() if entry.sha256 is None]
-        if bare and self.transport in FILE_TRANSPORTS:
+        traits = TRANSPORTS[self.transport]
+        if bare and traits.through_file:
             raise ValueError(f"{len(bare)} tensors have no sha256: {bare[0]}, …")
-        if (self.rendezvous is not None) != (self.transport == "nccl"):
+        if (self.rendezvous is not None) != traits.joins_group:
             raise ValueError("nccl, and no other transport, needs a rendezvous")
-        if (self.manifest.adapter is not None) != (self.transport == "lora"):
+        if (self.manifest.adapter is not None) != traits.adapter_alone:
             raise ValueError("lora, and no other transport, needs the manifest's adapter")
         return self
 
@@ -133,6 +235,10 @@ class CommitRequest(Message):
     checksum: Sha256
     ipc_handles: dict[str, IpcHandle] | None = None
     """`ipc` only: by tensor name; the memory stays as it is until the commit is answered."""
+
+    def names(self, version: Version) -> bool:
+        """Whether it is about that version, whose checksum covers its incarnation."""
+        return (version.policy_version, version.checksum) == (self.policy_version, self.checksum)
 
 
 class PolicyInfo(Message):
@@ -152,6 +258,11 @@ class PolicyInfo(Message):
     state: PolicyState
     model_runner: ModelRunner | None = None
     """Which one vLLM uses; null before the model is loaded, and where another engine samples."""
+
+    @property
+    def version(self) -> Version:
+        """The version that is served."""
+        return Version(self.incarnation, self.policy_version, self.checksum)
 
 
 class ServerProof(Message):
@@ -194,3 +305,8 @@ class PolicyRecord(Message):
     incarnation: Count
     checksum: Sha256
     transport: Transport
+
+    @property
+    def version(self) -> Version:
+        """The version to serve."""
+        return Version(self.incarnation, self.policy_version, self.checksum)

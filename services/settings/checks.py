@@ -1,9 +1,10 @@
-"""What can be known to be wrong before anything is loaded."""
+"""What the sections of settings must be to each other, known before anything is loaded."""
 
 import logging
+from importlib.util import find_spec
 
 from services.errors import SettingsError
-from services.settings import Settings
+from services.settings.tree import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ def check_grpo(settings: Settings) -> None:
     """
     check_shared_gpus(settings)
     lora = settings.lora
-    if (lora.rank > 0) != (settings.weights.transport == "lora"):
+    if (lora.rank > 0) != settings.weights.traits.adapter_alone:
         raise SettingsError(
             f"lora.rank = {lora.rank} and weights.transport = '{settings.weights.transport}': an "
             "adapter is trained and sent alone, so set lora.rank over 0 and the transport 'lora', "
@@ -51,17 +52,45 @@ def check_shared_gpus(settings: Settings) -> None:
         )
 
 
+def check_ipc_servers(settings: Settings) -> None:
+    """Refuse servers that no rank is on the GPU of.
+
+    Raises:
+        SettingsError: With what to set.
+    """
+    ranks, servers = settings.trainer.num_ranks, settings.cluster.num_rollout_servers
+    if settings.weights.traits.same_gpu and servers > ranks:
+        raise SettingsError(
+            f"weights.transport = 'ipc' gives each rank's weights to the server on its GPU: set "
+            f"cluster.num_rollout_servers ({servers}) to trainer.num_ranks ({ranks}) at most"
+        )
+
+
 def check_shared_transport(settings: Settings) -> None:
     """Refuse a transport that cannot work within one GPU.
 
     Raises:
         SettingsError: With what to set.
     """
-    if settings.weights.transport == "nccl":
+    if settings.weights.traits.joins_group:
         raise SettingsError(
             "weights.transport = 'nccl' cannot send to the GPU that it sends from: where trainer "
             "and server share each GPU use ipc"
         )
+
+
+def check_trackers(settings: Settings) -> None:
+    """Refuse a start whose curves could not be drawn, without loading the packages that draw.
+
+    Raises:
+        SettingsError: With what to do.
+    """
+    for package in ("tensorboard", "wandb"):
+        if getattr(settings.records, package) and find_spec(package) is None:
+            raise SettingsError(
+                f"records.{package} is on and {package} is not installed: pip install {package}, "
+                "or set it to false"
+            )
 
 
 def num_micro_batches(settings: Settings) -> int:
@@ -88,25 +117,25 @@ def log_advice(settings: Settings) -> None:
 
 def advice(settings: Settings) -> list[str]:
     """What is allowed, and probably not meant."""
-    algorithm, found = settings.algorithm, []
+    algorithm, lines = settings.algorithm, []
     if algorithm.loss == "gspo" and algorithm.clip_high > 0.05:
-        found.append(
+        lines.append(
             f"algorithm.clip_high = {algorithm.clip_high:g} never clips with gspo, whose ratios "
             "are of whole completions: its paper has clip_low = 3e-4 and clip_high = 4e-4"
         )
     if algorithm.loss == "dr_grpo" and algorithm.advantage_scale == "group":
-        found.append(
+        lines.append(
             "dr_grpo leaves the standard deviation out: algorithm.advantage_scale = 'none'"
         )
     if algorithm.normalise == "terms" and algorithm.advantage_scale == "group":
-        found.append(
+        lines.append(
             "normalise = 'terms' with advantage_scale = 'group' makes all groups weigh the same, "
             "however many of their terms differ: GDPO has 'batch'"
         )
     stale = settings.trainer.max_policy_lag > 0
     if algorithm.old_logprobs == "trainer" and algorithm.correction == "none" and stale:
-        found.append(
+        lines.append(
             "old_logprobs = 'trainer' without a correction takes stale completions for fresh ones: "
             "set algorithm.correction, or trainer.max_policy_lag = 0"
         )
-    return found
+    return lines

@@ -1,20 +1,24 @@
 """Tokens and passwords, in files that their owner alone can read.
 
-They are never on a command line, which every user of a host can see, nor in a log.
+They are never on a command line, which every user of a host can see, in a log or in settings, which
+are printed, dumped for other processes and sent to trackers.
 """
 
 import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import parse_qsl, unquote, urlsplit
 
 from services.errors import SettingsError
+from services.host.environment import environment_value
 
 MIN_CHARACTERS = 16
 """The least length of a secret that is asked for beyond this machine."""
 _NUM_BYTES = 32
 _OTHERS = 0o077
 """What group and others may do."""
+_REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+sentinel://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,24 @@ def read_secret(file: Path) -> str:
     return checked_secret(secret, f"secret file {file}")
 
 
+def read_token(environment_name: str, file: Path | None) -> str | None:
+    """A token from the environment, else from a file; None when neither is named.
+
+    Raises:
+        SettingsError: The variable is set and empty, or the file cannot be used: it must never be
+            taken for the wish to have no token.
+    """
+    token = environment_value(environment_name)
+    if token is None:
+        return None if file is None else read_secret(file)
+    if not token.strip():
+        raise SettingsError(
+            f"the environment variable {environment_name} is set and empty: give it the token, or "
+            "unset it to have none"
+        )
+    return checked_secret(token.strip(), f"the environment variable {environment_name}")
+
+
 def is_weak(secret: str) -> bool:
     """Whether it is too short to be asked for beyond this machine."""
     return len(secret) < MIN_CHARACTERS
@@ -88,6 +110,45 @@ def checked_secret(secret: str, where: str) -> str:
             "with `openssl rand -base64 32`"
         )
     return secret
+
+
+def refuse_redis_password(url: str) -> None:
+    """Raises: ValueError: `redis.url` holds a password, or is not an url of Redis."""
+    if not url.startswith(_REDIS_SCHEMES):
+        raise ValueError(f"redis.url has to begin with {', '.join(_REDIS_SCHEMES)}")
+    if _holds_password(url):
+        raise ValueError(
+            "redis.url holds a password, which would stand in config.toml, logs and trackers: put "
+            "it into a file of mode 0600 and name that in redis.password_file; a user stays in the "
+            "url"
+        )
+
+
+def refuse_password(name: str, url: str) -> None:
+    """Raises: ValueError: The setting `name` holds a user or password, or is not an url."""
+    if any(character in url for character in "@?#"):
+        raise ValueError(
+            f"{name} holds a user, password, query or fragment, which would stand in "
+            "config.toml, logs and trackers: write http://host:port. Tokens of services go "
+            "into [security], a collector's into OTEL_EXPORTER_OTLP_HEADERS"
+        )
+    try:
+        urlsplit(url)
+    except ValueError as error:
+        raise ValueError(f"{name} is no url ({error}): write http://host:port") from error
+
+
+def _holds_password(redis_url: str) -> bool:
+    """Whether redis-py would find one in it, or someone who mistyped it has left one there."""
+    parts = urlsplit(redis_url)
+    names = [name.lower() for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
+    return (
+        parts.password is not None
+        or ":" in unquote(parts.username or "")
+        or any("pass" in name for name in names)
+        or "@" in parts.path
+        or bool(parts.fragment)
+    )
 
 
 def _ensure(file: Path) -> Path:

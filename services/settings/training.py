@@ -1,4 +1,4 @@
-"""Settings of training and of what it leaves: `[sampling]` to `[records]`."""
+"""Settings of training, of evaluation and of what they leave: `[sampling]` to `[records]`."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -220,6 +220,25 @@ class SftSettings(Section):
                 f"batch_size ({self.batch_size})"
             )
         return self
+
+
+class EvaluationSettings(Section):
+    """How answers are sampled outside training: `sgg-rl infer`, and held-out images of a run."""
+
+    num_images: int = Field(default=64, ge=1)
+    """Held-out images that a run is evaluated on: the first of them."""
+    every: int = Field(default=0, ge=0)
+    """Steps between evaluations while a run trains; 0: only before and after it, where there is
+    `data.heldout`."""
+    max_tokens: int = Field(default=1024, ge=1)
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    """0 is greedy. Otherwise each image has a seed of its own, made from `run.seed` and its id."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    top_k: int = Field(default=0, ge=0)
+    """0 keeps the whole vocabulary."""
+    constrain: Literal["never", "failures", "all"] = "never"
+    """Ask again under the JSON Schema of a scene graph: where the free answer has no graph, or for
+    every image. The free answer always comes first, and its status is kept."""
 
 
 class RecordsSettings(Section):

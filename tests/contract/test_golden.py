@@ -21,8 +21,8 @@ from services.schemas.weights import (
     PolicyRecord,
     ServerRecord,
     StageRequest,
+    manifest_checksum,
 )
-from services.weights import manifest_checksum
 
 FOLDER = Path(__file__).parent / "golden"
 MESSAGES: dict[str, type[BaseModel]] = {

@@ -11,18 +11,18 @@ from vllm.config import VllmConfig
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.worker.gpu_worker import Worker
 
-from rollout_service.engine import (
-    AdapterWeights,
-    BroadcastWeights,
-    FileWeights,
-    IpcWeights,
-    Weights,
-)
 from rollout_service.vllm import engine as vllm_engine
 from rollout_service.vllm.engine import VllmEngine
 from rollout_service.vllm.worker import InitInfo, UpdateInfo, WorkerExtension
 from services.schemas.weights import IpcHandle, Rendezvous, TensorEntry, WeightManifest
 from services.settings import Settings
+from weight_sync.engine import (
+    AdapterWeights,
+    BroadcastWeights,
+    FileWeights,
+    IpcWeights,
+    StagedWeights,
+)
 
 HANDLE = IpcHandle(
     gpu="3f1c", stride=[1], offset=0, memory="AAAA", storage_bytes=4, storage_offset_bytes=0,
@@ -92,7 +92,7 @@ async def test_joining_a_group(engine: VllmEngine, llm: Any) -> None:
     [FileWeights(path=Path("file")), BroadcastWeights(), IpcWeights(handles={"a": HANDLE})],
     ids=lambda weights: type(weights).__name__,
 )
-async def test_new_weights(engine: VllmEngine, llm: Any, weights: Weights) -> None:
+async def test_new_weights(engine: VllmEngine, llm: Any, weights: StagedWeights) -> None:
     await engine.start()
     await engine.load_weights(weights, manifest())
     info = UpdateInfo(**llm.update_weights.call_args.args[0].update_info)

@@ -22,6 +22,7 @@ from vllm.distributed.weight_transfer.base import ParamMeta, VLLMWeightSyncClien
 
 from rollout_service.vllm import worker as vllm_worker
 from rollout_service.vllm.worker import TransferEngine
+from services.schemas.weights import Version
 from services.settings import Settings
 from tests.e2e.test_transfer_engine import (
     assert_loaded,
@@ -35,8 +36,8 @@ from tests.e2e.test_transfer_engine import (
 from trainer.policy.random_state import load_random_state, save_random_state
 from weight_sync import nccl
 from weight_sync.device import CommitClient, TensorMeta, TensorSource, own_device
-from weight_sync.gpu_share import SharedTensors, gpu_uuid
-from weight_sync.nccl import NcclTransport
+from weight_sync.ipc import SharedTensors, gpu_uuid
+from weight_sync.nccl import NcclSender
 
 __all__ = ["engine", "no_streams"]  # pytest finds fixtures by name
 SETTINGS = {"model": {"path": "assets/toy-start"}, "data": {"train": "unused"}}
@@ -73,7 +74,7 @@ def test_what_torch_is_asked_about_a_gpu(on_cuda: Callable[..., Mock], tmp_path:
 
 
 def test_a_new_group_has_an_id_of_the_real_library() -> None:
-    first, second = (NcclTransport.new_unique_id(Mock()) for _ in range(2))
+    first, second = (NcclSender.new_unique_id(Mock()) for _ in range(2))
     assert len(first) == 128
     assert first != second
 
@@ -121,8 +122,8 @@ async def test_a_broadcast_from_trainer_to_server(
     for module in (nccl, vllm_worker):
         monkeypatch.setattr(module, "NCCL_BUCKET_BYTES", BUCKET_BYTES)
     tensors = new_tensors(1)
-    trainer = NcclTransport(Settings.model_validate(SETTINGS))
-    trainer.prepare(tensors.items(), 1, 1)
+    trainer = NcclSender(Settings.model_validate(SETTINGS))
+    trainer.prepare(tensors.items(), Version(1, 1))
     communicator = trainer.join(bytes(128), 2)
     join(engine)
     assert group[0] is communicator

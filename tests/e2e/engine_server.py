@@ -8,10 +8,8 @@ from typing import Any
 
 import pytest
 
+from rollout_service.engine import GroupRequest
 from rollout_service.http import app
-from rollout_service.transports.choice import Transports
-from rollout_service.transports.spool import Spool
-from rollout_service.updates import WeightUpdater
 from rollout_service.vllm import engine as vllm_engine
 from rollout_service.vllm.engine import VllmEngine
 from services.schemas.common import Sampling
@@ -21,6 +19,8 @@ from services.settings import Settings
 from tests.e2e import versions
 from tests.e2e.oracle import SUPPRESSED, Oracle, messages
 from tests.e2e.probing_worker import ProbingExtension
+from weight_sync.updater import WeightUpdater
+from weight_sync.uploads import Spool
 
 
 class EngineServer:
@@ -34,13 +34,14 @@ class EngineServer:
     async def sample(
         self, image: bytes, adapter: str | None = None, *, n: int = 2, max_tokens: int = 16
     ) -> RolloutResponse:
-        result = await self.engine.sample(
-            messages(),
-            [image],
-            Sampling(n=n, max_tokens=max_tokens, suppress_token_ids=SUPPRESSED),
+        request = GroupRequest(
+            messages=messages(),
+            images=[image],
+            sampling=Sampling(n=n, max_tokens=max_tokens, suppress_token_ids=SUPPRESSED),
             request_id=uuid.uuid4().hex,
             adapter=adapter,
         )
+        result = await self.engine.sample(request)
         return RolloutResponse(
             server_id="s",
             prompt_token_ids=result.prompt_token_ids,
@@ -97,7 +98,7 @@ async def engine_server(settings: Settings) -> AsyncIterator[EngineServer]:
         args.worker_extension_cls = f"{ProbingExtension.__module__}.{ProbingExtension.__name__}"
         patch.setattr(vllm_engine, "engine_args", lambda _: args)
         await engine.start()
-    updater = WeightUpdater(engine, Transports(settings, engine, spool))
+    updater = WeightUpdater(settings, engine, spool)
     server = EngineServer(settings, engine, updater)
     await server.probe("probe_start")
     yield server

@@ -21,11 +21,12 @@ from scene_graph.boxes import RELATIVE_1000
 from scene_graph.parsing import parse_completion
 from services.errors import InvalidInputError, UnauthorizedError
 from services.http.clients.rollout import RolloutClient
-from services.weights import shm_file
+from services.schemas.weights import Version
 from tests.e2e.conftest import RunningServer, running_server
 from tests.e2e.oracle import TOLERANCE, Oracle, data_uri, largest_gap, picture, request
 from tests.e2e.versions import commit_of, perturbed, stage_of, write_shm
 from tests.tagged_pictures import ORIENTATIONS, encoded, noise, stored, tagged
+from weight_sync.shm import shm_file
 
 TOKEN = "the data token"
 RANK, ALPHA = 4, 8.0
@@ -244,7 +245,7 @@ async def test_a_layer_of_a_mixture_of_experts(families: dict[str, RunningServer
                 before = base if oracle is other else other
                 assert largest_gap(before, image, answer) > 10 * TOLERANCE
     finally:
-        shutil.rmtree(shm_file(run, 0, 0).parent, ignore_errors=True)
+        shutil.rmtree(shm_file(run, Version()).parent, ignore_errors=True)
 
 
 async def test_updates_of_every_family(server: RunningServer) -> None:
@@ -262,7 +263,7 @@ async def test_updates_of_every_family(server: RunningServer) -> None:
                 answer = await client.rollouts(request(image, n=4))
                 assert largest_gap(oracle, image, answer) < TOLERANCE
     finally:
-        shutil.rmtree(shm_file(run, 0, 0).parent, ignore_errors=True)
+        shutil.rmtree(shm_file(run, Version()).parent, ignore_errors=True)
     assert largest_gap(base, image, before) < TOLERANCE
     assert largest_gap(other, image, before) > 10 * TOLERANCE
 

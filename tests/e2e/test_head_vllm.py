@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rollout_service.engine import GroupRequest
 from rollout_service.vllm.engine import VllmEngine, engine_args
 from scene_data.tiny_model import make_tiny_model
 from services.errors import SettingsError
@@ -28,7 +29,10 @@ async def logits_of_one_state(server: EngineServer, image: bytes) -> torch.Tenso
     sampling = Sampling(
         n=64, seed=1, max_tokens=1, temperature=TEMPERATURE, suppress_token_ids=SUPPRESSED
     )
-    result = await server.engine.sample(messages(), [image], sampling, request_id=uuid.uuid4().hex)
+    request = GroupRequest(
+        messages=messages(), images=[image], sampling=sampling, request_id=uuid.uuid4().hex
+    )
+    result = await server.engine.sample(request)
     logprobs = [completion.rollout_logprobs[0] for completion in result.completions]
     return TEMPERATURE * torch.tensor(logprobs, dtype=torch.float64)
 

@@ -10,7 +10,7 @@ import pytest_asyncio
 import torch
 
 from services.errors import InvalidInputError, NotFoundError
-from services.schemas.weights import AdapterConfig, WeightManifest
+from services.schemas.weights import AdapterConfig, Version, WeightManifest
 from services.settings.training import LoraSettings
 from tests.e2e import versions
 from tests.e2e.engine_server import EngineServer, engine_server, settings_of
@@ -48,7 +48,7 @@ async def stage(
     version = server.updater.serving.policy_version + 1
     manifest = versions.manifest_of(adapter, version, adapter=config)
     content = versions.adapter_file(folder, adapter)
-    await server.updater.upload(1, version, pieces(content, 1000))
+    await server.updater.upload(Version(1, version), pieces(content, 1000))
     await server.updater.stage(versions.stage_of(manifest, "lora"))
     return manifest
 

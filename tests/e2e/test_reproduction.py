@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from scene_data.dataset import open_dataset
-from services.settings import child_environment
+from services.host.environment import child_environment
 from tests.processes import ROOT
 
 FEWER_STEPS = {

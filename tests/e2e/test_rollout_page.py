@@ -10,7 +10,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from services.settings import child_environment
+from services.host.environment import child_environment
 from tests.e2e.conftest import ROOT, RunningServer
 from tests.e2e.oracle import picture
 

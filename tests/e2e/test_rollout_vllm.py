@@ -30,14 +30,16 @@ from services.schemas.rollouts import (
 )
 from services.schemas.weights import (
     PolicyRecord,
+    Version,
+    manifest_checksum,
 )
-from services.weights import manifest_checksum, shm_file
 from tests.e2e.conftest import RunningServer
 from tests.e2e.oracle import SUPPRESSED, TOLERANCE, Oracle, messages, picture, request
 from tests.e2e.versions import commit_of, stage_of, write_shm
 from tests.live_servers import registered
 from tests.processes import wait_for
 from trainer.policy.model import load_processor
+from weight_sync.shm import shm_file
 
 MESSAGES = messages()
 
@@ -56,7 +58,7 @@ def other(rollout_server: RunningServer) -> Oracle:
 def run(rollout_server: RunningServer) -> Iterator[str]:
     run = rollout_server.settings.run.name
     yield run
-    shutil.rmtree(shm_file(run, 0, 0).parent, ignore_errors=True)
+    shutil.rmtree(shm_file(run, Version()).parent, ignore_errors=True)
 
 
 def assert_close(oracle: Oracle, image: bytes, answer: RolloutResponse, temperature: float) -> None:

@@ -21,8 +21,8 @@ from vllm.model_executor.model_loader.reload import record_metadata_for_reloadin
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
 from rollout_service.vllm import worker as vllm_worker
-from rollout_service.vllm.worker import BACKEND, TransferEngine, ipc_args
-from services.weights import encode_ipc
+from rollout_service.vllm.worker import BACKEND, TransferEngine
+from weight_sync.ipc import decode_ipc, encode_ipc
 
 BUCKET_BYTES = 100
 """Smaller than the model, so that there are several buckets."""
@@ -235,7 +235,7 @@ def test_handles_are_what_torch_gave_and_nothing_is_pickled() -> None:
     tensor = torch.zeros(5, 4)[1:, :].T
     args = reduced(tensor, b"\x00\xff" * 32)
     handle = encode_ipc("3f1c", args)
-    assert ipc_args(handle, list(tensor.shape), "float32") == args
+    assert decode_ipc(handle, list(tensor.shape), "float32") == args
 
 
 def test_tensors_in_shared_memory(

@@ -10,15 +10,15 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
-from rollout_service.transports.lora import write_config
 from services.errors import EngineError
-from services.schemas.weights import AdapterConfig
+from services.schemas.weights import AdapterConfig, Version
 from services.settings import Settings
-from services.weights import shm_file
 from tests.e2e import versions
 from tests.e2e.engine_server import EngineServer, engine_server, settings_of
 from tests.e2e.oracle import TOLERANCE, Oracle, largest_gap, picture
 from tests.updaters import pieces
+from weight_sync.lora import write_config
+from weight_sync.shm import shm_file
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 ADAPTER = AdapterConfig(rank=4, alpha=8.0)
@@ -34,7 +34,7 @@ def settings(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     versions.adapter_file(folder / "named", adapter)
     write_config(folder / "named", ADAPTER, adapter)
     yield settings
-    shutil.rmtree(shm_file(settings.run.name, 0, 0).parent, ignore_errors=True)
+    shutil.rmtree(shm_file(settings.run.name, Version()).parent, ignore_errors=True)
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -115,8 +115,8 @@ async def test_a_server_that_failed_twice_is_seeded_again_over_http(server: Engi
         await server.updater.commit(versions.commit_of(manifest))
     assert server.updater.state == "quarantined"
     waiting = asyncio.create_task(server.sample(image))
-    file = shm_file(server.settings.run.name, 1, manifest.policy_version)
-    await server.updater.upload(1, manifest.policy_version, pieces(file.read_bytes(), 65_536))
+    file = shm_file(server.settings.run.name, manifest.version)
+    await server.updater.upload(manifest.version, pieces(file.read_bytes(), 65_536))
     file.unlink()
     await server.updater.stage(versions.stage_of(manifest, "http"))
     assert not waiting.done()

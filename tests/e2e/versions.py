@@ -14,11 +14,13 @@ from services.schemas.weights import (
     StageRequest,
     TensorEntry,
     Transport,
+    Version,
     WeightManifest,
+    manifest_checksum,
 )
 from services.settings import Settings
-from services.weights import manifest_checksum, shm_file
 from tests.e2e.oracle import Oracle
+from weight_sync.shm import shm_file
 
 Tensors = Mapping[str, torch.Tensor]
 
@@ -45,7 +47,7 @@ def write_shm(
     """A version in shared memory, of the parameters with `part` in their name."""
     parameters = oracle.model.named_parameters()
     tensors = {n: as_published(n, p.detach()).contiguous() for n, p in parameters if part in n}
-    file = shm_file(run, 1, policy_version)
+    file = shm_file(run, Version(1, policy_version))
     file.parent.mkdir(mode=0o700, exist_ok=True)
     save_file(tensors, file)
     manifest = manifest_of(tensors, policy_version, vision_trained=vision_trained)

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from services.schemas.weights import Version
 from services.settings import Settings
 from trainer.policy.export import exported, exported_parameters
 from weight_sync.handover import Handover
 from weight_sync.host import has_room, kept_on_host, on_host
-from weight_sync.nccl import NcclTransport
+from weight_sync.nccl import NcclSender
 
 pytestmark = [
     pytest.mark.gpu,
@@ -75,9 +76,9 @@ def test_few_tensors_are_on_the_gpu_beside_the_model(model: nn.Module) -> None:
 
 def test_a_version_leaves_the_gpu_once_it_is_served(model: nn.Module) -> None:
     tree = {"model": {"path": "m"}, "data": {"train": "t"}}
-    transport = NcclTransport(Settings.model_validate(tree))
+    transport = NcclSender(Settings.model_validate(tree))
     expected = {name: p.detach().cpu() for name, p in model.named_parameters()}
-    transport.prepare(((n, p.detach().clone()) for n, p in model.named_parameters()), 1, 1)
+    transport.prepare(((n, p.detach().clone()) for n, p in model.named_parameters()), Version(1, 1))
     held = transport._tensors
     assert all(tensor.is_cuda for tensor in held.values()), "as handed over"
     transport.settle()

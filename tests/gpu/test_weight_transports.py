@@ -12,7 +12,6 @@ import pytest
 import torch
 
 from services.http.clients.rollout import RolloutClient
-from services.redis.keys import RunKeys
 from services.schemas.rollouts import RolloutResponse
 from services.schemas.weights import Transport
 from services.settings import Settings
@@ -88,11 +87,13 @@ def update_and_compare(
         update={"weights": server.settings.weights.model_copy(update={"transport": transport})}
     )
     incarnation = asyncio.run(serving_incarnation(server)) + 1
-    publisher = WeightPublisher(settings, RunKeys(settings.run.name), incarnation)
+    publisher = WeightPublisher(settings, incarnation)
     try:
         for version, oracle in enumerate((other, base, other, base), start=1):
             weights = ((n, p.detach().contiguous()) for n, p in oracle.model.named_parameters())
-            assert publisher.publish(weights, version) == 1, "at once, not over HTTP afterwards"
+            assert publisher.begin(weights, version).result() == 1, (
+                "at once, not over HTTP afterwards"
+            )
             sampled, greedy = asyncio.run(answers(server))
             (span,) = sampled.completions[0].policy_versions
             assert span.policy_version == version

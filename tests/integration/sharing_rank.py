@@ -15,8 +15,8 @@ from services.settings import load_settings
 from trainer.checkpoints.checkpoint import TrainerState
 from trainer.connection import ServiceConnection
 from trainer.ranks.group import Ranks, launched_as
-from weight_sync import gpu_share, publisher
-from weight_sync.ipc import IpcTransport
+from weight_sync import ipc, publisher
+from weight_sync.ipc import IpcSender
 
 
 def weights() -> Iterator[tuple[str, Tensor]]:
@@ -31,8 +31,8 @@ def make_up_gpu(rank: int) -> None:
         memory = bytes([rank]) * 64
         return None, (type(tensor), *place, memory, tensor.nbytes, 0, False, b"c", 0, b"e", True)
 
-    vars(gpu_share)["reduce_tensor"] = reduce_tensor
-    vars(publisher)["make_transport"] = IpcTransport
+    vars(ipc)["reduce_tensor"] = reduce_tensor
+    vars(publisher)["make_sender"] = IpcSender
     cuda: Any = torch.cuda
     cuda.get_device_properties = lambda _: SimpleNamespace(uuid=str(rank))
     cuda.ipc_collect = lambda: None
@@ -43,7 +43,7 @@ def main(config: Path) -> None:
     make_up_gpu(launched_as()[0])
     dist.init_process_group("gloo")
     dataset = open_dataset(settings.data.train)
-    with ServiceConnection.open(settings, dataset, [999], TrainerState(), Ranks(60)) as link:
+    with ServiceConnection(settings, dataset, [999], TrainerState(), Ranks(60)) as link:
         link.start(weights(), 0)
     dist.destroy_process_group()
 

@@ -9,16 +9,15 @@ import asyncio
 import sys
 from pathlib import Path
 
-from rollout_service.engine import Weights
 from rollout_service.fake.engine import FakeEngine
 from rollout_service.http.app import RolloutProcess
-from rollout_service.transports import choice
-from rollout_service.transports.safetensors_file import StagedFile
-from rollout_service.transports.shm import ShmTransport
 from services.errors import EngineError
 from services.http import app as service
 from services.schemas.weights import StageRequest, WeightManifest
 from services.settings import load_settings
+from weight_sync import shm
+from weight_sync.engine import StagedWeights
+from weight_sync.files import StagedFile
 
 FAILS = "fails"
 EDGES = ("before stage", "staged", "in the load", "before resume")
@@ -51,7 +50,7 @@ class StallingEngine(FakeEngine):
         super().__init__(tokens_per_s=20_000, max_model_len=4096)
         self._stall = stall
 
-    async def load_weights(self, weights: Weights, manifest: WeightManifest) -> None:
+    async def load_weights(self, weights: StagedWeights, manifest: WeightManifest) -> None:
         await self._stall.at("in the load", manifest.policy_version)
         self._stall.fail(manifest.policy_version)
         await super().load_weights(weights, manifest)
@@ -65,7 +64,7 @@ def main(config: str, marker: str, edge: str, policy_version: str) -> None:
     settings = load_settings(Path(config))
     stall = Stall(Path(marker), edge, int(policy_version))
 
-    class StallingTransport(ShmTransport):
+    class StallingReceiver(shm.ShmReceiver):
         """Stops before or after it has staged."""
 
         async def stage(self, request: StageRequest) -> StagedFile:
@@ -74,7 +73,7 @@ def main(config: str, marker: str, edge: str, policy_version: str) -> None:
             await stall.at("staged", request.manifest.policy_version)
             return staged
 
-    vars(choice)["ShmTransport"] = StallingTransport
+    vars(shm)["ShmReceiver"] = StallingReceiver
     process = RolloutProcess(settings, lambda: StallingEngine(stall))
     service.serve(process.app, settings.rollout.url)
 

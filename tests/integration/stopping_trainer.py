@@ -34,7 +34,7 @@ def run(config: Path, before: str) -> None:
 
     settings = load_settings(config)
     dataset = open_dataset(settings.data.train)
-    with ServiceConnection.open(settings, dataset, [7], TrainerState(), Alone()) as services:
+    with ServiceConnection(settings, dataset, [7], TrainerState(), Alone()) as services:
         services.start(weights(0), 0)
         step = 0
         while True:

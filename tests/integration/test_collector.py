@@ -110,15 +110,15 @@ class Run:
     ) -> Collector:
         images = ImageStore(self.settings.run.files.images)
         dataset = open_dataset(self.settings.data.train)
-        prompts = PromptSource(self.settings, dataset, images, incarnation, [PLACEHOLDER])
-        collector = Collector(
-            self.settings, self.queue, prompts, Cursor(cursor), [PLACEHOLDER], image_check
+        prompts = PromptSource(
+            self.settings, dataset, images, incarnation, [PLACEHOLDER], image_check
         )
+        collector = Collector(self.settings, self.queue, prompts, Cursor(cursor))
         self.stack.callback(collector.close)
         return collector
 
     def publisher(self, incarnation: int = 1) -> WeightPublisher:
-        publisher = WeightPublisher(self.settings, self.keys, incarnation)
+        publisher = WeightPublisher(self.settings, incarnation)
         self.stack.callback(publisher.close)
         return publisher
 
@@ -196,7 +196,7 @@ def train(
     for step in steps:
         batch = collector.take(step)
         batches.append(batch)
-        publisher.publish(weights(step + 1), step + 1)
+        publisher.begin(weights(step + 1), step + 1).result()
         collector.release(batch, step + 1)
     return batches
 
@@ -205,7 +205,7 @@ def test_lag_zero_trains_the_data_order_on_fresh_groups(make_run: MakeRun) -> No
     run = make_run(max_policy_lag=0)
     run.serve_rollout()
     collector, publisher = run.collector(), run.publisher()
-    assert publisher.publish(weights(0), 0) == 1
+    assert publisher.begin(weights(0), 0).result() == 1
     collector.start(0)
     batches = train(run, collector, publisher, range(4))
     assert positions(batches) == list(range(12))
@@ -222,12 +222,12 @@ def test_killed_rollout_server_loses_and_repeats_nothing(make_run: MakeRun) -> N
     run = make_run(max_policy_lag=1)
     server = run.serve_rollout()
     collector, publisher = run.collector(), run.publisher()
-    publisher.publish(weights(0), 0)
+    publisher.begin(weights(0), 0).result()
     collector.start(0)
     batches = train(run, collector, publisher, range(3))
     server.send_signal(signal.SIGKILL)
     server.wait()
-    assert publisher.publish(weights(4), 4) == 0, "nobody serves, and nobody is waited for"
+    assert publisher.begin(weights(4), 4).result() == 0, "nobody serves, and nobody is waited for"
     run.serve_rollout()  # from version 0: it must catch up before it samples
     batches += train_until(run, collector, publisher, range(4, 400), low=18)
     used = positions(batches)
@@ -241,7 +241,7 @@ def test_killed_reward_service_is_waited_for_and_never_a_reward(make_run: MakeRu
     run = make_run(max_policy_lag=1)
     run.serve_rollout()
     collector, publisher = run.collector(), run.publisher()
-    publisher.publish(weights(0), 0)
+    publisher.begin(weights(0), 0).result()
     collector.start(0)
     batches = train(run, collector, publisher, range(1))
     assert run.reward is not None
@@ -269,7 +269,7 @@ def test_killed_redis_loses_and_repeats_nothing(
         run = make_run(redis=f"redis://127.0.0.1:{port}/0", max_policy_lag=1)
         run.serve_rollout()
         collector, publisher = run.collector(), run.publisher()
-        publisher.publish(weights(0), 0)
+        publisher.begin(weights(0), 0).result()
         collector.start(0)
         batches = train(run, collector, publisher, range(2))
         redis.kill()
@@ -294,7 +294,7 @@ def test_redis_emptied_while_the_server_restarts_costs_seconds(make_run: MakeRun
     run = make_run(max_policy_lag=0)
     server = run.serve_rollout()
     collector, publisher = run.collector(), run.publisher()
-    publisher.publish(weights(0), 0)
+    publisher.begin(weights(0), 0).result()
     collector.start(0)
     batches = train(run, collector, publisher, range(2))
     publisher.note_committed(2)
@@ -319,7 +319,7 @@ def test_a_fail_over_by_sentinel_is_followed(make_run: MakeRun, tmp_path: Path) 
         run = make_run(redis=url, max_policy_lag=1)
         server = run.serve_rollout()
         collector, publisher = run.collector(), run.publisher()
-        publisher.publish(weights(0), 0)
+        publisher.begin(weights(0), 0).result()
         collector.start(0)
         batches = train(run, collector, publisher, range(2))
         primary.kill()
@@ -397,7 +397,7 @@ def test_lost_acknowledgement_loses_no_group(make_run: MakeRun) -> None:
     queue = LossyQueue(connect(run.settings.redis.url), run.keys)
     run.queue = lambda: queue  # type: ignore[method-assign]
     collector, publisher = run.collector(), run.publisher()
-    publisher.publish(weights(0), 0)
+    publisher.begin(weights(0), 0).result()
     collector.start(0)
     batches = train(run, collector, publisher, range(2))
     assert positions(batches) == [0, 1, 2, 3, 4, 5]
@@ -408,8 +408,8 @@ def test_servers_that_outlive_redis_data_still_listen(make_run: MakeRun) -> None
     """Redis forgets the incarnation, the server does not: the next trainer must rise above it."""
     run = make_run(max_policy_lag=0)
     run.serve_rollout()
-    assert run.publisher(incarnation=7).publish(weights(5), 5) == 1
-    with ServiceConnection.open(
+    assert run.publisher(incarnation=7).begin(weights(5), 5).result() == 1
+    with ServiceConnection(
         run.settings, open_dataset(run.settings.data.train), [PLACEHOLDER], TrainerState(), Alone()
     ) as services:
         services.start(weights(0), 0)
@@ -422,13 +422,13 @@ def test_new_incarnation_asks_again_for_what_was_open(make_run: MakeRun) -> None
     run = make_run(max_policy_lag=1)
     run.serve_rollout()
     collector, publisher = run.collector(), run.publisher()
-    publisher.publish(weights(0), 0)
+    publisher.begin(weights(0), 0).result()
     collector.start(0)
     first = train(run, collector, publisher, range(2))
     state = collector.cursor_state()
     collector.close()  # as a crash would leave it: groups are on the streams
     again, publisher = run.collector(incarnation=2, cursor=state), run.publisher(incarnation=2)
-    publisher.publish(weights(2), 2)
+    publisher.begin(weights(2), 2).result()
     again.start(2)
     second = train_until(run, again, publisher, range(2, 400), low=12)
     used = positions(first + second)
@@ -443,7 +443,7 @@ def test_trainers_that_were_taken_for_dead_are_shut_out(make_run: MakeRun) -> No
     run.serve_rollout()
     taking, *others = [stopped_trainer(run, before) for before in ("take", "publish", "commit")]
     dataset = open_dataset(run.settings.data.train)
-    with ServiceConnection.open(
+    with ServiceConnection(
         run.settings, dataset, [PLACEHOLDER], TrainerState(), Alone()
     ) as services:
         services.start(weights(0), 0)
@@ -654,7 +654,7 @@ def test_rows_that_cannot_be_read_or_scored_cost_themselves(
     too_many = tuple(replace(one, id=f"cat.{i}") for i in range(501))
     monkeypatch.setattr(SceneDataset, "__getitem__", spoiled)
     collector, publisher = run.collector(), run.publisher()
-    publisher.publish(weights(0), 0)
+    publisher.begin(weights(0), 0).result()
     collector.start(0)
     batches = train(run, collector, publisher, range(2))
     assert positions(batches) == [0, 3, 4, 5, 6, 7]
@@ -716,7 +716,7 @@ def test_the_store_holds_the_images_of_open_groups_whole(
     torn.write_bytes(torn.read_bytes()[:-1])
     wait_for("the torn one to be whole", lambda: sha256(torn.read_bytes()).hexdigest() == torn.name)
     run.serve_rollout()
-    publisher.publish(weights(0), 0)
+    publisher.begin(weights(0), 0).result()
     collector.take(0)
     wait_for("all to go", lambda: not store.names())
 

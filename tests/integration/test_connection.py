@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 import math
 import signal
 import subprocess
@@ -9,7 +10,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +18,37 @@ import pytest
 import torch
 from torch import Tensor
 
-from rollout_service.engine import IpcWeights, Weights
 from rollout_service.fake.engine import FakeEngine
 from scene_data.dataset import open_dataset
 from scene_data.sampler import EpochSampler
 from scene_data.toy import make_toy
 from services.errors import SettingsError
+from services.host.environment import child_environment
 from services.host.ports import free_port
-from services.redis.keys import RunKeys
 from services.schemas.weights import WeightManifest
-from services.settings import Settings, child_environment, dump_settings
+from services.settings import Settings, dump_settings
+from services.telemetry import Tracing
 from tests.alone import Alone
 from tests.live_servers import LiveServer, cluster_settings, serving, wait_registered
 from tests.processes import sgg_process, wait_ready
 from trainer.algorithms.stats import Stats
 from trainer.batches.preparation import Prepared, PreparedBatches
-from trainer.checkpoints.checkpoint import TrainerState
+from trainer.checkpoints.checkpoint import CheckpointStore, TrainerState
 from trainer.collection.cursor import CursorState
 from trainer.connection import ServiceConnection
+from trainer.not_finite import MAX_SKIPPED, NotFiniteError
+from trainer.policy.engine import StepOutput
 from trainer.ranks.stop import StopAskedError, StopRequest
-from trainer.records.files import RunRecords, ledger_line
-from trainer.step import MAX_SKIPPED, NotFiniteError, StepTraining
-from trainer.types import StepBatch, StepOutput
+from trainer.ranks.watch import watched
+from trainer.records.evaluation import StepEvaluation
+from trainer.records.files import RunRecords
+from trainer.records.phases import PhaseClock
+from trainer.records.tracing import SERVICE
+from trainer.train import train_steps
+from trainer.training_run import TrainingRun
+from trainer.types import StepBatch
+from trainer.write_guard import WriteGuard
+from weight_sync.engine import IpcWeights, StagedWeights
 from weight_sync.publisher import WeightPublisher
 
 PLACEHOLDER = 999
@@ -53,7 +63,7 @@ class GatedEngine(FakeEngine):
         self.gate.set()
         self.loaded: list[int] = []
 
-    async def load_weights(self, weights: Weights, manifest: WeightManifest) -> None:
+    async def load_weights(self, weights: StagedWeights, manifest: WeightManifest) -> None:
         await asyncio.to_thread(self.gate.wait, 30)
         await super().load_weights(weights, manifest)
         self.loaded.append(manifest.policy_version)
@@ -96,9 +106,7 @@ def linked(
         server = wait_registered(stack.enter_context(serving(settings, GatedEngine())))
         dataset = open_dataset(settings.data.train)
         link = stack.enter_context(
-            ServiceConnection.open(
-                settings, dataset, [PLACEHOLDER], TrainerState(), Alone(), stop=stop
-            )
+            ServiceConnection(settings, dataset, [PLACEHOLDER], TrainerState(), Alone(), stop=stop)
         )
         link.start(weights(0), 0)
         yield link, server
@@ -151,7 +159,7 @@ def test_a_stop_leaves_no_version_behind(
 def test_closing_the_publisher_ends_the_version_that_is_under_way(base: Settings) -> None:
     """Nobody answers where Redis should be."""
     redis = base.redis.model_copy(update={"url": f"redis://127.0.0.1:{free_port()}/0"})
-    publisher = WeightPublisher(base.model_copy(update={"redis": redis}), RunKeys("away"), 1)
+    publisher = WeightPublisher(base.model_copy(update={"redis": redis}), 1)
     begun = publisher.begin(weights(1), 1)
     publisher.close()
     assert begun.cancelled()
@@ -186,8 +194,11 @@ def test_a_version_that_cannot_be_written_ends_the_run_with_its_error(
 class SpoiltEngine:
     """Trains nothing; the first steps give no finite number for the first group."""
 
-    def __init__(self, num_spoilt: int) -> None:
+    def __init__(self, num_spoilt: int, link: ServiceConnection) -> None:
         self._left = num_spoilt
+        self._link = link
+        self.done_before: list[CursorState] = []
+        """Which positions were done when a version was asked for."""
 
     def train_step(self, groups: Any, learning_rate: float) -> StepOutput:
         self._left -= 1
@@ -198,54 +209,86 @@ class SpoiltEngine:
         grad_norm = math.inf if spoilt else 1.0
         return StepOutput(stats=Stats(), grad_norm=grad_norm, policy_logprobs=logprobs)
 
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        self.done_before.append(self._link.state(0).cursor)
+        return weights(1)
 
-def step_training(
+    def save_state(self, folder: Path) -> None:
+        pass
+
+
+@contextmanager
+def one_step(
     base: Settings, link: ServiceConnection, *, num_spoilt: int, ahead: bool
-) -> StepTraining:
+) -> Iterator[TrainingRun]:
+    """A run of one step, with an engine that fails at first."""
+
     def prepared(batch: StepBatch) -> Prepared:
         groups: Any = batch.groups
         return Prepared(groups=groups, micro_batches=groups, metrics={})
 
-    engine: Any = SpoiltEngine(num_spoilt)
-    batches = PreparedBatches(link.take, prepared, ahead=ahead, num_steps=9)
-    return StepTraining(link, batches, engine, RunRecords(base, 0), Alone())
-
-
-def no_clock(_: str) -> AbstractContextManager[None]:
-    return nullcontext()
+    folder, ranks = base.run.root / f"step-{uuid.uuid4().hex[:8]}", Alone()
+    run = base.run.model_copy(update={"name": folder.name, "root": folder.parent})
+    settings = base.model_copy(update={"run": run})
+    guard = WriteGuard(settings.run.folder)
+    engine: Any = SpoiltEngine(num_spoilt, link)
+    with watched(settings.run.folder / "ranks", rank=0, size=1, limit_s=60) as watch:
+        yield TrainingRun(
+            settings=settings,
+            ranks=ranks,
+            engine=engine,
+            connection=link,
+            batches=PreparedBatches(link.take, prepared, ahead=ahead, num_steps=1),
+            records=RunRecords(settings, 0, guard),
+            checkpoints=CheckpointStore(settings.run.folder / "checkpoints", 1, guard),
+            guard=guard,
+            phase=PhaseClock(watch, 0, Tracing(SERVICE, None)),
+            evaluation=StepEvaluation(),
+            stop=StopRequest(),
+            num_steps=1,
+            num_done=0,
+            num_committed=0,
+        )
 
 
 def test_a_step_is_tried_with_other_groups_until_its_numbers_are_finite(
     base: Settings, caplog: pytest.LogCaptureFixture
 ) -> None:
-    clock: Any = no_clock
-    with linked(base, max_policy_lag=1) as (link, server):
-        training = step_training(base, link, num_spoilt=2, ahead=True)
-        batch, learned = training.train(0, 1e-3, clock)
-        assert learned["num_skipped"] == 2
-        used = ledger_line(batch, 0)
+    with (
+        linked(base, max_policy_lag=1) as (link, server),
+        one_step(base, link, num_spoilt=2, ahead=True) as run,
+    ):
+        train_steps(run)
+        assert run.is_done
+        (used,) = read_lines(run.settings.run.folder / "ledger.jsonl")
+        (logged,) = read_lines(run.settings.run.folder / "metrics.jsonl")
+        assert logged["num_skipped"] == 2
         assert len(used["skipped"]) == 4
         assert len({*used["skipped"], *used["group_ids"]}) == 6
         for text in (used["skipped"][0], used["skipped"][2]):
             assert f"log-probabilities of {text} are not finite" in caplog.text
-        assert server.policy().policy_version == 0
-        assert link.state(0).cursor == CursorState(), "nothing is done until the step is"
-        link.publish(weights(1), 1, batch)
+        engine: Any = run.engine
+        assert engine.done_before == [CursorState()], "nothing is done until the step is"
+        assert server.policy().policy_version == 1
         cursor = link.state(1).cursor
         done = {*range(cursor.low), *cursor.ahead}
         order = EpochSampler(16, seed=0)
         rows = {f"r{order.at(position)[1]}" for position in done}
         ids = [*used["skipped"], *used["group_ids"]]
         assert rows == {name.rpartition("-")[2] for name in ids}
-        training.batches.close()
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
 
 
 def test_a_run_whose_numbers_stay_so_ends_and_names_the_groups(base: Settings) -> None:
-    clock: Any = no_clock
-    with linked(base, max_policy_lag=0) as (link, server):
-        training = step_training(base, link, num_spoilt=MAX_SKIPPED, ahead=False)
+    with (
+        linked(base, max_policy_lag=0) as (link, server),
+        one_step(base, link, num_spoilt=MAX_SKIPPED, ahead=False) as run,
+    ):
         with pytest.raises(NotFiniteError, match=r"skipped 5 times .* log-probabilities of link-"):
-            training.train(0, 1e-3, clock)
+            train_steps(run)
         assert server.policy().policy_version == 0
         assert link.state(0).cursor == CursorState()
 
@@ -271,7 +314,7 @@ class SharingEngine(FakeEngine):
         super().__init__(tokens_per_s=20_000, max_model_len=2048, gpu=f"GPU-{number}")
         self.memories: set[bytes] = set()
 
-    async def load_weights(self, weights: Weights, manifest: WeightManifest) -> None:
+    async def load_weights(self, weights: StagedWeights, manifest: WeightManifest) -> None:
         assert isinstance(weights, IpcWeights)
         self.memories = {base64.b64decode(h.memory) for h in weights.handles.values()}
         await super().load_weights(weights, manifest)

@@ -22,23 +22,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from rollout_service.engine import BroadcastWeights, FileWeights, IpcWeights, Weights
 from rollout_service.fake.engine import FakeEngine
-from rollout_service.vllm.worker import ipc_args
 from services.errors import EngineError, SettingsError
-from services.redis.keys import RunKeys
 from services.schemas.weights import IpcHandle, Rendezvous, Transport, WeightManifest
 from services.settings import Settings
 from tests.live_servers import LiveServer, cluster_settings, serving, wait_registered
 from tests.processes import wait_for
-from weight_sync import device, gpu_share, sender
+from weight_sync import device, ipc, sender
 from weight_sync import publisher as publishing
-from weight_sync.choice import make_transport
-from weight_sync.gpu_share import SharedTensors
-from weight_sync.ipc import IpcTransport
-from weight_sync.nccl import NcclTransport
+from weight_sync.engine import BroadcastWeights, FileWeights, IpcWeights, StagedWeights
+from weight_sync.ipc import IpcSender, SharedTensors, decode_ipc
+from weight_sync.nccl import NcclSender
 from weight_sync.publisher import WeightPublisher
-from weight_sync.sender import WeightTransport
+from weight_sync.sender import Sender, make_sender
 
 
 @dataclass
@@ -73,7 +69,7 @@ class Group:
         self.destroyed = True
 
 
-class QueueNccl(NcclTransport):
+class QueueNccl(NcclSender):
     """vLLM's trainer side on such a group."""
 
     packed = False  # packing happens on CUDA streams
@@ -107,7 +103,7 @@ class DeviceEngine(FakeEngine):
         group = await asyncio.to_thread(self._network.join, unique_id, rendezvous.world_size)
         self._receives = group.queues[rendezvous.rank]
 
-    async def load_weights(self, weights: Weights, manifest: WeightManifest) -> None:
+    async def load_weights(self, weights: StagedWeights, manifest: WeightManifest) -> None:
         await super().load_weights(weights, manifest)
         self.ways.append(type(weights).__name__)
         if isinstance(weights, BroadcastWeights):
@@ -117,7 +113,7 @@ class DeviceEngine(FakeEngine):
         elif isinstance(weights, IpcWeights):
             self.handles = dict(weights.handles)
             tensors = {
-                name: self._rebuild(ipc_args(handle, entry.shape, entry.dtype))
+                name: self._rebuild(decode_ipc(handle, entry.shape, entry.dtype))
                 for (name, handle), entry in zip(
                     weights.handles.items(), manifest.tensors.values(), strict=True
                 )
@@ -165,12 +161,12 @@ def make_cluster(
 
     with ExitStack() as stack:
 
-        def make(transport: Transport, kind: type[WeightTransport]) -> Cluster:
+        def make(transport: Transport, kind: type[Sender]) -> Cluster:
             name = f"device-{uuid.uuid4().hex[:8]}"
             cluster = Cluster(cluster_settings(tmp_path, name, redis_url, transport), stack)
             monkeypatch.setattr(QueueNccl, "network", cluster.network)
-            monkeypatch.setattr(publishing, "make_transport", kind)
-            cluster.publisher = WeightPublisher(cluster.settings, RunKeys(name), 1)
+            monkeypatch.setattr(publishing, "make_sender", kind)
+            cluster.publisher = WeightPublisher(cluster.settings, 1)
             stack.callback(cluster.publisher.close)
             return cluster
 
@@ -196,7 +192,7 @@ def serves(server: LiveServer, version: int) -> bool:
 
 
 def publish(cluster: Cluster, version: int) -> int:
-    return cluster.publisher.publish(weights(version).items(), version)
+    return cluster.publisher.begin(weights(version).items(), version).result()
 
 
 def test_one_group_broadcasts_versions_to_all_servers(make_cluster: Any) -> None:
@@ -281,7 +277,7 @@ def test_a_broadcast_that_hangs_is_given_up(
 def test_a_server_on_the_same_gpu_reads_the_tensors_there(
     make_cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cluster = make_cluster("ipc", IpcTransport)
+    cluster = make_cluster("ipc", IpcSender)
     share_memory(monkeypatch, cluster.memory)
     _, engine = cluster.server()
     elsewhere_server, elsewhere = cluster.server()
@@ -296,7 +292,7 @@ def test_a_server_on_the_same_gpu_reads_the_tensors_there(
 def test_each_rank_shares_with_the_server_on_its_gpu(
     make_cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cluster = make_cluster("ipc", IpcTransport)
+    cluster = make_cluster("ipc", IpcSender)
     share_memory(monkeypatch, cluster.memory)
     engines = [cluster.server()[1], cluster.server()[1]]
     elsewhere_server, elsewhere = cluster.server()
@@ -328,7 +324,7 @@ def share_memory(monkeypatch: pytest.MonkeyPatch, memory: dict[bytes, Tensor]) -
         place = (tensor.size(), tensor.stride(), tensor.storage_offset())
         return None, (type(tensor), *place, storage, tensor.dtype, 0, handle, *rest)
 
-    monkeypatch.setattr(gpu_share, "reduce_tensor", reduce_tensor)
+    monkeypatch.setattr(ipc, "reduce_tensor", reduce_tensor)
     monkeypatch.setattr(torch.cuda, "ipc_collect", lambda: None)
     on_gpu(monkeypatch, 0)
 
@@ -344,4 +340,4 @@ def test_a_trainer_without_gpu_says_so_at_once(tmp_path: Path) -> None:
     for transport in ("nccl", "ipc"):
         settings = cluster_settings(tmp_path, "run", "redis://127.0.0.1:1/0", transport)
         with pytest.raises(SettingsError, match="there is none: use shm"):
-            make_transport(settings)
+            make_sender(settings)

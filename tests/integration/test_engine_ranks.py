@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from scene_data.tiny_model import make_tiny_model
-from services.settings import child_environment
+from services.host.environment import child_environment
 from tests.integration.engine_driver import CASES, RESUMED, STEPS
 
 ROOT = Path(__file__).parents[2]

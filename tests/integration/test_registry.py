@@ -14,8 +14,13 @@ from services.images import ImageStore
 from services.redis.client import connect
 from services.redis.keys import RunKeys
 from services.redis.registry import Registry
-from services.schemas.weights import PolicyRecord, ServerRecord, TensorEntry, WeightManifest
-from services.weights import manifest_checksum
+from services.schemas.weights import (
+    PolicyRecord,
+    ServerRecord,
+    TensorEntry,
+    WeightManifest,
+    manifest_checksum,
+)
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from services.host.environment import child_environment
 from services.host.ports import free_port
-from services.settings import child_environment
 
 RANK = """
 import os

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from services.errors import ConflictError, InvalidInputError, NotFoundError, UnauthorizedError
+from services.host.environment import child_environment
 from services.host.ports import free_port, is_listening
 from services.http.clients.rollout import RolloutClient
 from services.http.proof import proof
@@ -27,7 +28,7 @@ from services.schemas.common import ChatMessage, ImagePart, Sampling, TextPart
 from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import RolloutGroup, RolloutRequest
 from services.schemas.weights import StageRequest
-from services.settings import Settings, child_environment, dump_settings
+from services.settings import Settings, dump_settings
 from tests.shm_versions import ShmRun, tensors_of
 
 IMAGE = b"the fake engine decodes nothing"

@@ -11,7 +11,7 @@ import pytest
 import tomli_w
 
 from scene_data.toy import make_toy
-from services.settings import child_environment
+from services.host.environment import child_environment
 from tests.fake_gpus import fake_gpus
 from tests.processes import ROOT, wait_for
 

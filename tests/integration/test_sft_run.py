@@ -19,11 +19,11 @@ from scene_data.toy import make_toy
 from services.errors import SettingsError
 from services.settings import Settings, dump_settings
 from tests.processes import sgg_process
+from trainer.not_finite import MAX_SKIPPED, NotFiniteError
 from trainer.policy.model import load_model
 from trainer.ranks.stop import StopRequest
 from trainer.sft.rows import IGNORED, AnswerCollator, AnswerRows
 from trainer.sft.train import _Progress, _Trainer, run_sft
-from trainer.step import MAX_SKIPPED, NotFiniteError
 
 ROWS, BATCH = 16, 4
 TOLERANCE = 1e-5

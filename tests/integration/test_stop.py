@@ -19,7 +19,7 @@ from scene_data.toy import make_toy
 from services.host.ports import free_port
 from services.settings import Settings, dump_settings, load_settings
 from tests.processes import ROOT, sgg_process, wait_for, wait_ready
-from trainer.step import MAX_SKIPPED
+from trainer.not_finite import MAX_SKIPPED
 
 STEPS = 5
 GROUPS = 2

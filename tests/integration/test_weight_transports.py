@@ -17,7 +17,6 @@ import torch
 from safetensors import safe_open
 
 from launcher.inference import registered_servers
-from rollout_service.engine import AdapterWeights, FileWeights, Weights
 from rollout_service.fake.engine import FakeEngine
 from services.errors import (
     EngineError,
@@ -31,16 +30,18 @@ from services.http.clients.rollout import RolloutClient
 from services.redis.client import connect
 from services.redis.keys import RunKeys
 from services.redis.registry import Registry
-from services.schemas.weights import AdapterConfig, ServerRecord, Transport, WeightManifest
+from services.schemas.weights import AdapterConfig, ServerRecord, Transport, Version, WeightManifest
 from services.settings import SecuritySettings, Settings, dump_settings
 from services.waiting import RoomWait
-from services.weights import disk_file, shm_file
 from tests.cutting_proxy import proxied
 from tests.live_servers import LiveServer, cluster_settings, serving, wait_registered
 from tests.processes import sgg_process, wait_for, wait_ready
 from weight_sync import sender
+from weight_sync.disk import disk_file
+from weight_sync.engine import AdapterWeights, FileWeights, StagedWeights
 from weight_sync.file_format import write_weights
 from weight_sync.publisher import WeightPublisher
+from weight_sync.shm import shm_file
 
 ADAPTER = "base_model.model.model.layers.0.self_attn.q_proj"
 
@@ -53,7 +54,7 @@ class RecordingEngine(FakeEngine):
         self.loaded: dict[int, dict[str, torch.Tensor]] = {}
         self.failures = 0
 
-    async def load_weights(self, weights: Weights, manifest: WeightManifest) -> None:
+    async def load_weights(self, weights: StagedWeights, manifest: WeightManifest) -> None:
         if self.failures:
             self.failures -= 1
             raise EngineError("half of the tensors are on the meta device")
@@ -61,7 +62,7 @@ class RecordingEngine(FakeEngine):
         self.loaded[manifest.policy_version] = await asyncio.to_thread(_read, weights)
 
 
-def _read(weights: Weights) -> dict[str, torch.Tensor]:
+def _read(weights: StagedWeights) -> dict[str, torch.Tensor]:
     assert isinstance(weights, FileWeights | AdapterWeights)
     file = weights.path if isinstance(weights, FileWeights) else weights.folder / ADAPTER_FILE
     with safe_open(file, framework="pt") as tensors:
@@ -103,7 +104,7 @@ class Cluster:
         asyncio.run(write())
 
     def publisher(self, incarnation: int = 1) -> WeightPublisher:
-        publisher = WeightPublisher(self.settings, self.keys, incarnation)
+        publisher = WeightPublisher(self.settings, incarnation)
         self.stack.callback(publisher.close)
         return publisher
 
@@ -148,16 +149,16 @@ def test_all_servers_get_each_version_and_nothing_is_left(
     servers = [cluster.server(), cluster.server()]
     publisher = cluster.publisher()
     for version in range(4):
-        assert publisher.publish(weights(version).items(), version) == 2
+        assert publisher.begin(weights(version).items(), version).result() == 2
         for server in servers:
             policy = server.policy()
             assert (policy.policy_version, policy.incarnation) == (version, 1)
             assert_loaded(server, version, weights(version))
     publisher.close()
     run = cluster.settings.run
-    assert not list(shm_file(run.name, 0, 0).parent.glob("*"))
+    assert not list(shm_file(run.name, Version()).parent.glob("*"))
     assert not list(Path(tempfile.gettempdir()).glob(f"sgg-{run.name}-trainer-*"))
-    kept = sorted(file.name for file in disk_file(run.folder, 0, 0).parent.glob("*"))
+    kept = sorted(file.name for file in disk_file(run.folder, Version()).parent.glob("*"))
     assert kept == (["1-2.safetensors", "1-3.safetensors"] if transport == "disk" else [])
 
 
@@ -169,7 +170,7 @@ def test_an_adapter_goes_the_same_way(make_cluster: Any) -> None:
         f"{ADAPTER}.lora_B.weight": torch.randn(8, 4),
     }
     publisher = cluster.publisher()
-    assert publisher.publish(tensors.items(), 1, AdapterConfig(rank=4, alpha=8.0)) == 1
+    assert publisher.begin(tensors.items(), 1, AdapterConfig(rank=4, alpha=8.0)).result() == 1
     assert_loaded(server, 1, tensors)
     late = cluster.server()
     wait_for("the late server's version", lambda: late.policy().policy_version == 1)
@@ -180,13 +181,13 @@ def test_an_adapter_goes_the_same_way(make_cluster: Any) -> None:
 def test_a_late_server_gets_the_version(make_cluster: Any, transport: Transport) -> None:
     cluster = make_cluster(transport)
     publisher = cluster.publisher()
-    assert publisher.publish(weights(5).items(), 5) == 0
+    assert publisher.begin(weights(5).items(), 5).result() == 0
     first = cluster.server()
     wait_for("the version", lambda: first.policy().policy_version == 5)
     assert_loaded(first, 5, weights(5))
     second = cluster.server()
     wait_for("the version", lambda: second.policy().policy_version == 5)
-    assert publisher.publish(weights(6).items(), 6) == 2
+    assert publisher.begin(weights(6).items(), 6).result() == 2
 
 
 def test_a_killed_server_that_comes_back_gets_the_version(
@@ -198,7 +199,7 @@ def test_a_killed_server_that_comes_back_gets_the_version(
     config, log = tmp_path / "server.toml", tmp_path / "server.log"
     config.write_text(dump_settings(cluster.settings.model_copy(update={"rollout": rollout})))
     publisher = cluster.publisher()
-    publisher.publish(weights(1).items(), 1)
+    publisher.begin(weights(1).items(), 1).result()
     for _ in range(2):
         with sgg_process(log, "serve", "rollout", "--config", str(config)) as process:
             wait_ready(url, process, log)
@@ -218,9 +219,9 @@ def test_a_quarantined_server_is_sent_the_version_again(make_cluster: Any) -> No
     broken, healthy = cluster.server(), cluster.server()
     assert isinstance(broken.engine, RecordingEngine)
     publisher = cluster.publisher()
-    assert publisher.publish(weights(1).items(), 1) == 2
+    assert publisher.begin(weights(1).items(), 1).result() == 2
     broken.engine.failures = 3  # the commit, its retry, and the first seeding's first attempt
-    assert publisher.publish(weights(2).items(), 2) == 1
+    assert publisher.begin(weights(2).items(), 2).result() == 1
     assert healthy.policy().policy_version == 2
     wait_for("the version", lambda: broken.policy().policy_version == 2)
     assert broken.policy().state == "ready"
@@ -255,7 +256,7 @@ def test_an_upload_that_breaks_is_sent_once_more_from_the_start(
     async def upload(url: str) -> None:
         client = RolloutClient(url, token="data-secret", admin_token="admin-secret", timeout_s=20)
         async with client:
-            await client.upload(file, 1, 1)
+            await client.upload(file, Version(1, 1))
 
     with proxied(server.url) as proxy:
         proxy.cuts = [1_000_000]
@@ -285,7 +286,7 @@ def test_a_server_behind_a_bad_line_is_left_behind_and_seeded_later(make_cluster
     cluster.announce(proxy.url, "remote")
     proxy.cuts = [1_000_000] * 100
     publisher = cluster.publisher()
-    assert publisher.publish(weights(1, size=200_000).items(), 1) == 1
+    assert publisher.begin(weights(1, size=200_000).items(), 1).result() == 1
     proxy.cuts = []
     assert healthy.policy().policy_version == 1
     wait_for("the seeding", lambda: remote.policy().policy_version == 1)
@@ -301,7 +302,7 @@ def test_seeding_stops_while_a_version_is_published(make_cluster: Any) -> None:
     refusing.engine.failures = 1_000
     publisher = cluster.publisher()
     for version in range(1, 6):
-        assert publisher.publish(weights(version).items(), version) == 1
+        assert publisher.begin(weights(version).items(), version).result() == 1
         assert healthy.policy().policy_version == version
     refusing.engine.failures = 0
     wait_for("the last version", lambda: refusing.policy().policy_version == 5)

@@ -14,8 +14,8 @@ import httpx
 import pytest
 from safetensors.numpy import save
 
-from rollout_service.transports.spool import spool_folder
 from services.errors import ConflictError, EngineError, InvalidInputError, NotFoundError, SggError
+from services.host.environment import child_environment
 from services.host.ports import free_port
 from services.http.clients.rollout import RolloutClient
 from services.redis.client import connect
@@ -24,9 +24,10 @@ from services.redis.registry import Registry
 from services.schemas.common import ChatMessage, Sampling, TextPart
 from services.schemas.rollouts import RolloutRequest
 from services.schemas.weights import StageRequest
-from services.settings import Settings, child_environment, dump_settings
+from services.settings import Settings, dump_settings
 from tests.integration.stalling_server import EDGES, FAILS
 from tests.shm_versions import ShmRun, ShmVersion, tensors_of
+from weight_sync.uploads import spool_folder
 
 ASKED = RolloutRequest(
     messages=[ChatMessage(role="user", content=[TextPart(text="What is there?")])],

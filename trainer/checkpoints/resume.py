@@ -4,12 +4,10 @@ import logging
 from pathlib import Path
 from typing import Protocol
 
-from services.errors import SettingsError, SggError
-from services.schemas.common import Message
-from trainer.checkpoints.checkpoint import CheckpointStore, DataOrder, TrainerState
-from trainer.checkpoints.inputs import Inputs, check_inputs
+from services.errors import SettingsError
+from trainer.checkpoints.checkpoint import CheckpointStore, TrainerState
+from trainer.checkpoints.inputs import check_inputs
 from trainer.ranks.group import Ranks
-from trainer.write_guard import WriteGuard
 
 logger = logging.getLogger(__name__)
 
@@ -21,21 +19,11 @@ class Loads(Protocol):
         """Weights, optimizer and random state; every rank calls it."""
 
 
-class Start(Message):
-    """What rank 0 has decided."""
-
-    folder: str | None
-    """The checkpoint; None for step 0."""
-    state: TrainerState
-
-
 def restore(
     checkpoints: CheckpointStore,
-    guard: WriteGuard,
     engine: Loads,
     ranks: Ranks,
-    order: DataOrder,
-    inputs: Inputs,
+    now: TrainerState,
     *,
     resume: bool,
     allow_changes: bool = False,
@@ -45,59 +33,52 @@ def restore(
     Rank 0 looks and decides, so that no two ranks load different ones.
 
     Args:
-        checkpoints: Of the run.
-        guard: Of the run.
+        checkpoints: The run's.
         engine: Loads weights, optimizer and random state.
         ranks: The trainer's.
-        order: Of the data, by the present settings.
-        inputs: Of the present settings; rank 0's.
+        now: Step 0 of the present settings; rank 0's counts.
         resume: Whether to look for a checkpoint at all.
         allow_changes: Go on where the inputs are others than the checkpoint's.
+
+    Returns:
+        `now`, at the checkpoint's step.
 
     Raises:
         SettingsError: The checkpoint is of other settings, or none is whole, or there are some and
             nobody asked to go on from them.
     """
-    found: Start | SggError | None = None
-    if ranks.is_main:
-        try:
-            found = _decide(checkpoints, guard, ranks.size, order, resume=resume)
-            if found.folder is not None:
-                then = found.state.inputs
-                check_inputs(then, inputs, found.folder, allow_changes=allow_changes)
-        except SggError as error:
-            found = error
-    start = ranks.broadcast(found, Start)
-    if start.folder is not None:
-        engine.load_state(Path(start.folder))
-        logger.info("resumed from %s", start.folder)
-    return start.state
+
+    def decide() -> tuple[Path | None, TrainerState]:
+        checkpoints.remove_drafts()
+        found = _last(checkpoints, resume=resume)
+        if found is None:
+            return None, now
+        folder, then = found
+        _check_same(folder, then, now)
+        check_inputs(then.inputs, now.inputs, folder, allow_changes=allow_changes)
+        incarnation = max(then.incarnation, now.incarnation)
+        place = {"step": then.step, "cursor": then.cursor, "incarnation": incarnation}
+        return folder, now.model_copy(update=place)
+
+    folder, state = ranks.from_main(decide, tuple[Path | None, TrainerState])
+    if folder is not None:
+        engine.load_state(folder)
+        logger.info("resumed from %s", folder)
+    return state
 
 
-def _decide(
-    checkpoints: CheckpointStore,
-    guard: WriteGuard,
-    num_ranks: int,
-    order: DataOrder,
-    *,
-    resume: bool,
-) -> Start:
-    checkpoints.remove_drafts()
-    beginning = TrainerState(incarnation=guard.latest(), num_ranks=num_ranks, data_order=order)
-    if not resume and not checkpoints.is_empty():
+def _last(checkpoints: CheckpointStore, *, resume: bool) -> tuple[Path, TrainerState] | None:
+    if not resume:
+        if checkpoints.is_empty():
+            return None
         raise SettingsError(
             f"{checkpoints.root} has checkpoints of a run of this name: add --resume to go on from "
             "the last one, give this run another run.name, or move the folder away"
         )
-    found = checkpoints.latest() if resume else None
+    found = checkpoints.latest()
     if found is None:
-        if resume:
-            logger.info("nothing to resume in %s: starting at step 0", checkpoints.root)
-        return Start(folder=None, state=beginning)
-    folder, state = found
-    _check_same(folder, state, beginning)
-    incarnation = max(state.incarnation, beginning.incarnation)
-    return Start(folder=str(folder), state=state.model_copy(update={"incarnation": incarnation}))
+        logger.info("nothing to resume in %s: starting at step 0", checkpoints.root)
+    return found
 
 
 def _check_same(folder: Path, then: TrainerState, now: TrainerState) -> None:

@@ -28,7 +28,7 @@ class FaultWatch:
 
     Args:
         groups_per_step: How many groups are looked at together.
-        task: Of the run.
+        task: The run's.
     """
 
     def __init__(self, groups_per_step: int, task: Task) -> None:

@@ -2,8 +2,9 @@
 
 import torch
 
+from services.host.environment import environment_value
 from services.host.gpu import CONTEXT_GIB, GIB
-from services.settings import Settings, environment_value
+from services.settings import Settings
 
 
 def cap_memory(settings: Settings) -> None:

@@ -3,7 +3,7 @@
 import torch
 
 from services.errors import SettingsError
-from services.settings import environment_value
+from services.host.environment import environment_value
 
 
 def check_cuda() -> None:

@@ -1,14 +1,18 @@
-"""DeepSpeed's compiled ops, all of them behind one lock and in one folder (`op_lock`).
+"""All that is taken from DeepSpeed: its engine, its checks of settings, and its compiled ops.
+
+No other file imports it. Its ops are built behind one lock and in one folder (`op_lock`);
 
     python -m trainer.policy.deepspeed_api
 
 builds what a trainer on this machine loads at its start: a minute that the first run would wait.
-With GPUs that is nothing.
+With GPUs that is nothing. Imports are inside functions, because DeepSpeed logs to stdout as it is
+imported.
 """
 
 import sys
-from collections.abc import Iterator
-from contextlib import redirect_stdout
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, redirect_stdout
+from datetime import timedelta
 from importlib.util import module_from_spec, spec_from_file_location
 from io import StringIO
 from pathlib import Path
@@ -16,9 +20,54 @@ from typing import Any
 
 import torch
 from pydantic import ValidationError
+from torch import nn
 
 from services.errors import SggError
 from trainer.policy.op_lock import built_op, sole_loader
+
+
+def init_distributed(backend: str, timeout: timedelta) -> None:
+    """Have DeepSpeed use torch's process group, which is there already."""
+    import deepspeed
+
+    guard_ops()
+    deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
+
+
+def initialize(
+    model: nn.Module, config: dict[str, Any], parameters: Sequence[nn.Parameter] | None = None
+) -> tuple[Any, Any]:
+    """DeepSpeed's engine around a model, and its optimizer of `parameters`."""
+    import deepspeed
+
+    engine, optimizer, *_ = deepspeed.initialize(
+        model=model, model_parameters=parameters, config=config
+    )
+    return engine, optimizer
+
+
+def gathered(parameters: Sequence[nn.Parameter], *, enabled: bool) -> AbstractContextManager[Any]:
+    """Parameters are whole on every rank as long as it is open; nothing where not `enabled`."""
+    import deepspeed
+
+    gathering: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
+        list(parameters), enabled=enabled
+    )
+    return gathering
+
+
+def forget_gradients(optimizer: Any) -> None:
+    """Drop the gradients of a step that was left out.
+
+    DeepSpeed 0.19 does so by itself, but for sums in float32 of a bfloat16 model whose optimizer
+    is offloaded at ZeRO stage 1 or 2: NaN would stay in them, in all steps that follow.
+
+    Args:
+        optimizer: DeepSpeed's.
+    """
+    if getattr(optimizer, "cpu_offload", False) and hasattr(optimizer, "averaged_gradients"):
+        for group in optimizer.averaged_gradients:
+            optimizer.averaged_gradients[group] = None
 
 
 def guard_ops() -> None:
@@ -26,7 +75,7 @@ def guard_ops() -> None:
 
     DeepSpeed builds an op wherever it first needs it; all ways lead through one function.
     """
-    from deepspeed.ops.op_builder.builder import OpBuilder  # logs as it is imported: `main`
+    from deepspeed.ops.op_builder.builder import OpBuilder
 
     build_and_load = OpBuilder.jit_load
     if build_and_load.__module__ == __name__:

@@ -1,29 +1,34 @@
 """The policy on a DeepSpeed engine."""
 
-import logging
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import deepspeed
 import torch
 from torch import Tensor, nn
 from transformers.integrations import HfDeepSpeedConfig
 
 from services.errors import SettingsError
+from services.host.environment import environment_value, set_environment
 from services.models.families import as_published, save_published
-from services.settings import Settings, environment_value, set_environment
+from services.settings import Settings
+from trainer.algorithms.logprobs import SamplingDistribution
 from trainer.algorithms.losses import LossOutput, policy_loss, with_finite_guard
 from trainer.algorithms.stats import Stats
 from trainer.batches.batch import MicroBatch, RopeIndex
 from trainer.policy.adapter import add_adapter, save_adapter
 from trainer.policy.cap import cap_memory
 from trainer.policy.cuda_check import check_cuda
-from trainer.policy.deepspeed_api import guard_ops
+from trainer.policy.deepspeed_api import (
+    forget_gradients,
+    gathered,
+    init_distributed,
+    initialize,
+)
 from trainer.policy.deepspeed_config import deepspeed_config, sharding_config
 from trainer.policy.export import exported, exported_parameters
 from trainer.policy.logprob_model import LogprobModel, LogprobOutput
@@ -32,13 +37,10 @@ from trainer.policy.random_state import load_random_state, save_random_state
 from trainer.policy.reference import Reference
 from trainer.policy.state_layout import check_layout, write_layout
 from trainer.ranks.rendezvous import join_ranks
-from trainer.types import StepOutput
-
-logger = logging.getLogger(__name__)
 
 _GIB = 2**30
 _TAG = "deepspeed"
-"""Of DeepSpeed's part of a checkpoint."""
+"""The name of DeepSpeed's part of a checkpoint."""
 
 
 def init_process_group(timeout_s: float) -> None:
@@ -50,31 +52,32 @@ def init_process_group(timeout_s: float) -> None:
         alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
         for name, value in {**alone, "MASTER_PORT": "0"}.items():
             set_environment(name, value)
-    guard_ops()
     backend, timeout = "nccl" if torch.cuda.is_available() else "gloo", timedelta(seconds=timeout_s)
     join_ranks(backend, timeout)
-    deepspeed.init_distributed(dist_backend=backend, timeout=timeout, verbose=False)
+    init_distributed(backend, timeout)
 
 
-def forget_gradients(optimizer: Any) -> None:
-    """Drop the gradients of a step that was left out.
+@dataclass(slots=True, kw_only=True)
+class StepOutput:
+    """What the engine reports of one optimizer step, of this rank."""
 
-    DeepSpeed 0.19 does so by itself, but for sums in float32 of a bfloat16 model whose optimizer
-    is offloaded at ZeRO stage 1 or 2: NaN would stay in them, in all steps that follow.
+    stats: Stats
+    grad_norm: float
+    """Over all ranks, before clipping; NaN or infinite where the step was skipped."""
+    policy_logprobs: list[list[float]]
+    """[completion][token], in the order of the rank's groups."""
 
-    Args:
-        optimizer: DeepSpeed's.
-    """
-    if getattr(optimizer, "cpu_offload", False) and hasattr(optimizer, "averaged_gradients"):
-        for group in optimizer.averaged_gradients:
-            optimizer.averaged_gradients[group] = None
+    @property
+    def skipped(self) -> bool:
+        """Whether a number was not finite, so that the weights are as before; on every rank."""
+        return not math.isfinite(self.grad_norm)
 
 
 class PolicyEngine:
     """The model being trained, its optimizer, and its processor.
 
     Args:
-        settings: Of the run. `init_process_group` must have been called.
+        settings: The run's. `init_process_group` must have been called.
         world_size: Number of the trainer's processes.
 
     Raises:
@@ -102,11 +105,8 @@ class PolicyEngine:
         self._adapter = add_adapter(model, settings) if settings.lora.rank else None
         self.image_token_id = int(model.config.image_token_id)
         self._model = model
-        self._engine, self._optimizer, _, _ = deepspeed.initialize(
-            model=self._scorer(model),
-            model_parameters=[p for p in model.parameters() if p.requires_grad],
-            config=config,
-        )
+        trained = [p for p in model.parameters() if p.requires_grad]
+        self._engine, self._optimizer = initialize(self._logprob_model(model), config, trained)
         self.reference = self._make_reference() if settings.algorithm.beta else None
         """What the KL is measured against; None where `algorithm.beta` is 0."""
 
@@ -131,7 +131,7 @@ class PolicyEngine:
         Args:
             batches: At least one; of any sizes, but as many on every rank, for with ZeRO-2 and 3
                 the ranks meet in each of them.
-            learning_rate: Of this step.
+            learning_rate: This step's.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
@@ -175,7 +175,7 @@ class PolicyEngine:
         parameters = exported_parameters(
             self._model, adapter_only=self._adapter is not None, trainable_only=True
         )
-        shared = self._settings.weights.transport == "ipc"
+        shared = self._settings.weights.traits.same_gpu
         tensors = self._exported(parameters, wanted=self._is_main or shared)
         return ((name, as_published(name, tensor)) for name, tensor in tensors)
 
@@ -226,11 +226,13 @@ class PolicyEngine:
         self._engine.destroy()
         torch.distributed.destroy_process_group()
 
-    def _scorer(self, model: nn.Module) -> LogprobModel:
+    def _logprob_model(self, model: nn.Module) -> LogprobModel:
         return LogprobModel(
             model,
-            temperature=self._settings.sampling.temperature,
-            suppressed_token_ids=self.suppressed_token_ids,
+            SamplingDistribution(
+                temperature=self._settings.sampling.temperature,
+                suppressed=tuple(self.suppressed_token_ids),
+            ),
             chunk=self._settings.trainer.logprob_chunk,
             float32_logits=self._settings.model.head_dtype == "float32",
         )
@@ -238,10 +240,10 @@ class PolicyEngine:
     def _make_reference(self) -> Reference:
         if self._adapter is not None:
             return Reference(self._engine, self._adapter.disable_adapter)
-        scorer = self._scorer(load_model(self._settings)).requires_grad_(False)
+        model = self._logprob_model(load_model(self._settings)).requires_grad_(False)
         if not self._sharded:
-            return Reference(scorer.to(self.device))
-        sharded, *_ = deepspeed.initialize(model=scorer, config=sharding_config(self._settings))
+            return Reference(model.to(self.device))
+        sharded, _ = initialize(model, sharding_config(self._settings))
         return Reference(sharded)
 
     def _exported(
@@ -249,17 +251,11 @@ class PolicyEngine:
     ) -> Iterator[tuple[str, Tensor]]:
         return exported(
             parameters,
-            gather=self._whole,
+            gather=partial(gathered, enabled=self._sharded),
             bucket_bytes=int(self._settings.deepspeed.export_bucket_gib * _GIB),
             dtype=getattr(torch, self._settings.model.dtype),
             wanted=wanted,
         )
-
-    def _whole(self, parameters: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:
-        gathering: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(
-            list(parameters), enabled=self._sharded
-        )
-        return gathering
 
     def _optimizer_step(self) -> float:
         """Make the step, unless a gradient is not finite; the norm over all ranks, before clipping.

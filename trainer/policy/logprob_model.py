@@ -1,6 +1,5 @@
 """The policy as a function from a micro batch to log-probabilities."""
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -30,8 +29,7 @@ class LogprobModel(nn.Module):  # type: ignore[misc]
 
     Args:
         model: A Hugging Face image-text-to-text model.
-        temperature: Of sampling.
-        suppressed_token_ids: Never sampled.
+        distribution: That the tokens were drawn from.
         chunk: Tokens whose logits exist at the same time.
         float32_logits: Whether they are float32 with a model of a smaller type.
     """
@@ -39,20 +37,14 @@ class LogprobModel(nn.Module):  # type: ignore[misc]
     def __init__(
         self,
         model: Any,
+        distribution: SamplingDistribution,
         *,
-        temperature: float,
-        suppressed_token_ids: Sequence[int],
         chunk: int,
         float32_logits: bool = True,
     ) -> None:
         super().__init__()
         self.model = model
-        self.head = _Head(
-            model.lm_head,
-            SamplingDistribution(temperature=temperature, suppressed=tuple(suppressed_token_ids)),
-            chunk=chunk,
-            float32_logits=float32_logits,
-        )
+        self.head = _Head(model.lm_head, distribution, chunk, float32_logits)
 
     def forward(self, batch: MicroBatch) -> LogprobOutput:
         """Score a micro batch that is on the model's device."""
@@ -84,7 +76,6 @@ class _Head(nn.Module):  # type: ignore[misc]
         self,
         layer: nn.Linear,
         distribution: SamplingDistribution,
-        *,
         chunk: int,
         float32_logits: bool,
     ) -> None:
@@ -122,7 +113,7 @@ def attention_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
 
     Args:
         segments: [R, S] 0 on the prompt, 1, 2, … on its completions, -1 on padding.
-        dtype: Of the model.
+        dtype: The model's.
 
     Returns:
         [R, 1, S, S]

@@ -13,8 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from services.errors import SettingsError
-from services.host.programs import own_programs_on_path
-from services.settings import environment_value, set_environment
+from services.host.environment import environment_value, own_programs_on_path, set_environment
 
 _VARIABLE = "TORCH_EXTENSIONS_DIR"
 """torch's name of the folder that ops are built in."""

@@ -3,30 +3,25 @@
 Messages between ranks are JSON, like on every other wire: nothing is unpickled.
 """
 
+from collections.abc import Callable
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from pydantic import TypeAdapter
 
 from services.errors import SggError
-from services.schemas.common import Message
-from services.settings import environment_value
+from services.host.environment import environment_value
 from trainer.algorithms.stats import Stats
 
-M = TypeVar("M", bound=Message)
+T = TypeVar("T")
 
 
 def launched_as() -> tuple[int, int]:
     """This process's rank and the number of ranks, as torchrun or srun gave them; else alone."""
     rank, size = environment_value("RANK"), environment_value("WORLD_SIZE")
     return (0, 1) if rank is None else (int(rank), int(size or 1))
-
-
-class _Answer(Message):
-    """Of rank 0 to a question that every rank asks."""
-
-    yes: bool
 
 
 class RemoteRankError(SggError):
@@ -65,53 +60,53 @@ class Ranks:
         """Wait for all ranks."""
         dist.barrier(group=self._group)
 
-    def broadcast(self, message: M | Exception | None, kind: type[M]) -> M:
-        """Give rank 0's message to every rank.
+    def from_main(self, work: Callable[[], T], kind: Any) -> T:
+        """Do work on rank 0, and give its result to every rank.
 
         Args:
-            message: On rank 0 the message, or an exception that ends all ranks together; else
-                ignored.
-            kind: Its class.
+            work: Not called on other ranks.
+            kind: The result's type, as pydantic takes it.
 
         Raises:
-            Exception: Rank 0's own exception there, `RemoteRankError` elsewhere.
+            Exception: What `work` raised there; `RemoteRankError` elsewhere, so that all ranks end.
         """
-        failed = isinstance(message, Exception)
-        if failed:
-            body = b"!" + str(message).encode()
-        else:
-            body = b"=" + (
-                message.model_dump_json().encode() if isinstance(message, Message) else b""
-            )
+        failure: Exception | None = None
+        body, result = b"", TypeAdapter[T](kind)
+        if self.is_main:
+            try:
+                body = b"=" + result.dump_json(work())
+            except Exception as error:  # noqa: BLE001  # whatever it is, all ranks end with it
+                failure, body = error, b"!" + str(error).encode()
         body = self._broadcast_bytes(body)
-        if isinstance(message, Exception) and self.is_main:
-            raise message
+        if failure is not None:
+            raise failure
         if body[:1] == b"!":
             raise RemoteRankError(f"rank 0 failed: {body[1:].decode()}")
-        return kind.model_validate_json(body[1:])
+        return result.validate_json(body[1:])
 
     def agree(self, yes: bool) -> bool:
         """What rank 0 says, on every rank."""
-        return self.broadcast(_Answer(yes=yes), _Answer).yes
+        return self.from_main(lambda: yes, bool)
 
-    def gather(self, message: M | None, kind: type[M]) -> list[M]:
-        """Give the other ranks' messages to rank 0, in the order of the ranks.
+    def gather(self, mine: T | None, kind: Any) -> list[T]:
+        """Give what the other ranks have to rank 0, in the order of the ranks.
 
         Args:
-            message: Of this rank; rank 0 has none.
-            kind: Its class.
+            mine: This rank's; rank 0 has none.
+            kind: Its type, as pydantic takes it.
 
         Returns:
-            On rank 0 the messages of ranks 1 and up; elsewhere nothing.
+            On rank 0 what ranks 1 and up have; elsewhere nothing.
         """
-        body = b"" if message is None else message.model_dump_json().encode()
+        given = TypeAdapter[T](kind)
+        body = b"" if mine is None else given.dump_json(mine)
         lengths = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         dist.all_gather(lengths, torch.tensor([len(body)], dtype=torch.int64), group=self._group)
         longest = max(int(length) for length in lengths)
         padded = torch.frombuffer(bytearray(body.ljust(longest, b" ") or b" "), dtype=torch.uint8)
         found = [torch.empty_like(padded) for _ in range(self.size)] if self.is_main else None
         dist.gather(padded, found, dst=0, group=self._group)
-        return [kind.model_validate_json(bytes(each.numpy())) for each in (found or [])[1:]]
+        return [given.validate_json(bytes(each.numpy())) for each in (found or [])[1:]]
 
     def combine(self, stats: Stats) -> dict[str, float]:
         """Means and maxima of a step over all ranks; every rank gives the same names."""

@@ -5,8 +5,8 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from services.host.ports import is_loopback
-from services.settings import environment_value, set_environment
+from services.host.addresses import is_loopback
+from services.host.environment import environment_value, set_environment
 from trainer.ranks.group import launched_as
 
 _LOOPBACK = "127.0.0.1"

@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from services.settings import start_command
+from services.host.environment import start_command
 
 EXIT_STOPPED = os.EX_TEMPFAIL
 """75, "try again later": go on with `--resume`."""

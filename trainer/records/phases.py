@@ -4,29 +4,35 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from services.telemetry import Tracing
+from services.telemetry import OpenSpan, Tracing
 from trainer.ranks.watch import RankWatch
 
 
 class PhaseClock:
-    """Seconds of each phase of one step.
+    """Seconds of each phase of the present step.
 
     Args:
         watch: Is told of each phase.
-        step: The phases' step.
+        step: The first one.
         tracing: Where a span for the step and each of its phases goes.
     """
 
     def __init__(self, watch: RankWatch, step: int, tracing: Tracing) -> None:
         self._watch = watch
+        self._tracing = tracing
+        self._span: OpenSpan | None = None
+        self.begin(step)
+
+    def begin(self, step: int) -> None:
+        """A step begins, and the one before it is done."""
+        self.finish()
         self._step = step
         self.seconds: dict[str, float] = {}
-        self._tracing = tracing
-        self._span = tracing.begin("step", step=step)
+        self._span = self._tracing.begin("step", step=step)
 
     @property
     def total_s(self) -> float:
-        """Of all phases so far."""
+        """All phases so far."""
         return sum(self.seconds.values())
 
     @contextmanager
@@ -43,6 +49,6 @@ class PhaseClock:
         self.seconds[phase] = self.seconds.get(phase, 0.0) + time.perf_counter() - start
 
     def finish(self) -> None:
-        """The step is done."""
+        """No step begins any more."""
         if self._span is not None:
             self._span.end()

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers import TrainerCallback
 
-from trainer.policy.engine import forget_gradients
-from trainer.step import MAX_SKIPPED, NotFiniteError
+from trainer.not_finite import MAX_SKIPPED, NotFiniteError
+from trainer.policy.deepspeed_api import forget_gradients
 
 logger = logging.getLogger(__name__)
 

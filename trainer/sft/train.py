@@ -23,9 +23,8 @@ from trl import SFTTrainer
 
 from scene_data.dataset import open_dataset
 from scene_data.templates import check_instruction
-from services.errors import SettingsError, SggError
+from services.errors import SettingsError
 from services.models.families import save_published
-from services.schemas.common import Message
 from services.settings import Settings
 from trainer.checkpoints.inputs import Inputs, check_inputs, data_inputs
 from trainer.collection.image_check import ImageCheck
@@ -58,10 +57,10 @@ def run_sft(
     With `lora.rank`, the run's folder gets the adapter in `adapter` too, and `model` has it merged.
 
     Args:
-        settings: Of the run. The `trainer.freeze_*` flags hold here too, and `[deepspeed]`.
+        settings: The run's. The `trainer.freeze_*` flags hold here too, and `[deepspeed]`.
         resume: Continue from the run's last checkpoint, if there is one.
         allow_changes: Also with another dataset or instruction.
-        stop: Of this process; rank 0's counts.
+        stop: This process's; rank 0's counts.
 
     Returns:
         The trained model's folder (`<run folder>/model`), in Hugging Face's format: what a GRPO
@@ -90,14 +89,13 @@ def run_sft(
     checkpoints = settings.run.files.checkpoints
     checkpoint = _last_checkpoint(checkpoints) if resume else None
     ranks = Ranks(settings.trainer.wait_timeout_s)
-    outcome: Message | SggError = Message()
-    if ranks.is_main:
-        try:
-            now = data_inputs(settings, dataset)
-            _keep_inputs(checkpoints / _INPUTS, now, checkpoint, allow_changes=allow_changes)
-        except SggError as error:
-            outcome = error
-    ranks.broadcast(outcome, Message)
+    inputs = checkpoints / _INPUTS
+    ranks.from_main(
+        lambda: _keep_inputs(
+            inputs, data_inputs(settings, dataset), checkpoint, allow_changes=allow_changes
+        ),
+        None,
+    )
     stop = stop or StopRequest()
     stopping = _StopWhenAsked(stop, ranks)
     trainer = _Trainer(

@@ -9,9 +9,9 @@ import httpx
 from pydantic import ValidationError
 
 from services.errors import UnauthorizedError, WaitTimeoutError
-from services.host.ports import is_loopback
+from services.host.addresses import is_allowed_host, is_loopback
 from services.http.problems import error_from_problem
-from services.http.proof import NONCE_BYTES, PROOF_PATH, is_allowed_host, proves
+from services.http.proof import NONCE_BYTES, PROOF_PATH, proves
 from services.schemas.weights import ServerProof
 
 _MAX_ANSWER_BYTES = 64 * 1024

@@ -6,7 +6,7 @@ from types import TracebackType
 from services.errors import EngineError
 from services.http.clients.base import ServiceClient
 from services.schemas.rollouts import RolloutRequest, RolloutResponse
-from services.schemas.weights import CommitRequest, PolicyInfo, StageRequest
+from services.schemas.weights import CommitRequest, PolicyInfo, StageRequest, Version
 from services.settings import SecuritySettings
 
 
@@ -73,7 +73,7 @@ class RolloutClient(ServiceClient):
         """What the server serves."""
         return await self.get("/v1/policy", PolicyInfo)
 
-    async def upload(self, file: Path, incarnation: int, policy_version: int) -> PolicyInfo:
+    async def upload(self, file: Path, version: Version) -> PolicyInfo:
         """Send a version's safetensors file, to be staged with transport `http` or `lora`.
 
         Sent once more where the connection is lost. A server that takes nothing for `timeout_s`
@@ -84,7 +84,7 @@ class RolloutClient(ServiceClient):
             WaitTimeoutError: It takes no more, or does not answer.
             TooLargeError: It is more than the server's model can need.
         """
-        path = f"/v1/weights/files/{incarnation}/{policy_version}"
+        path = f"/v1/weights/files/{version.incarnation}/{version.policy_version}"
         return await self._admin.put_file(path, file, PolicyInfo)
 
     async def stage(self, request: StageRequest) -> PolicyInfo:

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import yaml
 
-from services.settings import child_environment, load_settings
-from services.weights import shm_file
+from services.host.environment import child_environment
+from services.schemas.weights import Version
+from services.settings import load_settings
+from weight_sync.shm import shm_file
 
 ROOT = Path(__file__).parents[3]
 Configured = Callable[..., dict[str, Any]]
@@ -168,7 +170,7 @@ def test_weights_are_mounted_where_the_shm_transport_looks(monkeypatch: pytest.M
     monkeypatch.setattr("os.geteuid", lambda: user)
     for name in ("trainer", "rollout"):
         mounts = [mount.split(":") for mount in SERVICES[name]["volumes"] if isinstance(mount, str)]
-        assert str(shm_file("any", 1, 2).parent.parent) in {
+        assert str(shm_file("any", Version(1, 2)).parent.parent) in {
             m[1] for m in mounts if m[0] == "weights"
         }
 

@@ -12,9 +12,9 @@ from threading import Thread
 
 import pytest
 
+from services.host.environment import child_environment, environment_value
 from services.host.ports import free_port
 from services.redis.server import redis_server_command
-from services.settings import child_environment, environment_value
 from tests.processes import wait_for
 
 ROOT = Path(__file__).parents[3]

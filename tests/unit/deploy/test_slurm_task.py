@@ -10,9 +10,9 @@ import pytest
 import uvicorn
 
 from deploy.slurm.site import DEPLOY_FOLDER
+from services.host.environment import child_environment
 from services.host.ports import free_port
 from services.http.app import create_app
-from services.settings import child_environment
 from tests.processes import wait_for
 
 LOADING = "the model is loading"

@@ -6,7 +6,7 @@ import json
 import pytest
 from PIL import Image
 
-from rollout_service.engine import FileWeights
+from rollout_service.engine import GroupRequest
 from rollout_service.fake.engine import FakeEngine
 from rollout_service.fake.vocabulary import ByteVocabulary, ModelVocabulary
 from services.errors import EngineError, InvalidInputError
@@ -16,6 +16,7 @@ from services.settings import DataSettings, ModelSettings, Settings
 from tests.shm_versions import ShmRun
 from trainer.collection.image_check import ImageCheck
 from trainer.policy.model import load_processor
+from weight_sync.engine import FileWeights
 
 MESSAGES = [ChatMessage(role="user", content=[ImagePart(), TextPart(text="What is there?")])]
 
@@ -27,7 +28,11 @@ def engine() -> FakeEngine:
 
 async def completions(engine: FakeEngine, **sampling: object) -> list[Completion]:
     options = Sampling.model_validate(sampling)
-    return (await engine.sample(MESSAGES, [b"image"], options, request_id="r")).completions
+    return (
+        await engine.sample(
+            GroupRequest(messages=MESSAGES, images=[b"image"], sampling=options, request_id="r")
+        )
+    ).completions
 
 
 def is_scene(text: str) -> bool:
@@ -73,9 +78,9 @@ async def test_limits_and_suppressed_tokens(engine: FakeEngine) -> None:
 async def test_prompts_that_do_not_fit(engine: FakeEngine) -> None:
     long = [ChatMessage(role="user", content=[TextPart(text="x" * 700)])]
     with pytest.raises(InvalidInputError, match="700 tokens"):
-        await engine.sample(long, [], Sampling(), request_id="r")
+        await engine.sample(GroupRequest(messages=long, sampling=Sampling(), request_id="r"))
     with pytest.raises(InvalidInputError, match="image parts"):
-        await engine.sample(MESSAGES, [], Sampling(), request_id="r")
+        await engine.sample(GroupRequest(messages=MESSAGES, sampling=Sampling(), request_id="r"))
 
 
 async def test_weights_are_loaded_while_paused_only(engine: FakeEngine, shm_run: ShmRun) -> None:
@@ -94,7 +99,11 @@ async def test_a_trainer_understands_the_models_vocabulary(size: tuple[int, int]
     engine = FakeEngine(tokens_per_s=1e6, max_model_len=600, vocabulary=ModelVocabulary(model))
     picture = io.BytesIO()
     Image.new("RGB", size).save(picture, "PNG")
-    result = await engine.sample(MESSAGES, [picture.getvalue()], Sampling(n=8), request_id="r")
+    result = await engine.sample(
+        GroupRequest(
+            messages=MESSAGES, images=[picture.getvalue()], sampling=Sampling(n=8), request_id="r"
+        )
+    )
     settings = Settings(model=model, data=DataSettings(train="toy"))
     processor = load_processor(settings)
     expected = ImageCheck(processor, 6).num_tokens(picture.getvalue())

@@ -3,7 +3,8 @@ import logging
 import pytest
 
 from rollout_service.http.app import prepare_vllm
-from services.settings import Settings, environment_value
+from services.host.environment import environment_value
+from services.settings import Settings
 
 VARIABLE = "VLLM_USE_V2_MODEL_RUNNER"
 

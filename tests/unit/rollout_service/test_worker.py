@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from rollout_service.engine import EngineResult, Weights
+from rollout_service.engine import EngineResult, GroupRequest
 from rollout_service.fake.engine import FakeEngine
 from rollout_service.queue.membership import Membership
 from rollout_service.queue.worker import QueueWorker
@@ -27,6 +27,7 @@ from services.settings import Settings
 from services.telemetry import Tracing
 from tests.memory_queue import MemoryQueue
 from tests.shm_versions import ShmRun, ShmVersion
+from weight_sync.engine import StagedWeights
 
 IMAGE = b"not decoded by the fake engine"
 
@@ -82,13 +83,13 @@ class TroubledEngine(FakeEngine):
     dead = False
     num_asked = 0
 
-    async def sample(self, *args: Any, **kwargs: Any) -> EngineResult:
+    async def sample(self, request: GroupRequest) -> EngineResult:
         self.num_asked += 1
         if self.errors:
             raise self.errors.pop(0)
-        return await super().sample(*args, **kwargs)
+        return await super().sample(request)
 
-    async def load_weights(self, weights: Weights, manifest: WeightManifest) -> None:
+    async def load_weights(self, weights: StagedWeights, manifest: WeightManifest) -> None:
         if self.dead:
             raise EngineError("no memory")
         await super().load_weights(weights, manifest)

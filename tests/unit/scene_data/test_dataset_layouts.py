@@ -14,7 +14,7 @@ from PIL import Image
 from scene_data.dataset import MAX_BROKEN_ROWS, open_dataset
 from scene_graph.graph import Relationship, SceneObject
 from services.errors import InvalidInputError
-from services.settings import child_environment
+from services.host.environment import child_environment
 from tests.shared_data import SHARED_DATA
 
 VG = SHARED_DATA / "vg"

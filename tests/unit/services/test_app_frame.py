@@ -12,7 +12,8 @@ from fastapi import FastAPI, Request
 from pydantic import BaseModel
 
 from services import errors
-from services.http.app import bind, create_app, host_and_port, serve
+from services.host.addresses import host_and_port
+from services.http.app import bind, create_app, serve
 from services.http.guard import check_host, check_json
 from services.http.problems import error_from_problem, problem_response
 

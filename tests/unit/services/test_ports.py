@@ -2,7 +2,6 @@
 
 import os
 import socket
-from pathlib import Path
 
 import pytest
 
@@ -30,7 +29,11 @@ def test_a_host_whose_name_means_only_itself_is_refused(monkeypatch: pytest.Monk
 
 def test_a_port_that_only_the_kernel_knows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another user's processes show no descriptors."""
-    monkeypatch.setattr(Path, "readlink", lambda _: (_ for _ in ()).throw(PermissionError()))
+
+    def refused(path: object) -> str:
+        raise PermissionError(path)
+
+    monkeypatch.setattr(os, "readlink", refused)
     with listen("127.0.0.1", 0, name="this test") as taken:
         port = taken.getsockname()[1]
         with pytest.raises(SettingsError, match="a process of another user has this port"):

@@ -11,8 +11,8 @@ from rich.text import Text
 
 from launcher.terminal import SafeConsole
 from services.errors import EngineError
-from services.host.printable import OneLine, print_safely, printable
 from services.http.problems import error_from_problem
+from services.printable import OneLine, print_safely, printable
 
 EVIL = "a\x1b[2Jb\x9b31mc\x07d\re\x7ff\N{RIGHT-TO-LEFT OVERRIDE}g"
 SHOWN = r"a\x1b[2Jb\x9b31mc\x07d\re\x7ff\u202eg"

@@ -3,7 +3,8 @@
 import pytest
 
 from services.errors import SettingsError
-from services.http.proof import is_allowed_host, proof, proves
+from services.host.addresses import is_allowed_host
+from services.http.proof import proof, proves
 from services.settings import SecuritySettings, load_settings
 
 NONCE = "ab" * 32

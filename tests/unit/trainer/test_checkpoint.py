@@ -72,7 +72,8 @@ def start(
     allow_changes: bool = False,
 ) -> tuple[TrainerState, list[str]]:
     engine, how = Engine(), {"resume": resume, "allow_changes": allow_changes}
-    state = restore(store, guard, engine, Alone(), order, inputs or {}, **how)
+    now = TrainerState(incarnation=guard.latest(), data_order=order, inputs=inputs or {})
+    state = restore(store, engine, Alone(), now, **how)
     return state, engine.loaded
 
 

@@ -11,7 +11,7 @@ from deepspeed.ops.op_builder.builder import OpBuilder
 from deepspeed.ops.op_builder.cpu.builder import CPUOpBuilder
 
 from services.errors import SettingsError
-from services.settings import child_environment, environment_value
+from services.host.environment import child_environment, environment_value
 from tests.processes import wait_for
 from trainer.policy import op_lock
 from trainer.policy.deepspeed_api import guard_ops

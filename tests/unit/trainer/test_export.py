@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from services.schemas.weights import Version
 from services.settings import Settings
 from trainer.policy.export import exported, exported_parameters
 from weight_sync import device
 from weight_sync.host import has_room, on_host
-from weight_sync.nccl import NcclTransport
+from weight_sync.nccl import NcclSender
 
 
 class Sharded:
@@ -83,9 +84,11 @@ def test_a_gpu_keeps_what_it_has_room_for_until_the_servers_have_it(
     monkeypatch.setattr(device, "has_room", lambda _: next(room))
     monkeypatch.setattr(device, "kept_on_host", kept_on_host)
     tree = {"model": {"path": "m"}, "data": {"train": "t"}, "run": {"root": str(tmp_path)}}
-    transport = NcclTransport(Settings.model_validate(tree))
+    transport = NcclSender(Settings.model_validate(tree))
     names = "abc"
-    entries = transport.prepare(((n, torch.tensor(float(i))) for i, n in enumerate(names)), 1, 1)
+    entries = transport.prepare(
+        ((n, torch.tensor(float(i))) for i, n in enumerate(names)), Version(1, 1)
+    )
     assert list(entries) == list(names)
     assert moved == [1.0]
     transport.settle()

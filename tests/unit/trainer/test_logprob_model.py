@@ -13,6 +13,7 @@ from scene_data.tiny_model import Family, make_tiny_model
 from services.errors import SettingsError
 from services.settings import Settings
 from tests.train_groups import noise_sample, random_group
+from trainer.algorithms.logprobs import SamplingDistribution
 from trainer.batches.batch import MicroBatch, PreparedGroup, micro_batch, prepare_group
 from trainer.batches.images import image_features
 from trainer.batches.micro_batches import plan_step
@@ -73,7 +74,9 @@ class Loaded:
 
     def scorer(self) -> LogprobModel:
         return LogprobModel(
-            self.model, temperature=TEMPERATURE, suppressed_token_ids=self.suppressed, chunk=5
+            self.model,
+            SamplingDistribution(temperature=TEMPERATURE, suppressed=tuple(self.suppressed)),
+            chunk=5,
         )
 
     def plainly(self, groups: Sequence[PreparedGroup]) -> list[torch.Tensor]:
@@ -157,4 +160,4 @@ def test_an_adapter_on_the_output_layer_is_refused(loaded: Loaded) -> None:
         copy.deepcopy(loaded.model), LoraConfig(r=2, target_modules=["lm_head"])
     ).get_base_model()
     with pytest.raises(SettingsError, match=r"lora\.target_modules.*lm_head"):
-        LogprobModel(adapted, temperature=1.0, suppressed_token_ids=[], chunk=5)
+        LogprobModel(adapted, SamplingDistribution(), chunk=5)

@@ -140,13 +140,13 @@ class Source:
 def test_the_next_batch_is_made_while_a_step_trains() -> None:
     source = Source(0)
     batches = PreparedBatches(source.take, source.prepare, ahead=True, num_steps=2)
-    assert batches.take(0).outcome.stale == ["0"]
+    assert batches.take_with_advantages(0).outcome.stale == ["0"]
     assert source.taken == [0]
     assert batches.prepared().metrics == {"step": 0}
     for _ in range(2):
         assert source.began.acquire(timeout=60)  # of step 1, though nobody has asked for it
     source.let[1].set()
-    assert batches.take(1).outcome.stale == ["1"]
+    assert batches.take_with_advantages(1).outcome.stale == ["1"]
     assert batches.prepared().metrics == {"step": 1}
     assert source.taken == [0, 1], "nothing is taken after the last step"
 
@@ -154,19 +154,19 @@ def test_the_next_batch_is_made_while_a_step_trains() -> None:
 def test_without_lag_nothing_is_taken_early() -> None:
     source = Source(0, 1)
     batches = PreparedBatches(source.take, source.prepare, ahead=False, num_steps=2)
-    batches.take(0)
+    batches.take_with_advantages(0)
     batches.prepared()
     assert source.taken == [0]
-    batches.take(1)
+    batches.take_with_advantages(1)
     assert batches.prepared().metrics == {"step": 1}
 
 
 def test_errors_of_the_thread_are_raised_in_the_loop() -> None:
     source = Source(2, 3)
     batches = PreparedBatches(source.take, source.prepare, ahead=True, num_steps=5)
-    batches.take(2)
+    batches.take_with_advantages(2)
     with pytest.raises(InvalidInputError, match="image 2"):
         batches.prepared()
     batches = PreparedBatches(source.take, source.prepare, ahead=True, num_steps=5)
     with pytest.raises(WaitTimeoutError, match="no scored group"):
-        batches.take(3)
+        batches.take_with_advantages(3)

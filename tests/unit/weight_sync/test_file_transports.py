@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from services.schemas.weights import Version
 from services.settings import Settings
-from weight_sync.disk import DiskTransport
-from weight_sync.files import FileTransport
-from weight_sync.http import HttpTransport
-from weight_sync.shm import ShmTransport
+from weight_sync.disk import DiskSender
+from weight_sync.files import FileSender
+from weight_sync.http import HttpSender
+from weight_sync.shm import ShmSender
 
 _FLOATS = 1_500_000
 """Numbers in a version: 6 MB, and 4 MiB for its header."""
@@ -32,25 +33,27 @@ def small(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def transport(kind: type[FileTransport], folder: Path) -> FileTransport:
+def transport(kind: type[FileSender], folder: Path) -> FileSender:
     class Small(kind):  # type: ignore[misc, valid-type]
-        def file(self, incarnation: int, policy_version: int) -> Path:
-            return folder / "weights" / f"{incarnation}-{policy_version}.safetensors"
+        def file(self, version: Version) -> Path:
+            return folder / "weights" / version.file_name
 
     settings = {"model": {"path": "m"}, "data": {"train": "d"}, "trainer": {"wait_timeout_s": 60}}
     return Small(Settings.model_validate(settings))
 
 
-def write(sender: FileTransport, version: int, incarnation: int = 1) -> None:
-    sender.prepare(iter([("a", torch.full((_FLOATS,), float(version)))]), incarnation, version)
+def write(sender: FileSender, version: int, incarnation: int = 1) -> None:
+    sender.prepare(
+        iter([("a", torch.full((_FLOATS,), float(version)))]), Version(incarnation, version)
+    )
 
 
 def names(folder: Path) -> list[str]:
     return sorted(file.name for file in (folder / "weights").iterdir())
 
 
-@pytest.mark.parametrize("kind", [ShmTransport, DiskTransport])
-def test_room_for_two_versions_is_enough(kind: type[FileTransport], small: Path) -> None:
+@pytest.mark.parametrize("kind", [ShmSender, DiskSender])
+def test_room_for_two_versions_is_enough(kind: type[FileSender], small: Path) -> None:
     sender = transport(kind, small)
     for version in range(4):
         write(sender, version)
@@ -63,14 +66,14 @@ def test_room_for_two_versions_is_enough(kind: type[FileTransport], small: Path)
 
 def test_what_is_sent_needs_room_for_one(small: Path) -> None:
     (small / "other").write_bytes(bytes(12 * 2**20))
-    sender = transport(HttpTransport, small)
+    sender = transport(HttpSender, small)
     for version in range(3):
         write(sender, version)
     assert names(small) == ["1-2.safetensors"]
 
 
 def test_an_earlier_trainer_leaves_its_successors_files(small: Path) -> None:
-    earlier, later = transport(ShmTransport, small), transport(ShmTransport, small)
+    earlier, later = transport(ShmSender, small), transport(ShmSender, small)
     write(earlier, 7)
     write(later, 5, incarnation=2)
     earlier.close()
@@ -78,7 +81,7 @@ def test_an_earlier_trainer_leaves_its_successors_files(small: Path) -> None:
 
 
 def test_a_full_disk_is_waited_for(small: Path, caplog: pytest.LogCaptureFixture) -> None:
-    sender = transport(ShmTransport, small)
+    sender = transport(ShmSender, small)
     write(sender, 0)
     in_the_way = small / "other"
     in_the_way.write_bytes(bytes(8 * 2**20))

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import save
 
-from rollout_service.transports.safetensors_file import stage_file
-from rollout_service.transports.safetensors_header import header_length, parse_header
 from services.errors import InvalidInputError, NotFoundError
 from services.schemas.weights import TensorEntry
 from tests.shm_versions import Arrays, ShmRun, ShmVersion, tensors_of
+from weight_sync.file_format import header_length, parse_header
+from weight_sync.files import stage_file
 
 
 def test_a_good_file_is_staged_and_readable_even_when_its_name_is_gone(shm_run: ShmRun) -> None:

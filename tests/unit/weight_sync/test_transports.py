@@ -11,9 +11,8 @@ import pytest
 from pydantic import ValidationError
 from safetensors.numpy import save
 
-from rollout_service.engine import AdapterWeights, BroadcastWeights, IpcWeights, Weights
+from rollout_service.engine import GroupRequest
 from rollout_service.fake.engine import FakeEngine
-from rollout_service.updates import Version, WeightUpdater
 from services.errors import ConflictError, EngineError, InvalidInputError, NotFoundError
 from services.schemas.common import ChatMessage, Sampling, TextPart
 from services.schemas.weights import (
@@ -24,11 +23,16 @@ from services.schemas.weights import (
     Rendezvous,
     StageRequest,
     Transport,
+    Version,
     WeightManifest,
+    manifest_checksum,
 )
-from services.weights import disk_file, encode_ipc, manifest_checksum
 from tests.shm_versions import TENSORS, Arrays, ShmRun, ShmVersion
 from tests.updaters import pieces, updater_of
+from weight_sync.disk import disk_file
+from weight_sync.engine import AdapterWeights, BroadcastWeights, IpcWeights, StagedWeights
+from weight_sync.ipc import encode_ipc
+from weight_sync.updater import WeightUpdater
 
 GPU = "GPU-3f1c"
 UNIQUE_ID = base64.b64encode(bytes(128)).decode()
@@ -42,7 +46,7 @@ class GpuEngine(FakeEngine):
     def __init__(self) -> None:
         super().__init__(tokens_per_s=50_000, max_model_len=4096, tensors=TENSORS, gpu=GPU)
         self.groups: list[Rendezvous] = []
-        self.loaded: list[tuple[Weights, WeightManifest]] = []
+        self.loaded: list[tuple[StagedWeights, WeightManifest]] = []
 
     async def connect(self, rendezvous: Rendezvous) -> None:
         if self.failures:
@@ -50,7 +54,7 @@ class GpuEngine(FakeEngine):
             raise EngineError("the trainer did not come")
         self.groups.append(rendezvous)
 
-    async def load_weights(self, weights: Weights, manifest: WeightManifest) -> None:
+    async def load_weights(self, weights: StagedWeights, manifest: WeightManifest) -> None:
         self.loaded.append((weights, manifest))
         if self.failures:
             self.failures -= 1
@@ -110,7 +114,7 @@ def handle(gpu: str = GPU) -> IpcHandle:
 
 def write_to_disk(version: ShmVersion, root: Path, run: str) -> Path:
     manifest = version.manifest
-    file = disk_file(root / run, manifest.incarnation, manifest.policy_version)
+    file = disk_file(root / run, manifest.version)
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_bytes(version.file.read_bytes())
     version.file.unlink()
@@ -257,7 +261,7 @@ async def test_a_quarantined_server_takes_the_same_version_over_any_transport(
     await quarantine(updater, engine, version)
     manifest = version.manifest if transport in ("shm", "disk", "http") else bare(version.manifest)
     if transport == "http":
-        await updater.upload(1, 1, pieces(content))
+        await updater.upload(Version(1, 1), pieces(content))
     if transport == "disk":
         write_to_disk(version, tmp_path, shm_run.name)
     unique_id = UNIQUE_ID if transport == "nccl" else None
@@ -369,7 +373,7 @@ async def test_lora(engine: GpuEngine, shm_run: ShmRun, tmp_path: Path) -> None:
     updater = updater_of(engine, shm_run.name, tmp_path, transport="lora")
     arrays = adapter_of(8)
     manifest = adapter_manifest(shm_run, arrays, 8)
-    await updater.upload(1, 1, pieces(save(arrays), 100))
+    await updater.upload(Version(1, 1), pieces(save(arrays), 100))
     await updater.stage(stage_of(manifest, "lora"))
     await updater.commit(commit_of(manifest))
     weights, loaded = engine.loaded[0]
@@ -399,7 +403,9 @@ async def test_a_sampling_loop_sees_versions_only_between_their_commits(
 
     async def sample() -> None:
         while True:
-            result = await engine.sample(chat, [], Sampling(n=2), request_id="r")
+            result = await engine.sample(
+                GroupRequest(messages=chat, sampling=Sampling(n=2), request_id="r")
+            )
             seen.extend(
                 [span.policy_version for span in c.policy_versions] for c in result.completions
             )

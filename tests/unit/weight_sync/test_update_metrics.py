@@ -3,8 +3,8 @@
 import pytest
 from prometheus_client import CollectorRegistry
 
-from rollout_service.update_metrics import UpdateMetrics
 from services.errors import EngineError
+from weight_sync.updater import UpdateMetrics
 
 
 def test_a_phase_is_timed_or_has_failed() -> None:

@@ -7,9 +7,8 @@ from typing import Any
 
 import pytest
 
-from rollout_service.engine import EngineResult, Weights
+from rollout_service.engine import EngineResult, GroupRequest
 from rollout_service.fake.engine import FakeEngine
-from rollout_service.updates import Version, WeightUpdater
 from services.errors import (
     ConflictError,
     EngineError,
@@ -18,9 +17,17 @@ from services.errors import (
     UnavailableError,
 )
 from services.schemas.common import ChatMessage, Sampling, TextPart
-from services.schemas.weights import CommitRequest, PolicyRecord, StageRequest, WeightManifest
+from services.schemas.weights import (
+    CommitRequest,
+    PolicyRecord,
+    StageRequest,
+    Version,
+    WeightManifest,
+)
 from tests.shm_versions import TENSORS, ShmRun, ShmVersion, tensors_of
 from tests.updaters import updater_of
+from weight_sync.engine import StagedWeights
+from weight_sync.updater import WeightUpdater
 
 MESSAGES = [ChatMessage(role="user", content=[TextPart(text="What is there?")])]
 
@@ -30,7 +37,7 @@ class FailingEngine(FakeEngine):
 
     failures = 0
 
-    async def load_weights(self, weights: Weights, manifest: WeightManifest) -> None:
+    async def load_weights(self, weights: StagedWeights, manifest: WeightManifest) -> None:
         if self.failures:
             self.failures -= 1
             raise EngineError("half of the tensors are on the meta device")
@@ -52,7 +59,9 @@ async def updater(
 
 
 async def sample(engine: FakeEngine, n: int = 2) -> EngineResult:
-    return await engine.sample(MESSAGES, [], Sampling(n=n), request_id="r")
+    return await engine.sample(
+        GroupRequest(messages=MESSAGES, sampling=Sampling(n=n), request_id="r")
+    )
 
 
 async def load(updater: WeightUpdater, version: ShmVersion) -> None:

@@ -15,11 +15,6 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save
 
 from rollout_service.fake.engine import FakeEngine
-from rollout_service.transports import http
-from rollout_service.transports.safetensors_header import MAX_HEADER_BYTES
-from rollout_service.transports.spool import Spool, spool_folder
-from rollout_service.transports.upload import IncomingFile
-from rollout_service.updates import WeightUpdater
 from services.errors import (
     ConflictError,
     InvalidInputError,
@@ -30,9 +25,13 @@ from services.errors import (
     UnavailableError,
     WaitTimeoutError,
 )
-from services.schemas.weights import StageRequest
+from services.schemas.weights import StageRequest, Version
 from tests.shm_versions import TENSORS, ShmRun, ShmVersion, tensors_of
 from tests.updaters import pieces, settings_of, updater_of
+from weight_sync import uploads
+from weight_sync.file_format import MAX_HEADER_BYTES
+from weight_sync.updater import WeightUpdater
+from weight_sync.uploads import IncomingFile, Spool, spool_folder
 
 
 @pytest.fixture
@@ -62,7 +61,7 @@ def files_of(folder: Path) -> list[str]:
 async def send(updater: WeightUpdater, version: ShmVersion, content: bytes | None = None) -> None:
     content = version.file.read_bytes() if content is None else content
     manifest = version.manifest
-    await updater.upload(manifest.incarnation, manifest.policy_version, pieces(content))
+    await updater.upload(manifest.version, pieces(content))
 
 
 def by_http(version: ShmVersion) -> StageRequest:
@@ -134,7 +133,7 @@ async def test_nothing_is_kept_when_the_client_goes_away(
         raise ConnectionResetError("gone")
 
     with pytest.raises(ConnectionResetError):
-        await updater.upload(1, 1, broken())
+        await updater.upload(Version(1, 1), broken())
     assert files_of(spool_of(shm_run, tmp_path)) == []
     await load(updater, version)
 
@@ -143,7 +142,7 @@ async def test_an_upload_that_falls_silent_is_given_up_and_others_wait_their_tur
     updater: WeightUpdater, shm_run: ShmRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     version = shm_run.write(1)
-    monkeypatch.setattr(http, "_SILENCE_S", 0.2)
+    monkeypatch.setattr(uploads, "_SILENCE_S", 0.2)
     started = asyncio.Event()
 
     async def silent() -> AsyncIterator[bytes]:
@@ -151,7 +150,7 @@ async def test_an_upload_that_falls_silent_is_given_up_and_others_wait_their_tur
         started.set()
         await asyncio.Event().wait()
 
-    first = asyncio.create_task(updater.upload(1, 1, silent()))
+    first = asyncio.create_task(updater.upload(Version(1, 1), silent()))
     await started.wait()
     with pytest.raises(UnavailableError, match="another upload"):
         await send(updater, version)
@@ -211,8 +210,8 @@ async def test_more_than_the_model_can_need(
 ) -> None:
     limit = 15 * 4 + MAX_HEADER_BYTES
     with pytest.raises(TooLargeError, match=str(limit)):
-        await updater.upload(1, 1, pieces(b""), limit + 1)
-    monkeypatch.setattr(updater._transports.http, "_limit_bytes", 100)
+        await updater.upload(Version(1, 1), pieces(b""), limit + 1)
+    monkeypatch.setattr(updater._uploads, "_limit_bytes", 100)
     with pytest.raises(TooLargeError, match="over 100 bytes"):
         await send(updater, shm_run.write(1))
 

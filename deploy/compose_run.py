@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 from services.errors import SettingsError, SggError
-from services.settings import dump_settings, environment_value, load_settings
+from services.host.environment import environment_value
+from services.settings import dump_settings, load_settings
 from services.settings.secrets import ensure_secrets
 
 KNOBS = ("CONFIG", "ARGS", "INPUTS")

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from deploy.compose_run import KNOBS, main, resolve_run
 from services.errors import SettingsError
 from services.settings import Settings, load_settings
-from services.settings.started_run import KNOBS, main, resolve_run
 
 Up = Callable[..., Settings]
 STEPS = "--set trainer.num_steps="
@@ -99,7 +99,7 @@ def test_prepare_says_in_one_line_which_run_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "secrets"
-    monkeypatch.setattr("services.settings.started_run._FOLDER", folder)
+    monkeypatch.setattr("deploy.compose_run._FOLDER", folder)
     for knob in KNOBS:
         monkeypatch.delenv(knob, raising=False)
     monkeypatch.setenv("RUN_NAME", "second")

@@ -1,28 +1,35 @@
-"""Two-phase weight updates: which version this server serves, has staged, and may load next.
+"""Two-phase weight updates: which version a server serves, has staged, and may load next.
+
+A version:
+
+    (uploaded) ── stage ──▶ staged ── commit ──▶ served ── a later commit ──▶ gone
+                              └─ abort, or another stage ──▶ gone
 
     stage   bytes are brought in and verified while sampling goes on
-    commit  pause, load, resume with the new version; a failed load is tried again, still paused,
-            and then the server is quarantined, until another stage and commit succeed
+    commit  pause, load, resume with the new version; a failed load is tried again, still paused
     abort   forget what was staged
 
-The ways in which bytes come are in `rollout_service.transports`.
+The server's weights:
 
-A version is (incarnation, policy_version, checksum): step numbers repeat after a rollback, so the
-trainer's incarnation counts first. The server only ever moves forward. Every call may be repeated.
+    ready ── commit ──▶ updating ── loaded ──▶ ready
+                          └─ no load worked ──▶ quarantined ── commit ──▶ updating
+
+Step numbers repeat after a rollback, so the trainer's incarnation counts first. The server only
+ever moves forward. Every call may be repeated.
 """
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
+from typing import Literal, get_args
 
-from prometheus_client import CollectorRegistry
+from prometheus_client import CollectorRegistry, Counter, Histogram
 from pydantic import ValidationError
 
-from rollout_service.engine import Engine, Weights
-from rollout_service.transports.base import Staged
-from rollout_service.transports.choice import Transports
-from rollout_service.update_metrics import UpdateMetrics
 from services.errors import (
     ConflictError,
     EngineError,
@@ -31,69 +38,97 @@ from services.errors import (
     UnavailableError,
 )
 from services.schemas.weights import (
+    TRANSPORTS,
     CommitRequest,
     PolicyRecord,
     PolicyState,
     StageRequest,
     TensorEntry,
+    Transport,
+    Version,
     WeightManifest,
+    manifest_checksum,
 )
-from services.weights import manifest_checksum
+from services.settings import Settings
+from weight_sync.engine import LoadableEngine, Staged, StagedWeights
+from weight_sync.receiver import Receiver
+from weight_sync.uploads import Spool, Uploads
 
 logger = logging.getLogger(__name__)
 
-_FETCHED = frozenset({"shm", "disk"})
-"""Transports whose bytes a server finds by itself; the trainer sends the others."""
 _CATCH_UP_ATTEMPTS = 5
 """Before its file is opened, the trainer may have published the next version and dropped this."""
 
+Phase = Literal["stage", "commit"]
 ReadPolicy = Callable[[], Awaitable[tuple[PolicyRecord, WeightManifest] | None]]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Version:
-    """A published version of the policy.
-
-    Example: `Version(incarnation=2, policy_version=41, checksum="9f86…0a08")`
-    """
-
-    incarnation: int = 0
-    policy_version: int = 0
-    checksum: str | None = None
-    """Of the manifest; None for the weights that the model came with."""
-
-    @property
-    def order(self) -> tuple[int, int]:
-        """Later versions have a larger one."""
-        return self.incarnation, self.policy_version
-
-    def __str__(self) -> str:
-        return f"version {self.policy_version} of incarnation {self.incarnation}"
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class _Held:
-    version: Version
     request: StageRequest
     staged: Staged
+
+    @property
+    def version(self) -> Version:
+        return self.request.version
+
+
+class UpdateMetrics:
+    """How long the phases of updates take, and how often one fails.
+
+    Example: `rollout_weight_update_seconds_count{phase="commit"} 80.0`
+    """
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self._seconds = Histogram(
+            "rollout_weight_update_seconds",
+            "Time of a phase: stage beside sampling, commit while it waits",
+            ["phase"],
+            buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 150),
+            registry=registry,
+        )
+        self._failures = Counter(
+            "rollout_weight_update_failures", "Phases that failed", ["phase"], registry=registry
+        )
+        for phase in get_args(Phase):
+            self._seconds.labels(phase)
+            self._failures.labels(phase)
+
+    @contextmanager
+    def timed(self, phase: Phase) -> Iterator[None]:
+        """Time what is done inside; what raises is a failure."""
+        started_at = time.perf_counter()
+        try:
+            yield
+        except BaseException:
+            self._failures.labels(phase).inc()
+            raise
+        self._seconds.labels(phase).observe(time.perf_counter() - started_at)
 
 
 class WeightUpdater:
     """The state of one server's weights. One update at a time; only `commit` hinders sampling."""
 
     def __init__(
-        self, engine: Engine, transports: Transports, metrics: UpdateMetrics | None = None
+        self,
+        settings: Settings,
+        engine: LoadableEngine,
+        spool: Spool,
+        metrics: UpdateMetrics | None = None,
     ) -> None:
         """Serves what the engine started with.
 
         Args:
+            settings: The run's settings.
             engine: Started.
-            transports: Those that this server can take; closed with the updater.
-            metrics: Of the process.
+            spool: Where uploads are kept; removed with the updater.
+            metrics: The process's.
         """
         self._metrics = metrics or UpdateMetrics(CollectorRegistry())
+        self._settings = settings
         self._engine = engine
-        self._transports = transports
+        self._uploads = Uploads(spool, engine.num_elements)
+        self._receivers: dict[Transport, Receiver] = {}
         self._lock = asyncio.Lock()
         self._held: _Held | None = None
         self._manifest: WeightManifest | None = None
@@ -116,29 +151,22 @@ class WeightUpdater:
         return self._held.version.policy_version if self._held else None
 
     async def upload(
-        self,
-        incarnation: int,
-        policy_version: int,
-        chunks: AsyncIterator[bytes],
-        num_bytes: int = 0,
+        self, version: Version, chunks: AsyncIterator[bytes], num_bytes: int = 0
     ) -> None:
         """Keep a file for a later stage over `http` or `lora`. Replaces an earlier one.
 
         Args:
-            incarnation: Of the trainer.
-            policy_version: Of the file.
-            chunks: Its bytes.
-            num_bytes: That the client means to send; 0 where it does not say.
+            version: Without its checksum.
+            chunks: The file's bytes.
+            num_bytes: What the client means to send; 0 where it does not say.
 
         Raises:
             ConflictError: The server serves or holds a later version.
-            SggError: As `HttpTransport.receive`.
+            SggError: As `Uploads.receive`.
         """
-        version = Version(incarnation=incarnation, policy_version=policy_version)
-        if version.order < self.serving.order:
+        if version < self.serving:
             raise ConflictError(f"{version} is older than {self.serving}, which is served")
-        self._transports.http.check_size(num_bytes)
-        await self._transports.http.receive(incarnation, policy_version, chunks)
+        await self._uploads.receive(version, chunks, num_bytes)
 
     async def stage(self, request: StageRequest) -> None:
         """Bring in and verify a version while sampling goes on. Replaces what was staged before.
@@ -184,10 +212,10 @@ class WeightUpdater:
         """
         for attempt in range(1, _CATCH_UP_ATTEMPTS + 1):
             published = await read_policy()
-            if published is None or not self._lacks(_version_of(published[0])):
+            if published is None or not self._lacks(published[0].version):
                 return
             record, manifest = published
-            if record.transport not in _FETCHED:
+            if not TRANSPORTS[record.transport].servers_fetch:
                 return
             try:
                 await self._fetch(record, manifest)
@@ -196,7 +224,7 @@ class WeightUpdater:
             except SggError as error:
                 if attempt == _CATCH_UP_ATTEMPTS:
                     raise UnavailableError(
-                        f"cannot catch up with {_version_of(record)}: {error}"
+                        f"cannot catch up with {record.version}: {error}"
                     ) from error
                 await asyncio.sleep(0.1 * attempt)
 
@@ -216,13 +244,13 @@ class WeightUpdater:
     def _lacks(self, version: Version) -> bool:
         """Whether a version is later than the serving one, or that one has to be loaded again."""
         if self.state == "quarantined":
-            return version.order >= self.serving.order
-        return version.order > self.serving.order
+            return not version < self.serving
+        return version > self.serving
 
     def close(self) -> None:
         """Give back what is staged or was uploaded."""
         self._forget()
-        self._transports.close()
+        self._uploads.spool.remove()
 
     async def _to_the_end(self, job: Coroutine[None, None, None]) -> None:
         """Run under the lock, and to its end even when the caller goes away."""
@@ -240,11 +268,7 @@ class WeightUpdater:
         manifest = request.manifest
         if await asyncio.to_thread(manifest_checksum, manifest) != request.checksum:
             raise InvalidInputError("the checksum is not that of the manifest")
-        version = Version(
-            incarnation=manifest.incarnation,
-            policy_version=manifest.policy_version,
-            checksum=request.checksum,
-        )
+        version = request.version
         if version == self.serving and self.state != "quarantined":
             return
         if self._held and self._held.request == request:
@@ -252,16 +276,37 @@ class WeightUpdater:
         self._refuse_older(version)
         self._refuse_mixture(manifest)
         with self._metrics.timed("stage"):
-            await self._transports.check(request)
-            staged = await self._transports.of(request).stage(request)
+            receiver = self._receiver(request.transport)
+            await receiver.check(manifest)
+            staged = await receiver.stage(request)
         self._forget()
-        self._held = _Held(version=version, request=request, staged=staged)
+        self._held = _Held(request, staged)
         logger.info("staged %s, by %s", version, request.transport)
+
+    def _receiver(self, name: Transport) -> Receiver:
+        """A server can be given weights in any way, whatever the settings name.
+
+        Only adapters are another matter. They belong to the weights that the server started with,
+        so a server that serves them takes nothing else.
+        """
+        own, traits = self._settings.weights.traits, TRANSPORTS[name]
+        if traits.adapter_alone != own.adapter_alone:
+            taken = [n for n, t in TRANSPORTS.items() if t.adapter_alone == own.adapter_alone]
+            raise InvalidInputError(
+                f"this server does not take {name}, but {', '.join(taken)}: "
+                "it serves an adapter if, and only if, its weights.transport is lora"
+            )
+        if not traits.through_file and self._engine.gpu is None:
+            raise InvalidInputError(f"this server has no GPU: use shm or http instead of {name}")
+        if name not in self._receivers:
+            receiver = getattr(import_module(f"weight_sync.{name}"), f"{name.title()}Receiver")
+            self._receivers[name] = receiver(self._settings, self._engine, self._uploads)
+        return self._receivers[name]
 
     def _refuse_older(self, version: Version) -> None:
         if not self._lacks(version):
             raise ConflictError(f"{version} is not later than {self.serving}, which is served")
-        if self._held and version.order < self._held.version.order:
+        if self._held and version < self._held.version:
             raise ConflictError(f"{version} is older than {self._held.version}, which is staged")
 
     def _refuse_mixture(self, manifest: WeightManifest) -> None:
@@ -274,10 +319,10 @@ class WeightUpdater:
             )
 
     async def _commit(self, request: CommitRequest) -> None:
-        if self._is(self.serving, request) and self.state != "quarantined":
+        if request.names(self.serving) and self.state != "quarantined":
             return
         held = self._held
-        if held is None or not self._is(held.version, request):
+        if held is None or not request.names(held.version):
             what = f"{held.version} is" if held else "nothing is"
             raise ConflictError(
                 f"version {request.policy_version} with that checksum is not staged: {what}; "
@@ -292,7 +337,7 @@ class WeightUpdater:
         self._forget()
         logger.info("serving %s", self.serving)
 
-    async def _load(self, held: _Held, weights: Weights) -> None:
+    async def _load(self, held: _Held, weights: StagedWeights) -> None:
         self.state = "updating"
         try:
             await self._engine.pause()
@@ -311,7 +356,7 @@ class WeightUpdater:
         self.failure = None
         self.quarantined.clear()
 
-    async def _load_or_retry(self, held: _Held, weights: Weights) -> None:
+    async def _load_or_retry(self, held: _Held, weights: StagedWeights) -> None:
         manifest = held.request.manifest
         if manifest.adapter is None:
             self._replaced |= manifest.tensors.keys()
@@ -329,11 +374,11 @@ class WeightUpdater:
                 return
 
     async def _abort(self, request: CommitRequest) -> None:
-        if self._is(self.serving, request):
+        if request.names(self.serving):
             raise ConflictError(
                 f"{self.serving} is already served: publish a later version instead"
             )
-        if self._held and self._is(self._held.version, request):
+        if self._held and request.names(self._held.version):
             logger.info("aborted %s", self._held.version)
             self._forget()
 
@@ -341,21 +386,6 @@ class WeightUpdater:
         if self._held is not None:
             self._held.staged.close()
             self._held = None
-
-    @staticmethod
-    def _is(version: Version, request: CommitRequest) -> bool:
-        return (version.policy_version, version.checksum) == (
-            request.policy_version,
-            request.checksum,
-        )
-
-
-def _version_of(record: PolicyRecord) -> Version:
-    return Version(
-        incarnation=record.incarnation,
-        policy_version=record.policy_version,
-        checksum=record.checksum,
-    )
 
 
 def _vision_differs(serving: WeightManifest | None, manifest: WeightManifest) -> bool:

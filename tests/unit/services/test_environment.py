@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from services.host.programs import own_programs_on_path
+from services.host.environment import own_programs_on_path
 
 
 def test_the_environments_programs_are_found_first_and_once(

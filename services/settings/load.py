@@ -1,0 +1,141 @@
+"""Settings from files, environment and command line, and back to a file.
+
+Sources, later ones win: TOML file, environment (`SGG__SECTION__FIELD`), command line (`--set
+section.field=value`). A misspelt key is refused in all three, by name. A file may stand on others:
+`extends = ["base.toml"]`, paths from its own folder, later ones over earlier ones and the file over
+them all.
+"""
+
+import itertools
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+from pydantic import ValidationError
+
+from services.errors import SettingsError
+from services.host.environment import child_environment
+from services.settings.section import Section, expanded
+from services.settings.tree import Settings
+
+ENV_PREFIX = "SGG__"
+_SECRET_FILES = ("_TOKEN_FILE", "__PASSWORD_FILE")
+"""Ends of variables that name secrets: an empty one must not unset what the file names."""
+
+
+def load_settings(
+    files: Path | Sequence[Path],
+    overrides: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> Settings:
+    """Read a run's settings.
+
+    Args:
+        files: TOML file, or several: later ones over earlier ones; none where the overrides name
+            all that has no default.
+        overrides: `section.field=value` strings, as given to `--set`; values are TOML, or plain
+            text. `section.field=` unsets a field that is optional.
+        environment: Defaults to the process's.
+
+    Raises:
+        SettingsError: The file is missing or malformed, or a key in any source is unknown or out of
+            range.
+    """
+    files = [files] if isinstance(files, Path) else files
+    tree = _merged(_read(file) for file in files)
+    if files:
+        _check(tree, " and ".join(map(str, files)))
+    for key, text in sorted((child_environment() if environment is None else environment).items()):
+        if key.startswith(ENV_PREFIX):
+            if not text.strip() and key.endswith(_SECRET_FILES):
+                raise SettingsError(
+                    f"environment variable {key} is set and empty: name the file, or unset it"
+                )
+            names = key[len(ENV_PREFIX) :].lower().split("__")
+            _put(tree, names, text, f"environment variable {key}")
+    for item in overrides:
+        name, equals, text = item.partition("=")
+        where = f"--set {''.join(itertools.takewhile(_is_of_name, name.strip()))}"
+        if not equals:
+            raise SettingsError(f"{where}: write section.field=value")
+        _put(tree, name.strip().split("."), text.strip(), where)
+    return _check(tree, "settings")
+
+
+def dump_settings(settings: Settings) -> str:
+    """The resolved settings as TOML; unset optional fields are left out."""
+    return tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True))
+
+
+def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """A file's tables, over those of the files that it extends."""
+    if not path.is_file():
+        extended = f", which {above[-1]} extends" if above else ""
+        raise SettingsError(f"no settings file at {path}{extended}")
+    if path.resolve() in (file.resolve() for file in above):
+        raise SettingsError(f"{path} extends itself, by way of {above[-1]}")
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not TOML: {error}") from error
+    names = tree.pop("extends", [])
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise SettingsError(f"{path}: extends is a list of files")
+    try:
+        below = [path.parent / expanded(name) for name in names]
+    except ValueError as error:
+        raise SettingsError(f"{path}: extends: {error}") from error
+    return _merged([*(_read(file, (*above, path)) for file in below), tree])
+
+
+def _merged(trees: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Section by section, later ones over earlier ones."""
+    merged: dict[str, Any] = {}
+    for part in trees:
+        for section, fields in part.items():
+            below = merged.get(section)
+            if isinstance(below, dict) and isinstance(fields, dict):
+                merged[section] = {**below, **fields}
+            else:
+                merged[section] = fields
+    return merged
+
+
+def _is_of_name(character: str) -> bool:
+    """What follows a setting's name is not repeated in messages: it may be a password."""
+    return character.isalnum() or character in "._"
+
+
+def _put(tree: dict[str, Any], keys: list[str], text: str, where: str) -> None:
+    if len(keys) != 2 or keys[0] not in Settings.model_fields:
+        raise SettingsError(
+            f"{where}: no such setting; sections are {', '.join(Settings.model_fields)}"
+        )
+    section = Settings.model_fields[keys[0]].annotation
+    fields = (
+        section.model_fields if isinstance(section, type) and issubclass(section, Section) else {}
+    )
+    if keys[1] not in fields:
+        raise SettingsError(f"{where}: [{keys[0]}] has no '{keys[1]}'; it has {', '.join(fields)}")
+    if not text and fields[keys[1]].default is None:
+        tree.get(keys[0], {}).pop(keys[1], None)
+        return
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text  # plain text, as a shell user writes it: run.name=demo
+    tree.setdefault(keys[0], {})[keys[1]] = (
+        str(value) if fields[keys[1]].annotation is str else value
+    )
+
+
+def _check(tree: dict[str, Any], where: str) -> Settings:
+    try:
+        return Settings.model_validate(tree)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()
+        ]
+        raise SettingsError(f"{where} is not usable:\n" + "\n".join(lines)) from error

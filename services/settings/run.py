@@ -1,0 +1,82 @@
+"""Settings of what a run is about: `[run]`, `[model]` and `[data]`."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from services.run_folder import RunFolder
+from services.schemas.rewards import Task
+from services.settings.section import LocalPath, PathOrName, Section
+
+
+class RunSettings(Section):
+    """Identity and place of a run."""
+
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    """Names the folder and the Redis namespace."""
+    root: LocalPath = Path("runs")
+    """Where run folders are made."""
+    seed: int = Field(default=0, ge=0)
+    """Of everything: data order, sampling, initial noise."""
+
+    @property
+    def folder(self) -> Path:
+        """The run's own folder."""
+        return self.root / self.name
+
+    @property
+    def files(self) -> RunFolder:
+        """Each path in the run's folder."""
+        return RunFolder(self.folder)
+
+
+class ModelSettings(Section):
+    """The policy."""
+
+    path: PathOrName
+    """A Hugging Face folder or hub name."""
+    box_space: Literal["auto", "relative_1000", "pixels", "relative_1"] = "auto"
+    """How the model writes boxes: `auto` as its family does (`docs/models.md`), `pixels` in pixels
+    of the resized input."""
+    box_space_override: bool = False
+    """Take `box_space` though it is not the family's: the model was trained to write it."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Of training and of sampling alike."""
+    head_dtype: Literal["float32", "model"] = "float32"
+    """Type of the logits, in GRPO's training and in sampling alike. `model` rounds them to `dtype`:
+    in bfloat16 a logit near 23 is off by up to 0.06, on both sides by other amounts."""
+    min_pixels: int = Field(default=4 * 28 * 28, ge=28 * 28)
+    """Images with fewer pixels are enlarged. The same for trainer, sampler and boxes."""
+    max_pixels: int = Field(default=512 * 28 * 28, ge=28 * 28)
+    """Images with more pixels are reduced."""
+
+
+class DataSettings(Section):
+    """What is trained and evaluated on."""
+
+    train: PathOrName
+    """A path or hub name in one of the layouts of `docs/data.md`."""
+    heldout: PathOrName | None = None
+    """The same, never trained on. Without it, the first rows of `train` are only looked at."""
+    task: Task = "sgg"
+    """What the model is asked for, rewarded and evaluated by: scene graphs, objects with boxes
+    (`det`), or triplets of names (`cls`)."""
+    template: PathOrName = "open"
+    """The instruction that goes with each image: `toy`, `open`, `closed` with a list of the names
+    that may be used, or the path of a text file with one's own (`docs/data.md`)."""
+    vocabulary: PathOrName | None = None
+    """Those names, with `closed` or a file: `vg150`, `psg`, or the path of a file."""
+    thinking: bool = False
+    """Ask for `<think>…</think>` before the answer: in SFT, in GRPO (whose `format` term then
+    requires it) and in evaluation."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "DataSettings":
+        listed = {"toy": False, "open": False, "closed": True}.get(self.template)
+        if listed is not None and listed != (self.vocabulary is not None):
+            raise ValueError(
+                "template = 'closed' and vocabulary go together: set both or none (a template of "
+                "your own may do with either)"
+            )
+        return self

@@ -1,0 +1,79 @@
+"""All settings of a run, as one typed tree."""
+
+from pydantic import model_validator
+
+from services.settings.deploy import DeploySettings
+from services.settings.parts import (
+    ClusterSettings,
+    MonitorSettings,
+    RedisSettings,
+    RewardSettings,
+    RolloutSettings,
+    SecuritySettings,
+    TelemetrySettings,
+    WeightSettings,
+)
+from services.settings.run import DataSettings, ModelSettings, RunSettings
+from services.settings.secrets import read_token, refuse_password, refuse_redis_password
+from services.settings.section import Section
+from services.settings.training import (
+    AlgorithmSettings,
+    DeepSpeedSettings,
+    EvaluationSettings,
+    LoraSettings,
+    RecordsSettings,
+    SamplingSettings,
+    SftSettings,
+    TrainerSettings,
+)
+
+
+class Settings(Section):
+    """All of a run: one TOML file."""
+
+    run: RunSettings = RunSettings()
+    model: ModelSettings
+    data: DataSettings
+    redis: RedisSettings = RedisSettings()
+    reward: RewardSettings = RewardSettings()
+    rollout: RolloutSettings = RolloutSettings()
+    monitor: MonitorSettings = MonitorSettings()
+    sampling: SamplingSettings = SamplingSettings()
+    algorithm: AlgorithmSettings = AlgorithmSettings()
+    trainer: TrainerSettings = TrainerSettings()
+    deepspeed: DeepSpeedSettings = DeepSpeedSettings()
+    lora: LoraSettings = LoraSettings()
+    weights: WeightSettings = WeightSettings()
+    sft: SftSettings = SftSettings()
+    records: RecordsSettings = RecordsSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    cluster: ClusterSettings = ClusterSettings()
+    deploy: DeploySettings = DeploySettings()
+    security: SecuritySettings = SecuritySettings()
+    telemetry: TelemetrySettings = TelemetrySettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Settings":
+        if self.algorithm.overlong_buffer > self.sampling.max_tokens:
+            raise ValueError("algorithm.overlong_buffer is over sampling.max_tokens")
+        refuse_redis_password(self.redis.url)
+        refuse_password("reward.url", self.reward.url)
+        refuse_password("rollout.url", self.rollout.url)
+        refuse_password("monitor.url", self.monitor.url)
+        refuse_password("telemetry.otlp_endpoint", self.telemetry.otlp_endpoint or "")
+        return self
+
+    @property
+    def shares_gpus(self) -> bool:
+        """Whether a rollout server and a rank of the trainer are on each GPU."""
+        return self.weights.traits.same_gpu or self.deploy.kind == "colocated"
+
+    @property
+    def data_token(self) -> str | None:
+        """For sampling and scoring routes: `SGG_DATA_TOKEN`, or the file's content."""
+        return read_token("SGG_DATA_TOKEN", self.security.data_token_file)
+
+    @property
+    def admin_token(self) -> str | None:
+        """For weight routes: `SGG_ADMIN_TOKEN`, or the file's content."""
+        return read_token("SGG_ADMIN_TOKEN", self.security.admin_token_file)

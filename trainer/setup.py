@@ -1,0 +1,146 @@
+"""What a GRPO run needs before its first step: ranks, model, checkpoint, services."""
+
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+from scene_data.dataset import SceneDataset, open_dataset
+from services.settings import Settings
+from services.settings.checks import log_advice
+from services.telemetry import Tracing
+from trainer.algorithms.weighting import completion_weights
+from trainer.batches.preparation import Preparation, Prepared, PreparedBatches
+from trainer.checkpoints.checkpoint import CheckpointStore, DataOrder, TrainerState
+from trainer.checkpoints.inputs import grpo_inputs
+from trainer.checkpoints.resume import restore
+from trainer.collection.image_check import ImageCheck
+from trainer.connection import ServiceConnection
+from trainer.policy.engine import PolicyEngine, init_process_group
+from trainer.ranks.group import Ranks, launched_as
+from trainer.ranks.stop import StopRequest
+from trainer.ranks.watch import watched
+from trainer.records.evaluation import StepEvaluation
+from trainer.records.files import RunRecords
+from trainer.records.phases import PhaseClock
+from trainer.records.tracing import SERVICE
+from trainer.training_run import TrainingRun
+from trainer.types import StepBatch
+from trainer.write_guard import WriteGuard
+
+
+@contextmanager
+def opened_run(
+    settings: Settings,
+    evaluation: StepEvaluation,
+    stop: StopRequest,
+    *,
+    resume: bool,
+    allow_changes: bool,
+) -> Iterator[TrainingRun]:
+    """Join the ranks, load model and checkpoint, connect to the services; arguments as `train`."""
+    rank, size = launched_as()
+    if rank == 0:
+        log_advice(settings)
+    limit_s, files = settings.trainer.wait_timeout_s, settings.run.files
+    guard = WriteGuard(files.path)
+    with watched(files.ranks, rank=rank, size=size, limit_s=limit_s, guard=guard) as watch:
+        # The watch names a hung rank after twice the limit; a collective by itself only ends.
+        init_process_group(3 * limit_s)
+        ranks = Ranks(3 * limit_s)
+        with closing(evaluation):
+            watch.enter("load", 0)
+            dataset = open_dataset(settings.data.train, task=settings.data.task)
+            engine = PolicyEngine(settings, ranks.size)
+            records = RunRecords(settings, ranks.rank, guard)
+            tracing = Tracing(SERVICE, settings.telemetry.otlp_endpoint if ranks.is_main else None)
+            kept = settings.trainer.keep_checkpoints
+            checkpoints = CheckpointStore(files.checkpoints, kept, guard, limit_s)
+            now = _step_0(settings, dataset, ranks, guard)
+            how = {"resume": resume, "allow_changes": allow_changes}
+            state = restore(checkpoints, engine, ranks, now, **how)
+            check = ImageCheck(engine.processor, engine.image_token_id)
+            unsampled = engine.suppressed_token_ids
+            with ServiceConnection(
+                settings, dataset, unsampled, state, ranks, check, stop
+            ) as connection:
+                (guard.take if ranks.is_main else guard.join)(connection.incarnation)
+                records.cut_to(state.step)
+                connection.start(engine.weights(), state.step)
+                run = TrainingRun(
+                    settings=settings,
+                    ranks=ranks,
+                    engine=engine,
+                    connection=connection,
+                    batches=_batches(settings, dataset, engine, ranks, connection),
+                    records=records,
+                    checkpoints=checkpoints,
+                    guard=guard,
+                    phase=PhaseClock(watch, state.step, tracing),
+                    evaluation=evaluation,
+                    stop=stop,
+                    num_steps=settings.trainer.total_steps(len(dataset)),
+                    num_done=state.step,
+                    num_committed=state.step,
+                )
+                if state.step == 0:
+                    records.evaluations(evaluation.start(), 0)
+                yield run
+            run.phase.finish()
+            ranks.barrier()
+            records.close()
+            tracing.close()
+            engine.close()
+
+
+def _step_0(
+    settings: Settings, dataset: SceneDataset, ranks: Ranks, guard: WriteGuard
+) -> TrainerState:
+    """What a checkpoint would say before the first step."""
+    order = DataOrder(
+        seed=settings.run.seed,
+        num_rows=len(dataset),
+        group_size=settings.trainer.group_size,
+    )
+    return TrainerState(
+        incarnation=guard.latest(),
+        num_ranks=ranks.size,
+        data_order=order,
+        inputs=grpo_inputs(settings, dataset) if ranks.is_main else {},
+    )
+
+
+def _batches(
+    settings: Settings,
+    dataset: SceneDataset,
+    engine: PolicyEngine,
+    ranks: Ranks,
+    connection: ServiceConnection,
+) -> PreparedBatches:
+    """Batches as this rank trains on them."""
+    trainer = settings.trainer
+    preparation = Preparation(
+        dataset,
+        engine.processor,
+        engine.rope_index,
+        image_token_id=engine.image_token_id,
+        max_tokens=trainer.tokens_per_micro_batch,
+        rank=ranks.rank,
+        num_ranks=ranks.size,
+    )
+
+    def prepare(batch: StepBatch) -> Prepared:
+        completions = [c for group in batch.groups for c in group.rollout.completions]
+        weights = completion_weights(
+            settings.algorithm,
+            [len(c.token_ids) for c in completions],
+            [c.finish_reason == "length" for c in completions],
+            max_tokens=settings.sampling.max_tokens,
+        )
+        size = trainer.group_size
+        return preparation(batch, [weights[i : i + size] for i in range(0, len(weights), size)])
+
+    return PreparedBatches(
+        connection.take,
+        prepare,
+        ahead=trainer.max_policy_lag > 0,
+        num_steps=trainer.total_steps(len(dataset)),
+    )

@@ -1,0 +1,55 @@
+"""What the receiving end of a way of weights promises.
+
+A version's bytes are at hand when it is staged, or will be when it is loaded.
+"""
+
+import asyncio
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+from services.schemas.weights import StageRequest, Version, WeightManifest
+from services.settings import Settings
+from weight_sync.engine import LoadableEngine, Staged
+from weight_sync.files import StagedFile, stage_file
+from weight_sync.uploads import Uploads
+
+
+class Receiver(ABC):
+    """The server's end of one way of weights."""
+
+    def __init__(self, settings: Settings, engine: LoadableEngine, uploads: Uploads) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._uploads = uploads
+
+    async def check(self, manifest: WeightManifest) -> None:
+        """Whether a version's tensors are those that the engine can load.
+
+        Raises:
+            InvalidInputError: They are not.
+        """
+        await self._engine.check_tensors(manifest.shapes, partial=manifest.partial)
+
+    @abstractmethod
+    async def stage(self, request: StageRequest) -> Staged:
+        """Bring in and verify a version; sampling goes on. Its tensors are the model's.
+
+        Raises:
+            InvalidInputError: The bytes are not what the manifest says, or this server lacks what
+                this way needs.
+            NotFoundError: There are no bytes.
+            EngineError: The trainer was not there.
+        """
+
+
+class FileReceiver(Receiver):
+    """The trainer writes the file, this reads it."""
+
+    @abstractmethod
+    def file(self, version: Version) -> Path:
+        """Where a version lies."""
+
+    async def stage(self, request: StageRequest) -> StagedFile:
+        """See `Receiver.stage`."""
+        file, expected = self.file(request.version), request.manifest.tensors
+        return await asyncio.to_thread(stage_file, file, expected)

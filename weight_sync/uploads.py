@@ -1,0 +1,327 @@
+"""A version's file that is sent to this server: its folder, and the file while it comes in."""
+
+import asyncio
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+import threading
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from services.errors import (
+    InvalidInputError,
+    NoRoomError,
+    NotFoundError,
+    SettingsError,
+    TooLargeError,
+    UnavailableError,
+    WaitTimeoutError,
+)
+from services.host.addresses import host_and_port
+from services.schemas.weights import StageRequest, Version
+from services.settings import Settings
+from weight_sync.file_format import (
+    LENGTH_BYTES,
+    MAX_HEADER_BYTES,
+    TensorSpan,
+    compare_digests,
+    compare_header,
+    header_length,
+    parse_header,
+    shown,
+)
+from weight_sync.files import StagedFile, open_plain, private_folder, temporary_folder
+
+_DRAFT = "upload.draft"
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+"""The disk, the user's share of it, or the largest file that this process may write."""
+_BYTES_PER_ELEMENT = 4
+"""Float32's, the largest type of a version."""
+_LIMIT_IF_UNKNOWN_BYTES = 64 * 2**30
+"""Most bytes of an upload for a model whose tensors the engine does not tell."""
+_PIECE_BYTES = 8 * 2**20
+"""Handed to a thread at once."""
+_SILENCE_S = 60.0
+"""A client that sends nothing for this long is given up."""
+
+
+def spool_folder(settings: Settings) -> Path:
+    """The same at each start, so that a killed process's leftovers are found; one for each host."""
+    _, port = host_and_port(settings.rollout.url)
+    return temporary_folder(settings.run.name, str(port))
+
+
+class Spool:
+    """A private folder with one draft at a time, and the files that drafts became."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Removes what a killed process left. The folder is made when something comes.
+
+        Raises:
+            SettingsError: Something that is not this user's is in its place.
+        """
+        self.folder = spool_folder(settings)
+        if os.path.lexists(self.folder):
+            try:
+                shutil.rmtree(private_folder(self.folder))
+            except OSError as error:
+                raise SettingsError(
+                    f"cannot remove {self.folder}, which an earlier process left: {error}"
+                ) from error
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Around what writes here.
+
+        Raises:
+            NoRoomError: The disk is full.
+        """
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _FULL:
+                raise
+            raise NoRoomError(
+                f"this server's spool folder {self.folder} has no room ({error.strerror}): free "
+                "some, or start the server with TMPDIR on a larger disk; it takes three versions"
+            ) from error
+
+    def open_draft(self) -> int:
+        """A descriptor for writing; replaces an earlier draft."""
+        draft = private_folder(self.folder) / _DRAFT
+        draft.unlink(missing_ok=True)
+        return os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+
+    def drop_draft(self) -> None:
+        """Forget what was written."""
+        (self.folder / _DRAFT).unlink(missing_ok=True)
+
+    def keep_draft(self, name: str) -> Path:
+        """Give the draft its name. Those that have an earlier file of that name open keep it."""
+        return (self.folder / _DRAFT).rename(self.folder / name)
+
+    def new_folder(self, prefix: str) -> Path:
+        """An empty folder, which the caller removes."""
+        return Path(tempfile.mkdtemp(prefix=prefix, dir=private_folder(self.folder)))
+
+    def remove(self) -> None:
+        """Remove the folder. Safe to call twice."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+@dataclass(frozen=True, slots=True)
+class _Upload:
+    """A complete file, with what was found while it came."""
+
+    path: Path
+    header: Mapping[str, TensorSpan]
+    digests: Mapping[str, str]
+
+
+class Uploads:
+    """Keeps the last upload while the next one comes; the bytes are hashed as they come."""
+
+    def __init__(self, spool: Spool, num_elements: int | None) -> None:
+        """Ready at once.
+
+        Args:
+            spool: Where uploads are kept.
+            num_elements: The most that a version has; None where that is not known.
+        """
+        self.spool = spool
+        self._limit_bytes = _LIMIT_IF_UNKNOWN_BYTES
+        if num_elements is not None:
+            self._limit_bytes = _BYTES_PER_ELEMENT * num_elements + MAX_HEADER_BYTES
+        self._uploads: OrderedDict[Version, _Upload] = OrderedDict()
+        self._busy = False
+
+    async def receive(self, version: Version, chunks: AsyncIterator[bytes], num_bytes: int) -> None:
+        """Keep a file that is uploaded, in place of an earlier one of that version.
+
+        Args:
+            version: Without its checksum.
+            chunks: The file's bytes.
+            num_bytes: What the client means to send; 0 where it does not say.
+
+        Raises:
+            UnavailableError: Another upload is under way.
+            TooLargeError: It is more than this model can need.
+            InvalidInputError: It is no safetensors file, or not all of one.
+            WaitTimeoutError: The client fell silent.
+            NoRoomError: The spool's disk is full.
+        """
+        self._check_size(num_bytes)
+        if self._busy:
+            raise UnavailableError("another upload is under way; try again when it is done")
+        self._busy = True
+        while len(self._uploads) > 1:  # first: there is room for two versions
+            self._uploads.popitem(last=False)[1].path.unlink(missing_ok=True)
+        try:
+            with self.spool.writing():
+                header, digests = await self._write_draft(chunks)
+                path = self.spool.keep_draft(version.file_name)
+            self._uploads[version] = _Upload(path, header, digests)
+            self._uploads.move_to_end(version)
+        finally:
+            self._busy = False
+            self.spool.drop_draft()
+
+    def stage(self, request: StageRequest) -> StagedFile:
+        """A verified upload. Nothing is read again: an upload is only replaced as a whole.
+
+        Raises:
+            NotFoundError: There is none of that version.
+            InvalidInputError: It is not what the manifest says.
+        """
+        manifest = request.manifest
+        upload = self._uploads.get(manifest.version)
+        if upload is None:
+            raise NotFoundError(
+                f"version {manifest.policy_version} was not uploaded here: PUT it to "
+                f"/v1/weights/files/{manifest.incarnation}/{manifest.policy_version} first"
+            )
+        compare_header(upload.header, manifest.tensors)
+        compare_digests(upload.digests, manifest.tensors)
+        return StagedFile(open_plain(upload.path))
+
+    def _check_size(self, num_bytes: int) -> None:
+        if num_bytes > self._limit_bytes:
+            raise TooLargeError(
+                f"the upload is over {self._limit_bytes} bytes, more than this model can need"
+            )
+
+    async def _write_draft(
+        self, chunks: AsyncIterator[bytes]
+    ) -> tuple[Mapping[str, TensorSpan], Mapping[str, str]]:
+        """Write and hash one piece while the next one comes."""
+        incoming = IncomingFile(self.spool.open_draft())
+        feeding: asyncio.Task[None] | None = None
+        try:
+            async for piece in self._pieces(chunks):
+                if feeding is not None:
+                    await feeding
+                feeding = asyncio.create_task(asyncio.to_thread(incoming.feed, piece))
+            if feeding is not None:
+                await feeding
+            return incoming.finish()
+        finally:
+            incoming.close()
+
+    async def _pieces(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytearray]:
+        """Chunks of the network, put together to `_PIECE_BYTES`."""
+        size, piece = 0, bytearray()
+        while (chunk := await _next(chunks)) is not None:
+            size += len(chunk)
+            self._check_size(size)
+            piece += chunk
+            if len(piece) >= _PIECE_BYTES:
+                yield piece
+                piece = bytearray()
+        yield piece
+
+
+async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
+    """The next chunk; None at the end."""
+    try:
+        async with asyncio.timeout(_SILENCE_S):
+            return await anext(chunks, None)
+    except TimeoutError as error:
+        raise WaitTimeoutError(f"the upload was silent for {_SILENCE_S:g} s") from error
+
+
+class IncomingFile:
+    """Takes a file's bytes in pieces of any size, so that nothing has to be read again.
+
+    Example: `file.feed(piece)` for each piece, then `header, digests = file.finish()`.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        """Writes to an open file, until `close`."""
+        self._descriptor = descriptor
+        self._lock = threading.Lock()
+        self._prefix = bytearray()
+        self._header: dict[str, TensorSpan] | None = None
+        self._waiting: list[tuple[str, TensorSpan]] = []
+        """Tensors that have not come yet, the next one last."""
+        self._left = 0
+        """Bytes of the present tensor that have not come yet."""
+        self._hash: Any = None
+        self._digests: dict[str, str] = {}
+        self._name = ""
+
+    def feed(self, piece: bytes | bytearray) -> None:
+        """Write and hash the next bytes; nothing after `close`. Call it in a thread.
+
+        Raises:
+            InvalidInputError: This is no safetensors file, or it goes on after its last tensor.
+        """
+        with self._lock:
+            if self._descriptor >= 0:
+                self._write(memoryview(piece))
+                self._hash_tensors(memoryview(piece))
+
+    def close(self) -> None:
+        """Close the file, once the present piece is written."""
+        with self._lock:
+            if self._descriptor >= 0:
+                os.close(self._descriptor)
+                self._descriptor = -1
+
+    def finish(self) -> tuple[Mapping[str, TensorSpan], Mapping[str, str]]:
+        """The header, and each tensor's sha256.
+
+        Raises:
+            InvalidInputError: The file is not complete.
+        """
+        if self._header is None or self._left:
+            where = shown(self._name) or "its header"
+            raise InvalidInputError(f"the file of weights is cut short at {where}: send it again")
+        return self._header, self._digests
+
+    def _write(self, view: memoryview) -> None:
+        while view:
+            view = view[os.write(self._descriptor, view) :]
+
+    def _hash_tensors(self, view: memoryview) -> None:
+        if self._header is None:
+            view = self._feed_header(view)
+        while view:
+            if self._left == 0:
+                raise InvalidInputError("the file of weights goes on after its last tensor")
+            part, view = view[: self._left], view[self._left :]
+            self._hash.update(part)
+            self._left -= len(part)
+            if self._left == 0:
+                self._next_tensor()
+
+    def _feed_header(self, view: memoryview) -> memoryview:
+        """Returns what comes after it."""
+        for size in (LENGTH_BYTES, None):
+            size = size or LENGTH_BYTES + header_length(bytes(self._prefix[:LENGTH_BYTES]))
+            missing = max(0, size - len(self._prefix))
+            self._prefix += view[:missing]
+            view = view[missing:]
+            if len(self._prefix) < size:
+                return view
+        self._header = parse_header(bytes(self._prefix[LENGTH_BYTES:]))
+        self._waiting = list(reversed(self._header.items()))
+        self._next_tensor()
+        return view
+
+    def _next_tensor(self) -> None:
+        """Note the present tensor's digest; go on with the next one that has bytes."""
+        while self._left == 0:
+            if self._hash is not None:
+                self._digests[self._name] = self._hash.hexdigest()
+            if not self._waiting:
+                self._hash = None
+                return
+            self._name, span = self._waiting.pop()
+            self._hash = hashlib.sha256()
+            self._left = span.end - span.begin
