@@ -22,7 +22,7 @@ MAX_WAITING = 64
 """Requests in the queue and in work, for each worker: seconds of scoring at the batch sizes of
 training."""
 BODY_LIMIT_BYTES = 32_000_000
-"""Of one request: 16,384 completions of 2 KB."""
+"""Longest body of a request: 16,384 completions of 2 KB."""
 HELD_LIMIT_BYTES = 4 * BODY_LIMIT_BYTES
 SMALL_BYTES = 16_384
 """A request up to this size takes a millisecond, and 20 if it was made to take long."""
@@ -71,7 +71,7 @@ class ScoringQueue:
 
         Args:
             body: The request's.
-            receive: Of the request, whose body has been read. A request whose client goes away
+            receive: The request's, whose body has been read. A request whose client goes away
                 while it waits is dropped.
 
         Raises:
