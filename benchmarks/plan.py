@@ -197,7 +197,12 @@ def prompts(folder: Path) -> Callable[[], object]:
     settings = Settings.model_validate({"model": {"path": "none"}, "data": {"train": str(path)}})
     source = PromptSource(settings, open_dataset(str(path)), ImageStore(folder / "images"), 1, [])
     positions = iter(range(1 << 30))
-    return lambda: source.prompt(next(positions), 0)
+
+    def make() -> object:
+        position = next(positions)
+        return source.prompt(position, source.read(position), 0)
+
+    return make
 
 
 def call_s() -> float:

@@ -16,7 +16,7 @@ def run_settings(
     config: list[Path] | None, overrides: list[str] | None, **addresses: Address
 ) -> "Settings":
     """The run's settings, with `--host` and `--port` put into the section's url."""
-    from services.http.app import host_and_port
+    from services.host.addresses import host_and_port
     from services.settings import load_settings
 
     files = config or [DEFAULT_CONFIG]

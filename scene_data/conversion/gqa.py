@@ -29,7 +29,7 @@ class Gqa:
         """All images, in the split of the file's name."""
         split = named_split(self._path)
         members = ((f"image {found[0]}", found) for found in stream_members(self._path))
-        return read_images(members, lambda found, _: _image(*found, split, tally), tally)
+        return read_images(members, lambda it, _: _image(it[0], it[1], split, tally), tally)
 
 
 def _image(image_id: str, record: Any, split: str, tally: Tally) -> RawImage:
