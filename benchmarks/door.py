@@ -42,7 +42,7 @@ def serve(kind: str, listener: socket.socket) -> None:
 
     config = server_config(app)
     if kind != "guarded":
-        config.http = kind  # type: ignore[assignment]
+        config.http = kind
     uvicorn.Server(config).run(sockets=[listener])
 
 

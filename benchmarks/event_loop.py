@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from scene_data.templates import prompt_messages
+from scene_graph.boxes import RELATIVE_1000
 from services.host.ports import free_port
 from services.http.clients.rollout import RolloutClient
 from services.schemas.common import Sampling
@@ -90,7 +91,7 @@ def _request(seed: int) -> RolloutRequest:
     buffer = io.BytesIO()
     Image.fromarray(coarse).resize((4000, 3000), Image.Resampling.BICUBIC).save(buffer, "JPEG")
     return RolloutRequest(
-        messages=prompt_messages("toy", "relative_1000"),
+        messages=prompt_messages("toy", RELATIVE_1000),
         images=[InlineImage(data=base64.b64encode(buffer.getvalue()).decode())],
         sampling=Sampling(n=2, max_tokens=16),
     )

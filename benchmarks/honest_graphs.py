@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scene_data.templates import answer_text
+from scene_graph.boxes import BoxSpace
 from scene_graph.graph import Relationship, SceneGraph, SceneObject
 from services.schemas.rewards import (
     ReferenceGraph,
@@ -20,9 +21,9 @@ from services.schemas.rewards import (
 )
 
 WIDTH, HEIGHT = 800, 600
-"""The size of every image, in pixels: Visual Genome's usual one."""
-BOX_SPACE = f"pixels:{WIDTH}x{HEIGHT}"
-"""The space of every completion: it writes the reference without rounding."""
+"""Of every image, in pixels: Visual Genome's usual size."""
+BOX_SPACE = BoxSpace.pixels(WIDTH, HEIGHT)
+"""Of every completion: the reference can be written without rounding."""
 
 # Names with their counts in VG150's training images.
 CATEGORIES = {
@@ -136,7 +137,7 @@ def make_group(group_id: str, scene: SceneGraph, completions: Sequence[str]) -> 
     return RewardGroup(
         group_id=group_id,
         image_size=(WIDTH, HEIGHT),
-        box_space=BOX_SPACE,
+        box_space=str(BOX_SPACE),
         reference=ReferenceGraph(
             objects=[ReferenceObject(id=o.id, bbox=o.bbox) for o in scene.objects],
             relationships=[

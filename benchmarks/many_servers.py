@@ -158,7 +158,7 @@ class Trainer:
         for _ in range(num_servers * GROUPS_IN_FLIGHT * 2):
             await self.ask()
         start = time.perf_counter() + WARM_UP_S
-        times = []
+        times: list[float] = []
         while not times or times[-1] - start < MEASURED_S:
             at = await self.take()
             await self.ask()

@@ -31,6 +31,7 @@ from services.host.ports import free_port
 from services.images import ImageStore
 from services.redis.client import redis_answers
 from services.redis.server import redis_server_command
+from services.schemas.common import ChatMessage, Sampling, TextPart
 from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import RolloutGroup
 from services.schemas.weights import PolicyInfo, ServerRecord, TensorEntry, WeightManifest
@@ -176,8 +177,14 @@ def pool_of(number: int) -> Callable[[], object]:
     )
     pool = GroupPool(settings.trainer, settings.algorithm)
     for position in range(number):
-        prompt = PromptGroup.model_construct(
-            group_id=f"g{position}", incarnation=1, attempt=0, index=position
+        prompt = PromptGroup(
+            group_id=f"g{position}",
+            incarnation=1,
+            epoch=0,
+            index=position,
+            messages=[ChatMessage(role="user", content=[TextPart(text="What?")])],
+            images=[],
+            sampling=Sampling(n=1, max_tokens=1),
         )
         pool.add(position, prompt, None)
     return lambda: pool.num_sampling
@@ -190,7 +197,12 @@ def prompts(folder: Path) -> Callable[[], object]:
     settings = Settings.model_validate({"model": {"path": "none"}, "data": {"train": str(path)}})
     source = PromptSource(settings, open_dataset(str(path)), ImageStore(folder / "images"), 1, [])
     positions = iter(range(1 << 30))
-    return lambda: source.prompt(next(positions), 0)
+
+    def make() -> object:
+        position = next(positions)
+        return source.prompt(position, source.read(position), 0)
+
+    return make
 
 
 def call_s() -> float:
@@ -216,7 +228,16 @@ async def _calls(port: int) -> float:
         tensors=dict.fromkeys(names, entry),
     )
     settings = Settings.model_validate({"model": {"path": "none"}, "data": {"train": "x"}})
-    record = ServerRecord.model_construct(url=f"http://127.0.0.1:{port}")
+    record = ServerRecord(
+        server_id="s",
+        url=f"http://127.0.0.1:{port}",
+        host="here",
+        gpu=None,
+        state="ready",
+        policy_version=0,
+        tokens_per_s=0,
+        groups_done=0,
+    )
     request = Release.of(manifest).stage("disk")
     peer = Peer(record, settings)
     logging.disable()  # until it listens

@@ -198,7 +198,7 @@ class Service:
         file = shm_file(run, Version(1, policy_version))
         private_folder(file.parent)
         shm_file(run, Version(1, policy_version - 1)).unlink(missing_ok=True)
-        tensors = {}
+        tensors: dict[str, Any] = {}
         for shard in sorted(_model_folder(self._settings.model.path).glob("*.safetensors")):
             tensors |= load_file(shard)
         save_file(tensors, file)

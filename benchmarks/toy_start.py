@@ -18,6 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from reward_service.scoring import make_scorer, reference_columns
 from scene_data.templates import prompt_messages
 from scene_data.toy import SIDE, render, toy_scene
+from scene_graph.boxes import RELATIVE_1000
 from scene_graph.graph import SceneGraph
 from scene_graph.matching import compare
 from scene_graph.parsing import parse_completion
@@ -29,7 +30,7 @@ from services.schemas.rewards import (
 )
 
 SEED = 7
-BOX_SPACE = "relative_1000"
+BOX_SPACE = RELATIVE_1000
 MAX_TOKENS = 96
 PLACEHOLDERS = ("<|image_pad|>", "<|video_pad|>")
 COLUMNS = (
@@ -125,7 +126,7 @@ def _reward_group(scene: SceneGraph, completions: list[str]) -> RewardGroup:
     return RewardGroup(
         group_id="scene",
         image_size=(SIDE, SIDE),
-        box_space=BOX_SPACE,
+        box_space=str(BOX_SPACE),
         reference=ReferenceGraph(
             objects=[ReferenceObject(id=o.id, bbox=o.bbox) for o in scene.objects],
             relationships=[

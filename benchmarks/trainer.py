@@ -91,7 +91,7 @@ def _child(side: str, name: str, arguments: argparse.Namespace, folder: str) -> 
 
 def _median(results: list[dict[str, Any]], key: str) -> float:
     values = [r[key] if isinstance(r[key], list) else [r[key]] for r in results]
-    return statistics.median([value for of_round in values for value in of_round])
+    return float(statistics.median([value for of_round in values for value in of_round]))
 
 
 def _print_table(name: str, results: dict[str, list[dict[str, Any]]]) -> None:

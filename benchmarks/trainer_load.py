@@ -12,6 +12,7 @@ from scene_data.dataset import Sample
 from scene_data.templates import prompt_messages
 from scene_data.tiny_model import make_tiny_model
 from scene_data.toy import render, toy_scene
+from scene_graph.boxes import RELATIVE_1000
 from services.schemas.common import TextPart
 
 SMALL = {
@@ -152,7 +153,7 @@ def _question(load: Load, rng: random.Random, index: int) -> Question:
     scene = toy_scene(0, index, heldout=False)
     file = io.BytesIO()
     Image.open(io.BytesIO(render(scene))).resize(load.image).save(file, "PNG")
-    parts = prompt_messages("toy", "relative_1000")[0].content
+    parts = prompt_messages("toy", RELATIVE_1000)[0].content
     text = "".join(part.text for part in parts if isinstance(part, TextPart))
     lengths = [rng.randint(*load.lengths) for _ in range(load.group_size)]
     return Question(

@@ -119,7 +119,7 @@ def _copy_s(source: "np.ndarray[tuple[int], np.dtype[np.float32]]", rounds: int)
 
 
 async def _hash(data: "np.ndarray[tuple[int], np.dtype[np.float32]]") -> None:
-    hashlib.sha256(data)
+    hashlib.sha256(data.data)
 
 
 async def _stage(updater: WeightUpdater, manifest: WeightManifest, transport: str) -> None:

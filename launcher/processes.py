@@ -19,7 +19,7 @@ from typing import Any, Literal, Self, TypeVar
 
 from launcher import subreaper
 from services.errors import SggError, WaitTimeoutError
-from services.host.environment import child_environment
+from services.host.environment import part_environment
 from services.settings.load import ENV_PREFIX
 
 T = TypeVar("T")
@@ -229,7 +229,7 @@ class Supervisor:
             self._end_orphans()
 
     def _spawn(self, child: _Child) -> None:
-        environment = child_environment(PYTHONUNBUFFERED="1", **child.part.environment)
+        environment = part_environment(PYTHONUNBUFFERED="1", **child.part.environment)
         # The configuration file has them resolved, ports included: they must not win again.
         environment = {k: v for k, v in environment.items() if not k.startswith(ENV_PREFIX)}
         with self._log(child).open("ab") as log:

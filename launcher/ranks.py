@@ -14,7 +14,7 @@ from typing import Any
 
 from launcher.subreaper import die_with_parent, send
 from services.errors import SupersededError
-from services.host.environment import child_environment, environment_value
+from services.host.environment import environment_value, part_environment
 from services.host.ports import ReservedPorts
 from trainer.ranks.stop import EXIT_STOPPED, STOP_SIGNALS
 
@@ -60,7 +60,7 @@ def _start(
     }
     return subprocess.Popen(
         [sys.executable, *command],
-        env=child_environment(**{name: str(value) for name, value in place.items()}),
+        env=part_environment(**{name: str(value) for name, value in place.items()}),
         start_new_session=True,  # Ctrl-C reaches this process, which passes it on once
         preexec_fn=die_with_parent,  # one thread: safe here
     )

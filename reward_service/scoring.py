@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from reward_service.rubrics import rubric_for, rubric_version, terms_of
 from reward_service.similarity.registry import Similarities
 from reward_service.terms import TERMS, Batch
-from scene_graph.boxes import space_scale
+from scene_graph.boxes import BoxSpace
 from scene_graph.cleaning import clean_columns
 from scene_graph.graph import GraphColumns
 from scene_graph.matching import Comparison, compare
@@ -122,9 +122,9 @@ class Scorer:
         items: list[_Item] = []
         num_pairs = num_before = 0
         for i, group in enumerate(groups):
-            wanted = references[i]
+            wanted, space = references[i], BoxSpace.parse(group.box_space)
             for place, text in enumerate(group.completions):
-                parsed = parse_completion(text, group.box_space, task=self.task)
+                parsed = parse_completion(text, space, task=self.task)
                 if parsed.status != "ok":
                     rewards[i, place] = self._lowest(parsed)
                     continue
@@ -225,8 +225,7 @@ def reference_columns(
     group: RewardGroup, task: Task = "sgg"
 ) -> tuple[GraphColumns, dict[str, int]]:
     """A group's cleaned reference, and what was dropped from it by reason."""
-    width, height = group.image_size
-    scale = space_scale(f"pixels:{width}x{height}")
+    scale = BoxSpace.pixels(*group.image_size).scale
     return clean_columns(group.reference.objects, group.reference.relationships, scale, task)
 
 

@@ -13,7 +13,7 @@ from services.errors import InvalidInputError, NotFoundError
 from services.schemas.chat import ChatRequest
 from services.schemas.common import ChatMessage, ImagePart, ModelRunner, Sampling
 from services.schemas.rollouts import Completion
-from weight_sync.receiver import LoadableEngine, Shape
+from weight_sync.engine import LoadableEngine, Shape
 
 _NO_CHAT = 'this engine has no OpenAI API: set rollout.engine to "vllm"'
 

@@ -1,18 +1,18 @@
 """Samples as the services' messages name them."""
 
 from scene_data.dataset import Sample
-from scene_graph.boxes import model_box_space
+from scene_graph.boxes import BoxSpace, model_box_space
 from services.models.families import model_family
 from services.schemas.rewards import ReferenceGraph, ReferenceObject, ReferenceRelationship
 from services.settings import ModelSettings
 
 
-def box_space(model: ModelSettings, sample: Sample) -> str:
-    """The wire name of the space in which the policy writes this image's boxes."""
+def box_space(model: ModelSettings, sample: Sample) -> BoxSpace:
+    """The space in which the policy writes this image's boxes."""
     if model.box_space not in ("auto", "pixels"):
-        return model.box_space
+        return BoxSpace.parse(model.box_space)
     family = model_family(model.path)
-    return model_box_space(
+    name = model_box_space(
         family.box_space if model.box_space == "auto" else model.box_space,
         sample.width,
         sample.height,
@@ -20,6 +20,7 @@ def box_space(model: ModelSettings, sample: Sample) -> str:
         min_pixels=model.min_pixels,
         max_pixels=model.max_pixels,
     )
+    return BoxSpace.parse(name)
 
 
 def reference_graph(sample: Sample) -> ReferenceGraph:

@@ -12,7 +12,7 @@ import numpy as np
 from scene_data.refusal import refusal
 from scene_data.vocabulary import SHIPPED as SHIPPED_VOCABULARIES
 from scene_data.vocabulary import Vocabulary, load_vocabulary
-from scene_graph.boxes import from_fractions, to_fractions
+from scene_graph.boxes import RELATIVE_1, BoxSpace
 from scene_graph.cleaning import TASK_LISTS, Task
 from scene_graph.graph import SceneGraph
 from services.schemas.common import ChatMessage, ImagePart, TextPart
@@ -73,13 +73,13 @@ _CLOSED_PREDICATES = "\n\nUse these predicates, and no others: {}."
 _UNITS = {
     "relative_1000": "in thousandths of the image's width and height, whole numbers from 0 to 1000",
     "relative_1": "as fractions of the image's width and height, from 0 to 1",
-    "pixels": "in pixels of a {width}x{height} image, whole numbers",
 }
+_PIXELS = "in pixels of a {width:.0f}x{height:.0f} image, whole numbers"
 
 
 def prompt_messages(
     template: str,
-    box_space: str,
+    box_space: BoxSpace,
     vocabulary: str | None = None,
     *,
     thinking: bool = False,
@@ -91,7 +91,7 @@ def prompt_messages(
         template: `toy` for toy-scenes and the tiny model; for real ones `open` (any names),
             `closed`, or the path of a text file with one's own instruction, in which `$objects`,
             `$predicates`, `$boxes` and `$order` are filled in (`docs/data.md`).
-        box_space: Wire name of the space that boxes are to be written in (`scene_graph.boxes`).
+        box_space: The space that boxes are to be written in.
         vocabulary: With `closed` or a file, whose names may be used (`scene_data.vocabulary`).
         thinking: Ask for `<think>…</think>` before the answer.
         task: What is asked for.
@@ -123,7 +123,7 @@ def check_instruction(template: str, vocabulary: str | None) -> None:
     Raises:
         InvalidInputError: They cannot; the message names the file and what is wrong in it.
     """
-    prompt_messages(template, "pixels:1x1", vocabulary)
+    prompt_messages(template, BoxSpace.pixels(1, 1), vocabulary)
 
 
 def instruction_digest(template: str, vocabulary: str | None) -> str | None:
@@ -145,7 +145,7 @@ def instruction_digest(template: str, vocabulary: str | None) -> str | None:
 
 def answer_text(
     graph: SceneGraph,
-    box_space: str,
+    box_space: BoxSpace,
     *,
     width: int,
     height: int,
@@ -164,8 +164,8 @@ def answer_text(
             names would be one.
     """
     pixels = np.array([item.bbox for item in graph.objects], dtype=np.float64)
-    boxes = from_fractions(to_fractions(pixels, f"pixels:{width}x{height}"), box_space)
-    digits = 3 if box_space == "relative_1" else None
+    boxes = box_space.from_fractions(BoxSpace.pixels(width, height).to_fractions(pixels))
+    digits = 3 if box_space == RELATIVE_1 else None
     lists = {
         "objects": [
             {"id": item.id, "bbox": [round(float(v), digits) for v in box]}
@@ -212,7 +212,6 @@ def _read(path: str) -> str:
     return text
 
 
-def _unit(box_space: str) -> str:
-    family, _, size = box_space.partition(":")
-    width, _, height = size.partition("x")
-    return _UNITS[family].format(width=width, height=height)
+def _unit(box_space: BoxSpace) -> str:
+    width, height = box_space.scale
+    return _UNITS.get(box_space.name, _PIXELS).format(width=width, height=height)

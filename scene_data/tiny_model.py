@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from scene_data.templates import answer_text, prompt_messages
 from scene_data.toy import SIDE, toy_scene
+from scene_graph.boxes import RELATIVE_1000
 from services.models.families import save_published
 from services.schemas.common import TextPart
 
@@ -178,11 +179,11 @@ def _tokenizer() -> Any:
 
 def _corpus() -> Iterator[str]:
     """Toy prompts and answers, which get whole-phrase tokens, and English, which gets syllables."""
-    parts = prompt_messages("toy", "relative_1000")[0].content
+    parts = prompt_messages("toy", RELATIVE_1000)[0].content
     prompt = "".join(part.text for part in parts if isinstance(part, TextPart))
     for index in range(NUM_CORPUS_SCENES):
         graph = toy_scene(0, index, heldout=False)
-        yield answer_text(graph, "relative_1000", width=SIDE, height=SIDE)
+        yield answer_text(graph, RELATIVE_1000, width=SIDE, height=SIDE)
         yield "user\nassistant\n" + prompt
     for _ in range(NUM_CORPUS_SCENES // 5):
         yield from _ENGLISH.splitlines()

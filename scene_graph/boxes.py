@@ -11,6 +11,7 @@ outside they are
 
 import math
 import re
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
@@ -22,39 +23,52 @@ Boxes = NDArray[np.float64]
 _PIXELS = re.compile(r"^pixels:([1-9]\d*)x([1-9]\d*)$")
 
 
-@lru_cache(maxsize=4096)
-def space_scale(space: str) -> tuple[float, float]:
-    """What 1.0 of the image's width and height is in `space`.
+@dataclass(frozen=True, slots=True)
+class BoxSpace:
+    """The space that boxes are written in; as text it is its name in messages.
 
-    Raises:
-        ValueError: `space` is not a box space.
+    Example: `BoxSpace.parse("pixels:640x480") == BoxSpace.pixels(640, 480)`
     """
-    if space == "relative_1000":
-        return 1000.0, 1000.0
-    if space == "relative_1":
-        return 1.0, 1.0
-    if match := _PIXELS.match(space):
-        return float(match[1]), float(match[2])
-    raise ValueError(f"unknown box space {space!r}: use relative_1000, relative_1 or pixels:WxH")
+
+    name: str
+    """`relative_1000`, `relative_1` or `pixels:WxH`"""
+    scale: tuple[float, float]
+    """What 1.0 of the image's width and height is"""
+
+    @staticmethod
+    @lru_cache(maxsize=4096)
+    def parse(name: str) -> "BoxSpace":
+        """The space of a name.
+
+        Raises:
+            ValueError: No space has this name.
+        """
+        if name in _RELATIVE:
+            return BoxSpace(name, (_RELATIVE[name], _RELATIVE[name]))
+        if match := _PIXELS.match(name):
+            return BoxSpace(name, (float(match[1]), float(match[2])))
+        raise ValueError(f"unknown box space {name!r}: use relative_1000, relative_1 or pixels:WxH")
+
+    @staticmethod
+    def pixels(width: int, height: int) -> "BoxSpace":
+        """Pixels of an image of this size."""
+        return BoxSpace(f"pixels:{width}x{height}", (float(width), float(height)))
+
+    def __str__(self) -> str:
+        return self.name
+
+    def to_fractions(self, boxes: Boxes) -> Boxes:
+        """[N, 4] in this space to [N, 4] in fractions."""
+        return np.asarray(boxes, dtype=np.float64).reshape(-1, 4) / (*self.scale, *self.scale)
+
+    def from_fractions(self, boxes: Boxes) -> Boxes:
+        """[N, 4] in fractions to [N, 4] in this space; not rounded."""
+        return np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * (*self.scale, *self.scale)
 
 
-def to_fractions(boxes: Boxes, space: str) -> Boxes:
-    """[N, 4] in `space` to [N, 4] in fractions."""
-    return np.divide(_rows(boxes), _sides(space))
-
-
-def from_fractions(boxes: Boxes, space: str) -> Boxes:
-    """[N, 4] in fractions to [N, 4] in `space`; not rounded."""
-    return np.multiply(_rows(boxes), _sides(space))
-
-
-def _rows(boxes: Boxes) -> Boxes:
-    return np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
-
-
-def _sides(space: str) -> Boxes:
-    """[4] what 1.0 of each coordinate is."""
-    return np.array([*space_scale(space), *space_scale(space)])
+_RELATIVE = {"relative_1000": 1000.0, "relative_1": 1.0}
+RELATIVE_1000 = BoxSpace.parse("relative_1000")
+RELATIVE_1 = BoxSpace.parse("relative_1")
 
 
 def smart_resize(
@@ -90,15 +104,15 @@ def model_box_space(
 
     Args:
         space: `relative_1000`, `relative_1`, or `pixels` for pixels of the resized input.
-        width: Of the original image.
-        height: Of the original image.
+        width: The original image's, in pixels.
+        height: The original image's, in pixels.
         factor: The processor's patch size times its merge size.
-        min_pixels: The processor's.
-        max_pixels: The processor's.
+        min_pixels: The processor's lower limit.
+        max_pixels: The processor's upper limit.
     """
     if space != "pixels":
         return space
     new_w, new_h = smart_resize(
         width, height, factor=factor, min_pixels=min_pixels, max_pixels=max_pixels
     )
-    return f"pixels:{new_w}x{new_h}"
+    return str(BoxSpace.pixels(new_w, new_h))

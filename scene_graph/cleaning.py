@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, Protocol
 
-from scene_graph.boxes import space_scale
+from scene_graph.boxes import BoxSpace
 from scene_graph.graph import (
     NORMAL_IDS,
     GraphColumns,
@@ -62,21 +62,20 @@ class RelationshipLike(Protocol):
 
 
 def clean_graph(
-    graph: SceneGraph, box_space: str, task: Task = "sgg"
+    graph: SceneGraph, box_space: BoxSpace, task: Task = "sgg"
 ) -> tuple[SceneGraph, Counter[str]]:
     """Normalise names, bring boxes to fractions, drop what cannot be right.
 
     Args:
-        graph: Boxes in `box_space`.
-        box_space: See `scene_graph.boxes`.
+        graph: An annotated or predicted graph.
+        box_space: The space of its boxes.
         task: As in `clean_columns`.
 
     Returns:
         The graph with boxes in fractions (coordinates outside 0..1 stay as they are), and the
         number of dropped parts by reason.
     """
-    scale = space_scale(box_space)
-    columns, dropped = clean_columns(graph.objects, graph.relationships, scale, task)
+    columns, dropped = clean_columns(graph.objects, graph.relationships, box_space.scale, task)
     return columns.to_graph(), Counter(dropped)
 
 

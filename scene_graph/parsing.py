@@ -12,7 +12,7 @@ from typing import Any, Literal, NamedTuple, NoReturn
 
 import msgspec
 
-from scene_graph.boxes import space_scale
+from scene_graph.boxes import BoxSpace
 from scene_graph.cleaning import (
     ObjectLike,
     RelationshipLike,
@@ -86,28 +86,24 @@ _DEFAULT_LIMITS = Limits()
 
 
 def parse_completion(
-    text: str, box_space: str, limits: Limits = _DEFAULT_LIMITS, task: Task = "sgg"
+    text: str, box_space: BoxSpace, limits: Limits = _DEFAULT_LIMITS, task: Task = "sgg"
 ) -> ParsedCompletion:
     """Read the scene graph in a completion, in time linear in its length.
 
     Args:
         text: All that the model wrote.
-        box_space: `relative_1000`, `relative_1` or `pixels:WxH`: the space it writes boxes in.
+        box_space: The space it writes boxes in.
         limits: What is too large.
         task: `det` looks at no relationships. `cls` looks at no objects: the ends of its
             relationships are names, with or without a number.
-
-    Raises:
-        ValueError: `box_space` is not a box space.
     """
-    scale = space_scale(box_space)  # a wrong space is the caller's fault, whatever the text
     if len(text) > limits.num_bytes or not (
         text.isascii() or len(text.encode("utf-8", "surrogatepass")) <= limits.num_bytes
     ):
         return ParsedCompletion(status="too_large", columns=GraphColumns())
     answer = find_answer(text)
     lists = _read_lists(answer, limits, task)
-    columns, dropped = clean_columns(lists.objects, lists.relationships, scale, task)
+    columns, dropped = clean_columns(lists.objects, lists.relationships, box_space.scale, task)
     if _is_too_deep(answer.text, lists, dropped, limits.nesting):
         return ParsedCompletion(status="too_large", columns=GraphColumns())
     return ParsedCompletion(

@@ -21,8 +21,18 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 """What a full file system, and a full quota, answer."""
 
 
-async def until_available(work: Callable[[], Awaitable[T]], *, timeout_s: float) -> T:
+async def until_available(
+    work: Callable[[], Awaitable[T]],
+    *,
+    timeout_s: float,
+    failed: Callable[[UnavailableError], None] = lambda _: None,
+) -> T:
     """Repeat idempotent work while a service is away.
+
+    Args:
+        work: What is repeated.
+        timeout_s: Longest time that the service may be away.
+        failed: Called after each failure; what it raises ends the waiting.
 
     Raises:
         WaitTimeoutError: It was away for `timeout_s` seconds; the message is the service's.
@@ -33,6 +43,7 @@ async def until_available(work: Callable[[], Awaitable[T]], *, timeout_s: float)
         try:
             return await work()
         except UnavailableError as error:
+            failed(error)
             since = since or time.monotonic()
             if time.monotonic() - since > timeout_s:
                 raise WaitTimeoutError(

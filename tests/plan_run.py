@@ -21,13 +21,7 @@ import torch
 from torch import Tensor
 
 from planning.simulation.loop import Loop, Shape
-from planning.simulation.rates import (
-    Rates,
-    SamplingRates,
-    ServiceRates,
-    TrainingRates,
-    seen_lengths,
-)
+from planning.simulation.rates import Rates, seen_lengths
 from rollout_service.engine import EngineResult, GroupRequest
 from rollout_service.fake.engine import FakeEngine
 from rollout_service.http.app import make_engine
@@ -44,7 +38,7 @@ from trainer.batches.preparation import Prepared, PreparedBatches
 from trainer.checkpoints.checkpoint import TrainerState
 from trainer.connection import ServiceConnection
 from trainer.types import StepBatch
-from weight_sync.receiver import StagedWeights
+from weight_sync.engine import StagedWeights
 
 GROUPS_PER_STEP, GROUP_SIZE = 4, 4
 MAX_TOKENS = 128
@@ -412,14 +406,13 @@ def _shape(settings: Settings, regime: Regime) -> Shape:
 def _rates(watch: Stopwatch, tokens_per_s: float, groups: Sequence[Sequence[int]]) -> Rates:
     stage_s = fmean(watch.serve_s[1:]) - LOAD_S
     return Rates(
-        sampling=SamplingRates(tokens_per_s=tokens_per_s, half_sequences=0),
-        training=TrainingRates(fixed_s=fmean(watch.train_s), export_s=fmean(watch.export_s[1:])),
-        services=ServiceRates(
-            stage_s=lambda servers: stage_s,
-            commit_s=LOAD_S,
-            score_request_s=fmean(watch.score_s),
-            hop_s=fmean(watch.hop_s),
-            admit_s=fmean(watch.admit_s),
-        ),
+        tokens_per_s=tokens_per_s,
+        fixed_s=fmean(watch.train_s),
+        export_s=fmean(watch.export_s[1:]),
+        stage_s=stage_s,
+        commit_s=LOAD_S,
+        score_request_s=fmean(watch.score_s),
+        hop_s=fmean(watch.hop_s),
+        admit_s=fmean(watch.admit_s),
         lengths=seen_lengths(groups),
     )

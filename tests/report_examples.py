@@ -13,6 +13,7 @@ from evaluation.result import EvaluationResult
 from evaluation.scoring.evaluate import Options, evaluate
 from scene_data.dataset import Sample
 from scene_data.templates import answer_text
+from scene_graph.boxes import RELATIVE_1
 
 SETTINGS = {
     "model": "assets/toy-start",
@@ -64,7 +65,7 @@ def _line(sample: Sample) -> dict[str, Any]:
 
 def _spoilt(sample: Sample, rng: random.Random, rate: float) -> dict[str, Any]:
     line = _line(sample)
-    line["text"] = answer_text(sample.graph, "relative_1", width=1, height=1)
+    line["text"] = answer_text(sample.graph, RELATIVE_1, width=1, height=1)
     line["num_tokens"] = len(line["text"]) // 3
     if rng.random() < rate / 3:
         failure = rng.choice(["invalid_json", "no_answer", "schema_violation"])

@@ -61,7 +61,7 @@ class _Main:
     """The batch whose version is under way, or was last."""
     beside: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "served"))
     sending: "Future[None] | None" = None
-    """Of a version that is under way."""
+    """What is done once the version that is under way is served."""
     grace_s: float = field(default_factory=lambda: SERVERS_GRACE_S)
     """What is left of it."""
 
@@ -326,7 +326,7 @@ def _connect(
     keys = RunKeys(settings.run.name)
     incarnation = asyncio.run(_next_incarnation(settings, keys, state))
     images = ImageStore(settings.run.files.images)
-    prompts = PromptSource(settings, dataset, images, incarnation, suppressed)
+    prompts = PromptSource(settings, dataset, images, incarnation, suppressed, image_check)
     cursor = Cursor(state.cursor)
 
     def make_queue() -> WorkQueue:
@@ -335,7 +335,7 @@ def _connect(
     publisher = WeightPublisher(settings, incarnation)
     publisher.note_committed(state.step)
     return _Main(
-        collector=Collector(settings, make_queue, prompts, cursor, suppressed, image_check, stop),
+        collector=Collector(settings, make_queue, prompts, cursor, stop),
         publisher=publisher,
         incarnation=incarnation,
         settings=settings,

@@ -6,10 +6,10 @@ from services.settings.training import TrainerSettings
 
 
 def learning_rate(trainer: TrainerSettings, step: int, total: int) -> float:
-    """Of a step, so that a resume has nothing to restore.
+    """The learning rate of a step: a resume has nothing to restore.
 
     Args:
-        trainer: Of the run.
+        trainer: The run's settings.
         step: From 0.
         total: Steps of the run.
     """

@@ -41,7 +41,7 @@ def opened_run(
     if rank == 0:
         log_advice(settings)
     limit_s, files = settings.trainer.wait_timeout_s, settings.run.files
-    guard = WriteGuard(settings.run.folder)
+    guard = WriteGuard(files.path)
     with watched(files.ranks, rank=rank, size=size, limit_s=limit_s, guard=guard) as watch:
         # The watch names a hung rank after twice the limit; a collective by itself only ends.
         init_process_group(3 * limit_s)

@@ -15,7 +15,7 @@ class WriteGuard:
     paused once more: so what it guards is a rename, or a line.
 
     Args:
-        folder: Of the run.
+        folder: The run's.
     """
 
     def __init__(self, folder: Path) -> None:

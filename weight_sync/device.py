@@ -1,13 +1,9 @@
-"""What the ways from GPU to GPU have in common: bytes move while servers commit.
-
-Copies to the host go through page-locked memory, and beside what the GPU computes.
-"""
+"""What the ways from GPU to GPU have in common: bytes move while servers commit."""
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from functools import cache
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -17,6 +13,7 @@ from services.errors import EngineError, WaitTimeoutError
 from services.schemas.weights import TensorEntry, Version
 from services.settings import Settings
 from weight_sync.file_format import describe
+from weight_sync.host import has_room, kept_on_host
 from weight_sync.http import HttpSender
 from weight_sync.sender import SERVER_TIMEOUT_S, NamedTensors, Peer, Release, Sender
 
@@ -24,8 +21,6 @@ T = TypeVar("T")
 
 TRANSFER_TIMEOUT_S = SERVER_TIMEOUT_S + 5
 """The servers' own timeouts come first, for they say which server it was."""
-_SPARE_BYTES = 4 * 2**30
-"""Left free on a GPU: for the next bucket that is gathered, and what a broadcast packs."""
 
 
 class DeviceSender(Sender):
@@ -180,47 +175,3 @@ def own_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
-
-
-def on_host(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """Each tensor on the host, when it is asked for; one that is there is passed on.
-
-    The caller's thread waits for the copy and no other does. The memory is page-locked; torch keeps
-    it and uses it again once the taker has let go of the tensor, so hold few at a time.
-
-    Args:
-        weights: Names and tensors, made by work on the default stream of their GPU.
-    """
-    for name, tensor in weights:
-        yield name, _page_locked(tensor) if tensor.is_cuda else tensor
-
-
-def kept_on_host(tensor: Tensor) -> Tensor:
-    """A tensor in ordinary memory of the host, to be held for long."""
-    return _page_locked(tensor).clone() if tensor.is_cuda else tensor
-
-
-def has_room(device: torch.device) -> bool:
-    """Whether this process may put more into a GPU's memory and leave some free."""
-    if device.type != "cuda":
-        return True
-    free, total = torch.cuda.mem_get_info(device)
-    used, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
-    allowed = torch.cuda.get_per_process_memory_fraction(device) * total
-    return bool(min(free + reserved, allowed) - used > _SPARE_BYTES)
-
-
-def _page_locked(tensor: Tensor) -> Tensor:
-    with torch.cuda.device(tensor.device):
-        stream = _stream(tensor.device)
-        stream.wait_stream(torch.cuda.default_stream())
-        host = torch.empty_like(tensor, device="cpu", pin_memory=True)
-        with torch.cuda.stream(stream):
-            host.copy_(tensor, non_blocking=True)
-        stream.synchronize()
-    return host
-
-
-@cache
-def _stream(device: torch.device) -> torch.cuda.Stream:
-    return torch.cuda.Stream(device)

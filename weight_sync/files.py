@@ -3,7 +3,6 @@
 It is opened safely, and verified before anything is loaded from it.
 """
 
-import asyncio
 import hashlib
 import mmap
 import os
@@ -21,12 +20,12 @@ from services.errors import InvalidInputError, NotFoundError, SettingsError
 from services.schemas.weights import (
     TRANSPORTS,
     CommitRequest,
-    StageRequest,
     TensorEntry,
     Version,
 )
 from services.settings import Settings
 from services.waiting import RoomWait
+from weight_sync.engine import FileWeights, Staged
 from weight_sync.file_format import (
     LENGTH_BYTES,
     TensorSpan,
@@ -36,7 +35,6 @@ from weight_sync.file_format import (
     parse_header,
     write_weights,
 )
-from weight_sync.receiver import FileWeights, Receiver, Staged
 from weight_sync.sender import NamedTensors, Sender
 
 _DRAFT = ".draft"
@@ -69,7 +67,7 @@ class FileSender(Sender):
         Raises:
             WaitTimeoutError: It stayed full.
         """
-        from weight_sync.device import on_host
+        from weight_sync.host import on_host
 
         self._last = self.file(version)
         folder = private_folder(self._last.parent)
@@ -116,19 +114,6 @@ class StagedFile(Staged):
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-
-
-class FileReceiver(Receiver):
-    """The trainer writes the file, this reads it."""
-
-    @abstractmethod
-    def file(self, version: Version) -> Path:
-        """Where a version lies."""
-
-    async def stage(self, request: StageRequest) -> StagedFile:
-        """See `Receiver.stage`."""
-        file, expected = self.file(request.version), request.manifest.tensors
-        return await asyncio.to_thread(stage_file, file, expected)
 
 
 def stage_file(path: Path, expected: Mapping[str, TensorEntry]) -> StagedFile:

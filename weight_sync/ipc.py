@@ -21,7 +21,8 @@ from services.errors import InvalidInputError, SggError, WaitTimeoutError
 from services.schemas.weights import CommitRequest, IpcHandle, RankShare, StageRequest
 from services.settings import Settings
 from weight_sync.device import DeviceSender, on_thread
-from weight_sync.receiver import IpcWeights, Receiver, Staged
+from weight_sync.engine import IpcWeights, Staged
+from weight_sync.receiver import Receiver
 from weight_sync.sender import SERVER_TIMEOUT_S, Peer, Release, select
 
 logger = logging.getLogger(__name__)

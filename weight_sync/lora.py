@@ -9,9 +9,10 @@ from pathlib import Path
 
 from services.errors import InvalidInputError
 from services.schemas.weights import AdapterConfig, CommitRequest, StageRequest, WeightManifest
+from weight_sync.engine import AdapterWeights, Shape, Staged
 from weight_sync.files import StagedFile
 from weight_sync.http import HttpSender
-from weight_sync.receiver import AdapterWeights, Receiver, Shape, Staged
+from weight_sync.receiver import Receiver
 
 _TENSOR = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<half>[AB])\.weight")
 """PEFT's name of one half of a layer's adapter."""

@@ -16,7 +16,8 @@ from typing import Any
 from services.errors import SggError, UnavailableError
 from services.schemas.weights import CommitRequest, Rendezvous, StageRequest
 from weight_sync.device import CommitClient, DeviceSender, TensorSource, on_thread
-from weight_sync.receiver import BroadcastWeights, Receiver, Staged
+from weight_sync.engine import BroadcastWeights, Staged
+from weight_sync.receiver import Receiver
 from weight_sync.sender import Peer, Release, commit_all, select
 
 logger = logging.getLogger(__name__)

@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 from services.schemas.weights import TensorEntry, Version
-from weight_sync.files import FileReceiver, FileSender, private_folder
+from weight_sync.files import FileSender, private_folder
+from weight_sync.receiver import FileReceiver
 from weight_sync.sender import NamedTensors
 
 

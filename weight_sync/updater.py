@@ -50,7 +50,8 @@ from services.schemas.weights import (
     manifest_checksum,
 )
 from services.settings import Settings
-from weight_sync.receiver import LoadableEngine, Receiver, Staged, StagedWeights
+from weight_sync.engine import LoadableEngine, Staged, StagedWeights
+from weight_sync.receiver import Receiver
 from weight_sync.uploads import Spool, Uploads
 
 logger = logging.getLogger(__name__)

@@ -76,10 +76,12 @@ def score(
 
 def _explained(row: "Completion", explainer: "Explainer") -> "Explanation":
     from reward_service.explain.explainer import explain_text
+    from scene_graph.boxes import BoxSpace
 
     if row.group is None:
         task, thinking = explainer.scorer.task, row.require_thinking
-        return explain_text(row.text, row.box_space, task, require_thinking=thinking)
+        space = BoxSpace.parse(row.box_space)
+        return explain_text(row.text, space, task, require_thinking=thinking)
     return explainer.explain(row.group)[0]
 
 

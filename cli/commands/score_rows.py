@@ -12,7 +12,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from services.errors import InvalidInputError, SettingsError
 from services.schemas.common import Message, Name
-from services.schemas.rewards import BoxSpace, ReferenceGraph, RewardGroup
+from services.schemas.rewards import BoxSpaceName, ReferenceGraph, RewardGroup
 
 _SHOWN_MISTAKES = 3
 _MAX_MESSAGE = 300
@@ -29,7 +29,7 @@ class Row(Message):
     reference: ReferenceGraph | None = None
     image_size: tuple[int, int] | None = None
     """Width and height of the original image, whose pixels the reference's boxes are in."""
-    box_space: BoxSpace | None = None
+    box_space: BoxSpaceName | None = None
     id: Name | None = None
     num_tokens: Annotated[int, Field(ge=0)] | None = None
     require_thinking: bool | None = None
@@ -110,7 +110,7 @@ def read_reference(file: Path) -> ReferenceGraph:
 def is_box_space(text: str) -> bool:
     """Whether it names a space that completions' boxes can be in."""
     try:
-        TypeAdapter(BoxSpace).validate_python(text)
+        TypeAdapter(BoxSpaceName).validate_python(text)
     except ValidationError:
         return False
     return True

@@ -11,6 +11,7 @@ role=$1
 shift
 cd "$SGG_JOB_WORKDIR" || exit 1
 config=$SGG_JOB_FOLDER/config.toml
+export PYTHONSAFEPATH=1 # the user's own services.py in that folder is not ours
 
 # Tasks of a node may share one file system (containers), and nodes one home: each task has its own place for
 # sockets, spools and compiled kernels.

@@ -1,9 +1,8 @@
 """From a rollout server's answer to a line of `predictions.jsonl`."""
 
-from evaluation.reading.lines import GraphLine, LineObject, LineRelationship
+from evaluation.reading.lines import GraphLine, LineObject, graph_lists
 from scene_data.dataset import Sample
 from scene_data.messages import box_space
-from scene_graph.graph import SceneGraph
 from scene_graph.parsing import parse_completion
 from services.schemas.rollouts import Completion
 from services.settings import Settings
@@ -18,14 +17,14 @@ def answered_line(
     """The line of an image that was answered.
 
     Args:
-        settings: Of the run: what was asked, and in which space the model writes boxes.
+        settings: The run's: what was asked, and in which space the model writes boxes.
         sample: The image.
-        answer: Of the model.
+        answer: The model's.
         free: Where the answer was sampled under a schema: the line of the free answer before it.
     """
     task = settings.data.task
     parsed = parse_completion(answer.text, box_space(settings.model, sample), task=task)
-    objects, relationships = _lists(parsed.graph, sample.width, sample.height)
+    objects, relationships = graph_lists(parsed.graph, (sample.width, sample.height))
     if task == "cls":
         objects = [LineObject(item.id) for item in objects]
     versions = [span.policy_version for span in answer.policy_versions]
@@ -51,26 +50,3 @@ def not_asked_line(image_id: str, status: str, *, width: int = 0, height: int = 
     return GraphLine(
         image_id=image_id, width=width, height=height, objects=[], relationships=[], status=status
     )
-
-
-def _lists(
-    graph: SceneGraph, width: int, height: int
-) -> tuple[list[LineObject], list[LineRelationship]]:
-    """A graph with boxes in fractions, as lists with boxes in pixels."""
-    objects = [
-        LineObject(
-            id=item.id,
-            bbox=(
-                item.bbox[0] * width,
-                item.bbox[1] * height,
-                item.bbox[2] * width,
-                item.bbox[3] * height,
-            ),
-        )
-        for item in graph.objects
-    ]
-    relationships = [
-        LineRelationship(subject=r.subject, predicate=r.predicate, object=r.object)
-        for r in graph.relationships
-    ]
-    return objects, relationships

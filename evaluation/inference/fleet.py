@@ -20,7 +20,7 @@ from services.errors import ConflictError, SggError, UnavailableError
 from services.http.clients.rollout import RolloutClient
 from services.schemas.rollouts import RolloutRequest, RolloutResponse
 from services.schemas.weights import PolicyInfo, Version
-from services.settings import SecuritySettings
+from services.settings import SecuritySettings, Settings
 from services.waiting import ended
 
 logger = logging.getLogger(__name__)
@@ -82,6 +82,26 @@ class Fleet:
         """When the last server went; of meaning while none is up."""
         self._lost: SggError | None = None
         """Why no server is waited for any longer."""
+
+    @classmethod
+    def of_run(
+        cls, settings: Settings, urls: Sequence[str], per_server: int, *, registered: bool = False
+    ) -> Self:
+        """Servers of a run, with its token and its patience.
+
+        Args:
+            settings: The run's.
+            urls: The servers', each once.
+            per_server: Requests that one server has at the same time.
+            registered: Whether the urls stood in Redis; see `ServiceClient`.
+        """
+        return cls(
+            urls,
+            token=settings.data_token,
+            per_server=per_server,
+            patience_s=settings.trainer.wait_timeout_s,
+            registered=settings.security if registered else None,
+        )
 
     async def __aenter__(self) -> Self:
         return self

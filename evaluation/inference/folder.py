@@ -57,13 +57,8 @@ async def infer_into(
             or another process writes there; or the servers do not serve one policy.
         SggError: As `Inference.run`.
     """
-    async with Fleet(
-        urls,
-        token=settings.data_token,
-        per_server=requests_per_server(settings),
-        patience_s=settings.trainer.wait_timeout_s,
-        registered=settings.security if registered else None,
-    ) as fleet:
+    per_server = requests_per_server(settings)
+    async with Fleet.of_run(settings, urls, per_server, registered=registered) as fleet:
         policy = await fleet.meet(model=settings.model.path)
         fields = await asyncio.to_thread(
             record_fields, settings, policy, images.name, len(images.dataset), len(images)

@@ -120,12 +120,9 @@ class DuringTraining(StepEvaluation):
         started = time.monotonic()
         if not self._samples:
             self._samples = await asyncio.to_thread(heldout_samples, self._settings)
-        async with Fleet(
-            await self._servers(step),
-            token=self._settings.data_token,
-            per_server=REQUESTS_PER_SERVER,
-            patience_s=self._settings.trainer.wait_timeout_s,
-            registered=self._settings.security,
+        servers = await self._servers(step)
+        async with Fleet.of_run(
+            self._settings, servers, REQUESTS_PER_SERVER, registered=True
         ) as fleet:
             await fleet.meet(model=self._settings.model.path, one_version=False)
             lines = await answers(self._settings, self._samples, fleet)

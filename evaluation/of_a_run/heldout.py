@@ -18,6 +18,7 @@ from evaluation.inference.progress import Progress
 from evaluation.reading.lines import GraphLine
 from scene_data.dataset import NUM_LISTED, Sample, is_too_broken, open_dataset
 from scene_data.messages import box_space
+from scene_graph.boxes import BoxSpace
 from scene_graph.cleaning import Task, clean_graph
 from scene_graph.graph import SceneGraph
 from scene_graph.metrics import strict_metrics
@@ -56,12 +57,7 @@ def evaluate_heldout(
     samples = heldout_samples(settings)
 
     async def ask() -> list[GraphLine]:
-        async with Fleet(
-            servers,
-            token=settings.data_token,
-            per_server=requests_per_server(settings),
-            patience_s=settings.trainer.wait_timeout_s,
-        ) as fleet:
+        async with Fleet.of_run(settings, servers, requests_per_server(settings)) as fleet:
             await fleet.meet(model=settings.model.path)
             return await answers(settings, samples, fleet)
 
@@ -178,7 +174,7 @@ def prediction_graph(text: str, settings: Settings, sample: Sample) -> SceneGrap
 
 def clean_reference(sample: Sample, task: Task) -> SceneGraph:
     """A sample's graph by the rules that predictions are read by, boxes in fractions."""
-    return clean_graph(sample.graph, f"pixels:{sample.width}x{sample.height}", task)[0]
+    return clean_graph(sample.graph, BoxSpace.pixels(sample.width, sample.height), task)[0]
 
 
 def answering_versions(lines: Sequence[GraphLine]) -> set[int]:

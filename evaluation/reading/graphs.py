@@ -14,9 +14,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from evaluation.reading.lines import LineObject, LineRelationship
+from evaluation.reading.lines import LineObject, LineRelationship, graph_lists
 from evaluation.reading.problems import Place
-from scene_graph.boxes import space_scale
 from scene_graph.cleaning import MAX_COORDINATE
 from scene_graph.graph import NORMAL_IDS, SceneGraph
 from scene_graph.metrics.table import ImageGraph
@@ -56,20 +55,15 @@ def written_graph(
 
 def dataset_graph(graph: SceneGraph, size: tuple[int, int], place: Place) -> ImageGraph:
     """The graph of a dataset's row, whose reader left out what could not be used."""
-    objects = [LineObject(item.id, item.bbox) for item in graph.objects]
-    edges = [LineRelationship(r.subject, r.predicate, r.object) for r in graph.relationships]
-    return written_graph(objects, edges, size, place)
+    return written_graph(*graph_lists(graph), size, place)
 
 
-def parsed_graph(
-    parsed: ParsedCompletion, box_space: str, size: tuple[int, int], place: Place
-) -> ImageGraph:
+def parsed_graph(parsed: ParsedCompletion, size: tuple[int, int], place: Place) -> ImageGraph:
     """The graph of an answer, in pixels; parts that the parser dropped are counted."""
     columns = parsed.columns
     for reason, number in parsed.dropped.items():
         place.add(reason, f"{number} in the answer")
-    scale = space_scale(box_space)
-    x, y = (pixels / unit for pixels, unit in zip(size, scale, strict=True))
+    x, y = (pixels / unit for pixels, unit in zip(size, columns.scale, strict=True))
     sides = (x, y, x, y) * len(columns.categories)
     coordinates = columns.coordinates or _NO_BOX * len(columns.categories)
     return ImageGraph(

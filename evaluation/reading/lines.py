@@ -13,6 +13,7 @@ from typing import Annotated
 import msgspec
 
 from scene_graph.cleaning import Task
+from scene_graph.graph import SceneGraph
 
 ImageId = str | int | float
 """Some programs write the id 139 as 139.0; it is the text of the number"""
@@ -85,6 +86,20 @@ class GraphLine(msgspec.Struct, kw_only=True, omit_defaults=True):
     def size(self) -> tuple[int, int]:
         """Width and height of the image in pixels."""
         return int(self.width), int(self.height)
+
+
+def graph_lists(
+    graph: SceneGraph, scale: tuple[float, float] = (1.0, 1.0)
+) -> tuple[list[LineObject], list[LineRelationship]]:
+    """The lists of a line, with the boxes of a graph times the width and height in `scale`."""
+    width, height = scale
+    objects = []
+    for item in graph.objects:
+        x1, y1, x2, y2 = item.bbox
+        box = (x1 * width, y1 * height, x2 * width, y2 * height)
+        objects.append(LineObject(item.id, box))
+    edges = [LineRelationship(r.subject, r.predicate, r.object) for r in graph.relationships]
+    return objects, edges
 
 
 def decode_graph_line(text: bytes, task: Task) -> GraphLine:

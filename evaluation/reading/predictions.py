@@ -19,7 +19,7 @@ from evaluation.reading.jsonl import WRONG, add_broken, first_problem, read_line
 from evaluation.reading.lines import GraphLine, ResponseFile, TextLine, decode_graph_line
 from evaluation.reading.problems import Place, Problems
 from evaluation.reading.references import References, Size
-from scene_graph.boxes import space_scale
+from scene_graph.boxes import BoxSpace
 from scene_graph.cleaning import Task
 from scene_graph.metrics.table import ImageGraph
 from scene_graph.parsing import parse_completion
@@ -181,13 +181,13 @@ def _of_graph(line: GraphLine, size: Size, place: Place) -> PredictedImage:
 
 def _of_text(line: TextLine, size: Size, place: Place, task: Task) -> PredictedImage | None:
     try:
-        space_scale(line.box_space)
+        space = BoxSpace.parse(line.box_space)
     except ValueError as error:
         place.add("broken_line", f"left out: {error}")
         return None
-    parsed = parse_completion(line.text, line.box_space, task=task)
+    parsed = parse_completion(line.text, space, task=task)
     return PredictedImage(
-        graph=parsed_graph(parsed, line.box_space, size, place),
+        graph=parsed_graph(parsed, size, place),
         status=_status(parsed.status, truncated=parsed.truncated),
         text=line.text,
         num_tokens=line.num_tokens,

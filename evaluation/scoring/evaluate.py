@@ -169,15 +169,7 @@ def _check_names(references: References, vocabulary: Vocabulary) -> None:
 def _known(table: GraphTable, vocabulary: Vocabulary) -> GraphTable:
     """Without relations of objects outside the vocabulary: `sgb` has no number for their names."""
     known = np.isin(table.names, vocabulary.objects)[table.object_names]
-    kept = known[table.subjects] & known[table.objects]
-    return replace(
-        table,
-        relation_image=table.relation_image[kept],
-        subjects=table.subjects[kept],
-        predicates=table.predicates[kept],
-        objects=table.objects[kept],
-        relation_scores=table.relation_scores[kept],
-    )
+    return table.with_relations(known[table.subjects] & known[table.objects])
 
 
 def _average_precision(tables: Tables) -> dict[str, float | None]:

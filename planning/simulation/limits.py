@@ -7,8 +7,20 @@ from planning.simulation.splits import Split
 from services.settings import Settings
 
 _TOKEN_BYTES = 31.0
-"""Of a sampled token on the `rollouts` stream: id, log-probability, text; 150 kB for 4,800
+"""Bytes of a sampled token on the `rollouts` stream: id, log-probability, text; 150 kB for 4,800
 (`benchmarks/plan.py`)."""
+_REMEDIES = {
+    "Redis": "a larger trainer.group_size: fewer groups for as many completions",
+    "rank 0 collecting": (
+        "reading groups in a process of its own; counting open groups as they change"
+    ),
+    "reward service": "reward.workers, one for each free core",
+    "batch to all ranks": "each rank reading its own groups instead of the whole batch",
+    "rank 0 giving weights": (
+        "weights.transport nccl, or lora; servers that pass files and calls on"
+    ),
+    "groups to rank 0's host": "binary token ids and log-probabilities instead of JSON",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,63 +35,30 @@ class Limit:
 
     @property
     def share(self) -> float:
-        """Of the capacity; over 1 the simulated run waits for it."""
+        """Used of the capacity; over 1 the simulated run waits for it."""
         return self.used / self.capacity
 
 
 def limits(
-    split: Split, table: RateTable, settings: Settings, host_bytes_per_s: float | None
+    split: Split, table: RateTable, settings: Settings, host_bytes_per_s: float
 ) -> list[Limit]:
     """All of them for a split, the nearest to its capacity first."""
     rate = {name: given.value for name, given in table.items()}
     shape, step_s = split.shape, split.step_s
-    open_groups = (shape.max_policy_lag + 1) * shape.groups_per_step
-    collect_s = rate["collect_s"] + rate["count_open_s"] * open_groups
+    collect_s = rate["collect_s"] + rate["count_open_s"] * shape.open_groups + rate["admit_s"]
+    weights_s = rate["stage_s"] + rate["stage_more_s"] * shape.num_servers + rate["commit_s"]
+    sent_bytes_per_s = split.tokens_per_step / step_s * _TOKEN_BYTES
+    workers = settings.reward.workers
+    parts = {
+        "Redis": (split.groups_per_s, 1 / rate["redis_s"], "groups/s"),
+        "rank 0 collecting": (split.groups_per_s, 1 / collect_s, "groups/s"),
+        "reward service": (split.groups_per_s, workers / rate["score_s"], "groups/s"),
+        "batch to all ranks": (shape.groups_per_step * rate["spread_s"], step_s, "s of a step"),
+        "rank 0 giving weights": (weights_s, step_s, "s of a step"),
+        "groups to rank 0's host": (sent_bytes_per_s / 1e9, host_bytes_per_s / 1e9, "GB/s"),
+    }
     found = [
-        Limit(
-            name="Redis",
-            used=split.groups_per_s,
-            capacity=1 / rate["redis_s"],
-            unit="groups/s",
-            remedy="a larger trainer.group_size: fewer groups for as many completions",
-        ),
-        Limit(
-            name="rank 0 collecting",
-            used=split.groups_per_s,
-            capacity=1 / (collect_s + rate["admit_s"]),
-            unit="groups/s",
-            remedy="reading groups in a process of its own; counting open groups as they change",
-        ),
-        Limit(
-            name="reward service",
-            used=split.groups_per_s,
-            capacity=settings.reward.workers / rate["score_s"],
-            unit="groups/s",
-            remedy="reward.workers, one for each free core",
-        ),
-        Limit(
-            name="batch to all ranks",
-            used=shape.groups_per_step * rate["spread_s"],
-            capacity=step_s,
-            unit="s of a step",
-            remedy="each rank reading its own groups instead of the whole batch",
-        ),
-        Limit(
-            name="rank 0 giving weights",
-            used=rate["stage_s"] + rate["stage_more_s"] * shape.num_servers + rate["commit_s"],
-            capacity=step_s,
-            unit="s of a step",
-            remedy="weights.transport nccl, or lora; servers that pass files and calls on",
-        ),
+        Limit(name=name, used=used, capacity=capacity, unit=unit, remedy=_REMEDIES[name])
+        for name, (used, capacity, unit) in parts.items()
     ]
-    if host_bytes_per_s is not None:
-        found.append(
-            Limit(
-                name="groups to rank 0's host",
-                used=split.tokens_per_step / step_s * _TOKEN_BYTES / 1e9,
-                capacity=host_bytes_per_s / 1e9,
-                unit="GB/s",
-                remedy="binary token ids and log-probabilities instead of JSON",
-            )
-        )
     return sorted(found, key=lambda limit: -limit.share)

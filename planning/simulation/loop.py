@@ -1,10 +1,7 @@
-"""The whole loop, simulated: who waits for whom as in `trainer.collection` and `trainer.train`.
+"""The whole loop, simulated: who waits for whom as in `trainer.train`, on its own `GroupPool`.
 
-admission   (max_policy_lag + 1) * groups_per_step groups are open, from being asked for until
-            the version that they made is served by all
 servers     the first that has room takes the oldest group; at most `groups_in_flight` each
-batch       by position; with lag 0 only once all before are scored; stale groups again, once
-            the step's version is served, and the last step that can use them waits for them
+batch       `GroupPool.take`; stale groups are asked for again once the step's version is served
 ahead       with a lag, a step's batch is taken while the step before it trains, and versions
             are staged and committed beside the next step where they go through files
 commit      servers pause, and keep what they have in flight
@@ -12,20 +9,28 @@ commit      servers pause, and keep what they have in flight
 
 import math
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cache
 from itertools import count
+from statistics import fmean
 
 import simpy
 from simpy.events import Event, Process, ProcessGenerator
 
-from planning.simulation.outcome import Recorder
 from planning.simulation.rates import Rates
 from planning.simulation.server import Group, SampledHere
+from services.schemas.common import Sampling
+from services.schemas.prompts import PromptGroup
+from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
+from services.settings.training import AlgorithmSettings, TrainerSettings
+from trainer.collection.group_pool import GroupPool
+from trainer.types import TrainGroup
 
 _MOST_SCORED = 64
 """Groups in one request for rewards (`trainer.collection.group_scoring`)."""
+_SAMPLING = Sampling()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +50,50 @@ class Shape:
     """Whether versions are staged and committed while the next step trains."""
     checkpoint_every: int
 
+    @property
+    def open_groups(self) -> int:
+        """Groups that are open at most."""
+        return (self.max_policy_lag + 1) * self.groups_per_step
+
+
+@dataclass(slots=True, kw_only=True)
+class SimulatedStep:
+    """One step."""
+
+    began_at: float
+    ended_at: float = 0.0
+    wait_s: float = 0.0
+    lags: Counter[int] = field(default_factory=Counter)
+    """Groups by the versions that they are behind."""
+    num_tokens: int = 0
+    num_stale: int = 0
+    sampled_s: float = 0.0
+    """`busy_s` of all servers at its end."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What a simulated run was like, in the words of a real one's `metrics.jsonl`."""
+
+    steps_per_hour: float
+    trainer_idle: float
+    """Share of its time in which the trainer waits for groups."""
+    sampler_idle: float
+    """Share of the servers' time in which they sample nothing."""
+    lags: dict[int, float]
+    """Share of the groups by policy_lag."""
+    stale_per_step: float
+    """Groups that came back too old."""
+    tokens_per_step: float
+    """Sampled tokens that were trained on."""
+    busy: dict[str, float]
+    """Share of the time that Redis, collector and reward service are busy."""
+
+    @property
+    def step_s(self) -> float:
+        """Seconds of a step."""
+        return 3600 / self.steps_per_hour
+
 
 class Loop:
     """One run of a shape at given rates.
@@ -52,7 +101,7 @@ class Loop:
     Args:
         shape: What is simulated.
         rates: How fast each part is.
-        seed: Of the lengths of completions.
+        seed: The seed of the completions' lengths.
     """
 
     def __init__(self, shape: Shape, rates: Rates, seed: int = 0) -> None:
@@ -60,76 +109,91 @@ class Loop:
         self._rng = random.Random(seed)
         self._env = env = simpy.Environment()
         self._servers = [
-            SampledHere(env, rates.sampling, shape.max_sequences, self._sampled)
+            SampledHere(env, rates, shape.max_sequences, self._sampled)
             for _ in range(shape.num_servers)
         ]
-        self._limit = (shape.max_policy_lag + 1) * shape.groups_per_step
+        bounds = TrainerSettings(
+            groups_per_step=shape.groups_per_step, max_policy_lag=shape.max_policy_lag
+        )
+        self._pool = GroupPool(bounds, AlgorithmSettings())
+        self._groups: dict[int, Group] = {}
+        """The open ones by position."""
         self._positions = count()
-        self._open: set[Group] = set()
         self._prompts = simpy.Store(env)
         self._arrivals: deque[Group] = deque()
         """Taken many at once; a `simpy.Store` gives them one by one."""
         self._arrived = env.event()
-        self._ready: dict[int, Group] = {}
-        """Scored and not taken, by position."""
         self._scored = env.event()
-        """The next groups have been: its value is the list of them."""
-        self._version = 0
-        """That all servers serve."""
-        self._again: list[Group] = []
-        """Stale ones that wait for a version, or are being sampled again."""
+        """Happens when the next groups are scored: its value is the list of them."""
         self._admitting = env.event().succeed()
         self._redis, self._collector, self._reward = Turns(env), Turns(env), Turns(env)
-        self._record = Recorder(env, self._servers)
+        self.steps: list[SimulatedStep] = []
 
-    def run(self, num_steps: int, *, warm_up: int) -> Recorder:
+    def run(self, num_steps: int, *, warm_up: int) -> Outcome:
         """Simulate.
 
         Args:
-            num_steps: After the first `warm_up`, which are left out of the record.
+            num_steps: After the first `warm_up`, which do not count.
             warm_up: Until the pipeline is full.
         """
         for server in self._servers:
             self._env.process(self._claim_for_ever(server))
         self._env.process(self._score_for_ever())
         self._env.run(until=self._env.process(self._train(warm_up + num_steps)))
+        return self._outcome(warm_up)
+
+    def _outcome(self, warm_up: int) -> Outcome:
+        before, steps = self.steps[warm_up - 1], self.steps[warm_up:]
+        seconds = steps[-1].ended_at - steps[0].began_at
+        sampled_s = steps[-1].sampled_s - before.sampled_s
+        lags: Counter[int] = sum((step.lags for step in steps), Counter())
         busy = {"redis": self._redis, "collector": self._collector, "reward": self._reward}
-        self._record.finish(warm_up, {name: turns.busy_s for name, turns in busy.items()})
-        return self._record
+        return Outcome(
+            steps_per_hour=3600 * len(steps) / seconds,
+            trainer_idle=sum(step.wait_s for step in steps) / seconds,
+            sampler_idle=1 - sampled_s / (seconds * len(self._servers)),
+            lags={lag: number / lags.total() for lag, number in sorted(lags.items())},
+            stale_per_step=fmean(step.num_stale for step in steps),
+            tokens_per_step=fmean(step.num_tokens for step in steps),
+            busy={name: turns.busy_s / self._env.now for name, turns in busy.items()},
+        )
 
     # The training loop
 
     def _train(self, num_steps: int) -> ProcessGenerator:
-        training, env = self._rates.training, self._env
+        rates, env = self._rates, self._env
         served = env.process(self._spread(0))
         yield served
         self._admit()
         ahead = self._shape.max_policy_lag > 0
         following: tuple[Process, Process] | None = None
-        for step in range(num_steps):
-            record = self._record.begin(step)
-            taken, prepared = following or self._take_soon(step)
-            groups = yield taken
-            record.wait_s = env.now - record.began_at
+        for number in range(num_steps):
+            step = SimulatedStep(began_at=env.now)
+            taken, prepared = following or self._take_soon(number)
+            groups, step.num_stale = yield taken
+            step.wait_s = env.now - step.began_at
             yield prepared
-            following = self._take_soon(step + 1) if ahead and step + 1 < num_steps else None
-            record.took(groups, step)
+            following = self._take_soon(number + 1) if ahead and number + 1 < num_steps else None
+            step.lags = Counter(number - group.version for group in groups)
+            step.num_tokens = sum(sum(group.lengths) for group in groups)
             yield from self._train_on(groups)
             yield served
-            yield env.timeout(training.export_s)
-            served = env.process(self._spread(step + 1, groups))
+            yield env.timeout(rates.export_s)
+            served = env.process(self._spread(number + 1, groups))
             if not self._shape.beside_training:
                 yield served
-            if (step + 1) % self._shape.checkpoint_every == 0:
+            if (number + 1) % self._shape.checkpoint_every == 0:
                 yield served
-                yield env.timeout(training.checkpoint_s)
-            self._record.end(record)
+                yield env.timeout(rates.checkpoint_s)
+            step.ended_at = env.now
+            step.sampled_s = sum(server.read_busy_s() for server in self._servers)
+            self.steps.append(step)
 
     def _train_on(self, groups: list[Group]) -> ProcessGenerator:
-        training, shape = self._rates.training, self._shape
-        tokens = fullest(groups, shape.num_trainers, training.prompt_tokens)
-        slowed = training.doubling_efficiency ** math.log2(shape.num_trainers)
-        seconds = training.fixed_s + training.token_s * tokens / slowed
+        rates, shape = self._rates, self._shape
+        tokens = fullest(groups, shape.num_trainers, rates.prompt_tokens)
+        slowed = rates.doubling_efficiency ** math.log2(shape.num_trainers)
+        seconds = rates.fixed_s + rates.token_s * tokens / slowed
         if not shape.colocated:
             yield self._env.timeout(seconds)
             return
@@ -145,18 +209,18 @@ class Loop:
 
     def _spread(self, version: int, used: Sequence[Group] = ()) -> ProcessGenerator:
         """Stage, commit, and then be done with the groups that the version came from."""
-        services = self._rates.services
-        yield self._env.timeout(services.stage_s(len(self._servers)))
+        rates = self._rates
+        yield self._env.timeout(rates.stage_s + rates.stage_more_s * len(self._servers))
         for server in self._servers:
             server.pause()
-        yield self._env.timeout(services.commit_s)
+        yield self._env.timeout(rates.commit_s)
         for server in self._servers:
             server.resume(version)
-        self._open.difference_update(used)
-        self._version = version
-        for group in self._again:
-            if group.min_version == version:
-                self._prompts.put(group)
+        for group in used:
+            self._pool.close(group.work_id)
+            del self._groups[group.position]
+        self._pool.policy_version = version
+        self._ask_again([p for p in self._pool.unanswered() if p.min_policy_version == version])
         if used:
             yield self._admit()
 
@@ -168,44 +232,30 @@ class Loop:
         return taken, self._env.process(self._prepare(taken))
 
     def _take(self, step: int) -> ProcessGenerator:
-        size = self._shape.groups_per_step
-        self._ask_for_stale_again(step, list(self._ready.values()))
-        while len(groups := self._candidates(size)) < size or self._is_last_chance(step):
-            self._ask_for_stale_again(step, (yield self._scored))
-        for group in groups:
-            del self._ready[group.position]
-            group.taken = True
-        yield self._env.timeout(self._rates.services.spread_s * size)
-        return groups
+        self._reissue_stale(step)
+        while (found := self._pool.take(step)) is None:
+            scored = yield self._scored
+            if any(group.version < self._pool.oldest_allowed(step) for group in scored):
+                self._reissue_stale(step)
+        groups, outcome = found
+        yield self._env.timeout(self._rates.spread_s * len(groups))
+        return [self._groups[group.position] for group in groups], len(outcome.stale)
 
     def _prepare(self, taken: Process) -> ProcessGenerator:
         yield taken
-        yield self._env.timeout(self._rates.training.prepare_s)
+        yield self._env.timeout(self._rates.prepare_s)
 
-    def _candidates(self, size: int) -> list[Group]:
-        """Scored groups whose turn it may be, by position; fewer than asked for where too few."""
-        if len(self._ready) < size:
-            return []
-        if self._shape.max_policy_lag > 0:
-            return [self._ready[position] for position in sorted(self._ready)[:size]]
-        waiting = sorted((g for g in self._open if not g.taken), key=lambda g: g.position)
-        return [group for group in waiting[:size] if group.scored]
+    def _reissue_stale(self, step: int) -> None:
+        prompts = self._pool.reissue_stale(step)
+        for prompt in prompts:
+            lengths = self._groups[prompt.index].lengths
+            self._groups[prompt.index] = Group(prompt.index, lengths, attempt=prompt.attempt)
+        if step <= self._pool.policy_version:
+            self._ask_again(prompts)
 
-    def _is_last_chance(self, step: int) -> bool:
-        oldest = step - self._shape.max_policy_lag
-        return any(group.min_version <= oldest and not group.scored for group in self._again)
-
-    def _ask_for_stale_again(self, step: int, groups: list[Group]) -> None:
-        oldest = step - self._shape.max_policy_lag
-        for group in [g for g in groups if g.version < oldest]:
-            del self._ready[group.position]
-            self._open.remove(group)
-            again = Group(group.position, group.lengths, min_version=step)
-            self._open.add(again)
-            self._record.stale()
-            self._again.append(again)
-            if again.min_version <= self._version:
-                self._prompts.put(again)
+    def _ask_again(self, prompts: Sequence[PromptGroup]) -> None:
+        for prompt in prompts:
+            self._prompts.put(self._groups[prompt.index])
 
     # Asking, sampling, scoring
 
@@ -216,17 +266,18 @@ class Loop:
         return self._admitting
 
     def _admit_all(self) -> ProcessGenerator:
-        while len(self._open) < self._limit:
+        while self._pool.has_room:
             group = Group(next(self._positions), self._rates.lengths(self._rng))
-            self._open.add(group)
-            yield self._env.timeout(self._rates.services.admit_s)
+            self._groups[group.position] = group
+            self._pool.add(group.position, _prompt(group), None)
+            yield self._env.timeout(self._rates.admit_s)
             self._prompts.put(group)
 
     def _claim_for_ever(self, server: SampledHere) -> ProcessGenerator:
         """One claim at a time: only when a server has a group does it ask for another."""
         while True:
             group = yield self._prompts.get()
-            yield self._redis.take(self._rates.services.redis_s)
+            yield self._redis.take(self._rates.redis_s)
             server.take(group)
             if server.num_groups == self._shape.groups_in_flight:
                 yield server.group_ended
@@ -235,35 +286,73 @@ class Loop:
         self._env.process(self._collect(group))
 
     def _collect(self, group: Group) -> ProcessGenerator:
-        yield self._env.timeout(self._rates.services.hop_s)
-        yield self._collector.take(self._rates.services.collect_s)
+        yield self._env.timeout(self._rates.hop_s)
+        yield self._collector.take(self._rates.collect_s)
         self._arrivals.append(group)
         if not self._arrived.triggered:
             self._arrived.succeed()
 
     def _score_for_ever(self) -> ProcessGenerator:
-        services = self._rates.services
+        rates = self._rates
         while True:
             if not self._arrivals:
                 self._arrived = self._env.event()
                 yield self._arrived
             size = min(len(self._arrivals), _MOST_SCORED)
             groups = [self._arrivals.popleft() for _ in range(size)]
-            yield self._reward.take(services.score_request_s + services.score_s * size)
-            self._again = [group for group in self._again if group not in groups]
+            yield self._reward.take(rates.score_request_s + rates.score_s * size)
             for group in groups:
-                group.scored = True
-                self._ready[group.position] = group
+                self._pool.score(_scored(group))
             scored, self._scored = self._scored, self._env.event()
             scored.succeed(groups)
             yield self._admit()  # the collector holds its lock for both
+
+
+def _prompt(group: Group) -> PromptGroup:
+    """A group's prompt, as far as a pool reads it."""
+    return PromptGroup.model_construct(
+        group_id=str(group.position),
+        index=group.position,
+        incarnation=0,
+        epoch=0,
+        messages=[],
+        images=[],
+        sampling=_SAMPLING,
+    )
+
+
+def _scored(group: Group) -> TrainGroup:
+    """A scored group, as far as a pool reads it."""
+    rollout = RolloutGroup.model_construct(
+        group_id=str(group.position),
+        attempt=group.attempt,
+        incarnation=0,
+        server_id="simulated",
+        prompt_token_ids=[],
+        completions=[_completion(group.version)],
+        sampling_s=0.0,
+    )
+    return TrainGroup.model_construct(
+        position=group.position, index=group.position, rollout=rollout, rewards=[], advantages=[]
+    )
+
+
+@cache
+def _completion(version: int) -> Completion:
+    return Completion(
+        text="",
+        token_ids=[],
+        rollout_logprobs=[],
+        finish_reason="stop",
+        policy_versions=[VersionSpan(policy_version=version, start=0, end=0)],
+    )
 
 
 class Turns:
     """Something that does one thing after the other: Redis, the collector, the reward service.
 
     Args:
-        env: Of the simulation.
+        env: The simulation's.
     """
 
     # A simpy.Resource also has events for request and release: plans took about 1.4 times as long.
@@ -279,10 +368,10 @@ class Turns:
         return self._env.timeout(self._free_at - self._env.now)
 
 
-def fullest(groups: list[Group], num_ranks: int, prompt_tokens: int) -> int:
+def fullest(groups: list[Group], num_ranks: int, prompt_tokens: float) -> float:
     """Tokens of the rank with most of them: as many groups on each, the longest dealt out first."""
     tokens = sorted((prompt_tokens + sum(group.lengths) for group in groups), reverse=True)
-    shares = [0] * num_ranks
+    shares = [0.0] * num_ranks
     for start in range(0, len(tokens), num_ranks):
         emptiest = sorted(range(num_ranks), key=lambda rank: shares[rank])
         for rank, number in zip(emptiest, tokens[start : start + num_ranks], strict=False):

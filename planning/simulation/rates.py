@@ -1,5 +1,6 @@
 """What the simulation is given: how fast each part is, and how long answers are."""
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,30 +10,30 @@ Lengths = Callable[[random.Random], tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SamplingRates:
-    """Of one rollout GPU."""
+class Rates:
+    """Each part's pace, by the names that `sgg-rl plan` prints.
 
+    A step takes `fixed_s + token_s * tokens of the fullest GPU / efficiency`. Things of Redis, rank
+    0 and the reward service happen one by one.
+    """
+
+    lengths: Lengths
     tokens_per_s: float
-    """Of all sequences together, where there are very many."""
-    half_sequences: float
+    """Tokens of all sequences of a server together, where there are very many."""
+    half_sequences: float = 0.0
     """Sequences at which it makes half of that; 0: the pace is the same for any number."""
     prompt_s: float = 0.0
-    """Of its time for a group's prompt and image, once a group."""
+    """A server's time for a group's prompt and image, once a group."""
     prefill_token_s: float = 0.0
-    """Of its time for each sampled token of a running sequence, after every update."""
+    """A server's time for each sampled token of a running sequence, after every update."""
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TrainingRates:
-    """Of the trainer: a step takes `fixed_s + token_s * tokens of the fullest GPU / efficiency`."""
-
-    fixed_s: float
-    """Whatever the tokens: the optimizer, gradients between GPUs."""
+    fixed_s: float = 0.0
+    """Seconds of a step whatever its tokens: the optimizer, gradients between GPUs."""
     token_s: float = 0.0
     """GPU seconds of a trained token."""
     doubling_efficiency: float = 1.0
-    """What is left of a GPU's speed each time the GPUs double."""
-    prompt_tokens: int = 0
+    """The share of a GPU's speed that is left each time the GPUs double."""
+    prompt_tokens: float = 0.0
     """Trained with each group, once: the prompt and its image."""
     prepare_s: float = 0.0
     """To lay out a batch; beside the step before where the lag allows it."""
@@ -40,52 +41,37 @@ class TrainingRates:
     """To hand over the new weights: the step waits."""
     checkpoint_s: float = 0.0
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ServiceRates:
-    """Of what is between trainer and servers; seconds of things that happen one by one."""
-
-    stage_s: Callable[[int], float]
-    """Until so many servers have a version's bytes, while they sample on."""
-    commit_s: float
+    stage_s: float = 0.0
+    """Until servers have a version's bytes, while they sample on."""
+    stage_more_s: float = 0.0
+    """The same for each server, one after the other."""
+    commit_s: float = 0.0
     """Servers pause for this long to load a version."""
     admit_s: float = 0.0
     """To ask for one group."""
     redis_s: float = 0.0
-    """Of Redis's one thread for a group: asked for, claimed, completed, taken."""
+    """Redis's one thread for a group: asked for, claimed, completed, taken."""
     hop_s: float = 0.0
     """From a server to rank 0, however many there are."""
     collect_s: float = 0.0
-    """Of rank 0's event loop for one sampled group: read, check, keep."""
+    """Rank 0's event loop for one sampled group: read, check, keep."""
     score_s: float = 0.0
-    """Of the reward service for one group."""
+    """The reward service for one group."""
     score_request_s: float = 0.0
-    """Of every request for rewards, beside its groups."""
+    """The reward service for every request, beside its groups."""
     spread_s: float = 0.0
     """To give one group of a batch to all ranks."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Rates:
-    """All of them."""
-
-    sampling: SamplingRates
-    training: TrainingRates
-    services: ServiceRates
-    lengths: Lengths
 
 
 def lognormal_lengths(mean: float, sigma: float, *, max_tokens: int, group_size: int) -> Lengths:
     """Completions whose log-lengths are normal, cut at `max_tokens`.
 
     Args:
-        mean: Of a length before it is cut, in tokens.
-        sigma: Of the logarithm.
+        mean: The mean length before it is cut, in tokens.
+        sigma: The standard deviation of its logarithm.
         max_tokens: `sampling.max_tokens`.
         group_size: Completions of a group.
     """
-    import math
-
     centre = math.log(mean) - sigma**2 / 2
 
     def draw(rng: random.Random) -> tuple[int, ...]:
@@ -100,8 +86,4 @@ def lognormal_lengths(mean: float, sigma: float, *, max_tokens: int, group_size:
 def seen_lengths(groups: Sequence[Sequence[int]]) -> Lengths:
     """Groups of an earlier run, drawn with replacement: long images stay long in all answers."""
     seen = [tuple(group) for group in groups]
-
-    def draw(rng: random.Random) -> tuple[int, ...]:
-        return rng.choice(seen)
-
-    return draw
+    return lambda rng: rng.choice(seen)

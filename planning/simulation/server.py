@@ -3,11 +3,11 @@
 import heapq
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import simpy
 
-from planning.simulation.rates import SamplingRates
+from planning.simulation.rates import Rates
 
 _ROUNDING = 1e-6
 """Tokens: sequences that end this close together end at once."""
@@ -20,14 +20,17 @@ class Group:
     position: int
     lengths: tuple[int, ...]
     """Tokens of each completion."""
-    min_version: int = 0
-    """Older weights may not sample it."""
-    scored: bool = False
-    taken: bool = False
+    attempt: int = 0
+    """How often it was asked for again."""
     version: int = -1
-    """That its first token was sampled with; -1 before."""
-    left: int = field(default=0, compare=False)
+    """The version that its first token was sampled with; -1 before."""
+    left: int = 0
     """Completions that are not finished."""
+
+    @property
+    def work_id(self) -> str:
+        """Identity on the queue, as `PromptGroup.work_id`."""
+        return f"{self.position}#0.{self.attempt}"
 
 
 class SampledHere:
@@ -38,16 +41,16 @@ class SampledHere:
     then works for each sequence, comes to.
 
     Args:
-        env: Of the simulation.
-        rates: Of one GPU.
-        max_sequences: That it samples at the same time; others wait.
+        env: The simulation's.
+        rates: The pace of one GPU.
+        max_sequences: Sequences that it samples at the same time; others wait.
         ended: Called with a group whose last completion has ended.
     """
 
     def __init__(
         self,
         env: simpy.Environment,
-        rates: SamplingRates,
+        rates: Rates,
         max_sequences: int,
         ended: Callable[[Group], None],
     ) -> None:
@@ -63,18 +66,18 @@ class SampledHere:
         """Tokens that a sequence would have which runs since the beginning."""
         self._since = 0.0
         self._stall_s = 0.0
-        """Of work on prompts, before any sequence goes on."""
+        """Work on prompts that is left before any sequence goes on."""
         self._next_end: simpy.Event | None = None
-        """Of a sequence, if nothing changes until then."""
+        """The end of a sequence, if nothing changes until then."""
         self._paused = False
         self._share = 1.0
         self.version = 0
         self.num_groups = 0
         """Leased."""
         self.group_ended = env.event()
-        """The next time that any does."""
+        """Happens when any group ends."""
         self.busy_s = 0.0
-        """In which something was sampled."""
+        """Seconds in which something was sampled."""
 
     @property
     def is_busy(self) -> bool:
@@ -85,7 +88,10 @@ class SampledHere:
         """Begin a group."""
         self.num_groups += 1
         self._advance()
-        self._begin(group)
+        group.left = len(group.lengths)
+        self._stall_s += self._rates.prompt_s
+        self._waiting.extend((length, group) for length in group.lengths)
+        self._fill()
         self._expect_end()
 
     def pause(self) -> None:
@@ -114,12 +120,6 @@ class SampledHere:
         """`busy_s` up to now."""
         self._advance()
         return self.busy_s
-
-    def _begin(self, group: Group) -> None:
-        group.left = len(group.lengths)
-        self._stall_s += self._rates.prompt_s
-        self._waiting.extend((length, group) for length in group.lengths)
-        self._fill()
 
     def _fill(self) -> None:
         while self._waiting and len(self._running) < self._max_sequences:

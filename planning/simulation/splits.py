@@ -1,51 +1,29 @@
 """Simulates the ways to divide GPUs between trainer and rollout servers, and finds the best."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 
 from planning.estimate import estimate_memory
 from planning.shapes import ModelShape
 from planning.simulation.derive import RateTable
-from planning.simulation.loop import Loop, Shape
-from planning.simulation.outcome import Recorder
-from planning.simulation.rates import (
-    Lengths,
-    Rates,
-    SamplingRates,
-    ServiceRates,
-    TrainingRates,
-    lognormal_lengths,
-)
+from planning.simulation.loop import Loop, Outcome, Shape
+from planning.simulation.rates import Lengths, Rates, lognormal_lengths
 from services.settings import Settings
 
 _MOST_STEPS, _FEWEST_STEPS = 60, 6
 _COMPLETIONS = 30_000
 """Simulated for a split, within these bounds."""
 _SHARES = (1 / 16, 1 / 8, 3 / 16, 1 / 4, 3 / 8, 1 / 2, 5 / 8, 3 / 4, 7 / 8)
-"""Of the GPUs for the trainer, as near as its ranks can divide a step's groups."""
+"""Shares of the GPUs for the trainer, as near as its ranks can divide a step's groups."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Split:
+class Split(Outcome):
     """One way to use the GPUs, simulated."""
 
     shape: Shape
-    steps_per_hour: float
-    trainer_idle: float
-    sampler_idle: float
-    lags: dict[int, float]
-    """Share of the groups by policy_lag."""
-    stale_per_step: float
-    tokens_per_step: float
-    busy: dict[str, float]
-    """Share of the time that Redis, collector and reward service are busy."""
     trainer_gib: float | None
     """Memory of a trainer GPU by the estimate of `--dry-run`; None where the model is not known."""
     fits: bool
-
-    @property
-    def step_s(self) -> float:
-        """Seconds of a step."""
-        return 3600 / self.steps_per_hour
 
     @property
     def groups_per_s(self) -> float:
@@ -66,13 +44,13 @@ def all_splits(
     """Simulate each.
 
     Args:
-        settings: Of the run; its numbers of ranks and servers are what is varied.
+        settings: The run's settings; numbers of ranks and servers are varied.
         table: Rates.
-        shape: Of the model, for memory.
-        num_gpus: Together.
-        gpu_memory_gib: Of one.
-        lengths: Of completions; None takes those of the table.
-        seed: Of the simulation.
+        shape: The model's shape, for memory.
+        num_gpus: GPUs of trainer and servers together.
+        gpu_memory_gib: Memory of one.
+        lengths: Lengths of completions; None takes those of the table.
+        seed: The simulation's seed.
     """
     found = []
     for place in _shapes(settings, num_gpus):
@@ -94,41 +72,18 @@ def rates_for(
 ) -> Rates:
     """What the simulation is given."""
     rate = {name: given.value for name, given in table.items()}
-    open_groups = (shape.max_policy_lag + 1) * shape.groups_per_step
-    return Rates(
-        sampling=SamplingRates(
-            tokens_per_s=rate["tokens_per_s"],
-            half_sequences=rate["half_sequences"],
-            prompt_s=rate["prompt_s"],
-            prefill_token_s=rate["prefill_token_s"],
-        ),
-        training=TrainingRates(
-            fixed_s=rate["fixed_s"],
-            token_s=rate["token_s"],
-            doubling_efficiency=rate["doubling_efficiency"],
-            prompt_tokens=round(rate["prompt_tokens"]),
-            prepare_s=rate["prepare_s"],
-            export_s=rate["export_s"],
-            checkpoint_s=rate["checkpoint_s"],
-        ),
-        services=ServiceRates(
-            stage_s=lambda servers: rate["stage_s"] + rate["stage_more_s"] * servers,
-            commit_s=rate["commit_s"],
-            admit_s=rate["admit_s"],
-            redis_s=rate["redis_s"],
-            collect_s=rate["collect_s"] + rate["count_open_s"] * open_groups,
-            score_s=rate["score_s"] / settings.reward.workers,
-            score_request_s=rate["score_request_s"],
-            spread_s=rate["spread_s"],
-        ),
-        lengths=lengths
-        or lognormal_lengths(
-            rate["length_mean"],
-            rate["length_sigma"],
-            max_tokens=settings.sampling.max_tokens,
-            group_size=settings.trainer.group_size,
-        ),
+    named = {part.name: rate[part.name] for part in fields(Rates) if part.name in rate}
+    given = named | {
+        "collect_s": rate["collect_s"] + rate["count_open_s"] * shape.open_groups,
+        "score_s": rate["score_s"] / settings.reward.workers,
+    }
+    drawn = lengths or lognormal_lengths(
+        rate["length_mean"],
+        rate["length_sigma"],
+        max_tokens=settings.sampling.max_tokens,
+        group_size=settings.trainer.group_size,
     )
+    return Rates(lengths=drawn, **given)
 
 
 def _shapes(settings: Settings, num_gpus: int) -> list[Shape]:
@@ -162,7 +117,7 @@ def _divisors(number: int) -> list[int]:
 def _split(
     settings: Settings,
     place: Shape,
-    seen: Recorder,
+    seen: Outcome,
     shape: ModelShape | None,
     gpu_memory_gib: float | None,
 ) -> Split:
@@ -170,15 +125,5 @@ def _split(
     gib = None
     if shape is not None:
         gib = estimate_memory(settings.model_copy(update={"trainer": trainer}), shape).total
-    return Split(
-        shape=place,
-        steps_per_hour=3600 / seen.step_s,
-        trainer_idle=seen.trainer_idle,
-        sampler_idle=seen.sampler_idle,
-        lags=seen.lags,
-        stale_per_step=seen.stale_per_step,
-        tokens_per_step=seen.tokens_per_step,
-        busy=seen.busy,
-        trainer_gib=gib,
-        fits=gib is None or gpu_memory_gib is None or gib <= gpu_memory_gib,
-    )
+    fits = gib is None or gpu_memory_gib is None or gib <= gpu_memory_gib
+    return Split(shape=place, trainer_gib=gib, fits=fits, **asdict(seen))

@@ -22,6 +22,7 @@ from reward_service.explain.verdicts import (
 )
 from reward_service.scoring import make_scorer, reference_columns
 from reward_service.similarity.registry import Similarities
+from scene_graph.boxes import BoxSpace
 from scene_graph.parsing import ParsedCompletion, parse_completion
 from services.schemas.rewards import Reward, RewardGroup, Status, Task
 
@@ -97,7 +98,7 @@ class Explainer:
 
     def _explain(self, text: str, group: RewardGroup, reward: Reward) -> Explanation:
         task = self.scorer.task
-        parsed = parse_completion(text, group.box_space, task=task)
+        parsed = parse_completion(text, BoxSpace.parse(group.box_space), task=task)
         reference = group.reference.model_dump(mode="json")
         columns, _ = reference_columns(group, task)
         verdicts = Verdicts(parsed.columns, columns, self._similarity, task)
@@ -124,13 +125,9 @@ class Explainer:
 
 
 def explain_text(
-    text: str, box_space: str, task: Task = "sgg", *, require_thinking: bool = False
+    text: str, box_space: BoxSpace, task: Task = "sgg", *, require_thinking: bool = False
 ) -> Explanation:
-    """What can be said without a reference: what was read, and what was dropped.
-
-    Raises:
-        ValueError: `box_space` is not a box space.
-    """
+    """What can be said without a reference: what was read, and what was dropped."""
     parsed = parse_completion(text, box_space, task=task)
     ids = [] if task == "cls" else parsed.columns.ids
     return Explanation(

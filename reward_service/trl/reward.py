@@ -29,7 +29,7 @@ from reward_service.similarity.registry import Similarities
 from reward_service.trl.columns import Row, check_columns, read_row, reward_group
 from services.errors import InvalidInputError
 from services.http.problems import invalid_input
-from services.schemas.rewards import BoxSpace, Reward, RewardGroup, Task
+from services.schemas.rewards import BoxSpaceName, Reward, RewardGroup, Task
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +79,7 @@ class SceneGraphReward:
             terms = ", ".join(self._scorer.weights)
             raise InvalidInputError(f"the rubric has no term {term!r}; its terms are {terms}")
         try:
-            self._box_space = TypeAdapter(BoxSpace).validate_python(box_space)
+            self._box_space = TypeAdapter(BoxSpaceName).validate_python(box_space)
         except ValidationError as error:
             raise invalid_input(error.errors(), ("box_space",)) from error
         self._term = term

@@ -24,7 +24,7 @@ from services.errors import EngineError, InvalidInputError
 from services.schemas.common import Sampling, TextPart
 from services.schemas.rollouts import Completion, VersionSpan
 from services.schemas.weights import Rendezvous, WeightManifest
-from weight_sync.receiver import FileWeights, Shape, StagedWeights
+from weight_sync.engine import FileWeights, Shape, StagedWeights
 
 _STEP_TOKENS = 8
 """Tokens of each completion between two chances to pause."""

@@ -44,7 +44,7 @@ from services.schemas.chat import ChatRequest
 from services.schemas.common import ChatMessage, Sampling, TextPart
 from services.schemas.weights import Rendezvous, WeightManifest
 from services.settings import Settings
-from weight_sync.receiver import Shape, StagedWeights
+from weight_sync.engine import Shape, StagedWeights
 
 T = TypeVar("T")
 

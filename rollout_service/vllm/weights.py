@@ -16,7 +16,7 @@ from rollout_service.vllm.lora import install_adapter, lora_request
 from services.errors import WaitTimeoutError
 from services.schemas.weights import Rendezvous, WeightManifest
 from services.settings import Settings
-from weight_sync.receiver import AdapterWeights, FileWeights, IpcWeights, StagedWeights
+from weight_sync.engine import AdapterWeights, FileWeights, IpcWeights, StagedWeights
 
 _JOIN_S = 40.0
 """All servers and the trainer meet within this time; the trainer waits a little longer."""

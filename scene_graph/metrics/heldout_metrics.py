@@ -1,7 +1,7 @@
 """The strict protocol's numbers for a run's summary."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -51,15 +51,7 @@ def strict_metrics(
         [_image_graph(graph) for graph in references],
     )
     result = strict(predicted, reference)
-    same = (
-        "triplet_recall",
-        "triplet_precision",
-        "triplet_f1",
-        "object_recall",
-        "object_precision",
-        "object_f1",
-        "mean_iou",
-    )
+    same = (field.name for field in fields(SceneGraphMetrics) if field.name in result.metrics)
     return SceneGraphMetrics(
         num_images=len(pairs),
         failure_rate=predictions.count(None) / len(pairs) if pairs else 0.0,

@@ -4,7 +4,7 @@ Below, `ranks` are [E] of the reference relations (`scene_graph.metrics.hits`), 
 which of them are there to be found.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -79,6 +79,34 @@ def pooled(found: Flags, counted: Flags, reference: GraphTable) -> RatioMetric:
         for flags in (found & counted, counted)
     )
     return RatioMetric(numerator=hits, denominator=wanted)
+
+
+def at_cuts(
+    prefix: str,
+    ranks: Indices,
+    counted: Flags,
+    unseen: Flags | None,
+    reference: GraphTable,
+    mean_recall: Callable[[Flags, Flags, GraphTable], RatioMetric],
+) -> dict[str, RatioMetric]:
+    """`recall@K` and `mean_recall@K`, and `zero_shot_recall@K` where `unseen` is known.
+
+    Args:
+        prefix: Before each name, such as `ng_`.
+        ranks: [E] of the reference relations.
+        counted: [E]
+        unseen: [E] those of the counted that are zero-shot.
+        reference: E relations.
+        mean_recall: How the mean over predicates is taken.
+    """
+    metrics = {}
+    for k in CUTS:
+        found = ranks < k
+        metrics[f"{prefix}recall@{k}"] = recall(found, counted, reference)
+        metrics[f"{prefix}mean_recall@{k}"] = mean_recall(found, counted, reference)
+        if unseen is not None:
+            metrics[f"{prefix}zero_shot_recall@{k}"] = recall(found, unseen, reference)
+    return metrics
 
 
 def by_name(metric: RatioMetric, names: Sequence[str]) -> dict[str, float]:

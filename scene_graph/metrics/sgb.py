@@ -13,13 +13,14 @@ The convention (`evaluation/vg/vg_eval.py`, `sgg_eval.py`, which R1-SGG's evalua
 
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 
 from scene_graph.matching import Flags
 from scene_graph.metrics.hits import found_by_any, positions, scores, triplet_pairs
 from scene_graph.metrics.ratio import RatioMetric
-from scene_graph.metrics.recall import CUTS, Triplet, listed, mean_image_recall, recall
+from scene_graph.metrics.recall import Triplet, at_cuts, listed, mean_image_recall
 from scene_graph.metrics.table import GraphTable
 from scene_graph.similarity import Floats, Indices
 
@@ -55,22 +56,15 @@ def sgb(
     rows = _rows(predicted, columns)
     cells = _best_cells(rows.table, columns, num_columns or len(columns))
     counted = (rows.table.relations_of_image > 0)[reference.relation_image]
-    unseen = _unseen(reference, seen, zero_shot)
+    listed_unseen = _unseen(reference, seen, zero_shot)
+    unseen = None if listed_unseen is None else counted & listed_unseen
     num_predicates = len(np.unique(reference.predicates) if predicates is None else predicates)
-    metrics = {}
+    mean_recall = partial(mean_image_recall, num_predicates=num_predicates)
+    metrics: dict[str, RatioMetric] = {}
     for prefix, predictions in (("", rows), ("ng_", cells)):
         pairs = triplet_pairs(predictions.table, reference, plus_one=True)
         ranks = found_by_any(pairs, predictions.ranks, len(counted))
-        for k in CUTS:
-            found = ranks < k
-            metrics[f"{prefix}recall@{k}"] = recall(found, counted, reference)
-            metrics[f"{prefix}mean_recall@{k}"] = mean_image_recall(
-                found, counted, reference, num_predicates
-            )
-            if unseen is not None:
-                metrics[f"{prefix}zero_shot_recall@{k}"] = recall(
-                    found, counted & unseen, reference
-                )
+        metrics |= at_cuts(prefix, ranks, counted, unseen, reference, mean_recall)
     return metrics
 
 
@@ -100,16 +94,8 @@ def _unseen(
 def _rows(table: GraphTable, columns: Indices) -> _Predictions:
     """The relations whose predicate has a column, in the order they were written."""
     kept = np.flatnonzero(np.isin(table.predicates, columns))
-    image = table.relation_image[kept]
-    part = replace(
-        table,
-        relation_image=image,
-        subjects=table.subjects[kept],
-        predicates=table.predicates[kept],
-        objects=table.objects[kept],
-        relation_scores=table.relation_scores[kept],
-    )
-    return _Predictions(table=part, ranks=positions(image, table.num_images))
+    part = table.with_relations(kept)
+    return _Predictions(table=part, ranks=positions(part.relation_image, table.num_images))
 
 
 def _best_cells(rows: GraphTable, columns: Indices, num_columns: int) -> _Predictions:
@@ -127,14 +113,7 @@ def _best_cells(rows: GraphTable, columns: Indices, num_columns: int) -> _Predic
     relation, predicate, rank = np.concatenate(parts, axis=1)
     by_image = np.argsort(rows.relation_image[relation], kind="stable")
     relation, predicate, rank = relation[by_image], predicate[by_image], rank[by_image]
-    table = replace(
-        rows,
-        relation_image=rows.relation_image[relation],
-        subjects=rows.subjects[relation],
-        predicates=predicate,
-        objects=rows.objects[relation],
-        relation_scores=rows.relation_scores[relation],
-    )
+    table = replace(rows.with_relations(relation), predicates=predicate)
     return _Predictions(table=table, ranks=rank)
 
 

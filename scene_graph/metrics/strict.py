@@ -24,12 +24,11 @@ from scene_graph.metrics.hits import (
 from scene_graph.metrics.mean_iou import mean_iou
 from scene_graph.metrics.ratio import RatioMetric
 from scene_graph.metrics.recall import (
-    CUTS,
     Triplet,
+    at_cuts,
     distinct,
     listed,
     pooled_recall,
-    recall,
     share_of_images,
 )
 from scene_graph.metrics.table import GraphTable
@@ -89,12 +88,13 @@ def strict(
     hits = assign_by_rank(pairs, written)
     best = assign_by_rank(pairs.kept(constrained[pairs.predicted] < NEVER), constrained)
     unseen = None if seen is None else counted & ~listed(reference, seen)
+    relations = counted, unseen, reference
     objects = _assigned_objects(predicted, reference)
     num_counted = np.bincount(reference.relation_image[counted], minlength=reference.num_images)
     num_objects = reference.objects_of_image
     metrics = {
-        **_at_cuts("", _ranks(best, constrained, counted), counted, unseen, reference),
-        **_at_cuts("ng_", _ranks(hits, written, counted), counted, unseen, reference),
+        **at_cuts("", _ranks(best, constrained, counted), *relations, pooled_recall),
+        **at_cuts("ng_", _ranks(hits, written, counted), *relations, pooled_recall),
         **_shares("triplet", hits, predicted.relations_of_image, num_counted),
         **_shares("object", objects, predicted.objects_of_image, num_objects),
         "mean_iou": mean_iou(predicted, reference),
@@ -119,19 +119,6 @@ def _ranks(assigned: Pairs, ranks: Indices, counted: Flags) -> Indices:
     found = np.full(len(counted), NEVER)
     found[assigned.reference] = ranks[assigned.predicted]
     return found
-
-
-def _at_cuts(
-    prefix: str, ranks: Indices, counted: Flags, unseen: Flags | None, reference: GraphTable
-) -> dict[str, RatioMetric]:
-    metrics = {}
-    for k in CUTS:
-        found = ranks < k
-        metrics[f"{prefix}recall@{k}"] = recall(found, counted, reference)
-        metrics[f"{prefix}mean_recall@{k}"] = pooled_recall(found, counted, reference)
-        if unseen is not None:
-            metrics[f"{prefix}zero_shot_recall@{k}"] = recall(found, unseen, reference)
-    return metrics
 
 
 def _shares(

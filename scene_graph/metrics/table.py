@@ -1,13 +1,14 @@
 """The graphs of many images as flat arrays, names as codes: what every metric works on."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scene_graph.boxes import Boxes
+from scene_graph.matching import Flags
 from scene_graph.similarity import Floats, Indices
 
 
@@ -68,6 +69,17 @@ class GraphTable:
     """[E]"""
     relation_scores: Floats
     """[E] of the relation alone, without its objects'"""
+
+    def with_relations(self, chosen: Flags | Indices) -> "GraphTable":
+        """With those relations alone that [E] flags or indices name, in this order."""
+        return replace(
+            self,
+            relation_image=self.relation_image[chosen],
+            subjects=self.subjects[chosen],
+            predicates=self.predicates[chosen],
+            objects=self.objects[chosen],
+            relation_scores=self.relation_scores[chosen],
+        )
 
     @property
     def relations_of_image(self) -> Indices:

@@ -20,6 +20,15 @@ def child_environment(**extra: str) -> dict[str, str]:
     return {**os.environ, **extra}  # noqa: TID251
 
 
+def part_environment(**extra: str) -> dict[str, str]:
+    """As `child_environment`, for `python -m` in the user's folder.
+
+    A file `services.py` there would be taken for ours; so Python, and what it starts, looks for no
+    module there.
+    """
+    return child_environment(PYTHONSAFEPATH="1", **extra)
+
+
 def start_command(otherwise: str) -> str:
     """The command that starts a part, for messages: its supervisor's where it has one.
 

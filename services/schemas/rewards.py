@@ -7,7 +7,7 @@ from pydantic import Field, StringConstraints, model_validator
 from services.schemas.common import Message, Name
 
 Coordinate = Annotated[float, Field(ge=-1e6, le=1e6)]
-BoxSpace = Annotated[
+BoxSpaceName = Annotated[
     str, StringConstraints(pattern=r"^(relative_1000|relative_1|pixels:[1-9]\d{0,4}x[1-9]\d{0,4})$")
 ]
 Task = Literal["sgg", "det", "cls"]
@@ -52,7 +52,7 @@ class RewardGroup(Message):
         Annotated[int, Field(ge=1, le=100_000)], Annotated[int, Field(ge=1, le=100_000)]
     ]
     """Width and height of the original image, in pixels."""
-    box_space: BoxSpace
+    box_space: BoxSpaceName
     """The space of the completions' boxes. Reference boxes are always pixels of the original
     image."""
     reference: ReferenceGraph

@@ -16,7 +16,7 @@ from rollout_service.vllm.engine import VllmEngine
 from rollout_service.vllm.worker import InitInfo, UpdateInfo, WorkerExtension
 from services.schemas.weights import IpcHandle, Rendezvous, TensorEntry, WeightManifest
 from services.settings import Settings
-from weight_sync.receiver import (
+from weight_sync.engine import (
     AdapterWeights,
     BroadcastWeights,
     FileWeights,

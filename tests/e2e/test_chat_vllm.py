@@ -12,6 +12,7 @@ import openai
 import pytest
 from PIL import Image
 
+from scene_graph.boxes import RELATIVE_1000
 from scene_graph.parsing import parse_completion
 from scene_graph.schema import scene_graph_schema
 from services.http.clients.rollout import RolloutClient
@@ -79,7 +80,7 @@ async def test_json_of_a_schema(client: openai.AsyncOpenAI) -> None:
     )
     texts = [c.message.content or "" for c in answer.choices if c.finish_reason == "stop"]
     assert texts
-    assert all(parse_completion(text, "relative_1000").status == "ok" for text in texts)
+    assert all(parse_completion(text, RELATIVE_1000).status == "ok" for text in texts)
 
 
 async def test_the_policy_is_the_one_model(

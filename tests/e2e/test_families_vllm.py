@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
 from scene_data.tiny_model import Family, make_tiny_model
+from scene_graph.boxes import RELATIVE_1000
 from scene_graph.parsing import parse_completion
 from services.errors import InvalidInputError, UnauthorizedError
 from services.http.clients.rollout import RolloutClient
@@ -276,6 +277,6 @@ async def test_a_schema_makes_even_a_random_model_write_a_graph(
     finished = [c.text for c in answer.completions if c.finish_reason == "stop"]
     assert finished
     for text in finished:
-        parsed = parse_completion(text, "relative_1000")
+        parsed = parse_completion(text, RELATIVE_1000)
         assert parsed.status == "ok"
         assert not parsed.dropped.keys() & {"malformed_object", "malformed_relationship"}

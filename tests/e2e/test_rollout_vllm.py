@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from scene_data.templates import prompt_messages
-from scene_graph.boxes import smart_resize
+from scene_graph.boxes import RELATIVE_1000, smart_resize
 from services.errors import ConflictError, InvalidInputError
 from services.http.clients.rollout import RolloutClient
 from services.images import ImageStore
@@ -282,7 +282,7 @@ async def test_images_are_resized_by_the_run_s_limits(
     Image.new("RGB", size, "white").save(picture, "PNG")
     width, height = smart_resize(*size, min_pixels=model.min_pixels, max_pixels=model.max_pixels)
     request = RolloutRequest(
-        messages=prompt_messages("toy", "relative_1000"),
+        messages=prompt_messages("toy", RELATIVE_1000),
         images=[InlineImage(data=base64.b64encode(picture.getvalue()).decode())],
         sampling=Sampling(max_tokens=2),
     )

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rollout_service.vllm.json_schema import MAX_SCHEMA_COST
+from scene_graph.boxes import RELATIVE_1000
 from scene_graph.parsing import parse_completion
 from services.errors import EngineError, InvalidInputError
 from services.http.clients.rollout import RolloutClient
@@ -68,7 +69,7 @@ async def test_a_scene_graph_and_nothing_else(rollout_server: RunningServer) -> 
     finished = [c for c in answer.completions if c.finish_reason == "stop"]
     assert finished, "the toy model comes to an end"
     for completion in finished:
-        parsed = parse_completion(completion.text, "relative_1000")
+        parsed = parse_completion(completion.text, RELATIVE_1000)
         assert parsed.status == "ok"
         assert not parsed.dropped.keys() & {"malformed_object", "malformed_relationship"}
         assert set(json.loads(completion.text)) == {"objects", "relationships"}

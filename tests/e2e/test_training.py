@@ -10,8 +10,8 @@ import torch
 
 from scene_data.dataset import open_dataset
 from scene_data.templates import prompt_messages
+from scene_graph.boxes import RELATIVE_1000
 from services.host.ports import free_port
-from services.http.clients.reward import RewardClient
 from services.http.clients.rollout import RolloutClient
 from services.schemas.common import Sampling
 from services.schemas.rewards import Task
@@ -22,7 +22,8 @@ from tests.e2e.training_run import LOGPROB_TOLERANCE, Run, lay_out, logprob_gaps
 from tests.processes import sgg_process, wait_ready
 from trainer.algorithms.losses import policy_loss
 from trainer.algorithms.weighting import completion_weights
-from trainer.collection.advantages import term_weights, with_advantages
+from trainer.collection.advantages import with_advantages
+from trainer.collection.group_scoring import GroupScoring
 from trainer.types import TrainGroup
 
 STEPS = 3
@@ -172,7 +173,7 @@ def greedy_answers(url: str, settings: Settings) -> list[list[int]]:
 
 def request(image: bytes) -> RolloutRequest:
     return RolloutRequest(
-        messages=prompt_messages("toy", "relative_1000"),
+        messages=prompt_messages("toy", RELATIVE_1000),
         images=[InlineImage(data=base64.b64encode(image).decode())],
         sampling=Sampling(temperature=0.0, max_tokens=48),
     )
@@ -234,8 +235,7 @@ def test_a_step_over_two_ranks_is_one_step(
     groups = [TrainGroup.model_validate({name: row[name] for name in fields}) for row in rows]
     terms = {term for group in groups for reward in group.rewards for term in reward.breakdown}
     assert ("node_box" in terms, "triplet_f1" in terms) == (task == "sgg", True)
-    client = RewardClient(whole.reward.url)
-    weights = asyncio.run(term_weights(whole.reward.rubric, client))
+    weights = asyncio.run(GroupScoring(whole).term_weights())
     expected = with_advantages(groups, whole.algorithm, weights, max_tokens=48)
     assert [row["advantages"] for row in rows] == [
         pytest.approx(group.advantages, abs=1e-9) for group in expected

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from services.schemas.weights import Version
 from services.settings import Settings
 from trainer.policy.export import exported, exported_parameters
-from weight_sync.device import has_room, kept_on_host, on_host
 from weight_sync.handover import Handover
+from weight_sync.host import has_room, kept_on_host, on_host
 from weight_sync.nccl import NcclSender
 
 pytestmark = [

@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 from scene_data.dataset import Sample, SceneDataset
 from scene_data.templates import prompt_messages
 from scene_data.toy import SIDE, render, toy_scene
+from scene_graph.boxes import RELATIVE_1000
 from services.schemas.rollouts import Completion
 from services.settings import Settings
 from services.settings.training import AlgorithmSettings
@@ -129,7 +130,7 @@ class Scenes(SceneDataset):
 
 def _group(index: int, picked: torch.Generator, engine: PolicyEngine) -> TrainGroup:
     processor = engine.processor
-    messages = [m.model_dump() for m in prompt_messages("toy", "relative_1000")]
+    messages = [m.model_dump() for m in prompt_messages("toy", RELATIVE_1000)]
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
     pads = 112 * 112 // (processor.image_processor.patch_size * 2) ** 2
     text = text.replace("<|image_pad|>", "<|image_pad|>" * pads)

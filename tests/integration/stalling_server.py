@@ -16,8 +16,8 @@ from services.http import app as service
 from services.schemas.weights import StageRequest, WeightManifest
 from services.settings import load_settings
 from weight_sync import shm
+from weight_sync.engine import StagedWeights
 from weight_sync.files import StagedFile
-from weight_sync.receiver import StagedWeights
 
 FAILS = "fails"
 EDGES = ("before stage", "staged", "in the load", "before resume")

@@ -110,10 +110,10 @@ class Run:
     ) -> Collector:
         images = ImageStore(self.settings.run.files.images)
         dataset = open_dataset(self.settings.data.train)
-        prompts = PromptSource(self.settings, dataset, images, incarnation, [PLACEHOLDER])
-        collector = Collector(
-            self.settings, self.queue, prompts, Cursor(cursor), [PLACEHOLDER], image_check
+        prompts = PromptSource(
+            self.settings, dataset, images, incarnation, [PLACEHOLDER], image_check
         )
+        collector = Collector(self.settings, self.queue, prompts, Cursor(cursor))
         self.stack.callback(collector.close)
         return collector
 

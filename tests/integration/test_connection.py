@@ -48,8 +48,8 @@ from trainer.train import train_steps
 from trainer.training_run import TrainingRun
 from trainer.types import StepBatch
 from trainer.write_guard import WriteGuard
+from weight_sync.engine import IpcWeights, StagedWeights
 from weight_sync.publisher import WeightPublisher
-from weight_sync.receiver import IpcWeights, StagedWeights
 
 PLACEHOLDER = 999
 

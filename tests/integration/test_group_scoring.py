@@ -15,6 +15,7 @@ from reward_service.similarity.registry import Similarities
 from scene_data.dataset import open_dataset
 from scene_data.templates import answer_text
 from scene_data.toy import SIDE, make_toy
+from scene_graph.boxes import RELATIVE_1000
 from scene_graph.cleaning import Task
 from services.errors import (
     InvalidInputError,
@@ -30,6 +31,7 @@ from services.schemas.rewards import GroupError
 from services.schemas.rollouts import Completion, RolloutGroup
 from services.settings import Settings
 from tests.reward_process import GOLDEN, TOKEN, running
+from trainer.collection.group_pool import GroupSource
 from trainer.collection.group_scoring import MAX_GROUPS, GroupScoring, RewardsOrError
 from trainer.collection.prompts import PromptSource
 
@@ -46,12 +48,11 @@ async def score(settings: Settings, task: Task) -> None:
     settings = settings.model_copy(update={"data": settings.data.model_copy(update={"task": task})})
     dataset = open_dataset(settings.data.train, task=task)
     prompts = PromptSource(settings, dataset, ImageStore(settings.run.files.images), 1, [7])
-    prompt = prompts.prompt(0, 0)
+    source = prompts.read(0)
+    prompt = prompts.prompt(0, source, 0)
     asked = prompt.model_dump()["messages"][0]["content"][1]["text"]
     assert asked == {"sgg": "Scene graph:", "det": "Objects:", "cls": "Relationships:"}[task]
-    right = answer_text(
-        dataset[prompt.index].graph, "relative_1000", width=SIDE, height=SIDE, task=task
-    )
+    right = answer_text(source.sample.graph, RELATIVE_1000, width=SIDE, height=SIDE, task=task)
     completions = [
         Completion(
             text=text,
@@ -63,8 +64,8 @@ async def score(settings: Settings, task: Task) -> None:
         for text in (right, "")
     ]
     group = GROUP.model_copy(update={"group_id": prompt.group_id, "completions": completions})
-    scoring = GroupScoring(settings, prompts)
-    (((_, rewards),),) = [found async for found in scoring.score([(group, prompt.index)])]
+    scoring = GroupScoring(settings)
+    (((_, rewards),),) = [found async for found in scoring.score([(group, source)])]
     await scoring.aclose()
     assert isinstance(rewards, list)
     best, worst = rewards
@@ -166,24 +167,30 @@ def make_scoring(
                 "trainer": {"wait_timeout_s": wait_timeout_s},
             }
         )
-        images = ImageStore(settings.run.files.images)
-        prompts = PromptSource(settings, open_dataset(settings.data.train), images, 1, [7])
-        return GroupScoring(settings, prompts)
+        return GroupScoring(settings)
 
     return make
 
 
-async def until_settled(scoring: GroupScoring, *names: str) -> dict[str, RewardsOrError]:
+@pytest.fixture(scope="module")
+def source(toy: Path) -> GroupSource:
+    sample = open_dataset(str(toy))[0]
+    return GroupSource(sample=sample, box_space=RELATIVE_1000, num_image_tokens=None)
+
+
+async def until_settled(
+    scoring: GroupScoring, source: GroupSource, *names: str
+) -> dict[str, RewardsOrError]:
     """What comes of groups, given back as long as that may help."""
     found: dict[str, RewardsOrError] = {}
-    left = [(GROUP.model_copy(update={"group_id": name}), 0) for name in names]
+    left = [(GROUP.model_copy(update={"group_id": name}), source) for name in names]
     while left:
         again = []
         async for some in scoring.score(left):
             for group, each in some:
                 assert group.group_id not in found
                 if isinstance(each, GroupError) and each.retryable:
-                    again.append((group, 0))
+                    again.append((group, source))
                 else:
                     found[group.group_id] = each
         left = again
@@ -202,11 +209,11 @@ def fail_for_a_while(service: FailingService, num_faults: int, error: SggError) 
 
 
 async def test_too_many_groups_are_sent_in_parts(
-    make_scoring: MakeScoring, service: FailingService
+    make_scoring: MakeScoring, service: FailingService, source: GroupSource
 ) -> None:
     service.fault = lambda names: TooLargeError("too large") if len(names) > 2 else None
     scoring = make_scoring()
-    found = await until_settled(scoring, *"abcdefg")
+    found = await until_settled(scoring, source, *"abcdefg")
     assert (len(found), unscored(found)) == (7, {})
     assert max(service.asked[service.asked.index(2) :]) <= 4
     assert 1 <= scoring.max_groups <= 3
@@ -214,36 +221,36 @@ async def test_too_many_groups_are_sent_in_parts(
 
 @pytest.mark.parametrize("error", [TooLargeError, InvalidInputError])
 async def test_a_group_that_is_refused_alone_costs_itself(
-    make_scoring: MakeScoring, service: FailingService, error: type[SggError]
+    make_scoring: MakeScoring, service: FailingService, source: GroupSource, error: type[SggError]
 ) -> None:
     service.fault = lambda names: error("c is odd") if "c" in names else None
-    found = await until_settled(make_scoring(), *"abcdefg")
+    found = await until_settled(make_scoring(), source, *"abcdefg")
     assert (len(found), unscored(found)) == (7, {"c": "c is odd"})
 
 
 @pytest.mark.parametrize("error", [SggError, UnavailableError])
 async def test_a_group_that_always_fails_is_given_up_while_others_are_scored(
-    make_scoring: MakeScoring, service: FailingService, error: type[SggError]
+    make_scoring: MakeScoring, service: FailingService, source: GroupSource, error: type[SggError]
 ) -> None:
     service.fault = lambda names: error("c breaks it") if "c" in names else None
-    found = await until_settled(make_scoring(wait_timeout_s=3.0), *"abcdefg")
+    found = await until_settled(make_scoring(wait_timeout_s=3.0), source, *"abcdefg")
     assert (len(found), unscored(found)) == (7, {"c": "c breaks it (others are scored)"})
 
 
 async def test_a_group_that_may_be_scored_later_is_scored_later(
-    make_scoring: MakeScoring, service: FailingService
+    make_scoring: MakeScoring, service: FailingService, source: GroupSource
 ) -> None:
     times = [True] * 5
     service.may_pass = lambda name: name == "b" and bool(times) and times.pop()
-    found = await until_settled(make_scoring(), *"abc")
+    found = await until_settled(make_scoring(), source, *"abc")
     assert (len(found), unscored(found), times) == (3, {}, [])
 
 
 async def test_a_group_that_may_never_be_scored_is_given_up(
-    make_scoring: MakeScoring, service: FailingService
+    make_scoring: MakeScoring, service: FailingService, source: GroupSource
 ) -> None:
     service.may_pass = lambda name: name == "b"
-    found = await until_settled(make_scoring(wait_timeout_s=2.0), *"abc")
+    found = await until_settled(make_scoring(wait_timeout_s=2.0), source, *"abc")
     assert (len(found), unscored(found)) == (3, {"b": "busy (others are scored)"})
 
 
@@ -251,15 +258,15 @@ async def test_a_group_that_may_never_be_scored_is_given_up(
     "error", [SggError("internal"), WaitTimeoutError("gateway"), UnavailableError("full")]
 )
 async def test_a_service_that_fails_for_a_while_is_waited_for(
-    make_scoring: MakeScoring, service: FailingService, error: SggError
+    make_scoring: MakeScoring, service: FailingService, source: GroupSource, error: SggError
 ) -> None:
     scoring = make_scoring()
     fail_for_a_while(service, 4, error)
-    assert unscored(await until_settled(scoring, *"abc")) == {}
+    assert unscored(await until_settled(scoring, source, *"abc")) == {}
 
 
 async def test_one_that_is_slow_for_many_groups_is_asked_for_few(
-    make_scoring: MakeScoring, service: FailingService
+    make_scoring: MakeScoring, service: FailingService, source: GroupSource
 ) -> None:
     def slowly(names: list[str]) -> None:
         if len(names) > 2:
@@ -267,28 +274,28 @@ async def test_one_that_is_slow_for_many_groups_is_asked_for_few(
 
     service.fault = slowly
     scoring = make_scoring(timeout_s=0.3)
-    assert unscored(await until_settled(scoring, *"abcd")) == {}
+    assert unscored(await until_settled(scoring, source, *"abcd")) == {}
     assert scoring.max_groups < MAX_GROUPS
 
 
 @pytest.mark.parametrize("scored_before", [False, True])
 async def test_nothing_is_given_up_where_the_service_fails_at_everything(
-    make_scoring: MakeScoring, service: FailingService, scored_before: bool
+    make_scoring: MakeScoring, service: FailingService, source: GroupSource, scored_before: bool
 ) -> None:
     scoring = make_scoring(wait_timeout_s=0.3)
     if scored_before:
-        [_ async for _ in scoring.score([(GROUP, 0)])]
+        [_ async for _ in scoring.score([(GROUP, source)])]
     service.fault = lambda names: SggError("the disk is gone")
     with pytest.raises(WaitTimeoutError, match=r"nothing was scored for .* the disk is gone"):
-        await until_settled(scoring, *"abc")
+        await until_settled(scoring, source, *"abc")
     await scoring.aclose()
 
 
 async def test_a_wrong_token_ends_the_run_at_once(
-    make_scoring: MakeScoring, service: FailingService
+    make_scoring: MakeScoring, service: FailingService, source: GroupSource
 ) -> None:
     service.fault = lambda names: UnauthorizedError("another token")
     scoring = make_scoring()
     with pytest.raises(UnauthorizedError):
-        await until_settled(scoring, *"abc")
+        await until_settled(scoring, source, *"abc")
     await scoring.aclose()

@@ -39,6 +39,5 @@ def test_a_simulation_that_ignores_the_lag_bound_is_found_out(runs: list[Seen]) 
 
 def test_a_simulation_of_other_servers_is_found_out(runs: list[Seen]) -> None:
     balanced = next(s for s in runs if str(s.regime) == "balanced, lag 0")
-    slower = replace(balanced.rates.sampling, tokens_per_s=balanced.rates.sampling.tokens_per_s / 2)
-    rates = replace(balanced.rates, sampling=slower)
+    rates = replace(balanced.rates, tokens_per_s=balanced.rates.tokens_per_s / 2)
     assert "steps_per_hour" in wrong(replace(balanced, rates=rates))

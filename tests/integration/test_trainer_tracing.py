@@ -50,7 +50,7 @@ def take_one_batch(settings: Settings, keys: RunKeys) -> StepBatch:
     dataset = open_dataset(settings.data.train)
     prompts = PromptSource(settings, dataset, ImageStore(settings.run.files.images), 1, [7])
     collector = Collector(
-        settings, lambda: RedisQueue(connect(settings.redis), keys), prompts, Cursor(None), [7]
+        settings, lambda: RedisQueue(connect(settings.redis), keys), prompts, Cursor(None)
     )
     collector.start(0)
     try:

@@ -23,12 +23,12 @@ PLANTED = [
     (
         "trainer/train.py",
         "import deepspeed",
-        "deepspeed is imported by the policy's engine alone",
+        "deepspeed is imported by one file",
     ),
     (
         "trainer/algorithms/losses.py",
         "import trainer.collection",
-        "The trainer's formulas import nothing else of the trainer",
+        "The trainer's rooms have an order, and its formulas import nothing else of it",
     ),
     ("services/errors.py", "import torch", "Wire, domain and rewards stay light"),
     (

@@ -52,7 +52,7 @@ def term_relative(terms: Tensor, weights: Tensor, scale: Scale) -> Tensor:
     Args:
         terms: [num_groups, G, K] of a whole step.
         weights: [K]
-        scale: Of the sum.
+        scale: Whose standard deviation divides the sum.
 
     Returns:
         [num_groups, G]

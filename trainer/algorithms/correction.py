@@ -32,7 +32,7 @@ def importance_correction(algorithm: AlgorithmSettings, gap: Tensor) -> Correcti
     can make all of its tokens count next to nothing.
 
     Args:
-        algorithm: Of the run.
+        algorithm: The run's.
         gap: [N, L] policy minus rollout log-probabilities, 0 outside completions.
 
     Returns:

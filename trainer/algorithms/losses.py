@@ -50,7 +50,7 @@ def policy_loss(
     Deviation: TRL has the second alone, and clips only from the second step of a batch on.
 
     Args:
-        algorithm: Of the run.
+        algorithm: The run's.
         policy_logprobs: [N, L] of the trainer, with gradient.
         rollout_logprobs: [N, L] of the sampler.
         advantages: [N]
@@ -102,7 +102,7 @@ def policy_stats(
 
     Args:
         found: The objective.
-        correction: Of the run, if any.
+        correction: What `importance_correction` gave.
         gap: [N, L] policy minus rollout log-probabilities.
         entropies: [N, L]
         loss_mask: [N, L]

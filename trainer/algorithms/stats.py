@@ -55,7 +55,7 @@ class Stats:
         """A mean over tokens, or over completions.
 
         Args:
-            name: Of the metric.
+            name: The metric's.
             values: [N, L] of tokens, or [N, 1] of completions; numbers or truth values.
             loss_mask: [N, L] 1 on tokens; a completion counts if it has one.
         """

@@ -32,7 +32,7 @@ def surrogate(
     """The objective of `algorithm.loss`; see the function of each.
 
     Args:
-        algorithm: Of the run.
+        algorithm: The run's.
         policy_logprobs: [N, L] with gradient.
         old_logprobs: [N, L] of the policy that the ratio starts from.
         advantages: [N]
@@ -76,7 +76,7 @@ def clipped_ratio(ratio: Tensor, weight: Tensor, clip_low: float, clip_high: flo
 def weighted_likelihood(
     ratio: Tensor, policy_logprobs: Tensor, weight: Tensor, clip_high: float
 ) -> Surrogate:
-    """Of cispo: every token keeps a gradient, and its weight is bounded.
+    """The objective of cispo: every token keeps a gradient, and its weight is bounded.
 
         stop_gradient(min(ratio, 1 + clip_high)) A log p
 
@@ -103,7 +103,7 @@ def weighted_likelihood(
 def sequence_mean(values: Tensor, loss_mask: Tensor) -> Tensor:
     """Mean over a completion's tokens.
 
-    Of log-ratios it gives GSPO's: exp of it is (p_new(o) / p_old(o))^(1 / |o|), GSPO (arXiv
+    Given log-ratios it gives GSPO's: exp of it is (p_new(o) / p_old(o))^(1 / |o|), GSPO (arXiv
     2507.18071), equation 7.
 
     Args:

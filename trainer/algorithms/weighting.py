@@ -31,9 +31,9 @@ def completion_weights(
     step is cut; here the batch is the step, and bnpo is dapo.
 
     Args:
-        algorithm: Of the run.
+        algorithm: The run's.
         lengths: Tokens of each completion of the step, over all ranks.
-        truncated: Of each, whether it was cut at `max_tokens`.
+        truncated: For each, whether it was cut at `max_tokens`.
         max_tokens: `sampling.max_tokens`.
 
     Returns:

@@ -94,10 +94,10 @@ def prepare_group(
 
     Args:
         group: As it was sampled.
-        weights: Of the tokens of each completion (`algorithms.weighting`).
+        weights: What each completion's tokens weigh (`algorithms.weighting`).
         image: The prompt's.
         rope_index: The policy's own.
-        image_token_id: Of the placeholder of one visual token.
+        image_token_id: The placeholder of one visual token.
         first: How many completions the rank's groups before this one have.
 
     Raises:
@@ -130,7 +130,7 @@ def micro_batch(
     Args:
         rows: At least one.
         groups: By place in the batch.
-        pad_token_id: Of the tokenizer.
+        pad_token_id: The tokenizer's.
     """
     images = [groups[row.group].image for row in rows]
     return MicroBatch(

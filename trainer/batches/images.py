@@ -26,7 +26,7 @@ def image_features(sample: Sample, processor: Any) -> ImageFeatures:
     """Decode an image and cut it into patches.
 
     Args:
-        sample: Of the dataset.
+        sample: A row of the dataset.
         processor: The policy's Hugging Face processor.
 
     Raises:

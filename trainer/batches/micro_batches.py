@@ -47,10 +47,10 @@ def plan_step(groups: Sequence[TrainGroup], *, num_ranks: int, max_tokens: int) 
     the rows of one micro batch need little padding.
 
     Args:
-        groups: Of the whole step; a multiple of `num_ranks`, all of one size.
-        num_ranks: Of the trainer.
-        max_tokens: Of a micro batch, padding counted; a single completion with its prompt may be
-            over it.
+        groups: The whole step's; a multiple of `num_ranks`, all of one size.
+        num_ranks: The trainer's processes.
+        max_tokens: Most of a micro batch, padding counted; a single completion with its prompt may
+            be over it.
 
     Returns:
         A plan for each rank.

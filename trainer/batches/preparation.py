@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from scene_data.dataset import SceneDataset
@@ -37,39 +37,24 @@ class Prepared:
     """`plan.plan_metrics` of all ranks, and `preparation_s` of this one."""
 
 
+@dataclass(frozen=True, slots=True)
 class Preparation:
     """Lays out this rank's part of batches.
 
     Each image is read, decoded and preprocessed once, and on the rank that trains its group.
-
-    Args:
-        dataset: Of the run.
-        processor: The policy's.
-        rope_index: The policy's.
-        image_token_id: Of the placeholder of one visual token.
-        max_tokens: Of a micro batch, padding counted.
-        rank: Of this process.
-        num_ranks: Of the trainer.
     """
 
-    def __init__(
-        self,
-        dataset: SceneDataset,
-        processor: Any,
-        rope_index: RopeIndex,
-        *,
-        image_token_id: int,
-        max_tokens: int,
-        rank: int,
-        num_ranks: int,
-    ) -> None:
-        self._dataset = dataset
-        self._processor = processor
-        self._rope_index = rope_index
-        self._image_token_id = image_token_id
-        self._max_tokens = max_tokens
-        self._rank = rank
-        self._num_ranks = num_ranks
+    dataset: SceneDataset
+    processor: Any
+    """The policy's."""
+    rope_index: RopeIndex
+    """The policy's."""
+    image_token_id: int
+    """The placeholder of one visual token."""
+    max_tokens: int
+    """Most of a micro batch, padding counted."""
+    rank: int
+    num_ranks: int
 
     def __call__(self, batch: StepBatch, weights: Sequence[Sequence[float]]) -> Prepared:
         """Lay out a batch.
@@ -82,21 +67,21 @@ class Preparation:
             InvalidInputError: An image cannot be prepared, or does not fit its prompt.
         """
         start = time.perf_counter()
-        plans = plan_step(batch.groups, num_ranks=self._num_ranks, max_tokens=self._max_tokens)
-        mine = plans[self._rank]
+        plans = plan_step(batch.groups, num_ranks=self.num_ranks, max_tokens=self.max_tokens)
+        mine = plans[self.rank]
         first, groups = 0, {}
         for place in mine.groups:
             group = batch.groups[place]
             groups[place] = prepare_group(
                 group,
                 weights[place],
-                image_features(self._dataset[group.index], self._processor),
-                self._rope_index,
-                image_token_id=self._image_token_id,
+                image_features(self.dataset[group.index], self.processor),
+                self.rope_index,
+                image_token_id=self.image_token_id,
                 first=first,
             )
             first += len(group.rollout.completions)
-        pad = self._processor.tokenizer.pad_token_id
+        pad = self.processor.tokenizer.pad_token_id
         return Prepared(
             groups=[batch.groups[place] for place in mine.groups],
             micro_batches=[micro_batch(m, groups, pad_token_id=pad) for m in mine.micro_batches],
@@ -110,6 +95,7 @@ class _Upcoming:
     def __init__(
         self, step: int, take: Callable[[int], StepBatch], prepare: Callable[[StepBatch], Prepared]
     ) -> None:
+        self.step = step
         self.batch: Future[StepBatch] = Future()
         self.prepared: Future[Prepared] = Future()
         threading.Thread(
@@ -132,42 +118,32 @@ class _Upcoming:
             waiting.set_exception(error)
 
 
+@dataclass(slots=True)
 class PreparedBatches:
-    """Gives the training loop its batches, and gets the next one ready while a step trains.
+    """Gives the training loop its batches, and gets the next one ready while a step trains."""
 
-    Args:
-        take: `ServiceConnection.take`. Called in another thread, for one step after the other.
-        prepare: Called in the same thread.
-        ahead: Whether a batch may be taken before the step before it is published.
-        num_steps: The run's: none is taken for this step or later ones.
-    """
-
-    def __init__(
-        self,
-        take: Callable[[int], StepBatch],
-        prepare: Callable[[StepBatch], Prepared],
-        *,
-        ahead: bool,
-        num_steps: int,
-    ) -> None:
-        self._take = take
-        self._prepare = prepare
-        self._ahead = ahead
-        self._num_steps = num_steps
-        self._next: _Upcoming | None = None
+    take: Callable[[int], StepBatch]
+    """`ServiceConnection.take`. Called in another thread, for one step after the other."""
+    prepare: Callable[[StepBatch], Prepared]
+    """Called in the same thread."""
+    ahead: bool
+    """Whether a batch may be taken before the step before it is published."""
+    num_steps: int
+    """The run's: none is taken for this step or later ones."""
+    _current: _Upcoming = field(init=False)
+    _next: _Upcoming | None = None
 
     def take_with_advantages(self, step: int) -> StepBatch:
         """The groups of a step, as `take` gives them; steps must follow each other."""
-        self._current = self._next or _Upcoming(step, self._take, self._prepare)
+        self._current = self._next or _Upcoming(step, self.take, self.prepare)
         self._next = None
-        self._step = step
         return self._current.batch.result()
 
     def prepared(self) -> Prepared:
         """The taken batch laid out. From here on the next one is on its way."""
         result = self._current.prepared.result()
-        if self._ahead and self._step + 1 < self._num_steps:
-            self._next = _Upcoming(self._step + 1, self._take, self._prepare)
+        if self.ahead and self._current.step + 1 < self.num_steps:
+            self._next = _Upcoming(self._current.step + 1, self.take, self.prepare)
         return result
 
     def close(self) -> None:

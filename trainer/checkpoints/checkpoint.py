@@ -11,10 +11,10 @@ from pydantic import Field
 
 from services.errors import SettingsError, SggError, SupersededError
 from services.host.environment import start_command
+from services.host.sync import sync
 from services.schemas.common import Message
 from services.waiting import RoomWait
 from trainer.checkpoints.manifest import damage, write_manifest
-from trainer.checkpoints.sync import sync
 from trainer.collection.cursor import CursorState
 from trainer.ranks.group import Ranks
 from trainer.write_guard import WriteGuard
@@ -49,7 +49,7 @@ class TrainerState(Message):
     """Optimizer steps done; also the policy_version of the weights."""
     cursor: CursorState = CursorState()
     incarnation: int = 0
-    """Of the start that wrote this."""
+    """The start that wrote this."""
     num_ranks: int = 1
     data_order: DataOrder | None = None
     inputs: dict[str, str] = Field(default_factory=dict)
@@ -109,7 +109,7 @@ class CheckpointStore:
         """Write one; every rank calls it and has returned from it when it is on disk.
 
         Args:
-            state: Of rank 0; others' is ignored.
+            state: Rank 0's; others' is ignored.
             save: Puts a rank's part into the folder it is given.
             ranks: The trainer's.
 

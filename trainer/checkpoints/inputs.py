@@ -35,7 +35,7 @@ def data_inputs(settings: Settings, dataset: SceneDataset) -> Inputs:
     Example: `{"data.train": "annotations of SHA-256 9f86d081884c7d65", "data.template": "toy", …}`
 
     Args:
-        settings: Of the run.
+        settings: The run's.
         dataset: `data.train`, opened; its annotations are read.
     """
     data = settings.data
@@ -57,8 +57,8 @@ def check_inputs(
     """Compare what a checkpoint was written with to what there is now.
 
     Args:
-        then: Of the checkpoint; what it does not say is not compared.
-        now: Of the present settings.
+        then: The checkpoint's; what it does not say is not compared.
+        now: The present settings'.
         place: Where the checkpoint is.
         allow_changes: Only say in the log what is another.
 

@@ -20,7 +20,7 @@ class FileEntry(Message):
 
     num_bytes: int
     sha256: Sha256 | None = None
-    """Of files of up to a MiB."""
+    """Only of files of up to a MiB."""
 
 
 class Manifest(Message):

@@ -1,4 +1,4 @@
-"""From scored groups to advantages."""
+"""Advantages of scored groups, and groups that have none because all rewards are equal."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -6,8 +6,6 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from services.errors import SettingsError
-from services.http.clients.reward import RewardClient
 from services.schemas.rewards import Reward
 from services.settings.training import AlgorithmSettings
 from trainer.algorithms.advantages import group_relative, overlong_punishment, term_relative
@@ -34,30 +32,6 @@ def has_zero_variance(
     return all(_are_equal([r.breakdown[term] for r in rewards]) for term in rewards[0].breakdown)
 
 
-async def term_weights(rubric: str | Mapping[str, Any], client: RewardClient) -> dict[str, float]:
-    """What each term of a rubric weighs in the total.
-
-    Args:
-        rubric: `reward.rubric`: a rubric in full says it itself, of a name the service knows.
-        client: Of the reward service.
-
-    Raises:
-        SettingsError: The service has no rubric of this name, or the given one has no terms.
-        UnavailableError: The service is not reachable.
-    """
-    if not isinstance(rubric, str):
-        terms = rubric.get("terms")
-    else:
-        listed = {r.rubric["name"]: r.rubric["terms"] for r in (await client.rubrics()).rubrics}
-        terms = listed.get(rubric)
-    if not isinstance(terms, Mapping) or not terms:
-        raise SettingsError(
-            f"reward.rubric {rubric!r} has no terms to normalise: name one of `GET /v1/rubrics` at "
-            f"{client.url}, give it in full, or set algorithm.normalise = 'total'"
-        )
-    return dict(terms)
-
-
 def with_advantages(
     groups: Sequence[TrainGroup],
     algorithm: AlgorithmSettings,
@@ -71,9 +45,9 @@ def with_advantages(
     term of its own, with `overlong_penalty` as its weight.
 
     Args:
-        groups: Of one size.
-        algorithm: Of the run.
-        weights: Of the rubric's terms (`term_weights`); looked at with `normalise = "terms"`.
+        groups: All of one size.
+        algorithm: The run's.
+        weights: What each term of the rubric weighs; looked at with `normalise = "terms"`.
         max_tokens: `sampling.max_tokens`.
     """
     punishment = _punishment(groups, algorithm, max_tokens)

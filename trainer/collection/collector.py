@@ -27,6 +27,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 from functools import partial
+from typing import TypeVar
 
 from pydantic import ValidationError
 
@@ -40,18 +41,16 @@ from services.redis.client import connect
 from services.redis.keys import CONSUMER_GROUPS, RunKeys
 from services.redis.queue import Lease, WorkQueue
 from services.redis.registry import Registry
-from services.schemas.rewards import Reward
 from services.schemas.rollouts import RolloutGroup
 from services.settings import Settings
 from services.telemetry import Tracing
-from services.waiting import ended
+from services.waiting import ended, until_available
 from trainer.collection.advantages import with_advantages
 from trainer.collection.cursor import Cursor, CursorState
 from trainer.collection.fault_watch import FaultWatch
 from trainer.collection.group_pool import GroupPool, OpenGroup
 from trainer.collection.group_scoring import GroupScoring, RewardsOrError
 from trainer.collection.idle import IdleMeter
-from trainer.collection.image_check import ImageCheck
 from trainer.collection.image_sharing import ImageSharing
 from trainer.collection.prompts import PromptSource
 from trainer.collection.refusals import image_refusal, refusal
@@ -61,6 +60,7 @@ from trainer.records.tracing import SERVICE, GroupTraces
 from trainer.types import Outcome, StepBatch, TrainGroup
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 CONSUMER = "trainer-0"
 CLAIM_BLOCK_S = 1.0
@@ -76,12 +76,10 @@ class Collector:
     """Feeds the training loop with scored groups.
 
     Args:
-        settings: Of the run.
+        settings: The run's.
         make_queue: Called on the collector's own event loop.
         prompts: Makes the prompt of a position.
-        cursor: Of the data order; only this object touches it while it runs.
-        suppressed_token_ids: A completion with one of these is refused.
-        image_check: Without it images are not looked into.
+        cursor: The data order's; only this object touches it while it runs.
         stop: Once it is asked, nothing is waited for or asked for any more.
     """
 
@@ -91,16 +89,12 @@ class Collector:
         make_queue: Callable[[], WorkQueue],
         prompts: PromptSource,
         cursor: Cursor,
-        suppressed_token_ids: list[int],
-        image_check: ImageCheck | None = None,
         stop: StopRequest | None = None,
     ) -> None:
         self._settings = settings
         self._make_queue = make_queue
         self._prompts = prompts
         self._cursor = cursor
-        self._suppressed = frozenset(suppressed_token_ids)
-        self._image_check = image_check
         self._stop_request = stop or StopRequest()
         self._term_weights: dict[str, float] = {}
         self._pool = GroupPool(settings.trainer, settings.algorithm)
@@ -160,16 +154,10 @@ class Collector:
 
     async def _start(self) -> None:
         self._queue = self._make_queue()
-        self._scoring = GroupScoring(self._settings, self._prompts)
+        self._scoring = GroupScoring(self._settings)
         self._sharing = ImageSharing(self._settings)
         self._requests = GroupRequests(
-            self._queue,
-            self._pool,
-            self._prompts,
-            self._cursor,
-            self._sharing,
-            self._traces,
-            self._image_check,
+            self._queue, self._pool, self._prompts, self._cursor, self._sharing, self._traces
         )
         self._redis = connect(self._settings.redis)
         self._registry = Registry(self._redis, RunKeys(self._settings.run.name))
@@ -178,10 +166,9 @@ class Collector:
         await self._persist(self._look)
         await self._persist(self._set_old_aside)
         if self._settings.algorithm.normalise == "terms":
-            await self._persist(self._learn_term_weights)
-        for work in (self._receive, self._score, self._watch):
-            task = asyncio.create_task(self._guard(work))
-            self._tasks.append(task)
+            self._term_weights = await self._persist(self._scoring.term_weights)
+        parts = (self._receive, self._score, self._watch)
+        self._tasks = [asyncio.create_task(self._guard(work)) for work in parts]
         await self._persist(self._admit)
 
     async def _stop(self) -> None:
@@ -203,30 +190,17 @@ class Collector:
             async with self._changed:
                 self._changed.notify_all()
 
-    async def _persist(self, work: Callable[[], Awaitable[None]]) -> None:
+    async def _persist(self, work: Callable[[], Awaitable[T]]) -> T:
         """Repeat while a service is away, up to `trainer.wait_timeout_s`."""
-        since: float | None = (
-            None  # the first failure: before it, this process may have stood still
-        )
-        while True:
-            try:
-                return await work()
-            except UnavailableError as error:
-                since = since or time.monotonic()
-                if self._closing:
-                    raise
-                if self._stop_request.asked:
-                    raise StopAskedError from error
-                if self._trouble != error.message:
-                    logger.warning("%s; trying again", error.message)
-                self._trouble = error.message
-                away_s = time.monotonic() - since
-                if away_s > self._settings.trainer.wait_timeout_s:
-                    raise WaitTimeoutError(f"gave up after {away_s:.0f} s: {error}") from error
-                await asyncio.sleep(1.0)
+        limit_s = self._settings.trainer.wait_timeout_s
+        return await until_available(work, timeout_s=limit_s, failed=self._note_trouble)
 
-    async def _learn_term_weights(self) -> None:
-        self._term_weights = await self._scoring.term_weights()
+    def _note_trouble(self, error: UnavailableError) -> None:
+        if self._closing:
+            raise error
+        if self._stop_request.asked:
+            raise StopAskedError from error
+        self._trouble = error.message
 
     async def _look(self) -> None:
         """Who else is there: rollout servers, and a later trainer, which ends this one."""
@@ -294,26 +268,35 @@ class Collector:
             group,
             group_size=self._settings.trainer.group_size,
             newest_policy_version=self._pool.policy_version + 1,  # served before `release` says so
-            suppressed_token_ids=self._suppressed,
+            suppressed_token_ids=self._prompts.suppressed_token_ids,
         )
-        if wrong or self._image_check is None or opened.num_image_tokens is None:
+        check, source = self._prompts.image_check, opened.source
+        if wrong or check is None or source is None or source.num_image_tokens is None:
             return wrong
-        return image_refusal(group, self._image_check.image_token_id, opened.num_image_tokens)
+        return image_refusal(group, check.image_token_id, source.num_image_tokens)
 
     async def _score(self) -> None:
         groups = [await self._arrivals.get()]
         while not self._arrivals.empty() and len(groups) < self._scoring.max_groups:
             groups.append(self._arrivals.get_nowait())
-        prompts = [self._opened(group).prompt for group in groups]
-        with_rows = [(group, p.index) for group, p in zip(groups, prompts, strict=True)]
-        with self._traces.scoring(prompts):
-            async for found in self._scoring.score(with_rows):
-                await self._settle(found)
+        opened = [self._opened(group) for group in groups]
+        sampled = [(g, o.source) for g, o in zip(groups, opened, strict=True) if o.source]
+        with self._traces.scoring([group.prompt for group in opened]):
+            async for scored in self._scoring.score(sampled):
+                await self._settle(scored)
 
     async def _settle(self, found: list[tuple[RolloutGroup, RewardsOrError]]) -> None:
         for group, each in found:
             if isinstance(each, list):
-                scored = self._train_group(group, each)
+                opened = self._opened(group)
+                prompt = opened.prompt
+                scored = TrainGroup(
+                    position=opened.position,
+                    index=prompt.index,
+                    prompt=prompt,
+                    rollout=group,
+                    rewards=each,
+                )
                 self._pool.score(scored)
                 self._faults.look(scored)
                 self._last_arrival = time.monotonic()
@@ -330,22 +313,8 @@ class Collector:
 
     async def _bury_acknowledged(self, group: RolloutGroup, reason: str) -> None:
         body = group.model_dump_json().encode()
-
-        async def bury() -> None:
-            await self._queue.bury("rollouts", group.work_id, body, reason)
-
-        await self._persist(bury)
+        await self._persist(partial(self._queue.bury, "rollouts", group.work_id, body, reason))
         self._bury(group.work_id, reason)
-
-    def _train_group(self, group: RolloutGroup, rewards: list[Reward]) -> TrainGroup:
-        opened = self._opened(group)
-        return TrainGroup(
-            position=opened.position,
-            index=opened.prompt.index,
-            prompt=opened.prompt,
-            rollout=group,
-            rewards=rewards,
-        )
 
     def _opened(self, group: RolloutGroup) -> OpenGroup:
         opened = self._pool.get(group.work_id)
@@ -372,6 +341,7 @@ class Collector:
         )
 
     async def _ready(self, policy_version: int) -> tuple[list[TrainGroup], Outcome]:
+        look_s = min(STOP_LOOK_S, self._settings.trainer.wait_timeout_s)
         while not self._stop_request.asked:
             if self._failure is not None:
                 raise self._failure
@@ -380,7 +350,7 @@ class Collector:
                 return found
             async with self._changed:
                 try:
-                    await asyncio.wait_for(self._changed.wait(), timeout=self._look_s)
+                    await asyncio.wait_for(self._changed.wait(), timeout=look_s)
                 except TimeoutError:
                     self._give_up_if_silent()
         raise StopAskedError
@@ -394,10 +364,6 @@ class Collector:
             await self._persist(partial(self._requests.ask_again, policy_version))
         if self._pool.replace_zero_variance() or stale:
             await self._persist(self._admit)
-
-    @property
-    def _look_s(self) -> float:
-        return min(STOP_LOOK_S, self._settings.trainer.wait_timeout_s)
 
     def _give_up_if_silent(self) -> None:
         silent_s = time.monotonic() - self._last_arrival

@@ -3,6 +3,7 @@
 import logging
 from collections import Counter
 
+from scene_graph.boxes import RELATIVE_1
 from scene_graph.cleaning import Task
 from scene_graph.faults import CUT_SHORT, main_fault
 from scene_graph.parsing import parse_completion
@@ -27,7 +28,7 @@ class FaultWatch:
 
     Args:
         groups_per_step: How many groups are looked at together.
-        task: Of the run.
+        task: The run's.
     """
 
     def __init__(self, groups_per_step: int, task: Task) -> None:
@@ -57,7 +58,7 @@ class FaultWatch:
         if reward.status == "ok" and not reward.dropped:
             return None
         # In any space: no box is compared.
-        parsed = parse_completion(text, "relative_1", task=self._task)
+        parsed = parse_completion(text, RELATIVE_1, task=self._task)
         return main_fault(text, parsed, self._task)
 
     def _say(self) -> None:

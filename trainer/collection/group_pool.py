@@ -1,12 +1,41 @@
-"""The open groups of a run, and which of them make the next batch. No IO, no clock."""
+"""The open groups of a run, and which of them make the next batch. No IO, no clock.
+
+What becomes of a position of the data order:
+
+      add
+       |
+       v       `received`             score                 take              close
+     asked ----------------> sampled -------> scored ----------------> taken -------> used
+       ^ |                      |               | |
+       | |  bury                |  bury         | |  replace_zero_variance
+       | `----------------------+---> dead      | `-----------------------> replaced
+       |                                        |
+     waits for its version  <-------------------`  reissue_stale
+
+A group is open from `add` until it is used, dead or replaced. Those three are ends: the position is
+done with the step that trains, or whose ledger line names it.
+"""
 
 from dataclasses import dataclass
 
+from scene_data.dataset import Sample
+from scene_graph.boxes import BoxSpace
 from services.errors import SggError
 from services.schemas.prompts import PromptGroup
 from services.settings.training import AlgorithmSettings, TrainerSettings
 from trainer.collection.advantages import has_zero_variance
 from trainer.types import Outcome, TrainGroup
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupSource:
+    """What a group's row of the dataset holds, read once."""
+
+    sample: Sample
+    box_space: BoxSpace
+    """Name of the space in which the policy writes this image's boxes."""
+    num_image_tokens: int | None
+    """Visual tokens that the trainer makes of the image; None where nobody looked."""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -15,8 +44,8 @@ class OpenGroup:
 
     position: int
     prompt: PromptGroup
-    num_image_tokens: int | None
-    """Visual tokens that the trainer makes of its image; None where nobody looked."""
+    source: GroupSource | None
+    """None where nothing is sampled for it, as in a simulation."""
     received: bool = False
     scored: TrainGroup | None = None
     taken: bool = False
@@ -46,12 +75,12 @@ class GroupPool:
         self._max_lag = trainer.max_policy_lag
         self._max_dead = trainer.max_dead_groups or 4 * trainer.groups_per_step
         self._normalise = algorithm.normalise
-        self._max_replaced = (
-            (algorithm.max_replaced or 3 * trainer.groups_per_step)
-            if algorithm.dynamic_sampling
-            else 0
-        )
+        self._max_replaced = algorithm.max_replaced or 3 * trainer.groups_per_step
+        if not algorithm.dynamic_sampling:
+            self._max_replaced = 0
         self._open: dict[str, OpenGroup] = {}
+        self._ready: dict[str, OpenGroup] = {}
+        """Those that are scored and not taken."""
         self._outcome = Outcome()
         self.policy_version = 0
         """The newest that is published."""
@@ -74,7 +103,7 @@ class GroupPool:
     @property
     def num_ready(self) -> int:
         """Scored, and not taken."""
-        return sum(group.scored is not None and not group.taken for group in self._open.values())
+        return len(self._ready)
 
     def get(self, work_id: str) -> OpenGroup | None:
         """An open group."""
@@ -88,18 +117,18 @@ class GroupPool:
             if not group.received and group.prompt.min_policy_version <= self.policy_version
         ]
 
-    def add(self, position: int, prompt: PromptGroup, num_image_tokens: int | None) -> None:
+    def add(self, position: int, prompt: PromptGroup, source: GroupSource | None) -> None:
         """A group is asked for."""
-        self._open[prompt.work_id] = OpenGroup(
-            position=position, prompt=prompt, num_image_tokens=num_image_tokens
-        )
+        self._open[prompt.work_id] = OpenGroup(position=position, prompt=prompt, source=source)
 
     def score(self, group: TrainGroup) -> None:
         """A group is back from the reward service."""
-        self._open[group.rollout.work_id].scored = group
+        opened = self._ready[group.rollout.work_id] = self._open[group.rollout.work_id]
+        opened.scored = group
 
     def bury(self, work_id: str, reason: str) -> None:
         """An open group will never be trained on; see `give_up`."""
+        self._ready.pop(work_id, None)
         opened = self._open.pop(work_id)
         self.give_up(opened.position, opened.prompt.group_id, reason)
 
@@ -118,6 +147,10 @@ class GroupPool:
                 "See `sgg-rl dead list` and the trainer's log."
             )
 
+    def oldest_allowed(self, policy_version: int) -> int:
+        """The oldest version that a batch of `policy_version` may be sampled with."""
+        return policy_version - self._max_lag
+
     def reissue_stale(self, policy_version: int) -> list[PromptGroup]:
         """The hard check of staleness: groups too old for a batch of `policy_version`.
 
@@ -125,18 +158,16 @@ class GroupPool:
             Their prompts: the next attempt, with new enough weights. Each is to be asked for once
             it is among the `unanswered`.
         """
-        allowed = policy_version - self._max_lag
+        allowed = self.oldest_allowed(policy_version)
         again = []
-        for work_id, group in list(self._open.items()):
-            if group.taken or group.scored is None:
-                continue
-            if group.scored.oldest_policy_version >= allowed:
+        for work_id, group in list(self._ready.items()):
+            if group.scored is None or group.scored.oldest_policy_version >= allowed:
                 continue
             prompt = group.prompt.model_copy(
                 update={"attempt": group.prompt.attempt + 1, "min_policy_version": policy_version}
             )
-            del self._open[work_id]
-            self.add(group.position, prompt, group.num_image_tokens)
+            del self._open[work_id], self._ready[work_id]
+            self.add(group.position, prompt, group.source)
             self._outcome.stale.append(prompt.group_id)
             again.append(prompt)
         return again
@@ -155,7 +186,7 @@ class GroupPool:
             if len(self._outcome.replaced) >= self._max_replaced:
                 break
             if has_zero_variance(group.rewards, self._normalise):
-                del self._open[group.rollout.work_id]
+                del self._open[group.rollout.work_id], self._ready[group.rollout.work_id]
                 self._outcome.replaced.append(group.rollout.group_id)
                 self._outcome.positions.append(group.position)
         return len(self._open) < before
@@ -168,11 +199,13 @@ class GroupPool:
         Args:
             policy_version: That the step trains.
         """
+        if self.num_ready < self._groups_per_step:
+            return None
         groups = self._candidates()[: self._groups_per_step]
         if len(groups) < self._groups_per_step or self._is_last_chance(policy_version):
             return None
         for group in groups:
-            self._open[group.rollout.work_id].taken = True
+            self._ready.pop(group.rollout.work_id).taken = True
         outcome, self._outcome = self._outcome, Outcome()
         return groups, outcome
 
@@ -185,17 +218,17 @@ class GroupPool:
         return any(
             group.scored is None
             and group.prompt.attempt > 0
-            and group.prompt.min_policy_version <= policy_version - self._max_lag
+            and group.prompt.min_policy_version <= self.oldest_allowed(policy_version)
             for group in self._open.values()
         )
 
     def _candidates(self) -> list[TrainGroup]:
         """Scored groups whose turn it may be, by position."""
-        waiting = (group for group in self._open.values() if not group.taken)
+        of_turn = self._ready if self._max_lag else self._open
+        waiting = [group for group in of_turn.values() if not group.taken]
         found: list[TrainGroup] = []
         for group in sorted(waiting, key=lambda group: group.position):
-            if group.scored is not None:
-                found.append(group.scored)
-            elif self._max_lag == 0:
+            if group.scored is None:
                 break
+            found.append(group.scored)
         return found

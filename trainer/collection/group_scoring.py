@@ -1,6 +1,6 @@
 """Asks the reward service about sampled groups.
 
-A service that is away, slow or failing is waited for; a group that it cannot score costs itself:
+A service that is away, slow or failing is waited for; a group that it cannot score is dead, alone:
 
 | what fails                | what is done                                                         |
 |---------------------------|----------------------------------------------------------------------|
@@ -18,12 +18,15 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any
 
 from pydantic import ValidationError
 
+from scene_data.messages import reference_graph
 from services.errors import (
     InvalidInputError,
+    SettingsError,
     SggError,
     TooLargeError,
     UnauthorizedError,
@@ -34,13 +37,12 @@ from services.http.clients.reward import RewardClient
 from services.schemas.rewards import GroupError, Reward, RewardGroup, RewardRequest
 from services.schemas.rollouts import RolloutGroup
 from services.settings import Settings
-from trainer.collection.advantages import term_weights
-from trainer.collection.prompts import PromptSource
+from trainer.collection.group_pool import GroupSource
 
 logger = logging.getLogger(__name__)
 
-Sampled = tuple[RolloutGroup, int]
-"""A group with its row of the dataset."""
+Sampled = tuple[RolloutGroup, GroupSource]
+"""A group with what it was asked about."""
 RewardsOrError = list[Reward] | GroupError
 """A reward for each completion, or why there are none."""
 MAX_GROUPS = 64
@@ -53,14 +55,12 @@ class GroupScoring:
     """Rewards of groups, or why a group has none. Make it on the event loop that uses it.
 
     Args:
-        settings: Of the run.
-        prompts: Knows the references.
+        settings: The run's.
     """
 
-    def __init__(self, settings: Settings, prompts: PromptSource) -> None:
-        self._prompts = prompts
+    def __init__(self, settings: Settings) -> None:
         self._rubric = settings.reward.rubric
-        self._task = settings.data.task
+        self._data = settings.data
         self._wait_timeout_s = settings.trainer.wait_timeout_s
         self._client = RewardClient(
             settings.reward.url, token=settings.data_token, timeout_s=settings.reward.timeout_s
@@ -109,18 +109,30 @@ class GroupScoring:
             yield [(sampled[0], await self._ask_alone(sampled))]
 
     async def term_weights(self) -> dict[str, float]:
-        """What each term of the run's rubric weighs.
+        """What each term of the run's rubric weighs in the total.
 
         Raises:
             UnavailableError: The service is away, slow, or fails: ask again.
-            SettingsError: It has no such rubric.
+            SettingsError: It has no rubric of this name, or the given one has no terms.
         """
+        rubric = self._rubric
+        terms = await self._listed_terms(rubric) if isinstance(rubric, str) else rubric.get("terms")
+        if not isinstance(terms, Mapping) or not terms:
+            raise SettingsError(
+                f"reward.rubric {rubric!r} has no terms to normalise: name one of `GET "
+                f"/v1/rubrics` at {self._client.url}, give it in full, or set "
+                "algorithm.normalise = 'total'"
+            )
+        return dict(terms)
+
+    async def _listed_terms(self, name: str) -> Any:
         try:
-            return await term_weights(self._rubric, self._client)
+            listed = (await self._client.rubrics()).rubrics
         except SggError as error:
             if error.retryable or type(error) is SggError:
                 raise UnavailableError(error.message) from error
             raise
+        return {r.rubric["name"]: r.rubric["terms"] for r in listed}.get(name)
 
     async def aclose(self) -> None:
         """Give back the connection."""
@@ -128,13 +140,14 @@ class GroupScoring:
 
     async def _ask(self, batch: Sequence[Sampled]) -> list[RewardsOrError]:
         """What one request says of each group; raises what it fails with."""
-        made = [self._reward_group(sampled) for sampled in batch]
+        # In a thread: claims and acknowledgements go on while the references are laid out.
+        made = await asyncio.to_thread(lambda: [self._reward_group(*sampled) for sampled in batch])
         sent = [group for group in made if isinstance(group, RewardGroup)]
         scored = iter(await self._send(sent) if sent else [])
         return [next(scored) if isinstance(group, RewardGroup) else group for group in made]
 
     async def _send(self, groups: list[RewardGroup]) -> list[RewardsOrError]:
-        request = RewardRequest(task=self._task, rubric=self._rubric, groups=groups)
+        request = RewardRequest(task=self._data.task, rubric=self._rubric, groups=groups)
         scored = (await self._client.score(request)).groups
         found = [group.error or group.rewards for group in scored]
         good = [group for group, each in zip(groups, found, strict=True) if isinstance(each, list)]
@@ -144,11 +157,19 @@ class GroupScoring:
                 self.max_groups = min(self.max_groups + 1, MAX_GROUPS)
         return found
 
-    def _reward_group(self, sampled: Sampled) -> RewardGroup | GroupError:
-        group, index = sampled
+    def _reward_group(self, group: RolloutGroup, source: GroupSource) -> RewardGroup | GroupError:
+        sample = source.sample
         try:
-            return self._prompts.reward_group(group.group_id, index, group.completions)
-        except (InvalidInputError, ValidationError) as error:
+            return RewardGroup(
+                group_id=group.group_id,
+                image_size=(sample.width, sample.height),
+                box_space=str(source.box_space),
+                reference=reference_graph(sample),
+                completions=[c.text for c in group.completions],
+                require_thinking=self._data.thinking,
+                num_tokens=[len(c.token_ids) for c in group.completions],
+            )
+        except ValidationError as error:
             return GroupError(detail=str(error))
 
     async def _ask_alone(self, sampled: Sampled) -> RewardsOrError:

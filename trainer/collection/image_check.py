@@ -13,7 +13,7 @@ class ImageCheck:
 
     Args:
         processor: The policy's Hugging Face processor.
-        image_token_id: Of the placeholder of one visual token.
+        image_token_id: The placeholder of one visual token.
     """
 
     def __init__(self, processor: Any, image_token_id: int) -> None:

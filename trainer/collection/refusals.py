@@ -42,7 +42,7 @@ def image_refusal(group: RolloutGroup, image_token_id: int, expected: int) -> st
 
     Args:
         group: As it came from the queue.
-        image_token_id: Of the placeholder of one visual token.
+        image_token_id: The placeholder of one visual token.
         expected: Visual tokens that the trainer makes of the image.
     """
     found = group.prompt_token_ids.count(image_token_id)

@@ -2,14 +2,14 @@
 
 import asyncio
 import logging
+from dataclasses import dataclass, field
 
 from services.errors import InvalidInputError, TooLargeError
 from services.redis.keys import prompt_stream
 from services.redis.queue import WorkQueue
 from services.schemas.prompts import PromptGroup
 from trainer.collection.cursor import Cursor
-from trainer.collection.group_pool import GroupPool
-from trainer.collection.image_check import ImageCheck
+from trainer.collection.group_pool import GroupPool, GroupSource
 from trainer.collection.image_sharing import ImageSharing
 from trainer.collection.prompts import PromptSource
 from trainer.records.tracing import GroupTraces
@@ -17,71 +17,57 @@ from trainer.records.tracing import GroupTraces
 logger = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
 class GroupRequests:
-    """Fills the pool with the next positions. Make it on the event loop that uses it.
+    """Fills the pool with the next positions. Make it on the event loop that uses it."""
 
-    Args:
-        queue: Gets the prompts.
-        pool: Says whether there is room.
-        prompts: Makes the prompt of a position.
-        cursor: Of the data order.
-        sharing: Puts images where other hosts find them.
-        traces: Begins a trace for each group.
-        image_check: Without it images are not looked into.
-    """
-
-    def __init__(
-        self,
-        queue: WorkQueue,
-        pool: GroupPool,
-        prompts: PromptSource,
-        cursor: Cursor,
-        sharing: ImageSharing,
-        traces: GroupTraces,
-        image_check: ImageCheck | None,
-    ) -> None:
-        self._queue = queue
-        self._pool = pool
-        self._prompts = prompts
-        self._cursor = cursor
-        self._sharing = sharing
-        self._traces = traces
-        self._image_check = image_check
-        self._lock = asyncio.Lock()
+    queue: WorkQueue
+    """Gets the prompts."""
+    pool: GroupPool
+    """Says whether there is room."""
+    prompts: PromptSource
+    cursor: Cursor
+    sharing: ImageSharing
+    traces: GroupTraces
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Several callers ask, and the bound holds for all of them together."""
 
     async def fill(self) -> None:
-        """Ask for new groups. A row that cannot be used costs itself.
+        """Ask for new groups. A row that cannot be used is dead, and the next one takes its place.
 
         Raises:
             UnavailableError: Redis is away; what was asked for by then is asked for.
             SggError: More rows than may cannot be used.
         """
-        async with self._lock:  # several callers, and the bound holds for all together
-            while self._pool.has_room:
-                position = next(self._cursor)
+        async with self.lock:
+            while self.pool.has_room:
+                position = next(self.cursor)
                 try:
-                    prompt, num_image_tokens = await asyncio.to_thread(
-                        self._make_prompt, position, self._pool.policy_version
+                    prompt, source = await asyncio.to_thread(
+                        self._make_prompt, position, self.pool.policy_version
                     )
                 except (InvalidInputError, TooLargeError) as error:
-                    name = self._prompts.group_id(position)
+                    name = self.prompts.group_id(position)
                     logger.warning("group %s is dead: %s", name, error.message)
-                    self._pool.give_up(position, name, error.message)
+                    self.pool.give_up(position, name, error.message)
                     continue
-                prompt = self._traces.begin(prompt)
-                self._pool.add(position, prompt, num_image_tokens)
+                prompt = self.traces.begin(prompt)
+                self.pool.add(position, prompt, source)
                 await self._ask(prompt)
 
     async def ask(self, prompt: PromptGroup) -> None:
         """Idempotent: the queue knows the work id. A failure is made good by `ask_again`."""
-        async with self._lock:
+        async with self.lock:
             await self._ask(prompt)
 
     async def _ask(self, prompt: PromptGroup) -> None:
-        await asyncio.to_thread(self._prompts.restore_image, prompt)
-        await self._sharing.share(prompt.images)
+        opened = self.pool.get(prompt.work_id)
+        if opened is None or opened.source is None:  # it is dead by now
+            return
+        await asyncio.to_thread(self.prompts.restore_image, prompt, opened.source)
+        await self.sharing.share(prompt.images)
         body = prompt.model_dump_json().encode()
-        await self._queue.enqueue(prompt_stream(prompt), prompt.work_id, body)
+        await self.queue.enqueue(prompt_stream(prompt), prompt.work_id, body)
 
     async def ask_again(self, since_version: int = 0) -> None:
         """Ask for what Redis may have lost, and for what had to wait for a version.
@@ -89,18 +75,16 @@ class GroupRequests:
         Args:
             since_version: Only groups that want at least this one.
         """
-        for prompt in self._pool.unanswered():
+        for prompt in self.pool.unanswered():
             if prompt.min_policy_version >= since_version:
                 await self.ask(prompt)
 
     async def drop_images(self) -> None:
         """Keep images of groups that are being sampled, and no others."""
-        async with self._lock:  # a new prompt's image comes before the pool knows of it
-            asked = self._pool.unanswered()
-            await self._sharing.keep_only({i.sha256 for prompt in asked for i in prompt.images})
+        async with self.lock:  # a new prompt's image comes before the pool knows of it
+            asked = self.pool.unanswered()
+            await self.sharing.keep_only({i.sha256 for prompt in asked for i in prompt.images})
 
-    def _make_prompt(self, position: int, policy_version: int) -> tuple[PromptGroup, int | None]:
-        prompt = self._prompts.prompt(position, policy_version)
-        if self._image_check is None:
-            return prompt, None
-        return prompt, self._image_check.num_tokens(self._prompts.image(prompt.index))
+    def _make_prompt(self, position: int, policy_version: int) -> tuple[PromptGroup, GroupSource]:
+        source = self.prompts.read(position)
+        return self.prompts.prompt(position, source, policy_version), source

@@ -68,7 +68,7 @@ def save_adapter(wrapped: PeftModel, tensors: Mapping[str, Tensor], folder: Path
     """Write an adapter as `PeftModel.from_pretrained` and vLLM read it.
 
     Args:
-        wrapped: Of `add_adapter`.
+        wrapped: What `add_adapter` gave.
         tensors: By `file_name`.
         folder: Exists.
     """

@@ -13,7 +13,7 @@ from services.settings.deepspeed_json import is_stage, read_deepspeed_json
 from trainer.policy.deepspeed_api import optimizer_problems, zero_problems
 
 _BUCKET_ELEMENTS = 200_000_000
-"""Of gradients reduced, and of parameters gathered, at a time: 0.4 GB in bfloat16."""
+"""Elements of gradients reduced, and of parameters gathered, at a time: 0.4 GB in bfloat16."""
 _TRAINERS = {
     "train_batch_size": "trainer.groups_per_step and trainer.group_size",
     "train_micro_batch_size_per_gpu": "trainer.tokens_per_micro_batch",

@@ -40,7 +40,7 @@ from trainer.ranks.rendezvous import join_ranks
 
 _GIB = 2**30
 _TAG = "deepspeed"
-"""Of DeepSpeed's part of a checkpoint."""
+"""The name of DeepSpeed's part of a checkpoint."""
 
 
 def init_process_group(timeout_s: float) -> None:
@@ -77,7 +77,7 @@ class PolicyEngine:
     """The model being trained, its optimizer, and its processor.
 
     Args:
-        settings: Of the run. `init_process_group` must have been called.
+        settings: The run's. `init_process_group` must have been called.
         world_size: Number of the trainer's processes.
 
     Raises:
@@ -131,7 +131,7 @@ class PolicyEngine:
         Args:
             batches: At least one; of any sizes, but as many on every rank, for with ZeRO-2 and 3
                 the ranks meet in each of them.
-            learning_rate: Of this step.
+            learning_rate: This step's.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate

@@ -32,7 +32,7 @@ def exported(
         parameters: With their names; the same on every rank.
         gather: Makes a bucket's parameters whole.
         bucket_bytes: Most that is gathered at a time; a larger parameter comes alone.
-        dtype: Of the copies.
+        dtype: The copies'.
         wanted: Whether this rank gets the tensors; to another nothing is given.
     """
     for bucket in _buckets(parameters, bucket_bytes):
@@ -58,7 +58,7 @@ def exported_parameters(
 
 
 def num_bytes(parameter: nn.Parameter) -> int:
-    """Of the whole parameter, also where this rank has a shard of it."""
+    """Bytes of the whole parameter, also where this rank has a shard of it."""
     numel: int = getattr(parameter, "ds_numel", parameter.numel())
     return numel * int(parameter.element_size())
 

@@ -113,7 +113,7 @@ def attention_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
 
     Args:
         segments: [R, S] 0 on the prompt, 1, 2, … on its completions, -1 on padding.
-        dtype: Of the model.
+        dtype: The model's.
 
     Returns:
         [R, 1, S, S]

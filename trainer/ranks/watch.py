@@ -88,11 +88,11 @@ class RankWatch:
 
     Args:
         folder: That all ranks share.
-        rank: Of this process.
+        rank: This process's.
         size: Number of ranks.
         limit_s: A rank that gives no sign of life for that long, or keeps others waiting for twice
             as long, is hung.
-        guard: Of the run: the files are the later trainer's once there is one.
+        guard: The run's: the files are the later trainer's once there is one.
     """
 
     def __init__(

@@ -11,11 +11,11 @@ from typing import Any, get_args
 
 from pydantic_core import to_json
 
+from services.host.sync import sync
 from services.run_folder import LedgerRow
 from services.schemas.rewards import Status
 from services.settings import Settings
 from services.waiting import RoomWait
-from trainer.checkpoints.sync import sync
 from trainer.records.phases import PhaseClock
 from trainer.records.rollout_files import RolloutFiles
 from trainer.records.trackers import Trackers
@@ -70,7 +70,7 @@ class RunRecords:
     what they left moves aside.
 
     Args:
-        settings: Of the run.
+        settings: The run's.
         rank: Rank 0 writes metrics and ledger, every rank its own groups.
         guard: Every method that writes raises `SupersededError` once a later trainer has started.
     """

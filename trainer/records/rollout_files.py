@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from pydantic import ConfigDict
@@ -30,34 +31,26 @@ class RolloutRecord(TrainGroup):
     policy_logprobs: list[list[float | None]]
     """[completion][token] of the trainer before the step's update; null where it is not finite."""
     trace_id: str | None
-    """Of the group's spans, 32 hexadecimal digits; None where nothing was traced."""
+    """The trace of the group's spans, 32 hexadecimal digits; None where nothing was traced."""
 
 
+@dataclass
 class RolloutFiles:
-    """One file a step, of one rank.
+    """One file a step, of one rank."""
 
-    Args:
-        folder: `rollouts` of the run's folder.
-        rank: Whose groups these are.
-        keep: Committed steps whose files stay; 0 keeps all.
-        check: Called before a file of its own name appears; raises where it must not.
-        timeout_s: Longest wait for room on a full disk.
-    """
+    folder: Path
+    """`rollouts` of the run's folder."""
+    rank: int
+    """Whose groups these are."""
+    keep: int
+    """Committed steps whose files stay; 0 keeps all."""
+    check: Callable[[], None] = lambda: None
+    """Called before a file of its own name appears; raises where it must not."""
+    timeout_s: float = 0.0
+    """Longest wait for room on a full disk."""
 
-    def __init__(
-        self,
-        folder: Path,
-        *,
-        rank: int,
-        keep: int,
-        check: Callable[[], None] = lambda: None,
-        timeout_s: float = 0.0,
-    ) -> None:
-        self._folder = folder
-        self._rank = rank
-        self._keep = keep
-        self._check = check
-        self._room = RoomWait(folder, timeout_s)
+    def __post_init__(self) -> None:
+        self._room = RoomWait(self.folder, self.timeout_s)
 
     def write(
         self, step: int, groups: Sequence[TrainGroup], policy_logprobs: Sequence[Sequence[float]]
@@ -82,32 +75,32 @@ class RolloutFiles:
             )
             for group in groups
         ]
-        self._folder.mkdir(parents=True, exist_ok=True)
-        file = self._folder / f"step-{step:06d}.rank{self._rank}.jsonl"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / f"step-{step:06d}.rank{self.rank}.jsonl"
         draft = file.with_suffix(f".draft-{os.getpid()}")
         text = "".join(record.model_dump_json() + "\n" for record in records)
         try:
             self._room.write(lambda: draft.write_text(text))
-            self._check()
+            self.check()
             draft.replace(file)
         finally:
             draft.unlink(missing_ok=True)
 
     def cut_to(self, step: int) -> None:
         """Move the groups of steps from `step` on to `rolled_back/`, in place of earlier ones."""
-        for draft in self._folder.glob(f"step-*.rank{self._rank}.draft-*"):  # of a killed trainer
+        for draft in self.folder.glob(f"step-*.rank{self.rank}.draft-*"):  # of a killed trainer
             draft.unlink(missing_ok=True)
-        for number, file in _files(self._folder, self._rank):
+        for number, file in _files(self.folder, self.rank):
             if number >= step:
-                aside = self._folder / "rolled_back"
+                aside = self.folder / "rolled_back"
                 aside.mkdir(exist_ok=True)
                 file.replace(aside / file.name)
 
     def committed(self, step: int) -> None:
         """Remove what is over `keep`. Steps that a resume would do again are not counted."""
-        for folder in (self._folder, self._folder / "rolled_back"):
-            for number, file in _files(folder, self._rank):
-                if self._keep and number < step - self._keep:
+        for folder in (self.folder, self.folder / "rolled_back"):
+            for number, file in _files(folder, self.rank):
+                if self.keep and number < step - self.keep:
                     file.unlink()
 
 

@@ -10,14 +10,14 @@ from services.telemetry import OpenSpan, Tracing
 from trainer.types import Outcome, TrainGroup
 
 SERVICE = "sgg-rl trainer"
-"""Of all spans of a trainer."""
+"""The name that all spans of a trainer carry."""
 
 
 class GroupTraces:
     """The spans of groups that are open, by group id: a group asked for again stays in its trace.
 
     Args:
-        tracing: Of the trainer; where it is off, nothing is kept.
+        tracing: The trainer's; where it is off, nothing is kept.
     """
 
     def __init__(self, tracing: Tracing) -> None:

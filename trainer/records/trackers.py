@@ -38,7 +38,7 @@ class Trackers:
     and `reward_terms/edge`.
 
     Args:
-        settings: Of the run. `check_trackers` has found the packages.
+        settings: The run's. `check_trackers` has found the packages.
     """
 
     def __init__(self, settings: Settings) -> None:

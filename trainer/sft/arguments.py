@@ -22,7 +22,7 @@ def sft_arguments(settings: Settings, *, total_steps: int) -> SFTConfig:
     Make them before the model is loaded: with ZeRO-3 this is what shards it while it loads.
 
     Args:
-        settings: Of the run.
+        settings: The run's.
         total_steps: Optimizer steps of the run.
     """
     sft, has_gpu = settings.sft, torch.cuda.is_available()

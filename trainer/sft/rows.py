@@ -35,8 +35,8 @@ class AnswerRows(Sampler[int]):  # type: ignore[misc]
     `max(MAX_BROKEN_ROWS, MAX_BROKEN_SHARE * rows)` of them.
 
     Args:
-        dataset: Of the run.
-        settings: Of the run.
+        dataset: The run's.
+        settings: The run's.
         image_check: Without it images may have more pixels than `model.max_pixels`.
 
     Raises:

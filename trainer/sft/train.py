@@ -57,10 +57,10 @@ def run_sft(
     With `lora.rank`, the run's folder gets the adapter in `adapter` too, and `model` has it merged.
 
     Args:
-        settings: Of the run. The `trainer.freeze_*` flags hold here too, and `[deepspeed]`.
+        settings: The run's. The `trainer.freeze_*` flags hold here too, and `[deepspeed]`.
         resume: Continue from the run's last checkpoint, if there is one.
         allow_changes: Also with another dataset or instruction.
-        stop: Of this process; rank 0's counts.
+        stop: This process's; rank 0's counts.
 
     Returns:
         The trained model's folder (`<run folder>/model`), in Hugging Face's format: what a GRPO

@@ -16,6 +16,7 @@ from evaluation.of_a_run.heldout import (
 from evaluation.reading.lines import GraphLine
 from scene_data.templates import answer_text
 from scene_data.toy import SIDE, make_toy
+from scene_graph.boxes import RELATIVE_1000
 from scene_graph.cleaning import Task
 from services.errors import ConflictError, InvalidInputError
 from services.run_folder import RunFolder
@@ -111,7 +112,7 @@ def test_lines_and_scores_of_each_task(task: Task, measured: set[str], tmp_path:
     samples = heldout_samples(settings)
     lines = []
     for sample in samples:
-        text = answer_text(sample.graph, "relative_1000", width=SIDE, height=SIDE, task=task)
+        text = answer_text(sample.graph, RELATIVE_1000, width=SIDE, height=SIDE, task=task)
         answer = Completion(
             text="{" if sample is samples[3] else text,
             token_ids=[1, 2],

@@ -12,6 +12,7 @@ from scene_data.dataset import open_dataset
 from scene_data.sources import open_rows
 from scene_data.templates import answer_text
 from scene_data.toy import make_toy
+from scene_graph.boxes import RELATIVE_1000
 from services.schemas.rollouts import Completion, VersionSpan
 from services.settings import Settings
 
@@ -39,7 +40,7 @@ def write_answers(settings: Settings, label: str, text: str | None) -> None:
     """The same text for each image, or the right answer."""
     lines = []
     for sample in open_dataset(settings.data.heldout or ""):
-        right = answer_text(sample.graph, "relative_1000", width=112, height=112)
+        right = answer_text(sample.graph, RELATIVE_1000, width=112, height=112)
         answer = Completion(
             text=text or right,
             token_ids=[1, 2],

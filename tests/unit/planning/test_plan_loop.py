@@ -8,22 +8,18 @@ import simpy
 from simpy.events import ProcessGenerator
 
 from planning.simulation.loop import Loop, Shape, fullest
-from planning.simulation.rates import (
-    Rates,
-    SamplingRates,
-    ServiceRates,
-    TrainingRates,
-    lognormal_lengths,
-    seen_lengths,
-)
+from planning.simulation.rates import Rates, lognormal_lengths, seen_lengths
 from planning.simulation.server import Group, SampledHere
 
 RATES = Rates(
-    sampling=SamplingRates(tokens_per_s=100, half_sequences=0),
-    training=TrainingRates(fixed_s=3.0, export_s=0.25),
-    services=ServiceRates(stage_s=lambda servers: 0.5 * servers, commit_s=0.125),
+    tokens_per_s=100,
+    fixed_s=3.0,
+    export_s=0.25,
+    stage_more_s=0.5,
+    commit_s=0.125,
     lengths=seen_lengths([[50, 50]]),
 )
+SLOW = replace(RATES, tokens_per_s=10)
 SHAPE = Shape(
     num_trainers=1,
     num_servers=2,
@@ -36,7 +32,7 @@ SHAPE = Shape(
 )
 
 
-def ends(*groups: tuple[float, Group], rates: SamplingRates, most: int = 64) -> list[float]:
+def ends(*groups: tuple[float, Group], rates: Rates, most: int = 64) -> list[float]:
     """When each group ends that comes at its time, by position."""
     env, found = simpy.Environment(), dict[int, float]()
 
@@ -56,7 +52,7 @@ def ends(*groups: tuple[float, Group], rates: SamplingRates, most: int = 64) -> 
 
 
 def test_sequences_share_the_curve() -> None:
-    rates = SamplingRates(tokens_per_s=100, half_sequences=2)
+    rates = replace(RATES, half_sequences=2)
     assert ends((0, Group(0, (50, 50))), rates=rates) == pytest.approx([50 * (2 + 2) / 100])
     # Alone at 100 / 3 tokens a second, together at 100 / 4 each.
     first, second = ends((0, Group(0, (100,))), (1, Group(1, (100,))), rates=rates)
@@ -66,19 +62,18 @@ def test_sequences_share_the_curve() -> None:
 
 
 def test_what_does_not_fit_waits_for_a_place() -> None:
-    rates = SamplingRates(tokens_per_s=10, half_sequences=0)
-    assert ends((0, Group(0, (10, 10, 10))), rates=rates, most=1) == pytest.approx([3.0])
+    assert ends((0, Group(0, (10, 10, 10))), rates=SLOW, most=1) == pytest.approx([3.0])
 
 
 def test_prompts_hold_everybody_up() -> None:
-    rates = SamplingRates(tokens_per_s=10, half_sequences=0, prompt_s=2.0)
+    rates = replace(SLOW, prompt_s=2.0)
     both = ends((0, Group(0, (10,))), (1, Group(1, (10,))), rates=rates)
     assert both == pytest.approx([6.0, 6.0])
 
 
 def test_a_pause_keeps_what_is_running_and_prefills_it_again() -> None:
     env = simpy.Environment()
-    rates = SamplingRates(tokens_per_s=10, half_sequences=0, prefill_token_s=0.1)
+    rates = replace(SLOW, prefill_token_s=0.1)
     server = SampledHere(env, rates, 4, lambda group: None)
 
     def commit() -> ProcessGenerator:
@@ -120,17 +115,18 @@ def test_nothing_is_trained_on_that_is_older_than_the_lag_allows(
 ) -> None:
     shape = replace(SHAPE, max_policy_lag=lag, num_servers=servers, beside_training=lag > 0)
     lengths = lognormal_lengths(60, 1.0, max_tokens=300, group_size=3)
-    rates = replace(RATES, training=TrainingRates(fixed_s=train_s), lengths=lengths)
-    first, again = (Loop(shape, rates, seed=4).run(30, warm_up=5) for _ in range(2))
+    rates = replace(RATES, fixed_s=train_s, export_s=0.0, lengths=lengths)
+    loop, same = (Loop(shape, rates, seed=4) for _ in range(2))
+    first, again = (each.run(30, warm_up=5) for each in (loop, same))
     assert max(first.lags) <= lag
-    assert sum(sum(step.lags.values()) for step in first.steps) == 30 * 4
+    assert [step.lags.total() for step in loop.steps] == [4] * 35
     assert (first.step_s, first.lags) == (again.step_s, again.lags), "the same seed, the same run"
     if lag and servers == 1 and train_s < 1:
         assert first.trainer_idle > 0.8
 
 
 def test_a_checkpoint_takes_its_time() -> None:
-    rates = replace(RATES, training=replace(RATES.training, checkpoint_s=20.0))
+    rates = replace(RATES, checkpoint_s=20.0)
     plain = Loop(SHAPE, RATES).run(6, warm_up=2)
     kept = Loop(replace(SHAPE, checkpoint_every=2), rates).run(6, warm_up=2)
     # The next step's groups are sampled meanwhile.

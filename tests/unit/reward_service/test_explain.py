@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from reward_service.explain.explainer import Explainer, Explanation, explain_text
 from reward_service.similarity.registry import Similarities
+from scene_graph.boxes import RELATIVE_1, RELATIVE_1000, BoxSpace
 from scene_graph.parsing import parse_completion
 from services.schemas.rewards import RewardGroup, Task
 
@@ -51,8 +52,8 @@ def written(objects: Any, relationships: Any) -> str:
 @given(LISTS, TASK)
 def test_listed_parts_are_those_that_were_counted(lists: tuple[Any, Any], task: Task) -> None:
     text = written(*lists)
-    found = explain_text(text, "pixels:100x100", task).dropped
-    counted = parse_completion(text, "pixels:100x100", task=task).dropped
+    found = explain_text(text, BoxSpace.pixels(100, 100), task).dropped
+    counted = parse_completion(text, BoxSpace.pixels(100, 100), task=task).dropped
     assert Counter(part.reason for part in found) == counted
     given_lists = {"objects": lists[0], "relationships": lists[1]}
     for part in found:
@@ -106,8 +107,8 @@ def ratio(part: float, whole: float) -> float:
 
 @given(st.text() | st.text(alphabet='{}[]",:<>answer/think 10\\'), TASK)
 def test_any_text_is_explained(text: str, task: Task) -> None:
-    got = explain_text(text, "relative_1000", task)
-    assert got.status == parse_completion(text, "relative_1000", task=task).status
+    got = explain_text(text, RELATIVE_1000, task)
+    assert got.status == parse_completion(text, RELATIVE_1000, task=task).status
     assert (got.failure is None) == (got.status == "ok")
     json.dumps(asdict(got), allow_nan=False)
 
@@ -247,7 +248,7 @@ def test_what_the_reference_lost_is_listed() -> None:
 def test_a_dangling_relationship_says_what_became_of_its_end() -> None:
     edges = [{"subject": "man.1", "predicate": "on", "object": name} for name in ("cup.1", "x.1")]
     objects = [{"id": "man.1", "bbox": MAN}, {"id": "Cup.1", "bbox": [5, 5, 1, 9]}]
-    got = explain_text(written(objects, edges), "relative_1000")
+    got = explain_text(written(objects, edges), RELATIVE_1000)
     assert [(part.reason, part.why) for part in got.dropped[1:]] == [
         ("dangling_relationship", "the object cup.1 was dropped"),
         ("dangling_relationship", "no object has the id x.1"),
@@ -257,7 +258,7 @@ def test_a_dangling_relationship_says_what_became_of_its_end() -> None:
 @pytest.mark.parametrize("before", ["", "json\n", "```json\n<answer>", "hm</think>json"])
 def test_parts_are_named_whatever_stands_around_the_json(before: str) -> None:
     objects = [{"id": "man.1", "bbox": MAN}, {"id": "cup.2", "bbox_2d": MAN}]
-    got = explain_text(f"{before}{written(objects, [['man.1', 'on', 'cup.2']])}\n```", "relative_1")
+    got = explain_text(f"{before}{written(objects, [['man.1', 'on', 'cup.2']])}\n```", RELATIVE_1)
     assert (got.status, [line.id for line in got.objects]) == ("ok", ["man.1"])
     assert [(part.reason, part.why) for part in got.dropped] == [
         ("malformed_object", "no bbox, but bbox_2d"),
@@ -290,7 +291,7 @@ CUT = '<answer>\n{"objects": [{"id": "man'
 def test_a_failure_says_where_the_text_breaks(
     text: str, message: str, place: tuple[int, int], after: str
 ) -> None:
-    failure = explain_text(text, "relative_1000").failure
+    failure = explain_text(text, RELATIVE_1000).failure
     assert failure is not None
     assert failure.place is not None
     assert message in failure.message
@@ -308,7 +309,7 @@ def test_a_failure_says_where_the_text_breaks(
     ],
 )
 def test_what_is_too_large_is_named(text: str, message: str) -> None:
-    failure = explain_text(text, "relative_1000").failure
+    failure = explain_text(text, RELATIVE_1000).failure
     assert failure is not None
     assert message in failure.message
     assert failure.place is None
@@ -327,6 +328,6 @@ def test_what_is_too_large_is_named(text: str, message: str) -> None:
 def test_what_is_wrong_with_the_form_is_listed(
     text: str, thinking: bool, faults: list[str]
 ) -> None:
-    found = explain_text(text, "relative_1000", require_thinking=thinking).format_faults
+    found = explain_text(text, RELATIVE_1000, require_thinking=thinking).format_faults
     assert len(found) == len(faults)
     assert all(fault in line for fault, line in zip(faults, found, strict=True))

@@ -11,6 +11,7 @@ from reward_service.scoring import make_scorer
 from reward_service.trl.reward import SceneGraphReward, scene_graph_reward
 from scene_data.templates import answer_text
 from scene_data.toy import SIDE, toy_scene
+from scene_graph.boxes import RELATIVE_1000
 from services.errors import InvalidInputError
 
 BEST = make_scorer("balanced").max_total
@@ -51,7 +52,7 @@ def test_an_answer_as_good_as_sfts_target_earns_the_maximum() -> None:
         for r in graph.relationships
     ]
     rewards = scene_graph_reward(
-        completions=[answer_text(graph, "relative_1000", width=SIDE, height=SIDE)],
+        completions=[answer_text(graph, RELATIVE_1000, width=SIDE, height=SIDE)],
         objects=[[{"id": o.id, "bbox": list(o.bbox)} for o in graph.objects]],
         relationships=[edges],
         width=[SIDE],

@@ -16,7 +16,7 @@ from services.settings import DataSettings, ModelSettings, Settings
 from tests.shm_versions import ShmRun
 from trainer.collection.image_check import ImageCheck
 from trainer.policy.model import load_processor
-from weight_sync.receiver import FileWeights
+from weight_sync.engine import FileWeights
 
 MESSAGES = [ChatMessage(role="user", content=[ImagePart(), TextPart(text="What is there?")])]
 

@@ -27,7 +27,7 @@ from services.settings import Settings
 from services.telemetry import Tracing
 from tests.memory_queue import MemoryQueue
 from tests.shm_versions import ShmRun, ShmVersion
-from weight_sync.receiver import StagedWeights
+from weight_sync.engine import StagedWeights
 
 IMAGE = b"not decoded by the fake engine"
 

@@ -9,6 +9,7 @@ import pytest
 from evaluation.of_files import Request, run_evaluation
 from scene_data.templates import check_instruction, instruction_digest, prompt_messages
 from scene_data.vocabulary import Aliases, Vocabulary, load_aliases, load_vocabulary
+from scene_graph.boxes import RELATIVE_1000, BoxSpace
 from services.errors import InvalidInputError, SettingsError
 from services.schemas.common import TextPart
 from services.settings import load_settings
@@ -59,7 +60,7 @@ def test_a_vocabulary_is_read_from_any_form(tmp_path: Path, name: str) -> None:
     path = _put(tmp_path, name)
     assert load_vocabulary(path) == OWN
     assert load_aliases(path) == Aliases({}, {})
-    text = _asked("closed", "relative_1000", path)
+    text = _asked("closed", RELATIVE_1000, path)
     assert "Use these names for objects, and no others: man, traffic light." in text
     assert "Use these predicates, and no others: on, next to." in text
 
@@ -97,16 +98,16 @@ def test_an_instruction_is_read_from_a_file_and_filled_in(tmp_path: Path) -> Non
         'Write {"objects": []} for $$5.\nNames: $objects.\n${predicates}\nBoxes $boxes.\n$order\n'
     )
     path, names = _put(tmp_path, "own.txt", text), _put(tmp_path)
-    assert _asked(path, "pixels:64x48", names) == (
+    assert _asked(path, BoxSpace.pixels(64, 48), names) == (
         'Write {"objects": []} for $5.\nNames: man, traffic light.\non, next to\n'
         "Boxes in pixels of a 64x48 image, whole numbers.\n"
         "Write one JSON object inside <answer> and </answer>, and nothing else:"
     )
-    thinking = _asked(path, "relative_1000", names, thinking=True)
+    thinking = _asked(path, RELATIVE_1000, names, thinking=True)
     assert "First think inside <think> and </think>" in thinking
     assert "whole numbers from 0 to 1000" in thinking
     plain = _put(tmp_path, "plain.txt", "\ufeffAll objects, please.\n")
-    assert _asked(plain, "relative_1000") == "All objects, please."
+    assert _asked(plain, RELATIVE_1000) == "All objects, please."
 
 
 @pytest.mark.parametrize(

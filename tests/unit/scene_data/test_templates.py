@@ -5,6 +5,7 @@ import pytest
 
 from scene_data.templates import answer_text, prompt_messages
 from scene_data.toy import SIDE, toy_scene
+from scene_graph.boxes import RELATIVE_1, RELATIVE_1000, BoxSpace
 from scene_graph.cleaning import TASK_LISTS, Task
 from scene_graph.graph import Relationship, SceneGraph, SceneObject
 from scene_graph.parsing import find_answer, parse_completion
@@ -19,7 +20,7 @@ GRAPH = SceneGraph(
 
 
 def test_the_answer_is_compact_json_with_whole_numbers() -> None:
-    text = answer_text(GRAPH, "relative_1000", width=640, height=480)
+    text = answer_text(GRAPH, RELATIVE_1000, width=640, height=480)
     assert text == (
         '<answer>{"objects":[{"id":"man.1","bbox":[16,42,312,833]},'
         '{"id":"café.2","bbox":[0,0,1000,1000]}],"relationships":'
@@ -27,8 +28,8 @@ def test_the_answer_is_compact_json_with_whole_numbers() -> None:
     )
 
 
-@pytest.mark.parametrize("space", ["relative_1000", "relative_1", "pixels:644x476"])
-def test_the_answer_parses_back_to_the_graph(space: str) -> None:
+@pytest.mark.parametrize("space", [RELATIVE_1000, RELATIVE_1, BoxSpace.pixels(644, 476)], ids=str)
+def test_the_answer_parses_back_to_the_graph(space: BoxSpace) -> None:
     graphs = [(GRAPH, 640, 480)]
     graphs += [(toy_scene(0, i, heldout=False), SIDE, SIDE) for i in range(20)]
     for graph, width, height in graphs:
@@ -45,19 +46,21 @@ def test_the_answer_parses_back_to_the_graph(space: str) -> None:
 
 def test_an_answer_without_objects_is_still_an_answer() -> None:
     empty = SceneGraph(objects=(), relationships=())
-    text = answer_text(empty, "relative_1000", width=5, height=5)
+    text = answer_text(empty, RELATIVE_1000, width=5, height=5)
     assert text == '<answer>{"objects":[],"relationships":[]}</answer>'
 
 
 @pytest.mark.parametrize(
     ("space", "words"),
     [
-        ("relative_1000", "from 0 to 1000"),
-        ("relative_1", "from 0 to 1"),
-        ("pixels:644x476", "pixels of a 644x476 image"),
+        (RELATIVE_1000, "from 0 to 1000"),
+        (RELATIVE_1, "from 0 to 1"),
+        (BoxSpace.pixels(644, 476), "pixels of a 644x476 image"),
     ],
 )
-def test_the_open_prompt_names_the_space_and_shows_a_parsable_form(space: str, words: str) -> None:
+def test_the_open_prompt_names_the_space_and_shows_a_parsable_form(
+    space: BoxSpace, words: str
+) -> None:
     (message,) = prompt_messages("open", space)
     image, text = message.content
     assert image.type == "image"
@@ -71,7 +74,7 @@ def test_the_open_prompt_names_the_space_and_shows_a_parsable_form(space: str, w
 
 
 def test_the_toy_prompt_is_short() -> None:
-    (message,) = prompt_messages("toy", "relative_1000")
+    (message,) = prompt_messages("toy", RELATIVE_1000)
     assert [part.type for part in message.content] == ["image", "text"]
     assert message.content[1].type == "text"
     assert len(message.content[1].text) < 20
@@ -79,12 +82,12 @@ def test_the_toy_prompt_is_short() -> None:
 
 def test_thinking_is_asked_for_and_parsed_apart() -> None:
     for template in ("toy", "open"):
-        (plain,) = prompt_messages(template, "relative_1000")
-        (message,) = prompt_messages(template, "relative_1000", thinking=True)
+        (plain,) = prompt_messages(template, RELATIVE_1000)
+        (message,) = prompt_messages(template, RELATIVE_1000, thinking=True)
         assert message != plain
         assert "hink" in message.model_dump()["content"][1]["text"]
     graph = SceneGraph(objects=(), relationships=())
-    text = answer_text(graph, "relative_1000", width=10, height=10, thinking="Nothing here.")
+    text = answer_text(graph, RELATIVE_1000, width=10, height=10, thinking="Nothing here.")
     answer = find_answer(text)
     assert answer.has_think_tags
     assert answer.text == '{"objects":[],"relationships":[]}'
@@ -103,8 +106,8 @@ TWO_MEN = SceneGraph(
 
 
 def test_objects_alone_are_answered_with_boxes() -> None:
-    text = answer_text(TWO_MEN, "relative_1000", width=640, height=480, task="det")
-    parsed = parse_completion(text, "relative_1000", task="det")
+    text = answer_text(TWO_MEN, RELATIVE_1000, width=640, height=480, task="det")
+    parsed = parse_completion(text, RELATIVE_1000, task="det")
     assert (parsed.status, parsed.dropped) == ("ok", {})
     assert parsed.columns.categories == ["man", "man", "traffic light", "dog"]
     assert parsed.columns.coordinates == [0, 0, 100, 100] * 4
@@ -112,12 +115,12 @@ def test_objects_alone_are_answered_with_boxes() -> None:
 
 
 def test_triplets_of_names_are_answered_without_boxes() -> None:
-    text = answer_text(TWO_MEN, "relative_1000", width=640, height=480, task="cls")
+    text = answer_text(TWO_MEN, RELATIVE_1000, width=640, height=480, task="cls")
     assert text == (
         '<answer>{"relationships":[{"subject":"man.1","predicate":"near","object":"Traffic_light.3"'
         '},{"subject":"man.2","predicate":"near","object":"Traffic_light.3"}]}</answer>'
     )
-    parsed = parse_completion(text, "relative_1000", task="cls")
+    parsed = parse_completion(text, RELATIVE_1000, task="cls")
     assert (parsed.status, parsed.dropped) == ("ok", {})  # two of the same names are two
     graph = parsed.graph
     assert [item.category for item in graph.objects] == ["man", "traffic light", "man"]
@@ -132,7 +135,7 @@ def test_each_task_asks_for_what_its_parser_takes(
     task: Task, template: str, thinking: bool
 ) -> None:
     vocabulary = "psg" if template == "closed" else None
-    space = "pixels:640x480"
+    space = BoxSpace.pixels(640, 480)
 
     def asked(task: Task) -> str:
         (message,) = prompt_messages(template, space, vocabulary, thinking=thinking, task=task)

@@ -13,7 +13,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize 
 from scene_data.templates import answer_text, prompt_messages
 from scene_data.tiny_model import SPECIAL_TOKENS, VOCAB_SIZE, Family, make_tiny_model
 from scene_data.toy import SIDE, render, toy_scene
-from scene_graph.boxes import smart_resize
+from scene_graph.boxes import RELATIVE_1000, smart_resize
 
 MAX_BYTES = 8_000_000
 
@@ -36,7 +36,7 @@ def model(folder: Path) -> Any:
 
 
 def _inputs(processor: Any, images: list[Image.Image]) -> Any:
-    messages = [m.model_dump() for m in prompt_messages("toy", "relative_1000")]
+    messages = [m.model_dump() for m in prompt_messages("toy", RELATIVE_1000)]
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
     return processor(text=[text] * len(images), images=images, return_tensors="pt")
 
@@ -70,7 +70,7 @@ def test_generation_stops_at_the_end_of_a_turn(processor: Any, model: Any) -> No
 
 
 def test_the_prompt_has_the_shape_of_qwens(processor: Any) -> None:
-    messages = [m.model_dump() for m in prompt_messages("toy", "relative_1000")]
+    messages = [m.model_dump() for m in prompt_messages("toy", RELATIVE_1000)]
     assert processor.apply_chat_template(messages, add_generation_prompt=True) == (
         "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Scene graph:<|im_end|>\n"
         "<|im_start|>assistant\n"
@@ -83,7 +83,7 @@ def test_tokens_of_toy_answers(processor: Any) -> None:
     lengths = []
     for index in range(100):
         graph = toy_scene(9, index, heldout=index % 2 == 0)
-        text = answer_text(graph, "relative_1000", width=SIDE, height=SIDE)
+        text = answer_text(graph, RELATIVE_1000, width=SIDE, height=SIDE)
         ids = tokenizer(text)["input_ids"]
         assert tokenizer.decode(ids) == text
         pieces = [tokenizer.decode([i]) for i in ids]
@@ -123,7 +123,7 @@ def test_any_text_survives_the_tokenizer(processor: Any, text: str) -> None:
 
 def test_prompt_and_answer_tokenise_apart_as_together(processor: Any) -> None:
     tokenizer = processor.tokenizer
-    answer = answer_text(toy_scene(0, 0, heldout=False), "relative_1000", width=SIDE, height=SIDE)
+    answer = answer_text(toy_scene(0, 0, heldout=False), RELATIVE_1000, width=SIDE, height=SIDE)
     prompt = "<|im_start|>assistant\n"
     together = tokenizer(prompt + answer)["input_ids"]
     assert together == tokenizer(prompt)["input_ids"] + tokenizer(answer)["input_ids"]

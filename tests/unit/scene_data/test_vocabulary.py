@@ -5,6 +5,7 @@ import pytest
 
 from scene_data.templates import prompt_messages
 from scene_data.vocabulary import load_vocabulary
+from scene_graph.boxes import RELATIVE_1000
 from services.errors import InvalidInputError
 from services.schemas.common import TextPart
 from tests.shared_data import SHARED_DATA
@@ -26,12 +27,12 @@ def test_an_object_cannot_have_a_dot(tmp_path: Path) -> None:
 
 
 def test_closed_prompt_lists_every_name() -> None:
-    (message,) = prompt_messages("closed", "relative_1000", "psg")
+    (message,) = prompt_messages("closed", RELATIVE_1000, "psg")
     (text,) = [part.text for part in message.content if isinstance(part, TextPart)]
     names = load_vocabulary("psg")
     assert ", ".join(names.objects) in text
     assert ", ".join(names.predicates) in text
-    (open_message,) = prompt_messages("open", "relative_1000")
+    (open_message,) = prompt_messages("open", RELATIVE_1000)
     (open_text,) = [part.text for part in open_message.content if isinstance(part, TextPart)]
     assert text.startswith(open_text)
 

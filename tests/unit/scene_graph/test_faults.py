@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from scene_graph.boxes import RELATIVE_1000
 from scene_graph.cleaning import Task
 from scene_graph.faults import main_fault
 from scene_graph.parsing import parse_completion
@@ -19,7 +20,7 @@ def written(objects: Any, relationships: Any) -> str:
 
 
 def fault(text: str, task: Task = "sgg") -> str | None:
-    return main_fault(text, parse_completion(text, "relative_1000", task=task), task)
+    return main_fault(text, parse_completion(text, RELATIVE_1000, task=task), task)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scene_graph.boxes import RELATIVE_1, RELATIVE_1000, BoxSpace
 from scene_graph.cleaning import Task, clean_columns, clean_graph
 from scene_graph.graph import Relationship, SceneGraph, SceneObject
 from scene_graph.json_limits import is_unfinished, nesting_depth
@@ -31,9 +32,9 @@ GOOD = written([MAN, HORSE], [RIDING])
 
 
 def test_boxes_leave_their_space() -> None:
-    graph = parse_completion(GOOD, "relative_1000").graph
+    graph = parse_completion(GOOD, RELATIVE_1000).graph
     assert graph.objects[0] == SceneObject(id="man.1", bbox=(0.1, 0.2, 0.3, 0.4))
-    assert parse_completion(GOOD, "pixels:1000x500").graph.objects[1].bbox == (0, 0, 1, 1)
+    assert parse_completion(GOOD, BoxSpace.pixels(1000, 500)).graph.objects[1].bbox == (0, 0, 1, 1)
     assert graph.relationships == (
         Relationship(subject="man.1", predicate="riding", object="horse.2"),
     )
@@ -74,20 +75,20 @@ def test_boxes_leave_their_space() -> None:
     ],
 )
 def test_the_answer_is_found(text: str, think: bool, answer: bool) -> None:
-    parsed = parse_completion(text, "relative_1000")
+    parsed = parse_completion(text, RELATIVE_1000)
     assert (parsed.status, len(parsed.graph.objects)) == ("ok", 2)
     assert (parsed.has_think_tags, parsed.has_answer_tags) == (think, answer)
 
 
 def test_only_the_fence_is_dropped() -> None:
     text = "```json\n" + written([{"id": "json.1", "bbox": [0, 0, 1, 1]}], []) + "\n```"
-    assert parse_completion(text, "relative_1").graph.objects[0].category == "json"
+    assert parse_completion(text, RELATIVE_1).graph.objects[0].category == "json"
 
 
 def test_a_name_stays_whole_where_the_word_json_is_taken_out() -> None:
     """R1-SGG's code takes it out of names, too."""
     objects = [{"id": name, "bbox": [0, 0, 1, 1]} for name in ("json.1", "```.2", 'a "json\\".3')]
-    parsed = parse_completion(f"json\n{written(objects, [])}\n```", "relative_1")
+    parsed = parse_completion(f"json\n{written(objects, [])}\n```", RELATIVE_1)
     assert [o.category for o in parsed.graph.objects] == ["json", "```", 'a "json\\"']
 
 
@@ -103,7 +104,7 @@ def test_a_name_stays_whole_where_the_word_json_is_taken_out() -> None:
 )
 def test_a_category_is_the_id_up_to_its_first_dot(name: str, category: str) -> None:
     one, other = {"id": name, "bbox": [0, 0, 1, 1]}, {"id": f"{name}.7", "bbox": [0, 0, 1, 1]}
-    graph = parse_completion(written([one, other], []), "relative_1").graph
+    graph = parse_completion(written([one, other], []), RELATIVE_1).graph
     assert [o.category for o in graph.objects] == [category, category]
     assert len({o.id for o in graph.objects}) == 2  # ids are distinct as a whole
 
@@ -127,7 +128,7 @@ pieces = st.sampled_from(
 @given(st.lists(pieces, max_size=8).map("".join))
 def test_what_r1_sgg_reads_is_read(text: str) -> None:
     if r1_sgg_reads(text):
-        parsed = parse_completion(text, "relative_1000")
+        parsed = parse_completion(text, RELATIVE_1000)
         assert (parsed.status, len(parsed.graph.objects), parsed.dropped) == ("ok", 2, {})
 
 
@@ -152,7 +153,7 @@ def test_what_r1_sgg_reads_is_read(text: str) -> None:
     ],
 )
 def test_what_is_wrong_as_a_whole_has_a_status(text: str, status: str) -> None:
-    parsed = parse_completion(text, "relative_1000")
+    parsed = parse_completion(text, RELATIVE_1000)
     assert parsed.status == status
     assert parsed.graph == SceneGraph(objects=(), relationships=())
 
@@ -170,7 +171,7 @@ def test_what_is_wrong_as_a_whole_has_a_status(text: str, status: str) -> None:
     ],
 )
 def test_a_text_that_stops_inside_the_json_is_truncated(text: str, truncated: bool) -> None:
-    parsed = parse_completion(text, "relative_1000")
+    parsed = parse_completion(text, RELATIVE_1000)
     assert (parsed.status, parsed.truncated) == ("invalid_json", truncated)
 
 
@@ -192,7 +193,7 @@ def test_a_text_that_stops_inside_the_json_is_truncated(text: str, truncated: bo
     ],
 )
 def test_a_bad_object_costs_itself(bad: Any, reason: str) -> None:
-    parsed = parse_completion(written([MAN, HORSE, bad], [RIDING]), "relative_1000")
+    parsed = parse_completion(written([MAN, HORSE, bad], [RIDING]), RELATIVE_1000)
     assert parsed.dropped == {reason: 1}
     assert [o.id for o in parsed.graph.objects] == ["man.1", "horse.2"]
     assert len(parsed.graph.relationships) == 1
@@ -210,50 +211,50 @@ def test_a_bad_object_costs_itself(bad: Any, reason: str) -> None:
     ],
 )
 def test_a_bad_relationship_costs_itself(bad: Any, reason: str) -> None:
-    parsed = parse_completion(written([MAN, HORSE], [RIDING, bad]), "relative_1000")
+    parsed = parse_completion(written([MAN, HORSE], [RIDING, bad]), RELATIVE_1000)
     assert (parsed.dropped, len(parsed.graph.relationships)) == ({reason: 1}, 1)
 
 
 def test_a_dropped_object_takes_its_relationships_along() -> None:
     text = written([MAN, HORSE | {"bbox": [9, 9, 1, 1]}], [RIDING])
-    parsed = parse_completion(text, "relative_1000")
+    parsed = parse_completion(text, RELATIVE_1000)
     assert parsed.dropped == {"inverted_box": 1, "dangling_relationship": 1}
     assert parsed.graph.relationships == ()
 
 
 def test_numbers_too_large_for_a_float_are_no_box() -> None:
     for number in ("1e999", "9" * 5000):
-        parsed = parse_completion(GOOD.replace("[100,", f"[{number},"), "relative_1000")
+        parsed = parse_completion(GOOD.replace("[100,", f"[{number},"), RELATIVE_1000)
         assert parsed.dropped["non_finite_box"] == 1
 
 
 def test_names_are_equal_across_case_dash_and_underscore() -> None:
     objects = [{"id": "Traffic_Light.1", "bbox": [0, 0, 1, 1]}, MAN]
     edge = {"subject": "traffic-light.1", "predicate": "In_Front  of", "object": "man.1"}
-    graph = parse_completion(written(objects, [edge]), "relative_1000").graph
+    graph = parse_completion(written(objects, [edge]), RELATIVE_1000).graph
     assert graph.objects[0].category == "traffic light"
     assert graph.relationships[0].predicate == "in front of"
 
 
 def test_of_a_repeated_key_the_last_value_counts() -> None:
     text = '{"objects": 1, ' + GOOD[1:]
-    assert parse_completion(text, "relative_1000").status == "ok"
+    assert parse_completion(text, RELATIVE_1000).status == "ok"
 
 
 def test_an_unknown_box_space_is_the_callers_mistake() -> None:
     with pytest.raises(ValueError, match="box space"):
-        parse_completion("", "inches")
+        BoxSpace.parse("inches")
 
 
 def test_the_limits_hold_at_their_edge() -> None:
     limits = Limits(objects=2, relationships=1, num_bytes=len(GOOD))
-    assert parse_completion(GOOD, "relative_1000", limits).status == "ok"
-    assert parse_completion(GOOD + " ", "relative_1000", limits).status == "too_large"
+    assert parse_completion(GOOD, RELATIVE_1000, limits).status == "ok"
+    assert parse_completion(GOOD + " ", RELATIVE_1000, limits).status == "too_large"
     three = written([MAN, HORSE, MAN], [])
     two_edges = written([MAN, HORSE], [RIDING, RIDING])
     roomy = Limits(objects=2, relationships=1)
-    assert parse_completion(three, "relative_1000", roomy).status == "too_large"
-    assert parse_completion(two_edges, "relative_1000", roomy).status == "too_large"
+    assert parse_completion(three, RELATIVE_1000, roomy).status == "too_large"
+    assert parse_completion(two_edges, RELATIVE_1000, roomy).status == "too_large"
 
 
 @pytest.mark.parametrize(
@@ -282,14 +283,14 @@ def test_the_limits_hold_at_their_edge() -> None:
 )
 def test_hostile_text_gets_a_status(text: str) -> None:
     """That these end at all is the point: a quadratic step would take minutes."""
-    parsed = parse_completion(text, "relative_1000")
+    parsed = parse_completion(text, RELATIVE_1000)
     assert parsed.status in {"ok", "no_answer", "invalid_json", "schema_violation", "too_large"}
     assert len(parsed.graph.objects) <= 500
 
 
 @given(st.text())
 def test_no_text_raises(text: str) -> None:
-    parse_completion(text, "relative_1000")
+    parse_completion(text, RELATIVE_1000)
 
 
 json_values = st.recursive(
@@ -301,15 +302,15 @@ json_values = st.recursive(
 
 @given(st.lists(json_values | st.just(MAN)), st.lists(json_values | st.just(RIDING)))
 def test_every_part_is_kept_or_counted(objects: list[Any], relationships: list[Any]) -> None:
-    parsed = parse_completion(written(objects, relationships), "relative_1000")
+    parsed = parse_completion(written(objects, relationships), RELATIVE_1000)
     if parsed.status == "ok":
         kept = len(parsed.graph.objects) + len(parsed.graph.relationships)
         assert kept + sum(parsed.dropped.values()) == len(objects) + len(relationships)
 
 
 def test_cleaning_twice_changes_nothing() -> None:
-    graph = parse_completion(GOOD, "relative_1000").graph
-    assert clean_graph(graph, "relative_1") == (graph, {})
+    graph = parse_completion(GOOD, RELATIVE_1000).graph
+    assert clean_graph(graph, RELATIVE_1) == (graph, {})
 
 
 @pytest.mark.parametrize(

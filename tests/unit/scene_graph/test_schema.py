@@ -8,6 +8,7 @@ from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from scene_data.templates import answer_text
 from scene_data.toy import SIDE, toy_scene
+from scene_graph.boxes import RELATIVE_1, RELATIVE_1000, BoxSpace
 from scene_graph.cleaning import Task
 from scene_graph.parsing import parse_completion
 from scene_graph.schema import MAX_OBJECTS, scene_graph_schema
@@ -15,8 +16,8 @@ from scene_graph.schema import MAX_OBJECTS, scene_graph_schema
 VALIDATOR = Draft202012Validator(scene_graph_schema())
 
 
-@pytest.mark.parametrize("space", ["relative_1000", "relative_1", "pixels:640x480"])
-def test_answers_that_we_teach_are_allowed_and_read(space: str) -> None:
+@pytest.mark.parametrize("space", [RELATIVE_1000, RELATIVE_1, BoxSpace.pixels(640, 480)], ids=str)
+def test_answers_that_we_teach_are_allowed_and_read(space: BoxSpace) -> None:
     for index in range(20):
         graph = toy_scene(3, index, heldout=False)
         text = answer_text(graph, space, width=SIDE, height=SIDE)
@@ -32,11 +33,11 @@ def test_each_task_has_a_schema_of_its_own(task: Task) -> None:
     validator = Draft202012Validator(scene_graph_schema(task))
     for index in range(20):
         graph = toy_scene(3, index, heldout=False)
-        text = answer_text(graph, "relative_1000", width=SIDE, height=SIDE, task=task)
+        text = answer_text(graph, RELATIVE_1000, width=SIDE, height=SIDE, task=task)
         bare = text.removeprefix("<answer>").removesuffix("</answer>")
         validator.validate(json.loads(bare))
         assert not VALIDATOR.is_valid(json.loads(bare))
-        assert parse_completion(bare, "relative_1000", task=task).dropped == {}
+        assert parse_completion(bare, RELATIVE_1000, task=task).dropped == {}
 
 
 MAN = {"id": "man.1", "bbox": [0, 0, 10, 20]}

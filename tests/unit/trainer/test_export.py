@@ -12,7 +12,7 @@ from services.schemas.weights import Version
 from services.settings import Settings
 from trainer.policy.export import exported, exported_parameters
 from weight_sync import device
-from weight_sync.device import has_room, on_host
+from weight_sync.host import has_room, on_host
 from weight_sync.nccl import NcclSender
 
 

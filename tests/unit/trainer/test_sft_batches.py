@@ -15,6 +15,7 @@ from scene_data.dataset import MAX_BROKEN_ROWS, open_dataset
 from scene_data.templates import answer_text
 from scene_data.tiny_model import make_tiny_model
 from scene_data.toy import SIDE, make_toy
+from scene_graph.boxes import RELATIVE_1000
 from scene_graph.cleaning import Task
 from services.errors import InvalidInputError, SettingsError
 from services.settings import DataSettings, ModelSettings, Settings
@@ -60,7 +61,7 @@ def test_only_the_answer_and_its_end_are_learned(settings: Settings, processor: 
     ):
         learned = labels != IGNORED
         assert (labels[learned] == ids[learned]).all()
-        wanted = answer_text(sample.graph, "relative_1000", width=SIDE, height=SIDE)
+        wanted = answer_text(sample.graph, RELATIVE_1000, width=SIDE, height=SIDE)
         assert processor.tokenizer.decode(labels[learned]) == wanted + "<|im_end|>"
         assert not (learned & (mask == 0)).any()
         assert int(learned.nonzero()[-1]) == int(mask.sum()) - 1
@@ -72,7 +73,7 @@ def test_rows_ask_and_answer_by_the_task(settings: Settings, task: Task, asked: 
     row = AnswerRows(dataset, _changed(settings, data={"task": task})).table()[3]
     assert row["messages"][0]["content"][1]["text"] == asked
     graph = dataset[3].graph
-    wanted = answer_text(graph, "relative_1000", width=SIDE, height=SIDE, task=task)
+    wanted = answer_text(graph, RELATIVE_1000, width=SIDE, height=SIDE, task=task)
     assert row["answer"] == wanted
 
 
@@ -189,7 +190,7 @@ def test_what_pillow_raises_costs_the_row(
     check = ImageCheck(small, processor.image_token_id)
     table = AnswerRows(open_dataset(path), settings, check).table()
     wanted = answer_text(
-        open_dataset(path)[5].graph, "relative_1000", width=56, height=56, task="sgg"
+        open_dataset(path)[5].graph, RELATIVE_1000, width=56, height=56, task="sgg"
     )
     assert [row["answer"] for row in table] == [wanted] * 6
     assert {row["image"].size for row in table} == {(56, 56)}
@@ -201,7 +202,7 @@ def test_the_picture_is_upright(settings: Settings, tmp_path: Path) -> None:
     (row,) = AnswerRows(open_dataset(path), settings).table()
     assert np.array_equal(np.asarray(row["image"]), upright)
     graph = open_dataset(path)[0].graph
-    assert row["answer"] == answer_text(graph, "relative_1000", width=56, height=40)
+    assert row["answer"] == answer_text(graph, RELATIVE_1000, width=56, height=40)
 
 
 @pytest.mark.parametrize(("epochs", "batch", "steps"), [(1, 4, 3), (1, 8, 2), (1.5, 8, 3)])

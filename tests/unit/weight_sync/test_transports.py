@@ -30,8 +30,8 @@ from services.schemas.weights import (
 from tests.shm_versions import TENSORS, Arrays, ShmRun, ShmVersion
 from tests.updaters import pieces, updater_of
 from weight_sync.disk import disk_file
+from weight_sync.engine import AdapterWeights, BroadcastWeights, IpcWeights, StagedWeights
 from weight_sync.ipc import encode_ipc
-from weight_sync.receiver import AdapterWeights, BroadcastWeights, IpcWeights, StagedWeights
 from weight_sync.updater import WeightUpdater
 
 GPU = "GPU-3f1c"

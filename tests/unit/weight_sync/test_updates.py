@@ -26,7 +26,7 @@ from services.schemas.weights import (
 )
 from tests.shm_versions import TENSORS, ShmRun, ShmVersion, tensors_of
 from tests.updaters import updater_of
-from weight_sync.receiver import StagedWeights
+from weight_sync.engine import StagedWeights
 from weight_sync.updater import WeightUpdater
 
 MESSAGES = [ChatMessage(role="user", content=[TextPart(text="What is there?")])]

@@ -1,0 +1,119 @@
+"""What weights need of the engine that loads them, and how it is told where they are."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from services.schemas.weights import CommitRequest, IpcHandle, Rendezvous, WeightManifest
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FileWeights:
+    """All tensors of a version in a safetensors file, verified."""
+
+    path: Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterWeights:
+    """A LoRA adapter in a folder of PEFT's layout, verified."""
+
+    folder: Path
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BroadcastWeights:
+    """Tensors that the trainer sends while they are loaded, through what `connect` opened."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class IpcWeights:
+    """Tensors in the memory of the server's own GPU, by name."""
+
+    handles: Mapping[str, IpcHandle]
+
+
+StagedWeights = FileWeights | AdapterWeights | BroadcastWeights | IpcWeights
+"""Where the tensors of a version are when it is loaded."""
+
+
+class LoadableEngine(ABC):
+    """An engine whose weights can be exchanged. All methods run on one event loop."""
+
+    gpu: str | None = None
+    """UUID of its GPU, known before it has started; None on CPU."""
+    num_elements: int | None = None
+    """The most that a version has, known after the start; None where the engine does not tell."""
+
+    @abstractmethod
+    async def check_tensors(self, shapes: Mapping[str, Shape], *, partial: bool) -> None:
+        """Whether these are exactly the tensors that a version of this model consists of.
+
+        Args:
+            shapes: The version's, by name.
+            partial: Whether it may be without some.
+
+        Raises:
+            InvalidInputError: One is missing, unknown or of another shape; the message names it.
+        """
+
+    @abstractmethod
+    async def check_adapter(self, layers: Mapping[str, Shape]) -> None:
+        """Whether an adapter of these layers can be the policy.
+
+        Args:
+            layers: Names of weights, and their shape.
+
+        Raises:
+            InvalidInputError: One is unknown, of another shape, or cannot be adapted.
+        """
+
+    @abstractmethod
+    async def pause(self) -> None:
+        """Freeze sampling: no token comes until `resume`. Requests in flight are kept."""
+
+    @abstractmethod
+    async def connect(self, rendezvous: Rendezvous) -> None:
+        """Meet the trainer for broadcasts, while sampling goes on; replaces an earlier connection.
+
+        Raises:
+            EngineError: This engine cannot, or the trainer was not there.
+        """
+
+    @abstractmethod
+    async def load_weights(self, weights: StagedWeights, manifest: WeightManifest) -> None:
+        """Replace all weights, clear the caches that depend on them. Only while paused; repeatable.
+
+        Args:
+            weights: Where the tensors of `manifest` are.
+            manifest: Its version labels the tokens sampled from now on.
+
+        Raises:
+            EngineError: The model may be half loaded: load again, or never resume.
+        """
+
+    @abstractmethod
+    async def resume(self) -> None:
+        """Go on sampling, with the weights of now."""
+
+
+class Staged(ABC):
+    """A version that may be committed."""
+
+    attempts: ClassVar[int] = 2
+    """How often loading it may be tried without the trainer."""
+
+    @abstractmethod
+    def weights(self, request: CommitRequest) -> StagedWeights:
+        """Where its tensors are.
+
+        Raises:
+            InvalidInputError: The commit does not say all that it has to.
+        """
+
+    def close(self) -> None:  # noqa: B027  # some hold nothing
+        """Give back what it holds. Safe to call twice."""
