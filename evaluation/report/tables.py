@@ -129,9 +129,9 @@ def recall_table(result: EvaluationResult) -> RecallTable:
         ("no graph constraint (ng)", True),
     ):
         rows = tuple(
-            MeasureRow(
-                label=measure_label(measure),
-                cells=tuple(
+            _row(
+                measure_label(measure),
+                *(
                     _cell(result, protocol, measure + cut)
                     for protocol, cuts in columns
                     for cut in cuts
@@ -149,9 +149,7 @@ def triplet_rows(result: EvaluationResult) -> list[MeasureRow]:
     """What of `strict` is no recall at a cut: precision, recall and F1 of all predictions."""
     values = result.protocols.get("strict", {})
     keys = sorted_keys(set(values) - set(_recalls(values)))
-    return [
-        MeasureRow(label=measure_label(key), cells=(_cell(result, "strict", key),)) for key in keys
-    ]
+    return [_row(measure_label(key), _cell(result, "strict", key)) for key in keys]
 
 
 def _recalls(keys: Iterable[str]) -> list[str]:
@@ -194,10 +192,7 @@ def _parts(key: str) -> tuple[bool, str, int]:
 def object_rows(result: EvaluationResult) -> list[MeasureRow]:
     """What was measured of objects."""
     return [
-        MeasureRow(
-            label=_capital(OBJECT_MEASURES.get(key, key.replace("_", " "))),
-            cells=(percent_cell(value, result.object_intervals.get(key)),),
-        )
+        _row(answer_label(key), percent_cell(value, result.object_intervals.get(key)))
         for key, value in _in_order(result.objects, OBJECT_MEASURES)
     ]
 
@@ -205,12 +200,13 @@ def object_rows(result: EvaluationResult) -> list[MeasureRow]:
 def answer_rows(result: EvaluationResult) -> list[MeasureRow]:
     """Rates in per cent, counts as they are."""
     return [
-        MeasureRow(
-            label=answer_label(key),
-            cells=(_answer(key, value, result.answer_intervals.get(key)),),
-        )
+        _row(answer_label(key), _answer(key, value, result.answer_intervals.get(key)))
         for key, value in _in_order(result.answers, ANSWERS)
     ]
+
+
+def _row(label: str, *cells: Cell) -> MeasureRow:
+    return MeasureRow(label=label, cells=cells)
 
 
 def answer_label(key: str) -> str:
