@@ -56,22 +56,6 @@ async def until_available(
             await asyncio.sleep(PAUSE_S)
 
 
-@asynccontextmanager
-async def raced(*work: Awaitable[Any]) -> AsyncIterator[list["asyncio.Future[Any]"]]:
-    """The work as tasks, in the given order, once one of them has ended.
-
-    All others are cancelled, and have ended, when the block is left.
-
-    Example: `async with raced(sample(), gone.wait()) as (sampled, _): return sampled.done()`
-    """
-    tasks: list[asyncio.Future[Any]] = [asyncio.ensure_future(each) for each in work]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        yield tasks
-    finally:
-        await ended(*tasks)
-
-
 async def ended(*tasks: "asyncio.Future[Any]") -> None:
     """Cancel tasks until each has ended.
 
@@ -83,6 +67,22 @@ async def ended(*tasks: "asyncio.Future[Any]") -> None:
             task.cancel()
         _, running = await asyncio.wait(running, timeout=PAUSE_S)
     await asyncio.gather(*tasks, return_exceptions=True)  # their errors count no more
+
+
+@asynccontextmanager
+async def racing(*works: Awaitable[Any]) -> AsyncIterator[list["asyncio.Future[Any]"]]:
+    """The works as tasks, in the given order, once one of them has ended.
+
+    All others are cancelled, and have ended, when the block is left.
+
+    Example: `async with racing(sample(), gone.wait()) as (sampled, _): return sampled.done()`
+    """
+    running = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        yield running
+    finally:
+        await ended(*running)
 
 
 class RoomWait:

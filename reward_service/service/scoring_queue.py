@@ -16,13 +16,13 @@ from starlette.types import Receive
 from reward_service.service.answering import Answer, Answerer
 from reward_service.service.workers import Workers
 from services.errors import UnavailableError
-from services.waiting import raced
+from services.waiting import racing
 
 MAX_WAITING = 64
 """Requests in the queue and in work, for each worker: seconds of scoring at the batch sizes of
 training."""
 BODY_LIMIT_BYTES = 32_000_000
-"""Of one request: 16,384 completions of 2 KB."""
+"""Longest body of a request: 16,384 completions of 2 KB."""
 HELD_LIMIT_BYTES = 4 * BODY_LIMIT_BYTES
 SMALL_BYTES = 16_384
 """A request up to this size takes a millisecond, and 20 if it was made to take long."""
@@ -71,7 +71,7 @@ class ScoringQueue:
 
         Args:
             body: The request's.
-            receive: Of the request, whose body has been read. A request whose client goes away
+            receive: The request's, whose body has been read. A request whose client goes away
                 while it waits is dropped.
 
         Raises:
@@ -100,7 +100,7 @@ class ScoringQueue:
         return answer
 
     async def _unless_gone(self, body: bytes, receive: Receive) -> Answer | None:
-        async with raced(self._workers.answer(body), _client_goes(receive)) as (answer, _):
+        async with racing(self._workers.answer(body), _client_goes(receive)) as (answer, _):
             return answer.result() if answer.done() else None
 
     def _count(self, change: int) -> None:

@@ -4,6 +4,14 @@ Who waits for whom: a worker waits in the queue for prompts, holds at most `grou
 leases, and never waits for the trainer: `rollouts` is bounded by the prompts that the trainer has
 asked for. A group ends in one atomic move, so a worker that dies at any point loses nothing: its
 leases expire, and another server samples the group.
+
+A lease, from claim to end:
+
+    claimed ── wait for its version ──▶ sampling ──▶ completed: its group is on `rollouts`
+       │                                   ├─ the data's fault, twice ──▶ dead
+       │                                   ├─ this server's fault ──▶ back in the queue, counted
+       │                                   └─ draining, given up, no version ──▶ back, not counted
+       └─ not renewed in time ──▶ lost: another server samples it
 """
 
 import asyncio
@@ -34,7 +42,9 @@ from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import RolloutGroup
 from services.schemas.weights import PolicyRecord, Version, WeightManifest
 from services.settings import Settings
-from services.waiting import ended, raced, until_available
+from services.waiting import ended
+from services.waiting import racing
+from services.waiting import until_available
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +61,7 @@ _NEVER_DEAD = 1_000_000
 
 
 class _BehindError(UnavailableError):
-    """This server does not serve what a group asks for: nobody's failure."""
+    """This server does not serve what a group asks for, which is not a failure."""
 
 
 class QueueWorker:
@@ -70,11 +80,11 @@ class QueueWorker:
 
         Args:
             server: Samples; started or not.
-            queue: Of the run.
+            queue: The run's queue.
             registry: Where the policy to serve is read.
             images: Where prompts' images are.
             lanes: In which order prompts are looked for.
-            settings: Of the run.
+            settings: The run's settings.
         """
         self._server = server
         self._queue = queue
@@ -99,7 +109,7 @@ class QueueWorker:
         try:
             # Unlike `await claiming` this cancels nothing.
             await asyncio.wait({claiming, following}, return_when=asyncio.FIRST_COMPLETED)
-            if following.done():  # it never ends but by an error that nobody foresaw
+            if following.done():  # it ends only by an unforeseen error
                 following.result()
             claiming.result()
             await self._server.given_up.wait()
@@ -176,15 +186,15 @@ class QueueWorker:
             return None
 
     async def _pause(self, seconds: float) -> None:
-        """Nobody waits for it when the server is to stop."""
+        """Ends at once when the server is to stop."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._server.draining.wait(), seconds)
 
     async def _end_group(self, lease: Lease) -> None:
         """Complete, fail or release a lease; the lease is renewed until then."""
-        work = (self._renew_until_lost(lease), self._sample(lease), self._server.given_up.wait())
+        works = self._sample(lease), self._renew_until_lost(lease), self._server.given_up.wait()
         try:
-            async with raced(*work) as (_, sampling, giving_up):
+            async with racing(*works) as (sampling, _, giving_up):
                 if sampling.done():
                     await self._settle(lease, sampling)
                 elif giving_up.done():
@@ -268,7 +278,7 @@ class QueueWorker:
         of_this_trainer = serving.checksum is None or serving.incarnation >= prompt.incarnation
         return of_this_trainer and serving.policy_version >= prompt.min_policy_version
 
-    async def _settle(self, lease: Lease, sampling: asyncio.Future[bytes]) -> None:
+    async def _settle(self, lease: Lease, sampling: "asyncio.Future[bytes]") -> None:
         try:
             result = sampling.result()
         except (InvalidInputError, TooLargeError) as error:
@@ -278,7 +288,7 @@ class QueueWorker:
             self._hold_back()
             await self._quietly(self._queue.release(lease))
         except UnavailableError as error:
-            if self._server.draining.is_set():  # nobody's failure
+            if self._server.draining.is_set():  # not a failure
                 await self._quietly(self._queue.release(lease))
             else:
                 await self._fail_here(lease, error)

@@ -3,7 +3,7 @@ import asyncio
 import pytest
 
 from services.errors import ConflictError, UnavailableError, WaitTimeoutError
-from services.waiting import raced, until_available
+from services.waiting import racing, until_available
 
 
 async def test_repeats_until_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +51,7 @@ async def test_of_a_race_the_others_are_ended_when_it_is_left() -> None:
         await asyncio.sleep(0)
         return 7
 
-    async with raced(slow(), quick()) as (waiting, done):
+    async with racing(slow(), quick()) as (waiting, done):
         assert (waiting.done(), done.result()) == (False, 7)
         assert came == []
     assert waiting.cancelled()
