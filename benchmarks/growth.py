@@ -29,11 +29,11 @@ from cli.main import app as sgg_rl
 from scene_data.dataset import open_dataset
 from scene_data.toy import make_toy
 from services.host.ports import free_port
-from services.redis import redis_queue
+from services.redis import queue as redis_queue
 from services.redis.client import connect, redis_answers
 from services.redis.keys import RunKeys
 from services.redis.lua import MAX_DEAD
-from services.redis.redis_queue import RedisQueue
+from services.redis.queue import RedisQueue
 from services.redis.server import redis_server_command
 from services.schemas.weights import Version
 from services.settings import Settings, dump_settings

@@ -32,7 +32,7 @@ from services.host.ports import free_port
 from services.images import ImageStore
 from services.redis.client import connect, redis_answers
 from services.redis.keys import PROMPT_LANES, RunKeys, prompt_stream
-from services.redis.redis_queue import RedisQueue
+from services.redis.queue import RedisQueue
 from services.redis.registry import Registry
 from services.redis.server import redis_server_command
 from services.schemas.common import ChatMessage, ImagePart, Sampling, TextPart

@@ -40,7 +40,7 @@ from services.http.clients.rollout import RolloutClient
 from services.images import ImageStore
 from services.redis.client import connect
 from services.redis.keys import RunKeys, prompt_stream
-from services.redis.redis_queue import RedisQueue
+from services.redis.queue import RedisQueue
 from services.redis.server import redis_server_command
 from services.schemas.common import ChatMessage, ImagePart, Sampling, TextPart
 from services.schemas.prompts import PromptGroup

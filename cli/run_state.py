@@ -16,7 +16,7 @@ from services.errors import UnavailableError
 from services.redis.check import check_redis
 from services.redis.client import connect
 from services.redis.keys import PROMPT_LANES, RunKeys
-from services.redis.redis_queue import RedisQueue
+from services.redis.queue import RedisQueue
 from services.redis.registry import Registry
 from services.settings import Settings
 

@@ -9,7 +9,7 @@ from redis.asyncio import Redis
 
 from services.redis.client import redis_errors
 from services.redis.keys import RunKeys
-from services.redis.redis_queue import RedisQueue
+from services.redis.queue import RedisQueue
 
 DeadStream = Literal["prompts", "rollouts"]
 Reason = Literal["lease_expired", "data", "server", "refused"]

@@ -8,8 +8,7 @@ from itertools import chain, count
 
 from services.errors import QueueFullError
 from services.redis.keys import CONSUMER_GROUPS
-from services.redis.queue import DeadLetter, DeadNotice, Lease
-from services.redis.redis_queue import RedisQueue, stream_names
+from services.redis.queue import DeadLetter, DeadNotice, Lease, RedisQueue, stream_names
 
 _POLL_S = 0.02
 """How often a waiting reader looks for expired leases."""

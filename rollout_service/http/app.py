@@ -41,7 +41,7 @@ from services.images import ImageStore, image_from_data_uri
 from services.redis.check import check_redis
 from services.redis.client import connect
 from services.redis.keys import RunKeys
-from services.redis.redis_queue import RedisQueue
+from services.redis.queue import RedisQueue
 from services.redis.registry import Registry
 from services.schemas.chat import ChatRequest
 from services.schemas.common import ImageRef

@@ -34,17 +34,14 @@ from services.errors import (
     UnavailableError,
 )
 from services.images import ImageStore
-from services.redis.queue import Lease
-from services.redis.redis_queue import RedisQueue
+from services.redis.queue import Lease, RedisQueue
 from services.redis.registry import HEARTBEAT_TTL_S, Registry
 from services.schemas.common import ImageRef
 from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import RolloutGroup
 from services.schemas.weights import PolicyRecord, Version, WeightManifest
 from services.settings import Settings
-from services.waiting import ended
-from services.waiting import racing
-from services.waiting import until_available
+from services.waiting import ended, racing, until_available
 
 logger = logging.getLogger(__name__)
 

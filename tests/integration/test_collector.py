@@ -31,8 +31,7 @@ from services.host.ports import free_port
 from services.images import ImageStore
 from services.redis.client import connect
 from services.redis.keys import PROMPT_LANES, RunKeys
-from services.redis.queue import DeadLetter, Lease
-from services.redis.redis_queue import RedisQueue
+from services.redis.queue import DeadLetter, Lease, RedisQueue
 from services.redis.registry import Registry
 from services.redis.server import redis_server_binary, redis_server_command
 from services.schemas.common import ImageRef

@@ -23,7 +23,7 @@ from services.http.clients.rollout import RolloutClient
 from services.redis.backlog import read_backlog
 from services.redis.client import connect
 from services.redis.keys import RunKeys
-from services.redis.redis_queue import RedisQueue
+from services.redis.queue import RedisQueue
 from services.redis.registry import Registry
 from services.settings import RedisSettings, Settings, dump_settings
 from services.telemetry import Tracing

@@ -22,8 +22,7 @@ from services.errors import UnavailableError
 from services.host.ports import free_port
 from services.redis.client import connect, redis_errors
 from services.redis.keys import PROMPT_LANES, RunKeys
-from services.redis.queue import Lease
-from services.redis.redis_queue import RedisQueue
+from services.redis.queue import Lease, RedisQueue
 
 FORK = multiprocessing.get_context("fork")
 KEYS = RunKeys("chaos")

@@ -13,8 +13,7 @@ from services.host.ports import free_port
 from services.redis.client import connect
 from services.redis.keys import PROMPT_LANES, RunKeys
 from services.redis.lua import MAX_DEAD
-from services.redis.queue import Lease
-from services.redis.redis_queue import GUARD_TTL_S, MAX_ERROR_CHARACTERS, RedisQueue
+from services.redis.queue import GUARD_TTL_S, MAX_ERROR_CHARACTERS, Lease, RedisQueue
 from tests.memory_queue import MemoryQueue
 
 LANE = PROMPT_LANES[3]

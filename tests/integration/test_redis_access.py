@@ -21,7 +21,7 @@ from services.host.ports import free_port, listen
 from services.redis.check import check_redis
 from services.redis.client import connect, redis_answers
 from services.redis.keys import RunKeys
-from services.redis.redis_queue import RedisQueue
+from services.redis.queue import RedisQueue
 from services.settings import RedisSettings, Settings
 from services.settings.secrets import ensure_secrets, read_secret
 from tests.processes import ROOT, sgg_process, wait_for

@@ -15,7 +15,7 @@ from services.images import ImageStore
 from services.redis.backlog import read_backlog
 from services.redis.client import connect
 from services.redis.keys import CONSUMER_GROUPS, PROMPT_LANES, RunKeys
-from services.redis.redis_queue import RedisQueue
+from services.redis.queue import RedisQueue
 from services.redis.registry import Registry
 from services.redis.sentinel import SentinelUrl
 from services.schemas.weights import ServerRecord

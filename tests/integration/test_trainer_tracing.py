@@ -12,7 +12,7 @@ from services.host.ports import free_port
 from services.images import ImageStore
 from services.redis.client import connect
 from services.redis.keys import RunKeys
-from services.redis.redis_queue import RedisQueue
+from services.redis.queue import RedisQueue
 from services.settings import Settings, dump_settings
 from services.telemetry import Tracing
 from tests.otlp import Collector as Receiver

@@ -39,8 +39,7 @@ from services.errors import (
 from services.loop_thread import LoopThread
 from services.redis.client import connect
 from services.redis.keys import CONSUMER_GROUPS, RunKeys
-from services.redis.queue import Lease
-from services.redis.redis_queue import RedisQueue
+from services.redis.queue import Lease, RedisQueue
 from services.redis.registry import Registry
 from services.schemas.rollouts import RolloutGroup
 from services.settings import Settings

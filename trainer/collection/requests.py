@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from services.errors import InvalidInputError, TooLargeError
 from services.redis.keys import prompt_stream
-from services.redis.redis_queue import RedisQueue
+from services.redis.queue import RedisQueue
 from services.schemas.prompts import PromptGroup
 from trainer.collection.cursor import Cursor
 from trainer.collection.group_pool import GroupPool, GroupSource
