@@ -1,4 +1,7 @@
-"""The environment variables of this process and of those that it starts."""
+"""The environment variables of this process and of those that it starts.
+
+Beside this file `services.settings.section` alone reads them: it fills them into paths.
+"""
 
 import os
 import sys
