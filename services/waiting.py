@@ -75,7 +75,7 @@ async def racing(*works: Awaitable[Any]) -> AsyncIterator[list["asyncio.Future[A
 
     The others are cancelled at the end of the block.
     """
-    running = [asyncio.ensure_future(work) for work in works]
+    running: list[asyncio.Future[Any]] = [asyncio.ensure_future(work) for work in works]
     try:
         await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
         yield running
