@@ -99,7 +99,7 @@ class DuringTraining(StepEvaluation):
         return self._taken(self._limit_s)
 
     def _taken(self, limit_s: float) -> list[EvaluationRow]:
-        """Of the evaluation that goes on, if any; it is given up when the time is over."""
+        """The result of the evaluation that goes on, if any; it is given up after `limit_s`."""
         running, self._running = self._running, None
         if running is None:
             return []

@@ -34,7 +34,8 @@ from services.errors import (
     UnavailableError,
 )
 from services.images import ImageStore
-from services.redis.queue import Lease, WorkQueue
+from services.redis.queue import Lease
+from services.redis.redis_queue import RedisQueue
 from services.redis.registry import HEARTBEAT_TTL_S, Registry
 from services.schemas.common import ImageRef
 from services.schemas.prompts import PromptGroup
@@ -67,7 +68,7 @@ class QueueWorker:
     def __init__(
         self,
         server: RolloutServer,
-        queue: WorkQueue,
+        queue: RedisQueue,
         registry: Registry,
         images: ImageStore,
         lanes: Lanes,

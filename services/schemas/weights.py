@@ -104,7 +104,7 @@ class TensorEntry(Message):
     shape: list[Annotated[int, Field(ge=0, le=MAX_DIMENSION)]] = Field(max_length=MAX_RANK)
     dtype: Literal["float32", "bfloat16", "float16"]
     sha256: Sha256 | None = None
-    """The tensor's bytes in row-major order; null only where they never lie in a file."""
+    """The digest of its bytes in row-major order; null only where they never lie in a file."""
 
 
 class AdapterConfig(Message):
