@@ -16,10 +16,9 @@ from services.images import ImageStore
 from services.redis.check import check_redis
 from services.redis.client import connect
 from services.redis.keys import RunKeys
-from services.redis.queue import WorkQueue
 from services.redis.redis_queue import RedisQueue
 from services.redis.registry import Registry, open_registry
-from services.schemas.weights import AdapterConfig, RankShare, ServerRecord
+from services.schemas.weights import RankShare, ServerRecord
 from services.settings import Settings
 from services.waiting import until_available
 from trainer.checkpoints.checkpoint import TrainerState
@@ -75,7 +74,7 @@ class _Main:
         self._grace_s = SERVERS_GRACE_S
         """What is left of it."""
 
-    def _make_queue(self) -> WorkQueue:
+    def _make_queue(self) -> RedisQueue:
         return RedisQueue(connect(self._settings.redis), RunKeys(self._settings.run.name))
 
     def send(
@@ -86,12 +85,9 @@ class _Main:
         gather_shares: Callable[[], list[RankShare]],
     ) -> None:
         """Hand a version over; when it is served, do what comes then. `wait` has the outcome."""
-        lora = self._settings.lora
-        adapter = AdapterConfig(rank=lora.rank, alpha=lora.alpha) if lora.rank else None
         running = self.publisher.begin(
             weights,
             policy_version,
-            adapter,
             gather_shares=gather_shares,
             given_up=lambda: self.stop.asked,
         )

@@ -39,7 +39,8 @@ from services.errors import (
 from services.loop_thread import LoopThread
 from services.redis.client import connect
 from services.redis.keys import CONSUMER_GROUPS, RunKeys
-from services.redis.queue import Lease, WorkQueue
+from services.redis.queue import Lease
+from services.redis.redis_queue import RedisQueue
 from services.redis.registry import Registry
 from services.schemas.rollouts import RolloutGroup
 from services.settings import Settings
@@ -86,7 +87,7 @@ class Collector:
     def __init__(
         self,
         settings: Settings,
-        make_queue: Callable[[], WorkQueue],
+        make_queue: Callable[[], RedisQueue],
         prompts: PromptSource,
         cursor: Cursor,
         stop: StopRequest | None = None,
@@ -234,9 +235,9 @@ class Collector:
             group = RolloutGroup.model_validate_json(lease.body)
         except ValidationError as error:
             # Another release or program wrote it: the group is asked for no more.
-            reason = f"not a RolloutGroup: {error.errors()[0]['msg']}"
-            logger.warning("what came as %s is set aside: %s", lease.work_id, reason)
-            await self._refuse(lease, lease.work_id, reason)
+            wrong = f"not a RolloutGroup: {error.errors()[0]['msg']}"
+            logger.warning("what came as %s is set aside: %s", lease.work_id, wrong)
+            await self._refuse(lease, lease.work_id, wrong)
             return
         if group.incarnation > self._prompts.incarnation:
             await self._queue.release(lease)  # it is the later trainer's
