@@ -17,7 +17,7 @@ from trainer.connection import ServiceConnection
 from trainer.policy.engine import PolicyEngine, init_process_group
 from trainer.ranks.group import Ranks, launched_as
 from trainer.ranks.stop import StopRequest
-from trainer.ranks.watch import watched
+from trainer.ranks.watch import RankWatch, watched
 from trainer.records.evaluation import StepEvaluation
 from trainer.records.files import RunRecords
 from trainer.records.phases import PhaseClock
@@ -37,58 +37,67 @@ def opened_run(
     allow_changes: bool,
 ) -> Iterator[TrainingRun]:
     """Join the ranks, load model and checkpoint, connect to the services; arguments as `train`."""
+    files, guard = settings.run.files, WriteGuard(settings.run.folder)
+    with _joined(settings, guard) as (ranks, watch), closing(evaluation):
+        watch.enter("load", 0)
+        dataset = open_dataset(settings.data.train, task=settings.data.task)
+        engine = PolicyEngine(settings, ranks.size)
+        records = RunRecords(settings, ranks.rank, guard)
+        tracing = Tracing(SERVICE, settings.telemetry.otlp_endpoint if ranks.is_main else None)
+        trainer = settings.trainer
+        checkpoints = CheckpointStore(
+            files.checkpoints, trainer.keep_checkpoints, guard, trainer.wait_timeout_s
+        )
+        now = _step_0(settings, dataset, ranks, guard)
+        how = {"resume": resume, "allow_changes": allow_changes}
+        state = restore(checkpoints, engine, ranks, now, **how)
+        check = ImageCheck(engine.processor, engine.image_token_id)
+        with ServiceConnection(
+            settings, dataset, engine.suppressed_token_ids, state, ranks, check, stop
+        ) as connection:
+            if ranks.is_main:
+                guard.take(connection.incarnation)
+            else:
+                guard.join(connection.incarnation)
+            records.cut_to(state.step)
+            connection.start(engine.weights(), state.step)
+            run = TrainingRun(
+                settings=settings,
+                ranks=ranks,
+                engine=engine,
+                connection=connection,
+                batches=_batches(settings, dataset, engine, ranks, connection),
+                records=records,
+                checkpoints=checkpoints,
+                guard=guard,
+                phase=PhaseClock(watch, state.step, tracing),
+                evaluation=evaluation,
+                stop=stop,
+                num_steps=trainer.total_steps(len(dataset)),
+                num_done=state.step,
+                num_committed=state.step,
+            )
+            if state.step == 0:
+                records.evaluations(evaluation.start(), 0)
+            yield run
+        run.phase.finish()
+        ranks.barrier()
+        records.close()
+        tracing.close()
+        engine.close()
+
+
+@contextmanager
+def _joined(settings: Settings, guard: WriteGuard) -> Iterator[tuple[Ranks, RankWatch]]:
+    """This process among the trainer's; one that hangs is named."""
     rank, size = launched_as()
     if rank == 0:
         log_advice(settings)
-    limit_s, files = settings.trainer.wait_timeout_s, settings.run.files
-    guard = WriteGuard(files.path)
-    with watched(files.ranks, rank=rank, size=size, limit_s=limit_s, guard=guard) as watch:
+    limit_s, folder = settings.trainer.wait_timeout_s, settings.run.files.ranks
+    with watched(folder, rank=rank, size=size, limit_s=limit_s, guard=guard) as watch:
         # The watch names a hung rank after twice the limit; a collective by itself only ends.
         init_process_group(3 * limit_s)
-        ranks = Ranks(3 * limit_s)
-        with closing(evaluation):
-            watch.enter("load", 0)
-            dataset = open_dataset(settings.data.train, task=settings.data.task)
-            engine = PolicyEngine(settings, ranks.size)
-            records = RunRecords(settings, ranks.rank, guard)
-            tracing = Tracing(SERVICE, settings.telemetry.otlp_endpoint if ranks.is_main else None)
-            kept = settings.trainer.keep_checkpoints
-            checkpoints = CheckpointStore(files.checkpoints, kept, guard, limit_s)
-            now = _step_0(settings, dataset, ranks, guard)
-            how = {"resume": resume, "allow_changes": allow_changes}
-            state = restore(checkpoints, engine, ranks, now, **how)
-            check = ImageCheck(engine.processor, engine.image_token_id)
-            unsampled = engine.suppressed_token_ids
-            with ServiceConnection(
-                settings, dataset, unsampled, state, ranks, check, stop
-            ) as connection:
-                (guard.take if ranks.is_main else guard.join)(connection.incarnation)
-                records.cut_to(state.step)
-                connection.start(engine.weights(), state.step)
-                run = TrainingRun(
-                    settings=settings,
-                    ranks=ranks,
-                    engine=engine,
-                    connection=connection,
-                    batches=_batches(settings, dataset, engine, ranks, connection),
-                    records=records,
-                    checkpoints=checkpoints,
-                    guard=guard,
-                    phase=PhaseClock(watch, state.step, tracing),
-                    evaluation=evaluation,
-                    stop=stop,
-                    num_steps=settings.trainer.total_steps(len(dataset)),
-                    num_done=state.step,
-                    num_committed=state.step,
-                )
-                if state.step == 0:
-                    records.evaluations(evaluation.start(), 0)
-                yield run
-            run.phase.finish()
-            ranks.barrier()
-            records.close()
-            tracing.close()
-            engine.close()
+        yield Ranks(3 * limit_s), watch
 
 
 def _step_0(
