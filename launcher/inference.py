@@ -20,9 +20,7 @@ from scene_data.templates import check_instruction
 from services.errors import SettingsError, SggError, UnauthorizedError, UnavailableError
 from services.host.ports import ReservedPorts
 from services.http.clients.rollout import RolloutClient
-from services.redis.client import connect
-from services.redis.keys import RunKeys
-from services.redis.registry import Registry
+from services.redis.registry import open_registry
 from services.schemas.weights import PolicyInfo
 from services.settings import Settings, dump_settings
 from services.telemetry import setup_logging
@@ -124,13 +122,11 @@ def registered_servers(settings: Settings) -> list[str]:
     """
 
     async def read() -> list[str]:
-        redis = connect(settings.redis)
         try:
-            records = await Registry(redis, RunKeys(settings.run.name)).servers()
+            async with open_registry(settings) as registry:
+                records = await registry.servers()
         except UnavailableError:
             return []
-        finally:
-            await redis.aclose()
         refusals = await asyncio.gather(*(_refusal(settings, record.url) for record in records))
         for refusal in filter(None, refusals):
             logger.warning("%s", refusal.message)
