@@ -49,7 +49,7 @@ _MAKE_TINY_DATA = "sgg-rl data make-toy build/toy-tiny --num-train 2048 --num-he
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReproducedRow:
+class TableRow:
     """One line of a table."""
 
     name: str
@@ -63,7 +63,7 @@ class ReproducedRow:
         return self.name.rpartition("-")[2]
 
     @property
-    def start(self) -> "ReproducedRow | None":
+    def start(self) -> "TableRow | None":
         """The fine-tuned row that GRPO goes on from."""
         if self.kind not in _FROM_SFT:
             return None
@@ -108,7 +108,7 @@ class ReproducedRow:
 
 def find_rows(
     recipes: Path, pattern: str = "*", *, hardware: str | None = None, runs: Path = RUNS
-) -> list[ReproducedRow]:
+) -> list[TableRow]:
     """The rows whose name fits, each after the one that it goes on from.
 
     Args:
@@ -134,7 +134,7 @@ def find_rows(
     return [_row(name, recipes, over, runs) for name in fitting]
 
 
-def fitting_place(rows: Sequence[ReproducedRow]) -> Place:
+def fitting_place(rows: Sequence[TableRow]) -> Place:
     """Where rows of this size run: on this host, or as Slurm jobs.
 
     Args:
@@ -144,7 +144,7 @@ def fitting_place(rows: Sequence[ReproducedRow]) -> Place:
 
 
 def commands(
-    rows: Sequence[ReproducedRow], stages: Collection[Stage] = STAGES, place: Place = "here"
+    rows: Sequence[TableRow], stages: Collection[Stage] = STAGES, place: Place = "here"
 ) -> Iterator[str]:
     """A bash script, line by line. What two rows need is done once.
 
@@ -199,9 +199,9 @@ def run_tiny(runs: Path = RUNS, pattern: str = "*") -> int:
     return subprocess.run(["bash", "-v", str(script)], check=False).returncode
 
 
-def _row(name: str, recipes: Path, hardware: Path | None, runs: Path) -> ReproducedRow:
+def _row(name: str, recipes: Path, hardware: Path | None, runs: Path) -> TableRow:
     recipe = recipes / f"{name.replace('-instruct', '-sft')}.toml"
-    return ReproducedRow(name=name, recipe=recipe, hardware=hardware, runs=runs)
+    return TableRow(name=name, recipe=recipe, hardware=hardware, runs=runs)
 
 
 def _order(name: str) -> tuple[str, int]:
@@ -209,13 +209,13 @@ def _order(name: str) -> tuple[str, int]:
     return family, _KINDS.index(kind)
 
 
-def _num_gpus(row: ReproducedRow) -> int:
+def _num_gpus(row: TableRow) -> int:
     settings = row.settings
     ranks, servers = settings.trainer.num_ranks, settings.cluster.num_rollout_servers
     return max(ranks, servers) if settings.shares_gpus else ranks + servers
 
 
-def _described(row: ReproducedRow) -> str:
+def _described(row: TableRow) -> str:
     """Its name, and what was published of it."""
     dataset, _, _ = row.name.partition("-")
     found = [
@@ -240,7 +240,7 @@ def _sgg_rl(*words: str) -> str:
 
 
 def _job(
-    row: ReproducedRow, job: Literal["sft", "train", "infer"], after: ReproducedRow | None = None
+    row: TableRow, job: Literal["sft", "train", "infer"], after: TableRow | None = None
 ) -> str:
     """A line that submits a job; a training keeps its id in a variable of the row's name."""
     words = [*row.options]
@@ -251,11 +251,11 @@ def _job(
     return line if job == "infer" else f"{_variable(row)}=$({line} --parsable)"
 
 
-def _variable(row: ReproducedRow) -> str:
+def _variable(row: TableRow) -> str:
     return row.name.replace("-", "_")
 
 
-def _infer(row: ReproducedRow) -> str:
+def _infer(row: TableRow) -> str:
     return _sgg_rl(
         "infer",
         str(row.settings.data.heldout),
@@ -266,12 +266,12 @@ def _infer(row: ReproducedRow) -> str:
     )
 
 
-def _inference_layer(row: ReproducedRow) -> list[str]:
+def _inference_layer(row: TableRow) -> list[str]:
     over = row.recipe.parent / _INFERENCE
     return ["--config", str(over)] if over.is_file() else []
 
 
-def _evaluate(row: ReproducedRow) -> str:
+def _evaluate(row: TableRow) -> str:
     data = row.settings.data
     split, vocabulary = _SPLITS[str(data.heldout)]
     return _sgg_rl(

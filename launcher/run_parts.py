@@ -3,8 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -60,18 +59,15 @@ def run_parts(
     train = sgg_rl("train", config, *trainer_options)
     no_gpu = environment((), placement=placement)
     rollouts = [
-        service_part(
-            "rollout",
-            url,
-            config,
+        replace(
+            service_part("rollout", url, config),
             name=name,
             ready_timeout_s=_LOADING_S,
             environment=environment(gpus, placement=placement) | compute_threads(len(urls)),
         )
         for name, url, gpus in zip(server_names(urls), urls, placement.servers, strict=True)
     ]
-    threads = no_gpu | compute_threads()
-    reward = service_part("reward", settings.reward.url, config, environment=threads)
+    reward = service_part("reward", settings.reward.url, config)
     return RunParts(
         redis=Part(
             name="redis",
@@ -82,7 +78,7 @@ def run_parts(
             ready_timeout_s=_READING_S,
             environment=no_gpu,
         ),
-        services=[reward, *rollouts],
+        services=[replace(reward, environment=no_gpu | compute_threads()), *rollouts],
         trainer=Part(
             name="trainer",
             command=train,
@@ -96,33 +92,14 @@ def run_parts(
     )
 
 
-def service_part(
-    kind: Literal["reward", "rollout"],
-    url: str,
-    config: Path,
-    *,
-    name: str | None = None,
-    ready_timeout_s: float = 600.0,
-    environment: Mapping[str, str] | None = None,
-) -> Part:
-    """A service that comes back by itself.
-
-    Args:
-        kind: What `sgg-rl serve` is to start.
-        url: The address where it listens.
-        config: The file of its settings.
-        name: Its name; the kind where there is one of it.
-        ready_timeout_s: How long it may take until it serves.
-        environment: Variables for it alone.
-    """
+def service_part(kind: Literal["reward", "rollout"], url: str, config: Path) -> Part:
+    """A service that listens at an address, and comes back by itself."""
     return Part(
-        name=name or kind,
+        name=kind,
         command=sgg_rl(f"serve {kind}", config, "--port", str(urlsplit(url).port)),
         ready=http_probe(f"{url}/readyz"),
         alive=http_probe(f"{url}/healthz", says=f"{kind} service"),
         max_restarts=MAX_RESTARTS,
-        ready_timeout_s=ready_timeout_s,
-        environment=environment or {},
     )
 
 

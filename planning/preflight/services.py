@@ -36,7 +36,7 @@ def live_servers(settings: Settings) -> list[ServerRecord]:
 
 
 def secret_checks(settings: Settings) -> list[CheckResult]:
-    """Check the files that `[security]` and `[redis]` name, and of those that must be named."""
+    """Check the files that `[security]` and `[redis]` name, and those that must be named."""
     security = settings.security
     tokens = {
         "security.data_token_file": (security.data_token_file, "SGG_DATA_TOKEN"),
