@@ -1,4 +1,4 @@
-"""How long `sgg-rl --help` takes: whole process, median of several, beside Python's own start.
+"""How long `sgg-rl --help` takes: the whole process, beside Python's own start (medians).
 
 python benchmarks/cli_start.py
 """

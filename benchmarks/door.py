@@ -1,4 +1,4 @@
-"""What the limits on connections cost: uvicorn with `GuardedProtocol`, its own httptools, and h11.
+"""Requests a second under the limits on connections: `GuardedProtocol`, uvicorn's httptools, h11.
 
 python benchmarks/door.py
 

@@ -34,14 +34,14 @@ SIZES = (2_500, 5_000, 10_000)
 LOOP_IMAGES = 300
 """Enough for the loops to take a second."""
 ROUNDS = 5
-"""Of ours against the loops; the median ratio is told."""
+"""Rounds of our code against the loops; the median ratio is printed."""
 NUM_ITEMS = 20
 NAMES = [f"name {i}" for i in range(150)]
 PREDICATES = [f"predicate {i}" for i in range(50)]
 WIDTH, HEIGHT = 640.0, 480.0
 PARTS = ("tabulate", "strict", "sgb", "r1-sgg", "AP", "bootstrap")
 NUM_COLUMNS = 150
-"""Of R1-SGG's dense table, the larger of the two in use."""
+"""Columns of R1-SGG's dense table, the larger of the two in use."""
 
 T = TypeVar("T")
 Images = tuple[list[ImageGraph], list[ImageGraph]]
@@ -162,7 +162,7 @@ def _one_of(names: Sequence[str], rng: random.Random) -> str:
 
 
 def seen_triplets(references: Sequence[ImageGraph]) -> set[tuple[str, str, str]]:
-    """Of every other image, in place of a training split."""
+    """Triplets of every other image, in place of a training split."""
     return {names for graph in references[::2] for names, _, _ in loops.relations(graph)}
 
 

@@ -1,4 +1,4 @@
-"""What a run that goes on for days piles up: in Redis, in its folder, in its processes.
+"""How much Redis, the run's folder and its processes grow in a run that goes on for days.
 
 python -m benchmarks.growth
 

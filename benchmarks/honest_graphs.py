@@ -21,9 +21,9 @@ from services.schemas.rewards import (
 )
 
 WIDTH, HEIGHT = 800, 600
-"""Of every image, in pixels: Visual Genome's usual size."""
+"""The size of every image, in pixels: Visual Genome's usual one."""
 BOX_SPACE = BoxSpace.pixels(WIDTH, HEIGHT)
-"""Of every completion: the reference can be written without rounding."""
+"""The space of every completion: it writes the reference without rounding."""
 
 # Names with their counts in VG150's training images.
 CATEGORIES = {

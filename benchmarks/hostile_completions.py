@@ -1,4 +1,4 @@
-"""Completions that are made to be expensive, each as large as it may be or far larger.
+"""Completions that are expensive to score, each as large as the limit or far larger.
 
 The other side of the service's limits: 256 KiB of text, 32 levels, 500 objects, 2000 relationships.
 """
@@ -29,7 +29,7 @@ def _object(name: str, box: list[int] = BOX) -> dict[str, Any]:
 
 
 def _filled(before: str, unit: str, after: str = "") -> str:
-    """Of just under the limit, most of it `unit` again and again."""
+    """A text of just under the limit, most of it `unit` again and again."""
     room = NUM_BYTES - len(before.encode()) - len(after.encode())
     return before + unit * (room // len(unit.encode())) + after
 

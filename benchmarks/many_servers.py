@@ -46,7 +46,7 @@ NUM_PROCESSES = 4
 TOKENS_PER_S = 500.0
 SAMPLING = Sampling(n=8, max_tokens=48)
 GROUPS_IN_FLIGHT = 4
-"""Of one server; the queue is kept twice as full."""
+"""Groups in flight at one server; the queue is kept twice as full."""
 NUM_IMAGES = 64
 IMAGE_BYTES = 50_000
 WARM_UP_S = 4.0

@@ -122,7 +122,7 @@ def costs(folder: Path) -> None:
 
 
 def seconds(work: Callable[[], object], for_s: float = 2.0) -> float:
-    """Of one call, on average."""
+    """Seconds of one call, on average."""
     work()
     began, number = time.perf_counter(), 0
     while time.perf_counter() - began < for_s:

@@ -216,7 +216,7 @@ def _four(text: str) -> list[str]:
 
 
 def _seconds_of(scorer: RewardScorer, group: RewardGroup) -> float:
-    """Of one completion, with its share of the group's reference."""
+    """Seconds of one completion, with its share of the group's reference."""
     return _seconds(lambda: scorer.score([group])) / len(group.completions)
 
 

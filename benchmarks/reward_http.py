@@ -43,7 +43,7 @@ CLOSED_LOOPS = (1, 2, 4, 8, 16, 32)
 CLOSED_LOOP_S = 3.0
 OPEN_LOOP_S = 20.0
 NUM_CONNECTIONS = 64
-"""Of the open loop: more than are ever busy while the service keeps up."""
+"""Connections of the open loop: more than are ever busy while the service keeps up."""
 PROBES_PER_S = 50
 STALLS_S = 3.0
 SETTINGS = """\

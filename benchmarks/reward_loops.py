@@ -1,4 +1,4 @@
-"""The terms of docs/rewards.md as a careful researcher writes them first: plain loops.
+"""The terms of docs/rewards.md as plain loops, which the benchmark compares with.
 
 The baseline of `benchmarks/reward.py` and the oracle of `test_against_loops.py`. Nothing here is
 shared with the reward service, so an error in one is not in the other. Well-formed graphs only: a
@@ -44,7 +44,7 @@ class Question:
     """As in a request: `objects` of `{"id", "bbox"}` in pixels, `relationships`."""
     image_size: tuple[int, int]
     box_space: str
-    """Of the completions."""
+    """The completions' space of boxes."""
     require_thinking: bool = False
     sim: Callable[[str, str], float] = exact
     beta: float = 1.0

@@ -73,7 +73,7 @@ class Load:
     group_size: int
     max_tokens: int
     side: int
-    """Of the square images, in pixels."""
+    """The side of the square images, in pixels."""
 
     def pictures(self, seed: int) -> list[bytes]:
         """PNG files of noise: as expensive as photographs, and all different."""
@@ -140,7 +140,7 @@ class Service:
         self._settings = settings
         self._keys = RunKeys(settings.run.name)
         self.num_bytes = 0
-        """Of a version."""
+        """The size of a version."""
 
     async def over_http(
         self, pictures: Sequence[bytes], sampling: Sampling, num_texts: int = 0

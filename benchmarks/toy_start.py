@@ -139,7 +139,7 @@ def _reward_group(scene: SceneGraph, completions: list[str]) -> RewardGroup:
 
 
 def _mean_iou(group: RewardGroup, text: str) -> float:
-    """Of the boxes that the matching pairs; NaN where nothing was predicted."""
+    """Mean IoU of the boxes that the matching pairs; NaN where nothing was predicted."""
     predicted = parse_completion(text, BOX_SPACE).columns
     reference, _ = reference_columns(group)
     pairs = compare([predicted], [reference], np.zeros(1, dtype=np.int64)).pairs

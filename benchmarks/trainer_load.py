@@ -101,7 +101,7 @@ class Question:
 
     sample: Sample
     text: str
-    """Of the prompt, beside the image; no two are alike."""
+    """The prompt's text, beside the image; no two are alike."""
     completions: list[list[int]]
     rewards: list[float]
 

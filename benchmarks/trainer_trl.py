@@ -1,4 +1,4 @@
-"""TRL's side of `benchmarks/trainer.py`: its GRPOTrainer, with completions that are given to it."""
+"""TRL's side of `benchmarks/trainer.py`: its GRPOTrainer on given completions."""
 
 import re
 import time

@@ -1,4 +1,4 @@
-"""What answers that do not look at the image earn, as a Markdown table: can a rubric be gamed?
+"""Whether a rubric can be gamed: rewards of answers that ignore the image, as a Markdown table.
 
 python benchmarks/trivial_policies.py                          # print the table
 python benchmarks/trivial_policies.py --write docs/rewards.md  # replace the one in the docs

@@ -1,4 +1,4 @@
-"""Memory of taking a ZeRO-3 policy's weights out: in buckets, against whole.
+"""Memory and time of exporting a ZeRO-3 policy's weights: in buckets, against whole.
 
     torchrun --nproc-per-node 2 -m benchmarks.weight_export
 
@@ -69,7 +69,7 @@ def make_model(folder: Path) -> None:
 
 
 def settings_of(folder: Path, export_bucket_gib: float = 0.5) -> Settings:
-    """Of a policy that is sharded and sampled in float32."""
+    """Settings of a policy that is sharded and sampled in float32."""
     return Settings.model_validate(
         {
             "model": {"path": str(folder), "dtype": "float32"},

@@ -52,13 +52,13 @@ class StageSpeed:
     copy: float
     """`numpy.copyto` into memory that has been written before."""
     sha256: float
-    """Of one thread that does nothing else."""
+    """Hashing in one thread that does nothing else."""
     shm: float
-    """Of a stage."""
+    """A stage over `shm`."""
     upload: float
-    """Of the upload before a stage over `http`."""
+    """The upload before a stage over `http`."""
     http: float
-    """Of that stage."""
+    """The stage after that upload."""
 
     def lines(self) -> list[str]:
         """For people."""

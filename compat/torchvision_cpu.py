@@ -1,4 +1,4 @@
-"""Lets the ordinary torchvision wheel be imported beside a CPU build of torch.
+"""Makes the ordinary torchvision wheel importable beside a CPU build of torch.
 
 That wheel's C++ library is linked against CUDA. Without CUDA it does not load, the operators that
 it would define are missing, and `import torchvision` fails while registering their meta kernels.

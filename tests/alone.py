@@ -1,4 +1,4 @@
-"""One trainer process without a process group."""
+"""A trainer's `Ranks` for one process, without a process group."""
 
 from collections.abc import Callable
 from typing import Any

@@ -60,8 +60,8 @@ class Stack:
         """Args are kept.
 
         Args:
-            name: Of the project: containers, volumes and network are named by it.
-            knobs: Of docker-compose.yml.
+            name: The project's; containers, volumes and network are named by it.
+            knobs: Those of docker-compose.yml.
         """
         self.name = name
         self.ports = {part: free_port() for part in PUBLISHED}

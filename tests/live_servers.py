@@ -105,7 +105,7 @@ def served(app: FastAPI, url: str) -> Iterator[None]:
 
 
 def cluster_settings(folder: Path, run: str, redis_url: str, transport: str) -> Settings:
-    """Of a run whose servers and trainer ask each other for tokens."""
+    """Settings of a run whose servers and trainer ask each other for tokens."""
     for name in ("data", "admin"):
         file = folder / f"{name}.token"
         file.touch(mode=0o600)

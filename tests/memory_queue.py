@@ -1,4 +1,4 @@
-"""The work queue in one process: same promises, no server. For tests and one-process runs."""
+"""The work queue in one process, without Redis: the same promises, for tests."""
 
 import asyncio
 import time

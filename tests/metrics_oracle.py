@@ -1,4 +1,4 @@
-"""The three protocols once more, image by image in plain loops: what the metrics must agree with.
+"""The three protocols in plain loops, image by image: the metrics must agree with them.
 
 Written from the definitions (and, for `sgb`, in the manner of Scene-Graph-Benchmark.pytorch: arrays
 of an image, unions of matches) and sharing nothing with `scene_graph.metrics` but `ImageGraph`.

@@ -20,11 +20,11 @@ def assert_as_documented(
     """No status from 500 on but those documented, and no answer that the page does not describe.
 
     Args:
-        url: Of the service.
+        url: The service's.
         token: That all its routes take.
         folder: For schemathesis's cache.
         num_operations: That the page has; all are asked.
-        max_examples: Of each operation.
+        max_examples: How many for each operation.
     """
     program = "from schemathesis.cli import schemathesis; schemathesis()"
     command = [sys.executable, "-c", program, "--no-color", "run", f"{url}/openapi.json"]

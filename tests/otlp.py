@@ -19,7 +19,7 @@ class Collector(ThreadingHTTPServer):
         self.received: Queue[tuple[str, Span]] = Queue()
         """Service name and span."""
         self.headers: list[dict[str, str]] = []
-        """Of each request, names in lower case."""
+        """The headers of each request, names in lower case."""
 
     @property
     def url(self) -> str:

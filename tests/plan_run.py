@@ -87,7 +87,7 @@ class Numbers:
     lags: dict[int, float]
 
     def differences(self, other: "Numbers") -> dict[str, float]:
-        """Of the pace as a share of the other's; of shares, in shares of the whole."""
+        """Differences: of the pace as a share of the other's; of shares, in shares of the whole."""
         lags = {*self.lags, *other.lags}
         apart = sum(abs(self.lags.get(lag, 0) - other.lags.get(lag, 0)) for lag in lags) / 2
         return {
@@ -318,7 +318,7 @@ def _instrument(link: ServiceConnection, watch: Stopwatch) -> None:
 
 
 def _time_collector(link: ServiceConnection, watch: Stopwatch) -> None:
-    """Of a request for rewards, of asking for a group, and of a group's way to the trainer."""
+    """Time a request for rewards, asking for a group, and a group's way to the trainer."""
     assert link._main is not None
     collector = link._main.collector
     send, ask, put = collector._scoring._send, collector._requests._ask, collector._arrivals.put

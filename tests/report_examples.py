@@ -1,4 +1,4 @@
-"""Evaluations to draw: predictions are references spoilt by seed, results the real code's."""
+"""Evaluations to draw: the real code's results for references that a seed has spoilt."""
 
 import json
 import random

@@ -55,7 +55,7 @@ class SlurmJob:
         return found
 
     def states(self) -> set[str]:
-        """Of the job's components: most have one."""
+        """States of the job's components: most jobs have one component."""
         return {part["JobState"] for part in self._parts()}
 
     def requeues(self) -> int:

@@ -70,5 +70,5 @@ def png_header(width: int, height: int) -> bytes:
 
 
 def noise(height: int, width: int, seed: int = 0) -> Pixels:
-    """Of [height, width, 3]."""
+    """Random pixels, [height, width, 3]."""
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)

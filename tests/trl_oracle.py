@@ -67,7 +67,7 @@ class TrlOracle(GRPOTrainer):  # type: ignore[misc]
 
     Args:
         step: What it is to compute with.
-        config: Of GRPOConfig.
+        config: Fields of GRPOConfig.
     """
 
     def __init__(self, step: StepTensors, **config: Any) -> None:
@@ -111,7 +111,7 @@ class TrlOracle(GRPOTrainer):  # type: ignore[misc]
 
     @property
     def names(self) -> set[str]:
-        """Of the metrics of the step."""
+        """Names of the step's metrics."""
         return set(self._metrics["train"])
 
     def logged(self, name: str) -> float:

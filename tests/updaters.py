@@ -1,4 +1,4 @@
-"""Weight updaters of servers that are not there."""
+"""Weight updaters without a server around them."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,7 +10,7 @@ from weight_sync.uploads import Spool
 
 
 def settings_of(run: str, root: Path, *, transport: str = "shm") -> Settings:
-    """Of a run whose server would be on this machine."""
+    """Settings of a run whose server would be on this machine."""
     return Settings.model_validate(
         {
             "run": {"name": run, "root": str(root)},

@@ -17,10 +17,8 @@ from services.redis.check import check_redis
 from services.redis.client import connect
 from services.redis.keys import RunKeys
 from services.redis.redis_queue import RedisQueue
-from services.redis.registry import Registry
-from services.redis.registry import open_registry
-from services.schemas.weights import RankShare
-from services.schemas.weights import ServerRecord
+from services.redis.registry import Registry, open_registry
+from services.schemas.weights import RankShare, ServerRecord
 from services.settings import Settings
 from services.waiting import until_available
 from trainer.checkpoints.checkpoint import TrainerState

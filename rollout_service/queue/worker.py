@@ -42,9 +42,7 @@ from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import RolloutGroup
 from services.schemas.weights import PolicyRecord, Version, WeightManifest
 from services.settings import Settings
-from services.waiting import ended
-from services.waiting import racing
-from services.waiting import until_available
+from services.waiting import ended, racing, until_available
 
 logger = logging.getLogger(__name__)
 

@@ -13,6 +13,8 @@ CURRENT = [page for page in PAGES if page.name != "CHANGELOG.md"]
 LINK = re.compile(r"\[[^\]]*\]\((?!https?:)([^)\s]+)\)")
 TOP = "|".join(path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] != ".")
 CODE_PATH = re.compile(rf"(?<![\w/.-])(?:{TOP})(?:/[\w.*-]+)+/?")
+MODULE = re.compile(r"python -m (\w+(?:\.\w+)+)")
+TARGET = re.compile(r"`make ([a-z][\w-]*)|^make ([a-z][\w-]*)", re.M)
 MADE_BY_A_RUN = re.compile(r"(build|runs|data|docs/data)/|.*\bcheckpoints?/step-")
 MAX_README_LINES = 120
 
@@ -40,6 +42,16 @@ def missing_paths(page: Path) -> Iterator[str]:
             yield path
 
 
+def missing_commands(page: Path) -> Iterator[str]:
+    """Modules that `python -m` would not find, and targets that make does not have."""
+    text = page.read_text()
+    for module in MODULE.findall(text):
+        if not (ROOT / module.replace(".", "/")).with_suffix(".py").exists():
+            yield module
+    targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.M))
+    yield from {"".join(found) for found in TARGET.findall(text)} - targets
+
+
 def test_the_pages_are_found() -> None:
     assert {"README.md", "CONTRIBUTING.md", "docs/deploy/slurm.md", "configs/README.md"} <= {
         str(page.relative_to(ROOT)) for page in PAGES
@@ -54,13 +66,18 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 @pytest.mark.parametrize("page", CURRENT, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_path_is_there(page: Path) -> None:
     assert list(missing_paths(page)) == []
+    assert list(missing_commands(page)) == []
 
 
-def test_a_dead_link_and_a_missing_path_are_seen(tmp_path: Path) -> None:
+def test_what_is_not_there_is_seen(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("# One\n[a](#one) [b](#two) [c](none.md) `trainer/none.py` `trainer/train.py`")
+    page.write_text(
+        "# One\n[a](#one) [b](#two) [c](none.md) `trainer/none.py` `trainer/train.py` "
+        "`python -m trainer.none` `python -m trainer.train` `make none` `make demo NAME=x`"
+    )
     assert list(dead_links(page)) == ["#two", "none.md"]
     assert list(missing_paths(page)) == ["trainer/none.py"]
+    assert list(missing_commands(page)) == ["trainer.none", "none"]
 
 
 def test_readme_is_short() -> None:
