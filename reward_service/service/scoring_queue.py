@@ -13,7 +13,7 @@ and handing them to a thread and back takes as long.
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.types import Receive
 
-from reward_service.service.answering import Answer, Answerer
+from reward_service.service.request_handler import Answer, Answerer
 from reward_service.service.workers import Workers
 from services.errors import UnavailableError
 from services.waiting import racing

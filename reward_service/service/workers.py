@@ -24,7 +24,7 @@ from concurrent.futures import (
 )
 from typing import TypeVar
 
-from reward_service.service.answering import Answer, Answerer
+from reward_service.service.request_handler import Answer, Answerer
 from services.errors import UnavailableError
 from services.host.orphans import end_with_parent
 from services.telemetry import setup_logging

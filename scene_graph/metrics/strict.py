@@ -17,6 +17,7 @@ from scene_graph.metrics.hits import (
     Pairs,
     assign_by_rank,
     first_of_each_pair,
+    found_by_any,
     object_pairs,
     ranking,
     triplet_pairs,
@@ -89,12 +90,12 @@ def strict(
     best = assign_by_rank(pairs.kept(constrained[pairs.predicted] < NEVER), constrained)
     unseen = None if seen is None else counted & ~listed(reference, seen)
     relations = counted, unseen, reference
-    objects = _assigned_objects(predicted, reference)
+    objects = assign_by_rank(object_pairs(predicted, reference), np.arange(len(predicted.boxes)))
     num_counted = np.bincount(reference.relation_image[counted], minlength=reference.num_images)
     num_objects = reference.objects_of_image
     metrics = {
-        **at_cuts("", _ranks(best, constrained, counted), *relations, pooled_recall),
-        **at_cuts("ng_", _ranks(hits, written, counted), *relations, pooled_recall),
+        **at_cuts("", found_by_any(best, constrained, len(counted)), *relations, pooled_recall),
+        **at_cuts("ng_", found_by_any(hits, written, len(counted)), *relations, pooled_recall),
         **_shares("triplet", hits, predicted.relations_of_image, num_counted),
         **_shares("object", objects, predicted.objects_of_image, num_objects),
         "mean_iou": mean_iou(predicted, reference),
@@ -108,17 +109,6 @@ def strict(
         predicted_object_hits=_flags(objects.predicted, len(predicted.object_image)),
         reference_object_hits=_flags(objects.reference, len(reference.object_image)),
     )
-
-
-def _assigned_objects(predicted: GraphTable, reference: GraphTable) -> Pairs:
-    return assign_by_rank(object_pairs(predicted, reference), np.arange(len(predicted.boxes)))
-
-
-def _ranks(assigned: Pairs, ranks: Indices, counted: Flags) -> Indices:
-    """[R] the rank of the prediction that each reference relation is claimed by."""
-    found = np.full(len(counted), NEVER)
-    found[assigned.reference] = ranks[assigned.predicted]
-    return found
 
 
 def _shares(

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from reward_service.service.answering import Answerer
+from reward_service.service.request_handler import Answerer
 from reward_service.similarity.registry import Similarities
 from scene_data.dataset import open_dataset
 from scene_data.templates import answer_text

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from reward_service.service.answering import Answer, Answerer
+from reward_service.service.request_handler import Answer, Answerer
 from reward_service.service.workers import Workers
 from reward_service.similarity.registry import Similarities
 from services.errors import SettingsError, UnavailableError

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from reward_service.scoring import RewardScorer, make_scorer
-from reward_service.service.answering import Answerer
 from reward_service.service.example import EXAMPLE, example_answer
+from reward_service.service.request_handler import Answerer
 from reward_service.similarity.registry import Similarities
 from scene_graph.similarity import ExactSimilarity
 from services.errors import InvalidInputError, SggError, TooLargeError, UnavailableError

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from reward_service.service.requests import ReadRequest, read_request
+from reward_service.service.request_parsing import ReadRequest, read_request
 from services.errors import InvalidInputError, TooLargeError
 from services.schemas.rewards import ScoredGroup
 from tests.reward_process import REQUEST
@@ -119,7 +119,7 @@ def test_counts_are_limited() -> None:
 
 def test_wide_json_is_refused_before_it_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "reward_service.service.requests._parse", lambda _: pytest.fail("it was built")
+        "reward_service.service.request_parsing._parse", lambda _: pytest.fail("it was built")
     )
     keys = b",".join(b'"k%d":0' % i for i in range(600_000))
     for wide in (b"{" + keys + b"}", b'{"groups":[' + b"[]," * 10_000_000 + b"[]]}"):

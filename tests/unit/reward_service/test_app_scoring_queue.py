@@ -9,7 +9,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 from starlette.types import Message
 
-from reward_service.service.answering import Answer, Answerer
+from reward_service.service.request_handler import Answer, Answerer
 from reward_service.service.scoring_queue import MAX_WAITING, SMALL_BYTES, ScoringQueue
 from reward_service.service.workers import Workers
 from reward_service.similarity.registry import Similarities

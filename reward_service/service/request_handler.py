@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from reward_service.scoring import RewardScorer, make_scorer
-from reward_service.service.requests import read_request
+from reward_service.service.request_parsing import read_request
 from reward_service.similarity.registry import Similarities
 from services.errors import SggError, TooLargeError
 from services.schemas.rewards import GroupError, RewardGroup, RewardResponse, ScoredGroup, Task
