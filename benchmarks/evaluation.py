@@ -88,16 +88,12 @@ def against_loops(images: Images) -> dict[str, tuple[float, float, float]]:
     """Median seconds of ours, of the loops, and median ratio, by protocol; both must agree."""
     few = images[0][:LOOP_IMAGES], images[1][:LOOP_IMAGES]
     every = {names for graph in few[1] for names, _, _ in loops.relations(graph)}
-    zero_shot = every - seen_triplets(images[1])
+    seen = seen_triplets(images[1])
+    zero_shot = every - seen
     ways: dict[str, tuple[Callable[[], dict[str, float]], Callable[[], dict[str, float]]]] = {
         "sgb": (
             lambda: _values(
-                sgb(
-                    *tabulate(*few),
-                    predicates=PREDICATES,
-                    num_columns=NUM_COLUMNS,
-                    zero_shot=zero_shot,
-                )
+                sgb(*tabulate(*few), predicates=PREDICATES, num_columns=NUM_COLUMNS, seen=seen)
             ),
             lambda: loops.sgb(*few, PREDICATES, NUM_COLUMNS, zero_shot),
         ),

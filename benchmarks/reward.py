@@ -32,7 +32,7 @@ from benchmarks.hostile_completions import (  # noqa: E402
     hostile_completions,
 )
 from benchmarks.reward_loops import Question, score_alone, score_shared  # noqa: E402
-from reward_service.scoring import Scorer, make_scorer  # noqa: E402
+from reward_service.scoring import RewardScorer, make_scorer  # noqa: E402
 from reward_service.service.workers import settle  # noqa: E402
 from scene_graph.graph import Relationship, SceneGraph, SceneObject  # noqa: E402
 from services.schemas.rewards import RewardGroup  # noqa: E402
@@ -152,7 +152,7 @@ def question_of(group: RewardGroup) -> Question:
     )
 
 
-def _speed(scorer: Scorer, groups: list[RewardGroup], few: list[RewardGroup]) -> Speed:
+def _speed(scorer: RewardScorer, groups: list[RewardGroup], few: list[RewardGroup]) -> Speed:
     """Medians of rounds that alternate, so that a slow minute of the machine is everyone's."""
     questions = [question_of(group) for group in few]
     names = list(scorer.rubric.terms)
@@ -183,7 +183,7 @@ def _run_loops(
             loops(text, question, names)
 
 
-def _difference(scorer: Scorer, groups: list[RewardGroup]) -> float:
+def _difference(scorer: RewardScorer, groups: list[RewardGroup]) -> float:
     """Largest difference of any term of any completion."""
     names = list(scorer.rubric.terms)
     worst = 0.0
@@ -215,7 +215,7 @@ def _four(text: str) -> list[str]:
     return [text + " " * i for i in range(4)]
 
 
-def _seconds_of(scorer: Scorer, group: RewardGroup) -> float:
+def _seconds_of(scorer: RewardScorer, group: RewardGroup) -> float:
     """Seconds of one completion, with its share of the group's reference."""
     return _seconds(lambda: scorer.score([group])) / len(group.completions)
 

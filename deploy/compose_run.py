@@ -28,7 +28,7 @@ def resolve_run(folder: Path) -> str:
     """Write `run.toml`, the settings of the run that this start is for, and keep its knobs.
 
     Args:
-        folder: Of a volume that outlives the containers.
+        folder: A folder in a volume that outlives the containers.
 
     Returns:
         A line for the log: which run it is, with which knobs, and how to start another.

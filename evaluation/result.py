@@ -17,7 +17,7 @@ AP_METRICS: tuple[ApMetric, ...] = get_args(ApMetric)
 """Metrics of objects that are no means over images, so they have no intervals"""
 
 Verdict = Literal["hit", "miss", "hallucination"]
-"""Of a reference item: hit or miss; of a predicted one: hit or hallucination."""
+"""A reference item is a hit or a miss, a predicted one a hit or a hallucination."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,7 +101,7 @@ class EvaluationResult:
 
     split: str
     name: str
-    """Of the predictions, for headings: such as `mine/inference`"""
+    """Name of the predictions, for headings: such as `mine/inference`"""
     num_images: int
     """In the reference"""
     task: Task = "sgg"
@@ -130,7 +130,7 @@ class EvaluationResult:
     """How the predictions were made (model, sampling, constraint), as `sgg-rl infer` wrote it"""
     problem_counts: dict[str, int]
     answer_intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Of `answers`"""
+    """Intervals of `answers`"""
     inputs: dict[str, str | None] = field(default_factory=dict)
     """What was read: `predictions`, `reference`, `train`, `vocabulary`, `embedding_model`"""
     problems: list[Problem] = field(default_factory=list)
@@ -138,6 +138,6 @@ class EvaluationResult:
     metrics: dict[str, dict[str, RatioMetric]] = field(default_factory=dict)
     """By protocol, `objects` and `answers`: for the bootstrap; in `ratios.npz`"""
     class_names: list[str] = field(default_factory=list)
-    """Of the classes of every mean recall in `metrics`; in `ratios.npz`"""
+    """Names of the classes of every mean recall in `metrics`; in `ratios.npz`"""
     images: list[ImageResult] = field(default_factory=list)
     """In reference order; in `images.jsonl`"""

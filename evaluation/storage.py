@@ -64,15 +64,9 @@ def load_result(folder: Path) -> EvaluationResult:
 
 def save_comparison(compared: Comparison, folder: Path) -> None:
     """Write `comparison.json`: `Comparison` with the names of both evaluations."""
-    content = {
-        "first": compared.first.name,
-        "second": compared.second.name,
-        "num_images": compared.num_images,
-        "num_left_out": compared.num_left_out,
-        "differences": compared.differences,
-        "predicates": compared.predicates,
-    }
-    (folder / "comparison.json").write_bytes(_json(content))
+    content = {field.name: getattr(compared, field.name) for field in fields(compared)}
+    names = {"first": compared.first.name, "second": compared.second.name}
+    (folder / "comparison.json").write_bytes(_json(content | names))
 
 
 def _json(content: Any) -> bytes:

@@ -41,29 +41,29 @@ def data_overrides(files: Sequence[Path], overrides: Sequence[str], data: str) -
     `<run folder>.data/`: as many as the demo takes. The same data gives the same rows.
 
     Args:
-        files: Of the settings.
+        files: The settings' files.
         overrides: The user's.
         data: A dataset.
 
     Raises:
         SettingsError: The settings cannot be read.
     """
-    found = [_set("data.train", data), "data.heldout="]
-    settings = load_settings(files, [*found, *overrides])
+    follows = [_set("data.train", data), "data.heldout="]
+    settings = load_settings(files, [*follows, *overrides])
     try:
         dataset = open_dataset(settings.data.train, task=settings.data.task)
         samples = _usable(dataset)
     except InvalidInputError:
-        return found  # said in full by the look at all inputs
+        return follows  # said in full by the look at all inputs
     if settings.data.heldout is None:
-        found = _splits(settings, dataset)
+        follows = _splits(settings, dataset)
     if settings.data.template != "toy" or _all_in(samples, NAMES, None):
-        return found
-    found += _instruction(samples)
+        return follows
+    follows += _instruction(samples)
     largest = max(sample.width * sample.height for sample in samples)
     pixels = min(max(largest, settings.model.max_pixels), _MOST_PIXELS)
-    found.append(f"model.max_pixels={pixels}")
-    return [*found, *_room(load_settings(files, [*found, *overrides]), samples)]
+    follows.append(f"model.max_pixels={pixels}")
+    return [*follows, *_token_limits(load_settings(files, [*follows, *overrides]), samples)]
 
 
 def _usable(dataset: SceneDataset) -> list[Sample]:
@@ -151,7 +151,7 @@ def _all_in(
     return predicates is None or all(normalise_name(name) in known for name in relations)
 
 
-def _room(settings: Settings, samples: list[Sample]) -> list[str]:
+def _token_limits(settings: Settings, samples: list[Sample]) -> list[str]:
     """Tokens for the longest prompt and its answer."""
     if (folder := tokenizer_folder(settings.model.path)) is None:
         return []

@@ -48,8 +48,8 @@ def _move_away(path: Path) -> Path:
 def run_lock(folder: Path) -> Iterator[int]:
     """Hold the run's name on this host; the lock's file descriptor.
 
-    The lock lies beside the folder, which may be moved. It belongs to everyone who inherits the
-    descriptor, so it is free only when the last part of a killed launcher is gone too.
+    The lock lies beside the folder, which may be moved. Each process that inherits the descriptor
+    holds it, so it is free only when the last part of a killed launcher is gone too.
 
     Raises:
         ConflictError: A run of this name is going on.

@@ -2,16 +2,15 @@
 
 import asyncio
 import logging
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from evaluation.inference.folder import FirstImages, infer_into
 from evaluation.inference.progress import Progress
 from launcher.inference_view import ProgressView, summary
-from launcher.local_run import signals_as_interrupt
-from launcher.processes import Part, Supervisor
-from launcher.run_parts import MAX_RESTARTS
+from launcher.processes import Supervisor
+from launcher.run_parts import service_part
+from launcher.signals import handled, heeded_signals, interrupt
 from launcher.terminal import Say, open_console, say_on
 from planning.preflight.folders import check_run_folder
 from planning.preflight.gpus import check_gpus
@@ -19,12 +18,9 @@ from planning.preflight.inputs import checked_inference
 from scene_data.dataset import open_dataset
 from scene_data.templates import check_instruction
 from services.errors import SettingsError, SggError, UnauthorizedError, UnavailableError
-from services.host.ports import free_port
+from services.host.ports import ReservedPorts
 from services.http.clients.rollout import RolloutClient
-from services.http.probe import http_probe
-from services.redis.client import connect
-from services.redis.keys import RunKeys
-from services.redis.registry import Registry
+from services.redis.registry import open_registry
 from services.schemas.weights import PolicyInfo
 from services.settings import Settings, dump_settings
 from services.telemetry import setup_logging
@@ -48,7 +44,7 @@ def run_inference(
     """Ask about a dataset's images; see `docs/inference.md`.
 
     Args:
-        settings: Of the run.
+        settings: The run's settings.
         data: A dataset.
         folder: Gets predictions, their settings, and logs.
         servers: Urls of running servers; without them those of the run's registry.
@@ -80,9 +76,14 @@ def run_inference(
     num_images = min(len(dataset), limit or len(dataset))
     images = FirstImages(dataset=dataset, name=data, length=num_images)
     progress = Progress(total=num_images)
-    with signals_as_interrupt(), Supervisor(logs, say=say) as supervisor:
+    with (
+        handled(heeded_signals(), interrupt),
+        ReservedPorts() as ports,
+        Supervisor(logs, say=say) as supervisor,
+    ):
         if not urls:
-            settings = _start_server(settings, folder, supervisor, say)
+            url = f"http://127.0.0.1:{ports.take()}"
+            settings = _start_server(settings, folder, url, supervisor, say)
             urls, registered = [settings.rollout.url], False
         say(f"{num_images} images of {data} through {', '.join(urls)}, into {folder}")
         try:
@@ -121,13 +122,11 @@ def registered_servers(settings: Settings) -> list[str]:
     """
 
     async def read() -> list[str]:
-        redis = connect(settings.redis)
         try:
-            records = await Registry(redis, RunKeys(settings.run.name)).servers()
+            async with open_registry(settings) as registry:
+                records = await registry.servers()
         except UnavailableError:
             return []
-        finally:
-            await redis.aclose()
         refusals = await asyncio.gather(*(_refusal(settings, record.url) for record in records))
         for refusal in filter(None, refusals):
             logger.warning("%s", refusal.message)
@@ -152,11 +151,12 @@ async def _refusal(settings: Settings, url: str) -> UnauthorizedError | None:
     return None
 
 
-def _start_server(settings: Settings, folder: Path, supervisor: Supervisor, say: Say) -> Settings:
+def _start_server(
+    settings: Settings, folder: Path, url: str, supervisor: Supervisor, say: Say
+) -> Settings:
     """Start a rollout server of `model.path` and wait for it; the settings with its url."""
     if settings.rollout.engine == "vllm":
         check_gpus(1, who="a rollout server")
-    url = f"http://127.0.0.1:{free_port()}"
     settings = settings.model_copy(
         update={
             "run": settings.run.model_copy(update={"root": folder / "logs"}),
@@ -167,14 +167,6 @@ def _start_server(settings: Settings, folder: Path, supervisor: Supervisor, say:
     config = folder / "logs" / "rollout.toml"
     config.write_text(dump_settings(settings))
     say(f"starting a rollout server of {settings.model.path} (log in {folder / 'logs'})")
-    serve = [sys.executable, "-m", "cli.main", "serve", "rollout", "--config", str(config)]
-    part = Part(
-        name="rollout",
-        command=serve,
-        ready=http_probe(f"{url}/readyz"),
-        alive=http_probe(f"{url}/healthz", says="rollout service"),
-        max_restarts=MAX_RESTARTS,
-    )
-    supervisor.start(part)
+    supervisor.start(service_part("rollout", url, config))
     supervisor.wait_ready("rollout")
     return settings

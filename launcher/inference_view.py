@@ -3,45 +3,29 @@
 import time
 from datetime import timedelta
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from evaluation.inference.progress import Progress
-from launcher.terminal import SafeConsole
+from launcher.terminal import LiveView, SafeConsole
 
 _LINE_EVERY_S = 10.0
 
 
-class ProgressView:
+class ProgressView(LiveView):
     """Shows a `Progress` whenever `update` is called; call it several times a second."""
 
     def __init__(self, progress: Progress, console: SafeConsole) -> None:
         """Shows nothing yet."""
+        super().__init__(console)
         self._progress = progress
-        self._console = console
         self._next_line = 0.0
-        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
 
-    def __enter__(self) -> Self:
-        if self._live:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._next_line = 0.0
-        self.update()
-        if self._live:
-            self._live.stop()
+        super().__exit__()
 
     def update(self) -> None:
         """Show the present state."""

@@ -1,16 +1,14 @@
 """`sgg-rl run`: a whole run on this machine; `sgg-rl demo`: with held-out evaluations around it."""
 
-import signal
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from types import FrameType
+from contextlib import suppress
 
 from launcher.folder import prepare_folder, run_lock
-from launcher.processes import PartDiedError, Supervisor, heeded_signals
+from launcher.processes import PartDiedError, Supervisor
 from launcher.run_parts import RunParts, run_parts, server_urls, with_free_ports
 from launcher.run_view import plan_lines, summary_table
+from launcher.signals import handled, heeded_signals, interrupt
 from launcher.table import RunTable
 from launcher.terminal import SafeConsole, open_console, say_on
 from planning.placement import colocated, place
@@ -36,7 +34,7 @@ def run_here(
     """Start Redis, the reward service and the rollout servers; train; stop all.
 
     Args:
-        settings: Of the run. Ports that are taken are replaced by free ones.
+        settings: The run's settings. Ports that are taken are replaced by free ones.
         resume: Go on with the run of this name from its last checkpoint.
         allow_changes: Also with another dataset, instruction, temperature or rubric.
         evaluate: Evaluate the held-out images before and after, and report: the demo. Without
@@ -80,7 +78,7 @@ def run_here(
         parts = run_parts(settings, folder, placement, urls, how)
         run = _Run(settings, folder, console, urls, num_steps, evaluate=evaluate)
         try:
-            with signals_as_interrupt():
+            with handled(heeded_signals(), interrupt):  # SIGTERM, and a closed terminal, as Ctrl-C
                 run.say("\n".join(plan_lines(settings, folder, placement, urls, num_steps)))
                 run.do(parts, lock)
         except (PartDiedError, WaitTimeoutError) as error:
@@ -161,21 +159,6 @@ class _Run:
             self._console.print(summary_table(heldout_summary(self._folder)))
         for file in (*write_run_results(self._settings), self._folder.checkpoint):
             self.say(f"wrote {file}")
-
-
-@contextmanager
-def signals_as_interrupt() -> Iterator[None]:
-    """SIGTERM and a closed terminal end a run as Ctrl-C does."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in heeded_signals()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _num_steps(settings: Settings) -> int:

@@ -7,24 +7,22 @@ with restarts left comes back by itself; when any other dies, `check` raises and
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Thread
-from types import FrameType, TracebackType
-from typing import Any, Literal, Self, TypeVar
+from threading import Event, Thread
+from typing import Literal, Self, TypeVar
 
 from launcher import subreaper
+from launcher.signals import handled, heeded_signals
 from services.errors import SggError, WaitTimeoutError
 from services.host.environment import part_environment
 from services.settings.load import ENV_PREFIX
 
 T = TypeVar("T")
 State = Literal["starting", "running", "waiting", "adopted", "done", "stopped"]
-_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _TICK_S = 0.3
 _PROBE_S = 1.0
 """Between two questions to a part over the network."""
@@ -77,7 +75,7 @@ class _Child:
     progress: object = None
     silent_probes: int = 0
     served: bool = False
-    """Was ready once. Before that, whoever answers in its place is a stranger."""
+    """Was ready once. Before that, another process answers in its place."""
 
     def __post_init__(self) -> None:
         self.command = self.part.command
@@ -145,12 +143,7 @@ class Supervisor:
         self._logs.mkdir(parents=True, exist_ok=True)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is KeyboardInterrupt:
             self._say("stopping all parts; Ctrl-C again stops them at once")
         self.stop()
@@ -223,7 +216,8 @@ class Supervisor:
 
     def stop(self) -> None:
         """End all parts, the last stage first. A signal meanwhile takes their grace away."""
-        with _Hurry() as hurry:
+        hurry = Event()
+        with handled(heeded_signals(), lambda *_: hurry.set()):
             for stage in reversed(self._stages):
                 self._stop_stage(stage, hurry)
             self._end_orphans()
@@ -234,13 +228,7 @@ class Supervisor:
         environment = {k: v for k, v in environment.items() if not k.startswith(ENV_PREFIX)}
         with self._log(child).open("ab") as log:
             child.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    "-I",
-                    subreaper.__file__,
-                    str(child.part.grace_s),
-                    *child.command,
-                ],
+                subreaper.command(child.part.grace_s, child.command),
                 stdin=subprocess.PIPE,  # never written: its end says that we are gone
                 stdout=log,
                 stderr=log,
@@ -300,7 +288,7 @@ class Supervisor:
         if child.silent_probes >= 5:
             self._ended(child, 1)
 
-    def _stop_stage(self, stage: Sequence[_Child], hurry: "_Hurry") -> None:
+    def _stop_stage(self, stage: Sequence[_Child], hurry: Event) -> None:
         """All at once; what still loads gets no grace, for it has nothing to hand back."""
         living = [
             (child, child.process)
@@ -317,18 +305,14 @@ class Supervisor:
             elif child.state != "done":
                 child.enter("stopped")
 
-    def _wait_end(
-        self, process: "subprocess.Popen[bytes]", grace_s: float, hurry: "_Hurry"
-    ) -> None:
+    def _wait_end(self, process: "subprocess.Popen[bytes]", grace_s: float, hurry: Event) -> None:
         """A subreaper ends a whole tree, so it gets some seconds more than its command."""
         deadline = time.monotonic() + grace_s + 10.0
         while process.poll() is None:
-            if hurry.asked:
+            if hurry.is_set():
                 process.send_signal(signal.SIGQUIT)
             if time.monotonic() > deadline:
-                tree = subreaper.descendants(process.pid)
-                for pid in (process.pid, *tree):
-                    subreaper.send(pid, signal.SIGKILL)
+                subreaper.kill_tree(process.pid)
             time.sleep(0.05)
 
     def _end_orphans(self) -> None:
@@ -340,7 +324,9 @@ class Supervisor:
             for pid in subreaper.children(os.getpid())
             if pid not in subreapers and _session(pid) not in (mine, None)
         ]:
-            _kill_trees(orphans)
+            for pid in orphans:
+                subreaper.kill_tree(pid)
+                os.waitpid(pid, 0)  # whose children are ours now: the next turn's
 
     def _describe(self, child: _Child) -> str:
         extra = f" ({child.restarts} restarts)" if child.restarts else ""
@@ -354,43 +340,12 @@ class Supervisor:
         return "\n".join([f". End of {self._log(child)}:", *(f"  {line}" for line in lines)])
 
 
-class _Hurry:
-    """While it is entered, stop signals only take a note."""
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._before: dict[signal.Signals, Any] = {}
-
-    def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._note) for number in heeded_signals()}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
-
-
-def heeded_signals() -> list[signal.Signals]:
-    """Those of `_STOP_SIGNALS` that this process was not told to ignore, as `nohup` does."""
-    return [number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-
-
 def _how(code: int) -> str:
     """In words; a subreaper reports signal N as 128 + N."""
     number = -code if code < 0 else code - 128
     if number > 0 and number in set(signal.Signals):
         return f"was killed by {signal.Signals(number).name}"
     return f"ended with exit status {code}"
-
-
-def _kill_trees(roots: Sequence[int]) -> None:
-    for pid in roots:
-        for member in (pid, *subreaper.descendants(pid)):
-            subreaper.send(member, signal.SIGKILL)
-        os.waitpid(pid, 0)  # whose children are ours now: the next turn's
 
 
 def _session(pid: int) -> int | None:

@@ -10,8 +10,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any
 
+from launcher.signals import handled
 from launcher.subreaper import die_with_parent, send
 from services.errors import SupersededError
 from services.host.environment import environment_value, part_environment
@@ -32,13 +32,21 @@ def run_ranks(num_ranks: int, command: Sequence[str]) -> int:
         superseded; 128 + N for signal N. 75 where it was told to stop before it could listen:
         nothing was done then.
     """
-    with ReservedPorts() as ports, _Signals() as signals:
+    ranks: list[subprocess.Popen[bytes]] = []
+    passed_on = set[int]()
+
+    def pass_on(number: int, _: object) -> None:
+        passed_on.add(number)
+        for process in ranks:
+            if process.returncode is None:
+                send(process.pid, number)
+
+    with ReservedPorts() as ports, handled(PASSED_ON, pass_on):
         port = ports.take()  # rank 0 listens there
-        ranks = [_start(rank, num_ranks, port, command) for rank in range(num_ranks)]
-        signals.ranks = ranks
+        ranks += [_start(rank, num_ranks, port, command) for rank in range(num_ranks)]
         try:
             code = _wait(ranks)
-            return EXIT_STOPPED if code - 128 in signals.passed_on & STOP_SIGNALS else code
+            return EXIT_STOPPED if code - 128 in passed_on & STOP_SIGNALS else code
         finally:
             for process in ranks:
                 process.kill()
@@ -80,26 +88,3 @@ def _wait(ranks: "Sequence[subprocess.Popen[bytes]]") -> int:
                 return SupersededError.exit_code
             return 128 - first if first < 0 else first
         time.sleep(_POLL_S)
-
-
-class _Signals:
-    """Passes signals on to the ranks while it is entered."""
-
-    def __init__(self) -> None:
-        self.ranks: Sequence[subprocess.Popen[bytes]] = ()
-        self.passed_on = set[int]()
-        self._before: list[Any] = []
-
-    def __enter__(self) -> "_Signals":
-        self._before = [signal.signal(number, self._pass_on) for number in PASSED_ON]
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in zip(PASSED_ON, self._before, strict=True):
-            signal.signal(number, handler)
-
-    def _pass_on(self, number: int, _: object) -> None:
-        self.passed_on.add(number)
-        for process in self.ranks:
-            if process.returncode is None:
-                send(process.pid, number)

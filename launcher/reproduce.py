@@ -49,7 +49,7 @@ _MAKE_TINY_DATA = "sgg-rl data make-toy build/toy-tiny --num-train 2048 --num-he
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class ReproducedRow:
     """One line of a table."""
 
     name: str
@@ -59,11 +59,11 @@ class Row:
 
     @property
     def kind(self) -> str:
-        """Of `_KINDS`."""
+        """One of `_KINDS`."""
         return self.name.rpartition("-")[2]
 
     @property
-    def start(self) -> "Row | None":
+    def start(self) -> "ReproducedRow | None":
         """The fine-tuned row that GRPO goes on from."""
         if self.kind not in _FROM_SFT:
             return None
@@ -72,7 +72,7 @@ class Row:
 
     @cached_property
     def settings(self) -> Settings:
-        """Of its run."""
+        """The settings of its run."""
         return load_settings(self._configs, self._overrides)
 
     @property
@@ -108,7 +108,7 @@ class Row:
 
 def find_rows(
     recipes: Path, pattern: str = "*", *, hardware: str | None = None, runs: Path = RUNS
-) -> list[Row]:
+) -> list[ReproducedRow]:
     """The rows whose name fits, each after the one that it goes on from.
 
     Args:
@@ -134,22 +134,22 @@ def find_rows(
     return [_row(name, recipes, over, runs) for name in fitting]
 
 
-def fitting_place(rows: Sequence[Row]) -> Place:
+def fitting_place(rows: Sequence[ReproducedRow]) -> Place:
     """Where rows of this size run: on this host, or as Slurm jobs.
 
     Args:
-        rows: Of `find_rows`.
+        rows: Rows that `find_rows` found.
     """
     return "here" if max(map(_num_gpus, rows)) <= _GPUS_OF_A_HOST else "slurm"
 
 
 def commands(
-    rows: Sequence[Row], stages: Collection[Stage] = STAGES, place: Place = "here"
+    rows: Sequence[ReproducedRow], stages: Collection[Stage] = STAGES, place: Place = "here"
 ) -> Iterator[str]:
     """A bash script, line by line. What two rows need is done once.
 
     Args:
-        rows: Of `find_rows`.
+        rows: Rows that `find_rows` found.
         stages: Those that are wanted.
         place: `slurm` submits jobs that wait for one another, and leaves out the evaluation, which
             needs no GPU; the script's argument is a TOML file with the cluster's `[deploy]`.
@@ -180,7 +180,7 @@ def run_tiny(runs: Path = RUNS, pattern: str = "*") -> int:
 
     Args:
         runs: Folder of the runs.
-        pattern: Of the rows that are wanted.
+        pattern: The rows that are wanted, as for file names.
 
     Returns:
         The exit code of the command that failed, or 0.
@@ -199,9 +199,9 @@ def run_tiny(runs: Path = RUNS, pattern: str = "*") -> int:
     return subprocess.run(["bash", "-v", str(script)], check=False).returncode
 
 
-def _row(name: str, recipes: Path, hardware: Path | None, runs: Path) -> Row:
+def _row(name: str, recipes: Path, hardware: Path | None, runs: Path) -> ReproducedRow:
     recipe = recipes / f"{name.replace('-instruct', '-sft')}.toml"
-    return Row(name=name, recipe=recipe, hardware=hardware, runs=runs)
+    return ReproducedRow(name=name, recipe=recipe, hardware=hardware, runs=runs)
 
 
 def _order(name: str) -> tuple[str, int]:
@@ -209,13 +209,13 @@ def _order(name: str) -> tuple[str, int]:
     return family, _KINDS.index(kind)
 
 
-def _num_gpus(row: Row) -> int:
+def _num_gpus(row: ReproducedRow) -> int:
     settings = row.settings
     ranks, servers = settings.trainer.num_ranks, settings.cluster.num_rollout_servers
     return max(ranks, servers) if settings.shares_gpus else ranks + servers
 
 
-def _described(row: Row) -> str:
+def _described(row: ReproducedRow) -> str:
     """Its name, and what was published of it."""
     dataset, _, _ = row.name.partition("-")
     found = [
@@ -239,7 +239,9 @@ def _sgg_rl(*words: str) -> str:
     return shlex.join(["sgg-rl", *words])
 
 
-def _job(row: Row, job: Literal["sft", "train", "infer"], after: Row | None = None) -> str:
+def _job(
+    row: ReproducedRow, job: Literal["sft", "train", "infer"], after: ReproducedRow | None = None
+) -> str:
     """A line that submits a job; a training keeps its id in a variable of the row's name."""
     words = [*row.options]
     if job == "infer":
@@ -249,11 +251,11 @@ def _job(row: Row, job: Literal["sft", "train", "infer"], after: Row | None = No
     return line if job == "infer" else f"{_variable(row)}=$({line} --parsable)"
 
 
-def _variable(row: Row) -> str:
+def _variable(row: ReproducedRow) -> str:
     return row.name.replace("-", "_")
 
 
-def _infer(row: Row) -> str:
+def _infer(row: ReproducedRow) -> str:
     return _sgg_rl(
         "infer",
         str(row.settings.data.heldout),
@@ -264,12 +266,12 @@ def _infer(row: Row) -> str:
     )
 
 
-def _inference_layer(row: Row) -> list[str]:
+def _inference_layer(row: ReproducedRow) -> list[str]:
     over = row.recipe.parent / _INFERENCE
     return ["--config", str(over)] if over.is_file() else []
 
 
-def _evaluate(row: Row) -> str:
+def _evaluate(row: ReproducedRow) -> str:
     data = row.settings.data
     split, vocabulary = _SPLITS[str(data.heldout)]
     return _sgg_rl(

@@ -3,7 +3,10 @@
 import os
 import signal
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from launcher.processes import Part
@@ -47,40 +50,32 @@ def run_parts(
     """The processes of a run.
 
     Args:
-        settings: Of the run, as they are in the folder's file.
-        folder: Of the run.
+        settings: The run's settings, as they are in the folder's file.
+        folder: The run's folder.
         placement: The GPUs of each.
-        urls: Of the rollout servers, as from `server_urls`.
-        trainer_options: Of `sgg-rl train`.
+        urls: The rollout servers' addresses, as from `server_urls`.
+        trainer_options: Options of `sgg-rl train`.
     """
-    serve = [sys.executable, "-m", "cli.main", "serve"]
-    config = ["--config", str(folder.config)]
-    train = [sys.executable, "-m", "cli.main", "train", *config]
+    config = folder.config
+    train = sgg_rl("train", config, *trainer_options)
     no_gpu = environment((), placement=placement)
     rollouts = [
-        Part(
+        service_part(
+            "rollout",
+            url,
+            config,
             name=name,
-            command=[*serve, "rollout", *config, "--port", str(urlsplit(url).port)],
-            ready=http_probe(f"{url}/readyz"),
-            alive=http_probe(f"{url}/healthz", says="rollout service"),
-            max_restarts=MAX_RESTARTS,
             ready_timeout_s=_LOADING_S,
             environment=environment(gpus, placement=placement) | compute_threads(len(urls)),
         )
         for name, url, gpus in zip(server_names(urls), urls, placement.servers, strict=True)
     ]
-    reward = Part(
-        name="reward",
-        command=[*serve, "reward", *config],
-        ready=http_probe(f"{settings.reward.url}/readyz"),
-        alive=http_probe(f"{settings.reward.url}/healthz", says="reward service"),
-        max_restarts=MAX_RESTARTS,
-        environment=no_gpu | compute_threads(),
-    )
+    threads = no_gpu | compute_threads()
+    reward = service_part("reward", settings.reward.url, config, environment=threads)
     return RunParts(
         redis=Part(
             name="redis",
-            command=[*serve, "redis", *config],
+            command=sgg_rl("serve redis", config),
             ready=lambda: redis_answers(settings.redis),
             alive=lambda: redis_answers(settings.redis),
             max_restarts=MAX_RESTARTS,  # its append-only file keeps what it knew
@@ -90,9 +85,9 @@ def run_parts(
         services=[reward, *rollouts],
         trainer=Part(
             name="trainer",
-            command=[*train, *trainer_options],
+            command=train,
             max_restarts=MAX_RESTARTS,
-            again=lambda code: resumed([*train, *trainer_options], folder, code),
+            again=lambda code: resumed(train, folder, code),
             progress=lambda: folder.newest_checkpoint,
             grace_s=_LAST_STEP_S,
             environment=environment(placement.trainer, placement=placement)
@@ -101,10 +96,47 @@ def run_parts(
     )
 
 
+def service_part(
+    kind: Literal["reward", "rollout"],
+    url: str,
+    config: Path,
+    *,
+    name: str | None = None,
+    ready_timeout_s: float = 600.0,
+    environment: Mapping[str, str] | None = None,
+) -> Part:
+    """A service that comes back by itself.
+
+    Args:
+        kind: What `sgg-rl serve` is to start.
+        url: The address where it listens.
+        config: The file of its settings.
+        name: Its name; the kind where there is one of it.
+        ready_timeout_s: How long it may take until it serves.
+        environment: Variables for it alone.
+    """
+    return Part(
+        name=name or kind,
+        command=sgg_rl(f"serve {kind}", config, "--port", str(urlsplit(url).port)),
+        ready=http_probe(f"{url}/readyz"),
+        alive=http_probe(f"{url}/healthz", says=f"{kind} service"),
+        max_restarts=MAX_RESTARTS,
+        ready_timeout_s=ready_timeout_s,
+        environment=environment or {},
+    )
+
+
+def sgg_rl(command: str, config: Path, *options: str) -> list[str]:
+    """The words that run a command of this project, such as `serve redis`."""
+    words = [*command.split(), "--config", str(config), *options]
+    return [sys.executable, "-m", "cli.main", *words]
+
+
 def resumed(train: list[str], folder: RunFolder, code: int) -> list[str] | None:
     """The command of a trainer that goes on; None without a checkpoint, or where it is told not to.
 
-    Wrong settings stay wrong, whoever stopped it wants it stopped, and a later start has the run.
+    Wrong settings stay wrong, a trainer that was stopped is to stay so, and a later start has the
+    run.
     """
     final = (
         SettingsError.exit_code,

@@ -20,11 +20,11 @@ def plan_lines(
     """The parts, where each is and on which GPUs, before anything starts; for 80 columns.
 
     Args:
-        settings: Of the run, ports resolved.
-        folder: Of the run.
+        settings: The run's settings, ports resolved.
+        folder: The run's folder.
         placement: The GPUs.
-        urls: Of the rollout servers.
-        num_steps: Of the run.
+        urls: The rollout servers' addresses.
+        num_steps: The run's steps.
     """
     ranks = settings.trainer.num_ranks
     rows = [

@@ -22,8 +22,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
+
+import psutil
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
@@ -42,34 +43,40 @@ def die_with_parent() -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+def command(grace_s: float, command: Sequence[str]) -> list[str]:
+    """The command line that runs a command under a subreaper."""
+    return [sys.executable, "-I", __file__, str(grace_s), *command]
+
+
 def descendants(pid: int) -> list[int]:
     """All living processes under `pid`, whatever their session; zombies are not alive."""
-    children: dict[int, list[tuple[int, bool]]] = {}
-    for child, parent, zombie in _processes():
-        children.setdefault(parent, []).append((child, zombie))
-    found, queue = [], [pid]
-    while queue:
-        for child, zombie in children.get(queue.pop(), []):
-            queue.append(child)
-            if not zombie:
-                found.append(child)
-    return found
+    return list(filter(is_alive, children(pid, recursive=True)))
 
 
-def children(pid: int) -> list[int]:
-    """Direct children of `pid`, zombies included."""
-    return [child for child, parent, _ in _processes() if parent == pid]
+def children(pid: int, *, recursive: bool = False) -> list[int]:
+    """Children of `pid`, zombies included; with theirs where it is recursive."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return [child.pid for child in psutil.Process(pid).children(recursive)]
+    return []
 
 
 def is_alive(pid: int) -> bool:
     """Whether the process runs; a zombie does not."""
-    return any(found == pid and not zombie for found, _, zombie in _processes())
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() not in (psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    return False
 
 
 def send(pid: int, number: int) -> None:
     """Send a signal to a process that may be gone already."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(pid, number)
+
+
+def kill_tree(pid: int) -> None:
+    """Kill a process and all under it."""
+    for member in (pid, *descendants(pid)):
+        send(member, signal.SIGKILL)
 
 
 class Subreaper:
@@ -148,21 +155,6 @@ class Subreaper:
         deadline = time.monotonic() + seconds
         while not (until() or self._hurry) and time.monotonic() < deadline:
             time.sleep(0.05)
-
-
-def _processes() -> list[tuple[int, int, bool]]:
-    """(pid, parent's pid, zombie) of every process that may be seen."""
-    found = []
-    for folder in Path("/proc").iterdir():
-        if not folder.name.isdigit():
-            continue
-        try:
-            # The name in parentheses may hold anything, parentheses too.
-            state, parent = (folder / "stat").read_text().rpartition(")")[2].split()[:2]
-        except (FileNotFoundError, ProcessLookupError, UnicodeDecodeError):
-            continue
-        found.append((int(folder.name), int(parent), state in "ZX"))
-    return found
 
 
 def _prctl(option: int, value: int) -> None:

@@ -4,15 +4,13 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
 from statistics import fmean
-from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Group, RenderableType
-from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from launcher.terminal import SafeConsole
+from launcher.terminal import LiveView, SafeConsole
 from services.run_folder import EvaluationRow, RunFolder, StepRow, TableFollower
 
 _SHOWN_STEPS = 12
@@ -21,7 +19,7 @@ _BETWEEN_COLUMNS = 2
 _COLOURS = {"running": "green", "done": "green", "starting": "yellow", "adopted": "cyan"}
 
 
-class RunTable:
+class RunTable(LiveView):
     """A live table on a terminal; one line a step elsewhere.
 
     Example: `with RunTable(settings.run.files, 100, states, open_console()) as table:`
@@ -38,10 +36,11 @@ class RunTable:
 
         Args:
             folder: The run's; its files may come later.
-            num_steps: Of the run; None takes it from the metrics.
+            num_steps: The run's steps; None takes it from the metrics.
             states: Each process by name, as shown below the table.
             console: Where to.
         """
+        super().__init__(console)
         self._steps = TableFollower[StepRow](folder.metrics)
         self._evaluations = TableFollower[EvaluationRow](folder.evaluations)
         self._last_evaluation: EvaluationRow | None = None
@@ -49,33 +48,15 @@ class RunTable:
         """Those that are said. A resumed run writes the ones up to its checkpoint again."""
         self._num_steps = num_steps
         self._states = states
-        self._console = console
         self._rows: deque[StepRow] = deque(maxlen=_SHOWN_STEPS)
         self._printed: dict[int, StepRow] = {}
         """By step. A resumed run writes the steps up to its checkpoint again, unchanged."""
-        self._live = (
-            Live(console=console, auto_refresh=False, transient=False)
-            if console.is_terminal
-            else None
-        )
 
     def __enter__(self) -> Self:
         for row in self._steps.read().rows:  # of the run that is resumed
             self._add(row)
         self._evaluated = self._evaluations.read().rows
-        if self._live:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
-        self.update()
-        if self._live:
-            self._live.stop()
+        return super().__enter__()
 
     def update(self) -> None:
         """Read what is new and show it."""
@@ -208,7 +189,7 @@ _MEASURES = {
     "mean_predicate_recall": "mean recall",
     "object_f1": "object F1",
 }
-"""Of a held-out evaluation; a task has some of them"""
+"""Measures of a held-out evaluation; a task has some of them"""
 
 
 def evaluation_line(row: Mapping[str, Any]) -> str:

@@ -5,9 +5,10 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import partial
-from typing import Any, TextIO, cast
+from typing import Any, Self, TextIO, cast
 
 from rich.console import Console, ConsoleOptions, RenderableType  # noqa: TID251
+from rich.live import Live
 from rich.segment import Segment
 
 from services.printable import printable
@@ -48,6 +49,28 @@ class SafeConsole(Console):
                 yield segment
             else:
                 yield Segment(printable(segment.text), segment.style)
+
+
+class LiveView:
+    """What is shown again and again: in its place on a terminal, else line by line."""
+
+    def __init__(self, console: SafeConsole) -> None:
+        self._console = console
+        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+
+    def __enter__(self) -> Self:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.update()
+        if self._live:
+            self._live.stop()
+
+    def update(self) -> None:
+        """Show the present state; to be called several times a second."""
+        raise NotImplementedError
 
 
 def open_console() -> SafeConsole:

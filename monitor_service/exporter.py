@@ -21,7 +21,7 @@ _LABELS = {
     "phases_s": "phase",
     "predicate_recall": "predicate",
 }
-"""Of the nested numbers in a line of `metrics.jsonl` or `evaluations.jsonl`."""
+"""The label of the nested numbers under a key of `metrics.jsonl` or `evaluations.jsonl`."""
 
 
 class RunCollector(Collector):
@@ -31,115 +31,117 @@ class RunCollector(Collector):
         """Nothing is known yet.
 
         Args:
-            settings: Of the run.
+            settings: The run's.
             training: Kept up to date by the caller, as is `state`.
         """
         self.state: RunState | None = None
-        """None while Redis is away: then what it knows is left out, instead of growing old."""
+        """None while Redis is away: then its metrics are missing, instead of growing old."""
         self._settings = settings
         self._training = training
 
     def collect(self) -> Iterator[Metric]:
         """Metrics of now."""
-        found = Families(self._settings.run.name)
-        found.gauge("redis_up", "1 while Redis answers", self.state is not None)
+        families = Families(self._settings.run.name)
+        families.gauge("redis_up", "1 while Redis answers", self.state is not None)
         limit = self._settings.trainer.max_policy_lag
-        found.gauge("max_policy_lag", "Versions that a completion may be behind", limit)
+        families.gauge("max_policy_lag", "Versions that a completion may be behind", limit)
         if self.state is not None:
-            _add_redis(found, self.state)
-            _add_queues(found, self.state)
-            _add_servers(found, self.state.servers, self.state.policy)
-        _add_training(found, self._training)
-        _add_row(found, "trainer", "last step", self._training.last)
-        _add_row(found, "evaluation", "last evaluation", self._training.evaluation)
-        self._add_disk(found)
-        yield from found
+            _add_redis(families, self.state)
+            _add_queues(families, self.state)
+            _add_servers(families, self.state.servers, self.state.policy)
+        _add_training(families, self._training)
+        _add_row(families, "trainer", "last step", self._training.last)
+        _add_row(families, "evaluation", "last evaluation", self._training.evaluation)
+        self._add_disk(families)
+        yield from families
 
-    def _add_disk(self, found: Families) -> None:
+    def _add_disk(self, families: Families) -> None:
         try:
             disk = shutil.disk_usage(self._settings.run.folder)
         except OSError:  # not there before the first start, or its file system is away
             return
-        found.gauge("run_disk_free_bytes", "Free where the run's folder is", disk.free)
-        found.gauge("run_disk_size_bytes", "Size of that file system", disk.total)
+        families.gauge("run_disk_free_bytes", "Free where the run's folder is", disk.free)
+        families.gauge("run_disk_size_bytes", "Size of that file system", disk.total)
 
 
-def _add_redis(found: Families, state: RunState) -> None:
+def _add_redis(families: Families, state: RunState) -> None:
     redis = state.redis
-    found.gauge("redis_persistent", "1 while every write goes to a file", redis.persistent)
-    found.gauge("redis_memory_bytes", "Memory that Redis uses", redis.memory_bytes)
-    found.gauge("redis_memory_limit_bytes", "Its maxmemory; 0 is none", redis.memory_limit_bytes)
-    found.gauge("committed_step", "Steps whose checkpoint is complete", state.committed_step)
-    found.gauge("trainer_incarnation", "Starts of the trainer", state.incarnation)
+    families.gauge("redis_persistent", "1 while every write goes to a file", redis.persistent)
+    families.gauge("redis_memory_bytes", "Memory that Redis uses", redis.memory_bytes)
+    families.gauge("redis_memory_limit_bytes", "Its maxmemory; 0 is none", redis.memory_limit_bytes)
+    families.gauge("committed_step", "Steps whose checkpoint is complete", state.committed_step)
+    families.gauge("trainer_incarnation", "Starts of the trainer", state.incarnation)
     if state.policy is not None:
-        found.gauge("policy_version", "The version to serve", state.policy.policy_version)
+        families.gauge("policy_version", "The version to serve", state.policy.policy_version)
 
 
-def _add_queues(found: Families, state: RunState) -> None:
+def _add_queues(families: Families, state: RunState) -> None:
     for stream, backlog in state.backlogs.items():
         for name, number in (("waiting", backlog.waiting), ("leased", backlog.leased)):
             text = "Groups on a stream, claimed by nobody or by somebody"
-            found.gauge("queue_groups", text, number, stream=stream, state=name)
+            families.gauge("queue_groups", text, number, stream=stream, state=name)
         text = "Age of the oldest group on a stream; 0: there is none"
-        found.gauge("queue_oldest_age_seconds", text, backlog.oldest_s, stream=stream)
+        families.gauge("queue_oldest_age_seconds", text, backlog.oldest_s, stream=stream)
     for kind in itertools.starmap(
         DeadKind, itertools.product(get_args(DeadStream), get_args(Reason))
     ):
         text = "Groups in the dead letters, by where they died and why"
-        found.gauge("dead_letters", text, state.dead[kind], **kind._asdict())
+        families.gauge("dead_letters", text, state.dead[kind], **kind._asdict())
 
 
-def _add_servers(found: Families, servers: list[ServerRecord], policy: PolicyRecord | None) -> None:
+def _add_servers(
+    families: Families, servers: list[ServerRecord], policy: PolicyRecord | None
+) -> None:
     states = [server.state for server in servers]
     for name in get_args(PolicyState):
         text = "Live rollout servers by state"
-        found.gauge("rollout_servers", text, states.count(name), state=name)
+        families.gauge("rollout_servers", text, states.count(name), state=name)
     for server in servers:
-        _add_server(found, server, policy)
+        _add_server(families, server, policy)
 
 
-def _add_server(found: Families, server: ServerRecord, policy: PolicyRecord | None) -> None:
+def _add_server(families: Families, server: ServerRecord, policy: PolicyRecord | None) -> None:
     name = server.server_id
     if server.state != "starting":  # one that loads its model is behind nothing yet
         version = server.policy_version
         text = "The version that a rollout server serves"
-        found.gauge("rollout_server_policy_version", text, version, server=name)
+        families.gauge("rollout_server_policy_version", text, version, server=name)
         text = "Versions that a rollout server is behind the one to serve"
         behind = max(0, policy.policy_version - version) if policy else 0
-        found.gauge("rollout_server_policy_lag", text, behind, server=name)
+        families.gauge("rollout_server_policy_lag", text, behind, server=name)
     text = "Tokens a second, over the last minute"
-    found.gauge("rollout_server_tokens_per_second", text, server.tokens_per_s, server=name)
+    families.gauge("rollout_server_tokens_per_second", text, server.tokens_per_s, server=name)
     text = "Groups that a server samples now"
-    found.gauge("rollout_server_groups_in_flight", text, server.groups_in_flight, server=name)
+    families.gauge("rollout_server_groups_in_flight", text, server.groups_in_flight, server=name)
     text = "Groups of the queue that it samples at the same time"
-    found.gauge("rollout_server_groups_limit", text, server.groups_limit, server=name)
+    families.gauge("rollout_server_groups_limit", text, server.groups_limit, server=name)
 
 
-def _add_training(found: Families, training: Training) -> None:
+def _add_training(families: Families, training: Training) -> None:
     text = "What became of groups, since the monitor's start"
     for outcome in OUTCOMES.values():
-        found.counter("trainer_groups", text, training.groups[outcome], outcome=outcome)
+        families.counter("trainer_groups", text, training.groups[outcome], outcome=outcome)
     text = "Sampled tokens of the steps since the monitor's start"
-    found.counter("trainer_tokens", text, training.num_tokens)
+    families.counter("trainer_tokens", text, training.num_tokens)
     if training.step_interval_s is not None:
         text = "Median time between the last steps"
-        found.gauge("trainer_step_interval_seconds", text, training.step_interval_s)
+        families.gauge("trainer_step_interval_seconds", text, training.step_interval_s)
     if training.beat is not None:
         text = "Last sign of life of the trainer's rank 0"
-        found.gauge("trainer_beat_timestamp_seconds", text, training.beat.at)
+        families.gauge("trainer_beat_timestamp_seconds", text, training.beat.at)
         text = "1 for what the trainer's rank 0 does, or did last"
-        found.gauge("trainer_phase", text, 1, phase=training.beat.phase)
+        families.gauge("trainer_phase", text, 1, phase=training.beat.phase)
 
 
-def _add_row(found: Families, prefix: str, which: str, row: Mapping[str, Any]) -> None:
+def _add_row(families: Families, prefix: str, which: str, row: Mapping[str, Any]) -> None:
     """Each number of a line, under its own name with the unit spelt out."""
     for key, value in row.items():
         name, text = f"{prefix}_{_with_unit(key)}", f"`{key}` of the {which}: docs/metrics.md"
         if isinstance(value, dict):
             for part, number in value.items():
-                found.gauge(name, text, number, **{_LABELS.get(key, "part"): part})
+                families.gauge(name, text, number, **{_LABELS.get(key, "part"): part})
         elif isinstance(value, int | float):
-            found.gauge(name, text, value)
+            families.gauge(name, text, value)
 
 
 def _with_unit(key: str) -> str:

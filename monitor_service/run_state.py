@@ -17,7 +17,7 @@ _STREAMS = {"prompts": PROMPT_LANES, "rollouts": ("rollouts",)}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RedisHealth:
-    """Of the server itself."""
+    """What the Redis server says of itself."""
 
     persistent: bool
     """Whether every write goes to a file (AOF), and the last one did."""

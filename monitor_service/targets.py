@@ -35,7 +35,7 @@ def targets_file(settings: Settings) -> Path:
 
 
 def write_targets(settings: Settings, servers: Iterable[ServerRecord]) -> None:
-    """The same and the monitor itself, whose address nobody knows before a cluster's job runs.
+    """Write these, and the monitor's own address, which a cluster's job alone knows.
 
     Raises:
         OSError: It cannot be written.

@@ -14,7 +14,7 @@ from services.settings import Settings
 _MERGE = 4
 """Patches of a visual token."""
 _LIVE_PARAMETERS = 10**9
-"""Of ZeRO-3, gathered at one time: DeepSpeed's `stage3_max_live_parameters`."""
+"""Parameters that ZeRO-3 gathers at one time: DeepSpeed's `stage3_max_live_parameters`."""
 _BUCKET_PARAMETERS = 5 * 10**8
 """In flight between ranks, both ways: DeepSpeed's default buckets."""
 
@@ -32,11 +32,11 @@ class MemoryEstimate:
 
 
 def estimate_memory(settings: Settings, shape: ModelShape) -> MemoryEstimate:
-    """Of one trainer GPU at its fullest.
+    """Estimate the memory of one trainer GPU at its fullest.
 
     Args:
-        settings: Of the run.
-        shape: Of its model.
+        settings: The run's settings.
+        shape: Its model's shape.
     """
     step = {
         "activations": _activations(settings, shape),

@@ -50,7 +50,7 @@ def placed(settings: Settings, gpus: Sequence[Gpu]) -> Placement:
     and where one rank and one server have a single GPU between them.
 
     Args:
-        settings: Of the run.
+        settings: The run's settings.
         gpus: That it may use, one or more.
 
     Raises:
@@ -84,8 +84,8 @@ def environment(gpus: GpuSet, *, placement: Placement) -> dict[str, str]:
     """What makes a part see these GPUs, by `nvidia-smi`'s numbers, and no others.
 
     Args:
-        gpus: Of the part.
-        placement: Of the run: on a CPU nothing is set.
+        gpus: The part's GPUs.
+        placement: The run's; on a CPU nothing is set.
     """
     if not placement.trainer:
         return {}

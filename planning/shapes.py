@@ -105,7 +105,7 @@ class ModelShape:
 
 @cache
 def model_shape(path: str) -> ModelShape:
-    """Of a folder, of a cached hub name, or of a known one. No weights are read.
+    """The shape of a model: a folder, a cached hub name, or a known one. No weights are read.
 
     Raises:
         SettingsError: It is refused.

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from reward_service.rubrics import rubric_for, rubric_version, terms_of
 from reward_service.similarity.registry import Similarities
-from reward_service.terms import TERMS, Batch
+from reward_service.terms import TERMS, ComparedBatch
 from scene_graph.boxes import BoxSpace
 from scene_graph.cleaning import clean_columns
 from scene_graph.graph import GraphColumns
@@ -49,7 +49,7 @@ class _Item(NamedTuple):
     parsed: ParsedCompletion
 
 
-class Scorer:
+class RewardScorer:
     """A rubric made ready for a task.
 
     Example: `make_scorer("balanced").score(request.groups)`
@@ -168,7 +168,7 @@ class Scorer:
 
     def _batch(
         self, items: list[_Item], groups: Sequence[RewardGroup], references: list[GraphColumns]
-    ) -> Batch:
+    ) -> ComparedBatch:
         first, last = items[0].group, items[-1].group + 1
         comparison = compare(
             [item.parsed.columns for item in items],
@@ -183,7 +183,7 @@ class Scorer:
             thinking = item.parsed.has_think_tags or not group.require_thinking
             tagged.append(item.parsed.has_answer_tags and thinking)
             num_tokens.append(group.num_tokens[item.place] if group.num_tokens else 0)
-        return Batch(
+        return ComparedBatch(
             task=self.task,
             comparison=comparison,
             tagged=np.array(tagged),
@@ -193,7 +193,7 @@ class Scorer:
         )
 
     def _lowest(self, parsed: ParsedCompletion) -> Reward:
-        """Of a completion that gives no graph."""
+        """The reward of a completion that gives no graph."""
         return Reward(
             total=0.0,
             status=parsed.status,
@@ -205,7 +205,7 @@ class Scorer:
 
 def make_scorer(
     wanted: str | dict[str, Any], task: Task = "sgg", similarities: Similarities | None = None
-) -> Scorer:
+) -> RewardScorer:
     """A scorer for a rubric's name, or a rubric in full.
 
     Args:
@@ -218,7 +218,7 @@ def make_scorer(
             nothing about this task's graphs.
     """
     rubric = rubric_for(wanted, task)
-    return Scorer(rubric, task, (similarities or Similarities()).get(rubric.similarity))
+    return RewardScorer(rubric, task, (similarities or Similarities()).get(rubric.similarity))
 
 
 def reference_columns(

@@ -30,7 +30,7 @@ SGG: frozenset[Task] = frozenset({"sgg"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Batch:
+class ComparedBatch:
     """B completions that parsed, with one comparison for all terms."""
 
     task: Task
@@ -46,23 +46,23 @@ class Batch:
 
     @property
     def pairs(self) -> ObjectPairs:
-        """Of objects; only tasks with boxes have them."""
+        """Pairs of objects; only tasks with boxes have them."""
         assert self.comparison.pairs is not None
         return self.comparison.pairs
 
     @property
     def num_predicted_objects(self) -> Indices:
-        """Of each completion, [B]."""
+        """[B] objects of each completion."""
         return self.comparison.predicted.num_objects
 
     @property
     def num_reference_objects(self) -> Indices:
-        """Of each completion, [B]."""
+        """[B] objects of each completion's reference."""
         return self.comparison.reference.num_objects[self.comparison.group]
 
     @property
     def num_reference_triplets(self) -> Indices:
-        """Of each completion, [B]."""
+        """[B] triplets of each completion's reference."""
         return self.comparison.reference.num_triplets[self.comparison.group]
 
     def sum_matched(self, values: Floats | Flags) -> Floats:
@@ -92,7 +92,7 @@ class Batch:
         return share(total, self.num_reference_triplets)
 
 
-TermFunction = Callable[[Batch, Rubric], Floats]
+TermFunction = Callable[[ComparedBatch, Rubric], Floats]
 """[B] values of a batch's completions"""
 
 
@@ -131,7 +131,7 @@ def _term(
     "prompt asked for it), nothing was dropped and the graph is not empty; else 0, or 0.5 with "
     "format_partial_credit for a graph without the tags",
 )
-def _format(batch: Batch, rubric: Rubric) -> Floats:
+def _format(batch: ComparedBatch, rubric: Rubric) -> Floats:
     predicted = batch.comparison.predicted
     filled = (predicted.num_triplets if batch.task == "cls" else predicted.num_objects) > 0
     untagged = 0.5 if rubric.format_partial_credit else 0.0
@@ -139,13 +139,13 @@ def _format(batch: Batch, rubric: Rubric) -> Floats:
 
 
 @_term("node_category", WITH_BOXES, "sum over matched pairs of sim / |R objects|")
-def _node_category(batch: Batch, _: Rubric) -> Floats:
+def _node_category(batch: ComparedBatch, _: Rubric) -> Floats:
     similarity = batch.pairs.similarity[batch.pairs.matched]
     return share(batch.sum_matched(similarity), batch.num_reference_objects)
 
 
 @_term("node_box", WITH_BOXES, "sum over matched pairs of (2 IoU + 5 exp(-L1)) / 7 / |R objects|")
-def _node_box(batch: Batch, _: Rubric) -> Floats:
+def _node_box(batch: ComparedBatch, _: Rubric) -> Floats:
     matched = batch.pairs.matched
     values = (2 * batch.pairs.iou[matched] + 5 * np.exp(-batch.pairs.l1[matched])) / 7
     return share(batch.sum_matched(values), batch.num_reference_objects)
@@ -158,7 +158,7 @@ def _node_box(batch: Batch, _: Rubric) -> Floats:
     "max over predicates predicted between the matched pair of sim(predicate) / |R triplets|; "
     "for cls: greatest sum over one-to-one pairs of triplets of the product of the three sims",
 )
-def _edge(batch: Batch, _: Rubric) -> Floats:
+def _edge(batch: ComparedBatch, _: Rubric) -> Floats:
     """Names of triplets between matched objects; for `cls` nothing is matched."""
     if batch.task == "cls":
         return batch.share_of_assigned(batch.comparison.assigned)
@@ -171,7 +171,7 @@ def _edge(batch: Batch, _: Rubric) -> Floats:
     "share of R triplets for which a P triplet has the three equal names and both "
     "boxes IoU >= 0.5; for cls: one-to-one, names only",
 )
-def _edge_hard(batch: Batch, _: Rubric) -> Floats:
+def _edge_hard(batch: ComparedBatch, _: Rubric) -> Floats:
     if batch.task == "cls":
         return batch.share_of_assigned(batch.comparison.assigned_hits)
     return batch.share_of_triplets(_hits(batch))
@@ -183,7 +183,7 @@ def _edge_hard(batch: Batch, _: Rubric) -> Floats:
     "sum over R triplets of the best product of the three sims among P triplets with "
     "both boxes IoU >= 0.5 / |R triplets|",
 )
-def _edge_hard_relaxed(batch: Batch, _: Rubric) -> Floats:
+def _edge_hard_relaxed(batch: ComparedBatch, _: Rubric) -> Floats:
     return batch.share_of_triplets(batch.best_by_instance(batch.comparison.triplets.overlap))
 
 
@@ -194,7 +194,7 @@ def _edge_hard_relaxed(batch: Batch, _: Rubric) -> Floats:
     "S / |R triplets|; S is the greatest sum over one-to-one pairs of triplets with both boxes "
     "IoU >= 0.5 of the product of the three sims (for cls: without boxes, all P triplets)",
 )
-def _triplet_f1(batch: Batch, rubric: Rubric) -> Floats:
+def _triplet_f1(batch: ComparedBatch, rubric: Rubric) -> Floats:
     """F_beta of soft precision and recall under a one-to-one assignment of triplets.
 
     Annotations are incomplete, so a triplet whose subject or object overlaps no reference object is
@@ -212,7 +212,7 @@ def _triplet_f1(batch: Batch, rubric: Rubric) -> Floats:
 @_term(
     "object_precision", WITH_BOXES, "matched pairs with an equal name and IoU >= 0.5 / |P objects|"
 )
-def _object_precision(batch: Batch, _: Rubric) -> Floats:
+def _object_precision(batch: ComparedBatch, _: Rubric) -> Floats:
     matched = batch.pairs.matched
     good = batch.pairs.same_name[matched] & batch.pairs.overlap[matched]
     return share(batch.sum_matched(good), batch.num_predicted_objects)
@@ -221,7 +221,7 @@ def _object_precision(batch: Batch, _: Rubric) -> Floats:
 @_term(
     "predicate_balanced", SGG, "edge_hard with every R triplet weighted by 1 / predicate_frequency"
 )
-def _predicate_balanced(batch: Batch, rubric: Rubric) -> Floats:
+def _predicate_balanced(batch: ComparedBatch, rubric: Rubric) -> Floats:
     """A predicate that the table does not have counts like the rarest that it has."""
     table = rubric.frequencies()
     rarest = min(table.values())
@@ -233,7 +233,7 @@ def _predicate_balanced(batch: Batch, rubric: Rubric) -> Floats:
 
 
 @_term("length_penalty", ALL_TASKS, "1 up to length.start, falling linearly to 0 at length.end")
-def _length_penalty(batch: Batch, rubric: Rubric) -> Floats:
+def _length_penalty(batch: ComparedBatch, rubric: Rubric) -> Floats:
     """One minus DAPO's soft overlong punishment (arXiv 2503.14476, section 3.4)."""
     assert rubric.length is not None
     limits = rubric.length
@@ -248,7 +248,7 @@ def share(total: Floats, count: Floats | Indices) -> Floats:
     return np.minimum(shares, 1.0, out=shares)
 
 
-def _hits(batch: Batch) -> Floats:
+def _hits(batch: ComparedBatch) -> Floats:
     """[I] 1 for reference triplets that a predicted triplet hits."""
     triplets = batch.comparison.triplets
     hit = np.zeros(len(batch.comparison.instance_owner))

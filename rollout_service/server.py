@@ -1,4 +1,15 @@
-"""One rollout server: its engine, its weights, its state. HTTP and the queue are its two doors."""
+"""One rollout server: its engine, its weights, its state. HTTP and the queue are its two doors.
+
+A server's states; it samples while it is ready, and its requests wait while it updates:
+
+    starting ── model loaded ──▶ ready ◀── commit ──▶ updating
+                                   ▲                     │ no load worked
+                                   └── a later commit ── quarantined
+    any of them ── SIGTERM ──▶ draining ── `DRAIN_S` ──▶ given up: the process ends
+
+Beside them the engine may be dead, which ends the process at once. `weight_sync.updater` keeps
+ready, updating and quarantined.
+"""
 
 import asyncio
 import logging
@@ -8,7 +19,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -19,6 +30,7 @@ from services.schemas.common import ModelRunner
 from services.schemas.weights import PolicyInfo, PolicyState, ServerRecord, Version
 from services.settings import Settings
 from services.telemetry import Tracing
+from services.waiting import racing
 from weight_sync.updater import UpdateMetrics, WeightUpdater
 from weight_sync.uploads import Spool
 
@@ -31,7 +43,6 @@ DRAIN_S = 10.0
 leases go back to the queue at once, HTTP requests are answered with 503."""
 _WATCH_S = 0.25
 """Between looks whether the engine lives."""
-_STATES = ("starting", "ready", "updating", "draining", "quarantined")
 _RATE_WINDOW_S = 60.0
 
 
@@ -77,7 +88,7 @@ class RolloutServer:
         """Ready after `start`.
 
         Args:
-            settings: Of the run.
+            settings: The run's settings.
             make_engine: Called in a thread, for importing an engine's code takes long too.
             registry: Where its metrics go.
             tracing: Where a span for each group goes.
@@ -108,7 +119,7 @@ class RolloutServer:
 
     @property
     def state(self) -> PolicyState:
-        """Of the whole server."""
+        """The whole server's, as drawn above."""
         if self.draining.is_set():
             return "draining"
         return self._updater.state if self._updater else "starting"
@@ -200,13 +211,12 @@ class RolloutServer:
         """Why nothing can be sampled now, or None."""
         if self.dead.is_set():
             return f"the engine is dead: {self.last_error}"
-        if self.state in ("ready", "updating"):
-            return None
-        return {
-            "starting": "the model is loading",
-            "draining": "the server is stopping",
-            "quarantined": f"a weight update failed, waiting for one that works: {self._failure()}",
-        }[self.state]
+        if self.state == "quarantined":
+            why = self.updater.failure
+            return f"a weight update failed, waiting for one that works: {why}"
+        return {"starting": "the model is loading", "draining": "the server is stopping"}.get(
+            self.state
+        )
 
     async def sample(self, request: GroupRequest) -> EngineResult:
         """Sample one group; waits while weights are exchanged.
@@ -292,9 +302,6 @@ class RolloutServer:
             last_error_s=time.monotonic() - error.at if error else None,
         )
 
-    def _failure(self) -> str | None:
-        return self._updater.failure if self._updater else None
-
     def ready_engine(self) -> Engine:
         """The engine, when it can sample.
 
@@ -315,25 +322,14 @@ class RolloutServer:
         Raises:
             UnavailableError: The server is quarantined, stopping or dead.
         """
-        sampled = asyncio.ensure_future(sampling)
-        ends = {
-            asyncio.create_task(event.wait()): why
-            for event, why in (
-                (self.dead, "dead"),
-                (self.updater.quarantined, "quarantined"),
-                (self.given_up, "stopping"),
-            )
-        }
-        try:
-            await asyncio.wait({sampled, *ends}, return_when=asyncio.FIRST_COMPLETED)
+        reasons = ("dead", "quarantined", "stopping")
+        events = (self.dead, self.updater.quarantined, self.given_up)
+        async with racing(sampling, *(event.wait() for event in events)) as (sampled, *ends):
             if not sampled.done():
-                why = next(why for end, why in ends.items() if end.done())
+                why = next(why for why, end in zip(reasons, ends, strict=True) if end.done())
                 raise UnavailableError(f"{self.server_id} is {why}; ask another server")
-        finally:
-            for task in (sampled, *ends):
-                task.cancel()
-            await asyncio.gather(sampled, *ends, return_exceptions=True)
-        return sampled.result()
+            result: T = sampled.result()
+            return result
 
     def _count(self, result: EngineResult, seconds: float) -> None:
         tokens = sum(len(completion.token_ids) for completion in result.completions)
@@ -353,7 +349,7 @@ class RolloutServer:
         """Read at each scrape, so that they cannot lag behind."""
         self._metrics.in_flight.set_function(lambda: self._groups_in_flight)
         self._metrics.version.set_function(lambda: self.serving.policy_version)
-        for name in _STATES:
+        for name in get_args(PolicyState):
             self._metrics.state.labels(name).set_function(
                 lambda name=name: float(self.state == name)  # type: ignore[misc]
             )

@@ -13,7 +13,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 def stop_signals(first: Callable[[], object], again: Callable[[], object]) -> Iterator[None]:
     """Call `first` at the first SIGTERM or SIGINT and `again` at each later one.
 
-    Whoever handled these signals before hears of the first one too, and only of that: at a second
+    The handlers from before are called at the first one too, and only then: at a second
     SIGINT uvicorn would end without handing anything back.
     """
     if threading.current_thread() is not threading.main_thread():

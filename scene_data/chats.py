@@ -50,8 +50,8 @@ def graph_columns(row: Mapping[str, Any], number: int) -> dict[str, Any]:
     """A chat as a row of `docs/data.md`, but for its image.
 
     Args:
-        row: Of a file.
-        number: Of the row, which is its image's id where it says none.
+        row: As the file has it.
+        number: The row's, which is its image's id where it says none.
 
     Raises:
         RowError: There is no answer, or it is not a scene graph.

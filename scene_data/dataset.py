@@ -104,7 +104,7 @@ class SceneDataset:
     Args:
         rows: The source.
         name: For messages.
-        thinking_column: Of text that every usable row must have.
+        thinking_column: A column with text that every usable row must have.
         task: What the rows are for; `sgg` and `cls` leave out rows without relationships.
         keep_repeated: Samples keep triplets that repeat another.
 

@@ -152,7 +152,7 @@ class Inspector:
             self._add_boxes(graph, size)
 
     def _size(self, index: int, row: Row) -> tuple[int, int] | None:
-        """Of the image; None where neither row nor image say."""
+        """The image's size; None where neither row nor image say it."""
         said = read_size(row)
         if "image" in row and not row["image"]:
             self._num_without_image += 1

@@ -23,33 +23,33 @@ def stream_items(path: Path, key: str | None = None) -> Iterator[Any]:
     """The items of a list, one at a time: memory holds the largest item, not the file.
 
     Args:
-        path: Of the file: the list itself, or an object that has it under `key`.
+        path: The file: the list itself, or an object that has it under `key`.
         key: None where the file is the list.
 
     Raises:
         InvalidInputError: The file is not JSON to its end, or has no such list.
     """
     with _Reader.open(path) as reader:
-        if key is None or reader.find(key):
-            yield from reader.items()
-            reader.rest(key)
+        reader.find(key)
+        yield from reader.items()
+        reader.rest(key)
 
 
 def stream_members(path: Path, key: str | None = None) -> Iterator[tuple[str, Any]]:
     """Names and values of an object, one at a time.
 
     Args:
-        path: Of the file: the object itself, or an object that has it under `key`.
+        path: The file: the object itself, or an object that has it under `key`.
         key: None where the file is the object.
 
     Raises:
         InvalidInputError: The file is not JSON to its end, or has no such object.
     """
     with _Reader.open(path) as reader:
-        if key is None or reader.find(key):
-            for name in reader.names():
-                yield name, reader.value()
-            reader.rest(key)
+        reader.find(key)
+        for name in reader.names():
+            yield name, reader.value()
+        reader.rest(key)
 
 
 def stream_values(path: Path) -> Iterator[Any]:
@@ -122,16 +122,18 @@ class _Reader:
         """The character that the next value starts with; empty at the end."""
         return self._peek()
 
-    def find(self, key: str) -> bool:
-        """Go to the value of a member of the object that starts here.
+    def find(self, key: str | None) -> None:
+        """Go to the value of a member of the object that starts here; None stays at the object.
 
         Raises:
             InvalidInputError: There is no such member.
         """
+        if key is None:
+            return
         seen = []
         for name in self.names():
             if name == key:
-                return True
+                return
             seen.append(name)
             self.skip()
         raise refusal(
@@ -158,27 +160,22 @@ class _Reader:
 
     def items(self) -> Iterator[Any]:
         """Values of the list that starts here."""
-        self._start("[")
-        if self._peek() == "]":
-            self._take("]")
-            return
-        while True:
-            yield self.value()
-            if self._take(",]") == "]":
-                return
+        return (self.value() for _ in self._entries("[", "]"))
 
     def names(self) -> Iterator[str]:
         """Names of the object that starts here; the caller takes each one's value."""
-        self._start("{")
-        if self._peek() == "}":
-            self._take("}")
-            return
-        while True:
+        for _ in self._entries("{", "}"):
             if self._peek() != '"':
                 raise self._broken(f"found {self._found()}, and a name in quotes is wanted")
             yield str(self.value())
-            if self._take(",}") == "}":
-                return
+
+    def _entries(self, opening: str, closing: str) -> Iterator[None]:
+        """Once for each entry of the list or object that starts here; the caller takes it."""
+        self._start(opening)
+        end = self._take(closing) if self._peek() == closing else ""
+        while end != closing:
+            yield
+            end = self._take("," + closing)
 
     def value(self) -> Any:
         """The value that starts here, and the colon after it where it is a name."""

@@ -31,8 +31,8 @@ def read_graph(
 ) -> tuple[SceneGraph, Counter[str]]:
     """The graph of a row, and what was dropped from it, by reason.
 
-    Annotations have slips: an empty box costs its object, a relationship to an object that is not
-    there costs itself, a repeated triplet counts once.
+    Annotations have slips: an object with an empty box is dropped, and so is a relationship to an
+    object that is not there; a repeated triplet counts once.
 
     Args:
         row: Its lists may be JSON strings.

@@ -15,7 +15,7 @@ class EpochSampler:
     Example: with 10 rows, `at(23)` is epoch 2, the fourth row of its permutation.
 
     Args:
-        num_rows: Of the dataset.
+        num_rows: The dataset's.
         seed: Another seed, another order.
 
     Raises:

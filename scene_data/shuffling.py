@@ -12,9 +12,9 @@ def shuffled_graph(graph: SceneGraph, *, seed: int, epoch: int, row: int) -> Sce
 
     Args:
         graph: As annotated.
-        seed: Of the run.
+        seed: The run's.
         epoch: Another epoch, another order.
-        row: Of the dataset; rows of one epoch are permuted independently.
+        row: Its number in the dataset; rows of one epoch are permuted independently.
 
     Returns:
         A pure function of the arguments: a resumed run sees what an uninterrupted one does.

@@ -157,8 +157,8 @@ def answer_text(
     Args:
         graph: Boxes in pixels of the original image.
         box_space: Space to write boxes in; integers, but for `relative_1` (three decimals).
-        width: Of the original image, in pixels.
-        height: Of the original image, in pixels.
+        width: The original image's, in pixels.
+        height: The original image's, in pixels.
         thinking: What comes before the answer, in tags of its own.
         task: What is answered. Triplets of names keep their numbers: without them two of the same
             names would be one.

@@ -66,7 +66,7 @@ def make_tiny_model(
     Args:
         folder: Made where missing.
         family: The architecture.
-        seed: Of the weights; the tokenizer is always the same.
+        seed: The weights'; the tokenizer is always the same.
         min_pixels: Smaller images are enlarged by the processor.
         max_pixels: Larger images are reduced.
     """
@@ -86,16 +86,11 @@ def make_tiny_model(
 
 
 def _config(family: Family, tokenizer: Any) -> Any:
-    from transformers import Qwen2_5_VLConfig, Qwen2VLConfig, Qwen3VLConfig, Qwen3VLMoeConfig
+    from transformers import AutoConfig
 
-    classes = {
-        "qwen2_vl": Qwen2VLConfig,
-        "qwen2_5_vl": Qwen2_5_VLConfig,
-        "qwen3_vl": Qwen3VLConfig,
-        "qwen3_vl_moe": Qwen3VLMoeConfig,
-    }
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
-    return classes[family](
+    return AutoConfig.for_model(
+        family,
         text_config=_text_config(family, ids),
         vision_config=_vision_config(family),
         image_token_id=ids["<|image_pad|>"],

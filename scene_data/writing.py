@@ -9,9 +9,9 @@ from typing import Any, Protocol
 from scene_graph.graph import SceneGraph
 
 ROWS_AT_ONCE = 100
-"""Of a row group, at most: as many as `datasets` writes where there are images."""
+"""Rows of a row group, at most: as many as `datasets` writes where there are images."""
 BYTES_AT_ONCE = 32 * 1024 * 1024
-"""Of the images in a row group, before the last one."""
+"""Bytes of the images in a row group, before the last one."""
 
 
 class RowWriter(Protocol):
@@ -27,9 +27,9 @@ def graph_row(
     """A row of `docs/data.md`, with lists as lists.
 
     Args:
-        image_id: Of the row.
+        image_id: The row's.
         image: The encoded file; None for annotations alone.
-        name: Of the image's file, for people who unpack it.
+        name: The image file's name, for people who unpack it.
         size: Width and height of the image in pixels.
         graph: Boxes in pixels.
     """

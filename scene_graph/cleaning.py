@@ -1,6 +1,6 @@
 """What can be used of a graph that a model or an annotator wrote; the rest is counted by reason.
 
-A bad part costs itself and never the whole graph. Predictions and references pass the same rules.
+A bad part is dropped alone, never the whole graph. Predictions and references pass the same rules.
 """
 
 from collections import Counter

@@ -40,7 +40,7 @@ def main_fault(text: str, parsed: ParsedCompletion, task: Task = "sgg") -> str |
     Args:
         text: The completion.
         parsed: The same, read.
-        task: Of the run.
+        task: The run's.
 
     Returns:
         None where at least half of the entries of each list could be used.

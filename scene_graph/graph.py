@@ -14,7 +14,7 @@ class SceneObject:
     id: str
     """`category.number`, unique in its graph."""
     bbox: tuple[float, float, float, float]
-    """x1, y1, x2, y2; the space is said by whoever holds the graph."""
+    """x1, y1, x2, y2; the holder of the graph knows the space."""
 
     @property
     def category(self) -> str:
@@ -70,7 +70,7 @@ class GraphColumns:
 
     @classmethod
     def from_graph(cls, graph: SceneGraph) -> "GraphColumns":
-        """Of a graph that `clean_graph` or `to_graph` made: normalised, ids distinct, no faults."""
+        """Columns of a clean graph (`clean_graph`, `to_graph`): normalised, ids distinct."""
         index = {item.id: i for i, item in enumerate(graph.objects)}
         return cls(
             ids=list(index),

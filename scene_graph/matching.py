@@ -155,7 +155,7 @@ def compare(
         predicted: B graphs from `parse_completion` or `clean_columns`.
         references: G graphs from `clean_columns`.
         group: [B] index of each one's reference.
-        similarity: Of names; exact if None.
+        similarity: How alike names are; exact if None.
         boxes: False where graphs are triplets of names only (task `cls`).
     """
     similarity = similarity or ExactSimilarity()

@@ -1,6 +1,6 @@
 """Model text to scene graph. Bad text is data: nothing here raises because of what a model wrote.
 
-A bad part costs itself, not the sample (`scene_graph.cleaning`). Only what is wrong as a whole
+A bad part alone is dropped, not the sample (`scene_graph.cleaning`). Only what is wrong as a whole
 gives a status other than `ok`.
 """
 

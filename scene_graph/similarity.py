@@ -17,7 +17,7 @@ Indices = NDArray[np.int64]
 
 
 class Similarity(Protocol):
-    """Of pairs of names, many at a time."""
+    """Compares pairs of names, many at a time."""
 
     @property
     def version(self) -> str:

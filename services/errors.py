@@ -105,7 +105,7 @@ class SupersededError(ConflictError):
     exit_code = 3
 
     def __init__(self, incarnation: int, later: int | None = None) -> None:
-        """The later incarnation where it is known."""
+        """Args: later: The later incarnation, where it is known."""
         by = "a later one" if later is None else f"incarnation {later}"
         super().__init__(
             f"trainer incarnation {incarnation} is superseded: {by} of this run has started, so "

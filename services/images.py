@@ -32,9 +32,9 @@ from services.redis.keys import RunKeys
 from services.schemas.common import ImageRef
 
 MAX_IMAGE_BYTES = 32 * 1024 * 1024
-"""Of an encoded file."""
+"""An encoded file has so many at most."""
 MAX_IMAGE_PIXELS = 64_000_000
-"""Of a decoded image: about 190 MB as RGB."""
+"""A decoded image has so many at most: about 190 MB as RGB."""
 MAX_ASPECT = 200
 """Longer side by shorter side: what Qwen's processors take."""
 REMOTE_TTL_S = 600
@@ -87,9 +87,9 @@ class ImageStore:
         """Args are kept; the folder is made with the first image.
 
         Args:
-            folder: Of this host.
+            folder: A folder of this host.
             client: With `keys`, the second place that `share` writes and `fetch` reads.
-            keys: Of the run.
+            keys: The run's keys.
         """
         self._folder = folder
         self._remote = (client, keys) if client is not None and keys is not None else None
@@ -234,7 +234,8 @@ def decode_image(data: bytes) -> Image.Image:
     """Encoded bytes to upright RGB: what every part of the system sees of an image.
 
     The EXIF orientation is applied, transparent parts are put on white, of 16 bits the higher 8 are
-    kept, of an animation the first frame. No tag is left on the result, which nobody turns again.
+    kept, of an animation the first frame. No tag is left on the result: nothing turns it
+    again.
 
     Raises:
         TooLargeError: As `image_header`.
@@ -256,11 +257,11 @@ def check_fits(width: int, height: int, *, factor: int, min_pixels: int, max_pix
     A strip cannot become thinner than one patch: beyond some length it has more pixels than that.
 
     Args:
-        width: Of the image, in pixels.
-        height: The same.
+        width: The image's, in pixels.
+        height: The image's, in pixels.
         factor: Sides of the resized image are multiples of it.
-        min_pixels: Of the resized image.
-        max_pixels: Of the resized image.
+        min_pixels: The resized image has at least so many.
+        max_pixels: The resized image has at most so many.
 
     Raises:
         InvalidInputError: It has too many pixels for its aspect.

@@ -18,7 +18,7 @@ class LoopThread:
     """
 
     def __init__(self, name: str) -> None:
-        """Args: name: Of the thread, which starts with the first coroutine."""
+        """Args: name: The thread's, which starts with the first coroutine."""
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
 
@@ -38,7 +38,7 @@ class LoopThread:
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def close(self) -> None:
-        """End what still runs there, and stop: who waits for it gets a `CancelledError`."""
+        """End the coroutines there, and stop; waiting for them raises `CancelledError`."""
         if self.is_running:
             self.run(_others_ended())
             self._loop.call_soon_threadsafe(self._loop.stop)
@@ -48,5 +48,5 @@ class LoopThread:
 
 
 async def _others_ended() -> None:
-    """Nothing but this runs on its loop any more."""
+    """End all other tasks of this loop."""
     await ended(*(asyncio.all_tasks() - {asyncio.current_task()}))

@@ -17,7 +17,7 @@ def printable(text: str) -> str:
 
 
 def escaped(character: str) -> str:
-    """Its code, such as `\\x1b`."""
+    """A character's code, such as `\\x1b`."""
     return character.encode("unicode_escape").decode()
 
 

@@ -122,25 +122,25 @@ class EvaluationRow(TypedDict, total=False):
     failure_rate: float
 
 
-Row = TypeVar("Row", bound=Mapping[str, Any])
+AnyRow = TypeVar("AnyRow", bound=Mapping[str, Any])
 
 
-class NewRows(NamedTuple, Generic[Row]):
+class NewRows(NamedTuple, Generic[AnyRow]):
     """The rows that came since the last read."""
 
-    rows: list[Row]
+    rows: list[AnyRow]
     cut: bool
     """Whether the file is new or was cut: these rows then replace all earlier ones."""
 
 
-class TableFollower(Generic[Row]):
+class TableFollower(Generic[AnyRow]):
     """Follows a file of JSON lines that another process appends to, and at a resume cuts back.
 
     Example: `TableFollower[StepRow](folder.metrics).read().rows[-1]["reward_mean"]`
 
     Args:
         file: It need not exist yet.
-        tail_bytes: Of a file that is new or was cut, only so much of its end is read; None reads
+        tail_bytes: Where a file is new or was cut, only so much of its end is read; None reads
             the whole file.
     """
 
@@ -150,7 +150,7 @@ class TableFollower(Generic[Row]):
         self._inode = -1
         self._offset = 0
 
-    def read(self) -> NewRows[Row]:
+    def read(self) -> NewRows[AnyRow]:
         """The rows since the last call. A line that is not a JSON object is passed over.
 
         Raises:

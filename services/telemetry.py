@@ -147,7 +147,7 @@ class Tracing:
         """A span under the current one.
 
         Args:
-            name: Of the span.
+            name: The span's name.
             parent: `traceparent` of the span to be under instead.
             links: `traceparent` of spans that it also belongs to.
         """

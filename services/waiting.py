@@ -6,7 +6,8 @@ import logging
 import shutil
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -37,7 +38,7 @@ async def until_available(
     Raises:
         WaitTimeoutError: It was away for `timeout_s` seconds; the message is the service's.
     """
-    since: float | None = None  # the first failure: before it, this process may have stood still
+    since: float | None = None  # not the start: this process may have stood still before it failed
     said = ""
     while True:
         try:
@@ -55,7 +56,7 @@ async def until_available(
             await asyncio.sleep(PAUSE_S)
 
 
-async def ended(*tasks: "asyncio.Task[Any]") -> None:
+async def ended(*tasks: "asyncio.Future[Any]") -> None:
     """Cancel tasks until each has ended.
 
     More than once: a cancellation that meets a timeout of a library can be lost in it.
@@ -65,14 +66,30 @@ async def ended(*tasks: "asyncio.Task[Any]") -> None:
         for task in running:
             task.cancel()
         _, running = await asyncio.wait(running, timeout=PAUSE_S)
-    await asyncio.gather(*tasks, return_exceptions=True)  # whose errors nobody asks for any more
+    await asyncio.gather(*tasks, return_exceptions=True)  # their errors count no more
+
+
+@asynccontextmanager
+async def racing(*works: Awaitable[Any]) -> AsyncIterator[list["asyncio.Future[Any]"]]:
+    """The works as tasks, in the given order, once one of them has ended.
+
+    All others are cancelled, and have ended, when the block is left.
+
+    Example: `async with racing(sample(), gone.wait()) as (sampled, _): return sampled.done()`
+    """
+    running = [asyncio.ensure_future(work) for work in works]
+    try:
+        await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+        yield running
+    finally:
+        await ended(*running)
 
 
 class RoomWait:
     """Repeats writes that a full disk refuses, until there is room. For threads, not event loops.
 
     Args:
-        folder: That is written to; named in the log.
+        folder: What is written to; the log names it.
         timeout_s: Longest wait.
     """
 
@@ -123,6 +140,6 @@ class RoomWait:
         time.sleep(PAUSE_S)
 
     def _free(self) -> int:
-        """Bytes, for this user."""
+        """Free bytes, for this user."""
         there = (folder for folder in (self._folder, *self._folder.parents) if folder.exists())
         return shutil.disk_usage(next(there)).free

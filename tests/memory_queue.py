@@ -8,7 +8,8 @@ from itertools import chain, count
 
 from services.errors import QueueFullError
 from services.redis.keys import CONSUMER_GROUPS
-from services.redis.queue import DeadLetter, DeadNotice, Lease, WorkQueue, stream_names
+from services.redis.queue import DeadLetter, DeadNotice, Lease
+from services.redis.redis_queue import RedisQueue, stream_names
 
 _POLL_S = 0.02
 """How often a waiting reader looks for expired leases."""
@@ -46,7 +47,7 @@ class _Stream:
         return entry is not None and entry.holder is not None and entry.delivery == lease.delivery
 
 
-class MemoryQueue(WorkQueue):
+class MemoryQueue(RedisQueue):
     """Streams in dictionaries; between two awaits of one event loop every move is atomic."""
 
     def __init__(self, *, max_expiries: int = 15) -> None:
@@ -58,7 +59,7 @@ class MemoryQueue(WorkQueue):
     async def enqueue(
         self, stream: str, work_id: str, body: bytes, *, max_length: int | None = None
     ) -> bool:
-        """See `WorkQueue.enqueue`."""
+        """See `RedisQueue.enqueue`."""
         items = self._streams[stream]
         if work_id in items.seen:
             return False
@@ -70,7 +71,7 @@ class MemoryQueue(WorkQueue):
     async def claim(
         self, streams: str | Sequence[str], consumer: str, *, lease_s: float, block_s: float
     ) -> Lease | None:
-        """See `WorkQueue.claim`."""
+        """See `RedisQueue.claim`."""
         names = stream_names(streams)
         deadline = time.monotonic() + block_s
         while True:
@@ -82,7 +83,7 @@ class MemoryQueue(WorkQueue):
             await asyncio.sleep(_POLL_S)
 
     async def renew(self, lease: Lease, consumer: str) -> bool:
-        """See `WorkQueue.renew`."""
+        """See `RedisQueue.renew`."""
         items = self._streams[lease.stream]
         if not items.holds(lease) or items.entries[lease.entry_id].holder != consumer:
             return False
@@ -92,7 +93,7 @@ class MemoryQueue(WorkQueue):
     async def complete(
         self, lease: Lease, *, result_stream: str | None = None, result: bytes = b""
     ) -> bool:
-        """See `WorkQueue.complete`."""
+        """See `RedisQueue.complete`."""
         items = self._streams[lease.stream]
         if not items.finish(lease.entry_id, lease.work_id):
             return False
@@ -102,7 +103,7 @@ class MemoryQueue(WorkQueue):
         return True
 
     async def fail(self, lease: Lease, error: str, *, max_deliveries: int) -> bool:
-        """See `WorkQueue.fail`."""
+        """See `RedisQueue.fail`."""
         items = self._streams[lease.stream]
         if not items.holds(lease):
             return False
@@ -115,23 +116,23 @@ class MemoryQueue(WorkQueue):
         return True
 
     async def bury(self, stream: str, work_id: str, body: bytes, error: str) -> bool:
-        """See `WorkQueue.bury`."""
+        """See `RedisQueue.bury`."""
         if any((d.stream, d.work_id) == (stream, work_id) for d in self._dead.values()):
             return False
         self._add_dead(stream, work_id, body, [error])
         return True
 
     async def release(self, lease: Lease) -> None:
-        """See `WorkQueue.release`."""
+        """See `RedisQueue.release`."""
         if self._streams[lease.stream].holds(lease):
             self._put_back(lease)
 
     async def length(self, streams: str | Sequence[str]) -> int:
-        """See `WorkQueue.length`."""
+        """See `RedisQueue.length`."""
         return sum(len(self._streams[name].entries) for name in stream_names(streams))
 
     async def purge(self, stream: str) -> list[str]:
-        """See `WorkQueue.purge`."""
+        """See `RedisQueue.purge`."""
         items = self._streams[stream]
         entries = list(items.entries.items())
         items.failures.clear()
@@ -140,20 +141,20 @@ class MemoryQueue(WorkQueue):
         ]
 
     async def dead_letters(self) -> list[DeadLetter]:
-        """See `WorkQueue.dead_letters`."""
+        """See `RedisQueue.dead_letters`."""
         return list(self._dead.values())
 
     async def dead_notices(self, after: str = "-") -> list[DeadNotice]:
-        """See `WorkQueue.dead_notices`."""
+        """See `RedisQueue.dead_notices`."""
         last = 0 if after == "-" else _number(after)
         return [letter for name, letter in self._dead.items() if _number(name) > last]
 
     async def num_dead(self) -> int:
-        """See `WorkQueue.num_dead`."""
+        """See `RedisQueue.num_dead`."""
         return len(self._dead)
 
     async def drop(self, entry_id: str) -> bool:
-        """See `WorkQueue.drop`."""
+        """See `RedisQueue.drop`."""
         return self._dead.pop(entry_id, None) is not None
 
     def _add(self, stream: str, work_id: str, body: bytes) -> None:

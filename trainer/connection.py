@@ -7,7 +7,6 @@ from collections.abc import Callable
 from concurrent import futures
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from scene_data.dataset import SceneDataset
@@ -17,10 +16,9 @@ from services.images import ImageStore
 from services.redis.check import check_redis
 from services.redis.client import connect
 from services.redis.keys import RunKeys
-from services.redis.queue import WorkQueue
 from services.redis.redis_queue import RedisQueue
-from services.redis.registry import Registry
-from services.schemas.weights import AdapterConfig, RankShare, ServerRecord
+from services.redis.registry import Registry, open_registry
+from services.schemas.weights import RankShare, ServerRecord
 from services.settings import Settings
 from services.waiting import until_available
 from trainer.checkpoints.checkpoint import TrainerState
@@ -47,23 +45,37 @@ _TELL_S = 2.0
 _STOP_LOOK_S = 0.5
 
 
-@dataclass(slots=True, kw_only=True)
 class _Main:
     """What only rank 0 has."""
 
-    collector: Collector
-    publisher: WeightPublisher
-    incarnation: int
-    settings: Settings
-    keys: RunKeys
-    stop: StopRequest
-    trained: StepBatch | None = None
-    """The batch whose version is under way, or was last."""
-    beside: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "served"))
-    sending: "Future[None] | None" = None
-    """What is done once the version that is under way is served."""
-    grace_s: float = field(default_factory=lambda: SERVERS_GRACE_S)
-    """What is left of it."""
+    def __init__(
+        self,
+        settings: Settings,
+        dataset: SceneDataset,
+        suppressed: list[int],
+        state: TrainerState,
+        image_check: ImageCheck | None,
+        stop: StopRequest,
+    ) -> None:
+        """Take a new incarnation: every earlier start is shut out."""
+        self._settings = settings
+        self.stop = stop
+        self.incarnation = asyncio.run(_next_incarnation(settings, state))
+        images = ImageStore(settings.run.files.images)
+        prompts = PromptSource(settings, dataset, images, self.incarnation, suppressed, image_check)
+        self.collector = Collector(settings, self._make_queue, prompts, Cursor(state.cursor), stop)
+        self.publisher = WeightPublisher(settings, self.incarnation)
+        self.publisher.note_committed(state.step)
+        self.trained: StepBatch | None = None
+        """The batch whose version is under way, or was last."""
+        self._beside = ThreadPoolExecutor(1, "served")
+        self._sending: Future[None] | None = None
+        """What is done once the version that is under way is served."""
+        self._grace_s = SERVERS_GRACE_S
+        """What is left of it."""
+
+    def _make_queue(self) -> RedisQueue:
+        return RedisQueue(connect(self._settings.redis), RunKeys(self._settings.run.name))
 
     def send(
         self,
@@ -73,12 +85,9 @@ class _Main:
         gather_shares: Callable[[], list[RankShare]],
     ) -> None:
         """Hand a version over; when it is served, do what comes then. `wait` has the outcome."""
-        lora = self.settings.lora
-        adapter = AdapterConfig(rank=lora.rank, alpha=lora.alpha) if lora.rank else None
         running = self.publisher.begin(
             weights,
             policy_version,
-            adapter,
             gather_shares=gather_shares,
             given_up=lambda: self.stop.asked,
         )
@@ -87,19 +96,19 @@ class _Main:
             running.result()
             then()
 
-        self.sending = self.beside.submit(follow)
+        self._sending = self._beside.submit(follow)
 
     def wait(self) -> None:
         """Until the version that is under way is served; raises what went wrong.
 
         When the run is to stop neither is worth the checkpoint.
         """
-        sending, self.sending = self.sending, None
+        sending, self._sending = self._sending, None
         if sending is None:
             return
-        while not sending.done() and self.grace_s > 0:
+        while not sending.done() and self._grace_s > 0:
             futures.wait([sending], timeout=_STOP_LOOK_S)
-            self.grace_s -= _STOP_LOOK_S if self.stop.asked else 0
+            self._grace_s -= _STOP_LOOK_S if self.stop.asked else 0
         if not self.stop.asked:
             sending.result()
         elif not sending.done() or sending.exception() is not None:
@@ -110,21 +119,18 @@ class _Main:
     def close(self) -> None:
         self.publisher.close()
         self.collector.close()
-        self.beside.shutdown()  # last: what it waited for has ended with these two
+        self._beside.shutdown()  # last: what it waited for has ended with these two
 
     async def commit_step(self, step: int) -> None:
         self.publisher.note_committed(step)
-        redis = connect(self.settings.redis)
         try:
-            async with asyncio.timeout(_TELL_S):
-                await Registry(redis, self.keys).commit_step(self.incarnation, step)
+            async with asyncio.timeout(_TELL_S), open_registry(self._settings) as registry:
+                await registry.commit_step(self.incarnation, step)
         except ConflictError:
             raise
         except (SggError, TimeoutError) as error:
             reason = str(error) or f"no answer in {_TELL_S:g} s"
             logger.warning("step %d is committed, but nobody was told: %s", step, reason)
-        finally:
-            await redis.aclose()
 
 
 class ServiceConnection:
@@ -168,7 +174,7 @@ class ServiceConnection:
         self._main: _Main | None = None
 
         def connect_main() -> int:
-            self._main = _connect(
+            self._main = _Main(
                 settings, dataset, suppressed_token_ids, state, image_check, stop or StopRequest()
             )
             return self._main.incarnation
@@ -315,53 +321,21 @@ class ServiceConnection:
         return (ranks or self._ranks).from_main(on_main, kind)
 
 
-def _connect(
-    settings: Settings,
-    dataset: SceneDataset,
-    suppressed: list[int],
-    state: TrainerState,
-    image_check: ImageCheck | None,
-    stop: StopRequest,
-) -> _Main:
-    keys = RunKeys(settings.run.name)
-    incarnation = asyncio.run(_next_incarnation(settings, keys, state))
-    images = ImageStore(settings.run.files.images)
-    prompts = PromptSource(settings, dataset, images, incarnation, suppressed, image_check)
-    cursor = Cursor(state.cursor)
-
-    def make_queue() -> WorkQueue:
-        return RedisQueue(connect(settings.redis), keys)
-
-    publisher = WeightPublisher(settings, incarnation)
-    publisher.note_committed(state.step)
-    return _Main(
-        collector=Collector(settings, make_queue, prompts, cursor, stop),
-        publisher=publisher,
-        incarnation=incarnation,
-        settings=settings,
-        keys=keys,
-        stop=stop,
-    )
-
-
-async def _next_incarnation(settings: Settings, keys: RunKeys, state: TrainerState) -> int:
+async def _next_incarnation(settings: Settings, state: TrainerState) -> int:
     """Higher than the checkpoint's, than Redis remembers, and than any live server has seen.
 
     Servers outlive a Redis that lost its data; to a lower incarnation they would not listen.
     """
-    redis = connect(settings.redis)
-    registry = Registry(redis, keys)
 
     async def ask() -> int:
-        await check_redis(redis)
-        await registry.set_aside()
-        seen = [await _incarnation_of(settings, server) for server in await registry.servers()]
-        return await registry.next_incarnation(at_least=max([state.incarnation, *seen]) + 1)
+        async with connect(settings.redis) as redis:
+            await check_redis(redis)
+            registry = Registry(redis, RunKeys(settings.run.name))
+            await registry.set_aside()
+            seen = [await _incarnation_of(settings, server) for server in await registry.servers()]
+            return await registry.next_incarnation(at_least=max([state.incarnation, *seen]) + 1)
 
-    try:
-        return await until_available(ask, timeout_s=settings.trainer.wait_timeout_s)
-    finally:
-        await redis.aclose()
+    return await until_available(ask, timeout_s=settings.trainer.wait_timeout_s)
 
 
 async def _incarnation_of(settings: Settings, server: ServerRecord) -> int:

@@ -3,7 +3,7 @@
 import asyncio
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from concurrent.futures import Future
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -130,44 +130,45 @@ class CommitClient:
         """Part of the commit."""
 
 
+def on_daemon(work: Callable[[], T], device: torch.device, what: str) -> "Future[T]":
+    """Begin work on a thread of its own, which does not keep the process from ending.
+
+    Args:
+        work: It may block for ever.
+        device: What the thread computes on.
+        what: The thread's name.
+    """
+    done: Future[T] = Future()
+    done.set_running_or_notify_cancel()
+
+    def run() -> None:
+        try:
+            if device.type == "cuda":
+                torch.cuda.set_device(device)  # each thread has a current device of its own
+            done.set_result(work())
+        except Exception as error:  # noqa: BLE001  # NCCL's, CUDA's or vLLM's: the waiter's business
+            done.set_exception(error)
+
+    threading.Thread(target=run, name=what, daemon=True).start()
+    return done
+
+
 async def on_thread(work: Callable[[], T], device: torch.device, what: str) -> T:
     """Run work that may block for ever, and give it up after `TRANSFER_TIMEOUT_S`.
 
-    Its thread stays behind then, and does not keep the process from ending.
+    Its thread stays behind then.
 
     Raises:
         WaitTimeoutError: It did not end; says what was waited for.
         EngineError: It failed.
     """
-    loop = asyncio.get_running_loop()
-    result: asyncio.Future[T] = loop.create_future()
-
-    def settle(value: T | None, error: Exception | None) -> None:
-        if result.done():
-            return
-        if error is None:
-            result.set_result(value)  # type: ignore[arg-type]  # a T, where there is no error
-        else:
-            reason = str(error) or type(error).__name__
-            result.set_exception(EngineError(f"{what} failed: {reason}"))
-
-    def run() -> None:
-        value, failure = None, None
-        try:
-            if device.type == "cuda":
-                torch.cuda.set_device(device)  # each thread has a current device of its own
-            value = work()
-        except Exception as error:  # noqa: BLE001  # NCCL's, CUDA's or vLLM's: one class of ours
-            failure = error
-        with suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, value, failure)
-
-    threading.Thread(target=run, name=what, daemon=True).start()
     try:
-        async with asyncio.timeout(TRANSFER_TIMEOUT_S):
-            return await result
-    except TimeoutError as error:
-        raise WaitTimeoutError(f"waited {TRANSFER_TIMEOUT_S:g} s for {what}") from error
+        async with asyncio.timeout(TRANSFER_TIMEOUT_S) as limit:
+            return await asyncio.wrap_future(on_daemon(work, device, what))
+    except Exception as error:
+        if limit.expired():
+            raise WaitTimeoutError(f"waited {TRANSFER_TIMEOUT_S:g} s for {what}") from error
+        raise EngineError(f"{what} failed: {str(error) or type(error).__name__}") from error
 
 
 def own_device() -> torch.device:

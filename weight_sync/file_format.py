@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from services.errors import InvalidInputError, UnavailableError
+from services.host.sync import sync
 from services.schemas.weights import MAX_DIMENSION, MAX_RANK, TensorEntry
 from services.waiting import RoomWait
 
@@ -66,11 +67,18 @@ def write_weights(
     """
     draft = file.with_suffix(".draft")
     draft.unlink(missing_ok=True)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     try:
-        entries = _write_draft(draft, weights, room, durable=durable)
+        descriptor = room.write(lambda: os.open(draft, flags, 0o600))
+        try:
+            entries = _write(descriptor, weights, room)
+        finally:
+            os.close(descriptor)
+        if durable:
+            sync(draft)
         draft.rename(file)
         if durable:
-            _sync_folder(file.parent)
+            sync(file.parent)
     except OSError as error:
         raise UnavailableError(f"cannot write weights to {file}: {error.strerror}") from error
     finally:
@@ -112,7 +120,7 @@ def parse_header(text: bytes, num_bytes: int | None = None) -> dict[str, TensorS
 
     Args:
         text: The JSON header.
-        num_bytes: Of the tensors that follow it; None where they are not there yet.
+        num_bytes: Bytes of the tensors that follow it; None where they are not there yet.
 
     Raises:
         InvalidInputError: It is no header, or its tensors do not fill the file; the message names
@@ -171,20 +179,6 @@ def compare_digests(digests: Mapping[str, str], expected: Mapping[str, TensorEnt
     for name, entry in expected.items():
         if digests[name] != entry.sha256:
             raise InvalidInputError(f"{shown(name)}: its sha256 is not the manifest's")
-
-
-def _write_draft(
-    draft: Path, weights: "Iterable[tuple[str, Tensor]]", room: RoomWait, *, durable: bool
-) -> dict[str, TensorEntry]:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-    descriptor = room.write(lambda: os.open(draft, flags, 0o600))
-    try:
-        entries = _write(descriptor, weights, room)
-        if durable:
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-    return entries
 
 
 def _write(
@@ -246,15 +240,6 @@ def _header_bytes(header: dict[str, Any]) -> bytes:
 
 def _dtype(tensor: "Tensor") -> str:
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the folder's list of names durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _decode(text: bytes) -> dict[str, Any]:

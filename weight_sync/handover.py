@@ -62,7 +62,7 @@ class Handover:
             raise item.error
 
     def leave(self) -> None:
-        """Take no more; whoever waits for room goes on."""
+        """Take no more; a filling thread that waits goes on."""
         self._left.set()
         try:
             while True:

@@ -1,7 +1,7 @@
 """Gives every rollout server a new policy: stage all, write it down once, commit all."""
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import Future
 
 from services.loop_thread import LoopThread
@@ -46,17 +46,10 @@ class WeightPublisher:
         self._served: list[str] = []
         """Ids of servers that took the last version at once."""
 
-    def publish(
-        self, weights: NamedTensors, policy_version: int, adapter: AdapterConfig | None = None
-    ) -> int:
-        """Do what `begin` does, and wait until it is done."""
-        return self.begin(weights, policy_version, adapter).result()
-
     def begin(
         self,
         weights: NamedTensors,
         policy_version: int,
-        adapter: AdapterConfig | None = None,
         *,
         gather_shares: Callable[[], list[RankShare]] = list,
         given_up: Callable[[], bool] = lambda: False,
@@ -69,7 +62,6 @@ class WeightPublisher:
             weights: Names and tensors of the whole policy, or of what is trained of it; with
                 `lora`, of the adapter alone. Iterated here, to the end.
             policy_version: One more than the last.
-            adapter: With `lora`, what its tensors do not say.
             gather_shares: With `ipc`, a collective: what each other rank shares. Called here, after
                 the tensors are handed over.
             given_up: As for `Handover`.
@@ -83,7 +75,7 @@ class WeightPublisher:
         self._loop.run(self._seeder.stop())
         handover, others = Handover(given_up=given_up), Future[list[RankShare]]()
         self._sender.expect_shares(others)
-        running = self._loop.start(self._publish(handover, policy_version, adapter))
+        running = self._loop.start(self._publish(handover, policy_version))
         handover.fill(weights)
         others.set_result(gather_shares())
         return running
@@ -100,12 +92,10 @@ class WeightPublisher:
         self._loop.close()
         self._sender.close()
 
-    async def _publish(
-        self, handover: Handover, policy_version: int, adapter: AdapterConfig | None
-    ) -> int:
+    async def _publish(self, handover: Handover, policy_version: int) -> int:
         """While a version is published, the one before is given to nobody."""
         entries = await asyncio.to_thread(self._prepare, handover, policy_version)
-        release = Release.of(self._manifest(entries, policy_version, adapter))
+        release = Release.of(self._manifest(entries, policy_version))
         timeout_s = self._settings.trainer.wait_timeout_s
         num_servers = await until_available(lambda: self._spread(release), timeout_s=timeout_s)
         await asyncio.to_thread(self._sender.settle)
@@ -113,25 +103,22 @@ class WeightPublisher:
             self._seeder.start(release, self._served)
         return num_servers
 
-    def _prepare(self, handover: Handover, policy_version: int) -> Mapping[str, TensorEntry]:
+    def _prepare(self, handover: Handover, policy_version: int) -> dict[str, TensorEntry]:
         try:
             return self._sender.prepare(handover, Version(self._incarnation, policy_version))
         finally:
             handover.leave()
 
-    def _manifest(
-        self,
-        entries: Mapping[str, TensorEntry],
-        policy_version: int,
-        adapter: AdapterConfig | None,
-    ) -> WeightManifest:
+    def _manifest(self, tensors: dict[str, TensorEntry], policy_version: int) -> WeightManifest:
+        lora = self._settings.lora
+        adapter = AdapterConfig(rank=lora.rank, alpha=lora.alpha) if lora.rank else None
         return WeightManifest(
             policy_version=policy_version,
             incarnation=self._incarnation,
             step=policy_version,
             vision_trained=self._settings.trainer.vision_trained,
             partial=adapter is None and self._settings.trainer.partly_frozen,
-            tensors=dict(entries),
+            tensors=tensors,
             adapter=adapter,
         )
 

@@ -7,7 +7,7 @@ To add a way: a line in `services.schemas.weights.TRANSPORTS`, and `weight_sync/
 import asyncio
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from importlib import import_module
@@ -116,12 +116,12 @@ class Release:
             rendezvous=rendezvous,
         )
 
-    def commit(self, ipc_handles: Mapping[str, IpcHandle] | None = None) -> CommitRequest:
+    def commit(self, ipc_handles: dict[str, IpcHandle] | None = None) -> CommitRequest:
         """The request that has it served."""
         return CommitRequest(
             policy_version=self.manifest.policy_version,
             checksum=self.checksum,
-            ipc_handles=dict(ipc_handles) if ipc_handles is not None else None,
+            ipc_handles=ipc_handles,
         )
 
     def record(self, transport: Transport) -> PolicyRecord:

@@ -132,7 +132,7 @@ class WeightUpdater:
         self._lock = asyncio.Lock()
         self._held: _Held | None = None
         self._manifest: WeightManifest | None = None
-        """Of the serving version; None for the weights that the model came with."""
+        """The serving version's; None for the weights that the model came with."""
         self._replaced: set[str] = set()
         """Names of tensors that are not, or may not be, those that the model came with."""
         self._jobs: set[asyncio.Task[None]] = set()

@@ -64,7 +64,7 @@ def evaluate(
     if predictions is None or reference is None or split is None:
         raise SettingsError("give PREDICTIONS with --reference and --split, or --compare A B")
     from cli.views.evaluate import result_view
-    from evaluation.of_files import Request, run_evaluation
+    from evaluation.evaluate_files import Request, run_evaluation
 
     request = Request(
         predictions=predictions,
@@ -82,7 +82,7 @@ def evaluate(
 
 def _compare(folders: tuple[Path, Path], output: Path, num_images: int) -> None:
     from cli.views.evaluate import comparison_view
-    from evaluation.of_files import run_comparison
+    from evaluation.evaluate_files import run_comparison
 
     _print(comparison_view(run_comparison(folders, output, num_images)), output)
 

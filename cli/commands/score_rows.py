@@ -18,7 +18,7 @@ _SHOWN_MISTAKES = 3
 _MAX_MESSAGE = 300
 
 
-class Row(Message):
+class CompletionRow(Message):
     """One completion, and what it is scored with where the options do not say it.
 
     Example: `{"id": "a", "completion": "<answer>{…}</answer>", "image_size": [640, 480],
@@ -79,7 +79,7 @@ def read_completions(file: str, defaults: Defaults) -> Iterator[Completion | Bad
     try:
         if file != "-" and path.suffix != ".jsonl":
             text = path.read_bytes().decode("utf-8-sig", errors="replace")
-            yield _completed(Row(completion=text, id=path.name), "", defaults)
+            yield _completed(CompletionRow(completion=text, id=path.name), "", defaults)
             return
         with nullcontext(sys.stdin.buffer) if file == "-" else path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
@@ -122,14 +122,14 @@ def _of_line(line: bytes, name: str, defaults: Defaults) -> Completion | BadRow:
     except (ValueError, RecursionError) as error:
         return BadRow(f"{name}: not JSON: {error}")
     try:
-        return _completed(Row.model_validate(value), name, defaults)
+        return _completed(CompletionRow.model_validate(value), name, defaults)
     except ValidationError as error:
         return BadRow(f"{name}: {_mistakes(error)}")
     except InvalidInputError as error:
         return BadRow(f"{name}: {error.message}")
 
 
-def _completed(row: Row, name: str, defaults: Defaults) -> Completion:
+def _completed(row: CompletionRow, name: str, defaults: Defaults) -> Completion:
     """A row with the defaults filled in.
 
     Raises:

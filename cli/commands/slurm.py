@@ -2,12 +2,15 @@
 
 import json
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from cli.options import AsJson, Overrides
 from services.printable import printable
+
+if TYPE_CHECKING:
+    from services.settings import Settings
 
 slurm_app = typer.Typer(help="A run as a Slurm job: docs/deploy/slurm.md.", no_args_is_help=True)
 
@@ -32,10 +35,8 @@ def render(
 ) -> None:
     """Print the batch script; nothing is submitted or made."""
     from deploy.slurm.render import render as render_script
-    from deploy.slurm.submit import job_settings
-    from services.settings import load_settings
 
-    script = render_script(job_settings(load_settings(config, set_ or []), job), job, data=data)
+    script = render_script(_settings(config, set_, job), job, data=data)
     if output is None:
         print(script, end="")
     else:
@@ -53,27 +54,27 @@ def submit(
     parsable: Annotated[bool, typer.Option("--parsable", help="Print the job's id alone.")] = False,
 ) -> None:
     """Put the job into the queue, with its settings, secrets and script in the run's folder."""
-    from deploy.slurm.submit import job_settings
     from deploy.slurm.submit import submit as submit_job
-    from services.settings import load_settings
 
-    settings = job_settings(load_settings(config, set_ or []), job)
+    settings = _settings(config, set_, job)
     job_id = submit_job(settings, job, data=data, resume=resume, after=after)
     print(job_id if parsable else f"submitted job {job_id}; its files are in {settings.run.folder}")
 
 
 @slurm_app.command()
 def status(
-    config: Config,
-    job: Job = "train",
-    set_: Overrides = None,
-    as_json: AsJson = False,
+    config: Config, job: Job = "train", set_: Overrides = None, as_json: AsJson = False
 ) -> None:
     """The job's state, nodes and steps, and where its logs are."""
     from deploy.slurm.status import job_status, status_lines
+
+    found = job_status(_settings(config, set_, job))
+    as_text = json.dumps(found.model_dump(mode="json"), indent=2) if as_json else None
+    print(as_text or printable("\n".join(status_lines(found))))
+
+
+def _settings(config: list[Path], overrides: list[str] | None, job: Job) -> "Settings":
     from deploy.slurm.submit import job_settings
     from services.settings import load_settings
 
-    found = job_status(job_settings(load_settings(config, set_ or []), job))
-    as_text = json.dumps(found.model_dump(mode="json"), indent=2) if as_json else None
-    print(as_text or printable("\n".join(status_lines(found))))
+    return job_settings(load_settings(config, overrides or []), job)

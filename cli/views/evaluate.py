@@ -32,8 +32,10 @@ NONE = "-"
 
 def result_view(result: EvaluationResult) -> Group:
     """The evaluation as a person reads it."""
-    tables = [_protocols(result)] if result.protocols else []
-    tables += [_r1_sgg(result)] if "r1-sgg" in result.protocols else []
+    shown = [protocol for protocol in PROTOCOLS[:2] if protocol in result.protocols]
+    counts = {p: f"{p}, {result.protocols[p]['num_images']:,.0f} images" for p in shown}
+    tables = [_protocols(result, counts)] if result.protocols else []
+    tables += [_protocols(result, {"r1-sgg": "r1-sgg"})] if "r1-sgg" in result.protocols else []
     tables += [_objects_and_answers(result)]
     published = published_tables(result.inputs.get("vocabulary")) if result.task == "sgg" else []
     tables += [_published(result, table) for table in published if table.fits(result)]
@@ -99,24 +101,12 @@ def _head(result: EvaluationResult) -> str:
     )
 
 
-def _protocols(result: EvaluationResult) -> Table:
-    """`strict` and `sgb` beside each other, as far as the task has them."""
-    shown = [protocol for protocol in PROTOCOLS[:2] if protocol in result.protocols]
-    table = plain_table(
-        result.split, *(f"{p}, {result.protocols[p]['num_images']:,.0f} images" for p in shown)
-    )
-    for metric in dict.fromkeys(m for p in shown for m in result.protocols[p]):
+def _protocols(result: EvaluationResult, columns: Mapping[Protocol, str]) -> Table:
+    """The metrics of protocols beside each other, under these headings."""
+    table = plain_table(result.split, *columns.values())
+    for metric in dict.fromkeys(m for p in columns for m in result.protocols[p]):
         if metric != "num_images":
-            table.add_row(metric_label(metric), *(_cell(result, p, metric) for p in shown))
-    return table
-
-
-def _r1_sgg(result: EvaluationResult) -> Table:
-    """Its own metrics, by the names of its own."""
-    table = plain_table(result.split, "r1-sgg")
-    for metric in result.protocols["r1-sgg"]:
-        if metric != "num_images":
-            table.add_row(metric_label(metric), _cell(result, "r1-sgg", metric))
+            table.add_row(metric_label(metric), *(_cell(result, p, metric) for p in columns))
     return table
 
 

@@ -67,23 +67,16 @@ def _objects(e: Explanation) -> Iterator[RenderableType]:
         yield _title(f"Objects: {len(e.objects)} read")
         yield from _list(f"{_name(item.id)} {_box(item.bbox)}" for item in e.objects)
         return
-    hits = sum(item.verdict == "hit" for item in e.objects)
-    yield _title(
-        f"Objects: {len(e.objects)} predicted; {hits} of {hits + len(e.missed_objects)} "
-        "in the reference hit"
-    )
-    if e.objects:
-        table = _table("predicted", "reference", ">IoU", ">name", "verdict")
-        for item in e.objects:
-            table.add_row(
-                _name(item.id),
-                _name(item.reference or "-"),
-                "-" if item.iou is None else f"{item.iou:.2f}",
-                _same_name(item),
-                _verdict(item.verdict, _why(item)),
-            )
-        yield _indented(table)
-    yield from _list(map(_missed_object, e.missed_objects), "missed in the reference:")
+    table = _table("predicted", "reference", ">IoU", ">name", "verdict")
+    for item in e.objects:
+        table.add_row(
+            _name(item.id),
+            _name(item.reference or "-"),
+            "-" if item.iou is None else f"{item.iou:.2f}",
+            _same_name(item),
+            _verdict(item.verdict, _why(item)),
+        )
+    yield from _compared("Objects", e.objects, table, [*map(_missed_object, e.missed_objects)])
 
 
 def _triplets(e: Explanation) -> Iterator[RenderableType]:
@@ -91,17 +84,22 @@ def _triplets(e: Explanation) -> Iterator[RenderableType]:
         yield _title(f"Relationships: {len(e.triplets)} read")
         yield from _list(_names(line.triplet) for line in e.triplets)
         return
-    hits = sum(line.verdict == "hit" for line in e.triplets)
-    yield _title(
-        f"Relationships: {len(e.triplets)} predicted; {hits} of {hits + len(e.missed_triplets)} "
-        "in the reference hit"
-    )
-    if e.triplets:
-        table = _table("predicted", "verdict")
-        for line in e.triplets:
-            table.add_row(_names(line.triplet), _verdict(line.verdict, _why_triplet(line)))
+    table = _table("predicted", "verdict")
+    for line in e.triplets:
+        table.add_row(_names(line.triplet), _verdict(line.verdict, _why_triplet(line)))
+    missed = [*map(_missed_triplet, e.missed_triplets)]
+    yield from _compared("Relationships", e.triplets, table, missed)
+
+
+def _compared(
+    title: str, lines: Sequence[ObjectLine | TripletLine], table: Table, missed: Sequence[str]
+) -> Iterator[RenderableType]:
+    hits = sum(line.verdict == "hit" for line in lines)
+    found = f"{hits} of {hits + len(missed)} in the reference hit"
+    yield _title(f"{title}: {len(lines)} predicted; {found}")
+    if lines:
         yield _indented(table)
-    yield from _list(map(_missed_triplet, e.missed_triplets), "missed in the reference:")
+    yield from _list(missed, "missed in the reference:")
 
 
 def _dropped(title: str, parts: Sequence[DroppedPart]) -> Iterator[RenderableType]:

@@ -5,7 +5,6 @@ Grafana's JSON repeats itself; here is what all panels have in common.
 
 import json
 import sys
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,10 @@ from deploy.grafana.panels import DASHBOARDS, Dashboard, Panel
 
 FOLDER = Path(__file__).parent / "dashboards"
 _SCHEMA = 39
-"""Of Grafana 10.4; later ones migrate it when they load it."""
+"""Grafana 10.4's; later ones migrate it when they load it."""
 _DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
 _COLUMNS = 24
-"""Of Grafana's grid."""
+"""The width of Grafana's grid."""
 _SIZES = {"stat": (4, 4), "timeseries": (8, 8), "table": (24, 6)}
 """Width and height by type of panel."""
 
@@ -32,7 +31,7 @@ def build(dashboard: Dashboard) -> dict[str, Any]:
         "refresh": "15s",
         "time": {"from": "now-6h", "to": "now"},
         "timezone": "browser",
-        "templating": {"list": [_datasource_variable(), _run_variable()]},
+        "templating": {"list": _variables()},
         "links": [
             {"type": "dashboards", "tags": ["sgg-rl"], "title": "sgg-rl", "asDropdown": True}
             | {"includeVars": True, "keepTime": True}
@@ -49,7 +48,7 @@ def text_of(dashboard: Dashboard) -> str:
 def _laid_out(panels: list[Panel]) -> list[dict[str, Any]]:
     """From left to right, and a new row where one is full or the type changes."""
     found, x, y, row_height = [], 0, 0, 0
-    for number, panel in zip(count(1), panels, strict=False):
+    for number, panel in enumerate(panels, start=1):
         width, height = _SIZES[panel.type]
         if x + width > _COLUMNS or height != row_height:
             x, y, row_height = 0, y + row_height, height
@@ -89,12 +88,13 @@ def _panel(panel: Panel) -> dict[str, Any]:
 
 
 def _thresholds(panel: Panel) -> dict[str, Any]:
-    steps: list[dict[str, Any]] = [{"color": "green", "value": None}]
+    steps: list[tuple[str, float | None]] = [("green", None)]
     if panel.red_from is not None:
-        steps.append({"color": "red", "value": panel.red_from})
+        steps.append(("red", panel.red_from))
     if panel.red_below is not None:
-        steps = [{"color": "red", "value": None}, {"color": "green", "value": panel.red_below}]
-    return {"mode": "absolute", "steps": steps}
+        steps = [("red", None), ("green", panel.red_below)]
+    listed = [{"color": color, "value": value} for color, value in steps]
+    return {"mode": "absolute", "steps": listed}
 
 
 def _options(panel: Panel) -> dict[str, Any]:
@@ -107,31 +107,17 @@ def _options(panel: Panel) -> dict[str, Any]:
     return {"showHeader": True}
 
 
-def _datasource_variable() -> dict[str, Any]:
-    return {
-        "name": "datasource",
-        "label": "Prometheus",
-        "type": "datasource",
-        "query": "prometheus",
-        "current": {},
-        "hide": 0,
-    }
-
-
-def _run_variable() -> dict[str, Any]:
+def _variables() -> list[dict[str, Any]]:
+    """What a reader chooses: where the numbers are, and the run."""
     query = "label_values(sgg_redis_up, run)"
-    return {
-        "name": "run",
-        "label": "Run",
-        "type": "query",
-        "datasource": _DATASOURCE,
-        "definition": query,
-        "query": {"query": query, "refId": "run"},
-        "refresh": 2,
-        "sort": 2,
-        "current": {},
-        "hide": 0,
-    }
+    source = {"name": "datasource", "label": "Prometheus", "type": "datasource"}
+    run = {"name": "run", "label": "Run", "type": "query", "datasource": _DATASOURCE}
+    asked = {"definition": query, "query": {"query": query, "refId": "run"}}
+    chosen = {"current": {}, "hide": 0}
+    return [
+        source | {"query": "prometheus"} | chosen,
+        run | asked | {"refresh": 2, "sort": 2} | chosen,
+    ]
 
 
 def main() -> None:

@@ -54,6 +54,7 @@ def _named(prefix: str, *keys: str) -> Series:
 _of_step = partial(_named, "sgg_trainer")
 """Numbers of the last step, as `metrics.jsonl` names them."""
 _stat = partial(Panel, type="stat")
+_seconds = partial(Panel, unit="s")
 _shares = partial(Panel, unit="percentunit")
 
 
@@ -83,11 +84,8 @@ _TERMS = Panel(
     _last(sgg_trainer_reward_terms="{{term}}"),
     about="One that rises while the others fall is being gamed.",
 )
-_PHASES = Panel(
-    "Where a step's time goes",
-    _last(sgg_trainer_phases_seconds="{{phase}}"),
-    unit="s",
-    stacked=True,
+_PHASES = _seconds(
+    "Where a step's time goes", _last(sgg_trainer_phases_seconds="{{phase}}"), stacked=True
 )
 _LAG = Panel(
     "Policy lag of what is trained on",
@@ -170,11 +168,10 @@ ROLLOUT = Dashboard(
             },
         ),
         Panel("Groups a second", _rate("rollout_groups_total", "outcome")),
-        Panel("Time to sample a group", _quantiles("rollout_group_seconds"), unit="s"),
-        Panel(
+        _seconds("Time to sample a group", _quantiles("rollout_group_seconds")),
+        _seconds(
             "Weight updates",
             _quantiles("rollout_weight_update_seconds", by="phase"),
-            unit="s",
             about="Stage goes on beside sampling; sampling waits for commit.",
         ),
         Panel(
@@ -185,10 +182,9 @@ ROLLOUT = Dashboard(
             "Answers by status, a second",
             _rate("http_requests_total", "status", ',service="rollout"'),
         ),
-        Panel(
+        _seconds(
             "Event loop's lag",
             _quantiles("rollout_event_loop_lag_seconds"),
-            unit="s",
             about="How late health checks and heartbeats are.",
         ),
         Panel(
@@ -235,11 +231,10 @@ REWARD = Dashboard(
             _rate("reward_completions_total", "status"),
             stacked=True,
         ),
-        Panel("Service: time to score a request", _quantiles("reward_scoring_seconds"), unit="s"),
-        Panel(
+        _seconds("Service: time to score a request", _quantiles("reward_scoring_seconds")),
+        _seconds(
             "Service: time to answer, with waiting",
             _quantiles("http_request_duration_seconds", only=',route="/v1/rewards"'),
-            unit="s",
         ),
         Panel(
             "Service: requests waiting or in work",
@@ -319,9 +314,7 @@ QUEUE = Dashboard(
             stacked=True,
             about="At most (max_policy_lag + 1) * groups_per_step are open.",
         ),
-        Panel(
-            "Age of the oldest group", _last(sgg_queue_oldest_age_seconds="{{stream}}"), unit="s"
-        ),
+        _seconds("Age of the oldest group", _last(sgg_queue_oldest_age_seconds="{{stream}}")),
         Panel(
             "Open groups when a batch was formed",
             _of_step("groups_sampling", "groups_scoring", "groups_ready"),

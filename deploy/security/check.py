@@ -41,7 +41,7 @@ def report(dependencies: list[dict[str, Any]], ignored: set[str]) -> tuple[list[
     """What is to be said of an audit, and whether it fails.
 
     Args:
-        dependencies: Of `pip-audit --format json`; none where it reached no source.
+        dependencies: What `pip-audit --format json` says; none where it reached no source.
         ignored: Ids that do not count.
     """
     known = [found for found in dependencies if "skip_reason" not in found]

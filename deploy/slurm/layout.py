@@ -56,88 +56,43 @@ def job_layout(settings: Settings, site: Site, job: Job) -> Layout:
         raise SettingsError(
             f"deploy.gpus_per_node is {gpus}; nodes of this site have {site.gpus_per_node}"
         )
-    if job == "sft":
-        return _sft_layout(settings, gpus)
-    if job == "infer":
-        return _infer_layout(settings, gpus)
-    kinds = {"single": _single, "colocated": _shared}
-    layout = kinds.get(settings.deploy.kind, _apart)(settings, gpus)
-    _check_transport(settings, layout)
+    ranks, servers = settings.trainer.num_ranks, settings.cluster.num_rollout_servers
+    kind = settings.deploy.kind if job == "train" else None
+    if kind == "single":
+        _check_single(ranks, servers, gpus)
+    elif kind == "colocated":
+        _check_colocated(ranks, servers)
+        check_shared_gpus(settings)
+    trainer = (0, 0) if job == "infer" else _nodes("trainer.num_ranks", ranks, gpus)
+    rollout = (0, 0) if job == "sft" else _nodes("cluster.num_rollout_servers", servers, gpus)
+    layout = Layout(
+        trainer_nodes=trainer[0],
+        ranks_per_node=trainer[1],
+        rollout_nodes=rollout[0],
+        servers_per_node=rollout[1],
+        apart=kind in ("homogeneous", "heterogeneous"),
+        shared_gpus=kind == "colocated",
+    )
+    if job == "train":
+        _check_transport(settings, layout)
     return layout
 
 
-def _apart(settings: Settings, gpus: int) -> Layout:
-    trainer_nodes, ranks = _nodes("trainer.num_ranks", settings.trainer.num_ranks, gpus)
-    rollout_nodes, servers = _servers(settings, gpus)
-    return Layout(
-        trainer_nodes=trainer_nodes,
-        ranks_per_node=ranks,
-        rollout_nodes=rollout_nodes,
-        servers_per_node=servers,
-        apart=True,
-    )
-
-
-def _single(settings: Settings, gpus: int) -> Layout:
-    ranks, servers = settings.trainer.num_ranks, settings.cluster.num_rollout_servers
+def _check_single(ranks: int, servers: int, gpus: int) -> None:
     if ranks + servers > gpus:
         raise SettingsError(
             f"trainer.num_ranks ({ranks}) and cluster.num_rollout_servers ({servers}) need "
             f"{ranks + servers} GPUs of one node, which gives {gpus}: lower one of them, or set "
             "another deploy.kind"
         )
-    return Layout(
-        trainer_nodes=1,
-        ranks_per_node=ranks,
-        rollout_nodes=1,
-        servers_per_node=servers,
-        apart=False,
-    )
 
 
-def _shared(settings: Settings, gpus: int) -> Layout:
-    ranks, servers = settings.trainer.num_ranks, settings.cluster.num_rollout_servers
+def _check_colocated(ranks: int, servers: int) -> None:
     if ranks != servers:
         raise SettingsError(
             f"trainer.num_ranks is {ranks} and cluster.num_rollout_servers {servers}: a colocated "
             "job has one of each on every GPU, so set both to the number of GPUs"
         )
-    nodes, per_node = _nodes("trainer.num_ranks", ranks, gpus)
-    check_shared_gpus(settings)
-    return Layout(
-        trainer_nodes=nodes,
-        ranks_per_node=per_node,
-        rollout_nodes=nodes,
-        servers_per_node=per_node,
-        apart=False,
-        shared_gpus=True,
-    )
-
-
-def _sft_layout(settings: Settings, gpus: int) -> Layout:
-    nodes, ranks = _nodes("trainer.num_ranks", settings.trainer.num_ranks, gpus)
-    return Layout(
-        trainer_nodes=nodes,
-        ranks_per_node=ranks,
-        rollout_nodes=0,
-        servers_per_node=0,
-        apart=False,
-    )
-
-
-def _infer_layout(settings: Settings, gpus: int) -> Layout:
-    nodes, servers = _servers(settings, gpus)
-    return Layout(
-        trainer_nodes=0,
-        ranks_per_node=0,
-        rollout_nodes=nodes,
-        servers_per_node=servers,
-        apart=False,
-    )
-
-
-def _servers(settings: Settings, gpus: int) -> tuple[int, int]:
-    return _nodes("cluster.num_rollout_servers", settings.cluster.num_rollout_servers, gpus)
 
 
 def _nodes(name: str, wanted: int, gpus: int) -> tuple[int, int]:

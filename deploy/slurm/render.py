@@ -17,9 +17,9 @@ def render(settings: Settings, job: Job, *, data: str | None = None) -> str:
     """A bash script for `sbatch`, with comments for its reader.
 
     Args:
-        settings: Of the run, as `job_settings` makes them.
+        settings: The run's settings, as `job_settings` makes them.
         job: What it does.
-        data: Of `infer`: the dataset; `data.heldout` when None.
+        data: The dataset of `infer`; `data.heldout` when None.
 
     Raises:
         SettingsError: The site's values are not set, or the settings do not go together.

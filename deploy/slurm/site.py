@@ -1,10 +1,9 @@
 """A cluster's own ways: one TOML file each, in `deploy/slurm/sites/` or the user's."""
 
 import re
-import tomllib
 from pathlib import Path
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from services.errors import SettingsError
 from services.settings.deploy import DeploySettings
@@ -24,7 +23,7 @@ class Site(Section):
     cpus_per_gpu: int = Field(ge=1)
     """Cores that go with a GPU: `--cpus-per-task` of a rank and of a server."""
     memory: str | None = None
-    """Of a node, for `--mem`; None where the cluster gives whole nodes and refuses the option."""
+    """A node's memory, for `--mem`; None where the cluster gives whole nodes and refuses it."""
     gpu_options: bool = True
     """Whether its Slurm counts GPUs. Where it does not, no `--gpus-…` and `--gres` are given."""
     host_suffix: str = ""
@@ -47,14 +46,7 @@ def load_site(deploy: DeploySettings) -> Site:
         SettingsError: There is no such site, it is malformed, or a value is not set.
     """
     file = _site_file(deploy.site)
-    try:
-        site = Site.model_validate(tomllib.loads(file.read_text()))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{file} is not TOML: {error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise SettingsError(f"{file} is not a site: {where}: {first['msg']}") from error
+    site = Site.read(file, wrong="is not a site")
     return _with_values(site, deploy.site_values, file)
 
 

@@ -25,7 +25,7 @@ class JobStatus(Message):
     requeues: int
     """How often it was queued again."""
     exit_code: int | None
-    """Of the job, when it has ended by itself."""
+    """The job's, when it has ended by itself."""
     step: int | None
     """Steps that are done."""
     num_steps: int | None
@@ -45,16 +45,16 @@ def job_status(settings: Settings) -> JobStatus:
     record = read_record(folder)
     if record is None:
         raise NotFoundError(f"no job of the run in {folder.path}: `sgg-rl slurm submit` starts one")
-    fields = job_fields(record.job_id)
+    fields = job_fields(record.job_id) or {}
     step, num_steps, last = _progress(folder)
     return JobStatus(
         run=settings.run.name,
         record=record,
-        state=fields["JobState"] if fields else "UNKNOWN",
+        state=fields.get("JobState", "UNKNOWN"),
         reason=_reason(record.job_id, fields),
-        nodes=fields["NodeList"] if fields else "",
-        runtime=fields.get("RunTime", "") if fields else "",
-        requeues=int(fields.get("Restarts", 0)) if fields else 0,
+        nodes=fields.get("NodeList", ""),
+        runtime=fields.get("RunTime", ""),
+        requeues=int(fields.get("Restarts", 0)),
         exit_code=_exit_code(folder),
         step=step,
         num_steps=num_steps,
@@ -81,8 +81,8 @@ def status_lines(found: JobStatus) -> list[str]:
     return lines
 
 
-def _reason(job_id: str, fields: dict[str, str] | None) -> str | None:
-    if fields is None:
+def _reason(job_id: str, fields: dict[str, str]) -> str | None:
+    if not fields:
         told = accounted(job_id)
         return f"Slurm has forgotten it; sacct: {told}" if told else "Slurm has forgotten it"
     if is_active(fields):

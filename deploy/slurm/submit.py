@@ -49,9 +49,9 @@ def submit(
     """Write `config.toml`, `secrets/` and `slurm/` into the run's folder, and queue the job.
 
     Args:
-        settings: Of the job, as `job_settings` makes them.
+        settings: The job's settings, as `job_settings` makes them.
         job: What it does.
-        data: Of `infer`.
+        data: The dataset of `infer`.
         resume: Go on from checkpoints that are there.
         after: Id of a job that must have ended well before this one starts; when it fails, Slurm
             cancels this one.

@@ -26,7 +26,7 @@ from services.waiting import ended
 logger = logging.getLogger(__name__)
 
 MAX_FAILURES = 5
-"""Of one request on servers that were there, after which it is taken for the request's fault."""
+"""Failures of a request, on servers that were there, after which it is taken to be at fault."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 15.0
 _POLICY_S = 10.0
 """For the answer to what a server serves."""
@@ -62,7 +62,7 @@ class Fleet:
         """Asks nobody yet.
 
         Args:
-            urls: Of the servers, each once.
+            urls: The servers', each once.
             token: For sampling.
             per_server: Requests that one server has at the same time.
             patience_s: Longest wait for one answer, and for any server to come back.

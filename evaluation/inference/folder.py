@@ -45,8 +45,8 @@ async def infer_into(
 
     Args:
         folder: Gets `predictions.jsonl` and `predictions.settings.json`.
-        settings: Of the run.
-        urls: Of the servers.
+        settings: The run's.
+        urls: The servers'.
         images: To ask about.
         progress: Is kept up to date.
         registered: Whether the urls stood in Redis: then the servers prove that they know the

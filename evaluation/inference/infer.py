@@ -55,7 +55,7 @@ class Inference:
         """Starts nothing.
 
         Args:
-            settings: Of the run: model, prompt and sampling.
+            settings: The run's: model, prompt and sampling.
             samples: Images, read one at a time from any thread.
             fleet: That has met.
             progress: Is kept up to date.

@@ -10,20 +10,20 @@ from evaluation.reading.lines import GraphLine
 
 @dataclass(slots=True, kw_only=True)
 class Progress:
-    """Counted by the inference, read by whoever shows it."""
+    """The inference counts here; the view of it reads."""
 
     total: int
     """Images"""
     done: int = 0
     """Images with a line"""
     skipped: int = 0
-    """Of these, how many an earlier start has done"""
+    """Those of them that an earlier start has done"""
     tokens: int = 0
     """Sampled by this start"""
     statuses: Counter[str] = field(default_factory=Counter)
     """Images by status, with the skipped ones"""
     unconstrained: Counter[str] = field(default_factory=Counter)
-    """Of images that were asked again under a schema: the free answers by status"""
+    """Free answers, by status, of images that were asked again under a schema"""
     versions: set[int] = field(default_factory=set)
     """Oldest and newest policy version of every answer"""
     fleet: Fleet | None = None
@@ -50,19 +50,19 @@ class Progress:
 
     @property
     def elapsed_s(self) -> float:
-        """Of this start."""
+        """Seconds of this start."""
         if self.started is None:
             return 0.0
         return (self.ended or time.monotonic()) - self.started
 
     @property
     def images_per_s(self) -> float:
-        """Of this start."""
+        """The pace of this start."""
         return (self.done - self.skipped) / max(self.elapsed_s, 1e-9)
 
     @property
     def tokens_per_s(self) -> float:
-        """Of this start."""
+        """The pace of this start."""
         return self.tokens / max(self.elapsed_s, 1e-9)
 
     @property

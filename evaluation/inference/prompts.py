@@ -18,7 +18,7 @@ def rollout_request(
     """One answer for an image, sampled as `[evaluation]` says.
 
     Args:
-        settings: Of the run.
+        settings: The run's.
         sample: The image.
         constrained: Under the JSON Schema of the task, which leaves no room for thinking: it is not
             asked for then.

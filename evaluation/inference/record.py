@@ -66,7 +66,7 @@ def record_fields(
         policy: That the servers serve.
         dataset: Its name, as given.
         num_rows: Usable rows of it.
-        num_images: Of these, how many are asked about.
+        num_images: How many of them are asked about.
     """
     model, data, evaluation = settings.model, settings.data, settings.evaluation
     return {

@@ -20,9 +20,7 @@ from scene_data.dataset import Sample
 from services.errors import SggError, UnavailableError
 from services.http.clients.rollout import RolloutClient
 from services.loop_thread import LoopThread
-from services.redis.client import connect
-from services.redis.keys import RunKeys
-from services.redis.registry import Registry
+from services.redis.registry import open_registry
 from services.run_folder import EvaluationRow
 from services.schemas.weights import Version
 from services.settings import Settings
@@ -101,7 +99,7 @@ class DuringTraining(StepEvaluation):
         return self._taken(self._limit_s)
 
     def _taken(self, limit_s: float) -> list[EvaluationRow]:
-        """Of the evaluation that goes on, if any; it is given up when the time is over."""
+        """The result of the evaluation that goes on, if any; it is given up after `limit_s`."""
         running, self._running = self._running, None
         if running is None:
             return []
@@ -145,10 +143,8 @@ class DuringTraining(StepEvaluation):
         Raises:
             UnavailableError: None did in time.
         """
-        redis = connect(self._settings.redis)
-        registry = Registry(redis, RunKeys(self._settings.run.name))
         deadline = time.monotonic() + _SERVED_S
-        try:
+        async with open_registry(self._settings) as registry:
             while time.monotonic() < deadline:
                 with suppress(UnavailableError):  # Redis may be back in time
                     wanted = Version(await registry.incarnation(), step)
@@ -157,8 +153,6 @@ class DuringTraining(StepEvaluation):
                     if any(serving):
                         return [url for url, is_it in zip(urls, serving, strict=True) if is_it]
                 await asyncio.sleep(_POLL_S)
-        finally:
-            await redis.aclose()
         raise UnavailableError(f"no rollout server served version {step} in {_SERVED_S:g} s")
 
     async def _serves(self, url: str, wanted: Version) -> bool:

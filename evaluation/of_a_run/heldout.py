@@ -46,7 +46,7 @@ def evaluate_heldout(
     """Ask about the run's held-out images, score the answers by the strict protocol, keep both.
 
     Args:
-        settings: Of the run.
+        settings: The run's.
         servers: Urls of its rollout servers, which must be serving.
         label: What they are called.
         policy_version: That must have sampled every token.
@@ -77,7 +77,7 @@ def keep_heldout(
     """Write answers to `heldout-<label>.jsonl` and their scores to `summary.json`.
 
     Args:
-        settings: Of the run.
+        settings: The run's.
         label: What they are called.
         lines: The answers.
         scores: As `heldout_scores` gives them.

@@ -1,4 +1,4 @@
-"""Lines of a JSONL file, decoded one at a time; a line that is not right costs itself."""
+"""Lines of a JSONL file, decoded one at a time; a wrong line alone is left out."""
 
 import codecs
 from collections.abc import Iterator

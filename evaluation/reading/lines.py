@@ -66,7 +66,7 @@ class GraphLine(msgspec.Struct, kw_only=True, omit_defaults=True):
     objects: list[LineObject]
     relationships: list[LineRelationship]
     status: str = "ok"
-    """Of the answer, as `scene_graph.parsing.Status`; anything but `ok` is a failure without a
+    """The answer's, as `scene_graph.parsing.Status`; anything but `ok` is a failure without a
     graph"""
     truncated: bool = False
     """With `invalid_json`: the answer stops inside its JSON"""
@@ -80,7 +80,7 @@ class GraphLine(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Where the graph was written under a JSON schema: the status of the free answer"""
     unconstrained_text: str | None = None
     image: str | None = None
-    """Of a reference: its picture's file, beside this one; the report shows it"""
+    """A reference's picture: a file beside this one, which the report shows"""
 
     @property
     def size(self) -> tuple[int, int]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from evaluation.result import Problem
 
 NUM_LISTED = 20
-"""Of each kind; the others are only counted."""
+"""Problems of each kind that are listed; the others are only counted."""
 
 
 class Problems:

@@ -11,10 +11,10 @@ from evaluation.result import PredicateRow
 MAX_PREDICATES = 60
 """Bars that can still be read; an open vocabulary may have many more."""
 NUM_CELLS = 32
-"""Of each side of a two-dimensional histogram."""
+"""Cells along each side of a two-dimensional histogram."""
 NUM_BINS = 30
 WIDTH, HEIGHT = 480.0, 300.0
-"""Of charts that stand beside one another."""
+"""Size of charts that stand beside one another."""
 
 
 def predicate_chart(rows: Sequence[PredicateRow], groups: Mapping[str, dict[str, float]]) -> Markup:

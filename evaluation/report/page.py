@@ -32,7 +32,7 @@ def write_report(
     """Write `folder/report.html`.
 
     Args:
-        result: Of the evaluation.
+        result: The evaluation's.
         folder: Exists.
         image_bytes: For the browser.
         compared: `result` beside another one, which the browser shows too.

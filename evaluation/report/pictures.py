@@ -9,7 +9,7 @@ from services.images import decode_image
 SIZES = ((640, 85), (640, 65), (480, 55))
 """Longest side in pixels and JPEG quality, tried in turn."""
 MAX_BYTES = 110_000
-"""Of a JPEG: 100 of them, in base64, are under 15 MB."""
+"""Largest JPEG: 100 of them, in base64, are under 15 MB."""
 
 
 def data_uri(data: bytes | None, size: tuple[int, int] | None = None) -> str | None:

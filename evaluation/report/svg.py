@@ -79,7 +79,7 @@ class Plot:
             title: What it shows, for those who do not see it.
             marks: Elements in the plot's pixels.
             x_ticks: Off where `marks` name the places on the x axis.
-            attributes: Of the svg element.
+            attributes: The svg element's.
         """
         axes = [self._y_axis(), self._titles()]
         if x_ticks:

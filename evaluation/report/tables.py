@@ -49,7 +49,7 @@ MAIN_SETTINGS = (
     "template",
     "vocabulary",
 )
-"""Of `predictions.settings.json`, what the head of the page shows; the others are folded away."""
+"""Settings of the predictions in the head of the page; the others are folded away."""
 FAILURES = {
     "no_answer": "nothing that looks like an answer",
     "invalid_json": "what stands there is no JSON",
@@ -71,7 +71,7 @@ class Cell:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Row:
+class MeasureRow:
     """One measure and its cells, one a column."""
 
     label: str
@@ -84,7 +84,7 @@ class RecallTable:
 
     columns: tuple[tuple[Protocol, tuple[str, ...]], ...]
     """The cuts of each protocol: `@20`, or empty for one without a cut"""
-    sections: tuple[tuple[str, tuple[Row, ...]], ...]
+    sections: tuple[tuple[str, tuple[MeasureRow, ...]], ...]
     """Title and rows"""
 
 
@@ -129,9 +129,9 @@ def recall_table(result: EvaluationResult) -> RecallTable:
         ("no graph constraint (ng)", True),
     ):
         rows = tuple(
-            Row(
-                label=measure_label(measure),
-                cells=tuple(
+            _row(
+                measure_label(measure),
+                *(
                     _cell(result, protocol, measure + cut)
                     for protocol, cuts in columns
                     for cut in cuts
@@ -145,11 +145,11 @@ def recall_table(result: EvaluationResult) -> RecallTable:
     return RecallTable(columns=columns, sections=tuple(sections))
 
 
-def triplet_rows(result: EvaluationResult) -> list[Row]:
+def triplet_rows(result: EvaluationResult) -> list[MeasureRow]:
     """What of `strict` is no recall at a cut: precision, recall and F1 of all predictions."""
     values = result.protocols.get("strict", {})
     keys = sorted_keys(set(values) - set(_recalls(values)))
-    return [Row(label=measure_label(key), cells=(_cell(result, "strict", key),)) for key in keys]
+    return [_row(measure_label(key), _cell(result, "strict", key)) for key in keys]
 
 
 def _recalls(keys: Iterable[str]) -> list[str]:
@@ -189,26 +189,24 @@ def _parts(key: str) -> tuple[bool, str, int]:
     return key.startswith("ng_"), base, int(k) if k.isdigit() else 0
 
 
-def object_rows(result: EvaluationResult) -> list[Row]:
+def object_rows(result: EvaluationResult) -> list[MeasureRow]:
     """What was measured of objects."""
     return [
-        Row(
-            label=_capital(OBJECT_MEASURES.get(key, key.replace("_", " "))),
-            cells=(percent_cell(value, result.object_intervals.get(key)),),
-        )
+        _row(answer_label(key), percent_cell(value, result.object_intervals.get(key)))
         for key, value in _in_order(result.objects, OBJECT_MEASURES)
     ]
 
 
-def answer_rows(result: EvaluationResult) -> list[Row]:
+def answer_rows(result: EvaluationResult) -> list[MeasureRow]:
     """Rates in per cent, counts as they are."""
     return [
-        Row(
-            label=answer_label(key),
-            cells=(_answer(key, value, result.answer_intervals.get(key)),),
-        )
+        _row(answer_label(key), _answer(key, value, result.answer_intervals.get(key)))
         for key, value in _in_order(result.answers, ANSWERS)
     ]
+
+
+def _row(label: str, *cells: Cell) -> MeasureRow:
+    return MeasureRow(label=label, cells=cells)
 
 
 def answer_label(key: str) -> str:

@@ -7,6 +7,7 @@ both does not count as a difference.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array
@@ -122,7 +123,7 @@ def _in_both(
         )
     left, right = (np.array([place[name] for name in common]) for place in places)
     for i, j in zip(left.tolist(), right.tolist(), strict=True):
-        if not _same_reference(first.images[i].reference, second.images[j].reference):
+        if _content(first.images[i].reference) != _content(second.images[j].reference):
             raise InvalidInputError(
                 f"image {first.images[i].image_id} has another reference in {first.name} than in "
                 f"{second.name}: evaluate both against the same reference"
@@ -130,12 +131,10 @@ def _in_both(
     return left, right, common
 
 
-def _same_reference(one: DrawnGraph, other: DrawnGraph) -> bool:
-    return [(o.name, o.bbox) for o in one.objects] == [
-        (o.name, o.bbox) for o in other.objects
-    ] and [(r.subject, r.predicate, r.object) for r in one.relations] == [
-        (r.subject, r.predicate, r.object) for r in other.relations
-    ]
+def _content(graph: DrawnGraph) -> tuple[list[Any], list[Any]]:
+    """What is drawn, without what became of it."""
+    objects = [(o.name, o.bbox) for o in graph.objects]
+    return objects, [(r.subject, r.predicate, r.object) for r in graph.relations]
 
 
 def _of_images(result: EvaluationResult, images: Indices) -> dict[str, dict[str, RatioMetric]]:
@@ -156,7 +155,7 @@ def _of_images(result: EvaluationResult, images: Indices) -> dict[str, dict[str,
 def _differences(
     group: str, first: dict[str, RatioMetric], second: dict[str, RatioMetric]
 ) -> list[Difference]:
-    """Of the metrics that both have."""
+    """Differences of the metrics that both have."""
     shared = first.keys() & second.keys()
     names = [n for n in first if n in shared and not n.startswith("reference_")]
     if not names:

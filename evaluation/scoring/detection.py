@@ -17,7 +17,7 @@ from scene_graph.similarity import Floats, Indices
 THRESHOLDS: Floats = np.linspace(0.5, 0.95, 10)
 """[10] of IoU, as COCO has them"""
 MAX_DETECTIONS = 100
-"""Of an image and name, as COCO has it: the best by score"""
+"""Detections of an image and name that count, as in COCO: the best by score"""
 
 
 class DetectionAp(TypedDict):

@@ -35,7 +35,7 @@ OBJECT_METRICS = {
     "f1": "object_f1",
     "mean_iou": "mean_iou",
 }
-"""Of `strict`, by the names they have in `EvaluationResult.objects`"""
+"""Metrics of `strict`, by their names in `EvaluationResult.objects`"""
 TRIPLET_METRICS = ("triplet_recall", "triplet_precision", "triplet_f1")
 
 _UNKNOWN: dict[str, float | None] = {"unconstrained_failure_rate": None}
@@ -65,7 +65,7 @@ def evaluate(
     Args:
         predictions: Their names are mapped in place.
         references: Every image of these is evaluated.
-        problems: Of reading; names outside the vocabulary are added.
+        problems: Those of reading; names outside the vocabulary are added.
         options: What else there is.
     """
     answers = [_answer(predictions, references, image_id) for image_id in references.images]

@@ -28,7 +28,7 @@ def image_results(
         references: B images.
         predictions: [B] theirs.
         tables: Predicted and reference, of these images.
-        hits: Of these tables.
+        hits: What hit in these tables.
         task: Says which recall an image has.
     """
     predicted = _drawn(

@@ -31,7 +31,7 @@ class Mapper:
     """Normalised"""
     aliases: Aliases
     similarity: Similarity | None = None
-    """Of an embedding model"""
+    """An embedding model's"""
 
 
 def map_graphs(graphs: Sequence[ImageGraph], mapper: Mapper) -> dict[str, dict[str, float]]:

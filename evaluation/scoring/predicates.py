@@ -19,7 +19,7 @@ from scene_graph.metrics.table import GraphTable
 Group = Literal["head", "body", "tail"]
 GROUPS: tuple[Group, ...] = ("head", "body", "tail")
 _MEAN_RECALLS = ("mean_recall@100", "ng_mean_recall", "mean_recall")
-"""Of `strict` and `sgb`; of `r1-sgg`; of `strict` where the task is `cls`"""
+"""In `strict` and `sgb`; in `r1-sgg`; in `strict` where the task is `cls`"""
 
 
 def predicate_rows(
@@ -31,8 +31,8 @@ def predicate_rows(
     """One row for each predicate of the references, the most frequent first.
 
     Args:
-        predicted: Of all images.
-        reference: Of all images.
+        predicted: All images.
+        reference: All images.
         metrics: By protocol.
         num_training: Relations of the training split by predicate, if there is one.
     """
@@ -58,7 +58,7 @@ def predicate_rows(
 
 
 def mean_recall(metrics: Mapping[str, RatioMetric]) -> RatioMetric:
-    """Of a protocol's metrics the one that a predicate's recall is a part of."""
+    """The metric of a protocol that a predicate's recall is a part of."""
     return next(metrics[name] for name in _MEAN_RECALLS if name in metrics)
 
 

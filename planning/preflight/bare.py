@@ -179,10 +179,10 @@ def available_memory() -> int:
     meminfo = Path("/proc/meminfo").read_text()
     available = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo, re.MULTILINE)
     found = [int(available[1]) * 1024] if available else []
-    return min([*found, *_cgroup_rooms(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))])
+    return min([*found, *_cgroup_free(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup"))])
 
 
-def _cgroup_rooms(root: Path, membership: Path) -> Iterator[int]:
+def _cgroup_free(root: Path, membership: Path) -> Iterator[int]:
     """What each cgroup of this process leaves of its limit, in version 1 and 2."""
     for line in membership.read_text().splitlines():
         _, controllers, path = line.split(":", 2)

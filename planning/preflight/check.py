@@ -23,7 +23,7 @@ def check(name: str, find: Callable[[], str]) -> CheckResult:
     """Look for one thing that must be here.
 
     Args:
-        name: Of the thing.
+        name: The thing's name.
         find: Says what it found, or raises.
     """
     try:

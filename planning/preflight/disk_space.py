@@ -4,7 +4,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from planning.estimate import num_trainable
+from planning.estimate import num_trainable, weight_bytes
 from planning.preflight.bare import nearest
 from planning.preflight.check import CheckResult, check
 from planning.preflight.folders import check_run_folder, file_system
@@ -18,22 +18,22 @@ _GIB = 2**30
 _SHARED = {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "fuse.ceph", "fuse.beegfs", "wekafs"}
 """Kinds of file systems that several hosts see."""
 _OPTIMIZER_BYTES = 12
-"""Of a parameter: float32 weights and Adam's two moments."""
+"""Bytes of a parameter: float32 weights and Adam's two moments."""
 
 
 def folder_checks(settings: Settings, shape: ModelShape | None, *, hosts: int) -> list[CheckResult]:
-    """Of a run's folder and of `/dev/shm`.
+    """Check a run's folder and `/dev/shm`.
 
     Args:
-        settings: Of the run.
-        shape: Of its model; None where nothing is known of it.
-        hosts: That the run's parts are on, this one counted.
+        settings: The run's settings.
+        shape: Its model's shape; None where nothing is known of it.
+        hosts: Hosts that the run's parts are on, this one counted.
     """
     found = check("runs folder", lambda: _writable(settings.run.folder))
     if found.state != "ok":
         return [found]
-    room = [] if shape is None else _room(settings, shape, hosts)
-    return [found, _file_system(settings.run.folder, hosts), *room]
+    space = [] if shape is None else _disk_space(settings, shape, hosts)
+    return [found, _file_system(settings.run.folder, hosts), *space]
 
 
 def _writable(folder: Path) -> str:
@@ -53,10 +53,9 @@ def _file_system(folder: Path, hosts: int) -> CheckResult:
     )
 
 
-def _room(settings: Settings, shape: ModelShape, hosts: int) -> list[CheckResult]:
+def _disk_space(settings: Settings, shape: ModelShape, hosts: int) -> list[CheckResult]:
     """As `weight_sync.files` and `trainer.checkpoints` keep versions and checkpoints."""
-    width = 2 if settings.model.dtype == "bfloat16" else 4
-    version = shape.num_parameters * width + HEADER_BYTES
+    version = shape.num_parameters * weight_bytes(settings) + HEADER_BYTES
     state = version + num_trainable(settings, shape) * _OPTIMIZER_BYTES
     folder, traits = settings.run.folder, settings.weights.traits
     checkpoints = state * (settings.trainer.keep_checkpoints + 1)

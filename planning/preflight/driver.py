@@ -60,7 +60,7 @@ def check_driver(version: str, *, who: str) -> None:
     """Refuse a driver that is too old for the installed torch: that would compute on the CPU.
 
     Args:
-        version: Of the driver, such as `570.86.15`; anything else is let through.
+        version: The driver's version, such as `570.86.15`; anything else is let through.
         who: Needs it, for the message.
 
     Raises:

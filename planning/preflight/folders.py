@@ -4,6 +4,8 @@ import os
 import tempfile
 from pathlib import Path
 
+import psutil
+
 from planning.preflight.bare import nearest
 from services.errors import SettingsError
 
@@ -36,10 +38,7 @@ def is_read_only(folder: Path) -> bool:
 
 def file_system(folder: Path) -> str:
     """Its kind, such as `ext4` or `lustre`."""
-    best, kind = Path("/"), "unknown"
-    for line in Path("/proc/self/mounts").read_text().splitlines():
-        _, at, name, *_ = line.split(" ")
-        mount = Path(at.replace("\\040", " "))
-        if folder.resolve().is_relative_to(mount) and len(mount.parts) >= len(best.parts):
-            best, kind = mount, name
-    return kind
+    path = folder.resolve()
+    over = [p for p in psutil.disk_partitions(all=True) if path.is_relative_to(p.mountpoint)]
+    nearest_mount = max(reversed(over), key=lambda p: len(Path(p.mountpoint).parts))
+    return str(nearest_mount.fstype)

@@ -82,8 +82,8 @@ def mig_parts(text: str, gpus: list[Gpu]) -> list[Gpu]:
     """Read the lines of `nvidia-smi -L`, where each GPU is followed by its parts.
 
     Args:
-        text: Of all GPUs.
-        gpus: Of the machine.
+        text: What it says of all GPUs.
+        gpus: The machine's GPUs.
     """
     parts, whole = [], None
     for line in text.splitlines():
@@ -101,7 +101,7 @@ def chosen(gpus: list[Gpu], visible: str | None) -> list[Gpu]:
     """Those that a value of `CUDA_VISIBLE_DEVICES` names, in its order; CUDA stops at a wrong one.
 
     Args:
-        gpus: Of the machine.
+        gpus: The machine's GPUs.
         visible: Indices or beginnings of UUIDs; None leaves all. Of parts of GPUs a process sees
             one, whatever is named.
     """

@@ -14,9 +14,9 @@ from planning.preflight.check import CheckResult, check
 from planning.preflight.model_folder import check_adapter, folder_problems
 from planning.preflight.prompt_length import PromptLength, tokenizer_folder
 from planning.preflight.rows import Source, is_of_the_hub, source_checks
-from planning.preflight.rubric import check_rubric
+from reward_service.rubrics import rubric_for
 from scene_data.templates import check_instruction
-from services.errors import SettingsError, UnavailableError
+from services.errors import InvalidInputError, SettingsError, UnavailableError
 from services.models.families import model_family, with_box_space
 from services.printable import printable
 from services.settings import Settings
@@ -31,7 +31,7 @@ def checked(
     """Refuse a start that would end minutes later; warnings are printed.
 
     Args:
-        settings: Of the run.
+        settings: The run's settings.
         job: What is to be started.
         knows_model: `model.path` leads to the model from here, and now.
         fetch: The run reads what is on the hub from this machine, and now.
@@ -42,8 +42,8 @@ def checked(
     Raises:
         SettingsError: With all that is wrong.
     """
-    _heed(input_checks(settings, job, knows_model=knows_model, fetch=fetch))
-    return _decided(settings) if knows_model else settings
+    results = input_checks(settings, job, knows_model=knows_model, fetch=fetch)
+    return _accepted(settings, results, knows_model=knows_model)
 
 
 def checked_inference(
@@ -57,7 +57,7 @@ def checked_inference(
     """As `checked`, before a dataset's images are asked about.
 
     Args:
-        settings: Of the run.
+        settings: The run's settings.
         data: The dataset.
         limit: Only its first rows.
         knows_model: As there; running servers' model may lie on their hosts alone.
@@ -73,8 +73,8 @@ def checked_inference(
         asked_by="evaluation.max_tokens",
         num_rows=limit,
     )
-    _heed(_model_and_rows(settings, [source], knows_model=knows_model, fetch=fetch))
-    return _decided(settings) if knows_model else settings
+    results = _model_and_rows(settings, [source], knows_model=knows_model, fetch=fetch)
+    return _accepted(settings, results, knows_model=knows_model)
 
 
 def checked_model(settings: Settings) -> Settings:
@@ -83,20 +83,19 @@ def checked_model(settings: Settings) -> Settings:
     Raises:
         SettingsError: With all that is wrong.
     """
-    _heed(_model(settings, fetch=True))
-    return _decided(settings)
+    return _accepted(settings, _model(settings, fetch=True))
 
 
-def _heed(results: list[CheckResult]) -> None:
+def _accepted(
+    settings: Settings, results: list[CheckResult], *, knows_model: bool = True
+) -> Settings:
     refuse(results)
     for result in results:
         if result.state == "warning":
             print(f"sgg-rl: warning: {printable(result.detail)}", file=sys.stderr)
-
-
-def _decided(settings: Settings) -> Settings:
-    with suppress(UnavailableError):  # the hub may be reached where the job runs
-        return with_box_space(settings)
+    if knows_model:
+        with suppress(UnavailableError):  # the hub may be reached where the job runs
+            return with_box_space(settings)
     return settings
 
 
@@ -144,9 +143,17 @@ def _settings(settings: Settings, job: Job) -> str:
     else:
         check_instruction(settings.data.template, settings.data.vocabulary)
         check_grpo(settings)
-        check_rubric(settings)
+        _check_rubric(settings)
     check_trackers(settings)
     return "they fit together"
+
+
+def _check_rubric(settings: Settings) -> None:
+    """Refuse a rubric that is none, or has no term for `data.task`."""
+    try:
+        rubric_for(settings.reward.rubric, settings.data.task)
+    except InvalidInputError as error:
+        raise SettingsError(f"reward.rubric: {error.message}") from error
 
 
 def _deepspeed(settings: Settings) -> list[CheckResult]:

@@ -145,10 +145,7 @@ def _processor(folder: Path) -> Iterator[str]:
     files = [folder / name for name in _PROCESSORS if (folder / name).is_file()]
     trees = [read_json_object(file) for file in files]
     if not any(_has_image_processor(tree) for tree in trees):
-        yield (
-            f"model.path: {folder} has no image processor: copy preprocessor_config.json of the "
-            "model that it was made from"
-        )
+        yield _lacks(folder, "image processor", "preprocessor_config.json")
 
 
 def _has_image_processor(tree: dict[str, Any]) -> bool:
@@ -158,10 +155,7 @@ def _has_image_processor(tree: dict[str, Any]) -> bool:
 
 def _tokenizer(folder: Path) -> Iterator[str]:
     if not any(all((folder / name).is_file() for name in names) for names in _TOKENIZERS):
-        yield (
-            f"model.path: {folder} has no tokenizer: copy tokenizer.json and "
-            "tokenizer_config.json of the model that it was made from"
-        )
+        yield _lacks(folder, "tokenizer", "tokenizer.json and tokenizer_config.json")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         if (folder / name).is_file():
             read_json_object(folder / name)
@@ -169,7 +163,8 @@ def _tokenizer(folder: Path) -> Iterator[str]:
 
 def _template(folder: Path) -> Iterator[str]:
     if chat_template(str(folder)) is None:
-        yield (
-            f"model.path: {folder} has no chat template: copy chat_template.jinja or "
-            "chat_template.json of the model that it was made from"
-        )
+        yield _lacks(folder, "chat template", "chat_template.jinja or chat_template.json")
+
+
+def _lacks(folder: Path, what: str, files: str) -> str:
+    return f"model.path: {folder} has no {what}: copy {files} of the model that it was made from"

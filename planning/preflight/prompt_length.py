@@ -20,8 +20,8 @@ class PromptLength:
     """Counts a row's prompt as the sampler will see it.
 
     Args:
-        settings: Of the run.
-        folder: Of its model, as `tokenizer_folder` finds it.
+        settings: The run's settings.
+        folder: Its model's folder, as `tokenizer_folder` finds it.
     """
 
     def __init__(self, settings: Settings, folder: Path) -> None:

@@ -54,8 +54,8 @@ def source_checks(
 
     Args:
         source: The dataset.
-        settings: Of the run.
-        lengths: Of prompts; None where nothing is known of the model.
+        settings: The run's settings.
+        lengths: Counts prompts; None where nothing is known of the model.
         fetch: A dataset of the hub that is not reached is a fault; else it is said to be unchecked.
     """
     try:

@@ -39,13 +39,13 @@ def gpu_checks(
     *,
     one_host: bool,
 ) -> list[CheckResult]:
-    """Of the GPUs that this machine has for a run.
+    """Check the GPUs that this machine has for a run.
 
     Args:
-        settings: Of the run.
-        shape: Of its model; None where nothing is known of it.
+        settings: The run's settings.
+        shape: Its model's shape; None where nothing is known of it.
         gpus: That can be seen here.
-        servers: Of the run, as far as they live.
+        servers: The run's living servers.
         one_host: Whether trainer and rollout servers are all here.
     """
     if not gpus:

@@ -22,7 +22,7 @@ from services.settings.secrets import read_secret
 
 
 def service_checks(settings: Settings) -> list[CheckResult]:
-    """Of Redis, the reward service and the rollout servers; one that is not started is no fault."""
+    """Check Redis, the reward service and rollout servers; one that is not started is no fault."""
     found, servers = asyncio.run(_redis(settings))
     for name, url in (("reward", settings.reward.url), ("rollout", settings.rollout.url)):
         found.append(_service(name, url))
@@ -36,7 +36,7 @@ def live_servers(settings: Settings) -> list[ServerRecord]:
 
 
 def secret_checks(settings: Settings) -> list[CheckResult]:
-    """Of the files that `[security]` and `[redis]` name, and of those that must be named."""
+    """Check the files that `[security]` and `[redis]` name, and of those that must be named."""
     security = settings.security
     tokens = {
         "security.data_token_file": (security.data_token_file, "SGG_DATA_TOKEN"),

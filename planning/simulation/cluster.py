@@ -4,11 +4,10 @@ Every number says what it rests on, so that nothing assumed is read as measured.
 in `configs/clusters`; a name without a path is one of them.
 """
 
-import tomllib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field
 
 from services.errors import SettingsError
 from services.settings.section import Section
@@ -44,42 +43,42 @@ class Hardware(Section):
     """What parts of it can do, as the derivation of rates (`derive`) takes it."""
 
     flops: Given
-    """Of a GPU in bfloat16, a second."""
+    """Operations of a GPU in bfloat16, a second."""
     memory_bytes_per_s: Given
-    """Of a GPU's own memory."""
+    """The pace of a GPU's own memory."""
     link_bytes_per_s: Given
-    """Of one GPU to GPUs of other nodes."""
+    """The pace from one GPU to GPUs of other nodes."""
     host_bytes_per_s: Given
-    """Of rank 0's host to the network."""
+    """The pace from rank 0's host to the network."""
     file_bytes_per_s: Given
-    """Of the shared file system for one reader or writer."""
+    """The pace of the shared file system for one reader or writer."""
     files_bytes_per_s: Given
-    """Of the shared file system for all together."""
+    """The pace of the shared file system for all together."""
     training_share: Given
-    """Of `flops` that a training step makes use of (MFU)."""
+    """The share of `flops` that a training step makes use of (MFU)."""
     prefill_share: Given
-    """Of `flops` that work on prompts, and on many sequences at a time, makes use of."""
+    """The share of `flops` that work on prompts, and on many sequences at a time, makes use of."""
     decode_share: Given
-    """Of `memory_bytes_per_s` that a decoding step makes use of."""
+    """The share of `memory_bytes_per_s` that a decoding step makes use of."""
     decode_step_s: Given
-    """Of a decoding step beside reading weights: launching it, scheduling."""
+    """Seconds of a decoding step beside reading weights: launching it, scheduling."""
     decode_sequence_s: Given
-    """Of a decoding step for each sequence beside its arithmetic: sampling, text."""
+    """Seconds of a decoding step for each sequence beside its arithmetic: sampling, text."""
     step_s: Given
-    """Of a training step, whatever its tokens: optimizer, launching."""
+    """Seconds of a training step, whatever its tokens: optimizer, launching."""
 
 
 class Workload(Section):
     """What images and answers are like, where no earlier run says it."""
 
     prompt_text_tokens: Given
-    """Of the instruction."""
+    """Tokens of the instruction."""
     length_mean: Given
     """Tokens of a completion, before `sampling.max_tokens` cuts it."""
     length_sigma: Given
-    """Of the logarithm of that length."""
+    """The standard deviation of the logarithm of that length."""
     num_images: Given
-    """Of an epoch, where `data.train` cannot be opened here."""
+    """Images of an epoch, where `data.train` cannot be opened here."""
 
 
 class Cluster(Section):
@@ -104,11 +103,4 @@ def load_cluster(name: str) -> Cluster:
         raise SettingsError(
             f"--cluster {name}: there is no {path}; shipped are {shipped or 'none'}"
         )
-    try:
-        return Cluster.model_validate(tomllib.loads(path.read_text()))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not TOML: {error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise SettingsError(f"{path} is not usable: {where}: {first['msg']}") from error
+    return Cluster.read(path, wrong="is not usable")

@@ -5,7 +5,7 @@ the weights once a step, work on prompts and training by arithmetic, a version's
 Formulas are in `docs/sizing.md`; each rate carries the one that it came from.
 """
 
-from planning.estimate import num_trainable
+from planning.estimate import num_trainable, weight_bytes
 from planning.shapes import ModelShape
 from planning.simulation.cluster import Basis, Cluster, Given
 from services.settings import Settings
@@ -13,7 +13,7 @@ from services.settings import Settings
 RateTable = dict[str, Given]
 
 _PATCHES = 4
-"""Of a visual token; each passes the vision tower."""
+"""Patches of a visual token; each passes the vision tower."""
 BENCHMARKS: RateTable = {
     name: Given(value=value, basis="benchmark", source=command)
     for name, value, command in (
@@ -64,10 +64,10 @@ def _sampling(settings: Settings, cluster: Cluster, shape: ModelShape) -> RateTa
     hardware = cluster.hardware
     memory = hardware.memory_bytes_per_s.value * hardware.decode_share.value
     flops = hardware.flops.value * hardware.prefill_share.value
-    weights = _num_bytes(settings) * shape.language
+    weights = weight_bytes(settings) * shape.language
     context = _workload(settings, cluster, shape)["prompt_tokens"].value
     context += min(cluster.workload.length_mean.value, settings.sampling.max_tokens) / 2
-    kv = 2 * shape.num_layers * shape.key_size * _num_bytes(settings) * context
+    kv = 2 * shape.num_layers * shape.key_size * weight_bytes(settings) * context
     step = weights / memory + hardware.decode_step_s.value
     each = 2 * shape.language / flops + kv / memory + hardware.decode_sequence_s.value
     prompt = 2 * shape.language * _workload(settings, cluster, shape)["prompt_tokens"].value
@@ -83,7 +83,7 @@ def _training(settings: Settings, cluster: Cluster, shape: ModelShape) -> RateTa
     hardware, trainer = cluster.hardware, settings.trainer
     passes = 8 if trainer.gradient_checkpointing else 6
     flops = hardware.flops.value * hardware.training_share.value
-    gradients = 2 * _num_bytes(settings) * num_trainable(settings, shape)
+    gradients = 2 * weight_bytes(settings) * num_trainable(settings, shape)
     states = (12 + 2) * num_trainable(settings, shape)
     return {
         "token_s": _given(passes * shape.language / flops, f"{passes} FLOP a parameter and token"),
@@ -134,10 +134,6 @@ def _weights(settings: Settings, cluster: Cluster, shape: ModelShape) -> RateTab
 
 
 def version_bytes(settings: Settings, shape: ModelShape) -> float:
-    """Of what is sent to a server."""
+    """Bytes of what is sent to a server."""
     parts = num_trainable(settings, shape)
-    return float(_num_bytes(settings) * parts)
-
-
-def _num_bytes(settings: Settings) -> int:
-    return 2 if settings.model.dtype == "bfloat16" else 4
+    return float(weight_bytes(settings) * parts)

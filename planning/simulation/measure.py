@@ -36,7 +36,7 @@ def measured(folder: Path, table: RateTable) -> tuple[RateTable, Lengths]:
     and `fixed_s` stay, and what goes with them is fitted to the run. Prompts are in the pace.
 
     Args:
-        folder: Of the run.
+        folder: The run's folder.
         table: Rates otherwise.
 
     Returns:

@@ -31,99 +31,76 @@ class Split(Outcome):
         return (self.shape.groups_per_step + self.stale_per_step) / self.step_s
 
 
-def all_splits(
-    settings: Settings,
-    table: RateTable,
-    shape: ModelShape | None,
-    *,
-    num_gpus: int,
-    gpu_memory_gib: float | None,
-    lengths: Lengths | None = None,
-    seed: int = 0,
-) -> list[Split]:
-    """Simulate each.
-
-    Args:
-        settings: The run's settings; numbers of ranks and servers are varied.
-        table: Rates.
-        shape: The model's shape, for memory.
-        num_gpus: GPUs of trainer and servers together.
-        gpu_memory_gib: Memory of one.
-        lengths: Lengths of completions; None takes those of the table.
-        seed: The simulation's seed.
-    """
-    found = []
-    for place in _shapes(settings, num_gpus):
-        rates = rates_for(table, settings, place, lengths)
-        completions = place.groups_per_step * settings.trainer.group_size
-        steps = max(_FEWEST_STEPS, min(_MOST_STEPS, _COMPLETIONS // completions))
-        seen = Loop(place, rates, seed).run(steps, warm_up=place.max_policy_lag + 2)
-        found.append(_split(settings, place, seen, shape, gpu_memory_gib))
-    return found
-
-
 def best(splits: list[Split]) -> Split:
     """The one with most steps an hour of those that fit; of all where none does."""
     return max(splits, key=lambda split: (split.fits, split.steps_per_hour))
 
 
-def rates_for(
-    table: RateTable, settings: Settings, shape: Shape, lengths: Lengths | None = None
-) -> Rates:
-    """What the simulation is given."""
-    rate = {name: given.value for name, given in table.items()}
-    named = {part.name: rate[part.name] for part in fields(Rates) if part.name in rate}
-    given = named | {
-        "collect_s": rate["collect_s"] + rate["count_open_s"] * shape.open_groups,
-        "score_s": rate["score_s"] / settings.reward.workers,
-    }
-    drawn = lengths or lognormal_lengths(
-        rate["length_mean"],
-        rate["length_sigma"],
-        max_tokens=settings.sampling.max_tokens,
-        group_size=settings.trainer.group_size,
-    )
-    return Rates(lengths=drawn, **given)
+@dataclass(frozen=True, kw_only=True)
+class Planner:
+    """Simulates the ways to divide GPUs."""
 
+    settings: Settings
+    """The run's; numbers of ranks and servers are varied."""
+    table: RateTable
+    model: ModelShape | None
+    """For memory."""
+    gpu_memory_gib: float | None
+    """Memory of one GPU."""
+    lengths: Lengths | None = None
+    """Lengths of completions; None takes those of the table."""
 
-def _shapes(settings: Settings, num_gpus: int) -> list[Shape]:
-    groups, traits = settings.trainer.groups_per_step, settings.weights.traits
-    lag = settings.trainer.max_policy_lag
-    common = Shape(
-        num_trainers=1,
-        num_servers=num_gpus - 1,
-        groups_per_step=groups,
-        max_policy_lag=lag,
-        max_sequences=settings.rollout.max_num_seqs,
-        groups_in_flight=settings.rollout.groups_in_flight,
-        beside_training=lag > 0 and traits.through_file,
-        checkpoint_every=settings.trainer.checkpoint_every,
-    )
-    if traits.same_gpu:
-        ranks = max(rank for rank in _divisors(groups) if rank <= num_gpus)
-        return [replace(common, num_trainers=ranks, num_servers=ranks, colocated=True)]
-    possible = [rank for rank in _divisors(groups) if rank < num_gpus]
-    chosen = {min(possible, key=lambda rank: abs(rank - share * num_gpus)) for share in _SHARES}
-    return [
-        replace(common, num_trainers=ranks, num_servers=num_gpus - ranks)
-        for ranks in sorted(chosen)
-    ]
+    def splits(self, num_gpus: int, groups_per_step: int) -> list[Split]:
+        """Simulate each split of so many GPUs."""
+        return [self._simulated(shape) for shape in self._shapes(num_gpus, groups_per_step)]
 
+    def _simulated(self, shape: Shape) -> Split:
+        completions = shape.groups_per_step * self.settings.trainer.group_size
+        steps = max(_FEWEST_STEPS, min(_MOST_STEPS, _COMPLETIONS // completions))
+        seen = Loop(shape, self._rates(shape)).run(steps, warm_up=shape.max_policy_lag + 2)
+        gib = None if self.model is None else self._trainer_gib(self.model, shape.num_trainers)
+        fits = gib is None or self.gpu_memory_gib is None or gib <= self.gpu_memory_gib
+        return Split(shape=shape, trainer_gib=gib, fits=fits, **asdict(seen))
 
-def _divisors(number: int) -> list[int]:
-    return [i for i in range(1, number + 1) if number % i == 0]
+    def _trainer_gib(self, model: ModelShape, ranks: int) -> float:
+        trainer = self.settings.trainer.model_copy(update={"num_ranks": ranks})
+        return estimate_memory(self.settings.model_copy(update={"trainer": trainer}), model).total
 
+    def _rates(self, shape: Shape) -> Rates:
+        rate = {name: given.value for name, given in self.table.items()}
+        named = {part.name: rate[part.name] for part in fields(Rates) if part.name in rate}
+        given = named | {
+            "collect_s": rate["collect_s"] + rate["count_open_s"] * shape.open_groups,
+            "score_s": rate["score_s"] / self.settings.reward.workers,
+        }
+        lengths = self.lengths or lognormal_lengths(
+            rate["length_mean"],
+            rate["length_sigma"],
+            max_tokens=self.settings.sampling.max_tokens,
+            group_size=self.settings.trainer.group_size,
+        )
+        return Rates(lengths=lengths, **given)
 
-def _split(
-    settings: Settings,
-    place: Shape,
-    seen: Outcome,
-    shape: ModelShape | None,
-    gpu_memory_gib: float | None,
-) -> Split:
-    trainer = settings.trainer.model_copy(update={"num_ranks": place.num_trainers})
-    gib = None
-    if shape is not None:
-        gib = estimate_memory(settings.model_copy(update={"trainer": trainer}), shape).total
-    fits = gib is None or gpu_memory_gib is None or gib <= gpu_memory_gib
-    return Split(shape=place, trainer_gib=gib, fits=fits, **asdict(seen))
+    def _shapes(self, num_gpus: int, groups_per_step: int) -> list[Shape]:
+        settings, traits = self.settings, self.settings.weights.traits
+        lag = settings.trainer.max_policy_lag
+        common = Shape(
+            num_trainers=1,
+            num_servers=num_gpus - 1,
+            groups_per_step=groups_per_step,
+            max_policy_lag=lag,
+            max_sequences=settings.rollout.max_num_seqs,
+            groups_in_flight=settings.rollout.groups_in_flight,
+            beside_training=lag > 0 and traits.through_file,
+            checkpoint_every=settings.trainer.checkpoint_every,
+        )
+        divisors = [i for i in range(1, groups_per_step + 1) if groups_per_step % i == 0]
+        if traits.same_gpu:
+            ranks = max(rank for rank in divisors if rank <= num_gpus)
+            return [replace(common, num_trainers=ranks, num_servers=ranks, colocated=True)]
+        possible = [rank for rank in divisors if rank < num_gpus]
+        chosen = {min(possible, key=lambda rank: abs(rank - share * num_gpus)) for share in _SHARES}
+        return [
+            replace(common, num_trainers=ranks, num_servers=num_gpus - ranks)
+            for ranks in sorted(chosen)
+        ]

@@ -3,10 +3,11 @@
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 
 from rich import box
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from planning.simulation.compare import Plan
@@ -106,28 +107,29 @@ def _limit_words(split: Split, first: Limit) -> str:
     return f"Of the parts that are one, {reached} {numbers}{grown}; then: {first.remedy}."
 
 
-def _table(title: str) -> Table:
-    return Table(title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
+_text = partial(Column, no_wrap=True)
+_number = partial(Column, justify="right", no_wrap=True)
+_folded = partial(Column, overflow="fold")
+
+
+def _table(title: str, *columns: Column) -> Table:
+    return Table(*columns, title=title, title_justify="left", box=box.SIMPLE, padding=(0, 1, 0, 0))
 
 
 def _rates(plan: Plan) -> Table:
-    table = _table("rates, in seconds, tokens and bytes; benchmarks ran on 2 cores without a GPU")
-    table.add_column("rate", no_wrap=True)
-    table.add_column("value", justify="right", no_wrap=True)
-    table.add_column("basis", no_wrap=True)
-    table.add_column("source", overflow="fold")
+    title = "rates, in seconds, tokens and bytes; benchmarks ran on 2 cores without a GPU"
+    columns = (_text("rate"), _number("value"), _text("basis"), _folded("source"))
+    table = _table(title, *columns)
     for name, given in plan.table.items():
         table.add_row(name, f"{given.value:,.4g}", given.basis, given.source)
     return table
 
 
 def _splits(plan: Plan) -> Table:
-    table = _table("splits of the GPUs; stale: groups a step that came back too old")
-    for name in ("train", "sample", "steps/h", "epoch h", "idle: trainer", "sampler"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("policy_lag", no_wrap=True)
-    table.add_column("stale", justify="right", no_wrap=True)
-    table.add_column("")
+    title = "splits of the GPUs; stale: groups a step that came back too old"
+    names = ("train", "sample", "steps/h", "epoch h", "idle: trainer", "sampler")
+    last = (_text("policy_lag"), _number("stale"), Column())
+    table = _table(title, *map(_number, names), *last)
     for split in plan.splits:
         is_best = split is plan.best
         table.add_row(*_cells(plan, split), _remark(split, is_best), style="green" * is_best)
@@ -155,10 +157,9 @@ def _cells(plan: Plan, split: Split) -> list[str]:
 
 
 def _scaling(plan: Plan) -> Table:
-    table = _table("scaling: the best split, with the batch as it is and grown with the GPUs")
-    for name in ("GPUs", "groups", "train", "sample", "steps/h", "epoch h", "idle: tr.", "sa."):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("nearest to full", no_wrap=True)
+    title = "scaling: the best split, with the batch as it is and grown with the GPUs"
+    names = ("GPUs", "groups", "train", "sample", "steps/h", "epoch h", "idle: tr.", "sa.")
+    table = _table(title, *map(_number, names), _text("nearest to full"))
     for one in plan.scaling:
         table.add_row(
             str(one.num_gpus),
@@ -170,12 +171,8 @@ def _scaling(plan: Plan) -> Table:
 
 
 def _limits(plan: Plan) -> Table:
-    table = _table("parts that are one, at the best split")
-    table.add_column("part", no_wrap=True)
-    for name in ("used", "of"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
-    table.add_column("remedy", overflow="fold")
+    columns = (_text("part"), _number("used"), _number("of"), _text(), _folded("remedy"))
+    table = _table("parts that are one, at the best split", *columns)
     for limit in plan.limits:
         numbers = (f"{limit.used:.3g}", f"{limit.capacity:.3g}", limit.unit)
         style = "yellow" if limit.share > _NEAR else ""

@@ -64,7 +64,7 @@ class Explanation:
 
 
 class Explainer:
-    """Scores as a `Scorer` does, and says why.
+    """Scores as a `RewardScorer` does, and says why.
 
     Example: `Explainer("balanced").explain(group)[0].objects[2].verdict`
     """
@@ -85,7 +85,7 @@ class Explainer:
         self._similarity = similarities.get(self.scorer.rubric.similarity)
 
     def explain(self, group: RewardGroup) -> list[Explanation]:
-        """Of every completion of a group.
+        """An explanation for each completion of a group.
 
         Raises:
             InvalidInputError: The rubric looks at tokens and the group has no `num_tokens`.

@@ -107,7 +107,7 @@ def find_failure(text: str, parsed: ParsedCompletion, task: Task = "sgg") -> Fai
 
 
 class _Ids(NamedTuple):
-    """Of the objects of a completion."""
+    """Ids of a completion's objects."""
 
     kept: set[str]
     dropped: set[str]

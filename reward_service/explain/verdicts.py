@@ -56,7 +56,7 @@ class ObjectLine:
     iou: float | None = None
     """With it, 0..1"""
     similarity: float | None = None
-    """Of their names, 0..1"""
+    """The similarity of their names, 0..1"""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -223,7 +223,7 @@ class Verdicts:
         return tuple(None if cell is None else self._partner(cell) for cell in cells)
 
     def _triplet_verdict(self, index: int, wanted: list[int], *, counted: bool) -> TripletVerdict:
-        """Of a predicted triplet; `wanted` are the reference's between its matched ends."""
+        """What a predicted triplet is; `wanted` are the reference's between its matched ends."""
         if index in self._hits:
             return "hit"
         if index in self._alike:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from reward_service.scoring import Scorer, make_scorer
+from reward_service.scoring import RewardScorer, make_scorer
 from reward_service.service.requests import read_request
 from reward_service.similarity.registry import Similarities
 from services.errors import SggError, TooLargeError
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 _INTERNAL = "internal error; the service's log has the traceback"
 _RESPONSE = TypeAdapter(RewardResponse)
 
-MakeScorer = Callable[[str | dict[str, Any], Task, Similarities], Scorer]
+MakeScorer = Callable[[str | dict[str, Any], Task, Similarities], RewardScorer]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,7 +75,7 @@ class Answerer:
         )
 
 
-def _score(scorer: Scorer, groups: Sequence[RewardGroup]) -> list[ScoredGroup]:
+def _score(scorer: RewardScorer, groups: Sequence[RewardGroup]) -> list[ScoredGroup]:
     """All at once; where that fails, one by one, so that the others keep their rewards."""
     try:
         return scorer.score(groups)

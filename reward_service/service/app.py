@@ -111,7 +111,7 @@ def _documented_request() -> type[RewardRequest]:
 
 
 def _documentation() -> dict[str, Any]:
-    """Of a route that FastAPI sees neither reading nor writing a message."""
+    """Describes a route that FastAPI sees neither reading nor writing a message."""
     body = {"schema": reference(RewardRequest), "example": EXAMPLE}
     answer = {"application/json": {"example": example_answer()}}
     return {

@@ -24,12 +24,12 @@ MAX_COMPLETIONS = 16_384
 MAX_VALUES = 400_000
 """In a request: 390 for each of `MAX_GROUPS`."""
 _MAX_KEYS = 32
-"""Of one JSON object; messages have at most 7. Each unknown key is a mistake, and collecting
-millions of them costs gigabytes."""
+"""Most keys of one JSON object; messages have at most 7. Each unknown key is a mistake, and to
+collect millions of them costs gigabytes."""
 _MAX_RUBRIC_KEYS = 10_000
-"""Of one table in a rubric: as many predicates as a rubric may know."""
+"""Most keys of one table in a rubric: as many predicates as a rubric may know."""
 _MAX_ITEMS = 2001
-"""Of a list in a reference: validation stops where a list is over its own limit."""
+"""Items of a reference's list that are looked at: validation stops where it is over its limit."""
 _MAX_GROUP_ID = 200
 _MAX_MISTAKES = 20
 

@@ -10,21 +10,19 @@ is. With one worker it also answers requests of a few completions itself: that t
 and handing them to a thread and back takes as long.
 """
 
-import asyncio
-from typing import Any
-
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.types import Receive
 
 from reward_service.service.answering import Answer, Answerer
 from reward_service.service.workers import Workers
 from services.errors import UnavailableError
+from services.waiting import racing
 
 MAX_WAITING = 64
 """Requests in the queue and in work, for each worker: seconds of scoring at the batch sizes of
 training."""
 BODY_LIMIT_BYTES = 32_000_000
-"""Of one request: 16,384 completions of 2 KB."""
+"""Longest body of a request: 16,384 completions of 2 KB."""
 HELD_LIMIT_BYTES = 4 * BODY_LIMIT_BYTES
 SMALL_BYTES = 16_384
 """A request up to this size takes a millisecond, and 20 if it was made to take long."""
@@ -73,7 +71,7 @@ class ScoringQueue:
 
         Args:
             body: The request's.
-            receive: Of the request, whose body has been read. A request whose client goes away
+            receive: The request's, whose body has been read. A request whose client goes away
                 while it waits is dropped.
 
         Raises:
@@ -102,15 +100,8 @@ class ScoringQueue:
         return answer
 
     async def _unless_gone(self, body: bytes, receive: Receive) -> Answer | None:
-        answer = asyncio.ensure_future(self._workers.answer(body))
-        gone = asyncio.ensure_future(_client_goes(receive))
-        both: set[asyncio.Future[Any]] = {answer, gone}
-        try:
-            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        async with racing(self._workers.answer(body), _client_goes(receive)) as (answer, _):
             return answer.result() if answer.done() else None
-        finally:
-            gone.cancel()
-            answer.cancel()
 
     def _count(self, change: int) -> None:
         self._num_waiting += change

@@ -36,7 +36,7 @@ T = TypeVar("T")
 SILENT_S = 60.0
 """Workers that have work and answer nothing for this long are taken for hung."""
 _worker = threading.local()
-"""Of a scoring thread, or of the main thread of a scoring process: its `answerer`."""
+"""Holds the `answerer` of a scoring thread, or of a scoring process's main thread."""
 
 
 class Workers:

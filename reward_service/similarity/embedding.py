@@ -109,7 +109,7 @@ def load_embedding(model: str) -> EmbeddingSimilarity:
 
 
 def _digest(model: Any) -> str:
-    """Of all that decides its vectors: modules and their settings, tokenizer, prompts, weights."""
+    """Covers all that decides its vectors: modules, settings, tokenizer, prompts, weights."""
     tokenizer = getattr(model.tokenizer, "backend_tokenizer", model.tokenizer)
     texts = (
         tokenizer.to_str()

@@ -37,7 +37,7 @@ class SimilarityTable:
     names: tuple[str, ...]
     """Sorted, normalised, distinct."""
     pairs: Mapping[tuple[str, str], float]
-    """Of two different names, the lesser first, 0 < value <= 1; in sorted order."""
+    """Similarity of two different names, the lesser first, 0 < value <= 1; in sorted order."""
 
     def similarity(self) -> TableSimilarity:
         """As scoring uses it."""

@@ -15,7 +15,7 @@ from services.schemas.rewards import ReferenceGraph, RewardGroup, Task
 
 Columns = Mapping[str, Any]
 """Name to a list with an entry for each completion; TRL passes other things among them."""
-Row = dict[str, Any]
+ReferenceRow = dict[str, Any]
 """What one completion is held against, as the dataset has it."""
 
 _FIELDS = {"objects": ("id", "bbox"), "relationships": ("subject", "predicate", "object")}
@@ -40,16 +40,16 @@ def check_columns(columns: Columns, task: Task) -> None:
         )
 
 
-def read_row(columns: Columns, index: int, task: Task, box_space: str) -> Row | None:
+def read_row(columns: Columns, index: int, task: Task, box_space: str) -> ReferenceRow | None:
     """What one completion is held against; None where the dataset has no reference for it.
 
     Args:
         columns: With all that `check_columns` asks for.
-        index: Of the completion.
+        index: The completion's place.
         task: Says which columns matter.
         box_space: Where the dataset does not say it.
     """
-    row: Row = {name: columns[name][index] for name in TASK_LISTS[task]}
+    row: ReferenceRow = {name: columns[name][index] for name in TASK_LISTS[task]}
     if any(value is None for value in row.values()):
         return None
     spaces = columns.get("box_space")
@@ -59,7 +59,7 @@ def read_row(columns: Columns, index: int, task: Task, box_space: str) -> Row | 
 
 
 def reward_group(
-    row: Row, texts: list[str], num_tokens: list[int] | None, *, require_thinking: bool
+    row: ReferenceRow, texts: list[str], num_tokens: list[int] | None, *, require_thinking: bool
 ) -> RewardGroup:
     """A row with its completions.
 
@@ -106,7 +106,7 @@ def _size(columns: Columns, index: int) -> Any:
 
 
 def _image_size(image: Any) -> Any:
-    """Of a PIL image, or of one as `datasets` stores it; None if there is none to be read."""
+    """The size of a PIL image, or of one as `datasets` stores it; None if none can be read."""
     if not isinstance(image, Mapping):
         return getattr(image, "size", None)
     try:

@@ -26,7 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from reward_service.scoring import make_scorer
 from reward_service.similarity.registry import Similarities
-from reward_service.trl.columns import Row, check_columns, read_row, reward_group
+from reward_service.trl.columns import ReferenceRow, check_columns, read_row, reward_group
 from services.errors import InvalidInputError
 from services.http.problems import invalid_input
 from services.schemas.rewards import BoxSpaceName, Reward, RewardGroup, Task
@@ -125,7 +125,7 @@ class SceneGraphReward:
         return [None if reward is None else self._value(reward) for reward in rewards]
 
     def _groups(
-        self, rows: list[Row | None], texts: list[str], num_tokens: list[int] | None
+        self, rows: list[ReferenceRow | None], texts: list[str], num_tokens: list[int] | None
     ) -> tuple[list[RewardGroup], list[list[int]]]:
         """Neighbours with equal references as one group, and where its completions stand."""
         groups, members, mistakes = [], [], []

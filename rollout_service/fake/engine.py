@@ -74,10 +74,10 @@ class FakeEngine(Engine):
         Args:
             tokens_per_s: Pace of all completions together.
             max_model_len: Prompt and completion, in tokens.
-            max_images: Of one prompt.
+            max_images: The most of one prompt.
             tensors: What a version consists of; None accepts any.
             gpu: UUID to state as its GPU's.
-            vocabulary: Of prompts and answers; bytes where it is None.
+            vocabulary: Makes tokens of prompts and answers; bytes where it is None.
         """
         self.gpu = gpu
         self._vocabulary = vocabulary or ByteVocabulary()

@@ -27,7 +27,7 @@ class Vocabulary(Protocol):
         """
 
     def encode(self, text: str) -> list[int]:
-        """Of a text."""
+        """A text's tokens."""
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """The text of an answer, without its end."""

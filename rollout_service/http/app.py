@@ -18,7 +18,7 @@ from rollout_service.fake.engine import FakeEngine
 from rollout_service.fake.vocabulary import vocabulary_of
 from rollout_service.http.bodies import read_body
 from rollout_service.http.chat import ChatRoutes
-from rollout_service.http.open_requests import Admission, while_connected
+from rollout_service.http.open_requests import OpenRequests, while_connected
 from rollout_service.http.process_metrics import EngineMetrics, LoopLag
 from rollout_service.queue.membership import Membership
 from rollout_service.queue.worker import QueueWorker
@@ -49,6 +49,7 @@ from services.schemas.rollouts import InlineImage, RolloutRequest, RolloutRespon
 from services.schemas.weights import CommitRequest, PolicyInfo, ServerProof, StageRequest, Version
 from services.settings import Settings
 from services.telemetry import Tracing
+from services.waiting import racing
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ class RolloutProcess:
             self._membership.lanes,
             settings,
         )
-        self._admission = Admission()
+        self._open_requests = OpenRequests()
         self._loop_lag = LoopLag(self.app.state.registry)
         self.app.state.registry.register(EngineMetrics())
         self._add_routes()
@@ -115,7 +116,7 @@ class RolloutProcess:
             responses=problems(NotFoundError),
         )(self.rollouts)
         self.app.byte_bodies = (ChatRequest, RolloutRequest, StageRequest, CommitRequest)
-        ChatRoutes(self.server, self._admission).add_to(self.app)
+        ChatRoutes(self.server, self._open_requests).add_to(self.app)
         self.app.get("/v1/policy")(self.policy)
         self.app.get(PROOF_PATH)(self.proof)
         self.app.put(
@@ -137,7 +138,7 @@ class RolloutProcess:
     async def rollouts(self, http: Request) -> Response:
         """Sample one group."""
         request = await read_body(http, RolloutRequest)
-        with self._admission.place():
+        with self._open_requests.place():
             result = await while_connected(http, self._sample(request))
         response = RolloutResponse(
             server_id=self.server.server_id,
@@ -238,7 +239,7 @@ class RolloutProcess:
                     await self.server.stop()
         except Exception as error:  # noqa: BLE001 - kept for `serve`, which raises it
             self.failure = error
-            # A process without an engine is of no use: whoever supervises it has to start it anew.
+            # A process without an engine is of no use: its supervisor has to start it anew.
             signal.raise_signal(signal.SIGTERM)
 
     async def _look_at_redis(self) -> None:
@@ -247,21 +248,15 @@ class RolloutProcess:
             await check_redis(self._redis)
 
     async def _work_until_dead(self, beating: "asyncio.Task[None]") -> None:
-        working = asyncio.create_task(self._worker.run())
-        watching = asyncio.create_task(self.server.watch())
-        dying = asyncio.create_task(self.server.dead.wait())
-        try:
-            tasks = {working, dying, beating}
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if self.server.dead.is_set():
-                raise EngineError(f"the engine died: {self.server.last_error}")
-            if beating.done():
-                beating.result()
+        server = self.server
+        works = self._worker.run(), server.watch(), server.dead.wait(), asyncio.shield(beating)
+        async with racing(*works) as (working, watching, _, _):
+            if server.dead.is_set():
+                raise EngineError(f"the engine died: {server.last_error}")
+            for task in (beating, watching):
+                if task.done():
+                    task.result()
             working.result()
-        finally:
-            for task in (working, watching, dying):
-                task.cancel()
-            await asyncio.gather(working, watching, dying, return_exceptions=True)
 
 
 def serve(settings: Settings) -> None:

@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from rollout_service.http.bodies import read_body
-from rollout_service.http.open_requests import Admission, while_connected
+from rollout_service.http.open_requests import OpenRequests, while_connected
 from rollout_service.server import RolloutServer
 from services.errors import InvalidInputError, SggError
 from services.http.openapi import body_of
@@ -52,9 +52,9 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 class ChatRoutes:
     """`POST /v1/chat/completions` and `GET /v1/models`. Errors have OpenAI's shape."""
 
-    def __init__(self, server: RolloutServer, admission: Admission) -> None:
+    def __init__(self, server: RolloutServer, open_requests: OpenRequests) -> None:
         self._server = server
-        self._admission = admission
+        self._open_requests = open_requests
 
     def add_to(self, app: FastAPI) -> None:
         """Mount the routes."""
@@ -73,7 +73,7 @@ class ChatRoutes:
         """Complete a chat; with `stream`, as server-sent events."""
         request = await read_body(http, ChatRequest)
         with ExitStack() as place:
-            place.enter_context(self._admission.place())
+            place.enter_context(self._open_requests.place())
             answer = await while_connected(http, self._answer(request))
             if isinstance(answer, dict):
                 return JSONResponse(answer)

@@ -1,6 +1,5 @@
-"""Who may come in over HTTP, and what happens when a client goes away."""
+"""How many requests may be open over HTTP, and what happens when a client goes away."""
 
-import asyncio
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -8,6 +7,7 @@ from typing import TypeVar
 from starlette.requests import Request
 
 from services.errors import ClientGoneError, UnavailableError
+from services.waiting import racing
 
 T = TypeVar("T")
 
@@ -15,8 +15,8 @@ MAX_REQUESTS = 256
 """Asked for over HTTP at the same time; more are refused with 503."""
 
 
-class Admission:
-    """Counts requests that are being sampled."""
+class OpenRequests:
+    """Counts the requests that are being sampled, and refuses more."""
 
     def __init__(self, most: int = MAX_REQUESTS) -> None:
         self._most = most
@@ -44,17 +44,11 @@ async def while_connected(request: Request, work: Coroutine[None, None, T]) -> T
     Raises:
         ClientGoneError: It went away.
     """
-    working = asyncio.create_task(work)
-    leaving = asyncio.create_task(_disconnect(request))
-    try:
-        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+    async with racing(work, _disconnect(request)) as (working, _):
         if not working.done():
             raise ClientGoneError("the client left before its answer")
-        return working.result()
-    finally:
-        working.cancel()
-        leaving.cancel()
-        await asyncio.gather(working, leaving, return_exceptions=True)
+        answer: T = working.result()
+        return answer
 
 
 async def _disconnect(request: Request) -> None:

@@ -4,14 +4,22 @@ Who waits for whom: a worker waits in the queue for prompts, holds at most `grou
 leases, and never waits for the trainer: `rollouts` is bounded by the prompts that the trainer has
 asked for. A group ends in one atomic move, so a worker that dies at any point loses nothing: its
 leases expire, and another server samples the group.
+
+A lease, from claim to end:
+
+    claimed ── wait for its version ──▶ sampling ──▶ completed: its group is on `rollouts`
+       │                                   ├─ the data's fault, twice ──▶ dead
+       │                                   ├─ this server's fault ──▶ back in the queue, counted
+       │                                   └─ draining, given up, no version ──▶ back, not counted
+       └─ not renewed in time ──▶ lost: another server samples it
 """
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
-from typing import Any
 
 from pydantic import ValidationError
 
@@ -26,14 +34,15 @@ from services.errors import (
     UnavailableError,
 )
 from services.images import ImageStore
-from services.redis.queue import Lease, WorkQueue
+from services.redis.queue import Lease
+from services.redis.redis_queue import RedisQueue
 from services.redis.registry import HEARTBEAT_TTL_S, Registry
 from services.schemas.common import ImageRef
 from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import RolloutGroup
 from services.schemas.weights import PolicyRecord, Version, WeightManifest
 from services.settings import Settings
-from services.waiting import ended
+from services.waiting import ended, racing, until_available
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +59,7 @@ _NEVER_DEAD = 1_000_000
 
 
 class _BehindError(UnavailableError):
-    """This server does not serve what a group asks for: nobody's failure."""
+    """This server does not serve what a group asks for, which is not a failure."""
 
 
 class QueueWorker:
@@ -59,7 +68,7 @@ class QueueWorker:
     def __init__(
         self,
         server: RolloutServer,
-        queue: WorkQueue,
+        queue: RedisQueue,
         registry: Registry,
         images: ImageStore,
         lanes: Lanes,
@@ -69,11 +78,11 @@ class QueueWorker:
 
         Args:
             server: Samples; started or not.
-            queue: Of the run.
+            queue: The run's queue.
             registry: Where the policy to serve is read.
             images: Where prompts' images are.
             lanes: In which order prompts are looked for.
-            settings: Of the run.
+            settings: The run's settings.
         """
         self._server = server
         self._queue = queue
@@ -98,7 +107,7 @@ class QueueWorker:
         try:
             # Unlike `await claiming` this cancels nothing.
             await asyncio.wait({claiming, following}, return_when=asyncio.FIRST_COMPLETED)
-            if following.done():  # it never ends but by an error that nobody foresaw
+            if following.done():  # it ends only by an unforeseen error
                 following.result()
             claiming.result()
             await self._server.given_up.wait()
@@ -175,29 +184,24 @@ class QueueWorker:
             return None
 
     async def _pause(self, seconds: float) -> None:
-        """Nobody waits for it when the server is to stop."""
+        """Ends at once when the server is to stop."""
         with suppress(TimeoutError):
             await asyncio.wait_for(self._server.draining.wait(), seconds)
 
     async def _end_group(self, lease: Lease) -> None:
         """Complete, fail or release a lease; the lease is renewed until then."""
-        renewing = asyncio.create_task(self._renew_until_lost(lease))
-        sampling = asyncio.create_task(self._sample(lease))
-        giving_up = asyncio.create_task(self._server.given_up.wait())
-        tasks: set[asyncio.Task[Any]] = {renewing, sampling, giving_up}
+        works = self._sample(lease), self._renew_until_lost(lease), self._server.given_up.wait()
         try:
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            if sampling.done():
-                await self._settle(lease, sampling)
-            elif giving_up.done():
-                await self._quietly(self._queue.release(lease))
-            else:
-                logger.warning("lost the lease of %s: another server samples it", lease.work_id)
+            async with racing(*works) as (sampling, _, giving_up):
+                if sampling.done():
+                    await self._settle(lease, sampling)
+                elif giving_up.done():
+                    await self._quietly(self._queue.release(lease))
+                else:
+                    logger.warning("lost the lease of %s: another server samples it", lease.work_id)
         except asyncio.CancelledError:
             await self._quietly(self._queue.release(lease))
             raise
-        finally:
-            await ended(*tasks)
 
     async def _renew_until_lost(self, lease: Lease) -> None:
         held = True
@@ -272,7 +276,7 @@ class QueueWorker:
         of_this_trainer = serving.checksum is None or serving.incarnation >= prompt.incarnation
         return of_this_trainer and serving.policy_version >= prompt.min_policy_version
 
-    async def _settle(self, lease: Lease, sampling: asyncio.Task[bytes]) -> None:
+    async def _settle(self, lease: Lease, sampling: "asyncio.Future[bytes]") -> None:
         try:
             result = sampling.result()
         except (InvalidInputError, TooLargeError) as error:
@@ -282,7 +286,7 @@ class QueueWorker:
             self._hold_back()
             await self._quietly(self._queue.release(lease))
         except UnavailableError as error:
-            if self._server.draining.is_set():  # nobody's failure
+            if self._server.draining.is_set():  # not a failure
                 await self._quietly(self._queue.release(lease))
             else:
                 await self._fail_here(lease, error)
@@ -314,14 +318,7 @@ class QueueWorker:
 
     async def _persistently(self, call: Callable[[], Awaitable[bool]]) -> None:
         """Until Redis answers; each of these calls may be repeated."""
-        while True:
-            try:
-                await call()
-            except UnavailableError as error:
-                logger.warning("waiting for Redis: %s", error)
-                await asyncio.sleep(_SHORTEST_PAUSE_S)
-            else:
-                return
+        await until_available(call, timeout_s=math.inf)
 
     async def _end(self, claiming: asyncio.Task[None]) -> None:
         """Wait for all groups. The server gives them up in time; then only Redis can hold them."""

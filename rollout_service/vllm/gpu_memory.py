@@ -20,7 +20,7 @@ def server_memory(settings: Settings, total: int, weights: int) -> dict[str, Any
     will be in vLLM's own tensors: a server that starts again beside a rank of full size finds that.
 
     Args:
-        settings: Of the run.
+        settings: The run's settings.
         total: Bytes of the GPU.
         weights: Bytes of the model.
 

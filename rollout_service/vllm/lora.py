@@ -47,7 +47,7 @@ def lora_request(settings: Settings, adapter: str | None) -> LoRARequest | None:
     """What a prompt is sampled with beside the model.
 
     Args:
-        settings: Of the run.
+        settings: The run's settings.
         adapter: A name of `rollout.adapters`; None for the policy.
     """
     if adapter is not None:

@@ -40,9 +40,9 @@ class VllmChat:
 
         Args:
             llm: The running engine.
-            settings: Of the run.
-            served_name: Of the policy.
-            template: Of chats; None where the tokenizer has it.
+            settings: The run's settings.
+            served_name: The policy's name.
+            template: Chats' template; None where the tokenizer has it.
         """
         # Not the folder: answers show it.
         base = BaseModelPath(name=served_name, model_path=served_name)

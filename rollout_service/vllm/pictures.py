@@ -29,7 +29,7 @@ class Pictures:
 
         Args:
             check: Raises what is wrong with a picture for this model; called in a thread.
-            max_pixels: Of all together.
+            max_pixels: The most of all together.
         """
         self._check = check
         self._room = self._max_pixels = max_pixels

@@ -23,7 +23,7 @@ _JOIN_S = 40.0
 
 
 async def join(llm: Any, rendezvous: Rendezvous) -> None:
-    """Meet the trainer in a NCCL group; whoever comes first waits, and samples meanwhile.
+    """Meet the trainer in a NCCL group; the first ones wait, and sample meanwhile.
 
     Raises:
         WaitTimeoutError: Not all came. vLLM's errors where NCCL fails.

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -39,6 +40,7 @@ from vllm.platforms import current_platform
 
 from services.host.orphans import end_with_parent
 from services.schemas.weights import IpcHandle
+from weight_sync.device import on_daemon
 from weight_sync.ipc import decode_ipc
 from weight_sync.nccl import BUCKET_BYTES
 
@@ -95,10 +97,15 @@ class TransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignor
             return
         self._nccl.shutdown()
         self._nccl = NCCLWeightTransferEngine(*self._args)
-        self._joining = Future()
-        threading.Thread(
-            target=_join, args=(self._nccl, init_info, self.device, self._joining), daemon=True
-        ).start()
+        group = NCCLWeightTransferInitInfo(
+            nccl_unique_id_b64=init_info.unique_id,
+            rank_offset=init_info.rank,
+            world_size=init_info.world_size,
+            packed=True,
+            packed_buffer_size_bytes=BUCKET_BYTES,
+        )
+        join = partial(self._nccl.init_transfer_engine, group)
+        self._joining = on_daemon(join, self.device, "join")
 
     def is_connected(self) -> bool:
         """Whether the trainer's group is complete. Raises what went wrong."""
@@ -233,27 +240,6 @@ def _ipc_update(info: UpdateInfo, gpu: str) -> IPCWeightTransferUpdateInfo:
             for handle, shape, dtype in zip(handles, info.shapes, info.dtypes, strict=True)
         ],
     )
-
-
-def _join(
-    engine: NCCLWeightTransferEngine, info: InitInfo, device: torch.device, joining: Future[None]
-) -> None:
-    try:
-        if device.type == "cuda":
-            torch.cuda.set_device(device)  # each thread has a current device of its own
-        engine.init_transfer_engine(
-            NCCLWeightTransferInitInfo(
-                nccl_unique_id_b64=info.unique_id,
-                rank_offset=info.rank,
-                world_size=info.world_size,
-                packed=True,
-                packed_buffer_size_bytes=BUCKET_BYTES,
-            )
-        )
-    except Exception as error:  # noqa: BLE001  # NCCL's, CUDA's or vLLM's: `is_connected` raises it
-        joining.set_exception(error)
-    else:
-        joining.set_result(None)
 
 
 def _is_of_use(record: logging.LogRecord) -> bool:

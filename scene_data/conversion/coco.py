@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from scene_data.conversion.by_image import ItemsByImage
-from scene_data.conversion.raw import Box, RawImage, RawObject, RawRelationship, Tally
+from scene_data.conversion.raw import Box, FileSource, RawImage, RawObject, RawRelationship, Tally
 from scene_data.conversion.records import (
     box_of_sides,
     image_id_of,
@@ -38,7 +38,7 @@ _PREDICATE_IDS = ("predicate_id", "category_id", "relation_id")
 _LARGE = ("images", "annotations", *_RELATIONS)
 
 
-class Coco:
+class Coco(FileSource):
     """One file, read as a stream once for each of its lists; lists are put together on disk.
 
     Args:
@@ -53,8 +53,7 @@ class Coco:
     title = TITLES["coco"]
 
     def __init__(self, path: Path, split: str | None = None) -> None:
-        self.name = str(path)
-        self._path = path
+        super().__init__(path)
         self._split = split or named_split(path)
         kinds = dict(member_kinds(path))
         if missing := [key for key in ("images", "annotations", "categories") if key not in kinds]:

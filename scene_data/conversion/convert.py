@@ -119,8 +119,8 @@ def convert(
 
     Args:
         source: From `open_source`.
-        rules: Of names.
-        options: Of everything else.
+        rules: Which names are kept.
+        options: Everything else.
         on_image: Called after each image.
 
     Raises:

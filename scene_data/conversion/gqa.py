@@ -6,24 +6,19 @@
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from scene_data.conversion.raw import RawImage, RawObject, RawRelationship, Tally
+from scene_data.conversion.raw import FileSource, RawImage, RawObject, RawRelationship, Tally
 from scene_data.conversion.records import box_of_sides, member, read_images
 from scene_data.json_stream import stream_members
 from scene_data.layouts import TITLES, named_split
 from scene_data.rows import read_size
 
 
-class Gqa:
+class Gqa(FileSource):
     """A file, read as a stream."""
 
     title = TITLES["gqa"]
-
-    def __init__(self, path: Path) -> None:
-        self.name = str(path)
-        self._path = path
 
     def images(self, tally: Tally) -> Iterator[RawImage]:
         """All images, in the split of the file's name."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from scene_data.conversion.by_image import ItemsByImage
-from scene_data.conversion.raw import Box, RawImage, RawObject, RawRelationship, Tally
+from scene_data.conversion.raw import Box, FileSource, RawImage, RawObject, RawRelationship, Tally
 from scene_data.conversion.records import (
     counted_name,
     is_triplet,
@@ -37,7 +37,7 @@ _BOXES = tuple(f"{side}{end}" for end in (1, 2) for side in ("XMin", "YMin", "XM
 _PREDICATES = ("RelationshipLabel", "RelationLabel")
 
 
-class OpenImagesCsv:
+class OpenImagesCsv(FileSource):
     """A file of relations; lines are put together by image on disk.
 
     Raises:
@@ -47,8 +47,7 @@ class OpenImagesCsv:
     title = TITLES["open_images_csv"]
 
     def __init__(self, path: Path) -> None:
-        self.name = str(path)
-        self._path = path
+        super().__init__(path)
         self._columns = csv_header(path)
         self._predicate = next((key for key in _PREDICATES if key in self._columns), _PREDICATES[0])
         wanted = ("ImageID", "LabelName1", "LabelName2", *_BOXES, self._predicate)
@@ -115,7 +114,7 @@ class OpenImagesCsv:
         return {line[0]: line[1].lower() for line in lines if len(line) == 2}
 
 
-class OpenImages:
+class OpenImages(FileSource):
     """PySGG's JSON, read as a stream.
 
     Raises:
@@ -125,8 +124,7 @@ class OpenImages:
     title = TITLES["open_images"]
 
     def __init__(self, path: Path) -> None:
-        self.name = str(path)
-        self._path = path
+        super().__init__(path)
         names = path.parent / NAMES_FILE
         if not names.is_file():
             raise refusal(path, f"no {NAMES_FILE} beside it", "put it there, with the names")

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from scene_data.conversion.raw import RawImage, RawObject, RawRelationship, Tally
+from scene_data.conversion.raw import FileSource, RawImage, RawObject, RawRelationship, Tally
 from scene_data.conversion.records import (
     box_of_sides,
     counted_name,
@@ -34,7 +34,7 @@ _XYXY, _XYWH = 0, 1
 """`bbox_mode`, as detectron2 numbers them"""
 
 
-class Psg:
+class Psg(FileSource):
     """The file, read as a stream: once for its names, once for its images.
 
     Raises:
@@ -44,8 +44,7 @@ class Psg:
     title = TITLES["psg"]
 
     def __init__(self, path: Path) -> None:
-        self.name = str(path)
-        self._path = path
+        super().__init__(path)
         members = read_members(path, without=("data",))
         stuff = _texts(members, "stuff_classes", path) if "stuff_classes" in members else []
         self._categories = dict(enumerate(_texts(members, "thing_classes", path) + stuff))

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Hashable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 from scene_data.dataset import BrokenRows
@@ -78,6 +79,13 @@ class Tally(BrokenRows):
         if num := found.count(None):
             self.dropped[reason] += num
         return [item for item in found if item is not None]
+
+
+class FileSource:
+    """What all sources have that read one file, with those beside it."""
+
+    def __init__(self, path: Path) -> None:
+        self.name, self._path = str(path), path
 
 
 class Source(Protocol):

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scene_data.conversion.raw import RawImage, RawObject, RawRelationship, Tally
+from scene_data.conversion.raw import FileSource, RawImage, RawObject, RawRelationship, Tally
 from scene_data.conversion.records import image_id_of, numbered_names, size_of
 from scene_data.json_stream import read_members, stream_items
 from scene_data.layouts import TITLES
@@ -44,7 +44,7 @@ _OVER_THE_FILE = "both count from 0 over the whole file, the last one included"
 _FILE_NAMES = ("file_name", "filename", "path")
 
 
-class Vg150:
+class Vg150(FileSource):
     """The three files of a folder; the arrays, some 30 MB, are held in memory.
 
     Raises:
@@ -55,8 +55,7 @@ class Vg150:
     title = TITLES["vg150"]
 
     def __init__(self, path: Path) -> None:
-        self.name = str(path)
-        self._path = path
+        super().__init__(path)
         self._images = path.parent / "image_data.json"
         self._names_file = _names_file(path)
         if not self._images.is_file():

@@ -16,7 +16,7 @@ from itertools import repeat
 from pathlib import Path
 from typing import Any
 
-from scene_data.conversion.raw import RawImage, RawObject, RawRelationship, Tally
+from scene_data.conversion.raw import FileSource, RawImage, RawObject, RawRelationship, Tally
 from scene_data.conversion.records import (
     box_of_sides,
     image_id_of,
@@ -31,17 +31,13 @@ from scene_data.refusal import refusal
 from scene_data.rows import RowError
 
 
-class VisualGenome:
+class VisualGenome(FileSource):
     """`relationships.json` with the files beside it, read side by side as streams.
 
     Without `image_data.json` sizes are those of the images.
     """
 
     title = TITLES["visual_genome"]
-
-    def __init__(self, path: Path) -> None:
-        self.name = str(path)
-        self._path = path
 
     def images(self, tally: Tally) -> Iterator[RawImage]:
         """All images in the order of `relationships.json`; a split of its own there is none."""
@@ -74,14 +70,10 @@ class VisualGenome:
             raise refusal(self._path, found, "use files of one release") from error
 
 
-class SceneGraphs:
+class SceneGraphs(FileSource):
     """`scene_graphs.json`, read as a stream; `image_data.json` beside it may be missing."""
 
     title = TITLES["scene_graphs"]
-
-    def __init__(self, path: Path) -> None:
-        self.name = str(path)
-        self._path = path
 
     def images(self, tally: Tally) -> Iterator[RawImage]:
         """All images; a split of its own there is none."""

@@ -33,7 +33,7 @@ class SceneGraphMetrics:
     object_precision: float
     object_f1: float
     mean_iou: float
-    """Of the reward's optimal object assignment, over all its pairs, whatever their names."""
+    """Over all pairs of the reward's optimal object assignment, whatever their names."""
 
 
 def strict_metrics(

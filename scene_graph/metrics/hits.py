@@ -135,7 +135,7 @@ def found_by_any(pairs: Pairs, ranks: Indices, num_reference: int) -> Indices:
     """[num_reference] the best rank among all predictions that hit a reference item.
 
     Args:
-        pairs: Of predictions and references.
+        pairs: Predictions with references.
         ranks: [predictions]
         num_reference: How many references there are.
     """

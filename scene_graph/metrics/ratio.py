@@ -30,7 +30,7 @@ class RatioMetric:
 
     @classmethod
     def mean_of_images(cls, values: Floats, counts: Floats) -> "RatioMetric":
-        """Of a value [B] in each image that counts [B] (0 or 1, or a weight)."""
+        """The mean of a value [B] over the images that count [B] (0 or 1, or a weight)."""
         return cls(
             numerator=csr_array((values * counts).reshape(-1, 1)),
             denominator=csr_array(np.asarray(counts, dtype=np.float64).reshape(-1, 1)),

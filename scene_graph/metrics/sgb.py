@@ -17,7 +17,6 @@ from functools import partial
 
 import numpy as np
 
-from scene_graph.matching import Flags
 from scene_graph.metrics.hits import found_by_any, positions, scores, triplet_pairs
 from scene_graph.metrics.ratio import RatioMetric
 from scene_graph.metrics.recall import Triplet, at_cuts, listed, mean_image_recall
@@ -36,7 +35,6 @@ def sgb(
     predicates: Sequence[str] | None = None,
     num_columns: int | None = None,
     seen: Collection[Triplet] | None = None,
-    zero_shot: Collection[Triplet] | None = None,
 ) -> dict[str, RatioMetric]:
     """`recall@K`, `mean_recall@K`, `zero_shot_recall@K`, and these with `ng_`; K = 20, 50, 100.
 
@@ -46,18 +44,17 @@ def sgb(
         predicates: The vocabulary's, in its order, normalised. Predicted relations with others
             cannot be written in that table and are left out. None: those of both sides, in the
             alphabet's order; mean recall is then over those in references.
-        num_columns: Of the dense table; more than there are predicates leaves columns of zeros,
+        num_columns: The dense table's; more than there are predicates leaves columns of zeros,
             as R1-SGG has them (150 for VG150's 50 predicates). The predicates' number if None.
-        seen: A set of the triplets of names in the training split: the others are zero-shot.
-        zero_shot: A set of the zero-shot triplets themselves. Without either: no zero-shot recall.
+        seen: A set of the triplets of names in the training split: the others are zero-shot. No
+            zero-shot recall if None.
     """
     names = predicted.predicate_names if predicates is None else predicates
     columns = _codes(names, predicted.predicate_names)
     rows = _rows(predicted, columns)
     cells = _best_cells(rows.table, columns, num_columns or len(columns))
     counted = (rows.table.relations_of_image > 0)[reference.relation_image]
-    listed_unseen = _unseen(reference, seen, zero_shot)
-    unseen = None if listed_unseen is None else counted & listed_unseen
+    unseen = None if seen is None else counted & ~listed(reference, seen)
     num_predicates = len(np.unique(reference.predicates) if predicates is None else predicates)
     mean_recall = partial(mean_image_recall, num_predicates=num_predicates)
     metrics: dict[str, RatioMetric] = {}
@@ -79,16 +76,6 @@ def _codes(names: Sequence[str], known: Sequence[str]) -> Indices:
     """[names] codes; -1 for a name that no graph has."""
     code = {name: i for i, name in enumerate(known)}
     return np.array([code.get(name, -1) for name in names], dtype=np.int64)
-
-
-def _unseen(
-    reference: GraphTable,
-    seen: Collection[Triplet] | None,
-    zero_shot: Collection[Triplet] | None,
-) -> Flags | None:
-    if zero_shot is not None:
-        return listed(reference, zero_shot)
-    return None if seen is None else ~listed(reference, seen)
 
 
 def _rows(table: GraphTable, columns: Indices) -> _Predictions:

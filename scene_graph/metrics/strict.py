@@ -37,7 +37,7 @@ from scene_graph.similarity import Floats, Indices
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StrictResult:
-    """Of E predicted and R reference relations, O predicted and Q reference objects."""
+    """What hits, among E predicted and R reference relations, O and Q objects."""
 
     metrics: dict[str, RatioMetric]
     """`recall@K`, `mean_recall@K`, with `ng_` without the graph constraint, K = 20, 50, 100; the

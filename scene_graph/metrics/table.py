@@ -49,7 +49,7 @@ class GraphTable:
     sizes: Floats
     """[B, 2] width and height in the boxes' unit"""
     names: tuple[str, ...]
-    """Of objects, by code"""
+    """Object names, by code"""
     predicate_names: tuple[str, ...]
     object_image: Indices
     """[O] ascending"""

@@ -86,10 +86,11 @@ def listen(host: str, port: int, *, name: str) -> socket.socket:
     Args:
         host: A name or an address of this machine.
         port: 0 for a free one.
-        name: Of what is to listen, for the message.
+        name: What is to listen, for the message.
 
     Raises:
-        SettingsError: It cannot; who has the port is said where that can be known.
+        SettingsError: It cannot; the message names the process that has the port, if it is
+            known.
     """
     address = addresses_of(host)[0]
     family = socket.AF_INET6 if ":" in address else socket.AF_INET

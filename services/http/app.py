@@ -72,8 +72,8 @@ def create_app(
     """A FastAPI app with `/healthz`, `/readyz`, `/metrics` and the project's limits and errors.
 
     Args:
-        title: Of the service, in its OpenAPI page.
-        version: Of the service.
+        title: The service's name, in its OpenAPI page.
+        version: The service's.
         readiness: Called by `/readyz`; why the service cannot serve now, or None when it can.
         body_limit_bytes: Larger bodies are refused with 413 before they are read.
         held_limit_bytes: While all bodies that are at work together are larger, more are refused

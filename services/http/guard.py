@@ -137,7 +137,7 @@ class RequestGuard:
         return b"".join(chunks)
 
     def _check_size(self, size: int, held: int) -> None:
-        """Of one body, and of all bodies together."""
+        """See that one body is not too large, nor all bodies together."""
         if size > self._body_limit:
             raise TooLargeError(f"the body is over {self._body_limit} bytes; send less at a time")
         if held > self._held_limit:
@@ -168,7 +168,7 @@ def check_host(host: bytes, names: Collection[str]) -> None:
 
     Args:
         host: The Host header; a client of HTTP/1.0 may send none.
-        names: Of the service, in lower case, beside `localhost` and any address.
+        names: The service's names, in lower case, beside `localhost` and any address.
 
     Raises:
         MisdirectedError: It is another name.

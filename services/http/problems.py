@@ -56,7 +56,7 @@ def problem(error: SggError) -> dict[str, Any]:
 
 
 def problem_response(error: SggError) -> Response:
-    """The answer for an error."""
+    """The HTTP answer for an error."""
     headers = {"Retry-After": "1"} if error.status == 503 else {}
     if error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
@@ -69,7 +69,7 @@ def error_from_problem(status: int, text: str, *, asked: str) -> SggError:
     """The error that a service answered with, for clients.
 
     Args:
-        status: Of the HTTP answer, 400 or more.
+        status: The HTTP answer's, 400 or more.
         text: Its body; need not be a problem (a proxy may have answered).
         asked: What was asked, such as `POST http://localhost/v1/rewards`: of any other body, the
             message names it.

@@ -1,9 +1,9 @@
 """A rollout server's proof that it knows a token, asked for before the token is sent to it.
 
-Whoever can write to Redis can register any address as a rollout server. Over an address from there
-a client first sends a nonce; the server answers with an HMAC of the nonce and of its own
-`rollout.url`. A stranger does not know the key, and the answer of a real server, asked in his
-place, is for the real server's address and not for his.
+Anybody that can write to Redis can register any address as a rollout server. Over an address from
+there a client first sends a nonce; the server answers with an HMAC of the nonce and of its own
+`rollout.url`. A stranger does not know the key. If it asks a real server in its place, the answer
+is for the real server's address and not for its own.
 """
 
 import functools
@@ -21,8 +21,8 @@ def proof(token: str, nonce: str, url: str) -> str:
     """HMAC-SHA256 in hex.
 
     Args:
-        token: That the server knows.
-        nonce: Of the client; new for each proof.
+        token: The server knows it.
+        nonce: The client's; new for each proof.
         url: The server's `rollout.url`, as it is in Redis.
     """
     text = json.dumps([nonce, url.rstrip("/")])

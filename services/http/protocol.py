@@ -33,7 +33,7 @@ MAX_CONNECTIONS = 1024
 
 @cache
 def max_connections() -> int:
-    """That a service of this process keeps open."""
+    """How many connections a service of this process keeps open."""
     return min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
 
 
@@ -60,7 +60,7 @@ class GuardedProtocol(HttpToolsProtocol):
             min(idle, key=lambda c: c.idle_since or self.loop.time()).transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """No timer outlives it."""
+        """End its timer too."""
         super().connection_lost(exc)
         if self._timer is not None:
             self._timer.cancel()
@@ -73,17 +73,15 @@ class GuardedProtocol(HttpToolsProtocol):
             self._refuse(_too_large())
 
     def on_message_begin(self) -> None:
-        """A head begins."""
         super().on_message_begin()
         self._head_bytes = 0
 
     def on_url(self, url: bytes) -> None:
-        """A piece of the request line."""
         self._count(len(url))
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        """A header; or a trailer, which nobody reads."""
+        """Count a header, or a trailer, which is not read."""
         self._count(len(name) + len(value))
         if len(self.headers) >= MAX_HEADERS:
             raise _too_large()
@@ -98,23 +96,21 @@ class GuardedProtocol(HttpToolsProtocol):
         self.idle_since = None
 
     def on_body(self, body: bytes) -> None:
-        """A piece of a body."""
         self._unframed = 0
         super().on_body(body)
 
     def on_response_complete(self) -> None:
-        """Idle again, unless a request waits."""
+        """Begin to rest, unless a request waits."""
         super().on_response_complete()
         if self.cycle.response_complete:
             self._rest()
 
     def pause_writing(self) -> None:
-        """The client is slower to read than the service to write."""
+        """Look after a client that is slower to read than the service to write."""
         super().pause_writing()
         self._look_after(HEAD_S)
 
     def resume_writing(self) -> None:
-        """It has read."""
         super().resume_writing()
         self._unsent = None
 

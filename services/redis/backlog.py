@@ -1,4 +1,4 @@
-"""How much waits on the streams, and for how long: for whoever looks after a run."""
+"""How much waits on the streams, and for how long."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -20,7 +20,7 @@ class RedisFacts:
 
     url: str
     version: str
-    """Of Redis, or the one that its fork is compatible with."""
+    """Redis's version, or the one that its fork is compatible with."""
     is_persistent: bool
     """It writes each command to disk (AOF)."""
     eviction: str
@@ -28,7 +28,7 @@ class RedisFacts:
 
     @property
     def problem(self) -> str | None:
-        """Why it cannot be used."""
+        """Why the server cannot be used; None where it can."""
         if tuple(int(part) for part in self.version.split(".")[:2]) >= OLDEST:
             return None
         return (
@@ -38,19 +38,19 @@ class RedisFacts:
 
     @property
     def warnings(self) -> list[str]:
-        """What may cost work."""
-        found = []
+        """What about the server may cost work."""
+        lines = []
         if not self.is_persistent:
-            found.append(
+            lines.append(
                 f"Redis at {self.url} keeps nothing on disk: when it ends, groups under way are "
                 "sampled again; start it with `appendonly yes`"
             )
         if self.eviction != "noeviction":
-            found.append(
+            lines.append(
                 f"Redis at {self.url} drops work when its memory is full ({self.eviction}): start "
                 "it with `maxmemory-policy noeviction`"
             )
-        return found
+        return lines
 
 
 async def redis_facts(client: Redis) -> RedisFacts:

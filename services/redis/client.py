@@ -56,22 +56,14 @@ def connect(where: RedisSettings | str) -> Redis:
         SettingsError: The url is not one of Redis, or the password file cannot be used.
     """
     where = _settings(where)
-    options: dict[str, Any] = {
-        "password": where.password,
+    options = {
         "retry": AsyncRetry(NoBackoff(), 0),
         "socket_timeout": SOCKET_TIMEOUT_S,
-        "socket_connect_timeout": _CONNECT_TIMEOUT_S,
         "health_check_interval": 15,
         "protocol": 2,
     }
     try:
-        if (group := SentinelUrl.of(where.url)) is None:
-            client: Redis = Redis.from_url(where.url, **options)
-        else:
-            asked = Sentinel(  # type: ignore[no-untyped-call]
-                group.sentinels, sentinel_kwargs=_of_sentinel(options)
-            )
-            client = asked.master_for(group.service, **(options | group.login), db=group.db)
+        client: Redis = _client(Redis, Sentinel, where, options)
     except ValueError as error:
         url = without_password(where.url)
         raise SettingsError(f"redis.url {url} is not usable: {error}") from error
@@ -80,22 +72,8 @@ def connect(where: RedisSettings | str) -> Redis:
 
 def redis_answers(where: RedisSettings | str) -> bool:
     """Whether Redis accepts commands now: started, and done loading its data."""
-    where = _settings(where)
-    options: dict[str, Any] = {
-        "password": where.password,
-        "retry": Retry(NoBackoff(), 0),
-        "socket_timeout": 2.0,
-        "socket_connect_timeout": _CONNECT_TIMEOUT_S,
-    }
-    if (group := SentinelUrl.of(where.url)) is None:
-        client = BlockingRedis.from_url(where.url, **options)
-    else:
-        asked = BlockingSentinel(  # type: ignore[no-untyped-call]
-            group.sentinels, sentinel_kwargs=_of_sentinel(options)
-        )
-        client = asked.master_for(  # type: ignore[no-untyped-call]
-            group.service, **(options | group.login), db=group.db
-        )
+    options = {"retry": Retry(NoBackoff(), 0), "socket_timeout": 2.0}
+    client = _client(BlockingRedis, BlockingSentinel, _settings(where), options)
     try:
         return bool(client.ping())
     except redis.exceptions.RedisError:
@@ -104,9 +82,14 @@ def redis_answers(where: RedisSettings | str) -> bool:
         client.close()
 
 
-def _of_sentinel(options: dict[str, Any]) -> dict[str, Any]:
-    """Sentinels are asked without a password."""
-    return {name: value for name, value in options.items() if name != "password"}
+def _client(kind: Any, sentinel: Any, where: RedisSettings, options: dict[str, Any]) -> Any:
+    options |= {"password": where.password, "socket_connect_timeout": _CONNECT_TIMEOUT_S}
+    group = SentinelUrl.of(where.url)
+    if group is None:
+        return kind.from_url(where.url, **options)
+    unasked = {name: value for name, value in options.items() if name != "password"}
+    asked = sentinel(group.sentinels, sentinel_kwargs=unasked)
+    return asked.master_for(group.service, **(options | group.login), db=group.db)
 
 
 def _settings(where: RedisSettings | str) -> RedisSettings:
@@ -114,7 +97,7 @@ def _settings(where: RedisSettings | str) -> RedisSettings:
 
 
 def without_password(url: str) -> str:
-    """The url as it may stand in a log."""
+    """The url without user and password, for logs."""
     parts = urlsplit(url)
     host = parts.netloc.rpartition("@")[2]
     return parts._replace(netloc=host, query="").geturl()
@@ -140,7 +123,7 @@ def redis_errors(client: Redis) -> Iterator[None]:
         UnavailableError: It may be back: it is away, in a fail-over, loading, busy, out of memory,
             or cannot write; or a key is of another type, which `Registry.set_aside` mends.
         SettingsError: It refuses this client, or is a cluster: asking again cannot help.
-        ResponseError: Of a consumer group that is not there, or is there already.
+        ResponseError: A consumer group is not there, or is there already.
     """
     try:
         yield

@@ -1,23 +1,24 @@
 """Every move of the queue over more than one key: each one script, so atomic under any kill.
 
 An item is on at most one stream entry at a time, and lives as long as it has one: the first to
-remove its entry has ended it. `seen:{stream}:{id}` holds that entry's id, so that whoever finishes
-the item finds it even where it was put back under a new one. When the item has ended, `seen` stays
-for ARGV[2] seconds, so that it is not enqueued again; who tries that renews it. For as long
-`done:{stream}:{id}` says that it is among the dead. So Redis holds what lives, the guards of what
-ended in that time, and MAX_DEAD dead items.
+remove its entry has ended it. `seen:{stream}:{id}` holds that entry's id, so that the worker that
+finishes the item finds it even where it was put back under a new one. When the item has ended,
+`seen` stays for ARGV[2] seconds, so that it is not enqueued again; an attempt renews it. For as
+long `done:{stream}:{id}` says that it is among the dead. So Redis holds what lives, the guards of
+what ended in that time, and MAX_DEAD dead items.
 
 Whatever is in Redis is data, and somebody else may have put it there. A stream of another type ends
 a move before it writes (`touch`), a guard of another type counts as none, and an entry without
 `id` or `body` goes to the dead (`SET_ASIDE`).
 
-ARGV[1] is the key prefix of the run and keys are built from it; Redis Cluster is not supported.
+`PRELUDE` goes before each script. ARGV[1] is the key prefix of the run and keys are built from it;
+Redis Cluster is not supported.
 """
 
 MAX_DEAD = 1000  # `bury` below has it too
 """Dead items that are kept; the oldest go first. The trainer's ledger names all of them."""
 
-_PRELUDE = """
+PRELUDE = """
 local prefix, ttl = ARGV[1], ARGV[2]
 local function key(kind, stream, id) return prefix .. kind .. ':' .. stream .. ':' .. id end
 local function field(entry, name)
@@ -74,9 +75,7 @@ end
 """
 
 # stream, id, body, max_length ("" for none). 1 added, 0 seen before, -1 full.
-ENQUEUE = (
-    _PRELUDE
-    + """
+ENQUEUE = """
 local stream, id, body, max_length = ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
 touch(stream)
 local seen = key('seen', stream, id)
@@ -88,16 +87,13 @@ if max_length and redis.call('XLEN', prefix .. stream) >= max_length then return
 add(stream, id, body)
 return 1
 """
-)
 
 # group, consumer, lease in ms, max_expiries, stream…. {stream, entry, id, body, delivery, failures}
 # or nil; {stream, entry} where the entry is not this queue's. XPENDING looks through all leases of
 # a stream at once (XAUTOCLAIM through ten), for an expired one may stand behind many that are
 # renewed. One is taken at a time: a poisoned item must not take others down with its worker. An
 # entry that somebody deleted has no body any more.
-CLAIM = (
-    _PRELUDE
-    + """
+CLAIM = """
 local group, consumer, lease_ms, max_expiries = ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
 local function lease(stream, entry, delivery)
   local id, body = field(entry, 'id'), field(entry, 'body')
@@ -136,23 +132,17 @@ for i = 7, #ARGV do
 end
 return false
 """
-)
 
 # stream, group, entry, delivery, consumer. 1 renewed, 0 not the holder.
-RENEW = (
-    _PRELUDE
-    + """
+RENEW = """
 local stream, group, entry, delivery, consumer = ARGV[3], ARGV[4], ARGV[5], ARGV[6], ARGV[7]
 if not holds(stream, group, entry, delivery, consumer) then return 0 end
 return #redis.call('XCLAIM', prefix .. stream, group, consumer, 0, entry, 'JUSTID')
 """
-)
 
 # stream, group, entry, id, result stream ("" for none), result. 1 this call ended it, 0 it had
 # ended before.
-COMPLETE = (
-    _PRELUDE
-    + """
+COMPLETE = """
 local stream, group, entry, id = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local result_stream, result = ARGV[7], ARGV[8]
 touch(stream)
@@ -164,14 +154,11 @@ if result_stream ~= '' and redis.call('EXISTS', key('seen', result_stream, id)) 
 end
 return 1
 """
-)
 
 # stream, group, entry, delivery, id, body, error, max_deliveries. 1 dead now, 0 put back or not the
 # holder any more. An item put back is a new entry at the end: a waiting reader wakes at once, and
 # its count of expiries is new.
-FAIL = (
-    _PRELUDE
-    + """
+FAIL = """
 local stream, group, entry, delivery = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local id, body, text, max_deliveries = ARGV[7], ARGV[8], ARGV[9], tonumber(ARGV[10])
 touch(stream, 'dead')
@@ -185,12 +172,9 @@ if not finish(stream, group, entry, id) then return 0 end
 bury(stream, id, body)
 return 1
 """
-)
 
 # stream, id, body, error. 1 dead now, 0 dead before.
-BURY = (
-    _PRELUDE
-    + """
+BURY = """
 local stream, id, body, text = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 touch('dead')
 if guard(key('done', stream, id)) == 'dead' then return 0 end
@@ -198,12 +182,9 @@ record(stream, id, text)
 bury(stream, id, body)
 return 1
 """
-)
 
 # stream, group, entry, delivery, id, body.
-RELEASE = (
-    _PRELUDE
-    + """
+RELEASE = """
 local stream, group, entry, delivery = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 local id, body = ARGV[7], ARGV[8]
 if not holds(stream, group, entry, delivery) then return 0 end
@@ -211,12 +192,9 @@ remove(stream, group, entry)
 add(stream, id, body)
 return 1
 """
-)
 
 # stream, group. The ids of the items that this call ended.
-PURGE = (
-    _PRELUDE
-    + """
+PURGE = """
 local stream, group, ended = ARGV[3], ARGV[4], {}
 for _, entry in ipairs(redis.call('XRANGE', prefix .. stream, '-', '+')) do
   local id = field(entry, 'id')
@@ -227,12 +205,9 @@ for _, entry in ipairs(redis.call('XRANGE', prefix .. stream, '-', '+')) do
 end
 return ended
 """
-)
 
 # stream, group, entry, reason. Puts an entry that is not this queue's among the dead.
-SET_ASIDE = (
-    _PRELUDE
-    + """
+SET_ASIDE = """
 local stream, group, entry, reason = ARGV[3], ARGV[4], ARGV[5], ARGV[6]
 touch(stream, 'dead')
 local found = redis.call('XRANGE', prefix .. stream, entry, entry)[1]
@@ -243,21 +218,15 @@ redis.call('XADD', prefix .. 'dead', 'MAXLEN', 1000, '*', 'stream', stream,
            'failures', cjson.encode({reason}))
 return 1
 """
-)
 
 # stream, id. The errors of the item's attempts.
-FAILURES = (
-    _PRELUDE
-    + """
+FAILURES = """
 return texts(key('failures', ARGV[3], ARGV[4]))
 """
-)
 
 # entry of the dead stream that was the last one read ("-" for none), count. {entry, stream, id,
 # failures} of those after it, oldest first: bodies, which are large, stay in Redis.
-DEAD = (
-    _PRELUDE
-    + """
+DEAD = """
 local after, found = ARGV[3], {}
 if after ~= '-' then after = '(' .. after end
 for i, entry in ipairs(redis.call('XRANGE', prefix .. 'dead', after, '+', 'COUNT', ARGV[4])) do
@@ -266,4 +235,3 @@ for i, entry in ipairs(redis.call('XRANGE', prefix .. 'dead', after, '+', 'COUNT
 end
 return found
 """
-)

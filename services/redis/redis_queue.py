@@ -1,6 +1,8 @@
 """The work queue on Redis Streams. `services.redis.lua` holds the moves, this file their calls.
 
-Who waits for whom: a reader waits in Redis for an item; a writer never waits, a full stream is
+Delivery is at least once; the outcome is exactly one. An item is enqueued once (`work_id`), and
+ends once: completed onto the next stream, acknowledged, or dead. The first to finish it wins, even
+without the lease. A reader waits in Redis for an item; a writer never waits: a full stream is
 `QueueFullError`.
 """
 
@@ -16,25 +18,23 @@ from redis.asyncio import Redis
 
 from services.errors import NotFoundError, QueueFullError
 from services.redis import lua
-from services.redis.client import connect, redis_errors
+from services.redis.client import redis_errors
 from services.redis.keys import CONSUMER_GROUPS, RunKeys
-from services.redis.queue import DeadLetter, DeadNotice, Lease, WorkQueue, stream_names
+from services.redis.queue import DeadLetter, DeadNotice, Lease
 
 logger = logging.getLogger(__name__)
-
-__all__ = ["MAX_ERROR_CHARACTERS", "RedisQueue", "connect"]
 
 GUARD_TTL_S = 600
 """What an item that has ended leaves behind lives this long, so that memory stays bounded."""
 MAX_ERROR_CHARACTERS = 4000
-"""Kept of an error's end, where a traceback says what happened."""
+"""The end of an error is kept, where a traceback says what happened."""
 _FEW_LETTERS = 20
-"""Letters that one read brings, with their bodies."""
+"""A read brings so many letters, with their bodies."""
 _LONGEST_BLOCK_S = 1.0
-"""Of one read, well below the socket's timeout; between two reads expired leases are looked for."""
+"""A read waits so long, well below the socket's timeout; then expired leases are looked for."""
 
 
-class RedisQueue(WorkQueue):
+class RedisQueue:
     """The streams of one run: the lanes of prompts, and `rollouts`.
 
     Every method raises `UnavailableError` while Redis is away; calling it again is always safe.
@@ -45,7 +45,7 @@ class RedisQueue(WorkQueue):
 
         Args:
             client: From `services.redis.client.connect`.
-            keys: Of the run.
+            keys: The run's keys.
             max_expiries: Times an item's lease may expire with no failure recorded before it is
                 dead: a worker that dies says nothing, and an item that kills every worker must not
                 go round for ever.
@@ -57,7 +57,14 @@ class RedisQueue(WorkQueue):
     async def enqueue(
         self, stream: str, work_id: str, body: bytes, *, max_length: int | None = None
     ) -> bool:
-        """See `WorkQueue.enqueue`."""
+        """Add an item unless one with this `work_id` was ever added to this stream.
+
+        Returns:
+            Whether it was added. Calling again after an unclear failure is safe.
+
+        Raises:
+            QueueFullError: The stream holds `max_length` items; nothing was added.
+        """
         if stream not in CONSUMER_GROUPS:  # nobody would ever read it
             raise NotFoundError(f"no stream {stream!r}; there are {', '.join(CONSUMER_GROUPS)}")
         limit = "" if max_length is None else max_length
@@ -69,7 +76,17 @@ class RedisQueue(WorkQueue):
     async def claim(
         self, streams: str | Sequence[str], consumer: str, *, lease_s: float, block_s: float
     ) -> Lease | None:
-        """See `WorkQueue.claim`. An item whose lease expired too often is buried on the way."""
+        """Take one item, an expired lease first; wait up to `block_s` seconds for one.
+
+        An item whose lease expired too often is buried on the way.
+
+        Args:
+            streams: One, or several of one consumer group: an item of an earlier one comes first.
+                Within a stream, items come in order.
+            consumer: The lease's holder.
+            lease_s: Others' leases that were not renewed for that long have expired.
+            block_s: 0 does not wait.
+        """
         names = stream_names(streams)
         deadline = time.monotonic() + block_s
         while True:
@@ -87,7 +104,7 @@ class RedisQueue(WorkQueue):
                 return lease
 
     async def renew(self, lease: Lease, consumer: str) -> bool:
-        """See `WorkQueue.renew`."""
+        """Restart the lease's clock. False when another consumer holds it or the item has ended."""
         return bool(
             await self._call(
                 lua.RENEW, *_stream(lease.stream), lease.entry_id, lease.delivery, consumer
@@ -97,26 +114,43 @@ class RedisQueue(WorkQueue):
     async def complete(
         self, lease: Lease, *, result_stream: str | None = None, result: bytes = b""
     ) -> bool:
-        """See `WorkQueue.complete`."""
+        """End an item; put `result` on `result_stream` under the same `work_id`, in one move.
+
+        Returns:
+            Whether this call ended it; False when it had already ended.
+        """
         place = (*_stream(lease.stream), lease.entry_id, lease.work_id)
         return bool(await self._call(lua.COMPLETE, *place, result_stream or "", result))
 
     async def fail(self, lease: Lease, error: str, *, max_deliveries: int) -> bool:
-        """See `WorkQueue.fail`. Without effect when the lease has passed to another."""
+        """Record a failed attempt; the item is claimable at once, or dead after enough of them.
+
+        Without effect when the lease has passed to another.
+
+        Returns:
+            Whether the item is now dead.
+        """
         text = error[-MAX_ERROR_CHARACTERS:]
         return bool(await self._call(lua.FAIL, *_held(lease), text, max_deliveries))
 
     async def bury(self, stream: str, work_id: str, body: bytes, error: str) -> bool:
-        """See `WorkQueue.bury`."""
+        """Put an item that had ended among the dead: what it brought turned out to be of no use.
+
+        Returns:
+            Whether this call did; False when it is among them already.
+        """
         text = error[-MAX_ERROR_CHARACTERS:]
         return bool(await self._call(lua.BURY, stream, work_id, body, text))
 
     async def release(self, lease: Lease) -> None:
-        """See `WorkQueue.release`. Without effect when the lease has passed to another."""
+        """Hand a lease back unused (draining): claimable at once, no failure recorded.
+
+        Without effect when the lease has passed to another.
+        """
         await self._call(lua.RELEASE, *_held(lease))
 
     async def length(self, streams: str | Sequence[str]) -> int:
-        """See `WorkQueue.length`."""
+        """Items on the streams that have not ended, claimed ones included."""
         with redis_errors(self._redis):
             async with self._redis.pipeline(transaction=True) as pipe:
                 for name in stream_names(streams):
@@ -124,11 +158,11 @@ class RedisQueue(WorkQueue):
                 return sum(await pipe.execute())
 
     async def purge(self, stream: str) -> list[str]:
-        """See `WorkQueue.purge`."""
+        """End every item without result; their work ids. A new trainer calls it."""
         return [work_id.decode() for work_id in await self._call(lua.PURGE, *_stream(stream))]
 
     async def dead_letters(self) -> list[DeadLetter]:
-        """See `WorkQueue.dead_letters`."""
+        """The dead items that are kept, oldest first."""
         letters: list[DeadLetter] = []
         after = "-"
         while True:  # a few at a time: their bodies are large
@@ -140,7 +174,11 @@ class RedisQueue(WorkQueue):
             after = f"({letters[-1].entry_id}"
 
     async def dead_notices(self, after: str = "-") -> list[DeadNotice]:
-        """See `WorkQueue.dead_notices`."""
+        """The next dead items, oldest first, up to 100: cheap, however large they are.
+
+        Args:
+            after: Entry id of the last one that was read; "-" for none.
+        """
         return [
             DeadNotice(
                 entry_id=entry_id.decode(),
@@ -152,17 +190,16 @@ class RedisQueue(WorkQueue):
         ]
 
     async def num_dead(self) -> int:
-        """See `WorkQueue.num_dead`."""
+        """Number of dead items that are kept."""
         with redis_errors(self._redis):
             return int(await self._redis.xlen(self._keys.dead))
 
     async def drop(self, entry_id: str) -> bool:
-        """See `WorkQueue.drop`."""
+        """Forget a dead item. False when there is no such item."""
         with redis_errors(self._redis):
             return bool(await self._redis.xdel(self._keys.dead, entry_id))
 
     async def aclose(self) -> None:
-        """See `WorkQueue.aclose`."""
         await self._redis.aclose()
 
     async def _claim_now(self, streams: list[str], consumer: str, lease_s: float) -> Lease | None:
@@ -233,9 +270,14 @@ class RedisQueue(WorkQueue):
 
     async def _call(self, script: str, *args: str | bytes | float) -> Any:
         with redis_errors(self._redis):
-            return await self._redis.register_script(script)(
+            return await self._redis.register_script(lua.PRELUDE + script)(
                 args=[self._keys.prefix, GUARD_TTL_S, *args]
             )
+
+
+def stream_names(streams: str | Sequence[str]) -> list[str]:
+    """One name or several, as a list."""
+    return [streams] if isinstance(streams, str) else list(streams)
 
 
 def _stream(stream: str) -> tuple[str, str]:
@@ -257,7 +299,7 @@ def _new_lease(stream: str, entry: tuple[bytes, dict[bytes, bytes]]) -> Lease | 
 
 
 def _work_id(raw: bytes) -> str:
-    """Empty where it is no text."""
+    """The text; empty where it is none."""
     try:
         return raw.decode()
     except UnicodeDecodeError:

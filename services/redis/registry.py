@@ -44,38 +44,27 @@ local function number(run, field)
 end
 """
 # KEYS run; ARGV at_least. One step: two starts at once never get the same.
-_NEXT_INCARNATION = (
-    _PRELUDE
-    + """
+_NEXT_INCARNATION = """
 local incarnation = math.max(number(KEYS[1], 'incarnation') + 1, tonumber(ARGV[1]))
 redis.call('HSET', KEYS[1], 'incarnation', string.format('%d', incarnation))
 return incarnation
 """
-)
 # KEYS policy manifest run; ARGV incarnation policy manifest. An earlier trainer that still runs is
-# fenced off: its weights must not replace its successor's.
-_PUBLISH = (
-    _PRELUDE
-    + """
+# refused: its weights must not replace its successor's.
+_PUBLISH = """
 if number(KEYS[3], 'incarnation') > tonumber(ARGV[1]) then return 0 end
 redis.call('MSET', KEYS[1], ARGV[2], KEYS[2], ARGV[3])
 return 1
 """
-)
 # KEYS run; ARGV incarnation step.
-_COMMIT = (
-    _PRELUDE
-    + """
+_COMMIT = """
 if number(KEYS[1], 'incarnation') > tonumber(ARGV[1]) then return 0 end
 redis.call('HSET', KEYS[1], 'committed_step', ARGV[2])
 return 1
 """
-)
 # KEYS policy manifest run; ARGV incarnation step policy_version policy manifest. 0 superseded, else
 # 1, and one more for each of run and policy that had to be written again.
-_REASSERT = (
-    _PRELUDE
-    + """
+_REASSERT = """
 local mine, step, version = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 if number(KEYS[3], 'incarnation') > mine then return 0 end
 local outcome = 1
@@ -100,7 +89,6 @@ if incarnation < mine or (incarnation == mine and served <= version and not same
 end
 return outcome
 """
-)
 # KEYS …; ARGV prefix, then the type of each. The keys of another type, which are renamed.
 _SET_ASIDE = """
 local renamed = {}
@@ -130,7 +118,7 @@ class Registry:
     async def set_aside(self) -> None:
         """Rename each key of the run that is of another type than it must be.
 
-        Whoever works on the run calls it now and then: until it is renamed, the key cannot be used.
+        The trainer calls it now and then: until it is renamed, the key cannot be used.
         """
         types = self._keys.types
         renamed = await self._run_script(_SET_ASIDE, [*types], [self._keys.prefix, *types.values()])
@@ -181,7 +169,7 @@ class Registry:
         return sorted(live, key=lambda record: record.server_id)
 
     def _read(self, kind: type[M], text: bytes, what: str) -> M | None:
-        """A record; None where the text is none."""
+        """The record in a text; None where the text is not one."""
         try:
             return kind.model_validate_json(text)
         except ValidationError as error:
@@ -199,11 +187,11 @@ class Registry:
 
         Args:
             gpu: Its UUID.
-            server_id: Who asks.
+            server_id: The server that asks.
             ttl_s: The claim lives this long after its last renewal.
 
         Returns:
-            Who has it now: `server_id`, or another server.
+            The server that has it now: `server_id`, or another.
         """
         holder = await self._run_script(
             _CLAIM_GPU, [self._keys.gpu(gpu)], [server_id, round(ttl_s * 1000)]
@@ -226,7 +214,7 @@ class Registry:
             policy.model_dump_json(),
             manifest.model_dump_json(),
         ]
-        await self._fenced(_PUBLISH, keys, args)
+        await self._unless_superseded(_PUBLISH, keys, args)
 
     async def policy(self) -> tuple[PolicyRecord, WeightManifest] | None:
         """The version to serve with its manifest, read in one move; None before the first."""
@@ -253,7 +241,7 @@ class Registry:
         keys = [self._keys.policy, self._keys.manifest, self._keys.run]
         args: list[str | int] = [policy.incarnation, committed_step, policy.policy_version]
         args += [policy.model_dump_json(), manifest.model_dump_json()]
-        return await self._fenced(_REASSERT, keys, args) > 1
+        return await self._unless_superseded(_REASSERT, keys, args) > 1
 
     async def next_incarnation(self, *, at_least: int = 1) -> int:
         """Start of a trainer: its incarnation, higher than every one before; one atomic step.
@@ -264,7 +252,7 @@ class Registry:
         return int(await self._run_script(_NEXT_INCARNATION, [self._keys.run], [at_least]))
 
     async def incarnation(self) -> int:
-        """The latest trainer's; 0 before the first."""
+        """The incarnation of the latest trainer; 0 before the first."""
         return await self._run_number("incarnation")
 
     async def commit_step(self, incarnation: int, step: int) -> None:
@@ -273,7 +261,7 @@ class Registry:
         Raises:
             SupersededError: A later incarnation of the trainer has started.
         """
-        await self._fenced(_COMMIT, [self._keys.run], [incarnation, step])
+        await self._unless_superseded(_COMMIT, [self._keys.run], [incarnation, step])
 
     async def committed_step(self) -> int:
         """The last step whose checkpoint is complete; 0 before the first."""
@@ -284,7 +272,7 @@ class Registry:
             value: Any = await self._redis.hget(self._keys.run, field)
         return int(value) if value and len(value) <= _DIGITS and value.isdigit() else 0
 
-    async def _fenced(self, script: str, keys: list[str], args: list[str | int]) -> int:
+    async def _unless_superseded(self, script: str, keys: list[str], args: list[str | int]) -> int:
         outcome = int(await self._run_script(script, keys, args))
         if outcome == 0:
             raise SupersededError(int(args[0]))
@@ -292,7 +280,7 @@ class Registry:
 
     async def _run_script(self, script: str, keys: list[str], args: list[str | int]) -> Any:
         with redis_errors(self._redis):
-            return await self._redis.register_script(script)(keys=keys, args=args)
+            return await self._redis.register_script(_PRELUDE + script)(keys=keys, args=args)
 
 
 @asynccontextmanager

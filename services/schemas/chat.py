@@ -68,7 +68,7 @@ class ChatTurn(Message):
 
 
 class StreamOptions(Message):
-    """Of a streamed answer."""
+    """What a streamed answer brings beside text."""
 
     include_usage: bool = False
 

@@ -14,10 +14,10 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 ModelRunner = Literal["v1", "v2"]
 """vLLM's two implementations of a forward pass and its sampling."""
 MAX_IMAGES = 16
-"""Of one prompt; a server takes fewer (`rollout.max_images_per_prompt`)."""
+"""A prompt has so many images at most; a server takes fewer (`rollout.max_images_per_prompt`)."""
 
 MAX_COMPLETIONS = 256
-"""Of one prompt."""
+"""A prompt has so many completions at most."""
 
 
 class Message(BaseModel):
@@ -33,7 +33,7 @@ class ImageRef(Message):
     """
 
     sha256: Sha256
-    """Of the encoded file (PNG, JPEG): its name in the image store."""
+    """The encoded file's (PNG, JPEG): its name in the image store."""
     num_bytes: int = Field(ge=1)
 
 

@@ -27,7 +27,7 @@ class PromptGroup(Message):
     attempt: Count = 0
     """Rises when the trainer asks again for a group that came back too stale."""
     incarnation: Count
-    """Which start of the trainer asked; answers to an earlier one are fenced off."""
+    """Which start of the trainer asked; answers to an earlier one are refused."""
     epoch: Count
     index: Count
     """Row of the dataset."""

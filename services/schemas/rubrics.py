@@ -39,12 +39,12 @@ class Rubric(Message):
 
     name: Name = "custom"
     similarity: str = Field(default="exact", max_length=300)
-    """Of two names: `exact`, `table:FILE` or `embedding:MODEL` (docs/similarity.md)."""
+    """How alike names are: `exact`, `table:FILE` or `embedding:MODEL` (docs/similarity.md)."""
     terms: dict[str, Weight] = Field(min_length=1, max_length=32)
     format_partial_credit: bool = False
     """Whether a valid graph without the tags earns half of `format`."""
     beta: float = Field(default=1.0, gt=0, le=100)
-    """Of `triplet_f1`: above 1 recall counts more than precision."""
+    """F's beta in `triplet_f1`: above 1 recall counts more than precision."""
     predicate_frequency: dict[str, Annotated[float, Field(ge=1e-9, le=1e12)]] | None = Field(
         default=None, min_length=1, max_length=10_000
     )
@@ -72,7 +72,7 @@ class TermDescription(Message):
     formula: str
     """Its value, in 0..1."""
     tasks: list[Task]
-    """Those that it applies to; for others it is left out of breakdown and total."""
+    """The tasks that it applies to; breakdown and total of others lack it."""
 
 
 class RubricDescription(Message):
@@ -82,7 +82,7 @@ class RubricDescription(Message):
     """In full, as a request may send it: name, similarity, weights of terms, parameters."""
     rubric_version: str
     formulas: dict[str, str]
-    """Of its terms."""
+    """Each term's formula."""
     max_total: dict[Task, float]
     """Highest total by task; tasks that it says nothing about are missing."""
 

@@ -104,7 +104,7 @@ class TensorEntry(Message):
     shape: list[Annotated[int, Field(ge=0, le=MAX_DIMENSION)]] = Field(max_length=MAX_RANK)
     dtype: Literal["float32", "bfloat16", "float16"]
     sha256: Sha256 | None = None
-    """Of the tensor's bytes in row-major order; null only where they never lie in a file."""
+    """The digest of its bytes in row-major order; null only where they never lie in a file."""
 
 
 class AdapterConfig(Message):
@@ -175,7 +175,7 @@ class IpcHandle(Message):
     """UUID of the GPU."""
     stride: list[Count]
     offset: Count
-    """Of the tensor in its storage, in elements."""
+    """Where the tensor begins in its storage, in elements."""
     memory: str
     """The handle, base64."""
     storage_bytes: Count
@@ -253,7 +253,7 @@ class PolicyInfo(Message):
     policy_version: Count
     incarnation: Count
     checksum: Sha256 | None
-    """Of the serving manifest; null for the weights that the server started with."""
+    """The serving manifest's; null for the weights that the server started with."""
     staged_version: Count | None = None
     state: PolicyState
     model_runner: ModelRunner | None = None

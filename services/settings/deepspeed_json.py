@@ -42,7 +42,7 @@ def read_deepspeed_json(file: Path) -> dict[str, Any]:
 def zero_fields(file: Path) -> dict[str, Any]:
     """The fields of `[deepspeed]` that the file decides: stage and offload.
 
-    A file that cannot be read decides none; whoever reads it next is told why.
+    A file that cannot be read decides none; `read_deepspeed_json` says why.
 
     Example: `{"zero_stage": 3, "offload_optimizer": True}`
     """

@@ -24,7 +24,7 @@ class DeploySettings(Section):
     """Used on each node; all that the site's nodes have when unset. With `trainer.num_ranks` and
     `cluster.num_rollout_servers` it says how many nodes there are."""
     time_limit: str = Field(default="24:00:00", pattern=r"^(\d+-)?\d+(:\d\d){0,2}$")
-    """Of one job, as `sbatch --time` takes it. When it is over the job is queued again."""
+    """A job's, as `sbatch --time` takes it. When it is over the job is queued again."""
     stop_before_s: int = Field(default=300, ge=60)
     """Time before the limit or a preemption in which to end a step, write a checkpoint and stop."""
     sbatch: list[str] = Field(default_factory=list)

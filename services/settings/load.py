@@ -65,7 +65,7 @@ def load_settings(
 
 
 def dump_settings(settings: Settings) -> str:
-    """The resolved settings as TOML; unset optional fields are left out."""
+    """The resolved settings as TOML; without unset optional fields."""
     return tomli_w.dumps(settings.model_dump(mode="json", exclude_none=True))
 
 

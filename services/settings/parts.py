@@ -71,7 +71,7 @@ class RolloutSettings(Section):
     adapters: dict[str, LocalPath] = Field(default_factory=dict)
     """LoRA adapters that requests may name: folders in PEFT's layout."""
     max_lora_rank: int = Field(default=16, ge=1, le=512)
-    """Of those adapters, and of the one that the `lora` transport updates."""
+    """The highest rank of those adapters, and of the one that the `lora` transport updates."""
     fake_tokens_per_s: float = Field(default=2000.0, gt=0)
     """Fake engine only: its pace, all completions together."""
 
@@ -101,7 +101,7 @@ class ClusterSettings(Section):
     """The GPUs of a run, for `sgg-rl run` and `train --dry-run`."""
 
     gpu_memory_gib: float | None = Field(default=None, gt=0)
-    """Of each GPU of the trainer."""
+    """The memory of each GPU of the trainer."""
     num_rollout_servers: int = Field(default=1, ge=1)
     """Each on a GPU of its own, or of a rank where both share it."""
 

@@ -18,7 +18,7 @@ class RunSettings(Section):
     root: LocalPath = Path("runs")
     """Where run folders are made."""
     seed: int = Field(default=0, ge=0)
-    """Of everything: data order, sampling, initial noise."""
+    """The seed of everything: data order, sampling, initial noise."""
 
     @property
     def folder(self) -> Path:
@@ -42,7 +42,7 @@ class ModelSettings(Section):
     box_space_override: bool = False
     """Take `box_space` though it is not the family's: the model was trained to write it."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
-    """Of training and of sampling alike."""
+    """The weights' type, in training and in sampling alike."""
     head_dtype: Literal["float32", "model"] = "float32"
     """Type of the logits, in GRPO's training and in sampling alike. `model` rounds them to `dtype`:
     in bfloat16 a logit near 23 is off by up to 0.06, on both sides by other amounts."""

@@ -17,7 +17,7 @@ MIN_CHARACTERS = 16
 """The least length of a secret that is asked for beyond this machine."""
 _NUM_BYTES = 32
 _OTHERS = 0o077
-"""What group and others may do."""
+"""The mode's bits for group and others."""
 _REDIS_SCHEMES = ("redis://", "rediss://", "unix://", "redis+sentinel://")
 
 
@@ -39,7 +39,7 @@ def ensure_secrets(folder: Path) -> SecretFiles:
     Two processes that do this at the same time end with the same secrets.
 
     Args:
-        folder: Of the secrets alone, such as `<run folder>/secrets`; made with mode 0700.
+        folder: A folder for secrets alone, such as `<run folder>/secrets`; made with mode 0700.
 
     Raises:
         SettingsError: The folder cannot be written, or others can read it or what is in it.
@@ -139,7 +139,7 @@ def refuse_password(name: str, url: str) -> None:
 
 
 def _holds_password(redis_url: str) -> bool:
-    """Whether redis-py would find one in it, or someone who mistyped it has left one there."""
+    """Whether redis-py would find one in it, or a mistyped url has left one there."""
     parts = urlsplit(redis_url)
     names = [name.lower() for name, _ in parse_qsl(parts.query, keep_blank_values=True)]
     return (

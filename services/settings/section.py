@@ -2,10 +2,13 @@
 
 import os
 import re
+import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+from services.errors import SettingsError
 
 _VARIABLE = re.compile(r"\$(\w+|\{[^}]*\})")
 
@@ -38,3 +41,23 @@ class Section(BaseModel):
     """A table of the run's TOML."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @classmethod
+    def read(cls, file: Path, *, wrong: str) -> Self:
+        """The table that is a whole TOML file of its own.
+
+        Args:
+            file: The file.
+            wrong: What to say of one that holds something else.
+
+        Raises:
+            SettingsError: It cannot be used.
+        """
+        try:
+            return cls.model_validate(tomllib.loads(file.read_text()))
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{file} is not TOML: {error}") from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise SettingsError(f"{file} {wrong}: {where}: {first['msg']}") from error

@@ -40,8 +40,8 @@ class AlgorithmSettings(Section):
     """The ratio's denominator: what the sampler drew with, which corrects for lag and mismatch in
     the ratio itself; or the trainer's own before the step, with `correction` for the rest."""
     correction: Literal["none", "truncate", "mask"] = "none"
-    """Of trainer against sampler, with `old_logprobs = "trainer"`: weight by min(ratio, cap), or
-    drop what is over it."""
+    """How trainer against sampler is corrected, with `old_logprobs = "trainer"`: tokens are weighed
+    by min(ratio, cap), or dropped over the cap."""
     correction_level: Literal["token", "sequence"] = "token"
     correction_cap: float = Field(default=2.0, gt=1)
     mask_truncated: bool = False
@@ -86,7 +86,7 @@ class TrainerSettings(Section):
     """Processes of the trainer: `sgg-rl train` starts them on this machine, torchrun or srun on
     several."""
     tokens_per_micro_batch: int = Field(default=16384, ge=1)
-    """Of one forward and backward pass on one rank, padding counted."""
+    """Tokens of one forward and backward pass on one rank, padding counted."""
     learning_rate: float = Field(default=6e-7, gt=0)
     warmup_steps: int = Field(default=0, ge=0)
     """Over these the learning rate rises linearly."""
@@ -157,7 +157,7 @@ class DeepSpeedSettings(Section):
     offload_parameters: bool = False
     """Parameters too; stage 3 only."""
     export_bucket_gib: float = Field(default=0.5, gt=0)
-    """Of stage 3: parameters gathered at a time for a weight update."""
+    """Stage 3 gathers so much of the parameters at a time for a weight update."""
     config_file: LocalPath | None = None
     """DeepSpeed's own JSON, over what these settings generate. Batch sizes and precision stay the
     trainer's; `"auto"` leaves a value to it."""

@@ -150,10 +150,12 @@ def _completion(picked: torch.Generator) -> Completion:
     return completion(tokens, (-6.2 + noise).tolist())
 
 
-def train(engine: PolicyEngine, ranks: Ranks, steps: range) -> list[dict[str, Any]]:
+def train(
+    engine: PolicyEngine, ranks: Ranks, steps: range, spoil: Callable[[MicroBatch], None]
+) -> list[dict[str, Any]]:
+    """A spoilt step, and then some steps."""
+    assert_skips(engine, ranks, spoil)
     rows = []
-    for spoil in (_nan_pixel, _infinite_weights):
-        assert_skips(engine, ranks, spoil)
     for step in steps:
         batches = batches_of(step, ranks.rank, ranks.size, engine)
         assert len(batches) >= 3
@@ -200,13 +202,13 @@ def run(case: str, folder: Path, ranks: Ranks, *, resume: bool) -> None:
     if resume:
         engine.load_state(state)
     else:
-        report["steps"] += train(engine, ranks, range(SAVED_AT))
+        report["steps"] += train(engine, ranks, range(SAVED_AT), _nan_pixel)
         if case in RESUMED:
             state.mkdir(exist_ok=True)
             ranks.barrier()
             engine.save_state(state)
     report["draws"] = draws()
-    report["steps"] += train(engine, ranks, range(SAVED_AT, STEPS))
+    report["steps"] += train(engine, ranks, range(SAVED_AT, STEPS), _infinite_weights)
     if engine.reference is not None:
         batch = batches_of(0, ranks.rank, ranks.size, engine)[0]
         report["reference"] = engine.reference.logprobs(batch)[0].tolist()

@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import torch
+import vllm.distributed.weight_transfer.nccl_engine  # noqa: F401  # before servers wait for it
 from torch import Tensor
 
 from rollout_service.fake.engine import FakeEngine

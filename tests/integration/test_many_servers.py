@@ -28,7 +28,6 @@ from services.host.ports import free_port
 from services.images import ImageStore
 from services.redis.client import connect
 from services.redis.keys import PROMPT_LANES, RunKeys, prompt_stream
-from services.redis.queue import WorkQueue
 from services.redis.redis_queue import RedisQueue
 from services.redis.registry import Registry
 from services.schemas.common import ChatMessage, ImagePart, Sampling, TextPart
@@ -108,7 +107,7 @@ class Fleet:
         self._keys = keys
         self.redis = connect(settings.redis)
         stack.push_async_callback(self.redis.aclose)
-        self.queue: WorkQueue = RedisQueue(self.redis, keys)
+        self.queue: RedisQueue = RedisQueue(self.redis, keys)
         self.registry = Registry(self.redis, keys)
         self.images = ImageStore(settings.run.files.images)
         self._stack = stack

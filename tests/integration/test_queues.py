@@ -13,7 +13,7 @@ from services.host.ports import free_port
 from services.redis.client import connect
 from services.redis.keys import PROMPT_LANES, RunKeys
 from services.redis.lua import MAX_DEAD
-from services.redis.queue import Lease, WorkQueue
+from services.redis.queue import Lease
 from services.redis.redis_queue import GUARD_TTL_S, MAX_ERROR_CHARACTERS, RedisQueue
 from tests.memory_queue import MemoryQueue
 
@@ -23,7 +23,7 @@ SHORT_S = 0.05
 
 
 @pytest.fixture(params=["memory", "redis"])
-async def queue(request: pytest.FixtureRequest, run_keys: RunKeys) -> AsyncIterator[WorkQueue]:
+async def queue(request: pytest.FixtureRequest, run_keys: RunKeys) -> AsyncIterator[RedisQueue]:
     if request.param == "memory":
         yield MemoryQueue(max_expiries=3)
         return
@@ -32,17 +32,17 @@ async def queue(request: pytest.FixtureRequest, run_keys: RunKeys) -> AsyncItera
     await client.aclose()
 
 
-async def claim(queue: WorkQueue, consumer: str = "a", *, lease_s: float = LONG_S) -> Lease:
+async def claim(queue: RedisQueue, consumer: str = "a", *, lease_s: float = LONG_S) -> Lease:
     lease = await queue.claim(LANE, consumer, lease_s=lease_s, block_s=5)
     assert lease is not None
     return lease
 
 
-async def nothing(queue: WorkQueue, consumer: str = "b", *, lease_s: float = LONG_S) -> bool:
+async def nothing(queue: RedisQueue, consumer: str = "b", *, lease_s: float = LONG_S) -> bool:
     return await queue.claim(LANE, consumer, lease_s=lease_s, block_s=0) is None
 
 
-async def test_items_come_in_order_with_their_body(queue: WorkQueue) -> None:
+async def test_items_come_in_order_with_their_body(queue: RedisQueue) -> None:
     body = bytes(range(256))
     assert await queue.enqueue(LANE, "g1#0", body)
     assert await queue.enqueue(LANE, "g2#0", b"2")
@@ -52,7 +52,7 @@ async def test_items_come_in_order_with_their_body(queue: WorkQueue) -> None:
     assert await nothing(queue)
 
 
-async def test_an_item_is_enqueued_once_even_after_it_ended(queue: WorkQueue) -> None:
+async def test_an_item_is_enqueued_once_even_after_it_ended(queue: RedisQueue) -> None:
     assert await queue.enqueue(LANE, "g1", b"1")
     assert not await queue.enqueue(LANE, "g1", b"1")
     await queue.complete(await claim(queue))
@@ -60,7 +60,7 @@ async def test_an_item_is_enqueued_once_even_after_it_ended(queue: WorkQueue) ->
     assert await queue.length(LANE) == 0
 
 
-async def test_a_full_stream_refuses_and_stays_as_it_was(queue: WorkQueue) -> None:
+async def test_a_full_stream_refuses_and_stays_as_it_was(queue: RedisQueue) -> None:
     await queue.enqueue(LANE, "g1", b"1", max_length=1)
     await claim(queue)  # claimed items still count
     with pytest.raises(QueueFullError, match=LANE):
@@ -70,7 +70,7 @@ async def test_a_full_stream_refuses_and_stays_as_it_was(queue: WorkQueue) -> No
     assert not await queue.enqueue(LANE, "g1", b"1", max_length=1), "known items are not refused"
 
 
-async def test_complete_moves_the_result_once(queue: WorkQueue) -> None:
+async def test_complete_moves_the_result_once(queue: RedisQueue) -> None:
     await queue.enqueue(LANE, "g1", b"1")
     lease = await claim(queue)
     assert await queue.complete(lease, result_stream="rollouts", result=b"r")
@@ -82,14 +82,14 @@ async def test_complete_moves_the_result_once(queue: WorkQueue) -> None:
     assert not await queue.enqueue("rollouts", "g1", b"r")
 
 
-async def test_a_waiting_reader_gets_what_comes(queue: WorkQueue) -> None:
+async def test_a_waiting_reader_gets_what_comes(queue: RedisQueue) -> None:
     waiting = asyncio.create_task(claim(queue))
     await asyncio.sleep(0.1)
     await queue.enqueue(LANE, "g1", b"1")
     assert (await waiting).work_id == "g1"
 
 
-async def test_an_expired_lease_goes_to_another_before_new_items(queue: WorkQueue) -> None:
+async def test_an_expired_lease_goes_to_another_before_new_items(queue: RedisQueue) -> None:
     await queue.enqueue(LANE, "g1", b"1")
     await queue.enqueue(LANE, "g2", b"2")
     lost = await claim(queue, "a")
@@ -101,7 +101,7 @@ async def test_an_expired_lease_goes_to_another_before_new_items(queue: WorkQueu
     assert await queue.renew(taken, "b")
 
 
-async def test_an_expired_lease_is_found_behind_many_renewed_ones(queue: WorkQueue) -> None:
+async def test_an_expired_lease_is_found_behind_many_renewed_ones(queue: RedisQueue) -> None:
     for number in range(25):
         await queue.enqueue(LANE, f"g{number}", b"")
     leases = [await claim(queue, "a") for _ in range(25)]
@@ -111,7 +111,7 @@ async def test_an_expired_lease_is_found_behind_many_renewed_ones(queue: WorkQue
     assert (await claim(queue, "b", lease_s=1.5)).work_id == "g24"
 
 
-async def test_a_renewed_lease_stays(queue: WorkQueue) -> None:
+async def test_a_renewed_lease_stays(queue: RedisQueue) -> None:
     await queue.enqueue(LANE, "g1", b"1")
     lease = await claim(queue, "a")
     for _ in range(4):
@@ -121,7 +121,7 @@ async def test_a_renewed_lease_stays(queue: WorkQueue) -> None:
     assert not await queue.renew(lease, "b"), "only the holder renews"
 
 
-async def test_the_same_consumer_does_not_renew_its_own_expired_lease(queue: WorkQueue) -> None:
+async def test_the_same_consumer_does_not_renew_its_own_expired_lease(queue: RedisQueue) -> None:
     await queue.enqueue(LANE, "g1", b"1")
     old = await claim(queue, "a")
     await asyncio.sleep(SHORT_S * 2)
@@ -130,7 +130,7 @@ async def test_the_same_consumer_does_not_renew_its_own_expired_lease(queue: Wor
     assert await queue.renew(new, "a")
 
 
-async def test_whoever_finishes_first_wins(queue: WorkQueue) -> None:
+async def test_whoever_finishes_first_wins(queue: RedisQueue) -> None:
     await queue.enqueue(LANE, "g1", b"1")
     slow = await claim(queue, "a")
     await asyncio.sleep(SHORT_S * 2)
@@ -141,7 +141,7 @@ async def test_whoever_finishes_first_wins(queue: WorkQueue) -> None:
     assert await queue.length("rollouts") == 1
 
 
-async def test_failures_are_kept_and_the_last_one_is_death(queue: WorkQueue) -> None:
+async def test_failures_are_kept_and_the_last_one_is_death(queue: RedisQueue) -> None:
     await queue.enqueue(LANE, "g1", b"1")
     assert not await queue.fail(await claim(queue), "first", max_deliveries=2)
     second = await claim(queue, "b")
@@ -156,7 +156,7 @@ async def test_failures_are_kept_and_the_last_one_is_death(queue: WorkQueue) -> 
     assert await queue.length("rollouts") == 0
 
 
-async def test_an_item_that_had_ended_can_be_buried_once(queue: WorkQueue) -> None:
+async def test_an_item_that_had_ended_can_be_buried_once(queue: RedisQueue) -> None:
     await queue.enqueue(LANE, "a", b"{}")
     assert await queue.complete(await claim(queue))
     assert await queue.bury(LANE, "a", b"{}", "its answer is of no use")
@@ -173,7 +173,7 @@ async def test_an_item_that_had_ended_can_be_buried_once(queue: WorkQueue) -> No
     assert (notice.stream, notice.work_id, await queue.num_dead()) == (LANE, "b", 2)
 
 
-async def test_one_who_lost_the_lease_cannot_fail_or_release_the_item(queue: WorkQueue) -> None:
+async def test_one_who_lost_the_lease_cannot_fail_or_release_the_item(queue: RedisQueue) -> None:
     await queue.enqueue(LANE, "g1", b"1")
     lost = await claim(queue, "a")
     await asyncio.sleep(SHORT_S * 2)
@@ -185,7 +185,7 @@ async def test_one_who_lost_the_lease_cannot_fail_or_release_the_item(queue: Wor
     assert await nothing(queue, "c")
 
 
-async def test_finishing_ends_an_item_that_was_put_back(queue: WorkQueue) -> None:
+async def test_finishing_ends_an_item_that_was_put_back(queue: RedisQueue) -> None:
     await queue.enqueue(LANE, "g1", b"1")
     slow = await claim(queue, "a")
     await asyncio.sleep(SHORT_S * 2)
@@ -195,14 +195,14 @@ async def test_finishing_ends_an_item_that_was_put_back(queue: WorkQueue) -> Non
     assert await queue.length(LANE) == 0
 
 
-async def test_release_hands_back_at_once_without_a_failure(queue: WorkQueue) -> None:
+async def test_release_hands_back_at_once_without_a_failure(queue: RedisQueue) -> None:
     await queue.enqueue(LANE, "g1", b"1")
     for _ in range(10):  # more often than failures or expiries are allowed
         await queue.release(await claim(queue))
     assert (await claim(queue, "b")).failures == []
 
 
-async def test_an_item_that_kills_its_workers_is_dead_in_the_end(queue: WorkQueue) -> None:
+async def test_an_item_that_kills_its_workers_is_dead_in_the_end(queue: RedisQueue) -> None:
     await queue.enqueue(LANE, "poison", b"1")
     await queue.enqueue(LANE, "good", b"2")
     await claim(queue)
@@ -216,7 +216,7 @@ async def test_an_item_that_kills_its_workers_is_dead_in_the_end(queue: WorkQueu
     assert "lease expired 3 times" in letter.failures[-1]
 
 
-async def test_purge_ends_everything_claimed_or_not(queue: WorkQueue) -> None:
+async def test_purge_ends_everything_claimed_or_not(queue: RedisQueue) -> None:
     await queue.enqueue(LANE, "g1", b"1")
     await queue.enqueue(LANE, "g2", b"2")
     lease = await claim(queue)
@@ -229,7 +229,7 @@ async def test_purge_ends_everything_claimed_or_not(queue: WorkQueue) -> None:
     assert await queue.dead_letters() == []
 
 
-async def test_drop_forgets(queue: WorkQueue) -> None:
+async def test_drop_forgets(queue: RedisQueue) -> None:
     for name in ("g1", "g2"):
         await queue.enqueue(LANE, name, name.encode())
         await queue.fail(await claim(queue), "broken", max_deliveries=1)
@@ -239,7 +239,7 @@ async def test_drop_forgets(queue: WorkQueue) -> None:
     assert await queue.dead_letters() == [first]
 
 
-async def test_many_workers_finish_everything_exactly_once(queue: WorkQueue) -> None:
+async def test_many_workers_finish_everything_exactly_once(queue: RedisQueue) -> None:
     names = {f"g{number}" for number in range(60)}
     for name in names:
         await queue.enqueue(LANE, name, b"")
@@ -256,7 +256,7 @@ async def test_many_workers_finish_everything_exactly_once(queue: WorkQueue) -> 
     assert await queue.length("rollouts") == len(names)
 
 
-async def test_streams_are_read_in_order_of_preference(queue: WorkQueue) -> None:
+async def test_streams_are_read_in_order_of_preference(queue: RedisQueue) -> None:
     third, first, second = PROMPT_LANES[:3]
     for lane in (first, second, third):
         for number in range(2):
@@ -268,7 +268,7 @@ async def test_streams_are_read_in_order_of_preference(queue: WorkQueue) -> None
     assert await queue.length(lanes) == 6
 
 
-async def test_an_expired_lease_of_any_stream_comes_before_new_items(queue: WorkQueue) -> None:
+async def test_an_expired_lease_of_any_stream_comes_before_new_items(queue: RedisQueue) -> None:
     await queue.enqueue(PROMPT_LANES[9], "lost", b"1")
     await queue.claim(PROMPT_LANES[9], "a", lease_s=LONG_S, block_s=0)
     await queue.enqueue(PROMPT_LANES[0], "new", b"2")
@@ -280,7 +280,7 @@ async def test_an_expired_lease_of_any_stream_comes_before_new_items(queue: Work
     assert await queue.complete(taken)
 
 
-async def test_a_reader_of_many_streams_waits_for_all_of_them(queue: WorkQueue) -> None:
+async def test_a_reader_of_many_streams_waits_for_all_of_them(queue: RedisQueue) -> None:
     waiting = asyncio.create_task(queue.claim(PROMPT_LANES, "a", lease_s=LONG_S, block_s=5))
     await asyncio.sleep(0.1)
     await queue.enqueue(PROMPT_LANES[15], "late", b"1")

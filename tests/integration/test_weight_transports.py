@@ -30,7 +30,7 @@ from services.http.clients.rollout import RolloutClient
 from services.redis.client import connect
 from services.redis.keys import RunKeys
 from services.redis.registry import Registry
-from services.schemas.weights import AdapterConfig, ServerRecord, Transport, Version, WeightManifest
+from services.schemas.weights import ServerRecord, Transport, Version, WeightManifest
 from services.settings import SecuritySettings, Settings, dump_settings
 from services.waiting import RoomWait
 from tests.cutting_proxy import proxied
@@ -164,13 +164,15 @@ def test_all_servers_get_each_version_and_nothing_is_left(
 
 def test_an_adapter_goes_the_same_way(make_cluster: Any) -> None:
     cluster = make_cluster("lora")
+    lora = cluster.settings.lora.model_copy(update={"rank": 4, "alpha": 8.0})
+    cluster.settings = cluster.settings.model_copy(update={"lora": lora})
     server = cluster.server()
     tensors = {
         f"{ADAPTER}.lora_A.weight": torch.randn(4, 16),
         f"{ADAPTER}.lora_B.weight": torch.randn(8, 4),
     }
     publisher = cluster.publisher()
-    assert publisher.begin(tensors.items(), 1, AdapterConfig(rank=4, alpha=8.0)).result() == 1
+    assert publisher.begin(tensors.items(), 1).result() == 1
     assert_loaded(server, 1, tensors)
     late = cluster.server()
     wait_for("the late server's version", lambda: late.policy().policy_version == 1)
@@ -239,7 +241,7 @@ def test_servers_that_are_dead_or_hang_do_not_keep_the_others_waiting(
     monkeypatch.setattr(sender, "SERVER_TIMEOUT_S", 1.0)
     port = int(hanging.rpartition(":")[2])
     with socket.create_server(("127.0.0.1", port)):  # takes connections, and says nothing
-        assert cluster.publisher().publish(weights(1).items(), 1) == 1
+        assert cluster.publisher().begin(weights(1).items(), 1).result() == 1
     assert server.policy().policy_version == 1
     assert f"{dead} is left behind" in caplog.text
     assert f"{hanging} is left behind: {hanging} gave no proof in 1 s" in caplog.text
@@ -312,8 +314,8 @@ def test_seeding_stops_while_a_version_is_published(make_cluster: Any) -> None:
 def test_a_superseded_trainer_leaves_its_successors_files(make_cluster: Any) -> None:
     cluster = make_cluster("shm")
     earlier, later = cluster.publisher(1), cluster.publisher(2)
-    earlier.publish(weights(7).items(), 7)
-    later.publish(weights(3).items(), 3)
+    earlier.begin(weights(7).items(), 7).result()
+    later.begin(weights(3).items(), 3).result()
     earlier.close()
     server = cluster.server()
     wait_for("the version", lambda: server.policy().policy_version == 3)
@@ -325,7 +327,7 @@ def test_a_trainer_waits_for_redis_and_says_so(make_cluster: Any) -> None:
     trainer = cluster.settings.trainer.model_copy(update={"wait_timeout_s": 1.5})
     cluster.settings = cluster.settings.model_copy(update={"trainer": trainer})
     with pytest.raises(WaitTimeoutError, match="Redis at"):
-        cluster.publisher().publish(weights(1).items(), 1)
+        cluster.publisher().begin(weights(1).items(), 1).result()
 
 
 class Stranger(ThreadingHTTPServer):
@@ -373,7 +375,7 @@ def test_a_stranger_in_redis_gets_neither_tokens_nor_weights(
     with Stranger(server.url) as stranger:
         threading.Thread(target=stranger.serve_forever, daemon=True).start()
         cluster.announce(stranger.url, "stranger")
-        assert cluster.publisher().publish(weights(1).items(), 1) == 1
+        assert cluster.publisher().begin(weights(1).items(), 1).result() == 1
         assert registered_servers(cluster.settings) == [server.url]
         stranger.shutdown()
     assert server.policy().policy_version == 1
@@ -390,7 +392,7 @@ def test_hosts_that_are_not_allowed_are_not_even_asked(make_cluster: Any) -> Non
     with pytest.raises(UnauthorizedError, match=r"none of security\.rollout_hosts"):
         registered_servers(settings)
     cluster.settings = settings
-    assert cluster.publisher().publish(weights(1).items(), 1) == 0
+    assert cluster.publisher().begin(weights(1).items(), 1).result() == 0
     assert server.policy().policy_version == 0
 
 

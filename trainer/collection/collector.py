@@ -39,7 +39,8 @@ from services.errors import (
 from services.loop_thread import LoopThread
 from services.redis.client import connect
 from services.redis.keys import CONSUMER_GROUPS, RunKeys
-from services.redis.queue import Lease, WorkQueue
+from services.redis.queue import Lease
+from services.redis.redis_queue import RedisQueue
 from services.redis.registry import Registry
 from services.schemas.rollouts import RolloutGroup
 from services.settings import Settings
@@ -86,7 +87,7 @@ class Collector:
     def __init__(
         self,
         settings: Settings,
-        make_queue: Callable[[], WorkQueue],
+        make_queue: Callable[[], RedisQueue],
         prompts: PromptSource,
         cursor: Cursor,
         stop: StopRequest | None = None,
@@ -169,7 +170,7 @@ class Collector:
             self._term_weights = await self._persist(self._scoring.term_weights)
         parts = (self._receive, self._score, self._watch)
         self._tasks = [asyncio.create_task(self._guard(work)) for work in parts]
-        await self._persist(self._admit)
+        await self._persist(self._fill)
 
     async def _stop(self) -> None:
         self._closing = True
@@ -218,7 +219,7 @@ class Collector:
             if left:
                 logger.info("put aside %d groups of an earlier start on %r", len(left), stream)
 
-    async def _admit(self) -> None:
+    async def _fill(self) -> None:
         if self._stop_request.asked:
             return
         await self._requests.fill()
@@ -233,16 +234,17 @@ class Collector:
         try:
             group = RolloutGroup.model_validate_json(lease.body)
         except ValidationError as error:
-            await self._refuse_unreadable(lease, error)
+            # Another release or program wrote it: the group is asked for no more.
+            reason = f"not a RolloutGroup: {error.errors()[0]['msg']}"
+            logger.warning("what came as %s is set aside: %s", lease.work_id, reason)
+            await self._refuse(lease, lease.work_id, reason)
             return
         if group.incarnation > self._prompts.incarnation:
             await self._queue.release(lease)  # it is the later trainer's
             raise SupersededError(self._prompts.incarnation)
         opened = self._pool.get(group.work_id)
         if opened is not None and (reason := self._refusal(group, opened)):
-            await self._queue.fail(lease, reason, max_deliveries=1)
-            self._bury(group.work_id, reason)
-            await self._admit()
+            await self._refuse(lease, group.work_id, reason)
             return
         if opened is not None and not opened.received:
             # Kept before it is acknowledged: an answer of Redis may be lost, and then it is
@@ -254,14 +256,11 @@ class Collector:
             await self._arrivals.put(group)
         await self._queue.complete(lease)
 
-    async def _refuse_unreadable(self, lease: Lease, error: ValidationError) -> None:
-        """Another release or program wrote the record: the group is asked for no more."""
-        reason = f"not a RolloutGroup: {error.errors()[0]['msg']}"
-        logger.warning("what came as %s is set aside: %s", lease.work_id, reason)
+    async def _refuse(self, lease: Lease, work_id: str, reason: str) -> None:
         await self._queue.fail(lease, reason, max_deliveries=1)
-        if self._pool.get(lease.work_id) is not None:
-            self._bury(lease.work_id, reason)
-            await self._admit()
+        if self._pool.get(work_id) is not None:
+            self._bury(work_id, reason)
+            await self._fill()
 
     def _refusal(self, group: RolloutGroup, opened: OpenGroup) -> str | None:
         wrong = refusal(
@@ -309,7 +308,7 @@ class Collector:
         self._pool.replace_zero_variance()
         async with self._changed:
             self._changed.notify_all()
-        await self._persist(self._admit)
+        await self._persist(self._fill)
 
     async def _bury_acknowledged(self, group: RolloutGroup, reason: str) -> None:
         body = group.model_dump_json().encode()
@@ -363,7 +362,7 @@ class Collector:
         if stale:
             await self._persist(partial(self._requests.ask_again, policy_version))
         if self._pool.replace_zero_variance() or stale:
-            await self._persist(self._admit)
+            await self._persist(self._fill)
 
     def _give_up_if_silent(self) -> None:
         silent_s = time.monotonic() - self._last_arrival
@@ -387,12 +386,12 @@ class Collector:
         self._pool.policy_version = policy_version
         await self._finish(batch)
         await self._persist(had_to_wait)  # first: steps wait for these
-        await self._persist(self._admit)
+        await self._persist(self._fill)
 
     async def _skip(self, batch: StepBatch) -> None:
         for group in batch.groups:
             self._pool.close(group.rollout.work_id)
-        await self._persist(self._admit)
+        await self._persist(self._fill)
 
     async def _finish(self, batch: StepBatch) -> None:
         if self._pool.get(batch.groups[0].rollout.work_id) is None:
@@ -417,7 +416,7 @@ class Collector:
                     self._bury(letter.work_id, letter.failures[-1] if letter.failures else "")
         await self._requests.ask_again()
         await self._requests.drop_images()
-        await self._admit()
+        await self._fill()
 
     def _bury(self, work_id: str, reason: str) -> None:
         logger.warning("group %s is dead: %s", work_id, reason)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from services.errors import InvalidInputError, TooLargeError
 from services.redis.keys import prompt_stream
-from services.redis.queue import WorkQueue
+from services.redis.redis_queue import RedisQueue
 from services.schemas.prompts import PromptGroup
 from trainer.collection.cursor import Cursor
 from trainer.collection.group_pool import GroupPool, GroupSource
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 class GroupRequests:
     """Fills the pool with the next positions. Make it on the event loop that uses it."""
 
-    queue: WorkQueue
+    queue: RedisQueue
     """Gets the prompts."""
     pool: GroupPool
     """Says whether there is room."""

@@ -36,6 +36,7 @@ from trainer.policy.model import load_model, load_processor, placeholder_ids
 from trainer.policy.random_state import load_random_state, save_random_state
 from trainer.policy.reference import Reference
 from trainer.policy.state_layout import check_layout, write_layout
+from trainer.ranks.group import check_num_ranks
 from trainer.ranks.rendezvous import join_ranks
 
 _GIB = 2**30
@@ -85,11 +86,7 @@ class PolicyEngine:
     """
 
     def __init__(self, settings: Settings, world_size: int) -> None:
-        if world_size != settings.trainer.num_ranks:
-            raise SettingsError(
-                f"trainer.num_ranks is {settings.trainer.num_ranks}, but {world_size} were started:"
-                f" set trainer.num_ranks={world_size}, or start as many (torchrun --nproc-per-node)"
-            )
+        check_num_ranks(settings.trainer, world_size)
         cap_memory(settings)
         self._settings = settings
         self._world_size = world_size

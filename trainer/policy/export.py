@@ -12,7 +12,6 @@ from trainer.policy.adapter import file_name
 Gather = Callable[[Sequence[nn.Parameter]], AbstractContextManager[Any]]
 """Makes parameters whole on every rank as long as it is open; a collective where they are shards.
 """
-NamedTensors = Iterator[tuple[str, Tensor]]
 
 
 def exported(
@@ -22,7 +21,7 @@ def exported(
     bucket_bytes: int,
     dtype: torch.dtype,
     wanted: bool,
-) -> NamedTensors:
+) -> Iterator[tuple[str, Tensor]]:
     """Copies of parameters, on their device; a collective that every rank must exhaust.
 
     Beside the model, a bucket is on the device, and what the taker holds. A gathered parameter is

@@ -11,8 +11,9 @@ import torch
 import torch.distributed as dist
 from pydantic import TypeAdapter
 
-from services.errors import SggError
+from services.errors import SettingsError, SggError
 from services.host.environment import environment_value
+from services.settings.training import TrainerSettings
 from trainer.algorithms.stats import Stats
 
 T = TypeVar("T")
@@ -22,6 +23,19 @@ def launched_as() -> tuple[int, int]:
     """This process's rank and the number of ranks, as torchrun or srun gave them; else alone."""
     rank, size = environment_value("RANK"), environment_value("WORLD_SIZE")
     return (0, 1) if rank is None else (int(rank), int(size or 1))
+
+
+def check_num_ranks(trainer: TrainerSettings, started: int) -> None:
+    """Compare the number of processes with the settings.
+
+    Raises:
+        SettingsError: They differ.
+    """
+    if started != trainer.num_ranks:
+        raise SettingsError(
+            f"trainer.num_ranks is {trainer.num_ranks}, but {started} were started: set "
+            f"trainer.num_ranks={started}, or start as many (torchrun --nproc-per-node)"
+        )
 
 
 class RemoteRankError(SggError):

@@ -45,12 +45,12 @@ class Beat(Message):
     rank: int
     host: str
     pid: int
-    count: int
+    count: int = 0
     """Rises with every beat."""
-    order: int
+    order: int = 0
     """Rises with every phase; all ranks go through the same ones."""
-    step: int
-    phase: str
+    step: int = 0
+    phase: str = JOINING
     done: bool = False
     failed: str | None = None
     """The message that it ended with."""
@@ -104,15 +104,7 @@ class RankWatch:
         self._pause_s = min(_LONGEST_PAUSE_S, limit_s / 20)
         self._grace_s = min(_LONGEST_GRACE_S, limit_s)
         self._lock = threading.Lock()
-        self._mine = Beat(
-            rank=rank,
-            host=socket.gethostname(),
-            pid=os.getpid(),
-            count=0,
-            order=0,
-            step=0,
-            phase=JOINING,
-        )
+        self._mine = Beat(rank=rank, host=socket.gethostname(), pid=os.getpid())
         now = time.monotonic()
         self._moved_at = self._looked_at = now
         self._peers = [_Peer(r, self._read(r), now, now) for r in range(size) if r != rank]

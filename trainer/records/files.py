@@ -78,11 +78,10 @@ class RunRecords:
     def __init__(self, settings: Settings, rank: int, guard: WriteGuard | None = None) -> None:
         files = settings.run.files
         self._check = (guard or WriteGuard(files.path)).check
-        self._is_main = rank == 0
         self._room = RoomWait(files.path, settings.trainer.wait_timeout_s)
-        self._metrics = StepLines(files.metrics)
-        self._ledger = StepLines(files.ledger)
-        self._evaluations = StepLines(files.evaluations)
+        tables = (files.ledger, files.metrics, files.evaluations)
+        self._ledger, self._metrics, self._evaluations = map(StepLines, tables)
+        self._tables = (self._ledger, self._metrics, self._evaluations)
         self._rollouts = RolloutFiles(
             files.rollouts,
             rank=rank,
@@ -90,16 +89,15 @@ class RunRecords:
             check=self._check,
             timeout_s=settings.trainer.wait_timeout_s,
         )
-        self._trackers = Trackers(settings) if self._is_main else None
+        self._trackers = Trackers(settings) if rank == 0 else None
 
     def cut_to(self, step: int) -> None:
         """Keep what is of steps under `step`, and go on from there; once, before the first."""
         self._check()
         self._rollouts.cut_to(step)
         if self._trackers is not None:
-            self._metrics.cut_to(step)
-            self._ledger.cut_to(step)
-            self._evaluations.cut_to(step)
+            for table in self._tables:
+                table.cut_to(step)
             self._trackers.start(step)
 
     def step(self, metrics: Mapping[str, Any], ledger: Mapping[str, Any]) -> None:
@@ -126,9 +124,9 @@ class RunRecords:
 
     def sync(self) -> None:
         """Have all lines on disk, before a checkpoint counts on them."""
-        if self._is_main:
-            for lines in (self._ledger, self._metrics, self._evaluations):
-                lines.sync()
+        if self._trackers is not None:
+            for table in self._tables:
+                table.sync()
 
     def committed(self, step: int) -> None:
         """A checkpoint after `step` steps is complete: older groups may go."""

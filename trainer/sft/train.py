@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from peft import PeftModel
 from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations.deepspeed import (
@@ -23,7 +22,6 @@ from trl import SFTTrainer
 
 from scene_data.dataset import open_dataset
 from scene_data.templates import check_instruction
-from services.errors import SettingsError
 from services.models.families import save_published
 from services.settings import Settings
 from trainer.checkpoints.inputs import Inputs, check_inputs, data_inputs
@@ -31,7 +29,7 @@ from trainer.collection.image_check import ImageCheck
 from trainer.policy.adapter import lora_config
 from trainer.policy.engine import init_process_group
 from trainer.policy.model import load_model, load_processor
-from trainer.ranks.group import Ranks
+from trainer.ranks.group import Ranks, check_num_ranks
 from trainer.ranks.stop import StopRequest
 from trainer.records.files import StepLines
 from trainer.records.trackers import Trackers
@@ -79,16 +77,11 @@ def run_sft(
     processor = load_processor(settings)
     rows = AnswerRows(dataset, settings, ImageCheck(processor, processor.image_token_id))
     init_process_group(settings.trainer.wait_timeout_s)
-    num_ranks = torch.distributed.get_world_size()
-    if num_ranks != settings.trainer.num_ranks:
-        raise SettingsError(
-            f"trainer.num_ranks is {settings.trainer.num_ranks}, and {num_ranks} processes were "
-            "started: make them the same"
-        )
+    ranks = Ranks(settings.trainer.wait_timeout_s)
+    check_num_ranks(settings.trainer, ranks.size)
     total = sft_total_steps(settings, len(rows))
     checkpoints = settings.run.files.checkpoints
     checkpoint = _last_checkpoint(checkpoints) if resume else None
-    ranks = Ranks(settings.trainer.wait_timeout_s)
     inputs = checkpoints / _INPUTS
     ranks.from_main(
         lambda: _keep_inputs(

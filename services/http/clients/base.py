@@ -78,7 +78,6 @@ class ServiceClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Close the connections."""
         await self._http.aclose()
 
     async def get(self, path: str, answer: type[Answer], *, retry: bool = True) -> Answer:

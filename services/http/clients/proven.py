@@ -32,8 +32,8 @@ async def check_registered(
 
     Args:
         http: Connects to `url`; carries no token.
-        url: Of the server, as it stood in Redis.
-        token: That the server must know.
+        url: The server's, as it stood in Redis.
+        token: The server must know it.
         hosts: `security.rollout_hosts`.
         timeout_s: Longest wait for the proof.
 

@@ -1,7 +1,6 @@
 """Client of a rollout server."""
 
 from pathlib import Path
-from types import TracebackType
 
 from services.errors import EngineError
 from services.http.clients.base import ServiceClient
@@ -39,16 +38,7 @@ class RolloutClient(ServiceClient):
             url, token=admin_token or token, timeout_s=timeout_s, registered=registered
         )
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        await self.aclose()
-
     async def aclose(self) -> None:
-        """Close the connections."""
         await super().aclose()
         await self._admin.aclose()
 

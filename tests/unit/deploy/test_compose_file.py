@@ -1,9 +1,11 @@
 """docker-compose.yml read as plain YAML, and by `docker compose config` where that is installed."""
 
+import importlib.util
 import json
 import re
 import shutil
 import subprocess
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -279,3 +281,13 @@ def test_a_build_has_proxies_and_secrets_where_they_are_given(configured: Config
             assert build["args"].items() >= given.items(), name
             assert [secret["source"] for secret in build["secrets"]] == ["pip.conf", "ca.pem"]
     assert not set(given) & set(configured()["trainer"]["build"]["args"])
+
+
+def test_a_build_gets_every_package_and_the_module_that_prepares() -> None:
+    """`.dockerignore` begins by leaving all out."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    lines = (ROOT / ".dockerignore").read_text().splitlines()
+    assert {f"!{package}" for package in packages if package != "deploy"} <= {*lines}
+    assert "!deploy/*.py" in lines
+    assert importlib.util.find_spec(SERVICES["prepare"]["entrypoint"][-1]) is not None

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import evaluation
-from evaluation.of_files import Request, run_evaluation
+from evaluation.evaluate_files import Request, run_evaluation
 from evaluation.published import published_tables
 from evaluation.result import EvaluationResult
 from scene_data.dataset import open_dataset

@@ -5,9 +5,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from evaluation.evaluate_files import Request, run_evaluation
 from evaluation.inference.answers import answered_line
 from evaluation.of_a_run.report import heldout_result, write_heldout_report
-from evaluation.of_files import Request, run_evaluation
 from scene_data.dataset import open_dataset
 from scene_data.sources import open_rows
 from scene_data.templates import answer_text

@@ -110,7 +110,7 @@ def test_the_smallest_limit_of_memory_counts(tmp_path: Path) -> None:
         (folder / "memory.max").write_text(f"{limit}\n")
         (folder / "memory.current").write_text(f"{5 * GIB}\n")
         (folder / "memory.stat").write_text(f"anon 5\ninactive_file {2 * GIB}\n")
-    assert list(bare._cgroup_rooms(root, membership)) == [(8 - 5 + 2) * GIB]
+    assert list(bare._cgroup_free(root, membership)) == [(8 - 5 + 2) * GIB]
 
 
 def test_version_1_cgroups_are_read(tmp_path: Path) -> None:
@@ -121,7 +121,7 @@ def test_version_1_cgroups_are_read(tmp_path: Path) -> None:
     (job / "memory.limit_in_bytes").write_text(str(4 * GIB))
     (job / "memory.usage_in_bytes").write_text(str(GIB))
     (job / "memory.stat").write_text(f"total_inactive_file {GIB}\n")
-    assert list(bare._cgroup_rooms(tmp_path / "fs", membership)) == [4 * GIB]
+    assert list(bare._cgroup_free(tmp_path / "fs", membership)) == [4 * GIB]
 
 
 def test_too_little_memory_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -15,7 +16,7 @@ from planning.simulation.compare import make_plan
 from planning.simulation.derive import derived
 from planning.simulation.limits import limits
 from planning.simulation.measure import measured
-from planning.simulation.splits import all_splits, best
+from planning.simulation.splits import Planner, best
 from planning.simulation.view import plan_json, plan_view
 from services.errors import InvalidInputError, SettingsError
 from services.settings import Settings, load_settings
@@ -89,9 +90,10 @@ def test_a_trainer_that_does_not_fit_is_not_the_best() -> None:
     run, cluster = settings(groups_per_step=16), load_cluster("a100x16")
     shape = model_shape(run.model.path)
     table = derived(run, cluster, shape)
-    splits = all_splits(run, table, shape, num_gpus=16, gpu_memory_gib=1e9)
+    planner = Planner(settings=run, table=table, model=shape, gpu_memory_gib=1e9)
+    splits = planner.splits(16, 16)
     sizes = sorted(split.trainer_gib or 0.0 for split in splits)
-    tight = all_splits(run, table, shape, num_gpus=16, gpu_memory_gib=(sizes[0] + sizes[1]) / 2)
+    tight = replace(planner, gpu_memory_gib=(sizes[0] + sizes[1]) / 2).splits(16, 16)
     assert sum(split.fits for split in tight) == 1
     assert best(tight).trainer_gib == sizes[0]
 
@@ -100,7 +102,8 @@ def test_the_part_that_is_fullest_comes_first() -> None:
     run, cluster = settings(), load_cluster("a100x16")
     table = derived(run, cluster, model_shape(run.model.path))
     slow = table | {"redis_s": table["redis_s"].model_copy(update={"value": 10.0})}
-    split = all_splits(run, slow, None, num_gpus=4, gpu_memory_gib=None)[-1]
+    planner = Planner(settings=run, table=slow, model=None, gpu_memory_gib=None)
+    split = planner.splits(4, 8)[-1]
     found = limits(split, slow, run, 1e9)
     assert [limit.share for limit in found] == sorted((x.share for x in found), reverse=True)
     assert found[0].name == "Redis"

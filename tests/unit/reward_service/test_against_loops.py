@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.reward_loops import TERMS, Question, exact, score_alone, score_shared
-from reward_service.scoring import Scorer, make_scorer
+from reward_service.scoring import RewardScorer, make_scorer
 from reward_service.similarity.registry import Similarities
 from services.schemas.rewards import Reward, RewardGroup
 
@@ -196,7 +196,9 @@ def similarities(tmp_path_factory: pytest.TempPathFactory) -> Similarities:
     return Similarities(folder)
 
 
-def scored(scorer: Scorer, groups: list[RewardGroup]) -> list[tuple[RewardGroup, str, Reward]]:
+def scored(
+    scorer: RewardScorer, groups: list[RewardGroup]
+) -> list[tuple[RewardGroup, str, Reward]]:
     """Group, completion and reward of every completion of a batch."""
     results = scorer.score(groups)
     return [

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from reward_service.scoring import Scorer, make_scorer
+from reward_service.scoring import RewardScorer, make_scorer
 from reward_service.service.answering import Answerer
 from reward_service.service.example import EXAMPLE, example_answer
 from reward_service.similarity.registry import Similarities
@@ -23,7 +23,7 @@ FAILURES: dict[str, Exception] = {
 }
 
 
-class FragileScorer(Scorer):
+class FragileScorer(RewardScorer):
     """Fails on a batch that holds a group named after a failure."""
 
     def score(self, groups: Sequence[RewardGroup]) -> list[ScoredGroup]:
@@ -33,7 +33,7 @@ class FragileScorer(Scorer):
         return super().score(groups)
 
 
-def make_fragile(wanted: str | dict[str, Any], task: Task, _: Similarities) -> Scorer:
+def make_fragile(wanted: str | dict[str, Any], task: Task, _: Similarities) -> RewardScorer:
     return FragileScorer(make_scorer(wanted, task).rubric, task, ExactSimilarity())
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from reward_service.scoring import Scorer, make_scorer, reference_columns
+from reward_service.scoring import RewardScorer, make_scorer, reference_columns
 from services.errors import InvalidInputError
 from services.schemas.rewards import Matched, Reward, RewardGroup, Task
 
@@ -40,7 +40,7 @@ def answer(objects: Objects, edges: Sequence[Edge]) -> str:
     return f"<answer>{json.dumps(graph(objects, edges))}</answer>"
 
 
-def reward(text: str, scorer: Scorer = SOFT, **more: Any) -> Reward:
+def reward(text: str, scorer: RewardScorer = SOFT, **more: Any) -> Reward:
     return scorer.score([group(text, **more)])[0].rewards[0]
 
 

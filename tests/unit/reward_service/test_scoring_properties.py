@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reward_service.scoring import Scorer, make_scorer
+from reward_service.scoring import RewardScorer, make_scorer
 from reward_service.terms import TERMS
 from services.schemas.rewards import Reward, RewardGroup, Task
 
@@ -20,7 +20,7 @@ EVERY_TERM = {
     "length": {"unit": "characters", "start": 100_000, "end": 200_000},
     "beta": 0.5,
 }
-SCORERS: dict[Task, Scorer] = {
+SCORERS: dict[Task, RewardScorer] = {
     "sgg": make_scorer(EVERY_TERM),
     "det": make_scorer(EVERY_TERM, "det"),
     "cls": make_scorer(EVERY_TERM, "cls"),
@@ -53,7 +53,7 @@ def written(subject: str, predicate: str, object_: str) -> dict[str, Any]:
     return {"subject": subject, "predicate": predicate, "object": object_}
 
 
-def reward(scorer: Scorer, reference: Graph, prediction: Graph) -> Reward:
+def reward(scorer: RewardScorer, reference: Graph, prediction: Graph) -> Reward:
     group = RewardGroup.model_validate(
         {
             "group_id": "g",
@@ -90,7 +90,7 @@ def shuffled(graph: Graph, rng: random.Random) -> Graph:
 
 
 @given(SCORER, graphs(), graphs())
-def test_every_term_is_bounded(scorer: Scorer, reference: Graph, prediction: Graph) -> None:
+def test_every_term_is_bounded(scorer: RewardScorer, reference: Graph, prediction: Graph) -> None:
     got = reward(scorer, reference, prediction)
     assert set(got.breakdown) == set(scorer.weights)
     assert all(0 <= value <= 1 for value in got.breakdown.values())
@@ -101,7 +101,7 @@ def test_every_term_is_bounded(scorer: Scorer, reference: Graph, prediction: Gra
 
 @given(SCORER, graphs(), graphs(), st.randoms())
 def test_order_ids_and_spelling_do_not_matter(
-    scorer: Scorer, reference: Graph, prediction: Graph, rng: random.Random
+    scorer: RewardScorer, reference: Graph, prediction: Graph, rng: random.Random
 ) -> None:
     expected = reward(scorer, reference, prediction)
     same = shuffled(renamed(reference, rng), rng), shuffled(renamed(prediction, rng), rng)
@@ -112,7 +112,7 @@ def test_order_ids_and_spelling_do_not_matter(
 
 @given(SCORER, graphs(min_edges=1), st.randoms())
 def test_the_reference_earns_the_maximum_of_every_term(
-    scorer: Scorer, reference: Graph, rng: random.Random
+    scorer: RewardScorer, reference: Graph, rng: random.Random
 ) -> None:
     got = reward(scorer, reference, shuffled(renamed(reference, rng), rng))
     assert got.breakdown == pytest.approx(dict.fromkeys(scorer.weights, 1.0))

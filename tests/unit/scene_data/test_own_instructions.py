@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from evaluation.of_files import Request, run_evaluation
+from evaluation.evaluate_files import Request, run_evaluation
 from scene_data.templates import check_instruction, instruction_digest, prompt_messages
 from scene_data.vocabulary import Aliases, Vocabulary, load_aliases, load_vocabulary
 from scene_graph.boxes import RELATIVE_1000, BoxSpace

@@ -1,7 +1,9 @@
+import asyncio
+
 import pytest
 
 from services.errors import ConflictError, UnavailableError, WaitTimeoutError
-from services.waiting import until_available
+from services.waiting import racing, until_available
 
 
 async def test_repeats_until_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,3 +36,23 @@ async def test_other_errors_are_not_waited_for() -> None:
 
     with pytest.raises(ConflictError):
         await until_available(work, timeout_s=60)
+
+
+async def test_of_a_race_the_others_are_ended_when_it_is_left() -> None:
+    came: list[str] = []
+
+    async def slow() -> None:
+        try:
+            await asyncio.sleep(60)
+        finally:
+            came.append("ended")
+
+    async def quick() -> int:
+        await asyncio.sleep(0)
+        return 7
+
+    async with racing(slow(), quick()) as (waiting, done):
+        assert (waiting.done(), done.result()) == (False, 7)
+        assert came == []
+    assert waiting.cancelled()
+    assert came == ["ended"]

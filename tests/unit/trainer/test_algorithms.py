@@ -1,11 +1,14 @@
 import math
+from typing import Literal
 
 import pytest
 import torch
+from transformers import get_scheduler
 
-from services.settings.training import AlgorithmSettings
+from services.settings.training import AlgorithmSettings, TrainerSettings
 from trainer.algorithms.advantages import EPSILON, group_relative
 from trainer.algorithms.losses import policy_loss
+from trainer.schedule import learning_rate
 
 
 def test_advantages_by_hand() -> None:
@@ -60,9 +63,6 @@ def test_clipped_tokens_have_no_gradient() -> None:
 
 
 def test_learning_rate_rises_then_falls_to_its_last_share() -> None:
-    from services.settings.training import TrainerSettings
-    from trainer.schedule import learning_rate
-
     trainer = TrainerSettings(learning_rate=1.0, warmup_steps=4, num_steps=12, lr_schedule="linear")
     rates = [learning_rate(trainer, step, 12) for step in range(12)]
     assert rates[:5] == [0.25, 0.5, 0.75, 1.0, 1.0]
@@ -70,3 +70,22 @@ def test_learning_rate_rises_then_falls_to_its_last_share() -> None:
     assert rates[4:] == sorted(rates[4:], reverse=True)
     flat = trainer.model_copy(update={"lr_schedule": "constant"})
     assert [learning_rate(flat, step, 12) for step in range(4, 12)] == [1.0] * 8
+
+
+@pytest.mark.parametrize("shape", ["constant", "linear", "cosine"])
+def test_learning_rate_is_that_of_transformers(
+    shape: Literal["constant", "linear", "cosine"],
+) -> None:
+    """Deviation: its warm-up begins at 0, with a step that changes nothing; ours a step later."""
+    trainer = TrainerSettings(learning_rate=1.0, warmup_steps=4, num_steps=12, lr_schedule=shape)
+    ours = [learning_rate(trainer, step, 12) for step in range(12)]
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+    name = "constant_with_warmup" if shape == "constant" else shape
+    schedule = get_scheduler(name, optimizer, num_warmup_steps=4, num_training_steps=12)
+    theirs = []
+    for _ in range(12):
+        theirs.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert ours[4:] == pytest.approx(theirs[4:])
+    assert ours[:4] == pytest.approx(theirs[1:5])

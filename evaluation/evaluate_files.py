@@ -93,7 +93,7 @@ def run_comparison(folders: tuple[Path, Path], output: Path, num_images: int) ->
 
 
 def _pictures(result: EvaluationResult) -> Callable[[str], bytes | None]:
-    """Of the reference, where it is still there."""
+    """Pictures of the reference, where it is still there."""
     try:
         references = read_references(result.inputs["reference"] or "", Problems(), result.task)
     except InvalidInputError:

@@ -6,7 +6,7 @@ import pytest
 from starlette.requests import Request
 from starlette.types import Message
 
-from rollout_service.http.open_requests import Admission, while_connected
+from rollout_service.http.open_requests import OpenRequests, while_connected
 from services.errors import ClientGoneError, UnavailableError
 
 
@@ -19,17 +19,17 @@ def request(left: asyncio.Event) -> Request:
 
 
 def test_places_are_limited_and_come_back() -> None:
-    admission = Admission(most=2)
-    with admission.place():
+    open_requests = OpenRequests(most=2)
+    with open_requests.place():
         with (
-            admission.place(),
+            open_requests.place(),
             pytest.raises(UnavailableError, match="2 requests"),
-            admission.place(),
+            open_requests.place(),
         ):
             pass
-        with pytest.raises(ValueError, match="mine"), admission.place():
+        with pytest.raises(ValueError, match="mine"), open_requests.place():
             raise ValueError("mine")
-        with admission.place():
+        with open_requests.place():
             pass
 
 
