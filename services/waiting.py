@@ -77,7 +77,7 @@ async def racing(*works: Awaitable[Any]) -> AsyncIterator[list["asyncio.Future[A
 
     Example: `async with racing(sample(), gone.wait()) as (sampled, _): return sampled.done()`
     """
-    running = [asyncio.ensure_future(work) for work in works]
+    running: list[asyncio.Future[Any]] = [asyncio.ensure_future(work) for work in works]
     try:
         await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
         yield running

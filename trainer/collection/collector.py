@@ -235,9 +235,9 @@ class Collector:
             group = RolloutGroup.model_validate_json(lease.body)
         except ValidationError as error:
             # Another release or program wrote it: the group is asked for no more.
-            reason = f"not a RolloutGroup: {error.errors()[0]['msg']}"
-            logger.warning("what came as %s is set aside: %s", lease.work_id, reason)
-            await self._refuse(lease, lease.work_id, reason)
+            wrong = f"not a RolloutGroup: {error.errors()[0]['msg']}"
+            logger.warning("what came as %s is set aside: %s", lease.work_id, wrong)
+            await self._refuse(lease, lease.work_id, wrong)
             return
         if group.incarnation > self._prompts.incarnation:
             await self._queue.release(lease)  # it is the later trainer's
