@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("configs/*.md")])
 CURRENT = [page for page in PAGES if page.name != "CHANGELOG.md"]
 """The changelog names paths of earlier releases too."""
@@ -80,5 +81,7 @@ def test_what_is_not_there_is_seen(tmp_path: Path) -> None:
     assert list(missing_commands(page)) == ["trainer.none", "none"]
 
 
-def test_readme_is_short() -> None:
-    assert len((ROOT / "README.md").read_text().splitlines()) < MAX_README_LINES
+def test_readme_is_short_and_leads_to_every_page() -> None:
+    linked = {(ROOT / name.partition("#")[0]) for name in LINK.findall(README.read_text())}
+    assert {page for page in PAGES if page != README} <= linked
+    assert len(README.read_text().splitlines()) < MAX_README_LINES
