@@ -14,7 +14,7 @@ def doctor(config: Config = None, set_: Overrides = None, as_json: AsJson = Fals
     """Check what this machine has, with --config what that run needs; say what is missing."""
     from cli.views.doctor import line
     from planning.preflight.machine import machine_checks
-    from planning.preflight.run_checks import run_checks
+    from planning.run_checks import run_checks
 
     settings = run_settings(config, set_) if config or set_ else None
     with redirect_stdout(sys.stderr):  # DeepSpeed says there what it has found

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from launcher.inference import run_inference
-from planning.preflight.run_checks import run_checks
+from planning.run_checks import run_checks
 from services.errors import SettingsError
 from services.settings import load_settings
 

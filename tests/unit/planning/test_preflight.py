@@ -9,7 +9,7 @@ from planning.preflight.check import CheckResult, check
 from planning.preflight.disk_space import folder_checks
 from planning.preflight.folders import check_run_folder, file_system
 from planning.preflight.gpus import parsed
-from planning.preflight.run_checks import gpu_checks, run_checks
+from planning.run_checks import gpu_checks, run_checks
 from planning.shapes import ModelShape, model_shape
 from services.errors import SettingsError
 from services.schemas.weights import ServerRecord
