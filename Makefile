@@ -45,7 +45,7 @@ endif
 	@$(BIN)/sgg-rl doctor
 	@touch $@
 
-$(TOY): $(INSTALLED) scene_data/toy.py
+$(TOY): $(INSTALLED) scene_data/toy/scenes.py
 	$(BIN)/sgg-rl data make-toy build/toy-scenes
 
 demo: $(INSTALLED) $(if $(DATA),,$(TOY)) ## The whole loop on this machine: runs/<name>/

@@ -27,7 +27,7 @@ from PIL import Image
 
 from scene_data.dataset import open_dataset
 from scene_data.inspection import Inspector
-from scene_data.sources import open_rows
+from scene_data.reading.sources import open_rows
 from scene_data.vocabulary import load_vocabulary
 from scene_data.writing import graph_row, parquet_writer
 from scene_graph.graph import Relationship, SceneGraph, SceneObject

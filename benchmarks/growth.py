@@ -27,7 +27,7 @@ import torch
 
 from cli.main import app as sgg_rl
 from scene_data.dataset import open_dataset
-from scene_data.toy import make_toy
+from scene_data.toy.scenes import make_toy
 from services.host.ports import free_port
 from services.redis import queue as redis_queue
 from services.redis.client import connect, redis_answers

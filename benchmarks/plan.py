@@ -26,7 +26,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tests`, which is not installed
 
 from scene_data.dataset import open_dataset
-from scene_data.toy import make_toy
+from scene_data.toy.scenes import make_toy
 from services.host.ports import free_port
 from services.images import ImageStore
 from services.redis.client import redis_answers

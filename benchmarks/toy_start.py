@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from reward_service.scoring import make_scorer, reference_columns
 from scene_data.templates import prompt_messages
-from scene_data.toy import SIDE, render, toy_scene
+from scene_data.toy.scenes import SIDE, render, toy_scene
 from scene_graph.boxes import RELATIVE_1000
 from scene_graph.graph import SceneGraph
 from scene_graph.matching import compare

@@ -10,8 +10,8 @@ from PIL import Image
 
 from scene_data.dataset import Sample
 from scene_data.templates import prompt_messages
-from scene_data.tiny_model import make_tiny_model
-from scene_data.toy import render, toy_scene
+from scene_data.toy.scenes import render, toy_scene
+from scene_data.toy.tiny_model import make_tiny_model
 from scene_graph.boxes import RELATIVE_1000
 from services.schemas.common import TextPart
 

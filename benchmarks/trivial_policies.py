@@ -29,7 +29,7 @@ from benchmarks.honest_graphs import (
     write,
 )
 from reward_service.scoring import make_scorer
-from scene_data.rows import read_graph
+from scene_data.reading.rows import read_graph
 from scene_data.templates import prompt_messages
 from scene_graph.graph import Relationship, SceneGraph, SceneObject
 from services.schemas.common import TextPart

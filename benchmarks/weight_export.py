@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from transformers import AutoConfig, AutoModelForImageTextToText
 
-from scene_data.tiny_model import make_tiny_model
+from scene_data.toy.tiny_model import make_tiny_model
 from services.settings import Settings
 from trainer.policy.engine import PolicyEngine, init_process_group
 from trainer.policy.export import num_bytes

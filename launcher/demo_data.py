@@ -13,8 +13,8 @@ import numpy as np
 
 from planning.preflight.prompt_length import PromptLength, row_messages, tokenizer_folder
 from scene_data.dataset import Sample, SceneDataset, open_dataset
-from scene_data.sources import is_hub_name
-from scene_data.toy import NAMES
+from scene_data.reading.sources import is_hub_name
+from scene_data.toy.scenes import NAMES
 from scene_data.vocabulary import load_vocabulary
 from scene_data.writing import graph_row, parquet_writer
 from scene_graph.graph import normalise_name

@@ -9,8 +9,8 @@
 
 A row has image_id, image, objects `[{"id": "man.1", "bbox": [x1, y1, x2, y2]}]` (pixels) and
 relationships `[{"subject", "predicate", "object"}]`; the lists may be JSON strings, or objects of
-lists. A chat with `images` is a row too (`scene_data.chats`). A column of text that leads to the
-graph (thinking) is read where it is asked for.
+lists. A chat with `images` is a row too (`scene_data.reading.chats`). A column of text that leads
+to the graph (thinking) is read where it is asked for.
 """
 
 import hashlib
@@ -24,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic_core import to_json
 
-from scene_data.images import check_image, image_bytes
-from scene_data.refusal import PAGE, refusal
-from scene_data.rows import RowError, image_id_text, read_graph, read_size, read_thinking
-from scene_data.sources import Row, Rows, open_rows
+from scene_data.reading.images import check_image, image_bytes
+from scene_data.reading.refusal import PAGE, refusal
+from scene_data.reading.rows import RowError, image_id_text, read_graph, read_size, read_thinking
+from scene_data.reading.sources import Row, Rows, open_rows
 from scene_graph.cleaning import Task
 from scene_graph.graph import SceneGraph
 from services.errors import InvalidInputError

@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scene_data.dataset import NUM_LISTED, RowCheck
-from scene_data.images import check_image, image_bytes
-from scene_data.rows import RowError, image_id_text, read_graph, read_size
-from scene_data.sources import Row, Rows
+from scene_data.reading.images import check_image, image_bytes
+from scene_data.reading.rows import RowError, image_id_text, read_graph, read_size
+from scene_data.reading.sources import Row, Rows
 from scene_data.vocabulary import Vocabulary
 from scene_graph.graph import SceneGraph, normalise_name
 

@@ -9,7 +9,7 @@ from string import Template
 
 import numpy as np
 
-from scene_data.refusal import refusal
+from scene_data.reading.refusal import refusal
 from scene_data.vocabulary import SHIPPED as SHIPPED_VOCABULARIES
 from scene_data.vocabulary import Vocabulary, load_vocabulary
 from scene_graph.boxes import RELATIVE_1, BoxSpace

@@ -7,8 +7,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from scene_data.json_stream import read_members
-from scene_data.refusal import refusal, shown
+from scene_data.reading.json_stream import read_members
+from scene_data.reading.refusal import refusal, shown
 from scene_graph.graph import normalise_name
 
 SHIPPED = ("vg150", "psg")

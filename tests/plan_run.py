@@ -26,7 +26,7 @@ from rollout_service.engine import EngineResult, GroupRequest
 from rollout_service.fake.engine import FakeEngine
 from rollout_service.http.app import make_engine
 from scene_data.dataset import SceneDataset, open_dataset
-from scene_data.toy import make_toy
+from scene_data.toy.scenes import make_toy
 from services.host.ports import free_port
 from services.schemas.common import ChatMessage, Sampling, TextPart
 from services.schemas.weights import WeightManifest

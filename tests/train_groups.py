@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from scene_data.dataset import Sample
-from scene_data.toy import toy_scene
+from scene_data.toy.scenes import toy_scene
 from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
 from trainer.types import TrainGroup
 

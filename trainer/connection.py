@@ -31,7 +31,7 @@ from trainer.ranks.stop import StopAskedError, StopRequest
 from trainer.types import StepBatch
 from weight_sync.device import own_device
 from weight_sync.ipc import SharedTensors
-from weight_sync.publisher import WeightPublisher
+from weight_sync.publishing.publisher import WeightPublisher
 from weight_sync.sender import NamedTensors
 
 logger = logging.getLogger(__name__)

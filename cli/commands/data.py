@@ -42,8 +42,8 @@ def make_toy(
     ] = False,
 ) -> None:
     """Render toy-scenes into FOLDER."""
-    from scene_data.toy import ANNOTATOR_NOISE
-    from scene_data.toy import make_toy as write
+    from scene_data.toy.scenes import ANNOTATOR_NOISE
+    from scene_data.toy.scenes import make_toy as write
 
     noise = ANNOTATOR_NOISE if noisy else None
     write(folder, num_train=num_train, num_heldout=num_heldout, seed=seed, noise=noise)
@@ -59,7 +59,7 @@ def make_tiny(
     ] = "qwen2_5_vl",
 ) -> None:
     """Write a tiny Qwen-VL with random weights into FOLDER."""
-    from scene_data.tiny_model import make_tiny_model
+    from scene_data.toy.tiny_model import make_tiny_model
 
     make_tiny_model(folder, family=family, seed=seed)
     print(f"wrote {folder}")
@@ -140,7 +140,7 @@ def inspect(
     """Counts, faults and statistics of a dataset, and pictures of it."""
     from cli.views import data as data_view
     from scene_data.inspection import Inspector
-    from scene_data.sources import open_rows
+    from scene_data.reading.sources import open_rows
     from scene_data.vocabulary import load_vocabulary
 
     rows = open_rows(path, need_images=False)

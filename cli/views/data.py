@@ -11,11 +11,11 @@ from rich.table import Table
 
 from cli.views.safe_text import safe
 from launcher.terminal import SafeConsole
-from scene_data.drawing import draw_graph
-from scene_data.images import check_image, image_bytes
 from scene_data.inspection import RARE, Inspection, NameStatistics, Spread
-from scene_data.rows import RowError, read_graph, read_size
-from scene_data.sources import Rows
+from scene_data.reading.images import check_image, image_bytes
+from scene_data.reading.rows import RowError, read_graph, read_size
+from scene_data.reading.sources import Rows
+from scene_data.toy.drawing import draw_graph
 from services.errors import InvalidInputError, TooLargeError
 
 logger = logging.getLogger(__name__)

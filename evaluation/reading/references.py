@@ -12,7 +12,7 @@ from evaluation.reading.jsonl import WRONG, add_broken, first_problem, read_line
 from evaluation.reading.lines import decode_graph_line
 from evaluation.reading.problems import Place, Problems
 from scene_data.dataset import SceneDataset
-from scene_data.sources import open_rows
+from scene_data.reading.sources import open_rows
 from scene_graph.cleaning import Task
 from scene_graph.metrics.table import ImageGraph
 from services.errors import InvalidInputError

@@ -3,8 +3,8 @@
 from collections import Counter
 from dataclasses import dataclass, field
 
-from scene_data.rows import RowError, read_graph
-from scene_data.sources import Row, open_rows
+from scene_data.reading.rows import RowError, read_graph
+from scene_data.reading.sources import Row, open_rows
 from scene_graph.graph import NORMAL_IDS, Relationship
 from services.errors import InvalidInputError
 

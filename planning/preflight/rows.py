@@ -10,8 +10,8 @@ import numpy as np
 from planning.preflight.check import CheckResult
 from planning.preflight.prompt_length import PromptLength, row_messages
 from scene_data.dataset import Sample, SceneDataset, is_too_broken, open_dataset
-from scene_data.refusal import PAGE
-from scene_data.sources import is_hub_name
+from scene_data.reading.refusal import PAGE
+from scene_data.reading.sources import is_hub_name
 from scene_graph.cleaning import Task
 from services.errors import InvalidInputError, SettingsError, TooLargeError, UnavailableError
 from services.images import decode_image

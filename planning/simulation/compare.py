@@ -11,7 +11,7 @@ from planning.simulation.limits import Limit, limits
 from planning.simulation.measure import measured
 from planning.simulation.splits import Planner, Split, best
 from scene_data.dataset import open_dataset
-from scene_data.sources import is_hub_name
+from scene_data.reading.sources import is_hub_name
 from scene_data.templates import check_instruction
 from services.errors import SettingsError
 from services.settings import Settings

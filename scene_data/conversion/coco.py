@@ -25,10 +25,10 @@ from scene_data.conversion.records import (
     placed,
     read_images,
 )
-from scene_data.json_stream import member_kinds, read_members, stream_items, stream_members
-from scene_data.layouts import TITLES, named_split
-from scene_data.refusal import refusal, shown
-from scene_data.rows import RowError, read_box, read_size
+from scene_data.reading.json_stream import member_kinds, read_members, stream_items, stream_members
+from scene_data.reading.layouts import TITLES, named_split
+from scene_data.reading.refusal import refusal, shown
+from scene_data.reading.rows import RowError, read_box, read_size
 
 RELTR_FILE = "rel.json"
 

@@ -17,10 +17,10 @@ from scene_data.conversion.rows_source import DatasetRows
 from scene_data.conversion.vg150 import Vg150
 from scene_data.conversion.visual_genome import SceneGraphs, VisualGenome
 from scene_data.dataset import is_too_broken
-from scene_data.images import check_image, find_image, image_bytes
-from scene_data.layouts import Layout, raw_layouts
-from scene_data.refusal import PAGE, refusal
-from scene_data.rows import RowError
+from scene_data.reading.images import check_image, find_image, image_bytes
+from scene_data.reading.layouts import Layout, raw_layouts
+from scene_data.reading.refusal import PAGE, refusal
+from scene_data.reading.rows import RowError
 from scene_data.writing import RowWriter, graph_row, jsonl_writer, parquet_writer
 from services.errors import InvalidInputError
 

@@ -10,9 +10,9 @@ from typing import Any
 
 from scene_data.conversion.raw import FileSource, RawImage, RawObject, RawRelationship, Tally
 from scene_data.conversion.records import box_of_sides, member, read_images
-from scene_data.json_stream import stream_members
-from scene_data.layouts import TITLES, named_split
-from scene_data.rows import read_size
+from scene_data.reading.json_stream import stream_members
+from scene_data.reading.layouts import TITLES, named_split
+from scene_data.reading.rows import read_size
 
 
 class Gqa(FileSource):

@@ -26,10 +26,10 @@ from scene_data.conversion.records import (
     read_images,
     size_of,
 )
-from scene_data.json_stream import read_members, stream_items
-from scene_data.layouts import TITLES, csv_header, csv_lines, named_split
-from scene_data.refusal import refusal, shown
-from scene_data.rows import RowError, read_box
+from scene_data.reading.json_stream import read_members, stream_items
+from scene_data.reading.layouts import TITLES, csv_header, csv_lines, named_split
+from scene_data.reading.refusal import refusal, shown
+from scene_data.reading.rows import RowError, read_box
 
 NAMES_FILE = "categories_dict.json"
 

@@ -25,10 +25,10 @@ from scene_data.conversion.records import (
     read_images,
     size_of,
 )
-from scene_data.json_stream import read_members, stream_items
-from scene_data.layouts import TITLES
-from scene_data.refusal import refusal, shown
-from scene_data.rows import read_box
+from scene_data.reading.json_stream import read_members, stream_items
+from scene_data.reading.layouts import TITLES
+from scene_data.reading.refusal import refusal, shown
+from scene_data.reading.rows import read_box
 
 _XYXY, _XYWH = 0, 1
 """`bbox_mode`, as detectron2 numbers them"""

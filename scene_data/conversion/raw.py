@@ -45,7 +45,7 @@ class RawImage:
 
     image_id: str
     image: Any
-    """A file name inside the image folders, or what `scene_data.images.image_bytes` takes"""
+    """A file name inside the image folders, or what `reading.images.image_bytes` takes"""
     size: tuple[int, int] | None
     """Width and height that the annotations say"""
     split: str

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from scene_data.conversion.raw import Box, RawImage, Tally
-from scene_data.refusal import refusal, shown
-from scene_data.rows import RowError, image_id_text, read_box, read_size
+from scene_data.reading.refusal import refusal, shown
+from scene_data.reading.rows import RowError, image_id_text, read_box, read_size
 
 
 def read_images(

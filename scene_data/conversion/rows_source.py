@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from scene_data.conversion.raw import RawImage, RawObject, RawRelationship, Tally
-from scene_data.rows import RowError, image_id_text, read_graph, read_size, row_items
-from scene_data.sources import Row, open_rows, split_of
+from scene_data.reading.rows import RowError, image_id_text, read_graph, read_size, row_items
+from scene_data.reading.sources import Row, open_rows, split_of
 
 
 class DatasetRows:

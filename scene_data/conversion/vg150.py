@@ -23,10 +23,10 @@ from numpy.typing import NDArray
 
 from scene_data.conversion.raw import FileSource, RawImage, RawObject, RawRelationship, Tally
 from scene_data.conversion.records import image_id_of, numbered_names, size_of
-from scene_data.json_stream import read_members, stream_items
-from scene_data.layouts import TITLES
-from scene_data.refusal import refusal
-from scene_data.rows import RowError
+from scene_data.reading.json_stream import read_members, stream_items
+from scene_data.reading.layouts import TITLES
+from scene_data.reading.refusal import refusal
+from scene_data.reading.rows import RowError
 from services.errors import InvalidInputError, SettingsError
 
 NAMES_FILE = "VG-SGG-dicts-with-attri.json"

@@ -25,10 +25,10 @@ from scene_data.conversion.records import (
     read_images,
     size_of,
 )
-from scene_data.json_stream import stream_items
-from scene_data.layouts import TITLES
-from scene_data.refusal import refusal
-from scene_data.rows import RowError
+from scene_data.reading.json_stream import stream_items
+from scene_data.reading.layouts import TITLES
+from scene_data.reading.refusal import refusal
+from scene_data.reading.rows import RowError
 
 
 class VisualGenome(FileSource):

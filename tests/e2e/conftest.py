@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from scene_data.toy import make_toy
+from scene_data.toy.scenes import make_toy
 from services.host.ports import free_port
 from services.settings import Settings, dump_settings
 from tests.processes import sgg_process, wait_ready

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from scene_data.toy import make_toy
+from scene_data.toy.scenes import make_toy
 from services.host.environment import child_environment
 from tests.processes import ROOT
 

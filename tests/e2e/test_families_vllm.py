@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from scene_data.tiny_model import Family, make_tiny_model
+from scene_data.toy.tiny_model import Family, make_tiny_model
 from scene_graph.boxes import RELATIVE_1000
 from scene_graph.parsing import parse_completion
 from services.errors import InvalidInputError, UnauthorizedError

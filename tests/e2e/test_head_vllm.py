@@ -8,7 +8,7 @@ import torch
 
 from rollout_service.engine import GroupRequest
 from rollout_service.vllm.engine import VllmEngine, engine_args
-from scene_data.tiny_model import make_tiny_model
+from scene_data.toy.tiny_model import make_tiny_model
 from services.errors import SettingsError
 from services.schemas.common import Sampling
 from services.settings import Settings

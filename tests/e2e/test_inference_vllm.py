@@ -10,7 +10,7 @@ import pytest
 from evaluation.inference.folder import FirstImages, infer_into
 from evaluation.inference.progress import Progress
 from scene_data.dataset import open_dataset
-from scene_data.toy import make_toy
+from scene_data.toy.scenes import make_toy
 from services.settings import Settings
 from tests.e2e.conftest import RunningServer
 

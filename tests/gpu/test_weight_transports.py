@@ -19,7 +19,7 @@ from tests.e2e.conftest import ROOT, RunningServer, running_server
 from tests.e2e.oracle import TOLERANCE, Oracle, largest_gap, picture, request
 from tests.live_servers import registered
 from tests.processes import wait_for
-from weight_sync.publisher import WeightPublisher
+from weight_sync.publishing.publisher import WeightPublisher
 
 pytestmark = [
     pytest.mark.gpu,

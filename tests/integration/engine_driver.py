@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 
 from scene_data.dataset import Sample, SceneDataset
 from scene_data.templates import prompt_messages
-from scene_data.toy import SIDE, render, toy_scene
+from scene_data.toy.scenes import SIDE, render, toy_scene
 from scene_graph.boxes import RELATIVE_1000
 from services.schemas.rollouts import Completion
 from services.settings import Settings

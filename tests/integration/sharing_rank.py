@@ -15,8 +15,9 @@ from services.settings import load_settings
 from trainer.checkpoints.checkpoint import TrainerState
 from trainer.connection import ServiceConnection
 from trainer.ranks.group import Ranks, launched_as
-from weight_sync import ipc, publisher
+from weight_sync import ipc
 from weight_sync.ipc import IpcSender
+from weight_sync.publishing import publisher
 
 
 def weights() -> Iterator[tuple[str, Tensor]]:

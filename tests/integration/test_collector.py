@@ -24,7 +24,7 @@ from transformers import AutoProcessor
 
 from scene_data.dataset import Sample, SceneDataset, open_dataset
 from scene_data.sampler import EpochSampler, group_id
-from scene_data.toy import make_toy
+from scene_data.toy.scenes import make_toy
 from scene_graph.graph import SceneGraph, SceneObject
 from services.errors import ConflictError, InvalidInputError, UnavailableError, WaitTimeoutError
 from services.host.ports import free_port
@@ -50,7 +50,7 @@ from trainer.collection.image_check import ImageCheck
 from trainer.collection.prompts import PromptSource
 from trainer.connection import ServiceConnection
 from trainer.types import StepBatch
-from weight_sync.publisher import WeightPublisher
+from weight_sync.publishing.publisher import WeightPublisher
 
 PLACEHOLDER = 7
 GOLDEN = Path(__file__).parents[1] / "contract/golden/rollout_group.json"

@@ -21,7 +21,7 @@ from torch import Tensor
 from rollout_service.fake.engine import FakeEngine
 from scene_data.dataset import open_dataset
 from scene_data.sampler import EpochSampler
-from scene_data.toy import make_toy
+from scene_data.toy.scenes import make_toy
 from services.errors import SettingsError
 from services.host.environment import child_environment
 from services.host.ports import free_port
@@ -49,7 +49,7 @@ from trainer.training_run import TrainingRun
 from trainer.types import StepBatch
 from trainer.write_guard import WriteGuard
 from weight_sync.engine import IpcWeights, StagedWeights
-from weight_sync.publisher import WeightPublisher
+from weight_sync.publishing.publisher import WeightPublisher
 
 PLACEHOLDER = 999
 

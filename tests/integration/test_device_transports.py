@@ -30,11 +30,11 @@ from services.settings import Settings
 from tests.live_servers import LiveServer, cluster_settings, serving, wait_registered
 from tests.processes import wait_for
 from weight_sync import device, ipc, sender
-from weight_sync import publisher as publishing
 from weight_sync.engine import BroadcastWeights, FileWeights, IpcWeights, StagedWeights
 from weight_sync.ipc import IpcSender, SharedTensors, decode_ipc
 from weight_sync.nccl import NcclSender
-from weight_sync.publisher import WeightPublisher
+from weight_sync.publishing import publisher as publishing
+from weight_sync.publishing.publisher import WeightPublisher
 from weight_sync.sender import Sender, make_sender
 
 

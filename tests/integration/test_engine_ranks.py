@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
-from scene_data.tiny_model import make_tiny_model
+from scene_data.toy.tiny_model import make_tiny_model
 from services.host.environment import child_environment
 from tests.integration.engine_driver import CASES, RESUMED, STEPS
 

@@ -14,7 +14,7 @@ from reward_service.service.request_handler import Answerer
 from reward_service.similarity.registry import Similarities
 from scene_data.dataset import open_dataset
 from scene_data.templates import answer_text
-from scene_data.toy import SIDE, make_toy
+from scene_data.toy.scenes import SIDE, make_toy
 from scene_graph.boxes import RELATIVE_1000
 from scene_graph.cleaning import Task
 from services.errors import (

@@ -18,7 +18,7 @@ from evaluation.inference.folder import FirstImages, infer_into
 from evaluation.inference.progress import Progress
 from rollout_service.fake.engine import FakeEngine
 from scene_data.dataset import open_dataset
-from scene_data.toy import make_toy
+from scene_data.toy.scenes import make_toy
 from services.errors import ConflictError, InvalidInputError
 from services.host.ports import free_port
 from services.settings import Settings, dump_settings

@@ -13,7 +13,7 @@ from evaluation.report import write_report
 from evaluation.result import DrawnGraph, DrawnObject, DrawnRelation, EvaluationResult
 from evaluation.scoring.compare import compare
 from scene_data.dataset import Sample, open_dataset
-from scene_data.toy import make_toy
+from scene_data.toy.scenes import make_toy
 from tests.report_examples import evaluation_of, pictures_of
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)

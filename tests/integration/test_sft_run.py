@@ -14,8 +14,8 @@ from peft import PeftModel
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from scene_data.dataset import open_dataset
-from scene_data.tiny_model import make_tiny_model
-from scene_data.toy import make_toy
+from scene_data.toy.scenes import make_toy
+from scene_data.toy.tiny_model import make_tiny_model
 from services.errors import SettingsError
 from services.settings import Settings, dump_settings
 from tests.processes import sgg_process

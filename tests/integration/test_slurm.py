@@ -14,7 +14,7 @@ import pytest
 import tomli_w
 
 from deploy.slurm.layout import Job
-from scene_data.toy import make_toy
+from scene_data.toy.scenes import make_toy
 from services.schemas.weights import ServerRecord
 from services.settings import load_settings
 from tests.live_servers import registered

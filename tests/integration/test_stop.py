@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from scene_data.sampler import EpochSampler
-from scene_data.toy import make_toy
+from scene_data.toy.scenes import make_toy
 from services.host.ports import free_port
 from services.settings import Settings, dump_settings, load_settings
 from tests.processes import ROOT, sgg_process, wait_for, wait_ready

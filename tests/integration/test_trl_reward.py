@@ -11,7 +11,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from reward_service.scoring import make_scorer
 from reward_service.trl.reward import SceneGraphReward, scene_graph_reward
-from scene_data.toy import SIDE, render, toy_scene
+from scene_data.toy.scenes import SIDE, render, toy_scene
 from services.schemas.rewards import RewardGroup
 
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import tomli_w
 
-from scene_data.toy import make_toy
+from scene_data.toy.scenes import make_toy
 from services.host.environment import child_environment
 from tests.processes import ROOT
 

@@ -40,7 +40,7 @@ from weight_sync import sender
 from weight_sync.disk import disk_file
 from weight_sync.engine import AdapterWeights, FileWeights, StagedWeights
 from weight_sync.file_format import write_weights
-from weight_sync.publisher import WeightPublisher
+from weight_sync.publishing.publisher import WeightPublisher
 from weight_sync.shm import shm_file
 
 ADAPTER = "base_model.model.model.layers.0.self_attn.q_proj"

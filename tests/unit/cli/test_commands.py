@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from scene_data.toy import make_toy
+from scene_data.toy.scenes import make_toy
 
 ROOT = Path(__file__).parents[3]
 

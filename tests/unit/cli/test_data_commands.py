@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.main import app
-from scene_data.toy import make_toy
+from scene_data.toy.scenes import make_toy
 from services.errors import InvalidInputError, SettingsError
 from tests.raw_annotations import picture, put, put_vg, vg_object, vg_relationship
 

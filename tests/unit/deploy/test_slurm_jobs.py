@@ -14,7 +14,7 @@ from deploy.slurm.site import DEPLOY_FOLDER, load_site, shipped_sites
 from deploy.slurm.status import JobStatus, status_lines
 from deploy.slurm.submit import JobRecord, job_settings
 from deploy.slurm.submit import submit as submit_job
-from scene_data.toy import make_toy
+from scene_data.toy.scenes import make_toy
 from services.errors import ConflictError, NotFoundError, SettingsError
 from services.settings import Settings, load_settings
 from services.settings.deploy import DeploySettings

@@ -7,7 +7,7 @@ import pytest
 
 from evaluation.of_a_run import during
 from evaluation.of_a_run.during import DuringTraining
-from scene_data.toy import make_toy
+from scene_data.toy.scenes import make_toy
 from services.settings import Settings
 from tests.processes import wait_for
 

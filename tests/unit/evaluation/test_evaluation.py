@@ -15,7 +15,7 @@ from evaluation.evaluate_files import Request, run_evaluation
 from evaluation.published import published_tables
 from evaluation.result import EvaluationResult
 from scene_data.dataset import open_dataset
-from scene_data.toy import make_toy
+from scene_data.toy.scenes import make_toy
 from tests.graph_lines import line, write
 from tests.shared_data import SHARED_DATA
 

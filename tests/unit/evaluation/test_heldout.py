@@ -15,7 +15,7 @@ from evaluation.of_a_run.heldout import (
 )
 from evaluation.reading.lines import GraphLine
 from scene_data.templates import answer_text
-from scene_data.toy import SIDE, make_toy
+from scene_data.toy.scenes import SIDE, make_toy
 from scene_graph.boxes import RELATIVE_1000
 from scene_graph.cleaning import Task
 from services.errors import ConflictError, InvalidInputError

@@ -9,9 +9,9 @@ from evaluation.evaluate_files import Request, run_evaluation
 from evaluation.inference.answers import answered_line
 from evaluation.of_a_run.report import heldout_result, write_heldout_report
 from scene_data.dataset import open_dataset
-from scene_data.sources import open_rows
+from scene_data.reading.sources import open_rows
 from scene_data.templates import answer_text
-from scene_data.toy import make_toy
+from scene_data.toy.scenes import make_toy
 from scene_graph.boxes import RELATIVE_1000
 from services.schemas.rollouts import Completion, VersionSpan
 from services.settings import Settings

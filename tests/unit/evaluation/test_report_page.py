@@ -24,7 +24,7 @@ from evaluation.result import (
     Problem,
 )
 from scene_data.dataset import Sample, open_dataset
-from scene_data.toy import make_toy
+from scene_data.toy.scenes import make_toy
 from tests.report_examples import evaluation_of, pictures_of
 
 HOSTILE = "</script><script>alert(1)</script><!--\"'&\u2028\ud800"

@@ -10,7 +10,7 @@ from cli.settings import DATA_CONFIG, demo_settings
 from evaluation.of_a_run.heldout import heldout_samples
 from launcher.demo_data import data_overrides
 from scene_data.dataset import open_dataset
-from scene_data.toy import make_toy
+from scene_data.toy.scenes import make_toy
 from services.settings import Settings
 
 

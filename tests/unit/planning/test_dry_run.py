@@ -96,7 +96,7 @@ def test_there_is_a_recipe_for_each_run_of_the_paper() -> None:
 
 
 def toy(tmp_path: Path, **sections: dict[str, object]) -> Settings:
-    from scene_data.toy import make_toy
+    from scene_data.toy.scenes import make_toy
 
     make_toy(tmp_path / "toy", num_train=40, num_heldout=4)
     base: dict[str, object] = {

@@ -18,7 +18,7 @@ from launcher.local_run import run_here
 from planning.dry_run import dry_run
 from planning.preflight.inputs import checked, checked_model, input_checks
 from planning.run_checks import run_checks
-from scene_data.toy import make_toy
+from scene_data.toy.scenes import make_toy
 from services.errors import SettingsError
 from services.settings import Settings
 

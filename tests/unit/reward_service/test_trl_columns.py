@@ -10,7 +10,7 @@ from PIL import Image
 from reward_service.scoring import make_scorer
 from reward_service.trl.reward import SceneGraphReward, scene_graph_reward
 from scene_data.templates import answer_text
-from scene_data.toy import SIDE, toy_scene
+from scene_data.toy.scenes import SIDE, toy_scene
 from scene_graph.boxes import RELATIVE_1000
 from services.errors import InvalidInputError
 

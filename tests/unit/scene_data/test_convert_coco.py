@@ -4,7 +4,7 @@ from typing import Any
 import pytest
 
 from scene_data.dataset import open_dataset
-from scene_data.layouts import named_split
+from scene_data.reading.layouts import named_split
 from scene_graph.graph import Relationship, SceneObject
 from services.errors import InvalidInputError
 from tests.raw_annotations import converted, picture, put

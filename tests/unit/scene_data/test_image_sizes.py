@@ -11,10 +11,10 @@ from PIL import Image
 
 from evaluation.report.pictures import data_uri
 from scene_data.dataset import open_dataset
-from scene_data.drawing import LONGER_SIDE, draw_graph
 from scene_data.inspection import Inspection, Inspector
-from scene_data.rows import RowError, read_size
-from scene_data.sources import open_rows
+from scene_data.reading.rows import RowError, read_size
+from scene_data.reading.sources import open_rows
+from scene_data.toy.drawing import LONGER_SIDE, draw_graph
 from scene_graph.graph import SceneGraph, SceneObject
 from services.errors import InvalidInputError
 from services.images import image_from_data_uri

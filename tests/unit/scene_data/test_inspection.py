@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from scene_data.drawing import LONGER_SIDE, PANEL, draw_graph
 from scene_data.inspection import Inspection, Inspector
-from scene_data.sources import open_rows
+from scene_data.reading.sources import open_rows
+from scene_data.toy.drawing import LONGER_SIDE, PANEL, draw_graph
 from scene_data.vocabulary import load_vocabulary
 from scene_graph.graph import Relationship, SceneGraph, SceneObject
 from tests.raw_annotations import picture, put

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from scene_data import json_stream
-from scene_data.json_stream import (
+from scene_data.reading import json_stream
+from scene_data.reading.json_stream import (
     member_kinds,
     read_members,
     stream_items,

@@ -14,7 +14,7 @@ from cli.commands.data import _splits
 from scene_data.conversion.convert import ConversionOptions
 from scene_data.dataset import open_dataset
 from scene_data.inspection import Inspector
-from scene_data.sources import open_rows
+from scene_data.reading.sources import open_rows
 from scene_graph.graph import Relationship, SceneObject
 from services.errors import InvalidInputError, SettingsError
 from tests.raw_annotations import converted, picture, put

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from scene_data.templates import answer_text, prompt_messages
-from scene_data.toy import SIDE, toy_scene
+from scene_data.toy.scenes import SIDE, toy_scene
 from scene_graph.boxes import RELATIVE_1, RELATIVE_1000, BoxSpace
 from scene_graph.cleaning import TASK_LISTS, Task
 from scene_graph.graph import Relationship, SceneGraph, SceneObject

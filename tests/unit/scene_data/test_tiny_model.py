@@ -11,8 +11,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as hf_smart_resize
 
 from scene_data.templates import answer_text, prompt_messages
-from scene_data.tiny_model import SPECIAL_TOKENS, VOCAB_SIZE, Family, make_tiny_model
-from scene_data.toy import SIDE, render, toy_scene
+from scene_data.toy.scenes import SIDE, render, toy_scene
+from scene_data.toy.tiny_model import SPECIAL_TOKENS, VOCAB_SIZE, Family, make_tiny_model
 from scene_graph.boxes import RELATIVE_1000, smart_resize
 
 MAX_BYTES = 8_000_000

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from scene_data.dataset import open_dataset
-from scene_data.toy import (
+from scene_data.toy.scenes import (
     BACKGROUND,
     CELL,
     COLOURS,

@@ -7,7 +7,7 @@ import pytest
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 
 from scene_data.templates import answer_text
-from scene_data.toy import SIDE, toy_scene
+from scene_data.toy.scenes import SIDE, toy_scene
 from scene_graph.boxes import RELATIVE_1, RELATIVE_1000, BoxSpace
 from scene_graph.cleaning import Task
 from scene_graph.parsing import parse_completion

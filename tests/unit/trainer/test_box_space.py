@@ -9,7 +9,7 @@ from PIL import Image
 
 from scene_data.dataset import Sample
 from scene_data.messages import box_space
-from scene_data.tiny_model import Family, make_tiny_model
+from scene_data.toy.tiny_model import Family, make_tiny_model
 from scene_graph.graph import SceneGraph
 from services.models.families import model_family, with_box_space
 from services.settings import Settings

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from scene_data.dataset import open_dataset
-from scene_data.toy import make_toy
+from scene_data.toy.scenes import make_toy
 from services.errors import ConflictError, SettingsError, SggError
 from services.settings import Settings
 from tests.alone import Alone

@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 
-from scene_data.tiny_model import Family, make_tiny_model
+from scene_data.toy.tiny_model import Family, make_tiny_model
 from services.errors import SettingsError
 from services.settings import Settings
 from tests.train_groups import noise_sample, random_group

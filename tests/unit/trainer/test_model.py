@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText, LlavaConfig
 
-from scene_data.tiny_model import Family, make_tiny_model
+from scene_data.toy.tiny_model import Family, make_tiny_model
 from services.errors import SettingsError
 from services.models.families import as_published, save_published
 from services.settings import Settings

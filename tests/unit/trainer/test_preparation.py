@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from scene_data.dataset import Sample
-from scene_data.tiny_model import make_tiny_model
+from scene_data.toy.tiny_model import make_tiny_model
 from services.errors import InvalidInputError, WaitTimeoutError
 from services.settings import Settings
 from tests.train_groups import noise_sample, random_group

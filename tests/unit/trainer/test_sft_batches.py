@@ -13,8 +13,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from scene_data.dataset import MAX_BROKEN_ROWS, open_dataset
 from scene_data.templates import answer_text
-from scene_data.tiny_model import make_tiny_model
-from scene_data.toy import SIDE, make_toy
+from scene_data.toy.scenes import SIDE, make_toy
+from scene_data.toy.tiny_model import make_tiny_model
 from scene_graph.boxes import RELATIVE_1000
 from scene_graph.cleaning import Task
 from services.errors import InvalidInputError, SettingsError

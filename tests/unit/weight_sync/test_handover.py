@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from services.errors import UnavailableError
-from weight_sync.handover import Handover
+from weight_sync.publishing.handover import Handover
 
 WAIT_S = 20
 """Longer than any of this takes: a hang fails the test."""

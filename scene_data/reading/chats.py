@@ -10,8 +10,8 @@ import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from scene_data.refusal import shown
-from scene_data.rows import RowError, read_box, read_size, row_items
+from scene_data.reading.refusal import shown
+from scene_data.reading.rows import RowError, read_box, read_size, row_items
 from scene_graph.parsing import find_answer
 
 _CHATS = ("messages", "conversations")

@@ -17,12 +17,12 @@ from typing import Any, BinaryIO, Protocol
 
 import numpy as np
 
-from scene_data.chats import COLUMNS as CHAT_COLUMNS
-from scene_data.chats import graph_columns, image_of, is_chat
-from scene_data.json_stream import member_kinds, stream_values
-from scene_data.layouts import TITLES, raw_layouts, unknown_json
-from scene_data.refusal import PAGE, refusal
-from scene_data.rows import RowError
+from scene_data.reading.chats import COLUMNS as CHAT_COLUMNS
+from scene_data.reading.chats import graph_columns, image_of, is_chat
+from scene_data.reading.json_stream import member_kinds, stream_values
+from scene_data.reading.layouts import TITLES, raw_layouts, unknown_json
+from scene_data.reading.refusal import PAGE, refusal
+from scene_data.reading.rows import RowError
 from services.errors import InvalidInputError
 
 logger = logging.getLogger(__name__)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scene_data.templates import answer_text, prompt_messages
-from scene_data.toy import SIDE, toy_scene
+from scene_data.toy.scenes import SIDE, toy_scene
 from scene_graph.boxes import RELATIVE_1000
 from services.models.families import save_published
 from services.schemas.common import TextPart

@@ -9,8 +9,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from scene_data.json_stream import member_kinds, stream_items, stream_members
-from scene_data.refusal import refusal
+from scene_data.reading.json_stream import member_kinds, stream_items, stream_members
+from scene_data.reading.refusal import refusal
 from services.errors import InvalidInputError
 
 Layout = Literal[

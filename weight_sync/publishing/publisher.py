@@ -15,9 +15,9 @@ from services.schemas.weights import (
 )
 from services.settings import Settings
 from services.waiting import until_available
-from weight_sync.handover import Handover
-from weight_sync.reassertion import Reassertion
-from weight_sync.seeder import Seeder
+from weight_sync.publishing.handover import Handover
+from weight_sync.publishing.reassertion import Reassertion
+from weight_sync.publishing.seeder import Seeder
 from weight_sync.sender import NamedTensors, Peer, Release, make_sender
 
 

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
-from scene_data.refusal import refusal
+from scene_data.reading.refusal import refusal
 from services.errors import InvalidInputError
 
 CHUNK = 1 << 20

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-from scene_data.refusal import shown
+from scene_data.reading.refusal import shown
 from scene_graph.cleaning import MAX_COORDINATE
 from scene_graph.graph import Relationship, SceneGraph, SceneObject
 

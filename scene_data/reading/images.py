@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scene_data.rows import RowError
+from scene_data.reading.rows import RowError
 from services.errors import InvalidInputError, TooLargeError
 from services.images import MAX_IMAGE_BYTES, ImageHeader, decode_image, image_header
 

@@ -1,0 +1,1 @@
+"""Rows in any layout: where they lie, how they are read, and why one is refused."""
