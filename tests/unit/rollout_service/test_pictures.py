@@ -39,12 +39,12 @@ async def test_pixels_in_flight_are_bounded_and_come_in_turn() -> None:
             await asyncio.sleep(0.01)
             now -= sum(picture.width * picture.height for picture in decoded)
 
-    small, large = png(10, 20), png(100, 90)
+    small, large, largest = png(10, 20), png(100, 90), png(100, 100)
     first = [asyncio.create_task(one(0, large))]
     await begun.wait()
-    # The second large one does not fit; the small ones after it do not pass it.
+    # The largest does not fit beside the first; the small ones after it would, and do not pass it.
     rest = []
-    for place, files in enumerate([(large,), *[(small, small)] * 8], start=1):
+    for place, files in enumerate([(largest,), *[(small, small)] * 8], start=1):
         rest.append(asyncio.create_task(one(place, *files)))
         await asyncio.sleep(0.001)
     await asyncio.gather(*first, *rest)
