@@ -13,7 +13,6 @@ BASE_IMAGE ?= debian:12.11-slim
 TOY := build/toy-scenes/heldout.parquet
 ALONE := tests/integration/test_slurm.py tests/integration/test_plan_prediction.py
 TRAINING := tests/integration/test_engine_ranks.py tests/integration/test_sft_run.py tests/integration/test_trl_reward.py
-SOURCES := scene_graph services scene_data weight_sync rollout_service reward_service monitor_service trainer evaluation launcher cli compat
 
 # make demo DATA=path NAME=name SEED=n SET="section.field=value …"
 DATA ?=

@@ -1,1 +1,1 @@
-"""Containers, dashboards and Slurm jobs."""
+"""What a run is deployed with: containers, Slurm jobs, installation, dashboards, security checks."""

@@ -1,4 +1,4 @@
-"""Where a run says how it goes on. It outlives its terminal."""
+"""Consoles that outlive a closed terminal."""
 
 import os
 import sys

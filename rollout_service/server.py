@@ -162,7 +162,7 @@ class RolloutServer:
 
         Raises:
             EngineError: It cannot be made here.
-            SettingsError: Nor anywhere like here.
+            SettingsError: The settings cannot work on such a machine.
         """
         if self._engine is None:
             try:
@@ -177,7 +177,7 @@ class RolloutServer:
 
         Raises:
             EngineError: It cannot be loaded.
-            SettingsError: Somebody else's files are where its own should be.
+            SettingsError: The spool folder belongs to another user.
         """
         started_at = time.monotonic()
         spool = Spool(self._settings)
@@ -255,13 +255,13 @@ class RolloutServer:
         return result
 
     async def watch(self) -> None:
-        """Notice an engine that died, until cancelled."""
+        """Look after the engine every `_WATCH_S`, until cancelled."""
         while True:
             await self.watch_engine()
             await asyncio.sleep(_WATCH_S)
 
     async def watch_engine(self) -> None:
-        """Notice an engine that has died."""
+        """Look once whether the engine lives; `dead` is set where it does not."""
         if self._engine is not None and self._updater is not None and not self.dead.is_set():
             try:
                 await self._engine.check_health()
@@ -315,9 +315,9 @@ class RolloutServer:
         return self._engine
 
     async def unless_stopped(self, sampling: Awaitable[T]) -> T:
-        """A quarantined engine is frozen for an unknown time: its requests go to another server.
+        """Await `sampling`, but raise once the server cannot finish it: another server is to do it.
 
-        So do those of a server that has drained long enough, or whose engine is dead.
+        A quarantined engine is frozen for an unknown time.
 
         Raises:
             UnavailableError: The server is quarantined, stopping or dead.

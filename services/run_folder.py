@@ -1,4 +1,4 @@
-"""A run's folder: where each file is, what a row of each table holds, and how to follow a table.
+"""A run's folder: the paths that several parts use, the rows of its tables, and how to follow one.
 
 Example of a row of `metrics.jsonl`: `{"step": 3, "num_steps": 100, "reward_mean": 2.1, …}`.
 `docs/metrics.md` explains each number.

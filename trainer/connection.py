@@ -46,7 +46,7 @@ _STOP_LOOK_S = 0.5
 
 
 class _Main:
-    """What only rank 0 has."""
+    """Rank 0's collector, publisher and incarnation."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class _Main:
         self._sending: Future[None] | None = None
         """What is done once the version that is under way is served."""
         self._grace_s = SERVERS_GRACE_S
-        """What is left of it."""
+        """Seconds left of `SERVERS_GRACE_S`."""
 
     def _make_queue(self) -> RedisQueue:
         return RedisQueue(connect(self._settings.redis), RunKeys(self._settings.run.name))
@@ -101,7 +101,8 @@ class _Main:
     def wait(self) -> None:
         """Until the version that is under way is served; raises what went wrong.
 
-        When the run is to stop neither is worth the checkpoint.
+        Once a stop is asked it waits `SERVERS_GRACE_S` at most and raises nothing: the checkpoint
+        matters more.
         """
         sending, self._sending = self._sending, None
         if sending is None:
@@ -170,7 +171,7 @@ class ServiceConnection:
         self._ranks = ranks
         self._state = state
         self._is_sending = False
-        """The same on every rank."""
+        """Whether a version is under way; the same on every rank."""
         self._main: _Main | None = None
 
         def connect_main() -> int:

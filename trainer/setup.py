@@ -89,7 +89,7 @@ def opened_run(
 
 @contextmanager
 def _joined(settings: Settings, guard: WriteGuard) -> Iterator[tuple[Ranks, RankWatch]]:
-    """This process among the trainer's; one that hangs is named."""
+    """Join the process group, and watch for ranks that hang."""
     rank, size = launched_as()
     if rank == 0:
         log_advice(settings)

@@ -1,4 +1,4 @@
-"""GRPO, from start to end: the loop that the whole system exists for."""
+"""GRPO, from start to end."""
 
 from services.settings import Settings
 from trainer.ranks.stop import StopRequest
@@ -21,9 +21,10 @@ def train(
         settings: The run's. Redis, the reward service and a rollout server must be running, or
             come up in `trainer.wait_timeout_s`.
         resume: Continue from the run's last checkpoint, if there is one.
-        allow_changes: Also with another dataset, instruction, temperature or rubric.
-        evaluation: Rank 0's; closed at the end.
-        stop: This process's; rank 0's counts.
+        allow_changes: Resume although dataset, instruction, temperature or rubric differ from the
+            checkpoint's.
+        evaluation: Used on rank 0; closed at the end.
+        stop: Only rank 0's decides.
 
     Returns:
         Whether the run is done. Else it was asked to stop, and its steps are in a checkpoint.

@@ -22,7 +22,7 @@ from trainer.write_guard import WriteGuard
 
 @dataclass(kw_only=True)
 class TrainingRun:
-    """What `trainer.train` works with."""
+    """The parts of one start, and how far it is."""
 
     settings: Settings
     ranks: Ranks
@@ -87,7 +87,7 @@ class TrainingRun:
         self.connection.look_for_stop()
 
     def record(self, step: int, batch: StepBatch, learned: dict[str, float]) -> None:
-        """The step is done: write its lines. A checkpoint's seconds count in the next one's."""
+        """The step is done: write its lines. The time of a checkpoint counts in the next step."""
         if self.ranks.is_main:
             learned |= {"learning_rate": self.learning_rate(step), "num_skipped": len(self.skipped)}
             row = metrics_line(batch, learned, step, self.num_steps, self.phase)
@@ -104,7 +104,7 @@ class TrainingRun:
             self._commit()
 
     def finish(self) -> None:
-        """Leave the model, and evaluate it, if all steps are done."""
+        """Save the model, and evaluate it, if all steps are done."""
         if self.is_done:
             self.guard.check()
             self.engine.save_pretrained(self.settings.run.files.checkpoint)

@@ -32,7 +32,9 @@ class Receiver(ABC):
 
     @abstractmethod
     async def stage(self, request: StageRequest) -> Staged:
-        """Bring in and verify a version; sampling goes on. Its tensors are the model's.
+        """Bring the version in, or agree on how it will come; what lies in a file is verified.
+
+        Sampling goes on.
 
         Raises:
             InvalidInputError: The bytes are not what the manifest says, or this server lacks what

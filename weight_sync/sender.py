@@ -92,7 +92,7 @@ class Peer:
 
 @dataclass(frozen=True, slots=True)
 class Release:
-    """A version on its way to the servers."""
+    """A manifest with its checksum, and the requests made of it."""
 
     manifest: WeightManifest
     checksum: str
@@ -161,7 +161,7 @@ class Sender(ABC):
         """
 
     def expect_shares(self, others: "Future[list[RankShare]]") -> None:  # noqa: B027  # ipc's
-        """What each other rank will have shared on its GPU, of the version that comes next."""
+        """With `ipc`: what each other rank shares on its GPU of the next version."""
 
     async def stage(self, peers: Sequence[Peer], release: Release) -> list[Peer]:
         """Have servers stage the version, all at once; returns those that did."""

@@ -5,7 +5,7 @@ A version:
     (uploaded) ── stage ──▶ staged ── commit ──▶ served ── a later commit ──▶ gone
                               └─ abort, or another stage ──▶ gone
 
-    stage   bytes are brought in and verified while sampling goes on
+    stage   what lies in a file is brought in and verified while sampling goes on
     commit  pause, load, resume with the new version; a failed load is tried again, still paused
     abort   forget what was staged
 
@@ -116,7 +116,7 @@ class WeightUpdater:
         spool: Spool,
         metrics: UpdateMetrics | None = None,
     ) -> None:
-        """Serves what the engine started with.
+        """At first the served version is the engine's own.
 
         Args:
             settings: The run's settings.
@@ -143,7 +143,7 @@ class WeightUpdater:
         self.quarantined = asyncio.Event()
         """Set as long as the state is `quarantined`."""
         self.failure: str | None = None
-        """Why it is."""
+        """Why it is quarantined."""
 
     @property
     def staged_version(self) -> int | None:
@@ -284,10 +284,10 @@ class WeightUpdater:
         logger.info("staged %s, by %s", version, request.transport)
 
     def _receiver(self, name: Transport) -> Receiver:
-        """A server can be given weights in any way, whatever the settings name.
+        """The receiving end of a transport: any, whatever `weights.transport` names.
 
-        Only adapters are another matter. They belong to the weights that the server started with,
-        so a server that serves them takes nothing else.
+        Adapters belong to the weights that the server started with, so `lora` and the others
+        exclude each other.
         """
         own, traits = self._settings.weights.traits, TRANSPORTS[name]
         if traits.adapter_alone != own.adapter_alone:

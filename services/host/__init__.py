@@ -1,1 +1,1 @@
-"""This host: its ports, programs and processes, and text for its terminals."""
+"""This host: addresses, ports, programs, processes, environment, GPU memory."""

@@ -34,7 +34,7 @@ class Prepared:
     """In the order of `policy.engine.StepOutput.policy_logprobs`."""
     micro_batches: list[MicroBatch]
     metrics: dict[str, float]
-    """`plan.plan_metrics` of all ranks, and `preparation_s` of this one."""
+    """`micro_batches.plan_metrics` of all ranks, and `preparation_s` of this one."""
 
 
 @dataclass(frozen=True, slots=True)

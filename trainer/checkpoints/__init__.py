@@ -1,1 +1,1 @@
-"""Checkpoints that are whole or absent, and who may write them."""
+"""Checkpoints: written whole, found again, and checked against the run that resumes."""

@@ -152,7 +152,7 @@ class GroupPool:
         return policy_version - self._max_lag
 
     def reissue_stale(self, policy_version: int) -> list[PromptGroup]:
-        """The hard check of staleness: groups too old for a batch of `policy_version`.
+        """Ask again for every scored group that is too stale for a batch of `policy_version`.
 
         Returns:
             Their prompts: the next attempt, with new enough weights. Each is to be asked for once
@@ -210,11 +210,11 @@ class GroupPool:
         return groups, outcome
 
     def close(self, work_id: str) -> None:
-        """A taken group's step is published."""
+        """The step of a taken group is over: published, skipped, or ended by a stop."""
         del self._open[work_id]
 
     def _is_last_chance(self, policy_version: int) -> bool:
-        """Whether a group that was asked for again is not here, and the next step is too late."""
+        """Whether a group was asked for again, and the next step would be too late for it."""
         return any(
             group.scored is None
             and group.prompt.attempt > 0

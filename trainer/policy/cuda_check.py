@@ -1,4 +1,4 @@
-"""Packages for GPUs train on GPUs."""
+"""Ends a start whose torch is built for CUDA but finds no GPU."""
 
 import torch
 

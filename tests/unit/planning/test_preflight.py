@@ -94,7 +94,7 @@ def test_room_and_shared_file_systems(tmp_path: Path) -> None:
     ],
 )
 def test_room_for_weights(tmp_path: Path, transport: str, name: str, versions: int) -> None:
-    """What `tests/unit/trainer/test_file_transports.py` sees that the transports take."""
+    """What `tests/unit/weight_sync/test_file_transports.py` sees that the transports take."""
     shape = model_shape("Qwen/Qwen2.5-VL-7B-Instruct")
 
     def wanted_gib(of: str) -> float:
