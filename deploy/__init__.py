@@ -1,1 +1,1 @@
-"""What a run is deployed with: containers, Slurm jobs, installation, dashboards, security checks."""
+"""What a run is deployed with: containers, Slurm jobs, installation, dashboards, audits."""
