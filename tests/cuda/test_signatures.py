@@ -120,7 +120,7 @@ async def test_a_broadcast_from_trainer_to_server(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for module in (nccl, vllm_worker):
-        monkeypatch.setattr(module, "NCCL_BUCKET_BYTES", BUCKET_BYTES)
+        monkeypatch.setattr(module, "BUCKET_BYTES", BUCKET_BYTES)
     tensors = new_tensors(1)
     trainer = NcclSender(Settings.model_validate(SETTINGS))
     trainer.prepare(tensors.items(), Version(1, 1))

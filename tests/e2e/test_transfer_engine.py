@@ -86,7 +86,7 @@ def no_streams(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def wire(engine: TransferEngine, monkeypatch: pytest.MonkeyPatch, no_streams: None) -> Wire:
     wire = Wire()
-    monkeypatch.setattr(vllm_worker, "NCCL_BUCKET_BYTES", BUCKET_BYTES)
+    monkeypatch.setattr(vllm_worker, "BUCKET_BYTES", BUCKET_BYTES)
     monkeypatch.setattr(nccl_engine, "worker_init_process_group", lambda *_: wire)
     join(engine)
     return wire
