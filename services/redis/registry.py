@@ -286,8 +286,5 @@ class Registry:
 @asynccontextmanager
 async def open_registry(settings: Settings) -> AsyncIterator[Registry]:
     """The run's registry, over a connection of its own."""
-    redis = connect(settings.redis)
-    try:
+    async with connect(settings.redis) as redis:
         yield Registry(redis, RunKeys(settings.run.name))
-    finally:
-        await redis.aclose()
