@@ -17,12 +17,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from services.errors import InvalidInputError, NotFoundError, SettingsError
-from services.schemas.weights import (
-    TRANSPORTS,
-    CommitRequest,
-    TensorEntry,
-    Version,
-)
+from services.schemas.weights import TRANSPORTS, CommitRequest, TensorEntry, Version
 from services.settings import Settings
 from services.waiting import RoomWait
 from weight_sync.engine import FileWeights, Staged

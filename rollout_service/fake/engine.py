@@ -12,13 +12,7 @@ import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from rollout_service.engine import (
-    Engine,
-    EngineResult,
-    GroupRequest,
-    check_images,
-    compare_tensors,
-)
+from rollout_service.engine import Engine, EngineResult, GroupRequest, check_images, compare_tensors
 from rollout_service.fake.vocabulary import ByteVocabulary, Vocabulary
 from services.errors import EngineError, InvalidInputError
 from services.schemas.common import Sampling, TextPart

@@ -21,13 +21,7 @@ from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from rollout_service.engine import (
-    Engine,
-    EngineResult,
-    GroupRequest,
-    check_images,
-    compare_tensors,
-)
+from rollout_service.engine import Engine, EngineResult, GroupRequest, check_images, compare_tensors
 from rollout_service.vllm import cpu as vllm_cpu
 from rollout_service.vllm import weights as vllm_weights
 from rollout_service.vllm import worker as vllm_worker
