@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from services.errors import InvalidInputError, NotFoundError, SettingsError
-from services.schemas.weights import TRANSPORTS, CommitRequest, TensorEntry, Version
+from services.schemas.weights import TRANSPORTS, TensorEntry, Version
 from services.settings import Settings
 from services.waiting import RoomWait
-from weight_sync.engine import FileWeights, Staged
+from weight_sync.engine import Staged
 from weight_sync.file_format import (
     LENGTH_BYTES,
     TensorSpan,
@@ -99,10 +99,6 @@ class StagedFile(Staged):
         self._descriptor = descriptor
         self.path = Path(f"/proc/{os.getpid()}/fd/{descriptor}")
         """How this host's processes of the same user reach the open file."""
-
-    def weights(self, request: CommitRequest) -> FileWeights:
-        """See `Staged.weights`."""
-        return FileWeights(path=self.path)
 
     def close(self) -> None:
         """Let go of it. Safe to call twice."""

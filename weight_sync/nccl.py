@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.errors import SggError, UnavailableError
-from services.schemas.weights import CommitRequest, Rendezvous, StageRequest
+from services.schemas.weights import Rendezvous, StageRequest
 from weight_sync.device import CommitClient, DeviceSender, TensorSource, on_thread
-from weight_sync.engine import BroadcastWeights, Staged
+from weight_sync.engine import Staged
 from weight_sync.receiver import Receiver
 from weight_sync.sender import Peer, Release, commit_all, select
 
@@ -152,10 +152,6 @@ class StagedBroadcast(Staged):
     """What the trainer will send."""
 
     attempts = 1
-
-    def weights(self, request: CommitRequest) -> BroadcastWeights:
-        """See `Staged.weights`."""
-        return BroadcastWeights()
 
 
 class NcclReceiver(Receiver):

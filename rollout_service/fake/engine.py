@@ -18,7 +18,8 @@ from services.errors import EngineError, InvalidInputError
 from services.schemas.common import Sampling, TextPart
 from services.schemas.rollouts import Completion, VersionSpan
 from services.schemas.weights import Rendezvous, WeightManifest
-from weight_sync.engine import FileWeights, Shape, StagedWeights
+from weight_sync.engine import Shape, Staged
+from weight_sync.files import StagedFile
 
 _STEP_TOKENS = 8
 """Tokens of each completion between two chances to pause."""
@@ -132,13 +133,12 @@ class FakeEngine(Engine):
         """See `Engine.connect`."""
         raise EngineError("the fake engine has no GPU to receive a broadcast with")
 
-    async def load_weights(self, weights: StagedWeights, manifest: WeightManifest) -> None:
+    async def load_weights(self, staged: Staged, manifest: WeightManifest) -> None:
         """See `Engine.load_weights`; a file has to be there."""
         if not self._paused:
             raise EngineError("weights are loaded while paused only")
-        path = weights.path if isinstance(weights, FileWeights) else None
-        if path is not None and not await asyncio.to_thread(path.exists):
-            raise EngineError(f"{path} is gone")
+        if isinstance(staged, StagedFile) and not await asyncio.to_thread(staged.path.exists):
+            raise EngineError(f"{staged.path} is gone")
         self._version = manifest.policy_version
 
     async def resume(self) -> None:

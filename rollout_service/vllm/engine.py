@@ -38,7 +38,7 @@ from services.schemas.chat import ChatRequest
 from services.schemas.common import ChatMessage, Sampling, TextPart
 from services.schemas.weights import Rendezvous, WeightManifest
 from services.settings import Settings
-from weight_sync.engine import Shape, StagedWeights
+from weight_sync.engine import Shape, Staged
 
 T = TypeVar("T")
 
@@ -169,9 +169,9 @@ class VllmEngine(Engine):
         """See `Engine.connect`."""
         await self._answer(vllm_weights.join(self._llm, rendezvous), "meet the trainer")
 
-    async def load_weights(self, weights: StagedWeights, manifest: WeightManifest) -> None:
+    async def load_weights(self, staged: Staged, manifest: WeightManifest) -> None:
         """See `Engine.load_weights`."""
-        loading = vllm_weights.load(self._llm, self._settings, weights, manifest)
+        loading = vllm_weights.load(self._llm, self._settings, staged, manifest)
         await self._answer(loading, "load weights")
 
     async def resume(self) -> None:

@@ -26,7 +26,7 @@ from services.schemas.weights import (
 )
 from tests.shm_versions import TENSORS, ShmRun, ShmVersion, tensors_of
 from tests.updaters import updater_of
-from weight_sync.engine import StagedWeights
+from weight_sync.engine import Staged
 from weight_sync.updater import WeightUpdater
 
 MESSAGES = [ChatMessage(role="user", content=[TextPart(text="What is there?")])]
@@ -37,7 +37,7 @@ class FailingEngine(FakeEngine):
 
     failures = 0
 
-    async def load_weights(self, weights: StagedWeights, manifest: WeightManifest) -> None:
+    async def load_weights(self, weights: Staged, manifest: WeightManifest) -> None:
         if self.failures:
             self.failures -= 1
             raise EngineError("half of the tensors are on the meta device")
