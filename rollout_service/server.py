@@ -18,7 +18,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TypeVar, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -275,9 +275,7 @@ class RolloutServer:
             server_id=self.server_id,
             model=self._settings.model.path,
             dtype=self._settings.model.dtype,
-            policy_version=self.serving.policy_version,
-            incarnation=self.serving.incarnation,
-            checksum=self.serving.checksum,
+            **asdict(self.serving),
             staged_version=self._updater.staged_version if self._updater else None,
             state=self.state,
             model_runner=self.model_runner,

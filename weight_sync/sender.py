@@ -170,7 +170,8 @@ class Sender(ABC):
 
     async def commit(self, peers: Sequence[Peer], release: Release) -> list[Peer]:
         """Have servers serve the staged version, all at once; returns those that do."""
-        return await commit_all(peers, release.commit())
+        request = release.commit()
+        return await select(peers, lambda peer: peer.tell(lambda c: c.commit(request)))
 
     async def seed(self, peer: Peer, release: Release) -> bool:
         """Give the prepared version to a server that missed it; returns whether it serves it."""
@@ -188,11 +189,6 @@ async def select(peers: Sequence[Peer], works: Callable[[Peer], Awaitable[bool]]
     """Those for which it works; all are tried at the same time."""
     worked = await asyncio.gather(*map(works, peers))
     return [peer for peer, did in zip(peers, worked, strict=True) if did]
-
-
-async def commit_all(peers: Sequence[Peer], request: CommitRequest) -> list[Peer]:
-    """Have servers commit, all at once; returns those that did."""
-    return await select(peers, lambda peer: peer.tell(lambda c: c.commit(request)))
 
 
 def make_sender(settings: Settings) -> Sender:

@@ -98,11 +98,8 @@ class UpdateMetrics:
     def timed(self, phase: Phase) -> Iterator[None]:
         """Time what is done inside; what raises is a failure."""
         started_at = time.perf_counter()
-        try:
+        with self._failures.labels(phase).count_exceptions(BaseException):
             yield
-        except BaseException:
-            self._failures.labels(phase).inc()
-            raise
         self._seconds.labels(phase).observe(time.perf_counter() - started_at)
 
 

@@ -7,7 +7,6 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from importlib.metadata import version
 from typing import Annotated
 
 from fastapi import FastAPI, Path, Query, Request, Response
@@ -67,7 +66,6 @@ class RolloutProcess:
     def __init__(self, settings: Settings, make_engine: Callable[[], Engine]) -> None:
         self.app = service.create_app(
             title="rollout service",
-            version=version("sgg-rl"),
             readiness=self._why_not_ready,
             body_limit_bytes=BODY_LIMIT_BYTES,
             url=settings.rollout.url,
