@@ -227,7 +227,9 @@ class RolloutProcess:
     async def _run(self) -> None:
         """Load, then work on the queue, until cancelled or the engine fails for good."""
         try:
-            await self._look_at_redis()
+            # One that will never do is refused before the model loads; one that is away may come.
+            with suppress(UnavailableError):
+                await check_redis(self._redis)
             await self.server.prepare()
             async with self._membership.joined() as beating:
                 try:
@@ -239,11 +241,6 @@ class RolloutProcess:
             self.failure = error
             # A process without an engine is of no use: its supervisor has to start it anew.
             signal.raise_signal(signal.SIGTERM)
-
-    async def _look_at_redis(self) -> None:
-        """One that will never do is refused before the model loads; one that is away may come."""
-        with suppress(UnavailableError):
-            await check_redis(self._redis)
 
     async def _work_until_dead(self, beating: "asyncio.Task[None]") -> None:
         server = self.server

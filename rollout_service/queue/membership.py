@@ -49,7 +49,9 @@ class Membership:
         finally:
             await ended(beating)
             try:
-                await self._leave()
+                await self._registry.unregister(self._server.server_id)
+                if self._server.gpu is not None:
+                    await self._registry.release_gpu(self._server.gpu, self._server.server_id)
             except SggError as error:  # then the record expires
                 logger.warning("%s", error)
 
@@ -104,8 +106,3 @@ class Membership:
             raise ConflictError(
                 f"GPU {gpu} went to {holder} while Redis was away: stop one of both"
             )
-
-    async def _leave(self) -> None:
-        await self._registry.unregister(self._server.server_id)
-        if self._server.gpu is not None:
-            await self._registry.release_gpu(self._server.gpu, self._server.server_id)

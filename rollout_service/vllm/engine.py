@@ -221,9 +221,11 @@ class VllmEngine(Engine):
             raise InvalidInputError(
                 f"no adapter {adapter!r} here; rollout.adapters has {', '.join(known) or 'none'}"
             )
-        for part in (part for message in messages for part in message.content):
-            if isinstance(part, TextPart):
-                self._check_text(part.text)
+        # Control tokens in a text would end turns, or claim image features that are not there.
+        texts = [p.text for m in messages for p in m.content if isinstance(p, TextPart)]
+        found = [token for text in texts for token in self._reserved_texts if token in text]
+        if found:
+            raise InvalidInputError(f"the prompt's text contains the control token {found[0]}")
 
     async def _check_format(self, request: ChatRequest) -> None:
         wanted = request.response_format
@@ -281,12 +283,6 @@ class VllmEngine(Engine):
             add_generation_prompt=True,
         )
         return {"prompt": text} | ({"multi_modal_data": {"image": list(images)}} if images else {})
-
-    def _check_text(self, text: str) -> None:
-        """Control tokens in a text would end turns, or claim image features that are not there."""
-        found = [token for token in self._reserved_texts if token in text]
-        if found:
-            raise InvalidInputError(f"the prompt's text contains the control token {found[0]}")
 
     def _result(self, output: RequestOutput, sampling: Sampling) -> EngineResult:
         decode = self._llm.get_tokenizer().decode

@@ -70,7 +70,7 @@ class DescribedApp(FastAPI):
 
 def problems(*found: type[errors.SggError]) -> dict[int | str, dict[str, Any]]:
     """`responses` of a route that raises these beside what every route does."""
-    return {str(error.status): _problem(error) for error in sorted(found, key=_status)}
+    return {str(error.status): _problem(error) for error in found}
 
 
 def reference(message: type[BaseModel]) -> dict[str, str]:
@@ -97,10 +97,6 @@ def _merged(told: dict[str, Any], found: dict[Any, Any]) -> dict[str, Any]:
         content = found[status]["content"] | told[status].get("content", {})
         merged[status] = told[status] | {"content": content}
     return dict(sorted(merged.items()))
-
-
-def _status(error: type[errors.SggError]) -> int:
-    return error.status
 
 
 def _problem(error: type[errors.SggError]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ by the prompts that the trainer has asked for.
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -128,11 +129,8 @@ class RedisQueue:
 
     async def renew(self, lease: Lease, consumer: str) -> bool:
         """Restart the lease's clock. False when another consumer holds it or the item has ended."""
-        return bool(
-            await self._call(
-                lua.RENEW, *_stream(lease.stream), lease.entry_id, lease.delivery, consumer
-            )
-        )
+        place = (*_stream(lease.stream), lease.entry_id, lease.delivery)
+        return bool(await self._call(lua.RENEW, *place, consumer))
 
     async def complete(
         self, lease: Lease, *, result_stream: str | None = None, result: bytes = b""
@@ -243,9 +241,9 @@ class RedisQueue:
         None where this queue cannot have written it: it is set aside, for it must not end those who
         read it.
         """
-        work_id = _work_id(raw_id)
-        if work_id and body is not None:
-            return Lease(stream=stream, entry_id=entry_id, work_id=work_id, body=body)
+        with suppress(UnicodeDecodeError):
+            if (work_id := raw_id.decode()) and body is not None:
+                return Lease(stream=stream, entry_id=entry_id, work_id=work_id, body=body)
         reason = "the entry has no id and body, or an id that is no text: who has written it?"
         if await self._call(lua.SET_ASIDE, *_stream(stream), entry_id, reason):
             logger.warning(
@@ -310,14 +308,6 @@ def _stream(stream: str) -> tuple[str, str]:
 def _held(lease: Lease) -> tuple[str | bytes | float, ...]:
     place = (*_stream(lease.stream), lease.entry_id, lease.delivery)
     return (*place, lease.work_id, lease.body)
-
-
-def _work_id(raw: bytes) -> str:
-    """The text; empty where it is none."""
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return ""
 
 
 def _texts(raw: Sequence[bytes]) -> list[str]:
