@@ -97,10 +97,9 @@ class RunCollector(Collector):
 
 
 def _add_redis(families: Families, state: RunState) -> None:
-    redis = state.redis
-    families.gauge("redis_persistent", "1 while every write goes to a file", redis.persistent)
-    families.gauge("redis_memory_bytes", "Memory that Redis uses", redis.memory_bytes)
-    families.gauge("redis_memory_limit_bytes", "Its maxmemory; 0 is none", redis.memory_limit_bytes)
+    families.gauge("redis_persistent", "1 while every write goes to a file", state.redis_persistent)
+    families.gauge("redis_memory_bytes", "Memory that Redis uses", state.redis_memory_bytes)
+    families.gauge("redis_memory_limit_bytes", "Its maxmemory; 0 is none", state.redis_limit_bytes)
     families.gauge("committed_step", "Steps whose checkpoint is complete", state.committed_step)
     families.gauge("trainer_incarnation", "Starts of the trainer", state.incarnation)
     if state.policy is not None:

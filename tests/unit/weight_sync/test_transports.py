@@ -12,7 +12,6 @@ from pydantic import ValidationError
 from safetensors.numpy import save
 
 from rollout_service.engine import GroupRequest
-from rollout_service.fake.engine import FakeEngine
 from services.errors import ConflictError, EngineError, InvalidInputError, NotFoundError
 from services.schemas.common import ChatMessage, Sampling, TextPart
 from services.schemas.weights import (
@@ -27,8 +26,8 @@ from services.schemas.weights import (
     WeightManifest,
     manifest_checksum,
 )
-from tests.shm_versions import TENSORS, Arrays, ShmRun, ShmVersion
-from tests.updaters import pieces, updater_of
+from tests.shm_versions import Arrays, ShmRun, ShmVersion
+from tests.updaters import ToyEngine, pieces, updater_of
 from weight_sync.disk import disk_file
 from weight_sync.engine import Staged
 from weight_sync.ipc import StagedHandles, encode_ipc
@@ -40,13 +39,13 @@ GPU = "GPU-3f1c"
 UNIQUE_ID = base64.b64encode(bytes(128)).decode()
 
 
-class GpuEngine(FakeEngine):
+class GpuEngine(ToyEngine):
     """Would have a GPU; notes what it is given, and fails as often as it is told."""
 
     failures = 0
 
     def __init__(self) -> None:
-        super().__init__(tokens_per_s=50_000, max_model_len=4096, tensors=TENSORS, gpu=GPU)
+        super().__init__(tokens_per_s=50_000, max_model_len=4096, gpu=GPU)
         self.groups: list[Rendezvous] = []
         self.loaded: list[tuple[Staged, WeightManifest]] = []
 
@@ -343,7 +342,7 @@ async def test_image_embeddings_are_kept_for_the_same_vision_tower_only(
     trained: bool,
     cleared: bool,
 ) -> None:
-    engine._tensors = None
+    engine.tensors = None
 
     async def load(policy_version: int, tower: int, *, trained: bool) -> None:
         arrays: Arrays = {
