@@ -11,6 +11,7 @@ import json
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 from rollout_service.engine import Engine, EngineResult, GroupRequest, check_images
 from rollout_service.fake.vocabulary import ByteVocabulary, Vocabulary
@@ -36,7 +37,7 @@ class _Draft:
 
     plan: list[int]
     """Token ids that it will have."""
-    finish_reason: str
+    finish_reason: Literal["stop", "length"]
     done: int = 0
     spans: list[VersionSpan] = field(default_factory=list)
 
@@ -164,14 +165,12 @@ class FakeEngine(Engine):
         return _Draft(plan=plan[:limit], finish_reason="stop" if len(plan) <= limit else "length")
 
     def _finish(self, draft: _Draft) -> Completion:
-        return Completion.model_validate(
-            {
-                "text": self._vocabulary.decode(draft.plan),
-                "token_ids": draft.plan,
-                "rollout_logprobs": [-0.01 * (1 + token % 7) for token in draft.plan],
-                "finish_reason": draft.finish_reason,
-                "policy_versions": draft.spans,
-            }
+        return Completion(
+            text=self._vocabulary.decode(draft.plan),
+            token_ids=draft.plan,
+            rollout_logprobs=[-0.01 * (1 + token % 7) for token in draft.plan],
+            finish_reason=draft.finish_reason,
+            policy_versions=draft.spans,
         )
 
 

@@ -86,14 +86,8 @@ class RolloutProcess:
         self.server = RolloutServer(settings, make_engine, self.app.state.registry, self._tracing)
         registry = Registry(self._redis, keys)
         self._membership = Membership(self.server, registry, self._images)
-        self._worker = QueueWorker(
-            self.server,
-            RedisQueue(self._redis, keys),
-            registry,
-            self._images,
-            self._membership.lanes,
-            settings,
-        )
+        queue, lanes = RedisQueue(self._redis, keys), self._membership.lanes
+        self._worker = QueueWorker(self.server, queue, registry, self._images, lanes, settings)
         self._open_requests = OpenRequests()
         self._loop_lag = LoopLag(self.app.state.registry)
         self.app.state.registry.register(EngineMetrics())

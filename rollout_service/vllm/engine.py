@@ -210,10 +210,7 @@ class VllmEngine(Engine):
         return {n: s for n, s in zip(names, shapes.values(), strict=True) if n is not None}
 
     def _check_request(
-        self,
-        messages: Sequence[ChatMessage],
-        images: Sequence[bytes],
-        adapter: str | None = None,
+        self, messages: Sequence[ChatMessage], images: Sequence[bytes], adapter: str | None = None
     ) -> None:
         check_images(messages, len(images), self._settings.rollout.max_images_per_prompt)
         known = sorted(self._settings.rollout.adapters)
