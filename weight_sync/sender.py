@@ -9,7 +9,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, ClassVar
 
@@ -105,7 +105,7 @@ class Release:
     @property
     def version(self) -> Version:
         """Which one it is."""
-        return self.manifest.version
+        return replace(self.manifest.version, checksum=self.checksum)
 
     def stage(self, transport: Transport, rendezvous: Rendezvous | None = None) -> StageRequest:
         """The request that brings it to a server."""
@@ -126,12 +126,7 @@ class Release:
 
     def record(self, transport: Transport) -> PolicyRecord:
         """What is written down in Redis."""
-        return PolicyRecord(
-            policy_version=self.manifest.policy_version,
-            incarnation=self.manifest.incarnation,
-            checksum=self.checksum,
-            transport=transport,
-        )
+        return PolicyRecord(**asdict(self.version), transport=transport)
 
 
 class Sender(ABC):
