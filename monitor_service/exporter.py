@@ -80,7 +80,7 @@ class RunCollector(Collector):
         if self.state is not None:
             _add_redis(families, self.state)
             _add_queues(families, self.state)
-            _add_servers(families, self.state.servers, self.state.policy)
+            _add_servers(families, self.state)
         _add_training(families, self._training)
         _add_row(families, "trainer", "last step", self._training.last)
         _add_row(families, "evaluation", "last evaluation", self._training.evaluation)
@@ -120,15 +120,13 @@ def _add_queues(families: Families, state: RunState) -> None:
         families.gauge("dead_letters", text, state.dead[kind], **kind._asdict())
 
 
-def _add_servers(
-    families: Families, servers: list[ServerRecord], policy: PolicyRecord | None
-) -> None:
-    states = [server.state for server in servers]
+def _add_servers(families: Families, state: RunState) -> None:
+    states = [server.state for server in state.servers]
     for name in get_args(PolicyState):
         text = "Live rollout servers by state"
         families.gauge("rollout_servers", text, states.count(name), state=name)
-    for server in servers:
-        _add_server(families, server, policy)
+    for server in state.servers:
+        _add_server(families, server, state.policy)
 
 
 def _add_server(families: Families, server: ServerRecord, policy: PolicyRecord | None) -> None:

@@ -1,6 +1,6 @@
 """The OpenAPI page of a service, with what FastAPI does not see: tokens, problems, byte bodies."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -52,14 +52,17 @@ class DescribedApp(FastAPI):
         components["schemas"] = dict(sorted({**found, **schemas}.items()))
         if self.token_needed:
             components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-        for path, operation in _operations(document):
-            public = path in PUBLIC_PATHS
-            if public and "422" in operation["responses"]:
-                operation["responses"]["422"] = _problem(errors.InvalidInputError)
-            if self.token_needed and not public:
-                operation["security"] = [{"token": []}]
-            told_by_all = problems(*self._errors(public, "requestBody" in operation))
-            operation["responses"] = _merged(operation["responses"], told_by_all)
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
+                self._complete_operation(operation, public=path in PUBLIC_PATHS)
+
+    def _complete_operation(self, operation: dict[str, Any], *, public: bool) -> None:
+        if public and "422" in operation["responses"]:
+            operation["responses"]["422"] = _problem(errors.InvalidInputError)
+        if self.token_needed and not public:
+            operation["security"] = [{"token": []}]
+        told_by_all = problems(*self._errors(public, "requestBody" in operation))
+        operation["responses"] = _merged(operation["responses"], told_by_all)
 
     def _errors(self, public: bool, has_body: bool) -> list[type[errors.SggError]]:
         found = [*_EVERYWHERE, errors.SggError]
@@ -82,12 +85,6 @@ def body_of(message: type[BaseModel]) -> dict[str, Any]:
     """`openapi_extra` of a route whose handler parses its body itself."""
     content = {"application/json": {"schema": reference(message)}}
     return {"requestBody": {"required": True, "content": content}}
-
-
-def _operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for path, operations in document["paths"].items():
-        for operation in operations.values():
-            yield path, operation
 
 
 def _merged(told: dict[str, Any], found: dict[Any, Any]) -> dict[str, Any]:
