@@ -122,9 +122,8 @@ def _put(tree: dict[str, Any], keys: list[str], text: str, where: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text  # plain text, as a shell user writes it: run.name=demo
-    tree.setdefault(keys[0], {})[keys[1]] = (
-        str(value) if fields[keys[1]].annotation is str else value
-    )
+    is_text = fields[keys[1]].annotation is str
+    tree.setdefault(keys[0], {})[keys[1]] = str(value) if is_text else value
 
 
 def _check(tree: dict[str, Any], where: str) -> Settings:
