@@ -34,7 +34,7 @@ Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 def serve(kind: str, listener: socket.socket) -> None:
     """Until it is killed."""
-    app = create_app(title="door", version="1", readiness=lambda: None, body_limit_bytes=10_000_000)
+    app = create_app(title="door", readiness=lambda: None, body_limit_bytes=10_000_000)
 
     @app.post("/v1/bytes")
     async def bytes_(request: Request) -> int:

@@ -146,7 +146,6 @@ async def _server(settings: Settings) -> AsyncIterator[tuple[WeightUpdater, str]
     updater = WeightUpdater(settings, engine, Spool(settings))
     app = create_app(
         title="weights",
-        version="1",
         readiness=lambda: None,
         body_limit_bytes=1000,
         streamed_paths=("/files",),

@@ -9,7 +9,6 @@ import errno
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from importlib.metadata import version
 
 from fastapi import FastAPI
 
@@ -39,7 +38,6 @@ class Monitor:
     def __init__(self, settings: Settings) -> None:
         self.app = http.create_app(
             title="monitor",
-            version=version("sgg-rl"),
             readiness=lambda: None,  # it tells what is missing, so it can always serve
             body_limit_bytes=1024,
             url=settings.monitor.url,

@@ -5,11 +5,10 @@ import shutil
 from collections.abc import Iterator, Mapping
 from typing import Any, get_args
 
-from prometheus_client.metrics_core import Metric
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from monitor_service.dead import DeadKind, DeadStream, Reason
-from monitor_service.families import Families
 from monitor_service.run_state import RunState
 from monitor_service.training import OUTCOMES, Training
 from services.schemas.weights import PolicyRecord, PolicyState, ServerRecord
@@ -22,6 +21,39 @@ _LABELS = {
     "predicate_recall": "predicate",
 }
 """The label of the nested numbers under a key of `metrics.jsonl` or `evaluations.jsonl`."""
+
+
+_Family = GaugeMetricFamily | CounterMetricFamily
+
+
+class Families:
+    """Families named `sgg_…`, each with the label `run`.
+
+    Example: `families.gauge("queue_groups", "Groups on a stream", 3, stream="prompts")`
+    """
+
+    def __init__(self, run: str) -> None:
+        self._run = run
+        self._families: dict[str, _Family] = {}
+
+    def gauge(self, name: str, text: str, value: float, **labels: str) -> None:
+        """Add a value to `sgg_<name>`. All of one name have the same text and labels."""
+        self._add(GaugeMetricFamily, name, text, value, labels)
+
+    def counter(self, name: str, text: str, value: float, **labels: str) -> None:
+        """The same for a number that only rises: `sgg_<name>_total`."""
+        self._add(CounterMetricFamily, name, text, value, labels)
+
+    def __iter__(self) -> Iterator[Metric]:
+        return iter(self._families.values())
+
+    def _add(
+        self, kind: type[_Family], name: str, text: str, value: float, labels: dict[str, str]
+    ) -> None:
+        family = self._families.get(name)
+        if family is None:
+            family = self._families[name] = kind(f"sgg_{name}", text, labels=["run", *labels])
+        family.add_metric([self._run, *labels.values()], value)
 
 
 class RunCollector(Collector):
@@ -48,7 +80,7 @@ class RunCollector(Collector):
         if self.state is not None:
             _add_redis(families, self.state)
             _add_queues(families, self.state)
-            _add_servers(families, self.state.servers, self.state.policy)
+            _add_servers(families, self.state)
         _add_training(families, self._training)
         _add_row(families, "trainer", "last step", self._training.last)
         _add_row(families, "evaluation", "last evaluation", self._training.evaluation)
@@ -65,10 +97,9 @@ class RunCollector(Collector):
 
 
 def _add_redis(families: Families, state: RunState) -> None:
-    redis = state.redis
-    families.gauge("redis_persistent", "1 while every write goes to a file", redis.persistent)
-    families.gauge("redis_memory_bytes", "Memory that Redis uses", redis.memory_bytes)
-    families.gauge("redis_memory_limit_bytes", "Its maxmemory; 0 is none", redis.memory_limit_bytes)
+    families.gauge("redis_persistent", "1 while every write goes to a file", state.redis_persistent)
+    families.gauge("redis_memory_bytes", "Memory that Redis uses", state.redis_memory_bytes)
+    families.gauge("redis_memory_limit_bytes", "Its maxmemory; 0 is none", state.redis_limit_bytes)
     families.gauge("committed_step", "Steps whose checkpoint is complete", state.committed_step)
     families.gauge("trainer_incarnation", "Starts of the trainer", state.incarnation)
     if state.policy is not None:
@@ -89,15 +120,13 @@ def _add_queues(families: Families, state: RunState) -> None:
         families.gauge("dead_letters", text, state.dead[kind], **kind._asdict())
 
 
-def _add_servers(
-    families: Families, servers: list[ServerRecord], policy: PolicyRecord | None
-) -> None:
-    states = [server.state for server in servers]
+def _add_servers(families: Families, state: RunState) -> None:
+    states = [server.state for server in state.servers]
     for name in get_args(PolicyState):
         text = "Live rollout servers by state"
         families.gauge("rollout_servers", text, states.count(name), state=name)
-    for server in servers:
-        _add_server(families, server, policy)
+    for server in state.servers:
+        _add_server(families, server, state.policy)
 
 
 def _add_server(families: Families, server: ServerRecord, policy: PolicyRecord | None) -> None:

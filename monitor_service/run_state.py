@@ -16,21 +16,14 @@ _STREAMS = {"prompts": PROMPT_LANES, "rollouts": ("rollouts",)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RedisHealth:
-    """What the Redis server says of itself."""
-
-    persistent: bool
-    """Whether every write goes to a file (AOF), and the last one did."""
-    memory_bytes: int
-    memory_limit_bytes: int
-    """0: none is set."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class RunState:
     """A run at one moment."""
 
-    redis: RedisHealth
+    redis_persistent: bool
+    """Whether every write goes to a file (AOF), and the last one did."""
+    redis_memory_bytes: int
+    redis_limit_bytes: int
+    """0: none is set."""
     backlogs: dict[str, Backlog]
     """By `prompts` (all lanes) and `rollouts`."""
     dead: Counter[DeadKind]
@@ -66,8 +59,12 @@ class RunReader:
             UnavailableError: Redis is away.
         """
         published = await self._registry.policy()
+        with redis_errors(self._redis):
+            told = await self._redis.info("persistence", "memory")
         return RunState(
-            redis=await self._health(),
+            redis_persistent=told["aof_enabled"] == 1 and told["aof_last_write_status"] == "ok",
+            redis_memory_bytes=told["used_memory"],
+            redis_limit_bytes=told["maxmemory"],
             backlogs={
                 name: await read_backlog(self._redis, self._keys, streams)
                 for name, streams in _STREAMS.items()
@@ -77,14 +74,4 @@ class RunReader:
             policy=published[0] if published else None,
             incarnation=await self._registry.incarnation(),
             committed_step=await self._registry.committed_step(),
-        )
-
-    async def _health(self) -> RedisHealth:
-        with redis_errors(self._redis):
-            found = await self._redis.info("persistence", "memory")
-        writes = found["aof_enabled"] == 1 and found["aof_last_write_status"] == "ok"
-        return RedisHealth(
-            persistent=writes,
-            memory_bytes=found["used_memory"],
-            memory_limit_bytes=found["maxmemory"],
         )

@@ -4,7 +4,7 @@ import json
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -35,35 +35,31 @@ class Beat:
     """Unix time of its last sign of life; it gives one at least every 10 s."""
 
 
-@dataclass(slots=True)
 class Training:
     """A run's trainer as its files show it; `look` brings it up to date.
 
     SFT writes the same files, with fewer numbers in a line.
     """
 
-    folder: RunFolder
-    last: StepRow = field(default_factory=StepRow)
-    """The last line of `metrics.jsonl`; empty before the first."""
-    evaluation: EvaluationRow = field(default_factory=EvaluationRow)
-    """The last line of `evaluations.jsonl`; empty where nothing was evaluated."""
-    step_interval_s: float | None = None
-    """Median time between the last lines; None before the second."""
-    groups: Counter[str] = field(default_factory=Counter)
-    """What became of groups in the steps that were seen to happen, by outcome."""
-    num_tokens: int = 0
-    """Sampled tokens of these steps."""
-    beat: Beat | None = None
-    """None before the trainer's first start."""
-    _steps: TableFollower[StepRow] = field(init=False)
-    _evaluations: TableFollower[EvaluationRow] = field(init=False)
-    _times: deque[float] = field(default_factory=lambda: deque(maxlen=_RECENT))
-    _counted_until: float = field(default_factory=time.time)
-    """Unix time of the last step that is in the counts, which a cut does not take back."""
-
-    def __post_init__(self) -> None:
-        self._steps = TableFollower(self.folder.metrics, tail_bytes=TAIL_BYTES)
-        self._evaluations = TableFollower(self.folder.evaluations, tail_bytes=TAIL_BYTES)
+    def __init__(self, folder: RunFolder) -> None:
+        self.last: StepRow = {}
+        """The last line of `metrics.jsonl`; empty before the first."""
+        self.evaluation: EvaluationRow = {}
+        """The last line of `evaluations.jsonl`; empty where nothing was evaluated."""
+        self.step_interval_s: float | None = None
+        """Median time between the last lines; None before the second."""
+        self.groups: Counter[str] = Counter()
+        """What became of groups in the steps that were seen to happen, by outcome."""
+        self.num_tokens = 0
+        """Sampled tokens of these steps."""
+        self.beat: Beat | None = None
+        """None before the trainer's first start."""
+        self.folder = folder
+        self._steps = TableFollower[StepRow](folder.metrics, tail_bytes=TAIL_BYTES)
+        self._evaluations = TableFollower[EvaluationRow](folder.evaluations, tail_bytes=TAIL_BYTES)
+        self._times: deque[float] = deque(maxlen=_RECENT)
+        self._counted_until = time.time()
+        """Unix time of the last step that is in the counts, which a cut does not take back."""
 
     def look(self) -> None:
         """Read what is new.

@@ -18,7 +18,7 @@ import socket
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TypeVar, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -251,7 +251,12 @@ class RolloutServer:
             raise
         finally:
             self._groups_in_flight -= 1
-        self._count(result, time.monotonic() - started_at)
+        tokens = sum(len(completion.token_ids) for completion in result.completions)
+        self._metrics.tokens.inc(tokens)
+        self._metrics.groups.labels("sampled").inc()
+        self._metrics.seconds.observe(time.monotonic() - started_at)
+        self._recent.append((time.monotonic(), tokens))
+        self._groups_done += 1
         return result
 
     async def watch(self) -> None:
@@ -275,9 +280,7 @@ class RolloutServer:
             server_id=self.server_id,
             model=self._settings.model.path,
             dtype=self._settings.model.dtype,
-            policy_version=self.serving.policy_version,
-            incarnation=self.serving.incarnation,
-            checksum=self.serving.checksum,
+            **asdict(self.serving),
             staged_version=self._updater.staged_version if self._updater else None,
             state=self.state,
             model_runner=self.model_runner,
@@ -330,14 +333,6 @@ class RolloutServer:
                 raise UnavailableError(f"{self.server_id} is {why}; ask another server")
             result: T = sampled.result()
             return result
-
-    def _count(self, result: EngineResult, seconds: float) -> None:
-        tokens = sum(len(completion.token_ids) for completion in result.completions)
-        self._metrics.tokens.inc(tokens)
-        self._metrics.groups.labels("sampled").inc()
-        self._metrics.seconds.observe(seconds)
-        self._recent.append((time.monotonic(), tokens))
-        self._groups_done += 1
 
     def _tokens_per_s(self) -> float:
         horizon = time.monotonic() - _RATE_WINDOW_S

@@ -9,7 +9,6 @@
     │   └── SupersededError        409   a later start of the trainer has taken the run over
     ├── TooLargeError              413   over a stated limit
     ├── UnavailableError           503   retry later: starting, draining, saturated, unreachable
-    │   └── QueueFullError         503   backpressure: the stream holds as much as it may
     ├── WaitTimeoutError           504   a wait ended; the message says what it waited for
     ├── NoRoomError                507   the service's disk is full; retry when there is room
     └── EngineError                500   the sampling engine failed; retry on another server
@@ -127,10 +126,6 @@ class ClientGoneError(SggError, status=499):
 
 class UnavailableError(SggError, status=503, retryable=True):
     """Retry later."""
-
-
-class QueueFullError(UnavailableError):
-    """The stream holds as much as it may."""
 
 
 class WaitTimeoutError(SggError, status=504, retryable=True):

@@ -4,7 +4,7 @@ import logging
 import sys
 import time
 import warnings
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -102,7 +102,7 @@ class HttpMetrics:
         try:
             await self._app(scope, receive, watch)
         finally:
-            route = _route(scope)
+            route = str(getattr(scope.get("route"), "path", "unknown"))
             method = scope["method"] if route != "unknown" else "any"
             self._requests.labels(method, route, status).inc()
             self._duration.labels(route).observe(time.perf_counter() - started)
@@ -243,7 +243,3 @@ def _links(traceparents: Sequence[str]) -> list[Any]:
     from opentelemetry.trace import Link, get_current_span
 
     return [Link(get_current_span(_context(name)).get_span_context()) for name in traceparents]
-
-
-def _route(scope: MutableMapping[str, Any]) -> str:
-    return str(getattr(scope.get("route"), "path", "unknown"))

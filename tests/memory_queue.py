@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain, count
 
-from services.errors import QueueFullError
 from services.redis.keys import CONSUMER_GROUPS
 from services.redis.queue import DeadLetter, DeadNotice, Lease, RedisQueue, stream_names
 
@@ -55,15 +54,11 @@ class MemoryQueue(RedisQueue):
         self._ids = count(1)
         self._max_expiries = max_expiries
 
-    async def enqueue(
-        self, stream: str, work_id: str, body: bytes, *, max_length: int | None = None
-    ) -> bool:
+    async def enqueue(self, stream: str, work_id: str, body: bytes) -> bool:
         """See `RedisQueue.enqueue`."""
         items = self._streams[stream]
         if work_id in items.seen:
             return False
-        if max_length is not None and len(items.entries) >= max_length:
-            raise QueueFullError(f"the {stream} stream holds {max_length} items; try again later")
         self._add(stream, work_id, body)
         return True
 

@@ -38,7 +38,7 @@ from trainer.batches.preparation import Prepared, PreparedBatches
 from trainer.checkpoints.checkpoint import TrainerState
 from trainer.connection import ServiceConnection
 from trainer.types import StepBatch
-from weight_sync.engine import StagedWeights
+from weight_sync.engine import Staged
 
 GROUPS_PER_STEP, GROUP_SIZE = 4, 4
 MAX_TOKENS = 128
@@ -155,7 +155,7 @@ class LoadingEngine(FakeEngine):
         self.num_tokens += sum(len(completion.token_ids) for completion in result.completions)
         return result
 
-    async def load_weights(self, weights: StagedWeights, manifest: WeightManifest) -> None:
+    async def load_weights(self, weights: Staged, manifest: WeightManifest) -> None:
         self._note()
         self._is_paused = True
         await asyncio.sleep(LOAD_S)

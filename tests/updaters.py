@@ -1,12 +1,27 @@
 """Weight updaters without a server around them."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
-from rollout_service.engine import Engine
+from rollout_service.engine import Engine, compare_tensors
+from rollout_service.fake.engine import FakeEngine
 from services.settings import Settings
+from tests.shm_versions import TENSORS
+from weight_sync.engine import Shape
 from weight_sync.updater import WeightUpdater
 from weight_sync.uploads import Spool
+
+
+class ToyEngine(FakeEngine):
+    """Takes the tensors of `ShmRun`'s versions alone, as an engine with a model does."""
+
+    tensors: Mapping[str, Shape] | None = TENSORS
+    """None takes any."""
+
+    async def check_tensors(self, shapes: Mapping[str, Shape], *, partial: bool) -> None:
+        """See `Engine.check_tensors`."""
+        if self.tensors is not None:
+            compare_tensors(self.tensors, shapes, partial=partial)
 
 
 def settings_of(run: str, root: Path, *, transport: str = "shm") -> Settings:

@@ -2,43 +2,28 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
-from services.schemas.weights import CommitRequest, IpcHandle, Rendezvous, WeightManifest
+from services.schemas.weights import CommitRequest, Rendezvous, WeightManifest
 
 Shape = tuple[int, ...]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class FileWeights:
-    """All tensors of a version in a safetensors file, verified."""
+class Staged:
+    """A version that may be committed; each way of weights has its own."""
 
-    path: Path
+    attempts: ClassVar[int] = 2
+    """How often loading it may be tried without the trainer."""
 
+    def take(self, request: CommitRequest) -> None:
+        """Note what the commit says of where the tensors are.
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class AdapterWeights:
-    """A LoRA adapter in a folder of PEFT's layout, verified."""
+        Raises:
+            InvalidInputError: It does not say all that it has to.
+        """
 
-    folder: Path
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BroadcastWeights:
-    """Tensors that the trainer sends while they are loaded, through what `connect` opened."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class IpcWeights:
-    """Tensors in the memory of the server's own GPU, by name."""
-
-    handles: Mapping[str, IpcHandle]
-
-
-StagedWeights = FileWeights | AdapterWeights | BroadcastWeights | IpcWeights
-"""Where the tensors of a version are when it is loaded."""
+    def close(self) -> None:
+        """Give back what it holds. Safe to call twice."""
 
 
 class LoadableEngine(ABC):
@@ -85,11 +70,11 @@ class LoadableEngine(ABC):
         """
 
     @abstractmethod
-    async def load_weights(self, weights: StagedWeights, manifest: WeightManifest) -> None:
+    async def load_weights(self, staged: Staged, manifest: WeightManifest) -> None:
         """Replace all weights, clear the caches that depend on them. Only while paused; repeatable.
 
         Args:
-            weights: Where the tensors of `manifest` are.
+            staged: Knows where the tensors of `manifest` are.
             manifest: Its version labels the tokens sampled from now on.
 
         Raises:
@@ -99,21 +84,3 @@ class LoadableEngine(ABC):
     @abstractmethod
     async def resume(self) -> None:
         """Go on sampling, with the weights of now."""
-
-
-class Staged(ABC):
-    """A version that may be committed."""
-
-    attempts: ClassVar[int] = 2
-    """How often loading it may be tried without the trainer."""
-
-    @abstractmethod
-    def weights(self, request: CommitRequest) -> StagedWeights:
-        """Where its tensors are.
-
-        Raises:
-            InvalidInputError: The commit does not say all that it has to.
-        """
-
-    def close(self) -> None:  # noqa: B027  # some hold nothing
-        """Give back what it holds. Safe to call twice."""

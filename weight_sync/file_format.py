@@ -127,7 +127,9 @@ def parse_header(text: bytes, num_bytes: int | None = None) -> dict[str, TensorS
             the tensor.
     """
     header = _decode(text)
-    _check_metadata(header.pop("__metadata__", {}))
+    notes = header.pop("__metadata__", {})
+    if not isinstance(notes, Mapping) or not all(isinstance(v, str) for v in notes.values()):
+        raise _unusable("its __metadata__ is not text by name")
     found = {name: _span(name, entry) for name, entry in header.items()}
     spans = dict(sorted(found.items(), key=lambda item: (item[1].begin, item[1].end)))
     end = 0
@@ -260,12 +262,6 @@ def _decode(text: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise _unusable("no JSON header") from error
     return header
-
-
-def _check_metadata(metadata: Any) -> None:
-    is_text = isinstance(metadata, Mapping) and all(isinstance(v, str) for v in metadata.values())
-    if not is_text:
-        raise _unusable("its __metadata__ is not text by name")
 
 
 def _span(name: str, entry: Any) -> TensorSpan:

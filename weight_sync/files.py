@@ -17,15 +17,10 @@ from pathlib import Path
 from typing import ClassVar
 
 from services.errors import InvalidInputError, NotFoundError, SettingsError
-from services.schemas.weights import (
-    TRANSPORTS,
-    CommitRequest,
-    TensorEntry,
-    Version,
-)
+from services.schemas.weights import TRANSPORTS, TensorEntry, Version
 from services.settings import Settings
 from services.waiting import RoomWait
-from weight_sync.engine import FileWeights, Staged
+from weight_sync.engine import Staged
 from weight_sync.file_format import (
     LENGTH_BYTES,
     TensorSpan,
@@ -87,11 +82,13 @@ class FileSender(Sender):
     def _remove_older(self, *, keep: int) -> None:
         """Remove what is older than the last version but for the newest `keep` whole ones.
 
-        A trainer that has replaced this one keeps its files.
+        What a killed trainer has left goes too. A trainer that has replaced this one keeps its
+        files.
         """
         assert self._last is not None
         last = _version_of(self._last)
-        older = [file for file in _oldest_first(self._last.parent) if _version_of(file) < last]
+        found = (f for f in self._last.parent.glob("*") if f.suffix in {".safetensors", _DRAFT})
+        older = sorted((f for f in found if _version_of(f) < last), key=_version_of)
         whole = [file for file in older if file.suffix != _DRAFT]
         for file in set(older) - set(whole[len(whole) - keep :]):
             file.unlink(missing_ok=True)
@@ -104,10 +101,6 @@ class StagedFile(Staged):
         self._descriptor = descriptor
         self.path = Path(f"/proc/{os.getpid()}/fd/{descriptor}")
         """How this host's processes of the same user reach the open file."""
-
-    def weights(self, request: CommitRequest) -> FileWeights:
-        """See `Staged.weights`."""
-        return FileWeights(path=self.path)
 
     def close(self) -> None:
         """Let go of it. Safe to call twice."""
@@ -236,12 +229,6 @@ def private_folder(path: Path) -> Path:
             f"{path} is not a folder that you alone can write to: remove it, or name the run anew"
         )
     return path
-
-
-def _oldest_first(folder: Path) -> list[Path]:
-    """Versions and drafts, also those that a killed trainer has left."""
-    files = folder.iterdir() if folder.exists() else []
-    return sorted((f for f in files if f.suffix in {".safetensors", _DRAFT}), key=_version_of)
 
 
 def _version_of(file: Path) -> Version:

@@ -21,7 +21,7 @@ from services.errors import InvalidInputError, SggError, WaitTimeoutError
 from services.schemas.weights import CommitRequest, IpcHandle, RankShare, StageRequest
 from services.settings import Settings
 from weight_sync.device import DeviceSender, on_thread
-from weight_sync.engine import IpcWeights, Staged
+from weight_sync.engine import Staged
 from weight_sync.receiver import Receiver
 from weight_sync.sender import SERVER_TIMEOUT_S, Peer, Release, select
 
@@ -117,9 +117,10 @@ class StagedHandles(Staged):
     def __init__(self, names: Set[str], gpu: str) -> None:
         self._names = names
         self._gpu = gpu
+        self.handles: dict[str, IpcHandle] = {}
 
-    def weights(self, request: CommitRequest) -> IpcWeights:
-        """See `Staged.weights`."""
+    def take(self, request: CommitRequest) -> None:
+        """See `Staged.take`."""
         handles = request.ipc_handles or {}
         differing = sorted(handles.keys() ^ self._names)
         if differing:
@@ -132,7 +133,7 @@ class StagedHandles(Staged):
             raise InvalidInputError(
                 f"the handles are of GPU {sorted(elsewhere)[0]}; this server is on {self._gpu}"
             )
-        return IpcWeights(handles=handles)
+        self.handles = handles
 
 
 class IpcReceiver(Receiver):

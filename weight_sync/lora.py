@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from services.errors import InvalidInputError
-from services.schemas.weights import AdapterConfig, CommitRequest, StageRequest, WeightManifest
-from weight_sync.engine import AdapterWeights, Shape, Staged
+from services.schemas.weights import AdapterConfig, StageRequest, WeightManifest
+from weight_sync.engine import Shape, Staged
 from weight_sync.files import StagedFile
 from weight_sync.http import HttpSender
 from weight_sync.receiver import Receiver
@@ -28,21 +28,17 @@ class StagedAdapter(Staged):
     """A folder in PEFT's layout."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
 
     def fill(self, file: StagedFile, manifest: WeightManifest) -> None:
         """Write the adapter, whose tensors are in a verified file."""
         assert manifest.adapter is not None  # `StageRequest` checks it
-        shutil.copyfile(file.path, self._folder / "adapter_model.safetensors")
-        write_config(self._folder, manifest.adapter, manifest.tensors)
-
-    def weights(self, request: CommitRequest) -> AdapterWeights:
-        """See `Staged.weights`."""
-        return AdapterWeights(folder=self._folder)
+        shutil.copyfile(file.path, self.folder / "adapter_model.safetensors")
+        write_config(self.folder, manifest.adapter, manifest.tensors)
 
     def close(self) -> None:
         """Remove the folder."""
-        shutil.rmtree(self._folder, ignore_errors=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class LoraReceiver(Receiver):

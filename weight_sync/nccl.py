@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from services.errors import SggError, UnavailableError
-from services.schemas.weights import CommitRequest, Rendezvous, StageRequest
+from services.schemas.weights import Rendezvous, StageRequest
 from weight_sync.device import CommitClient, DeviceSender, TensorSource, on_thread
-from weight_sync.engine import BroadcastWeights, Staged
+from weight_sync.engine import Staged
 from weight_sync.receiver import Receiver
-from weight_sync.sender import Peer, Release, commit_all, select
+from weight_sync.sender import Peer, Release, select
 
 logger = logging.getLogger(__name__)
 
@@ -76,7 +76,7 @@ class NcclSender(DeviceSender):
         served: list[Peer] = []
 
         async def commit(_: dict[str, Any]) -> None:
-            served.extend(await commit_all(peers, release.commit()))
+            served.extend(await super(NcclSender, self).commit(peers, release))
 
         client = CommitClient(commit)
         what = f"the broadcast to {_names(peers)}"
@@ -152,10 +152,6 @@ class StagedBroadcast(Staged):
     """What the trainer will send."""
 
     attempts = 1
-
-    def weights(self, request: CommitRequest) -> BroadcastWeights:
-        """See `Staged.weights`."""
-        return BroadcastWeights()
 
 
 class NcclReceiver(Receiver):

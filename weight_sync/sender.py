@@ -9,7 +9,7 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from typing import TYPE_CHECKING, ClassVar
 
@@ -105,7 +105,7 @@ class Release:
     @property
     def version(self) -> Version:
         """Which one it is."""
-        return self.manifest.version
+        return replace(self.manifest.version, checksum=self.checksum)
 
     def stage(self, transport: Transport, rendezvous: Rendezvous | None = None) -> StageRequest:
         """The request that brings it to a server."""
@@ -126,12 +126,7 @@ class Release:
 
     def record(self, transport: Transport) -> PolicyRecord:
         """What is written down in Redis."""
-        return PolicyRecord(
-            policy_version=self.manifest.policy_version,
-            incarnation=self.manifest.incarnation,
-            checksum=self.checksum,
-            transport=transport,
-        )
+        return PolicyRecord(**asdict(self.version), transport=transport)
 
 
 class Sender(ABC):
@@ -170,7 +165,8 @@ class Sender(ABC):
 
     async def commit(self, peers: Sequence[Peer], release: Release) -> list[Peer]:
         """Have servers serve the staged version, all at once; returns those that do."""
-        return await commit_all(peers, release.commit())
+        request = release.commit()
+        return await select(peers, lambda peer: peer.tell(lambda c: c.commit(request)))
 
     async def seed(self, peer: Peer, release: Release) -> bool:
         """Give the prepared version to a server that missed it; returns whether it serves it."""
@@ -188,11 +184,6 @@ async def select(peers: Sequence[Peer], works: Callable[[Peer], Awaitable[bool]]
     """Those for which it works; all are tried at the same time."""
     worked = await asyncio.gather(*map(works, peers))
     return [peer for peer, did in zip(peers, worked, strict=True) if did]
-
-
-async def commit_all(peers: Sequence[Peer], request: CommitRequest) -> list[Peer]:
-    """Have servers commit, all at once; returns those that did."""
-    return await select(peers, lambda peer: peer.tell(lambda c: c.commit(request)))
 
 
 def make_sender(settings: Settings) -> Sender:

@@ -50,7 +50,7 @@ from services.schemas.weights import (
     manifest_checksum,
 )
 from services.settings import Settings
-from weight_sync.engine import LoadableEngine, Staged, StagedWeights
+from weight_sync.engine import LoadableEngine, Staged
 from weight_sync.receiver import Receiver
 from weight_sync.uploads import Spool, Uploads
 
@@ -98,11 +98,8 @@ class UpdateMetrics:
     def timed(self, phase: Phase) -> Iterator[None]:
         """Time what is done inside; what raises is a failure."""
         started_at = time.perf_counter()
-        try:
+        with self._failures.labels(phase).count_exceptions(BaseException):
             yield
-        except BaseException:
-            self._failures.labels(phase).inc()
-            raise
         self._seconds.labels(phase).observe(time.perf_counter() - started_at)
 
 
@@ -329,19 +326,19 @@ class WeightUpdater:
                 f"{self.serving} is served"
             )
         # A commit that lacks something is refused here, where nothing has happened yet.
-        weights = held.staged.weights(request)
+        held.staged.take(request)
         with self._metrics.timed("commit"):
-            await self._load(held, weights)
+            await self._load(held)
         self.serving = held.version
         self._manifest = held.request.manifest
         self._forget()
         logger.info("serving %s", self.serving)
 
-    async def _load(self, held: _Held, weights: StagedWeights) -> None:
+    async def _load(self, held: _Held) -> None:
         self.state = "updating"
         try:
             await self._engine.pause()
-            await self._load_or_retry(held, weights)
+            await self._load_or_retry(held)
             await self._engine.resume()
         except BaseException as error:
             # Also when this is cancelled: the engine stays paused, for its tensors may be of two
@@ -356,7 +353,7 @@ class WeightUpdater:
         self.failure = None
         self.quarantined.clear()
 
-    async def _load_or_retry(self, held: _Held, weights: StagedWeights) -> None:
+    async def _load_or_retry(self, held: _Held) -> None:
         manifest = held.request.manifest
         if manifest.adapter is None:
             self._replaced |= manifest.tensors.keys()
@@ -365,7 +362,7 @@ class WeightUpdater:
             manifest = manifest.model_copy(update={"vision_trained": True})
         for attempt in range(1, held.staged.attempts + 1):
             try:
-                await self._engine.load_weights(weights, manifest)
+                await self._engine.load_weights(held.staged, manifest)
             except EngineError as error:
                 logger.warning("loading %s failed, attempt %d: %s", held.version, attempt, error)
                 if attempt == held.staged.attempts:

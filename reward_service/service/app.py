@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
-from importlib.metadata import version
 from typing import Any, Literal
 
 from fastapi import FastAPI, Request, Response
@@ -51,7 +50,6 @@ def build_app(settings: Settings) -> FastAPI:
 
     app = http.create_app(
         title="reward service",
-        version=version("sgg-rl"),
         url=reward.url,
         readiness=workers.why_not_ready,
         body_limit_bytes=BODY_LIMIT_BYTES,

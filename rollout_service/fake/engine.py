@@ -11,20 +11,16 @@ import json
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
-from rollout_service.engine import (
-    Engine,
-    EngineResult,
-    GroupRequest,
-    check_images,
-    compare_tensors,
-)
+from rollout_service.engine import Engine, EngineResult, GroupRequest, check_images
 from rollout_service.fake.vocabulary import ByteVocabulary, Vocabulary
 from services.errors import EngineError, InvalidInputError
 from services.schemas.common import Sampling, TextPart
 from services.schemas.rollouts import Completion, VersionSpan
 from services.schemas.weights import Rendezvous, WeightManifest
-from weight_sync.engine import FileWeights, Shape, StagedWeights
+from weight_sync.engine import Shape, Staged
+from weight_sync.files import StagedFile
 
 _STEP_TOKENS = 8
 """Tokens of each completion between two chances to pause."""
@@ -41,7 +37,7 @@ class _Draft:
 
     plan: list[int]
     """Token ids that it will have."""
-    finish_reason: str
+    finish_reason: Literal["stop", "length"]
     done: int = 0
     spans: list[VersionSpan] = field(default_factory=list)
 
@@ -65,7 +61,6 @@ class FakeEngine(Engine):
         tokens_per_s: float,
         max_model_len: int,
         max_images: int = 1,
-        tensors: Mapping[str, Shape] | None = None,
         gpu: str | None = None,
         vocabulary: Vocabulary | None = None,
     ) -> None:
@@ -75,7 +70,6 @@ class FakeEngine(Engine):
             tokens_per_s: Pace of all completions together.
             max_model_len: Prompt and completion, in tokens.
             max_images: The most of one prompt.
-            tensors: What a version consists of; None accepts any.
             gpu: UUID to state as its GPU's.
             vocabulary: Makes tokens of prompts and answers; bytes where it is None.
         """
@@ -84,7 +78,6 @@ class FakeEngine(Engine):
         self._tokens_per_s = tokens_per_s
         self._max_model_len = max_model_len
         self._max_images = max_images
-        self._tensors = tensors
         self._version = 0
         # Held for each step of a group, and all through a pause: so no step happens while paused,
         # and groups share the pace in turn.
@@ -121,9 +114,7 @@ class FakeEngine(Engine):
         return EngineResult(prompt_token_ids=prompt, completions=[self._finish(d) for d in drafts])
 
     async def check_tensors(self, shapes: Mapping[str, Shape], *, partial: bool) -> None:
-        """See `Engine.check_tensors`."""
-        if self._tensors is not None:
-            compare_tensors(self._tensors, shapes, partial=partial)
+        """See `Engine.check_tensors`: any will do."""
 
     async def check_adapter(self, layers: Mapping[str, Shape]) -> None:
         """See `Engine.check_adapter`: any will do."""
@@ -138,13 +129,12 @@ class FakeEngine(Engine):
         """See `Engine.connect`."""
         raise EngineError("the fake engine has no GPU to receive a broadcast with")
 
-    async def load_weights(self, weights: StagedWeights, manifest: WeightManifest) -> None:
+    async def load_weights(self, staged: Staged, manifest: WeightManifest) -> None:
         """See `Engine.load_weights`; a file has to be there."""
         if not self._paused:
             raise EngineError("weights are loaded while paused only")
-        path = weights.path if isinstance(weights, FileWeights) else None
-        if path is not None and not await asyncio.to_thread(path.exists):
-            raise EngineError(f"{path} is gone")
+        if isinstance(staged, StagedFile) and not await asyncio.to_thread(staged.path.exists):
+            raise EngineError(f"{staged.path} is gone")
         self._version = manifest.policy_version
 
     async def resume(self) -> None:
@@ -175,14 +165,12 @@ class FakeEngine(Engine):
         return _Draft(plan=plan[:limit], finish_reason="stop" if len(plan) <= limit else "length")
 
     def _finish(self, draft: _Draft) -> Completion:
-        return Completion.model_validate(
-            {
-                "text": self._vocabulary.decode(draft.plan),
-                "token_ids": draft.plan,
-                "rollout_logprobs": [-0.01 * (1 + token % 7) for token in draft.plan],
-                "finish_reason": draft.finish_reason,
-                "policy_versions": draft.spans,
-            }
+        return Completion(
+            text=self._vocabulary.decode(draft.plan),
+            token_ids=draft.plan,
+            rollout_logprobs=[-0.01 * (1 + token % 7) for token in draft.plan],
+            finish_reason=draft.finish_reason,
+            policy_versions=draft.spans,
         )
 
 

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 from scene_graph.boxes import smart_resize
 from services.images import check_fits, decode_image
@@ -12,43 +11,23 @@ from services.settings import ModelSettings
 _IMAGE_TOKENS = 16
 
 
-class Vocabulary(Protocol):
-    """Token ids of prompts and answers."""
-
-    end: int
-    """Ends an answer."""
-
-    def image(self, data: bytes) -> list[int]:
-        """The part of a prompt that stands for an encoded image.
-
-        Raises:
-            InvalidInputError: The trainer could not use it.
-            TooLargeError: The same.
-        """
-
-    def encode(self, text: str) -> list[int]:
-        """A text's tokens."""
-
-    def decode(self, token_ids: Sequence[int]) -> str:
-        """The text of an answer, without its end."""
-
-
 class ByteVocabulary:
     """Needs no model: a token is a byte, images are not looked at."""
 
     end = 256
+    """Ends an answer."""
     _pad = 257
 
     def image(self, data: bytes) -> list[int]:
-        """See `Vocabulary.image`: any bytes will do."""
+        """The part of a prompt that stands for an encoded image; any bytes will do."""
         return [self._pad] * _IMAGE_TOKENS
 
     def encode(self, text: str) -> list[int]:
-        """See `Vocabulary.encode`."""
+        """A text's tokens."""
         return list(text.encode())
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """See `Vocabulary.decode`."""
+        """The text of an answer, without its end."""
         return bytes(token for token in token_ids if token < self.end).decode(errors="replace")
 
 
@@ -82,7 +61,12 @@ class ModelVocabulary:
         }
 
     def image(self, data: bytes) -> list[int]:
-        """See `Vocabulary.image`: a placeholder for each visual token."""
+        """A placeholder for each visual token.
+
+        Raises:
+            InvalidInputError: The trainer could not use the image.
+            TooLargeError: The same.
+        """
         size, limits = decode_image(data).size, self._limits
         check_fits(*size, **limits)
         width, height = smart_resize(*size, **limits)
@@ -90,12 +74,16 @@ class ModelVocabulary:
         return [self._start, *[self._pad] * num_tokens, self._stop]
 
     def encode(self, text: str) -> list[int]:
-        """See `Vocabulary.encode`."""
+        """A text's tokens."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
 
     def decode(self, token_ids: Sequence[int]) -> str:
-        """See `Vocabulary.decode`."""
+        """The text of an answer, without its end."""
         return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
+
+
+Vocabulary = ByteVocabulary | ModelVocabulary
+"""Token ids of prompts and answers"""
 
 
 def vocabulary_of(model: ModelSettings) -> Vocabulary:

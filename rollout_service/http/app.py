@@ -7,7 +7,6 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
-from importlib.metadata import version
 from typing import Annotated
 
 from fastapi import FastAPI, Path, Query, Request, Response
@@ -67,7 +66,6 @@ class RolloutProcess:
     def __init__(self, settings: Settings, make_engine: Callable[[], Engine]) -> None:
         self.app = service.create_app(
             title="rollout service",
-            version=version("sgg-rl"),
             readiness=self._why_not_ready,
             body_limit_bytes=BODY_LIMIT_BYTES,
             url=settings.rollout.url,
@@ -88,14 +86,8 @@ class RolloutProcess:
         self.server = RolloutServer(settings, make_engine, self.app.state.registry, self._tracing)
         registry = Registry(self._redis, keys)
         self._membership = Membership(self.server, registry, self._images)
-        self._worker = QueueWorker(
-            self.server,
-            RedisQueue(self._redis, keys),
-            registry,
-            self._images,
-            self._membership.lanes,
-            settings,
-        )
+        queue, lanes = RedisQueue(self._redis, keys), self._membership.lanes
+        self._worker = QueueWorker(self.server, queue, registry, self._images, lanes, settings)
         self._open_requests = OpenRequests()
         self._loop_lag = LoopLag(self.app.state.registry)
         self.app.state.registry.register(EngineMetrics())
@@ -229,7 +221,9 @@ class RolloutProcess:
     async def _run(self) -> None:
         """Load, then work on the queue, until cancelled or the engine fails for good."""
         try:
-            await self._look_at_redis()
+            # One that will never do is refused before the model loads; one that is away may come.
+            with suppress(UnavailableError):
+                await check_redis(self._redis)
             await self.server.prepare()
             async with self._membership.joined() as beating:
                 try:
@@ -241,11 +235,6 @@ class RolloutProcess:
             self.failure = error
             # A process without an engine is of no use: its supervisor has to start it anew.
             signal.raise_signal(signal.SIGTERM)
-
-    async def _look_at_redis(self) -> None:
-        """One that will never do is refused before the model loads; one that is away may come."""
-        with suppress(UnavailableError):
-            await check_redis(self._redis)
 
     async def _work_until_dead(self, beating: "asyncio.Task[None]") -> None:
         server = self.server

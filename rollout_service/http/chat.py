@@ -129,9 +129,8 @@ def _with_openai_errors(
 
 def _openai_error(error: SggError) -> dict[str, Any]:
     """As OpenAI's clients read it."""
-    param = None
-    if isinstance(error, InvalidInputError) and error.mistakes:
-        param = error.mistakes[0].path
+    mistakes = error.mistakes if isinstance(error, InvalidInputError) else ()
+    param = mistakes[0].path if mistakes else None
     kind: Literal["invalid_request_error", "server_error"]
     kind = "invalid_request_error" if _status(error) < 500 else "server_error"
     code = type(error).__name__

@@ -49,7 +49,9 @@ class Membership:
         finally:
             await ended(beating)
             try:
-                await self._leave()
+                await self._registry.unregister(self._server.server_id)
+                if self._server.gpu is not None:
+                    await self._registry.release_gpu(self._server.gpu, self._server.server_id)
             except SggError as error:  # then the record expires
                 logger.warning("%s", error)
 
@@ -58,7 +60,7 @@ class Membership:
         gpu, deadline = self._server.gpu, time.monotonic() + GPU_TTL_S
         while gpu is not None:
             try:
-                holder = await self._claim(gpu)
+                holder = await self._registry.claim_gpu(gpu, self._server.server_id)
             except UnavailableError as error:
                 self._server.note_error(error)  # tried again at every beat
                 return
@@ -71,9 +73,6 @@ class Membership:
                 )
             logger.info("GPU %s is taken by %s; waiting", gpu, holder)
             await asyncio.sleep(_GPU_POLL_S)
-
-    async def _claim(self, gpu: str) -> str:
-        return await self._registry.claim_gpu(gpu, self._server.server_id, ttl_s=GPU_TTL_S)
 
     async def _beat(self) -> None:
         """Beat for ever. A Redis that is away may come back; any other error ends it in time."""
@@ -102,13 +101,8 @@ class Membership:
         await self._registry.heartbeat(record)
         servers = await self._registry.servers()
         self.lanes.share(s.server_id for s in servers if s.state in ("ready", "updating"))
-        gpu = self._server.gpu
-        if gpu is not None and (holder := await self._claim(gpu)) != self._server.server_id:
+        gpu, own_id = self._server.gpu, self._server.server_id
+        if gpu and (holder := await self._registry.claim_gpu(gpu, own_id)) != own_id:
             raise ConflictError(
                 f"GPU {gpu} went to {holder} while Redis was away: stop one of both"
             )
-
-    async def _leave(self) -> None:
-        await self._registry.unregister(self._server.server_id)
-        if self._server.gpu is not None:
-            await self._registry.release_gpu(self._server.gpu, self._server.server_id)

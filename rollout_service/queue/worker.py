@@ -321,11 +321,9 @@ class QueueWorker:
 
     async def _end(self, claiming: asyncio.Task[None]) -> None:
         """Wait for all groups. The server gives them up in time; then only Redis can hold them."""
-        ending = asyncio.create_task(self._all_ended(claiming))
-        giving_up = asyncio.create_task(self._server.given_up.wait())
-        await asyncio.wait({ending, giving_up}, return_when=asyncio.FIRST_COMPLETED)
-        await asyncio.wait({ending}, timeout=_HAND_BACK_S)
-        await ended(ending, giving_up, claiming, *self._groups)
+        async with racing(self._all_ended(claiming), self._server.given_up.wait()) as (ending, _):
+            await asyncio.wait({ending}, timeout=_HAND_BACK_S)
+        await ended(claiming, *self._groups)
 
     async def _all_ended(self, claiming: asyncio.Task[None]) -> None:
         await asyncio.wait({claiming})

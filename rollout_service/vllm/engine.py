@@ -21,13 +21,7 @@ from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.v1.engine.async_llm import AsyncLLM
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
-from rollout_service.engine import (
-    Engine,
-    EngineResult,
-    GroupRequest,
-    check_images,
-    compare_tensors,
-)
+from rollout_service.engine import Engine, EngineResult, GroupRequest, check_images, compare_tensors
 from rollout_service.vllm import cpu as vllm_cpu
 from rollout_service.vllm import weights as vllm_weights
 from rollout_service.vllm import worker as vllm_worker
@@ -44,7 +38,7 @@ from services.schemas.chat import ChatRequest
 from services.schemas.common import ChatMessage, Sampling, TextPart
 from services.schemas.weights import Rendezvous, WeightManifest
 from services.settings import Settings
-from weight_sync.engine import Shape, StagedWeights
+from weight_sync.engine import Shape, Staged
 
 T = TypeVar("T")
 
@@ -175,9 +169,9 @@ class VllmEngine(Engine):
         """See `Engine.connect`."""
         await self._answer(vllm_weights.join(self._llm, rendezvous), "meet the trainer")
 
-    async def load_weights(self, weights: StagedWeights, manifest: WeightManifest) -> None:
+    async def load_weights(self, staged: Staged, manifest: WeightManifest) -> None:
         """See `Engine.load_weights`."""
-        loading = vllm_weights.load(self._llm, self._settings, weights, manifest)
+        loading = vllm_weights.load(self._llm, self._settings, staged, manifest)
         await self._answer(loading, "load weights")
 
     async def resume(self) -> None:
@@ -216,10 +210,7 @@ class VllmEngine(Engine):
         return {n: s for n, s in zip(names, shapes.values(), strict=True) if n is not None}
 
     def _check_request(
-        self,
-        messages: Sequence[ChatMessage],
-        images: Sequence[bytes],
-        adapter: str | None = None,
+        self, messages: Sequence[ChatMessage], images: Sequence[bytes], adapter: str | None = None
     ) -> None:
         check_images(messages, len(images), self._settings.rollout.max_images_per_prompt)
         known = sorted(self._settings.rollout.adapters)
@@ -227,9 +218,11 @@ class VllmEngine(Engine):
             raise InvalidInputError(
                 f"no adapter {adapter!r} here; rollout.adapters has {', '.join(known) or 'none'}"
             )
-        for part in (part for message in messages for part in message.content):
-            if isinstance(part, TextPart):
-                self._check_text(part.text)
+        # Control tokens in a text would end turns, or claim image features that are not there.
+        texts = [p.text for m in messages for p in m.content if isinstance(p, TextPart)]
+        found = [token for text in texts for token in self._reserved_texts if token in text]
+        if found:
+            raise InvalidInputError(f"the prompt's text contains the control token {found[0]}")
 
     async def _check_format(self, request: ChatRequest) -> None:
         wanted = request.response_format
@@ -287,12 +280,6 @@ class VllmEngine(Engine):
             add_generation_prompt=True,
         )
         return {"prompt": text} | ({"multi_modal_data": {"image": list(images)}} if images else {})
-
-    def _check_text(self, text: str) -> None:
-        """Control tokens in a text would end turns, or claim image features that are not there."""
-        found = [token for token in self._reserved_texts if token in text]
-        if found:
-            raise InvalidInputError(f"the prompt's text contains the control token {found[0]}")
 
     def _result(self, output: RequestOutput, sampling: Sampling) -> EngineResult:
         decode = self._llm.get_tokenizer().decode

@@ -39,7 +39,4 @@ def server_memory(settings: Settings, total: int, weights: int) -> dict[str, Any
             f"a KV cache beside {weights / _GIB:.1f} GiB of weights and {_BESIDE_GIB:g} GiB for "
             "graphs and activations: raise it"
         )
-    return {
-        "kv_cache_memory_bytes": cache,
-        "gpu_memory_utilization": (weights + cache) / total,
-    }
+    return {"kv_cache_memory_bytes": cache, "gpu_memory_utilization": (weights + cache) / total}

@@ -1,7 +1,6 @@
 """Decodes the pictures of prompts in threads, within a bound on the pixels of all of them."""
 
 import asyncio
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -33,7 +32,8 @@ class Pictures:
         """
         self._check = check
         self._room = self._max_pixels = max_pixels
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._turns = asyncio.Lock()
+        self._freed = asyncio.Event()
         self._threads = ThreadPoolExecutor(_THREADS, "prepare")
 
     @asynccontextmanager
@@ -54,11 +54,16 @@ class Pictures:
                 f"the prompt's pictures have {num_pixels:,} pixels together, over the "
                 f"{self._max_pixels:,} that this server decodes at a time: make them smaller"
             )
-        await self._take(num_pixels)
+        async with self._turns:  # a large picture is not passed by small ones for ever
+            while num_pixels > self._room:
+                self._freed.clear()
+                await self._freed.wait()
+            self._room -= num_pixels
         try:
             yield [await loop.run_in_executor(self._threads, decode_image, file) for file in files]
         finally:
-            self._give_back(num_pixels)
+            self._room += num_pixels
+            self._freed.set()
 
     def close(self) -> None:
         """Decode nothing more."""
@@ -69,27 +74,3 @@ class Pictures:
         for header in headers:
             self._check(header)
         return sum(header.width * header.height for header in headers)
-
-    async def _take(self, num_pixels: int) -> None:
-        """In turn: a large picture is not passed by small ones for ever."""
-        if not self._waiting and num_pixels <= self._room:
-            self._room -= num_pixels
-            return
-        turn = asyncio.get_running_loop().create_future()
-        self._waiting.append((num_pixels, turn))
-        try:
-            await turn
-        except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
-                self._give_back(num_pixels)
-            else:
-                self._waiting.remove((num_pixels, turn))
-                self._give_back(0)
-            raise
-
-    def _give_back(self, num_pixels: int) -> None:
-        self._room += num_pixels
-        while self._waiting and self._waiting[0][0] <= self._room:
-            wanted, turn = self._waiting.popleft()
-            self._room -= wanted
-            turn.set_result(None)

@@ -16,7 +16,10 @@ from rollout_service.vllm.lora import install_adapter, lora_request
 from services.errors import WaitTimeoutError
 from services.schemas.weights import Rendezvous, WeightManifest
 from services.settings import Settings
-from weight_sync.engine import AdapterWeights, FileWeights, IpcWeights, StagedWeights
+from weight_sync.engine import Staged
+from weight_sync.files import StagedFile
+from weight_sync.ipc import StagedHandles
+from weight_sync.lora import StagedAdapter
 
 _JOIN_S = 40.0
 """All servers and the trainer meet within this time; the trainer waits a little longer."""
@@ -41,19 +44,17 @@ async def join(llm: Any, rendezvous: Rendezvous) -> None:
         await asyncio.sleep(0.05)
 
 
-async def load(
-    llm: Any, settings: Settings, weights: StagedWeights, manifest: WeightManifest
-) -> None:
+async def load(llm: Any, settings: Settings, staged: Staged, manifest: WeightManifest) -> None:
     """Replace the weights, and clear the caches that depend on them."""
     await llm.collective_rpc("sgg_forget_update")
     await llm.start_weight_update()
-    if not isinstance(weights, AdapterWeights):
-        request = WeightTransferUpdateRequest(update_info=_update_info(weights, manifest))
+    if not isinstance(staged, StagedAdapter):
+        request = WeightTransferUpdateRequest(update_info=_update_info(staged, manifest))
         await llm.update_weights(request)
     await llm.finish_weight_update(str(manifest.policy_version))
-    if isinstance(weights, AdapterWeights):
+    if isinstance(staged, StagedAdapter):
         # vLLM has just forgotten all adapters. The others are loaded again when they are asked for.
-        await asyncio.to_thread(install_adapter, settings, weights.folder)
+        await asyncio.to_thread(install_adapter, settings, staged.folder)
         await llm.add_lora(lora_request(settings, None))
     # Requests in flight are prefilled again by the new weights.
     await llm.reset_prefix_cache(reset_running_requests=True)
@@ -61,15 +62,15 @@ async def load(
         await llm.reset_encoder_cache()
 
 
-def _update_info(weights: StagedWeights, manifest: WeightManifest) -> dict[str, Any]:
+def _update_info(staged: Staged, manifest: WeightManifest) -> dict[str, Any]:
     """A `worker.UpdateInfo`, in types that vLLM sends between its processes."""
-    if isinstance(weights, FileWeights):
-        return {"file": str(weights.path)}
+    if isinstance(staged, StagedFile):
+        return {"file": str(staged.path)}
     info: dict[str, Any] = {
         "names": list(manifest.tensors),
         "dtypes": [entry.dtype for entry in manifest.tensors.values()],
         "shapes": [entry.shape for entry in manifest.tensors.values()],
     }
-    if isinstance(weights, IpcWeights):
-        info["handles"] = [weights.handles[name].model_dump() for name in manifest.tensors]
+    if isinstance(staged, StagedHandles):
+        info["handles"] = [staged.handles[name].model_dump() for name in manifest.tensors]
     return info

@@ -41,7 +41,7 @@ from vllm.platforms import current_platform
 from services.host.orphans import end_with_parent
 from services.schemas.weights import IpcHandle
 from weight_sync.device import on_daemon
-from weight_sync.ipc import decode_ipc
+from weight_sync.ipc import decode_ipc, gpu_uuid
 from weight_sync.nccl import BUCKET_BYTES
 
 BACKEND = "sgg-rl"
@@ -123,7 +123,7 @@ class TransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignor
         if update_info.file is not None:
             self._load_file(update_info.file)
         elif update_info.handles is not None:
-            self._ipc.receive_weights(_ipc_update(update_info, self._own_gpu()))
+            self._ipc.receive_weights(_ipc_update(update_info, gpu_uuid(self.device)))
         else:
             self._receive_broadcast(update_info)
 
@@ -181,9 +181,6 @@ class TransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignor
             watchdog.cancel()
             if late.is_set():
                 raise TimeoutError(f"the trainer's broadcast took longer than {BROADCAST_S:g} s")
-
-    def _own_gpu(self) -> str:
-        return str(torch.cuda.get_device_properties(self.device.index).uuid)
 
     def _take_moe_kernels(self) -> None:
         """Let experts that come be packed for the CPU: vLLM 0.32 does it only without a kernel."""

@@ -2,8 +2,7 @@
 
 import errno
 import socket
-from contextlib import suppress
-from typing import Self
+from contextlib import ExitStack, suppress
 
 import psutil
 
@@ -19,27 +18,16 @@ def free_port() -> int:
     return port
 
 
-class ReservedPorts:
+class ReservedPorts(ExitStack):
     """Ports of 127.0.0.1 for processes that are about to start: bound here, and not listened on.
 
     As long as this is entered nobody else is given them, neither by the kernel nor by another of
     these. A process that sets SO_REUSEADDR, as servers do, can listen there.
     """
 
-    def __init__(self) -> None:
-        self._sockets: list[socket.socket] = []
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for reserved in self._sockets:
-            reserved.close()
-
     def take(self, port: int = 0) -> int:
         """This port, or a free one: for 0, and where somebody has it."""
-        reserved = socket.socket()
-        self._sockets.append(reserved)
+        reserved = self.enter_context(socket.socket())
         try:
             reserved.bind(("127.0.0.1", port))
         except OSError:

@@ -2,8 +2,8 @@
 
 Typical use:
 
-    app = create_app(title="reward service", version="0.1.0", body_limit_bytes=4_000_000,
-                     readiness=lambda: None, data_token=token)
+    app = create_app(title="reward service", body_limit_bytes=4_000_000, readiness=lambda: None,
+                     data_token=token)
     app.post("/v1/rewards")(handler)      # handlers raise errors of services.errors
     serve(app, "http://127.0.0.1:8100")
 """
@@ -14,6 +14,7 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
+from importlib.metadata import version
 from urllib.parse import urlsplit
 
 import uvicorn
@@ -58,7 +59,6 @@ class Readiness(BaseModel):
 def create_app(
     *,
     title: str,
-    version: str,
     readiness: Callable[[], str | None],
     body_limit_bytes: int,
     held_limit_bytes: int | None = None,
@@ -73,7 +73,6 @@ def create_app(
 
     Args:
         title: The service's name, in its OpenAPI page.
-        version: The service's.
         readiness: Called by `/readyz`; why the service cannot serve now, or None when it can.
         body_limit_bytes: Larger bodies are refused with 413 before they are read.
         held_limit_bytes: While all bodies that are at work together are larger, more are refused
@@ -90,7 +89,11 @@ def create_app(
     """
     # No redirects: they would be built from what a request says about its host.
     app = DescribedApp(
-        title=title, version=version, lifespan=lifespan, redoc_url=None, redirect_slashes=False
+        title=title,
+        version=version("sgg-rl"),
+        lifespan=lifespan,
+        redoc_url=None,
+        redirect_slashes=False,
     )
     app.router.route_class = CheckedRoute
     app.token_needed = bool(data_token or admin_token)

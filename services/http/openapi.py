@@ -1,6 +1,6 @@
 """The OpenAPI page of a service, with what FastAPI does not see: tokens, problems, byte bodies."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -52,14 +52,17 @@ class DescribedApp(FastAPI):
         components["schemas"] = dict(sorted({**found, **schemas}.items()))
         if self.token_needed:
             components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
-        for path, operation in _operations(document):
-            public = path in PUBLIC_PATHS
-            if public and "422" in operation["responses"]:
-                operation["responses"]["422"] = _problem(errors.InvalidInputError)
-            if self.token_needed and not public:
-                operation["security"] = [{"token": []}]
-            told_by_all = problems(*self._errors(public, "requestBody" in operation))
-            operation["responses"] = _merged(operation["responses"], told_by_all)
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
+                self._complete_operation(operation, public=path in PUBLIC_PATHS)
+
+    def _complete_operation(self, operation: dict[str, Any], *, public: bool) -> None:
+        if public and "422" in operation["responses"]:
+            operation["responses"]["422"] = _problem(errors.InvalidInputError)
+        if self.token_needed and not public:
+            operation["security"] = [{"token": []}]
+        told_by_all = problems(*self._errors(public, "requestBody" in operation))
+        operation["responses"] = _merged(operation["responses"], told_by_all)
 
     def _errors(self, public: bool, has_body: bool) -> list[type[errors.SggError]]:
         found = [*_EVERYWHERE, errors.SggError]
@@ -70,7 +73,7 @@ class DescribedApp(FastAPI):
 
 def problems(*found: type[errors.SggError]) -> dict[int | str, dict[str, Any]]:
     """`responses` of a route that raises these beside what every route does."""
-    return {str(error.status): _problem(error) for error in sorted(found, key=_status)}
+    return {str(error.status): _problem(error) for error in found}
 
 
 def reference(message: type[BaseModel]) -> dict[str, str]:
@@ -84,12 +87,6 @@ def body_of(message: type[BaseModel]) -> dict[str, Any]:
     return {"requestBody": {"required": True, "content": content}}
 
 
-def _operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    for path, operations in document["paths"].items():
-        for operation in operations.values():
-            yield path, operation
-
-
 def _merged(told: dict[str, Any], found: dict[Any, Any]) -> dict[str, Any]:
     """A route's own words come first; a status may have an answer of each kind."""
     merged = found | told
@@ -97,10 +94,6 @@ def _merged(told: dict[str, Any], found: dict[Any, Any]) -> dict[str, Any]:
         content = found[status]["content"] | told[status].get("content", {})
         merged[status] = told[status] | {"content": content}
     return dict(sorted(merged.items()))
-
-
-def _status(error: type[errors.SggError]) -> int:
-    return error.status
 
 
 def _problem(error: type[errors.SggError]) -> dict[str, Any]:

@@ -74,16 +74,15 @@ local function record(stream, id, text)
 end
 """
 
-# stream, id, body, max_length ("" for none). 1 added, 0 seen before, -1 full.
+# stream, id, body. 1 added, 0 seen before.
 ENQUEUE = """
-local stream, id, body, max_length = ARGV[3], ARGV[4], ARGV[5], tonumber(ARGV[6])
+local stream, id, body = ARGV[3], ARGV[4], ARGV[5]
 touch(stream)
 local seen = key('seen', stream, id)
 if redis.call('EXISTS', seen) == 1 then
   if redis.call('TTL', seen) >= 0 then redis.call('EXPIRE', seen, ttl) end
   return 0
 end
-if max_length and redis.call('XLEN', prefix .. stream) >= max_length then return -1 end
 add(stream, id, body)
 return 1
 """

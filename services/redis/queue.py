@@ -2,13 +2,14 @@
 
 Delivery is at least once; the outcome is exactly one. An item is enqueued once (`work_id`), and
 ends once: completed onto the next stream, acknowledged, or dead. The first to finish it wins, even
-without the lease. A reader waits in Redis for an item; a writer never waits: a full stream is
-`QueueFullError`.
+without the lease. A reader waits in Redis for an item; a writer never waits: `rollouts` is bounded
+by the prompts that the trainer has asked for.
 """
 
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,7 +17,7 @@ import redis.exceptions
 from pydantic_core import from_json
 from redis.asyncio import Redis
 
-from services.errors import NotFoundError, QueueFullError
+from services.errors import NotFoundError
 from services.redis import lua
 from services.redis.client import redis_errors
 from services.redis.keys import CONSUMER_GROUPS, RunKeys
@@ -86,24 +87,15 @@ class RedisQueue:
         self._keys = keys
         self._max_expiries = max_expiries
 
-    async def enqueue(
-        self, stream: str, work_id: str, body: bytes, *, max_length: int | None = None
-    ) -> bool:
+    async def enqueue(self, stream: str, work_id: str, body: bytes) -> bool:
         """Add an item unless one with this `work_id` was ever added to this stream.
 
         Returns:
             Whether it was added. Calling again after an unclear failure is safe.
-
-        Raises:
-            QueueFullError: The stream holds `max_length` items; nothing was added.
         """
         if stream not in CONSUMER_GROUPS:  # nobody would ever read it
             raise NotFoundError(f"no stream {stream!r}; there are {', '.join(CONSUMER_GROUPS)}")
-        limit = "" if max_length is None else max_length
-        added = await self._call(lua.ENQUEUE, stream, work_id, body, limit)
-        if added == -1:
-            raise QueueFullError(f"the {stream} stream holds {max_length} items; try again later")
-        return bool(added)
+        return bool(await self._call(lua.ENQUEUE, stream, work_id, body))
 
     async def claim(
         self, streams: str | Sequence[str], consumer: str, *, lease_s: float, block_s: float
@@ -137,11 +129,8 @@ class RedisQueue:
 
     async def renew(self, lease: Lease, consumer: str) -> bool:
         """Restart the lease's clock. False when another consumer holds it or the item has ended."""
-        return bool(
-            await self._call(
-                lua.RENEW, *_stream(lease.stream), lease.entry_id, lease.delivery, consumer
-            )
-        )
+        place = (*_stream(lease.stream), lease.entry_id, lease.delivery)
+        return bool(await self._call(lua.RENEW, *place, consumer))
 
     async def complete(
         self, lease: Lease, *, result_stream: str | None = None, result: bytes = b""
@@ -239,25 +228,28 @@ class RedisQueue:
         place = (CONSUMER_GROUPS[streams[0]], consumer, lease_ms, self._max_expiries)
         while found := await self._call(lua.CLAIM, *place, *streams):
             stream, entry_id, *item = found
-            if item and (work_id := _work_id(item[0])):
-                return Lease(
-                    stream=stream.decode(),
-                    entry_id=entry_id.decode(),
-                    work_id=work_id,
-                    body=item[1],
-                    failures=_texts(item[3]),
-                    delivery=item[2],
-                )
-            await self._set_aside(stream.decode(), entry_id.decode())
+            lease = await self._lease(stream.decode(), entry_id.decode(), *item[:2])
+            if lease is not None:
+                return replace(lease, delivery=item[2], failures=_texts(item[3]))
         return None
 
-    async def _set_aside(self, stream: str, entry_id: str) -> None:
-        """An entry that this queue cannot have written must not end those who read it."""
+    async def _lease(
+        self, stream: str, entry_id: str, raw_id: bytes = b"", body: bytes | None = None
+    ) -> Lease | None:
+        """A lease of an entry that was handed out for the first time.
+
+        None where this queue cannot have written it: it is set aside, for it must not end those who
+        read it.
+        """
+        with suppress(UnicodeDecodeError):
+            if (work_id := raw_id.decode()) and body is not None:
+                return Lease(stream=stream, entry_id=entry_id, work_id=work_id, body=body)
         reason = "the entry has no id and body, or an id that is no text: who has written it?"
         if await self._call(lua.SET_ASIDE, *_stream(stream), entry_id, reason):
             logger.warning(
                 "entry %s of %r is set aside among the dead: %s", entry_id, stream, reason
             )
+        return None
 
     async def _wait_for_new(
         self, streams: list[str], consumer: str, block_s: float
@@ -271,16 +263,13 @@ class RedisQueue:
                 count=1,
                 block=max(1, round(min(block_s, _LONGEST_BLOCK_S) * 1000)),  # 0 waits for ever
             )
-        if not reply:
-            return None
         leases = []
-        for key, entries in reply:
-            for entry in entries:
-                stream = key.decode().removeprefix(self._keys.prefix)
-                if (lease := _new_lease(stream, entry)) is not None:
+        for key, entries in reply or ():
+            stream = key.decode().removeprefix(self._keys.prefix)
+            for entry_id, fields in entries:
+                item = fields.get(b"id", b""), fields.get(b"body")
+                if lease := await self._lease(stream, entry_id.decode(), *item):
                     leases.append(lease)
-                else:
-                    await self._set_aside(stream, entry[0].decode())
         for extra in leases[1:]:
             await self.release(extra)
         if not leases:
@@ -319,23 +308,6 @@ def _stream(stream: str) -> tuple[str, str]:
 def _held(lease: Lease) -> tuple[str | bytes | float, ...]:
     place = (*_stream(lease.stream), lease.entry_id, lease.delivery)
     return (*place, lease.work_id, lease.body)
-
-
-def _new_lease(stream: str, entry: tuple[bytes, dict[bytes, bytes]]) -> Lease | None:
-    """A lease of a read entry; None where it is not this queue's."""
-    entry_id, fields = entry
-    work_id, body = _work_id(fields.get(b"id", b"")), fields.get(b"body")
-    if not work_id or body is None:
-        return None
-    return Lease(stream=stream, entry_id=entry_id.decode(), work_id=work_id, body=body)
-
-
-def _work_id(raw: bytes) -> str:
-    """The text; empty where it is none."""
-    try:
-        return raw.decode()
-    except UnicodeDecodeError:
-        return ""
 
 
 def _texts(raw: Sequence[bytes]) -> list[str]:

@@ -121,7 +121,7 @@ class Registry:
         The trainer calls it now and then: until it is renamed, the key cannot be used.
         """
         types = self._keys.types
-        renamed = await self._run_script(_SET_ASIDE, [*types], [self._keys.prefix, *types.values()])
+        renamed = await self._run_script(_SET_ASIDE, [*types], self._keys.prefix, *types.values())
         for key, found, wanted in renamed:
             logger.warning(
                 "the key %s was a %s and must be a %s: it is set aside as %saside:…",
@@ -194,13 +194,13 @@ class Registry:
             The server that has it now: `server_id`, or another.
         """
         holder = await self._run_script(
-            _CLAIM_GPU, [self._keys.gpu(gpu)], [server_id, round(ttl_s * 1000)]
+            _CLAIM_GPU, [self._keys.gpu(gpu)], server_id, round(ttl_s * 1000)
         )
         return str(holder.decode(errors="replace"))
 
     async def release_gpu(self, gpu: str, server_id: str) -> None:
         """Give a GPU back; without effect when it is another server's."""
-        await self._run_script(_RELEASE_GPU, [self._keys.gpu(gpu)], [server_id])
+        await self._run_script(_RELEASE_GPU, [self._keys.gpu(gpu)], server_id)
 
     async def publish_policy(self, policy: PolicyRecord, manifest: WeightManifest) -> None:
         """Make a version the one to serve; record and manifest change in one move.
@@ -209,12 +209,8 @@ class Registry:
             SupersededError: A later incarnation of the trainer has started.
         """
         keys = [self._keys.policy, self._keys.manifest, self._keys.run]
-        args: list[str | int] = [
-            policy.incarnation,
-            policy.model_dump_json(),
-            manifest.model_dump_json(),
-        ]
-        await self._unless_superseded(_PUBLISH, keys, args)
+        texts = policy.model_dump_json(), manifest.model_dump_json()
+        await self._unless_superseded(_PUBLISH, keys, policy.incarnation, *texts)
 
     async def policy(self) -> tuple[PolicyRecord, WeightManifest] | None:
         """The version to serve with its manifest, read in one move; None before the first."""
@@ -239,9 +235,9 @@ class Registry:
             SupersededError: A later incarnation of the trainer has started.
         """
         keys = [self._keys.policy, self._keys.manifest, self._keys.run]
-        args: list[str | int] = [policy.incarnation, committed_step, policy.policy_version]
-        args += [policy.model_dump_json(), manifest.model_dump_json()]
-        return await self._unless_superseded(_REASSERT, keys, args) > 1
+        numbers = policy.incarnation, committed_step, policy.policy_version
+        texts = policy.model_dump_json(), manifest.model_dump_json()
+        return await self._unless_superseded(_REASSERT, keys, *numbers, *texts) > 1
 
     async def next_incarnation(self, *, at_least: int = 1) -> int:
         """Start of a trainer: its incarnation, higher than every one before; one atomic step.
@@ -249,7 +245,7 @@ class Registry:
         Args:
             at_least: One more than the checkpoint's, for a Redis that lost its data.
         """
-        return int(await self._run_script(_NEXT_INCARNATION, [self._keys.run], [at_least]))
+        return int(await self._run_script(_NEXT_INCARNATION, [self._keys.run], at_least))
 
     async def incarnation(self) -> int:
         """The incarnation of the latest trainer; 0 before the first."""
@@ -261,7 +257,7 @@ class Registry:
         Raises:
             SupersededError: A later incarnation of the trainer has started.
         """
-        await self._unless_superseded(_COMMIT, [self._keys.run], [incarnation, step])
+        await self._unless_superseded(_COMMIT, [self._keys.run], incarnation, step)
 
     async def committed_step(self) -> int:
         """The last step whose checkpoint is complete; 0 before the first."""
@@ -272,13 +268,15 @@ class Registry:
             value: Any = await self._redis.hget(self._keys.run, field)
         return int(value) if value and len(value) <= _DIGITS and value.isdigit() else 0
 
-    async def _unless_superseded(self, script: str, keys: list[str], args: list[str | int]) -> int:
-        outcome = int(await self._run_script(script, keys, args))
+    async def _unless_superseded(
+        self, script: str, keys: list[str], incarnation: int, *args: str | int
+    ) -> int:
+        outcome = int(await self._run_script(script, keys, incarnation, *args))
         if outcome == 0:
-            raise SupersededError(int(args[0]))
+            raise SupersededError(incarnation)
         return outcome
 
-    async def _run_script(self, script: str, keys: list[str], args: list[str | int]) -> Any:
+    async def _run_script(self, script: str, keys: list[str], *args: str | int) -> Any:
         with redis_errors(self._redis):
             return await self._redis.register_script(_PRELUDE + script)(keys=keys, args=args)
 
@@ -286,8 +284,5 @@ class Registry:
 @asynccontextmanager
 async def open_registry(settings: Settings) -> AsyncIterator[Registry]:
     """The run's registry, over a connection of its own."""
-    redis = connect(settings.redis)
-    try:
+    async with connect(settings.redis) as redis:
         yield Registry(redis, RunKeys(settings.run.name))
-    finally:
-        await redis.aclose()

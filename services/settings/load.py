@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from services.errors import SettingsError
 from services.host.environment import child_environment
-from services.settings.section import Section, expanded
+from services.settings.section import expanded
 from services.settings.tree import Settings
 
 ENV_PREFIX = "SGG__"
@@ -96,10 +96,8 @@ def _merged(trees: Iterable[dict[str, Any]]) -> dict[str, Any]:
     for part in trees:
         for section, fields in part.items():
             below = merged.get(section)
-            if isinstance(below, dict) and isinstance(fields, dict):
-                merged[section] = {**below, **fields}
-            else:
-                merged[section] = fields
+            both = isinstance(below, dict) and isinstance(fields, dict)
+            merged[section] = below | fields if both else fields
     return merged
 
 
@@ -113,10 +111,8 @@ def _put(tree: dict[str, Any], keys: list[str], text: str, where: str) -> None:
         raise SettingsError(
             f"{where}: no such setting; sections are {', '.join(Settings.model_fields)}"
         )
-    section = Settings.model_fields[keys[0]].annotation
-    fields = (
-        section.model_fields if isinstance(section, type) and issubclass(section, Section) else {}
-    )
+    section: Any = Settings.model_fields[keys[0]].annotation
+    fields = section.model_fields
     if keys[1] not in fields:
         raise SettingsError(f"{where}: [{keys[0]}] has no '{keys[1]}'; it has {', '.join(fields)}")
     if not text and fields[keys[1]].default is None:
@@ -126,9 +122,8 @@ def _put(tree: dict[str, Any], keys: list[str], text: str, where: str) -> None:
         value = tomllib.loads(f"value = {text}")["value"]
     except tomllib.TOMLDecodeError:
         value = text  # plain text, as a shell user writes it: run.name=demo
-    tree.setdefault(keys[0], {})[keys[1]] = (
-        str(value) if fields[keys[1]].annotation is str else value
-    )
+    is_text = fields[keys[1]].annotation is str
+    tree.setdefault(keys[0], {})[keys[1]] = str(value) if is_text else value
 
 
 def _check(tree: dict[str, Any], where: str) -> Settings:

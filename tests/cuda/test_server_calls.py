@@ -2,6 +2,8 @@
 
 import base64
 import inspect
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import Mock, create_autospec
@@ -14,15 +16,19 @@ from vllm.v1.worker.gpu_worker import Worker
 from rollout_service.vllm import engine as vllm_engine
 from rollout_service.vllm.engine import VllmEngine
 from rollout_service.vllm.worker import InitInfo, UpdateInfo, WorkerExtension
-from services.schemas.weights import IpcHandle, Rendezvous, TensorEntry, WeightManifest
-from services.settings import Settings
-from weight_sync.engine import (
-    AdapterWeights,
-    BroadcastWeights,
-    FileWeights,
-    IpcWeights,
-    StagedWeights,
+from services.schemas.weights import (
+    CommitRequest,
+    IpcHandle,
+    Rendezvous,
+    TensorEntry,
+    WeightManifest,
 )
+from services.settings import Settings
+from weight_sync.engine import Staged
+from weight_sync.files import StagedFile
+from weight_sync.ipc import StagedHandles
+from weight_sync.lora import StagedAdapter
+from weight_sync.nccl import StagedBroadcast
 
 HANDLE = IpcHandle(
     gpu="3f1c", stride=[1], offset=0, memory="AAAA", storage_bytes=4, storage_offset_bytes=0,
@@ -87,16 +93,20 @@ async def test_joining_a_group(engine: VllmEngine, llm: Any) -> None:
     assert InitInfo(**request.init_info).rank == 1
 
 
-@pytest.mark.parametrize(
-    "weights",
-    [FileWeights(path=Path("file")), BroadcastWeights(), IpcWeights(handles={"a": HANDLE})],
-    ids=lambda weights: type(weights).__name__,
-)
-async def test_new_weights(engine: VllmEngine, llm: Any, weights: StagedWeights) -> None:
+def shared() -> StagedHandles:
+    staged = StagedHandles({"a"}, HANDLE.gpu)
+    handles = {"a": HANDLE}
+    staged.take(CommitRequest(policy_version=1, checksum="0" * 64, ipc_handles=handles))
+    return staged
+
+
+@pytest.mark.parametrize("make", [partial(StagedFile, -1), StagedBroadcast, shared])
+async def test_new_weights(engine: VllmEngine, llm: Any, make: Callable[[], Staged]) -> None:
+    weights = make()
     await engine.start()
     await engine.load_weights(weights, manifest())
     info = UpdateInfo(**llm.update_weights.call_args.args[0].update_info)
-    assert (info.handles is not None) == isinstance(weights, IpcWeights)
+    assert (info.handles is not None) == isinstance(weights, StagedHandles)
     llm.finish_weight_update.assert_awaited_once_with("1")
     llm.reset_encoder_cache.assert_awaited_once()
 
@@ -105,7 +115,7 @@ async def test_a_new_adapter(engine: VllmEngine, llm: Any, tmp_path: Path) -> No
     await engine.start()
     adapter = tmp_path / "adapter"
     adapter.mkdir()
-    await engine.load_weights(AdapterWeights(folder=adapter), manifest())
+    await engine.load_weights(StagedAdapter(adapter), manifest())
     llm.update_weights.assert_not_called()
     llm.add_lora.assert_awaited_once()
 

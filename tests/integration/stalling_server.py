@@ -16,7 +16,7 @@ from services.http import app as service
 from services.schemas.weights import StageRequest, WeightManifest
 from services.settings import load_settings
 from weight_sync import shm
-from weight_sync.engine import StagedWeights
+from weight_sync.engine import Staged
 from weight_sync.files import StagedFile
 
 FAILS = "fails"
@@ -50,7 +50,7 @@ class StallingEngine(FakeEngine):
         super().__init__(tokens_per_s=20_000, max_model_len=4096)
         self._stall = stall
 
-    async def load_weights(self, weights: StagedWeights, manifest: WeightManifest) -> None:
+    async def load_weights(self, weights: Staged, manifest: WeightManifest) -> None:
         await self._stall.at("in the load", manifest.policy_version)
         self._stall.fail(manifest.policy_version)
         await super().load_weights(weights, manifest)

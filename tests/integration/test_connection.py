@@ -48,7 +48,8 @@ from trainer.train import train_steps
 from trainer.training_run import TrainingRun
 from trainer.types import StepBatch
 from trainer.write_guard import WriteGuard
-from weight_sync.engine import IpcWeights, StagedWeights
+from weight_sync.engine import Staged
+from weight_sync.ipc import StagedHandles
 from weight_sync.publishing.publisher import WeightPublisher
 
 PLACEHOLDER = 999
@@ -63,7 +64,7 @@ class GatedEngine(FakeEngine):
         self.gate.set()
         self.loaded: list[int] = []
 
-    async def load_weights(self, weights: StagedWeights, manifest: WeightManifest) -> None:
+    async def load_weights(self, weights: Staged, manifest: WeightManifest) -> None:
         await asyncio.to_thread(self.gate.wait, 30)
         await super().load_weights(weights, manifest)
         self.loaded.append(manifest.policy_version)
@@ -314,8 +315,8 @@ class SharingEngine(FakeEngine):
         super().__init__(tokens_per_s=20_000, max_model_len=2048, gpu=f"GPU-{number}")
         self.memories: set[bytes] = set()
 
-    async def load_weights(self, weights: StagedWeights, manifest: WeightManifest) -> None:
-        assert isinstance(weights, IpcWeights)
+    async def load_weights(self, weights: Staged, manifest: WeightManifest) -> None:
+        assert isinstance(weights, StagedHandles)
         self.memories = {base64.b64decode(h.memory) for h in weights.handles.values()}
         await super().load_weights(weights, manifest)
 

@@ -30,9 +30,10 @@ from services.settings import Settings
 from tests.live_servers import LiveServer, cluster_settings, serving, wait_registered
 from tests.processes import wait_for
 from weight_sync import device, ipc, sender
-from weight_sync.engine import BroadcastWeights, FileWeights, IpcWeights, StagedWeights
-from weight_sync.ipc import IpcSender, SharedTensors, decode_ipc
-from weight_sync.nccl import NcclSender
+from weight_sync.engine import Staged
+from weight_sync.files import StagedFile
+from weight_sync.ipc import IpcSender, SharedTensors, StagedHandles, decode_ipc
+from weight_sync.nccl import NcclSender, StagedBroadcast
 from weight_sync.publishing import publisher as publishing
 from weight_sync.publishing.publisher import WeightPublisher
 from weight_sync.sender import Sender, make_sender
@@ -104,14 +105,14 @@ class DeviceEngine(FakeEngine):
         group = await asyncio.to_thread(self._network.join, unique_id, rendezvous.world_size)
         self._receives = group.queues[rendezvous.rank]
 
-    async def load_weights(self, weights: StagedWeights, manifest: WeightManifest) -> None:
+    async def load_weights(self, weights: Staged, manifest: WeightManifest) -> None:
         await super().load_weights(weights, manifest)
         self.ways.append(type(weights).__name__)
-        if isinstance(weights, BroadcastWeights):
+        if isinstance(weights, StagedBroadcast):
             if self.refuses:
                 raise EngineError("CUDA error: an illegal memory access was encountered")
             tensors = await asyncio.to_thread(self._receive, manifest)
-        elif isinstance(weights, IpcWeights):
+        elif isinstance(weights, StagedHandles):
             self.handles = dict(weights.handles)
             tensors = {
                 name: self._rebuild(decode_ipc(handle, entry.shape, entry.dtype))
@@ -120,7 +121,7 @@ class DeviceEngine(FakeEngine):
                 )
             }
         else:
-            assert isinstance(weights, FileWeights)
+            assert isinstance(weights, StagedFile)
             tensors = {}
         self.loaded[manifest.policy_version] = tensors
 
@@ -205,7 +206,7 @@ def test_one_group_broadcasts_versions_to_all_servers(make_cluster: Any) -> None
             assert server.policy().policy_version == version
             assert is_loaded(engine, version)
     assert len(cluster.network.groups) == 1
-    assert {way for _, engine in servers for way in engine.ways} == {"BroadcastWeights"}
+    assert {way for _, engine in servers for way in engine.ways} == {"StagedBroadcast"}
 
 
 def test_a_server_that_joins_or_leaves_makes_a_new_group(make_cluster: Any) -> None:
@@ -214,7 +215,7 @@ def test_a_server_that_joins_or_leaves_makes_a_new_group(make_cluster: Any) -> N
     assert publish(cluster, 1) == 1
     late_server, late = cluster.server()
     wait_for("the seeding", lambda: late_server.policy().policy_version == 1)
-    assert late.ways == ["FileWeights"], "a late server is sent the version over HTTP"
+    assert late.ways == ["StagedFile"], "a late server is sent the version over HTTP"
     assert publish(cluster, 2) == 2
     groups = list(cluster.network.groups.values())
     assert [len(group.queues) for group in groups] == [2, 3]
@@ -238,7 +239,7 @@ def test_a_server_that_does_not_join_leaves_the_version_to_http(
         wait_for("the seeding", partial(serves, late, 1))
     refusing.refuses = False
     assert publish(cluster, 2) == 2
-    assert refusing.ways == ["FileWeights", "BroadcastWeights"]
+    assert refusing.ways == ["StagedFile", "StagedBroadcast"]
 
 
 def test_a_server_that_fails_in_the_broadcast_is_seeded(make_cluster: Any) -> None:
@@ -286,8 +287,8 @@ def test_a_server_on_the_same_gpu_reads_the_tensors_there(
         assert publish(cluster, version) == 1
         assert is_loaded(engine, version)
         wait_for("the seeding", partial(serves, elsewhere_server, version))
-    assert engine.ways == ["IpcWeights", "IpcWeights"]
-    assert set(elsewhere.ways) == {"FileWeights"}, "the other server is on another GPU"
+    assert engine.ways == ["StagedHandles", "StagedHandles"]
+    assert set(elsewhere.ways) == {"StagedFile"}, "the other server is on another GPU"
 
 
 def test_each_rank_shares_with_the_server_on_its_gpu(
@@ -311,7 +312,7 @@ def test_each_rank_shares_with_the_server_on_its_gpu(
         assert read[1] == {handle.memory for handle in other.share.handles.values()}
         assert not read[0] & read[1], "each reads its own GPU's memory"
         other.close()
-    assert set(elsewhere.ways) == {"FileWeights"}
+    assert set(elsewhere.ways) == {"StagedFile"}
 
 
 def share_memory(monkeypatch: pytest.MonkeyPatch, memory: dict[bytes, Tensor]) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from monitor_service.dead import DeadKind, DeadLetters
-from services.errors import NotFoundError, QueueFullError, UnavailableError
+from services.errors import NotFoundError, UnavailableError
 from services.host.ports import free_port
 from services.redis.client import connect
 from services.redis.keys import PROMPT_LANES, RunKeys
@@ -57,16 +57,6 @@ async def test_an_item_is_enqueued_once_even_after_it_ended(queue: RedisQueue) -
     await queue.complete(await claim(queue))
     assert not await queue.enqueue(LANE, "g1", b"1")
     assert await queue.length(LANE) == 0
-
-
-async def test_a_full_stream_refuses_and_stays_as_it_was(queue: RedisQueue) -> None:
-    await queue.enqueue(LANE, "g1", b"1", max_length=1)
-    await claim(queue)  # claimed items still count
-    with pytest.raises(QueueFullError, match=LANE):
-        await queue.enqueue(LANE, "g2", b"2", max_length=1)
-    assert await queue.length(LANE) == 1
-    assert await queue.enqueue(LANE, "g2", b"2", max_length=2)
-    assert not await queue.enqueue(LANE, "g1", b"1", max_length=1), "known items are not refused"
 
 
 async def test_complete_moves_the_result_once(queue: RedisQueue) -> None:

@@ -38,8 +38,10 @@ from tests.live_servers import LiveServer, cluster_settings, serving, wait_regis
 from tests.processes import sgg_process, wait_for, wait_ready
 from weight_sync import sender
 from weight_sync.disk import disk_file
-from weight_sync.engine import AdapterWeights, FileWeights, StagedWeights
+from weight_sync.engine import Staged
 from weight_sync.file_format import write_weights
+from weight_sync.files import StagedFile
+from weight_sync.lora import StagedAdapter
 from weight_sync.publishing.publisher import WeightPublisher
 from weight_sync.shm import shm_file
 
@@ -54,7 +56,7 @@ class RecordingEngine(FakeEngine):
         self.loaded: dict[int, dict[str, torch.Tensor]] = {}
         self.failures = 0
 
-    async def load_weights(self, weights: StagedWeights, manifest: WeightManifest) -> None:
+    async def load_weights(self, weights: Staged, manifest: WeightManifest) -> None:
         if self.failures:
             self.failures -= 1
             raise EngineError("half of the tensors are on the meta device")
@@ -62,9 +64,9 @@ class RecordingEngine(FakeEngine):
         self.loaded[manifest.policy_version] = await asyncio.to_thread(_read, weights)
 
 
-def _read(weights: StagedWeights) -> dict[str, torch.Tensor]:
-    assert isinstance(weights, FileWeights | AdapterWeights)
-    file = weights.path if isinstance(weights, FileWeights) else weights.folder / ADAPTER_FILE
+def _read(weights: Staged) -> dict[str, torch.Tensor]:
+    assert isinstance(weights, StagedFile | StagedAdapter)
+    file = weights.path if isinstance(weights, StagedFile) else weights.folder / ADAPTER_FILE
     with safe_open(file, framework="pt") as tensors:
         return {name: tensors.get_tensor(name) for name in tensors.keys()}  # noqa: SIM118
 

@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, Full, Queue
 
@@ -64,11 +65,9 @@ class Handover:
     def leave(self) -> None:
         """Take no more; a filling thread that waits goes on."""
         self._left.set()
-        try:
+        with suppress(Empty):
             while True:
                 self._queue.get_nowait()
-        except Empty:
-            pass
 
     def _put(self, item: _Item | _End) -> None:
         # What is put between `leave`'s two steps finds room: there is one thread that puts.

@@ -6,13 +6,7 @@ from concurrent.futures import Future
 
 from services.loop_thread import LoopThread
 from services.redis.registry import open_registry
-from services.schemas.weights import (
-    AdapterConfig,
-    RankShare,
-    TensorEntry,
-    Version,
-    WeightManifest,
-)
+from services.schemas.weights import AdapterConfig, RankShare, TensorEntry, Version, WeightManifest
 from services.settings import Settings
 from services.waiting import until_available
 from weight_sync.publishing.handover import Handover

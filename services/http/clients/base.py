@@ -7,16 +7,13 @@ import random
 import ssl
 from collections.abc import AsyncIterator
 from pathlib import Path
-from types import TracebackType
 from typing import BinaryIO, Self, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
 
 from services.errors import EngineError, NotFoundError, SggError, UnavailableError, WaitTimeoutError
-from services.http.clients.proven import check_registered
 from services.http.problems import error_from_problem
-from services.settings import SecuritySettings
 from services.telemetry import trace_headers
 
 Answer = TypeVar("Answer", bound=BaseModel)
@@ -37,27 +34,17 @@ class ServiceClient:
     the current OpenTelemetry span, where there is one.
     """
 
-    def __init__(
-        self,
-        url: str,
-        *,
-        token: str | None = None,
-        timeout_s: float = 60.0,
-        registered: SecuritySettings | None = None,
-    ) -> None:
+    def __init__(self, url: str, *, token: str | None = None, timeout_s: float = 60.0) -> None:
         """Connects on first use.
 
         Args:
             url: `http://host:port` of the service.
             token: Sent as `Authorization: Bearer`.
             timeout_s: Longest wait for one answer, all attempts together.
-            registered: Set where `url` stood in Redis: its host must be allowed, and the server
-                proves that it knows the token before anything is sent (`services.http.proof`).
         """
         self.url = url.rstrip("/")
         self._timeout_s = timeout_s
         self._token = token
-        self._registered = registered
         # trust_env off: a proxy meant for the internet must not see a cluster's requests.
         # No timeout of httpx's own: it would count each phase anew; `_call` has one deadline.
         # No limit of connections: callers bound what they have in flight.
@@ -72,9 +59,7 @@ class ServiceClient:
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.aclose()
 
     async def aclose(self) -> None:
@@ -196,15 +181,7 @@ class ServiceClient:
             raise _lost(f"{method} {self.url}{path}", error) from error
 
     async def _headers(self) -> dict[str, str]:
-        """Headers of any request. A registered server proves itself first: ports change hands."""
-        if self._registered is not None:
-            await check_registered(
-                self._http,
-                self.url,
-                token=self._token,
-                hosts=self._registered.rollout_hosts,
-                timeout_s=self._timeout_s,
-            )
+        """Headers of any request, asked for right before it is sent."""
         bearer = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         return trace_headers() | bearer
 

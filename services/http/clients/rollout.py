@@ -3,13 +3,13 @@
 from pathlib import Path
 
 from services.errors import EngineError
-from services.http.clients.base import ServiceClient
+from services.http.clients.proven import ProvenClient
 from services.schemas.rollouts import RolloutRequest, RolloutResponse
 from services.schemas.weights import CommitRequest, PolicyInfo, StageRequest, Version
 from services.settings import SecuritySettings
 
 
-class RolloutClient(ServiceClient):
+class RolloutClient(ProvenClient):
     """Typed `POST /v1/rollouts`, `GET /v1/policy` and `POST /v1/weights/*`.
 
     Example: `response = await RolloutClient("http://127.0.0.1:8200").rollouts(request)`
@@ -31,12 +31,10 @@ class RolloutClient(ServiceClient):
             token: For sampling.
             admin_token: For weights; `token` where it is None.
             timeout_s: Longest wait for one answer, all attempts together.
-            registered: Set where `url` stood in Redis; see `ServiceClient`.
+            registered: Set where `url` stood in Redis; see `ProvenClient`.
         """
-        super().__init__(url, token=token, timeout_s=timeout_s, registered=registered)
-        self._admin = ServiceClient(
-            url, token=admin_token or token, timeout_s=timeout_s, registered=registered
-        )
+        super().__init__(url, token, timeout_s, registered)
+        self._admin = ProvenClient(url, admin_token or token, timeout_s, registered)
 
     async def aclose(self) -> None:
         await super().aclose()

@@ -35,7 +35,7 @@ class Server:
 @pytest.fixture
 def server() -> Iterator[Server]:
     told = Server()
-    app = create_app(title="rollout", version="0", readiness=told.readiness, body_limit_bytes=1000)
+    app = create_app(title="rollout", readiness=told.readiness, body_limit_bytes=1000)
     config = uvicorn.Config(app, host="127.0.0.1", port=told.port, log_level="error")
     running = uvicorn.Server(config)
     thread = threading.Thread(target=running.run)

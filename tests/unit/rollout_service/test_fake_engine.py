@@ -16,7 +16,7 @@ from services.settings import DataSettings, ModelSettings, Settings
 from tests.shm_versions import ShmRun
 from trainer.collection.image_check import ImageCheck
 from trainer.policy.model import load_processor
-from weight_sync.engine import FileWeights
+from weight_sync.files import StagedFile, open_plain
 
 MESSAGES = [ChatMessage(role="user", content=[ImagePart(), TextPart(text="What is there?")])]
 
@@ -85,10 +85,12 @@ async def test_prompts_that_do_not_fit(engine: FakeEngine) -> None:
 
 async def test_weights_are_loaded_while_paused_only(engine: FakeEngine, shm_run: ShmRun) -> None:
     version = shm_run.write(1)
+    staged = StagedFile(open_plain(version.file))
     with pytest.raises(EngineError, match="paused"):
-        await engine.load_weights(FileWeights(path=version.file), version.manifest)
+        await engine.load_weights(staged, version.manifest)
     await engine.pause()
-    await engine.load_weights(FileWeights(path=version.file), version.manifest)
+    await engine.load_weights(staged, version.manifest)
+    staged.close()
     await engine.resume()
     assert (await completions(engine))[0].policy_versions[0].policy_version == 1
 

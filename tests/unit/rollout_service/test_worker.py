@@ -27,7 +27,7 @@ from services.settings import Settings
 from services.telemetry import Tracing
 from tests.memory_queue import MemoryQueue
 from tests.shm_versions import ShmRun, ShmVersion
-from weight_sync.engine import StagedWeights
+from weight_sync.engine import Staged
 
 IMAGE = b"not decoded by the fake engine"
 
@@ -89,7 +89,7 @@ class TroubledEngine(FakeEngine):
             raise self.errors.pop(0)
         return await super().sample(request)
 
-    async def load_weights(self, weights: StagedWeights, manifest: WeightManifest) -> None:
+    async def load_weights(self, weights: Staged, manifest: WeightManifest) -> None:
         if self.dead:
             raise EngineError("no memory")
         await super().load_weights(weights, manifest)

@@ -21,7 +21,6 @@ from services.http.problems import error_from_problem, problem_response
 def make_app(**more: Any) -> FastAPI:
     fields: dict[str, Any] = {
         "title": "test service",
-        "version": "1",
         "readiness": lambda: None,
         "body_limit_bytes": 1000,
     }
@@ -38,7 +37,7 @@ def make_app(**more: Any) -> FastAPI:
 
     @app.get("/v1/full")
     async def full() -> str:
-        raise errors.QueueFullError("the stream holds 8 items")
+        raise errors.UnavailableError("256 requests are in flight")
 
     return app
 
@@ -193,7 +192,7 @@ async def test_backpressure_says_when_to_come_back() -> None:
     answer = await get(make_app(), "/v1/full")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     assert answer.json()["retryable"] is True
-    assert answer.json()["type"] == "urn:sgg:QueueFullError"
+    assert answer.json()["type"] == "urn:sgg:UnavailableError"
 
 
 async def test_metrics_count_by_route_and_not_by_path() -> None:
@@ -222,8 +221,8 @@ async def test_metrics_count_by_route_and_not_by_path() -> None:
         errors.HeadTooLargeError,
         errors.ClientGoneError,
         errors.UnavailableError,
-        errors.QueueFullError,
         errors.WaitTimeoutError,
+        errors.NoRoomError,
         errors.EngineError,
     ],
 )

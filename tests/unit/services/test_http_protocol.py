@@ -24,9 +24,7 @@ BIG = 20_000_000
 
 
 def _app() -> FastAPI:
-    app = create_app(
-        title="test", version="1", readiness=lambda: None, body_limit_bytes=10_000, data_token="d"
-    )
+    app = create_app(title="test", readiness=lambda: None, body_limit_bytes=10_000, data_token="d")
 
     @app.post("/v1/bytes")
     async def bytes_(request: Request) -> int:

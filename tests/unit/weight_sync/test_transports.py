@@ -12,7 +12,6 @@ from pydantic import ValidationError
 from safetensors.numpy import save
 
 from rollout_service.engine import GroupRequest
-from rollout_service.fake.engine import FakeEngine
 from services.errors import ConflictError, EngineError, InvalidInputError, NotFoundError
 from services.schemas.common import ChatMessage, Sampling, TextPart
 from services.schemas.weights import (
@@ -27,26 +26,28 @@ from services.schemas.weights import (
     WeightManifest,
     manifest_checksum,
 )
-from tests.shm_versions import TENSORS, Arrays, ShmRun, ShmVersion
-from tests.updaters import pieces, updater_of
+from tests.shm_versions import Arrays, ShmRun, ShmVersion
+from tests.updaters import ToyEngine, pieces, updater_of
 from weight_sync.disk import disk_file
-from weight_sync.engine import AdapterWeights, BroadcastWeights, IpcWeights, StagedWeights
-from weight_sync.ipc import encode_ipc
+from weight_sync.engine import Staged
+from weight_sync.ipc import StagedHandles, encode_ipc
+from weight_sync.lora import StagedAdapter
+from weight_sync.nccl import StagedBroadcast
 from weight_sync.updater import WeightUpdater
 
 GPU = "GPU-3f1c"
 UNIQUE_ID = base64.b64encode(bytes(128)).decode()
 
 
-class GpuEngine(FakeEngine):
+class GpuEngine(ToyEngine):
     """Would have a GPU; notes what it is given, and fails as often as it is told."""
 
     failures = 0
 
     def __init__(self) -> None:
-        super().__init__(tokens_per_s=50_000, max_model_len=4096, tensors=TENSORS, gpu=GPU)
+        super().__init__(tokens_per_s=50_000, max_model_len=4096, gpu=GPU)
         self.groups: list[Rendezvous] = []
-        self.loaded: list[tuple[StagedWeights, WeightManifest]] = []
+        self.loaded: list[tuple[Staged, WeightManifest]] = []
 
     async def connect(self, rendezvous: Rendezvous) -> None:
         if self.failures:
@@ -54,7 +55,7 @@ class GpuEngine(FakeEngine):
             raise EngineError("the trainer did not come")
         self.groups.append(rendezvous)
 
-    async def load_weights(self, weights: StagedWeights, manifest: WeightManifest) -> None:
+    async def load_weights(self, weights: Staged, manifest: WeightManifest) -> None:
         self.loaded.append((weights, manifest))
         if self.failures:
             self.failures -= 1
@@ -152,7 +153,7 @@ async def test_nccl_joins_once_for_each_group(
         manifest = bare(shm_run.write(number).manifest)
         await updater.stage(stage_of(manifest, "nccl", unique_id))
         await updater.commit(commit_of(manifest))
-        assert isinstance(engine.loaded[-1][0], BroadcastWeights)
+        assert isinstance(engine.loaded[-1][0], StagedBroadcast)
     assert [group.unique_id for group in engine.groups] == [UNIQUE_ID, other_id]
     assert updater.serving.policy_version == 3
 
@@ -204,7 +205,9 @@ async def test_ipc_takes_its_handles_with_the_commit(
             await updater.commit(commit_of(manifest, handles))
         assert (updater.state, engine.loaded) == ("ready", [])
     await updater.commit(commit_of(manifest, all_of_them))
-    assert engine.loaded == [(IpcWeights(handles=all_of_them), engine.loaded[0][1])]
+    ((staged, _),) = engine.loaded
+    assert isinstance(staged, StagedHandles)
+    assert staged.handles == all_of_them
     assert updater.serving.policy_version == 1
 
 
@@ -339,7 +342,7 @@ async def test_image_embeddings_are_kept_for_the_same_vision_tower_only(
     trained: bool,
     cleared: bool,
 ) -> None:
-    engine._tensors = None
+    engine.tensors = None
 
     async def load(policy_version: int, tower: int, *, trained: bool) -> None:
         arrays: Arrays = {
@@ -377,7 +380,7 @@ async def test_lora(engine: GpuEngine, shm_run: ShmRun, tmp_path: Path) -> None:
     await updater.stage(stage_of(manifest, "lora"))
     await updater.commit(commit_of(manifest))
     weights, loaded = engine.loaded[0]
-    assert isinstance(weights, AdapterWeights)
+    assert isinstance(weights, StagedAdapter)
     assert not loaded.vision_trained
     assert not weights.folder.exists(), "given back"
     whole = shm_run.write(2)

@@ -24,20 +24,20 @@ from services.schemas.weights import (
     Version,
     WeightManifest,
 )
-from tests.shm_versions import TENSORS, ShmRun, ShmVersion, tensors_of
-from tests.updaters import updater_of
-from weight_sync.engine import StagedWeights
+from tests.shm_versions import ShmRun, ShmVersion, tensors_of
+from tests.updaters import ToyEngine, updater_of
+from weight_sync.engine import Staged
 from weight_sync.updater import WeightUpdater
 
 MESSAGES = [ChatMessage(role="user", content=[TextPart(text="What is there?")])]
 
 
-class FailingEngine(FakeEngine):
+class FailingEngine(ToyEngine):
     """Fails to load as often as it is told."""
 
     failures = 0
 
-    async def load_weights(self, weights: StagedWeights, manifest: WeightManifest) -> None:
+    async def load_weights(self, weights: Staged, manifest: WeightManifest) -> None:
         if self.failures:
             self.failures -= 1
             raise EngineError("half of the tensors are on the meta device")
@@ -46,7 +46,7 @@ class FailingEngine(FakeEngine):
 
 @pytest.fixture
 def engine() -> FailingEngine:
-    return FailingEngine(tokens_per_s=20_000, max_model_len=4096, tensors=TENSORS)
+    return FailingEngine(tokens_per_s=20_000, max_model_len=4096)
 
 
 @pytest.fixture

@@ -26,8 +26,8 @@ from services.errors import (
     WaitTimeoutError,
 )
 from services.schemas.weights import StageRequest, Version
-from tests.shm_versions import TENSORS, ShmRun, ShmVersion, tensors_of
-from tests.updaters import pieces, settings_of, updater_of
+from tests.shm_versions import ShmRun, ShmVersion, tensors_of
+from tests.updaters import ToyEngine, pieces, settings_of, updater_of
 from weight_sync import uploads
 from weight_sync.file_format import MAX_HEADER_BYTES
 from weight_sync.updater import WeightUpdater
@@ -36,7 +36,7 @@ from weight_sync.uploads import IncomingFile, Spool, spool_folder
 
 @pytest.fixture
 def engine() -> FakeEngine:
-    engine = FakeEngine(tokens_per_s=1e6, max_model_len=4096, tensors=TENSORS)
+    engine = ToyEngine(tokens_per_s=1e6, max_model_len=4096)
     engine.num_elements = 15
     return engine
 
@@ -166,7 +166,7 @@ async def test_a_second_upload_replaces_the_first_but_not_what_is_staged(
     await send(updater, first)
     await updater.stage(by_http(first))
     assert updater._held is not None
-    path = updater._held.staged.weights(first.commit).path  # type: ignore[union-attr]
+    path = updater._held.staged.path  # type: ignore[attr-defined]
     second = shm_run.write(1, arrays=tensors_of(99))
     await send(updater, second)
     np.testing.assert_equal(load_file(path), tensors_of(1))
