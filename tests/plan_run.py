@@ -36,6 +36,7 @@ from tests.live_servers import registered, serving
 from tests.processes import sgg_process, wait_for, wait_ready
 from trainer.batches.preparation import Prepared, PreparedBatches
 from trainer.checkpoints.checkpoint import TrainerState
+from trainer.collection.prompts import PromptSource
 from trainer.connection import ServiceConnection
 from trainer.types import StepBatch
 from weight_sync.engine import StagedWeights
@@ -234,9 +235,8 @@ def run(base: Settings, dataset: SceneDataset, regime: Regime) -> Seen:
         for engine in engines:
             stack.enter_context(serving(settings, engine))
         wait_for("the servers", lambda: len(registered(settings)) == regime.num_servers)
-        link = stack.enter_context(
-            ServiceConnection(settings, dataset, [999], TrainerState(), Alone())
-        )
+        prompts = PromptSource(settings, dataset, [999])
+        link = stack.enter_context(ServiceConnection(settings, prompts, TrainerState(), Alone()))
         _instrument(link, watch)
         link.start(_weights(0), 0)
         _time_collector(link, watch)

@@ -9,14 +9,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from scene_data.dataset import SceneDataset
 from services.errors import ConflictError, SggError
 from services.http.clients.rollout import RolloutClient
-from services.images import ImageStore
 from services.redis.check import check_redis
 from services.redis.client import connect
 from services.redis.keys import RunKeys
-from services.redis.queue import RedisQueue
 from services.redis.registry import Registry, open_registry
 from services.schemas.weights import RankShare, ServerRecord
 from services.settings import Settings
@@ -24,7 +21,6 @@ from services.waiting import until_available
 from trainer.checkpoints.checkpoint import TrainerState
 from trainer.collection.collector import Collector
 from trainer.collection.cursor import Cursor, CursorState
-from trainer.collection.image_check import ImageCheck
 from trainer.collection.prompts import PromptSource
 from trainer.ranks.group import Ranks
 from trainer.ranks.stop import StopAskedError, StopRequest
@@ -51,19 +47,15 @@ class _Main:
     def __init__(
         self,
         settings: Settings,
-        dataset: SceneDataset,
-        suppressed: list[int],
+        prompts: PromptSource,
         state: TrainerState,
-        image_check: ImageCheck | None,
         stop: StopRequest,
     ) -> None:
         """Take a new incarnation: every earlier start is shut out."""
         self._settings = settings
         self.stop = stop
-        self.incarnation = asyncio.run(_next_incarnation(settings, state))
-        images = ImageStore(settings.run.files.images)
-        prompts = PromptSource(settings, dataset, images, self.incarnation, suppressed, image_check)
-        self.collector = Collector(settings, self._make_queue, prompts, Cursor(state.cursor), stop)
+        self.incarnation = prompts.incarnation = asyncio.run(_next_incarnation(settings, state))
+        self.collector = Collector(settings, prompts, Cursor(state.cursor), stop)
         self.publisher = WeightPublisher(settings, self.incarnation)
         self.publisher.note_committed(state.step)
         self.trained: StepBatch | None = None
@@ -73,9 +65,6 @@ class _Main:
         """What is done once the version that is under way is served."""
         self._grace_s = SERVERS_GRACE_S
         """What is left of it."""
-
-    def _make_queue(self) -> RedisQueue:
-        return RedisQueue(connect(self._settings.redis), RunKeys(self._settings.run.name))
 
     def send(
         self,
@@ -153,11 +142,9 @@ class ServiceConnection:
     def __init__(
         self,
         settings: Settings,
-        dataset: SceneDataset,
-        suppressed_token_ids: list[int],
+        prompts: PromptSource,
         state: TrainerState,
         ranks: Ranks,
-        image_check: ImageCheck | None = None,
         stop: StopRequest | None = None,
     ) -> None:
         """Connect. Rank 0 takes a new incarnation: every earlier start is shut out."""
@@ -174,9 +161,7 @@ class ServiceConnection:
         self._main: _Main | None = None
 
         def connect_main() -> int:
-            self._main = _Main(
-                settings, dataset, suppressed_token_ids, state, image_check, stop or StopRequest()
-            )
+            self._main = _Main(settings, prompts, state, stop or StopRequest())
             return self._main.incarnation
 
         self.incarnation = ranks.from_main(connect_main, int)
@@ -222,10 +207,9 @@ class ServiceConnection:
         """
 
         def take(main: _Main) -> StepBatch | None:
-            try:
+            with suppress(StopAskedError):
                 return main.collector.take(policy_version)
-            except StopAskedError:
-                return None
+            return None
 
         batch = self._on_main(take, StepBatch | None, self._batch_ranks)
         if batch is None:

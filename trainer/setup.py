@@ -8,11 +8,12 @@ from services.settings import Settings
 from services.settings.checks import log_advice
 from services.telemetry import Tracing
 from trainer.algorithms.weighting import completion_weights
+from trainer.batches.images import ImageCheck
 from trainer.batches.preparation import Preparation, Prepared, PreparedBatches
 from trainer.checkpoints.checkpoint import CheckpointStore, DataOrder, TrainerState
 from trainer.checkpoints.inputs import grpo_inputs
 from trainer.checkpoints.resume import restore
-from trainer.collection.image_check import ImageCheck
+from trainer.collection.prompts import PromptSource
 from trainer.connection import ServiceConnection
 from trainer.policy.engine import PolicyEngine, init_process_group
 from trainer.ranks.group import Ranks, launched_as
@@ -51,10 +52,9 @@ def opened_run(
         now = _step_0(settings, dataset, ranks, guard)
         how = {"resume": resume, "allow_changes": allow_changes}
         state = restore(checkpoints, engine, ranks, now, **how)
-        check = ImageCheck(engine.processor, engine.image_token_id)
-        with ServiceConnection(
-            settings, dataset, engine.suppressed_token_ids, state, ranks, check, stop
-        ) as connection:
+        check = ImageCheck(engine.processor)
+        prompts = PromptSource(settings, dataset, engine.suppressed_token_ids, check)
+        with ServiceConnection(settings, prompts, state, ranks, stop) as connection:
             if ranks.is_main:
                 guard.take(connection.incarnation)
             else:
@@ -130,7 +130,6 @@ def _batches(
         dataset,
         engine.processor,
         engine.rope_index,
-        image_token_id=engine.image_token_id,
         max_tokens=trainer.tokens_per_micro_batch,
         rank=ranks.rank,
         num_ranks=ranks.size,

@@ -107,7 +107,6 @@ def batches_of(step: int, rank: int, size: int, engine: PolicyEngine) -> list[Mi
         Scenes(),
         engine.processor,
         engine.rope_index,
-        image_token_id=engine.image_token_id,
         max_tokens=60,
         rank=rank,
         num_ranks=size,

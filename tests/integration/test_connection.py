@@ -35,6 +35,7 @@ from trainer.algorithms.stats import Stats
 from trainer.batches.preparation import Prepared, PreparedBatches
 from trainer.checkpoints.checkpoint import CheckpointStore, TrainerState
 from trainer.collection.cursor import CursorState
+from trainer.collection.prompts import PromptSource
 from trainer.connection import ServiceConnection
 from trainer.not_finite import MAX_SKIPPED, NotFiniteError
 from trainer.policy.engine import StepOutput
@@ -104,9 +105,9 @@ def linked(
     settings = base.model_copy(update={"run": run, "trainer": trainer})
     with ExitStack() as stack:
         server = wait_registered(stack.enter_context(serving(settings, GatedEngine())))
-        dataset = open_dataset(settings.data.train)
+        prompts = PromptSource(settings, open_dataset(settings.data.train), [PLACEHOLDER])
         link = stack.enter_context(
-            ServiceConnection(settings, dataset, [PLACEHOLDER], TrainerState(), Alone(), stop=stop)
+            ServiceConnection(settings, prompts, TrainerState(), Alone(), stop)
         )
         link.start(weights(0), 0)
         yield link, server

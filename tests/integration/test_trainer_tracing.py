@@ -9,10 +9,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from scene_data.dataset import open_dataset
 from scene_data.toy.scenes import make_toy
 from services.host.ports import free_port
-from services.images import ImageStore
-from services.redis.client import connect
 from services.redis.keys import RunKeys
-from services.redis.queue import RedisQueue
 from services.settings import Settings, dump_settings
 from services.telemetry import Tracing
 from tests.otlp import Collector as Receiver
@@ -48,10 +45,8 @@ def lay_out(folder: Path, keys: RunKeys, redis_url: str, otlp: str) -> Settings:
 
 def take_one_batch(settings: Settings, keys: RunKeys) -> StepBatch:
     dataset = open_dataset(settings.data.train)
-    prompts = PromptSource(settings, dataset, ImageStore(settings.run.files.images), 1, [7])
-    collector = Collector(
-        settings, lambda: RedisQueue(connect(settings.redis), keys), prompts, Cursor(None)
-    )
+    prompts = PromptSource(settings, dataset, [7], incarnation=1)
+    collector = Collector(settings, prompts, Cursor(None))
     collector.start(0)
     try:
         return collector.take(0)

@@ -24,8 +24,8 @@ from scene_data.dataset import open_dataset
 from scene_data.templates import check_instruction
 from services.models.families import save_published
 from services.settings import Settings
+from trainer.batches.images import ImageCheck
 from trainer.checkpoints.inputs import Inputs, check_inputs, data_inputs
-from trainer.collection.image_check import ImageCheck
 from trainer.policy.adapter import lora_config
 from trainer.policy.engine import init_process_group
 from trainer.policy.model import load_model, load_processor
@@ -75,7 +75,7 @@ def run_sft(
         settings.data.train, thinking_column=thinking_column, task=settings.data.task
     )
     processor = load_processor(settings)
-    rows = AnswerRows(dataset, settings, ImageCheck(processor, processor.image_token_id))
+    rows = AnswerRows(dataset, settings, ImageCheck(processor))
     init_process_group(settings.trainer.wait_timeout_s)
     ranks = Ranks(settings.trainer.wait_timeout_s)
     check_num_ranks(settings.trainer, ranks.size)

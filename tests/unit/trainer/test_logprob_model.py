@@ -3,6 +3,7 @@
 import copy
 import random
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, get_args
 
 import pytest
@@ -13,7 +14,7 @@ from scene_data.toy.tiny_model import Family, make_tiny_model
 from services.errors import SettingsError
 from services.settings import Settings
 from tests.train_groups import noise_sample, random_group
-from trainer.algorithms.logprobs import SamplingDistribution
+from trainer.algorithms.logprobs import SamplingDistribution, token_logprobs
 from trainer.batches.batch import MicroBatch, PreparedGroup, micro_batch, prepare_group
 from trainer.batches.images import image_features
 from trainer.batches.micro_batches import plan_step
@@ -73,11 +74,11 @@ class Loaded:
         ]
 
     def scorer(self) -> LogprobModel:
-        return LogprobModel(
-            self.model,
-            SamplingDistribution(temperature=TEMPERATURE, suppressed=tuple(self.suppressed)),
-            chunk=5,
+        drawn_from = SamplingDistribution(
+            temperature=TEMPERATURE, suppressed=tuple(self.suppressed)
         )
+        score = partial(token_logprobs, distribution=drawn_from, chunk=5)
+        return LogprobModel(self.model, score)
 
     def plainly(self, groups: Sequence[PreparedGroup]) -> list[torch.Tensor]:
         """Log-probabilities of each completion: a batch of one row each, padded on the right."""
@@ -160,4 +161,4 @@ def test_an_adapter_on_the_output_layer_is_refused(loaded: Loaded) -> None:
         copy.deepcopy(loaded.model), LoraConfig(r=2, target_modules=["lm_head"])
     ).get_base_model()
     with pytest.raises(SettingsError, match=r"lora\.target_modules.*lm_head"):
-        LogprobModel(adapted, SamplingDistribution(), chunk=5)
+        LogprobModel(adapted, partial(token_logprobs, distribution=SamplingDistribution(), chunk=5))

@@ -85,7 +85,6 @@ def test_ranks_prepare_their_own_groups_and_each_image_once(
             dataset,  # type: ignore[arg-type]
             processor,
             model.model.get_rope_index,
-            image_token_id=int(model.config.image_token_id),
             max_tokens=64,
             rank=rank,
             num_ranks=2,
