@@ -58,7 +58,7 @@ class _Main:
         self.collector = Collector(settings, prompts, Cursor(state.cursor), stop)
         self.publisher = WeightPublisher(settings, self.incarnation)
         self.publisher.note_committed(state.step)
-        self.trained: StepBatch | None = None
+        self._trained: StepBatch | None = None
         """The batch whose version is under way, or was last."""
         self._beside = ThreadPoolExecutor(1, "served")
         self._sending: Future[None] | None = None
@@ -70,10 +70,18 @@ class _Main:
         self,
         weights: NamedTensors,
         policy_version: int,
-        then: Callable[[], None],
+        batch: StepBatch | None,
         gather_shares: Callable[[], list[RankShare]],
     ) -> None:
-        """Hand a version over; when it is served, do what comes then. `wait` has the outcome."""
+        """Hand a version over; when it is served, ask for groups. `wait` has the outcome.
+
+        Args:
+            weights: As in `ServiceConnection.start`.
+            policy_version: The version of these weights.
+            batch: What they were trained on; None before the first step of this start.
+            gather_shares: Gets the other ranks' shares.
+        """
+        self._trained = batch
         running = self.publisher.begin(
             weights,
             policy_version,
@@ -83,7 +91,10 @@ class _Main:
 
         def follow() -> None:
             running.result()
-            then()
+            if batch is None:
+                self.collector.start(policy_version)
+            else:
+                self.collector.release(batch, policy_version)
 
         self._sending = self._beside.submit(follow)
 
@@ -102,8 +113,8 @@ class _Main:
             sending.result()
         elif not sending.done() or sending.exception() is not None:
             logger.warning("the servers do not have the last version: it stops without them")
-            if self.trained is not None:
-                self.collector.finish(self.trained)
+            if self._trained is not None:
+                self.collector.finish(self._trained)
 
     def close(self) -> None:
         self.publisher.close()
@@ -187,7 +198,7 @@ class ServiceConnection:
             weights: A collective, which every rank exhausts; rank 0 gets tensors, with `ipc` all.
             policy_version: The version of these weights.
         """
-        self._send(weights, policy_version, lambda main: main.collector.start(policy_version))
+        self._send(weights, policy_version)
         self._wait_for_servers()
 
     def look_for_stop(self) -> None:
@@ -230,11 +241,7 @@ class ServiceConnection:
         if self._stops():
             self._on_main(lambda main: main.collector.finish(batch))
             return
-        if self._main is not None:
-            self._main.trained = batch
-        self._send(
-            weights, policy_version, lambda main: main.collector.release(batch, policy_version)
-        )
+        self._send(weights, policy_version, batch)
         if not self._beside_training:
             self._wait_for_servers()
 
@@ -268,11 +275,10 @@ class ServiceConnection:
         return self._on_main(lambda main: main.stop.asked, bool)
 
     def _send(
-        self, weights: NamedTensors, policy_version: int, then: Callable[[_Main], None]
+        self, weights: NamedTensors, policy_version: int, batch: StepBatch | None = None
     ) -> None:
         if self._main is not None:
-            main = self._main
-            main.send(weights, policy_version, lambda: then(main), self._gather_shares)
+            self._main.send(weights, policy_version, batch, self._gather_shares)
         elif self._share:
             self._shared = SharedTensors(weights, own_device())
             self._ranks.gather(self._shared.share, RankShare)

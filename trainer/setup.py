@@ -51,7 +51,7 @@ def opened_run(
         )
         now = _step_0(settings, dataset, ranks, guard)
         how = {"resume": resume, "allow_changes": allow_changes}
-        state = restore(checkpoints, engine, ranks, now, **how)
+        state = restore(checkpoints, engine.load_state, ranks, now, **how)
         check = ImageCheck(engine.processor)
         prompts = PromptSource(settings, dataset, engine.suppressed_token_ids, check)
         with ServiceConnection(settings, prompts, state, ranks, stop) as connection:

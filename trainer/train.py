@@ -56,7 +56,7 @@ def train_steps(run: TrainingRun) -> None:
                 output = run.engine.train_step(prepared.micro_batches, run.learning_rate(step))
                 learned = run.ranks.combine(output.stats) | prepared.metrics
             with run.phase("record"):
-                run.records.rollouts(step, prepared.groups, output.policy_logprobs)
+                run.records.rollouts.write(step, prepared.groups, output.policy_logprobs)
             if output.skipped:
                 run.skip(step, batch, prepared.groups, output)
                 continue

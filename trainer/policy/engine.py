@@ -14,6 +14,7 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from services.errors import SettingsError
 from services.host.environment import environment_value, set_environment
+from services.host.gpu import GIB
 from services.models.families import as_published, save_published
 from services.settings import Settings
 from trainer.algorithms.logprobs import SamplingDistribution, token_logprobs
@@ -21,8 +22,6 @@ from trainer.algorithms.losses import LossOutput, policy_loss, with_finite_guard
 from trainer.algorithms.stats import Stats
 from trainer.batches.batch import MicroBatch, RopeIndex
 from trainer.policy.adapter import add_adapter, save_adapter
-from trainer.policy.cap import cap_memory
-from trainer.policy.cuda_check import check_cuda
 from trainer.policy.deepspeed_api import (
     forget_gradients,
     gathered,
@@ -31,6 +30,7 @@ from trainer.policy.deepspeed_api import (
 )
 from trainer.policy.deepspeed_config import deepspeed_config, sharding_config
 from trainer.policy.export import exported, exported_parameters
+from trainer.policy.gpu import cap_memory, check_cuda
 from trainer.policy.logprob_model import LogprobModel, LogprobOutput, Reference
 from trainer.policy.model import load_model, load_processor, placeholder_ids
 from trainer.policy.random_state import load_random_state, save_random_state
@@ -38,7 +38,6 @@ from trainer.policy.state_layout import check_layout, write_layout
 from trainer.ranks.group import check_num_ranks
 from trainer.ranks.rendezvous import join_ranks
 
-_GIB = 2**30
 _TAG = "deepspeed"
 """The name of DeepSpeed's part of a checkpoint."""
 
@@ -147,10 +146,9 @@ class PolicyEngine:
             logprobs.append((on_host, scored.logprobs.detach()))
         grad_norm = self._optimizer_step()
         stats = Stats.total(output.stats for output in outputs)
-        one = torch.ones((), dtype=torch.float64)
         # A sum over ranks is wanted, and a mean is what becomes of (sum, count): count it once.
         loss = torch.stack([output.loss.detach().double() for output in outputs]).sum()
-        stats.sums["loss"] = (loss * self._world_size, one)
+        stats.sums["loss"] = torch.stack([loss * self._world_size, torch.ones_like(loss)])
         return StepOutput(stats=stats, grad_norm=grad_norm, policy_logprobs=_in_order(logprobs))
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -240,7 +238,7 @@ class PolicyEngine:
                 self._model, adapter_only=self._adapter is not None, trainable_only=trainable_only
             ),
             gather=partial(gathered, enabled=self._sharded),
-            bucket_bytes=int(self._settings.deepspeed.export_bucket_gib * _GIB),
+            bucket_bytes=int(self._settings.deepspeed.export_bucket_gib * GIB),
             dtype=getattr(torch, self._settings.model.dtype),
             wanted=wanted,
         )
