@@ -45,11 +45,7 @@ class _Main:
     """What only rank 0 has."""
 
     def __init__(
-        self,
-        settings: Settings,
-        prompts: PromptSource,
-        state: TrainerState,
-        stop: StopRequest,
+        self, settings: Settings, prompts: PromptSource, state: TrainerState, stop: StopRequest
     ) -> None:
         """Take a new incarnation: every earlier start is shut out."""
         self._settings = settings

@@ -94,7 +94,8 @@ def _joined(settings: Settings, guard: WriteGuard) -> Iterator[tuple[Ranks, Rank
     if rank == 0:
         log_advice(settings)
     limit_s, folder = settings.trainer.wait_timeout_s, settings.run.files.ranks
-    with watched(folder, rank=rank, size=size, limit_s=limit_s, guard=guard) as watch:
+    watch = RankWatch(folder, rank=rank, size=size, limit_s=limit_s, guard=guard)
+    with watched(watch):
         # The watch names a hung rank after twice the limit; a collective by itself only ends.
         init_process_group(3 * limit_s)
         yield Ranks(3 * limit_s), watch

@@ -31,9 +31,8 @@ def train(
     Raises:
         SggError: With what to do about it.
     """
-    how = {"resume": resume, "allow_changes": allow_changes}
     evaluation, stop = evaluation or StepEvaluation(), stop or StopRequest()
-    with opened_run(settings, evaluation, stop, **how) as run:
+    with opened_run(settings, evaluation, stop, resume=resume, allow_changes=allow_changes) as run:
         train_steps(run)
         run.finish()
     return run.is_done

@@ -40,7 +40,7 @@ from trainer.connection import ServiceConnection
 from trainer.not_finite import MAX_SKIPPED, NotFiniteError
 from trainer.policy.engine import StepOutput
 from trainer.ranks.stop import StopAskedError, StopRequest
-from trainer.ranks.watch import watched
+from trainer.ranks.watch import RankWatch, watched
 from trainer.records.evaluation import StepEvaluation
 from trainer.records.files import RunRecords
 from trainer.records.phases import PhaseClock
@@ -233,7 +233,7 @@ def one_step(
     settings = base.model_copy(update={"run": run})
     guard = WriteGuard(settings.run.folder)
     engine: Any = SpoiltEngine(num_spoilt, link)
-    with watched(settings.run.folder / "ranks", rank=0, size=1, limit_s=60) as watch:
+    with watched(RankWatch(settings.run.folder / "ranks", rank=0, size=1, limit_s=60)) as watch:
         yield TrainingRun(
             settings=settings,
             ranks=ranks,

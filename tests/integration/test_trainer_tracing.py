@@ -18,7 +18,7 @@ from tests.processes import sgg_process, wait_ready
 from trainer.collection.collector import Collector
 from trainer.collection.cursor import Cursor
 from trainer.collection.prompts import PromptSource
-from trainer.ranks.watch import watched
+from trainer.ranks.watch import RankWatch, watched
 from trainer.records.phases import PhaseClock
 from trainer.records.rollout_files import RolloutFiles, read_rollouts
 from trainer.records.tracing import SERVICE
@@ -115,7 +115,7 @@ def test_a_groups_trace_goes_through_all_processes(
 def test_a_step_has_a_span_for_each_phase(tmp_path: Path) -> None:
     with collecting() as receiver:
         tracing = Tracing(SERVICE, receiver.url)
-        with watched(tmp_path, rank=0, size=1, limit_s=60) as watch:
+        with watched(RankWatch(tmp_path, rank=0, size=1, limit_s=60)) as watch:
             clock = PhaseClock(watch, 3, tracing)
             for phase in ("wait", "train"):
                 with clock(phase):
@@ -145,7 +145,7 @@ def test_a_token_for_the_collector_comes_from_opentelemetry_s_own_variable(
 
 def test_without_an_endpoint_nothing_is_traced(tmp_path: Path) -> None:
     tracing = Tracing(SERVICE, None)
-    with watched(tmp_path, rank=0, size=1, limit_s=60) as watch:
+    with watched(RankWatch(tmp_path, rank=0, size=1, limit_s=60)) as watch:
         clock = PhaseClock(watch, 0, tracing)
         with clock("wait"):
             pass

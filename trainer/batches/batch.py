@@ -54,11 +54,6 @@ class MicroBatch:
     order: list[int]
     """[N] which of the rank's completions each one is, groups in order, completions in order."""
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that the model computes on, padding counted."""
-        return int(self.input_ids.numel())
-
     def to(self, device: torch.device) -> "MicroBatch":
         """A copy on `device`."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}

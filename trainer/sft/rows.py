@@ -131,8 +131,9 @@ class AnswerCollator:
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """input_ids, attention_mask, mm_token_type_ids, labels [B, S]; the images' patches."""
+        template = self.processor.apply_chat_template
         prompts = self.processor(
-            text=[self._prompt(row["messages"]) for row in rows],
+            text=[template(row["messages"], add_generation_prompt=True) for row in rows],
             images=[row["image"] for row in rows],
         )
         answers = [self._answer(row["answer"]) for row in rows]
@@ -147,10 +148,6 @@ class AnswerCollator:
             "pixel_values": torch.as_tensor(prompts["pixel_values"]),
             "image_grid_thw": torch.as_tensor(prompts["image_grid_thw"]),
         }
-
-    def _prompt(self, messages: list[dict[str, Any]]) -> str:
-        text: str = self.processor.apply_chat_template(messages, add_generation_prompt=True)
-        return text
 
     def _answer(self, text: str) -> list[int]:
         tokenizer = self.processor.tokenizer

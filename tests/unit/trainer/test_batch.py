@@ -46,7 +46,7 @@ def test_a_row_is_a_prompt_and_its_completions() -> None:
     positions = [0, 1, 2, 3, 4, 5, 4, 5, 6, 7, 0, 0, 0, 0, 0, 0]
     assert batch.position_ids[:, 0].tolist() == [positions] * 3
     assert batch.source.tolist() == [3, 4, 3, 6, 7, 8], "both begin where the prompt ends"
-    assert batch.num_tokens == 16
+    assert batch.input_ids.numel() == 16
 
 
 def test_completions_line_up_with_their_numbers() -> None:
