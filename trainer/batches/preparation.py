@@ -67,7 +67,7 @@ class Preparation:
         start = time.perf_counter()
         plans = plan_step(batch.groups, num_ranks=self.num_ranks, max_tokens=self.max_tokens)
         mine = plans[self.rank]
-        first, groups = 0, {}
+        groups = {}
         for place in mine.groups:
             group = batch.groups[place]
             groups[place] = prepare_group(
@@ -76,9 +76,7 @@ class Preparation:
                 image_features(self.dataset[group.index], self.processor),
                 self.rope_index,
                 image_token_id=self.processor.image_token_id,
-                first=first,
             )
-            first += len(group.rollout.completions)
         pad = self.processor.tokenizer.pad_token_id
         return Prepared(
             groups=[batch.groups[place] for place in mine.groups],

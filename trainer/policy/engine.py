@@ -274,7 +274,7 @@ class PolicyEngine:
 
 
 def _in_order(scored: Sequence[tuple[MicroBatch, Tensor]]) -> list[list[float]]:
-    """[completion][token] of all micro batches; here a GPU is waited for."""
+    """[completion][token] of all micro batches, groups in order; here a GPU is waited for."""
     found = {
         order: row[mask.bool()].tolist()
         for batch, logprobs in scored

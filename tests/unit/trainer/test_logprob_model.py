@@ -60,7 +60,6 @@ class Loaded:
                     image,
                     self.model.model.get_rope_index,
                     image_token_id=self.image_id,
-                    first=index * len(lengths),
                 )
             )
         return groups
@@ -130,14 +129,14 @@ def test_logprobs_and_gradients_are_those_of_separate_sequences(
     want_gradients = gradients(loaded.model)
 
     got: dict[int, torch.Tensor] = {}
+    size = len(LENGTHS[0])
     batches = loaded.batches(groups, max_tokens)
     for batch in batches:
         scored = scorer(batch)
-        weight = torch.nn.utils.rnn.pad_sequence(
-            [upstream[n] for n in batch.order], batch_first=True
-        )
+        numbers = [place * size + i for place, i in batch.order]
+        weight = torch.nn.utils.rnn.pad_sequence([upstream[n] for n in numbers], batch_first=True)
         (scored.logprobs * weight).sum().backward()
-        rows = zip(batch.order, scored.logprobs.detach(), batch.loss_mask, strict=True)
+        rows = zip(numbers, scored.logprobs.detach(), batch.loss_mask, strict=True)
         got |= {n: row[mask.bool()] for n, row, mask in rows}
         assert not scored.logprobs[~batch.loss_mask.bool()].any()
     assert len(batches) == {400: 1, 100: 2, 30: 8}[max_tokens]
