@@ -57,7 +57,7 @@ class _Main:
         self._trained: StepBatch | None = None
         """The batch whose version is under way, or was last."""
         self._beside = ThreadPoolExecutor(1, "served")
-        self._sending: Future[None] | None = None
+        self._sending: Future[None]
         """What is done once the version that is under way is served."""
         self._grace_s = SERVERS_GRACE_S
         """What is left of it."""
@@ -95,13 +95,11 @@ class _Main:
         self._sending = self._beside.submit(follow)
 
     def wait(self) -> None:
-        """Until the version that is under way is served; raises what went wrong.
+        """Until the version that `send` handed over is served; raises what went wrong.
 
         When the run is to stop neither is worth the checkpoint.
         """
-        sending, self._sending = self._sending, None
-        if sending is None:
-            return
+        sending = self._sending
         while not sending.done() and self._grace_s > 0:
             futures.wait([sending], timeout=_STOP_LOOK_S)
             self._grace_s -= _STOP_LOOK_S if self.stop.asked else 0
