@@ -321,8 +321,8 @@ def _time_collector(link: ServiceConnection, watch: Stopwatch) -> None:
     """Time a request for rewards, asking for a group, and a group's way to the trainer."""
     assert link._main is not None
     collector = link._main.collector
-    send, ask, put = collector._scoring._send, collector._requests._ask, collector._arrivals.put
-    make = collector._requests._make_prompt
+    send, put = collector._scoring._send, collector._arrivals.put
+    make, enqueue = collector._prompts.prompt, collector._queue.enqueue
     made: dict[str, float] = {}
 
     async def timed_send(groups: Any) -> Any:
@@ -337,20 +337,20 @@ def _time_collector(link: ServiceConnection, watch: Stopwatch) -> None:
 
     def timed_make(position: int, policy_version: int) -> Any:
         began = time.perf_counter()
-        prompt, tokens = make(position, policy_version)
+        prompt, source = make(position, policy_version)
         made[prompt.work_id] = began
-        return prompt, tokens
+        return prompt, source
 
-    async def timed_ask(prompt: Any) -> None:
-        await ask(prompt)
-        if prompt.work_id in made:
-            watch.admit_s.append(time.perf_counter() - made.pop(prompt.work_id))
+    async def timed_enqueue(stream: str, work_id: str, body: bytes) -> None:
+        await enqueue(stream, work_id, body)
+        if work_id in made:
+            watch.admit_s.append(time.perf_counter() - made.pop(work_id))
 
     for owner, name, timed in (
         (collector._scoring, "_send", timed_send),
         (collector._arrivals, "put", timed_put),
-        (collector._requests, "_make_prompt", timed_make),
-        (collector._requests, "_ask", timed_ask),
+        (collector._prompts, "prompt", timed_make),
+        (collector._queue, "enqueue", timed_enqueue),
     ):
         setattr(owner, name, timed)
 
