@@ -40,6 +40,7 @@ from services.settings import Settings, dump_settings
 from tests.alone import Alone
 from tests.processes import sgg_process, wait_ready
 from trainer.checkpoints.checkpoint import TrainerState
+from trainer.collection.prompts import PromptSource
 from trainer.connection import ServiceConnection
 from trainer.records.files import RunRecords, ledger_line, metrics_line
 from weight_sync.shm import shm_file
@@ -169,10 +170,11 @@ def sizes(settings: Settings, processes: list[int]) -> dict[str, float]:
 
 def train(settings: Settings, seconds: float, processes: list[int]) -> list[dict[str, float]]:
     """Run the loop; sizes at every `LINE_S`."""
-    dataset, records = open_dataset(settings.data.train), RunRecords(settings, 0)
+    prompts = PromptSource(settings, open_dataset(settings.data.train), [7])
+    records = RunRecords(settings, 0)
     records.cut_to(0)
     lines: list[dict[str, float]] = []
-    with ServiceConnection(settings, dataset, [7], TrainerState(), Alone()) as link:
+    with ServiceConnection(settings, prompts, TrainerState(), Alone()) as link:
         link.start(weights(0), 0)
         began = time.monotonic()
         for step in itertools.count():
@@ -180,7 +182,7 @@ def train(settings: Settings, seconds: float, processes: list[int]) -> list[dict
             time.sleep(STEP_S)
             link.publish(weights(step + 1), step + 1, batch)
             logprobs = [c.rollout_logprobs for g in batch.groups for c in g.rollout.completions]
-            records.rollouts(step, batch.groups, logprobs)
+            records.rollouts.write(step, batch.groups, logprobs)
             row = metrics_line(batch, {}, step, step + 1, Clock())  # type: ignore[arg-type]
             records.step(row, ledger_line(batch, step))
             if (step + 1) % CHECKPOINT_EVERY == 0:

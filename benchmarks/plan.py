@@ -28,7 +28,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # for `tests`, which is not 
 from scene_data.dataset import open_dataset
 from scene_data.toy.scenes import make_toy
 from services.host.ports import free_port
-from services.images import ImageStore
 from services.redis.client import redis_answers
 from services.redis.server import redis_server_command
 from services.schemas.common import ChatMessage, Sampling, TextPart
@@ -194,13 +193,15 @@ def prompts(folder: Path) -> Callable[[], object]:
     """Makes the prompts of a dataset, one a call."""
     make_toy(folder / "made", num_train=64, num_heldout=2)
     path = folder / "made/train.parquet"
-    settings = Settings.model_validate({"model": {"path": "none"}, "data": {"train": str(path)}})
-    source = PromptSource(settings, open_dataset(str(path)), ImageStore(folder / "images"), 1, [])
+    settings = Settings.model_validate(
+        {"run": {"root": folder}, "model": {"path": "none"}, "data": {"train": str(path)}}
+    )
+    source = PromptSource(settings, open_dataset(str(path)), [])
     positions = iter(range(1 << 30))
 
     def make() -> object:
         position = next(positions)
-        return source.prompt(position, source.read(position), 0)
+        return source.prompt(position, 0)
 
     return make
 

@@ -37,7 +37,6 @@ def run(load: Load, model: Path, steps: int, dtype: str, checkpointing: bool) ->
         [question.sample for question in questions(load)],  # type: ignore[arg-type]
         engine.processor,
         engine.rope_index,
-        image_token_id=engine.image_token_id,
         max_tokens=budget,
         rank=0,
         num_ranks=1,
@@ -217,7 +216,8 @@ def _work(engine: PolicyEngine, batch: StepBatch, budget: int) -> dict[str, floa
     }
     prompts = [len(g.rollout.prompt_token_ids) for g in batch.groups]
     answers = [len(c.token_ids) for g in batch.groups for c in g.rollout.completions]
-    images = sum(g.rollout.prompt_token_ids.count(engine.image_token_id) for g in batch.groups)
+    image = engine.processor.image_token_id
+    images = sum(g.rollout.prompt_token_ids.count(image) for g in batch.groups)
     return {
         **count,
         "image_tokens": images,

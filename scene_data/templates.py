@@ -16,6 +16,7 @@ from scene_graph.boxes import RELATIVE_1, BoxSpace
 from scene_graph.cleaning import TASK_LISTS, Task
 from scene_graph.graph import SceneGraph
 from services.schemas.common import ChatMessage, ImagePart, TextPart
+from services.settings import DataSettings
 
 SHIPPED = ("toy", "open", "closed")
 
@@ -115,6 +116,13 @@ def prompt_messages(
         if task != "det":
             text += _CLOSED_PREDICATES.format(", ".join(names.predicates))
     return [ChatMessage(role="user", content=[ImagePart(), TextPart(text=text)])]
+
+
+def instruction(data: DataSettings, space: BoxSpace) -> list[ChatMessage]:
+    """What a run asks about an image whose boxes are to be written in `space`."""
+    return prompt_messages(
+        data.template, space, data.vocabulary, thinking=data.thinking, task=data.task
+    )
 
 
 def check_instruction(template: str, vocabulary: str | None) -> None:

@@ -36,9 +36,10 @@ from tests.live_servers import registered, serving
 from tests.processes import sgg_process, wait_for, wait_ready
 from trainer.batches.preparation import Prepared, PreparedBatches
 from trainer.checkpoints.checkpoint import TrainerState
+from trainer.collection.prompts import PromptSource
 from trainer.connection import ServiceConnection
 from trainer.types import StepBatch
-from weight_sync.engine import Staged
+from weight_sync.engine import StagedWeights
 
 GROUPS_PER_STEP, GROUP_SIZE = 4, 4
 MAX_TOKENS = 128
@@ -155,7 +156,7 @@ class LoadingEngine(FakeEngine):
         self.num_tokens += sum(len(completion.token_ids) for completion in result.completions)
         return result
 
-    async def load_weights(self, weights: Staged, manifest: WeightManifest) -> None:
+    async def load_weights(self, weights: StagedWeights, manifest: WeightManifest) -> None:
         self._note()
         self._is_paused = True
         await asyncio.sleep(LOAD_S)
@@ -234,9 +235,8 @@ def run(base: Settings, dataset: SceneDataset, regime: Regime) -> Seen:
         for engine in engines:
             stack.enter_context(serving(settings, engine))
         wait_for("the servers", lambda: len(registered(settings)) == regime.num_servers)
-        link = stack.enter_context(
-            ServiceConnection(settings, dataset, [999], TrainerState(), Alone())
-        )
+        prompts = PromptSource(settings, dataset, [999])
+        link = stack.enter_context(ServiceConnection(settings, prompts, TrainerState(), Alone()))
         _instrument(link, watch)
         link.start(_weights(0), 0)
         _time_collector(link, watch)
@@ -321,10 +321,8 @@ def _time_collector(link: ServiceConnection, watch: Stopwatch) -> None:
     """Time a request for rewards, asking for a group, and a group's way to the trainer."""
     assert link._main is not None
     collector = link._main.collector
-    requests = collector._requests
     send, put = collector._scoring._send, collector._arrivals.put
-    read, make, enqueue = requests.prompts.read, requests.prompts.prompt, requests.queue.enqueue
-    begun: dict[int, float] = {}
+    make, enqueue = collector._prompts.prompt, collector._queue.enqueue
     made: dict[str, float] = {}
 
     async def timed_send(groups: Any) -> Any:
@@ -337,14 +335,11 @@ def _time_collector(link: ServiceConnection, watch: Stopwatch) -> None:
         watch.hop_s.append(time.perf_counter() - watch.ended[group.work_id])
         await put(group)
 
-    def timed_read(position: int) -> Any:
-        begun[position] = time.perf_counter()
-        return read(position)
-
-    def timed_make(position: int, source: Any, policy_version: int) -> Any:
-        prompt = make(position, source, policy_version)
-        made[prompt.work_id] = begun.pop(position)
-        return prompt
+    def timed_make(position: int, policy_version: int) -> Any:
+        began = time.perf_counter()
+        prompt, source = make(position, policy_version)
+        made[prompt.work_id] = began
+        return prompt, source
 
     async def timed_enqueue(stream: str, work_id: str, body: bytes) -> None:
         await enqueue(stream, work_id, body)
@@ -354,9 +349,8 @@ def _time_collector(link: ServiceConnection, watch: Stopwatch) -> None:
     for owner, name, timed in (
         (collector._scoring, "_send", timed_send),
         (collector._arrivals, "put", timed_put),
-        (requests.prompts, "read", timed_read),
-        (requests.prompts, "prompt", timed_make),
-        (requests.queue, "enqueue", timed_enqueue),
+        (collector._prompts, "prompt", timed_make),
+        (collector._queue, "enqueue", timed_enqueue),
     ):
         setattr(owner, name, timed)
 

@@ -9,14 +9,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from scene_data.dataset import SceneDataset
 from services.errors import ConflictError, SggError
 from services.http.clients.rollout import RolloutClient
-from services.images import ImageStore
 from services.redis.check import check_redis
 from services.redis.client import connect
 from services.redis.keys import RunKeys
-from services.redis.queue import RedisQueue
 from services.redis.registry import Registry, open_registry
 from services.schemas.weights import RankShare, ServerRecord
 from services.settings import Settings
@@ -24,7 +21,6 @@ from services.waiting import until_available
 from trainer.checkpoints.checkpoint import TrainerState
 from trainer.collection.collector import Collector
 from trainer.collection.cursor import Cursor, CursorState
-from trainer.collection.image_check import ImageCheck
 from trainer.collection.prompts import PromptSource
 from trainer.ranks.group import Ranks
 from trainer.ranks.stop import StopAskedError, StopRequest
@@ -49,42 +45,39 @@ class _Main:
     """Rank 0's collector, publisher and incarnation."""
 
     def __init__(
-        self,
-        settings: Settings,
-        dataset: SceneDataset,
-        suppressed: list[int],
-        state: TrainerState,
-        image_check: ImageCheck | None,
-        stop: StopRequest,
+        self, settings: Settings, prompts: PromptSource, state: TrainerState, stop: StopRequest
     ) -> None:
         """Take a new incarnation: every earlier start is shut out."""
         self._settings = settings
         self.stop = stop
-        self.incarnation = asyncio.run(_next_incarnation(settings, state))
-        images = ImageStore(settings.run.files.images)
-        prompts = PromptSource(settings, dataset, images, self.incarnation, suppressed, image_check)
-        self.collector = Collector(settings, self._make_queue, prompts, Cursor(state.cursor), stop)
+        self.incarnation = prompts.incarnation = asyncio.run(_next_incarnation(settings, state))
+        self.collector = Collector(settings, prompts, Cursor(state.cursor), stop)
         self.publisher = WeightPublisher(settings, self.incarnation)
         self.publisher.note_committed(state.step)
-        self.trained: StepBatch | None = None
+        self._trained: StepBatch | None = None
         """The batch whose version is under way, or was last."""
         self._beside = ThreadPoolExecutor(1, "served")
-        self._sending: Future[None] | None = None
+        self._sending: Future[None]
         """What is done once the version that is under way is served."""
         self._grace_s = SERVERS_GRACE_S
         """Seconds left of `SERVERS_GRACE_S`."""
-
-    def _make_queue(self) -> RedisQueue:
-        return RedisQueue(connect(self._settings.redis), RunKeys(self._settings.run.name))
 
     def send(
         self,
         weights: NamedTensors,
         policy_version: int,
-        then: Callable[[], None],
+        batch: StepBatch | None,
         gather_shares: Callable[[], list[RankShare]],
     ) -> None:
-        """Hand a version over; when it is served, do what comes then. `wait` has the outcome."""
+        """Hand a version over; when it is served, ask for groups. `wait` has the outcome.
+
+        Args:
+            weights: As in `ServiceConnection.start`.
+            policy_version: The version of these weights.
+            batch: What they were trained on; None before the first step of this start.
+            gather_shares: Gets the other ranks' shares.
+        """
+        self._trained = batch
         running = self.publisher.begin(
             weights,
             policy_version,
@@ -94,19 +87,20 @@ class _Main:
 
         def follow() -> None:
             running.result()
-            then()
+            if batch is None:
+                self.collector.start(policy_version)
+            else:
+                self.collector.release(batch, policy_version)
 
         self._sending = self._beside.submit(follow)
 
     def wait(self) -> None:
-        """Until the version that is under way is served; raises what went wrong.
+        """Until the version that `send` handed over is served; raises what went wrong.
 
         Once a stop is asked it waits `SERVERS_GRACE_S` at most and raises nothing: the checkpoint
         matters more.
         """
-        sending, self._sending = self._sending, None
-        if sending is None:
-            return
+        sending = self._sending
         while not sending.done() and self._grace_s > 0:
             futures.wait([sending], timeout=_STOP_LOOK_S)
             self._grace_s -= _STOP_LOOK_S if self.stop.asked else 0
@@ -114,8 +108,8 @@ class _Main:
             sending.result()
         elif not sending.done() or sending.exception() is not None:
             logger.warning("the servers do not have the last version: it stops without them")
-            if self.trained is not None:
-                self.collector.finish(self.trained)
+            if self._trained is not None:
+                self.collector.finish(self._trained)
 
     def close(self) -> None:
         self.publisher.close()
@@ -154,11 +148,9 @@ class ServiceConnection:
     def __init__(
         self,
         settings: Settings,
-        dataset: SceneDataset,
-        suppressed_token_ids: list[int],
+        prompts: PromptSource,
         state: TrainerState,
         ranks: Ranks,
-        image_check: ImageCheck | None = None,
         stop: StopRequest | None = None,
     ) -> None:
         """Connect. Rank 0 takes a new incarnation: every earlier start is shut out."""
@@ -175,9 +167,7 @@ class ServiceConnection:
         self._main: _Main | None = None
 
         def connect_main() -> int:
-            self._main = _Main(
-                settings, dataset, suppressed_token_ids, state, image_check, stop or StopRequest()
-            )
+            self._main = _Main(settings, prompts, state, stop or StopRequest())
             return self._main.incarnation
 
         self.incarnation = ranks.from_main(connect_main, int)
@@ -203,7 +193,7 @@ class ServiceConnection:
             weights: A collective, which every rank exhausts; rank 0 gets tensors, with `ipc` all.
             policy_version: The version of these weights.
         """
-        self._send(weights, policy_version, lambda main: main.collector.start(policy_version))
+        self._send(weights, policy_version)
         self._wait_for_servers()
 
     def look_for_stop(self) -> None:
@@ -223,10 +213,9 @@ class ServiceConnection:
         """
 
         def take(main: _Main) -> StepBatch | None:
-            try:
+            with suppress(StopAskedError):
                 return main.collector.take(policy_version)
-            except StopAskedError:
-                return None
+            return None
 
         batch = self._on_main(take, StepBatch | None, self._batch_ranks)
         if batch is None:
@@ -247,11 +236,7 @@ class ServiceConnection:
         if self._stops():
             self._on_main(lambda main: main.collector.finish(batch))
             return
-        if self._main is not None:
-            self._main.trained = batch
-        self._send(
-            weights, policy_version, lambda main: main.collector.release(batch, policy_version)
-        )
+        self._send(weights, policy_version, batch)
         if not self._beside_training:
             self._wait_for_servers()
 
@@ -285,11 +270,10 @@ class ServiceConnection:
         return self._on_main(lambda main: main.stop.asked, bool)
 
     def _send(
-        self, weights: NamedTensors, policy_version: int, then: Callable[[_Main], None]
+        self, weights: NamedTensors, policy_version: int, batch: StepBatch | None = None
     ) -> None:
         if self._main is not None:
-            main = self._main
-            main.send(weights, policy_version, lambda: then(main), self._gather_shares)
+            self._main.send(weights, policy_version, batch, self._gather_shares)
         elif self._share:
             self._shared = SharedTensors(weights, own_device())
             self._ranks.gather(self._shared.share, RankShare)

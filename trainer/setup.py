@@ -8,11 +8,12 @@ from services.settings import Settings
 from services.settings.checks import log_advice
 from services.telemetry import Tracing
 from trainer.algorithms.weighting import completion_weights
+from trainer.batches.images import ImageCheck
 from trainer.batches.preparation import Preparation, Prepared, PreparedBatches
 from trainer.checkpoints.checkpoint import CheckpointStore, DataOrder, TrainerState
 from trainer.checkpoints.inputs import grpo_inputs
 from trainer.checkpoints.resume import restore
-from trainer.collection.image_check import ImageCheck
+from trainer.collection.prompts import PromptSource
 from trainer.connection import ServiceConnection
 from trainer.policy.engine import PolicyEngine, init_process_group
 from trainer.ranks.group import Ranks, launched_as
@@ -50,11 +51,10 @@ def opened_run(
         )
         now = _step_0(settings, dataset, ranks, guard)
         how = {"resume": resume, "allow_changes": allow_changes}
-        state = restore(checkpoints, engine, ranks, now, **how)
-        check = ImageCheck(engine.processor, engine.image_token_id)
-        with ServiceConnection(
-            settings, dataset, engine.suppressed_token_ids, state, ranks, check, stop
-        ) as connection:
+        state = restore(checkpoints, engine.load_state, ranks, now, **how)
+        check = ImageCheck(engine.processor)
+        prompts = PromptSource(settings, dataset, engine.suppressed_token_ids, check)
+        with ServiceConnection(settings, prompts, state, ranks, stop) as connection:
             if ranks.is_main:
                 guard.take(connection.incarnation)
             else:
@@ -94,7 +94,8 @@ def _joined(settings: Settings, guard: WriteGuard) -> Iterator[tuple[Ranks, Rank
     if rank == 0:
         log_advice(settings)
     limit_s, folder = settings.trainer.wait_timeout_s, settings.run.files.ranks
-    with watched(folder, rank=rank, size=size, limit_s=limit_s, guard=guard) as watch:
+    watch = RankWatch(folder, rank=rank, size=size, limit_s=limit_s, guard=guard)
+    with watched(watch):
         # The watch names a hung rank after twice the limit; a collective by itself only ends.
         init_process_group(3 * limit_s)
         yield Ranks(3 * limit_s), watch
@@ -130,7 +131,6 @@ def _batches(
         dataset,
         engine.processor,
         engine.rope_index,
-        image_token_id=engine.image_token_id,
         max_tokens=trainer.tokens_per_micro_batch,
         rank=ranks.rank,
         num_ranks=ranks.size,

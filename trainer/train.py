@@ -32,9 +32,8 @@ def train(
     Raises:
         SggError: With what to do about it.
     """
-    how = {"resume": resume, "allow_changes": allow_changes}
     evaluation, stop = evaluation or StepEvaluation(), stop or StopRequest()
-    with opened_run(settings, evaluation, stop, **how) as run:
+    with opened_run(settings, evaluation, stop, resume=resume, allow_changes=allow_changes) as run:
         train_steps(run)
         run.finish()
     return run.is_done
@@ -57,7 +56,7 @@ def train_steps(run: TrainingRun) -> None:
                 output = run.engine.train_step(prepared.micro_batches, run.learning_rate(step))
                 learned = run.ranks.combine(output.stats) | prepared.metrics
             with run.phase("record"):
-                run.records.rollouts(step, prepared.groups, output.policy_logprobs)
+                run.records.rollouts.write(step, prepared.groups, output.policy_logprobs)
             if output.skipped:
                 run.skip(step, batch, prepared.groups, output)
                 continue

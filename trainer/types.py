@@ -66,13 +66,11 @@ class StepBatch(Message):
     def after(self, skipped: Sequence["StepBatch"]) -> "StepBatch":
         """This batch, whose step also does away with the groups of those that were skipped."""
         outcomes = [*(batch.outcome for batch in skipped), self.outcome]
-        groups = [group for batch in skipped for group in batch.groups]
-        positions = [position for outcome in outcomes for position in outcome.positions]
-        outcome = Outcome(
-            stale=[name for outcome in outcomes for name in outcome.stale],
-            dead=[name for outcome in outcomes for name in outcome.dead],
-            replaced=[name for outcome in outcomes for name in outcome.replaced],
-            skipped=[group.rollout.group_id for group in groups],
-            positions=[*positions, *(group.position for group in groups)],
-        )
-        return self.model_copy(update={"outcome": outcome})
+        lists = {
+            name: [each for outcome in outcomes for each in getattr(outcome, name)]
+            for name in Outcome.model_fields
+        }
+        for group in (group for batch in skipped for group in batch.groups):
+            lists["skipped"].append(group.rollout.group_id)
+            lists["positions"].append(group.position)
+        return self.model_copy(update={"outcome": Outcome(**lists)})

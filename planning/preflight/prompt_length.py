@@ -6,7 +6,7 @@ from typing import Any
 
 from scene_data.dataset import Sample
 from scene_data.messages import box_space
-from scene_data.templates import prompt_messages
+from scene_data.templates import instruction
 from scene_graph.boxes import smart_resize
 from services.errors import SettingsError
 from services.images import check_fits
@@ -99,11 +99,4 @@ def tokenizer_folder(path: str) -> Path | None:
 
 def row_messages(settings: Settings, sample: Sample) -> list[ChatMessage]:
     """What is asked about a row."""
-    data = settings.data
-    return prompt_messages(
-        data.template,
-        box_space(settings.model, sample),
-        data.vocabulary,
-        thinking=data.thinking,
-        task=data.task,
-    )
+    return instruction(settings.data, box_space(settings.model, sample))

@@ -7,7 +7,7 @@ import torch
 
 from services.errors import EngineError, SettingsError
 from tests.cuda.modules import own_modules
-from trainer.policy.cuda_check import check_cuda
+from trainer.policy.gpu import check_cuda
 
 
 @pytest.mark.parametrize("module", own_modules())

@@ -11,7 +11,7 @@ from services.http.clients.rollout import RolloutClient
 from services.settings import Settings
 from tests.e2e.conftest import ROOT, running_server
 from tests.e2e.oracle import picture, request
-from trainer.policy.cap import cap_memory
+from trainer.policy.gpu import cap_memory
 
 pytestmark = [
     pytest.mark.gpu,

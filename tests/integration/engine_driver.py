@@ -107,7 +107,6 @@ def batches_of(step: int, rank: int, size: int, engine: PolicyEngine) -> list[Mi
         Scenes(),
         engine.processor,
         engine.rope_index,
-        image_token_id=engine.image_token_id,
         max_tokens=60,
         rank=rank,
         num_ranks=size,
@@ -161,7 +160,8 @@ def train(
         assert len(batches) >= 3
         output = engine.train_step(batches, RATE)
         metrics = ranks.combine(output.stats) | {"grad_norm": output.grad_norm}
-        rows.append(metrics | {"first_logprobs": output.policy_logprobs[batches[0].order[0]]})
+        first = sorted(n for batch in batches for n in batch.order).index(batches[0].order[0])
+        rows.append(metrics | {"first_logprobs": output.policy_logprobs[first]})
     return rows
 
 

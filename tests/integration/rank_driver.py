@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from services.errors import InvalidInputError, SggError
 from trainer.ranks.group import Ranks, launched_as
-from trainer.ranks.watch import watched
+from trainer.ranks.watch import RankWatch, watched
 
 FAULTY_STEP = 3
 
@@ -29,7 +29,7 @@ def main(folder: Path, log: Path, port: int, rank: int, limit_s: float, fault: s
 
 def run(folder: Path, limit_s: float, fault: str) -> None:
     rank, size = launched_as()
-    with watched(folder, rank=rank, size=size, limit_s=limit_s) as watch:
+    with watched(RankWatch(folder, rank=rank, size=size, limit_s=limit_s)) as watch:
         dist.init_process_group("gloo")
         ranks = Ranks(3 * limit_s)
         for step in range(FAULTY_STEP + 1):

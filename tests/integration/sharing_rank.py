@@ -13,6 +13,7 @@ from torch import Tensor
 from scene_data.dataset import open_dataset
 from services.settings import load_settings
 from trainer.checkpoints.checkpoint import TrainerState
+from trainer.collection.prompts import PromptSource
 from trainer.connection import ServiceConnection
 from trainer.ranks.group import Ranks, launched_as
 from weight_sync import ipc
@@ -43,8 +44,8 @@ def main(config: Path) -> None:
     settings = load_settings([config])
     make_up_gpu(launched_as()[0])
     dist.init_process_group("gloo")
-    dataset = open_dataset(settings.data.train)
-    with ServiceConnection(settings, dataset, [999], TrainerState(), Ranks(60)) as link:
+    prompts = PromptSource(settings, open_dataset(settings.data.train), [999])
+    with ServiceConnection(settings, prompts, TrainerState(), Ranks(60)) as link:
         link.start(weights(), 0)
     dist.destroy_process_group()
 

@@ -15,6 +15,7 @@ from services.errors import SggError
 from services.settings import load_settings
 from tests.alone import Alone
 from trainer.checkpoints.checkpoint import TrainerState
+from trainer.collection.prompts import PromptSource
 from trainer.connection import ServiceConnection
 
 STOPS_IN = 1
@@ -33,8 +34,8 @@ def run(config: Path, before: str) -> None:
             os.kill(os.getpid(), signal.SIGSTOP)
 
     settings = load_settings(config)
-    dataset = open_dataset(settings.data.train)
-    with ServiceConnection(settings, dataset, [7], TrainerState(), Alone()) as services:
+    prompts = PromptSource(settings, open_dataset(settings.data.train), [7])
+    with ServiceConnection(settings, prompts, TrainerState(), Alone()) as services:
         services.start(weights(0), 0)
         step = 0
         while True:

@@ -42,11 +42,11 @@ from services.settings import Settings, dump_settings
 from tests.alone import Alone
 from tests.conftest import RedisStarter
 from tests.processes import sgg_process, wait_for, wait_ready
+from trainer.batches.images import ImageCheck
 from trainer.checkpoints.checkpoint import TrainerState
 from trainer.collection import collector as collector_module
 from trainer.collection.collector import Collector
 from trainer.collection.cursor import Cursor, CursorState
-from trainer.collection.image_check import ImageCheck
 from trainer.collection.prompts import PromptSource
 from trainer.connection import ServiceConnection
 from trainer.types import StepBatch
@@ -107,12 +107,9 @@ class Run:
         cursor: CursorState | None = None,
         image_check: ImageCheck | None = None,
     ) -> Collector:
-        images = ImageStore(self.settings.run.files.images)
         dataset = open_dataset(self.settings.data.train)
-        prompts = PromptSource(
-            self.settings, dataset, images, incarnation, [PLACEHOLDER], image_check
-        )
-        collector = Collector(self.settings, self.queue, prompts, Cursor(cursor))
+        prompts = PromptSource(self.settings, dataset, [PLACEHOLDER], image_check, incarnation)
+        collector = Collector(self.settings, prompts, Cursor(cursor))
         self.stack.callback(collector.close)
         return collector
 
@@ -379,28 +376,30 @@ class LossyQueue(RedisQueue):
     """Redis does what it is told, but its first three answers are lost on the way."""
 
     lost = 0
+    """Of all queues together."""
 
     async def complete(
         self, lease: Lease, *, result_stream: str | None = None, result: bytes = b""
     ) -> bool:
         done = await super().complete(lease, result_stream=result_stream, result=result)
-        if self.lost < 3:
-            self.lost += 1
+        if LossyQueue.lost < 3:
+            LossyQueue.lost += 1
             raise UnavailableError("the connection broke")
         return done
 
 
-def test_lost_acknowledgement_loses_no_group(make_run: MakeRun) -> None:
+def test_lost_acknowledgement_loses_no_group(
+    make_run: MakeRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = make_run(max_policy_lag=0)
     run.serve_rollout()
-    queue = LossyQueue(connect(run.settings.redis.url), run.keys)
-    run.queue = lambda: queue  # type: ignore[method-assign]
+    monkeypatch.setattr(collector_module, "RedisQueue", LossyQueue)
     collector, publisher = run.collector(), run.publisher()
     publisher.begin(weights(0), 0).result()
     collector.start(0)
     batches = train(run, collector, publisher, range(2))
     assert positions(batches) == [0, 1, 2, 3, 4, 5]
-    assert queue.lost == 3
+    assert LossyQueue.lost == 3
 
 
 def test_servers_that_outlive_redis_data_still_listen(make_run: MakeRun) -> None:
@@ -408,9 +407,8 @@ def test_servers_that_outlive_redis_data_still_listen(make_run: MakeRun) -> None
     run = make_run(max_policy_lag=0)
     run.serve_rollout()
     assert run.publisher(incarnation=7).begin(weights(5), 5).result() == 1
-    with ServiceConnection(
-        run.settings, open_dataset(run.settings.data.train), [PLACEHOLDER], TrainerState(), Alone()
-    ) as services:
+    prompts = PromptSource(run.settings, open_dataset(run.settings.data.train), [PLACEHOLDER])
+    with ServiceConnection(run.settings, prompts, TrainerState(), Alone()) as services:
         services.start(weights(0), 0)
         batch = services.take(0)
     assert {group.rollout.incarnation for group in batch.groups} == {8}
@@ -441,10 +439,8 @@ def test_trainers_that_were_taken_for_dead_are_shut_out(make_run: MakeRun) -> No
     run = make_run(max_policy_lag=0)
     run.serve_rollout()
     taking, *others = [stopped_trainer(run, before) for before in ("take", "publish", "commit")]
-    dataset = open_dataset(run.settings.data.train)
-    with ServiceConnection(
-        run.settings, dataset, [PLACEHOLDER], TrainerState(), Alone()
-    ) as services:
+    prompts = PromptSource(run.settings, open_dataset(run.settings.data.train), [PLACEHOLDER])
+    with ServiceConnection(run.settings, prompts, TrainerState(), Alone()) as services:
         services.start(weights(0), 0)
         batches = []
         for step in range(6):
@@ -622,12 +618,12 @@ def test_unusable_group_is_dead_and_replaced(make_run: MakeRun, fault: dict[str,
 def test_a_prompt_that_does_not_fit_its_image_is_dead(make_run: MakeRun) -> None:
     processor = AutoProcessor.from_pretrained(MODEL)
     run = make_run(max_policy_lag=0)
-    check = ImageCheck(processor, PLACEHOLDER)
+    check, image = ImageCheck(processor), processor.image_token_id
     fits = check.num_tokens(open_dataset(run.settings.data.train)[0].image_bytes)
     collector = run.collector(image_check=check)
     collector.start(0)
-    asyncio.run(answer(run, 1, version=0, prompt_token_ids=[PLACEHOLDER] * (fits - 1)))
-    asyncio.run(answer(run, 3, version=0, prompt_token_ids=[PLACEHOLDER] * fits))
+    asyncio.run(answer(run, 1, version=0, prompt_token_ids=[image] * (fits - 1)))
+    asyncio.run(answer(run, 3, version=0, prompt_token_ids=[image] * fits))
     batch = collector.take(0)
     assert positions([batch]) == [1, 2, 3]
     (letter,) = asyncio.run(_dead(run))

@@ -35,11 +35,12 @@ from trainer.algorithms.stats import Stats
 from trainer.batches.preparation import Prepared, PreparedBatches
 from trainer.checkpoints.checkpoint import CheckpointStore, TrainerState
 from trainer.collection.cursor import CursorState
+from trainer.collection.prompts import PromptSource
 from trainer.connection import ServiceConnection
 from trainer.not_finite import MAX_SKIPPED, NotFiniteError
 from trainer.policy.engine import StepOutput
 from trainer.ranks.stop import StopAskedError, StopRequest
-from trainer.ranks.watch import watched
+from trainer.ranks.watch import RankWatch, watched
 from trainer.records.evaluation import StepEvaluation
 from trainer.records.files import RunRecords
 from trainer.records.phases import PhaseClock
@@ -105,9 +106,9 @@ def linked(
     settings = base.model_copy(update={"run": run, "trainer": trainer})
     with ExitStack() as stack:
         server = wait_registered(stack.enter_context(serving(settings, GatedEngine())))
-        dataset = open_dataset(settings.data.train)
+        prompts = PromptSource(settings, open_dataset(settings.data.train), [PLACEHOLDER])
         link = stack.enter_context(
-            ServiceConnection(settings, dataset, [PLACEHOLDER], TrainerState(), Alone(), stop=stop)
+            ServiceConnection(settings, prompts, TrainerState(), Alone(), stop)
         )
         link.start(weights(0), 0)
         yield link, server
@@ -233,7 +234,7 @@ def one_step(
     settings = base.model_copy(update={"run": run})
     guard = WriteGuard(settings.run.folder)
     engine: Any = SpoiltEngine(num_spoilt, link)
-    with watched(settings.run.folder / "ranks", rank=0, size=1, limit_s=60) as watch:
+    with watched(RankWatch(settings.run.folder / "ranks", rank=0, size=1, limit_s=60)) as watch:
         yield TrainingRun(
             settings=settings,
             ranks=ranks,

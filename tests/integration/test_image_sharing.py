@@ -38,18 +38,15 @@ async def redis(redis_url: str) -> AsyncIterator[Redis]:
 
 
 @pytest.fixture
-async def sharing(tmp_path: Path, redis_url: str, run_keys: RunKeys) -> AsyncIterator[ImageSharing]:
+async def sharing(tmp_path: Path, redis: Redis, run_keys: RunKeys) -> ImageSharing:
     settings = Settings.model_validate(
         {
             "run": {"name": run_keys.prefix.split(":")[1], "root": str(tmp_path)},
             "model": {"path": "none", "box_space": "relative_1000"},
             "data": {"train": "none"},
-            "redis": {"url": redis_url},
         }
     )
-    sharing = ImageSharing(settings)
-    yield sharing
-    await sharing.aclose()
+    return ImageSharing(settings, redis)
 
 
 async def test_only_who_sees_another_store_needs_images_in_redis(

@@ -34,7 +34,7 @@ from tests.prometheus import Prometheus, alert_rules, needs_prometheus, promtool
 from tests.shm_versions import ShmRun
 from tests.unit.trainer.test_metrics_page import MADE_BY_EVALUATION, MADE_BY_THE_ENGINE, learned
 from trainer.batches.micro_batches import plan_metrics, plan_step
-from trainer.ranks.watch import watched
+from trainer.ranks.watch import RankWatch, watched
 from trainer.records.files import RunRecords, ledger_line, metrics_line
 from trainer.records.phases import PhaseClock
 from trainer.records.tracing import SERVICE
@@ -100,7 +100,7 @@ def live_run(
         command("reward") as reward,
         command("rollout") as rollout,
         command("monitor") as monitor,
-        watched(settings.run.folder / "ranks", rank=0, size=1, limit_s=60) as watch,
+        watched(RankWatch(settings.run.folder / "ranks", rank=0, size=1, limit_s=60)) as watch,
     ):
         for service, process in (("reward", reward), ("rollout", rollout), ("monitor", monitor)):
             wait_ready(getattr(settings, service).url, process, folder / f"{service}.log")

@@ -9,10 +9,7 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from scene_data.dataset import open_dataset
 from scene_data.toy.scenes import make_toy
 from services.host.ports import free_port
-from services.images import ImageStore
-from services.redis.client import connect
 from services.redis.keys import RunKeys
-from services.redis.queue import RedisQueue
 from services.settings import Settings, dump_settings
 from services.telemetry import Tracing
 from tests.otlp import Collector as Receiver
@@ -21,7 +18,7 @@ from tests.processes import sgg_process, wait_ready
 from trainer.collection.collector import Collector
 from trainer.collection.cursor import Cursor
 from trainer.collection.prompts import PromptSource
-from trainer.ranks.watch import watched
+from trainer.ranks.watch import RankWatch, watched
 from trainer.records.phases import PhaseClock
 from trainer.records.rollout_files import RolloutFiles, read_rollouts
 from trainer.records.tracing import SERVICE
@@ -48,10 +45,8 @@ def lay_out(folder: Path, keys: RunKeys, redis_url: str, otlp: str) -> Settings:
 
 def take_one_batch(settings: Settings, keys: RunKeys) -> StepBatch:
     dataset = open_dataset(settings.data.train)
-    prompts = PromptSource(settings, dataset, ImageStore(settings.run.files.images), 1, [7])
-    collector = Collector(
-        settings, lambda: RedisQueue(connect(settings.redis), keys), prompts, Cursor(None)
-    )
+    prompts = PromptSource(settings, dataset, [7], incarnation=1)
+    collector = Collector(settings, prompts, Cursor(None))
     collector.start(0)
     try:
         return collector.take(0)
@@ -120,7 +115,7 @@ def test_a_groups_trace_goes_through_all_processes(
 def test_a_step_has_a_span_for_each_phase(tmp_path: Path) -> None:
     with collecting() as receiver:
         tracing = Tracing(SERVICE, receiver.url)
-        with watched(tmp_path, rank=0, size=1, limit_s=60) as watch:
+        with watched(RankWatch(tmp_path, rank=0, size=1, limit_s=60)) as watch:
             clock = PhaseClock(watch, 3, tracing)
             for phase in ("wait", "train"):
                 with clock(phase):
@@ -150,7 +145,7 @@ def test_a_token_for_the_collector_comes_from_opentelemetry_s_own_variable(
 
 def test_without_an_endpoint_nothing_is_traced(tmp_path: Path) -> None:
     tracing = Tracing(SERVICE, None)
-    with watched(tmp_path, rank=0, size=1, limit_s=60) as watch:
+    with watched(RankWatch(tmp_path, rank=0, size=1, limit_s=60)) as watch:
         clock = PhaseClock(watch, 0, tracing)
         with clock("wait"):
             pass

@@ -46,8 +46,8 @@ class Stats:
     Tensors until `read`, so that a GPU is not waited for at every micro batch.
     """
 
-    sums: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    """By name: (sum, count), each []."""
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    """By name: [2] sum and count."""
     maxima: dict[str, Tensor] = field(default_factory=dict)
     """By name: []."""
 
@@ -64,7 +64,7 @@ class Stats:
             if values.shape != mask.shape:
                 mask = mask.any(dim=1, keepdim=True)
             total = values.double().masked_fill(~mask, 0.0).sum()
-            self.sums[name] = (total, mask.sum().double())
+            self.sums[name] = torch.stack([total, mask.sum().double()])
 
     def add_max(self, name: str, values: Tensor, loss_mask: Tensor) -> None:
         """The largest of `values` [N, L] where `loss_mask` is 1."""
@@ -76,10 +76,8 @@ class Stats:
         """All parts together."""
         result = cls()
         for part in parts:
-            for name, (value, count) in part.sums.items():
-                old_value, old_count = result.sums.get(name, (0.0, 0.0))
-                result.sums[name] = (value + old_value, count + old_count)
+            for name, pair in part.sums.items():
+                result.sums[name] = result.sums.get(name, 0.0) + pair
             for name, value in part.maxima.items():
-                old = result.maxima.get(name)
-                result.maxima[name] = value if old is None else torch.maximum(old, value)
+                result.maxima[name] = torch.maximum(result.maxima.get(name, value), value)
         return result

@@ -51,13 +51,8 @@ class MicroBatch:
     """[N, L] share of each token in the step's loss (`algorithms.weighting`)."""
     advantages: Tensor
     """[N]"""
-    order: list[int]
-    """[N] which of the rank's completions each one is, groups in order, completions in order."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens that the model computes on, padding counted."""
-        return int(self.input_ids.numel())
+    order: list[tuple[int, int]]
+    """[N] the place of each one's group in the batch, and its own in the group."""
 
     def to(self, device: torch.device) -> "MicroBatch":
         """A copy on `device`."""
@@ -77,8 +72,6 @@ class PreparedGroup:
     image: ImageFeatures
     positions: Tensor
     """[3, prompt]"""
-    first: int
-    """How many completions the rank's groups before this one have."""
 
 
 def prepare_group(
@@ -88,7 +81,6 @@ def prepare_group(
     rope_index: RopeIndex,
     *,
     image_token_id: int,
-    first: int,
 ) -> PreparedGroup:
     """Check a group against its image and lay out its prompt.
 
@@ -98,7 +90,6 @@ def prepare_group(
         image: The prompt's.
         rope_index: The policy's own.
         image_token_id: The placeholder of one visual token.
-        first: How many completions the rank's groups before this one have.
 
     Raises:
         InvalidInputError: The prompt's placeholders do not match the image's features.
@@ -117,9 +108,7 @@ def prepare_group(
         mm_token_type_ids=is_image.long(),
         image_grid_thw=image.grid.unsqueeze(0),
     )
-    return PreparedGroup(
-        group=group, weights=weights, image=image, positions=positions[:, 0], first=first
-    )
+    return PreparedGroup(group=group, weights=weights, image=image, positions=positions[:, 0])
 
 
 def micro_batch(
@@ -136,7 +125,7 @@ def micro_batch(
     return MicroBatch(
         pixel_values=torch.cat([image.pixels for image in images]),
         image_grid_thw=torch.stack([image.grid for image in images]),
-        order=[groups[row.group].first + i for row in rows for i in row.completions],
+        order=[(row.group, i) for row in rows for i in row.completions],
         **_sequences(rows, groups, pad_token_id),
         **_completions(rows, groups),
     )

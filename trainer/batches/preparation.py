@@ -49,8 +49,6 @@ class Preparation:
     """The policy's."""
     rope_index: RopeIndex
     """The policy's."""
-    image_token_id: int
-    """The placeholder of one visual token."""
     max_tokens: int
     """Most of a micro batch, padding counted."""
     rank: int
@@ -69,7 +67,7 @@ class Preparation:
         start = time.perf_counter()
         plans = plan_step(batch.groups, num_ranks=self.num_ranks, max_tokens=self.max_tokens)
         mine = plans[self.rank]
-        first, groups = 0, {}
+        groups = {}
         for place in mine.groups:
             group = batch.groups[place]
             groups[place] = prepare_group(
@@ -77,10 +75,8 @@ class Preparation:
                 weights[place],
                 image_features(self.dataset[group.index], self.processor),
                 self.rope_index,
-                image_token_id=self.image_token_id,
-                first=first,
+                image_token_id=self.processor.image_token_id,
             )
-            first += len(group.rollout.completions)
         pad = self.processor.tokenizer.pad_token_id
         return Prepared(
             groups=[batch.groups[place] for place in mine.groups],
@@ -89,33 +85,13 @@ class Preparation:
         )
 
 
+@dataclass(slots=True)
 class _Upcoming:
     """A step's batch on its way, in a thread."""
 
-    def __init__(
-        self, step: int, take: Callable[[int], StepBatch], prepare: Callable[[StepBatch], Prepared]
-    ) -> None:
-        self.step = step
-        self.batch: Future[StepBatch] = Future()
-        self.prepared: Future[Prepared] = Future()
-        threading.Thread(
-            # A daemon: when the run ends by an error, nobody waits for groups that will not come.
-            target=self._run,
-            args=(step, take, prepare),
-            name="preparation",
-            daemon=True,
-        ).start()
-
-    def _run(
-        self, step: int, take: Callable[[int], StepBatch], prepare: Callable[[StepBatch], Prepared]
-    ) -> None:
-        try:
-            batch = take(step)
-            self.batch.set_result(batch)
-            self.prepared.set_result(prepare(batch))
-        except BaseException as error:  # noqa: BLE001 - handed to the training loop, which raises it
-            waiting = self.prepared if self.batch.done() else self.batch
-            waiting.set_exception(error)
+    step: int
+    batch: Future[StepBatch] = field(default_factory=Future)
+    prepared: Future[Prepared] = field(default_factory=Future)
 
 
 @dataclass(slots=True)
@@ -135,7 +111,7 @@ class PreparedBatches:
 
     def take_with_advantages(self, step: int) -> StepBatch:
         """The groups of a step, as `take` gives them; steps must follow each other."""
-        self._current = self._next or _Upcoming(step, self.take, self.prepare)
+        self._current = self._next or self._begin(step)
         self._next = None
         return self._current.batch.result()
 
@@ -143,10 +119,26 @@ class PreparedBatches:
         """The taken batch laid out. From here on the next one is on its way."""
         result = self._current.prepared.result()
         if self.ahead and self._current.step + 1 < self.num_steps:
-            self._next = _Upcoming(self._current.step + 1, self.take, self.prepare)
+            self._next = self._begin(self._current.step + 1)
         return result
 
     def close(self) -> None:
         """Wait for the batch that is on its way, if one is; nobody uses it."""
         if self._next is not None:
             self._next.batch.exception()
+
+    def _begin(self, step: int) -> _Upcoming:
+        upcoming = _Upcoming(step)
+        # A daemon: when the run ends by an error, nobody waits for groups that will not come.
+        run = threading.Thread(target=self._run, args=(upcoming,), name="preparation", daemon=True)
+        run.start()
+        return upcoming
+
+    def _run(self, upcoming: _Upcoming) -> None:
+        try:
+            batch = self.take(upcoming.step)
+            upcoming.batch.set_result(batch)
+            upcoming.prepared.set_result(self.prepare(batch))
+        except BaseException as error:  # noqa: BLE001 - handed to the training loop, which raises it
+            waiting = upcoming.prepared if upcoming.batch.done() else upcoming.batch
+            waiting.set_exception(error)

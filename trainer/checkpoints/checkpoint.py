@@ -148,7 +148,8 @@ class CheckpointStore:
     def _finish(self, draft: Path, state: TrainerState) -> None:
         (draft / STATE_FILE).write_text(state.model_dump_json(indent=1))
         write_manifest(draft)
-        _sync_tree(draft)
+        for path in [*draft.rglob("*"), draft]:
+            sync(path)
         try:
             self._guard.check()
         except SupersededError:
@@ -189,8 +190,3 @@ class CheckpointStore:
             shutil.rmtree(doomed, ignore_errors=True)
             folder.rename(doomed)
             shutil.rmtree(doomed)
-
-
-def _sync_tree(folder: Path) -> None:
-    for path in [*folder.rglob("*"), folder]:
-        sync(path)

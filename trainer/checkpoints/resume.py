@@ -1,8 +1,8 @@
 """Where a start of the trainer begins."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 from services.errors import SettingsError
 from trainer.checkpoints.checkpoint import CheckpointStore, TrainerState
@@ -12,16 +12,9 @@ from trainer.ranks.group import Ranks
 logger = logging.getLogger(__name__)
 
 
-class Loads(Protocol):
-    """The part of the engine that a resumed run needs."""
-
-    def load_state(self, folder: Path) -> None:
-        """Weights, optimizer and random state; every rank calls it."""
-
-
 def restore(
     checkpoints: CheckpointStore,
-    engine: Loads,
+    load: Callable[[Path], None],
     ranks: Ranks,
     now: TrainerState,
     *,
@@ -34,7 +27,7 @@ def restore(
 
     Args:
         checkpoints: The run's.
-        engine: Loads weights, optimizer and random state.
+        load: Takes weights, optimizer and random state from a folder; every rank calls it.
         ranks: The trainer's.
         now: Step 0 of the present settings; rank 0's counts.
         resume: Whether to look for a checkpoint at all.
@@ -62,7 +55,7 @@ def restore(
 
     folder, state = ranks.from_main(decide, tuple[Path | None, TrainerState])
     if folder is not None:
-        engine.load_state(folder)
+        load(folder)
         logger.info("resumed from %s", folder)
     return state
 

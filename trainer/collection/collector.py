@@ -31,11 +31,7 @@ from typing import TypeVar
 
 from pydantic import ValidationError
 
-from services.errors import (
-    SupersededError,
-    UnavailableError,
-    WaitTimeoutError,
-)
+from services.errors import SupersededError, UnavailableError, WaitTimeoutError
 from services.loop_thread import LoopThread
 from services.redis.client import connect
 from services.redis.keys import CONSUMER_GROUPS, RunKeys
@@ -77,7 +73,6 @@ class Collector:
 
     Args:
         settings: The run's.
-        make_queue: Called on the collector's own event loop.
         prompts: Makes the prompt of a position.
         cursor: The data order's; only this object touches it while it runs.
         stop: Once it is asked, nothing is waited for or asked for any more.
@@ -86,13 +81,11 @@ class Collector:
     def __init__(
         self,
         settings: Settings,
-        make_queue: Callable[[], RedisQueue],
         prompts: PromptSource,
         cursor: Cursor,
         stop: StopRequest | None = None,
     ) -> None:
         self._settings = settings
-        self._make_queue = make_queue
         self._prompts = prompts
         self._cursor = cursor
         self._stop_request = stop or StopRequest()
@@ -153,14 +146,14 @@ class Collector:
             self._loop.close()
 
     async def _start(self) -> None:
-        self._queue = self._make_queue()
+        self._redis, keys = connect(self._settings.redis), RunKeys(self._settings.run.name)
+        self._queue = RedisQueue(self._redis, keys)
+        self._registry = Registry(self._redis, keys)
         self._scoring = GroupScoring(self._settings)
-        self._sharing = ImageSharing(self._settings)
+        self._sharing = ImageSharing(self._settings, self._redis)
         self._requests = GroupRequests(
             self._queue, self._pool, self._prompts, self._cursor, self._sharing, self._traces
         )
-        self._redis = connect(self._settings.redis)
-        self._registry = Registry(self._redis, RunKeys(self._settings.run.name))
         self._changed = asyncio.Condition()
         self._arrivals: asyncio.Queue[RolloutGroup] = asyncio.Queue()
         await self._persist(self._look)
@@ -176,9 +169,7 @@ class Collector:
         await ended(*self._tasks)
         await asyncio.to_thread(self._traces.close)
         await self._scoring.aclose()
-        await self._sharing.aclose()
         await self._redis.aclose()
-        await self._queue.aclose()
 
     async def _guard(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run a part for ever; whatever ends it ends `take` as well."""

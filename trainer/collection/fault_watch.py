@@ -35,24 +35,19 @@ class FaultWatch:
         self._groups_per_step = groups_per_step
         self._task = task
         self._said: set[str] = set()
-        self._start()
+        self._num_groups = 0
+        self._answers: list[tuple[str | None, str]] = []
+        """Of the groups so far: each one's fault, if it has one, and its text."""
 
     def look(self, group: TrainGroup) -> None:
         """Take up a group; with the last of a step's worth, say what is to be said."""
         self._num_groups += 1
         for completion, reward in zip(group.rollout.completions, group.rewards, strict=True):
-            self._num_answers += 1
-            if fault := self._fault(completion.text, reward):
-                self._counts[fault] += 1
-                self._examples.setdefault(fault, completion.text)
+            self._answers.append((self._fault(completion.text, reward), completion.text))
         if self._num_groups >= self._groups_per_step:
             self._say()
-            self._start()
-
-    def _start(self) -> None:
-        self._num_groups = self._num_answers = 0
-        self._counts: Counter[str] = Counter()
-        self._examples: dict[str, str] = {}
+            self._num_groups = 0
+            self._answers.clear()
 
     def _fault(self, text: str, reward: Reward) -> str | None:
         if reward.status == "ok" and not reward.dropped:
@@ -62,15 +57,15 @@ class FaultWatch:
         return main_fault(text, parsed, self._task)
 
     def _say(self) -> None:
-        for fault, count in self._counts.most_common(1):
-            if 2 * count <= self._num_answers or fault in self._said:
-                continue
-            self._said.add(fault)
-            logger.warning(
-                "%d of %d answers of a step fail for one reason: %s. The first of them: %r. %s",
-                count,
-                self._num_answers,
-                fault,
-                self._examples[fault][:_EXAMPLE_LETTERS],
-                _LONGER if fault == CUT_SHORT else _ANOTHER_FORM,
-            )
+        ((fault, count),) = Counter(fault for fault, _ in self._answers).most_common(1)
+        if fault is None or 2 * count <= len(self._answers) or fault in self._said:
+            return
+        self._said.add(fault)
+        logger.warning(
+            "%d of %d answers of a step fail for one reason: %s. The first of them: %r. %s",
+            count,
+            len(self._answers),
+            fault,
+            dict(reversed(self._answers))[fault][:_EXAMPLE_LETTERS],
+            _LONGER if fault == CUT_SHORT else _ANOTHER_FORM,
+        )

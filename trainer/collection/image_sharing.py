@@ -3,8 +3,9 @@
 import asyncio
 from collections.abc import Sequence
 
+from redis.asyncio import Redis
+
 from services.images import ImageStore
-from services.redis.client import connect
 from services.redis.keys import RunKeys
 from services.redis.registry import Registry
 from services.schemas.common import ImageRef
@@ -15,14 +16,17 @@ class ImageSharing:
     """Puts images into Redis as long as a rollout server does not see the run's image store.
 
     Where all see it this costs nothing: a server's record says which store it sees, by the sign
-    that is left there. Make it on the event loop that uses it.
+    that is left there.
+
+    Args:
+        settings: The run's.
+        redis: Of the event loop that uses this.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self._redis = connect(settings.redis)
+    def __init__(self, settings: Settings, redis: Redis) -> None:
         keys = RunKeys(settings.run.name)
-        self._registry = Registry(self._redis, keys)
-        self._images = ImageStore(settings.run.files.images, self._redis, keys)
+        self._registry = Registry(redis, keys)
+        self._images = ImageStore(settings.run.files.images, redis, keys)
         self._sign: str | None = None
         self._needed = False
         self._held: set[str] = set()
@@ -53,7 +57,3 @@ class ImageSharing:
         await asyncio.to_thread(self._images.remove, gone)
         await self._images.unshare(gone)
         self._held -= gone
-
-    async def aclose(self) -> None:
-        """Give back the connection."""
-        await self._redis.aclose()

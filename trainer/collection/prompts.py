@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from scene_data.dataset import SceneDataset
 from scene_data.messages import box_space
 from scene_data.sampler import EpochSampler, group_id
-from scene_data.templates import prompt_messages
+from scene_data.templates import instruction
 from services.images import ImageStore
 from services.schemas.common import ImageRef, Sampling
 from services.schemas.prompts import PromptGroup
 from services.settings import Settings
 from services.waiting import RoomWait
+from trainer.batches.images import ImageCheck
 from trainer.collection.group_pool import GroupSource
-from trainer.collection.image_check import ImageCheck
 
 
 @dataclass
@@ -22,17 +22,17 @@ class PromptSource:
 
     settings: Settings
     dataset: SceneDataset
-    images: ImageStore
-    """Shared with the rollout servers."""
-    incarnation: int
-    """The number of this start of the trainer."""
     suppressed_token_ids: Sequence[int]
     """Never to be sampled."""
     image_check: ImageCheck | None = None
     """Without it images are not looked into."""
+    incarnation: int = 0
+    """The number of this start of the trainer, once it has one."""
 
     def __post_init__(self) -> None:
-        self._room = RoomWait(self.settings.run.files.images, self.settings.trainer.wait_timeout_s)
+        folder = self.settings.run.files.images  # shared with the rollout servers
+        self._images = ImageStore(folder)
+        self._room = RoomWait(folder, self.settings.trainer.wait_timeout_s)
         self._order = EpochSampler(len(self.dataset), self.settings.run.seed)
 
     def group_id(self, position: int) -> str:
@@ -40,44 +40,31 @@ class PromptSource:
         epoch, index = self._order.at(position)
         return group_id(self.settings.run.name, epoch, index)
 
-    def read(self, position: int) -> GroupSource:
-        """The row of a position.
-
-        Raises:
-            InvalidInputError: Its image cannot be used.
-            TooLargeError: The same.
-        """
-        sample = self.dataset[self._order.at(position)[1]]
-        return GroupSource(
-            sample=sample,
-            box_space=box_space(self.settings.model, sample),
-            num_image_tokens=(
-                self.image_check.num_tokens(sample.image_bytes) if self.image_check else None
-            ),
-        )
-
-    def prompt(self, position: int, source: GroupSource, policy_version: int) -> PromptGroup:
-        """The prompt of a position.
+    def prompt(self, position: int, policy_version: int) -> tuple[PromptGroup, GroupSource]:
+        """The prompt of a position, and the row that it is about.
 
         Args:
             position: In the endless sequence of epochs.
-            source: What `read` gave for the position.
             policy_version: A server with older weights catches up before it samples.
+
+        Raises:
+            InvalidInputError: The row's image cannot be used.
+            TooLargeError: The same.
         """
         epoch, index = self._order.at(position)
-        run, sampling, data = self.settings.run, self.settings.sampling, self.settings.data
-        return PromptGroup(
+        run, sampling = self.settings.run, self.settings.sampling
+        sample, check = self.dataset[index], self.image_check
+        source = GroupSource(
+            sample=sample,
+            box_space=box_space(self.settings.model, sample),
+            num_image_tokens=check.num_tokens(sample.image_bytes) if check else None,
+        )
+        prompt = PromptGroup(
             group_id=self.group_id(position),
             incarnation=self.incarnation,
             epoch=epoch,
             index=index,
-            messages=prompt_messages(
-                data.template,
-                source.box_space,
-                data.vocabulary,
-                thinking=data.thinking,
-                task=data.task,
-            ),
+            messages=instruction(self.settings.data, source.box_space),
             images=[self._put(source)],
             sampling=Sampling(
                 n=self.settings.trainer.group_size,
@@ -89,12 +76,13 @@ class PromptSource:
             ),
             min_policy_version=policy_version,
         )
+        return prompt, source
 
     def restore_image(self, prompt: PromptGroup, source: GroupSource) -> None:
         """Put the image of a prompt into the store again, where it is gone or torn."""
-        if not all(map(self.images.has, prompt.images)):
+        if not all(map(self._images.has, prompt.images)):
             self._put(source)
 
     def _put(self, source: GroupSource) -> ImageRef:
         """Into the store, once there is room."""
-        return self._room.write(lambda: self.images.put(source.sample.image_bytes))
+        return self._room.write(lambda: self._images.put(source.sample.image_bytes))

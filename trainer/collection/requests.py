@@ -9,7 +9,7 @@ from services.redis.keys import prompt_stream
 from services.redis.queue import RedisQueue
 from services.schemas.prompts import PromptGroup
 from trainer.collection.cursor import Cursor
-from trainer.collection.group_pool import GroupPool, GroupSource
+from trainer.collection.group_pool import GroupPool
 from trainer.collection.image_sharing import ImageSharing
 from trainer.collection.prompts import PromptSource
 from trainer.records.tracing import GroupTraces
@@ -44,7 +44,7 @@ class GroupRequests:
                 position = next(self.cursor)
                 try:
                     prompt, source = await asyncio.to_thread(
-                        self._make_prompt, position, self.pool.policy_version
+                        self.prompts.prompt, position, self.pool.policy_version
                     )
                 except (InvalidInputError, TooLargeError) as error:
                     name = self.prompts.group_id(position)
@@ -55,12 +55,8 @@ class GroupRequests:
                 self.pool.add(position, prompt, source)
                 await self._ask(prompt)
 
-    async def ask(self, prompt: PromptGroup) -> None:
-        """Idempotent: the queue knows the work id. A failure is made good by `ask_again`."""
-        async with self.lock:
-            await self._ask(prompt)
-
     async def _ask(self, prompt: PromptGroup) -> None:
+        """Idempotent: the queue knows the work id. A failure is made good by `ask_again`."""
         opened = self.pool.get(prompt.work_id)
         if opened is None or opened.source is None:  # it is dead by now
             return
@@ -77,14 +73,11 @@ class GroupRequests:
         """
         for prompt in self.pool.unanswered():
             if prompt.min_policy_version >= since_version:
-                await self.ask(prompt)
+                async with self.lock:
+                    await self._ask(prompt)
 
     async def drop_images(self) -> None:
         """Keep images of groups that are being sampled, and no others."""
         async with self.lock:  # a new prompt's image comes before the pool knows of it
             asked = self.pool.unanswered()
             await self.sharing.keep_only({i.sha256 for prompt in asked for i in prompt.images})
-
-    def _make_prompt(self, position: int, policy_version: int) -> tuple[PromptGroup, GroupSource]:
-        source = self.prompts.read(position)
-        return self.prompts.prompt(position, source, policy_version), source

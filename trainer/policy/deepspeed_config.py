@@ -124,11 +124,11 @@ def _zero(settings: Settings) -> dict[str, Any]:
 
 
 def _wrong_types(own: Mapping[str, Any]) -> Iterator[str]:
-    names = set(_names(own))
+    named = dict(_named(own))
     for name in _SECTIONS:
-        if name in names and not isinstance(section := _at(own, name), dict):
+        if not isinstance(section := named.get(name, {}), dict):
             yield f"{name} is {json.dumps(section)}: an object is wanted"
-    stage = _at(own, "zero_optimization.stage")
+    stage = named.get("zero_optimization.stage")
     if stage is not None and not is_stage(stage):
         yield f'zero_optimization.stage is {stage!r}: a number from 0 to 3 is wanted, or "auto"'
 
@@ -143,27 +143,19 @@ def _misspelt(own: Mapping[str, Any]) -> Iterator[str]:
 
 def _not_the_users(own: Mapping[str, Any], generated: Mapping[str, Any]) -> Iterator[str]:
     """What is said twice with one value is no contradiction."""
-    ours = {**_OFF, **generated}
-    for name in _names(own):
-        value = _at(own, name)
-        if name in _TRAINERS and value != _at(ours, name):
+    ours = dict(_named({**_OFF, **generated}))
+    for name, value in _named(own):
+        if name in _TRAINERS and value != ours.get(name):
             found = value if not isinstance(value, dict) else value.get("enabled", value)
             yield f'{name} ({found}): remove it, or write "auto"; set {_TRAINERS[name]}'
 
 
-def _at(tree: Mapping[str, Any], name: str) -> Any:
-    """The value of a dotted name; None where there is none."""
-    found: Any = tree
-    for key in name.split("."):
-        found = found.get(key) if isinstance(found, Mapping) else None
-    return found
-
-
-def _names(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def _named(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """All values by their dotted names, objects too."""
     for key, value in tree.items():
-        yield prefix + key
+        yield prefix + key, value
         if isinstance(value, dict):
-            yield from _names(value, f"{prefix}{key}.")
+            yield from _named(value, f"{prefix}{key}.")
 
 
 def _merged(generated: dict[str, Any], own: dict[str, Any], settings: Settings) -> dict[str, Any]:
@@ -181,9 +173,6 @@ def _over(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Two trees in one; `above` wins."""
     result = dict(below)
     for key, value in above.items():
-        old = result.get(key)
-        if isinstance(old, dict) and isinstance(value, dict):
-            result[key] = _over(old, value)
-        else:
-            result[key] = value
+        both = isinstance(below.get(key), dict) and isinstance(value, dict)
+        result[key] = _over(below[key], value) if both else value
     return result

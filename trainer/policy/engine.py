@@ -14,32 +14,25 @@ from transformers.integrations import HfDeepSpeedConfig
 
 from services.errors import SettingsError
 from services.host.environment import environment_value, set_environment
+from services.host.gpu import GIB
 from services.models.families import as_published, save_published
 from services.settings import Settings
-from trainer.algorithms.logprobs import SamplingDistribution
+from trainer.algorithms.logprobs import SamplingDistribution, token_logprobs
 from trainer.algorithms.losses import LossOutput, policy_loss, with_finite_guard
 from trainer.algorithms.stats import Stats
 from trainer.batches.batch import MicroBatch, RopeIndex
 from trainer.policy.adapter import add_adapter, save_adapter
-from trainer.policy.cap import cap_memory
-from trainer.policy.cuda_check import check_cuda
-from trainer.policy.deepspeed_api import (
-    forget_gradients,
-    gathered,
-    init_distributed,
-    initialize,
-)
+from trainer.policy.deepspeed_api import forget_gradients, gathered, init_distributed, initialize
 from trainer.policy.deepspeed_config import deepspeed_config, sharding_config
 from trainer.policy.export import exported, exported_parameters
-from trainer.policy.logprob_model import LogprobModel, LogprobOutput
+from trainer.policy.gpu import cap_memory, check_cuda
+from trainer.policy.logprob_model import LogprobModel, LogprobOutput, Reference
 from trainer.policy.model import load_model, load_processor, placeholder_ids
 from trainer.policy.random_state import load_random_state, save_random_state
-from trainer.policy.reference import Reference
 from trainer.policy.state_layout import check_layout, write_layout
 from trainer.ranks.group import check_num_ranks
 from trainer.ranks.rendezvous import join_ranks
 
-_GIB = 2**30
 _TAG = "deepspeed"
 """The name of DeepSpeed's part of a checkpoint."""
 
@@ -100,7 +93,6 @@ class PolicyEngine:
         self._sharding = HfDeepSpeedConfig(config) if self._sharded else None
         model = load_model(settings)
         self._adapter = add_adapter(model, settings) if settings.lora.rank else None
-        self.image_token_id = int(model.config.image_token_id)
         self._model = model
         trained = [p for p in model.parameters() if p.requires_grad]
         self._engine, self._optimizer = initialize(self._logprob_model(model), config, trained)
@@ -149,15 +141,10 @@ class PolicyEngine:
             logprobs.append((on_host, scored.logprobs.detach()))
         grad_norm = self._optimizer_step()
         stats = Stats.total(output.stats for output in outputs)
-        one = torch.ones((), dtype=torch.float64)
         # A sum over ranks is wanted, and a mean is what becomes of (sum, count): count it once.
         loss = torch.stack([output.loss.detach().double() for output in outputs]).sum()
-        stats.sums["loss"] = (loss * self._world_size, one)
-        return StepOutput(
-            stats=stats,
-            grad_norm=grad_norm,
-            policy_logprobs=_in_order(logprobs),
-        )
+        stats.sums["loss"] = torch.stack([loss * self._world_size, torch.ones_like(loss)])
+        return StepOutput(stats=stats, grad_norm=grad_norm, policy_logprobs=_in_order(logprobs))
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """What a version consists of: copies on this rank's device, in the sampling dtype.
@@ -169,11 +156,8 @@ class PolicyEngine:
 
         A collective: every rank must exhaust it.
         """
-        parameters = exported_parameters(
-            self._model, adapter_only=self._adapter is not None, trainable_only=True
-        )
         shared = self._settings.weights.traits.same_gpu
-        tensors = self._exported(parameters, wanted=self._is_main or shared)
+        tensors = self._exported(trainable_only=True, wanted=self._is_main or shared)
         return ((name, as_published(name, tensor)) for name, tensor in tensors)
 
     def save_state(self, folder: Path) -> None:
@@ -205,10 +189,8 @@ class PolicyEngine:
 
         A collective; rank 0 writes.
         """
-        adapter = self._adapter is not None
-        parameters = exported_parameters(self._model, adapter_only=adapter, trainable_only=False)
-        exported = self._exported(parameters, wanted=self._is_main)
-        tensors = {name: tensor.cpu() for name, tensor in exported}
+        whole = self._exported(trainable_only=False, wanted=self._is_main)
+        tensors = {name: tensor.cpu() for name, tensor in whole}
         if not self._is_main:
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -224,15 +206,17 @@ class PolicyEngine:
         torch.distributed.destroy_process_group()
 
     def _logprob_model(self, model: nn.Module) -> LogprobModel:
-        return LogprobModel(
-            model,
-            SamplingDistribution(
-                temperature=self._settings.sampling.temperature,
-                suppressed=tuple(self.suppressed_token_ids),
-            ),
+        drawn_from = SamplingDistribution(
+            temperature=self._settings.sampling.temperature,
+            suppressed=tuple(self.suppressed_token_ids),
+        )
+        score = partial(
+            token_logprobs,
+            distribution=drawn_from,
             chunk=self._settings.trainer.logprob_chunk,
             float32_logits=self._settings.model.head_dtype == "float32",
         )
+        return LogprobModel(model, score)
 
     def _make_reference(self) -> Reference:
         if self._adapter is not None:
@@ -243,13 +227,13 @@ class PolicyEngine:
         sharded, _ = initialize(model, sharding_config(self._settings))
         return Reference(sharded)
 
-    def _exported(
-        self, parameters: Sequence[tuple[str, nn.Parameter]], *, wanted: bool
-    ) -> Iterator[tuple[str, Tensor]]:
+    def _exported(self, *, trainable_only: bool, wanted: bool) -> Iterator[tuple[str, Tensor]]:
         return exported(
-            parameters,
+            exported_parameters(
+                self._model, adapter_only=self._adapter is not None, trainable_only=trainable_only
+            ),
             gather=partial(gathered, enabled=self._sharded),
-            bucket_bytes=int(self._settings.deepspeed.export_bucket_gib * _GIB),
+            bucket_bytes=int(self._settings.deepspeed.export_bucket_gib * GIB),
             dtype=getattr(torch, self._settings.model.dtype),
             wanted=wanted,
         )
@@ -290,7 +274,7 @@ class PolicyEngine:
 
 
 def _in_order(scored: Sequence[tuple[MicroBatch, Tensor]]) -> list[list[float]]:
-    """[completion][token] of all micro batches; here a GPU is waited for."""
+    """[completion][token] of all micro batches, groups in order; here a GPU is waited for."""
     found = {
         order: row[mask.bool()].tolist()
         for batch, logprobs in scored

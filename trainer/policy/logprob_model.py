@@ -1,13 +1,19 @@
 """The policy as a function from a micro batch to log-probabilities."""
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from services.errors import SettingsError
-from trainer.algorithms.logprobs import SamplingDistribution, token_logprobs
 from trainer.batches.batch import MicroBatch
+
+Score = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""[T, hidden_size] states, the head's weight and [T] tokens to [T] log-probabilities and entropies:
+`algorithms.logprobs.token_logprobs`, in the distribution that the tokens were drawn from."""
 
 
 class LogprobOutput(NamedTuple):
@@ -29,22 +35,13 @@ class LogprobModel(nn.Module):  # type: ignore[misc]
 
     Args:
         model: A Hugging Face image-text-to-text model.
-        distribution: That the tokens were drawn from.
-        chunk: Tokens whose logits exist at the same time.
-        float32_logits: Whether they are float32 with a model of a smaller type.
+        score: What the head gives.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        distribution: SamplingDistribution,
-        *,
-        chunk: int,
-        float32_logits: bool = True,
-    ) -> None:
+    def __init__(self, model: Any, score: Score) -> None:
         super().__init__()
         self.model = model
-        self.head = _Head(model.lm_head, distribution, chunk, float32_logits)
+        self.head = _Head(model.lm_head, score)
 
     def forward(self, batch: MicroBatch) -> LogprobOutput:
         """Score a micro batch that is on the model's device."""
@@ -72,13 +69,7 @@ class _Head(nn.Module):  # type: ignore[misc]
     forward and its backward pass, does so here.
     """
 
-    def __init__(
-        self,
-        layer: nn.Linear,
-        distribution: SamplingDistribution,
-        chunk: int,
-        float32_logits: bool,
-    ) -> None:
+    def __init__(self, layer: nn.Linear, score: Score) -> None:
         super().__init__()
         if hasattr(layer, "base_layer"):
             raise SettingsError(
@@ -86,20 +77,30 @@ class _Head(nn.Module):  # type: ignore[misc]
                 "leave lm_head out"
             )
         self.weight = layer.weight
-        self._distribution = distribution
-        self._chunk = chunk
-        self._float32_logits = float32_logits
+        self._score = score
 
     def forward(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """[T, hidden_size] states and [T] tokens to [T] log-probabilities and entropies."""
-        return token_logprobs(
-            hidden,
-            self.weight,
-            targets,
-            self._distribution,
-            chunk=self._chunk,
-            float32_logits=self._float32_logits,
-        )
+        return self._score(hidden, self.weight, targets)
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What the KL is measured against: the start model, or the policy without its adapter."""
+
+    model: nn.Module
+    """The start model's, frozen; or the policy's own."""
+    without_adapter: Callable[[], AbstractContextManager[Any]] = nullcontext
+    """For the policy's own: opens a span in which its adapter is off."""
+
+    def logprobs(self, batch: MicroBatch) -> Tensor:
+        """ref_logprobs [N, L] of a micro batch on the model's device, without gradient."""
+        was_training = self.model.training
+        self.model.eval()
+        with torch.no_grad(), self.without_adapter():
+            result: Tensor = self.model(batch).logprobs
+        self.model.train(was_training)
+        return result
 
 
 def attention_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:

@@ -98,10 +98,6 @@ class Ranks:
             raise RemoteRankError(f"rank 0 failed: {body[1:].decode()}")
         return result.validate_json(body[1:])
 
-    def agree(self, yes: bool) -> bool:
-        """What rank 0 says, on every rank."""
-        return self.from_main(lambda: yes, bool)
-
     def gather(self, mine: T | None, kind: Any) -> list[T]:
         """Give what the other ranks have to rank 0, in the order of the ranks.
 
@@ -125,8 +121,7 @@ class Ranks:
     def combine(self, stats: Stats) -> dict[str, float]:
         """Means and maxima of a step over all ranks; every rank gives the same names."""
         names, peaks = sorted(stats.sums), sorted(stats.maxima)
-        pairs = [[float(value) for value in stats.sums[name]] for name in names]
-        sums = torch.tensor(pairs, dtype=torch.float64)
+        sums = torch.tensor([stats.sums[name].tolist() for name in names], dtype=torch.float64)
         maxima = torch.tensor([float(stats.maxima[name]) for name in peaks], dtype=torch.float64)
         dist.all_reduce(sums, group=self._group)
         dist.all_reduce(maxima, op=dist.ReduceOp.MAX, group=self._group)

@@ -48,9 +48,8 @@ def _on_one_host(size: int) -> bool:
 
 def _loopback_store(rank: int, size: int, timeout: timedelta) -> dist.TCPStore:
     port = int(environment_value("MASTER_PORT") or 0)
-    descriptor = None
-    if rank == 0:
-        descriptor = socket.create_server((_LOOPBACK, port)).detach()  # the store closes it
+    # The store closes it.
+    descriptor = socket.create_server((_LOOPBACK, port)).detach() if rank == 0 else None
     return dist.TCPStore(
         _LOOPBACK, port, size, rank == 0, timeout=timeout, master_listen_fd=descriptor
     )

@@ -227,16 +227,13 @@ class RankWatch:
 
 
 @contextmanager
-def watched(
-    folder: Path, *, rank: int, size: int, limit_s: float, guard: WriteGuard | None = None
-) -> Iterator[RankWatch]:
+def watched(watch: RankWatch) -> Iterator[RankWatch]:
     """Watch the ranks for the length of a block, and tell them how it ended.
 
     Raises:
         HungRankError: In place of a collective's own error.
         RemoteRankError: The same, where another rank has said why it ended.
     """
-    watch = RankWatch(folder, rank=rank, size=size, limit_s=limit_s, guard=guard)
     watch.start()
     failed: str | None = "it was interrupted"
     try:

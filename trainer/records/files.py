@@ -19,7 +19,7 @@ from services.waiting import RoomWait
 from trainer.records.phases import PhaseClock
 from trainer.records.rollout_files import RolloutFiles
 from trainer.records.trackers import Trackers
-from trainer.types import StepBatch, TrainGroup
+from trainer.types import StepBatch
 from trainer.write_guard import WriteGuard
 
 
@@ -79,64 +79,54 @@ class RunRecords:
         files = settings.run.files
         self._check = (guard or WriteGuard(files.path)).check
         self._room = RoomWait(files.path, settings.trainer.wait_timeout_s)
-        tables = (files.ledger, files.metrics, files.evaluations)
-        self._ledger, self._metrics, self._evaluations = map(StepLines, tables)
-        self._tables = (self._ledger, self._metrics, self._evaluations)
-        self._rollouts = RolloutFiles(
+        tables = [StepLines(file) for file in (files.ledger, files.metrics, files.evaluations)]
+        self._ledger, self._metrics, self._evaluations = tables
+        self._tables = tables if rank == 0 else []
+        self.rollouts = RolloutFiles(
             files.rollouts,
             rank=rank,
             keep=settings.records.keep_rollouts,
             check=self._check,
             timeout_s=settings.trainer.wait_timeout_s,
         )
-        self._trackers = Trackers(settings) if rank == 0 else None
+        """This rank's groups of each step, with everything that its loss is made of."""
+        self._trackers = Trackers(settings, rank)
 
     def cut_to(self, step: int) -> None:
         """Keep what is of steps under `step`, and go on from there; once, before the first."""
         self._check()
-        self._rollouts.cut_to(step)
-        if self._trackers is not None:
-            for table in self._tables:
-                table.cut_to(step)
-            self._trackers.start(step)
+        self.rollouts.cut_to(step)
+        for table in self._tables:
+            table.cut_to(step)
+        self._trackers.start(step)
 
     def step(self, metrics: Mapping[str, Any], ledger: Mapping[str, Any]) -> None:
         """Append one step; rank 0 only."""
         self._check()
         self._room.write(lambda: self._ledger.append(ledger))
         self._room.write(lambda: self._metrics.append(metrics))
-        if self._trackers is not None:
-            self._trackers.log(metrics)
+        self._trackers.log(metrics)
 
     def evaluations(self, rows: Sequence[Mapping[str, Any]], step: int) -> None:
         """Append what has come while `step` trained; rank 0 only has any."""
         for row in rows:
             self._check()
             self._room.write(partial(self._evaluations.append, row))
-            if self._trackers is not None:
-                self._trackers.log_evaluation(row, step)
-
-    def rollouts(
-        self, step: int, groups: Sequence[TrainGroup], policy_logprobs: Sequence[Sequence[float]]
-    ) -> None:
-        """Write this rank's groups of a step with everything that its loss is made of."""
-        self._rollouts.write(step, groups, policy_logprobs)
+            self._trackers.log_evaluation(row, step)
 
     def sync(self) -> None:
         """Have all lines on disk, before a checkpoint counts on them."""
-        if self._trackers is not None:
-            for table in self._tables:
-                table.sync()
+        for table in self._tables:
+            table.sync()
 
     def committed(self, step: int) -> None:
         """A checkpoint after `step` steps is complete: older groups may go."""
         self._check()
-        self._rollouts.committed(step)
+        self.rollouts.committed(step)
 
     def close(self) -> None:
         """Finish the trackers."""
-        if self._trackers is not None:
-            self._trackers.close()
+        self._trackers.close()
 
 
 def step_metrics(batch: StepBatch, policy_version: int) -> dict[str, Any]:

@@ -6,7 +6,7 @@ A tracker is for looking: one that fails in mid-run is told once and left out fr
 import logging
 import secrets
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Protocol
+from typing import Any
 
 from services.settings import Settings, dump_settings
 
@@ -15,38 +15,23 @@ logger = logging.getLogger(__name__)
 _NOT_CURVES = ("step", "num_steps", "time")
 
 
-class Tracker(Protocol):
-    """Where curves are drawn."""
-
-    def start(self, step: int) -> None:
-        """Curves go on at `step`; what is there from `step` on was rolled back."""
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        """Points of one step."""
-
-    def log_evaluation(self, step: int, values: Mapping[str, float], now: int) -> None:
-        """Points of version `step`, which come when step `now` has been logged."""
-
-    def close(self) -> None:
-        """Write what is left."""
-
-
 class Trackers:
-    """Those that `[records]` asks for. Rank 0 has one.
+    """Those that `[records]` asks for; other ranks than 0 have none.
 
     Example: `{"reward_mean": 2.1, "reward_terms": {"edge": 0.2}}` becomes the curves `reward_mean`
     and `reward_terms/edge`.
 
     Args:
         settings: The run's. `check_trackers` has found the packages.
+        rank: This process's.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, rank: int = 0) -> None:
         records = settings.records
-        self._trackers: list[Tracker] = []
-        if records.tensorboard:
+        self._trackers: list[_TensorBoard | _Wandb] = []
+        if records.tensorboard and rank == 0:
             self._trackers.append(_TensorBoard(settings))
-        if records.wandb:
+        if records.wandb and rank == 0:
             self._trackers.append(_Wandb(settings))
 
     def start(self, step: int) -> None:
@@ -67,7 +52,7 @@ class Trackers:
         """Write what is left."""
         self._each(lambda tracker: tracker.close())
 
-    def _each(self, call: Callable[[Tracker], None]) -> None:
+    def _each(self, call: "Callable[[_TensorBoard | _Wandb], None]") -> None:
         for tracker in list(self._trackers):
             try:
                 call(tracker)
@@ -96,20 +81,24 @@ class _TensorBoard:
         self._open = SummaryWriter
 
     def start(self, step: int) -> None:
+        """Curves go on at `step`; what is there from `step` on was rolled back."""
         # purge_step: TensorBoard then hides the rolled-back steps of the earlier files.
         folder = self._settings.run.files.tensorboard
         self._writer = self._open(str(folder), purge_step=step if step else None)
         self._writer.add_text("settings", f"```\n{dump_settings(self._settings)}\n```", step)
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        """Points of one step."""
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
     def log_evaluation(self, step: int, values: Mapping[str, float], now: int) -> None:
+        """Points of version `step`, which come when step `now` has been logged."""
         self.log(step, values)
 
     def close(self) -> None:
+        """Write what is left."""
         self._writer.close()
 
 

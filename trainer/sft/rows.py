@@ -15,11 +15,11 @@ from scene_data.dataset import MAX_BROKEN_ROWS, MAX_BROKEN_SHARE, Sample, SceneD
 from scene_data.messages import box_space
 from scene_data.sampler import EpochSampler
 from scene_data.shuffling import shuffled_graph
-from scene_data.templates import answer_text, prompt_messages
+from scene_data.templates import answer_text, instruction
 from services.errors import InvalidInputError, TooLargeError
 from services.images import decode_image
 from services.settings import Settings
-from trainer.collection.image_check import ImageCheck
+from trainer.batches.images import ImageCheck
 
 logger = logging.getLogger(__name__)
 
@@ -94,12 +94,9 @@ class AnswerRows(Sampler[int]):  # type: ignore[misc]
         sample = self._dataset[index]
         data = self._settings.data
         space = box_space(self._settings.model, sample)
-        messages = prompt_messages(
-            data.template, space, data.vocabulary, thinking=data.thinking, task=data.task
-        )
         return {
             "image": self._picture(sample),
-            "messages": [message.model_dump() for message in messages],
+            "messages": [message.model_dump() for message in instruction(data, space)],
             "answer": answer_text(
                 self._graph(sample, index),
                 space,
@@ -134,34 +131,29 @@ class AnswerCollator:
 
     def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Tensor]:
         """input_ids, attention_mask, mm_token_type_ids, labels [B, S]; the images' patches."""
+        template = self.processor.apply_chat_template
         prompts = self.processor(
-            text=[self._prompt(row["messages"]) for row in rows],
+            text=[template(row["messages"], add_generation_prompt=True) for row in rows],
             images=[row["image"] for row in rows],
         )
         answers = [self._answer(row["answer"]) for row in rows]
-        length = max(len(p) + len(a) for p, a in zip(prompts["input_ids"], answers, strict=True))
+        pairs = list(zip(prompts["input_ids"], answers, strict=True))
         pad = self.processor.tokenizer.pad_token_id
-        input_ids = torch.full((len(rows), length), pad, dtype=torch.long)
-        attention_mask = torch.zeros_like(input_ids)
-        labels = torch.full_like(input_ids, IGNORED)
-        for i, (prompt, answer) in enumerate(zip(prompts["input_ids"], answers, strict=True)):
-            start, end = len(prompt), len(prompt) + len(answer)
-            input_ids[i, :end] = torch.tensor([*prompt, *answer])
-            attention_mask[i, :end] = 1
-            labels[i, start:end] = torch.tensor(answer)
+        input_ids = _padded([[*prompt, *answer] for prompt, answer in pairs], pad)
         return {
             "input_ids": input_ids,
-            "attention_mask": attention_mask,
+            "attention_mask": _padded([[1] * (len(p) + len(a)) for p, a in pairs], 0),
             "mm_token_type_ids": (input_ids == self.processor.image_token_id).long(),
-            "labels": labels,
+            "labels": _padded([[IGNORED] * len(p) + a for p, a in pairs], IGNORED),
             "pixel_values": torch.as_tensor(prompts["pixel_values"]),
             "image_grid_thw": torch.as_tensor(prompts["image_grid_thw"]),
         }
 
-    def _prompt(self, messages: list[dict[str, Any]]) -> str:
-        text: str = self.processor.apply_chat_template(messages, add_generation_prompt=True)
-        return text
-
     def _answer(self, text: str) -> list[int]:
         tokenizer = self.processor.tokenizer
         return [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+
+
+def _padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
+    tensors = [torch.tensor(row) for row in rows]
+    return torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True, padding_value=value)

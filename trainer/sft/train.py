@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from transformers import PrinterCallback, TrainerCallback
 from transformers.integrations.deepspeed import (
@@ -24,9 +25,11 @@ from scene_data.dataset import open_dataset
 from scene_data.templates import check_instruction
 from services.models.families import save_published
 from services.settings import Settings
+from trainer.batches.images import ImageCheck
 from trainer.checkpoints.inputs import Inputs, check_inputs, data_inputs
-from trainer.collection.image_check import ImageCheck
+from trainer.not_finite import MAX_SKIPPED, NotFiniteError
 from trainer.policy.adapter import lora_config
+from trainer.policy.deepspeed_api import forget_gradients
 from trainer.policy.engine import init_process_group
 from trainer.policy.model import load_model, load_processor
 from trainer.ranks.group import Ranks, check_num_ranks
@@ -34,7 +37,6 @@ from trainer.ranks.stop import StopRequest
 from trainer.records.files import StepLines
 from trainer.records.trackers import Trackers
 from trainer.sft.arguments import sft_arguments, sft_total_steps
-from trainer.sft.finite import SkipsNotFinite
 from trainer.sft.rows import AnswerCollator, AnswerRows
 
 logger = logging.getLogger(__name__)
@@ -75,20 +77,19 @@ def run_sft(
         settings.data.train, thinking_column=thinking_column, task=settings.data.task
     )
     processor = load_processor(settings)
-    rows = AnswerRows(dataset, settings, ImageCheck(processor, processor.image_token_id))
+    rows = AnswerRows(dataset, settings, ImageCheck(processor))
     init_process_group(settings.trainer.wait_timeout_s)
     ranks = Ranks(settings.trainer.wait_timeout_s)
     check_num_ranks(settings.trainer, ranks.size)
     total = sft_total_steps(settings, len(rows))
     checkpoints = settings.run.files.checkpoints
     checkpoint = _last_checkpoint(checkpoints) if resume else None
-    inputs = checkpoints / _INPUTS
-    ranks.from_main(
-        lambda: _keep_inputs(
-            inputs, data_inputs(settings, dataset), checkpoint, allow_changes=allow_changes
-        ),
-        None,
-    )
+
+    def keep() -> None:
+        now = data_inputs(settings, dataset)
+        _keep_inputs(checkpoints / _INPUTS, now, checkpoint, allow_changes=allow_changes)
+
+    ranks.from_main(keep, None)
     stop = stop or StopRequest()
     stopping = _StopWhenAsked(stop, ranks)
     trainer = _Trainer(
@@ -98,7 +99,7 @@ def run_sft(
         data_collator=AnswerCollator(processor),
         processing_class=processor,
         peft_config=lora_config(settings.lora) if settings.lora.rank else None,
-        callbacks=[_Epoch(rows), SkipsNotFinite(), stopping],
+        callbacks=[_Epoch(rows), _SkipsNotFinite(), stopping],
     )
     trainer.remove_callback(PrinterCallback)  # prints every log a second time
     if trainer.is_world_process_zero():
@@ -171,13 +172,63 @@ class _StopWhenAsked(TrainerCallback):  # type: ignore[misc]
         """Before the last step."""
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step < state.max_steps and self._ranks.agree(self._stop.asked):
+        asked = self._ranks.from_main(lambda: self._stop.asked, bool)
+        if asked and state.global_step < state.max_steps:
             control.should_save = control.should_training_stop = self.stopped = True
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         if self.stopped:
             self._ranks.barrier()  # each comes here when its own part is written
             self._stop.all_kept(is_done=False)
+
+
+class _SkipsNotFinite(TrainerCallback):  # type: ignore[misc]
+    """Steps whose gradients are not finite change nothing, and end the run where they go on.
+
+    DeepSpeed's own optimizers skip them by themselves; at ZeRO stage 0 in float32 torch's is used,
+    which makes no step where there are no gradients.
+    """
+
+    def __init__(self) -> None:
+        self._in_row = 0
+        self._optimizer: Any = None
+        self._dropped = False
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, optimizer: Any = None, **_: Any
+    ) -> None:
+        """Find DeepSpeed's optimizer below accelerate's."""
+        self._optimizer = optimizer.optimizer
+        if not hasattr(self._optimizer, "overflow"):
+            self._optimizer.register_step_pre_hook(self._drop)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """See the class; the same on every rank.
+
+        Raises:
+            NotFiniteError: It was one too many.
+        """
+        skipped = getattr(self._optimizer, "overflow", self._dropped)
+        self._in_row = self._in_row + 1 if skipped else 0
+        if not skipped:
+            return
+        forget_gradients(self._optimizer)
+        if self._in_row == MAX_SKIPPED:
+            raise NotFiniteError(
+                f"SFT: loss or gradients were not finite in {MAX_SKIPPED} steps in a row, the last "
+                f"of them step {state.global_step}; none of them changed the weights. If those of "
+                "model.path are whole, lower sft.learning_rate and go on with --resume"
+            )
+        if state.is_world_process_zero:
+            logger.warning("step %d is skipped: its gradients are not finite", state.global_step)
+
+    def _drop(self, optimizer: Any, *_: Any) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        grads = [p.grad for p in parameters if p.grad is not None]
+        self._dropped = not math.isfinite(float(torch.nn.utils.get_total_norm(grads)))
+        if self._dropped:
+            for parameter in parameters:
+                parameter.grad = None
 
 
 class _Progress(TrainerCallback):  # type: ignore[misc]

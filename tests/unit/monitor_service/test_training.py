@@ -12,7 +12,7 @@ from monitor_service.training import Training
 from services.run_folder import RunFolder
 from services.settings import Settings
 from services.telemetry import new_registry
-from trainer.ranks.watch import watched
+from trainer.ranks.watch import RankWatch, watched
 from trainer.records.files import StepLines
 
 
@@ -73,7 +73,7 @@ def test_what_rank_0_does(tmp_path: Path) -> None:
     training = Training(RunFolder(tmp_path))
     training.look()
     assert training.beat is None
-    with watched(tmp_path / "ranks", rank=0, size=1, limit_s=60) as watch:
+    with watched(RankWatch(tmp_path / "ranks", rank=0, size=1, limit_s=60)) as watch:
         watch.enter("train", 7)
         training.look()
         assert training.beat is not None

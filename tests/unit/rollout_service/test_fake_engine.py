@@ -14,7 +14,7 @@ from services.schemas.common import ChatMessage, ImagePart, Sampling, TextPart
 from services.schemas.rollouts import Completion
 from services.settings import DataSettings, ModelSettings, Settings
 from tests.shm_versions import ShmRun
-from trainer.collection.image_check import ImageCheck
+from trainer.batches.images import ImageCheck
 from trainer.policy.model import load_processor
 from weight_sync.files import StagedFile, open_plain
 
@@ -108,7 +108,7 @@ async def test_a_trainer_understands_the_models_vocabulary(size: tuple[int, int]
     )
     settings = Settings(model=model, data=DataSettings(train="toy"))
     processor = load_processor(settings)
-    expected = ImageCheck(processor, 6).num_tokens(picture.getvalue())
+    expected = ImageCheck(processor).num_tokens(picture.getvalue())
     assert result.prompt_token_ids.count(6) == expected
     decode = processor.tokenizer.decode
     assert decode(result.prompt_token_ids, skip_special_tokens=True) == "What is there?"

@@ -24,39 +24,34 @@ def features(tokens: int) -> ImageFeatures:
     )
 
 
-def prepared(first: int, *lengths: int, tokens: int = 2) -> PreparedGroup:
+def prepared(*lengths: int, tokens: int = 2) -> PreparedGroup:
     """A prompt `9 7 … 8` and completions whose token is 40 + length."""
     prompt = [9, *[IMAGE] * tokens, 8]
     group = train_group(prompt, [completion([40 + n] * n, -float(n)) for n in lengths])
     return prepare_group(
-        group,
-        [1 / n for n in lengths],
-        features(tokens),
-        count_up,
-        image_token_id=IMAGE,
-        first=first,
+        group, [1 / n for n in lengths], features(tokens), count_up, image_token_id=IMAGE
     )
 
 
 def test_a_row_is_a_prompt_and_its_completions() -> None:
     row = PackedRow(group=0, completions=(0, 1), length=10)
-    batch = micro_batch([row], {0: prepared(0, 2, 4)}, pad_token_id=PAD)
+    batch = micro_batch([row], {0: prepared(2, 4)}, pad_token_id=PAD)
     assert batch.input_ids.tolist() == [[9, 7, 7, 8, 42, 42, 44, 44, 44, 44, 0, 0, 0, 0, 0, 0]]
     assert batch.segments.tolist() == [[0, 0, 0, 0, 1, 1, 2, 2, 2, 2, -1, -1, -1, -1, -1, -1]]
     positions = [0, 1, 2, 3, 4, 5, 4, 5, 6, 7, 0, 0, 0, 0, 0, 0]
     assert batch.position_ids[:, 0].tolist() == [positions] * 3
     assert batch.source.tolist() == [3, 4, 3, 6, 7, 8], "both begin where the prompt ends"
-    assert batch.num_tokens == 16
+    assert batch.input_ids.numel() == 16
 
 
 def test_completions_line_up_with_their_numbers() -> None:
-    groups = {3: prepared(0, 2, 4), 5: prepared(2, 3, 1, tokens=1)}
+    groups = {3: prepared(2, 4), 5: prepared(3, 1, tokens=1)}
     rows = [
         PackedRow(group=3, completions=(0, 1), length=10),
         PackedRow(group=5, completions=(1,), length=4),
     ]
     batch = micro_batch(rows, groups, pad_token_id=PAD)
-    assert batch.order == [0, 1, 3]
+    assert batch.order == [(3, 0), (3, 1), (5, 1)]
     assert batch.targets.tolist() == [[42, 42, 0, 0], [44] * 4, [41, 0, 0, 0]]
     assert batch.loss_mask.sum(1).tolist() == [2, 4, 1]
     assert batch.rollout_logprobs[:, 0].tolist() == [-2, -4, -1]
@@ -71,4 +66,4 @@ def test_completions_line_up_with_their_numbers() -> None:
 def test_prompt_that_does_not_fit_its_image_is_refused() -> None:
     group = train_group([9, IMAGE, 8], [completion([42])])
     with pytest.raises(InvalidInputError, match=r"group g0.*1 image tokens.*makes 2"):
-        prepare_group(group, [1.0], features(2), count_up, image_token_id=IMAGE, first=0)
+        prepare_group(group, [1.0], features(2), count_up, image_token_id=IMAGE)

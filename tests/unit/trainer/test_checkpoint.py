@@ -73,7 +73,7 @@ def start(
 ) -> tuple[TrainerState, list[str]]:
     engine, how = Engine(), {"resume": resume, "allow_changes": allow_changes}
     now = TrainerState(incarnation=guard.latest(), data_order=order, inputs=inputs or {})
-    state = restore(store, engine, Alone(), now, **how)
+    state = restore(store, engine.load_state, Alone(), now, **how)
     return state, engine.loaded
 
 

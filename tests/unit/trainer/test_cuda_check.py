@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from services.errors import SettingsError
-from trainer.policy.cuda_check import check_cuda
+from trainer.policy.gpu import check_cuda
 
 
 def test_a_gpu_that_cannot_be_used_ends_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:

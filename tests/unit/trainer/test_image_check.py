@@ -14,8 +14,7 @@ from scene_graph.graph import SceneGraph
 from services.errors import InvalidInputError
 from services.schemas.rollouts import RolloutGroup
 from tests.tagged_pictures import ORIENTATIONS, noise, tagged
-from trainer.batches.images import image_features
-from trainer.collection.image_check import ImageCheck
+from trainer.batches.images import ImageCheck, image_features
 from trainer.collection.refusals import image_refusal
 
 GOLDEN = Path(__file__).parents[2] / "contract/golden/rollout_group.json"
@@ -35,7 +34,7 @@ def encoded(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize(("width", "height"), [(112, 112), (640, 480), (57, 300)])
 def test_it_counts_what_the_processor_makes(processor: Any, width: int, height: int) -> None:
-    check = ImageCheck(processor, 7)
+    check = ImageCheck(processor)
     image = Image.open(io.BytesIO(encoded(width, height)))
     grid = processor.image_processor(images=[image], return_tensors="pt")["image_grid_thw"][0]
     expected = int(grid.prod()) // processor.image_processor.merge_size**2
@@ -43,7 +42,7 @@ def test_it_counts_what_the_processor_makes(processor: Any, width: int, height: 
 
 
 def test_images_that_would_fail_later_fail_here(processor: Any) -> None:
-    check, whole = ImageCheck(processor, 7), encoded(300, 200)
+    check, whole = ImageCheck(processor), encoded(300, 200)
     assert Image.open(io.BytesIO(whole[: len(whole) // 2])).size == (300, 200), "its head is fine"
     with pytest.raises(InvalidInputError, match="damaged"):
         check.num_tokens(whole[: len(whole) // 2])
@@ -57,7 +56,7 @@ def test_what_takes_too_many_tokens_fails_here() -> None:
     """Against what the processor makes of it: a strip is never thinner than a patch."""
     limits = {"shortest_edge": 3136, "longest_edge": 16 * 28 * 28}
     small = AutoProcessor.from_pretrained(MODEL, size=limits)
-    check = ImageCheck(small, 7)
+    check = ImageCheck(small)
     for width in range(28, 1200, 56):
         num_patches = small.image_processor.get_number_of_image_patches(40, width)
         if num_patches // 4 <= 16:
@@ -74,7 +73,7 @@ def test_tokens_and_patches_of_a_turned_picture_are_the_upright_one_s(
 ) -> None:
     upright = noise(112, 224)
     data, plain = tagged(upright, orientation), tagged(upright, 1)
-    assert ImageCheck(processor, 7).num_tokens(data) == ImageCheck(processor, 7).num_tokens(plain)
+    assert ImageCheck(processor).num_tokens(data) == ImageCheck(processor).num_tokens(plain)
     graph = SceneGraph(objects=(), relationships=())
     features = [
         image_features(

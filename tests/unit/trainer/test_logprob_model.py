@@ -3,6 +3,7 @@
 import copy
 import random
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, get_args
 
 import pytest
@@ -13,7 +14,7 @@ from scene_data.toy.tiny_model import Family, make_tiny_model
 from services.errors import SettingsError
 from services.settings import Settings
 from tests.train_groups import noise_sample, random_group
-from trainer.algorithms.logprobs import SamplingDistribution
+from trainer.algorithms.logprobs import SamplingDistribution, token_logprobs
 from trainer.batches.batch import MicroBatch, PreparedGroup, micro_batch, prepare_group
 from trainer.batches.images import image_features
 from trainer.batches.micro_batches import plan_step
@@ -59,7 +60,6 @@ class Loaded:
                     image,
                     self.model.model.get_rope_index,
                     image_token_id=self.image_id,
-                    first=index * len(lengths),
                 )
             )
         return groups
@@ -73,11 +73,11 @@ class Loaded:
         ]
 
     def scorer(self) -> LogprobModel:
-        return LogprobModel(
-            self.model,
-            SamplingDistribution(temperature=TEMPERATURE, suppressed=tuple(self.suppressed)),
-            chunk=5,
+        drawn_from = SamplingDistribution(
+            temperature=TEMPERATURE, suppressed=tuple(self.suppressed)
         )
+        score = partial(token_logprobs, distribution=drawn_from, chunk=5)
+        return LogprobModel(self.model, score)
 
     def plainly(self, groups: Sequence[PreparedGroup]) -> list[torch.Tensor]:
         """Log-probabilities of each completion: a batch of one row each, padded on the right."""
@@ -129,14 +129,14 @@ def test_logprobs_and_gradients_are_those_of_separate_sequences(
     want_gradients = gradients(loaded.model)
 
     got: dict[int, torch.Tensor] = {}
+    size = len(LENGTHS[0])
     batches = loaded.batches(groups, max_tokens)
     for batch in batches:
         scored = scorer(batch)
-        weight = torch.nn.utils.rnn.pad_sequence(
-            [upstream[n] for n in batch.order], batch_first=True
-        )
+        numbers = [place * size + i for place, i in batch.order]
+        weight = torch.nn.utils.rnn.pad_sequence([upstream[n] for n in numbers], batch_first=True)
         (scored.logprobs * weight).sum().backward()
-        rows = zip(batch.order, scored.logprobs.detach(), batch.loss_mask, strict=True)
+        rows = zip(numbers, scored.logprobs.detach(), batch.loss_mask, strict=True)
         got |= {n: row[mask.bool()] for n, row, mask in rows}
         assert not scored.logprobs[~batch.loss_mask.bool()].any()
     assert len(batches) == {400: 1, 100: 2, 30: 8}[max_tokens]
@@ -160,4 +160,4 @@ def test_an_adapter_on_the_output_layer_is_refused(loaded: Loaded) -> None:
         copy.deepcopy(loaded.model), LoraConfig(r=2, target_modules=["lm_head"])
     ).get_base_model()
     with pytest.raises(SettingsError, match=r"lora\.target_modules.*lm_head"):
-        LogprobModel(adapted, SamplingDistribution(), chunk=5)
+        LogprobModel(adapted, partial(token_logprobs, distribution=SamplingDistribution(), chunk=5))

@@ -85,7 +85,6 @@ def test_ranks_prepare_their_own_groups_and_each_image_once(
             dataset,  # type: ignore[arg-type]
             processor,
             model.model.get_rope_index,
-            image_token_id=int(model.config.image_token_id),
             max_tokens=64,
             rank=rank,
             num_ranks=2,
@@ -95,7 +94,7 @@ def test_ranks_prepare_their_own_groups_and_each_image_once(
     assert sorted(datasets[0].read + datasets[1].read) == [0, 1, 2, 3]
     assert [len(dataset.read) for dataset in datasets] == [2, 2]
     for rank in ranks:
-        found: dict[int, tuple[list[int], float]] = {}
+        found: dict[tuple[int, int], tuple[list[int], float]] = {}
         for micro_batch in rank.micro_batches:
             for n, order in enumerate(micro_batch.order):
                 here = micro_batch.loss_mask[n].bool()
@@ -106,7 +105,7 @@ def test_ranks_prepare_their_own_groups_and_each_image_once(
             for group in rank.groups
             for i, completion in enumerate(group.rollout.completions)
         ]
-        assert [found[n] for n in range(6)] == expected
+        assert [found[order] for order in sorted(found)] == expected
     same = {key: [rank.metrics[key] for rank in ranks] for key in ranks[0].metrics}
     assert all(a == b for key, (a, b) in same.items() if key != "preparation_s")
 

@@ -95,7 +95,7 @@ def test_resume_moves_uncommitted_lines_and_groups_aside(tmp_path: Path) -> None
     records.cut_to(0)
     for step in range(4):
         records.step({"step": step}, {"step": step, "group_ids": [f"g{step}"]})
-        records.rollouts(step, [group(step, [1.0, 2.0])], [[-0.1], [-0.1, -0.2]])
+        records.rollouts.write(step, [group(step, [1.0, 2.0])], [[-0.1], [-0.1, -0.2]])
     with (folder / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 4, "torn')
     records = RunRecords(run, 0)
@@ -108,7 +108,7 @@ def test_resume_moves_uncommitted_lines_and_groups_aside(tmp_path: Path) -> None
     assert rows(aside) == [3]
     records.step({"step": 2}, {"step": 2})
     assert rows(folder / "ledger.jsonl") == [0, 1, 2]
-    records.rollouts(3, [group(3, [1.0, 2.0])], [[-0.1], [-0.1, -0.2]])
+    records.rollouts.write(3, [group(3, [1.0, 2.0])], [[-0.1], [-0.1, -0.2]])
     RunRecords(run, 0).cut_to(2)
     assert rows(aside) == [3], (
         "the last attempt: a run that goes down again and again fills no disk"
@@ -142,7 +142,7 @@ def test_numbers_that_are_not_finite_stay_json(tmp_path: Path) -> None:
     records.cut_to(0)
     row = {"step": 0, "loss": math.nan, "grad_norm": math.inf, "terms": {"edge": -math.inf}}
     records.step(row, {"step": 0})
-    records.rollouts(0, [group(0, [1.0])], [[math.nan]])
+    records.rollouts.write(0, [group(0, [1.0])], [[math.nan]])
     for file in ("metrics.jsonl", "rollouts/step-000000.rank0.jsonl"):
         json.loads((folder / file).read_text(), parse_constant=pytest.fail)
     wanted = {"step": 0, "loss": None, "grad_norm": None, "terms": {"edge": None}}
@@ -162,10 +162,10 @@ def test_a_trainer_that_was_taken_for_dead_writes_nothing(tmp_path: Path) -> Non
     watch.enter("train", 0)
     guards[1].take(2)
     new.cut_to(0)
-    new.rollouts(0, [group(1, [1.0])], [[-0.5]])
+    new.rollouts.write(0, [group(1, [1.0])], [[-0.5]])
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     writes: list[Callable[[], None]] = [
-        lambda: old.rollouts(0, [group(1, [1.0])], [[-9.0]]),
+        lambda: old.rollouts.write(0, [group(1, [1.0])], [[-9.0]]),
         lambda: old.step({"step": 0}, {"step": 0}),
         lambda: old.evaluations([{"step": 0}], 0),
         lambda: old.committed(9),
@@ -188,17 +188,17 @@ def test_other_ranks_write_only_their_groups(tmp_path: Path) -> None:
     run, folder = settings(tmp_path), tmp_path / "run"
     other = RunRecords(run, 1)
     other.cut_to(0)
-    other.rollouts(0, [group(1, [1.0])], [[-0.1]])
+    other.rollouts.write(0, [group(1, [1.0])], [[-0.1]])
     assert not (folder / "metrics.jsonl").exists()
     main = RunRecords(run, 0)
-    main.rollouts(0, [group(0, [1.0])], [[-0.1]])
+    main.rollouts.write(0, [group(0, [1.0])], [[-0.1]])
     main.cut_to(0)
     assert [record.position for record in read_rollouts(folder, 0)] == [1]
 
 
 def test_a_group_is_recorded_whole_and_read_back(tmp_path: Path) -> None:
     records, made = RunRecords(settings(tmp_path), 0), group(7, [1.0, 3.0])
-    records.rollouts(5, [made], [[-0.25], [-0.5, math.nan]])
+    records.rollouts.write(5, [made], [[-0.25], [-0.5, math.nan]])
     (record,) = read_rollouts(tmp_path / "run", 5)
     assert (record.step, record.trace_id) == (5, TRACE)
     assert record.policy_logprobs[0] == [-0.25]
@@ -212,7 +212,7 @@ def test_a_group_is_recorded_whole_and_read_back(tmp_path: Path) -> None:
 def test_old_groups_go_with_the_checkpoint_after_them(tmp_path: Path) -> None:
     records = RunRecords(settings(tmp_path, keep_rollouts=2), 0)
     for step in range(6):
-        records.rollouts(step, [group(step, [1.0])], [[-0.1]])
+        records.rollouts.write(step, [group(step, [1.0])], [[-0.1]])
     assert len(list((tmp_path / "run/rollouts").iterdir())) == 6, "none is committed"
     records.committed(4)
     left = [bool(read_rollouts(tmp_path / "run", step)) for step in range(6)]
@@ -237,7 +237,7 @@ def test_groups_wait_for_room_on_a_full_disk(
     monkeypatch.setattr(Path, "write_text", write_text)
     monkeypatch.setattr(waiting, "PAUSE_S", 0.001)
     records = RunRecords(settings(tmp_path), 0)
-    records.rollouts(0, [group(3, [1.0])], [[-0.1]])
+    records.rollouts.write(0, [group(3, [1.0])], [[-0.1]])
     assert [record.position for record in read_rollouts(tmp_path / "run", 0)] == [3]
 
 

@@ -21,7 +21,7 @@ from services.errors import InvalidInputError, SettingsError
 from services.settings import DataSettings, ModelSettings, Settings
 from services.settings.checks import num_micro_batches
 from tests.tagged_pictures import encoded, noise, png_header, tagged, with_chunk
-from trainer.collection.image_check import ImageCheck
+from trainer.batches.images import ImageCheck
 from trainer.policy.model import load_processor
 from trainer.sft.arguments import sft_total_steps
 from trainer.sft.rows import IGNORED, AnswerCollator, AnswerRows
@@ -187,7 +187,7 @@ def test_what_pillow_raises_costs_the_row(
         row["width"] = row["height"] = None
     path = _write(tmp_path / "x.parquet", rows)
     small = load_processor(_changed(settings, model={"max_pixels": 12544}))
-    check = ImageCheck(small, processor.image_token_id)
+    check = ImageCheck(small)
     table = AnswerRows(open_dataset(path), settings, check).table()
     wanted = answer_text(
         open_dataset(path)[5].graph, RELATIVE_1000, width=56, height=56, task="sgg"

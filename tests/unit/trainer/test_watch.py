@@ -102,7 +102,7 @@ def test_files_of_an_earlier_start_are_not_believed(tmp_path: Path) -> None:
 
 def end(folder: Path, rank: int, error: Exception) -> None:
     """A rank's main thread ends with an error."""
-    with watched(folder, rank=rank, size=2, limit_s=LIMIT_S) as watch:
+    with watched(RankWatch(folder, rank=rank, size=2, limit_s=LIMIT_S)) as watch:
         watch.enter("load", 0)
         raise error
 

@@ -4,7 +4,7 @@ from rollout_service.vllm.gpu_memory import server_memory
 from services.errors import SettingsError
 from services.host.gpu import CONTEXT_GIB
 from services.settings import Settings
-from trainer.policy.cap import rank_fraction
+from trainer.policy.gpu import rank_fraction
 
 GIB = 2**30
 
