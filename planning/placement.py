@@ -76,8 +76,7 @@ def placed(settings: Settings, gpus: Sequence[Gpu]) -> Placement:
 
 def colocated(settings: Settings) -> Settings:
     """The settings of a run whose ranks and servers share GPUs, as all of its parts are to know."""
-    deploy = settings.deploy.model_copy(update={"kind": "colocated"})
-    return settings.model_copy(update={"deploy": deploy})
+    return settings.changed(deploy={"kind": "colocated"})
 
 
 def environment(gpus: GpuSet, *, placement: Placement) -> dict[str, str]:

@@ -90,7 +90,8 @@ def _taken(gpus: list[Gpu], servers: list[ServerRecord]) -> list[CheckResult]:
 
 
 def _memory(settings: Settings, shape: ModelShape, gpus: list[Gpu]) -> CheckResult:
-    needed, smallest = estimate_memory(settings, shape).total, min(g.memory_gib for g in gpus)
+    needed = sum(estimate_memory(settings, shape).values())
+    smallest = min(gpu.memory_gib for gpu in gpus)
     detail = f"a rank needs about {needed:.0f} GiB, and the smallest has {smallest:.0f} GiB"
     if needed <= smallest:
         return CheckResult("GPU memory", "ok", detail)
