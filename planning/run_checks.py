@@ -6,12 +6,7 @@ from planning.preflight.check import CheckResult, check
 from planning.preflight.disk_space import folder_checks
 from planning.preflight.gpus import Gpu, check_gpus, has_cuda_build, visible_gpus
 from planning.preflight.inputs import input_checks
-from planning.preflight.services import (
-    live_servers,
-    num_hosts,
-    secret_checks,
-    service_checks,
-)
+from planning.preflight.services import num_hosts, secret_checks, service_checks
 from planning.shapes import ModelShape, model_shape
 from services.errors import SggError
 from services.schemas.weights import ServerRecord
@@ -22,12 +17,13 @@ def run_checks(settings: Settings) -> list[CheckResult]:
     """Look at each thing that this run needs on this machine."""
     hosts = num_hosts(settings)
     shape = _shape(settings.model.path)
+    services, servers = service_checks(settings)
     return [
         *input_checks(settings),
         *folder_checks(settings, shape, hosts=hosts),
         *secret_checks(settings),
-        *service_checks(settings),
-        *gpu_checks(settings, shape, visible_gpus(), live_servers(settings), one_host=hosts == 1),
+        *services,
+        *gpu_checks(settings, shape, visible_gpus(), servers, one_host=hosts == 1),
     ]
 
 

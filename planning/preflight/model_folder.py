@@ -44,13 +44,7 @@ def folder_problems(path: str) -> list[str]:
         path: `model.path`, a folder here.
     """
     folder = Path(path)
-    checks: tuple[Callable[[Path], Iterator[str]], ...] = (
-        _quantisation,
-        _weights,
-        _processor,
-        _tokenizer,
-        _template,
-    )
+    checks = (_quantisation, _weights, _processor, _tokenizer, _template)
     return [problem for check in checks for problem in _said(check, folder)]
 
 

@@ -21,18 +21,18 @@ from services.settings import Settings
 from services.settings.secrets import read_secret
 
 
-def service_checks(settings: Settings) -> list[CheckResult]:
-    """Check Redis, the reward service and rollout servers; one that is not started is no fault."""
+def service_checks(settings: Settings) -> tuple[list[CheckResult], list[ServerRecord]]:
+    """Check Redis, the reward service and rollout servers; one that is not started is no fault.
+
+    Returns:
+        What was found, and the run's rollout servers; none where Redis does not answer.
+    """
     found, servers = asyncio.run(_redis(settings))
     for name, url in (("reward", settings.reward.url), ("rollout", settings.rollout.url)):
         found.append(_service(name, url))
     known = [server for server in servers if server.url != settings.rollout.url]
-    return [*found, *(_service(f"rollout {server.server_id}", server.url) for server in known)]
-
-
-def live_servers(settings: Settings) -> list[ServerRecord]:
-    """The run's rollout servers; none where Redis does not answer."""
-    return asyncio.run(_redis(settings))[1]
+    found += [_service(f"rollout {server.server_id}", server.url) for server in known]
+    return found, servers
 
 
 def secret_checks(settings: Settings) -> list[CheckResult]:
