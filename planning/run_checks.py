@@ -47,16 +47,13 @@ def gpu_checks(
     if not gpus:
         return [check("GPU", lambda: _no_gpu(settings))]
     found = [CheckResult("GPU", "ok", kinds(gpus))]
-    if settings.model.dtype == "bfloat16" and not all(gpu.has_bfloat16 for gpu in gpus):
-        old = next(gpu for gpu in gpus if not gpu.has_bfloat16)
-        found.append(
-            CheckResult(
-                "bfloat16",
-                "missing",
-                f"{old.name} (capability {old.capability}) cannot compute in it: set model.dtype "
-                "= 'float32', or use GPUs from Ampere on",
-            )
+    old = next((gpu for gpu in gpus if not gpu.has_bfloat16), None)
+    if old is not None and settings.model.dtype == "bfloat16":
+        detail = (
+            f"{old.name} (capability {old.capability}) cannot compute in it: set model.dtype "
+            "= 'float32', or use GPUs from Ampere on"
         )
+        found.append(CheckResult("bfloat16", "missing", detail))
     found += [*_number(settings, gpus, one_host=one_host), *_taken(gpus, servers)]
     if shape is not None and all(gpu.memory_gib for gpu in gpus):
         found.append(_memory(settings, shape, gpus))

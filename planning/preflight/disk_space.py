@@ -45,12 +45,11 @@ def _file_system(folder: Path, hosts: int) -> CheckResult:
     kind = file_system(folder)
     if hosts == 1 or kind in _SHARED:
         return CheckResult("file system", "ok", f"{folder} is on {kind}")
-    return CheckResult(
-        "file system",
-        "warning",
+    detail = (
         f"{folder} is on {kind}, and the run's parts are on {hosts} hosts: set run.root to a "
-        "folder that all of them see, or make sure that this one is",
+        "folder that all of them see, or make sure that this one is"
     )
+    return CheckResult("file system", "warning", detail)
 
 
 def _disk_space(settings: Settings, shape: ModelShape, hosts: int) -> list[CheckResult]:

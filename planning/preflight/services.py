@@ -116,12 +116,11 @@ def _silent(name: str, url: str) -> CheckResult:
     place = urlsplit(url)
     host, port = place.hostname or "", place.port or 80
     if is_of_this_machine(host) and is_listening(port):
-        return CheckResult(
-            name,
-            "missing",
+        detail = (
             f"{holder_of(port)} has the port of {url}, and is not this service: stop it, or choose "
-            "another port",
+            "another port"
         )
+        return CheckResult(name, "missing", detail)
     return CheckResult(name, "info", f"not started: nobody answers at {url}")
 
 
