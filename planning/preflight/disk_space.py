@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from planning.estimate import num_trainable, weight_bytes
@@ -29,16 +30,13 @@ def folder_checks(settings: Settings, shape: ModelShape | None, *, hosts: int) -
         shape: Its model's shape; None where nothing is known of it.
         hosts: Hosts that the run's parts are on, this one counted.
     """
-    found = check("runs folder", lambda: _writable(settings.run.folder))
+    found = check(
+        "runs folder", partial(check_run_folder, settings.run.folder), ok=str(settings.run.folder)
+    )
     if found.state != "ok":
         return [found]
     space = [] if shape is None else _disk_space(settings, shape, hosts)
     return [found, _file_system(settings.run.folder, hosts), *space]
-
-
-def _writable(folder: Path) -> str:
-    check_run_folder(folder)
-    return str(folder)
 
 
 def _file_system(folder: Path, hosts: int) -> CheckResult:

@@ -3,7 +3,6 @@
 import asyncio
 import socket
 from functools import partial
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from planning.preflight.check import CheckResult, check
@@ -44,7 +43,11 @@ def secret_checks(settings: Settings) -> list[CheckResult]:
     }
     files = {name: file for name, (file, _) in tokens.items()}
     files["redis.password_file"] = settings.redis.password_file
-    found = [check(name, partial(_readable, file)) for name, file in files.items() if file]
+    found = [
+        check(name, partial(read_secret, file), ok=str(file))
+        for name, file in files.items()
+        if file
+    ]
     urls = (settings.reward.url, settings.rollout.url)
     beyond = [url for url in urls if not is_loopback(urlsplit(url).hostname or "")]
     unset = [
@@ -122,8 +125,3 @@ def _silent(name: str, url: str) -> CheckResult:
         )
         return CheckResult(name, "missing", detail)
     return CheckResult(name, "info", f"not started: nobody answers at {url}")
-
-
-def _readable(file: Path) -> str:
-    read_secret(file)
-    return str(file)
