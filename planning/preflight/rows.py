@@ -9,8 +9,9 @@ from typing import Literal
 import numpy as np
 
 from planning.preflight.check import CheckResult
-from planning.preflight.prompt_length import PromptLength, row_messages
+from planning.preflight.prompt_length import PromptLength
 from scene_data.dataset import Sample, SceneDataset, is_too_broken, open_dataset
+from scene_data.messages import box_space, image_messages
 from scene_data.reading.refusal import PAGE
 from scene_data.reading.sources import is_hub_name
 from scene_graph.cleaning import Task
@@ -149,7 +150,8 @@ def _prompts(
     """Make the rows' prompts; a model of which nothing is known has a check of its own."""
     try:
         prompts = {
-            place: (sample, row_messages(settings, sample)) for place, sample in samples.items()
+            place: (sample, image_messages(settings.data, box_space(settings.model, sample)))
+            for place, sample in samples.items()
         }
     except (SettingsError, UnavailableError):
         return

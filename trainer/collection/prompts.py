@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scene_data.dataset import SceneDataset
-from scene_data.messages import box_space
+from scene_data.messages import box_space, image_messages
 from scene_data.sampler import EpochSampler, group_id
-from scene_data.templates import prompt_messages
 from services.images import ImageStore
 from services.schemas.common import ImageRef, Sampling
 from services.schemas.prompts import PromptGroup
@@ -65,19 +64,13 @@ class PromptSource:
             policy_version: A server with older weights catches up before it samples.
         """
         epoch, index = self._order.at(position)
-        run, sampling, data = self.settings.run, self.settings.sampling, self.settings.data
+        run, sampling = self.settings.run, self.settings.sampling
         return PromptGroup(
             group_id=self.group_id(position),
             incarnation=self.incarnation,
             epoch=epoch,
             index=index,
-            messages=prompt_messages(
-                data.template,
-                source.box_space,
-                data.vocabulary,
-                thinking=data.thinking,
-                task=data.task,
-            ),
+            messages=image_messages(self.settings.data, source.box_space),
             images=[self._put(source)],
             sampling=Sampling(
                 n=self.settings.trainer.group_size,
