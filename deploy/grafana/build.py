@@ -18,17 +18,6 @@ _COLUMNS = 24
 """The width of Grafana's grid."""
 _SIZES = {"stat": (4, 4), "timeseries": (8, 8), "table": (24, 6)}
 """Width and height by type of panel."""
-_OPTIONS = {
-    "stat": {
-        "reduceOptions": {"calcs": ["lastNotNull"], "fields": "", "values": False},
-        "textMode": "value_and_name",
-    },
-    "timeseries": {
-        "legend": {"displayMode": "list", "placement": "bottom", "showLegend": True},
-        "tooltip": {"mode": "multi", "sort": "desc"},
-    },
-    "table": {"showHeader": True},
-}
 
 
 def build(dashboard: Dashboard) -> dict[str, Any]:
@@ -83,7 +72,7 @@ def _panel(panel: Panel) -> dict[str, Any]:
             "defaults": {"unit": panel.unit, "thresholds": _thresholds(panel)} | custom,
             "overrides": [],
         },
-        "options": _OPTIONS[panel.type],
+        "options": _options(panel),
         "targets": [
             {
                 "refId": chr(ord("A") + i),
@@ -106,6 +95,16 @@ def _thresholds(panel: Panel) -> dict[str, Any]:
         steps = [("red", None), ("green", panel.red_below)]
     listed = [{"color": color, "value": value} for color, value in steps]
     return {"mode": "absolute", "steps": listed}
+
+
+def _options(panel: Panel) -> dict[str, Any]:
+    if panel.type == "timeseries":
+        legend = {"displayMode": "list", "placement": "bottom", "showLegend": True}
+        return {"legend": legend, "tooltip": {"mode": "multi", "sort": "desc"}}
+    if panel.type == "stat":
+        last = {"calcs": ["lastNotNull"], "fields": "", "values": False}
+        return {"reduceOptions": last, "textMode": "value_and_name"}
+    return {"showHeader": True}
 
 
 def _variables() -> list[dict[str, Any]]:
