@@ -20,7 +20,7 @@ def main() -> None:
     print("| model |", " | ".join(f"`{file.stem}`" for file in files), "|")
     print("|---" * (len(files) + 1) + "|")
     for name in KNOWN:
-        needed = [estimate_memory(run, model_shape(name)).total for run in runs]
+        needed = [sum(estimate_memory(run, model_shape(name)).values()) for run in runs]
         print(f"| {name.partition('/')[2]} |", " | ".join(f"{gib:.0f}" for gib in needed), "|")
     print("| of |", " | ".join(f"{run.cluster.gpu_memory_gib:g}" for run in runs), "|")
 

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from planning.preflight.prompt_length import PromptLength, row_messages, tokenizer_folder
+from planning.preflight.prompt_length import PromptLength, tokenizer_folder
 from scene_data.dataset import Sample, SceneDataset, open_dataset
+from scene_data.messages import box_space, image_messages
 from scene_data.reading.sources import is_hub_name
 from scene_data.toy.scenes import NAMES
 from scene_data.vocabulary import load_vocabulary
@@ -158,7 +159,8 @@ def _token_limits(settings: Settings, samples: list[Sample]) -> list[str]:
     try:
         lengths = PromptLength(settings, folder)
         prompt = max(
-            lengths.text_tokens(row_messages(settings, sample)) + lengths.image_tokens(sample)
+            lengths.text_tokens(image_messages(settings.data, box_space(settings.model, sample)))
+            + lengths.image_tokens(sample)
             for sample in samples
         )
     except (SettingsError, InvalidInputError, UnavailableError):  # said in full before the start

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from evaluation.inference.progress import Progress
 from launcher.inference_view import ProgressView, summary
 from launcher.processes import Supervisor
 from launcher.run_parts import service_part
-from launcher.signals import handled, heeded_signals, interrupt
+from launcher.signals import handled, heeded_signals
 from launcher.terminal import Say, open_console, say_on
 from planning.preflight.folders import check_run_folder
 from planning.preflight.gpus import check_gpus
@@ -20,6 +21,7 @@ from scene_data.templates import check_instruction
 from services.errors import SettingsError, SggError, UnauthorizedError, UnavailableError
 from services.host.ports import ReservedPorts
 from services.http.clients.rollout import RolloutClient
+from services.redis.keys import NO_REDIS
 from services.redis.registry import open_registry
 from services.schemas.weights import PolicyInfo
 from services.settings import Settings, dump_settings
@@ -28,8 +30,6 @@ from services.telemetry import setup_logging
 logger = logging.getLogger(__name__)
 
 _POLICY_S = 10.0
-_NO_REDIS = "redis://127.0.0.1:1/0"
-"""Nobody listens there. A server without Redis serves the model that it was started with."""
 
 
 def run_inference(
@@ -77,7 +77,7 @@ def run_inference(
     images = FirstImages(dataset=dataset, name=data, length=num_images)
     progress = Progress(total=num_images)
     with (
-        handled(heeded_signals(), interrupt),
+        handled(heeded_signals(), signal.default_int_handler),
         ReservedPorts() as ports,
         Supervisor(logs, say=say) as supervisor,
     ):
@@ -88,12 +88,8 @@ def run_inference(
         say(f"{num_images} images of {data} through {', '.join(urls)}, into {folder}")
         try:
             with ProgressView(progress, console) as view:
-                supervisor.watch(
-                    lambda: asyncio.run(
-                        infer_into(folder, settings, urls, images, progress, registered=registered)
-                    ),
-                    tick=view.update,
-                )
+                work = infer_into(folder, settings, urls, images, progress, registered=registered)
+                supervisor.watch(work, tick=view.update)
         except KeyboardInterrupt:
             say(
                 f"interrupted with {progress.done} of {num_images} images done: the same command "
@@ -157,12 +153,8 @@ def _start_server(
     """Start a rollout server of `model.path` and wait for it; the settings with its url."""
     if settings.rollout.engine == "vllm":
         check_gpus(1, who="a rollout server")
-    settings = settings.model_copy(
-        update={
-            "run": settings.run.model_copy(update={"root": folder / "logs"}),
-            "redis": settings.redis.model_copy(update={"url": _NO_REDIS}),
-            "rollout": settings.rollout.model_copy(update={"url": url}),
-        }
+    settings = settings.changed(
+        run={"root": folder / "logs"}, redis={"url": NO_REDIS}, rollout={"url": url}
     )
     config = folder / "logs" / "rollout.toml"
     config.write_text(dump_settings(settings))

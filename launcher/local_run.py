@@ -1,16 +1,18 @@
 """`sgg-rl run`: a whole run on this machine; `sgg-rl demo`: with held-out evaluations around it."""
 
+import signal
 import sys
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 
 from launcher.folder import prepare_folder, run_lock
 from launcher.processes import PartDiedError, Supervisor
 from launcher.run_parts import RunParts, run_parts, server_urls, with_free_ports
 from launcher.run_view import plan_lines, summary_table
-from launcher.signals import handled, heeded_signals, interrupt
+from launcher.signals import handled, heeded_signals
 from launcher.table import RunTable
-from launcher.terminal import SafeConsole, open_console, say_on
+from launcher.terminal import SafeConsole, Say, open_console, say_on
 from planning.placement import colocated, place
 from planning.preflight.bare import check_start
 from planning.preflight.folders import check_run_folder
@@ -54,20 +56,20 @@ def run_here(
     placement = place(settings)
     settings = checked(settings)
     if evaluate and settings.data.heldout is None:
-        data = settings.data.model_copy(update={"heldout": settings.data.train})
-        settings = settings.model_copy(update={"data": data})
+        settings = settings.changed(data={"heldout": settings.data.train})
     if placement.shared:
         settings = colocated(settings)
     num_steps = _num_steps(settings)
     console = open_console()
+    say = say_on(console)
     folder = settings.run.files
     with run_lock(folder.path) as lock, ReservedPorts() as ports:
         if resume and folder.finished.exists():
-            say_on(console)(f"{folder.path} is finished: nothing to resume")
+            say(f"{folder.path} is finished: nothing to resume")
             return 0
         moved = prepare_folder(folder, resume=resume)
         if moved:
-            say_on(console)(f"the earlier run of this name is kept in {moved}")
+            say(f"the earlier run of this name is kept in {moved}")
         settings = with_free_ports(settings, ports)
         folder.config.write_text(dump_settings(settings))
         folder.logs.mkdir(exist_ok=True)
@@ -75,50 +77,41 @@ def run_here(
         setup_logging(command, folder.logs / f"{command}.log")  # the terminal is the table's
         urls = server_urls(settings, ports)
         how = ["--resume"] * resume + ["--allow-changes"] * allow_changes
-        parts = run_parts(settings, folder, placement, urls, how)
-        run = _Run(settings, folder, console, urls, num_steps, evaluate=evaluate)
+        parts = run_parts(settings, placement, urls, how)
+        run = _Run(settings, folder, console, say, urls, num_steps, evaluates=evaluate)
         try:
-            with handled(heeded_signals(), interrupt):  # SIGTERM, and a closed terminal, as Ctrl-C
-                run.say("\n".join(plan_lines(settings, folder, placement, urls, num_steps)))
+            # SIGTERM, and a closed terminal, end it as Ctrl-C does.
+            with handled(heeded_signals(), signal.default_int_handler):
+                say("\n".join(plan_lines(settings, placement, urls, num_steps)))
                 run.do(parts, lock)
+            return 0
         except (PartDiedError, WaitTimeoutError) as error:
-            began = resume or run.trains
-            return _ended_early(folder, command, error.message, 1, began=began)
+            why, code = error.message, 1
         except KeyboardInterrupt:
-            began = resume or run.trains
-            return _ended_early(folder, command, "interrupted", 130, began=began)
-    return 0
+            why, code = "interrupted", 130
+        return _ended_early(folder, command, why, code, began=resume or run.trains)
 
 
+@dataclass
 class _Run:
     """The story of a run."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        folder: RunFolder,
-        console: SafeConsole,
-        urls: list[str],
-        num_steps: int,
-        *,
-        evaluate: bool,
-    ) -> None:
-        self.say = say_on(console)
-        self.trains = False
-        """Whether the trainer has been started."""
-        self._num_steps = num_steps
-        self._settings = settings
-        self._folder = folder
-        self._console = console
-        self._urls = urls
-        self._evaluates = evaluate
+    settings: Settings
+    folder: RunFolder
+    console: SafeConsole
+    say: Say
+    urls: list[str]
+    num_steps: int
+    evaluates: bool
+    trains: bool = False
+    """Whether the trainer has been started."""
 
     def do(self, parts: RunParts, lock: int) -> None:
         """Start, train, stop; what was written is said."""
-        folder = self._folder
+        folder = self.folder
         with (
             Supervisor(folder.logs, say=self.say, held_fds=[lock]) as supervisor,
-            RunTable(folder, self._num_steps, supervisor.states, self._console) as table,
+            RunTable(folder, self.num_steps, supervisor.states, self.console) as table,
         ):
             started = time.monotonic()
             names = [part.name for part in (parts.redis, *parts.services)]
@@ -127,7 +120,7 @@ class _Run:
             supervisor.start(*parts.services)
             supervisor.wait_ready(*names, tick=table.update)
             self.say(f"ready after {time.monotonic() - started:.0f} s")
-            self.say(f"training {self._num_steps} steps")
+            self.say(f"training {self.num_steps} steps")
             # Only now: where it shares its GPUs, the servers have taken their part of them.
             self.trains = True
             supervisor.start(parts.trainer)
@@ -141,23 +134,19 @@ class _Run:
         # Imported here: it must not slow down the start of the services.
         from evaluation.of_a_run.heldout import evaluate_heldout, heldout_summary
 
-        if not self._evaluates or "after" in heldout_summary(self._folder):
+        if not self.evaluates or "after" in heldout_summary(self.folder):
             return
         self.say("held-out evaluation after training")
-        supervisor.watch(
-            lambda: evaluate_heldout(
-                self._settings, self._urls, label="after", policy_version=self._num_steps
-            ),
-            tick=table.update,
-        )
+        work = evaluate_heldout(self.settings, self.urls, policy_version=self.num_steps)
+        supervisor.watch(work, tick=table.update)
 
     def _report(self) -> None:
         from evaluation.of_a_run.heldout import heldout_summary
         from evaluation.of_a_run.results import write_run_results
 
-        if self._evaluates:
-            self._console.print(summary_table(heldout_summary(self._folder)))
-        for file in (*write_run_results(self._settings), self._folder.checkpoint):
+        if self.evaluates:
+            self.console.print(summary_table(heldout_summary(self.folder)))
+        for file in (*write_run_results(self.settings), self.folder.checkpoint):
             self.say(f"wrote {file}")
 
 

@@ -8,17 +8,18 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import wait
 from dataclasses import dataclass, field
 from pathlib import Path
-from threading import Event, Thread
-from typing import Literal, Self, TypeVar
+from threading import Event
+from typing import Any, Literal, Self, TypeVar
 
 from launcher import subreaper
 from launcher.signals import handled, heeded_signals
 from services.errors import SggError, WaitTimeoutError
 from services.host.environment import part_environment
+from services.loop_thread import LoopThread
 from services.settings.load import ENV_PREFIX
 
 T = TypeVar("T")
@@ -150,11 +151,10 @@ class Supervisor:
 
     def start(self, *parts: Part) -> None:
         """Start parts that are stopped together, as one stage; `wait_ready` waits for them."""
-        stage: list[_Child] = []
+        stage = [_Child(part) for part in parts]
         self._stages.append(stage)
-        for part in parts:
-            child = self._children[part.name] = _Child(part)
-            stage.append(child)
+        for child in stage:
+            self._children[child.part.name] = child
             self._spawn(child)
 
     def wait_ready(self, *names: str, tick: Callable[[], None] = lambda: None) -> None:
@@ -190,18 +190,18 @@ class Supervisor:
             elif child.state == "adopted":
                 self._check_adopted(child)
 
-    def watch(self, function: Callable[[], T], *, tick: Callable[[], None] = lambda: None) -> T:
-        """The function's result; parts are looked after while it runs in another thread."""
-        future: Future[T] = Future()
-        thread = Thread(target=_fulfil, args=(future, function), daemon=True)
-        thread.start()
-        while thread.is_alive():
+    def watch(self, work: Coroutine[Any, Any, T], *, tick: Callable[[], None]) -> T:
+        """The result of work on another thread; parts are looked after while it goes on."""
+        loop = LoopThread("watched")
+        running = loop.start(work)
+        while not running.done():
             self.check()
             tick()
-            thread.join(_TICK_S)
-        if future.exception():
+            wait([running], timeout=_TICK_S)
+        loop.close()
+        if running.exception():
             self.check()  # a part that died is the better explanation
-        return future.result()
+        return running.result()
 
     def wait_done(self, name: str, *, tick: Callable[[], None] = lambda: None) -> None:
         """Until a part has ended with exit status 0; `check` raises for any other."""
@@ -353,10 +353,3 @@ def _session(pid: int) -> int | None:
         return os.getsid(pid)
     except ProcessLookupError:
         return None
-
-
-def _fulfil(future: "Future[T]", function: Callable[[], T]) -> None:
-    try:
-        future.set_result(function())
-    except BaseException as error:  # noqa: BLE001 - carried to the thread that asked
-        future.set_exception(error)

@@ -10,7 +10,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
@@ -53,9 +53,14 @@ class TableRow:
     """One line of a table."""
 
     name: str
-    recipe: Path
+    recipes: Path
     hardware: Path | None
     runs: Path
+
+    @property
+    def recipe(self) -> Path:
+        """Its own file, or that of the fine-tuning from the same model."""
+        return self.recipes / f"{self.name.replace('-instruct', '-sft')}.toml"
 
     @property
     def kind(self) -> str:
@@ -67,8 +72,7 @@ class TableRow:
         """The fine-tuned row that GRPO goes on from."""
         if self.kind not in _FROM_SFT:
             return None
-        tuned = self.name.removesuffix(self.kind) + "sft"
-        return _row(tuned, self.recipe.parent, self.hardware, self.runs)
+        return replace(self, name=self.name.removesuffix(self.kind) + "sft")
 
     @cached_property
     def settings(self) -> Settings:
@@ -131,7 +135,7 @@ def find_rows(
     fitting = sorted((name for name in names if fnmatchcase(name, pattern)), key=_order)
     if not fitting:
         raise SettingsError(f"--row {pattern}: there are {', '.join(sorted(names, key=_order))}")
-    return [_row(name, recipes, over, runs) for name in fitting]
+    return [TableRow(name=name, recipes=recipes, hardware=over, runs=runs) for name in fitting]
 
 
 def fitting_place(rows: Sequence[TableRow]) -> Place:
@@ -199,11 +203,6 @@ def run_tiny(runs: Path = RUNS, pattern: str = "*") -> int:
     return subprocess.run(["bash", "-v", str(script)], check=False).returncode
 
 
-def _row(name: str, recipes: Path, hardware: Path | None, runs: Path) -> TableRow:
-    recipe = recipes / f"{name.replace('-instruct', '-sft')}.toml"
-    return TableRow(name=name, recipe=recipe, hardware=hardware, runs=runs)
-
-
 def _order(name: str) -> tuple[str, int]:
     family, _, kind = name.rpartition("-")
     return family, _KINDS.index(kind)
@@ -267,7 +266,7 @@ def _infer(row: TableRow) -> str:
 
 
 def _inference_layer(row: TableRow) -> list[str]:
-    over = row.recipe.parent / _INFERENCE
+    over = row.recipes / _INFERENCE
     return ["--config", str(over)] if over.is_file() else []
 
 

@@ -40,21 +40,17 @@ class RunParts:
 
 
 def run_parts(
-    settings: Settings,
-    folder: RunFolder,
-    placement: Placement,
-    urls: list[str],
-    trainer_options: list[str],
+    settings: Settings, placement: Placement, urls: list[str], trainer_options: list[str]
 ) -> RunParts:
     """The processes of a run.
 
     Args:
         settings: The run's settings, as they are in the folder's file.
-        folder: The run's folder.
         placement: The GPUs of each.
         urls: The rollout servers' addresses, as from `server_urls`.
         trainer_options: Options of `sgg-rl train`.
     """
+    folder = settings.run.files
     config = folder.config
     train = sgg_rl("train", config, *trainer_options)
     no_gpu = environment((), placement=placement)
@@ -153,12 +149,10 @@ def with_free_ports(settings: Settings, ports: ReservedPorts) -> Settings:
             parts are started one by one.
     """
     own_address(settings.redis.url)
-    changes = {}
     for name in ("redis", "reward", "rollout"):
-        section = getattr(settings, name)
-        url = _on_free_port(name, section.url, ports)
-        changes[name] = section.model_copy(update={"url": url})
-    return settings.model_copy(update=changes)
+        url = _on_free_port(name, getattr(settings, name).url, ports)
+        settings = settings.changed(**{name: {"url": url}})
+    return settings
 
 
 def server_urls(settings: Settings, ports: ReservedPorts) -> list[str]:

@@ -10,18 +10,16 @@ from launcher.run_parts import server_names
 from planning.placement import GpuSet, Placement, kinds, numbers
 from planning.preflight.gpus import has_cuda_build, visible_gpus
 from services.redis.client import without_password
-from services.run_folder import RunFolder
 from services.settings import Settings
 
 
 def plan_lines(
-    settings: Settings, folder: RunFolder, placement: Placement, urls: list[str], num_steps: int
+    settings: Settings, placement: Placement, urls: list[str], num_steps: int
 ) -> list[str]:
     """The parts, where each is and on which GPUs, before anything starts; for 80 columns.
 
     Args:
         settings: The run's settings, ports resolved.
-        folder: The run's folder.
         placement: The GPUs.
         urls: The rollout servers' addresses.
         num_steps: The run's steps.
@@ -39,7 +37,7 @@ def plan_lines(
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
     return [
         f"run {settings.run.name}: {num_steps} steps of {settings.model.path}",
-        f"folder {folder.path}, logs in {folder.logs}",
+        f"folder {settings.run.folder}, logs in {settings.run.files.logs}",
         *(f"  {a:{widths[0]}}  {b:{widths[1]}}  {c}".rstrip() for a, b, c in rows),
         *_gpu_lines(settings, placement),
     ]

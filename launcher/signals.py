@@ -23,8 +23,3 @@ def handled(numbers: Iterable[signal.Signals], handler: Handler) -> Iterator[Non
 def heeded_signals() -> list[signal.Signals]:
     """The stop signals that this process was not told to ignore, as `nohup` does."""
     return [number for number in _STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-
-
-def interrupt(number: int, frame: FrameType | None) -> None:
-    """End as Ctrl-C does."""
-    raise KeyboardInterrupt

@@ -126,29 +126,15 @@ class RunTable(LiveView):
 
     def _fitting_columns(self) -> dict[str, list[str]]:
         """Those that a terminal has room for; phases give way last, terms of the reward first."""
-        last = self._rows[-1] if self._rows else {}
-        terms = {
-            term: [_number(row.get("reward_terms", {}).get(term)) for row in self._rows]
-            for term in last.get("reward_terms", {})
-        }
-        phases = {
-            f"{phase} s": [_number(row.get("phases_s", {}).get(phase), 1) for row in self._rows]
-            for phase in last.get("phases_s", {})
-        }
-        columns = {
-            "step": [str(row.get("step", -1) + 1) for row in self._rows],
-            "reward": [_number(row.get("reward_mean")) for row in self._rows],
-            **terms,
-            "failed": [_percent(row.get("failure_rate")) for row in self._rows],
-            "lag": [_lag(row) for row in self._rows],
-            "tok/s": [_number(row.get("tokens_per_s"), 0) for row in self._rows],
-            **phases,
-        }
+        last = self._rows[-1] if self._rows else StepRow()
+        terms, phases = list(last.get("reward_terms", {})), list(last.get("phases_s", {}))
+        rows = [_cells(row, terms, phases) for row in self._rows]
+        columns = {name: [row[name] for row in rows] for name in _cells(last, terms, phases)}
         widths = {
             name: max(map(len, (name, *cells))) + _BETWEEN_COLUMNS
             for name, cells in columns.items()
         }
-        for name in (*reversed(terms), *reversed(phases)):
+        for name in (*reversed(terms), *(f"{phase} s" for phase in reversed(phases))):
             if sum(widths[name] for name in columns) <= self._console.width:
                 break
             del columns[name]
@@ -160,6 +146,20 @@ class RunTable(LiveView):
             text.append(f"{name} ", style="bold")
             text.append(f"{state}   ", style=_COLOURS.get(state.split()[0], "red"))
         return text
+
+
+def _cells(row: StepRow, terms: list[str], phases: list[str]) -> dict[str, str]:
+    """A line of the table."""
+    rewards, seconds = row.get("reward_terms", {}), row.get("phases_s", {})
+    return {
+        "step": str(row.get("step", -1) + 1),
+        "reward": _number(row.get("reward_mean")),
+        **{term: _number(rewards.get(term)) for term in terms},
+        "failed": _percent(row.get("failure_rate")),
+        "lag": _lag(row),
+        "tok/s": _number(row.get("tokens_per_s"), 0),
+        **{f"{phase} s": _number(seconds.get(phase), 1) for phase in phases},
+    }
 
 
 def step_line(row: StepRow, num_steps: int | None, left: str | None = None) -> str:

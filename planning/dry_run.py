@@ -58,19 +58,20 @@ def _memory(settings: Settings) -> Iterator[str]:
     except SettingsError:  # refused with its reason, or not reached
         yield f"memory: nothing is known of {settings.model.path} here"
         return
-    found = estimate_memory(settings, shape)
+    parts = estimate_memory(settings, shape)
+    total = sum(parts.values())
     yield f"model: {shape.num_parameters / 1e6:,.1f} million parameters"
     yield "memory of a trainer GPU, at most (GiB):"
-    for name, gib in found.parts.items():
+    for name, gib in parts.items():
         yield f"  {name:<20}{gib:6.1f}"
-    yield f"  {'together':<20}{found.total:6.1f}"
+    yield f"  {'together':<20}{total:6.1f}"
     memory = settings.cluster.gpu_memory_gib
     if memory is None:
         return
-    if found.total > memory:
+    if total > memory:
         raise SettingsError(
-            f"a trainer GPU needs {found.total:.1f} GiB and cluster.gpu_memory_gib is {memory:g} "
-            f"(most of it: {max(found.parts, key=lambda name: found.parts[name])}): raise "
+            f"a trainer GPU needs {total:.1f} GiB and cluster.gpu_memory_gib is {memory:g} "
+            f"(most of it: {max(parts, key=lambda name: parts[name])}): raise "
             "deepspeed.zero_stage or trainer.num_ranks, lower trainer.tokens_per_micro_batch, or "
             "set deepspeed.offload_optimizer"
         )

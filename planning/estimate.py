@@ -5,8 +5,6 @@ batch can make of it. ZeRO's shares are those of ZeRO (arXiv 1910.02054), sectio
 those of a layer with recomputation (arXiv 2205.05198), with grouped queries and a gated MLP.
 """
 
-from dataclasses import dataclass
-
 from planning.shapes import ModelShape
 from services.host.gpu import CONTEXT_GIB, GIB
 from services.settings import Settings
@@ -19,24 +17,15 @@ _BUCKET_PARAMETERS = 5 * 10**8
 """In flight between ranks, both ways: DeepSpeed's default buckets."""
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryEstimate:
-    """GiB of one GPU of the trainer, by what holds it."""
-
-    parts: dict[str, float]
-
-    @property
-    def total(self) -> float:
-        """All parts."""
-        return sum(self.parts.values())
-
-
-def estimate_memory(settings: Settings, shape: ModelShape) -> MemoryEstimate:
+def estimate_memory(settings: Settings, shape: ModelShape) -> dict[str, float]:
     """Estimate the memory of one trainer GPU at its fullest.
 
     Args:
         settings: The run's settings.
         shape: Its model's shape.
+
+    Returns:
+        GiB by what holds them.
     """
     step = {
         "activations": _activations(settings, shape),
@@ -46,7 +35,7 @@ def estimate_memory(settings: Settings, shape: ModelShape) -> MemoryEstimate:
         "head's gradient": _head_gradient(settings, shape),
     }
     # Over `ipc` servers read a whole version on this GPU, between two steps.
-    version = weight_bytes(settings) * num_trainable(settings, shape)
+    version = version_bytes(settings, shape)
     parts = {
         **_model_states(settings, shape),
         **step,
@@ -58,7 +47,7 @@ def estimate_memory(settings: Settings, shape: ModelShape) -> MemoryEstimate:
     memory = settings.cluster.gpu_memory_gib
     if settings.shares_gpus and memory is not None:
         gib["rollout server"] = settings.rollout.gpu_memory_utilization * memory
-    return MemoryEstimate(gib)
+    return gib
 
 
 def _head_gradient(settings: Settings, shape: ModelShape) -> float:
@@ -105,6 +94,11 @@ def _model_states(settings: Settings, shape: ModelShape) -> dict[str, float]:
 def weight_bytes(settings: Settings) -> int:
     """Bytes of a weight."""
     return 2 if settings.model.dtype == "bfloat16" else 4
+
+
+def version_bytes(settings: Settings, shape: ModelShape) -> int:
+    """Bytes of what is sent to a server."""
+    return weight_bytes(settings) * num_trainable(settings, shape)
 
 
 def _row_tokens(settings: Settings) -> int:

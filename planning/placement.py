@@ -4,9 +4,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from planning.preflight.gpus import Gpu, check_gpus, gpus_are_wanted, visible_gpus
+from planning.preflight.gpus import Gpu, check_gpus, gpus_are_wanted, seen_where, visible_gpus
 from services.errors import SettingsError
-from services.host.environment import environment_value
 from services.settings import Settings
 from services.settings.checks import check_ipc_servers, check_shared_gpus, check_shared_transport
 
@@ -76,8 +75,7 @@ def placed(settings: Settings, gpus: Sequence[Gpu]) -> Placement:
 
 def colocated(settings: Settings) -> Settings:
     """The settings of a run whose ranks and servers share GPUs, as all of its parts are to know."""
-    deploy = settings.deploy.model_copy(update={"kind": "colocated"})
-    return settings.model_copy(update={"deploy": deploy})
+    return settings.changed(deploy={"kind": "colocated"})
 
 
 def environment(gpus: GpuSet, *, placement: Placement) -> dict[str, str]:
@@ -107,13 +105,11 @@ def kinds(gpus: Sequence[Gpu]) -> str:
 
 
 def _too_few(settings: Settings, found: int, needed: int, *, shared: bool) -> str:
-    visible = environment_value("CUDA_VISIBLE_DEVICES")
-    limit = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible})"
     remedy = "set them lower"
     if not shared:
         remedy += ", or weights.transport = 'ipc', with which a rank and a server share each GPU"
     return (
         f"trainer.num_ranks = {settings.trainer.num_ranks} and cluster.num_rollout_servers = "
-        f"{settings.cluster.num_rollout_servers} need {needed} GPUs, and {found} can be seen here"
-        f"{limit}: {remedy}"
+        f"{settings.cluster.num_rollout_servers} need {needed} GPUs, and {found} can be seen "
+        f"{seen_where()}: {remedy}"
     )

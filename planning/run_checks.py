@@ -6,12 +6,7 @@ from planning.preflight.check import CheckResult, check
 from planning.preflight.disk_space import folder_checks
 from planning.preflight.gpus import Gpu, check_gpus, has_cuda_build, visible_gpus
 from planning.preflight.inputs import input_checks
-from planning.preflight.services import (
-    live_servers,
-    num_hosts,
-    secret_checks,
-    service_checks,
-)
+from planning.preflight.services import num_hosts, secret_checks, service_checks
 from planning.shapes import ModelShape, model_shape
 from services.errors import SggError
 from services.schemas.weights import ServerRecord
@@ -22,12 +17,13 @@ def run_checks(settings: Settings) -> list[CheckResult]:
     """Look at each thing that this run needs on this machine."""
     hosts = num_hosts(settings)
     shape = _shape(settings.model.path)
+    services, servers = service_checks(settings)
     return [
         *input_checks(settings),
         *folder_checks(settings, shape, hosts=hosts),
         *secret_checks(settings),
-        *service_checks(settings),
-        *gpu_checks(settings, shape, visible_gpus(), live_servers(settings), one_host=hosts == 1),
+        *services,
+        *gpu_checks(settings, shape, visible_gpus(), servers, one_host=hosts == 1),
     ]
 
 
@@ -51,16 +47,13 @@ def gpu_checks(
     if not gpus:
         return [check("GPU", lambda: _no_gpu(settings))]
     found = [CheckResult("GPU", "ok", kinds(gpus))]
-    if settings.model.dtype == "bfloat16" and not all(gpu.has_bfloat16 for gpu in gpus):
-        old = next(gpu for gpu in gpus if not gpu.has_bfloat16)
-        found.append(
-            CheckResult(
-                "bfloat16",
-                "missing",
-                f"{old.name} (capability {old.capability}) cannot compute in it: set model.dtype "
-                "= 'float32', or use GPUs from Ampere on",
-            )
+    old = next((gpu for gpu in gpus if not gpu.has_bfloat16), None)
+    if old is not None and settings.model.dtype == "bfloat16":
+        detail = (
+            f"{old.name} (capability {old.capability}) cannot compute in it: set model.dtype "
+            "= 'float32', or use GPUs from Ampere on"
         )
+        found.append(CheckResult("bfloat16", "missing", detail))
     found += [*_number(settings, gpus, one_host=one_host), *_taken(gpus, servers)]
     if shape is not None and all(gpu.memory_gib for gpu in gpus):
         found.append(_memory(settings, shape, gpus))
@@ -90,7 +83,8 @@ def _taken(gpus: list[Gpu], servers: list[ServerRecord]) -> list[CheckResult]:
 
 
 def _memory(settings: Settings, shape: ModelShape, gpus: list[Gpu]) -> CheckResult:
-    needed, smallest = estimate_memory(settings, shape).total, min(g.memory_gib for g in gpus)
+    needed = sum(estimate_memory(settings, shape).values())
+    smallest = min(gpu.memory_gib for gpu in gpus)
     detail = f"a rank needs about {needed:.0f} GiB, and the smallest has {smallest:.0f} GiB"
     if needed <= smallest:
         return CheckResult("GPU memory", "ok", detail)

@@ -35,44 +35,36 @@ _TEXT_7B = _qwen2(3584, 18944, 28, 28, 4, 152064)
 _VISION_2 = {"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "patch_size": 14}
 _VISION_2_5 = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16}
 
-_VISION_3_SMALL = {
-    "depth": 24,
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_heads": 16,
-    "deepstack_visual_indexes": [5, 11, 17],
-}
-_VISION_3 = {
-    "depth": 27,
-    "hidden_size": 1152,
-    "intermediate_size": 4304,
-    "num_heads": 16,
-    "deepstack_visual_indexes": [8, 16, 24],
-}
+
+def _vision_3(hidden: int, inner: int, layers: int, *deepstack: int) -> dict[str, Any]:
+    return {
+        "depth": layers,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_heads": 16,
+        "deepstack_visual_indexes": list(deepstack),
+    }
+
+
+_VISION_3_SMALL = _vision_3(1024, 4096, 24, 5, 11, 17)
+_VISION_3 = _vision_3(1152, 4304, 27, 8, 16, 24)
 
 
 def _parts(text: dict[str, Any], vision: dict[str, Any], *, tied: bool) -> dict[str, Any]:
+    """A whole configuration; the projector ends in the text's width."""
+    width = "hidden_size" if "embed_dim" in vision else "out_hidden_size"
+    vision = vision | {width: text["hidden_size"]}
     return {"text_config": text, "vision_config": vision, "tie_word_embeddings": tied}
 
 
 KNOWN: dict[str, dict[str, Any]] = {
-    "Qwen/Qwen2-VL-2B-Instruct": _parts(_TEXT_2B, _VISION_2 | {"hidden_size": 1536}, tied=True),
-    "Qwen/Qwen2-VL-7B-Instruct": _parts(_TEXT_7B, _VISION_2 | {"hidden_size": 3584}, tied=False),
-    "Qwen/Qwen2.5-VL-3B-Instruct": _parts(
-        _TEXT_3B, _VISION_2_5 | {"out_hidden_size": 2048}, tied=True
-    ),
-    "Qwen/Qwen2.5-VL-7B-Instruct": _parts(
-        _TEXT_7B, _VISION_2_5 | {"out_hidden_size": 3584}, tied=False
-    ),
-    "Qwen/Qwen3-VL-2B-Instruct": _parts(
-        _qwen3(2048, 6144, 28, 16), _VISION_3_SMALL | {"out_hidden_size": 2048}, tied=True
-    ),
-    "Qwen/Qwen3-VL-4B-Instruct": _parts(
-        _qwen3(2560, 9728, 36, 32), _VISION_3_SMALL | {"out_hidden_size": 2560}, tied=True
-    ),
-    "Qwen/Qwen3-VL-8B-Instruct": _parts(
-        _qwen3(4096, 12288, 36, 32), _VISION_3 | {"out_hidden_size": 4096}, tied=False
-    ),
+    "Qwen/Qwen2-VL-2B-Instruct": _parts(_TEXT_2B, _VISION_2, tied=True),
+    "Qwen/Qwen2-VL-7B-Instruct": _parts(_TEXT_7B, _VISION_2, tied=False),
+    "Qwen/Qwen2.5-VL-3B-Instruct": _parts(_TEXT_3B, _VISION_2_5, tied=True),
+    "Qwen/Qwen2.5-VL-7B-Instruct": _parts(_TEXT_7B, _VISION_2_5, tied=False),
+    "Qwen/Qwen3-VL-2B-Instruct": _parts(_qwen3(2048, 6144, 28, 16), _VISION_3_SMALL, tied=True),
+    "Qwen/Qwen3-VL-4B-Instruct": _parts(_qwen3(2560, 9728, 36, 32), _VISION_3_SMALL, tied=True),
+    "Qwen/Qwen3-VL-8B-Instruct": _parts(_qwen3(4096, 12288, 36, 32), _VISION_3, tied=False),
 }
 """Configurations of the models of `services.models.families.PUBLISHED`."""
 

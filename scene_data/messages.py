@@ -1,10 +1,12 @@
 """Samples as the services' messages name them."""
 
 from scene_data.dataset import Sample
+from scene_data.templates import prompt_messages
 from scene_graph.boxes import BoxSpace, model_box_space
 from services.models.families import model_family
+from services.schemas.common import ChatMessage
 from services.schemas.rewards import ReferenceGraph, ReferenceObject, ReferenceRelationship
-from services.settings import ModelSettings
+from services.settings import DataSettings, ModelSettings
 
 
 def box_space(model: ModelSettings, sample: Sample) -> BoxSpace:
@@ -21,6 +23,14 @@ def box_space(model: ModelSettings, sample: Sample) -> BoxSpace:
         max_pixels=model.max_pixels,
     )
     return BoxSpace.parse(name)
+
+
+def image_messages(
+    data: DataSettings, space: BoxSpace, *, may_think: bool = True
+) -> list[ChatMessage]:
+    """What is asked about an image whose boxes are written in that space."""
+    thinking = data.thinking and may_think
+    return prompt_messages(data.template, space, data.vocabulary, thinking=thinking, task=data.task)
 
 
 def reference_graph(sample: Sample) -> ReferenceGraph:

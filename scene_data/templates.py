@@ -118,13 +118,6 @@ def prompt_messages(
     return [ChatMessage(role="user", content=[ImagePart(), TextPart(text=text)])]
 
 
-def instruction(data: DataSettings, space: BoxSpace) -> list[ChatMessage]:
-    """What a run asks about an image whose boxes are to be written in `space`."""
-    return prompt_messages(
-        data.template, space, data.vocabulary, thinking=data.thinking, task=data.task
-    )
-
-
 def check_instruction(template: str, vocabulary: str | None) -> None:
     """See that prompts can be made, before anything is loaded.
 

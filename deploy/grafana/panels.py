@@ -32,7 +32,7 @@ class Panel:
     red_below: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class Dashboard:
     """One page."""
 
@@ -94,257 +94,239 @@ _LAG = Panel(
 )
 _OUTCOMES = Panel("What becomes of groups, a second", _rate("sgg_trainer_groups_total", "outcome"))
 
-RUN = Dashboard(
-    uid="sgg-run",
-    title="sgg-rl: run overview",
-    panels=[
-        _stat("Step", _of_step("step", "num_steps")),
-        _stat(
-            "Since the last step",
-            {_STEP_AGE: ""},
-            unit="s",
-            about="Compare with the usual time between steps, on the trainer's page.",
-        ),
-        _stat("Mean reward", _of_step("reward_mean")),
-        _stat("Rollout servers at work", {_ABLE: ""}, red_below=1),
-        _stat("Redis", _last(sgg_redis_up="up"), red_below=1),
-        _stat("Dead letters", {'sum(sgg_dead_letters{run="$run"})': ""}, red_from=1),
-        Panel(
-            "Alerts",
-            {'ALERTS{run="$run",alertstate="firing"}': ""},
-            about="docs/operations.md says what to do about each.",
-            type="table",
-        ),
-        _REWARD,
-        _TERMS,
-        Panel(
-            "Held-out images, strict",
-            _named("sgg_evaluation", "triplet_f1", "triplet_recall", "object_f1"),
-            about="Only with evaluation.every; of one kind only where the task is cls or det.",
-        ),
-        _shares(
-            "Answers that are not as they should be", _of_step("failure_rate", "truncated_rate")
-        ),
-        Panel(
-            "Tokens a second",
-            _of_step("tokens_per_second")
-            | {'sum(sgg_rollout_server_tokens_per_second{run="$run"})': "sampled by all servers"},
-        ),
-        _PHASES,
-        _shares(
-            "Idle",
-            _of_step("trainer_idle_fraction", "sampler_idle_fraction"),
-            about="A trainer that waits wants more rollout servers; samplers that wait, fewer.",
-        ),
-        Panel(
-            "Versions",
-            {
-                'sgg_policy_version{run="$run"}': "to serve",
-                'min(sgg_rollout_server_policy_version{run="$run"})': "oldest served",
-                'sgg_committed_step{run="$run"}': "in a checkpoint",
-            },
-        ),
-        _LAG,
-        Panel("Free on the run's disk", _last(sgg_run_disk_free_bytes="free"), unit="bytes"),
-    ],
-)
+_RUN = [
+    _stat("Step", _of_step("step", "num_steps")),
+    _stat(
+        "Since the last step",
+        {_STEP_AGE: ""},
+        unit="s",
+        about="Compare with the usual time between steps, on the trainer's page.",
+    ),
+    _stat("Mean reward", _of_step("reward_mean")),
+    _stat("Rollout servers at work", {_ABLE: ""}, red_below=1),
+    _stat("Redis", _last(sgg_redis_up="up"), red_below=1),
+    _stat("Dead letters", {'sum(sgg_dead_letters{run="$run"})': ""}, red_from=1),
+    Panel(
+        "Alerts",
+        {'ALERTS{run="$run",alertstate="firing"}': ""},
+        about="docs/operations.md says what to do about each.",
+        type="table",
+    ),
+    _REWARD,
+    _TERMS,
+    Panel(
+        "Held-out images, strict",
+        _named("sgg_evaluation", "triplet_f1", "triplet_recall", "object_f1"),
+        about="Only with evaluation.every; of one kind only where the task is cls or det.",
+    ),
+    _shares("Answers that are not as they should be", _of_step("failure_rate", "truncated_rate")),
+    Panel(
+        "Tokens a second",
+        _of_step("tokens_per_second")
+        | {'sum(sgg_rollout_server_tokens_per_second{run="$run"})': "sampled by all servers"},
+    ),
+    _PHASES,
+    _shares(
+        "Idle",
+        _of_step("trainer_idle_fraction", "sampler_idle_fraction"),
+        about="A trainer that waits wants more rollout servers; samplers that wait, fewer.",
+    ),
+    Panel(
+        "Versions",
+        {
+            'sgg_policy_version{run="$run"}': "to serve",
+            'min(sgg_rollout_server_policy_version{run="$run"})': "oldest served",
+            'sgg_committed_step{run="$run"}': "in a checkpoint",
+        },
+    ),
+    _LAG,
+    Panel("Free on the run's disk", _last(sgg_run_disk_free_bytes="free"), unit="bytes"),
+]
 
-ROLLOUT = Dashboard(
-    uid="sgg-rollout",
-    title="sgg-rl: rollout servers",
-    panels=[
-        Panel("Servers by state", _last(sgg_rollout_servers="{{state}}"), stacked=True),
-        Panel(
-            "Versions behind",
-            _last(sgg_rollout_server_policy_lag="{{server}}", sgg_max_policy_lag="limit"),
-        ),
-        Panel("Tokens a second", _rate("rollout_tokens_total", "instance"), stacked=True),
-        Panel("Groups being sampled", _last(rollout_groups_in_flight="{{instance}}")),
-        _shares(
-            "Share of a server's places in use",
-            {
-                'sgg_rollout_server_groups_in_flight{run="$run"}'
-                ' / sgg_rollout_server_groups_limit{run="$run"}': "{{server}}"
-            },
-        ),
-        Panel("Groups a second", _rate("rollout_groups_total", "outcome")),
-        _seconds("Time to sample a group", _quantiles("rollout_group_seconds")),
-        _seconds(
-            "Weight updates",
-            _quantiles("rollout_weight_update_seconds", by="phase"),
-            about="Stage goes on beside sampling; sampling waits for commit.",
-        ),
-        Panel(
-            "Weight updates that failed, a second",
-            _rate("rollout_weight_update_failures_total", "instance, phase"),
-        ),
-        Panel(
-            "Answers by status, a second",
-            _rate("http_requests_total", "status", ',service="rollout"'),
-        ),
-        _seconds(
-            "Event loop's lag",
-            _quantiles("rollout_event_loop_lag_seconds"),
-            about="How late health checks and heartbeats are.",
-        ),
-        Panel(
-            "Memory of the process",
-            {'process_resident_memory_bytes{run="$run",service="rollout"}': "{{instance}}"},
-            unit="bytes",
-        ),
-        _shares("vLLM: KV cache in use", {'vllm:kv_cache_usage_perc{run="$run"}': "{{instance}}"}),
-        Panel(
-            "vLLM: completions",
-            {
-                'sum(vllm:num_requests_running{run="$run"})': "running",
-                'sum(vllm:num_requests_waiting{run="$run"})': "waiting",
-            },
-        ),
-        Panel(
-            "vLLM: completions put back for lack of cache, a second",
-            _rate("vllm:num_preemptions_total", "instance"),
-            about="Above 0 for long: lower rollout.max_num_seqs.",
-        ),
-    ],
-)
+_ROLLOUT = [
+    Panel("Servers by state", _last(sgg_rollout_servers="{{state}}"), stacked=True),
+    Panel(
+        "Versions behind",
+        _last(sgg_rollout_server_policy_lag="{{server}}", sgg_max_policy_lag="limit"),
+    ),
+    Panel("Tokens a second", _rate("rollout_tokens_total", "instance"), stacked=True),
+    Panel("Groups being sampled", _last(rollout_groups_in_flight="{{instance}}")),
+    _shares(
+        "Share of a server's places in use",
+        {
+            'sgg_rollout_server_groups_in_flight{run="$run"}'
+            ' / sgg_rollout_server_groups_limit{run="$run"}': "{{server}}"
+        },
+    ),
+    Panel("Groups a second", _rate("rollout_groups_total", "outcome")),
+    _seconds("Time to sample a group", _quantiles("rollout_group_seconds")),
+    _seconds(
+        "Weight updates",
+        _quantiles("rollout_weight_update_seconds", by="phase"),
+        about="Stage goes on beside sampling; sampling waits for commit.",
+    ),
+    Panel(
+        "Weight updates that failed, a second",
+        _rate("rollout_weight_update_failures_total", "instance, phase"),
+    ),
+    Panel(
+        "Answers by status, a second",
+        _rate("http_requests_total", "status", ',service="rollout"'),
+    ),
+    _seconds(
+        "Event loop's lag",
+        _quantiles("rollout_event_loop_lag_seconds"),
+        about="How late health checks and heartbeats are.",
+    ),
+    Panel(
+        "Memory of the process",
+        {'process_resident_memory_bytes{run="$run",service="rollout"}': "{{instance}}"},
+        unit="bytes",
+    ),
+    _shares("vLLM: KV cache in use", {'vllm:kv_cache_usage_perc{run="$run"}': "{{instance}}"}),
+    Panel(
+        "vLLM: completions",
+        {
+            'sum(vllm:num_requests_running{run="$run"})': "running",
+            'sum(vllm:num_requests_waiting{run="$run"})': "waiting",
+        },
+    ),
+    Panel(
+        "vLLM: completions put back for lack of cache, a second",
+        _rate("vllm:num_preemptions_total", "instance"),
+        about="Above 0 for long: lower rollout.max_num_seqs.",
+    ),
+]
 
-REWARD = Dashboard(
-    uid="sgg-reward",
-    title="sgg-rl: reward",
-    panels=[
-        _REWARD,
-        _TERMS,
-        Panel("Spread of the reward", _of_step("reward_std")),
-        _shares(
-            "Groups without spread",
-            {'sgg:trainer_without_spread:ratio{run="$run"}': "share"},
-            about="All completions of such a group have the same reward: it teaches nothing.",
-        ),
-        _shares(
-            "Answers that are no scene graph",
-            _last(sgg_trainer_failures="{{status}}"),
-            stacked=True,
-        ),
-        Panel("Length of completions", _of_step("completion_length_mean", "completion_length_max")),
-        Panel(
-            "Service: completions scored, a second",
-            _rate("reward_completions_total", "status"),
-            stacked=True,
-        ),
-        _seconds("Service: time to score a request", _quantiles("reward_scoring_seconds")),
-        _seconds(
-            "Service: time to answer, with waiting",
-            _quantiles("http_request_duration_seconds", only=',route="/v1/rewards"'),
-        ),
-        Panel(
-            "Service: requests waiting or in work",
-            _last(reward_queue_depth="{{instance}}"),
-            about="From 64 a worker on, requests are refused: raise reward.workers.",
-        ),
-        Panel(
-            "Service: answers by status, a second",
-            _rate("http_requests_total", "status", ',service="reward"'),
-        ),
-        Panel(
-            "Service: groups that could not be scored, a second",
-            _rate("reward_group_errors_total", "instance"),
-        ),
-    ],
-)
+_REWARDS = [
+    _REWARD,
+    _TERMS,
+    Panel("Spread of the reward", _of_step("reward_std")),
+    _shares(
+        "Groups without spread",
+        {'sgg:trainer_without_spread:ratio{run="$run"}': "share"},
+        about="All completions of such a group have the same reward: it teaches nothing.",
+    ),
+    _shares(
+        "Answers that are no scene graph",
+        _last(sgg_trainer_failures="{{status}}"),
+        stacked=True,
+    ),
+    Panel("Length of completions", _of_step("completion_length_mean", "completion_length_max")),
+    Panel(
+        "Service: completions scored, a second",
+        _rate("reward_completions_total", "status"),
+        stacked=True,
+    ),
+    _seconds("Service: time to score a request", _quantiles("reward_scoring_seconds")),
+    _seconds(
+        "Service: time to answer, with waiting",
+        _quantiles("http_request_duration_seconds", only=',route="/v1/rewards"'),
+    ),
+    Panel(
+        "Service: requests waiting or in work",
+        _last(reward_queue_depth="{{instance}}"),
+        about="From 64 a worker on, requests are refused: raise reward.workers.",
+    ),
+    Panel(
+        "Service: answers by status, a second",
+        _rate("http_requests_total", "status", ',service="reward"'),
+    ),
+    Panel(
+        "Service: groups that could not be scored, a second",
+        _rate("reward_group_errors_total", "instance"),
+    ),
+]
 
-TRAINER = Dashboard(
-    uid="sgg-trainer",
-    title="sgg-rl: trainer",
-    panels=[
-        _stat("Since the last step", {_STEP_AGE: ""}, unit="s"),
-        _stat("Usual time between steps", _of_step("step_interval_seconds"), unit="s"),
-        _stat(
-            "Since rank 0's sign of life",
-            {'time() - sgg_trainer_beat_timestamp_seconds{run="$run"}': ""},
-            unit="s",
-            red_from=60,
-        ),
-        _stat("Rank 0 is in", _last(sgg_trainer_phase="{{phase}}")),
-        _stat("Starts", _last(sgg_trainer_incarnation="")),
-        _stat(
-            "Steps that a crash would undo",
-            {'sgg_trainer_step{run="$run"} + 1 - sgg_committed_step{run="$run"}': ""},
-        ),
-        Panel(
-            "Loss",
-            _of_step("loss"),
-            about="Near 0 and of either sign: it is no measure of progress.",
-        ),
-        Panel("Norm of the gradient", _of_step("grad_norm")),
-        Panel("Learning rate", _of_step("learning_rate")),
-        Panel("Entropy", _of_step("entropy"), about="Nats a token; falls slowly."),
-        Panel(
-            "KL of sampler and trainer",
-            _of_step("mismatch_kl", "mismatch_k3"),
-            about="Nats a token: staleness and implementation together.",
-        ),
-        Panel("Largest difference of a token", _of_step("mismatch_max")),
-        Panel("KL to the reference", _of_step("ref_kl")),
-        _shares(
-            "Held by the clip", _of_step("clip_fraction", "clip_low_fraction", "clip_high_fraction")
-        ),
-        Panel("Mean ratio", _of_step("ratio_mean")),
-        _PHASES,
-        Panel(
-            "Tokens of a step",
-            _of_step("num_tokens", "num_model_tokens"),
-            about="Sampled ones, and all that the model computes on.",
-        ),
-        _shares("Lost in a step", _of_step("padding_share", "rank_imbalance")),
-        _LAG,
-        _OUTCOMES,
-        Panel(
-            "Evaluations since this start", _of_step("evaluations_failed", "evaluations_skipped")
-        ),
-    ],
-)
+_TRAINER = [
+    _stat("Since the last step", {_STEP_AGE: ""}, unit="s"),
+    _stat("Usual time between steps", _of_step("step_interval_seconds"), unit="s"),
+    _stat(
+        "Since rank 0's sign of life",
+        {'time() - sgg_trainer_beat_timestamp_seconds{run="$run"}': ""},
+        unit="s",
+        red_from=60,
+    ),
+    _stat("Rank 0 is in", _last(sgg_trainer_phase="{{phase}}")),
+    _stat("Starts", _last(sgg_trainer_incarnation="")),
+    _stat(
+        "Steps that a crash would undo",
+        {'sgg_trainer_step{run="$run"} + 1 - sgg_committed_step{run="$run"}': ""},
+    ),
+    Panel(
+        "Loss",
+        _of_step("loss"),
+        about="Near 0 and of either sign: it is no measure of progress.",
+    ),
+    Panel("Norm of the gradient", _of_step("grad_norm")),
+    Panel("Learning rate", _of_step("learning_rate")),
+    Panel("Entropy", _of_step("entropy"), about="Nats a token; falls slowly."),
+    Panel(
+        "KL of sampler and trainer",
+        _of_step("mismatch_kl", "mismatch_k3"),
+        about="Nats a token: staleness and implementation together.",
+    ),
+    Panel("Largest difference of a token", _of_step("mismatch_max")),
+    Panel("KL to the reference", _of_step("ref_kl")),
+    _shares(
+        "Held by the clip", _of_step("clip_fraction", "clip_low_fraction", "clip_high_fraction")
+    ),
+    Panel("Mean ratio", _of_step("ratio_mean")),
+    _PHASES,
+    Panel(
+        "Tokens of a step",
+        _of_step("num_tokens", "num_model_tokens"),
+        about="Sampled ones, and all that the model computes on.",
+    ),
+    _shares("Lost in a step", _of_step("padding_share", "rank_imbalance")),
+    _LAG,
+    _OUTCOMES,
+    Panel("Evaluations since this start", _of_step("evaluations_failed", "evaluations_skipped")),
+]
 
-QUEUE = Dashboard(
-    uid="sgg-queue",
-    title="sgg-rl: queue",
-    panels=[
-        Panel(
-            "Groups on the streams",
-            _last(sgg_queue_groups="{{stream}} {{state}}"),
-            stacked=True,
-            about="At most (max_policy_lag + 1) * groups_per_step are open.",
-        ),
-        _seconds("Age of the oldest group", _last(sgg_queue_oldest_age_seconds="{{stream}}")),
-        Panel(
-            "Open groups when a batch was formed",
-            _of_step("groups_sampling", "groups_scoring", "groups_ready"),
-            stacked=True,
-            about="The waiting part has the most.",
-        ),
-        _OUTCOMES,
-        Panel(
-            "Dead letters",
-            {'sgg_dead_letters{run="$run"} > 0': "{{stream}} {{reason}}"},
-            stacked=True,
-            about="`sgg-rl dead list` has each with its errors.",
-        ),
-        Panel(
-            "Stale, dead, replaced in the last step",
-            _of_step("num_stale", "num_dead", "num_replaced"),
-        ),
-        Panel(
-            "Redis: memory",
-            {
-                'sgg_redis_memory_bytes{run="$run"}': "used",
-                'sgg_redis_memory_limit_bytes{run="$run"} > 0': "limit",
-            },
-            unit="bytes",
-        ),
-        Panel(
-            "Redis: up, and writing to its file",
-            _last(sgg_redis_up="up", sgg_redis_persistent="persistent"),
-        ),
-    ],
-)
+_QUEUE = [
+    Panel(
+        "Groups on the streams",
+        _last(sgg_queue_groups="{{stream}} {{state}}"),
+        stacked=True,
+        about="At most (max_policy_lag + 1) * groups_per_step are open.",
+    ),
+    _seconds("Age of the oldest group", _last(sgg_queue_oldest_age_seconds="{{stream}}")),
+    Panel(
+        "Open groups when a batch was formed",
+        _of_step("groups_sampling", "groups_scoring", "groups_ready"),
+        stacked=True,
+        about="The waiting part has the most.",
+    ),
+    _OUTCOMES,
+    Panel(
+        "Dead letters",
+        {'sgg_dead_letters{run="$run"} > 0': "{{stream}} {{reason}}"},
+        stacked=True,
+        about="`sgg-rl dead list` has each with its errors.",
+    ),
+    Panel(
+        "Stale, dead, replaced in the last step",
+        _of_step("num_stale", "num_dead", "num_replaced"),
+    ),
+    Panel(
+        "Redis: memory",
+        {
+            'sgg_redis_memory_bytes{run="$run"}': "used",
+            'sgg_redis_memory_limit_bytes{run="$run"} > 0': "limit",
+        },
+        unit="bytes",
+    ),
+    Panel(
+        "Redis: up, and writing to its file",
+        _last(sgg_redis_up="up", sgg_redis_persistent="persistent"),
+    ),
+]
 
-DASHBOARDS = [RUN, ROLLOUT, REWARD, TRAINER, QUEUE]
+DASHBOARDS = [
+    Dashboard("sgg-run", "sgg-rl: run overview", _RUN),
+    Dashboard("sgg-rollout", "sgg-rl: rollout servers", _ROLLOUT),
+    Dashboard("sgg-reward", "sgg-rl: reward", _REWARDS),
+    Dashboard("sgg-trainer", "sgg-rl: trainer", _TRAINER),
+    Dashboard("sgg-queue", "sgg-rl: queue", _QUEUE),
+]

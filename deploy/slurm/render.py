@@ -47,7 +47,6 @@ def render(settings: Settings, job: Job, *, data: str | None = None) -> str:
 
 
 def _common(settings: Settings, site: Site, layout: Layout) -> dict[str, Any]:
-    reward_cpus = min(settings.reward.workers, site.cpus_per_gpu)
     ports = {
         name: host_and_port(getattr(settings, name).url.replace("redis://", "http://"))[1]
         for name in ("redis", "reward", "rollout", "monitor")
@@ -60,7 +59,7 @@ def _common(settings: Settings, site: Site, layout: Layout) -> dict[str, Any]:
         "workdir": Path.cwd(),
         "folder": settings.run.folder.absolute(),
         "cpus": site.cpus_per_gpu,
-        "reward_cpus": reward_cpus,
+        "reward_cpus": min(settings.reward.workers, site.cpus_per_gpu),
         "ports": ports,
         "server_wait_s": int(settings.trainer.wait_timeout_s),
     }

@@ -89,11 +89,7 @@ def _with_values(site: Site, values: dict[str, str], file: Path) -> Site:
     def filled(text: str) -> str:
         return _MARK.sub(lambda mark: values.get(mark[1], mark[0]), text)
 
-    return site.model_copy(
-        update={
-            "sbatch": [filled(text) for text in site.sbatch],
-            "srun": [filled(text) for text in site.srun],
-            "setup": [filled(text) for text in site.setup],
-            "environment": {name: filled(text) for name, text in site.environment.items()},
-        }
-    )
+    lists = {"sbatch": site.sbatch, "srun": site.srun, "setup": site.setup}
+    texts = {name: [filled(text) for text in given] for name, given in lists.items()}
+    environment = {name: filled(text) for name, text in site.environment.items()}
+    return site.model_copy(update={**texts, "environment": environment})

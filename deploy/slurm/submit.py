@@ -10,13 +10,11 @@ from deploy.slurm.render import render
 from deploy.slurm.site import DEPLOY_FOLDER
 from planning.preflight.inputs import checked, checked_inference
 from services.errors import ConflictError, SettingsError
+from services.redis.keys import NO_REDIS
 from services.run_folder import RunFolder
 from services.schemas.common import Message
 from services.settings import Settings, dump_settings
 from services.settings.secrets import ensure_secrets
-
-_NO_REDIS = "redis://127.0.0.1:1/0"
-"""Nobody listens there: servers of an inference serve the model that they were started with."""
 
 
 class JobRecord(Message):
@@ -33,9 +31,8 @@ def job_settings(settings: Settings, job: Job) -> Settings:
     """A job's settings. An inference is a run of its own, `<run folder>/inference`."""
     if job != "infer":
         return settings
-    run = settings.run.model_copy(update={"root": settings.run.folder, "name": "inference"})
-    redis = settings.redis.model_copy(update={"url": _NO_REDIS})
-    return settings.model_copy(update={"run": run, "redis": redis})
+    run = {"root": settings.run.folder, "name": "inference"}
+    return settings.changed(run=run, redis={"url": NO_REDIS})
 
 
 def submit(
@@ -129,16 +126,10 @@ def _with_secrets(settings: Settings) -> Settings:
     """The settings with the run's own secrets, where the user has not named files."""
     made = ensure_secrets(settings.run.files.secrets.absolute())
     security, redis = settings.security, settings.redis
-    return settings.model_copy(
-        update={
-            "security": security.model_copy(
-                update={
-                    "data_token_file": security.data_token_file or made.data_token,
-                    "admin_token_file": security.admin_token_file or made.admin_token,
-                }
-            ),
-            "redis": redis.model_copy(
-                update={"password_file": redis.password_file or made.redis_password}
-            ),
-        }
+    return settings.changed(
+        security={
+            "data_token_file": security.data_token_file or made.data_token,
+            "admin_token_file": security.admin_token_file or made.admin_token,
+        },
+        redis={"password_file": redis.password_file or made.redis_password},
     )

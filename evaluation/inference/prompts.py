@@ -4,8 +4,7 @@ import base64
 import hashlib
 
 from scene_data.dataset import Sample
-from scene_data.messages import box_space
-from scene_data.templates import prompt_messages
+from scene_data.messages import box_space, image_messages
 from scene_graph.schema import scene_graph_schema
 from services.schemas.common import Sampling
 from services.schemas.rollouts import InlineImage, RolloutRequest
@@ -25,13 +24,7 @@ def rollout_request(
     """
     evaluation, data = settings.evaluation, settings.data
     return RolloutRequest(
-        messages=prompt_messages(
-            data.template,
-            box_space(settings.model, sample),
-            data.vocabulary,
-            thinking=data.thinking and not constrained,
-            task=data.task,
-        ),
+        messages=image_messages(data, box_space(settings.model, sample), may_think=not constrained),
         images=[InlineImage(data=base64.b64encode(sample.image_bytes).decode())],
         sampling=Sampling(
             n=1,

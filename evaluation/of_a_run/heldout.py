@@ -1,6 +1,5 @@
 """A run's held-out images: the policy before, after and, now and then, while it trains."""
 
-import asyncio
 import json
 import logging
 from collections.abc import Mapping, Sequence
@@ -40,30 +39,25 @@ _NOT_MEASURED: dict[Task, tuple[str, ...]] = {
 """Parts of names of metrics that say nothing about a task"""
 
 
-def evaluate_heldout(
-    settings: Settings, servers: Sequence[str], *, label: Label, policy_version: int
+async def evaluate_heldout(
+    settings: Settings, servers: Sequence[str], *, policy_version: int
 ) -> None:
-    """Ask about the run's held-out images, score the answers by the strict protocol, keep both.
+    """Ask about the held-out images after training, score the answers strictly, keep both.
 
     Args:
         settings: The run's.
         servers: Urls of its rollout servers, which must be serving.
-        label: What they are called.
         policy_version: That must have sampled every token.
 
     Raises:
         ConflictError: Another version answered.
     """
     samples = heldout_samples(settings)
-
-    async def ask() -> list[GraphLine]:
-        async with Fleet.of_run(settings, servers, requests_per_server(settings)) as fleet:
-            await fleet.meet(model=settings.model.path)
-            return await answers(settings, samples, fleet)
-
-    lines = asyncio.run(ask())
+    async with Fleet.of_run(settings, servers, requests_per_server(settings)) as fleet:
+        await fleet.meet(model=settings.model.path)
+        lines = await answers(settings, samples, fleet)
     scores = heldout_scores(settings, samples, lines)
-    keep_heldout(settings, label, lines, scores, policy_version=policy_version)
+    keep_heldout(settings, "after", lines, scores, policy_version=policy_version)
 
 
 def keep_heldout(

@@ -21,6 +21,7 @@ from services.errors import NotFoundError, SettingsError
 
 OLDEST, NEWEST = (3, 11), (3, 14)
 """Versions of Python for which every pinned package has wheels."""
+_PYTHON = f"python{sysconfig.get_python_version()}"
 _GIB = 2**30
 _ENVIRONMENT_GIB = {"cpu": 4, "cuda": 12}
 """What an environment takes: 3.0 and 8.7 GB, and room to unpack in."""
@@ -97,11 +98,9 @@ def _python() -> str:
 def _headers() -> str:
     file = Path(sysconfig.get_path("include")) / "Python.h"
     if not file.is_file():
-        version = ".".join(map(str, sys.version_info[:2]))
         raise NotFoundError(
             f"no {file}: an op of DeepSpeed is compiled with it; install Python's headers "
-            f"(Debian, Ubuntu: apt-get install python{version}-dev; Fedora: dnf install "
-            "python3-devel)"
+            f"(Debian, Ubuntu: apt-get install {_PYTHON}-dev; Fedora: dnf install python3-devel)"
         )
     return str(file)
 
@@ -129,9 +128,8 @@ def _libnuma() -> str:
 
 def _venv() -> str:
     if importlib.util.find_spec("venv") is None or importlib.util.find_spec("ensurepip") is None:
-        version = ".".join(map(str, sys.version_info[:2]))
         raise NotFoundError(
-            f"{sys.executable} cannot make a virtual environment: install python{version}-venv "
+            f"{sys.executable} cannot make a virtual environment: install {_PYTHON}-venv "
             "(Debian, Ubuntu: apt-get install python3-venv)"
         )
     return "present"

@@ -19,15 +19,17 @@ class CheckResult:
     detail: str
 
 
-def check(name: str, find: Callable[[], str]) -> CheckResult:
+def check(name: str, find: Callable[[], object], *, ok: str | None = None) -> CheckResult:
     """Look for one thing that must be here.
 
     Args:
         name: The thing's name.
         find: Says what it found, or raises.
+        ok: What to say instead where it does not raise.
     """
     try:
-        return CheckResult(name, "ok", find())
+        found = find()
+        return CheckResult(name, "ok", str(found) if ok is None else ok)
     except SggError as error:
         return CheckResult(name, "missing", error.message)
     except Exception as error:  # noqa: BLE001 - a broken installation fails in any way

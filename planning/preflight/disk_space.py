@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from planning.estimate import num_trainable, weight_bytes
@@ -29,28 +30,24 @@ def folder_checks(settings: Settings, shape: ModelShape | None, *, hosts: int) -
         shape: Its model's shape; None where nothing is known of it.
         hosts: Hosts that the run's parts are on, this one counted.
     """
-    found = check("runs folder", lambda: _writable(settings.run.folder))
+    found = check(
+        "runs folder", partial(check_run_folder, settings.run.folder), ok=str(settings.run.folder)
+    )
     if found.state != "ok":
         return [found]
     space = [] if shape is None else _disk_space(settings, shape, hosts)
     return [found, _file_system(settings.run.folder, hosts), *space]
 
 
-def _writable(folder: Path) -> str:
-    check_run_folder(folder)
-    return str(folder)
-
-
 def _file_system(folder: Path, hosts: int) -> CheckResult:
     kind = file_system(folder)
     if hosts == 1 or kind in _SHARED:
         return CheckResult("file system", "ok", f"{folder} is on {kind}")
-    return CheckResult(
-        "file system",
-        "warning",
+    detail = (
         f"{folder} is on {kind}, and the run's parts are on {hosts} hosts: set run.root to a "
-        "folder that all of them see, or make sure that this one is",
+        "folder that all of them see, or make sure that this one is"
     )
+    return CheckResult("file system", "warning", detail)
 
 
 def _disk_space(settings: Settings, shape: ModelShape, hosts: int) -> list[CheckResult]:

@@ -131,21 +131,25 @@ def check_gpus(num_needed: int, *, who: str) -> None:
     """
     if not gpus_are_wanted():
         return
-    visible = environment_value("CUDA_VISIBLE_DEVICES")
     gpus, problem = look_for_gpus()
     if gpus:
         check_driver(gpus[0].driver, who=who)
     if len(gpus) < num_needed:
-        limit = "" if visible is None else f" (CUDA_VISIBLE_DEVICES={visible})"
         wanted = "GPU" if num_needed == 1 else "GPUs"
         remedy = problem or (
             "start it where `nvidia-smi` lists them (Slurm: --gpus-per-task), or install the CPU "
             "packages (EXTRA=cpu)"
         )
         raise SettingsError(
-            f"{who} needs {num_needed} {wanted}, and {len(gpus) or 'none'} can be seen here{limit}:"
-            f" {remedy}"
+            f"{who} needs {num_needed} {wanted}, and {len(gpus) or 'none'} can be seen "
+            f"{seen_where()}: {remedy}"
         )
+
+
+def seen_where() -> str:
+    """Example: `"here (CUDA_VISIBLE_DEVICES=0,1)"`."""
+    visible = environment_value("CUDA_VISIBLE_DEVICES")
+    return "here" if visible is None else f"here (CUDA_VISIBLE_DEVICES={visible})"
 
 
 def _gpu(index: str, uuid: str, name: str, memory: str, capability: str, driver: str) -> Gpu:

@@ -66,13 +66,7 @@ def checked_inference(
     Raises:
         SettingsError: With all that is wrong.
     """
-    source = Source(
-        setting="the dataset",
-        name=data,
-        max_tokens=settings.evaluation.max_tokens,
-        asked_by="evaluation.max_tokens",
-        num_rows=limit,
-    )
+    source = Source(setting="the dataset", name=data, answer="evaluation", num_rows=limit)
     results = _model_and_rows(settings, [source], knows_model=knows_model, fetch=fetch)
     return _accepted(settings, results, knows_model=knows_model)
 
@@ -198,16 +192,15 @@ def _model_problems(settings: Settings) -> list[str]:
 
 
 def _sources(settings: Settings, job: Job) -> list[Source]:
-    data, evaluation = settings.data, settings.evaluation
-    thinking = data.thinking and job == "sft"
+    data, trains = settings.data, job == "train"
+    thinking = data.thinking and not trains
     sources = [
         Source(
             setting="data.train",
             name=data.train,
             task=data.task,
             thinking_column=settings.sft.thinking_column if thinking else None,
-            max_tokens=settings.sampling.max_tokens if job == "train" else None,
-            asked_by="sampling.max_tokens",
+            answer="sampling" if trains else None,
         )
     ]
     if data.heldout is not None:
@@ -215,9 +208,8 @@ def _sources(settings: Settings, job: Job) -> list[Source]:
             Source(
                 setting="data.heldout",
                 name=data.heldout,
-                max_tokens=evaluation.max_tokens if job == "train" else None,
-                asked_by="evaluation.max_tokens",
-                num_rows=evaluation.num_images,
+                answer="evaluation" if trains else None,
+                num_rows=settings.evaluation.num_images,
             )
         )
     return sources

@@ -39,12 +39,8 @@ def _driver() -> list[CheckResult]:
             CheckResult("driver", "warning" if problem else "info", problem or "no GPU is seen")
         ]
     version = gpus[0].driver
-
-    def driver() -> str:
-        check_driver(version, who="this machine")
-        return f"{version}, and torch is built for CUDA {cuda}"
-
-    return [check("driver", driver)]
+    fits = f"{version}, and torch is built for CUDA {cuda}"
+    return [check("driver", partial(check_driver, version, who="this machine"), ok=fits)]
 
 
 def _import(name: str) -> str:

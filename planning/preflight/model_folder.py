@@ -5,15 +5,16 @@ Every fault is found, not the first alone.
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from services.errors import SettingsError
 from services.models.chat_template import LFS_POINTER, chat_template, read_json_object
 
 _LFS = LFS_POINTER.encode()
 _PROCESSORS = ("preprocessor_config.json", "processor_config.json")
+_IMAGE_KEYS = ("image_processor_type", "image_processor", "feature_extractor_type", "image_mean")
+"""Keys of an image processor's file."""
 _TOKENIZERS = (("tokenizer.json",), ("vocab.json", "merges.txt"))
 _SAFETENSORS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _OTHER_WEIGHTS = (".gguf", ".pt", ".pth", ".safetensors")
@@ -44,21 +45,13 @@ def folder_problems(path: str) -> list[str]:
         path: `model.path`, a folder here.
     """
     folder = Path(path)
-    checks: tuple[Callable[[Path], Iterator[str]], ...] = (
-        _quantisation,
-        _weights,
-        _processor,
-        _tokenizer,
-        _template,
-    )
-    return [problem for check in checks for problem in _said(check, folder)]
-
-
-def _said(check: Callable[[Path], Iterator[str]], folder: Path) -> list[str]:
-    try:
-        return list(check(folder))
-    except SettingsError as error:
-        return [error.message]
+    found: list[str] = []
+    for problems in (_quantisation, _weights, _processor, _tokenizer, _template):
+        try:
+            found += list(problems(folder))
+        except SettingsError as error:
+            found.append(error.message)
+    return found
 
 
 def _quantisation(folder: Path) -> Iterator[str]:
@@ -144,13 +137,8 @@ def _safetensors_fault(file: Path) -> str | None:
 def _processor(folder: Path) -> Iterator[str]:
     files = [folder / name for name in _PROCESSORS if (folder / name).is_file()]
     trees = [read_json_object(file) for file in files]
-    if not any(_has_image_processor(tree) for tree in trees):
+    if not any(key in tree for tree in trees for key in _IMAGE_KEYS):
         yield _lacks(folder, "image processor", "preprocessor_config.json")
-
-
-def _has_image_processor(tree: dict[str, Any]) -> bool:
-    keys = ("image_processor_type", "image_processor", "feature_extractor_type", "image_mean")
-    return any(key in tree for key in keys)
 
 
 def _tokenizer(folder: Path) -> Iterator[str]:

@@ -5,8 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from scene_data.dataset import Sample
-from scene_data.messages import box_space
-from scene_data.templates import instruction
 from scene_graph.boxes import smart_resize
 from services.errors import SettingsError
 from services.images import check_fits
@@ -95,8 +93,3 @@ def tokenizer_folder(path: str) -> Path | None:
     if not isinstance(cached, str) or chat_template(str(Path(cached).parent)) is None:
         return None
     return Path(cached).parent
-
-
-def row_messages(settings: Settings, sample: Sample) -> list[ChatMessage]:
-    """What is asked about a row."""
-    return instruction(settings.data, box_space(settings.model, sample))

@@ -4,12 +4,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from planning.preflight.check import CheckResult
-from planning.preflight.prompt_length import PromptLength, row_messages
+from planning.preflight.prompt_length import PromptLength
 from scene_data.dataset import Sample, SceneDataset, is_too_broken, open_dataset
+from scene_data.messages import box_space, image_messages
 from scene_data.reading.refusal import PAGE
 from scene_data.reading.sources import is_hub_name
 from scene_graph.cleaning import Task
@@ -32,10 +34,8 @@ class Source:
     """Example: `data.train`"""
     name: str
     """A path, or a name on the hub."""
-    max_tokens: int | None
-    """Longest answer about its images; None where none is sampled."""
-    asked_by: str
-    """The setting that says so."""
+    answer: Literal["sampling", "evaluation"] | None
+    """The section whose `max_tokens` is the longest answer; None where none is sampled."""
     task: Task | None = None
     thinking_column: str | None = None
     num_rows: int | None = None
@@ -150,7 +150,8 @@ def _prompts(
     """Make the rows' prompts; a model of which nothing is known has a check of its own."""
     try:
         prompts = {
-            place: (sample, row_messages(settings, sample)) for place, sample in samples.items()
+            place: (sample, image_messages(settings.data, box_space(settings.model, sample)))
+            for place, sample in samples.items()
         }
     except (SettingsError, UnavailableError):
         return
@@ -177,18 +178,15 @@ def _longest_prompt(
     }
     place = max(tokens, key=lambda place: sum(tokens[place]))
     text, image = tokens[place]
-    if source.max_tokens is None:
+    if source.answer is None:
         return CheckResult(name, "ok", f"{text} tokens of text and {image} of the image")
-    total, most = text + image + source.max_tokens, settings.rollout.max_model_len
+    asked_by, longest = f"{source.answer}.max_tokens", getattr(settings, source.answer).max_tokens
+    total, most = text + image + longest, settings.rollout.max_model_len
     sizes = (
-        f"{text} tokens of text, {image} of the image and {source.asked_by} = {source.max_tokens} "
+        f"{text} tokens of text, {image} of the image and {asked_by} = {longest} "
         f"make {total}, and rollout.max_model_len is {most}"
     )
     if total <= most:
         return CheckResult(name, "ok", sizes)
-    return CheckResult(
-        name,
-        "missing",
-        f"{place}: {sizes}: raise it to {total} or more, or lower {source.asked_by} or "
-        "model.max_pixels",
-    )
+    remedy = f"raise it to {total} or more, or lower {asked_by} or model.max_pixels"
+    return CheckResult(name, "missing", f"{place}: {sizes}: {remedy}")

@@ -3,7 +3,6 @@
 import asyncio
 import socket
 from functools import partial
-from pathlib import Path
 from urllib.parse import urlsplit
 
 from planning.preflight.check import CheckResult, check
@@ -21,18 +20,18 @@ from services.settings import Settings
 from services.settings.secrets import read_secret
 
 
-def service_checks(settings: Settings) -> list[CheckResult]:
-    """Check Redis, the reward service and rollout servers; one that is not started is no fault."""
+def service_checks(settings: Settings) -> tuple[list[CheckResult], list[ServerRecord]]:
+    """Check Redis, the reward service and rollout servers; one that is not started is no fault.
+
+    Returns:
+        What was found, and the run's rollout servers; none where Redis does not answer.
+    """
     found, servers = asyncio.run(_redis(settings))
     for name, url in (("reward", settings.reward.url), ("rollout", settings.rollout.url)):
         found.append(_service(name, url))
     known = [server for server in servers if server.url != settings.rollout.url]
-    return [*found, *(_service(f"rollout {server.server_id}", server.url) for server in known)]
-
-
-def live_servers(settings: Settings) -> list[ServerRecord]:
-    """The run's rollout servers; none where Redis does not answer."""
-    return asyncio.run(_redis(settings))[1]
+    found += [_service(f"rollout {server.server_id}", server.url) for server in known]
+    return found, servers
 
 
 def secret_checks(settings: Settings) -> list[CheckResult]:
@@ -44,7 +43,11 @@ def secret_checks(settings: Settings) -> list[CheckResult]:
     }
     files = {name: file for name, (file, _) in tokens.items()}
     files["redis.password_file"] = settings.redis.password_file
-    found = [check(name, partial(_readable, file)) for name, file in files.items() if file]
+    found = [
+        check(name, partial(read_secret, file), ok=str(file))
+        for name, file in files.items()
+        if file
+    ]
     urls = (settings.reward.url, settings.rollout.url)
     beyond = [url for url in urls if not is_loopback(urlsplit(url).hostname or "")]
     unset = [
@@ -116,15 +119,9 @@ def _silent(name: str, url: str) -> CheckResult:
     place = urlsplit(url)
     host, port = place.hostname or "", place.port or 80
     if is_of_this_machine(host) and is_listening(port):
-        return CheckResult(
-            name,
-            "missing",
+        detail = (
             f"{holder_of(port)} has the port of {url}, and is not this service: stop it, or choose "
-            "another port",
+            "another port"
         )
+        return CheckResult(name, "missing", detail)
     return CheckResult(name, "info", f"not started: nobody answers at {url}")
-
-
-def _readable(file: Path) -> str:
-    read_secret(file)
-    return str(file)

@@ -5,7 +5,7 @@ the weights once a step, work on prompts and training by arithmetic, a version's
 Formulas are in `docs/sizing.md`; each rate carries the one that it came from.
 """
 
-from planning.estimate import num_trainable, weight_bytes
+from planning.estimate import num_trainable, version_bytes, weight_bytes
 from planning.shapes import ModelShape
 from planning.simulation.cluster import Basis, Cluster, Given
 from services.settings import Settings
@@ -65,12 +65,13 @@ def _sampling(settings: Settings, cluster: Cluster, shape: ModelShape) -> RateTa
     memory = hardware.memory_bytes_per_s.value * hardware.decode_share.value
     flops = hardware.flops.value * hardware.prefill_share.value
     weights = weight_bytes(settings) * shape.language
-    context = _workload(settings, cluster, shape)["prompt_tokens"].value
-    context += min(cluster.workload.length_mean.value, settings.sampling.max_tokens) / 2
+    prompt_tokens = _workload(settings, cluster, shape)["prompt_tokens"].value
+    answer = min(cluster.workload.length_mean.value, settings.sampling.max_tokens)
+    context = prompt_tokens + answer / 2
     kv = 2 * shape.num_layers * shape.key_size * weight_bytes(settings) * context
     step = weights / memory + hardware.decode_step_s.value
     each = 2 * shape.language / flops + kv / memory + hardware.decode_sequence_s.value
-    prompt = 2 * shape.language * _workload(settings, cluster, shape)["prompt_tokens"].value
+    prompt = 2 * shape.language * prompt_tokens
     return {
         "tokens_per_s": _given(1 / each, "1 / seconds of a sequence in a decoding step"),
         "half_sequences": _given(step / each, "seconds of a step / those of a sequence"),
@@ -83,7 +84,7 @@ def _training(settings: Settings, cluster: Cluster, shape: ModelShape) -> RateTa
     hardware, trainer = cluster.hardware, settings.trainer
     passes = 8 if trainer.gradient_checkpointing else 6
     flops = hardware.flops.value * hardware.training_share.value
-    gradients = 2 * weight_bytes(settings) * num_trainable(settings, shape)
+    gradients = 2 * version_bytes(settings, shape)
     states = (12 + 2) * num_trainable(settings, shape)
     return {
         "token_s": _given(passes * shape.language / flops, f"{passes} FLOP a parameter and token"),
@@ -103,7 +104,7 @@ def _training(settings: Settings, cluster: Cluster, shape: ModelShape) -> RateTa
 
 def _weights(settings: Settings, cluster: Cluster, shape: ModelShape) -> RateTable:
     """Seconds of a version: `stage_s` for any number of servers, `stage_more_s` for each."""
-    hardware, size = cluster.hardware, version_bytes(settings, shape)
+    hardware, size = cluster.hardware, float(version_bytes(settings, shape))
     hashed, file = BENCHMARKS["hash_bytes_per_s"].value, hardware.file_bytes_per_s.value
     link, host = hardware.link_bytes_per_s.value, hardware.host_bytes_per_s.value
     calls = 2 * BENCHMARKS["call_s"].value
@@ -131,9 +132,3 @@ def _weights(settings: Settings, cluster: Cluster, shape: ModelShape) -> RateTab
         "stage_more_s": _given(more + calls, f"{transport}: for each server"),
         "commit_s": _given(commit + 0.05, "servers pause to load it"),
     }
-
-
-def version_bytes(settings: Settings, shape: ModelShape) -> float:
-    """Bytes of what is sent to a server."""
-    parts = num_trainable(settings, shape)
-    return float(weight_bytes(settings) * parts)

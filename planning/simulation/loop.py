@@ -9,7 +9,7 @@ commit      servers pause, and keep what they have in flight
 
 import math
 import random
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -120,9 +120,7 @@ class Loop:
         """The open ones by position."""
         self._positions = count()
         self._prompts = simpy.Store(env)
-        self._arrivals: deque[Group] = deque()
-        """Taken many at once; a `simpy.Store` gives them one by one."""
-        self._arrived = env.event()
+        self._arrivals = simpy.Store(env)
         self._scored = env.event()
         """Happens when the next groups are scored: its value is the list of them."""
         self._admitting = env.event().succeed()
@@ -288,19 +286,15 @@ class Loop:
     def _collect(self, group: Group) -> ProcessGenerator:
         yield self._env.timeout(self._rates.hop_s)
         yield self._collector.take(self._rates.collect_s)
-        self._arrivals.append(group)
-        if not self._arrived.triggered:
-            self._arrived.succeed()
+        self._arrivals.put(group)
 
     def _score_for_ever(self) -> ProcessGenerator:
         rates = self._rates
         while True:
-            if not self._arrivals:
-                self._arrived = self._env.event()
-                yield self._arrived
-            size = min(len(self._arrivals), _MOST_SCORED)
-            groups = [self._arrivals.popleft() for _ in range(size)]
-            yield self._reward.take(rates.score_request_s + rates.score_s * size)
+            first, waiting = (yield self._arrivals.get()), self._arrivals.items
+            groups = [first, *waiting[: _MOST_SCORED - 1]]
+            del waiting[: _MOST_SCORED - 1]
+            yield self._reward.take(rates.score_request_s + rates.score_s * len(groups))
             for group in groups:
                 self._pool.score(_scored(group))
             scored, self._scored = self._scored, self._env.event()

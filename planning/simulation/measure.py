@@ -124,17 +124,15 @@ def _training(
     train_s = fmean(step["phases_s"]["train"] for step in steps)
     fixed_s = min(table["fixed_s"].value, train_s)
     slowed = table["doubling_efficiency"].value ** math.log2(num_ranks)
-    found = {
-        "token_s": (train_s - fixed_s) * num_ranks * slowed / tokens,
-        "prompt_tokens": prompt_tokens,
+    seen = {
+        "token_s": [(train_s - fixed_s) * num_ranks * slowed / tokens],
+        "prompt_tokens": [prompt_tokens],
+        "prepare_s": [s["preparation_s"] for s in steps if "preparation_s" in s],
+        "checkpoint_s": [
+            s["phases_s"]["checkpoint"] for s in steps if "checkpoint" in s["phases_s"]
+        ],
     }
-    prepared = [step["preparation_s"] for step in steps if "preparation_s" in step]
-    if prepared:
-        found["prepare_s"] = fmean(prepared)
-    checkpoints = [s["phases_s"]["checkpoint"] for s in steps if "checkpoint" in s["phases_s"]]
-    if checkpoints:
-        found["checkpoint_s"] = fmean(checkpoints)
-    return found
+    return {name: fmean(values) for name, values in seen.items() if values}
 
 
 def _lengths(groups: list[_Sampled]) -> dict[str, float]:

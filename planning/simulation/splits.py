@@ -21,8 +21,8 @@ class Split(Outcome):
     """One way to use the GPUs, simulated."""
 
     shape: Shape
-    trainer_gib: float | None
-    """Memory of a trainer GPU by the estimate of `--dry-run`; None where the model is not known."""
+    trainer_gib: float
+    """Memory of a trainer GPU by the estimate of `--dry-run`."""
     fits: bool
 
     @property
@@ -43,9 +43,8 @@ class Planner:
     settings: Settings
     """The run's; numbers of ranks and servers are varied."""
     table: RateTable
-    model: ModelShape | None
-    """For memory."""
-    gpu_memory_gib: float | None
+    model: ModelShape
+    gpu_memory_gib: float
     """Memory of one GPU."""
     lengths: Lengths | None = None
     """Lengths of completions; None takes those of the table."""
@@ -58,13 +57,9 @@ class Planner:
         completions = shape.groups_per_step * self.settings.trainer.group_size
         steps = max(_FEWEST_STEPS, min(_MOST_STEPS, _COMPLETIONS // completions))
         seen = Loop(shape, self._rates(shape)).run(steps, warm_up=shape.max_policy_lag + 2)
-        gib = None if self.model is None else self._trainer_gib(self.model, shape.num_trainers)
-        fits = gib is None or self.gpu_memory_gib is None or gib <= self.gpu_memory_gib
-        return Split(shape=shape, trainer_gib=gib, fits=fits, **asdict(seen))
-
-    def _trainer_gib(self, model: ModelShape, ranks: int) -> float:
-        trainer = self.settings.trainer.model_copy(update={"num_ranks": ranks})
-        return estimate_memory(self.settings.model_copy(update={"trainer": trainer}), model).total
+        settings = self.settings.changed(trainer={"num_ranks": shape.num_trainers})
+        gib = sum(estimate_memory(settings, self.model).values())
+        return Split(shape=shape, trainer_gib=gib, fits=gib <= self.gpu_memory_gib, **asdict(seen))
 
     def _rates(self, shape: Shape) -> Rates:
         rate = {name: given.value for name, given in self.table.items()}

@@ -89,8 +89,7 @@ def with_box_space(settings: Settings) -> Settings:
     model = settings.model
     family = model_family(model.path)
     if model.box_space == "auto":
-        decided = model.model_copy(update={"box_space": family.box_space})
-        return settings.model_copy(update={"model": decided})
+        return settings.changed(model={"box_space": family.box_space})
     if model.box_space != family.box_space and not model.box_space_override:
         raise SettingsError(
             f"model.box_space = {model.box_space!r}: {model.path} is a {family.model_type}, whose "

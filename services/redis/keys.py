@@ -22,6 +22,8 @@ import hashlib
 
 from services.schemas.prompts import PromptGroup
 
+NO_REDIS = "redis://127.0.0.1:1/0"
+"""Nobody listens there. A server without Redis serves the model that it was started with."""
 PROMPT_LANES = tuple(f"prompts/{digit}" for digit in "0123456789abcdef")
 """Prompts are spread over these streams, so that an image's groups meet at one server's caches."""
 CONSUMER_GROUPS = dict.fromkeys(PROMPT_LANES, "rollout") | {"rollouts": "trainer"}

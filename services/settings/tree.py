@@ -1,5 +1,7 @@
 """All settings of a run, as one typed tree."""
 
+from collections.abc import Mapping
+
 from pydantic import model_validator
 
 from services.settings.deploy import DeploySettings
@@ -62,6 +64,14 @@ class Settings(Section):
         refuse_password("monitor.url", self.monitor.url)
         refuse_password("telemetry.otlp_endpoint", self.telemetry.otlp_endpoint or "")
         return self
+
+    def changed(self, **sections: Mapping[str, object]) -> "Settings":
+        """The settings with other values in some sections, which are not checked again.
+
+        Example: `settings.changed(run={"name": "other"})`
+        """
+        found = {name: getattr(self, name).model_copy(update=new) for name, new in sections.items()}
+        return self.model_copy(update=found)
 
     @property
     def shares_gpus(self) -> bool:

@@ -9,15 +9,14 @@ from launcher.processes import Part
 from launcher.run_parts import MAX_RESTARTS, RunParts, resumed
 from services.errors import SggError
 from services.http.probe import http_probe
-from services.run_folder import RunFolder
 from services.settings import DataSettings, ModelSettings, RunSettings, Settings
 from services.settings.training import TrainerSettings
 
 DUMMY = [sys.executable, str(Path(__file__).with_name("dummy_part.py"))]
 
 
-def parts(settings: Settings, folder: RunFolder, *_: object) -> RunParts:
-    root = str(settings.run.root)
+def parts(settings: Settings, *_: object) -> RunParts:
+    root, folder = str(settings.run.root), settings.run.files
     services = {"reward": settings.reward.url, "rollout": settings.rollout.url}
     broken = (settings.run.root / "broken").exists()
     train = [*DUMMY, "trainer", root]

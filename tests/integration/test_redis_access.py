@@ -144,7 +144,7 @@ def test_the_doctor_says_who_answers_and_who_has_a_port(served: Served) -> None:
             "reward": {"url": f"http://127.0.0.1:{port}"},
             "rollout": {"url": f"http://127.0.0.1:{free_port()}"},
         }
-        return service_checks(Settings.model_validate(tree))
+        return service_checks(Settings.model_validate(tree))[0]
 
     with listen("127.0.0.1", 0, name="a stranger") as stranger:
         redis, reward, rollout = results(served.redis, stranger.getsockname()[1])

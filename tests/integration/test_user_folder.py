@@ -20,16 +20,15 @@ from launcher.ranks import run_ranks
 from launcher.run_parts import run_parts, server_urls, with_free_ports
 from planning.placement import Placement
 from services.host.ports import ReservedPorts
-from services.run_folder import RunFolder
 from services.settings import dump_settings, load_settings
 
 with ReservedPorts() as ports:
     settings = with_free_ports(load_settings([Path(sys.argv[1])]), ports)
-    folder = RunFolder(settings.run.folder)
+    folder = settings.run.files
     folder.path.mkdir(parents=True)
     folder.config.write_text(dump_settings(settings))
     placement = Placement(servers=((),))
-    parts = run_parts(settings, folder, placement, server_urls(settings, ports), ["--help"])
+    parts = run_parts(settings, placement, server_urls(settings, ports), ["--help"])
     with Supervisor(folder.logs) as supervisor:
         supervisor.start(parts.redis, *parts.services, parts.trainer)
         supervisor.wait_ready("redis", "reward", "rollout")

@@ -4,9 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scene_data.dataset import SceneDataset
-from scene_data.messages import box_space
+from scene_data.messages import box_space, image_messages
 from scene_data.sampler import EpochSampler, group_id
-from scene_data.templates import instruction
 from services.images import ImageStore
 from services.schemas.common import ImageRef, Sampling
 from services.schemas.prompts import PromptGroup
@@ -64,7 +63,7 @@ class PromptSource:
             incarnation=self.incarnation,
             epoch=epoch,
             index=index,
-            messages=instruction(self.settings.data, source.box_space),
+            messages=image_messages(self.settings.data, source.box_space),
             images=[self._put(source)],
             sampling=Sampling(
                 n=self.settings.trainer.group_size,

@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from scene_data.dataset import MAX_BROKEN_ROWS, MAX_BROKEN_SHARE, Sample, SceneDataset
-from scene_data.messages import box_space
+from scene_data.messages import box_space, image_messages
 from scene_data.sampler import EpochSampler
 from scene_data.shuffling import shuffled_graph
-from scene_data.templates import answer_text, instruction
+from scene_data.templates import answer_text
 from services.errors import InvalidInputError, TooLargeError
 from services.images import decode_image
 from services.settings import Settings
@@ -96,7 +96,7 @@ class AnswerRows(Sampler[int]):  # type: ignore[misc]
         space = box_space(self._settings.model, sample)
         return {
             "image": self._picture(sample),
-            "messages": [message.model_dump() for message in instruction(data, space)],
+            "messages": [message.model_dump() for message in image_messages(data, space)],
             "answer": answer_text(
                 self._graph(sample, index),
                 space,

@@ -10,7 +10,6 @@ from planning.placement import environment, place, placed
 from planning.preflight.gpus import Gpu, visible_gpus
 from services.errors import SettingsError
 from services.host.ports import ReservedPorts
-from services.run_folder import RunFolder
 from services.settings import Settings, load_settings
 from tests.fake_gpus import fake_gpus
 
@@ -125,28 +124,28 @@ def test_a_part_sees_its_gpus_by_number_whatever_named_them(
 
 
 def test_the_plan_says_where_everything_is(gpus: list[Gpu]) -> None:
-    wanted, folder = settings(2, 2), RunFolder(Path("runs/r"))
+    wanted = settings(2, 2)
     with ReservedPorts() as ports:
         urls = server_urls(wanted, ports)
-    lines = plan_lines(wanted, folder, placed(wanted, gpus[:5]), urls, 7)
+    lines = plan_lines(wanted, placed(wanted, gpus[:5]), urls, 7)
     assert lines[0] == "run run: 7 steps of none"
     text = "\n".join(lines)
-    for words in (*urls, "GPU 2", "GPU 3", "GPU 0,1", "GPU 4 stays idle", "runs/r/logs"):
+    for words in (*urls, "GPU 2", "GPU 3", "GPU 0,1", "GPU 4 stays idle", "runs/run/logs"):
         assert words in text
     assert max(map(len, lines)) <= 80
     shared = settings(2, 2, "ipc")
     assert "rank and server share each GPU" in "\n".join(
-        plan_lines(shared, folder, placed(shared, gpus[:2]), urls, 7)
+        plan_lines(shared, placed(shared, gpus[:2]), urls, 7)
     )
 
 
-def test_several_servers_have_ports_of_their_own(gpus: list[Gpu], tmp_path: Path) -> None:
-    wanted, folder = settings(1, 4), RunFolder(tmp_path)
+def test_several_servers_have_ports_of_their_own(gpus: list[Gpu]) -> None:
+    wanted = settings(1, 4)
     with ReservedPorts() as ports:
         urls = server_urls(wanted, ports)
     assert urls[0] == wanted.rollout.url
     assert len(set(urls)) == 4
-    parts = run_parts(wanted, folder, placed(wanted, gpus), urls, ["--resume"])
+    parts = run_parts(wanted, placed(wanted, gpus), urls, ["--resume"])
     assert [part.name for part in parts.services[1:]] == [f"rollout-{i}" for i in range(4)]
     numbers = [part.command[-1] for part in parts.services[1:]]
     assert [url.rpartition(":")[2] for url in urls] == numbers

@@ -92,7 +92,7 @@ def test_a_trainer_that_does_not_fit_is_not_the_best() -> None:
     table = derived(run, cluster, shape)
     planner = Planner(settings=run, table=table, model=shape, gpu_memory_gib=1e9)
     splits = planner.splits(16, 16)
-    sizes = sorted(split.trainer_gib or 0.0 for split in splits)
+    sizes = sorted(split.trainer_gib for split in splits)
     tight = replace(planner, gpu_memory_gib=(sizes[0] + sizes[1]) / 2).splits(16, 16)
     assert sum(split.fits for split in tight) == 1
     assert best(tight).trainer_gib == sizes[0]
@@ -100,9 +100,10 @@ def test_a_trainer_that_does_not_fit_is_not_the_best() -> None:
 
 def test_the_part_that_is_fullest_comes_first() -> None:
     run, cluster = settings(), load_cluster("a100x16")
-    table = derived(run, cluster, model_shape(run.model.path))
+    shape = model_shape(run.model.path)
+    table = derived(run, cluster, shape)
     slow = table | {"redis_s": table["redis_s"].model_copy(update={"value": 10.0})}
-    planner = Planner(settings=run, table=slow, model=None, gpu_memory_gib=None)
+    planner = Planner(settings=run, table=slow, model=shape, gpu_memory_gib=80)
     split = planner.splits(4, 8)[-1]
     found = limits(split, slow, run, 1e9)
     assert [limit.share for limit in found] == sorted((x.share for x in found), reverse=True)
