@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from string import Template
@@ -171,10 +172,7 @@ def answer_text(
             {"id": item.id, "bbox": [round(float(v), digits) for v in box]}
             for item, box in zip(graph.objects, boxes, strict=True)
         ],
-        "relationships": [
-            {"subject": r.subject, "predicate": r.predicate, "object": r.object}
-            for r in graph.relationships
-        ],
+        "relationships": [asdict(edge) for edge in graph.relationships],
     }
     payload = {name: lists[name] for name in TASK_LISTS[task]}
     answer = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))

@@ -6,8 +6,7 @@ from pathlib import Path
 
 from scene_data.conversion.names import NameMap, read_aliases
 from scene_data.conversion.raw import Box, RawImage, RawObject
-from scene_data.splits import OpenVocabulary, training_vocabulary
-from scene_data.vocabulary import Vocabulary, load_vocabulary
+from scene_data.vocabulary import OpenVocabulary, Vocabulary, load_vocabulary, training_vocabulary
 from scene_graph.graph import Relationship, SceneGraph, SceneObject
 
 _ALL = Vocabulary((), ())
@@ -20,7 +19,7 @@ class GraphRules:
         vocabulary: `vg150` or `psg`; None keeps all names.
         object_aliases: A file that `read_aliases` reads.
         predicate_aliases: The same.
-        open_vocabulary: Leave out VG150's novel names: `scene_data.splits`.
+        open_vocabulary: Leave out VG150's novel names: `scene_data.vocabulary`.
     """
 
     def __init__(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scene_data.reading.chats import COLUMNS as CHAT_COLUMNS
 from scene_data.reading.chats import graph_columns, image_of, is_chat
@@ -282,7 +283,7 @@ class _LineRows:
         self._folder = path.parent
         self._is_jsonl = _has_lines(path)
         self._file = path.open("rb") if self._is_jsonl else _spooled(path)
-        self._starts, self._ends, self._numbers = _lines(self._file)
+        self._lines = _lines(self._file)
         first = self._json(0) if len(self) else {}
         if not isinstance(first, RowError) and is_chat(first):
             _say_pixels(str(path), first)
@@ -290,15 +291,14 @@ class _LineRows:
             self._leave_out_rows_without_image(path)
 
     def _leave_out_rows_without_image(self, path: Path) -> None:
-        rows = enumerate(self.annotations())
-        keep = np.array([isinstance(row, RowError) or bool(row.get("image")) for _, row in rows])
+        rows = self.annotations()
+        keep = np.array([isinstance(row, RowError) or bool(row.get("image")) for row in rows])
         if num := len(self) - int(np.count_nonzero(keep)):
             logger.info("%s: %d of %d rows have no image and are left out", path, num, len(self))
-            self._starts, self._ends = self._starts[keep], self._ends[keep]
-            self._numbers = self._numbers[keep]
+            self._lines = self._lines[keep]
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._lines)
 
     def row(self, index: int) -> Row:
         row = self._read(index)
@@ -312,7 +312,7 @@ class _LineRows:
         return (self._read(index) for index in range(len(self)))
 
     def place(self, index: int) -> str:
-        number = int(self._numbers[index])
+        number = int(self._lines[index, 2])
         return f"line {number + 1}" if self._is_jsonl else f"row {number}"
 
     def _read(self, index: int) -> Row | RowError:
@@ -321,13 +321,13 @@ class _LineRows:
             return row
         try:
             image = image_of(row)
-            columns = graph_columns(row, int(self._numbers[index])) if is_chat(row) else {}
+            columns = graph_columns(row, int(self._lines[index, 2])) if is_chat(row) else {}
         except RowError as error:
             return error
         return {**row, **columns, "image": image}
 
     def _json(self, index: int) -> Row | RowError:
-        start, end = int(self._starts[index]), int(self._ends[index])
+        start, end, _ = self._lines[index].tolist()
         # pread, not seek and read: threads read rows at the same time.
         text = os.pread(self._file.fileno(), end - start, start)
         try:
@@ -378,14 +378,11 @@ def _spooled(path: Path) -> BinaryIO:
     return file
 
 
-def _lines(file: BinaryIO) -> tuple[Any, Any, Any]:
-    """[N] int64 starts, ends and numbers (from 0) of the lines that are not blank."""
-    starts, ends, numbers = array("q"), array("q"), array("q")
-    start = 0
+def _lines(file: BinaryIO) -> NDArray[np.int64]:
+    """[N, 3] starts, ends and numbers (from 0) of the lines that are not blank."""
+    found, start = array("q"), 0
     for number, line in enumerate(file):
         if line.strip():
-            starts.append(start)
-            ends.append(start + len(line))
-            numbers.append(number)
+            found.extend((start, start + len(line), number))
         start += len(line)
-    return np.asarray(starts), np.asarray(ends), np.asarray(numbers)
+    return np.asarray(found).reshape(-1, 3)
