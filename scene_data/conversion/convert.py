@@ -77,15 +77,15 @@ class Conversion:
 
 
 _SOURCES: Mapping[Layout, Callable[[Path], Source]] = {
-    "vg150": Vg150,
-    "visual_genome": VisualGenome,
-    "scene_graphs": SceneGraphs,
-    "psg": Psg,
-    "coco": Coco,
-    "reltr": RelTr,
-    "gqa": Gqa,
-    "open_images": OpenImages,
-    "open_images_csv": OpenImagesCsv,
+    Layout.VG150: Vg150,
+    Layout.VISUAL_GENOME: VisualGenome,
+    Layout.SCENE_GRAPHS: SceneGraphs,
+    Layout.PSG: Psg,
+    Layout.COCO: Coco,
+    Layout.RELTR: RelTr,
+    Layout.GQA: Gqa,
+    Layout.OPEN_IMAGES: OpenImages,
+    Layout.OPEN_IMAGES_CSV: OpenImagesCsv,
 }
 
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Hashable
 from pathlib import Path
 
-from scene_data.conversion.names import NameMap, read_aliases
+from scene_data.conversion.names import NameMap
 from scene_data.conversion.raw import Box, RawImage, RawObject
 from scene_data.vocabulary import OpenVocabulary, Vocabulary, load_vocabulary, training_vocabulary
 from scene_graph.graph import Relationship, SceneGraph, SceneObject
@@ -17,7 +17,7 @@ class GraphRules:
 
     Args:
         vocabulary: `vg150` or `psg`; None keeps all names.
-        object_aliases: A file that `read_aliases` reads.
+        object_aliases: A file as `scene_data.conversion.names` reads it.
         predicate_aliases: The same.
         open_vocabulary: Leave out VG150's novel names: `scene_data.vocabulary`.
     """
@@ -32,8 +32,8 @@ class GraphRules:
     ) -> None:
         names = load_vocabulary(vocabulary) if vocabulary else _ALL
         base = training_vocabulary(open_vocabulary) if open_vocabulary else _ALL
-        self._objects = NameMap(names.objects or None, _aliases(object_aliases))
-        self._predicates = NameMap(names.predicates or None, _aliases(predicate_aliases))
+        self._objects = NameMap(names.objects or None, object_aliases)
+        self._predicates = NameMap(names.predicates or None, predicate_aliases)
         self._base_objects = NameMap(base.objects or None)
         self._base_predicates = NameMap(base.predicates or None)
 
@@ -96,10 +96,6 @@ class GraphRules:
             if reason is not None:
                 dropped[reason] += 1
         return edges
-
-
-def _aliases(file: Path | None) -> dict[str, str]:
-    return {} if file is None else read_aliases(file)
 
 
 def _clipped(box: Box, size: tuple[int, int]) -> Box:
