@@ -165,7 +165,7 @@ def answer_text(
             names would be one.
     """
     pixels = np.array([item.bbox for item in graph.objects], dtype=np.float64)
-    boxes = box_space.from_fractions(BoxSpace.pixels(width, height).to_fractions(pixels))
+    boxes = BoxSpace.pixels(width, height).converted(pixels, box_space)
     digits = 3 if box_space == RELATIVE_1 else None
     lists = {
         "objects": [

@@ -57,19 +57,17 @@ class GraphRules:
         self, item: RawObject, size: tuple[int, int], dropped: Counter[str]
     ) -> tuple[str, Box] | None:
         name, box = self._objects(item.names), _clipped(item.bbox, size)
-        reason = None
         if name is None:
-            reason = "object_outside_vocabulary"
+            dropped["object_outside_vocabulary"] += 1
         elif self._base_objects((name,)) is None:
-            reason = "object_with_novel_name"
+            dropped["object_with_novel_name"] += 1
         elif box[0] >= box[2] or box[1] >= box[3]:
-            reason = "empty_box"
-        if name is None or reason is not None:
-            dropped[str(reason)] += 1
-            return None
-        if box != item.bbox:
-            dropped["part_of_box_outside_image"] += 1
-        return name, box
+            dropped["empty_box"] += 1
+        else:
+            if box != item.bbox:
+                dropped["part_of_box_outside_image"] += 1
+            return name, box
+        return None
 
     def _edges(
         self, raw: RawImage, objects: dict[Hashable, SceneObject], dropped: Counter[str]

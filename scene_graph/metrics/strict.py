@@ -56,20 +56,11 @@ class StrictResult:
     reference_object_hits: Flags
     """[Q]"""
 
-    @property
-    def recall(self) -> Floats:
-        """[B] recall@100 of each image; nan where there is nothing to find."""
-        return _by_image(self.metrics["recall@100"])
-
-    @property
-    def triplet_recall(self) -> Floats:
-        """[B] recall of each image with every prediction counted; nan likewise."""
-        return _by_image(self.metrics["triplet_recall"])
-
-    @property
-    def f1(self) -> Floats:
-        """[B] triplet F1 of each image; nan where there is nothing to find."""
-        return _by_image(self.metrics["triplet_f1"])
+    def by_image(self, name: str) -> Floats:
+        """[B] a metric that is a mean over images; nan where there is nothing to find."""
+        metric = self.metrics[name]
+        counts = metric.denominator.toarray()[:, 0] > 0
+        return np.where(counts, metric.numerator.toarray()[:, 0], np.nan)
 
 
 def strict(
@@ -127,8 +118,3 @@ def _shares(
         f"{name}_precision": mean(found, num_predicted),
         f"{name}_f1": mean(2 * found, num_predicted + num_reference),
     }
-
-
-def _by_image(metric: RatioMetric) -> Floats:
-    counts = metric.denominator.toarray()[:, 0] > 0
-    return np.where(counts, metric.numerator.toarray()[:, 0], np.nan)
