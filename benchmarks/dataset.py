@@ -138,9 +138,9 @@ def make(folder: Path, layout: str, num: int) -> Path:
     images = [picture(seed) for seed in range(NUM_IMAGES)]
     if layout == "parquet":
         file = folder / "train.parquet"
-        with parquet_writer(file) as writer:
+        with parquet_writer(file) as add:
             for row in rows(num, images):
-                writer.write(row)
+                add(row)
         return file
     for number, data in enumerate(images):
         (folder / f"{number}.jpg").write_bytes(data)

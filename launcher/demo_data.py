@@ -122,13 +122,13 @@ def _set_aside(settings: Settings, dataset: SceneDataset, folder: Path) -> tuple
     rows = {"heldout": order[:num_heldout], "train": order[num_heldout:][:num_train]}
     folder.mkdir(parents=True, exist_ok=True)
     for split, indexes in rows.items():
-        with parquet_writer(folder / f"{split}.parquet") as file:
+        with parquet_writer(folder / f"{split}.parquet") as write:
             for index in sorted(map(int, indexes)):
                 with suppress(InvalidInputError, TooLargeError):
                     sample = dataset[index]
                     decode_image(sample.image_bytes)
                     name, size = sample.image_id, (sample.width, sample.height)
-                    file.write(graph_row(name, sample.image_bytes, name, size, sample.graph))
+                    write(graph_row(name, sample.image_bytes, name, size, sample.graph))
     return folder / "train.parquet", folder / "heldout.parquet"
 
 

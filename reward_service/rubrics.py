@@ -11,8 +11,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from reward_service.terms import TERMS
-from services.errors import InvalidInputError, Mistake
-from services.http.problems import invalid_input
+from services.errors import InvalidInputError
+from services.http.problems import invalid_input, mistake
 from services.schemas.rewards import Task
 from services.schemas.rubrics import Rubric
 
@@ -78,7 +78,8 @@ def find_rubric(wanted: str | dict[str, Any]) -> Rubric:
     """
     if isinstance(wanted, str):
         if wanted not in RUBRICS:
-            raise _mistake(f"no rubric {wanted[:100]!r}; rubrics are {', '.join(RUBRICS)}")
+            known = ", ".join(RUBRICS)
+            raise mistake("body.rubric", f"no rubric {wanted[:100]!r}; rubrics are {known}")
         return RUBRICS[wanted]
     try:
         rubric = Rubric.model_validate(wanted)
@@ -86,9 +87,6 @@ def find_rubric(wanted: str | dict[str, Any]) -> Rubric:
         raise invalid_input(error.errors(), ("body", "rubric")) from error
     for name in rubric.terms:
         if name not in TERMS:
-            raise _mistake(f"no term {name[:100]!r}; terms are {', '.join(TERMS)}")
+            known = ", ".join(TERMS)
+            raise mistake("body.rubric", f"no term {name[:100]!r}; terms are {known}")
     return rubric
-
-
-def _mistake(message: str) -> InvalidInputError:
-    return InvalidInputError(f"body.rubric: {message}", [Mistake("body.rubric", message)])

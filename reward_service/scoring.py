@@ -61,8 +61,7 @@ class RewardScorer:
         self.rubric_version = rubric_version(rubric, similarity.version)
         self.weights = terms_of(rubric, task)
         self.max_total = sum(self.weights.values())
-        self._similarity = similarity
-        self._failure = dict.fromkeys(self.weights, 0.0)
+        self.similarity = similarity
 
     def score(self, groups: Sequence[RewardGroup]) -> list[ScoredGroup]:
         """Rewards of every completion, groups and completions in the order given.
@@ -174,7 +173,7 @@ class RewardScorer:
             [item.parsed.columns for item in items],
             references[first:last],
             np.array([item.group - first for item in items]),
-            self._similarity,
+            self.similarity,
             boxes=self.task != "cls",
         )
         tagged, num_tokens = [], []
@@ -197,7 +196,7 @@ class RewardScorer:
         return Reward(
             total=0.0,
             status=parsed.status,
-            breakdown=self._failure,
+            breakdown=dict.fromkeys(self.weights, 0.0),
             matched=_matched_counts(0, 0),
             truncated=parsed.truncated,
         )
@@ -225,8 +224,8 @@ def reference_columns(
     group: RewardGroup, task: Task = "sgg"
 ) -> tuple[GraphColumns, dict[str, int]]:
     """A group's cleaned reference, and what was dropped from it by reason."""
-    scale = BoxSpace.pixels(*group.image_size).scale
-    return clean_columns(group.reference.objects, group.reference.relationships, scale, task)
+    reference = group.reference
+    return clean_columns(reference.objects, reference.relationships, group.image_size, task)
 
 
 @lru_cache(maxsize=4096)

@@ -51,11 +51,6 @@ class ComparedBatch:
         return self.comparison.pairs
 
     @property
-    def num_predicted_objects(self) -> Indices:
-        """[B] objects of each completion."""
-        return self.comparison.predicted.num_objects
-
-    @property
     def num_reference_objects(self) -> Indices:
         """[B] objects of each completion's reference."""
         return self.comparison.reference.num_objects[self.comparison.group]
@@ -215,7 +210,7 @@ def _triplet_f1(batch: ComparedBatch, rubric: Rubric) -> Floats:
 def _object_precision(batch: ComparedBatch, _: Rubric) -> Floats:
     matched = batch.pairs.matched
     good = batch.pairs.same_name[matched] & batch.pairs.overlap[matched]
-    return share(batch.sum_matched(good), batch.num_predicted_objects)
+    return share(batch.sum_matched(good), batch.comparison.predicted.num_objects)
 
 
 @_term(
@@ -249,8 +244,6 @@ def share(total: Floats, count: Floats | Indices) -> Floats:
 
 
 def _hits(batch: ComparedBatch) -> Floats:
-    """[I] 1 for reference triplets that a predicted triplet hits."""
+    """[I] 1 for reference triplets that a predicted triplet hits: equal names have similarity 1."""
     triplets = batch.comparison.triplets
-    hit = np.zeros(len(batch.comparison.instance_owner))
-    hit[triplets.instance[triplets.same_names & triplets.overlap]] = 1.0
-    return hit
+    return batch.best_by_instance(triplets.same_names & triplets.overlap)

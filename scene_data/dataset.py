@@ -65,6 +65,8 @@ class BrokenRows:
     """By kind of fault"""
     broken: list[str] = field(default_factory=list)
     """The first `NUM_LISTED` of them: place and reason"""
+    dropped: Counter[str] = field(default_factory=Counter)
+    """Parts of annotations by reason"""
 
     @property
     def num_broken(self) -> int:
@@ -84,8 +86,6 @@ class RowCheck(BrokenRows):
 
     usable: NDArray[np.bool_]
     """[rows]"""
-    dropped: Counter[str] = field(default_factory=Counter)
-    """Parts of annotations by reason"""
     num_unrelated: int = 0
     """Rows without any relationship, which the task has no use for"""
 
@@ -127,9 +127,7 @@ class SceneDataset:
         self._name = name
         self._thinking = thinking_column
         self._has_warned = False
-        check = check_rows(
-            rows, thinking_column=thinking_column, task=task, keep_repeated=keep_repeated
-        )
+        check = self._check_rows(task)
         _judge(check, name, task)
         self._usable = np.flatnonzero(check.usable)
 
@@ -160,9 +158,31 @@ class SceneDataset:
             image_bytes=data,
             width=header.width,
             height=header.height,
-            graph=read_graph(row, keep_repeated=self._keep_repeated)[0],
+            graph=self._graph(row)[0],
             thinking=read_thinking(row, self._thinking) if self._thinking else None,
         )
+
+    def _check_rows(self, task: Task | None) -> RowCheck:
+        """Read every annotation once; images are not looked at."""
+        found = RowCheck(usable=np.ones(len(self._rows), dtype=bool))
+        for index, row in enumerate(self._rows.annotations()):
+            try:
+                graph, dropped = self._graph(row)
+            except RowError as error:
+                found.note_row(index, self._rows.place(index), row, error)
+                continue
+            found.dropped.update(dropped)
+            if task in ("sgg", "cls") and not graph.relationships:
+                found.usable[index] = False
+                found.num_unrelated += 1
+        return found
+
+    def _graph(self, row: Row | RowError) -> tuple[SceneGraph, Counter[str]]:
+        if isinstance(row, RowError):
+            raise row
+        if self._thinking:
+            read_thinking(row, self._thinking)
+        return read_graph(row, keep_repeated=self._keep_repeated)
 
     def _warn_of_turn(self, place: str) -> None:
         """Once: nothing else may show that the boxes are of the picture as it is stored."""
@@ -215,42 +235,9 @@ def open_dataset(
     return SceneDataset(rows, str(path), thinking_column=thinking_column, task=task)
 
 
-def check_rows(
-    rows: Rows,
-    *,
-    thinking_column: str | None = None,
-    task: Task | None = None,
-    keep_repeated: bool = False,
-) -> RowCheck:
-    """Read every annotation once; images are not looked at."""
-    found = RowCheck(usable=np.ones(len(rows), dtype=bool))
-    for index, row in enumerate(rows.annotations()):
-        try:
-            graph, dropped = _graph(row, thinking_column, keep_repeated=keep_repeated)
-        except RowError as error:
-            found.note_row(index, rows.place(index), row, error)
-            continue
-        found.dropped.update(dropped)
-        if task in ("sgg", "cls") and not graph.relationships:
-            found.usable[index] = False
-            found.num_unrelated += 1
-    return found
-
-
 def is_too_broken(num_broken: int, num_rows: int) -> bool:
     """Whether there are more broken rows than a dataset may have."""
     return num_broken > max(MAX_BROKEN_ROWS, MAX_BROKEN_SHARE * num_rows)
-
-
-def _graph(
-    row: Row | RowError, thinking_column: str | None, *, keep_repeated: bool
-) -> tuple[SceneGraph, Counter[str]]:
-    if isinstance(row, RowError):
-        raise row
-    if thinking_column:
-        read_thinking(row, thinking_column)
-    read_size(row)
-    return read_graph(row, keep_repeated=keep_repeated)
 
 
 def _judge(found: RowCheck, name: str, task: Task | None) -> None:

@@ -5,8 +5,9 @@ from scene_data.templates import prompt_messages
 from scene_graph.boxes import BoxSpace, model_box_space
 from services.models.families import model_family
 from services.schemas.common import ChatMessage
-from services.schemas.rewards import ReferenceGraph, ReferenceObject, ReferenceRelationship
-from services.settings import DataSettings, ModelSettings
+from services.schemas.rewards import ReferenceGraph
+from services.settings import DataSettings
+from services.settings import ModelSettings
 
 
 def box_space(model: ModelSettings, sample: Sample) -> BoxSpace:
@@ -35,10 +36,4 @@ def image_messages(
 
 def reference_graph(sample: Sample) -> ReferenceGraph:
     """A sample's graph; boxes stay pixels of the original image."""
-    return ReferenceGraph(
-        objects=[ReferenceObject(id=o.id, bbox=o.bbox) for o in sample.graph.objects],
-        relationships=[
-            ReferenceRelationship(subject=r.subject, predicate=r.predicate, object=r.object)
-            for r in sample.graph.relationships
-        ],
-    )
+    return ReferenceGraph.model_validate(sample.graph, from_attributes=True)

@@ -1,8 +1,9 @@
-"""The order in which rows are trained on: seeded, and resumable from a single number."""
+"""The order in which rows are trained on, and of a graph's parts: seeded, and so resumable."""
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scene_graph.graph import SceneGraph
 from services.errors import InvalidInputError
 
 
@@ -45,3 +46,26 @@ def group_id(run: str, epoch: int, index: int) -> str:
     Example: `group_id("demo", 0, 17) == "demo-e0-r17"`
     """
     return f"{run}-e{epoch}-r{index}"
+
+
+def shuffled_graph(graph: SceneGraph, *, seed: int, epoch: int, row: int) -> SceneGraph:
+    """A graph with its objects and relationships permuted: SFT must not teach that order counts.
+
+    Objects keep their ids, so every relationship still means the same pair.
+
+    Args:
+        graph: As annotated.
+        seed: The run's.
+        epoch: Another epoch, another order.
+        row: Its number in the dataset; rows of one epoch are permuted independently.
+
+    Returns:
+        A pure function of the arguments: a resumed run sees what an uninterrupted one does.
+    """
+    random = np.random.default_rng([seed, epoch, row])
+    objects = random.permutation(len(graph.objects))
+    relationships = random.permutation(len(graph.relationships))
+    return SceneGraph(
+        objects=tuple(graph.objects[i] for i in objects),
+        relationships=tuple(graph.relationships[i] for i in relationships),
+    )

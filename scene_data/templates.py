@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from string import Template
@@ -165,17 +166,14 @@ def answer_text(
             names would be one.
     """
     pixels = np.array([item.bbox for item in graph.objects], dtype=np.float64)
-    boxes = box_space.from_fractions(BoxSpace.pixels(width, height).to_fractions(pixels))
+    boxes = BoxSpace.pixels(width, height).converted(pixels, box_space)
     digits = 3 if box_space == RELATIVE_1 else None
     lists = {
         "objects": [
             {"id": item.id, "bbox": [round(float(v), digits) for v in box]}
             for item, box in zip(graph.objects, boxes, strict=True)
         ],
-        "relationships": [
-            {"subject": r.subject, "predicate": r.predicate, "object": r.object}
-            for r in graph.relationships
-        ],
+        "relationships": [asdict(edge) for edge in graph.relationships],
     }
     payload = {name: lists[name] for name in TASK_LISTS[task]}
     answer = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))

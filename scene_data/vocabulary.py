@@ -1,17 +1,30 @@
-"""The names that a closed-vocabulary run may use, and other names for them."""
+"""The names that a closed-vocabulary run may use, and other names for them.
+
+VG150 has base and novel names, for open-vocabulary scene graphs. Training sees base names alone;
+evaluation looks at the novel ones too. Novel objects are those of He et al. 2022 (ECCV, arXiv
+2208.08165), novel predicates those of OvSGTR (Chen et al. 2024, arXiv 2311.10988), which names the
+settings:
+
+| setting | training leaves out |
+|---|---|
+| `ovd` | objects with novel names, and with them their relationships |
+| `ovr` | relationships with novel predicates |
+| `ovdr` | both |
+"""
 
 import tomllib
 from collections import Counter
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from scene_data.reading.json_stream import read_members
 from scene_data.reading.refusal import refusal, shown
 from scene_graph.graph import normalise_name
 
 SHIPPED = ("vg150", "psg")
+OpenVocabulary = Literal["ovd", "ovr", "ovdr"]
 
 _FOLDER = Path(__file__).parent / "vocabularies"
 _FORMS = (
@@ -73,7 +86,7 @@ def load_vocabulary(name: str) -> Vocabulary:
             or an object's name with a dot.
     """
     if name in SHIPPED:
-        lists = tomllib.loads((_FOLDER / f"{name}.toml").read_text())
+        lists = _shipped(name)
         return Vocabulary(tuple(lists["objects"]), tuple(lists["predicates"]))
     path = Path(name)
     if not path.is_file():
@@ -101,8 +114,29 @@ def load_aliases(name: str) -> Aliases:
     """
     if name not in SHIPPED:
         return Aliases({}, {})
-    lists = tomllib.loads((_FOLDER / f"{name}-aliases.toml").read_text())
+    lists = _shipped(f"{name}-aliases")
     return Aliases(_by_alias(lists["objects"]), _by_alias(lists["predicates"]))
+
+
+def training_vocabulary(setting: OpenVocabulary) -> Vocabulary:
+    """The names of VG150 that training may see."""
+    whole, novel = load_vocabulary("vg150"), novel_names()
+    objects, predicates = whole.objects, whole.predicates
+    if setting in ("ovd", "ovdr"):
+        objects = tuple(name for name in objects if name not in novel.objects)
+    if setting in ("ovr", "ovdr"):
+        predicates = tuple(name for name in predicates if name not in novel.predicates)
+    return Vocabulary(objects, predicates)
+
+
+def novel_names() -> Vocabulary:
+    """The 45 objects and 15 predicates of VG150 that are novel: training does not see them."""
+    lists = _shipped("vg150")
+    return Vocabulary(tuple(lists["novel_objects"]), tuple(lists["novel_predicates"]))
+
+
+def _shipped(name: str) -> dict[str, Any]:
+    return tomllib.loads((_FOLDER / f"{name}.toml").read_text())
 
 
 def _by_alias(lists: dict[str, list[str]]) -> dict[str, str]:

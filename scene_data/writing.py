@@ -1,10 +1,11 @@
 """Rows to parquet or JSON lines, in files that appear whole or not at all."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from scene_graph.graph import SceneGraph
 
@@ -13,12 +14,8 @@ ROWS_AT_ONCE = 100
 BYTES_AT_ONCE = 32 * 1024 * 1024
 """Bytes of the images in a row group, before the last one."""
 
-
-class RowWriter(Protocol):
-    """Takes rows."""
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        """Add a row, as `graph_row` makes it."""
+WriteRow = Callable[[Mapping[str, Any]], object]
+"""Adds a row, as `graph_row` makes it."""
 
 
 def graph_row(
@@ -38,33 +35,34 @@ def graph_row(
         "image": None if image is None else {"bytes": image, "path": name},
         "width": size[0],
         "height": size[1],
-        "objects": [{"id": o.id, "bbox": list(o.bbox)} for o in graph.objects],
-        "relationships": [
-            {"subject": r.subject, "predicate": r.predicate, "object": r.object}
-            for r in graph.relationships
-        ],
+        **asdict(graph),
     }
 
 
 @contextmanager
-def parquet_writer(path: Path) -> Iterator[RowWriter]:
+def parquet_writer(path: Path) -> Iterator[WriteRow]:
     """Write rows with their images; the file has its name once the block has ended well."""
     import pyarrow.parquet as pq
 
     with _whole(path) as partial, pq.ParquetWriter(partial, _schema()) as file:
-        writer = _ParquetRows(file)
-        yield writer
-        writer.flush()
+        rows = _ParquetRows(file)
+        yield rows.write
+        rows.flush()
 
 
 @contextmanager
-def jsonl_writer(path: Path) -> Iterator[RowWriter]:
+def jsonl_writer(path: Path) -> Iterator[WriteRow]:
     """Write annotations without images, as `sgg-rl evaluate` takes them; the same promise."""
     with (
         _whole(path) as partial,
         partial.open("w", encoding="utf-8", errors="backslashreplace") as file,
     ):
-        yield _JsonLines(file)
+
+        def write(row: Mapping[str, Any]) -> None:
+            kept = {key: value for key, value in row.items() if key != "image"}
+            file.write(json.dumps(kept, ensure_ascii=False) + "\n")
+
+        yield write
 
 
 @contextmanager
@@ -77,21 +75,11 @@ def _whole(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
-class _JsonLines:
-    def __init__(self, file: Any) -> None:
-        self._file = file
-
-    def write(self, row: Mapping[str, Any]) -> None:
-        kept = {key: value for key, value in row.items() if key != "image"}
-        self._file.write(json.dumps(kept, ensure_ascii=False) + "\n")
-
-
 class _ParquetRows:
     """Holds one row group."""
 
     def __init__(self, file: Any) -> None:
         self._file = file
-        self._schema = _schema()
         self._rows: list[dict[str, Any]] = []
         self._bytes = 0
 
@@ -106,27 +94,20 @@ class _ParquetRows:
         import pyarrow as pa
 
         if self._rows:
-            self._file.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
+            self._file.write_table(pa.Table.from_pylist(self._rows, schema=self._file.schema))
         self._rows, self._bytes = [], 0
 
 
 def _schema() -> Any:
     """Columns, marked so that `datasets` decodes the image."""
-    import pyarrow as pa
+    from datasets import Features, Image, Value
 
-    types = {
-        "image_id": pa.string(),
-        "image": pa.struct([("bytes", pa.binary()), ("path", pa.string())]),
-        "width": pa.int32(),
-        "height": pa.int32(),
-        "objects": pa.string(),
-        "relationships": pa.string(),
+    columns = {
+        "image_id": Value("string"),
+        "image": Image(),
+        "width": Value("int32"),
+        "height": Value("int32"),
+        "objects": Value("string"),
+        "relationships": Value("string"),
     }
-    features = {
-        name: {"_type": "Image"} if name == "image" else {"dtype": str(kind), "_type": "Value"}
-        for name, kind in types.items()
-    }
-    return pa.schema(
-        list(types.items()),
-        metadata={"huggingface": json.dumps({"info": {"features": features}})},
-    )
+    return Features(columns).arrow_schema

@@ -57,13 +57,9 @@ class BoxSpace:
     def __str__(self) -> str:
         return self.name
 
-    def to_fractions(self, boxes: Boxes) -> Boxes:
-        """[N, 4] in this space to [N, 4] in fractions."""
-        return np.asarray(boxes, dtype=np.float64).reshape(-1, 4) / (*self.scale, *self.scale)
-
-    def from_fractions(self, boxes: Boxes) -> Boxes:
-        """[N, 4] in fractions to [N, 4] in this space; not rounded."""
-        return np.asarray(boxes, dtype=np.float64).reshape(-1, 4) * (*self.scale, *self.scale)
+    def converted(self, boxes: Boxes, space: "BoxSpace") -> Boxes:
+        """[N, 4] in this space to [N, 4] in another; not rounded."""
+        return boxes.reshape(-1, 4) / (*self.scale, *self.scale) * (*space.scale, *space.scale)
 
 
 _RELATIVE = {"relative_1000": 1000.0, "relative_1": 1.0}

@@ -3,18 +3,10 @@
 A bad part is dropped alone, never the whole graph. Predictions and references pass the same rules.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeGuard
 
-from scene_graph.boxes import BoxSpace
-from scene_graph.graph import (
-    NORMAL_IDS,
-    GraphColumns,
-    Relationship,
-    SceneGraph,
-    SceneObject,
-)
+from scene_graph.graph import NORMAL_IDS, GraphColumns, Relationship, SceneObject
 
 Task = Literal["sgg", "det", "cls"]
 """`sgg`: objects and relationships. `det`: objects only. `cls`: triplets of names, no boxes."""
@@ -59,24 +51,6 @@ class RelationshipLike(Protocol):
     @property
     def object(self) -> str:
         """The id of an object, perhaps."""
-
-
-def clean_graph(
-    graph: SceneGraph, box_space: BoxSpace, task: Task = "sgg"
-) -> tuple[SceneGraph, Counter[str]]:
-    """Normalise names, bring boxes to fractions, drop what cannot be right.
-
-    Args:
-        graph: An annotated or predicted graph.
-        box_space: The space of its boxes.
-        task: As in `clean_columns`.
-
-    Returns:
-        The graph with boxes in fractions (coordinates outside 0..1 stay as they are), and the
-        number of dropped parts by reason.
-    """
-    columns, dropped = clean_columns(graph.objects, graph.relationships, box_space.scale, task)
-    return columns.to_graph(), Counter(dropped)
 
 
 def clean_columns(
@@ -176,7 +150,13 @@ def _clean_relationships(
         dropped[reason] = dropped.get(reason, 0) + 1
 
 
-_NUMBERS = ({float}, {int}, {float, int})  # true and false are not numbers
+_NUMBERS = frozenset((int, float))
+"""Types: true and false are not numbers."""
+
+
+def is_four_numbers(value: Any) -> TypeGuard[list[float]]:
+    """Whether a JSON value is a list of four numbers, as a box is."""
+    return type(value) is list and len(value) == 4 and _NUMBERS.issuperset(map(type, value))
 
 
 def read_object(value: Any) -> SceneObject | None:
@@ -184,9 +164,7 @@ def read_object(value: Any) -> SceneObject | None:
     if type(value) is not dict:
         return None
     name, box = value.get("id"), value.get("bbox")
-    if type(name) is not str or type(box) is not list or len(box) != 4:
-        return None
-    if set(map(type, box)) not in _NUMBERS:
+    if type(name) is not str or not is_four_numbers(box):
         return None
     return SceneObject(id=name, bbox=(box[0], box[1], box[2], box[3]))
 

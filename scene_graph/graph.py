@@ -68,19 +68,6 @@ class GraphColumns:
     objects: list[int] = field(default_factory=list)
     """[E]"""
 
-    @classmethod
-    def from_graph(cls, graph: SceneGraph) -> "GraphColumns":
-        """Columns of a clean graph (`clean_graph`, `to_graph`): normalised, ids distinct."""
-        index = {item.id: i for i, item in enumerate(graph.objects)}
-        return cls(
-            ids=list(index),
-            categories=[NORMAL_IDS[item.id][1] for item in graph.objects],
-            coordinates=[c for item in graph.objects for c in item.bbox],
-            subjects=[index[edge.subject] for edge in graph.relationships],
-            predicates=[edge.predicate for edge in graph.relationships],
-            objects=[index[edge.object] for edge in graph.relationships],
-        )
-
     def to_graph(self) -> SceneGraph:
         """The same with boxes in fractions; for the task `cls` each is the whole image."""
         width, height = self.scale

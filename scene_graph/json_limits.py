@@ -37,13 +37,3 @@ def json_shape(data: bytes) -> JsonShape:
         nesting = max(nesting, int(depths.max(initial=0)))
         depth = int(depths[-1]) if len(depths) else depth
     return JsonShape(nesting, max(depth, 0), num_commas)
-
-
-def nesting_depth(data: bytes) -> int:
-    """`JsonShape.nesting`."""
-    return json_shape(data).nesting
-
-
-def is_unfinished(data: bytes) -> bool:
-    """Whether JSON text stops before its last bracket is closed."""
-    return json_shape(data).unclosed > 0

@@ -109,8 +109,7 @@ class Comparison:
     @cached_property
     def assigned(self) -> Indices:
         """Triplet pairs, both boxes IoU >= 0.5: one-to-one, the greatest sum of similarities."""
-        t = self.triplets
-        return self._one_to_one(np.flatnonzero(t.overlap), t.similarity)
+        return self._one_to_one(self.triplets.overlap)
 
     @cached_property
     def assigned_hits(self) -> Indices:
@@ -118,7 +117,7 @@ class Comparison:
         t = self.triplets
         if t.same_names[t.overlap].all():  # always so with exact similarity
             return self.assigned
-        return self._one_to_one(np.flatnonzero(t.overlap & t.same_names), t.similarity)
+        return self._one_to_one(t.overlap & t.same_names)
 
     @cached_property
     def annotated(self) -> Flags:
@@ -133,12 +132,12 @@ class Comparison:
         flags: Flags = known[p.subjects] & known[p.objects]
         return flags
 
-    def _one_to_one(self, candidates: Indices, value: Floats) -> Indices:
-        t = self.triplets
+    def _one_to_one(self, candidates: Flags) -> Indices:
+        t, among = self.triplets, np.flatnonzero(candidates)
         chosen = one_to_one(
-            t.owner[candidates], t.predicted[candidates], t.instance[candidates], value[candidates]
+            t.owner[among], t.predicted[among], t.instance[among], t.similarity[among]
         )
-        return candidates[chosen]
+        return among[chosen]
 
 
 def compare(
@@ -212,8 +211,7 @@ def _best_cells(row: Indices, column: Indices, value: Floats) -> Indices:
     if value.min() == value.max():  # then as many as can be: near-linear, where weights are cubic
         where = csr_array((np.arange(1, len(row) + 1), (row, column)), shape=shape)
         partner = maximum_bipartite_matching(where, perm_type="column")
-        kept: Indices = np.flatnonzero(partner[row] == column)
-        return kept
+        return np.flatnonzero(partner[row] == column)
     table, cell = np.zeros(shape), np.full(shape, -1)
     table[row, column], cell[row, column] = value, np.arange(len(row))
     chosen = cell[linear_sum_assignment(table, maximize=True)]
@@ -343,8 +341,6 @@ def _triplet_pairs(
 
 def ranges(begins: Indices, counts: Indices) -> Indices:
     """`begins[i], begins[i] + 1, …`, `counts[i]` numbers of each, one after another."""
-    ends = counts.cumsum()
-    total = int(ends[-1]) if len(ends) else 0
-    numbers: Indices = np.arange(total)
-    numbers += (begins + counts - ends).repeat(counts)
+    numbers = np.arange(counts.sum())
+    numbers += (begins + counts - counts.cumsum()).repeat(counts)
     return numbers

@@ -22,7 +22,7 @@ from scene_graph.cleaning import (
     read_relationship,
 )
 from scene_graph.graph import GraphColumns, SceneGraph
-from scene_graph.json_limits import is_unfinished, nesting_depth
+from scene_graph.json_limits import json_shape
 
 Status = Literal["ok", "no_answer", "invalid_json", "schema_violation", "too_large"]
 
@@ -97,9 +97,7 @@ def parse_completion(
         task: `det` looks at no relationships. `cls` looks at no objects: the ends of its
             relationships are names, with or without a number.
     """
-    if len(text) > limits.num_bytes or not (
-        text.isascii() or len(text.encode("utf-8", "surrogatepass")) <= limits.num_bytes
-    ):
+    if len(text) > limits.num_bytes or len(_bytes(text)) > limits.num_bytes:
         return ParsedCompletion(status="too_large", columns=GraphColumns())
     answer = find_answer(text)
     lists = _read_lists(answer, limits, task)
@@ -229,7 +227,7 @@ def read_any(answer: Answer, task: Task) -> Lists:
     try:
         value = json_value(answer.text)
     except ValueError:
-        truncated = not answer.finished and is_unfinished(_bytes(answer.text))
+        truncated = not answer.finished and json_shape(_bytes(answer.text)).unclosed > 0
         return Lists("invalid_json", truncated=truncated)
     except RecursionError:  # the decoder stops at Python's own limit, far above ours
         return Lists("too_large")
@@ -255,15 +253,16 @@ def _is_too_deep(text: str, lists: Lists, dropped: dict[str, int], limit: int) -
     relationships = len(lists.relationships) - dropped.get("malformed_relationship", 0)
     if brackets - 2 * objects - relationships < limit:
         return False
-    return nesting_depth(_bytes(text)) > limit
+    return json_shape(_bytes(text)).nesting > limit
 
 
-def _refuse_constant(name: str) -> NoReturn:
+def refuse_constant(name: str) -> NoReturn:
+    """For a decoder: NaN and the infinities, which Python would read, are not JSON."""
     raise ValueError(f"{name} is not JSON")
 
 
 # Integers as floats: Python refuses to read an int of more than 4300 digits.
-_DECODER = json.JSONDecoder(parse_int=float, parse_constant=_refuse_constant)
+_DECODER = json.JSONDecoder(parse_int=float, parse_constant=refuse_constant)
 
 
 def _bytes(text: str) -> bytes:

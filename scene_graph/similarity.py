@@ -71,7 +71,8 @@ class TableSimilarity:
         for left, right, value in listed:
             self._values[self._row[left], self._row[right]] = value
             self._values[self._row[right], self._row[left]] = value
-        self.version = "table:" + _digest([sorted(set(names)), listed])
+        content = json.dumps([sorted(set(names)), listed])
+        self.version = "table:" + hashlib.sha256(content.encode()).hexdigest()
 
     def of_pairs(self, names: Sequence[str], left: Indices, right: Indices) -> Floats:
         """[N] the table's values; 1 for equal names, 0 for names outside of the table."""
@@ -81,7 +82,3 @@ class TableSimilarity:
         values: Floats = self._values.ravel().take(places)
         values[left == right] = 1.0
         return values
-
-
-def _digest(content: object) -> str:
-    return hashlib.sha256(json.dumps(content).encode()).hexdigest()

@@ -10,7 +10,7 @@ from PIL import Image
 
 from scene_data.conversion.convert import Conversion, ConversionOptions, convert, open_source
 from scene_data.conversion.graphs import GraphRules
-from scene_data.splits import OpenVocabulary
+from scene_data.vocabulary import OpenVocabulary
 
 
 def picture(width: int = 64, height: int = 48, kind: str = "JPEG") -> bytes:

@@ -17,10 +17,9 @@ from evaluation.inference.progress import Progress
 from evaluation.reading.lines import GraphLine
 from scene_data.dataset import NUM_LISTED, Sample, is_too_broken, open_dataset
 from scene_data.messages import box_space
-from scene_graph.boxes import BoxSpace
-from scene_graph.cleaning import Task, clean_graph
+from scene_graph.cleaning import Task, clean_columns
 from scene_graph.graph import SceneGraph
-from scene_graph.metrics import strict_metrics
+from scene_graph.metrics.heldout_metrics import strict_metrics
 from scene_graph.parsing import parse_completion
 from services.errors import ConflictError, InvalidInputError, TooLargeError
 from services.images import decode_image
@@ -168,7 +167,8 @@ def prediction_graph(text: str, settings: Settings, sample: Sample) -> SceneGrap
 
 def clean_reference(sample: Sample, task: Task) -> SceneGraph:
     """A sample's graph by the rules that predictions are read by, boxes in fractions."""
-    return clean_graph(sample.graph, BoxSpace.pixels(sample.width, sample.height), task)[0]
+    graph, size = sample.graph, (sample.width, sample.height)
+    return clean_columns(graph.objects, graph.relationships, size, task)[0].to_graph()
 
 
 def answering_versions(lines: Sequence[GraphLine]) -> set[int]:

@@ -35,8 +35,8 @@ def image_results(
         tables[0], hits.predicted_object_hits, hits.predicted_relation_hits, "hallucination"
     )
     reference = _drawn(tables[1], hits.reference_object_hits, hits.reference_relation_hits, "miss")
-    recall = _of_images(hits.triplet_recall if task == "cls" else hits.recall)
-    f1 = _of_images(hits.f1)
+    recall = _of_images(hits.by_image("triplet_recall" if task == "cls" else "recall@100"))
+    f1 = _of_images(hits.by_image("triplet_f1"))
     return [
         ImageResult(
             image_id=image_id,

@@ -80,9 +80,7 @@ class Explainer:
         Raises:
             InvalidInputError: As `make_scorer` does.
         """
-        similarities = similarities or Similarities()
         self.scorer = make_scorer(rubric, task, similarities)
-        self._similarity = similarities.get(self.scorer.rubric.similarity)
 
     def explain(self, group: RewardGroup) -> list[Explanation]:
         """An explanation for each completion of a group.
@@ -101,7 +99,7 @@ class Explainer:
         parsed = parse_completion(text, BoxSpace.parse(group.box_space), task=task)
         reference = group.reference.model_dump(mode="json")
         columns, _ = reference_columns(group, task)
-        verdicts = Verdicts(parsed.columns, columns, self._similarity, task)
+        verdicts = Verdicts(parsed.columns, columns, self.scorer.similarity, task)
         return Explanation(
             **_reading(text, parsed, task, require_thinking=group.require_thinking),
             total=reward.total,

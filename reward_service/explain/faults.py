@@ -8,13 +8,13 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, NoReturn
+from typing import Any, Literal, NamedTuple
 
 from scene_graph.cleaning import clean_columns, read_object, read_relationship
 from scene_graph.faults import DROPPED_WORDS, object_fault, relationship_fault, schema_fault
 from scene_graph.graph import normalise_name
-from scene_graph.json_limits import nesting_depth
-from scene_graph.parsing import Limits, ParsedCompletion, find_answer, json_value
+from scene_graph.json_limits import json_shape
+from scene_graph.parsing import Limits, ParsedCompletion, find_answer, json_value, refuse_constant
 from services.schemas.rewards import Task
 
 AROUND = 40
@@ -187,7 +187,7 @@ def _what_is_too_large(text: str) -> str:
     if len(text.encode("utf-8", "surrogatepass")) > limits.num_bytes:
         return f"over {limits.num_bytes // 1024} KiB of text"
     answer = find_answer(text).text
-    if nesting_depth(answer.encode("utf-8", "surrogatepass")) > limits.nesting:
+    if json_shape(answer.encode("utf-8", "surrogatepass")).nesting > limits.nesting:
         return f"brackets are nested over {limits.nesting} deep"
     return f"over {limits.objects} objects or {limits.relationships} relationships"
 
@@ -213,8 +213,4 @@ def _number(digits: str) -> float:
     return int(digits) if len(digits) <= 300 else float(digits)
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not JSON")
-
-
-_DECODER = json.JSONDecoder(parse_int=_number, parse_constant=_refuse_constant)
+_DECODER = json.JSONDecoder(parse_int=_number, parse_constant=refuse_constant)

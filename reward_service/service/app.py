@@ -10,8 +10,7 @@ from fastapi import FastAPI, Request, Response
 from pydantic import create_model
 
 from reward_service.rubrics import RUBRICS
-from reward_service.service.catalogue import list_rubrics
-from reward_service.service.example import EXAMPLE, example_answer
+from reward_service.service.catalogue import EXAMPLE, example_answer, list_rubrics
 from reward_service.service.request_handler import Answerer
 from reward_service.service.scoring_queue import BODY_LIMIT_BYTES, HELD_LIMIT_BYTES, ScoringQueue
 from reward_service.service.workers import Workers, settle

@@ -6,9 +6,8 @@ Pure but for the log, so that it runs in a thread or in another process alike.
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from pydantic import TypeAdapter
 
@@ -16,14 +15,12 @@ from reward_service.scoring import RewardScorer, make_scorer
 from reward_service.service.request_parsing import read_request
 from reward_service.similarity.registry import Similarities
 from services.errors import SggError, TooLargeError
-from services.schemas.rewards import GroupError, RewardGroup, RewardResponse, ScoredGroup, Task
+from services.schemas.rewards import GroupError, RewardGroup, RewardResponse, ScoredGroup
 
 logger = logging.getLogger(__name__)
 
 _INTERNAL = "internal error; the service's log has the traceback"
 _RESPONSE = TypeAdapter(RewardResponse)
-
-MakeScorer = Callable[[str | dict[str, Any], Task, Similarities], RewardScorer]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +43,8 @@ class Answerer:
     Example: `Answerer(Similarities()).answer(b'{"groups": [...]}').content`
     """
 
-    def __init__(self, similarities: Similarities, make_scorer: MakeScorer = make_scorer) -> None:
+    def __init__(self, similarities: Similarities) -> None:
         self._similarities = similarities
-        self._make_scorer = make_scorer
 
     def answer(self, body: bytes) -> Answer:
         """Score a `RewardRequest` and write a `RewardResponse`, both as JSON.
@@ -61,7 +57,7 @@ class Answerer:
         started = time.perf_counter()
         request = read_request(body)
         # A scorer is made in microseconds, and a table that changed on disk counts at once.
-        scorer = self._make_scorer(request.rubric, request.task, self._similarities)
+        scorer = make_scorer(request.rubric, request.task, self._similarities)
         groups = request.in_order(_score(scorer, request.groups))
         name = scorer.rubric.name
         response = RewardResponse(rubric=name, rubric_version=scorer.rubric_version, groups=groups)

@@ -12,9 +12,9 @@ from typing import Any
 from pydantic import Field, ValidationError
 from pydantic_core import from_json
 
-from services.errors import InvalidInputError, Mistake, TooLargeError
+from services.errors import InvalidInputError, TooLargeError
 from services.http.guard import check_json
-from services.http.problems import invalid_input
+from services.http.problems import invalid_input, mistake
 from services.schemas.rewards import GroupError, RewardGroup, RewardRequest, ScoredGroup, Task
 
 MAX_GROUPS = 1024
@@ -44,11 +44,6 @@ class ReadRequest:
     """Those that can be scored, at least one, in the order of the request."""
     refused: dict[int, ScoredGroup] = field(default_factory=dict)
     """The answer to each group that cannot, by its place in the request."""
-
-    @property
-    def num_completions(self) -> int:
-        """In `groups`."""
-        return sum(len(group.completions) for group in self.groups)
 
     def in_order(self, scored: Sequence[ScoredGroup]) -> list[ScoredGroup]:
         """The answers to all groups of the request, given those to `groups`."""
@@ -87,13 +82,13 @@ def read_request(body: bytes) -> ReadRequest:
     if not groups:
         raise _together(list(wrong.values()))
     refused = {i: _refusal(envelope.groups[i], error) for i, error in wrong.items()}
-    read = ReadRequest(task=envelope.task, rubric=envelope.rubric, groups=groups, refused=refused)
-    if read.num_completions > MAX_COMPLETIONS:
+    num_completions = sum(len(group.completions) for group in groups)
+    if num_completions > MAX_COMPLETIONS:
         raise TooLargeError(
-            f"the request has {read.num_completions} completions; send at most {MAX_COMPLETIONS} "
+            f"the request has {num_completions} completions; send at most {MAX_COMPLETIONS} "
             "at a time, in fewer groups"
         )
-    return read
+    return ReadRequest(task=envelope.task, rubric=envelope.rubric, groups=groups, refused=refused)
 
 
 def _parse(body: bytes) -> Any:
@@ -105,18 +100,18 @@ def _parse(body: bytes) -> Any:
     try:
         return json.loads(body)
     except ValueError as error:
-        raise _mistake("body", f"not JSON: {error}") from error
+        raise mistake("body", f"not JSON: {error}") from error
 
 
 def _read_envelope(tree: Any) -> _Envelope:
     if not isinstance(tree, dict):
-        raise _mistake("body", "not a JSON object")
+        raise mistake("body", "not a JSON object")
     rubric = tree.get("rubric")
     tables = [rubric, *rubric.values()] if isinstance(rubric, dict) else []
     if _longest(tables) > _MAX_RUBRIC_KEYS:
-        raise _mistake("body.rubric", f"an object with over {_MAX_RUBRIC_KEYS} keys")
+        raise mistake("body.rubric", f"an object with over {_MAX_RUBRIC_KEYS} keys")
     if len(tree) > _MAX_KEYS:
-        raise _mistake("body", f"an object with over {_MAX_KEYS} keys")
+        raise mistake("body", f"an object with over {_MAX_KEYS} keys")
     try:
         return _Envelope.model_validate(tree)
     except ValidationError as error:
@@ -125,7 +120,7 @@ def _read_envelope(tree: Any) -> _Envelope:
 
 def _read_group(sent: Any, index: int) -> RewardGroup:
     if _longest(_parts(sent)) > _MAX_KEYS:
-        raise _mistake(f"body.groups.{index}", f"an object with over {_MAX_KEYS} keys")
+        raise mistake(f"body.groups.{index}", f"an object with over {_MAX_KEYS} keys")
     try:
         return RewardGroup.model_validate(sent)
     except ValidationError as error:
@@ -167,10 +162,6 @@ def _refusal(sent: Any, error: InvalidInputError) -> ScoredGroup:
 def _together(errors: Sequence[InvalidInputError]) -> InvalidInputError:
     if len(errors) == 1:
         return errors[0]
-    mistakes = [mistake for error in errors for mistake in error.mistakes][:_MAX_MISTAKES]
+    mistakes = [found for error in errors for found in error.mistakes][:_MAX_MISTAKES]
     first = f"{mistakes[0].path}: {mistakes[0].message}"
     return InvalidInputError(f"none of the {len(errors)} groups is valid; {first}", mistakes)
-
-
-def _mistake(path: str, message: str) -> InvalidInputError:
-    return InvalidInputError(f"{path}: {message}", [Mistake(path, message)])

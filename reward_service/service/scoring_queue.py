@@ -44,9 +44,10 @@ class ScoringQueue:
         self._workers = workers
         self._at_once = at_once
         self._num_waiting = 0
-        self._depth = Gauge(
+        depth = Gauge(
             "reward_queue_depth", "Requests waiting for scoring, or in it", registry=registry
         )
+        depth.set_function(lambda: self._num_waiting)
         self._completions = Counter(
             "reward_completions", "Scored completions", ["status"], registry=registry
         )
@@ -79,10 +80,12 @@ class ScoringQueue:
             SggError: As `Answerer.answer`.
         """
         if self._at_once is not None and len(body) <= SMALL_BYTES:
-            answer = self._at_once.answer(body)
+            answer: Answer | None = self._at_once.answer(body)
+        else:
+            answer = await self._in_turn(body, receive)
+        if answer is not None:
             self._report(answer)
-            return answer
-        return await self._in_turn(body, receive)
+        return answer
 
     async def _in_turn(self, body: bytes, receive: Receive) -> Answer | None:
         if self._num_waiting >= MAX_WAITING * self._workers.num_workers:
@@ -90,22 +93,12 @@ class ScoringQueue:
                 f"{self._num_waiting} requests wait for scoring; try again later, or run the "
                 "service with more workers"
             )
-        self._count(+1)
+        self._num_waiting += 1
         try:
-            answer = await self._unless_gone(body, receive)
+            async with racing(self._workers.answer(body), _client_goes(receive)) as (answer, _):
+                return answer.result() if answer.done() else None
         finally:
-            self._count(-1)
-        if answer is not None:
-            self._report(answer)
-        return answer
-
-    async def _unless_gone(self, body: bytes, receive: Receive) -> Answer | None:
-        async with racing(self._workers.answer(body), _client_goes(receive)) as (answer, _):
-            return answer.result() if answer.done() else None
-
-    def _count(self, change: int) -> None:
-        self._num_waiting += change
-        self._depth.set(self._num_waiting)
+            self._num_waiting -= 1
 
     def _report(self, answer: Answer) -> None:
         for status, count in answer.statuses.items():

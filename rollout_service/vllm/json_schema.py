@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from math import prod
 from typing import Any
 
-from scene_graph.json_limits import nesting_depth
+from scene_graph.json_limits import json_shape
 from scene_graph.schema import scene_graph_schema
 from services.errors import InvalidInputError
 from services.schemas.common import Sampling
@@ -53,7 +53,7 @@ def check_schema(schema: dict[str, Any]) -> str:
         raise InvalidInputError("json_schema holds NaN or an infinite number") from error
     if len(text) > MAX_SCHEMA_BYTES:
         raise InvalidInputError(f"json_schema has over {MAX_SCHEMA_BYTES} bytes: write a shorter")
-    if nesting_depth(text.encode()) > MAX_SCHEMA_NESTING:
+    if json_shape(text.encode()).nesting > MAX_SCHEMA_NESTING:
         raise InvalidInputError(f"json_schema is nested deeper than {MAX_SCHEMA_NESTING}")
     _check_references(schema)
     cost = sum(_cost(node) for node in _objects(schema))

@@ -19,12 +19,8 @@ class ItemsByImage:
         texts = ((image, json.dumps(item)) for image, item in items)
         self._db.executemany("INSERT INTO items VALUES (?, ?)", texts)
         self._db.execute("CREATE INDEX by_image ON items (image)")
-        self._num_left: int = self._db.execute("SELECT count(*) FROM items").fetchone()[0]
-
-    @property
-    def num_left(self) -> int:
+        self.num_left: int = self._db.execute("SELECT count(*) FROM items").fetchone()[0]
         """Items whose image was not asked for."""
-        return self._num_left
 
     def images(self) -> Iterable[str]:
         """All image ids, in the order in which they came."""
@@ -35,5 +31,5 @@ class ItemsByImage:
         """An image's items, in their order; ask for it once."""
         query = "SELECT item FROM items WHERE image = ? ORDER BY rowid"
         found = [json.loads(text) for (text,) in self._db.execute(query, (image,))]
-        self._num_left -= len(found)
+        self.num_left -= len(found)
         return found

@@ -26,7 +26,7 @@ from scene_data.conversion.records import (
     read_images,
 )
 from scene_data.reading.json_stream import member_kinds, read_members, stream_items, stream_members
-from scene_data.reading.layouts import TITLES, named_split
+from scene_data.reading.layouts import Layout, named_split
 from scene_data.reading.refusal import refusal, shown
 from scene_data.reading.rows import RowError, read_box, read_size
 
@@ -50,7 +50,7 @@ class Coco(FileSource):
         InvalidInputError: A list is missing.
     """
 
-    title = TITLES["coco"]
+    title = Layout.COCO.value
 
     def __init__(self, path: Path, split: str | None = None) -> None:
         super().__init__(path)
@@ -106,8 +106,9 @@ class Coco(FileSource):
             elif (box := _box(item)) is None:
                 tally.dropped["malformed_object"] += 1
             else:
-                names = (self._named(item, ("category_id",), self._categories, about.place),)
-                objects.append(RawObject(key=place, names=names, bbox=box))
+                number = item.get("category_id")
+                name = self._named("category_id", number, self._categories, about.place)
+                objects.append(RawObject(key=place, names=(name,), bbox=box))
         return RawImage(
             image_id=image_id,
             image=member(record, "file_name", str),
@@ -128,7 +129,8 @@ class Coco(FileSource):
                     f"{shown(ids)}: ids are wanted, not places in the list",
                     "a relation names an annotation that the image does not have",
                 )
-        predicate = self._named(item, _PREDICATE_IDS, self._predicates, about.place)
+        key = next((key for key in _PREDICATE_IDS if key in item), _PREDICATE_IDS[0])
+        predicate = self._named(key, item.get(key), self._predicates, about.place)
         subject, object_ = (ids.index(item[key]) for key in ("subject_id", "object_id"))
         return RawRelationship(subject=subject, names=(predicate,), object=object_)
 
@@ -140,16 +142,12 @@ class Coco(FileSource):
                 f"places among the {len(boxed)} annotations of the image",
                 f"a relation of {RELTR_FILE} does not fit its image",
             )
-        predicate = self._named(
-            {"predicate_id": item[2]}, ("predicate_id",), self._predicates, about.place
-        )
+        predicate = self._named("predicate_id", item[2], self._predicates, about.place)
         subject, object_ = (boxed[place] for place in item[:2])
         return RawRelationship(subject=subject, names=(predicate,), object=object_)
 
-    def _named(self, item: Any, keys: tuple[str, ...], names: dict[Any, str], place: str) -> str:
+    def _named(self, key: str, number: Any, names: dict[Any, str], place: str) -> str:
         """The name of a category; one without means that they are numbered otherwise."""
-        key = next((key for key in keys if key in item), keys[0])
-        number = item.get(key)
         name = names.get(number) if isinstance(number, int | str) else None
         if name is None:
             raise refusal(
@@ -168,7 +166,7 @@ class RelTr:
         InvalidInputError: None of them is there.
     """
 
-    title = TITLES["reltr"]
+    title = Layout.RELTR.value
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)

@@ -21,7 +21,7 @@ from scene_data.reading.images import check_image, find_image, image_bytes
 from scene_data.reading.layouts import Layout, raw_layouts
 from scene_data.reading.refusal import PAGE, refusal
 from scene_data.reading.rows import RowError
-from scene_data.writing import RowWriter, graph_row, jsonl_writer, parquet_writer
+from scene_data.writing import WriteRow, graph_row, jsonl_writer, parquet_writer
 from services.errors import InvalidInputError
 
 _SURE_AFTER = 10_000
@@ -77,15 +77,15 @@ class Conversion:
 
 
 _SOURCES: Mapping[Layout, Callable[[Path], Source]] = {
-    "vg150": Vg150,
-    "visual_genome": VisualGenome,
-    "scene_graphs": SceneGraphs,
-    "psg": Psg,
-    "coco": Coco,
-    "reltr": RelTr,
-    "gqa": Gqa,
-    "open_images": OpenImages,
-    "open_images_csv": OpenImagesCsv,
+    Layout.VG150: Vg150,
+    Layout.VISUAL_GENOME: VisualGenome,
+    Layout.SCENE_GRAPHS: SceneGraphs,
+    Layout.PSG: Psg,
+    Layout.COCO: Coco,
+    Layout.RELTR: RelTr,
+    Layout.GQA: Gqa,
+    Layout.OPEN_IMAGES: OpenImages,
+    Layout.OPEN_IMAGES_CSV: OpenImagesCsv,
 }
 
 
@@ -129,7 +129,7 @@ def convert(
     """
     done, seen = Conversion(), set[str]()
     with ExitStack() as stack:
-        writers: dict[str, RowWriter] = {}
+        writers: dict[str, WriteRow] = {}
         for raw in source.images(done.tally):
             try:
                 if raw.image_id in seen:
@@ -143,7 +143,7 @@ def convert(
             if row and split:
                 if split not in writers:
                     writers[split] = stack.enter_context(_open_file(split, options, done))
-                writers[split].write(row)
+                writers[split](row)
                 _count(done.files[split], row)
             _check_broken(source, done, at_least=_SURE_AFTER)
             on_image()
@@ -197,7 +197,7 @@ def _image(raw: RawImage, options: ConversionOptions) -> tuple[bytes | None, tup
 
 def _open_file(
     split: str, options: ConversionOptions, done: Conversion
-) -> AbstractContextManager[RowWriter]:
+) -> AbstractContextManager[WriteRow]:
     path = options.folder / f"{split}.{'parquet' if options.with_images else 'jsonl'}"
     if path.exists():
         raise InvalidInputError(f"{path} is there already: remove it, or name another --output")

@@ -11,14 +11,14 @@ from typing import Any
 from scene_data.conversion.raw import FileSource, RawImage, RawObject, RawRelationship, Tally
 from scene_data.conversion.records import box_of_sides, member, read_images
 from scene_data.reading.json_stream import stream_members
-from scene_data.reading.layouts import TITLES, named_split
+from scene_data.reading.layouts import Layout, named_split
 from scene_data.reading.rows import read_size
 
 
 class Gqa(FileSource):
     """A file, read as a stream."""
 
-    title = TITLES["gqa"]
+    title = Layout.GQA.value
 
     def images(self, tally: Tally) -> Iterator[RawImage]:
         """All images, in the split of the file's name."""

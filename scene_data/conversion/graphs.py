@@ -4,10 +4,9 @@ from collections import Counter
 from collections.abc import Hashable
 from pathlib import Path
 
-from scene_data.conversion.names import NameMap, read_aliases
+from scene_data.conversion.names import NameMap
 from scene_data.conversion.raw import Box, RawImage, RawObject
-from scene_data.splits import OpenVocabulary, training_vocabulary
-from scene_data.vocabulary import Vocabulary, load_vocabulary
+from scene_data.vocabulary import OpenVocabulary, Vocabulary, load_vocabulary, training_vocabulary
 from scene_graph.graph import Relationship, SceneGraph, SceneObject
 
 _ALL = Vocabulary((), ())
@@ -18,9 +17,9 @@ class GraphRules:
 
     Args:
         vocabulary: `vg150` or `psg`; None keeps all names.
-        object_aliases: A file that `read_aliases` reads.
+        object_aliases: A file as `scene_data.conversion.names` reads it.
         predicate_aliases: The same.
-        open_vocabulary: Leave out VG150's novel names: `scene_data.splits`.
+        open_vocabulary: Leave out VG150's novel names: `scene_data.vocabulary`.
     """
 
     def __init__(
@@ -33,8 +32,8 @@ class GraphRules:
     ) -> None:
         names = load_vocabulary(vocabulary) if vocabulary else _ALL
         base = training_vocabulary(open_vocabulary) if open_vocabulary else _ALL
-        self._objects = NameMap(names.objects or None, _aliases(object_aliases))
-        self._predicates = NameMap(names.predicates or None, _aliases(predicate_aliases))
+        self._objects = NameMap(names.objects or None, object_aliases)
+        self._predicates = NameMap(names.predicates or None, predicate_aliases)
         self._base_objects = NameMap(base.objects or None)
         self._base_predicates = NameMap(base.predicates or None)
 
@@ -58,19 +57,17 @@ class GraphRules:
         self, item: RawObject, size: tuple[int, int], dropped: Counter[str]
     ) -> tuple[str, Box] | None:
         name, box = self._objects(item.names), _clipped(item.bbox, size)
-        reason = None
         if name is None:
-            reason = "object_outside_vocabulary"
+            dropped["object_outside_vocabulary"] += 1
         elif self._base_objects((name,)) is None:
-            reason = "object_with_novel_name"
+            dropped["object_with_novel_name"] += 1
         elif box[0] >= box[2] or box[1] >= box[3]:
-            reason = "empty_box"
-        if name is None or reason is not None:
-            dropped[str(reason)] += 1
-            return None
-        if box != item.bbox:
-            dropped["part_of_box_outside_image"] += 1
-        return name, box
+            dropped["empty_box"] += 1
+        else:
+            if box != item.bbox:
+                dropped["part_of_box_outside_image"] += 1
+            return name, box
+        return None
 
     def _edges(
         self, raw: RawImage, objects: dict[Hashable, SceneObject], dropped: Counter[str]
@@ -97,10 +94,6 @@ class GraphRules:
             if reason is not None:
                 dropped[reason] += 1
         return edges
-
-
-def _aliases(file: Path | None) -> dict[str, str]:
-    return {} if file is None else read_aliases(file)
 
 
 def _clipped(box: Box, size: tuple[int, int]) -> Box:

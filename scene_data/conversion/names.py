@@ -1,7 +1,7 @@
 """From annotators' names to a vocabulary's."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from scene_graph.graph import normalise_name
@@ -13,24 +13,25 @@ _PUNCTUATION = re.compile(r"[^\w\s]")
 class NameMap:
     """Maps names by aliases, then to the spelling of a vocabulary.
 
-    Example: `NameMap(("shoe",), {"shoes": "shoe"})(("Shoes",)) == "shoe"`
+    Example: `NameMap(("shoe",))(("Shoe",)) == "shoe"`
 
     Args:
         vocabulary: Names that may be used; None for all.
-        aliases: Canonical names by their aliases, as `read_aliases` gives them.
+        aliases: A file that `read_aliases` reads.
     """
 
     def __init__(
-        self, vocabulary: Iterable[str] | None = None, aliases: Mapping[str, str] | None = None
+        self, vocabulary: Iterable[str] | None = None, aliases: Path | None = None
     ) -> None:
         self._known = None if vocabulary is None else {_key(name): name for name in vocabulary}
-        self._aliases = aliases or {}
+        self._aliases = {} if aliases is None else read_aliases(aliases)
 
     def __call__(self, names: Iterable[str]) -> str | None:
         """The first of an object's names that can be used; None where there is none."""
+        known = self._known
         for name in names:
             mapped = self._aliases.get(_key(name), name)
-            found = _tidy(mapped) if self._known is None else self._known.get(_key(mapped))
+            found = " ".join(mapped.split()) if known is None else known.get(_key(mapped))
             if found:
                 return found
         return None
@@ -61,7 +62,3 @@ def read_aliases(path: Path) -> dict[str, str]:
 def _key(name: str) -> str:
     """What two spellings of a name have in common; punctuation is left out, as VG150 does."""
     return " ".join(_PUNCTUATION.sub("", normalise_name(name)).split())
-
-
-def _tidy(name: str) -> str:
-    return " ".join(name.split())

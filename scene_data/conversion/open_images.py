@@ -27,7 +27,7 @@ from scene_data.conversion.records import (
     size_of,
 )
 from scene_data.reading.json_stream import read_members, stream_items
-from scene_data.reading.layouts import TITLES, csv_header, csv_lines, named_split
+from scene_data.reading.layouts import Layout, csv_lines, named_split
 from scene_data.reading.refusal import refusal, shown
 from scene_data.reading.rows import RowError, read_box
 
@@ -44,11 +44,11 @@ class OpenImagesCsv(FileSource):
         InvalidInputError: A column is missing, or the file with the names is not there.
     """
 
-    title = TITLES["open_images_csv"]
+    title = Layout.OPEN_IMAGES_CSV.value
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self._columns = csv_header(path)
+        self._columns = next(csv_lines(path), [])
         self._predicate = next((key for key in _PREDICATES if key in self._columns), _PREDICATES[0])
         wanted = ("ImageID", "LabelName1", "LabelName2", *_BOXES, self._predicate)
         if missing := [key for key in wanted if key not in self._columns]:
@@ -121,7 +121,7 @@ class OpenImages(FileSource):
         InvalidInputError: The file with the names is not there, or is another.
     """
 
-    title = TITLES["open_images"]
+    title = Layout.OPEN_IMAGES.value
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)

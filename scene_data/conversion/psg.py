@@ -26,7 +26,7 @@ from scene_data.conversion.records import (
     size_of,
 )
 from scene_data.reading.json_stream import read_members, stream_items
-from scene_data.reading.layouts import TITLES
+from scene_data.reading.layouts import Layout
 from scene_data.reading.refusal import refusal, shown
 from scene_data.reading.rows import read_box
 
@@ -41,7 +41,7 @@ class Psg(FileSource):
         InvalidInputError: It is no JSON, or the lists of names are not there.
     """
 
-    title = TITLES["psg"]
+    title = Layout.PSG.value
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)

@@ -68,8 +68,6 @@ class RawImage:
 class Tally(BrokenRows):
     """What was left out, by reason; broken images among it."""
 
-    dropped: Counter[str] = field(default_factory=Counter)
-    """Parts of annotations"""
     left_out: Counter[str] = field(default_factory=Counter)
     """Whole images that there was no use for"""
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from scene_data.conversion.raw import FileSource, RawImage, RawObject, RawRelationship, Tally
 from scene_data.conversion.records import image_id_of, numbered_names, size_of
 from scene_data.reading.json_stream import read_members, stream_items
-from scene_data.reading.layouts import TITLES
+from scene_data.reading.layouts import Layout
 from scene_data.reading.refusal import refusal
 from scene_data.reading.rows import RowError
 from services.errors import InvalidInputError, SettingsError
@@ -52,7 +52,7 @@ class Vg150(FileSource):
         SettingsError: h5py is not installed.
     """
 
-    title = TITLES["vg150"]
+    title = Layout.VG150.value
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -157,8 +157,7 @@ class Vg150(FileSource):
 
     def _check_numbers(self, name: str, known: dict[int, str], key: str) -> None:
         numbers = self._arrays[name]
-        wrong = np.flatnonzero(~np.isin(numbers, list(known)))
-        if len(wrong):
+        if len(wrong := np.flatnonzero(~np.isin(numbers, list(known)))):
             raise self._refusal(
                 f"{name}[{wrong[0]}] is {numbers[wrong[0]]}, which has no name in {key} of "
                 f"{self._names_file.name} ({min(known)} to {max(known)})",
@@ -168,8 +167,7 @@ class Vg150(FileSource):
     def _check_ranges(self, what: str, num: int) -> None:
         """First and last, both inclusive, of each image's boxes or relationships."""
         first, last = (self._arrays[f"img_to_{end}_{what}"] for end in ("first", "last"))
-        wrong = np.flatnonzero((first >= 0) & ((last < first) | (last >= num)))
-        if len(wrong):
+        if len(wrong := np.flatnonzero((first >= 0) & ((last < first) | (last >= num)))):
             place = wrong[0]
             raise self._refusal(
                 f"image {place} has img_to_first_{what} {first[place]} and img_to_last_{what} "
@@ -178,8 +176,7 @@ class Vg150(FileSource):
             )
         order = np.argsort(first, kind="stable")
         order = order[first[order] >= 0]
-        shared = np.flatnonzero(first[order][1:] <= last[order][:-1])
-        if len(shared):
+        if len(shared := np.flatnonzero(first[order][1:] <= last[order][:-1])):
             one, other = order[shared[0] : shared[0] + 2]
             raise self._refusal(
                 f"images {one} and {other} share entries: img_to_first_{what} and "
@@ -210,8 +207,7 @@ class Vg150(FileSource):
             InvalidInputError: An image is in a split of an unknown number.
         """
         arrays = self._arrays
-        wrong = np.flatnonzero(~np.isin(arrays["split"], list(_SPLITS)))
-        if len(wrong):
+        if len(wrong := np.flatnonzero(~np.isin(arrays["split"], list(_SPLITS)))):
             found = f"split[{wrong[0]}] is {arrays['split'][wrong[0]]}"
             raise self._refusal(found, "0 (training), 1 (validation) or 2 (test) is wanted")
         usable = (arrays["img_to_first_box"] >= 0) & (arrays["img_to_first_rel"] >= 0)
@@ -267,8 +263,7 @@ def _read_array(item: Any, path: Path) -> NDArray[Any]:
     if array.ndim == 0 or array.size != len(array) * columns:
         shape = " x ".join(map(str, array.shape)) or "one number"
         raise refusal(path, f"{name} has {shape} numbers", f"{columns} a row are wanted")
-    wrong = np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))
-    if len(wrong):
+    if len(wrong := np.flatnonzero(~np.isfinite(array).reshape(len(array), -1).all(axis=1))):
         found = f"{name}[{wrong[0]}] is {array[wrong[0]].tolist()}"
         raise refusal(path, found, "finite numbers are wanted")
     return array.reshape(len(array), columns) if columns > 1 else array.reshape(-1)

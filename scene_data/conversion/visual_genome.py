@@ -26,9 +26,12 @@ from scene_data.conversion.records import (
     size_of,
 )
 from scene_data.reading.json_stream import stream_items
-from scene_data.reading.layouts import TITLES
+from scene_data.reading.layouts import Layout
 from scene_data.reading.refusal import refusal
 from scene_data.reading.rows import RowError
+
+_Parts = tuple[dict[Any, RawObject], list[RawRelationship]]
+"""Objects by id, and relationships"""
 
 
 class VisualGenome(FileSource):
@@ -37,7 +40,7 @@ class VisualGenome(FileSource):
     Without `image_data.json` sizes are those of the images.
     """
 
-    title = TITLES["visual_genome"]
+    title = Layout.VISUAL_GENOME.value
 
     def images(self, tally: Tally) -> Iterator[RawImage]:
         """All images in the order of `relationships.json`; a split of its own there is none."""
@@ -53,7 +56,8 @@ class VisualGenome(FileSource):
                     "use files of one release",
                     row=place.partition(" of ")[0],
                 )
-            return _image(image_id, size_of_image(image_id), record, listed, tally)
+            size = size_of_image(image_id)
+            return _raw_image(image_id, size, *_related(record, listed, tally))
 
         return read_images(self._pairs(), read, tally)
 
@@ -73,7 +77,7 @@ class VisualGenome(FileSource):
 class SceneGraphs(FileSource):
     """`scene_graphs.json`, read as a stream; `image_data.json` beside it may be missing."""
 
-    title = TITLES["scene_graphs"]
+    title = Layout.SCENE_GRAPHS.value
 
     def images(self, tally: Tally) -> Iterator[RawImage]:
         """All images; a split of its own there is none."""
@@ -81,7 +85,8 @@ class SceneGraphs(FileSource):
 
         def read(record: Any, _: str) -> RawImage:
             image_id = image_id_of(record)
-            return _scene_graph(image_id, size_of_image(image_id), record, tally)
+            size = size_of_image(image_id)
+            return _raw_image(image_id, size, *_listed(record, tally))
 
         return read_images(_records(self._path), read, tally)
 
@@ -113,15 +118,14 @@ def _sizes(path: Path, tally: Tally) -> Callable[[str], tuple[int, int] | None]:
     return size
 
 
-def _scene_graph(
-    image_id: str, size: tuple[int, int] | None, record: Any, tally: Tally
-) -> RawImage:
+def _listed(record: Any, tally: Tally) -> _Parts:
+    """What a record of `scene_graphs.json` has."""
     objects: dict[Any, RawObject] = {}
     for found in tally.kept(map(_object, member(record, "objects", list)), "malformed_object"):
         tally.dropped.update(["repeated_object"] if found.key in objects else [])
         objects.setdefault(found.key, found)
     edges = map(_listed_relationship, member(record, "relationships", list))
-    return _raw_image(image_id, size, objects, tally.kept(edges, "malformed_relationship"))
+    return objects, tally.kept(edges, "malformed_relationship")
 
 
 def _listed_relationship(item: Any) -> RawRelationship | None:
@@ -134,9 +138,8 @@ def _listed_relationship(item: Any) -> RawRelationship | None:
     return None
 
 
-def _image(
-    image_id: str, size: tuple[int, int] | None, record: Any, listed: Any, tally: Tally
-) -> RawImage:
+def _related(record: Any, listed: Any, tally: Tally) -> _Parts:
+    """What a record of `relationships.json` has, with that of `objects.json` for the same image."""
     objects: dict[Any, RawObject] = {}
     merged: dict[Any, Any] = {}
     for item in member(listed, "objects", list) if listed is not None else ():
@@ -154,7 +157,7 @@ def _image(
         return RawRelationship(subject=ends[0], names=(predicate.lower(),), object=ends[1])
 
     edges = map(relationship, member(record, "relationships", list))
-    return _raw_image(image_id, size, objects, tally.kept(edges, "malformed_relationship"))
+    return objects, tally.kept(edges, "malformed_relationship")
 
 
 def _raw_image(

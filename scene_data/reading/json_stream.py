@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -29,8 +30,7 @@ def stream_items(path: Path, key: str | None = None) -> Iterator[Any]:
     Raises:
         InvalidInputError: The file is not JSON to its end, or has no such list.
     """
-    with _Reader.open(path) as reader:
-        reader.find(key)
+    with _opened(path, key) as reader:
         yield from reader.items()
         reader.rest(key)
 
@@ -45,8 +45,7 @@ def stream_members(path: Path, key: str | None = None) -> Iterator[tuple[str, An
     Raises:
         InvalidInputError: The file is not JSON to its end, or has no such object.
     """
-    with _Reader.open(path) as reader:
-        reader.find(key)
+    with _opened(path, key) as reader:
         for name in reader.names():
             yield name, reader.value()
         reader.rest(key)
@@ -58,7 +57,7 @@ def stream_values(path: Path) -> Iterator[Any]:
     Raises:
         InvalidInputError: The file is not JSON to its end.
     """
-    with _Reader.open(path) as reader:
+    with _opened(path) as reader:
         if reader.kind() == "[":
             yield from reader.items()
             reader.rest(None)
@@ -72,7 +71,7 @@ def member_kinds(path: Path) -> Iterator[tuple[str, str]]:
     Raises:
         InvalidInputError: The file is not an object in JSON.
     """
-    with _Reader.open(path) as reader:
+    with _opened(path) as reader:
         for name in reader.names():
             yield name, reader.kind()
             reader.skip()
@@ -85,7 +84,7 @@ def read_members(path: Path, *, without: Collection[str] = ()) -> dict[str, Any]
         InvalidInputError: The file is not an object in JSON.
     """
     members: dict[str, Any] = {}
-    with _Reader.open(path) as reader:
+    with _opened(path) as reader:
         for name in reader.names():
             if name in without:
                 reader.skip()
@@ -93,6 +92,20 @@ def read_members(path: Path, *, without: Collection[str] = ()) -> dict[str, Any]
                 members[name] = reader.value()
         reader.end()
     return members
+
+
+@contextmanager
+def _opened(path: Path, key: str | None = None) -> Iterator["_Reader"]:
+    """A reader of the file's value, or of its member `key`."""
+    try:
+        file = path.open(encoding="utf-8-sig")
+    except OSError as error:
+        raise InvalidInputError(f"cannot read {path}: {error.strerror}") from error
+    with file:
+        reader = _Reader(file, path)
+        if key is not None:
+            reader.find(key)
+        yield reader
 
 
 class _Reader:
@@ -105,31 +118,12 @@ class _Reader:
         self._at = 0
         self._passed = 0
 
-    @classmethod
-    def open(cls, path: Path) -> "_Reader":
-        try:
-            return cls(path.open(encoding="utf-8-sig"), path)
-        except OSError as error:
-            raise InvalidInputError(f"cannot read {path}: {error.strerror}") from error
-
-    def __enter__(self) -> "_Reader":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def kind(self) -> str:
-        """The character that the next value starts with; empty at the end."""
-        return self._peek()
-
-    def find(self, key: str | None) -> None:
-        """Go to the value of a member of the object that starts here; None stays at the object.
+    def find(self, key: str) -> None:
+        """Go to the value of a member of the object that starts here.
 
         Raises:
             InvalidInputError: There is no such member.
         """
-        if key is None:
-            return
         seen = []
         for name in self.names():
             if name == key:
@@ -149,10 +143,10 @@ class _Reader:
 
     def skip(self) -> None:
         """Read past the value that starts here, however long it is."""
-        if self._peek() == "[":
+        if self.kind() == "[":
             for _ in self.items():
                 pass
-        elif self._peek() == "{":
+        elif self.kind() == "{":
             for _ in self.names():
                 self.skip()
         else:
@@ -165,21 +159,21 @@ class _Reader:
     def names(self) -> Iterator[str]:
         """Names of the object that starts here; the caller takes each one's value."""
         for _ in self._entries("{", "}"):
-            if self._peek() != '"':
+            if self.kind() != '"':
                 raise self._broken(f"found {self._found()}, and a name in quotes is wanted")
             yield str(self.value())
 
     def _entries(self, opening: str, closing: str) -> Iterator[None]:
         """Once for each entry of the list or object that starts here; the caller takes it."""
         self._start(opening)
-        end = self._take(closing) if self._peek() == closing else ""
+        end = self._take(closing) if self.kind() == closing else ""
         while end != closing:
             yield
             end = self._take("," + closing)
 
     def value(self) -> Any:
         """The value that starts here, and the colon after it where it is a name."""
-        self._peek()
+        self.kind()
         while True:
             try:
                 value, end = _DECODER.raw_decode(self._text, self._at)
@@ -190,7 +184,7 @@ class _Reader:
             if self._may_go_on(value, end) and self._more():
                 continue
             self._at = end
-            if self._peek() == ":":
+            if self.kind() == ":":
                 self._take(":")
             return value
 
@@ -201,11 +195,11 @@ class _Reader:
 
     def end(self) -> None:
         """Nothing but space may follow."""
-        if self._peek():
+        if self.kind():
             raise self._broken(f"found {self._found()} after the end")
 
-    def _peek(self) -> str:
-        """The next character that is not space; empty at the end."""
+    def kind(self) -> str:
+        """The character that the next value starts with; empty at the end."""
         while True:
             space = _SPACE.match(self._text, self._at)
             self._at = space.end() if space else self._at
@@ -216,9 +210,9 @@ class _Reader:
 
     def _start(self, bracket: str) -> None:
         """Go into a list or an object."""
-        if self._peek() != bracket:
+        if self.kind() != bracket:
             kind = {"[": "a list", "{": "an object"}
-            found = kind.get(self._peek()) or self._found()
+            found = kind.get(self.kind()) or self._found()
             raise refusal(
                 self._path,
                 f"found {found} after character {self._passed + self._at}",
@@ -227,14 +221,14 @@ class _Reader:
         self._at += 1
 
     def _take(self, wanted: str) -> str:
-        found = self._peek()
+        found = self.kind()
         if not found or found not in wanted:
             raise self._broken(f"found {self._found()}, and {' or '.join(wanted)} is wanted")
         self._at += 1
         return found
 
     def _found(self) -> str:
-        return self._peek() or "the end of the file"
+        return self.kind() or "the end of the file"
 
     def _more(self) -> bool:
         """Move the window on; a long value doubles it, so that it is tried few times."""

@@ -4,39 +4,30 @@
 """
 
 import csv
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from enum import Enum
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from scene_data.reading.json_stream import member_kinds, stream_items, stream_members
 from scene_data.reading.refusal import refusal
 from services.errors import InvalidInputError
 
-Layout = Literal[
-    "vg150",
-    "visual_genome",
-    "scene_graphs",
-    "psg",
-    "coco",
-    "reltr",
-    "gqa",
-    "open_images",
-    "open_images_csv",
-]
 
-TITLES: Mapping[Layout, str] = {
-    "vg150": "VG150 in HDF5",
-    "visual_genome": "raw Visual Genome",
-    "scene_graphs": "Visual Genome's scene graphs",
-    "psg": "PSG",
-    "coco": "COCO with relations",
-    "reltr": "RelTR's COCO with rel.json",
-    "gqa": "GQA's scene graphs",
-    "open_images": "Open Images as PySGG packs it",
-    "open_images_csv": "Open Images' relations",
-}
-"""What a person is told"""
+class Layout(Enum):
+    """Each with what a person is told of it."""
+
+    VG150 = "VG150 in HDF5"
+    VISUAL_GENOME = "raw Visual Genome"
+    SCENE_GRAPHS = "Visual Genome's scene graphs"
+    PSG = "PSG"
+    COCO = "COCO with relations"
+    RELTR = "RelTR's COCO with rel.json"
+    GQA = "GQA's scene graphs"
+    OPEN_IMAGES = "Open Images as PySGG packs it"
+    OPEN_IMAGES_CSV = "Open Images' relations"
+
 
 _NUM_LOOKED_AT = 1000
 """Items of a list, of which one that is telling is looked for"""
@@ -48,10 +39,11 @@ _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", 
 def raw_layout(file: Path) -> Layout | None:
     """The layout of a file of annotations; None for rows, and for what is unknown or broken."""
     if file.suffix in (".h5", ".hdf5"):
-        return "vg150"
+        return Layout.VG150
     try:
         if file.suffix == ".csv":
-            return "open_images_csv" if {"ImageID", "LabelName1"} <= set(csv_header(file)) else None
+            has_relations = {"ImageID", "LabelName1"} <= set(next(csv_lines(file), []))
+            return Layout.OPEN_IMAGES_CSV if has_relations else None
         return _json_layout(file) if file.suffix == ".json" else None
     except InvalidInputError:
         return None  # whose reader says what is wrong
@@ -60,10 +52,9 @@ def raw_layout(file: Path) -> Layout | None:
 def raw_layouts(place: Path) -> dict[Path, Layout]:
     """The annotations that a path names: a file, or those of a folder; none where it has rows."""
     files = sorted(place.glob("*")) if place.is_dir() else [place]
-    layouts = {file: raw_layout(file) for file in files if file.is_file()}
-    found = {file: layout for file, layout in layouts.items() if layout is not None}
-    if "reltr" in found.values():  # which reads the COCO files beside it
-        found = {file: layout for file, layout in found.items() if layout != "coco"}
+    found = {file: layout for file in files if file.is_file() and (layout := raw_layout(file))}
+    if Layout.RELTR in found.values():  # which reads the COCO files beside it
+        found = {file: layout for file, layout in found.items() if layout != Layout.COCO}
     return found
 
 
@@ -84,17 +75,8 @@ def unknown_json(file: Path) -> InvalidInputError:
     return refusal(
         file,
         f"an object with the members {listed or '(none)'}",
-        f"a list of rows is wanted, or one of: {', '.join(TITLES.values())}",
+        f"a list of rows is wanted, or one of: {', '.join(layout.value for layout in Layout)}",
     )
-
-
-def csv_header(file: Path) -> list[str]:
-    """Names of the columns of a CSV file.
-
-    Raises:
-        InvalidInputError: It cannot be read.
-    """
-    return next(csv_lines(file), [])
 
 
 def csv_lines(file: Path) -> Iterator[list[str]]:
@@ -117,7 +99,7 @@ def _json_layout(file: Path) -> Layout | None:
         items = islice(stream_items(file), _NUM_LOOKED_AT)
         found = next((layout for item in items if (layout := _of_item(item))), None)
         is_named = file.name == "relationships.json"
-        return found or ("visual_genome" if is_named else None)
+        return found or (Layout.VISUAL_GENOME if is_named else None)
     return _of_object(file) if start == b"{" else None
 
 
@@ -125,28 +107,28 @@ def _of_item(item: Any) -> Layout | None:
     if not isinstance(item, dict):
         return None
     if "img_fn" in item and "rel" in item:
-        return "open_images"
+        return Layout.OPEN_IMAGES
     relations, objects = (item.get(key) for key in ("relationships", "objects"))
     for relation in relations if isinstance(relations, list) else ():
         if isinstance(relation, dict) and isinstance(relation.get("subject"), dict):
-            return "visual_genome"
+            return Layout.VISUAL_GENOME
         if isinstance(relation, dict) and "subject_id" in relation:
-            return "scene_graphs"
+            return Layout.SCENE_GRAPHS
     first = objects[0] if isinstance(objects, list) and objects else None
     is_graph = isinstance(relations, list) and isinstance(first, dict) and "object_id" in first
-    return "scene_graphs" if is_graph else None
+    return Layout.SCENE_GRAPHS if is_graph else None
 
 
 def _of_object(file: Path) -> Layout | None:
     for number, (name, kind) in enumerate(member_kinds(file)):
         if name in ("thing_classes", "stuff_classes", "predicate_classes"):
-            return "psg"
+            return Layout.PSG
         if name in ("images", "annotations", "rel_annotations") and kind == "[":
-            return "coco"
+            return Layout.COCO
         if name in _SPLITS and kind == "{":
-            return "reltr"
+            return Layout.RELTR
         if number == 0 and kind == "{":
             _, first = next(stream_members(file))
             if isinstance(first.get("objects"), dict):
-                return "gqa"
+                return Layout.GQA
     return None

@@ -6,11 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from scene_data.reading.refusal import shown
-from scene_graph.cleaning import MAX_COORDINATE
+from scene_graph.cleaning import MAX_COORDINATE, is_four_numbers
 from scene_graph.graph import Relationship, SceneGraph, SceneObject
-
-_NUMBERS = frozenset((int, float))
-"""Types: true and false are no numbers."""
 
 
 class RowError(ValueError):
@@ -149,9 +146,8 @@ def _unpacked(columns: dict[str, Any], key: str) -> list[dict[str, Any]]:
             f"{key} is not a list of JSON objects, nor an object of lists of one length: "
             f"{shown(lengths if -1 not in lengths.values() else columns)}"
         )
-    return [
-        dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)
-    ]
+    rows = zip(*columns.values(), strict=True)
+    return [dict(zip(columns, values, strict=True)) for values in rows]
 
 
 def _whole(value: Any) -> int | None:
@@ -181,7 +177,7 @@ def _bbox(item: Mapping[str, Any]) -> tuple[float, float, float, float]:
 
 def read_box(value: Any) -> tuple[float, float, float, float] | None:
     """Four numbers, none of them infinite or beyond any image; None of anything else."""
-    if type(value) is not list or len(value) != 4 or not _NUMBERS.issuperset(map(type, value)):
+    if not is_four_numbers(value):
         return None
     a, b, c, d = value
     high = MAX_COORDINATE  # false for NaN, and no overflow with huge integers

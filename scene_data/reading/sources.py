@@ -11,16 +11,17 @@ import os
 import re
 import tempfile
 from array import array
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from scene_data.reading.chats import COLUMNS as CHAT_COLUMNS
 from scene_data.reading.chats import graph_columns, image_of, is_chat
 from scene_data.reading.json_stream import member_kinds, stream_values
-from scene_data.reading.layouts import TITLES, raw_layouts, unknown_json
+from scene_data.reading.layouts import raw_layouts, unknown_json
 from scene_data.reading.refusal import PAGE, refusal
 from scene_data.reading.rows import RowError
 from services.errors import InvalidInputError
@@ -100,7 +101,7 @@ def open_rows(name: str, extra: Sequence[str] = (), *, need_images: bool = True)
 def _refuse_raw(place: Path) -> None:
     for file, layout in raw_layouts(place).items():
         command = f"`sgg-rl data convert {file} --images FOLDER --output FOLDER`"
-        raise refusal(file, f"it is {TITLES[layout]}", f"{command} makes a dataset of it")
+        raise refusal(file, f"it is {layout.value}", f"{command} makes a dataset of it")
 
 
 def _open_folder(folder: Path, extra: Sequence[str], *, need_images: bool) -> Rows:
@@ -210,7 +211,9 @@ class _TableRows:
         # Arrow batches, not the table's own iterator: four times as fast.
         batches = self._table.remove_columns(self._image).with_format("arrow").iter(_ROWS_AT_ONCE)
         rows = (row for batch in batches for row in batch.to_pylist())
-        return (_of_chat(row, index) for index, row in enumerate(rows)) if self._is_chat else rows
+        if not self._is_chat:
+            return rows
+        return (_or_error(_with_graph, row, index) for index, row in enumerate(rows))
 
     def place(self, index: int) -> str:
         return f"row {index}"
@@ -243,9 +246,13 @@ def _undecoded(table: Any, column: str, name: str) -> Any:
     return cast
 
 
-def _of_chat(row: Row, number: int) -> Row | RowError:
+def _with_graph(row: Row, number: int) -> Row:
+    return {**row, **graph_columns(row, number)}
+
+
+def _or_error(read: Callable[..., Row], *args: Any) -> Row | RowError:
     try:
-        return {**row, **graph_columns(row, number)}
+        return read(*args)
     except RowError as error:
         return error
 
@@ -282,61 +289,55 @@ class _LineRows:
         self._folder = path.parent
         self._is_jsonl = _has_lines(path)
         self._file = path.open("rb") if self._is_jsonl else _spooled(path)
-        self._starts, self._ends, self._numbers = _lines(self._file)
-        first = self._json(0) if len(self) else {}
+        self._lines = _lines(self._file)
+        first = _or_error(self._json, 0) if len(self) else {}
         if not isinstance(first, RowError) and is_chat(first):
             _say_pixels(str(path), first)
         if need_images:
             self._leave_out_rows_without_image(path)
 
     def _leave_out_rows_without_image(self, path: Path) -> None:
-        rows = enumerate(self.annotations())
-        keep = np.array([isinstance(row, RowError) or bool(row.get("image")) for _, row in rows])
+        rows = self.annotations()
+        keep = np.array([isinstance(row, RowError) or bool(row.get("image")) for row in rows])
         if num := len(self) - int(np.count_nonzero(keep)):
             logger.info("%s: %d of %d rows have no image and are left out", path, num, len(self))
-            self._starts, self._ends = self._starts[keep], self._ends[keep]
-            self._numbers = self._numbers[keep]
+            self._lines = self._lines[keep]
 
     def __len__(self) -> int:
-        return len(self._starts)
+        return len(self._lines)
 
     def row(self, index: int) -> Row:
         row = self._read(index)
-        if isinstance(row, RowError):
-            raise row
-        image = row.get("image")
+        image = row["image"]
         path = image.get("path") if isinstance(image, Mapping) else image
         return {**row, "image": {"path": self._folder / str(path)} if path else None}
 
     def annotations(self) -> Iterator[Row | RowError]:
-        return (self._read(index) for index in range(len(self)))
+        return (_or_error(self._read, index) for index in range(len(self)))
 
     def place(self, index: int) -> str:
-        number = int(self._numbers[index])
+        number = int(self._lines[index, 2])
         return f"line {number + 1}" if self._is_jsonl else f"row {number}"
 
-    def _read(self, index: int) -> Row | RowError:
+    def _read(self, index: int) -> Row:
         row = self._json(index)
-        if isinstance(row, RowError):
-            return row
-        try:
-            image = image_of(row)
-            columns = graph_columns(row, int(self._numbers[index])) if is_chat(row) else {}
-        except RowError as error:
-            return error
+        image = image_of(row)
+        columns = graph_columns(row, int(self._lines[index, 2])) if is_chat(row) else {}
         return {**row, **columns, "image": image}
 
-    def _json(self, index: int) -> Row | RowError:
-        start, end = int(self._starts[index]), int(self._ends[index])
+    def _json(self, index: int) -> Row:
+        start, end, _ = self._lines[index].tolist()
         # pread, not seek and read: threads read rows at the same time.
         text = os.pread(self._file.fileno(), end - start, start)
         try:
             row = json.loads(text.decode("utf-8-sig"))  # of bytes it would guess UTF-16 too
         except UnicodeDecodeError as error:
-            return RowError(f"not UTF-8 text: {error}")
+            raise RowError(f"not UTF-8 text: {error}") from error
         except (ValueError, RecursionError) as error:
-            return RowError(f"not JSON: {error}")
-        return row if isinstance(row, dict) else RowError("not a JSON object")
+            raise RowError(f"not JSON: {error}") from error
+        if not isinstance(row, dict):
+            raise RowError("not a JSON object")
+        return row
 
 
 def _has_lines(path: Path) -> bool:
@@ -378,14 +379,11 @@ def _spooled(path: Path) -> BinaryIO:
     return file
 
 
-def _lines(file: BinaryIO) -> tuple[Any, Any, Any]:
-    """[N] int64 starts, ends and numbers (from 0) of the lines that are not blank."""
-    starts, ends, numbers = array("q"), array("q"), array("q")
-    start = 0
+def _lines(file: BinaryIO) -> NDArray[np.int64]:
+    """[N, 3] starts, ends and numbers (from 0) of the lines that are not blank."""
+    found, start = array("q"), 0
     for number, line in enumerate(file):
         if line.strip():
-            starts.append(start)
-            ends.append(start + len(line))
-            numbers.append(number)
+            found.extend((start, start + len(line), number))
         start += len(line)
-    return np.asarray(starts), np.asarray(ends), np.asarray(numbers)
+    return np.asarray(found).reshape(-1, 3)

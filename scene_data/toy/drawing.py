@@ -50,7 +50,7 @@ def draw_graph(image_bytes: bytes, graph: SceneGraph, title: str) -> bytes:
         _arrow(draw, *ends, str(number), colours[edge.subject], small)
     for name, box in boxes.items():
         _label(draw, (box[0], box[1]), name, colours[name], small)
-    _list(draw, graph, title, image.width + 16, image.height, colours, font)
+    _list(draw, graph, title, (image.width + 16, image.height), colours, font)
     buffer = io.BytesIO()
     sheet.save(buffer, format="PNG")
     return buffer.getvalue()
@@ -89,17 +89,12 @@ def _arrow(draw: Any, start: Point, end: Point, number: str, colour: Colour, fon
 
 
 def _list(
-    draw: Any,
-    graph: SceneGraph,
-    title: str,
-    x: float,
-    height: int,
-    colours: dict[str, Colour],
-    font: Any,
+    draw: Any, graph: SceneGraph, title: str, corner: Point, colours: dict[str, Colour], font: Any
 ) -> None:
-    """The relationships by number, as many as fit."""
+    """The relationships by number, as many as fit above a lower left corner."""
+    x, height = corner
     draw.text((x, 10), title, fill=_INK, font=font)
-    room = (height - 60) // LINE
+    room = int(height - 60) // LINE
     for number, edge in enumerate(graph.relationships[:room], start=1):
         y, at = 16 + LINE * number, x
         parts = (

@@ -10,10 +10,8 @@ Some pairs of names (`is_heldout_pair`) never meet in training; every held-out s
 
 import io
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -137,8 +135,15 @@ def make_toy(
         noise: Errors put into the training annotations; the images stay right.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "train.parquet", _rows(num_train, seed, heldout=False, noise=noise))
-    _write(folder / "heldout.parquet", _rows(num_heldout, seed, heldout=True, noise=None))
+    for heldout, num_rows in ((False, num_train), (True, num_heldout)):
+        split = "heldout" if heldout else "train"
+        with parquet_writer(folder / f"{split}.parquet") as write:
+            for index in range(num_rows):
+                graph = toy_scene(seed, index, heldout=heldout)
+                image, image_id = render(graph), f"{split}-{seed}-{index}"
+                if noise is not None and not heldout:
+                    graph = spoil(graph, noise, np.random.default_rng([seed, 2, index]))
+                write(graph_row(image_id, image, f"{image_id}.png", (SIDE, SIDE), graph))
 
 
 def _place(rng: Rng) -> list[Cells]:
@@ -149,18 +154,12 @@ def _place(rng: Rng) -> list[Cells]:
         if rng.random() < CONTAINMENT_RATE:
             outer = _square(rng, int(rng.integers(4, 6)))
             room = outer[2] - outer[0] - 3
-            x, y = (
-                outer[0] + int(rng.integers(1, room + 1)),
-                outer[1] + int(rng.integers(1, room + 1)),
-            )
+            x, y = (side + int(rng.integers(1, room + 1)) for side in outer[:2])
             boxes = [outer, (x, y, x + 2, y + 2)]
         while len(boxes) < num_shapes:
             boxes.append(_square(rng, int(rng.integers(2, 5))))
-        if all(
-            not _overlap(boxes[i], boxes[j]) or _contains(boxes[i], boxes[j])
-            for i in range(num_shapes)
-            for j in range(i + 1, num_shapes)
-        ):
+        pairs = itertools.combinations(boxes, 2)
+        if all(not _overlap(*pair) or _contains(*pair) for pair in pairs):
             return boxes
 
 
@@ -216,8 +215,8 @@ def _visible(graph: SceneGraph) -> bool:
 
 
 def _has_heldout_pair(graph: SceneGraph) -> bool:
-    names = [item.category for item in graph.objects]
-    return any(is_heldout_pair(a, b) for i, a in enumerate(names) for b in names[i + 1 :])
+    pairs = itertools.combinations((item.category for item in graph.objects), 2)
+    return any(is_heldout_pair(*pair) for pair in pairs)
 
 
 def _spoil_object(item: SceneObject, noise: ToyNoise, rng: Rng) -> SceneObject:
@@ -240,21 +239,3 @@ def _shift(bbox: tuple[float, float, float, float], rng: Rng) -> tuple[float, fl
         if min(x1 + dx, y1 + dy) >= 0 and max(x2 + dx, y2 + dy) <= SIDE
     ]
     return moves[int(rng.integers(len(moves)))]
-
-
-def _rows(
-    num_rows: int, seed: int, *, heldout: bool, noise: ToyNoise | None
-) -> Iterator[dict[str, Any]]:
-    for index in range(num_rows):
-        graph = toy_scene(seed, index, heldout=heldout)
-        image_id = f"{'heldout' if heldout else 'train'}-{seed}-{index}"
-        image = render(graph)
-        if noise is not None:
-            graph = spoil(graph, noise, np.random.default_rng([seed, 2, index]))
-        yield graph_row(image_id, image, f"{image_id}.png", (SIDE, SIDE), graph)
-
-
-def _write(path: Path, rows: Iterator[dict[str, Any]]) -> None:
-    with parquet_writer(path) as file:
-        for row in rows:
-            file.write(row)

@@ -127,15 +127,10 @@ def _text_config(family: Family, ids: dict[str, int]) -> dict[str, Any]:
 
 
 def _vision_config(family: Family) -> dict[str, Any]:
+    shared = {"depth": 2, "num_heads": 4, "hidden_size": 128}
     if family == "qwen2_vl":  # its `hidden_size` is that of the output
-        return {"depth": 2, "num_heads": 4, "embed_dim": 128, "mlp_ratio": 2, "hidden_size": 128}
-    shared = {
-        "depth": 2,
-        "num_heads": 4,
-        "hidden_size": 128,
-        "intermediate_size": 256,
-        "out_hidden_size": 128,
-    }
+        return shared | {"embed_dim": 128, "mlp_ratio": 2}
+    shared |= {"intermediate_size": 256, "out_hidden_size": 128}
     if family == "qwen2_5_vl":
         return shared | {"fullatt_block_indexes": [0, 1]}
     return shared | {"num_position_embeddings": 256, "deepstack_visual_indexes": [0, 1]}
@@ -185,24 +180,18 @@ def _corpus() -> Iterator[str]:
 
 
 def _processor(family: Family, tokenizer: Any, min_pixels: int, max_pixels: int) -> Any:
-    from transformers import (
-        Qwen2_5_VLProcessor,
-        Qwen2VLImageProcessorPil,
-        Qwen2VLProcessor,
-        Qwen2VLVideoProcessor,
-        Qwen3VLProcessor,
-        Qwen3VLVideoProcessor,
-    )
+    import transformers as hf
 
+    third = (hf.Qwen3VLProcessor, hf.Qwen3VLVideoProcessor, {"patch_size": 16})
     processors = {
-        "qwen2_vl": (Qwen2VLProcessor, Qwen2VLVideoProcessor, {}),
-        "qwen2_5_vl": (Qwen2_5_VLProcessor, Qwen2VLVideoProcessor, {}),
-        "qwen3_vl": (Qwen3VLProcessor, Qwen3VLVideoProcessor, {"patch_size": 16}),
-        "qwen3_vl_moe": (Qwen3VLProcessor, Qwen3VLVideoProcessor, {"patch_size": 16}),
+        "qwen2_vl": (hf.Qwen2VLProcessor, hf.Qwen2VLVideoProcessor, {}),
+        "qwen2_5_vl": (hf.Qwen2_5_VLProcessor, hf.Qwen2VLVideoProcessor, {}),
+        "qwen3_vl": third,
+        "qwen3_vl_moe": third,
     }
     processor, video_processor, patch = processors[family]
     return processor(
-        image_processor=Qwen2VLImageProcessorPil(
+        image_processor=hf.Qwen2VLImageProcessorPil(
             min_pixels=min_pixels, max_pixels=max_pixels, **patch
         ),
         tokenizer=tokenizer,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, fields
 
 import numpy as np
 
-from scene_graph.graph import GraphColumns, SceneGraph
+from scene_graph.graph import SceneGraph
 from scene_graph.metrics.ratio import RatioMetric
 from scene_graph.metrics.recall import by_name
 from scene_graph.metrics.strict import strict
@@ -42,8 +42,9 @@ def strict_metrics(
     """Score predictions against references.
 
     Args:
-        pairs: (prediction, reference) of each image, both from `clean_graph` or `parse_completion`
-            (boxes in fractions, names normalised); None where the completion did not parse.
+        pairs: (prediction, reference) of each image, both cleaned by
+            `scene_graph.cleaning` (boxes in fractions, names normalised); None where the completion
+            did not parse.
     """
     predictions, references = [p for p, _ in pairs], [r for _, r in pairs]
     predicted, reference = tabulate(
@@ -62,13 +63,13 @@ def strict_metrics(
 
 
 def _image_graph(graph: SceneGraph) -> ImageGraph:
-    columns = GraphColumns.from_graph(graph)
+    index = {item.id: i for i, item in enumerate(graph.objects)}
     return ImageGraph(
-        names=columns.categories,
-        boxes=columns.coordinates,
-        subjects=columns.subjects,
-        predicates=columns.predicates,
-        objects=columns.objects,
+        names=[item.category for item in graph.objects],
+        boxes=[c for item in graph.objects for c in item.bbox],
+        subjects=[index[edge.subject] for edge in graph.relationships],
+        predicates=[edge.predicate for edge in graph.relationships],
+        objects=[index[edge.object] for edge in graph.relationships],
     )
 
 

@@ -18,7 +18,7 @@ from scene_graph.similarity import Floats, Indices
 NEVER = np.iinfo(np.int64).max
 """The rank of a reference item that nothing finds."""
 _PAIRS_AT_ONCE = 1 << 18
-"""Pairs of equal names whose boxes are held in memory together."""
+"""Pairs whose boxes are held in memory together, about."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,8 +64,7 @@ def object_pairs(predicted: GraphTable, reference: GraphTable) -> Pairs:
     """Objects of equal name with IoU >= 0.5."""
 
     def alike(left: Indices, right: Indices) -> Flags:
-        flags: Flags = iou(predicted.boxes[left], reference.boxes[right]) >= MIN_IOU
-        return flags
+        return iou(predicted.boxes[left], reference.boxes[right]) >= MIN_IOU
 
     return _join(
         (predicted.object_image, predicted.object_names),
@@ -87,7 +86,8 @@ def triplet_pairs(predicted: GraphTable, reference: GraphTable, *, plus_one: boo
             flags &= iou(*boxes, plus_one=plus_one) >= MIN_IOU
         return flags
 
-    return _join(_triplets(predicted), _triplets(reference), alike)
+    left, right = ((table.relation_image, *table.triplets) for table in (predicted, reference))
+    return _join(left, right, alike)
 
 
 def ranking(table: GraphTable, kept: Flags | None = None) -> Indices:
@@ -108,11 +108,16 @@ def ranking(table: GraphTable, kept: Flags | None = None) -> Indices:
     return ranks
 
 
+def portions(counts: Indices) -> list[Indices]:
+    """Indices of [N] items with so many pairs each, `_PAIRS_AT_ONCE` or so at a time."""
+    steps = np.arange(_PAIRS_AT_ONCE, counts.sum(), _PAIRS_AT_ONCE)
+    return np.split(np.arange(len(counts)), np.searchsorted(counts.cumsum(), steps))
+
+
 def positions(image: Indices, num_images: int) -> Indices:
     """[N] places of items in their image, from 0; the images of the N items ascend."""
     counts = np.bincount(image, minlength=num_images)
-    places: Indices = np.arange(len(image)) - (counts.cumsum() - counts)[image]
-    return places
+    return np.arange(len(image)) - (counts.cumsum() - counts)[image]
 
 
 def scores(table: GraphTable) -> Floats:
@@ -126,8 +131,13 @@ def first_of_each_pair(table: GraphTable) -> Flags:
     order = np.lexsort((-scores(table), table.relation_image))
     pair = table.subjects * len(table.scores) + table.objects
     _, first = np.unique(pair[order], return_index=True)
-    flags = np.zeros(len(order), dtype=np.bool_)
-    flags[order[first]] = True
+    return flags_at(order[first], len(order))
+
+
+def flags_at(places: Indices, length: int) -> Flags:
+    """[length] true at some places."""
+    flags = np.zeros(length, dtype=np.bool_)
+    flags[places] = True
     return flags
 
 
@@ -169,11 +179,6 @@ def joint_codes(*columns: Indices) -> Indices:
     return codes
 
 
-def _triplets(table: GraphTable) -> tuple[Indices, ...]:
-    names = table.object_names
-    return table.relation_image, names[table.subjects], table.predicates, names[table.objects]
-
-
 def _join(
     predicted: tuple[Indices, ...],
     reference: tuple[Indices, ...],
@@ -195,8 +200,5 @@ def _equal(left: Indices, right: Indices) -> Iterator[tuple[Indices, Indices]]:
     order = np.argsort(right, kind="stable")
     begins = np.searchsorted(right, left, sorter=order)
     counts = np.searchsorted(right, left, side="right", sorter=order) - begins
-    ends = counts.cumsum()
-    total = int(ends[-1]) if len(ends) else 0
-    cuts = np.searchsorted(ends, np.arange(_PAIRS_AT_ONCE, total, _PAIRS_AT_ONCE))
-    for part in np.split(np.arange(len(left)), cuts):
+    for part in portions(counts):
         yield part.repeat(counts[part]), order[ranges(begins[part], counts[part])]

@@ -1,7 +1,6 @@
 """How well boxes fit, names aside: the IoU of the pairs that the reward matches."""
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from scene_graph.boxes import Boxes
 from scene_graph.matching import (
@@ -12,26 +11,19 @@ from scene_graph.matching import (
     iou_giou_l1,
     ranges,
 )
+from scene_graph.metrics.hits import portions
 from scene_graph.metrics.ratio import RatioMetric
 from scene_graph.metrics.table import GraphTable
 from scene_graph.packing import starts
 from scene_graph.similarity import Floats, Indices
 
-_PAIRS_AT_ONCE = 1 << 18
-"""Pairs of objects held in memory together, about."""
-
 
 def mean_iou(predicted: GraphTable, reference: GraphTable) -> RatioMetric:
     """Over all pairs of the optimal assignment (`scene_graph.matching`), whatever their names."""
     p, r = _Sorted(predicted), _Sorted(reference)
-    num_pairs = (p.counts * r.counts).cumsum()
-    total = int(num_pairs[-1]) if len(num_pairs) else 0
-    cuts = np.searchsorted(num_pairs, np.arange(_PAIRS_AT_ONCE, total, _PAIRS_AT_ONCE))
-    sums = [_sums(p, r, images) for images in np.split(np.arange(predicted.num_images), cuts)]
-    return RatioMetric(
-        numerator=csr_array(np.concatenate(sums).reshape(-1, 1)),
-        denominator=csr_array(np.minimum(p.counts, r.counts).astype(np.float64).reshape(-1, 1)),
-    )
+    sums = [_sums(p, r, images) for images in portions(p.counts * r.counts)]
+    num_pairs = np.minimum(p.counts, r.counts).astype(np.float64)
+    return RatioMetric.of_images(np.concatenate(sums), num_pairs)
 
 
 class _Sorted:

@@ -8,7 +8,7 @@ rounded to four digits before the mean over predicates; here it is not.
 
 import numpy as np
 
-from scene_graph.metrics.hits import triplet_pairs
+from scene_graph.metrics.hits import flags_at, triplet_pairs
 from scene_graph.metrics.ratio import RatioMetric
 from scene_graph.metrics.recall import mean_image_recall, pooled, pooled_recall, recall
 from scene_graph.metrics.table import GraphTable
@@ -22,8 +22,7 @@ def r1_sgg(predicted: GraphTable, reference: GraphTable) -> dict[str, RatioMetri
         reference: The same images.
     """
     counted = np.ones(len(reference.predicates), dtype=np.bool_)
-    found = ~counted
-    found[triplet_pairs(predicted, reference).reference] = True
+    found = flags_at(triplet_pairs(predicted, reference).reference, len(counted))
     return {
         "ng_recall": recall(found, counted, reference),
         "ng_recall_pooled": pooled(found, counted, reference),

@@ -29,12 +29,16 @@ class RatioMetric:
     """Divide by this many, a class that no image has counting 0; by those that have one if None."""
 
     @classmethod
+    def of_images(cls, above: Floats, below: Floats) -> "RatioMetric":
+        """The sum of one value [B] over all images by that of another [B]."""
+        return cls(
+            numerator=csr_array(above.reshape(-1, 1)), denominator=csr_array(below.reshape(-1, 1))
+        )
+
+    @classmethod
     def mean_of_images(cls, values: Floats, counts: Floats) -> "RatioMetric":
         """The mean of a value [B] over the images that count [B] (0 or 1, or a weight)."""
-        return cls(
-            numerator=csr_array((values * counts).reshape(-1, 1)),
-            denominator=csr_array(np.asarray(counts, dtype=np.float64).reshape(-1, 1)),
-        )
+        return cls.of_images(values * counts, np.asarray(counts, dtype=np.float64))
 
     @property
     def value(self) -> float:

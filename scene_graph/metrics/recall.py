@@ -74,11 +74,8 @@ def mean_image_recall(
 
 def pooled(found: Flags, counted: Flags, reference: GraphTable) -> RatioMetric:
     """Found / counted over all images together."""
-    hits, wanted = (
-        csr_array(_per_image(flags, reference).reshape(-1, 1))
-        for flags in (found & counted, counted)
-    )
-    return RatioMetric(numerator=hits, denominator=wanted)
+    hits, wanted = (_per_image(flags, reference) for flags in (found & counted, counted))
+    return RatioMetric.of_images(hits, wanted)
 
 
 def at_cuts(
@@ -124,11 +121,7 @@ def listed(reference: GraphTable, triplets: Collection[Triplet]) -> Flags:
         triplets: A set or mapping; names normalised.
     """
     names, predicates = reference.names, reference.predicate_names
-    columns = (
-        reference.object_names[reference.subjects],
-        reference.predicates,
-        reference.object_names[reference.objects],
-    )
+    columns = reference.triplets
     _, first, inverse = np.unique(joint_codes(*columns), return_index=True, return_inverse=True)
     distinct = zip(*(column[first].tolist() for column in columns), strict=True)
     flags = [(names[s], predicates[p], names[o]) in triplets for s, p, o in distinct]

@@ -12,7 +12,7 @@ The convention (`evaluation/vg/vg_eval.py`, `sgg_eval.py`, which R1-SGG's evalua
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -51,25 +51,18 @@ def sgb(
     """
     names = predicted.predicate_names if predicates is None else predicates
     columns = _codes(names, predicted.predicate_names)
-    rows = _rows(predicted, columns)
-    cells = _best_cells(rows.table, columns, num_columns or len(columns))
-    counted = (rows.table.relations_of_image > 0)[reference.relation_image]
+    rows, row_ranks = _rows(predicted, columns)
+    cells, cell_ranks = _best_cells(rows, columns, num_columns or len(columns))
+    counted = (rows.relations_of_image > 0)[reference.relation_image]
     unseen = None if seen is None else counted & ~listed(reference, seen)
     num_predicates = len(np.unique(reference.predicates) if predicates is None else predicates)
     mean_recall = partial(mean_image_recall, num_predicates=num_predicates)
     metrics: dict[str, RatioMetric] = {}
-    for prefix, predictions in (("", rows), ("ng_", cells)):
-        pairs = triplet_pairs(predictions.table, reference, plus_one=True)
-        ranks = found_by_any(pairs, predictions.ranks, len(counted))
+    for prefix, table, places in (("", rows, row_ranks), ("ng_", cells, cell_ranks)):
+        pairs = triplet_pairs(table, reference, plus_one=True)
+        ranks = found_by_any(pairs, places, len(counted))
         metrics |= at_cuts(prefix, ranks, counted, unseen, reference, mean_recall)
     return metrics
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Predictions:
-    table: GraphTable
-    ranks: Indices
-    """[E] places in their image"""
 
 
 def _codes(names: Sequence[str], known: Sequence[str]) -> Indices:
@@ -78,15 +71,18 @@ def _codes(names: Sequence[str], known: Sequence[str]) -> Indices:
     return np.array([code.get(name, -1) for name in names], dtype=np.int64)
 
 
-def _rows(table: GraphTable, columns: Indices) -> _Predictions:
-    """The relations whose predicate has a column, in the order they were written."""
+def _rows(table: GraphTable, columns: Indices) -> tuple[GraphTable, Indices]:
+    """The relations whose predicate has a column, as written, and [E] their places in the image."""
     kept = np.flatnonzero(np.isin(table.predicates, columns))
     part = table.with_relations(kept)
-    return _Predictions(table=part, ranks=positions(part.relation_image, table.num_images))
+    return part, positions(part.relation_image, table.num_images)
 
 
-def _best_cells(rows: GraphTable, columns: Indices, num_columns: int) -> _Predictions:
-    """The best cells of each image's dense table, as relations; those of no predicate left out."""
+def _best_cells(rows: GraphTable, columns: Indices, num_columns: int) -> tuple[GraphTable, Indices]:
+    """The best cells of each image's dense table, as relations, and [E] their ranks in the image.
+
+    Those of no predicate are left out.
+    """
     if num_columns < len(columns):
         raise ValueError(f"{num_columns} columns do not hold {len(columns)} predicates")
     code = np.concatenate((columns, np.full(num_columns - len(columns), -1)))
@@ -100,8 +96,7 @@ def _best_cells(rows: GraphTable, columns: Indices, num_columns: int) -> _Predic
     relation, predicate, rank = np.concatenate(parts, axis=1)
     by_image = np.argsort(rows.relation_image[relation], kind="stable")
     relation, predicate, rank = relation[by_image], predicate[by_image], rank[by_image]
-    table = replace(rows.with_relations(relation), predicates=predicate)
-    return _Predictions(table=table, ranks=rank)
+    return replace(rows.with_relations(relation), predicates=predicate), rank
 
 
 def _equal_sizes(num_rows: Indices, num_columns: int) -> Iterator[Indices]:
@@ -127,5 +122,4 @@ def _dense(rows: GraphTable, relations: Indices, code: Indices) -> Floats:
 def _best(table: Floats) -> Indices:
     """[I, 100] the cells of each image from the highest score on; fewer if it has fewer."""
     flat = -table.reshape(len(table), -1)
-    order: Indices = np.argsort(flat, axis=1)[:, :NUM_CELLS]
-    return order
+    return np.argsort(flat, axis=1)[:, :NUM_CELLS]

@@ -17,6 +17,7 @@ from scene_graph.metrics.hits import (
     Pairs,
     assign_by_rank,
     first_of_each_pair,
+    flags_at,
     found_by_any,
     object_pairs,
     ranking,
@@ -55,20 +56,11 @@ class StrictResult:
     reference_object_hits: Flags
     """[Q]"""
 
-    @property
-    def recall(self) -> Floats:
-        """[B] recall@100 of each image; nan where there is nothing to find."""
-        return _by_image(self.metrics["recall@100"])
-
-    @property
-    def triplet_recall(self) -> Floats:
-        """[B] recall of each image with every prediction counted; nan likewise."""
-        return _by_image(self.metrics["triplet_recall"])
-
-    @property
-    def f1(self) -> Floats:
-        """[B] triplet F1 of each image; nan where there is nothing to find."""
-        return _by_image(self.metrics["triplet_f1"])
+    def by_image(self, name: str) -> Floats:
+        """[B] a metric that is a mean over images; nan where there is nothing to find."""
+        metric = self.metrics[name]
+        counts = metric.denominator.toarray()[:, 0] > 0
+        return np.where(counts, metric.numerator.toarray()[:, 0], np.nan)
 
 
 def strict(
@@ -100,14 +92,14 @@ def strict(
         **_shares("object", objects, predicted.objects_of_image, num_objects),
         "mean_iou": mean_iou(predicted, reference),
     }
-    found = _flags(hits.reference, len(counted))
+    found = flags_at(hits.reference, len(counted))
     return StrictResult(
         metrics=metrics,
         predicate_recall=pooled_recall(found, counted, reference),
-        predicted_relation_hits=_flags(hits.predicted, len(written)),
+        predicted_relation_hits=flags_at(hits.predicted, len(written)),
         reference_relation_hits=found[original],
-        predicted_object_hits=_flags(objects.predicted, len(predicted.object_image)),
-        reference_object_hits=_flags(objects.reference, len(reference.object_image)),
+        predicted_object_hits=flags_at(objects.predicted, len(predicted.object_image)),
+        reference_object_hits=flags_at(objects.reference, len(reference.object_image)),
     )
 
 
@@ -126,14 +118,3 @@ def _shares(
         f"{name}_precision": mean(found, num_predicted),
         f"{name}_f1": mean(2 * found, num_predicted + num_reference),
     }
-
-
-def _by_image(metric: RatioMetric) -> Floats:
-    counts = metric.denominator.toarray()[:, 0] > 0
-    return np.where(counts, metric.numerator.toarray()[:, 0], np.nan)
-
-
-def _flags(places: Indices, length: int) -> Flags:
-    flags = np.zeros(length, dtype=np.bool_)
-    flags[places] = True
-    return flags

@@ -70,6 +70,12 @@ class GraphTable:
     relation_scores: Floats
     """[E] of the relation alone, without its objects'"""
 
+    @property
+    def triplets(self) -> tuple[Indices, Indices, Indices]:
+        """[E] codes of the names of subjects, of predicates and of the names of objects."""
+        names = self.object_names
+        return names[self.subjects], self.predicates, names[self.objects]
+
     def with_relations(self, chosen: Flags | Indices) -> "GraphTable":
         """With those relations alone that [E] flags or indices name, in this order."""
         return replace(
@@ -84,14 +90,12 @@ class GraphTable:
     @property
     def relations_of_image(self) -> Indices:
         """[B] how many relations each image has."""
-        counts: Indices = np.bincount(self.relation_image, minlength=self.num_images)
-        return counts
+        return np.bincount(self.relation_image, minlength=self.num_images)
 
     @property
     def objects_of_image(self) -> Indices:
         """[B] how many objects each image has."""
-        counts: Indices = np.bincount(self.object_image, minlength=self.num_images)
-        return counts
+        return np.bincount(self.object_image, minlength=self.num_images)
 
 
 def tabulate(

@@ -103,6 +103,11 @@ def invalid_input(
     return InvalidInputError(f"the request has {count}; {first}", mistakes)
 
 
+def mistake(path: str, message: str) -> InvalidInputError:
+    """The error for one mistake in a request, such as at `body.rubric`."""
+    return InvalidInputError(f"{path}: {message}", [Mistake(path, message)])
+
+
 def add_problem_handlers(app: FastAPI) -> None:
     """Answer every exception of `app` with problem details."""
     app.add_exception_handler(SggError, _on_sgg_error)

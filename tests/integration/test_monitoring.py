@@ -17,7 +17,7 @@ import pytest
 from evaluation.of_a_run.heldout import clean_reference
 from monitor_service.dead import DeadKind, DeadLetters
 from scene_data.dataset import open_dataset
-from scene_graph.metrics import strict_metrics
+from scene_graph.metrics.heldout_metrics import strict_metrics
 from services.host.ports import free_port
 from services.http.clients.rollout import RolloutClient
 from services.redis.backlog import read_backlog

@@ -3,11 +3,13 @@
 import json
 from collections.abc import Sequence
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 
 from reward_service.scoring import RewardScorer, make_scorer
-from reward_service.service.example import EXAMPLE, example_answer
+from reward_service.service import request_handler
+from reward_service.service.catalogue import EXAMPLE, example_answer
 from reward_service.service.request_handler import Answerer
 from reward_service.similarity.registry import Similarities
 from scene_graph.similarity import ExactSimilarity
@@ -38,9 +40,10 @@ def make_fragile(wanted: str | dict[str, Any], task: Task, _: Similarities) -> R
 
 
 def answer(*names: str) -> RewardResponse:
-    answerer = Answerer(Similarities(), make_fragile)
-    body = REQUEST | {"groups": [GROUP | {"group_id": name} for name in names]}
-    return RewardResponse.model_validate_json(answerer.answer(json.dumps(body).encode()).content)
+    body = json.dumps(REQUEST | {"groups": [GROUP | {"group_id": name} for name in names]})
+    with patch.object(request_handler, "make_scorer", make_fragile):
+        answered = Answerer(Similarities()).answer(body.encode())
+    return RewardResponse.model_validate_json(answered.content)
 
 
 def test_the_example_is_the_golden_request_and_its_answer_the_golden_response() -> None:

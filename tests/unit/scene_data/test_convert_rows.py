@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 
 from scene_data.dataset import open_dataset
-from scene_data.splits import novel_names, training_vocabulary
-from scene_data.vocabulary import load_vocabulary
+from scene_data.vocabulary import load_vocabulary, novel_names, training_vocabulary
 from services.errors import InvalidInputError
 from tests.raw_annotations import converted, picture, put, put_vg, vg_object, vg_relationship
 from tests.shared_data import SHARED_DATA
@@ -119,8 +118,8 @@ def test_novel_and_base_names_are_the_published_numbers() -> None:
     whole, base, novel = load_vocabulary("vg150"), training_vocabulary("ovdr"), novel_names()
     assert (len(base.objects), len(novel.objects)) == (105, 45)
     assert (len(base.predicates), len(novel.predicates)) == (35, 15)
-    assert novel.objects <= set(whole.objects)
-    assert novel.predicates <= set(whole.predicates)
+    assert set(novel.objects) <= set(whole.objects)
+    assert set(novel.predicates) <= set(whole.predicates)
 
 
 def test_broken_rows_are_named_by_line(tmp_path: Path) -> None:

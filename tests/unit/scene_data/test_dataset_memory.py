@@ -30,9 +30,9 @@ def _dataset(folder: Path, layout: str, num: int) -> Path:
     rows = (graph_row(str(i), image, f"{i}.jpg", (64, 48), GRAPH) for i in range(num))
     path = folder / f"{num}.{layout}"
     if layout == "parquet":
-        with parquet_writer(path) as file:
+        with parquet_writer(path) as add:
             for row in rows:
-                file.write(row)
+                add(row)
     else:
         lines = [json.dumps({**row, "image": "a.jpg"}) for row in rows]
         text = f"[{','.join(lines)}]" if layout == "json" else "\n".join(lines)

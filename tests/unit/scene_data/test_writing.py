@@ -21,9 +21,9 @@ def test_a_file_has_its_name_only_when_it_is_whole(tmp_path: Path, writer: objec
     path = tmp_path / "train"
 
     def write(num: int) -> None:
-        with writer(path) as file:  # type: ignore[operator]
+        with writer(path) as add:  # type: ignore[operator]
             for _ in range(num):
-                file.write(ROW)
+                add(ROW)
                 assert not path.exists()
             assert num == 3, "the power went off"
 
@@ -40,8 +40,8 @@ def test_row_groups_are_bounded_by_rows_and_by_bytes(
 ) -> None:
     monkeypatch.setattr(writing, "ROWS_AT_ONCE", rows)
     monkeypatch.setattr(writing, "BYTES_AT_ONCE", size)
-    with parquet_writer(tmp_path / "x.parquet") as file:
+    with parquet_writer(tmp_path / "x.parquet") as add:
         for _ in range(10):
-            file.write(ROW)
+            add(ROW)
     found = pq.ParquetFile(tmp_path / "x.parquet")
     assert (found.metadata.num_rows, found.metadata.num_row_groups) == (10, groups)

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scene_graph.boxes import RELATIVE_1, RELATIVE_1000, BoxSpace
-from scene_graph.cleaning import Task, clean_columns, clean_graph
+from scene_graph.cleaning import Task, clean_columns
 from scene_graph.graph import Relationship, SceneGraph, SceneObject
-from scene_graph.json_limits import is_unfinished, nesting_depth
+from scene_graph.json_limits import json_shape
 from scene_graph.parsing import (
     Limits,
     find_answer,
@@ -310,7 +310,8 @@ def test_every_part_is_kept_or_counted(objects: list[Any], relationships: list[A
 
 def test_cleaning_twice_changes_nothing() -> None:
     graph = parse_completion(GOOD, RELATIVE_1000).graph
-    assert clean_graph(graph, RELATIVE_1) == (graph, {})
+    columns, dropped = clean_columns(graph.objects, graph.relationships, RELATIVE_1.scale)
+    assert (columns.to_graph(), dropped) == (graph, {})
 
 
 @pytest.mark.parametrize(
@@ -327,14 +328,14 @@ def test_cleaning_twice_changes_nothing() -> None:
     ],
 )
 def test_nesting_depth_ignores_strings(text: str, depth: int) -> None:
-    assert nesting_depth(text.encode()) == depth
+    assert json_shape(text.encode()).nesting == depth
 
 
 @given(json_values)
 def test_cut_json_is_unfinished_and_whole_json_is_not(value: Any) -> None:
     text = json.dumps([value])
-    assert not is_unfinished(text.encode())
-    assert is_unfinished(text[:-1].encode())
+    assert not json_shape(text.encode()).unclosed
+    assert json_shape(text[:-1].encode()).unclosed
 
 
 part_keys = st.sampled_from(["id", "bbox", "subject", "predicate", "object", "x"])

@@ -3,7 +3,7 @@
 import pytest
 
 from scene_graph.graph import Relationship, SceneGraph, SceneObject
-from scene_graph.metrics import strict_metrics
+from scene_graph.metrics.heldout_metrics import strict_metrics
 
 LEFT, RIGHT = (0.0, 0.0, 0.5, 1.0), (0.5, 0.0, 1.0, 1.0)
 Box = tuple[float, float, float, float]

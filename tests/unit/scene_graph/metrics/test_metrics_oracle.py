@@ -107,7 +107,6 @@ def test_parts_make_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
 
     whole = measured()
     monkeypatch.setattr("scene_graph.metrics.hits._PAIRS_AT_ONCE", 3)
-    monkeypatch.setattr("scene_graph.metrics.mean_iou._PAIRS_AT_ONCE", 3)
     monkeypatch.setattr("scene_graph.metrics.sgb._CELLS_AT_ONCE", 50)
     for parts, expected in zip(measured(), whole, strict=True):
         assert parts == pytest.approx(expected, abs=1e-12, nan_ok=True)

@@ -34,16 +34,16 @@ def test_two_images_one_without_prediction() -> None:
     assert m["mean_recall@20"].value == pytest.approx((1 / 4 + 0) / 2)
     # Objects: 2 of 3 found by 2 predicted; then 0 of 2 by none.
     assert values(m, *OBJECT) == pytest.approx(((2 / 3) / 2, 1 / 2, (4 / 5) / 2))
-    assert result.recall.tolist() == [1 / 4, 0]
-    assert result.f1.tolist() == [pytest.approx(2 / 6), 0]
+    assert result.by_image("recall@100").tolist() == [1 / 4, 0]
+    assert result.by_image("triplet_f1").tolist() == [pytest.approx(2 / 6), 0]
 
 
 def test_an_image_without_references_counts_nowhere() -> None:
     found = image(MAN_HORSE, (0, "on", 1))
     result = score((found, found), (found, ImageGraph()))
     assert values(result.metrics, "recall@20", *TRIPLET, *OBJECT) == (1,) * 7
-    assert np.isnan(result.recall[1])
-    assert np.isnan(result.f1[1])
+    assert np.isnan(result.by_image("recall@100")[1])
+    assert np.isnan(result.by_image("triplet_f1")[1])
 
 
 def test_the_graph_constraint_keeps_the_first_predicate_of_a_pair() -> None:
