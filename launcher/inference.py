@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from evaluation.inference.folder import FirstImages, infer_into
+from evaluation.inference.folder import infer_into
 from evaluation.inference.progress import Progress
 from launcher.inference_view import ProgressView, summary
 from launcher.processes import Supervisor
@@ -74,7 +74,6 @@ def run_inference(
     check_instruction(settings.data.template, settings.data.vocabulary)
     dataset = open_dataset(data)
     num_images = min(len(dataset), limit or len(dataset))
-    images = FirstImages(dataset=dataset, name=data, length=num_images)
     progress = Progress(total=num_images)
     with (
         handled(heeded_signals(), interrupt),
@@ -90,7 +89,7 @@ def run_inference(
             with ProgressView(progress, console) as view:
                 supervisor.watch(
                     lambda: asyncio.run(
-                        infer_into(folder, settings, urls, images, progress, registered=registered)
+                        infer_into(folder, settings, urls, dataset, progress, registered=registered)
                     ),
                     tick=view.update,
                 )

@@ -119,8 +119,8 @@ class DuringTraining(StepEvaluation):
         if not self._samples:
             self._samples = await asyncio.to_thread(heldout_samples, self._settings)
         servers = await self._servers(step)
-        async with Fleet.of_run(
-            self._settings, servers, REQUESTS_PER_SERVER, registered=True
+        async with Fleet(
+            self._settings, servers, per_server=REQUESTS_PER_SERVER, registered=True
         ) as fleet:
             await fleet.meet(model=self._settings.model.path, one_version=False)
             lines = await answers(self._settings, self._samples, fleet)

@@ -12,7 +12,7 @@ from pydantic_core import to_json
 
 from evaluation.inference.answers import NOT_ASKED
 from evaluation.inference.fleet import Fleet
-from evaluation.inference.infer import Inference, Samples, requests_per_server
+from evaluation.inference.infer import Inference, requests_per_server
 from evaluation.inference.predictions import PredictionsFile
 from evaluation.inference.progress import Progress
 from evaluation.reading.lines import GraphLine
@@ -57,7 +57,8 @@ def evaluate_heldout(
     samples = heldout_samples(settings)
 
     async def ask() -> list[GraphLine]:
-        async with Fleet.of_run(settings, servers, requests_per_server(settings)) as fleet:
+        per_server = requests_per_server(settings)
+        async with Fleet(settings, servers, per_server=per_server) as fleet:
             await fleet.meet(model=settings.model.path)
             return await answers(settings, samples, fleet)
 
@@ -134,7 +135,7 @@ def heldout_samples(settings: Settings) -> list[Sample]:
     return samples
 
 
-async def answers(settings: Settings, samples: Samples, fleet: Fleet) -> list[GraphLine]:
+async def answers(settings: Settings, samples: list[Sample], fleet: Fleet) -> list[GraphLine]:
     """A line for each image, sampled as `[evaluation]` says, from servers that have met."""
     lines: list[GraphLine] = []
     inference = Inference(settings, samples, fleet, Progress(total=len(samples)))

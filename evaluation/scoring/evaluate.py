@@ -3,7 +3,6 @@
 Pure but for what `detection_ap` prints away; `sgg-rl evaluate` reads before and writes after.
 """
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,7 +23,7 @@ from scene_data.vocabulary import Vocabulary
 from scene_graph.cleaning import Task
 from scene_graph.metrics.bootstrap import interval, resampled
 from scene_graph.metrics.r1_sgg import r1_sgg
-from scene_graph.metrics.ratio import RatioMetric
+from scene_graph.metrics.ratio import RatioMetric, number
 from scene_graph.metrics.sgb import sgb
 from scene_graph.metrics.strict import StrictResult, strict
 from scene_graph.metrics.table import GraphTable, ImageGraph, tabulate
@@ -174,16 +173,11 @@ def _known(table: GraphTable, vocabulary: Vocabulary) -> GraphTable:
 
 def _average_precision(tables: Tables) -> dict[str, float | None]:
     found = detection_ap(*tables)
-    return {name: _number(found[name]) for name in AP_METRICS}
+    return {name: number(found[name]) for name in AP_METRICS}
 
 
 def _values(metrics: Mapping[str, RatioMetric]) -> dict[str, float | None]:
-    return {name: _number(metric.value) for name, metric in metrics.items()}
-
-
-def _number(value: float) -> float | None:
-    """JSON has no nan."""
-    return None if math.isnan(value) else value
+    return {name: number(metric.value) for name, metric in metrics.items()}
 
 
 def _num_images(metrics: Mapping[str, RatioMetric]) -> dict[str, float | None]:
