@@ -1,8 +1,8 @@
 """What Redis holds of a run: read once, watched, and its dead groups."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from typing import TypeVar
 
 from redis.asyncio import Redis
@@ -28,7 +28,7 @@ def read_status(settings: Settings) -> RunStatus:
     """The run's status now."""
 
     async def read() -> RunStatus:
-        async with _connected(settings) as redis:
+        async with aclosing(connect(settings.redis)) as redis:
             await check_redis(redis)
             return await _read(settings, redis)
 
@@ -39,7 +39,7 @@ def watch_status(settings: Settings) -> None:
     """Show it until Ctrl-C, also while Redis is away."""
 
     async def watch(live: Live) -> None:
-        async with _connected(settings) as redis:
+        async with aclosing(connect(settings.redis)) as redis:
             while True:
                 try:
                     view = status_view(await _read(settings, redis))
@@ -56,20 +56,11 @@ def with_queue(settings: Settings, work: Callable[[RedisQueue], Awaitable[T]]) -
     """What `work` makes of the run's queue."""
 
     async def run() -> T:
-        async with _connected(settings) as redis:
+        async with aclosing(connect(settings.redis)) as redis:
             await check_redis(redis)
             return await work(RedisQueue(redis, RunKeys(settings.run.name)))
 
     return asyncio.run(run())
-
-
-@asynccontextmanager
-async def _connected(settings: Settings) -> AsyncIterator[Redis]:
-    redis = connect(settings.redis)
-    try:
-        yield redis
-    finally:
-        await redis.aclose()
 
 
 async def _read(settings: Settings, redis: Redis) -> RunStatus:
