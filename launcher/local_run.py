@@ -145,9 +145,7 @@ class _Run:
             return
         self.say("held-out evaluation after training")
         supervisor.watch(
-            lambda: evaluate_heldout(
-                self._settings, self._urls, label="after", policy_version=self._num_steps
-            ),
+            lambda: evaluate_heldout(self._settings, self._urls, policy_version=self._num_steps),
             tick=table.update,
         )
 

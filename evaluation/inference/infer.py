@@ -11,7 +11,6 @@ from evaluation.inference.prompts import rollout_request
 from evaluation.reading.lines import GraphLine
 from scene_data.dataset import MAX_BROKEN_ROWS, MAX_BROKEN_SHARE, Sample, SceneDataset
 from services.errors import EngineError, InvalidInputError, SggError, TooLargeError
-from services.schemas.rollouts import RolloutResponse
 from services.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -115,7 +114,7 @@ class Inference:
         self, sample: Sample, *, constrained: bool, free: GraphLine | None = None
     ) -> GraphLine:
         request = rollout_request(self._settings, sample, constrained=constrained)
-        response: RolloutResponse = await self._fleet.ask(request)
+        response = await self._fleet.ask(request)
         completion = response.completions[0]
         self._progress.tokens += len(completion.token_ids)
         return answered_line(self._settings, sample, completion, free)

@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 Label = Literal["before", "after"]
 """Version 0, or a run's last version."""
+REQUESTS_PER_SERVER = 4
+"""At the same time, of a run that trains: few, so that its training groups hardly wait."""
 _NOT_MEASURED: dict[Task, tuple[str, ...]] = {
     "sgg": (),
     "det": ("triplet", "predicate"),
@@ -40,31 +42,21 @@ _NOT_MEASURED: dict[Task, tuple[str, ...]] = {
 """Parts of names of metrics that say nothing about a task"""
 
 
-def evaluate_heldout(
-    settings: Settings, servers: Sequence[str], *, label: Label, policy_version: int
-) -> None:
-    """Ask about the run's held-out images, score the answers by the strict protocol, keep both.
+def evaluate_heldout(settings: Settings, servers: Sequence[str], *, policy_version: int) -> None:
+    """Ask about the held-out images after training, score the answers strictly, keep both.
 
     Args:
         settings: The run's.
         servers: Urls of its rollout servers, which must be serving.
-        label: What they are called.
         policy_version: That must have sampled every token.
 
     Raises:
         ConflictError: Another version answered.
     """
     samples = heldout_samples(settings)
-
-    async def ask() -> list[GraphLine]:
-        per_server = requests_per_server(settings)
-        async with Fleet(settings, servers, per_server=per_server) as fleet:
-            await fleet.meet(model=settings.model.path)
-            return await answers(settings, samples, fleet)
-
-    lines = asyncio.run(ask())
+    lines = asyncio.run(answers(settings, samples, servers))
     scores = heldout_scores(settings, samples, lines)
-    keep_heldout(settings, label, lines, scores, policy_version=policy_version)
+    keep_heldout(settings, "after", lines, scores, policy_version=policy_version)
 
 
 def keep_heldout(
@@ -135,11 +127,24 @@ def heldout_samples(settings: Settings) -> list[Sample]:
     return samples
 
 
-async def answers(settings: Settings, samples: list[Sample], fleet: Fleet) -> list[GraphLine]:
-    """A line for each image, sampled as `[evaluation]` says, from servers that have met."""
+async def answers(
+    settings: Settings, samples: list[Sample], servers: Sequence[str], *, trains: bool = False
+) -> list[GraphLine]:
+    """A line for each image, sampled as `[evaluation]` says.
+
+    Args:
+        settings: The run's.
+        samples: The images.
+        servers: Urls of its rollout servers.
+        trains: Whether the run goes on: the urls stood in Redis, new versions come, and the servers
+            have training groups to sample.
+    """
     lines: list[GraphLine] = []
-    inference = Inference(settings, samples, fleet, Progress(total=len(samples)))
-    await inference.run(range(len(samples)), lambda _, line: lines.append(line))
+    per_server = REQUESTS_PER_SERVER if trains else requests_per_server(settings)
+    async with Fleet(settings, servers, per_server=per_server, registered=trains) as fleet:
+        await fleet.meet(model=settings.model.path, one_version=not trains)
+        inference = Inference(settings, samples, fleet, Progress(total=len(samples)))
+        await inference.run(range(len(samples)), lambda _, line: lines.append(line))
     return lines
 
 

@@ -53,13 +53,8 @@ def _terms(axes: Axes, rows: list[StepRow]) -> None:
     steps = [r["step"] for r in rows]
     for term in rows[0]["reward_terms"]:
         axes.plot(steps, _smooth([r["reward_terms"][term] for r in rows]), label=term)
-    axes.plot(
-        steps,
-        _smooth([r["failure_rate"] for r in rows]),
-        label="parse failures",
-        color="black",
-        ls=":",
-    )
+    failures = _smooth([r["failure_rate"] for r in rows])
+    axes.plot(steps, failures, label="parse failures", color="black", ls=":")
     axes.set_title(f"Reward terms before their weights (mean of {SMOOTHING} steps)")
     axes.set_ylim(0, 1)
     axes.legend(ncols=2)

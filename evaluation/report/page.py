@@ -47,9 +47,10 @@ def write_report(
     chosen, how_chosen = choose_images(shared, num_images, failed)
     html = _template("report.html.jinja").render(
         **_predicate_words(result),
-        **(_change_words(compared) if compared else {}),
         result=result,
         compared=compared,
+        change_sections=compared and compared_sections(compared),
+        change_chart=compared and change_chart(compared.predicates),
         date=datetime.now(UTC).date().isoformat(),
         protocols=PROTOCOLS,
         tables=tables,
@@ -117,13 +118,6 @@ def _predicate_words(result: EvaluationResult) -> dict[str, Any]:
             f"strict{lines}; dotted levels are the strict means of head, body and "
             f"tail, a third of the predicates each.{some * (len(rows) > charts.MAX_PREDICATES)}"
         ),
-    }
-
-
-def _change_words(compared: Comparison) -> dict[str, Any]:
-    return {
-        "change_sections": compared_sections(compared),
-        "change_chart": change_chart(compared.predicates),
     }
 
 

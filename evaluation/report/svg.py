@@ -119,16 +119,13 @@ class Plot:
         )
 
     def _titles(self) -> Markup:
-        middle = (self.y.start + self.y.end) / 2
+        centre, middle = (self.x.start + self.x.end) / 2, (self.y.start + self.y.end) / 2
+        foot = self.height - 6
         turned = {"transform": f"rotate(-90 12 {middle:g})", "text_anchor": "middle"}
-        return element(
-            "text",
-            self.x_title,
-            x=(self.x.start + self.x.end) / 2,
-            y=self.height - 6,
-            text_anchor="middle",
-            class_="title",
-        ) + element("text", self.y_title, x=12, y=middle, class_="title", **turned)
+        below = element(
+            "text", self.x_title, x=centre, y=foot, text_anchor="middle", class_="title"
+        )
+        return below + element("text", self.y_title, x=12, y=middle, class_="title", **turned)
 
 
 def tick_text(value: float) -> str:

@@ -37,11 +37,8 @@ OBJECT_METRICS = {
 """Metrics of `strict`, by their names in `EvaluationResult.objects`"""
 TRIPLET_METRICS = ("triplet_recall", "triplet_precision", "triplet_f1")
 
-_UNKNOWN: dict[str, float | None] = {"unconstrained_failure_rate": None}
-
 Tables = tuple[GraphTable, GraphTable]
 """Predicted and reference"""
-Intervals = dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,7 +87,7 @@ def evaluate(
         intervals={p: intervals[p] for p in by_protocol},
         objects=_average_precision(tables) | values["objects"] if "objects" in values else {},
         object_intervals=intervals.get("objects", {}),
-        answers={**_UNKNOWN, **values["answers"]},
+        answers={"unconstrained_failure_rate": None, **values["answers"]},
         answer_intervals=intervals["answers"],
         failures=dict(Counter(a.status for a in answers if a.status != "ok").most_common()),
         predicates=rows,
@@ -189,7 +186,7 @@ def _num_images(metrics: Mapping[str, RatioMetric]) -> dict[str, float | None]:
 
 def _intervals(
     metrics: Mapping[str, Mapping[str, RatioMetric]], num_images: int
-) -> dict[str, Intervals]:
+) -> dict[str, dict[str, tuple[float, float]]]:
     """By bootstrap over all images; of metrics that are defined."""
     return {
         group: {
