@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing
+from functools import partial
 from typing import TypeVar
 
 from redis.asyncio import Redis
@@ -26,13 +27,7 @@ T = TypeVar("T")
 
 def read_status(settings: Settings) -> RunStatus:
     """The run's status now."""
-
-    async def read() -> RunStatus:
-        async with aclosing(connect(settings.redis)) as redis:
-            await check_redis(redis)
-            return await _read(settings, redis)
-
-    return asyncio.run(read())
+    return _with_redis(settings, partial(_read, settings))
 
 
 def watch_status(settings: Settings) -> None:
@@ -54,11 +49,15 @@ def watch_status(settings: Settings) -> None:
 
 def with_queue(settings: Settings, work: Callable[[RedisQueue], Awaitable[T]]) -> T:
     """What `work` makes of the run's queue."""
+    keys = RunKeys(settings.run.name)
+    return _with_redis(settings, lambda redis: work(RedisQueue(redis, keys)))
 
+
+def _with_redis(settings: Settings, work: Callable[[Redis], Awaitable[T]]) -> T:
     async def run() -> T:
         async with aclosing(connect(settings.redis)) as redis:
             await check_redis(redis)
-            return await work(RedisQueue(redis, RunKeys(settings.run.name)))
+            return await work(redis)
 
     return asyncio.run(run())
 

@@ -5,7 +5,7 @@ mean over all these orders, exactly. COCO's own AP, by faster-coco-eval, stands 
 equal scores in the order of images and of writing, so that another order gives another number.
 """
 
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,21 +20,6 @@ MAX_DETECTIONS = 100
 """Detections of an image and name that count, as in COCO: the best by score"""
 
 
-class DetectionAp(TypedDict):
-    """All in 0..1; nan where no reference has an object."""
-
-    ap: float
-    """Mean over `THRESHOLDS`"""
-    ap50: float
-    ap75: float
-    coco_ap: float
-    """The same three by COCO's definition, equal scores in the order of the tables"""
-    coco_ap50: float
-    coco_ap75: float
-    ap50_by_name: dict[str, float]
-    """For each name of a reference object"""
-
-
 class _Name(NamedTuple):
     """The objects of one name, by their places in the tables, image after image."""
 
@@ -42,8 +27,11 @@ class _Name(NamedTuple):
     reference: Indices
 
 
-def detection_ap(predicted: GraphTable, reference: GraphTable) -> DetectionAp:
+def detection_ap(predicted: GraphTable, reference: GraphTable) -> dict[str, float]:
     """Average precision over the names in the references; predictions of other names are dropped.
+
+    In 0..1; nan where no reference has an object. `ap` is the mean over `THRESHOLDS`; `coco_` are
+    the same three by COCO's definition, equal scores in the order of the tables.
 
     Args:
         predicted: From `tabulate`, like `reference`.
@@ -61,18 +49,14 @@ def detection_ap(predicted: GraphTable, reference: GraphTable) -> DetectionAp:
     # Name by name: together, faster-coco-eval makes a list for each name in each image.
     curves = [_coco_precision(predicted, reference, name) for name in names]
     precision = np.stack(curves, axis=2) if curves else np.empty((len(THRESHOLDS), 101, 0))
-    return DetectionAp(
-        ap=_mean(values),
-        ap50=_mean(values[0]),
-        ap75=_mean(values[5]),
-        coco_ap=_mean(precision),
-        coco_ap50=_mean(precision[0]),
-        coco_ap75=_mean(precision[5]),
-        ap50_by_name={
-            reference.names[code]: value
-            for code, value in zip(codes.tolist(), values[0].tolist(), strict=True)
-        },
-    )
+    return {
+        "ap": _mean(values),
+        "ap50": _mean(values[0]),
+        "ap75": _mean(values[5]),
+        "coco_ap": _mean(precision),
+        "coco_ap50": _mean(precision[0]),
+        "coco_ap75": _mean(precision[5]),
+    }
 
 
 def expected_ap(scores: Floats, hits: Flags, num_reference: int) -> Floats:

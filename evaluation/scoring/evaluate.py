@@ -13,7 +13,7 @@ from evaluation.reading.predictions import PredictedImage, Predictions
 from evaluation.reading.problems import Problems
 from evaluation.reading.references import References
 from evaluation.reading.training_split import TrainingSplit
-from evaluation.result import AP_METRICS, PROTOCOLS, EvaluationResult
+from evaluation.result import PROTOCOLS, EvaluationResult
 from evaluation.scoring.answers import answer_metrics
 from evaluation.scoring.detection import detection_ap
 from evaluation.scoring.image_results import image_results
@@ -169,8 +169,7 @@ def _known(table: GraphTable, vocabulary: Vocabulary) -> GraphTable:
 
 
 def _average_precision(tables: Tables) -> dict[str, float | None]:
-    found = detection_ap(*tables)
-    return {name: number(found[name]) for name in AP_METRICS}
+    return {name: number(value) for name, value in detection_ap(*tables).items()}
 
 
 def _values(metrics: Mapping[str, RatioMetric]) -> dict[str, float | None]:
