@@ -22,12 +22,8 @@ def write_plots(folder: RunFolder) -> list[Path]:
         return []
     plots = folder.plots
     plots.mkdir(exist_ok=True)
-    return [
-        _save(plots / "reward.png", _reward, rows),
-        _save(plots / "terms.png", _terms, rows),
-        _save(plots / "phases.png", _phases, rows),
-        _save(plots / "learning.png", _learning, rows),
-    ]
+    drawings = {"reward": _reward, "terms": _terms, "phases": _phases, "learning": _learning}
+    return [_save(plots / f"{name}.png", draw, rows) for name, draw in drawings.items()]
 
 
 def _save(file: Path, draw: Any, rows: list[StepRow]) -> Path:

@@ -153,12 +153,6 @@ def _files(folder: Path, problems: Problems) -> Iterator[tuple[Place, TextLine]]
             yield Place(problems, str(file), None, str(line.image_id)), line
 
 
-def _prediction(line: _Line, size: Size, place: Place, task: Task) -> PredictedImage | None:
-    if isinstance(line, GraphLine):
-        return _of_graph(line, size, place)
-    return _of_text(line, size, place, task)
-
-
 def _of_graph(line: GraphLine, size: Size, place: Place) -> PredictedImage:
     graph = ImageGraph(size=size)
     if line.status == "ok":
@@ -175,7 +169,10 @@ def _of_graph(line: GraphLine, size: Size, place: Place) -> PredictedImage:
     )
 
 
-def _of_text(line: TextLine, size: Size, place: Place, task: Task) -> PredictedImage | None:
+def _prediction(line: _Line, size: Size, place: Place, task: Task) -> PredictedImage | None:
+    """None of a text whose boxes are in no known space."""
+    if isinstance(line, GraphLine):
+        return _of_graph(line, size, place)
     try:
         space = BoxSpace.parse(line.box_space)
     except ValueError as error:
