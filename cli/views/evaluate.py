@@ -193,8 +193,10 @@ def _differences(compared: Comparison, protocol: Protocol | None) -> Table:
 
 def _difference_cells(d: Difference) -> tuple[str, ...]:
     scale = 1.0 if d.metric.endswith("per_image") else 100.0
-    label = _ANSWERS.get(d.metric) or _object_label(d.metric)
-    label = metric_label(d.metric) if d.protocol else label
+    if d.protocol:
+        label = metric_label(d.metric)
+    else:
+        label = _ANSWERS.get(d.metric) or _object_label(d.metric)
     values = [NONE if v is None else f"{scale * v:.2f}" for v in (d.first, d.second)]
     if d.difference is None:
         return label, *values, NONE, NONE
