@@ -1,8 +1,9 @@
 """What Redis holds of a run: read once, watched, and its dead groups."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
+from contextlib import aclosing
+from functools import partial
 from typing import TypeVar
 
 from redis.asyncio import Redis
@@ -26,20 +27,14 @@ T = TypeVar("T")
 
 def read_status(settings: Settings) -> RunStatus:
     """The run's status now."""
-
-    async def read() -> RunStatus:
-        async with _connected(settings) as redis:
-            await check_redis(redis)
-            return await _read(settings, redis)
-
-    return asyncio.run(read())
+    return _with_redis(settings, partial(_read, settings))
 
 
 def watch_status(settings: Settings) -> None:
     """Show it until Ctrl-C, also while Redis is away."""
 
     async def watch(live: Live) -> None:
-        async with _connected(settings) as redis:
+        async with aclosing(connect(settings.redis)) as redis:
             while True:
                 try:
                     view = status_view(await _read(settings, redis))
@@ -54,22 +49,17 @@ def watch_status(settings: Settings) -> None:
 
 def with_queue(settings: Settings, work: Callable[[RedisQueue], Awaitable[T]]) -> T:
     """What `work` makes of the run's queue."""
+    keys = RunKeys(settings.run.name)
+    return _with_redis(settings, lambda redis: work(RedisQueue(redis, keys)))
 
+
+def _with_redis(settings: Settings, work: Callable[[Redis], Awaitable[T]]) -> T:
     async def run() -> T:
-        async with _connected(settings) as redis:
+        async with aclosing(connect(settings.redis)) as redis:
             await check_redis(redis)
-            return await work(RedisQueue(redis, RunKeys(settings.run.name)))
+            return await work(redis)
 
     return asyncio.run(run())
-
-
-@asynccontextmanager
-async def _connected(settings: Settings) -> AsyncIterator[Redis]:
-    redis = connect(settings.redis)
-    try:
-        yield redis
-    finally:
-        await redis.aclose()
 
 
 async def _read(settings: Settings, redis: Redis) -> RunStatus:

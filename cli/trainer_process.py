@@ -24,12 +24,7 @@ logger = logging.getLogger(__name__)
 
 def train(settings: Settings, *, resume: bool, allow_changes: bool) -> None:
     """Run the trainer: this process, or as many as `trainer.num_ranks` below it."""
-    from planning.preflight.trainer import check_trainer
-
-    with stop_request():  # which ends the process at once: nothing is done yet
-        check_trainer(settings)
-        settings = _checked(settings, "train")
-    rank = _rank_of(settings)
+    settings, rank = _begun(settings, "train")
     setup_logging(f"trainer[{rank}]", beside=_own_log(settings, rank))
     if rank == 0:
         _keep_settings(settings)
@@ -74,7 +69,7 @@ def _own_log(settings: Settings, rank: int) -> Path | None:
 
 def _leave_results(settings: Settings) -> None:
     """A run whose pictures cannot be drawn is done all the same."""
-    from evaluation.of_a_run.results import write_run_results
+    from evaluation.of_a_run.report import write_run_results
 
     try:
         for file in write_run_results(settings):
@@ -93,12 +88,7 @@ def _evaluation(settings: Settings, rank: int) -> "StepEvaluation | None":
 
 def sft(settings: Settings, *, resume: bool, allow_changes: bool) -> None:
     """Run supervised fine-tuning, on as many processes as the trainer's."""
-    from planning.preflight.trainer import check_trainer
-
-    with stop_request():
-        check_trainer(settings)
-        settings = _checked(settings, "sft")
-    rank = _rank_of(settings)
+    settings, rank = _begun(settings, "sft")
     setup_logging(f"sft[{rank}]")
     with stop_request() as stop:
         from trainer.sft.train import run_sft
@@ -110,13 +100,22 @@ def sft(settings: Settings, *, resume: bool, allow_changes: bool) -> None:
         print(f"wrote {folder}")
 
 
-def _checked(settings: Settings, job: "Job") -> Settings:
-    """The settings with `box_space` decided; one process of all looks at what the run reads."""
-    if environment_value("RANK") not in (None, "0"):
-        return with_box_space(settings)
-    from planning.preflight.inputs import checked
+def _begun(settings: Settings, job: "Job") -> tuple[Settings, int]:
+    """The settings with `box_space` decided, and this process's rank.
 
-    return checked(settings, job)
+    One process of all looks at what the run reads.
+    """
+    from planning.preflight.trainer import check_trainer
+
+    with stop_request():  # which ends the process at once: nothing is done yet
+        check_trainer(settings)
+        if environment_value("RANK") in (None, "0"):
+            from planning.preflight.inputs import checked
+
+            settings = checked(settings, job)
+        else:
+            settings = with_box_space(settings)
+    return settings, _rank_of(settings)
 
 
 def _stopped(rank: int) -> NoReturn:

@@ -8,7 +8,7 @@ from evaluation.reading.predictions import predicted_task, read_predictions
 from evaluation.reading.problems import Problems
 from evaluation.reading.references import read_references
 from evaluation.reading.training_split import read_training_split
-from evaluation.report import write_report
+from evaluation.report.page import write_report
 from evaluation.result import EvaluationResult
 from evaluation.scoring.compare import Comparison, compare
 from evaluation.scoring.evaluate import Options, evaluate

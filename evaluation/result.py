@@ -4,7 +4,7 @@
 """
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal
 
 from scene_graph.cleaning import Task
 from scene_graph.metrics.ratio import RatioMetric
@@ -12,9 +12,10 @@ from scene_graph.metrics.ratio import RatioMetric
 Protocol = Literal["strict", "sgb", "r1-sgg"]
 PROTOCOLS: tuple[Protocol, ...] = ("strict", "sgb", "r1-sgg")
 
-ApMetric = Literal["ap", "ap50", "ap75", "coco_ap", "coco_ap50", "coco_ap75"]
-AP_METRICS: tuple[ApMetric, ...] = get_args(ApMetric)
+AP_METRICS = ("ap", "ap50", "ap75", "coco_ap", "coco_ap50", "coco_ap75")
 """Metrics of objects that are no means over images, so they have no intervals"""
+
+Group = Literal["head", "body", "tail"]
 
 Verdict = Literal["hit", "miss", "hallucination"]
 """A reference item is a hit or a miss, a predicted one a hit or a hallucination."""
@@ -38,7 +39,7 @@ class PredicateRow:
     """One predicate in the report's table."""
 
     predicate: str
-    group: Literal["head", "body", "tail"]
+    group: Group
     num_training: int | None
     """Times in the training split, where one was given"""
     num_reference: int

@@ -5,7 +5,7 @@ without their inputs: arrays of numbers and text, no pickle.
 """
 
 import zipfile
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,8 +48,7 @@ def load_result(folder: Path) -> EvaluationResult:
             decoder = msgspec.json.Decoder(ImageResult)
             images = [decoder.decode(line) for line in file]
         metrics, class_names = _load_ratios(folder / "ratios.npz")
-        parts = {"metrics": {}, "class_names": class_names, "images": []}
-        result = msgspec.convert({**summary, **parts}, EvaluationResult)
+        result = msgspec.convert(summary, EvaluationResult)
     except FileNotFoundError as error:
         raise InvalidInputError(
             f"{folder} is no finished evaluation: it has no {Path(error.filename).name}; "
@@ -57,9 +56,7 @@ def load_result(folder: Path) -> EvaluationResult:
         ) from error
     except (OSError, ValueError, KeyError, msgspec.MsgspecError, zipfile.BadZipFile) as error:
         raise InvalidInputError(f"{folder} cannot be read: {error}; evaluate again") from error
-    result.metrics.update(metrics)
-    result.images.extend(images)
-    return result
+    return replace(result, metrics=metrics, class_names=class_names, images=images)
 
 
 def save_comparison(compared: Comparison, folder: Path) -> None:

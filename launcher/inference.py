@@ -6,7 +6,7 @@ import signal
 from collections.abc import Sequence
 from pathlib import Path
 
-from evaluation.inference.folder import FirstImages, infer_into
+from evaluation.inference.folder import infer_into
 from evaluation.inference.progress import Progress
 from launcher.inference_view import ProgressView, summary
 from launcher.processes import Supervisor
@@ -74,7 +74,6 @@ def run_inference(
     check_instruction(settings.data.template, settings.data.vocabulary)
     dataset = open_dataset(data)
     num_images = min(len(dataset), limit or len(dataset))
-    images = FirstImages(dataset=dataset, name=data, length=num_images)
     progress = Progress(total=num_images)
     with (
         handled(heeded_signals(), signal.default_int_handler),
@@ -88,7 +87,7 @@ def run_inference(
         say(f"{num_images} images of {data} through {', '.join(urls)}, into {folder}")
         try:
             with ProgressView(progress, console) as view:
-                work = infer_into(folder, settings, urls, images, progress, registered=registered)
+                work = infer_into(folder, settings, urls, dataset, progress, registered=registered)
                 supervisor.watch(work, tick=view.update)
         except KeyboardInterrupt:
             say(

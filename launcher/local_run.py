@@ -142,7 +142,7 @@ class _Run:
 
     def _report(self) -> None:
         from evaluation.of_a_run.heldout import heldout_summary
-        from evaluation.of_a_run.results import write_run_results
+        from evaluation.of_a_run.report import write_run_results
 
         if self.evaluates:
             self.console.print(summary_table(heldout_summary(self.folder)))

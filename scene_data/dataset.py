@@ -124,7 +124,7 @@ class SceneDataset:
     ) -> None:
         self._rows = rows
         self._keep_repeated = keep_repeated
-        self._name = name
+        self.name = name
         self._thinking = thinking_column
         self._has_warned = False
         check = self._check_rows(task)
@@ -143,7 +143,7 @@ class SceneDataset:
                 for what its header says, or has another size than the row says.
         """
         number = int(self._usable[index])
-        place = f"{self._name}, {self._rows.place(number)}"
+        place = f"{self.name}, {self._rows.place(number)}"
         try:
             row = self._rows.row(number)
             place += f" (image {image_id_text(row['image_id'])})"
@@ -212,7 +212,7 @@ class SceneDataset:
 
     def place(self, index: int) -> str:
         """What a person finds a usable row by. Example: `train.jsonl, line 4`."""
-        return f"{self._name}, {self._rows.place(int(self._usable[index]))}"
+        return f"{self.name}, {self._rows.place(int(self._usable[index]))}"
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))

@@ -6,8 +6,7 @@ from scene_graph.boxes import BoxSpace, model_box_space
 from services.models.families import model_family
 from services.schemas.common import ChatMessage
 from services.schemas.rewards import ReferenceGraph
-from services.settings import DataSettings
-from services.settings import ModelSettings
+from services.settings import DataSettings, ModelSettings
 
 
 def box_space(model: ModelSettings, sample: Sample) -> BoxSpace:

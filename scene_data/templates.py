@@ -17,7 +17,6 @@ from scene_graph.boxes import RELATIVE_1, BoxSpace
 from scene_graph.cleaning import TASK_LISTS, Task
 from scene_graph.graph import SceneGraph
 from services.schemas.common import ChatMessage, ImagePart, TextPart
-from services.settings import DataSettings
 
 SHIPPED = ("toy", "open", "closed")
 

@@ -3,16 +3,22 @@
 import dataclasses
 import json
 import sys
+import textwrap
 from contextlib import redirect_stdout
+from typing import TYPE_CHECKING
 
 from cli.options import AsJson, Config, Overrides
 from cli.settings import run_settings
 from services.printable import printable
 
+if TYPE_CHECKING:
+    from planning.preflight.check import CheckResult
+
+_WIDTH = 80
+
 
 def doctor(config: Config = None, set_: Overrides = None, as_json: AsJson = False) -> None:
     """Check what this machine has, with --config what that run needs; say what is missing."""
-    from cli.views.doctor import line
     from planning.preflight.machine import machine_checks
     from planning.run_checks import run_checks
 
@@ -24,6 +30,21 @@ def doctor(config: Config = None, set_: Overrides = None, as_json: AsJson = Fals
     if as_json:
         print(json.dumps([dataclasses.asdict(result) for result in results], indent=2))
     else:
-        print(printable("\n".join(map(line, results))))
+        print(printable("\n".join(map(check_line, results))))
     if any(result.state == "missing" for result in results):
         sys.exit(1)
+
+
+def check_line(result: "CheckResult") -> str:
+    """A check's result on as few lines of a terminal as it fits on."""
+    is_wrong = result.state in ("warning", "missing")
+    head = f"{result.state.upper() if is_wrong else result.state:8} {result.name}: "
+    one_line = " ".join(result.detail.split())
+    return textwrap.fill(
+        one_line,
+        _WIDTH,
+        initial_indent=head,
+        subsequent_indent=" " * 9,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )

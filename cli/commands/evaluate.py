@@ -59,7 +59,10 @@ def evaluate(
     if compare is not None:
         if any((predictions, reference, split, task, train, vocabulary, aliases, embedding_model)):
             raise SettingsError("--compare reads two finished evaluations: give --output beside it")
-        _compare(compare, output, images)
+        from cli.views.evaluate import comparison_view
+        from evaluation.evaluate_files import run_comparison
+
+        _print(comparison_view(run_comparison(compare, output, images)), output)
         return
     if predictions is None or reference is None or split is None:
         raise SettingsError("give PREDICTIONS with --reference and --split, or --compare A B")
@@ -78,13 +81,6 @@ def evaluate(
         num_images=images,
     )
     _print(result_view(run_evaluation(request, output)), output)
-
-
-def _compare(folders: tuple[Path, Path], output: Path, num_images: int) -> None:
-    from cli.views.evaluate import comparison_view
-    from evaluation.evaluate_files import run_comparison
-
-    _print(comparison_view(run_comparison(folders, output, num_images)), output)
 
 
 def _print(view: "RenderableType", output: Path) -> None:

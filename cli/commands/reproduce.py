@@ -26,19 +26,12 @@ def reproduce(
     ] = False,
 ) -> None:
     """Print the commands for each row of a published table, as a bash script."""
-    from launcher.reproduce import (
-        RECIPES,
-        STAGES,
-        commands,
-        find_rows,
-        fitting_place,
-        run_tiny,
-    )
+    from launcher import reproduce as recipes
 
     if tiny:
         if stage != "all" or hardware or on:
             raise typer.BadParameter("--tiny is the whole chain: it takes --row and --runs only")
-        sys.exit(run_tiny(runs, row))
-    rows = find_rows(RECIPES, row, hardware=hardware, runs=runs)
-    stages = STAGES if stage == "all" else (stage,)
-    print("\n".join(commands(rows, stages, on or fitting_place(rows))))
+        sys.exit(recipes.run_tiny(runs, row))
+    rows = recipes.find_rows(recipes.RECIPES, row, hardware=hardware, runs=runs)
+    stages = recipes.STAGES if stage == "all" else (stage,)
+    print("\n".join(recipes.commands(rows, stages, on or recipes.fitting_place(rows))))

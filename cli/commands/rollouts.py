@@ -15,7 +15,6 @@ from launcher.terminal import SafeConsole
 from services.errors import NotFoundError
 
 if TYPE_CHECKING:
-    from services.schemas.common import ChatMessage
     from trainer.records.rollout_files import RolloutRecord
 
 
@@ -82,13 +81,10 @@ def _prompt(record: "RolloutRecord") -> Iterator[Text]:
         return
     for message in record.prompt.messages:
         yield Text(f"\n{message.role}", style="bold")
-        yield _lines(_message_text(message))
+        parts = (part.text if part.type == "text" else "<image>" for part in message.content)
+        yield _lines("\n".join(parts))
     for image in record.prompt.images:
         yield Text(f"image {image.sha256}, {image.num_bytes} bytes", style="dim")
-
-
-def _message_text(message: "ChatMessage") -> str:
-    return "\n".join(part.text if part.type == "text" else "<image>" for part in message.content)
 
 
 def _completions(record: "RolloutRecord") -> Iterator[Text]:

@@ -10,7 +10,7 @@ import typer
 from services.errors import InvalidInputError, SettingsError
 
 if TYPE_CHECKING:
-    from cli.commands.score_rows import Completion, Defaults
+    from cli.commands.score_rows import Scored
     from reward_service.explain.explainer import Explainer, Explanation
 
 _SIZE = re.compile(r"^([1-9]\d{0,4})x([1-9]\d{0,4})$")
@@ -53,18 +53,18 @@ def score(
     "box_space", "id", "num_tokens" and "require_thinking". Options stand in
     for what a row does not say. Without a reference it is only read.
     """
-    from cli.commands.score_rows import BadRow, read_completions
+    from cli.commands.score_rows import read_completions
     from cli.views.score import Report, complain
 
     explainer = _explainer(rubric, task, similarity_folder)
     defaults = _defaults(reference, image_size, box_space, thinking)
     report = Report(as_json=as_json, detail=detail)
     num_bad = 0
-    for row in read_completions(file, defaults):
+    for found in read_completions(file, defaults):
         try:
-            if isinstance(row, BadRow):
-                raise InvalidInputError(row.message)
-            report.add(row.id, _explained(row, explainer))
+            if isinstance(found, InvalidInputError):
+                raise found
+            report.add(found[0].id, _explained(found, explainer))
         except InvalidInputError as error:
             complain(error.message)
             num_bad += 1
@@ -74,15 +74,16 @@ def score(
         sys.exit(1)
 
 
-def _explained(row: "Completion", explainer: "Explainer") -> "Explanation":
+def _explained(scored: "Scored", explainer: "Explainer") -> "Explanation":
     from reward_service.explain.explainer import explain_text
     from scene_graph.boxes import BoxSpace
 
-    if row.group is None:
+    row, group = scored
+    if group is None:
         task, thinking = explainer.scorer.task, row.require_thinking
         space = BoxSpace.parse(row.box_space)
-        return explain_text(row.text, space, task, require_thinking=thinking)
-    return explainer.explain(row.group)[0]
+        return explain_text(row.completion, space, task, require_thinking=thinking)
+    return explainer.explain(group)[0]
 
 
 def _explainer(wanted: str, task: Literal["sgg", "det", "cls"], folder: Path | None) -> "Explainer":
@@ -121,17 +122,17 @@ def _read_rubric(file: Path) -> dict[str, Any]:
 
 def _defaults(
     reference: Path | None, image_size: str | None, box_space: str, thinking: bool
-) -> "Defaults":
-    from cli.commands.score_rows import Defaults, is_box_space, read_reference
+) -> dict[str, Any]:
+    from cli.commands.score_rows import is_box_space, read_reference
 
     size = _SIZE.match(image_size or "")
     if image_size and not size:
         raise SettingsError(f"--image-size {image_size} is not WxH, such as 640x480")
     if not is_box_space(box_space):
         raise SettingsError(f"--box-space {box_space}: use relative_1000, relative_1 or pixels:WxH")
-    return Defaults(
-        reference=read_reference(reference) if reference else None,
-        image_size=(int(size[1]), int(size[2])) if size else None,
-        box_space=box_space,
-        require_thinking=thinking,
-    )
+    return {
+        "reference": read_reference(reference) if reference else None,
+        "image_size": (int(size[1]), int(size[2])) if size else None,
+        "box_space": box_space,
+        "require_thinking": thinking,
+    }

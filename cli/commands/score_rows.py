@@ -2,11 +2,10 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -19,58 +18,34 @@ _MAX_MESSAGE = 300
 
 
 class CompletionRow(Message):
-    """One completion, and what it is scored with where the options do not say it.
+    """One completion, and what it is scored with; options stand in for what a row does not say.
 
     Example: `{"id": "a", "completion": "<answer>{…}</answer>", "image_size": [640, 480],
     "box_space": "relative_1000", "reference": {"objects": […], "relationships": […]}}`
     """
 
     completion: str
-    reference: ReferenceGraph | None = None
-    image_size: tuple[int, int] | None = None
-    """Width and height of the original image, whose pixels the reference's boxes are in."""
-    box_space: BoxSpaceName | None = None
-    id: Name | None = None
-    num_tokens: Annotated[int, Field(ge=0)] | None = None
-    require_thinking: bool | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Defaults:
-    """What the options say, for rows that do not."""
-
     reference: ReferenceGraph | None
     image_size: tuple[int, int] | None
-    box_space: str
+    """Width and height of the original image, whose pixels the reference's boxes are in."""
+    box_space: BoxSpaceName
+    id: Name
+    num_tokens: Annotated[int, Field(ge=0)] | None = None
     require_thinking: bool
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Completion:
-    """A row with the defaults filled in."""
-
-    id: str
-    text: str
-    box_space: str
-    require_thinking: bool
-    group: RewardGroup | None
-    """As the scorer takes it; None without a reference"""
+Scored = tuple[CompletionRow, RewardGroup | None]
+"""A row, and what the scorer takes; None without a reference"""
 
 
-@dataclass(frozen=True, slots=True)
-class BadRow:
-    """A line that cannot be scored."""
-
-    message: str
-    """Names the line and the field"""
-
-
-def read_completions(file: str, defaults: Defaults) -> Iterator[Completion | BadRow]:
-    """The completions of a file, in order.
+def read_completions(
+    file: str, defaults: Mapping[str, Any]
+) -> Iterator[Scored | InvalidInputError]:
+    """The completions of a file, in order; for a line that cannot be scored, why.
 
     Args:
         file: `.jsonl`, or `-` for JSONL from the standard input; anything else is one completion.
-        defaults: For what rows do not say.
+        defaults: Fields of rows that do not say them.
 
     Raises:
         SettingsError: The file cannot be read, or the options do not fit its one completion.
@@ -79,7 +54,7 @@ def read_completions(file: str, defaults: Defaults) -> Iterator[Completion | Bad
     try:
         if file != "-" and path.suffix != ".jsonl":
             text = path.read_bytes().decode("utf-8-sig", errors="replace")
-            yield _completed(CompletionRow(completion=text, id=path.name), "", defaults)
+            yield _scored({"completion": text, "id": path.name}, defaults)
             return
         with nullcontext(sys.stdin.buffer) if file == "-" else path.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
@@ -116,50 +91,41 @@ def is_box_space(text: str) -> bool:
     return True
 
 
-def _of_line(line: bytes, name: str, defaults: Defaults) -> Completion | BadRow:
+def _of_line(line: bytes, name: str, defaults: Mapping[str, Any]) -> Scored | InvalidInputError:
     try:
         value = json.loads(line.decode("utf-8-sig", errors="replace"))
     except (ValueError, RecursionError) as error:
-        return BadRow(f"{name}: not JSON: {error}")
+        return InvalidInputError(f"{name}: not JSON: {error}")
     try:
-        return _completed(CompletionRow.model_validate(value), name, defaults)
+        return _scored(value, {**defaults, "id": name})
     except ValidationError as error:
-        return BadRow(f"{name}: {_mistakes(error)}")
+        return InvalidInputError(f"{name}: {_mistakes(error)}")
     except InvalidInputError as error:
-        return BadRow(f"{name}: {error.message}")
+        return InvalidInputError(f"{name}: {error.message}")
 
 
-def _completed(row: CompletionRow, name: str, defaults: Defaults) -> Completion:
+def _scored(value: Any, defaults: Mapping[str, Any]) -> Scored:
     """A row with the defaults filled in.
 
     Raises:
-        ValidationError: The size of the image is impossible.
+        ValidationError: It is no row, or the size of the image is impossible.
         InvalidInputError: There is a reference, but no size.
     """
-    reference = row.reference or defaults.reference
-    size = row.image_size or defaults.image_size
-    space = row.box_space or defaults.box_space
-    thinking = row.require_thinking
-    thinking = defaults.require_thinking if thinking is None else thinking
-    group = None
-    if reference is not None:
-        if size is None:
-            raise InvalidInputError("image_size: a reference needs it (or --image-size WxH)")
-        group = RewardGroup(
-            group_id=row.id or name,
-            image_size=size,
-            box_space=space,
-            reference=reference,
-            completions=[row.completion],
-            require_thinking=thinking,
-            num_tokens=None if row.num_tokens is None else [row.num_tokens],
-        )
-    return Completion(
-        id=row.id or name,
-        text=row.completion,
-        box_space=space,
-        require_thinking=thinking,
-        group=group,
+    if isinstance(value, dict):
+        value = value | {key: defaults[key] for key in defaults if value.get(key) is None}
+    row = CompletionRow.model_validate(value)
+    if row.reference is None:
+        return row, None
+    if row.image_size is None:
+        raise InvalidInputError("image_size: a reference needs it (or --image-size WxH)")
+    return row, RewardGroup(
+        group_id=row.id,
+        image_size=row.image_size,
+        box_space=row.box_space,
+        reference=row.reference,
+        completions=[row.completion],
+        require_thinking=row.require_thinking,
+        num_tokens=None if row.num_tokens is None else [row.num_tokens],
     )
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from cli.views.safe_text import safe
 from launcher.terminal import SafeConsole
-from scene_data.inspection import RARE, Inspection, NameStatistics, Spread
+from scene_data.inspection import RARE, Inspection, NameStatistics
 from scene_data.reading.images import check_image, image_bytes
 from scene_data.reading.rows import RowError, read_graph, read_size
 from scene_data.reading.sources import Rows
@@ -106,13 +106,9 @@ def _spreads(found: Inspection) -> Table:
         ("box area / image area", found.box_area, 4),
         ("box width / height", found.box_aspect, 2),
     ):
-        table.add_row(title, *_cells(spread, digits))
+        values = (spread.mean, spread.min, spread.p5, spread.median, spread.p95, spread.max)
+        table.add_row(title, *(f"{value:,.{digits}f}" for value in values))
     return table
-
-
-def _cells(spread: Spread, digits: int) -> list[str]:
-    values = (spread.mean, spread.min, spread.p5, spread.median, spread.p95, spread.max)
-    return [f"{value:,.{digits}f}" for value in values]
 
 
 def _names(title: str, names: NameStatistics) -> str:

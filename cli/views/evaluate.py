@@ -8,7 +8,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.views.safe_text import safe
-from evaluation.published import PublishedRow, PublishedTable, published_tables
+from evaluation.published import PublishedTable, published_tables
+from evaluation.report.tables import OBJECT_MEASURES
 from evaluation.result import AP_METRICS, PROTOCOLS, EvaluationResult, Problem, Protocol
 from evaluation.scoring.compare import Comparison, Difference, PredicateChange
 
@@ -132,11 +133,7 @@ def _objects_and_answers(result: EvaluationResult) -> Table:
 def _object_label(name: str) -> str:
     """With or without `object_` before it."""
     name = name.removeprefix("object_")
-    if name in AP_METRICS:
-        return name.upper().replace("_", " ")
-    if name == "mean_iou":
-        return "object mean IoU"
-    return f"object {name.replace('f1', 'F1')}, strict"
+    return OBJECT_MEASURES[name] if name in AP_METRICS else f"object {OBJECT_MEASURES[name]}"
 
 
 def _published(result: EvaluationResult, published: PublishedTable) -> Table:
@@ -149,12 +146,9 @@ def _published(result: EvaluationResult, published: PublishedTable) -> Table:
     values += [ours["recall@100"], ours["mean_recall@100"]]
     table.add_row(f"{result.name} on {result.split} (@100)", *map(percent, values), style="bold")
     for row in published.rows:
-        table.add_row(row.label, *map(percent, _numbers(row)))
+        numbers = row.failure_rate, row.ap50, row.recall, row.mean_recall
+        table.add_row(row.label, *map(percent, numbers))
     return table
-
-
-def _numbers(row: PublishedRow) -> tuple[float | None, ...]:
-    return row.failure_rate, row.ap50, row.recall, row.mean_recall
 
 
 def _counts(title: str, counts: Mapping[str, int]) -> Text:
@@ -199,8 +193,10 @@ def _differences(compared: Comparison, protocol: Protocol | None) -> Table:
 
 def _difference_cells(d: Difference) -> tuple[str, ...]:
     scale = 1.0 if d.metric.endswith("per_image") else 100.0
-    label = _ANSWERS.get(d.metric) or _object_label(d.metric)
-    label = metric_label(d.metric) if d.protocol else label
+    if d.protocol:
+        label = metric_label(d.metric)
+    else:
+        label = _ANSWERS.get(d.metric) or _object_label(d.metric)
     values = [NONE if v is None else f"{scale * v:.2f}" for v in (d.first, d.second)]
     if d.difference is None:
         return label, *values, NONE, NONE

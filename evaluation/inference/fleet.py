@@ -13,14 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from services.errors import ConflictError, SggError, UnavailableError
 from services.http.clients.rollout import RolloutClient
 from services.schemas.rollouts import RolloutRequest, RolloutResponse
 from services.schemas.weights import PolicyInfo, Version
-from services.settings import SecuritySettings, Settings
+from services.settings import Settings
 from services.waiting import ended
 
 logger = logging.getLogger(__name__)
@@ -46,34 +45,29 @@ class Member:
 class Fleet:
     """Rollout servers that serve one policy.
 
-    Example: `async with Fleet(urls, token=None, per_server=64, patience_s=600) as fleet: answer =
-    await fleet.ask(request)`
+    Example: `async with Fleet(settings, urls, per_server=64) as fleet: answer = await
+    fleet.ask(request)`
     """
 
     def __init__(
-        self,
-        urls: Sequence[str],
-        *,
-        token: str | None,
-        per_server: int,
-        patience_s: float,
-        registered: SecuritySettings | None = None,
+        self, settings: Settings, urls: Sequence[str], *, per_server: int, registered: bool = False
     ) -> None:
         """Asks nobody yet.
 
         Args:
+            settings: The run's: its token, and its patience, the longest wait for one answer and
+                for any server to come back.
             urls: The servers', each once.
-            token: For sampling.
             per_server: Requests that one server has at the same time.
-            patience_s: Longest wait for one answer, and for any server to come back.
-            registered: Set where the urls stood in Redis; see `ServiceClient`.
+            registered: Whether the urls stood in Redis; see `ServiceClient`.
         """
-        self._client = partial(RolloutClient, token=token, registered=registered)
-        self.members = [Member(url, self._client(url, timeout_s=patience_s)) for url in urls]
+        self._patience_s = settings.trainer.wait_timeout_s
+        security = settings.security if registered else None
+        self._client = partial(RolloutClient, token=settings.data_token, registered=security)
+        self.members = [Member(url, self._client(url, timeout_s=self._patience_s)) for url in urls]
         self.capacity = per_server * len(self.members)
         """Requests at the same time."""
         self._per_server = per_server
-        self._patience_s = patience_s
         self._model = ""
         self._policy: PolicyInfo | None = None
         self._changed = asyncio.Condition()
@@ -83,35 +77,10 @@ class Fleet:
         self._lost: SggError | None = None
         """Why no server is waited for any longer."""
 
-    @classmethod
-    def of_run(
-        cls, settings: Settings, urls: Sequence[str], per_server: int, *, registered: bool = False
-    ) -> Self:
-        """Servers of a run, with its token and its patience.
-
-        Args:
-            settings: The run's.
-            urls: The servers', each once.
-            per_server: Requests that one server has at the same time.
-            registered: Whether the urls stood in Redis; see `ServiceClient`.
-        """
-        return cls(
-            urls,
-            token=settings.data_token,
-            per_server=per_server,
-            patience_s=settings.trainer.wait_timeout_s,
-            registered=settings.security if registered else None,
-        )
-
     async def __aenter__(self) -> Self:
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        at: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await ended(*self._returning)
         for member in self.members:
             await member.client.aclose()

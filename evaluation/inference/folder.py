@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from evaluation.inference.answers import NOT_ASKED
@@ -12,31 +11,16 @@ from evaluation.inference.predictions import PredictionsFile
 from evaluation.inference.progress import Progress
 from evaluation.inference.record import InferenceRecord, record_fields
 from evaluation.reading.lines import GraphLine
-from scene_data.dataset import Sample, SceneDataset
+from scene_data.dataset import SceneDataset
 from services.errors import ConflictError
 from services.settings import Settings
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FirstImages:
-    """The first images of a dataset, by its name as the user gave it."""
-
-    dataset: SceneDataset
-    name: str
-    length: int
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int, /) -> Sample:
-        return self.dataset[index]
 
 
 async def infer_into(
     folder: Path,
     settings: Settings,
     urls: Sequence[str],
-    images: FirstImages,
+    dataset: SceneDataset,
     progress: Progress,
     *,
     registered: bool = False,
@@ -47,8 +31,8 @@ async def infer_into(
         folder: Gets `predictions.jsonl` and `predictions.settings.json`.
         settings: The run's.
         urls: The servers'.
-        images: To ask about.
-        progress: Is kept up to date.
+        dataset: To ask about.
+        progress: Is kept up to date; its `total` are asked about, the first ones.
         registered: Whether the urls stood in Redis: then the servers prove that they know the
             token before it is sent.
 
@@ -58,29 +42,29 @@ async def infer_into(
         SggError: As `Inference.run`.
     """
     per_server = requests_per_server(settings)
-    async with Fleet.of_run(settings, urls, per_server, registered=registered) as fleet:
+    async with Fleet(settings, urls, per_server=per_server, registered=registered) as fleet:
         policy = await fleet.meet(model=settings.model.path)
         fields = await asyncio.to_thread(
-            record_fields, settings, policy, images.name, len(images.dataset), len(images)
+            record_fields, settings, policy, dataset.name, len(dataset), progress.total
         )
         with PredictionsFile(folder / "predictions.jsonl") as predictions:
             record = InferenceRecord(folder, fields)
             record.begin()
-            num_lines, again = _take_up(predictions, images, progress)
+            num_lines, again = _take_up(predictions, dataset, progress)
             progress.start(fleet)
-            inference = Inference(settings, images, fleet, progress)
+            inference = Inference(settings, dataset, fleet, progress)
             mended: dict[int, GraphLine] = {}
             await inference.run(again, mended.__setitem__)
             if mended:
                 predictions.replace(mended)
-            rest = range(num_lines, len(images))
+            rest = range(num_lines, progress.total)
             await inference.run(rest, lambda _, line: predictions.append(line))
         progress.end()
         record.end(progress)
 
 
 def _take_up(
-    predictions: PredictionsFile, images: FirstImages, progress: Progress
+    predictions: PredictionsFile, dataset: SceneDataset, progress: Progress
 ) -> tuple[int, list[int]]:
     """Count what is there: how many lines, and which of them no model has answered.
 
@@ -95,10 +79,10 @@ def _take_up(
         else:
             progress.count(line)
     if line is not None and line.status not in NOT_ASKED:
-        expected = images.dataset[number - 1].image_id
+        expected = dataset[number - 1].image_id
         if str(line.image_id) != expected:
             raise ConflictError(
                 f"line {number} of the predictions is of image {line.image_id}, row {number} of "
-                f"{images.name} is image {expected}: give another --output"
+                f"{dataset.name} is image {expected}: give another --output"
             )
     return number, again

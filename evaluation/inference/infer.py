@@ -3,16 +3,14 @@
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from typing import Protocol
 
 from evaluation.inference.answers import answered_line, not_asked_line
 from evaluation.inference.fleet import Fleet
 from evaluation.inference.progress import Progress
 from evaluation.inference.prompts import rollout_request
 from evaluation.reading.lines import GraphLine
-from scene_data.dataset import MAX_BROKEN_ROWS, MAX_BROKEN_SHARE, Sample
+from scene_data.dataset import MAX_BROKEN_ROWS, MAX_BROKEN_SHARE, Sample, SceneDataset
 from services.errors import EngineError, InvalidInputError, SggError, TooLargeError
-from services.schemas.rollouts import RolloutResponse
 from services.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -22,14 +20,7 @@ MAX_REQUESTS_PER_SERVER = 192
 _WINDOW = 8
 """Images under way or waiting for an earlier one to end, for each request in flight: their lines
 are held in memory, their pictures are not."""
-
-
-class Samples(Protocol):
-    """A dataset, or a list."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Sample: ...
+Samples = SceneDataset | list[Sample]
 
 
 def requests_per_server(settings: Settings) -> int:
@@ -46,11 +37,7 @@ class Inference:
     """
 
     def __init__(
-        self,
-        settings: Settings,
-        samples: Samples,
-        fleet: Fleet,
-        progress: Progress,
+        self, settings: Settings, samples: Samples, fleet: Fleet, progress: Progress
     ) -> None:
         """Starts nothing.
 
@@ -58,7 +45,7 @@ class Inference:
             settings: The run's: model, prompt and sampling.
             samples: Images, read one at a time from any thread.
             fleet: That has met.
-            progress: Is kept up to date.
+            progress: Is kept up to date; has how many there are in all.
         """
         self._settings = settings
         self._samples = samples
@@ -127,7 +114,7 @@ class Inference:
         self, sample: Sample, *, constrained: bool, free: GraphLine | None = None
     ) -> GraphLine:
         request = rollout_request(self._settings, sample, constrained=constrained)
-        response: RolloutResponse = await self._fleet.ask(request)
+        response = await self._fleet.ask(request)
         completion = response.completions[0]
         self._progress.tokens += len(completion.token_ids)
         return answered_line(self._settings, sample, completion, free)
@@ -140,12 +127,12 @@ class Inference:
         """
         logger.warning("%s", message)
         self._not_asked.append(message)
-        limit = max(MAX_BROKEN_ROWS, int(MAX_BROKEN_SHARE * len(self._samples)))
+        limit = max(MAX_BROKEN_ROWS, int(MAX_BROKEN_SHARE * self._progress.total))
         if len(self._not_asked) > limit:
             listed = "\n".join(f"  {text}" for text in self._not_asked[:20])
             raise InvalidInputError(
-                f"more than {limit} of {len(self._samples)} images could not be asked about; mend "
-                f"this, then run the same command again:\n{listed}"
+                f"more than {limit} of {self._progress.total} images could not be asked about; "
+                f"mend this, then run the same command again:\n{listed}"
             )
 
 

@@ -32,11 +32,11 @@ class InferenceRecord:
         """
         if self._file.exists():
             self._compare(json.loads(self._file.read_text()))
-        self._write({})
+        self._write()
 
     def end(self, progress: Progress) -> None:
         """Add what came of it."""
-        self._write({"result": result_fields(progress)})
+        self._write(result=result_fields(progress))
 
     def _compare(self, earlier: Mapping[str, Any]) -> None:
         changed = [
@@ -50,7 +50,7 @@ class InferenceRecord:
                 "again, or give another --output:\n" + "\n".join(changed)
             )
 
-    def _write(self, more: dict[str, Any]) -> None:
+    def _write(self, **more: Any) -> None:
         draft = self._file.with_suffix(".draft")
         draft.write_text(json.dumps(self._fields | more, indent=2) + "\n")
         draft.replace(self._file)

@@ -7,7 +7,6 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import cast
 
-from evaluation.inference.fleet import Fleet
 from evaluation.of_a_run.heldout import (
     Label,
     answering_versions,
@@ -28,8 +27,6 @@ from trainer.records.evaluation import StepEvaluation
 
 logger = logging.getLogger(__name__)
 
-REQUESTS_PER_SERVER = 4
-"""At the same time: few beside a server's training groups, so that these hardly wait."""
 _SERVED_S = 120.0
 """Longest wait for servers to serve the version that is to be evaluated."""
 _POLL_S = 0.25
@@ -119,11 +116,7 @@ class DuringTraining(StepEvaluation):
         if not self._samples:
             self._samples = await asyncio.to_thread(heldout_samples, self._settings)
         servers = await self._servers(step)
-        async with Fleet.of_run(
-            self._settings, servers, REQUESTS_PER_SERVER, registered=True
-        ) as fleet:
-            await fleet.meet(model=self._settings.model.path, one_version=False)
-            lines = await answers(self._settings, self._samples, fleet)
+        lines = await answers(self._settings, self._samples, servers, trains=True)
         scores = heldout_scores(self._settings, self._samples, lines)
         if label is not None:
             keep_heldout(self._settings, label, lines, scores, policy_version=step)

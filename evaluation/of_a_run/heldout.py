@@ -11,7 +11,7 @@ from pydantic_core import to_json
 
 from evaluation.inference.answers import NOT_ASKED
 from evaluation.inference.fleet import Fleet
-from evaluation.inference.infer import Inference, Samples, requests_per_server
+from evaluation.inference.infer import Inference, requests_per_server
 from evaluation.inference.predictions import PredictionsFile
 from evaluation.inference.progress import Progress
 from evaluation.reading.lines import GraphLine
@@ -30,6 +30,8 @@ logger = logging.getLogger(__name__)
 
 Label = Literal["before", "after"]
 """Version 0, or a run's last version."""
+REQUESTS_PER_SERVER = 4
+"""At the same time, of a run that trains: few, so that its training groups hardly wait."""
 _NOT_MEASURED: dict[Task, tuple[str, ...]] = {
     "sgg": (),
     "det": ("triplet", "predicate"),
@@ -52,9 +54,7 @@ async def evaluate_heldout(
         ConflictError: Another version answered.
     """
     samples = heldout_samples(settings)
-    async with Fleet.of_run(settings, servers, requests_per_server(settings)) as fleet:
-        await fleet.meet(model=settings.model.path)
-        lines = await answers(settings, samples, fleet)
+    lines = await answers(settings, samples, servers)
     scores = heldout_scores(settings, samples, lines)
     keep_heldout(settings, "after", lines, scores, policy_version=policy_version)
 
@@ -127,11 +127,24 @@ def heldout_samples(settings: Settings) -> list[Sample]:
     return samples
 
 
-async def answers(settings: Settings, samples: Samples, fleet: Fleet) -> list[GraphLine]:
-    """A line for each image, sampled as `[evaluation]` says, from servers that have met."""
+async def answers(
+    settings: Settings, samples: list[Sample], servers: Sequence[str], *, trains: bool = False
+) -> list[GraphLine]:
+    """A line for each image, sampled as `[evaluation]` says.
+
+    Args:
+        settings: The run's.
+        samples: The images.
+        servers: Urls of its rollout servers.
+        trains: Whether the run goes on: the urls stood in Redis, new versions come, and the servers
+            have training groups to sample.
+    """
     lines: list[GraphLine] = []
-    inference = Inference(settings, samples, fleet, Progress(total=len(samples)))
-    await inference.run(range(len(samples)), lambda _, line: lines.append(line))
+    per_server = REQUESTS_PER_SERVER if trains else requests_per_server(settings)
+    async with Fleet(settings, servers, per_server=per_server, registered=trains) as fleet:
+        await fleet.meet(model=settings.model.path, one_version=not trains)
+        inference = Inference(settings, samples, fleet, Progress(total=len(samples)))
+        await inference.run(range(len(samples)), lambda _, line: lines.append(line))
     return lines
 
 

@@ -22,12 +22,8 @@ def write_plots(folder: RunFolder) -> list[Path]:
         return []
     plots = folder.plots
     plots.mkdir(exist_ok=True)
-    return [
-        _save(plots / "reward.png", _reward, rows),
-        _save(plots / "terms.png", _terms, rows),
-        _save(plots / "phases.png", _phases, rows),
-        _save(plots / "learning.png", _learning, rows),
-    ]
+    drawings = {"reward": _reward, "terms": _terms, "phases": _phases, "learning": _learning}
+    return [_save(plots / f"{name}.png", draw, rows) for name, draw in drawings.items()]
 
 
 def _save(file: Path, draw: Any, rows: list[StepRow]) -> Path:
@@ -53,13 +49,8 @@ def _terms(axes: Axes, rows: list[StepRow]) -> None:
     steps = [r["step"] for r in rows]
     for term in rows[0]["reward_terms"]:
         axes.plot(steps, _smooth([r["reward_terms"][term] for r in rows]), label=term)
-    axes.plot(
-        steps,
-        _smooth([r["failure_rate"] for r in rows]),
-        label="parse failures",
-        color="black",
-        ls=":",
-    )
+    failures = _smooth([r["failure_rate"] for r in rows])
+    axes.plot(steps, failures, label="parse failures", color="black", ls=":")
     axes.set_title(f"Reward terms before their weights (mean of {SMOOTHING} steps)")
     axes.set_ylim(0, 1)
     axes.legend(ncols=2)

@@ -1,17 +1,26 @@
-"""`report.html` of a run: its held-out images after training, beside before."""
+"""What a run leaves to be looked at: `plots/*.png`, and `report.html` of its held-out images."""
 
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from evaluation.of_a_run.plots import write_plots
 from evaluation.reading.predictions import read_predictions
 from evaluation.reading.problems import Problems
 from evaluation.reading.references import read_dataset
-from evaluation.report import write_report
+from evaluation.report.page import write_report
 from evaluation.result import EvaluationResult
 from evaluation.scoring.compare import compare
 from evaluation.scoring.evaluate import Options, evaluate
 from services.settings import Settings
+
+
+def write_run_results(settings: Settings) -> list[Path]:
+    """Write `plots/*.png`, and `report.html` where the run has answers about held-out images."""
+    written = write_plots(settings.run.files)
+    if settings.run.files.heldout("after").exists():
+        written.append(write_heldout_report(settings))
+    return written
 
 
 def write_heldout_report(settings: Settings) -> Path:

@@ -14,10 +14,10 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from evaluation.reading.lines import LineObject, LineRelationship, graph_lists
+from evaluation.reading.lines import LineObject, LineRelationship
 from evaluation.reading.problems import Place
 from scene_graph.cleaning import MAX_COORDINATE
-from scene_graph.graph import NORMAL_IDS, SceneGraph
+from scene_graph.graph import NORMAL_IDS
 from scene_graph.metrics.table import ImageGraph
 from scene_graph.parsing import ParsedCompletion
 
@@ -51,11 +51,6 @@ def written_graph(
     if graph.scores or graph.relation_scores:
         _sort(graph)
     return graph
-
-
-def dataset_graph(graph: SceneGraph, size: tuple[int, int], place: Place) -> ImageGraph:
-    """The graph of a dataset's row, whose reader left out what could not be used."""
-    return written_graph(*graph_lists(graph), size, place)
 
 
 def parsed_graph(parsed: ParsedCompletion, size: tuple[int, int], place: Place) -> ImageGraph:

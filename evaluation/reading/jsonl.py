@@ -1,16 +1,20 @@
 """Lines of a JSONL file, decoded one at a time; a wrong line alone is left out."""
 
 import codecs
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
+from evaluation.reading.lines import GraphLine, TextLine
 from evaluation.reading.problems import Place, Problems
 from services.errors import InvalidInputError
 
 WRONG = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 """What decoding of text from anywhere raises."""
+Line = TypeVar("Line", bound=GraphLine | TextLine)
 
 
 def read_lines(path: Path, problems: Problems) -> Iterator[tuple[Place, bytes]]:
@@ -52,7 +56,24 @@ def _check_form(path: Path, first: bytes) -> None:
     )
 
 
-def add_broken(place: Place, line: bytes, error: Exception) -> None:
+def decoded_lines(
+    path: Path, problems: Problems, decode: Callable[[bytes], Line]
+) -> Iterator[tuple[Place, Line]]:
+    """Each line that decodes, with its place and image; those that do not are counted.
+
+    Raises:
+        InvalidInputError: As `read_lines`.
+    """
+    for place, text in read_lines(path, problems):
+        try:
+            line = decode(text)
+        except WRONG as error:
+            _add_broken(place, text, error)
+        else:
+            yield replace(place, image_id=str(line.image_id)), line
+
+
+def _add_broken(place: Place, line: bytes, error: Exception) -> None:
     """Count a line that did not decode; the message names the field."""
     if not line.endswith(b"\n") and not isinstance(error, msgspec.ValidationError):
         detail = "the file ends inside this line: whoever wrote it was stopped"

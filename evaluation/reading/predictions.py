@@ -8,6 +8,7 @@ import codecs
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,7 +16,7 @@ import msgspec
 
 from evaluation.reading.graphs import parsed_graph, written_graph
 from evaluation.reading.image_ids import KnownIds
-from evaluation.reading.jsonl import WRONG, add_broken, first_problem, read_lines, what_broke
+from evaluation.reading.jsonl import WRONG, decoded_lines, first_problem, what_broke
 from evaluation.reading.lines import GraphLine, ResponseFile, TextLine, decode_graph_line
 from evaluation.reading.problems import Place, Problems
 from evaluation.reading.references import References, Size
@@ -50,7 +51,7 @@ class Predictions:
     """What `sgg-rl infer` wrote beside them; else empty"""
 
 
-_Line = GraphLine | TextLine | ResponseFile
+_Line = GraphLine | TextLine
 _TEXT = msgspec.json.Decoder(TextLine)
 _RESPONSE = msgspec.json.Decoder(ResponseFile)
 
@@ -88,21 +89,23 @@ def read_predictions(
     path = _predictions_file(path)
     images: dict[str, PredictedImage] = {}
     known = KnownIds(references.images)
-    for place, line in _files(path, problems) if path.is_dir() else _lines(path, problems, task):
-        reference = references.images.get(str(line.image_id))
+    for place, line in _lines(path, problems, task):
+        image_id = str(line.image_id)
+        reference = references.images.get(image_id)
         if reference is None:
-            place.add("unknown_image", f"ignored: {known.hint(str(line.image_id))}")
-        elif str(line.image_id) in images:
+            place.add("unknown_image", f"ignored: {known.hint(image_id)}")
+        elif image_id in images:
             place.add("duplicate_image", "ignored: the first prediction for an image counts")
         elif prediction := _prediction(line, reference.size, place, task):
-            images[str(line.image_id)] = prediction
+            images[image_id] = prediction
     if not images:
         raise InvalidInputError(
             f"{path} has no prediction for any image of {references.name}{first_problem(problems)}"
         )
     for image_id in references.images:
         if image_id not in images:
-            problems.add("no_prediction", str(path), None, image_id, "counts as an empty graph")
+            place = Place(problems, str(path), None, image_id)
+            place.add("no_prediction", "counts as an empty graph")
     return Predictions(
         name=_heading(path),
         file=path,
@@ -121,16 +124,12 @@ def _settings_file(predictions: Path) -> Path:
 
 
 def _lines(path: Path, problems: Problems, task: Task) -> Iterator[tuple[Place, _Line]]:
-    for place, text in read_lines(path, problems):
-        try:
-            line = _decoded(text, task)
-        except WRONG as error:
-            add_broken(place, text, error)
-        else:
-            yield Place(problems, str(path), place.line, str(line.image_id)), line
+    if path.is_dir():
+        return _files(path, problems)
+    return decoded_lines(path, problems, partial(_decoded, task=task))
 
 
-def _decoded(text: bytes, task: Task) -> GraphLine | TextLine:
+def _decoded(text: bytes, task: Task) -> _Line:
     try:
         return decode_graph_line(text, task)
     except msgspec.ValidationError:
@@ -139,28 +138,19 @@ def _decoded(text: bytes, task: Task) -> GraphLine | TextLine:
     return _TEXT.decode(text)
 
 
-def _files(folder: Path, problems: Problems) -> Iterator[tuple[Place, ResponseFile]]:
+def _files(folder: Path, problems: Problems) -> Iterator[tuple[Place, TextLine]]:
     """R1-SGG's answers: `<image_id>.json` each."""
     for file in sorted(folder.glob("*.json")):
         try:
-            line = _RESPONSE.decode(file.read_bytes().removeprefix(codecs.BOM_UTF8))
+            found = _RESPONSE.decode(file.read_bytes().removeprefix(codecs.BOM_UTF8))
         except WRONG as error:
-            problems.add("broken_file", str(file), None, None, f"left out: {what_broke(error)}")
+            Place(problems, str(file)).add("broken_file", f"left out: {what_broke(error)}")
         except OSError as error:
-            problems.add("broken_file", str(file), None, None, f"left out: {error.strerror}")
+            Place(problems, str(file)).add("broken_file", f"left out: {error.strerror}")
         else:
+            space = "pixels:{:.0f}x{:.0f}".format(*found.box_scale)
+            line = TextLine(image_id=found.image_id, text=found.response, box_space=space)
             yield Place(problems, str(file), None, str(line.image_id)), line
-
-
-def _prediction(line: _Line, size: Size, place: Place, task: Task) -> PredictedImage | None:
-    if isinstance(line, GraphLine):
-        return _of_graph(line, size, place)
-    if isinstance(line, TextLine):
-        return _of_text(line, size, place, task)
-    width, height = line.box_scale
-    space = f"pixels:{width:.0f}x{height:.0f}"
-    text = TextLine(image_id=line.image_id, text=line.response, box_space=space)
-    return _of_text(text, size, place, task)
 
 
 def _of_graph(line: GraphLine, size: Size, place: Place) -> PredictedImage:
@@ -179,7 +169,10 @@ def _of_graph(line: GraphLine, size: Size, place: Place) -> PredictedImage:
     )
 
 
-def _of_text(line: TextLine, size: Size, place: Place, task: Task) -> PredictedImage | None:
+def _prediction(line: _Line, size: Size, place: Place, task: Task) -> PredictedImage | None:
+    """None of a text whose boxes are in no known space."""
+    if isinstance(line, GraphLine):
+        return _of_graph(line, size, place)
     try:
         space = BoxSpace.parse(line.box_space)
     except ValueError as error:
@@ -212,6 +205,6 @@ def _settings(file: Path, problems: Problems) -> dict[str, Any]:
     try:
         settings = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
-        problems.add("broken_settings", str(file), None, None, f"ignored: {error}")
+        Place(problems, str(file)).add("broken_settings", f"ignored: {error}")
         return {}
     return settings if isinstance(settings, dict) else {}

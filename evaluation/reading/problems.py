@@ -21,14 +21,11 @@ class Problems:
         """The first `NUM_LISTED` of each kind, kinds in alphabetical order."""
         return [problem for kind in sorted(self._listed) for problem in self._listed[kind]]
 
-    def add(
-        self, kind: str, file: str, line: int | None, image_id: str | None, detail: str
-    ) -> None:
-        """Count a problem; see `Problem`."""
-        self.counts[kind] += 1
-        if self.counts[kind] <= NUM_LISTED:
-            problem = Problem(kind=kind, file=file, line=line, image_id=image_id, detail=detail)
-            self._listed.setdefault(kind, []).append(problem)
+    def add(self, problem: Problem) -> None:
+        """Count a problem."""
+        self.counts[problem.kind] += 1
+        if self.counts[problem.kind] <= NUM_LISTED:
+            self._listed.setdefault(problem.kind, []).append(problem)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,4 +40,7 @@ class Place:
 
     def add(self, kind: str, detail: str) -> None:
         """Count a problem of this place."""
-        self.problems.add(kind, self.file, self.line, self.image_id, detail)
+        file, line, image_id = self.file, self.line, self.image_id
+        self.problems.add(
+            Problem(kind=kind, file=file, line=line, image_id=image_id, detail=detail)
+        )

@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
-from evaluation.reading.graphs import dataset_graph, written_graph
-from evaluation.reading.jsonl import WRONG, add_broken, first_problem, read_lines
-from evaluation.reading.lines import decode_graph_line
+from evaluation.reading.graphs import written_graph
+from evaluation.reading.jsonl import WRONG, decoded_lines, first_problem, read_lines
+from evaluation.reading.lines import decode_graph_line, graph_lists
 from evaluation.reading.problems import Place, Problems
 from scene_data.dataset import SceneDataset
 from scene_data.reading.sources import open_rows
@@ -126,13 +127,7 @@ def _has_graphs(file: Path) -> bool:
 
 
 def _of_lines(path: Path, problems: Problems, task: Task) -> Iterator[ReferenceImage]:
-    for place, text in read_lines(path, problems):
-        try:
-            line = decode_graph_line(text, task)
-        except WRONG as error:
-            add_broken(place, text, error)
-            continue
-        place = Place(problems, str(path), place.line, str(line.image_id))
+    for place, line in decoded_lines(path, problems, partial(decode_graph_line, task=task)):
         if 0 in line.size:
             place.add("broken_line", "left out: the image has no width or no height")
             continue
@@ -151,13 +146,13 @@ def _of_dataset(path: str, problems: Problems, limit: int | None) -> Iterator[Re
         try:
             sample = dataset[index]
         except InvalidInputError as error:
-            problems.add("unreadable_image", path, None, None, f"left out: {error.message}")
+            Place(problems, path).add("unreadable_image", f"left out: {error.message}")
             continue
         place = Place(problems, path, None, sample.image_id)
         size = (sample.width, sample.height)
         yield ReferenceImage(
             size=size,
-            graph=dataset_graph(sample.graph, size, place),
+            graph=written_graph(*graph_lists(sample.graph), size, place),
             place=place,
             picture=_picture(dataset, index),
         )

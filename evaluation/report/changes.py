@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from evaluation.report.charts import shortened
-from evaluation.report.svg import element
+from evaluation.report.svg import drawing, element, rect
 from evaluation.report.tables import NONE, answer_label, measure_label, percent, sorted_keys
 from evaluation.result import PROTOCOLS
 from evaluation.scoring.compare import Comparison, Difference, PredicateChange
@@ -75,8 +75,7 @@ def change_chart(changes: Sequence[PredicateChange]) -> Markup:
     height = step * len(drawn) + 12
     line = element("line", x1=middle, x2=middle, y1=0, y2=height, class_="axis")
     title = "Predicates that gained and lost most hits"
-    size = f"0 0 {width:g} {height:g}"
-    return element("svg", *rows, line, viewBox=size, role="img", aria_label=title)
+    return drawing(title, width, height, *rows, line)
 
 
 def _bar(change: PredicateChange, y: float, middle: float, scale: float) -> Markup:
@@ -84,7 +83,7 @@ def _bar(change: PredicateChange, y: float, middle: float, scale: float) -> Mark
     gain = change.difference > 0
     x = middle if gain else middle - length
     end, anchor = (x + length + 5, "start") if gain else (x - 5, "end")
-    text = f"{100 * change.difference:+.1f}"
+    kind, text = "gained" if gain else "failed", f"{100 * change.difference:+.1f}"
     hint = (
         f"{percent(change.first)} to {percent(change.second)}, {change.num_reference:,} relations"
     )
@@ -92,13 +91,6 @@ def _bar(change: PredicateChange, y: float, middle: float, scale: float) -> Mark
         "g",
         element("title", f"{change.predicate}: {hint}"),
         element("text", shortened(change.predicate), x=100, y=y + 12, text_anchor="end"),
-        element(
-            "rect",
-            x=x,
-            y=y,
-            width=length,
-            height=15,
-            class_=f"bar {'gained' if gain else 'failed'}",
-        ),
+        rect(x, y, length, 15, f"bar {kind}"),
         element("text", text, x=end, y=y + 12, text_anchor=anchor),
     )

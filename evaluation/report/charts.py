@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from evaluation.report.svg import Plot, Scale, element, round_step
+from evaluation.report.svg import Plot, Scale, drawing, element, rect, round_step
 from evaluation.result import PredicateRow
 
 MAX_PREDICATES = 60
@@ -54,11 +54,7 @@ def _predicate(row: PredicateRow, plot: Plot, place: int, step: float) -> Markup
     parts = [element("title", _hint(row))]
     if strict is not None:
         top = plot.y(100 * strict)
-        parts.append(
-            element(
-                "rect", x=left, y=top, width=width, height=foot - top, class_=f"bar {row.group}"
-            )
-        )
+        parts.append(rect(left, top, width, foot - top, f"bar {row.group}"))
     if sgb is not None:
         level = plot.y(100 * sgb)
         line = {"x1": left - 1, "x2": left + width + 1, "y1": level, "y2": level}
@@ -101,12 +97,10 @@ def reason_bars(failures: Mapping[str, int], num_images: int) -> Markup:
         share = f"{count:,} ({100 * count / max(num_images, 1):.2f} %)"
         parts += [
             element("text", reason.replace("_", " "), x=left - 8, y=y + 16, text_anchor="end"),
-            element("rect", x=left, y=y, width=max(width, 1), height=22, class_="bar failed"),
+            rect(left, y, max(width, 1), 22, "bar failed"),
             element("text", share, x=left + width + 6, y=y + 16),
         ]
-    size = f"0 0 {WIDTH:g} {step * len(reasons) + 8:g}"
-    title = "Images without a graph, by reason"
-    return element("svg", *parts, viewBox=size, role="img", aria_label=title)
+    return drawing("Images without a graph, by reason", WIDTH, step * len(reasons) + 8, *parts)
 
 
 def count_chart(pairs: Sequence[tuple[int, int]], noun: str) -> Markup:
@@ -131,19 +125,10 @@ def count_chart(pairs: Sequence[tuple[int, int]], noun: str) -> Markup:
     marks = []
     for (column, row), count in sorted(cells.items()):
         x, y = plot.x(column * side), plot.y((row + 1) * side)
+        width, height = plot.x((column + 1) * side) - x, plot.y(row * side) - y
         places = f"{_span(column, side)} in the reference, {_span(row, side)} predicted"
-        marks.append(
-            element(
-                "rect",
-                element("title", f"{count:,} images: {places}"),
-                x=x,
-                y=y,
-                width=plot.x((column + 1) * side) - x,
-                height=plot.y(row * side) - y,
-                class_="cell",
-                fill_opacity=f"{0.2 + 0.8 * (count / most) ** 0.5:.2f}",
-            )
-        )
+        hint, opacity = f"{count:,} images: {places}", f"{0.2 + 0.8 * (count / most) ** 0.5:.2f}"
+        marks.append(rect(x, y, width, height, "cell", hint, fill_opacity=opacity))
     ends = {"x1": plot.x(0), "y1": plot.y(0), "x2": plot.x(high), "y2": plot.y(high)}
     diagonal = element("line", **ends, class_="diagonal")
     return plot.draw(f"{noun} in the reference and predicted", *marks, diagonal)
@@ -180,13 +165,7 @@ def length_chart(with_graph: Sequence[int], without: Sequence[int]) -> Markup:
 
 def _column(plot: Plot, low: float, side: float, floor: int, count: int, kind: str) -> Markup:
     what = "without a graph" if kind == "failed" else "with a graph"
+    hint = f"{count:,} {what}, {low:,.0f} to {low + side - 1:,.0f} tokens"
     x, top = plot.x(low), plot.y(floor + count)
-    return element(
-        "rect",
-        element("title", f"{count:,} {what}, {low:,.0f} to {low + side - 1:,.0f} tokens"),
-        x=x + 0.5,
-        y=top,
-        width=plot.x(low + side) - x - 1,
-        height=plot.y(floor) - top,
-        class_=f"bar {kind}",
-    )
+    width, height = plot.x(low + side) - x - 1, plot.y(floor) - top
+    return rect(x + 0.5, top, width, height, f"bar {kind}", hint)

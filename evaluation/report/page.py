@@ -1,24 +1,26 @@
 """`report.html`: an evaluation as one file that opens from disk, without a network."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import jinja2
+import numpy as np
 from markupsafe import Markup
 
 from evaluation.published import published_tables
 from evaluation.report import charts, tables
 from evaluation.report.browser import browser_data, json_block
 from evaluation.report.changes import change_chart, compared_sections
-from evaluation.report.selection import choose_images
-from evaluation.result import PROTOCOLS, EvaluationResult
+from evaluation.result import PROTOCOLS, EvaluationResult, ImageResult
 from evaluation.scoring.compare import Comparison
 
 ImageBytes = Callable[[str], bytes | None]
 """Image id to the encoded picture; None where there is none"""
 
+SEED = 0
+"""Of the choice of images."""
 _HERE = Path(__file__).parent
 
 
@@ -45,9 +47,10 @@ def write_report(
     chosen, how_chosen = choose_images(shared, num_images, failed)
     html = _template("report.html.jinja").render(
         **_predicate_words(result),
-        **(_change_words(compared) if compared else {}),
         result=result,
         compared=compared,
+        change_sections=compared and compared_sections(compared),
+        change_chart=compared and change_chart(compared.predicates),
         date=datetime.now(UTC).date().isoformat(),
         protocols=PROTOCOLS,
         tables=tables,
@@ -62,6 +65,36 @@ def write_report(
     file = folder / "report.html"
     file.write_text(html, encoding="utf-8", errors="replace")  # half a surrogate pair in a name
     return file
+
+
+def choose_images(
+    images: Sequence[ImageResult], num_images: int, failed: Collection[str]
+) -> tuple[list[ImageResult], str]:
+    """A random sample, with failures as up to a third of it: never the best ones only.
+
+    Args:
+        images: All of the evaluation.
+        num_images: At most so many are chosen.
+        failed: Ids of failures; other ids may be among them.
+
+    Returns:
+        The chosen ones in their order, and a sentence that says how they were chosen.
+    """
+    if len(images) <= num_images:
+        return list(images), f"All {len(images):,} images."
+    bad = [i for i, image in enumerate(images) if image.image_id in failed]
+    good = [i for i, image in enumerate(images) if image.image_id not in failed]
+    num_good = min(len(good), num_images - min(len(bad), num_images // 3))
+    num_bad = num_images - num_good
+    rng = np.random.default_rng(SEED)
+    drawn = [
+        *rng.choice(good, num_good, replace=False).tolist(),
+        *rng.choice(bad, num_bad, replace=False).tolist(),
+    ]
+    return [images[i] for i in sorted(drawn)], (
+        f"{num_images:,} of {len(images):,} images, drawn at random (seed {SEED}): {num_bad:,} of "
+        f"the {len(bad):,} without a predicted graph, {num_good:,} of the {len(good):,} others."
+    )
 
 
 def _setting_words(result: EvaluationResult) -> dict[str, Any]:
@@ -85,13 +118,6 @@ def _predicate_words(result: EvaluationResult) -> dict[str, Any]:
             f"strict{lines}; dotted levels are the strict means of head, body and "
             f"tail, a third of the predicates each.{some * (len(rows) > charts.MAX_PREDICATES)}"
         ),
-    }
-
-
-def _change_words(compared: Comparison) -> dict[str, Any]:
-    return {
-        "change_sections": compared_sections(compared),
-        "change_chart": change_chart(compared.predicates),
     }
 
 

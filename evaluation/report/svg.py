@@ -26,6 +26,20 @@ def element(name: str, *children: str, **attributes: str | float) -> Markup:
     return Markup("<{0}{1}>{2}</{0}>").format(name, Markup("").join(pairs), inner)
 
 
+def rect(
+    x: float, y: float, width: float, height: float, kind: str, hint: str = "", **more: str
+) -> Markup:
+    """A rectangle of a class of the style sheet, with what it says under the pointer."""
+    title = [element("title", hint)] if hint else []
+    return element("rect", *title, x=x, y=y, width=width, height=height, class_=kind, **more)
+
+
+def drawing(title: str, width: float, height: float, *parts: str, **more: str) -> Markup:
+    """The whole of a chart; the title is for those who do not see it."""
+    size = f"0 0 {width:g} {height:g}"
+    return element("svg", *parts, viewBox=size, role="img", aria_label=title, **more)
+
+
 def _written(value: str | float) -> str:
     return value if isinstance(value, str) else f"{round(value, 1):g}"
 
@@ -72,22 +86,19 @@ class Plot:
     x_title: str
     y_title: str
 
-    def draw(self, title: str, *marks: str, x_ticks: bool = True, **attributes: str) -> Markup:
+    def draw(self, title: str, *marks: str, x_ticks: bool = True, **more: str) -> Markup:
         """The whole chart: axes below `marks`.
 
         Args:
             title: What it shows, for those who do not see it.
             marks: Elements in the plot's pixels.
             x_ticks: Off where `marks` name the places on the x axis.
-            attributes: The svg element's.
+            more: Attributes of the svg element.
         """
         axes = [self._y_axis(), self._titles()]
         if x_ticks:
             axes.append(self._x_ticks())
-        size = f"0 0 {self.width:g} {self.height:g}"
-        return element(
-            "svg", *axes, *marks, viewBox=size, role="img", aria_label=title, **attributes
-        )
+        return drawing(title, self.width, self.height, *axes, *marks, **more)
 
     def _y_axis(self) -> Markup:
         lines = [
@@ -108,16 +119,13 @@ class Plot:
         )
 
     def _titles(self) -> Markup:
-        middle = (self.y.start + self.y.end) / 2
+        centre, middle = (self.x.start + self.x.end) / 2, (self.y.start + self.y.end) / 2
+        foot = self.height - 6
         turned = {"transform": f"rotate(-90 12 {middle:g})", "text_anchor": "middle"}
-        return element(
-            "text",
-            self.x_title,
-            x=(self.x.start + self.x.end) / 2,
-            y=self.height - 6,
-            text_anchor="middle",
-            class_="title",
-        ) + element("text", self.y_title, x=12, y=middle, class_="title", **turned)
+        below = element(
+            "text", self.x_title, x=centre, y=foot, text_anchor="middle", class_="title"
+        )
+        return below + element("text", self.y_title, x=12, y=middle, class_="title", **turned)
 
 
 def tick_text(value: float) -> str:

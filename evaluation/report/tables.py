@@ -70,12 +70,12 @@ class Cell:
     interval: str = ""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class MeasureRow:
     """One measure and its cells, one a column."""
 
     label: str
-    cells: tuple[Cell, ...]
+    cells: list[Cell]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,13 +129,9 @@ def recall_table(result: EvaluationResult) -> RecallTable:
         ("no graph constraint (ng)", True),
     ):
         rows = tuple(
-            _row(
+            MeasureRow(
                 measure_label(measure),
-                *(
-                    _cell(result, protocol, measure + cut)
-                    for protocol, cuts in columns
-                    for cut in cuts
-                ),
+                [_cell(result, name, measure + cut) for name, cuts in columns for cut in cuts],
             )
             for measure in measures
             if measure.startswith("ng_") == without
@@ -149,7 +145,7 @@ def triplet_rows(result: EvaluationResult) -> list[MeasureRow]:
     """What of `strict` is no recall at a cut: precision, recall and F1 of all predictions."""
     values = result.protocols.get("strict", {})
     keys = sorted_keys(set(values) - set(_recalls(values)))
-    return [_row(measure_label(key), _cell(result, "strict", key)) for key in keys]
+    return [MeasureRow(measure_label(key), [_cell(result, "strict", key)]) for key in keys]
 
 
 def _recalls(keys: Iterable[str]) -> list[str]:
@@ -192,7 +188,7 @@ def _parts(key: str) -> tuple[bool, str, int]:
 def object_rows(result: EvaluationResult) -> list[MeasureRow]:
     """What was measured of objects."""
     return [
-        _row(answer_label(key), percent_cell(value, result.object_intervals.get(key)))
+        MeasureRow(answer_label(key), [percent_cell(value, result.object_intervals.get(key))])
         for key, value in _in_order(result.objects, OBJECT_MEASURES)
     ]
 
@@ -200,20 +196,17 @@ def object_rows(result: EvaluationResult) -> list[MeasureRow]:
 def answer_rows(result: EvaluationResult) -> list[MeasureRow]:
     """Rates in per cent, counts as they are."""
     return [
-        _row(answer_label(key), _answer(key, value, result.answer_intervals.get(key)))
+        MeasureRow(answer_label(key), [_answer(key, value, result.answer_intervals.get(key))])
         for key, value in _in_order(result.answers, ANSWERS)
     ]
-
-
-def _row(label: str, *cells: Cell) -> MeasureRow:
-    return MeasureRow(label=label, cells=cells)
 
 
 def answer_label(key: str) -> str:
     """A key of `answers`, or one of `objects` as comparisons name it, in words."""
     if key.startswith("object_"):
         return f"Object {OBJECT_MEASURES[key.removeprefix('object_')]}"
-    return _capital(ANSWERS.get(key) or OBJECT_MEASURES.get(key) or key.replace("_", " "))
+    words = ANSWERS.get(key) or OBJECT_MEASURES.get(key) or key.replace("_", " ")
+    return words[:1].upper() + words[1:]
 
 
 def _answer(key: str, value: float | None, interval: tuple[float, float] | None) -> Cell:
@@ -226,15 +219,11 @@ def _answer(key: str, value: float | None, interval: tuple[float, float] | None)
     return Cell(value=f"{value:,.2f}", interval=low_high)
 
 
-def _capital(words: str) -> str:
-    return words[:1].upper() + words[1:]
-
-
 def _in_order(
     values: Mapping[str, float | None], order: Mapping[str, str]
 ) -> list[tuple[str, float | None]]:
-    known = [(key, values[key]) for key in order if key in values]
-    return known + [(key, value) for key, value in values.items() if key not in order]
+    keys = [key for key in order if key in values]
+    return [(key, values[key]) for key in dict.fromkeys([*keys, *values])]
 
 
 def flat_settings(settings: Mapping[str, object], prefix: str = "") -> dict[str, str]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from evaluation.reading.predictions import PredictedImage
 from scene_graph.cleaning import Task
@@ -25,26 +26,26 @@ def answer_metrics(
         task: Says what an image has none of.
     """
     predicted, reference = tables
-    tokens = np.array([a.num_tokens or 0 for a in answers], dtype=np.float64)
+    tokens = [a.num_tokens or 0 for a in answers]
     says_tokens = np.array([a.num_tokens is not None for a in answers], dtype=np.float64)
-    failed = np.array([a.status != "ok" for a in answers], dtype=np.float64)
-    everywhere = np.ones(len(answers))
-    mean = RatioMetric.mean_of_images
-    metrics = {
-        "failure_rate": mean(failed, everywhere),
-        "relations_per_image": mean(predicted.relations_of_image.astype(float), everywhere),
-        "objects_per_image": mean(predicted.objects_of_image.astype(float), everywhere),
-        "reference_relations_per_image": mean(
-            reference.relations_of_image.astype(float), everywhere
-        ),
-        "reference_objects_per_image": mean(reference.objects_of_image.astype(float), everywhere),
-        "tokens_per_image": mean(tokens, says_tokens),
+    columns: dict[str, ArrayLike | None] = {
+        "failure_rate": [a.status != "ok" for a in answers],
+        "relations_per_image": predicted.relations_of_image,
+        "objects_per_image": predicted.objects_of_image,
+        "reference_relations_per_image": reference.relations_of_image,
+        "reference_objects_per_image": reference.objects_of_image,
+        "tokens_per_image": tokens,
+        "unconstrained_failure_rate": _unconstrained_failures(answers, settings),
     }
-    free = _unconstrained_failures(answers, settings)
-    if free is not None:
-        metrics["unconstrained_failure_rate"] = mean(np.array(free, dtype=np.float64), everywhere)
-    absent = {"det": "relations_per_image", "cls": "objects_per_image"}.get(task)
-    return {n: metric for n, metric in metrics.items() if absent is None or not n.endswith(absent)}
+    everywhere = np.ones(len(answers))
+    absent = {"det": "relations_per_image", "cls": "objects_per_image"}.get(task, "-")
+    return {
+        name: RatioMetric.mean_of_images(
+            np.asarray(values, dtype=np.float64), says_tokens if values is tokens else everywhere
+        )
+        for name, values in columns.items()
+        if values is not None and not name.endswith(absent)
+    }
 
 
 def _unconstrained_failures(

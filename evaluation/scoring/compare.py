@@ -4,7 +4,6 @@ Both are resampled on the same draws of images (a paired bootstrap), so what mak
 both does not count as a difference.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,10 +15,12 @@ from evaluation.reading.references import image_order
 from evaluation.result import AP_METRICS, PROTOCOLS, DrawnGraph, EvaluationResult, Protocol
 from evaluation.scoring.predicates import mean_recall
 from scene_graph.metrics.bootstrap import interval, resampled
-from scene_graph.metrics.ratio import RatioMetric
+from scene_graph.metrics.ratio import RatioMetric, number
 from scene_graph.metrics.recall import by_name
 from scene_graph.similarity import Floats, Indices
 from services.errors import InvalidInputError
+
+_NO_RESAMPLES: Floats = np.empty(0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -163,52 +164,45 @@ def _differences(
     num_images = first[names[0]].numerator.shape[0]
     of_first = resampled({name: first[name] for name in names}, num_images)
     of_second = resampled({name: second[name] for name in names}, num_images)
+    protocol: Protocol | None = next((p for p in PROTOCOLS if p == group), None)
     return [
         _difference(
-            group, name, first[name].value, second[name].value, of_second[name] - of_first[name]
+            f"object_{name}" if group == "objects" and name != "mean_iou" else name,
+            number(first[name].value),
+            number(second[name].value),
+            protocol,
+            of_second[name] - of_first[name],
         )
         for name in names
     ]
 
 
 def _difference(
-    group: str, name: str, first: float, second: float, resamples: Floats
+    metric: str,
+    first: float | None,
+    second: float | None,
+    protocol: Protocol | None = None,
+    resamples: Floats = _NO_RESAMPLES,
 ) -> Difference:
-    protocols: dict[str, Protocol] = {protocol: protocol for protocol in PROTOCOLS}
+    difference = None if first is None or second is None else second - first
     defined = resamples[np.isfinite(resamples)]
-    known = not (math.isnan(first) or math.isnan(second))
-    is_object = group == "objects" and name != "mean_iou"
+    is_resampled = difference is not None and defined.size > 0
     return Difference(
-        protocol=protocols.get(group),
-        metric=f"object_{name}" if is_object else name,
-        first=None if math.isnan(first) else first,
-        second=None if math.isnan(second) else second,
-        difference=second - first if known else None,
-        interval=interval(defined) if known and defined.size else None,
-        p_value=_p_value(defined) if known and defined.size else None,
+        protocol=protocol,
+        metric=metric,
+        first=first,
+        second=second,
+        difference=difference,
+        interval=interval(defined) if is_resampled else None,
+        p_value=_p_value(defined) if is_resampled else None,
     )
 
 
 def _average_precision(first: EvaluationResult, second: EvaluationResult) -> list[Difference]:
     """It is no mean over images, so it is not resampled."""
-    differences = []
-    for name in AP_METRICS:
-        if name not in first.objects or name not in second.objects:
-            continue  # an evaluation of an earlier version has fewer
-        before, after = first.objects[name], second.objects[name]
-        known = before is not None and after is not None
-        differences.append(
-            Difference(
-                protocol=None,
-                metric=name,
-                first=before,
-                second=after,
-                difference=(after or 0.0) - (before or 0.0) if known else None,
-                interval=None,
-                p_value=None,
-            )
-        )
-    return differences
+    # An evaluation of an earlier version has fewer.
+    names = [name for name in AP_METRICS if name in first.objects and name in second.objects]
+    return [_difference(name, first.objects[name], second.objects[name]) for name in names]
 
 
 def _p_value(resamples: Floats) -> float:

@@ -5,7 +5,7 @@ mean over all these orders, exactly. COCO's own AP, by faster-coco-eval, stands 
 equal scores in the order of images and of writing, so that another order gives another number.
 """
 
-from typing import Any, NamedTuple, TypedDict
+from typing import Any
 
 import numpy as np
 
@@ -20,59 +20,38 @@ MAX_DETECTIONS = 100
 """Detections of an image and name that count, as in COCO: the best by score"""
 
 
-class DetectionAp(TypedDict):
-    """All in 0..1; nan where no reference has an object."""
-
-    ap: float
-    """Mean over `THRESHOLDS`"""
-    ap50: float
-    ap75: float
-    coco_ap: float
-    """The same three by COCO's definition, equal scores in the order of the tables"""
-    coco_ap50: float
-    coco_ap75: float
-    ap50_by_name: dict[str, float]
-    """For each name of a reference object"""
-
-
-class _Name(NamedTuple):
-    """The objects of one name, by their places in the tables, image after image."""
-
-    predicted: Indices
-    reference: Indices
-
-
-def detection_ap(predicted: GraphTable, reference: GraphTable) -> DetectionAp:
+def detection_ap(predicted: GraphTable, reference: GraphTable) -> dict[str, float]:
     """Average precision over the names in the references; predictions of other names are dropped.
+
+    In 0..1; nan where no reference has an object. `ap` is the mean over `THRESHOLDS`; `coco_` are
+    the same three by COCO's definition, equal scores in the order of the tables.
 
     Args:
         predicted: From `tabulate`, like `reference`.
         reference: The same images; for COCO's AP their order decides between equal scores.
     """
     codes = np.unique(reference.object_names)
-    sides = zip(_by_name(predicted, codes), _by_name(reference, codes), strict=True)
-    names = [_Name(*side) for side in sides]
+    names = [*zip(_by_name(predicted, codes), _by_name(reference, codes), strict=True)]
     hits = matched(predicted, reference)
-    expected = [
-        expected_ap(predicted.scores[n.predicted], hits[:, n.predicted], len(n.reference))
-        for n in (_counted(predicted, name) for name in names)
-    ]
+    expected = []
+    for written, annotated in names:
+        counted = _counted(predicted, written)
+        expected.append(expected_ap(predicted.scores[counted], hits[:, counted], len(annotated)))
     values = np.stack(expected, axis=1) if expected else np.empty((len(THRESHOLDS), 0))
     # Name by name: together, faster-coco-eval makes a list for each name in each image.
-    curves = [_coco_precision(predicted, reference, name) for name in names]
+    curves = [
+        _coco_precision(_annotations(predicted, written), _annotations(reference, annotated))
+        for written, annotated in names
+    ]
     precision = np.stack(curves, axis=2) if curves else np.empty((len(THRESHOLDS), 101, 0))
-    return DetectionAp(
-        ap=_mean(values),
-        ap50=_mean(values[0]),
-        ap75=_mean(values[5]),
-        coco_ap=_mean(precision),
-        coco_ap50=_mean(precision[0]),
-        coco_ap75=_mean(precision[5]),
-        ap50_by_name={
-            reference.names[code]: value
-            for code, value in zip(codes.tolist(), values[0].tolist(), strict=True)
-        },
-    )
+    return {
+        "ap": _mean(values),
+        "ap50": _mean(values[0]),
+        "ap75": _mean(values[5]),
+        "coco_ap": _mean(precision),
+        "coco_ap50": _mean(precision[0]),
+        "coco_ap75": _mean(precision[5]),
+    }
 
 
 def expected_ap(scores: Floats, hits: Flags, num_reference: int) -> Floats:
@@ -131,13 +110,13 @@ def _taken(pairs: Pairs) -> list[int]:
     return [*gets]
 
 
-def _counted(predicted: GraphTable, name: _Name) -> _Name:
+def _counted(predicted: GraphTable, objects: Indices) -> Indices:
     """Without predictions beyond `MAX_DETECTIONS` of an image."""
-    image, scores = predicted.object_image[name.predicted], predicted.scores[name.predicted]
+    image, scores = predicted.object_image[objects], predicted.scores[objects]
     order = np.lexsort((-scores, image))
     ordered = image[order]
     place = np.arange(len(order)) - np.searchsorted(ordered, ordered)
-    return name._replace(predicted=name.predicted[order[place < MAX_DETECTIONS]])
+    return objects[order[place < MAX_DETECTIONS]]
 
 
 def _mean(values: Floats) -> float:
@@ -153,13 +132,11 @@ def _by_name(table: GraphTable, codes: Indices) -> list[Indices]:
     return [order[i:j] for i, j in zip(begins.tolist(), ends.tolist(), strict=True)]
 
 
-def _coco_precision(predicted: GraphTable, reference: GraphTable, name: _Name) -> Floats:
+def _coco_precision(detections: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> Floats:
     """[10 thresholds, 101 recalls] COCO's interpolated precision of one name's boxes."""
     from faster_coco_eval import COCO
     from faster_coco_eval.core.faster_eval_api import COCOeval_faster
 
-    detections = _annotations(predicted, name.predicted)
-    annotations = _annotations(reference, name.reference)
     images = sorted({a["image_id"] for a in [*annotations, *detections]})
     truth = COCO()
     truth.dataset = {

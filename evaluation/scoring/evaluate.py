@@ -3,7 +3,6 @@
 Pure but for what `detection_ap` prints away; `sgg-rl evaluate` reads before and writes after.
 """
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +13,7 @@ from evaluation.reading.predictions import PredictedImage, Predictions
 from evaluation.reading.problems import Problems
 from evaluation.reading.references import References
 from evaluation.reading.training_split import TrainingSplit
-from evaluation.result import AP_METRICS, PROTOCOLS, EvaluationResult
+from evaluation.result import PROTOCOLS, EvaluationResult
 from evaluation.scoring.answers import answer_metrics
 from evaluation.scoring.detection import detection_ap
 from evaluation.scoring.image_results import image_results
@@ -24,7 +23,7 @@ from scene_data.vocabulary import Vocabulary
 from scene_graph.cleaning import Task
 from scene_graph.metrics.bootstrap import interval, resampled
 from scene_graph.metrics.r1_sgg import r1_sgg
-from scene_graph.metrics.ratio import RatioMetric
+from scene_graph.metrics.ratio import RatioMetric, number
 from scene_graph.metrics.sgb import sgb
 from scene_graph.metrics.strict import StrictResult, strict
 from scene_graph.metrics.table import GraphTable, ImageGraph, tabulate
@@ -38,11 +37,8 @@ OBJECT_METRICS = {
 """Metrics of `strict`, by their names in `EvaluationResult.objects`"""
 TRIPLET_METRICS = ("triplet_recall", "triplet_precision", "triplet_f1")
 
-_UNKNOWN: dict[str, float | None] = {"unconstrained_failure_rate": None}
-
 Tables = tuple[GraphTable, GraphTable]
 """Predicted and reference"""
-Intervals = dict[str, tuple[float, float]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +87,7 @@ def evaluate(
         intervals={p: intervals[p] for p in by_protocol},
         objects=_average_precision(tables) | values["objects"] if "objects" in values else {},
         object_intervals=intervals.get("objects", {}),
-        answers={**_UNKNOWN, **values["answers"]},
+        answers={"unconstrained_failure_rate": None, **values["answers"]},
         answer_intervals=intervals["answers"],
         failures=dict(Counter(a.status for a in answers if a.status != "ok").most_common()),
         predicates=rows,
@@ -173,17 +169,11 @@ def _known(table: GraphTable, vocabulary: Vocabulary) -> GraphTable:
 
 
 def _average_precision(tables: Tables) -> dict[str, float | None]:
-    found = detection_ap(*tables)
-    return {name: _number(found[name]) for name in AP_METRICS}
+    return {name: number(value) for name, value in detection_ap(*tables).items()}
 
 
 def _values(metrics: Mapping[str, RatioMetric]) -> dict[str, float | None]:
-    return {name: _number(metric.value) for name, metric in metrics.items()}
-
-
-def _number(value: float) -> float | None:
-    """JSON has no nan."""
-    return None if math.isnan(value) else value
+    return {name: number(metric.value) for name, metric in metrics.items()}
 
 
 def _num_images(metrics: Mapping[str, RatioMetric]) -> dict[str, float | None]:
@@ -195,7 +185,7 @@ def _num_images(metrics: Mapping[str, RatioMetric]) -> dict[str, float | None]:
 
 def _intervals(
     metrics: Mapping[str, Mapping[str, RatioMetric]], num_images: int
-) -> dict[str, Intervals]:
+) -> dict[str, dict[str, tuple[float, float]]]:
     """By bootstrap over all images; of metrics that are defined."""
     return {
         group: {

@@ -10,9 +10,9 @@ from evaluation.reading.references import References
 from evaluation.result import DrawnGraph, DrawnObject, DrawnRelation, ImageResult, Verdict
 from scene_graph.cleaning import Task
 from scene_graph.matching import Flags
+from scene_graph.metrics.ratio import number
 from scene_graph.metrics.strict import StrictResult
 from scene_graph.metrics.table import GraphTable
-from scene_graph.similarity import Floats
 
 
 def image_results(
@@ -35,8 +35,8 @@ def image_results(
         tables[0], hits.predicted_object_hits, hits.predicted_relation_hits, "hallucination"
     )
     reference = _drawn(tables[1], hits.reference_object_hits, hits.reference_relation_hits, "miss")
-    recall = _of_images(hits.by_image("triplet_recall" if task == "cls" else "recall@100"))
-    f1 = _of_images(hits.by_image("triplet_f1"))
+    recall = hits.by_image("triplet_recall" if task == "cls" else "recall@100").tolist()
+    f1 = hits.by_image("triplet_f1").tolist()
     return [
         ImageResult(
             image_id=image_id,
@@ -45,8 +45,8 @@ def image_results(
             status=prediction.status,
             text=prediction.text,
             num_tokens=prediction.num_tokens,
-            recall=recall[i],
-            f1=f1[i],
+            recall=number(recall[i]),
+            f1=number(f1[i]),
             reference=reference[i],
             predicted=predicted[i],
         )
@@ -54,11 +54,6 @@ def image_results(
             zip(references.images.items(), predictions, strict=True)
         )
     ]
-
-
-def _of_images(values: Floats) -> list[float | None]:
-    """[B] None where the image does not count."""
-    return [None if math.isnan(value) else value for value in values.tolist()]
 
 
 def _drawn(table: GraphTable, objects: Flags, relations: Flags, wrong: Verdict) -> list[DrawnGraph]:

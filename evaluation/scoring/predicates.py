@@ -7,16 +7,14 @@ the rest `tail`.
 
 from collections.abc import Mapping, Sequence
 from statistics import fmean
-from typing import Literal
 
 import numpy as np
 
-from evaluation.result import PROTOCOLS, PredicateRow, Protocol
+from evaluation.result import PROTOCOLS, Group, PredicateRow, Protocol
 from scene_graph.metrics.ratio import RatioMetric
 from scene_graph.metrics.recall import by_name
 from scene_graph.metrics.table import GraphTable
 
-Group = Literal["head", "body", "tail"]
 GROUPS: tuple[Group, ...] = ("head", "body", "tail")
 _MEAN_RECALLS = ("mean_recall@100", "ng_mean_recall", "mean_recall")
 """In `strict` and `sgb`; in `r1-sgg`; in `strict` where the task is `cls`"""

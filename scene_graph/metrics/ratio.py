@@ -9,6 +9,7 @@ over images is one class with D = 1 where the image counts; a recall pooled for 
 hits in N and references in D.
 """
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -69,3 +70,8 @@ class RatioMetric:
                 present = np.count_nonzero(self.by_class()[1])
                 result = np.nan_to_num(result) * np.divide(present, self.num_classes)
         return result
+
+
+def number(value: float) -> float | None:
+    """None for nan, which JSON does not have."""
+    return None if math.isnan(value) else value

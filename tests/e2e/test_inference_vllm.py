@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from evaluation.inference.folder import FirstImages, infer_into
+from evaluation.inference.folder import infer_into
 from evaluation.inference.progress import Progress
 from scene_data.dataset import open_dataset
 from scene_data.toy.scenes import make_toy
@@ -38,8 +38,8 @@ def infer(
         "evaluation": {"max_tokens": 96, **evaluation},
     }
     settings = Settings.model_validate(server.settings.model_dump(mode="json") | changes)
-    images = FirstImages(dataset=open_dataset(data), name=str(data), length=first)
-    asyncio.run(infer_into(folder, settings, [server.url], images, Progress(total=first)))
+    progress = Progress(total=first)
+    asyncio.run(infer_into(folder, settings, [server.url], open_dataset(data), progress))
     return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
 
 

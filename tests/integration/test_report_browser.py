@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from evaluation.report import write_report
+from evaluation.report.page import write_report
 from evaluation.result import DrawnGraph, DrawnObject, DrawnRelation, EvaluationResult
 from evaluation.scoring.compare import compare
 from scene_data.dataset import Sample, open_dataset

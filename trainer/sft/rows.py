@@ -12,10 +12,8 @@ from torch import Tensor
 from torch.utils.data import Sampler
 
 from scene_data.dataset import MAX_BROKEN_ROWS, MAX_BROKEN_SHARE, Sample, SceneDataset
-from scene_data.messages import box_space
-from scene_data.messages import image_messages
-from scene_data.sampler import EpochSampler
-from scene_data.sampler import shuffled_graph
+from scene_data.messages import box_space, image_messages
+from scene_data.sampler import EpochSampler, shuffled_graph
 from scene_data.templates import answer_text
 from services.errors import InvalidInputError, TooLargeError
 from services.images import decode_image

@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 import uvicorn
@@ -25,6 +26,7 @@ from services.http.clients.rollout import RolloutClient
 from services.http.problems import add_problem_handlers
 from services.schemas.common import ChatMessage, TextPart
 from services.schemas.rollouts import RolloutRequest
+from services.settings import load_settings
 
 REQUEST = RolloutRequest(
     messages=[ChatMessage(role="user", content=[TextPart(text="Scene graph:")])]
@@ -110,7 +112,8 @@ def servers(three: list[Scripted], monkeypatch: pytest.MonkeyPatch) -> list[Scri
 
 def fleet_of(servers: list[Scripted], *, per_server: int = 4, patience_s: float = 30) -> Fleet:
     urls = [server.url for server in servers]
-    return Fleet(urls, token=None, per_server=per_server, patience_s=patience_s)
+    settings = load_settings([Path("configs/demo.toml")], [f"trainer.wait_timeout_s={patience_s}"])
+    return Fleet(settings, urls, per_server=per_server)
 
 
 async def until(condition: Callable[[], bool]) -> None:

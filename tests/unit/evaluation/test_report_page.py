@@ -10,10 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from evaluation.report import write_report
 from evaluation.report.browser import MAX_TEXT, browser_data, json_block
+from evaluation.report.page import choose_images, write_report
 from evaluation.report.pictures import MAX_BYTES, data_uri
-from evaluation.report.selection import choose_images
 from evaluation.report.tables import flat_settings, recall_table, triplet_rows
 from evaluation.result import (
     DrawnGraph,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.views.doctor import line
+from cli.commands.doctor import check_line
 from planning.preflight.check import CheckResult, check
 from planning.preflight.disk_space import folder_checks
 from planning.preflight.folders import check_run_folder, file_system
@@ -135,6 +135,6 @@ def test_a_check_fits_a_terminal() -> None:
     def fail() -> str:
         raise RuntimeError("x " * 100)
 
-    text = line(check("room", fail))
+    text = check_line(check("room", fail))
     assert text.startswith("MISSING  room: RuntimeError: x x")
     assert max(map(len, text.splitlines())) <= 80
