@@ -39,7 +39,7 @@ from trainer.checkpoints.checkpoint import TrainerState
 from trainer.collection.prompts import PromptSource
 from trainer.connection import ServiceConnection
 from trainer.types import StepBatch
-from weight_sync.engine import StagedWeights
+from weight_sync.engine import Staged
 
 GROUPS_PER_STEP, GROUP_SIZE = 4, 4
 MAX_TOKENS = 128
@@ -156,7 +156,7 @@ class LoadingEngine(FakeEngine):
         self.num_tokens += sum(len(completion.token_ids) for completion in result.completions)
         return result
 
-    async def load_weights(self, weights: StagedWeights, manifest: WeightManifest) -> None:
+    async def load_weights(self, weights: Staged, manifest: WeightManifest) -> None:
         self._note()
         self._is_paused = True
         await asyncio.sleep(LOAD_S)

@@ -116,7 +116,8 @@ def _counted(predicted: GraphTable, objects: Indices) -> Indices:
     order = np.lexsort((-scores, image))
     ordered = image[order]
     place = np.arange(len(order)) - np.searchsorted(ordered, ordered)
-    return objects[order[place < MAX_DETECTIONS]]
+    kept: Indices = objects[order[place < MAX_DETECTIONS]]
+    return kept
 
 
 def _mean(values: Floats) -> float:
