@@ -45,7 +45,7 @@ def write_report(
     shared = [i for i in result.images if all(i.image_id in by_id for _, by_id in sides)]
     failed = {i.image_id for _, by_id in sides for i in by_id.values() if i.status != "ok"}
     chosen, how_chosen = choose_images(shared, num_images, failed)
-    html = _template("report.html.jinja").render(
+    html = _template().render(
         **_predicate_words(result),
         result=result,
         compared=compared,
@@ -143,14 +143,14 @@ def _charts(result: EvaluationResult) -> dict[str, Markup]:
     return drawn
 
 
-def _template(name: str) -> jinja2.Template:
+def _template() -> jinja2.Template:
     return jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
-    ).get_template(name)
+    ).get_template("report.html.jinja")
 
 
 def _part(name: str) -> Markup:

@@ -116,8 +116,8 @@ def _counted(predicted: GraphTable, objects: Indices) -> Indices:
     order = np.lexsort((-scores, image))
     ordered = image[order]
     place = np.arange(len(order)) - np.searchsorted(ordered, ordered)
-    kept: Indices = objects[order[place < MAX_DETECTIONS]]
-    return kept
+    counted: Indices = objects[order[place < MAX_DETECTIONS]]
+    return counted
 
 
 def _mean(values: Floats) -> float:
@@ -125,7 +125,7 @@ def _mean(values: Floats) -> float:
 
 
 def _by_name(table: GraphTable, codes: Indices) -> list[Indices]:
-    """The objects of each name, in the order of images."""
+    """[N] the places of each name's objects, image after image."""
     order = np.argsort(table.object_names, kind="stable")
     sorted_names = table.object_names[order]
     begins = np.searchsorted(sorted_names, codes)
