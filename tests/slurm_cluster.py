@@ -5,13 +5,14 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from services.host.environment import child_environment
 from tests.processes import ROOT, wait_for
@@ -159,16 +160,16 @@ class SlurmCluster:
 
     def kill_process(self, node: str, words: str, **variables: str) -> None:
         """Kill -9 the one process of a node whose command line has these words."""
-        wanted = {f"{name}={value}".encode() for name, value in variables.items()}
         spaces = ["ip", "netns", "pids", f"sgg-slurm-{node}"]
         for pid in map(int, self.slurm(*spaces).split()):
-            place = Path(f"/proc/{pid}")
-            command = (place / "cmdline").read_bytes().replace(b"\0", b" ").decode()
-            is_shell = command.startswith(("bash", "/bin/bash", "slurmstepd"))
-            variables_of = {*(place / "environ").read_bytes().split(b"\0")}
-            if words in command and not is_shell and wanted <= variables_of:
-                os.kill(pid, signal.SIGKILL)
-                return
+            with suppress(psutil.NoSuchProcess):  # it has ended by itself
+                process = psutil.Process(pid)
+                command = " ".join(process.cmdline())
+                is_shell = command.startswith(("bash", "/bin/bash", "slurmstepd"))
+                is_wanted = variables.items() <= process.environ().items()
+                if words in command and not is_shell and is_wanted:
+                    process.kill()
+                    return
         raise AssertionError(f"no process with {words!r} on {node}")
 
     def _script(self, action: str, *arguments: str) -> None:

@@ -155,7 +155,7 @@ async def test_all_are_asked_alike_and_never_more_at_once_than_said(
         await asyncio.gather(*(fleet.ask(REQUEST) for _ in range(60)))
     counts = [server.num_asked for server in servers]
     assert sum(counts) == 60
-    assert max(counts) - min(counts) <= 4
+    assert max(counts) < 1.5 * min(counts)
     assert all(server.most_at_once <= 4 for server in servers)
 
 
