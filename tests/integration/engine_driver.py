@@ -149,11 +149,10 @@ def _completion(picked: torch.Generator) -> Completion:
     return completion(tokens, (-6.2 + noise).tolist())
 
 
-def train(
-    engine: PolicyEngine, ranks: Ranks, steps: range, spoil: Callable[[MicroBatch], None]
-) -> list[dict[str, Any]]:
-    """A spoilt step, and then some steps."""
-    assert_skips(engine, ranks, spoil)
+def train(engine: PolicyEngine, ranks: Ranks, steps: range) -> list[dict[str, Any]]:
+    """Spoilt steps, and then some good ones."""
+    for spoil in (_nan_pixel, _infinite_weights):
+        assert_skips(engine, ranks, spoil)
     rows = []
     for step in steps:
         batches = batches_of(step, ranks.rank, ranks.size, engine)
@@ -202,13 +201,13 @@ def run(case: str, folder: Path, ranks: Ranks, *, resume: bool) -> None:
     if resume:
         engine.load_state(state)
     else:
-        report["steps"] += train(engine, ranks, range(SAVED_AT), _nan_pixel)
+        report["steps"] += train(engine, ranks, range(SAVED_AT))
         if case in RESUMED:
             state.mkdir(exist_ok=True)
             ranks.barrier()
             engine.save_state(state)
     report["draws"] = draws()
-    report["steps"] += train(engine, ranks, range(SAVED_AT, STEPS), _infinite_weights)
+    report["steps"] += train(engine, ranks, range(SAVED_AT, STEPS))
     if engine.reference is not None:
         batch = batches_of(0, ranks.rank, ranks.size, engine)[0]
         report["reference"] = engine.reference.logprobs(batch)[0].tolist()

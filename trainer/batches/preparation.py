@@ -110,7 +110,10 @@ class PreparedBatches:
     _next: _Upcoming | None = None
 
     def take_with_advantages(self, step: int) -> StepBatch:
-        """The groups of a step, as `take` gives them; steps must follow each other."""
+        """The groups of a step, with the advantages that the collector gave them.
+
+        Steps must follow each other.
+        """
         self._current = self._next or self._begin(step)
         self._next = None
         return self._current.batch.result()
