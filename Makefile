@@ -11,7 +11,7 @@ INSTALLED := $(VENV)/.installed-$(EXTRA)
 SECURITY := build/security
 BASE_IMAGE ?= debian:12.11-slim
 TOY := build/toy-scenes/heldout.parquet
-ALONE := tests/integration/test_slurm.py tests/integration/test_plan_prediction.py
+ALONE := tests/integration/test_slurm.py
 TRAINING := tests/integration/test_engine_ranks.py tests/integration/test_sft_run.py tests/integration/test_trl_reward.py
 
 # make demo DATA=path NAME=name SEED=n SET="section.field=value …"
@@ -24,7 +24,7 @@ CONFIG ?= $(if $(DATA),configs/demo-data.toml,configs/demo.toml)
 # Packages come uncompiled: without written bytecode each process compiles torch, transformers and vLLM once more.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo images pin-images test test-docker check check-setup check-cuda check-security format lint types imports units integration training e2e start-checkpoint clean distclean help
+.PHONY: setup demo images pin-images test test-docker check check-setup check-cuda check-plan check-security format lint types imports units integration training e2e start-checkpoint clean distclean help
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -50,8 +50,7 @@ $(TOY): $(INSTALLED) scene_data/toy/scenes.py
 demo: $(INSTALLED) $(if $(DATA),,$(TOY)) ## The whole loop on this machine: runs/<name>/
 	$(BIN)/sgg-rl demo --config $(CONFIG) $(if $(DATA),--data "$(DATA)") --set run.name=$(NAME) --set run.seed=$(SEED) $(foreach s,$(SET),--set $(s))
 
-# Two at a time, the longest first; alone: six jobs at once, and what compares times. Threads of two suites would wait
-# for one another spinning.
+# Two at a time, the longest first; alone: six jobs at once. Threads of two suites would wait for one another spinning.
 test: export OMP_NUM_THREADS ?= 1
 test: $(INSTALLED) ## Everything that a CPU machine can run
 	@$(MAKE) --no-print-directory -j2 e2e lint types imports integration training units
@@ -81,6 +80,9 @@ check-setup: $(INSTALLED) ## A fresh clone with the public index and a stand-in 
 check-cuda: ## The packages for GPUs, installed apart (9 GB), and our code held against them; needs no GPU
 	@$(MAKE) --no-print-directory setup EXTRA=cuda VENV=build/cuda
 	build/cuda/bin/pytest tests/cuda -q
+
+check-plan: $(INSTALLED) ## What `sgg-rl plan` predicts against the real loop: compares times, wants a quiet machine
+	$(BIN)/pytest tests/plan -v
 
 check-security: $(INSTALLED) ## ruff's security rules, advisories against constraints/, a list of all packages (SBOM)
 	$(BIN)/ruff check --select S .

@@ -35,7 +35,7 @@ from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import RolloutGroup
 from services.schemas.weights import PolicyInfo, ServerRecord, TensorEntry, WeightManifest
 from services.settings import Settings
-from tests.plan_run import Numbers, run_all, services
+from tests.plan.real_loop import Numbers, run_all, services
 from tests.train_groups import completion
 from trainer.collection.group_pool import GroupPool
 from trainer.collection.prompts import PromptSource

@@ -1,7 +1,7 @@
 """What `sgg-rl plan` predicts, against the real loop at the same rates.
 
-The only comparison of times in the tests: it is what the simulation is for. Its rates are measured
-in the same runs, and nearly all of their time is sleep; `make test` runs it alone all the same.
+It compares times, so it has a target of its own: `make check-plan`, on a machine that does nothing
+else. Its rates are measured in the same runs, and nearly all of their time is sleep.
 """
 
 from dataclasses import replace
@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.plan_run import TOLERANCE, Seen, run_all, services
+from tests.plan.real_loop import TOLERANCE, Seen, run_all, services
 
 
 @pytest.fixture(scope="module")

@@ -134,6 +134,14 @@ class Stopwatch:
     train_s: list[float] = field(default_factory=list)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Sampled:
+    """What servers did in a while."""
+
+    busy_s: float
+    num_tokens: int
+
+
 class LoadingEngine(FakeEngine):
     """Takes its time to load a version, and notes how fast it samples while it has anything to."""
 
@@ -142,7 +150,8 @@ class LoadingEngine(FakeEngine):
         self._stopwatch = stopwatch
         self._num_groups, self._is_paused = 0, False
         self._since = time.perf_counter()
-        self.busy_s, self.num_tokens = 0.0, 0
+        self._busy_s = 0.0
+        self._drafts: list[Any] = []
         return self
 
     async def sample(self, request: GroupRequest) -> EngineResult:
@@ -153,7 +162,6 @@ class LoadingEngine(FakeEngine):
             self._note(groups=-1)
         work_id = request.request_id.rsplit("/", 2)[0]
         self._stopwatch.ended[work_id] = time.perf_counter()
-        self.num_tokens += sum(len(completion.token_ids) for completion in result.completions)
         return result
 
     async def load_weights(self, weights: Staged, manifest: WeightManifest) -> None:
@@ -167,15 +175,20 @@ class LoadingEngine(FakeEngine):
         self._note()
         self._is_paused = False
 
-    def read_busy_s(self) -> float:
-        """Seconds so far in which something was sampled."""
+    def read(self) -> "Sampled":
+        """Of all that was begun, as far as it is done."""
         self._note()
-        return self.busy_s
+        num_tokens = sum(draft.done for draft in self._drafts)
+        return Sampled(busy_s=self._busy_s, num_tokens=num_tokens)
+
+    def _draft(self, *args: Any) -> Any:
+        self._drafts.append(super()._draft(*args))
+        return self._drafts[-1]
 
     def _note(self, groups: int = 0) -> None:
         now = time.perf_counter()
         if self._num_groups and not self._is_paused:
-            self.busy_s += now - self._since
+            self._busy_s += now - self._since
         self._since = now
         self._num_groups += groups
 
@@ -240,8 +253,7 @@ def run(base: Settings, dataset: SceneDataset, regime: Regime) -> Seen:
         _instrument(link, watch)
         link.start(_weights(0), 0)
         _time_collector(link, watch)
-        batches, seconds, waits, busy_s = _train(link, regime, watch, engines)
-    tokens_per_s = sum(e.num_tokens for e in engines) / sum(e.busy_s for e in engines)
+        batches, seconds, waits, sampled = _train(link, regime, watch, engines)
     groups = [[len(c.token_ids) for c in g.rollout.completions] for b in batches for g in b.groups]
     steps = range(WARM_UP, WARM_UP + NUM_STEPS)
     lags = Counter(s - g.oldest_policy_version for s in steps for g in batches[s].groups)
@@ -250,11 +262,11 @@ def run(base: Settings, dataset: SceneDataset, regime: Regime) -> Seen:
         numbers=Numbers(
             steps_per_hour=3600 * NUM_STEPS / sum(seconds[WARM_UP:]),
             trainer_idle=sum(waits[WARM_UP:]) / sum(seconds[WARM_UP:]),
-            sampler_idle=1 - sum(busy_s) / regime.num_servers / sum(seconds[WARM_UP:]),
+            sampler_idle=1 - sampled.busy_s / regime.num_servers / sum(seconds[WARM_UP:]),
             lags={lag: number / lags.total() for lag, number in lags.items()},
         ),
         shape=_shape(settings, regime),
-        rates=_rates(watch, tokens_per_s, groups),
+        rates=_rates(watch, sampled.num_tokens / sampled.busy_s, groups),
     )
 
 
@@ -357,12 +369,11 @@ def _time_collector(link: ServiceConnection, watch: Stopwatch) -> None:
 
 def _train(
     link: ServiceConnection, regime: Regime, watch: Stopwatch, engines: Sequence[LoadingEngine]
-) -> tuple[list[StepBatch], list[float], list[float], list[float]]:
+) -> tuple[list[StepBatch], list[float], list[float], Sampled]:
     """As `trainer.train` does it.
 
     Returns:
-        Batches, seconds of each step, of its wait, and in which each engine sampled after the
-        warm-up.
+        Batches, seconds of each step and of its wait, and what all servers did after the warm-up.
     """
     nothing = Prepared(groups=[], micro_batches=[], metrics={})
     total = WARM_UP + NUM_STEPS
@@ -371,7 +382,7 @@ def _train(
     batches, seconds, waits = [], [], []
     for step in range(total):
         if step == WARM_UP:
-            before = [engine.read_busy_s() for engine in engines]
+            before = [engine.read() for engine in engines]
         began = time.perf_counter()
         batches.append(upcoming.take_with_advantages(step))
         waits.append(time.perf_counter() - began)
@@ -381,8 +392,12 @@ def _train(
         watch.train_s.append(time.perf_counter() - training)
         link.publish(_weights(step + 1), step + 1, batches[-1])
         seconds.append(time.perf_counter() - began)
-    after = [engine.read_busy_s() for engine in engines]
-    return batches, seconds, waits, [b - a for a, b in zip(before, after, strict=True)]
+    after = [engine.read() for engine in engines]
+    sampled = Sampled(
+        busy_s=sum(e.busy_s for e in after) - sum(e.busy_s for e in before),
+        num_tokens=sum(e.num_tokens for e in after) - sum(e.num_tokens for e in before),
+    )
+    return batches, seconds, waits, sampled
 
 
 def _weights(version: int) -> Iterator[tuple[str, Tensor]]:
