@@ -12,6 +12,7 @@ from cli.commands.evaluate import evaluate
 from cli.commands.infer import infer
 from cli.commands.launch import demo, run
 from cli.commands.plan import plan
+from cli.commands.predict import predict
 from cli.commands.reproduce import reproduce
 from cli.commands.rollouts import rollouts
 from cli.commands.score import score
@@ -45,7 +46,7 @@ for _group, _name in (
     app.add_typer(_group, name=_name)
 _COMMANDS: tuple[Callable[..., None], ...] = (
     *(train, sft, run, demo),
-    *(status, doctor, infer, score, evaluate, rollouts, plan, reproduce),
+    *(status, doctor, predict, infer, score, evaluate, rollouts, plan, reproduce),
 )
 for _command in _COMMANDS:
     app.command()(_command)

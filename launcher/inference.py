@@ -1,35 +1,53 @@
-"""`sgg-rl infer`: finds rollout servers, or starts one, and asks them about a dataset."""
+"""`sgg-rl infer` and `predict`: find rollout servers, or start one, and ask them about images."""
 
 import asyncio
 import logging
 import signal
-from collections.abc import Sequence
+import socket
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from evaluation.inference.answers import NOT_ASKED
+from evaluation.inference.drawings import Drawings, Kind
 from evaluation.inference.folder import infer_into
+from evaluation.inference.predict import (
+    kept_lines,
+    picture_dataset,
+    picture_reader,
+    predict_into,
+)
 from evaluation.inference.progress import Progress
-from launcher.inference_view import ProgressView, summary
+from evaluation.inference.record import kept_settings
+from evaluation.report.predictions import write_predictions
+from launcher.inference_view import ProgressView, say_failed, summary
 from launcher.processes import Supervisor
 from launcher.run_parts import service_part
 from launcher.signals import handled, heeded_signals
-from launcher.terminal import Say, open_console, say_on
+from launcher.terminal import SafeConsole, Say, open_console, say_on
 from planning.preflight.folders import check_run_folder
 from planning.preflight.gpus import check_gpus
-from planning.preflight.inputs import checked_inference
+from planning.preflight.inputs import checked_inference, checked_prediction
+from planning.preflight.rows import is_of_the_hub
 from scene_data.dataset import open_dataset
 from scene_data.templates import check_instruction
 from services.errors import SettingsError, SggError, UnauthorizedError, UnavailableError
+from services.host.addresses import host_and_port
 from services.host.ports import ReservedPorts
 from services.http.clients.rollout import RolloutClient
 from services.redis.keys import NO_REDIS
 from services.redis.registry import open_registry
 from services.schemas.weights import PolicyInfo
 from services.settings import Settings, dump_settings
+from services.settings.secrets import read_token
 from services.telemetry import setup_logging
 
 logger = logging.getLogger(__name__)
 
 _POLICY_S = 10.0
+_CONNECT_S = 3.0
 
 
 def run_inference(
@@ -55,47 +73,172 @@ def run_inference(
         SggError: With what to do about it.
         KeyboardInterrupt: What is written stays, and the same command goes on from there.
     """
+    found = _found_servers(settings, folder, servers, own_server=own_server)
+    settings = checked_inference(settings, data, limit=limit, knows_model=found.knows_model)
+    _begin_logs(settings, folder)
+    dataset = open_dataset(data, annotated=False)
+    progress = Progress(total=min(len(dataset), limit or len(dataset)))
+    with _serving(settings, folder, found) as work:
+        work.say_what(f"{progress.total} images of {data}", folder)
+        to_do = infer_into(
+            folder, work.settings, work.urls, dataset, progress, registered=work.registered
+        )
+        work.follow(to_do, progress)
+    open_console().print(summary(progress, folder))
+
+
+def run_prediction(
+    settings: Settings,
+    pictures: Sequence[Path],
+    folder: Path,
+    *,
+    servers: Sequence[str] = (),
+    own_server: bool = False,
+    draw: Kind = "png",
+) -> bool:
+    """Ask about pictures; see `docs/predict.md`.
+
+    Args:
+        settings: The model's.
+        pictures: Files.
+        folder: Gets predictions, drawings, a page, settings and logs.
+        servers: As `run_inference`.
+        own_server: As `run_inference`.
+        draw: The kind of the drawings.
+
+    Returns:
+        Whether a model has seen every picture.
+
+    Raises:
+        SggError: With what to do about it.
+        KeyboardInterrupt: As `run_inference`.
+    """
+    found = _found_servers(settings, folder, servers, own_server=own_server)
+    dataset = picture_dataset(pictures)
+    settings = checked_prediction(settings, dataset, knows_model=found.knows_model)
+    _begin_logs(settings, folder)
+    progress = Progress(total=len(dataset))
+    files = {dataset.image_id(index): path for index, path in enumerate(pictures)}
+    with (
+        Drawings(folder / "drawings", picture_reader(files), draw) as drawings,
+        _serving(settings, folder, found) as work,
+    ):
+        work.say_what(f"{progress.total} pictures", folder)
+        asked = work.settings, work.urls, dataset, progress, drawings
+        work.follow(predict_into(folder, *asked, registered=work.registered), progress)
+    lines = kept_lines(folder)
+    page = write_predictions(lines, folder, picture_reader(files), kept_settings(folder))
+    failed = [line for line in lines if line.status in NOT_ASKED and line.image_id in files]
     console = open_console()
-    say = say_on(console)
-    logs = folder / "logs"
-    check_run_folder(logs, named_by="the output folder")
+    console.print(summary(progress, folder))
+    say_failed(say_on(console), failed)
+    say_on(console)(f"look at {page}")
+    return not failed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Found:
+    """Servers before anything starts."""
+
+    urls: list[str]
+    registered: bool
+    """Whether they stood in Redis."""
+    knows_model: bool
+    """Whether `model.path` leads to the model from here."""
+
+
+def _found_servers(
+    settings: Settings, folder: Path, servers: Sequence[str], *, own_server: bool
+) -> _Found:
+    """Which servers are asked; what can be refused without looking further is refused.
+
+    Raises:
+        SettingsError: The folder cannot be written, or a URL has a password.
+        UnavailableError: Nobody is at any of the URLs.
+    """
+    check_run_folder(folder / "logs", named_by="--output")
+    _check_named(servers)
+    registered = not (own_server or servers)
+    urls = registered_servers(settings) if registered else list(servers)
+    return _Found(urls=urls, registered=registered, knows_model=not _is_elsewhere(settings, urls))
+
+
+def _check_named(servers: Sequence[str]) -> None:
     if any("@" in server for server in servers):
         raise SettingsError(
             "--server takes http://host:port without a user or password: every user of this "
             "machine sees it; the token is SGG_DATA_TOKEN, or security.data_token_file"
         )
-    registered = not (own_server or servers)
-    urls = registered_servers(settings) if registered else list(servers)
-    settings = checked_inference(
-        settings, data, limit=limit, knows_model=not _is_elsewhere(settings, urls)
-    )
-    logs.mkdir(parents=True, exist_ok=True)
+    if servers and not any(map(_is_there, servers)):
+        raise UnavailableError(
+            f"nobody is at {', '.join(servers)}: start a server there (sgg-rl serve rollout), or "
+            "leave out --server, and one of --model is started for this"
+        )
+
+
+def _is_there(url: str) -> bool:
+    """Whether somebody listens there, ready or not."""
+    try:
+        with socket.create_connection(host_and_port(url), timeout=_CONNECT_S):
+            return True
+    except OSError:
+        return False
+
+
+def _begin_logs(settings: Settings, folder: Path) -> None:
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
     setup_logging("infer")
     check_instruction(settings.data.template, settings.data.vocabulary)
-    dataset = open_dataset(data)
-    num_images = min(len(dataset), limit or len(dataset))
-    progress = Progress(total=num_images)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Work:
+    """Servers that are ready, and who watches over them."""
+
+    settings: Settings
+    urls: list[str]
+    registered: bool
+    supervisor: Supervisor
+    console: SafeConsole
+
+    def say_what(self, what: str, folder: Path) -> None:
+        say_on(self.console)(f"{what} through {', '.join(self.urls)}, into {folder}")
+
+    def follow(self, work: Coroutine[Any, Any, None], progress: Progress) -> None:
+        """Do it to its end, and show how far it is."""
+        try:
+            with ProgressView(progress, self.console) as view:
+                self.supervisor.watch(work, tick=view.update)
+        except KeyboardInterrupt:
+            say_on(self.console)(
+                f"interrupted with {progress.done} of {progress.total} images done: the same "
+                "command goes on from there"
+            )
+            raise
+
+
+@contextmanager
+def _serving(settings: Settings, folder: Path, found: _Found) -> Iterator[_Work]:
+    """The servers that were found, or one that is started for this and stopped at the end."""
+    console = open_console()
+    say = say_on(console)
+    urls, registered = found.urls, found.registered
     with (
         handled(heeded_signals(), signal.default_int_handler),
         ReservedPorts() as ports,
-        Supervisor(logs, say=say) as supervisor,
+        Supervisor(folder / "logs", say=say) as supervisor,
     ):
         if not urls:
             url = f"http://127.0.0.1:{ports.take()}"
             settings = _start_server(settings, folder, url, supervisor, say)
             urls, registered = [settings.rollout.url], False
-        say(f"{num_images} images of {data} through {', '.join(urls)}, into {folder}")
-        try:
-            with ProgressView(progress, console) as view:
-                work = infer_into(folder, settings, urls, dataset, progress, registered=registered)
-                supervisor.watch(work, tick=view.update)
-        except KeyboardInterrupt:
-            say(
-                f"interrupted with {progress.done} of {num_images} images done: the same command "
-                "goes on from there"
-            )
-            raise
-    console.print(summary(progress, folder))
+        yield _Work(
+            settings=settings,
+            urls=urls,
+            registered=registered,
+            supervisor=supervisor,
+            console=console,
+        )
 
 
 def _is_elsewhere(settings: Settings, urls: list[str]) -> bool:
@@ -105,6 +248,30 @@ def _is_elsewhere(settings: Settings, urls: list[str]) -> bool:
     """
     model, served = settings.model, bool(urls) or settings.rollout.engine == "fake"
     return served and model.box_space != "auto" and not Path(model.path).exists()
+
+
+def served_model(servers: Sequence[str]) -> str:
+    """The model that the first of these servers serves.
+
+    Raises:
+        SettingsError: A URL has a password, or the model is not to be found from here.
+        UnavailableError: Nobody is there.
+    """
+    _check_named(servers)
+    url = next(filter(_is_there, servers))
+
+    async def ask() -> str:
+        token = read_token("SGG_DATA_TOKEN", None)
+        async with RolloutClient(url, token=token, timeout_s=_POLICY_S) as client:
+            return (await client.get("/v1/policy", PolicyInfo, retry=False)).model
+
+    model = asyncio.run(ask())
+    if not Path(model).exists() and not is_of_the_hub(model):
+        raise SettingsError(
+            f"{url} serves {model}, which is not here (seen from {Path.cwd()}): give the --config "
+            "of its run, with model.box_space, or a copy of it as --model"
+        )
+    return model
 
 
 def registered_servers(settings: Settings) -> list[str]:

@@ -1,6 +1,7 @@
 """What `sgg-rl infer` shows: a bar on a terminal, else a line now and then; and a summary."""
 
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -9,8 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from evaluation.inference.progress import Progress
-from launcher.terminal import LiveView, SafeConsole
+from evaluation.reading.lines import GraphLine
+from launcher.terminal import LiveView, SafeConsole, Say
+from services.images import MAX_IMAGE_PIXELS
 
+_NUM_SAID = 20
+"""Failed pictures that are said"""
 _LINE_EVERY_S = 10.0
 
 
@@ -80,6 +85,22 @@ def summary(progress: Progress, folder: Path) -> Table:
     table.add_row("policy versions", _versions(progress))
     table.add_row("written", str(folder / "predictions.jsonl"))
     return table
+
+
+def say_failed(say: Say, failed: Sequence[GraphLine]) -> None:
+    """Which pictures no model has seen, why, and what to do."""
+    if not failed:
+        return
+    say(f"{len(failed)} pictures could not be asked about:")
+    for line in failed[:_NUM_SAID]:
+        image_id, problem = str(line.image_id), line.problem or line.status
+        say(f"  {problem}" if problem.startswith(image_id) else f"  {image_id}: {problem}")
+    if (more := len(failed) - _NUM_SAID) > 0:
+        say(f"  and {more} more: those with a `problem` in predictions.jsonl")
+    say(
+        f"Save them again as JPEG or PNG of at most {MAX_IMAGE_PIXELS:,} pixels; the same command "
+        "then asks about them alone."
+    )
 
 
 def _failures(progress: Progress) -> str:

@@ -107,6 +107,7 @@ class SceneDataset:
         thinking_column: A column with text that every usable row must have.
         task: What the rows are for; `sgg` and `cls` leave out rows without relationships.
         keep_repeated: Samples keep triplets that repeat another.
+        annotated: False: a row may have no graph; its sample's is empty.
 
     Raises:
         InvalidInputError: More than `max(MAX_BROKEN_ROWS, MAX_BROKEN_SHARE * rows)` rows are
@@ -121,9 +122,11 @@ class SceneDataset:
         thinking_column: str | None = None,
         task: Task | None = None,
         keep_repeated: bool = False,
+        annotated: bool = True,
     ) -> None:
         self._rows = rows
         self._keep_repeated = keep_repeated
+        self._annotated = annotated
         self.name = name
         self._thinking = thinking_column
         self._has_warned = False
@@ -143,10 +146,11 @@ class SceneDataset:
                 for what its header says, or has another size than the row says.
         """
         number = int(self._usable[index])
-        place = f"{self.name}, {self._rows.place(number)}"
+        place = self.place(index)
         try:
             row = self._rows.row(number)
-            place += f" (image {image_id_text(row['image_id'])})"
+            image_id = image_id_text(row["image_id"])
+            place += f" (image {image_id})" * (not place.endswith(image_id))
             data = image_bytes(row["image"])
             header = check_image(data, read_size(row))
         except RowError as error:
@@ -154,7 +158,7 @@ class SceneDataset:
         if header.orientation > 1:
             self._warn_of_turn(place)
         return Sample(
-            image_id=image_id_text(row["image_id"]),
+            image_id=image_id,
             image_bytes=data,
             width=header.width,
             height=header.height,
@@ -182,7 +186,7 @@ class SceneDataset:
             raise row
         if self._thinking:
             read_thinking(row, self._thinking)
-        return read_graph(row, keep_repeated=self._keep_repeated)
+        return read_graph(row, keep_repeated=self._keep_repeated, annotated=self._annotated)
 
     def _warn_of_turn(self, place: str) -> None:
         """Once: nothing else may show that the boxes are of the picture as it is stored."""
@@ -212,14 +216,25 @@ class SceneDataset:
 
     def place(self, index: int) -> str:
         """What a person finds a usable row by. Example: `train.jsonl, line 4`."""
-        return f"{self.name}, {self._rows.place(int(self._usable[index]))}"
+        return ", ".join(filter(None, (self.name, self._rows.place(int(self._usable[index])))))
+
+    def image_id(self, index: int) -> str:
+        """The id of a usable row, also where its image is not usable."""
+        try:
+            return image_id_text(self._rows.row(int(self._usable[index])).get("image_id"))
+        except RowError:
+            return f"row {index}"
 
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
 
 
 def open_dataset(
-    path: str | Path, *, thinking_column: str | None = None, task: Task | None = None
+    path: str | Path,
+    *,
+    thinking_column: str | None = None,
+    task: Task | None = None,
+    annotated: bool = True,
 ) -> SceneDataset:
     """Open a local path or a hub dataset; see the table above.
 
@@ -227,12 +242,17 @@ def open_dataset(
         path: Or a hub name.
         thinking_column: Read this text with each row.
         task: `sgg` and `cls` leave out rows without any relationship; `det` and None keep them.
+        annotated: False: rows may have no graph, and pictures, a list or a folder of them, are rows
+            too.
 
     Raises:
         InvalidInputError: Nothing has that name, its layout is unknown, or too much is broken.
     """
-    rows = open_rows(str(path), [thinking_column] if thinking_column else [])
-    return SceneDataset(rows, str(path), thinking_column=thinking_column, task=task)
+    columns = [thinking_column] if thinking_column else []
+    rows = open_rows(str(path), columns, need_graphs=annotated)
+    return SceneDataset(
+        rows, str(path), thinking_column=thinking_column, task=task, annotated=annotated
+    )
 
 
 def is_too_broken(num_broken: int, num_rows: int) -> bool:

@@ -64,6 +64,23 @@ class RunFolder:
         return sorted(self.rollouts.glob(f"step-{number}.rank*.jsonl"))
 
 
+def trained_model(path: Path) -> tuple[Path, Path | None]:
+    """The model's folder that a path means, and the settings of the run that made it.
+
+    Example: `trained_model(Path("runs/demo"))` is `(Path("runs/demo/checkpoint"),
+    Path("runs/demo/config.toml"))`
+
+    Args:
+        path: A model's folder, or a run's; None stands for the settings where no run's lie there.
+    """
+    run = RunFolder(path)
+    if run.config.is_file() and not (path / "config.json").is_file():
+        return (run.checkpoint if run.checkpoint.is_dir() else run.model), run.config
+    above = RunFolder(path.parent)
+    made = path in (above.checkpoint, above.model) and above.config.is_file()
+    return path, above.config if made else None
+
+
 class StepRow(TypedDict, total=False):
     """A row of `metrics.jsonl`: one step. A row may hold more numbers than are named here.
 

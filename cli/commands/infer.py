@@ -1,15 +1,22 @@
 """`sgg-rl infer`: a model's scene graphs of a dataset's images."""
 
 import json
+import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from cli.options import ShortOverrides
 from services.errors import SettingsError
 
-Data = Annotated[str, typer.Argument(help="Parquet file, folder, JSON, or name on the hub.")]
+if TYPE_CHECKING:
+    from services.settings import Settings
+
+Data = Annotated[
+    str, typer.Argument(help="Parquet file, folder, JSON, name on the hub, or pictures.")
+]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder; one that is there goes on.")]
 Model = Annotated[str | None, typer.Option(help="Folder or hub name; a server of it is started.")]
 Config = Annotated[list[Path] | None, typer.Option("--config", "-c", help="The run's TOML file.")]
@@ -26,6 +33,9 @@ Temperature = Annotated[float | None, typer.Option(min=0, max=2, help="0, the de
 TopP = Annotated[float | None, typer.Option(help="With a temperature.")]
 TopK = Annotated[int | None, typer.Option(help="With a temperature.")]
 Seed = Annotated[int | None, typer.Option(help="With a temperature.")]
+BestOf = Annotated[
+    int | None, typer.Option(min=1, max=64, help="Sample so many answers, keep the likeliest.")
+]
 MaxTokens = Annotated[int | None, typer.Option(help="Of one answer.")]
 Constrain = Annotated[
     Literal["never", "failures", "all"] | None,
@@ -50,38 +60,88 @@ def infer(
     seed: Seed = None,
     max_tokens: MaxTokens = None,
     constrain: Constrain = None,
+    best_of: BestOf = None,
 ) -> None:
     """Write OUTPUT/predictions.jsonl: one scene graph for each image of DATA, in its order.
 
     Through the servers given, else those of the run, else one of --model that is started for it.
     The same command again goes on where it was stopped.
     """
-    from services.settings import load_settings
-
-    if not config and model is None:
-        raise SettingsError("say which model: --model, or --config with the settings of its run")
-    if vocabulary is not None:
-        template = template or "closed"
-    short = {
-        "model.path": model,
-        "data.train": None if config else data,
-        "data.template": template,
-        "data.vocabulary": "" if template in ("open", "toy") else vocabulary,
-        "data.thinking": thinking,
-        "evaluation.temperature": temperature,
-        "evaluation.top_p": top_p,
-        "evaluation.top_k": top_k,
-        "run.seed": seed,
-        "evaluation.max_tokens": max_tokens,
-        "evaluation.constrain": constrain,
-    }
-    overrides = [
-        f"{name}={json.dumps(value) if value != '' else ''}"
-        for name, value in short.items()
-        if value is not None
-    ]
-    settings = load_settings(config or [], [*(set_ or []), *overrides])
+    settings = inference_settings(
+        model,
+        config,
+        set_,
+        template=template,
+        vocabulary=vocabulary,
+        data={"train": None if config else data, "thinking": thinking},
+        evaluation={
+            "temperature": temperature,
+            "top_p": top_p,
+            "top_k": top_k,
+            "best_of": best_of,
+            "max_tokens": max_tokens,
+            "constrain": constrain,
+        },
+        seed=seed,
+    )
     from launcher.inference import run_inference
 
     own = model is not None and not server
     run_inference(settings, data, output, servers=server or (), own_server=own, limit=limit)
+
+
+def inference_settings(
+    model: str | None,
+    config: list[Path] | None,
+    overrides: list[str] | None,
+    *,
+    template: str | None,
+    vocabulary: str | None,
+    data: Mapping[str, Any],
+    evaluation: Mapping[str, Any],
+    seed: int | None,
+) -> "Settings":
+    """The settings that a model is asked by: short options over `--set` over files.
+
+    Args:
+        model: A model's folder, a run's or a name on the hub. Without `config`, the settings of the
+            run that made it hold.
+        config: Settings files.
+        overrides: Of `--set`.
+        template: Of `[data]`.
+        vocabulary: Of `[data]`; it implies the template `closed`.
+        data: More of `[data]`; None leaves a setting as it is.
+        evaluation: Of `[evaluation]`, likewise.
+        seed: Of `[run]`.
+
+    Raises:
+        SettingsError: No model is named, or a setting is wrong.
+    """
+    from services.run_folder import trained_model
+    from services.settings import load_settings
+
+    if not config and model is None:
+        raise SettingsError("say which model: --model, or --config with the settings of its run")
+    files = list(config or [])
+    if model is not None and Path(model).is_dir():
+        folder, of_run = trained_model(Path(model))
+        model = str(folder)
+        if of_run and not files:
+            files = [of_run]
+            print(f"asked as {of_run} says: other settings are --config or --set", file=sys.stderr)
+    if vocabulary is not None:
+        template = template or "closed"
+    vocabulary = "" if template in ("open", "toy") else vocabulary
+    tables = {
+        "model": {"path": model},
+        "data": {"template": template, "vocabulary": vocabulary, **data},
+        "evaluation": evaluation,
+        "run": {"seed": seed},
+    }
+    short = [
+        f"{table}.{name}={json.dumps(value) if value != '' else ''}"
+        for table, fields in tables.items()
+        for name, value in fields.items()
+        if value is not None
+    ]
+    return load_settings(files, [*(overrides or []), *short])

@@ -52,7 +52,8 @@ def draw_samples(rows: Rows, usable: NDArray[np.bool_], folder: Path, num: int) 
         try:
             data = image_bytes(row["image"])
             check_image(data, read_size(row))
-            picture = draw_png(read_graph(row)[0], *read_size(row), decode_image(data))
+            image = decode_image(data)
+            picture = draw_png(read_graph(row)[0], *image.size, image)
         except (RowError, InvalidInputError, TooLargeError) as error:
             logger.warning("%s is not drawn: %s", rows.place(index), error)
             continue

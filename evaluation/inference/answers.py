@@ -1,5 +1,8 @@
 """From a rollout server's answer to a line of `predictions.jsonl`."""
 
+from collections.abc import Sequence
+from statistics import fmean
+
 from evaluation.reading.lines import GraphLine, LineObject, graph_lists
 from scene_data.dataset import Sample
 from scene_data.messages import box_space
@@ -9,6 +12,28 @@ from services.settings import Settings
 
 NOT_ASKED = ("refused", "unreadable")
 """Statuses of images that no model has seen: a server refused the prompt, or the file is broken."""
+
+
+def best_line(
+    settings: Settings,
+    sample: Sample,
+    answers: Sequence[Completion],
+    free: GraphLine | None = None,
+) -> GraphLine:
+    """The line of the best answer: one with a graph, then by `mean_logprob`, then the first.
+
+    Args:
+        settings: As `answered_line`.
+        sample: The image.
+        answers: The model's, at least one.
+        free: As `answered_line`.
+    """
+    lines = [answered_line(settings, sample, answer, free) for answer in answers]
+    if len(lines) == 1:
+        return lines[0]
+    for line, answer in zip(lines, answers, strict=True):
+        line.mean_logprob = min(fmean(answer.rollout_logprobs or [0.0]), 0.0)
+    return max(lines, key=lambda line: (line.status == "ok", line.mean_logprob))
 
 
 def answered_line(
@@ -45,8 +70,24 @@ def answered_line(
     )
 
 
-def not_asked_line(image_id: str, status: str, *, width: int = 0, height: int = 0) -> GraphLine:
-    """The line of an image that no model has seen; sizes are 0 where the file is broken."""
+def not_asked_line(
+    image_id: str, status: str, problem: str, size: tuple[int, int] = (0, 0)
+) -> GraphLine:
+    """The line of an image that no model has seen.
+
+    Args:
+        image_id: The image's.
+        status: One of `NOT_ASKED`.
+        problem: Why.
+        size: Width and height in pixels; 0 where the file is broken.
+    """
+    width, height = size
     return GraphLine(
-        image_id=image_id, width=width, height=height, objects=[], relationships=[], status=status
+        image_id=image_id,
+        width=width,
+        height=height,
+        objects=[],
+        relationships=[],
+        status=status,
+        problem=problem,
     )

@@ -1,7 +1,8 @@
 """Inference into a folder: all of `sgg-rl infer` once it has servers."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from evaluation.inference.answers import NOT_ASKED
@@ -13,7 +14,10 @@ from evaluation.inference.record import InferenceRecord, record_fields
 from evaluation.reading.lines import GraphLine
 from scene_data.dataset import SceneDataset
 from services.errors import ConflictError
+from services.schemas.weights import PolicyInfo
 from services.settings import Settings
+
+PREDICTIONS = "predictions.jsonl"
 
 
 async def infer_into(
@@ -41,41 +45,86 @@ async def infer_into(
             or another process writes there; or the servers do not serve one policy.
         SggError: As `Inference.run`.
     """
-    per_server = requests_per_server(settings)
-    async with Fleet(settings, urls, per_server=per_server, registered=registered) as fleet:
-        policy = await fleet.meet(model=settings.model.path)
-        fields = await asyncio.to_thread(
-            record_fields, settings, policy, dataset.name, len(dataset), progress.total
-        )
-        with PredictionsFile(folder / "predictions.jsonl") as predictions:
-            record = InferenceRecord(folder, fields)
-            record.begin()
+    async with met_fleet(settings, urls, registered=registered) as (fleet, policy):
+        source = dataset.name, len(dataset)
+        async with recorded(folder, settings, policy, progress, source) as predictions:
             num_lines, again = _take_up(predictions, dataset, progress)
             progress.start(fleet)
             inference = Inference(settings, dataset, fleet, progress)
-            mended: dict[int, GraphLine] = {}
-            await inference.run(again, mended.__setitem__)
-            if mended:
-                predictions.replace(mended)
+            await ask_again(inference, predictions, again)
             rest = range(num_lines, progress.total)
             await inference.run(rest, lambda _, line: predictions.append(line))
-        progress.end()
-        record.end(progress)
+
+
+@asynccontextmanager
+async def met_fleet(
+    settings: Settings, urls: Sequence[str], *, registered: bool = False
+) -> AsyncIterator[tuple[Fleet, PolicyInfo]]:
+    """Servers, and the policy that they serve; the arguments are those of `infer_into`."""
+    per_server = requests_per_server(settings)
+    async with Fleet(settings, urls, per_server=per_server, registered=registered) as fleet:
+        yield fleet, await fleet.meet(model=settings.model.path)
+
+
+@asynccontextmanager
+async def recorded(
+    folder: Path,
+    settings: Settings,
+    policy: PolicyInfo,
+    progress: Progress,
+    source: tuple[str, int | None],
+) -> AsyncIterator[PredictionsFile]:
+    """The folder's predictions, with what they are made by beside them.
+
+    Args:
+        folder: As `infer_into`.
+        settings: The run's.
+        policy: What is asked.
+        progress: Ends with the block.
+        source: Name of the dataset, and its rows; None where another start may have others.
+
+    Raises:
+        ConflictError: As `infer_into`.
+    """
+    fields = await asyncio.to_thread(record_fields, settings, policy, *source, progress.total)
+    with PredictionsFile(folder / PREDICTIONS) as predictions:
+        record = InferenceRecord(folder, fields)
+        record.begin()
+        yield predictions
+    progress.end()
+    record.end(progress)
+
+
+async def ask_again(
+    inference: Inference, predictions: PredictionsFile, lines: Mapping[int, int]
+) -> list[GraphLine]:
+    """Put answers in the place of lines that no model has answered; the new lines.
+
+    Args:
+        inference: Over the images.
+        predictions: That have these lines.
+        lines: Number of each line, from 0, by the index of its image.
+    """
+    mended: dict[int, GraphLine] = {}
+    await inference.run(list(lines), lambda i, line: mended.update({lines[i]: line}))
+    if mended:
+        predictions.replace(mended)
+    return list(mended.values())
 
 
 def _take_up(
     predictions: PredictionsFile, dataset: SceneDataset, progress: Progress
-) -> tuple[int, list[int]]:
+) -> tuple[int, dict[int, int]]:
     """Count what is there: how many lines, and which of them no model has answered.
 
     Raises:
         ConflictError: The last line is of another image than the dataset's.
     """
-    number, again = 0, []
+    number, again = 0, {}
     line: GraphLine | None = None
     for number, line in enumerate(predictions.lines(), start=1):
         if line.status in NOT_ASKED:
-            again.append(number - 1)
+            again[number - 1] = number - 1
         else:
             progress.count(line)
     if line is not None and line.status not in NOT_ASKED:

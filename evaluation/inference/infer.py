@@ -4,7 +4,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 
-from evaluation.inference.answers import answered_line, not_asked_line
+from evaluation.inference.answers import best_line, not_asked_line
 from evaluation.inference.fleet import Fleet
 from evaluation.inference.progress import Progress
 from evaluation.inference.prompts import rollout_request
@@ -25,7 +25,7 @@ Samples = SceneDataset | list[Sample]
 
 def requests_per_server(settings: Settings) -> int:
     """As many as a server samples at the same time, and some that prepare their images."""
-    wanted = settings.rollout.max_num_seqs
+    wanted = -(-settings.rollout.max_num_seqs // settings.evaluation.best_of)
     return min(wanted + max(4, wanted // 4), MAX_REQUESTS_PER_SERVER)
 
 
@@ -37,7 +37,13 @@ class Inference:
     """
 
     def __init__(
-        self, settings: Settings, samples: Samples, fleet: Fleet, progress: Progress
+        self,
+        settings: Settings,
+        samples: Samples,
+        fleet: Fleet,
+        progress: Progress,
+        *,
+        to_the_end: bool = False,
     ) -> None:
         """Starts nothing.
 
@@ -46,11 +52,13 @@ class Inference:
             samples: Images, read one at a time from any thread.
             fleet: That has met.
             progress: Is kept up to date; has how many there are in all.
+            to_the_end: Go on however many images cannot be asked about; their lines say why.
         """
         self._settings = settings
         self._samples = samples
         self._fleet = fleet
         self._progress = progress
+        self._to_the_end = to_the_end
         self._places = asyncio.Semaphore(fleet.capacity)
         self._reading = asyncio.Lock()
         self._not_asked: list[str] = []
@@ -93,14 +101,17 @@ class Inference:
                     sample = await asyncio.to_thread(self._samples.__getitem__, index)
             except InvalidInputError as error:
                 self._note(error.message)
-                return not_asked_line(f"row {index}", "unreadable")
+                return not_asked_line(self._image_id(index), "unreadable", error.message)
             try:
                 return await self._answered(sample)
             except (InvalidInputError, TooLargeError, EngineError) as error:
                 self._note(f"image {sample.image_id} was refused: {error.message}")
-                return not_asked_line(
-                    sample.image_id, "refused", width=sample.width, height=sample.height
-                )
+                size = sample.width, sample.height
+                return not_asked_line(sample.image_id, "refused", error.message, size)
+
+    def _image_id(self, index: int) -> str:
+        samples = self._samples
+        return samples[index].image_id if isinstance(samples, list) else samples.image_id(index)
 
     async def _answered(self, sample: Sample) -> GraphLine:
         """The free answer, and then, where that is wanted, one under the schema."""
@@ -113,11 +124,12 @@ class Inference:
     async def _ask(
         self, sample: Sample, *, constrained: bool, free: GraphLine | None = None
     ) -> GraphLine:
-        request = rollout_request(self._settings, sample, constrained=constrained)
-        response = await self._fleet.ask(request)
-        completion = response.completions[0]
-        self._progress.tokens += len(completion.token_ids)
-        return answered_line(self._settings, sample, completion, free)
+        request = await asyncio.to_thread(
+            rollout_request, self._settings, sample, constrained=constrained
+        )
+        answers = (await self._fleet.ask(request)).completions
+        self._progress.tokens += sum(len(answer.token_ids) for answer in answers)
+        return best_line(self._settings, sample, answers, free)
 
     def _note(self, message: str) -> None:
         """A model is not blamed for what it was not asked; a few such images are let pass.
@@ -125,6 +137,8 @@ class Inference:
         Raises:
             InvalidInputError: It is not a few.
         """
+        if self._to_the_end:
+            return
         logger.warning("%s", message)
         self._not_asked.append(message)
         limit = max(MAX_BROKEN_ROWS, int(MAX_BROKEN_SHARE * self._progress.total))

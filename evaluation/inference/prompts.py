@@ -2,32 +2,42 @@
 
 import base64
 import hashlib
+import io
 
 from scene_data.dataset import Sample
 from scene_data.messages import box_space, image_messages
 from scene_graph.schema import scene_graph_schema
+from services.errors import TooLargeError
+from services.images import decode_image
 from services.schemas.common import Sampling
-from services.schemas.rollouts import InlineImage, RolloutRequest
+from services.schemas.rollouts import MAX_INLINE_BYTES, InlineImage, RolloutRequest
 from services.settings import Settings
+
+_QUALITIES = (90, 75, 50)
+"""Of the JPEG that is sent in place of a picture's file that is too large, tried in turn"""
 
 
 def rollout_request(
     settings: Settings, sample: Sample, *, constrained: bool = False
 ) -> RolloutRequest:
-    """One answer for an image, sampled as `[evaluation]` says.
+    """The answers for an image, sampled as `[evaluation]` says.
 
     Args:
         settings: The run's.
         sample: The image.
         constrained: Under the JSON Schema of the task, which leaves no room for thinking: it is not
             asked for then.
+
+    Raises:
+        TooLargeError: No request takes the picture.
+        InvalidInputError: It is damaged.
     """
     evaluation, data = settings.evaluation, settings.data
     return RolloutRequest(
         messages=image_messages(data, box_space(settings.model, sample), may_think=not constrained),
-        images=[InlineImage(data=base64.b64encode(sample.image_bytes).decode())],
+        images=[InlineImage(data=base64.b64encode(_sendable(sample.image_bytes)).decode())],
         sampling=Sampling(
-            n=1,
+            n=evaluation.best_of,
             temperature=evaluation.temperature,
             top_p=evaluation.top_p,
             top_k=evaluation.top_k,
@@ -35,6 +45,22 @@ def rollout_request(
             seed=image_seed(settings.run.seed, sample.image_id) if evaluation.temperature else None,
             json_schema=scene_graph_schema(data.task) if constrained else None,
         ),
+    )
+
+
+def _sendable(data: bytes) -> bytes:
+    """A picture's file, or a smaller one with as many pixels where no request takes it."""
+    if len(data) <= MAX_INLINE_BYTES:
+        return data
+    image = decode_image(data)
+    for quality in _QUALITIES:
+        buffer = io.BytesIO()
+        image.save(buffer, "JPEG", quality=quality)
+        if buffer.tell() <= MAX_INLINE_BYTES:
+            return buffer.getvalue()
+    raise TooLargeError(
+        f"image is too large: over {MAX_INLINE_BYTES:,} bytes, also as a JPEG: save it with fewer "
+        "pixels"
     )
 
 

@@ -13,6 +13,7 @@ from services.errors import ConflictError
 from services.schemas.weights import PolicyInfo
 from services.settings import Settings
 
+FILE = "predictions.settings.json"
 _MAY_CHANGE = frozenset({"num_images", "software_version", "result"})
 """Between two starts that write into one folder."""
 
@@ -21,7 +22,7 @@ class InferenceRecord:
     """The file of a folder. Its fields are explained in `docs/inference.md`."""
 
     def __init__(self, folder: Path, fields: Mapping[str, Any]) -> None:
-        self._file = folder / "predictions.settings.json"
+        self._file = folder / FILE
         self._fields = dict(fields)
 
     def begin(self) -> None:
@@ -56,8 +57,14 @@ class InferenceRecord:
         draft.replace(self._file)
 
 
+def kept_settings(folder: Path) -> dict[str, Any]:
+    """What a folder's file says."""
+    fields: dict[str, Any] = json.loads((folder / FILE).read_text())
+    return fields
+
+
 def record_fields(
-    settings: Settings, policy: PolicyInfo, dataset: str, num_rows: int, num_images: int
+    settings: Settings, policy: PolicyInfo, dataset: str, num_rows: int | None, num_images: int
 ) -> dict[str, Any]:
     """What makes predictions what they are.
 
@@ -65,7 +72,7 @@ def record_fields(
         settings: That prompts and sampling are made from.
         policy: That the servers serve.
         dataset: Its name, as given.
-        num_rows: Usable rows of it.
+        num_rows: Usable rows of it; None where another start may have others.
         num_images: How many of them are asked about.
     """
     model, data, evaluation = settings.model, settings.data, settings.evaluation
@@ -89,6 +96,7 @@ def record_fields(
         "temperature": evaluation.temperature,
         "top_p": evaluation.top_p,
         "top_k": evaluation.top_k,
+        "best_of": evaluation.best_of if evaluation.best_of > 1 else None,
         "max_tokens": evaluation.max_tokens,
         "seed": settings.run.seed if evaluation.temperature else None,
         "constrain": evaluation.constrain,

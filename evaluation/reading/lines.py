@@ -13,7 +13,7 @@ from typing import Annotated
 import msgspec
 
 from scene_graph.cleaning import Task
-from scene_graph.graph import SceneGraph
+from scene_graph.graph import Relationship, SceneGraph, SceneObject
 
 ImageId = str | int | float
 """Some programs write the id 139 as 139.0; it is the text of the number"""
@@ -70,12 +70,17 @@ class GraphLine(msgspec.Struct, kw_only=True, omit_defaults=True):
     graph"""
     truncated: bool = False
     """With `invalid_json`: the answer stops inside its JSON"""
+    problem: str | None = None
+    """Why no model has seen the image, where none has"""
     text: str | None = None
     """All that the model wrote"""
     num_tokens: Count | None = None
     finish_reason: str | None = None
     policy_versions: tuple[int, int] | None = None
     """Oldest and newest that sampled a token of it"""
+    mean_logprob: float | None = None
+    """Where it is the best of several answers: the mean natural log-probability of its tokens, 0 or
+    less, in the distribution that they were sampled from"""
     unconstrained_status: str | None = None
     """Where the graph was written under a JSON schema: the status of the free answer"""
     unconstrained_text: str | None = None
@@ -86,6 +91,21 @@ class GraphLine(msgspec.Struct, kw_only=True, omit_defaults=True):
     def size(self) -> tuple[int, int]:
         """Width and height of the image in pixels."""
         return int(self.width), int(self.height)
+
+    @property
+    def graph(self) -> SceneGraph:
+        """The line's graph, boxes in pixels; without the objects that have no box."""
+        return SceneGraph(
+            objects=tuple(
+                SceneObject(id=item.id, bbox=item.bbox)
+                for item in self.objects
+                if item.bbox is not None
+            ),
+            relationships=tuple(
+                Relationship(subject=r.subject, predicate=r.predicate, object=r.object)
+                for r in self.relationships
+            ),
+        )
 
 
 def graph_lists(

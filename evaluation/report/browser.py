@@ -30,6 +30,7 @@ def browser_data(
         task: Says which recall each image has.
     """
     return {
+        "judged": True,
         "recall": "strict recall" if task == "cls" else "strict R@100",
         "sides": [name for name, _ in sides],
         "images": [
@@ -69,7 +70,7 @@ def _side(result: ImageResult) -> dict[str, Any]:
     """A prediction, and which items of the reference it found."""
     return {
         "status": result.status,
-        "text": _cut(result.text),
+        "text": cut(result.text),
         "tokens": result.num_tokens,
         "recall": result.recall,
         "f1": result.f1,
@@ -84,7 +85,11 @@ def _side(result: ImageResult) -> dict[str, Any]:
 def _graph(graph: DrawnGraph, image: ImageResult) -> dict[str, Any]:
     return {
         "objects": [
-            {"name": item.name, "box": _drawable(item.bbox, image), "hit": item.verdict == "hit"}
+            {
+                "name": item.name,
+                "box": drawable(item.bbox, (image.width, image.height)),
+                "hit": item.verdict == "hit",
+            }
             for item in graph.objects
         ],
         "relations": [
@@ -99,17 +104,17 @@ def _graph(graph: DrawnGraph, image: ImageResult) -> dict[str, Any]:
     }
 
 
-def _drawable(
-    bbox: tuple[float, float, float, float] | None, image: ImageResult
+def drawable(
+    bbox: tuple[float, float, float, float] | None, size: tuple[int, int]
 ) -> tuple[float, ...] | None:
     """The box to a tenth of a pixel, cut to one image's size around the image; None without one."""
     if bbox is None or not all(map(math.isfinite, bbox)):
         return None
-    sides = (image.width, image.height) * 2
-    return tuple(round(min(max(c, -s), 2 * s), 1) for c, s in zip(bbox, sides, strict=True))
+    return tuple(round(min(max(c, -s), 2 * s), 1) for c, s in zip(bbox, size * 2, strict=True))
 
 
-def _cut(text: str | None) -> str | None:
+def cut(text: str | None) -> str | None:
+    """At most `MAX_TEXT` characters of an answer, and how many more there are."""
     if text is None or len(text) <= MAX_TEXT:
         return text
     return f"{text[:MAX_TEXT]} … ({len(text) - MAX_TEXT:,} more characters)"

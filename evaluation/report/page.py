@@ -3,25 +3,27 @@
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-import jinja2
 import numpy as np
 from markupsafe import Markup
 
 from evaluation.published import published_tables
+from evaluation.reading.lines import GraphLine
 from evaluation.report import charts, tables
 from evaluation.report.browser import browser_data, json_block
 from evaluation.report.changes import change_chart, compared_sections
+from evaluation.report.template import render
 from evaluation.result import PROTOCOLS, EvaluationResult, ImageResult
 from evaluation.scoring.compare import Comparison
 
 ImageBytes = Callable[[str], bytes | None]
 """Image id to the encoded picture; None where there is none"""
 
+Image = TypeVar("Image", bound=ImageResult | GraphLine)
+
 SEED = 0
 """Of the choice of images."""
-_HERE = Path(__file__).parent
 
 
 def write_report(
@@ -45,7 +47,9 @@ def write_report(
     shared = [i for i in result.images if all(i.image_id in by_id for _, by_id in sides)]
     failed = {i.image_id for _, by_id in sides for i in by_id.values() if i.status != "ok"}
     chosen, how_chosen = choose_images(shared, num_images, failed)
-    html = _template().render(
+    html = render(
+        "report.html.jinja",
+        ["tables.js", "drawing.js", "browser.js"],
         **_predicate_words(result),
         result=result,
         compared=compared,
@@ -58,9 +62,8 @@ def write_report(
         charts=_charts(result),
         **_setting_words(result),
         how_chosen=how_chosen,
+        judged=True,
         browser=json_block(browser_data(chosen, sides, image_bytes, result.task)),
-        style=_part("report.css"),
-        scripts=[_part(name) for name in ("tables.js", "drawing.js", "browser.js")],
     )
     file = folder / "report.html"
     file.write_text(html, encoding="utf-8", errors="replace")  # half a surrogate pair in a name
@@ -68,8 +71,8 @@ def write_report(
 
 
 def choose_images(
-    images: Sequence[ImageResult], num_images: int, failed: Collection[str]
-) -> tuple[list[ImageResult], str]:
+    images: Sequence[Image], num_images: int, failed: Collection[str]
+) -> tuple[list[Image], str]:
     """A random sample, with failures as up to a third of it: never the best ones only.
 
     Args:
@@ -82,8 +85,8 @@ def choose_images(
     """
     if len(images) <= num_images:
         return list(images), f"All {len(images):,} images."
-    bad = [i for i, image in enumerate(images) if image.image_id in failed]
-    good = [i for i, image in enumerate(images) if image.image_id not in failed]
+    bad = [i for i, image in enumerate(images) if str(image.image_id) in failed]
+    good = [i for i, image in enumerate(images) if str(image.image_id) not in failed]
     num_good = min(len(good), num_images - min(len(bad), num_images // 3))
     num_bad = num_images - num_good
     rng = np.random.default_rng(SEED)
@@ -141,18 +144,3 @@ def _charts(result: EvaluationResult) -> dict[str, Markup]:
     if good or bad:
         drawn["lengths"] = charts.length_chart(good, bad)
     return drawn
-
-
-def _template() -> jinja2.Template:
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_HERE),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=jinja2.StrictUndefined,
-    ).get_template("report.html.jinja")
-
-
-def _part(name: str) -> Markup:
-    """A file of ours, which goes into the page as it is."""
-    return Markup((_HERE / name).read_text(encoding="utf-8"))  # noqa: S704 - no text of others

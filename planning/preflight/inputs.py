@@ -13,10 +13,12 @@ from typing import Literal
 from planning.preflight.check import CheckResult, check
 from planning.preflight.model_folder import check_adapter, folder_problems
 from planning.preflight.prompt_length import PromptLength, tokenizer_folder
-from planning.preflight.rows import Source, is_of_the_hub, source_checks
+from planning.preflight.rows import Source, is_of_the_hub, prompt_checks, source_checks
 from reward_service.rubrics import rubric_for
+from scene_data.dataset import Sample, SceneDataset
 from scene_data.templates import check_instruction
-from services.errors import InvalidInputError, SettingsError, UnavailableError
+from services.errors import InvalidInputError, SettingsError, TooLargeError, UnavailableError
+from services.images import decode_image
 from services.models.families import model_family, with_box_space
 from services.printable import printable
 from services.settings import Settings
@@ -66,9 +68,46 @@ def checked_inference(
     Raises:
         SettingsError: With all that is wrong.
     """
-    source = Source(setting="the dataset", name=data, answer="evaluation", num_rows=limit)
+    source = Source(
+        setting="the dataset", name=data, answer="evaluation", num_rows=limit, annotated=False
+    )
     results = _model_and_rows(settings, [source], knows_model=knows_model, fetch=fetch)
     return _accepted(settings, results, knows_model=knows_model)
+
+
+def checked_prediction(
+    settings: Settings, pictures: SceneDataset, *, knows_model: bool = True
+) -> Settings:
+    """As `checked`, before pictures are asked about, of which one at least can be read.
+
+    Args:
+        settings: The run's settings.
+        pictures: As `evaluation.inference.predict.picture_dataset` gives them.
+        knows_model: As `checked_inference`.
+
+    Raises:
+        SettingsError: With all that is wrong.
+        InvalidInputError: No picture can be read.
+    """
+    results, lengths = _model_and_lengths(settings, knows_model=knows_model, fetch=True)
+    sample = _first_readable(pictures)
+    source = Source(setting="the pictures", name="", answer="evaluation")
+    if all(result.state == "ok" for result in results):
+        results += prompt_checks(source, {sample.image_id: sample}, settings, lengths)
+    return _accepted(settings, results, knows_model=knows_model)
+
+
+def _first_readable(pictures: SceneDataset) -> Sample:
+    faults = []
+    for index in range(len(pictures)):
+        try:
+            sample = pictures[index]
+            decode_image(sample.image_bytes)
+            return sample
+        except (InvalidInputError, TooLargeError) as error:
+            faults.append(error.message)
+    listed = "\n".join(f"  {fault}" for fault in faults[:20])
+    raise InvalidInputError(f"none of the {len(faults)} pictures can be read:\n{listed}")
 
 
 def checked_model(settings: Settings) -> Settings:
@@ -121,14 +160,20 @@ def _model_and_rows(
     settings: Settings, sources: list[Source], *, knows_model: bool, fetch: bool
 ) -> list[CheckResult]:
     """Look at the model, and at datasets with the prompts that it gets for them."""
-    model = _model(settings, fetch=fetch) if knows_model else []
-    lengths = None
-    if [result.state for result in model] == ["ok"]:
-        settings = with_box_space(settings)
-        folder = tokenizer_folder(settings.model.path)
-        lengths = None if folder is None else PromptLength(settings, folder)
+    model, lengths = _model_and_lengths(settings, knows_model=knows_model, fetch=fetch)
     rows = (source_checks(source, settings, lengths, fetch=fetch) for source in sources)
     return [*model, *chain.from_iterable(rows)]
+
+
+def _model_and_lengths(
+    settings: Settings, *, knows_model: bool, fetch: bool
+) -> tuple[list[CheckResult], PromptLength | None]:
+    """Look at the model; how it counts prompts, where it is here."""
+    model = _model(settings, fetch=fetch) if knows_model else []
+    if [result.state for result in model] != ["ok"]:
+        return model, None
+    folder = tokenizer_folder(settings.model.path)
+    return model, None if folder is None else PromptLength(with_box_space(settings), folder)
 
 
 def _settings(settings: Settings, job: Job) -> str:

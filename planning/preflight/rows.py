@@ -40,6 +40,8 @@ class Source:
     thinking_column: str | None = None
     num_rows: int | None = None
     """Only so many from the first on are used; None: all."""
+    annotated: bool = True
+    """False: its rows need no graph."""
 
     @property
     def title(self) -> str:
@@ -59,7 +61,9 @@ def source_checks(
         fetch: A dataset of the hub that is not reached is a fault; else it is said to be unchecked.
     """
     try:
-        dataset = opened(source.name, source.task, source.thinking_column)
+        dataset = opened(
+            source.name, source.task, source.thinking_column, annotated=source.annotated
+        )
     except InvalidInputError as error:
         yield _not_opened(source, error, fetch=fetch)
         return
@@ -73,7 +77,7 @@ def source_checks(
         )
         yield CheckResult(source.title, "ok", detail)
     if samples:
-        yield from _prompts(source, samples, settings, lengths)
+        yield from prompt_checks(source, samples, settings, lengths)
 
 
 def is_of_the_hub(name: str) -> bool:
@@ -82,7 +86,13 @@ def is_of_the_hub(name: str) -> bool:
 
 
 @lru_cache(maxsize=2)  # of many rows it takes seconds, and a start asks for its length again
-def opened(name: str, task: Task | None = None, thinking_column: str | None = None) -> SceneDataset:
+def opened(
+    name: str,
+    task: Task | None = None,
+    thinking_column: str | None = None,
+    *,
+    annotated: bool = True,
+) -> SceneDataset:
     """A dataset; the same one again where this process asks again.
 
     Raises:
@@ -93,7 +103,7 @@ def opened(name: str, task: Task | None = None, thinking_column: str | None = No
             f"there is no {name}, and {Path(name).parent} is here (seen from {Path.cwd()})"
         )
     try:
-        return open_dataset(name, task=task, thinking_column=thinking_column)
+        return open_dataset(name, task=task, thinking_column=thinking_column, annotated=annotated)
     except OSError as error:
         raise InvalidInputError(f"{name} cannot be read: {error}") from error
 
@@ -144,10 +154,13 @@ def _faulty(source: Source, faults: list[str], num_read: int) -> CheckResult:
     return CheckResult(source.title, "warning", f"{head}, and a run leaves them out:\n{listed}")
 
 
-def _prompts(
+def prompt_checks(
     source: Source, samples: dict[str, Sample], settings: Settings, lengths: PromptLength | None
 ) -> Iterator[CheckResult]:
-    """Make the rows' prompts; a model of which nothing is known has a check of its own."""
+    """Make the prompts of samples, by their places.
+
+    A model of which nothing is known has a check of its own.
+    """
     try:
         prompts = {
             place: (sample, image_messages(settings.data, box_space(settings.model, sample)))

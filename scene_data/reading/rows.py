@@ -24,7 +24,7 @@ class RowError(ValueError):
 
 
 def read_graph(
-    row: Mapping[str, Any], *, keep_repeated: bool = False
+    row: Mapping[str, Any], *, keep_repeated: bool = False, annotated: bool = True
 ) -> tuple[SceneGraph, Counter[str]]:
     """The graph of a row, and what was dropped from it, by reason.
 
@@ -34,6 +34,8 @@ def read_graph(
     Args:
         row: Its lists may be JSON strings.
         keep_repeated: Repeated triplets stay: some protocols of evaluation count each.
+        annotated: Without a list, or without an object in it, the row is broken; else its graph is
+            empty.
 
     Raises:
         RowError: A list is missing or malformed, an id comes twice, or no object is left.
@@ -42,7 +44,7 @@ def read_graph(
     image_id_text(row.get("image_id"))
     read_size(row)
     objects: dict[str, SceneObject] = {}
-    for item in row_items(row, "objects"):
+    for item in row_items(row, "objects", needed=annotated):
         name = _text(item, "id")
         if name in objects:
             raise RowError(f"object id {name!r} comes twice", "an object id comes twice")
@@ -51,11 +53,11 @@ def read_graph(
             objects[name] = SceneObject(id=name, bbox=bbox)
         else:
             dropped["empty_box"] += 1
-    if not objects:
+    if annotated and not objects:
         raise RowError("no object with a box")
     triplets: list[Relationship] = []
     known: set[Relationship] = set()
-    for item in row_items(row, "relationships"):
+    for item in row_items(row, "relationships", needed=annotated):
         triplet = Relationship(
             subject=_text(item, "subject"),
             predicate=_text(item, "predicate"),
@@ -118,13 +120,15 @@ def read_thinking(row: Mapping[str, Any], column: str) -> str:
     return text
 
 
-def row_items(row: Mapping[str, Any], key: str) -> list[dict[str, Any]]:
-    """The objects or relationships of a row, which may be JSON text.
+def row_items(row: Mapping[str, Any], key: str, *, needed: bool = True) -> list[dict[str, Any]]:
+    """The objects or relationships of a row, which may be JSON text; none where none are needed.
 
     Raises:
         RowError: They are not a list of JSON objects.
     """
     value = row.get(key)
+    if value is None and not needed:
+        return []
     if isinstance(value, str):
         try:
             value = json.loads(value)

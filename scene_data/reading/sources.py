@@ -12,6 +12,7 @@ import re
 import tempfile
 from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
@@ -22,6 +23,14 @@ from scene_data.reading.chats import COLUMNS as CHAT_COLUMNS
 from scene_data.reading.chats import graph_columns, image_of, is_chat
 from scene_data.reading.json_stream import member_kinds, stream_values
 from scene_data.reading.layouts import raw_layouts, unknown_json
+from scene_data.reading.pictures import (
+    LIST,
+    PictureRows,
+    find_pictures,
+    is_pattern,
+    is_picture,
+    pictures_inside,
+)
 from scene_data.reading.refusal import PAGE, refusal
 from scene_data.reading.rows import RowError
 from services.errors import InvalidInputError
@@ -30,10 +39,12 @@ logger = logging.getLogger(__name__)
 
 Row = Mapping[str, Any]
 
-_FILES = (".parquet", ".json", ".jsonl", ".h5", ".hdf5", ".csv", ".gz", ".txt")
+_ROWS = (".parquet", ".json", ".jsonl", ".h5", ".hdf5")
+"""Ends of names of files that may hold rows"""
+_FILES = (*_ROWS, ".csv", ".gz", ".txt")
 """Ends of names that are meant for files, there or not"""
 _HUB_NAME = re.compile(r"^[\w.-]+/[\w.-]+(:[\w.-]+)?$")
-_COLUMNS = ("image_id", "objects", "relationships")
+_GRAPH_COLUMNS = ("objects", "relationships")
 _IMAGES = ("image", "images")
 _SIZE_COLUMNS = ("width", "height")
 _ROWS_AT_ONCE = 1000
@@ -68,29 +79,39 @@ def split_of(file: Path) -> str:
     return re.split(r"[-_]\d", file.stem)[0]
 
 
-def open_rows(name: str, extra: Sequence[str] = (), *, need_images: bool = True) -> Rows:
+def open_rows(
+    name: str,
+    extra: Sequence[str] = (),
+    *,
+    need_images: bool = True,
+    need_graphs: bool = True,
+) -> Rows:
     """The rows of a local path or a hub dataset.
 
     Args:
         name: Path or hub name.
         extra: Columns that are read beside the usual ones.
         need_images: Leave out JSON rows that name no image; they are counted in the log.
+        need_graphs: False: the graph's columns may be missing, and pictures by themselves are rows.
 
     Raises:
         InvalidInputError: Nothing has that name, its layout is unknown, or it is one that has to be
             converted first.
     """
     place = Path(name)
+    if not need_graphs and _are_pictures(place):
+        return PictureRows(find_pictures([name]))
+    table = partial(_TableRows, name=name, extra=extra, need_graphs=need_graphs)
     if place.suffix == ".parquet" and place.is_file():
-        return _TableRows(_load_parquet([place]), name, extra, place.parent)
+        return table(_load_parquet([place]), folder=place.parent)
     if place.is_file():
         _refuse_raw(place)
     if place.suffix in (".json", ".jsonl") and place.is_file():
         return _LineRows(place, need_images=need_images)
     if place.is_dir():
-        return _open_folder(place, extra, need_images=need_images)
+        return _open_folder(place, table, need_images=need_images)
     if is_hub_name(name):
-        return _TableRows(_load_hub(name), name, extra)
+        return table(_load_hub(name))
     found = "a file of another kind" if place.exists() else f"nothing there (from {Path.cwd()})"
     raise InvalidInputError(
         f"{name} is not a dataset: {found}; give a .parquet, .jsonl or .json file, a folder of "
@@ -104,11 +125,19 @@ def _refuse_raw(place: Path) -> None:
         raise refusal(file, f"it is {layout.value}", f"{command} makes a dataset of it")
 
 
-def _open_folder(folder: Path, extra: Sequence[str], *, need_images: bool) -> Rows:
+def _are_pictures(place: Path) -> bool:
+    """Whether a name means pictures, and no file of rows about some."""
+    if place.is_dir():
+        rows = any(file.suffix in _ROWS for file in place.iterdir())
+        return not rows and bool(pictures_inside(place))
+    return is_picture(place) or place.suffix == LIST or is_pattern(str(place))
+
+
+def _open_folder(folder: Path, table: Callable[..., Rows], *, need_images: bool) -> Rows:
     import datasets
 
     if (folder / "state.json").is_file():
-        return _TableRows(datasets.load_from_disk(str(folder)), str(folder), extra, folder)
+        return table(datasets.load_from_disk(str(folder)), folder=folder)
     if (folder / "dataset_dict.json").is_file():
         splits = ", ".join(sorted(item.name for item in folder.iterdir() if item.is_dir()))
         raise refusal(folder, f"a saved dataset with the splits {splits}", "name the folder of one")
@@ -117,7 +146,7 @@ def _open_folder(folder: Path, extra: Sequence[str], *, need_images: bool) -> Ro
         if "," in splits:
             wanted = "name one file, or put the files of one split in a folder of their own"
             raise refusal(folder, f"holds several splits ({splits})", wanted)
-        return _TableRows(_load_parquet(files), str(folder), extra, folder)
+        return table(_load_parquet(files), folder=folder)
     _refuse_raw(folder)
     if len(files := sorted([*folder.glob("*.json"), *folder.glob("*.jsonl")])) == 1:
         return _LineRows(files[0], need_images=need_images)
@@ -173,15 +202,23 @@ class _TableRows:
         name: For messages.
         extra: More columns that are read.
         folder: Where paths of images count from.
+        need_graphs: False: the columns of the graph may be missing.
     """
 
     def __init__(
-        self, table: Any, name: str, extra: Sequence[str] = (), folder: Path = Path()
+        self,
+        table: Any,
+        name: str,
+        extra: Sequence[str] = (),
+        folder: Path = Path(),
+        *,
+        need_graphs: bool = True,
     ) -> None:
         self._folder = folder
         self._is_chat = is_chat(table.column_names)
         self._image = next((key for key in _IMAGES if key in table.column_names), _IMAGES[0])
-        columns = _wanted(table, [self._image, *extra], is_chat=self._is_chat)
+        graph = _GRAPH_COLUMNS if need_graphs and not self._is_chat else ()
+        columns = _wanted(table, [*graph, self._image, *extra], is_chat=self._is_chat)
         if missing := [key for key in columns if key not in table.column_names]:
             also = ", or name the one with the thinking in sft.thinking_column" if extra else ""
             raise refusal(
@@ -222,8 +259,9 @@ class _TableRows:
 def _wanted(table: Any, others: list[str], *, is_chat: bool) -> list[str]:
     """Columns that are needed, and those of the others that are there."""
     there = set(table.column_names)
-    optional = [*_SIZE_COLUMNS, *(("image_id", *CHAT_COLUMNS) if is_chat else ())]
-    needed = [*(() if is_chat else _COLUMNS), *others]
+    usual = (*_SIZE_COLUMNS, *_GRAPH_COLUMNS)
+    optional = [*_SIZE_COLUMNS, "image_id", *CHAT_COLUMNS] if is_chat else usual
+    needed = [*(() if is_chat else ("image_id",)), *others]
     return list(dict.fromkeys([*needed, *(key for key in optional if key in there)]))
 
 

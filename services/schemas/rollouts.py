@@ -76,6 +76,10 @@ class RolloutGroup(Message):
         return f"{self.group_id}#{self.incarnation}.{self.attempt}"
 
 
+MAX_INLINE_BYTES = 8_000_000
+"""An encoded image inside a request has so many at most."""
+
+
 class InlineImage(Message):
     """An image inside its request.
 

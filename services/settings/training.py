@@ -236,9 +236,21 @@ class EvaluationSettings(Section):
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)
     """0 keeps the whole vocabulary."""
+    best_of: int = Field(default=1, ge=1, le=64)
+    """Answers that are sampled for each image. The one with a graph and the highest mean
+    log-probability of its tokens is kept."""
     constrain: Literal["never", "failures", "all"] = "never"
     """Ask again under the JSON Schema of a scene graph: where the free answer has no graph, or for
     every image. The free answer always comes first, and its status is kept."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "EvaluationSettings":
+        if self.best_of > 1 and not self.temperature:
+            raise ValueError(
+                f"best_of = {self.best_of} needs a temperature over 0, such as 0.7: greedy answers "
+                "are all alike"
+            )
+        return self
 
 
 class RecordsSettings(Section):

@@ -129,6 +129,6 @@ def test_lines_and_scores_of_each_task(task: Task, measured: set[str], tmp_path:
     # Right answers to three images, and none to the fourth.
     for name in measured & {"triplet_recall", "triplet_f1", "object_precision", "object_f1"}:
         assert scores[name] == 0.75
-    lines[3] = not_asked_line("x", "refused")  # by the server: nobody's answer
+    lines[3] = not_asked_line("x", "refused", "too long")  # by the server: nobody's answer
     asked = heldout_scores(settings, samples, lines)
     assert (asked["num_images"], asked["failure_rate"]) == (3, 0)

@@ -3,7 +3,7 @@ const data = JSON.parse(document.getElementById("browser-data").textContent);
 const control = (id) => document.getElementById(id);
 const viewer = control("viewer");
 const grid = control("grid");
-const VERDICTS = { hit: "✓", miss: "○", hallucination: "✕" };
+const VERDICTS = { hit: "✓", miss: "○", hallucination: "✕", drawn: "" };
 const VERDICT_RULE = "strict, every prediction counted";
 const shown = { labels: true, hits: true, wrong: true };
 
@@ -38,7 +38,7 @@ const PREDICATE_ROLES = {
   found: (image, side) => image.reference.relations.filter((_, k) => side.found.relations[k]),
   missed: (image, side) => image.reference.relations.filter((_, k) => !side.found.relations[k]),
   hallucinated: (image, side) => side.predicted.relations.filter((r) => !r.hit),
-  any: (image, side) => [...image.reference.relations, ...side.predicted.relations],
+  any: (image, side) => [...(image.reference?.relations ?? []), ...side.predicted.relations],
 };
 
 const worst = (value) => value ?? 2; // images without a score come last
@@ -67,11 +67,14 @@ function selected() {
 
 function score(image, side) {
   if (side.status !== "ok") return html("span", { class: "verdict failure" }, statusWords(side.status));
+  if (!data.judged) return sizeWords(side.predicted);
   const { hits, missed, hallucinated } = counts(image, side);
   const part = (verdict, count) => html("span", { class: `verdict ${verdict}` }, `${VERDICTS[verdict]} ${count} `);
   const parts = [part("hit", hits), part("miss", missed), part("hallucination", hallucinated)];
   return html("span", { title: `hits, missed, hallucinated relations: ${VERDICT_RULE}` }, ...parts);
 }
+
+const sizeWords = ({ objects, relations }) => `${objects.length} objects, ${relations.length} relations`;
 
 function card(image) {
   const thumb = image.picture
@@ -79,6 +82,7 @@ function card(image) {
     : html("span", { class: "thumb" }, "no picture");
   const sides = image.sides.map((side, i) => {
     const name = data.sides.length > 1 ? `${"AB"[i]}: ` : "";
+    if (!data.judged) return html("div", {}, score(image, side));
     const lines = [`${name}${data.recall} ${percent(side.recall)}`, `strict F1 ${percent(side.f1)}`, score(image, side)];
     return html("div", {}, ...lines.map((line) => html("div", {}, line)));
   });
@@ -90,6 +94,15 @@ function graphWithVerdicts(graph, found, wrong) {
   return {
     objects: graph.objects.map((item, i) => judge(item, found ? found.objects[i] : item.hit)),
     relations: graph.relations.map((item, k) => judge(item, found ? found.relations[k] : item.hit)),
+  };
+}
+
+// Without a reference objects have colours, and relations those of their subjects.
+function graphWithColours(graph) {
+  const colour = (i) => `hsl(${(210 + i * 222.5) % 360} 85% 66%)`;
+  return {
+    objects: graph.objects.map((item, i) => ({ ...item, verdict: "drawn", colour: colour(i) })),
+    relations: graph.relations.map((item) => ({ ...item, verdict: "drawn", colour: colour(item.subject) })),
   };
 }
 
@@ -125,7 +138,7 @@ function tripletButtons(graph, pointAt) {
       [["onpointerenter", true], ["onpointerleave", false], ["onfocus", true], ["onblur", false]]
         .map(([event, on]) => [event, () => pointAt(k, on)]),
     );
-    const symbol = html("span", { class: `verdict ${item.verdict}`, "aria-hidden": "true" }, `${VERDICTS[item.verdict]} `);
+    const symbol = html("span", { class: `verdict ${item.verdict}`, "aria-hidden": "true" }, VERDICTS[item.verdict] && `${VERDICTS[item.verdict]} `);
     const predicate = html("i", {}, ` ${item.predicate} `);
     const words = [names[item.subject], predicate, names[item.object]];
     return html("button", { type: "button", ...events }, symbol, ...words);
@@ -151,6 +164,20 @@ function referencePanel(image) {
   return panel(image, "Reference", note, graph, { hit: "Found", miss: "Missed" });
 }
 
+function plainPanel(image, side) {
+  const more = side.confidence === null ? "" : `, mean log-probability ${side.confidence.toFixed(3)}`;
+  const note = `${side.status === "ok" ? sizeWords(side.predicted) : `no graph: ${statusWords(side.status)}`}${more}`;
+  return withText(panel(image, "Prediction", note, graphWithColours(side.predicted), { drawn: "Relations" }), side);
+}
+
+function withText(element, side) {
+  if (side.text !== null) {
+    const parts = [html("summary", {}, "What the model wrote"), html("pre", {}, side.text)];
+    element.append(html("details", { open: side.status !== "ok" }, ...parts));
+  }
+  return element;
+}
+
 function predictionPanel(image, side, i) {
   const graph = graphWithVerdicts(side.predicted, null, "hallucination");
   const title = data.sides.length > 1 ? `${"AB"[i]}: ${data.sides[i]}` : "Prediction";
@@ -159,12 +186,7 @@ function predictionPanel(image, side, i) {
   const note = side.status === "ok"
     ? `${data.recall} ${percent(side.recall)}, strict F1 ${percent(side.f1)}; ${right} of ${graph.objects.length} objects right (${VERDICT_RULE})${tokens}`
     : `no graph: ${statusWords(side.status)}${tokens}`;
-  const element = panel(image, title, note, graph, { hit: "Hits", hallucination: "Hallucinations" });
-  if (side.text !== null) {
-    const parts = [html("summary", {}, "What the model wrote"), html("pre", {}, side.text)];
-    element.append(html("details", { open: side.status !== "ok" }, ...parts));
-  }
-  return element;
+  return withText(panel(image, title, note, graph, { hit: "Hits", hallucination: "Hallucinations" }), side);
 }
 
 function applyShown(root) {
@@ -195,14 +217,17 @@ function viewerBar(image, images) {
   return html(
     "div", { class: "viewer-bar" },
     html("h3", { tabindex: "-1" }, `Image ${image.id} `, html("small", {}, where)),
-    toggle("labels", "labels", "l"), toggle("hits", "✓ hits"), toggle("wrong", "○ misses, ✕ hallucinations"),
+    toggle("labels", "labels", "l"),
+    ...(data.judged ? [toggle("hits", "✓ hits"), toggle("wrong", "○ misses, ✕ hallucinations")] : []),
     step(-1, "← previous", "ArrowLeft"), step(1, "next →", "ArrowRight"),
     html("button", { type: "button", "aria-keyshortcuts": "Escape", onclick: () => (location.hash = "#images") }, "all images"),
   );
 }
 
 function openImage(image, images) {
-  const panels = [referencePanel(image), ...image.sides.map((side, i) => predictionPanel(image, side, i))];
+  const panels = data.judged
+    ? [referencePanel(image), ...image.sides.map((side, i) => predictionPanel(image, side, i))]
+    : image.sides.map((side) => plainPanel(image, side));
   viewer.replaceChildren(viewerBar(image, images), html("div", { class: "panels" }, ...panels));
   viewer.hidden = false;
   grid.hidden = true;

@@ -11,6 +11,9 @@ function svg(name, attributes, ...children) {
   return element;
 }
 
+// A verdict has its colour in the style sheet.
+const strokeOf = ({ colour }) => (colour ? `--stroke: ${colour}` : "");
+
 // Names with a number where an image has several of them.
 function objectLabels(objects) {
   const total = {}, seen = {};
@@ -36,10 +39,10 @@ function drawGraph(image, graph, width) {
   const arrows = graph.relations.map((item, k) => drawArrow(item, boxes, bendOf(graph, k)));
   root.append(...objects, ...arrows.map((arrow) => arrow.group));
   const predicates = graph.relations.map((item, k) =>
-    placeLabel(item.predicate, `predicate ${item.verdict}`, arrows[k].places, taken, size),
+    placeLabel(item.predicate, `predicate ${item.verdict}`, strokeOf(item), arrows[k].places, taken, size),
   );
   const titles = graph.objects.map((item, i) =>
-    placeLabel(names[i], item.verdict, boxes[i] ? titlePlaces(boxes[i], names[i]) : [], taken, size),
+    placeLabel(names[i], item.verdict, strokeOf(item), boxes[i] ? titlePlaces(boxes[i], names[i]) : [], taken, size),
   );
   labels.append(...titles, ...predicates);
   root.append(labels);
@@ -51,7 +54,7 @@ function drawGraph(image, graph, width) {
 }
 
 function drawObject(item, box) {
-  const group = svg("g", { class: `object ${item.verdict}` });
+  const group = svg("g", { class: `object ${item.verdict}`, style: strokeOf(item) });
   if (!box) return group;
   const [x1, y1, x2, y2] = box;
   const rect = {
@@ -69,7 +72,7 @@ function bendOf(graph, k) {
 }
 
 function drawArrow(item, boxes, bend) {
-  const group = svg("g", { class: `relation ${item.verdict}` });
+  const group = svg("g", { class: `relation ${item.verdict}`, style: strokeOf(item) });
   const [from, to] = [boxes[item.subject], boxes[item.object]];
   if (!from || !to) return { group, places: [] };
   const curve = curveBetween(middle(from), middle(to), bend);
@@ -121,8 +124,8 @@ function labelWidth(text) {
 }
 
 // The first place that is free and inside; without one the label waits until it is pointed at.
-function placeLabel(text, kind, places, taken, size) {
-  const group = svg("g", { class: `label ${kind}` });
+function placeLabel(text, kind, style, places, taken, size) {
+  const group = svg("g", { class: `label ${kind}`, style });
   if (places.length === 0) return group;
   const width = labelWidth(text);
   const areas = places.map(([x, y]) => ({
