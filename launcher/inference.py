@@ -123,7 +123,7 @@ def run_prediction(
         Drawings(folder / "drawings", picture_reader(files), draw) as drawings,
         _serving(settings, folder, found) as work,
     ):
-        work.say_what(f"{progress.total} pictures", folder)
+        work.say_what(f"{progress.total} picture{'s' * (progress.total != 1)}", folder)
         asked = work.settings, work.urls, dataset, progress, drawings
         work.follow(predict_into(folder, *asked, registered=work.registered), progress)
     lines = kept_lines(folder)

@@ -91,7 +91,7 @@ def say_failed(say: Say, failed: Sequence[GraphLine]) -> None:
     """Which pictures no model has seen, why, and what to do."""
     if not failed:
         return
-    say(f"{len(failed)} pictures could not be asked about:")
+    say(f"{len(failed)} picture{'s' * (len(failed) != 1)} could not be asked about:")
     for line in failed[:_NUM_SAID]:
         image_id, problem = str(line.image_id), line.problem or line.status
         say(f"  {problem}" if problem.startswith(image_id) else f"  {image_id}: {problem}")

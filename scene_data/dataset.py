@@ -155,7 +155,7 @@ class SceneDataset:
             header = check_image(data, read_size(row))
         except RowError as error:
             raise InvalidInputError(f"{place}: {error} ({PAGE})") from error
-        if header.orientation > 1:
+        if header.orientation > 1 and self._annotated:
             self._warn_of_turn(place)
         return Sample(
             image_id=image_id,

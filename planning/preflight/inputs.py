@@ -90,6 +90,7 @@ def checked_prediction(
         InvalidInputError: No picture can be read.
     """
     results, lengths = _model_and_lengths(settings, knows_model=knows_model, fetch=True)
+    refuse(results)
     sample = _first_readable(pictures)
     source = Source(setting="the pictures", name="", answer="evaluation")
     if all(result.state == "ok" for result in results):
@@ -107,7 +108,7 @@ def _first_readable(pictures: SceneDataset) -> Sample:
         except (InvalidInputError, TooLargeError) as error:
             faults.append(error.message)
     listed = "\n".join(f"  {fault}" for fault in faults[:20])
-    raise InvalidInputError(f"none of the {len(faults)} pictures can be read:\n{listed}")
+    raise InvalidInputError(f"no picture can be read:\n{listed}")
 
 
 def checked_model(settings: Settings) -> Settings:

@@ -74,7 +74,8 @@ function score(image, side) {
   return html("span", { title: `hits, missed, hallucinated relations: ${VERDICT_RULE}` }, ...parts);
 }
 
-const sizeWords = ({ objects, relations }) => `${objects.length} objects, ${relations.length} relations`;
+const numberOf = (items, word) => `${items.length} ${word}${items.length === 1 ? "" : "s"}`;
+const sizeWords = ({ objects, relations }) => `${numberOf(objects, "object")}, ${numberOf(relations, "relation")}`;
 
 function card(image) {
   const thumb = image.picture

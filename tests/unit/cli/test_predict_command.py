@@ -1,0 +1,122 @@
+"""Options of `sgg-rl predict` as settings and pictures; what it says and how it ends."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import launcher.inference
+from cli.main import app
+from evaluation.inference.answers import not_asked_line
+from launcher.inference_view import say_failed
+from services.errors import InvalidInputError, SettingsError, UnavailableError
+from services.host.ports import free_port
+from services.run_folder import trained_model
+from services.settings import Settings
+from tests.raw_annotations import put
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[dict[str, Any]]:
+    """What the command would do, in a folder with two pictures; `bad.jpg` cannot be asked about."""
+    calls: list[dict[str, Any]] = []
+    monkeypatch.chdir(tmp_path)
+    put(Path("photos/a.jpg"), b"")
+    put(Path("photos/b.jpg"), b"")
+
+    def note(settings: Settings, pictures: list[Path], folder: Path, **more: Any) -> bool:
+        names = list(map(str, pictures))
+        calls.append({"settings": settings, "pictures": names, "folder": folder, **more})
+        return "bad.jpg" not in names
+
+    monkeypatch.setattr(launcher.inference, "run_prediction", note)
+    return calls
+
+
+def run(*arguments: str, stdin: str = "") -> Result:
+    return CliRunner().invoke(app, ["predict", *arguments], input=stdin, catch_exceptions=False)
+
+
+def trained(folder: Path, name: str) -> None:
+    put(folder / "config.toml", b'[model]\npath="start"\n[data]\ntrain="t"\ntemplate="toy"\n')
+    put(folder / name / "config.json", b"{}")
+
+
+def test_options_and_pictures(asked: list[dict[str, Any]]) -> None:
+    sampling = ("--temperature", "0.7", "--best-of", "4", "--seed", "3", "--draw", "svg")
+    assert run("photos", "more.jpg", "--model", "m", *sampling).exit_code == 0
+    (call,) = asked
+    assert call["pictures"] == ["photos/a.jpg", "photos/b.jpg", "more.jpg"]
+    assert (call["folder"], call["draw"], call["own_server"]) == (Path("predictions"), "svg", True)
+    settings = call["settings"]
+    assert (settings.model.path, settings.evaluation.best_of, settings.run.seed) == ("m", 4, 3)
+    assert settings.evaluation.temperature == 0.7
+
+
+def test_names_come_from_standard_input_too(asked: list[dict[str, Any]]) -> None:
+    run("x.jpg", "-", "--model", "m", stdin="photos\n\ny.jpg\n")
+    assert asked[0]["pictures"] == ["x.jpg", "photos/a.jpg", "photos/b.jpg", "y.jpg"]
+
+
+def test_a_picture_that_failed_makes_the_command_fail(asked: list[dict[str, Any]]) -> None:
+    assert run("photos", "bad.jpg", "--model", "m").exit_code == 1
+
+
+@pytest.mark.parametrize("name", ["checkpoint", "model"])
+def test_a_runs_model_is_asked_as_the_run_asked_it(asked: list[dict[str, Any]], name: str) -> None:
+    trained(Path("runs/demo"), name)
+    for model in ("runs/demo", f"runs/demo/{name}"):
+        result = run("photos", "--model", model)
+        assert "asked as runs/demo/config.toml says" in result.stderr
+    run("photos", "--model", "runs/demo", "--template", "open")
+    models = [call["settings"].model.path for call in asked]
+    assert models == [f"runs/demo/{name}"] * 3
+    assert [call["settings"].data.template for call in asked] == ["toy", "toy", "open"]
+
+
+def test_a_model_of_no_run_is_taken_as_it_is(tmp_path: Path) -> None:
+    put(tmp_path / "mine/config.json", b"{}")
+    put(tmp_path / "config.toml", b"")
+    assert trained_model(tmp_path / "mine") == (tmp_path / "mine", None)
+
+
+def test_what_is_wrong_is_said_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    put(Path("a.jpg"), b"no picture")
+    Path("empty").mkdir()
+    nobody = f"http://127.0.0.1:{free_port()}"
+    fake = ("--set", "rollout.engine=fake", "--set", "model.box_space=relative_1")
+    for error, said, arguments in (
+        (SettingsError, "say which model", ["a.jpg"]),
+        (InvalidInputError, "no picture in the folder empty", ["empty", "--model", "m"]),
+        (UnavailableError, f"nobody is at {nobody}", ["a.jpg", "--server", nobody]),
+        (UnavailableError, f"nobody is at {nobody}", ["a.jpg", "--server", nobody, "--model", "m"]),
+        (SettingsError, "needs a temperature", ["a.jpg", "--model", "m", "--best-of", "2"]),
+        (SettingsError, "there is no m", ["a.jpg", "--model", "m"]),
+        (SettingsError, "cannot be written", ["a.jpg", "--model", "m", "-o", "/proc/x"]),
+        (InvalidInputError, "a.jpg: not an image of the formats", ["a.jpg", "--model", "m", *fake]),
+    ):
+        with pytest.raises(error, match=said):
+            run(*arguments)
+    assert not list(Path.cwd().rglob("predictions.jsonl"))
+
+
+def test_failed_pictures_are_listed_with_a_remedy() -> None:
+    said: list[str] = []
+    say_failed(said.append, [])
+    assert said == []
+    lines = [
+        not_asked_line("a.jpg", "refused", "the prompt is too long", (9, 9)),
+        *(not_asked_line(f"{n}.jpg", "unreadable", f"{n}.jpg: damaged") for n in range(30)),
+    ]
+    say_failed(said.append, lines)
+    assert said[:3] == [
+        "31 pictures could not be asked about:",
+        "  a.jpg: the prompt is too long",
+        "  0.jpg: damaged",
+    ]
+    assert "11 more" in said[-2]
+    assert "the same command then asks about them alone" in said[-1]

@@ -1,0 +1,254 @@
+"""Pictures through a real server with the fake engine: lines, drawings and the page."""
+
+import asyncio
+import base64
+import io
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from evaluation.inference.answers import best_line
+from evaluation.inference.drawings import Drawings
+from evaluation.inference.predict import (
+    kept_lines,
+    picture_dataset,
+    picture_reader,
+    predict,
+    predict_into,
+)
+from evaluation.inference.progress import Progress
+from evaluation.inference.prompts import rollout_request
+from evaluation.inference.record import kept_settings
+from evaluation.reading.lines import GraphLine, LineObject, LineRelationship
+from evaluation.report.predictions import write_predictions
+from rollout_service.fake.engine import FakeEngine
+from scene_graph.drawing.layout import LONGER_SIDE
+from services.errors import ConflictError
+from services.images import decode_image
+from services.redis.keys import NO_REDIS
+from services.schemas.rollouts import MAX_INLINE_BYTES, Completion, InlineImage
+from services.settings import Settings
+from tests.live_servers import LiveServer, serving
+from tests.tagged_pictures import encoded, noise, png_header, tagged
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    folder = tmp_path_factory.mktemp("server")
+    settings = Settings.model_validate(
+        {
+            "run": {"root": str(folder)},
+            "model": {"path": "none", "box_space": "relative_1000"},
+            "data": {"train": "pictures", "template": "toy"},
+            "redis": {"url": NO_REDIS},
+            "rollout": {"engine": "fake"},
+        }
+    )
+    with serving(settings, FakeEngine(tokens_per_s=1e6, max_model_len=3072)) as running:
+        yield running
+
+
+def changed(server: LiveServer, **evaluation: Any) -> Settings:
+    return server.settings.changed(evaluation=evaluation)
+
+
+def put(file: Path, data: bytes) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(data)
+    return file
+
+
+def plain(file: Path, seed: int = 0) -> Path:
+    return put(file, encoded(Image.fromarray(noise(40, 60, seed))))
+
+
+def answered_pictures(server: LiveServer, folder: Path, wanted: int) -> list[Path]:
+    """Pictures of which the engine writes a graph: it fails at an eighth of all."""
+    files = [plain(folder / f"{seed}.png", seed) for seed in range(2 * wanted)]
+    lines = predict(files, server.settings, [server.url])
+    good = [file for file, line in zip(files, lines, strict=True) if line.status == "ok"]
+    return good[:wanted]
+
+
+def predicted(
+    server: LiveServer, folder: Path, pictures: list[Path], **evaluation: Any
+) -> tuple[list[GraphLine], Progress]:
+    progress = Progress(total=len(pictures))
+    reader = picture_reader({str(path): path for path in pictures})
+    settings = changed(server, **evaluation)
+    with Drawings(folder / "drawings", reader) as drawings:
+        asyncio.run(
+            predict_into(
+                folder, settings, [server.url], picture_dataset(pictures), progress, drawings
+            )
+        )
+    return kept_lines(folder), progress
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(file.name for file in folder.glob("drawings/*"))
+
+
+def test_a_phones_picture_lies_upright_and_the_failed_ones_cost_nobody_else(
+    server: LiveServer, tmp_path: Path
+) -> None:
+    good = answered_pictures(server, tmp_path, 1)[0]
+    phone = put(tmp_path / "phone.png", tagged(np.asarray(Image.open(good)), 6))
+    huge = put(tmp_path / "huge.png", png_header(10_000, 8_000))
+    missing = tmp_path / "missing.jpg"
+    pictures = [huge, good, missing, phone]
+    lines, progress = predicted(server, tmp_path / "out", pictures)
+    assert [line.image_id for line in lines] == list(map(str, pictures))
+    assert [line.status for line in lines] == ["unreadable", "ok", "unreadable", "ok"]
+    assert "10000x8000, over 64,000,000 pixels" in (lines[0].problem or "")
+    assert "No such file" in (lines[2].problem or "")
+    assert lines[1].size == lines[3].size == (60, 40)
+    assert all(
+        0 <= side <= 60 for line in lines for item in line.objects for side in item.bbox or ()
+    )
+    assert names(tmp_path / "out") == sorted([f"{good.stem}.png", "phone.png"])
+    with Image.open(tmp_path / "out/drawings/phone.png") as drawn:
+        assert drawn.size == (LONGER_SIDE, round(LONGER_SIDE * 40 / 60))
+    assert (progress.done, progress.num_failed) == (4, 2)
+
+
+def test_a_second_call_does_what_is_missing(server: LiveServer, tmp_path: Path) -> None:
+    first, second, third, fourth = answered_pictures(server, tmp_path, 4)
+    data = second.read_bytes()
+    second.write_bytes(data[:30])
+    out = tmp_path / "out"
+    lines, _ = predicted(server, out, [first, second, third])
+    assert [line.status for line in lines] == ["ok", "unreadable", "ok"]
+    (out / f"drawings/{third.stem}.png").unlink()
+    second.write_bytes(data)
+    lines, progress = predicted(server, out, [fourth, second, first])
+    assert [line.image_id for line in lines] == list(map(str, (first, second, third, fourth)))
+    assert [line.status for line in lines] == ["ok"] * 4
+    assert (progress.skipped, progress.done) == (1, 3)
+    assert names(out) == sorted(f"{p.stem}.png" for p in (first, second, third, fourth))
+    with pytest.raises(ConflictError, match="max_tokens = 1024, and now it is 7"):
+        predicted(server, out, [first], max_tokens=7)
+
+
+def test_drawings_of_pictures_with_one_name_stay_apart(server: LiveServer, tmp_path: Path) -> None:
+    good = answered_pictures(server, tmp_path, 1)[0].read_bytes()
+    a, b = (put(tmp_path / folder / "cat.png", good) for folder in ("a", "b"))
+    out = tmp_path / "out"
+    predicted(server, out, [a, b])
+    assert names(out) == ["cat-2.png", "cat.png"]
+    (out / "drawings/cat-2.png").unlink()
+    predicted(server, out, [b])
+    assert names(out) == ["cat-2.png", "cat.png"]
+
+
+def test_graphs_come_one_after_the_other(server: LiveServer, tmp_path: Path) -> None:
+    pictures = [*answered_pictures(server, tmp_path, 3), tmp_path / "missing.png"]
+    lines = list(predict(pictures, server.settings, [server.url]))
+    assert [line.image_id for line in lines] == list(map(str, pictures))
+    assert all(line.graph.objects for line in lines[:3])
+    assert (lines[3].status, lines[3].graph.objects) == ("unreadable", ())
+    other = server.settings.changed(model={"path": "other"})
+    with pytest.raises(ConflictError, match="the model other, which is not what is served"):
+        next(predict(pictures, other, [server.url]))
+
+
+def test_the_best_of_several_has_a_graph_and_then_the_likeliest_tokens(
+    server: LiveServer, tmp_path: Path
+) -> None:
+    def answer(text: str, *logprobs: float) -> Completion:
+        return Completion(
+            text=text,
+            token_ids=[1] * len(logprobs),
+            rollout_logprobs=list(logprobs),
+            finish_reason="stop",
+            policy_versions=[],
+        )
+
+    def graph(name: str) -> str:
+        return json.dumps(
+            {"objects": [{"id": f"{name}.1", "bbox": [0, 0, 500, 500]}], "relationships": []}
+        )
+
+    sample = picture_dataset([plain(tmp_path / "a.png")])[0]
+    answers = [
+        answer("no graph", -0.01),
+        answer(graph("cat"), -0.5, -0.5),
+        answer(graph("dog"), -0.1, -0.3, -0.2),  # the likeliest a token, not in all
+        answer(graph("cow"), -0.55),
+    ]
+    best = best_line(server.settings, sample, answers)
+    assert [item.id for item in best.objects] == ["dog.1"]
+    assert best.mean_logprob == pytest.approx(-0.2)
+    assert best_line(server.settings, sample, answers[:1]).mean_logprob is None
+    lines, _ = predicted(server, tmp_path / "out", [tmp_path / "a.png"], temperature=0.7, best_of=8)
+    assert lines[0].mean_logprob is not None
+    assert kept_settings(tmp_path / "out")["best_of"] == 8
+
+
+def test_a_file_that_no_request_takes_is_sent_smaller_with_all_its_pixels(
+    server: LiveServer, tmp_path: Path
+) -> None:
+    file = put(tmp_path / "large.png", tagged(noise(1500, 2000), 6))
+    assert file.stat().st_size > MAX_INLINE_BYTES
+    sample = picture_dataset([file])[0]
+    (image,) = rollout_request(server.settings, sample).images
+    assert isinstance(image, InlineImage)
+    sent = decode_image(base64.b64decode(image.data))
+    assert sent.size == (sample.width, sample.height) == (2000, 1500)
+    said = np.asarray(decode_image(file.read_bytes()), float).mean((0, 1))
+    np.testing.assert_allclose(np.asarray(sent, float).mean((0, 1)), said, atol=1)
+
+
+def test_the_page_holds_pictures_and_graphs_and_runs_nothing_of_theirs(tmp_path: Path) -> None:
+    hostile = "</script><img src=x onerror=alert(1)>"
+    file = plain(tmp_path / "a.png")
+    lines = [
+        GraphLine(
+            image_id=str(file),
+            width=60,
+            height=40,
+            objects=[LineObject("man.1", (1, 2, 30, 40)), LineObject(f"{hostile}.2", (0, 0, 9, 9))],
+            relationships=[LineRelationship("man.1", hostile, f"{hostile}.2")],
+            text=hostile,
+        ),
+        GraphLine(
+            image_id="gone.png",
+            width=0,
+            height=0,
+            objects=[],
+            relationships=[],
+            status="unreadable",
+            problem="gone.png: no such file",
+        ),
+    ]
+    page = write_predictions(lines, tmp_path, picture_reader({}), {"model": hostile})
+    html = page.read_text()
+    assert hostile not in html
+    assert "2 pictures, 1 of them without a graph" in html
+    block = re.search(r'id="browser-data">(.*?)</script>', html, re.DOTALL)
+    assert block
+    drawn, gone = json.loads(block[1])["images"]
+    (side,) = drawn["sides"]
+    assert side["predicted"]["relations"] == [{"subject": 0, "predicate": hostile, "object": 1}]
+    assert side["predicted"]["objects"][0] == {"name": "man", "box": [1, 2, 30, 40]}
+    with Image.open(io.BytesIO(base64.b64decode(drawn["picture"].partition(",")[2]))) as shown:
+        assert shown.size == (60, 40)
+    assert (gone["picture"], gone["sides"][0]["text"]) == (None, "gone.png: no such file")
+
+
+def test_a_line_says_its_problem_only_where_there_is_one() -> None:
+    line = GraphLine(image_id="1", width=1, height=1, objects=[], relationships=[])
+    assert set(json.loads(msgspec.json.encode(line))) == {
+        "image_id",
+        "width",
+        "height",
+        "objects",
+        "relationships",
+    }
