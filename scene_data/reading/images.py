@@ -46,7 +46,8 @@ def image_bytes(image: Any) -> bytes:
         with Path(image).open("rb") as file:
             return file.read(MAX_IMAGE_BYTES + 1)  # one byte too many is refused like all the rest
     except (OSError, TypeError, ValueError) as error:  # no path, or one with a null byte
-        reason = error.strerror if isinstance(error, OSError) else error
+        known = isinstance(error, OSError) and error.filename
+        reason = f"{error.strerror}: {error.filename}" if known else error
         raise RowError(f"image cannot be read: {reason}") from error
 
 

@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
+from evaluation.reading.lines import GraphLine, graph_lists
 from evaluation.report.page import write_report
+from evaluation.report.predictions import write_predictions
 from evaluation.result import DrawnGraph, DrawnObject, DrawnRelation, EvaluationResult
 from evaluation.scoring.compare import compare
 from scene_data.dataset import Sample, open_dataset
@@ -86,6 +88,42 @@ def test_report_of_one_evaluation(
     asked = {url.partition("#")[0] for url in report.requests if not url.startswith("data:")}
     assert asked == {file.as_uri()}, "nothing but itself"
     assert not report.complaints
+    page.context.close()
+
+
+def test_page_of_predictions_without_a_reference(
+    browser: Browser, samples: list[Sample], tmp_path: Path
+) -> None:
+    lines = []
+    for sample in samples[:5]:
+        objects, edges = graph_lists(sample.graph)
+        size = {"width": sample.width, "height": sample.height}
+        line = GraphLine(image_id=sample.image_id, objects=objects, relationships=edges, **size)
+        lines.append(line)
+    lines[4].objects, lines[4].relationships, lines[4].status = [], [], "invalid_json"
+    pictures = {sample.image_id: sample.image_bytes for sample in samples}
+    file = write_predictions(lines, tmp_path, pictures.get, {"model": "runs/demo"})
+    found = opened(browser, file)
+    page, first = found.page, lines[0]
+    assert found.shown() == 5
+    page.select_option("#status", "failed")
+    assert found.shown() == 1
+    page.select_option("#status", "")
+    assert page.locator("#role").is_hidden()
+    page.locator("#grid a").first.click()
+    assert page.locator(".drawing image").count() == 1
+    assert page.locator(".drawing .object").count() == len(first.objects)
+    relations = page.locator(".triplets button")
+    assert relations.count() == len(first.relationships)
+    relations.first.hover()
+    assert page.locator(".drawing .relation.on").count() == 1
+    strokes = page.locator(".drawing .object .line").evaluate_all(
+        "lines => lines.map((line) => getComputedStyle(line).stroke)"
+    )
+    assert len(set(strokes)) == len(strokes) > 1, "each object has its colour"
+    page.keyboard.press("ArrowRight")
+    expect(page.locator("#viewer h3").first).to_contain_text(lines[1].image_id)
+    assert not found.complaints
     page.context.close()
 
 
