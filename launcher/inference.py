@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from evaluation.inference.answers import NOT_ASKED
 from evaluation.inference.drawings import Drawings, Kind
@@ -34,7 +35,6 @@ from planning.preflight.rows import is_of_the_hub
 from scene_data.dataset import open_dataset
 from scene_data.templates import check_instruction
 from services.errors import SettingsError, SggError, UnauthorizedError, UnavailableError
-from services.host.addresses import host_and_port
 from services.host.ports import ReservedPorts
 from services.http.clients.rollout import RolloutClient
 from services.redis.keys import NO_REDIS
@@ -73,7 +73,7 @@ def run_inference(
         SggError: With what to do about it.
         KeyboardInterrupt: What is written stays, and the same command goes on from there.
     """
-    found = _found_servers(settings, folder, servers, own_server=own_server)
+    found = _find_servers(settings, folder, servers, own_server=own_server)
     settings = checked_inference(settings, data, limit=limit, knows_model=found.knows_model)
     _begin_logs(settings, folder)
     dataset = open_dataset(data, annotated=False)
@@ -113,7 +113,7 @@ def run_prediction(
         SggError: With what to do about it.
         KeyboardInterrupt: As `run_inference`.
     """
-    found = _found_servers(settings, folder, servers, own_server=own_server)
+    found = _find_servers(settings, folder, servers, own_server=own_server)
     dataset = picture_dataset(pictures)
     settings = checked_prediction(settings, dataset, knows_model=found.knows_model)
     _begin_logs(settings, folder)
@@ -137,8 +137,8 @@ def run_prediction(
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Found:
-    """Servers before anything starts."""
+class _Servers:
+    """Running servers; none of them where one is to be started."""
 
     urls: list[str]
     registered: bool
@@ -147,9 +147,9 @@ class _Found:
     """Whether `model.path` leads to the model from here."""
 
 
-def _found_servers(
+def _find_servers(
     settings: Settings, folder: Path, servers: Sequence[str], *, own_server: bool
-) -> _Found:
+) -> _Servers:
     """Which servers are asked; what can be refused without looking further is refused.
 
     Raises:
@@ -160,7 +160,7 @@ def _found_servers(
     _check_named(servers)
     registered = not (own_server or servers)
     urls = registered_servers(settings) if registered else list(servers)
-    return _Found(urls=urls, registered=registered, knows_model=not _is_elsewhere(settings, urls))
+    return _Servers(urls=urls, registered=registered, knows_model=not _is_elsewhere(settings, urls))
 
 
 def _check_named(servers: Sequence[str]) -> None:
@@ -178,10 +178,12 @@ def _check_named(servers: Sequence[str]) -> None:
 
 def _is_there(url: str) -> bool:
     """Whether somebody listens there, ready or not."""
+    place = urlsplit(url)
     try:
-        with socket.create_connection(host_and_port(url), timeout=_CONNECT_S):
+        port = place.port or (443 if place.scheme == "https" else 80)
+        with socket.create_connection((place.hostname or "", port), timeout=_CONNECT_S):
             return True
-    except OSError:
+    except (OSError, ValueError):  # no port is "a"
         return False
 
 
@@ -218,7 +220,7 @@ class _Work:
 
 
 @contextmanager
-def _serving(settings: Settings, folder: Path, found: _Found) -> Iterator[_Work]:
+def _serving(settings: Settings, folder: Path, found: _Servers) -> Iterator[_Work]:
     """The servers that were found, or one that is started for this and stopped at the end."""
     console = open_console()
     say = say_on(console)

@@ -97,9 +97,15 @@ def test_page_of_predictions_without_a_reference(
     lines = []
     for sample in samples[:5]:
         objects, edges = graph_lists(sample.graph)
-        size = {"width": sample.width, "height": sample.height}
-        line = GraphLine(image_id=sample.image_id, objects=objects, relationships=edges, **size)
-        lines.append(line)
+        lines.append(
+            GraphLine(
+                image_id=sample.image_id,
+                width=sample.width,
+                height=sample.height,
+                objects=objects,
+                relationships=edges,
+            )
+        )
     lines[4].objects, lines[4].relationships, lines[4].status = [], [], "invalid_json"
     pictures = {sample.image_id: sample.image_bytes for sample in samples}
     file = write_predictions(lines, tmp_path, pictures.get, {"model": "runs/demo"})
@@ -122,7 +128,7 @@ def test_page_of_predictions_without_a_reference(
     )
     assert len(set(strokes)) == len(strokes) > 1, "each object has its colour"
     page.keyboard.press("ArrowRight")
-    expect(page.locator("#viewer h3").first).to_contain_text(lines[1].image_id)
+    expect(page.locator("#viewer h3").first).to_contain_text(samples[1].image_id)
     assert not found.complaints
     page.context.close()
 
