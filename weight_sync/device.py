@@ -1,4 +1,4 @@
-"""What the ways from GPU to GPU have in common: bytes move while servers commit."""
+"""What the transports from GPU to GPU have in common: bytes move while servers commit."""
 
 import asyncio
 import threading
@@ -15,7 +15,7 @@ from services.settings import Settings
 from weight_sync.file_format import describe
 from weight_sync.host import has_room, kept_on_host
 from weight_sync.http import HttpSender
-from weight_sync.sender import SERVER_TIMEOUT_S, NamedTensors, Peer, CheckedManifest, Sender
+from weight_sync.sender import SERVER_TIMEOUT_S, CheckedManifest, NamedTensors, Peer, Sender
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ from services.http.clients.rollout import RolloutClient
 from services.schemas.weights import PolicyInfo, StageRequest, Version
 from weight_sync.files import FileSender, StagedFile, temporary_folder
 from weight_sync.receiver import Receiver
-from weight_sync.sender import Peer, CheckedManifest, select
+from weight_sync.sender import CheckedManifest, Peer, select
 
 
 class HttpSender(FileSender):

@@ -23,7 +23,7 @@ from services.settings import Settings
 from weight_sync.device import DeviceSender, on_thread
 from weight_sync.engine import Staged
 from weight_sync.receiver import Receiver
-from weight_sync.sender import SERVER_TIMEOUT_S, Peer, CheckedManifest, select
+from weight_sync.sender import SERVER_TIMEOUT_S, CheckedManifest, Peer, select
 
 logger = logging.getLogger(__name__)
 

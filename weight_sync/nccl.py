@@ -18,7 +18,7 @@ from services.schemas.weights import Rendezvous, StageRequest
 from weight_sync.device import CommitClient, DeviceSender, TensorSource, on_thread
 from weight_sync.engine import Staged
 from weight_sync.receiver import Receiver
-from weight_sync.sender import Peer, CheckedManifest, select
+from weight_sync.sender import CheckedManifest, Peer, select
 
 logger = logging.getLogger(__name__)
 

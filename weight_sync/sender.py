@@ -1,7 +1,7 @@
-"""What the sending end of a way of weights promises, and the servers as it sees them.
+"""What the sending end of a transport promises, and the servers as it sees them.
 
-To add a way: a line in `services.schemas.weights.TRANSPORTS`, and `weight_sync/NAME.py` with its
-`NameSender` and `NameReceiver`.
+To add a transport: a line in `services.schemas.weights.TRANSPORTS`, and `weight_sync/NAME.py` with
+its `NameSender` and `NameReceiver`.
 """
 
 import asyncio
@@ -130,7 +130,7 @@ class CheckedManifest:
 
 
 class Sender(ABC):
-    """The trainer's end of one way of weights, one version at a time.
+    """The trainer's end of one transport, one version at a time.
 
     `prepare` takes its tensors, `stage` and `commit` give it to all live servers, `settle` ends
     that, and `seed` gives it to one that was not among them.
@@ -190,7 +190,7 @@ def make_sender(settings: Settings) -> Sender:
     """The sending end of `weights.transport`.
 
     Raises:
-        SettingsError: This process cannot send that way.
+        SettingsError: This process cannot send by it.
     """
     name = settings.weights.transport
     if not settings.weights.traits.through_file:

@@ -376,7 +376,7 @@ class LossyQueue(RedisQueue):
     """Redis does what it is told, but its first three answers are lost on the way."""
 
     lost = 0
-    """Of all queues together."""
+    """One count for all queues."""
 
     async def complete(
         self, lease: Lease, *, result_stream: str | None = None, result: bytes = b""

@@ -12,7 +12,7 @@ from services.waiting import until_available
 from weight_sync.publishing.handover import Handover
 from weight_sync.publishing.reassertion import Reassertion
 from weight_sync.publishing.seeder import Seeder
-from weight_sync.sender import NamedTensors, Peer, CheckedManifest, make_sender
+from weight_sync.sender import CheckedManifest, NamedTensors, Peer, make_sender
 
 
 class WeightPublisher:

@@ -9,7 +9,7 @@ from services.redis.registry import Registry, open_registry
 from services.schemas.weights import ServerRecord
 from services.settings import Settings
 from services.waiting import ended
-from weight_sync.sender import Peer, CheckedManifest, Sender
+from weight_sync.sender import CheckedManifest, Peer, Sender
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,9 @@ class Seeder:
                         self._spawn(self._supply(server, checked, known))
                 await asyncio.sleep(_LOOK_S)
 
-    async def _supply(self, server: ServerRecord, checked: CheckedManifest, known: set[str]) -> None:
+    async def _supply(
+        self, server: ServerRecord, checked: CheckedManifest, known: set[str]
+    ) -> None:
         """Until the server has it, or cannot take it now: then it is no longer known."""
         peer = Peer(server, self._settings)
         pause_s = _FIRST_PAUSE_S
