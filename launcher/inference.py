@@ -23,11 +23,11 @@ from evaluation.inference.predict import (
 from evaluation.inference.progress import Progress
 from evaluation.inference.record import kept_settings
 from evaluation.report.predictions import write_predictions
-from launcher.inference_view import ProgressView, say_failed, summary
 from launcher.processes import Supervisor
 from launcher.run_parts import service_part
 from launcher.signals import handled, heeded_signals
-from launcher.terminal import SafeConsole, Say, open_console, say_on
+from launcher.views.inference import ProgressView, say_failed, summary
+from launcher.views.terminal import SafeConsole, Say, open_console, say_on
 from planning.preflight.folders import check_run_folder
 from planning.preflight.gpus import check_gpus
 from planning.preflight.inputs import checked_inference, checked_prediction

@@ -9,7 +9,7 @@ from typer.testing import CliRunner, Result
 import launcher.inference
 from cli.main import app
 from evaluation.inference.answers import not_asked_line
-from launcher.inference_view import say_failed
+from launcher.views.inference import say_failed
 from services.errors import InvalidInputError, SettingsError, UnavailableError
 from services.host.ports import free_port
 from services.run_folder import trained_model

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from evaluation.inference.progress import Progress
 from evaluation.reading.lines import GraphLine
-from launcher.terminal import LiveView, SafeConsole, Say
+from launcher.views.terminal import LiveView, SafeConsole, Say
 from services.images import MAX_IMAGE_PIXELS
 
 _NUM_SAID = 20
