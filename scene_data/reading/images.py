@@ -45,10 +45,10 @@ def image_bytes(image: Any) -> bytes:
     try:
         with Path(image).open("rb") as file:
             return file.read(MAX_IMAGE_BYTES + 1)  # one byte too many is refused like all the rest
-    except (OSError, TypeError, ValueError) as error:  # no path, or one with a null byte
-        known = isinstance(error, OSError) and error.filename
-        reason = f"{error.strerror}: {error.filename}" if known else error
-        raise RowError(f"image cannot be read: {reason}") from error
+    except OSError as error:
+        raise RowError(f"image cannot be read: {error.strerror or error}: {image}") from error
+    except (TypeError, ValueError) as error:  # no path, or one with a null byte
+        raise RowError(f"image cannot be read: {error}") from error
 
 
 def check_image(
