@@ -1,7 +1,7 @@
 """Reads request bodies in threads: images make them megabytes long, and many come at once."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -76,11 +76,17 @@ class _InMemory(MultiPartParser):
 
 
 async def _form(headers: Headers, body: bytes) -> FormData:
-    async def whole() -> AsyncIterator[bytes]:
+    async def whole() -> AsyncGenerator[bytes]:
         yield body
 
-    limits = {"max_fields": _MAX_FIELDS, "max_part_size": _MAX_FIELD_BYTES}
-    return await _InMemory(headers, whole(), max_files=MAX_IMAGES, **limits).parse()  # type: ignore[arg-type]
+    parser = _InMemory(
+        headers,
+        whole(),
+        max_files=MAX_IMAGES,
+        max_fields=_MAX_FIELDS,
+        max_part_size=_MAX_FIELD_BYTES,
+    )
+    return await parser.parse()
 
 
 def _fields(form: FormData) -> Mapping[str, Any]:

@@ -11,12 +11,13 @@ from rollout_service.http.bodies import FORM, read_body, read_form
 from rollout_service.http.open_requests import OpenRequests, while_connected
 from rollout_service.scene_graphs import Answer, PictureQuestion
 from rollout_service.server import RolloutServer
-from services.errors import InvalidInputError, MediaTypeError, NotFoundError, SggError
+from services.errors import MediaTypeError, NotFoundError, SggError
 from services.http.guard import JSON, media_type
 from services.http.openapi import body_of, problems
-from services.http.problems import problem
+from services.http.problems import mistake, problem
 from services.schemas.common import ImageRef
 from services.schemas.problems import Problem
+from services.schemas.rewards import Status
 from services.schemas.rollouts import InlineImage
 from services.schemas.scene_graphs import (
     ImageError,
@@ -69,7 +70,7 @@ class SceneGraphRoutes:
         request = await _read(http)
         task = self._settings.data.task
         if request.draw and task == "cls":
-            raise InvalidInputError("draw: graphs of this run have no boxes, its data.task is cls")
+            raise mistake("body.draw", "graphs of this run have no boxes: its data.task is cls")
         with self._open_requests.place(len(request.images)):
             graphs = await while_connected(http, self._graphs(request))
         response = SceneGraphResponse(server_id=self._server.server_id, task=task, graphs=graphs)
@@ -93,7 +94,8 @@ class SceneGraphRoutes:
         data = image if isinstance(image, bytes) else await self._bytes_of(image)
         async with self._decoding:
             question = await asyncio.to_thread(PictureQuestion.about, self._settings, data)
-        answer, before = await self._ask(question, options, constrained=False), None
+        answer = await self._ask(question, options, constrained=False)
+        before: Status | None = None
         constrain = options.constrain or self._settings.evaluation.constrain
         if constrain == "all" or (constrain == "failures" and answer.parsed.status != "ok"):
             before = answer.parsed.status

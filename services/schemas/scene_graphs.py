@@ -2,7 +2,7 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from services.schemas.common import MAX_IMAGES, Count, ImageRef, Message, Name
 from services.schemas.problems import Problem
@@ -12,18 +12,25 @@ from services.schemas.rollouts import InlineImage
 Side = Annotated[int, Field(ge=1)]
 
 
-class SceneGraphOptions(Message):
+class _Described(Message):
+    """The service's page describes each field."""
+
+    model_config = ConfigDict(use_attribute_docstrings=True)
+
+
+class SceneGraphOptions(_Described):
     """How graphs are sampled, and what comes with them. Prompt and boxes are the run's own."""
 
     temperature: float | None = Field(default=None, ge=0, le=2)
-    """0 is greedy. Null, as with `max_tokens` and `constrain`: what the run's `[evaluation]` says,
-    which is greedy where it says nothing."""
+    """0 is greedy. Null: what the run's `[evaluation]` says, which is greedy where it says
+    nothing."""
     max_tokens: int | None = Field(default=None, ge=1, le=32_768)
+    """The most of one answer; null: as with `temperature`."""
     seed: int | None = Field(default=None, ge=0, lt=2**53)
     """The same seed and weights give the same graphs on one server."""
     constrain: Literal["never", "failures", "all"] | None = None
     """Ask again under the JSON Schema of the run's task: where the free answer has no graph, or for
-    every image."""
+    every image. Null: as with `temperature`."""
     adapter: Name | None = None
     """A LoRA adapter of the server's settings to sample with, instead of the policy alone."""
     text: bool = False
@@ -49,7 +56,7 @@ class SceneGraphForm(SceneGraphOptions):
     """The files: one part each, all with this name."""
 
 
-class GraphObject(Message):
+class GraphObject(_Described):
     """An object of a picture.
 
     Example: `{"id": "man.1", "bbox": [10, 20, 200, 400]}`
@@ -70,7 +77,7 @@ class GraphRelationship(Message):
     object: str
 
 
-class ImageGraph(Message):
+class ImageGraph(_Described):
     """What the model sees in one picture.
 
     `status` is data, not an error; everything but `ok` has an empty graph.

@@ -230,6 +230,21 @@ def test_a_schema_comes_after_the_free_answer(server: LiveServer) -> None:
     ]
 
 
+def test_graphs_without_boxes(tmp_path: Path, redis_url: str) -> None:
+    run = f"test-{uuid.uuid4().hex[:12]}"
+    settings = cluster_settings(tmp_path, run, redis_url, "disk")
+    settings = settings.changed(data={"task": "cls"})
+    with serving(settings, FakeEngine(tokens_per_s=1e7, max_model_len=4096)) as live:
+        (graph,) = graphs(asked(live, {"data": text_of(PHOTO)}))
+        refused = post(live, json={"images": [{"data": text_of(PHOTO)}], "draw": "svg"})
+    (triplet,) = graph.relationships
+    assert [(item.id, item.bbox) for item in graph.objects] == [
+        (triplet.subject, None),
+        (triplet.object, None),
+    ]
+    assert (refused.status_code, refused.json()["errors"][0]["path"]) == (422, "body.draw")
+
+
 async def test_the_client(server: LiveServer) -> None:
     image, text = InlineImage(data=text_of(PHOTO)), InlineImage(data=NO_PICTURE)
     async with RolloutClient(server.url, token="data-secret", timeout_s=30) as client:
