@@ -41,6 +41,15 @@ class SceneGraph:
     objects: tuple[SceneObject, ...]
     relationships: tuple[Relationship, ...]
 
+    def scaled(self, width: float, height: float) -> "SceneGraph":
+        """The same with each x times `width` and each y times `height`."""
+        objects = (
+            SceneObject(id=item.id, bbox=(x1 * width, y1 * height, x2 * width, y2 * height))
+            for item in self.objects
+            for x1, y1, x2, y2 in (item.bbox,)
+        )
+        return SceneGraph(objects=tuple(objects), relationships=self.relationships)
+
 
 @dataclass(slots=True, kw_only=True)
 class GraphColumns:
@@ -87,7 +96,10 @@ class GraphColumns:
 
 
 def normalise_name(name: str) -> str:
-    """Case folded, with `_`, `-` and runs of spaces as one space; for both sides."""
+    """Case folded, with `_`, `-` and runs of spaces as one space; for both sides.
+
+    A lone surrogate, which JSON can name and no file can hold, becomes a question mark.
+    """
     return NORMAL_IDS[name][0]
 
 
@@ -95,7 +107,8 @@ class _NormalIds(dict[str, tuple[str, str]]):
     """Remembers what it is asked for: the same few names come again and again."""
 
     def __missing__(self, text: str) -> tuple[str, str]:
-        name = " ".join(text.replace("_", " ").replace("-", " ").casefold().split())
+        whole = text if text.isascii() else text.encode(errors="replace").decode()
+        name = " ".join(whole.replace("_", " ").replace("-", " ").casefold().split())
         normal = name, _category(name)
         if len(text) <= _REMEMBERED_LENGTH:
             if len(self) >= _REMEMBERED_NAMES:

@@ -5,11 +5,9 @@ import hashlib
 import io
 
 from scene_data.dataset import Sample
-from scene_data.messages import box_space, image_messages
-from scene_graph.schema import scene_graph_schema
+from scene_data.messages import answer_sampling, box_space, image_messages
 from services.errors import TooLargeError
 from services.images import decode_image
-from services.schemas.common import Sampling
 from services.schemas.rollouts import MAX_INLINE_BYTES, InlineImage, RolloutRequest
 from services.settings import Settings
 
@@ -32,18 +30,15 @@ def rollout_request(
         TooLargeError: No request takes the picture.
         InvalidInputError: It is damaged.
     """
-    evaluation, data = settings.evaluation, settings.data
+    data = settings.data
     return RolloutRequest(
         messages=image_messages(data, box_space(settings.model, sample), may_think=not constrained),
         images=[InlineImage(data=base64.b64encode(_sendable(sample.image_bytes)).decode())],
-        sampling=Sampling(
-            n=evaluation.best_of,
-            temperature=evaluation.temperature,
-            top_p=evaluation.top_p,
-            top_k=evaluation.top_k,
-            max_tokens=evaluation.max_tokens,
-            seed=image_seed(settings.run.seed, sample.image_id) if evaluation.temperature else None,
-            json_schema=scene_graph_schema(data.task) if constrained else None,
+        sampling=answer_sampling(
+            settings.evaluation,
+            data.task,
+            seed=image_seed(settings.run.seed, sample.image_id),
+            constrained=constrained,
         ),
     )
 
