@@ -189,6 +189,8 @@ class RewardScorer:
             clean=np.array([not item.parsed.dropped for item in items]),
             num_characters=np.array([len(item.text) for item in items]),
             num_tokens=np.array(num_tokens),
+            predicted=[item.parsed.columns for item in items],
+            references=references[first:last],
         )
 
     def _lowest(self, parsed: ParsedCompletion) -> Reward:

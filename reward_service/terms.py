@@ -1,8 +1,8 @@
 """Reward terms: each maps a batch of compared completions to values in 0..1.
 
-To add a term, write a function here with `@_term`: name, tasks and formula stand above it, for
-scoring, the catalogue and the rubric's version alike. It gets the batch and the rubric, and returns
-a value for each of the B completions. R is the reference, P the prediction, "matched" means
+To add a term that ships, write a function here with `@_term`: name, tasks and formula stand above
+it, for scoring, the catalogue and the rubric's version alike. It gets the batch and the rubric, and
+returns a value for each of the B completions. R is the reference, P the prediction, "matched" means
 by `scene_graph.matching`, sim is the rubric's similarity of two names. A term over an empty
 reference list is 0 for every completion: with nothing to find there is nothing to tell good from
 bad.
@@ -13,11 +13,12 @@ dropped, several predicates of one pair all count, a dangling id costs its tripl
 `format` does not raise.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from scene_graph.graph import GraphColumns
 from scene_graph.matching import Comparison, Flags, ObjectPairs
 from scene_graph.similarity import Floats, Indices
 from services.schemas.rewards import Task
@@ -43,6 +44,10 @@ class ComparedBatch:
     """[B]"""
     num_tokens: Indices
     """[B] zeros where the request has none"""
+    predicted: Sequence[GraphColumns]
+    """[B] the graphs themselves, for terms that a user writes"""
+    references: Sequence[GraphColumns]
+    """[G] their references; `comparison.group` says whose is which"""
 
     @property
     def pairs(self) -> ObjectPairs:
@@ -105,6 +110,11 @@ class Term:
 _TERMS: dict[str, Term] = {}
 TERMS: Mapping[str, Term] = _TERMS
 """By name, in the order in which they stand here"""
+
+
+def add_term(name: str, term: Term) -> None:
+    """List a term that does not stand here (`reward_service.own_terms`)."""
+    _TERMS[name] = term
 
 
 def _term(

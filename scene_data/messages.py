@@ -37,18 +37,24 @@ def image_messages(
 
 
 def answer_sampling(
-    evaluation: EvaluationSettings, task: Task, *, seed: int | None, constrained: bool
+    evaluation: EvaluationSettings,
+    task: Task,
+    *,
+    seed: int | None,
+    constrained: bool,
+    num_answers: int = 1,
 ) -> Sampling:
-    """How one answer is sampled outside training.
+    """How answers to one picture are sampled outside training.
 
     Args:
         evaluation: Temperature and the like.
         task: What is asked for.
         seed: Of no meaning where the temperature is 0.
         constrained: Under the JSON Schema of the task, which leaves no room for thinking.
+        num_answers: More than one needs a temperature over 0.
     """
     return Sampling(
-        n=1,
+        n=num_answers,
         temperature=evaluation.temperature,
         top_p=evaluation.top_p,
         top_k=evaluation.top_k,

@@ -26,6 +26,10 @@ Space = Annotated[
     str, typer.Option(help="What completions' boxes are in: relative_1000, relative_1, pixels:WxH.")
 ]
 RubricOption = Annotated[str, typer.Option(help="Its name, or a .toml or .json file with it.")]
+TermOption = Annotated[
+    list[str] | None,
+    typer.Option("--term", help="A term of your own for the rubric, FILE.py:FUNCTION; repeatable."),
+]
 TaskOption = Annotated[
     Literal["sgg", "det", "cls"], typer.Option(help="Graphs, objects only, or names only.")
 ]
@@ -44,6 +48,7 @@ def score(
     task: TaskOption = "sgg",
     thinking: Thinking = False,
     similarity_folder: Folder = None,
+    term: TermOption = None,
     detail: Detail = False,
     as_json: AsJson = False,
 ) -> None:
@@ -55,7 +60,9 @@ def score(
     """
     from cli.commands.score_rows import read_completions
     from cli.views.score import Report, complain
+    from reward_service.own_terms import load_own_terms
 
+    load_own_terms(term or ())
     explainer = _explainer(rubric, task, similarity_folder)
     defaults = _defaults(reference, image_size, box_space, thinking)
     report = Report(as_json=as_json, detail=detail)

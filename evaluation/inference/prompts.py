@@ -39,6 +39,7 @@ def rollout_request(
             data.task,
             seed=image_seed(settings.run.seed, sample.image_id),
             constrained=constrained,
+            num_answers=settings.evaluation.best_of,
         ),
     )
 

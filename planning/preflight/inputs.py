@@ -14,6 +14,7 @@ from planning.preflight.check import CheckResult, check
 from planning.preflight.model_folder import check_adapter, folder_problems
 from planning.preflight.prompt_length import PromptLength, tokenizer_folder
 from planning.preflight.rows import Source, is_of_the_hub, prompt_checks, source_checks
+from reward_service.own_terms import load_own_terms
 from reward_service.rubrics import rubric_for
 from scene_data.dataset import Sample, SceneDataset
 from scene_data.templates import check_instruction
@@ -189,7 +190,8 @@ def _settings(settings: Settings, job: Job) -> str:
 
 
 def _check_rubric(settings: Settings) -> None:
-    """Refuse a rubric that is none, or has no term for `data.task`."""
+    """Refuse a rubric that is none, or has no term for `data.task`, and terms that do not load."""
+    load_own_terms(settings.reward.terms)
     try:
         rubric_for(settings.reward.rubric, settings.data.task)
     except InvalidInputError as error:

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from fastapi import FastAPI, Request, Response
 from pydantic import create_model
 
+from reward_service.own_terms import load_own_terms
 from reward_service.rubrics import RUBRICS
 from reward_service.service.catalogue import EXAMPLE, example_answer, list_rubrics
 from reward_service.service.request_handler import Answerer
@@ -29,7 +30,8 @@ def build_app(settings: Settings) -> FastAPI:
     """The service as an ASGI app, with the data token of the settings or the environment.
 
     Raises:
-        SettingsError: The folder of similarities does not exist.
+        SettingsError: The folder of similarities does not exist, or a term of `reward.terms` cannot
+            be used.
     """
     reward = settings.reward
     make_answerer = partial(_make_answerer, settings)
@@ -69,6 +71,7 @@ def serve(settings: Settings) -> None:
 
 def _make_answerer(settings: Settings) -> Answerer:
     reward = settings.reward
+    load_own_terms(reward.terms)
     return Answerer(Similarities(reward.similarity_folder, reward.embedding_models))
 
 

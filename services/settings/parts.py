@@ -41,6 +41,8 @@ class RewardSettings(Section):
     """Models that a rubric may name as its similarity: folders, or hub names in the local cache."""
     rubric: str | dict[str, Any] = "balanced"
     """Its name, or in full: `docs/rewards.md`."""
+    terms: list[PathOrName] = Field(default_factory=list)
+    """Terms of one's own that the rubric may weigh: `FILE.py:FUNCTION` or `MODULE:FUNCTION`."""
     timeout_s: float = Field(default=60.0, gt=0)
 
 

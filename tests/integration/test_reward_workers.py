@@ -17,7 +17,7 @@ from reward_service.similarity.registry import Similarities
 from services.errors import SettingsError, UnavailableError
 from services.host.ports import free_port
 from tests.processes import sgg_process, wait_ready
-from tests.reward_process import REQUEST
+from tests.reward_process import REQUEST, TOKEN, running
 
 CONFIG = '[model]\npath = "x"\n[data]\ntrain = "x"\n[reward]\nurl = "http://127.0.0.1:1"\n'
 
@@ -172,3 +172,18 @@ async def test_the_service_survives_a_killed_worker_and_leaves_none_behind(tmp_p
         service.kill()
         service.wait()
         await until(lambda: not any(map(is_alive, [second, *now])))
+
+
+def test_each_process_has_the_terms_that_a_run_brings(tmp_path: Path) -> None:
+    file = tmp_path / "my_rewards.py"
+    file.write_text("def half(predicted, reference):\n    return 0.5\n")
+    reward = {"workers": 2, "terms": [f"{file}:half"]}
+    rubric = {"terms": {"triplet_f1": 5.0, "half": 2.0}}
+    token = {"authorization": f"Bearer {TOKEN}"}
+    with running(tmp_path / "log", reward=reward) as (url, _):
+        answer = httpx.post(f"{url}/v1/rewards", json=REQUEST | {"rubric": rubric}, headers=token)
+        terms = httpx.get(f"{url}/v1/rubrics", headers=token).json()["terms"]
+    good, bad = answer.json()["groups"][0]["rewards"]
+    assert (good["total"], good["breakdown"]) == (6.0, {"triplet_f1": 1.0, "half": 0.5})
+    assert (bad["total"], bad["breakdown"]) == (0.0, {"triplet_f1": 0.0, "half": 0.0})
+    assert terms["half"]["formula"].startswith(f"{file}:half (SHA-256 of its file: ")

@@ -3,9 +3,11 @@
 None of it decides whether a run can go on, but all of it what is learnt.
 """
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping
+from pathlib import Path
 
 from scene_data.dataset import SceneDataset
 from scene_data.templates import instruction_digest
@@ -26,7 +28,16 @@ def grpo_inputs(settings: Settings, dataset: SceneDataset) -> Inputs:
     return data_inputs(settings, dataset) | {
         "sampling.temperature": f"{settings.sampling.temperature:g}",
         "reward.rubric": rubric if isinstance(rubric, str) else json.dumps(rubric, sort_keys=True),
+        **{f"reward.terms {place}": _file_of(place) for place in settings.reward.terms},
     }
+
+
+def _file_of(term: str) -> str:
+    """What is known of a term's code; of an installed module's nothing but its name."""
+    file = Path(term.rpartition(":")[0])
+    if file.suffix != ".py" or not file.is_file():
+        return "a module"
+    return f"SHA-256 {hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
 
 
 def data_inputs(settings: Settings, dataset: SceneDataset) -> Inputs:
