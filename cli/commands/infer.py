@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 import typer
 
 from cli.options import ShortOverrides
+from cli.settings import OWN_CONFIG
 from services.errors import SettingsError
 
 Data = Annotated[str, typer.Argument(help="Parquet file, folder, JSON, or name on the hub.")]
@@ -59,12 +60,16 @@ def infer(
     from services.settings import load_settings
 
     if not config and model is None:
-        raise SettingsError("say which model: --model, or --config with the settings of its run")
+        if not OWN_CONFIG.is_file():
+            raise SettingsError(
+                "say which model: --model, or --config with the settings of its run "
+                f"({OWN_CONFIG}, where that is here)"
+            )
+        config = [OWN_CONFIG]
     if vocabulary is not None:
         template = template or "closed"
     short = {
         "model.path": model,
-        "data.train": None if config else data,
         "data.template": template,
         "data.vocabulary": "" if template in ("open", "toy") else vocabulary,
         "data.thinking": thinking,
@@ -80,7 +85,8 @@ def infer(
         for name, value in short.items()
         if value is not None
     ]
-    settings = load_settings(config or [], [*(set_ or []), *overrides])
+    below = {"data": {"train": data}}
+    settings = load_settings(config or [], [*(set_ or []), *overrides], below=below)
     from launcher.inference import run_inference
 
     own = model is not None and not server

@@ -4,16 +4,15 @@ import importlib
 import importlib.metadata
 import re
 from functools import partial
-from pathlib import Path
 
 from planning.preflight import bare
 from planning.preflight.check import CheckResult, check
 from planning.preflight.driver import check_driver, torch_cuda
 from planning.preflight.gpus import has_cuda_build, look_for_gpus
+from services.bundled import bundled
 from services.redis.server import redis_server_binary
 
 _IMPORTED = ("torch", "torchvision", "transformers", "vllm", "deepspeed", "trl")
-_CONSTRAINTS = Path(__file__).parents[2] / "constraints"
 
 
 def machine_checks() -> list[CheckResult]:
@@ -49,9 +48,7 @@ def _import(name: str) -> str:
 
 def _pins() -> list[CheckResult]:
     """Installed packages beside the file that this version was tested with."""
-    file = _CONSTRAINTS / ("cuda.txt" if has_cuda_build() else "cpu.txt")
-    if not file.is_file():  # installed as a wheel
-        return []
+    file = bundled("constraints") / ("cuda.txt" if has_cuda_build() else "cpu.txt")
     others = []
     for name, wanted in re.findall(r"^([\w.-]+)==(\S+)", file.read_text(), re.MULTILINE):
         found = installed(name)
@@ -59,7 +56,7 @@ def _pins() -> list[CheckResult]:
             others.append(f"{name} {found} (tested: {wanted})")
     if not others:
         return [CheckResult("versions", "ok", f"those of constraints/{file.name}")]
-    detail = f"{', '.join(others)}: `pip install -c constraints/{file.name} …` puts them right"
+    detail = f"{', '.join(others)}: `pip install -c {file} …` puts them right"
     return [CheckResult("versions", "warning", detail)]
 
 
