@@ -10,6 +10,7 @@ from planning.preflight.check import CheckResult, check
 from planning.preflight.driver import check_driver, torch_cuda
 from planning.preflight.gpus import has_cuda_build, look_for_gpus
 from services.bundled import bundled
+from services.errors import NotFoundError
 from services.redis.server import redis_server_binary
 
 _IMPORTED = ("torch", "torchvision", "transformers", "vllm", "deepspeed", "trl")
@@ -23,6 +24,7 @@ def machine_checks() -> list[CheckResult]:
         check("redis", redis_server_binary),
         *(check(name, partial(_import, name)) for name in _IMPORTED),
         *_pins(),
+        CheckResult("shipped files", "info", f"settings, toy model, Compose's: {bundled('')}"),
         *_driver(),
     ]
 
@@ -43,7 +45,13 @@ def _driver() -> list[CheckResult]:
 
 
 def _import(name: str) -> str:
-    return str(getattr(importlib.import_module(name), "__version__", "present"))
+    try:
+        return str(getattr(importlib.import_module(name), "__version__", "present"))
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        remedy = "on a CPU run `python -m compat.torchvision_cpu --install` first"
+        raise NotFoundError(f"{error}: {remedy}") from error
 
 
 def _pins() -> list[CheckResult]:
