@@ -24,7 +24,7 @@ CONFIG ?= $(if $(DATA),configs/demo-data.toml,configs/demo.toml)
 # Packages come uncompiled: without written bytecode each process compiles torch, transformers and vLLM once more.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo images pin-images test test-docker check check-setup check-cuda check-plan check-security format lint types imports units integration training e2e start-checkpoint clean distclean help
+.PHONY: setup demo images pin-images test test-docker check check-setup check-cuda check-plan check-security wheel format lint types imports units integration training e2e start-checkpoint clean distclean help
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -100,6 +100,9 @@ training: $(INSTALLED)
 
 e2e: $(INSTALLED)
 	$(BIN)/pytest tests/e2e -q --durations=15
+
+wheel: $(INSTALLED) ## All of sgg-rl in one file for other machines, in dist/ (docs/install.md)
+	$(BIN)/python -m hatchling build --target wheel
 
 format: $(INSTALLED) ## Rewrite the code in the project's format
 	$(BIN)/ruff format .

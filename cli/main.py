@@ -10,6 +10,7 @@ from cli.commands.data import data_app, model_app
 from cli.commands.doctor import doctor
 from cli.commands.evaluate import evaluate
 from cli.commands.infer import infer
+from cli.commands.init import init
 from cli.commands.launch import demo, run
 from cli.commands.plan import plan
 from cli.commands.predict import predict
@@ -45,7 +46,7 @@ for _group, _name in (
 ):
     app.add_typer(_group, name=_name)
 _COMMANDS: tuple[Callable[..., None], ...] = (
-    *(train, sft, run, demo),
+    *(init, train, sft, run, demo),
     *(status, doctor, predict, infer, score, evaluate, rollouts, plan, reproduce),
 )
 for _command in _COMMANDS:

@@ -7,7 +7,11 @@ import typer
 
 Config = Annotated[
     list[Path] | None,
-    typer.Option("--config", "-c", help="The run's TOML file; given twice, later over earlier."),
+    typer.Option(
+        "--config",
+        "-c",
+        help="A TOML file, or the name of one that ships; else run.toml. Later ones win.",
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,

@@ -1,36 +1,52 @@
 """From the options of a command to the run's settings."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from services.errors import SettingsError
 
 if TYPE_CHECKING:
     from services.settings import Settings
 
-DEFAULT_CONFIG = Path("configs/demo.toml")
-DATA_CONFIG = Path("configs/demo-data.toml")
-"""The demo's on a user's data."""
+OWN_CONFIG = Path("run.toml")
+"""What a command reads without `--config`"""
+_NO_RUN = {"model": {"path": ""}, "data": {"train": ""}}
+"""For parts that know neither model nor data"""
 Address = tuple[str | None, int | None]
 
 
 def run_settings(
     config: list[Path] | None, overrides: list[str] | None, **addresses: Address
 ) -> "Settings":
-    """The run's settings, with `--host` and `--port` put into the section's url."""
-    from services.host.addresses import host_and_port
-    from services.settings import load_settings
+    """The run's settings, with `--host` and `--port` put into the section's url.
 
-    files = config or [DEFAULT_CONFIG]
-    settings = load_settings(files, overrides or [])
-    for section, (host, port) in addresses.items():
-        if host is None and port is None:
-            continue
-        url = getattr(settings, section).url
-        scheme, _, rest = url.partition("://")
-        old_host, old_port = host_and_port(url.replace("redis://", "http://"))
-        path = rest.partition("/")[2]
-        changed = f"{scheme}://{host or old_host}:{port or old_port}" + (f"/{path}" if path else "")
-        settings = load_settings(files, [*(overrides or []), f'{section}.url="{changed}"'])
-    return settings
+    Raises:
+        SettingsError: They cannot be read, or no file is named and `run.toml` is not here.
+    """
+    return _load(config_files(config), overrides or [], addresses)
+
+
+def service_settings(
+    config: list[Path] | None, overrides: list[str] | None, **addresses: Address
+) -> "Settings":
+    """As `run_settings`, for a service that needs no `[model]`, no `[data]` and no file at all."""
+    files = config or [OWN_CONFIG] * OWN_CONFIG.is_file()
+    return _load(files, overrides or [], addresses, below=_NO_RUN)
+
+
+def config_files(config: list[Path] | None) -> list[Path]:
+    """The files that `--config` names, or `run.toml` of the working folder.
+
+    Raises:
+        SettingsError: There is neither.
+    """
+    if config or OWN_CONFIG.is_file():
+        return config or [OWN_CONFIG]
+    raise SettingsError(
+        f"no --config is given, and there is no {OWN_CONFIG} here: `sgg-rl init` writes one; or "
+        "name a file, or settings that ship: --config demo"
+    )
 
 
 def demo_settings(
@@ -41,5 +57,27 @@ def demo_settings(
         return run_settings(config, overrides)
     from launcher.demo_data import data_overrides
 
-    files = config or [DATA_CONFIG]
+    files = config_files(config)
     return run_settings(files, [*data_overrides(files, overrides or [], data), *(overrides or [])])
+
+
+def _load(
+    files: Sequence[Path],
+    overrides: list[str],
+    addresses: Mapping[str, Address],
+    below: Mapping[str, Any] | None = None,
+) -> "Settings":
+    from services.host.addresses import host_and_port
+    from services.settings import load_settings
+
+    settings = load_settings(files, overrides, below=below)
+    for section, (host, port) in addresses.items():
+        if host is None and port is None:
+            continue
+        url = getattr(settings, section).url
+        scheme, _, rest = url.partition("://")
+        old_host, old_port = host_and_port(url.replace("redis://", "http://"))
+        path = rest.partition("/")[2]
+        changed = f"{scheme}://{host or old_host}:{port or old_port}" + (f"/{path}" if path else "")
+        settings = load_settings(files, [*overrides, f'{section}.url="{changed}"'], below=below)
+    return settings

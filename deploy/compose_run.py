@@ -21,7 +21,7 @@ KNOBS = ("CONFIG", "ARGS", "INPUTS")
 """Variables of docker-compose.yml, beside `RUN_NAME`: what a run is started with."""
 _FOLDER = Path("/secrets")
 _FIRST_RUN = "demo"
-_DEFAULT_CONFIG = "configs/demo-compose.toml"
+_DEFAULT_CONFIG = "demo-compose"
 
 
 def resolve_run(folder: Path) -> str:

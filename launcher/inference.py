@@ -326,7 +326,7 @@ def _start_server(
     )
     config = folder / "logs" / "rollout.toml"
     config.write_text(dump_settings(settings))
-    say(f"starting a rollout server of {settings.model.path} (log in {folder / 'logs'})")
+    say(f"starting a rollout server of {settings.model.name} (log in {folder / 'logs'})")
     supervisor.start(service_part("rollout", url, config))
     supervisor.wait_ready("rollout")
     return settings

@@ -17,18 +17,20 @@ from pathlib import Path
 from typing import Literal
 
 from evaluation.published import published_tables
+from services.bundled import bundled
 from services.errors import ConflictError, SettingsError
 from services.settings import Settings, load_settings
 
 Stage = Literal["sft", "grpo", "infer", "evaluate"]
 Place = Literal["here", "slurm"]
 STAGES: tuple[Stage, ...] = ("sft", "grpo", "infer", "evaluate")
-RECIPES = Path("configs/r1-sgg")
-TINY_RECIPES = Path("configs/r1-sgg-tiny")
+RECIPES = "r1-sgg"
+"""Folder of the settings that ship."""
+TINY_RECIPES = "r1-sgg-tiny"
 RUNS = Path("runs")
 
-_HARDWARE = Path("configs/hardware")
-_INFERENCE = "inference.toml"
+_CONFIGS = bundled("configs")
+_INFERENCE = "inference"
 """Beside the recipes: what is laid over them to infer."""
 _KINDS = ("instruct", "sft", "zero", "grpo", "relaxed", "soft")
 _FROM_SFT = ("grpo", "relaxed", "soft")
@@ -53,14 +55,14 @@ class TableRow:
     """One line of a table."""
 
     name: str
-    recipes: Path
-    hardware: Path | None
+    recipes: str
+    hardware: str | None
     runs: Path
 
     @property
-    def recipe(self) -> Path:
-        """Its own file, or that of the fine-tuning from the same model."""
-        return self.recipes / f"{self.name.replace('-instruct', '-sft')}.toml"
+    def recipe(self) -> str:
+        """Its own settings, or those of the fine-tuning from the same model."""
+        return f"{self.recipes}/{self.name.replace('-instruct', '-sft')}"
 
     @property
     def kind(self) -> str:
@@ -77,12 +79,12 @@ class TableRow:
     @cached_property
     def settings(self) -> Settings:
         """The settings of its run."""
-        return load_settings(self._configs, self._overrides)
+        return load_settings([*map(Path, self._configs)], self._overrides)
 
     @property
     def options(self) -> list[str]:
         """The words of a command that say which run it is."""
-        configs = [word for path in self._configs for word in ("--config", str(path))]
+        configs = [word for name in self._configs for word in ("--config", name)]
         return [*configs, *(word for item in self._overrides for word in ("--set", item))]
 
     @property
@@ -94,12 +96,13 @@ class TableRow:
     def model(self) -> str:
         """What is evaluated: a path, or a name on the hub."""
         if self.kind == "instruct":
-            return self.settings.model.path
+            return self.settings.model.name
         return str(self.folder / ("model" if self.kind == "sft" else "checkpoint"))
 
     @property
-    def _configs(self) -> list[Path]:
-        return [self.recipe] if self.hardware is None else [self.recipe, self.hardware]
+    def _configs(self) -> list[str]:
+        over = [] if self.hardware is None else [f"hardware/{self.hardware}"]
+        return [self.recipe, *over]
 
     @property
     def _overrides(self) -> list[str]:
@@ -111,12 +114,12 @@ class TableRow:
 
 
 def find_rows(
-    recipes: Path, pattern: str = "*", *, hardware: str | None = None, runs: Path = RUNS
+    recipes: str, pattern: str = "*", *, hardware: str | None = None, runs: Path = RUNS
 ) -> list[TableRow]:
     """The rows whose name fits, each after the one that it goes on from.
 
     Args:
-        recipes: Folder of TOML files.
+        recipes: Folder of `configs`.
         pattern: As for file names: `vg150-closed-*`.
         hardware: A file of `configs/hardware` to lay over each recipe, without its `.toml`.
         runs: Folder of the runs.
@@ -124,18 +127,15 @@ def find_rows(
     Raises:
         SettingsError: There are no such recipes, rows or hardware.
     """
-    over = None if hardware is None else _HARDWARE / f"{hardware}.toml"
-    if over is not None and not over.is_file():
-        there = ", ".join(sorted(path.stem for path in _HARDWARE.glob("*.toml")))
-        raise SettingsError(f"--hardware {hardware}: there are {there}")
-    trained = {path.stem for path in recipes.glob("*-*.toml")}
-    if not trained:
-        raise SettingsError(f"no recipes in {recipes}: run this in the folder of the repository")
+    sizes = sorted(path.stem for path in _CONFIGS.glob("hardware/*.toml"))
+    if hardware not in (None, *sizes):
+        raise SettingsError(f"--hardware {hardware}: there are {', '.join(sizes)}")
+    trained = {path.stem for path in _CONFIGS.glob(f"{recipes}/*-*.toml")}
     names = trained | {name.replace("-sft", "-instruct") for name in trained if "-sft" in name}
     fitting = sorted((name for name in names if fnmatchcase(name, pattern)), key=_order)
     if not fitting:
         raise SettingsError(f"--row {pattern}: there are {', '.join(sorted(names, key=_order))}")
-    return [TableRow(name=name, recipes=recipes, hardware=over, runs=runs) for name in fitting]
+    return [TableRow(name=name, recipes=recipes, hardware=hardware, runs=runs) for name in fitting]
 
 
 def fitting_place(rows: Sequence[TableRow]) -> Place:
@@ -266,8 +266,8 @@ def _infer(row: TableRow) -> str:
 
 
 def _inference_layer(row: TableRow) -> list[str]:
-    over = row.recipes / _INFERENCE
-    return ["--config", str(over)] if over.is_file() else []
+    over = f"{row.recipes}/{_INFERENCE}"
+    return ["--config", over] if (_CONFIGS / f"{over}.toml").is_file() else []
 
 
 def _evaluate(row: TableRow) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from cli.options import ShortOverrides
+from cli.settings import OWN_CONFIG
 from services.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -73,7 +74,8 @@ def infer(
         set_,
         template=template,
         vocabulary=vocabulary,
-        data={"train": None if config else data, "thinking": thinking},
+        train=data,
+        thinking=thinking,
         evaluation={
             "temperature": temperature,
             "top_p": top_p,
@@ -97,7 +99,8 @@ def inference_settings(
     *,
     template: str | None,
     vocabulary: str | None,
-    data: Mapping[str, Any],
+    train: str,
+    thinking: bool | None,
     evaluation: Mapping[str, Any],
     seed: int | None,
 ) -> "Settings":
@@ -110,7 +113,8 @@ def inference_settings(
         overrides: Of `--set`.
         template: Of `[data]`.
         vocabulary: Of `[data]`; it implies the template `closed`.
-        data: More of `[data]`; None leaves a setting as it is.
+        train: Of `[data]`, where no file says it.
+        thinking: Of `[data]`; None leaves a setting as it is.
         evaluation: Of `[evaluation]`, likewise.
         seed: Of `[run]`.
 
@@ -120,9 +124,14 @@ def inference_settings(
     from services.run_folder import trained_model
     from services.settings import load_settings
 
-    if not config and model is None:
-        raise SettingsError("say which model: --model, or --config with the settings of its run")
     files = list(config or [])
+    if not files and model is None:
+        if not OWN_CONFIG.is_file():
+            raise SettingsError(
+                "say which model: --model, or --config with the settings of its run "
+                f"({OWN_CONFIG}, where that is here)"
+            )
+        files = [OWN_CONFIG]
     if model is not None and Path(model).is_dir():
         folder, of_run = trained_model(Path(model))
         model = str(folder)
@@ -132,9 +141,9 @@ def inference_settings(
     if vocabulary is not None:
         template = template or "closed"
     vocabulary = "" if template in ("open", "toy") else vocabulary
-    tables = {
+    tables: dict[str, Mapping[str, Any]] = {
         "model": {"path": model},
-        "data": {"template": template, "vocabulary": vocabulary, **data},
+        "data": {"template": template, "vocabulary": vocabulary, "thinking": thinking},
         "evaluation": evaluation,
         "run": {"seed": seed},
     }
@@ -144,4 +153,5 @@ def inference_settings(
         for name, value in fields.items()
         if value is not None
     ]
-    return load_settings(files, [*(overrides or []), *short])
+    below = {"data": {"train": train}}
+    return load_settings(files, [*(overrides or []), *short], below=below)

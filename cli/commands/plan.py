@@ -11,7 +11,9 @@ from services.errors import SettingsError
 
 _WIDTH = 100
 
-ClusterName = Annotated[str, typer.Option("--cluster", help="Of configs/clusters, or a TOML file.")]
+ClusterName = Annotated[
+    str, typer.Option("--cluster", help="One that ships, such as 80gbx1, or a TOML file.")
+]
 Measure = Annotated[
     Path | None, typer.Option(help="Folder of an earlier run: its rates instead of derived ones.")
 ]

@@ -70,7 +70,8 @@ def predict(
         set_,
         template=template,
         vocabulary=vocabulary,
-        data={"train": None if config else "pictures", "thinking": thinking},
+        train="pictures",
+        thinking=thinking,
         evaluation={
             "temperature": temperature,
             "top_p": top_p,

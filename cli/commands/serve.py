@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.options import Config, Overrides
-from cli.settings import run_settings
+from cli.settings import run_settings, service_settings
 from services.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def redis(
     config: Config = None, set_: Overrides = None, host: Host = None, port: Port = None
 ) -> None:
     """Redis or Valkey, with its data in the run's folder."""
-    serve_redis(run_settings(config, set_, redis=(host, port)))
+    serve_redis(service_settings(config, set_, redis=(host, port)))
 
 
 @serve_app.command("reward")
@@ -39,12 +39,12 @@ def reward(
         int | None, typer.Option(min=1, help="Processes; each scores on one core.")
     ] = None,
 ) -> None:
-    """The reward service."""
+    """The reward service; by itself it needs no settings."""
     from reward_service.service.app import serve
     from services.telemetry import setup_logging
 
     overrides = [*(set_ or []), *([f"reward.workers={workers}"] if workers else [])]
-    settings = run_settings(config, overrides, reward=(host, port))
+    settings = service_settings(config, overrides, reward=(host, port))
     setup_logging("reward")
     serve(settings)
 
@@ -65,7 +65,7 @@ def monitor(
     from monitor_service.app import serve
     from services.telemetry import setup_logging
 
-    settings = run_settings(config, set_, monitor=(host, port))
+    settings = service_settings(config, set_, monitor=(host, port))
     setup_logging("monitor")
     serve(settings)
 

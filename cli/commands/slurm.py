@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cli.options import AsJson, Overrides
+from cli.options import AsJson, Config, Overrides
+from cli.settings import run_settings
 from services.printable import printable
 
 if TYPE_CHECKING:
@@ -14,10 +15,6 @@ if TYPE_CHECKING:
 
 slurm_app = typer.Typer(help="A run as a Slurm job: docs/deploy/slurm.md.", no_args_is_help=True)
 
-Config = Annotated[
-    list[Path],
-    typer.Option("--config", "-c", help="The run's TOML file; given twice, later over earlier."),
-]
 Job = Annotated[
     Literal["train", "sft", "infer"],
     typer.Option(help="GRPO with its services, supervised fine-tuning, or batch inference."),
@@ -27,7 +24,7 @@ Data = Annotated[str | None, typer.Option(help="What to infer; data.heldout when
 
 @slurm_app.command()
 def render(
-    config: Config,
+    config: Config = None,
     job: Job = "train",
     set_: Overrides = None,
     data: Data = None,
@@ -45,7 +42,7 @@ def render(
 
 @slurm_app.command()
 def submit(
-    config: Config,
+    config: Config = None,
     job: Job = "train",
     set_: Overrides = None,
     data: Data = None,
@@ -63,7 +60,7 @@ def submit(
 
 @slurm_app.command()
 def status(
-    config: Config, job: Job = "train", set_: Overrides = None, as_json: AsJson = False
+    config: Config = None, job: Job = "train", set_: Overrides = None, as_json: AsJson = False
 ) -> None:
     """The job's state, nodes and steps, and where its logs are."""
     from deploy.slurm.status import job_status, status_lines
@@ -73,8 +70,7 @@ def status(
     print(as_text or printable("\n".join(status_lines(found))))
 
 
-def _settings(config: list[Path], overrides: list[str] | None, job: Job) -> "Settings":
+def _settings(config: list[Path] | None, overrides: list[str] | None, job: Job) -> "Settings":
     from deploy.slurm.submit import job_settings
-    from services.settings import load_settings
 
-    return job_settings(load_settings(config, overrides or []), job)
+    return job_settings(run_settings(config, overrides), job)

@@ -1,6 +1,5 @@
 """`sgg-rl train` and `sgg-rl sft`: the trainer alone, beside services that run."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -39,5 +38,5 @@ def sft(
     """Supervised fine-tuning on reference graphs."""
     from cli import trainer_process
 
-    settings = run_settings(config or [Path("configs/toy-sft.toml")], set_)
+    settings = run_settings(config, set_)
     trainer_process.sft(settings, resume=resume, allow_changes=allow_changes)

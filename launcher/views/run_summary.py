@@ -36,7 +36,7 @@ def plan_lines(
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
     return [
-        f"run {settings.run.name}: {num_steps} steps of {settings.model.path}",
+        f"run {settings.run.name}: {num_steps} steps of {settings.model.name}",
         f"folder {settings.run.folder}, logs in {settings.run.files.logs}",
         *(f"  {a:{widths[0]}}  {b:{widths[1]}}  {c}".rstrip() for a, b, c in rows),
         *_gpu_lines(settings, placement),

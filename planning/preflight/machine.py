@@ -4,16 +4,16 @@ import importlib
 import importlib.metadata
 import re
 from functools import partial
-from pathlib import Path
 
 from planning.preflight import bare
 from planning.preflight.check import CheckResult, check
 from planning.preflight.driver import check_driver, torch_cuda
 from planning.preflight.gpus import has_cuda_build, look_for_gpus
+from services.bundled import bundled
+from services.errors import NotFoundError
 from services.redis.server import redis_server_binary
 
 _IMPORTED = ("torch", "torchvision", "transformers", "vllm", "deepspeed", "trl")
-_CONSTRAINTS = Path(__file__).parents[2] / "constraints"
 
 
 def machine_checks() -> list[CheckResult]:
@@ -24,6 +24,7 @@ def machine_checks() -> list[CheckResult]:
         check("redis", redis_server_binary),
         *(check(name, partial(_import, name)) for name in _IMPORTED),
         *_pins(),
+        CheckResult("shipped files", "info", f"settings, toy model, Compose's: {bundled('')}"),
         *_driver(),
     ]
 
@@ -44,14 +45,18 @@ def _driver() -> list[CheckResult]:
 
 
 def _import(name: str) -> str:
-    return str(getattr(importlib.import_module(name), "__version__", "present"))
+    try:
+        return str(getattr(importlib.import_module(name), "__version__", "present"))
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        remedy = "on a CPU run `python -m compat.torchvision_cpu --install` first"
+        raise NotFoundError(f"{error}: {remedy}") from error
 
 
 def _pins() -> list[CheckResult]:
     """Installed packages beside the file that this version was tested with."""
-    file = _CONSTRAINTS / ("cuda.txt" if has_cuda_build() else "cpu.txt")
-    if not file.is_file():  # installed as a wheel
-        return []
+    file = bundled("constraints") / ("cuda.txt" if has_cuda_build() else "cpu.txt")
     others = []
     for name, wanted in re.findall(r"^([\w.-]+)==(\S+)", file.read_text(), re.MULTILINE):
         found = installed(name)
@@ -59,7 +64,7 @@ def _pins() -> list[CheckResult]:
             others.append(f"{name} {found} (tested: {wanted})")
     if not others:
         return [CheckResult("versions", "ok", f"those of constraints/{file.name}")]
-    detail = f"{', '.join(others)}: `pip install -c constraints/{file.name} …` puts them right"
+    detail = f"{', '.join(others)}: `pip install -c {file} …` puts them right"
     return [CheckResult("versions", "warning", detail)]
 
 

@@ -9,10 +9,11 @@ from typing import Literal
 
 from pydantic import Field
 
+from services.bundled import bundled
 from services.errors import SettingsError
 from services.settings.section import Section
 
-SHIPPED = Path("configs/clusters")
+SHIPPED = bundled("configs/clusters")
 
 Basis = Literal["assumption", "datasheet", "benchmark", "derived", "measured", "settings"]
 """`benchmark`: by a command of this project, on the machine that the source names; `measured`: in
@@ -101,6 +102,7 @@ def load_cluster(name: str) -> Cluster:
     if not path.is_file():
         shipped = ", ".join(sorted(file.stem for file in SHIPPED.glob("*.toml")))
         raise SettingsError(
-            f"--cluster {name}: there is no {path}; shipped are {shipped or 'none'}"
+            f"--cluster {name}: there is no such cluster: name one that ships ({shipped}), or a "
+            ".toml of yours (docs/sizing.md)"
         )
     return Cluster.read(path, wrong="is not usable")

@@ -22,7 +22,7 @@ def plan_view(plan: Plan) -> Group:
     """The whole of it."""
     gpus, trainer = plan.cluster.gpus, plan.settings.trainer
     head = (
-        f"{gpus.count} GPUs ({gpus.kind}), {plan.settings.model.path}, weights over "
+        f"{gpus.count} GPUs ({gpus.kind}), {plan.settings.model.name}, weights over "
         f"{plan.settings.weights.transport}, {trainer.groups_per_step} groups of "
         f"{trainer.group_size} a step, max_policy_lag {trainer.max_policy_lag}"
     )

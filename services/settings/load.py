@@ -3,9 +3,10 @@
 Sources, later ones win: TOML file, environment (`SGG__SECTION__FIELD`), command line (`--set
 section.field=value`). A misspelt key is refused in all three, by name. A file may stand on others:
 `extends = ["base.toml"]`, paths from its own folder, later ones over earlier ones and the file over
-them all.
+them all. Settings that ship in `configs/` have names: `demo`, `r1-sgg/vg150-closed-2b-zero`.
 """
 
+import difflib
 import itertools
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any
 import tomli_w
 from pydantic import ValidationError
 
+from services.bundled import bundled
 from services.errors import SettingsError
 from services.host.environment import child_environment
 from services.settings.section import expanded
@@ -29,22 +31,25 @@ def load_settings(
     files: Path | Sequence[Path],
     overrides: Sequence[str] = (),
     environment: Mapping[str, str] | None = None,
+    *,
+    below: Mapping[str, Any] | None = None,
 ) -> Settings:
     """Read a run's settings.
 
     Args:
         files: TOML file, or several: later ones over earlier ones; none where the overrides name
-            all that has no default.
+            all that has no default. A shipped one by its name.
         overrides: `section.field=value` strings, as given to `--set`; values are TOML, or plain
             text. `section.field=` unsets a field that is optional.
         environment: Defaults to the process's.
+        below: Tables under those of the files, for a command that needs no more of them.
 
     Raises:
         SettingsError: The file is missing or malformed, or a key in any source is unknown or out of
             range.
     """
     files = [files] if isinstance(files, Path) else files
-    tree = _merged(_read(file) for file in files)
+    tree = _merged([below or {}, *(_read(_named_file(file)) for file in files)])
     if files:
         _check(tree, " and ".join(map(str, files)))
     for key, text in sorted((child_environment() if environment is None else environment).items()):
@@ -73,7 +78,10 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """A file's tables, over those of the files that it extends."""
     if not path.is_file():
         extended = f", which {above[-1]} extends" if above else ""
-        raise SettingsError(f"no settings file at {path}{extended}")
+        ships = path.parts[0] == "configs" and bundled(str(path)).is_file()
+        name = path.relative_to("configs").with_suffix("") if ships else None
+        remedy = f": what ships is named without a folder, --config {name}" if ships else ""
+        raise SettingsError(f"no settings file at {path}{extended}{remedy}")
     if path.resolve() in (file.resolve() for file in above):
         raise SettingsError(f"{path} extends itself, by way of {above[-1]}")
     try:
@@ -84,10 +92,31 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise SettingsError(f"{path}: extends is a list of files")
     try:
-        below = [path.parent / expanded(name) for name in names]
+        extended = [_named_file(path.parent / expanded(name), name) for name in names]
     except ValueError as error:
         raise SettingsError(f"{path}: extends: {error}") from error
-    return _merged([*(_read(file, (*above, path)) for file in below), tree])
+    return _merged([*(_read(file, (*above, path)) for file in extended), tree])
+
+
+def _named_file(path: Path, name: str | None = None) -> Path:
+    """A file, or the shipped one of that name.
+
+    Args:
+        path: As it is given, or as it is seen from the file that extends it.
+        name: As that file has it.
+    """
+    if path.suffix == ".toml" or path.is_file():
+        return path
+    shipped = bundled("configs")
+    file = shipped / f"{name or path}.toml"
+    if file.is_file():
+        return file
+    names = [str(f.relative_to(shipped).with_suffix("")) for f in shipped.rglob("*.toml")]
+    near = difflib.get_close_matches(str(name or path), names, n=3) or ["demo"]
+    raise SettingsError(
+        f"no settings file at {path}, and none of that name ships: name a .toml of yours, or one "
+        f"of {shipped}, such as {', '.join(near)}"
+    )
 
 
 def _merged(trees: Iterable[dict[str, Any]]) -> dict[str, Any]:

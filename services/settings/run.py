@@ -3,8 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_serializer, field_validator, model_validator
 
+from services.bundled import TOY_START, toy_start
 from services.run_folder import RunFolder
 from services.schemas.rewards import Task
 from services.settings.section import LocalPath, PathOrName, Section
@@ -35,7 +36,7 @@ class ModelSettings(Section):
     """The policy."""
 
     path: PathOrName
-    """A Hugging Face folder or hub name."""
+    """A Hugging Face folder, a hub name, or `toy-start`, the demo's model."""
     box_space: Literal["auto", "relative_1000", "pixels", "relative_1"] = "auto"
     """How the model writes boxes: `auto` as its family does (`docs/models.md`), `pixels` in pixels
     of the resized input."""
@@ -50,6 +51,21 @@ class ModelSettings(Section):
     """Images with fewer pixels are enlarged. The same for trainer, sampler and boxes."""
     max_pixels: int = Field(default=512 * 28 * 28, ge=28 * 28)
     """Images with more pixels are reduced."""
+
+    @field_validator("path")
+    @classmethod
+    def _of_the_demo(cls, path: str) -> str:
+        return str(toy_start()) if path == TOY_START else path
+
+    @field_serializer("path", when_used="json")
+    def _named(self, path: str) -> str:
+        """In files that another machine may read, where the demo's model is elsewhere."""
+        return TOY_START if path == str(toy_start()) else path
+
+    @property
+    def name(self) -> str:
+        """The model as settings name it."""
+        return self._named(self.path)
 
 
 class DataSettings(Section):

@@ -53,10 +53,22 @@ def test_a_server_with_the_fake_engine_starts_without_torch() -> None:
     ("arguments", "code", "message"),
     [
         (["train", "--config", "nowhere.toml"], 2, "no settings file at nowhere.toml"),
-        (["train", "--set", "trainer.num_stepz=1"], 2, "[trainer] has no 'num_stepz'"),
-        (["train", "--set", "trainer.max_policy_lag=-1"], 2, "trainer.max_policy_lag"),
+        (
+            ["train", "-c", "demo", "--set", "trainer.num_stepz=1"],
+            2,
+            "[trainer] has no 'num_stepz'",
+        ),
+        (
+            ["train", "-c", "demo", "--set", "trainer.max_policy_lag=-1"],
+            2,
+            "trainer.max_policy_lag",
+        ),
         (["nonsense"], 2, "No such command"),
-        (["dead", "list", "--set", "redis.url=redis://127.0.0.1:1/0"], 1, "does not answer"),
+        (
+            ["dead", "list", "-c", "demo", "--set", "redis.url=redis://127.0.0.1:1/0"],
+            1,
+            "does not answer",
+        ),
         (["data", "inspect", "nowhere"], 1, "nowhere"),
     ],
 )
@@ -74,7 +86,7 @@ def test_dry_run_prints_the_resolved_settings(tmp_path: Path) -> None:
     words = ["--set", "trainer.num_steps=17"]
     for field, split in (("train", "train"), ("heldout", "heldout")):
         words += ["--set", f"data.{field}={tmp_path / split}.parquet"]
-    done = sgg("train", "--dry-run", *words)
+    done = sgg("train", "--config", "demo", "--dry-run", *words)
     assert done.returncode == 0, done.stderr
     assert "num_steps = 17" in done.stdout
     assert "temperature = 1.0" in done.stdout

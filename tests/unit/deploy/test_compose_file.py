@@ -286,8 +286,9 @@ def test_a_build_has_proxies_and_secrets_where_they_are_given(configured: Config
 def test_a_build_gets_every_package_and_the_module_that_prepares() -> None:
     """`.dockerignore` begins by leaving all out."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    packages = project["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+    wheel = project["tool"]["hatch"]["build"]["targets"]["wheel"]
     lines = (ROOT / ".dockerignore").read_text().splitlines()
-    assert {f"!{package}" for package in packages if package != "deploy"} <= {*lines}
+    wanted = {*wheel["packages"], *wheel["force-include"]} - {"deploy"}
+    assert {f"!{path}" for path in wanted} <= {*lines}
     assert "!deploy/*.py" in lines
     assert importlib.util.find_spec(SERVICES["prepare"]["entrypoint"][-1]) is not None

@@ -6,12 +6,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from cli.settings import DATA_CONFIG, demo_settings
+from cli.settings import demo_settings
 from evaluation.of_a_run.heldout import heldout_samples
 from launcher.demo_data import data_overrides
 from scene_data.dataset import open_dataset
 from scene_data.toy.scenes import make_toy
 from services.settings import Settings
+
+CONFIG = Path("demo-data")
 
 
 def photographs(
@@ -37,7 +39,7 @@ def photographs(
 
 
 def settings(folder: Path, data: Path, *more: str) -> Settings:
-    return demo_settings(None, [f"run.root={folder / 'runs'}", *more], str(data))
+    return demo_settings([CONFIG], [f"run.root={folder / 'runs'}", *more], str(data))
 
 
 def ids(path: str) -> set[str]:
@@ -112,6 +114,6 @@ def test_large_pictures_get_as_many_pixels_as_the_demo_has_time_for(tmp_path: Pa
 
 
 def test_what_is_no_dataset_is_left_to_the_look_at_all_inputs(tmp_path: Path) -> None:
-    assert data_overrides([DATA_CONFIG], [], "nope") == ['data.train="nope"', "data.heldout="]
+    assert data_overrides([CONFIG], [], "nope") == ['data.train="nope"', "data.heldout="]
     one = settings(tmp_path, photographs(tmp_path, 1))
     assert one.data.heldout is None

@@ -120,6 +120,46 @@ def test_every_shipped_config_parses(file: Path) -> None:
     assert load_settings(file, [], {}).trainer.total_steps(1000) > 0
 
 
+def test_settings_that_ship_have_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recipe = load_settings(Path("r1-sgg/vg150-closed-2b-zero"), [], {})
+    assert recipe.run.name == "vg150-closed-2b-zero"
+    file = tmp_path / "run.toml"
+    file.write_text('extends = ["r1-sgg/vg150-closed-2b-zero", "hardware/80gbx1"]')
+    both = load_settings(file, [], {})
+    assert (both.run.name, both.trainer.num_ranks) == ("vg150-closed-2b-zero", 1)
+    assert recipe.trainer.num_ranks == 8
+    own = tmp_path / "demo"
+    own.write_text('[model]\npath = "m"\n[data]\ntrain = "t"\n')
+    file.write_text('extends = ["demo"]')
+    assert load_settings(file, [], {}).model.path == "m", "a file that is there goes before"
+    with pytest.raises(SettingsError, match=r"none of that name ships.* r1-sgg/psg-open-2b-zero"):
+        load_settings(Path("r1-sgg/psg-open-2b-zer"), [], {})
+    monkeypatch.chdir(tmp_path)  # where no `configs` is
+    with pytest.raises(SettingsError, match="--config hardware/80gbx1"):
+        load_settings(Path("configs/hardware/80gbx1.toml"), [], {})
+
+
+def test_the_model_of_the_demo_has_a_name_in_files_and_is_a_folder_here() -> None:
+    model = load_settings(Path("demo"), [], {}).model
+    assert (Path(model.path) / "config.json").is_file()
+    assert model.name == "toy-start"
+    text = dump_settings(load_settings(Path("demo"), [], {}))
+    assert 'path = "toy-start"' in text
+    assert load_settings(Path("demo"), ["model.path=own/toy-start"], {}).model.name == (
+        "own/toy-start"
+    )
+
+
+def test_tables_below_stand_in_for_what_files_do_not_say(tmp_path: Path) -> None:
+    below = {"model": {"path": "m", "dtype": "float32"}, "data": {"train": "d"}}
+    file = tmp_path / "run.toml"
+    file.write_text('[reward]\nworkers = 3\n[model]\npath = "mine"\n')
+    found = load_settings(file, [], {}, below=below)
+    assert (found.model.path, found.model.dtype, found.data.train) == ("mine", "float32", "d")
+    with pytest.raises(SettingsError, match="data: Field required"):
+        load_settings(file, [], {})
+
+
 def test_overrides_may_name_all_that_has_no_default() -> None:
     settings = load_settings([], ["model.path=m", "data.train=d"], {})
     assert (settings.model.path, settings.data.train) == ("m", "d")

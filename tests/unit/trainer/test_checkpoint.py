@@ -261,16 +261,16 @@ def test_other_inputs_want_a_flag(
     own.write_text("Write {format} as JSON.")
     term = tmp_path / "my_rewards.py"
     term.write_text("def polite(predicted, reference): return 1")
-    terms = {"reward": {"terms": [f"{term}:polite"]}}
+    terms = {"terms": [f"{term}:polite"]}
 
     def inputs(train: str = "train", template: Path = own, **changes: dict[str, Any]) -> Inputs:
         data = {"train": str(tmp_path / f"{train}.parquet"), "template": str(template)}
         tree = {"model": {"path": "none"}, "data": data, **changes}
         return grpo_inputs(Settings.model_validate(tree), open_dataset(data["train"]))
 
-    with_terms = inputs(**terms)
+    with_terms = inputs(reward=terms)
     term.write_text("def polite(predicted, reference): return 0")
-    assert inputs(**terms) != with_terms
+    assert inputs(reward=terms) != with_terms
     then = inputs()
     store.write(TrainerState(step=2, data_order=ORDER, inputs=then), Engine().save, Alone())
     assert start(store, guard, inputs=inputs())[0].step == 2
