@@ -31,6 +31,7 @@ from scene_data.reading.sources import Row, Rows, open_rows
 from scene_graph.cleaning import Task
 from scene_graph.graph import SceneGraph
 from services.errors import InvalidInputError
+from services.images import decode_image
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class Sample:
     """One image and what it shows."""
 
     image_id: str
-    image_bytes: bytes
+    image_bytes: bytes = field(repr=False)
     """The encoded file (PNG, JPEG), as it is in the dataset."""
     width: int
     """Pixels of the upright image."""
@@ -55,6 +56,12 @@ class Sample:
     """Boxes in pixels of this image."""
     thinking: str | None = None
     """Text before the answer, where the dataset was opened with a column for it."""
+
+    def _repr_svg_(self) -> str:
+        """A notebook shows the graph over its picture."""
+        from scene_graph.drawing import draw_svg
+
+        return draw_svg(self.graph, self.width, self.height, decode_image(self.image_bytes))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -222,6 +229,13 @@ def open_dataset(
     path: str | Path, *, thinking_column: str | None = None, task: Task | None = None
 ) -> SceneDataset:
     """Open a local path or a hub dataset; see the table above.
+
+    Example:
+        >>> dataset = sgg_rl.load_dataset("toy/heldout.parquet")
+        >>> len(dataset), dataset[0].image_id
+        (8, 'heldout-0-0')
+        >>> [item.id for item in dataset[0].graph.objects]
+        []
 
     Args:
         path: Or a hub name.

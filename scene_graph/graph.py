@@ -33,13 +33,40 @@ class Relationship:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SceneGraph:
-    """Objects and the relationships between them.
+    """Objects and the relationships between them; in a notebook a picture of its own.
 
-    Example: `SceneGraph(objects=(SceneObject(id="man.1", bbox=(1, 2, 3, 4)),), relationships=())`
+    Example:
+        >>> man = sgg_rl.SceneObject(id="man.1", bbox=(10, 20, 200, 400))
+        >>> horse = sgg_rl.SceneObject(id="horse.2", bbox=(0, 150, 300, 480))
+        >>> riding = sgg_rl.Relationship(subject="man.1", predicate="riding", object="horse.2")
+        >>> graph = sgg_rl.SceneGraph(objects=(man, horse), relationships=(riding,))
+        >>> [item.category for item in graph.objects]
+        ['man', 'horse']
     """
 
     objects: tuple[SceneObject, ...]
     relationships: tuple[Relationship, ...]
+
+    def scaled(self, width: float, height: float) -> "SceneGraph":
+        """The same with boxes times these: from fractions to pixels of an image of that size."""
+        sides = (width, height, width, height)
+        return SceneGraph(
+            objects=tuple(
+                SceneObject(
+                    id=item.id, bbox=tuple(c * s for c, s in zip(item.bbox, sides, strict=True))
+                )
+                for item in self.objects
+            ),
+            relationships=self.relationships,
+        )
+
+    def _repr_svg_(self) -> str:
+        """On white, as large as its boxes reach."""
+        from scene_graph.drawing import draw_svg
+
+        corners = [item.bbox[2:] for item in self.objects] or [(1.0, 1.0)]
+        width, height = (max(*sides, 1.0) for sides in zip(*corners, strict=True))
+        return draw_svg(self, round(width), round(height))
 
 
 @dataclass(slots=True, kw_only=True)
