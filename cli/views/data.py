@@ -15,8 +15,9 @@ from scene_data.inspection import RARE, Inspection, NameStatistics
 from scene_data.reading.images import check_image, image_bytes
 from scene_data.reading.rows import RowError, read_graph, read_size
 from scene_data.reading.sources import Rows
-from scene_data.toy.drawing import draw_graph
+from scene_graph.drawing import draw_png
 from services.errors import InvalidInputError, TooLargeError
+from services.images import decode_image
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +52,7 @@ def draw_samples(rows: Rows, usable: NDArray[np.bool_], folder: Path, num: int) 
         try:
             data = image_bytes(row["image"])
             check_image(data, read_size(row))
-            title = f"image {safe(str(row['image_id']), 30)}"
-            picture = draw_graph(data, read_graph(row)[0], title)
+            picture = draw_png(read_graph(row)[0], *read_size(row), decode_image(data))
         except (RowError, InvalidInputError, TooLargeError) as error:
             logger.warning("%s is not drawn: %s", rows.place(index), error)
             continue

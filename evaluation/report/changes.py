@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from evaluation.report.charts import shortened
-from evaluation.report.svg import drawing, element, rect
+from evaluation.report.svg import drawing, rect
 from evaluation.report.tables import NONE, answer_label, measure_label, percent, sorted_keys
 from evaluation.result import PROTOCOLS
 from evaluation.scoring.compare import Comparison, Difference, PredicateChange
+from scene_graph.drawing.svg import element
 
 MAX_CHANGES = 24
 """Predicates that are drawn."""

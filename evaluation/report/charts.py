@@ -5,8 +5,9 @@ from collections.abc import Mapping, Sequence
 
 from markupsafe import Markup
 
-from evaluation.report.svg import Plot, Scale, drawing, element, rect, round_step
+from evaluation.report.svg import Plot, Scale, drawing, rect, round_step
 from evaluation.result import PredicateRow
+from scene_graph.drawing.svg import element
 
 MAX_PREDICATES = 60
 """Bars that can still be read; an open vocabulary may have many more."""

@@ -1,8 +1,7 @@
 """Pictures small enough to stand inside the page."""
 
-import base64
-import io
-
+from scene_graph.drawing.svg import data_uri as jpeg_uri
+from scene_graph.drawing.svg import encode_jpeg
 from services.errors import InvalidInputError, TooLargeError
 from services.images import decode_image
 
@@ -32,13 +31,10 @@ def data_uri(data: bytes | None, size: tuple[int, int] | None = None) -> str | N
         return None
     jpeg = b""
     for side, quality in SIZES:
-        image.thumbnail((side, side))
-        buffer = io.BytesIO()
-        image.save(buffer, "JPEG", quality=quality, optimize=True)
-        jpeg = buffer.getvalue()
+        jpeg = encode_jpeg(image, side, quality)
         if len(jpeg) <= MAX_BYTES:
             break
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode()
+    return jpeg_uri(jpeg)
 
 
 def _has_shape(found: tuple[int, int], said: tuple[int, int]) -> bool:

@@ -1,4 +1,4 @@
-"""Elements, scales and axes of the report's charts.
+"""Shapes, scales and axes of the report's charts.
 
 Charts are SVG of our own, not matplotlib's, because their colours are names of classes that the
 page's style sheet gives a light, a dark and a printed form, and their text is text.
@@ -9,21 +9,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-
-def element(name: str, *children: str, **attributes: str | float) -> Markup:
-    """An SVG element; children that are not markup are escaped, as attributes are.
-
-    Args:
-        name: Such as `rect`.
-        children: Text or elements.
-        attributes: With a trailing `_` cut off (`class_`) and others as `-` (`text_anchor`).
-    """
-    pairs = (
-        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), _written(value))
-        for key, value in attributes.items()
-    )
-    inner = Markup("").join(children)
-    return Markup("<{0}{1}>{2}</{0}>").format(name, Markup("").join(pairs), inner)
+from scene_graph.drawing.svg import element
 
 
 def rect(
@@ -38,10 +24,6 @@ def drawing(title: str, width: float, height: float, *parts: str, **more: str) -
     """The whole of a chart; the title is for those who do not see it."""
     size = f"0 0 {width:g} {height:g}"
     return element("svg", *parts, viewBox=size, role="img", aria_label=title, **more)
-
-
-def _written(value: str | float) -> str:
-    return value if isinstance(value, str) else f"{round(value, 1):g}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,9 +10,10 @@ from evaluation.report.charts import (
     predicate_chart,
     reason_bars,
 )
-from evaluation.report.svg import Scale, element, round_step
+from evaluation.report.svg import Scale, round_step
 from evaluation.result import PredicateRow
 from evaluation.scoring.compare import PredicateChange
+from scene_graph.drawing.svg import element
 
 
 def rects(chart: str, kind: str) -> list[ElementTree.Element]:

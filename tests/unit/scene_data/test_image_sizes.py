@@ -14,10 +14,11 @@ from scene_data.dataset import open_dataset
 from scene_data.inspection import Inspection, Inspector
 from scene_data.reading.rows import RowError, read_size
 from scene_data.reading.sources import open_rows
-from scene_data.toy.drawing import LONGER_SIDE, draw_graph
+from scene_graph.drawing import draw_png
+from scene_graph.drawing.layout import LONGER_SIDE
 from scene_graph.graph import SceneGraph, SceneObject
 from services.errors import InvalidInputError
-from services.images import image_from_data_uri
+from services.images import decode_image, image_from_data_uri
 from tests.raw_annotations import converted, put
 from tests.shared_data import SHARED_DATA
 from tests.tagged_pictures import ORIENTATIONS, encoded, noise, png_header, tagged
@@ -107,17 +108,18 @@ def test_sizes_are_of_the_upright_picture(
 
 @pytest.mark.parametrize("orientation", ORIENTATIONS)
 def test_a_drawn_box_lies_on_its_object(orientation: int) -> None:
-    """On `data inspect`'s picture and on the report's; without the turn it would lie elsewhere."""
+    """On a drawing and on the report's picture; without the turn it would lie elsewhere."""
     width, height, box = 60, 40, (42, 4, 54, 12)
     upright = np.full((height, width, 3), 255, dtype=np.uint8)
     upright[box[1] : box[3], box[0] : box[2]] = (255, 0, 0)
     data = tagged(upright, orientation)
     graph = SceneGraph(objects=(SceneObject(id="box.1", bbox=box),), relationships=())
     scale = LONGER_SIDE / width
-    drawn = np.asarray(Image.open(io.BytesIO(draw_graph(data, graph, "x"))).convert("RGB"))
+    png = draw_png(graph, width, height, decode_image(data))
+    drawn = np.asarray(Image.open(io.BytesIO(png)))
     lines = [round(side * scale) for side in box]
     middle = [(lines[0] + lines[2]) // 2, (lines[1] + lines[3]) // 2]
-    picture = drawn[: round(height * scale), :LONGER_SIDE].astype(int)
+    picture = drawn.astype(int)
     assert picture[middle[1], middle[0]].tolist() == [255, 0, 0]
     for x, y in ((lines[0], middle[1]), (lines[2], middle[1]), (middle[0], lines[3])):
         assert picture[y, x].tolist() not in ([255, 0, 0], [255, 255, 255]), "the box's line"

@@ -1,16 +1,12 @@
-import io
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image
 
 from scene_data.inspection import Inspection, Inspector
 from scene_data.reading.sources import open_rows
-from scene_data.toy.drawing import LONGER_SIDE, PANEL, draw_graph
 from scene_data.vocabulary import load_vocabulary
-from scene_graph.graph import Relationship, SceneGraph, SceneObject
 from tests.raw_annotations import picture, put
 
 OBJECTS = [
@@ -88,28 +84,3 @@ def test_faults_are_counted_by_reason_with_their_places(tmp_path: Path) -> None:
 def test_nothing_to_count_is_all_zero(tmp_path: Path) -> None:
     found = _inspected(tmp_path, _row(1, objects=[]))
     assert (found.num_usable, found.box_area.max, found.objects.top) == (0, 0, [])
-
-
-def test_a_picture_has_boxes_arrows_and_a_list() -> None:
-    graph = SceneGraph(
-        objects=(
-            SceneObject(id="man.1", bbox=(0, 0, 20, 20)),
-            SceneObject(id="hat.2", bbox=(30, 20, 62, 46)),
-        ),
-        relationships=(Relationship(subject="man.1", predicate="near", object="hat.2"),),
-    )
-    blank = io.BytesIO()
-    Image.new("RGB", (64, 48), "white").save(blank, "PNG")
-    with Image.open(io.BytesIO(draw_graph(blank.getvalue(), graph, "image 1"))) as drawn:
-        scale = LONGER_SIDE / 64
-        assert drawn.size == (LONGER_SIDE + PANEL, round(48 * scale))
-        colour = drawn.getpixel((round(10 * scale), round(20 * scale)))
-        assert colour != (255, 255, 255)  # the lower edge of the first box
-        assert drawn.getpixel((int(62 * scale) - 1, round(30 * scale))) not in (
-            colour,
-            (255, 255, 255),
-        )
-        on_arrow = (round(0.9 * 10 * scale + 0.1 * 46 * scale), round((9 + 3.3) * scale))
-        assert drawn.getpixel(on_arrow) == colour
-        panel = drawn.crop((LONGER_SIDE, 0, LONGER_SIDE + PANEL, 60))
-        assert len(panel.getcolors(maxcolors=100_000) or ()) > 3

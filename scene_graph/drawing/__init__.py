@@ -1,0 +1,9 @@
+"""Draws a graph over its picture: boxes with names, arrows with predicates.
+
+`layout.py` says what lies where, `svg.py` and `png.py` draw it.
+"""
+
+from scene_graph.drawing.png import draw_png
+from scene_graph.drawing.svg import draw_svg
+
+__all__ = ["draw_png", "draw_svg"]
