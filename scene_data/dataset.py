@@ -44,7 +44,13 @@ NUM_LISTED = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One image and what it shows."""
+    """One image and what it shows; in a notebook its picture.
+
+    Example:
+        >>> sample = sgg_rl.load_dataset("toy/heldout.parquet")[0]
+        >>> sample.width, sample.height, len(sample.graph.relationships)
+        (112, 112, 2)
+    """
 
     image_id: str
     image_bytes: bytes = field(repr=False)
@@ -235,7 +241,7 @@ def open_dataset(
         >>> len(dataset), dataset[0].image_id
         (8, 'heldout-0-0')
         >>> [item.id for item in dataset[0].graph.objects]
-        []
+        ['green square.1', 'green square.2', 'yellow square.3']
 
     Args:
         path: Or a hub name.

@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 class SceneObject:
     """One object.
 
-    Example: `SceneObject(id="man.1", bbox=(10, 20, 200, 400))`
+    Example:
+        >>> sgg_rl.SceneObject(id="traffic light.2", bbox=(10, 20, 200, 400)).category
+        'traffic light'
     """
 
     id: str
@@ -24,7 +26,12 @@ class SceneObject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Relationship:
-    """A triplet between two objects, by id."""
+    """A triplet between two objects, by id.
+
+    Example:
+        >>> sgg_rl.Relationship(subject="man.1", predicate="riding", object="horse.2").predicate
+        'riding'
+    """
 
     subject: str
     predicate: str

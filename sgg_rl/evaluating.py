@@ -22,9 +22,9 @@ def evaluate(
     """Every metric of predicted scene graphs, with 95 % intervals, by three protocols.
 
     Example:
-        >>> result = sgg_rl.evaluate("predictions.jsonl", "toy/heldout.parquet")
+        >>> result = sgg_rl.evaluate("mine.jsonl", "toy/heldout.parquet")
         >>> result
-        <EvaluationResult 'predictions' on 'heldout': 8 images, strict recall@100 1.0>
+        <EvaluationResult 'mine' on 'heldout': 8 images, strict recall@100 1.000>
         >>> result.protocols["strict"]["triplet_f1"], result.objects["recall"]
         (1.0, 1.0)
 

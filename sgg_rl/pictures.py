@@ -56,7 +56,7 @@ def draw(graph: Sample | SceneGraph, picture: Sample | str | Path | bytes | None
     Example:
         >>> sample = sgg_rl.load_dataset("toy/heldout.parquet")[0]
         >>> sgg_rl.draw(sample)
-        <Drawing of 2 objects and 1 relationships on 112x112 pixels>
+        <Drawing of 3 objects and 2 relationships on 112x112 pixels>
         >>> sgg_rl.draw(sgg_rl.SceneGraph(objects=(), relationships=()), sample).save("empty.png")
 
     Args:

@@ -62,11 +62,13 @@ def score(
 
     Example:
         >>> sample = sgg_rl.load_dataset("toy/heldout.parquet")[0]
-        >>> answer = '<answer>{"objects": [], "relationships": []}</answer>'
-        >>> for reward in sgg_rl.score([answer, "a red square"], sample):
-        ...     print(reward.status, reward.total, reward.matched.objects)
-        ok 0.5 0
-        no_answer 0.0 0
+        >>> answer = '''<answer>{"objects": [{"id": "green square.1", "bbox": [0, 14, 28, 42]}],
+        ... "relationships": []}</answer>'''
+        >>> rewards = sgg_rl.score([answer, "a square"], sample, box_space="pixels:112x112")
+        >>> for reward in rewards:
+        ...     print(f"{reward.total:.2f} {reward.status}, {reward.matched.objects} objects found")
+        2.33 ok, 1 objects found
+        0.00 no_answer, 0 objects found
 
     Args:
         answers: Texts as the model wrote them; one text is one answer.
