@@ -55,17 +55,13 @@ class SceneGraph:
     relationships: tuple[Relationship, ...]
 
     def scaled(self, width: float, height: float) -> "SceneGraph":
-        """The same with boxes times these: from fractions to pixels of an image of that size."""
-        sides = (width, height, width, height)
-        return SceneGraph(
-            objects=tuple(
-                SceneObject(
-                    id=item.id, bbox=tuple(c * s for c, s in zip(item.bbox, sides, strict=True))
-                )
-                for item in self.objects
-            ),
-            relationships=self.relationships,
+        """The same with each x times `width` and each y times `height`."""
+        objects = (
+            SceneObject(id=item.id, bbox=(x1 * width, y1 * height, x2 * width, y2 * height))
+            for item in self.objects
+            for x1, y1, x2, y2 in (item.bbox,)
         )
+        return SceneGraph(objects=tuple(objects), relationships=self.relationships)
 
     def _repr_svg_(self) -> str:
         """On white, as large as its boxes reach."""

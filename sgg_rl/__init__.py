@@ -6,6 +6,7 @@ Example: `sgg_rl.load_dataset("data/val.parquet")[0]` is a picture in a notebook
 when the name is first used.
 """
 
+import warnings
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,9 @@ _PLACES = {
     "read_answer": "sgg_rl.scoring:read_answer",
     "score": "sgg_rl.scoring:score",
 }
+
+# tqdm's, in a notebook without widgets: none of our bars is one.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,7 @@
 """`sgg_rl.Client` and `sgg_rl.connect` on real services: in scripts, and in a loop that runs."""
 
 import asyncio
+import re
 import signal
 import threading
 from collections.abc import Iterator
@@ -55,17 +56,32 @@ def client(server: LiveServer) -> Iterator[sgg_rl.Client]:
         yield client
 
 
+def addresses(server: LiveServer) -> dict[str, str]:
+    """What stands for the addresses of examples; these servers ask for a token too."""
+    return {
+        f'rollout_url="{ROLLOUT}"': f'token="{TOKEN}", rollout_url="{server.url}"',
+        REWARD: server.settings.reward.url,
+    }
+
+
 @pytest.mark.parametrize("name", ["Client", "AsyncClient"])
 def test_the_example_of_each_client_runs(
     name: str, server: LiveServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder)
-    addresses = {
-        f'rollout_url="{ROLLOUT}"': f'token="{TOKEN}", rollout_url="{server.url}"',
-        REWARD: server.settings.reward.url,
-    }
-    num, wrong = failures(getattr(sgg_rl, name).__doc__, name, addresses)
+    num, wrong = failures(getattr(sgg_rl, name).__doc__, name, addresses(server))
     assert num
+    assert wrong == ""
+
+
+def test_the_examples_of_the_page_run(
+    server: LiveServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    page = (Path(__file__).parents[2] / "docs/python.md").read_text()
+    blocks = re.findall(r"^```python\n(>>> .*?)^```$", page, re.M | re.S)
+    num, wrong = failures("\n".join(blocks), "python.md", addresses(server))
+    assert num > 15
     assert wrong == ""
 
 
