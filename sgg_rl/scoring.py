@@ -90,7 +90,7 @@ def score(
         SggError: The service failed; its subclass and message say how.
     """
     if isinstance(reference, Sample):
-        reference, image_size = reference.graph, (reference.width, reference.height)
+        image_size, reference = (reference.width, reference.height), reference.graph
     if image_size is None:
         raise InvalidInputError("image_size: a graph needs it beside it, as (width, height)")
     try:

@@ -43,4 +43,5 @@ def _shown(output: Any) -> str:
         assert output.name == "stdout", f"noise: {output.text}"
         return str(output.text)
     data = output.data
-    return str(data["text/plain"]) + "<svg>" * data.get("image/svg+xml", "").startswith("<svg")
+    picture = "<svg>" if data.get("image/svg+xml", "").startswith("<svg") else ""
+    return str(data["text/plain"]) + picture

@@ -53,7 +53,7 @@ def _waiting(
     """The method of a client, as one that returns when the answer is there."""
 
     @functools.wraps(method)
-    def ask(self: SyncClient[C], *args: P.args, **kwargs: P.kwargs) -> T:
+    def ask(self: SyncClient[C], /, *args: P.args, **kwargs: P.kwargs) -> T:
         return run_here(method(self._client, *args, **kwargs))
 
     return ask
