@@ -3,13 +3,16 @@
 from scene_data.dataset import Sample
 from scene_data.templates import prompt_messages
 from scene_graph.boxes import BoxSpace, model_box_space
+from scene_graph.schema import scene_graph_schema
+from services.images import ImageHeader
 from services.models.families import model_family
-from services.schemas.common import ChatMessage
-from services.schemas.rewards import ReferenceGraph
+from services.schemas.common import ChatMessage, Sampling
+from services.schemas.rewards import ReferenceGraph, Task
 from services.settings import DataSettings, ModelSettings
+from services.settings.training import EvaluationSettings
 
 
-def box_space(model: ModelSettings, sample: Sample) -> BoxSpace:
+def box_space(model: ModelSettings, sample: Sample | ImageHeader) -> BoxSpace:
     """The space in which the policy writes this image's boxes."""
     if model.box_space not in ("auto", "pixels"):
         return BoxSpace.parse(model.box_space)
@@ -31,6 +34,28 @@ def image_messages(
     """What is asked about an image whose boxes are written in that space."""
     thinking = data.thinking and may_think
     return prompt_messages(data.template, space, data.vocabulary, thinking=thinking, task=data.task)
+
+
+def answer_sampling(
+    evaluation: EvaluationSettings, task: Task, *, seed: int | None, constrained: bool
+) -> Sampling:
+    """How one answer is sampled outside training.
+
+    Args:
+        evaluation: Temperature and the like.
+        task: What is asked for.
+        seed: Of no meaning where the temperature is 0.
+        constrained: Under the JSON Schema of the task, which leaves no room for thinking.
+    """
+    return Sampling(
+        n=1,
+        temperature=evaluation.temperature,
+        top_p=evaluation.top_p,
+        top_k=evaluation.top_k,
+        max_tokens=evaluation.max_tokens,
+        seed=seed if evaluation.temperature else None,
+        json_schema=scene_graph_schema(task) if constrained else None,
+    )
 
 
 def reference_graph(sample: Sample) -> ReferenceGraph:

@@ -1,5 +1,6 @@
 """The scene graph as a value."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -67,9 +68,11 @@ class SceneGraph:
         """On white, as large as its boxes reach."""
         from scene_graph.drawing import draw_svg
 
-        corners = [item.bbox[2:] for item in self.objects] or [(1.0, 1.0)]
-        width, height = (max(*sides, 1.0) for sides in zip(*corners, strict=True))
-        return draw_svg(self, round(width), round(height))
+        sides = (
+            max(filter(math.isfinite, (item.bbox[end] for item in self.objects)), default=1.0)
+            for end in (2, 3)
+        )
+        return draw_svg(self, *(max(round(side), 1) for side in sides))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -117,7 +120,10 @@ class GraphColumns:
 
 
 def normalise_name(name: str) -> str:
-    """Case folded, with `_`, `-` and runs of spaces as one space; for both sides."""
+    """Case folded, with `_`, `-` and runs of spaces as one space; for both sides.
+
+    A lone surrogate, which JSON can name and no file can hold, becomes a question mark.
+    """
     return NORMAL_IDS[name][0]
 
 
@@ -125,7 +131,8 @@ class _NormalIds(dict[str, tuple[str, str]]):
     """Remembers what it is asked for: the same few names come again and again."""
 
     def __missing__(self, text: str) -> tuple[str, str]:
-        name = " ".join(text.replace("_", " ").replace("-", " ").casefold().split())
+        whole = text if text.isascii() else text.encode(errors="replace").decode()
+        name = " ".join(whole.replace("_", " ").replace("-", " ").casefold().split())
         normal = name, _category(name)
         if len(text) <= _REMEMBERED_LENGTH:
             if len(self) >= _REMEMBERED_NAMES:

@@ -109,7 +109,7 @@ class TooLargeError(SggError, status=413):
 
 
 class MediaTypeError(SggError, status=415):
-    """The body does not say that it is JSON."""
+    """The body is of a media type that is not read here."""
 
 
 class MisdirectedError(SggError, status=421):

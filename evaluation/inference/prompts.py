@@ -4,9 +4,7 @@ import base64
 import hashlib
 
 from scene_data.dataset import Sample
-from scene_data.messages import box_space, image_messages
-from scene_graph.schema import scene_graph_schema
-from services.schemas.common import Sampling
+from scene_data.messages import answer_sampling, box_space, image_messages
 from services.schemas.rollouts import InlineImage, RolloutRequest
 from services.settings import Settings
 
@@ -22,18 +20,15 @@ def rollout_request(
         constrained: Under the JSON Schema of the task, which leaves no room for thinking: it is not
             asked for then.
     """
-    evaluation, data = settings.evaluation, settings.data
+    data = settings.data
     return RolloutRequest(
         messages=image_messages(data, box_space(settings.model, sample), may_think=not constrained),
         images=[InlineImage(data=base64.b64encode(sample.image_bytes).decode())],
-        sampling=Sampling(
-            n=1,
-            temperature=evaluation.temperature,
-            top_p=evaluation.top_p,
-            top_k=evaluation.top_k,
-            max_tokens=evaluation.max_tokens,
-            seed=image_seed(settings.run.seed, sample.image_id) if evaluation.temperature else None,
-            json_schema=scene_graph_schema(data.task) if constrained else None,
+        sampling=answer_sampling(
+            settings.evaluation,
+            data.task,
+            seed=image_seed(settings.run.seed, sample.image_id),
+            constrained=constrained,
         ),
     )
 

@@ -92,12 +92,7 @@ def graph_lists(
     graph: SceneGraph, scale: tuple[float, float] = (1.0, 1.0)
 ) -> tuple[list[LineObject], list[LineRelationship]]:
     """The lists of a line, with the boxes of a graph times the width and height in `scale`."""
-    width, height = scale
-    objects = []
-    for item in graph.objects:
-        x1, y1, x2, y2 = item.bbox
-        box = (x1 * width, y1 * height, x2 * width, y2 * height)
-        objects.append(LineObject(item.id, box))
+    objects = [LineObject(item.id, item.bbox) for item in graph.scaled(*scale).objects]
     edges = [LineRelationship(r.subject, r.predicate, r.object) for r in graph.relationships]
     return objects, edges
 

@@ -19,6 +19,7 @@ from rollout_service.http.bodies import read_body
 from rollout_service.http.chat import ChatRoutes
 from rollout_service.http.open_requests import OpenRequests, while_connected
 from rollout_service.http.process_metrics import EngineMetrics, LoopLag
+from rollout_service.http.scene_graphs import SceneGraphRoutes
 from rollout_service.queue.membership import Membership
 from rollout_service.queue.worker import QueueWorker
 from rollout_service.server import RolloutServer
@@ -45,6 +46,7 @@ from services.redis.registry import Registry
 from services.schemas.chat import ChatRequest
 from services.schemas.common import ImageRef
 from services.schemas.rollouts import InlineImage, RolloutRequest, RolloutResponse
+from services.schemas.scene_graphs import SceneGraphForm, SceneGraphRequest
 from services.schemas.weights import CommitRequest, PolicyInfo, ServerProof, StageRequest, Version
 from services.settings import Settings
 from services.telemetry import Tracing
@@ -107,8 +109,14 @@ class RolloutProcess:
             openapi_extra=body_of(RolloutRequest),
             responses=problems(NotFoundError),
         )(self.rollouts)
-        self.app.byte_bodies = (ChatRequest, RolloutRequest, StageRequest, CommitRequest)
+        self.app.byte_bodies = (
+            *(ChatRequest, RolloutRequest, SceneGraphRequest, SceneGraphForm),
+            *(StageRequest, CommitRequest),
+        )
         ChatRoutes(self.server, self._open_requests).add_to(self.app)
+        SceneGraphRoutes(self._settings, self.server, self._open_requests, self._bytes_of).add_to(
+            self.app
+        )
         self.app.get("/v1/policy")(self.policy)
         self.app.get(PROOF_PATH)(self.proof)
         self.app.put(

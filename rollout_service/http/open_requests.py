@@ -23,19 +23,19 @@ class OpenRequests:
         self._taken = 0
 
     @contextmanager
-    def place(self) -> Iterator[None]:
-        """One of the places, until the end of the block.
+    def place(self, count: int = 1) -> Iterator[None]:
+        """One of the places, or several, until the end of the block.
 
         Raises:
-            UnavailableError: All are taken.
+            UnavailableError: So many are not free.
         """
-        if self._taken >= self._most:
-            raise UnavailableError(f"{self._most} requests are in flight; try again later")
-        self._taken += 1
+        if self._taken + count > self._most:
+            raise UnavailableError(f"{self._taken} requests are in flight; try again later")
+        self._taken += count
         try:
             yield
         finally:
-            self._taken -= 1
+            self._taken -= count
 
 
 async def while_connected(request: Request, work: Coroutine[None, None, T]) -> T:

@@ -31,6 +31,7 @@ before it sends one."""
 MAX_NESTING = 32
 MAX_VALUES = 300_000
 """JSON values in a body, counted by their commas. One of 3 bytes may be a list that takes 100."""
+JSON = "application/json"
 BODY_S = 60.0
 """From the end of a request's headers to the end of its body."""
 
@@ -182,14 +183,18 @@ def check_host(host: bytes, names: Collection[str]) -> None:
     )
 
 
+def media_type(request: Request) -> str:
+    """The type of a body, such as `application/json`; empty where nothing says it."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
 def check_media_type(request: Request) -> None:
     """See that a body says it is JSON: a browser sends other types without asking first.
 
     Raises:
         MediaTypeError: It says something else, or nothing.
     """
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if media_type != "application/json":
+    if media_type(request) != JSON:
         raise MediaTypeError("the body has to be JSON: send Content-Type: application/json")
 
 

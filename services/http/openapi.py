@@ -10,7 +10,8 @@ from pydantic.json_schema import models_json_schema
 
 from services import errors
 from services.http.guard import PUBLIC_PATHS
-from services.http.problems import MEDIA_TYPE, Problem, problem
+from services.http.problems import MEDIA_TYPE, problem
+from services.schemas.problems import Problem
 
 _DETAIL = "what is wrong, and what to do"
 _EVERYWHERE: tuple[type[errors.SggError], ...] = (
@@ -81,9 +82,16 @@ def reference(message: type[BaseModel]) -> dict[str, str]:
     return {"$ref": REF_PREFIX + message.__name__}
 
 
-def body_of(message: type[BaseModel]) -> dict[str, Any]:
-    """`openapi_extra` of a route whose handler parses its body itself."""
+def body_of(message: type[BaseModel], form: type[BaseModel] | None = None) -> dict[str, Any]:
+    """`openapi_extra` of a route whose handler parses its body itself.
+
+    Args:
+        message: Of a body that is JSON.
+        form: Of one that is `multipart/form-data`, where the route takes it.
+    """
     content = {"application/json": {"schema": reference(message)}}
+    if form is not None:
+        content["multipart/form-data"] = {"schema": reference(form)}
     return {"requestBody": {"required": True, "content": content}}
 
 

@@ -11,7 +11,6 @@ from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict
 from pydantic_core import from_json
 from starlette.exceptions import HTTPException
 
@@ -22,23 +21,6 @@ _TYPE_PREFIX = "urn:sgg:"
 _MAX_ERRORS = 20
 """A body can hold a million mistakes; the first ones are enough to find the cause."""
 _MAX_TEXT = 500
-
-
-class Problem(BaseModel):
-    """The body of every answer from 400 on, as `application/problem+json`."""
-
-    model_config = ConfigDict(use_attribute_docstrings=True)
-
-    type: str
-    """`urn:sgg:` and the error's class, or `about:blank` where the HTTP status says it all."""
-    title: str
-    status: int
-    detail: str
-    """What is wrong and what to do."""
-    retryable: bool
-    """Whether the same request can succeed later."""
-    errors: list[Mistake] = []
-    """With 422: the first mistakes of a body, each with its path."""
 
 
 def problem(error: SggError) -> dict[str, Any]:

@@ -14,7 +14,8 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 ModelRunner = Literal["v1", "v2"]
 """vLLM's two implementations of a forward pass and its sampling."""
 MAX_IMAGES = 16
-"""A prompt has so many images at most; a server takes fewer (`rollout.max_images_per_prompt`)."""
+"""A prompt has so many images at most; a server takes fewer (`rollout.max_images_per_prompt`). As
+many graphs can be asked for at a time."""
 
 MAX_COMPLETIONS = 256
 """A prompt has so many completions at most."""

@@ -8,13 +8,16 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from reward_service.scoring import make_scorer
+from scene_graph.boxes import RELATIVE_1000
 from scene_graph.cleaning import Task as ParsingTask
 from scene_graph.parsing import Status as ParsingStatus
+from scene_graph.parsing import parse_completion
 from services.schemas.prompts import PromptGroup
 from services.schemas.rewards import RewardRequest, RewardResponse
 from services.schemas.rewards import Status as WireStatus
 from services.schemas.rewards import Task as WireTask
 from services.schemas.rollouts import RolloutGroup, RolloutRequest, RolloutResponse
+from services.schemas.scene_graphs import ImageGraph, SceneGraphRequest, SceneGraphResponse
 from services.schemas.weights import (
     CommitRequest,
     PolicyInfo,
@@ -30,6 +33,8 @@ MESSAGES: dict[str, type[BaseModel]] = {
     "rollout_group": RolloutGroup,
     "rollout_request": RolloutRequest,
     "rollout_response": RolloutResponse,
+    "scene_graph_request": SceneGraphRequest,
+    "scene_graph_response": SceneGraphResponse,
     "reward_request": RewardRequest,
     "reward_response": RewardResponse,
     "stage_request": StageRequest,
@@ -72,6 +77,17 @@ def test_the_reward_service_answers_the_golden_request_with_the_golden_response(
             assert got.model_copy(update={"total": 0.0, "breakdown": {}}) == want.model_copy(
                 update={"total": 0.0, "breakdown": {}}
             )
+
+
+def test_the_golden_graph_is_what_its_text_says() -> None:
+    graph = SceneGraphResponse.model_validate(golden("scene_graph_response")).graphs[0]
+    assert isinstance(graph, ImageGraph)
+    parsed = parse_completion(graph.text or "", RELATIVE_1000)
+    found = parsed.graph.scaled(graph.width, graph.height)
+    assert [item.id for item in graph.objects] == [item.id for item in found.objects]
+    for item, wanted in zip(graph.objects, found.objects, strict=True):
+        assert item.bbox == pytest.approx(wanted.bbox)
+    assert graph.dropped == parsed.dropped
 
 
 def test_the_stage_request_states_its_manifests_checksum() -> None:

@@ -110,7 +110,7 @@ def _settings(model: Path, redis_url: str, folder: Path, sections: dict[str, Any
                 "dtype": "float32",
                 "max_pixels": 224 * 224,
             },
-            "data": {"train": "unused"},
+            "data": {"train": "unused", "template": "toy"},
             "redis": {"url": redis_url},
             "rollout": {
                 "url": f"http://127.0.0.1:{free_port()}",

@@ -1,18 +1,27 @@
 """Inference through vLLM: greedy and sampled answers, schemas, thinking."""
 
 import asyncio
+import base64
+import io
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from evaluation.inference.folder import infer_into
 from evaluation.inference.progress import Progress
 from scene_data.dataset import open_dataset
 from scene_data.toy.scenes import make_toy
+from services.http.clients.rollout import RolloutClient
+from services.images import decode_image
+from services.schemas.rollouts import InlineImage
+from services.schemas.scene_graphs import ImageGraph, SceneGraphRequest
 from services.settings import Settings
 from tests.e2e.conftest import RunningServer
+from tests.tagged_pictures import tagged
 
 NUM_IMAGES = 12
 
@@ -96,3 +105,50 @@ def test_thinking_is_asked_for_and_never_under_the_schema(
     assert texts(lines) == texts(plain), "the second prompt is the same"
     free = [line["unconstrained_text"] for line in lines]
     assert free != [line["unconstrained_text"] for line in plain], "the first one is not"
+
+
+def graphs_of(server: RunningServer, *images: bytes, **options: Any) -> list[ImageGraph]:
+    """By `POST /v1/scene-graphs`."""
+
+    async def ask() -> list[ImageGraph]:
+        inline = [InlineImage(data=base64.b64encode(image).decode()) for image in images]
+        async with RolloutClient(server.url) as client:
+            answer = await client.scene_graphs(SceneGraphRequest(images=inline, **options))
+        return [ImageGraph.model_validate(graph) for graph in answer.graphs]
+
+    return asyncio.run(ask())
+
+
+def test_the_endpoint_sees_what_infer_sees(
+    rollout_server: RunningServer, data: Path, tmp_path: Path
+) -> None:
+    """Also in pictures that are stored lying on their sides."""
+    pictures = [sample.image_bytes for sample in open_dataset(data)]
+    upright = [np.asarray(decode_image(picture)) for picture in pictures]
+    turned = [tagged(pixels, 2 + i % 7) for i, pixels in enumerate(upright)]
+    lines = infer(rollout_server, data, tmp_path)
+    for images in (pictures, turned):
+        graphs = graphs_of(rollout_server, *images, max_tokens=96, text=True)
+        assert [graph.text for graph in graphs] == texts(lines)
+        for graph, line in zip(graphs, lines, strict=True):
+            found = graph.model_dump(mode="json")
+            assert found["status"] == line.get("status", "ok")
+            assert [found[key] for key in ("width", "height", "objects", "relationships")] == [
+                line[key] for key in ("width", "height", "objects", "relationships")
+            ]
+            assert 0 < (graph.confidence or 0) <= 1
+
+
+def test_a_photo_of_a_phone(rollout_server: RunningServer, data: Path) -> None:
+    """12 million pixels, 3000 wide and 4000 high, stored lying on their side."""
+    scene = decode_image(open_dataset(data)[0].image_bytes).resize((3000, 4000))
+    photo = tagged(np.asarray(scene), 6, "JPEG")
+    assert Image.open(io.BytesIO(photo)).size == (4000, 3000)
+    (graph,) = graphs_of(rollout_server, photo, constrain="failures", draw="svg")
+    assert (graph.width, graph.height) == (3000, 4000)
+    assert (graph.status, graph.finish_reason) == ("ok", "stop")
+    assert graph.objects
+    boxes = [item.bbox for item in graph.objects if item.bbox]
+    assert max(y2 for _, _, _, y2 in boxes) > 1000, "not of a reduced picture"
+    assert all(x1 < x2 <= 3000 and y1 < y2 <= 4000 for x1, y1, x2, y2 in boxes)
+    assert (graph.svg or "").startswith('<svg xmlns="http://www.w3.org/2000/svg" width="750"')

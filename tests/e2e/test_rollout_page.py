@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from services.host.environment import child_environment
+from services.images import decode_image
 from tests.e2e.conftest import ROOT, RunningServer
 from tests.e2e.oracle import picture
 
@@ -46,6 +47,10 @@ def run(commands: str, server: RunningServer, folder: Path) -> str:
     return done.stdout
 
 
+def picture_size(folder: Path) -> tuple[int, int]:
+    return decode_image((folder / "image.png").read_bytes()).size
+
+
 def test_every_command_of_the_page_works(rollout_server: RunningServer, folder: Path) -> None:
     before = httpx.get(f"{rollout_server.url}/v1/policy", trust_env=False).json()
     output = run(COMMANDS, rollout_server, folder)
@@ -56,6 +61,10 @@ def test_every_command_of_the_page_works(rollout_server: RunningServer, folder: 
     group = next(answer for answer in answers if "completions" in answer)
     assert len(group["completions"]) == 2
     assert next(a for a in answers if "choices" in a)["choices"][0]["message"]["content"]
+    asked = [graph for answer in answers for graph in answer.get("graphs", [])]
+    assert [(graph["width"], graph["height"]) for graph in asked] == [picture_size(folder)] * 2
+    assert asked[1]["text"]
+    assert (folder / "image.svg").read_text().startswith("<svg ")
     assert "vllm:" in output
 
 

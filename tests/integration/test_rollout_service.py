@@ -13,6 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from services.errors import ConflictError, InvalidInputError, NotFoundError, UnauthorizedError
 from services.host.environment import child_environment
@@ -26,10 +27,12 @@ from services.redis.queue import RedisQueue
 from services.redis.registry import Registry
 from services.schemas.common import ChatMessage, ImagePart, Sampling, TextPart
 from services.schemas.prompts import PromptGroup
-from services.schemas.rollouts import RolloutGroup, RolloutRequest
+from services.schemas.rollouts import InlineImage, RolloutGroup, RolloutRequest
+from services.schemas.scene_graphs import ImageGraph, SceneGraphRequest
 from services.schemas.weights import StageRequest
 from services.settings import Settings, dump_settings
 from tests.shm_versions import ShmRun, tensors_of
+from tests.tagged_pictures import encoded
 
 IMAGE = b"the fake engine decodes nothing"
 MESSAGES = [ChatMessage(role="user", content=[ImagePart(), TextPart(text="What is there?")])]
@@ -44,7 +47,11 @@ class Server:
         self.settings = Settings.model_validate(
             {
                 "run": {"name": run, "root": str(folder)},
-                "model": {"path": "no-such-model", "dtype": "float32"},
+                "model": {
+                    "path": "no-such-model",
+                    "dtype": "float32",
+                    "box_space": "relative_1000",
+                },
                 "data": {"train": "unused"},
                 "redis": {"url": redis_url, "lease_s": 3},
                 "rollout": {"url": self.url, "engine": engine, "fake_tokens_per_s": 20_000},
@@ -131,6 +138,10 @@ async def test_stage_commit_and_abort_over_http(server: Server, shm_run: ShmRun)
         assert await client.commit(first.commit) == info
         answer = await client.rollouts(request())
         assert answer.completions[0].policy_versions[0].policy_version == 1
+        picture = InlineImage(data=base64.b64encode(encoded(Image.new("RGB", (9, 9)))).decode())
+        (graph,) = (await client.scene_graphs(SceneGraphRequest(images=[picture]))).graphs
+        assert isinstance(graph, ImageGraph)
+        assert graph.policy_versions == (1, 1)
         await client.stage(second.stage)
         assert (await client.abort(second.commit)).staged_version is None
         with pytest.raises(ConflictError):
@@ -175,6 +186,7 @@ async def test_an_update_while_groups_are_in_flight(server: Server, shm_run: Shm
                 assert spans[-1].end == len(completion.token_ids)
 
 
+TAKE_MESSAGES = ("rollouts", "scene-graphs", "weights/stage", "weights/commit", "weights/abort")
 NONSENSE = [
     b"",
     b"nonsense",
@@ -194,7 +206,7 @@ NONSENSE = [
 async def test_nonsense_gets_problem_details_and_the_server_lives_on(server: Server) -> None:
     headers = server.headers() | {"Content-Type": "application/json"}
     async with httpx.AsyncClient(trust_env=False, base_url=server.url) as http:
-        for path in ("rollouts", "weights/stage", "weights/commit", "weights/abort"):
+        for path in TAKE_MESSAGES:
             for body in NONSENSE:
                 answer = await http.post(f"/v1/{path}", content=body, headers=headers)
                 assert answer.status_code in (400, 413, 422), (path, body[:80])

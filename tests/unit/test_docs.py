@@ -17,6 +17,9 @@ CODE_PATH = re.compile(rf"(?<![\w/.-])(?:{TOP})(?:/[\w.*-]+)+/?")
 MODULE = re.compile(r"python -m (\w+(?:\.\w+)+)")
 TARGET = re.compile(r"`make ([a-z][\w-]*)|^make ([a-z][\w-]*)", re.M)
 MADE_BY_A_RUN = re.compile(r"(build|runs|data|docs/data)/|.*\bcheckpoints?/step-")
+CURL_AFTER_7_68 = re.compile(
+    r"--(?:json|fail-with-body|output-dir|remove-on-error|retry-all-errors|url-query|variable)\b"
+)
 MAX_README_LINES = 120
 
 
@@ -53,6 +56,13 @@ def missing_commands(page: Path) -> Iterator[str]:
     yield from {"".join(found) for found in TARGET.findall(text)} - targets
 
 
+def too_new_for_curl(page: Path) -> Iterator[str]:
+    """Options that curl 7.68 lacks, which long-lived systems have."""
+    for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.M | re.S):
+        if "curl " in block:
+            yield from CURL_AFTER_7_68.findall(re.sub(r"\bsgg-rl .*", "", block))
+
+
 def test_the_pages_are_found() -> None:
     assert {"README.md", "CONTRIBUTING.md", "docs/deploy/slurm.md", "configs/README.md"} <= {
         str(page.relative_to(ROOT)) for page in PAGES
@@ -68,17 +78,20 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 def test_every_path_is_there(page: Path) -> None:
     assert list(missing_paths(page)) == []
     assert list(missing_commands(page)) == []
+    assert list(too_new_for_curl(page)) == []
 
 
 def test_what_is_not_there_is_seen(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
         "# One\n[a](#one) [b](#two) [c](none.md) `trainer/none.py` `trainer/train.py` "
-        "`python -m trainer.none` `python -m trainer.train` `make none` `make demo NAME=x`"
+        "`python -m trainer.none` `python -m trainer.train` `make none` `make demo NAME=x`\n"
+        "```sh\nsgg-rl status --json\ncurl --json @a.json URL\n```\n"
     )
     assert list(dead_links(page)) == ["#two", "none.md"]
     assert list(missing_paths(page)) == ["trainer/none.py"]
     assert list(missing_commands(page)) == ["trainer.none", "none"]
+    assert list(too_new_for_curl(page)) == ["--json"]
 
 
 def test_readme_is_short_and_leads_to_every_page() -> None:

@@ -5,12 +5,13 @@ from pathlib import Path
 from services.errors import EngineError
 from services.http.clients.proven import ProvenClient
 from services.schemas.rollouts import RolloutRequest, RolloutResponse
+from services.schemas.scene_graphs import SceneGraphRequest, SceneGraphResponse
 from services.schemas.weights import CommitRequest, PolicyInfo, StageRequest, Version
 from services.settings import SecuritySettings
 
 
 class RolloutClient(ProvenClient):
-    """Typed `POST /v1/rollouts`, `GET /v1/policy` and `POST /v1/weights/*`.
+    """Typed `POST /v1/rollouts`, `POST /v1/scene-graphs`, `GET /v1/policy`, `POST /v1/weights/*`.
 
     Example: `response = await RolloutClient("http://127.0.0.1:8200").rollouts(request)`
     """
@@ -55,6 +56,30 @@ class RolloutClient(ProvenClient):
         response = await self.post("/v1/rollouts", request, RolloutResponse, retry=retry)
         if len(response.completions) != request.sampling.n:
             raise EngineError(f"{self.url} answered {len(response.completions)} completions")
+        return response
+
+    async def scene_graphs(
+        self, request: SceneGraphRequest, *, retry: bool = True
+    ) -> SceneGraphResponse:
+        """The scene graphs of pictures, in their order.
+
+        A picture that cannot be answered has an `error` in place of its graph. Where no picture
+        can be answered, the first one's error is raised.
+
+        Args:
+            request: The pictures.
+            retry: False where the caller would rather ask another server.
+
+        Raises:
+            UnavailableError: Not reachable, or not ready, until the deadline.
+            InvalidInputError: The pictures or the sampling are wrong.
+            TooLargeError: Send smaller pictures, or fewer at a time.
+            NotFoundError: The server's store does not have the images.
+            EngineError: The engine failed until the deadline, or answered for other pictures.
+        """
+        response = await self.post("/v1/scene-graphs", request, SceneGraphResponse, retry=retry)
+        if len(response.graphs) != len(request.images):
+            raise EngineError(f"{self.url} answered {len(response.graphs)} graphs")
         return response
 
     async def policy(self) -> PolicyInfo:

@@ -70,4 +70,5 @@ class SyncRolloutClient(SyncClient[RolloutClient]):
     """`RolloutClient` without `await`; weights are sent by trainers alone."""
 
     rollouts = _waiting(RolloutClient.rollouts)
+    scene_graphs = _waiting(RolloutClient.scene_graphs)
     policy = _waiting(RolloutClient.policy)

@@ -33,6 +33,17 @@ def test_places_are_limited_and_come_back() -> None:
             pass
 
 
+def test_several_places_are_taken_together_or_not_at_all() -> None:
+    open_requests = OpenRequests(most=3)
+    with open_requests.place(2):
+        with pytest.raises(UnavailableError, match="2 requests"), open_requests.place(2):
+            pass
+        with open_requests.place():
+            pass
+    with open_requests.place(3):
+        pass
+
+
 async def test_work_is_cancelled_when_the_client_goes_away() -> None:
     left, started, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
 
