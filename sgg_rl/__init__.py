@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sgg_rl.clients import AsyncClient, Client
     from sgg_rl.evaluating import evaluate
     from sgg_rl.pictures import draw
+    from sgg_rl.predicting import predict
     from sgg_rl.runs import connect
     from sgg_rl.scoring import read_answer, score
 
@@ -33,6 +34,7 @@ __all__ = [
     "draw",
     "evaluate",
     "load_dataset",
+    "predict",
     "read_answer",
     "score",
 ]
@@ -49,6 +51,7 @@ _PLACES = {
     "draw": "sgg_rl.pictures:draw",
     "evaluate": "sgg_rl.evaluating:evaluate",
     "load_dataset": "scene_data.dataset:open_dataset",
+    "predict": "sgg_rl.predicting:predict",
     "read_answer": "sgg_rl.scoring:read_answer",
     "score": "sgg_rl.scoring:score",
 }

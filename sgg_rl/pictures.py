@@ -13,6 +13,9 @@ from scene_graph.graph import SceneGraph
 from services.errors import InvalidInputError
 from services.images import decode_image
 
+Picture = Sample | str | Path | bytes
+"""A sample's, a file's name, or an encoded file"""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Drawing:
@@ -50,7 +53,7 @@ class Drawing:
             raise InvalidInputError(f"{path}: a drawing is an .svg or a .png: name one of them")
 
 
-def draw(graph: Sample | SceneGraph, picture: Sample | str | Path | bytes | None = None) -> Drawing:
+def draw(graph: Sample | SceneGraph, picture: Picture | None = None) -> Drawing:
     """Boxes with names and arrows with predicates, over a picture.
 
     Example:
@@ -70,9 +73,19 @@ def draw(graph: Sample | SceneGraph, picture: Sample | str | Path | bytes | None
     picture = graph if picture is None and isinstance(graph, Sample) else picture
     if picture is None:
         raise InvalidInputError("give the graph's picture: a sample, a file's name or its bytes")
-    try:
-        data = picture.image_bytes if isinstance(picture, Sample) else image_bytes(picture)
-    except RowError as error:
-        raise InvalidInputError(f"the picture cannot be drawn on: {error}") from error
     found = graph.graph if isinstance(graph, Sample) else graph
-    return Drawing(graph=found, image=decode_image(data))
+    return Drawing(graph=found, image=decode_image(encoded(picture)))
+
+
+def encoded(picture: Picture) -> bytes:
+    """The file of a picture, as it is.
+
+    Raises:
+        InvalidInputError: It cannot be read.
+    """
+    if isinstance(picture, Sample):
+        return picture.image_bytes
+    try:
+        return image_bytes(picture)
+    except RowError as error:
+        raise InvalidInputError(f"no picture: {error}") from error

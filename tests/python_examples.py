@@ -17,7 +17,7 @@ REWARDS = (1.5, 2.25)
 
 
 def make_example_folder(folder: Path) -> None:
-    """Toy scenes, a prediction for each that is right, and a run of two steps."""
+    """Toy scenes, a prediction for each that is right, a picture, and a run of two steps."""
     make_toy(folder / "toy", num_train=8, num_heldout=8)
     lines = []
     for sample in sgg_rl.load_dataset(folder / "toy/heldout.parquet"):
@@ -28,6 +28,7 @@ def make_example_folder(folder: Path) -> None:
         ]
         line = {"image_id": sample.image_id, "width": sample.width, "height": sample.height}
         lines.append(json.dumps({**line, "objects": objects, "relationships": triplets}))
+        (folder / "cat.png").write_bytes(sample.image_bytes)
     (folder / "mine.jsonl").write_text("\n".join(lines))
     make_run(folder / "runs/demo")
 

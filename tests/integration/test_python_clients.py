@@ -39,6 +39,7 @@ def server(folder: Path, redis_url: str, run_keys: RunKeys) -> Iterator[LiveServ
     """A rollout server and the reward service of a run that has written its settings."""
     settings = cluster_settings(folder, run_keys.run, redis_url, "http")
     tree = settings.model_dump(mode="json", exclude_none=True)
+    tree["data"]["template"] = "toy"
     tree["reward"]["url"] = f"http://127.0.0.1:{free_port()}"
     settings = Settings.model_validate(tree)
     engine = FakeEngine(tokens_per_s=20_000, max_model_len=3072)
@@ -64,7 +65,7 @@ def addresses(server: LiveServer) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("name", ["Client", "AsyncClient"])
+@pytest.mark.parametrize("name", ["Client", "AsyncClient", "predict"])
 def test_the_example_of_each_client_runs(
     name: str, server: LiveServer, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

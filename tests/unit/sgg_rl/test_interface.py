@@ -13,7 +13,7 @@ from services.errors import InvalidInputError, NotFoundError
 from services.host.environment import child_environment
 from tests.python_examples import failures, make_example_folder
 
-NEED_SERVERS = {"Client", "AsyncClient"}
+NEED_SERVERS = {"Client", "AsyncClient", "predict"}
 """Their examples run in tests/integration/test_python_clients.py."""
 HEAVY = ("torch", "vllm", "datasets", "matplotlib", "transformers", "deepspeed", "pandas")
 
