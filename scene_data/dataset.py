@@ -147,6 +147,9 @@ class SceneDataset:
     def __len__(self) -> int:
         return len(self._usable)
 
+    def __repr__(self) -> str:
+        return f"<SceneDataset {self.name!r}: {len(self)} rows>"
+
     def __getitem__(self, index: int) -> Sample:
         """The sample of a usable row.
 
@@ -238,8 +241,8 @@ def open_dataset(
 
     Example:
         >>> dataset = sgg_rl.load_dataset("toy/heldout.parquet")
-        >>> len(dataset), dataset[0].image_id
-        (8, 'heldout-0-0')
+        >>> dataset
+        <SceneDataset 'toy/heldout.parquet': 8 rows>
         >>> [item.id for item in dataset[0].graph.objects]
         ['green square.1', 'green square.2', 'yellow square.3']
 

@@ -3,6 +3,8 @@
 import asyncio
 import re
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -99,6 +101,23 @@ def test_a_script_asks_and_scores(client: sgg_rl.Client, folder: Path) -> None:
     assert sgg_rl.score(answers, sample, client=client) == sgg_rl.score(answers, sample)
     with pytest.raises(InvalidInputError, match="no rubric 'none'"):
         sgg_rl.score(answers, sample, rubric="none", client=client)
+
+
+def test_a_script_that_closes_nothing_ends_without_noise(server: LiveServer) -> None:
+    program = (
+        "import sys, sgg_rl\n"
+        "client = sgg_rl.Client(rollout_url=sys.argv[1], token=sys.argv[2])\n"
+        "print(client.rollout.policy().state)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program, server.url, TOKEN],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ready\n", "")
 
 
 async def test_it_works_where_an_event_loop_runs_as_in_a_notebook(client: sgg_rl.Client) -> None:

@@ -11,7 +11,8 @@ from IPython.core.formatters import DisplayFormatter
 import sgg_rl
 from services.errors import InvalidInputError, NotFoundError
 from services.host.environment import child_environment
-from tests.python_examples import failures, make_example_folder
+from services.schemas.scene_graphs import ImageGraph
+from tests.python_examples import failures, make_example_folder, make_run
 
 NEED_SERVERS = {"Client", "AsyncClient", "predict"}
 """Their examples run in tests/integration/test_python_clients.py."""
@@ -142,6 +143,39 @@ def test_what_is_impossible_is_said_in_one_line() -> None:
         assert "\n" not in str(error.value)
     with pytest.raises(NotFoundError, match=r"no run in toy: it has no config\.toml"):
         sgg_rl.connect("toy")
+
+
+def test_a_run_is_read_anew_at_each_look(tmp_path: Path) -> None:
+    make_run(tmp_path / "mine")
+    run = sgg_rl.connect(str(tmp_path / "mine"))
+    assert (len(run.steps), run.evaluations, run.is_finished) == (2, [], False)
+    with (run.folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "num_steps": 80}\n{"step": 3, "num')
+    (run.folder / "evaluations.jsonl").write_text('{"step": 0, "failure_rate": 0.5}\n')
+    assert [row["step"] for row in run.steps] == [0, 1, 2]
+    assert [row["failure_rate"] for row in run.evaluations] == [0.5]
+    with pytest.raises(NotFoundError, match="no groups of step 7"):
+        run.rollouts(7)
+
+
+def test_an_answer_of_a_server_is_a_picture() -> None:
+    fields = {"width": 9, "height": 9, "status": "ok", "dropped": {}, "truncated": False}
+    unknown = dict.fromkeys(("fault", "unconstrained_status", "confidence", "policy_versions"))
+    answer = ImageGraph.model_validate(
+        {
+            **fields,
+            **unknown,
+            "objects": [{"id": "man.1", "bbox": [1, 2, 3, 4]}, {"id": "horse.2", "bbox": None}],
+            "relationships": [{"subject": "man.1", "predicate": "on", "object": "horse.2"}],
+            "num_tokens": 5,
+            "finish_reason": "stop",
+            "svg": "<svg/>",
+        }
+    )
+    assert shown(answer)["image/svg+xml"] == "<svg/>"
+    assert "svg" not in repr(answer)
+    assert [item.bbox for item in answer.graph.objects] == [(1, 2, 3, 4), (0, 0, 9, 9)]
+    assert answer.graph.relationships[0].predicate == "on"
 
 
 def test_a_drawing_is_saved_as_what_its_name_says(tmp_path: Path) -> None:
