@@ -44,8 +44,8 @@ class Request:
     """That the report shows"""
 
 
-def run_evaluation(request: Request, output: Path) -> EvaluationResult:
-    """Read, evaluate, and write the results into a folder.
+def run_evaluation(request: Request, output: Path | None) -> EvaluationResult:
+    """Read, evaluate, and write the results into a folder, where one is given.
 
     Raises:
         InvalidInputError: Something cannot be read, or there is nothing to compare.
@@ -66,8 +66,9 @@ def run_evaluation(request: Request, output: Path) -> EvaluationResult:
         "embedding_model": request.embedding_model,
     }
     result = replace(evaluate(predictions, references, problems, options), inputs=inputs)
-    save_result(result, output)
-    write_report(result, output, references.image_bytes, num_images=request.num_images)
+    if output is not None:
+        save_result(result, output)
+        write_report(result, output, references.image_bytes, num_images=request.num_images)
     return result
 
 

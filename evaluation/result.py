@@ -15,6 +15,9 @@ PROTOCOLS: tuple[Protocol, ...] = ("strict", "sgb", "r1-sgg")
 AP_METRICS = ("ap", "ap50", "ap75", "coco_ap", "coco_ap50", "coco_ap75")
 """Metrics of objects that are no means over images, so they have no intervals"""
 
+_SHOWN = ("strict recall@100", "strict triplet_recall", "object f1")
+"""The number that a result is known by; the first that its task has"""
+
 Group = Literal["head", "body", "tail"]
 
 Verdict = Literal["hit", "miss", "hallucination"]
@@ -142,3 +145,13 @@ class EvaluationResult:
     """Names of the classes of every mean recall in `metrics`; in `ratios.npz`"""
     images: list[ImageResult] = field(default_factory=list)
     """In reference order; in `images.jsonl`"""
+
+    def __repr__(self) -> str:
+        """One line: all of it is thousands of numbers."""
+        values = {f"{p} {m}": v for p, found in self.protocols.items() for m, v in found.items()}
+        values |= {f"object {name}": value for name, value in self.objects.items()}
+        name = next((n for n in _SHOWN if values.get(n) is not None), None)
+        shown = f", {name} {values[name]:.3f}" if name else ""
+        return (
+            f"<EvaluationResult {self.name!r} on {self.split!r}: {self.num_images} images{shown}>"
+        )

@@ -31,6 +31,7 @@ from scene_data.reading.sources import Row, Rows, open_rows
 from scene_graph.cleaning import Task
 from scene_graph.graph import SceneGraph
 from services.errors import InvalidInputError
+from services.images import decode_image
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +44,16 @@ NUM_LISTED = 20
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One image and what it shows."""
+    """One image and what it shows; in a notebook its picture.
+
+    Example:
+        >>> sample = sgg_rl.load_dataset("toy/heldout.parquet")[0]
+        >>> sample.width, sample.height, len(sample.graph.relationships)
+        (112, 112, 2)
+    """
 
     image_id: str
-    image_bytes: bytes
+    image_bytes: bytes = field(repr=False)
     """The encoded file (PNG, JPEG), as it is in the dataset."""
     width: int
     """Pixels of the upright image."""
@@ -55,6 +62,12 @@ class Sample:
     """Boxes in pixels of this image."""
     thinking: str | None = None
     """Text before the answer, where the dataset was opened with a column for it."""
+
+    def _repr_svg_(self) -> str:
+        """A notebook shows the graph over its picture."""
+        from scene_graph.drawing import draw_svg
+
+        return draw_svg(self.graph, self.width, self.height, decode_image(self.image_bytes))
 
 
 @dataclass(slots=True, kw_only=True)
@@ -136,6 +149,9 @@ class SceneDataset:
 
     def __len__(self) -> int:
         return len(self._usable)
+
+    def __repr__(self) -> str:
+        return f"<SceneDataset {self.name!r}: {len(self)} rows>"
 
     def __getitem__(self, index: int) -> Sample:
         """The sample of a usable row.
@@ -237,6 +253,13 @@ def open_dataset(
     annotated: bool = True,
 ) -> SceneDataset:
     """Open a local path or a hub dataset; see the table above.
+
+    Example:
+        >>> dataset = sgg_rl.load_dataset("toy/heldout.parquet")
+        >>> dataset
+        <SceneDataset 'toy/heldout.parquet': 8 rows>
+        >>> [item.id for item in dataset[0].graph.objects]
+        ['green square.1', 'green square.2', 'yellow square.3']
 
     Args:
         path: Or a hub name.

@@ -1,5 +1,6 @@
 """The scene graph as a value."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -8,7 +9,9 @@ from dataclasses import dataclass, field
 class SceneObject:
     """One object.
 
-    Example: `SceneObject(id="man.1", bbox=(10, 20, 200, 400))`
+    Example:
+        >>> sgg_rl.SceneObject(id="traffic light.2", bbox=(10, 20, 200, 400)).category
+        'traffic light'
     """
 
     id: str
@@ -24,7 +27,12 @@ class SceneObject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Relationship:
-    """A triplet between two objects, by id."""
+    """A triplet between two objects, by id.
+
+    Example:
+        >>> sgg_rl.Relationship(subject="man.1", predicate="riding", object="horse.2").predicate
+        'riding'
+    """
 
     subject: str
     predicate: str
@@ -33,9 +41,15 @@ class Relationship:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SceneGraph:
-    """Objects and the relationships between them.
+    """Objects and the relationships between them; in a notebook a picture of its own.
 
-    Example: `SceneGraph(objects=(SceneObject(id="man.1", bbox=(1, 2, 3, 4)),), relationships=())`
+    Example:
+        >>> man = sgg_rl.SceneObject(id="man.1", bbox=(10, 20, 200, 400))
+        >>> horse = sgg_rl.SceneObject(id="horse.2", bbox=(0, 150, 300, 480))
+        >>> riding = sgg_rl.Relationship(subject="man.1", predicate="riding", object="horse.2")
+        >>> graph = sgg_rl.SceneGraph(objects=(man, horse), relationships=(riding,))
+        >>> [item.category for item in graph.objects]
+        ['man', 'horse']
     """
 
     objects: tuple[SceneObject, ...]
@@ -49,6 +63,16 @@ class SceneGraph:
             for x1, y1, x2, y2 in (item.bbox,)
         )
         return SceneGraph(objects=tuple(objects), relationships=self.relationships)
+
+    def _repr_svg_(self) -> str:
+        """On white, as large as its boxes reach."""
+        from scene_graph.drawing import draw_svg
+
+        sides = (
+            max(filter(math.isfinite, (item.bbox[end] for item in self.objects)), default=1.0)
+            for end in (2, 3)
+        )
+        return draw_svg(self, *(max(round(side), 1) for side in sides))
 
 
 @dataclass(slots=True, kw_only=True)

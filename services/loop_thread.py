@@ -20,6 +20,7 @@ class LoopThread:
     def __init__(self, name: str) -> None:
         """Args: name: The thread's, which starts with the first coroutine."""
         self._loop = asyncio.new_event_loop()
+        self._starting = threading.Lock()
         self._thread = threading.Thread(target=self._loop.run_forever, name=name, daemon=True)
 
     @property
@@ -33,8 +34,9 @@ class LoopThread:
 
     def start(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
         """Have a coroutine run there, and go on here."""
-        if not self.is_running:
-            self._thread.start()
+        with self._starting:  # two threads may have the first work
+            if not self.is_running:
+                self._thread.start()
         return asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def close(self) -> None:

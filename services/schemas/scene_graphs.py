@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field
 
+from scene_graph.graph import Relationship, SceneGraph, SceneObject
 from services.schemas.common import MAX_IMAGES, Count, ImageRef, Message, Name
 from services.schemas.problems import Problem
 from services.schemas.rewards import Status, Task
@@ -108,8 +109,24 @@ class ImageGraph(_Described):
     """Oldest and newest version that sampled a token of the answer"""
     text: str | None = None
     """All that the model wrote, if the request asks for it"""
-    svg: str | None = None
+    svg: str | None = Field(default=None, repr=False)
     """The graph drawn over its picture, if the request asks for it: a file of its own"""
+
+    @property
+    def graph(self) -> SceneGraph:
+        """Boxes in pixels of the upright picture; for the task `cls` each is the whole picture."""
+        whole = (0.0, 0.0, float(self.width), float(self.height))
+        return SceneGraph(
+            objects=tuple(SceneObject(id=o.id, bbox=o.bbox or whole) for o in self.objects),
+            relationships=tuple(
+                Relationship(subject=r.subject, predicate=r.predicate, object=r.object)
+                for r in self.relationships
+            ),
+        )
+
+    def _repr_svg_(self) -> str | None:
+        """For a notebook."""
+        return self.svg
 
 
 class ImageError(Message):

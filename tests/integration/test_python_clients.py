@@ -1,0 +1,184 @@
+"""`sgg_rl.Client` and `sgg_rl.connect` on real services: in scripts, and in a loop that runs."""
+
+import asyncio
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+import sgg_rl
+from reward_service.service.app import build_app
+from rollout_service.fake.engine import FakeEngine
+from services.errors import InvalidInputError, UnauthorizedError, UnavailableError
+from services.host.ports import free_port
+from services.http.clients.sync import run_here
+from services.redis.keys import RunKeys
+from services.run_folder import RunFolder
+from services.schemas.common import ChatMessage, Sampling, TextPart
+from services.schemas.rollouts import RolloutRequest
+from services.settings import Settings, dump_settings
+from tests.live_servers import LiveServer, cluster_settings, served, serving, wait_registered
+from tests.python_examples import REWARD, ROLLOUT, failures, make_example_folder
+
+TOKEN = "data-secret"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("clients")
+    make_example_folder(folder)
+    return folder
+
+
+@pytest.fixture
+def server(folder: Path, redis_url: str, run_keys: RunKeys) -> Iterator[LiveServer]:
+    """A rollout server and the reward service of a run that has written its settings."""
+    settings = cluster_settings(folder, run_keys.run, redis_url, "http")
+    tree = settings.model_dump(mode="json", exclude_none=True)
+    tree["data"]["template"] = "toy"
+    tree["reward"]["url"] = f"http://127.0.0.1:{free_port()}"
+    settings = Settings.model_validate(tree)
+    engine = FakeEngine(tokens_per_s=20_000, max_model_len=3072)
+    with serving(settings, engine) as server, served(build_app(settings), settings.reward.url):
+        run = settings.run.folder
+        run.mkdir(exist_ok=True)
+        RunFolder(run).config.write_text(dump_settings(settings))
+        yield server
+
+
+@pytest.fixture
+def client(server: LiveServer) -> Iterator[sgg_rl.Client]:
+    reward = server.settings.reward.url
+    with sgg_rl.Client(rollout_url=server.url, reward_url=reward, token=TOKEN) as client:
+        yield client
+
+
+def addresses(server: LiveServer) -> dict[str, str]:
+    """What stands for the addresses of examples; these servers ask for a token too."""
+    return {
+        f'rollout_url="{ROLLOUT}"': f'token="{TOKEN}", rollout_url="{server.url}"',
+        REWARD: server.settings.reward.url,
+    }
+
+
+@pytest.mark.parametrize("name", ["Client", "AsyncClient", "predict"])
+def test_the_example_of_each_client_runs(
+    name: str, server: LiveServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    num, wrong = failures(getattr(sgg_rl, name).__doc__, name, addresses(server))
+    assert num
+    assert wrong == ""
+
+
+def test_the_examples_of_the_page_run(
+    server: LiveServer, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder)
+    page = (Path(__file__).parents[2] / "docs/python.md").read_text()
+    blocks = re.findall(r"^```python\n(>>> .*?)^```$", page, re.M | re.S)
+    num, wrong = failures("\n".join(blocks), "python.md", addresses(server))
+    assert num > 15
+    assert wrong == ""
+
+
+def question() -> RolloutRequest:
+    text = TextPart(text="Write the scene graph.")
+    message = ChatMessage(role="user", content=[text])
+    return RolloutRequest(messages=[message], sampling=Sampling(n=3, max_tokens=64))
+
+
+def test_a_script_asks_and_scores(client: sgg_rl.Client, folder: Path) -> None:
+    answers = [c.text for c in client.rollout.rollouts(question()).completions]
+    assert len(answers) == 3
+    sample = sgg_rl.load_dataset(folder / "toy/heldout.parquet")[0]
+    assert sgg_rl.score(answers, sample, client=client) == sgg_rl.score(answers, sample)
+    with pytest.raises(InvalidInputError, match="no rubric 'none'"):
+        sgg_rl.score(answers, sample, rubric="none", client=client)
+
+
+def test_a_script_that_closes_nothing_ends_without_noise(server: LiveServer) -> None:
+    program = (
+        "import sys, sgg_rl\n"
+        "client = sgg_rl.Client(rollout_url=sys.argv[1], token=sys.argv[2])\n"
+        "print(client.rollout.policy().state)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program, server.url, TOKEN],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ready\n", "")
+
+
+async def test_it_works_where_an_event_loop_runs_as_in_a_notebook(client: sgg_rl.Client) -> None:
+    assert asyncio.get_running_loop().is_running()
+    assert client.rollout.policy().state == "ready"
+    assert "triplet_f1" in client.reward.rubrics().terms
+    async with sgg_rl.AsyncClient(rollout_url=client.rollout_url, token=TOKEN) as other:
+        assert await other.rollout.policy() == client.rollout.policy()
+
+
+def test_many_threads_ask_one_client(client: sgg_rl.Client) -> None:
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda _: client.rollout.policy().model, range(32)))
+    assert set(found) == {"none"}
+
+
+def test_errors_are_those_of_the_services(server: LiveServer) -> None:
+    with (
+        sgg_rl.Client(rollout_url=server.url, token="wrong") as stranger,
+        pytest.raises(UnauthorizedError),
+    ):
+        stranger.rollout.policy()
+    nobody = f"http://127.0.0.1:{free_port()}"
+    with (
+        sgg_rl.Client(rollout_url=nobody, timeout_s=0.2) as client,
+        pytest.raises(UnavailableError, match=nobody),
+    ):
+        client.rollout.policy()
+    assert "wrong" not in repr(sgg_rl.Client(token="wrong"))
+
+
+def test_ctrl_c_ends_the_request_too() -> None:
+    started, ended = threading.Event(), threading.Event()
+
+    async def work() -> None:
+        started.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    def interrupt() -> None:
+        started.wait(60)
+        signal.pthread_kill(main, signal.SIGINT)
+
+    main = threading.get_ident()
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        run_here(work())
+    assert ended.wait(60)
+    thread.join(60)
+
+
+def test_a_run_that_trains_names_its_servers(server: LiveServer) -> None:
+    wait_registered(server)
+    run = sgg_rl.connect(server.settings.run.folder)
+    assert [record.url for record in run.servers()] == [server.url]
+    with run.client() as client:  # the server proves that it is the run's
+        assert client.rollout.policy().state == "ready"
+        assert client.reward.rubrics().rubrics
+    RunFolder(run.folder).finished.touch()
+    assert run.is_finished
+    assert run.servers() == []

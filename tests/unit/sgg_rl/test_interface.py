@@ -1,0 +1,196 @@
+"""`import sgg_rl`: its names, what importing it costs, and how its values look."""
+
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from IPython.core.formatters import DisplayFormatter
+
+import sgg_rl
+from services.errors import InvalidInputError, NotFoundError
+from services.host.environment import child_environment
+from services.schemas.scene_graphs import ImageGraph
+from tests.python_examples import failures, make_example_folder, make_run
+
+NEED_SERVERS = {"Client", "AsyncClient", "predict"}
+"""Their examples run in tests/integration/test_python_clients.py."""
+HEAVY = ("torch", "vllm", "datasets", "matplotlib", "transformers", "deepspeed", "pandas")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("python")
+    make_example_folder(folder)
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def _inside(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+
+
+@pytest.mark.parametrize("name", sorted(set(sgg_rl.__all__) - NEED_SERVERS))
+def test_the_example_of_each_name_runs(name: str) -> None:
+    num, wrong = failures(getattr(sgg_rl, name).__doc__, name)
+    assert num, f"{name} has no example"
+    assert wrong == ""
+
+
+def test_an_example_that_is_wrong_is_seen() -> None:
+    num, wrong = failures(">>> len(sgg_rl.load_dataset('toy/heldout.parquet'))\n7\n", "wrong")
+    assert num == 1
+    assert "Got:\n    8" in wrong
+
+
+def test_importing_is_light_and_no_name_needs_what_is_heavy() -> None:
+    program = f"""
+import sys, sgg_rl
+assert not [name for name in sys.modules if name.startswith(("scene_", "services", "numpy"))]
+for name in sgg_rl.__all__:
+    getattr(sgg_rl, name)
+item = sgg_rl.SceneObject(id="man.1", bbox=(0, 0, 9, 9))
+graph = sgg_rl.SceneGraph(objects=(item,), relationships=())
+graph._repr_svg_()
+sgg_rl.score("", graph, image_size=(9, 9))
+sgg_rl.connect("runs/demo").steps
+print([name for name in {HEAVY} if name in sys.modules])
+"""
+    root = str(Path(__file__).parents[3])
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=child_environment(PYTHONPATH=root),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.stderr, done.stdout) == ("", "[]\n")
+
+
+def test_a_name_that_is_not_there_is_said_with_those_that_are() -> None:
+    with pytest.raises(AttributeError, match=r"no 'evalute'; it has .*evaluate"):
+        _ = sgg_rl.evalute
+
+
+def shown(value: object) -> dict[str, str]:
+    """What a notebook gets of a value, by kind."""
+    data, _ = DisplayFormatter().format(value)
+    return dict(data)
+
+
+def test_samples_graphs_and_drawings_are_pictures_in_a_notebook() -> None:
+    sample = sgg_rl.load_dataset("toy/heldout.parquet")[0]
+    names = [item.category for item in sample.graph.objects]
+    for value, has_picture in ((sample, True), (sample.graph, False), (sgg_rl.draw(sample), True)):
+        svg = ElementTree.fromstring(shown(value)["image/svg+xml"])
+        texts = [
+            "".join(element.itertext()) for element in svg.iter() if element.tag[-5:] == "}text"
+        ]
+        assert set(names) <= {text.rstrip(" 0123456789") for text in texts}
+        assert bool(svg.findall(".//{*}image")) == has_picture
+
+
+def test_nothing_of_a_sample_steers_a_terminal_or_shows_bytes() -> None:
+    sample = sgg_rl.load_dataset("toy/heldout.parquet")[0]
+    hostile = sgg_rl.SceneObject(id="\x1b[2J<script>.1", bbox=(0, 0, 9, 9))
+    graph = sgg_rl.SceneGraph(objects=(hostile,), relationships=())
+    for value in (sample, graph, sgg_rl.draw(graph, sample)):
+        text = shown(value)["text/plain"]
+        assert text.replace("\n", "").isprintable()
+        assert "PNG" not in text
+    assert "<script" not in shown(graph)["image/svg+xml"]
+
+
+def test_graphs_in_fractions_and_empty_ones_are_drawn() -> None:
+    item = sgg_rl.SceneObject(id="man.1", bbox=(0.1, 0.2, 0.5, 0.9))
+    for objects in ((item,), ()):
+        graph = sgg_rl.SceneGraph(objects=objects, relationships=())
+        assert "man" in shown(graph)["image/svg+xml"] or not objects
+
+
+def test_the_same_answer_earns_the_same_by_graph_and_by_sample() -> None:
+    sample = sgg_rl.load_dataset("toy/heldout.parquet")[0]
+    size = sample.width, sample.height
+    objects = ", ".join(f'{{"id": "{o.id}", "bbox": {list(o.bbox)}}}' for o in sample.graph.objects)
+    text = f'<answer>{{"objects": [{objects}], "relationships": []}}</answer>'
+    space = "pixels:{}x{}".format(*size)
+    (one,) = sgg_rl.score(text, sample, box_space=space)
+    (other,) = sgg_rl.score([text], sample.graph, image_size=size, box_space=space)
+    assert one == other
+    assert one.matched.objects == len(sample.graph.objects)
+    assert one.breakdown["object_precision"] == 1
+    assert one.breakdown["triplet_f1"] == 0
+    assert sgg_rl.read_answer(text, size, box_space=space).objects == sample.graph.objects
+
+
+def test_what_is_impossible_is_said_in_one_line() -> None:
+    sample = sgg_rl.load_dataset("toy/heldout.parquet")[0]
+    for ask, words in (
+        (lambda: sgg_rl.score("x", sample.graph), "image_size"),
+        (lambda: sgg_rl.score("x", sample.graph, image_size=(0, 5)), "image_size"),
+        (lambda: sgg_rl.score("x", sample, box_space="inches"), "box_space"),
+        (lambda: sgg_rl.score("x", sample, rubric="none"), "balanced"),
+        (lambda: sgg_rl.score([], sample), "completions"),
+        (lambda: sgg_rl.read_answer("x", (1, 1), box_space="inches"), "relative_1000"),
+        (lambda: sgg_rl.draw(sample.graph), "picture"),
+        (lambda: sgg_rl.draw(sample.graph, "none.png"), "No such file"),
+        (lambda: sgg_rl.draw(sample).save("x.gif"), r"\.svg or a \.png"),
+        (lambda: sgg_rl.Client().reward, "reward_url"),
+    ):
+        with pytest.raises(InvalidInputError, match=words) as error:
+            ask()
+        assert "\n" not in str(error.value)
+    with pytest.raises(NotFoundError, match=r"no run in toy: it has no config\.toml"):
+        sgg_rl.connect("toy")
+
+
+def test_a_run_is_read_anew_at_each_look(tmp_path: Path) -> None:
+    make_run(tmp_path / "mine")
+    run = sgg_rl.connect(str(tmp_path / "mine"))
+    assert (len(run.steps), run.evaluations, run.is_finished) == (2, [], False)
+    with (run.folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 2, "num_steps": 80}\n{"step": 3, "num')
+    (run.folder / "evaluations.jsonl").write_text('{"step": 0, "failure_rate": 0.5}\n')
+    assert [row["step"] for row in run.steps] == [0, 1, 2]
+    assert [row["failure_rate"] for row in run.evaluations] == [0.5]
+    with pytest.raises(NotFoundError, match="no groups of step 7"):
+        run.rollouts(7)
+
+
+def test_an_answer_of_a_server_is_a_picture() -> None:
+    fields = {"width": 9, "height": 9, "status": "ok", "dropped": {}, "truncated": False}
+    unknown = dict.fromkeys(("fault", "unconstrained_status", "confidence", "policy_versions"))
+    answer = ImageGraph.model_validate(
+        {
+            **fields,
+            **unknown,
+            "objects": [{"id": "man.1", "bbox": [1, 2, 3, 4]}, {"id": "horse.2", "bbox": None}],
+            "relationships": [{"subject": "man.1", "predicate": "on", "object": "horse.2"}],
+            "num_tokens": 5,
+            "finish_reason": "stop",
+            "svg": "<svg/>",
+        }
+    )
+    assert shown(answer)["image/svg+xml"] == "<svg/>"
+    assert "svg" not in repr(answer)
+    assert [item.bbox for item in answer.graph.objects] == [(1, 2, 3, 4), (0, 0, 9, 9)]
+    assert answer.graph.relationships[0].predicate == "on"
+
+
+def test_a_drawing_is_saved_as_what_its_name_says(tmp_path: Path) -> None:
+    drawing = sgg_rl.draw(sgg_rl.load_dataset("toy/heldout.parquet")[0])
+    drawing.save(tmp_path / "a.svg")
+    drawing.save(str(tmp_path / "a.png"))
+    assert (tmp_path / "a.svg").read_text() == drawing.svg
+    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_evaluation_is_one_line_and_writes_only_where_it_is_told(folder: Path) -> None:
+    before = set(folder.iterdir())
+    result = sgg_rl.evaluate("mine.jsonl", "toy/heldout.parquet", split="toy")
+    assert set(folder.iterdir()) == before
+    assert "\n" not in repr(result)
+    sgg_rl.evaluate("mine.jsonl", "toy/heldout.parquet", output=folder / "found")
+    assert (folder / "found/report.html").exists()
+    assert {d.difference for d in sgg_rl.compare(result, result).differences} <= {0.0, None}
