@@ -1,5 +1,6 @@
 """The page of Prometheus metrics, by the services' registries."""
 
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from monitor_service.training import Beat, Training
 from services.redis.backlog import Backlog
 from services.run_folder import RunFolder
 from services.schemas.weights import PolicyRecord, ServerRecord
-from services.settings import Settings
+from services.settings import DataSettings, ModelSettings, RunSettings, Settings
 
 _START = """# Prometheus metrics
 
@@ -36,6 +37,8 @@ _HEAD = "| metric | type | labels | meaning |\n|---|---|---|---|"
 
 def page(apps: Mapping[str, FastAPI]) -> str:
     """The Markdown: a table for each service, and one of what they share."""
+    for app in apps.values():  # what counts requests is else made with the first one
+        app.middleware_stack = app.middleware_stack or app.build_middleware_stack()
     tables = {app.title.capitalize(): _rows(app.state.registry) for app in apps.values()}
     tables["Monitor"] |= {
         family.name: _row(family, family._labelnames) for family in _example_run()
@@ -51,7 +54,12 @@ def page(apps: Mapping[str, FastAPI]) -> str:
 
 def _example_run() -> Iterable[GaugeMetricFamily | CounterMetricFamily]:
     """Every family that a run with a server and a policy has."""
-    settings = Settings.model_validate({"model": {"path": "model"}, "data": {"train": "data"}})
+    there = Path(tempfile.gettempdir())  # a folder whose disk can be measured
+    settings = Settings(
+        run=RunSettings(root=there.parent, name=there.name),
+        model=ModelSettings(path="model"),
+        data=DataSettings(train="data"),
+    )
     training = Training(RunFolder(Path("run")))
     training.beat, training.step_interval_s = Beat(phase="train", at=0.0), 1.0
     collector = RunCollector(settings, training)

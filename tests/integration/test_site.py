@@ -1,4 +1,4 @@
-"""The documentation as a site: built strictly, held against the code, read from disk in a browser."""
+"""The documentation as a site: built strictly, held against the code, and read in a browser."""
 
 import os
 import re
