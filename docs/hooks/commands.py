@@ -50,7 +50,7 @@ def _first(command: TyperCommand) -> str:
 
 
 def _described(name: str, command: TyperCommand) -> str:
-    context = typer.Context(command, info_name=name)  # type: ignore[arg-type]
+    context = typer.Context(command, info_name=name)
     text = get_docs_for_click(obj=command, ctx=context, name=name, indent=1)
     return "\n".join(map(_line, text.split("\n")))
 

@@ -26,9 +26,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     written = [file for file in files.documentation_pages() if file.src_uri not in generated]
     linked = {path for file in written for path in linked_files(file.content_string, _source(file))}
     for path in sorted(linked):
-        uri = place(path)
-        assert uri
-        files.append(File.generated(config, uri, abs_src_path=str(ROOT / path)))
+        there = place(path)
+        assert there
+        files.append(File.generated(config, there, abs_src_path=str(ROOT / path)))
     files.append(
         File.generated(config, _WORKER, abs_src_path=str(ROOT / "docs/hooks/iframe-worker.js"))
     )

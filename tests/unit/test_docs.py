@@ -26,6 +26,7 @@ TOP = "|".join(path.name for path in ROOT.iterdir() if path.is_dir() and path.na
 CODE_PATH = re.compile(rf"(?<![\w/.-])(?:{TOP})(?:/[\w.*-]+)+/?")
 MODULE = re.compile(r"python -m (\w+(?:\.\w+)+)")
 TARGET = re.compile(r"`make ([a-z][\w-]*)|^make ([a-z][\w-]*)", re.M)
+SGG_RL = typer.main.get_command(app)
 FENCE = re.compile(r"^ *```\w*\n(.*?)^ *```$", re.M | re.S)
 COMMAND = re.compile(r"(?<![\w/.-])sgg-rl ([^`|;&>)#…\n]*)")
 CODE = re.compile(r"`([^`\n]+)`")
@@ -86,8 +87,7 @@ def wrong_word(arguments: str) -> str | None:
 
     Example: `"data conwert x"` is `"conwert"`, `"run --config"` is None
     """
-    command = typer.main.get_command(app)
-    words = iter(shlex.split(re.sub(r"['\"]", "", arguments)))
+    command, words = SGG_RL, iter(shlex.split(re.sub(r"['\"]", "", arguments)))
     while isinstance(command, TyperGroup):
         word = next(words, None)
         if word is None or word == "--help":
