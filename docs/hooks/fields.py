@@ -15,29 +15,28 @@ _BOUNDS = {
     "exclusiveMinimum": "> {}",
     "maximum": "≤ {}",
     "exclusiveMaximum": "< {}",
-    "minLength": "at least {} characters",
-    "maxLength": "at most {} characters",
-    "minItems": "at least {} items",
-    "maxItems": "at most {} items",
+    "minLength": "length ≥ {}",
+    "maxLength": "length ≤ {}",
+    "minItems": "length ≥ {}",
+    "maxItems": "length ≤ {}",
     "pattern": "`{}`",
 }
 _REF = "#/components/schemas/"
 
 
-def table(fields: Mapping[str, Schema], prefix: str = "") -> str:
-    """One row for each field.
+def table(schema: Schema, prefix: str = "") -> str:
+    """One row for each property.
 
     Args:
-        fields: `properties` of a schema.
-        prefix: Stands before each name in its anchor, such as `trainer.`.
+        schema: Of an object.
+        prefix: Stands before each name in its anchor, such as `trainer.`; without it there is none.
     """
     rows = ["| name | type | default | range | meaning |", "|---|---|---|---|---|"]
-    for name, field in fields.items():
-        default = f"`{toml(field['default'])}`" if field.get("default") is not None else ""
+    for name, field in schema["properties"].items():
         cells = [
             f'<a id="{prefix}{name}"></a>`{name}`' if prefix else f"`{name}`",
             kind(field),
-            default,
+            "required" if name in schema.get("required", ()) else _default(field.get("default")),
             ", ".join(_bounds(field)),
             prose(field.get("description", "")),
         ]
@@ -79,9 +78,11 @@ def prose(text: str) -> str:
     )
 
 
-def toml(value: Any) -> str:
-    """A default as a run's TOML has it; JSON but for tables."""
-    return json.dumps(value, ensure_ascii=False)
+def _default(value: Any) -> str:
+    """Empty for none, and for a message of defaults, which has a table of its own."""
+    if value is None or isinstance(value, dict):
+        return ""
+    return f"`{json.dumps(value, ensure_ascii=False)}`"
 
 
 def _bounds(field: Schema) -> Iterator[str]:

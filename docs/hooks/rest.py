@@ -77,7 +77,9 @@ def _operation(operation: Mapping[str, Any], everywhere: Responses) -> Iterator[
     yield prose(operation.get("description", "")) + "\n"
     parameters = operation.get("parameters", ())
     if parameters:
-        yield table({p["name"]: p["schema"] for p in parameters}) + "\n"
+        properties = {p["name"]: p["schema"] for p in parameters}
+        required = [p["name"] for p in parameters if p["required"]]
+        yield table({"properties": properties, "required": required}) + "\n"
     for media, content in operation.get("requestBody", {}).get("content", {}).items():
         yield f"Body: {_content(media, content)}\n"
         if "example" in content:
@@ -105,4 +107,4 @@ def _message(name: str, schema: Mapping[str, Any]) -> Iterator[str]:
     yield f"### {name}\n"
     yield prose(schema.get("description", "")) + "\n"
     if "properties" in schema:
-        yield table(schema["properties"]) + "\n"
+        yield table(schema) + "\n"

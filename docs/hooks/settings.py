@@ -1,7 +1,7 @@
 """The page of settings, by the models that check them."""
 
 from docs.hooks.fields import prose, table
-from services.settings.schema import settings_schema
+from services.settings import Settings
 
 _START = """# Settings
 
@@ -31,12 +31,17 @@ and checks ([how](../configs.md#in-an-editor)).
 
 def page() -> str:
     """The Markdown: a table for each section."""
-    schema = settings_schema()
+    schema = Settings.model_json_schema()
     parts = [_START]
     for name, section in schema["properties"].items():
-        if "$ref" not in section:  # `extends` is a list of files, and no section
-            continue
         model = schema["$defs"][section["$ref"].rsplit("/", 1)[1]]
         parts.append(f"## `[{name}]` {{ #{name} }}\n\n{prose(model['description'])}\n")
-        parts.append(table(model["properties"], f"{name}.") + "\n")
+        parts.append(table(model, f"{name}.") + "\n")
     return "\n".join(parts)
+
+
+def is_setting(name: str) -> bool:
+    """Whether the page has it. Example: `trainer.num_steps`."""
+    section, _, field = name.partition(".")
+    found = Settings.model_fields.get(section)
+    return found is not None and field in getattr(found.annotation, "model_fields", ())

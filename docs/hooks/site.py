@@ -1,17 +1,22 @@
 """The events of mkdocs (https://www.mkdocs.org/user-guide/configuration/#hooks)."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
+from mkdocs.utils import get_relative_url
 
 from docs.hooks import commands, prometheus, rest, settings
 from docs.hooks.links import PAGES_BESIDE_DOCS, ROOT, linked_files, place, rewritten
 from services.settings.schema import settings_schema
 
+_CODE = re.compile(r"<code>(\w+\.\w+)(?: = [^<]*)?</code>")
+_APART = re.compile(r"(<(?:a|pre|h\d)\b.*?</(?:a|pre|h\d)>)", re.S)
+"""Where code is no word of a sentence, or leads somewhere already."""
 _WORKER = "assets/javascripts/iframe-worker.js"
 _SOURCES = {page: source for source, page in PAGES_BESIDE_DOCS.items()}
 
@@ -41,6 +46,21 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     if page.file.abs_src_path is None:  # generated for the site
         return markdown
     return rewritten(markdown, _source(page.file), page.file.src_uri)
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Code that is a setting's name leads to the setting."""
+    reference = get_relative_url("reference/settings.html", page.url)
+
+    def linked(code: re.Match[str]) -> str:
+        return (
+            f'<a href="{reference}#{code[1]}">{code[0]}</a>'
+            if settings.is_setting(code[1])
+            else code[0]
+        )
+
+    parts = _APART.split(html)
+    return "".join(part if i % 2 else _CODE.sub(linked, part) for i, part in enumerate(parts))
 
 
 def _generated() -> dict[str, str]:

@@ -81,6 +81,13 @@ def test_every_setting_has_a_row_with_its_meaning(site: Path) -> None:
     assert [name for name, row in rows.items() if not row[-1]] == []
 
 
+def test_a_setting_that_a_page_names_leads_to_its_row(site: Path) -> None:
+    page = (site / "deploy/workstation.html").read_text()
+    link = '<a href="../reference/settings.html#trainer.num_ranks"><code>trainer.num_ranks'
+    assert f"{link} = 2</code></a>" in page
+    assert "settings.html#run.toml" not in (site / "training.html").read_text()
+
+
 def test_every_command_and_route_is_there(site: Path) -> None:
     rows = Text(site / "reference/commands.html").rows
     assert set(commands()) == rows.keys() - {"command"}
