@@ -24,7 +24,7 @@ CONFIG ?= $(if $(DATA),configs/demo-data.toml,configs/demo.toml)
 # Packages come uncompiled: without written bytecode each process compiles torch, transformers and vLLM once more.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo images pin-images test test-docker check check-setup check-cuda check-plan check-security wheel format lint types imports units integration training e2e start-checkpoint clean distclean help
+.PHONY: setup demo docs images pin-images test test-docker check check-setup check-cuda check-plan check-security wheel format lint types imports units integration training e2e start-checkpoint clean distclean help
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -55,6 +55,11 @@ test: export OMP_NUM_THREADS ?= 1
 test: $(INSTALLED) ## Everything that a CPU machine can run
 	@$(MAKE) --no-print-directory -j2 e2e lint types imports integration training units
 	$(BIN)/pytest $(ALONE) -q
+
+# Material says at each build that it is kept until 2027-05.
+docs: $(INSTALLED) ## The pages of docs/ as a site that needs no server and no network: build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "open build/site/index.html"
 
 images: ## Container images sgg-rl:services and sgg-rl:cpu, or with EXTRA=cuda sgg-rl:cuda
 	docker compose -f docker-compose.yml $(if $(filter cuda,$(EXTRA)),-f docker-compose.gpu.yml) build

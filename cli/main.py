@@ -18,6 +18,7 @@ from cli.commands.reproduce import reproduce
 from cli.commands.rollouts import rollouts
 from cli.commands.score import score
 from cli.commands.serve import serve_app
+from cli.commands.settings import settings_app
 from cli.commands.similarity import similarity_app
 from cli.commands.slurm import slurm_app
 from cli.commands.status import dead_app, status
@@ -43,6 +44,7 @@ for _group, _name in (
     (similarity_app, "similarity"),
     (weights_app, "weights"),
     (slurm_app, "slurm"),
+    (settings_app, "settings"),
 ):
     app.add_typer(_group, name=_name)
 _COMMANDS: tuple[Callable[..., None], ...] = (

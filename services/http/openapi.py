@@ -58,7 +58,7 @@ class DescribedApp(FastAPI):
                 self._complete_operation(operation, public=path in PUBLIC_PATHS)
 
     def _complete_operation(self, operation: dict[str, Any], *, public: bool) -> None:
-        if public and "422" in operation["responses"]:
+        if "422" in operation["responses"]:  # FastAPI's own of parameters, or a problem already
             operation["responses"]["422"] = _problem(errors.InvalidInputError)
         if self.token_needed and not public:
             operation["security"] = [{"token": []}]

@@ -24,7 +24,9 @@ MAX_COMPLETIONS = 256
 class Message(BaseModel):
     """Immutable, strict about unknown fields, no NaN or Infinity."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class ImageRef(Message):

@@ -15,6 +15,8 @@ class RedisSettings(Section):
     """The queue's server."""
 
     url: str = "redis://127.0.0.1:6379/0"
+    """Where it listens, and how others reach it: `redis://host:port/database`, or `rediss://`,
+    `unix://`, `redis+sentinel://` for a server of one's own."""
     password_file: LocalPath | None = None
     """Its content is the password, of mode 0600. Beyond this machine Redis is not served without. A
     user stands in the url: `redis://user@host:6379/0`."""
@@ -33,6 +35,7 @@ class RewardSettings(Section):
     """The reward service and what it is asked for."""
 
     url: str = "http://127.0.0.1:8100"
+    """Where it listens, and how others reach it."""
     workers: int = Field(default=1, ge=1, le=256)
     """Processes behind the URL; one scores on one core."""
     similarity_folder: LocalPath | None = None
@@ -44,6 +47,7 @@ class RewardSettings(Section):
     terms: list[PathOrName] = Field(default_factory=list)
     """Terms of one's own that the rubric may weigh: `FILE.py:FUNCTION` or `MODULE:FUNCTION`."""
     timeout_s: float = Field(default=60.0, gt=0)
+    """Longest wait for one answer; then the trainer asks again, for fewer groups at a time."""
 
 
 class RolloutSettings(Section):
@@ -52,6 +56,7 @@ class RolloutSettings(Section):
     url: str = "http://127.0.0.1:8200"
     """Where it listens, and how others reach it."""
     engine: Literal["vllm", "fake"] = "vllm"
+    """`fake` answers from a script, without a model: to try queues and load on any machine."""
     model_runner: ModelRunner = "v1"
     """vLLM's, whatever `VLLM_USE_V2_MODEL_RUNNER` says. All that is tested on CPUs is tested with
     `v1`; `v2` is vLLM's default on GPUs, and runs there only."""

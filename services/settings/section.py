@@ -40,7 +40,9 @@ PathOrName = Annotated[str, AfterValidator(expanded)]
 class Section(BaseModel):
     """A table of the run's TOML."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
     @classmethod
     def read(cls, file: Path, *, wrong: str) -> Self:

@@ -16,7 +16,9 @@ class SamplingSettings(Section):
     """How training samples. Nothing here truncates the distribution: that would bias the ratios."""
 
     temperature: float = Field(default=1.0, gt=0, le=2)
+    """Divides the logits, in sampling and in the loss alike."""
     max_tokens: int = Field(default=1024, ge=1)
+    """Length at which a completion is cut."""
 
 
 class AlgorithmSettings(Section):
@@ -43,7 +45,9 @@ class AlgorithmSettings(Section):
     """How trainer against sampler is corrected, with `old_logprobs = "trainer"`: tokens are weighed
     by min(ratio, cap), or dropped over the cap."""
     correction_level: Literal["token", "sequence"] = "token"
+    """Whether each token has a ratio of its own, or a completion one."""
     correction_cap: float = Field(default=2.0, gt=1)
+    """The cap on these ratios."""
     mask_truncated: bool = False
     """Completions cut at `sampling.max_tokens` give no gradient (DAPO, overlong filtering)."""
     overlong_buffer: int = Field(default=0, ge=0)
@@ -76,6 +80,7 @@ class TrainerSettings(Section):
     num_steps: int | None = Field(default=None, ge=1)
     """Without it, as many as `num_epochs` takes."""
     num_epochs: float = Field(default=1.0, gt=0)
+    """Passes over the training set."""
     groups_per_step: int = Field(default=32, ge=1)
     """Prompts of one optimizer step, over all ranks."""
     group_size: int = Field(default=8, ge=2)
@@ -88,17 +93,23 @@ class TrainerSettings(Section):
     tokens_per_micro_batch: int = Field(default=16384, ge=1)
     """Tokens of one forward and backward pass on one rank, padding counted."""
     learning_rate: float = Field(default=6e-7, gt=0)
+    """AdamW's, at the end of the warm-up."""
     warmup_steps: int = Field(default=0, ge=0)
     """Over these the learning rate rises linearly."""
     lr_schedule: Literal["constant", "linear", "cosine"] = "constant"
     """After them it stays, or falls to zero after the last step."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW's decay of the gradients' mean and of their square's."""
     weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW's."""
     max_grad_norm: float = Field(default=1.0, gt=0)
+    """A longer gradient is scaled down to this norm."""
     freeze_vision_tower: bool = False
+    """Leave the image encoder as it is in `model.path`."""
     freeze_projector: bool = False
-    """What maps the tower's features to the language model's."""
+    """Leave what maps the tower's features to the language model's as it is in `model.path`."""
     freeze_language_model: bool = False
+    """Leave it as it is in `model.path`, where only what the image passes is trained."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, a third more time."""
     logprob_chunk: int = Field(default=1024, ge=1)
@@ -106,6 +117,7 @@ class TrainerSettings(Section):
     checkpoint_every: int = Field(default=100, ge=1)
     """Steps between checkpoints; the last step always has one."""
     keep_checkpoints: int = Field(default=2, ge=1)
+    """The latest ones stay; older ones are removed."""
     wait_timeout_s: float = Field(default=600.0, gt=0)
     """Longest wait for rollouts, servers or Redis before the trainer gives up and says what was
     missing. A rank that gives no sign of life for that long, or keeps the others waiting for twice
@@ -184,6 +196,7 @@ class LoraSettings(Section):
     rank: int = Field(default=0, ge=0)
     """0 trains all weights that are not frozen."""
     alpha: float = Field(default=32.0, gt=0)
+    """The adapter counts alpha / rank times."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """SFT only: in GRPO the trainer must score with what the sampler sampled with."""
     target_modules: str | list[str] = (
@@ -198,6 +211,7 @@ class SftSettings(Section):
     num_steps: int | None = Field(default=None, ge=1)
     """Without it, as many as `num_epochs` takes."""
     num_epochs: float = Field(default=3.0, gt=0)
+    """Passes over the training set."""
     batch_size: int = Field(default=32, ge=1)
     """Answers of one optimizer step, over all ranks."""
     micro_batch_size: int = Field(default=8, ge=1)
@@ -205,6 +219,7 @@ class SftSettings(Section):
     learning_rate: float = Field(default=1e-5, gt=0)
     """At the end of the warm-up; then a cosine takes it to 0."""
     warmup_steps: int = Field(default=30, ge=0)
+    """Over these the learning rate rises linearly."""
     shuffle_graph: bool = False
     """Write an answer's objects and relationships in another order each epoch, by the seed."""
     thinking_column: str = "thinking"
@@ -231,9 +246,11 @@ class EvaluationSettings(Section):
     """Steps between evaluations while a run trains; 0: only before and after it, where there is
     `data.heldout`."""
     max_tokens: int = Field(default=1024, ge=1)
+    """Length at which an answer is cut."""
     temperature: float = Field(default=0.0, ge=0, le=2)
     """0 is greedy. Otherwise each image has a seed of its own, made from `run.seed` and its id."""
     top_p: float = Field(default=1.0, gt=0, le=1)
+    """Sample from the likeliest tokens that have this probability together; 1 keeps all."""
     top_k: int = Field(default=0, ge=0)
     """0 keeps the whole vocabulary."""
     best_of: int = Field(default=1, ge=1, le=64)
@@ -261,5 +278,6 @@ class RecordsSettings(Section):
     wandb: bool = False
     """Weights & Biases; `WANDB_MODE=offline` keeps it on this machine."""
     wandb_project: str = "sgg-rl"
+    """The project there that runs are shown in."""
     keep_rollouts: int = Field(default=100, ge=0)
     """Committed steps whose `rollouts/` files stay; 0 keeps all."""
