@@ -241,7 +241,8 @@ def _title_places(box: Box) -> list[tuple[float, float, float]]:
         for share in (0.25, 0.5, 0.75)
         for x, turn in ((x1, 0.5), (x2, -0.5), (x1, -0.5), (x2, 0.5))
     ]
-    return [*ends, *along, *down]
+    below = [((x1 + x2) / 2, y2 + rise + rows * LABEL_HEIGHT, 0.0) for rows in (1, 2, 3)]
+    return [*ends, *along, *down, *below]
 
 
 def _arrow_places(arrow: Arrow) -> list[tuple[float, float, float]]:
