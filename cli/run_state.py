@@ -12,7 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from cli.views.status import RunStatus, status_view
-from launcher.terminal import SafeConsole
+from launcher.views.terminal import SafeConsole
 from services.errors import UnavailableError
 from services.redis.check import check_redis
 from services.redis.client import connect

@@ -189,7 +189,7 @@ def _counted(what: str) -> Iterator[Callable[[], object]]:
     """Count on a terminal while the block runs; elsewhere stay silent."""
     from rich.progress import Progress, TextColumn, TimeElapsedColumn
 
-    from launcher.terminal import SafeConsole
+    from launcher.views.terminal import SafeConsole
 
     columns = (TextColumn(f"{{task.completed:,.0f}} {what}"), TimeElapsedColumn())
     console = SafeConsole(stderr=True)

@@ -84,7 +84,7 @@ def evaluate(
 
 
 def _print(view: "RenderableType", output: Path) -> None:
-    from launcher.terminal import SafeConsole
+    from launcher.views.terminal import SafeConsole
 
     console = SafeConsole(markup=False, emoji=False, highlight=False)
     console.print(view)

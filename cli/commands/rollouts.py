@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.views.safe_text import safe
-from launcher.terminal import SafeConsole
+from launcher.views.terminal import SafeConsole
 from services.errors import NotFoundError
 
 if TYPE_CHECKING:

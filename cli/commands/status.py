@@ -22,7 +22,7 @@ def status(
     """The run's servers, policy and queues."""
     from cli.run_state import read_status, watch_status
     from cli.views.status import status_view
-    from launcher.terminal import SafeConsole
+    from launcher.views.terminal import SafeConsole
 
     if watch and as_json:
         raise typer.BadParameter("--watch is for people, --json for scripts: give one of them")

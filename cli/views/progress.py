@@ -4,8 +4,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from launcher.table import RunTable
-from launcher.terminal import open_console
+from launcher.views.run_table import RunTable
+from launcher.views.terminal import open_console
 from services.settings import Settings
 
 _TICK_S = 0.5

@@ -3,7 +3,7 @@
 from typing import Any
 
 from cli.views.status import RunStatus, status_view
-from launcher.terminal import SafeConsole
+from launcher.views.terminal import SafeConsole
 from services.schemas.weights import PolicyRecord, ServerRecord
 
 
