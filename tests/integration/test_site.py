@@ -122,18 +122,17 @@ def test_nothing_is_loaded_from_elsewhere(site: Path) -> None:
         assert re.findall(r"(?:url\(|@import )[\"']?(?:https?:)?//", style.read_text()) == []
 
 
-def test_a_dead_anchor_of_a_new_page_is_told(tmp_path: Path) -> None:
-    shutil.copytree(ROOT / "docs", tmp_path / "docs", ignore=shutil.ignore_patterns("hooks"))
-    (tmp_path / "docs/new.md").write_text(
-        "# New\n\n[there](training.md#memory) [not](data.md#no)\n"
-    )
+def test_a_dead_link_and_a_dead_anchor_are_told(tmp_path: Path) -> None:
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs/index.md").write_text("# One\n\n[there](#one) [not](#two) [none](none.md)\n")
     config = tmp_path / "mkdocs.yml"
-    hook = ROOT / "docs/hooks/site.py"
-    config.write_text(f"INHERIT: {ROOT / 'mkdocs.yml'}\ndocs_dir: docs\nhooks: [{hook}]\n")
+    config.write_text(f"INHERIT: {ROOT / 'mkdocs.yml'}\nhooks: []\nnav: [index.md]\n")
     done = build(config, tmp_path / "site")
     assert done.returncode == 1
-    (warning,) = (line for line in done.stderr.splitlines() if line.startswith("WARNING"))
-    assert "'new.md' contains a link 'data.md#no'" in warning
+    warnings = [line for line in done.stderr.splitlines() if line.startswith("WARNING")]
+    assert len(warnings) == 2
+    assert "link 'none.md', but the target is not found" in warnings[0]
+    assert "link '#two', but there is no such anchor" in warnings[1]
 
 
 def test_a_new_page_is_found_under_more() -> None:
