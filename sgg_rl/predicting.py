@@ -30,7 +30,7 @@ def predict(
         >>> client = sgg_rl.Client(rollout_url="http://127.0.0.1:8200")
         >>> found = sgg_rl.predict("cat.png", client=client)
         >>> found.status, found.graph.objects[0].category
-        ('ok', 'red circle')
+        ('ok', 'blue circle')
 
     Args:
         picture: A sample's, a file's name, or an encoded file.

