@@ -3,6 +3,7 @@
 import io
 import sys
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
@@ -29,26 +30,49 @@ app = typer.Typer(
     name="sgg-rl",
     help="Reinforcement learning of vision-language models that write scene graphs.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-for _group, _name in (
-    (serve_app, "serve"),
-    (data_app, "data"),
-    (model_app, "model"),
-    (dead_app, "dead"),
-    (similarity_app, "similarity"),
-    (weights_app, "weights"),
-    (slurm_app, "slurm"),
+_TRAIN, _USE, _LOOK, _BEFORE = "Train", "Use and evaluate a model", "Look at a run", "Prepare"
+for _group, _name, _panel in (
+    (serve_app, "serve", _TRAIN),
+    (slurm_app, "slurm", _TRAIN),
+    (weights_app, "weights", _TRAIN),
+    (dead_app, "dead", _LOOK),
+    (data_app, "data", _BEFORE),
+    (model_app, "model", _BEFORE),
+    (similarity_app, "similarity", _BEFORE),
 ):
-    app.add_typer(_group, name=_name)
-_COMMANDS: tuple[Callable[..., None], ...] = (
-    *(train, sft, run, demo),
-    *(status, doctor, infer, score, evaluate, rollouts, plan, reproduce),
-)
-for _command in _COMMANDS:
-    app.command()(_command)
+    app.add_typer(_group, name=_name, rich_help_panel=_panel)
+_COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
+    _TRAIN: (demo, run, train, sft, reproduce),
+    _USE: (infer, evaluate, score),
+    _LOOK: (status, rollouts),
+    _BEFORE: (doctor, plan),
+}
+for _panel, _commands in _COMMANDS.items():
+    for _command in _commands:
+        app.command(rich_help_panel=_panel)(_command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"sgg-rl {version('sgg-rl')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:

@@ -38,10 +38,13 @@ def make_toy(
     num_heldout: Annotated[int, typer.Option(min=1)] = 256,
     seed: int = 0,
     noisy: Annotated[
-        bool, typer.Option(help="Spoil the training annotations, as people do.")
+        bool, typer.Option("--noisy", help="Spoil the training annotations, as people do.")
     ] = False,
 ) -> None:
-    """Render toy-scenes into FOLDER."""
+    """Render toy-scenes into FOLDER.
+
+    Example: sgg-rl data make-toy data/toy --num-train 512
+    """
     from scene_data.toy.scenes import ANNOTATOR_NOISE
     from scene_data.toy.scenes import make_toy as write
 
@@ -58,7 +61,10 @@ def make_tiny(
         Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"], typer.Option(help="The architecture.")
     ] = "qwen2_5_vl",
 ) -> None:
-    """Write a tiny Qwen-VL with random weights into FOLDER."""
+    """Write a tiny Qwen-VL with random weights into FOLDER.
+
+    Example: sgg-rl model make-tiny models/tiny
+    """
     from scene_data.toy.tiny_model import make_tiny_model
 
     make_tiny_model(folder, family=family, seed=seed)
@@ -84,7 +90,7 @@ def convert(
     ] = True,
     vocabulary: Vocabulary = None,
     object_aliases: Annotated[
-        Path | None, typer.Option(help="Lines `canonical,alias,alias…`.")
+        Path | None, typer.Option(help="Synonyms: name,alias,alias a line.")
     ] = None,
     predicate_aliases: Annotated[Path | None, typer.Option(help="The same.")] = None,
     open_vocabulary: Annotated[
@@ -96,10 +102,16 @@ def convert(
         typer.Option(help="NAME=FILE: images go to NAME whose ids are in FILE, one a line."),
     ] = None,
     keep_unrelated: Annotated[
-        bool, typer.Option(help="Keep images without relationships: detection needs none.")
+        bool,
+        typer.Option(
+            "--keep-unrelated", help="Keep images without relationships: detection needs none."
+        ),
     ] = False,
 ) -> None:
-    """Write annotations and images as the parquet files that training reads."""
+    """Write annotations and images as the parquet files that training reads.
+
+    Example: sgg-rl data convert VG150.json --output data/vg150
+    """
     from scene_data.conversion.convert import ConversionOptions, open_source
     from scene_data.conversion.convert import convert as run
     from scene_data.conversion.graphs import GraphRules
@@ -137,7 +149,10 @@ def inspect(
     samples: Annotated[int, typer.Option(min=1, help="Pictures, spread over the rows.")] = 4,
     as_json: AsJson = False,
 ) -> None:
-    """Counts, faults and statistics of a dataset, and pictures of it."""
+    """Counts, faults and statistics of a dataset, and pictures of it.
+
+    Example: sgg-rl data inspect data/vg150/train.parquet --vocabulary vg150
+    """
     from cli.views import data as data_view
     from scene_data.inspection import Inspector
     from scene_data.reading.sources import open_rows

@@ -55,6 +55,8 @@ def evaluate(
     """Evaluate PREDICTIONS, or compare two evaluations.
 
     Writes metrics.json, images.jsonl, ratios.npz and report.html into the output folder.
+
+    Example: sgg-rl evaluate out --reference data/val.parquet --split val -o result
     """
     if compare is not None:
         if any((predictions, reference, split, task, train, vocabulary, aliases, embedding_model)):

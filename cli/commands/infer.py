@@ -29,7 +29,7 @@ Seed = Annotated[int | None, typer.Option(help="With a temperature.")]
 MaxTokens = Annotated[int | None, typer.Option(help="Of one answer.")]
 Constrain = Annotated[
     Literal["never", "failures", "all"] | None,
-    typer.Option(help="Whom to ask again under a JSON Schema."),
+    typer.Option(metavar="WHOM", help="Asked again under a JSON Schema: never, failures or all."),
 ]
 
 
@@ -55,6 +55,8 @@ def infer(
 
     Through the servers given, else those of the run, else one of --model that is started for it.
     The same command again goes on where it was stopped.
+
+    Example: sgg-rl infer data/val.parquet --model runs/demo/checkpoint -o out
     """
     from services.settings import load_settings
 

@@ -29,6 +29,8 @@ def plan(
     """Simulate a run on a cluster: steps an hour, who waits, and what saturates.
 
     Nothing is started, and no GPU is needed.
+
+    Example: sgg-rl plan --cluster 80gbx1 --config configs/demo.toml
     """
     numbers = _numbers(gpus)
     loaded = run_settings(config, set_)

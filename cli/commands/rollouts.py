@@ -25,7 +25,10 @@ def rollouts(
         str | None, typer.Option(help="This group with its whole texts, such as demo-e0-r9.")
     ] = None,
 ) -> None:
-    """The groups of a step: each completion with its rewards; one group in full with --group."""
+    """The groups of a step: each completion with its rewards; one group in full with --group.
+
+    Example: sgg-rl rollouts runs/demo --step 3 --group demo-e0-r9
+    """
     from trainer.records.rollout_files import read_rollouts
 
     records = read_rollouts(run, step)

@@ -33,7 +33,10 @@ def render(
     data: Data = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it here.")] = None,
 ) -> None:
-    """Print the batch script; nothing is submitted or made."""
+    """Print the batch script; nothing is submitted or made.
+
+    Example: sgg-rl slurm render --config run.toml --output job.sh
+    """
     from deploy.slurm.render import render as render_script
 
     script = render_script(_settings(config, set_, job), job, data=data)
@@ -49,11 +52,16 @@ def submit(
     job: Job = "train",
     set_: Overrides = None,
     data: Data = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the run's checkpoints.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the run's checkpoints.")
+    ] = False,
     after: Annotated[str | None, typer.Option(help="A job that must end well before it.")] = None,
     parsable: Annotated[bool, typer.Option("--parsable", help="Print the job's id alone.")] = False,
 ) -> None:
-    """Put the job into the queue, with its settings, secrets and script in the run's folder."""
+    """Put the job into the queue, with its settings, secrets and script in the run's folder.
+
+    Example: sgg-rl slurm submit --config run.toml --resume
+    """
     from deploy.slurm.submit import submit as submit_job
 
     settings = _settings(config, set_, job)
@@ -65,7 +73,10 @@ def submit(
 def status(
     config: Config, job: Job = "train", set_: Overrides = None, as_json: AsJson = False
 ) -> None:
-    """The job's state, nodes and steps, and where its logs are."""
+    """The job's state, nodes and steps, and where its logs are.
+
+    Example: sgg-rl slurm status --config run.toml
+    """
     from deploy.slurm.status import job_status, status_lines
 
     found = job_status(_settings(config, set_, job))

@@ -16,10 +16,13 @@ dead_app = typer.Typer(help="Groups that failed too often.", no_args_is_help=Tru
 def status(
     config: Config = None,
     set_: Overrides = None,
-    watch: Annotated[bool, typer.Option(help="Refresh until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """The run's servers, policy and queues."""
+    """The run's servers, policy and queues.
+
+    Example: sgg-rl status --config runs/demo/config.toml
+    """
     from cli.run_state import read_status, watch_status
     from cli.views.status import status_view
     from launcher.terminal import SafeConsole
@@ -38,7 +41,10 @@ def status(
 
 @dead_app.command("list")
 def dead_list(config: Config = None, set_: Overrides = None) -> None:
-    """Each dead group with its errors."""
+    """Each dead group with its errors.
+
+    Example: sgg-rl dead list --config runs/demo/config.toml
+    """
     from cli.run_state import with_queue
 
     letters = with_queue(run_settings(config, set_), lambda queue: queue.dead_letters())
@@ -51,7 +57,10 @@ def dead_list(config: Config = None, set_: Overrides = None) -> None:
 
 @dead_app.command("drop")
 def dead_drop(entry_id: str, config: Config = None, set_: Overrides = None) -> None:
-    """Forget a dead group."""
+    """Forget a dead group.
+
+    Example: sgg-rl dead drop 1700000000000-0 --config runs/demo/config.toml
+    """
     from cli.run_state import with_queue
 
     if not with_queue(run_settings(config, set_), lambda queue: queue.drop(entry_id)):
