@@ -14,7 +14,7 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="Folder; one that i
 Model = Annotated[str | None, typer.Option(help="Folder or hub name; a server of it is started.")]
 Config = Annotated[list[Path] | None, typer.Option("--config", "-c", help="The run's TOML file.")]
 Servers = Annotated[list[str] | None, typer.Option("--server", help="URL; give it for each.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Only the first images.")]
+Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first images.")]
 Template = Annotated[
     str | None, typer.Option(help="The instruction: open, closed, toy or a text file.")
 ]
@@ -22,7 +22,9 @@ Vocabulary = Annotated[
     str | None, typer.Option(help="Names to use: vg150, psg or a file; implies closed.")
 ]
 Thinking = Annotated[bool | None, typer.Option(help="Ask for <think> before the answer.")]
-Temperature = Annotated[float | None, typer.Option(min=0, max=2, help="0, the default, is greedy.")]
+Temperature = Annotated[
+    float | None, typer.Option(min=0, max=2, metavar="T", help="0, the default, is greedy.")
+]
 TopP = Annotated[float | None, typer.Option(help="With a temperature.")]
 TopK = Annotated[int | None, typer.Option(help="With a temperature.")]
 Seed = Annotated[int | None, typer.Option(help="With a temperature.")]
