@@ -3,8 +3,6 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cli.options import AsJson
+from cli.views.as_json import print_json
+from cli.views.progress import counted, staged
 from cli.views.safe_text import safe
 from services.errors import SettingsError
-from services.printable import printable
 
 if TYPE_CHECKING:
     from scene_data.conversion.convert import Conversion
@@ -67,7 +66,8 @@ def make_tiny(
     """
     from scene_data.toy.tiny_model import make_tiny_model
 
-    make_tiny_model(folder, family=family, seed=seed)
+    with staged() as on_stage:
+        make_tiny_model(folder, family=family, seed=seed, on_stage=on_stage)
     print(f"wrote {folder}")
 
 
@@ -107,6 +107,7 @@ def convert(
             "--keep-unrelated", help="Keep images without relationships: detection needs none."
         ),
     ] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Write annotations and images as the parquet files that training reads.
 
@@ -117,7 +118,8 @@ def convert(
     from scene_data.conversion.graphs import GraphRules
 
     opened = open_source(source, vocabulary=vocabulary, need_images=with_images)
-    print(f"{safe(source)} is read as {opened.title}")
+    if not as_json:
+        print(f"{safe(source)} is read as {opened.title}")
     rules = GraphRules(
         vocabulary=vocabulary,
         object_aliases=object_aliases,
@@ -131,9 +133,12 @@ def convert(
         splits=_splits(split) if split else None,
         keep_unrelated=keep_unrelated,
     )
-    with _counted("images") as on_image:
+    with counted("images") as on_image:
         done = run(opened, rules, options, on_image)
-    _show_conversion(done)
+    if as_json:
+        print_json({"layout": opened.title} | asdict(done))
+    else:
+        _show_conversion(done)
 
 
 @data_app.command("inspect")
@@ -161,11 +166,11 @@ def inspect(
     rows = open_rows(path, need_images=False)
     words = load_vocabulary(vocabulary) if vocabulary else None
     inspector = Inspector(rows, vocabulary=words, check_images=images)
-    with _counted("rows") as on_row:
+    with counted("rows") as on_row:
         found = inspector.run(on_row)
     text = json.dumps(asdict(found), indent=2, ensure_ascii=False)
     if as_json:
-        print(printable(text))
+        print_json(found)
     else:
         data_view.show(found, path)
     if output is not None:
@@ -197,20 +202,6 @@ def _splits(options: list[str]) -> dict[str, str]:
             if found.setdefault(image_id, name) != name:
                 raise SettingsError(f"--split: image {image_id} is in {found[image_id]} and {name}")
     return found
-
-
-@contextmanager
-def _counted(what: str) -> Iterator[Callable[[], object]]:
-    """Count on a terminal while the block runs; elsewhere stay silent."""
-    from rich.progress import Progress, TextColumn, TimeElapsedColumn
-
-    from launcher.terminal import SafeConsole
-
-    columns = (TextColumn(f"{{task.completed:,.0f}} {what}"), TimeElapsedColumn())
-    console = SafeConsole(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as p:
-        task = p.add_task(what, total=None)
-        yield lambda: p.advance(task)
 
 
 def _show_conversion(done: "Conversion") -> None:

@@ -7,6 +7,8 @@ import typer
 
 from cli.options import AsJson, Config, ShortOverrides
 from cli.settings import run_settings
+from cli.views.as_json import print_json
+from cli.views.progress import counted
 from services.errors import SettingsError
 
 _WIDTH = 100
@@ -32,15 +34,17 @@ def plan(
 
     Example: sgg-rl plan --cluster 80gbx1 --config configs/demo.toml
     """
-    numbers = _numbers(gpus)
-    loaded = run_settings(config, set_)
     from planning.simulation.cluster import load_cluster
+
+    numbers, on = _numbers(gpus), load_cluster(cluster)  # before the imports that take seconds
+    loaded = run_settings(config, set_)
     from planning.simulation.compare import make_plan
     from planning.simulation.view import plan_json, plan_view
 
-    found = make_plan(loaded, load_cluster(cluster), run=measure, gpus=numbers)
+    with counted("splits simulated") as on_split:
+        found = make_plan(loaded, on, run=measure, gpus=numbers, on_split=on_split)
     if as_json:
-        print(plan_json(found))
+        print_json(plan_json(found))
         return
     from launcher.terminal import SafeConsole
 

@@ -1,12 +1,12 @@
 """`sgg-rl slurm`: a run as a Slurm job."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from cli.options import AsJson, Overrides
+from cli.views.as_json import print_json
 from services.printable import printable
 
 if TYPE_CHECKING:
@@ -80,8 +80,10 @@ def status(
     from deploy.slurm.status import job_status, status_lines
 
     found = job_status(_settings(config, set_, job))
-    as_text = json.dumps(found.model_dump(mode="json"), indent=2) if as_json else None
-    print(as_text or printable("\n".join(status_lines(found))))
+    if as_json:
+        print_json(found)
+    else:
+        print(printable("\n".join(status_lines(found))))
 
 
 def _settings(config: list[Path], overrides: list[str] | None, job: Job) -> "Settings":

@@ -1,12 +1,13 @@
 """`sgg-rl status` and `sgg-rl dead`: what Redis holds of a run."""
 
-import json
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from cli.options import AsJson, Config, Overrides
 from cli.settings import run_settings
+from cli.views.as_json import print_json
 from cli.views.safe_text import safe
 from services.errors import NotFoundError
 
@@ -33,14 +34,13 @@ def status(
     if watch:
         watch_status(settings)
     elif as_json:
-        text = json.dumps(read_status(settings).model_dump(mode="json"), indent=2)
-        print(text)  # ASCII: no text steers
+        print_json(read_status(settings))
     else:
         SafeConsole().print(status_view(read_status(settings)))
 
 
 @dead_app.command("list")
-def dead_list(config: Config = None, set_: Overrides = None) -> None:
+def dead_list(config: Config = None, set_: Overrides = None, as_json: AsJson = False) -> None:
     """Each dead group with its errors.
 
     Example: sgg-rl dead list --config runs/demo/config.toml
@@ -48,6 +48,11 @@ def dead_list(config: Config = None, set_: Overrides = None) -> None:
     from cli.run_state import with_queue
 
     letters = with_queue(run_settings(config, set_), lambda queue: queue.dead_letters())
+    if as_json:
+        print_json(
+            [asdict(letter) | {"body": letter.body.decode(errors="replace")} for letter in letters]
+        )
+        return
     for letter in letters:
         print(f"{letter.entry_id}  {letter.stream}  {safe(letter.work_id)}")
         for failure in letter.failures:

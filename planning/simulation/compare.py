@@ -1,5 +1,6 @@
 """`sgg-rl plan`: rates, the splits at these rates, and what a larger cluster would do."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -53,6 +54,7 @@ def make_plan(
     *,
     run: Path | None = None,
     gpus: tuple[int, ...] = (),
+    on_split: Callable[[], object] = lambda: None,
 ) -> Plan:
     """Simulate a run on a cluster.
 
@@ -61,6 +63,7 @@ def make_plan(
         cluster: Its GPUs and their rates.
         run: Folder of an earlier run, whose rates count.
         gpus: Numbers of GPUs to show too, each with the batch as it is and grown with them.
+        on_split: Called after each simulated split.
 
     Raises:
         SettingsError: Settings do not fit together, or nothing is known of the model.
@@ -77,6 +80,7 @@ def make_plan(
         model=shape,
         gpu_memory_gib=cluster.gpus.memory_gib,
         lengths=lengths,
+        on_split=on_split,
     )
     simulated = cache(planner.splits)
     groups, count = settings.trainer.groups_per_step, cluster.gpus.count
