@@ -91,9 +91,11 @@ def sft(settings: Settings, *, resume: bool, allow_changes: bool) -> None:
     settings, rank = _begun(settings, "sft")
     setup_logging(f"sft[{rank}]")
     with stop_request() as stop:
+        from cli.views.progress import shown
         from trainer.sft.train import run_sft
 
-        folder = run_sft(settings, resume=resume, allow_changes=allow_changes, stop=stop)
+        with shown(settings) if rank == 0 else nullcontext():
+            folder = run_sft(settings, resume=resume, allow_changes=allow_changes, stop=stop)
     if folder is None:
         _stopped(rank)
     elif rank == 0:

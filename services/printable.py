@@ -5,6 +5,8 @@ import sys
 import traceback
 from types import TracebackType
 
+_UNITS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+
 
 def printable(text: str) -> str:
     """The text with line breaks and tabs; what else could steer a terminal is shown as its code.
@@ -19,6 +21,12 @@ def printable(text: str) -> str:
 def escaped(character: str) -> str:
     """A character's code, such as `\\x1b`."""
     return character.encode("unicode_escape").decode()
+
+
+def age(seconds: float) -> str:
+    """A length of time in its largest unit, such as `2 min`."""
+    size, unit = next((u for u in _UNITS if seconds >= u[0]), _UNITS[-1])
+    return f"{seconds / size:.0f} {unit}"
 
 
 class OneLine(logging.Formatter):

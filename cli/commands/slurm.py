@@ -7,7 +7,9 @@ import typer
 
 from cli.options import AsJson, Overrides
 from cli.views.as_json import print_json
+from services.errors import SettingsError
 from services.printable import printable
+from services.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from services.settings import Settings
@@ -71,15 +73,31 @@ def submit(
 
 @slurm_app.command()
 def status(
-    config: Config, job: Job = "train", set_: Overrides = None, as_json: AsJson = False
+    run: Annotated[
+        Path | None, typer.Argument(help="The run's folder, such as runs/demo; or give --config.")
+    ] = None,
+    config: Annotated[
+        list[Path] | None, typer.Option("--config", "-c", help="The run's TOML file.")
+    ] = None,
+    job: Job = "train",
+    set_: Overrides = None,
+    as_json: AsJson = False,
 ) -> None:
-    """The job's state, nodes and steps, and where its logs are.
+    """How a run's job is: state, nodes, step, reward, time left, servers, last error.
 
-    Example: sgg-rl slurm status --config run.toml
+    Example: sgg-rl slurm status runs/demo
     """
     from deploy.slurm.status import job_status, status_lines
+    from services.settings import load_settings
 
-    found = job_status(_settings(config, set_, job))
+    if (run is None) == (config is None):
+        raise SettingsError("say which run: its folder, such as runs/demo, or --config")
+    if run is None:
+        settings = _settings(config or [], set_, job)
+    else:  # wherever this is called: run.root may be relative to where the job was submitted
+        settings = load_settings(RunFolder(run).config, set_ or [])
+        settings = settings.changed(run={"root": run.absolute().parent, "name": run.name})
+    found = job_status(settings)
     if as_json:
         print_json(found)
     else:

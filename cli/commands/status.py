@@ -1,4 +1,4 @@
-"""`sgg-rl status` and `sgg-rl dead`: what Redis holds of a run."""
+"""`sgg-rl status` and `sgg-rl dead`: how a run is, and its dead groups."""
 
 from dataclasses import asdict
 from typing import Annotated
@@ -9,7 +9,7 @@ from cli.options import AsJson, Config, Overrides
 from cli.settings import run_settings
 from cli.views.as_json import print_json
 from cli.views.safe_text import safe
-from services.errors import NotFoundError
+from services.errors import NotFoundError, UnavailableError
 
 dead_app = typer.Typer(help="Groups that failed too often.", no_args_is_help=True)
 
@@ -20,12 +20,12 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """The run's servers, policy and queues.
+    """How a run is: step, time left, trainer, services, servers, disk and queues.
 
     Example: sgg-rl status --config runs/demo/config.toml
     """
-    from cli.run_state import read_status, watch_status
-    from cli.views.status import status_view
+    from cli.run_state import read_host, read_status, watch_status
+    from cli.views.status import host_view, status_view
     from launcher.terminal import SafeConsole
 
     if watch and as_json:
@@ -36,7 +36,12 @@ def status(
     elif as_json:
         print_json(read_status(settings))
     else:
-        SafeConsole().print(status_view(read_status(settings)))
+        try:
+            view = status_view(read_status(settings))
+        except UnavailableError:
+            SafeConsole().print(host_view(read_host(settings)))
+            raise
+        SafeConsole().print(view)
 
 
 @dead_app.command("list")

@@ -327,6 +327,7 @@ class Collector:
             num_sampling=self._pool.num_sampling,
             num_scoring=self._pool.num_scoring,
             num_ready=self._pool.num_ready,
+            num_servers=self._num_servers,
             sampler_idle_fraction=self._idle.read(time.monotonic()),
         )
 

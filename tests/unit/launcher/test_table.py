@@ -48,10 +48,7 @@ def shown(file: Path, *rows: dict[str, Any], terminal: bool, width: int = 140) -
 def test_a_step_is_one_line_without_a_terminal(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     first, second = shown(file, row(0), row(1), terminal=False).splitlines()
-    assert first == (
-        "step 1/10  reward 2.500 (edge 0.25 format 1.00)  failed 4%  lag 0.5/1  1,235 tok/s  "
-        "wait 1.2s train 3.0s"
-    )
+    assert first == "step 1/10  reward 2.500  failed 4%  lag 0.5/1  1,235 tok/s  4.2 s"
     assert second.startswith("step 2/10  reward 3.500")
 
 
@@ -78,7 +75,22 @@ def test_rolled_back_steps_leave_the_table(tmp_path: Path) -> None:
 
 
 def test_missing_values_are_shown_as_such() -> None:
-    assert step_line({"step": 0}, 3).startswith("step 1/3  reward - ()  failed -  lag -/-")
+    assert step_line({"step": 0}, 3).startswith("step 1/3  reward -  failed -  lag -/-")
+
+
+def test_a_step_s_line_fits_80_columns_and_keeps_the_time_left() -> None:
+    found = row(99_998, phases_s={"train": 12_345.6}, tokens_per_s=123_456.0, policy_lag_max=12)
+    line = step_line(found, 100_000, "12 days, 10:05:30")  # type: ignore[arg-type]
+    assert len(line) <= 80
+    assert line.startswith("step 99999/100000  reward 100,000.500  ")
+    assert line.endswith("  12 days, 10:05:30 left")
+
+
+def test_a_step_of_sft_has_its_loss() -> None:
+    found: Any = {"step": 3, "loss": 0.51234, "learning_rate": 1e-5, "phases_s": {"train": 2.0}}
+    assert step_line(found, 9, "0:00:12") == (
+        "step 3/9  loss 0.512  learning rate 1e-05  2.0 s  0:00:12 left"
+    )
 
 
 def test_the_live_table_shows_the_last_steps_and_the_processes(tmp_path: Path) -> None:
