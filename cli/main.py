@@ -24,7 +24,7 @@ from cli.commands.train import sft, train
 from cli.commands.weights import weights_app
 from services.errors import SggError
 from services.host.environment import own_programs_on_path
-from services.printable import print_safely
+from services.printable import print_safely, quiet_libraries
 
 app = typer.Typer(
     name="sgg-rl",
@@ -83,6 +83,7 @@ def main() -> None:
     """
     own_programs_on_path()
     print_safely()
+    quiet_libraries()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # of a terminal that may know ASCII only
             stream.reconfigure(errors="backslashreplace")

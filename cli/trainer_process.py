@@ -58,13 +58,13 @@ def _keep_settings(settings: Settings) -> None:
     draft.replace(file)
 
 
-def _own_log(settings: Settings, rank: int) -> Path | None:
+def _own_log(settings: Settings, rank: int, name: str = "trainer") -> Path | None:
     """Beside stderr, where nobody keeps that in a file: neither the launcher nor a Slurm job."""
     if environment_value("SGG_JOB_FOLDER") or stat.S_ISREG(os.fstat(2).st_mode):
         return None
     logs = settings.run.files.logs
     logs.mkdir(parents=True, exist_ok=True)
-    return logs / f"trainer-{rank}.log"
+    return logs / f"{name}-{rank}.log"
 
 
 def _leave_results(settings: Settings) -> None:
@@ -89,7 +89,7 @@ def _evaluation(settings: Settings, rank: int) -> "StepEvaluation | None":
 def sft(settings: Settings, *, resume: bool, allow_changes: bool) -> None:
     """Run supervised fine-tuning, on as many processes as the trainer's."""
     settings, rank = _begun(settings, "sft")
-    setup_logging(f"sft[{rank}]")
+    setup_logging(f"sft[{rank}]", beside=_own_log(settings, rank, "sft"))
     with stop_request() as stop:
         from cli.views.progress import shown
         from trainer.sft.train import run_sft

@@ -12,7 +12,7 @@ from launcher.inference_view import ProgressView, summary
 from launcher.processes import Supervisor
 from launcher.run_parts import service_part
 from launcher.signals import handled, heeded_signals
-from launcher.terminal import Say, open_console, say_on
+from launcher.terminal import SafeConsole, Say, open_console, say_on
 from planning.preflight.folders import check_run_folder
 from planning.preflight.gpus import check_gpus
 from planning.preflight.inputs import checked_inference
@@ -40,7 +40,8 @@ def run_inference(
     servers: Sequence[str] = (),
     own_server: bool = False,
     limit: int | None = None,
-) -> None:
+    console: SafeConsole | None = None,
+) -> Progress:
     """Ask about a dataset's images; see `docs/inference.md`.
 
     Args:
@@ -50,12 +51,16 @@ def run_inference(
         servers: Urls of running servers; without them those of the run's registry.
         own_server: Start a server here, whatever else runs.
         limit: Only the first images.
+        console: Gets what is said for people; standard output when None.
+
+    Returns:
+        What came of it.
 
     Raises:
         SggError: With what to do about it.
         KeyboardInterrupt: What is written stays, and the same command goes on from there.
     """
-    console = open_console()
+    console = console or open_console()
     say = say_on(console)
     logs = folder / "logs"
     check_run_folder(logs, named_by="the output folder")
@@ -70,7 +75,7 @@ def run_inference(
         settings, data, limit=limit, knows_model=not _is_elsewhere(settings, urls)
     )
     logs.mkdir(parents=True, exist_ok=True)
-    setup_logging("infer")
+    setup_logging("infer", beside=logs / "infer.log")
     check_instruction(settings.data.template, settings.data.vocabulary)
     dataset = open_dataset(data)
     num_images = min(len(dataset), limit or len(dataset))
@@ -96,6 +101,7 @@ def run_inference(
             )
             raise
     console.print(summary(progress, folder))
+    return progress
 
 
 def _is_elsewhere(settings: Settings, urls: list[str]) -> bool:

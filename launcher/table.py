@@ -196,7 +196,7 @@ def step_line(row: StepRow, num_steps: int | None, left: str | None = None) -> s
     return "  ".join([*head, *middle, *tail])
 
 
-_MEASURES = {
+MEASURES = {
     "triplet_recall": "triplet recall",
     "triplet_f1": "F1",
     "mean_predicate_recall": "mean recall",
@@ -216,7 +216,7 @@ def evaluation_line(row: Mapping[str, Any]) -> str:
     return "  ".join(
         [
             f"evaluated version {row.get('step')} ({' to '.join(map(str, versions))}), strict",
-            *(f"{label} {_number(row[name])}" for name, label in _MEASURES.items() if name in row),
+            *(f"{label} {_number(row[name])}" for name, label in MEASURES.items() if name in row),
             f"failed {_percent(row.get('failure_rate'))}",
             f"{_number(row.get('seconds'), 1)} s",
         ]

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.printable import OneLine
+from services.printable import OneLine, for_people
 
 _LOGGERS = (
     "torch._library.triton",
@@ -55,10 +55,11 @@ def setup_logging(
     Args:
         process_name: Stands in every line, so that logs of several processes can be merged.
         file: Append to it instead: for a process that draws on its terminal.
-        beside: Append to it too.
+        beside: Append to it too; then only this has what libraries say, unless something failed.
     """
     handlers: list[logging.Handler] = [_Stderr() if file is None else logging.FileHandler(file)]
     if beside is not None:
+        handlers[0].addFilter(for_people)
         handlers.append(logging.FileHandler(beside))
     for handler in handlers:
         handler.setFormatter(

@@ -136,7 +136,7 @@ def convert(
     with counted("images") as on_image:
         done = run(opened, rules, options, on_image)
     if as_json:
-        print_json({"layout": opened.title} | asdict(done))
+        print_json({"layout": opened.title, "files": done.files, "tally": done.tally})
     else:
         _show_conversion(done)
 

@@ -6,7 +6,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from cli.options import ShortOverrides
+from cli.options import AsJson, ShortOverrides
+from cli.views.as_json import print_json
 from services.errors import SettingsError
 
 Data = Annotated[str, typer.Argument(help="Parquet file, folder, JSON, or name on the hub.")]
@@ -52,6 +53,7 @@ def infer(
     seed: Seed = None,
     max_tokens: MaxTokens = None,
     constrain: Constrain = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write OUTPUT/predictions.jsonl: one scene graph for each image of DATA, in its order.
 
@@ -86,6 +88,17 @@ def infer(
     ]
     settings = load_settings(config or [], [*(set_ or []), *overrides])
     from launcher.inference import run_inference
+    from launcher.inference_view import summary_values
+    from launcher.terminal import SafeConsole
 
-    own = model is not None and not server
-    run_inference(settings, data, output, servers=server or (), own_server=own, limit=limit)
+    done = run_inference(
+        settings,
+        data,
+        output,
+        servers=server or (),
+        own_server=model is not None and not server,
+        limit=limit,
+        console=SafeConsole(stderr=True) if as_json else None,
+    )
+    if as_json:
+        print_json(summary_values(done, output))

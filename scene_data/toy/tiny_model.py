@@ -75,7 +75,9 @@ def make_tiny_model(
     on_stage("loading libraries")
     import torch
     from transformers import AutoModelForImageTextToText, GenerationConfig
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     on_stage("training the tokenizer")
     tokenizer = _tokenizer()
     on_stage("writing weights")

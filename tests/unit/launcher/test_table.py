@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from launcher.run_view import summary_table
+from launcher.run_view import closing_lines, summary_table
 from launcher.table import RunTable, step_line
 from launcher.terminal import SafeConsole
 from services.run_folder import RunFolder
@@ -125,6 +125,18 @@ def test_the_summary_compares_numbers_and_nothing_else() -> None:
     SafeConsole(file=out, width=80).print(table)
     assert "+0.25" in out.getvalue()
     assert table.row_count == 1
+
+
+def test_a_demo_ends_with_what_improved_where_to_look_and_what_is_next() -> None:
+    names = ("triplet_recall", "triplet_f1", "mean_predicate_recall", "object_f1")
+    before, after = dict.fromkeys(names, 0.125), dict.fromkeys(names, 0.75)
+    folder = RunFolder(Path("runs/demo"))
+    better, look, following = closing_lines({"before": before, "after": after}, folder)
+    assert better == "improved on held-out images: triplet recall 0.125 to 0.750"
+    assert "runs/demo/report.html" in look
+    assert "sgg-rl demo --data" in following
+    worse = closing_lines({"before": after, "after": before}, folder)[0]
+    assert worse == "improved on held-out images: nothing; train more steps"
 
 
 def test_the_time_left_is_that_of_the_shown_steps_pace(tmp_path: Path) -> None:
