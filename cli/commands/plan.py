@@ -34,14 +34,15 @@ def plan(
 
     Example: sgg-rl plan --cluster 80gbx1 --config configs/demo.toml
     """
-    from planning.simulation.cluster import load_cluster
+    from planning.simulation.cluster import check_plan, load_cluster
 
-    numbers, on = _numbers(gpus), load_cluster(cluster)  # before the imports that take seconds
+    numbers, on = _numbers(gpus), load_cluster(cluster)
     loaded = run_settings(config, set_)
-    from planning.simulation.compare import make_plan
-    from planning.simulation.view import plan_json, plan_view
-
+    check_plan(loaded, on)  # before the imports that take seconds
     with counted("splits simulated") as on_split:
+        from planning.simulation.compare import make_plan
+        from planning.simulation.view import plan_json, plan_view
+
         found = make_plan(loaded, on, run=measure, gpus=numbers, on_split=on_split)
     if as_json:
         print_json(plan_json(found))
