@@ -41,7 +41,7 @@ from trainer.collection.group_pool import GroupPool
 from trainer.collection.prompts import PromptSource
 from trainer.collection.refusals import refusal
 from trainer.types import Outcome, StepBatch, TrainGroup
-from weight_sync.sender import Peer, Release
+from weight_sync.sender import CheckedManifest, Peer
 
 NUM_COMPLETIONS, NUM_TOKENS = 8, 600
 NUM_TENSORS = 700
@@ -239,7 +239,7 @@ async def _calls(port: int) -> float:
         tokens_per_s=0,
         groups_done=0,
     )
-    request = Release.of(manifest).stage("disk")
+    request = CheckedManifest.of(manifest).stage("disk")
     peer = Peer(record, settings)
     logging.disable()  # until it listens
     while not await peer.tell(lambda client: client.stage(request)):  # noqa: ASYNC110

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from cli.views.status import HostStatus, RunStatus, host_view, status_view
-from launcher.terminal import SafeConsole
+from launcher.views.terminal import SafeConsole
 from services.errors import UnavailableError
 from services.http.probe import http_probe
 from services.redis.check import check_redis

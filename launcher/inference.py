@@ -8,11 +8,10 @@ from pathlib import Path
 
 from evaluation.inference.folder import infer_into
 from evaluation.inference.progress import Progress
-from launcher.inference_view import ProgressView, summary
 from launcher.processes import Supervisor
 from launcher.run_parts import service_part
 from launcher.signals import handled, heeded_signals
-from launcher.terminal import SafeConsole, Say, open_console, say_on
+from launcher.views.terminal import SafeConsole, Say, open_console, say_on
 from planning.preflight.folders import check_run_folder
 from planning.preflight.gpus import check_gpus
 from planning.preflight.inputs import checked_inference

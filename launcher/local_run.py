@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from launcher.folder import prepare_folder, run_lock
 from launcher.processes import PartDiedError, Supervisor
 from launcher.run_parts import RunParts, run_parts, server_urls, with_free_ports
-from launcher.run_view import closing_lines, plan_lines, summary_table
 from launcher.signals import handled, heeded_signals
-from launcher.table import RunTable
-from launcher.terminal import SafeConsole, Say, open_console, say_on
+from launcher.views.run_summary import closing_lines, plan_lines, summary_table
+from launcher.views.run_table import RunTable
+from launcher.views.terminal import SafeConsole, Say, open_console, say_on
 from planning.placement import colocated, place
 from planning.preflight.bare import check_start
 from planning.preflight.folders import check_run_folder

@@ -82,7 +82,7 @@ class _Main:
             weights,
             policy_version,
             gather_shares=gather_shares,
-            given_up=lambda: self.stop.asked,
+            stop_asked=lambda: self.stop.asked,
         )
 
         def follow() -> None:
@@ -90,7 +90,7 @@ class _Main:
             if batch is None:
                 self.collector.start(policy_version)
             else:
-                self.collector.release(batch, policy_version)
+                self.collector.published(batch, policy_version)
 
         self._sending = self._beside.submit(follow)
 
@@ -139,7 +139,7 @@ class ServiceConnection:
              |  trains; GPU to GPU they would take its memory and disturb its collectives
              v
         served              the servers have it: its groups are done with, and as many new ones are
-                            asked for (`Collector.release`)
+                            asked for (`Collector.published`)
 
     `publish`, `skip`, `state` and the end wait until no version is under way, and raise its error
     on every rank. Once the run is to stop they wait `SERVERS_GRACE_S`, and do without it.

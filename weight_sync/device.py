@@ -1,4 +1,4 @@
-"""What the ways from GPU to GPU have in common: bytes move while servers commit."""
+"""What the transports from GPU to GPU have in common: bytes move while servers commit."""
 
 import asyncio
 import threading
@@ -15,7 +15,7 @@ from services.settings import Settings
 from weight_sync.file_format import describe
 from weight_sync.host import has_room, kept_on_host
 from weight_sync.http import HttpSender
-from weight_sync.sender import SERVER_TIMEOUT_S, NamedTensors, Peer, Release, Sender
+from weight_sync.sender import SERVER_TIMEOUT_S, CheckedManifest, NamedTensors, Peer, Sender
 
 T = TypeVar("T")
 
@@ -36,7 +36,7 @@ class DeviceSender(Sender):
         self._tensors: dict[str, Tensor] = {}
         self._http = HttpSender(settings)
         self._writing = asyncio.Lock()
-        self._by_http: Release | None = None
+        self._by_http: CheckedManifest | None = None
 
     def prepare(self, weights: NamedTensors, version: Version) -> dict[str, TensorEntry]:
         """See `Sender.prepare`. What the GPU has no room for waits on the host."""
@@ -57,23 +57,23 @@ class DeviceSender(Sender):
         for name, tensor in self._tensors.items():
             self._tensors[name] = kept_on_host(tensor)
 
-    async def seed(self, peer: Peer, release: Release) -> bool:
+    async def seed(self, peer: Peer, checked: CheckedManifest) -> bool:
         """See `Sender.seed`."""
-        return await self._http.seed(peer, await self._released_by_http(release))
+        return await self._http.seed(peer, await self._checked_for_http(checked))
 
     def close(self) -> None:
         """See `Sender.close`."""
         self._http.close()
         self._tensors = {}
 
-    async def _released_by_http(self, release: Release) -> Release:
+    async def _checked_for_http(self, checked: CheckedManifest) -> CheckedManifest:
         """Write the file that HTTP sends, once for all servers."""
         async with self._writing:
             if self._by_http is None:
-                manifest = release.manifest
+                manifest = checked.manifest
                 tensors = self._tensors.items()
                 entries = await asyncio.to_thread(self._http.prepare, tensors, manifest.version)
-                self._by_http = Release.of(manifest.model_copy(update={"tensors": entries}))
+                self._by_http = CheckedManifest.of(manifest.model_copy(update={"tensors": entries}))
             return self._by_http
 
 

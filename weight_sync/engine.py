@@ -10,7 +10,7 @@ Shape = tuple[int, ...]
 
 
 class Staged:
-    """A version that may be committed; each way of weights has its own."""
+    """A version that may be committed; each transport has its own."""
 
     attempts: ClassVar[int] = 2
     """How often loading it may be tried without the trainer."""

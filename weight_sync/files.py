@@ -1,4 +1,4 @@
-"""What the ways through a file have in common: where the file lies, and how it is staged.
+"""What the transports through a file have in common: where the file lies, and how it is staged.
 
 It is opened safely, and verified before anything is loaded from it.
 """

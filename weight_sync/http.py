@@ -7,7 +7,7 @@ from services.http.clients.rollout import RolloutClient
 from services.schemas.weights import PolicyInfo, StageRequest, Version
 from weight_sync.files import FileSender, StagedFile, temporary_folder
 from weight_sync.receiver import Receiver
-from weight_sync.sender import Peer, Release, select
+from weight_sync.sender import CheckedManifest, Peer, select
 
 
 class HttpSender(FileSender):
@@ -19,12 +19,12 @@ class HttpSender(FileSender):
         """See `FileSender.file`. `TMPDIR` chooses the disk."""
         return temporary_folder(self._settings.run.name, "trainer") / version.file_name
 
-    async def stage(self, peers: Sequence[Peer], release: Release) -> list[Peer]:
+    async def stage(self, peers: Sequence[Peer], checked: CheckedManifest) -> list[Peer]:
         """See `Sender.stage`: a server that has its bytes does not wait for others'."""
-        request = release.stage(self.name)
+        request = checked.stage(self.name)
 
         async def send(client: RolloutClient) -> PolicyInfo:
-            await client.upload(self.file(release.version), release.version)
+            await client.upload(self.file(checked.version), checked.version)
             return await client.stage(request)
 
         return await select(peers, lambda peer: peer.tell(send))

@@ -23,7 +23,7 @@ from services.settings import Settings
 from weight_sync.device import DeviceSender, on_thread
 from weight_sync.engine import Staged
 from weight_sync.receiver import Receiver
-from weight_sync.sender import SERVER_TIMEOUT_S, Peer, Release, select
+from weight_sync.sender import SERVER_TIMEOUT_S, CheckedManifest, Peer, select
 
 logger = logging.getLogger(__name__)
 
@@ -45,13 +45,13 @@ class IpcSender(DeviceSender):
         """See `Sender.expect_shares`."""
         self._others = others
 
-    async def stage(self, peers: Sequence[Peer], release: Release) -> list[Peer]:
+    async def stage(self, peers: Sequence[Peer], checked: CheckedManifest) -> list[Peer]:
         """See `Sender.stage`: those on the ranks' GPUs."""
         others = await self._shares_of_others()
         gpus = {gpu_uuid(self._device), *(share.gpu for share in others)}
-        return await super().stage([peer for peer in peers if _gpu(peer) in gpus], release)
+        return await super().stage([peer for peer in peers if _gpu(peer) in gpus], checked)
 
-    async def commit(self, peers: Sequence[Peer], release: Release) -> list[Peer]:
+    async def commit(self, peers: Sequence[Peer], checked: CheckedManifest) -> list[Peer]:
         """See `Sender.commit`: the handles come with it."""
         if not peers:
             return []
@@ -63,7 +63,7 @@ class IpcSender(DeviceSender):
             )
             try:
                 shares = [own.share, *await self._shares_of_others()]
-                requests = {share.gpu: release.commit(share.handles) for share in shares}
+                requests = {share.gpu: checked.commit(share.handles) for share in shares}
 
                 async def commit(peer: Peer) -> bool:
                     return await peer.tell(lambda c: c.commit(requests[_gpu(peer)]))

@@ -18,7 +18,7 @@ from services.schemas.weights import Rendezvous, StageRequest
 from weight_sync.device import CommitClient, DeviceSender, TensorSource, on_thread
 from weight_sync.engine import Staged
 from weight_sync.receiver import Receiver
-from weight_sync.sender import Peer, Release, select
+from weight_sync.sender import CheckedManifest, Peer, select
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class NcclSender(DeviceSender):
     """Whether tensors are sent in buckets, rather than one by one."""
     _group: _Group | None = None
 
-    async def stage(self, peers: Sequence[Peer], release: Release) -> list[Peer]:
+    async def stage(self, peers: Sequence[Peer], checked: CheckedManifest) -> list[Peer]:
         """See `Sender.stage`: all that answer, or none."""
         present = await select(peers, Peer.can_take)  # nobody must wait for the others
         if not present:
@@ -61,14 +61,14 @@ class NcclSender(DeviceSender):
             await self._leave()
             self._group = _Group(members=members, unique_id=self.new_unique_id())
         try:
-            await self._meet(self._group, present, release)
+            await self._meet(self._group, present, checked)
         except SggError as error:
             logger.warning("no broadcast: %s; the version is sent over HTTP", error)
             await self._leave()
             return []
         return present
 
-    async def commit(self, peers: Sequence[Peer], release: Release) -> list[Peer]:
+    async def commit(self, peers: Sequence[Peer], checked: CheckedManifest) -> list[Peer]:
         """See `Sender.commit`: servers receive while they commit."""
         group = self._group
         if group is None or not peers:
@@ -76,7 +76,7 @@ class NcclSender(DeviceSender):
         served: list[Peer] = []
 
         async def commit(_: dict[str, Any]) -> None:
-            served.extend(await super(NcclSender, self).commit(peers, release))
+            served.extend(await super(NcclSender, self).commit(peers, checked))
 
         client = CommitClient(commit)
         what = f"the broadcast to {_names(peers)}"
@@ -101,7 +101,7 @@ class NcclSender(DeviceSender):
 
         return uid_init_process_group(unique_id, 0, world_size, self._device)
 
-    async def _meet(self, group: _Group, peers: Sequence[Peer], release: Release) -> None:
+    async def _meet(self, group: _Group, peers: Sequence[Peer], checked: CheckedManifest) -> None:
         """Have all servers stage and, where it is not there yet, form the group.
 
         Raises:
@@ -115,7 +115,7 @@ class NcclSender(DeviceSender):
             joining = asyncio.create_task(work)
 
         async def stage(peer: Peer) -> bool:
-            request = release.stage(self.name, group.rendezvous(peer.record.server_id))
+            request = checked.stage(self.name, group.rendezvous(peer.record.server_id))
             return await peer.tell(lambda c: c.stage(request))
 
         staged = await select(peers, stage)

@@ -1,4 +1,4 @@
-"""What the receiving end of a way of weights promises.
+"""What the receiving end of a transport promises.
 
 A version's bytes are at hand when it is staged, or will be when it is loaded.
 """
@@ -15,7 +15,7 @@ from weight_sync.uploads import Uploads
 
 
 class Receiver(ABC):
-    """The server's end of one way of weights."""
+    """The server's end of one transport."""
 
     def __init__(self, settings: Settings, engine: LoadableEngine, uploads: Uploads) -> None:
         self._settings = settings
@@ -38,7 +38,7 @@ class Receiver(ABC):
 
         Raises:
             InvalidInputError: The bytes are not what the manifest says, or this server lacks what
-                this way needs.
+                this transport needs.
             NotFoundError: There are no bytes.
             EngineError: The trainer was not there.
         """

@@ -1,7 +1,7 @@
-"""What the sending end of a way of weights promises, and the servers as it sees them.
+"""What the sending end of a transport promises, and the servers as it sees them.
 
-To add a way: a line in `services.schemas.weights.TRANSPORTS`, and `weight_sync/NAME.py` with its
-`NameSender` and `NameReceiver`.
+To add a transport: a line in `services.schemas.weights.TRANSPORTS`, and `weight_sync/NAME.py` with
+its `NameSender` and `NameReceiver`.
 """
 
 import asyncio
@@ -91,14 +91,14 @@ class Peer:
 
 
 @dataclass(frozen=True, slots=True)
-class Release:
+class CheckedManifest:
     """A manifest with its checksum, and the requests made of it."""
 
     manifest: WeightManifest
     checksum: str
 
     @classmethod
-    def of(cls, manifest: WeightManifest) -> "Release":
+    def of(cls, manifest: WeightManifest) -> "CheckedManifest":
         """With the manifest's checksum."""
         return cls(manifest, manifest_checksum(manifest))
 
@@ -130,7 +130,7 @@ class Release:
 
 
 class Sender(ABC):
-    """The trainer's end of one way of weights, one version at a time.
+    """The trainer's end of one transport, one version at a time.
 
     `prepare` takes its tensors, `stage` and `commit` give it to all live servers, `settle` ends
     that, and `seed` gives it to one that was not among them.
@@ -158,20 +158,20 @@ class Sender(ABC):
     def expect_shares(self, others: "Future[list[RankShare]]") -> None:  # noqa: B027  # ipc's
         """With `ipc`: what each other rank shares on its GPU of the next version."""
 
-    async def stage(self, peers: Sequence[Peer], release: Release) -> list[Peer]:
+    async def stage(self, peers: Sequence[Peer], checked: CheckedManifest) -> list[Peer]:
         """Have servers stage the version, all at once; returns those that did."""
-        request = release.stage(self.name)
+        request = checked.stage(self.name)
         return await select(peers, lambda peer: peer.tell(lambda c: c.stage(request)))
 
-    async def commit(self, peers: Sequence[Peer], release: Release) -> list[Peer]:
+    async def commit(self, peers: Sequence[Peer], checked: CheckedManifest) -> list[Peer]:
         """Have servers serve the staged version, all at once; returns those that do."""
-        request = release.commit()
+        request = checked.commit()
         return await select(peers, lambda peer: peer.tell(lambda c: c.commit(request)))
 
-    async def seed(self, peer: Peer, release: Release) -> bool:
+    async def seed(self, peer: Peer, checked: CheckedManifest) -> bool:
         """Give the prepared version to a server that missed it; returns whether it serves it."""
-        staged = await self.stage([peer], release)
-        return bool(await self.commit(staged, release))
+        staged = await self.stage([peer], checked)
+        return bool(await self.commit(staged, checked))
 
     def settle(self) -> None:  # noqa: B027  # most have nothing to give back
         """Give back what only `commit` needed. May take a while; `seed` comes after it."""
@@ -190,7 +190,7 @@ def make_sender(settings: Settings) -> Sender:
     """The sending end of `weights.transport`.
 
     Raises:
-        SettingsError: This process cannot send that way.
+        SettingsError: This process cannot send by it.
     """
     name = settings.weights.transport
     if not settings.weights.traits.through_file:

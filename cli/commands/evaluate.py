@@ -99,7 +99,7 @@ def _print(view: "RenderableType", written: Path, *, as_json: bool) -> None:
     if as_json:
         print_json(json.loads(written.read_bytes()))
         return
-    from launcher.terminal import SafeConsole
+    from launcher.views.terminal import SafeConsole
 
     console = SafeConsole(markup=False, emoji=False, highlight=False)
     console.print(view)

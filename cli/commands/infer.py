@@ -88,8 +88,8 @@ def infer(
     ]
     settings = load_settings(config or [], [*(set_ or []), *overrides])
     from launcher.inference import run_inference
-    from launcher.inference_view import summary_values
-    from launcher.terminal import SafeConsole
+    from launcher.views.inference import summary_values
+    from launcher.views.terminal import SafeConsole
 
     done = run_inference(
         settings,

@@ -47,7 +47,7 @@ def plan(
     if as_json:
         print_json(plan_json(found))
         return
-    from launcher.terminal import SafeConsole
+    from launcher.views.terminal import SafeConsole
 
     console = SafeConsole()
     console.width = min(_WIDTH, console.width) if console.is_terminal else _WIDTH

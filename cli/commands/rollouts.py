@@ -13,7 +13,7 @@ from rich.text import Text
 from cli.options import AsJson
 from cli.views.as_json import print_json
 from cli.views.safe_text import safe
-from launcher.terminal import SafeConsole
+from launcher.views.terminal import SafeConsole
 from services.errors import NotFoundError
 
 if TYPE_CHECKING:

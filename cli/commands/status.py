@@ -26,7 +26,7 @@ def status(
     """
     from cli.run_state import read_host, read_status, watch_status
     from cli.views.status import host_view, status_view
-    from launcher.terminal import SafeConsole
+    from launcher.views.terminal import SafeConsole
 
     if watch and as_json:
         raise typer.BadParameter("--watch is for people, --json for scripts: give one of them")

@@ -10,7 +10,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cli.views.safe_text import safe
-from launcher.terminal import SafeConsole
+from launcher.views.terminal import SafeConsole
 from scene_data.inspection import RARE, Inspection, NameStatistics
 from scene_data.reading.images import check_image, image_bytes
 from scene_data.reading.rows import RowError, read_graph, read_size

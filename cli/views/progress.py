@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from launcher.terminal import SafeConsole, open_console
+from launcher.views.terminal import SafeConsole, open_console
 
 if TYPE_CHECKING:
     from rich.progress import Progress, ProgressColumn
@@ -51,7 +51,7 @@ def _progress(*columns: "ProgressColumn") -> "Progress":
 @contextmanager
 def shown(settings: "Settings") -> Iterator[None]:
     """Follow the run's rows while the block runs, and to its last line."""
-    from launcher.table import RunTable
+    from launcher.views.run_table import RunTable
 
     over = threading.Event()
     with RunTable(settings.run.files, None, dict, open_console()) as table:

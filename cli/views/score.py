@@ -11,7 +11,7 @@ from rich.text import Text
 
 from cli.views.safe_text import safe
 from cli.views.score_breakdown import breakdown
-from launcher.terminal import SafeConsole
+from launcher.views.terminal import SafeConsole
 from reward_service.explain.explainer import Explanation
 
 _STATUS_WIDTH = len("schema_violation")

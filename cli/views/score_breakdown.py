@@ -9,8 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.views.safe_text import safe
+from reward_service.explain.dropped_parts import DroppedPart, Failure
 from reward_service.explain.explainer import Explanation
-from reward_service.explain.faults import DroppedPart, Failure
 from reward_service.explain.verdicts import MissedObject, MissedTriplet, ObjectLine, TripletLine
 
 _NAME_WIDTH = 40

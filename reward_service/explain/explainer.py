@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from reward_service.explain.faults import (
+from reward_service.explain.dropped_parts import (
     DroppedPart,
     Failure,
     answer_lists,

@@ -50,7 +50,7 @@ class Coco(FileSource):
         InvalidInputError: A list is missing.
     """
 
-    title = Layout.COCO.value
+    title = Layout.COCO.title
 
     def __init__(self, path: Path, split: str | None = None) -> None:
         super().__init__(path)
@@ -166,7 +166,7 @@ class RelTr:
         InvalidInputError: None of them is there.
     """
 
-    title = Layout.RELTR.value
+    title = Layout.RELTR.title
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)

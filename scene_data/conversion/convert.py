@@ -1,24 +1,19 @@
 """`sgg-rl data convert`: annotations and images of any known layout to files of rows."""
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from scene_data.conversion.coco import Coco, RelTr
-from scene_data.conversion.gqa import Gqa
 from scene_data.conversion.graphs import GraphRules
-from scene_data.conversion.open_images import OpenImages, OpenImagesCsv
-from scene_data.conversion.psg import Psg
 from scene_data.conversion.raw import RawImage, Source, Tally
 from scene_data.conversion.rows_source import DatasetRows
-from scene_data.conversion.vg150 import Vg150
-from scene_data.conversion.visual_genome import SceneGraphs, VisualGenome
 from scene_data.dataset import is_too_broken
 from scene_data.reading.images import check_image, find_image, image_bytes
-from scene_data.reading.layouts import Layout, raw_layouts
+from scene_data.reading.layouts import raw_layouts
 from scene_data.reading.refusal import PAGE, refusal
 from scene_data.reading.rows import RowError
 from scene_data.writing import WriteRow, graph_row, jsonl_writer, parquet_writer
@@ -76,19 +71,6 @@ class Conversion:
         return num_written + self.tally.left_out.total() + self.tally.num_broken
 
 
-_SOURCES: Mapping[Layout, Callable[[Path], Source]] = {
-    Layout.VG150: Vg150,
-    Layout.VISUAL_GENOME: VisualGenome,
-    Layout.SCENE_GRAPHS: SceneGraphs,
-    Layout.PSG: Psg,
-    Layout.COCO: Coco,
-    Layout.RELTR: RelTr,
-    Layout.GQA: Gqa,
-    Layout.OPEN_IMAGES: OpenImages,
-    Layout.OPEN_IMAGES_CSV: OpenImagesCsv,
-}
-
-
 def open_source(name: str, *, vocabulary: str | None, need_images: bool) -> Source:
     """Recognise a layout by what is in the files: `docs/data.md` lists them.
 
@@ -105,7 +87,9 @@ def open_source(name: str, *, vocabulary: str | None, need_images: bool) -> Sour
         listed = ", ".join(file.name for file in found)
         raise refusal(name, f"annotations in several files ({listed})", "name one of them")
     for file, layout in found.items():
-        return _SOURCES[layout](file)
+        module, _, reader = layout.reader.partition(".")
+        source: Source = getattr(import_module(f"scene_data.conversion.{module}"), reader)(file)
+        return source
     return DatasetRows(name, vocabulary, need_images=need_images)
 
 

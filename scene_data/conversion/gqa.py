@@ -18,7 +18,7 @@ from scene_data.reading.rows import read_size
 class Gqa(FileSource):
     """A file, read as a stream."""
 
-    title = Layout.GQA.value
+    title = Layout.GQA.title
 
     def images(self, tally: Tally) -> Iterator[RawImage]:
         """All images, in the split of the file's name."""

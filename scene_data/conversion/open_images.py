@@ -44,7 +44,7 @@ class OpenImagesCsv(FileSource):
         InvalidInputError: A column is missing, or the file with the names is not there.
     """
 
-    title = Layout.OPEN_IMAGES_CSV.value
+    title = Layout.OPEN_IMAGES_CSV.title
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -121,7 +121,7 @@ class OpenImages(FileSource):
         InvalidInputError: The file with the names is not there, or is another.
     """
 
-    title = Layout.OPEN_IMAGES.value
+    title = Layout.OPEN_IMAGES.title
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)

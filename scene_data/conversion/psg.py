@@ -41,7 +41,7 @@ class Psg(FileSource):
         InvalidInputError: It is no JSON, or the lists of names are not there.
     """
 
-    title = Layout.PSG.value
+    title = Layout.PSG.title
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)

@@ -52,7 +52,7 @@ class Vg150(FileSource):
         SettingsError: h5py is not installed.
     """
 
-    title = Layout.VG150.value
+    title = Layout.VG150.title
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)

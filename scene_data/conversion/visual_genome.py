@@ -40,7 +40,7 @@ class VisualGenome(FileSource):
     Without `image_data.json` sizes are those of the images.
     """
 
-    title = Layout.VISUAL_GENOME.value
+    title = Layout.VISUAL_GENOME.title
 
     def images(self, tally: Tally) -> Iterator[RawImage]:
         """All images in the order of `relationships.json`; a split of its own there is none."""
@@ -77,7 +77,7 @@ class VisualGenome(FileSource):
 class SceneGraphs(FileSource):
     """`scene_graphs.json`, read as a stream; `image_data.json` beside it may be missing."""
 
-    title = Layout.SCENE_GRAPHS.value
+    title = Layout.SCENE_GRAPHS.title
 
     def images(self, tally: Tally) -> Iterator[RawImage]:
         """All images; a split of its own there is none."""

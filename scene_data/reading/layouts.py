@@ -16,17 +16,20 @@ from services.errors import InvalidInputError
 
 
 class Layout(Enum):
-    """Each with what a person is told of it."""
+    """Each with what a person is told of it, and its reader's place in `scene_data.conversion`."""
 
-    VG150 = "VG150 in HDF5"
-    VISUAL_GENOME = "raw Visual Genome"
-    SCENE_GRAPHS = "Visual Genome's scene graphs"
-    PSG = "PSG"
-    COCO = "COCO with relations"
-    RELTR = "RelTR's COCO with rel.json"
-    GQA = "GQA's scene graphs"
-    OPEN_IMAGES = "Open Images as PySGG packs it"
-    OPEN_IMAGES_CSV = "Open Images' relations"
+    VG150 = ("VG150 in HDF5", "vg150.Vg150")
+    VISUAL_GENOME = ("raw Visual Genome", "visual_genome.VisualGenome")
+    SCENE_GRAPHS = ("Visual Genome's scene graphs", "visual_genome.SceneGraphs")
+    PSG = ("PSG", "psg.Psg")
+    COCO = ("COCO with relations", "coco.Coco")
+    RELTR = ("RelTR's COCO with rel.json", "coco.RelTr")
+    GQA = ("GQA's scene graphs", "gqa.Gqa")
+    OPEN_IMAGES = ("Open Images as PySGG packs it", "open_images.OpenImages")
+    OPEN_IMAGES_CSV = ("Open Images' relations", "open_images.OpenImagesCsv")
+
+    def __init__(self, title: str, reader: str) -> None:
+        self.title, self.reader = title, reader
 
 
 _NUM_LOOKED_AT = 1000
@@ -75,7 +78,7 @@ def unknown_json(file: Path) -> InvalidInputError:
     return refusal(
         file,
         f"an object with the members {listed or '(none)'}",
-        f"a list of rows is wanted, or one of: {', '.join(layout.value for layout in Layout)}",
+        f"a list of rows is wanted, or one of: {', '.join(layout.title for layout in Layout)}",
     )
 
 

@@ -101,7 +101,7 @@ def open_rows(name: str, extra: Sequence[str] = (), *, need_images: bool = True)
 def _refuse_raw(place: Path) -> None:
     for file, layout in raw_layouts(place).items():
         command = f"`sgg-rl data convert {file} --images FOLDER --output FOLDER`"
-        raise refusal(file, f"it is {layout.value}", f"{command} makes a dataset of it")
+        raise refusal(file, f"it is {layout.title}", f"{command} makes a dataset of it")
 
 
 def _open_folder(folder: Path, extra: Sequence[str], *, need_images: bool) -> Rows:

@@ -13,7 +13,7 @@ from services.schemas.common import Count, Message, ModelRunner, Name, Sha256
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TransportTraits:
-    """What settings, checks, planning and servers need to know of a way of weights."""
+    """What settings, checks, planning and servers need to know of a transport."""
 
     through_file: bool = True
     """The bytes lie in a file on the server, and are verified, before the commit. Without a file
@@ -40,7 +40,7 @@ TRANSPORTS = {
     "ipc": TransportTraits(through_file=False, same_gpu=True),
     "lora": TransportTraits(adapter_alone=True),
 }
-"""All ways of weights. Both ends of each are in its file, `weight_sync/NAME.py`, which is imported
+"""All transports. Both ends of each are in its file, `weight_sync/NAME.py`, which is imported
 when it is first used."""
 
 if TYPE_CHECKING:

@@ -52,7 +52,7 @@ def run() -> Iterator[Stack]:
 
 
 def lines(run: Stack, file: str) -> list[dict[str, Any]]:
-    """Of a file with a JSON document a line."""
+    """The rows of a JSON Lines file."""
     return [json.loads(line) for line in run.read("runs", f"{RUN}/{file}").splitlines()]
 
 

@@ -67,7 +67,7 @@ class EngineServer:
 
 
 def settings_of(model: Path, folder: Path, *, transport: str = "shm", **rollout: Any) -> Settings:
-    """Of a small server."""
+    """A small server's settings."""
     return Settings.model_validate(
         {
             "run": {"name": f"e2e-{uuid.uuid4().hex[:8]}", "root": str(folder)},

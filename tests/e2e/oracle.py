@@ -22,7 +22,7 @@ from services.settings import Settings
 from trainer.policy.model import load_processor
 
 TOLERANCE = 2e-2 if torch.cuda.is_available() else 2e-3
-"""Of log-probabilities in float32: both sum in other orders, and on a GPU by other kernels."""
+"""Between log-probabilities in float32: both sum in other orders, and on a GPU by other kernels."""
 SUPPRESSED = list(range(8))
 """All special tokens: also the end, so that lengths are known."""
 
@@ -99,7 +99,7 @@ class Oracle:
 
 
 def largest_gap(oracle: Oracle, images: bytes | Sequence[bytes], answer: RolloutResponse) -> float:
-    """Of all log-probabilities of an answer, to the oracle's."""
+    """The largest gap between an answer's log-probabilities and the oracle's."""
     gaps = [
         (torch.tensor(completion.rollout_logprobs) - oracle.of(images, completion)).abs().max()
         for completion in answer.completions

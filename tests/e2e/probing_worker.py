@@ -21,7 +21,7 @@ class ProbingExtension(vllm_worker.WorkerExtension):
         self.get_model().visual.register_forward_pre_hook(self._count)  # type: ignore[attr-defined]
 
     def probe_head_dtypes(self) -> list[str]:
-        """Of what makes logits."""
+        """The dtypes of what makes logits."""
         modules = self.get_model().modules()  # type: ignore[attr-defined]
         return [str(one.head_dtype) for one in modules if isinstance(one, LogitsProcessor)]
 

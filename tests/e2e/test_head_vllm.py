@@ -25,7 +25,7 @@ def bfloat16_settings(model: Path, folder: Path) -> Settings:
 
 
 async def logits_of_one_state(server: EngineServer, image: bytes) -> torch.Tensor:
-    """Of the first tokens of a group, which are drawn from one state; but for a constant."""
+    """Those of a group's first tokens, which are drawn from one state; but for a constant."""
     sampling = Sampling(
         n=64, seed=1, max_tokens=1, temperature=TEMPERATURE, suppress_token_ids=SUPPRESSED
     )

@@ -193,7 +193,7 @@ def train(
         batch = collector.take(step)
         batches.append(batch)
         publisher.begin(weights(step + 1), step + 1).result()
-        collector.release(batch, step + 1)
+        collector.published(batch, step + 1)
     return batches
 
 
@@ -376,7 +376,7 @@ class LossyQueue(RedisQueue):
     """Redis does what it is told, but its first three answers are lost on the way."""
 
     lost = 0
-    """Of all queues together."""
+    """One count for all queues."""
 
     async def complete(
         self, lease: Lease, *, result_stream: str | None = None, result: bytes = b""
@@ -558,7 +558,7 @@ def test_stale_groups_are_recorded_and_asked_for_again(make_run: MakeRun) -> Non
     collector.start(0)
     asyncio.run(answer(run, 3, version=0))
     first = collector.take(0)
-    collector.release(first, 1)
+    collector.published(first, 1)
     asyncio.run(answer(run, 3, version=0))  # they should have been sampled with version 1
     # The stale ones are found when the batch is formed; the second attempt comes after that.
     late = threading.Thread(target=lambda: asyncio.run(answer(run, 3, version=1)))
@@ -585,12 +585,12 @@ def test_with_a_lag_servers_are_asked_for_nothing_that_is_not_published(make_run
     asyncio.run(answer(run, 3, version=0))
     first = collector.take(0)
     asyncio.run(answer(run, 3, version=0))
-    collector.release(first, 1)
+    collector.published(first, 1)
     asyncio.run(answer(run, 3, version=1))
     second = collector.take(2)  # while version 1 trains, three groups are too old for version 2
     assert len(second.outcome.stale) == 3
     assert asyncio.run(waiting()) == 0
-    collector.release(second, 2)
+    collector.published(second, 2)
     assert asyncio.run(waiting()) == 6
     asyncio.run(answer(run, 6, version=2))
     third = collector.take(3)

@@ -80,7 +80,7 @@ def weights(version: int, taken: list[str] | None = None) -> Iterator[tuple[str,
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[Settings]:
-    """Of a run with a reward service; the server is each test's."""
+    """A run with a reward service; each test has its own server."""
     folder = tmp_path_factory.mktemp("link")
     make_toy(folder / "toy", num_train=16, num_heldout=2)
     tree = cluster_settings(folder, "unused", redis_url, "disk").model_dump(

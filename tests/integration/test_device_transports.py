@@ -142,7 +142,7 @@ class Cluster:
         self.settings = settings
         self.network = Network()
         self.memory: dict[bytes, Tensor] = {}
-        """Of the trainer's GPU, which the first server is on."""
+        """The trainer's GPU's, which the first server is on."""
         self.engines: list[DeviceEngine] = []
         self.publisher: WeightPublisher
         self._stack = stack

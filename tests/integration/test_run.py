@@ -86,7 +86,7 @@ class Machine:
         return found
 
     def port(self, name: str, plan: str) -> str:
-        """Of a part's line in the plan."""
+        """What a part's line in the plan says."""
         (line,) = [line for line in plan.splitlines() if line.strip().startswith(name)]
         return line.split()[1].rpartition(":")[2]
 

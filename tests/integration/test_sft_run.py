@@ -27,7 +27,7 @@ from trainer.sft.train import _Progress, _Trainer, run_sft
 
 ROWS, BATCH = 16, 4
 TOLERANCE = 1e-5
-"""Of weights after 6 steps of lr 1e-3, for sums in another order."""
+"""Sums in another order change weights by no more in 6 steps of lr 1e-3."""
 
 
 @pytest.fixture(scope="module")

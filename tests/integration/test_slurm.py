@@ -34,7 +34,7 @@ NUM_STEPS = 16
 STEP_S = 6.0
 """So long takes a step's sampling: long enough to do something to a job between two steps."""
 NUM_IMAGES = 64
-"""Of an inference: two minutes for three servers."""
+"""Three servers of an inference take two minutes."""
 pytestmark = pytest.mark.skipif(why_no_cluster() is not None, reason=f"{why_no_cluster()}")
 
 

@@ -176,7 +176,7 @@ class LoadingEngine(FakeEngine):
         self._is_paused = False
 
     def read(self) -> "Sampled":
-        """Of all that was begun, as far as it is done."""
+        """Counts all that was begun, as far as it is done."""
         self._note()
         num_tokens = sum(draft.done for draft in self._drafts)
         return Sampled(busy_s=self._busy_s, num_tokens=num_tokens)

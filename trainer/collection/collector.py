@@ -121,14 +121,14 @@ class Collector:
         """
         return self._loop.run(self._take(policy_version))
 
-    def release(self, batch: StepBatch, policy_version: int) -> None:
+    def published(self, batch: StepBatch, policy_version: int) -> None:
         """The batch is trained on and `policy_version` is published: ask for as many new groups."""
-        self._loop.run(self._release(batch, policy_version))
+        self._loop.run(self._published(batch, policy_version))
 
     def skip(self, batch: StepBatch) -> None:
         """The batch gives no new version: ask for as many new groups for the same one.
 
-        Its positions are done with the batch that is released next (`StepBatch.after`).
+        Its positions are done with the batch that is published next (`StepBatch.after`).
         """
         self._loop.run(self._skip(batch))
 
@@ -137,7 +137,7 @@ class Collector:
         self._loop.run(self._finish(batch))
 
     def cursor_state(self) -> CursorState:
-        """Which positions are done: those of the batches that were released or finished."""
+        """Which positions are done: those of the batches that were published or finished."""
         return self._loop.run(self._cursor_state())
 
     def close(self) -> None:
@@ -377,7 +377,7 @@ class Collector:
             f"{trouble or 'Is a rollout server running? See `sgg-rl status`.'}"
         )
 
-    async def _release(self, batch: StepBatch, policy_version: int) -> None:
+    async def _published(self, batch: StepBatch, policy_version: int) -> None:
         had_to_wait = partial(self._requests.ask_again, self._pool.policy_version + 1)
         self._pool.policy_version = policy_version
         await self._finish(batch)

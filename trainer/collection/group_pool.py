@@ -127,12 +127,12 @@ class GroupPool:
         opened.scored = group
 
     def bury(self, work_id: str, reason: str) -> None:
-        """An open group will never be trained on; see `give_up`."""
+        """An open group will never be trained on; see `record_dead`."""
         self._ready.pop(work_id, None)
         opened = self._open.pop(work_id)
-        self.give_up(opened.position, opened.prompt.group_id, reason)
+        self.record_dead(opened.position, opened.prompt.group_id, reason)
 
-    def give_up(self, position: int, group_id: str, reason: str) -> None:
+    def record_dead(self, position: int, group_id: str, reason: str) -> None:
         """Record a group that will never be trained on. Another takes its place.
 
         Raises:
@@ -144,7 +144,7 @@ class GroupPool:
             raise SggError(
                 f"{len(self._outcome.dead)} groups died since the last step, which is over "
                 f"trainer.max_dead_groups ({self._max_dead}). The last one, {group_id}: {reason}. "
-                "See `sgg-rl dead list` and the trainer's log."
+                "The trainer's log names each with its reason."
             )
 
     def oldest_allowed(self, policy_version: int) -> int:

@@ -49,7 +49,7 @@ class GroupRequests:
                 except (InvalidInputError, TooLargeError) as error:
                     name = self.prompts.group_id(position)
                     logger.warning("group %s is dead: %s", name, error.message)
-                    self.pool.give_up(position, name, error.message)
+                    self.pool.record_dead(position, name, error.message)
                     continue
                 prompt = self.traces.begin(prompt)
                 self.pool.add(position, prompt, source)

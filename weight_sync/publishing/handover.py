@@ -30,13 +30,13 @@ class Handover:
     Args:
         size: Tensors that wait at most: on a GPU they are beside the model. One more is at
             either end.
-        given_up: Whether the version is worth no wait any more. Asked while the sender, whose disk
-            may be full, takes nothing.
+        stop_asked: Whether the run is to stop. Asked while the sender, whose disk may be full,
+            takes nothing.
     """
 
-    def __init__(self, size: int = 2, given_up: Callable[[], bool] = lambda: False) -> None:
+    def __init__(self, size: int = 2, stop_asked: Callable[[], bool] = lambda: False) -> None:
         self._queue: Queue[_Item | _End] = Queue(size)
-        self._given_up = given_up
+        self._stop_asked = stop_asked
         self._left = threading.Event()
 
     def fill(self, weights: Iterable[_Item]) -> None:
@@ -75,7 +75,7 @@ class Handover:
             try:
                 self._queue.put(item, timeout=_LOOK_S)
             except Full:
-                if self._given_up():
+                if self._stop_asked():
                     self.leave()
                     self._queue.put(_End(UnavailableError("the version was given up")))
             else:

@@ -12,7 +12,7 @@ from services.waiting import until_available
 from weight_sync.publishing.handover import Handover
 from weight_sync.publishing.reassertion import Reassertion
 from weight_sync.publishing.seeder import Seeder
-from weight_sync.sender import NamedTensors, Peer, Release, make_sender
+from weight_sync.sender import CheckedManifest, NamedTensors, Peer, make_sender
 
 
 class WeightPublisher:
@@ -46,7 +46,7 @@ class WeightPublisher:
         policy_version: int,
         *,
         gather_shares: Callable[[], list[RankShare]] = list,
-        given_up: Callable[[], bool] = lambda: False,
+        stop_asked: Callable[[], bool] = lambda: False,
     ) -> "Future[int]":
         """Have every live server serve a version; return when its tensors are handed over.
 
@@ -58,7 +58,7 @@ class WeightPublisher:
             policy_version: One more than the last.
             gather_shares: With `ipc`, a collective: what each other rank shares. Called here, after
                 the tensors are handed over.
-            given_up: As for `Handover`.
+            stop_asked: As for `Handover`.
 
         Returns:
             The number of servers that then serve it, or what went wrong:
@@ -67,7 +67,7 @@ class WeightPublisher:
             ConflictError: A later trainer has started.
         """
         self._loop.run(self._seeder.stop())
-        handover, others = Handover(given_up=given_up), Future[list[RankShare]]()
+        handover, others = Handover(stop_asked=stop_asked), Future[list[RankShare]]()
         self._sender.expect_shares(others)
         running = self._loop.start(self._publish(handover, policy_version))
         handover.fill(weights)
@@ -89,12 +89,12 @@ class WeightPublisher:
     async def _publish(self, handover: Handover, policy_version: int) -> int:
         """While a version is published, the one before is given to nobody."""
         entries = await asyncio.to_thread(self._prepare, handover, policy_version)
-        release = Release.of(self._manifest(entries, policy_version))
+        checked = CheckedManifest.of(self._manifest(entries, policy_version))
         timeout_s = self._settings.trainer.wait_timeout_s
-        num_servers = await until_available(lambda: self._spread(release), timeout_s=timeout_s)
+        num_servers = await until_available(lambda: self._spread(checked), timeout_s=timeout_s)
         await asyncio.to_thread(self._sender.settle)
         if not self._settings.weights.traits.servers_fetch:
-            self._seeder.start(release, self._served)
+            self._seeder.start(checked, self._served)
         return num_servers
 
     def _prepare(self, handover: Handover, policy_version: int) -> dict[str, TensorEntry]:
@@ -116,14 +116,14 @@ class WeightPublisher:
             adapter=adapter,
         )
 
-    async def _spread(self, release: Release) -> int:
+    async def _spread(self, checked: CheckedManifest) -> int:
         """Repeatable, as each of its parts is."""
         async with open_registry(self._settings) as registry:
             peers = [Peer(server, self._settings) for server in await registry.servers()]
-            staged = await self._sender.stage(peers, release)
-            record = release.record(self._sender.name)
-            await registry.publish_policy(record, release.manifest)
-            self._reassertion.keep(record, release.manifest)
-            served = await self._sender.commit(staged, release)
+            staged = await self._sender.stage(peers, checked)
+            record = checked.record(self._sender.name)
+            await registry.publish_policy(record, checked.manifest)
+            self._reassertion.keep(record, checked.manifest)
+            served = await self._sender.commit(staged, checked)
             self._served = [peer.record.server_id for peer in served]
             return len(served)

@@ -9,7 +9,7 @@ from services.redis.registry import Registry, open_registry
 from services.schemas.weights import ServerRecord
 from services.settings import Settings
 from services.waiting import ended
-from weight_sync.sender import Peer, Release, Sender
+from weight_sync.sender import CheckedManifest, Peer, Sender
 
 logger = logging.getLogger(__name__)
 
@@ -32,14 +32,14 @@ class Seeder:
         self._sender = sender
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def start(self, release: Release, served: Collection[str]) -> None:
+    def start(self, checked: CheckedManifest, served: Collection[str]) -> None:
         """Begin, on the running event loop.
 
         Args:
-            release: What the sender has prepared.
+            checked: What the sender has prepared.
             served: Ids of servers that have it; a server that starts anew has a new id.
         """
-        self._spawn(self._watch(release, set(served)))
+        self._spawn(self._watch(checked, set(served)))
 
     async def stop(self) -> None:
         """End what is under way; a server that is cut off keeps what it had."""
@@ -51,17 +51,19 @@ class Seeder:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _watch(self, release: Release, known: set[str]) -> None:
+    async def _watch(self, checked: CheckedManifest, known: set[str]) -> None:
         """Look who is there; a slow server does not keep the others waiting."""
         async with open_registry(self._settings) as registry:
             while True:
                 for server in await _servers(registry):
                     if server.server_id not in known:
                         known.add(server.server_id)
-                        self._spawn(self._supply(server, release, known))
+                        self._spawn(self._supply(server, checked, known))
                 await asyncio.sleep(_LOOK_S)
 
-    async def _supply(self, server: ServerRecord, release: Release, known: set[str]) -> None:
+    async def _supply(
+        self, server: ServerRecord, checked: CheckedManifest, known: set[str]
+    ) -> None:
         """Until the server has it, or cannot take it now: then it is no longer known."""
         peer = Peer(server, self._settings)
         pause_s = _FIRST_PAUSE_S
@@ -71,17 +73,17 @@ class Seeder:
                 known.discard(server.server_id)
                 return
             # What a quarantined server has is of no use, whatever its version.
-            if info.state == "ready" and not info.version < release.version:
+            if info.state == "ready" and not info.version < checked.version:
                 return
-            if await self._give(peer, release):
+            if await self._give(peer, checked):
                 return
             await asyncio.sleep(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
-    async def _give(self, peer: Peer, release: Release) -> bool:
-        logger.info("%s is behind: it is sent %s", peer.record.url, release.version)
+    async def _give(self, peer: Peer, checked: CheckedManifest) -> bool:
+        logger.info("%s is behind: it is sent %s", peer.record.url, checked.version)
         try:
-            return await self._sender.seed(peer, release)
+            return await self._sender.seed(peer, checked)
         except Exception:  # whatever it is, it must cost this server its version and no more
             logger.exception("%s cannot be supplied", peer.record.url)
             return False

@@ -12,8 +12,8 @@ import launcher.inference
 from cli.main import app
 from evaluation.inference.progress import Progress
 from evaluation.reading.lines import GraphLine
-from launcher.inference_view import ProgressView, summary
-from launcher.terminal import SafeConsole
+from launcher.views.inference import ProgressView, summary
+from launcher.views.terminal import SafeConsole
 from services.errors import SettingsError
 from services.settings import Settings
 

@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 
 from cli.commands.rollouts import group_view
 from cli.main import app
-from launcher.terminal import SafeConsole
+from launcher.views.terminal import SafeConsole
 from services.errors import NotFoundError
 from tests.unit.trainer.test_records import TRACE, group
 from trainer.records.rollout_files import RolloutFiles, read_rollouts

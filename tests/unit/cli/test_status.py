@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from cli.main import app
 from cli.views.status import HostStatus, RunStatus, status_view
-from launcher.terminal import SafeConsole
+from launcher.views.terminal import SafeConsole
 from services.errors import UnavailableError
 from services.host.ports import free_port
 from services.run_folder import LoggedError, RunProgress, TrainerSign

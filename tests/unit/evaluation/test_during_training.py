@@ -14,7 +14,7 @@ from tests.processes import wait_for
 
 @pytest.fixture
 def evaluation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DuringTraining:
-    """Of a run whose Redis is not there; every second version."""
+    """Every second version of a run whose Redis is not there."""
     monkeypatch.setattr(during, "_SERVED_S", 0.3)
     make_toy(tmp_path, num_train=2, num_heldout=2)
     return DuringTraining(

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from launcher.run_view import closing_lines, summary_table
-from launcher.table import RunTable, step_line
-from launcher.terminal import SafeConsole
+from launcher.views.run_summary import closing_lines, summary_table
+from launcher.views.run_table import RunTable, step_line
+from launcher.views.terminal import SafeConsole
 from services.run_folder import RunFolder
 
 

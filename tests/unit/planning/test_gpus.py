@@ -141,7 +141,7 @@ def test_a_driver_that_is_too_old_for_torch_is_refused(nvidia_smi: Say) -> None:
 def test_the_oldest_driver_is_that_of_torchs_cuda(
     nvidia_smi: Say, tmp_path: Path, cuda: str, is_enough: bool
 ) -> None:
-    """Of a CUDA that is not known yet nothing is said."""
+    """Nothing is said about a CUDA that is not known yet."""
     (tmp_path / "site/torch/version.py").write_text(f"cuda: Optional[str] = '{cuda}'\n")
     nvidia_smi(OLD)
     if is_enough:

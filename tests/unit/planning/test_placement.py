@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from launcher.run_parts import run_parts, server_urls
-from launcher.run_view import plan_lines
+from launcher.views.run_summary import plan_lines
 from planning.placement import environment, place, placed
 from planning.preflight.gpus import Gpu, visible_gpus
 from services.errors import SettingsError
@@ -45,7 +45,7 @@ def settings(
 
 
 def indices(of: Settings, gpus: list[Gpu]) -> tuple[list[int], list[list[int]], list[int], bool]:
-    """Of the trainer, of each server, of those that stay idle; whether they are shared."""
+    """GPUs of the trainer, of each server, and idle ones; whether they are shared."""
     found = placed(of, gpus)
     servers = [[gpu.index for gpu in server] for server in found.servers]
     trainer, idle = ([gpu.index for gpu in part] for part in (found.trainer, found.idle))

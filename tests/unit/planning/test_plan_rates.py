@@ -9,7 +9,7 @@ from random import Random
 import pytest
 
 from cli.commands.plan import plan as plan_command
-from launcher.terminal import SafeConsole
+from launcher.views.terminal import SafeConsole
 from planning.shapes import model_shape
 from planning.simulation.cluster import SHIPPED, load_cluster
 from planning.simulation.compare import make_plan
@@ -113,7 +113,7 @@ def test_the_part_that_is_fullest_comes_first() -> None:
 
 
 def run_folder(folder: Path, num_steps: int) -> Path:
-    """Of a run with two ranks and a server of 100 tokens/s that is busy half of the time."""
+    """A run with two ranks and a server of 100 tokens/s that is busy half of the time."""
     (folder / "rollouts").mkdir(parents=True)
     group = {
         "server_id": "one",

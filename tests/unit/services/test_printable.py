@@ -9,7 +9,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from launcher.terminal import SafeConsole
+from launcher.views.terminal import SafeConsole
 from services.errors import EngineError
 from services.http.problems import error_from_problem
 from services.printable import OneLine, print_safely, printable

@@ -202,7 +202,7 @@ def test_a_group_that_dies_is_not_waited_for() -> None:
 
 def test_dead_groups_are_done_with_the_step_that_reports_them() -> None:
     pool = make_pool(max_dead_groups=2)
-    pool.give_up(0, "g0", "no image")
+    pool.record_dead(0, "g0", "no image")
     for position in (1, 2, 3):
         pool.add(position, prompt(position), None)
     pool.bury(prompt(2).work_id, "refused")
@@ -217,7 +217,7 @@ def test_dead_groups_are_done_with_the_step_that_reports_them() -> None:
 
 def test_more_dead_groups_than_allowed_end_the_run() -> None:
     pool = make_pool(max_dead_groups=2)
-    pool.give_up(0, "g0", "no image")
-    pool.give_up(1, "g1", "no image")
+    pool.record_dead(0, "g0", "no image")
+    pool.record_dead(1, "g1", "no image")
     with pytest.raises(SggError, match=r"max_dead_groups \(2\).* g2: damaged"):
-        pool.give_up(2, "g2", "damaged")
+        pool.record_dead(2, "g2", "damaged")

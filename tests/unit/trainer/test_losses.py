@@ -36,7 +36,7 @@ def loss_of(
     lengths: list[int] | None = None,
     ref: Tensor | None = None,
 ) -> LossOutput:
-    """Of a whole step."""
+    """The loss of a whole step."""
     chosen = AlgorithmSettings.model_validate(algorithm)
     lengths = lengths or [policy.shape[1]] * len(advantages)
     weights = completion_weights(chosen, lengths, [False] * len(lengths), max_tokens=MAX_TOKENS)

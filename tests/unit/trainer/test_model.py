@@ -79,7 +79,7 @@ def test_an_adapter_is_all_that_is_trained_and_starts_as_nothing(model_folder: P
 
 
 def test_an_adapter_of_the_vision_tower_is_refused(model_folder: Path) -> None:
-    """Of Qwen2.5-VL, say, `gate_proj` alone would take in both towers."""
+    """In Qwen2.5-VL, `gate_proj` alone would take in both towers."""
     wanted = settings(
         model_folder, lora={"rank": 4, "target_modules": r".*(visual.*(qkv|proj)|q_proj)"}
     )

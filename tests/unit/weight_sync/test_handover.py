@@ -81,7 +81,7 @@ def test_a_sender_that_fails_leaves_the_collective_running(received: int) -> Non
 def test_a_sender_whose_disk_is_full_keeps_nobody_who_is_to_stop() -> None:
     """The training thread gathers to the end; the sender, once it goes on, has an error."""
     stop, room = threading.Event(), threading.Event()
-    handover, taken = Handover(size=1, given_up=stop.is_set), list[int]()
+    handover, taken = Handover(size=1, stop_asked=stop.is_set), list[int]()
 
     def send() -> list[str]:
         assert room.wait(WAIT_S)

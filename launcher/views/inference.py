@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evaluation.inference.progress import Progress
-from launcher.terminal import LiveView, SafeConsole
+from launcher.views.terminal import LiveView, SafeConsole
 
 _LINE_EVERY_S = 10.0
 

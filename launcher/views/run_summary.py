@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from launcher.run_parts import server_names
-from launcher.table import MEASURES
+from launcher.views.run_table import MEASURES
 from planning.placement import GpuSet, Placement, kinds, numbers
 from planning.preflight.gpus import has_cuda_build, visible_gpus
 from services.redis.client import without_password

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from launcher.terminal import LiveView, SafeConsole
+from launcher.views.terminal import LiveView, SafeConsole
 from services.run_folder import (
     EvaluationRow,
     RunFolder,
