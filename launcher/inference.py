@@ -11,6 +11,7 @@ from evaluation.inference.progress import Progress
 from launcher.processes import Supervisor
 from launcher.run_parts import service_part
 from launcher.signals import handled, heeded_signals
+from launcher.views.inference import ProgressView, summary
 from launcher.views.terminal import SafeConsole, Say, open_console, say_on
 from planning.preflight.folders import check_run_folder
 from planning.preflight.gpus import check_gpus
