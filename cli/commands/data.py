@@ -29,6 +29,16 @@ Vocabulary = Annotated[
     typer.Option(help="vg150, psg or a file: its names alone; those outside are counted."),
 ]
 
+WithImages = Annotated[
+    bool, typer.Option("--with-images/--no-images", help="Or annotations alone, as JSONL.")
+]
+KeepUnrelated = Annotated[
+    bool,
+    typer.Option(
+        "--keep-unrelated", help="Keep images without relationships: detection needs none."
+    ),
+]
+
 
 @data_app.command("make-toy")
 def make_toy(
@@ -85,9 +95,7 @@ def convert(
         list[Path] | None,
         typer.Option(help="Folder with the image files, given again for another; else SOURCE's."),
     ] = None,
-    with_images: Annotated[
-        bool, typer.Option("--with-images/--no-images", help="Or annotations alone, as JSONL.")
-    ] = True,
+    with_images: WithImages = True,
     vocabulary: Vocabulary = None,
     object_aliases: Annotated[
         Path | None, typer.Option(help="Synonyms: name,alias,alias a line.")
@@ -101,12 +109,7 @@ def convert(
         list[str] | None,
         typer.Option(help="NAME=FILE: images go to NAME whose ids are in FILE, one a line."),
     ] = None,
-    keep_unrelated: Annotated[
-        bool,
-        typer.Option(
-            "--keep-unrelated", help="Keep images without relationships: detection needs none."
-        ),
-    ] = False,
+    keep_unrelated: KeepUnrelated = False,
     as_json: AsJson = False,
 ) -> None:
     """Write annotations and images as the parquet files that training reads.
