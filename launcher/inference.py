@@ -25,7 +25,7 @@ from services.redis.keys import NO_REDIS
 from services.redis.registry import open_registry
 from services.schemas.weights import PolicyInfo
 from services.settings import Settings, dump_settings
-from services.telemetry import setup_logging
+from services.telemetry import log_beside, setup_logging
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def run_inference(
         settings, data, limit=limit, knows_model=not _is_elsewhere(settings, urls)
     )
     logs.mkdir(parents=True, exist_ok=True)
-    setup_logging("infer", beside=logs / "infer.log")
+    setup_logging("infer", beside=log_beside(logs, "infer"))
     check_instruction(settings.data.template, settings.data.vocabulary)
     dataset = open_dataset(data)
     num_images = min(len(dataset), limit or len(dataset))

@@ -1,6 +1,8 @@
 """Logs of every process, and the metrics and spans of every service."""
 
 import logging
+import os
+import stat
 import sys
 import time
 import warnings
@@ -13,6 +15,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from services.host.environment import environment_value
 from services.printable import OneLine, for_people
 
 _LOGGERS = (
@@ -72,6 +75,17 @@ def setup_logging(
         logging.getLogger(name).addFilter(_worth_reading)
     # At every picture; vLLM takes a run's limits by these names alone.
     warnings.filterwarnings("ignore", "Passing `min_pixels` and `max_pixels`", FutureWarning)
+
+
+def log_beside(logs: Path, name: str) -> Path | None:
+    """A file for `setup_logging` to append to, in a folder that is made.
+
+    None where somebody keeps stderr in a file already: the launcher, a Slurm job, a shell.
+    """
+    if environment_value("SGG_JOB_FOLDER") or stat.S_ISREG(os.fstat(2).st_mode):
+        return None
+    logs.mkdir(parents=True, exist_ok=True)
+    return logs / f"{name}.log"
 
 
 class HttpMetrics:
