@@ -191,6 +191,11 @@ def step_line(row: StepRow, num_steps: int | None, left: str | None = None) -> s
             f"{_number(row.get('tokens_per_s'), 0)} tok/s",
             f"{seconds:,.1f} s",
         ]
+    return _fitting(head, middle, tail)
+
+
+def _fitting(head: list[str], middle: list[str], tail: list[str]) -> str:
+    """One line of all parts that have room; the last ones of the middle give way."""
     while middle and len("  ".join([*head, *middle, *tail])) > _LINE_WIDTH:
         middle.pop()
     return "  ".join([*head, *middle, *tail])
@@ -206,20 +211,16 @@ MEASURES = {
 
 
 def evaluation_line(row: Mapping[str, Any]) -> str:
-    """A held-out evaluation in one line, with the versions that answered.
+    """A held-out evaluation in one line of 80 columns, with the versions that answered.
 
-    Example: `evaluated version 40 (40 to 41), strict  triplet recall 0.213  F1 0.201  mean recall
-    0.120  object F1 0.412  failed 3%  12.1 s`
+    Example: `evaluated version 40 (40 to 41), strict  triplet recall 0.213  F1 0.201  failed 3%`
     """
     answered = (row.get("policy_version_oldest"), row.get("policy_version_newest"))
     versions = sorted({version for version in answered if version is not None})
-    return "  ".join(
-        [
-            f"evaluated version {row.get('step')} ({' to '.join(map(str, versions))}), strict",
-            *(f"{label} {_number(row[name])}" for name, label in MEASURES.items() if name in row),
-            f"failed {_percent(row.get('failure_rate'))}",
-            f"{_number(row.get('seconds'), 1)} s",
-        ]
+    return _fitting(
+        [f"evaluated version {row.get('step')} ({' to '.join(map(str, versions))}), strict"],
+        [f"{label} {_number(row[name])}" for name, label in MEASURES.items() if name in row],
+        [f"failed {_percent(row.get('failure_rate'))}"],
     )
 
 

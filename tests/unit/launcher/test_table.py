@@ -184,5 +184,6 @@ def test_evaluations_are_shown_as_they_come(tmp_path: Path, terminal: bool) -> N
         table.update()
         if not terminal:
             assert out.getvalue().count("evaluated version") == 1
-    assert "evaluated version 4 (4 to 6), strict  triplet recall 0.213  F1 0.200" in out.getvalue()
-    assert "failed 3%  12.1 s" in out.getvalue()
+    wanted = "evaluated version 4 (4 to 6), strict  triplet recall 0.213  F1 0.200  failed 3%"
+    assert wanted in out.getvalue()
+    assert len(wanted) <= 80
