@@ -70,7 +70,7 @@ def for_people(record: logging.LogRecord) -> bool:
 class _Handed(logging.Logger):
     """A library's logger that writes nothing by itself: its records go to this process's logs."""
 
-    propagate = property(lambda _: True, lambda _, __: None)  # type: ignore[assignment]
+    propagate = property(lambda _: True, lambda _, __: None)
 
     def addHandler(self, hdlr: logging.Handler) -> None:  # noqa: N802
         """The library's own; it would write on the terminal."""

@@ -3,6 +3,7 @@
 import shlex
 from collections.abc import Iterator
 from importlib.metadata import version
+from typing import Any
 
 import pytest
 import typer
@@ -53,9 +54,9 @@ def test_an_example_is_a_command_line_that_is_read(words: tuple[str, ...]) -> No
     assert len(found) == 1
     given = shlex.split(found[0])
     assert tuple(given[: len(words)]) == words
-    command, context = TOP, CONTEXT
+    command: Any = TOP
     for word in words:
-        command = command.get_command(context, word)  # type: ignore[union-attr,assignment]
+        command = command.get_command(CONTEXT, word)
     command.make_context(words[-1], given[len(words) :])
 
 

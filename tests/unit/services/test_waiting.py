@@ -68,8 +68,8 @@ def test_a_wait_is_said_after_5_s_and_then_every_30_s() -> None:
         "waiting 5 s of 600 s: Redis at redis://h:1/0 does not answer",
         "waiting 35 s of 600 s: Redis at redis://h:1/0 does not answer",
     ]
-    for second in (0.0, 4.0, 5.0):  # another wait
-        notice.waited(second, "again")
+    for second in (0, 4, 5):  # another wait
+        notice.waited(float(second), "again")
     assert said[2:] == ["waiting 5 s of 600 s: again"]
 
 
