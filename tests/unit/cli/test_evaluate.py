@@ -31,6 +31,9 @@ PREDICTIONS = [
 def sgg_rl(monkeypatch: pytest.MonkeyPatch) -> Command:
     """Run the command in this process; returns its exit code."""
 
+    # It is for a whole process, and this one has other tests.
+    monkeypatch.setattr("cli.main.quiet_libraries", lambda: None)
+
     def run(*words: object) -> int:
         monkeypatch.setattr(sys, "argv", ["sgg-rl", *map(str, words)])
         with pytest.raises(SystemExit) as end:
