@@ -3,6 +3,7 @@
 import io
 import sys
 from collections.abc import Callable
+from typing import Annotated
 
 import typer
 
@@ -26,33 +27,56 @@ from cli.commands.train import sft, train
 from cli.commands.weights import weights_app
 from services.errors import SggError
 from services.host.environment import own_programs_on_path
-from services.printable import print_safely
+from services.printable import print_safely, quiet_libraries
 
 app = typer.Typer(
     name="sgg-rl",
     help="Reinforcement learning of vision-language models that write scene graphs.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
-for _group, _name in (
-    (serve_app, "serve"),
-    (data_app, "data"),
-    (model_app, "model"),
-    (dead_app, "dead"),
-    (similarity_app, "similarity"),
-    (weights_app, "weights"),
-    (slurm_app, "slurm"),
-    (settings_app, "settings"),
+_TRAIN, _USE, _LOOK, _BEFORE = "Train", "Use and evaluate a model", "Look at a run", "Prepare"
+for _group, _name, _panel in (
+    (serve_app, "serve", _TRAIN),
+    (slurm_app, "slurm", _TRAIN),
+    (weights_app, "weights", _TRAIN),
+    (dead_app, "dead", _LOOK),
+    (settings_app, "settings", _BEFORE),
+    (data_app, "data", _BEFORE),
+    (model_app, "model", _BEFORE),
+    (similarity_app, "similarity", _BEFORE),
 ):
-    app.add_typer(_group, name=_name)
-_COMMANDS: tuple[Callable[..., None], ...] = (
-    *(init, train, sft, run, demo),
-    *(status, doctor, predict, infer, score, evaluate, rollouts, plan, reproduce),
-)
-for _command in _COMMANDS:
-    app.command()(_command)
+    app.add_typer(_group, name=_name, rich_help_panel=_panel)
+_COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
+    _TRAIN: (demo, run, train, sft, reproduce),
+    _USE: (predict, infer, evaluate, score),
+    _LOOK: (status, rollouts),
+    _BEFORE: (init, doctor, plan),
+}
+for _panel, _commands in _COMMANDS.items():
+    for _command in _commands:
+        app.command(rich_help_panel=_panel)(_command)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        print(f"sgg-rl {version('sgg-rl')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
+    ] = False,
+) -> None:
+    pass
 
 
 def main() -> None:
@@ -63,6 +87,7 @@ def main() -> None:
     """
     own_programs_on_path()
     print_safely()
+    quiet_libraries()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # of a terminal that may know ASCII only
             stream.reconfigure(errors="backslashreplace")

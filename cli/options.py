@@ -18,7 +18,10 @@ Overrides = Annotated[
     typer.Option("--set", help="section.field=value, over the file and environment."),
 ]
 ShortOverrides = Annotated[list[str] | None, typer.Option("--set", help="section.field=value.")]
-AsJson = Annotated[bool, typer.Option("--json", help="For scripts.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else, for scripts.")]
 AllowChanges = Annotated[
-    bool, typer.Option(help="With --resume: also with another dataset, instruction or reward.")
+    bool,
+    typer.Option(
+        "--allow-changes", help="With --resume: also with another dataset, instruction or reward."
+    ),
 ]

@@ -2,17 +2,15 @@
 
 import logging
 import os
-import stat
 import sys
 from contextlib import nullcontext, suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from services.errors import SettingsError, SggError
 from services.host.environment import environment_value, start_command
 from services.models.families import with_box_space
 from services.settings import Settings, dump_settings, load_settings
-from services.telemetry import setup_logging
+from services.telemetry import log_beside, setup_logging
 from trainer.ranks.stop import EXIT_STOPPED, stop_request
 
 if TYPE_CHECKING:
@@ -25,7 +23,7 @@ logger = logging.getLogger(__name__)
 def train(settings: Settings, *, resume: bool, allow_changes: bool) -> None:
     """Run the trainer: this process, or as many as `trainer.num_ranks` below it."""
     settings, rank = _begun(settings, "train")
-    setup_logging(f"trainer[{rank}]", beside=_own_log(settings, rank))
+    setup_logging(f"trainer[{rank}]", beside=log_beside(settings.run.files.logs, f"trainer-{rank}"))
     if rank == 0:
         _keep_settings(settings)
     with stop_request() as stop:
@@ -58,15 +56,6 @@ def _keep_settings(settings: Settings) -> None:
     draft.replace(file)
 
 
-def _own_log(settings: Settings, rank: int) -> Path | None:
-    """Beside stderr, where nobody keeps that in a file: neither the launcher nor a Slurm job."""
-    if environment_value("SGG_JOB_FOLDER") or stat.S_ISREG(os.fstat(2).st_mode):
-        return None
-    logs = settings.run.files.logs
-    logs.mkdir(parents=True, exist_ok=True)
-    return logs / f"trainer-{rank}.log"
-
-
 def _leave_results(settings: Settings) -> None:
     """A run whose pictures cannot be drawn is done all the same."""
     from evaluation.of_a_run.report import write_run_results
@@ -89,11 +78,13 @@ def _evaluation(settings: Settings, rank: int) -> "StepEvaluation | None":
 def sft(settings: Settings, *, resume: bool, allow_changes: bool) -> None:
     """Run supervised fine-tuning, on as many processes as the trainer's."""
     settings, rank = _begun(settings, "sft")
-    setup_logging(f"sft[{rank}]")
+    setup_logging(f"sft[{rank}]", beside=log_beside(settings.run.files.logs, f"sft-{rank}"))
     with stop_request() as stop:
+        from cli.views.progress import shown
         from trainer.sft.train import run_sft
 
-        folder = run_sft(settings, resume=resume, allow_changes=allow_changes, stop=stop)
+        with shown(settings) if rank == 0 else nullcontext():
+            folder = run_sft(settings, resume=resume, allow_changes=allow_changes, stop=stop)
     if folder is None:
         _stopped(rank)
     elif rank == 0:

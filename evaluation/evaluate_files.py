@@ -44,13 +44,21 @@ class Request:
     """That the report shows"""
 
 
-def run_evaluation(request: Request, output: Path | None) -> EvaluationResult:
+def run_evaluation(
+    request: Request, output: Path | None, on_stage: Callable[[str], object] = lambda _: None
+) -> EvaluationResult:
     """Read, evaluate, and write the results into a folder, where one is given.
+
+    Args:
+        request: What to evaluate.
+        output: The folder.
+        on_stage: Called with the name of each part of the work as it begins.
 
     Raises:
         InvalidInputError: Something cannot be read, or there is nothing to compare.
         SettingsError: The request contradicts itself.
     """
+    on_stage("reading references and predictions")
     mapper = _mapper(request)
     task = request.task or predicted_task(request.predictions)
     problems = Problems()
@@ -65,14 +73,21 @@ def run_evaluation(request: Request, output: Path | None) -> EvaluationResult:
         "vocabulary": request.vocabulary,
         "embedding_model": request.embedding_model,
     }
+    on_stage(f"scoring {len(references.images):,} images")
     result = replace(evaluate(predictions, references, problems, options), inputs=inputs)
     if output is not None:
+        on_stage("writing the report")
         save_result(result, output)
         write_report(result, output, references.image_bytes, num_images=request.num_images)
     return result
 
 
-def run_comparison(folders: tuple[Path, Path], output: Path, num_images: int) -> Comparison:
+def run_comparison(
+    folders: tuple[Path, Path],
+    output: Path,
+    num_images: int,
+    on_stage: Callable[[str], object] = lambda _: None,
+) -> Comparison:
     """Compare two finished evaluations, and write `comparison.json` and the report.
 
     Raises:
@@ -80,13 +95,16 @@ def run_comparison(folders: tuple[Path, Path], output: Path, num_images: int) ->
     """
     if output.resolve() in {folder.resolve() for folder in folders}:
         raise InvalidInputError(f"{output} is compared: give --output another folder")
+    on_stage("reading both evaluations")
     first, second = map(load_result, folders)
     if first.name == second.name:  # then folders tell them apart
         first, second = (
             replace(result, name=str(folder))
             for result, folder in zip((first, second), folders, strict=True)
         )
+    on_stage("comparing them")
     compared = compare(first, second)
+    on_stage("writing the report")
     output.mkdir(parents=True, exist_ok=True)
     save_comparison(compared, output)
     write_report(second, output, _pictures(second), compared, num_images)

@@ -10,6 +10,7 @@ from pathlib import Path
 from launcher.subreaper import is_alive
 from services.errors import ConflictError, NotFoundError
 from services.run_folder import RunFolder
+from services.waiting import WaitNotice
 
 _SETTLE_S = 60.0
 """How long the parts of a killed launcher may take to end."""
@@ -67,7 +68,7 @@ def run_lock(folder: Path) -> Iterator[int]:
 
 
 def _lock(descriptor: int, file: Path, folder: Path) -> None:
-    started = time.monotonic()
+    started, notice = time.monotonic(), WaitNotice(_SETTLE_S)
     while True:
         try:
             return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -79,4 +80,6 @@ def _lock(descriptor: int, file: Path, folder: Path) -> None:
                     f"a run named {folder.name} is going on in {folder} (process {owner or '?'}): "
                     "stop it, or give this one another run.name"
                 ) from None
+        waited_s = time.monotonic() - started
+        notice.waited(waited_s, f"the parts of an earlier run named {folder.name} are ending")
         time.sleep(0.2)  # its launcher is gone; its parts are about to be

@@ -42,7 +42,7 @@ from services.redis.registry import open_registry
 from services.schemas.weights import PolicyInfo
 from services.settings import Settings, dump_settings
 from services.settings.secrets import read_token
-from services.telemetry import setup_logging
+from services.telemetry import log_beside, setup_logging
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,8 @@ def run_inference(
     servers: Sequence[str] = (),
     own_server: bool = False,
     limit: int | None = None,
-) -> None:
+    console: SafeConsole | None = None,
+) -> Progress:
     """Ask about a dataset's images; see `docs/inference.md`.
 
     Args:
@@ -68,6 +69,10 @@ def run_inference(
         servers: Urls of running servers; without them those of the run's registry.
         own_server: Start a server here, whatever else runs.
         limit: Only the first images.
+        console: Gets what is said for people; standard output when None.
+
+    Returns:
+        What came of it.
 
     Raises:
         SggError: With what to do about it.
@@ -78,13 +83,15 @@ def run_inference(
     _begin_logs(settings, folder)
     dataset = open_dataset(data, annotated=False)
     progress = Progress(total=min(len(dataset), limit or len(dataset)))
-    with _serving(settings, folder, found) as work:
+    console = console or open_console()
+    with _serving(settings, folder, found, console) as work:
         work.say_what(f"{progress.total} images of {data}", folder)
         to_do = infer_into(
             folder, work.settings, work.urls, dataset, progress, registered=work.registered
         )
         work.follow(to_do, progress)
-    open_console().print(summary(progress, folder))
+    console.print(summary(progress, folder))
+    return progress
 
 
 def run_prediction(
@@ -119,9 +126,10 @@ def run_prediction(
     _begin_logs(settings, folder)
     progress = Progress(total=len(dataset))
     files = {dataset.image_id(index): path for index, path in enumerate(pictures)}
+    console = open_console()
     with (
         Drawings(folder / "drawings", picture_reader(files), draw) as drawings,
-        _serving(settings, folder, found) as work,
+        _serving(settings, folder, found, console) as work,
     ):
         work.say_what(f"{progress.total} picture{'s' * (progress.total != 1)}", folder)
         asked = work.settings, work.urls, dataset, progress, drawings
@@ -129,7 +137,6 @@ def run_prediction(
     lines = kept_lines(folder)
     page = write_predictions(lines, folder, picture_reader(files), kept_settings(folder))
     failed = [line for line in lines if line.status in NOT_ASKED and line.image_id in files]
-    console = open_console()
     console.print(summary(progress, folder))
     say_failed(say_on(console), failed)
     say_on(console)(f"look at {page}")
@@ -188,8 +195,9 @@ def _is_there(url: str) -> bool:
 
 
 def _begin_logs(settings: Settings, folder: Path) -> None:
-    (folder / "logs").mkdir(parents=True, exist_ok=True)
-    setup_logging("infer")
+    logs = folder / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    setup_logging("infer", beside=log_beside(logs, "infer"))
     check_instruction(settings.data.template, settings.data.vocabulary)
 
 
@@ -220,9 +228,10 @@ class _Work:
 
 
 @contextmanager
-def _serving(settings: Settings, folder: Path, found: _Servers) -> Iterator[_Work]:
+def _serving(
+    settings: Settings, folder: Path, found: _Servers, console: SafeConsole
+) -> Iterator[_Work]:
     """The servers that were found, or one that is started for this and stopped at the end."""
-    console = open_console()
     say = say_on(console)
     urls, registered = found.urls, found.registered
     with (

@@ -10,7 +10,7 @@ from launcher.folder import prepare_folder, run_lock
 from launcher.processes import PartDiedError, Supervisor
 from launcher.run_parts import RunParts, run_parts, server_urls, with_free_ports
 from launcher.signals import handled, heeded_signals
-from launcher.views.run_summary import plan_lines, summary_table
+from launcher.views.run_summary import closing_lines, plan_lines, summary_table
 from launcher.views.run_table import RunTable
 from launcher.views.terminal import SafeConsole, Say, open_console, say_on
 from planning.placement import colocated, place
@@ -148,6 +148,8 @@ class _Run:
             self.console.print(summary_table(heldout_summary(self.folder)))
         for file in (*write_run_results(self.settings), self.folder.checkpoint):
             self.say(f"wrote {file}")
+        if self.evaluates:
+            self.say("\n".join(["", *closing_lines(heldout_summary(self.folder), self.folder)]))
 
 
 def _num_steps(settings: Settings) -> int:

@@ -21,6 +21,7 @@ from services.errors import SggError, WaitTimeoutError
 from services.host.environment import part_environment
 from services.loop_thread import LoopThread
 from services.settings.load import ENV_PREFIX
+from services.waiting import WaitNotice
 
 T = TypeVar("T")
 State = Literal["starting", "running", "waiting", "adopted", "done", "stopped"]
@@ -166,9 +167,13 @@ class Supervisor:
         """
         waited = [self._children[name] for name in names]
         restarts = {child.part.name: child.restarts for child in waited}
-        while any(child.state not in ("running", "adopted") for child in waited):
+        began, limit_s = time.monotonic(), max(c.part.ready_timeout_s for c in waited)
+        notice = WaitNotice(limit_s, self._say)
+        while late := [c for c in waited if c.state not in ("running", "adopted")]:
             self.check()
             tick()
+            where = ", ".join(f"{c.part.name} (log {self._log(c)})" for c in late)
+            notice.waited(time.monotonic() - began, f"not ready yet: {where}")
             for child in waited:  # what cannot even start will not by being started again
                 if child.restarts > restarts[child.part.name]:
                     name = child.part.name

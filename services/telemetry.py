@@ -1,6 +1,8 @@
 """Logs of every process, and the metrics and spans of every service."""
 
 import logging
+import os
+import stat
 import sys
 import time
 import warnings
@@ -13,7 +15,8 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from starlette.applications import Starlette
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from services.printable import OneLine
+from services.host.environment import environment_value
+from services.printable import OneLine, for_people
 
 _LOGGERS = (
     "torch._library.triton",
@@ -55,10 +58,11 @@ def setup_logging(
     Args:
         process_name: Stands in every line, so that logs of several processes can be merged.
         file: Append to it instead: for a process that draws on its terminal.
-        beside: Append to it too.
+        beside: Append to it too; then only this has what libraries say, unless something failed.
     """
     handlers: list[logging.Handler] = [_Stderr() if file is None else logging.FileHandler(file)]
     if beside is not None:
+        handlers[0].addFilter(for_people)
         handlers.append(logging.FileHandler(beside))
     for handler in handlers:
         handler.setFormatter(
@@ -71,6 +75,17 @@ def setup_logging(
         logging.getLogger(name).addFilter(_worth_reading)
     # At every picture; vLLM takes a run's limits by these names alone.
     warnings.filterwarnings("ignore", "Passing `min_pixels` and `max_pixels`", FutureWarning)
+
+
+def log_beside(logs: Path, name: str) -> Path | None:
+    """A file for `setup_logging` to append to, in a folder that is made.
+
+    None where somebody keeps stderr in a file already: the launcher, a Slurm job, a shell.
+    """
+    if environment_value("SGG_JOB_FOLDER") or stat.S_ISREG(os.fstat(2).st_mode):
+        return None
+    logs.mkdir(parents=True, exist_ok=True)
+    return logs / f"{name}.log"
 
 
 class HttpMetrics:

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import logging
+import math
 import shutil
 import threading
 import time
@@ -22,6 +23,40 @@ _NO_ROOM = {errno.ENOSPC, errno.EDQUOT}
 """What a full file system, and a full quota, answer."""
 
 
+class WaitNotice:
+    """Says of a wait how long it is and why: after 5 s, and then every 30 s.
+
+    Example of a line: `waiting 35 s of 600 s: Redis at redis://127.0.0.1:6379/0 does not answer`
+    """
+
+    FIRST_S = 5.0
+    EVERY_S = 30.0
+
+    def __init__(self, limit_s: float, say: Callable[[str], object] | None = None) -> None:
+        """Says nothing yet.
+
+        Args:
+            limit_s: Seconds after which nobody waits any longer; infinity where there is no end.
+            say: Takes a line; this module's log when None.
+        """
+        self._limit = f" of {limit_s:.0f} s" if math.isfinite(limit_s) else ""
+        self._say = say or (lambda line: logger.warning("%s", line))
+        self._next_s = self.FIRST_S
+
+    def waited(self, seconds: float, why: str) -> None:
+        """Call it at each look at what is waited for.
+
+        Args:
+            seconds: Since the wait began. Fewer than at the last look are another wait.
+            why: Who is waited for, and what is wrong there.
+        """
+        if seconds < self._next_s - self.EVERY_S:
+            self._next_s = self.FIRST_S
+        if seconds >= self._next_s:
+            self._next_s = seconds + self.EVERY_S
+            self._say(f"waiting {seconds:.0f} s{self._limit}: {why}")
+
+
 async def until_available(
     work: Callable[[], Awaitable[T]],
     *,
@@ -39,7 +74,7 @@ async def until_available(
         WaitTimeoutError: It was away for `timeout_s` seconds; the message is the service's.
     """
     since: float | None = None  # not the start: this process may have stood still before it failed
-    said = ""
+    said, notice = "", WaitNotice(timeout_s)
     while True:
         try:
             return await work()
@@ -53,6 +88,7 @@ async def until_available(
             if error.message != said:
                 logger.warning("%s; trying again", error.message)
             said = error.message
+            notice.waited(time.monotonic() - since, error.message)
             await asyncio.sleep(PAUSE_S)
 
 
@@ -96,6 +132,7 @@ class RoomWait:
     def __init__(self, folder: Path, timeout_s: float) -> None:
         self._folder = folder
         self._timeout_s = timeout_s
+        self._notice = WaitNotice(timeout_s)
         self._lock = threading.Lock()
         self._full_since: float | None = None
 
@@ -132,6 +169,7 @@ class RoomWait:
                     self._timeout_s,
                 )
             full_s = now - self._full_since
+            self._notice.waited(full_s, f"{self._folder} has no room ({error.strerror})")
         if full_s > self._timeout_s:
             raise WaitTimeoutError(
                 f"{self._folder} had no room for {full_s:.0f} s ({error.strerror}): make room "

@@ -59,6 +59,8 @@ class StepBatch(Message):
     """Groups that were with the reward service then."""
     num_ready: int = 0
     """Scored groups that were left for later steps."""
+    num_servers: int = 0
+    """Rollout servers that were registered then."""
     sampler_idle_fraction: float | None = None
     """Share of the rollout servers' time since the last batch in which they had nothing to sample
     (`trainer.collection.idle`); None where no server was seen."""

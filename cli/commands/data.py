@@ -3,8 +3,6 @@
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -12,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from cli.options import AsJson
+from cli.views.as_json import print_json
+from cli.views.progress import counted, staged
 from cli.views.safe_text import safe
 from services.errors import SettingsError
-from services.printable import printable
 
 if TYPE_CHECKING:
     from scene_data.conversion.convert import Conversion
@@ -30,6 +29,16 @@ Vocabulary = Annotated[
     typer.Option(help="vg150, psg or a file: its names alone; those outside are counted."),
 ]
 
+WithImages = Annotated[
+    bool, typer.Option("--with-images/--no-images", help="Or annotations alone, as JSONL.")
+]
+KeepUnrelated = Annotated[
+    bool,
+    typer.Option(
+        "--keep-unrelated", help="Keep images without relationships: detection needs none."
+    ),
+]
+
 
 @data_app.command("make-toy")
 def make_toy(
@@ -38,10 +47,13 @@ def make_toy(
     num_heldout: Annotated[int, typer.Option(min=1)] = 256,
     seed: int = 0,
     noisy: Annotated[
-        bool, typer.Option(help="Spoil the training annotations, as people do.")
+        bool, typer.Option("--noisy", help="Spoil the training annotations, as people do.")
     ] = False,
 ) -> None:
-    """Render toy-scenes into FOLDER."""
+    """Render toy-scenes into FOLDER.
+
+    Example: sgg-rl data make-toy data/toy --num-train 512
+    """
     from scene_data.toy.scenes import ANNOTATOR_NOISE
     from scene_data.toy.scenes import make_toy as write
 
@@ -58,10 +70,14 @@ def make_tiny(
         Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"], typer.Option(help="The architecture.")
     ] = "qwen2_5_vl",
 ) -> None:
-    """Write a tiny Qwen-VL with random weights into FOLDER."""
+    """Write a tiny Qwen-VL with random weights into FOLDER.
+
+    Example: sgg-rl model make-tiny models/tiny
+    """
     from scene_data.toy.tiny_model import make_tiny_model
 
-    make_tiny_model(folder, family=family, seed=seed)
+    with staged() as on_stage:
+        make_tiny_model(folder, family=family, seed=seed, on_stage=on_stage)
     print(f"wrote {folder}")
 
 
@@ -79,12 +95,10 @@ def convert(
         list[Path] | None,
         typer.Option(help="Folder with the image files, given again for another; else SOURCE's."),
     ] = None,
-    with_images: Annotated[
-        bool, typer.Option("--with-images/--no-images", help="Or annotations alone, as JSONL.")
-    ] = True,
+    with_images: WithImages = True,
     vocabulary: Vocabulary = None,
     object_aliases: Annotated[
-        Path | None, typer.Option(help="Lines `canonical,alias,alias…`.")
+        Path | None, typer.Option(help="Synonyms: name,alias,alias a line.")
     ] = None,
     predicate_aliases: Annotated[Path | None, typer.Option(help="The same.")] = None,
     open_vocabulary: Annotated[
@@ -95,17 +109,20 @@ def convert(
         list[str] | None,
         typer.Option(help="NAME=FILE: images go to NAME whose ids are in FILE, one a line."),
     ] = None,
-    keep_unrelated: Annotated[
-        bool, typer.Option(help="Keep images without relationships: detection needs none.")
-    ] = False,
+    keep_unrelated: KeepUnrelated = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Write annotations and images as the parquet files that training reads."""
+    """Write annotations and images as the parquet files that training reads.
+
+    Example: sgg-rl data convert VG150.json --output data/vg150
+    """
     from scene_data.conversion.convert import ConversionOptions, open_source
     from scene_data.conversion.convert import convert as run
     from scene_data.conversion.graphs import GraphRules
 
     opened = open_source(source, vocabulary=vocabulary, need_images=with_images)
-    print(f"{safe(source)} is read as {opened.title}")
+    if not as_json:
+        print(f"{safe(source)} is read as {opened.title}")
     rules = GraphRules(
         vocabulary=vocabulary,
         object_aliases=object_aliases,
@@ -119,9 +136,12 @@ def convert(
         splits=_splits(split) if split else None,
         keep_unrelated=keep_unrelated,
     )
-    with _counted("images") as on_image:
+    with counted("images") as on_image:
         done = run(opened, rules, options, on_image)
-    _show_conversion(done)
+    if as_json:
+        print_json({"layout": opened.title, "files": done.files, "tally": done.tally})
+    else:
+        _show_conversion(done)
 
 
 @data_app.command("inspect")
@@ -137,7 +157,10 @@ def inspect(
     samples: Annotated[int, typer.Option(min=1, help="Pictures, spread over the rows.")] = 4,
     as_json: AsJson = False,
 ) -> None:
-    """Counts, faults and statistics of a dataset, and pictures of it."""
+    """Counts, faults and statistics of a dataset, and pictures of it.
+
+    Example: sgg-rl data inspect data/vg150/train.parquet --vocabulary vg150
+    """
     from cli.views import data as data_view
     from scene_data.inspection import Inspector
     from scene_data.reading.sources import open_rows
@@ -146,11 +169,11 @@ def inspect(
     rows = open_rows(path, need_images=False)
     words = load_vocabulary(vocabulary) if vocabulary else None
     inspector = Inspector(rows, vocabulary=words, check_images=images)
-    with _counted("rows") as on_row:
+    with counted("rows") as on_row:
         found = inspector.run(on_row)
     text = json.dumps(asdict(found), indent=2, ensure_ascii=False)
     if as_json:
-        print(printable(text))
+        print_json(found)
     else:
         data_view.show(found, path)
     if output is not None:
@@ -182,20 +205,6 @@ def _splits(options: list[str]) -> dict[str, str]:
             if found.setdefault(image_id, name) != name:
                 raise SettingsError(f"--split: image {image_id} is in {found[image_id]} and {name}")
     return found
-
-
-@contextmanager
-def _counted(what: str) -> Iterator[Callable[[], object]]:
-    """Count on a terminal while the block runs; elsewhere stay silent."""
-    from rich.progress import Progress, TextColumn, TimeElapsedColumn
-
-    from launcher.views.terminal import SafeConsole
-
-    columns = (TextColumn(f"{{task.completed:,.0f}} {what}"), TimeElapsedColumn())
-    console = SafeConsole(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as p:
-        task = p.add_task(what, total=None)
-        yield lambda: p.advance(task)
 
 
 def _show_conversion(done: "Conversion") -> None:

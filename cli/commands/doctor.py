@@ -1,7 +1,5 @@
 """`sgg-rl doctor`: is everything here that a run needs?"""
 
-import dataclasses
-import json
 import sys
 import textwrap
 from contextlib import redirect_stdout
@@ -9,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from cli.options import AsJson, Config, Overrides
 from cli.settings import run_settings
+from cli.views.as_json import print_json
 from services.printable import printable
 
 if TYPE_CHECKING:
@@ -18,7 +17,10 @@ _WIDTH = 80
 
 
 def doctor(config: Config = None, set_: Overrides = None, as_json: AsJson = False) -> None:
-    """Check what this machine has, with --config what that run needs; say what is missing."""
+    """Check what this machine has, with --config what that run needs; say what is missing.
+
+    Example: sgg-rl doctor --config configs/demo.toml
+    """
     from planning.preflight.machine import machine_checks
     from planning.run_checks import run_checks
 
@@ -28,7 +30,7 @@ def doctor(config: Config = None, set_: Overrides = None, as_json: AsJson = Fals
         if settings is not None:
             results += run_checks(settings)
     if as_json:
-        print(json.dumps([dataclasses.asdict(result) for result in results], indent=2))
+        print_json(results)
     else:
         print(printable("\n".join(map(check_line, results))))
     if any(result.state == "missing" for result in results):

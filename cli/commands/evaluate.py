@@ -1,10 +1,14 @@
 """`sgg-rl evaluate`: how good predicted scene graphs are, and whether two runs differ."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from cli.options import AsJson
+from cli.views.as_json import print_json
+from cli.views.progress import staged
 from services.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -51,10 +55,13 @@ def evaluate(
     embedding_model: EmbeddingModel = None,
     images: NumImages = 100,
     compare: Compare = None,
+    as_json: AsJson = False,
 ) -> None:
     """Evaluate PREDICTIONS, or compare two evaluations.
 
     Writes metrics.json, images.jsonl, ratios.npz and report.html into the output folder.
+
+    Example: sgg-rl evaluate out --reference data/val.parquet --split val -o result
     """
     if compare is not None:
         if any((predictions, reference, split, task, train, vocabulary, aliases, embedding_model)):
@@ -62,7 +69,9 @@ def evaluate(
         from cli.views.evaluate import comparison_view
         from evaluation.evaluate_files import run_comparison
 
-        _print(comparison_view(run_comparison(compare, output, images)), output)
+        with staged() as on_stage:
+            compared = run_comparison(compare, output, images, on_stage)
+        _print(comparison_view(compared), output / "comparison.json", as_json=as_json)
         return
     if predictions is None or reference is None or split is None:
         raise SettingsError("give PREDICTIONS with --reference and --split, or --compare A B")
@@ -80,12 +89,18 @@ def evaluate(
         embedding_model=embedding_model,
         num_images=images,
     )
-    _print(result_view(run_evaluation(request, output)), output)
+    with staged() as on_stage:
+        result = run_evaluation(request, output, on_stage)
+    _print(result_view(result), output / "metrics.json", as_json=as_json)
 
 
-def _print(view: "RenderableType", output: Path) -> None:
+def _print(view: "RenderableType", written: Path, *, as_json: bool) -> None:
+    """The view, or what was written for scripts."""
+    if as_json:
+        print_json(json.loads(written.read_bytes()))
+        return
     from launcher.views.terminal import SafeConsole
 
     console = SafeConsole(markup=False, emoji=False, highlight=False)
     console.print(view)
-    console.print(f"\n{output / 'report.html'}", soft_wrap=True)
+    console.print(f"\n{written.with_name('report.html')}", soft_wrap=True)

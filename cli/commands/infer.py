@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from cli.options import ShortOverrides
+from cli.options import AsJson, ShortOverrides
 from cli.settings import OWN_CONFIG
+from cli.views.as_json import print_json
 from services.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ Output = Annotated[Path, typer.Option("--output", "-o", help="Folder; one that i
 Model = Annotated[str | None, typer.Option(help="Folder or hub name; a server of it is started.")]
 Config = Annotated[list[Path] | None, typer.Option("--config", "-c", help="The run's TOML file.")]
 Servers = Annotated[list[str] | None, typer.Option("--server", help="URL; give it for each.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Only the first images.")]
+Limit = Annotated[int | None, typer.Option(min=1, metavar="N", help="Only the first images.")]
 Template = Annotated[
     str | None, typer.Option(help="The instruction: open, closed, toy or a text file.")
 ]
@@ -30,7 +31,9 @@ Vocabulary = Annotated[
     str | None, typer.Option(help="Names to use: vg150, psg or a file; implies closed.")
 ]
 Thinking = Annotated[bool | None, typer.Option(help="Ask for <think> before the answer.")]
-Temperature = Annotated[float | None, typer.Option(min=0, max=2, help="0, the default, is greedy.")]
+Temperature = Annotated[
+    float | None, typer.Option(min=0, max=2, metavar="T", help="0, the default, is greedy.")
+]
 TopP = Annotated[float | None, typer.Option(help="With a temperature.")]
 TopK = Annotated[int | None, typer.Option(help="With a temperature.")]
 Seed = Annotated[int | None, typer.Option(help="With a temperature.")]
@@ -40,7 +43,7 @@ BestOf = Annotated[
 MaxTokens = Annotated[int | None, typer.Option(help="Of one answer.")]
 Constrain = Annotated[
     Literal["never", "failures", "all"] | None,
-    typer.Option(help="Whom to ask again under a JSON Schema."),
+    typer.Option(metavar="WHOM", help="Asked again under a JSON Schema: never, failures or all."),
 ]
 
 
@@ -62,11 +65,14 @@ def infer(
     max_tokens: MaxTokens = None,
     constrain: Constrain = None,
     best_of: BestOf = None,
+    as_json: AsJson = False,
 ) -> None:
     """Write OUTPUT/predictions.jsonl: one scene graph for each image of DATA, in its order.
 
     Through the servers given, else those of the run, else one of --model that is started for it.
     The same command again goes on where it was stopped.
+
+    Example: sgg-rl infer data/val.parquet --model runs/demo/checkpoint -o out
     """
     settings = inference_settings(
         model,
@@ -87,9 +93,20 @@ def infer(
         seed=seed,
     )
     from launcher.inference import run_inference
+    from launcher.views.inference import summary_values
+    from launcher.views.terminal import SafeConsole
 
-    own = model is not None and not server
-    run_inference(settings, data, output, servers=server or (), own_server=own, limit=limit)
+    done = run_inference(
+        settings,
+        data,
+        output,
+        servers=server or (),
+        own_server=model is not None and not server,
+        limit=limit,
+        console=SafeConsole(stderr=True) if as_json else None,
+    )
+    if as_json:
+        print_json(summary_values(done, output))
 
 
 def inference_settings(

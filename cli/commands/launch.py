@@ -8,7 +8,7 @@ import typer
 from cli.options import AllowChanges, Config, Overrides
 from cli.settings import demo_settings, run_settings
 
-Resume = Annotated[bool, typer.Option(help="Go on with the run of this name.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run of this name.")]
 
 
 def run(
@@ -17,7 +17,10 @@ def run(
     resume: Resume = False,
     allow_changes: AllowChanges = False,
 ) -> None:
-    """A whole run on this machine: Redis, reward service, rollout servers, trainer."""
+    """A whole run on this machine: Redis, reward service, rollout servers, trainer.
+
+    Example: sgg-rl run --config configs/demo.toml
+    """
     from launcher.local_run import run_here
 
     settings = run_settings(config, set_)
@@ -33,7 +36,10 @@ def demo(
     resume: Resume = False,
     allow_changes: AllowChanges = False,
 ) -> None:
-    """As `run`, with held-out evaluations before and after, and a report."""
+    """As `run`, with held-out evaluations before and after, and a report.
+
+    Example: sgg-rl demo
+    """
     from launcher.local_run import run_here
 
     settings = demo_settings(config, set_, data)

@@ -7,6 +7,8 @@ import typer
 
 from cli.options import AsJson, Config, ShortOverrides
 from cli.settings import run_settings
+from cli.views.as_json import print_json
+from cli.views.progress import counted
 from services.errors import SettingsError
 
 _WIDTH = 100
@@ -31,16 +33,21 @@ def plan(
     """Simulate a run on a cluster: steps an hour, who waits, and what saturates.
 
     Nothing is started, and no GPU is needed.
-    """
-    numbers = _numbers(gpus)
-    loaded = run_settings(config, set_)
-    from planning.simulation.cluster import load_cluster
-    from planning.simulation.compare import make_plan
-    from planning.simulation.view import plan_json, plan_view
 
-    found = make_plan(loaded, load_cluster(cluster), run=measure, gpus=numbers)
+    Example: sgg-rl plan --cluster 80gbx1 --config configs/demo.toml
+    """
+    from planning.simulation.cluster import check_plan, load_cluster
+
+    numbers, on = _numbers(gpus), load_cluster(cluster)
+    loaded = run_settings(config, set_)
+    check_plan(loaded, on)  # before the imports that take seconds
+    with counted("splits simulated") as on_split:
+        from planning.simulation.compare import make_plan
+        from planning.simulation.view import plan_json, plan_view
+
+        found = make_plan(loaded, on, run=measure, gpus=numbers, on_split=on_split)
     if as_json:
-        print(plan_json(found))
+        print_json(plan_json(found))
         return
     from launcher.views.terminal import SafeConsole
 

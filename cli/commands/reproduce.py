@@ -25,7 +25,10 @@ def reproduce(
         bool, typer.Option("--tiny", help="Run the whole chain, on toy-scenes and a CPU.")
     ] = False,
 ) -> None:
-    """Print the commands for each row of a published table, as a bash script."""
+    """Print the commands for each row of a published table, as a bash script.
+
+    Example: sgg-rl reproduce r1-sgg --row 'vg150-closed-*'
+    """
     from launcher import reproduce as recipes
 
     if tiny:

@@ -10,6 +10,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from cli.options import AsJson
+from cli.views.as_json import print_json
 from cli.views.safe_text import safe
 from launcher.views.terminal import SafeConsole
 from services.errors import NotFoundError
@@ -24,8 +26,12 @@ def rollouts(
     group: Annotated[
         str | None, typer.Option(help="This group with its whole texts, such as demo-e0-r9.")
     ] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """The groups of a step: each completion with its rewards; one group in full with --group."""
+    """The groups of a step: each completion with its rewards; one group in full with --group.
+
+    Example: sgg-rl rollouts runs/demo --step 3 --group demo-e0-r9
+    """
     from trainer.records.rollout_files import read_rollouts
 
     records = read_rollouts(run, step)
@@ -35,6 +41,9 @@ def rollouts(
     if not chosen:
         names = ", ".join(r.rollout.group_id for r in records)
         raise NotFoundError(f"step {step} has no group {group}; it has {names}")
+    if as_json:
+        print_json(chosen)
+        return
     console = SafeConsole()
     for record in chosen:
         console.print(group_view(record, whole=group is not None))

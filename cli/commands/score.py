@@ -57,6 +57,8 @@ def score(
     A row of JSONL has "completion", and may have "reference", "image_size",
     "box_space", "id", "num_tokens" and "require_thinking". Options stand in
     for what a row does not say. Without a reference it is only read.
+
+    Example: sgg-rl score answers.jsonl --rubric objects-first --json
     """
     from cli.commands.score_rows import read_completions
     from cli.views.score import Report, complain

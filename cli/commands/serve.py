@@ -25,7 +25,10 @@ Port = Annotated[int | None, typer.Option(min=1, max=65535, help="Instead of the
 def redis(
     config: Config = None, set_: Overrides = None, host: Host = None, port: Port = None
 ) -> None:
-    """Redis or Valkey, with its data in the run's folder."""
+    """Redis or Valkey, with its data in the run's folder.
+
+    Example: sgg-rl serve redis --config run.toml
+    """
     serve_redis(service_settings(config, set_, redis=(host, port)))
 
 
@@ -39,7 +42,10 @@ def reward(
         int | None, typer.Option(min=1, help="Processes; each scores on one core.")
     ] = None,
 ) -> None:
-    """The reward service; by itself it needs no settings."""
+    """The reward service; by itself it needs no settings.
+
+    Example: sgg-rl serve reward --port 8100
+    """
     from reward_service.service.app import serve
     from services.telemetry import setup_logging
 
@@ -53,7 +59,10 @@ def reward(
 def rollout(
     config: Config = None, set_: Overrides = None, host: Host = None, port: Port = None
 ) -> None:
-    """A rollout server."""
+    """A rollout server.
+
+    Example: sgg-rl serve rollout --config run.toml
+    """
     serve_rollout(run_settings(config, set_, rollout=(host, port)))
 
 
@@ -61,7 +70,10 @@ def rollout(
 def monitor(
     config: Config = None, set_: Overrides = None, host: Host = None, port: Port = None
 ) -> None:
-    """Metrics of the whole run, and its addresses, for Prometheus."""
+    """Metrics of the whole run, and its addresses, for Prometheus.
+
+    Example: sgg-rl serve monitor --config run.toml
+    """
     from monitor_service.app import serve
     from services.telemetry import setup_logging
 

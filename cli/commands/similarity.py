@@ -33,6 +33,8 @@ def build(
     """Make a table from a vocabulary, and aliases or an embedding model.
 
     Each of --vocabulary and --aliases may be given several times.
+
+    Example: sgg-rl similarity build --vocabulary names.txt --aliases alike.txt -o a.json
     """
     if bool(aliases) == bool(embedding):
         raise SettingsError("say either --aliases or --embedding")
@@ -58,7 +60,10 @@ def build(
 
 @similarity_app.command("show")
 def show(file: Path, name: str) -> None:
-    """Print the names of the table in FILE that are like NAME, the most alike first."""
+    """Print the names of the table in FILE that are like NAME, the most alike first.
+
+    Example: sgg-rl similarity show a.json bicycle
+    """
     from reward_service.similarity.table import load_table
 
     found = load_table(file).neighbours(name)

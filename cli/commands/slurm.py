@@ -1,6 +1,5 @@
 """`sgg-rl slurm`: a run as a Slurm job."""
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -8,7 +7,10 @@ import typer
 
 from cli.options import AsJson, Config, Overrides
 from cli.settings import run_settings
+from cli.views.as_json import print_json
+from services.errors import SettingsError
 from services.printable import printable
+from services.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from services.settings import Settings
@@ -30,7 +32,10 @@ def render(
     data: Data = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write it here.")] = None,
 ) -> None:
-    """Print the batch script; nothing is submitted or made."""
+    """Print the batch script; nothing is submitted or made.
+
+    Example: sgg-rl slurm render --config run.toml --output job.sh
+    """
     from deploy.slurm.render import render as render_script
 
     script = render_script(_settings(config, set_, job), job, data=data)
@@ -46,11 +51,16 @@ def submit(
     job: Job = "train",
     set_: Overrides = None,
     data: Data = None,
-    resume: Annotated[bool, typer.Option(help="Go on from the run's checkpoints.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the run's checkpoints.")
+    ] = False,
     after: Annotated[str | None, typer.Option(help="A job that must end well before it.")] = None,
     parsable: Annotated[bool, typer.Option("--parsable", help="Print the job's id alone.")] = False,
 ) -> None:
-    """Put the job into the queue, with its settings, secrets and script in the run's folder."""
+    """Put the job into the queue, with its settings, secrets and script in the run's folder.
+
+    Example: sgg-rl slurm submit --config run.toml --resume
+    """
     from deploy.slurm.submit import submit as submit_job
 
     settings = _settings(config, set_, job)
@@ -60,14 +70,35 @@ def submit(
 
 @slurm_app.command()
 def status(
-    config: Config = None, job: Job = "train", set_: Overrides = None, as_json: AsJson = False
+    run: Annotated[
+        Path | None, typer.Argument(help="The run's folder, such as runs/demo; or give --config.")
+    ] = None,
+    config: Annotated[
+        list[Path] | None, typer.Option("--config", "-c", help="The run's TOML file.")
+    ] = None,
+    job: Job = "train",
+    set_: Overrides = None,
+    as_json: AsJson = False,
 ) -> None:
-    """The job's state, nodes and steps, and where its logs are."""
-    from deploy.slurm.status import job_status, status_lines
+    """How a run's job is: state, nodes, step, reward, time left, servers, last error.
 
-    found = job_status(_settings(config, set_, job))
-    as_text = json.dumps(found.model_dump(mode="json"), indent=2) if as_json else None
-    print(as_text or printable("\n".join(status_lines(found))))
+    Example: sgg-rl slurm status runs/demo
+    """
+    from deploy.slurm.status import job_status, status_lines
+    from services.settings import load_settings
+
+    if run is None:
+        settings = _settings(config, set_, job)
+    elif config:
+        raise SettingsError("name the run's folder or --config, not both")
+    else:  # wherever this is called: run.root may be relative to where the job was submitted
+        settings = load_settings(RunFolder(run).config, set_ or [])
+        settings = settings.changed(run={"root": run.absolute().parent, "name": run.name})
+    found = job_status(settings)
+    if as_json:
+        print_json(found)
+    else:
+        print(printable("\n".join(status_lines(found))))
 
 
 def _settings(config: list[Path] | None, overrides: list[str] | None, job: Job) -> "Settings":

@@ -1,14 +1,15 @@
-"""`sgg-rl status` and `sgg-rl dead`: what Redis holds of a run."""
+"""`sgg-rl status` and `sgg-rl dead`: how a run is, and its dead groups."""
 
-import json
+from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from cli.options import AsJson, Config, Overrides
 from cli.settings import run_settings
+from cli.views.as_json import print_json
 from cli.views.safe_text import safe
-from services.errors import NotFoundError
+from services.errors import NotFoundError, UnavailableError
 
 dead_app = typer.Typer(help="Groups that failed too often.", no_args_is_help=True)
 
@@ -16,12 +17,15 @@ dead_app = typer.Typer(help="Groups that failed too often.", no_args_is_help=Tru
 def status(
     config: Config = None,
     set_: Overrides = None,
-    watch: Annotated[bool, typer.Option(help="Refresh until Ctrl-C.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """The run's servers, policy and queues."""
-    from cli.run_state import read_status, watch_status
-    from cli.views.status import status_view
+    """How a run is: step, time left, trainer, services, servers, disk and queues.
+
+    Example: sgg-rl status --config runs/demo/config.toml
+    """
+    from cli.run_state import read_host, read_status, watch_status
+    from cli.views.status import host_view, status_view
     from launcher.views.terminal import SafeConsole
 
     if watch and as_json:
@@ -30,18 +34,30 @@ def status(
     if watch:
         watch_status(settings)
     elif as_json:
-        text = json.dumps(read_status(settings).model_dump(mode="json"), indent=2)
-        print(text)  # ASCII: no text steers
+        print_json(read_status(settings))
     else:
-        SafeConsole().print(status_view(read_status(settings)))
+        try:
+            view = status_view(read_status(settings))
+        except UnavailableError:
+            SafeConsole().print(host_view(read_host(settings)))
+            raise
+        SafeConsole().print(view)
 
 
 @dead_app.command("list")
-def dead_list(config: Config = None, set_: Overrides = None) -> None:
-    """Each dead group with its errors."""
+def dead_list(config: Config = None, set_: Overrides = None, as_json: AsJson = False) -> None:
+    """Each dead group with its errors.
+
+    Example: sgg-rl dead list --config runs/demo/config.toml
+    """
     from cli.run_state import with_queue
 
     letters = with_queue(run_settings(config, set_), lambda queue: queue.dead_letters())
+    if as_json:
+        print_json(
+            [asdict(letter) | {"body": letter.body.decode(errors="replace")} for letter in letters]
+        )
+        return
     for letter in letters:
         print(f"{letter.entry_id}  {letter.stream}  {safe(letter.work_id)}")
         for failure in letter.failures:
@@ -51,7 +67,10 @@ def dead_list(config: Config = None, set_: Overrides = None) -> None:
 
 @dead_app.command("drop")
 def dead_drop(entry_id: str, config: Config = None, set_: Overrides = None) -> None:
-    """Forget a dead group."""
+    """Forget a dead group.
+
+    Example: sgg-rl dead drop 1700000000000-0 --config runs/demo/config.toml
+    """
     from cli.run_state import with_queue
 
     if not with_queue(run_settings(config, set_), lambda queue: queue.drop(entry_id)):

@@ -7,7 +7,7 @@ import typer
 from cli.options import AllowChanges, Config, Overrides
 from cli.settings import run_settings
 
-Resume = Annotated[bool, typer.Option(help="Continue from the last checkpoint.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue from the last checkpoint.")]
 
 
 def train(
@@ -15,9 +15,14 @@ def train(
     set_: Overrides = None,
     resume: Resume = False,
     allow_changes: AllowChanges = False,
-    dry_run: Annotated[bool, typer.Option(help="Check and print the settings only.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check and print the settings only.")
+    ] = False,
 ) -> None:
-    """GRPO on running services."""
+    """GRPO on running services.
+
+    Example: sgg-rl train --config runs/demo/config.toml --resume
+    """
     settings = run_settings(config, set_)
     if dry_run:
         from planning.dry_run import dry_run as check
@@ -35,7 +40,10 @@ def sft(
     resume: Resume = False,
     allow_changes: AllowChanges = False,
 ) -> None:
-    """Supervised fine-tuning on reference graphs."""
+    """Supervised fine-tuning on reference graphs.
+
+    Example: sgg-rl sft --config configs/toy-sft.toml
+    """
     from cli import trainer_process
 
     settings = run_settings(config, set_)

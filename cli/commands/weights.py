@@ -9,7 +9,9 @@ weights_app = typer.Typer(help="Versions of the policy by hand.", no_args_is_hel
 
 PolicyVersion = Annotated[int, typer.Option(min=1, help="Later than what the server serves.")]
 Incarnation = Annotated[int, typer.Option(min=1, help="Not earlier than what the server serves.")]
-FrozenVision = Annotated[bool, typer.Option(help="Keep the image embeddings that are cached.")]
+FrozenVision = Annotated[
+    bool, typer.Option("--frozen-vision", help="Keep the image embeddings that are cached.")
+]
 Folder = Annotated[Path, typer.Option("--output", "-o", help="Where the two files are written.")]
 
 
@@ -24,6 +26,8 @@ def manifest(
     """Describe a safetensors FILE: stage.json and commit.json, as a rollout server wants them.
 
     docs/rollout.md has the commands that bring them to a server.
+
+    Example: sgg-rl weights manifest model.safetensors --policy-version 3
     """
     from services.schemas.weights import (
         CommitRequest,

@@ -1,4 +1,4 @@
-"""What `sgg-rl status` shows: a run's servers, policy and queues."""
+"""What `sgg-rl status` shows: how far a run is, its trainer, services, disk and queues."""
 
 from collections.abc import Iterator
 
@@ -8,14 +8,34 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.views.safe_text import safe
+from services.printable import age
+from services.run_folder import LoggedError, RunProgress, TrainerSign
 from services.schemas.common import Message
 from services.schemas.weights import PolicyRecord, ServerRecord
 
+_LITTLE_GIB = 10.0
+_SILENT_S = 60.0
+"""A trainer writes every ten seconds."""
 _STATE_STYLES = {"ready": "green", "quarantined": "bold red"}
-_UNITS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
-class RunStatus(Message):
+class HostStatus(Message):
+    """What can be said of a run without Redis: by its folder and its reward service."""
+
+    progress: RunProgress | None
+    """None before the first step."""
+    trainer: TrainerSign | None
+    """None where no trainer has begun."""
+    reward: bool
+    """Whether the reward service answers from here."""
+    disk_free_gib: float
+    """Of the file system with the run's folder."""
+    disk_gib: float
+    last_error: LoggedError | None
+    """The newest one in the run's logs."""
+
+
+class RunStatus(HostStatus):
     """What `sgg-rl status --json` prints."""
 
     run: str
@@ -26,6 +46,27 @@ class RunStatus(Message):
     servers: list[ServerRecord]
     queues: dict[str, int]
     """Items that have not ended, by `prompts` (all lanes) and `rollouts`; and dead letters."""
+
+
+def host_view(found: HostStatus) -> Group:
+    """The part that needs no Redis, as a person reads it; it fits 80 columns."""
+    reward = "answers" if found.reward else "does not answer"
+    disk = f"{found.disk_free_gib:,.1f} of {found.disk_gib:,.1f} GiB free"
+    lines = [
+        Text(str(found.progress or "no step yet")),
+        Text(f"trainer: {found.trainer or 'not started'}", style=_trainer_style(found.trainer)),
+        Text(f"reward service {reward}", style="" if found.reward else "yellow"),
+        Text(f"disk: {disk}", style="yellow" if found.disk_free_gib < _LITTLE_GIB else ""),
+    ]
+    if found.last_error is not None:
+        lines.append(Text(safe(str(found.last_error)), style="yellow"))
+    return Group(*lines)
+
+
+def _trainer_style(trainer: TrainerSign | None) -> str:
+    if trainer is None or trainer.done:
+        return ""
+    return "bold red" if trainer.failed or trainer.ago_s > _SILENT_S else ""
 
 
 def status_view(found: RunStatus) -> Group:
@@ -44,7 +85,8 @@ def status_view(found: RunStatus) -> Group:
     for server in found.servers:
         table.add_row(*_row(server, found.policy))
     body = table if found.servers else Text("no rollout server is registered", style="yellow")
-    return Group(Text(f"{head}\n"), body, *_errors(found.servers), Text(f"\nqueues: {foot}"))
+    errors = _errors(found.servers)
+    return Group(Text(head), host_view(found), Text(), body, *errors, Text(f"\nqueues: {foot}"))
 
 
 def _row(server: ServerRecord, policy: PolicyRecord | None) -> list[Text]:
@@ -67,11 +109,6 @@ def _version(server: ServerRecord, policy: PolicyRecord | None) -> Text:
 def _errors(servers: list[ServerRecord]) -> Iterator[Text]:
     for server in servers:
         if server.last_error is not None:
-            age = _age(server.last_error_s or 0)
-            text = f"last error of {server.server_id}, {age} ago: {safe(server.last_error)}"
+            ago = age(server.last_error_s or 0)
+            text = f"last error of {server.server_id}, {ago} ago: {safe(server.last_error)}"
             yield Text(text, style="yellow")
-
-
-def _age(seconds: float) -> str:
-    size, unit = next((u for u in _UNITS if seconds >= u[0]), _UNITS[-1])
-    return f"{seconds / size:.0f} {unit}"

@@ -1,12 +1,19 @@
 """`sgg-rl slurm status`: a run's job as Slurm sees it, and how far it has come."""
 
-import time
 from pathlib import Path
 
 from deploy.slurm.commands import accounted, is_active, job_fields
 from deploy.slurm.submit import JobRecord, read_record
 from services.errors import NotFoundError
-from services.run_folder import TAIL_BYTES, RunFolder, StepRow, TableFollower
+from services.run_folder import (
+    LoggedError,
+    RunFolder,
+    RunProgress,
+    TrainerSign,
+    last_error,
+    read_progress,
+    read_trainer,
+)
 from services.schemas.common import Message
 from services.settings import Settings
 
@@ -31,6 +38,18 @@ class JobStatus(Message):
     num_steps: int | None
     last_step_s: float | None
     """Seconds since the last line of `metrics.jsonl`."""
+    reward: float | None
+    """The last step's mean; None for SFT."""
+    loss: float | None
+    """SFT's, in nats a token."""
+    left_s: float | None
+    """Seconds to the end at the pace of the last steps."""
+    num_servers: int | None
+    """Rollout servers that were registered at the last step."""
+    trainer: TrainerSign | None
+    """None before a trainer has begun."""
+    last_error: LoggedError | None
+    """The newest one in the logs."""
     logs: Path
 
 
@@ -46,7 +65,7 @@ def job_status(settings: Settings) -> JobStatus:
     if record is None:
         raise NotFoundError(f"no job of the run in {folder.path}: `sgg-rl slurm submit` starts one")
     fields = job_fields(record.job_id) or {}
-    step, num_steps, last = _progress(folder)
+    progress = read_progress(folder)
     return JobStatus(
         run=settings.run.name,
         record=record,
@@ -56,9 +75,9 @@ def job_status(settings: Settings) -> JobStatus:
         runtime=fields.get("RunTime", ""),
         requeues=int(fields.get("Restarts", 0)),
         exit_code=_exit_code(folder),
-        step=step,
-        num_steps=num_steps,
-        last_step_s=last,
+        **(progress._asdict() if progress else dict.fromkeys(RunProgress._fields)),
+        trainer=read_trainer(folder),
+        last_error=last_error(folder),
         logs=folder.logs,
     )
 
@@ -75,8 +94,12 @@ def status_lines(found: JobStatus) -> list[str]:
     if found.exit_code is not None:
         lines.append(f"ended with {found.exit_code}")
     if found.step is not None:
-        ago = f", {found.last_step_s:.0f} s ago" if found.last_step_s is not None else ""
-        lines.append(f"step {found.step} of {found.num_steps}{ago}")
+        progress = {name: getattr(found, name) for name in RunProgress._fields}
+        lines.append(str(RunProgress(**progress)))
+    if found.trainer is not None:
+        lines.append(f"trainer: {found.trainer}")
+    if found.last_error is not None:
+        lines.append(str(found.last_error))
     lines.append(f"logs: {found.logs} (job.log first)")
     return lines
 
@@ -93,12 +116,3 @@ def _reason(job_id: str, fields: dict[str, str]) -> str | None:
 def _exit_code(folder: RunFolder) -> int | None:
     file = folder.slurm / "exit_code"
     return int(file.read_text()) if file.is_file() else None
-
-
-def _progress(folder: RunFolder) -> tuple[int | None, int | None, float | None]:
-    """Steps done, of how many, and seconds since the last."""
-    rows = TableFollower[StepRow](folder.metrics, tail_bytes=TAIL_BYTES).read().rows
-    if not rows:
-        return None, None, None
-    row = rows[-1]
-    return row["step"] + 1, row["num_steps"], time.time() - row["time"]

@@ -2,6 +2,8 @@
 
 import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from deploy.slurm.commands import is_active, job_fields, sbatch
@@ -9,7 +11,7 @@ from deploy.slurm.layout import Job
 from deploy.slurm.render import render
 from deploy.slurm.site import DEPLOY_FOLDER
 from planning.preflight.inputs import checked, checked_inference
-from services.errors import ConflictError, SettingsError
+from services.errors import ConflictError, InvalidInputError, NotFoundError, SettingsError
 from services.redis.keys import NO_REDIS
 from services.run_folder import RunFolder
 from services.schemas.common import Message
@@ -45,6 +47,8 @@ def submit(
 ) -> str:
     """Write `config.toml`, `secrets/` and `slurm/` into the run's folder, and queue the job.
 
+    What Slurm refuses leaves the folder as it was.
+
     Args:
         settings: The job's settings, as `job_settings` makes them.
         job: What it does.
@@ -79,10 +83,11 @@ def submit(
         settings = checked_inference(settings, data, knows_model=knows_model, fetch=False)
     else:
         settings = checked(settings, job, knows_model=knows_model, fetch=False)
-    file = _write(settings, folder, script)
-    sbatch("--test-only", str(file))
     order = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
-    job_id = sbatch("--parsable", *order, str(file)).strip().partition(";")[0]
+    with _undone_where_refused(folder):
+        file = _write(settings, folder, script)
+        sbatch("--test-only", str(file))
+        job_id = sbatch("--parsable", *order, str(file)).strip().partition(";")[0]
     record = JobRecord(job=job, job_id=job_id, kind=settings.deploy.kind, submitted=time.time())
     (folder.slurm / "job.json").write_text(record.model_dump_json() + "\n")
     return job_id
@@ -102,6 +107,38 @@ def _refuse_second(folder: RunFolder) -> None:
             f"job {record.job_id} of the run in {folder.path} is {fields['JobState']}: wait for "
             f"it, or end it with `scancel {record.job_id}`"
         )
+
+
+@contextmanager
+def _undone_where_refused(folder: RunFolder) -> Iterator[None]:
+    """Where Slurm refuses the job, what the block made is gone, and what it replaced is back.
+
+    A Slurm that gives no answer may have queued the job: then the files stay.
+    """
+    folders = (folder.secrets, folder.slurm, folder.logs, folder.path, *folder.path.parents)
+    made = [path for path in folders if not path.exists()]
+    before = {path: path.read_bytes() for path in _files(folder)}
+    try:
+        yield
+    except (InvalidInputError, NotFoundError):
+        for path in _files(folder) - before.keys():
+            path.unlink()
+        for path, content in before.items():
+            if not path.is_file() or path.read_bytes() != content:
+                path.write_bytes(content)
+        for path in made:
+            with suppress(OSError):  # somebody else's files are in it meanwhile
+                path.rmdir()
+        raise
+
+
+def _files(folder: RunFolder) -> set[Path]:
+    """The files of a run's folder that a submission may write."""
+    return {
+        path
+        for path in (folder.config, *folder.slurm.glob("*"), *folder.secrets.glob("*"))
+        if path.is_file()
+    }
 
 
 def _write(settings: Settings, folder: RunFolder, script: str) -> Path:

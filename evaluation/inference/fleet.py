@@ -20,7 +20,7 @@ from services.http.clients.rollout import RolloutClient
 from services.schemas.rollouts import RolloutRequest, RolloutResponse
 from services.schemas.weights import PolicyInfo, Version
 from services.settings import Settings
-from services.waiting import ended
+from services.waiting import WaitNotice, ended
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +74,9 @@ class Fleet:
         self._returning: set[asyncio.Task[None]] = set()
         self._out_since = time.monotonic()
         """When the last server went; of meaning while none is up."""
+        self._notice = WaitNotice(self._patience_s)
+        self._why = dict.fromkeys(urls, "")
+        """The last failure of each server."""
         self._lost: SggError | None = None
         """Why no server is waited for any longer."""
 
@@ -187,9 +190,16 @@ class Fleet:
                 if fits:
                     member.up = True
                     logger.warning("%s answers and is asked", member.url)
-                elif not self.num_up and time.monotonic() - self._out_since > self._patience_s:
-                    self._lost = UnavailableError(self._nobody())
+                elif not self.num_up:
+                    self._wait_for(member)
                 self._changed.notify_all()
+
+    def _wait_for(self, member: Member) -> None:
+        out_s = time.monotonic() - self._out_since
+        if out_s > self._patience_s:
+            self._lost = UnavailableError(self._nobody())
+        else:
+            self._notice.waited(out_s, f"no rollout server answers; {self._why[member.url]}")
 
     def _nobody(self) -> str:
         urls = ", ".join(member.url for member in self.members)
@@ -222,8 +232,11 @@ class Fleet:
         except SggError as error:
             if not error.retryable:
                 raise
-            logger.warning("%s", error)
+            if error.message != self._why[member.url]:
+                logger.warning("%s; trying again", error)
+            self._why[member.url] = error.message
             return None
+        self._why[member.url] = f"{member.url} is {info.state}"
         return info if info.state in ("ready", "updating") else None
 
 

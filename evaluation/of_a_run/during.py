@@ -23,6 +23,7 @@ from services.redis.registry import open_registry
 from services.run_folder import EvaluationRow
 from services.schemas.weights import Version
 from services.settings import Settings
+from services.waiting import WaitNotice
 from trainer.records.evaluation import StepEvaluation
 
 logger = logging.getLogger(__name__)
@@ -136,9 +137,10 @@ class DuringTraining(StepEvaluation):
         Raises:
             UnavailableError: None did in time.
         """
-        deadline = time.monotonic() + _SERVED_S
+        began, notice = time.monotonic(), WaitNotice(_SERVED_S)
         async with open_registry(self._settings) as registry:
-            while time.monotonic() < deadline:
+            while (waited_s := time.monotonic() - began) < _SERVED_S:
+                notice.waited(waited_s, f"no rollout server serves version {step} yet")
                 with suppress(UnavailableError):  # Redis may be back in time
                     wanted = Version(await registry.incarnation(), step)
                     urls = [server.url for server in await registry.servers()]

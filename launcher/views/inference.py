@@ -4,6 +4,7 @@ import time
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -85,6 +86,21 @@ def summary(progress: Progress, folder: Path) -> Table:
     table.add_row("policy versions", _versions(progress))
     table.add_row("written", str(folder / "predictions.jsonl"))
     return table
+
+
+def summary_values(progress: Progress, folder: Path) -> dict[str, Any]:
+    """The same for scripts."""
+    return {
+        "images": progress.done,
+        "done_earlier": progress.skipped,
+        "statuses": progress.statuses,
+        "unconstrained_statuses": progress.unconstrained,
+        "policy_versions": sorted(progress.versions),
+        "images_per_s": progress.images_per_s,
+        "tokens_per_s": progress.tokens_per_s,
+        "seconds": progress.elapsed_s,
+        "written": folder / "predictions.jsonl",
+    }
 
 
 def say_failed(say: Say, failed: Sequence[GraphLine]) -> None:

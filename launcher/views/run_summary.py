@@ -7,9 +7,11 @@ from typing import Any
 from rich.table import Table
 
 from launcher.run_parts import server_names
+from launcher.views.run_table import MEASURES
 from planning.placement import GpuSet, Placement, kinds, numbers
 from planning.preflight.gpus import has_cuda_build, visible_gpus
 from services.redis.client import without_password
+from services.run_folder import RunFolder
 from services.settings import Settings
 
 
@@ -54,6 +56,21 @@ def summary_table(evaluations: dict[str, dict[str, Any]]) -> Table:
         if isinstance(new, int | float) and isinstance(old, int | float):
             table.add_row(name, f"{old:.4g}", f"{new:.4g}", f"{new - old:+.4g}")
     return table
+
+
+def closing_lines(evaluations: dict[str, dict[str, Any]], files: RunFolder) -> list[str]:
+    """The last three lines of a demo: what improved, where to look, what to do next."""
+    before, after = evaluations.get("before", {}), evaluations.get("after", {})
+    better = [
+        f"{label} {before[name]:.3f} to {after[name]:.3f}"
+        for name, label in MEASURES.items()
+        if name in before and after.get(name, 0.0) > before[name]
+    ]
+    return [
+        f"improved on held-out images: {', '.join(better[:1]) or 'nothing; train more steps'}",
+        f"look: open {files.path / 'report.html'} in a browser, pictures before and after",
+        "next: `sgg-rl demo --data YOUR_DATA` trains on yours (docs/data.md)",
+    ]
 
 
 def _gpu_lines(settings: Settings, placement: Placement) -> Iterator[str]:

@@ -3,7 +3,6 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from datetime import timedelta
-from statistics import fmean
 from typing import Any, Self
 
 from rich.console import Group, RenderableType
@@ -11,11 +10,20 @@ from rich.table import Table
 from rich.text import Text
 
 from launcher.views.terminal import LiveView, SafeConsole
-from services.run_folder import EvaluationRow, RunFolder, StepRow, TableFollower
+from services.run_folder import (
+    EvaluationRow,
+    RunFolder,
+    StepRow,
+    TableFollower,
+    is_sft,
+    steps_done,
+    time_left,
+)
 
 _SHOWN_STEPS = 12
 _BETWEEN_COLUMNS = 2
 """Spaces after each."""
+_LINE_WIDTH = 80
 _COLOURS = {"running": "green", "done": "green", "starting": "yellow", "adopted": "cyan"}
 
 
@@ -86,16 +94,9 @@ class RunTable(LiveView):
         return self._num_steps or row.get("num_steps")
 
     def _left(self) -> str | None:
-        """Time to the end at the pace of the shown steps, such as `1:02:03`.
-
-        Their phases count, not when they ended: before a resume the run was down.
-        """
-        total = self._total(self._rows[-1])
-        seconds = [sum(row["phases_s"].values()) for row in self._rows if row.get("phases_s")]
-        if total is None or not seconds:
-            return None
-        left = total - self._rows[-1].get("step", -1) - 1
-        return str(timedelta(seconds=round(fmean(seconds) * left)))
+        """Time to the end at the pace of the shown steps, such as `1:02:03`."""
+        left_s = time_left(self._rows, self._total(self._rows[-1]))
+        return None if left_s is None else str(timedelta(seconds=round(left_s)))
 
     def _add(self, row: StepRow) -> bool:
         """Take up a row; later steps were rolled back. Whether it says anything new."""
@@ -151,8 +152,15 @@ class RunTable(LiveView):
 def _cells(row: StepRow, terms: list[str], phases: list[str]) -> dict[str, str]:
     """A line of the table."""
     rewards, seconds = row.get("reward_terms", {}), row.get("phases_s", {})
+    if is_sft(row):
+        return {
+            "step": str(steps_done(row)),
+            "loss": _number(row.get("loss")),
+            "learning rate": f"{row.get('learning_rate', 0.0):.2g}",
+            **{f"{phase} s": _number(seconds.get(phase), 1) for phase in phases},
+        }
     return {
-        "step": str(row.get("step", -1) + 1),
+        "step": str(steps_done(row)),
         "reward": _number(row.get("reward_mean")),
         **{term: _number(rewards.get(term)) for term in terms},
         "failed": _percent(row.get("failure_rate")),
@@ -163,27 +171,37 @@ def _cells(row: StepRow, terms: list[str], phases: list[str]) -> dict[str, str]:
 
 
 def step_line(row: StepRow, num_steps: int | None, left: str | None = None) -> str:
-    """A step in one line, with the time left to the end where it is known.
+    """A step in one line of 80 columns, with the time left to the end where it is known.
 
-    Example: `step 3/100  reward 2.134 (edge 0.20)  failed 4%  lag 0.2/1  812 tok/s  train 3.4s
-    0:05:30 left`
+    What does not fit is left out, the seconds of a step first; `metrics.jsonl` has all.
+
+    Example: `step 3/100  reward 2.134  failed 4%  lag 0.2/1  812 tok/s  3.4 s  0:05:30 left`
     """
-    terms = " ".join(f"{k} {_number(v, 2)}" for k, v in row.get("reward_terms", {}).items())
-    phases = " ".join(f"{k} {_number(v, 1)}s" for k, v in row.get("phases_s", {}).items())
-    return "  ".join(
-        [
-            f"step {row.get('step', -1) + 1}/{num_steps or '-'}",
-            f"reward {_number(row.get('reward_mean'))} ({terms})",
+    head = [f"step {steps_done(row)}/{num_steps or '-'}"]
+    tail = [f"{left} left"] if left else []
+    seconds = sum(row.get("phases_s", {}).values())
+    if is_sft(row):
+        head.append(f"loss {_number(row.get('loss'))}")
+        middle = [f"learning rate {row.get('learning_rate', 0.0):.2g}", f"{seconds:,.1f} s"]
+    else:
+        head.append(f"reward {_number(row.get('reward_mean'))}")
+        middle = [
             f"failed {_percent(row.get('failure_rate'))}",
             f"lag {_lag(row)}",
             f"{_number(row.get('tokens_per_s'), 0)} tok/s",
-            phases,
-            *([f"{left} left"] if left else []),
+            f"{seconds:,.1f} s",
         ]
-    )
+    return _fitting(head, middle, tail)
 
 
-_MEASURES = {
+def _fitting(head: list[str], middle: list[str], tail: list[str]) -> str:
+    """One line of all parts that have room; the last ones of the middle give way."""
+    while middle and len("  ".join([*head, *middle, *tail])) > _LINE_WIDTH:
+        middle.pop()
+    return "  ".join([*head, *middle, *tail])
+
+
+MEASURES = {
     "triplet_recall": "triplet recall",
     "triplet_f1": "F1",
     "mean_predicate_recall": "mean recall",
@@ -193,20 +211,16 @@ _MEASURES = {
 
 
 def evaluation_line(row: Mapping[str, Any]) -> str:
-    """A held-out evaluation in one line, with the versions that answered.
+    """A held-out evaluation in one line of 80 columns, with the versions that answered.
 
-    Example: `evaluated version 40 (40 to 41), strict  triplet recall 0.213  F1 0.201  mean recall
-    0.120  object F1 0.412  failed 3%  12.1 s`
+    Example: `evaluated version 40 (40 to 41), strict  triplet recall 0.213  F1 0.201  failed 3%`
     """
     answered = (row.get("policy_version_oldest"), row.get("policy_version_newest"))
     versions = sorted({version for version in answered if version is not None})
-    return "  ".join(
-        [
-            f"evaluated version {row.get('step')} ({' to '.join(map(str, versions))}), strict",
-            *(f"{label} {_number(row[name])}" for name, label in _MEASURES.items() if name in row),
-            f"failed {_percent(row.get('failure_rate'))}",
-            f"{_number(row.get('seconds'), 1)} s",
-        ]
+    return _fitting(
+        [f"evaluated version {row.get('step')} ({' to '.join(map(str, versions))}), strict"],
+        [f"{label} {_number(row[name])}" for name, label in MEASURES.items() if name in row],
+        [f"failed {_percent(row.get('failure_rate'))}"],
     )
 
 

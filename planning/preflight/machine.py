@@ -9,6 +9,7 @@ from planning.preflight import bare
 from planning.preflight.check import CheckResult, check
 from planning.preflight.driver import check_driver, torch_cuda
 from planning.preflight.gpus import has_cuda_build, look_for_gpus
+from planning.preflight.services import token_checks
 from services.bundled import bundled
 from services.errors import NotFoundError
 from services.redis.server import redis_server_binary
@@ -21,6 +22,7 @@ def machine_checks() -> list[CheckResult]:
     return [
         *bare.machine_checks(),
         *bare.start_checks(),
+        *token_checks(),
         check("redis", redis_server_binary),
         *(check(name, partial(_import, name)) for name in _IMPORTED),
         *_pins(),

@@ -17,7 +17,10 @@ from services.redis.keys import RunKeys
 from services.redis.registry import Registry
 from services.schemas.weights import ServerRecord
 from services.settings import Settings
-from services.settings.secrets import read_secret
+from services.settings.secrets import read_secret, read_token
+
+TOKEN_VARIABLES = ("SGG_DATA_TOKEN", "SGG_ADMIN_TOKEN")
+"""Each stands over the file that the settings name."""
 
 
 def service_checks(settings: Settings) -> tuple[list[CheckResult], list[ServerRecord]]:
@@ -38,8 +41,8 @@ def secret_checks(settings: Settings) -> list[CheckResult]:
     """Check the files that `[security]` and `[redis]` name, and those that must be named."""
     security = settings.security
     tokens = {
-        "security.data_token_file": (security.data_token_file, "SGG_DATA_TOKEN"),
-        "security.admin_token_file": (security.admin_token_file, "SGG_ADMIN_TOKEN"),
+        "security.data_token_file": (security.data_token_file, TOKEN_VARIABLES[0]),
+        "security.admin_token_file": (security.admin_token_file, TOKEN_VARIABLES[1]),
     }
     files = {name: file for name, (file, _) in tokens.items()}
     files["redis.password_file"] = settings.redis.password_file
@@ -62,6 +65,15 @@ def secret_checks(settings: Settings) -> list[CheckResult]:
         )
         found.append(CheckResult("tokens", "missing", detail))
     return found
+
+
+def token_checks() -> list[CheckResult]:
+    """Check the variables that hold tokens, where they are set: an empty one is refused."""
+    return [
+        check(name, partial(read_token, name, None), ok="set")
+        for name in TOKEN_VARIABLES
+        if environment_value(name) is not None
+    ]
 
 
 def num_hosts(settings: Settings) -> int:

@@ -9,8 +9,12 @@ from typing import Literal
 
 from pydantic import Field
 
+from scene_data.reading.sources import is_hub_name
+from scene_data.templates import check_instruction
 from services.bundled import bundled
 from services.errors import SettingsError
+from services.settings import Settings
+from services.settings.checks import check_grpo
 from services.settings.section import Section
 
 SHIPPED = bundled("configs/clusters")
@@ -106,3 +110,23 @@ def load_cluster(name: str) -> Cluster:
             ".toml of yours (docs/sizing.md)"
         )
     return Cluster.read(path, wrong="is not usable")
+
+
+def check_plan(settings: Settings, cluster: Cluster) -> None:
+    """Refuse what cannot be planned, before what takes seconds to import.
+
+    Raises:
+        SettingsError: Settings do not fit together or to the cluster, or there is no such model.
+    """
+    check_instruction(settings.data.template, settings.data.vocabulary)
+    check_grpo(settings)
+    if cluster.gpus.count < 2 and not settings.weights.traits.same_gpu:
+        raise SettingsError(
+            "one GPU is shared by trainer and sampler: set weights.transport = 'ipc'"
+        )
+    path = settings.model.path
+    if not Path(path).exists() and not is_hub_name(path):
+        raise SettingsError(
+            f"model.path: there is no {path}: if SFT makes it, plan with the model that it starts "
+            "from (--set model.path=Qwen/Qwen2-VL-2B-Instruct)"
+        )

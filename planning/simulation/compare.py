@@ -1,21 +1,18 @@
 """`sgg-rl plan`: rates, the splits at these rates, and what a larger cluster would do."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 from planning.shapes import model_shape
-from planning.simulation.cluster import Cluster
+from planning.simulation.cluster import Cluster, check_plan
 from planning.simulation.derive import RateTable, derived
 from planning.simulation.limits import Limit, limits
 from planning.simulation.measure import measured
 from planning.simulation.splits import Planner, Split, best
 from scene_data.dataset import open_dataset
-from scene_data.reading.sources import is_hub_name
-from scene_data.templates import check_instruction
-from services.errors import SettingsError
 from services.settings import Settings
-from services.settings.checks import check_grpo
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,6 +50,7 @@ def make_plan(
     *,
     run: Path | None = None,
     gpus: tuple[int, ...] = (),
+    on_split: Callable[[], object] = lambda: None,
 ) -> Plan:
     """Simulate a run on a cluster.
 
@@ -61,12 +59,13 @@ def make_plan(
         cluster: Its GPUs and their rates.
         run: Folder of an earlier run, whose rates count.
         gpus: Numbers of GPUs to show too, each with the batch as it is and grown with them.
+        on_split: Called after each simulated split.
 
     Raises:
         SettingsError: Settings do not fit together, or nothing is known of the model.
         InvalidInputError: The earlier run has too little to measure.
     """
-    _check(settings, cluster)
+    check_plan(settings, cluster)
     shape = model_shape(settings.model.path)
     table, lengths = derived(settings, cluster, shape), None
     if run is not None:
@@ -77,6 +76,7 @@ def make_plan(
         model=shape,
         gpu_memory_gib=cluster.gpus.memory_gib,
         lengths=lengths,
+        on_split=on_split,
     )
     simulated = cache(planner.splits)
     groups, count = settings.trainer.groups_per_step, cluster.gpus.count
@@ -103,21 +103,6 @@ def make_plan(
             for grown in (groups, max(1, groups * number // count))
         ],
     )
-
-
-def _check(settings: Settings, cluster: Cluster) -> None:
-    check_instruction(settings.data.template, settings.data.vocabulary)
-    check_grpo(settings)
-    if cluster.gpus.count < 2 and not settings.weights.traits.same_gpu:
-        raise SettingsError(
-            "one GPU is shared by trainer and sampler: set weights.transport = 'ipc'"
-        )
-    path = settings.model.path
-    if not Path(path).exists() and not is_hub_name(path):
-        raise SettingsError(
-            f"model.path: there is no {path}: if SFT makes it, plan with the model that it starts "
-            "from (--set model.path=Qwen/Qwen2-VL-2B-Instruct)"
-        )
 
 
 def _num_images(settings: Settings, cluster: Cluster) -> int:

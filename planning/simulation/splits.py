@@ -1,5 +1,6 @@
 """Simulates the ways to divide GPUs between trainer and rollout servers, and finds the best."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 
 from planning.estimate import estimate_memory
@@ -48,6 +49,8 @@ class Planner:
     """Memory of one GPU."""
     lengths: Lengths | None = None
     """Lengths of completions; None takes those of the table."""
+    on_split: Callable[[], object] = lambda: None
+    """Called after each simulated split."""
 
     def splits(self, num_gpus: int, groups_per_step: int) -> list[Split]:
         """Simulate each split of so many GPUs."""
@@ -59,6 +62,7 @@ class Planner:
         seen = Loop(shape, self._rates(shape)).run(steps, warm_up=shape.max_policy_lag + 2)
         settings = self.settings.changed(trainer={"num_ranks": shape.num_trainers})
         gib = sum(estimate_memory(settings, self.model).values())
+        self.on_split()
         return Split(shape=shape, trainer_gib=gib, fits=gib <= self.gpu_memory_gib, **asdict(seen))
 
     def _rates(self, shape: Shape) -> Rates:

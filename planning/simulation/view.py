@@ -1,9 +1,9 @@
 """A plan for people, in 100 columns, and for scripts."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import asdict
 from functools import partial
+from typing import Any
 
 from rich import box
 from rich.console import Group, RenderableType
@@ -32,27 +32,24 @@ def plan_view(plan: Plan) -> Group:
     return Group(*parts, _limits(plan), Text(conclusion(plan)))
 
 
-def plan_json(plan: Plan) -> str:
+def plan_json(plan: Plan) -> dict[str, Any]:
     """Everything, with the sources of all rates."""
-    return json.dumps(
-        {
-            "gpus": plan.cluster.gpus.model_dump(),
-            "num_images": plan.num_images,
-            "rates": {name: given.model_dump() for name, given in plan.table.items()},
-            "splits": [_split_json(plan, split) for split in plan.splits],
-            "limits": [_limit_json(limit) for limit in plan.limits],
-            "scaling": [
-                {
-                    "num_gpus": one.num_gpus,
-                    **_split_json(plan, one.split),
-                    "first": _limit_json(one.first),
-                }
-                for one in plan.scaling
-            ],
-            "conclusion": conclusion(plan),
-        },
-        indent=2,
-    )
+    return {
+        "gpus": plan.cluster.gpus.model_dump(),
+        "num_images": plan.num_images,
+        "rates": {name: given.model_dump() for name, given in plan.table.items()},
+        "splits": [_split_json(plan, split) for split in plan.splits],
+        "limits": [_limit_json(limit) for limit in plan.limits],
+        "scaling": [
+            {
+                "num_gpus": one.num_gpus,
+                **_split_json(plan, one.split),
+                "first": _limit_json(one.first),
+            }
+            for one in plan.scaling
+        ],
+        "conclusion": conclusion(plan),
+    }
 
 
 def conclusion(plan: Plan) -> str:

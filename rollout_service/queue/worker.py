@@ -41,7 +41,7 @@ from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import RolloutGroup
 from services.schemas.weights import PolicyRecord, Version, WeightManifest
 from services.settings import Settings
-from services.waiting import ended, racing, until_available
+from services.waiting import WaitNotice, ended, racing, until_available
 
 logger = logging.getLogger(__name__)
 
@@ -93,6 +93,7 @@ class QueueWorker:
         self._slots = asyncio.Semaphore(settings.rollout.groups_in_flight)
         self._groups: set[asyncio.Task[None]] = set()
         self._pause_s = 0.0
+        self._version_notice = WaitNotice(self._lease_s)
         self._published: Version | None = None
         """What is to be served, as last read; None until then."""
 
@@ -259,9 +260,15 @@ class QueueWorker:
         Raises:
             _BehindError: Not within a lease's time.
         """
-        deadline = time.monotonic() + self._lease_s
+        began = time.monotonic()
         while not self._is_new_enough(prompt):
-            if time.monotonic() > deadline:
+            waited_s = time.monotonic() - began
+            self._version_notice.waited(
+                waited_s,
+                f"version {prompt.min_policy_version} of incarnation {prompt.incarnation} is "
+                f"not here; serving {self._server.serving}",
+            )
+            if waited_s > self._lease_s:
                 raise _BehindError(
                     f"waited {self._lease_s:g} s for version {prompt.min_policy_version} of "
                     f"incarnation {prompt.incarnation}; serving {self._server.serving}"

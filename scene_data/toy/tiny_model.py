@@ -4,7 +4,7 @@ transformers, DeepSpeed and vLLM load their folders as they load Qwen's own. Eac
 million parameters and a vocabulary of 512.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -60,6 +60,7 @@ def make_tiny_model(
     seed: int = 0,
     min_pixels: int = 4 * 28 * 28,
     max_pixels: int = 512 * 28 * 28,
+    on_stage: Callable[[str], object] = lambda _: None,
 ) -> None:
     """Write config, weights (float32 safetensors), tokenizer, chat template and image processor.
 
@@ -69,11 +70,17 @@ def make_tiny_model(
         seed: The weights'; the tokenizer is always the same.
         min_pixels: Smaller images are enlarged by the processor.
         max_pixels: Larger images are reduced.
+        on_stage: Called with the name of each part of the work as it begins.
     """
+    on_stage("loading libraries")
     import torch
     from transformers import AutoModelForImageTextToText, GenerationConfig
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
+    on_stage("training the tokenizer")
     tokenizer = _tokenizer()
+    on_stage("writing weights")
     torch.manual_seed(seed)
     model = AutoModelForImageTextToText.from_config(_config(family, tokenizer)).float()
     model.generation_config = GenerationConfig(

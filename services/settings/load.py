@@ -19,7 +19,7 @@ from pydantic import ValidationError
 from services.bundled import bundled
 from services.errors import SettingsError
 from services.host.environment import child_environment
-from services.settings.section import expanded
+from services.settings.section import expanded, meant
 from services.settings.tree import Settings
 
 ENV_PREFIX = "SGG__"
@@ -136,14 +136,9 @@ def _is_of_name(character: str) -> bool:
 
 
 def _put(tree: dict[str, Any], keys: list[str], text: str, where: str) -> None:
-    if len(keys) != 2 or keys[0] not in Settings.model_fields:
-        raise SettingsError(
-            f"{where}: no such setting; sections are {', '.join(Settings.model_fields)}"
-        )
-    section: Any = Settings.model_fields[keys[0]].annotation
-    fields = section.model_fields
-    if keys[1] not in fields:
-        raise SettingsError(f"{where}: [{keys[0]}] has no '{keys[1]}'; it has {', '.join(fields)}")
+    if len(keys) != 2 or keys[0] not in Settings.model_fields or keys[1] not in _fields(keys[0]):
+        raise SettingsError(f"{where}: {_unknown(keys)}")
+    fields = _fields(keys[0])
     if not text and fields[keys[1]].default is None:
         tree.get(keys[0], {}).pop(keys[1], None)
         return
@@ -159,7 +154,27 @@ def _check(tree: dict[str, Any], where: str) -> Settings:
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
-        lines = [
-            f"  {'.'.join(map(str, e['loc'])) or 'settings'}: {e['msg']}" for e in error.errors()
-        ]
+        lines = []
+        for mistake in error.errors():
+            keys = [str(key) for key in mistake["loc"]]
+            is_unknown = mistake["type"] == "extra_forbidden" and len(keys) <= 2
+            why = _unknown(keys) if is_unknown else mistake["msg"]
+            lines.append(f"  {'.'.join(keys) or 'settings'}: {why}")
         raise SettingsError(f"{where} is not usable:\n" + "\n".join(lines)) from error
+
+
+def _fields(section: str) -> dict[str, Any]:
+    table: Any = Settings.model_fields[section].annotation
+    return dict(table.model_fields)
+
+
+def _unknown(keys: list[str]) -> str:
+    """What to say of a setting that does not exist: of another section, misspelt, or neither."""
+    if len(keys) > 2:
+        return "a setting is a section and a field, such as trainer.num_steps"
+    section, field = keys[0], keys[-1]
+    if elsewhere := [f"{s}.{field}" for s in Settings.model_fields if field in _fields(s)]:
+        return f"no such setting; did you mean {' or '.join(elsewhere)}?"
+    if len(keys) == 2 and section in Settings.model_fields:
+        return f"[{section}] has no '{field}'; {meant(field, _fields(section))}"
+    return f"no such section; {meant(section, Settings.model_fields)}"

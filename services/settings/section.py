@@ -1,8 +1,10 @@
 """What every table of a run's TOML is, and the paths in it."""
 
+import difflib
 import os
 import re
 import tomllib
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Self
 
@@ -37,6 +39,16 @@ PathOrName = Annotated[str, AfterValidator(expanded)]
 """The same as text, or a name, such as the hub's `owner/name`"""
 
 
+def meant(name: str, known: Iterable[str]) -> str:
+    """What to say of a name that is none of the known ones: the nearest of them, else all.
+
+    Example: `meant("num_stepz", ["num_steps", "seed"]) == "did you mean num_steps?"`
+    """
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+
+
 class Section(BaseModel):
     """A table of the run's TOML."""
 
@@ -61,5 +73,7 @@ class Section(BaseModel):
             raise SettingsError(f"{file} is not TOML: {error}") from error
         except ValidationError as error:
             first = error.errors()[0]
-            where = ".".join(map(str, first["loc"]))
-            raise SettingsError(f"{file} {wrong}: {where}: {first['msg']}") from error
+            where, why = ".".join(map(str, first["loc"])), first["msg"]
+            if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
+                why = f"no such setting; {meant(where, cls.model_fields)}"
+            raise SettingsError(f"{file} {wrong}: {where}: {why}") from error

@@ -40,7 +40,7 @@ from services.redis.registry import Registry
 from services.schemas.rollouts import RolloutGroup
 from services.settings import Settings
 from services.telemetry import Tracing
-from services.waiting import ended, until_available
+from services.waiting import WaitNotice, ended, until_available
 from trainer.collection.advantages import with_advantages
 from trainer.collection.cursor import Cursor, CursorState
 from trainer.collection.fault_watch import FaultWatch
@@ -96,6 +96,7 @@ class Collector:
         self._idle = IdleMeter(time.monotonic())
         self._num_servers = 0
         self._last_arrival = time.monotonic()
+        self._notice = WaitNotice(settings.trainer.wait_timeout_s)
         self._trouble = ""
         self._last_dead = "-"
         self._failure: BaseException | None = None
@@ -326,6 +327,7 @@ class Collector:
             num_sampling=self._pool.num_sampling,
             num_scoring=self._pool.num_scoring,
             num_ready=self._pool.num_ready,
+            num_servers=self._num_servers,
             sampler_idle_fraction=self._idle.read(time.monotonic()),
         )
 
@@ -356,15 +358,19 @@ class Collector:
 
     def _give_up_if_silent(self) -> None:
         silent_s = time.monotonic() - self._last_arrival
-        if silent_s < self._settings.trainer.wait_timeout_s:
-            return
         pool = self._pool
         if pool.num_sampling + pool.num_scoring == 0:  # the step that trains is waited for
             self._last_arrival = time.monotonic()
             return
-        trouble = self._scoring.trouble or self._trouble
-        raise WaitTimeoutError(
-            f"no scored group for {silent_s:.0f} s: {pool.num_sampling} groups are with the "
+        if silent_s > self._settings.trainer.wait_timeout_s:
+            raise WaitTimeoutError(f"no scored group for {silent_s:.0f} s: {self._waits_for()}")
+        if not self._num_servers or silent_s > WaitNotice.EVERY_S:  # sampling takes its time
+            self._notice.waited(silent_s, self._waits_for())
+
+    def _waits_for(self) -> str:
+        pool, trouble = self._pool, self._scoring.trouble or self._trouble
+        return (
+            f"{pool.num_sampling} groups are with the "
             f"rollout servers ({self._num_servers} live), {pool.num_scoring} wait for the "
             f"reward service at {self._settings.reward.url}, {pool.num_ready} of "
             f"{self._settings.trainer.groups_per_step} are ready. "

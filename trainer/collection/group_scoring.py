@@ -37,6 +37,7 @@ from services.http.clients.reward import RewardClient
 from services.schemas.rewards import GroupError, Reward, RewardGroup, RewardRequest
 from services.schemas.rollouts import RolloutGroup
 from services.settings import Settings
+from services.waiting import WaitNotice
 from trainer.collection.group_pool import GroupSource
 
 logger = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ class GroupScoring:
         self.trouble = ""
         """The last failure, until a group is scored."""
         self._said = ""
+        self._notice = WaitNotice(self._wait_timeout_s)
 
     async def score(
         self, groups: Sequence[Sampled]
@@ -235,6 +237,7 @@ class GroupScoring:
         if error.message != self._said:
             logger.warning("%s; trying again", error.message)
         self.trouble = self._said = error.message
+        self._notice.waited(failing_s, error.message)
         await asyncio.sleep(PAUSE_S)
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils.logging import disable_progress_bar
 
 from services.errors import SettingsError
 from services.models.chat_template import chat_template
@@ -58,6 +59,7 @@ def load_model(settings: Settings) -> Any:
 def _whole_model(path: str, dtype: torch.dtype) -> Any:
     """The model as it is in its files: transformers makes up tensors that are not there."""
     model_family(path)
+    disable_progress_bar()  # of loading and saving: a run's own table is on the terminal
     try:
         model, report = AutoModelForImageTextToText.from_pretrained(
             path, dtype=dtype, output_loading_info=True
@@ -68,8 +70,8 @@ def _whole_model(path: str, dtype: torch.dtype) -> Any:
         if "ignore_mismatched_sizes" not in str(error):
             raise
         raise SettingsError(
-            f"model.path: tensors in {path} have other shapes than its config.json says (the table "
-            "above): it is the config of another model"
+            f"model.path: tensors in {path} have other shapes than its config.json says (the log "
+            "has them): it is the config of another model"
         ) from error
     if missing := sorted(report["missing_keys"]):
         raise SettingsError(

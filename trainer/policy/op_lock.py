@@ -6,14 +6,18 @@ is nobody's.
 """
 
 import fcntl
+import logging
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO
 
 from services.errors import SettingsError
 from services.host.environment import environment_value, own_programs_on_path, set_environment
+
+logger = logging.getLogger(__name__)
 
 _VARIABLE = "TORCH_EXTENSIONS_DIR"
 """torch's name of the folder that ops are built in."""
@@ -52,10 +56,18 @@ def sole_loader(op: str) -> Iterator[None]:
     root = _root(op)
     with (root / f"{op}.lock").open("w") as file:
         with suppress(OSError):  # of a file system that has no locks
-            fcntl.flock(file, fcntl.LOCK_EX)
+            _lock(file, op)
         for left in root.glob(f"**/{op}/lock"):
             left.unlink(missing_ok=True)
         yield
+
+
+def _lock(file: IO[str], op: str) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        logger.warning("waiting for another process that builds or loads DeepSpeed's %s", op)
+        fcntl.flock(file, fcntl.LOCK_EX)
 
 
 def _root(op: str) -> Path:

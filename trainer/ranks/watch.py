@@ -22,6 +22,7 @@ from pydantic import ValidationError
 
 from services.errors import SggError
 from services.schemas.common import Message
+from services.waiting import WaitNotice
 from trainer.ranks.group import HungRankError, RemoteRankError
 from trainer.write_guard import WriteGuard
 
@@ -101,6 +102,7 @@ class RankWatch:
         self._folder = folder
         self._guard = guard or WriteGuard(folder)
         self._limit_s = limit_s
+        self._notice = WaitNotice(limit_s)
         self._pause_s = min(_LONGEST_PAUSE_S, limit_s / 20)
         self._grace_s = min(_LONGEST_GRACE_S, limit_s)
         self._lock = threading.Lock()
@@ -178,8 +180,10 @@ class RankWatch:
             beat, silent_s = peer.beat, now - peer.changed_at
             if not peer.came:
                 # Once there is a process group it did come: then the folder is not a shared one.
-                if self._mine.phase == JOINING and silent_s > self._limit_s:
-                    return f"rank {peer.rank} did not come in {silent_s:.0f} s: was it started?"
+                if self._mine.phase == JOINING:
+                    if silent_s > self._limit_s:
+                        return f"rank {peer.rank} did not come in {silent_s:.0f} s: was it started?"
+                    self._notice.waited(silent_s, f"rank {peer.rank} has not come yet")
                 continue
             assert beat is not None
             if beat.failed is not None and silent_s > self._grace_s:

@@ -183,6 +183,7 @@ def metrics_line(
         "groups_sampling": batch.num_sampling,
         "groups_scoring": batch.num_scoring,
         "groups_ready": batch.num_ready,
+        "num_servers": batch.num_servers,
         "phases_s": clock.seconds,
     }
 

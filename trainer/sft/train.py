@@ -232,7 +232,7 @@ class _SkipsNotFinite(TrainerCallback):  # type: ignore[misc]
 
 
 class _Progress(TrainerCallback):  # type: ignore[misc]
-    """A line in the log, in `metrics.jsonl` and in the trackers, every some steps."""
+    """A line in `metrics.jsonl`, which is shown, and in the trackers, every some steps."""
 
     def __init__(self, settings: Settings) -> None:
         self._lines = StepLines(settings.run.files.metrics)
@@ -247,19 +247,19 @@ class _Progress(TrainerCallback):  # type: ignore[misc]
         if not logs or "loss" not in logs:
             return
         step, total = state.global_step, state.max_steps
-        row = {"step": step, "num_steps": total, "epoch": state.epoch, "time": time.time()} | {
-            # No norm: a step that was skipped.
-            name: float(logs.get(name, math.nan))
-            for name in ("loss", "grad_norm", "learning_rate")
-        }
+        step_s = (time.monotonic() - self._started_at) / (step - self._first_step)
+        head = {"step": step, "num_steps": total, "epoch": state.epoch, "time": time.time()}
+        row = (
+            head
+            | {"phases_s": {"train": step_s}}
+            | {
+                # No norm: a step that was skipped.
+                name: float(logs.get(name, math.nan))
+                for name in ("loss", "grad_norm", "learning_rate")
+            }
+        )
         self._lines.append(row)
         self._trackers.log(row)
-        step_s = (time.monotonic() - self._started_at) / (step - self._first_step)
-        logger.info(
-            "sft step %d/%d epoch %.2f loss %.4f lr %.2g, %.2f s a step, %.0f min left",
-            *(step, total, state.epoch, row["loss"], row["learning_rate"]),
-            *(step_s, step_s * (total - step) / 60),
-        )
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         self._trackers.close()

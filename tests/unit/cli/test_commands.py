@@ -90,3 +90,19 @@ def test_dry_run_prints_the_resolved_settings(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "num_steps = 17" in done.stdout
     assert "temperature = 1.0" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("cluster", "message"), [("zzz", "there is no "), ("80gbx1", "one GPU is shared")]
+)
+def test_a_plan_is_refused_before_anything_heavy_is_imported(cluster: str, message: str) -> None:
+    code = (
+        f"import sys; sys.argv = ['sgg-rl', 'plan', '--cluster', '{cluster}']\n"
+        "from cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit as end:\n    assert end.code == 2\n"
+        "loaded = {'torch', 'transformers', 'deepspeed'} & set(sys.modules)\n"
+        "assert not loaded, loaded"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert message in done.stderr

@@ -45,6 +45,16 @@ def test_convert_says_what_it_read_wrote_and_dropped(raw: Path) -> None:
     assert "image 2: image has 10x10 pixels, its annotations say 64x48" in said
 
 
+def test_convert_s_json_has_the_files_and_what_was_left_out(raw: Path) -> None:
+    put(raw / "ids.txt", b"1\n2\n")
+    split = f"val={raw / 'ids.txt'}"
+    words = ("convert", raw, "--output", raw / "out", "--no-images", "--split", split, "--json")
+    found = json.loads(_sgg(*words))
+    assert found["layout"] == "raw Visual Genome"
+    assert found["files"]["val"]["num_images"] == 2
+    assert found["tally"]["left_out"] == {"in no list of image ids": 1}
+
+
 def test_convert_needs_images_or_the_word_that_there_are_none(raw: Path) -> None:
     with pytest.raises(InvalidInputError, match="--images, or write annotations alone"):
         _sgg("convert", raw, "--output", raw / "out")

@@ -30,6 +30,8 @@ PREDICTIONS = [
 @pytest.fixture
 def sgg_rl(monkeypatch: pytest.MonkeyPatch) -> Command:
     """Run the command in this process; returns its exit code."""
+    # It is for a whole process, and this one has other tests.
+    monkeypatch.setattr("cli.main.quiet_libraries", lambda: None)
 
     def run(*words: object) -> int:
         monkeypatch.setattr(sys, "argv", ["sgg-rl", *map(str, words)])
@@ -52,6 +54,21 @@ def evaluated(sgg_rl: Command, folder: Path, *more: object, name: str = "out") -
     assert sgg_rl("evaluate", folder / "predictions.jsonl", *words, *more) == 0
     metrics: dict[str, Any] = json.loads((folder / name / "metrics.json").read_text())
     return metrics
+
+
+def test_json_is_what_metrics_json_has(
+    sgg_rl: Command, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = evaluated(sgg_rl, folder, "--json")
+    assert json.loads(capsys.readouterr().out) == found
+    second = evaluated(sgg_rl, folder, "--json", name="again")
+    assert second["protocols"] == found["protocols"]
+    capsys.readouterr()
+    compare = ("--compare", folder / "out", folder / "again", "-o", folder / "both", "--json")
+    assert sgg_rl("evaluate", *compare) == 0
+    compared = json.loads(capsys.readouterr().out)
+    assert compared == json.loads((folder / "both" / "comparison.json").read_text())
+    assert {row["difference"] for row in compared["differences"]} <= {0.0, None}
 
 
 def test_numbers_are_those_worked_out_by_hand(sgg_rl: Command, folder: Path) -> None:

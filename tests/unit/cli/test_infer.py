@@ -1,6 +1,7 @@
 """Options of `sgg-rl infer` as settings; and what it shows."""
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,20 @@ from launcher.views.terminal import SafeConsole
 from services.errors import SettingsError
 from services.settings import Settings
 
+EMPTY: dict[str, Any] = {"width": 1, "height": 1, "objects": [], "relationships": []}
+
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What the command would do."""
     calls: list[dict[str, Any]] = []
 
-    def note(settings: Settings, data: str, folder: Path, **more: Any) -> None:
+    def note(settings: Settings, data: str, folder: Path, **more: Any) -> Progress:
         calls.append({"settings": settings, "data": data, "folder": folder, **more})
+        done = Progress(total=2)
+        for status in ("ok", "invalid_json"):
+            done.count(GraphLine(**EMPTY, image_id=status, status=status))
+        return done
 
     monkeypatch.setattr(launcher.inference, "run_inference", note)
     return calls
@@ -42,6 +49,14 @@ def test_what_an_r1_sgg_user_writes(asked: list[dict[str, Any]]) -> None:
     assert (settings.data.template, settings.data.vocabulary) == ("closed", "vg150")
     assert settings.data.thinking
     assert settings.evaluation.temperature == 0
+
+
+def test_json_is_all_of_standard_output(asked: list[dict[str, Any]]) -> None:
+    words = ["infer", "data", "--model", "m", "-o", "out", "--json"]
+    found = json.loads(CliRunner().invoke(app, words, catch_exceptions=False).stdout)
+    assert (found["images"], found["statuses"]) == (2, {"ok": 1, "invalid_json": 1})
+    assert found["written"] == "out/predictions.jsonl"
+    assert asked[0]["console"].stderr
 
 
 def test_a_servers_address_holds_no_password(tmp_path: Path) -> None:

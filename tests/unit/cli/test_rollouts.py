@@ -1,4 +1,5 @@
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,13 @@ def test_a_step_is_a_table_for_each_group(run: Path) -> None:
     assert "run-e0-r0" in done.output
     assert "run-e0-r1" in done.output
     assert "answer 0" not in done.output
+
+
+def test_json_has_the_records_of_the_chosen_groups(run: Path) -> None:
+    words = ["rollouts", str(run), "--step", "3", "--group", "run-e0-r1", "--json"]
+    (found,) = json.loads(CliRunner().invoke(app, words).output)
+    assert found["rollout"]["group_id"] == "run-e0-r1"
+    assert [reward["total"] for reward in found["rewards"]] == [2.0, 4.0]
 
 
 def test_one_group_is_shown_with_its_texts(run: Path) -> None:

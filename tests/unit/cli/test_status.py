@@ -1,10 +1,30 @@
 """What a person sees of a run's servers."""
 
+import json
+import time
+from pathlib import Path
 from typing import Any
 
-from cli.views.status import RunStatus, status_view
+from typer.testing import CliRunner
+
+from cli.main import app
+from cli.views.status import HostStatus, RunStatus, status_view
 from launcher.views.terminal import SafeConsole
+from services.errors import UnavailableError
+from services.host.ports import free_port
+from services.run_folder import LoggedError, RunProgress, TrainerSign
 from services.schemas.weights import PolicyRecord, ServerRecord
+
+HOST = HostStatus(
+    progress=RunProgress(
+        step=12, num_steps=80, reward=2.5, loss=None, num_servers=2, last_step_s=3.0, left_s=3661.0
+    ),
+    trainer=TrainerSign(8, "train", 12, done=False, failed=None, ago_s=300.0),
+    reward=True,
+    disk_free_gib=55.12,
+    disk_gib=252.0,
+    last_error=LoggedError("reward.log", 61.0, "reward x: no\x1b[2J room"),
+)
 
 
 def server(name: str, **changes: Any) -> ServerRecord:
@@ -25,6 +45,7 @@ def server(name: str, **changes: Any) -> ServerRecord:
 
 def shown(*servers: ServerRecord) -> list[str]:
     status = RunStatus(
+        **dict(HOST),
         run="sgg",
         policy=PolicyRecord(policy_version=5, incarnation=1, checksum="a" * 64, transport="shm"),
         incarnation=1,
@@ -48,8 +69,8 @@ def test_a_server_is_one_line_of_80_columns() -> None:
 
 def test_who_is_behind_or_quarantined_is_said_in_words() -> None:
     lines = shown(server("late", policy_version=3), server("out", state="quarantined"))
-    assert "3 of 5" in next(line for line in lines if "late" in line)
-    assert "quarantined" in next(line for line in lines if "out" in line)
+    assert "3 of 5" in next(line for line in lines if line.startswith("late"))
+    assert "quarantined" in next(line for line in lines if line.startswith("out"))
 
 
 def test_an_error_has_its_age_and_no_control_characters() -> None:
@@ -59,3 +80,31 @@ def test_an_error_has_its_age_and_no_control_characters() -> None:
 
 def test_nobody_there_is_said() -> None:
     assert "no rollout server is registered" in shown()
+
+
+def test_how_the_run_is_stands_first() -> None:
+    assert shown()[1:6] == [
+        "step 12 of 80, 3 s ago: reward 2.500, 2 rollout servers, 1:01:01 left",
+        "trainer: 8 ranks, 'train' of step 12, last sign 5 min ago",
+        "reward service answers",
+        "disk: 55.1 of 252.0 GiB free",
+        "last error, 1 min ago, reward.log: reward x: no\\x1b[2J room",
+    ]
+
+
+def test_a_run_without_redis_has_its_step_and_then_the_error(tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "mine"
+    run.mkdir(parents=True)
+    row = {"step": 4, "policy_version": 4, "num_steps": 9, "reward_mean": 1.5, "time": time.time()}
+    (run / "metrics.jsonl").write_text(json.dumps(row | {"phases_s": {"train": 30.0}}) + "\n")
+    away = [
+        f"redis.url=redis://127.0.0.1:{free_port()}/0",
+        f"reward.url=http://127.0.0.1:{free_port()}",
+    ]
+    words = ["model.path=m", "data.train=d", f"run.root={run.parent}", "run.name=mine", *away]
+    done = CliRunner().invoke(app, ["status", *(w for word in words for w in ("--set", word))])
+    assert isinstance(done.exception, UnavailableError)
+    lines = done.output.splitlines()
+    assert lines[0].startswith("step 5 of 9, ")
+    assert lines[0].endswith(" ago: reward 1.500, 0:02:00 left")
+    assert lines[1:3] == ["trainer: not started", "reward service does not answer"]

@@ -16,6 +16,7 @@ from deploy.slurm.submit import JobRecord, job_settings
 from deploy.slurm.submit import submit as submit_job
 from scene_data.toy.scenes import make_toy
 from services.errors import ConflictError, NotFoundError, SettingsError
+from services.run_folder import LoggedError, TrainerSign
 from services.settings import Settings, load_settings
 from services.settings.deploy import DeploySettings
 
@@ -197,6 +198,23 @@ def test_no_slurm_here_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         submit_job(settings(*APART, f"run.root={tmp_path}", *_readable(tmp_path)), "train")
 
 
+@pytest.mark.parametrize("there", [{}, {"config.toml": "old", "slurm/job.sh": "old", "note": "x"}])
+def test_a_job_that_is_refused_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: dict[str, str]
+) -> None:
+    overrides = [*APART, f"run.root={tmp_path}/some/runs", *_readable(tmp_path)]
+    folder = tmp_path / "some/runs/run"
+    for name, text in there.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NotFoundError, match="there is no sbatch here"):
+        submit_job(settings(*overrides), "train")
+    left = {path: path.read_text() for path in (tmp_path / "some").rglob("*") if path.is_file()}
+    assert left == {folder / name: text for name, text in there.items()}
+    assert (tmp_path / "some").exists() == bool(there)
+
+
 def _readable(folder: Path) -> list[str]:
     make_toy(folder / "toy", num_train=2, num_heldout=2)
     splits = {"train": "train", "heldout": "heldout"}
@@ -241,12 +259,20 @@ def test_a_person_reads_the_status() -> None:
         step=12,
         num_steps=80,
         last_step_s=3.2,
+        reward=2.1337,
+        loss=None,
+        left_s=330.4,
+        num_servers=3,
+        trainer=TrainerSign(4, "train", 12, done=False, failed=None, ago_s=2.0),
+        last_error=LoggedError("rollout-1.log", 130.0, "rollout vllm.engine: out of memory"),
         logs=Path("runs/demo/logs"),
     )
     assert status_lines(found) == [
         "run demo: train job 7, single: RUNNING on g[0-1] for 00:10:00",
         "queued again: 2 times",
-        "step 12 of 80, 3 s ago",
+        "step 12 of 80, 3 s ago: reward 2.134, 3 rollout servers, 0:05:30 left",
+        "trainer: 4 ranks, 'train' of step 12, last sign 2 s ago",
+        "last error, 2 min ago, rollout-1.log: rollout vllm.engine: out of memory",
         "logs: runs/demo/logs (job.log first)",
     ]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from launcher.views.run_summary import summary_table
+from launcher.views.run_summary import closing_lines, summary_table
 from launcher.views.run_table import RunTable, step_line
 from launcher.views.terminal import SafeConsole
 from services.run_folder import RunFolder
@@ -48,10 +48,7 @@ def shown(file: Path, *rows: dict[str, Any], terminal: bool, width: int = 140) -
 def test_a_step_is_one_line_without_a_terminal(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     first, second = shown(file, row(0), row(1), terminal=False).splitlines()
-    assert first == (
-        "step 1/10  reward 2.500 (edge 0.25 format 1.00)  failed 4%  lag 0.5/1  1,235 tok/s  "
-        "wait 1.2s train 3.0s"
-    )
+    assert first == "step 1/10  reward 2.500  failed 4%  lag 0.5/1  1,235 tok/s  4.2 s"
     assert second.startswith("step 2/10  reward 3.500")
 
 
@@ -78,7 +75,22 @@ def test_rolled_back_steps_leave_the_table(tmp_path: Path) -> None:
 
 
 def test_missing_values_are_shown_as_such() -> None:
-    assert step_line({"step": 0}, 3).startswith("step 1/3  reward - ()  failed -  lag -/-")
+    assert step_line({"step": 0}, 3).startswith("step 1/3  reward -  failed -  lag -/-")
+
+
+def test_a_step_s_line_fits_80_columns_and_keeps_the_time_left() -> None:
+    found = row(99_998, phases_s={"train": 12_345.6}, tokens_per_s=123_456.0, policy_lag_max=12)
+    line = step_line(found, 100_000, "12 days, 10:05:30")  # type: ignore[arg-type]
+    assert len(line) <= 80
+    assert line.startswith("step 99999/100000  reward 100,000.500  ")
+    assert line.endswith("  12 days, 10:05:30 left")
+
+
+def test_a_step_of_sft_has_its_loss() -> None:
+    found: Any = {"step": 3, "loss": 0.51234, "learning_rate": 1e-5, "phases_s": {"train": 2.0}}
+    assert step_line(found, 9, "0:00:12") == (
+        "step 3/9  loss 0.512  learning rate 1e-05  2.0 s  0:00:12 left"
+    )
 
 
 def test_the_live_table_shows_the_last_steps_and_the_processes(tmp_path: Path) -> None:
@@ -113,6 +125,18 @@ def test_the_summary_compares_numbers_and_nothing_else() -> None:
     SafeConsole(file=out, width=80).print(table)
     assert "+0.25" in out.getvalue()
     assert table.row_count == 1
+
+
+def test_a_demo_ends_with_what_improved_where_to_look_and_what_is_next() -> None:
+    names = ("triplet_recall", "triplet_f1", "mean_predicate_recall", "object_f1")
+    before, after = dict.fromkeys(names, 0.125), dict.fromkeys(names, 0.75)
+    folder = RunFolder(Path("runs/demo"))
+    better, look, following = closing_lines({"before": before, "after": after}, folder)
+    assert better == "improved on held-out images: triplet recall 0.125 to 0.750"
+    assert "runs/demo/report.html" in look
+    assert "sgg-rl demo --data" in following
+    worse = closing_lines({"before": after, "after": before}, folder)[0]
+    assert worse == "improved on held-out images: nothing; train more steps"
 
 
 def test_the_time_left_is_that_of_the_shown_steps_pace(tmp_path: Path) -> None:
@@ -160,5 +184,6 @@ def test_evaluations_are_shown_as_they_come(tmp_path: Path, terminal: bool) -> N
         table.update()
         if not terminal:
             assert out.getvalue().count("evaluated version") == 1
-    assert "evaluated version 4 (4 to 6), strict  triplet recall 0.213  F1 0.200" in out.getvalue()
-    assert "failed 3%  12.1 s" in out.getvalue()
+    wanted = "evaluated version 4 (4 to 6), strict  triplet recall 0.213  F1 0.200  failed 3%"
+    assert wanted in out.getvalue()
+    assert len(wanted) <= 80

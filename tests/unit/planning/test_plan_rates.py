@@ -76,7 +76,7 @@ def test_the_text_fits_100_columns_and_the_json_has_all_sources() -> None:
     assert max(map(len, text.splitlines())) <= 100
     assert text.count("<- best") == 1
     assert "are not measured on these GPUs" in text
-    tree = json.loads(plan_json(found))
+    tree = plan_json(found)
     assert [one["num_gpus"] for one in tree["scaling"]] == [8, 8, 32, 32]
     assert [one["shape"]["groups_per_step"] for one in tree["scaling"]] == [8, 4, 8, 16]
     assert sum(split["best"] for split in tree["splits"]) == 1

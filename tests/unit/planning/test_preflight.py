@@ -9,6 +9,7 @@ from planning.preflight.check import CheckResult, check
 from planning.preflight.disk_space import folder_checks
 from planning.preflight.folders import check_run_folder, file_system
 from planning.preflight.gpus import parsed
+from planning.preflight.services import token_checks
 from planning.run_checks import gpu_checks, run_checks
 from planning.shapes import ModelShape, model_shape
 from services.errors import SettingsError
@@ -129,6 +130,15 @@ def test_what_a_run_lacks_is_all_said_at_once(tmp_path: Path) -> None:
     assert "transport 'lora'" in said["settings"]
     silent = {f.name for f in found if f.state == "info" and "not started" in f.detail}
     assert silent == {"redis server", "reward", "rollout"}
+
+
+def test_an_empty_token_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SGG_DATA_TOKEN", "a token of this run")
+    monkeypatch.setenv("SGG_ADMIN_TOKEN", "")
+    good, empty = token_checks()
+    assert (good.name, good.state, good.detail) == ("SGG_DATA_TOKEN", "ok", "set")
+    assert (empty.name, empty.state) == ("SGG_ADMIN_TOKEN", "missing")
+    assert "SGG_ADMIN_TOKEN is set and empty: give it the token, or unset it" in empty.detail
 
 
 def test_a_check_fits_a_terminal() -> None:

@@ -85,6 +85,6 @@ def test_tracebacks_and_warnings_without_a_log_are_printable(
     print_safely()
     error = ValueError(EVIL)
     sys.excepthook(ValueError, error, None)
-    record = logging.LogRecord("a", logging.WARNING, "", 0, EVIL, None, None)
+    record = logging.LogRecord("cli", logging.WARNING, "", 0, EVIL, None, None)
     logging.lastResort.handle(record)
     assert capsys.readouterr().err == f"ValueError: {SHOWN}\n{SHOWN}\n"

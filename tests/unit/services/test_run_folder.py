@@ -4,7 +4,16 @@ from pathlib import Path
 
 import pytest
 
-from services.run_folder import TAIL_BYTES, StepRow, TableFollower
+from services.run_folder import (
+    TAIL_BYTES,
+    RunFolder,
+    StepRow,
+    TableFollower,
+    last_error,
+    read_progress,
+    read_trainer,
+)
+from trainer.ranks.watch import RankWatch, watched
 from trainer.records.files import StepLines
 
 
@@ -87,3 +96,54 @@ def test_of_a_long_file_only_the_end_is_read(path: Path) -> None:
         stream.write('{"step": 1000}\n')
     assert steps(file.read().rows) == [1000]
     assert steps(TableFollower[StepRow](path).read().rows) == list(range(1001))
+
+
+def test_progress_counts_the_steps_of_both_kinds_of_training(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert read_progress(folder) is None
+    lines = StepLines(folder.metrics)
+    for step in (3, 4):
+        row = {"step": step, "policy_version": step, "num_steps": 10, "reward_mean": 2.0}
+        lines.append(row | {"loss": 0.1, "num_servers": 3, "phases_s": {"wait": 1.0, "train": 2.0}})
+    found = read_progress(folder)
+    assert found is not None
+    assert (found.step, found.reward, found.loss, found.num_servers) == (5, 2.0, None, 3)
+    assert found.left_s == pytest.approx(15.0)
+    folder.metrics.unlink()
+    lines.append({"step": 10, "num_steps": 10, "loss": 0.5, "phases_s": {"train": 2.0}})
+    found = read_progress(folder)
+    assert found is not None
+    assert (found.step, found.reward, found.loss, found.left_s) == (10, None, 0.5, 0.0)
+
+
+def test_the_newest_error_of_all_logs_is_found(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert last_error(folder) is None
+    folder.logs.mkdir()
+    texts = {
+        "reward.log": "2026-01-01 10:00:01,000 ERROR   reward x: first\n",
+        "trainer.log": "2026-01-01 10:00:02,000 ERROR   trainer[0] x: then\n"
+        "2026-01-01 10:00:03,000 WARNING trainer[0] x: ERROR is no level here\n",
+        "redis.log": "started\n",
+    }
+    for name, text in texts.items():
+        (folder.logs / name).write_text(text)
+    found = last_error(folder)
+    assert found is not None
+    assert (found.log, found.line.strip()) == ("trainer.log", "trainer[0] x: then")
+    (folder.logs / "sft.log").write_text("sgg-rl: there is no model\n")  # its last words, just now
+    found = last_error(folder)
+    assert found is not None
+    assert found.line == "there is no model"
+
+
+def test_a_trainer_s_sign_is_that_of_rank_0(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    assert read_trainer(folder) is None
+    watches = [RankWatch(folder.ranks, rank=rank, size=2, limit_s=60.0) for rank in range(2)]
+    for watch in watches:
+        with watched(watch):
+            watch.enter("train", 7)
+    found = read_trainer(folder)
+    assert found is not None
+    assert found[:5] == (2, "train", 7, True, None)

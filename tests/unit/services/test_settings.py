@@ -43,10 +43,28 @@ def test_text_that_looks_like_a_number_stays_text(toml: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "overrides", "environment", "named"),
     [
-        ("[trainer]\nnum_stepz = 5\n", [], {}, "trainer.num_stepz"),
-        ("[trainr]\nnum_steps = 5\n", [], {}, "trainr"),
-        ("", ["trainer.num_stepz=5"], {}, "num_stepz"),
-        ("", ["num_steps=5"], {}, "--set num_steps: no such setting"),
+        (
+            "[trainer]\nnum_stepz = 5\n",
+            [],
+            {},
+            "  trainer.num_stepz: [trainer] has no 'num_stepz'; did you mean num_steps?",
+        ),
+        ("[trainr]\nnum_steps = 5\n", [], {}, "  trainr: no such section; did you mean trainer?"),
+        (
+            "",
+            ["trainer.num_stepz=5"],
+            {},
+            "--set trainer.num_stepz: [trainer] has no 'num_stepz'; did you mean num_steps?",
+        ),
+        (
+            "",
+            ["num_steps=5"],
+            {},
+            "--set num_steps: no such setting; did you mean trainer.num_steps?",
+        ),
+        ("", ["trainer.max_tokens=5"], {}, "; did you mean sampling.max_tokens or evaluation.max"),
+        ("[trainer]\nspeed = 5\n", [], {}, "[trainer] has no 'speed'; there are num_steps, num_ep"),
+        ("", ["trainer.num_steps.x=5"], {}, "a setting is a section and a field"),
         ("", ["trainer.num_steps"], {}, "section.field=value"),
         ("", [], {"SGG__TRAINER__NUM_STEPZ": "5"}, "SGG__TRAINER__NUM_STEPZ"),
         ("", [], {"SGG__TRAINR__NUM_STEPS": "5"}, "SGG__TRAINR__NUM_STEPS"),

@@ -1,9 +1,10 @@
 import asyncio
+import math
 
 import pytest
 
 from services.errors import ConflictError, UnavailableError, WaitTimeoutError
-from services.waiting import racing, until_available
+from services.waiting import WaitNotice, racing, until_available
 
 
 async def test_repeats_until_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,3 +57,33 @@ async def test_of_a_race_the_others_are_ended_when_it_is_left() -> None:
         assert came == []
     assert waiting.cancelled()
     assert came == ["ended"]
+
+
+def test_a_wait_is_said_after_5_s_and_then_every_30_s() -> None:
+    said: list[str] = []
+    notice = WaitNotice(600.0, said.append)
+    for second in range(41):
+        notice.waited(float(second), "Redis at redis://h:1/0 does not answer")
+    assert said == [
+        "waiting 5 s of 600 s: Redis at redis://h:1/0 does not answer",
+        "waiting 35 s of 600 s: Redis at redis://h:1/0 does not answer",
+    ]
+    for second in (0, 4, 5):  # another wait
+        notice.waited(float(second), "again")
+    assert said[2:] == ["waiting 5 s of 600 s: again"]
+
+
+async def test_who_waits_for_a_service_says_it(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("services.waiting.PAUSE_S", 0.0)
+    monkeypatch.setattr("services.waiting.WaitNotice.FIRST_S", 0.0)
+    attempts = iter([1, 2])
+
+    async def work() -> int:
+        if next(attempts, None):
+            raise UnavailableError("Redis is away")
+        return 7
+
+    assert await until_available(work, timeout_s=math.inf) == 7
+    assert caplog.messages == ["Redis is away; trying again", "waiting 0 s: Redis is away"]

@@ -57,6 +57,15 @@ def test_a_silent_rank_is_named_after_the_limit(pair: Pair) -> None:
     assert "it was in 'load' of step 3" in verdict
 
 
+def test_a_rank_that_has_not_come_yet_is_waited_for_aloud(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    alone = Pair(tmp_path)
+    assert alone.after(LIMIT_S / 2, 0) is None
+    assert re.fullmatch(r"waiting \d+ s of 100 s: rank 1 has not come yet", caplog.messages[0])
+    assert len(caplog.messages) == 2
+
+
 def test_a_rank_that_lags_behind_is_named_after_twice_the_limit(pair: Pair) -> None:
     pair.ranks[0].enter("wait", 3)
     assert pair.after(2 * LIMIT_S - 30, 0, 1) is None
