@@ -92,10 +92,10 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise SettingsError(f"{path}: extends is a list of files")
     try:
-        extended = [_named_file(path.parent / expanded(name), name) for name in names]
+        bases = [_named_file(path.parent / expanded(name), name) for name in names]
     except ValueError as error:
         raise SettingsError(f"{path}: extends: {error}") from error
-    return _merged([*(_read(file, (*above, path)) for file in extended), tree])
+    return _merged([*(_read(file, (*above, path)) for file in bases), tree])
 
 
 def _named_file(path: Path, name: str | None = None) -> Path:
@@ -119,7 +119,7 @@ def _named_file(path: Path, name: str | None = None) -> Path:
     )
 
 
-def _merged(trees: Iterable[dict[str, Any]]) -> dict[str, Any]:
+def _merged(trees: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     """Section by section, later ones over earlier ones."""
     merged: dict[str, Any] = {}
     for part in trees:
