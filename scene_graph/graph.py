@@ -68,11 +68,11 @@ class SceneGraph:
         """On white, as large as its boxes reach."""
         from scene_graph.drawing import draw_svg
 
-        sides = (
+        right, bottom = (
             max(filter(math.isfinite, (item.bbox[end] for item in self.objects)), default=1.0)
             for end in (2, 3)
         )
-        return draw_svg(self, *(max(round(side), 1) for side in sides))
+        return draw_svg(self, max(round(right), 1), max(round(bottom), 1))
 
 
 @dataclass(slots=True, kw_only=True)
