@@ -120,7 +120,12 @@ def test_curl_sends_a_file(server: LiveServer, tmp_path: Path) -> None:
 
 def test_a_bad_picture_does_not_spoil_the_others(server: LiveServer) -> None:
     good = {"data": text_of(PHOTO)}
-    bad = [{"data": NO_PICTURE}, {"data": TOO_MANY_PIXELS}, UNKNOWN, {"data": "%"}]
+    bad: list[dict[str, Any]] = [
+        {"data": NO_PICTURE},
+        {"data": TOO_MANY_PIXELS},
+        UNKNOWN,
+        {"data": "%"},
+    ]
     found = asked(server, good, *bad, good).graphs
     assert found[0] == found[-1] == graphs(asked(server, good))[0]
     problems = [one.error for one in found[1:-1] if isinstance(one, ImageError)]
