@@ -9,7 +9,7 @@ import pytest
 from IPython.core.formatters import DisplayFormatter
 
 import sgg_rl
-from services.errors import InvalidInputError, NotFoundError
+from services.errors import InvalidInputError, NotFoundError, TooLargeError
 from services.host.environment import child_environment
 from services.schemas.scene_graphs import ImageGraph
 from tests.python_examples import failures, make_example_folder, make_run
@@ -144,6 +144,11 @@ def test_what_is_impossible_is_said_in_one_line() -> None:
         with pytest.raises(InvalidInputError, match=words) as error:
             ask()
         assert "\n" not in str(error.value)
+    nobody = sgg_rl.Client(rollout_url="http://127.0.0.1:1")
+    with pytest.raises(InvalidInputError, match="temperature: .* less than or equal to 2"):
+        sgg_rl.predict(sample, client=nobody, temperature=9)
+    with pytest.raises(TooLargeError, match="has 9,000,000 bytes, .* save it as JPEG"):
+        sgg_rl.predict(bytes(9_000_000), client=nobody)
     with pytest.raises(NotFoundError, match=r"no run in toy: it has no config\.toml"):
         sgg_rl.connect("toy")
 
