@@ -145,9 +145,9 @@ def test_what_is_impossible_is_said_in_one_line() -> None:
             ask()
         assert "\n" not in str(error.value)
     nobody = sgg_rl.Client(rollout_url="http://127.0.0.1:1")
-    with pytest.raises(InvalidInputError, match="temperature: .* less than or equal to 2"):
+    with pytest.raises(InvalidInputError, match=r"temperature: .* less than or equal to 2"):
         sgg_rl.predict(sample, client=nobody, temperature=9)
-    with pytest.raises(TooLargeError, match="has 9,000,000 bytes, .* save it as JPEG"):
+    with pytest.raises(TooLargeError, match=r"has 9,000,000 bytes, .* save it as JPEG"):
         sgg_rl.predict(bytes(9_000_000), client=nobody)
     with pytest.raises(NotFoundError, match=r"no run in toy: it has no config\.toml"):
         sgg_rl.connect("toy")
