@@ -68,11 +68,11 @@ class SceneGraph:
         """On white, as large as its boxes reach."""
         from scene_graph.drawing import draw_svg
 
-        width, height = (
+        right, bottom = (
             max(filter(math.isfinite, (item.bbox[end] for item in self.objects)), default=1.0)
             for end in (2, 3)
         )
-        return draw_svg(self, max(round(width), 1), max(round(height), 1))
+        return draw_svg(self, max(round(right), 1), max(round(bottom), 1))
 
 
 @dataclass(slots=True, kw_only=True)

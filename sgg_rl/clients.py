@@ -21,7 +21,7 @@ class _Addresses:
     """The reward service's."""
     token: str | None = field(default=None, repr=False)
     """The run's data token, where it has one."""
-    timeout_s: float = 300.0
+    timeout_s: float = 60.0
     """Longest wait for one answer, all attempts together."""
     registered: SecuritySettings | None = field(default=None, repr=False)
     """Set where `rollout_url` stood in Redis: the server must then prove that it is the run's."""

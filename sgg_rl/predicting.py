@@ -5,12 +5,15 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from services.errors import InvalidInputError
+from services.errors import InvalidInputError, TooLargeError
 from services.http.problems import invalid_input
 from services.schemas.rollouts import InlineImage
 from services.schemas.scene_graphs import ImageError, ImageGraph, SceneGraphRequest
 from sgg_rl.clients import Client
 from sgg_rl.pictures import Picture, encoded
+
+_MAX_BYTES = 8_000_000
+"""Of a picture in a request"""
 
 
 def predict(
@@ -45,12 +48,19 @@ def predict(
         `confidence`, the answer's `text`, and `svg`.
 
     Raises:
-        InvalidInputError: The picture cannot be read, or is too large to be sent.
+        InvalidInputError: The picture cannot be read, or an option is out of range.
+        TooLargeError: The picture's file is too large to be sent.
         SggError: The server refused it or failed; its subclass and message say how.
     """
+    data = encoded(picture)
+    if len(data) > _MAX_BYTES:
+        raise TooLargeError(
+            f"the picture's file has {len(data):,} bytes, and a request takes {_MAX_BYTES:,}: make "
+            "it smaller, or save it as JPEG"
+        )
     try:
         request = SceneGraphRequest(
-            images=[InlineImage(data=base64.b64encode(encoded(picture)).decode())],
+            images=[InlineImage(data=base64.b64encode(data).decode())],
             temperature=temperature,
             max_tokens=max_tokens,
             seed=seed,

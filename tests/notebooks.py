@@ -6,7 +6,6 @@ from typing import Any
 import nbformat
 import pytest
 from nbclient import NotebookClient
-from traitlets.config import Config
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -31,7 +30,6 @@ def run_notebook(
         timeout=timeout_s,
         kernel_name="python3",
         resources={"metadata": {"path": str(EXAMPLES)}},
-        config=Config({"KernelManager": {"transport": "ipc"}}),
     ).execute()
     return "\n".join(
         _shown(output) for cell in notebook.cells for output in cell.get("outputs", ())

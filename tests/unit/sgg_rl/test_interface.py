@@ -9,7 +9,7 @@ import pytest
 from IPython.core.formatters import DisplayFormatter
 
 import sgg_rl
-from services.errors import InvalidInputError, NotFoundError
+from services.errors import InvalidInputError, NotFoundError, TooLargeError
 from services.host.environment import child_environment
 from services.schemas.scene_graphs import ImageGraph
 from tests.python_examples import failures, make_example_folder, make_run
@@ -102,11 +102,14 @@ def test_nothing_of_a_sample_steers_a_terminal_or_shows_bytes() -> None:
     assert "<script" not in shown(graph)["image/svg+xml"]
 
 
-def test_graphs_in_fractions_and_empty_ones_are_drawn() -> None:
-    item = sgg_rl.SceneObject(id="man.1", bbox=(0.1, 0.2, 0.5, 0.9))
-    for objects in ((item,), ()):
+def test_any_graph_is_drawn() -> None:
+    """Boxes in fractions, none at all, and numbers that no picture has."""
+    fractions = sgg_rl.SceneObject(id="man.1", bbox=(0.1, 0.2, 0.5, 0.9))
+    endless = sgg_rl.SceneObject(id="horse.2", bbox=(0, 0, float("inf"), float("nan")))
+    for objects, drawn in (((fractions,), {"man"}), ((), set()), ((endless, fractions), {"man"})):
         graph = sgg_rl.SceneGraph(objects=objects, relationships=())
-        assert "man" in shown(graph)["image/svg+xml"] or not objects
+        svg = ElementTree.fromstring(shown(graph)["image/svg+xml"])
+        assert {text.text for text in svg.findall(".//{*}text")} == drawn
 
 
 def test_the_same_answer_earns_the_same_by_graph_and_by_sample() -> None:
@@ -141,6 +144,11 @@ def test_what_is_impossible_is_said_in_one_line() -> None:
         with pytest.raises(InvalidInputError, match=words) as error:
             ask()
         assert "\n" not in str(error.value)
+    nobody = sgg_rl.Client(rollout_url="http://127.0.0.1:1")
+    with pytest.raises(InvalidInputError, match=r"temperature: .* less than or equal to 2"):
+        sgg_rl.predict(sample, client=nobody, temperature=9)
+    with pytest.raises(TooLargeError, match=r"has 9,000,000 bytes, .* save it as JPEG"):
+        sgg_rl.predict(bytes(9_000_000), client=nobody)
     with pytest.raises(NotFoundError, match=r"no run in toy: it has no config\.toml"):
         sgg_rl.connect("toy")
 
