@@ -18,7 +18,7 @@ PAGES_BESIDE_DOCS = {
 }
 """Page of the project to page of the site; README's place is taken by `docs/index.md`."""
 _HOME = {"README.md": "index.md"}
-_LINK = re.compile(r"(?<!!)\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!\w+:)([^)\s#]*)(#[^)\s]*)?\)")
+_LINK = re.compile(r"\[((?:[^\[\]]|\[[^\]]*\])*)\]\((?!\w+:)([^)\s#]*)(#[^)\s]*)?\)")
 _FENCE = re.compile(r"(^ *```.*?^ *```$)", re.M | re.S)
 _FILES = "files/"
 """Folder of the site with the project's files that are no pages."""

@@ -12,6 +12,7 @@ import pytest
 from playwright.sync_api import expect, sync_playwright
 
 from docs.hooks.commands import commands
+from docs.hooks.links import rewritten
 from docs.hooks.rest import service_apps
 from docs.hooks.site import whole_nav
 from services.settings import Settings
@@ -133,6 +134,19 @@ def test_a_dead_link_and_a_dead_anchor_are_told(tmp_path: Path) -> None:
     assert len(warnings) == 2
     assert "link 'none.md', but the target is not found" in warnings[0]
     assert "link '#two', but there is no such anchor" in warnings[1]
+
+
+def test_links_that_leave_docs_fit_the_site() -> None:
+    text = (
+        "![p](../assets/x.png) [a](../SECURITY.md#token) [b](../configs/) [c](#here) "
+        "[d](https://example.org) [e](deploy/gpu.md)\n```\n[f](../README.md)\n```\n"
+    )
+    assert rewritten(text, "docs/data.md", "data.md") == (
+        "![p](files/assets/x.png) [a](security.md#token) b [c](#here) "
+        "[d](https://example.org) [e](deploy/gpu.md)\n```\n[f](../README.md)\n```\n"
+    )
+    of_a_run = "[a](../docs/deploy/gpu.md#one)"
+    assert rewritten(of_a_run, "configs/README.md", "configs.md") == "[a](deploy/gpu.md#one)"
 
 
 def test_a_new_page_is_found_under_more() -> None:
