@@ -30,7 +30,6 @@ PREDICTIONS = [
 @pytest.fixture
 def sgg_rl(monkeypatch: pytest.MonkeyPatch) -> Command:
     """Run the command in this process; returns its exit code."""
-
     # It is for a whole process, and this one has other tests.
     monkeypatch.setattr("cli.main.quiet_libraries", lambda: None)
 

@@ -75,7 +75,6 @@ def score(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Sgg:
     """Runs the command, with `RUBRIC` if none is given, on 80 columns that are no terminal."""
-
     # It is for a whole process, and this one has other tests.
     monkeypatch.setattr("cli.main.quiet_libraries", lambda: None)
 
