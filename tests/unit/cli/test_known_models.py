@@ -1,6 +1,7 @@
 """Every command that would load a model says the same of an unknown one, and of its boxes."""
 
 import json
+import socket
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ COMMANDS = {
     "run": ["run"],
     "demo": ["demo"],
     "infer": ["infer", "data.parquet", "-o", "{folder}/out"],
+    "predict": ["predict", "{folder}/a.jpg", "-o", "{folder}/out", "--model", "{folder}/m"],
     "infer with a server of its own": ["infer", "d", "-o", "{folder}/out", "--model", "{folder}/m"],
     "slurm submit": ["slurm", "submit"],
     "slurm submit --job sft": ["slurm", "submit", "--job", "sft"],
@@ -71,5 +73,7 @@ def test_doctor_says_it_too(tmp_path: Path) -> None:
 def test_servers_elsewhere_need_the_box_space_alone(tmp_path: Path) -> None:
     """Nothing is known here of their model: the settings have to say it."""
     told = load_settings([], ["model.path=/else/where", "data.train=t"], {})
-    with pytest.raises(SettingsError, match="there is no /else/where"):
-        run_inference(told, "nothing.parquet", tmp_path / "out", servers=["http://a:1"])
+    with socket.create_server(("127.0.0.1", 0)) as somebody:
+        url = f"http://127.0.0.1:{somebody.getsockname()[1]}"
+        with pytest.raises(SettingsError, match="there is no /else/where"):
+            run_inference(told, "nothing.parquet", tmp_path / "out", servers=[url])
