@@ -49,7 +49,8 @@ def load_settings(
             range.
     """
     files = [files] if isinstance(files, Path) else files
-    tree = _merged([below or {}, *(_read(_named_file(file)) for file in files)])
+    under = {section: {**fields} for section, fields in (below or {}).items()}
+    tree = _merged([under, *(_read(_named_file(file)) for file in files)])
     if files:
         _check(tree, " and ".join(map(str, files)))
     for key, text in sorted((child_environment() if environment is None else environment).items()):
@@ -92,10 +93,10 @@ def _read(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise SettingsError(f"{path}: extends is a list of files")
     try:
-        extended = [_named_file(path.parent / expanded(name), name) for name in names]
+        bases = [_named_file(path.parent / expanded(name), name) for name in names]
     except ValueError as error:
         raise SettingsError(f"{path}: extends: {error}") from error
-    return _merged([*(_read(file, (*above, path)) for file in extended), tree])
+    return _merged([*(_read(file, (*above, path)) for file in bases), tree])
 
 
 def _named_file(path: Path, name: str | None = None) -> Path:
