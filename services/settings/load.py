@@ -49,7 +49,8 @@ def load_settings(
             range.
     """
     files = [files] if isinstance(files, Path) else files
-    tree = _merged([below or {}, *(_read(_named_file(file)) for file in files)])
+    under = {section: {**fields} for section, fields in (below or {}).items()}
+    tree = _merged([under, *(_read(_named_file(file)) for file in files)])
     if files:
         _check(tree, " and ".join(map(str, files)))
     for key, text in sorted((child_environment() if environment is None else environment).items()):

@@ -86,7 +86,9 @@ def test_a_wrong_or_missing_password_is_one_line_with_the_remedy(
     assert read_secret(other) not in caught.value.message
     asked = [*served.arguments, "--set", f"redis.password_file={other}"]
     for command in (["status"], ["serve", "rollout", "--set", "rollout.engine=fake"]):
-        ended = sgg(*command, *asked, "--set", f"rollout.url=http://127.0.0.1:{free_port()}")
+        ended = sgg(
+            *command, "-c", "demo", *asked, "--set", f"rollout.url=http://127.0.0.1:{free_port()}"
+        )
         assert ended.returncode == 2, ended.stderr
         last = ended.stderr.splitlines()[-1]
         assert last.startswith("sgg-rl: Redis at redis://127.0.0.2"), ended.stderr
@@ -126,7 +128,7 @@ def old_redis() -> Iterator[str]:
 
 def test_an_old_version_is_refused() -> None:
     with old_redis() as url:
-        ended = sgg("status", "--set", f"redis.url={url}")
+        ended = sgg("status", "-c", "demo", "--set", f"redis.url={url}")
     assert ended.returncode == 2, ended.stderr
     assert ended.stderr == (
         f"sgg-rl: Redis at {url} is version 6.0.16: 7.0 or later is needed, or any Valkey; "

@@ -174,6 +174,8 @@ def test_tables_below_stand_in_for_what_files_do_not_say(tmp_path: Path) -> None
     file.write_text('[reward]\nworkers = 3\n[model]\npath = "mine"\n')
     found = load_settings(file, [], {}, below=below)
     assert (found.model.path, found.model.dtype, found.data.train) == ("mine", "float32", "d")
+    load_settings([], ["model.path=other"], {}, below=below)
+    assert below["model"]["path"] == "m", "they are only read"
     with pytest.raises(SettingsError, match="data: Field required"):
         load_settings(file, [], {})
 
