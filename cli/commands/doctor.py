@@ -19,7 +19,7 @@ _WIDTH = 80
 def doctor(config: Config = None, set_: Overrides = None, as_json: AsJson = False) -> None:
     """Check what this machine has, with --config what that run needs; say what is missing.
 
-    Example: sgg-rl doctor --config configs/demo.toml
+    Example: sgg-rl doctor --config demo
     """
     from planning.preflight.machine import machine_checks
     from planning.run_checks import run_checks

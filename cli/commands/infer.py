@@ -38,7 +38,8 @@ TopP = Annotated[float | None, typer.Option(help="With a temperature.")]
 TopK = Annotated[int | None, typer.Option(help="With a temperature.")]
 Seed = Annotated[int | None, typer.Option(help="With a temperature.")]
 BestOf = Annotated[
-    int | None, typer.Option(min=1, max=64, help="Sample so many answers, keep the likeliest.")
+    int | None,
+    typer.Option(min=1, max=64, metavar="N", help="Sample so many answers, keep the likeliest."),
 ]
 MaxTokens = Annotated[int | None, typer.Option(help="Of one answer.")]
 Constrain = Annotated[

@@ -19,7 +19,7 @@ def run(
 ) -> None:
     """A whole run on this machine: Redis, reward service, rollout servers, trainer.
 
-    Example: sgg-rl run --config configs/demo.toml
+    Example: sgg-rl run --config demo
     """
     from launcher.local_run import run_here
 
@@ -38,7 +38,7 @@ def demo(
 ) -> None:
     """As `run`, with held-out evaluations before and after, and a report.
 
-    Example: sgg-rl demo
+    Example: sgg-rl demo --config demo
     """
     from launcher.local_run import run_here
 

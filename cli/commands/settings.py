@@ -12,6 +12,8 @@ def schema() -> None:
     """Print the JSON Schema of a run's TOML, with which an editor completes and checks it.
 
     configs/README.md says how an editor finds it.
+
+    Example: sgg-rl settings schema
     """
     from services.settings.schema import settings_schema
 

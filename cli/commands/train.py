@@ -42,7 +42,7 @@ def sft(
 ) -> None:
     """Supervised fine-tuning on reference graphs.
 
-    Example: sgg-rl sft --config configs/toy-sft.toml
+    Example: sgg-rl sft --config toy-sft
     """
     from cli import trainer_process
 

@@ -97,7 +97,7 @@ def test_dry_run_prints_the_resolved_settings(tmp_path: Path) -> None:
 )
 def test_a_plan_is_refused_before_anything_heavy_is_imported(cluster: str, message: str) -> None:
     code = (
-        f"import sys; sys.argv = ['sgg-rl', 'plan', '--cluster', '{cluster}']\n"
+        f"import sys; sys.argv = ['sgg-rl', 'plan', '--config', 'demo', '--cluster', '{cluster}']\n"
         "from cli.main import main\n"
         "try:\n    main()\nexcept SystemExit as end:\n    assert end.code == 2\n"
         "loaded = {'torch', 'transformers', 'deepspeed'} & set(sys.modules)\n"

@@ -102,7 +102,9 @@ def test_a_run_without_redis_has_its_step_and_then_the_error(tmp_path: Path) -> 
         f"reward.url=http://127.0.0.1:{free_port()}",
     ]
     words = ["model.path=m", "data.train=d", f"run.root={run.parent}", "run.name=mine", *away]
-    done = CliRunner().invoke(app, ["status", *(w for word in words for w in ("--set", word))])
+    done = CliRunner().invoke(
+        app, ["status", "--config", "demo", *(w for word in words for w in ("--set", word))]
+    )
     assert isinstance(done.exception, UnavailableError)
     lines = done.output.splitlines()
     assert lines[0].startswith("step 5 of 9, ")
