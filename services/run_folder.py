@@ -19,7 +19,7 @@ from services.printable import age
 TAIL_BYTES = 1 << 18
 """The last hundred rows or so of `metrics.jsonl`."""
 _SHOWN_CHARACTERS = 400
-"""Of a log's line."""
+"""A log's line is cut here."""
 _PACE_ROWS = 12
 """Rows whose mean is a run's present pace."""
 _ERROR = re.compile(r"^(?:(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ (?:ERROR|CRITICAL) |sgg-rl: )")
@@ -199,7 +199,7 @@ class TrainerSign(NamedTuple):
 
     num_ranks: int
     phase: str
-    """Of rank 0, such as `train`."""
+    """What rank 0 does, such as `train`."""
     step: int
     done: bool
     failed: str | None

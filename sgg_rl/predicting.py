@@ -13,7 +13,7 @@ from sgg_rl.clients import Client
 from sgg_rl.pictures import Picture, encoded
 
 _MAX_BYTES = 8_000_000
-"""Of a picture in a request"""
+"""A request takes no larger picture"""
 
 
 def predict(

@@ -33,7 +33,7 @@ class Run:
 
     @cached_property
     def settings(self) -> Settings:
-        """Of its last start.
+        """Those of its last start.
 
         Raises:
             SettingsError: They are another release's.

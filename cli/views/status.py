@@ -29,7 +29,7 @@ class HostStatus(Message):
     reward: bool
     """Whether the reward service answers from here."""
     disk_free_gib: float
-    """Of the file system with the run's folder."""
+    """On the file system with the run's folder."""
     disk_gib: float
     last_error: LoggedError | None
     """The newest one in the run's logs."""

@@ -12,7 +12,7 @@ from services.schemas.rollouts import MAX_INLINE_BYTES, InlineImage, RolloutRequ
 from services.settings import Settings
 
 _QUALITIES = (90, 75, 50)
-"""Of the JPEG that is sent in place of a picture's file that is too large, tried in turn"""
+"""JPEG qualities, tried in turn, for a picture whose file is too large to send"""
 
 
 def rollout_request(

@@ -23,7 +23,7 @@ ImageBytes = Callable[[str], bytes | None]
 Image = TypeVar("Image", bound=ImageResult | GraphLine)
 
 SEED = 0
-"""Of the choice of images."""
+"""Decides which images are shown."""
 
 
 def write_report(

@@ -20,7 +20,7 @@ FORM = "multipart/form-data"
 _MAX_VALUES = 20_000
 """JSON values in a request to sample: a prompt and its schema have hundreds."""
 _MAX_FIELDS = 32
-"""Of a form, beside its files"""
+"""A form's, beside its files"""
 _MAX_FIELD_BYTES = 4096
 
 

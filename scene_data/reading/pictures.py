@@ -8,9 +8,9 @@ from typing import Any
 from services.errors import InvalidInputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
-"""Of the formats that are read"""
+"""Formats that are read"""
 _OTHER_SUFFIXES = (".heic", ".heif", ".avif", ".tif", ".tiff")
-"""Of pictures that are not: they are named, not passed over"""
+"""Pictures that are not read: they are named, not passed over"""
 LIST = ".txt"
 
 

@@ -21,7 +21,7 @@ from scene_graph.graph import SceneGraph
 LONGER_SIDE = 1000
 """What the longer side of the picture becomes, in units of the drawing"""
 SHORTEST_SIDE = 240
-"""Of the drawing"""
+"""The drawing is no narrower and no lower"""
 FONT_SIZE, LABEL_HEIGHT, LABEL_PAD = 14, 18, 4
 MAX_LABEL = 40
 """Characters of a label; a longer text is cut"""
@@ -82,12 +82,12 @@ class Label:
 
     text: str
     x: float
-    """Of its left upper corner"""
+    """x and y are the left upper corner"""
     y: float
     width: float
     chip: Colour
     border: Colour
-    """Of its object, or of its arrow"""
+    """Its object's, or its arrow's"""
     ink: Colour
 
 
@@ -136,7 +136,7 @@ def lay_out(graph: SceneGraph, width: int, height: int) -> Layout:
 
 
 def text_width(text: str) -> float:
-    """Of one line in `FONT_SIZE`; what the font lacks is taken to be as wide as it mostly is."""
+    """Width of one line in `FONT_SIZE`; what the font lacks is as wide as it mostly is."""
     wide = [c for c in text if unicodedata.east_asian_width(c) in "WF"]
     narrow = "".join(c for c in text if unicodedata.east_asian_width(c) not in "WF")
     return font(FONT_SIZE).getlength(narrow) + FONT_SIZE * len(wide)

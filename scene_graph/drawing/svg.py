@@ -20,7 +20,7 @@ from scene_graph.drawing.layout import (
 from scene_graph.graph import SceneGraph
 
 _QUALITY = 85
-"""Of the picture's JPEG"""
+"""The embedded picture's, as JPEG"""
 
 
 def draw_svg(graph: SceneGraph, width: int, height: int, image: Image.Image | None = None) -> str:

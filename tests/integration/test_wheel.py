@@ -33,7 +33,7 @@ USERS_OWN = (
 TOOLS = tuple(
     f"deploy/{name}" for name in ("docker", "grafana", "install", "prometheus", "security")
 )
-"""Of the source tree alone."""
+"""In the source tree alone."""
 BUNDLED = (
     *("assets", "configs", "constraints", "docker-compose.yml", "docker-compose.gpu.yml"),
     *("deploy/grafana/dashboards", "deploy/grafana/provisioning", "deploy/prometheus"),

@@ -37,7 +37,7 @@ class FaultWatch:
         self._said: set[str] = set()
         self._num_groups = 0
         self._answers: list[tuple[str | None, str]] = []
-        """Of the groups so far: each one's fault, if it has one, and its text."""
+        """Those of the groups so far: each one's fault, if it has one, and its text."""
 
     def look(self, group: TrainGroup) -> None:
         """Take up a group; with the last of a step's worth, say what is to be said."""

@@ -13,7 +13,7 @@ C = TypeVar("C", bound=ServiceClient)
 P = ParamSpec("P")
 T = TypeVar("T")
 _LOOP = LoopThread("clients")
-"""Of all of them: a notebook makes many and closes few."""
+"""All clients share it: a notebook makes many and closes few."""
 
 
 def run_here(work: Coroutine[Any, Any, T]) -> T:

@@ -29,7 +29,7 @@ WEARS = {"subject": "man.1", "predicate": "wears", "object": "hat.2"}
 
 
 def settings(**data: Any) -> Settings:
-    """Of a model that writes pixels of its own input."""
+    """A model that writes pixels of its own input."""
     return Settings.model_validate(
         {
             "model": {"path": str(ROOT / "assets/toy-start"), "max_pixels": 392 * 588},
