@@ -176,6 +176,8 @@ def _check_named(servers: Sequence[str]) -> None:
             "--server takes http://host:port without a user or password: every user of this "
             "machine sees it; the token is SGG_DATA_TOKEN, or security.data_token_file"
         )
+    if wrong := [s for s in servers if not s.startswith(("http://", "https://"))]:
+        raise SettingsError(f"--server {wrong[0]}: write http://host:port")
     if servers and not any(map(_is_there, servers)):
         raise UnavailableError(
             f"nobody is at {', '.join(servers)}: start a server there (sgg-rl serve rollout), or "

@@ -15,6 +15,7 @@ import hashlib
 import inspect
 import logging
 import math
+import sys
 from collections.abc import Callable, Iterable
 from functools import cache
 from importlib import import_module
@@ -93,7 +94,7 @@ def _over_batches(name: str, function: OwnTerm) -> Callable[[ComparedBatch, Rubr
 def _value(name: str, function: OwnTerm, predicted: SceneGraph, reference: SceneGraph) -> float:
     try:
         value = float(function(predicted, reference))
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         logger.exception("the term %s failed", name)
         raise InvalidInputError(
             f"the term {name} failed: {type(error).__name__}: {error}"
@@ -110,8 +111,10 @@ def _function(place: str) -> OwnTerm:
             f"reward.terms: {place} is neither FILE.py:FUNCTION nor MODULE:FUNCTION"
         )
     function = getattr(_module(source), name, None)
-    if not inspect.isfunction(function):
+    if function is None:
         raise SettingsError(f"reward.terms: {source} has no function {name}")
+    if not inspect.isfunction(function) or inspect.iscoroutinefunction(function):
+        raise SettingsError(f"reward.terms: {place} is no plain function: wrap it in a def")
     return function
 
 
@@ -122,16 +125,17 @@ def _module(source: str) -> ModuleType:
         raise SettingsError(f"reward.terms: there is no file {source}")
     try:
         return _module_of_file(Path(source).absolute()) if is_file else import_module(source)
-    except Exception as error:  # it is the user's code
+    except (Exception, SystemExit) as error:  # it is the user's code
         raise SettingsError(
             f"reward.terms: {source} cannot be imported: {type(error).__name__}: {error}"
         ) from error
 
 
 def _module_of_file(file: Path) -> ModuleType:
-    spec = spec_from_file_location(f"own_terms_{file.stem}", file)
+    digest = hashlib.sha256(str(file).encode()).hexdigest()[:8]
+    spec = spec_from_file_location(f"own_terms_{file.stem}_{digest}", file)
     assert spec is not None
     assert spec.loader is not None
-    module = module_from_spec(spec)
+    module = sys.modules[spec.name] = module_from_spec(spec)  # dataclasses look for it there
     spec.loader.exec_module(module)
     return module

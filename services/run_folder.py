@@ -9,6 +9,7 @@ import os
 import re
 import time
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from statistics import fmean
@@ -126,7 +127,8 @@ class StepRow(TypedDict, total=False):
     clip_fraction: float
 
 
-class RunProgress(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class RunProgress:
     """How far a run is, by its last row."""
 
     step: int
@@ -194,7 +196,8 @@ def time_left(rows: Iterable[StepRow], num_steps: int | None) -> float | None:
     return fmean(seconds) * (num_steps - steps_done(recent[-1]))
 
 
-class TrainerSign(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class TrainerSign:
     """What the trainer does, by the files that its ranks keep writing (`trainer.ranks.watch`)."""
 
     num_ranks: int
@@ -229,7 +232,8 @@ def read_trainer(folder: RunFolder) -> TrainerSign | None:
         return None
 
 
-class LoggedError(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class LoggedError:
     """What a part of a run has last said that failed."""
 
     log: str
@@ -244,7 +248,8 @@ class LoggedError(NamedTuple):
 
 def last_error(folder: RunFolder) -> LoggedError | None:
     """The newest error in a run's logs; None where the ends of all of them have none."""
-    found = [error for log in folder.logs.glob("*.log") if (error := _error_of(log)) is not None]
+    logs = (log for log in folder.logs.glob("*.log") if log.is_file())
+    found = [error for log in logs if (error := _error_of(log)) is not None]
     return min(found, key=lambda error: error.ago_s, default=None)
 
 
@@ -255,9 +260,16 @@ def _error_of(log: Path) -> LoggedError | None:
         lines = stream.read().decode(errors="replace").splitlines()
     for line in reversed(lines):
         if (match := _ERROR.match(line)) is not None:
-            said = datetime.fromisoformat(match[1]).timestamp() if match[1] else written.st_mtime
+            said = _seconds(match[1]) or written.st_mtime
             return LoggedError(log.name, max(0.0, time.time() - said), line[match.end() :])
     return None
+
+
+def _seconds(date: str | None) -> float | None:
+    try:
+        return datetime.fromisoformat(date).timestamp() if date else None
+    except ValueError:  # a line that only looks like one of a log
+        return None
 
 
 class LedgerRow(TypedDict):

@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from evaluation.evaluate_files import Request, run_evaluation
 from evaluation.result import EvaluationResult
 from scene_graph.cleaning import Task
+from services.errors import InvalidInputError
 
 
 def evaluate(
@@ -41,8 +43,10 @@ def evaluate(
     Raises:
         InvalidInputError: Something cannot be read, or there is nothing to compare.
     """
+    if task is not None and task not in get_args(Task):
+        raise InvalidInputError(f"task {task!r} is none: use {', '.join(get_args(Task))}")
     request = Request(
-        predictions=Path(predictions),
+        predictions=Path(predictions).expanduser(),
         reference=str(reference),
         split=split or Path(reference).stem,
         task=task,
@@ -50,4 +54,4 @@ def evaluate(
         vocabulary=vocabulary,
         aliases=tuple(map(Path, aliases)),
     )
-    return run_evaluation(request, None if output is None else Path(output))
+    return run_evaluation(request, None if output is None else Path(output).expanduser())

@@ -24,7 +24,7 @@ class Run:
     def __repr__(self) -> str:
         steps = self.steps
         done = f"{len(steps)} of {steps[-1].get('num_steps', '?')} steps" if steps else "no step"
-        return f"<Run {self.settings.run.name!r}: {done}{', finished' * self.is_finished}>"
+        return f"<Run {self.folder.name!r}: {done}{', finished' * self.is_finished}>"
 
     @property
     def folder(self) -> Path:

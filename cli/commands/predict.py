@@ -21,6 +21,7 @@ from cli.commands.infer import (
     inference_settings,
 )
 from cli.options import ShortOverrides
+from services.errors import InvalidInputError
 
 Pictures = Annotated[
     list[str],
@@ -92,4 +93,6 @@ def predict(
 def _names(given: list[str]) -> list[str]:
     """With the lines of standard input in the place of `-`."""
     lines = [line.strip() for line in sys.stdin] if "-" in given else []
+    if "-" in given and not any(lines):
+        raise InvalidInputError("standard input names no picture: one a line is read there")
     return [n for name in given for n in (lines if name == "-" else [name]) if n]

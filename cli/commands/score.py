@@ -124,6 +124,8 @@ def _read_rubric(file: Path) -> dict[str, Any]:
         raise SettingsError(
             f"--rubric: {file} is not {file.suffix[1:].upper()}: {error}"
         ) from error
+    if isinstance(value, dict) and isinstance(value.get("reward"), dict):
+        value = value["reward"].get("rubric")  # the file of a run
     if not isinstance(value, dict):
         raise SettingsError(f"--rubric: {file} is not a rubric: it has no terms")
     return value

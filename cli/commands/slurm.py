@@ -85,6 +85,7 @@ def status(
     Example: sgg-rl slurm status runs/demo
     """
     from deploy.slurm.status import job_status, status_lines
+    from deploy.slurm.submit import job_settings
     from services.settings import load_settings
 
     if run is None:
@@ -92,8 +93,10 @@ def status(
     elif config:
         raise SettingsError("name the run's folder or --config, not both")
     else:  # wherever this is called: run.root may be relative to where the job was submitted
-        settings = load_settings(RunFolder(run).config, set_ or [])
-        settings = settings.changed(run={"root": run.absolute().parent, "name": run.name})
+        folder = run.resolve()
+        settings = load_settings(RunFolder(folder).config, set_ or [])
+        settings = settings.changed(run={"root": folder.parent, "name": folder.name})
+        settings = job_settings(settings, job)
     found = job_status(settings)
     if as_json:
         print_json(found)

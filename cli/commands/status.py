@@ -33,15 +33,14 @@ def status(
     settings = run_settings(config, set_)
     if watch:
         watch_status(settings)
-    elif as_json:
-        print_json(read_status(settings))
-    else:
-        try:
-            view = status_view(read_status(settings))
-        except UnavailableError:
-            SafeConsole().print(host_view(read_host(settings)))
-            raise
-        SafeConsole().print(view)
+        return
+    try:
+        found = read_status(settings)
+    except UnavailableError:
+        host = read_host(settings)
+        print_json(host) if as_json else SafeConsole().print(host_view(host))
+        raise
+    print_json(found) if as_json else SafeConsole().print(status_view(found))
 
 
 @dead_app.command("list")

@@ -1,5 +1,6 @@
 """`sgg-rl slurm status`: a run's job as Slurm sees it, and how far it has come."""
 
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from deploy.slurm.commands import accounted, is_active, job_fields
@@ -16,6 +17,8 @@ from services.run_folder import (
 )
 from services.schemas.common import Message
 from services.settings import Settings
+
+_PROGRESS = [field.name for field in fields(RunProgress)]
 
 
 class JobStatus(Message):
@@ -75,7 +78,7 @@ def job_status(settings: Settings) -> JobStatus:
         runtime=fields.get("RunTime", ""),
         requeues=int(fields.get("Restarts", 0)),
         exit_code=_exit_code(folder),
-        **(progress._asdict() if progress else dict.fromkeys(RunProgress._fields)),
+        **(asdict(progress) if progress else dict.fromkeys(_PROGRESS)),
         trainer=read_trainer(folder),
         last_error=last_error(folder),
         logs=folder.logs,
@@ -94,7 +97,7 @@ def status_lines(found: JobStatus) -> list[str]:
     if found.exit_code is not None:
         lines.append(f"ended with {found.exit_code}")
     if found.step is not None:
-        progress = {name: getattr(found, name) for name in RunProgress._fields}
+        progress = {name: getattr(found, name) for name in _PROGRESS}
         lines.append(str(RunProgress(**progress)))
     if found.trainer is not None:
         lines.append(f"trainer: {found.trainer}")
@@ -114,5 +117,7 @@ def _reason(job_id: str, fields: dict[str, str]) -> str | None:
 
 
 def _exit_code(folder: RunFolder) -> int | None:
-    file = folder.slurm / "exit_code"
-    return int(file.read_text()) if file.is_file() else None
+    try:
+        return int((folder.slurm / "exit_code").read_text())
+    except (OSError, ValueError):  # there is none, or the job is writing it
+        return None

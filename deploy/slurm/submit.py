@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from deploy.slurm.commands import is_active, job_fields, sbatch
 from deploy.slurm.layout import Job
 from deploy.slurm.render import render
@@ -94,9 +96,19 @@ def submit(
 
 
 def read_record(folder: RunFolder) -> JobRecord | None:
-    """The job that was submitted last; None before the first."""
+    """The job that was submitted last; None before the first.
+
+    Raises:
+        InvalidInputError: The file is damaged, or another release's.
+    """
     file = folder.slurm / "job.json"
-    return JobRecord.model_validate_json(file.read_text()) if file.is_file() else None
+    try:
+        return JobRecord.model_validate_json(file.read_text()) if file.is_file() else None
+    except ValidationError as error:
+        raise InvalidInputError(
+            f"{file} names no job ({error.errors()[0]['msg']}): remove it where no job of the run "
+            "is in the queue"
+        ) from error
 
 
 def _refuse_second(folder: RunFolder) -> None:

@@ -80,7 +80,11 @@ class Drawings:
             logger.warning("%s is not drawn: %s", line.image_id, error)
             return
         if image.size != line.size:
-            logger.warning("%s is not drawn: it is another picture than before", line.image_id)
+            logger.warning(
+                "%s is not drawn: it is another picture than was asked about; with another "
+                "--output it is asked about anew",
+                line.image_id,
+            )
             return
         if self._kind == "svg":
             drawn = draw_svg(line.graph, *line.size, image).encode()

@@ -15,7 +15,9 @@ from functools import partial
 from pathlib import Path
 from typing import Self
 
-from services.errors import ConflictError, SggError, UnavailableError
+import httpx
+
+from services.errors import ConflictError, EngineError, SggError, UnavailableError
 from services.http.clients.rollout import RolloutClient
 from services.schemas.rollouts import RolloutRequest, RolloutResponse
 from services.schemas.weights import PolicyInfo, Version
@@ -126,7 +128,8 @@ class Fleet:
         Raises:
             InvalidInputError: A server refused the request.
             TooLargeError: The same.
-            EngineError: It failed `MAX_FAILURES` times where servers were there.
+            EngineError: It failed `MAX_FAILURES` times, or its connection was cut so often, where
+                servers were there.
             WaitTimeoutError: The same.
             UnavailableError: No server was up for `patience_s` seconds.
         """
@@ -138,9 +141,10 @@ class Fleet:
             except SggError as error:
                 if not error.retryable:
                     raise
-                num_failures += not isinstance(error, UnavailableError)
+                is_away = isinstance(error, UnavailableError)
+                num_failures += not is_away or _was_cut_off(error)
                 if num_failures >= MAX_FAILURES:
-                    raise
+                    raise (EngineError(error.message) if is_away else error) from error
                 self._put_out(member, error)
             finally:
                 await self._give_back(member)
@@ -270,3 +274,9 @@ def _is_same_model(served: str, wanted: str) -> bool:
 
 def _described(info: PolicyInfo) -> str:
     return f"{info.model}, {info.version}"
+
+
+def _was_cut_off(error: SggError) -> bool:
+    """Whether a server was there, and the connection ended before the answer."""
+    cut = httpx.ReadError | httpx.WriteError | httpx.RemoteProtocolError
+    return isinstance(error.__cause__, cut)

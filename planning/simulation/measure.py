@@ -91,7 +91,7 @@ def _groups(folder: RunFolder) -> tuple[list[_Sampled], int]:
 
 
 def _read(file: Path) -> Iterator[_Sampled]:
-    for line in file.read_text().splitlines():
+    for line in file.read_bytes().splitlines():
         rollout = json.loads(line)["rollout"]
         yield _Sampled(
             server_id=rollout["server_id"],

@@ -116,6 +116,8 @@ class SceneGraphRoutes:
 
 
 async def _read(http: Request) -> SceneGraphRequest | SceneGraphForm:
+    if http.query_params:
+        raise mistake("query", "options are fields of the form or of the message, not of the URL")
     kind = media_type(http)
     if kind == FORM:
         return await read_form(http, SceneGraphForm)

@@ -76,8 +76,8 @@ class RolloutGroup(Message):
         return f"{self.group_id}#{self.incarnation}.{self.attempt}"
 
 
-MAX_INLINE_BYTES = 8_000_000
-"""An encoded image inside a request has so many at most."""
+MAX_INLINE_BYTES = 6_000_000
+"""An encoded image inside a request has so many at most: 8 MB as base64, which a body may have."""
 
 
 class InlineImage(Message):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from services.host.environment import child_environment
+from services.host.ports import free_port
 from tests.processes import ROOT
 
 PAGE = ROOT / "docs/tutorials/own-pictures.md"
@@ -26,8 +27,9 @@ def commands(folder: Path) -> Iterator[str]:
             yield from body.splitlines()
 
 
-def said(command: str, folder: Path) -> str:
-    env = child_environment() | {"PATH": f"{SCRIPTS}:{os.environ['PATH']}", "COLUMNS": "80"}
+def said(command: str, folder: Path, redis: str) -> str:
+    env = child_environment(SGG__REDIS__URL=redis, COLUMNS="80")
+    env["PATH"] = f"{SCRIPTS}:{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-c", command],
         cwd=folder,
@@ -46,7 +48,8 @@ def rows(file: Path) -> list[dict[str, Any]]:
 
 
 def test_own_pictures_go_through_everything(tmp_path: Path) -> None:
-    outputs = {command: said(command, tmp_path) for command in commands(tmp_path)}
+    redis = f"redis://127.0.0.1:{free_port()}/0"  # others may have a run of this name
+    outputs = {command: said(command, tmp_path, redis) for command in commands(tmp_path)}
     assert len(outputs) <= 15
     assert any("48 images, 119 objects, 71 relationships" in text for text in outputs.values())
     losses = [row["loss"] for row in rows(tmp_path / "runs/mine-sft/metrics.jsonl")]

@@ -159,6 +159,7 @@ REFUSED: list[tuple[dict[str, Any], int, str]] = [
     ({"content": b"[" * 40, "headers": {"Content-Type": "application/json"}}, 422, "nested"),
     ({"content": PHOTO, "headers": {"Content-Type": "image/jpeg"}}, 415, "multipart/form-data"),
     ({"data": {"images": "x"}}, 415, "multipart/form-data"),
+    (form(PHOTO) | {"params": {"draw": "svg"}}, 422, "not of the URL"),
     ({"content": b""}, 415, "multipart/form-data"),
     (form(b"a text"), 422, "not an image"),
     (form(png_header(10_000, 8_000)), 413, "10000x8000"),

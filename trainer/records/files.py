@@ -47,9 +47,9 @@ class StepLines:
 
     def cut_to(self, step: int) -> None:
         """Keep the lines of steps under `step`; later ones move to `rolled_back.jsonl`."""
-        lines = self._file.read_text().splitlines() if self._file.exists() else []
-        kept = [line for line in lines if _step_of(line) < step]
-        dropped = [line for line in lines if _step_of(line) >= step]
+        lines = self._file.read_text().split("\n") if self._file.exists() else []
+        kept = [line for line in lines if line and _step_of(line) < step]
+        dropped = [line for line in lines if line and _step_of(line) >= step]
         self._file.parent.mkdir(parents=True, exist_ok=True)
         if dropped:
             with self._file.with_name("rolled_back.jsonl").open("a") as stream:

@@ -5,8 +5,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, ValidationError
 
+from services.errors import InvalidInputError
 from services.run_folder import RunFolder
 from services.waiting import RoomWait
 from trainer.types import TrainGroup
@@ -115,8 +116,21 @@ def _trace_id(group: TrainGroup) -> str | None:
 
 
 def read_rollouts(run: Path, step: int) -> list[RolloutRecord]:
-    """The groups of a step, of all ranks, by their place in the data order."""
-    files = RunFolder(run).rollout_files(step)
-    lines = (line for file in files for line in file.read_text().splitlines())
-    records = [RolloutRecord.model_validate_json(line) for line in lines]
+    """The groups of a step, of all ranks, by their place in the data order.
+
+    Raises:
+        InvalidInputError: A line is cut or damaged.
+    """
+    records = [record for file in RunFolder(run).rollout_files(step) for record in _records(file)]
     return sorted(records, key=lambda record: record.position)
+
+
+def _records(file: Path) -> Iterator[RolloutRecord]:
+    # As bytes: sampled text may have characters that end a line of text, and none of JSON's.
+    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+        try:
+            yield RolloutRecord.model_validate_json(line)
+        except ValidationError as error:
+            raise InvalidInputError(
+                f"{file}:{number} is cut or damaged: {error.errors()[0]['msg']}"
+            ) from error

@@ -12,7 +12,14 @@ from typing import BinaryIO, Self, TypeVar
 import httpx
 from pydantic import BaseModel, ValidationError
 
-from services.errors import EngineError, NotFoundError, SggError, UnavailableError, WaitTimeoutError
+from services.errors import (
+    EngineError,
+    InvalidInputError,
+    NotFoundError,
+    SggError,
+    UnavailableError,
+    WaitTimeoutError,
+)
 from services.http.problems import error_from_problem
 from services.telemetry import trace_headers
 
@@ -41,7 +48,12 @@ class ServiceClient:
             url: `http://host:port` of the service.
             token: Sent as `Authorization: Bearer`.
             timeout_s: Longest wait for one answer, all attempts together.
+
+        Raises:
+            InvalidInputError: The url has no `http://` or `https://`.
         """
+        if not url.startswith(("http://", "https://")):
+            raise InvalidInputError(f"{url} is no address of a service: write http://host:port")
         self.url = url.rstrip("/")
         self._timeout_s = timeout_s
         self._token = token

@@ -293,6 +293,15 @@ def test_a_rubric_that_counts_tokens_needs_them_in_each_row(
     assert "'b' has no num_tokens" in done.err
 
 
+def test_a_rubric_may_be_the_file_of_a_run(score: Sgg, jsonl: Jsonl, tmp_path: Path) -> None:
+    (tmp_path / "run.toml").write_text(
+        '[run]\nname = "mine"\n[reward.rubric]\nname = "mine"\nterms = { node_box = 3 }\n'
+    )
+    done = score(jsonl(row(GOOD, id="a")), "--rubric", tmp_path / "run.toml")
+    assert done.code == 0
+    assert any(line.startswith("a: ok, total ") and line.endswith(" of 3") for line in done.lines)
+
+
 def test_a_rubric_may_be_a_file_that_names_a_table(
     score: Sgg, jsonl: Jsonl, tmp_path: Path
 ) -> None:

@@ -110,3 +110,9 @@ def test_a_run_without_redis_has_its_step_and_then_the_error(tmp_path: Path) -> 
     assert lines[0].startswith("step 5 of 9, ")
     assert lines[0].endswith(" ago: reward 1.500, 0:02:00 left")
     assert lines[1:3] == ["trainer: not started", "reward service does not answer"]
+    done = CliRunner().invoke(
+        app,
+        ["status", "--json", "--config", "demo", *(w for word in words for w in ("--set", word))],
+    )
+    assert isinstance(done.exception, UnavailableError)
+    assert json.loads(done.stdout)["progress"]["step"] == 5

@@ -6,18 +6,20 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from cli.main import app
 from deploy.slurm.commands import is_active
 from deploy.slurm.layout import Job
 from deploy.slurm.render import render
 from deploy.slurm.site import DEPLOY_FOLDER, load_site, shipped_sites
-from deploy.slurm.status import JobStatus, status_lines
-from deploy.slurm.submit import JobRecord, job_settings
+from deploy.slurm.status import JobStatus, _exit_code, status_lines
+from deploy.slurm.submit import JobRecord, job_settings, read_record
 from deploy.slurm.submit import submit as submit_job
 from scene_data.toy.scenes import make_toy
-from services.errors import ConflictError, NotFoundError, SettingsError
-from services.run_folder import LoggedError, TrainerSign
-from services.settings import Settings, load_settings
+from services.errors import ConflictError, InvalidInputError, NotFoundError, SettingsError
+from services.run_folder import LoggedError, RunFolder, TrainerSign
+from services.settings import Settings, dump_settings, load_settings
 from services.settings.deploy import DeploySettings
 
 A100 = [
@@ -275,6 +277,41 @@ def test_a_person_reads_the_status() -> None:
         "last error, 2 min ago, rollout-1.log: rollout vllm.engine: out of memory",
         "logs: runs/demo/logs (job.log first)",
     ]
+
+
+def test_a_status_by_folder_is_of_that_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "runs/mine"
+    run.mkdir(parents=True)
+    (run / "config.toml").write_text(
+        dump_settings(settings(*A100, "run.name=mine", "run.root=runs"))
+    )
+    monkeypatch.chdir(run)
+    for words, folder in (["."], run), (["../mine", "--job", "infer"], run / "inference"):
+        done = CliRunner().invoke(app, ["slurm", "status", *words])
+        assert isinstance(done.exception, NotFoundError)
+        assert f"no job of the run in {folder}:" in done.exception.message
+
+
+def test_a_damaged_record_of_a_job_is_said(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.slurm.mkdir()
+    assert read_record(folder) is None
+    (folder.slurm / "job.json").write_text('{"job": "tra')
+    with pytest.raises(InvalidInputError, match=r"job.json names no job .* remove it where no job"):
+        read_record(folder)
+
+
+def test_an_exit_code_that_is_being_written_is_none(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.slurm.mkdir()
+    found = []
+    for text in (None, "", "75\n"):
+        if text is not None:
+            (folder.slurm / "exit_code").write_text(text)
+        found.append(_exit_code(folder))
+    assert found == [None, None, 75]
 
 
 def test_a_job_that_is_held_after_a_requeue_is_active() -> None:

@@ -139,7 +139,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 def member(url: str, **fields: int) -> Member:
-    return Member(url, RolloutClient(url), up=True, **fields)
+    return Member(url, RolloutClient(f"http://{url}"), up=True, **fields)
 
 
 def test_fifteen_prompts_on_eight_servers() -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from evaluation.inference.answers import best_line
 from evaluation.inference.drawings import Drawings
+from evaluation.inference.fleet import Fleet
 from evaluation.inference.predict import (
     kept_lines,
     picture_dataset,
@@ -30,7 +31,7 @@ from evaluation.reading.lines import GraphLine, LineObject, LineRelationship
 from evaluation.report.predictions import write_predictions
 from rollout_service.fake.engine import FakeEngine
 from scene_graph.drawing.layout import LONGER_SIDE
-from services.errors import ConflictError
+from services.errors import ConflictError, EngineError, TooLargeError
 from services.images import decode_image
 from services.redis.keys import NO_REDIS
 from services.schemas.rollouts import MAX_INLINE_BYTES, Completion, InlineImage
@@ -190,6 +191,30 @@ def test_the_best_of_several_has_a_graph_and_then_the_likeliest_tokens(
     lines, _ = predicted(server, tmp_path / "out", [tmp_path / "a.png"], temperature=0.7, best_of=8)
     assert lines[0].mean_logprob is not None
     assert kept_settings(tmp_path / "out")["best_of"] == 8
+
+
+def test_the_largest_file_that_is_sent_as_it_is_is_answered(
+    server: LiveServer, tmp_path: Path
+) -> None:
+    """A JPEG may have anything behind its end."""
+    picture = encoded(Image.fromarray(noise(40, 60)), "JPEG")
+    file = put(tmp_path / "a.jpg", picture + bytes(MAX_INLINE_BYTES - len(picture)))
+    (line,) = predict([file], server.settings, [server.url])
+    assert line.problem is None
+    assert line.num_tokens
+
+
+async def test_a_request_that_no_server_reads_to_its_end_is_given_up(
+    server: LiveServer, tmp_path: Path
+) -> None:
+    text = base64.b64encode(bytes(9_000_000)).decode()
+    sample = picture_dataset([plain(tmp_path / "a.png")])[0]
+    request = rollout_request(server.settings, sample)
+    request = request.model_copy(update={"images": [InlineImage.model_construct(data=text)]})
+    async with Fleet(server.settings, [server.url], per_server=1) as fleet:
+        await fleet.meet(model="none")
+        with pytest.raises((EngineError, TooLargeError)):
+            await fleet.ask(request)
 
 
 def test_a_file_that_no_request_takes_is_sent_smaller_with_all_its_pixels(

@@ -36,6 +36,12 @@ def undefined(predicted, reference):
 def edge(predicted, reference):
     return 1
 
+async def later(predicted, reference):
+    return 1
+
+def leaves(predicted, reference):
+    raise SystemExit(3)
+
 half = 0.5
 '''
 DOG = (
@@ -117,7 +123,9 @@ def test_other_code_is_another_version_of_the_rubric(file: Path) -> None:
         ("{file}:three", "the term three gave 3; a term is in 0..1"),
         ("{file}:undefined", "the term undefined failed: ZeroDivisionError: division by zero"),
         ("{file}:edge", "there is a term 'edge' already; give the function another name"),
-        ("{file}:half", "has no function half"),
+        ("{file}:half", "is no plain function: wrap it in a def"),
+        ("{file}:later", "is no plain function: wrap it in a def"),
+        ("{file}:leaves", "the term leaves failed: SystemExit: 3"),
         ("{file}:missing", "has no function missing"),
         ("{file}", "is neither FILE.py:FUNCTION nor MODULE:FUNCTION"),
         ("missing.py:polite", "there is no file missing.py"),
@@ -129,6 +137,17 @@ def test_what_is_no_term_is_refused(file: Path, place: str, message: str) -> Non
         load_own_terms([place.format(file=file)])
     assert message in refused.value.message
     assert "\n" not in refused.value.message
+
+
+def test_a_file_may_hold_whatever_a_module_may(file: Path) -> None:
+    """A dataclass asks for the module that it stands in."""
+    file.write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\n"
+        "class Half:\n    value: float = 0.5\ndef half(p, r):\n    return Half().value\n"
+    )
+    load_own_terms([f"{file}:half"])
+    (scored,) = make_scorer(rubric("half")).score([group(DOG)])
+    assert scored.rewards[0].breakdown["half"] == 0.5
 
 
 def test_a_file_that_fails_is_refused(file: Path) -> None:

@@ -9,6 +9,7 @@ from services.run_folder import (
     RunFolder,
     StepRow,
     TableFollower,
+    TrainerSign,
     last_error,
     read_progress,
     read_trainer,
@@ -116,6 +117,15 @@ def test_progress_counts_the_steps_of_both_kinds_of_training(tmp_path: Path) -> 
     assert (found.step, found.reward, found.loss, found.left_s) == (10, None, 0.5, 0.0)
 
 
+def test_what_only_looks_like_a_log_is_passed_over(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    (folder.logs / "folder.log").mkdir(parents=True)
+    (folder.logs / "odd.log").write_text("2026-13-45 25:61:61,000 ERROR   x: no such date\n")
+    found = last_error(folder)
+    assert found is not None
+    assert (found.log, found.line.strip()) == ("odd.log", "x: no such date")
+
+
 def test_the_newest_error_of_all_logs_is_found(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     assert last_error(folder) is None
@@ -146,4 +156,5 @@ def test_a_trainer_s_sign_is_that_of_rank_0(tmp_path: Path) -> None:
             watch.enter("train", 7)
     found = read_trainer(folder)
     assert found is not None
-    assert found[:5] == (2, "train", 7, True, None)
+    sign = TrainerSign(2, "train", 7, done=True, failed=None, ago_s=found.ago_s)
+    assert found == sign

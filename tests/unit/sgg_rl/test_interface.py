@@ -11,6 +11,7 @@ from IPython.core.formatters import DisplayFormatter
 import sgg_rl
 from services.errors import InvalidInputError, NotFoundError, TooLargeError
 from services.host.environment import child_environment
+from services.http.clients.rollout import RolloutClient
 from services.schemas.scene_graphs import ImageGraph
 from tests.python_examples import failures, make_example_folder, make_run
 
@@ -125,6 +126,13 @@ def test_the_same_answer_earns_the_same_by_graph_and_by_sample() -> None:
     assert one.breakdown["object_precision"] == 1
     assert one.breakdown["triplet_f1"] == 0
     assert sgg_rl.read_answer(text, size, box_space=space).objects == sample.graph.objects
+
+
+def test_a_task_and_an_address_that_are_none_are_refused() -> None:
+    with pytest.raises(InvalidInputError, match="task 'DET' is none: use sgg, det, cls"):
+        sgg_rl.evaluate("mine.jsonl", "toy/heldout.parquet", task="DET")  # type: ignore[arg-type]
+    with pytest.raises(InvalidInputError, match=r"127.0.0.1:8200 is no address .* http://host"):
+        RolloutClient("127.0.0.1:8200")
 
 
 def test_what_is_impossible_is_said_in_one_line() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from services import waiting
-from services.errors import SupersededError
+from services.errors import InvalidInputError, SupersededError
 from services.schemas.common import Sampling
 from services.schemas.prompts import PromptGroup
 from services.schemas.rewards import Matched, Reward, Status
@@ -207,6 +207,23 @@ def test_a_group_is_recorded_whole_and_read_back(tmp_path: Path) -> None:
     assert record.rollout == made.rollout
     assert record.rewards == made.rewards
     assert record.advantages == made.advantages
+
+
+def test_texts_with_line_ends_of_their_own_are_read_back(tmp_path: Path) -> None:
+    records, made = RunRecords(settings(tmp_path), 0), group(7, [1.0, 3.0])
+    made.rollout.completions[0].__dict__["text"] = "a\u2028b\u2029c\x85d\re"
+    records.rollouts.write(5, [made], [[-0.25], [-0.5, -0.5]])
+    (record,) = read_rollouts(tmp_path / "run", 5)
+    assert record.rollout.completions[0].text == "a\u2028b\u2029c\x85d\re"
+
+
+def test_a_group_that_is_cut_is_said(tmp_path: Path) -> None:
+    RunRecords(settings(tmp_path), 0).rollouts.write(5, [group(7, [1.0])], [[-0.25], [-0.5]])
+    (file,) = (tmp_path / "run/rollouts").glob("*.jsonl")
+    with file.open("a") as stream:
+        stream.write('{"step": 5, "pos')
+    with pytest.raises(InvalidInputError, match=r"step-000005.rank0.jsonl:2 is cut or damaged"):
+        read_rollouts(tmp_path / "run", 5)
 
 
 def test_old_groups_go_with_the_checkpoint_after_them(tmp_path: Path) -> None:
