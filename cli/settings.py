@@ -27,6 +27,23 @@ def run_settings(
     return _load(config_files(config), overrides or [], addresses)
 
 
+def of_its_folder(settings: "Settings", config: list[Path] | None) -> "Settings":
+    """The settings of a run by the `config.toml` in its folder, wherever this is called.
+
+    `run.root` in it may be relative to where the run was started.
+    """
+    from services.run_folder import RunFolder
+
+    if config is None or len(config) != 1:
+        return settings
+    folder = RunFolder(config[0].resolve().parent)
+    if folder.config != config[0].resolve() or not (
+        folder.metrics.exists() or folder.ranks.exists()
+    ):
+        return settings
+    return settings.changed(run={"root": folder.path.parent, "name": folder.path.name})
+
+
 def service_settings(
     config: list[Path] | None, overrides: list[str] | None, **addresses: Address
 ) -> "Settings":

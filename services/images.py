@@ -297,7 +297,7 @@ def image_from_data_uri(text: str) -> bytes:
             "images come as base64 or data URI; URLs and paths are never fetched"
         )
     try:
-        data = base64.b64decode(body if comma else text, validate=True)
+        data = base64.b64decode("".join((body if comma else text).split()), validate=True)
     except (binascii.Error, ValueError) as error:
         raise InvalidInputError(f"image text is not base64: {error}") from error
     _check_size(len(data))

@@ -44,10 +44,10 @@ class Drawing:
             InvalidInputError: The file's name ends in neither.
             OSError: It cannot be written.
         """
-        path = Path(file)
-        if path.suffix == ".svg":
+        path = Path(file).expanduser()
+        if path.suffix.lower() == ".svg":
             path.write_text(self.svg, encoding="utf-8")
-        elif path.suffix == ".png":
+        elif path.suffix.lower() == ".png":
             path.write_bytes(draw_png(self.graph, *self.image.size, self.image))
         else:
             raise InvalidInputError(f"{path}: a drawing is an .svg or a .png: name one of them")
@@ -74,6 +74,11 @@ def draw(graph: Sample | SceneGraph, picture: Picture | None = None) -> Drawing:
     if picture is None:
         raise InvalidInputError("give the graph's picture: a sample, a file's name or its bytes")
     found = graph.graph if isinstance(graph, Sample) else graph
+    if not isinstance(found, SceneGraph):
+        raise InvalidInputError(
+            f"a {type(found).__name__} is no graph: draw a sample or a SceneGraph, such as "
+            "sgg_rl.read_answer gives"
+        )
     return Drawing(graph=found, image=decode_image(encoded(picture)))
 
 
@@ -85,7 +90,11 @@ def encoded(picture: Picture) -> bytes:
     """
     if isinstance(picture, Sample):
         return picture.image_bytes
+    if not isinstance(picture, str | Path | bytes):
+        raise InvalidInputError(
+            f"a picture is a sample, a file's name or its bytes, and no {type(picture).__name__}"
+        )
     try:
-        return image_bytes(picture)
+        return image_bytes(picture if isinstance(picture, bytes) else Path(picture).expanduser())
     except RowError as error:
         raise InvalidInputError(f"no picture: {error}") from error

@@ -5,15 +5,13 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from services.errors import InvalidInputError, TooLargeError
+from evaluation.inference.prompts import sendable
+from services.errors import InvalidInputError
 from services.http.problems import invalid_input
 from services.schemas.rollouts import InlineImage
 from services.schemas.scene_graphs import ImageError, ImageGraph, SceneGraphRequest
 from sgg_rl.clients import Client
 from sgg_rl.pictures import Picture, encoded
-
-_MAX_BYTES = 8_000_000
-"""A request takes no larger picture"""
 
 
 def predict(
@@ -49,15 +47,12 @@ def predict(
 
     Raises:
         InvalidInputError: The picture cannot be read, or an option is out of range.
-        TooLargeError: The picture's file is too large to be sent.
+        TooLargeError: No request takes the picture, also as a JPEG.
         SggError: The server refused it or failed; its subclass and message say how.
     """
-    data = encoded(picture)
-    if len(data) > _MAX_BYTES:
-        raise TooLargeError(
-            f"the picture's file has {len(data):,} bytes, and a request takes {_MAX_BYTES:,}: make "
-            "it smaller, or save it as JPEG"
-        )
+    if not isinstance(client, Client):
+        raise InvalidInputError("client is none: make one by sgg_rl.Client(rollout_url=…)")
+    data = sendable(encoded(picture))
     try:
         request = SceneGraphRequest(
             images=[InlineImage(data=base64.b64encode(data).decode())],

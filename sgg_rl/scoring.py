@@ -1,5 +1,6 @@
 """What answers say, and what they earn."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,7 @@ def read_answer(
         space = BoxSpace.parse(box_space)
     except ValueError as error:
         raise InvalidInputError(str(error)) from error
-    return parse_completion(text, space).graph.scaled(*image_size)
+    return parse_completion(text, space).graph.scaled(*_size(image_size))
 
 
 def score(
@@ -89,6 +90,16 @@ def score(
         InvalidInputError: The rubric, the box space, the size or the reference is impossible.
         SggError: The service failed; its subclass and message say how.
     """
+    if not isinstance(answers, str | Sequence):
+        raise InvalidInputError(
+            f"answers are a text or a list of them, no {type(answers).__name__}"
+        )
+    if not isinstance(rubric, str | Mapping):
+        raise InvalidInputError(f"a rubric is a name or a mapping, no {type(rubric).__name__}")
+    if not isinstance(reference, Sample | SceneGraph):
+        raise InvalidInputError(
+            f"the reference is a sample or a SceneGraph, no {type(reference).__name__}"
+        )
     if isinstance(reference, Sample):
         image_size, reference = (reference.width, reference.height), reference.graph
     if image_size is None:
@@ -112,3 +123,13 @@ def score(
     if scored.error is not None:
         raise SggError(scored.error.detail)
     return scored.rewards
+
+
+def _size(image_size: tuple[int, int]) -> tuple[int, int]:
+    try:
+        width, height = image_size
+        if width > 0 and height > 0 and math.isfinite(width * height):
+            return width, height
+    except (TypeError, ValueError):
+        pass
+    raise InvalidInputError(f"image_size is (width, height) in pixels, not {image_size!r}")

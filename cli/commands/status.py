@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cli.options import AsJson, Config, Overrides
-from cli.settings import run_settings
+from cli.settings import of_its_folder, run_settings
 from cli.views.as_json import print_json
 from cli.views.safe_text import safe
 from services.errors import NotFoundError, UnavailableError
@@ -30,7 +30,7 @@ def status(
 
     if watch and as_json:
         raise typer.BadParameter("--watch is for people, --json for scripts: give one of them")
-    settings = run_settings(config, set_)
+    settings = of_its_folder(run_settings(config, set_), config)
     if watch:
         watch_status(settings)
         return

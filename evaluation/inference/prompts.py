@@ -33,7 +33,7 @@ def rollout_request(
     data = settings.data
     return RolloutRequest(
         messages=image_messages(data, box_space(settings.model, sample), may_think=not constrained),
-        images=[InlineImage(data=base64.b64encode(_sendable(sample.image_bytes)).decode())],
+        images=[InlineImage(data=base64.b64encode(sendable(sample.image_bytes)).decode())],
         sampling=answer_sampling(
             settings.evaluation,
             data.task,
@@ -44,8 +44,13 @@ def rollout_request(
     )
 
 
-def _sendable(data: bytes) -> bytes:
-    """A picture's file, or a smaller one with as many pixels where no request takes it."""
+def sendable(data: bytes) -> bytes:
+    """A picture's file, or a smaller one with as many pixels where no request takes it.
+
+    Raises:
+        TooLargeError: No request takes the picture.
+        InvalidInputError: It is damaged.
+    """
     if len(data) <= MAX_INLINE_BYTES:
         return data
     image = decode_image(data)

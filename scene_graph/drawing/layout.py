@@ -23,6 +23,8 @@ LONGER_SIDE = 1000
 SHORTEST_SIDE = 240
 """The drawing is no narrower and no lower"""
 FONT_SIZE, LABEL_HEIGHT, LABEL_PAD = 14, 18, 4
+_COMPARED = 300
+"""Labels before it that one is kept apart from: of thousands, all cover one another"""
 MAX_LABEL = 40
 """Characters of a label; a longer text is cut"""
 INK, PAPER = (20, 22, 25), (255, 255, 255)
@@ -280,8 +282,8 @@ class _Places:
         return Label(text=text, x=x, y=y, width=width, **colours)
 
     def _covered(self, areas: NDArray[np.float64]) -> NDArray[np.float64]:
-        """How much of the labels so far each of [P, 4] areas would cover, [P]."""
-        taken = self._taken[: self._num]
+        """How much of the last labels each of [P, 4] areas would cover, [P]."""
+        taken = self._taken[max(self._num - _COMPARED, 0) : self._num]
         low = np.maximum(areas[:, None, :2], taken[None, :, :2])
         high = np.minimum(areas[:, None, 2:], taken[None, :, 2:])
         return np.asarray((high - low).clip(0).prod(axis=2).sum(axis=1))

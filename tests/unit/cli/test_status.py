@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pytest
 from typer.testing import CliRunner
 
 from cli.main import app
@@ -90,6 +91,22 @@ def test_how_the_run_is_stands_first() -> None:
         "disk: 55.1 of 252.0 GiB free",
         "last error, 1 min ago, reward.log: reward x: no\\x1b[2J room",
     ]
+
+
+def test_a_runs_own_file_names_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = tmp_path / "runs" / "mine"
+    run.mkdir(parents=True)
+    row = {"step": 4, "policy_version": 4, "num_steps": 9, "reward_mean": 1.5, "time": time.time()}
+    (run / "metrics.jsonl").write_text(json.dumps(row | {"phases_s": {"train": 30.0}}) + "\n")
+    url = f"redis://127.0.0.1:{free_port()}/0"
+    (run / "config.toml").write_text(
+        f'[run]\nname = "mine"\nroot = "runs"\n[model]\npath = "m"\n[data]\ntrain = "d"\n'
+        f'[redis]\nurl = "{url}"\n'
+    )
+    for folder, words in ((run, "config.toml"), (tmp_path, "runs/mine/config.toml")):
+        monkeypatch.chdir(folder)
+        done = CliRunner().invoke(app, ["status", "--config", words])
+        assert done.output.startswith("step 5 of 9, ")
 
 
 def test_a_run_without_redis_has_its_step_and_then_the_error(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 import io
 import json
-from itertools import combinations
+from itertools import combinations, islice, permutations
 from xml.etree import ElementTree
 
 import numpy as np
@@ -161,3 +161,13 @@ def test_labels_of_a_real_picture_hardly_cover_one_another() -> None:
     assert len(labels) == 31 + 41
     covering = [pair for pair in combinations(labels, 2) if overlap(*pair) > 0]
     assert len(covering) <= 2
+
+
+def test_a_graph_of_all_that_an_answer_may_hold_is_drawn() -> None:
+    ids = [f"man.{number}" for number in range(500)]
+    objects = [SceneObject(id=name, bbox=(i, i, i + 9, i + 9)) for i, name in enumerate(ids)]
+    pairs = islice(permutations(ids, 2), 2000)
+    relations = [Relationship(subject=one, predicate="near", object=other) for one, other in pairs]
+    whole = SceneGraph(objects=tuple(objects), relationships=tuple(relations))
+    layout = lay_out(whole, 600, 600)
+    assert (len(layout.boxes), len(layout.arrows), len(layout.labels)) == (500, 2000, 2500)

@@ -9,7 +9,7 @@ import pytest
 from IPython.core.formatters import DisplayFormatter
 
 import sgg_rl
-from services.errors import InvalidInputError, NotFoundError, TooLargeError
+from services.errors import InvalidInputError, NotFoundError
 from services.host.environment import child_environment
 from services.http.clients.rollout import RolloutClient
 from services.schemas.scene_graphs import ImageGraph
@@ -148,6 +148,14 @@ def test_what_is_impossible_is_said_in_one_line() -> None:
         (lambda: sgg_rl.draw(sample.graph, "none.png"), "No such file"),
         (lambda: sgg_rl.draw(sample).save("x.gif"), r"\.svg or a \.png"),
         (lambda: sgg_rl.Client().reward, "reward_url"),
+        (lambda: sgg_rl.score(None, sample), "answers are a text or a list"),  # type: ignore[arg-type]
+        (lambda: sgg_rl.score("x", None), "reference is a sample or a SceneGraph"),  # type: ignore[arg-type]
+        (lambda: sgg_rl.score("x", sample, rubric=3), "a rubric is a name"),  # type: ignore[arg-type]
+        (lambda: sgg_rl.read_answer("x", (0, 5)), r"\(width, height\) in pixels, not \(0, 5\)"),
+        (lambda: sgg_rl.read_answer("x", (7,)), "width, height"),  # type: ignore[arg-type]
+        (lambda: sgg_rl.draw("text", sample), "a str is no graph"),  # type: ignore[arg-type]
+        (lambda: sgg_rl.draw(sample.graph, 7), "its bytes, and no int"),  # type: ignore[arg-type]
+        (lambda: sgg_rl.predict(sample, client=None), "client is none"),  # type: ignore[arg-type]
     ):
         with pytest.raises(InvalidInputError, match=words) as error:
             ask()
@@ -155,7 +163,7 @@ def test_what_is_impossible_is_said_in_one_line() -> None:
     nobody = sgg_rl.Client(rollout_url="http://127.0.0.1:1")
     with pytest.raises(InvalidInputError, match=r"temperature: .* less than or equal to 2"):
         sgg_rl.predict(sample, client=nobody, temperature=9)
-    with pytest.raises(TooLargeError, match=r"has 9,000,000 bytes, .* save it as JPEG"):
+    with pytest.raises(InvalidInputError, match="not an image"):
         sgg_rl.predict(bytes(9_000_000), client=nobody)
     with pytest.raises(NotFoundError, match=r"no run in toy: it has no config\.toml"):
         sgg_rl.connect("toy")
