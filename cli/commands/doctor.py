@@ -6,7 +6,7 @@ from contextlib import redirect_stdout
 from typing import TYPE_CHECKING
 
 from cli.options import AsJson, Config, Overrides
-from cli.settings import run_settings
+from cli.settings import OWN_CONFIG, run_settings
 from cli.views.as_json import print_json
 from services.printable import printable
 
@@ -17,14 +17,15 @@ _WIDTH = 80
 
 
 def doctor(config: Config = None, set_: Overrides = None, as_json: AsJson = False) -> None:
-    """Check what this machine has, with --config what that run needs; say what is missing.
+    """Check what this machine has, and what a run needs where one is named or run.toml is here.
 
     Example: sgg-rl doctor --config demo
     """
     from planning.preflight.machine import machine_checks
     from planning.run_checks import run_checks
 
-    settings = run_settings(config, set_) if config or set_ else None
+    is_of_run = config or set_ or OWN_CONFIG.is_file()
+    settings = run_settings(config, set_) if is_of_run else None
     with redirect_stdout(sys.stderr):  # DeepSpeed says there what it has found
         results = machine_checks()
         if settings is not None:

@@ -62,7 +62,7 @@ def test_own_pictures_go_through_everything(tmp_path: Path) -> None:
     assert (tmp_path / "runs/mine/report.html").stat().st_size > 10_000
     predictions = rows(tmp_path / "predicted/predictions.jsonl")
     assert len(predictions) == 6
-    read = [row for row in predictions if row["status"] == "ok"]
+    read = [row for row in predictions if "status" not in row]
     assert read, "none of the answers is a graph"
     boxes = [item["bbox"] for row in read for item in row["objects"]]
     assert boxes
