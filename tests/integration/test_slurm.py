@@ -122,7 +122,7 @@ class Scenarios:
     def sft(self) -> SlurmJob:
         """A killed rank, and then a lost node."""
         job = self.start("sft", "sft", deploy={"gpus_per_node": 1})
-        wait_long("its model", lambda: "Loading weights" in job.log("sft-0"))
+        wait_long("its model", lambda: "Setting accelerator" in job.log("sft-0"))
         self.cluster.kill_process(node := job.nodes("sft")[0], "sft --config")
         wait_long("its next start", lambda: job.log("sft-0").count(": starts") == 2)
         self.cluster.crash(node)
