@@ -43,7 +43,7 @@ from trainer.checkpoints.checkpoint import TrainerState
 from trainer.collection.prompts import PromptSource
 from trainer.connection import ServiceConnection
 from trainer.records.files import RunRecords, ledger_line, metrics_line
-from weight_sync.shm import shm_file
+from weight_sync.transports.shm import shm_file
 
 SPAWN = multiprocessing.get_context("spawn")
 NUM_ROWS = 3_000

@@ -41,7 +41,7 @@ from trainer.collection.group_pool import GroupPool
 from trainer.collection.prompts import PromptSource
 from trainer.collection.refusals import refusal
 from trainer.types import Outcome, StepBatch, TrainGroup
-from weight_sync.sender import CheckedManifest, Peer
+from weight_sync.transports.sender import CheckedManifest, Peer
 
 NUM_COMPLETIONS, NUM_TOKENS = 8, 600
 NUM_TENSORS = 700

@@ -53,8 +53,8 @@ from services.schemas.weights import (
     manifest_checksum,
 )
 from services.settings import Settings, dump_settings
-from weight_sync.files import describe_file, private_folder
-from weight_sync.shm import shm_file
+from weight_sync.transports.files import describe_file, private_folder
+from weight_sync.transports.shm import shm_file
 
 ROOT = Path(__file__).parents[1]
 TINY = ROOT / "assets/toy-start"

@@ -24,7 +24,7 @@ from scene_data.toy.tiny_model import make_tiny_model
 from services.settings import Settings
 from trainer.policy.engine import PolicyEngine, init_process_group
 from trainer.policy.export import num_bytes
-from weight_sync.host import on_host
+from weight_sync.transports.host import on_host
 
 MIB = 2**20
 

@@ -37,9 +37,9 @@ from services.schemas.weights import (
     manifest_checksum,
 )
 from services.settings import Settings
-from weight_sync.shm import shm_file
+from weight_sync.transports.shm import shm_file
+from weight_sync.transports.uploads import Spool
 from weight_sync.updater import WeightUpdater
-from weight_sync.uploads import Spool
 
 GB = 1e9
 

@@ -7,24 +7,24 @@ from typing import Annotated
 
 import typer
 
-from cli.commands.data import data_app, model_app
-from cli.commands.doctor import doctor
-from cli.commands.evaluate import evaluate
-from cli.commands.infer import infer
-from cli.commands.init import init
-from cli.commands.launch import demo, run
-from cli.commands.plan import plan
-from cli.commands.predict import predict
-from cli.commands.reproduce import reproduce
-from cli.commands.rollouts import rollouts
-from cli.commands.score import score
-from cli.commands.serve import serve_app
-from cli.commands.settings import settings_app
-from cli.commands.similarity import similarity_app
-from cli.commands.slurm import slurm_app
-from cli.commands.status import dead_app, status
-from cli.commands.train import sft, train
-from cli.commands.weights import weights_app
+from cli.commands.look.rollouts import rollouts
+from cli.commands.look.status import dead_app, status
+from cli.commands.prepare.data import data_app, model_app
+from cli.commands.prepare.doctor import doctor
+from cli.commands.prepare.init import init
+from cli.commands.prepare.plan import plan
+from cli.commands.prepare.settings import settings_app
+from cli.commands.prepare.similarity import similarity_app
+from cli.commands.train.launch import demo, run
+from cli.commands.train.reproduce import reproduce
+from cli.commands.train.serve import serve_app
+from cli.commands.train.slurm import slurm_app
+from cli.commands.train.train import sft, train
+from cli.commands.train.weights import weights_app
+from cli.commands.use.evaluate import evaluate
+from cli.commands.use.infer import infer
+from cli.commands.use.predict import predict
+from cli.commands.use.score import score
 from services.errors import SggError
 from services.host.environment import own_programs_on_path
 from services.printable import print_safely, quiet_libraries

@@ -19,7 +19,7 @@ from launcher import subreaper
 from launcher.signals import handled, heeded_signals
 from services.errors import SggError, WaitTimeoutError
 from services.host.environment import part_environment
-from services.loop_thread import LoopThread
+from services.http.loop_thread import LoopThread
 from services.settings.load import ENV_PREFIX
 from services.waiting import WaitNotice
 

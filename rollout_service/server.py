@@ -31,8 +31,8 @@ from services.schemas.weights import PolicyInfo, PolicyState, ServerRecord, Vers
 from services.settings import Settings
 from services.telemetry import Tracing
 from services.waiting import racing
+from weight_sync.transports.uploads import Spool
 from weight_sync.updater import UpdateMetrics, WeightUpdater
-from weight_sync.uploads import Spool
 
 logger = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from services.schemas.weights import (
     WeightManifest,
     manifest_checksum,
 )
-from weight_sync.shm import shm_file
+from weight_sync.transports.shm import shm_file
 
 Arrays = dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]
 TENSORS: dict[str, tuple[int, ...]] = {"embed.weight": (4, 3), "norm.weight": (3,)}

@@ -8,8 +8,8 @@ from rollout_service.fake.engine import FakeEngine
 from services.settings import Settings
 from tests.shm_versions import TENSORS
 from weight_sync.engine import Shape
+from weight_sync.transports.uploads import Spool
 from weight_sync.updater import WeightUpdater
-from weight_sync.uploads import Spool
 
 
 class ToyEngine(FakeEngine):

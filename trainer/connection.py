@@ -25,10 +25,10 @@ from trainer.collection.prompts import PromptSource
 from trainer.ranks.group import Ranks
 from trainer.ranks.stop import StopAskedError, StopRequest
 from trainer.types import StepBatch
-from weight_sync.device import own_device
-from weight_sync.ipc import SharedTensors
 from weight_sync.publishing.publisher import WeightPublisher
-from weight_sync.sender import NamedTensors
+from weight_sync.transports.device import own_device
+from weight_sync.transports.ipc import SharedTensors
+from weight_sync.transports.sender import NamedTensors
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

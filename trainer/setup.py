@@ -19,13 +19,13 @@ from trainer.policy.engine import PolicyEngine, init_process_group
 from trainer.ranks.group import Ranks, launched_as
 from trainer.ranks.stop import StopRequest
 from trainer.ranks.watch import RankWatch, watched
+from trainer.ranks.write_guard import WriteGuard
 from trainer.records.evaluation import StepEvaluation
 from trainer.records.files import RunRecords
 from trainer.records.phases import PhaseClock
 from trainer.records.tracing import SERVICE
 from trainer.training_run import TrainingRun
 from trainer.types import StepBatch
-from trainer.write_guard import WriteGuard
 
 
 @contextmanager

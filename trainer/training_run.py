@@ -5,6 +5,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from services.settings import Settings
+from trainer.algorithms.schedule import learning_rate
 from trainer.batches.preparation import PreparedBatches
 from trainer.checkpoints.checkpoint import CheckpointStore
 from trainer.connection import ServiceConnection
@@ -12,12 +13,11 @@ from trainer.not_finite import explain_skipped
 from trainer.policy.engine import PolicyEngine, StepOutput
 from trainer.ranks.group import Ranks
 from trainer.ranks.stop import StopAskedError, StopRequest
+from trainer.ranks.write_guard import WriteGuard
 from trainer.records.evaluation import StepEvaluation
 from trainer.records.files import RunRecords, ledger_line, metrics_line
 from trainer.records.phases import PhaseClock
-from trainer.schedule import learning_rate
 from trainer.types import StepBatch, TrainGroup
-from trainer.write_guard import WriteGuard
 
 
 @dataclass(kw_only=True)

@@ -51,8 +51,8 @@ from services.schemas.weights import (
 )
 from services.settings import Settings
 from weight_sync.engine import LoadableEngine, Staged
-from weight_sync.receiver import Receiver
-from weight_sync.uploads import Spool, Uploads
+from weight_sync.transports.receiver import Receiver
+from weight_sync.transports.uploads import Spool, Uploads
 
 logger = logging.getLogger(__name__)
 
@@ -296,7 +296,9 @@ class WeightUpdater:
         if not traits.through_file and self._engine.gpu is None:
             raise InvalidInputError(f"this server has no GPU: use shm or http instead of {name}")
         if name not in self._receivers:
-            receiver = getattr(import_module(f"weight_sync.{name}"), f"{name.title()}Receiver")
+            receiver = getattr(
+                import_module(f"weight_sync.transports.{name}"), f"{name.title()}Receiver"
+            )
             self._receivers[name] = receiver(self._settings, self._engine, self._uploads)
         return self._receivers[name]
 

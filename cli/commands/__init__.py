@@ -1,1 +1,4 @@
-"""One module for each command of `sgg-rl`: it parses, then calls the package that does the work."""
+"""One module for each command of `sgg-rl`: it parses, then calls the package that works.
+
+The rooms are those of `sgg-rl --help`.
+"""

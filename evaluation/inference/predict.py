@@ -13,7 +13,7 @@ from evaluation.inference.progress import Progress
 from evaluation.reading.lines import GraphLine
 from scene_data.dataset import SceneDataset
 from scene_data.reading.pictures import PictureRows
-from services.loop_thread import LoopThread
+from services.http.loop_thread import LoopThread
 from services.settings import Settings
 
 

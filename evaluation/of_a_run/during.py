@@ -18,7 +18,7 @@ from evaluation.of_a_run.heldout import (
 from scene_data.dataset import Sample
 from services.errors import SggError, UnavailableError
 from services.http.clients.rollout import RolloutClient
-from services.loop_thread import LoopThread
+from services.http.loop_thread import LoopThread
 from services.redis.registry import open_registry
 from services.run_folder import EvaluationRow
 from services.schemas.weights import Version

@@ -13,7 +13,7 @@ from planning.shapes import ModelShape
 from services.schemas.weights import Version
 from services.settings import Settings
 from weight_sync.file_format import HEADER_BYTES
-from weight_sync.shm import shm_file
+from weight_sync.transports.shm import shm_file
 
 _GIB = 2**30
 _SHARED = {"nfs", "nfs4", "lustre", "gpfs", "beegfs", "ceph", "fuse.ceph", "fuse.beegfs", "wekafs"}
@@ -51,7 +51,7 @@ def _file_system(folder: Path, hosts: int) -> CheckResult:
 
 
 def _disk_space(settings: Settings, shape: ModelShape, hosts: int) -> list[CheckResult]:
-    """As `weight_sync.files` and `trainer.checkpoints` keep versions and checkpoints."""
+    """As `weight_sync.transports.files` and `trainer.checkpoints` keep versions and checkpoints."""
     version = shape.num_parameters * weight_bytes(settings) + HEADER_BYTES
     state = version + num_trainable(settings, shape) * _OPTIMIZER_BYTES
     folder, traits = settings.run.folder, settings.weights.traits

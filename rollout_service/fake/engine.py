@@ -20,7 +20,7 @@ from services.schemas.common import Sampling, TextPart
 from services.schemas.rollouts import Completion, VersionSpan
 from services.schemas.weights import Rendezvous, WeightManifest
 from weight_sync.engine import Shape, Staged
-from weight_sync.files import StagedFile
+from weight_sync.transports.files import StagedFile
 
 _STEP_TOKENS = 8
 """Tokens of each completion between two chances to pause."""

@@ -17,9 +17,9 @@ from services.errors import WaitTimeoutError
 from services.schemas.weights import Rendezvous, WeightManifest
 from services.settings import Settings
 from weight_sync.engine import Staged
-from weight_sync.files import StagedFile
-from weight_sync.ipc import StagedHandles
-from weight_sync.lora import StagedAdapter
+from weight_sync.transports.files import StagedFile
+from weight_sync.transports.ipc import StagedHandles
+from weight_sync.transports.lora import StagedAdapter
 
 _JOIN_S = 40.0
 """All servers and the trainer meet within this time; the trainer waits a little longer."""

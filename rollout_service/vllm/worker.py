@@ -40,9 +40,9 @@ from vllm.platforms import current_platform
 
 from services.host.orphans import end_with_parent
 from services.schemas.weights import IpcHandle
-from weight_sync.device import on_daemon
-from weight_sync.ipc import decode_ipc, gpu_uuid
-from weight_sync.nccl import BUCKET_BYTES
+from weight_sync.transports.device import on_daemon
+from weight_sync.transports.ipc import decode_ipc, gpu_uuid
+from weight_sync.transports.nccl import BUCKET_BYTES
 
 BACKEND = "sgg-rl"
 """Name under which vLLM finds the transfer engine."""

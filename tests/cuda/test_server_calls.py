@@ -25,10 +25,10 @@ from services.schemas.weights import (
 )
 from services.settings import Settings
 from weight_sync.engine import Staged
-from weight_sync.files import StagedFile
-from weight_sync.ipc import StagedHandles
-from weight_sync.lora import StagedAdapter
-from weight_sync.nccl import StagedBroadcast
+from weight_sync.transports.files import StagedFile
+from weight_sync.transports.ipc import StagedHandles
+from weight_sync.transports.lora import StagedAdapter
+from weight_sync.transports.nccl import StagedBroadcast
 
 HANDLE = IpcHandle(
     gpu="3f1c", stride=[1], offset=0, memory="AAAA", storage_bytes=4, storage_offset_bytes=0,

@@ -34,10 +34,10 @@ from tests.e2e.test_transfer_engine import (
     update,
 )
 from trainer.policy.random_state import load_random_state, save_random_state
-from weight_sync import nccl
-from weight_sync.device import CommitClient, TensorMeta, TensorSource, own_device
-from weight_sync.ipc import SharedTensors, gpu_uuid
-from weight_sync.nccl import NcclSender
+from weight_sync.transports import nccl
+from weight_sync.transports.device import CommitClient, TensorMeta, TensorSource, own_device
+from weight_sync.transports.ipc import SharedTensors, gpu_uuid
+from weight_sync.transports.nccl import NcclSender
 
 __all__ = ["engine", "no_streams"]  # pytest finds fixtures by name
 SETTINGS = {"model": {"path": "assets/toy-start"}, "data": {"train": "unused"}}

@@ -19,8 +19,8 @@ from services.settings import Settings
 from tests.e2e import versions
 from tests.e2e.oracle import SUPPRESSED, Oracle, messages
 from tests.e2e.probing_worker import ProbingExtension
+from weight_sync.transports.uploads import Spool
 from weight_sync.updater import WeightUpdater
-from weight_sync.uploads import Spool
 
 
 class EngineServer:

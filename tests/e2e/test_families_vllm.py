@@ -26,7 +26,7 @@ from tests.e2e.conftest import RunningServer, running_server
 from tests.e2e.oracle import TOLERANCE, Oracle, data_uri, largest_gap, picture, request
 from tests.e2e.versions import commit_of, perturbed, stage_of, write_shm
 from tests.tagged_pictures import ORIENTATIONS, encoded, noise, stored, tagged
-from weight_sync.shm import shm_file
+from weight_sync.transports.shm import shm_file
 
 TOKEN = "the data token"
 RANK, ALPHA = 4, 8.0

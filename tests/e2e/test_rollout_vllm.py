@@ -39,7 +39,7 @@ from tests.e2e.versions import commit_of, stage_of, write_shm
 from tests.live_servers import registered
 from tests.processes import wait_for
 from trainer.policy.model import load_processor
-from weight_sync.shm import shm_file
+from weight_sync.transports.shm import shm_file
 
 MESSAGES = messages()
 

@@ -22,7 +22,7 @@ from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
 from rollout_service.vllm import worker as vllm_worker
 from rollout_service.vllm.worker import BACKEND, TransferEngine
-from weight_sync.ipc import decode_ipc, encode_ipc
+from weight_sync.transports.ipc import decode_ipc, encode_ipc
 
 BUCKET_BYTES = 100
 """Smaller than the model, so that there are several buckets."""

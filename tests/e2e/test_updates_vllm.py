@@ -17,8 +17,8 @@ from tests.e2e import versions
 from tests.e2e.engine_server import EngineServer, engine_server, settings_of
 from tests.e2e.oracle import TOLERANCE, Oracle, largest_gap, picture
 from tests.updaters import pieces
-from weight_sync.lora import write_config
-from weight_sync.shm import shm_file
+from weight_sync.transports.lora import write_config
+from weight_sync.transports.shm import shm_file
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 ADAPTER = AdapterConfig(rank=4, alpha=8.0)

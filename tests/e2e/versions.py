@@ -20,7 +20,7 @@ from services.schemas.weights import (
 )
 from services.settings import Settings
 from tests.e2e.oracle import Oracle
-from weight_sync.shm import shm_file
+from weight_sync.transports.shm import shm_file
 
 Tensors = Mapping[str, torch.Tensor]
 

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from services.schemas.weights import Version
 from services.settings import Settings
 from trainer.policy.export import exported, exported_parameters
-from weight_sync.host import has_room, kept_on_host, on_host
-from weight_sync.nccl import NcclSender
 from weight_sync.publishing.handover import Handover
+from weight_sync.transports.host import has_room, kept_on_host, on_host
+from weight_sync.transports.nccl import NcclSender
 
 pytestmark = [
     pytest.mark.gpu,

@@ -16,9 +16,9 @@ from trainer.checkpoints.checkpoint import TrainerState
 from trainer.collection.prompts import PromptSource
 from trainer.connection import ServiceConnection
 from trainer.ranks.group import Ranks, launched_as
-from weight_sync import ipc
-from weight_sync.ipc import IpcSender
 from weight_sync.publishing import publisher
+from weight_sync.transports import ipc
+from weight_sync.transports.ipc import IpcSender
 
 
 def weights() -> Iterator[tuple[str, Tensor]]:

@@ -15,9 +15,9 @@ from services.errors import EngineError
 from services.http import app as service
 from services.schemas.weights import StageRequest, WeightManifest
 from services.settings import load_settings
-from weight_sync import shm
 from weight_sync.engine import Staged
-from weight_sync.files import StagedFile
+from weight_sync.transports import shm
+from weight_sync.transports.files import StagedFile
 
 FAILS = "fails"
 EDGES = ("before stage", "staged", "in the load", "before resume")

@@ -41,6 +41,7 @@ from trainer.not_finite import MAX_SKIPPED, NotFiniteError
 from trainer.policy.engine import StepOutput
 from trainer.ranks.stop import StopAskedError, StopRequest
 from trainer.ranks.watch import RankWatch, watched
+from trainer.ranks.write_guard import WriteGuard
 from trainer.records.evaluation import StepEvaluation
 from trainer.records.files import RunRecords
 from trainer.records.phases import PhaseClock
@@ -48,10 +49,9 @@ from trainer.records.tracing import SERVICE
 from trainer.train import train_steps
 from trainer.training_run import TrainingRun
 from trainer.types import StepBatch
-from trainer.write_guard import WriteGuard
 from weight_sync.engine import Staged
-from weight_sync.ipc import StagedHandles
 from weight_sync.publishing.publisher import WeightPublisher
+from weight_sync.transports.ipc import StagedHandles
 
 PLACEHOLDER = 999
 

@@ -29,14 +29,14 @@ from services.schemas.weights import IpcHandle, Rendezvous, Transport, WeightMan
 from services.settings import Settings
 from tests.live_servers import LiveServer, cluster_settings, serving, wait_registered
 from tests.processes import wait_for
-from weight_sync import device, ipc, sender
 from weight_sync.engine import Staged
-from weight_sync.files import StagedFile
-from weight_sync.ipc import IpcSender, SharedTensors, StagedHandles, decode_ipc
-from weight_sync.nccl import NcclSender, StagedBroadcast
 from weight_sync.publishing import publisher as publishing
 from weight_sync.publishing.publisher import WeightPublisher
-from weight_sync.sender import Sender, make_sender
+from weight_sync.transports import device, ipc, sender
+from weight_sync.transports.files import StagedFile
+from weight_sync.transports.ipc import IpcSender, SharedTensors, StagedHandles, decode_ipc
+from weight_sync.transports.nccl import NcclSender, StagedBroadcast
+from weight_sync.transports.sender import Sender, make_sender
 
 
 @dataclass

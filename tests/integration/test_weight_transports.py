@@ -36,14 +36,14 @@ from services.waiting import RoomWait
 from tests.cutting_proxy import proxied
 from tests.live_servers import LiveServer, cluster_settings, serving, wait_registered
 from tests.processes import sgg_process, wait_for, wait_ready
-from weight_sync import sender
-from weight_sync.disk import disk_file
 from weight_sync.engine import Staged
 from weight_sync.file_format import write_weights
-from weight_sync.files import StagedFile
-from weight_sync.lora import StagedAdapter
 from weight_sync.publishing.publisher import WeightPublisher
-from weight_sync.shm import shm_file
+from weight_sync.transports import sender
+from weight_sync.transports.disk import disk_file
+from weight_sync.transports.files import StagedFile
+from weight_sync.transports.lora import StagedAdapter
+from weight_sync.transports.shm import shm_file
 
 ADAPTER = "base_model.model.model.layers.0.self_attn.q_proj"
 

@@ -17,7 +17,7 @@ from services.waiting import RoomWait
 from trainer.checkpoints.manifest import damage, write_manifest
 from trainer.collection.cursor import CursorState
 from trainer.ranks.group import Ranks
-from trainer.write_guard import WriteGuard
+from trainer.ranks.write_guard import WriteGuard
 
 logger = logging.getLogger(__name__)
 

@@ -32,7 +32,7 @@ from typing import TypeVar
 from pydantic import ValidationError
 
 from services.errors import SupersededError, UnavailableError, WaitTimeoutError
-from services.loop_thread import LoopThread
+from services.http.loop_thread import LoopThread
 from services.redis.client import connect
 from services.redis.keys import CONSUMER_GROUPS, RunKeys
 from services.redis.queue import Lease, RedisQueue

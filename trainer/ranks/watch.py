@@ -24,7 +24,7 @@ from services.errors import SggError
 from services.schemas.common import Message
 from services.waiting import WaitNotice
 from trainer.ranks.group import HungRankError, RemoteRankError
-from trainer.write_guard import WriteGuard
+from trainer.ranks.write_guard import WriteGuard
 
 logger = logging.getLogger(__name__)
 

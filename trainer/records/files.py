@@ -16,11 +16,11 @@ from services.run_folder import LedgerRow
 from services.schemas.rewards import Status
 from services.settings import Settings
 from services.waiting import RoomWait
+from trainer.ranks.write_guard import WriteGuard
 from trainer.records.phases import PhaseClock
 from trainer.records.rollout_files import RolloutFiles
 from trainer.records.trackers import Trackers
 from trainer.types import StepBatch
-from trainer.write_guard import WriteGuard
 
 
 class StepLines:

@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from services.loop_thread import LoopThread
+from services.http.loop_thread import LoopThread
 from services.redis.registry import open_registry
 from services.schemas.weights import AdapterConfig, RankShare, TensorEntry, Version, WeightManifest
 from services.settings import Settings
@@ -12,7 +12,7 @@ from services.waiting import until_available
 from weight_sync.publishing.handover import Handover
 from weight_sync.publishing.reassertion import Reassertion
 from weight_sync.publishing.seeder import Seeder
-from weight_sync.sender import CheckedManifest, NamedTensors, Peer, make_sender
+from weight_sync.transports.sender import CheckedManifest, NamedTensors, Peer, make_sender
 
 
 class WeightPublisher:

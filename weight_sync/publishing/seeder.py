@@ -9,7 +9,7 @@ from services.redis.registry import Registry, open_registry
 from services.schemas.weights import ServerRecord
 from services.settings import Settings
 from services.waiting import ended
-from weight_sync.sender import CheckedManifest, Peer, Sender
+from weight_sync.transports.sender import CheckedManifest, Peer, Sender
 
 logger = logging.getLogger(__name__)
 

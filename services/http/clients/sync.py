@@ -7,7 +7,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 from services.http.clients.base import ServiceClient
 from services.http.clients.reward import RewardClient
 from services.http.clients.rollout import RolloutClient
-from services.loop_thread import LoopThread
+from services.http.loop_thread import LoopThread
 
 C = TypeVar("C", bound=ServiceClient)
 P = ParamSpec("P")

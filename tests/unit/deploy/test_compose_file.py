@@ -16,7 +16,7 @@ import yaml
 from services.host.environment import child_environment
 from services.schemas.weights import Version
 from services.settings import load_settings
-from weight_sync.shm import shm_file
+from weight_sync.transports.shm import shm_file
 
 ROOT = Path(__file__).parents[3]
 Configured = Callable[..., dict[str, Any]]

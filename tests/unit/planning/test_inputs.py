@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from cli import trainer_process
-from cli.commands.serve import serve_rollout
+from cli.commands.train.serve import serve_rollout
 from launcher.inference import run_inference
 from launcher.local_run import run_here
 from planning.dry_run import dry_run

@@ -8,7 +8,7 @@ from random import Random
 
 import pytest
 
-from cli.commands.plan import plan as plan_command
+from cli.commands.prepare.plan import plan as plan_command
 from launcher.views.terminal import SafeConsole
 from planning.shapes import model_shape
 from planning.simulation.cluster import SHIPPED, load_cluster

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.commands.doctor import check_line
+from cli.commands.prepare.doctor import check_line
 from planning.preflight.check import CheckResult, check
 from planning.preflight.disk_space import folder_checks
 from planning.preflight.folders import check_run_folder, file_system

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from cli.commands.similarity import similarity_app
+from cli.commands.prepare.similarity import similarity_app
 from reward_service.similarity.embedding import EmbeddingSimilarity, load_embedding
 from reward_service.similarity.registry import Similarities
 from reward_service.similarity.table import load_table

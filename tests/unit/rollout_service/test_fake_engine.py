@@ -16,7 +16,7 @@ from services.settings import DataSettings, ModelSettings, Settings
 from tests.shm_versions import ShmRun
 from trainer.batches.images import ImageCheck
 from trainer.policy.model import load_processor
-from weight_sync.files import StagedFile, open_plain
+from weight_sync.transports.files import StagedFile, open_plain
 
 MESSAGES = [ChatMessage(role="user", content=[ImagePart(), TextPart(text="What is there?")])]
 

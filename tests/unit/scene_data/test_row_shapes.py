@@ -10,7 +10,7 @@ import datasets
 import numpy as np
 import pytest
 
-from cli.commands.data import _splits
+from cli.commands.prepare.data import _splits
 from scene_data.conversion.convert import ConversionOptions
 from scene_data.dataset import open_dataset
 from scene_data.inspection import Inspector

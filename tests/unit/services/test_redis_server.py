@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from cli.commands.serve import serve_redis
+from cli.commands.train.serve import serve_redis
 from services.errors import NotFoundError, SettingsError
 from services.redis.client import connect, without_password
 from services.redis.server import listening_addresses, redis_server_command

@@ -8,7 +8,7 @@ from transformers import get_scheduler
 from services.settings.training import AlgorithmSettings, TrainerSettings
 from trainer.algorithms.advantages import EPSILON, group_relative
 from trainer.algorithms.losses import policy_loss
-from trainer.schedule import learning_rate
+from trainer.algorithms.schedule import learning_rate
 
 
 def test_advantages_by_hand() -> None:

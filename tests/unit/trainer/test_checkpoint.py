@@ -21,7 +21,7 @@ from trainer.checkpoints.inputs import Inputs, grpo_inputs
 from trainer.checkpoints.manifest import MANIFEST_FILE
 from trainer.checkpoints.resume import restore
 from trainer.collection.cursor import CursorState
-from trainer.write_guard import WriteGuard
+from trainer.ranks.write_guard import WriteGuard
 
 ORDER = DataOrder(seed=0, num_rows=64, group_size=4)
 BIG = 2 * 1024 * 1024

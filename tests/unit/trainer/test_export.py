@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from services.schemas.weights import Version
 from services.settings import Settings
 from trainer.policy.export import exported, exported_parameters
-from weight_sync import device
-from weight_sync.host import has_room, on_host
-from weight_sync.nccl import NcclSender
+from weight_sync.transports import device
+from weight_sync.transports.host import has_room, on_host
+from weight_sync.transports.nccl import NcclSender
 
 
 class Sharded:

@@ -15,10 +15,10 @@ from services.schemas.rewards import Matched, Reward, Status
 from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
 from services.settings import Settings
 from trainer.ranks.watch import RankWatch
+from trainer.ranks.write_guard import WriteGuard
 from trainer.records.files import RunRecords, ledger_line, step_metrics
 from trainer.records.rollout_files import read_rollouts
 from trainer.types import Outcome, StepBatch, TrainGroup
-from trainer.write_guard import WriteGuard
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 

@@ -10,10 +10,10 @@ import torch
 
 from services.schemas.weights import Version
 from services.settings import Settings
-from weight_sync.disk import DiskSender
-from weight_sync.files import FileSender
-from weight_sync.http import HttpSender
-from weight_sync.shm import ShmSender
+from weight_sync.transports.disk import DiskSender
+from weight_sync.transports.files import FileSender
+from weight_sync.transports.http import HttpSender
+from weight_sync.transports.shm import ShmSender
 
 _FLOATS = 1_500_000
 """Numbers in a version: 6 MB, and 4 MiB for its header."""

@@ -14,7 +14,7 @@ from services.errors import InvalidInputError, NotFoundError
 from services.schemas.weights import TensorEntry
 from tests.shm_versions import Arrays, ShmRun, ShmVersion, tensors_of
 from weight_sync.file_format import header_length, parse_header
-from weight_sync.files import stage_file
+from weight_sync.transports.files import stage_file
 
 
 def test_a_good_file_is_staged_and_readable_even_when_its_name_is_gone(shm_run: ShmRun) -> None:

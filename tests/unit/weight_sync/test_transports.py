@@ -28,11 +28,11 @@ from services.schemas.weights import (
 )
 from tests.shm_versions import Arrays, ShmRun, ShmVersion
 from tests.updaters import ToyEngine, pieces, updater_of
-from weight_sync.disk import disk_file
 from weight_sync.engine import Staged
-from weight_sync.ipc import StagedHandles, encode_ipc
-from weight_sync.lora import StagedAdapter
-from weight_sync.nccl import StagedBroadcast
+from weight_sync.transports.disk import disk_file
+from weight_sync.transports.ipc import StagedHandles, encode_ipc
+from weight_sync.transports.lora import StagedAdapter
+from weight_sync.transports.nccl import StagedBroadcast
 from weight_sync.updater import WeightUpdater
 
 GPU = "GPU-3f1c"

@@ -28,10 +28,10 @@ from services.errors import (
 from services.schemas.weights import StageRequest, Version
 from tests.shm_versions import ShmRun, ShmVersion, tensors_of
 from tests.updaters import ToyEngine, pieces, settings_of, updater_of
-from weight_sync import uploads
 from weight_sync.file_format import MAX_HEADER_BYTES
+from weight_sync.transports import uploads
+from weight_sync.transports.uploads import IncomingFile, Spool, spool_folder
 from weight_sync.updater import WeightUpdater
-from weight_sync.uploads import IncomingFile, Spool, spool_folder
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from pathlib import Path
 from services.schemas.weights import StageRequest, Version, WeightManifest
 from services.settings import Settings
 from weight_sync.engine import LoadableEngine, Staged
-from weight_sync.files import StagedFile, stage_file
-from weight_sync.uploads import Uploads
+from weight_sync.transports.files import StagedFile, stage_file
+from weight_sync.transports.uploads import Uploads
 
 
 class Receiver(ABC):

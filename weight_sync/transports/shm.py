@@ -4,9 +4,9 @@ import os
 from pathlib import Path
 
 from services.schemas.weights import TensorEntry, Version
-from weight_sync.files import FileSender, private_folder
-from weight_sync.receiver import FileReceiver
-from weight_sync.sender import NamedTensors
+from weight_sync.transports.files import FileSender, private_folder
+from weight_sync.transports.receiver import FileReceiver
+from weight_sync.transports.sender import NamedTensors
 
 
 def shm_file(run: str, version: Version) -> Path:

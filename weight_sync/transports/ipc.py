@@ -20,10 +20,10 @@ from torch.multiprocessing.reductions import reduce_tensor
 from services.errors import InvalidInputError, SggError, WaitTimeoutError
 from services.schemas.weights import CommitRequest, IpcHandle, RankShare, StageRequest
 from services.settings import Settings
-from weight_sync.device import DeviceSender, on_thread
 from weight_sync.engine import Staged
-from weight_sync.receiver import Receiver
-from weight_sync.sender import SERVER_TIMEOUT_S, CheckedManifest, Peer, select
+from weight_sync.transports.device import DeviceSender, on_thread
+from weight_sync.transports.receiver import Receiver
+from weight_sync.transports.sender import SERVER_TIMEOUT_S, CheckedManifest, Peer, select
 
 logger = logging.getLogger(__name__)
 

@@ -30,7 +30,7 @@ from weight_sync.file_format import (
     parse_header,
     write_weights,
 )
-from weight_sync.sender import NamedTensors, Sender
+from weight_sync.transports.sender import NamedTensors, Sender
 
 _DRAFT = ".draft"
 """Ends the name of a version that is not whole."""
@@ -62,7 +62,7 @@ class FileSender(Sender):
         Raises:
             WaitTimeoutError: It stayed full.
         """
-        from weight_sync.host import on_host
+        from weight_sync.transports.host import on_host
 
         self._last = self.file(version)
         folder = private_folder(self._last.parent)

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from cli.commands.infer import (
+from cli.commands.use.infer import (
     BestOf,
     Config,
     Constrain,

@@ -13,9 +13,15 @@ from services.errors import EngineError, WaitTimeoutError
 from services.schemas.weights import TensorEntry, Version
 from services.settings import Settings
 from weight_sync.file_format import describe
-from weight_sync.host import has_room, kept_on_host
-from weight_sync.http import HttpSender
-from weight_sync.sender import SERVER_TIMEOUT_S, CheckedManifest, NamedTensors, Peer, Sender
+from weight_sync.transports.host import has_room, kept_on_host
+from weight_sync.transports.http import HttpSender
+from weight_sync.transports.sender import (
+    SERVER_TIMEOUT_S,
+    CheckedManifest,
+    NamedTensors,
+    Peer,
+    Sender,
+)
 
 T = TypeVar("T")
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from services.errors import InvalidInputError
 from services.schemas.weights import AdapterConfig, StageRequest, WeightManifest
 from weight_sync.engine import Shape, Staged
-from weight_sync.files import StagedFile
-from weight_sync.http import HttpSender
-from weight_sync.receiver import Receiver
+from weight_sync.transports.files import StagedFile
+from weight_sync.transports.http import HttpSender
+from weight_sync.transports.receiver import Receiver
 
 _TENSOR = re.compile(r"base_model\.model\.(?P<layer>.+)\.lora_(?P<half>[AB])\.weight")
 """PEFT's name of one half of a layer's adapter."""

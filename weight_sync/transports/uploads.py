@@ -36,7 +36,7 @@ from weight_sync.file_format import (
     parse_header,
     shown,
 )
-from weight_sync.files import StagedFile, open_plain, private_folder, temporary_folder
+from weight_sync.transports.files import StagedFile, open_plain, private_folder, temporary_folder
 
 _DRAFT = "upload.draft"
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})

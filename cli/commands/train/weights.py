@@ -35,7 +35,7 @@ def manifest(
         WeightManifest,
         manifest_checksum,
     )
-    from weight_sync.files import describe_file
+    from weight_sync.transports.files import describe_file
 
     described = WeightManifest(
         policy_version=policy_version,

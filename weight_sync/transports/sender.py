@@ -195,7 +195,9 @@ def make_sender(settings: Settings) -> Sender:
     name = settings.weights.transport
     if not settings.weights.traits.through_file:
         _refuse_without_gpu(name)
-    made: Sender = getattr(import_module(f"weight_sync.{name}"), f"{name.title()}Sender")(settings)
+    made: Sender = getattr(
+        import_module(f"weight_sync.transports.{name}"), f"{name.title()}Sender"
+    )(settings)
     return made
 
 

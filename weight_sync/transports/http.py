@@ -5,9 +5,9 @@ from pathlib import Path
 
 from services.http.clients.rollout import RolloutClient
 from services.schemas.weights import PolicyInfo, StageRequest, Version
-from weight_sync.files import FileSender, StagedFile, temporary_folder
-from weight_sync.receiver import Receiver
-from weight_sync.sender import CheckedManifest, Peer, select
+from weight_sync.transports.files import FileSender, StagedFile, temporary_folder
+from weight_sync.transports.receiver import Receiver
+from weight_sync.transports.sender import CheckedManifest, Peer, select
 
 
 class HttpSender(FileSender):

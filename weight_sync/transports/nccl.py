@@ -15,10 +15,10 @@ from typing import Any
 
 from services.errors import SggError, UnavailableError
 from services.schemas.weights import Rendezvous, StageRequest
-from weight_sync.device import CommitClient, DeviceSender, TensorSource, on_thread
 from weight_sync.engine import Staged
-from weight_sync.receiver import Receiver
-from weight_sync.sender import CheckedManifest, Peer, select
+from weight_sync.transports.device import CommitClient, DeviceSender, TensorSource, on_thread
+from weight_sync.transports.receiver import Receiver
+from weight_sync.transports.sender import CheckedManifest, Peer, select
 
 logger = logging.getLogger(__name__)
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from services.schemas.weights import Version
-from weight_sync.files import FileSender
-from weight_sync.receiver import FileReceiver
+from weight_sync.transports.files import FileSender
+from weight_sync.transports.receiver import FileReceiver
 
 
 def disk_file(root: Path, version: Version) -> Path:

@@ -10,7 +10,7 @@ import typer
 from services.errors import InvalidInputError, SettingsError
 
 if TYPE_CHECKING:
-    from cli.commands.score_rows import Scored
+    from cli.commands.use.score_rows import Scored
     from reward_service.explain.explainer import Explainer, Explanation
 
 _SIZE = re.compile(r"^([1-9]\d{0,4})x([1-9]\d{0,4})$")
@@ -60,7 +60,7 @@ def score(
 
     Example: sgg-rl score answers.jsonl --rubric objects-first --json
     """
-    from cli.commands.score_rows import read_completions
+    from cli.commands.use.score_rows import read_completions
     from cli.views.score import Report, complain
     from reward_service.own_terms import load_own_terms
 
@@ -134,7 +134,7 @@ def _read_rubric(file: Path) -> dict[str, Any]:
 def _defaults(
     reference: Path | None, image_size: str | None, box_space: str, thinking: bool
 ) -> dict[str, Any]:
-    from cli.commands.score_rows import is_box_space, read_reference
+    from cli.commands.use.score_rows import is_box_space, read_reference
 
     size = _SIZE.match(image_size or "")
     if image_size and not size:

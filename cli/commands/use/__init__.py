@@ -1,0 +1,1 @@
+"""Commands that use a model, and score what it answers."""
