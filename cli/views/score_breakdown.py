@@ -12,6 +12,7 @@ from cli.views.safe_text import safe
 from reward_service.explain.dropped_parts import DroppedPart, Failure
 from reward_service.explain.explainer import Explanation
 from reward_service.explain.verdicts import MissedObject, MissedTriplet, ObjectLine, TripletLine
+from reward_service.explain.words import arrow_text, object_reason, triplet_reason
 
 _NAME_WIDTH = 40
 _PART_WIDTH = 200
@@ -74,7 +75,7 @@ def _objects(e: Explanation) -> Iterator[RenderableType]:
             _name(item.reference or "-"),
             "-" if item.iou is None else f"{item.iou:.2f}",
             _same_name(item),
-            _verdict(item.verdict, _why(item)),
+            _verdict(item.verdict, object_reason(item)),
         )
     yield from _compared("Objects", e.objects, table, [*map(_missed_object, e.missed_objects)])
 
@@ -86,7 +87,7 @@ def _triplets(e: Explanation) -> Iterator[RenderableType]:
         return
     table = _table("predicted", "verdict")
     for line in e.triplets:
-        table.add_row(_names(line.triplet), _verdict(line.verdict, _why_triplet(line)))
+        table.add_row(_names(line.triplet), _verdict(line.verdict, triplet_reason(line, _name)))
     missed = [*map(_missed_triplet, e.missed_triplets)]
     yield from _compared("Relationships", e.triplets, table, missed)
 
@@ -118,29 +119,6 @@ def _same_name(item: ObjectLine) -> str:
     return "same" if item.verdict in ("hit", "box_off") else f"{item.similarity:.2f}"
 
 
-def _why(item: ObjectLine) -> str:
-    if item.verdict == "junk":
-        matched = item.reference is not None
-        return "name and box are wrong" if matched else "no reference object is left for it"
-    return "IoU is under 0.5" if item.verdict == "box_off" else ""
-
-
-def _why_triplet(line: TripletLine) -> str:
-    reasons = {
-        "alike": f"alike with {_names(line.reference or ('', '', ''))}",
-        "surplus": "another triplet has this hit",
-        "wrong_predicate": f"the reference has {', '.join(map(_name, line.wanted))}",
-        "wrong_name": "an end is named otherwise",
-        "box_off": "IoU of an end is under 0.5",
-        "not_in_reference": "it has nothing between these two",
-    }
-    why = reasons.get(line.verdict or "", "")
-    if line.counted:
-        return why
-    unknown = "an end overlaps no reference object, so precision does not count it"
-    return f"{why}; {unknown}" if why else unknown
-
-
 def _missed_object(item: MissedObject) -> str:
     matched = f", matched with {_name(item.matched)}" if item.matched else ""
     return f"{_name(item.id)} {_box(item.bbox)}{matched}"
@@ -161,8 +139,7 @@ def _name(text: str) -> str:
 
 
 def _names(triplet: tuple[str, str, str]) -> str:
-    subject, predicate, object_ = map(_name, triplet)
-    return f"{subject} -{predicate}-> {object_}"
+    return arrow_text(triplet, _name)
 
 
 def _box(bbox: Sequence[float]) -> str:

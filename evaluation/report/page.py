@@ -13,7 +13,7 @@ from evaluation.reading.lines import GraphLine
 from evaluation.report import charts, tables
 from evaluation.report.browser import browser_data, json_block
 from evaluation.report.changes import change_chart, compared_sections
-from evaluation.report.template import render
+from evaluation.report.template import BROWSER, render
 from evaluation.result import PROTOCOLS, EvaluationResult, ImageResult
 from evaluation.scoring.compare import Comparison
 
@@ -49,7 +49,7 @@ def write_report(
     chosen, how_chosen = choose_images(shared, num_images, failed)
     html = render(
         "report.html.jinja",
-        ["tables.js", "drawing.js", "browser.js"],
+        ["tables.js", *BROWSER],
         **_predicate_words(result),
         result=result,
         compared=compared,

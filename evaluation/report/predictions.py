@@ -9,7 +9,7 @@ from evaluation.report.browser import cut, drawable, json_block
 from evaluation.report.page import choose_images
 from evaluation.report.pictures import data_uri
 from evaluation.report.tables import flat_settings
-from evaluation.report.template import render
+from evaluation.report.template import BROWSER, render
 
 NAME = "predictions.html"
 MAX_PICTURES = 200
@@ -37,7 +37,7 @@ def write_predictions(
     flat = flat_settings(settings)
     html = render(
         "predictions.html.jinja",
-        ["drawing.js", "browser.js"],
+        BROWSER,
         title=f"Scene graphs by {settings['model']}",
         num_pictures=len(lines),
         num_failed=len(failed),

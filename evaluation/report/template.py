@@ -7,7 +7,11 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-_PARTS = Path(__file__).parent / "parts"
+PARTS = Path(__file__).parent / "parts"
+"""Templates, styles and scripts; the console serves some of them too."""
+BROWSER = ("drawing.js", "panels.js", "browser.js")
+"""Scripts of the browser of images."""
+_STYLES = ("report.css", "drawing.css")
 
 
 def render(template: str, scripts: Sequence[str], **values: Any) -> str:
@@ -19,16 +23,17 @@ def render(template: str, scripts: Sequence[str], **values: Any) -> str:
         values: What the template names, beside `style` and `scripts`.
     """
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_PARTS),
+        loader=jinja2.FileSystemLoader(PARTS),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    parts = {"style": _part("report.css"), "scripts": [_part(name) for name in scripts]}
+    style = Markup("\n").join(map(_part, _STYLES))
+    parts = {"style": style, "scripts": [_part(name) for name in scripts]}
     return environment.get_template(template).render(**parts, **values)
 
 
 def _part(name: str) -> Markup:
     """A file of ours, which goes into the page as it is."""
-    return Markup((_PARTS / name).read_text(encoding="utf-8"))  # noqa: S704 - no text of others
+    return Markup((PARTS / name).read_text(encoding="utf-8"))  # noqa: S704 - no text of others

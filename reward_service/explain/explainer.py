@@ -1,6 +1,6 @@
 """Where a score comes from: what was read, dropped, hit and missed in one completion."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,7 @@ from reward_service.scoring import make_scorer, reference_columns
 from reward_service.similarity.registry import Similarities
 from scene_graph.boxes import BoxSpace
 from scene_graph.parsing import ParsedCompletion, parse_completion
+from scene_graph.similarity import Similarity
 from services.schemas.rewards import Reward, RewardGroup, Status, Task
 
 
@@ -89,37 +90,55 @@ class Explainer:
             InvalidInputError: The rubric looks at tokens and the group has no `num_tokens`.
         """
         rewards = self.scorer.score([group])[0].rewards
+        scorer = self.scorer
         return [
-            self._explain(text, group, reward)
+            explain_reward(
+                text, group, reward, scorer.weights, similarity=scorer.similarity, task=scorer.task
+            )
             for text, reward in zip(group.completions, rewards, strict=True)
         ]
 
-    def _explain(self, text: str, group: RewardGroup, reward: Reward) -> Explanation:
-        task = self.scorer.task
-        parsed = parse_completion(text, BoxSpace.parse(group.box_space), task=task)
-        reference = group.reference.model_dump(mode="json")
-        columns, _ = reference_columns(group, task)
-        verdicts = Verdicts(parsed.columns, columns, self.scorer.similarity, task)
-        return Explanation(
-            **_reading(text, parsed, task, require_thinking=group.require_thinking),
-            total=reward.total,
-            max_total=self.scorer.max_total,
-            terms=self._terms(reward),
-            objects=verdicts.objects(),
-            missed_objects=verdicts.missed_objects(),
-            triplets=verdicts.triplets(),
-            missed_triplets=verdicts.missed_triplets(),
-            reference_dropped=dropped_parts(reference["objects"], reference["relationships"], task),
-        )
 
-    def _terms(self, reward: Reward) -> list[TermLine]:
-        weights = self.scorer.weights
-        return [
+def explain_reward(
+    text: str,
+    group: RewardGroup,
+    reward: Reward,
+    weights: Mapping[str, float],
+    *,
+    similarity: Similarity,
+    task: Task = "sgg",
+) -> Explanation:
+    """Why a completion earned the reward that it has.
+
+    Args:
+        text: The completion.
+        group: Has the reference that it is held against.
+        reward: The completion's.
+        weights: Of the terms that the total adds.
+        similarity: How alike the rubric finds names.
+        task: What was asked for.
+    """
+    parsed = parse_completion(text, BoxSpace.parse(group.box_space), task=task)
+    reference = group.reference.model_dump(mode="json")
+    columns, _ = reference_columns(group, task)
+    verdicts = Verdicts(parsed.columns, columns, similarity, task)
+    return Explanation(
+        **_reading(text, parsed, task, require_thinking=group.require_thinking),
+        total=reward.total,
+        max_total=sum(weights.values()),
+        terms=[
             TermLine(
                 name=name, value=value, weight=weights[name], contribution=weights[name] * value
             )
             for name, value in reward.breakdown.items()
-        ]
+            if name in weights
+        ],
+        objects=verdicts.objects(),
+        missed_objects=verdicts.missed_objects(),
+        triplets=verdicts.triplets(),
+        missed_triplets=verdicts.missed_triplets(),
+        reference_dropped=dropped_parts(reference["objects"], reference["relationships"], task),
+    )
 
 
 def explain_text(

@@ -204,19 +204,29 @@ def _arrows(graph: SceneGraph, boxes: dict[str, Box]) -> list[tuple[Arrow, str]]
         pair = edge.subject, edge.object
         if edge.subject in boxes and edge.object in boxes:
             subject, item = (boxes[name] for name in pair)
-            arrow = _curve(_centre(subject), _centre(item), seen[pair], subject.colour)
+            arrow = curve_between(
+                centre_of(subject.corners), centre_of(item.corners), seen[pair], subject.colour
+            )
             arrows.append((arrow, shown_text(edge.predicate)))
             seen[pair] += 1
     return arrows
 
 
-def _centre(box: Box) -> Point:
-    x1, y1, x2, y2 = box.corners
+def centre_of(corners: Corners) -> Point:
+    """A box's middle."""
+    x1, y1, x2, y2 = corners
     return (x1 + x2) / 2, (y1 + y2) / 2
 
 
-def _curve(start: Point, end: Point, number: int, colour: Colour) -> Arrow:
-    """It bows to its left, so that two opposite arrows stay apart."""
+def curve_between(start: Point, end: Point, number: int = 0, colour: Colour = INK) -> Arrow:
+    """The arrow between two points: it bows to its left, so that two opposite arrows stay apart.
+
+    Args:
+        start: In units of the drawing.
+        end: The same.
+        number: Of arrows between these points in this direction that are there already.
+        colour: The arrow's.
+    """
     (x1, y1), (x2, y2) = start, end
     if math.hypot(x2 - x1, y2 - y1) < 12:
         x1, x2 = x1 - 16, x2 + 16

@@ -110,12 +110,19 @@ def _box(box: Box) -> Markup:
     )
 
 
-def _arrow(arrow: Arrow) -> Markup:
-    def point(x: float, y: float) -> str:
-        return f"{_written(x)} {_written(y)}"
+def path_of(arrow: Arrow) -> str:
+    """An arrow's curve as the `d` of a path."""
+    start, control, end = (_point(*place) for place in (arrow.start, arrow.control, arrow.end))
+    return f"M{start} Q{control} {end}"
 
-    path = f"M{point(*arrow.start)} Q{point(*arrow.control)} {point(*arrow.end)}"
-    tip = " L".join(point(*corner) for corner in arrow.tip)
+
+def _point(x: float, y: float) -> str:
+    return f"{_written(x)} {_written(y)}"
+
+
+def _arrow(arrow: Arrow) -> Markup:
+    path = path_of(arrow)
+    tip = " L".join(_point(*corner) for corner in arrow.tip)
     colour = _rgb(arrow.colour)
     x, y = arrow.start
     return element(

@@ -3,19 +3,7 @@ const data = JSON.parse(document.getElementById("browser-data").textContent);
 const control = (id) => document.getElementById(id);
 const viewer = control("viewer");
 const grid = control("grid");
-const VERDICTS = { hit: "✓", miss: "○", hallucination: "✕", drawn: "" };
 const VERDICT_RULE = "strict, every prediction counted";
-const shown = { labels: true, hits: true, wrong: true };
-
-function html(name, attributes = {}, ...children) {
-  const element = document.createElement(name);
-  for (const [key, value] of Object.entries(attributes)) {
-    if (key.startsWith("on")) element.addEventListener(key.slice(2), value);
-    else if (value === true || typeof value === "string") element.setAttribute(key, value === true ? "" : value);
-  }
-  element.append(...children);
-  return element;
-}
 
 // The side by which images are filtered, sorted and the reference is marked.
 const judged = (image) => image.sides[Number(control("judge").value) || 0];
@@ -107,54 +95,6 @@ function graphWithColours(graph) {
   };
 }
 
-function panel(image, title, note, graph, words) {
-  const place = html("div");
-  const lists = html("div");
-  const element = html("section", { class: "panel" }, html("h3", {}, title), html("p", { class: "muted" }, note), place, lists);
-  element.fill = () => {
-    const { root, parts, arrows } = drawGraph(image, graph, place.clientWidth);
-    root.setAttribute("role", "img");
-    root.setAttribute("aria-label", `${title}: ${graph.objects.length} objects, ${graph.relations.length} relations; listed below`);
-    place.replaceChildren(root);
-    const buttons = tripletButtons(graph, (k, on) => point(root, parts[k], on));
-    arrows.forEach((arrow, k) => {
-      arrow.addEventListener("pointerenter", () => (point(root, parts[k], true), buttons[k].classList.add("on")));
-      arrow.addEventListener("pointerleave", () => (point(root, parts[k], false), buttons[k].classList.remove("on")));
-    });
-    lists.replaceChildren(...tripletLists(graph, buttons, words));
-    applyShown(root);
-  };
-  return element;
-}
-
-function point(root, parts, on) {
-  root.classList.toggle("pointed", on);
-  for (const part of parts) part.classList.toggle("on", on);
-}
-
-function tripletButtons(graph, pointAt) {
-  const names = objectLabels(graph.objects);
-  return graph.relations.map((item, k) => {
-    const events = Object.fromEntries(
-      [["onpointerenter", true], ["onpointerleave", false], ["onfocus", true], ["onblur", false]]
-        .map(([event, on]) => [event, () => pointAt(k, on)]),
-    );
-    const symbol = html("span", { class: `verdict ${item.verdict}`, "aria-hidden": "true" }, VERDICTS[item.verdict] && `${VERDICTS[item.verdict]} `);
-    const predicate = html("i", {}, ` ${item.predicate} `);
-    const words = [names[item.subject], predicate, names[item.object]];
-    return html("button", { type: "button", ...events }, symbol, ...words);
-  });
-}
-
-function tripletLists(graph, buttons, words) {
-  return Object.entries(words).flatMap(([verdict, word]) => {
-    const chosen = buttons.filter((_, k) => graph.relations[k].verdict === verdict);
-    if (chosen.length === 0) return [];
-    const list = html("ul", { class: "triplets" }, ...chosen.map((button) => html("li", {}, button)));
-    return [html("h4", {}, `${word} (${chosen.length} of ${buttons.length})`), list];
-  });
-}
-
 function referencePanel(image) {
   const side = judged(image);
   const graph = graphWithVerdicts(image.reference, side.found, "miss");
@@ -188,22 +128,6 @@ function predictionPanel(image, side, i) {
     ? `${data.recall} ${percent(side.recall)}, strict F1 ${percent(side.f1)}; ${right} of ${graph.objects.length} objects right (${VERDICT_RULE})${tokens}`
     : `no graph: ${statusWords(side.status)}${tokens}`;
   return withText(panel(image, title, note, graph, { hit: "Hits", hallucination: "Hallucinations" }), side);
-}
-
-function applyShown(root) {
-  root.classList.toggle("no-labels", !shown.labels);
-  root.classList.toggle("hide-hit", !shown.hits);
-  root.classList.toggle("hide-wrong", !shown.wrong);
-}
-
-function toggle(key, text, keyName) {
-  const box = html("input", { type: "checkbox", id: `show-${key}`, "aria-keyshortcuts": keyName ?? "" });
-  box.checked = shown[key];
-  box.addEventListener("change", () => {
-    shown[key] = box.checked;
-    viewer.querySelectorAll(".drawing").forEach(applyShown);
-  });
-  return html("label", {}, box, ` ${text}`);
 }
 
 function viewerBar(image, images) {

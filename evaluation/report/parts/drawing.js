@@ -11,14 +11,20 @@ function svg(name, attributes, ...children) {
   return element;
 }
 
-// A verdict has its colour in the style sheet.
-const strokeOf = ({ colour }) => (colour ? `--stroke: ${colour}` : "");
+// A group of one item. A verdict has its colour in the style sheet, an item may have one of its own;
+// set as a property, which a page's policy allows where it forbids style attributes.
+function itemGroup(kind, { verdict, colour }) {
+  const group = svg("g", { class: `${kind} ${verdict}` });
+  if (colour) group.style.setProperty("--stroke", colour);
+  return group;
+}
 
-// Names with a number where an image has several of them.
+// An item's own label, or its name, with a number where an image has several of it.
 function objectLabels(objects) {
   const total = {}, seen = {};
   for (const { name } of objects) total[name] = (total[name] ?? 0) + 1;
-  return objects.map(({ name }) => {
+  return objects.map(({ name, label }) => {
+    if (label !== undefined) return label;
     seen[name] = (seen[name] ?? 0) + 1;
     return total[name] > 1 ? `${name} ${seen[name]}` : name;
   });
@@ -39,10 +45,10 @@ function drawGraph(image, graph, width) {
   const arrows = graph.relations.map((item, k) => drawArrow(item, boxes, bendOf(graph, k)));
   root.append(...objects, ...arrows.map((arrow) => arrow.group));
   const predicates = graph.relations.map((item, k) =>
-    placeLabel(item.predicate, `predicate ${item.verdict}`, strokeOf(item), arrows[k].places, taken, size),
+    placeLabel(item.predicate, itemGroup("label predicate", item), arrows[k].places, taken, size),
   );
   const titles = graph.objects.map((item, i) =>
-    placeLabel(names[i], item.verdict, strokeOf(item), boxes[i] ? titlePlaces(boxes[i], names[i]) : [], taken, size),
+    placeLabel(names[i], itemGroup("label", item), boxes[i] && names[i] ? titlePlaces(boxes[i], names[i]) : [], taken, size),
   );
   labels.append(...titles, ...predicates);
   root.append(labels);
@@ -54,7 +60,7 @@ function drawGraph(image, graph, width) {
 }
 
 function drawObject(item, box) {
-  const group = svg("g", { class: `object ${item.verdict}`, style: strokeOf(item) });
+  const group = itemGroup("object", item);
   if (!box) return group;
   const [x1, y1, x2, y2] = box;
   const rect = {
@@ -72,7 +78,7 @@ function bendOf(graph, k) {
 }
 
 function drawArrow(item, boxes, bend) {
-  const group = svg("g", { class: `relation ${item.verdict}`, style: strokeOf(item) });
+  const group = itemGroup("relation", item);
   const [from, to] = [boxes[item.subject], boxes[item.object]];
   if (!from || !to) return { group, places: [] };
   const curve = curveBetween(middle(from), middle(to), bend);
@@ -124,8 +130,7 @@ function labelWidth(text) {
 }
 
 // The first place that is free and inside; without one the label waits until it is pointed at.
-function placeLabel(text, kind, style, places, taken, size) {
-  const group = svg("g", { class: `label ${kind}`, style });
+function placeLabel(text, group, places, taken, size) {
   if (places.length === 0) return group;
   const width = labelWidth(text);
   const areas = places.map(([x, y]) => ({
