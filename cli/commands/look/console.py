@@ -1,0 +1,32 @@
+"""`sgg-rl console`: a run, seen live in a browser."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from services.errors import NotFoundError
+
+
+def console(
+    runs: Annotated[Path, typer.Argument(help="A folder of runs, or one run.")] = Path("runs"),
+    host: Annotated[str, typer.Option(help="Where it listens.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8500,
+) -> None:
+    """Runs in a browser, live or finished: curves, answers, servers, settings, logs.
+
+    Example: sgg-rl console runs
+    """
+    from console.app import create_console
+    from services.http.app import serve
+    from services.settings.secrets import read_token
+    from services.telemetry import setup_logging
+
+    if not runs.is_dir():
+        raise NotFoundError(
+            f"there is no folder {runs}: name the folder of your runs, or make one with "
+            "`sgg-rl demo`"
+        )
+    setup_logging("console")
+    url = f"http://{host}:{port}"
+    serve(create_console(runs, url=url, data_token=read_token("SGG_DATA_TOKEN", None)), url)

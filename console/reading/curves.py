@@ -1,0 +1,152 @@
+"""The numbers of a run's rows as curves of bounded size, brought up to date as the file grows."""
+
+import math
+from collections import deque
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from console.reading.samples import finite
+from services.run_folder import TableFollower
+
+MAX_POINTS = 1024
+"""Of a curve: above that, two neighbouring points become one."""
+_MAX_KEYS = 400
+_RECENT = 20
+"""Last rows, which are kept whole."""
+_DIGITS = 5
+"""Of a number on the way to the browser: more than a screen shows."""
+Row = Mapping[str, Any]
+
+
+class _Curve:
+    """Sum, count, least and greatest of a number, for each point."""
+
+    def __init__(self) -> None:
+        self.total = np.zeros(MAX_POINTS)
+        self.count = np.zeros(MAX_POINTS, dtype=np.int32)
+        self.low = np.full(MAX_POINTS, np.inf)
+        self.high = np.full(MAX_POINTS, -np.inf)
+
+    def add(self, point: int, value: float) -> None:
+        self.total[point] += value
+        self.count[point] += 1
+        self.low[point] = min(self.low[point], value)
+        self.high[point] = max(self.high[point], value)
+
+    def halve(self) -> None:
+        half = MAX_POINTS // 2
+        for array, merge, empty in (
+            (self.total, np.add, 0.0),
+            (self.count, np.add, 0),
+            (self.low, np.minimum, np.inf),
+            (self.high, np.maximum, -np.inf),
+        ):
+            array[:half] = merge(array[0::2], array[1::2])
+            array[half:] = empty
+
+
+class Curves:
+    """The curves of one file; its memory does not grow with the file.
+
+    A point is the mean of `rows_per_point` rows that follow each other, with their least and their
+    greatest value.
+
+    Args:
+        file: `metrics.jsonl` or `evaluations.jsonl` of a run; it need not exist yet.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self._follower = TableFollower[Row](file)
+        self._begin()
+
+    def _begin(self) -> None:
+        self._curves: dict[str, _Curve] = {}
+        self.num_rows = 0
+        self.rows_per_point = 1
+        self.recent: deque[Row] = deque(maxlen=_RECENT)
+        self.num_repeated = 0
+        """Rows whose step is not after the one before: a second writer."""
+
+    def update(self) -> bool:
+        """Read what is new; whether that replaces all that was there.
+
+        Raises:
+            OSError: The file is there and cannot be read.
+        """
+        rows, cut = self._follower.read()
+        if cut:
+            self._begin()
+        for row in rows:
+            self._add(row)
+        return cut
+
+    def _add(self, row: Row) -> None:
+        if self.num_rows == MAX_POINTS * self.rows_per_point:
+            for curve in self._curves.values():
+                curve.halve()
+            self.rows_per_point *= 2
+        before = finite(self.recent[-1].get("step")) if self.recent else None
+        step = finite(row.get("step"))
+        self.num_repeated += before is not None and step is not None and step <= before
+        point = self.num_rows // self.rows_per_point
+        for key, value in numbers(row):
+            if key in self._curves or len(self._curves) < _MAX_KEYS:
+                self._curves.setdefault(key, _Curve()).add(point, value)
+        self.recent.append(row)
+        self.num_rows += 1
+
+    @property
+    def keys(self) -> list[str]:
+        """Of all numbers that a row has had; nested ones as `reward_terms/edge`."""
+        return list(self._curves)
+
+    def mean(self, key: str) -> list[float | None]:
+        """A value for each point; None where no row had one."""
+        return self._mean(key, slice(0, self._num_points))
+
+    def points(self, num_rows: int = 0) -> dict[str, Any]:
+        """All curves as JSON, from the point on that row `num_rows` belongs to.
+
+        `low` and `high` are there where a point stands for several rows.
+        """
+        start = num_rows // self.rows_per_point
+        wanted = slice(start, self._num_points)
+        found: dict[str, Any] = {"start": start, "mean": {}, "low": {}, "high": {}}
+        for key, curve in self._curves.items():
+            found["mean"][key] = self._mean(key, wanted)
+            if self.rows_per_point > 1 and key not in ("step", "time"):
+                found["low"][key] = _listed(curve.low[wanted])
+                found["high"][key] = _listed(curve.high[wanted])
+        return found
+
+    def _mean(self, key: str, wanted: slice) -> list[float | None]:
+        curve = self._curves[key]
+        digits = 12 if key in ("step", "time") else _DIGITS
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return _listed(curve.total[wanted] / curve.count[wanted], digits)
+
+    @property
+    def _num_points(self) -> int:
+        return -(-self.num_rows // self.rows_per_point)
+
+
+def numbers(row: Row, before: str = "") -> Iterator[tuple[str, float]]:
+    """A row's numbers by key.
+
+    Example: `{"reward_terms": {"edge": 0.5}}` has `("reward_terms/edge", 0.5)`
+    """
+    for key, value in row.items():
+        if isinstance(value, Mapping) and not before:
+            yield from numbers(value, f"{key}/")
+        elif (found := finite(value)) is not None:
+            yield f"{before}{key}", found
+
+
+def _listed(
+    values: "np.ndarray[Any, np.dtype[np.float64]]", digits: int = _DIGITS
+) -> list[float | None]:
+    """As JSON can hold them, short."""
+    return [float(f"{v:.{digits}g}") if math.isfinite(v) else None for v in values.tolist()]

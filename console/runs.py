@@ -1,0 +1,99 @@
+"""Which runs there are: a folder of runs, or one run."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated
+from urllib.parse import quote
+
+from fastapi import Depends, Request
+
+from services.errors import NotFoundError
+from services.run_folder import RunFolder
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run as pages name it.
+
+    Example: `Run("demo", Path("runs/demo")).url == "/runs/demo"`
+    """
+
+    name: str
+    path: Path
+
+    @property
+    def url(self) -> str:
+        """The path of its first page; the others are below it."""
+        return f"/runs/{quote(self.name, safe='')}"
+
+    @cached_property
+    def files(self) -> RunFolder:
+        """Each path in its folder."""
+        return RunFolder(self.path)
+
+
+class Runs:
+    """The runs of a folder, or the one run that the folder is.
+
+    Args:
+        folder: Looked at anew each time: runs come and go.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def all(self) -> list[Run]:
+        """By name."""
+        return [Run(path.name, path) for path in self._folders() if is_run(path)]
+
+    def others(self) -> list[str]:
+        """Names of folders that are no runs."""
+        return [path.name for path in self._folders() if not is_run(path)]
+
+    def named(self, name: str) -> Run:
+        """The run of that name.
+
+        Raises:
+            NotFoundError: There is none.
+        """
+        found = next((path for path in self._folders() if path.name == name), None)
+        if found is None:
+            raise NotFoundError(f"no run {name!r} in {self.folder}")
+        if not is_run(found):
+            raise NotFoundError(
+                f"{found} is no run: it has neither config.toml nor metrics.jsonl; name the folder "
+                "of your runs, or one run, to `sgg-rl console`"
+            )
+        return Run(name, found)
+
+    def _folders(self) -> Iterator[Path]:
+        path = self.folder.resolve()
+        if is_run(path):
+            yield path
+        elif path.is_dir():
+            yield from sorted(p for p in path.iterdir() if p.is_dir() and p.name[0] != ".")
+
+
+def is_run(path: Path) -> bool:
+    """Whether a folder is a run's, by what a run writes first."""
+    files = RunFolder(path)
+    return files.config.is_file() or files.metrics.is_file()
+
+
+def _runs(request: Request) -> Runs:
+    runs: Runs = request.app.state.runs
+    return runs
+
+
+RunsOfConsole = Annotated[Runs, Depends(_runs)]
+"""A page's parameter: all runs"""
+
+
+def _named(run: str, runs: RunsOfConsole) -> Run:
+    return runs.named(run)
+
+
+NamedRun = Annotated[Run, Depends(_named)]
+"""A page's parameter: the run that `{run}` in its path names"""
