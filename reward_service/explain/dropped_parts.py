@@ -67,7 +67,7 @@ def answer_lists(text: str) -> tuple[list[Any], list[Any]]:
 
     A list that its task does not look at may be anything: it comes back empty.
     """
-    value = json_value(find_answer(text).text, _DECODER)
+    value = json_value(find_answer(text).text, DECODER)
     lists = [value.get(name) for name in ("objects", "relationships")]
     objects, relationships = ([] if type(found) is not list else found for found in lists)
     return objects, relationships
@@ -94,7 +94,7 @@ def find_failure(text: str, parsed: ParsedCompletion, task: Task = "sgg") -> Fai
         return None
     if parsed.status == "too_large":
         return Failure(message=_what_is_too_large(text), place=None)
-    start, answer = _answer_place(text)
+    start, answer = answer_place(text)
     if parsed.status == "no_answer":
         message, at = "no JSON: the answer has neither { nor [", 0
     elif parsed.status == "schema_violation":
@@ -172,7 +172,7 @@ def _place(text: str, at: int) -> Place:
     )
 
 
-def _answer_place(text: str) -> tuple[int, str]:
+def answer_place(text: str) -> tuple[int, str]:
     """Where the answer begins in the whole text, and the answer."""
     answer = find_answer(text)
     _, closing, after = text.rpartition("</think>")
@@ -195,7 +195,7 @@ def _what_is_too_large(text: str) -> str:
 def _json_mistake(answer: str) -> tuple[str, int]:
     """What the JSON decoder says, and the position it says it of."""
     try:
-        _DECODER.decode(answer)
+        DECODER.decode(answer)
     except json.JSONDecodeError as error:
         return error.msg.removesuffix(" starting at"), error.pos
     except ValueError as error:
@@ -213,4 +213,5 @@ def _number(digits: str) -> float:
     return int(digits) if len(digits) <= 300 else float(digits)
 
 
-_DECODER = json.JSONDecoder(parse_int=_number, parse_constant=refuse_constant)
+DECODER = json.JSONDecoder(parse_int=_number, parse_constant=refuse_constant)
+"""Reads an answer as parsing does."""

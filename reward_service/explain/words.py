@@ -36,6 +36,6 @@ def triplet_reason(line: TripletLine, name: Callable[[str], str] = str) -> str:
 
 
 def arrow_text(triplet: Names, name: Callable[[str], str] = str) -> str:
-    """Example: `man.1 -riding-> horse.2`"""
+    """A triplet on one line. Example: `man.1 -riding-> horse.2`."""
     subject, predicate, object_ = map(name, triplet)
     return f"{subject} -{predicate}-> {object_}"

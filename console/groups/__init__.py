@@ -1,0 +1,1 @@
+"""Groups of a run as pages show them: drawn, judged, and explained."""

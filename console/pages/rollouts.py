@@ -1,0 +1,156 @@
+"""Groups of a run: found, opened, and one picture over time."""
+
+from typing import Annotated, Any
+
+from fastapi import Query, Request, Response
+from services.run_folder.index import RolloutIndex
+from services.run_folder.index_line import IndexLine, RolloutFilter
+
+from console.groups.coloured_text import coloured_text
+from console.groups.difference import reason_of
+from console.groups.filters import SORTS, STATES, STATUSES, Asked, read_filters, step_of
+from console.groups.pictures import picture
+from console.groups.rules import Rules, rules_of
+from console.groups.timeline import reward_chart
+from console.groups.tokens import MAX_TOKENS, token_rows, token_texts
+from console.groups.view import CompletionView, GroupView, verdict_counts
+from console.runs import NamedRun, Run
+from console.web import page_router, render
+from evaluation.report.browser import json_block
+from services.errors import InvalidInputError, NotFoundError
+from services.settings.training import AlgorithmSettings
+
+router = page_router()
+NUM_GROUPS = 10
+"""On a page"""
+NUM_COMPLETIONS = 8
+"""Of a group, on the page of all groups"""
+NUM_VISITS = 24
+"""Of a picture over time"""
+
+
+@router.get("/runs/{run}/rollouts")
+def rollouts(request: Request, run: NamedRun) -> Response:
+    """Groups that fit the filters; only the list where htmx asks."""
+    asked = read_filters(request.query_params)
+    rules = rules_of(run)
+    part = "HX-Request" in request.headers and "HX-Boosted" not in request.headers
+    return render(
+        request,
+        "rollouts_list.html" if part else "rollouts.html",
+        run=run,
+        tab="Rollouts",
+        asked=asked,
+        rules=rules,
+        sorts=SORTS,
+        states=STATES,
+        statuses=STATUSES,
+        num_completions=NUM_COMPLETIONS,
+        **_found(run, rules, asked),
+    )
+
+
+@router.get("/runs/{run}/rollouts/{group_id}")
+def group(
+    request: Request, run: NamedRun, group_id: str, step: str = "", completion: str = ""
+) -> Response:
+    """One group, with one of its completions opened."""
+    number = step_of(step)
+    index = RolloutIndex(run.path)
+    wanted = RolloutFilter(group_id=group_id, step_from=number, step_to=number)
+    lines = index.page(wanted, limit=8).lines
+    if not lines:
+        where = "" if number is None else f" in step {number}"
+        raise NotFoundError(f"no group {group_id!r}{where}: the list of rollouts has all there are")
+    rules = rules_of(run)
+    shown = {"run": run, "tab": "Rollouts", "rules": rules, "line": lines[0], "lines": lines}
+    try:
+        view = GroupView(run, index.read_record(lines[0]), rules)
+    except (NotFoundError, InvalidInputError) as error:
+        return render(request, "group_gone.html", error=error, **shown)
+    opened = view.completion(int(completion) if completion.isdecimal() else None)
+    return render(request, "group.html", view=view, **shown, **_opened(view, opened))
+
+
+@router.get("/runs/{run}/images/{sha256}")
+def image(run: NamedRun, sha256: str, row: Annotated[int | None, Query(ge=0)] = None) -> Response:
+    """A picture, as an upright JPEG."""
+    data = picture(run, rules_of(run), sha256, row)
+    # Its name is the digest of what it shows.
+    headers = {"Cache-Control": "private, max-age=86400, immutable"}
+    return Response(data, media_type="image/jpeg", headers=headers)
+
+
+@router.get("/runs/{run}/images/{sha256}/over-time")
+def over_time(request: Request, run: NamedRun, sha256: str) -> Response:
+    """Every visit of one picture, the first one first."""
+    rules, index = rules_of(run), RolloutIndex(run.path)
+    page = index.page(RolloutFilter(image=sha256), limit=NUM_VISITS)
+    lines = page.lines[::-1]
+    if not lines:
+        raise NotFoundError(f"no group of this run has the picture {sha256[:12]}")
+    return render(
+        request,
+        "image_over_time.html",
+        run=run,
+        tab="Rollouts",
+        sha256=sha256,
+        groups=[_row(run, rules, index, line) for line in lines],
+        chart=reward_chart(lines),
+        is_cut=page.cursor is not None,
+        num_visits=NUM_VISITS,
+    )
+
+
+def _found(run: Run, rules: Rules, asked: Asked) -> dict[str, Any]:
+    index = RolloutIndex(run.path)
+    problems = list(asked.problems)
+    try:
+        page = index.page(asked.wanted, asked.sort, asked.cursor, NUM_GROUPS)
+    except InvalidInputError as error:
+        problems.append(f"{error.message}: this is the first page.")
+        page = index.page(asked.wanted, asked.sort, None, NUM_GROUPS)
+    return {
+        "page": page,
+        "problems": problems,
+        "has_index": index.exists,
+        "groups": [_row(run, rules, index, line) for line in page.lines],
+    }
+
+
+def _row(run: Run, rules: Rules, index: RolloutIndex, line: IndexLine) -> dict[str, Any]:
+    """A line of the index with its group, or with why there is none."""
+    try:
+        return {"line": line, "view": GroupView(run, index.read_record(line), rules), "gone": ""}
+    except (NotFoundError, InvalidInputError) as error:
+        return {"line": line, "view": None, "gone": error.message}
+
+
+def _opened(view: GroupView, opened: CompletionView) -> dict[str, Any]:
+    """What the group's page says of the opened completion."""
+    settings, record = view.rules.settings, view.record
+    algorithm = settings.algorithm if settings else AlgorithmSettings()
+    logprobs = record.policy_logprobs
+    trainer = logprobs[opened.number] if opened.number < len(logprobs) else []
+    ids = opened.completion.token_ids
+    texts = token_texts(settings.model.path, ids[:MAX_TOKENS]) if settings else None
+    tokens = token_rows(opened.completion, trainer, opened.advantage, algorithm, texts)
+    graphs = opened.graphs()
+    size = view.size
+    drawn = {
+        "width": size[0],
+        "height": size[1],
+        "picture": view.picture,
+        "graphs": {name: graph.data(size) for name, graph in graphs.items()},
+    }
+    return {
+        "opened": opened,
+        "drawn": json_block(drawn),
+        "counts": verdict_counts(graphs),
+        "text": coloured_text(opened.completion.text, opened.explanation),
+        "tokens": tokens,
+        "num_clipped": sum(bool(token.clipped) for token in tokens),
+        "has_texts": texts is not None,
+        "algorithm": algorithm,
+        "reason_of": reason_of,
+    }
