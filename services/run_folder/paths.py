@@ -15,6 +15,7 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.ledger = path / "ledger.jsonl"
         self.evaluations = path / "evaluations.jsonl"
+        self.events = path / "events.jsonl"
         self.rollouts = path / "rollouts"
         self.ranks = path / "ranks"
         self.checkpoints = path / "checkpoints"
