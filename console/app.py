@@ -5,7 +5,7 @@ from pathlib import Path
 from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
-from console.pages import run, runs, servers, settings
+from console.pages import report_files, rollouts, run, runs, servers, settings
 from console.runs import Runs
 from console.web import HERE
 from services.http.app import create_app
@@ -13,6 +13,8 @@ from services.http.app import create_app
 PAGES = (
     runs,
     run,
+    rollouts,
+    report_files,
     servers,
     settings,
 )

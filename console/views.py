@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-from services.printable import age
+from services.printable import age, printable
 
 _WIDTH, _HEIGHT, _PAD = 120.0, 30.0, 3.0
 
@@ -59,5 +59,5 @@ def sparkline(values: Sequence[float], label: str) -> Markup:
     ).format(w=_WIDTH, h=_HEIGHT, said=said, line=line, x=points[-1][0], y=points[-1][1])
 
 
-FILTERS = {"number": number, "duration": duration, "age": age}
+FILTERS = {"number": number, "duration": duration, "age": age, "printable": printable}
 """What templates may call on a value"""

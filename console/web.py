@@ -33,6 +33,8 @@ HEADERS = {
 """Of every page: nothing but the console's own files runs, and nothing is asked elsewhere."""
 TABS = {
     "Run": "",
+    "Rollouts": "/rollouts",
+    "Held-out": "/heldout",
     "Servers": "/servers",
     "Settings": "/settings",
 }

@@ -3,11 +3,9 @@
 from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
-from services.run_folder.index import RolloutIndex
-from services.run_folder.index_line import IndexLine, RolloutFilter
 
 from console.groups.coloured_text import coloured_text
-from console.groups.difference import reason_of
+from console.groups.difference import kind_of, reason_of
 from console.groups.filters import SORTS, STATES, STATUSES, Asked, read_filters, step_of
 from console.groups.pictures import picture
 from console.groups.rules import Rules, rules_of
@@ -18,6 +16,8 @@ from console.runs import NamedRun, Run
 from console.web import page_router, render
 from evaluation.report.browser import json_block
 from services.errors import InvalidInputError, NotFoundError
+from services.run_folder.index import RolloutIndex
+from services.run_folder.index_line import IndexLine, RolloutFilter
 from services.settings.training import AlgorithmSettings
 
 router = page_router()
@@ -152,5 +152,6 @@ def _opened(view: GroupView, opened: CompletionView) -> dict[str, Any]:
         "num_clipped": sum(bool(token.clipped) for token in tokens),
         "has_texts": texts is not None,
         "algorithm": algorithm,
+        "kind_of": kind_of,
         "reason_of": reason_of,
     }
