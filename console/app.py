@@ -5,7 +5,7 @@ from pathlib import Path
 from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
-from console.pages import report_files, rollouts, run, runs, servers, settings
+from console.pages import heldout, report_files, rollouts, run, runs, servers, settings
 from console.runs import Runs
 from console.web import HERE
 from services.http.app import create_app
@@ -14,6 +14,7 @@ PAGES = (
     runs,
     run,
     rollouts,
+    heldout,
     report_files,
     servers,
     settings,

@@ -20,6 +20,7 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import MutableHeaders
 
 from console.views import FILTERS
+from evaluation.report.template import PARTS
 from services.errors import SggError
 
 HERE = Path(__file__).parent
@@ -41,7 +42,7 @@ TABS = {
 """A run's pages, by the word in the navigation; the rest of the path after the run's."""
 
 environment = jinja2.Environment(
-    loader=jinja2.FileSystemLoader(HERE / "templates"),
+    loader=jinja2.FileSystemLoader([HERE / "templates", PARTS]),
     autoescape=True,
     trim_blocks=True,
     lstrip_blocks=True,

@@ -8,7 +8,7 @@ from evaluation.report.template import PARTS
 from services.errors import NotFoundError
 
 router = page_router()
-NAMES = ("drawing.css", "drawing.js", "panels.js", "browser.js", "tables.js")
+NAMES = ("drawing.css", "browser.css", "drawing.js", "panels.js", "browser.js", "tables.js")
 
 
 @router.get("/static/report/{name}")

@@ -4,12 +4,12 @@ from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
 
+from console.charts import value_chart
 from console.groups.coloured_text import coloured_text
 from console.groups.difference import kind_of, reason_of
 from console.groups.filters import SORTS, STATES, STATUSES, Asked, read_filters, step_of
 from console.groups.pictures import picture
 from console.groups.rules import Rules, rules_of
-from console.groups.timeline import reward_chart
 from console.groups.tokens import MAX_TOKENS, token_rows, token_texts
 from console.groups.view import CompletionView, GroupView, verdict_counts
 from console.runs import NamedRun, Run
@@ -96,7 +96,15 @@ def over_time(request: Request, run: NamedRun, sha256: str) -> Response:
         tab="Rollouts",
         sha256=sha256,
         groups=[_row(run, rules, index, line) for line in lines],
-        chart=reward_chart(lines),
+        chart=value_chart(
+            [
+                (line.step, line.mean, line.min, line.max)
+                for line in lines
+                if line.mean is not None and line.min is not None and line.max is not None
+            ],
+            "Rewards of this picture by step",
+            "reward",
+        ),
         is_cut=page.cursor is not None,
         num_visits=NUM_VISITS,
     )

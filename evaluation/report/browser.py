@@ -7,10 +7,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from evaluation.report.pictures import data_uri
 from evaluation.result import DrawnGraph, ImageResult
 from scene_graph.cleaning import Task
 
+PictureOf = Callable[[str, tuple[int, int]], str | None]
+"""Image id, width and height in pixels, to the address of the picture; None where there is none."""
 MAX_TEXT = 20_000
 """Characters of an answer that the page holds."""
 
@@ -18,23 +19,26 @@ MAX_TEXT = 20_000
 def browser_data(
     chosen: Sequence[ImageResult],
     sides: Sequence[tuple[str, Mapping[str, ImageResult]]],
-    image_bytes: Callable[[str], bytes | None],
+    picture: PictureOf,
     task: Task = "sgg",
+    order: str = "given",
 ) -> dict[str, Any]:
     """What the browser shows.
 
     Args:
         chosen: Images to show, with their references.
         sides: Name of the predictions and their results by image id: one, or two to compare.
-        image_bytes: Image id to the encoded picture; None where there is none.
+        picture: A data URI, for a page without a server.
         task: Says which recall each image has.
+        order: The images' at first: a value of the page's choice, such as `loss`.
     """
     return {
         "judged": True,
         "recall": "strict recall" if task == "cls" else "strict R@100",
+        "order": order,
         "sides": [name for name, _ in sides],
         "images": [
-            _image(image, [side[image.image_id] for _, side in sides], image_bytes)
+            _image(image, [side[image.image_id] for _, side in sides], picture)
             for image in chosen
         ],
     }
@@ -50,9 +54,7 @@ def json_block(data: Mapping[str, Any]) -> Markup:
 
 
 def _image(
-    image: ImageResult,
-    results: Sequence[ImageResult],
-    image_bytes: Callable[[str], bytes | None],
+    image: ImageResult, results: Sequence[ImageResult], picture: PictureOf
 ) -> dict[str, Any]:
     # A line may say 0, which nothing can be drawn on.
     size = max(image.width, 1), max(image.height, 1)
@@ -60,7 +62,7 @@ def _image(
         "id": image.image_id,
         "width": size[0],
         "height": size[1],
-        "picture": data_uri(image_bytes(image.image_id), size),
+        "picture": picture(image.image_id, size),
         "reference": _graph(image.reference, image),
         "sides": [_side(result) for result in results],
     }

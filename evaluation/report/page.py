@@ -11,8 +11,9 @@ from markupsafe import Markup
 from evaluation.published import published_tables
 from evaluation.reading.lines import GraphLine
 from evaluation.report import charts, tables
-from evaluation.report.browser import browser_data, json_block
+from evaluation.report.browser import PictureOf, browser_data, json_block
 from evaluation.report.changes import change_chart, compared_sections
+from evaluation.report.pictures import data_uri
 from evaluation.report.template import BROWSER, render
 from evaluation.result import PROTOCOLS, EvaluationResult, ImageResult
 from evaluation.scoring.compare import Comparison
@@ -63,11 +64,15 @@ def write_report(
         **_setting_words(result),
         how_chosen=how_chosen,
         judged=True,
-        browser=json_block(browser_data(chosen, sides, image_bytes, result.task)),
+        browser=json_block(browser_data(chosen, sides, _embedded(image_bytes), result.task)),
     )
     file = folder / "report.html"
     file.write_text(html, encoding="utf-8", errors="replace")  # half a surrogate pair in a name
     return file
+
+
+def _embedded(image_bytes: ImageBytes) -> PictureOf:
+    return lambda image_id, size: data_uri(image_bytes(image_id), size)
 
 
 def choose_images(

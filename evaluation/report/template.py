@@ -11,7 +11,7 @@ PARTS = Path(__file__).parent / "parts"
 """Templates, styles and scripts; the console serves some of them too."""
 BROWSER = ("drawing.js", "panels.js", "browser.js")
 """Scripts of the browser of images."""
-_STYLES = ("report.css", "drawing.css")
+_STYLES = ("report.css", "drawing.css", "browser.css")
 
 
 def render(template: str, scripts: Sequence[str], **values: Any) -> str:

@@ -200,6 +200,7 @@ function fillFilters() {
   if (data.sides.length > 1) {
     control("order").append(html("option", { value: "gain" }, "gained most F1"), html("option", { value: "loss" }, "lost most F1"));
   }
+  if (data.order) control("order").value = data.order;
   control("judge").value = String(data.sides.length - 1);
   control("judge-label").hidden = data.sides.length < 2;
 }

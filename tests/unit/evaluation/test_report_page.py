@@ -94,7 +94,7 @@ def test_page_shows_every_image_and_asks_for_nothing(
 
 def test_verdicts_reach_the_browser(result: EvaluationResult, samples: list[Sample]) -> None:
     by_id = {i.image_id: i for i in result.images}
-    data = browser_data(result.images, [("after", by_id)], lambda _: None)
+    data = browser_data(result.images, [("after", by_id)], lambda *_: None)
     hits = sum(r["hit"] for i in data["images"] for r in i["sides"][0]["predicted"]["relations"])
     found = sum(sum(i["sides"][0]["found"]["relations"]) for i in data["images"])
     recalled = result.metrics["strict"]["triplet_recall"].numerator
@@ -121,7 +121,7 @@ def test_texts_cannot_become_markup(
         problems=[Problem(kind=HOSTILE, file=HOSTILE, line=1, image_id=HOSTILE, detail=HOSTILE)],
         images=[image(HOSTILE, HOSTILE, text=HOSTILE, predicted=graph)],
     )
-    text = write_report(hostile, tmp_path, lambda _: None).read_text()
+    text = write_report(hostile, tmp_path, lambda *_: None).read_text()
     page = Page(text)
     assert page.tags.count("script") == 2
     assert "alert(1)</script>" not in text
@@ -141,7 +141,7 @@ def test_boxes_that_no_picture_holds() -> None:
     boxes = [(0, 0, 1e300, 5), (float("nan"), 0, 1, 1), (-1e9, -5, 3, float("inf"))]
     objects = [DrawnObject(name="a", bbox=b, verdict="hallucination") for b in boxes]
     result = image(predicted=DrawnGraph(objects=objects, relations=[]))
-    data = browser_data([result], [("a", {"1": result})], lambda _: None)
+    data = browser_data([result], [("a", {"1": result})], lambda *_: None)
     drawn = data["images"][0]["sides"][0]["predicted"]["objects"]
     assert [item["box"] for item in drawn] == [(0, 0, 80, 5), None, None]
     json_block(data)  # has no nan
@@ -149,7 +149,7 @@ def test_boxes_that_no_picture_holds() -> None:
 
 def test_long_answers_are_cut() -> None:
     result = image(text="x" * (MAX_TEXT + 7))
-    data = browser_data([result], [("a", {"1": result})], lambda _: None)
+    data = browser_data([result], [("a", {"1": result})], lambda *_: None)
     assert data["images"][0]["sides"][0]["text"].endswith("x … (7 more characters)")
 
 

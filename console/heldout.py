@@ -1,0 +1,192 @@
+"""A run's held-out images: scores before, now and at their best, and which images lost most."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+from urllib.parse import urlencode
+
+from console.runs import Run
+from evaluation.report.browser import browser_data
+from evaluation.result import EvaluationResult, ImageResult
+from evaluation.scoring.compare import Comparison, compare
+from services.run_folder import TableFollower
+from services.settings import load_settings
+
+LABELS = ("before", "now", "after")
+"""Of answers that are kept"""
+MAX_IMAGES = 100
+"""In the browser: those that lost most"""
+MAIN = {"sgg": "triplet_f1", "cls": "triplet_f1", "det": "object_f1"}
+"""The measure that says which version is the best, by task"""
+_SHOWN = {
+    "triplet_f1": "Triplet F1",
+    "triplet_recall": "Triplet recall",
+    "triplet_precision": "Triplet precision",
+    "mean_predicate_recall": "Mean predicate recall",
+    "object_f1": "Object F1",
+    "object_recall": "Object recall",
+    "object_precision": "Object precision",
+    "mean_iou": "Mean IoU",
+    "failure_rate": "Answers without a graph",
+}
+_LESS_IS_BETTER = ("failure_rate",)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScoreRow:
+    """One measure, 0..1, at three versions."""
+
+    label: str
+    before: float | None
+    now: float | None
+    best: float | None
+    interval: tuple[float, float] | None
+    """95 % of `now`, where the run wrote it"""
+    is_better: bool | None
+    """Now than before; None where they are equal or one is missing"""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scores:
+    """What `evaluations.jsonl` says."""
+
+    rows: list[Mapping[str, Any]]
+    """One an evaluation, in order"""
+    best: Mapping[str, Any] | None
+    """The row with the highest main measure"""
+    main: str
+
+    @property
+    def table(self) -> list[ScoreRow]:
+        """The measures that the run has."""
+        first, last = self.rows[0], self.rows[-1]
+        found = []
+        for key, label in _SHOWN.items():
+            before, now = _number(first, key), _number(last, key)
+            if now is None:
+                continue
+            better = None
+            if before is not None and now != before:
+                better = (now > before) != (key in _LESS_IS_BETTER)
+            found.append(
+                ScoreRow(
+                    label=label,
+                    before=before,
+                    now=now,
+                    best=_number(self.best or {}, key),
+                    interval=_interval(last, key),
+                    is_better=better,
+                )
+            )
+        return found
+
+    @property
+    def points(self) -> list[tuple[int, float, float, float]]:
+        """Version, and the main measure with its interval's ends; the value itself without one."""
+        found = []
+        for row in self.rows:
+            value, step = _number(row, self.main), row.get("step")
+            if value is not None and isinstance(step, int):
+                low, high = _interval(row, self.main) or (value, value)
+                found.append((step, value, low, high))
+        return found
+
+
+def read_scores(run: Run, task: str) -> Scores | None:
+    """The scores of a run; None before the first evaluation."""
+    rows = [
+        row
+        for row in TableFollower[Mapping[str, Any]](run.files.evaluations).read().rows
+        if isinstance(row.get("step"), int)
+    ]
+    if not rows:
+        return None
+    main = MAIN.get(task, "triplet_f1")
+    scored = [row for row in rows if _number(row, main) is not None]
+    best = max(scored, key=lambda row: _number(row, main) or 0.0, default=None)
+    return Scores(rows=rows, best=best, main=main)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answered:
+    """The kept answers about held-out images, judged."""
+
+    result: EvaluationResult
+    """Of the last ones that there are"""
+    compared: Comparison | None
+    """With those from before training, where both are there"""
+    image_bytes: Callable[[str], bytes | None]
+
+
+def read_answers(run: Run) -> Answered | None:
+    """The run's kept answers; None where it has none. Judged anew when their files change.
+
+    Raises:
+        SggError: The settings, the dataset or the answers cannot be read.
+    """
+    files = [run.files.config, *(run.files.heldout(label) for label in LABELS)]
+    stamps = tuple(file.stat().st_mtime_ns if file.is_file() else 0 for file in files)
+    return _judged(run, stamps) if any(stamps[1:]) else None
+
+
+@lru_cache(maxsize=3)
+def _judged(run: Run, _stamps: tuple[int, ...]) -> Answered | None:
+    from evaluation.of_a_run.report import heldout_result  # loads what draws plots
+
+    there = {"root": run.path.parent, "name": run.path.name}
+    settings = load_settings(run.files.config, environment={}).changed(run=there)
+    before = heldout_result(settings, "before")
+    last = heldout_result(settings, "now") or heldout_result(settings, "after")
+    found = last or before
+    if found is None:
+        return None
+    result, image_bytes = found
+    compared = compare(before[0], result) if before and last else None
+    return Answered(result=result, compared=compared, image_bytes=image_bytes)
+
+
+def images_data(run: Run, answered: Answered) -> tuple[dict[str, Any], str]:
+    """What the report's browser draws, and a sentence that says which images those are.
+
+    The images that lost most F1 come first; without answers from before, those with the least.
+    """
+    evaluations = [answered.result]
+    if answered.compared:
+        evaluations = [answered.compared.first, answered.compared.second]
+    sides = [(each.name, {image.image_id: image for image in each.images}) for each in evaluations]
+    shared = [
+        image
+        for image in answered.result.images
+        if all(image.image_id in by_id for _, by_id in sides)
+    ]
+    gained = _gain(sides[0][1]) if answered.compared else lambda image: image.f1 or 0.0
+    chosen = sorted(shared, key=gained)[:MAX_IMAGES]
+    how = "lost most F1 since the start of training" if answered.compared else "have the least F1"
+    some = f"The {len(chosen):,} of {len(shared):,} images" if len(chosen) < len(shared) else "All"
+    order = "loss" if answered.compared else "f1-up"
+    data = browser_data(
+        chosen,
+        sides,
+        lambda image_id, _: f"{run.url}/heldout/picture?{urlencode({'image': image_id})}",
+        answered.result.task,
+        order,
+    )
+    return data, f"{some} that {how}." if some != "All" else f"Those that {how} come first."
+
+
+def _gain(before: Mapping[str, ImageResult]) -> Callable[[ImageResult], float]:
+    return lambda image: (image.f1 or 0.0) - (before[image.image_id].f1 or 0.0)
+
+
+def _number(row: Mapping[str, Any], key: str) -> float | None:
+    value = row.get(key)
+    return None if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
+
+
+def _interval(row: Mapping[str, Any], key: str) -> tuple[float, float] | None:
+    found = row.get("intervals")
+    ends = found.get(key) if isinstance(found, Mapping) else None
+    if isinstance(ends, list) and len(ends) == 2 and all(isinstance(e, int | float) for e in ends):
+        return float(ends[0]), float(ends[1])
+    return None
