@@ -24,7 +24,7 @@ def page(request: Request, run: NamedRun) -> Response:
     """The run's first page."""
     reader = READERS.of(run)
     with reader.lock:
-        shown = figures(reader.steps)
+        shown = figures(reader.steps, reader.evaluations)
     return render(request, "run.html", run=run, tab="Run", figures=shown, **_health(run, reader))
 
 

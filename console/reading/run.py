@@ -5,6 +5,7 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
+from console.reading.charts import drawn_keys, figures
 from console.reading.curves import Curves
 from console.runs import Run
 
@@ -47,10 +48,12 @@ class RunReader:
         """
         with self.lock:
             num_rows = self._rows_at(since)
+            drawn = drawn_keys(figures(self.steps, self.evaluations))
             return {
                 "mark": self.mark,
-                "steps": self.steps.points(num_rows),
-                "evaluations": self.evaluations.points(),
+                "steps": self.steps.points(drawn["steps"], num_rows),
+                "evaluations": self.evaluations.points(drawn["evaluations"]),
+                "events": [],
             }
 
     def _rows_at(self, since: str) -> int:
