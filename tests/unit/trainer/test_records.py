@@ -9,7 +9,9 @@ import pytest
 
 from services import waiting
 from services.errors import InvalidInputError, SupersededError
+from services.run_folder.records import read_rollouts
 from services.schemas.common import Sampling
+from services.schemas.groups import TrainGroup
 from services.schemas.prompts import PromptGroup
 from services.schemas.rewards import Matched, Reward, Status
 from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
@@ -17,8 +19,7 @@ from services.settings import Settings
 from trainer.ranks.watch import RankWatch
 from trainer.ranks.write_guard import WriteGuard
 from trainer.records.files import RunRecords, ledger_line, step_metrics
-from trainer.records.rollout_files import read_rollouts
-from trainer.types import Outcome, StepBatch, TrainGroup
+from trainer.types import Outcome, StepBatch
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
@@ -236,22 +237,22 @@ def test_old_groups_go_with_the_checkpoint_after_them(tmp_path: Path) -> None:
     assert left == [False, False, True, True, True, True]
     records.cut_to(4)
     records.committed(8)
-    aside = sorted(file.name[:11] for file in (tmp_path / "run/rollouts").rglob("*.jsonl"))
+    aside = list((tmp_path / "run/rollouts").rglob("step-*.jsonl"))
     assert aside == [], "those that were rolled back go too"
 
 
 def test_groups_wait_for_room_on_a_full_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written, refused = Path.write_text, [OSError(errno.ENOSPC, "No space left on device")]
+    written, refused = Path.write_bytes, [OSError(errno.ENOSPC, "No space left on device")]
 
-    def write_text(path: Path, text: str) -> int:
+    def write_bytes(path: Path, text: bytes) -> int:
         if refused:
             written(path, text[:9])
             raise refused.pop()
         return written(path, text)
 
-    monkeypatch.setattr(Path, "write_text", write_text)
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
     monkeypatch.setattr(waiting, "PAUSE_S", 0.001)
     records = RunRecords(settings(tmp_path), 0)
     records.rollouts.write(0, [group(3, [1.0])], [[-0.1]])
