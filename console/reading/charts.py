@@ -1,10 +1,9 @@
 """Which numbers a run's page draws together, and what they are called."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from console.reading.curves import Curves
 from console.reading.guide import Guide, guides
 
 Kind = Literal["lines", "stacked"]
@@ -70,13 +69,16 @@ class Figure:
         return next(bounded, None)
 
 
-def figures(steps: Curves, evaluations: Curves) -> list[Figure]:
-    """The charts of a run, without those that it has no numbers for."""
-    sources: dict[Source, list[str]] = {"steps": steps.keys, "evaluations": evaluations.keys}
-    if "reward_mean" in sources["steps"]:
-        sources["steps"] = [
-            key for key in steps.keys if key != "loss"
-        ]  # GRPO's is no measure of progress
+def figures(steps: Collection[str], evaluations: Collection[str]) -> list[Figure]:
+    """The charts of a run, without those that it has no numbers for.
+
+    Args:
+        steps: Keys of the numbers in `metrics.jsonl`.
+        evaluations: Those in `evaluations.jsonl`.
+    """
+    # GRPO has a loss too, which is no measure of progress.
+    steps = [key for key in steps if key != "loss" or "reward_mean" not in steps]
+    sources: dict[Source, Collection[str]] = {"steps": steps, "evaluations": evaluations}
     found = []
     for number, chart in enumerate(CHARTS):
         keys = [key for wanted in chart.keys for key in _meant(wanted, sources[chart.source])]
@@ -100,7 +102,7 @@ def drawn_keys(shown: list[Figure]) -> dict[Source, dict[str, bool]]:
     return found
 
 
-def _meant(wanted: str, keys: list[str]) -> Iterator[str]:
+def _meant(wanted: str, keys: Collection[str]) -> Iterator[str]:
     if wanted.endswith("/"):
         yield from (key for key in keys if key.startswith(wanted))
     elif wanted in keys:

@@ -14,7 +14,9 @@ from services.run_folder import TableFollower
 MAX_POINTS = 1024
 """Of a curve: above that, two neighbouring points become one."""
 _MAX_KEYS = 400
-_RECENT = 20
+_CHUNK_BYTES = 1 << 20
+"""Rows of so much of a file are in memory at a time."""
+NUM_RECENT = 20
 """Last rows, which are kept whole."""
 _DIGITS = 5
 """Of a number on the way to the browser: more than a screen shows."""
@@ -68,7 +70,7 @@ class Curves:
         self._curves: dict[str, _Curve] = {}
         self.num_rows = 0
         self.rows_per_point = 1
-        self.recent: deque[Row] = deque(maxlen=_RECENT)
+        self.recent: deque[Row] = deque(maxlen=NUM_RECENT)
         self.num_repeated = 0
         """Rows whose step is not after the one before: a second writer."""
 
@@ -78,16 +80,25 @@ class Curves:
         Raises:
             OSError: The file is there and cannot be read.
         """
-        rows, cut = self._follower.read()
-        if cut:
-            self._begin()
-        while rows:
-            if self.num_rows == MAX_POINTS * self.rows_per_point:
-                self._halve()
-            room = MAX_POINTS * self.rows_per_point - self.num_rows
-            self._add(rows[:room])
-            rows = rows[room:]
-        return cut
+        replaced = False
+        while True:
+            rows, cut = self._follower.read(_CHUNK_BYTES)
+            if cut:
+                self._begin()
+                replaced = True
+            while rows:
+                if self.num_rows == MAX_POINTS * self.rows_per_point:
+                    self._halve()
+                room = MAX_POINTS * self.rows_per_point - self.num_rows
+                self._add(rows[:room])
+                rows = rows[room:]
+            if not self._follower.is_behind:
+                return replaced
+
+    @property
+    def num_unreadable(self) -> int:
+        """Lines of the file that are no JSON objects."""
+        return self._follower.num_unreadable
 
     def _halve(self) -> None:
         for curve in self._curves.values():

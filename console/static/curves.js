@@ -167,9 +167,8 @@
     marks(u) {
       const {left, top, width, height} = u.bbox;
       u.ctx.save();
-      for (const event of data.events) {
+      for (const event of shownEvents(u)) {
         const x = u.valToPos(eventX(event), "x", true);
-        if (!(x >= left && x <= left + width)) continue;
         u.ctx.fillStyle = u.ctx.strokeStyle = style(event.bad ? "--wrong" : "--muted");
         u.ctx.globalAlpha = .35;
         u.ctx.fillRect(x - devicePixelRatio / 2, top, devicePixelRatio, height);
@@ -236,9 +235,15 @@
   }
 
   const eventX = (event) => along === "time" ? event.time - start() : event.step;
+  function shownEvents(u) { // kinds that come with every step would hide all others
+    const {min, max} = u.scales.x;
+    const inside = data.events.filter((event) => eventX(event) >= min && eventX(event) <= max);
+    const counts = Object.groupBy(inside, (event) => event.kind);
+    return inside.filter((event) => counts[event.kind].length <= 40);
+  }
   function near(u, at) {
     const x = u.valToPos(u.data[0][at], "x");
-    return data.events.findLast((event) => Math.abs(u.valToPos(eventX(event), "x") - x) < 5);
+    return shownEvents(u).findLast((event) => Math.abs(u.valToPos(eventX(event), "x") - x) < 5);
   }
 
   let zoom = null;
