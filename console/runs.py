@@ -11,6 +11,7 @@ from fastapi import Depends, Request
 
 from services.errors import NotFoundError
 from services.run_folder import RunFolder
+from services.settings import Settings, load_settings
 
 
 @dataclass(frozen=True)
@@ -39,10 +40,13 @@ class Runs:
 
     Args:
         folder: Looked at anew each time: runs come and go.
+        own: Settings of the run that this process is a part of: its file need not have the
+            addresses that its parts were given.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, own: Settings | None = None) -> None:
         self.folder = folder
+        self._own = own
 
     def all(self) -> list[Run]:
         """By name."""
@@ -67,6 +71,17 @@ class Runs:
                 "of your runs, or one run, to `sgg-rl console`"
             )
         return Run(name, found)
+
+    def settings(self, run: Run) -> Settings:
+        """A run's settings by its file, without this process's environment.
+
+        Raises:
+            SettingsError: There is none, or it is one of another release.
+        """
+        own = self._own
+        if own is not None and own.run.folder.resolve() == run.path:
+            return own
+        return load_settings(run.files.config, environment={})
 
     def _folders(self) -> Iterator[Path]:
         path = self.folder.resolve()

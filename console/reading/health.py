@@ -36,7 +36,7 @@ def sentence(state: RunState, rows: Sequence[Row]) -> str:
 
     Example: `Training: step 412 of 2,000, 3 h 10 min left. The trainer waits 4 % of the time.`
     """
-    progress, trainer = state.progress, state.trainer
+    progress = state.progress
     if progress is None:
         return {
             "starting": "Starting: services and model are being loaded; there is no step yet.",
@@ -46,8 +46,7 @@ def sentence(state: RunState, rows: Sequence[Row]) -> str:
     steps = f"step {progress.step:,} of {number(progress.num_steps)}"
     if state.word == "live":
         left = f", {duration(progress.left_s)} left" if progress.left_s is not None else ""
-        doing = f" Now: {trainer.phase}." if trainer else ""
-        return f"Training: {steps}{left}.{_waits(rows)}{doing}"
+        return f"Training: {steps}{left}.{_waits(rows)}"
     ago = f"{age(max(0.0, progress.last_step_s))} ago"
     if state.word == "finished":
         return f"Finished: {steps}, the last one {ago}."
