@@ -1,5 +1,6 @@
 """Which runs there are: a folder of runs, or one run."""
 
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,9 +10,9 @@ from urllib.parse import quote
 
 from fastapi import Depends, Request
 
-from services.errors import NotFoundError
+from services.errors import NotFoundError, SettingsError
 from services.run_folder import RunFolder
-from services.settings import Settings, load_settings
+from services.settings import RedisSettings, Settings
 
 
 @dataclass(frozen=True)
@@ -72,16 +73,24 @@ class Runs:
             )
         return Run(name, found)
 
-    def settings(self, run: Run) -> Settings:
-        """A run's settings by its file, without this process's environment.
+    def redis(self, run: Run) -> RedisSettings:
+        """Where a run's Redis is, also by the file of another release.
 
         Raises:
-            SettingsError: There is none, or it is one of another release.
+            SettingsError: The file does not say so in a way that can be used.
         """
         own = self._own
         if own is not None and own.run.folder.resolve() == run.path:
-            return own
-        return load_settings(run.files.config, environment={})
+            return own.redis
+        try:
+            found = tomllib.loads(run.files.config.read_text(encoding="utf-8")).get("redis", {})
+            return RedisSettings(
+                **{k: v for k, v in found.items() if k in RedisSettings.model_fields}
+            )
+        except (OSError, ValueError, AttributeError) as error:
+            raise SettingsError(
+                f"{run.files.config} does not say where Redis is: {error}"
+            ) from error
 
     def _folders(self) -> Iterator[Path]:
         path = self.folder.resolve()

@@ -12,7 +12,6 @@ from console.reading.servers import RedisReader, RedisView
 from console.runs import NamedRun, Run, RunsOfConsole
 from console.web import fragment, is_stopping, page_router, render
 from services.errors import SettingsError
-from services.settings import Settings
 
 router = page_router()
 _LOOK_EVERY_S = 2.0
@@ -32,8 +31,7 @@ async def events(
 ) -> AsyncIterator[ServerSentEvent]:
     """`servers` with what Redis says, whenever that changes."""
     try:
-        settings = await asyncio.to_thread(runs.settings, run)
-        reader = RedisReader(settings)
+        reader = RedisReader(await asyncio.to_thread(runs.redis, run), run.name)
     except SettingsError as error:
         yield _event(run, RedisView("", error.message))
         return
@@ -42,11 +40,11 @@ async def events(
         while not is_stopping(request):
             view = await reader.read()
             if view != said:
-                yield _event(run, view, settings)
+                yield _event(run, view)
             said = view
             await asyncio.sleep(_LOOK_EVERY_S)
 
 
-def _event(run: Run, view: RedisView, settings: Settings | None = None) -> ServerSentEvent:
-    part = fragment("servers_now.html", run=run, view=view, settings=settings)
+def _event(run: Run, view: RedisView) -> ServerSentEvent:
+    part = fragment("servers_now.html", run=run, view=view)
     return ServerSentEvent(event="servers", raw_data=part)

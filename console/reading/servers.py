@@ -11,7 +11,7 @@ from services.errors import SggError
 from services.redis.client import connect, without_password
 from services.redis.keys import RunKeys
 from services.redis.queue import DeadNotice, RedisQueue
-from services.settings import Settings
+from services.settings import RedisSettings
 
 _LETTERS = 100
 """Dead groups that are shown: the last ones."""
@@ -32,13 +32,14 @@ class RedisReader:
     """Reads one run's Redis again and again; close it with `aclose`.
 
     Args:
-        settings: The run's.
+        where: The run's Redis.
+        run: The run's name.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        self._url = without_password(settings.redis.url)
-        self._redis: Redis = connect(settings.redis)
-        keys = RunKeys(settings.run.name)
+    def __init__(self, where: RedisSettings, run: str) -> None:
+        self._url = without_password(where.url)
+        self._redis: Redis = connect(where)
+        keys = RunKeys(run)
         self._state = RunReader(self._redis, keys)
         self._queue = RedisQueue(self._redis, keys)
         self._letters: deque[DeadNotice] = deque(maxlen=_LETTERS)
