@@ -26,8 +26,11 @@ from pydantic import BaseModel
 from services.errors import SettingsError, UnavailableError
 from services.host.addresses import host_and_port, is_loopback
 from services.host.ports import listen
-from services.http.guard import CheckedRoute, RequestGuard
+from services.http.docs_page import add_docs
+from services.http.guard import CheckedRoute, RequestGuard, Tokens
+from services.http.login import add_login
 from services.http.openapi import DescribedApp
+from services.http.pages import add_files
 from services.http.problems import add_problem_handlers
 from services.http.protocol import GuardedProtocol
 from services.settings.secrets import MIN_CHARACTERS, is_weak
@@ -69,7 +72,9 @@ def create_app(
     streamed_paths: Sequence[str] = (),
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
 ) -> DescribedApp:
-    """A FastAPI app with `/healthz`, `/readyz`, `/metrics` and the project's limits and errors.
+    """A FastAPI app with health, metrics, a docs page, and the project's limits and errors.
+
+    `GET /` leads to `/docs` unless the app has a route there. With tokens a browser logs in.
 
     Args:
         title: The service's name, in its OpenAPI page.
@@ -92,11 +97,13 @@ def create_app(
         title=title,
         version=version("sgg-rl"),
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
     )
     app.router.route_class = CheckedRoute
-    app.token_needed = bool(data_token or admin_token)
+    tokens = Tokens(data=data_token, admin=admin_token, admin_paths=admin_paths)
+    app.token_needed = tokens.are_needed
     app.state.registry = new_registry()
     needed = {"SGG_DATA_TOKEN": data_token} | (
         {"SGG_ADMIN_TOKEN": admin_token} if admin_paths else {}
@@ -104,11 +111,10 @@ def create_app(
     app.state.weak_tokens = [name for name, token in needed.items() if not token or is_weak(token)]
     add_problem_handlers(app)
     _add_health(app, readiness)
+    _add_pages(app, tokens)
     app.add_middleware(
         RequestGuard,
-        data_token=data_token,
-        admin_token=admin_token,
-        admin_paths=admin_paths,
+        tokens=tokens,
         streamed_paths=streamed_paths,
         body_limit_bytes=body_limit_bytes,
         held_limit_bytes=held_limit_bytes or HELD_BODIES * body_limit_bytes,
@@ -135,6 +141,13 @@ def _add_health(app: FastAPI, readiness: Callable[[], str | None]) -> None:
     async def metrics() -> Response:
         """Prometheus text format."""
         return Response(generate_latest(app.state.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_pages(app: FastAPI, tokens: Tokens) -> None:
+    add_files(app)
+    add_docs(app, log_out=tokens.are_needed)
+    if tokens.are_needed:
+        add_login(app, tokens)
 
 
 def serve(app: FastAPI, url: str) -> None:

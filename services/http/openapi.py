@@ -54,15 +54,17 @@ class DescribedApp(FastAPI):
         if self.token_needed:
             components["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
         for path, operations in document["paths"].items():
-            for operation in operations.values():
-                self._complete_operation(operation, public=path in PUBLIC_PATHS)
+            for method, operation in operations.items():
+                self._complete_operation(operation, method, public=path in PUBLIC_PATHS)
 
-    def _complete_operation(self, operation: dict[str, Any], *, public: bool) -> None:
+    def _complete_operation(self, operation: dict[str, Any], method: str, *, public: bool) -> None:
         if "422" in operation["responses"]:  # FastAPI's own of parameters, or a problem already
             operation["responses"]["422"] = _problem(errors.InvalidInputError)
         if self.token_needed and not public:
             operation["security"] = [{"token": []}]
-        told_by_all = problems(*self._errors(public, "requestBody" in operation))
+        found = self._errors(public, "requestBody" in operation)
+        found += [errors.CrossOriginError] * (method != "get")
+        told_by_all = problems(*found)
         operation["responses"] = _merged(operation["responses"], told_by_all)
 
     def _errors(self, public: bool, has_body: bool) -> list[type[errors.SggError]]:
