@@ -12,7 +12,7 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
 from urllib.parse import urlsplit
@@ -29,7 +29,7 @@ from services.host.ports import listen
 from services.http.docs_page import add_docs
 from services.http.guard import CheckedRoute, RequestGuard, Tokens
 from services.http.login import add_login
-from services.http.openapi import DescribedApp
+from services.http.openapi import DescribedApp, answer
 from services.http.pages import add_files
 from services.http.problems import add_problem_handlers
 from services.http.protocol import GuardedProtocol
@@ -40,6 +40,11 @@ logger = logging.getLogger(__name__)
 
 _DRAIN_S = 30
 """Requests in flight at a SIGTERM have this long to finish."""
+_HEALTH = "health"
+_METRICS = """# HELP http_requests_total Answered requests
+# TYPE http_requests_total counter
+http_requests_total{method="GET",route="/healthz",status="200"} 3.0
+"""
 HELD_BODIES = 64
 """All bodies that a service holds are together as large as so many of the largest."""
 
@@ -66,6 +71,8 @@ def create_app(
     body_limit_bytes: int,
     held_limit_bytes: int | None = None,
     url: str = "",
+    description: str = "",
+    tags: Mapping[str, str] | None = None,
     data_token: str | None = None,
     admin_token: str | None = None,
     admin_paths: Sequence[str] = (),
@@ -83,6 +90,8 @@ def create_app(
         held_limit_bytes: While all bodies that are at work together are larger, more are refused
             with 503; None is `HELD_BODIES` of the largest.
         url: Where it listens: the host in it is a name that requests may be sent to.
+        description: What the service does, in sentences, for its docs page.
+        tags: Groups of routes on that page, each with a sentence.
         data_token: Asked for on every path but health and metrics; None leaves them open.
         admin_token: Asked for at and under `admin_paths`; the data token where it is None.
         admin_paths: Path prefixes such as `/v1/weights`.
@@ -95,6 +104,11 @@ def create_app(
     # No redirects: they would be built from what a request says about its host.
     app = DescribedApp(
         title=title,
+        description=description,
+        openapi_tags=[
+            {"name": name, "description": text}
+            for name, text in {**(tags or {}), _HEALTH: "Asked by who watches the service."}.items()
+        ],
         version=version("sgg-rl"),
         lifespan=lifespan,
         docs_url=None,
@@ -125,21 +139,29 @@ def create_app(
 
 
 def _add_health(app: FastAPI, readiness: Callable[[], str | None]) -> None:
-    @app.get("/healthz")
+    alive = {"status": "alive", "service": app.title}
+    busy = {"ready": False, "reason": "the model is loading"}
+
+    @app.get("/healthz", tags=[_HEALTH], responses=answer("It is.", alive))
     async def healthz() -> Liveness:
-        """The process is alive."""
+        """Say that the process is alive."""
         return Liveness(status="alive", service=app.title)
 
-    @app.get("/readyz", responses={503: {"model": Readiness}})
+    unready = {"model": Readiness} | answer("It cannot, and says why.", busy, status=503)[503]
+    able = answer("It can.", {"ready": True, "reason": None})
+
+    @app.get("/readyz", tags=[_HEALTH], responses=able | {503: unready})
     async def readyz(response: Response) -> Readiness:
-        """The service can serve (200) or says why not (503)."""
+        """Say whether the service can serve now."""
         reason = readiness()
         response.status_code = 200 if reason is None else 503
         return Readiness(ready=reason is None, reason=reason)
 
-    @app.get("/metrics", response_class=PlainTextResponse)
+    numbers = answer("Prometheus's text format.", _METRICS, media="text/plain")
+
+    @app.get("/metrics", tags=[_HEALTH], response_class=PlainTextResponse, responses=numbers)
     async def metrics() -> Response:
-        """Prometheus text format."""
+        """Give the service's numbers to Prometheus."""
         return Response(generate_latest(app.state.registry), media_type=CONTENT_TYPE_LATEST)
 
 
