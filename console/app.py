@@ -9,6 +9,7 @@ from console.pages import heldout, report_files, rollouts, run, runs, servers, s
 from console.runs import Runs
 from console.web import HERE
 from services.http.app import create_app
+from services.settings import Settings
 
 PAGES = (
     runs,
@@ -41,14 +42,15 @@ def create_console(folder: Path, *, url: str = "", data_token: str | None = None
     return app
 
 
-def add_console(app: FastAPI, folder: Path) -> None:
+def add_console(app: FastAPI, folder: Path, own: Settings | None = None) -> None:
     """Serve the console's pages beside an app's own routes, from `/` on.
 
     Args:
         app: Made by `services.http.app.create_app`.
         folder: Of runs, or one run's.
+        own: Settings of the run that the app is a part of.
     """
-    app.state.runs = Runs(folder)
+    app.state.runs = Runs(folder, own)
     for page in PAGES:
         app.include_router(page.router)
     app.mount("/static", StaticFiles(directory=HERE / "static"))

@@ -1,5 +1,6 @@
 """Which runs there are: a folder of runs, or one run."""
 
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,8 +10,9 @@ from urllib.parse import quote
 
 from fastapi import Depends, Request
 
-from services.errors import NotFoundError
+from services.errors import NotFoundError, SettingsError
 from services.run_folder import RunFolder
+from services.settings import RedisSettings, Settings
 
 
 @dataclass(frozen=True)
@@ -39,10 +41,13 @@ class Runs:
 
     Args:
         folder: Looked at anew each time: runs come and go.
+        own: Settings of the run that this process is a part of: its file need not have the
+            addresses that its parts were given.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, own: Settings | None = None) -> None:
         self.folder = folder
+        self._own = own
 
     def all(self) -> list[Run]:
         """By name."""
@@ -67,6 +72,25 @@ class Runs:
                 "of your runs, or one run, to `sgg-rl console`"
             )
         return Run(name, found)
+
+    def redis(self, run: Run) -> RedisSettings:
+        """Where a run's Redis is, also by the file of another release.
+
+        Raises:
+            SettingsError: The file does not say so in a way that can be used.
+        """
+        own = self._own
+        if own is not None and own.run.folder.resolve() == run.path:
+            return own.redis
+        try:
+            found = tomllib.loads(run.files.config.read_text(encoding="utf-8")).get("redis", {})
+            return RedisSettings(
+                **{k: v for k, v in found.items() if k in RedisSettings.model_fields}
+            )
+        except (OSError, ValueError, AttributeError) as error:
+            raise SettingsError(
+                f"{run.files.config} does not say where Redis is: {error}"
+            ) from error
 
     def _folders(self) -> Iterator[Path]:
         path = self.folder.resolve()

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 from fastapi import Request, Response
@@ -9,11 +10,13 @@ from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from console.reading.charts import figures
+from console.reading.curves import NUM_RECENT, Row, numbers
 from console.reading.health import findings, sentence, tiles
 from console.reading.overview import OVERVIEWS
 from console.reading.run import READERS, RunReader
 from console.runs import NamedRun, Run
 from console.web import fragment, is_stopping, page_router, render
+from services.run_folder import TAIL_BYTES, TableFollower
 
 router = page_router()
 _LOOK_EVERY_S = 1.0
@@ -21,11 +24,13 @@ _LOOK_EVERY_S = 1.0
 
 @router.get("/runs/{run}")
 def page(request: Request, run: NamedRun) -> Response:
-    """The run's first page."""
-    reader = READERS.of(run)
-    with reader.lock:
-        shown = figures(reader.steps)
-    return render(request, "run.html", run=run, tab="Run", figures=shown, **_health(run, reader))
+    """The run's first page: by the ends of its files, so that a long run is there at once."""
+    rows, evaluations = (_last_rows(file) for file in (run.files.metrics, run.files.evaluations))
+    shown = figures(
+        *(dict(pair for row in t for pair in numbers(row)) for t in (rows, evaluations))
+    )
+    health = _health(run, rows, evaluations)
+    return render(request, "run.html", run=run, tab="Run", figures=shown, doubts=[], **health)
 
 
 @router.get("/runs/{run}/curves.json")
@@ -50,16 +55,24 @@ async def events(request: Request, run: NamedRun) -> AsyncIterator[ServerSentEve
 
 
 def _health_part(run: Run, reader: RunReader) -> str:
-    return fragment("run_health.html", **_health(run, reader))
-
-
-def _health(run: Run, reader: RunReader) -> dict[str, Any]:
-    overview = OVERVIEWS.of(run)
     with reader.lock:
-        return {
-            "overview": overview,
-            "sentence": sentence(overview.state, reader.steps),
-            "tiles": tiles(reader.steps, reader.evaluations),
-            "findings": [] if overview.state.is_over else findings(reader.steps),
-            "num_repeated": reader.steps.num_repeated,
-        }
+        health = _health(run, [*reader.steps.recent], [*reader.evaluations.recent])
+        return fragment("run_health.html", doubts=reader.doubts, **health)
+
+
+def _health(run: Run, rows: list[Row], evaluations: list[Row]) -> dict[str, Any]:
+    overview = OVERVIEWS.of(run)
+    return {
+        "overview": overview,
+        "sentence": sentence(overview.state, rows),
+        "tiles": tiles(rows, evaluations),
+        "findings": [] if overview.state.is_over else findings(rows),
+    }
+
+
+def _last_rows(file: Path) -> list[Row]:
+    return TableFollower[Row](file, tail_bytes=TAIL_BYTES).read().rows[-NUM_RECENT:]
+
+
+def _keys(rows: list[Row]) -> list[str]:
+    return list(dict.fromkeys(key for row in rows for key, _ in numbers(row)))

@@ -1,13 +1,13 @@
 """Which numbers a run's page draws together, and what they are called."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-from console.reading.curves import Curves
 from console.reading.guide import Guide, guides
 
 Kind = Literal["lines", "stacked"]
+Source = Literal["steps", "evaluations"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,18 +16,21 @@ class Chart:
 
     title: str
     keys: tuple[str, ...]
-    """Of `metrics.jsonl`; one with a `/` at its end stands for all below it."""
+    """Of the file's rows; one with a `/` at its end stands for all below it."""
     kind: Kind = "lines"
     unit: str = ""
     low: float | None = None
     high: float | None = None
     """What the vertical axis shows at least."""
+    source: Source = "steps"
 
 
 _CLIPPED = ("clip_fraction", "clip_low_fraction", "clip_high_fraction")
+_HELDOUT = ("triplet_f1", "triplet_recall", "object_f1", "mean_predicate_recall")
 _LENGTHS = ("completion_length_mean", "completion_length_max")
 CHARTS = (
     Chart("Reward", ("reward_mean",)),
+    Chart("Held-out images", _HELDOUT, low=0, source="evaluations"),
     Chart("Loss", ("loss",), unit="nats"),
     Chart("Reward terms", ("reward_terms/",), low=0, high=1),
     Chart("Failed answers", ("failure_rate", "failures/", "truncated_rate"), unit="share", low=0),
@@ -66,20 +69,40 @@ class Figure:
         return next(bounded, None)
 
 
-def figures(curves: Curves) -> list[Figure]:
-    """The charts of a run, without those that it has no numbers for."""
+def figures(steps: Collection[str], evaluations: Collection[str]) -> list[Figure]:
+    """The charts of a run, without those that it has no numbers for.
+
+    Args:
+        steps: Keys of the numbers in `metrics.jsonl`.
+        evaluations: Those in `evaluations.jsonl`.
+    """
+    # GRPO has a loss too, which is no measure of progress.
+    steps = [key for key in steps if key != "loss" or "reward_mean" not in steps]
+    sources: dict[Source, Collection[str]] = {"steps": steps, "evaluations": evaluations}
     found = []
     for number, chart in enumerate(CHARTS):
-        keys = [key for wanted in chart.keys for key in _meant(wanted, curves.keys)]
-        if chart.title == "Loss" and "reward_mean" in curves.keys:
-            continue  # GRPO's is no measure of progress
-        if keys and any(value is not None for key in keys for value in curves.mean(key)):
+        keys = [key for wanted in chart.keys for key in _meant(wanted, sources[chart.source])]
+        if keys:
             named = dict.fromkeys(key.split("/")[0] for key in keys)
-            found.append(Figure(chart, number, keys, [guides()[n] for n in named if n in guides()]))
+            known = [guides()[name] for name in named if name in guides()]
+            found.append(Figure(chart, number, keys, known))
     return found
 
 
-def _meant(wanted: str, keys: list[str]) -> Iterator[str]:
+def drawn_keys(shown: list[Figure]) -> dict[Source, dict[str, bool]]:
+    """The numbers that figures need of each file; True where a figure is of that number alone."""
+    found: dict[Source, dict[str, bool]] = {
+        source: {"step": False, "time": False} for source in ("steps", "evaluations")
+    }
+    for figure in shown:
+        for key in figure.keys:
+            found[figure.chart.source] |= {key: len(figure.keys) == 1}
+            if figure.chart.source == "evaluations":
+                found["evaluations"] |= {f"{key}_low": False, f"{key}_high": False}
+    return found
+
+
+def _meant(wanted: str, keys: Collection[str]) -> Iterator[str]:
     if wanted.endswith("/"):
         yield from (key for key in keys if key.startswith(wanted))
     elif wanted in keys:

@@ -14,7 +14,9 @@ from services.run_folder import TableFollower
 MAX_POINTS = 1024
 """Of a curve: above that, two neighbouring points become one."""
 _MAX_KEYS = 400
-_RECENT = 20
+_CHUNK_BYTES = 1 << 20
+"""Rows of so much of a file are in memory at a time."""
+NUM_RECENT = 20
 """Last rows, which are kept whole."""
 _DIGITS = 5
 """Of a number on the way to the browser: more than a screen shows."""
@@ -30,11 +32,13 @@ class _Curve:
         self.low = np.full(MAX_POINTS, np.inf)
         self.high = np.full(MAX_POINTS, -np.inf)
 
-    def add(self, point: int, value: float) -> None:
-        self.total[point] += value
-        self.count[point] += 1
-        self.low[point] = min(self.low[point], value)
-        self.high[point] = max(self.high[point], value)
+    def add(self, points: list[int], values: list[float]) -> None:
+        """Values of rows, each with the point that it belongs to."""
+        at, found = np.array(points), np.array(values)
+        np.add.at(self.total, at, found)
+        np.add.at(self.count, at, 1)
+        np.minimum.at(self.low, at, found)
+        np.maximum.at(self.high, at, found)
 
     def halve(self) -> None:
         half = MAX_POINTS // 2
@@ -66,7 +70,7 @@ class Curves:
         self._curves: dict[str, _Curve] = {}
         self.num_rows = 0
         self.rows_per_point = 1
-        self.recent: deque[Row] = deque(maxlen=_RECENT)
+        self.recent: deque[Row] = deque(maxlen=NUM_RECENT)
         self.num_repeated = 0
         """Rows whose step is not after the one before: a second writer."""
 
@@ -76,27 +80,50 @@ class Curves:
         Raises:
             OSError: The file is there and cannot be read.
         """
-        rows, cut = self._follower.read()
-        if cut:
-            self._begin()
-        for row in rows:
-            self._add(row)
-        return cut
+        replaced = False
+        while True:
+            rows, cut = self._follower.read(_CHUNK_BYTES)
+            if cut:
+                self._begin()
+                replaced = True
+            while rows:
+                if self.num_rows == MAX_POINTS * self.rows_per_point:
+                    self._halve()
+                room = MAX_POINTS * self.rows_per_point - self.num_rows
+                self._add(rows[:room])
+                rows = rows[room:]
+            if not self._follower.is_behind:
+                return replaced
 
-    def _add(self, row: Row) -> None:
-        if self.num_rows == MAX_POINTS * self.rows_per_point:
-            for curve in self._curves.values():
-                curve.halve()
-            self.rows_per_point *= 2
+    @property
+    def num_unreadable(self) -> int:
+        """Lines of the file that are no JSON objects."""
+        return self._follower.num_unreadable
+
+    def _halve(self) -> None:
+        for curve in self._curves.values():
+            curve.halve()
+        self.rows_per_point *= 2
+
+    def _add(self, rows: list[Row]) -> None:
+        found: dict[str, tuple[list[int], list[float]]] = {}
+        for row in rows:
+            self._count_repeated(row)
+            point = self.num_rows // self.rows_per_point
+            for key, value in numbers(row):
+                points, values = found.setdefault(key, ([], []))
+                points.append(point)
+                values.append(value)
+            self.recent.append(row)
+            self.num_rows += 1
+        for key, (points, values) in found.items():
+            if key in self._curves or len(self._curves) < _MAX_KEYS:
+                self._curves.setdefault(key, _Curve()).add(points, values)
+
+    def _count_repeated(self, row: Row) -> None:
         before = finite(self.recent[-1].get("step")) if self.recent else None
         step = finite(row.get("step"))
         self.num_repeated += before is not None and step is not None and step <= before
-        point = self.num_rows // self.rows_per_point
-        for key, value in numbers(row):
-            if key in self._curves or len(self._curves) < _MAX_KEYS:
-                self._curves.setdefault(key, _Curve()).add(point, value)
-        self.recent.append(row)
-        self.num_rows += 1
 
     @property
     def keys(self) -> list[str]:
@@ -107,17 +134,22 @@ class Curves:
         """A value for each point; None where no row had one."""
         return self._mean(key, slice(0, self._num_points))
 
-    def points(self, num_rows: int = 0) -> dict[str, Any]:
-        """All curves as JSON, from the point on that row `num_rows` belongs to.
+    def points(self, keys: Mapping[str, bool], num_rows: int = 0) -> dict[str, Any]:
+        """Curves as JSON, from the point on that row `num_rows` belongs to.
 
-        `low` and `high` are there where a point stands for several rows.
+        Args:
+            keys: Of numbers; True for those that come with `low` and `high` too, where a point
+                stands for several rows.
+            num_rows: 0 for all points.
         """
         start = num_rows // self.rows_per_point
         wanted = slice(start, self._num_points)
         found: dict[str, Any] = {"start": start, "mean": {}, "low": {}, "high": {}}
-        for key, curve in self._curves.items():
+        for key, bounded in keys.items():
+            if (curve := self._curves.get(key)) is None:
+                continue
             found["mean"][key] = self._mean(key, wanted)
-            if self.rows_per_point > 1 and key not in ("step", "time"):
+            if bounded and self.rows_per_point > 1:
                 found["low"][key] = _listed(curve.low[wanted])
                 found["high"][key] = _listed(curve.high[wanted])
         return found

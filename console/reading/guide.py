@@ -52,7 +52,7 @@ def guides() -> dict[str, Guide]:
 
 
 def healthy_range(healthy: str) -> tuple[float | None, float | None]:
-    """The bounds at the start of a cell; of `0` alone, and of what names none, none.
+    """The bounds at the start of a cell; None where it names none.
 
     Example: `healthy_range("under 0.1 after the first steps") == (None, 0.1)`
     """
@@ -63,7 +63,7 @@ def healthy_range(healthy: str) -> tuple[float | None, float | None]:
     if found := _WITHIN.match(healthy):
         width, middle = float(found[1]), float(found[2])
         return middle - width, middle + width
-    return (None, 0.0) if re.match(r"0(\.|$| most| and)", healthy) else (None, None)
+    return (None, 0.0) if re.match(r"0(\.\s|$)", healthy) else (None, None)
 
 
 def _plain(cell: str) -> str:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from console.reading.curves import Curves, Row, numbers
+from console.reading.curves import Row, numbers
 from console.reading.guide import Guide, guides
 from console.reading.state import RunState
 from console.views import duration, number
@@ -31,12 +31,12 @@ class Finding:
     guide: Guide
 
 
-def sentence(state: RunState, curves: Curves) -> str:
+def sentence(state: RunState, rows: Sequence[Row]) -> str:
     """What the run does now.
 
     Example: `Training: step 412 of 2,000, 3 h 10 min left. The trainer waits 4 % of the time.`
     """
-    progress, trainer = state.progress, state.trainer
+    progress = state.progress
     if progress is None:
         return {
             "starting": "Starting: services and model are being loaded; there is no step yet.",
@@ -46,8 +46,7 @@ def sentence(state: RunState, curves: Curves) -> str:
     steps = f"step {progress.step:,} of {number(progress.num_steps)}"
     if state.word == "live":
         left = f", {duration(progress.left_s)} left" if progress.left_s is not None else ""
-        doing = f" Now: {trainer.phase}." if trainer else ""
-        return f"Training: {steps}{left}.{_waits(curves.recent)}{doing}"
+        return f"Training: {steps}{left}.{_waits(rows)}"
     ago = f"{age(max(0.0, progress.last_step_s))} ago"
     if state.word == "finished":
         return f"Finished: {steps}, the last one {ago}."
@@ -60,12 +59,17 @@ def _waits(rows: Sequence[Row]) -> str:
     return f" The trainer waits {100 * fmean(shares):.0f} % of the time." if shares else ""
 
 
-def tiles(curves: Curves, evaluations: Curves) -> list[Tile]:
-    """Those that the run has numbers for."""
-    if not curves.recent:
+def tiles(rows: Sequence[Row], evaluations: Sequence[Row]) -> list[Tile]:
+    """Those that the run has numbers for.
+
+    Args:
+        rows: The last ones of `metrics.jsonl`.
+        evaluations: The last ones of `evaluations.jsonl`.
+    """
+    if not rows:
         return []
-    last, means = dict(numbers(curves.recent[-1])), recent_means(curves)
-    held = dict(numbers(evaluations.recent[-1])) if evaluations.recent else {}
+    last, means = dict(numbers(rows[-1])), recent_means(rows)
+    held = dict(numbers(evaluations[-1])) if evaluations else {}
     found = [
         _tile("reward", last, "reward_mean", means),
         _tile("loss", last, "loss", means) if "reward_mean" not in last else None,
@@ -80,19 +84,19 @@ def tiles(curves: Curves, evaluations: Curves) -> list[Tile]:
     return [tile for tile in found if tile is not None]
 
 
-def findings(curves: Curves) -> list[Finding]:
+def findings(rows: Sequence[Row]) -> list[Finding]:
     """What the documentation calls unhealthy, by the mean of the last steps."""
-    if len(curves.recent) < _ENOUGH_ROWS:
+    if len(rows) < _ENOUGH_ROWS:
         return []
-    means, known = recent_means(curves), guides()
+    means, known = recent_means(rows), guides()
     bad = (key for key in means if key in known and not known[key].is_healthy(means[key]))
     return [Finding(means[key], known[key]) for key in bad]
 
 
-def recent_means(curves: Curves) -> dict[str, float]:
-    """The mean of each number over the last rows that have it."""
+def recent_means(rows: Sequence[Row]) -> dict[str, float]:
+    """The mean of each number over the rows that have it."""
     values: dict[str, list[float]] = {}
-    for row in curves.recent:
+    for row in rows:
         for key, value in numbers(row):
             values.setdefault(key, []).append(value)
     return {key: fmean(found) for key, found in values.items()}

@@ -1,15 +1,25 @@
-"""A run's curves, kept up to date while somebody looks."""
+"""A run's curves and events, kept up to date while somebody looks."""
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from console.reading.curves import Curves
+from console.reading.charts import drawn_keys, figures
+from console.reading.curves import Curves, Row
+from console.reading.samples import finite
 from console.runs import Run
+from services.run_folder import TableFollower
 
 _KEPT = 16
 """Runs whose curves are kept, about 4 MB each."""
+_CHUNK_BYTES = 1 << 20
+_KEPT_EVENTS = 100
+"""Of a kind: some come with every step."""
+_MAX_KINDS = 50
+_EVENT_CHARACTERS = 300
+_BAD = ("server_died", "quarantined", "rolled_back", "failed", "skipped")
+"""Kinds of events that call for a look"""
 
 
 class RunReader:
@@ -24,19 +34,59 @@ class RunReader:
         self.evaluations = Curves(run.files.evaluations)
         self.lock = Lock()
         """Held while it reads and while it is read: pages come from several threads."""
-        self._num_cuts = 0
+        self._events = TableFollower[Row](run.files.events)
+        self._kept_events: dict[str, deque[Row]] = {}
+        self._num_events = self._num_cuts = 0
 
     def update(self) -> None:
         """Read what is new."""
         with self.lock:
             cut, cut_too = self.steps.update(), self.evaluations.update()
             self._num_cuts += cut or cut_too
+            self._update_events()
+
+    def _update_events(self) -> None:
+        while True:
+            rows, cut = self._events.read(_CHUNK_BYTES)
+            if cut:
+                self._kept_events, self._num_events = {}, 0
+            for row in rows:
+                kind = str(row.get("kind"))[:40]
+                if kind in self._kept_events or len(self._kept_events) < _MAX_KINDS:
+                    self._kept_events.setdefault(kind, deque(maxlen=_KEPT_EVENTS)).append(row)
+                    self._num_events += 1
+            if not self._events.is_behind:
+                return
+
+    @property
+    def events(self) -> list[dict[str, Any]]:
+        """The last ones of each kind, in the order of their time."""
+        found = (_event(row) for rows in self._kept_events.values() for row in rows)
+        return sorted((event for event in found if event), key=lambda event: event["time"])
+
+    @property
+    def doubts(self) -> list[str]:
+        """What is wrong with the files, in sentences."""
+        found = [
+            f"{curves.num_unreadable:,} lines of {name} cannot be read and are left out."
+            for curves, name in (
+                (self.steps, "metrics.jsonl"),
+                (self.evaluations, "evaluations.jsonl"),
+            )
+            if curves.num_unreadable
+        ]
+        if self.steps.num_repeated:
+            found.append(
+                f"{self.steps.num_repeated:,} lines of metrics.jsonl repeat a step or go back: two "
+                "trainers may be writing into this folder. The curves show every line."
+            )
+        return found
 
     @property
     def mark(self) -> str:
-        """Changes with whatever is new. Example: `1-2-412-5`."""
-        steps, evaluations = self.steps, self.evaluations
-        return f"{self._num_cuts}-{steps.rows_per_point}-{steps.num_rows}-{evaluations.num_rows}"
+        """Changes with whatever is new. Example: `1-2-412-5.9`."""
+        steps, others = self.steps, f"{self.evaluations.num_rows}.{self._num_events}"
+        return f"{self._num_cuts}-{steps.rows_per_point}-{steps.num_rows}-{others}"
 
     def points(self, since: str = "") -> dict[str, Any]:
         """The curves' points as JSON.
@@ -47,10 +97,12 @@ class RunReader:
         """
         with self.lock:
             num_rows = self._rows_at(since)
+            drawn = drawn_keys(figures(self.steps.keys, self.evaluations.keys))
             return {
                 "mark": self.mark,
-                "steps": self.steps.points(num_rows),
-                "evaluations": self.evaluations.points(),
+                "steps": self.steps.points(drawn["steps"], num_rows),
+                "evaluations": self.evaluations.points(drawn["evaluations"]),
+                "events": self.events,
             }
 
     def _rows_at(self, since: str) -> int:
@@ -77,6 +129,21 @@ class RunReaders:
                 self._kept.popitem(last=False)
         reader.update()
         return reader
+
+
+def _event(row: Row) -> dict[str, Any] | None:
+    """What the page needs of a line; None where it is another schema's."""
+    at, step = finite(row.get("time")), finite(row.get("step"))
+    if at is None or step is None:
+        return None
+    kind = str(row.get("kind"))
+    return {
+        "time": at,
+        "step": step,
+        "kind": kind,
+        "text": str(row.get("text", kind))[:_EVENT_CHARACTERS],
+        "bad": kind in _BAD,
+    }
 
 
 READERS = RunReaders()

@@ -10,7 +10,7 @@ _LONGEST_LINE = 64 << 10
 
 
 def sampled_rows(file: Path, count: int) -> list[dict[str, Any]]:
-    """About `count` rows of a file of JSON lines, evenly spread over its bytes; the last is the last.
+    """About `count` rows of a file of JSON lines, evenly spread over its bytes, and the last one.
 
     Lines that are no JSON objects are passed over, such as one that is still being written.
     """

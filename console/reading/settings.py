@@ -62,7 +62,9 @@ def _row(section: str, name: str, value: object) -> SettingRow:
     default = field.get_default(call_default_factory=True)
     known = default is not PydanticUndefined
     shown = _text(to_jsonable_python(default)) if known else None
-    return SettingRow(name, _text(value), shown, field.description or "", is_known=True)
+    return SettingRow(
+        name, _text(value), shown, (field.description or "").replace("`", ""), is_known=True
+    )
 
 
 def _has(table: type[BaseModel], name: str) -> bool:
@@ -70,6 +72,6 @@ def _has(table: type[BaseModel], name: str) -> bool:
 
 
 def _text(value: object) -> str:
-    if isinstance(value, str):
-        return value
+    if value is None or isinstance(value, str):
+        return value or ""
     return json.dumps(value, ensure_ascii=False, default=str)

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
@@ -17,8 +16,6 @@ from services.settings import Settings
 Responses = Mapping[str, Mapping[str, Any]]
 """By status."""
 
-_FASTAPIS = "Successful Response"
-"""What FastAPI calls any answer that nobody has described."""
 _START = """# HTTP services
 
 ```
@@ -74,7 +71,7 @@ def _everywhere(app: FastAPI) -> Responses:
 
 
 def _operation(operation: Mapping[str, Any], everywhere: Responses) -> Iterator[str]:
-    yield prose(operation.get("description", "")) + "\n"
+    yield prose(f"{operation['summary']}.\n\n{operation.get('description', '')}") + "\n"
     parameters = operation.get("parameters", ())
     if parameters:
         properties = {p["name"]: p["schema"] for p in parameters}
@@ -92,9 +89,7 @@ def _answers(responses: Responses) -> str:
     rows = ["| status | meaning | answer |", "|---|---|---|"]
     for status, answer in responses.items():
         kinds = ", ".join(_content(*item) for item in answer.get("content", {}).items())
-        said = answer["description"]
-        meaning = HTTPStatus(int(status)).phrase if said == _FASTAPIS else prose(said)
-        rows.append(f"| {status} | {meaning} | {kinds} |")
+        rows.append(f"| {status} | {prose(answer['description'])} | {kinds} |")
     return "\n".join(rows)
 
 

@@ -9,7 +9,7 @@ from starlette.datastructures import FormData, Headers
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from services.errors import InvalidInputError, MediaTypeError
+from services.errors import InvalidInputError
 from services.http.guard import check_json, check_media_type
 from services.http.problems import invalid_input
 from services.schemas.common import MAX_IMAGES
@@ -40,11 +40,8 @@ async def read_form(request: Request, message: type[M]) -> M:
     """A form as a message: a field of several parts is a list.
 
     Raises:
-        MediaTypeError: A page in a browser sends it, which would need no permission for that.
         InvalidInputError: It is no such message.
     """
-    if "origin" in request.headers:
-        raise MediaTypeError("forms of pages in a browser are not taken: let the page send JSON")
     return await asyncio.to_thread(_parse_form, request.headers, await request.body(), message)
 
 

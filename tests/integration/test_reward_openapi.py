@@ -53,7 +53,7 @@ def test_the_page_names_every_problem_and_the_token(page: dict[str, Any]) -> Non
     problem = {"$ref": "#/components/schemas/Problem"}
     everywhere = {"400", "408", "421", "431", "500"}
     for path, method, statuses in (
-        ("/v1/rewards", "post", {*everywhere, "401", "413", "415", "422", "503"}),
+        ("/v1/rewards", "post", {*everywhere, "401", "403", "413", "415", "422", "503"}),
         ("/v1/rubrics", "get", {*everywhere, "401"}),
     ):
         operation = page["paths"][path][method]
