@@ -5,7 +5,7 @@ from pathlib import Path
 from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
-from console.pages import heldout, report_files, rollouts, run, runs, servers, settings
+from console.pages import heldout, report_files, rollouts, run, runs, servers, settings, try_it
 from console.runs import Runs
 from console.web import HERE
 from services.http.app import create_app
@@ -19,6 +19,7 @@ PAGES = (
     report_files,
     servers,
     settings,
+    try_it,
 )
 _BODY_LIMIT_BYTES = 16 << 20
 

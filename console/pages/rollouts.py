@@ -1,5 +1,6 @@
 """Groups of a run: found, opened, and one picture over time."""
 
+import json
 from typing import Annotated, Any
 
 from fastapi import Query, Request, Response
@@ -14,7 +15,6 @@ from console.groups.tokens import MAX_TOKENS, token_rows, token_texts
 from console.groups.view import CompletionView, GroupView, verdict_counts
 from console.runs import NamedRun, Run
 from console.web import page_router, render
-from evaluation.report.browser import json_block
 from services.errors import InvalidInputError, NotFoundError
 from services.run_folder.index import RolloutIndex
 from services.run_folder.index_line import IndexLine, RolloutFilter
@@ -153,7 +153,7 @@ def _opened(view: GroupView, opened: CompletionView) -> dict[str, Any]:
     }
     return {
         "opened": opened,
-        "drawn": json_block(drawn),
+        "drawn": json.dumps(drawn, allow_nan=False),
         "counts": verdict_counts(graphs),
         "text": coloured_text(opened.completion.text, opened.explanation),
         "tokens": tokens,

@@ -46,7 +46,7 @@
     KEYS[event.key]();
   });
 
-  if (first("#drawn-data")) document.addEventListener("DOMContentLoaded", () => drawChosen(first("#drawn-data")));
+  document.addEventListener("DOMContentLoaded", () => first("#drawn") && drawChosen(first("#drawn")));
 })();
 
 const GRAPH_WORDS = {
@@ -55,10 +55,9 @@ const GRAPH_WORDS = {
   reference: ["Reference", { hit: "Found", miss: "Missed" }],
 };
 
-// Draws one of the graphs of a block of data, with a switch between them.
-function drawChosen(block) {
-  const data = JSON.parse(block.textContent);
-  const place = document.getElementById("drawn");
+// Draws one of the graphs that a place has as its data, with a switch between them.
+function drawChosen(place) {
+  const data = JSON.parse(place.dataset.graphs);
   const names = Object.keys(data.graphs);
   let chosen = names[0];
 
