@@ -28,7 +28,14 @@ SIZE = 6
 QUESTION = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Graph:"}]}
 
 
-def write_run(folder: Path, *, num_steps: int = 3, num_groups: int = 4, **more: Any) -> Settings:
+def write_run(
+    folder: Path,
+    *,
+    num_steps: int = 3,
+    num_groups: int = 4,
+    extra: Sequence[str] = (),
+    **more: Any,
+) -> Settings:
     """A run named `toys`: `num_groups` a step, and in the last step a stale and a dead one.
 
     Answers come closer to their references with each step. Every epoch is a step.
@@ -37,6 +44,7 @@ def write_run(folder: Path, *, num_steps: int = 3, num_groups: int = 4, **more: 
         folder: The run's folder and its dataset are made in it.
         num_steps: Steps.
         num_groups: Pictures, each in every step.
+        extra: Answers of one more group of the last step, `toys-extra`.
         more: Sections of the settings.
     """
     make_toy(folder / "data", num_train=num_groups + 2, num_heldout=8)
@@ -65,8 +73,12 @@ def write_run(folder: Path, *, num_steps: int = 3, num_groups: int = 4, **more: 
             )
             for row in range(num_groups)
         ]
-        records.rollouts.write(step, groups, [_trainer(g, n) for g in groups for n in range(SIZE)])
         last = step == num_steps - 1
+        if last and extra:
+            groups.append(group(samples[0], 0, extra, step, name="toys-extra"))
+        records.rollouts.write(
+            step, groups, [_trainer(g, n) for g in groups for n in range(len(g.rewards))]
+        )
         records.rollouts.finish(step, _unused(samples, num_groups) if last else [])
         totals = [reward.total for each in groups for reward in each.rewards]
         row = {"step": step, "num_steps": num_steps, "policy_version": step, "time": 1e9 + step}
@@ -80,9 +92,9 @@ def _group(sample: Sample, row: int, step: int, rate: float) -> TrainGroup:
     return group(sample, row, texts, step)
 
 
-def group(sample: Sample, row: int, texts: Sequence[str], step: int) -> TrainGroup:
+def group(sample: Sample, row: int, texts: Sequence[str], step: int, name: str = "") -> TrainGroup:
     """A group of answers to a toy scene, scored by the rubric `balanced`."""
-    name = f"toys-e{step}-r{row}"
+    name = name or f"toys-e{step}-r{row}"
     reference = reference_graph(sample)
     size = (sample.width, sample.height)
     asked = RewardGroup(

@@ -1,0 +1,148 @@
+"""Pages of groups, of a run that the real writer wrote."""
+
+import json
+import re
+from collections.abc import Iterator
+from html import unescape
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from console.app import create_console
+from tests.rollout_runs import write_run
+
+SCRIPT = "</script><script>alert('x')</script>\x1b[2J‮\"' onload=\"alert(1)"
+HOSTILE = json.dumps(
+    {
+        "objects": [
+            {"id": f"{SCRIPT}.1", "bbox": [0, 0, 500, 500]},
+            {"id": "x" * 3000 + ".1", "bbox": [-1e300, 0, 1e300, 9]},
+        ],
+        "relationships": [
+            {"subject": f"{SCRIPT}.1", "predicate": SCRIPT, "object": "x" * 3000 + ".1"}
+        ],
+    }
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("toys")
+    write_run(folder, num_steps=3, num_groups=4, extra=[HOSTILE, SCRIPT])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def client(folder: Path) -> Iterator[TestClient]:
+    with TestClient(create_console(folder / "runs"), base_url="http://127.0.0.1") as client:
+        yield client
+
+
+def names(html: str) -> list[str]:
+    return re.findall(r'class="open" href="[^"]*">([^<]+)<', html)
+
+
+def test_newest_groups_come_first_a_page_at_a_time(client: TestClient) -> None:
+    first = client.get("/runs/toys/rollouts").text
+    assert names(first)[:3] == ["toys-dead", "toys-e2-r3", "toys-e2-r2"]
+    (more,) = re.findall(r'rel="next" href="([^"]+)"', first)
+    second = client.get(unescape(more), headers={"HX-Request": "true"}).text
+    assert "<html" not in second, "only the list"
+    assert not set(names(first)) & set(names(second))
+    assert len(names(first)) + len(names(second)) == 3 * 4 + 3
+
+
+@pytest.mark.parametrize(
+    ("query", "wanted"),
+    [
+        ("state=dead", ["toys-dead"]),
+        ("state=stale", ["toys-e0-r4"]),
+        ("step_to=0&sort=oldest", [f"toys-e0-r{row}" for row in range(4)]),
+        ("status=schema_violation", []),
+        ("text=ONLOAD", ["toys-extra"]),
+        ("step_from=2&object=blue+ghost&status=odd", None),
+        ("step_from=7", []),
+    ],
+)
+def test_filters_of_the_address_hold(
+    client: TestClient, query: str, wanted: list[str] | None
+) -> None:
+    page = client.get(f"/runs/toys/rollouts?{query}")
+    assert page.status_code == 200
+    if wanted is None:
+        assert "status is one of ok, no_answer" in unescape(page.text)
+        assert "toys-extra" not in names(page.text)
+    else:
+        assert names(page.text) == wanted
+
+
+def test_an_opened_group_has_its_graphs_text_tokens_and_reasons(client: TestClient) -> None:
+    page = client.get("/runs/toys/rollouts/toys-e0-r0?step=0&completion=2").text
+    (data,) = re.findall(r'data-graphs="([^"]+)"', page)
+    drawn = json.loads(unescape(data))
+    assert list(drawn["graphs"]) == ["difference", "completion", "reference"]
+    assert (drawn["width"], drawn["height"]) == (112, 112)
+    assert client.get(drawn["picture"]).headers["content-type"] == "image/jpeg"
+    flow = page.partition('class="tokens flow"')[2].partition("</div>")[0]
+    text = unescape("".join(re.findall(r"<span[^>]*>([^<]*)</span>", flow)))
+    assert text.startswith('<answer>{"objects": [{"id": "'), "token by token, as it was sampled"
+    assert "v0</b>" in flow
+    assert "v1</b>" in flow
+    assert 'clipped"' in flow
+    assert "triplet_f1" in page
+    assert "bad.1" in page, "what was dropped is said"
+    assert "aria-current" in page
+
+
+def test_a_picture_over_time(client: TestClient) -> None:
+    listed = client.get("/runs/toys/rollouts?step_to=0&sort=oldest").text
+    url = re.findall(r'href="([^"]+/over-time)"', listed)[0]
+    page = client.get(url).text
+    assert names(page) == ["step 0", "step 1", "step 2", "step 2"], "the last one is toys-extra"
+    assert page.count('class="dot"') == 4
+
+
+def test_what_is_gone_is_said_and_the_rest_is_shown(folder: Path, client: TestClient) -> None:
+    dead = client.get("/runs/toys/rollouts/toys-dead").text
+    assert "the image cannot be read" in dead
+    (folder / "runs/toys/rollouts/step-000001.rank0.jsonl").unlink()
+    listed = client.get("/runs/toys/rollouts?step_from=1&step_to=1").text
+    assert len(names(listed)) == 4
+    assert listed.count("are gone: a run keeps those of its newest steps") == 4
+    assert "are gone" in client.get("/runs/toys/rollouts/toys-e1-r0?step=1").text
+    picture = client.get(f"/runs/toys/images/{'0' * 64}?row=1")
+    assert picture.status_code == 404
+    assert "this picture is gone" in unescape(picture.text)
+    assert client.get("/runs/toys/images/..%2F..%2Fconfig.toml").status_code == 404
+    assert client.get("/runs/toys/rollouts/nobody").status_code == 404
+
+
+@pytest.mark.parametrize("completion", [0, 1])
+def test_hostile_texts_are_only_text(client: TestClient, completion: int) -> None:
+    pages = [
+        client.get(f"/runs/toys/rollouts/toys-extra?completion={completion}"),
+        client.get("/runs/toys/rollouts"),
+        client.get("/runs/toys/rollouts", params={"predicate": SCRIPT[:36], "sort": SCRIPT[:36]}),
+    ]
+    for page in pages:
+        assert page.status_code == 200
+        assert "<script>alert" not in page.text
+        assert "\x1b" not in page.text
+        assert "‮" not in page.text
+        assert not re.search(r"<[^>]*\son\w+=", re.sub(r'"[^"]*"', '""', page.text))
+        assert "default-src 'self'" in page.headers["content-security-policy"]
+    assert "alert(&#39;x&#39;)" in pages[0].text or "alert(\\u0027x" in pages[0].text
+
+
+def test_try_it_says_that_no_server_runs(client: TestClient) -> None:
+    files = {"image": ("a.png", b"no picture")}
+    htmx = {"HX-Request": "true"}
+    assert client.post("/try", data={"run": "toys"}, files=files).status_code == 422
+    answer = client.post(
+        "/try", data={"run": "toys", "reference": "{"}, files=files, headers=htmx
+    ).text
+    assert "the reference is no graph" in answer
+    answer = client.post("/try", data={"run": "toys"}, files=files, headers=htmx).text
+    assert "No rollout server of toys answers" in answer
+    assert "sgg-rl serve rollout --config" in answer
