@@ -17,7 +17,7 @@ PAGES = (
     servers,
     settings,
 )
-_BODY_LIMIT_BYTES = 16 << 20
+BODY_LIMIT_BYTES = 16 << 20
 
 
 def create_console(folder: Path, *, url: str = "", data_token: str | None = None) -> FastAPI:
@@ -31,7 +31,7 @@ def create_console(folder: Path, *, url: str = "", data_token: str | None = None
     app = create_app(
         title="console",
         readiness=lambda: None,
-        body_limit_bytes=_BODY_LIMIT_BYTES,
+        body_limit_bytes=BODY_LIMIT_BYTES,
         url=url,
         data_token=data_token,
     )
