@@ -21,7 +21,7 @@ PAGES = (
     settings,
     try_it,
 )
-_BODY_LIMIT_BYTES = 16 << 20
+BODY_LIMIT_BYTES = 16 << 20
 
 
 def create_console(folder: Path, *, url: str = "", data_token: str | None = None) -> FastAPI:
@@ -35,7 +35,7 @@ def create_console(folder: Path, *, url: str = "", data_token: str | None = None
     app = create_app(
         title="console",
         readiness=lambda: None,
-        body_limit_bytes=_BODY_LIMIT_BYTES,
+        body_limit_bytes=BODY_LIMIT_BYTES,
         url=url,
         data_token=data_token,
     )

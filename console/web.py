@@ -22,16 +22,9 @@ from starlette.datastructures import MutableHeaders
 from console.views import FILTERS
 from evaluation.report.template import PARTS
 from services.errors import SggError
+from services.http.pages import HEADERS
 
 HERE = Path(__file__).parent
-HEADERS = {
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data:; object-src 'none'; "
-    "base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-    "Cache-Control": "no-cache",
-}
-"""Of every page: nothing but the console's own files runs, and nothing is asked elsewhere."""
 TABS = {
     "Run": "",
     "Rollouts": "/rollouts",

@@ -116,7 +116,9 @@ class _Run:
             started = time.monotonic()
             names = [part.name for part in (parts.redis, *parts.services)]
             self.say(f"starting {', '.join(names)}")
-            supervisor.start(parts.redis)  # the last to stop
+            if parts.monitor is not None:  # the last to stop: somebody may be looking
+                supervisor.start(parts.monitor)
+            supervisor.start(parts.redis)
             supervisor.start(*parts.services)
             supervisor.wait_ready(*names, tick=table.update)
             self.say(f"ready after {time.monotonic() - started:.0f} s")
