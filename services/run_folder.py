@@ -39,6 +39,8 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.ledger = path / "ledger.jsonl"
         self.evaluations = path / "evaluations.jsonl"
+        self.evaluating = path / "evaluating.json"
+        """There while held-out images are asked about: how far that is."""
         self.rollouts = path / "rollouts"
         self.ranks = path / "ranks"
         self.checkpoints = path / "checkpoints"
@@ -53,6 +55,7 @@ class RunFolder:
         """The image store, on a file system that trainer and samplers share."""
         self.summary = path / "summary.json"
         self.plots = path / "plots"
+        self.report = path / "report.html"
         self.tensorboard = path / "tensorboard"
         self.wandb_id = path / "wandb-id"
         self.logs = path / "logs"
@@ -68,7 +71,7 @@ class RunFolder:
         return max((folder.name for folder in self.checkpoints.glob("step-*")), default=None)
 
     def heldout(self, label: str) -> Path:
-        """The answers about held-out images `before` or `after` training."""
+        """The answers about held-out images: `before`, `after`, or of the version of `now`."""
         return self.path / f"heldout-{label}.jsonl"
 
     def rollout_files(self, step: int | None = None) -> list[Path]:
@@ -297,7 +300,13 @@ class EvaluationRow(TypedDict, total=False):
     """The versions that answered."""
     time: float
     seconds: float
+    num_images: int
     failure_rate: float
+    triplet_recall: float
+    triplet_f1: float
+    object_f1: float
+    intervals: dict[str, tuple[float, float]]
+    """95 % by bootstrap over images, by the name of a score; earlier releases wrote none."""
 
 
 AnyRow = TypeVar("AnyRow", bound=Mapping[str, Any])
