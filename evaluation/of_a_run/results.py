@@ -91,7 +91,7 @@ class ResultsProcess:
         elif process is not None:
             self._process = None
             if process.returncode:
-                self._say(f"{_last_line(self._log)} (all of it: {self._log})")
+                self._say(f"{_last_words(self._log)} (all of it: {self._log})")
         return True
 
     def _say(self, why: str) -> None:
@@ -107,8 +107,11 @@ def written_results(folder: RunFolder) -> Iterator[Path]:
         yield folder.report
 
 
-def _last_line(log: Path) -> str:
+def _last_words(log: Path) -> str:
+    """The message of an error of ours, else the last line."""
     try:
-        return log.read_text(errors="replace").strip().rpartition("\n")[2]
+        text = log.read_text(errors="replace").strip()
     except OSError as error:
         return str(error)
+    _, ours, message = text.rpartition("sgg-rl: ")
+    return message if ours else text.rpartition("\n")[2]
