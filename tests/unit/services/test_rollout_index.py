@@ -136,7 +136,7 @@ def test_a_group_without_rewards_is_in_no_bounds_and_comes_last(tmp_path: Path) 
     write(tmp_path, [line(0, 0, state="dead", file=None), line(0, 1, mean=1.0, std=0.0)])
     assert pages(tmp_path, RolloutFilter(reward_min=-9.0)) == [1]
     for sort in ("highest", "lowest", "widest"):
-        assert pages(tmp_path, RolloutFilter(), sort) == [1, 0]  # type: ignore[arg-type]
+        assert pages(tmp_path, RolloutFilter(), sort) == [1, 0]
 
 
 def test_lines_that_cannot_be_read_are_passed_over_and_counted(tmp_path: Path) -> None:
