@@ -17,7 +17,7 @@ _NAME_CHARACTERS = 40
 _TEXT_CHARACTERS = 20_000
 """So much of an answer is looked at."""
 _REASON_CHARACTERS = 300
-_NAME = re.compile(r'"(id|subject|object|predicate)"\s*:\s*"([^"\\]*(?:\\.[^"\\]*)*)"')
+_NAME = re.compile(r'"(id|subject|object|predicate)"\s*:\s*"([^"\\\n]*(?:\\.[^"\\\n]*)*)"')
 
 
 def index_line(record: RolloutRecord, file: str, offset: int, length: int) -> IndexLine:
