@@ -15,12 +15,13 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+import msgspec
 from pydantic import ValidationError
 from pydantic_core import to_json
 
 from services.errors import InvalidInputError, NotFoundError
 from services.run_folder.backwards import bisect_lines, lines_backwards
-from services.run_folder.index_line import EVERY_GROUP, IndexLine, RolloutFilter
+from services.run_folder.index_line import EVERY_GROUP, IndexLine, IndexNumbers, RolloutFilter
 from services.run_folder.paths import RunFolder
 from services.run_folder.records import RolloutRecord, parse_record
 
@@ -43,7 +44,8 @@ class IndexPage:
 
 _Key = tuple[float, ...]
 """Where a line stands in an order: values, then what tells lines of equal values apart."""
-_Placed = tuple[_Key, IndexLine]
+_Placed = tuple[_Key, bytes]
+"""A line that fits, unread, so that a long index costs little for each."""
 
 
 class RolloutIndex:
@@ -96,14 +98,14 @@ class RolloutIndex:
         with ExitStack() as stack:
             ranks = [scan.lines(stack.enter_context(f.open("rb")), _rank(f)) for f in self._files()]
             lines = heapq.merge(*ranks, key=_key) if sort == "newest" else chain(*ranks)
-            fitting = (placed for placed in lines if self._has_text(placed[1], wanted.text))
+            fitting = (placed for placed in lines if self._has_text(scan, placed[1], wanted.text))
             if sort == "newest":
                 found = list(islice(fitting, limit + 1))
             else:
                 found = heapq.nsmallest(limit + 1, fitting, key=_key)
         more = len(found) > limit
         return IndexPage(
-            lines=[line for _, line in found[:limit]],
+            lines=[line for _, text in found[:limit] if (line := scan.read(text)) is not None],
             cursor=":".join(map(repr, found[limit - 1][0])) if more else None,
             scanned=scan.scanned,
             passed_over=scan.passed_over,
@@ -131,9 +133,11 @@ class RolloutIndex:
         except FileNotFoundError:
             raise NotFoundError(_gone(line)) from None
 
-    def _has_text(self, line: IndexLine, text: str | None) -> bool:
+    def _has_text(self, scan: "_Scan", entry: bytes, text: str | None) -> bool:
         if text is None:
             return True
+        if (line := scan.read(entry)) is None:
+            return False
         try:
             raw = self._read(line).lower()
             if text.isascii() and to_json(text)[1:-1].lower() not in raw:  # most need no parsing
@@ -169,14 +173,30 @@ class _Scan:
             self.scanned += 1
             if not all(needle in text for needle in self._needles):
                 continue
-            if (line := _parsed(text)) is None:
+            if (numbers := _numbers(text)) is None:
                 self.passed_over += 1
                 continue
-            if first is not None and line.step < first:
+            if first is not None and numbers.step < first:
                 return
-            key = (*_VALUES[self._sort](line), rank, -offset)
-            if (self._after is None or key > self._after) and self._wanted.fits(line):
-                yield key, line
+            key = (*_VALUES[self._sort](numbers), rank, -offset)
+            if (self._after is None or key > self._after) and self._fits(numbers, text):
+                yield key, text
+
+    def read(self, text: bytes) -> IndexLine | None:
+        """A whole line; None where it cannot be read, which is counted."""
+        try:
+            return IndexLine.model_validate_json(text)
+        except ValidationError:
+            self.passed_over += 1
+            return None
+
+    def _fits(self, numbers: IndexNumbers, text: bytes) -> bool:
+        if not self._wanted.fits_numbers(numbers):
+            return False
+        if not self._wanted.needs_more:
+            return True
+        line = self.read(text)
+        return line is not None and self._wanted.fits(line)
 
     def _end(self, stream: BinaryIO) -> int:
         """Bytes of the file in which all lines are that may fit."""
@@ -185,13 +205,13 @@ class _Scan:
             return size
 
         def is_after(text: bytes) -> bool:
-            line = _parsed(text)
-            return line is not None and line.step > last
+            numbers = _numbers(text)
+            return numbers is not None and numbers.step > last
 
         return bisect_lines(stream, size, is_after)
 
 
-_VALUES: dict[Sort, Callable[[IndexLine], _Key]] = {
+_VALUES: dict[Sort, Callable[[IndexNumbers], _Key]] = {
     "newest": lambda line: (-line.step, -line.position),
     "oldest": lambda line: (line.step, line.position),
     "highest": lambda line: (_or_last(line.mean, -1), -line.step, -line.position),
@@ -212,11 +232,14 @@ def _rank(file: Path) -> int:
     return int(file.name.split(".")[1].removeprefix("rank"))
 
 
-def _parsed(text: bytes) -> IndexLine | None:
+def _numbers(text: bytes) -> IndexNumbers | None:
     try:
-        return IndexLine.model_validate_json(text)
-    except ValidationError:
+        return _NUMBERS.decode(text)
+    except msgspec.MsgspecError:
         return None
+
+
+_NUMBERS = msgspec.json.Decoder(IndexNumbers)
 
 
 def _read_cursor(cursor: str | None) -> _Key | None:
