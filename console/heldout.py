@@ -1,8 +1,11 @@
 """A run's held-out images: scores before, now and at their best, and which images lost most."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from pathlib import Path
+from threading import Lock
 from typing import Any
 from urllib.parse import urlencode
 
@@ -10,9 +13,12 @@ from console.runs import Run
 from evaluation.report.browser import browser_data
 from evaluation.result import EvaluationResult, ImageResult
 from evaluation.scoring.compare import Comparison, compare
+from services.errors import NotFoundError
 from services.run_folder import TableFollower
 from services.settings import load_settings
 
+_KEPT = 3
+"""Runs whose judged answers are kept"""
 LABELS = ("before", "now", "after")
 """Of answers that are kept"""
 MAX_IMAGES = 100
@@ -119,19 +125,42 @@ class Answered:
     image_bytes: Callable[[str], bytes | None]
 
 
-def read_answers(run: Run) -> Answered | None:
-    """The run's kept answers; None where it has none. Judged anew when their files change.
+class AnswersReader:
+    """Judges the kept answers of runs, each anew when their files change.
 
-    Raises:
-        SggError: The settings, the dataset or the answers cannot be read.
+    That takes seconds, so that it goes on in a thread, one run at a time.
     """
-    files = [run.files.config, *(run.files.heldout(label) for label in LABELS)]
-    stamps = tuple(file.stat().st_mtime_ns if file.is_file() else 0 for file in files)
-    return _judged(run, stamps) if any(stamps[1:]) else None
+
+    def __init__(self) -> None:
+        """Nothing is read yet."""
+        self._pool = ThreadPoolExecutor(1, "heldout")
+        self._jobs: OrderedDict[Path, tuple[tuple[int, ...], Future[Answered]]] = OrderedDict()
+        self._lock = Lock()
+
+    def of(self, run: Run) -> "Future[Answered] | None":
+        """The run's kept answers, or what will be; None where it has none.
+
+        The future raises SggError or OSError where settings, dataset or answers cannot be read.
+        """
+        files = [run.files.config, *(run.files.heldout(label) for label in LABELS)]
+        stamps = tuple(file.stat().st_mtime_ns if file.is_file() else 0 for file in files)
+        if not any(stamps[1:]):
+            return None
+        with self._lock:
+            known = self._jobs.get(run.path)
+            if known is None or known[0] != stamps:
+                known = stamps, self._pool.submit(_judged, run)
+                self._jobs[run.path] = known
+            self._jobs.move_to_end(run.path)
+            if len(self._jobs) > _KEPT:
+                self._jobs.popitem(last=False)
+            return known[1]
 
 
-@lru_cache(maxsize=3)
-def _judged(run: Run, _stamps: tuple[int, ...]) -> Answered | None:
+ANSWERS = AnswersReader()
+
+
+def _judged(run: Run) -> Answered:
     from evaluation.of_a_run.report import heldout_result  # loads what draws plots
 
     there = {"root": run.path.parent, "name": run.path.name}
@@ -140,7 +169,7 @@ def _judged(run: Run, _stamps: tuple[int, ...]) -> Answered | None:
     last = heldout_result(settings, "now") or heldout_result(settings, "after")
     found = last or before
     if found is None:
-        return None
+        raise NotFoundError("the answers have just been removed")
     result, image_bytes = found
     compared = compare(before[0], result) if before and last else None
     return Answered(result=result, compared=compared, image_bytes=image_bytes)

@@ -7,7 +7,7 @@ from fastapi import Request, Response
 from console.charts import value_chart
 from console.groups.pictures import as_jpeg
 from console.groups.rules import rules_of
-from console.heldout import Answered, images_data, read_answers, read_scores
+from console.heldout import ANSWERS, Answered, images_data, read_scores
 from console.runs import NamedRun, Run
 from console.web import page_router, render
 from evaluation.report import tables
@@ -16,16 +16,21 @@ from evaluation.report.changes import change_chart
 from services.errors import NotFoundError, SggError
 
 router = page_router()
+_PATIENCE_S = 0.3
+"""The page waits so long for answers to be judged, and says then that it goes on"""
 
 
 @router.get("/runs/{run}/heldout")
 def heldout(request: Request, run: NamedRun) -> Response:
     """Scores before, now and at their best; then predicates, and images, worst losses first."""
     rules = rules_of(run)
+    job, answered, problem = ANSWERS.of(run), None, ""
     try:
-        answered, problem = read_answers(run), ""
+        answered = job.result(_PATIENCE_S) if job else None
+    except TimeoutError:
+        pass  # the page asks `judged` until it is done
     except (SggError, OSError) as error:
-        answered, problem = None, str(error)
+        problem = str(error)
     shown = _scores(run, rules.task) | (_images(run, answered) if answered else {})
     return render(
         request,
@@ -34,6 +39,7 @@ def heldout(request: Request, run: NamedRun) -> Response:
         tab="Held-out",
         answered=answered,
         problem=problem,
+        waits=job is not None and not job.done(),
         rules=rules,
         tables=tables,
         judged=True,
@@ -48,11 +54,19 @@ def scores(request: Request, run: NamedRun) -> Response:
     return render(request, "heldout_scores.html", run=run, tables=tables, **_scores(run, task))
 
 
+@router.get("/runs/{run}/heldout/judged")
+def is_judged(run: NamedRun) -> Response:
+    """Has the page load again once the answers are judged."""
+    job = ANSWERS.of(run)
+    waits = job is not None and not job.done()
+    return Response(status_code=204, headers={} if waits else {"HX-Refresh": "true"})
+
+
 @router.get("/runs/{run}/heldout/picture")
 def picture(run: NamedRun, image: str) -> Response:
     """A held-out picture, as an upright JPEG."""
-    answered = read_answers(run)
-    data = answered.image_bytes(image) if answered else None
+    job = ANSWERS.of(run)
+    data = job.result().image_bytes(image) if job else None
     if data is None:
         raise NotFoundError(f"the picture of {image[:100]!r} is gone from the held-out dataset")
     headers = {"Cache-Control": "private, max-age=3600"}
