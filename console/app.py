@@ -5,7 +5,7 @@ from pathlib import Path
 from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
-from console.pages import run, runs, servers, settings
+from console.pages import compare, run, runs, servers, settings
 from console.runs import Runs
 from console.web import HERE
 from services.http.app import create_app
@@ -13,6 +13,7 @@ from services.settings import Settings
 
 PAGES = (
     runs,
+    compare,
     run,
     servers,
     settings,
