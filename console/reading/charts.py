@@ -111,7 +111,8 @@ def drawn_keys(shown: list[Figure]) -> dict[Source, dict[str, bool]]:
         for key in figure.keys:
             found[figure.chart.source] |= {key: len(figure.keys) == 1}
             if figure.chart.source == "evaluations":
-                found["evaluations"] |= {f"{key}_low": False, f"{key}_high": False}
+                ends = (f"intervals/{key}/{end}" for end in ("low", "high"))
+                found["evaluations"] |= dict.fromkeys(ends, False)
     return found
 
 

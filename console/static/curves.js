@@ -80,7 +80,7 @@
 
     interval(key, x) {
       const none = x.map(() => null);
-      return [this.raw(`${key}_low`), this.raw(`${key}_high`)].map((v) => v.length ? v : none);
+      return ["low", "high"].map((end) => this.raw(`intervals/${key}/${end}`)).map((v) => v.length ? v : none);
     }
 
     series() {
