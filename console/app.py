@@ -5,7 +5,17 @@ from pathlib import Path
 from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
-from console.pages import heldout, report_files, rollouts, run, runs, servers, settings, try_it
+from console.pages import (
+    compare,
+    heldout,
+    report_files,
+    rollouts,
+    run,
+    runs,
+    servers,
+    settings,
+    try_it,
+)
 from console.runs import Runs
 from console.web import HERE
 from services.http.app import create_app
@@ -13,6 +23,7 @@ from services.settings import Settings
 
 PAGES = (
     runs,
+    compare,
     run,
     rollouts,
     heldout,

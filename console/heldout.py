@@ -64,6 +64,11 @@ class Scores:
     main: str
 
     @property
+    def label(self) -> str:
+        """The main measure in words."""
+        return _SHOWN[self.main]
+
+    @property
     def table(self) -> list[ScoreRow]:
         """The measures that the run has."""
         first, last = self.rows[0], self.rows[-1]

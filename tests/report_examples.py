@@ -33,7 +33,7 @@ def evaluation_of(
     folder.mkdir(exist_ok=True)
     references, predictions = folder / "references.jsonl", folder / f"{name}.jsonl"
     _write(references, [_line(sample) for sample in samples])
-    _write(predictions, [_spoilt(sample, rng, rate) for sample in samples])
+    _write(predictions, [spoilt_line(sample, rng, rate) for sample in samples])
     predictions.with_suffix(".settings.json").write_text(json.dumps(SETTINGS))
     problems = Problems()
     read = read_references(str(references), problems)
@@ -63,7 +63,8 @@ def _line(sample: Sample) -> dict[str, Any]:
     }
 
 
-def _spoilt(sample: Sample, rng: random.Random, rate: float) -> dict[str, Any]:
+def spoilt_line(sample: Sample, rng: random.Random, rate: float) -> dict[str, Any]:
+    """A line of predictions: the sample's own graph, in which each part is wrong at `rate`."""
     line = _line(sample)
     line["text"] = answer_text(sample.graph, RELATIVE_1, width=1, height=1)
     line["num_tokens"] = len(line["text"]) // 3

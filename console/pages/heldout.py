@@ -77,11 +77,10 @@ def _scores(run: Run, task: str) -> dict[str, Any]:
     found = read_scores(run, task)
     if found is None:
         return {"scores": None, "chart": ""}
-    name = found.main.replace("_", " ")
     points = [(step, 100 * a, 100 * b, 100 * c) for step, a, b, c in found.points]
     return {
         "scores": found,
-        "chart": value_chart(points, f"Held-out {name} by step", f"{name} (%)"),
+        "chart": value_chart(points, f"Held-out {found.label} by step", f"{found.label} (%)"),
     }
 
 

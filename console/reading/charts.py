@@ -49,6 +49,19 @@ CHARTS = (
     Chart("Speed", ("tokens_per_s",), unit="tokens/s", low=0),
     Chart("Learning rate", ("learning_rate",), low=0),
 )
+"""Those of a run, in the order of its page"""
+
+COMPARED = (
+    Chart("Reward", ("reward_mean",)),
+    Chart("Held-out triplet F1", ("triplet_f1",), source="evaluations"),
+    Chart("Held-out object F1", ("object_f1",), source="evaluations"),
+    Chart("Failed answers", ("failure_rate",), unit="share"),
+    Chart("Answer length", ("completion_length_mean",), unit="tokens"),
+    Chart("Entropy", ("entropy",), unit="nats"),
+    Chart("Lag", ("policy_lag_mean",), unit="versions"),
+    Chart("Speed", ("tokens_per_s",), unit="tokens/s"),
+)
+"""What runs are compared by, a number each"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +111,8 @@ def drawn_keys(shown: list[Figure]) -> dict[Source, dict[str, bool]]:
         for key in figure.keys:
             found[figure.chart.source] |= {key: len(figure.keys) == 1}
             if figure.chart.source == "evaluations":
-                found["evaluations"] |= {f"{key}_low": False, f"{key}_high": False}
+                ends = (f"intervals/{key}/{end}" for end in ("low", "high"))
+                found["evaluations"] |= dict.fromkeys(ends, False)
     return found
 
 

@@ -71,6 +71,8 @@ class Curves:
         self.num_rows = 0
         self.rows_per_point = 1
         self.recent: deque[Row] = deque(maxlen=NUM_RECENT)
+        self.num_stepless = 0
+        """Rows that say no step: another release's."""
         self.num_repeated = 0
         """Rows whose step is not after the one before: a second writer."""
 
@@ -108,7 +110,7 @@ class Curves:
     def _add(self, rows: list[Row]) -> None:
         found: dict[str, tuple[list[int], list[float]]] = {}
         for row in rows:
-            self._count_repeated(row)
+            self._count_doubtful(row)
             point = self.num_rows // self.rows_per_point
             for key, value in numbers(row):
                 points, values = found.setdefault(key, ([], []))
@@ -120,9 +122,10 @@ class Curves:
             if key in self._curves or len(self._curves) < _MAX_KEYS:
                 self._curves.setdefault(key, _Curve()).add(points, values)
 
-    def _count_repeated(self, row: Row) -> None:
+    def _count_doubtful(self, row: Row) -> None:
         before = finite(self.recent[-1].get("step")) if self.recent else None
         step = finite(row.get("step"))
+        self.num_stepless += step is None
         self.num_repeated += before is not None and step is not None and step <= before
 
     @property
@@ -166,13 +169,17 @@ class Curves:
 
 
 def numbers(row: Row, before: str = "") -> Iterator[tuple[str, float]]:
-    """A row's numbers by key.
+    """A row's numbers by key; of a pair, such as an interval, `low` and `high`.
 
     Example: `{"reward_terms": {"edge": 0.5}}` has `("reward_terms/edge", 0.5)`
     """
     for key, value in row.items():
         if isinstance(value, Mapping) and not before:
             yield from numbers(value, f"{key}/")
+        elif isinstance(value, list) and len(value) == 2:
+            for end, of_end in zip(("low", "high"), value, strict=True):
+                if (found := finite(of_end)) is not None:
+                    yield f"{before}{key}/{end}", found
         elif (found := finite(value)) is not None:
             yield f"{before}{key}", found
 

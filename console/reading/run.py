@@ -67,14 +67,19 @@ class RunReader:
     @property
     def doubts(self) -> list[str]:
         """What is wrong with the files, in sentences."""
-        found = [
-            f"{curves.num_unreadable:,} lines of {name} cannot be read and are left out."
-            for curves, name in (
-                (self.steps, "metrics.jsonl"),
-                (self.evaluations, "evaluations.jsonl"),
-            )
-            if curves.num_unreadable
-        ]
+        found = []
+        for curves, name in (
+            (self.steps, "metrics.jsonl"),
+            (self.evaluations, "evaluations.jsonl"),
+        ):
+            if curves.num_unreadable:
+                lines = f"{curves.num_unreadable:,} lines of {name}"
+                found.append(f"{lines} cannot be read and are left out.")
+            if curves.num_stepless:
+                lines = f"{curves.num_stepless:,} lines of {name}"
+                found.append(
+                    f"{lines} name no step: another release wrote them, or they are damaged."
+                )
         if self.steps.num_repeated:
             found.append(
                 f"{self.steps.num_repeated:,} lines of metrics.jsonl repeat a step or go back: two "

@@ -2,42 +2,18 @@
 "use strict";
 (() => {
   const run = document.getElementById("run");
-  const style = (name) => getComputedStyle(document.documentElement).getPropertyValue(name).trim();
-  const mixed = (colour, percent) => `color-mix(in srgb, ${colour} ${percent}%, transparent)`;
+  const {style, mixed, number, duration, smooth, axes} = Plot;
   let along = new URLSearchParams(location.search).get("along") === "time" ? "time" : "step";
   let data = null; // what curves.json has said so far
   let charts = [];
   let moving = false; // while one chart's zoom is given to the others
 
-  // Numbers and times, as console/views.py writes them.
-  const number = (v) => {
-    if (v == null) return "-";
-    if (Number.isInteger(v) || Math.abs(v) >= 1000) return Math.round(v).toLocaleString("en");
-    const short = Number(v.toPrecision(3));
-    return Math.abs(short) < .001 ? short.toExponential() : String(short);
-  };
-  const duration = (s) => {
-    const minutes = Math.round(s / 60), hours = Math.floor(minutes / 60), days = Math.floor(hours / 24);
-    if (s < 60) return `${Math.round(s)} s`;
-    if (days) return `${days} d ${hours % 24} h`;
-    return hours ? `${hours} h ${minutes % 60} min` : `${minutes} min`;
-  };
   const place = (x) => along === "time" ? `after ${duration(x)}` : `step ${number(Math.round(x))}`;
 
   const start = () => data.steps.mean.time?.find((t) => t != null) ?? 0;
   function xs(table) {
     const found = table.mean[along] ?? [];
     return along === "time" ? found.map((t) => t == null ? null : t - start()) : found;
-  }
-
-  function smooth(values) { // a running mean, that follows within some points
-    const width = Math.max(3, Math.round(values.length / 40));
-    let mean = null;
-    return values.map((v) => {
-      if (v == null) return null;
-      mean = mean == null ? v : mean + (v - mean) * 2 / (width + 1);
-      return mean;
-    });
   }
 
   class Chart {
@@ -104,7 +80,7 @@
 
     interval(key, x) {
       const none = x.map(() => null);
-      return [this.raw(`${key}_low`), this.raw(`${key}_high`)].map((v) => v.length ? v : none);
+      return ["low", "high"].map((end) => this.raw(`intervals/${key}/${end}`)).map((v) => v.length ? v : none);
     }
 
     series() {
@@ -183,16 +159,11 @@
     draw() {
       const plot = this.figure.querySelector(".plot"), zoom = zoomed();
       this.plot?.destroy();
-      const muted = style("--muted"), rule = style("--rule");
-      const axis = {stroke: muted, font: `11px ${style("--font")}`, grid: {stroke: rule, width: 1}, ticks: {show: false}};
       this.plot = new uPlot({
         width: plot.clientWidth, height: 200, padding: [8, 14, 0, 0], legend: {show: false},
         cursor: {sync: {key: "run", scales: ["x", null]}, y: false, drag: {x: true, y: false, dist: 6}, points: {size: 6}},
         scales: {x: {time: false}, y: {range: (_, low, high) => this.range(low, high)}},
-        axes: [
-          {...axis, size: 28, gap: 6, space: 70, values: (_, ticks) => ticks.map((t) => along === "time" ? duration(t) : number(t))},
-          {...axis, size: 52, gap: 6, space: 34, values: (_, ticks) => ticks.map(number)},
-        ],
+        axes: axes(along === "time" ? duration : number),
         series: this.series(), bands: this.bands(),
         hooks: {
           drawAxes: [(u) => this.healthy(u)],

@@ -46,7 +46,11 @@
     KEYS[event.key]();
   });
 
-  document.addEventListener("DOMContentLoaded", () => first("#drawn") && drawChosen(first("#drawn")));
+  document.addEventListener("DOMContentLoaded", () => {
+    const [opened, strip] = [first(".strip [aria-current]"), first(".strip")];
+    if (opened) strip.scrollLeft = opened.offsetLeft - strip.offsetLeft - strip.clientWidth / 2;
+    if (first("#drawn")) drawChosen(first("#drawn"));
+  });
 })();
 
 const GRAPH_WORDS = {
