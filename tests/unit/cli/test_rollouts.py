@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cli.commands.look.rollouts import group_view
+from cli.views.rollouts import group_view
 from cli.main import app
 from launcher.views.terminal import SafeConsole
 from services.errors import NotFoundError
