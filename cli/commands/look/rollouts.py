@@ -85,4 +85,4 @@ def rollouts(
     show_groups(found, as_json=as_json)
     if output is not None:
         drawn = draw_groups(found, output)
-        print(f"{drawn} drawings are in {safe(str(output))}", file=sys.stderr)
+        print(f"drawings in {safe(str(output))}: {drawn}", file=sys.stderr)
