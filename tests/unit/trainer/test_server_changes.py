@@ -29,7 +29,13 @@ def test_each_change_between_two_looks_is_an_event(tmp_path: Path) -> None:
     events.step = 7
     changes = ServerChanges(events)
     sick = server("b", state="quarantined", last_error="no room")
-    looks = ([server("a")], [server("a"), server("b")], [server("a"), sick], [server("b")], [])
+    looks: tuple[list[ServerRecord], ...] = (
+        [server("a")],
+        [server("a"), server("b")],
+        [server("a"), sick],
+        [server("b")],
+        [],
+    )
     for servers in looks:
         changes.look(servers)
         changes.look(servers)
