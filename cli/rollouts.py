@@ -117,7 +117,8 @@ def show_groups(found: FoundGroups, *, as_json: bool) -> None:
         console.print(page_view(replace(found.page, lines=gone)))
         console.print(Text(why, style="yellow"))
     else:
-        console.print(Text("\n".join(remarks(found.page))), end="")
+        for remark in remarks(found.page):
+            console.print(Text(remark))
 
 
 def draw_groups(found: FoundGroups, folder: Path) -> int:

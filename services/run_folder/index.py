@@ -152,10 +152,9 @@ class RolloutIndex:
 
     def _oldest_kept(self) -> int:
         """The oldest step whose groups are still there; where there are none, one of no line."""
-        steps = (
-            int(file.name[5:].split(".")[0]) for file in self._folder.glob("step-[0-9]*.jsonl")
-        )
-        return min(steps, default=1 << 60)
+        names = (file.name.partition(".")[0] for file in self._folder.glob("step-*.jsonl"))
+        steps = (name.removeprefix("step-") for name in names)
+        return min((int(step) for step in steps if step.isdecimal()), default=1 << 60)
 
     def _files(self) -> list[Path]:
         return sorted(self._folder.glob("index.rank*.jsonl"))
