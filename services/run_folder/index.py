@@ -10,17 +10,19 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO, Literal
 
+import msgspec
 from pydantic import ValidationError
 from pydantic_core import to_json
 
 from services.errors import InvalidInputError, NotFoundError
-from services.run_folder.backwards import bisect_lines, lines_backwards
-from services.run_folder.index_line import EVERY_GROUP, IndexLine, RolloutFilter
+from services.run_folder.backwards import bisect_lines, blocks_backwards
+from services.run_folder.index_line import EVERY_GROUP, IndexLine, IndexNumbers, RolloutFilter
 from services.run_folder.paths import RunFolder
 from services.run_folder.records import RolloutRecord, parse_record
 
@@ -43,7 +45,8 @@ class IndexPage:
 
 _Key = tuple[float, ...]
 """Where a line stands in an order: values, then what tells lines of equal values apart."""
-_Placed = tuple[_Key, IndexLine]
+_Placed = tuple[_Key, bytes]
+"""A line that fits, unread, so that a long index costs little for each."""
 
 
 class RolloutIndex:
@@ -90,20 +93,22 @@ class RolloutIndex:
             limit: The most lines.
 
         Raises:
-            InvalidInputError: The cursor is none of a page.
+            InvalidInputError: The cursor is none of a page in this order.
         """
-        scan = _Scan(wanted, sort, _read_cursor(cursor))
+        if wanted.text is not None:
+            wanted = replace(wanted, step_from=max(wanted.step_from or 0, self._oldest_kept()))
+        scan = _Scan(wanted, sort, _read_cursor(cursor, sort))
         with ExitStack() as stack:
             ranks = [scan.lines(stack.enter_context(f.open("rb")), _rank(f)) for f in self._files()]
             lines = heapq.merge(*ranks, key=_key) if sort == "newest" else chain(*ranks)
-            fitting = (placed for placed in lines if self._has_text(placed[1], wanted.text))
+            fitting = (placed for placed in lines if self._has_text(scan, placed[1], wanted.text))
             if sort == "newest":
                 found = list(islice(fitting, limit + 1))
             else:
                 found = heapq.nsmallest(limit + 1, fitting, key=_key)
         more = len(found) > limit
         return IndexPage(
-            lines=[line for _, line in found[:limit]],
+            lines=[line for _, text in found[:limit] if (line := scan.read(text)) is not None],
             cursor=":".join(map(repr, found[limit - 1][0])) if more else None,
             scanned=scan.scanned,
             passed_over=scan.passed_over,
@@ -131,9 +136,11 @@ class RolloutIndex:
         except FileNotFoundError:
             raise NotFoundError(_gone(line)) from None
 
-    def _has_text(self, line: IndexLine, text: str | None) -> bool:
+    def _has_text(self, scan: "_Scan", entry: bytes, text: str | None) -> bool:
         if text is None:
             return True
+        if (line := scan.read(entry)) is None:
+            return False
         try:
             raw = self._read(line).lower()
             if text.isascii() and to_json(text)[1:-1].lower() not in raw:  # most need no parsing
@@ -142,6 +149,12 @@ class RolloutIndex:
         except (NotFoundError, InvalidInputError):
             return False
         return any(text.casefold() in answer.text.casefold() for answer in answers)
+
+    def _oldest_kept(self) -> int:
+        """The oldest step whose groups are still there; where there are none, one of no line."""
+        names = (file.name.partition(".")[0] for file in self._folder.glob("step-*.jsonl"))
+        steps = (name.removeprefix("step-") for name in names)
+        return min((int(step) for step in steps if step.isdecimal()), default=1 << 60)
 
     def _files(self) -> list[Path]:
         return sorted(self._folder.glob("index.rank*.jsonl"))
@@ -164,34 +177,49 @@ class _Scan:
 
     def lines(self, stream: BinaryIO, rank: int) -> Iterator[_Placed]:
         """The lines of a rank that fit and come after the cursor, last ones first."""
-        first = self._wanted.step_from
-        for offset, text in lines_backwards(stream, self._end(stream)):
-            self.scanned += 1
-            if not all(needle in text for needle in self._needles):
+        for block in blocks_backwards(stream, *self._bounds(stream)):
+            if not all(needle in block.text for needle in self._needles):
+                self.scanned += block.num_lines
                 continue
-            if (line := _parsed(text)) is None:
-                self.passed_over += 1
-                continue
-            if first is not None and line.step < first:
-                return
-            key = (*_VALUES[self._sort](line), rank, -offset)
-            if (self._after is None or key > self._after) and self._wanted.fits(line):
-                yield key, line
+            for offset, text in block.lines_backwards():
+                self.scanned += 1
+                if not all(needle in text for needle in self._needles):
+                    continue
+                if (numbers := _numbers(text)) is None:
+                    self.passed_over += 1
+                    continue
+                key = (*_VALUES[self._sort](numbers), rank, -offset)
+                if (self._after is None or key > self._after) and self._fits(numbers, text):
+                    yield key, text
 
-    def _end(self, stream: BinaryIO) -> int:
-        """Bytes of the file in which all lines are that may fit."""
-        size, last = stream.seek(0, os.SEEK_END), self._last_step
-        if last is None:
-            return size
+    def read(self, text: bytes) -> IndexLine | None:
+        """A whole line; None where it cannot be read, which is counted."""
+        try:
+            return IndexLine.model_validate_json(text)
+        except ValidationError:
+            self.passed_over += 1
+            return None
 
-        def is_after(text: bytes) -> bool:
-            line = _parsed(text)
-            return line is not None and line.step > last
+    def _fits(self, numbers: IndexNumbers, text: bytes) -> bool:
+        if not self._wanted.fits_numbers(numbers):
+            return False
+        if not self._wanted.needs_more:
+            return True
+        line = self.read(text)
+        return line is not None and self._wanted.fits(line)
 
-        return bisect_lines(stream, size, is_after)
+    def _bounds(self, stream: BinaryIO) -> tuple[int, int]:
+        """The offsets between which all lines are that may fit."""
+        start, end = 0, stream.seek(0, os.SEEK_END)
+        first, last = self._wanted.step_from, self._last_step
+        if last is not None:
+            _, end = bisect_lines(stream, end, partial(_is_later, step=last, unread=False))
+        if first is not None:
+            start, _ = bisect_lines(stream, end, partial(_is_later, step=first - 1, unread=True))
+        return start, end
 
 
-_VALUES: dict[Sort, Callable[[IndexLine], _Key]] = {
+_VALUES: dict[Sort, Callable[[IndexNumbers], _Key]] = {
     "newest": lambda line: (-line.step, -line.position),
     "oldest": lambda line: (line.step, line.position),
     "highest": lambda line: (_or_last(line.mean, -1), -line.step, -line.position),
@@ -212,18 +240,34 @@ def _rank(file: Path) -> int:
     return int(file.name.split(".")[1].removeprefix("rank"))
 
 
-def _parsed(text: bytes) -> IndexLine | None:
+def _numbers(text: bytes) -> IndexNumbers | None:
     try:
-        return IndexLine.model_validate_json(text)
-    except ValidationError:
+        return _NUMBERS.decode(text)
+    except msgspec.MsgspecError:
         return None
 
 
-def _read_cursor(cursor: str | None) -> _Key | None:
+def _is_later(text: bytes, *, step: int, unread: bool) -> bool:
+    """Whether a line is of a later step; `unread` of one that cannot be read."""
+    numbers = _numbers(text)
+    return unread if numbers is None else numbers.step > step
+
+
+_NUMBERS = msgspec.json.Decoder(IndexNumbers)
+
+
+def _read_cursor(cursor: str | None, sort: Sort) -> _Key | None:
+    if cursor is None:
+        return None
     try:
-        return None if cursor is None else tuple(map(float, cursor.split(":")))
+        key = tuple(map(float, cursor.split(":")))
     except ValueError:
-        raise InvalidInputError(f"{cursor!r} is no cursor of a page of rollouts") from None
+        key = ()
+    # A group without rewards stands at infinity; all else that a key holds is a whole number.
+    in_steps = sort in ("newest", "oldest")
+    if len(key) != (4 if in_steps else 5) or not all(map(math.isfinite, key[not in_steps :])):
+        raise InvalidInputError(f"{cursor!r:.80} is no cursor of a page of groups, {sort} first")
+    return key
 
 
 def _gone(line: IndexLine) -> str:

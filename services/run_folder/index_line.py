@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
+import msgspec
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from pydantic_core import to_json
 
@@ -62,6 +63,16 @@ class IndexLine(BaseModel):
     """That sampled a token of the group, in order."""
 
 
+class IndexNumbers(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """The numbers of a line that every look at it needs: ten times as fast to read as all of it."""
+
+    schema_: Literal[1] = msgspec.field(name="schema")
+    step: int
+    position: int
+    mean: float | None = None
+    std: float | None = None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutFilter:
     """Which groups are looked for: those that fit everything that is not None.
@@ -92,12 +103,18 @@ class RolloutFilter:
     """In an answer, in letters of either case. It is looked for in the records: only in those that
     are still there, and it costs the time to read them."""
 
-    def fits(self, line: IndexLine) -> bool:
-        """Whether a line fits all but `text`."""
+    def fits_numbers(self, line: "IndexNumbers | IndexLine") -> bool:
+        """Whether a line fits the bounds of steps, reward and deviation."""
         return (
             _within(line.step, self.step_from, self.step_to)
             and _within(line.mean, self.reward_min, self.reward_max)
             and _within(line.std, self.std_min, None)
+        )
+
+    def fits(self, line: IndexLine) -> bool:
+        """Whether a line fits all but `text`."""
+        return (
+            self.fits_numbers(line)
             and self.state in (None, line.state)
             and (self.status is None or line.statuses.get(self.status, 0) > 0)
             and (self.predicate is None or normalise_name(self.predicate) in line.predicates)
@@ -107,6 +124,12 @@ class RolloutFilter:
             and self.truncated in (None, line.truncated > 0)
             and (self.version is None or self.version in line.versions)
         )
+
+    @property
+    def needs_more(self) -> bool:
+        """Whether more than a line's numbers decides."""
+        names = (self.state, self.status, self.predicate, self.object, self.image, self.group_id)
+        return any(each is not None for each in (*names, self.truncated, self.version))
 
     @property
     def needles(self) -> list[bytes]:
