@@ -73,17 +73,16 @@ class RunReader:
             (self.evaluations, "evaluations.jsonl"),
         ):
             if curves.num_unreadable:
-                lines = f"{curves.num_unreadable:,} lines of {name}"
-                found.append(f"{lines} cannot be read and are left out.")
+                found.append(f"{_lines(curves.num_unreadable, name)} no JSON, and left out.")
             if curves.num_stepless:
-                lines = f"{curves.num_stepless:,} lines of {name}"
                 found.append(
-                    f"{lines} name no step: another release wrote them, or they are damaged."
+                    f"{_lines(curves.num_stepless, name)} without a step: of another release, or "
+                    "damaged."
                 )
         if self.steps.num_repeated:
             found.append(
-                f"{self.steps.num_repeated:,} lines of metrics.jsonl repeat a step or go back: two "
-                "trainers may be writing into this folder. The curves show every line."
+                f"{_lines(self.steps.num_repeated, 'metrics.jsonl')} of a step that was there "
+                "before: two trainers may be writing into this folder. The curves show every line."
             )
         return found
 
@@ -134,6 +133,10 @@ class RunReaders:
                 self._kept.popitem(last=False)
         reader.update()
         return reader
+
+
+def _lines(count: int, name: str) -> str:
+    return f"1 line of {name} is" if count == 1 else f"{count:,} lines of {name} are"
 
 
 def _event(row: Row) -> dict[str, Any] | None:

@@ -1,7 +1,7 @@
 """The settings of a run beside the defaults, and beside another run's."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ def setting_rows(tree: Mapping[str, Any]) -> dict[str, list[SettingRow]]:
     }
 
 
-def differing(trees: list[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+def differing(trees: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
     """Settings that are not the same in all files: name, and the value in each; "" for unset."""
     flat = [
         {

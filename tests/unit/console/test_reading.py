@@ -35,8 +35,8 @@ RAISED_BY_DOCS = {
 """Ranges that docs/metrics.md names at the start of a cell, or does not name."""
 
 DOUBTS = (
-    "1 lines of metrics.jsonl cannot be read",
-    "2 lines of metrics.jsonl name no",
+    "1 line of metrics.jsonl is no JSON",
+    "2 lines of metrics.jsonl are without a step",
     "two trainers",
 )
 
