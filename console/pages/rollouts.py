@@ -35,7 +35,7 @@ def rollouts(request: Request, run: NamedRun) -> Response:
     asked = read_filters(request.query_params)
     rules = rules_of(run)
     part = "HX-Request" in request.headers and "HX-Boosted" not in request.headers
-    return render(
+    page = render(
         request,
         "rollouts_list.html" if part else "rollouts.html",
         run=run,
@@ -48,6 +48,8 @@ def rollouts(request: Request, run: NamedRun) -> Response:
         num_completions=NUM_COMPLETIONS,
         **_found(run, rules, asked),
     )
+    page.headers["Vary"] = "HX-Request"  # the way back must not show the list alone
+    return page
 
 
 @router.get("/runs/{run}/rollouts/{group_id}")

@@ -46,6 +46,15 @@
     KEYS[event.key]();
   });
 
+  // The first mark is of the run as the page shows it.
+  let mark = null;
+  document.addEventListener("htmx:sseMessage", (event) => {
+    const newer = first(".newer .button");
+    if (!newer || event.detail.type !== "steps") return;
+    newer.hidden = mark === null || mark === event.detail.data;
+    mark ??= event.detail.data;
+  });
+
   document.addEventListener("DOMContentLoaded", () => {
     const [opened, strip] = [first(".strip [aria-current]"), first(".strip")];
     if (opened) strip.scrollLeft = opened.offsetLeft - strip.offsetLeft - strip.clientWidth / 2;

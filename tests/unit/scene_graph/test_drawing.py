@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scene_graph.drawing import draw_png, draw_svg
+from scene_graph.drawing import draw_png, draw_sketch, draw_svg
 from scene_graph.drawing.layout import (
     FONT_SIZE,
     LABEL_HEIGHT,
@@ -18,6 +18,7 @@ from scene_graph.drawing.layout import (
     Label,
     lay_out,
 )
+from scene_graph.drawing.sketch import MAX_PARTS
 from scene_graph.graph import Relationship, SceneGraph, SceneObject
 from services.images import image_from_data_uri
 from tests.shared_data import SHARED_DATA
@@ -171,3 +172,23 @@ def test_a_graph_of_all_that_an_answer_may_hold_is_drawn() -> None:
     whole = SceneGraph(objects=tuple(objects), relationships=tuple(relations))
     layout = lay_out(whole, 600, 600)
     assert (len(layout.boxes), len(layout.arrows), len(layout.labels)) == (500, 2000, 2500)
+
+
+def test_a_sketch_has_its_parts_with_the_classes_of_a_page() -> None:
+    boxes = [((0.0, 0.0, 50.0, 100.0), "hit"), (None, "miss"), ((9.0, 9.0, 5.0, 5.0), HOSTILE)]
+    arrows = [(0, 2, "near"), (0, 1, "miss"), (2, 99, "miss")]
+    text = draw_sketch(boxes, arrows, (400, 100), title=HOSTILE, picture='/runs/a"b/images/x')
+    root = ElementTree.fromstring(
+        text.replace("\x1b", "").replace("\x00", "").replace("\ud800", "")
+    )
+    assert root.get("viewBox") == "0 0 200 50"
+    assert root.find("image").get("href") == '/runs/a"b/images/x'  # type: ignore[union-attr]
+    first, second = root.findall("rect")
+    assert first.attrib == {
+        "x": "0", "y": "0", "width": "25", "height": "50", "class": "line hit"
+    }  # fmt: skip
+    assert (second.get("width"), second.get("x")) == ("2", "2.5")
+    assert [path.get("class") for path in root.findall("path")] == ["line near"]
+    assert not list(root.iter("script"))
+    many = draw_sketch([(box, "hit") for box, _ in boxes[:1] * 500], [], (9, 9), title="")
+    assert many.count("<rect") == MAX_PARTS
