@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -60,8 +61,6 @@ def toys(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[S
 
 def write_heldout(settings: Settings) -> None:
     """Answers from before, of which many parts are wrong, and better ones of now."""
-    import random
-
     samples, folder = list(open_dataset(settings.data.heldout or "")), settings.run.files
     for label, rate in (("before", 0.8), ("now", 0.3)):
         rng = random.Random(1)
