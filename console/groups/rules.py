@@ -57,6 +57,11 @@ def _rules(config: Path, _stamp: int) -> Rules:
         given = reward.rubric if isinstance(reward.rubric, dict) else {}
         weights, wanted = _plain_weights(given.get("terms")), str(given.get("similarity", "exact"))
     similarity, notes = _similarity(wanted, reward.similarity_folder)
+    if not weights:
+        notes = (
+            *notes,
+            "What each term weighs is not known here: the rubric has terms of its own.",
+        )
     return Rules(settings=settings, weights=weights, similarity=similarity, notes=notes)
 
 

@@ -6,7 +6,6 @@ from functools import cached_property
 from urllib.parse import quote
 
 from markupsafe import Markup
-from services.run_folder.records import RolloutRecord
 
 from console.groups.difference import (
     JudgedGraph,
@@ -18,13 +17,20 @@ from console.groups.difference import (
 from console.groups.rules import Rules
 from console.runs import Run
 from evaluation.report.svg import rect
-from reward_service.explain.explainer import Explanation, TermLine, explain_reward, explain_text
+from reward_service.explain.explainer import (
+    Explanation,
+    TermLine,
+    explain_reward,
+    explain_text,
+    term_lines,
+)
 from reward_service.scoring import reference_columns
 from scene_graph.boxes import RELATIVE_1000, BoxSpace
 from scene_graph.drawing import draw_sketch
 from scene_graph.drawing.svg import element
 from scene_graph.graph import GraphColumns
 from scene_graph.parsing import parse_completion
+from services.run_folder.records import RolloutRecord
 from services.schemas.rewards import Reward, RewardGroup
 from services.schemas.rollouts import Completion
 
@@ -202,14 +208,14 @@ class CompletionView:
         )
         return plain_graph(parsed.graph.scaled(*self.group.size))
 
-    @property
+    @cached_property
     def terms(self) -> list[TermLine]:
-        """Its terms; with what they weigh where that is known."""
-        return self.explanation.terms
+        """Its reward's terms, as the run recorded them."""
+        return term_lines(self.reward, self.group.rules.weights) if self.reward else []
 
     def bar(self) -> Markup:
         """Its terms' parts of the greatest total, side by side."""
-        return term_bar(self.terms, self.explanation.max_total or 0.0)
+        return term_bar(self.terms, sum(self.group.rules.weights.values()))
 
 
 def picture_url(run: Run, sha256: str | None, row: int) -> str | None:

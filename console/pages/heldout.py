@@ -34,7 +34,7 @@ def heldout(request: Request, run: NamedRun) -> Response:
     shown = _scores(run, rules.task) | (_images(run, answered) if answered else {})
     return render(
         request,
-        "heldout.html",
+        "heldout/heldout.html",
         run=run,
         tab="Held-out",
         answered=answered,
@@ -51,7 +51,7 @@ def heldout(request: Request, run: NamedRun) -> Response:
 def scores(request: Request, run: NamedRun) -> Response:
     """The scores alone, which the page asks for again when the run has more."""
     task = rules_of(run).task
-    return render(request, "heldout_scores.html", run=run, tables=tables, **_scores(run, task))
+    return render(request, "heldout/scores.html", run=run, tables=tables, **_scores(run, task))
 
 
 @router.get("/runs/{run}/heldout/judged")

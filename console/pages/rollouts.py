@@ -37,7 +37,7 @@ def rollouts(request: Request, run: NamedRun) -> Response:
     part = "HX-Request" in request.headers and "HX-Boosted" not in request.headers
     page = render(
         request,
-        "rollouts_list.html" if part else "rollouts.html",
+        "groups/rollouts_list.html" if part else "groups/rollouts.html",
         run=run,
         tab="Rollouts",
         asked=asked,
@@ -69,9 +69,9 @@ def group(
     try:
         view = GroupView(run, index.read_record(lines[0]), rules)
     except (NotFoundError, InvalidInputError) as error:
-        return render(request, "group_gone.html", error=error, **shown)
+        return render(request, "groups/gone.html", error=error, **shown)
     opened = view.completion(int(completion) if completion.isdecimal() else None)
-    return render(request, "group.html", view=view, **shown, **_opened(view, opened))
+    return render(request, "groups/group.html", view=view, **shown, **_opened(view, opened))
 
 
 @router.get("/runs/{run}/images/{sha256}")
@@ -93,7 +93,7 @@ def over_time(request: Request, run: NamedRun, sha256: str) -> Response:
         raise NotFoundError(f"no group of this run has the picture {sha256[:12]}")
     return render(
         request,
-        "image_over_time.html",
+        "groups/over_time.html",
         run=run,
         tab="Rollouts",
         sha256=sha256,

@@ -36,7 +36,7 @@ _MAX_TEXT = 20_000
 @router.get("/try")
 def page(request: Request, runs: RunsOfConsole, run: str = "") -> Response:
     """The form."""
-    return render(request, "try_it.html", runs=runs.all(), chosen=run)
+    return render(request, "try_it/try_it.html", runs=runs.all(), chosen=run)
 
 
 @router.post("/try")
@@ -69,11 +69,11 @@ async def ask(
         servers = await _servers(runs, found, rules)
         tried = await try_picture(question, rules, servers)
     except UnavailableError as error:
-        return render(request, "try_it_problem.html", message=error.message, run=found)
+        return render(request, "try_it/problem.html", message=error.message, run=found)
     except SggError as error:
-        return render(request, "try_it_problem.html", message=error.message, run=None)
+        return render(request, "try_it/problem.html", message=error.message, run=None)
     shown = await asyncio.to_thread(_shown, question, tried, rules)
-    return render(request, "try_it_result.html", run=found, **shown)
+    return render(request, "try_it/result.html", run=found, **shown)
 
 
 def _options(said: dict[str, str]) -> SceneGraphOptions:

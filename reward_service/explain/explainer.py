@@ -126,19 +126,22 @@ def explain_reward(
         **_reading(text, parsed, task, require_thinking=group.require_thinking),
         total=reward.total,
         max_total=sum(weights.values()),
-        terms=[
-            TermLine(
-                name=name, value=value, weight=weights[name], contribution=weights[name] * value
-            )
-            for name, value in reward.breakdown.items()
-            if name in weights
-        ],
+        terms=term_lines(reward, weights),
         objects=verdicts.objects(),
         missed_objects=verdicts.missed_objects(),
         triplets=verdicts.triplets(),
         missed_triplets=verdicts.missed_triplets(),
         reference_dropped=dropped_parts(reference["objects"], reference["relationships"], task),
     )
+
+
+def term_lines(reward: Reward, weights: Mapping[str, float]) -> list[TermLine]:
+    """A reward's terms with what each adds; a term that is not in the weights adds nothing."""
+    return [
+        TermLine(name=name, value=value, weight=weight, contribution=weight * value)
+        for name, value in reward.breakdown.items()
+        for weight in [weights.get(name, 0.0)]
+    ]
 
 
 def explain_text(
