@@ -118,6 +118,20 @@ def test_what_is_gone_is_said_and_the_rest_is_shown(folder: Path, client: TestCl
     assert client.get("/runs/toys/rollouts/nobody").status_code == 404
 
 
+def test_a_record_of_an_earlier_release_is_only_read(folder: Path, client: TestClient) -> None:
+    file = folder / "runs/toys/rollouts/step-000000.rank0.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    old = {**json.loads(lines[1]), "reference": None}
+    lines[1] = json.dumps(old, separators=(",", ":")).encode().ljust(len(lines[1]) - 1) + b"\n"
+    file.write_bytes(b"".join(lines))
+    page = client.get("/runs/toys/rollouts/toys-e0-r1?step=0").text
+    assert "This record has no reference" in page
+    assert list(json.loads(unescape(re.findall(r'data-graphs="([^"]+)"', page)[0]))["graphs"]) == [
+        "completion"
+    ]
+    assert "object_precision" in page, "its terms were recorded"
+
+
 @pytest.mark.parametrize("completion", [0, 1])
 def test_hostile_texts_are_only_text(client: TestClient, completion: int) -> None:
     pages = [
