@@ -6,7 +6,7 @@ Example of a page:
 
     @router.get("/runs/{run}/settings")
     def settings(request: Request, run: NamedRun) -> Response:
-        return render(request, "settings.html", run=run, tab="Settings", …)
+        return render(request, "settings/page.html", run=run, tab="Settings", …)
 """
 
 from collections.abc import Callable, Coroutine

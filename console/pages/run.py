@@ -30,7 +30,7 @@ def page(request: Request, run: NamedRun) -> Response:
     rows, evaluations = (_last_rows(file) for file in (run.files.metrics, run.files.evaluations))
     values = _health(run, rows, evaluations)
     values |= {"figures": figures(_keys(rows), _keys(evaluations)), "doubts": [], "events": []}
-    return render(request, "run.html", run=run, tab="Run", **values)
+    return render(request, "run/page.html", run=run, tab="Run", **values)
 
 
 @router.get("/runs/{run}/curves.json")
@@ -50,7 +50,7 @@ async def events(request: Request, run: NamedRun) -> AsyncIterator[ServerSentEve
             yield ServerSentEvent(event="health", raw_data=health)
         if reader.mark != drawn:
             yield ServerSentEvent(event="steps", raw_data=reader.mark)
-            happened = fragment("run_events.html", events=_notable(reader))
+            happened = fragment("run/events.html", events=_notable(reader))
             yield ServerSentEvent(event="happened", raw_data=happened)
         said, drawn = health, reader.mark
         await asyncio.sleep(_LOOK_EVERY_S)
@@ -59,7 +59,7 @@ async def events(request: Request, run: NamedRun) -> AsyncIterator[ServerSentEve
 def _health_part(run: Run, reader: RunReader) -> str:
     with reader.lock:
         health = _health(run, [*reader.steps.recent], [*reader.evaluations.recent])
-        return fragment("run_health.html", doubts=reader.doubts, **health)
+        return fragment("run/health.html", doubts=reader.doubts, **health)
 
 
 def _health(run: Run, rows: list[Row], evaluations: list[Row]) -> dict[str, Any]:

@@ -161,7 +161,7 @@
       this.plot?.destroy();
       this.plot = new uPlot({
         width: plot.clientWidth, height: 200, padding: [8, 14, 0, 0], legend: {show: false},
-        cursor: {sync: {key: "run", scales: ["x", null]}, y: false, drag: {x: true, y: false, dist: 6}, points: {size: 6}},
+        cursor: {sync: {key: "run", scales: ["x", null]}, y: false, drag: {x: true, y: false, dist: 6}, points: {size: 6, fill: (u, i) => u.series[i].stroke(u, i)}},
         scales: {x: {time: false}, y: {range: (_, low, high) => this.range(low, high)}},
         axes: axes(along === "time" ? duration : number),
         series: this.series(), bands: this.bands(),
