@@ -20,7 +20,7 @@ from fastapi.routing import APIRoute
 from starlette.datastructures import MutableHeaders
 
 from console.views import FILTERS
-from services.errors import SggError
+from services.errors import SggError, UnavailableError
 from services.http.pages import HEADERS
 
 HERE = Path(__file__).parent
@@ -54,6 +54,8 @@ class PageRoute(APIRoute):
                 response = await handle(request)
             except SggError as error:
                 response = error_page(request, error)
+            except OSError as error:  # a file that this process may not read, or that has gone
+                response = error_page(request, UnavailableError(str(error)))
             headers = MutableHeaders(raw=response.raw_headers)
             for name, value in HEADERS.items():
                 headers.setdefault(name, value)
