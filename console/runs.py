@@ -103,7 +103,10 @@ class Runs:
 def is_run(path: Path) -> bool:
     """Whether a folder is a run's, by what a run writes first."""
     files = RunFolder(path)
-    return files.config.is_file() or files.metrics.is_file()
+    try:
+        return files.config.is_file() or files.metrics.is_file()
+    except OSError:  # it may not be looked into
+        return False
 
 
 def _runs(request: Request) -> Runs:

@@ -6,7 +6,7 @@ Example of a page:
 
     @router.get("/runs/{run}/settings")
     def settings(request: Request, run: NamedRun) -> Response:
-        return render(request, "settings.html", run=run, tab="Settings", …)
+        return render(request, "settings/page.html", run=run, tab="Settings", …)
 """
 
 from collections.abc import Callable, Coroutine
@@ -21,7 +21,7 @@ from starlette.datastructures import MutableHeaders
 
 from console.views import FILTERS
 from evaluation.report.template import PARTS
-from services.errors import SggError
+from services.errors import SggError, UnavailableError
 from services.http.pages import HEADERS
 
 HERE = Path(__file__).parent
@@ -57,6 +57,8 @@ class PageRoute(APIRoute):
                 response = await handle(request)
             except SggError as error:
                 response = error_page(request, error)
+            except OSError as error:  # a file that this process may not read, or that has gone
+                response = error_page(request, UnavailableError(str(error)))
             headers = MutableHeaders(raw=response.raw_headers)
             for name, value in HEADERS.items():
                 headers.setdefault(name, value)

@@ -25,7 +25,7 @@ def compare(request: Request, runs: RunsOfConsole, names: Names = []) -> Respons
     trees = [read_config(run.files)[0] for run in chosen]
     return render(
         request,
-        "compare.html",
+        "compare/page.html",
         chosen=chosen,
         charts=COMPARED,
         settings=differing(trees),
@@ -42,7 +42,7 @@ def heldout(request: Request, runs: RunsOfConsole, names: Names = []) -> Respons
     except (SggError, OSError, ValueError) as error:
         rows, problem = {}, str(error)
     return render(
-        request, "compare_heldout.html", first=first, second=second, sections=rows, problem=problem
+        request, "compare/heldout.html", first=first, second=second, sections=rows, problem=problem
     )
 
 

@@ -20,17 +20,17 @@ from services.run_folder import TAIL_BYTES, TableFollower
 
 router = page_router()
 _LOOK_EVERY_S = 1.0
+_NUM_EVENTS = 30
+"""That are listed under the curves."""
 
 
 @router.get("/runs/{run}")
 def page(request: Request, run: NamedRun) -> Response:
     """The run's first page: by the ends of its files, so that a long run is there at once."""
     rows, evaluations = (_last_rows(file) for file in (run.files.metrics, run.files.evaluations))
-    shown = figures(
-        *(dict(pair for row in t for pair in numbers(row)) for t in (rows, evaluations))
-    )
-    health = _health(run, rows, evaluations)
-    return render(request, "run.html", run=run, tab="Run", figures=shown, doubts=[], **health)
+    values = _health(run, rows, evaluations)
+    values |= {"figures": figures(_keys(rows), _keys(evaluations)), "doubts": [], "events": []}
+    return render(request, "run/page.html", run=run, tab="Run", **values)
 
 
 @router.get("/runs/{run}/curves.json")
@@ -50,6 +50,8 @@ async def events(request: Request, run: NamedRun) -> AsyncIterator[ServerSentEve
             yield ServerSentEvent(event="health", raw_data=health)
         if reader.mark != drawn:
             yield ServerSentEvent(event="steps", raw_data=reader.mark)
+            happened = fragment("run/events.html", events=_notable(reader))
+            yield ServerSentEvent(event="happened", raw_data=happened)
         said, drawn = health, reader.mark
         await asyncio.sleep(_LOOK_EVERY_S)
 
@@ -57,7 +59,7 @@ async def events(request: Request, run: NamedRun) -> AsyncIterator[ServerSentEve
 def _health_part(run: Run, reader: RunReader) -> str:
     with reader.lock:
         health = _health(run, [*reader.steps.recent], [*reader.evaluations.recent])
-        return fragment("run_health.html", doubts=reader.doubts, **health)
+        return fragment("run/health.html", doubts=reader.doubts, **health)
 
 
 def _health(run: Run, rows: list[Row], evaluations: list[Row]) -> dict[str, Any]:
@@ -68,6 +70,11 @@ def _health(run: Run, rows: list[Row], evaluations: list[Row]) -> dict[str, Any]
         "tiles": tiles(rows, evaluations),
         "findings": [] if overview.state.is_over else findings(rows),
     }
+
+
+def _notable(reader: RunReader) -> list[dict[str, Any]]:
+    """The last events, without those that every step has."""
+    return [event for event in reader.events if event["kind"] != "published"][-_NUM_EVENTS:]
 
 
 def _last_rows(file: Path) -> list[Row]:

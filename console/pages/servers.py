@@ -22,7 +22,7 @@ _TAIL_BYTES = 4 << 10
 def servers(request: Request, run: NamedRun) -> Response:
     """The page at once: what Redis says comes by events, for it may be slow or away."""
     tails = [log_tail(run.files, log.name, _TAIL_BYTES) for log in logs(run.files)]
-    return render(request, "servers.html", run=run, tab="Servers", tails=tails)
+    return render(request, "servers/page.html", run=run, tab="Servers", tails=tails)
 
 
 @router.get("/runs/{run}/servers/events", response_class=EventSourceResponse)
@@ -46,5 +46,5 @@ async def events(
 
 
 def _event(run: Run, view: RedisView) -> ServerSentEvent:
-    part = fragment("servers_now.html", run=run, view=view)
+    part = fragment("servers/now.html", run=run, view=view)
     return ServerSentEvent(event="servers", raw_data=part)

@@ -22,7 +22,7 @@ def settings(request: Request, run: NamedRun) -> Response:
     tree, problem = read_config(run.files)
     return render(
         request,
-        "settings.html",
+        "settings/page.html",
         run=run,
         tab="Settings",
         sections=setting_rows(tree),
@@ -35,7 +35,9 @@ def settings(request: Request, run: NamedRun) -> Response:
 def log(request: Request, run: NamedRun, name: str) -> Response:
     """The end of a log."""
     found = log_tail(run.files, name)
-    return render(request, "log.html", run=run, tab="Settings", log=found, logs=logs(run.files))
+    return render(
+        request, "settings/log.html", run=run, tab="Settings", log=found, logs=logs(run.files)
+    )
 
 
 @router.get("/runs/{run}/logs/{name}/events", response_class=EventSourceResponse)
@@ -45,7 +47,7 @@ async def log_events(request: Request, run: NamedRun, name: str) -> AsyncIterato
     while not is_stopping(request):
         found = await asyncio.to_thread(log_tail, run.files, name)
         if found.num_bytes != said:
-            part = fragment("log_lines.html", log=found)
+            part = fragment("settings/log_lines.html", log=found)
             yield ServerSentEvent(event="log", raw_data=part)
         said = found.num_bytes
         await asyncio.sleep(_LOOK_EVERY_S)

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass
+from urllib.parse import quote
 
 from services.errors import NotFoundError
 from services.run_folder import RunFolder
@@ -20,6 +21,11 @@ class Log:
     lines: list[str]
     """The last ones; empty where only its name is asked for."""
     is_whole: bool
+
+    @property
+    def quoted(self) -> str:
+        """Its name as a part of a URL."""
+        return quote(self.name, safe="")
 
 
 def logs(files: RunFolder) -> list[Log]:

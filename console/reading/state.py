@@ -44,9 +44,16 @@ def read_state(files: RunFolder) -> RunState:
     word = _word(files, progress, trainer)
     reason = trainer.failed if trainer and word == "failed" else None
     if word in ("stopped", "failed") and reason is None:
-        error = last_error(files)
-        reason = f"{error.log}: {error.line}" if error else None
+        reason = _last_error(files)
     return RunState(word, reason, progress, trainer)
+
+
+def _last_error(files: RunFolder) -> str | None:
+    try:
+        error = last_error(files)
+    except OSError:  # a log that this process may not read, or that has gone
+        return None
+    return f"{error.log}: {error.line}" if error else None
 
 
 def _progress(files: RunFolder) -> RunProgress | None:
@@ -72,7 +79,10 @@ def _word(files: RunFolder, progress: RunProgress | None, trainer: TrainerSign |
 
 def _wrote_lately(files: RunFolder) -> bool:
     """Whether a part of the run says something: its model is being loaded."""
-    newest = max((log.stat().st_mtime for log in files.logs.glob("*.log")), default=0.0)
+    try:
+        newest = max((log.stat().st_mtime for log in files.logs.glob("*.log")), default=0.0)
+    except OSError:
+        return False
     return time.time() - newest < _SILENT_S
 
 

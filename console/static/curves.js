@@ -161,7 +161,7 @@
       this.plot?.destroy();
       this.plot = new uPlot({
         width: plot.clientWidth, height: 200, padding: [8, 14, 0, 0], legend: {show: false},
-        cursor: {sync: {key: "run", scales: ["x", null]}, y: false, drag: {x: true, y: false, dist: 6}, points: {size: 6}},
+        cursor: {sync: {key: "run", scales: ["x", null]}, y: false, drag: {x: true, y: false, dist: 6}, points: {size: 6, fill: (u, i) => u.series[i].stroke(u, i)}},
         scales: {x: {time: false}, y: {range: (_, low, high) => this.range(low, high)}},
         axes: axes(along === "time" ? duration : number),
         series: this.series(), bands: this.bands(),
@@ -251,9 +251,10 @@
     }
     asking = true;
     try {
-      const asked = await fetch(`${run.dataset.curves}?since=${data?.mark ?? ""}`);
-      if (asked.ok) {
-        merge(await asked.json());
+      const copy = document.getElementById("curves"); // in a copy, which has no server to ask
+      const asked = copy ?? await fetch(`${run.dataset.curves}?since=${data?.mark ?? ""}`);
+      if (copy || asked.ok) {
+        merge(copy ? JSON.parse(copy.textContent) : await asked.json());
         if (!charts.length && data.steps.mean.step) location.reload(); // the first step has come
         moving = true;
         for (const chart of charts) chart.update();

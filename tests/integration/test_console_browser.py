@@ -131,9 +131,17 @@ def test_hostile_names_and_texts_run_nothing(look: Look) -> None:
     assert "sgg-rl" in page.title(), "no script of the run has run"
 
 
-def test_two_runs_beside_each_other(look: Look) -> None:
+def test_the_list_moves_and_two_runs_are_beside_each_other(look: Look, root: Path) -> None:
     page = look.at("/")
     page.get_by_label("Compare live").check()
+    line = page.locator(".runs li", has=page.get_by_label("Compare live"))
+    before = line.locator(".spark").first.get_attribute("aria-label")
+    files = RunFolder(root / "live")
+    with files.metrics.open("a") as stream:
+        stream.write(json.dumps(step_row(300, 1000, time.time(), random.Random(0))) + "\n")
+    expect(line).to_contain_text("step 301 of 1,000")
+    assert line.locator(".spark").first.get_attribute("aria-label") != before
+    expect(page.get_by_label("Compare live")).to_be_checked()
     page.get_by_label("Compare done").check()
     page.get_by_role("button", name="Compare").click()
     expect(page.locator("figure canvas").first).to_be_visible()

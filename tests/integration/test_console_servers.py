@@ -31,7 +31,7 @@ async def test_servers_and_dead_groups_come_from_redis(
         view = await reader.read()
         assert view.problem is None
         assert [letter.work_id for letter in view.letters] == ["group-2", "group-1", "group-0"]
-        part = fragment("servers_now.html", run=Run("live", tmp_path), view=view)
+        part = fragment("servers/now.html", run=Run("live", tmp_path), view=view)
         for words in ("node7-1", "913.3", "no &lt;b&gt;room", "data: picture 2 &lt;i&gt;", "ready"):
             assert words in part
         assert await queue.drop(view.letters[0].entry_id)

@@ -1,14 +1,17 @@
 """The console's pages over HTTP: what is there, what is not, and what may never run."""
 
 import hashlib
+import json
 import tomllib
 from html.parser import HTMLParser
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 from fastapi.testclient import TestClient
 
 from console.app import create_console
+from console.export import export
 from console.web import HERE, TABS
 from tests.console_runs import make_run
 
@@ -16,13 +19,19 @@ from tests.console_runs import make_run
 class Elements(HTMLParser):
     """Finds what only a page that trusts a run's words would hold."""
 
-    def __init__(self) -> None:
+    def __init__(self, scripts: str = "/static/") -> None:
         super().__init__()
+        self._scripts = scripts
         self.forbidden: list[str] = []
+        self.links: list[str] = []
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         given = dict(attrs)
-        inline = tag == "script" and not (given.get("src") or "").startswith("/static/")
+        self.links += [
+            link for name in ("href", "src") if (link := given.get(name) or "#")[0] != "#"
+        ]
+        is_data = given.get("type") == "application/json"
+        inline = tag == "script" and self._scripts not in (given.get("src") or "") and not is_data
         steers = any(name.startswith("on") or name == "style" for name in given)
         if inline or steers or given.get("src") == "x" or "javascript:" in str(given.values()):
             self.forbidden.append(self.get_starttag_text() or tag)
@@ -109,3 +118,23 @@ def test_pages_ask_for_the_token(tmp_path: Path) -> None:
     assert client.get("/", headers={"Authorization": "Bearer secret"}).status_code == 200
     asked = client.get("/", headers={"Accept": "text/html", "Sec-Fetch-Mode": "navigate"})
     assert asked.url.path == "/login"
+
+
+async def test_a_copy_opens_from_disk(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs" / HOSTILE, steps=30, total=30, ended_s=900)
+    make_run(tmp_path / "runs" / "live", steps=30, total=100)
+    copy = tmp_path / "copy"
+    assert await export(tmp_path / "runs", copy) == 2
+    pages = list(copy.rglob("*.html"))
+    assert len(pages) == 1 + 2 * 3
+    for page in pages:
+        found = Elements("static/")
+        found.feed(page.read_text())
+        assert found.forbidden == []
+        assert found.links, "style and scripts at least"
+        for link in found.links:
+            assert (page.parent / unquote(link)).is_file(), link
+    run = (copy / "runs" / HOSTILE / "index.html").read_text()
+    data = run.partition('id="curves">')[2].partition("</script>")[0]
+    assert len(json.loads(data)["steps"]["mean"]["reward_mean"]) == 30
+    assert "sse-connect" not in run
