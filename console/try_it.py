@@ -186,6 +186,8 @@ def curl_line(url: str, question: Question, *, token: bool) -> str:
     options = {name: _field(value) for name, value in fields.items() if value is not False}
     header = ['-H "Authorization: Bearer $SGG_DATA_TOKEN"'] if token else []
     name = printable(question.name.replace("\n", " ")) or "picture.jpg"
+    if set(name) & set(',;"'):  # which curl gives a meaning of its own
+        name = json.dumps(name, ensure_ascii=False)
     parts = [
         "curl -sSf",
         *header,

@@ -109,7 +109,7 @@ def test_groups_are_found_and_opened_by_keys(look: Look) -> None:
 
 
 def test_an_opened_group_draws_what_it_says(look: Look) -> None:
-    page = look.at(f"{LIST}/toys-e0-r0?step=0&completion=0")
+    page = look.at(f"{LIST}/toys-e0-r0?step=0")
     opened = page.locator("h2").first
     for _ in range(3):
         before = opened.inner_text()
