@@ -29,7 +29,7 @@ def value_chart(
     plot = Plot(
         width=_WIDTH,
         height=_HEIGHT,
-        x=Scale(low=steps[0] - edge, high=steps[-1] + edge, start=48, end=_WIDTH - 12),
+        x=Scale(low=steps[0] - edge, high=steps[-1] + edge, start=48, end=_WIDTH - 12, whole=True),
         y=Scale(low=low, high=max(high, low + 1e-6), start=_HEIGHT - 44, end=12),
         x_title="step",
         y_title=y_title,

@@ -6,6 +6,8 @@ from markupsafe import Markup
 
 from services.printable import age, printable
 
+MAX_NAME = 60
+"""Characters of a name that a model wrote"""
 _WIDTH, _HEIGHT, _PAD = 120.0, 30.0, 3.0
 
 
@@ -59,5 +61,17 @@ def sparkline(values: Sequence[float], label: str) -> Markup:
     ).format(w=_WIDTH, h=_HEIGHT, said=said, line=line, x=points[-1][0], y=points[-1][1])
 
 
-FILTERS = {"number": number, "duration": duration, "age": age, "printable": printable}
+def shown_name(name: str) -> str:
+    """A name on one line, at most `MAX_NAME` characters, none of which steers a page."""
+    text = printable(name.replace("\n", " ").replace("\t", " "))
+    return text if len(text) <= MAX_NAME else text[: MAX_NAME - 1] + "…"
+
+
+FILTERS = {
+    "number": number,
+    "duration": duration,
+    "age": age,
+    "printable": printable,
+    "shown_name": shown_name,
+}
 """What templates may call on a value"""

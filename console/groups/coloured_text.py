@@ -11,6 +11,8 @@ from services.printable import printable
 
 MAX_TEXT = 20_000
 """Characters that are shown."""
+MAX_WHY = 200
+"""The same of a reason, which may name an object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,7 @@ def _marked(
     kept = iter(lines)
     for index, span in enumerate(spans):
         if index in dropped:
-            yield span, "dropped", f"dropped: {printable(dropped[index].why)}"
+            yield span, "dropped", f"dropped: {printable(dropped[index].why[:MAX_WHY])}"
         else:
             line = next(kept)
             yield span, kind_of(line), reason_of(line)

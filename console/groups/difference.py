@@ -9,13 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from console.views import shown_name
 from evaluation.report.browser import drawable
 from reward_service.explain.explainer import Explanation
 from reward_service.explain.verdicts import ObjectLine, TripletLine
 from reward_service.explain.words import object_reason, triplet_reason
 from scene_graph.boxes import BoxSpace
 from scene_graph.graph import GraphColumns, SceneGraph
-from services.printable import printable
 
 Verdict = str
 """`hit`, `near` (with `wanted` for the reference's box), `miss`, `hallucination`, or `drawn` where
@@ -28,8 +28,6 @@ KINDS = {
     "wrong_predicate": "near",
 }
 """A verdict of `reward_service.explain` to one that is drawn; all others are hallucinations."""
-MAX_NAME = 60
-"""Characters of a name on a drawing"""
 _Box = tuple[float, float, float, float]
 
 
@@ -202,7 +200,7 @@ def _said(line: ObjectLine, box: _Box | None) -> Part:
     if line.verdict == "box_off" and line.iou is not None:
         label = f"{part.label} IoU {line.iou:.2f}"
     elif line.verdict == "wrong_name":
-        label = f"{part.label} (it is {_shown(line.reference or '')})"
+        label = f"{part.label} (it is {shown_name(line.reference or '')})"
     else:
         return part
     return Part(name=part.name, label=label, box=box, verdict=part.verdict)
@@ -215,7 +213,7 @@ def kind_of(line: ObjectLine | TripletLine) -> Verdict:
 
 def reason_of(line: ObjectLine | TripletLine) -> str:
     """Its verdict in words, with what the verdict does not say by itself."""
-    why = object_reason(line) if isinstance(line, ObjectLine) else triplet_reason(line, _shown)
+    why = object_reason(line) if isinstance(line, ObjectLine) else triplet_reason(line, shown_name)
     return ": ".join(filter(None, [(line.verdict or "").replace("_", " "), why]))
 
 
@@ -238,7 +236,7 @@ def _with_triplets(
 
 
 def _part(name: str, box: _Box | None, verdict: Verdict) -> Part:
-    shown = _shown(name)
+    shown = shown_name(name)
     return Part(name=shown, label=shown, box=box, verdict=verdict)
 
 
@@ -252,14 +250,8 @@ def _link(
 ) -> Link:
     return Link(
         subject=places[subject],
-        predicate=_shown(predicate),
+        predicate=shown_name(predicate),
         object=places[object_],
         verdict=verdict,
         why=why,
     )
-
-
-def _shown(name: str) -> str:
-    """A name on one line, none of whose characters steers a page."""
-    text = printable(name.replace("\n", " ").replace("\t", " "))
-    return text if len(text) <= MAX_NAME else text[: MAX_NAME - 1] + "…"

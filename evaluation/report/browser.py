@@ -38,8 +38,7 @@ def browser_data(
         "order": order,
         "sides": [name for name, _ in sides],
         "images": [
-            _image(image, [side[image.image_id] for _, side in sides], picture)
-            for image in chosen
+            _image(image, [side[image.image_id] for _, side in sides], picture) for image in chosen
         ],
     }
 

@@ -37,6 +37,8 @@ class Scale:
     high: float
     start: float
     end: float
+    whole: bool = False
+    """Whether only whole numbers have ticks"""
 
     def __call__(self, value: float) -> float:
         """The pixel of a value."""
@@ -47,6 +49,8 @@ class Scale:
     def ticks(self) -> list[float]:
         """About five round numbers in the range, both ends included where they are round."""
         step = round_step((self.high - self.low) / 5)
+        if self.whole:
+            step = max(step, 1.0)
         first = math.ceil(self.low / step)
         return [i * step for i in range(first, math.floor(self.high / step + 1e-9) + 1)]
 
