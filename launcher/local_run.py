@@ -150,6 +150,8 @@ class _Run:
             self.console.print(summary_table(heldout_summary(self.folder)))
         for file in (*write_run_results(self.settings), self.folder.checkpoint):
             self.say(f"wrote {file}")
+        if self.settings.monitor.console:
+            self.say(f"the console ends with the run; again: sgg-rl console {self.folder.path}")
         if self.evaluates:
             self.say("\n".join(["", *closing_lines(heldout_summary(self.folder), self.folder)]))
 
