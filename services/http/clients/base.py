@@ -21,6 +21,7 @@ from services.errors import (
     WaitTimeoutError,
 )
 from services.http.problems import error_from_problem
+from services.settings.secrets import checked_secret
 from services.telemetry import trace_headers
 
 Answer = TypeVar("Answer", bound=BaseModel)
@@ -50,23 +51,15 @@ class ServiceClient:
             timeout_s: Longest wait for one answer, all attempts together.
 
         Raises:
-            InvalidInputError: The url has no `http://` or `https://`.
+            InvalidInputError: As `check_access`.
         """
-        if not url.startswith(("http://", "https://")):
-            raise InvalidInputError(f"{url} is no address of a service: write http://host:port")
+        check_access(url, token, timeout_s)
         self.url = url.rstrip("/")
         self._timeout_s = timeout_s
         self._token = token
-        # trust_env off: a proxy meant for the internet must not see a cluster's requests.
-        # No timeout of httpx's own: it would count each phase anew; `_call` has one deadline.
-        # No limit of connections: callers bound what they have in flight.
-        self._http = httpx.AsyncClient(
-            base_url=self.url,
-            timeout=None,  # noqa: S113 - see above
-            limits=httpx.Limits(),
-            trust_env=False,
-            verify=_tls(),
-        )
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._connections: httpx.AsyncClient | None = None
+        self._is_closed = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -75,7 +68,21 @@ class ServiceClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        await self._http.aclose()
+        """End the connections; the client asks nothing any more."""
+        self._is_closed = True
+        if self._connections is not None and self._loop is asyncio.get_running_loop():
+            await self._connections.aclose()
+        self._connections = None
+
+    @property
+    def _http(self) -> httpx.AsyncClient:
+        """Connections of the event loop that runs: those of another are dead, as after a fork."""
+        if self._is_closed:
+            raise InvalidInputError(f"this client of {self.url} is closed: make another one")
+        loop = asyncio.get_running_loop()
+        if self._connections is None or self._loop is not loop:
+            self._loop, self._connections = loop, _connections(self.url)
+        return self._connections
 
     async def get(self, path: str, answer: type[Answer], *, retry: bool = True) -> Answer:
         """`GET path`; raises as `post` does."""
@@ -196,6 +203,40 @@ class ServiceClient:
         """Headers of any request, asked for right before it is sent."""
         bearer = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         return trace_headers() | bearer
+
+
+def check_access(url: str, token: str | None, timeout_s: float) -> None:
+    """Refuse what no request could be sent with.
+
+    Raises:
+        InvalidInputError: The url has no `http://` or `https://` or no host, the token does not fit
+            into a header, or there is no time for an answer.
+    """
+    try:
+        address = httpx.URL(url)
+    except (httpx.InvalidURL, TypeError):
+        address = httpx.URL()
+    if address.scheme not in ("http", "https") or not address.host:
+        raise InvalidInputError(f"{url} is no address of a service: write http://host:port")
+    if not isinstance(token, str | None):
+        raise InvalidInputError(f"a token is a text, no {type(token).__name__}")
+    if token is not None:
+        checked_secret(token, "the token")
+    if not isinstance(timeout_s, int | float) or not timeout_s > 0:
+        raise InvalidInputError(f"timeout_s is a number of seconds over 0, and not {timeout_s!r}")
+
+
+def _connections(url: str) -> httpx.AsyncClient:
+    # trust_env off: a proxy meant for the internet must not see a cluster's requests.
+    # No timeout of httpx's own: it would count each phase anew; `_call` has one deadline.
+    # No limit of connections: callers bound what they have in flight.
+    return httpx.AsyncClient(
+        base_url=url,
+        timeout=None,  # noqa: S113 - see above
+        limits=httpx.Limits(),
+        trust_env=False,
+        verify=_tls(),
+    )
 
 
 @functools.cache
