@@ -100,11 +100,14 @@ class ServiceClient:
             retry: False where the caller would rather ask another server.
 
         Raises:
+            InvalidInputError: The body is no message, or the client is closed.
             UnavailableError: Not reachable until the deadline.
             WaitTimeoutError: Reached, but no answer until the deadline.
             EngineError: The answer is not an `answer`.
             SggError: The subclass that the service raised, with its detail.
         """
+        if not isinstance(body, BaseModel):
+            raise InvalidInputError(f"{path} takes a message of services/schemas, and not {body!r}")
         return await self._call("POST", path, body, answer, retry)
 
     async def put_file(self, path: str, file: Path, answer: type[Answer]) -> Answer:
