@@ -22,7 +22,7 @@ from services.http.clients.rollout import RolloutClient
 from services.schemas.rollouts import RolloutRequest, RolloutResponse
 from services.schemas.weights import PolicyInfo, Version
 from services.settings import Settings
-from services.waiting import WaitNotice, ended
+from services.waiting import WaitNotice, ended, growing_pauses
 
 logger = logging.getLogger(__name__)
 
@@ -185,10 +185,9 @@ class Fleet:
 
     async def _return(self, member: Member) -> None:
         """Until the server serves what the others serve, or nobody is waited for any longer."""
-        pause_s = _FIRST_PAUSE_S
+        pauses = growing_pauses(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         while not member.up and self._lost is None:
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            await asyncio.sleep(next(pauses))
             fits = await self._serves_the_same(member)
             async with self._changed:
                 if fits:

@@ -23,6 +23,7 @@ from services.errors import (
 from services.http.problems import error_from_problem
 from services.settings.secrets import checked_secret
 from services.telemetry import trace_headers
+from services.waiting import growing_pauses
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
@@ -176,7 +177,7 @@ class ServiceClient:
         self, method: str, path: str, content: bytes, retry: bool, failures: list[SggError]
     ) -> bytes:
         """The body of the first good answer; `failures` gets each error on the way."""
-        pause_s = _FIRST_PAUSE_S
+        pauses = growing_pauses(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         while True:
             asked_s = 0.0
             try:
@@ -191,8 +192,7 @@ class ServiceClient:
                     raise
                 failures.append(error)
             # Half of it at random, so that many clients do not come back at the same moment.
-            await asyncio.sleep(max(asked_s, pause_s * (0.5 + random.random() / 2)))
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            await asyncio.sleep(max(asked_s, next(pauses) * (0.5 + random.random() / 2)))
 
     async def _once(self, method: str, path: str, content: bytes) -> httpx.Response:
         of_body = {"Content-Type": "application/json"} if content else {}
