@@ -65,7 +65,10 @@ def checked(function: Callable[P, T]) -> Callable[P, T]:
         except OSError as error:
             if error.filename is None:
                 raise
-            raise InvalidInputError(f"{str(error.filename)[:200]}: {error.strerror}") from error
+            place = str(error.filename)[:200]
+            raise InvalidInputError(
+                f"cannot use {place}: {error.strerror}; mend this, or name another place"
+            ) from error
 
     return call
 
@@ -75,15 +78,16 @@ def _refusal(function: Callable[..., object], error: ValidationError) -> Invalid
     found = error.errors(include_url=False)
     best = max(found, key=lambda mistake: len(mistake["loc"]))
     beside = [mistake for mistake in found if mistake["loc"][:-1] == best["loc"][:-1]]
-    first, *path = best["loc"]
-    if isinstance(first, int):  # it was given by place
-        first = list(inspect.signature(function).parameters)[first]
-    place = ".".join([first, *(str(part) for part in path if not _MEMBER.fullmatch(str(part)))])
+    first, path = best["loc"][:1], best["loc"][1:]
+    named = dict(enumerate(inspect.signature(function).parameters))  # those given by place
+    place = [named.get(part, part) for part in first]
+    place += [part for part in path if not _MEMBER.fullmatch(str(part))]
     why = dict.fromkeys(mistake["msg"].removeprefix("Value error, ") for mistake in beside)
     name = function.__qualname__
     given = "" if best["type"].endswith("_argument") else f", and not {_shown(best['input'])}"
     remedy = "" if "." in name else f" (help(sgg_rl.{name}) has an example)"
-    return InvalidInputError(f"{name}: {place}: {' or '.join(why)}{given}{remedy}")
+    where = ": ".join(filter(None, (name, ".".join(map(str, place)))))
+    return InvalidInputError(f"{where}: {' or '.join(why)}{given}{remedy}")
 
 
 def _shown(value: object) -> str:

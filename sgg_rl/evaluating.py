@@ -10,7 +10,6 @@ from evaluation.result import EvaluationResult
 from evaluation.scoring import compare as comparing
 from evaluation.storage import load_result
 from scene_graph.cleaning import Task
-from services.errors import InvalidInputError
 from sgg_rl.arguments import AnyPath, checked
 
 
@@ -48,9 +47,6 @@ def evaluate(
     Raises:
         InvalidInputError: Something cannot be read or written, or there is nothing to compare.
     """
-    folder = None if output is None else Path(output)
-    if folder is not None:
-        _make(folder)
     request = Request(
         predictions=Path(predictions),
         reference=str(reference),
@@ -60,7 +56,7 @@ def evaluate(
         vocabulary=None if vocabulary is None else str(vocabulary),
         aliases=tuple(map(Path, [aliases] if isinstance(aliases, str | Path) else aliases)),
     )
-    return run_evaluation(request, folder)
+    return run_evaluation(request, None if output is None else Path(output))
 
 
 @checked
@@ -88,13 +84,3 @@ def compare(
 
 def _result(found: EvaluationResult | str | Path) -> EvaluationResult:
     return load_result(Path(found)) if isinstance(found, str | Path) else found
-
-
-def _make(folder: Path) -> None:
-    """Before the work, which takes minutes."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InvalidInputError(
-            f"output is a folder, and {folder} cannot be one: {error.strerror}; name another"
-        ) from error
