@@ -79,14 +79,14 @@ def _refusal(function: Callable[..., object], error: ValidationError) -> Invalid
     best = max(found, key=lambda mistake: len(mistake["loc"]))
     beside = [mistake for mistake in found if mistake["loc"][:-1] == best["loc"][:-1]]
     first, path = best["loc"][:1], best["loc"][1:]
-    named = dict(enumerate(inspect.signature(function).parameters))  # those given by place
-    place = [named.get(part, part) for part in first]
-    place += [part for part in path if not _MEMBER.fullmatch(str(part))]
+    names = {str(i): name for i, name in enumerate(inspect.signature(function).parameters)}
+    place = [names.get(str(part), str(part)) for part in first]  # a number was given by place
+    place += [str(part) for part in path if not _MEMBER.fullmatch(str(part))]
     why = dict.fromkeys(mistake["msg"].removeprefix("Value error, ") for mistake in beside)
     name = function.__qualname__
     given = "" if best["type"].endswith("_argument") else f", and not {_shown(best['input'])}"
     remedy = "" if "." in name else f" (help(sgg_rl.{name}) has an example)"
-    where = ": ".join(filter(None, (name, ".".join(map(str, place)))))
+    where = ": ".join(filter(None, (name, ".".join(place))))
     return InvalidInputError(f"{where}: {' or '.join(why)}{given}{remedy}")
 
 

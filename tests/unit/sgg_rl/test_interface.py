@@ -317,13 +317,13 @@ def test_every_path_may_begin_at_home(folder: Path, monkeypatch: pytest.MonkeyPa
     (folder / "synonyms.txt").write_text("square,box\n")
     names = json.dumps({"objects": ["square"], "predicates": ["above"]})
     (folder / "names.json").write_text(names)
-    data = {"train": "~/toy/train.parquet", "vocabulary": "~/names.json"}
     found = sgg_rl.evaluate(
         "~/mine.jsonl",
         "~/toy/heldout.parquet",
         aliases="~/synonyms.txt",
         output="~/at-home",
-        **data,
+        train="~/toy/train.parquet",
+        vocabulary="~/names.json",
     )
     assert found.inputs["train"] == str(folder / "toy/train.parquet")
     assert sgg_rl.compare("~/at-home", "~/at-home").num_images == 8
