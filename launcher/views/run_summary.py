@@ -69,7 +69,7 @@ def closing_lines(evaluations: dict[str, dict[str, Any]], files: RunFolder) -> l
     return [
         f"improved on held-out images: {', '.join(better[:1]) or 'nothing; train more steps'}",
         f"look: open {files.path / 'report.html'} in a browser, pictures before and after",
-        "next: `sgg-rl demo --data YOUR_DATA` trains on yours (docs/data.md)",
+        f"next: `sgg-rl predict PICTURES --model {files.path}`, or `sgg-rl demo --data DATA`",
     ]
 
 

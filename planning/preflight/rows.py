@@ -42,6 +42,8 @@ class Source:
     """Only so many from the first on are used; None: all."""
     annotated: bool = True
     """False: its rows need no graph."""
+    rows: SceneDataset | None = None
+    """Where it is open already"""
 
     @property
     def title(self) -> str:
@@ -61,7 +63,7 @@ def source_checks(
         fetch: A dataset of the hub that is not reached is a fault; else it is said to be unchecked.
     """
     try:
-        dataset = opened(
+        dataset = source.rows or opened(
             source.name, source.task, source.thinking_column, annotated=source.annotated
         )
     except InvalidInputError as error:
