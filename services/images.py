@@ -46,7 +46,7 @@ _SIGN = "sign"
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "AVIF", "HEIF")
 """With a plain decoder in Pillow, or in pillow-heif for the photos of phones; some others of Pillow
 run external programs."""
-register_heif_opener()
+register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,

@@ -115,9 +115,10 @@ def test_failed_pictures_are_listed_each_with_its_remedy(tmp_path: Path) -> None
         return found
 
     assert said() == []
-    there = [not_asked_line("a.jpg", "refused", "the prompt is too long", (9, 9))]
-    for n in range(30):
-        there.append(not_asked_line(f"{n}.jpg", "unreadable", f"{n}.jpg: damaged"))
+    there = [
+        not_asked_line("a.jpg", "refused", "the prompt is too long", (9, 9)),
+        *(not_asked_line(f"{n}.jpg", "unreadable", f"{n}.jpg: damaged") for n in range(30)),
+    ]
     for line in there:
         put(tmp_path / str(line.image_id), b"")
     found = said(*there)

@@ -30,6 +30,7 @@ from evaluation.inference.prompts import rollout_request
 from evaluation.inference.record import kept_settings
 from evaluation.reading.lines import GraphLine, LineObject, LineRelationship
 from evaluation.report.predictions import write_predictions
+from launcher.inference import run_inference, run_prediction
 from rollout_service.fake.engine import FakeEngine
 from scene_graph.drawing.layout import LONGER_SIDE
 from services.errors import ConflictError, EngineError, TooLargeError
@@ -228,6 +229,25 @@ def test_it_is_known_without_a_server_what_is_missing_and_what_has_changed(
             work.check_started(changed(server, temperature=0.5))
         with pytest.raises(ConflictError, match='model = "none", and now it is "other"'):
             work.check_started(server.settings.changed(model={"path": "other"}))
+
+
+def test_a_finished_folder_and_a_changed_setting_start_no_server(
+    server: LiveServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (picture,) = answered_pictures(server, tmp_path, 1)
+    out = tmp_path / "out"
+    predicted(server, out, [picture])
+    assert run_prediction(server.settings, [picture], out, own_server=True)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"1 picture: all are done, in {out}; nothing is asked again" in said
+    assert (out / "predictions.html").is_file()
+    with pytest.raises(ConflictError, match=r"temperature = 0\.0, and now it is 0\.5"):
+        run_prediction(changed(server, temperature=0.5), [picture], out, own_server=True)
+    assert run_inference(server.settings, [picture], out / "infer", limit=1, servers=[server.url])
+    capsys.readouterr()
+    run_inference(server.settings, [picture], out / "infer", own_server=True)
+    assert "1 image: all are done" in capsys.readouterr().out
+    assert not list(out.rglob("rollout*"))
 
 
 def test_the_best_of_several_has_a_graph_and_then_the_likeliest_tokens(

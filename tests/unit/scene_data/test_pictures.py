@@ -49,7 +49,7 @@ def test_a_link_to_a_file_that_is_gone_is_named(photos: Path) -> None:
     assert find_pictures(["photos/l*.jpg"]) == [photos / "link.jpg"]
     dataset = open_dataset("photos", annotated=False)
     index = [dataset.image_id(i) for i in range(len(dataset))].index("photos/link.jpg")
-    with pytest.raises(InvalidInputError, match="link.jpg: image cannot be read: No such file"):
+    with pytest.raises(InvalidInputError, match=r"link\.jpg: image cannot be read: No such file"):
         dataset[index]
 
 
