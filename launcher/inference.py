@@ -151,6 +151,7 @@ def _do(work: Work, what: str, settings: Settings, found: "_Servers", console: S
     if not found.urls:
         work.check_started(settings)
         if not work.num_missing:
+            progress.skipped = progress.done
             say(f"{what}: all are done, in {folder}; nothing is asked again")
             return
     with _serving(settings, folder, found, console) as serving:

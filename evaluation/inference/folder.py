@@ -22,6 +22,8 @@ from services.schemas.weights import PolicyInfo
 from services.settings import Settings
 
 PREDICTIONS = "predictions.jsonl"
+PICTURES = "pictures"
+"""What stands for a dataset's name where pictures are named"""
 
 
 @dataclass(kw_only=True)
@@ -141,14 +143,13 @@ def inference(folder: Path, dataset: SceneDataset, progress: Progress) -> Iterat
     Raises:
         ConflictError: The folder has predictions of other images, or another process writes there.
     """
-    source = dataset.name, len(dataset)
     with PredictionsFile(folder / PREDICTIONS) as predictions:
         work = Work(
             folder=folder,
             predictions=predictions,
             images=dataset,
             progress=progress,
-            source=source,
+            source=(dataset.name or PICTURES, len(dataset)),
         )
         num_lines = 0
         for index, line in enumerate(predictions.lines()):
@@ -167,5 +168,5 @@ def _check_row(line: GraphLine, dataset: SceneDataset, index: int) -> None:
     if str(line.image_id) != expected:
         raise ConflictError(
             f"line {index + 1} of the predictions is of image {line.image_id}, row {index + 1} of "
-            f"{dataset.name} is image {expected}: give another --output"
+            f"{dataset.name or PICTURES} is image {expected}: give another --output"
         )

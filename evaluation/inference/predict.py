@@ -5,19 +5,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from evaluation.inference.drawings import Drawings
-from evaluation.inference.folder import PREDICTIONS, Work
+from evaluation.inference.folder import PICTURES, PREDICTIONS, Work
 from evaluation.inference.predictions import PredictionsFile
 from evaluation.inference.progress import Progress
 from evaluation.reading.lines import GraphLine
 from scene_data.dataset import SceneDataset
 from scene_data.reading.pictures import PictureRows
 
-_NAME = "pictures"
-
 
 def picture_dataset(pictures: Sequence[Path]) -> SceneDataset:
     """Pictures as rows without graphs, in this order; each one's id is its path."""
-    return SceneDataset(PictureRows(pictures), _NAME, annotated=False)
+    return SceneDataset(PictureRows(pictures), "", annotated=False)
 
 
 def picture_reader(files: Mapping[str, Path]) -> Callable[[str], bytes | None]:
@@ -60,7 +58,7 @@ def prediction(
             predictions=predictions,
             images=pictures,
             progress=progress,
-            source=(_NAME, None),
+            source=(PICTURES, None),
             written=drawings.add,
             to_the_end=True,
         )

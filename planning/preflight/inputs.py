@@ -71,7 +71,7 @@ def checked_inference(
     """
     source = Source(
         setting="the dataset",
-        name=data if isinstance(data, str) else data.name,
+        name=data if isinstance(data, str) else data.name or "the pictures",
         rows=None if isinstance(data, str) else data,
         answer="evaluation",
         num_rows=limit,

@@ -245,7 +245,8 @@ def test_a_finished_folder_and_a_changed_setting_start_no_server(
         run_prediction(changed(server, temperature=0.5), [picture], out, own_server=True)
     assert run_inference(server.settings, [picture], out / "infer", limit=1, servers=[server.url])
     capsys.readouterr()
-    run_inference(server.settings, [picture], out / "infer", own_server=True)
+    done = run_inference(server.settings, [picture], out / "infer", own_server=True)
+    assert (done.done, done.skipped, done.images_per_s) == (1, 1, 0)
     assert "1 image: all are done" in capsys.readouterr().out
     assert not list(out.rglob("rollout*"))
 
