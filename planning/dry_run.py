@@ -50,7 +50,7 @@ def _steps(settings: Settings) -> Iterator[str]:
     else:
         total = trainer.total_steps(rows)
         epochs = total * trainer.groups_per_step / rows
-        yield f"steps: {total}, {epochs:.2f} epochs of {rows} images"
+        yield f"steps: {total}, {epochs:.2f} epochs of {counted(rows, 'image')}"
     yield f"a step: {step}"
 
 

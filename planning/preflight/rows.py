@@ -17,6 +17,7 @@ from scene_data.reading.sources import is_hub_name
 from scene_graph.cleaning import Task
 from services.errors import InvalidInputError, SettingsError, TooLargeError, UnavailableError
 from services.images import decode_image
+from services.printable import counted
 from services.schemas.common import ChatMessage
 from services.settings import Settings
 
@@ -75,7 +76,8 @@ def source_checks(
         yield _faulty(source, faults, len(indexes))
     else:
         detail = (
-            f"{source.name}, {len(dataset)} rows; {len(indexes)} of them and their pictures read"
+            f"{source.name}, {counted(len(dataset), 'row')}; {len(indexes)} of them and their "
+            "pictures read"
         )
         yield CheckResult(source.title, "ok", detail)
     if samples:
