@@ -14,7 +14,7 @@ from planning.shapes import model_shape
 from rollout_service.vllm.gpu_memory import server_memory
 from services.errors import InvalidInputError, SettingsError
 from services.host.gpu import GIB
-from services.printable import printable
+from services.printable import counted, printable
 from services.settings import Settings, dump_settings
 from services.settings.checks import advice
 
@@ -38,8 +38,10 @@ def dry_run(settings: Settings) -> str:
 def _steps(settings: Settings) -> Iterator[str]:
     trainer, name = settings.trainer, settings.data.train
     step = (
-        f"{trainer.groups_per_step} images of {trainer.group_size} completions on "
-        f"{trainer.num_ranks} trainer GPUs; {settings.cluster.num_rollout_servers} rollout servers"
+        f"{counted(trainer.groups_per_step, 'image')} of "
+        f"{counted(trainer.group_size, 'completion')} on "
+        f"{counted(trainer.num_ranks, 'trainer GPU')}; "
+        f"{counted(settings.cluster.num_rollout_servers, 'rollout server')}"
     )
     try:
         rows = len(opened(name, settings.data.task))
@@ -48,7 +50,7 @@ def _steps(settings: Settings) -> Iterator[str]:
     else:
         total = trainer.total_steps(rows)
         epochs = total * trainer.groups_per_step / rows
-        yield f"steps: {total}, {epochs:.2f} epochs of {rows} images"
+        yield f"steps: {total}, {epochs:.2f} epochs of {counted(rows, 'image')}"
     yield f"a step: {step}"
 
 

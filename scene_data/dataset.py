@@ -259,6 +259,13 @@ class SceneDataset:
         except RowError:
             return f"row {index}"
 
+    def image_bytes(self, index: int) -> bytes | None:
+        """The encoded file of a usable row, whatever it holds; None where it cannot be read."""
+        try:
+            return image_bytes(self._rows.row(int(self._usable[index])).get("image"))
+        except RowError:
+            return None
+
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, Generic, NamedTuple, TypedDict, TypeVar
 
-from services.printable import age
+from services.printable import age, counted
 
 TAIL_BYTES = 1 << 18
 """The last hundred rows or so of `metrics.jsonl`."""
@@ -150,7 +150,7 @@ class RunProgress:
         found = [
             None if self.reward is None else f"reward {self.reward:.3f}",
             None if self.loss is None else f"loss {self.loss:.3f}",
-            None if self.num_servers is None else f"{self.num_servers} rollout servers",
+            None if self.num_servers is None else counted(self.num_servers, "rollout server"),
             None if self.left_s is None else f"{timedelta(seconds=round(self.left_s))} left",
         ]
         head = f"step {self.step} of {self.num_steps or '?'}, {age(self.last_step_s)} ago"
@@ -214,7 +214,7 @@ class TrainerSign:
         """Example: `8 ranks, 'train' of step 12, last sign 3 s ago`."""
         doing = "done" if self.done else f"'{self.phase}' of step {self.step}"
         doing = f"failed: {self.failed}" if self.failed else doing
-        ranks = "1 rank" if self.num_ranks == 1 else f"{self.num_ranks} ranks"
+        ranks = counted(self.num_ranks, "rank")
         return f"{ranks}, {doing}, last sign {age(self.ago_s)} ago"
 
 

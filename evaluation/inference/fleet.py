@@ -17,7 +17,13 @@ from typing import Self
 
 import httpx
 
-from services.errors import ConflictError, EngineError, SggError, UnavailableError
+from services.errors import (
+    ConflictError,
+    EngineError,
+    SggError,
+    UnauthorizedError,
+    UnavailableError,
+)
 from services.http.clients.rollout import RolloutClient
 from services.schemas.rollouts import RolloutRequest, RolloutResponse
 from services.schemas.weights import PolicyInfo, Version
@@ -231,7 +237,7 @@ class Fleet:
         """None where it does not answer, or cannot sample now."""
         try:
             async with self._client(member.url, timeout_s=_POLICY_S) as client:
-                info = await client.get("/v1/policy", PolicyInfo, retry=False)
+                info = await served_policy(client)
         except SggError as error:
             if not error.retryable:
                 raise
@@ -241,6 +247,23 @@ class Fleet:
             return None
         self._why[member.url] = f"{member.url} is {info.state}"
         return info if info.state in ("ready", "updating") else None
+
+
+async def served_policy(client: RolloutClient) -> PolicyInfo:
+    """What a server serves; it is asked once.
+
+    Raises:
+        UnauthorizedError: It has another token, or does not prove its own; the message says where
+            tokens are set.
+        SggError: As `ServiceClient.get`.
+    """
+    try:
+        return await client.get("/v1/policy", PolicyInfo, retry=False)
+    except UnauthorizedError as error:
+        raise UnauthorizedError(
+            f"{client.url}: {error.message}; this command takes its token from the variable "
+            "SGG_DATA_TOKEN, or from the file security.data_token_file"
+        ) from error
 
 
 def next_member(members: Sequence[Member], per_server: int) -> Member | None:

@@ -51,7 +51,7 @@ def checked(
 
 def checked_inference(
     settings: Settings,
-    data: str,
+    data: str | SceneDataset,
     *,
     limit: int | None = None,
     knows_model: bool = True,
@@ -61,7 +61,7 @@ def checked_inference(
 
     Args:
         settings: The run's settings.
-        data: The dataset.
+        data: The dataset, or its name.
         limit: Only its first rows.
         knows_model: As there; running servers' model may lie on their hosts alone.
         fetch: As there.
@@ -70,7 +70,12 @@ def checked_inference(
         SettingsError: With all that is wrong.
     """
     source = Source(
-        setting="the dataset", name=data, answer="evaluation", num_rows=limit, annotated=False
+        setting="the dataset",
+        name=data if isinstance(data, str) else data.name or "the pictures",
+        rows=None if isinstance(data, str) else data,
+        answer="evaluation",
+        num_rows=limit,
+        annotated=False,
     )
     results = _model_and_rows(settings, [source], knows_model=knows_model, fetch=fetch)
     return _accepted(settings, results, knows_model=knows_model)

@@ -269,6 +269,9 @@ def test_a_person_reads_the_status() -> None:
         last_error=LoggedError("rollout-1.log", 130.0, "rollout vllm.engine: out of memory"),
         logs=Path("runs/demo/logs"),
     )
+    once = found.model_copy(update={"requeues": 1, "num_servers": 1})
+    assert status_lines(once)[1] == "queued again: 1 time"
+    assert "1 rollout server," in status_lines(once)[2]
     assert status_lines(found) == [
         "run demo: train job 7, single: RUNNING on g[0-1] for 00:10:00",
         "queued again: 2 times",

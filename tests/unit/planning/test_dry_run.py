@@ -111,6 +111,7 @@ def test_says_steps_and_memory_and_is_a_file_of_settings(tmp_path: Path) -> None
     settings = toy(tmp_path)
     text = dry_run(settings)
     assert "# steps: 10, 2.00 epochs of 40 images" in text
+    assert text.endswith("on 1 trainer GPU; 1 rollout server")
     assert "#   together" in text
     (tmp_path / "again.toml").write_text(text)
     assert load_settings(tmp_path / "again.toml", [], {}) == settings
