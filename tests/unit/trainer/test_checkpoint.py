@@ -90,6 +90,14 @@ def test_the_newest_is_resumed_and_older_ones_go(store: CheckpointStore, guard: 
     assert names(store) == ["step-000004", "step-000006"]
 
 
+def test_what_an_earlier_release_wrote_is_read() -> None:
+    """Its order of the data had an instruction."""
+    text = TrainerState(step=3, data_order=ORDER).model_dump_json()
+    earlier = text.replace('"group_size":4', '"group_size":4,"instruction":null')
+    assert earlier != text
+    assert TrainerState.model_validate_json(earlier).data_order == ORDER
+
+
 def test_nothing_to_resume_is_step_0(
     store: CheckpointStore, guard: WriteGuard, caplog: pytest.LogCaptureFixture
 ) -> None:
