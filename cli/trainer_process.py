@@ -102,7 +102,10 @@ def _begun(settings: Settings, job: "Job") -> tuple[Settings, int]:
         check_trainer(settings)
         if environment_value("RANK") in (None, "0"):
             from planning.preflight.inputs import checked
+            from planning.preflight.services import check_run_name
 
+            if job == "train":
+                check_run_name(settings)
             settings = checked(settings, job)
         else:
             settings = with_box_space(settings)
