@@ -198,7 +198,9 @@ def _check_rubric(settings: Settings) -> None:
     try:
         rubric = rubric_for(settings.reward.rubric, settings.data.task)
     except InvalidInputError as error:
-        raise SettingsError(f"reward.rubric: {error.message}") from error
+        text = error.message.replace("body.rubric", "reward.rubric")
+        named = text if text != error.message else f"reward.rubric: {text}"
+        raise SettingsError(named) from error
     check_weighed(settings.reward.terms, rubric, setting="reward.terms")
 
 

@@ -25,11 +25,24 @@ Inputs = dict[str, str]
 def grpo_inputs(settings: Settings, dataset: SceneDataset) -> Inputs:
     """As `data_inputs`, with how answers are sampled and rewarded."""
     rubric = settings.reward.rubric
-    return data_inputs(settings, dataset) | {
-        "sampling.temperature": f"{settings.sampling.temperature:g}",
-        "reward.rubric": rubric if isinstance(rubric, str) else json.dumps(rubric, sort_keys=True),
-        **dict(map(_term, settings.reward.terms)),
-    }
+    return (
+        data_inputs(settings, dataset)
+        | _base(settings)
+        | {
+            "sampling.temperature": f"{settings.sampling.temperature:g}",
+            "reward.rubric": rubric
+            if isinstance(rubric, str)
+            else json.dumps(rubric, sort_keys=True),
+            **dict(map(_term, settings.reward.terms)),
+        }
+    )
+
+
+def _base(settings: Settings) -> Inputs:
+    """The model whose weights no checkpoint holds; nothing where all of them are trained."""
+    if not (settings.trainer.partly_frozen or settings.lora.rank):
+        return {}
+    return {"model.path, whose frozen weights no checkpoint has": settings.model.name}
 
 
 def _term(place: str) -> tuple[str, str]:

@@ -114,6 +114,9 @@ def test_a_runs_own_file_names_its_folder(tmp_path: Path, monkeypatch: pytest.Mo
         monkeypatch.chdir(folder)
         done = CliRunner().invoke(app, ["status", *words])
         assert done.output.startswith("step 5 of 9, ")
+    done = CliRunner().invoke(app, ["status", str(tmp_path)])
+    assert isinstance(done.exception, SettingsError)
+    assert done.exception.message == f"{tmp_path} is no run's folder: it has no config.toml"
     done = CliRunner().invoke(app, ["status", ".", "--config", "config.toml"])
     assert isinstance(done.exception, SettingsError)
     assert done.exception.message == "name the run's folder or --config, not both"

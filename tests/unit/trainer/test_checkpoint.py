@@ -276,6 +276,9 @@ def test_other_inputs_want_a_flag(
         tree = {"model": {"path": "none"}, "data": data, **changes}
         return grpo_inputs(Settings.model_validate(tree), open_dataset(data["train"]))
 
+    frozen = inputs(trainer={"freeze_vision_tower": True})
+    assert frozen.keys() - inputs().keys() == inputs(lora={"rank": 4}).keys() - inputs().keys()
+    assert [*frozen.values()].count("none") == 1, "a checkpoint lacks the model's frozen part"
     with_terms = inputs(reward=terms)
     term.write_text("def polite(predicted, reference): return 0")
     assert inputs(reward=terms) != with_terms
