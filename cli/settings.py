@@ -47,12 +47,14 @@ def settings_of_run(
 
     if run is not None and config:
         raise SettingsError("name the run's folder or --config, not both")
-    files = config if run is None else [RunFolder(run).config]
     if run is not None and not RunFolder(run).config.is_file():
         raise SettingsError(f"{run} is no run's folder: it has no config.toml")
+    files = config if run is None else [RunFolder(run).config]
     settings = run_settings(files, overrides)
-    folder = RunFolder(files[0].resolve().parent) if files and len(files) == 1 else None
-    if folder is None or files[0].name != folder.config.name:
+    if files is None or len(files) != 1:
+        return settings
+    folder = RunFolder(files[0].resolve().parent)
+    if files[0].name != folder.config.name:
         return settings
     if run is None and not any(p.exists() for p in (folder.metrics, folder.ranks, folder.slurm)):
         return settings

@@ -117,7 +117,7 @@ def test_says_steps_and_memory_and_is_a_file_of_settings(tmp_path: Path) -> None
 
 
 def test_of_sft_says_what_is_trained_on_what_and_its_memory(tmp_path: Path) -> None:
-    sft = {"batch_size": 16, "micro_batch_size": 4, "num_epochs": 2.0}
+    sft: dict[str, object] = {"batch_size": 16, "micro_batch_size": 4, "num_epochs": 2.0}
     settings = toy(tmp_path, sft=sft, run={"root": str(tmp_path)}, algorithm={"beta": 0.1})
     text = dry_run(settings, "sft")
     shape = model_shape(settings.model.path)
