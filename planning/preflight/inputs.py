@@ -14,7 +14,7 @@ from planning.preflight.check import CheckResult, check
 from planning.preflight.model_folder import check_adapter, folder_problems
 from planning.preflight.prompt_length import PromptLength, tokenizer_folder
 from planning.preflight.rows import Source, is_of_the_hub, prompt_checks, source_checks
-from reward_service.own_terms import load_own_terms
+from reward_service.own_terms import check_weighed, load_own_terms
 from reward_service.rubrics import rubric_for
 from scene_data.dataset import Sample, SceneDataset
 from scene_data.templates import check_instruction
@@ -195,12 +195,18 @@ def _settings(settings: Settings, job: Job) -> str:
 
 
 def _check_rubric(settings: Settings) -> None:
-    """Refuse a rubric that is none, or has no term for `data.task`, and terms that do not load."""
+    """Refuse a rubric that is none, or has no term for `data.task`; and terms that do not load.
+
+    A term without a weight is refused too.
+    """
     load_own_terms(settings.reward.terms)
     try:
-        rubric_for(settings.reward.rubric, settings.data.task)
+        rubric = rubric_for(settings.reward.rubric, settings.data.task)
     except InvalidInputError as error:
-        raise SettingsError(f"reward.rubric: {error.message}") from error
+        text = error.message.replace("body.rubric", "reward.rubric")
+        named = text if text != error.message else f"reward.rubric: {text}"
+        raise SettingsError(named) from error
+    check_weighed(settings.reward.terms, rubric, setting="reward.terms")
 
 
 def _deepspeed(settings: Settings) -> list[CheckResult]:
