@@ -9,6 +9,7 @@ from console.reading.charts import drawn_keys, figures
 from console.reading.curves import Curves, Row
 from console.reading.samples import finite
 from console.runs import Run
+from services.printable import counted
 from services.run_folder import TableFollower
 
 _KEPT = 16
@@ -136,7 +137,7 @@ class RunReaders:
 
 
 def _lines(count: int, name: str) -> str:
-    return f"1 line of {name} is" if count == 1 else f"{count:,} lines of {name} are"
+    return f"{counted(count, 'line')} of {name} {'is' if count == 1 else 'are'}"
 
 
 def _event(row: Row) -> dict[str, Any] | None:
