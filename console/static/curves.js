@@ -13,7 +13,8 @@
   const start = () => data.steps.mean.time?.find((t) => t != null) ?? 0;
   function xs(table) {
     const found = table.mean[along] ?? [];
-    return along === "time" ? found.map((t) => t == null ? null : t - start()) : found;
+    let last = 0; // of a row that says no time
+    return along === "time" ? found.map((t) => last = t == null ? last : t - start()) : found;
   }
 
   class Chart {
