@@ -20,7 +20,7 @@ from planning.preflight.inputs import checked
 from planning.preflight.rows import opened
 from services.errors import WaitTimeoutError
 from services.host.ports import ReservedPorts
-from services.printable import printable
+from services.printable import counted, printable
 from services.run_folder import RunFolder
 from services.settings import Settings, dump_settings
 from services.telemetry import setup_logging
@@ -128,7 +128,7 @@ class _Run:
             supervisor.start(*parts.services)
             supervisor.wait_ready(*names, tick=table.update)
             self.say(f"ready after {time.monotonic() - started:.0f} s")
-            self.say(f"training {self.num_steps} steps")
+            self.say(f"training {counted(self.num_steps, 'step')}")
             # Only now: where it shares its GPUs, the servers have taken their part of them.
             self.trains = True
             supervisor.start(parts.trainer)
@@ -159,6 +159,8 @@ class _Run:
             self.console.print(summary_table(heldout_summary(self.folder)))
         for file in (*written_results(self.folder), self.folder.checkpoint):
             self.say(f"wrote {file}")
+        if self.settings.monitor.console:
+            self.say(f"the console ends with the run; again: sgg-rl console {self.folder.path}")
         if self.evaluates:
             self.say("\n".join(["", *closing_lines(heldout_summary(self.folder), self.folder)]))
 

@@ -72,7 +72,7 @@ class Curves:
         self.rows_per_point = 1
         self.recent: deque[Row] = deque(maxlen=NUM_RECENT)
         self.num_stepless = 0
-        """Rows that say no step: another release's."""
+        """Rows that say no step, and are left out: another release's."""
         self.num_repeated = 0
         """Rows whose step is not after the one before: a second writer."""
 
@@ -88,6 +88,7 @@ class Curves:
             if cut:
                 self._begin()
                 replaced = True
+            rows = self._with_step(rows)
             while rows:
                 if self.num_rows == MAX_POINTS * self.rows_per_point:
                     self._halve()
@@ -102,6 +103,12 @@ class Curves:
         """Lines of the file that are no JSON objects."""
         return self._follower.num_unreadable
 
+    def _with_step(self, rows: list[Row]) -> list[Row]:
+        """Those that can be drawn."""
+        found = [row for row in rows if finite(row.get("step")) is not None]
+        self.num_stepless += len(rows) - len(found)
+        return found
+
     def _halve(self) -> None:
         for curve in self._curves.values():
             curve.halve()
@@ -110,7 +117,7 @@ class Curves:
     def _add(self, rows: list[Row]) -> None:
         found: dict[str, tuple[list[int], list[float]]] = {}
         for row in rows:
-            self._count_doubtful(row)
+            self._count_repeated(row)
             point = self.num_rows // self.rows_per_point
             for key, value in numbers(row):
                 points, values = found.setdefault(key, ([], []))
@@ -122,11 +129,9 @@ class Curves:
             if key in self._curves or len(self._curves) < _MAX_KEYS:
                 self._curves.setdefault(key, _Curve()).add(points, values)
 
-    def _count_doubtful(self, row: Row) -> None:
-        before = finite(self.recent[-1].get("step")) if self.recent else None
-        step = finite(row.get("step"))
-        self.num_stepless += step is None
-        self.num_repeated += before is not None and step is not None and step <= before
+    def _count_repeated(self, row: Row) -> None:
+        before = self.recent[-1]["step"] if self.recent else -math.inf
+        self.num_repeated += row["step"] <= before
 
     @property
     def keys(self) -> list[str]:

@@ -9,6 +9,7 @@ from console.reading.charts import drawn_keys, figures
 from console.reading.curves import Curves, Row
 from console.reading.samples import finite
 from console.runs import Run
+from services.printable import counted
 from services.run_folder import TableFollower
 
 _KEPT = 16
@@ -76,8 +77,8 @@ class RunReader:
                 found.append(f"{_lines(curves.num_unreadable, name)} no JSON, and left out.")
             if curves.num_stepless:
                 found.append(
-                    f"{_lines(curves.num_stepless, name)} without a step: of another release, or "
-                    "damaged."
+                    f"{_lines(curves.num_stepless, name)} without a step, and left out: of another "
+                    "release, or damaged."
                 )
         if self.steps.num_repeated:
             found.append(
@@ -127,7 +128,8 @@ class RunReaders:
     def of(self, run: Run) -> RunReader:
         """The run's reader, up to date."""
         with self._lock:
-            reader = self._kept.setdefault(run.path, RunReader(run))
+            reader = self._kept.get(run.path) or RunReader(run)
+            self._kept[run.path] = reader
             self._kept.move_to_end(run.path)
             if len(self._kept) > _KEPT:
                 self._kept.popitem(last=False)
@@ -136,7 +138,7 @@ class RunReaders:
 
 
 def _lines(count: int, name: str) -> str:
-    return f"1 line of {name} is" if count == 1 else f"{count:,} lines of {name} are"
+    return f"{counted(count, 'line')} of {name} {'is' if count == 1 else 'are'}"
 
 
 def _event(row: Row) -> dict[str, Any] | None:

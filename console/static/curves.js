@@ -13,7 +13,8 @@
   const start = () => data.steps.mean.time?.find((t) => t != null) ?? 0;
   function xs(table) {
     const found = table.mean[along] ?? [];
-    return along === "time" ? found.map((t) => t == null ? null : t - start()) : found;
+    let last = 0; // of a row that says no time
+    return along === "time" ? found.map((t) => last = t == null ? last : t - start()) : found;
   }
 
   class Chart {
@@ -112,6 +113,7 @@
       if (low == null || high == null) return [least ?? 0, most ?? 1];
       low = Math.min(low, least ?? low);
       high = Math.max(high, most ?? high);
+      if (low === 0 && high === 0) high = 1;
       const spread = high - low || Math.abs(high) || 1; // a bound that is near is shown
       if (healthyHigh != null && healthyHigh > high && healthyHigh - high < spread * .5) high = healthyHigh;
       if (healthyLow != null && healthyLow < low && low - healthyLow < spread * .5) low = healthyLow;
@@ -210,7 +212,9 @@
     const {min, max} = u.scales.x;
     const inside = data.events.filter((event) => eventX(event) >= min && eventX(event) <= max);
     const counts = Object.groupBy(inside, (event) => event.kind);
-    return inside.filter((event) => counts[event.kind].length <= 40);
+    const points = u.data[0].filter((x) => x >= min && x <= max).length;
+    const most = Math.max(1, Math.min(40, points / 3));
+    return inside.filter((event) => event.bad || counts[event.kind].length <= most);
   }
   function near(u, at) {
     const x = u.valToPos(u.data[0][at], "x");

@@ -2,7 +2,22 @@
 "use strict";
 (() => {
   const sources = new Set();
-  document.addEventListener("htmx:sseOpen", (event) => sources.add(event.detail.source));
+  const PATIENCE_MS = 4000;
+  let waiting = null;
+
+  function answered(yes) {
+    clearTimeout(waiting);
+    waiting = null;
+    document.querySelector(".away").hidden = yes;
+  }
+
+  document.addEventListener("htmx:sseOpen", (event) => {
+    sources.add(event.detail.source);
+    answered(true);
+  });
+  document.addEventListener("htmx:sseError", () => {
+    if (!document.hidden) waiting ??= setTimeout(() => answered(false), PATIENCE_MS);
+  });
   document.addEventListener("visibilitychange", () => {
     for (const source of sources) {
       if (document.hidden) source.close();

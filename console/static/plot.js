@@ -17,7 +17,9 @@ const Plot = (() => {
     if (!hours) return `${minutes} min`;
     return minutes % 60 ? `${hours} h ${minutes % 60} min` : `${hours} h`;
   };
+  const FEW = 30; // of so few points each is seen
   function smooth(values) { // a running mean, that follows within some points
+    if (values.length < FEW) return values;
     const width = Math.max(3, Math.round(values.length / 40));
     let mean = null;
     return values.map((v) => {

@@ -149,6 +149,20 @@ def test_the_list_moves_and_two_runs_are_beside_each_other(look: Look, root: Pat
     expect(page.locator("main")).to_contain_text("has no answers about held-out images")
 
 
+def test_a_page_says_when_its_server_is_gone(root: Path, browser: Browser) -> None:  # noqa: F811
+    url = f"http://127.0.0.1:{free_port()}"
+    with served(create_console(root, url=url), url):
+        look = Look(browser, url)
+        page = look.at("/runs/done")
+        expect(page.locator("figure canvas").first).to_be_visible()
+        expect(page.locator(".away")).to_be_hidden()
+    expect(page.locator(".away")).to_be_visible()
+    expect(page.locator("h1")).to_contain_text("Finished: step 90 of 90")
+    with served(create_console(root, url=url), url):
+        expect(page.locator(".away")).to_be_hidden(timeout=60_000)
+    page.context.close()
+
+
 @pytest.mark.parametrize("path", ["/", "/runs/live", "/runs/live/servers", "/runs/live/settings"])
 def test_nothing_is_wider_than_a_telephone(
     path: str,

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from services.errors import NotFoundError
+from services.printable import counted
 
 
 def console(
@@ -36,7 +37,7 @@ def console(
         from console.export import export as export_pages
 
         number = asyncio.run(export_pages(runs, export))
-        print(f"wrote {number} runs to {export / 'index.html'}")
+        print(f"wrote {counted(number, 'run')} to {export / 'index.html'}")
         return
     setup_logging("console")
     url = f"http://{host}:{port}"
