@@ -168,7 +168,7 @@ def _unused(samples: Sequence[Sample], num_groups: int) -> list[UnusedGroup]:
     row = num_groups
     stale = group(samples[row], row, [_spoilt(samples[row], 0, 0, 0.5)] * 2, 0)
     unscored = stale.model_copy(update={"rewards": [], "advantages": []})
-    names = {"group_id": stale.rollout.group_id, "position": 9000, "index": row}
+    names: dict[str, Any] = {"group_id": stale.rollout.group_id, "position": 9000, "index": row}
     return [
         UnusedGroup(state="stale", group=unscored, **names),
         UnusedGroup(

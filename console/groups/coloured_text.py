@@ -1,6 +1,6 @@
 """A completion's own text, in which each part of the graph has the colour of its verdict."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from console.groups.difference import kind_of, reason_of
@@ -57,7 +57,7 @@ def _marked(
     where: str,
     spans: list[Span],
     found: Explanation,
-    lines: list[ObjectLine] | list[TripletLine],
+    lines: Sequence[ObjectLine | TripletLine],
 ) -> Iterator[tuple[Span, str, str]]:
     """Each entry of a list with its verdict: what was not dropped follows the order of `lines`."""
     dropped = {part.index: part for part in found.dropped if part.where == where}

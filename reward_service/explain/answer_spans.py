@@ -1,7 +1,6 @@
 """Places of the parts of an answer in the text as it was written."""
 
 import re
-from json.decoder import scanstring
 
 from reward_service.explain.dropped_parts import DECODER, answer_place
 
@@ -19,7 +18,7 @@ def answer_spans(text: str) -> dict[str, list[Span]]:
     spans: dict[str, list[Span]] = {}
     at = _skip(text, at + 1)
     while text[at] != "}":
-        key, at = scanstring(text, at + 1)
+        key, at = DECODER.raw_decode(text, at)
         at = _skip(text, _skip(text, at) + 1)
         if text[at] == "[" and key in ("objects", "relationships"):
             spans[key], at = _entries(text, at)

@@ -42,9 +42,11 @@ def toys(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[S
     """A run with a rollout server and a reward service."""
     folder = tmp_path_factory.mktemp("toys")
     cluster = cluster_settings(folder, f"test-{uuid.uuid4().hex[:12]}", redis_url, "disk")
-    tokens = {"security": cluster.security.model_dump(mode="json")}
-    redis = {"redis": {"url": redis_url}}
-    made = write_run(folder, num_groups=6, extra=[HOSTILE, SCRIPT], **tokens, **redis)
+    sections: dict[str, Any] = {
+        "security": cluster.security.model_dump(mode="json"),
+        "redis": {"url": redis_url},
+    }
+    made = write_run(folder, num_groups=6, extra=[HOSTILE, SCRIPT], **sections)
     write_heldout(made)
     asked = cluster.changed(data={"template": "toy"})
     token = cluster.data_token or ""

@@ -1,5 +1,6 @@
 import json
 import math
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from services.schemas.rollouts import Completion, VersionSpan
 from services.settings.training import AlgorithmSettings
 
 SIZE = (200, 100)
-REFERENCE = {
+REFERENCE: dict[str, Any] = {
     "objects": [
         {"id": "man.1", "bbox": [0, 0, 100, 100]},
         {"id": "horse.1", "bbox": [100, 0, 200, 100]},
@@ -27,7 +28,7 @@ REFERENCE = {
         {"subject": "dog.1", "predicate": "near", "object": "man.1"},
     ],
 }
-SAID = {
+SAID: dict[str, Any] = {
     "objects": [
         {"id": "man.1", "bbox": [0, 0, 500, 1000]},
         {"id": "horse.1", "bbox": [700, 0, 1000, 600]},
