@@ -20,7 +20,7 @@ from playwright.sync_api import Browser, sync_playwright
 from benchmarks.console import console
 from tests.rollout_runs import write_run
 
-_PAINT = "performance.getEntriesByName('first-contentful-paint')[0].startTime"
+_PAINT = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime"
 _PAGES = {
     "newest": "",
     "one step": "?step_from=500&step_to=500",
@@ -44,7 +44,7 @@ def painted(browser: Browser, url: str) -> float:
     """Milliseconds to the first paint of a fresh load."""
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     page.goto(url)
-    paint: float = page.evaluate(_PAINT)
+    paint = float(page.wait_for_function(_PAINT).json_value())
     page.close()
     return paint
 

@@ -8,6 +8,11 @@
     for (const [name, value] of Object.entries(asked)) if (value === "") delete asked[name];
   });
 
+  // A choice holds at once; a text when Enter is pressed.
+  document.addEventListener("change", (event) => {
+    if (event.target.matches(".filters[method=get] select")) event.target.form.requestSubmit();
+  });
+
   // The link of the group, or of the completion, that comes before or after the one in focus.
   function step(links, by) {
     const here = links.findIndex((link) => link === document.activeElement || link.getAttribute("aria-current"));
