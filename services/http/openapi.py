@@ -157,7 +157,8 @@ def _restore(contents: dict[str, Any]) -> None:
 
 def _title(operation: dict[str, Any]) -> None:
     first, _, rest = operation.pop("description", "").partition("\n\n")
-    operation["summary"] = " ".join(first.split()).removesuffix(".") or operation["summary"]
+    plain = " ".join(first.replace("`", "").split())
+    operation["summary"] = plain.removesuffix(".") or operation["summary"]
     if rest:
         operation["description"] = rest
 
