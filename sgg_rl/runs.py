@@ -9,9 +9,9 @@ from services.run_folder import AnyRow, EvaluationRow, RunFolder, StepRow, Table
 from services.settings import Settings, load_settings
 
 if TYPE_CHECKING:
+    from services.run_folder.records import RolloutRecord
     from services.schemas.weights import ServerRecord
     from sgg_rl.clients import Client
-    from trainer.records.rollout_files import RolloutRecord
 
 
 class Run:
@@ -61,7 +61,7 @@ class Run:
         Raises:
             NotFoundError: It has none, or they are no longer kept (`records.keep_rollouts`).
         """
-        from trainer.records.rollout_files import read_rollouts
+        from services.run_folder.records import read_rollouts
 
         if not (records := read_rollouts(self.folder, step)):
             raise NotFoundError(f"no groups of step {step} in {self._folder.rollouts}")

@@ -14,6 +14,7 @@ from scene_graph.boxes import RELATIVE_1000
 from services.host.ports import free_port
 from services.http.clients.rollout import RolloutClient
 from services.schemas.common import Sampling
+from services.schemas.groups import TrainGroup
 from services.schemas.rewards import Task
 from services.schemas.rollouts import Completion, InlineImage, RolloutRequest
 from services.settings import Settings, dump_settings
@@ -24,7 +25,6 @@ from trainer.algorithms.losses import policy_loss
 from trainer.algorithms.weighting import completion_weights
 from trainer.collection.advantages import with_advantages
 from trainer.collection.group_scoring import GroupScoring
-from trainer.types import TrainGroup
 
 STEPS = 3
 

@@ -17,7 +17,7 @@ from launcher.views.terminal import SafeConsole
 from services.errors import NotFoundError
 
 if TYPE_CHECKING:
-    from trainer.records.rollout_files import RolloutRecord
+    from services.run_folder.records import RolloutRecord
 
 
 def rollouts(
@@ -32,7 +32,7 @@ def rollouts(
 
     Example: sgg-rl rollouts runs/demo --step 3 --group demo-e0-r9
     """
-    from trainer.records.rollout_files import read_rollouts
+    from services.run_folder.records import read_rollouts
 
     records = read_rollouts(run, step)
     if not records:

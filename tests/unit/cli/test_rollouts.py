@@ -9,8 +9,9 @@ from cli.commands.look.rollouts import group_view
 from cli.main import app
 from launcher.views.terminal import SafeConsole
 from services.errors import NotFoundError
+from services.run_folder.records import read_rollouts
 from tests.unit.trainer.test_records import TRACE, group
-from trainer.records.rollout_files import RolloutFiles, read_rollouts
+from trainer.records.rollout_files import RolloutFiles
 
 
 @pytest.fixture

@@ -6,12 +6,13 @@ from hypothesis import strategies as st
 
 from services.errors import SggError
 from services.schemas.common import ChatMessage, Sampling, TextPart
+from services.schemas.groups import TrainGroup
 from services.schemas.prompts import PromptGroup
 from services.schemas.rewards import Matched, Reward
 from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
 from services.settings.training import AlgorithmSettings, TrainerSettings
 from trainer.collection.group_pool import GroupPool
-from trainer.types import Outcome, TrainGroup
+from trainer.types import Outcome
 
 SIZE = 2
 
@@ -202,7 +203,7 @@ def test_a_group_that_dies_is_not_waited_for() -> None:
 
 def test_dead_groups_are_done_with_the_step_that_reports_them() -> None:
     pool = make_pool(max_dead_groups=2)
-    pool.record_dead(0, "g0", "no image")
+    pool.record_dead(0, "g0", 0, "no image")
     for position in (1, 2, 3):
         pool.add(position, prompt(position), None)
     pool.bury(prompt(2).work_id, "refused")
@@ -217,7 +218,7 @@ def test_dead_groups_are_done_with_the_step_that_reports_them() -> None:
 
 def test_more_dead_groups_than_allowed_end_the_run() -> None:
     pool = make_pool(max_dead_groups=2)
-    pool.record_dead(0, "g0", "no image")
-    pool.record_dead(1, "g1", "no image")
+    pool.record_dead(0, "g0", 0, "no image")
+    pool.record_dead(1, "g1", 1, "no image")
     with pytest.raises(SggError, match=r"max_dead_groups \(2\).* g2: damaged"):
-        pool.record_dead(2, "g2", "damaged")
+        pool.record_dead(2, "g2", 2, "damaged")
