@@ -252,19 +252,22 @@ def test_tensorboard_shows_answers_drawn_beside_the_annotated_graphs(tmp_path: P
 def test_wandb_gets_a_table_at_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
     show(settings(tmp_path, wandb=True))
     (file,) = (tmp_path / "run/wandb").glob("offline-run-*/*.wandb")
     steps = {point["_step"]: point for point in wandb_history(file)}
     assert sorted(steps) == [4, 5]
     assert not any(name.startswith("answers") for name in steps[5])
     assert any(name.startswith("answers") for name in steps[4])
-    (kept,) = (file.parent / "files").rglob("*.table.json")
-    table = json.loads(kept.read_text())
+    staged = [found.read_bytes() for found in (tmp_path / "data").rglob("*") if found.is_file()]
+    table = next(json.loads(found) for found in staged if found.startswith(b'{"_type": "table"'))
     rows = [dict(zip(table["columns"], one, strict=True)) for one in table["data"]]
     assert [one["group"] for one in rows] == ["g0", "g1"]
     assert (rows[0]["reward"], rows[0]["group mean"], rows[0]["text"]) == (3.0, 2.0, f"0 {HOSTILE}")
-    drawn = file.parent / "files" / rows[0]["answer"]["path"]
-    assert is_red(decode_image(drawn.read_bytes()))
+    assert rows[0]["answer"]["path"].endswith(".jpg")
+    drawn = [decode_image(found) for found in staged if found.startswith(b"\xff\xd8")]
+    assert len(drawn) == 4
+    assert all(map(is_red, drawn))
 
 
 def test_trackio_gets_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
