@@ -183,10 +183,10 @@ def _graph(field: str, graph: ImageGraph) -> dict[str, Any]:
             zip(graph.names, _boxes(graph.boxes), strict=True)
         )
     ]
-    return {
-        field: {"_cls": "Detections", "detections": detections},
-        f"{field}_relations": [f"{ids[s]} {p} {ids[o]}" for s, p, o in triplets],
-    }
+    fields: dict[str, Any] = {field: {"_cls": "Detections", "detections": detections}}
+    if triplets:  # of an empty list FiftyOne does not learn what would be in it
+        fields[f"{field}_relations"] = [f"{ids[s]} {p} {ids[o]}" for s, p, o in triplets]
+    return fields
 
 
 def _boxes(flat: Sequence[float]) -> Iterator[Sequence[float]]:

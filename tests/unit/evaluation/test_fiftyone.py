@@ -72,6 +72,7 @@ def test_boxes_are_relative_and_relations_are_attributes(folder: Path) -> None:
     assert len(first["ground_truth"]["detections"]) == 3
     assert (first["predictions_status"], second["predictions_status"]) == ("ok", "invalid_json")
     assert second["predictions"]["detections"] == []
+    assert "predictions_relations" not in second  # an empty list has no type
     # As it is, where it is upright; else upright, without the tag.
     same = (folder / "1.jpg").read_bytes()
     assert (folder / "out" / first["filepath"]).read_bytes() == same
