@@ -195,7 +195,7 @@ def test_what_the_page_shows_works(server: LiveServer) -> None:
     for path, example in ((PATH, examples.SCENE_GRAPHS), ("/v1/rollouts", examples.ROLLOUTS)):
         answer = httpx.post(f"{server.url}{path}", json=example, headers=TOKEN, trust_env=False)
         assert answer.status_code == 200, answer.text
-    own = post(server, **form(PHOTO), headers={"Origin": server.url})
+    own = post(server, **form(PHOTO, temperature="", seed=""), headers={"Origin": server.url})
     assert own.status_code == 200, own.text
 
 
