@@ -7,14 +7,9 @@ from statistics import fmean
 
 from PIL import Image
 
-from scene_graph.boxes import BoxSpace
-from scene_graph.drawing import draw_png
-from scene_graph.graph import Relationship, SceneGraph, SceneObject
-from scene_graph.parsing import parse_completion
-from services.errors import SggError
-from services.images import ImageStore, decode_image
-from services.schemas.groups import GroupReference, TrainGroup
-from services.schemas.rewards import ReferenceGraph
+from scene_data.recorded import draw_record, recorded_picture
+from services.images import decode_image
+from services.schemas.groups import TrainGroup
 from services.settings import Settings
 
 SIDE = 512
@@ -35,7 +30,8 @@ class DrawnAnswer:
     text: str
     """All that the model wrote; a long one is cut."""
     drawing: Image.Image | None
-    """The graph over its picture; None for the task `cls`, and for a group without reference."""
+    """The graph over its picture, or on white where that is gone. None where the answer has no
+    graph, for the task `cls`, and for a group without reference."""
     annotated: Image.Image | None
     """The annotated graph, in the same way."""
 
@@ -46,12 +42,8 @@ class DrawnAnswer:
 
 
 def draw_answers(settings: Settings, groups: Sequence[TrainGroup]) -> list[DrawnAnswer]:
-    """The first answer of each group: answers of a group are alike in how they were sampled.
-
-    A picture that is gone, or was never kept, leaves the drawing on white.
-    """
-    store = ImageStore(settings.run.files.images)
-    return [_draw(settings, store, group) for group in groups]
+    """The first answer of each group: answers of a group are alike in how they were sampled."""
+    return [_draw(settings, group) for group in groups]
 
 
 def jpeg(drawing: Image.Image) -> bytes:
@@ -61,46 +53,31 @@ def jpeg(drawing: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _draw(settings: Settings, store: ImageStore, group: TrainGroup) -> DrawnAnswer:
-    text, reference = group.rollout.completions[0].text, group.reference
-    drawing = annotated = None
-    if reference is not None and settings.data.task != "cls":
-        space = BoxSpace.parse(reference.box_space)
-        parsed = parse_completion(text, space, task=settings.data.task)
-        picture = _picture(store, group)
-        drawing = _over(picture, parsed.graph.scaled(*reference.image_size), reference)
-        annotated = _over(picture, _graph(reference.graph), reference)
+def _draw(settings: Settings, group: TrainGroup) -> DrawnAnswer:
+    text = group.rollout.completions[0].text
+    drawn = {} if settings.data.task == "cls" else _drawings(settings, group)
     return DrawnAnswer(
         group_id=group.rollout.group_id,
         reward=group.rewards[0].total,
         group_mean=fmean(reward.total for reward in group.rewards),
         status=group.rewards[0].status,
         text=text if len(text) <= _CHARACTERS else text[:_CHARACTERS] + "…",
-        drawing=drawing,
-        annotated=annotated,
+        drawing=drawn.get("0"),
+        annotated=drawn.get("reference"),
     )
 
 
-def _picture(store: ImageStore, group: TrainGroup) -> Image.Image | None:
-    if group.prompt is None or not group.prompt.images:
-        return None
-    try:
-        return decode_image(store.get(group.prompt.images[0]))
-    except (SggError, OSError):
-        return None
+def _drawings(settings: Settings, group: TrainGroup) -> dict[str, Image.Image]:
+    images = group.prompt.images if group.prompt else []
+    run, train = settings.run.files, settings.data.train
+    pictures = (recorded_picture(run, train, image.sha256, group.index) for image in images)
+    first = group.rollout.model_copy(update={"completions": group.rollout.completions[:1]})
+    alone = group.model_copy(update={"rollout": first})
+    files = draw_record(alone, settings.data.task, next(pictures, None))
+    return {name: _small(file) for name, file in files}
 
 
-def _over(picture: Image.Image | None, graph: SceneGraph, reference: GroupReference) -> Image.Image:
-    drawn = decode_image(draw_png(graph, *reference.image_size, picture))
+def _small(file: bytes) -> Image.Image:
+    drawn = decode_image(file)
     drawn.thumbnail((SIDE, SIDE))
     return drawn
-
-
-def _graph(annotated: ReferenceGraph) -> SceneGraph:
-    return SceneGraph(
-        objects=tuple(SceneObject(id=o.id, bbox=o.bbox) for o in annotated.objects),
-        relationships=tuple(
-            Relationship(subject=r.subject, predicate=r.predicate, object=r.object)
-            for r in annotated.relationships
-        ),
-    )

@@ -172,7 +172,10 @@ def leveldb_records(log: bytes) -> Iterator[bytes]:
         at += 7 + length
 
 
-HOSTILE = '<answer>{"objects": [{"id": "<b>x</b>.1", "bbox": [0, 0, 500, 500]}]}\n```\n# big'
+HOSTILE = (
+    '<answer>{"objects": [{"id": "<b>x</b>.1", "bbox": [0, 0, 500, 500]}], "relationships": []}'
+    "</answer>\n```\n# big"
+)
 MAN = {"id": "man.1", "bbox": [10, 10, 50, 90]}
 
 
