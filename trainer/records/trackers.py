@@ -76,9 +76,10 @@ class Trackers:
         self._worker.submit(self._show, step, groups[: self._num_answers])
 
     def close(self) -> None:
-        """Write what is left, and wait for that."""
+        """Write what is left, and wait for that; what comes later is not taken up."""
         self._each(lambda tracker: tracker.close())
         self._worker.shutdown()
+        self._trackers, self._num_answers = [], 0
 
     def _show(self, step: int, groups: Sequence[TrainGroup]) -> None:
         try:

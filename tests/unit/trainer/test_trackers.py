@@ -225,6 +225,8 @@ def show(run: Settings) -> None:
     trackers.log_answers(4, [scored_group(run, i, f"{i} {HOSTILE}") for i in range(3)])
     trackers.log(row(5, 1.0))
     trackers.close()
+    trackers.log(row(6, 1.0))
+    trackers.close()
 
 
 def is_red(picture: Image.Image) -> bool:
