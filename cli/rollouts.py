@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.text import Text
 
 from cli.views.as_json import print_json
-from cli.views.rollouts import group_view, page_view
+from cli.views.rollouts import group_view, page_view, remarks
 from launcher.views.terminal import SafeConsole
 from scene_data.recorded import draw_record, recorded_picture
 from services.errors import InvalidInputError, NotFoundError
@@ -116,6 +116,9 @@ def show_groups(found: FoundGroups, *, as_json: bool) -> None:
     if gone:
         console.print(page_view(replace(found.page, lines=gone)))
         console.print(Text(why, style="yellow"))
+    else:
+        for remark in remarks(found.page):
+            console.print(Text(remark))
 
 
 def draw_groups(found: FoundGroups, folder: Path) -> int:

@@ -27,7 +27,7 @@ def page_view(page: IndexPage) -> Group:
         table.add_column(name, justify="right", no_wrap=True)
     for line in page.lines:
         table.add_row(Text(safe(line.group_id, 200)), str(line.step), str(line.row), *_cells(line))
-    return Group(table, *map(Text, _remarks(page)))
+    return Group(table, *map(Text, remarks(page)))
 
 
 def _cells(line: IndexLine) -> Iterator[Text | str]:
@@ -40,7 +40,8 @@ def _cells(line: IndexLine) -> Iterator[Text | str]:
     yield str(line.truncated)
 
 
-def _remarks(page: IndexPage) -> Iterator[str]:
+def remarks(page: IndexPage) -> Iterator[str]:
+    """What is to be said below a page."""
     if not page.lines:
         yield f"no group fits, of {page.scanned:,} that were looked at"
     if page.cursor:

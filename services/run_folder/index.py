@@ -10,7 +10,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
@@ -93,9 +93,11 @@ class RolloutIndex:
             limit: The most lines.
 
         Raises:
-            InvalidInputError: The cursor is none of a page.
+            InvalidInputError: The cursor is none of a page in this order.
         """
-        scan = _Scan(wanted, sort, _read_cursor(cursor))
+        if wanted.text is not None:
+            wanted = replace(wanted, step_from=max(wanted.step_from or 0, self._oldest_kept()))
+        scan = _Scan(wanted, sort, _read_cursor(cursor, sort))
         with ExitStack() as stack:
             ranks = [scan.lines(stack.enter_context(f.open("rb")), _rank(f)) for f in self._files()]
             lines = heapq.merge(*ranks, key=_key) if sort == "newest" else chain(*ranks)
@@ -147,6 +149,12 @@ class RolloutIndex:
         except (NotFoundError, InvalidInputError):
             return False
         return any(text.casefold() in answer.text.casefold() for answer in answers)
+
+    def _oldest_kept(self) -> int:
+        """The oldest step whose groups are still there; where there are none, one of no line."""
+        names = (file.name.partition(".")[0] for file in self._folder.glob("step-*.jsonl"))
+        steps = (name.removeprefix("step-") for name in names)
+        return min((int(step) for step in steps if step.isdecimal()), default=1 << 60)
 
     def _files(self) -> list[Path]:
         return sorted(self._folder.glob("index.rank*.jsonl"))
@@ -248,11 +256,18 @@ def _is_later(text: bytes, *, step: int, unread: bool) -> bool:
 _NUMBERS = msgspec.json.Decoder(IndexNumbers)
 
 
-def _read_cursor(cursor: str | None) -> _Key | None:
+def _read_cursor(cursor: str | None, sort: Sort) -> _Key | None:
+    if cursor is None:
+        return None
     try:
-        return None if cursor is None else tuple(map(float, cursor.split(":")))
+        key = tuple(map(float, cursor.split(":")))
     except ValueError:
-        raise InvalidInputError(f"{cursor!r} is no cursor of a page of rollouts") from None
+        key = ()
+    # A group without rewards stands at infinity; all else that a key holds is a whole number.
+    in_steps = sort in ("newest", "oldest")
+    if len(key) != (4 if in_steps else 5) or not all(map(math.isfinite, key[not in_steps :])):
+        raise InvalidInputError(f"{cursor!r:.80} is no cursor of a page of groups, {sort} first")
+    return key
 
 
 def _gone(line: IndexLine) -> str:

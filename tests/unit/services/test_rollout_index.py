@@ -169,9 +169,10 @@ def test_a_run_of_an_earlier_release_has_no_index(tmp_path: Path) -> None:
     assert read_events(tmp_path) == []
 
 
-def test_a_cursor_that_is_none_is_refused(run: Path) -> None:
-    with pytest.raises(InvalidInputError, match="no cursor"):
-        RolloutIndex(run).page(cursor="x:1")
+@pytest.mark.parametrize("cursor", ["", "x:1", "1:2:3", "inf:1:2:3", "nan:1:2:3", "1:2:3:4:5"])
+def test_a_cursor_of_no_page_is_refused(run: Path, cursor: str) -> None:
+    with pytest.raises(InvalidInputError, match="no cursor of a page of groups, newest first"):
+        RolloutIndex(run).page(cursor=cursor)
 
 
 def test_a_record_that_is_gone_is_said(tmp_path: Path) -> None:
