@@ -31,6 +31,7 @@ from services.host.ports import free_port
 from services.redis.client import redis_answers
 from services.redis.server import redis_server_command
 from services.schemas.common import ChatMessage, Sampling, TextPart
+from services.schemas.groups import TrainGroup
 from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import RolloutGroup
 from services.schemas.weights import PolicyInfo, ServerRecord, TensorEntry, WeightManifest
@@ -40,7 +41,7 @@ from tests.train_groups import completion
 from trainer.collection.group_pool import GroupPool
 from trainer.collection.prompts import PromptSource
 from trainer.collection.refusals import refusal
-from trainer.types import Outcome, StepBatch, TrainGroup
+from trainer.types import Outcome, StepBatch
 from weight_sync.transports.sender import CheckedManifest, Peer
 
 NUM_COMPLETIONS, NUM_TOKENS = 8, 600

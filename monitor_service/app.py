@@ -18,7 +18,7 @@ from monitor_service.targets import TargetGroup, service_targets, targets_file, 
 from monitor_service.training import Training
 from services.errors import UnavailableError
 from services.http import app as http
-from services.http.openapi import problems
+from services.http.openapi import answer, problems
 from services.redis.client import connect
 from services.redis.keys import RunKeys
 from services.settings import Settings
@@ -27,6 +27,7 @@ from services.waiting import ended
 logger = logging.getLogger(__name__)
 
 READ_EVERY_S = 5.0
+_TARGETS = [{"targets": ["node7:8200"], "labels": {"run": "demo", "service": "rollout"}}]
 
 
 class Monitor:
@@ -41,6 +42,8 @@ class Monitor:
             readiness=lambda: None,  # it tells what is missing, so it can always serve
             body_limit_bytes=1024,
             url=settings.monitor.url,
+            description="A whole run's numbers and addresses, for Prometheus. It only reads.",
+            tags={"run": "Where the run's services are."},
             data_token=settings.data_token,
             lifespan=self._lifespan,
         )
@@ -52,10 +55,13 @@ class Monitor:
         self._trouble: dict[str, str] = {}
         """What could not be read last, by what it is."""
         self.app.state.registry.register(self._collector)
-        self.app.get("/v1/targets", responses=problems(UnavailableError))(self.targets)
+        found = answer("Groups of addresses with their labels.", _TARGETS)
+        self.app.get("/v1/targets", tags=["run"], responses=found | problems(UnavailableError))(
+            self.targets
+        )
 
     async def targets(self) -> list[TargetGroup]:
-        """The run's reward service and live rollout servers, for `http_sd_configs`.
+        """List the run's reward service and live rollout servers, for `http_sd_configs`.
 
         While Redis is away this fails, and Prometheus goes on with the last answer.
         """

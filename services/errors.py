@@ -4,6 +4,7 @@
     ├── InvalidInputError          422   the caller's data is wrong; sending it again cannot help
     │   └── SettingsError          422   a setting is misspelt, missing or impossible
     ├── UnauthorizedError          401   no token, or not the right one
+    ├── CrossOriginError           403   a page of another origin asks for a change
     ├── NotFoundError              404   the named thing does not exist here
     ├── ConflictError              409   right request, wrong moment (a commit before its stage)
     │   └── SupersededError        409   a later start of the trainer has taken the run over
@@ -72,6 +73,10 @@ class SettingsError(InvalidInputError):
 
 class UnauthorizedError(SggError, status=401):
     """No token, or not the right one."""
+
+
+class CrossOriginError(SggError, status=403):
+    """A page of another origin asks for a change."""
 
 
 class MalformedRequestError(SggError, status=400):

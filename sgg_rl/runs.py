@@ -10,9 +10,9 @@ from services.settings import Settings, load_settings
 from sgg_rl.arguments import AnyPath, checked
 
 if TYPE_CHECKING:
+    from services.run_folder.records import RolloutRecord
     from services.schemas.weights import ServerRecord
     from sgg_rl.clients import Client
-    from trainer.records.rollout_files import RolloutRecord
 
 
 class Run:
@@ -63,7 +63,7 @@ class Run:
             InvalidInputError: The step is no number.
             NotFoundError: It has none, or they are no longer kept (`records.keep_rollouts`).
         """
-        from trainer.records.rollout_files import read_rollouts
+        from services.run_folder.records import read_rollouts
 
         if not isinstance(step, int):
             raise InvalidInputError(f"a step is a number, from 0, and not {step!r}")

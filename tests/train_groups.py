@@ -8,8 +8,8 @@ from PIL import Image
 
 from scene_data.dataset import Sample
 from scene_data.toy.scenes import toy_scene
+from services.schemas.groups import TrainGroup
 from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
-from trainer.types import TrainGroup
 
 
 def completion(token_ids: Sequence[int], logprobs: float | Sequence[float] = -1.0) -> Completion:

@@ -24,7 +24,8 @@ from trainer.collection.cursor import Cursor, CursorState
 from trainer.collection.prompts import PromptSource
 from trainer.ranks.group import Ranks
 from trainer.ranks.stop import StopAskedError, StopRequest
-from trainer.types import StepBatch
+from trainer.records.events import EventLog
+from trainer.types import StepBatch, UnusedGroup
 from weight_sync.publishing.publisher import WeightPublisher
 from weight_sync.transports.device import own_device
 from weight_sync.transports.ipc import SharedTensors
@@ -45,13 +46,19 @@ class _Main:
     """Rank 0's collector, publisher and incarnation."""
 
     def __init__(
-        self, settings: Settings, prompts: PromptSource, state: TrainerState, stop: StopRequest
+        self,
+        settings: Settings,
+        prompts: PromptSource,
+        state: TrainerState,
+        stop: StopRequest,
+        events: EventLog,
     ) -> None:
         """Take a new incarnation: every earlier start is shut out."""
         self._settings = settings
         self.stop = stop
         self.incarnation = prompts.incarnation = asyncio.run(_next_incarnation(settings, state))
-        self.collector = Collector(settings, prompts, Cursor(state.cursor), stop)
+        self.collector = Collector(settings, prompts, Cursor(state.cursor), stop, events)
+        self._events = events
         self.publisher = WeightPublisher(settings, self.incarnation)
         self.publisher.note_committed(state.step)
         self._trained: StepBatch | None = None
@@ -86,7 +93,9 @@ class _Main:
         )
 
         def follow() -> None:
-            running.result()
+            num_servers = running.result()
+            said = f"version {policy_version} is served by {num_servers} rollout servers"
+            self._events.note("published", said, max(0, policy_version - 1))
             if batch is None:
                 self.collector.start(policy_version)
             else:
@@ -152,6 +161,7 @@ class ServiceConnection:
         state: TrainerState,
         ranks: Ranks,
         stop: StopRequest | None = None,
+        events: EventLog | None = None,
     ) -> None:
         """Connect. Rank 0 takes a new incarnation: every earlier start is shut out."""
         traits = settings.weights.traits
@@ -167,7 +177,8 @@ class ServiceConnection:
         self._main: _Main | None = None
 
         def connect_main() -> int:
-            self._main = _Main(settings, prompts, state, stop or StopRequest())
+            told = events or EventLog()
+            self._main = _Main(settings, prompts, state, stop or StopRequest(), told)
             return self._main.incarnation
 
         self.incarnation = ranks.from_main(connect_main, int)
@@ -252,6 +263,10 @@ class ServiceConnection:
                 main.collector.skip(batch)
 
         self._on_main(skip)
+
+    def unused(self, step: int) -> list[UnusedGroup]:
+        """On rank 0 the groups of a step's batch that were not trained on; elsewhere none."""
+        return self._main.collector.unused(step) if self._main is not None else []
 
     def committed(self, step: int) -> None:
         """Tell `sgg-rl status` that a checkpoint after `step` steps is complete."""

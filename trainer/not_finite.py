@@ -5,9 +5,10 @@ import math
 from collections.abc import Sequence
 
 from services.errors import SggError
+from services.schemas.groups import TrainGroup
 from trainer.policy.engine import StepOutput
 from trainer.ranks.group import Ranks
-from trainer.types import StepBatch, TrainGroup
+from trainer.types import StepBatch
 
 logger = logging.getLogger(__name__)
 

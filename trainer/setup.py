@@ -54,12 +54,15 @@ def opened_run(
         state = restore(checkpoints, engine.load_state, ranks, now, **how)
         check = ImageCheck(engine.processor)
         prompts = PromptSource(settings, dataset, engine.suppressed_token_ids, check)
-        with ServiceConnection(settings, prompts, state, ranks, stop) as connection:
+        events = records.events
+        connected = ServiceConnection(settings, prompts, state, ranks, stop, events)
+        with events.failures(), connected as connection:
             if ranks.is_main:
                 guard.take(connection.incarnation)
             else:
                 guard.join(connection.incarnation)
             records.cut_to(state.step)
+            events.note("started", f"start {connection.incarnation} of the trainer")
             connection.start(engine.weights(), state.step)
             run = TrainingRun(
                 settings=settings,

@@ -4,6 +4,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
+from services.run_folder.events import EventKind
+from services.schemas.groups import TrainGroup
 from services.settings import Settings
 from trainer.algorithms.schedule import learning_rate
 from trainer.batches.preparation import PreparedBatches
@@ -17,7 +19,7 @@ from trainer.ranks.write_guard import WriteGuard
 from trainer.records.evaluation import StepEvaluation
 from trainer.records.files import RunRecords, ledger_line, metrics_line
 from trainer.records.phases import PhaseClock
-from trainer.types import StepBatch, TrainGroup
+from trainer.types import StepBatch
 
 
 @dataclass(kw_only=True)
@@ -82,18 +84,23 @@ class TrainingRun:
             StopAskedError: The run is to stop.
         """
         self.skipped.append(batch)
+        self.records.events.note("skipped", f"a number of step {step} was not finite")
         explain_skipped(step, self.skipped, groups, output, self.ranks)
         self.connection.skip(batch)
         self.connection.look_for_stop()
 
     def record(self, step: int, batch: StepBatch, learned: dict[str, float]) -> None:
         """The step is done: write its lines. The time of a checkpoint counts in the next step."""
+        with self.phase("record"):
+            self.records.rollouts.finish(step, self.connection.unused(step))
         if self.ranks.is_main:
             learned |= {"learning_rate": self.learning_rate(step), "num_skipped": len(self.skipped)}
             row = metrics_line(batch, learned, step, self.num_steps, self.phase)
-            self.records.step(row | self.evaluation.counts(), ledger_line(batch, step))
+            self.records.step(
+                row | self.evaluation.counts(), ledger_line(batch, step), batch.groups
+            )
             self.records.evaluations(self.evaluation.results(), step)
-        self.num_done = step + 1
+        self.num_done = self.records.events.step = step + 1
         self.skipped.clear()
         self.phase.begin(self.num_done)
 
@@ -109,6 +116,8 @@ class TrainingRun:
             self.guard.check()
             self.engine.save_pretrained(self.settings.run.files.checkpoint)
             self.records.evaluations(self.evaluation.finish(self.num_steps), self.num_steps)
+        kind: EventKind = "finished" if self.is_done else "stopped"
+        self.records.events.note(kind, f"{self.num_done} steps are done", self.num_done - 1)
 
     def _commit(self) -> None:
         with self.phase("publish"):  # it waits for the version that is under way
@@ -117,5 +126,7 @@ class TrainingRun:
             self.records.sync()
             self.checkpoints.write(state, self.engine.save_state, self.ranks)
         self.connection.committed(self.num_done)
+        said = f"all steps up to {self.num_done} are in a checkpoint"
+        self.records.events.note("checkpoint", said, self.num_done - 1)
         self.records.committed(self.num_done)
         self.num_committed = self.num_done

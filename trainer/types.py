@@ -1,34 +1,28 @@
 """What the trainer's parts hand to each other."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from pydantic import Field
 
+from services.run_folder.records import GroupState
 from services.schemas.common import Message
-from services.schemas.prompts import PromptGroup
-from services.schemas.rewards import Reward
-from services.schemas.rollouts import RolloutGroup
+from services.schemas.groups import TrainGroup
 
 
-class TrainGroup(Message):
-    """A sampled and scored group, as every rank receives it."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnusedGroup:
+    """A group that was not trained on, for the run's records; it stays on rank 0."""
 
+    state: GroupState
     position: int
-    """Place in the run's data order (`trainer.collection.cursor`)."""
+    group_id: str
     index: int
-    """Row of the dataset, for the image."""
-    prompt: PromptGroup | None = None
-    """What was asked."""
-    rollout: RolloutGroup
-    rewards: list[Reward]
-    advantages: list[float] = Field(default_factory=list)
-    """One for each completion; empty until the step's batch is formed
-    (`trainer.collection.advantages`)."""
-
-    @property
-    def oldest_policy_version(self) -> int:
-        """The version that the group's stalest token was sampled with."""
-        return min(c.oldest_policy_version for c in self.rollout.completions)
+    """Row of the dataset."""
+    group: TrainGroup | None
+    """Its answers, with rewards where it has some; None where no answer came that can be read."""
+    reason: str = ""
+    """Why it is dead."""
 
 
 class Outcome(Message):

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping
-from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
@@ -17,8 +16,6 @@ from services.settings import Settings
 Responses = Mapping[str, Mapping[str, Any]]
 """By status."""
 
-_FASTAPIS = "Successful Response"
-"""What FastAPI calls any answer that nobody has described."""
 _START = """# HTTP services
 
 ```
@@ -26,7 +23,8 @@ curl -s http://127.0.0.1:8200/v1/policy -H "Authorization: Bearer $SGG_DATA_TOKE
 ```
 
 asks a rollout server which version of the policy it serves. Three services answer over HTTP, and
-each has its OpenAPI document at `/openapi.json`; a copy is linked below. Where a run has tokens,
+each has its OpenAPI document at `/openapi.json`, of which a copy is linked below, and a page to try
+it [in a browser](../operations.md#in-a-browser) at `/docs`. Where a run has tokens,
 `/healthz`, `/readyz`, `/metrics`, `/v1/targets` and `/v1/proof` ask for none, the routes under
 `/v1/weights` for the admin token, and all others for the data token. From 400 on an answer is a
 [problem](#problem), whose `detail` says what to do. [Rollout](../rollout.md) and
@@ -74,7 +72,7 @@ def _everywhere(app: FastAPI) -> Responses:
 
 
 def _operation(operation: Mapping[str, Any], everywhere: Responses) -> Iterator[str]:
-    yield prose(operation.get("description", "")) + "\n"
+    yield prose(f"{operation['summary']}.\n\n{operation.get('description', '')}") + "\n"
     parameters = operation.get("parameters", ())
     if parameters:
         properties = {p["name"]: p["schema"] for p in parameters}
@@ -92,9 +90,7 @@ def _answers(responses: Responses) -> str:
     rows = ["| status | meaning | answer |", "|---|---|---|"]
     for status, answer in responses.items():
         kinds = ", ".join(_content(*item) for item in answer.get("content", {}).items())
-        said = answer["description"]
-        meaning = HTTPStatus(int(status)).phrase if said == _FASTAPIS else prose(said)
-        rows.append(f"| {status} | {meaning} | {kinds} |")
+        rows.append(f"| {status} | {prose(answer['description'])} | {kinds} |")
     return "\n".join(rows)
 
 

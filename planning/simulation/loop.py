@@ -22,11 +22,11 @@ from simpy.events import Event, Process, ProcessGenerator
 from planning.simulation.rates import Rates
 from planning.simulation.server import Group, SampledHere
 from services.schemas.common import Sampling
+from services.schemas.groups import TrainGroup
 from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
 from services.settings.training import AlgorithmSettings, TrainerSettings
 from trainer.collection.group_pool import GroupPool
-from trainer.types import TrainGroup
 
 _MOST_SCORED = 64
 """Groups in one request for rewards (`trainer.collection.group_scoring`)."""

@@ -19,7 +19,7 @@ from reward_service.similarity.registry import Similarities
 from services.errors import ClientGoneError
 from services.http import app as http
 from services.http.guard import check_media_type
-from services.http.openapi import reference
+from services.http.openapi import answer, body_of
 from services.schemas.rewards import RewardRequest, RewardResponse
 from services.schemas.rubrics import Rubric, RubricList
 from services.settings import Settings
@@ -52,6 +52,8 @@ def build_app(settings: Settings) -> FastAPI:
     app = http.create_app(
         title="reward service",
         url=reward.url,
+        description="Scores answers of a model against annotated scene graphs. It holds no state.",
+        tags={"rewards": "Text in, rewards out; and what a reward can consist of."},
         readiness=workers.why_not_ready,
         body_limit_bytes=BODY_LIMIT_BYTES,
         held_limit_bytes=HELD_LIMIT_BYTES,
@@ -98,9 +100,11 @@ def _add_routes(app: FastAPI, queue: ScoringQueue, tracing: Tracing) -> None:
             )
         return Response(answer.content, media_type="application/json")
 
-    @app.get("/v1/rubrics")
+    listed = answer("All of them.", rubrics.model_dump(mode="json"))
+
+    @app.get("/v1/rubrics", tags=["rewards"], responses=listed)
     async def get_rubrics() -> RubricList:
-        """The rubrics that ship, and every term that a rubric of one's own can weigh."""
+        """List the rubrics that ship, and every term that a rubric of one's own can weigh."""
         return rubrics
 
 
@@ -112,9 +116,9 @@ def _documented_request() -> type[RewardRequest]:
 
 def _documentation() -> dict[str, Any]:
     """Describes a route that FastAPI sees neither reading nor writing a message."""
-    body = {"schema": reference(RewardRequest), "example": EXAMPLE}
-    answer = {"application/json": {"example": example_answer()}}
+    done = answer("Rewards in the order of the request.", example_answer())[200]
     return {
-        "openapi_extra": {"requestBody": {"required": True, "content": {"application/json": body}}},
-        "responses": {200: {"model": RewardResponse, "content": answer}},
+        "tags": ["rewards"],
+        "openapi_extra": body_of(RewardRequest, EXAMPLE),
+        "responses": {200: {"model": RewardResponse, **done}},
     }

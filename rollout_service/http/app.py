@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from rollout_service.engine import Engine, EngineResult, GroupRequest
 from rollout_service.fake.engine import FakeEngine
 from rollout_service.fake.vocabulary import vocabulary_of
+from rollout_service.http import examples
 from rollout_service.http.bodies import read_body
 from rollout_service.http.chat import ChatRoutes
 from rollout_service.http.open_requests import OpenRequests, while_connected
@@ -35,7 +36,7 @@ from services.errors import (
 from services.host.environment import environment_value, set_environment
 from services.http import app as service
 from services.http.guard import MAX_VALUES
-from services.http.openapi import body_of, problems
+from services.http.openapi import answer, body_of, problems
 from services.http.proof import PROOF_PATH, proof
 from services.images import ImageStore, image_from_data_uri
 from services.redis.check import check_redis
@@ -57,6 +58,15 @@ logger = logging.getLogger(__name__)
 Number = Annotated[int, Path(ge=0, lt=2**53)]
 Nonce = Annotated[str, Query(pattern=r"^[0-9a-f]{64}$")]
 BODY_LIMIT_BYTES = 8 * 1024 * 1024
+_DESCRIPTION = (
+    "Samples a vision-language model's answers with vLLM, and takes new weights while it runs."
+)
+_TAGS = {
+    "scene graphs": "A picture in, its scene graph out.",
+    "sampling": "Completions as the trainer gets them, and OpenAI's chat.",
+    "weights": "A new version comes in two phases: stage, then commit. They ask for the admin "
+    "token, where there is one.",
+}
 
 
 class RolloutProcess:
@@ -71,6 +81,8 @@ class RolloutProcess:
             readiness=self._why_not_ready,
             body_limit_bytes=BODY_LIMIT_BYTES,
             url=settings.rollout.url,
+            description=_DESCRIPTION,
+            tags=_TAGS,
             data_token=settings.data_token,
             admin_token=settings.admin_token,
             admin_paths=("/v1/weights",),
@@ -105,9 +117,11 @@ class RolloutProcess:
     def _add_routes(self) -> None:
         self.app.post(
             "/v1/rollouts",
+            tags=["sampling"],
             response_model=RolloutResponse,
-            openapi_extra=body_of(RolloutRequest),
-            responses=problems(NotFoundError),
+            openapi_extra=body_of(RolloutRequest, examples.ROLLOUTS),
+            responses=answer("The completions.", examples.ROLLOUTS_ANSWER)
+            | problems(NotFoundError),
         )(self.rollouts)
         self.app.byte_bodies = (
             *(ChatRequest, RolloutRequest, SceneGraphRequest, SceneGraphForm),
@@ -117,26 +131,34 @@ class RolloutProcess:
         SceneGraphRoutes(self._settings, self.server, self._open_requests, self._bytes_of).add_to(
             self.app
         )
-        self.app.get("/v1/policy")(self.policy)
-        self.app.get(PROOF_PATH)(self.proof)
+        self._add_weight_routes()
+
+    def _add_weight_routes(self) -> None:
+        served = answer("The server's state.", examples.POLICY)
+        proven = answer("One proof for each token.", examples.PROOF)
+        self.app.get("/v1/policy", tags=["weights"], responses=served)(self.policy)
+        self.app.get(PROOF_PATH, tags=["weights"], responses=proven)(self.proof)
         self.app.put(
             "/v1/weights/files/{incarnation}/{policy_version}",
+            tags=["weights"],
             openapi_extra={"requestBody": {"content": {"application/octet-stream": {}}}},
-            responses=problems(ConflictError, WaitTimeoutError),
+            responses=served | problems(ConflictError, WaitTimeoutError),
         )(self.upload)
-        for route, message in (
-            (self.stage, StageRequest),
-            (self.commit, CommitRequest),
-            (self.abort, CommitRequest),
+        committed = answer("The server's state.", examples.COMMITTED)
+        for route, message, example, done in (
+            (self.stage, StageRequest, examples.STAGE, served),
+            (self.commit, CommitRequest, examples.COMMIT, committed),
+            (self.abort, CommitRequest, examples.COMMIT, committed),
         ):
             self.app.post(
                 f"/v1/weights/{route.__name__}",
-                openapi_extra=body_of(message),
-                responses=problems(NotFoundError, ConflictError),
+                tags=["weights"],
+                openapi_extra=body_of(message, example),
+                responses=done | problems(NotFoundError, ConflictError),
             )(route)
 
     async def rollouts(self, http: Request) -> Response:
-        """Sample one group."""
+        """Sample one group: all completions of one prompt."""
         request = await read_body(http, RolloutRequest)
         with self._open_requests.place():
             result = await while_connected(http, self._sample(request))
@@ -161,7 +183,7 @@ class RolloutProcess:
         return await self.server.sample(group)
 
     async def policy(self) -> PolicyInfo:
-        """What is served."""
+        """Say which version is served, and which one is staged."""
         return self.server.info()
 
     async def proof(self, nonce: Nonce) -> ServerProof:
@@ -183,13 +205,13 @@ class RolloutProcess:
         return self.server.info()
 
     async def stage(self, http: Request) -> PolicyInfo:
-        """Bring in and verify a version."""
+        """Bring in and verify a version, while the one before is served."""
         request = await read_body(http, StageRequest, MAX_VALUES)
         await self.server.updater.stage(request)
         return self.server.info()
 
     async def commit(self, http: Request) -> PolicyInfo:
-        """Serve the staged version."""
+        """Serve the staged version from now on."""
         request = await read_body(http, CommitRequest, MAX_VALUES)
         await self.server.updater.commit(request)
         return self.server.info()

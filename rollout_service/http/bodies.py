@@ -10,7 +10,7 @@ from starlette.datastructures import FormData, Headers
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
-from services.errors import InvalidInputError, MediaTypeError
+from services.errors import InvalidInputError
 from services.http.guard import check_json, check_media_type
 from services.http.problems import invalid_input
 from services.schemas.common import MAX_IMAGES
@@ -41,11 +41,8 @@ async def read_form(request: Request, message: type[M]) -> M:
     """A form as a message: a field of several parts is a list.
 
     Raises:
-        MediaTypeError: A page in a browser sends it, which would need no permission for that.
         InvalidInputError: It is no such message.
     """
-    if "origin" in request.headers:
-        raise MediaTypeError("forms of pages in a browser are not taken: let the page send JSON")
     return await asyncio.to_thread(_parse_form, request.headers, await request.body(), message)
 
 
@@ -108,10 +105,15 @@ async def _form(headers: Headers, body: bytes) -> FormData:
 
 
 def _fields(form: FormData) -> Mapping[str, Any]:
-    """A file is always one of a list; of a text that comes twice both are shown to the message."""
+    """A file is always one of a list; of a text that comes twice both are shown to the message.
+
+    A field that a person has left empty is not there.
+    """
     fields: dict[str, Any] = {}
     for name in form:
-        parts = form.getlist(name)
+        parts = [part for part in form.getlist(name) if part != ""]
+        if not parts:
+            continue
         values = [part if isinstance(part, str) else part.file.read() for part in parts]
         fields[name] = values[0] if values == parts and len(values) == 1 else values
     return fields

@@ -12,11 +12,20 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from rollout_service.http import examples
 from rollout_service.http.bodies import read_body
 from rollout_service.http.open_requests import OpenRequests, while_connected
 from rollout_service.server import RolloutServer
-from services.errors import InvalidInputError, SggError
-from services.http.openapi import body_of
+from services.errors import (
+    EngineError,
+    InvalidInputError,
+    MediaTypeError,
+    NotFoundError,
+    SggError,
+    TooLargeError,
+    UnavailableError,
+)
+from services.http.openapi import answer, body_of
 from services.images import image_from_data_uri
 from services.schemas.chat import ChatRequest
 
@@ -36,17 +45,22 @@ class OpenAiError(BaseModel):
     error: OpenAiMistake
 
 
-_ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": OpenAiError, "description": description}
-    for status, description in (
-        (400, "The request is wrong."),
-        (404, "There is no such model, or the engine cannot chat."),
-        (413, "Over a stated limit."),
-        (415, "The body does not say that it is JSON."),
-        (500, "The engine failed."),
-        (503, "Retry later."),
-    )
-}
+_MISTAKES: tuple[tuple[SggError, str], ...] = (
+    (InvalidInputError("there is no parameter 'tools' here"), "The request is wrong."),
+    (NotFoundError("the model gpt-4 is not served"), "No such model, or the engine cannot chat."),
+    (TooLargeError("the JSON has over 20000 values; send less at a time"), "Over a stated limit."),
+    (MediaTypeError("the body has to be JSON"), "The body does not say that it is JSON."),
+    (EngineError("the engine died"), "The engine failed."),
+    (UnavailableError("256 requests are in flight; try again later"), "Retry later."),
+)
+
+
+def _errors() -> dict[int | str, dict[str, Any]]:
+    found: dict[int | str, dict[str, Any]] = {}
+    for error, description in _MISTAKES:
+        told = answer(description, _openai_error(error), status=_status(error))
+        found |= {status: {"model": OpenAiError, **one} for status, one in told.items()}
+    return found
 
 
 class ChatRoutes:
@@ -58,15 +72,23 @@ class ChatRoutes:
 
     def add_to(self, app: FastAPI) -> None:
         """Mount the routes."""
-        app.get("/v1/models", responses=_ERRORS)(_with_openai_errors(self._models))
+        errors = _errors()
+        app.get(
+            "/v1/models",
+            tags=["sampling"],
+            responses=errors | answer("OpenAI's list.", examples.MODELS_ANSWER),
+        )(_with_openai_errors(self._models))
+        done = answer("OpenAI's answer, or its events.", examples.CHAT_ANSWER)
+        done[200]["content"]["text/event-stream"] = {"example": examples.CHAT_EVENTS}
         app.post(
             "/v1/chat/completions",
-            openapi_extra=body_of(ChatRequest),
-            responses=_ERRORS | {200: {"content": {"text/event-stream": {}}}},
+            tags=["sampling"],
+            openapi_extra=body_of(ChatRequest, examples.CHAT),
+            responses=errors | done,
         )(_with_openai_errors(self._chat))
 
     async def _models(self, _: Request) -> Response:
-        """What a request may name as its model."""
+        """List what a request may name as its model."""
         return JSONResponse(await self._server.ready_engine().models())
 
     async def _chat(self, http: Request) -> Response:

@@ -7,13 +7,14 @@ from fastapi import FastAPI
 from starlette.requests import Request
 from starlette.responses import Response
 
+from rollout_service.http import examples
 from rollout_service.http.bodies import FORM, read_body, read_form
 from rollout_service.http.open_requests import OpenRequests, while_connected
 from rollout_service.scene_graphs import Answer, PictureQuestion
 from rollout_service.server import RolloutServer
 from services.errors import MediaTypeError, NotFoundError, SggError
 from services.http.guard import JSON, media_type
-from services.http.openapi import body_of, problems
+from services.http.openapi import answer, body_of, problems
 from services.http.problems import mistake, problem
 from services.schemas.common import ImageRef
 from services.schemas.problems import Problem
@@ -57,8 +58,14 @@ class SceneGraphRoutes:
         app.post(
             "/v1/scene-graphs",
             response_model=SceneGraphResponse,
-            openapi_extra=body_of(SceneGraphRequest, form=SceneGraphForm),
-            responses=problems(NotFoundError),
+            openapi_extra=body_of(
+                SceneGraphRequest,
+                examples.SCENE_GRAPHS,
+                form=(SceneGraphForm, examples.SCENE_GRAPHS_FORM),
+            ),
+            responses=answer("A graph for each picture.", examples.SCENE_GRAPHS_ANSWER)
+            | problems(NotFoundError),
+            tags=["scene graphs"],
         )(self.scene_graphs)
 
     async def scene_graphs(self, http: Request) -> Response:

@@ -12,7 +12,7 @@ import logging
 import signal
 import socket
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from importlib.metadata import version
 from urllib.parse import urlsplit
@@ -26,8 +26,11 @@ from pydantic import BaseModel
 from services.errors import SettingsError, UnavailableError
 from services.host.addresses import host_and_port, is_loopback
 from services.host.ports import listen
-from services.http.guard import CheckedRoute, RequestGuard
-from services.http.openapi import DescribedApp
+from services.http.docs_page import add_docs
+from services.http.guard import CheckedRoute, RequestGuard, Tokens
+from services.http.login import add_login
+from services.http.openapi import DescribedApp, answer
+from services.http.pages import add_files
 from services.http.problems import add_problem_handlers
 from services.http.protocol import GuardedProtocol
 from services.settings.secrets import MIN_CHARACTERS, is_weak
@@ -37,6 +40,11 @@ logger = logging.getLogger(__name__)
 
 _DRAIN_S = 30
 """Requests in flight at a SIGTERM have this long to finish."""
+_HEALTH = "health"
+_METRICS = """# HELP http_requests_total Answered requests
+# TYPE http_requests_total counter
+http_requests_total{method="GET",route="/healthz",status="200"} 3.0
+"""
 HELD_BODIES = 64
 """All bodies that a service holds are together as large as so many of the largest."""
 
@@ -63,13 +71,17 @@ def create_app(
     body_limit_bytes: int,
     held_limit_bytes: int | None = None,
     url: str = "",
+    description: str = "",
+    tags: Mapping[str, str] | None = None,
     data_token: str | None = None,
     admin_token: str | None = None,
     admin_paths: Sequence[str] = (),
     streamed_paths: Sequence[str] = (),
     lifespan: Callable[[FastAPI], AbstractAsyncContextManager[None]] | None = None,
 ) -> DescribedApp:
-    """A FastAPI app with `/healthz`, `/readyz`, `/metrics` and the project's limits and errors.
+    """A FastAPI app with health, metrics, a docs page, and the project's limits and errors.
+
+    `GET /` leads to `/docs` unless the app has a route there. With tokens a browser logs in.
 
     Args:
         title: The service's name, in its OpenAPI page.
@@ -78,6 +90,8 @@ def create_app(
         held_limit_bytes: While all bodies that are at work together are larger, more are refused
             with 503; None is `HELD_BODIES` of the largest.
         url: Where it listens: the host in it is a name that requests may be sent to.
+        description: What the service does, in sentences, for its docs page.
+        tags: Groups of routes on that page, each with a sentence.
         data_token: Asked for on every path but health and metrics; None leaves them open.
         admin_token: Asked for at and under `admin_paths`; the data token where it is None.
         admin_paths: Path prefixes such as `/v1/weights`.
@@ -90,13 +104,20 @@ def create_app(
     # No redirects: they would be built from what a request says about its host.
     app = DescribedApp(
         title=title,
+        description=description,
+        openapi_tags=[
+            {"name": name, "description": text}
+            for name, text in {**(tags or {}), _HEALTH: "Asked by who watches the service."}.items()
+        ],
         version=version("sgg-rl"),
         lifespan=lifespan,
+        docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
     )
     app.router.route_class = CheckedRoute
-    app.token_needed = bool(data_token or admin_token)
+    tokens = Tokens(data=data_token, admin=admin_token, admin_paths=admin_paths)
+    app.token_needed = tokens.are_needed
     app.state.registry = new_registry()
     needed = {"SGG_DATA_TOKEN": data_token} | (
         {"SGG_ADMIN_TOKEN": admin_token} if admin_paths else {}
@@ -104,11 +125,10 @@ def create_app(
     app.state.weak_tokens = [name for name, token in needed.items() if not token or is_weak(token)]
     add_problem_handlers(app)
     _add_health(app, readiness)
+    _add_pages(app, tokens)
     app.add_middleware(
         RequestGuard,
-        data_token=data_token,
-        admin_token=admin_token,
-        admin_paths=admin_paths,
+        tokens=tokens,
         streamed_paths=streamed_paths,
         body_limit_bytes=body_limit_bytes,
         held_limit_bytes=held_limit_bytes or HELD_BODIES * body_limit_bytes,
@@ -119,22 +139,37 @@ def create_app(
 
 
 def _add_health(app: FastAPI, readiness: Callable[[], str | None]) -> None:
-    @app.get("/healthz")
+    alive = {"status": "alive", "service": app.title}
+    busy = {"ready": False, "reason": "the model is loading"}
+
+    @app.get("/healthz", tags=[_HEALTH], responses=answer("It is.", alive))
     async def healthz() -> Liveness:
-        """The process is alive."""
+        """Say that the process is alive."""
         return Liveness(status="alive", service=app.title)
 
-    @app.get("/readyz", responses={503: {"model": Readiness}})
+    unready = {"model": Readiness} | answer("It cannot, and says why.", busy, status=503)[503]
+    able = answer("It can.", {"ready": True, "reason": None})
+
+    @app.get("/readyz", tags=[_HEALTH], responses=able | {503: unready})
     async def readyz(response: Response) -> Readiness:
-        """The service can serve (200) or says why not (503)."""
+        """Say whether the service can serve now."""
         reason = readiness()
         response.status_code = 200 if reason is None else 503
         return Readiness(ready=reason is None, reason=reason)
 
-    @app.get("/metrics", response_class=PlainTextResponse)
+    numbers = answer("Prometheus's text format.", _METRICS, media="text/plain")
+
+    @app.get("/metrics", tags=[_HEALTH], response_class=PlainTextResponse, responses=numbers)
     async def metrics() -> Response:
-        """Prometheus text format."""
+        """Give the service's numbers to Prometheus."""
         return Response(generate_latest(app.state.registry), media_type=CONTENT_TYPE_LATEST)
+
+
+def _add_pages(app: FastAPI, tokens: Tokens) -> None:
+    add_files(app)
+    add_docs(app, log_out=tokens.are_needed)
+    if tokens.are_needed:
+        add_login(app, tokens)
 
 
 def serve(app: FastAPI, url: str) -> None:

@@ -1,17 +1,22 @@
-"""What every request passes before any of it is parsed: host, token, size, time, shape."""
+"""What every request passes before any of it is parsed: host, origin, token, size, time, shape."""
 
 import asyncio
 import hmac
+import time
 from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import Request, Response
+from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
+from starlette.requests import cookie_parser
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from scene_graph.json_limits import json_shape
 from services.errors import (
     ClientGoneError,
+    CrossOriginError,
     InvalidInputError,
     MediaTypeError,
     MisdirectedError,
@@ -22,12 +27,16 @@ from services.errors import (
     UnavailableError,
 )
 from services.host.addresses import ip_address
+from services.http.pages import FILES_PATH
 from services.http.problems import problem_response
-from services.http.proof import PROOF_PATH
+from services.http.proof import PROOF_PATH, cookie_name, is_logged_in
 
 PUBLIC_PATHS = frozenset({"/healthz", "/readyz", "/metrics", "/v1/targets", PROOF_PATH})
 """Health; what Prometheus reads, which has no business with a run's tokens; and what a client asks
 before it sends one."""
+LOGIN_PATH, LOGOUT_PATH = "/login", "/logout"
+_BEFORE_LOGIN = (LOGIN_PATH, LOGOUT_PATH, FILES_PATH)
+"""What a browser needs that has no cookie yet; bodies go unread to the handlers."""
 MAX_NESTING = 32
 MAX_VALUES = 300_000
 """JSON values in a body, counted by their commas. One of 3 bytes may be a list that takes 100."""
@@ -36,24 +45,70 @@ BODY_S = 60.0
 """From the end of a request's headers to the end of its body."""
 
 
+class Tokens:
+    """Who may ask for what: by a token in the header, or by the cookie that a login left.
+
+    Example: `Tokens(data="d", admin="a", admin_paths=("/v1/weights",)).check(scope)`
+
+    Paths at or under `admin_paths` ask for the admin token (the data token where there is no admin
+    token); all others but `PUBLIC_PATHS` for the data token, and the admin token serves as well.
+    None leaves them open.
+    """
+
+    def __init__(self, *, data: str | None, admin: str | None, admin_paths: Sequence[str]) -> None:
+        self._admin = [t for t in (admin or data,) if t]
+        self._data = [t for t in (data, admin) if t] if data else []
+        self._admin_paths = tuple(admin_paths)
+
+    @property
+    def are_needed(self) -> bool:
+        """Whether any path asks for one."""
+        return bool(self._admin)
+
+    @property
+    def cookie_names(self) -> list[str]:
+        """The cookies of all logins."""
+        return [cookie_name(token) for token in {*self._data, *self._admin}]
+
+    def known(self, given: str) -> str | None:
+        """The token that a person gives, or None where it is none of this service."""
+        same = [t for t in (*self._data, *self._admin) if _is(given.encode(), t)]
+        return same[0] if same else None
+
+    def check(self, scope: Scope) -> None:
+        """See that a request may ask for its path.
+
+        Raises:
+            UnauthorizedError: It shows no token, or not the right one.
+        """
+        path = scope["path"]
+        if path in PUBLIC_PATHS or _is_under(path, _BEFORE_LOGIN):
+            return
+        admin = _is_under(path, self._admin_paths)
+        accepted = self._admin if admin else self._data
+        if not accepted or _shows_token(scope, accepted) or _shows_cookie(scope, accepted):
+            return
+        kind = "admin" if admin else "data"
+        raise UnauthorizedError(
+            f"{path} asks for the {kind} token: send 'Authorization: Bearer <token>'"
+        )
+
+
 class RequestGuard:
     """ASGI middleware. Every path but `PUBLIC_PATHS` asks for a token, so none can be forgotten.
 
     The Host header is an address, or one of `host_names`: a page in a browser that gives this
-    machine's address a name of its own (DNS rebinding) is not served. Paths at or under
-    `admin_paths` ask for the admin token (the data token where there is no admin token); all others
-    for the data token, and the admin token serves as well. Bodies are read whole, up to the limits,
-    except at or under `streamed_paths`: there the handler reads them. Of public paths no body is
-    read.
+    machine's address a name of its own (DNS rebinding) is not served. A page of another origin can
+    change nothing. A browser without a token is led to the login. Bodies are read whole, up to the
+    limits, except at or under `streamed_paths`: there the handler reads them. Of public paths no
+    body is read.
     """
 
     def __init__(
         self,
         app: ASGIApp,
         *,
-        data_token: str | None,
-        admin_token: str | None,
-        admin_paths: Sequence[str],
+        tokens: Tokens,
         streamed_paths: Sequence[str],
         body_limit_bytes: int,
         held_limit_bytes: int,
@@ -61,10 +116,8 @@ class RequestGuard:
     ) -> None:
         self._app = app
         self._host_names = host_names
-        self._admin_tokens = [t for t in (admin_token or data_token,) if t]
-        self._data_tokens = [t for t in (data_token, admin_token) if t] if data_token else []
-        self._admin_paths = tuple(admin_paths)
-        self._streamed_paths = tuple(streamed_paths)
+        self._tokens = tokens
+        self._streamed_paths = (*streamed_paths, *_BEFORE_LOGIN)
         self._body_limit = body_limit_bytes
         self._held_limit = held_limit_bytes
         self._held = 0
@@ -77,32 +130,17 @@ class RequestGuard:
             return
         try:
             check_host(_header(scope, b"host"), self._host_names)
-            self._check_token(scope)
+            check_origin(scope)
+            self._tokens.check(scope)
             streamed = _is_under(scope["path"], self._streamed_paths)
             body = None if streamed else await self._body(scope, receive)
         except SggError as error:
-            await problem_response(error)(scope, receive, send)
+            await _refusal(scope, error)(scope, receive, send)
             return
         try:
             await self._app(scope, receive if body is None else _replay(body, receive), send)
         finally:
             self._held -= len(body or b"")
-
-    def _check_token(self, scope: Scope) -> None:
-        path = scope["path"]
-        if path in PUBLIC_PATHS:
-            return
-        admin = _is_under(path, self._admin_paths)
-        accepted = self._admin_tokens if admin else self._data_tokens
-        if not accepted:
-            return
-        scheme, _, given = _header(scope, b"authorization").partition(b" ")
-        same = [hmac.compare_digest(given.strip(), token.encode()) for token in accepted]
-        if scheme.lower() != b"bearer" or not any(same):
-            kind = "admin" if admin else "data"
-            raise UnauthorizedError(
-                f"{path} asks for the {kind} token: send 'Authorization: Bearer <token>'"
-            )
 
     async def _body(self, scope: Scope, receive: Receive) -> bytes:
         """The whole body. The stated length is not trusted."""
@@ -183,6 +221,30 @@ def check_host(host: bytes, names: Collection[str]) -> None:
     )
 
 
+def check_origin(scope: Scope) -> None:
+    """Refuse what a page of another origin sends: the browser adds its rights, such as loopback's.
+
+    Raises:
+        CrossOriginError: It is such a page, and the request is no GET or HEAD.
+    """
+    if _changes(scope) and is_same_origin(scope) is False:
+        raise CrossOriginError("a page of another origin cannot ask for this: send it without one")
+
+
+def is_same_origin(scope: Scope) -> bool | None:
+    """Whether a browser sends it for this service's own page, or for what a person typed.
+
+    None where neither `Sec-Fetch-Site` nor `Origin` says so: then it is mostly no browser. Another
+    port of this host is another origin.
+    """
+    site, origin = _header(scope, b"sec-fetch-site"), _header(scope, b"origin")
+    if site:
+        return site in (b"same-origin", b"none")
+    if origin:
+        return origin.partition(b"://")[2].lower() == _header(scope, b"host").lower()
+    return None
+
+
 def media_type(request: Request) -> str:
     """The type of a body, such as `application/json`; empty where nothing says it."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -214,6 +276,43 @@ def check_json(body: bytes, max_values: int = MAX_VALUES) -> None:
         raise TooLargeError(f"the JSON has over {max_values} values; send less at a time")
     if shape.nesting > MAX_NESTING:
         raise InvalidInputError(f"the JSON is nested deeper than {MAX_NESTING}")
+
+
+def _changes(scope: Scope) -> bool:
+    return scope["method"] not in ("GET", "HEAD")
+
+
+def _is(given: bytes, token: str) -> bool:
+    return hmac.compare_digest(given, token.encode())
+
+
+def _shows_token(scope: Scope, accepted: Sequence[str]) -> bool:
+    scheme, _, given = _header(scope, b"authorization").partition(b" ")
+    same = [_is(given.strip(), token) for token in accepted]
+    return scheme.lower() == b"bearer" and any(same)
+
+
+def _shows_cookie(scope: Scope, accepted: Sequence[str]) -> bool:
+    """A cookie alone changes nothing: the request has to come from a page of this service.
+
+    Browsers send cookies to all ports of a host. So another port's page may link here, and no more.
+    """
+    cookies = cookie_parser(_header(scope, b"cookie").decode("latin-1"))
+    own = is_same_origin(scope)
+    linked = _header(scope, b"sec-fetch-mode") == b"navigate"
+    if not cookies or not (own if _changes(scope) else own is not False or linked):
+        return False
+    return any(is_logged_in(cookies, token, time.time()) for token in accepted)
+
+
+def _refusal(scope: Scope, error: SggError) -> Response:
+    """Problem details; a person in a browser is asked for a token."""
+    wants_page = scope["method"] == "GET" and b"text/html" in _header(scope, b"accept")
+    if not (wants_page and isinstance(error, UnauthorizedError)):
+        return problem_response(error)
+    query = b"?" + scope["query_string"] if scope["query_string"] else b""
+    place = quote(quote(scope["path"]).encode() + query, safe="")
+    return RedirectResponse(f"{LOGIN_PATH}?next={place}", status_code=303)
 
 
 def _host_name(host: str) -> str:

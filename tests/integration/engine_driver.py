@@ -25,6 +25,7 @@ from scene_data.dataset import Sample, SceneDataset
 from scene_data.templates import prompt_messages
 from scene_data.toy.scenes import SIDE, render, toy_scene
 from scene_graph.boxes import RELATIVE_1000
+from services.schemas.groups import TrainGroup
 from services.schemas.rollouts import Completion
 from services.settings import Settings
 from services.settings.training import AlgorithmSettings
@@ -34,7 +35,7 @@ from trainer.batches.batch import MicroBatch
 from trainer.batches.preparation import Preparation
 from trainer.policy.engine import PolicyEngine, init_process_group
 from trainer.ranks.group import Ranks
-from trainer.types import Outcome, StepBatch, TrainGroup
+from trainer.types import Outcome, StepBatch
 
 STEPS, SAVED_AT = 3, 2
 NUM_GROUPS, GROUP_SIZE = 4, 3

@@ -10,6 +10,7 @@ from scene_data.dataset import open_dataset
 from scene_data.toy.scenes import make_toy
 from services.host.ports import free_port
 from services.redis.keys import RunKeys
+from services.run_folder.records import read_rollouts
 from services.settings import Settings, dump_settings
 from services.telemetry import Tracing
 from tests.otlp import Collector as Receiver
@@ -20,7 +21,7 @@ from trainer.collection.cursor import Cursor
 from trainer.collection.prompts import PromptSource
 from trainer.ranks.watch import RankWatch, watched
 from trainer.records.phases import PhaseClock
-from trainer.records.rollout_files import RolloutFiles, read_rollouts
+from trainer.records.rollout_files import RolloutFiles
 from trainer.records.tracing import SERVICE
 from trainer.types import StepBatch
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from services.errors import InvalidInputError
+from services.schemas.groups import TrainGroup
 from trainer.batches.images import ImageFeatures
 from trainer.batches.micro_batches import PackedRow, padded_length
-from trainer.types import TrainGroup
 
 RopeIndex = Callable[..., tuple[Tensor, Tensor]]
 """A model's `get_rope_index`."""

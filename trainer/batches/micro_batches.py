@@ -8,7 +8,7 @@ import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from trainer.types import TrainGroup
+from services.schemas.groups import TrainGroup
 
 LENGTH_MULTIPLE = 8
 """Rows are padded to this: attention kernels copy a mask whose rows are not aligned."""

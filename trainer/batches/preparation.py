@@ -20,10 +20,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scene_data.dataset import SceneDataset
+from services.schemas.groups import TrainGroup
 from trainer.batches.batch import MicroBatch, RopeIndex, micro_batch, prepare_group
 from trainer.batches.images import image_features
 from trainer.batches.micro_batches import plan_metrics, plan_step
-from trainer.types import StepBatch, TrainGroup
+from trainer.types import StepBatch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,10 +6,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from services.schemas.groups import TrainGroup
 from services.schemas.rewards import Reward
 from services.settings.training import AlgorithmSettings
 from trainer.algorithms.advantages import group_relative, overlong_punishment, term_relative
-from trainer.types import TrainGroup
 
 EQUAL_WITHIN = 1e-6
 """A term counts things: a smaller difference is its rounding, which teaches nothing."""

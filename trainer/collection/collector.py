@@ -37,6 +37,7 @@ from services.redis.client import connect
 from services.redis.keys import CONSUMER_GROUPS, RunKeys
 from services.redis.queue import Lease, RedisQueue
 from services.redis.registry import Registry
+from services.schemas.groups import TrainGroup
 from services.schemas.rollouts import RolloutGroup
 from services.settings import Settings
 from services.telemetry import Tracing
@@ -51,9 +52,11 @@ from trainer.collection.image_sharing import ImageSharing
 from trainer.collection.prompts import PromptSource
 from trainer.collection.refusals import image_refusal, refusal
 from trainer.collection.requests import GroupRequests
+from trainer.collection.server_changes import ServerChanges
 from trainer.ranks.stop import StopAskedError, StopRequest
+from trainer.records.events import EventLog
 from trainer.records.tracing import SERVICE, GroupTraces
-from trainer.types import Outcome, StepBatch, TrainGroup
+from trainer.types import Outcome, StepBatch, UnusedGroup
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -76,6 +79,7 @@ class Collector:
         prompts: Makes the prompt of a position.
         cursor: The data order's; only this object touches it while it runs.
         stop: Once it is asked, nothing is waited for or asked for any more.
+        events: Is told of servers that come and go.
     """
 
     def __init__(
@@ -84,6 +88,7 @@ class Collector:
         prompts: PromptSource,
         cursor: Cursor,
         stop: StopRequest | None = None,
+        events: EventLog | None = None,
     ) -> None:
         self._settings = settings
         self._prompts = prompts
@@ -99,6 +104,9 @@ class Collector:
         self._notice = WaitNotice(settings.trainer.wait_timeout_s)
         self._trouble = ""
         self._last_dead = "-"
+        self._unused: dict[int, list[UnusedGroup]] = {}
+        """By the step whose batch was taken."""
+        self._servers = ServerChanges(events or EventLog())
         self._failure: BaseException | None = None
         self._closing = False
         self._loop = LoopThread("collector")
@@ -135,6 +143,10 @@ class Collector:
     def finish(self, batch: StepBatch) -> None:
         """The batch is trained on, and nothing is asked for in its place; twice is as once."""
         self._loop.run(self._finish(batch))
+
+    def unused(self, step: int) -> list[UnusedGroup]:
+        """The groups that a step's ledger line names and that were not trained on; once."""
+        return self._unused.pop(step, [])
 
     def cursor_state(self) -> CursorState:
         """Which positions are done: those of the batches that were published or finished."""
@@ -199,7 +211,9 @@ class Collector:
         await self._registry.set_aside()
         if await self._registry.incarnation() > self._prompts.incarnation:
             raise SupersededError(self._prompts.incarnation)
-        self._num_servers = len(await self._registry.servers())
+        servers = await self._registry.servers()
+        self._num_servers = len(servers)
+        self._servers.look(servers)
         await self._sharing.look()
         self._note_load()
 
@@ -235,7 +249,7 @@ class Collector:
             raise SupersededError(self._prompts.incarnation)
         opened = self._pool.get(group.work_id)
         if opened is not None and (reason := self._refusal(group, opened)):
-            await self._refuse(lease, group.work_id, reason)
+            await self._refuse(lease, group.work_id, reason, group)
             return
         if opened is not None and not opened.received:
             # Kept before it is acknowledged: an answer of Redis may be lost, and then it is
@@ -247,10 +261,12 @@ class Collector:
             await self._arrivals.put(group)
         await self._queue.complete(lease)
 
-    async def _refuse(self, lease: Lease, work_id: str, reason: str) -> None:
+    async def _refuse(
+        self, lease: Lease, work_id: str, reason: str, answers: RolloutGroup | None = None
+    ) -> None:
         await self._queue.fail(lease, reason, max_deliveries=1)
         if self._pool.get(work_id) is not None:
-            self._bury(work_id, reason)
+            self._bury(work_id, reason, answers)
             await self._fill()
 
     def _refusal(self, group: RolloutGroup, opened: OpenGroup) -> str | None:
@@ -278,15 +294,7 @@ class Collector:
     async def _settle(self, found: list[tuple[RolloutGroup, RewardsOrError]]) -> None:
         for group, each in found:
             if isinstance(each, list):
-                opened = self._opened(group)
-                prompt = opened.prompt
-                scored = TrainGroup(
-                    position=opened.position,
-                    index=prompt.index,
-                    prompt=prompt,
-                    rollout=group,
-                    rewards=each,
-                )
+                scored = self._opened(group).answered(group, each)
                 self._pool.score(scored)
                 self._faults.look(scored)
                 self._last_arrival = time.monotonic()
@@ -304,7 +312,7 @@ class Collector:
     async def _bury_acknowledged(self, group: RolloutGroup, reason: str) -> None:
         body = group.model_dump_json().encode()
         await self._persist(partial(self._queue.bury, "rollouts", group.work_id, body, reason))
-        self._bury(group.work_id, reason)
+        self._bury(group.work_id, reason, group)
 
     def _opened(self, group: RolloutGroup) -> OpenGroup:
         opened = self._pool.get(group.work_id)
@@ -314,6 +322,7 @@ class Collector:
     async def _take(self, policy_version: int) -> StepBatch:
         self._last_arrival = time.monotonic()  # waiting begins now
         groups, outcome = await self._ready(policy_version)
+        self._unused.setdefault(policy_version, []).extend(self._pool.unused)
         self._traces.end(groups, outcome)
         groups = with_advantages(
             groups,
@@ -414,9 +423,9 @@ class Collector:
         await self._requests.drop_images()
         await self._fill()
 
-    def _bury(self, work_id: str, reason: str) -> None:
+    def _bury(self, work_id: str, reason: str, answers: RolloutGroup | None = None) -> None:
         logger.warning("group %s is dead: %s", work_id, reason)
-        self._pool.bury(work_id, reason)
+        self._pool.bury(work_id, reason, answers)
 
     def _note_load(self) -> None:
         self._idle.note(self._pool.num_sampling, self._num_servers, time.monotonic())

@@ -7,8 +7,8 @@ from scene_graph.boxes import RELATIVE_1
 from scene_graph.cleaning import Task
 from scene_graph.faults import CUT_SHORT, main_fault
 from scene_graph.parsing import parse_completion
+from services.schemas.groups import TrainGroup
 from services.schemas.rewards import Reward
-from trainer.types import TrainGroup
 
 logger = logging.getLogger(__name__)
 

@@ -18,13 +18,20 @@ done with the step that trains, or whose ledger line names it.
 
 from dataclasses import dataclass
 
+from pydantic import ValidationError
+
 from scene_data.dataset import Sample
+from scene_data.messages import reference_graph
 from scene_graph.boxes import BoxSpace
 from services.errors import SggError
+from services.run_folder.records import GroupState
+from services.schemas.groups import GroupReference, TrainGroup
 from services.schemas.prompts import PromptGroup
+from services.schemas.rewards import Reward
+from services.schemas.rollouts import RolloutGroup
 from services.settings.training import AlgorithmSettings, TrainerSettings
 from trainer.collection.advantages import has_zero_variance
-from trainer.types import Outcome, TrainGroup
+from trainer.types import Outcome, UnusedGroup
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +43,28 @@ class GroupSource:
     """Name of the space in which the policy writes this image's boxes."""
     num_image_tokens: int | None
     """Visual tokens that the trainer makes of the image; None where nobody looked."""
+
+    @property
+    def reference_if_any(self) -> GroupReference | None:
+        """The row's graph; None where the reward service would not take it."""
+        try:
+            return self.reference
+        except ValidationError:
+            return None
+
+    @property
+    def reference(self) -> GroupReference:
+        """The row's graph, as the reward service gets it.
+
+        Raises:
+            ValidationError: It is more than the service takes.
+        """
+        sample = self.sample
+        return GroupReference(
+            image_size=(sample.width, sample.height),
+            box_space=str(self.box_space),
+            graph=reference_graph(sample),
+        )
 
 
 @dataclass(slots=True, kw_only=True)
@@ -50,6 +79,17 @@ class OpenGroup:
     scored: TrainGroup | None = None
     taken: bool = False
     """By a step that is not published yet."""
+
+    def answered(self, answers: RolloutGroup, rewards: list[Reward]) -> TrainGroup:
+        """The group with its answers, and the reference that they are held against."""
+        return TrainGroup(
+            position=self.position,
+            index=self.prompt.index,
+            prompt=self.prompt,
+            rollout=answers,
+            rewards=rewards,
+            reference=self.source.reference_if_any if self.source else None,
+        )
 
 
 class GroupPool:
@@ -82,6 +122,9 @@ class GroupPool:
         self._ready: dict[str, OpenGroup] = {}
         """Those that are scored and not taken."""
         self._outcome = Outcome()
+        self._unused: list[UnusedGroup] = []
+        self.unused: list[UnusedGroup] = []
+        """Those that the outcome of the last `take` names."""
         self.policy_version = 0
         """The newest that is published."""
 
@@ -126,20 +169,46 @@ class GroupPool:
         opened = self._ready[group.rollout.work_id] = self._open[group.rollout.work_id]
         opened.scored = group
 
-    def bury(self, work_id: str, reason: str) -> None:
-        """An open group will never be trained on; see `record_dead`."""
+    def bury(self, work_id: str, reason: str, answers: RolloutGroup | None = None) -> None:
+        """An open group will never be trained on; see `record_dead`.
+
+        Args:
+            work_id: The group's.
+            reason: Why.
+            answers: What the rollout servers answered, for the run's records.
+        """
         self._ready.pop(work_id, None)
         opened = self._open.pop(work_id)
-        self.record_dead(opened.position, opened.prompt.group_id, reason)
+        group = opened.scored or (opened.answered(answers, []) if answers else None)
+        prompt = opened.prompt
+        self.record_dead(opened.position, prompt.group_id, prompt.index, reason, group)
 
-    def record_dead(self, position: int, group_id: str, reason: str) -> None:
+    def record_dead(
+        self, position: int, group_id: str, index: int, reason: str, group: TrainGroup | None = None
+    ) -> None:
         """Record a group that will never be trained on. Another takes its place.
+
+        Args:
+            position: The group's.
+            group_id: The group's.
+            index: Row of the dataset.
+            reason: Why.
+            group: The group itself, where answers came.
 
         Raises:
             SggError: Over `trainer.max_dead_groups` since the last step.
         """
         self._outcome.dead.append(group_id)
         self._outcome.positions.append(position)
+        unused = UnusedGroup(
+            state="dead",
+            position=position,
+            group_id=group_id,
+            index=index,
+            group=group,
+            reason=reason,
+        )
+        self._unused.append(unused)
         if len(self._outcome.dead) > self._max_dead:
             raise SggError(
                 f"{len(self._outcome.dead)} groups died since the last step, which is over "
@@ -169,6 +238,7 @@ class GroupPool:
             del self._open[work_id], self._ready[work_id]
             self.add(group.position, prompt, group.source)
             self._outcome.stale.append(prompt.group_id)
+            self._unused.append(_unused("stale", group.scored))
             again.append(prompt)
         return again
 
@@ -188,6 +258,7 @@ class GroupPool:
             if has_zero_variance(group.rewards, self._normalise):
                 del self._open[group.rollout.work_id], self._ready[group.rollout.work_id]
                 self._outcome.replaced.append(group.rollout.group_id)
+                self._unused.append(_unused("zero_variance", group))
                 self._outcome.positions.append(group.position)
         return len(self._open) < before
 
@@ -205,6 +276,7 @@ class GroupPool:
         for group in groups:
             self._ready.pop(group.rollout.work_id).taken = True
         outcome, self._outcome = self._outcome, Outcome()
+        self.unused, self._unused = self._unused, []
         return groups, outcome
 
     def close(self, work_id: str) -> None:
@@ -230,3 +302,13 @@ class GroupPool:
                 break
             found.append(group.scored)
         return found
+
+
+def _unused(state: GroupState, group: TrainGroup) -> UnusedGroup:
+    return UnusedGroup(
+        state=state,
+        position=group.position,
+        group_id=group.rollout.group_id,
+        index=group.index,
+        group=group,
+    )

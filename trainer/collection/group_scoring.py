@@ -23,7 +23,6 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from scene_data.messages import reference_graph
 from services.errors import (
     InvalidInputError,
     SettingsError,
@@ -160,13 +159,13 @@ class GroupScoring:
         return found
 
     def _reward_group(self, group: RolloutGroup, source: GroupSource) -> RewardGroup | GroupError:
-        sample = source.sample
         try:
+            reference = source.reference
             return RewardGroup(
                 group_id=group.group_id,
-                image_size=(sample.width, sample.height),
-                box_space=str(source.box_space),
-                reference=reference_graph(sample),
+                image_size=reference.image_size,
+                box_space=reference.box_space,
+                reference=reference.graph,
                 completions=[c.text for c in group.completions],
                 require_thinking=self._data.thinking,
                 num_tokens=[len(c.token_ids) for c in group.completions],

@@ -39,6 +39,10 @@ class PromptSource:
         epoch, index = self._order.at(position)
         return group_id(self.settings.run.name, epoch, index)
 
+    def row(self, position: int) -> int:
+        """The row of the dataset that a position's group is about."""
+        return self._order.at(position)[1]
+
     def prompt(self, position: int, policy_version: int) -> tuple[PromptGroup, GroupSource]:
         """The prompt of a position, and the row that it is about.
 

@@ -47,9 +47,9 @@ class GroupRequests:
                         self.prompts.prompt, position, self.pool.policy_version
                     )
                 except (InvalidInputError, TooLargeError) as error:
-                    name = self.prompts.group_id(position)
+                    name, row = self.prompts.group_id(position), self.prompts.row(position)
                     logger.warning("group %s is dead: %s", name, error.message)
-                    self.pool.record_dead(position, name, error.message)
+                    self.pool.record_dead(position, name, row, error.message)
                     continue
                 prompt = self.traces.begin(prompt)
                 self.pool.add(position, prompt, source)

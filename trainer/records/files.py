@@ -1,73 +1,32 @@
 """The files a run leaves for people: metrics, ledger, and the rollouts themselves."""
 
-import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
-from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any, get_args
 
-from pydantic_core import to_json
-
-from services.host.sync import sync
 from services.run_folder import LedgerRow
+from services.schemas.groups import TrainGroup
 from services.schemas.rewards import Status
 from services.settings import Settings
 from services.waiting import RoomWait
 from trainer.ranks.write_guard import WriteGuard
+from trainer.records.events import EventLog
 from trainer.records.phases import PhaseClock
 from trainer.records.rollout_files import RolloutFiles
+from trainer.records.step_lines import StepLines
 from trainer.records.trackers import Trackers
 from trainer.types import StepBatch
-
-
-class StepLines:
-    """A file with one JSON line a step, cut back when a run resumes from an earlier one."""
-
-    def __init__(self, file: Path) -> None:
-        self._file = file
-
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Add a step's line, whole or not at all."""
-        size = self._file.stat().st_size if self._file.exists() else 0
-        try:
-            with self._file.open("ab") as stream:
-                # NaN and Infinity are not JSON.
-                stream.write(to_json(row, inf_nan_mode="null") + b"\n")
-        except OSError:
-            os.truncate(self._file, size)
-            raise
-
-    def sync(self) -> None:
-        """Have all lines on disk."""
-        if self._file.exists():
-            sync(self._file)
-
-    def cut_to(self, step: int) -> None:
-        """Keep the lines of steps under `step`; later ones move to `rolled_back.jsonl`."""
-        lines = self._file.read_text().split("\n") if self._file.exists() else []
-        kept = [line for line in lines if line and _step_of(line) < step]
-        dropped = [line for line in lines if line and _step_of(line) >= step]
-        self._file.parent.mkdir(parents=True, exist_ok=True)
-        if dropped:
-            with self._file.with_name("rolled_back.jsonl").open("a") as stream:
-                stream.writelines(f"{line}\n" for line in dropped)
-        draft = self._file.with_suffix(".draft")
-        draft.write_text("".join(f"{line}\n" for line in kept))
-        sync(draft)
-        draft.rename(self._file)
-        sync(self._file.parent)
 
 
 class RunRecords:
     """What a run leaves, cut back to a checkpoint's step when it resumes.
 
     `metrics.jsonl` has one line a step, `ledger.jsonl` one line a step with the groups it used,
-    `evaluations.jsonl` one line a version that was evaluated, and `rollouts/` the groups
-    themselves. Steps after the last checkpoint are not committed: on resume
-    what they left moves aside.
+    `evaluations.jsonl` one line a version that was evaluated, `events.jsonl` one line for what
+    happened, and `rollouts/` the groups themselves with their index. Steps after the last
+    checkpoint are not committed: on resume what they left moves aside.
 
     Args:
         settings: The run's.
@@ -79,9 +38,12 @@ class RunRecords:
         files = settings.run.files
         self._check = (guard or WriteGuard(files.path)).check
         self._room = RoomWait(files.path, settings.trainer.wait_timeout_s)
-        tables = [StepLines(file) for file in (files.ledger, files.metrics, files.evaluations)]
-        self._ledger, self._metrics, self._evaluations = tables
+        paths = (files.ledger, files.metrics, files.evaluations, files.events)
+        tables = [StepLines(file) for file in paths]
+        self._ledger, self._metrics, self._evaluations, events = tables
         self._tables = tables if rank == 0 else []
+        self.events = EventLog(events if rank == 0 else None, self._check)
+        """What happens around the steps; rank 0 writes it."""
         self.rollouts = RolloutFiles(
             files.rollouts,
             rank=rank,
@@ -96,27 +58,36 @@ class RunRecords:
         """Keep what is of steps under `step`, and go on from there; once, before the first."""
         self._check()
         self.rollouts.cut_to(step)
-        for table in self._tables:
-            table.cut_to(step)
+        moved = {table: table.cut_to(step) for table in self._tables}
+        self.events.step = step
+        if moved.get(self._ledger):
+            self.events.note("rolled_back", f"step {step} and those after it are done again")
         self._trackers.start(step)
 
-    def step(self, metrics: Mapping[str, Any], ledger: Mapping[str, Any]) -> None:
-        """Append one step; rank 0 only."""
+    def step(
+        self,
+        metrics: Mapping[str, Any],
+        ledger: Mapping[str, Any],
+        groups: Sequence[TrainGroup] = (),
+    ) -> None:
+        """Append one step, with groups that trackers may show; rank 0 only."""
         self._check()
         self._room.write(lambda: self._ledger.append(ledger))
         self._room.write(lambda: self._metrics.append(metrics))
         self._trackers.log(metrics)
+        self._trackers.log_answers(int(metrics["step"]), groups)
 
     def evaluations(self, rows: Sequence[Mapping[str, Any]], step: int) -> None:
         """Append what has come while `step` trained; rank 0 only has any."""
         for row in rows:
             self._check()
             self._room.write(partial(self._evaluations.append, row))
+            self.events.note("evaluated", f"version {row['step']} is evaluated", row["step"])
             self._trackers.log_evaluation(row, step)
 
     def sync(self) -> None:
         """Have all lines on disk, before a checkpoint counts on them."""
-        for table in self._tables:
+        for table in (*self._tables, self.rollouts.index):
             table.sync()
 
     def committed(self, step: int) -> None:
@@ -199,11 +170,3 @@ def ledger_line(batch: StepBatch, step: int) -> LedgerRow:
         "skipped": batch.outcome.skipped,
         "no_spread": batch.outcome.replaced,
     }
-
-
-def _step_of(line: str) -> int:
-    """The step of a line; a line torn by a crash belongs to no kept step."""
-    try:
-        return int(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return 1 << 60

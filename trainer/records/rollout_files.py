@@ -1,48 +1,27 @@
-"""The groups that a run was trained on, whole, for people and for tests."""
+"""The groups of a run, whole, with an index: for people and for tests."""
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pydantic import ConfigDict, ValidationError
-
-from services.errors import InvalidInputError
-from services.run_folder import RunFolder
+from services.run_folder.index_line import IndexLine
+from services.run_folder.records import RolloutRecord
+from services.schemas.groups import TrainGroup
 from services.waiting import RoomWait
-from trainer.types import TrainGroup
-
-
-class RolloutRecord(TrainGroup):
-    """A line of `rollouts/step-NNNNNN.rankR.jsonl`: all that a group's part of a loss is made of.
-
-    Example, shortened: `{"step": 3, "position": 14, "index": 9, "prompt": {"messages": […],
-    "images": [{"sha256": "9f86…0a08", …}], …}, "rollout":
-    {"group_id": "demo-e0-r9", "completions": [{"text": "<answer>…", "token_ids": […],
-    "rollout_logprobs": […], "finish_reason": "stop", "policy_versions": […]}, …], …}, "rewards":
-    [{"total": 7.1, "breakdown": {"edge": 0.5, …}, "status": "ok", …}, …], "advantages": [0.9, …],
-    "policy_logprobs": [[-0.1, …], …], "trace_id": "4bf9…4736"}`
-    """
-
-    # A policy that has diverged has NaN, which JSON has not.
-    model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="null")
-
-    step: int
-    """From 0; also the policy_version that was trained."""
-    policy_logprobs: list[list[float | None]]
-    """[completion][token] of the trainer before the step's update; null where it is not finite."""
-    trace_id: str | None
-    """The trace of the group's spans, 32 hexadecimal digits; None where nothing was traced."""
+from trainer.records.index_lines import index_line, line_without_answers
+from trainer.records.step_lines import StepLines
+from trainer.types import UnusedGroup
 
 
 @dataclass
 class RolloutFiles:
-    """One file a step, of one rank."""
+    """One file a step, of one rank, and the rank's index of all of them."""
 
     folder: Path
     """`rollouts` of the run's folder."""
     rank: int
-    """Whose groups these are."""
+    """Whose groups these are; rank 0 also has those that were not trained on."""
     keep: int
     """Committed steps whose files stay; 0 keeps all."""
     check: Callable[[], None] = lambda: None
@@ -52,11 +31,16 @@ class RolloutFiles:
 
     def __post_init__(self) -> None:
         self._room = RoomWait(self.folder, self.timeout_s)
+        self._lines: list[IndexLine] = []
+        """Of the step's last `write`."""
+        name = f"index.rank{self.rank}.jsonl"
+        self.index = StepLines(self.folder / name, aside=self.folder / "rolled_back" / name)
+        """A line a group; see `services.run_folder.index_line`."""
 
     def write(
         self, step: int, groups: Sequence[TrainGroup], policy_logprobs: Sequence[Sequence[float]]
     ) -> None:
-        """Write a step.
+        """Write a step, in place of what an attempt that was skipped has left.
 
         Args:
             step: From 0.
@@ -72,65 +56,94 @@ class RolloutFiles:
                 step=step,
                 policy_logprobs=[list(next(logprobs)) for _ in group.rollout.completions],
                 trace_id=_trace_id(group),
-                **{name: getattr(group, name) for name in TrainGroup.model_fields},
+                **dict(group),
             )
             for group in groups
         ]
-        self.folder.mkdir(parents=True, exist_ok=True)
-        file = self.folder / f"step-{step:06d}.rank{self.rank}.jsonl"
-        draft = file.with_suffix(f".draft-{os.getpid()}")
-        text = "".join(record.model_dump_json() + "\n" for record in records)
-        try:
-            self._room.write(lambda: draft.write_text(text))
-            self.check()
-            draft.replace(file)
-        finally:
-            draft.unlink(missing_ok=True)
+        self._lines = self._write(f"step-{step:06d}.rank{self.rank}.jsonl", records)
+
+    def finish(self, step: int, unused: Iterable[UnusedGroup]) -> None:
+        """The step is done: its groups come into the index.
+
+        Args:
+            step: That `write` wrote last.
+            unused: Groups that its ledger line names and that were not trained on; rank 0's.
+
+        Raises:
+            WaitTimeoutError: The disk stayed full.
+        """
+        unused = list(unused)
+        lines = [line_without_answers(each, step) for each in unused if each.group is None]
+        records = [_unused_record(each, each.group, step) for each in unused if each.group]
+        if records:
+            lines += self._write(f"step-{step:06d}.unused.jsonl", records)
+        lines = sorted([*self._lines, *lines], key=lambda line: line.position)
+        self.check()
+        self._room.write(lambda: self.index.append(*lines))
+        self._lines = []
 
     def cut_to(self, step: int) -> None:
         """Move the groups of steps from `step` on to `rolled_back/`, in place of earlier ones."""
-        for draft in self.folder.glob(f"step-*.rank{self.rank}.draft-*"):  # of a killed trainer
-            draft.unlink(missing_ok=True)
-        for number, file in _files(self.folder, self.rank):
+        for draft in self.folder.glob("step-*.draft-*"):  # of a killed trainer
+            if self._is_mine(draft):
+                draft.unlink(missing_ok=True)
+        for number, file in self._files(self.folder):
             if number >= step:
                 aside = self.folder / "rolled_back"
                 aside.mkdir(exist_ok=True)
                 file.replace(aside / file.name)
+        self.index.cut_to(step)
 
     def committed(self, step: int) -> None:
-        """Remove what is over `keep`. Steps that a resume would do again are not counted."""
+        """Remove what is over `keep`. Steps that a resume would do again are not counted.
+
+        The index keeps their lines.
+        """
         for folder in (self.folder, self.folder / "rolled_back"):
-            for number, file in _files(folder, self.rank):
+            for number, file in self._files(folder):
                 if self.keep and number < step - self.keep:
                     file.unlink()
 
+    def _write(self, name: str, records: Sequence[RolloutRecord]) -> list[IndexLine]:
+        """Write a file whole or not at all; the lines of the index that say what is in it."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        file = self.folder / name
+        draft = file.with_suffix(f".draft-{os.getpid()}")
+        bodies = [record.model_dump_json().encode() for record in records]
+        try:
+            self._room.write(lambda: draft.write_bytes(b"".join(body + b"\n" for body in bodies)))
+            self.check()
+            draft.replace(file)
+        finally:
+            draft.unlink(missing_ok=True)
+        lines, offset = [], 0
+        for record, body in zip(records, bodies, strict=True):
+            lines.append(index_line(record, name, offset, len(body)))
+            offset += len(body) + 1
+        return lines
 
-def _files(folder: Path, rank: int) -> Iterator[tuple[int, Path]]:
-    for file in sorted(folder.glob(f"step-*.rank{rank}.jsonl")):
-        yield int(file.name[len("step-") :].partition(".")[0]), file
+    def _files(self, folder: Path) -> Iterator[tuple[int, Path]]:
+        for file in sorted(folder.glob("step-*.jsonl")):
+            if self._is_mine(file):
+                yield int(file.name[len("step-") :].partition(".")[0]), file
+
+    def _is_mine(self, file: Path) -> bool:
+        """Whether this rank writes it: `step-000003.rank1.jsonl`, or rank 0 `….unused.jsonl`."""
+        writer = file.name.split(".")[1]
+        return writer == f"rank{self.rank}" or (writer == "unused" and self.rank == 0)
+
+
+def _unused_record(unused: UnusedGroup, group: TrainGroup, step: int) -> RolloutRecord:
+    return RolloutRecord(
+        step=step,
+        policy_logprobs=[],
+        trace_id=_trace_id(group),
+        state=unused.state,
+        reason=unused.reason,
+        **dict(group),
+    )
 
 
 def _trace_id(group: TrainGroup) -> str | None:
     traceparent = group.prompt.traceparent if group.prompt else None
     return traceparent.split("-")[1] if traceparent else None
-
-
-def read_rollouts(run: Path, step: int) -> list[RolloutRecord]:
-    """The groups of a step, of all ranks, by their place in the data order.
-
-    Raises:
-        InvalidInputError: A line is cut or damaged.
-    """
-    records = [record for file in RunFolder(run).rollout_files(step) for record in _records(file)]
-    return sorted(records, key=lambda record: record.position)
-
-
-def _records(file: Path) -> Iterator[RolloutRecord]:
-    # As bytes: sampled text may have characters that end a line of text, and none of JSON's.
-    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
-        try:
-            yield RolloutRecord.model_validate_json(line)
-        except ValidationError as error:
-            raise InvalidInputError(
-                f"{file}:{number} is cut or damaged: {error.errors()[0]['msg']}"
-            ) from error

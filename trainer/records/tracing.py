@@ -5,9 +5,10 @@ from contextlib import AbstractContextManager
 from statistics import fmean
 from typing import Any
 
+from services.schemas.groups import TrainGroup
 from services.schemas.prompts import PromptGroup
 from services.telemetry import OpenSpan, Tracing
-from trainer.types import Outcome, TrainGroup
+from trainer.types import Outcome
 
 SERVICE = "sgg-rl trainer"
 """The name that all spans of a trainer carry."""

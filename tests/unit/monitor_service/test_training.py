@@ -13,7 +13,7 @@ from services.run_folder import RunFolder
 from services.settings import Settings
 from services.telemetry import new_registry
 from trainer.ranks.watch import RankWatch, watched
-from trainer.records.files import StepLines
+from trainer.records.step_lines import StepLines
 
 
 @pytest.fixture

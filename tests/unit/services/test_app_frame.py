@@ -211,6 +211,7 @@ async def test_metrics_count_by_route_and_not_by_path() -> None:
         errors.InvalidInputError,
         errors.SettingsError,
         errors.UnauthorizedError,
+        errors.CrossOriginError,
         errors.NotFoundError,
         errors.MalformedRequestError,
         errors.SlowRequestError,

@@ -15,7 +15,7 @@ from services.run_folder import (
     read_trainer,
 )
 from trainer.ranks.watch import RankWatch, watched
-from trainer.records.files import StepLines
+from trainer.records.step_lines import StepLines
 
 
 def steps(found: list[StepRow]) -> list[int]:

@@ -6,12 +6,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.schemas.groups import TrainGroup
 from services.schemas.rewards import Matched, Reward
 from services.settings.training import AlgorithmSettings
 from tests.train_groups import completion, train_group
 from trainer.algorithms.advantages import EPSILON, group_relative, overlong_punishment
 from trainer.collection.advantages import has_zero_variance, with_advantages
-from trainer.types import TrainGroup
 
 WEIGHTS = {"format": 1.0, "edge": 5.0}
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 import pytest
 
+from services.schemas.groups import TrainGroup
 from services.schemas.rewards import Matched, Reward
 from tests.train_groups import completion, train_group
 from trainer.collection.fault_watch import FaultWatch
-from trainer.types import TrainGroup
 
 RIDING = {"subject": "man.1", "predicate": "riding", "object": "horse.2"}
 

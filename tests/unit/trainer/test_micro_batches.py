@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from services.schemas.groups import TrainGroup
 from tests.train_groups import random_group
 from trainer.batches.micro_batches import (
     PackedRow,
@@ -12,7 +13,6 @@ from trainer.batches.micro_batches import (
     plan_metrics,
     plan_step,
 )
-from trainer.types import TrainGroup
 
 RNG = random.Random(0)
 

@@ -9,7 +9,12 @@ import pytest
 
 from services import waiting
 from services.errors import InvalidInputError, SupersededError
+from services.run_folder.events import read_events
+from services.run_folder.index import RolloutIndex
+from services.run_folder.index_line import RolloutFilter
+from services.run_folder.records import read_rollouts
 from services.schemas.common import Sampling
+from services.schemas.groups import TrainGroup
 from services.schemas.prompts import PromptGroup
 from services.schemas.rewards import Matched, Reward, Status
 from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
@@ -17,8 +22,8 @@ from services.settings import Settings
 from trainer.ranks.watch import RankWatch
 from trainer.ranks.write_guard import WriteGuard
 from trainer.records.files import RunRecords, ledger_line, step_metrics
-from trainer.records.rollout_files import read_rollouts
-from trainer.types import Outcome, StepBatch, TrainGroup
+from trainer.records.index_lines import MAX_NAMES, sampled_names
+from trainer.types import Outcome, StepBatch, UnusedGroup
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 
@@ -166,6 +171,7 @@ def test_a_trainer_that_was_taken_for_dead_writes_nothing(tmp_path: Path) -> Non
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     writes: list[Callable[[], None]] = [
         lambda: old.rollouts.write(0, [group(1, [1.0])], [[-9.0]]),
+        lambda: old.rollouts.finish(0, []),
         lambda: old.step({"step": 0}, {"step": 0}),
         lambda: old.evaluations([{"step": 0}], 0),
         lambda: old.committed(9),
@@ -174,6 +180,7 @@ def test_a_trainer_that_was_taken_for_dead_writes_nothing(tmp_path: Path) -> Non
     for write in writes:
         with pytest.raises(SupersededError, match="incarnation 2 of this run has started"):
             write()
+    old.events.note("published", "nobody is told")
     watch.stop("it is superseded")
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
 
@@ -236,22 +243,106 @@ def test_old_groups_go_with_the_checkpoint_after_them(tmp_path: Path) -> None:
     assert left == [False, False, True, True, True, True]
     records.cut_to(4)
     records.committed(8)
-    aside = sorted(file.name[:11] for file in (tmp_path / "run/rollouts").rglob("*.jsonl"))
+    aside = list((tmp_path / "run/rollouts").rglob("step-*.jsonl"))
     assert aside == [], "those that were rolled back go too"
+
+
+NAMES = """{"objects": [{"id": "Wine_Glass.1"}, {"id": "caf\\u00e9"}, {"id": "wine glass.2"}],
+"relationships": [{"subject": "wine glass.1", "predicate": "on", "object": "table.1"}, {"pre"""
+
+
+def test_the_index_says_where_each_group_is_and_what_is_in_it(tmp_path: Path) -> None:
+    run, folder = settings(tmp_path), tmp_path / "run"
+    made = group(7, [1.0, 3.0], version=4)
+    made.rollout.completions[1].__dict__["text"] = NAMES
+    for rank, groups in enumerate(([made, group(3, [2.0])], [group(5, [1.0], status="no_answer")])):
+        records = RunRecords(run, rank)
+        records.cut_to(5)
+        logprobs = [[-0.5] for each in groups for _ in each.rewards]
+        records.rollouts.write(5, groups[:1], logprobs)  # an attempt that was skipped
+        records.rollouts.write(5, groups, logprobs)
+        records.rollouts.finish(5, [])
+    index = RolloutIndex(folder)
+    lines = index.page().lines
+    assert [line.position for line in lines] == [7, 5, 3]
+    assert [index.read_record(line).position for line in lines] == [7, 5, 3]
+    first = lines[0]
+    assert (first.mean, first.std, first.min, first.max) == (2.0, 1.0, 1.0, 3.0)
+    assert (first.row, first.truncated, first.versions) == (7, 1, [4])
+    assert (first.predicates, first.objects) == (["on"], ["wine glass", "café", "table"])
+    assert [line.statuses for line in lines] == [{"ok": 2}, {"no_answer": 1}, {"ok": 1}]
+    assert index.page(RolloutFilter(text="WINE_glass")).lines == lines[:1]
+
+
+def test_names_of_a_line_are_bounded() -> None:
+    many = "".join(f'{{"id": "{i}{"x" * 99}.1"}}' for i in range(99)) + '{"id": "y.1"}' * 2
+    predicates, objects = sampled_names([many])
+    assert (predicates, len(objects), objects[0]) == ([], MAX_NAMES, "y")
+    assert max(map(len, objects)) == 40
+
+
+def test_groups_that_were_not_trained_on_are_kept_and_cut_with_their_step(tmp_path: Path) -> None:
+    records, folder = RunRecords(settings(tmp_path, keep_rollouts=2), 0), tmp_path / "run"
+    records.cut_to(0)
+    for step in range(2):
+        unused = [
+            UnusedGroup(
+                state="dead", position=1, group_id="d", index=4, group=None, reason="no image"
+            ),
+            UnusedGroup(
+                state="stale", position=0, group_id="run-e0-r0", index=0, group=group(0, [1.0, 2.0])
+            ),
+        ]
+        records.rollouts.write(step, [group(2 + step, [1.0])], [[-0.1]])
+        records.rollouts.finish(step, unused)
+    assert [len(read_rollouts(folder, step)) for step in range(2)] == [1, 1], "those trained on"
+    index = RolloutIndex(folder)
+    states = [(line.step, line.state) for line in index.page().lines]
+    assert states[:3] == [(1, "trained"), (1, "dead"), (1, "stale")]
+    stale = index.read_record(index.page(RolloutFilter(state="stale")).lines[0])
+    assert (stale.step, stale.rollout.completions[0].text) == (1, "answer 0")
+    assert (stale.rewards[1].total, stale.policy_logprobs) == (2.0, [])
+    (dead,) = index.page(RolloutFilter(state="dead", step_to=0)).lines
+    assert (dead.row, dead.reason, dead.file) == (4, "no image", None)
+    records = RunRecords(settings(tmp_path, keep_rollouts=2), 0)
+    records.cut_to(1)
+    assert [line.step for line in index.page().lines] == [0, 0, 0]
+    aside = folder / "rollouts/rolled_back"
+    assert rows(aside / "index.rank0.jsonl") == [1, 1, 1]
+    assert rows(aside / "step-000001.unused.jsonl") == [1]
+    records.committed(9)
+    assert not list((folder / "rollouts").rglob("step-*")), "the index alone stays"
+
+
+def test_events_are_cut_back_with_their_step(tmp_path: Path) -> None:
+    records, folder = RunRecords(settings(tmp_path), 0), tmp_path / "run"
+    records.events.note("server_joined", "before the file is cut nothing is written")
+    records.cut_to(0)
+    records.step({"step": 0}, {"step": 0})
+    records.events.note("published", "version 1 is served", 0)
+    records.events.step = 1
+    with pytest.raises(ValueError, match="no room"), records.events.failures():
+        raise ValueError("no room")
+    records.step({"step": 1}, {"step": 1})
+    RunRecords(settings(tmp_path), 1).events.note("started", "of another rank")
+    RunRecords(settings(tmp_path), 0).cut_to(1)
+    found = [(event.step, event.kind) for event in read_events(folder)]
+    assert found == [(0, "published"), (1, "rolled_back")]
+    assert "ValueError: no room" in (folder / "rolled_back.jsonl").read_text()
 
 
 def test_groups_wait_for_room_on_a_full_disk(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written, refused = Path.write_text, [OSError(errno.ENOSPC, "No space left on device")]
+    written, refused = Path.write_bytes, [OSError(errno.ENOSPC, "No space left on device")]
 
-    def write_text(path: Path, text: str) -> int:
+    def write_bytes(path: Path, text: bytes) -> int:
         if refused:
             written(path, text[:9])
             raise refused.pop()
         return written(path, text)
 
-    monkeypatch.setattr(Path, "write_text", write_text)
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
     monkeypatch.setattr(waiting, "PAUSE_S", 0.001)
     records = RunRecords(settings(tmp_path), 0)
     records.rollouts.write(0, [group(3, [1.0])], [[-0.1]])

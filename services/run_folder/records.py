@@ -1,0 +1,76 @@
+"""The groups that a run keeps, whole."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ConfigDict, ValidationError
+
+from services.errors import InvalidInputError
+from services.run_folder.paths import RunFolder
+from services.schemas.groups import TrainGroup
+
+GroupState = Literal["trained", "zero_variance", "stale", "dead"]
+"""What became of a group in its step. `zero_variance`: `algorithm.dynamic_sampling` replaced it; a
+group of equal rewards that was trained on is `trained`. `stale`: it was asked for again."""
+
+
+class RolloutRecord(TrainGroup):
+    """A line of `rollouts/step-NNNNNN.rankR.jsonl`: all that a group's part of a loss is made of.
+
+    Example, shortened: `{"step": 3, "position": 14, "index": 9, "prompt": {"messages": […],
+    "images": [{"sha256": "9f86…0a08", …}], …}, "rollout":
+    {"group_id": "demo-e0-r9", "completions": [{"text": "<answer>…", "token_ids": […],
+    "rollout_logprobs": […], "finish_reason": "stop", "policy_versions": […]}, …], …}, "rewards":
+    [{"total": 7.1, "breakdown": {"edge": 0.5, …}, "status": "ok", …}, …], "advantages": [0.9, …],
+    "reference": {"image_size": [160, 120], "box_space": "relative_1000", "graph": {…}},
+    "policy_logprobs": [[-0.1, …], …], "trace_id": "4bf9…4736", "state": "trained"}`
+
+    A group that was not trained on is in `step-NNNNNN.unused.jsonl` of the step whose ledger line
+    names it. It has no `policy_logprobs`; without rewards it has no `advantages` either.
+    """
+
+    # A policy that has diverged has NaN, which JSON has not. A later release may write more.
+    model_config = ConfigDict(allow_inf_nan=True, ser_json_inf_nan="null", extra="ignore")
+
+    step: int
+    """From 0; also the policy_version that was trained."""
+    policy_logprobs: list[list[float | None]]
+    """[completion][token] of the trainer before the step's update; null where it is not finite."""
+    trace_id: str | None
+    """The trace of the group's spans, 32 hexadecimal digits; None where nothing was traced."""
+    state: GroupState = "trained"
+    reason: str = ""
+    """Why a group is dead."""
+
+
+def read_rollouts(run: Path, step: int) -> list[RolloutRecord]:
+    """The groups that a step was trained on, of all ranks, by their place in the data order.
+
+    Raises:
+        InvalidInputError: A line is cut or damaged.
+    """
+    records = [record for file in RunFolder(run).rollout_files(step) for record in _records(file)]
+    return sorted(records, key=lambda record: record.position)
+
+
+def parse_record(line: bytes, where: str) -> RolloutRecord:
+    """The record in a line.
+
+    Args:
+        line: Of a file of `rollouts/`.
+        where: The line, for the message.
+
+    Raises:
+        InvalidInputError: It is cut or damaged, or of a later release.
+    """
+    try:
+        return RolloutRecord.model_validate_json(line)
+    except ValidationError as error:
+        raise InvalidInputError(f"{where} is cut or damaged: {error.errors()[0]['msg']}") from error
+
+
+def _records(file: Path) -> Iterator[RolloutRecord]:
+    # As bytes: sampled text may have characters that end a line of text, and none of JSON's.
+    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+        yield parse_record(line, f"{file}:{number}")
