@@ -32,6 +32,7 @@ from rollout_service.vllm.openai import VllmChat
 from rollout_service.vllm.pictures import Pictures
 from rollout_service.vllm.sampling import completion, sampling_error, sampling_params
 from services.errors import EngineError, InvalidInputError, SettingsError
+from services.host.environment import set_environment
 from services.images import ImageHeader, check_fits
 from services.models.chat_template import chat_template
 from services.schemas.chat import ChatRequest
@@ -70,9 +71,7 @@ class VllmEngine(Engine):
         """See `Engine.start`. The event loop goes on meanwhile: vLLM is built in a thread."""
         try:
             await asyncio.to_thread(write_initial_adapter, self._settings)
-            self._llm = await asyncio.to_thread(
-                lambda: AsyncLLM.from_engine_args(engine_args(self._settings))
-            )
+            self._llm = await asyncio.to_thread(_start_vllm, self._settings)
             self.model_runner = "v2" if self._llm.vllm_config.use_v2_model_runner else "v1"
             # Kept by vLLM: no request waits for it.
             await self._answer(self._llm.get_supported_tasks(), "start")
@@ -294,6 +293,15 @@ def served_name(settings: Settings) -> str:
     """The policy's name in OpenAI's API and in metrics: of the hub, or its folder's last part."""
     path = settings.model.path
     return Path(path).absolute().name if Path(path).is_dir() else path
+
+
+def _start_vllm(settings: Settings) -> AsyncLLM:
+    config = engine_args(settings).create_engine_config()
+    if current_platform.is_cpu():
+        # Forked, as on a GPU: a new interpreter imports all of vLLM once more. The configuration
+        # for CPUs says otherwise, for workers that bind their threads to cores.
+        set_environment("VLLM_WORKER_MULTIPROC_METHOD", "fork")
+    return AsyncLLM.from_vllm_config(config)
 
 
 def engine_args(settings: Settings) -> AsyncEngineArgs:

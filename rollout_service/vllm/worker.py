@@ -1,6 +1,6 @@
 """What runs inside vLLM's worker processes: how a version's tensors get into the model.
 
-vLLM imports this module there, as the class of its worker extension; importing it registers the
+vLLM finds this module there, as the class of its worker extension; importing it registers the
 transfer engine. vLLM starts with one engine and keeps it, so this one takes all kinds of weights:
 it loads files itself, and hands broadcasts and shared GPU memory on to vLLM's own engines.
 """
@@ -80,6 +80,7 @@ class TransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignor
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
+        end_with_parent()  # not at the import: a process that is forked has imported it before
         self._args = args
         self._nccl = NCCLWeightTransferEngine(*args)
         self._ipc = IPCWeightTransferEngine(*args)
@@ -208,7 +209,7 @@ class TransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignor
 class WorkerExtension:
     """Methods that vLLM's workers gain.
 
-    Importing this module registers the transfer engine, and ends vLLM's process with the server's.
+    Importing this module registers the transfer engine.
     """
 
     def sgg_model_names(self, names: list[str]) -> Sequence[str | None]:
@@ -248,4 +249,3 @@ def _is_of_use(record: logging.LogRecord) -> bool:
 logging.getLogger(initialize_layerwise_reload.__module__).addFilter(_is_of_use)
 
 WeightTransferEngineFactory.register_engine(BACKEND, TransferEngine)
-end_with_parent()

@@ -14,7 +14,7 @@ def environment_value(name: str) -> str | None:
 
 
 def set_environment(name: str, value: str) -> None:
-    """Set a variable that a library reads at import."""
+    """Set a variable that a library reads."""
     os.environ[name] = value  # noqa: TID251
 
 

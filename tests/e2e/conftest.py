@@ -1,5 +1,6 @@
 """One real rollout server, vLLM and all, for the whole session: it takes half a minute to start."""
 
+import subprocess
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ class RunningServer:
     redis_url: str
     settings: Settings
     log: Path
+    process: "subprocess.Popen[bytes]"
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def training_services(
 def running_server(
     model: Path, redis_url: str, folder: Path, **sections: dict[str, Any]
 ) -> Iterator[RunningServer]:
-    """Started as a user starts it; killed at the end, if a SIGTERM does not end it.
+    """Started as a user starts it; ended by SIGTERM, unless the test has ended it.
 
     Args:
         model: Folder of the model.
@@ -93,9 +95,10 @@ def running_server(
     config.write_text(dump_settings(settings))
     with sgg_process(log, "serve", "rollout", "--config", str(config)) as process:
         wait_ready(settings.rollout.url, process, log, timeout_s=START_S)
-        yield RunningServer(settings.rollout.url, model, redis_url, settings, log)
-        process.terminate()
-        assert process.wait(60) == 0, log.read_text()[-2000:]
+        yield RunningServer(settings.rollout.url, model, redis_url, settings, log, process)
+        if process.poll() is None:
+            process.terminate()
+            assert process.wait(60) == 0, log.read_text()[-2000:]
 
 
 def _settings(model: Path, redis_url: str, folder: Path, sections: dict[str, Any]) -> Settings:

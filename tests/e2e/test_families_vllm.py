@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import openai
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -280,3 +281,14 @@ async def test_a_schema_makes_even_a_random_model_write_a_graph(
         parsed = parse_completion(text, RELATIVE_1000)
         assert parsed.status == "ok"
         assert not parsed.dropped.keys() & {"malformed_object", "malformed_relationship"}
+
+
+def test_the_engine_process_ends_with_a_killed_server(families: dict[str, RunningServer]) -> None:
+    """It would hold its GPU, and the server's port. The last test: a server is gone."""
+    server = families["qwen3-moe"]
+    engines = psutil.Process(server.process.pid).children()
+    assert engines
+    server.process.kill()
+    server.process.wait()
+    _, alive = psutil.wait_procs(engines, timeout=30)
+    assert alive == []
