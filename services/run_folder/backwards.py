@@ -1,48 +1,54 @@
 """Reads a long file of lines from its end, in blocks."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 BLOCK_BYTES = 1 << 18
 
 
-class Line(NamedTuple):
-    """A whole line of a file."""
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Some whole lines of a file, each with its end."""
 
     offset: int
-    """Of its first byte."""
+    """Of the first byte."""
     text: bytes
-    """Without its end."""
+
+    @property
+    def num_lines(self) -> int:
+        """How many they are."""
+        return self.text.count(b"\n")
+
+    def lines_backwards(self) -> Iterator[tuple[int, bytes]]:
+        """Each with the offset of its first byte, without its end; the last one first."""
+        lines = self.text.split(b"\n")[:-1]
+        offsets = list(accumulate((len(line) + 1 for line in lines[:-1]), initial=self.offset))
+        return zip(reversed(offsets), reversed(lines), strict=False)
 
 
-def lines_backwards(stream: BinaryIO, end: int) -> Iterator[Line]:
-    """The whole lines before `end`, the last one first.
+def blocks_backwards(stream: BinaryIO, start: int, end: int) -> Iterator[Block]:
+    """The whole lines between two offsets, the last ones first.
 
-    What follows the last line end before `end` is half written and passed over. Memory: a block and
-    the longest line.
+    A line that begins before `start` is none of them, nor what follows the last line's end: it is
+    half written. Memory: a block and the longest line.
     """
-    tail: bytes | None = None  # the beginning of the block before: the end of a line of this one
-    while end > 0:
-        start = max(0, end - BLOCK_BYTES)
-        stream.seek(start)
-        pieces = stream.read(end - start).split(b"\n")
-        if tail is not None:
-            pieces[-1] += tail
-        elif len(pieces) > 1:
-            pieces.pop()
-        else:  # no line ends here
-            end = start
-            continue
-        offsets = list(accumulate((len(piece) + 1 for piece in pieces[:-1]), initial=start))
-        if start > 0:
-            tail, pieces, offsets = pieces[0], pieces[1:], offsets[1:]
-        yield from map(Line, reversed(offsets), reversed(pieces))
-        end = start
+    tail = b""
+    while end > start:
+        begin = max(start, end - BLOCK_BYTES)
+        stream.seek(begin)
+        text = stream.read(end - begin) + tail
+        # What stands before the first line end belongs to a line of the block before this one.
+        first = 0 if begin == 0 else text.find(b"\n") + 1
+        whole, tail = text[first : text.rfind(b"\n") + 1], text[:first]
+        if whole:
+            yield Block(begin + first, whole)
+        end = begin
 
 
-def bisect_lines(stream: BinaryIO, size: int, is_after: Callable[[bytes], bool]) -> int:
-    """An offset from which on `is_after` is true of every line, and false a block before it.
+def bisect_lines(stream: BinaryIO, size: int, is_after: Callable[[bytes], bool]) -> tuple[int, int]:
+    """Two offsets, a block apart or less: `is_after` of no line before, of every line behind.
 
     Args:
         stream: Of lines in the order of what `is_after` looks at.
@@ -60,4 +66,4 @@ def bisect_lines(stream: BinaryIO, size: int, is_after: Callable[[bytes], bool])
         else:
             low = middle
     stream.seek(high)
-    return min(size, high + len(stream.readline()))
+    return low, min(size, high + len(stream.readline()))

@@ -10,7 +10,8 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO, Literal
@@ -20,7 +21,7 @@ from pydantic import ValidationError
 from pydantic_core import to_json
 
 from services.errors import InvalidInputError, NotFoundError
-from services.run_folder.backwards import bisect_lines, lines_backwards
+from services.run_folder.backwards import bisect_lines, blocks_backwards
 from services.run_folder.index_line import EVERY_GROUP, IndexLine, IndexNumbers, RolloutFilter
 from services.run_folder.paths import RunFolder
 from services.run_folder.records import RolloutRecord, parse_record
@@ -92,9 +93,11 @@ class RolloutIndex:
             limit: The most lines.
 
         Raises:
-            InvalidInputError: The cursor is none of a page.
+            InvalidInputError: The cursor is none of a page in this order.
         """
-        scan = _Scan(wanted, sort, _read_cursor(cursor))
+        if wanted.text is not None:
+            wanted = replace(wanted, step_from=max(wanted.step_from or 0, self._oldest_kept()))
+        scan = _Scan(wanted, sort, _read_cursor(cursor, sort))
         with ExitStack() as stack:
             ranks = [scan.lines(stack.enter_context(f.open("rb")), _rank(f)) for f in self._files()]
             lines = heapq.merge(*ranks, key=_key) if sort == "newest" else chain(*ranks)
@@ -147,6 +150,12 @@ class RolloutIndex:
             return False
         return any(text.casefold() in answer.text.casefold() for answer in answers)
 
+    def _oldest_kept(self) -> int:
+        """The oldest step whose groups are still there; where there are none, one of no line."""
+        names = (file.name.partition(".")[0] for file in self._folder.glob("step-*.jsonl"))
+        steps = (name.removeprefix("step-") for name in names)
+        return min((int(step) for step in steps if step.isdecimal()), default=1 << 60)
+
     def _files(self) -> list[Path]:
         return sorted(self._folder.glob("index.rank*.jsonl"))
 
@@ -168,19 +177,20 @@ class _Scan:
 
     def lines(self, stream: BinaryIO, rank: int) -> Iterator[_Placed]:
         """The lines of a rank that fit and come after the cursor, last ones first."""
-        first = self._wanted.step_from
-        for offset, text in lines_backwards(stream, self._end(stream)):
-            self.scanned += 1
-            if not all(needle in text for needle in self._needles):
+        for block in blocks_backwards(stream, *self._bounds(stream)):
+            if not all(needle in block.text for needle in self._needles):
+                self.scanned += block.num_lines
                 continue
-            if (numbers := _numbers(text)) is None:
-                self.passed_over += 1
-                continue
-            if first is not None and numbers.step < first:
-                return
-            key = (*_VALUES[self._sort](numbers), rank, -offset)
-            if (self._after is None or key > self._after) and self._fits(numbers, text):
-                yield key, text
+            for offset, text in block.lines_backwards():
+                self.scanned += 1
+                if not all(needle in text for needle in self._needles):
+                    continue
+                if (numbers := _numbers(text)) is None:
+                    self.passed_over += 1
+                    continue
+                key = (*_VALUES[self._sort](numbers), rank, -offset)
+                if (self._after is None or key > self._after) and self._fits(numbers, text):
+                    yield key, text
 
     def read(self, text: bytes) -> IndexLine | None:
         """A whole line; None where it cannot be read, which is counted."""
@@ -198,17 +208,15 @@ class _Scan:
         line = self.read(text)
         return line is not None and self._wanted.fits(line)
 
-    def _end(self, stream: BinaryIO) -> int:
-        """Bytes of the file in which all lines are that may fit."""
-        size, last = stream.seek(0, os.SEEK_END), self._last_step
-        if last is None:
-            return size
-
-        def is_after(text: bytes) -> bool:
-            numbers = _numbers(text)
-            return numbers is not None and numbers.step > last
-
-        return bisect_lines(stream, size, is_after)
+    def _bounds(self, stream: BinaryIO) -> tuple[int, int]:
+        """The offsets between which all lines are that may fit."""
+        start, end = 0, stream.seek(0, os.SEEK_END)
+        first, last = self._wanted.step_from, self._last_step
+        if last is not None:
+            _, end = bisect_lines(stream, end, partial(_is_later, step=last, unread=False))
+        if first is not None:
+            start, _ = bisect_lines(stream, end, partial(_is_later, step=first - 1, unread=True))
+        return start, end
 
 
 _VALUES: dict[Sort, Callable[[IndexNumbers], _Key]] = {
@@ -239,14 +247,27 @@ def _numbers(text: bytes) -> IndexNumbers | None:
         return None
 
 
+def _is_later(text: bytes, *, step: int, unread: bool) -> bool:
+    """Whether a line is of a later step; `unread` of one that cannot be read."""
+    numbers = _numbers(text)
+    return unread if numbers is None else numbers.step > step
+
+
 _NUMBERS = msgspec.json.Decoder(IndexNumbers)
 
 
-def _read_cursor(cursor: str | None) -> _Key | None:
+def _read_cursor(cursor: str | None, sort: Sort) -> _Key | None:
+    if cursor is None:
+        return None
     try:
-        return None if cursor is None else tuple(map(float, cursor.split(":")))
+        key = tuple(map(float, cursor.split(":")))
     except ValueError:
-        raise InvalidInputError(f"{cursor!r} is no cursor of a page of rollouts") from None
+        key = ()
+    # A group without rewards stands at infinity; all else that a key holds is a whole number.
+    in_steps = sort in ("newest", "oldest")
+    if len(key) != (4 if in_steps else 5) or not all(map(math.isfinite, key[not in_steps :])):
+        raise InvalidInputError(f"{cursor!r:.80} is no cursor of a page of groups, {sort} first")
+    return key
 
 
 def _gone(line: IndexLine) -> str:

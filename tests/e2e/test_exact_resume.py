@@ -19,6 +19,8 @@ import pytest
 import torch
 
 from scene_data.sampler import EpochSampler
+from services.run_folder.events import read_events
+from services.run_folder.index import RolloutIndex
 from tests.e2e.conftest import TrainingServices
 from tests.e2e.training_run import Run, lay_out, wait_for_step
 from tests.processes import sgg_process
@@ -162,6 +164,44 @@ def test_every_position_is_used_dead_or_replaced(whole: Run) -> None:
     for step in range(STEPS):
         for group in (group for rank in whole.rollouts(step) for group in rank):
             assert len({reward["total"] for reward in group["rewards"]}) > 1
+
+
+def test_the_index_has_the_ledgers_groups_and_is_that_of_the_uninterrupted_run(
+    whole: Run, killed: Run
+) -> None:
+    parts = {"group_ids": "trained", "dead": "dead", "no_spread": "zero_variance"}
+    index = RolloutIndex(killed.folder)
+    lines = index.page(limit=999).lines
+    found = sorted((line.step, line.group_id, line.state) for line in lines)
+    assert found == sorted(
+        (row["step"], group, state)
+        for row in whole.rows("ledger.jsonl")
+        for part, state in parts.items()
+        for group in row[part]
+    )
+    for line in lines:
+        if line.state == "dead":
+            assert "damaged" in line.reason
+        else:
+            record = index.read_record(line)
+            assert record.rollout.group_id == line.group_id
+            assert record.reference is not None
+            totals = {reward.total for reward in record.rewards}
+            assert (len(totals) == 1) == (line.state == "zero_variance")
+
+
+def test_events_say_what_became_of_the_killed_run(killed: Run) -> None:
+    events = read_events(killed.folder)
+    steps: dict[str, list[int]] = {}
+    for event in events:
+        steps.setdefault(event.kind, []).append(event.step)
+    assert {1, 3, 5} <= {*steps["checkpoint"]}
+    assert len(steps["stopped"]) == 1
+    assert steps["rolled_back"] == [4]
+    assert steps["finished"] == [STEPS - 1]
+    assert {*range(STEPS)} <= {*steps["published"]}
+    assert "failed" not in steps
+    assert events[0].kind == "started"
 
 
 def test_idle_shares_and_queue_depth_are_reported(whole: Run) -> None:

@@ -13,6 +13,8 @@ from scene_data.templates import prompt_messages
 from scene_graph.boxes import RELATIVE_1000
 from services.host.ports import free_port
 from services.http.clients.rollout import RolloutClient
+from services.run_folder.index import RolloutIndex
+from services.run_folder.index_line import RolloutFilter
 from services.schemas.common import Sampling
 from services.schemas.groups import TrainGroup
 from services.schemas.rewards import Task
@@ -80,6 +82,15 @@ def test_ledger_has_each_group_once_and_ranks_share_them(trained: Run) -> None:
         names = [[g["rollout"]["group_id"] for g in groups] for groups in by_rank]
         assert [len(n) for n in names] == [2, 2]
         assert sorted(names[0] + names[1]) == sorted(row["group_ids"])
+    lines = RolloutIndex(trained.folder).page(RolloutFilter(state="trained"), "oldest").lines
+    assert [line.group_id for line in lines] == [
+        group["rollout"]["group_id"]
+        for step in range(STEPS)
+        for group in sorted(
+            (group for groups in trained.rollouts(step) for group in groups),
+            key=lambda group: group["position"],
+        )
+    ]
 
 
 def test_sampler_and_trainer_agree_on_the_same_weights(trained: Run) -> None:

@@ -567,6 +567,14 @@ def test_stale_groups_are_recorded_and_asked_for_again(make_run: MakeRun) -> Non
     late.join()
     assert [g.rollout.attempt for g in batch.groups] == [1, 1, 1]
     assert len(batch.outcome.stale) == 3
+    unused = collector.unused(1)
+    assert [each.group_id for each in unused] == batch.outcome.stale
+    assert [each.group.rollout.attempt for each in unused if each.group] == [0, 0, 0]
+    assert collector.unused(1) == []
+    graph = open_dataset(run.settings.data.train)[batch.groups[0].index].graph
+    reference = batch.groups[0].reference
+    assert reference is not None
+    assert [item.bbox for item in reference.graph.objects] == [o.bbox for o in graph.objects]
     assert positions([batch]) == [3, 4, 5]
 
 
@@ -613,6 +621,9 @@ def test_unusable_group_is_dead_and_replaced(make_run: MakeRun, fault: dict[str,
     assert len(batch.outcome.dead) == 1
     letters = asyncio.run(_dead(run))
     assert [letter.work_id.split("#")[0] for letter in letters] == batch.outcome.dead
+    (dead,) = collector.unused(0)
+    assert dead.reason == letters[0].failures[-1]
+    assert dead.group is not None, "its answers are kept"
 
 
 def test_a_prompt_that_does_not_fit_its_image_is_dead(make_run: MakeRun) -> None:
@@ -657,6 +668,9 @@ def test_rows_that_cannot_be_read_or_scored_cost_themselves(
     assert positions(batches) == [0, 3, 4, 5, 6, 7]
     dead = [name for batch in batches for name in batch.outcome.dead]
     assert dead == [group_id(run.settings.run.name, *order.at(position)) for position in (1, 2)]
+    unused = [each for step in range(2) for each in collector.unused(step)]
+    assert [each.group is None for each in unused] == [True, False]
+    assert unused[0].index == unreadable
     # What was sampled is in the dead letters too; nobody was ever asked about the other one.
     letters = asyncio.run(_dead(run))
     assert [(li.stream, li.work_id.partition("#")[0]) for li in letters] == [("rollouts", dead[1])]

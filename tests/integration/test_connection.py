@@ -25,6 +25,7 @@ from scene_data.toy.scenes import make_toy
 from services.errors import SettingsError
 from services.host.environment import child_environment
 from services.host.ports import free_port
+from services.run_folder.index import RolloutIndex
 from services.schemas.weights import WeightManifest
 from services.settings import Settings, dump_settings
 from services.telemetry import Tracing
@@ -269,6 +270,8 @@ def test_a_step_is_tried_with_other_groups_until_its_numbers_are_finite(
         assert len({*used["skipped"], *used["group_ids"]}) == 6
         for text in (used["skipped"][0], used["skipped"][2]):
             assert f"log-probabilities of {text} are not finite" in caplog.text
+        index = RolloutIndex(run.settings.run.folder)
+        assert {line.group_id for line in index.page().lines} == set(used["group_ids"])
         engine: Any = run.engine
         assert engine.done_before == [CursorState()], "nothing is done until the step is"
         assert server.policy().policy_version == 1

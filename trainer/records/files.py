@@ -57,10 +57,10 @@ class RunRecords:
         """Keep what is of steps under `step`, and go on from there; once, before the first."""
         self._check()
         self.rollouts.cut_to(step)
-        dropped = [table.cut_to(step) for table in self._tables]
+        moved = {table: table.cut_to(step) for table in self._tables}
         self.events.step = step
-        if any(dropped):
-            self.events.note("rolled_back", f"steps from {step} on are done again")
+        if moved.get(self._ledger):
+            self.events.note("rolled_back", f"step {step} and those after it are done again")
         self._trackers.start(step)
 
     def step(self, metrics: Mapping[str, Any], ledger: Mapping[str, Any]) -> None:

@@ -1,107 +1,88 @@
-"""`sgg-rl rollouts`: the groups that a step was trained on."""
+"""`sgg-rl rollouts`: the groups of a run, found by what is in them."""
 
-from collections.abc import Iterator
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Literal
 
 import typer
-from rich import box
-from rich.console import Group
-from rich.table import Table
-from rich.text import Text
 
 from cli.options import AsJson
-from cli.views.as_json import print_json
 from cli.views.safe_text import safe
-from launcher.views.terminal import SafeConsole
-from services.errors import NotFoundError
 
-if TYPE_CHECKING:
-    from services.run_folder.records import RolloutRecord
+_State = Literal["trained", "zero_variance", "stale", "dead"]
+_Status = Literal["ok", "no_answer", "invalid_json", "schema_violation", "too_large"]
+_Sort = Literal["newest", "oldest", "highest", "lowest", "widest"]
+
+Run = Annotated[Path, typer.Argument(help="The run's folder, such as runs/demo.")]
+Step = Annotated[int | None, typer.Option(min=0, help="From 0: its groups, with their answers.")]
+Last = Annotated[bool, typer.Option("--last", help="As --step, of the newest step.")]
+GroupId = Annotated[str | None, typer.Option(help="With its whole texts, such as demo-e0-r9.")]
+State = Annotated[_State | None, typer.Option(help="What became of the group.")]
+Status = Annotated[_Status | None, typer.Option(help="Of at least one answer.")]
+Predicate = Annotated[str | None, typer.Option(help="That an answer names.")]
+ObjectName = Annotated[str | None, typer.Option("--object", help="That an answer names.")]
+Words = Annotated[str | None, typer.Option(help="In an answer; it reads all that are kept.")]
+Image = Annotated[str | None, typer.Option(help="The picture's sha256, or how it begins.")]
+PolicyVersion = Annotated[int | None, typer.Option(min=0, help="That sampled a token of it.")]
+Truncated = Annotated[bool, typer.Option("--truncated", help="An answer was cut at max_tokens.")]
+RewardMin = Annotated[float | None, typer.Option(help="The least mean reward.")]
+RewardMax = Annotated[float | None, typer.Option(help="The largest mean reward.")]
+StdMin = Annotated[float | None, typer.Option(help="The least deviation of its rewards.")]
+Order = Annotated[_Sort | None, typer.Option(help="By step, mean reward, or deviation (widest).")]
+Limit = Annotated[int | None, typer.Option(min=1, help="The most groups; a list has 20.")]
+After = Annotated[str | None, typer.Option(help="The next page: what the one before it named.")]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="A folder for drawings of all graphs.")
+]
 
 
 def rollouts(
-    run: Annotated[Path, typer.Argument(help="The run's folder, such as runs/demo.")],
-    step: Annotated[int, typer.Option(min=0, help="From 0, as in metrics.jsonl.")],
-    group: Annotated[
-        str | None, typer.Option(help="This group with its whole texts, such as demo-e0-r9.")
-    ] = None,
+    run: Run,
+    step: Step = None,
+    last: Last = False,
+    group: GroupId = None,
+    state: State = None,
+    status: Status = None,
+    predicate: Predicate = None,
+    object_: ObjectName = None,
+    text: Words = None,
+    image: Image = None,
+    version: PolicyVersion = None,
+    truncated: Truncated = False,
+    reward_min: RewardMin = None,
+    reward_max: RewardMax = None,
+    std_min: StdMin = None,
+    sort: Order = None,
+    limit: Limit = None,
+    after: After = None,
+    output: Output = None,
     as_json: AsJson = False,
 ) -> None:
-    """The groups of a step: each completion with its rewards; one group in full with --group.
+    """A run's groups: a list of what fits, newest first; or, of a step, answers with rewards.
 
-    Example: sgg-rl rollouts runs/demo --step 3 --group demo-e0-r9
+    Example: sgg-rl rollouts runs/demo --status invalid_json --sort lowest
     """
-    from services.run_folder.records import read_rollouts
+    from cli.rollouts import draw_groups, find_groups, show_groups
+    from services.run_folder.index_line import RolloutFilter
 
-    records = read_rollouts(run, step)
-    if not records:
-        raise NotFoundError(f"no groups of step {step} in {run / 'rollouts'}")
-    chosen = [r for r in records if group in (None, r.rollout.group_id)]
-    if not chosen:
-        names = ", ".join(r.rollout.group_id for r in records)
-        raise NotFoundError(f"step {step} has no group {group}; it has {names}")
-    if as_json:
-        print_json(chosen)
-        return
-    console = SafeConsole()
-    for record in chosen:
-        console.print(group_view(record, whole=group is not None))
-
-
-def group_view(record: "RolloutRecord", *, whole: bool) -> Group:
-    """A group as a person reads it.
-
-    Args:
-        record: The group.
-        whole: With its prompt and every text, not only the numbers.
-    """
-    versions = sorted(
-        {s.policy_version for c in record.rollout.completions for s in c.policy_versions}
+    wanted = RolloutFilter(
+        step_from=step,
+        step_to=step,
+        reward_min=reward_min,
+        reward_max=reward_max,
+        std_min=std_min,
+        state=state,
+        status=status,
+        predicate=predicate,
+        object=object_,
+        image=image,
+        group_id=group,
+        truncated=truncated or None,
+        version=version,
+        text=text,
     )
-    head = f"{record.rollout.group_id}  step {record.step}  row {record.index}  versions {versions}"
-    trace = f"  trace {record.trace_id}" if record.trace_id else ""
-    texts = [*_prompt(record), *_completions(record)] if whole else []
-    return Group(Text(head + trace, style="bold"), _numbers(record), *texts, Text())
-
-
-def _numbers(record: "RolloutRecord") -> Table:
-    table = Table(box=box.SIMPLE, show_edge=False)
-    for name in ("#", "reward", "advantage", "tokens"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for name in ("ended by", "status", "terms"):
-        table.add_column(name, overflow="fold")
-    rows = zip(record.rollout.completions, record.rewards, record.advantages, strict=True)
-    for i, (completion, reward, advantage) in enumerate(rows):
-        table.add_row(
-            str(i),
-            f"{reward.total:.3f}",
-            f"{advantage:+.3f}",
-            str(len(completion.token_ids)),
-            completion.finish_reason,
-            Text(reward.status, style="green" if reward.status == "ok" else "red"),
-            "  ".join(f"{term} {value:.2f}" for term, value in reward.breakdown.items()),
-        )
-    return table
-
-
-def _prompt(record: "RolloutRecord") -> Iterator[Text]:
-    if record.prompt is None:
-        return
-    for message in record.prompt.messages:
-        yield Text(f"\n{message.role}", style="bold")
-        parts = (part.text if part.type == "text" else "<image>" for part in message.content)
-        yield _lines("\n".join(parts))
-    for image in record.prompt.images:
-        yield Text(f"image {image.sha256}, {image.num_bytes} bytes", style="dim")
-
-
-def _completions(record: "RolloutRecord") -> Iterator[Text]:
-    for i, completion in enumerate(record.rollout.completions):
-        yield Text(f"\ncompletion {i}", style="bold")
-        yield _lines(completion.text)
-
-
-def _lines(text: str) -> Text:
-    """Each line made harmless: a model may write anything."""
-    return Text("\n".join(safe(line) for line in text.splitlines()))
+    found = find_groups(run, wanted, last=last, sort=sort, limit=limit, after=after)
+    show_groups(found, as_json=as_json)
+    if output is not None:
+        drawn = draw_groups(found, output)
+        print(f"drawings in {safe(str(output))}: {drawn}", file=sys.stderr)

@@ -77,6 +77,17 @@ def test_a_page_reads_no_more_than_it_needs(run: Path) -> None:
     assert index.page(RolloutFilter(step_to=20), cursor="-20:-121:1:0", limit=4).scanned < 20
 
 
+@pytest.mark.parametrize("torn", range(0, 40, 3))
+def test_a_step_is_found_beside_lines_that_cannot_be_read(run: Path, torn: int) -> None:
+    file = run / "rollouts/index.rank0.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    lines[3 * torn : 3 * torn] = [b"{torn\n"] * 9
+    file.write_bytes(b"".join(lines))
+    for step in range(0, 40, 7):
+        found = pages(run, RolloutFilter(step_from=step, step_to=step))
+        assert found == list(range(6 * step + 5, 6 * step - 1, -1))
+
+
 def test_a_page_goes_on_where_the_one_before_ended_while_the_run_writes(run: Path) -> None:
     first = RolloutIndex(run).page(limit=4)
     write(run, [line(40, 240), line(40, 241)])
@@ -158,9 +169,10 @@ def test_a_run_of_an_earlier_release_has_no_index(tmp_path: Path) -> None:
     assert read_events(tmp_path) == []
 
 
-def test_a_cursor_that_is_none_is_refused(run: Path) -> None:
-    with pytest.raises(InvalidInputError, match="no cursor"):
-        RolloutIndex(run).page(cursor="x:1")
+@pytest.mark.parametrize("cursor", ["", "x:1", "1:2:3", "inf:1:2:3", "nan:1:2:3", "1:2:3:4:5"])
+def test_a_cursor_of_no_page_is_refused(run: Path, cursor: str) -> None:
+    with pytest.raises(InvalidInputError, match="no cursor of a page of groups, newest first"):
+        RolloutIndex(run).page(cursor=cursor)
 
 
 def test_a_record_that_is_gone_is_said(tmp_path: Path) -> None:

@@ -107,6 +107,9 @@ def test_what_a_synchronous_step_takes_does_not_depend_on_what_comes_first(
         replaced = [p for p in range(start, end) if p in flat][:4]
         assert outcome.positions == replaced
         assert outcome.replaced == [f"g{p}" for p in replaced]
+        assert [(u.state, u.position) for u in pool.unused] == [
+            ("zero_variance", position) for position in replaced
+        ]
         assert taken == [p for p in range(start, end) if p not in replaced]
         start = end
 
@@ -159,6 +162,10 @@ def test_a_group_at_the_edge_of_the_lag_is_used_and_one_beyond_is_not(lag: int) 
     assert found is not None
     assert positions(found[0]) == [0, 1]
     assert found[1].stale == ["g1"]
+    (stale,) = pool.unused
+    assert stale.state == "stale"
+    assert stale.group is not None
+    assert stale.group.oldest_policy_version == version - lag - 1, "the answers of before"
     assert found[1].positions == [], "it was trained on after all"
 
 
@@ -206,7 +213,8 @@ def test_dead_groups_are_done_with_the_step_that_reports_them() -> None:
     pool.record_dead(0, "g0", 0, "no image")
     for position in (1, 2, 3):
         pool.add(position, prompt(position), None)
-    pool.bury(prompt(2).work_id, "refused")
+    answers = scored(prompt(2)).rollout
+    pool.bury(prompt(2).work_id, "refused", answers)
     pool.add(4, prompt(4), None)
     for position in (4, 3, 1):
         pool.score(scored(prompt(position)))
@@ -214,6 +222,11 @@ def test_dead_groups_are_done_with_the_step_that_reports_them() -> None:
     assert found is not None
     assert positions(found[0]) == [1, 3, 4]
     assert (found[1].dead, found[1].positions) == (["g0", "g2"], [0, 2])
+    unread, refused = pool.unused
+    assert (unread.group, unread.reason) == (None, "no image")
+    assert (refused.reason, refused.index) == ("refused", 2)
+    assert refused.group is not None
+    assert (refused.group.rollout, refused.group.rewards) == (answers, [])
 
 
 def test_more_dead_groups_than_allowed_end_the_run() -> None:
