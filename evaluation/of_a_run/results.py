@@ -59,11 +59,15 @@ class ResultsProcess:
         return list(written_results(self._folder))
 
     def close(self) -> None:
-        """Give up what is drawn."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+        """Give up what is drawn, and leave no draft of it."""
+        if self._process is None:
+            return
+        self._process.kill()
+        self._process.wait()
+        for folder in (self._folder.path, self._folder.plots):
+            for draft in folder.glob(f"*.{self._process.pid}.draft"):
+                draft.unlink(missing_ok=True)
+        self._process = None
 
     def _start(self) -> None:
         command = [sys.executable, "-m", "evaluation.of_a_run.report", str(self._folder.path)]
