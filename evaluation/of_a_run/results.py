@@ -64,9 +64,10 @@ class ResultsProcess:
             return
         self._process.kill()
         self._process.wait()
-        for folder in (self._folder.path, self._folder.plots):
-            for draft in folder.glob(f"*.{self._process.pid}.draft"):
-                draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            for folder in (self._folder.path, self._folder.plots):
+                for draft in folder.glob(f"*.{self._process.pid}.draft"):
+                    draft.unlink(missing_ok=True)
         self._process = None
 
     def _start(self) -> None:
