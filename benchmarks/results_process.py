@@ -35,7 +35,9 @@ def main() -> None:
     torch.set_num_threads(os.cpu_count() or 1)
     matrix = torch.rand(SIDE, SIDE)
     results = ResultsProcess(RunFolder(Path(sys.argv[1])))
-    alone, beside, began = [], [], []
+    alone: list[float] = []
+    beside: list[float] = []
+    began: list[float] = []
     for turn in range(TURNS):
         for number in range(STEPS + 1):
             if turn % 2:

@@ -2,6 +2,7 @@ import json
 import logging
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ def test_results_are_drawn_by_a_process_that_yields_and_may_fail(
     drawn = ResultsProcess(files)
     assert drawn.finish() == []
     with monkeypatch.context() as failing:
-        failing.setattr(results.sys, "executable", "/bin/false")
+        failing.setattr(sys, "executable", "/bin/false")
         assert drawn.finish() == []
     assert len(caplog.records) == 1
     assert f"no report: {files.config} is not usable" in caplog.text
