@@ -18,6 +18,10 @@ Overrides = Annotated[
     typer.Option("--set", help="section.field=value, over the file and environment."),
 ]
 ShortOverrides = Annotated[list[str] | None, typer.Option("--set", help="section.field=value.")]
+Run = Annotated[
+    Path | None,
+    typer.Argument(help="The run's folder, such as runs/demo; or give --config."),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else, for scripts.")]
 AllowChanges = Annotated[
     bool,

@@ -27,19 +27,36 @@ def run_settings(
     return _load(config_files(config), overrides or [], addresses)
 
 
-def of_its_folder(settings: "Settings", config: list[Path] | None) -> "Settings":
-    """The settings of a run by the `config.toml` in its folder, wherever this is called.
+def settings_of_run(
+    run: Path | None, config: list[Path] | None, overrides: list[str] | None
+) -> "Settings":
+    """The settings of a run that is there, wherever this is called.
 
-    `run.root` in it may be relative to where the run was started.
+    `run.root` may be relative to where the run was started. So its folder is taken from where
+    its `config.toml` lies.
+
+    Args:
+        run: The run's folder; or, without it, `config`, which may be its `config.toml`.
+        config: As for `run_settings`.
+        overrides: As there.
+
+    Raises:
+        SettingsError: Both are given, or what `run_settings` raises.
     """
     from services.run_folder import RunFolder
 
-    if config is None or len(config) != 1:
+    if run is not None and config:
+        raise SettingsError("name the run's folder or --config, not both")
+    if run is not None and not RunFolder(run).config.is_file():
+        raise SettingsError(f"{run} is no run's folder: it has no config.toml")
+    files = config if run is None else [RunFolder(run).config]
+    settings = run_settings(files, overrides)
+    if files is None or len(files) != 1:
         return settings
-    folder = RunFolder(config[0].resolve().parent)
-    if folder.config != config[0].resolve() or not (
-        folder.metrics.exists() or folder.ranks.exists()
-    ):
+    folder = RunFolder(files[0].resolve().parent)
+    if files[0].name != folder.config.name:
+        return settings
+    if run is None and not any(p.exists() for p in (folder.metrics, folder.ranks, folder.slurm)):
         return settings
     return settings.changed(run={"root": folder.path.parent, "name": folder.path.name})
 

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 def train(settings: Settings, *, resume: bool, allow_changes: bool) -> None:
     """Run the trainer: this process, or as many as `trainer.num_ranks` below it."""
-    settings, rank = _begun(settings, "train")
+    settings, rank = _begun(settings, "train", resume=resume)
     setup_logging(f"trainer[{rank}]", beside=log_beside(settings.run.files.logs, f"trainer-{rank}"))
     if rank == 0:
         _keep_settings(settings)
@@ -77,7 +77,7 @@ def _evaluation(settings: Settings, rank: int) -> "StepEvaluation | None":
 
 def sft(settings: Settings, *, resume: bool, allow_changes: bool) -> None:
     """Run supervised fine-tuning, on as many processes as the trainer's."""
-    settings, rank = _begun(settings, "sft")
+    settings, rank = _begun(settings, "sft", resume=resume)
     setup_logging(f"sft[{rank}]", beside=log_beside(settings.run.files.logs, f"sft-{rank}"))
     with stop_request() as stop:
         from cli.views.progress import shown
@@ -91,7 +91,7 @@ def sft(settings: Settings, *, resume: bool, allow_changes: bool) -> None:
         print(f"wrote {folder}")
 
 
-def _begun(settings: Settings, job: "Job") -> tuple[Settings, int]:
+def _begun(settings: Settings, job: "Job", *, resume: bool) -> tuple[Settings, int]:
     """The settings with `box_space` decided, and this process's rank.
 
     One process of all looks at what the run reads.
@@ -101,8 +101,14 @@ def _begun(settings: Settings, job: "Job") -> tuple[Settings, int]:
     with stop_request():  # which ends the process at once: nothing is done yet
         check_trainer(settings)
         if environment_value("RANK") in (None, "0"):
+            from planning.preflight.folders import check_no_checkpoints
             from planning.preflight.inputs import checked
+            from planning.preflight.services import check_run_name
 
+            if not resume:
+                check_no_checkpoints(settings.run.files)
+            if job == "train":
+                check_run_name(settings)
             settings = checked(settings, job)
         else:
             settings = with_box_space(settings)

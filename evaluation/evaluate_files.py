@@ -65,6 +65,8 @@ def run_evaluation(
     training = read_training_split(request.train) if request.train else None
     references = read_references(request.reference, problems, task)
     predictions = read_predictions(request.predictions, references, problems, task)
+    if output is not None:  # one that cannot be a folder is said before the work
+        output.mkdir(parents=True, exist_ok=True)
     options = Options(split=request.split, task=task, mapper=mapper, training=training)
     inputs = {
         "predictions": str(predictions.file),

@@ -4,21 +4,21 @@ import asyncio
 import logging
 import signal
 import socket
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 from evaluation.inference.answers import NOT_ASKED
 from evaluation.inference.drawings import Drawings, Kind
-from evaluation.inference.folder import infer_into
+from evaluation.inference.fleet import served_policy
+from evaluation.inference.folder import Work, inference
 from evaluation.inference.predict import (
     kept_lines,
     picture_dataset,
     picture_reader,
-    predict_into,
+    prediction,
 )
 from evaluation.inference.progress import Progress
 from evaluation.inference.record import kept_settings
@@ -37,9 +37,9 @@ from scene_data.templates import check_instruction
 from services.errors import SettingsError, SggError, UnauthorizedError, UnavailableError
 from services.host.ports import ReservedPorts
 from services.http.clients.rollout import RolloutClient
+from services.printable import counted
 from services.redis.keys import NO_REDIS
 from services.redis.registry import open_registry
-from services.schemas.weights import PolicyInfo
 from services.settings import Settings, dump_settings
 from services.settings.secrets import read_token
 from services.telemetry import log_beside, setup_logging
@@ -52,7 +52,7 @@ _CONNECT_S = 3.0
 
 def run_inference(
     settings: Settings,
-    data: str,
+    data: str | Sequence[Path],
     folder: Path,
     *,
     servers: Sequence[str] = (),
@@ -64,7 +64,7 @@ def run_inference(
 
     Args:
         settings: The run's settings.
-        data: A dataset.
+        data: A dataset's name, or pictures.
         folder: Gets predictions, their settings, and logs.
         servers: Urls of running servers; without them those of the run's registry.
         own_server: Start a server here, whatever else runs.
@@ -79,17 +79,15 @@ def run_inference(
         KeyboardInterrupt: What is written stays, and the same command goes on from there.
     """
     found = _find_servers(settings, folder, servers, own_server=own_server)
-    settings = checked_inference(settings, data, limit=limit, knows_model=found.knows_model)
+    named = data if isinstance(data, str) else picture_dataset(data)
+    settings = checked_inference(settings, named, limit=limit, knows_model=found.knows_model)
     _begin_logs(settings, folder)
-    dataset = open_dataset(data, annotated=False)
+    dataset = open_dataset(named, annotated=False) if isinstance(named, str) else named
     progress = Progress(total=min(len(dataset), limit or len(dataset)))
     console = console or open_console()
-    with _serving(settings, folder, found, console) as work:
-        work.say_what(f"{progress.total} images of {data}", folder)
-        to_do = infer_into(
-            folder, work.settings, work.urls, dataset, progress, registered=work.registered
-        )
-        work.follow(to_do, progress)
+    what = counted(progress.total, "image")
+    with inference(folder, dataset, progress) as work:
+        _do(work, f"{what} of {data}" if isinstance(data, str) else what, settings, found, console)
     console.print(summary(progress, folder))
     return progress
 
@@ -129,18 +127,45 @@ def run_prediction(
     console = open_console()
     with (
         Drawings(folder / "drawings", picture_reader(files), draw) as drawings,
-        _serving(settings, folder, found, console) as work,
+        prediction(folder, dataset, progress, drawings) as work,
     ):
-        work.say_what(f"{progress.total} picture{'s' * (progress.total != 1)}", folder)
-        asked = work.settings, work.urls, dataset, progress, drawings
-        work.follow(predict_into(folder, *asked, registered=work.registered), progress)
+        _do(work, counted(progress.total, "picture"), settings, found, console)
     lines = kept_lines(folder)
     page = write_predictions(lines, folder, picture_reader(files), kept_settings(folder))
     failed = [line for line in lines if line.status in NOT_ASKED and line.image_id in files]
     console.print(summary(progress, folder))
-    say_failed(say_on(console), failed)
+    say_failed(say_on(console), failed, files)
     say_on(console)(f"look at {page}")
     return not failed
+
+
+def _do(work: Work, what: str, settings: Settings, found: "_Servers", console: SafeConsole) -> None:
+    """Ask about what a folder lacks; no server is started for nothing.
+
+    Raises:
+        ConflictError: What is there was made in another way.
+        SggError: As `Work.ask`.
+        KeyboardInterrupt: As `run_inference`.
+    """
+    say, folder, progress = say_on(console), work.folder, work.progress
+    if not found.urls:
+        work.check_started(settings)
+        if not work.num_missing:
+            progress.skipped = progress.done
+            say(f"{what}: all are done, in {folder}; nothing is asked again")
+            return
+    with _serving(settings, folder, found, console) as serving:
+        say(f"{what} through {', '.join(serving.urls)}, into {folder}")
+        asked = work.ask(serving.settings, serving.urls, registered=serving.registered)
+        try:
+            with ProgressView(progress, console) as view:
+                serving.supervisor.watch(asked, tick=view.update)
+        except KeyboardInterrupt:
+            say(
+                f"interrupted with {progress.done} of {progress.total} images done: the same "
+                "command goes on from there"
+            )
+            raise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -204,35 +229,19 @@ def _begin_logs(settings: Settings, folder: Path) -> None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Work:
+class _Serving:
     """Servers that are ready, and who watches over them."""
 
     settings: Settings
     urls: list[str]
     registered: bool
     supervisor: Supervisor
-    console: SafeConsole
-
-    def say_what(self, what: str, folder: Path) -> None:
-        say_on(self.console)(f"{what} through {', '.join(self.urls)}, into {folder}")
-
-    def follow(self, work: Coroutine[Any, Any, None], progress: Progress) -> None:
-        """Do it to its end, and show how far it is."""
-        try:
-            with ProgressView(progress, self.console) as view:
-                self.supervisor.watch(work, tick=view.update)
-        except KeyboardInterrupt:
-            say_on(self.console)(
-                f"interrupted with {progress.done} of {progress.total} images done: the same "
-                "command goes on from there"
-            )
-            raise
 
 
 @contextmanager
 def _serving(
     settings: Settings, folder: Path, found: _Servers, console: SafeConsole
-) -> Iterator[_Work]:
+) -> Iterator[_Serving]:
     """The servers that were found, or one that is started for this and stopped at the end."""
     say = say_on(console)
     urls, registered = found.urls, found.registered
@@ -245,13 +254,7 @@ def _serving(
             url = f"http://127.0.0.1:{ports.take()}"
             settings = _start_server(settings, folder, url, supervisor, say)
             urls, registered = [settings.rollout.url], False
-        yield _Work(
-            settings=settings,
-            urls=urls,
-            registered=registered,
-            supervisor=supervisor,
-            console=console,
-        )
+        yield _Serving(settings=settings, urls=urls, registered=registered, supervisor=supervisor)
 
 
 def _is_elsewhere(settings: Settings, urls: list[str]) -> bool:
@@ -276,7 +279,7 @@ def served_model(servers: Sequence[str]) -> str:
     async def ask() -> str:
         token = read_token("SGG_DATA_TOKEN", None)
         async with RolloutClient(url, token=token, timeout_s=_POLICY_S) as client:
-            return (await client.get("/v1/policy", PolicyInfo, retry=False)).model
+            return (await served_policy(client)).model
 
     model = asyncio.run(ask())
     if not Path(model).exists() and not is_of_the_hub(model):
@@ -318,7 +321,7 @@ async def _refusal(settings: Settings, url: str) -> UnauthorizedError | None:
         url, token=settings.data_token, timeout_s=_POLICY_S, registered=settings.security
     ) as client:
         try:
-            await client.get("/v1/policy", PolicyInfo, retry=False)
+            await served_policy(client)
         except UnauthorizedError as error:
             return error
         except SggError:

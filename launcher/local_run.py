@@ -20,7 +20,7 @@ from planning.preflight.inputs import checked
 from planning.preflight.rows import opened
 from services.errors import WaitTimeoutError
 from services.host.ports import ReservedPorts
-from services.printable import printable
+from services.printable import counted, printable
 from services.run_folder import RunFolder
 from services.settings import Settings, dump_settings
 from services.telemetry import setup_logging
@@ -120,7 +120,7 @@ class _Run:
             supervisor.start(*parts.services)
             supervisor.wait_ready(*names, tick=table.update)
             self.say(f"ready after {time.monotonic() - started:.0f} s")
-            self.say(f"training {self.num_steps} steps")
+            self.say(f"training {counted(self.num_steps, 'step')}")
             # Only now: where it shares its GPUs, the servers have taken their part of them.
             self.trains = True
             supervisor.start(parts.trainer)

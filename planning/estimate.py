@@ -13,6 +13,8 @@ _MERGE = 4
 """Patches of a visual token."""
 _LIVE_PARAMETERS = 10**9
 """Parameters that ZeRO-3 gathers at one time: DeepSpeed's `stage3_max_live_parameters`."""
+_TILE = (4096, 32768)
+"""Tokens and names of the vocabulary whose logits TRL computes at one time."""
 _BUCKET_PARAMETERS = 5 * 10**8
 """In flight between ranks, both ways: DeepSpeed's default buckets."""
 
@@ -27,8 +29,12 @@ def estimate_memory(settings: Settings, shape: ModelShape) -> dict[str, float]:
     Returns:
         GiB by what holds them.
     """
+    tokens = max(settings.trainer.tokens_per_micro_batch, settings.rollout.max_model_len)
+    image_tokens = settings.model.max_pixels / shape.patch_size**2 / _MERGE
+    images = max(1.0, tokens / (image_tokens + settings.sampling.max_tokens))
+    zero = settings.deepspeed
     step = {
-        "activations": _activations(settings, shape),
+        "activations": _activations(settings, shape, tokens=tokens, images=images),
         "attention mask": 2 * _row_tokens(settings) ** 2,
         # In float32 from the product on, or from the softmax on: the same at its fullest.
         "logits of a chunk": 3 * 4 * settings.trainer.logprob_chunk * shape.vocab_size,
@@ -36,8 +42,12 @@ def estimate_memory(settings: Settings, shape: ModelShape) -> dict[str, float]:
     }
     # Over `ipc` servers read a whole version on this GPU, between two steps.
     version = version_bytes(settings, shape)
+    states = _model_states(settings, shape)
+    has_reference = bool(settings.algorithm.beta) and not settings.lora.rank
     parts = {
-        **_model_states(settings, shape),
+        **states,
+        "reference model": _weights(settings, shape) * has_reference,
+        "export": zero.export_bucket_gib * GIB * (zero.zero_stage == 3),
         **step,
         "version over a step": max(0, version - sum(step.values()))
         * settings.weights.traits.same_gpu,
@@ -48,6 +58,24 @@ def estimate_memory(settings: Settings, shape: ModelShape) -> dict[str, float]:
     if settings.shares_gpus and memory is not None:
         gib["rollout server"] = settings.rollout.gpu_memory_utilization * memory
     return gib
+
+
+def estimate_sft_memory(settings: Settings, shape: ModelShape) -> dict[str, float]:
+    """Estimate the same where SFT trains, with rows of `rollout.max_model_len` tokens.
+
+    TRL computes the logits in tiles, and their gradient as `trainer.algorithms` does.
+    """
+    rows, length = settings.sft.micro_batch_size, settings.rollout.max_model_len
+    tile = min(_TILE[0], rows * length) * min(_TILE[1], shape.vocab_size)
+    parts = {
+        **_model_states(settings, shape),
+        "activations": _activations(settings, shape, tokens=rows * length, images=rows),
+        "attention mask": rows * length**2,
+        "logits of a tile": weight_bytes(settings) * tile,
+        "head's gradient": _head_gradient(settings, shape),
+        "context": CONTEXT_GIB * GIB,
+    }
+    return {name: size / GIB for name, size in parts.items() if size}
 
 
 def _head_gradient(settings: Settings, shape: ModelShape) -> float:
@@ -75,20 +103,22 @@ def _model_states(settings: Settings, shape: ModelShape) -> dict[str, float]:
     zero, ranks = settings.deepspeed, settings.trainer.num_ranks
     size = weight_bytes(settings)
     trainable = num_trainable(settings, shape)
-    weights = size * shape.num_parameters / (ranks if zero.zero_stage == 3 else 1)
     # Master weights where training is in bfloat16, and Adam's two moments, in float32.
     optimizer = (12 if size == 2 else 8) * trainable / (ranks if zero.zero_stage else 1)
-    reference = weights if settings.algorithm.beta and not settings.lora.rank else 0.0
     sharded = zero.zero_stage == 3
     return {
-        "weights": 0.0 if zero.offload_parameters else weights,
+        "weights": 0.0 if zero.offload_parameters else _weights(settings, shape),
         "weights gathered": size * min(_LIVE_PARAMETERS, shape.num_parameters) * sharded,
         "gradients": size * trainable / (ranks if zero.zero_stage >= 2 else 1),
         "optimizer": 0.0 if zero.offload_optimizer else optimizer,
-        "reference model": reference,
         "communication": 2.0 * size * min(_BUCKET_PARAMETERS, trainable) * (ranks > 1),
-        "export": zero.export_bucket_gib * GIB * sharded,
     }
+
+
+def _weights(settings: Settings, shape: ModelShape) -> float:
+    """Bytes of a rank's part of the weights."""
+    ranks = settings.trainer.num_ranks if settings.deepspeed.zero_stage == 3 else 1
+    return weight_bytes(settings) * shape.num_parameters / ranks
 
 
 def weight_bytes(settings: Settings) -> int:
@@ -108,12 +138,10 @@ def _row_tokens(settings: Settings) -> int:
     return max(settings.rollout.max_model_len, min(most, settings.trainer.tokens_per_micro_batch))
 
 
-def _activations(settings: Settings, shape: ModelShape) -> float:
-    """Bytes that the backward pass needs, of a full micro batch."""
+def _activations(settings: Settings, shape: ModelShape, *, tokens: int, images: float) -> float:
+    """Bytes that the backward pass needs, of a micro batch of so many tokens and images."""
     size = weight_bytes(settings)
-    tokens = max(settings.trainer.tokens_per_micro_batch, settings.rollout.max_model_len)
     patches_of_image = settings.model.max_pixels / shape.patch_size**2
-    images = max(1.0, tokens / (patches_of_image / _MERGE + settings.sampling.max_tokens))
     text = _layers(shape.hidden_size, shape.intermediate_size, shape.num_layers, settings)
     vision = _layers(
         shape.vision_hidden_size, 4 * shape.vision_hidden_size, shape.vision_layers, settings

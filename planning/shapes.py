@@ -7,9 +7,6 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-import torch
-from transformers import AutoConfig, AutoModelForImageTextToText
-
 from services.errors import SettingsError
 from services.models.families import PUBLISHED, model_family
 
@@ -103,6 +100,9 @@ def model_shape(path: str) -> ModelShape:
         SettingsError: It is refused.
         UnavailableError: It is of the hub, which was not reached.
     """
+    import torch  # it and transformers take seconds, and many callers refuse before
+    from transformers import AutoModelForImageTextToText
+
     config = _config(path)
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
@@ -128,6 +128,8 @@ def model_shape(path: str) -> ModelShape:
 
 
 def _config(path: str) -> Any:
+    from transformers import AutoConfig
+
     if path in KNOWN:
         return AutoConfig.for_model(PUBLISHED[path], **KNOWN[path])
     model_family(path)

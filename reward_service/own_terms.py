@@ -7,8 +7,8 @@ For example `reward.terms = ["my_rewards.py:polite"]` loads
         men = sum(one.category == "man" for one in predicted.objects)
         return 1 - men / max(len(predicted.objects), 1)
 
-and a rubric can then weigh `polite`. The file is the user's own code, and runs with all rights of
-the service.
+and a rubric can then weigh `polite`. The file may import others of its folder. It is the user's own
+code, and runs with all rights of the service.
 """
 
 import hashlib
@@ -18,8 +18,8 @@ import math
 import sys
 from collections.abc import Callable, Iterable
 from functools import cache
-from importlib import import_module
-from importlib.util import module_from_spec, spec_from_file_location
+from importlib import import_module, invalidate_caches
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
 
@@ -29,6 +29,7 @@ from reward_service.terms import ALL_TASKS, TERMS, ComparedBatch, Term, add_term
 from scene_graph.graph import Relationship, SceneGraph, SceneObject
 from scene_graph.similarity import Floats
 from services.errors import InvalidInputError, SettingsError
+from services.own_code import source_digest, source_files
 from services.schemas.rubrics import Rubric
 
 logger = logging.getLogger(__name__)
@@ -58,25 +59,54 @@ def load_own_terms(places: Iterable[str]) -> None:
             a number in 0..1 for a small graph and for an empty one.
     """
     for place in places:
-        _load(place)
-
-
-@cache
-def _load(place: str) -> None:
-    name, function = place.rpartition(":")[2], _function(place)
-    if name in TERMS:
-        raise SettingsError(
-            f"reward.terms: {place}: there is a term {name!r} already; give the function another "
-            "name"
-        )
-    for predicted in (_EXAMPLE, _EMPTY):
+        source, name = _parts(place)
+        module = _module(source)
+        function = _function(module, source, name)
+        digest = source_digest(Path(inspect.getfile(module)))
         try:
-            _value(name, function, predicted, _EXAMPLE)
+            _list(name, function, digest)
         except InvalidInputError as error:
             raise SettingsError(f"reward.terms: {place}: {error.message}") from error
-    summary = (inspect.getdoc(function) or place).partition("\n")[0]
-    digest = hashlib.sha256(Path(inspect.getfile(function)).read_bytes()).hexdigest()
-    formula = f"{summary} (SHA-256 of its file: {digest[:16]})"
+
+
+def term_name(place: str) -> str:
+    """The name by which a rubric weighs the function of a place.
+
+    Example: `term_name("my_rewards.py:polite") == "polite"`
+    """
+    return place.rpartition(":")[2]
+
+
+def check_weighed(places: Iterable[str], rubric: Rubric, *, setting: str) -> None:
+    """Refuse a term that the rubric gives no weight: it would be computed by nobody.
+
+    Args:
+        places: As for `load_own_terms`.
+        rubric: What rewards are made by.
+        setting: Where the places were named, for the message.
+
+    Raises:
+        SettingsError: With the remedy.
+    """
+    unused = [place for place in places if term_name(place) not in rubric.terms]
+    if unused:
+        terms = {**rubric.terms, **dict.fromkeys(map(term_name, unused), 1)}
+        written = ", ".join(f"{name} = {weight:g}" for name, weight in terms.items())
+        raise SettingsError(
+            f"{setting}: the rubric {rubric.name!r} gives {', '.join(map(term_name, unused))} no "
+            f"weight, so it counts for nothing: write a rubric with it, as [reward.rubric] with "
+            f"terms = {{ {written} }}, or leave {', '.join(unused)} out"
+        )
+
+
+@cache  # one function may be named in several ways, such as my.py:f and ./my.py:f
+def _list(name: str, function: OwnTerm, digest: str) -> None:
+    if name in TERMS:
+        raise SettingsError(f"there is a term {name!r} already; give the function another name")
+    for predicted in (_EXAMPLE, _EMPTY):
+        _value(name, function, predicted, _EXAMPLE)
+    summary = (inspect.getdoc(function) or name).partition("\n")[0]
+    formula = f"{summary} (SHA-256 of its code: {digest})"
     add_term(name, Term(formula=formula, function=_over_batches(name, function), tasks=ALL_TASKS))
 
 
@@ -104,34 +134,46 @@ def _value(name: str, function: OwnTerm, predicted: SceneGraph, reference: Scene
     return value
 
 
-def _function(place: str) -> OwnTerm:
+def _parts(place: str) -> tuple[str, str]:
     source, _, name = place.rpartition(":")
     if not source or not name.isidentifier():
         raise SettingsError(
             f"reward.terms: {place} is neither FILE.py:FUNCTION nor MODULE:FUNCTION"
         )
-    function = getattr(_module(source), name, None)
+    return source, name
+
+
+def _function(module: ModuleType, source: str, name: str) -> OwnTerm:
+    function = getattr(module, name, None)
     if function is None:
         raise SettingsError(f"reward.terms: {source} has no function {name}")
     if not inspect.isfunction(function) or inspect.iscoroutinefunction(function):
-        raise SettingsError(f"reward.terms: {place} is no plain function: wrap it in a def")
+        raise SettingsError(f"reward.terms: {source}:{name} is no plain function: wrap it in a def")
     return function
 
 
-@cache
 def _module(source: str) -> ModuleType:
     is_file = source.endswith(".py")
     if is_file and not Path(source).is_file():
-        raise SettingsError(f"reward.terms: there is no file {source}")
+        raise SettingsError(
+            f"reward.terms: there is no file {source} (a path counts from {Path.cwd()})"
+        )
     try:
-        return _module_of_file(Path(source).absolute()) if is_file else import_module(source)
+        return _module_of_file(Path(source).resolve()) if is_file else import_module(source)
     except (Exception, SystemExit) as error:  # it is the user's code
         raise SettingsError(
             f"reward.terms: {source} cannot be imported: {type(error).__name__}: {error}"
         ) from error
 
 
+@cache
 def _module_of_file(file: Path) -> ModuleType:
+    """The file as a module, whose imports find the files beside it, after all that is installed."""
+    if str(file.parent) not in sys.path:
+        sys.path.append(str(file.parent))
+    invalidate_caches()
+    for helper in source_files(file)[1:]:
+        _check_helper(file.parent, helper.relative_to(file.parent).parts[0].removesuffix(".py"))
     digest = hashlib.sha256(str(file).encode()).hexdigest()[:8]
     spec = spec_from_file_location(f"own_terms_{file.stem}_{digest}", file)
     assert spec is not None
@@ -139,3 +181,16 @@ def _module_of_file(file: Path) -> ModuleType:
     module = sys.modules[spec.name] = module_from_spec(spec)  # dataclasses look for it there
     spec.loader.exec_module(module)
     return module
+
+
+def _check_helper(folder: Path, name: str) -> None:
+    """Refuse a file beside the terms that an import of its name would pass over.
+
+    Raises:
+        ImportError: Something of that name is installed, or in the folder of other terms.
+    """
+    spec, ours = find_spec(name), (folder / f"{name}.py", folder / name / "__init__.py")
+    if spec is not None and spec.origin and Path(spec.origin).resolve() not in ours:
+        raise ImportError(
+            f"import {name} gives {spec.origin}, and not {name} of {folder}: give that another name"
+        )

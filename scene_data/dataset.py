@@ -15,10 +15,12 @@ to the graph (thinking) is read where it is asked for.
 
 import hashlib
 import logging
+import operator
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import SupportsIndex, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -153,14 +155,30 @@ class SceneDataset:
     def __repr__(self) -> str:
         return f"<SceneDataset {self.name!r}: {len(self)} rows>"
 
-    def __getitem__(self, index: int) -> Sample:
-        """The sample of a usable row.
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Sample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[Sample]: ...
+
+    def __getitem__(self, index: SupportsIndex | slice) -> Sample | list[Sample]:
+        """The sample of a usable row, or those of a slice.
 
         Raises:
             IndexError: There are not that many.
-            InvalidInputError: Its image is missing, would be refused by rollout servers and trainer
-                for what its header says, or has another size than the row says.
+            InvalidInputError: The index is no number. Or the row's image is missing, would be
+                refused by rollout servers and trainer for what its header says, or has another
+                size than the row says.
         """
+        if isinstance(index, slice):
+            return [self._sample(number) for number in range(len(self))[index]]
+        if not isinstance(index, SupportsIndex):
+            raise InvalidInputError(
+                f"{self.name}: a sample has a number, from 0 to {len(self) - 1}, and not {index!r}"
+            )
+        return self._sample(operator.index(index))
+
+    def _sample(self, index: int) -> Sample:
         number = int(self._usable[index])
         place = self.place(index)
         try:
@@ -241,6 +259,13 @@ class SceneDataset:
         except RowError:
             return f"row {index}"
 
+    def image_bytes(self, index: int) -> bytes | None:
+        """The encoded file of a usable row, whatever it holds; None where it cannot be read."""
+        try:
+            return image_bytes(self._rows.row(int(self._usable[index])).get("image"))
+        except RowError:
+            return None
+
     def __iter__(self) -> Iterator[Sample]:
         return (self[index] for index in range(len(self)))
 
@@ -253,13 +278,6 @@ def open_dataset(
     annotated: bool = True,
 ) -> SceneDataset:
     """Open a local path or a hub dataset; see the table above.
-
-    Example:
-        >>> dataset = sgg_rl.load_dataset("toy/heldout.parquet")
-        >>> dataset
-        <SceneDataset 'toy/heldout.parquet': 8 rows>
-        >>> [item.id for item in dataset[0].graph.objects]
-        ['green square.1', 'green square.2', 'yellow square.3']
 
     Args:
         path: Or a hub name.

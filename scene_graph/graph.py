@@ -1,6 +1,5 @@
 """The scene graph as a value."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -41,7 +40,7 @@ class Relationship:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SceneGraph:
-    """Objects and the relationships between them; in a notebook a picture of its own.
+    """Objects and the relationships between them.
 
     Example:
         >>> man = sgg_rl.SceneObject(id="man.1", bbox=(10, 20, 200, 400))
@@ -63,16 +62,6 @@ class SceneGraph:
             for x1, y1, x2, y2 in (item.bbox,)
         )
         return SceneGraph(objects=tuple(objects), relationships=self.relationships)
-
-    def _repr_svg_(self) -> str:
-        """On white, as large as its boxes reach."""
-        from scene_graph.drawing import draw_svg
-
-        right, bottom = (
-            max(filter(math.isfinite, (item.bbox[end] for item in self.objects)), default=1.0)
-            for end in (2, 3)
-        )
-        return draw_svg(self, max(round(right), 1), max(round(bottom), 1))
 
 
 @dataclass(slots=True, kw_only=True)

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, UnidentifiedImageError
+from pillow_heif import register_heif_opener
 from redis.asyncio import Redis
 
 from scene_graph.boxes import smart_resize
@@ -42,8 +43,10 @@ REMOTE_TTL_S = 600
 group is sampled, and takes it out then."""
 _SIGN = "sign"
 """A file of the folder."""
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
-"""With a plain decoder in Pillow; some others run external programs."""
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "AVIF", "HEIF")
+"""With a plain decoder in Pillow, or in pillow-heif for the photos of phones; some others of Pillow
+run external programs."""
+register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
 
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -288,7 +291,8 @@ def image_from_data_uri(text: str) -> bytes:
             f"image text is over the {MAX_IMAGE_BYTES} bytes that an image may have"
         )
     head, comma, body = text.partition(",")
-    if comma and not (head.startswith("data:image/") and head.endswith(";base64")):
+    kind = head.strip().lower()
+    if comma and not (kind.startswith("data:image/") and kind.endswith(";base64")):
         raise InvalidInputError(
             "an image URI starts with data:image/…;base64, and nothing else is read"
         )

@@ -33,6 +33,11 @@ def escaped(character: str) -> str:
     return character.encode("unicode_escape").decode()
 
 
+def counted(number: int, noun: str) -> str:
+    """Example: `1 picture`, `2 pictures`."""
+    return f"{number} {noun}{'s' * (number != 1)}"
+
+
 def age(seconds: float) -> str:
     """A length of time in its largest unit, such as `2 min`."""
     size, unit = next((u for u in _UNITS if seconds >= u[0]), _UNITS[-1])

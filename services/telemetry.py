@@ -6,10 +6,10 @@ import stat
 import sys
 import time
 import warnings
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from starlette.applications import Starlette
@@ -51,7 +51,11 @@ class _Stderr(logging.StreamHandler[Any]):
 
 
 def setup_logging(
-    process_name: str, file: Path | None = None, *, beside: Path | None = None
+    process_name: str,
+    file: Path | None = None,
+    *,
+    beside: Path | None = None,
+    terminal: TextIO | None = None,
 ) -> None:
     """Send the logs of this process to stderr, one plain line each; a traceback follows its line.
 
@@ -59,8 +63,10 @@ def setup_logging(
         process_name: Stands in every line, so that logs of several processes can be merged.
         file: Append to it instead: for a process that draws on its terminal.
         beside: Append to it too; then only this has what libraries say, unless something failed.
+        terminal: In place of stderr.
     """
-    handlers: list[logging.Handler] = [_Stderr() if file is None else logging.FileHandler(file)]
+    to_people = _Stderr() if terminal is None else logging.StreamHandler(terminal)
+    handlers: list[logging.Handler] = [to_people if file is None else logging.FileHandler(file)]
     if beside is not None:
         handlers[0].addFilter(for_people)
         handlers.append(logging.FileHandler(beside))
@@ -75,6 +81,40 @@ def setup_logging(
         logging.getLogger(name).addFilter(_worth_reading)
     # At every picture; vLLM takes a run's limits by these names alone.
     warnings.filterwarnings("ignore", "Passing `min_pixels` and `max_pixels`", FutureWarning)
+
+
+@contextmanager
+def own_terminal(process_name: str, beside: Path | None) -> Iterator[None]:
+    """Keep a terminal for this process's own log lines, until the end of the block.
+
+    Whatever else libraries, and processes that they start, write on stdout and stderr is appended
+    to a file, which has these lines too. Where nobody looks at a terminal, all goes where it went.
+
+    Args:
+        process_name: As `setup_logging`.
+        beside: The file; None where none can be written.
+    """
+    if beside is None or not os.isatty(2):
+        setup_logging(process_name)
+        yield
+        return
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    shown = [number for number in (1, 2) if os.isatty(number)]
+    kept = {number: os.dup(number) for number in shown}
+    with beside.open("ab", buffering=0) as target, os.fdopen(os.dup(2), "w") as terminal:
+        setup_logging(process_name, beside=beside, terminal=terminal)
+        logging.getLogger(__name__).info("what libraries say goes to %s", beside)
+        for number in shown:
+            os.dup2(target.fileno(), number)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, before in kept.items():
+                os.dup2(before, number)
+                os.close(before)
+            setup_logging(process_name)
 
 
 def log_beside(logs: Path, name: str) -> Path | None:

@@ -7,12 +7,12 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from services.errors import UnavailableError, WaitTimeoutError
+from services.errors import SggError, UnavailableError, WaitTimeoutError
 from services.host.environment import start_command
 
 logger = logging.getLogger(__name__)
@@ -73,23 +73,61 @@ async def until_available(
     Raises:
         WaitTimeoutError: It was away for `timeout_s` seconds; the message is the service's.
     """
-    since: float | None = None  # not the start: this process may have stood still before it failed
-    said, notice = "", WaitNotice(timeout_s)
+    patience = Patience(timeout_s)
     while True:
         try:
             return await work()
         except UnavailableError as error:
             failed(error)
-            since = since or time.monotonic()
-            if time.monotonic() - since > timeout_s:
-                raise WaitTimeoutError(
-                    f"gave up after {timeout_s:.0f} s: {error.message}"
-                ) from error
-            if error.message != said:
-                logger.warning("%s; trying again", error.message)
-            said = error.message
-            notice.waited(time.monotonic() - since, error.message)
-            await asyncio.sleep(PAUSE_S)
+            await patience.endure(error)
+
+
+class Patience:
+    """Pauses after each failure of a service, until nothing else has come for too long.
+
+    Args:
+        timeout_s: Longest time.
+        gave_up: What is said after it.
+    """
+
+    def __init__(self, timeout_s: float, gave_up: str = "gave up after") -> None:
+        self._timeout_s = timeout_s
+        self._gave_up = gave_up
+        self._notice = WaitNotice(timeout_s)
+        # Not the start: this process may have stood still before the first failure.
+        self._since: float | None = None
+        self._said = ""
+        self.trouble = ""
+        """The last failure, until a success."""
+
+    def succeeded(self) -> None:
+        """The next failure is the first one."""
+        self._since, self.trouble = None, ""
+
+    async def endure(self, error: SggError) -> None:
+        """Log a failure, unless it is the last one again, and pause.
+
+        Raises:
+            WaitTimeoutError: There were only failures for `timeout_s`; it has this one's message.
+        """
+        now = time.monotonic()
+        if self._since is None:
+            self._since = now
+        failing_s = now - self._since
+        if failing_s > self._timeout_s:
+            raise WaitTimeoutError(f"{self._gave_up} {failing_s:.0f} s: {error.message}") from error
+        if error.message != self._said:
+            logger.warning("%s; trying again", error.message)
+        self.trouble = self._said = error.message
+        self._notice.waited(failing_s, error.message)
+        await asyncio.sleep(PAUSE_S)
+
+
+def growing_pauses(first_s: float, longest_s: float) -> Iterator[float]:
+    """Seconds to wait between attempts: each time twice as many, up to the longest."""
+    while True:
+        yield first_s
+        first_s = min(2 * first_s, longest_s)
 
 
 async def ended(*tasks: "asyncio.Future[Any]") -> None:

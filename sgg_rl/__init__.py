@@ -10,13 +10,14 @@ import warnings
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
+from sgg_rl.notebook import show_graphs
+
 if TYPE_CHECKING:
-    from evaluation.scoring.compare import compare
     from scene_data.dataset import Sample
-    from scene_data.dataset import open_dataset as load_dataset
     from scene_graph.graph import Relationship, SceneGraph, SceneObject
     from sgg_rl.clients import AsyncClient, Client
-    from sgg_rl.evaluating import evaluate
+    from sgg_rl.datasets import load_dataset
+    from sgg_rl.evaluating import compare, evaluate
     from sgg_rl.pictures import draw
     from sgg_rl.predicting import predict
     from sgg_rl.runs import connect
@@ -46,11 +47,11 @@ _PLACES = {
     "Sample": "scene_data.dataset:Sample",
     "SceneGraph": "scene_graph.graph:SceneGraph",
     "SceneObject": "scene_graph.graph:SceneObject",
-    "compare": "evaluation.scoring.compare:compare",
+    "compare": "sgg_rl.evaluating:compare",
     "connect": "sgg_rl.runs:connect",
     "draw": "sgg_rl.pictures:draw",
     "evaluate": "sgg_rl.evaluating:evaluate",
-    "load_dataset": "scene_data.dataset:open_dataset",
+    "load_dataset": "sgg_rl.datasets:load_dataset",
     "predict": "sgg_rl.predicting:predict",
     "read_answer": "sgg_rl.scoring:read_answer",
     "score": "sgg_rl.scoring:score",
@@ -58,6 +59,7 @@ _PLACES = {
 
 # tqdm's, in a notebook without widgets: none of our bars is one.
 warnings.filterwarnings("ignore", message="IProgress not found")
+show_graphs()
 
 
 def __getattr__(name: str) -> Any:

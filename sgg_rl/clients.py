@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import Self
 
 from services.errors import InvalidInputError
+from services.http.clients.base import check_access
 from services.http.clients.reward import RewardClient
 from services.http.clients.rollout import RolloutClient
 from services.http.clients.sync import SyncRewardClient, SyncRolloutClient
@@ -25,6 +26,11 @@ class _Addresses:
     """Longest wait for one answer, all attempts together."""
     registered: SecuritySettings | None = field(default=None, repr=False)
     """Set where `rollout_url` stood in Redis: the server must then prove that it is the run's."""
+
+    def __post_init__(self) -> None:
+        """Raises: InvalidInputError: No request could be sent with these."""
+        for url in filter(None, (self.rollout_url, self.reward_url)):
+            check_access(url, self.token, self.timeout_s)
 
     def _reward(self) -> RewardClient:
         url = _given(self.reward_url, "reward_url")
@@ -116,6 +122,6 @@ class AsyncClient(_Addresses):
 
 
 def _given(url: str | None, name: str) -> str:
-    if url is None:
+    if not url:
         raise InvalidInputError(f'this client has no such service: give {name}="http://host:port"')
     return url

@@ -3,21 +3,22 @@
 import base64
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import InstanceOf
 
 from evaluation.inference.prompts import sendable
 from services.errors import InvalidInputError
-from services.http.problems import invalid_input
 from services.schemas.rollouts import InlineImage
 from services.schemas.scene_graphs import ImageError, ImageGraph, SceneGraphRequest
+from sgg_rl.arguments import checked
 from sgg_rl.clients import Client
 from sgg_rl.pictures import Picture, encoded
 
 
+@checked
 def predict(
     picture: Picture,
     *,
-    client: Client,
+    client: InstanceOf[Client],
     temperature: float | None = None,
     max_tokens: int | None = None,
     seed: int | None = None,
@@ -34,7 +35,7 @@ def predict(
         ('ok', 'blue circle')
 
     Args:
-        picture: A sample's, a file's name, or an encoded file.
+        picture: A sample's, a file's name, an encoded file, a PIL image or an array of pixels.
         client: Whose rollout server is asked.
         temperature: 0 is greedy. None, here and below: as the run's settings say.
         max_tokens: Of the answer.
@@ -50,21 +51,16 @@ def predict(
         TooLargeError: No request takes the picture, also as a JPEG.
         SggError: The server refused it or failed; its subclass and message say how.
     """
-    if not isinstance(client, Client):
-        raise InvalidInputError("client is none: make one by sgg_rl.Client(rollout_url=…)")
     data = sendable(encoded(picture))
-    try:
-        request = SceneGraphRequest(
-            images=[InlineImage(data=base64.b64encode(data).decode())],
-            temperature=temperature,
-            max_tokens=max_tokens,
-            seed=seed,
-            constrain=constrain,
-            text=True,
-            draw="svg",
-        )
-    except ValidationError as error:
-        raise invalid_input(error.errors(include_input=False), ()) from error
+    request = SceneGraphRequest(
+        images=[InlineImage(data=base64.b64encode(data).decode())],
+        temperature=temperature,
+        max_tokens=max_tokens,
+        seed=seed,
+        constrain=constrain,
+        text=True,
+        draw="svg",
+    )
     (found,) = client.rollout.scene_graphs(request).graphs
     if isinstance(found, ImageError):  # the client raises the error of a request's only picture
         raise InvalidInputError(found.error.detail)

@@ -4,9 +4,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from services.errors import NotFoundError
+from services.errors import InvalidInputError, NotFoundError
 from services.run_folder import AnyRow, EvaluationRow, RunFolder, StepRow, TableFollower
 from services.settings import Settings, load_settings
+from sgg_rl.arguments import AnyPath, checked
 
 if TYPE_CHECKING:
     from services.run_folder.records import RolloutRecord
@@ -59,10 +60,13 @@ class Run:
         """The groups that a step was trained on: prompts, answers, rewards and advantages.
 
         Raises:
+            InvalidInputError: The step is no number.
             NotFoundError: It has none, or they are no longer kept (`records.keep_rollouts`).
         """
         from services.run_folder.records import read_rollouts
 
+        if not isinstance(step, int):
+            raise InvalidInputError(f"a step is a number, from 0, and not {step!r}")
         if not (records := read_rollouts(self.folder, step)):
             raise NotFoundError(f"no groups of step {step} in {self._folder.rollouts}")
         return records
@@ -99,7 +103,8 @@ class Run:
         )
 
 
-def connect(run: str | Path) -> Run:
+@checked
+def connect(run: AnyPath) -> Run:
     """A run, while it trains or long after.
 
     Example:
@@ -117,7 +122,7 @@ def connect(run: str | Path) -> Run:
     Raises:
         NotFoundError: There is no run.
     """
-    folder = RunFolder(Path(run).expanduser())
+    folder = RunFolder(Path(run))
     if not folder.config.is_file():
         raise NotFoundError(f"no run in {folder.path}: it has no config.toml")
     return Run(folder)

@@ -1,10 +1,9 @@
 """What answers say, and what they earn."""
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from pydantic import ValidationError
+from pydantic import InstanceOf
 
 from reward_service.scoring import make_scorer
 from scene_data.dataset import Sample
@@ -12,16 +11,14 @@ from scene_graph.boxes import BoxSpace
 from scene_graph.graph import SceneGraph
 from scene_graph.parsing import parse_completion
 from services.errors import InvalidInputError, SggError
-from services.http.problems import invalid_input
 from services.schemas.rewards import ReferenceGraph, Reward, RewardGroup, RewardRequest, Task
+from sgg_rl.arguments import Size, checked
+from sgg_rl.clients import Client
+from sgg_rl.pictures import AnyGraph
 
-if TYPE_CHECKING:
-    from sgg_rl.clients import Client
 
-
-def read_answer(
-    text: str, image_size: tuple[int, int], *, box_space: str = "relative_1000"
-) -> SceneGraph:
+@checked
+def read_answer(text: str, image_size: Size, *, box_space: str = "relative_1000") -> SceneGraph:
     """The scene graph in a model's answer, with names normalised and boxes in pixels of the image.
 
     What cannot be read is left out; nothing of an answer is an error. An answer without a graph
@@ -39,25 +36,26 @@ def read_answer(
         box_space: What its boxes are in: `relative_1000`, `relative_1` or `pixels:WxH`.
 
     Raises:
-        InvalidInputError: There is no such box space.
+        InvalidInputError: There is no such box space, or no picture has that size.
     """
     try:
         space = BoxSpace.parse(box_space)
     except ValueError as error:
         raise InvalidInputError(str(error)) from error
-    return parse_completion(text, space).graph.scaled(*_size(image_size))
+    return parse_completion(text, space).graph.scaled(*image_size)
 
 
+@checked
 def score(
     answers: str | Sequence[str],
-    reference: Sample | SceneGraph,
+    reference: AnyGraph,
     *,
-    image_size: tuple[int, int] | None = None,
+    image_size: Size | None = None,
     box_space: str = "relative_1000",
     rubric: str | Mapping[str, Any] = "balanced",
     task: Task = "sgg",
     thinking: bool = False,
-    client: "Client | None" = None,
+    client: InstanceOf[Client] | None = None,
 ) -> list[Reward]:
     """What answers about one image earn, as the reward service scores them.
 
@@ -90,31 +88,18 @@ def score(
         InvalidInputError: The rubric, the box space, the size or the reference is impossible.
         SggError: The service failed; its subclass and message say how.
     """
-    if not isinstance(answers, str | Sequence):
-        raise InvalidInputError(
-            f"answers are a text or a list of them, no {type(answers).__name__}"
-        )
-    if not isinstance(rubric, str | Mapping):
-        raise InvalidInputError(f"a rubric is a name or a mapping, no {type(rubric).__name__}")
-    if not isinstance(reference, Sample | SceneGraph):
-        raise InvalidInputError(
-            f"the reference is a sample or a SceneGraph, no {type(reference).__name__}"
-        )
     if isinstance(reference, Sample):
         image_size, reference = (reference.width, reference.height), reference.graph
     if image_size is None:
         raise InvalidInputError("image_size: a graph needs it beside it, as (width, height)")
-    try:
-        group = RewardGroup(
-            group_id="score",
-            image_size=image_size,
-            box_space=box_space,
-            reference=ReferenceGraph.model_validate(reference, from_attributes=True),
-            completions=[answers] if isinstance(answers, str) else list(answers),
-            require_thinking=thinking,
-        )
-    except ValidationError as error:
-        raise invalid_input(error.errors(), ()) from error
+    group = RewardGroup(
+        group_id="score",
+        image_size=image_size,
+        box_space=box_space,
+        reference=ReferenceGraph.model_validate(reference, from_attributes=True),
+        completions=[answers] if isinstance(answers, str) else list(answers),
+        require_thinking=thinking,
+    )
     wanted = rubric if isinstance(rubric, str) else dict(rubric)
     if client is None:
         return make_scorer(wanted, task).score([group])[0].rewards
@@ -123,13 +108,3 @@ def score(
     if scored.error is not None:
         raise SggError(scored.error.detail)
     return scored.rewards
-
-
-def _size(image_size: tuple[int, int]) -> tuple[int, int]:
-    try:
-        width, height = image_size
-        if width > 0 and height > 0 and math.isfinite(width * height):
-            return width, height
-    except (TypeError, ValueError):
-        pass
-    raise InvalidInputError(f"image_size is (width, height) in pixels, not {image_size!r}")

@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 
 from services.errors import ConflictError, SggError
 from services.http.clients.rollout import RolloutClient
+from services.printable import counted
 from services.redis.check import check_redis
 from services.redis.client import connect
 from services.redis.keys import RunKeys
-from services.redis.registry import Registry, open_registry
+from services.redis.registry import Registry, RunOwner, open_registry
 from services.schemas.weights import RankShare, ServerRecord
 from services.settings import Settings
 from services.waiting import until_available
@@ -94,7 +95,8 @@ class _Main:
 
         def follow() -> None:
             num_servers = running.result()
-            said = f"version {policy_version} is served by {num_servers} rollout servers"
+            servers = counted(num_servers, "rollout server")
+            said = f"version {policy_version} is served by {servers}"
             self._events.note("published", said, max(0, policy_version - 1))
             if batch is None:
                 self.collector.start(policy_version)
@@ -325,6 +327,9 @@ async def _next_incarnation(settings: Settings, state: TrainerState) -> int:
     """Higher than the checkpoint's, than Redis remembers, and than any live server has seen.
 
     Servers outlive a Redis that lost its data; to a lower incarnation they would not listen.
+
+    Raises:
+        SettingsError: The run's name is another folder's in this Redis.
     """
 
     async def ask() -> int:
@@ -332,10 +337,15 @@ async def _next_incarnation(settings: Settings, state: TrainerState) -> int:
             await check_redis(redis)
             registry = Registry(redis, RunKeys(settings.run.name))
             await registry.set_aside()
+            await registry.check_name(owner)  # before its servers are asked
             seen = [await _incarnation_of(settings, server) for server in await registry.servers()]
-            return await registry.next_incarnation(at_least=max([state.incarnation, *seen]) + 1)
+            at_least = max([state.incarnation, *seen]) + 1
+            return await registry.next_incarnation(owner, at_least=at_least)
 
-    return await until_available(ask, timeout_s=settings.trainer.wait_timeout_s)
+    owner = RunOwner.of(settings.run.files)
+    incarnation = await until_available(ask, timeout_s=settings.trainer.wait_timeout_s)
+    owner.keep(settings.run.files)
+    return incarnation
 
 
 async def _incarnation_of(settings: Settings, server: ServerRecord) -> int:

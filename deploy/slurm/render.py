@@ -13,13 +13,16 @@ from services.host.addresses import host_and_port
 from services.settings import Settings
 
 
-def render(settings: Settings, job: Job, *, data: str | None = None) -> str:
+def render(
+    settings: Settings, job: Job, *, data: str | None = None, allow_changes: bool = False
+) -> str:
     """A bash script for `sbatch`, with comments for its reader.
 
     Args:
         settings: The run's settings, as `job_settings` makes them.
         job: What it does.
         data: The dataset of `infer`; `data.heldout` when None.
+        allow_changes: As `train`.
 
     Raises:
         SettingsError: The site's values are not set, or the settings do not go together.
@@ -43,7 +46,9 @@ def render(settings: Settings, job: Job, *, data: str | None = None) -> str:
     )
     templates.filters["quote"] = lambda text: shlex.quote(str(text))
     main = "trainer" if job == "train" else job
-    return templates.get_template(f"{job}.sh.jinja").render(values, job=job, main=main)
+    return templates.get_template(f"{job}.sh.jinja").render(
+        values, job=job, main=main, allow_changes=allow_changes
+    )
 
 
 def _common(settings: Settings, site: Site, layout: Layout) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from pathlib import Path
 from deploy.slurm.commands import accounted, is_active, job_fields
 from deploy.slurm.submit import JobRecord, read_record
 from services.errors import NotFoundError
+from services.printable import counted
 from services.run_folder import (
     LoggedError,
     RunFolder,
@@ -93,7 +94,7 @@ def status_lines(found: JobStatus) -> list[str]:
     job = f"{found.record.job} job {found.record.job_id}"
     lines = [f"run {found.run}: {job}, {found.record.kind}: {found.state}{where}{since}{reason}"]
     if found.requeues:
-        lines.append(f"queued again: {found.requeues} times")
+        lines.append(f"queued again: {counted(found.requeues, 'time')}")
     if found.exit_code is not None:
         lines.append(f"ended with {found.exit_code}")
     if found.step is not None:

@@ -45,6 +45,7 @@ def submit(
     *,
     data: str | None = None,
     resume: bool = False,
+    allow_changes: bool = False,
     after: str | None = None,
 ) -> str:
     """Write `config.toml`, `secrets/` and `slurm/` into the run's folder, and queue the job.
@@ -56,6 +57,7 @@ def submit(
         job: What it does.
         data: The dataset of `infer`.
         resume: Go on from checkpoints that are there.
+        allow_changes: Also from those of another dataset, instruction or reward.
         after: Id of a job that must have ended well before this one starts; when it fails, Slurm
             cancels this one.
 
@@ -70,7 +72,7 @@ def submit(
         InvalidInputError: Slurm refuses the job.
         NotFoundError: There is no Slurm here.
     """
-    script = render(settings, job, data=data)
+    script = render(settings, job, data=data, allow_changes=allow_changes)
     folder = settings.run.files
     _refuse_second(folder)
     checkpoints = folder.checkpoints

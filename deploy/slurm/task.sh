@@ -5,6 +5,7 @@
 #   SGG_JOB_SUFFIX    makes a node's name that of its address on the fast network
 #   SGG_JOB_HOST      the node of the job's script, for those that watch it
 #   SGG_JOB_PORT      of the node's first rollout server; the next ones follow
+#   SGG_JOB_ALLOW_CHANGES  set where checkpoints of another dataset, instruction or reward are gone on from too
 #   SGG_JOB_SERVER_WAIT_S  how long a rank waits for the server on its GPU; unset where it has one of its own
 set -uo pipefail
 role=$1
@@ -107,12 +108,12 @@ case $role in
   # --resume: from the run's last checkpoint, which there is after a requeue; else from the start.
   trainer)
     if [ -z "${SGG_JOB_SERVER_WAIT_S:-}" ] || after_server; then
-      ranks sgg-rl train --config "$config" --resume
+      ranks sgg-rl train --config "$config" --resume ${SGG_JOB_ALLOW_CHANGES:+--allow-changes}
     else
       once sh -c 'exit 75'
     fi
     ;;
-  sft) ranks sgg-rl sft --config "$config" --resume ;;
+  sft) ranks sgg-rl sft --config "$config" --resume ${SGG_JOB_ALLOW_CHANGES:+--allow-changes} ;;
   watch) watch ;;
   infer) once sgg-rl infer "$@" --config "$config" --output "$SGG_JOB_FOLDER" ;;
   *)

@@ -55,9 +55,24 @@ class Drawings:
 
         Lines come in the order of their file: another start then gives the same names.
         """
-        file = self._folder / f"{self._name(str(line.image_id))}.{self._kind}"
+        file = self._file(line)
         if line.status == "ok" and self._kind != "none" and not file.exists():
             self._drawn.append(self._pool.submit(self._draw, line, file))
+
+    def remove(self, line: GraphLine) -> None:
+        """Remove the drawing of a line that is asked for anew; the name stays its own.
+
+        Raises:
+            SggError: It cannot be removed.
+        """
+        file = self._file(line)
+        try:
+            file.unlink(missing_ok=True)
+        except OSError as error:
+            raise _not_changed("remove", file, error) from error
+
+    def _file(self, line: GraphLine) -> Path:
+        return self._folder / f"{self._name(str(line.image_id))}.{self._kind}"
 
     def _name(self, image_id: str) -> str:
         if image_id not in self._names:
@@ -79,10 +94,10 @@ class Drawings:
         except (InvalidInputError, TooLargeError) as error:
             logger.warning("%s is not drawn: %s", line.image_id, error)
             return
-        if image.size != line.size:
+        if image.size != line.size or not line.shows(data):
             logger.warning(
-                "%s is not drawn: it is another picture than was asked about; with another "
-                "--output it is asked about anew",
+                "%s is not drawn: it has changed since it was asked about; name it, and it is "
+                "asked about again",
                 line.image_id,
             )
             return
@@ -96,6 +111,10 @@ class Drawings:
             draft.write_bytes(drawn)
             draft.replace(file)
         except OSError as error:
-            raise SggError(
-                f"cannot write {file}: {error.strerror}; mend this, then run the same command again"
-            ) from error
+            raise _not_changed("write", file, error) from error
+
+
+def _not_changed(what: str, file: Path, error: OSError) -> SggError:
+    return SggError(
+        f"cannot {what} {file}: {error.strerror}; mend this, then run the same command again"
+    )

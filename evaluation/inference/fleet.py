@@ -17,12 +17,18 @@ from typing import Self
 
 import httpx
 
-from services.errors import ConflictError, EngineError, SggError, UnavailableError
+from services.errors import (
+    ConflictError,
+    EngineError,
+    SggError,
+    UnauthorizedError,
+    UnavailableError,
+)
 from services.http.clients.rollout import RolloutClient
 from services.schemas.rollouts import RolloutRequest, RolloutResponse
 from services.schemas.weights import PolicyInfo, Version
 from services.settings import Settings
-from services.waiting import WaitNotice, ended
+from services.waiting import WaitNotice, ended, growing_pauses
 
 logger = logging.getLogger(__name__)
 
@@ -185,10 +191,9 @@ class Fleet:
 
     async def _return(self, member: Member) -> None:
         """Until the server serves what the others serve, or nobody is waited for any longer."""
-        pause_s = _FIRST_PAUSE_S
+        pauses = growing_pauses(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         while not member.up and self._lost is None:
-            await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            await asyncio.sleep(next(pauses))
             fits = await self._serves_the_same(member)
             async with self._changed:
                 if fits:
@@ -232,7 +237,7 @@ class Fleet:
         """None where it does not answer, or cannot sample now."""
         try:
             async with self._client(member.url, timeout_s=_POLICY_S) as client:
-                info = await client.get("/v1/policy", PolicyInfo, retry=False)
+                info = await served_policy(client)
         except SggError as error:
             if not error.retryable:
                 raise
@@ -242,6 +247,23 @@ class Fleet:
             return None
         self._why[member.url] = f"{member.url} is {info.state}"
         return info if info.state in ("ready", "updating") else None
+
+
+async def served_policy(client: RolloutClient) -> PolicyInfo:
+    """What a server serves; it is asked once.
+
+    Raises:
+        UnauthorizedError: It has another token, or does not prove its own; the message says where
+            tokens are set.
+        SggError: As `ServiceClient.get`.
+    """
+    try:
+        return await client.get("/v1/policy", PolicyInfo, retry=False)
+    except UnauthorizedError as error:
+        raise UnauthorizedError(
+            f"{client.url}: {error.message}; this command takes its token from the variable "
+            "SGG_DATA_TOKEN, or from the file security.data_token_file"
+        ) from error
 
 
 def next_member(members: Sequence[Member], per_server: int) -> Member | None:

@@ -1,8 +1,12 @@
-"""Inference into a folder: all of `sgg-rl infer` once it has servers."""
+"""A folder of predictions: what it lacks of some images, and asking rollout servers about these.
+
+What is missing is known, and other settings are refused, before any server is started.
+"""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from evaluation.inference.answers import NOT_ASKED
@@ -18,120 +22,151 @@ from services.schemas.weights import PolicyInfo
 from services.settings import Settings
 
 PREDICTIONS = "predictions.jsonl"
+PICTURES = "pictures"
+"""What stands for a dataset's name where pictures are named"""
 
 
-async def infer_into(
-    folder: Path,
-    settings: Settings,
-    urls: Sequence[str],
-    dataset: SceneDataset,
-    progress: Progress,
-    *,
-    registered: bool = False,
-) -> None:
-    """A line for each image, going on where an earlier start ended.
+@dataclass(kw_only=True)
+class Work:
+    """What is to be done in a folder; nobody else writes there meanwhile."""
 
-    Args:
-        folder: Gets `predictions.jsonl` and `predictions.settings.json`.
-        settings: The run's.
-        urls: The servers'.
-        dataset: To ask about.
-        progress: Is kept up to date; its `total` are asked about, the first ones.
-        registered: Whether the urls stood in Redis: then the servers prove that they know the
-            token before it is sent.
+    folder: Path
+    predictions: PredictionsFile
+    images: SceneDataset
+    progress: Progress
+    """Has counted the lines that stay; its `total` are the images that are asked about."""
+    source: tuple[str, int | None]
+    """Name of the dataset, and its rows; None where another start may have others"""
+    new: list[int] = field(default_factory=list)
+    """Images without a line"""
+    again: dict[int, int] = field(default_factory=dict)
+    """Number of the line, from 0, by the index of its image: of images that no model has seen, or
+    that are others now"""
+    written: Callable[[GraphLine], None] = lambda _: None
+    """Gets each new line."""
+    to_the_end: bool = False
+    """As `Inference`"""
 
-    Raises:
-        ConflictError: The folder has predictions that were made in another way, or of other images,
-            or another process writes there; or the servers do not serve one policy.
-        SggError: As `Inference.run`.
-    """
-    async with met_fleet(settings, urls, registered=registered) as (fleet, policy):
-        source = dataset.name, len(dataset)
-        async with recorded(folder, settings, policy, progress, source) as predictions:
-            num_lines, again = _take_up(predictions, dataset, progress)
-            progress.start(fleet)
-            inference = Inference(settings, dataset, fleet, progress)
-            await ask_again(inference, predictions, again)
-            rest = range(num_lines, progress.total)
-            await inference.run(rest, lambda _, line: predictions.append(line))
+    @property
+    def num_missing(self) -> int:
+        """Images that a model is to be asked about."""
+        return len(self.new) + len(self.again)
+
+    def is_missing(self, line: GraphLine, index: int) -> bool:
+        """Whether an image's line does not do: no model has seen the image, or it has changed."""
+        return line.status in NOT_ASKED or not line.shows(self.images.image_bytes(index))
+
+    def check_started(self, settings: Settings) -> None:
+        """See that a server of `model.path`, started now, may go on with the folder.
+
+        Raises:
+            ConflictError: The predictions were made in another way.
+        """
+        policy = PolicyInfo(
+            server_id="none",
+            model=settings.model.path,
+            dtype=settings.model.dtype,
+            policy_version=0,
+            incarnation=0,
+            checksum=None,
+            state="starting",
+        )
+        self._record(settings, policy).check()
+
+    async def ask(self, settings: Settings, urls: list[str], *, registered: bool = False) -> None:
+        """Ask about what is missing.
+
+        Args:
+            settings: The model's: prompt, box space, and `[evaluation]` for the sampling.
+            urls: The servers'.
+            registered: Whether the urls stood in Redis: then the servers prove that they know the
+                token before it is sent.
+
+        Raises:
+            ConflictError: The predictions were made in another way, or the servers do not serve
+                one policy.
+            SggError: As `Inference.run`; what is written stays.
+        """
+        async with met_fleet(settings, urls, registered=registered) as (fleet, policy):
+            record = await asyncio.to_thread(self._record, settings, policy)
+            record.begin()
+            self.progress.start(fleet)
+            inference = Inference(
+                settings, self.images, fleet, self.progress, to_the_end=self.to_the_end
+            )
+            await self._ask_again(inference)
+            await inference.run(self.new, self._write)
+        self.progress.end()
+        record.end(self.progress)
+
+    def _record(self, settings: Settings, policy: PolicyInfo) -> InferenceRecord:
+        fields = record_fields(settings, policy, *self.source, self.progress.total)
+        return InferenceRecord(self.folder, fields)
+
+    def _write(self, _: int, line: GraphLine) -> None:
+        self.predictions.append(line)
+        self.written(line)
+
+    async def _ask_again(self, inference: Inference) -> None:
+        mended: dict[int, GraphLine] = {}
+        await inference.run(
+            list(self.again), lambda index, line: mended.update({self.again[index]: line})
+        )
+        if mended:
+            self.predictions.replace(mended)
+        for line in mended.values():
+            self.written(line)
 
 
 @asynccontextmanager
 async def met_fleet(
-    settings: Settings, urls: Sequence[str], *, registered: bool = False
+    settings: Settings, urls: list[str], *, registered: bool
 ) -> AsyncIterator[tuple[Fleet, PolicyInfo]]:
-    """Servers, and the policy that they serve; the arguments are those of `infer_into`."""
+    """Servers, and the policy that they serve; the arguments are those of `Work.ask`."""
     per_server = requests_per_server(settings)
     async with Fleet(settings, urls, per_server=per_server, registered=registered) as fleet:
         yield fleet, await fleet.meet(model=settings.model.path)
 
 
-@asynccontextmanager
-async def recorded(
-    folder: Path,
-    settings: Settings,
-    policy: PolicyInfo,
-    progress: Progress,
-    source: tuple[str, int | None],
-) -> AsyncIterator[PredictionsFile]:
-    """The folder's predictions, with what they are made by beside them.
+@contextmanager
+def inference(folder: Path, dataset: SceneDataset, progress: Progress) -> Iterator[Work]:
+    """A line for each image of a dataset, in its order, going on where an earlier start ended.
+
+    Example: `with inference(folder, dataset, Progress(total=len(dataset))) as work:
+    asyncio.run(work.ask(settings, ["http://127.0.0.1:8200"]))`
 
     Args:
-        folder: As `infer_into`.
-        settings: The run's.
-        policy: What is asked.
-        progress: Ends with the block.
-        source: Name of the dataset, and its rows; None where another start may have others.
+        folder: Gets `predictions.jsonl` and `predictions.settings.json`.
+        dataset: To ask about.
+        progress: Is kept up to date; its `total` are asked about, the first ones.
 
     Raises:
-        ConflictError: As `infer_into`.
+        ConflictError: The folder has predictions of other images, or another process writes there.
     """
-    fields = await asyncio.to_thread(record_fields, settings, policy, *source, progress.total)
     with PredictionsFile(folder / PREDICTIONS) as predictions:
-        record = InferenceRecord(folder, fields)
-        record.begin()
-        yield predictions
-    progress.end()
-    record.end(progress)
+        work = Work(
+            folder=folder,
+            predictions=predictions,
+            images=dataset,
+            progress=progress,
+            source=(dataset.name or PICTURES, len(dataset)),
+        )
+        num_lines = 0
+        for index, line in enumerate(predictions.lines()):
+            num_lines += 1
+            _check_row(line, dataset, index)
+            if work.is_missing(line, index):
+                work.again[index] = index
+            else:
+                progress.count(line)
+        work.new += range(num_lines, progress.total)
+        yield work
 
 
-async def ask_again(
-    inference: Inference, predictions: PredictionsFile, lines: Mapping[int, int]
-) -> list[GraphLine]:
-    """Put answers in the place of lines that no model has answered; the new lines.
-
-    Args:
-        inference: Over the images.
-        predictions: That have these lines.
-        lines: Number of each line, from 0, by the index of its image.
-    """
-    mended: dict[int, GraphLine] = {}
-    await inference.run(list(lines), lambda i, line: mended.update({lines[i]: line}))
-    if mended:
-        predictions.replace(mended)
-    return list(mended.values())
-
-
-def _take_up(
-    predictions: PredictionsFile, dataset: SceneDataset, progress: Progress
-) -> tuple[int, dict[int, int]]:
-    """Count what is there: how many lines, and which of them no model has answered.
-
-    Raises:
-        ConflictError: The last line is of another image than the dataset's.
-    """
-    number, again = 0, {}
-    line: GraphLine | None = None
-    for number, line in enumerate(predictions.lines(), start=1):
-        if line.status in NOT_ASKED:
-            again[number - 1] = number - 1
-        else:
-            progress.count(line)
-    if line is not None and line.status not in NOT_ASKED:
-        expected = dataset[number - 1].image_id
-        if str(line.image_id) != expected:
-            raise ConflictError(
-                f"line {number} of the predictions is of image {line.image_id}, row {number} of "
-                f"{dataset.name} is image {expected}: give another --output"
-            )
-    return number, again
+def _check_row(line: GraphLine, dataset: SceneDataset, index: int) -> None:
+    expected = dataset.image_id(index) if index < len(dataset) else "none"
+    if str(line.image_id) != expected:
+        raise ConflictError(
+            f"line {index + 1} of the predictions is of image {line.image_id}, row {index + 1} of "
+            f"{dataset.name or PICTURES} is image {expected}: give another --output"
+        )

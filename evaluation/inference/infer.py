@@ -8,7 +8,7 @@ from evaluation.inference.answers import best_line, not_asked_line
 from evaluation.inference.fleet import Fleet
 from evaluation.inference.progress import Progress
 from evaluation.inference.prompts import rollout_request
-from evaluation.reading.lines import GraphLine
+from evaluation.reading.lines import GraphLine, image_sha256
 from scene_data.dataset import MAX_BROKEN_ROWS, MAX_BROKEN_SHARE, Sample, SceneDataset
 from services.errors import EngineError, InvalidInputError, SggError, TooLargeError
 from services.settings import Settings
@@ -98,16 +98,22 @@ class Inference:
         async with self._places:
             try:
                 async with self._reading:
-                    sample = await asyncio.to_thread(self._samples.__getitem__, index)
+                    sample, sha256 = await asyncio.to_thread(self._read, index)
             except InvalidInputError as error:
                 self._note(error.message)
                 return not_asked_line(self._image_id(index), "unreadable", error.message)
             try:
-                return await self._answered(sample)
+                line = await self._answered(sample)
+                line.image_sha256 = sha256
+                return line
             except (InvalidInputError, TooLargeError, EngineError) as error:
                 self._note(f"image {sample.image_id} was refused: {error.message}")
                 size = sample.width, sample.height
                 return not_asked_line(sample.image_id, "refused", error.message, size)
+
+    def _read(self, index: int) -> tuple[Sample, str]:
+        sample = self._samples[index]
+        return sample, image_sha256(sample.image_bytes)
 
     def _image_id(self, index: int) -> str:
         samples = self._samples

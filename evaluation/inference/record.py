@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,14 +26,22 @@ class InferenceRecord:
         self._file = folder / FILE
         self._fields = dict(fields)
 
+    def check(self) -> None:
+        """Hold it against what is there.
+
+        Raises:
+            ConflictError: That was made in another way.
+        """
+        if self._file.exists():
+            self._compare(json.loads(self._file.read_text()))
+
     def begin(self) -> None:
         """Write it, before the first prediction.
 
         Raises:
-            ConflictError: What is there was made in another way.
+            ConflictError: As `check`.
         """
-        if self._file.exists():
-            self._compare(json.loads(self._file.read_text()))
+        self.check()
         self._write()
 
     def end(self, progress: Progress) -> None:
@@ -120,10 +129,14 @@ def result_fields(progress: Progress) -> dict[str, Any]:
 def folder_checksum(folder: Path) -> str | None:
     """SHA-256 over the names and contents of a model's weights; None where they are not here."""
     files = sorted(folder.glob("*.safetensors")) if folder.is_dir() else []
-    if not files:
-        return None
+    states = [(file, file.stat()) for file in files]
+    return _checksum(tuple((file, state.st_size, state.st_mtime_ns) for file, state in states))
+
+
+@lru_cache(maxsize=1)  # it is asked for before a server is started and after: seconds for 15 GB
+def _checksum(files: tuple[tuple[Path, int, int], ...]) -> str | None:
     whole = hashlib.sha256()
-    for file in files:
+    for file, *_ in files:
         with file.open("rb") as stream:
             whole.update(file.name.encode() + hashlib.file_digest(stream, "sha256").digest())
-    return whole.hexdigest()
+    return whole.hexdigest() if files else None

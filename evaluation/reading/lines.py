@@ -8,6 +8,7 @@ A line of the task `det` has no relationships; the objects of a line of `cls`, t
 triplets, need no box.
 """
 
+import hashlib
 from typing import Annotated
 
 import msgspec
@@ -84,6 +85,8 @@ class GraphLine(msgspec.Struct, kw_only=True, omit_defaults=True):
     unconstrained_status: str | None = None
     """Where the graph was written under a JSON schema: the status of the free answer"""
     unconstrained_text: str | None = None
+    image_sha256: str | None = None
+    """Of the picture's file that the model has seen"""
     image: str | None = None
     """A reference's picture: a file beside this one, which the report shows"""
 
@@ -91,6 +94,16 @@ class GraphLine(msgspec.Struct, kw_only=True, omit_defaults=True):
     def size(self) -> tuple[int, int]:
         """Width and height of the image in pixels."""
         return int(self.width), int(self.height)
+
+    def shows(self, picture: bytes | None) -> bool:
+        """Whether the model has seen this picture.
+
+        Args:
+            picture: The encoded file. One that is not there is taken for the same, as any is where
+                the line has no sha256.
+        """
+        known = self.image_sha256
+        return known is None or picture is None or image_sha256(picture) == known
 
     @property
     def graph(self) -> SceneGraph:
@@ -106,6 +119,11 @@ class GraphLine(msgspec.Struct, kw_only=True, omit_defaults=True):
                 for r in self.relationships
             ),
         )
+
+
+def image_sha256(picture: bytes) -> str:
+    """An encoded picture's, as a line says it: of one content under any name, on any machine."""
+    return hashlib.sha256(picture).hexdigest()
 
 
 def graph_lists(

@@ -52,6 +52,7 @@ def write_predictions(
 
 
 def _image(line: GraphLine, image_bytes: Callable[[str], bytes | None]) -> dict[str, Any]:
+    picture = image_bytes(str(line.image_id))
     size = max(line.size[0], 1), max(line.size[1], 1)
     places = {item.id: number for number, item in enumerate(line.objects)}
     objects = [
@@ -73,7 +74,7 @@ def _image(line: GraphLine, image_bytes: Callable[[str], bytes | None]) -> dict[
         "id": str(line.image_id),
         "width": size[0],
         "height": size[1],
-        "picture": data_uri(image_bytes(str(line.image_id)), size),
+        "picture": data_uri(picture if line.shows(picture) else None, size),
         "reference": None,
         "sides": [side],
     }

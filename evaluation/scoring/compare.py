@@ -84,12 +84,6 @@ class Comparison:
 def compare(first: EvaluationResult, second: EvaluationResult) -> Comparison:
     """On the images that both have.
 
-    Example:
-        >>> result = sgg_rl.evaluate("mine.jsonl", "toy/heldout.parquet")
-        >>> sgg_rl.compare(result, result)
-        <Comparison of 'mine' with 'mine': 8 images, 0 of
-        45 differences beyond chance>
-
     Args:
         first: The one to compare with.
         second: The one that is asked about.

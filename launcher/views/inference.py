@@ -1,7 +1,8 @@
 """What `sgg-rl infer` shows: a bar on a terminal, else a line now and then; and a summary."""
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from evaluation.inference.progress import Progress
 from evaluation.reading.lines import GraphLine
 from launcher.views.terminal import LiveView, SafeConsole, Say
 from services.images import MAX_IMAGE_PIXELS
+from services.printable import counted
 
 _NUM_SAID = 20
 """Failed pictures that are said"""
@@ -81,8 +83,9 @@ def summary(progress: Progress, folder: Path) -> Table:
         failed = progress.unconstrained.total() - progress.unconstrained["ok"]
         table.add_row("asked again under the schema", f"{progress.unconstrained.total()}")
         table.add_row("of these without a free graph", f"{failed}")
-    rate = f"{progress.images_per_s:.2f} images/s, {progress.tokens_per_s:,.0f} tokens/s"
-    table.add_row("speed", f"{rate}, {progress.elapsed_s:.1f} s")
+    if progress.started is not None:
+        rate = f"{progress.images_per_s:.2f} images/s, {progress.tokens_per_s:,.0f} tokens/s"
+        table.add_row("speed", f"{rate}, {progress.elapsed_s:.1f} s")
     table.add_row("policy versions", _versions(progress))
     table.add_row("written", str(folder / "predictions.jsonl"))
     return table
@@ -103,20 +106,29 @@ def summary_values(progress: Progress, folder: Path) -> dict[str, Any]:
     }
 
 
-def say_failed(say: Say, failed: Sequence[GraphLine]) -> None:
-    """Which pictures no model has seen, why, and what to do."""
+def say_failed(say: Say, failed: Sequence[GraphLine], files: Mapping[str, Path]) -> None:
+    """Which pictures no model has seen, why, and what to do.
+
+    Args:
+        say: Prints a line.
+        failed: Their lines.
+        files: Each one's file by its id, there or not.
+    """
     if not failed:
         return
-    say(f"{len(failed)} picture{'s' * (len(failed) != 1)} could not be asked about:")
+    say(f"{counted(len(failed), 'picture')} could not be asked about:")
     for line in failed[:_NUM_SAID]:
         image_id, problem = str(line.image_id), line.problem or line.status
         say(f"  {problem}" if problem.startswith(image_id) else f"  {image_id}: {problem}")
     if (more := len(failed) - _NUM_SAID) > 0:
         say(f"  and {more} more: those with a `problem` in predictions.jsonl")
-    say(
-        f"Save them again as JPEG or PNG of at most {MAX_IMAGE_PIXELS:,} pixels; the same command "
-        "then asks about them alone."
-    )
+    num_absent = sum(not os.access(files[str(line.image_id)], os.R_OK) for line in failed)
+    if num_absent:
+        say("Files that cannot be opened: mend their names, links or permissions.")
+    if num_absent < len(failed):
+        which = "The others: save them" if num_absent else "Save them"
+        say(f"{which} again as JPEG or PNG of at most {MAX_IMAGE_PIXELS:,} pixels.")
+    say("The same command then asks about these alone.")
 
 
 def _failures(progress: Progress) -> str:

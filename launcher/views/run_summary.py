@@ -10,6 +10,7 @@ from launcher.run_parts import server_names
 from launcher.views.run_table import MEASURES
 from planning.placement import GpuSet, Placement, kinds, numbers
 from planning.preflight.gpus import has_cuda_build, visible_gpus
+from services.printable import counted
 from services.redis.client import without_password
 from services.run_folder import RunFolder
 from services.settings import Settings
@@ -38,7 +39,7 @@ def plan_lines(
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
     return [
-        f"run {settings.run.name}: {num_steps} steps of {settings.model.name}",
+        f"run {settings.run.name}: {counted(num_steps, 'step')} of {settings.model.name}",
         f"folder {settings.run.folder}, logs in {settings.run.files.logs}",
         *(f"  {a:{widths[0]}}  {b:{widths[1]}}  {c}".rstrip() for a, b, c in rows),
         *_gpu_lines(settings, placement),
@@ -69,7 +70,7 @@ def closing_lines(evaluations: dict[str, dict[str, Any]], files: RunFolder) -> l
     return [
         f"improved on held-out images: {', '.join(better[:1]) or 'nothing; train more steps'}",
         f"look: open {files.path / 'report.html'} in a browser, pictures before and after",
-        "next: `sgg-rl demo --data YOUR_DATA` trains on yours (docs/data.md)",
+        f"next: `sgg-rl predict PICTURES --model {files.path}`, or `sgg-rl demo --data DATA`",
     ]
 
 

@@ -8,6 +8,7 @@ import psutil
 
 from planning.preflight.bare import nearest
 from services.errors import SettingsError
+from services.run_folder import RunFolder
 
 
 def check_run_folder(folder: Path, *, named_by: str = "run.root") -> None:
@@ -29,6 +30,19 @@ def check_run_folder(folder: Path, *, named_by: str = "run.root") -> None:
             f"the folder {folder} cannot be written ({there}: {error.strerror}): set {named_by} to "
             "a folder of yours, or make this one writable"
         ) from error
+
+
+def check_no_checkpoints(files: RunFolder) -> None:
+    """Refuse to begin where a run of this name has checkpoints: they would be overwritten.
+
+    Raises:
+        SettingsError: With what to do.
+    """
+    if any(files.checkpoints.glob("*-[0-9]*")):  # GRPO's step-…, SFT's checkpoint-…
+        raise SettingsError(
+            f"{files.checkpoints} has checkpoints of a run of this name: add --resume to go on "
+            "from the last one, give this run another run.name, or move the folder away"
+        )
 
 
 def is_read_only(folder: Path) -> bool:

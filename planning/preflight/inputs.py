@@ -14,7 +14,7 @@ from planning.preflight.check import CheckResult, check
 from planning.preflight.model_folder import check_adapter, folder_problems
 from planning.preflight.prompt_length import PromptLength, tokenizer_folder
 from planning.preflight.rows import Source, is_of_the_hub, prompt_checks, source_checks
-from reward_service.own_terms import load_own_terms
+from reward_service.own_terms import check_weighed, load_own_terms
 from reward_service.rubrics import rubric_for
 from scene_data.dataset import Sample, SceneDataset
 from scene_data.templates import check_instruction
@@ -51,7 +51,7 @@ def checked(
 
 def checked_inference(
     settings: Settings,
-    data: str,
+    data: str | SceneDataset,
     *,
     limit: int | None = None,
     knows_model: bool = True,
@@ -61,7 +61,7 @@ def checked_inference(
 
     Args:
         settings: The run's settings.
-        data: The dataset.
+        data: The dataset, or its name.
         limit: Only its first rows.
         knows_model: As there; running servers' model may lie on their hosts alone.
         fetch: As there.
@@ -70,7 +70,12 @@ def checked_inference(
         SettingsError: With all that is wrong.
     """
     source = Source(
-        setting="the dataset", name=data, answer="evaluation", num_rows=limit, annotated=False
+        setting="the dataset",
+        name=data if isinstance(data, str) else data.name or "the pictures",
+        rows=None if isinstance(data, str) else data,
+        answer="evaluation",
+        num_rows=limit,
+        annotated=False,
     )
     results = _model_and_rows(settings, [source], knows_model=knows_model, fetch=fetch)
     return _accepted(settings, results, knows_model=knows_model)
@@ -190,12 +195,18 @@ def _settings(settings: Settings, job: Job) -> str:
 
 
 def _check_rubric(settings: Settings) -> None:
-    """Refuse a rubric that is none, or has no term for `data.task`, and terms that do not load."""
+    """Refuse a rubric that is none, or has no term for `data.task`; and terms that do not load.
+
+    A term without a weight is refused too.
+    """
     load_own_terms(settings.reward.terms)
     try:
-        rubric_for(settings.reward.rubric, settings.data.task)
+        rubric = rubric_for(settings.reward.rubric, settings.data.task)
     except InvalidInputError as error:
-        raise SettingsError(f"reward.rubric: {error.message}") from error
+        text = error.message.replace("body.rubric", "reward.rubric")
+        named = text if text != error.message else f"reward.rubric: {text}"
+        raise SettingsError(named) from error
+    check_weighed(settings.reward.terms, rubric, setting="reward.terms")
 
 
 def _deepspeed(settings: Settings) -> list[CheckResult]:

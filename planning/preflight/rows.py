@@ -17,6 +17,7 @@ from scene_data.reading.sources import is_hub_name
 from scene_graph.cleaning import Task
 from services.errors import InvalidInputError, SettingsError, TooLargeError, UnavailableError
 from services.images import decode_image
+from services.printable import counted
 from services.schemas.common import ChatMessage
 from services.settings import Settings
 
@@ -42,6 +43,8 @@ class Source:
     """Only so many from the first on are used; None: all."""
     annotated: bool = True
     """False: its rows need no graph."""
+    rows: SceneDataset | None = None
+    """Where it is open already"""
 
     @property
     def title(self) -> str:
@@ -61,7 +64,7 @@ def source_checks(
         fetch: A dataset of the hub that is not reached is a fault; else it is said to be unchecked.
     """
     try:
-        dataset = opened(
+        dataset = source.rows or opened(
             source.name, source.task, source.thinking_column, annotated=source.annotated
         )
     except InvalidInputError as error:
@@ -73,7 +76,8 @@ def source_checks(
         yield _faulty(source, faults, len(indexes))
     else:
         detail = (
-            f"{source.name}, {len(dataset)} rows; {len(indexes)} of them and their pictures read"
+            f"{source.name}, {counted(len(dataset), 'row')}; {len(indexes)} of them and their "
+            "pictures read"
         )
         yield CheckResult(source.title, "ok", detail)
     if samples:

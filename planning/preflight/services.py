@@ -2,6 +2,7 @@
 
 import asyncio
 import socket
+from contextlib import suppress
 from functools import partial
 from urllib.parse import urlsplit
 
@@ -14,7 +15,7 @@ from services.http.probe import http_probe
 from services.redis.check import redis_facts
 from services.redis.client import connect, without_password
 from services.redis.keys import RunKeys
-from services.redis.registry import Registry
+from services.redis.registry import Registry, RunOwner, open_registry
 from services.schemas.weights import ServerRecord
 from services.settings import Settings
 from services.settings.secrets import read_secret, read_token
@@ -92,6 +93,23 @@ def is_of_this_machine(host: str) -> bool:
         return False
 
 
+def check_run_name(settings: Settings) -> None:
+    """Refuse a trainer that its Redis would refuse once its model is loaded.
+
+    A Redis that does not answer yet is waited for later.
+
+    Raises:
+        SettingsError: The run's name is another folder's there, or it refuses this client.
+    """
+
+    async def ask() -> None:
+        async with open_registry(settings) as registry:
+            await registry.check_name(RunOwner.of(settings.run.files))
+
+    with suppress(UnavailableError):
+        asyncio.run(ask())
+
+
 async def _redis(settings: Settings) -> tuple[list[CheckResult], list[ServerRecord]]:
     url = without_password(settings.redis.url)
     try:
@@ -100,7 +118,9 @@ async def _redis(settings: Settings) -> tuple[list[CheckResult], list[ServerReco
             facts = await redis_facts(client)
             if facts.problem is not None:
                 return [CheckResult("redis server", "missing", facts.problem)], []
-            servers = await Registry(client, RunKeys(settings.run.name)).servers(starting=True)
+            registry = Registry(client, RunKeys(settings.run.name))
+            await registry.check_name(RunOwner.of(settings.run.files))
+            servers = await registry.servers(starting=True)
         finally:
             await client.aclose()
     except UnavailableError as error:

@@ -13,6 +13,7 @@ from rich.text import Text
 from planning.simulation.compare import Plan
 from planning.simulation.limits import Limit
 from planning.simulation.splits import Split
+from services.printable import counted
 
 _NEAR = 0.8
 """Share of a capacity from which on it is said to be near."""
@@ -61,9 +62,10 @@ def conclusion(plan: Plan) -> str:
 def _best_words(plan: Plan, split: Split) -> Iterator[str]:
     shape = split.shape
     if shape.colocated:
-        yield f"Trainer and rollout servers share {_gpus(shape.num_trainers)}:"
+        yield f"Trainer and rollout servers share {counted(shape.num_trainers, 'GPU')}:"
     else:
-        yield f"Best: {_gpus(shape.num_trainers)} to train and {shape.num_servers} to sample:"
+        gpus = counted(shape.num_trainers, "GPU")
+        yield f"Best: {gpus} to train and {shape.num_servers} to sample:"
     yield (
         f"{split.steps_per_hour:,.0f} steps an hour, an epoch of {plan.num_images:,} images in "
         f"{plan.epoch_h(split):.1f} h."
@@ -76,10 +78,6 @@ def _best_words(plan: Plan, split: Split) -> Iterator[str]:
             f"{len(assumed)} of {len(plan.table)} rates are not measured on these GPUs: take a "
             "short run and --measure it."
         )
-
-
-def _gpus(number: int) -> str:
-    return f"{number} GPU" + "s" * (number > 1)
 
 
 def _waiting_words(split: Split) -> str:

@@ -1,6 +1,7 @@
 """Reads request bodies in threads: images make them megabytes long, and many come at once."""
 
 import asyncio
+import json
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, TypeVar
 
@@ -53,7 +54,24 @@ def _parse(body: bytes, message: type[M], max_values: int) -> M:
     try:
         return message.model_validate_json(body)
     except ValidationError as error:
+        escaped = _escaped(body) if error.errors()[0]["type"] == "json_invalid" else None
+        if escaped is None:
+            raise _invalid(error) from error
+    try:
+        return message.model_validate_json(escaped)
+    except ValidationError as error:
         raise _invalid(error) from error
+
+
+def _escaped(body: bytes) -> str | None:
+    """JSON with line breaks inside strings, as a shell puts the text of `base64` there; else None.
+
+    JSON itself has none there.
+    """
+    try:
+        return json.dumps(json.loads(body, strict=False)) if b"\n" in body else None
+    except (ValueError, RecursionError):
+        return None
 
 
 def _parse_form(headers: Headers, body: bytes, message: type[M]) -> M:

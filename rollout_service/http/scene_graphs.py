@@ -122,7 +122,9 @@ async def _read(http: Request) -> SceneGraphRequest | SceneGraphForm:
     if kind == FORM:
         return await read_form(http, SceneGraphForm)
     if kind != JSON:
-        raise MediaTypeError(f"send pictures as a form ({FORM}), or a message as {JSON}")
+        raise MediaTypeError(
+            f"send pictures as a form ({FORM}: curl -F images=@photo.jpg), or a message as {JSON}"
+        )
     return await read_body(http, SceneGraphRequest)
 
 

@@ -7,9 +7,9 @@ from typing import Any
 
 from services.errors import InvalidInputError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif")
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".heic", ".heif", ".avif")
 """Formats that are read"""
-_OTHER_SUFFIXES = (".heic", ".heif", ".avif", ".tif", ".tiff")
+_OTHER_SUFFIXES = (".tif", ".tiff")
 """Pictures that are not read: they are named, not passed over"""
 LIST = ".txt"
 
@@ -55,13 +55,16 @@ def find_pictures(names: Iterable[str], *, but: Path | None = None) -> list[Path
 
 
 def pictures_inside(folder: Path, *, but: Path | None = None) -> list[Path]:
-    """All pictures in a folder and those inside it, sorted; hidden files are passed over."""
+    """All pictures in a folder and those inside it, sorted; hidden files are passed over.
+
+    Links to folders are not followed.
+    """
     return [
         path
         for path in sorted(folder.rglob("*"))
         if is_picture(path)
         and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-        and path.is_file()
+        and _names_file(path)
         and not _is_inside(path, but)
     ]
 
@@ -85,7 +88,7 @@ def _named(name: str, but: Path | None) -> list[Path]:
     path = Path(name)
     if is_pattern(name):
         fits = map(Path, sorted(glob.glob(name, recursive=True)))  # noqa: PTH207 - of any folder
-        found = [path for path in fits if path.is_file() and not _is_inside(path, but)]
+        found = [path for path in fits if _names_file(path) and not _is_inside(path, but)]
         return _not_none(found, f"no file fits {name}")
     if path.is_dir():
         none = f"no picture in the folder {name} ({', '.join(SUFFIXES)} are looked for)"
@@ -93,6 +96,11 @@ def _named(name: str, but: Path | None) -> list[Path]:
     if path.suffix.lower() == LIST:
         return _not_none(_read_list(path), f"the list {name} names no picture")
     return [path]
+
+
+def _names_file(path: Path) -> bool:
+    """Whether it is a file, or a link to one that is gone, which is not passed over."""
+    return path.is_file() or (path.is_symlink() and not path.exists())
 
 
 def _is_inside(path: Path, folder: Path | None) -> bool:

@@ -99,7 +99,7 @@ def open_rows(
             converted first.
     """
     place = Path(name)
-    if not need_graphs and _are_pictures(place):
+    if not need_graphs and are_pictures(place):
         return PictureRows(find_pictures([name]))
     table = partial(_TableRows, name=name, extra=extra, need_graphs=need_graphs)
     if place.suffix == ".parquet" and place.is_file():
@@ -125,7 +125,7 @@ def _refuse_raw(place: Path) -> None:
         raise refusal(file, f"it is {layout.title}", f"{command} makes a dataset of it")
 
 
-def _are_pictures(place: Path) -> bool:
+def are_pictures(place: Path) -> bool:
     """Whether a name means pictures, and no file of rows about some."""
     if place.is_dir():
         rows = any(file.suffix in _ROWS for file in place.iterdir())

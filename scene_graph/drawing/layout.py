@@ -260,7 +260,7 @@ class _Places:
 
     def __init__(self, size: tuple[int, int], room: int) -> None:
         self._size = size
-        self._taken: NDArray[np.float64] = np.empty((room, 4))
+        self._taken: NDArray[np.float64] = np.empty((4, room))
         self._num = 0
 
     def label(
@@ -275,7 +275,7 @@ class _Places:
         corners = np.clip(corners, 0, limit)
         areas = np.concatenate([corners, np.add(corners, (width, LABEL_HEIGHT))], axis=1)
         chosen = int(self._covered(areas).argmin())
-        self._taken[self._num] = areas[chosen]
+        self._taken[:, self._num] = areas[chosen]
         self._num += 1
         x, y = corners[chosen].tolist()
         colours = {"chip": chip, "border": border, "ink": _readable_ink(chip)}
@@ -283,7 +283,8 @@ class _Places:
 
     def _covered(self, areas: NDArray[np.float64]) -> NDArray[np.float64]:
         """How much of the last labels each of [P, 4] areas would cover, [P]."""
-        taken = self._taken[max(self._num - _COMPARED, 0) : self._num]
-        low = np.maximum(areas[:, None, :2], taken[None, :, :2])
-        high = np.minimum(areas[:, None, 2:], taken[None, :, 2:])
-        return np.asarray((high - low).clip(0).prod(axis=2).sum(axis=1))
+        x1, y1, x2, y2 = self._taken[:, max(self._num - _COMPARED, 0) : self._num]
+        left, top, right, bottom = areas.T[:, :, None]
+        width = np.minimum(right, x2) - np.maximum(left, x1)
+        height = np.minimum(bottom, y2) - np.maximum(top, y1)
+        return np.asarray((width.clip(0) * height.clip(0)).sum(axis=1))

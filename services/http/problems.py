@@ -21,6 +21,7 @@ _TYPE_PREFIX = "urn:sgg:"
 _MAX_ERRORS = 20
 """A body can hold a million mistakes; the first ones are enough to find the cause."""
 _MAX_TEXT = 500
+_NO_ROUTE = (404, 405)
 
 
 def problem(error: SggError) -> dict[str, Any]:
@@ -53,18 +54,20 @@ def error_from_problem(status: int, text: str, *, asked: str) -> SggError:
     Args:
         status: The HTTP answer's, 400 or more.
         text: Its body; need not be a problem (a proxy may have answered).
-        asked: What was asked, such as `POST http://localhost/v1/rewards`: of any other body, the
-            message names it.
+        asked: What was asked, such as `POST http://localhost/v1/rewards`: the message names it
+            where no service of ours has found the error, such as at a route that it does not have.
     """
     try:
         body = from_json(text)
     except ValueError:
         body = None
     answered = f"{asked} answered HTTP {status}"
-    if not isinstance(body, dict):
-        body = {"detail": f"{answered}: {text[:_MAX_TEXT]}" if text else answered}
-    detail = str(body.get("detail") or answered)
-    return _class_of(str(body.get("type", "")), status)(detail)
+    found = body if isinstance(body, dict) else {"detail": text[:_MAX_TEXT]}
+    kind, detail = str(found.get("type", "")), str(found.get("detail") or "")
+    if kind.startswith(_TYPE_PREFIX):
+        return _class_of(kind, status)(detail or answered)
+    here = "; is it the address of that service?" if status in _NO_ROUTE else ""
+    return _class_of(kind, status)(f"{answered}: {detail}{here}" if detail else answered + here)
 
 
 def invalid_input(

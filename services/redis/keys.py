@@ -14,7 +14,7 @@
 | manifest               | string | trainer          | `WeightManifest` of that version |
 | gpu:{uuid}             | string | rollout servers  | server_id of its one server; has a TTL |
 | images:{sha256}        | string | `ImageStore`     | images for hosts without shared files |
-| run                    | hash   | trainer          | incarnation, last committed step |
+| run                    | hash   | trainer          | incarnation, committed step, folder |
 | aside:{key}            | any    | `Registry`       | what was under `key`, of another type |
 """
 
@@ -47,6 +47,7 @@ class RunKeys:
     """
 
     def __init__(self, run: str) -> None:
+        self.name = run
         self.prefix = f"sgg:{run}:"
         self.dead = self.prefix + "dead"
         self.servers = self.prefix + "servers"

@@ -1,16 +1,19 @@
 """What a run's processes know of each other: live rollout servers, the policy, the run itself."""
 
 import logging
+import socket
+import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import ValidationError
 from redis.asyncio import Redis
 
-from services.errors import SupersededError
-from services.redis.client import connect, redis_errors
+from services.errors import SettingsError, SupersededError
+from services.redis.client import client_url, connect, redis_errors
 from services.redis.keys import RunKeys
+from services.run_folder import RunFolder
 from services.schemas.common import Message
 from services.schemas.weights import PolicyRecord, ServerRecord, WeightManifest
 from services.settings import Settings
@@ -43,10 +46,17 @@ local function number(run, field)
   return #text <= 15 and string.match(text, '^%d+$') and tonumber(text) or 0
 end
 """
-# KEYS run; ARGV at_least. One step: two starts at once never get the same.
-_NEXT_INCARNATION = """
-local incarnation = math.max(number(KEYS[1], 'incarnation') + 1, tonumber(ARGV[1]))
-redis.call('HSET', KEYS[1], 'incarnation', string.format('%d', incarnation))
+# KEYS run; ARGV folder_id folder. Where another folder has the name: that one's place.
+_OTHER_FOLDER = """
+local id, place = unpack(redis.call('HMGET', KEYS[1], 'folder_id', 'folder'))
+if id and place and id ~= ARGV[1] and place ~= ARGV[2] then return place end
+"""
+# KEYS run; ARGV folder_id folder at_least. One step: two starts at once never get the same, and two
+# folders never the same name.
+_NEXT_INCARNATION = f"""{_OTHER_FOLDER}
+local incarnation = math.max(number(KEYS[1], 'incarnation') + 1, tonumber(ARGV[3]))
+redis.call('HSET', KEYS[1], 'incarnation', string.format('%d', incarnation),
+           'folder_id', ARGV[1], 'folder', ARGV[2])
 return incarnation
 """
 # KEYS policy manifest run; ARGV incarnation policy manifest. An earlier trainer that still runs is
@@ -62,14 +72,15 @@ if number(KEYS[1], 'incarnation') > tonumber(ARGV[1]) then return 0 end
 redis.call('HSET', KEYS[1], 'committed_step', ARGV[2])
 return 1
 """
-# KEYS policy manifest run; ARGV incarnation step policy_version policy manifest. 0 superseded, else
-# 1, and one more for each of run and policy that had to be written again.
+# KEYS policy manifest run; ARGV incarnation step policy_version policy manifest folder_id folder.
+# 0 superseded, else 1, and one more for each of run and policy that had to be written again.
 _REASSERT = """
 local mine, step, version = tonumber(ARGV[1]), tonumber(ARGV[2]), tonumber(ARGV[3])
 if number(KEYS[3], 'incarnation') > mine then return 0 end
 local outcome = 1
 if number(KEYS[3], 'incarnation') < mine or number(KEYS[3], 'committed_step') < step then
-  redis.call('HSET', KEYS[3], 'incarnation', ARGV[1], 'committed_step', ARGV[2])
+  redis.call('HSET', KEYS[3], 'incarnation', ARGV[1], 'committed_step', ARGV[2],
+             'folder_id', ARGV[6], 'folder', ARGV[7])
   outcome = outcome + 1
 end
 local function order(text)
@@ -101,6 +112,31 @@ for i, key in ipairs(KEYS) do
 end
 return renamed
 """
+
+
+class RunOwner(NamedTuple):
+    """The folder whose run has a name in Redis. It is known again by either of the two."""
+
+    folder_id: str
+    """A random text in the folder, so that the folder may be moved"""
+    place: str
+    """Host and absolute path, so that a run may begin anew where its folder was deleted"""
+
+    @classmethod
+    def of(cls, folder: RunFolder) -> "RunOwner":
+        """Read the text; where there is none yet, it is a new one."""
+        place = f"{socket.gethostname()}:{folder.path.resolve()}"
+        try:
+            return cls(folder.folder_id.read_text(), place)
+        except FileNotFoundError:
+            return cls(uuid.uuid4().hex, place)
+
+    def keep(self, folder: RunFolder) -> None:
+        """Leave the text in the folder."""
+        folder.path.mkdir(parents=True, exist_ok=True)
+        draft = folder.folder_id.with_suffix(".draft")
+        draft.write_text(self.folder_id)
+        draft.replace(folder.folder_id)
 
 
 class Registry:
@@ -224,7 +260,7 @@ class Registry:
         return None if record is None or weights is None else (record, weights)
 
     async def reassert(
-        self, policy: PolicyRecord, manifest: WeightManifest, committed_step: int
+        self, policy: PolicyRecord, manifest: WeightManifest, committed_step: int, owner: RunOwner
     ) -> bool:
         """Write again what a trainer has written and Redis has lost, or has an earlier state of.
 
@@ -237,15 +273,39 @@ class Registry:
         keys = [self._keys.policy, self._keys.manifest, self._keys.run]
         numbers = policy.incarnation, committed_step, policy.policy_version
         texts = policy.model_dump_json(), manifest.model_dump_json()
-        return await self._unless_superseded(_REASSERT, keys, *numbers, *texts) > 1
+        return await self._unless_superseded(_REASSERT, keys, *numbers, *texts, *owner) > 1
 
-    async def next_incarnation(self, *, at_least: int = 1) -> int:
+    async def check_name(self, owner: RunOwner) -> None:
+        """Look whether a trainer of this folder could start.
+
+        Raises:
+            SettingsError: The run's name is another folder's here.
+        """
+        self._unless_elsewhere(await self._run_script(_OTHER_FOLDER, [self._keys.run], *owner))
+
+    async def next_incarnation(self, owner: RunOwner, *, at_least: int = 1) -> int:
         """Start of a trainer: its incarnation, higher than every one before; one atomic step.
 
         Args:
+            owner: The trainer's folder. From now on the name is its own.
             at_least: One more than the checkpoint's, for a Redis that lost its data.
+
+        Raises:
+            SettingsError: The run's name is another folder's here.
         """
-        return int(await self._run_script(_NEXT_INCARNATION, [self._keys.run], at_least))
+        found = await self._run_script(_NEXT_INCARNATION, [self._keys.run], *owner, at_least)
+        self._unless_elsewhere(found)
+        return int(found)
+
+    def _unless_elsewhere(self, found: object) -> None:
+        if isinstance(found, bytes):
+            raise SettingsError(
+                f"Redis at {client_url(self._redis)} has a run {self._keys.name!r} of another "
+                f"folder, {found.decode(errors='replace')}: two runs of one name would take each "
+                f"other's servers and groups. Give this one a name (--set run.name="
+                f"{self._keys.name}-2) or a database of its own (redis.url with another number "
+                "at its end); docs/operations.md says what to do where that run is over"
+            )
 
     async def incarnation(self) -> int:
         """The incarnation of the latest trainer; 0 before the first."""

@@ -26,6 +26,8 @@ class RunFolder:
         self.adapter = path / "adapter"
         """SFT's trained adapter, where it trained one."""
         self.incarnation = path / "incarnation"
+        self.folder_id = path / "folder-id"
+        """By which Redis knows the run that has a name (`services.redis.registry.RunOwner`)."""
         self.images = path / "images"
         """The image store, on a file system that trainer and samplers share."""
         self.summary = path / "summary.json"

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from statistics import fmean
 
-from services.printable import age
+from services.printable import age, counted
 from services.run_folder.paths import RunFolder
 from services.run_folder.tables import TAIL_BYTES, StepRow, TableFollower
 
@@ -45,7 +45,7 @@ class RunProgress:
         found = [
             None if self.reward is None else f"reward {self.reward:.3f}",
             None if self.loss is None else f"loss {self.loss:.3f}",
-            None if self.num_servers is None else f"{self.num_servers} rollout servers",
+            None if self.num_servers is None else counted(self.num_servers, "rollout server"),
             None if self.left_s is None else f"{timedelta(seconds=round(self.left_s))} left",
         ]
         head = f"step {self.step} of {self.num_steps or '?'}, {age(self.last_step_s)} ago"
@@ -109,7 +109,7 @@ class TrainerSign:
         """Example: `8 ranks, 'train' of step 12, last sign 3 s ago`."""
         doing = "done" if self.done else f"'{self.phase}' of step {self.step}"
         doing = f"failed: {self.failed}" if self.failed else doing
-        ranks = "1 rank" if self.num_ranks == 1 else f"{self.num_ranks} ranks"
+        ranks = counted(self.num_ranks, "rank")
         return f"{ranks}, {doing}, last sign {age(self.ago_s)} ago"
 
 

@@ -2,7 +2,8 @@
 
 from typing import Annotated, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from scene_graph.graph import Relationship, SceneGraph, SceneObject
 from services.schemas.common import MAX_IMAGES, Count, ImageRef, Message, Name
@@ -55,6 +56,19 @@ class SceneGraphForm(SceneGraphOptions):
 
     images: list[bytes] = Field(min_length=1, max_length=MAX_IMAGES)
     """The files: one part each, all with this name."""
+
+    @field_validator("images", mode="before")
+    @classmethod
+    def _are_files(cls, value: object) -> object:
+        if isinstance(value, str) or (isinstance(value, list) and any(map(_is_text, value))):
+            raise PydanticCustomError(
+                "text", "a text is no picture: send its file, with an @: curl -F images=@photo.jpg"
+            )
+        return value
+
+
+def _is_text(part: object) -> bool:
+    return isinstance(part, str)
 
 
 class GraphObject(_Described):

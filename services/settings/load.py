@@ -53,6 +53,7 @@ def load_settings(
     tree = _merged([under, *(_read(_named_file(file)) for file in files)])
     if files:
         _check(tree, " and ".join(map(str, files)))
+    given: dict[str, str] = {}
     for key, text in sorted((child_environment() if environment is None else environment).items()):
         if key.startswith(ENV_PREFIX):
             if not text.strip() and key.endswith(_SECRET_FILES):
@@ -60,14 +61,16 @@ def load_settings(
                     f"environment variable {key} is set and empty: name the file, or unset it"
                 )
             names = key[len(ENV_PREFIX) :].lower().split("__")
-            _put(tree, names, text, f"environment variable {key}")
+            where = given[".".join(names)] = f"environment variable {key}"
+            _put(tree, names, text, where)
     for item in overrides:
         name, equals, text = item.partition("=")
         where = f"--set {''.join(itertools.takewhile(_is_of_name, name.strip()))}"
         if not equals:
             raise SettingsError(f"{where}: write section.field=value")
+        given[name.strip()] = where
         _put(tree, name.strip().split("."), text.strip(), where)
-    return _check(tree, "settings")
+    return _check(tree, "the settings", given)
 
 
 def dump_settings(settings: Settings) -> str:
@@ -151,17 +154,20 @@ def _put(tree: dict[str, Any], keys: list[str], text: str, where: str) -> None:
     tree.setdefault(keys[0], {})[keys[1]] = str(value) if is_text else value
 
 
-def _check(tree: dict[str, Any], where: str) -> Settings:
+def _check(tree: dict[str, Any], where: str, given: Mapping[str, str] | None = None) -> Settings:
+    """Args: where: What is wrong, where it is none of the settings in `given`, by their names."""
     try:
         return Settings.model_validate(tree)
     except ValidationError as error:
-        lines = []
+        lines, wrong = [], set()
         for mistake in error.errors():
             keys = [str(key) for key in mistake["loc"]]
+            wrong.add((given or {}).get(".".join(keys[:2]), where))
             is_unknown = mistake["type"] == "extra_forbidden" and len(keys) <= 2
-            why = _unknown(keys) if is_unknown else mistake["msg"]
-            lines.append(f"  {'.'.join(keys) or 'settings'}: {why}")
-        raise SettingsError(f"{where} is not usable:\n" + "\n".join(lines)) from error
+            why = _unknown(keys) if is_unknown else mistake["msg"].removeprefix("Value error, ")
+            lines.append("  " + ": ".join(filter(None, (".".join(keys), why))))
+        cannot = f"cannot use {' and '.join(sorted(wrong))}:"
+        raise SettingsError("\n".join([cannot, *lines])) from error
 
 
 def _fields(section: str) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Settings of training, of evaluation and of what they leave: `[sampling]` to `[records]`."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -235,6 +236,12 @@ class SftSettings(Section):
                 f"batch_size ({self.batch_size})"
             )
         return self
+
+    def total_steps(self, num_rows: int) -> int:
+        """Optimizer steps on a training set of so many usable rows."""
+        if self.num_steps is not None:
+            return self.num_steps
+        return math.ceil(self.num_epochs * math.ceil(num_rows / self.batch_size))
 
 
 class EvaluationSettings(Section):

@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from evaluation.inference.folder import infer_into
+from evaluation.inference.folder import inference
 from evaluation.inference.progress import Progress
 from scene_data.dataset import open_dataset
 from scene_data.toy.scenes import make_toy
@@ -47,7 +47,8 @@ def infer(
     }
     settings = Settings.model_validate(server.settings.model_dump(mode="json") | changes)
     progress = Progress(total=first)
-    asyncio.run(infer_into(folder, settings, [server.url], open_dataset(data), progress))
+    with inference(folder, open_dataset(data), progress) as work:
+        asyncio.run(work.ask(settings, [server.url]))
     return [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
 
 

@@ -21,7 +21,7 @@ WIDTH, HEIGHT = 112, 84
 
 
 def phone_pictures(folder: Path) -> Path:
-    """Each scene stored upright, and turned with a tag that says so; and one file cut short."""
+    """Each scene stored upright, and turned with a tag that says so; a HEIC; a file cut short."""
     make_toy(folder / "toy", num_train=1, num_heldout=len(TURNS))
     photos = folder / "photos"
     photos.mkdir()
@@ -29,6 +29,7 @@ def phone_pictures(folder: Path) -> Path:
         scene = np.asarray(decode_image(sample.image_bytes))[:HEIGHT, :WIDTH]
         (photos / f"{turn}-upright.png").write_bytes(encoded(Image.fromarray(scene)))
         (photos / f"{turn}-phone.png").write_bytes(tagged(scene, turn))
+    (photos / "photo.heic").write_bytes(tagged(scene, 6, "HEIF"))
     whole = tagged(scene, 6, "JPEG")
     (photos / "cut.jpg").write_bytes(whole[: len(whole) // 2])
     return photos
@@ -56,7 +57,12 @@ def test_a_phones_picture_is_answered_and_drawn_as_the_same_one_upright(
     for turn in TURNS:
         upright, phone = lines[f"{turn}-upright"], lines[f"{turn}-phone"]
         assert (phone["width"], phone["height"]) == (WIDTH, HEIGHT)
-        assert {**phone, "image_id": ""} == {**upright, "image_id": ""}
+        for line in (phone, upright):
+            line["file"] = line.pop("image_id"), line.pop("image_sha256")
+        assert {**phone, "file": ""} == {**upright, "file": ""}
+    photo = lines["photo"]
+    assert (photo["width"], photo["height"]) == (WIDTH, HEIGHT)
+    assert photo["num_tokens"] > 0
     drawings = {file.stem: file.read_bytes() for file in out.glob("drawings/*.png")}
     assert set(drawings) == {stem for stem, line in lines.items() if "status" not in line}
     assert len(drawings) >= 2, log

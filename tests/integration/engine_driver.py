@@ -121,7 +121,7 @@ class Scenes(SceneDataset):
     def __init__(self) -> None:
         pass
 
-    def __getitem__(self, index: int) -> Sample:
+    def __getitem__(self, index: Any) -> Any:
         graph = toy_scene(0, index, heldout=False)
         return Sample(
             image_id=str(index), image_bytes=render(graph), width=SIDE, height=SIDE, graph=graph

@@ -151,7 +151,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make_scoring(
     service: FailingService, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> MakeScoring:
-    monkeypatch.setattr("trainer.collection.group_scoring.PAUSE_S", 0.01)
+    monkeypatch.setattr("services.waiting.PAUSE_S", 0.01)
 
     def make(*, wait_timeout_s: float = 30.0, timeout_s: float = 0.5) -> GroupScoring:
         url = f"http://127.0.0.1:{service.server_address[1]}"

@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from evaluation.inference.folder import infer_into
+from evaluation.inference.folder import inference
 from evaluation.inference.progress import Progress
 from rollout_service.fake.engine import FakeEngine
 from scene_data.dataset import open_dataset
@@ -193,7 +193,8 @@ def fake(settings: Settings, **engine: Any) -> Any:
 def infer(folder: Path, settings: Settings, url: str, data: Path) -> list[dict[str, Any]]:
     dataset = open_dataset(data)
     progress = Progress(total=len(dataset))
-    asyncio.run(infer_into(folder, settings, [url], dataset, progress))
+    with inference(folder, dataset, progress) as work:
+        asyncio.run(work.ask(settings, [url]))
     lines = (folder / "predictions.jsonl").read_bytes().splitlines()
     assert progress.done == len(lines)
     return [json.loads(line) for line in lines]

@@ -16,7 +16,7 @@ import pytest
 import sgg_rl
 from reward_service.service.app import build_app
 from rollout_service.fake.engine import FakeEngine
-from services.errors import InvalidInputError, UnauthorizedError, UnavailableError
+from services.errors import InvalidInputError, NotFoundError, UnauthorizedError, UnavailableError
 from services.host.ports import free_port
 from services.http.clients.sync import run_here
 from services.run_folder import RunFolder
@@ -103,11 +103,16 @@ def test_a_script_asks_and_scores(client: sgg_rl.Client, folder: Path) -> None:
         sgg_rl.score(answers, sample, rubric="none", client=client)
 
 
-def test_a_script_that_closes_nothing_ends_without_noise(server: LiveServer) -> None:
+def test_a_script_that_forks_and_closes_nothing_ends_without_noise(server: LiveServer) -> None:
     program = (
-        "import sys, sgg_rl\n"
+        "import os, sys, sgg_rl\n"
         "client = sgg_rl.Client(rollout_url=sys.argv[1], token=sys.argv[2])\n"
-        "print(client.rollout.policy().state)\n"
+        "print(client.rollout.policy().state, flush=True)\n"
+        "child = os.fork()\n"
+        "print(client.rollout.policy().state, flush=True)\n"
+        "if child:\n"
+        "    assert os.waitpid(child, 0)[1] == 0\n"
+        "    print(client.rollout.policy().state)\n"
     )
     done = subprocess.run(
         [sys.executable, "-c", program, server.url, TOKEN],
@@ -117,7 +122,7 @@ def test_a_script_that_closes_nothing_ends_without_noise(server: LiveServer) -> 
         timeout=60,
         check=False,
     )
-    assert (done.returncode, done.stdout, done.stderr) == (0, "ready\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "ready\n" * 4, "")
 
 
 async def test_it_works_where_an_event_loop_runs_as_in_a_notebook(client: sgg_rl.Client) -> None:
@@ -147,6 +152,26 @@ def test_errors_are_those_of_the_services(server: LiveServer) -> None:
     ):
         client.rollout.policy()
     assert "wrong" not in repr(sgg_rl.Client(token="wrong"))
+    with sgg_rl.Client(rollout_url=server.settings.reward.url, token=TOKEN) as other:
+        with pytest.raises(
+            NotFoundError, match=f"GET {other.rollout_url}/v1/policy answered .* 404"
+        ):
+            other.rollout.policy()
+        asked = other.rollout
+    with pytest.raises(InvalidInputError, match=f"client of {other.rollout_url} is closed"):
+        asked.policy()
+
+
+def test_a_client_that_awaits_outlives_its_event_loop(server: LiveServer) -> None:
+    client = sgg_rl.AsyncClient(rollout_url=server.url, token=TOKEN)
+
+    async def state() -> str:
+        return (await client.rollout.policy()).state
+
+    assert [asyncio.run(state()) for _ in range(2)] == ["ready"] * 2
+    asyncio.run(client.aclose())
+    with pytest.raises(InvalidInputError, match="is closed"):
+        asyncio.run(state())
 
 
 def test_ctrl_c_ends_the_request_too() -> None:

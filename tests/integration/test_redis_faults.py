@@ -16,12 +16,13 @@ from services.redis.backlog import read_backlog
 from services.redis.client import connect
 from services.redis.keys import CONSUMER_GROUPS, PROMPT_LANES, RunKeys
 from services.redis.queue import RedisQueue
-from services.redis.registry import Registry
+from services.redis.registry import Registry, RunOwner
 from services.redis.sentinel import SentinelUrl
 from services.schemas.weights import ServerRecord
 from tests.conftest import RedisStarter
 
 LANE = PROMPT_LANES[3]
+OWNER = RunOwner("1", "h:/runs/a")
 RECORD = ServerRecord(
     server_id="a",
     url="http://127.0.0.1:1",
@@ -87,7 +88,7 @@ async def test_a_bad_moment_of_redis_is_waited_for(
             queue.enqueue(LANE, "g", b"1"),
             queue.claim(LANE, "a", lease_s=60, block_s=0),
             registry.heartbeat(RECORD),
-            registry.next_incarnation(),
+            registry.next_incarnation(OWNER),
         ):
             with pytest.raises(UnavailableError, match=code):
                 await call
@@ -185,7 +186,7 @@ async def test_keys_of_another_type_are_set_aside_and_the_run_goes_on(
     assert await client.lrange(f"{run_keys.prefix}aside:servers", 0, -1) == [b"not yours"]
     assert await queue.enqueue(LANE, "g", b"1")
     assert await registry.servers() == []
-    assert await registry.next_incarnation() == 1
+    assert await registry.next_incarnation(OWNER) == 1
 
 
 async def test_a_result_is_not_lost_to_a_stream_of_another_type(
@@ -237,7 +238,7 @@ async def test_a_record_that_cannot_be_read_costs_itself_and_is_said_once(
     await client.hset(run_keys.run, mapping={"incarnation": "many", "committed_step": "\xff"})
     assert await registry.policy() is None
     assert (await registry.incarnation(), await registry.committed_step()) == (0, 0)
-    assert await registry.next_incarnation(at_least=3) == 3
+    assert await registry.next_incarnation(OWNER, at_least=3) == 3
 
 
 @pytest.mark.parametrize("field", ["policy_version", "groups_done", "groups_in_flight"])
@@ -261,7 +262,7 @@ async def test_what_no_trainer_wrote_is_no_incarnation(
     assert (await registry.incarnation(), await registry.committed_step()) == (0, 0)
     await registry.commit_step(1, 4)
     assert await registry.committed_step() == 4
-    assert await registry.next_incarnation(at_least=3) == 3
+    assert await registry.next_incarnation(OWNER, at_least=3) == 3
 
 
 async def test_an_image_of_somebody_else_gives_way(

@@ -3,17 +3,26 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 from redis.asyncio import Redis
 
-from services.errors import ConflictError, NotFoundError, SupersededError, UnavailableError
+from planning.preflight.services import check_run_name
+from services.errors import (
+    ConflictError,
+    NotFoundError,
+    SettingsError,
+    SupersededError,
+    UnavailableError,
+)
 from services.host.ports import free_port
 from services.images import ImageStore
 from services.redis.client import connect
 from services.redis.keys import RunKeys
-from services.redis.registry import Registry
+from services.redis.registry import Registry, RunOwner, open_registry
+from services.run_folder import RunFolder
 from services.schemas.weights import (
     PolicyRecord,
     ServerRecord,
@@ -21,6 +30,9 @@ from services.schemas.weights import (
     WeightManifest,
     manifest_checksum,
 )
+from services.settings import Settings
+
+OWNER = RunOwner("1", "h:/runs/a")
 
 
 @pytest.fixture
@@ -89,8 +101,8 @@ async def test_policy_and_manifest_change_together(registry: Registry) -> None:
 
 
 async def test_an_earlier_trainer_is_fenced_off(registry: Registry) -> None:
-    first = await registry.next_incarnation()
-    second = await registry.next_incarnation()
+    first = await registry.next_incarnation(OWNER)
+    second = await registry.next_incarnation(OWNER)
     assert (first, second, await registry.incarnation()) == (1, 2, 2)
     await registry.publish_policy(*version(5, incarnation=2))
     await registry.commit_step(2, 5)
@@ -102,16 +114,59 @@ async def test_an_earlier_trainer_is_fenced_off(registry: Registry) -> None:
     assert await registry.committed_step() == 5
 
 
+async def test_a_name_is_one_folder_s(registry: Registry, client: Redis, run_keys: RunKeys) -> None:
+    other = RunOwner("2", "h:/tutorial/runs/a")
+    await registry.check_name(other)
+    assert await registry.next_incarnation(OWNER) == 1
+    for ask in (registry.check_name, registry.next_incarnation):
+        with pytest.raises(SettingsError, match=r"folder, h:/runs/a: .*--set run.name=test-.*-2\)"):
+            await ask(other)
+    assert await registry.incarnation() == 1, "the run that has the name notices nothing"
+    moved = OWNER._replace(place="g:/archive/a")
+    assert await registry.next_incarnation(moved) == 2
+    anew = RunOwner("3", moved.place)
+    assert await registry.next_incarnation(anew) == 3, "its folder was deleted"
+    await client.delete(run_keys.run)
+    assert await registry.reassert(*version(4, incarnation=3), 3, anew)
+    with pytest.raises(SettingsError, match="g:/archive/a"):
+        await registry.next_incarnation(other)
+
+
+def test_a_trainer_of_another_folder_is_refused_before_it_loads(
+    redis_url: str, run_keys: RunKeys, tmp_path: Path
+) -> None:
+    def settings(folder: str) -> Settings:
+        run = {"root": tmp_path / folder, "name": run_keys.name}
+        return Settings.model_validate(
+            {"model": {"path": "m"}, "data": {"train": "d"}, "run": run}
+        ).changed(redis={"url": redis_url})
+
+    async def start(files: RunFolder) -> None:
+        owner = RunOwner.of(files)
+        async with open_registry(settings("here")) as registry:
+            await registry.next_incarnation(owner)
+        owner.keep(files)
+
+    here = settings("here")
+    asyncio.run(start(here.run.files))
+    check_run_name(here)
+    with pytest.raises(SettingsError, match=f"another folder, .*:{tmp_path}/here/"):
+        check_run_name(settings("there"))
+    (tmp_path / "here").rename(tmp_path / "there")
+    check_run_name(settings("there"))
+    check_run_name(here.changed(redis={"url": f"redis://127.0.0.1:{free_port()}/0"}))
+
+
 async def test_an_incarnation_rises_even_when_redis_lost_its_data(registry: Registry) -> None:
-    assert await registry.next_incarnation(at_least=8) == 8
-    assert await registry.next_incarnation(at_least=3) == 9
+    assert await registry.next_incarnation(OWNER, at_least=8) == 8
+    assert await registry.next_incarnation(OWNER, at_least=3) == 9
 
 
 async def test_two_starts_at_once_never_get_one_incarnation(
     redis_url: str, run_keys: RunKeys
 ) -> None:
     clients = [connect(redis_url) for _ in range(8)]
-    starts = [Registry(client, run_keys).next_incarnation(at_least=5) for client in clients]
+    starts = [Registry(client, run_keys).next_incarnation(OWNER, at_least=5) for client in clients]
     assert sorted(await asyncio.gather(*starts)) == list(range(5, 13))
     for client in clients:
         await client.aclose()
@@ -121,22 +176,22 @@ async def test_what_redis_forgot_is_written_again_and_nothing_that_is_later(
     registry: Registry, client: Redis, run_keys: RunKeys
 ) -> None:
     policy, manifest = version(4, incarnation=2)
-    assert await registry.reassert(policy, manifest, 3), "Redis was emptied"
+    assert await registry.reassert(policy, manifest, 3, OWNER), "Redis was emptied"
     assert await registry.policy() == (policy, manifest)
     assert (await registry.incarnation(), await registry.committed_step()) == (2, 3)
-    assert not await registry.reassert(policy, manifest, 3)
+    assert not await registry.reassert(policy, manifest, 3, OWNER)
     await registry.publish_policy(*version(3, incarnation=2))  # a replica that lagged
-    assert await registry.reassert(policy, manifest, 3)
+    assert await registry.reassert(policy, manifest, 3, OWNER)
     await client.set(run_keys.policy, "[")
-    assert await registry.reassert(policy, manifest, 3)
+    assert await registry.reassert(policy, manifest, 3, OWNER)
     await registry.publish_policy(*version(5, incarnation=2))
     await registry.commit_step(2, 5)
-    assert not await registry.reassert(policy, manifest, 3)
+    assert not await registry.reassert(policy, manifest, 3, OWNER)
     assert await registry.policy() == version(5, incarnation=2)
     assert await registry.committed_step() == 5
-    await registry.next_incarnation()
+    await registry.next_incarnation(OWNER)
     with pytest.raises(SupersededError):
-        await registry.reassert(*version(6, incarnation=2), 6)
+        await registry.reassert(*version(6, incarnation=2), 6, OWNER)
 
 
 @pytest.mark.parametrize(
@@ -157,9 +212,9 @@ async def test_what_somebody_else_wrote_over_the_policy_is_written_again(
     await registry.commit_step(1, 3)
     await client.hset(run_keys.run, "incarnation", 1)
     await client.mset({f"{run_keys.prefix}{name}": text for name, text in damage.items()})
-    assert await registry.reassert(policy, manifest, 3)
+    assert await registry.reassert(policy, manifest, 3, OWNER)
     assert await registry.policy() == (policy, manifest)
-    assert not await registry.reassert(policy, manifest, 3)
+    assert not await registry.reassert(policy, manifest, 3, OWNER)
 
 
 async def test_an_image_reaches_a_host_without_the_folder(
@@ -191,7 +246,7 @@ async def test_a_damaged_image_in_redis_is_not_given_out(
 async def test_without_redis_everything_is_unavailable(run_keys: RunKeys, tmp_path: Path) -> None:
     client = connect(f"redis://127.0.0.1:{free_port()}/0")
     registry = Registry(client, run_keys)
-    for call in (registry.servers, registry.policy, registry.next_incarnation):
+    for call in (registry.servers, registry.policy, partial(registry.next_incarnation, OWNER)):
         with pytest.raises(UnavailableError):
             await call()
     ref = ImageStore(tmp_path).put(b"x")

@@ -27,7 +27,7 @@ from services.schemas.scene_graphs import (
     SceneGraphResponse,
 )
 from tests.live_servers import LiveServer, cluster_settings, serving
-from tests.tagged_pictures import encoded, noise, png_header, tagged
+from tests.tagged_pictures import encoded, exif, noise, png_header, tagged
 
 PATH = "/v1/scene-graphs"
 TOKEN = {"Authorization": "Bearer data-secret"}
@@ -104,6 +104,14 @@ def test_a_picture_comes_in_any_form(server: LiveServer) -> None:
     assert (wanted.text, wanted.svg) == (None, None)
     uri = f"data:image/jpeg;base64,{text_of(PHOTO)}"
     assert graphs(asked(server, ref.model_dump(), {"data": uri})) == [wanted, wanted]
+    lines = base64.encodebytes(PHOTO).decode()
+    for text in (lines, f"DATA:IMAGE/JPEG;BASE64,{lines}"):
+        body = b'{\n"images": [{"data": "%s"}]\n}' % text.encode()
+        sent = post(server, content=body, headers={"Content-Type": "application/json"})
+        assert graphs(SceneGraphResponse.model_validate_json(sent.content)) == [wanted]
+    heic = {"data": text_of(encoded(Image.open(io.BytesIO(PHOTO)), "HEIF", exif=exif(6)))}
+    (phone,) = graphs(asked(server, heic))
+    assert (phone.width, phone.height) == (60, 90)
     form = post(server, files=[("images", PHOTO), ("images", ("photo.jpg", PHOTO))])
     assert graphs(SceneGraphResponse.model_validate_json(form.content)) == [wanted, wanted]
 
@@ -141,6 +149,7 @@ def form(*images: bytes, **fields: Any) -> dict[str, Any]:
     return {"files": [("images", image) for image in images], "data": fields}
 
 
+JSON_BODY = {"headers": {"Content-Type": "application/json"}}
 REFUSED: list[tuple[dict[str, Any], int, str]] = [
     ({"json": {"images": [{"data": NO_PICTURE}]}}, 422, "not an image"),
     ({"json": {"images": [{"data": TOO_MANY_PIXELS}]}}, 413, "10000x8000"),
@@ -171,6 +180,9 @@ REFUSED: list[tuple[dict[str, Any], int, str]] = [
     (form(PHOTO, prompt="x"), 422, "body.prompt: Extra inputs"),
     (form(PHOTO, **{f"a{i}": "x" for i in range(40)}), 422, "Too many fields"),
     ({"files": {"image": PHOTO}}, 422, "body.images: Field required"),
+    ({"files": {"images": (None, "hello")}}, 422, "curl -F images=@photo.jpg"),
+    ({"files": [("images", PHOTO), ("images", (None, "x"))]}, 422, "curl -F images=@photo.jpg"),
+    ({"content": b'{"images": "a\n'} | JSON_BODY, 422, "Invalid JSON"),
     (form(PHOTO) | {"headers": {"Origin": "http://evil.example"}}, 415, "browser"),
     ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, 422, "boundary"),
     (

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from services.errors import SettingsError, SggError, SupersededError
 from services.host.environment import start_command
@@ -34,8 +34,9 @@ class DataOrder(Message):
     num_rows: int
     """Usable ones of the training set."""
     group_size: int
-    instruction: str | None = None
-    """Not used any more; `TrainerState.inputs` has it."""
+
+    model_config = ConfigDict(extra="ignore")
+    """Earlier releases wrote an `instruction` here, which `TrainerState.inputs` has now."""
 
 
 class TrainerState(Message):

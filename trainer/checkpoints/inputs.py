@@ -3,7 +3,6 @@
 None of it decides whether a run can go on, but all of it what is learnt.
 """
 
-import hashlib
 import json
 import logging
 from collections.abc import Mapping
@@ -12,6 +11,7 @@ from pathlib import Path
 from scene_data.dataset import SceneDataset
 from scene_data.templates import instruction_digest
 from services.errors import SettingsError
+from services.own_code import source_digest
 from services.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -25,19 +25,35 @@ Inputs = dict[str, str]
 def grpo_inputs(settings: Settings, dataset: SceneDataset) -> Inputs:
     """As `data_inputs`, with how answers are sampled and rewarded."""
     rubric = settings.reward.rubric
-    return data_inputs(settings, dataset) | {
-        "sampling.temperature": f"{settings.sampling.temperature:g}",
-        "reward.rubric": rubric if isinstance(rubric, str) else json.dumps(rubric, sort_keys=True),
-        **{f"reward.terms {place}": _file_of(place) for place in settings.reward.terms},
-    }
+    return (
+        data_inputs(settings, dataset)
+        | _base(settings)
+        | {
+            "sampling.temperature": f"{settings.sampling.temperature:g}",
+            "reward.rubric": rubric
+            if isinstance(rubric, str)
+            else json.dumps(rubric, sort_keys=True),
+            **dict(map(_term, settings.reward.terms)),
+        }
+    )
 
 
-def _file_of(term: str) -> str:
-    """What is known of a term's code; of an installed module's nothing but its name."""
-    file = Path(term.rpartition(":")[0])
-    if file.suffix != ".py" or not file.is_file():
-        return "a module"
-    return f"SHA-256 {hashlib.sha256(file.read_bytes()).hexdigest()[:16]}"
+def _base(settings: Settings) -> Inputs:
+    """The model whose weights no checkpoint holds; nothing where all of them are trained."""
+    if not (settings.trainer.partly_frozen or settings.lora.rank):
+        return {}
+    return {"model.path, whose frozen weights no checkpoint has": settings.model.name}
+
+
+def _term(place: str) -> tuple[str, str]:
+    """A term by its name, however its place is written, and what is known of its code.
+
+    An installed module has nothing but its own name.
+    """
+    source, _, name = place.rpartition(":")
+    is_file = source.endswith(".py") and Path(source).is_file()
+    code = f"code of SHA-256 {source_digest(Path(source))}" if is_file else source
+    return f"reward.terms {name}", code
 
 
 def data_inputs(settings: Settings, dataset: SceneDataset) -> Inputs:

@@ -36,7 +36,7 @@ from services.http.clients.reward import RewardClient
 from services.schemas.rewards import GroupError, Reward, RewardGroup, RewardRequest
 from services.schemas.rollouts import RolloutGroup
 from services.settings import Settings
-from services.waiting import WaitNotice
+from services.waiting import Patience
 from trainer.collection.group_pool import GroupSource
 
 logger = logging.getLogger(__name__)
@@ -47,8 +47,6 @@ RewardsOrError = list[Reward] | GroupError
 """A reward for each completion, or why there are none."""
 MAX_GROUPS = 64
 """In one request."""
-PAUSE_S = 1.0
-"""After a failure that may pass."""
 
 
 class GroupScoring:
@@ -69,13 +67,14 @@ class GroupScoring:
         """Had rewards: where it gets none, no group is at fault."""
         self._suspects: dict[str, float | None] = {}
         """Groups that failed alone, by work id: since when it is their own fault, if it is."""
-        self._failing_since: float | None = None
         self.max_groups = MAX_GROUPS
         """In the next request: fewer after one that was too large or too slow."""
-        self.trouble = ""
+        self._patience = Patience(self._wait_timeout_s, "nothing was scored for")
+
+    @property
+    def trouble(self) -> str:
         """The last failure, until a group is scored."""
-        self._said = ""
-        self._notice = WaitNotice(self._wait_timeout_s)
+        return self._patience.trouble
 
     async def score(
         self, groups: Sequence[Sampled]
@@ -153,7 +152,8 @@ class GroupScoring:
         found = [group.error or group.rewards for group in scored]
         good = [group for group, each in zip(groups, found, strict=True) if isinstance(each, list)]
         if good:
-            self._known_good, self._failing_since, self.trouble = good[0], None, ""
+            self._known_good = good[0]
+            self._patience.succeeded()
             if len(groups) >= self.max_groups:
                 self.max_groups = min(self.max_groups + 1, MAX_GROUPS)
         return found
@@ -225,19 +225,7 @@ class GroupScoring:
         """Take note of a service that fails, and pause. Raises as `score`."""
         if isinstance(error, UnauthorizedError):
             raise error
-        now = time.monotonic()
-        if self._failing_since is None:
-            self._failing_since = now
-        failing_s = now - self._failing_since
-        if failing_s > self._wait_timeout_s:
-            raise WaitTimeoutError(
-                f"nothing was scored for {failing_s:.0f} s: {error.message}"
-            ) from error
-        if error.message != self._said:
-            logger.warning("%s; trying again", error.message)
-        self.trouble = self._said = error.message
-        self._notice.waited(failing_s, error.message)
-        await asyncio.sleep(PAUSE_S)
+        await self._patience.endure(error)
 
 
 def _may_pass(found: RewardsOrError) -> bool:

@@ -1,6 +1,5 @@
 """What TRL and DeepSpeed get from `[sft]`, `[trainer]` and `[deepspeed]`."""
 
-import math
 from typing import Any
 
 import torch
@@ -74,12 +73,3 @@ def sft_deepspeed_config(settings: Settings) -> dict[str, Any]:
         "zero_optimization": zero,
         "optimizer": optimizer | {"params": params},
     }
-
-
-def sft_total_steps(settings: Settings, num_rows: int) -> int:
-    """Optimizer steps: `sft.num_steps`, or what `sft.num_epochs` takes."""
-    sft = settings.sft
-    if sft.num_steps is not None:
-        return sft.num_steps
-    per_epoch = -(-num_rows // sft.batch_size)
-    return math.ceil(sft.num_epochs * per_epoch)

@@ -36,7 +36,7 @@ from trainer.ranks.group import Ranks, check_num_ranks
 from trainer.ranks.stop import StopRequest
 from trainer.records.step_lines import StepLines
 from trainer.records.trackers import Trackers
-from trainer.sft.arguments import sft_arguments, sft_total_steps
+from trainer.sft.arguments import sft_arguments
 from trainer.sft.rows import AnswerCollator, AnswerRows
 
 logger = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ def run_sft(
     init_process_group(settings.trainer.wait_timeout_s)
     ranks = Ranks(settings.trainer.wait_timeout_s)
     check_num_ranks(settings.trainer, ranks.size)
-    total = sft_total_steps(settings, len(rows))
+    total = settings.sft.total_steps(len(rows))
     checkpoints = settings.run.files.checkpoints
     checkpoint = _last_checkpoint(checkpoints) if resume else None
 

@@ -4,7 +4,7 @@ import asyncio
 import logging
 
 from services.errors import SggError
-from services.redis.registry import Registry, open_registry
+from services.redis.registry import Registry, RunOwner, open_registry
 from services.schemas.weights import PolicyRecord, WeightManifest
 from services.settings import Settings
 
@@ -25,6 +25,7 @@ class Reassertion:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
+        self._owner = RunOwner.of(settings.run.files)
         self._published: tuple[PolicyRecord, WeightManifest] | None = None
         self._task: asyncio.Task[None] | None = None
         self.committed_step = 0
@@ -46,7 +47,7 @@ class Reassertion:
         assert self._published is not None
         record, manifest = self._published
         try:
-            if await registry.reassert(record, manifest, self.committed_step):
+            if await registry.reassert(record, manifest, self.committed_step, self._owner):
                 logger.warning(
                     "Redis did not know what this run has come to, and is told: version %d is to "
                     "be served, and step %d is the last committed one",

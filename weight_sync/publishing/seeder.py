@@ -8,7 +8,7 @@ from services.errors import SggError
 from services.redis.registry import Registry, open_registry
 from services.schemas.weights import ServerRecord
 from services.settings import Settings
-from services.waiting import ended
+from services.waiting import ended, growing_pauses
 from weight_sync.transports.sender import CheckedManifest, Peer, Sender
 
 logger = logging.getLogger(__name__)
@@ -66,8 +66,7 @@ class Seeder:
     ) -> None:
         """Until the server has it, or cannot take it now: then it is no longer known."""
         peer = Peer(server, self._settings)
-        pause_s = _FIRST_PAUSE_S
-        while True:
+        for pause_s in growing_pauses(_FIRST_PAUSE_S, _LONGEST_PAUSE_S):
             info = await peer.policy()
             if info is None or info.state not in ("ready", "quarantined"):
                 known.discard(server.server_id)
@@ -78,7 +77,6 @@ class Seeder:
             if await self._give(peer, checked):
                 return
             await asyncio.sleep(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
     async def _give(self, peer: Peer, checked: CheckedManifest) -> bool:
         logger.info("%s is behind: it is sent %s", peer.record.url, checked.version)

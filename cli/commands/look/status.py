@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from cli.options import AsJson, Config, Overrides
-from cli.settings import of_its_folder, run_settings
+from cli.options import AsJson, Config, Overrides, Run
+from cli.settings import run_settings, settings_of_run
 from cli.views.as_json import print_json
 from cli.views.safe_text import safe
 from services.errors import NotFoundError, UnavailableError
@@ -15,6 +15,7 @@ dead_app = typer.Typer(help="Groups that failed too often.", no_args_is_help=Tru
 
 
 def status(
+    run: Run = None,
     config: Config = None,
     set_: Overrides = None,
     watch: Annotated[bool, typer.Option("--watch", help="Refresh until Ctrl-C.")] = False,
@@ -22,7 +23,7 @@ def status(
 ) -> None:
     """How a run is: step, time left, trainer, services, servers, disk and queues.
 
-    Example: sgg-rl status --config runs/demo/config.toml
+    Example: sgg-rl status runs/demo
     """
     from cli.run_state import read_host, read_status, watch_status
     from cli.views.status import host_view, status_view
@@ -30,7 +31,7 @@ def status(
 
     if watch and as_json:
         raise typer.BadParameter("--watch is for people, --json for scripts: give one of them")
-    settings = of_its_folder(run_settings(config, set_), config)
+    settings = settings_of_run(run, config, set_)
     if watch:
         watch_status(settings)
         return

@@ -13,10 +13,11 @@ from cli.options import AsJson
 from cli.views.as_json import print_json
 from cli.views.progress import counted, staged
 from cli.views.safe_text import safe
-from services.errors import SettingsError
+from services.errors import InvalidInputError, SettingsError
 
 if TYPE_CHECKING:
     from scene_data.conversion.convert import Conversion
+    from scene_data.inspection import Inspection
 
 _IDS = re.compile(r"""[^\s,;"'\[\]]+""")
 """In a list of ids: one a line, between commas, or in JSON"""
@@ -182,6 +183,18 @@ def inspect(
         written = data_view.draw_samples(rows, inspector.check.usable, output, samples)
         if not as_json:
             print(f"wrote inspection.json and {', '.join(written) or 'no picture'} in {output}")
+    if not found.num_usable:
+        raise InvalidInputError(f"{path}: {_why_unusable(found)}")
+
+
+def _why_unusable(found: "Inspection") -> str:
+    if not found.num_rows:
+        return "it has no row"
+    if found.num_without_image:
+        return "no row names an image: it can be a reference of `sgg-rl evaluate`, and no more"
+    return f"none of its {found.num_rows:,} rows can be used, mostly for one reason: " + max(
+        found.broken_by_reason, key=lambda reason: found.broken_by_reason[reason]
+    )
 
 
 def _splits(options: list[str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -109,12 +110,17 @@ def serve_rollout(settings: "Settings") -> None:
         check_start("/dev/shm", "caches")
         check_gpus(1, who="a rollout server")
     from rollout_service.http.app import serve
-    from services.telemetry import setup_logging
+    from services.host.addresses import host_and_port
+    from services.telemetry import own_terminal
 
-    setup_logging("rollout")
+    _, port = host_and_port(settings.rollout.url)
+    log: Path | None = settings.run.files.logs / f"rollout-{port}.log"
     try:
         check_run_folder(settings.run.folder)
+        unwritable = None
     except SettingsError as error:  # it only reads there where it shares the folder
-        if not is_read_only(settings.run.root):
-            logger.warning("images from other hosts cannot be kept: %s", error)
-    serve(settings)
+        log, unwritable = None, error
+    with own_terminal("rollout", log):
+        if unwritable and not is_read_only(settings.run.root):
+            logger.warning("images from other hosts cannot be kept: %s", unwritable)
+        serve(settings)

@@ -5,12 +5,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from cli.options import AsJson, Config, Overrides
-from cli.settings import run_settings
+from cli.options import AllowChanges, AsJson, Config, Overrides, Run
+from cli.settings import run_settings, settings_of_run
 from cli.views.as_json import print_json
-from services.errors import SettingsError
 from services.printable import printable
-from services.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from services.settings import Settings
@@ -54,6 +52,7 @@ def submit(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on from the run's checkpoints.")
     ] = False,
+    allow_changes: AllowChanges = False,
     after: Annotated[str | None, typer.Option(help="A job that must end well before it.")] = None,
     parsable: Annotated[bool, typer.Option("--parsable", help="Print the job's id alone.")] = False,
 ) -> None:
@@ -64,18 +63,15 @@ def submit(
     from deploy.slurm.submit import submit as submit_job
 
     settings = _settings(config, set_, job)
-    job_id = submit_job(settings, job, data=data, resume=resume, after=after)
+    how = {"resume": resume, "allow_changes": allow_changes}
+    job_id = submit_job(settings, job, data=data, after=after, **how)
     print(job_id if parsable else f"submitted job {job_id}; its files are in {settings.run.folder}")
 
 
 @slurm_app.command()
 def status(
-    run: Annotated[
-        Path | None, typer.Argument(help="The run's folder, such as runs/demo; or give --config.")
-    ] = None,
-    config: Annotated[
-        list[Path] | None, typer.Option("--config", "-c", help="The run's TOML file.")
-    ] = None,
+    run: Run = None,
+    config: Config = None,
     job: Job = "train",
     set_: Overrides = None,
     as_json: AsJson = False,
@@ -86,18 +82,8 @@ def status(
     """
     from deploy.slurm.status import job_status, status_lines
     from deploy.slurm.submit import job_settings
-    from services.settings import load_settings
 
-    if run is None:
-        settings = _settings(config, set_, job)
-    elif config:
-        raise SettingsError("name the run's folder or --config, not both")
-    else:  # wherever this is called: run.root may be relative to where the job was submitted
-        folder = run.resolve()
-        settings = load_settings(RunFolder(folder).config, set_ or [])
-        settings = settings.changed(run={"root": folder.parent, "name": folder.name})
-        settings = job_settings(settings, job)
-    found = job_status(settings)
+    found = job_status(job_settings(settings_of_run(run, config, set_), job))
     if as_json:
         print_json(found)
     else:

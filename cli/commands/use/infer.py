@@ -11,13 +11,16 @@ import typer
 from cli.options import AsJson, ShortOverrides
 from cli.settings import OWN_CONFIG
 from cli.views.as_json import print_json
-from services.errors import SettingsError
+from services.errors import InvalidInputError, SettingsError
 
 if TYPE_CHECKING:
     from services.settings import Settings
 
 Data = Annotated[
-    str, typer.Argument(help="Parquet file, folder, JSON, name on the hub, or pictures.")
+    list[str],
+    typer.Argument(
+        help="A dataset (parquet, folder, JSON, name on the hub), or pictures as predict's."
+    ),
 ]
 Output = Annotated[Path, typer.Option("--output", "-o", help="Folder; one that is there goes on.")]
 Model = Annotated[str | None, typer.Option(help="Folder or hub name; a server of it is started.")]
@@ -75,13 +78,14 @@ def infer(
 
     Example: sgg-rl infer data/val.parquet --model runs/demo/checkpoint -o out
     """
+    images = _dataset_or_pictures(named(data))
     settings = inference_settings(
         model,
         config,
         set_,
         template=template,
         vocabulary=vocabulary,
-        train=data,
+        train=images if isinstance(images, str) else "pictures",
         thinking=thinking,
         evaluation={
             "temperature": temperature,
@@ -99,7 +103,7 @@ def infer(
 
     done = run_inference(
         settings,
-        data,
+        images,
         output,
         servers=server or (),
         own_server=model is not None and not server,
@@ -108,6 +112,38 @@ def infer(
     )
     if as_json:
         print_json(summary_values(done, output))
+
+
+def named(given: list[str]) -> list[str]:
+    """Names of a command line, with the lines of standard input in the place of `-`.
+
+    Raises:
+        InvalidInputError: Nothing stands there.
+    """
+    lines = [line.strip() for line in sys.stdin] if "-" in given else []
+    if "-" in given and not any(lines):
+        raise InvalidInputError("standard input names no picture: one a line is read there")
+    return [n for name in given for n in (lines if name == "-" else [name]) if n]
+
+
+def _dataset_or_pictures(names: list[str]) -> str | list[Path]:
+    """One name may be a dataset's; of several, each means pictures.
+
+    Raises:
+        InvalidInputError: A dataset is among several.
+    """
+    if len(names) == 1:
+        return names[0]
+    from scene_data.reading.pictures import find_pictures
+    from scene_data.reading.sources import are_pictures
+
+    for name in names:
+        if not are_pictures(Path(name)):
+            raise InvalidInputError(
+                f"{name} is not a picture, a folder, a list (.txt) or a pattern of some: a dataset "
+                "is given alone"
+            )
+    return find_pictures(names)
 
 
 def inference_settings(

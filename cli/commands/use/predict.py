@@ -1,6 +1,5 @@
 """`sgg-rl predict`: a model's scene graphs of pictures, to look at."""
 
-import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,9 +18,9 @@ from cli.commands.use.infer import (
     TopP,
     Vocabulary,
     inference_settings,
+    named,
 )
 from cli.options import ShortOverrides
-from services.errors import InvalidInputError
 
 Pictures = Annotated[
     list[str],
@@ -62,7 +61,7 @@ def predict(
     from launcher.inference import run_prediction, served_model
     from scene_data.reading.pictures import find_pictures
 
-    found = find_pictures(_names(pictures), but=output)
+    found = find_pictures(named(pictures), but=output)
     if server and model is None and not config:
         model = served_model(server)
     settings = inference_settings(
@@ -88,11 +87,3 @@ def predict(
     )
     if not all_seen:
         raise typer.Exit(1)
-
-
-def _names(given: list[str]) -> list[str]:
-    """With the lines of standard input in the place of `-`."""
-    lines = [line.strip() for line in sys.stdin] if "-" in given else []
-    if "-" in given and not any(lines):
-        raise InvalidInputError("standard input names no picture: one a line is read there")
-    return [n for name in given for n in (lines if name == "-" else [name]) if n]

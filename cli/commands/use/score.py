@@ -57,15 +57,14 @@ def score(
     A row of JSONL has "completion", and may have "reference", "image_size",
     "box_space", "id", "num_tokens" and "require_thinking". Options stand in
     for what a row does not say. Without a reference it is only read.
+    Where --rubric is the file of a run, its reward.terms are loaded too.
 
     Example: sgg-rl score answers.jsonl --rubric objects-first --json
     """
     from cli.commands.use.score_rows import read_completions
     from cli.views.score import Report, complain
-    from reward_service.own_terms import load_own_terms
 
-    load_own_terms(term or ())
-    explainer = _explainer(rubric, task, similarity_folder)
+    explainer = _explainer(rubric, task, similarity_folder, term or [])
     defaults = _defaults(reference, image_size, box_space, thinking)
     report = Report(as_json=as_json, detail=detail)
     num_bad = 0
@@ -95,23 +94,31 @@ def _explained(scored: "Scored", explainer: "Explainer") -> "Explanation":
     return explainer.explain(group)[0]
 
 
-def _explainer(wanted: str, task: Literal["sgg", "det", "cls"], folder: Path | None) -> "Explainer":
+def _explainer(
+    wanted: str, task: Literal["sgg", "det", "cls"], folder: Path | None, terms: list[str]
+) -> "Explainer":
     from reward_service.explain.explainer import Explainer
+    from reward_service.own_terms import check_weighed, load_own_terms
     from reward_service.rubrics import find_rubric
     from reward_service.similarity.registry import Similarities
 
     is_file = Path(wanted).suffix in (".toml", ".json")
-    found = _read_rubric(Path(wanted)) if is_file else wanted
+    found, of_file = _read_rubric(Path(wanted)) if is_file else (wanted, [])
+    load_own_terms([*of_file, *terms])
     try:
+        rubric = find_rubric(found)
         # Who runs this command may load any model that the rubric asks for.
-        kind, _, model = find_rubric(found).similarity.partition(":")
+        kind, _, model = rubric.similarity.partition(":")
         similarities = Similarities(folder, [model] if kind == "embedding" else [])
-        return Explainer(found, task, similarities)
+        explainer = Explainer(found, task, similarities)
     except InvalidInputError as error:
         raise SettingsError(f"--rubric: {error.message}") from error
+    check_weighed(terms, rubric, setting="--term")
+    return explainer
 
 
-def _read_rubric(file: Path) -> dict[str, Any]:
+def _read_rubric(file: Path) -> tuple[str | dict[str, Any], list[str]]:
+    """The rubric of a file, and the terms of one's own that the file of a run names."""
     import json
     import tomllib
 
@@ -124,11 +131,16 @@ def _read_rubric(file: Path) -> dict[str, Any]:
         raise SettingsError(
             f"--rubric: {file} is not {file.suffix[1:].upper()}: {error}"
         ) from error
-    if isinstance(value, dict) and isinstance(value.get("reward"), dict):
-        value = value["reward"].get("rubric")  # the file of a run
-    if not isinstance(value, dict):
+    if isinstance(value, dict) and isinstance(value.get("reward"), dict):  # the file of a run
+        reward = value["reward"]
+        value, terms = reward.get("rubric"), reward.get("terms", [])
+    else:
+        terms = []
+    if not isinstance(value, dict | str):
         raise SettingsError(f"--rubric: {file} is not a rubric: it has no terms")
-    return value
+    if not isinstance(terms, list):
+        raise SettingsError(f"--rubric: {file}: reward.terms is a list")
+    return value, [str(term) for term in terms]
 
 
 def _defaults(

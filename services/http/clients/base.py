@@ -21,7 +21,9 @@ from services.errors import (
     WaitTimeoutError,
 )
 from services.http.problems import error_from_problem
+from services.settings.secrets import checked_secret
 from services.telemetry import trace_headers
+from services.waiting import growing_pauses
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
@@ -50,23 +52,15 @@ class ServiceClient:
             timeout_s: Longest wait for one answer, all attempts together.
 
         Raises:
-            InvalidInputError: The url has no `http://` or `https://`.
+            InvalidInputError: As `check_access`.
         """
-        if not url.startswith(("http://", "https://")):
-            raise InvalidInputError(f"{url} is no address of a service: write http://host:port")
+        check_access(url, token, timeout_s)
         self.url = url.rstrip("/")
         self._timeout_s = timeout_s
         self._token = token
-        # trust_env off: a proxy meant for the internet must not see a cluster's requests.
-        # No timeout of httpx's own: it would count each phase anew; `_call` has one deadline.
-        # No limit of connections: callers bound what they have in flight.
-        self._http = httpx.AsyncClient(
-            base_url=self.url,
-            timeout=None,  # noqa: S113 - see above
-            limits=httpx.Limits(),
-            trust_env=False,
-            verify=_tls(),
-        )
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._connections: httpx.AsyncClient | None = None
+        self._is_closed = False
 
     async def __aenter__(self) -> Self:
         return self
@@ -75,7 +69,21 @@ class ServiceClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        await self._http.aclose()
+        """End the connections; the client asks nothing any more."""
+        self._is_closed = True
+        if self._connections is not None and self._loop is asyncio.get_running_loop():
+            await self._connections.aclose()
+        self._connections = None
+
+    @property
+    def _http(self) -> httpx.AsyncClient:
+        """Connections of the event loop that runs: those of another are dead, as after a fork."""
+        if self._is_closed:
+            raise InvalidInputError(f"this client of {self.url} is closed: make another one")
+        loop = asyncio.get_running_loop()
+        if self._connections is None or self._loop is not loop:
+            self._loop, self._connections = loop, _connections(self.url)
+        return self._connections
 
     async def get(self, path: str, answer: type[Answer], *, retry: bool = True) -> Answer:
         """`GET path`; raises as `post` does."""
@@ -93,11 +101,14 @@ class ServiceClient:
             retry: False where the caller would rather ask another server.
 
         Raises:
+            InvalidInputError: The body is no message, or the client is closed.
             UnavailableError: Not reachable until the deadline.
             WaitTimeoutError: Reached, but no answer until the deadline.
             EngineError: The answer is not an `answer`.
             SggError: The subclass that the service raised, with its detail.
         """
+        if not isinstance(body, BaseModel):
+            raise InvalidInputError(f"{path} takes a message of services/schemas, and not {body!r}")
         return await self._call("POST", path, body, answer, retry)
 
     async def put_file(self, path: str, file: Path, answer: type[Answer]) -> Answer:
@@ -166,7 +177,7 @@ class ServiceClient:
         self, method: str, path: str, content: bytes, retry: bool, failures: list[SggError]
     ) -> bytes:
         """The body of the first good answer; `failures` gets each error on the way."""
-        pause_s = _FIRST_PAUSE_S
+        pauses = growing_pauses(_FIRST_PAUSE_S, _LONGEST_PAUSE_S)
         while True:
             asked_s = 0.0
             try:
@@ -181,8 +192,7 @@ class ServiceClient:
                     raise
                 failures.append(error)
             # Half of it at random, so that many clients do not come back at the same moment.
-            await asyncio.sleep(max(asked_s, pause_s * (0.5 + random.random() / 2)))
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
+            await asyncio.sleep(max(asked_s, next(pauses) * (0.5 + random.random() / 2)))
 
     async def _once(self, method: str, path: str, content: bytes) -> httpx.Response:
         of_body = {"Content-Type": "application/json"} if content else {}
@@ -196,6 +206,40 @@ class ServiceClient:
         """Headers of any request, asked for right before it is sent."""
         bearer = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         return trace_headers() | bearer
+
+
+def check_access(url: str, token: str | None, timeout_s: float) -> None:
+    """Refuse what no request could be sent with.
+
+    Raises:
+        InvalidInputError: The url has no `http://` or `https://` or no host, the token does not fit
+            into a header, or there is no time for an answer.
+    """
+    try:
+        address = httpx.URL(url)
+    except (httpx.InvalidURL, TypeError):
+        address = httpx.URL()
+    if address.scheme not in ("http", "https") or not address.host:
+        raise InvalidInputError(f"{url} is no address of a service: write http://host:port")
+    if not isinstance(token, str | None):
+        raise InvalidInputError(f"a token is a text, no {type(token).__name__}")
+    if token is not None:
+        checked_secret(token, "the token")
+    if not isinstance(timeout_s, int | float) or not timeout_s > 0:
+        raise InvalidInputError(f"timeout_s is a number of seconds over 0, and not {timeout_s!r}")
+
+
+def _connections(url: str) -> httpx.AsyncClient:
+    # trust_env off: a proxy meant for the internet must not see a cluster's requests.
+    # No timeout of httpx's own: it would count each phase anew; `_call` has one deadline.
+    # No limit of connections: callers bound what they have in flight.
+    return httpx.AsyncClient(
+        base_url=url,
+        timeout=None,  # noqa: S113 - see above
+        limits=httpx.Limits(),
+        trust_env=False,
+        verify=_tls(),
+    )
 
 
 @functools.cache

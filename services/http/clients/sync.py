@@ -1,6 +1,7 @@
 """The clients for code that does not await: scripts, and notebooks, whose own event loop runs."""
 
 import functools
+import os
 from collections.abc import Callable, Coroutine
 from typing import Any, Concatenate, Generic, ParamSpec, Self, TypeVar
 
@@ -14,6 +15,15 @@ P = ParamSpec("P")
 T = TypeVar("T")
 _LOOP = LoopThread("clients")
 """All clients share it: a notebook makes many and closes few."""
+
+
+def _start_anew() -> None:
+    """A fork has none of its parent's threads; a client connects anew on the loop of a new one."""
+    global _LOOP
+    _LOOP = LoopThread("clients")
+
+
+os.register_at_fork(after_in_child=_start_anew)
 
 
 def run_here(work: Coroutine[Any, Any, T]) -> T:

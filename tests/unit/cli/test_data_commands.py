@@ -19,6 +19,9 @@ def raw(tmp_path: Path) -> Path:
     return put_vg(tmp_path, *({"image_id": i, "relationships": [RIDING]} for i in (1, 2, 3)))
 
 
+MAN = {"id": "man.1", "bbox": [1, 2, 3, 4]}
+
+
 def _sgg(*arguments: str | Path) -> str:
     done = CliRunner().invoke(app, ["data", *map(str, arguments)], catch_exceptions=False)
     assert done.exit_code == 0, done.output
@@ -89,6 +92,30 @@ def test_inspect_shows_and_draws(tmp_path: Path) -> None:
     assert (told["num_rows"], told["images_checked"]) == (6, True)
     printed = CliRunner().invoke(app, ["data", "inspect", str(file), "--json"])
     assert json.loads(printed.stdout)["predicates"]["num_instances"] > 6
+
+
+@pytest.mark.parametrize(
+    ("rows", "why"),
+    [
+        (
+            [{"image": "a.jpg", "objects": 3}, {"image": "a.jpg", "objects": 4}],
+            "none of its 2 rows can be used, mostly for one reason: no image_id",
+        ),
+        (
+            [{"image_id": "1", "objects": [MAN], "relationships": []}],
+            "no row names an image: it can be a reference of `sgg-rl evaluate`, and no more",
+        ),
+    ],
+)
+def test_a_dataset_without_a_usable_row_is_shown_and_fails(
+    tmp_path: Path, rows: list[dict[str, object]], why: str
+) -> None:
+    put(tmp_path / "a.jpg", picture())
+    put(tmp_path / "rows.json", rows)
+    done = CliRunner().invoke(app, ["data", "inspect", str(tmp_path / "rows.json"), "--json"])
+    assert isinstance(done.exception, InvalidInputError)
+    assert why in done.exception.message
+    assert json.loads(done.stdout)["num_usable"] == 0
 
 
 def test_text_of_a_dataset_has_no_effect_on_the_terminal(tmp_path: Path) -> None:

@@ -14,8 +14,9 @@ from evaluation.inference.progress import Progress
 from evaluation.reading.lines import GraphLine
 from launcher.views.inference import ProgressView, summary
 from launcher.views.terminal import SafeConsole
-from services.errors import SettingsError
+from services.errors import InvalidInputError, SettingsError
 from services.settings import Settings
+from tests.raw_annotations import put
 
 EMPTY: dict[str, Any] = {"width": 1, "height": 1, "objects": [], "relationships": []}
 
@@ -25,7 +26,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What the command would do."""
     calls: list[dict[str, Any]] = []
 
-    def note(settings: Settings, data: str, folder: Path, **more: Any) -> Progress:
+    def note(settings: Settings, data: str | list[Path], folder: Path, **more: Any) -> Progress:
         calls.append({"settings": settings, "data": data, "folder": folder, **more})
         done = Progress(total=2)
         for status in ("ok", "invalid_json"):
@@ -36,8 +37,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return calls
 
 
-def run(*arguments: str) -> None:
-    CliRunner().invoke(app, ["infer", *arguments], catch_exceptions=False)
+def run(*arguments: str, stdin: str = "") -> None:
+    CliRunner().invoke(app, ["infer", *arguments], input=stdin, catch_exceptions=False)
 
 
 def test_what_an_r1_sgg_user_writes(asked: list[dict[str, Any]]) -> None:
@@ -49,6 +50,24 @@ def test_what_an_r1_sgg_user_writes(asked: list[dict[str, Any]]) -> None:
     assert (settings.data.template, settings.data.vocabulary) == ("closed", "vg150")
     assert settings.data.thinking
     assert settings.evaluation.temperature == 0
+
+
+def test_several_names_are_pictures_as_predict_takes_them(
+    asked: list[dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("photos/a.jpg", "photos/b.png", "list.txt", "d.parquet"):
+        put(Path(name), b"c.jpg" if name == "list.txt" else b"")
+    options = ("--model", "m", "-o", "out")
+    run("photos", "list.txt", "-", *options, stdin="x.jpg\nphotos/*.png\n")
+    (call,) = asked
+    names = ["photos/a.jpg", "photos/b.png", "c.jpg", "x.jpg"]
+    assert (call["data"], call["settings"].data.train) == (list(map(Path, names)), "pictures")
+    for other in ("d.parquet", "owner/data"):
+        with pytest.raises(InvalidInputError, match=f"^{other} is not a picture.* given alone"):
+            run("photos", other, *options)
+    with pytest.raises(InvalidInputError, match="standard input names no picture"):
+        run("-", *options)
 
 
 def test_json_is_all_of_standard_output(asked: list[dict[str, Any]]) -> None:

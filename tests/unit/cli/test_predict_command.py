@@ -9,12 +9,15 @@ from typer.testing import CliRunner, Result
 import launcher.inference
 from cli.main import app
 from evaluation.inference.answers import not_asked_line
+from evaluation.reading.lines import GraphLine
 from launcher.views.inference import say_failed
 from services.errors import InvalidInputError, SettingsError, UnavailableError
 from services.host.ports import free_port
 from services.run_folder import trained_model
 from services.settings import Settings
 from tests.raw_annotations import put
+
+ASKED_AGAIN = "The same command then asks about these alone."
 
 
 @pytest.fixture
@@ -104,19 +107,30 @@ def test_what_is_wrong_is_said_before_anything_starts(
     assert not list(Path.cwd().rglob("predictions.jsonl"))
 
 
-def test_failed_pictures_are_listed_with_a_remedy() -> None:
-    said: list[str] = []
-    say_failed(said.append, [])
-    assert said == []
-    lines = [
+def test_failed_pictures_are_listed_each_with_its_remedy(tmp_path: Path) -> None:
+    def said(*lines: GraphLine) -> list[str]:
+        found: list[str] = []
+        files = {str(line.image_id): tmp_path / str(line.image_id) for line in lines}
+        say_failed(found.append, lines, files)
+        return found
+
+    assert said() == []
+    there = [
         not_asked_line("a.jpg", "refused", "the prompt is too long", (9, 9)),
         *(not_asked_line(f"{n}.jpg", "unreadable", f"{n}.jpg: damaged") for n in range(30)),
     ]
-    say_failed(said.append, lines)
-    assert said[:3] == [
+    for line in there:
+        put(tmp_path / str(line.image_id), b"")
+    found = said(*there)
+    assert found[:3] == [
         "31 pictures could not be asked about:",
         "  a.jpg: the prompt is too long",
         "  0.jpg: damaged",
     ]
-    assert "11 more" in said[-2]
-    assert "the same command then asks about them alone" in said[-1]
+    assert "11 more" in found[-3]
+    save = "save them again as JPEG or PNG of at most 64,000,000 pixels."
+    assert found[-2:] == [f"S{save[1:]}", ASKED_AGAIN]
+    gone = not_asked_line("gone.jpg", "unreadable", "gone.jpg: No such file")
+    mend = "Files that cannot be opened: mend their names, links or permissions."
+    assert said(gone)[2:] == [mend, ASKED_AGAIN]
+    assert said(gone, there[0])[3:] == [mend, f"The others: {save}", ASKED_AGAIN]

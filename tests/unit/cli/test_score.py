@@ -4,7 +4,7 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from cli.main import main
+from reward_service import terms
 from reward_service.scoring import make_scorer
 from services.schemas.rewards import RewardGroup
 
@@ -300,6 +301,35 @@ def test_a_rubric_may_be_the_file_of_a_run(score: Sgg, jsonl: Jsonl, tmp_path: P
     done = score(jsonl(row(GOOD, id="a")), "--rubric", tmp_path / "run.toml")
     assert done.code == 0
     assert any(line.startswith("a: ok, total ") and line.endswith(" of 3") for line in done.lines)
+
+
+@pytest.fixture
+def forgets_terms(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Terms that a test loads are no other test's."""
+    before = dict(terms._TERMS)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    terms._TERMS.clear()
+    terms._TERMS.update(before)
+
+
+@pytest.mark.usefixtures("forgets_terms")
+def test_the_file_of_a_run_brings_its_own_terms(
+    score: Sgg, jsonl: Jsonl, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.py").write_text("def quarter(p, r):\n    return 0.25\n")
+    Path("run.toml").write_text(
+        '[reward]\nterms = ["mine.py:quarter"]\n'
+        "[reward.rubric]\nterms = { node_category = 1, quarter = 4 }\n"
+    )
+    rows = jsonl(row(GOOD, id="a"))
+    for more in ([], ["--term", "./mine.py:quarter"]):
+        assert "a: ok, total 2.000 of 5" in score(rows, "--rubric", "run.toml", *more).lines
+    done = score(rows, "--term", "mine.py:quarter")
+    assert done.code == 2
+    assert "--term: the rubric 'custom' gives quarter no weight" in done.err
+    assert "triplet_f1 = 5, quarter = 1 }" in done.err
 
 
 def test_a_rubric_may_be_a_file_that_names_a_table(

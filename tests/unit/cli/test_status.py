@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from cli.main import app
 from cli.views.status import HostStatus, RunStatus, status_view
 from launcher.views.terminal import SafeConsole
-from services.errors import UnavailableError
+from services.errors import SettingsError, UnavailableError
 from services.host.ports import free_port
 from services.run_folder import LoggedError, RunProgress, TrainerSign
 from services.schemas.weights import PolicyRecord, ServerRecord
@@ -103,10 +103,23 @@ def test_a_runs_own_file_names_its_folder(tmp_path: Path, monkeypatch: pytest.Mo
         f'[run]\nname = "mine"\nroot = "runs"\n[model]\npath = "m"\n[data]\ntrain = "d"\n'
         f'[redis]\nurl = "{url}"\n'
     )
-    for folder, words in ((run, "config.toml"), (tmp_path, "runs/mine/config.toml")):
+    (tmp_path / "away").mkdir()
+    for folder, words in (
+        (run, ["--config", "config.toml"]),
+        (tmp_path, ["--config", "runs/mine/config.toml"]),
+        (tmp_path / "away", ["--config", "../runs/mine/config.toml"]),
+        (tmp_path / "away", ["../runs/mine"]),
+        (run, ["."]),
+    ):
         monkeypatch.chdir(folder)
-        done = CliRunner().invoke(app, ["status", "--config", words])
+        done = CliRunner().invoke(app, ["status", *words])
         assert done.output.startswith("step 5 of 9, ")
+    done = CliRunner().invoke(app, ["status", str(tmp_path)])
+    assert isinstance(done.exception, SettingsError)
+    assert done.exception.message == f"{tmp_path} is no run's folder: it has no config.toml"
+    done = CliRunner().invoke(app, ["status", ".", "--config", "config.toml"])
+    assert isinstance(done.exception, SettingsError)
+    assert done.exception.message == "name the run's folder or --config, not both"
 
 
 def test_a_run_without_redis_has_its_step_and_then_the_error(tmp_path: Path) -> None:

@@ -68,6 +68,15 @@ def options(text: str) -> list[str]:
     return [line.removeprefix("#SBATCH ") for line in text.splitlines() if "#SBATCH" in line]
 
 
+@pytest.mark.parametrize("name", ["single", "sft"])
+def test_a_job_goes_on_with_other_data_where_that_is_asked_for(name: str) -> None:
+    job, overrides = JOBS[name]
+    text = render(job_settings(settings(*overrides), job), job, allow_changes=True)
+    said = "export SGG_JOB_ALLOW_CHANGES=1\n"
+    assert said in text
+    assert text.replace(said, "") == script(name)
+
+
 @pytest.mark.parametrize("name", JOBS)
 def test_every_script_is_bash_that_a_linter_passes(name: str, tmp_path: Path) -> None:
     file = tmp_path / "job.sh"
@@ -269,6 +278,9 @@ def test_a_person_reads_the_status() -> None:
         last_error=LoggedError("rollout-1.log", 130.0, "rollout vllm.engine: out of memory"),
         logs=Path("runs/demo/logs"),
     )
+    once = found.model_copy(update={"requeues": 1, "num_servers": 1})
+    assert status_lines(once)[1] == "queued again: 1 time"
+    assert "1 rollout server," in status_lines(once)[2]
     assert status_lines(found) == [
         "run demo: train job 7, single: RUNNING on g[0-1] for 00:10:00",
         "queued again: 2 times",

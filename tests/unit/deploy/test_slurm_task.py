@@ -46,7 +46,9 @@ def server() -> Iterator[Server]:
 
 
 @contextmanager
-def rank(folder: Path, port: int, limit_s: int = 60) -> "Iterator[subprocess.Popen[str]]":
+def rank(
+    folder: Path, port: int, limit_s: int = 60, **more: str
+) -> "Iterator[subprocess.Popen[str]]":
     """Rank 1 of a node, whose server has the second port; `sgg-rl` leaves a file."""
     (folder / "slurm").mkdir()
     command = folder / "sgg-rl"
@@ -65,6 +67,7 @@ def rank(folder: Path, port: int, limit_s: int = 60) -> "Iterator[subprocess.Pop
         SLURM_PROCID="0",
         SLURM_NTASKS="2",
         SLURM_NTASKS_PER_NODE="2",
+        **more,
     )
     with (folder / "log").open("w") as log:
         task = ["bash", str(DEPLOY_FOLDER / "task.sh"), "trainer"]
@@ -85,13 +88,14 @@ def test_it_starts_when_the_server_has_loaded(
         assert not (tmp_path / "started").exists()
         server.reason = reason
         assert process.wait(30) == 0
-    assert (tmp_path / "started").read_text().startswith("train --config")
+    config = tmp_path / "config.toml"
+    assert (tmp_path / "started").read_text() == f"train --config {config} --resume\n"
 
 
 def test_a_server_that_never_comes_does_not_hold_it(tmp_path: Path) -> None:
-    with rank(tmp_path, free_port(), limit_s=1) as process:
+    with rank(tmp_path, free_port(), limit_s=1, SGG_JOB_ALLOW_CHANGES="1") as process:
         assert process.wait(30) == 0
-    assert (tmp_path / "started").exists()
+    assert (tmp_path / "started").read_text().endswith(" --resume --allow-changes\n")
     assert "starting without it" in (tmp_path / "log").read_text()
 
 

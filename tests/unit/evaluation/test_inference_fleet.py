@@ -260,8 +260,8 @@ async def test_servers_of_different_versions_or_models_are_refused(
             await fleet.meet(model="m/merged", one_version=False)
 
 
-async def test_a_wrong_token_is_said_at_once(servers: list[Scripted]) -> None:
+async def test_a_wrong_token_is_said_at_once_and_where_it_is_set(servers: list[Scripted]) -> None:
     servers[0].error = UnauthorizedError("no token")
     async with fleet_of(servers) as fleet:
-        with pytest.raises(UnauthorizedError):
+        with pytest.raises(UnauthorizedError, match=r"no token; this command.*SGG_DATA_TOKEN"):
             await fleet.meet(model="m")

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import io
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,18 +18,19 @@ from PIL import Image
 from evaluation.inference.answers import best_line
 from evaluation.inference.drawings import Drawings
 from evaluation.inference.fleet import Fleet
+from evaluation.inference.folder import inference
 from evaluation.inference.predict import (
     kept_lines,
     picture_dataset,
     picture_reader,
-    predict,
-    predict_into,
+    prediction,
 )
 from evaluation.inference.progress import Progress
 from evaluation.inference.prompts import rollout_request
 from evaluation.inference.record import kept_settings
 from evaluation.reading.lines import GraphLine, LineObject, LineRelationship
 from evaluation.report.predictions import write_predictions
+from launcher.inference import run_inference, run_prediction
 from rollout_service.fake.engine import FakeEngine
 from scene_graph.drawing.layout import LONGER_SIDE
 from services.errors import ConflictError, EngineError, TooLargeError
@@ -73,7 +75,7 @@ def plain(file: Path, seed: int = 0) -> Path:
 def answered_pictures(server: LiveServer, folder: Path, wanted: int) -> list[Path]:
     """Pictures of which the engine writes a graph: it fails at an eighth of all."""
     files = [plain(folder / f"{seed}.png", seed) for seed in range(2 * wanted)]
-    lines = predict(files, server.settings, [server.url])
+    lines, _ = predicted(server, folder / "looked", files)
     good = [file for file, line in zip(files, lines, strict=True) if line.status == "ok"]
     return good[:wanted]
 
@@ -84,12 +86,11 @@ def predicted(
     progress = Progress(total=len(pictures))
     reader = picture_reader({str(path): path for path in pictures})
     settings = changed(server, **evaluation)
-    with Drawings(folder / "drawings", reader) as drawings:
-        asyncio.run(
-            predict_into(
-                folder, settings, [server.url], picture_dataset(pictures), progress, drawings
-            )
-        )
+    with (
+        Drawings(folder / "drawings", reader) as drawings,
+        prediction(folder, picture_dataset(pictures), progress, drawings) as work,
+    ):
+        asyncio.run(work.ask(settings, [server.url]))
     return kept_lines(folder), progress
 
 
@@ -149,15 +150,105 @@ def test_drawings_of_pictures_with_one_name_stay_apart(server: LiveServer, tmp_p
     assert names(out) == ["cat-2.png", "cat.png"]
 
 
-def test_graphs_come_one_after_the_other(server: LiveServer, tmp_path: Path) -> None:
-    pictures = [*answered_pictures(server, tmp_path, 3), tmp_path / "missing.png"]
-    lines = list(predict(pictures, server.settings, [server.url]))
-    assert [line.image_id for line in lines] == list(map(str, pictures))
-    assert all(line.graph.objects for line in lines[:3])
-    assert (lines[3].status, lines[3].graph.objects) == ("unreadable", ())
-    other = server.settings.changed(model={"path": "other"})
-    with pytest.raises(ConflictError, match="the model other, which is not what is served"):
-        next(predict(pictures, other, [server.url]))
+def test_a_picture_that_has_changed_is_asked_about_and_drawn_again(
+    server: LiveServer, tmp_path: Path
+) -> None:
+    first, second, third, fourth = answered_pictures(server, tmp_path, 4)
+    out, drawing = tmp_path / "out", tmp_path / f"out/drawings/{second.stem}.png"
+    before, _ = predicted(server, out, [first, second, third])
+    old = drawing.read_bytes()
+    state = second.stat()
+    second.write_bytes(fourth.read_bytes())
+    os.utime(second, ns=(state.st_atime_ns, state.st_mtime_ns))
+    copied = first.read_bytes()
+    first.unlink()
+    first.write_bytes(copied)
+    third.unlink()
+    after, progress = predicted(server, out, [first, second, third])
+    assert [after[0], after[2]] == [before[0], before[2]]
+    assert progress.skipped == 2
+    (expected,), _ = predicted(server, tmp_path / "other", [fourth])
+    assert after[1].objects == expected.objects != before[1].objects
+    assert drawing.read_bytes() != old
+    other = (tmp_path / f"other/drawings/{fourth.stem}.png").read_bytes()
+    assert drawing.read_bytes() == other
+
+
+def test_the_page_and_drawings_show_no_graph_over_another_picture(
+    server: LiveServer, tmp_path: Path
+) -> None:
+    first, second = answered_pictures(server, tmp_path, 2)
+    out = tmp_path / "out"
+    predicted(server, out, [first, second])
+    (out / f"drawings/{second.stem}.png").unlink()
+    plain(second, 99)
+    lines, _ = predicted(server, out, [first])
+    assert names(out) == [f"{first.stem}.png"]
+    html = write_predictions(lines, out, picture_reader({}), {"model": "m"}).read_text()
+    block = re.search(r'id="browser-data">(.*?)</script>', html, re.DOTALL)
+    assert block
+    shown = [image["picture"] is not None for image in json.loads(block[1])["images"]]
+    assert sorted(shown) == [False, True]
+
+
+def test_an_inference_asks_again_about_a_picture_that_has_changed(
+    server: LiveServer, tmp_path: Path
+) -> None:
+    pictures = answered_pictures(server, tmp_path, 3)
+
+    def inferred(pictures: list[Path]) -> tuple[int, list[GraphLine]]:
+        progress = Progress(total=len(pictures))
+        with inference(tmp_path / "out", picture_dataset(pictures), progress) as work:
+            missing = work.num_missing
+            asyncio.run(work.ask(server.settings, [server.url]))
+        return missing, kept_lines(tmp_path / "out")
+
+    assert inferred(pictures)[0] == 3
+    _, before = inferred(pictures)
+    plain(pictures[1], 99)
+    missing, after = inferred(pictures)
+    assert missing == 1
+    assert [old == new for old, new in zip(before, after, strict=True)] == [True, False, True]
+    with pytest.raises(ConflictError, match=r"row 1 of pictures is image .*: give another"):
+        inferred(pictures[::-1])
+
+
+def test_it_is_known_without_a_server_what_is_missing_and_what_has_changed(
+    server: LiveServer, tmp_path: Path
+) -> None:
+    (picture,) = answered_pictures(server, tmp_path, 1)
+    predicted(server, tmp_path / "out", [picture])
+    progress = Progress(total=1)
+    with (
+        Drawings(tmp_path / "out/drawings", lambda _: None) as drawings,
+        prediction(tmp_path / "out", picture_dataset([picture]), progress, drawings) as work,
+    ):
+        assert (work.num_missing, progress.done) == (0, 1)
+        work.check_started(server.settings)
+        with pytest.raises(ConflictError, match=r"temperature = 0\.0, and now it is 0\.5"):
+            work.check_started(changed(server, temperature=0.5))
+        with pytest.raises(ConflictError, match='model = "none", and now it is "other"'):
+            work.check_started(server.settings.changed(model={"path": "other"}))
+
+
+def test_a_finished_folder_and_a_changed_setting_start_no_server(
+    server: LiveServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (picture,) = answered_pictures(server, tmp_path, 1)
+    out = tmp_path / "out"
+    predicted(server, out, [picture])
+    assert run_prediction(server.settings, [picture], out, own_server=True)
+    said = " ".join(capsys.readouterr().out.split())
+    assert f"1 picture: all are done, in {out}; nothing is asked again" in said
+    assert (out / "predictions.html").is_file()
+    with pytest.raises(ConflictError, match=r"temperature = 0\.0, and now it is 0\.5"):
+        run_prediction(changed(server, temperature=0.5), [picture], out, own_server=True)
+    assert run_inference(server.settings, [picture], out / "infer", limit=1, servers=[server.url])
+    capsys.readouterr()
+    done = run_inference(server.settings, [picture], out / "infer", own_server=True)
+    assert (done.done, done.skipped, done.images_per_s) == (1, 1, 0)
+    assert "1 image: all are done" in capsys.readouterr().out
+    assert not list(out.rglob("rollout*"))
 
 
 def test_the_best_of_several_has_a_graph_and_then_the_likeliest_tokens(
@@ -199,7 +290,7 @@ def test_the_largest_file_that_is_sent_as_it_is_is_answered(
     """A JPEG may have anything behind its end."""
     picture = encoded(Image.fromarray(noise(40, 60)), "JPEG")
     file = put(tmp_path / "a.jpg", picture + bytes(MAX_INLINE_BYTES - len(picture)))
-    (line,) = predict([file], server.settings, [server.url])
+    (line,), _ = predicted(server, tmp_path / "out", [file])
     assert line.problem is None
     assert line.num_tokens
 

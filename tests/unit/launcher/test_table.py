@@ -134,7 +134,9 @@ def test_a_demo_ends_with_what_improved_where_to_look_and_what_is_next() -> None
     better, look, following = closing_lines({"before": before, "after": after}, folder)
     assert better == "improved on held-out images: triplet recall 0.125 to 0.750"
     assert "runs/demo/report.html" in look
+    assert "sgg-rl predict PICTURES --model runs/demo" in following
     assert "sgg-rl demo --data" in following
+    assert len(following) <= 80
     worse = closing_lines({"before": after, "after": before}, folder)[0]
     assert worse == "improved on held-out images: nothing; train more steps"
 

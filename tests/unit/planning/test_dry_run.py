@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from planning.dry_run import dry_run
-from planning.estimate import estimate_memory
+from planning.estimate import estimate_memory, estimate_sft_memory
 from planning.shapes import KNOWN, model_shape
 from rollout_service.vllm.gpu_memory import server_memory
 from services.errors import SettingsError
@@ -111,9 +111,32 @@ def test_says_steps_and_memory_and_is_a_file_of_settings(tmp_path: Path) -> None
     settings = toy(tmp_path)
     text = dry_run(settings)
     assert "# steps: 10, 2.00 epochs of 40 images" in text
+    assert text.endswith("on 1 trainer GPU; 1 rollout server")
     assert "#   together" in text
     (tmp_path / "again.toml").write_text(text)
     assert load_settings(tmp_path / "again.toml", [], {}) == settings
+
+
+def test_of_sft_says_what_is_trained_on_what_and_its_memory(tmp_path: Path) -> None:
+    sft: dict[str, object] = {"batch_size": 16, "micro_batch_size": 4, "num_epochs": 2.0}
+    settings = toy(tmp_path, sft=sft, run={"root": str(tmp_path)}, algorithm={"beta": 0.1})
+    text = dry_run(settings, "sft")
+    shape = model_shape(settings.model.path)
+    assert f"; {shape.num_parameters / 1e6:.1f} million are trained\n" in text
+    assert "# steps: 6, 2.00 epochs of 40 answers\n" in text
+    assert "16 answers on 1 trainer GPUs, in 4 micro batches of 4 on each" in text
+    assert f"the graphs of {tmp_path}/toy/train.parquet, to be written to {tmp_path}/run/" in text
+    assert "reference model" not in text, "it is GRPO's"
+    (tmp_path / "again.toml").write_text(text)
+    assert load_settings(tmp_path / "again.toml", [], {}) == settings
+    half = estimate_sft_memory(settings.changed(sft={"micro_batch_size": 2}), shape)
+    whole = estimate_sft_memory(settings, shape)
+    assert whole["attention mask"] == 2 * half["attention mask"]
+    assert whole["weights"] == half["weights"] == estimate_memory(settings, shape)["weights"]
+    with pytest.raises(
+        SettingsError, match=r"cluster.gpu_memory_gib .* lower sft.micro_batch_size"
+    ):
+        dry_run(settings.changed(cluster={"gpu_memory_gib": 0.5}), "sft")
 
 
 @pytest.mark.parametrize(

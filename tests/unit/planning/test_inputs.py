@@ -256,6 +256,18 @@ def test_all_refuse_the_same_in_the_same_words(folder: Path, spoil: Break, said:
     assert not (folder / "runs" / "run").exists(), "nothing was begun"
 
 
+@pytest.mark.parametrize("start", [trainer_process.train, trainer_process.sft])
+def test_checkpoints_of_the_name_are_refused_before_anything_is_loaded(
+    folder: Path, start: Callable[..., None]
+) -> None:
+    wanted = settings(folder)
+    name = "step-000004" if start is trainer_process.train else "checkpoint-4"
+    (wanted.run.files.checkpoints / name).mkdir(parents=True)
+    with pytest.raises(SettingsError, match=r"checkpoints has checkpoints .* add --resume"):
+        start(wanted, resume=False, allow_changes=False)
+    assert [path.name for path in wanted.run.folder.iterdir()] == ["checkpoints"]
+
+
 def test_what_is_whole_passes_and_says_what_was_seen(folder: Path) -> None:
     found = {f.name: (f.state, f.detail) for f in input_checks(settings(folder))}
     assert {state for state, _ in found.values()} == {"ok"}

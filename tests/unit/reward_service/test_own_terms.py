@@ -1,17 +1,24 @@
 """Terms that a user writes: loaded by place, scored beside ours, refused in one line."""
 
+import re
+import shutil
+import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from planning.preflight.inputs import _check_rubric
 from reward_service import own_terms, terms
 from reward_service.own_terms import load_own_terms
 from reward_service.scoring import make_scorer
 from reward_service.service.catalogue import EXAMPLE
 from services.errors import InvalidInputError, SettingsError
 from services.schemas.rewards import RewardGroup
+from services.settings import Settings
+from trainer.checkpoints.inputs import _term
 
 CODE = '''
 def polite(predicted, reference):
@@ -54,16 +61,19 @@ def file(tmp_path: Path) -> Iterator[Path]:
     """A user's file; what is loaded of it is forgotten at the end."""
     path = tmp_path / "my_rewards.py"
     path.write_text(CODE)
-    before = dict(terms._TERMS)
+    before, places = dict(terms._TERMS), list(sys.path)
     yield path
     forget(before)
+    sys.path[:] = places
 
 
 def forget(before: dict[str, terms.Term]) -> None:
     terms._TERMS.clear()
     terms._TERMS.update(before)
-    own_terms._load.cache_clear()
-    own_terms._module.cache_clear()
+    own_terms._list.cache_clear()
+    own_terms._module_of_file.cache_clear()
+    for name in ("helper", "tools", "tools.deep"):
+        sys.modules.pop(name, None)
 
 
 def group(*completions: str) -> RewardGroup:
@@ -115,6 +125,85 @@ def test_other_code_is_another_version_of_the_rubric(file: Path) -> None:
         versions.append(make_scorer(rubric("polite")).rubric_version)
         forget(before)
     assert versions[0] == versions[1] != versions[2]
+
+
+def write_helpers(folder: Path, value: float) -> None:
+    """`my_rewards.py` uses two files and a package beside it, one of them when it is called."""
+    files = {
+        "my_rewards.py": "from tools import deep\ndef mine(p, r):\n"
+        "    import helper\n    return helper.SHARE * deep.VALUE\n",
+        "helper.py": "SHARE = 0.5\n",
+        "tools/__init__.py": "",
+        "tools/deep.py": "from .leaf import VALUE\n",
+        "tools/leaf.py": f"VALUE = {value}\n",
+        "pictures.py": "raise SystemExit('nobody imports this')\n",
+    }
+    (folder / "tools").mkdir(exist_ok=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+
+
+def test_what_a_file_imports_from_its_folder_is_a_part_of_it(file: Path) -> None:
+    before, versions = dict(terms._TERMS), []
+    for value in (0.5, 0.5, 0.25):
+        write_helpers(file.parent, value)
+        load_own_terms([f"{file}:mine"])
+        scorer = make_scorer(rubric("mine"))
+        (scored,) = scorer.score([group(DOG)])
+        assert scored.rewards[0].breakdown["mine"] == value / 2
+        versions.append(scorer.rubric_version)
+        forget(before)
+        sys.modules.pop("tools.leaf")
+        # As another process: two writes within a second would leave Python's own cache as it is.
+        shutil.rmtree(file.parent / "tools/__pycache__", ignore_errors=True)
+    assert versions[0] == versions[1] != versions[2]
+
+
+def test_a_change_of_a_helper_is_seen_by_a_resume_and_one_of_another_file_is_not(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(file.parent)
+    write_helpers(file.parent, 0.5)
+    place, code = _term("my_rewards.py:mine")
+    assert place == "reward.terms mine"
+    (file.parent / "pictures.py").write_text("other = 1")
+    assert _term("./my_rewards.py:mine") == _term(f"{file}:mine") == (place, code)
+    (file.parent / "tools/leaf.py").write_text("VALUE = 0.75\n")
+    assert _term("my_rewards.py:mine")[1] != code
+    assert _term("installed.terms:mine")[1] == "installed.terms"
+
+
+def test_a_helper_that_another_module_hides_is_refused(file: Path) -> None:
+    file.write_text("import calendar\ndef mine(p, r):\n    return 1\n")
+    (file.parent / "calendar.py").write_text("")
+    with pytest.raises(SettingsError, match=r"import calendar gives /.*: give that another name"):
+        load_own_terms([f"{file}:mine"])
+
+
+def test_one_function_is_one_term_however_its_place_is_written(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(file.parent)
+    load_own_terms(["my_rewards.py:polite", "./my_rewards.py:polite", f"{file}:polite"])
+    (file.parent / "other.py").write_text(CODE)
+    with pytest.raises(SettingsError, match=r"other.py:polite: there is a term 'polite' already"):
+        load_own_terms(["other.py:polite"])
+
+
+def test_a_term_that_the_rubric_does_not_weigh_is_refused_with_the_line_to_write(
+    file: Path,
+) -> None:
+    places = [f"{file}:polite", f"{file}:width"]
+    settings = Settings.model_validate(
+        {"model": {"path": "m"}, "data": {"train": "d"}, "reward": {"terms": places}}
+    )
+    with pytest.raises(SettingsError) as refused:
+        _check_rubric(settings)
+    assert "'balanced' gives polite, width no weight" in refused.value.message
+    written = re.search(r"terms = (\{.*\})", refused.value.message)
+    assert written is not None
+    weighed = {"terms": tomllib.loads(f"terms = {written[1]}")["terms"]}
+    _check_rubric(settings.changed(reward={"rubric": weighed}))
 
 
 @pytest.mark.parametrize(

@@ -147,7 +147,7 @@ def test_inspection_and_conversion_count_what_servers_refuse(tmp_path: Path) -> 
     refused = {
         "image is too large": png_header(20_000, 10_000),
         "image is too narrow": encoded(Image.new("RGB", (2100, 10))),
-        "not an image of the formats PNG, JPEG, WEBP, BMP, GIF": encoded(
+        "not an image of the formats PNG, JPEG, WEBP, BMP, GIF, AVIF, HEIF": encoded(
             Image.new("RGB", (60, 40)), "TIFF"
         ),
         "image is damaged": encoded(Image.fromarray(noise(40, 60)))[:-2000],

@@ -39,6 +39,20 @@ def test_files_folders_lists_and_patterns_name_pictures_once_each(photos: Path) 
     assert find_pictures(["odd[1].png"]) == [Path("odd[1].png")]
 
 
+def test_a_link_to_a_file_that_is_gone_is_named(photos: Path) -> None:
+    (photos / "link.jpg").symlink_to("gone.jpg")
+    (photos / "loop.png").symlink_to("loop.png")
+    (photos / "folder.png").symlink_to("in")
+    found = {path.name for path in find_pictures(["photos"])}
+    assert {"link.jpg", "loop.png"} <= found
+    assert "folder.png" not in found
+    assert find_pictures(["photos/l*.jpg"]) == [photos / "link.jpg"]
+    dataset = open_dataset("photos", annotated=False)
+    index = [dataset.image_id(i) for i in range(len(dataset))].index("photos/link.jpg")
+    with pytest.raises(InvalidInputError, match=r"link\.jpg: image cannot be read: No such file"):
+        dataset[index]
+
+
 @pytest.mark.parametrize(
     ("name", "said"),
     [

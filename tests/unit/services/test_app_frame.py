@@ -251,7 +251,10 @@ def test_an_error_crosses_the_wire_as_itself(cls: type[errors.SggError]) -> None
 def test_answers_of_strangers_become_errors(
     status: int, text: str, cls: type[errors.SggError]
 ) -> None:
-    assert type(error_from_problem(status, text, asked="")) is cls
+    error = error_from_problem(status, text, asked="GET http://host/v1/policy")
+    assert type(error) is cls
+    assert error.message.startswith(f"GET http://host/v1/policy answered HTTP {status}")
+    assert ("is it the address of that service?" in error.message) == (status in (404, 405))
 
 
 def test_json_is_refused_for_its_shape() -> None:

@@ -154,6 +154,33 @@ def test_plain_pictures_keep_their_pixels(kind: str) -> None:
     assert kind == "JPEG" or np.array_equal(pixels(data), UPRIGHT)
 
 
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+@pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
+def test_the_photos_of_phones_are_upright(kind: str, orientation: int) -> None:
+    """Their container turns them, and their EXIF says so once more."""
+    smooth = Image.fromarray(UPRIGHT).resize((70, 90))
+    lying = Image.fromarray(stored(np.asarray(smooth), orientation))
+    data = encoded(lying, kind, quality=95, exif=exif(orientation))
+    picture, header = decode_image(data), image_header(data)
+    assert (picture.mode, picture.size, header.size) == ("RGB", (70, 90), (70, 90))
+    assert is_plain(picture)
+    assert np.abs(np.asarray(picture).astype(int) - smooth).max() <= 40
+
+
+@pytest.mark.parametrize("kind", ["AVIF", "HEIF"])
+def test_photos_of_phones_are_known_by_their_content(kind: str) -> None:
+    """`mif1` is what both are: the brands after it say which."""
+    data = encoded(Image.new("RGBA", (64, 64), (200, 0, 0, 0)), kind, quality=95)
+    generic = data[:8] + b"mif1" + data[12:]
+    for photo in (data, generic):
+        assert np.abs(pixels(photo).astype(int) - 255).max() <= 2
+    sizes = data.replace(struct.pack(">II", 64, 64), struct.pack(">II", 20_000, 20_000))
+    assert sizes != data
+    for read in (decode_image, image_header):
+        with pytest.raises((InvalidInputError, TooLargeError)):
+            read(sizes)
+
+
 def test_of_an_animation_the_first_frame() -> None:
     frames = [Image.new("RGB", (8, 6), colour) for colour in ("red", "lime")]
     for kind in ("GIF", "PNG", "WEBP"):
@@ -182,10 +209,12 @@ FILES = {
     **{kind: tagged(noise(32, 32), 6, kind) for kind in ("PNG", "JPEG", "WEBP")},
     "GIF": encoded(Image.fromarray(noise(32, 32)), "GIF"),
     "BMP": encoded(Image.fromarray(noise(32, 32)), "BMP"),
+    "AVIF": encoded(Image.fromarray(noise(32, 32)), "AVIF", exif=exif(6)),
+    "HEIF": encoded(Image.fromarray(noise(32, 32)), "HEIF", exif=exif(6)),
 }
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "AVIF", "HEIF"])
 def test_every_cut_of_an_image_decodes_or_is_invalid(kind: str) -> None:
     data, outcomes = FILES[kind], set()
     for end in range(1, len(data), max(1, len(data) // 50)):

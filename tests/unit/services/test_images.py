@@ -71,7 +71,11 @@ def test_data_uris_and_bare_base64(picture: Image.Image) -> None:
     data = encoded(picture)
     text = base64.b64encode(data).decode()
     assert image_from_data_uri(text) == data
-    assert image_from_data_uri(f"data:image/png;base64,{text}") == data
+    for head in ("data:image/png;base64", "DATA:IMAGE/PNG;BASE64", "data:image/heic;x=y;base64"):
+        assert image_from_data_uri(f"{head},{text}") == data
+    broken = base64.encodebytes(data).decode().replace("\n", "\r\n")
+    assert "\r\n" in broken
+    assert image_from_data_uri(broken) == data
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def test_line_breaks_and_letters_of_any_script_stay() -> None:
 def test_every_error_of_the_project_is_printable() -> None:
     assert EngineError(EVIL).message == str(EngineError(EVIL)) == SHOWN
     told = error_from_problem(500, '{"detail": "a\\u001b[2J"}', asked="GET x")
-    assert told.message == r"a\x1b[2J"
+    assert told.message == r"GET x answered HTTP 500: a\x1b[2J"
     assert (
         error_from_problem(502, EVIL, asked="GET x").message == f"GET x answered HTTP 502: {SHOWN}"
     )

@@ -1,10 +1,11 @@
 import asyncio
 import math
+from itertools import islice
 
 import pytest
 
-from services.errors import ConflictError, UnavailableError, WaitTimeoutError
-from services.waiting import WaitNotice, racing, until_available
+from services.errors import ConflictError, EngineError, UnavailableError, WaitTimeoutError
+from services.waiting import Patience, WaitNotice, growing_pauses, racing, until_available
 
 
 async def test_repeats_until_it_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,6 +30,26 @@ async def test_gives_up_with_the_service_s_message(monkeypatch: pytest.MonkeyPat
 
     with pytest.raises(WaitTimeoutError, match="Redis is away"):
         await until_available(work, timeout_s=0.05)
+
+
+async def test_patience_begins_anew_after_a_success(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("services.waiting.PAUSE_S", 0.0)
+    patience = Patience(0.0, "nothing was scored for")
+    for error in (UnavailableError("slow"), EngineError("full"), UnavailableError("full")):
+        await patience.endure(error)  # the second one in a row would be too late
+        assert patience.trouble == error.message
+        patience.succeeded()
+        assert patience.trouble == ""
+    assert caplog.messages == ["slow; trying again", "full; trying again"]
+    await patience.endure(UnavailableError("full"))
+    with pytest.raises(WaitTimeoutError, match="nothing was scored for 0 s: gone"):
+        await patience.endure(UnavailableError("gone"))
+
+
+def test_pauses_grow_to_the_longest() -> None:
+    assert list(islice(growing_pauses(0.5, 3.0), 5)) == [0.5, 1.0, 2.0, 3.0, 3.0]
 
 
 async def test_other_errors_are_not_waited_for() -> None:

@@ -90,6 +90,14 @@ def test_the_newest_is_resumed_and_older_ones_go(store: CheckpointStore, guard: 
     assert names(store) == ["step-000004", "step-000006"]
 
 
+def test_what_an_earlier_release_wrote_is_read() -> None:
+    """Its order of the data had an instruction."""
+    text = TrainerState(step=3, data_order=ORDER).model_dump_json()
+    earlier = text.replace('"group_size":4', '"group_size":4,"instruction":null')
+    assert earlier != text
+    assert TrainerState.model_validate_json(earlier).data_order == ORDER
+
+
 def test_nothing_to_resume_is_step_0(
     store: CheckpointStore, guard: WriteGuard, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -268,6 +276,9 @@ def test_other_inputs_want_a_flag(
         tree = {"model": {"path": "none"}, "data": data, **changes}
         return grpo_inputs(Settings.model_validate(tree), open_dataset(data["train"]))
 
+    frozen = inputs(trainer={"freeze_vision_tower": True})
+    assert frozen.keys() - inputs().keys() == inputs(lora={"rank": 4}).keys() - inputs().keys()
+    assert [*frozen.values()].count("none") == 1, "a checkpoint lacks the model's frozen part"
     with_terms = inputs(reward=terms)
     term.write_text("def polite(predicted, reference): return 0")
     assert inputs(reward=terms) != with_terms

@@ -23,7 +23,6 @@ from services.settings.checks import num_micro_batches
 from tests.tagged_pictures import encoded, noise, png_header, tagged, with_chunk
 from trainer.batches.images import ImageCheck
 from trainer.policy.model import load_processor
-from trainer.sft.arguments import sft_total_steps
 from trainer.sft.rows import IGNORED, AnswerCollator, AnswerRows
 
 
@@ -208,8 +207,8 @@ def test_the_picture_is_upright(settings: Settings, tmp_path: Path) -> None:
 @pytest.mark.parametrize(("epochs", "batch", "steps"), [(1, 4, 3), (1, 8, 2), (1.5, 8, 3)])
 def test_steps_of_a_run(settings: Settings, epochs: float, batch: int, steps: int) -> None:
     run = _changed(settings, sft={"batch_size": batch, "micro_batch_size": 2, "num_epochs": epochs})
-    assert sft_total_steps(run, 12) == steps
-    assert sft_total_steps(_changed(run, sft={"num_steps": 7}), 12) == 7
+    assert run.sft.total_steps(12) == steps
+    assert _changed(run, sft={"num_steps": 7}).sft.total_steps(12) == 7
 
 
 def test_a_step_makes_as_many_micro_batches_on_every_rank(settings: Settings) -> None:
