@@ -48,7 +48,8 @@ def remarks(page: IndexPage) -> Iterator[str]:
     if page.cursor:
         yield f"more with --after={page.cursor}"
     if page.passed_over:
-        yield f"{counted(page.passed_over, 'line')} of the index passed over: half written, damaged, or of a later release"
+        lines = counted(page.passed_over, "line")
+        yield f"{lines} of the index passed over: half written, damaged, or of a later release"
 
 
 def group_view(record: RolloutRecord, *, whole: bool) -> Group:
