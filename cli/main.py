@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cli.commands.look.console import console
 from cli.commands.look.rollouts import rollouts
 from cli.commands.look.status import dead_app, status
 from cli.commands.prepare.data import data_app, model_app
@@ -53,7 +54,7 @@ for _group, _name, _panel in (
 _COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     _TRAIN: (demo, run, train, sft, reproduce),
     _USE: (predict, infer, evaluate, score),
-    _LOOK: (status, rollouts),
+    _LOOK: (console, status, rollouts),
     _BEFORE: (init, doctor, plan),
 }
 for _panel, _commands in _COMMANDS.items():

@@ -10,6 +10,8 @@ import argparse
 import json
 import shlex
 import sys
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 from services.errors import SettingsError, SggError
@@ -58,10 +60,20 @@ def main() -> None:
     """Make the secrets, and resolve the run."""
     try:
         ensure_secrets(_FOLDER)
-        sys.stdout.write(f"sgg-rl: {resolve_run(_FOLDER)}\n")
+        resolved = resolve_run(_FOLDER)
+        for line in (*_console_lines(_FOLDER / "run.toml"), resolved):
+            sys.stdout.write(f"sgg-rl: {line}\n")
     except SggError as error:
         sys.stderr.write(f"sgg-rl: {error.message}\n")
         sys.exit(error.exit_code)
+
+
+def _console_lines(run: Path) -> Iterator[str]:
+    if tomllib.loads(run.read_text())["monitor"]["console"]:
+        yield (
+            f"watch it at http://127.0.0.1:{environment_value('MONITOR_PORT') or 8400}, with the "
+            "token that `docker compose exec monitor cat /secrets/data_token` prints"
+        )
 
 
 def _settings(name: str, knobs: dict[str, str]) -> str:

@@ -122,7 +122,9 @@ class _Run:
             started = time.monotonic()
             names = [part.name for part in (parts.redis, *parts.services)]
             self.say(f"starting {', '.join(names)}")
-            supervisor.start(parts.redis)  # the last to stop
+            if parts.monitor is not None:  # the last to stop: somebody may be looking
+                supervisor.start(parts.monitor)
+            supervisor.start(parts.redis)
             supervisor.start(*parts.services)
             supervisor.wait_ready(*names, tick=table.update)
             self.say(f"ready after {time.monotonic() - started:.0f} s")
@@ -157,6 +159,8 @@ class _Run:
             self.console.print(summary_table(heldout_summary(self.folder)))
         for file in (*written_results(self.folder), self.folder.checkpoint):
             self.say(f"wrote {file}")
+        if self.settings.monitor.console:
+            self.say(f"the console ends with the run; again: sgg-rl console {self.folder.path}")
         if self.evaluates:
             self.say("\n".join(["", *closing_lines(heldout_summary(self.folder), self.folder)]))
 

@@ -61,6 +61,8 @@ class Part:
     """What it gets to end in, once it has served: between SIGTERM and SIGKILL."""
     environment: Mapping[str, str] = field(default_factory=dict)
     """Set in addition to this process's own."""
+    is_spare: bool = False
+    """Whether the run goes on without it, once its restarts are over."""
 
 
 @dataclass(slots=True)
@@ -270,6 +272,9 @@ class Supervisor:
             child.restarts += 1
             self._say(f"{part.name} {_how(code)}; restart {child.restarts} of {part.max_restarts}")
             child.enter("waiting")
+        elif part.is_spare:
+            self._say(f"{part.name} {_how(code)}; the run goes on without it")
+            child.enter("stopped")
         else:
             times = f" after {child.restarts} restarts" if child.restarts else ""
             raise PartDiedError(f"{part.name} {_how(code)}{times}{self._tail(child)}")

@@ -37,6 +37,8 @@ class RunParts:
     services: list[Part]
     """The reward service and the rollout servers."""
     trainer: Part
+    monitor: Part | None = None
+    """It serves the console; None where the settings turn that off."""
 
 
 def run_parts(
@@ -64,7 +66,15 @@ def run_parts(
         for name, url, gpus in zip(server_names(urls), urls, placement.servers, strict=True)
     ]
     reward = service_part("reward", settings.reward.url, config)
+    monitor = Part(
+        name="monitor",
+        command=sgg_rl("serve monitor", config),
+        max_restarts=MAX_RESTARTS,
+        environment=no_gpu,
+        is_spare=True,
+    )
     return RunParts(
+        monitor=monitor if settings.monitor.console else None,
         redis=Part(
             name="redis",
             command=sgg_rl("serve redis", config),
@@ -149,7 +159,7 @@ def with_free_ports(settings: Settings, ports: ReservedPorts) -> Settings:
             parts are started one by one.
     """
     own_address(settings.redis.url)
-    for name in ("redis", "reward", "rollout"):
+    for name in ("redis", "reward", "rollout", *(["monitor"] * settings.monitor.console)):
         url = _on_free_port(name, getattr(settings, name).url, ports)
         settings = settings.changed(**{name: {"url": url}})
     return settings

@@ -7,7 +7,7 @@ read every `READ_EVERY_S`; a scrape waits for neither.
 import asyncio
 import errno
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from fastapi import FastAPI
@@ -34,17 +34,29 @@ class Monitor:
     """One run's monitor.
 
     Example: `Monitor(settings).app` is what uvicorn serves.
+
+    Args:
+        settings: The run's.
+        body_limit_bytes: Of requests to pages that are served beside its own routes.
+        admin_paths: Of those pages, what asks for the admin token.
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        body_limit_bytes: int = 1024,
+        admin_paths: Sequence[str] = (),
+    ) -> None:
         self.app = http.create_app(
             title="monitor",
             readiness=lambda: None,  # it tells what is missing, so it can always serve
-            body_limit_bytes=1024,
+            body_limit_bytes=body_limit_bytes,
             url=settings.monitor.url,
             description="A whole run's numbers and addresses, for Prometheus. It only reads.",
             tags={"run": "Where the run's services are."},
             data_token=settings.data_token,
+            admin_token=settings.admin_token if admin_paths else None,
+            admin_paths=admin_paths,
             lifespan=self._lifespan,
         )
         self._settings = settings
@@ -123,8 +135,3 @@ class Monitor:
         if trouble and trouble != self._trouble.get(what):
             logger.warning("%s", trouble)
         self._trouble[what] = trouble
-
-
-def serve(settings: Settings) -> None:
-    """Serve at `[monitor] url` until a signal; `services.http.app.serve` says what it raises."""
-    http.serve(Monitor(settings).app, settings.monitor.url)

@@ -7,8 +7,17 @@ from types import TracebackType
 
 _OWN = frozenset(
     {
-        *("cli", "compat", "deploy", "evaluation", "launcher", "monitor_service", "planning"),
-        *("reward_service", "rollout_service", "scene_data", "scene_graph", "services"),
+        *(
+            "cli",
+            "compat",
+            "console",
+            "deploy",
+            "evaluation",
+            "launcher",
+            "monitor_service",
+            "planning",
+        ),
+        *("planning", "reward_service", "rollout_service", "scene_data", "scene_graph", "services"),
         *("trainer", "weight_sync", "__main__"),
     }
 )

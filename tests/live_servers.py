@@ -92,6 +92,7 @@ def serving(
 def served(app: FastAPI, url: str) -> Iterator[None]:
     """An app at its address, in a thread of this process."""
     http = uvicorn.Server(service.server_config(app))
+    app.state.is_stopping = lambda: http.should_exit
     listener = service.bind(app, url)
     thread = threading.Thread(target=http.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()

@@ -10,6 +10,7 @@ from deploy.slurm.layout import Job, Layout, job_layout
 from deploy.slurm.site import DEPLOY_FOLDER, Site, load_site
 from services.errors import SettingsError
 from services.host.addresses import host_and_port
+from services.run_folder import RunFolder
 from services.settings import Settings
 
 
@@ -56,13 +57,16 @@ def _common(settings: Settings, site: Site, layout: Layout) -> dict[str, Any]:
         name: host_and_port(getattr(settings, name).url.replace("redis://", "http://"))[1]
         for name in ("redis", "reward", "rollout", "monitor")
     }
+    folder = settings.run.folder.absolute()
     return {
+        "console": settings.monitor.console,
+        "token_file": settings.security.data_token_file or RunFolder(folder).secrets / "data_token",
         "site": site,
         "deploy": settings.deploy,
         "layout": layout,
         "name": settings.run.name,
         "workdir": Path.cwd(),
-        "folder": settings.run.folder.absolute(),
+        "folder": folder,
         "cpus": site.cpus_per_gpu,
         "reward_cpus": min(settings.reward.workers, site.cpus_per_gpu),
         "ports": ports,

@@ -39,6 +39,7 @@ def plan_lines(
     ]
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
     return [
+        *_console_lines(settings),
         f"run {settings.run.name}: {counted(num_steps, 'step')} of {settings.model.name}",
         f"folder {settings.run.folder}, logs in {settings.run.files.logs}",
         *(f"  {a:{widths[0]}}  {b:{widths[1]}}  {c}".rstrip() for a, b, c in rows),
@@ -72,6 +73,11 @@ def closing_lines(evaluations: dict[str, dict[str, Any]], files: RunFolder) -> l
         f"look: open {files.report} in a browser, pictures before and after",
         f"next: `sgg-rl predict PICTURES --model {files.path}`, or `sgg-rl demo --data DATA`",
     ]
+
+
+def _console_lines(settings: Settings) -> Iterator[str]:
+    if settings.monitor.console:
+        yield f"watch it at {settings.monitor.url}/runs/{settings.run.name}"
 
 
 def _gpu_lines(settings: Settings, placement: Placement) -> Iterator[str]:

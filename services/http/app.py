@@ -123,6 +123,7 @@ def create_app(
         {"SGG_ADMIN_TOKEN": admin_token} if admin_paths else {}
     )
     app.state.weak_tokens = [name for name, token in needed.items() if not token or is_weak(token)]
+    app.state.is_stopping = lambda: False  # what streams for as long as it is read asks this
     add_problem_handlers(app)
     _add_health(app, readiness)
     _add_pages(app, tokens)
@@ -189,6 +190,7 @@ def serve(app: FastAPI, url: str) -> None:
         host, port = listener.getsockname()[:2]
         logger.info("%s listens on http://%s:%d", app.title, host, port)
         server = uvicorn.Server(server_config(app))
+        app.state.is_stopping = lambda: server.should_exit
         if threading.current_thread() is threading.main_thread():
             # uvicorn raises the signal again once it has drained: then SIGTERM must end us with 0.
             signal.signal(signal.SIGTERM, lambda *_: None)

@@ -108,9 +108,17 @@ class TableFollower(Generic[AnyRow]):
         self._tail_bytes = tail_bytes
         self._inode = -1
         self._offset = 0
+        self.num_unreadable = 0
+        """Lines that were passed over, of the file as it is now."""
+        self.is_behind = False
+        """Whether `at_most` ended the last read before the file's end."""
 
-    def read(self) -> NewRows[AnyRow]:
+    def read(self, at_most: int | None = None) -> NewRows[AnyRow]:
         """The rows since the last call. A line that is not a JSON object is passed over.
+
+        Args:
+            at_most: Bytes, for a reader that has not the memory for all rows at once: while
+                `is_behind`, another call goes on. None reads all that is new.
 
         Raises:
             OSError: The file is there and cannot be read.
@@ -118,7 +126,7 @@ class TableFollower(Generic[AnyRow]):
         try:
             stream = self._file.open("rb")
         except FileNotFoundError:
-            self._offset = 0
+            self._offset, self.is_behind = 0, False
             return NewRows([], cut=self._is_other_file(-1))
         with stream:
             status = os.fstat(stream.fileno())
@@ -126,11 +134,18 @@ class TableFollower(Generic[AnyRow]):
             if cut:  # in the middle of a line, the rest of that line is not JSON
                 tail_bytes = status.st_size if self._tail_bytes is None else self._tail_bytes
                 self._offset = max(0, status.st_size - tail_bytes)
+                self.num_unreadable = 0
             stream.seek(self._offset)
+            read = stream.read(at_most)
+            if at_most is not None and b"\n" not in read:
+                read += stream.readline()
             # The last line may be half written: a later call reads it whole.
-            whole = stream.read().rpartition(b"\n")[0]
+            whole = read.rpartition(b"\n")[0]
         self._offset += len(whole) + bool(whole)
-        return NewRows([row for line in whole.splitlines() if (row := _row(line)) is not None], cut)
+        self.is_behind = bool(whole) and at_most is not None and len(read) >= at_most
+        rows = [_row(line) for line in whole.splitlines()]
+        self.num_unreadable += rows.count(None)
+        return NewRows([row for row in rows if row is not None], cut)
 
     def _is_other_file(self, inode: int) -> bool:
         """Whether it is another file than at the last read; a resume replaces the file."""

@@ -88,6 +88,9 @@ class MonitorSettings(Section):
 
     url: str = "http://127.0.0.1:8400"
     """Where it listens, and how others reach it."""
+    console: bool = True
+    """Serve the console's pages there too, and start the monitor with `sgg-rl run` and `demo`:
+    `docs/console.md`."""
 
 
 class WeightSettings(Section):

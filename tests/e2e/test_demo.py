@@ -37,7 +37,9 @@ def test_demo_leaves_everything_it_promises(tmp_path: Path) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr + done.stdout
+    assert done.stdout.startswith("watch it at http://127.0.0.1:"), "the console, first thing"
     run = tmp_path / "runs" / "demo"
+    assert "monitor listens on" in (run / "logs/monitor.log").read_text()
     ledger = [json.loads(line) for line in (run / "ledger.jsonl").read_text().splitlines()]
     assert [row["step"] for row in ledger] == [0, 1]
     assert len({name for row in ledger for name in row["group_ids"]}) == 8

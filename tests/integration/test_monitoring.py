@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,20 @@ async def update_and_ask_for_nonsense(settings: Settings, keys: RunKeys, shm: Sh
     queue = RedisQueue(redis, keys)
     await queue.enqueue("prompts/0", "no group", b"{}")
     await redis.aclose()
+
+
+def test_the_console_is_beside_the_numbers(live_run: LiveRun) -> None:
+    run = f"{live_run.monitor}/runs/{live_run.settings.run.name}"
+    page = httpx.get(run, trust_env=False)
+    assert page.status_code == 200
+    assert "step 2 of 9" in page.text
+    with httpx.stream("GET", f"{run}/servers/events", trust_env=False, timeout=30) as events:
+        lines = events.iter_lines()
+        assert next(lines) == "event: servers"
+        told = "".join(line for line in takewhile(bool, lines))
+    server = httpx.get(f"{live_run.settings.rollout.url}/v1/policy", trust_env=False).json()
+    assert server["server_id"] in told
+    assert "rollouts, groups waiting" in told
 
 
 def expressions() -> dict[str, str]:

@@ -71,16 +71,15 @@ def rollout(
 def monitor(
     config: Config = None, set_: Overrides = None, host: Host = None, port: Port = None
 ) -> None:
-    """Metrics of the whole run, and its addresses, for Prometheus.
+    """Metrics of the whole run for Prometheus, and the console for people.
 
     Example: sgg-rl serve monitor --config run.toml
     """
-    from monitor_service.app import serve
     from services.telemetry import setup_logging
 
     settings = service_settings(config, set_, monitor=(host, port))
     setup_logging("monitor")
-    serve(settings)
+    serve_monitor(settings)
 
 
 def serve_redis(settings: "Settings") -> None:
@@ -95,6 +94,22 @@ def serve_redis(settings: "Settings") -> None:
     check_run_folder(folder)
     command = redis_server_command(folder, port, addresses=addresses, password=password)
     os.execv(command[0], command)
+
+
+def serve_monitor(settings: "Settings") -> None:
+    """Serve the run's numbers, and the pages of all runs beside it unless it is told not to."""
+    from monitor_service.app import Monitor
+    from services.http.app import serve
+
+    if not settings.monitor.console:
+        serve(Monitor(settings).app, settings.monitor.url)
+        return
+    from console.app import BODY_LIMIT_BYTES, add_console, admin_paths
+
+    paths = admin_paths(settings.data_token, settings.admin_token)
+    app = Monitor(settings, BODY_LIMIT_BYTES, paths).app
+    add_console(app, settings.run.root, settings, changes=bool(paths))
+    serve(app, settings.monitor.url)
 
 
 def serve_rollout(settings: "Settings") -> None:

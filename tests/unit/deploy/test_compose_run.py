@@ -95,7 +95,7 @@ def test_arguments_go_over_the_environment_of_the_compose_file(
     assert up(ARGS="--set weights.transport=http").weights.transport == "http"
 
 
-def test_prepare_says_in_one_line_which_run_it_is(
+def test_prepare_says_where_to_watch_and_in_one_line_which_run_it_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "secrets"
@@ -106,13 +106,21 @@ def test_prepare_says_in_one_line_which_run_it_is(
     monkeypatch.setenv("ARGS", f"{STEPS}3")
     main()
     monkeypatch.setenv("RUN_NAME", "")
+    monkeypatch.setenv("MONITOR_PORT", "8999")
     main()
     words = f"run second (RUN_NAME=second ARGS='{STEPS}3'); for another one: RUN_NAME=other "
-    assert capsys.readouterr().out == "".join(
-        f"sgg-rl: {verb} {words}docker compose up -d\n" for verb in ("begins", "goes on with")
-    )
+    said = capsys.readouterr().out.splitlines()
+    assert said[1::2] == [
+        f"sgg-rl: {verb} {words}docker compose up -d" for verb in ("begins", "goes on with")
+    ]
+    assert [line.partition(",")[0] for line in said[::2]] == [
+        f"sgg-rl: watch it at http://127.0.0.1:{port}" for port in (8400, 8999)
+    ]
     assert {"data_token", "run.toml"} <= {file.name for file in folder.iterdir()}
     assert json.loads((folder / "runs.json").read_text()) == {"second": {"ARGS": f"{STEPS}3"}}
+    monkeypatch.setenv("ARGS", "--set monitor.console=false")
+    main()
+    assert "watch" not in capsys.readouterr().out
     monkeypatch.setenv("CONFIG", "nowhere.toml")
     with pytest.raises(SystemExit) as ended:
         main()

@@ -128,7 +128,8 @@ def test_the_plan_says_where_everything_is(gpus: list[Gpu]) -> None:
     with ReservedPorts() as ports:
         urls = server_urls(wanted, ports)
     lines = plan_lines(wanted, placed(wanted, gpus[:5]), urls, 7)
-    assert lines[0] == "run run: 7 steps of none"
+    assert lines[0] == "watch it at http://127.0.0.1:8400/runs/run"
+    assert lines[1] == "run run: 7 steps of none"
     text = "\n".join(lines)
     for words in (*urls, "GPU 2", "GPU 3", "GPU 0,1", "GPU 4 stays idle", "runs/run/logs"):
         assert words in text
@@ -147,6 +148,10 @@ def test_several_servers_have_ports_of_their_own(gpus: list[Gpu]) -> None:
     assert len(set(urls)) == 4
     parts = run_parts(wanted, placed(wanted, gpus), urls, ["--resume"])
     assert [part.name for part in parts.services[1:]] == [f"rollout-{i}" for i in range(4)]
+    assert parts.monitor is not None
+    assert parts.monitor.is_spare, "a run goes on without its console"
+    silent = wanted.changed(monitor={"console": False})
+    assert run_parts(silent, placed(silent, gpus), urls, []).monitor is None
     numbers = [part.command[-1] for part in parts.services[1:]]
     assert [url.rpartition(":")[2] for url in urls] == numbers
     assert parts.trainer.command[-1] == "--resume"

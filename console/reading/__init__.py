@@ -1,0 +1,1 @@
+"""What the pages show, read from a run's folder in bounded memory."""

@@ -1,0 +1,98 @@
+"""How every page is made: its template, its headers, and what it says when something is wrong.
+
+Example of a page:
+
+    router = page_router()
+
+    @router.get("/runs/{run}/settings")
+    def settings(request: Request, run: NamedRun) -> Response:
+        return render(request, "settings/page.html", run=run, tab="Settings", …)
+"""
+
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse
+from fastapi.routing import APIRoute
+from starlette.datastructures import MutableHeaders
+
+from console.views import FILTERS
+from services.errors import SggError, UnavailableError
+from services.http.pages import HEADERS
+
+HERE = Path(__file__).parent
+TABS = {
+    "Run": "",
+    "Servers": "/servers",
+    "Settings": "/settings",
+}
+"""A run's pages, by the word in the navigation; the rest of the path after the run's."""
+
+environment = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(HERE / "templates"),
+    autoescape=True,
+    trim_blocks=True,
+    lstrip_blocks=True,
+    undefined=jinja2.StrictUndefined,
+)
+"""Names and texts of a run come from anywhere: every value is escaped."""
+environment.filters.update(FILTERS)
+
+
+class PageRoute(APIRoute):
+    """A route whose answer has `HEADERS`; an error becomes a page that says what to do."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """FastAPI's handler, inside of both."""
+        handle = super().get_route_handler()
+
+        async def with_headers(request: Request) -> Response:
+            try:
+                response = await handle(request)
+            except SggError as error:
+                response = error_page(request, error)
+            except OSError as error:  # a file that this process may not read, or that has gone
+                response = error_page(request, UnavailableError(str(error)))
+            headers = MutableHeaders(raw=response.raw_headers)
+            for name, value in HEADERS.items():
+                headers.setdefault(name, value)
+            return response
+
+        return with_headers
+
+
+def page_router() -> APIRouter:
+    """A router of pages: they are for people, and no part of a service's OpenAPI document."""
+    return APIRouter(route_class=PageRoute, include_in_schema=False)
+
+
+def render(request: Request, template: str, **values: Any) -> HTMLResponse:
+    """A page.
+
+    Args:
+        request: Asks for it.
+        template: A file of `templates/`. Pages extend `base.html`, pages of a run `run_base.html`,
+            which needs `run` and `tab`, a key of `TABS`.
+        values: What the template names.
+    """
+    return HTMLResponse(fragment(template, request=request, tabs=TABS, **values))
+
+
+def fragment(template: str, **values: Any) -> str:
+    """A template as text, such as a part of a page that a server-sent event replaces."""
+    return environment.get_template(template).render(**values)
+
+
+def error_page(request: Request, error: SggError) -> Response:
+    """What is wrong, and what to do."""
+    page = render(request, "error.html", error=error)
+    page.status_code = error.status
+    return page
+
+
+def is_stopping(request: Request) -> bool:
+    """Whether the server ends: then a stream of events has to."""
+    return bool(request.app.state.is_stopping())

@@ -1,0 +1,149 @@
+"""The console's pages over HTTP: what is there, what is not, and what may never run."""
+
+import hashlib
+import json
+import tomllib
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+from fastapi.testclient import TestClient
+
+from console.app import create_console
+from console.export import export
+from console.web import HERE, TABS
+from tests.console_runs import make_run
+
+
+class Elements(HTMLParser):
+    """Finds what only a page that trusts a run's words would hold."""
+
+    def __init__(self, scripts: str = "/static/") -> None:
+        super().__init__()
+        self._scripts = scripts
+        self.forbidden: list[str] = []
+        self.links: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.links += [
+            link for name in ("href", "src") if (link := given.get(name) or "#")[0] != "#"
+        ]
+        is_data = given.get("type") == "application/json"
+        inline = tag == "script" and self._scripts not in (given.get("src") or "") and not is_data
+        steers = any(name.startswith("on") or name == "style" for name in given)
+        if inline or steers or given.get("src") == "x" or "javascript:" in str(given.values()):
+            self.forbidden.append(self.get_starttag_text() or tag)
+
+
+HOSTILE = "<img src=x onerror=alert(1)> & 'q'"
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> TestClient:
+    root = tmp_path_factory.mktemp("runs")
+    make_run(root / "live", steps=30, total=100)
+    make_run(root / HOSTILE, steps=30, total=30, seed=1, ended_s=900)
+    broken = make_run(root / "broken", steps=3, total=30, ended_s=900)
+    broken.config.write_text("[later]\nx = 1\n[reward]\nrubric = '<b>'\n")
+    broken.metrics.write_text('{"step": "a", "reward_mean": {"b": []}, "time": "<i>"}\nhalf')
+    (root / "photos").mkdir()
+    return TestClient(create_console(root), base_url="http://localhost")
+
+
+def test_every_page_of_every_run_is_there_and_runs_nothing_inline(client: TestClient) -> None:
+    urls = ["/", "/compare?run=live&run=broken"]
+    for run in ("live", HOSTILE, "broken"):
+        page = client.get("/runs/" + run.replace("%", "%25"))
+        assert page.status_code == 200
+        urls += [f"/runs/{run}{rest}" for rest in (*TABS.values(), "/logs/trainer.log")]
+    for url in urls:
+        page = client.get(url)
+        assert page.status_code == 200, url
+        assert page.headers["content-security-policy"].startswith("default-src 'self'")
+        assert page.headers["x-content-type-options"] == "nosniff"
+        found = Elements()
+        found.feed(page.text)
+        assert found.forbidden == [], url
+
+
+def test_what_is_missing_says_what_to_do(client: TestClient) -> None:
+    for path, words in (
+        ("/runs/none", "no run"),
+        ("/runs/photos", "neither config.toml nor metrics.jsonl"),
+        ("/runs/live/logs/none.log", "has no log"),
+        ("/runs/live/logs/..%2Fconfig.toml", "Not Found"),
+    ):
+        answer = client.get(path)
+        assert answer.status_code == 404
+        assert words in answer.text, path
+    few = client.get("/compare?run=live")
+    assert few.status_code == 422
+    assert "tick two to 8 runs" in few.text
+    assert "photos" in client.get("/").text, "a folder that is no run is named"
+
+
+def test_a_run_of_another_release_is_shown_as_far_as_it_is_understood(client: TestClient) -> None:
+    page = client.get("/runs/broken")
+    assert "Stopped" in page.text
+    assert "this release has no such setting" in client.get("/runs/broken/settings").text
+    assert "&lt;b&gt;" in client.get("/").text
+    assert client.get("/runs/broken/curves.json").json()["steps"]["mean"] == {}
+
+
+def test_what_differs_is_beside_each_other(client: TestClient) -> None:
+    page = client.get("/compare", params={"run": ["live", HOSTILE]}).text
+    assert "run.seed" in page
+    assert "trainer.num_steps" in page
+    assert "redis.url" not in page
+    paired = client.get("/compare/heldout", params={"run": ["live", HOSTILE]}).text
+    assert "live has no answers about held-out images" in paired
+
+
+def test_vendored_files_are_those_of_their_packages() -> None:
+    folder = HERE / "static/vendor"
+    listed = tomllib.loads((folder / "VENDORED.toml").read_text())
+    there = {path.name for path in folder.iterdir()} - {"VENDORED.toml"}
+    assert listed.keys() == there
+    for name, entry in listed.items():
+        assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == entry["sha256"], name
+        assert entry["licence"] in ("0BSD", "MIT")
+
+
+def test_pages_ask_for_the_token(tmp_path: Path) -> None:
+    app = create_console(tmp_path, data_token="secret")
+    client = TestClient(app, base_url="http://localhost")
+    assert client.get("/", headers={"Accept": "application/json"}).status_code == 401
+    assert client.get("/", headers={"Authorization": "Bearer secret"}).status_code == 200
+    asked = client.get("/", headers={"Accept": "text/html", "Sec-Fetch-Mode": "navigate"})
+    assert asked.url.path == "/login"
+
+
+async def test_a_copy_opens_from_disk(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs" / HOSTILE, steps=30, total=30, ended_s=900)
+    make_run(tmp_path / "runs" / "live", steps=30, total=100)
+    copy = tmp_path / "copy"
+    assert await export(tmp_path / "runs", copy) == 2
+    pages = list(copy.rglob("*.html"))
+    assert len(pages) == 1 + 2 * 3
+    for page in pages:
+        found = Elements("static/")
+        found.feed(page.read_text())
+        assert found.forbidden == []
+        assert found.links, "style and scripts at least"
+        for link in found.links:
+            assert (page.parent / unquote(link)).is_file(), link
+    run = (copy / "runs" / HOSTILE / "index.html").read_text()
+    data = run.partition('id="curves">')[2].partition("</script>")[0]
+    assert len(json.loads(data)["steps"]["mean"]["reward_mean"]) == 30
+    assert "sse-connect" not in run
+
+
+def test_without_an_admin_token_nothing_can_be_changed_beside_a_data_token(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", steps=1, total=2)
+    path, token = "/admin/runs/run/dead/1-0/drop", {"Authorization": "Bearer secret"}
+    closed = TestClient(create_console(tmp_path, data_token="secret"), base_url="http://localhost")
+    assert closed.post(path, headers=token).status_code == 404
+    opened = TestClient(create_console(tmp_path), base_url="http://localhost")
+    assert opened.post(path.replace("1-0", "x")).status_code == 422
