@@ -3,7 +3,8 @@
 python -m benchmarks.rollout_index write                 # a step of 64 groups of 8 answers
 python -m benchmarks.rollout_index read --lines 1000000  # pages, filters, orders
 
-`write` prints the CPU time of a step's records and the index's part of them; `read` prints for each
+`write` prints the CPU time of a step's records, the index's part of them, and what it would cost to
+match an answer with its reference; `read` prints for each
 question its seconds, the lines that were looked at, and how much memory the process had at most.
 """
 
@@ -23,10 +24,12 @@ from benchmarks.honest_graphs import (
     SAME_SIZE,
     WIDTH,
     draw_name,
+    honest_groups,
     imperfect_answer,
     make_scene,
     write,
 )
+from reward_service.explain.explainer import Explainer
 from scene_graph.graph import SceneGraph
 from services.run_folder.index import RolloutIndex, Sort
 from services.run_folder.index_line import IndexLine, RolloutFilter
@@ -110,7 +113,17 @@ def measure_write(folder: Path) -> None:
     size = sum(len(answer.text) for answer in answers) / len(answers)
     print(f"{GROUPS} groups of {ANSWERS} answers of {size:.0f} characters")
     print(f"records of a step: {1000 * median(whole):.0f} ms of CPU, the index with them")
+    print(f"to explain one answer: {1000 * explain_seconds():.1f} ms")
     print(f"the index of them: {1000 * median(index):.1f} ms, {bytes_a_line:.0f} bytes a line")
+
+
+def explain_seconds() -> float:
+    """CPU time of what is left to readers: the matches of an answer with its reference."""
+    groups, explainer = honest_groups(20, ANSWERS, 20, 15), Explainer("balanced")
+    began = time.process_time()
+    for each in groups:
+        explainer.explain(each)
+    return (time.process_time() - began) / (len(groups) * ANSWERS)
 
 
 def _lines(folder: Path) -> list[IndexLine]:

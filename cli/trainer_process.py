@@ -6,7 +6,7 @@ import sys
 from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, NoReturn
 
-from services.errors import SettingsError, SggError
+from services.errors import SettingsError
 from services.host.environment import environment_value, start_command
 from services.models.families import with_box_space
 from services.settings import Settings, dump_settings, load_settings
@@ -58,13 +58,10 @@ def _keep_settings(settings: Settings) -> None:
 
 def _leave_results(settings: Settings) -> None:
     """A run whose pictures cannot be drawn is done all the same."""
-    from evaluation.of_a_run.report import write_run_results
+    from evaluation.of_a_run.results import ResultsProcess
 
-    try:
-        for file in write_run_results(settings):
-            logger.info("wrote %s", file)
-    except (OSError, SggError) as error:
-        logger.warning("no report: %s", error)
+    for file in ResultsProcess(settings.run.files).finish():
+        logger.info("wrote %s", file)
 
 
 def _evaluation(settings: Settings, rank: int) -> "StepEvaluation | None":

@@ -11,7 +11,7 @@ from launcher.processes import PartDiedError, Supervisor
 from launcher.run_parts import RunParts, run_parts, server_urls, with_free_ports
 from launcher.signals import handled, heeded_signals
 from launcher.views.run_summary import closing_lines, plan_lines, summary_table
-from launcher.views.run_table import RunTable
+from launcher.views.run_table import RunTable, term_weights
 from launcher.views.terminal import SafeConsole, Say, open_console, say_on
 from planning.placement import colocated, place
 from planning.preflight.bare import check_start
@@ -111,7 +111,13 @@ class _Run:
         folder = self.folder
         with (
             Supervisor(folder.logs, say=self.say, held_fds=[lock]) as supervisor,
-            RunTable(folder, self.num_steps, supervisor.states, self.console) as table,
+            RunTable(
+                folder,
+                self.num_steps,
+                supervisor.states,
+                self.console,
+                term_weights(self.settings),
+            ) as table,
         ):
             started = time.monotonic()
             names = [part.name for part in (parts.redis, *parts.services)]
@@ -135,20 +141,23 @@ class _Run:
         """The trainer has done it; where it failed there, it is worth another try."""
         # Imported here: it must not slow down the start of the services.
         from evaluation.of_a_run.heldout import evaluate_heldout, heldout_summary
+        from evaluation.of_a_run.results import ResultsProcess
 
         if not self.evaluates or "after" in heldout_summary(self.folder):
             return
         self.say("held-out evaluation after training")
         work = evaluate_heldout(self.settings, self.urls, policy_version=self.num_steps)
         supervisor.watch(work, tick=table.update)
+        ResultsProcess(self.folder).finish()
 
     def _report(self) -> None:
+        """The trainer has drawn the results."""
         from evaluation.of_a_run.heldout import heldout_summary
-        from evaluation.of_a_run.report import write_run_results
+        from evaluation.of_a_run.results import written_results
 
         if self.evaluates:
             self.console.print(summary_table(heldout_summary(self.folder)))
-        for file in (*write_run_results(self.settings), self.folder.checkpoint):
+        for file in (*written_results(self.folder), self.folder.checkpoint):
             self.say(f"wrote {file}")
         if self.settings.monitor.console:
             self.say(f"the console ends with the run; again: sgg-rl console {self.folder.path}")

@@ -168,7 +168,8 @@ def _add_row(families: Families, prefix: str, which: str, row: Mapping[str, Any]
         name, text = f"{prefix}_{_with_unit(key)}", f"`{key}` of the {which}: docs/metrics.md"
         if isinstance(value, dict):
             for part, number in value.items():
-                families.gauge(name, text, number, **{_LABELS.get(key, "part"): part})
+                if isinstance(number, int | float):
+                    families.gauge(name, text, number, **{_LABELS.get(key, "part"): part})
         elif isinstance(value, int | float):
             families.gauge(name, text, value)
 

@@ -51,10 +51,11 @@ def _progress(*columns: "ProgressColumn") -> "Progress":
 @contextmanager
 def shown(settings: "Settings") -> Iterator[None]:
     """Follow the run's rows while the block runs, and to its last line."""
-    from launcher.views.run_table import RunTable
+    from launcher.views.run_table import RunTable, term_weights
 
     over = threading.Event()
-    with RunTable(settings.run.files, None, dict, open_console()) as table:
+    weights = term_weights(settings)
+    with RunTable(settings.run.files, None, dict, open_console(), weights) as table:
 
         def follow() -> None:
             while not over.wait(_TICK_S):

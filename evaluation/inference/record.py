@@ -84,7 +84,6 @@ def record_fields(
         num_rows: Usable rows of it; None where another start may have others.
         num_images: How many of them are asked about.
     """
-    model, data, evaluation = settings.model, settings.data, settings.evaluation
     return {
         "model": policy.model,
         "model_checksum": policy.checksum or folder_checksum(Path(policy.model)),
@@ -94,6 +93,15 @@ def record_fields(
         "dataset": dataset,
         "num_rows": num_rows,
         "num_images": num_images,
+        **asked_fields(settings),
+        "software_version": version("sgg-rl"),
+    }
+
+
+def asked_fields(settings: Settings) -> dict[str, Any]:
+    """How a model is asked about an image: the question, its boxes and pixels, the sampling."""
+    model, data, evaluation = settings.model, settings.data, settings.evaluation
+    return {
         "task": data.task,
         "template": data.template,
         "vocabulary": data.vocabulary,
@@ -109,7 +117,6 @@ def record_fields(
         "max_tokens": evaluation.max_tokens,
         "seed": settings.run.seed if evaluation.temperature else None,
         "constrain": evaluation.constrain,
-        "software_version": version("sgg-rl"),
     }
 
 

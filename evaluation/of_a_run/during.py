@@ -7,14 +7,18 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import cast
 
+from evaluation.inference.progress import Progress
 from evaluation.of_a_run.heldout import (
     Label,
     answering_versions,
     answers,
+    check_version,
     heldout_samples,
     heldout_scores,
     keep_heldout,
 )
+from evaluation.of_a_run.progress_file import shown_progress
+from evaluation.of_a_run.results import ResultsProcess
 from scene_data.dataset import Sample
 from services.errors import SggError, UnavailableError
 from services.http.clients.rollout import RolloutClient
@@ -40,13 +44,15 @@ class DuringTraining(StepEvaluation):
     One evaluation at a time: one that is due while another goes on is skipped and counted. The
     first is of version 0 alone, for nothing is trained meanwhile; the last is of the last version.
     Both leave their answers in `heldout-before.jsonl` and `heldout-after.jsonl` of the run's folder
-    and their scores in `summary.json`.
+    and their scores in `summary.json`; those between leave theirs in `heldout-now.jsonl`. After
+    each, plots and report are drawn again.
     """
 
     def __init__(self, settings: Settings) -> None:
         """Reads the images when it first evaluates."""
         self._settings = settings
         self._loop = LoopThread("evaluation")
+        self._results = ResultsProcess(settings.run.files)
         self._running: Future[EvaluationRow] | None = None
         self._samples: list[Sample] = []
         self._num_skipped = 0
@@ -54,7 +60,10 @@ class DuringTraining(StepEvaluation):
 
     def start(self) -> list[EvaluationRow]:
         """See `StepEvaluation.start`."""
-        return self._now(0, "before")
+        found = self._now(0, "before")
+        if found:
+            self._results.begin()
+        return found
 
     def begin(self, step: int) -> None:
         """See `StepEvaluation.begin`."""
@@ -69,7 +78,11 @@ class DuringTraining(StepEvaluation):
 
     def results(self) -> list[EvaluationRow]:
         """See `StepEvaluation.results`."""
-        return self._taken(0.0) if self._running is not None and self._running.done() else []
+        if self._running is None or not self._running.done():
+            return []
+        if found := self._taken(0.0):
+            self._results.begin()
+        return found
 
     def counts(self) -> dict[str, int]:
         """See `StepEvaluation.counts`."""
@@ -85,6 +98,7 @@ class DuringTraining(StepEvaluation):
     def close(self) -> None:
         """See `StepEvaluation.close`."""
         self._loop.close()
+        self._results.close()
 
     @property
     def _limit_s(self) -> float:
@@ -111,17 +125,21 @@ class DuringTraining(StepEvaluation):
             logger.warning("an evaluation failed: %s", late or error, exc_info=unknown)
             return []
 
-    async def _evaluate(self, step: int, label: Label | None = None) -> EvaluationRow:
-        """A line of `evaluations.jsonl`; of a labelled one the answers are kept."""
+    async def _evaluate(self, step: int, label: Label = "now") -> EvaluationRow:
+        """A line of `evaluations.jsonl`; the answers are kept."""
         started = time.monotonic()
+        settings = self._settings
         if not self._samples:
-            self._samples = await asyncio.to_thread(heldout_samples, self._settings)
-        servers = await self._servers(step)
-        lines = await answers(self._settings, self._samples, servers, trains=True)
-        scores = heldout_scores(self._settings, self._samples, lines)
-        if label is not None:
-            keep_heldout(self._settings, label, lines, scores, policy_version=step)
-        versions = answering_versions(lines)
+            self._samples = await asyncio.to_thread(heldout_samples, settings)
+        progress = Progress(total=len(self._samples))
+        async with shown_progress(settings.run.files, step, label, progress):
+            servers = await self._servers(step)
+            found = await answers(settings, self._samples, servers, progress, trains=True)
+        if label != "now":  # others may be of several versions, which their lines say
+            check_version(found.lines, step)
+        scores = heldout_scores(settings, self._samples, found.lines)
+        keep_heldout(settings, label, found, scores)
+        versions = answering_versions(found.lines)
         row = {
             "step": step,
             "policy_version_oldest": min(versions, default=None),

@@ -3,7 +3,8 @@
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
@@ -14,6 +15,8 @@ from evaluation.inference.fleet import Fleet
 from evaluation.inference.infer import Inference, requests_per_server
 from evaluation.inference.predictions import PredictionsFile
 from evaluation.inference.progress import Progress
+from evaluation.inference.record import asked_fields
+from evaluation.of_a_run.progress_file import shown_progress
 from evaluation.reading.lines import GraphLine
 from scene_data.dataset import NUM_LISTED, Sample, is_too_broken, open_dataset
 from scene_data.messages import box_space
@@ -28,8 +31,8 @@ from services.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-Label = Literal["before", "after"]
-"""Version 0, or a run's last version."""
+Label = Literal["before", "now", "after"]
+"""Version 0, the version that was evaluated last, or a run's last version."""
 REQUESTS_PER_SERVER = 4
 """At the same time, of a run that trains: few, so that its training groups hardly wait."""
 _NOT_MEASURED: dict[Task, tuple[str, ...]] = {
@@ -38,6 +41,16 @@ _NOT_MEASURED: dict[Task, tuple[str, ...]] = {
     "cls": ("object", "iou"),
 }
 """Parts of names of metrics that say nothing about a task"""
+
+
+@dataclass(frozen=True, slots=True)
+class HeldoutAnswers:
+    """What a version answered about the held-out images."""
+
+    lines: list[GraphLine]
+    """One for each image, in the order of the images."""
+    asked: dict[str, Any]
+    """How: model, versions, servers, question and sampling, as the report shows them."""
 
 
 async def evaluate_heldout(
@@ -54,42 +67,48 @@ async def evaluate_heldout(
         ConflictError: Another version answered.
     """
     samples = heldout_samples(settings)
-    lines = await answers(settings, samples, servers)
-    scores = heldout_scores(settings, samples, lines)
-    keep_heldout(settings, "after", lines, scores, policy_version=policy_version)
+    progress = Progress(total=len(samples))
+    async with shown_progress(settings.run.files, policy_version, "after", progress):
+        found = await answers(settings, samples, servers, progress)
+    scores = heldout_scores(settings, samples, found.lines)
+    check_version(found.lines, policy_version)
+    keep_heldout(settings, "after", found, scores)
 
 
 def keep_heldout(
-    settings: Settings,
-    label: Label,
-    lines: Sequence[GraphLine],
-    scores: Mapping[str, Any],
-    *,
-    policy_version: int,
+    settings: Settings, label: Label, found: HeldoutAnswers, scores: Mapping[str, Any]
 ) -> None:
-    """Write answers to `heldout-<label>.jsonl` and their scores to `summary.json`.
+    """Write answers to `heldout-<label>.jsonl`, how they were asked for beside it.
+
+    Scores from before and after training go to `summary.json`. The answers of the last version
+    replace those of the version `now`.
 
     Args:
         settings: The run's.
-        label: What they are called.
-        lines: The answers.
+        label: What the answers are called.
+        found: The answers; `check_version` has looked at those from before and after.
         scores: As `heldout_scores` gives them.
-        policy_version: That must have sampled every token.
-
-    Raises:
-        ConflictError: Another version answered; nothing is written.
     """
-    check_version(lines, policy_version)
     files = settings.run.files
     file = files.heldout(label)
-    file.unlink(missing_ok=True)
-    with PredictionsFile(file) as predictions:
-        for line in lines:
+    draft = file.with_suffix(".draft")
+    draft.unlink(missing_ok=True)
+    with PredictionsFile(draft) as predictions:
+        for line in found.lines:
             predictions.append(line)
-    draft = files.summary.with_suffix(".draft")
-    text = to_json(heldout_summary(files) | {label: scores}, indent=2, inf_nan_mode="null")
-    draft.write_bytes(text + b"\n")
-    draft.replace(files.summary)
+    _replace(file.with_suffix(".settings.json"), found.asked)
+    draft.replace(file)  # at once: it may be read while a version is evaluated
+    if label == "now":
+        return
+    _replace(files.summary, heldout_summary(files) | {label: scores})
+    if label == "after":
+        files.heldout("now").unlink(missing_ok=True)
+
+
+def _replace(file: Path, value: Mapping[str, Any]) -> None:
+    draft = file.with_suffix(".draft")
+    draft.write_bytes(to_json(value, indent=2, inf_nan_mode="null") + b"\n")
+    draft.replace(file)
 
 
 def heldout_summary(files: RunFolder) -> dict[str, dict[str, Any]]:
@@ -128,24 +147,39 @@ def heldout_samples(settings: Settings) -> list[Sample]:
 
 
 async def answers(
-    settings: Settings, samples: list[Sample], servers: Sequence[str], *, trains: bool = False
-) -> list[GraphLine]:
+    settings: Settings,
+    samples: list[Sample],
+    servers: Sequence[str],
+    progress: Progress,
+    *,
+    trains: bool = False,
+) -> HeldoutAnswers:
     """A line for each image, sampled as `[evaluation]` says.
 
     Args:
         settings: The run's.
         samples: The images.
         servers: Urls of its rollout servers.
+        progress: Counts the lines.
         trains: Whether the run goes on: the urls stood in Redis, new versions come, and the servers
             have training groups to sample.
     """
     lines: list[GraphLine] = []
     per_server = REQUESTS_PER_SERVER if trains else requests_per_server(settings)
     async with Fleet(settings, servers, per_server=per_server, registered=trains) as fleet:
-        await fleet.meet(model=settings.model.path, one_version=not trains)
-        inference = Inference(settings, samples, fleet, Progress(total=len(samples)))
+        policy = await fleet.meet(model=settings.model.path, one_version=not trains)
+        inference = Inference(settings, samples, fleet, progress)
         await inference.run(range(len(samples)), lambda _, line: lines.append(line))
-    return lines
+    asked = {
+        "model": policy.model,
+        "policy_version": _in_words(answering_versions(lines)),
+        "dtype": policy.dtype,
+        "servers": list(servers),
+        "dataset": settings.data.heldout or settings.data.train,
+        "num_images": len(samples),
+        **asked_fields(settings),
+    }
+    return HeldoutAnswers(lines, asked)
 
 
 def heldout_scores(
@@ -163,12 +197,14 @@ def heldout_scores(
         if line.status not in NOT_ASKED
     ]
     lengths = [line.num_tokens for line in lines if line.num_tokens is not None]
-    metrics = {
-        name: value
-        for name, value in asdict(strict_metrics(pairs)).items()
-        if not any(part in name for part in _NOT_MEASURED[task])
-    }
+    metrics = _measured(asdict(strict_metrics(pairs)), task)
+    metrics["intervals"] = _measured(metrics["intervals"], task)
     return metrics | {"completion_length_mean": fmean(lengths) if lengths else 0.0}
+
+
+def _measured(scores: dict[str, Any], task: Task) -> dict[str, Any]:
+    left_out = _NOT_MEASURED[task]
+    return {k: v for k, v in scores.items() if not any(part in k for part in left_out)}
 
 
 def prediction_graph(text: str, settings: Settings, sample: Sample) -> SceneGraph | None:
@@ -187,6 +223,11 @@ def clean_reference(sample: Sample, task: Task) -> SceneGraph:
 def answering_versions(lines: Sequence[GraphLine]) -> set[int]:
     """Oldest and newest version of each answer."""
     return {version for line in lines for version in line.policy_versions or ()}
+
+
+def _in_words(versions: set[int]) -> str:
+    """Example: `40`, or `40 to 42`."""
+    return " to ".join(map(str, sorted({min(versions), max(versions)}))) if versions else "unknown"
 
 
 def check_version(lines: Sequence[GraphLine], wanted: int) -> None:

@@ -1,5 +1,6 @@
 """`report.html`: an evaluation as one file that opens from disk, without a network."""
 
+import os
 from collections.abc import Callable, Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +12,7 @@ from markupsafe import Markup
 from evaluation.published import published_tables
 from evaluation.reading.lines import GraphLine
 from evaluation.report import charts, tables
+from evaluation.report.asking import asked_in_words
 from evaluation.report.browser import browser_data, json_block
 from evaluation.report.changes import change_chart, compared_sections
 from evaluation.report.template import render
@@ -66,8 +68,9 @@ def write_report(
         browser=json_block(browser_data(chosen, sides, image_bytes, result.task)),
     )
     file = folder / "report.html"
-    file.write_text(html, encoding="utf-8", errors="replace")  # half a surrogate pair in a name
-    return file
+    draft = folder / f"report.{os.getpid()}.draft"  # somebody may read the report of a run
+    draft.write_text(html, encoding="utf-8", errors="replace")  # half a surrogate pair in a name
+    return draft.replace(file)
 
 
 def choose_images(
@@ -103,7 +106,9 @@ def choose_images(
 def _setting_words(result: EvaluationResult) -> dict[str, Any]:
     flat = tables.flat_settings(result.settings)
     main = {name: flat[name] for name in tables.MAIN_SETTINGS if name in flat}
-    return {"main_settings": main, "settings": {k: v for k, v in flat.items() if k not in main}}
+    others = {k: v for k, v in flat.items() if k not in main}
+    asked = asked_in_words(result.settings)
+    return {"main_settings": main, "settings": others, "asked": asked}
 
 
 def _predicate_words(result: EvaluationResult) -> dict[str, Any]:

@@ -234,6 +234,8 @@ def flat_settings(settings: Mapping[str, object], prefix: str = "") -> dict[str,
             flat |= flat_settings(value, f"{prefix}{key}.")
         elif isinstance(value, bool):
             flat[prefix + key] = "yes" if value else "no"
+        elif isinstance(value, list) and value:
+            flat[prefix + key] = ", ".join(map(str, value))
         elif value not in (None, "", []):
             flat[prefix + key] = str(value)
     return flat

@@ -7,7 +7,7 @@ from typing import Any
 from rich.table import Table
 
 from launcher.run_parts import server_names
-from launcher.views.run_table import MEASURES
+from launcher.views.run_lines import MEASURES
 from planning.placement import GpuSet, Placement, kinds, numbers
 from planning.preflight.gpus import has_cuda_build, visible_gpus
 from services.printable import counted
@@ -70,7 +70,7 @@ def closing_lines(evaluations: dict[str, dict[str, Any]], files: RunFolder) -> l
     ]
     return [
         f"improved on held-out images: {', '.join(better[:1]) or 'nothing; train more steps'}",
-        f"look: open {files.path / 'report.html'} in a browser, pictures before and after",
+        f"look: open {files.report} in a browser, pictures before and after",
         f"next: `sgg-rl predict PICTURES --model {files.path}`, or `sgg-rl demo --data DATA`",
     ]
 

@@ -6,9 +6,10 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from scene_graph.graph import SceneGraph
+from scene_graph.metrics.bootstrap import interval, resampled
 from scene_graph.metrics.ratio import RatioMetric
 from scene_graph.metrics.recall import by_name
-from scene_graph.metrics.strict import strict
+from scene_graph.metrics.strict import StrictResult, strict
 from scene_graph.metrics.table import ImageGraph, tabulate
 
 
@@ -34,6 +35,9 @@ class SceneGraphMetrics:
     object_f1: float
     mean_iou: float
     """Over all pairs of the reward's optimal object assignment, whatever their names."""
+    intervals: dict[str, tuple[float, float]]
+    """95 % by bootstrap over images, of triplet recall and F1, mean predicate recall and object F1,
+    as far as they are defined."""
 
 
 def strict_metrics(
@@ -58,6 +62,7 @@ def strict_metrics(
         failure_rate=predictions.count(None) / len(pairs) if pairs else 0.0,
         mean_predicate_recall=_or_zero(result.predicate_recall),
         predicate_recall=by_name(result.predicate_recall, reference.predicate_names),
+        intervals=_intervals(result, len(pairs)),
         **{name: _or_zero(result.metrics[name]) for name in same},
     )
 
@@ -71,6 +76,14 @@ def _image_graph(graph: SceneGraph) -> ImageGraph:
         predicates=[edge.predicate for edge in graph.relationships],
         objects=[index[edge.object] for edge in graph.relationships],
     )
+
+
+def _intervals(result: StrictResult, num_images: int) -> dict[str, tuple[float, float]]:
+    names = ("triplet_recall", "triplet_f1", "object_f1")
+    metrics = {name: result.metrics[name] for name in names}
+    metrics["mean_predicate_recall"] = result.predicate_recall
+    draws = resampled(metrics, num_images) if num_images else {}
+    return {name: interval(values) for name, values in draws.items() if np.isfinite(values).any()}
 
 
 def _or_zero(metric: RatioMetric) -> float:

@@ -15,6 +15,8 @@ class RunFolder:
         self.metrics = path / "metrics.jsonl"
         self.ledger = path / "ledger.jsonl"
         self.evaluations = path / "evaluations.jsonl"
+        self.evaluating = path / "evaluating.json"
+        """There while held-out images are asked about: how far that is."""
         self.events = path / "events.jsonl"
         self.rollouts = path / "rollouts"
         self.ranks = path / "ranks"
@@ -32,6 +34,7 @@ class RunFolder:
         """The image store, on a file system that trainer and samplers share."""
         self.summary = path / "summary.json"
         self.plots = path / "plots"
+        self.report = path / "report.html"
         self.tensorboard = path / "tensorboard"
         self.wandb_id = path / "wandb-id"
         self.logs = path / "logs"
@@ -47,7 +50,7 @@ class RunFolder:
         return max((folder.name for folder in self.checkpoints.glob("step-*")), default=None)
 
     def heldout(self, label: str) -> Path:
-        """The answers about held-out images `before` or `after` training."""
+        """The answers about held-out images: `before`, `after`, or of the version of `now`."""
         return self.path / f"heldout-{label}.jsonl"
 
     def rollout_files(self, step: int | None = None) -> list[Path]:

@@ -72,7 +72,13 @@ class EvaluationRow(TypedDict, total=False):
     """The versions that answered."""
     time: float
     seconds: float
+    num_images: int
     failure_rate: float
+    triplet_recall: float
+    triplet_f1: float
+    object_f1: float
+    intervals: dict[str, tuple[float, float]]
+    """95 % by bootstrap over images, by the name of a score; earlier releases wrote none."""
 
 
 AnyRow = TypeVar("AnyRow", bound=Mapping[str, Any])

@@ -133,7 +133,10 @@ def test_a_stop_while_no_server_is_alive_keeps_every_step(run: Run) -> None:
     assert [name for row in rows for name in row["group_ids"]] == expected
     assert not (run.folder / "rolled_back.jsonl").exists(), "no step was done twice"
     left = {path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*")}
-    assert left >= {"config.toml", "plots/reward.png", "checkpoint/config.json"}
+    assert left >= {"config.toml", "plots/learning.png", "report.html", "checkpoint/config.json"}
+    assert "evaluating.json" not in left
+    assert "Version 5 answered, on 1 server." in (run.folder / "report.html").read_text()
+    assert "no report" not in run.log.read_text()
     assert load_settings([run.folder / "config.toml"]).trainer == run.settings.trainer
     # Whatever `evaluation.every` is; before is version 0, which no server serves after the resume.
     assert run.heldout_versions("before") == {0}

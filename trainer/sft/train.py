@@ -34,7 +34,7 @@ from trainer.policy.engine import init_process_group
 from trainer.policy.model import load_model, load_processor
 from trainer.ranks.group import Ranks, check_num_ranks
 from trainer.ranks.stop import StopRequest
-from trainer.records.files import StepLines
+from trainer.records.step_lines import StepLines
 from trainer.records.trackers import Trackers
 from trainer.sft.arguments import sft_arguments
 from trainer.sft.rows import AnswerCollator, AnswerRows

@@ -7,6 +7,8 @@ from PIL import Image
 
 from evaluation.inference.answers import answered_line, not_asked_line
 from evaluation.of_a_run.heldout import (
+    HeldoutAnswers,
+    Label,
     check_version,
     heldout_samples,
     heldout_scores,
@@ -43,7 +45,7 @@ def test_answers_of_another_version_are_no_result() -> None:
 
 
 def test_answers_and_scores_are_kept_by_label(tmp_path: Path) -> None:
-    """JSON whatever the scores; answers of another version replace nothing."""
+    """JSON whatever the scores; those of a version between are in no summary."""
     settings = Settings.model_validate(
         {
             "run": {"name": "run", "root": str(tmp_path)},
@@ -53,17 +55,25 @@ def test_answers_and_scores_are_kept_by_label(tmp_path: Path) -> None:
     )
     folder = tmp_path / "run"
     folder.mkdir()
-    assert heldout_summary(RunFolder(folder)) == {}
-    keep_heldout(settings, "before", [answered(0, 0)], {"recall": 0.1}, policy_version=0)
-    with pytest.raises(ConflictError):
-        keep_heldout(settings, "before", [answered(0, 1)], {"recall": 0.9}, policy_version=0)
-    keep_heldout(settings, "after", [answered(8, 8)], {"recall": math.nan}, policy_version=8)
-    assert heldout_summary(RunFolder(folder)) == {
-        "before": {"recall": 0.1},
-        "after": {"recall": None},
-    }
-    kept = [json.loads(line) for line in (folder / "heldout-before.jsonl").open()]
-    assert [line["policy_versions"] for line in kept] == [[0, 0]]
+    files = RunFolder(folder)
+    assert heldout_summary(files) == {}
+
+    def keep(label: Label, oldest: int, newest: int, score: float) -> None:
+        found = HeldoutAnswers([answered(oldest, newest)], {"policy_version": str(newest)})
+        keep_heldout(settings, label, found, {"recall": score})
+
+    keep("before", 0, 0, 0.1)
+    keep("now", 4, 5, 0.2)  # of several versions, and twice: the answers of the last one stay
+    keep("now", 6, 7, 0.3)
+    assert heldout_summary(files) == {"before": {"recall": 0.1}}
+    kept = [json.loads(line) for line in files.heldout("now").open()]
+    assert [line["policy_versions"] for line in kept] == [[6, 7]]
+    keep("after", 8, 8, math.nan)
+    assert heldout_summary(files) == {"before": {"recall": 0.1}, "after": {"recall": None}}
+    asked = json.loads((folder / "heldout-after.settings.json").read_text())
+    assert asked == {"policy_version": "8"}
+    assert not files.heldout("now").exists()
+    assert not list(folder.glob("*.draft"))
 
 
 def test_images_that_cannot_be_used_are_left_out_up_to_a_bound(
@@ -94,7 +104,7 @@ TRIPLETS = {
     "predicate_recall",
 }
 OBJECTS = {"object_recall", "object_precision", "object_f1", "mean_iou"}
-ALWAYS = {"num_images", "failure_rate", "completion_length_mean"}
+ALWAYS = {"num_images", "failure_rate", "completion_length_mean", "intervals"}
 
 
 @pytest.mark.parametrize(
@@ -129,6 +139,10 @@ def test_lines_and_scores_of_each_task(task: Task, measured: set[str], tmp_path:
     # Right answers to three images, and none to the fourth.
     for name in measured & {"triplet_recall", "triplet_f1", "object_precision", "object_f1"}:
         assert scores[name] == 0.75
+    drawn = {"triplet_recall", "triplet_f1", "mean_predicate_recall", "object_f1"}
+    assert scores["intervals"].keys() == measured & drawn
+    for name, (low, high) in scores["intervals"].items():
+        assert low < scores[name] < high == 1, name
     lines[3] = not_asked_line("x", "refused", "too long")  # by the server: nobody's answer
     asked = heldout_scores(settings, samples, lines)
     assert (asked["num_images"], asked["failure_rate"]) == (3, 0)

@@ -2,15 +2,20 @@
 
 import io
 import json
+import os
+import re
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from launcher.views.run_lines import step_line
 from launcher.views.run_summary import closing_lines, summary_table
-from launcher.views.run_table import RunTable, step_line
+from launcher.views.run_table import RunTable, term_weights
 from launcher.views.terminal import SafeConsole
 from services.run_folder import RunFolder
+from services.settings import Settings
 
 
 def row(step: int, **more: Any) -> dict[str, Any]:
@@ -45,6 +50,29 @@ def shown(file: Path, *rows: dict[str, Any], terminal: bool, width: int = 140) -
     return out.getvalue()
 
 
+STATES = {
+    "redis": "running",
+    "reward": "running",
+    **{f"rollout-{i}": "running" for i in range(5)},
+    "trainer": "running",
+}
+
+
+def screen(
+    folder: Path,
+    width: int = 80,
+    states: dict[str, str] | None = None,
+    weights: dict[str, float] | None = None,
+) -> list[str]:
+    """What a terminal shows of a folder, line by line."""
+    out = io.StringIO()
+    console = SafeConsole(file=out, force_terminal=True, width=width, color_system=None)
+    with RunTable(RunFolder(folder), 80, lambda: states or {}, console, weights):
+        pass
+    frame = out.getvalue().rpartition("\x1b[2K")[2]  # each is drawn over the one before
+    return [line for line in re.sub(r"\x1b\[[?\d;]*[a-zA-Z]", "", frame).split("\n") if line]
+
+
 def test_a_step_is_one_line_without_a_terminal(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     first, second = shown(file, row(0), row(1), terminal=False).splitlines()
@@ -69,7 +97,7 @@ def test_rolled_back_steps_leave_the_table(tmp_path: Path) -> None:
     file = tmp_path / "metrics.jsonl"
     write(file, row(0), row(1), row(2))
     text = shown(file, row(1, reward_mean=9.0), terminal=True)
-    last = text[text.rindex("step of 10") :]
+    last = text[text.rindex("step 2 of 10") :]
     assert "9.000" in last
     assert "4.500" not in last
 
@@ -97,24 +125,123 @@ def test_the_live_table_shows_the_last_steps_and_the_processes(tmp_path: Path) -
     file = tmp_path / "metrics.jsonl"
     assert "reward waiting" in shown(file, terminal=True)
     text = shown(file, *(row(step) for step in range(20)), terminal=True)
-    for expected in ("step of 10", "edge", "format", "train s", "1,235", "4%", "redis running"):
+    for expected in ("step 20 of 10", "edge", "format", "train s", "1,235", "4%", "redis running"):
         assert expected in text
     assert "22.500" not in text, "there is no step 21"
     assert "21.500" in text
     assert " 3.500" not in text, "early steps have scrolled away"
 
 
-def test_a_narrow_terminal_has_fewer_columns_and_whole_numbers(tmp_path: Path) -> None:
-    terms = dict.fromkeys(("format", "node_category", "node_box", "triplet_f1"), 0.125)
-    phases = dict.fromkeys(("wait", "prepare", "train", "publish"), 1.25)
-    wanted = row(7, reward_terms=terms, phases_s=phases)
-    text = shown(tmp_path / "metrics.jsonl", wanted, terminal=True, width=80)
-    assert "…" not in text
-    header = next(line for line in text.splitlines() if "reward" in line)
-    assert header.split()[-4:] == ["train", "s", "publish", "s"]
-    assert "node_category" not in header
-    wide = shown(tmp_path / "wide" / "metrics.jsonl", wanted, terminal=True, width=160)
-    assert all(name in wide for name in terms)
+TERMS = {"format": 0.98, "node_category": 0.5, "node_box": 0.4, "triplet_f1": 0.125}
+PHASES = dict.fromkeys(("wait", "prepare", "train", "record", "publish"), 1.25)
+WEIGHTS = {"format": 0.5, "node_category": 0.5, "node_box": 0.5, "triplet_f1": 7.0}
+ALWAYS = ["step", "reward", "trend", "failed", "lag", "tok/s"]
+
+
+def recorded(folder: Path, *evaluations: dict[str, Any]) -> None:
+    """33 steps that earn more and more, and evaluations of some versions."""
+    rows = [row(step, reward_terms=TERMS, phases_s=PHASES, num_steps=80) for step in range(33)]
+    write(folder / "metrics.jsonl", *rows)
+    write(folder / "evaluations.jsonl", *evaluations)
+
+
+@pytest.mark.parametrize("width", [60, 80, 100, 120, 160])
+def test_no_line_is_longer_than_the_terminal_is_wide(tmp_path: Path, width: int) -> None:
+    """What matters is there on 60 columns already; the wider, the more of the rest."""
+    recorded(tmp_path, {"step": 30, "num_images": 64, "triplet_recall": 0.2, "triplet_f1": 0.25})
+    lines = screen(tmp_path, width, STATES, WEIGHTS)
+    assert max(len(line.rstrip()) for line in lines) <= width
+    assert lines[0].strip() == "step 33 of 80, 0:04:54 left"
+    header = lines[1]
+    assert header.split()[:4] == ["step", "reward", "trend", "held-out"]
+    assert all(name in header.split() for name in ALWAYS)
+    assert "…" not in "".join(lines)
+    rest = ["s/step", "triplet_f1", "format", "node_category", "node_box", "train s"]
+    there = [name in header for name in rest]
+    assert there == sorted(there, reverse=True), "the first ones that have room"
+    assert sum(there) == {60: 0, 80: 2, 100: 4, 120: 5, 160: 6}[width]
+    for name, state in STATES.items():
+        assert any(f"{name} {state}" in line for line in lines), "no line ends inside"
+
+
+def test_each_row_has_its_trend_and_the_score_of_the_last_evaluation(tmp_path: Path) -> None:
+    """The reward rises by 1 a step, so the means of ten steps are 10 apart."""
+    found = [{"step": step, "triplet_f1": score} for step, score in ((20, 0.125), (30, 0.25))]
+    recorded(tmp_path, *found)
+    cells = [line.split() for line in screen(tmp_path)[2:14]]
+    assert [line[:4] for line in cells[7:10]] == [
+        ["29", "30.500", "+10.000", "0.125"],
+        ["30", "31.500", "+10.000", "0.250"],
+        ["31", "32.500", "+10.000", "0.250"],
+    ]
+
+
+def test_without_an_evaluation_the_heaviest_term_stands_beside_the_reward(tmp_path: Path) -> None:
+    recorded(tmp_path)
+    lines = screen(tmp_path, weights=WEIGHTS)
+    assert lines[1].split()[:5] == ["step", "reward", "trend", "triplet_f1", "failed"]
+    assert lines[-1].split()[:4] == ["33", "34.500", "+10.000", "0.125"]
+    custom = {"name": "mine", "terms": {"format": 1.0, "polite": 2.0}}
+    for rubric, weight in (("balanced", 7.0), (custom, 2.0)):
+        tree = {"model": {"path": "x"}, "data": {"train": "x"}, "reward": {"rubric": rubric}}
+        assert max(term_weights(Settings.model_validate(tree)).values()) == weight
+
+
+def test_early_steps_have_a_trend_as_far_as_there_are_steps(tmp_path: Path) -> None:
+    write(tmp_path / "metrics.jsonl", row(0), row(1), row(2, reward_mean=None), row(3))
+    cells = [line.split()[1:3] for line in screen(tmp_path)[2:]]
+    assert cells == [["2.500", "-"], ["3.500", "+1.000"], ["-", "+1.000"], ["5.500", "+2.000"]]
+
+
+def beat(folder: Path, **more: Any) -> None:
+    """As rank 0 of the trainer writes it."""
+    (folder / "ranks").mkdir(exist_ok=True)
+    found = {"phase": "load", "step": 0, "done": False, "failed": None} | more
+    (folder / "ranks/rank-0.json").write_text(json.dumps(found))
+
+
+def test_what_a_run_waits_for_is_said_with_a_count(tmp_path: Path) -> None:
+    loading = {"reward": "running", "rollout": "starting", "trainer": "starting"}
+    assert screen(tmp_path, states=loading)[:2] == [
+        "no step of 80 yet",
+        "starting rollout, trainer: the model is loaded",
+    ]
+    beat(tmp_path)
+    assert screen(tmp_path)[1] == "the trainer loads the model and waits for the services"
+    evaluating = {"step": 0, "label": "before", "done": 120, "total": 500}
+    (tmp_path / "evaluating.json").write_text(json.dumps(evaluating))
+    assert screen(tmp_path)[1] == "evaluating version 0, 120 of 500 images"
+    old = tmp_path / "evaluating.json"
+    os.utime(old, (1, 1))  # of a trainer that was killed
+    beat(tmp_path, phase="wait", step=12)
+    assert screen(tmp_path)[1] == "step 13: the trainer waits for groups"
+    beat(tmp_path, phase="wait", step=12, done=True)
+    assert screen(tmp_path) == ["no step of 80 yet"]
+
+
+def test_a_long_wait_is_a_line_where_there_is_no_terminal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step is no wait, however long it takes, nor is an evaluation beside it."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    with RunTable(RunFolder(tmp_path), 80, dict, SafeConsole(file=out, width=80)) as table:
+        for done, label, phase in (
+            (40, "before", "load"),
+            (90, "before", "load"),
+            (7, "now", "wait"),
+        ):
+            found = {"step": 0 if label == "before" else 9, "label": label, "done": done}
+            (tmp_path / "evaluating.json").write_text(json.dumps(found | {"total": 500}))
+            beat(tmp_path, phase=phase)
+            for _ in range(20):
+                table.update()
+                now[0] += 1.0
+    assert out.getvalue().splitlines() == [
+        "waiting 5 s: evaluating version 0, 40 of 500 images",
+        "waiting 35 s: evaluating version 0, 90 of 500 images",
+    ]
 
 
 def test_the_summary_compares_numbers_and_nothing_else() -> None:
@@ -156,7 +283,7 @@ def test_the_time_left_is_that_of_the_shown_steps_pace(tmp_path: Path) -> None:
     assert second.startswith("step 3/20")
     assert second.endswith("0:17:00 left")
     text = shown(file, row(3, time=2 * day, phases_s={"train": 60.0}), terminal=True)
-    assert "step of 10, 0:06:00 left" in text
+    assert "step 4 of 10, 0:06:00 left" in text
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -177,7 +304,7 @@ def test_evaluations_are_shown_as_they_come(tmp_path: Path, terminal: bool) -> N
     write(file, found | {"step": 2, "triplet_recall": 0.9})
     with RunTable(RunFolder(tmp_path), 10, dict, console) as table:
         table.update()
-        assert "0.900" not in out.getvalue(), "of the run that is resumed"
+        assert terminal == ("0.900" in out.getvalue()), "of the run that is resumed"
         write(file, found)
         table.update()
         draft = tmp_path / "draft"
