@@ -23,6 +23,7 @@ from cli.commands.train.slurm import slurm_app
 from cli.commands.train.train import sft, train
 from cli.commands.train.weights import weights_app
 from cli.commands.use.evaluate import evaluate
+from cli.commands.use.export import export_app
 from cli.commands.use.infer import infer
 from cli.commands.use.predict import predict
 from cli.commands.use.score import score
@@ -42,6 +43,7 @@ for _group, _name, _panel in (
     (serve_app, "serve", _TRAIN),
     (slurm_app, "slurm", _TRAIN),
     (weights_app, "weights", _TRAIN),
+    (export_app, "export", _USE),
     (dead_app, "dead", _LOOK),
     (settings_app, "settings", _BEFORE),
     (data_app, "data", _BEFORE),

@@ -10,8 +10,8 @@ from rich.text import Text
 
 from cli.views.as_json import print_json
 from cli.views.rollouts import group_view, page_view, remarks
-from evaluation.of_a_run.recorded import draw_record, recorded_picture
 from launcher.views.terminal import SafeConsole
+from scene_data.recorded import draw_record, recorded_picture
 from services.errors import InvalidInputError, NotFoundError
 from services.run_folder import RunFolder
 from services.run_folder.index import IndexPage, RolloutIndex, Sort

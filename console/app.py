@@ -1,5 +1,6 @@
 """The console as an app of its own, and as pages of another one, such as the monitor."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -7,6 +8,7 @@ from starlette.staticfiles import StaticFiles
 
 from console.pages import (
     compare,
+    dead,
     heldout,
     report_files,
     rollouts,
@@ -35,13 +37,17 @@ PAGES = (
 BODY_LIMIT_BYTES = 16 << 20
 
 
-def create_console(folder: Path, *, url: str = "", data_token: str | None = None) -> FastAPI:
+def create_console(
+    folder: Path, *, url: str = "", data_token: str | None = None, admin_token: str | None = None
+) -> FastAPI:
     """The console.
 
     Args:
         folder: Of runs, or one run's.
         url: Where it listens.
         data_token: Asked for on every page; None leaves them open.
+        admin_token: Asked for by what changes something; without it, and with a data token, nothing
+            can be changed.
     """
     app = create_app(
         title="console",
@@ -49,20 +55,32 @@ def create_console(folder: Path, *, url: str = "", data_token: str | None = None
         body_limit_bytes=BODY_LIMIT_BYTES,
         url=url,
         data_token=data_token,
+        admin_token=admin_token,
+        admin_paths=admin_paths(data_token, admin_token),
     )
-    add_console(app, folder)
+    add_console(app, folder, changes=bool(admin_paths(data_token, admin_token)))
     return app
 
 
-def add_console(app: FastAPI, folder: Path, own: Settings | None = None) -> None:
+def admin_paths(data_token: str | None, admin_token: str | None) -> Sequence[str]:
+    """`admin_paths` of an app with the console; none where nothing can be changed."""
+    return (dead.ADMIN_PATH,) if admin_token or not data_token else ()
+
+
+def add_console(
+    app: FastAPI, folder: Path, own: Settings | None = None, *, changes: bool = False
+) -> None:
     """Serve the console's pages beside an app's own routes, from `/` on.
 
     Args:
         app: Made by `services.http.app.create_app`.
         folder: Of runs, or one run's.
         own: Settings of the run that the app is a part of.
+        changes: Whether dead groups can be dropped; the app has `admin_paths` then.
     """
-    app.state.runs = Runs(folder, own)
+    app.state.runs = Runs(folder, own, changes=changes)
+    if changes:
+        app.include_router(dead.router)
     for page in PAGES:
         app.include_router(page.router)
     app.mount("/static", StaticFiles(directory=HERE / "static"))

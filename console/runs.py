@@ -43,10 +43,12 @@ class Runs:
         folder: Looked at anew each time: runs come and go.
         own: Settings of the run that this process is a part of: its file need not have the
             addresses that its parts were given.
+        changes: Whether pages may change something.
     """
 
-    def __init__(self, folder: Path, own: Settings | None = None) -> None:
+    def __init__(self, folder: Path, own: Settings | None = None, *, changes: bool = False) -> None:
         self.folder = folder
+        self.changes = changes
         self._own = own
 
     def all(self) -> list[Run]:

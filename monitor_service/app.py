@@ -7,7 +7,7 @@ read every `READ_EVERY_S`; a scrape waits for neither.
 import asyncio
 import errno
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
 from fastapi import FastAPI
@@ -38,9 +38,15 @@ class Monitor:
     Args:
         settings: The run's.
         body_limit_bytes: Of requests to pages that are served beside its own routes.
+        admin_paths: Of those pages, what asks for the admin token.
     """
 
-    def __init__(self, settings: Settings, body_limit_bytes: int = 1024) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        body_limit_bytes: int = 1024,
+        admin_paths: Sequence[str] = (),
+    ) -> None:
         self.app = http.create_app(
             title="monitor",
             readiness=lambda: None,  # it tells what is missing, so it can always serve
@@ -49,6 +55,8 @@ class Monitor:
             description="A whole run's numbers and addresses, for Prometheus. It only reads.",
             tags={"run": "Where the run's services are."},
             data_token=settings.data_token,
+            admin_token=settings.admin_token if admin_paths else None,
+            admin_paths=admin_paths,
             lifespan=self._lifespan,
         )
         self._settings = settings

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from services.errors import ConflictError, SggError
 from services.http.clients.rollout import RolloutClient
+from services.printable import counted
 from services.redis.check import check_redis
 from services.redis.client import connect
 from services.redis.keys import RunKeys
@@ -94,7 +95,8 @@ class _Main:
 
         def follow() -> None:
             num_servers = running.result()
-            said = f"version {policy_version} is served by {num_servers} rollout servers"
+            servers = counted(num_servers, "rollout server")
+            said = f"version {policy_version} is served by {servers}"
             self._events.note("published", said, max(0, policy_version - 1))
             if batch is None:
                 self.collector.start(policy_version)

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cli.views.safe_text import safe
+from services.printable import counted
 from services.run_folder.index import IndexPage
 from services.run_folder.index_line import IndexLine
 from services.run_folder.records import RolloutRecord
@@ -47,7 +48,7 @@ def remarks(page: IndexPage) -> Iterator[str]:
     if page.cursor:
         yield f"more with --after={page.cursor}"
     if page.passed_over:
-        lines = "1 line" if page.passed_over == 1 else f"{page.passed_over:,} lines"
+        lines = counted(page.passed_over, "line")
         yield f"{lines} of the index passed over: half written, damaged, or of a later release"
 
 

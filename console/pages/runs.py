@@ -23,7 +23,7 @@ def runs(request: Request, runs: RunsOfConsole) -> Response:
     found = _ordered(runs)
     return render(
         request,
-        "runs/page.html",
+        "overview/page.html",
         folder=runs.folder,
         overviews=found,
         others=runs.others(),
@@ -39,9 +39,9 @@ async def events(request: Request, runs: RunsOfConsole) -> AsyncIterator[ServerS
     while not is_stopping(request):
         for overview in await asyncio.to_thread(_ordered, runs):
             if not first and overview.key not in said:
-                yield ServerSentEvent(event="more", raw_data=fragment("runs/more.html"))
+                yield ServerSentEvent(event="more", raw_data=fragment("overview/more.html"))
             if not first and said.get(overview.key) != overview:
-                line = fragment("runs/line.html", overview=overview, **_shown())
+                line = fragment("overview/line.html", overview=overview, **_shown())
                 yield ServerSentEvent(event=f"run-{overview.key}", raw_data=line)
             said[overview.key] = overview
         first = False

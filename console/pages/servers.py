@@ -40,11 +40,11 @@ async def events(
         while not is_stopping(request):
             view = await reader.read()
             if view != said:
-                yield _event(run, view)
+                yield _event(run, view, changes=runs.changes)
             said = view
             await asyncio.sleep(_LOOK_EVERY_S)
 
 
-def _event(run: Run, view: RedisView) -> ServerSentEvent:
-    part = fragment("servers/now.html", run=run, view=view)
+def _event(run: Run, view: RedisView, *, changes: bool = False) -> ServerSentEvent:
+    part = fragment("servers/now.html", run=run, view=view, changes=changes)
     return ServerSentEvent(event="servers", raw_data=part)

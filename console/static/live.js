@@ -18,6 +18,10 @@
   document.addEventListener("htmx:sseError", () => {
     if (!document.hidden) waiting ??= setTimeout(() => answered(false), PATIENCE_MS);
   });
+  document.addEventListener("htmx:responseError", (event) => {
+    const {status} = event.detail.xhr;
+    alert(status === 401 || status === 403 ? "This asks for the admin token: log out, and log in with it." : `That did not work (${status}).`);
+  });
   document.addEventListener("visibilitychange", () => {
     for (const source of sources) {
       if (document.hidden) source.close();

@@ -23,7 +23,8 @@ curl -s http://127.0.0.1:8200/v1/policy -H "Authorization: Bearer $SGG_DATA_TOKE
 ```
 
 asks a rollout server which version of the policy it serves. Three services answer over HTTP, and
-each has its OpenAPI document at `/openapi.json`; a copy is linked below. Where a run has tokens,
+each has its OpenAPI document at `/openapi.json`, of which a copy is linked below, and a page to try
+it [in a browser](../operations.md#in-a-browser) at `/docs`. Where a run has tokens,
 `/healthz`, `/readyz`, `/metrics`, `/v1/targets` and `/v1/proof` ask for none, the routes under
 `/v1/weights` for the admin token, and all others for the data token. From 400 on an answer is a
 [problem](#problem), whose `detail` says what to do. [Rollout](../rollout.md) and

@@ -117,7 +117,7 @@ def _draw(axes: Axes, line: _Line) -> None:
     ends = list(zip(line.values, line.bounds, strict=True))
     below = [max(0.0, value - low) for value, (low, _) in ends]
     above = [max(0.0, high - value) for value, (_, high) in ends]
-    style = {"marker": "o", "markersize": 4, "linewidth": 1, "capsize": 3}
+    style: dict[str, Any] = {"marker": "o", "markersize": 4, "linewidth": 1, "capsize": 3}
     axes.errorbar(line.steps, line.values, (below, above), label=line.label, **style)
 
 

@@ -35,9 +35,10 @@ def write_heldout_report(settings: Settings) -> Path | None:
     """
     before = heldout_result(settings, "before")
     last = heldout_result(settings, "now") or heldout_result(settings, "after")
-    if not (last or before):
+    shown = last or before
+    if shown is None:
         return None
-    result, picture = last or before
+    result, picture = shown
     return write_report(
         result,
         settings.run.folder,

@@ -15,7 +15,9 @@ from services.run_folder import RunFolder
 logger = logging.getLogger(__name__)
 
 _LONGEST_S = 300.0
-"""Drawing is given up then: a run is worth more, and what it holds costs."""
+"""The last drawing is given up then: what a run holds costs."""
+_LONGEST_BESIDE_S = 1800.0
+"""One beside training: it gets what training leaves."""
 _NICE = 19
 
 
@@ -40,7 +42,7 @@ class ResultsProcess:
 
     def begin(self) -> None:
         """Draw in the background; where the last drawing still goes on, the next one is enough."""
-        if self._is_over(_LONGEST_S):
+        if self._is_over(_LONGEST_BESIDE_S):
             self._start()
             with suppress(OSError):  # it has ended already
                 if self._process is not None:
@@ -57,11 +59,16 @@ class ResultsProcess:
         return list(written_results(self._folder))
 
     def close(self) -> None:
-        """Give up what is drawn."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.wait()
-            self._process = None
+        """Give up what is drawn, and leave no draft of it."""
+        if self._process is None:
+            return
+        self._process.kill()
+        self._process.wait()
+        with suppress(OSError):
+            for folder in (self._folder.path, self._folder.plots):
+                for draft in folder.glob(f"*.{self._process.pid}.draft"):
+                    draft.unlink(missing_ok=True)
+        self._process = None
 
     def _start(self) -> None:
         command = [sys.executable, "-m", "evaluation.of_a_run.report", str(self._folder.path)]
@@ -87,7 +94,7 @@ class ResultsProcess:
             if time.monotonic() - self._began < limit_s:
                 return False
             self.close()
-            self._say(f"it took over {_LONGEST_S:.0f} s")
+            self._say(f"it took over {time.monotonic() - self._began:.0f} s")
         elif process is not None:
             self._process = None
             if process.returncode:

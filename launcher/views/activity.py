@@ -8,7 +8,7 @@ from datetime import timedelta
 from evaluation.of_a_run.progress_file import read_evaluation_progress
 from services.run_folder import RunFolder, read_trainer
 
-_LOOK_EVERY_S = 1.0
+_LOOK_EVERY_S = 2.0
 _SILENT_S = 60.0
 """A trainer that wrote nothing for so long is gone, or is of an earlier start."""
 _SAID_AFTER_S = 5
@@ -40,7 +40,7 @@ class Activity:
 
 
 class ActivityWatch:
-    """Looks into a run's folder once a second.
+    """Looks into a run's folder every two seconds.
 
     Args:
         folder: The run's.

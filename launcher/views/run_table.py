@@ -168,4 +168,5 @@ def term_weights(settings: Settings) -> Mapping[str, float]:
     rubric = settings.reward.rubric
     if isinstance(rubric, str):
         return RUBRICS[rubric].terms if rubric in RUBRICS else {}
-    return rubric.get("terms", {})
+    terms: Mapping[str, float] = rubric.get("terms", {})
+    return terms

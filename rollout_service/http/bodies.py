@@ -105,10 +105,15 @@ async def _form(headers: Headers, body: bytes) -> FormData:
 
 
 def _fields(form: FormData) -> Mapping[str, Any]:
-    """A file is always one of a list; of a text that comes twice both are shown to the message."""
+    """A file is always one of a list; of a text that comes twice both are shown to the message.
+
+    A field that a person has left empty is not there.
+    """
     fields: dict[str, Any] = {}
     for name in form:
-        parts = form.getlist(name)
+        parts = [part for part in form.getlist(name) if part != ""]
+        if not parts:
+            continue
         values = [part if isinstance(part, str) else part.file.read() for part in parts]
         fields[name] = values[0] if values == parts and len(values) == 1 else values
     return fields

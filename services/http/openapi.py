@@ -18,6 +18,7 @@ from services.http.guard import JSON, PUBLIC_PATHS
 from services.http.problems import MEDIA_TYPE, problem
 from services.schemas.problems import Problem
 
+FORM = "multipart/form-data"
 _EXAMPLE = "x-example"
 _DETAILS: dict[type[errors.SggError], str] = {
     errors.MalformedRequestError: "send the next request after an answer",
@@ -80,6 +81,9 @@ class DescribedApp(FastAPI):
         for path, operations in document["paths"].items():
             for method, operation in operations.items():
                 self._complete_operation(operation, method, public=path in PUBLIC_PATHS)
+                form = operation.get("requestBody", {}).get("content", {}).get(FORM)
+                if form:
+                    _fill_form(form, components["schemas"])
 
     def _complete_operation(self, operation: dict[str, Any], method: str, *, public: bool) -> None:
         _title(operation)
@@ -126,7 +130,7 @@ def body_of(
     """
     content = {JSON: {"schema": reference(message)} | _kept(example)}
     if form is not None:
-        content["multipart/form-data"] = {"schema": reference(form[0])} | _kept(form[1])
+        content[FORM] = {"schema": reference(form[0])} | _kept(form[1])
     return {"requestBody": {"required": True, "content": content}}
 
 
@@ -155,9 +159,19 @@ def _restore(contents: dict[str, Any]) -> None:
             content["example"] = json.loads(content.pop(_EXAMPLE))
 
 
+def _fill_form(content: dict[str, Any], schemas: dict[str, Any]) -> None:
+    """Let the page's form begin with the example; it would fill in `null` or what is possible."""
+    fields = schemas[content["schema"]["$ref"].removeprefix(REF_PREFIX)]["properties"]
+    for name, field in fields.items():
+        if field.get("default", ...) is None:
+            field["example"] = content["example"].get(name, "")
+            del field["default"]
+
+
 def _title(operation: dict[str, Any]) -> None:
     first, _, rest = operation.pop("description", "").partition("\n\n")
-    operation["summary"] = " ".join(first.split()).removesuffix(".") or operation["summary"]
+    plain = " ".join(first.replace("`", "").split())
+    operation["summary"] = plain.removesuffix(".") or operation["summary"]
     if rest:
         operation["description"] = rest
 

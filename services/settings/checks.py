@@ -85,7 +85,7 @@ def check_trackers(settings: Settings) -> None:
     Raises:
         SettingsError: With what to do.
     """
-    for package in ("tensorboard", "wandb"):
+    for package in ("tensorboard", "wandb", "trackio"):
         if getattr(settings.records, package) and find_spec(package) is None:
             raise SettingsError(
                 f"records.{package} is on and {package} is not installed: pip install {package}, "

@@ -284,7 +284,12 @@ class RecordsSettings(Section):
     """Event files in the run's folder: `tensorboard --logdir runs`."""
     wandb: bool = False
     """Weights & Biases; `WANDB_MODE=offline` keeps it on this machine."""
+    trackio: bool = False
+    """Trackio, on this machine: `trackio show`."""
     wandb_project: str = "sgg-rl"
-    """The project there that runs are shown in."""
+    """The project of W&B and of Trackio that runs are shown in."""
+    answers: int = Field(default=2, ge=0, le=64)
+    """Answers a step that trackers show in a table, drawn beside the annotated graphs: the first
+    one of each of so many groups. About 0.1 MB each; 0 shows none."""
     keep_rollouts: int = Field(default=100, ge=0)
     """Committed steps whose `rollouts/` files stay; 0 keeps all."""

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import httpx
+
+from console.app import create_console
 from console.reading.servers import RedisReader
 from console.runs import Run
 from console.web import fragment
@@ -12,6 +15,7 @@ from services.redis.queue import RedisQueue
 from services.redis.registry import Registry
 from services.schemas.weights import ServerRecord
 from services.settings import RedisSettings
+from tests.console_runs import make_run
 
 
 async def test_servers_and_dead_groups_come_from_redis(
@@ -31,12 +35,31 @@ async def test_servers_and_dead_groups_come_from_redis(
         view = await reader.read()
         assert view.problem is None
         assert [letter.work_id for letter in view.letters] == ["group-2", "group-1", "group-0"]
-        part = fragment("servers/now.html", run=Run("live", tmp_path), view=view)
+        part = fragment("servers/now.html", run=Run("live", tmp_path), view=view, changes=False)
         for words in ("node7-1", "913.3", "no &lt;b&gt;room", "data: picture 2 &lt;i&gt;", "ready"):
             assert words in part
-        assert await queue.drop(view.letters[0].entry_id)
+        make_run(tmp_path / name, steps=1, total=2).config.write_text(
+            f'[redis]\nurl="{redis_url}"\n'
+        )
+        await drop_over_http(tmp_path, f"/admin/runs/{name}/dead/{view.letters[0].entry_id}/drop")
         assert len((await reader.read()).letters) == 2
         await reader.aclose()
     silent = RedisReader(RedisSettings(url=f"redis://127.0.0.1:{free_port()}/0"), name)
     assert "does not answer" in str((await silent.read()).problem)
     await silent.aclose()
+
+
+async def drop_over_http(runs: Path, path: str) -> None:
+    """Only the admin token does it, once, and no page of another origin."""
+    app = create_console(runs, data_token="data-secret", admin_token="admin-secret")
+    transport = httpx.ASGITransport(app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
+
+        async def status(token: str, **headers: str) -> int:
+            headers |= {"Authorization": f"Bearer {token}"}
+            return (await client.post(path, headers=headers)).status_code
+
+        assert await status("data-secret") == 401
+        assert await status("admin-secret", Origin="http://elsewhere") == 403
+        assert await status("admin-secret") == 200
+        assert await status("admin-secret") == 404

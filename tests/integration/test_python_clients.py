@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import traceback
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ from services.schemas.common import ChatMessage, Sampling, TextPart
 from services.schemas.rollouts import RolloutRequest
 from services.settings import Settings, dump_settings
 from tests.live_servers import LiveServer, cluster_settings, served, serving, wait_registered
+from tests.processes import wait_for
 from tests.python_examples import REWARD, ROLLOUT, failures, make_example_folder
 
 TOKEN = "data-secret"
@@ -184,8 +186,13 @@ def test_ctrl_c_ends_the_request_too() -> None:
         finally:
             ended.set()
 
+    def waits() -> bool:
+        frames = traceback.extract_stack(sys._current_frames()[main])
+        return any(frame.name == "result" for frame in frames)
+
     def interrupt() -> None:
         started.wait(60)
+        wait_for("the caller to wait", waits)
         signal.pthread_kill(main, signal.SIGINT)
 
     main = threading.get_ident()

@@ -1,16 +1,20 @@
 """The service against its own OpenAPI page."""
 
+import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from playwright.sync_api import expect, sync_playwright
 
 from services.schemas.rewards import RewardResponse
 from tests.openapi_fuzzing import assert_as_documented
 from tests.reward_process import GOLDEN, REQUEST, TOKEN, running
 
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))), None)
 AUTHORIZATION = f"Bearer {TOKEN}"
 
 
@@ -64,3 +68,36 @@ def test_the_page_names_every_problem_and_the_token(page: dict[str, Any]) -> Non
             assert content["schema"] == problem
             assert content["example"]["status"] == int(status)
     assert "security" not in page["paths"]["/healthz"]["get"]
+
+
+@pytest.mark.skipif(
+    CHROMIUM is None and not os.environ.get("CI"), reason="no chromium: apt-get install chromium"
+)
+def test_a_person_logs_in_and_tries_the_example_with_nothing_from_elsewhere(url: str) -> None:
+    asked: list[str] = []
+    complaints: list[str] = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.on("request", lambda request: asked.append(request.url))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on("console", lambda message: complaints.append(message.text))
+        page.goto(f"{url}/")
+        page.fill("#token", TOKEN)
+        page.click("text=Log in")
+        page.wait_for_url(f"{url}/docs")
+        page.click("text=Score every completion of every group")
+        page.click(".try-out__btn")
+        page.click(".execute")
+        answer = page.locator(".live-responses-table .response")
+        expect(answer).to_contain_text("200")
+        expect(answer).to_contain_text("rubric_version")
+        assert page.evaluate("document.cookie") == ""
+        page.click("text=Log out")
+        page.wait_for_url(f"{url}/login")
+        page.goto(f"{url}/docs")
+        expect(page.locator("#token")).to_be_visible()
+        browser.close()
+    elsewhere = [one for one in asked if not one.startswith((url, "data:"))]
+    assert (elsewhere, complaints) == ([], [])
+    assert not any(TOKEN in one for one in asked)

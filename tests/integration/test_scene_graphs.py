@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from rollout_service.fake.engine import FakeEngine
+from rollout_service.http import examples
 from scene_graph.boxes import RELATIVE_1000
 from scene_graph.parsing import parse_completion
 from services.errors import InvalidInputError
@@ -183,7 +184,7 @@ REFUSED: list[tuple[dict[str, Any], int, str]] = [
     ({"files": {"images": (None, "hello")}}, 422, "curl -F images=@photo.jpg"),
     ({"files": [("images", PHOTO), ("images", (None, "x"))]}, 422, "curl -F images=@photo.jpg"),
     ({"content": b'{"images": "a\n'} | JSON_BODY, 422, "Invalid JSON"),
-    (form(PHOTO) | {"headers": {"Origin": "http://evil.example"}}, 415, "browser"),
+    (form(PHOTO) | {"headers": {"Origin": "http://evil.example"}}, 403, "another origin"),
     ({"content": b"x", "headers": {"Content-Type": "multipart/form-data"}}, 422, "boundary"),
     (
         {"content": b"x", "headers": {"Content-Type": "multipart/form-data; boundary=b"}},
@@ -199,6 +200,15 @@ REFUSED: list[tuple[dict[str, Any], int, str]] = [
         "cannot be read",
     ),
 ]
+
+
+def test_what_the_page_shows_works(server: LiveServer) -> None:
+    """The examples as they stand; and the form from a page of the service itself."""
+    for path, example in ((PATH, examples.SCENE_GRAPHS), ("/v1/rollouts", examples.ROLLOUTS)):
+        answer = httpx.post(f"{server.url}{path}", json=example, headers=TOKEN, trust_env=False)
+        assert answer.status_code == 200, answer.text
+    own = post(server, **form(PHOTO, temperature="", seed=""), headers={"Origin": server.url})
+    assert own.status_code == 200, own.text
 
 
 @pytest.mark.parametrize(("request_", "status", "words"), REFUSED)

@@ -23,6 +23,7 @@ from tests.processes import OF_A_RANK, ROOT, wait_ready
 USERS_OWN = (
     "cli",
     "compat",
+    "console",
     "deploy",
     "launcher",
     "planning",
@@ -37,6 +38,7 @@ TOOLS = tuple(
 BUNDLED = (
     *("assets", "configs", "constraints", "docker-compose.yml", "docker-compose.gpu.yml"),
     *("deploy/grafana/dashboards", "deploy/grafana/provisioning", "deploy/prometheus"),
+    "docs/metrics.md",
 )
 FOREIGN = re.compile(r"^(tests|docs|benchmarks|runs|build)/|(^|/)(\.|secrets/)|token$|password$")
 CLUSTER = """
@@ -164,9 +166,13 @@ def test_every_command_works_from_an_empty_folder(program: Path, folder: Path) -
     commands = said("reproduce", "r1-sgg", "--row", "*-2b-zero", "--hardware", "80gbx1")
     run = "sgg-rl run --config r1-sgg/vg150-closed-2b-zero --config hardware/80gbx1\n"
     assert run in commands
+    (folder / "mine").mkdir()
+    (folder / "mine/metrics.jsonl").write_text('{"step": 0, "num_steps": 9, "entropy": 1.0}\n')
+    assert "wrote 1 run to copy" in said("console", "mine", "--export", "copy")
+    assert "falls slowly" in (folder / "copy/runs/mine/index.html").read_text()
     assert {path.name for path in folder.iterdir()} == {
         *(f"{name}.py" for name in USERS_OWN),
-        *("run.toml", "toy-scenes", "answer.txt", "cluster.toml"),
+        *("run.toml", "toy-scenes", "answer.txt", "cluster.toml", "mine", "copy"),
     }
 
 

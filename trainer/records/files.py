@@ -7,6 +7,7 @@ from statistics import fmean, pstdev
 from typing import Any, get_args
 
 from services.run_folder import LedgerRow
+from services.schemas.groups import TrainGroup
 from services.schemas.rewards import Status
 from services.settings import Settings
 from services.waiting import RoomWait
@@ -63,12 +64,18 @@ class RunRecords:
             self.events.note("rolled_back", f"step {step} and those after it are done again")
         self._trackers.start(step)
 
-    def step(self, metrics: Mapping[str, Any], ledger: Mapping[str, Any]) -> None:
-        """Append one step; rank 0 only."""
+    def step(
+        self,
+        metrics: Mapping[str, Any],
+        ledger: Mapping[str, Any],
+        groups: Sequence[TrainGroup] = (),
+    ) -> None:
+        """Append one step, with groups that trackers may show; rank 0 only."""
         self._check()
         self._room.write(lambda: self._ledger.append(ledger))
         self._room.write(lambda: self._metrics.append(metrics))
         self._trackers.log(metrics)
+        self._trackers.log_answers(int(metrics["step"]), groups)
 
     def evaluations(self, rows: Sequence[Mapping[str, Any]], step: int) -> None:
         """Append what has come while `step` trained; rank 0 only has any."""

@@ -1,18 +1,36 @@
-"""A run's metrics for TensorBoard and Weights & Biases; `metrics.jsonl` stays the record.
+"""A run's metrics for TensorBoard, Weights & Biases and Trackio; `metrics.jsonl` stays the record.
 
-A tracker is for looking: one that fails in mid-run is told once and left out from then on.
+A tracker is for looking: one that fails in mid-run is told once and left out from then on. All of
+them work in one thread, in the order of the calls: training waits for none before the end.
 """
 
 import logging
 import secrets
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
 
+from services.schemas.groups import TrainGroup
 from services.settings import Settings, dump_settings
+from trainer.records.answer_tables import DrawnAnswer, draw_answers, jpeg
 
 logger = logging.getLogger(__name__)
 
 _NOT_CURVES = ("step", "num_steps", "time")
+_TABLES_WAITING = 2
+"""While so many steps wait to be drawn, later ones are not."""
+
+
+class _Tracker(Protocol):
+    def start(self, step: int) -> None: ...
+
+    def log(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def log_evaluation(self, step: int, values: Mapping[str, float], now: int) -> None: ...
+
+    def log_answers(self, step: int, answers: Sequence[DrawnAnswer]) -> None: ...
+
+    def close(self) -> None: ...
 
 
 class Trackers:
@@ -27,12 +45,14 @@ class Trackers:
     """
 
     def __init__(self, settings: Settings, rank: int = 0) -> None:
-        records = settings.records
-        self._trackers: list[_TensorBoard | _Wandb] = []
-        if records.tensorboard and rank == 0:
-            self._trackers.append(_TensorBoard(settings))
-        if records.wandb and rank == 0:
-            self._trackers.append(_Wandb(settings))
+        self._settings = settings
+        kinds: Mapping[str, Callable[[Settings], _Tracker]]
+        kinds = {"tensorboard": _TensorBoard, "wandb": _Wandb, "trackio": _Trackio}
+        wanted = [kind for name, kind in kinds.items() if getattr(settings.records, name)]
+        self._trackers: list[_Tracker] = [kind(settings) for kind in wanted] if rank == 0 else []
+        self._worker = ThreadPoolExecutor(1, "trackers")
+        self._num_answers = settings.records.answers if self._trackers else 0
+        self._tables_waiting = 0
 
     def start(self, step: int) -> None:
         """Call once, before the first `log`; `step` is the first that will be logged."""
@@ -48,11 +68,35 @@ class Trackers:
         values = {f"eval/{k}": v for k, v in flattened(row) if k not in _NOT_CURVES}
         self._each(lambda tracker: tracker.log_evaluation(int(row["step"]), values, now))
 
-    def close(self) -> None:
-        """Write what is left."""
-        self._each(lambda tracker: tracker.close())
+    def log_answers(self, step: int, groups: Sequence[TrainGroup]) -> None:
+        """Show the first `records.answers` groups of a step, after its line."""
+        if not self._num_answers or self._tables_waiting >= _TABLES_WAITING:
+            return
+        self._tables_waiting += 1
+        self._worker.submit(self._show, step, groups[: self._num_answers])
 
-    def _each(self, call: "Callable[[_TensorBoard | _Wandb], None]") -> None:
+    def close(self) -> None:
+        """Write what is left, and wait for that; what comes later is not taken up."""
+        self._each(lambda tracker: tracker.close())
+        self._worker.shutdown()
+        self._trackers, self._num_answers = [], 0
+
+    def _show(self, step: int, groups: Sequence[TrainGroup]) -> None:
+        try:
+            answers = draw_answers(self._settings, groups)
+        except Exception:  # training is worth more than a drawing
+            logger.exception("answers of step %d cannot be drawn; trackers show none", step)
+            self._num_answers = 0
+        else:
+            self._call(lambda tracker: tracker.log_answers(step, answers))
+        finally:
+            self._tables_waiting -= 1
+
+    def _each(self, call: Callable[[_Tracker], None]) -> None:
+        if self._trackers:
+            self._worker.submit(self._call, call)
+
+    def _call(self, call: Callable[[_Tracker], None]) -> None:
         for tracker in list(self._trackers):
             try:
                 call(tracker)
@@ -97,9 +141,32 @@ class _TensorBoard:
         """Points of version `step`, which come when step `now` has been logged."""
         self.log(step, values)
 
+    def log_answers(self, step: int, answers: Sequence[DrawnAnswer]) -> None:
+        """A text for all, and two images for each."""
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        self._writer.add_text("answers", "\n\n".join(map(_as_markdown, answers)), step)
+        images = [
+            Summary.Value(
+                tag=f"answers/{number}/{name}",
+                image=Summary.Image(
+                    width=drawn.width, height=drawn.height, encoded_image_string=jpeg(drawn)
+                ),
+            )
+            for number, answer in enumerate(answers)
+            for name, drawn in (("answer", answer.drawing), ("annotated", answer.annotated))
+            if drawn is not None
+        ]
+        self._writer.file_writer.add_summary(Summary(value=images), step)
+
     def close(self) -> None:
         """Write what is left."""
         self._writer.close()
+
+
+def _as_markdown(answer: DrawnAnswer) -> str:
+    said = f"reward {answer.reward:.4g} (group {answer.group_mean:.4g}), {answer.status}"
+    return f"`{answer.group_id}`: {said}\n\n{answer.code}"
 
 
 class _Wandb:
@@ -135,6 +202,14 @@ class _Wandb:
         # W&B would drop an earlier step's; `eval/step` is these curves' own axis.
         self._run.log({**values, "eval/step": step}, step=now)
 
+    def log_answers(self, step: int, answers: Sequence[DrawnAnswer]) -> None:
+        def image(drawn: Any) -> Any:
+            return None if drawn is None else self._wandb.Image(drawn, file_type="jpg")
+
+        rows = _rows(answers, image, lambda answer: answer.text)
+        table = self._wandb.Table(columns=list(_COLUMNS), data=rows)
+        self._run.log({"answers": table}, step=step)
+
     def close(self) -> None:
         self._run.finish()
 
@@ -144,3 +219,55 @@ class _Wandb:
         if step == 0 or not file.exists():
             file.write_text(secrets.token_hex(4))
         return file.read_text().strip()
+
+
+class _Trackio:
+    """One run of a local Trackio project, shown by `trackio show`."""
+
+    def __init__(self, settings: Settings) -> None:
+        import trackio
+
+        self._settings = settings
+        self._trackio = trackio
+
+    def start(self, step: int) -> None:
+        self._run = self._trackio.init(
+            project=self._settings.records.wandb_project,
+            name=self._settings.run.name,
+            resume="allow" if step else "never",
+            config=self._settings.model_dump(mode="json"),
+        )
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def log_evaluation(self, step: int, values: Mapping[str, float], now: int) -> None:
+        self.log(step, values)
+
+    def log_answers(self, step: int, answers: Sequence[DrawnAnswer]) -> None:
+        def image(drawn: Any) -> Any:
+            return None if drawn is None else self._trackio.Image(drawn)
+
+        # It shows text as Markdown.
+        rows = _rows(answers, image, lambda answer: answer.code)
+        self._run.log({"answers": self._trackio.Table(list(_COLUMNS), rows)}, step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+_COLUMNS = ("group", "reward", "group mean", "status", "text", "answer", "annotated")
+
+
+def _rows(
+    answers: Sequence[DrawnAnswer],
+    image: Callable[[Any], Any],
+    text: Callable[[DrawnAnswer], str],
+) -> list[list[Any]]:
+    return [
+        [
+            *(one.group_id, one.reward, one.group_mean, one.status, text(one)),
+            *(image(one.drawing), image(one.annotated)),
+        ]
+        for one in answers
+    ]

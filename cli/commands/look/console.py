@@ -41,4 +41,5 @@ def console(
         return
     setup_logging("console")
     url = f"http://{host}:{port}"
-    serve(create_console(runs, url=url, data_token=read_token("SGG_DATA_TOKEN", None)), url)
+    data, admin = (read_token(f"SGG_{kind}_TOKEN", None) for kind in ("DATA", "ADMIN"))
+    serve(create_console(runs, url=url, data_token=data, admin_token=admin), url)

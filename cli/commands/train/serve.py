@@ -104,10 +104,11 @@ def serve_monitor(settings: "Settings") -> None:
     if not settings.monitor.console:
         serve(Monitor(settings).app, settings.monitor.url)
         return
-    from console.app import BODY_LIMIT_BYTES, add_console
+    from console.app import BODY_LIMIT_BYTES, add_console, admin_paths
 
-    app = Monitor(settings, BODY_LIMIT_BYTES).app
-    add_console(app, settings.run.root, settings)
+    paths = admin_paths(settings.data_token, settings.admin_token)
+    app = Monitor(settings, BODY_LIMIT_BYTES, paths).app
+    add_console(app, settings.run.root, settings, changes=bool(paths))
     serve(app, settings.monitor.url)
 
 

@@ -18,7 +18,8 @@ HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cache-Control": "no-store",
 }
-"""Nothing is loaded from elsewhere, no script runs but those in files, and no page frames this."""
+"""Nothing is loaded from elsewhere, no script runs but those in files, and no page frames this. By
+`no-referrer` a form would come from the origin `null`, which the guard refuses."""
 
 _TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(FOLDER), autoescape=True, undefined=jinja2.StrictUndefined

@@ -138,3 +138,12 @@ async def test_a_copy_opens_from_disk(tmp_path: Path) -> None:
     data = run.partition('id="curves">')[2].partition("</script>")[0]
     assert len(json.loads(data)["steps"]["mean"]["reward_mean"]) == 30
     assert "sse-connect" not in run
+
+
+def test_without_an_admin_token_nothing_can_be_changed_beside_a_data_token(tmp_path: Path) -> None:
+    make_run(tmp_path / "run", steps=1, total=2)
+    path, token = "/admin/runs/run/dead/1-0/drop", {"Authorization": "Bearer secret"}
+    closed = TestClient(create_console(tmp_path, data_token="secret"), base_url="http://localhost")
+    assert closed.post(path, headers=token).status_code == 404
+    opened = TestClient(create_console(tmp_path), base_url="http://localhost")
+    assert opened.post(path.replace("1-0", "x")).status_code == 422

@@ -1,5 +1,6 @@
 """What a job's script is made of, and what is refused before it is queued."""
 
+import re
 import shutil
 import subprocess
 import tomllib
@@ -138,6 +139,15 @@ def test_a_rank_waits_for_the_server_on_its_gpu_only_where_there_is_one() -> Non
     for name in JOBS:
         found = "export SGG_JOB_SERVER_WAIT_S=600\n" in script(name)
         assert found == (name == "colocated")
+
+
+def test_a_training_job_says_first_where_its_console_is_and_how_it_is_reached() -> None:
+    text = script("single", "monitor.url=http://127.0.0.1:8411", "run.root=some runs")
+    told = [line for line in text.splitlines() if re.match(r'say "[^"]*[a-z]', line)]
+    assert told[0].startswith('say "console: http://$head:8411/runs/run, with the token in" ')
+    assert told[0].endswith("some runs/run/secrets/data_token'")
+    assert "ssh -N -L 8411:$head:8411 $USER@${SLURM_SUBMIT_HOST:-LOGIN_NODE}" in told[1]
+    assert "ssh -N" not in script("single", "monitor.console=false")
 
 
 def test_names_are_quoted() -> None:

@@ -1,13 +1,23 @@
 """Evaluation beside training, where there is nobody to ask."""
 
+import asyncio
+import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
 
+from evaluation.inference.progress import Progress
 from evaluation.of_a_run import during
 from evaluation.of_a_run.during import DuringTraining
+from evaluation.of_a_run.progress_file import (
+    EvaluationProgress,
+    read_evaluation_progress,
+    shown_progress,
+)
 from scene_data.toy.scenes import make_toy
+from services.run_folder import RunFolder
 from services.settings import Settings
 from tests.processes import wait_for
 
@@ -63,3 +73,21 @@ def test_one_at_a_time_and_the_end_waits_for_the_last(evaluation: DuringTraining
 def test_closing_gives_up_what_goes_on(evaluation: DuringTraining) -> None:
     evaluation.begin(2)
     evaluation.close()
+
+
+def test_how_far_an_evaluation_is_can_be_read_by_others(tmp_path: Path) -> None:
+    """A file of a trainer that was killed says nothing, nor does one that is no such file."""
+    folder = RunFolder(tmp_path)
+
+    async def evaluate() -> None:
+        async with shown_progress(folder, 40, "now", Progress(total=500, done=120)):
+            await asyncio.sleep(0)
+            assert read_evaluation_progress(folder) == EvaluationProgress(40, "now", 120, 500)
+            os.utime(folder.evaluating, (1, 1))
+            assert read_evaluation_progress(folder) is None
+
+    asyncio.run(evaluate())
+    assert not list(tmp_path.iterdir())
+    for text in ("{", "[]", json.dumps({"step": 1, "label": "now", "done": "x", "total": 2})):
+        folder.evaluating.write_text(text)
+        assert read_evaluation_progress(folder) is None

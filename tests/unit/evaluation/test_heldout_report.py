@@ -2,6 +2,7 @@ import json
 import logging
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -143,10 +144,10 @@ def test_results_are_drawn_by_a_process_that_yields_and_may_fail(
     drawn = ResultsProcess(files)
     assert drawn.finish() == []
     with monkeypatch.context() as failing:
-        failing.setattr(results.sys, "executable", "/bin/false")
+        failing.setattr(sys, "executable", "/bin/false")
         assert drawn.finish() == []
     assert len(caplog.records) == 1
-    assert f"no report: {files.config} is not usable" in caplog.text
+    assert f"no report: cannot use {files.config}" in caplog.text
     assert "logs/report.log" in caplog.text
     files.config.write_text(dump_settings(settings))
     drawn.begin()

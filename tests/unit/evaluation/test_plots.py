@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib import pyplot as plt
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from PIL import Image
 
-from evaluation.of_a_run import plots
 from evaluation.of_a_run.plots import write_plots
 from services.run_folder import RunFolder
 
@@ -19,7 +20,7 @@ PICTURES = ["reward.png", "terms.png", "phases.png", "learning.png"]
 def figures(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
     """Those that are saved meanwhile, in their order."""
     kept: list[Figure] = []
-    monkeypatch.setattr(plots.plt, "close", kept.append)
+    monkeypatch.setattr(plt, "close", kept.append)
     return kept
 
 
@@ -61,7 +62,7 @@ def test_plots_are_drawn_from_metrics(tmp_path: Path, figures: list[Figure]) -> 
     assert [axes.get_ylabel() for axes in panels] == ["reward", "share", "norm", "nats", "share"]
     heldout, kl = panels[1], panels[3]
     assert heldout.get_title(loc="left") == "Held-out: strict, 64 images, with 95 % intervals"
-    bars = [bar.get_segments() for bar in heldout.collections]
+    bars = [c.get_segments() for c in heldout.collections if isinstance(c, LineCollection)]
     assert [segment.tolist() for segment in bars[0]] == [
         [[0, 0.25], [0, 0.25]],
         [[4, 0.125], [4, 0.5]],

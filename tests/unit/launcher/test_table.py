@@ -4,12 +4,12 @@ import io
 import json
 import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from launcher.views import activity
 from launcher.views.run_lines import step_line
 from launcher.views.run_summary import closing_lines, summary_table
 from launcher.views.run_table import RunTable, term_weights
@@ -224,7 +224,7 @@ def test_a_long_wait_is_a_line_where_there_is_no_terminal(
 ) -> None:
     """A step is no wait, however long it takes, nor is an evaluation beside it."""
     now = [100.0]
-    monkeypatch.setattr(activity.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
     out = io.StringIO()
     with RunTable(RunFolder(tmp_path), 80, dict, SafeConsole(file=out, width=80)) as table:
         for done, label, phase in (

@@ -9,15 +9,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import (  # type: ignore[import-untyped]
-    EventAccumulator,
-)
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb.proto.wandb_internal_pb2 import Record  # type: ignore[attr-defined]
 
 from launcher.local_run import run_here
 from planning.preflight.trainer import check_trainer
 from services.errors import SettingsError
+from services.images import ImageStore, decode_image
+from services.schemas.common import ChatMessage, ImagePart, Sampling
+from services.schemas.groups import GroupReference, TrainGroup
+from services.schemas.prompts import PromptGroup
+from services.schemas.rewards import Matched, ReferenceGraph, Reward
 from services.settings import Settings
+from tests.tagged_pictures import encoded
+from tests.train_groups import completion, train_group
+from trainer.records.answer_tables import SIDE
 from trainer.records.trackers import Trackers, flattened
 
 
@@ -165,7 +172,140 @@ def leveldb_records(log: bytes) -> Iterator[bytes]:
         at += 7 + length
 
 
-@pytest.mark.parametrize("name", ["tensorboard", "wandb"])
+HOSTILE = (
+    '<answer>{"objects": [{"id": "<b>x</b>.1", "bbox": [0, 0, 500, 500]}], "relationships": []}'
+    "</answer>\n```\n# big"
+)
+MAN = {"id": "man.1", "bbox": [10, 10, 50, 90]}
+
+
+def scored_group(run: Settings, index: int, text: str) -> TrainGroup:
+    """A group about a picture of the run's store, which has been scored."""
+    colour = (250, 10 * index, 10)
+    image = ImageStore(run.run.files.images).put(encoded(Image.new("RGB", (100, 100), colour)))
+    group = train_group([1], [completion([5, 6]), completion([7])], index=index)
+    first, second = group.rollout.completions
+    prompt = PromptGroup(
+        group_id=f"g{index}",
+        incarnation=1,
+        epoch=0,
+        index=index,
+        messages=[ChatMessage(role="user", content=[ImagePart()])],
+        images=[image],
+        sampling=Sampling(),
+    )
+    answers = [first.model_copy(update={"text": text}), second]
+    return group.model_copy(
+        update={
+            "prompt": prompt,
+            "rollout": group.rollout.model_copy(update={"completions": answers}),
+            "rewards": [
+                Reward(
+                    total=total,
+                    status="ok",
+                    breakdown={},
+                    matched=Matched(objects=0, relationships=0),
+                )
+                for total in (3.0, 1.0)
+            ],
+            "reference": GroupReference(
+                image_size=(100, 100),
+                box_space="relative_1000",
+                graph=ReferenceGraph.model_validate({"objects": [MAN], "relationships": []}),
+            ),
+        }
+    )
+
+
+def show(run: Settings) -> None:
+    """Three groups of step 4; the settings want two."""
+    trackers = Trackers(run)
+    trackers.start(0)
+    trackers.log(row(4, 1.0))
+    trackers.log_answers(4, [scored_group(run, i, f"{i} {HOSTILE}") for i in range(3)])
+    trackers.log(row(5, 1.0))
+    trackers.close()
+    trackers.log(row(6, 1.0))
+    trackers.close()
+
+
+def is_red(picture: Image.Image) -> bool:
+    red, green, blue = picture.getpixel((picture.width - 20, picture.height - 20))  # type: ignore[misc]
+    return red > 200 and green < 60 and blue < 60
+
+
+def test_tensorboard_shows_answers_drawn_beside_the_annotated_graphs(tmp_path: Path) -> None:
+    run = settings(tmp_path, tensorboard=True)
+    show(run)
+    events = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
+    tags = [f"answers/{n}/{kind}" for n in (0, 1) for kind in ("answer", "annotated")]
+    assert sorted(events.Tags()["images"]) == sorted(tags)
+    drawn = {tag: events.Images(tag)[0] for tag in tags}
+    assert {event.step for event in drawn.values()} == {4}
+    pictures = [decode_image(event.encoded_image_string) for event in drawn.values()]
+    assert {picture.size for picture in pictures} == {(SIDE, SIDE)}
+    assert all(map(is_red, pictures))
+    assert drawn[tags[0]].encoded_image_string != drawn[tags[1]].encoded_image_string
+    (tag,) = [name for name in events.Tags()["tensors"] if name.startswith("answers")]
+    text = events.Tensors(tag)[0].tensor_proto.string_val[0].decode()
+    assert "`g0`: reward 3 (group 2), ok" in text
+    # All of it is code: nothing in it is markup.
+    assert "\n    # big" in text
+    assert "\n    ```" in text
+
+
+def test_wandb_gets_a_table_at_its_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_DATA_DIR", str(tmp_path / "data"))
+    show(settings(tmp_path, wandb=True))
+    (file,) = (tmp_path / "run/wandb").glob("offline-run-*/*.wandb")
+    steps = {point["_step"]: point for point in wandb_history(file)}
+    assert sorted(steps) == [4, 5]
+    assert not any(name.startswith("answers") for name in steps[5])
+    assert any(name.startswith("answers") for name in steps[4])
+    staged = [found.read_bytes() for found in (tmp_path / "data").rglob("*") if found.is_file()]
+    table = next(json.loads(found) for found in staged if found.startswith(b'{"_type": "table"'))
+    rows = [dict(zip(table["columns"], one, strict=True)) for one in table["data"]]
+    assert [one["group"] for one in rows] == ["g0", "g1"]
+    assert (rows[0]["reward"], rows[0]["group mean"], rows[0]["text"]) == (3.0, 2.0, f"0 {HOSTILE}")
+    assert rows[0]["answer"]["path"].endswith(".jpg")
+    drawn = [decode_image(found) for found in staged if found.startswith(b"\xff\xd8")]
+    assert len(drawn) == 4
+    assert all(map(is_red, drawn))
+
+
+def test_trackio_gets_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "trackio"))
+    pytest.importorskip("trackio", reason="it wants another Pillow than ours: pip install trackio")
+    show(settings(tmp_path, trackio=True))
+    assert len(list((tmp_path / "trackio").rglob("*.png"))) == 4
+
+
+def test_answers_can_be_left_out_and_a_picture_that_is_gone_ends_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    show(settings(tmp_path / "none", tensorboard=True, answers=0))
+    events = EventAccumulator(str(tmp_path / "none/run/tensorboard")).Reload()
+    assert events.Tags()["images"] == []
+    run = settings(tmp_path, tensorboard=True)
+    group = scored_group(run, 0, HOSTILE)
+    assert group.prompt is not None
+    ImageStore(run.run.files.images).remove([group.prompt.images[0].sha256])
+    broken = group.model_copy(update={"rewards": []})
+    trackers = Trackers(run)
+    trackers.start(0)
+    trackers.log_answers(0, [group])
+    trackers.log_answers(1, [broken])
+    trackers.log(row(1, 1.0))
+    trackers.close()
+    events = EventAccumulator(str(tmp_path / "run/tensorboard")).Reload()
+    assert [event.step for event in events.Images("answers/0/answer")] == [0]
+    assert [event.step for event in events.Scalars("reward_mean")] == [1]
+    assert "answers of step 1 cannot be drawn" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "trackio"])
 @pytest.mark.parametrize("start", [check_trainer, run_here])
 def test_a_missing_package_is_said_before_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, start: Callable[[Settings], object]

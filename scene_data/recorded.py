@@ -17,9 +17,8 @@ from scene_graph.parsing import parse_completion
 from services.errors import InvalidInputError, SggError, TooLargeError
 from services.images import ImageStore, decode_image
 from services.run_folder import RunFolder
-from services.run_folder.records import RolloutRecord
 from services.schemas.common import ImageRef
-from services.schemas.groups import GroupReference
+from services.schemas.groups import GroupReference, TrainGroup
 from services.schemas.rewards import Task
 
 _NUM_TRIED = 8
@@ -54,7 +53,7 @@ def recorded_picture(run: RunFolder, train: str, sha256: str, row: int) -> bytes
 
 
 def draw_record(
-    record: RolloutRecord, task: Task, picture: bytes | None
+    record: TrainGroup, task: Task, picture: bytes | None
 ) -> Iterator[tuple[str, bytes]]:
     """The graphs of a group over its picture, as PNG files: of the reference, then of each answer.
 
