@@ -10,6 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from console.app import create_console
+from scene_data.dataset import open_dataset
 from tests.rollout_runs import write_run
 
 SCRIPT = "</script><script>alert('x')</script>\x1b[2J‮\"' onload=\"alert(1)"
@@ -149,7 +150,7 @@ def test_hostile_texts_are_only_text(client: TestClient, completion: int) -> Non
     assert "alert(&#39;x&#39;)" in pages[0].text or "alert(\\u0027x" in pages[0].text
 
 
-def test_try_it_says_that_no_server_runs(client: TestClient) -> None:
+def test_try_it_says_what_is_wrong(folder: Path, client: TestClient) -> None:
     files = {"image": ("a.png", b"no picture")}
     htmx = {"HX-Request": "true"}
     assert client.post("/try", data={"run": "toys"}, files=files).status_code == 422
@@ -157,6 +158,10 @@ def test_try_it_says_that_no_server_runs(client: TestClient) -> None:
         "/try", data={"run": "toys", "reference": "{"}, files=files, headers=htmx
     ).text
     assert "the reference is no graph" in answer
+    assert (
+        "not an image" in client.post("/try", data={"run": "toys"}, files=files, headers=htmx).text
+    )
+    files = {"image": ("a.png", open_dataset(folder / "data/train.parquet")[0].image_bytes)}
     answer = client.post("/try", data={"run": "toys"}, files=files, headers=htmx).text
     assert "No rollout server of toys answers" in answer
     assert "sgg-rl serve rollout --config" in answer
