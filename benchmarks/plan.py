@@ -38,9 +38,9 @@ from services.schemas.weights import PolicyInfo, ServerRecord, TensorEntry, Weig
 from services.settings import Settings
 from tests.plan.real_loop import Numbers, run_all, services
 from tests.train_groups import completion
+from trainer.collection.group_checks import refusal
 from trainer.collection.group_pool import GroupPool
 from trainer.collection.prompts import PromptSource
-from trainer.collection.refusals import refusal
 from trainer.types import Outcome, StepBatch
 from weight_sync.transports.sender import CheckedManifest, Peer
 

@@ -172,17 +172,6 @@ def compare_header(header: Mapping[str, TensorSpan], expected: Mapping[str, Tens
             )
 
 
-def compare_digests(digests: Mapping[str, str], expected: Mapping[str, TensorEntry]) -> None:
-    """Refuse tensors with other bytes than the manifest's.
-
-    Raises:
-        InvalidInputError: It names the first of them.
-    """
-    for name, entry in expected.items():
-        if digests[name] != entry.sha256:
-            raise InvalidInputError(f"{shown(name)}: its sha256 is not the manifest's")
-
-
 def _write(
     descriptor: int, weights: "Iterable[tuple[str, Tensor]]", room: RoomWait
 ) -> dict[str, TensorEntry]:

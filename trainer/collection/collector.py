@@ -45,12 +45,12 @@ from services.waiting import WaitNotice, ended, until_available
 from trainer.collection.advantages import with_advantages
 from trainer.collection.cursor import Cursor, CursorState
 from trainer.collection.fault_watch import FaultWatch
+from trainer.collection.group_checks import image_refusal, refusal
 from trainer.collection.group_pool import GroupPool, OpenGroup
 from trainer.collection.group_scoring import GroupScoring, RewardsOrError
 from trainer.collection.idle import IdleMeter
 from trainer.collection.image_sharing import ImageSharing
 from trainer.collection.prompts import PromptSource
-from trainer.collection.refusals import image_refusal, refusal
 from trainer.collection.requests import GroupRequests
 from trainer.collection.server_changes import ServerChanges
 from trainer.ranks.stop import StopAskedError, StopRequest

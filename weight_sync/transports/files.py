@@ -3,7 +3,6 @@
 It is opened safely, and verified before anything is loaded from it.
 """
 
-import hashlib
 import mmap
 import os
 import socket
@@ -11,7 +10,6 @@ import stat
 import tempfile
 from abc import abstractmethod
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import ClassVar
@@ -20,11 +18,11 @@ from services.errors import InvalidInputError, NotFoundError, SettingsError
 from services.schemas.weights import TRANSPORTS, TensorEntry, Version
 from services.settings import Settings
 from services.waiting import RoomWait
+from weight_sync.digests import compare_digests, tensor_digests
 from weight_sync.engine import Staged
 from weight_sync.file_format import (
     LENGTH_BYTES,
     TensorSpan,
-    compare_digests,
     compare_header,
     header_length,
     parse_header,
@@ -34,8 +32,6 @@ from weight_sync.transports.sender import NamedTensors, Sender
 
 _DRAFT = ".draft"
 """Ends the name of a version that is not whole."""
-_MAX_HASH_THREADS = 16
-"""hashlib works outside Python's global lock; one thread does 1 to 2 GB/s."""
 
 
 class FileSender(Sender):
@@ -126,7 +122,7 @@ def stage_file(path: Path, expected: Mapping[str, TensorEntry]) -> StagedFile:
     try:
         header, data = _read(descriptor)
         compare_header(header, expected)
-        compare_digests(_digests(data, header), expected)
+        compare_digests(tensor_digests(data, header), expected)
     except BaseException:
         staged.close()
         raise
@@ -168,7 +164,7 @@ def describe_file(path: Path) -> dict[str, TensorEntry]:
         header, data = _read(descriptor)
     finally:
         os.close(descriptor)
-    digests = _digests(data, header)
+    digests = tensor_digests(data, header)
     return {
         name: TensorEntry.model_validate(
             {"shape": span.shape, "dtype": span.dtype, "sha256": digests[name]}
@@ -184,16 +180,6 @@ def _read(descriptor: int) -> tuple[dict[str, TensorSpan], memoryview]:
     if start > len(data):
         raise InvalidInputError("the file of weights is not safetensors: its header is cut short")
     return parse_header(bytes(data[LENGTH_BYTES:start]), len(data) - start), data[start:]
-
-
-def _digests(data: memoryview, header: Mapping[str, TensorSpan]) -> dict[str, str]:
-    def digest(name: str) -> str:
-        return hashlib.sha256(data[header[name].begin : header[name].end]).hexdigest()
-
-    # The largest first: else one of them may be left over for a single thread.
-    names = sorted(header, key=lambda name: header[name].begin - header[name].end)
-    with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), _MAX_HASH_THREADS)) as pool:
-        return dict(zip(names, pool.map(digest, names), strict=True))
 
 
 def _mapped(descriptor: int) -> memoryview:

@@ -26,11 +26,11 @@ from services.errors import (
 from services.host.addresses import host_and_port
 from services.schemas.weights import StageRequest, Version
 from services.settings import Settings
+from weight_sync.digests import compare_digests
 from weight_sync.file_format import (
     LENGTH_BYTES,
     MAX_HEADER_BYTES,
     TensorSpan,
-    compare_digests,
     compare_header,
     header_length,
     parse_header,

@@ -183,15 +183,18 @@ def inspect(
         written = data_view.draw_samples(rows, inspector.check.usable, output, samples)
         if not as_json:
             print(f"wrote inspection.json and {', '.join(written) or 'no picture'} in {output}")
-    if not found.num_usable:
+    if found.num_without_image == found.num_rows > 0 and not found.num_broken:
+        if not as_json:
+            print(
+                "no row names an image: this is a reference for `sgg-rl evaluate`, not to train on"
+            )
+    elif not found.num_usable:
         raise InvalidInputError(f"{path}: {_why_unusable(found)}")
 
 
 def _why_unusable(found: "Inspection") -> str:
     if not found.num_rows:
         return "it has no row"
-    if found.num_without_image:
-        return "no row names an image: it can be a reference of `sgg-rl evaluate`, and no more"
     return f"none of its {found.num_rows:,} rows can be used, mostly for one reason: " + max(
         found.broken_by_reason, key=lambda reason: found.broken_by_reason[reason]
     )

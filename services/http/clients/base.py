@@ -162,11 +162,12 @@ class ServiceClient:
         self, method: str, path: str, body: BaseModel | None, answer: type[Answer], retry: bool
     ) -> Answer:
         where = f"{method} {self.url}{path}"
-        content = body.model_dump_json().encode() if body is not None else b""
+        # In a thread: a step's references, or a picture, are megabytes.
+        content = await asyncio.to_thread(body.model_dump_json) if body is not None else ""
         failures: list[SggError] = []
         try:
             async with asyncio.timeout(self._timeout_s):
-                text = await self._until_answered(method, path, content, retry, failures)
+                text = await self._until_answered(method, path, content.encode(), retry, failures)
         except TimeoutError as error:
             if failures:
                 raise failures[-1] from error

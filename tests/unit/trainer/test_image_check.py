@@ -15,7 +15,7 @@ from services.errors import InvalidInputError
 from services.schemas.rollouts import RolloutGroup
 from tests.tagged_pictures import ORIENTATIONS, noise, tagged
 from trainer.batches.images import ImageCheck, image_features
-from trainer.collection.refusals import image_refusal
+from trainer.collection.group_checks import image_refusal
 
 GOLDEN = Path(__file__).parents[2] / "contract/golden/rollout_group.json"
 MODEL = Path(__file__).parents[3] / "assets/toy-start"

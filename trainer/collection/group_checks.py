@@ -1,4 +1,4 @@
-"""Why a sampled group cannot be trained on, if so."""
+"""Checks of a sampled group: why it cannot be trained on, if so."""
 
 from collections.abc import Collection
 
