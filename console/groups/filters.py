@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any, get_args
 from urllib.parse import urlencode
 
+from services.errors import InvalidInputError
 from services.run_folder.index import Sort
 from services.run_folder.index_line import RolloutFilter
 from services.run_folder.records import GroupState
-
-from services.errors import InvalidInputError
 from services.schemas.rewards import Status
 
 SORTS: dict[Sort, str] = {
