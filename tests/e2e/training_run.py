@@ -101,6 +101,7 @@ def lay_out(
     settings = Settings.model_validate(base)
     # The server looks for images in its own run's folder.
     settings.run.folder.mkdir(parents=True, exist_ok=True)
+    settings.run.files.folder_id.write_text("the session")  # whose name they all have in Redis
     server.settings.run.files.images.mkdir(parents=True, exist_ok=True)
     images = settings.run.folder / "images"
     if not images.exists():
