@@ -8,6 +8,7 @@ the run.
 import heapq
 import math
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -97,22 +98,30 @@ class RolloutIndex:
         """
         if wanted.text is not None:
             wanted = replace(wanted, step_from=max(wanted.step_from or 0, self._oldest_kept()))
-        scan = _Scan(wanted, sort, _read_cursor(cursor, sort))
-        with ExitStack() as stack:
-            ranks = [scan.lines(stack.enter_context(f.open("rb")), _rank(f)) for f in self._files()]
-            lines = heapq.merge(*ranks, key=_key) if sort == "newest" else chain(*ranks)
-            fitting = (placed for placed in lines if self._has_text(scan, placed[1], wanted.text))
-            if sort == "newest":
-                found = list(islice(fitting, limit + 1))
-            else:
-                found = heapq.nsmallest(limit + 1, fitting, key=_key)
-        more = len(found) > limit
+        after, most = _read_cursor(cursor, sort), limit
+        while True:
+            scan = _Scan(wanted, sort, after)
+            found = self._first(scan, wanted.text, sort, most + 1)
+            read = [(key, line) for key, text in found if (line := scan.read(text)) is not None]
+            if len(read) > limit or len(found) <= most:
+                break
+            most = 2 * most + 1  # damaged lines took the places of others
         return IndexPage(
-            lines=[line for _, text in found[:limit] if (line := scan.read(text)) is not None],
-            cursor=":".join(map(repr, found[limit - 1][0])) if more else None,
+            lines=[line for _, line in read[:limit]],
+            cursor=":".join(map(repr, read[limit - 1][0])) if len(read) > limit else None,
             scanned=scan.scanned,
             passed_over=scan.passed_over,
         )
+
+    def _first(self, scan: "_Scan", text: str | None, sort: Sort, most: int) -> list[_Placed]:
+        """The first lines of an order that fit, unread."""
+        with ExitStack() as stack:
+            ranks = [scan.lines(stack.enter_context(f.open("rb")), _rank(f)) for f in self._files()]
+            lines = heapq.merge(*ranks, key=_key) if sort == "newest" else chain(*ranks)
+            fitting = (placed for placed in lines if self._has_text(scan, placed[1], text))
+            if sort == "newest":
+                return list(islice(fitting, most))
+            return heapq.nsmallest(most, fitting, key=_key)
 
     def read_record(self, line: IndexLine) -> RolloutRecord:
         """The group of a line, whole.
@@ -131,6 +140,11 @@ class RolloutIndex:
             raise NotFoundError(f"no answer of {line.group_id} ever came: {line.reason}")
         try:
             with (self._folder / line.file).open("rb") as stream:
+                if line.offset + line.length > os.fstat(stream.fileno()).st_size:
+                    raise InvalidInputError(
+                        f"{line.file} is cut, or the index line of {line.group_id} is damaged: the "
+                        "file ends before the group does"
+                    )
                 stream.seek(line.offset)
                 return stream.read(line.length)
         except FileNotFoundError:
@@ -157,7 +171,8 @@ class RolloutIndex:
         return min((int(step) for step in steps if step.isdecimal()), default=1 << 60)
 
     def _files(self) -> list[Path]:
-        return sorted(self._folder.glob("index.rank*.jsonl"))
+        files = self._folder.glob("index.rank*.jsonl")
+        return sorted(file for file in files if _INDEX_FILE.fullmatch(file.name))
 
 
 class _Scan:
@@ -234,6 +249,10 @@ def _or_last(value: float | None, sign: int) -> float:
 
 def _key(placed: _Placed) -> _Key:
     return placed[0]
+
+
+_INDEX_FILE = re.compile(r"index\.rank[0-9]{1,9}\.jsonl")
+"""A person's copy of one has another name."""
 
 
 def _rank(file: Path) -> int:

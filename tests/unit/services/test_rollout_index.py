@@ -162,6 +162,38 @@ def test_lines_that_cannot_be_read_are_passed_over_and_counted(tmp_path: Path) -
     assert (page.passed_over, page.scanned) == (4, 6)
 
 
+@pytest.mark.parametrize("sort", ["newest", "oldest"])
+def test_damaged_lines_take_no_places_on_a_page(tmp_path: Path, sort: Sort) -> None:
+    file = write(tmp_path, [line(step, step) for step in range(24)])
+    lines = file.read_bytes().splitlines(keepends=True)
+    for step in [0, 1, 2, 3, 5, 6, 17, 18, 20, 21, 22, 23]:
+        lines[step] = lines[step].replace(b'"row":0', b'"row":"?"')
+    file.write_bytes(b"".join(lines))
+    good = [4, *range(7, 17), 19]
+    assert pages(tmp_path, RolloutFilter(), sort, 3) == good[:: 1 if sort == "oldest" else -1]
+    assert RolloutIndex(tmp_path).page(sort=sort, limit=24).passed_over == 12
+    assert RolloutIndex(tmp_path).last_step == 19
+
+
+def test_a_copy_of_an_index_is_none(tmp_path: Path) -> None:
+    file = write(tmp_path, [line(0, 0)])
+    for name in ("index.rank0 copy.jsonl", "index.rankX.jsonl", "index.rank.jsonl"):
+        file.with_name(name).write_bytes(file.read_bytes())
+    assert pages(tmp_path, RolloutFilter(), "oldest") == [0]
+
+
+@pytest.mark.parametrize("place", [{"offset": 10**30}, {"length": 10**14}, {"offset": 90}])
+def test_a_line_that_asks_for_more_than_its_file_has_is_damaged(
+    tmp_path: Path, place: dict[str, int]
+) -> None:
+    damaged = line(3, 7, **{"length": 20} | place)
+    write(tmp_path, [damaged])
+    (tmp_path / "rollouts/step-000003.rank0.jsonl").write_bytes(b"x" * 99)
+    with pytest.raises(InvalidInputError, match="the file ends before the group does"):
+        RolloutIndex(tmp_path).read_record(damaged)
+    assert RolloutIndex(tmp_path).page(RolloutFilter(text="a")).lines == []
+
+
 def test_a_run_of_an_earlier_release_has_no_index(tmp_path: Path) -> None:
     assert not RolloutIndex(tmp_path).exists
     assert RolloutIndex(tmp_path).page().lines == []
