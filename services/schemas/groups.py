@@ -4,7 +4,7 @@ from pydantic import Field
 
 from services.schemas.common import Message
 from services.schemas.prompts import PromptGroup
-from services.schemas.rewards import BoxSpaceName, ReferenceGraph, Reward
+from services.schemas.rewards import BoxSpaceName, ImageSize, ReferenceGraph, Reward
 from services.schemas.rollouts import RolloutGroup
 
 
@@ -15,7 +15,7 @@ class GroupReference(Message):
     [{"id": "man.1", "bbox": [10, 20, 60, 100]}], "relationships": []}}`
     """
 
-    image_size: tuple[int, int]
+    image_size: ImageSize
     """Width and height of the upright image, in pixels."""
     box_space: BoxSpaceName
     """The space of the completions' boxes."""

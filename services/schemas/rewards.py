@@ -15,6 +15,8 @@ Task = Literal["sgg", "det", "cls"]
 Status = Literal["ok", "no_answer", "invalid_json", "schema_violation", "too_large"]
 
 
+ImageSize = tuple[Annotated[int, Field(ge=1, le=100_000)], Annotated[int, Field(ge=1, le=100_000)]]
+"""Width and height, in pixels."""
 Score = Annotated[float, Field(ge=-1e6, le=1e6)]
 """A larger one would overflow where rewards of a group are compared."""
 
@@ -48,9 +50,7 @@ class RewardGroup(Message):
     """
 
     group_id: Name
-    image_size: tuple[
-        Annotated[int, Field(ge=1, le=100_000)], Annotated[int, Field(ge=1, le=100_000)]
-    ]
+    image_size: ImageSize
     """Width and height of the original image, in pixels."""
     box_space: BoxSpaceName
     """The space of the completions' boxes. Reference boxes are always pixels of the original
