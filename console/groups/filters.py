@@ -26,6 +26,8 @@ STATUSES: tuple[Status, ...] = get_args(Status)
 _WHOLE = ("step_from", "step_to", "version")
 _NUMBERS = ("reward_min", "reward_max", "std_min")
 _TEXTS = ("state", "status", "predicate", "object", "image", "text")
+_DIGITS = 18
+"""Of a number in an address: it fits 64 bits"""
 _SAID = {"yes": True, "no": False}
 
 
@@ -81,11 +83,14 @@ def _value(name: str, text: str) -> Any:
         return _one_of(text, STATUSES)
     if name in _TEXTS:
         return text
+    if name in _WHOLE:
+        if (number := whole_number(text)) is None:
+            raise ValueError(f"is a whole number, not {text[:40]!r}")
+        return number
     try:
-        return int(text) if name in _WHOLE else float(text)
+        return float(text)
     except ValueError:
-        kind = "a whole number" if name in _WHOLE else "a number"
-        raise ValueError(f"is {kind}, not {text[:40]!r}") from None
+        raise ValueError(f"is a number, not {text[:40]!r}") from None
 
 
 def _one_of(text: str, allowed: tuple[str, ...]) -> str:
@@ -102,6 +107,12 @@ def step_of(text: str) -> int | None:
     """
     if not text:
         return None
-    if not text.isascii() or not text.isdigit():
+    if (number := whole_number(text)) is None:
         raise InvalidInputError(f"step is a whole number, not {text[:40]!r}")
-    return int(text)
+    return number
+
+
+def whole_number(text: str) -> int | None:
+    """A number from 0 to 10^18 - 1, as an address has it; None where it is none."""
+    is_one = text.isascii() and text.isdigit() and len(text) <= _DIGITS
+    return int(text) if is_one else None

@@ -8,7 +8,15 @@ from fastapi import Query, Request, Response
 from console.charts import value_chart
 from console.groups.coloured_text import coloured_text
 from console.groups.difference import kind_of, reason_of
-from console.groups.filters import SORTS, STATES, STATUSES, Asked, read_filters, step_of
+from console.groups.filters import (
+    SORTS,
+    STATES,
+    STATUSES,
+    Asked,
+    read_filters,
+    step_of,
+    whole_number,
+)
 from console.groups.pictures import picture
 from console.groups.rules import Rules, rules_of
 from console.groups.tokens import MAX_TOKENS, token_rows, token_texts
@@ -70,7 +78,7 @@ def group(
         view = GroupView(run, index.read_record(lines[0]), rules)
     except (NotFoundError, InvalidInputError) as error:
         return render(request, "groups/gone.html", error=error, **shown)
-    opened = view.completion(int(completion) if completion.isdecimal() else None)
+    opened = view.completion(whole_number(completion))
     return render(request, "groups/group.html", view=view, **shown, **_opened(view, opened))
 
 

@@ -135,6 +135,29 @@ def test_a_record_of_an_earlier_release_is_only_read(folder: Path, client: TestC
     assert "object_precision" in page, "its terms were recorded"
 
 
+def test_a_damaged_record_is_one_row_of_the_list(folder: Path, client: TestClient) -> None:
+    file = folder / "runs/toys/rollouts/step-000000.rank0.jsonl"
+    lines = file.read_bytes().splitlines(keepends=True)
+    assert b"[112,112]" in lines[2]
+    lines[2] = lines[2].replace(b"[112,112]", b"[0,0]    ")
+    file.write_bytes(b"".join(lines))
+    for page in ("?sort=oldest", "?text=a&step_to=0", "/toys-e0-r2?step=0"):
+        assert client.get(f"/runs/toys/rollouts{page}").status_code == 200
+    listed = client.get("/runs/toys/rollouts?sort=oldest").text
+    assert names(listed)[:4] == [f"toys-e0-r{row}" for row in range(4)]
+    assert listed.count("is cut or damaged: Input should be greater than or equal to 1") == 1
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "9" * 4000, "²", "-1", "1_0", "1.5"])
+def test_numbers_of_the_address_that_are_none(client: TestClient, number: str) -> None:
+    group = "/runs/toys/rollouts/toys-e2-r0"
+    assert client.get(group, params={"step": number}).status_code == 422
+    opened = client.get(group, params={"completion": number})
+    assert (opened.status_code, opened.text.count('aria-current="true"')) == (200, 1)
+    listed = unescape(client.get("/runs/toys/rollouts", params={"step_from": number}).text)
+    assert f"step from is a whole number, not {number[:40]!r}" in listed
+
+
 @pytest.mark.parametrize("completion", [0, 1])
 def test_hostile_texts_are_only_text(client: TestClient, completion: int) -> None:
     pages = [
