@@ -97,8 +97,8 @@ class Scores:
         """Version, and the main measure with its interval's ends; the value itself without one."""
         found = []
         for row in self.rows:
-            value, step = _number(row, self.main), row.get("step")
-            if value is not None and isinstance(step, int):
+            value, step = _number(row, self.main), _step(row)
+            if value is not None and step is not None:
                 low, high = _interval(row, self.main) or (value, value)
                 found.append((step, value, low, high))
         return found
@@ -109,7 +109,7 @@ def read_scores(run: Run, task: str) -> Scores | None:
     rows = [
         row
         for row in TableFollower[Mapping[str, Any]](run.files.evaluations).read().rows
-        if isinstance(row.get("step"), int)
+        if _step(row) is not None
     ]
     if not rows:
         return None
@@ -196,8 +196,6 @@ def images_data(run: Run, answered: Answered) -> tuple[dict[str, Any], str]:
     ]
     gained = _gain(sides[0][1]) if answered.compared else lambda image: image.f1 or 0.0
     chosen = sorted(shared, key=gained)[:MAX_IMAGES]
-    how = "lost most F1 since the start of training" if answered.compared else "have the least F1"
-    some = f"The {len(chosen):,} of {len(shared):,} images" if len(chosen) < len(shared) else "All"
     order = "loss" if answered.compared else "f1-up"
     data = browser_data(
         chosen,
@@ -206,11 +204,30 @@ def images_data(run: Run, answered: Answered) -> tuple[dict[str, Any], str]:
         answered.result.task,
         order,
     )
-    return data, f"{some} that {how}." if some != "All" else f"Those that {how} come first."
+    lost = sum(gained(image) < 0 for image in shared) if answered.compared else None
+    return data, _which(lost, len(chosen), len(shared))
+
+
+def _which(lost: int | None, num_shown: int, num_images: int) -> str:
+    """What is said of the images: `lost` have less F1 than before; None without a before."""
+    if lost is None:
+        said, how = "", "have the least F1"
+    elif lost:
+        said, how = f"{lost:,} of {num_images:,} images lost F1", "lost most"
+    else:
+        said, how = "No image lost F1", "gained least"
+    said = f"{said} since the start of training. " if said else ""
+    part = f"; here are {num_shown:,} of {num_images:,}" if num_shown < num_images else ""
+    return f"{said}Those that {how} come first{part}."
 
 
 def _gain(before: Mapping[str, ImageResult]) -> Callable[[ImageResult], float]:
     return lambda image: (image.f1 or 0.0) - (before[image.image_id].f1 or 0.0)
+
+
+def _step(row: Mapping[str, Any]) -> int | None:
+    step = row.get("step")
+    return step if isinstance(step, int) and not isinstance(step, bool) else None
 
 
 def _number(row: Mapping[str, Any], key: str) -> float | None:
