@@ -14,6 +14,8 @@ from scene_graph.drawing.svg import element
 
 MAX_CHANGES = 24
 """Predicates that are drawn."""
+_NAME = 120.0
+"""Where their names end, in the units of the drawing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +61,9 @@ def _row(d: Difference, key: str, *, answers: bool) -> ChangeRow:
 
 
 def change_chart(changes: Sequence[PredicateChange]) -> Markup:
-    """Bars of losses and gains in recall, from a middle line, greatest gain first.
+    """Bars of losses and gains in recall, from a line between them, greatest gain first.
+
+    It is little wider than a phone, so that its letters are read there too.
 
     Args:
         changes: Drawn are those whose number of hits changed most: recall of a predicate that few
@@ -70,19 +74,22 @@ def change_chart(changes: Sequence[PredicateChange]) -> Markup:
     drawn = sorted(moved[:MAX_CHANGES], key=lambda c: -c.difference)
     if not drawn:
         return Markup("")
-    step, width, middle = 20.0, 640.0, 360.0
-    most = max(abs(c.difference) for c in drawn)
-    rows = [_bar(c, 6 + i * step, middle, 210.0 / most) for i, c in enumerate(drawn)]
+    step, width, room = 20.0, 400.0, 48.0
+    gain, loss = max(drawn[0].difference, 0.0), max(-drawn[-1].difference, 0.0)
+    left = _NAME + 8 + (room if loss else 0.0)
+    scale = (width - room - left) / (gain + loss)
+    zero = left + loss * scale
+    rows = [_bar(c, 6 + i * step, zero, scale) for i, c in enumerate(drawn)]
     height = step * len(drawn) + 12
-    line = element("line", x1=middle, x2=middle, y1=0, y2=height, class_="axis")
+    line = element("line", x1=zero, x2=zero, y1=0, y2=height, class_="axis")
     title = "Predicates that gained and lost most hits"
     return drawing(title, width, height, *rows, line)
 
 
-def _bar(change: PredicateChange, y: float, middle: float, scale: float) -> Markup:
+def _bar(change: PredicateChange, y: float, zero: float, scale: float) -> Markup:
     length = abs(change.difference) * scale
     gain = change.difference > 0
-    x = middle if gain else middle - length
+    x = zero if gain else zero - length
     end, anchor = (x + length + 5, "start") if gain else (x - 5, "end")
     kind, text = "gained" if gain else "failed", f"{100 * change.difference:+.1f}"
     hint = (
@@ -91,7 +98,7 @@ def _bar(change: PredicateChange, y: float, middle: float, scale: float) -> Mark
     return element(
         "g",
         element("title", f"{change.predicate}: {hint}"),
-        element("text", shortened(change.predicate), x=100, y=y + 12, text_anchor="end"),
+        element("text", shortened(change.predicate), x=_NAME, y=y + 12, text_anchor="end"),
         rect(x, y, length, 15, f"bar {kind}"),
         element("text", text, x=end, y=y + 12, text_anchor=anchor),
     )

@@ -100,3 +100,22 @@ def test_changes_are_those_that_moved_most_hits() -> None:
     assert ">on<" in chart
     assert "same" not in chart
     assert change_chart([change("same", 5, 0.5)]) == ""
+
+
+@pytest.mark.parametrize("seconds", [[0.9, 0.6], [0.1, 0.4], [0.9, 0.1, 0.51]])
+def test_bars_of_changes_fill_the_chart_and_stay_in_it(seconds: list[float]) -> None:
+    changes = [
+        PredicateChange(predicate=f"on{i}", num_reference=9, first=0.5, second=second)
+        for i, second in enumerate(seconds)
+    ]
+    chart = change_chart(changes)
+    (line,) = ElementTree.fromstring(chart).iter("line")
+    zero, ends = float(line.get("x1", "")), []
+    for kind in ("gained", "failed"):
+        for bar in rects(chart, f"bar {kind}"):
+            x, width = float(bar.get("x", "")), float(bar.get("width", ""))
+            assert (x if kind == "gained" else x + width) == pytest.approx(zero, abs=0.2)
+            ends += [x, x + width]
+    assert len(ends) == 2 * len(seconds)
+    first = 128 if min(seconds) > 0.5 else 176  # without losses there is no room for them
+    assert (min(ends), max(ends)) == (pytest.approx(first, abs=0.2), pytest.approx(352, abs=0.2))
