@@ -22,6 +22,7 @@ from services.errors import (
     UnavailableError,
 )
 from services.http.problems import invalid_input
+from services.images import image_header
 from services.printable import printable
 from services.redis.client import connect
 from services.redis.keys import RunKeys
@@ -44,7 +45,7 @@ async def ask(
     request: Request,
     runs: RunsOfConsole,
     run: Annotated[str, Form()],
-    image: Annotated[bytes, File()],
+    image: Annotated[bytes, File()] = b"",
     name: Annotated[str, Form()] = "",
     temperature: Annotated[str, Form()] = "",
     seed: Annotated[str, Form()] = "",
@@ -66,6 +67,7 @@ async def ask(
             options=_options(said),
             reference=read_reference(reference),
         )
+        _check_picture(image)
         servers = await _servers(runs, found, rules)
         tried = await try_picture(question, rules, servers)
     except UnavailableError as error:
@@ -74,6 +76,12 @@ async def ask(
         return render(request, "try_it/problem.html", message=error.message, run=None)
     shown = await asyncio.to_thread(_shown, question, tried, rules)
     return render(request, "try_it/result.html", run=found, **shown)
+
+
+def _check_picture(image: bytes) -> None:
+    if not image:
+        raise InvalidInputError("there is no picture, or its file is empty: choose one")
+    image_header(image)
 
 
 def _options(said: dict[str, str]) -> SceneGraphOptions:

@@ -183,6 +183,15 @@ def test_try_it_says_what_is_wrong(folder: Path, client: TestClient) -> None:
         "/try", data={"run": "toys", "reference": "{"}, files=files, headers=htmx
     ).text
     assert "the reference is no graph" in answer
+    faults = [({}, "there is no picture"), ({"image": ("", b"")}, "there is no picture")]
+    faults += [
+        ({"image": ("a.png", b"")}, "its file is empty"),
+        (files, "not an image of the formats"),
+    ]
+    for sent, fault in faults:
+        answer = client.post("/try", data={"run": "toys"}, files=sent, headers=htmx).text
+        assert fault in answer
+        assert "No rollout server" not in answer
     files = {"image": ("a.png", open_dataset(folder / "data/train.parquet")[0].image_bytes)}
     answer = client.post("/try", data={"run": "toys"}, files=files, headers=htmx).text
     assert "No rollout server of toys answers" in answer
