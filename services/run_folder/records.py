@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, ValidationError, model_validator
 
 from services.errors import InvalidInputError
 from services.run_folder.paths import RunFolder
@@ -42,6 +42,16 @@ class RolloutRecord(TrainGroup):
     state: GroupState = "trained"
     reason: str = ""
     """Why a group is dead."""
+
+    @model_validator(mode="after")
+    def _one_logprob_a_token(self) -> "RolloutRecord":
+        for number, one in enumerate(self.rollout.completions):
+            if len(one.rollout_logprobs) != len(one.token_ids):
+                raise ValueError(
+                    f"completion {number} has {len(one.rollout_logprobs)} rollout_logprobs for "
+                    f"{len(one.token_ids)} tokens"
+                )
+        return self
 
 
 def read_rollouts(run: Path, step: int) -> list[RolloutRecord]:
