@@ -7,7 +7,7 @@ from markupsafe import Markup
 from evaluation.report.svg import Plot, Scale
 from scene_graph.drawing.svg import element
 
-_WIDTH, _HEIGHT = 480.0, 200.0
+_WIDTH, _HEIGHT = 400.0, 180.0
 """Little wider than a phone, so that its letters are read there too."""
 
 

@@ -211,5 +211,10 @@ def test_a_picture_is_tried_with_and_without_a_reference(
 def test_pages_fit_a_phone(browser: Browser, toys: Served, path: str) -> None:  # noqa: F811
     look = Look(browser, toys.url, width=400)
     page = look.at(path)
+    page.evaluate("document.querySelectorAll('details').forEach(part => (part.open = true))")
     assert page.evaluate("document.documentElement.scrollWidth") == 400, "nothing sticks out"
+    wide = ".explained .scroll, .explained p, .chart"
+    assert page.locator(wide).evaluate_all(
+        "parts => parts.every(part => part.scrollWidth <= part.clientWidth)"
+    ), "nothing is cut"
     look.close()
