@@ -34,6 +34,7 @@ from scene_graph.cleaning import Task
 from scene_graph.graph import SceneGraph
 from services.errors import InvalidInputError
 from services.images import decode_image
+from services.printable import printable
 
 logger = logging.getLogger(__name__)
 
@@ -176,7 +177,10 @@ class SceneDataset:
             raise InvalidInputError(
                 f"{self.name}: a sample has a number, from 0 to {len(self) - 1}, and not {index!r}"
             )
-        return self._sample(operator.index(index))
+        if not -len(self) <= (number := operator.index(index)) < len(self):
+            last = len(self) - 1
+            raise IndexError(printable(f"{self.name}: samples are 0 to {last}: none is {index!r}"))
+        return self._sample(number)
 
     def _sample(self, index: int) -> Sample:
         number = int(self._usable[index])
