@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from functools import lru_cache
+from pathlib import Path
 
 from PIL import Image
 from pydantic import ValidationError
@@ -25,14 +26,17 @@ _NUM_TRIED = 8
 """Rows from a group's on: unusable ones before it, which its number does not count, shift it."""
 
 
-def recorded_picture(run: RunFolder, train: str, sha256: str, row: int) -> bytes | None:
+def recorded_picture(
+    run: RunFolder, train: str | None, sha256: str, row: int | None
+) -> bytes | None:
     """The encoded picture of a group: from the run's image store, else from the dataset.
 
     Args:
         run: The run's folder. Its store has the pictures of groups that are being sampled.
-        train: The dataset, `data.train`; a later look at the same one opens nothing again.
+        train: The dataset, `data.train`; a later look at the same one opens nothing again. A
+            relative path counts from where the run was started: a folder above the run's own.
         sha256: The picture's.
-        row: The group's.
+        row: The group's. Without one, or without a dataset, only the store is looked into.
 
     Returns:
         None where neither has it any more.
@@ -41,15 +45,24 @@ def recorded_picture(run: RunFolder, train: str, sha256: str, row: int) -> bytes
         return ImageStore(run.images).path(ImageRef(sha256=sha256, num_bytes=1)).read_bytes()
     except (OSError, ValidationError):
         pass
+    rows = None if train is None or row is None else _rows(_seen_from(run, train))
+    if rows is None or row is None:
+        return None
     try:
-        rows = _rows(train)
-        for number in range(row, min(row + _NUM_TRIED, len(rows) if rows else 0)):
-            data = image_bytes(rows.row(number)["image"]) if rows else b""
+        for number in range(row, min(row + _NUM_TRIED, len(rows))):
+            data = image_bytes(rows.row(number)["image"])
             if hashlib.sha256(data).hexdigest() == sha256:
                 return data
     except (RowError, KeyError, OSError):
         pass
     return None
+
+
+def _seen_from(run: RunFolder, train: str) -> str:
+    if Path(train).exists():
+        return train
+    above = (folder / train for folder in run.path.resolve().parents)
+    return str(next(filter(Path.exists, above), train))
 
 
 def draw_record(
