@@ -20,7 +20,7 @@ def _refuses_other_names(cls: type[T]) -> type[T]:
     make, signature = cls.__init__, inspect.signature(cls)
 
     @wraps(make)
-    def init(self: T, *args: Any, **kwargs: Any) -> None:
+    def init(self: object, *args: Any, **kwargs: Any) -> None:
         try:
             signature.bind(*args, **kwargs)
         except TypeError as error:
