@@ -94,8 +94,9 @@ def check_weighed(places: Iterable[str], rubric: Rubric, *, setting: str) -> Non
         written = ", ".join(f"{name} = {weight:g}" for name, weight in terms.items())
         raise SettingsError(
             f"{setting}: the rubric {rubric.name!r} gives {', '.join(map(term_name, unused))} no "
-            f"weight, so it counts for nothing: write a rubric with it, as [reward.rubric] with "
-            f"terms = {{ {written} }}, or leave {', '.join(unused)} out"
+            f"weight, so it counts for nothing: write a rubric with it, [reward.rubric] with "
+            f"terms = {{ {written} }} in the run's .toml (score: --rubric FILE), or leave "
+            f"{', '.join(unused)} out"
         )
 
 

@@ -25,14 +25,17 @@ _NUM_TRIED = 8
 """Rows from a group's on: unusable ones before it, which its number does not count, shift it."""
 
 
-def recorded_picture(run: RunFolder, train: str, sha256: str, row: int) -> bytes | None:
+def recorded_picture(
+    run: RunFolder, train: str | None, sha256: str, row: int | None
+) -> bytes | None:
     """The encoded picture of a group: from the run's image store, else from the dataset.
 
     Args:
         run: The run's folder. Its store has the pictures of groups that are being sampled.
-        train: The dataset, `data.train`; a later look at the same one opens nothing again.
+        train: The dataset, `data.train`; a later look at the same one opens nothing again. A
+            relative path counts from where the run was started: a folder above the run's own.
         sha256: The picture's.
-        row: The group's.
+        row: The group's. Without one, or without a dataset, only the store is looked into.
 
     Returns:
         None where neither has it any more.
@@ -41,10 +44,12 @@ def recorded_picture(run: RunFolder, train: str, sha256: str, row: int) -> bytes
         return ImageStore(run.images).path(ImageRef(sha256=sha256, num_bytes=1)).read_bytes()
     except (OSError, ValidationError):
         pass
+    rows = None if train is None or row is None else _rows(run.seen_from(train))
+    if rows is None or row is None:
+        return None
     try:
-        rows = _rows(train)
-        for number in range(row, min(row + _NUM_TRIED, len(rows) if rows else 0)):
-            data = image_bytes(rows.row(number)["image"]) if rows else b""
+        for number in range(row, min(row + _NUM_TRIED, len(rows))):
+            data = image_bytes(rows.row(number)["image"])
             if hashlib.sha256(data).hexdigest() == sha256:
                 return data
     except (RowError, KeyError, OSError):

@@ -34,7 +34,7 @@ def plan(
 
     Nothing is started, and no GPU is needed.
 
-    Example: sgg-rl plan --cluster 80gbx1 --config demo
+    Example: sgg-rl plan --cluster a100x16 --config demo
     """
     from planning.simulation.cluster import check_plan, load_cluster
 

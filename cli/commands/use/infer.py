@@ -192,6 +192,8 @@ def inference_settings(
         if of_run and not files:
             files = [of_run]
             print(f"asked as {of_run} says: other settings are --config or --set", file=sys.stderr)
+    if not files:
+        print("asked by the defaults: --config names the settings of a run", file=sys.stderr)
     if vocabulary is not None:
         template = template or "closed"
     vocabulary = "" if template in ("open", "toy") else vocabulary

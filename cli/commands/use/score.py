@@ -59,7 +59,7 @@ def score(
     for what a row does not say. Without a reference it is only read.
     Where --rubric is the file of a run, its reward.terms are loaded too.
 
-    Example: sgg-rl score answers.jsonl --rubric objects-first --json
+    Example: sgg-rl score answers.jsonl --rubric r1-soft --json
     """
     from cli.commands.use.score_rows import read_completions
     from cli.views.score import Report, complain
