@@ -118,4 +118,4 @@ def test_bars_of_changes_fill_the_chart_and_stay_in_it(seconds: list[float]) -> 
             ends += [x, x + width]
     assert len(ends) == 2 * len(seconds)
     first = 128 if min(seconds) > 0.5 else 176  # without losses there is no room for them
-    assert (min(ends), max(ends)) == (pytest.approx(first, abs=0.2), pytest.approx(352, abs=0.2))
+    assert [min(ends), max(ends)] == pytest.approx([first, 352], abs=0.2)
