@@ -118,7 +118,7 @@ def test_a_run_that_is_removed_is_said_to_be_gone(
     page = look.at("/runs/removed")
     expect(page.locator("figure canvas").first).to_be_visible()
     shutil.rmtree(files.path)
-    expect(page.locator(".gone")).to_be_visible()
+    expect(page.locator(".gone")).to_be_visible(timeout=60_000)
     expect(page.locator(".away:not(.gone)")).to_be_hidden()
     expect(page.locator("h1")).to_contain_text("step 3 of 9")
     page.context.close()
