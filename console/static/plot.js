@@ -52,12 +52,18 @@ const Plot = (() => {
     return ticks.map((v) => v.toLocaleString("en", {minimumFractionDigits: digits, maximumFractionDigits: digits}));
   }
 
+  const clocked = (s, apart) => // a time at an axis
+    apart < MINUTE && s >= MINUTE ? `${Math.floor(s / MINUTE)} min ${Math.round(s % MINUTE)} s` : duration(s);
+
   function axes(named) {
     const axis = {
       stroke: style("--muted"), font: `11px ${style("--font")}`, grid: {stroke: style("--rule"), width: 1}, ticks: {show: false},
     };
     return [
-      {...axis, size: 28, gap: 6, space: 70, incrs: named === duration ? spans : wholes, values: (_, ticks) => ticks.map(named)},
+      {
+        ...axis, size: 28, gap: 6, space: 70, incrs: named === duration ? spans : wholes,
+        values: (_, ticks, axis, space, apart) => ticks.map((x) => named === duration ? clocked(x, apart) : named(x)),
+      },
       {
         ...axis, gap: 6, space: 34,
         size: (_, values) => Math.max(52, 14 + 6 * Math.max(0, ...(values ?? []).map((value) => value.length))),

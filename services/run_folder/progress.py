@@ -76,8 +76,9 @@ def read_progress(folder: RunFolder) -> RunProgress | None:
 
 
 def _seconds_since(at: object) -> float | None:
-    is_time = isinstance(at, int | float) and 1 < at < _LATEST_S  # false for NaN too
-    return time.time() - at if is_time else None
+    if isinstance(at, int | float) and 1 < at < _LATEST_S:  # false for NaN too
+        return time.time() - at
+    return None
 
 
 def is_sft(row: StepRow) -> bool:

@@ -105,6 +105,8 @@ def test_an_evaluation_outside_of_the_steps_is_drawn(look: Look, root: Path) -> 
     assert page.evaluate(ticks, [[0.9995, 1, 1.0005], 0.0005, 1]) == ["0.9995", "1.0000", "1.0005"]
     assert page.evaluate(ticks, [[0, 2.5e-7, 5e-7], 2.5e-7, 1]) == ["0", "2.5e-7", "5.0e-7"]
     assert page.evaluate(ticks, [[0, 2500, 5000], 2500, 1]) == ["0", "2,500", "5,000"]
+    times = ticks.replace("Plot.number", "Plot.duration")
+    assert page.evaluate(times, [[30, 60, 90], 30, 0]) == ["30 s", "1 min 0 s", "1 min 30 s"]
     assert page.evaluate("Plot.axes(Plot.number)[0].incrs.every(Number.isInteger)")
 
 
