@@ -169,7 +169,12 @@ def _judged(run: Run) -> Answered:
     from evaluation.of_a_run.report import heldout_result  # loads what draws plots
 
     there = {"root": run.path.parent, "name": run.path.name}
-    settings = load_settings(run.files.config, environment={}).changed(run=there)
+    settings = load_settings(run.files.config, environment={})
+    seen = run.files.seen_from
+    data = {"train": seen(settings.data.train)}
+    if settings.data.heldout:
+        data["heldout"] = seen(settings.data.heldout)
+    settings = settings.changed(run=there, data=data)
     before = heldout_result(settings, "before")
     last = heldout_result(settings, "now") or heldout_result(settings, "after")
     found = last or before

@@ -17,6 +17,7 @@ import logging
 import math
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import redirect_stdout
 from functools import cache
 from importlib import import_module, invalidate_caches
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
@@ -58,15 +59,20 @@ def load_own_terms(places: Iterable[str]) -> None:
         SettingsError: There is no such function, its name is another term's, or it does not give
             a number in 0..1 for a small graph and for an empty one.
     """
-    for place in places:
-        source, name = _parts(place)
-        module = _module(source)
-        function = _function(module, source, name)
-        digest = source_digest(Path(inspect.getfile(module)))
-        try:
-            _list(name, function, digest)
-        except InvalidInputError as error:
-            raise SettingsError(f"reward.terms: {place}: {error.message}") from error
+    with redirect_stdout(sys.stderr):  # what a file prints must not stand in a command's JSON
+        for place in places:
+            _load(place)
+
+
+def _load(place: str) -> None:
+    source, name = _parts(place)
+    module = _module(source)
+    function = _function(module, source, name)
+    digest = source_digest(Path(inspect.getfile(module)))
+    try:
+        _list(name, function, digest)
+    except InvalidInputError as error:
+        raise SettingsError(f"reward.terms: {place}: {error.message}") from error
 
 
 def term_name(place: str) -> str:

@@ -34,6 +34,7 @@ from scene_graph.cleaning import Task
 from scene_graph.graph import SceneGraph
 from services.errors import InvalidInputError
 from services.images import decode_image
+from services.printable import printable
 
 logger = logging.getLogger(__name__)
 
@@ -123,6 +124,7 @@ class SceneDataset:
         task: What the rows are for; `sgg` and `cls` leave out rows without relationships.
         keep_repeated: Samples keep triplets that repeat another.
         annotated: False: a row may have no graph; its sample's is empty.
+        need_images: False: a row that says its size may name no image; its sample has no bytes.
 
     Raises:
         InvalidInputError: More than `max(MAX_BROKEN_ROWS, MAX_BROKEN_SHARE * rows)` rows are
@@ -138,7 +140,9 @@ class SceneDataset:
         task: Task | None = None,
         keep_repeated: bool = False,
         annotated: bool = True,
+        need_images: bool = True,
     ) -> None:
+        self._need_images = need_images
         self._rows = rows
         self._keep_repeated = keep_repeated
         self._annotated = annotated
@@ -148,6 +152,7 @@ class SceneDataset:
         check = self._check_rows(task)
         _judge(check, name, task)
         self._usable = np.flatnonzero(check.usable)
+        self.check = check
 
     def __len__(self) -> int:
         return len(self._usable)
@@ -176,7 +181,10 @@ class SceneDataset:
             raise InvalidInputError(
                 f"{self.name}: a sample has a number, from 0 to {len(self) - 1}, and not {index!r}"
             )
-        return self._sample(operator.index(index))
+        if not -len(self) <= (number := operator.index(index)) < len(self):
+            last = len(self) - 1
+            raise IndexError(printable(f"{self.name}: samples are 0 to {last}: none is {index!r}"))
+        return self._sample(number)
 
     def _sample(self, index: int) -> Sample:
         number = int(self._usable[index])
@@ -185,20 +193,30 @@ class SceneDataset:
             row = self._rows.row(number)
             image_id = image_id_text(row["image_id"])
             place += f" (image {image_id})" * (not place.endswith(image_id))
-            data = image_bytes(row["image"])
-            header = check_image(data, read_size(row))
+            data, (width, height) = self._picture(row, place)
         except RowError as error:
             raise InvalidInputError(f"{place}: {error} ({PAGE})") from error
-        if header.orientation > 1 and self._annotated:
-            self._warn_of_turn(place)
         return Sample(
             image_id=image_id,
             image_bytes=data,
-            width=header.width,
-            height=header.height,
+            width=width,
+            height=height,
             graph=self._graph(row)[0],
             thinking=read_thinking(row, self._thinking) if self._thinking else None,
         )
+
+    def _picture(self, row: Row, place: str) -> tuple[bytes, tuple[int, int]]:
+        """A row's encoded image with its width and height."""
+        said = read_size(row)
+        if not self._need_images and not row["image"]:
+            if said is None:
+                raise RowError("width and height are missing, and no image is named to read them")
+            return b"", said
+        data = image_bytes(row["image"])
+        header = check_image(data, said)
+        if header.orientation > 1 and self._annotated:
+            self._warn_of_turn(place)
+        return data, header.size
 
     def _check_rows(self, task: Task | None) -> RowCheck:
         """Read every annotation once; images are not looked at."""

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterator
 from functools import lru_cache
-from pathlib import Path
 
 from PIL import Image
 from pydantic import ValidationError
@@ -45,7 +44,7 @@ def recorded_picture(
         return ImageStore(run.images).path(ImageRef(sha256=sha256, num_bytes=1)).read_bytes()
     except (OSError, ValidationError):
         pass
-    rows = None if train is None or row is None else _rows(_seen_from(run, train))
+    rows = None if train is None or row is None else _rows(run.seen_from(train))
     if rows is None or row is None:
         return None
     try:
@@ -56,13 +55,6 @@ def recorded_picture(
     except (RowError, KeyError, OSError):
         pass
     return None
-
-
-def _seen_from(run: RunFolder, train: str) -> str:
-    if Path(train).exists():
-        return train
-    above = (folder / train for folder in run.path.resolve().parents)
-    return str(next(filter(Path.exists, above), train))
 
 
 def draw_record(

@@ -39,7 +39,7 @@ def _imported(file: Path, folder: Path) -> Iterator[Path]:
     """The files of the folder that the imports of one of them may mean."""
     if file.suffix != ".py":
         return
-    for node in ast.walk(ast.parse(file.read_bytes())):
+    for node in ast.walk(ast.parse(file.read_bytes(), filename=str(file))):
         if isinstance(node, ast.Import):
             base, names = folder, [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):

@@ -39,7 +39,7 @@ def _read_path(path: object) -> Path:
 
 AnyPath = Annotated[str | Path, BeforeValidator(_read_path)]
 """A file or folder, `~` filled in"""
-Side = Annotated[int, Field(gt=0)]
+Side = Annotated[int, Field(gt=0, le=100_000)]
 """In pixels"""
 Size = tuple[Side, Side]
 """Width and height"""
@@ -92,5 +92,8 @@ def _refusal(function: Callable[..., object], error: ValidationError) -> Invalid
 
 def _shown(value: object) -> str:
     """A short value itself, and the type of a long one."""
-    text = repr(value)
-    return text if len(text) <= 40 and text.isprintable() else f"a {type(value).__name__}"
+    try:
+        text = repr(value)
+    except ValueError:  # a number of over 4300 digits
+        text = ""
+    return text if text and len(text) <= 40 and text.isprintable() else f"a {type(value).__name__}"

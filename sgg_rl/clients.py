@@ -1,8 +1,9 @@
 """Both services of a run behind one object."""
 
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Self
+import inspect
+from dataclasses import dataclass, field, fields
+from functools import cached_property, wraps
+from typing import Any, Self, TypeVar
 
 from services.errors import InvalidInputError
 from services.http.clients.base import check_access
@@ -11,7 +12,29 @@ from services.http.clients.rollout import RolloutClient
 from services.http.clients.sync import SyncRewardClient, SyncRolloutClient
 from services.settings import SecuritySettings
 
+T = TypeVar("T")
 
+
+def _refuses_other_names(cls: type[T]) -> type[T]:
+    """The class, which says with an InvalidInputError what it can be made with."""
+    make, signature = cls.__init__, inspect.signature(cls)
+
+    @wraps(make)
+    def init(self: object, *args: Any, **kwargs: Any) -> None:
+        try:
+            signature.bind(*args, **kwargs)
+        except TypeError as error:
+            names, name = ", ".join(signature.parameters), type(self).__name__
+            raise InvalidInputError(
+                f"{name}: {error}; it takes {names}, each by its name (help(sgg_rl.{name}))"
+            ) from None
+        make(self, *args, **kwargs)
+
+    cls.__init__ = init  # type: ignore[method-assign]
+    return cls
+
+
+@_refuses_other_names
 @dataclass(kw_only=True)
 class _Addresses:
     """Where the services are."""
@@ -31,6 +54,10 @@ class _Addresses:
         """Raises: InvalidInputError: No request could be sent with these."""
         for url in filter(None, (self.rollout_url, self.reward_url)):
             check_access(url, self.token, self.timeout_s)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without connections: a copy, also of another process, makes its own."""
+        return {one.name: getattr(self, one.name) for one in fields(self)}
 
     def _reward(self) -> RewardClient:
         url = _given(self.reward_url, "reward_url")

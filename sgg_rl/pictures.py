@@ -127,7 +127,9 @@ def encoded(picture: Picture) -> bytes:
 def _png(picture: Image.Image | NDArray[Any]) -> bytes:
     """Turned upright where it is read, as its file would be."""
     if isinstance(picture, np.ndarray) and not (
-        picture.dtype == np.uint8 and picture.ndim in (2, 3) and picture.size
+        picture.dtype == np.uint8
+        and picture.size
+        and (picture.ndim == 2 or (picture.ndim == 3 and picture.shape[2] in (2, 3, 4)))
     ):
         raise InvalidInputError(
             f"no picture: an array has uint8 [height, width, 3] of RGB, and not {picture.dtype} "

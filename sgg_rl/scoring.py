@@ -1,6 +1,6 @@
 """What answers say, and what they earn."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import InstanceOf
@@ -15,6 +15,9 @@ from services.schemas.rewards import ReferenceGraph, Reward, RewardGroup, Reward
 from sgg_rl.arguments import Size, checked
 from sgg_rl.clients import Client
 from sgg_rl.pictures import AnyGraph
+
+_GROUP = 256
+"""The most answers of one message"""
 
 
 @checked
@@ -70,7 +73,7 @@ def score(
         0.00 no_answer, 0 objects found
 
     Args:
-        answers: Texts as the model wrote them; one text is one answer.
+        answers: Texts as the model wrote them, one or more; one text is one answer.
         reference: A sample of a dataset; or a graph, whose boxes are pixels of the image.
         image_size: Width and height in pixels, where the reference is a graph.
         box_space: What the answers' boxes are in: `relative_1000`, `relative_1` or `pixels:WxH`.
@@ -88,23 +91,44 @@ def score(
         InvalidInputError: The rubric, the box space, the size or the reference is impossible.
         SggError: The service failed; its subclass and message say how.
     """
+    texts = [answers] if isinstance(answers, str) else list(answers)
+    if not texts:
+        raise InvalidInputError("answers: there is none to score; give one text or more")
     if isinstance(reference, Sample):
         image_size, reference = (reference.width, reference.height), reference.graph
     if image_size is None:
         raise InvalidInputError("image_size: a graph needs it beside it, as (width, height)")
-    group = RewardGroup(
-        group_id="score",
-        image_size=image_size,
-        box_space=box_space,
-        reference=ReferenceGraph.model_validate(reference, from_attributes=True),
-        completions=[answers] if isinstance(answers, str) else list(answers),
-        require_thinking=thinking,
-    )
-    wanted = rubric if isinstance(rubric, str) else dict(rubric)
+    about = ReferenceGraph.model_validate(reference, from_attributes=True)
+    groups = [
+        RewardGroup(
+            group_id="score",
+            image_size=image_size,
+            box_space=box_space,
+            reference=about,
+            completions=texts[first : first + _GROUP],
+            require_thinking=thinking,
+        )
+        for first in range(0, len(texts), _GROUP)
+    ]
+    try:
+        ask = _scorer(rubric if isinstance(rubric, str) else dict(rubric), task, client)
+        return [reward for group in groups for reward in ask(group)]
+    except InvalidInputError as error:  # it names the place in a message to the service
+        raise InvalidInputError(error.message.removeprefix("body.")) from error
+
+
+def _scorer(
+    rubric: str | dict[str, Any], task: Task, client: Client | None
+) -> Callable[[RewardGroup], list[Reward]]:
     if client is None:
-        return make_scorer(wanted, task).score([group])[0].rewards
-    request = RewardRequest(task=task, rubric=wanted, groups=[group])
-    scored = client.reward.score(request).groups[0]
-    if scored.error is not None:
-        raise SggError(scored.error.detail)
-    return scored.rewards
+        scorer = make_scorer(rubric, task)
+        return lambda group: scorer.score([group])[0].rewards
+
+    def ask(group: RewardGroup) -> list[Reward]:
+        request = RewardRequest(task=task, rubric=rubric, groups=[group])
+        scored = client.reward.score(request).groups[0]
+        if scored.error is not None:
+            raise SggError(scored.error.detail)
+        return scored.rewards
+
+    return ask

@@ -11,5 +11,7 @@ def print_json(value: object) -> None:
     """
     from pydantic_core import to_jsonable_python
 
-    plain = to_jsonable_python(value, inf_nan_mode="null")
+    # pydantic's own inf_nan_mode passes over what stands in a message.
+    text = json.dumps(to_jsonable_python(value))
+    plain = json.loads(text, parse_constant=lambda _: None)
     print(json.dumps(plain, indent=2, allow_nan=False))

@@ -33,7 +33,8 @@ def show(found: Inspection, name: str) -> None:
             console.print(f"  {_plain(line, 160)}", soft_wrap=True)
         if (more := found.num_broken - len(found.broken)) > 0:
             console.print(f"  and {more:,} more")
-    console.print(_spreads(found))
+    if found.num_rows > found.num_broken:
+        console.print(_spreads(found))
     for title, names in (("Object names", found.objects), ("Predicates", found.predicates)):
         console.print(_names(title, names))
 
@@ -99,14 +100,16 @@ def _spreads(found: Inspection) -> Table:
     table.add_column("")
     for name in ("mean", "min", "5 %", "median", "95 %", "max"):
         table.add_column(name, justify="right")
-    for title, spread, digits in (
-        ("image width, pixels", found.width, 0),
-        ("image height, pixels", found.height, 0),
-        ("objects an image", found.objects_per_image, 1),
-        ("relationships an image", found.relationships_per_image, 1),
-        ("box area / image area", found.box_area, 4),
-        ("box width / height", found.box_aspect, 2),
+    for title, spread, digits, needs_size in (
+        ("image width, pixels", found.width, 0, True),
+        ("image height, pixels", found.height, 0, True),
+        ("objects an image", found.objects_per_image, 1, False),
+        ("relationships an image", found.relationships_per_image, 1, False),
+        ("box area / image area", found.box_area, 4, True),
+        ("box width / height", found.box_aspect, 2, True),
     ):
+        if needs_size and not found.num_sized:
+            continue
         values = (spread.mean, spread.min, spread.p5, spread.median, spread.p95, spread.max)
         table.add_row(title, *(f"{value:,.{digits}f}" for value in values))
     return table

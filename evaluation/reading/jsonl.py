@@ -10,6 +10,7 @@ import msgspec
 
 from evaluation.reading.lines import GraphLine, TextLine
 from evaluation.reading.problems import Place, Problems
+from scene_data.reading.rows import RowError, image_id_text
 from services.errors import InvalidInputError
 
 WRONG = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
@@ -67,15 +68,16 @@ def decoded_lines(
     for place, text in read_lines(path, problems):
         try:
             line = decode(text)
-        except WRONG as error:
+            found = replace(place, image_id=image_id_text(line.image_id))
+        except (*WRONG, RowError) as error:
             _add_broken(place, text, error)
         else:
-            yield replace(place, image_id=str(line.image_id)), line
+            yield found, line
 
 
 def _add_broken(place: Place, line: bytes, error: Exception) -> None:
     """Count a line that did not decode; the message names the field."""
-    if not line.endswith(b"\n") and not isinstance(error, msgspec.ValidationError):
+    if not line.endswith(b"\n") and not isinstance(error, msgspec.ValidationError | RowError):
         detail = "the file ends inside this line: whoever wrote it was stopped"
         place.add("truncated_line", detail)
     else:

@@ -17,7 +17,7 @@ from scene_graph.cleaning import Task
 from scene_graph.graph import Relationship, SceneGraph, SceneObject
 
 ImageId = str | int | float
-"""Some programs write the id 139 as 139.0; it is the text of the number"""
+"""Some programs write the id 139 as 139.0: `image_id_text` makes 139 of it"""
 Positive = Annotated[float, msgspec.Meta(gt=0)]
 Score = Annotated[float, msgspec.Meta(ge=-1e6, le=1e6)]
 """So that products of three are finite"""
@@ -141,7 +141,15 @@ def decode_graph_line(text: bytes, task: Task) -> GraphLine:
     Raises:
         msgspec.DecodeError: It is none.
     """
-    line = _DECODER.decode(text)
+    return check_boxes(_DECODER.decode(text), task)
+
+
+def check_boxes(line: GraphLine, task: Task) -> GraphLine:
+    """The line itself.
+
+    Raises:
+        msgspec.ValidationError: An object has no box, and the task is not `cls`.
+    """
     if task != "cls":
         for number, item in enumerate(line.objects):
             if item.bbox is None:

@@ -20,6 +20,7 @@ from evaluation.reading.jsonl import WRONG, decoded_lines, first_problem, what_b
 from evaluation.reading.lines import GraphLine, ResponseFile, TextLine, decode_graph_line
 from evaluation.reading.problems import Place, Problems
 from evaluation.reading.references import References, Size
+from scene_data.reading.rows import RowError, image_id_text
 from scene_graph.boxes import BoxSpace
 from scene_graph.cleaning import Task
 from scene_graph.metrics.table import ImageGraph
@@ -84,13 +85,14 @@ def read_predictions(
         task: What text is read as, and whether objects must have boxes.
 
     Raises:
-        InvalidInputError: There is no such file, or no image of it is in the references.
+        InvalidInputError: There is no such file, no answer in the folder, or no image of it is in
+            the references.
     """
     path = _predictions_file(path)
     images: dict[str, PredictedImage] = {}
     known = KnownIds(references.images)
     for place, line in _lines(path, problems, task):
-        image_id = str(line.image_id)
+        image_id = str(place.image_id)
         reference = references.images.get(image_id)
         if reference is None:
             place.add("unknown_image", f"ignored: {known.hint(image_id)}")
@@ -140,17 +142,23 @@ def _decoded(text: bytes, task: Task) -> _Line:
 
 def _files(folder: Path, problems: Problems) -> Iterator[tuple[Place, TextLine]]:
     """R1-SGG's answers: `<image_id>.json` each."""
-    for file in sorted(folder.glob("*.json")):
+    if not (files := sorted(folder.glob("*.json"))):
+        raise InvalidInputError(
+            f"{folder} has neither predictions.jsonl, which `sgg-rl infer` writes, nor .json "
+            "answers of R1-SGG (docs/evaluation.md, Formats)"
+        )
+    for file in files:
         try:
             found = _RESPONSE.decode(file.read_bytes().removeprefix(codecs.BOM_UTF8))
-        except WRONG as error:
+            image_id = image_id_text(found.image_id)
+        except (*WRONG, RowError) as error:
             Place(problems, str(file)).add("broken_file", f"left out: {what_broke(error)}")
         except OSError as error:
             Place(problems, str(file)).add("broken_file", f"left out: {error.strerror}")
         else:
             space = "pixels:{:.0f}x{:.0f}".format(*found.box_scale)
             line = TextLine(image_id=found.image_id, text=found.response, box_space=space)
-            yield Place(problems, str(file), None, str(line.image_id)), line
+            yield Place(problems, str(file), None, image_id), line
 
 
 def _of_graph(line: GraphLine, size: Size, place: Place) -> PredictedImage:

@@ -4,15 +4,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
+from evaluation.reading.dataset_rows import decode_row
 from evaluation.reading.graphs import written_graph
 from evaluation.reading.jsonl import WRONG, decoded_lines, first_problem, read_lines
-from evaluation.reading.lines import decode_graph_line, graph_lists
+from evaluation.reading.lines import GraphLine, decode_graph_line, graph_lists
 from evaluation.reading.problems import Place, Problems
 from scene_data.dataset import SceneDataset
+from scene_data.reading.chats import is_chat
 from scene_data.reading.sources import open_rows
 from scene_graph.cleaning import Task
 from scene_graph.metrics.table import ImageGraph
@@ -68,7 +69,7 @@ def read_references(path: str, problems: Problems, task: Task = "sgg") -> Refere
     """
     file = Path(path)
     if not _has_graphs(file):
-        found = read_dataset(path, problems)
+        found = _collected(path, _of_dataset(path, problems, None, need_images=False))
     else:
         found = _collected(path, _of_lines(file, problems, task))
     graphs = [image.graph for image in found.images.values()]
@@ -91,7 +92,7 @@ def read_dataset(path: str, problems: Problems, limit: int | None = None) -> Ref
     Raises:
         InvalidInputError: There is no dataset of that name, or no usable row in it.
     """
-    return _collected(path, _of_dataset(path, problems, limit))
+    return _collected(path, _of_dataset(path, problems, limit, need_images=True))
 
 
 def _collected(path: str, read: Iterable[ReferenceImage]) -> References:
@@ -108,26 +109,22 @@ def _collected(path: str, read: Iterable[ReferenceImage]) -> References:
     return References(name=path, images=ordered)
 
 
-class _FirstLine(msgspec.Struct):
-    width: Any = None
-    objects: list[Any] | str | None = None
-
-
 def _has_graphs(file: Path) -> bool:
-    """Whether a file has graphs; JSONL of a dataset may leave out sizes, and have lists as text."""
+    """Whether each line of a file is a graph, and none is a chat's."""
     if file.suffix != ".jsonl" or not file.is_file():
         return False
-    for _, text in read_lines(file, Problems()):
-        try:
-            line = msgspec.json.decode(text, type=_FirstLine)
-        except WRONG:
-            return True  # whose reader counts what is wrong
-        return line.width is not None and not isinstance(line.objects, str)
-    return True
+    try:
+        first = next((text for _, text in read_lines(file, Problems())), b"{}")
+        return not is_chat(msgspec.json.decode(first, type=dict))
+    except WRONG:
+        return True  # whose reader counts what is wrong
+    except InvalidInputError:
+        return False  # a list, or rows over several lines: the dataset's reader takes those
 
 
 def _of_lines(path: Path, problems: Problems, task: Task) -> Iterator[ReferenceImage]:
-    for place, line in decoded_lines(path, problems, partial(decode_graph_line, task=task)):
+    decode = partial(_graph_or_row, folder=path.parent, task=task)
+    for place, line in decoded_lines(path, problems, decode):
         if 0 in line.size:
             place.add("broken_line", "left out: the image has no width or no height")
             continue
@@ -139,9 +136,23 @@ def _of_lines(path: Path, problems: Problems, task: Task) -> Iterator[ReferenceI
         )
 
 
-def _of_dataset(path: str, problems: Problems, limit: int | None) -> Iterator[ReferenceImage]:
+def _graph_or_row(text: bytes, folder: Path, task: Task) -> GraphLine:
+    """Rows that say no size or write their lists in another way are lines of graphs too."""
+    try:
+        return decode_graph_line(text, task)
+    except msgspec.ValidationError:
+        return decode_row(text, folder, task)
+
+
+def _of_dataset(
+    path: str, problems: Problems, limit: int | None, *, need_images: bool
+) -> Iterator[ReferenceImage]:
     # The protocols treat a repeated relation each in its own way: `docs/evaluation.md`.
-    dataset = SceneDataset(open_rows(path), path, keep_repeated=True)
+    rows = open_rows(path, need_images=need_images)
+    dataset = SceneDataset(rows, path, keep_repeated=True, need_images=need_images)
+    for number in range(dataset.check.num_broken):
+        listed = dataset.check.broken[number : number + 1]
+        Place(problems, path).add("broken_row", f"left out: {''.join(listed)}")
     for index in range(len(dataset) if limit is None else min(len(dataset), limit)):
         try:
             sample = dataset[index]
@@ -154,7 +165,7 @@ def _of_dataset(path: str, problems: Problems, limit: int | None) -> Iterator[Re
             size=size,
             graph=written_graph(*graph_lists(sample.graph), size, place),
             place=place,
-            picture=_picture(dataset, index),
+            picture=_picture(dataset, index) if sample.image_bytes else None,
         )
 
 

@@ -72,7 +72,8 @@ class Similarities:
     def _path(self, name: str) -> Path:
         if self._folder is None:
             raise InvalidInputError(
-                "this service has no similarity tables; set [reward] similarity_folder"
+                f"table:{name[:100]} needs a folder of tables: set [reward] similarity_folder of a "
+                "reward service (sgg-rl score has --similarity-folder, sgg_rl.score has client)"
             )
         # The name is looked for among the files there are, and never becomes part of a path.
         found = [path for path in self._folder.glob("[!.]*.json") if path.name == name]

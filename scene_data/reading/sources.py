@@ -338,6 +338,13 @@ class _LineRows:
         rows = self.annotations()
         keep = np.array([isinstance(row, RowError) or bool(row.get("image")) for row in rows])
         if num := len(self) - int(np.count_nonzero(keep)):
+            if num == len(self):
+                raise refusal(
+                    path,
+                    f"none of its {num:,} rows names an image (`image`)",
+                    "give each its picture's path, from this file's folder; only a reference of "
+                    "`sgg-rl evaluate` needs none",
+                )
             logger.info("%s: %d of %d rows have no image and are left out", path, num, len(self))
             self._lines = self._lines[keep]
 

@@ -49,6 +49,15 @@ class RunFolder:
         """Its name, such as `step-000040`; None before the first."""
         return max((folder.name for folder in self.checkpoints.glob("step-*")), default=None)
 
+    def seen_from(self, name: str) -> str:
+        """A path of the run's settings, from here: it counts from where the run was started.
+
+        That is a folder above the run's own. What is there in neither place, such as a name on the
+        hub, stays as it is.
+        """
+        above = (folder / name for folder in self.path.resolve().parents)
+        return name if Path(name).exists() else str(next(filter(Path.exists, above), name))
+
     def heldout(self, label: str) -> Path:
         """The answers about held-out images: `before`, `after`, or of the version of `now`."""
         return self.path / f"heldout-{label}.jsonl"

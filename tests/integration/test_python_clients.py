@@ -100,8 +100,9 @@ def test_a_script_asks_and_scores(client: sgg_rl.Client, folder: Path) -> None:
     answers = [c.text for c in client.rollout.rollouts(question()).completions]
     assert len(answers) == 3
     sample = sgg_rl.load_dataset(folder / "toy/heldout.parquet")[0]
-    assert sgg_rl.score(answers, sample, client=client) == sgg_rl.score(answers, sample)
-    with pytest.raises(InvalidInputError, match="no rubric 'none'"):
+    many = answers * 100  # more than one message holds
+    assert sgg_rl.score(many, sample, client=client) == sgg_rl.score(many, sample)
+    with pytest.raises(InvalidInputError, match=r"^rubric: no rubric 'none'"):
         sgg_rl.score(answers, sample, rubric="none", client=client)
 
 

@@ -184,12 +184,28 @@ def inspect(
         if not as_json:
             print(f"wrote inspection.json and {', '.join(written) or 'no picture'} in {output}")
     if found.num_without_image == found.num_rows > 0 and not found.num_broken:
+        told = _of_a_reference(found, path)
         if not as_json:
-            print(
-                "no row names an image: this is a reference for `sgg-rl evaluate`, not to train on"
-            )
+            print(told)
     elif not found.num_usable:
         raise InvalidInputError(f"{path}: {_why_unusable(found)}")
+
+
+def _of_a_reference(found: "Inspection", path: str) -> str:
+    """What annotations alone are for.
+
+    Raises:
+        InvalidInputError: No row says a size, so `sgg-rl evaluate` refuses them too.
+    """
+    if not found.num_sized:
+        raise InvalidInputError(
+            f"{path}: no row names an image (`image`) or says its width and height: name images "
+            "to train on them, or add the sizes for a reference of `sgg-rl evaluate`"
+        )
+    told = "no row names an image: this is a reference for `sgg-rl evaluate`, not to train on"
+    if num := found.num_rows - found.num_sized:
+        told += f"; it leaves out the {num:,} rows that say no width and height"
+    return told
 
 
 def _why_unusable(found: "Inspection") -> str:

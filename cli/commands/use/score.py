@@ -2,6 +2,7 @@
 
 import re
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -72,7 +73,9 @@ def score(
         try:
             if isinstance(found, InvalidInputError):
                 raise found
-            report.add(found[0].id, _explained(found, explainer))
+            with redirect_stdout(sys.stderr):  # a term of one's own may print
+                explanation = _explained(found, explainer)
+            report.add(found[0].id, explanation)
         except InvalidInputError as error:
             complain(error.message)
             num_bad += 1
@@ -112,7 +115,9 @@ def _explainer(
         similarities = Similarities(folder, [model] if kind == "embedding" else [])
         explainer = Explainer(found, task, similarities)
     except InvalidInputError as error:
-        raise SettingsError(f"--rubric: {error.message}") from error
+        text = error.message.replace("body.rubric", "--rubric", 1)
+        named = text if text != error.message else f"--rubric: {text}"
+        raise SettingsError(named) from error
     check_weighed(terms, rubric, setting="--term")
     return explainer
 

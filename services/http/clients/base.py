@@ -11,6 +11,7 @@ from typing import BinaryIO, Self, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from services.errors import (
     EngineError,
@@ -31,6 +32,7 @@ _FIRST_PAUSE_S = 0.2
 _LONGEST_PAUSE_S = 5.0
 _UPLOAD_ATTEMPTS = 2
 _UNAVAILABLE = 503
+_LAST_PORT = 65535
 _CHUNK_BYTES = 4 * 1024 * 1024
 
 
@@ -163,7 +165,13 @@ class ServiceClient:
     ) -> Answer:
         where = f"{method} {self.url}{path}"
         # In a thread: a step's references, or a picture, are megabytes.
-        content = await asyncio.to_thread(body.model_dump_json) if body is not None else ""
+        try:
+            content = await asyncio.to_thread(body.model_dump_json) if body is not None else ""
+        except PydanticSerializationError as error:
+            raise InvalidInputError(
+                f"{where} cannot send a text with half a character (a lone surrogate): replace it, "
+                'as text.encode("utf-8", "replace").decode() does'
+            ) from error
         failures: list[SggError] = []
         try:
             async with asyncio.timeout(self._timeout_s):
@@ -213,14 +221,17 @@ def check_access(url: str, token: str | None, timeout_s: float) -> None:
     """Refuse what no request could be sent with.
 
     Raises:
-        InvalidInputError: The url has no `http://` or `https://` or no host, the token does not fit
-            into a header, or there is no time for an answer.
+        InvalidInputError: The url has no `http://` or `https://`, no host, an impossible port, or
+            a query or fragment; the token does not fit into a header, or there is no time for an
+            answer.
     """
     try:
         address = httpx.URL(url)
     except (httpx.InvalidURL, TypeError):
         address = httpx.URL()
-    if address.scheme not in ("http", "https") or not address.host:
+    has_place = address.scheme in ("http", "https") and address.host
+    has_port = address.port is None or 0 < address.port <= _LAST_PORT
+    if not (has_place and has_port) or set(url) & set("?#"):
         raise InvalidInputError(f"{url} is no address of a service: write http://host:port")
     if not isinstance(token, str | None):
         raise InvalidInputError(f"a token is a text, no {type(token).__name__}")

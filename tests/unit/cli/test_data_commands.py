@@ -105,10 +105,27 @@ def test_a_dataset_without_a_usable_row_is_shown_and_fails(tmp_path: Path) -> No
 
 
 def test_annotations_alone_are_a_reference(tmp_path: Path) -> None:
+    row = {"image_id": "1", "objects": [MAN], "relationships": []}
+    put(tmp_path / "rows.json", [row | {"width": 8, "height": 9}, row])
+    said = _sgg("inspect", tmp_path / "rows.json")
+    assert "this is a reference for `sgg-rl evaluate`, not to train on; it leaves out the 1" in said
+    assert "image height, pixels 9 9" in said
+
+
+def test_annotations_without_a_size_are_for_nothing_and_have_no_numbers_of_it(
+    tmp_path: Path,
+) -> None:
     put(tmp_path / "rows.json", [{"image_id": "1", "objects": [MAN], "relationships": []}])
     done = CliRunner().invoke(app, ["data", "inspect", str(tmp_path / "rows.json")])
-    assert done.exit_code == 0
-    assert "this is a reference for `sgg-rl evaluate`" in done.stdout
+    assert isinstance(done.exception, InvalidInputError)
+    assert "no row names an image (`image`) or says its width and height" in done.exception.message
+    said = " ".join(done.stdout.split())
+    assert "objects an image 1.0" in said
+    assert "image width" not in said
+    assert "box " not in said
+    put(tmp_path / "rows.json", [{"image_id": "1"}])
+    broken = CliRunner().invoke(app, ["data", "inspect", str(tmp_path / "rows.json")])
+    assert "an image" not in broken.stdout
 
 
 def test_text_of_a_dataset_has_no_effect_on_the_terminal(tmp_path: Path) -> None:

@@ -332,6 +332,18 @@ def test_the_file_of_a_run_brings_its_own_terms(
     assert "triplet_f1 = 5, quarter = 1 }" in done.err
 
 
+@pytest.mark.usefixtures("forgets_terms")
+def test_what_a_term_prints_is_not_in_the_json(score: Sgg, jsonl: Jsonl, tmp_path: Path) -> None:
+    code = "print('imported')\ndef chatty(p, r):\n    print('asked')\n    return 0.5\n"
+    (tmp_path / "chatty.py").write_text(code)
+    rubric = tmp_path / "mine.json"
+    rubric.write_text(json.dumps({"terms": {"node_category": 1, "chatty": 2}}))
+    term = f"{tmp_path / 'chatty.py'}:chatty"
+    done = score(jsonl(row(GOOD)), "--rubric", rubric, "--term", term, "--json")
+    assert json.loads(done.out)["total"] == pytest.approx(2)
+    assert set(done.err.split()) == {"imported", "asked"}
+
+
 def test_a_rubric_may_be_a_file_that_names_a_table(
     score: Sgg, jsonl: Jsonl, tmp_path: Path
 ) -> None:
@@ -353,7 +365,7 @@ def test_a_rubric_may_be_a_file_that_names_a_table(
         (["nowhere.txt"], "cannot read nowhere.txt: No such file"),
         (["FILE", "--image-size", "100"], "--image-size 100 is not WxH"),
         (["FILE", "--box-space", "pixels"], "--box-space pixels: use relative_1000"),
-        (["FILE", "--rubric", "nonsense"], "no rubric 'nonsense'; rubrics are balanced"),
+        (["FILE", "--rubric", "nonsense"], "sgg-rl: --rubric: no rubric 'nonsense'; rubrics are b"),
         (["FILE", "--rubric", "nowhere.toml"], "cannot read nowhere.toml"),
         (["FILE", "--rubric", "FILE.json"], "FILE.json is not JSON"),
         (["FILE", "--rubric", "EMPTY.json"], "terms: Field required"),

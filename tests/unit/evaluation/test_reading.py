@@ -12,6 +12,7 @@ from evaluation.reading.problems import NUM_LISTED, Problems
 from evaluation.reading.references import References, read_references
 from services.errors import InvalidInputError
 from tests.graph_lines import HORSE, MAN, NEAR, RIDING, TREE, line, write
+from tests.raw_annotations import picture, put
 
 
 def references(folder: Path, ids: str = "123456789") -> References:
@@ -227,9 +228,80 @@ def test_a_file_of_another_form_is_refused_in_one_line(
         read_predictions(file, references(tmp_path), Problems())
     assert message in refused.value.message
     assert "\n" not in refused.value.message
-    with pytest.raises(InvalidInputError) as refused:
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
+def test_references_that_are_no_utf_8_are_refused(tmp_path: Path, encoding: str) -> None:
+    file = tmp_path / "reference.jsonl"
+    file.write_bytes(json.dumps(line("1")).encode(encoding))
+    with pytest.raises(InvalidInputError, match="UTF-16 or UTF-32 text; save it as UTF-8"):
         read_references(str(file), Problems())
-    assert message in refused.value.message
+
+
+ROW = {key: value for key, value in line("1").items() if key not in ("width", "height")}
+
+
+@pytest.mark.parametrize("name", ["r.jsonl", "r.json", "folder/r.jsonl"])
+@pytest.mark.parametrize("first", range(6))
+def test_rows_of_a_dataset_are_references_whichever_comes_first(
+    tmp_path: Path, name: str, first: int
+) -> None:
+    """Line 1, of no picture, has the plainest form; each other has one that datasets have too."""
+    (tmp_path / "folder").mkdir()
+    file = tmp_path / name
+    put(file.parent / "a.png", picture(100, 100))
+    objects = {"id": [o["id"] for o in (MAN, HORSE, TREE)]}
+    objects["bbox"] = [o["bbox"] for o in (MAN, HORSE, TREE)]
+    rows = [
+        line("0"),
+        ROW | {"image_id": 1.0, "image": "a.png"},
+        line("2", objects=json.dumps([MAN, HORSE, TREE]), relationships=json.dumps([RIDING, NEAR])),
+        line("3", objects=objects),
+        line("4", width="100", height=100.0),
+        ROW | {"image_id": 5, "images": [{"path": "a.png"}]},
+    ]
+    rows = rows[first:] + rows[:first]
+    put(file, rows) if file.suffix == ".json" else write(file, rows)
+    problems = Problems()
+    read_from = read_references(str(file.parent if "/" in name else file), problems)
+    assert list(read_from.images) == list("012345")
+    assert not problems.counts
+    assert len({str(image.graph) for image in read_from.images.values()}) == 1
+    assert read_from.images["1"].size == (100, 100)
+    assert read_from.image_bytes("1") == read_from.image_bytes("5") == picture(100, 100)
+    assert read_from.image_bytes("0") is None
+    answers = write(tmp_path / "p.jsonl", [line(i) for i in ("0", "1", 2.0, 3, 4.0, "5")])
+    assert len(read_predictions(answers, read_from, Problems()).images) == 6
+
+
+@pytest.mark.parametrize("name", ["r.jsonl", "r.json"])
+def test_references_that_cannot_be_read_are_counted_with_the_reason(
+    tmp_path: Path, name: str
+) -> None:
+    rows = [line("1"), ROW, ROW | {"image": "gone.png"}, line("4", objects="[{"), line("")]
+    problems = Problems()
+    assert list(read_references(str(write(tmp_path / name, rows)), problems).images) == ["1"]
+    assert problems.counts.total() == 4
+    said = "; ".join(problem.detail for problem in problems.listed)
+    for words in ("width and height are missing", "No such file", "objects is not", "image_id is"):
+        assert words in said
+
+
+def test_a_list_and_chats_in_a_jsonl_file_are_references(tmp_path: Path) -> None:
+    graph = json.dumps({"objects": [MAN, HORSE], "relationships": [RIDING]})
+    file = tmp_path / "r.jsonl"
+    for text, image_id in (
+        (json.dumps([line("7")], indent=1), "7"),
+        (json.dumps({"id": "8", "width": 100, "height": 100, "answer": graph}), "8"),
+    ):
+        file.write_text(text)
+        assert list(read_references(str(file), Problems()).images) == [image_id]
+
+
+def test_a_folder_of_neither_is_no_predictions(tmp_path: Path) -> None:
+    put(tmp_path / "photos/a.png", picture(100, 100))
+    with pytest.raises(InvalidInputError, match=r"photos has neither predictions.jsonl.* nor .jso"):
+        read_predictions(tmp_path / "photos", references(tmp_path), Problems())
 
 
 def test_numbers_of_other_forms(tmp_path: Path) -> None:
@@ -275,7 +347,7 @@ def test_a_reference_without_a_size_is_left_out(tmp_path: Path) -> None:
         ("000000000139", "139", "zero-padded?"),
         ("000000000139.jpg", "000000000139", "with a file's extension?"),
         ("val/7.png", "7", "with a folder? with a file's extension?"),
-        (139.0, "000000000139", "a number with a fraction? zero-padded?"),
+        ("139.0", "000000000139", "a number with a fraction? zero-padded?"),
         ("COCO_val2014_000000000139", "139", "with a name before the number? zero-padded?"),
         ("train/a.jpg", "val/a.jpg", "with a folder?"),
         ("Scene-A", "scene-a", "in another case?"),

@@ -116,6 +116,13 @@ def test_what_a_term_cannot_score_is_the_fault_of_that_group(file: Path) -> None
         scorer.score([group(DOG)])
 
 
+def test_a_helper_that_is_not_python_is_blamed_by_its_name(file: Path) -> None:
+    file.write_text("import helper\ndef mine(p, r):\n    return 1\n")
+    file.with_name("helper.py").write_text("SHARE = 1\nSHARE = = 2\n")
+    with pytest.raises(SettingsError, match=r"invalid syntax \(helper\.py, line 2\)"):
+        load_own_terms([f"{file}:mine"])
+
+
 def test_other_code_is_another_version_of_the_rubric(file: Path) -> None:
     before = dict(terms._TERMS)
     versions = []

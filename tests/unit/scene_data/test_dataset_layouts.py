@@ -111,6 +111,8 @@ def test_json_rows_without_image_are_left_out(
     assert [sample.image_id for sample in dataset] == ["0", "2"]
     assert dataset[1].image_bytes == _png()
     assert "1 of 3 rows have no image" in caplog.text
+    with pytest.raises(InvalidInputError, match=r"none of its 2 rows names an image \(`image`\);"):
+        open_dataset(_json_folder(tmp_path / "none", [_json_row(n, image=None) for n in (0, 1)]))
 
 
 @pytest.mark.parametrize(

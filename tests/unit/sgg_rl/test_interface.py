@@ -1,7 +1,9 @@
 """`import sgg_rl`: its names, what importing it costs, and how its values look."""
 
+import asyncio
 import importlib
 import json
+import pickle
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -16,7 +18,7 @@ from IPython.core.interactiveshell import InteractiveShell
 from PIL import ExifTags, Image
 
 import sgg_rl
-from services.errors import InvalidInputError, NotFoundError
+from services.errors import InvalidInputError, NotFoundError, SggError
 from services.host.environment import child_environment
 from services.http.clients.rollout import RolloutClient
 from services.schemas.scene_graphs import ImageGraph
@@ -160,7 +162,14 @@ def test_a_task_and_an_address_that_are_none_are_refused() -> None:
     for ask in (sgg_rl.load_dataset, partial(sgg_rl.evaluate, "mine.jsonl")):
         with pytest.raises(InvalidInputError, match="task: Input should be 'sgg', 'det' or 'cls'"):
             ask("toy/heldout.parquet", task="DET")  # type: ignore[arg-type]
-    for url in ("127.0.0.1:8200", "http://", "http://host:8200\n", "http://host:x"):
+    wrong = ("127.0.0.1:8200", "http://", "http://host:8200\n", "http://host:x", "http://host:0")
+    for url in (
+        *wrong,
+        "http://host:65536",
+        "http://host:1?x=1",
+        "http://host:1/#x",
+        "http://h:1?",
+    ):
         for make in (RolloutClient, lambda url: sgg_rl.Client(reward_url=url)):
             with pytest.raises(InvalidInputError, match=r"is no address .* http://host"):
                 make(url)
@@ -176,6 +185,7 @@ def test_what_no_signature_allows_is_refused_by_its_name() -> None:
     sample = sgg_rl.load_dataset("toy/heldout.parquet")[0]
     pixels = np.zeros((3, 4))
     other = sgg_rl.AsyncClient(rollout_url="http://127.0.0.1:1")
+    nobody = sgg_rl.Client(reward_url="http://127.0.0.1:1")
     for call, words in (
         *((partial(ask.draw, it, sample), "graph is a sample") for it in (None, "text", pixels)),
         *((partial(ask.score, "x", it), "graph is a sample") for it in (None, 3)),
@@ -194,10 +204,16 @@ def test_what_no_signature_allows_is_refused_by_its_name() -> None:
         (partial(ask.draw, graph_of(None), sample), r"graph\.objects\.0\.bbox: .* not None"),
         (partial(ask.score, "x", graph_of((1, 2, 3))), r"reference\.objects\.0\.bbox\.3: Field"),
         (partial(ask.draw, sample.graph, 7), "picture: a picture is a sample, .* and not 7"),
-        (partial(ask.draw, sample.graph, pixels), "an array has uint8"),
+        *(
+            (
+                partial(ask.draw, sample.graph, it),
+                r"an array has uint8 \[height, width, 3\] of RGB, and not ",
+            )
+            for it in (pixels, *(np.zeros((3, 5, n), np.uint8) for n in (0, 1, 5)))
+        ),
         *(
             (partial(ask.read_answer, "x", it), "image_size")
-            for it in (None, (7,), (float("nan"), 3))
+            for it in (None, (7,), (float("nan"), 3), (10**400, 10**400), (1, 10**5000))
         ),
         *((partial(ask.predict, sample, client=it), "of Client") for it in (None, other)),
         *((partial(ask.load_dataset, it), "path is a text") for it in ("", None, "a\0", ["toy"])),
@@ -210,6 +226,15 @@ def test_what_no_signature_allows_is_refused_by_its_name() -> None:
         (partial(ask.compare, "toy", 2), "second: .* of EvaluationResult or a path .* not 2"),
         *((partial(ask.load_dataset(TOY).__getitem__, it), "number") for it in ("a", None, 1.5)),
         (partial(ask.Client, rollout_url=7), "7 is no address"),
+        (
+            partial(ask.Client, "http://h:1"),
+            "^Client: too many .* it takes rollout_url, reward_url",
+        ),
+        (
+            partial(ask.AsyncClient, rollouturl="http://h:1"),
+            "^AsyncClient: .* 'rollouturl'; it tak",
+        ),
+        (partial(ask.score, "\ud800", sample, client=nobody), "lone surrogate"),
         (partial(ask.Client(rollout_url="http://h").rollout.rollouts, None), "a message of serv"),
     ):
         with pytest.raises(InvalidInputError, match=words) as error:
@@ -223,8 +248,14 @@ def test_what_is_impossible_is_said_in_one_line() -> None:
         (lambda: sgg_rl.score("x", sample.graph), "image_size"),
         (lambda: sgg_rl.score("x", sample.graph, image_size=(0, 5)), "image_size"),
         (lambda: sgg_rl.score("x", sample, box_space="inches"), "box_space"),
-        (lambda: sgg_rl.score("x", sample, rubric="none"), "balanced"),
-        (lambda: sgg_rl.score([], sample), "completions"),
+        (lambda: sgg_rl.score("x", sample, rubric="none"), "^rubric: no rubric .* balanced"),
+        (
+            lambda: sgg_rl.score(
+                "x", sample, rubric={"similarity": "table:t.json", "terms": {"node_category": 1}}
+            ),
+            "table:t.json needs a folder .* sgg_rl.score has client",
+        ),
+        (lambda: sgg_rl.score([], sample), "answers: there is none"),
         (lambda: sgg_rl.read_answer("x", (1, 1), box_space="inches"), "relative_1000"),
         (lambda: sgg_rl.draw(sample.graph), "picture"),
         (lambda: sgg_rl.draw(sample.graph, "none.png"), "No such file"),
@@ -334,8 +365,36 @@ def test_a_slice_of_a_dataset_is_a_list_of_its_samples() -> None:
     assert dataset[1:6:2] == [dataset[1], dataset[3], dataset[np.int64(5)]]
     assert dataset[-2:] == [dataset[6], dataset[7]]
     assert dataset[9:] == []
-    with pytest.raises(IndexError):
-        dataset[8]
+    for wrong in (8, -9, 10**400):
+        with pytest.raises(IndexError, match=rf"^{TOY}: samples are 0 to 7: none is {wrong}$"):
+            dataset[wrong]
+    assert len(list(dataset)) == 8
+
+
+def test_more_answers_than_one_message_holds_are_scored_in_order() -> None:
+    sample = sgg_rl.load_dataset(TOY)[0]
+    graph = '<answer>{"objects": [], "relationships": []}</answer>'
+    texts = ["none"] * 300
+    texts[299] = texts[10] = graph
+    found = [reward.status for reward in sgg_rl.score(texts, sample)]
+    assert found == ["ok" if text == graph else "no_answer" for text in texts]
+
+
+def test_a_client_that_was_used_is_pickled_without_its_connections() -> None:
+    nobody: dict[str, Any] = {
+        "reward_url": "http://127.0.0.1:1",
+        "token": "secret",
+        "timeout_s": 0.01,
+    }
+    client, other = sgg_rl.Client(**nobody), sgg_rl.AsyncClient(**nobody)
+    for ask in (client.reward.rubrics, lambda: asyncio.run(other.reward.rubrics())):
+        with pytest.raises(SggError):
+            ask()
+    for used in (client, other):
+        copy = pickle.loads(pickle.dumps(used))
+        assert copy == used
+        assert copy.token == "secret"
+        assert copy.reward is not used.reward
 
 
 @pytest.mark.parametrize("token", ["secret\n", "sécret", "a\rb", 7])
