@@ -58,6 +58,8 @@ def create_console(
         admin_token=admin_token,
         admin_paths=admin_paths(data_token, admin_token),
     )
+    if admin_token is None:  # beside a data token nothing can be changed then
+        app.state.weak_tokens = [name for name in app.state.weak_tokens if "DATA" in name]
     add_console(app, folder, changes=bool(admin_paths(data_token, admin_token)))
     return app
 

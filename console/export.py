@@ -2,8 +2,9 @@
 
 import re
 import shutil
-from collections.abc import Iterator
+from html import unescape
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote
 
 import httpx
@@ -15,46 +16,78 @@ from console.reading.logs import logs
 from console.reading.run import RunReader
 from console.runs import Run, Runs
 from console.web import HERE
+from services.errors import SggError, UnavailableError
 
 _LINK = re.compile(r'\b(href|src)="(/[^"]*)"')
 _LIVE = re.compile(r' (?:sse-connect|sse-swap|hx-\w+)="[^"]*"')
 """What asks a server for more."""
+_SAID = re.compile(r'<p class="lead">(.*?)</p>', re.DOTALL)
+"""What a page of an error says."""
 
 
-async def export(folder: Path, into: Path) -> int:
+class Copied(NamedTuple):
+    """What is in a copy."""
+
+    num_runs: int
+    left_out: dict[str, str]
+    """Runs that could not be read, each with the reason."""
+
+
+async def export(folder: Path, into: Path) -> Copied:
     """Write the runs, each run's page with its curves, its settings and the ends of its logs.
 
     Args:
         folder: Of runs, or one run's.
         into: Is made; files of an earlier copy are written over.
-
-    Returns:
-        Number of runs.
     """
-    runs = Runs(folder).all()
-    paths = ["/", *(path for run in runs for path in _paths(run))]
+    copied: list[str] = []
+    left_out: dict[str, str] = {}
     transport = httpx.ASGITransport(create_console(folder))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as client:
-        for path in paths:
-            page = (await client.get(path)).raise_for_status().text
-            file = into / _file(path)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(_alone(page, path, paths), encoding="utf-8", errors="replace")
-    for run in runs:
-        reader = RunReader(run)
-        reader.update()
-        file = into / _file(run.url)
-        data = f'<script type="application/json" id="curves">{htmlsafe_json_dumps(reader.points())}'
-        page = file.read_text(encoding="utf-8").replace("</main>", f"</main>\n{data}</script>", 1)
-        file.write_text(page, encoding="utf-8")
+        for run in Runs(folder).all():
+            try:
+                pages = await _pages(client, run)
+            except (SggError, OSError) as error:
+                left_out[run.name] = str(error)
+                continue
+            _write(into, pages, [*pages])
+            copied.append(run.url)
+        _write(into, {"/": await _page(client, "/")}, copied)
     shutil.copytree(HERE / "static", into / "static", dirs_exist_ok=True)
-    return len(runs)
+    return Copied(len(copied), left_out)
 
 
-def _paths(run: Run) -> Iterator[str]:
-    yield run.url
-    yield f"{run.url}/settings"
-    yield from (f"{run.url}/logs/{log.quoted}" for log in logs(run.files))
+async def _pages(client: httpx.AsyncClient, run: Run) -> dict[str, str]:
+    """A run's pages by their paths; the first one has the points of its curves.
+
+    Raises:
+        UnavailableError: A page cannot be made; the message is what it says.
+        OSError: A file of the run cannot be read.
+    """
+    paths = [run.url, f"{run.url}/settings"]
+    paths += [f"{run.url}/logs/{log.quoted}" for log in logs(run.files)]
+    pages = {path: await _page(client, path) for path in paths}
+    reader = RunReader(run)
+    reader.update()
+    data = f'<script type="application/json" id="curves">{htmlsafe_json_dumps(reader.points())}'
+    pages[run.url] = pages[run.url].replace("</main>", f"</main>\n{data}</script>", 1)
+    return pages
+
+
+async def _page(client: httpx.AsyncClient, path: str) -> str:
+    answer = await client.get(path)
+    if answer.is_error:
+        said = _SAID.search(answer.text)
+        raise UnavailableError(unescape(said[1]) if said else f"HTTP {answer.status_code}")
+    return answer.text
+
+
+def _write(into: Path, pages: dict[str, str], paths: list[str]) -> None:
+    """Write pages; their links lead to those of `paths`, and to the list of runs."""
+    for path, page in pages.items():
+        file = into / _file(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(_alone(page, path, ["/", *paths]), encoding="utf-8", errors="replace")
 
 
 def _file(path: str) -> Path:

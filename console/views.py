@@ -12,13 +12,15 @@ _WIDTH, _HEIGHT, _PAD = 120.0, 30.0, 3.0
 
 
 def number(value: float | None) -> str:
-    """Four significant digits, thousands apart; a dash for none.
+    """Four significant digits, thousands apart, from 1e15 on with an exponent; a dash for none.
 
     Example: `number(2134.5) == "2,134"`, `number(0.12345) == "0.1235"`
     """
     if value is None:
         return "-"
-    if value == int(value) and abs(value) < 1e15:
+    if abs(value) >= 1e15:
+        return f"{value:.3e}"
+    if value == int(value):
         return f"{int(value):,}"
     if abs(value) >= 1000:
         return f"{value:,.0f}"
@@ -43,14 +45,15 @@ def sparkline(values: Sequence[float], label: str) -> Markup:
     """A curve as a small picture; nothing under two values."""
     if len(values) < 2:
         return Markup("")
-    low, high = min(values), max(values)
+    halves = [value / 2 for value in values]  # the spread of the whole may be too large
+    low, high = min(halves), max(halves)
     spread = (high - low) or 1.0
     points = [
         (
             _PAD + (_WIDTH - 2 * _PAD) * i / (len(values) - 1),
-            _HEIGHT - _PAD - (_HEIGHT - 2 * _PAD) * ((value - low) / spread if high > low else 0.5),
+            _HEIGHT - _PAD - (_HEIGHT - 2 * _PAD) * ((half - low) / spread if high > low else 0.5),
         )
-        for i, value in enumerate(values)
+        for i, half in enumerate(halves)
     ]
     line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
     said = f"{label}: from {number(values[0])} to {number(values[-1])}"

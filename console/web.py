@@ -9,20 +9,26 @@ Example of a page:
         return render(request, "settings/page.html", run=run, tab="Settings", …)
 """
 
+import logging
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
 import jinja2
 from fastapi import APIRouter, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
 from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
 
 from console.views import FILTERS
 from evaluation.report.template import PARTS
 from services.errors import SggError, UnavailableError
 from services.http.pages import HEADERS
+from services.http.problems import invalid_input
+
+logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).parent
 TABS = {
@@ -55,16 +61,33 @@ class PageRoute(APIRoute):
         async def with_headers(request: Request) -> Response:
             try:
                 response = await handle(request)
-            except SggError as error:
-                response = error_page(request, error)
-            except OSError as error:  # a file that this process may not read, or that has gone
-                response = error_page(request, UnavailableError(str(error)))
+            except HTTPException:
+                raise
+            except Exception as error:  # noqa: BLE001 - the last resort of a page
+                response = error_page(request, _told(error))
             headers = MutableHeaders(raw=response.raw_headers)
             for name, value in HEADERS.items():
                 headers.setdefault(name, value)
             return response
 
         return with_headers
+
+
+def _told(error: Exception) -> SggError:
+    """What a page says of an error; one that nobody foresaw is in the log, with its traceback."""
+    match error:
+        case SggError():
+            return error
+        case RequestValidationError():
+            return invalid_input(error.errors())
+        case OSError():  # a file that this process may not read, or that has gone
+            return UnavailableError(
+                f"{error.filename or 'a file'} cannot be read: {error.strerror or error}. It has "
+                "to be a file that the console's user may read: mend it or move it away, then "
+                "load this page again."
+            )
+    logger.error("a page failed", exc_info=error)
+    return SggError("This is a mistake of the console; its log has the traceback.")
 
 
 def page_router() -> APIRouter:

@@ -14,7 +14,7 @@ from console.reading.curves import NUM_RECENT, Row, numbers
 from console.reading.health import findings, sentence, tiles
 from console.reading.overview import OVERVIEWS
 from console.reading.run import READERS, RunReader
-from console.runs import NamedRun, Run
+from console.runs import NamedRun, Run, is_run
 from console.web import fragment, is_stopping, page_router, render
 from services.run_folder import TAIL_BYTES, TableFollower
 
@@ -41,9 +41,12 @@ def curves(run: NamedRun, since: str = "") -> Response:
 
 @router.get("/runs/{run}/events", response_class=EventSourceResponse)
 async def events(request: Request, run: NamedRun) -> AsyncIterator[ServerSentEvent]:
-    """`health` with the sentence and the numbers; `steps` when the curves have grown."""
+    """`health` with the sentence and the numbers; `steps` when the curves have grown.
+
+    It ends when the run is gone.
+    """
     said, drawn = "", ""
-    while not is_stopping(request):
+    while not is_stopping(request) and is_run(run.path):
         reader = await asyncio.to_thread(READERS.of, run)
         health = await asyncio.to_thread(_health_part, run, reader)
         if health != said:
@@ -59,7 +62,8 @@ async def events(request: Request, run: NamedRun) -> AsyncIterator[ServerSentEve
 def _health_part(run: Run, reader: RunReader) -> str:
     with reader.lock:
         health = _health(run, [*reader.steps.recent], [*reader.evaluations.recent])
-        return fragment("run/health.html", doubts=reader.doubts, **health)
+        doubts = reader.doubts(is_over=health["overview"].state.is_over)
+        return fragment("run/health.html", doubts=doubts, **health)
 
 
 def _health(run: Run, rows: list[Row], evaluations: list[Row]) -> dict[str, Any]:

@@ -103,6 +103,11 @@ class Curves:
         """Lines of the file that are no JSON objects."""
         return self._follower.num_unreadable
 
+    @property
+    def ends_in_half_a_line(self) -> bool:
+        """Whether the file's last line had no end when it was read."""
+        return self._follower.ends_in_half_a_line
+
     def _with_step(self, rows: list[Row]) -> list[Row]:
         """Those that can be drawn."""
         found = [row for row in rows if finite(row.get("step")) is not None]

@@ -1,8 +1,9 @@
 """A run's health: one sentence, a few numbers, and what is out of its healthy range."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean
+from statistics import mean
 
 from console.reading.curves import Row, numbers
 from console.reading.guide import Guide, guides
@@ -43,20 +44,23 @@ def sentence(state: RunState, rows: Sequence[Row]) -> str:
             "live": "Training: the first step goes on.",
             "finished": "Finished, without a step.",
         }.get(state.word, "Stopped before its first step.")
-    steps = f"step {progress.step:,} of {number(progress.num_steps)}"
+    steps = f"step {progress.step:,}"
+    if progress.num_steps is not None:
+        steps += f" of {number(progress.num_steps)}"
     if state.word == "live":
         left = f", {duration(progress.left_s)} left" if progress.left_s is not None else ""
         return f"Training: {steps}{left}.{_waits(rows)}"
-    ago = f"{age(max(0.0, progress.last_step_s))} ago"
+    if progress.last_step_s is not None:  # as of the state's moment, which may be long ago
+        ago_s = progress.last_step_s + time.time() - state.at
+        steps += f", the last one {age(max(0.0, ago_s))} ago"
     if state.word == "finished":
-        return f"Finished: {steps}, the last one {ago}."
-    return f"{state.word.capitalize()}: {steps}, the last one {ago}. Go on with --resume."
+        return f"Finished: {steps}."
+    return f"{state.word.capitalize()}: {steps}. Go on with --resume."
 
 
 def _waits(rows: Sequence[Row]) -> str:
-    shares = [row["trainer_idle_fraction"] for row in rows if "trainer_idle_fraction" in row]
-    shares = [share for share in shares if isinstance(share, int | float)]
-    return f" The trainer waits {100 * fmean(shares):.0f} % of the time." if shares else ""
+    share = recent_means(rows).get("trainer_idle_fraction")
+    return "" if share is None else f" The trainer waits {100 * share:.0f} % of the time."
 
 
 def tiles(rows: Sequence[Row], evaluations: Sequence[Row]) -> list[Tile]:
@@ -99,7 +103,7 @@ def recent_means(rows: Sequence[Row]) -> dict[str, float]:
     for row in rows:
         for key, value in numbers(row):
             values.setdefault(key, []).append(value)
-    return {key: fmean(found) for key, found in values.items()}
+    return {key: mean(found) for key, found in values.items()}  # fmean's sum may be too large
 
 
 def _tile(name: str, last: dict[str, float], key: str, means: dict[str, float]) -> Tile | None:

@@ -98,8 +98,11 @@ def _signature(run: Run) -> object:
     stats = (
         files.config, files.metrics, files.evaluations, files.finished, files.ranks / "rank-0.json",
     )  # fmt: skip
-    age_s = time.time() - max(_stat(file)[0] for file in stats)
-    return *map(_stat, stats), min(int(age_s / 10), 12)
+    found = [*map(_stat, stats)]
+    if not found[1][1]:  # before the first step only the logs say whether it goes on
+        found += map(_stat, files.logs.glob("*.log"))
+    age_s = time.time() - max(changed for changed, _ in found)
+    return *found, min(int(age_s / 10), 12)
 
 
 def _stat(file: Path) -> tuple[float, int]:

@@ -19,6 +19,7 @@ _KEPT_EVENTS = 100
 """Of a kind: some come with every step."""
 _MAX_KINDS = 50
 _EVENT_CHARACTERS = 300
+_MARK_DIGITS = 18
 _BAD = ("server_died", "quarantined", "rolled_back", "failed", "skipped")
 """Kinds of events that call for a look"""
 
@@ -65,14 +66,19 @@ class RunReader:
         found = (_event(row) for rows in self._kept_events.values() for row in rows)
         return sorted((event for event in found if event), key=lambda event: event["time"])
 
-    @property
-    def doubts(self) -> list[str]:
-        """What is wrong with the files, in sentences."""
+    def doubts(self, *, is_over: bool) -> list[str]:
+        """What is wrong with the files, in sentences.
+
+        Args:
+            is_over: Nothing more is to come: nobody will write the rest of a half line.
+        """
         found = []
         for curves, name in (
             (self.steps, "metrics.jsonl"),
             (self.evaluations, "evaluations.jsonl"),
         ):
+            if is_over and curves.ends_in_half_a_line:
+                found.append(f"The last line of {name} is half written, and left out.")
             if curves.num_unreadable:
                 found.append(f"{_lines(curves.num_unreadable, name)} no JSON, and left out.")
             if curves.num_stepless:
@@ -115,7 +121,9 @@ class RunReader:
         same, _, rest = since.rpartition("-")[0].rpartition("-")
         if same != f"{self._num_cuts}-{self.steps.rows_per_point}":
             return 0
-        return int(rest) if rest.isdigit() else 0
+        if not (rest.isascii() and rest.isdigit() and len(rest) <= _MARK_DIGITS):
+            return 0
+        return num_rows if (num_rows := int(rest)) <= self.steps.num_rows else 0
 
 
 class RunReaders:

@@ -31,6 +31,8 @@ class RunState:
     """None before its first step."""
     trainer: TrainerSign | None
     """None before its trainer's first start."""
+    at: float
+    """Unix time of that moment."""
 
     @property
     def is_over(self) -> bool:
@@ -45,7 +47,7 @@ def read_state(files: RunFolder) -> RunState:
     reason = trainer.failed if trainer and word == "failed" else None
     if word in ("stopped", "failed") and reason is None:
         reason = _last_error(files)
-    return RunState(word, reason, progress, trainer)
+    return RunState(word, reason, progress, trainer, at=time.time())
 
 
 def _last_error(files: RunFolder) -> str | None:
@@ -67,7 +69,8 @@ def _word(files: RunFolder, progress: RunProgress | None, trainer: TrainerSign |
     if files.finished.exists() or (trainer is not None and trainer.done):
         return "finished"
     ages = [trainer.ago_s] if trainer else []
-    ages += [progress.last_step_s] if progress and not trainer else []
+    if progress and progress.last_step_s is not None and not trainer:
+        ages.append(progress.last_step_s)
     if any(age_s < _SILENT_S for age_s in ages):
         return "failed" if trainer and trainer.failed else "live" if progress else "starting"
     if trainer and trainer.failed:

@@ -10,11 +10,21 @@
 
   const place = (x) => along === "time" ? `after ${duration(x)}` : `step ${number(Math.round(x))}`;
 
-  const start = () => data.steps.mean.time?.find((t) => t != null) ?? 0;
+  const first = (table) => table.mean.time?.find((t) => t != null) ?? Infinity;
+  function start() { // an evaluation may come before the first step
+    const at = Math.min(first(data.steps), first(data.evaluations));
+    return at === Infinity ? 0 : at;
+  }
   function xs(table) {
     const found = table.mean[along] ?? [];
     let last = 0; // of a row that says no time
     return along === "time" ? found.map((t) => last = t == null ? last : t - start()) : found;
+  }
+
+  function whole() { // what all curves together reach over
+    const all = [data.steps, data.evaluations].flatMap(xs).filter((x) => x != null);
+    const min = all.reduce((a, b) => Math.min(a, b), Infinity), max = all.reduce((a, b) => Math.max(a, b), -Infinity);
+    return all.length ? {min, max: max > min ? max : min + 1} : {min: 0, max: 1};
   }
 
   class Chart {
@@ -159,11 +169,11 @@
     }
 
     draw() {
-      const plot = this.figure.querySelector(".plot"), zoom = zoomed();
+      const plot = this.figure.querySelector(".plot");
       this.plot?.destroy();
       this.plot = new uPlot({
         width: plot.clientWidth, height: 200, padding: [8, 14, 0, 0], legend: {show: false},
-        cursor: {sync: {key: "run", scales: ["x", null]}, y: false, drag: {x: true, y: false, dist: 6}, points: {size: 6, fill: (u, i) => u.series[i].stroke(u, i)}},
+        cursor: {sync: {key: "run", scales: ["x", null]}, y: false, drag: {x: true, y: false, dist: 6}, points: {size: 6, fill: (u, i) => u.series[i].stroke(u, i)}, bind: {dblclick: () => showAll}},
         scales: {x: {time: false}, y: {range: (_, low, high) => this.range(low, high)}},
         axes: axes(along === "time" ? duration : number),
         series: this.series(), bands: this.bands(),
@@ -174,17 +184,18 @@
           setScale: [(u, key) => key === "x" && share(this, u)],
         },
       }, this.columns(), plot);
-      if (zoom) this.plot.setScale("x", zoom);
+      this.show(zoom ?? whole());
       this.say(null);
     }
 
     update() {
       if (!this.plot) return this.draw();
-      const zoom = zoomed();
-      this.plot.setData(this.columns(), !zoom);
-      if (zoom) this.plot.redraw();
+      this.plot.setData(this.columns(), false);
+      this.show(zoom ?? whole());
       this.say(this.plot.cursor.idx);
     }
+
+    show({min, max}) { this.plot.setScale("x", {min, max}); }
 
     say(at) {
       const x = this.plot?.data[0] ?? [];
@@ -222,14 +233,17 @@
   }
 
   let zoom = null;
-  function zoomed() { return zoom; }
+  function showAll() {
+    zoom = null;
+    for (const chart of charts) if (chart.plot) chart.show(whole());
+  }
   function share(from, u) {
     if (moving || !from.plot) return;
-    const {min, max} = u.scales.x, x = u.data[0];
+    const {min, max} = u.scales.x, all = whole();
     if (min == null) return;
-    zoom = min <= x[0] && max >= x[x.length - 1] ? null : {min, max};
+    zoom = min <= all.min && max >= all.max ? null : {min, max};
     moving = true;
-    for (const chart of charts) if (chart !== from && chart.plot) chart.plot.setScale("x", {min, max});
+    for (const chart of charts) if (chart !== from && chart.plot) chart.show({min, max});
     moving = false;
   }
 

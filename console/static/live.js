@@ -5,18 +5,28 @@
   const PATIENCE_MS = 4000;
   let waiting = null;
 
-  function answered(yes) {
+  const [away, gone] = document.querySelectorAll(".away");
+
+  function answered() {
     clearTimeout(waiting);
     waiting = null;
-    document.querySelector(".away").hidden = yes;
+    away.hidden = gone.hidden = true;
+  }
+
+  async function silent() { // either nobody answers, or this page is no more
+    const found = await fetch(location.href).catch(() => null);
+    if (!waiting) return; // there it is again
+    gone.hidden = found?.status !== 404;
+    away.hidden = !gone.hidden;
+    waiting = null;
   }
 
   document.addEventListener("htmx:sseOpen", (event) => {
     sources.add(event.detail.source);
-    answered(true);
+    answered();
   });
   document.addEventListener("htmx:sseError", () => {
-    if (!document.hidden) waiting ??= setTimeout(() => answered(false), PATIENCE_MS);
+    if (!document.hidden) waiting ??= setTimeout(silent, PATIENCE_MS);
   });
   document.addEventListener("htmx:responseError", (event) => {
     const {status} = event.detail.xhr;

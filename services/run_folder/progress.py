@@ -18,6 +18,8 @@ _SHOWN_CHARACTERS = 400
 """A log's line is cut here."""
 _PACE_ROWS = 12
 """Rows whose mean is a run's present pace."""
+_LATEST_S = 1e11
+"""A larger number is no Unix time in seconds."""
 _ERROR = re.compile(r"^(?:(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d),\d+ (?:ERROR|CRITICAL) |sgg-rl: )")
 """A line of a log that says what failed; the last words of a command have no time."""
 
@@ -29,14 +31,15 @@ class RunProgress:
     step: int
     """Steps that are done."""
     num_steps: int | None
+    """By the last row that says it."""
     reward: float | None
     """The step's mean; None for SFT."""
     loss: float | None
     """SFT's, in nats a token; None for GRPO, where it is no measure of progress."""
     num_servers: int | None
     """Rollout servers that were registered; None where the run has none."""
-    last_step_s: float
-    """Seconds since the step's end."""
+    last_step_s: float | None
+    """Seconds since the step's end; None where its row has no usable time."""
     left_s: float | None
     """Seconds to the run's end at its present pace; None where the pace is not known."""
 
@@ -48,7 +51,8 @@ class RunProgress:
             None if self.num_servers is None else counted(self.num_servers, "rollout server"),
             None if self.left_s is None else f"{timedelta(seconds=round(self.left_s))} left",
         ]
-        head = f"step {self.step} of {self.num_steps or '?'}, {age(self.last_step_s)} ago"
+        ago = "" if self.last_step_s is None else f", {age(self.last_step_s)} ago"
+        head = f"step {self.step} of {self.num_steps or '?'}{ago}"
         return ": ".join(filter(None, [head, ", ".join(filter(None, found))]))
 
 
@@ -58,15 +62,23 @@ def read_progress(folder: RunFolder) -> RunProgress | None:
     if not rows:
         return None
     last = rows[-1]
+    said = (row.get("num_steps") for row in reversed(rows))
+    num_steps = next((found for found in said if isinstance(found, int) and found), None)
     return RunProgress(
         step=steps_done(last),
-        num_steps=last.get("num_steps"),
+        num_steps=num_steps,
         reward=last.get("reward_mean"),
         loss=last.get("loss") if is_sft(last) else None,
         num_servers=last.get("num_servers"),
-        last_step_s=time.time() - last.get("time", 0.0),
-        left_s=time_left(rows, last.get("num_steps")),
+        last_step_s=_seconds_since(last.get("time")),
+        left_s=time_left(rows, num_steps),
     )
+
+
+def _seconds_since(at: object) -> float | None:
+    if isinstance(at, int | float) and 1 < at < _LATEST_S:  # false for NaN too
+        return time.time() - at
+    return None
 
 
 def is_sft(row: StepRow) -> bool:

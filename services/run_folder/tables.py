@@ -112,6 +112,8 @@ class TableFollower(Generic[AnyRow]):
         """Lines that were passed over, of the file as it is now."""
         self.is_behind = False
         """Whether `at_most` ended the last read before the file's end."""
+        self.ends_in_half_a_line = False
+        """Whether a line that had no end yet was left at the last read."""
 
     def read(self, at_most: int | None = None) -> NewRows[AnyRow]:
         """The rows since the last call. A line that is not a JSON object is passed over.
@@ -126,7 +128,7 @@ class TableFollower(Generic[AnyRow]):
         try:
             stream = self._file.open("rb")
         except FileNotFoundError:
-            self._offset, self.is_behind = 0, False
+            self._offset, self.is_behind, self.ends_in_half_a_line = 0, False, False
             return NewRows([], cut=self._is_other_file(-1))
         with stream:
             status = os.fstat(stream.fileno())
@@ -140,9 +142,10 @@ class TableFollower(Generic[AnyRow]):
             if at_most is not None and b"\n" not in read:
                 read += stream.readline()
             # The last line may be half written: a later call reads it whole.
-            whole = read.rpartition(b"\n")[0]
+            whole, _, half = read.rpartition(b"\n")
         self._offset += len(whole) + bool(whole)
         self.is_behind = bool(whole) and at_most is not None and len(read) >= at_most
+        self.ends_in_half_a_line = bool(half) and not self.is_behind
         rows = [_row(line) for line in whole.splitlines()]
         self.num_unreadable += rows.count(None)
         return NewRows([row for row in rows if row is not None], cut)

@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from playwright.sync_api import Browser, Page, expect
 from console.app import create_console
 from services.host.ports import free_port
 from services.run_folder import RunFolder
-from tests.console_runs import make_run, step_row, write_events
+from tests.console_runs import evaluation_row, make_run, step_row, write_events
 from tests.integration.test_report_browser import browser  # noqa: F401 - a fixture
 from tests.live_servers import served
 
@@ -79,6 +80,50 @@ def test_a_live_run_moves_without_a_reload(look: Look, root: Path) -> None:
     expect(page.locator("h1")).to_contain_text("step 201 of 1,000")
     expect(page.locator(".tiles dd").first).to_have_text("77.25")
     expect(page.locator("figure .legend b").first).to_have_text("77.3")
+
+
+def test_an_evaluation_outside_of_the_steps_is_drawn(look: Look, root: Path) -> None:
+    files = make_run(root / "short", steps=3, total=3, ended_s=9000)
+    first = json.loads(files.metrics.read_text().partition("\n")[0])["time"]
+    rows = [evaluation_row(0, 3, first - 50), evaluation_row(3, 3, first + 400)]
+    files.evaluations.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    page = look.at("/runs/short")
+    held = page.locator("figure", has=page.get_by_role("heading", name="Held-out images"))
+    for along, last in (("step", "step 3"), ("time", "after 8 min")):
+        page.locator(f"input[value={along}]").check()
+        for key, said in (("Home", None), ("End", last)):
+            held.locator(".plot").focus()
+            page.keyboard.press(key)
+            if said:
+                expect(held.locator("output")).to_have_text(said)
+            over, point = (held.locator(f"{at} >> nth=0") for at in (".u-over", ".u-cursor-pt"))
+            box, dot = over.bounding_box(), point.bounding_box()
+            assert box is not None
+            assert dot is not None
+            assert -1 <= dot["x"] + dot["width"] / 2 - box["x"] <= box["width"] + 1
+    ticks = "([x, y, of]) => Plot.axes(Plot.number)[of].values(null, x, 0, 0, y)"
+    assert page.evaluate(ticks, [[0.9995, 1, 1.0005], 0.0005, 1]) == ["0.9995", "1.0000", "1.0005"]
+    assert page.evaluate(ticks, [[0, 2.5e-7, 5e-7], 2.5e-7, 1]) == ["0", "2.5e-7", "5.0e-7"]
+    assert page.evaluate(ticks, [[0, 2500, 5000], 2500, 1]) == ["0", "2,500", "5,000"]
+    times = ticks.replace("Plot.number", "Plot.duration")
+    assert page.evaluate(times, [[30, 60, 90], 30, 0]) == ["30 s", "1 min 0 s", "1 min 30 s"]
+    assert page.evaluate("Plot.axes(Plot.number)[0].incrs.every(Number.isInteger)")
+
+
+def test_a_run_that_is_removed_is_said_to_be_gone(
+    root: Path,
+    browser: Browser,  # noqa: F811
+    console: str,
+) -> None:
+    files = make_run(root / "removed", steps=3, total=9)
+    look = Look(browser, console)
+    page = look.at("/runs/removed")
+    expect(page.locator("figure canvas").first).to_be_visible()
+    shutil.rmtree(files.path)
+    expect(page.locator(".gone")).to_be_visible(timeout=60_000)
+    expect(page.locator(".away:not(.gone)")).to_be_hidden()
+    expect(page.locator("h1")).to_contain_text("step 3 of 9")
+    page.context.close()
 
 
 def test_one_cursor_by_keys_over_steps_or_time(look: Look) -> None:
@@ -155,11 +200,11 @@ def test_a_page_says_when_its_server_is_gone(root: Path, browser: Browser) -> No
         look = Look(browser, url)
         page = look.at("/runs/done")
         expect(page.locator("figure canvas").first).to_be_visible()
-        expect(page.locator(".away")).to_be_hidden()
-    expect(page.locator(".away")).to_be_visible()
+        expect(page.locator(".away:not(.gone)")).to_be_hidden()
+    expect(page.locator(".away:not(.gone)")).to_be_visible()
     expect(page.locator("h1")).to_contain_text("Finished: step 90 of 90")
     with served(create_console(root, url=url), url):
-        expect(page.locator(".away")).to_be_hidden(timeout=60_000)
+        expect(page.locator(".away:not(.gone)")).to_be_hidden(timeout=60_000)
     page.context.close()
 
 

@@ -1,12 +1,13 @@
 """`sgg-rl console`: a run, seen live in a browser."""
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from services.errors import NotFoundError
-from services.printable import counted
+from services.printable import counted, printable
 
 
 def console(
@@ -36,8 +37,10 @@ def console(
     if export is not None:
         from console.export import export as export_pages
 
-        number = asyncio.run(export_pages(runs, export))
-        print(f"wrote {counted(number, 'run')} to {export / 'index.html'}")
+        copied = asyncio.run(export_pages(runs, export))
+        print(f"wrote {counted(copied.num_runs, 'run')} to {export / 'index.html'}")
+        for name, reason in copied.left_out.items():
+            print(printable(f"left out {name}: {reason}"), file=sys.stderr)
         return
     setup_logging("console")
     url = f"http://{host}:{port}"

@@ -1,7 +1,10 @@
 """What the console reads of a run: curves of bounded size, states, healthy ranges, settings."""
 
 import json
+import os
 import random
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,13 +12,14 @@ import pytest
 from console.reading.charts import CHARTS, drawn_keys, figures
 from console.reading.curves import MAX_POINTS, Curves, numbers
 from console.reading.guide import guides, healthy_range
-from console.reading.health import findings, sentence
+from console.reading.health import findings, sentence, tiles
 from console.reading.overview import Overviews
 from console.reading.run import RunReader
 from console.reading.samples import sampled_rows
 from console.reading.settings import differing, setting_rows
 from console.reading.state import read_state
 from console.runs import Run
+from console.views import number, sparkline
 from services.run_folder import RunFolder, TableFollower
 from tests.console_runs import evaluation_row, make_run, step_row, write_events
 
@@ -49,6 +53,7 @@ def lines(file: Path, rows: list[dict[str, object]]) -> None:
 def test_healthy_ranges_are_those_of_the_documentation() -> None:
     known = guides()
     assert {key: (known[key].low, known[key].high) for key in RAISED_BY_DOCS} == RAISED_BY_DOCS
+    assert "fewer rollout servers" in known["sampler_idle_fraction"].healthy
     assert known["entropy"].healthy.startswith("falls slowly")
     assert "`" not in known["groups_without_spread"].healthy
     assert "](" not in known["reward_terms"].healthy, "links become their words"
@@ -109,6 +114,9 @@ def test_only_what_is_new_is_asked_for(tmp_path: Path) -> None:
     second = reader.points(first["mark"])
     assert second["steps"]["start"] == 50
     assert second["steps"]["mean"]["step"] == [50]
+    rows = first["mark"].rpartition("-")[0].rpartition("-")[0]
+    for bad in ("²", "9" * 18, "9" * 5000):
+        assert reader.points(f"{rows}-{bad}-0")["steps"]["start"] == 0
     for nonsense in ("x", "0-1-y-2", "9-1-50-5.0"):
         assert reader.points(nonsense)["steps"]["start"] == 0
     files.metrics.write_text(json.dumps(step_row(0, 100, 0.0, random.Random(0))) + "\n")
@@ -129,9 +137,15 @@ def test_events_of_each_kind_are_kept_and_two_writers_are_named(tmp_path: Path) 
     events = reader.points()["events"]
     assert [e["text"] for e in events if e["bad"]] == ["gone"]
     assert sum(e["kind"] == "published" for e in events) == 100
-    assert [words in doubt for words, doubt in zip(DOUBTS, reader.doubts, strict=True)] == [
-        True
-    ] * 3
+    assert [
+        words in doubt for words, doubt in zip(DOUBTS, reader.doubts(is_over=True), strict=True)
+    ] == [True] * 3
+    with files.evaluations.open("a") as stream:
+        stream.write('{"step": 9')
+    reader.update()
+    half = "The last line of evaluations.jsonl is half written, and left out."
+    assert half in reader.doubts(is_over=True)
+    assert half not in reader.doubts(is_over=False), "its writer may be at it"
 
 
 @pytest.mark.parametrize(
@@ -154,7 +168,9 @@ def test_the_state_of_a_run(made: dict[str, object], word: str, tmp_path: Path) 
     if word == "live":
         assert text.startswith("Training: step 5 of 9, 3 min left. The trainer waits ")
     if word == "failed":
-        assert text.startswith("Failed: step 5 of 9, the last one 15 min ago.")
+        assert text == "Failed: step 5 of 9, the last one 15 min ago. Go on with --resume."
+        earlier = replace(state, at=state.at - 7200)
+        assert "the last one 2 h ago" in sentence(earlier, []), "time goes on after it was read"
 
 
 def test_an_overview_is_read_again_when_the_run_has_changed(tmp_path: Path) -> None:
@@ -167,6 +183,38 @@ def test_an_overview_is_read_again_when_the_run_has_changed(tmp_path: Path) -> N
     )  # fmt: skip
     lines(files.metrics, [step_row(5, 9, 0.0, random.Random(0))])
     assert len(overviews.of(run).reward) == 6
+
+
+def test_a_run_that_falls_silent_before_its_first_step_has_stopped(tmp_path: Path) -> None:
+    files = make_run(tmp_path / "run", steps=0, total=9)
+    log, long_ago = files.logs / "trainer.log", time.time() - 900
+    (files.ranks / "rank-0.json").unlink()
+    files.metrics.unlink()
+    for file in (files.config, files.evaluations):
+        os.utime(file, (long_ago, long_ago))
+    overviews, run = Overviews(), Run("run", files.path)
+    assert overviews.of(run).state.word == "starting"
+    os.utime(log, (long_ago, long_ago))
+    assert overviews.of(run).state.word == "stopped"
+
+
+def test_a_row_without_a_time_says_no_age(tmp_path: Path) -> None:
+    files = make_run(tmp_path / "run", steps=5, total=9, ended_s=900)
+    with files.metrics.open("a") as stream:
+        stream.write('{"step": 5, "policy_version": 5, "time": NaN}\n')
+    assert sentence(read_state(files), []) == "Stopped: step 6 of 9. Go on with --resume."
+    files.metrics.write_text('{"step": 0, "policy_version": 0, "time": "now"}\n')
+    assert sentence(read_state(files), []) == "Stopped: step 1. Go on with --resume."
+
+
+def test_huge_numbers_are_short_and_drawn() -> None:
+    assert [number(value) for value in (1e15, -1.5e308, 2134.5, 0.12345, 3.0)] == [
+        "1.000e+15", "-1.500e+308", "2,134", "0.1235", "3",
+    ]  # fmt: skip
+    drawn = sparkline([-1.7e308, 0.0, 1.7e308], "loss")
+    assert 'points="3.0,27.0 60.0,15.0 117.0,3.0"' in drawn
+    assert "nan" not in drawn
+    assert tiles([{"loss": 1e308}] * 20, [])[0].more == "recently 1.000e+308"
 
 
 def test_a_long_file_gives_a_few_rows_and_its_last(tmp_path: Path) -> None:

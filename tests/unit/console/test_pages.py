@@ -12,7 +12,9 @@ from fastapi.testclient import TestClient
 
 from console.app import create_console
 from console.export import export
-from console.web import HERE, TABS
+from console.web import HERE, TABS, page_router
+from services.errors import SettingsError
+from services.http.app import bind
 from tests.console_runs import make_run
 
 
@@ -120,11 +122,60 @@ def test_pages_ask_for_the_token(tmp_path: Path) -> None:
     assert asked.url.path == "/login"
 
 
+def test_what_fails_is_a_page_with_words(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    files = make_run(tmp_path / "run", steps=0, total=9)
+    files.metrics.unlink()
+    files.metrics.mkdir()
+    app, router = create_console(tmp_path), page_router()
+
+    @router.get("/wrong")
+    def wrong(count: int) -> None:
+        raise KeyError(count)
+
+    app.include_router(router)
+    client = TestClient(app, base_url="http://localhost")
+    for path, status, words in (
+        ("/runs/run", 503, f"{files.metrics} cannot be read: Is a directory. It has to be a file"),
+        ("/wrong?count=many", 422, "query.count: Input should be a valid integer"),
+        ("/wrong?count=1", 500, "This is a mistake of the console; its log has the traceback."),
+    ):
+        answer = client.get(path)
+        assert answer.status_code == status
+        assert words in answer.text
+        assert "<h1>That did not work</h1>" in answer.text
+        assert "default-src 'self'" in answer.headers["content-security-policy"]
+    assert "KeyError: 1" in caplog.text
+
+
+def test_beyond_this_machine_the_data_token_alone_is_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError) as refused:
+        bind(create_console(tmp_path), "http://0.0.0.0:0")
+    assert "without SGG_DATA_TOKEN of 16 characters" in refused.value.message
+    bind(create_console(tmp_path, data_token="d" * 16), "http://0.0.0.0:0").close()
+
+
+async def test_a_copy_leaves_a_damaged_run_out_and_says_why(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs/good", steps=3, total=9)
+    for name in ("metrics.jsonl", "events.jsonl"):
+        file = make_run(tmp_path / "runs" / f"bad {name}", steps=0, total=9).path / name
+        file.unlink(missing_ok=True)
+        file.mkdir()
+    copied = await export(tmp_path / "runs", tmp_path / "copy")
+    assert copied.num_runs == 1
+    assert copied.left_out.keys() == {"bad metrics.jsonl", "bad events.jsonl"}
+    for reason in copied.left_out.values():
+        assert "Is a directory" in reason
+    assert [path.name for path in (tmp_path / "copy/runs").iterdir()] == ["good"]
+    index = (tmp_path / "copy/index.html").read_text()
+    assert "bad metrics.jsonl" in index
+    assert index.count('href="runs/') == 1
+
+
 async def test_a_copy_opens_from_disk(tmp_path: Path) -> None:
     make_run(tmp_path / "runs" / HOSTILE, steps=30, total=30, ended_s=900)
     make_run(tmp_path / "runs" / "live", steps=30, total=100)
     copy = tmp_path / "copy"
-    assert await export(tmp_path / "runs", copy) == 2
+    assert await export(tmp_path / "runs", copy) == (2, {})
     pages = list(copy.rglob("*.html"))
     assert len(pages) == 1 + 2 * 3
     for page in pages:

@@ -115,6 +115,16 @@ def test_progress_counts_the_steps_of_both_kinds_of_training(tmp_path: Path) -> 
     found = read_progress(folder)
     assert found is not None
     assert (found.step, found.reward, found.loss, found.left_s) == (10, None, 0.5, 0.0)
+    assert str(found) == "step 10 of 10: loss 0.500, 0:00:00 left"
+
+
+@pytest.mark.parametrize("at", ["NaN", "Infinity", '"now"', "null", "0", "true", "1" + "0" * 400])
+def test_a_row_without_a_usable_time_has_no_age(at: str, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    folder.metrics.write_text(f'{{"step": 3, "num_steps": 9}}\n{{"step": 4, "time": {at}}}\n')
+    found = read_progress(folder)
+    assert found is not None
+    assert (found.last_step_s, found.num_steps) == (None, 9)
 
 
 def test_what_only_looks_like_a_log_is_passed_over(tmp_path: Path) -> None:
