@@ -12,7 +12,7 @@ RIDING = {"subject": "man.1", "predicate": "riding", "object": "horse.2"}
 NEAR = {"subject": "horse.2", "predicate": "near", "object": "tree.3"}
 
 
-def line(image_id: str | int, **changes: Any) -> dict[str, Any]:
+def line(image_id: str | float, **changes: Any) -> dict[str, Any]:
     """All three objects and both relations, but for what is changed."""
     plain = {
         "image_id": image_id,
