@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import signal
 import time
 from collections.abc import AsyncIterator, Callable
@@ -186,4 +187,4 @@ def test_each_process_has_the_terms_that_a_run_brings(tmp_path: Path) -> None:
     good, bad = answer.json()["groups"][0]["rewards"]
     assert (good["total"], good["breakdown"]) == (6.0, {"triplet_f1": 1.0, "half": 0.5})
     assert (bad["total"], bad["breakdown"]) == (0.0, {"triplet_f1": 0.0, "half": 0.0})
-    assert terms["half"]["formula"].startswith(f"{file}:half (SHA-256 of its file: ")
+    assert re.fullmatch(r"half \(SHA-256 of its code: [0-9a-f]{16}\)", terms["half"]["formula"])

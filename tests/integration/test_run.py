@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -105,7 +106,9 @@ def test_each_part_has_its_gpu_and_keeps_it(machine: Machine) -> None:
             line = launcher.stdout.readline()
             assert line, plan
             plan += line
-        assert plan.startswith(f"run r: {NUM_STEPS} steps of "), plan
+        address, described = plan.splitlines()[:2]
+        assert re.fullmatch(r"watch it at http://127\.0\.0\.1:\d+/runs/r", address), plan
+        assert described.startswith(f"run r: {NUM_STEPS} steps of "), plan
         assert ["trainer", "2", "ranks", "GPU", "0,1"] in [
             line.split() for line in plan.splitlines()
         ]

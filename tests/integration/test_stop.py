@@ -35,7 +35,7 @@ class Run:
         pixels = {"min_pixels": 12544, "max_pixels": 12544}
         self.settings = Settings.model_validate(
             {
-                "run": {"name": "stop", "root": str(root)},
+                "run": {"name": f"stop-{uuid.uuid4().hex[:8]}", "root": str(root)},
                 "model": {"path": str(ROOT / "assets/toy-start"), "dtype": "float32", **pixels},
                 "data": {
                     "train": str(root / "train.parquet"),
