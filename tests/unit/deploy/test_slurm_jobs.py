@@ -146,7 +146,7 @@ def test_a_training_job_says_first_where_its_console_is_and_how_it_is_reached() 
     told = [line for line in text.splitlines() if re.match(r'say "[^"]*[a-z]', line)]
     assert told[0].startswith('say "console: http://$head:8411/runs/run, with the token in" ')
     assert told[0].endswith("some runs/run/secrets/data_token'")
-    assert "ssh -N -L 8411:$head:8411 $USER@${SLURM_SUBMIT_HOST:-LOGIN_NODE}" in told[1]
+    assert "ssh -N -L 8411:$head:8411 $(id -un)@${SLURM_SUBMIT_HOST:-LOGIN_NODE}" in told[1]
     assert "ssh -N" not in script("single", "monitor.console=false")
 
 
