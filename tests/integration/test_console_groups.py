@@ -117,6 +117,7 @@ def test_an_opened_group_draws_what_it_says(look: Look) -> None:
         before = opened.inner_text()
         page.keyboard.press("j")
         expect(opened).not_to_have_text(before)
+        page.wait_for_load_state()  # another page, whose script hears the next key
     data = json.loads(page.locator("#drawn").get_attribute("data-graphs") or "")
     for key, name in (("1", "difference"), ("2", "completion"), ("3", "reference")):
         page.keyboard.press(key)
