@@ -27,7 +27,7 @@ _WHOLE = ("step_from", "step_to", "version")
 _NUMBERS = ("reward_min", "reward_max", "std_min")
 _TEXTS = ("state", "status", "predicate", "object", "image", "text")
 _DIGITS = 18
-"""Of a number in an address: it fits 64 bits"""
+"""Digits of a number in an address: it fits 64 bits"""
 _SAID = {"yes": True, "no": False}
 
 

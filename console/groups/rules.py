@@ -21,7 +21,7 @@ class Rules:
     settings: Settings | None
     """None where the file is missing, or of another release"""
     weights: Mapping[str, float] = field(default_factory=dict)
-    """Of the rubric's terms; empty where they are not known"""
+    """Weights of the rubric's terms; empty where they are not known"""
     similarity: Similarity
     notes: tuple[str, ...] = ()
     """What is not as the run had it, in sentences"""

@@ -35,7 +35,7 @@ from services.schemas.rewards import Reward, RewardGroup
 from services.schemas.rollouts import Completion
 
 _UNKNOWN_SIZE = (1000, 1000)
-"""Of a picture in a record of an earlier release, which does not say it"""
+"""The size of a picture in a record of an earlier release, which does not say it"""
 
 
 @dataclass(frozen=True)
