@@ -20,7 +20,7 @@ from services.settings import load_settings
 _KEPT = 3
 """Runs whose judged answers are kept"""
 LABELS = ("before", "now", "after")
-"""Of answers that are kept"""
+"""The answers that a run keeps"""
 MAX_IMAGES = 100
 """In the browser: those that lost most"""
 MAIN = {"sgg": "triplet_f1", "cls": "triplet_f1", "det": "object_f1"}
@@ -124,7 +124,7 @@ class Answered:
     """The kept answers about held-out images, judged."""
 
     result: EvaluationResult
-    """Of the last ones that there are"""
+    """Numbers of the last answers that there are"""
     compared: Comparison | None
     """With those from before training, where both are there"""
     image_bytes: Callable[[str], bytes | None]

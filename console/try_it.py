@@ -51,7 +51,7 @@ class Tried:
     """What came back."""
 
     url: str
-    """Of the server that answered"""
+    """The server that answered"""
     graph: ImageGraph
     explanation: Explanation | None
     """With a reference that the reward service has scored against"""

@@ -41,7 +41,7 @@ class Exported:
     num_without_picture: int
     """Images that are left out, since FiftyOne shows pictures."""
     fields: tuple[str, ...]
-    """Of a sample: graphs by name."""
+    """A sample's graphs, by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

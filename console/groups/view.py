@@ -54,7 +54,7 @@ class GroupView:
 
     @property
     def url(self) -> str:
-        """Of its page."""
+        """The address of its page."""
         name = quote(self.record.rollout.group_id, safe="")
         return f"{self.run.url}/rollouts/{name}?step={self.record.step}"
 
@@ -162,7 +162,7 @@ class CompletionView:
 
     @property
     def url(self) -> str:
-        """Of the group's page with this completion opened."""
+        """The address of the group's page with this completion opened."""
         return f"{self.group.url}&completion={self.number}"
 
     @property

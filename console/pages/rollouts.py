@@ -32,9 +32,9 @@ router = page_router()
 NUM_GROUPS = 10
 """On a page"""
 NUM_COMPLETIONS = 8
-"""Of a group, on the page of all groups"""
+"""Small graphs of a group, on the page of all groups"""
 NUM_VISITS = 24
-"""Of a picture over time"""
+"""Visits of a picture over time"""
 
 
 @router.get("/runs/{run}/rollouts")

@@ -16,7 +16,7 @@ class Chart:
 
     title: str
     keys: tuple[str, ...]
-    """Of the file's rows; one with a `/` at its end stands for all below it."""
+    """Numbers of the file's rows; one with a `/` at its end stands for all below it."""
     kind: Kind = "lines"
     unit: str = ""
     low: float | None = None

@@ -12,14 +12,14 @@ from console.reading.samples import finite
 from services.run_folder import TableFollower
 
 MAX_POINTS = 1024
-"""Of a curve: above that, two neighbouring points become one."""
+"""Points of a curve: above that, two neighbouring points become one."""
 _MAX_KEYS = 400
 _CHUNK_BYTES = 1 << 20
 """Rows of so much of a file are in memory at a time."""
 NUM_RECENT = 20
 """Last rows, which are kept whole."""
 _DIGITS = 5
-"""Of a number on the way to the browser: more than a screen shows."""
+"""Digits of a number on the way to the browser: more than a screen shows."""
 Row = Mapping[str, Any]
 
 
@@ -140,7 +140,7 @@ class Curves:
 
     @property
     def keys(self) -> list[str]:
-        """Of all numbers that a row has had; nested ones as `reward_terms/edge`."""
+        """The names of all numbers that a row has had; nested ones as `reward_terms/edge`."""
         return list(self._curves)
 
     def mean(self, key: str) -> list[float | None]:

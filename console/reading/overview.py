@@ -14,7 +14,7 @@ from console.runs import Run
 HELDOUT = ("triplet_f1", "object_f1", "triplet_recall")
 """Keys of an evaluation, of which the first that is there is a run's held-out measure."""
 _POINTS = 60
-"""Of a sparkline."""
+"""Points of a sparkline."""
 _KEPT = 500
 """Runs whose lines are kept."""
 

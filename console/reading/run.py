@@ -16,7 +16,7 @@ _KEPT = 16
 """Runs whose curves are kept, about 4 MB each."""
 _CHUNK_BYTES = 1 << 20
 _KEPT_EVENTS = 100
-"""Of a kind: some come with every step."""
+"""Events of a kind: some come with every step."""
 _MAX_KINDS = 50
 _EVENT_CHARACTERS = 300
 _MARK_DIGITS = 18

@@ -33,7 +33,7 @@ class _Line:
     steps: list[int]
     values: list[float]
     bounds: list[tuple[float, float]] = field(default_factory=list)
-    """Of each value, where they are points with intervals"""
+    """The interval of each value, where they are points with intervals"""
     style: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -208,7 +208,7 @@ def _line(
 
 
 def _names(rows: Sequence[StepRow], group: str) -> list[str]:
-    """Of nested numbers, in the order in which they come."""
+    """The names of nested numbers, in the order in which they come."""
     every: Iterable[Mapping[str, Any]] = rows
     return list(dict.fromkeys(name for row in every for name in row.get(group) or ()))
 

@@ -86,7 +86,7 @@ class GraphLine(msgspec.Struct, kw_only=True, omit_defaults=True):
     """Where the graph was written under a JSON schema: the status of the free answer"""
     unconstrained_text: str | None = None
     image_sha256: str | None = None
-    """Of the picture's file that the model has seen"""
+    """SHA-256 of the picture's file that the model has seen"""
     image: str | None = None
     """A reference's picture: a file beside this one, which the report shows"""
 

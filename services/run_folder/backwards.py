@@ -13,7 +13,7 @@ class Block:
     """Some whole lines of a file, each with its end."""
 
     offset: int
-    """Of the first byte."""
+    """Where the first byte stands."""
     text: bytes
 
     @property

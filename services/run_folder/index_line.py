@@ -34,7 +34,7 @@ class IndexLine(BaseModel):
     file: (
         Annotated[str, StringConstraints(pattern=r"^step-\d{6,}\.(rank\d+|unused)\.jsonl$")] | None
     )
-    """Of the record, in `rollouts/`; None where no answer ever came."""
+    """The record's file, in `rollouts/`; None where no answer ever came."""
     offset: Annotated[int, Field(ge=0)] = 0
     """Bytes before the record in its file."""
     length: Annotated[int, Field(ge=0)] = 0
@@ -42,12 +42,12 @@ class IndexLine(BaseModel):
     image: str | None = None
     """Its sha256."""
     row: int
-    """Of the dataset."""
+    """The row of the dataset."""
     state: GroupState
     reason: str = ""
     """Why a group is dead."""
     mean: float | None = None
-    """Of the rewards; None without rewards, as are the three below."""
+    """Mean of the rewards; None without rewards, as are the three below."""
     std: float | None = None
     min: float | None = None
     max: float | None = None
@@ -84,13 +84,13 @@ class RolloutFilter:
     step_to: int | None = None
     """This step is still one of them."""
     reward_min: float | None = None
-    """Of a group's mean reward, as is `reward_max`."""
+    """Bound of a group's mean reward, as is `reward_max`."""
     reward_max: float | None = None
     std_min: float | None = None
     """The least standard deviation of a group's rewards."""
     state: GroupState | None = None
     status: str | None = None
-    """Of at least one completion."""
+    """The status of at least one completion."""
     predicate: str | None = None
     object: str | None = None
     image: str | None = None

@@ -25,7 +25,7 @@ class DrawnAnswer:
     group_id: str
     reward: float
     group_mean: float
-    """Of all rewards of its group."""
+    """Mean of all rewards of its group."""
     status: str
     text: str
     """All that the model wrote; a long one is cut."""

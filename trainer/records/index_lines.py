@@ -12,7 +12,7 @@ from services.run_folder.records import RolloutRecord
 from trainer.types import UnusedGroup
 
 MAX_NAMES = 24
-"""Of predicates and of objects, so that a line has no more than about 2 KiB."""
+"""Names of predicates and of objects at most, so that a line has no more than about 2 KiB."""
 _NAME_CHARACTERS = 40
 _TEXT_CHARACTERS = 20_000
 """So much of an answer is looked at."""

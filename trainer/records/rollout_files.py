@@ -32,7 +32,7 @@ class RolloutFiles:
     def __post_init__(self) -> None:
         self._room = RoomWait(self.folder, self.timeout_s)
         self._lines: list[IndexLine] = []
-        """Of the step's last `write`."""
+        """The lines of the step's last `write`."""
         name = f"index.rank{self.rank}.jsonl"
         self.index = StepLines(self.folder / name, aside=self.folder / "rolled_back" / name)
         """A line a group; see `services.run_folder.index_line`."""
