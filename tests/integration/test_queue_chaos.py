@@ -27,7 +27,7 @@ from services.redis.queue import Lease, RedisQueue
 FORK = multiprocessing.get_context("fork")
 KEYS = RunKeys("chaos")
 LEASE_S = 0.4
-MAX_EXPIRIES = 8
+MAX_EXPIRIES = 12
 NUM_WORKERS = 4
 POISON = {"item-7", "item-100"}
 ITEMS = [f"item-{number}" for number in range(300)]
