@@ -130,7 +130,9 @@ def test_a_stop_while_no_server_is_alive_keeps_every_step(run: Run) -> None:
     rows = run.ledger()
     assert [row["step"] for row in rows] == list(range(STEPS))
     order = EpochSampler(NUM_ROWS, seed=0)
-    expected = [f"stop-e0-r{order.at(position)[1]}" for position in range(GROUPS * STEPS)]
+    expected = [
+        f"{run.settings.run.name}-e0-r{order.at(position)[1]}" for position in range(GROUPS * STEPS)
+    ]
     assert [name for row in rows for name in row["group_ids"]] == expected
     assert not (run.folder / "rolled_back.jsonl").exists(), "no step was done twice"
     left = {path.relative_to(run.folder).as_posix() for path in run.folder.rglob("*")}
