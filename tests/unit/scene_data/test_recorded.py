@@ -15,12 +15,12 @@ from services.run_folder import RunFolder
 def test_a_relative_dataset_is_found_above_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_toy(tmp_path / "work" / "toy", num_train=3, num_heldout=1)
-    (tmp_path / "work" / "runs" / "mine").mkdir(parents=True)
+    make_toy(tmp_path / "here" / "toy", num_train=3, num_heldout=1)
+    (tmp_path / "here" / "runs" / "mine").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
-    run = RunFolder(Path("../work/runs/mine"))
-    rows = open_rows(str(tmp_path / "work/toy/train.parquet"))
+    run = RunFolder(Path("../here/runs/mine"))
+    rows = open_rows(str(tmp_path / "here/toy/train.parquet"))
     data = image_bytes(rows.row(2)["image"])
     sha256 = hashlib.sha256(data).hexdigest()
     assert recorded_picture(run, "toy/train.parquet", sha256, 1) == data
