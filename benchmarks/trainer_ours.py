@@ -15,7 +15,7 @@ from services.schemas.groups import TrainGroup
 from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
 from services.settings import Settings
 from trainer.algorithms.advantages import group_relative
-from trainer.batches.micro_batches import padded_length, plan_step
+from trainer.batches.micro_batches import plan_step
 from trainer.batches.preparation import Preparation, Prepared, PreparedBatches
 from trainer.policy.engine import PolicyEngine, init_process_group
 from trainer.types import Outcome, StepBatch

@@ -51,7 +51,7 @@ class Preparation:
     rope_index: RopeIndex
     """The policy's."""
     max_tokens: int
-    """Most of a micro batch, padding counted."""
+    """Most of a micro batch."""
     rank: int
     num_ranks: int
 
@@ -78,10 +78,9 @@ class Preparation:
                 self.rope_index,
                 image_token_id=self.processor.image_token_id,
             )
-        pad = self.processor.tokenizer.pad_token_id
         return Prepared(
             groups=[batch.groups[place] for place in mine.groups],
-            micro_batches=[micro_batch(m, groups, pad_token_id=pad) for m in mine.micro_batches],
+            micro_batches=[micro_batch(m, groups) for m in mine.micro_batches],
             metrics=plan_metrics(plans) | {"preparation_s": time.perf_counter() - start},
         )
 

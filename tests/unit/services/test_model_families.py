@@ -37,6 +37,7 @@ def settings(path: str, **model: Any) -> Settings:
         ("qwen2_5_vl", "pixels", 28),
         ("qwen3_vl", "relative_1000", 32),
         ("qwen3_vl_moe", "relative_1000", 32),
+        ("qwen3_5", "relative_1000", 32),
     ],
 )
 def test_known_families(tmp_path: Path, model_type: str, box_space: str, patch_factor: int) -> None:
@@ -72,11 +73,10 @@ def test_known_families(tmp_path: Path, model_type: str, box_space: str, patch_f
         ({"architectures": ["Other"]}, "of model_type None. "),
         (
             {
-                "model_type": "qwen3_5",
+                "model_type": "qwen3_vl",
                 "text_config": {"layer_types": ["linear_attention", "full_attention"]},
             },
-            "of model_type 'qwen3_5': its recurrent layers would carry one completion's state into "
-            "the next, and training scores all completions of a prompt in one sequence. ",
+            "a qwen3_vl with linear_attention. ",
         ),
         (
             {"model_type": "qwen2_5_vl", "text_config": {"use_sliding_window": True}},
