@@ -61,6 +61,7 @@ PUBLISHED = {
     "Qwen/Qwen3-VL-2B-Instruct": "qwen3_vl",
     "Qwen/Qwen3-VL-4B-Instruct": "qwen3_vl",
     "Qwen/Qwen3-VL-8B-Instruct": "qwen3_vl",
+    "Qwen/Qwen3.5-4B": "qwen3_5",
 }
 """`model_type` of the recipes' models, known without the hub."""
 
@@ -131,7 +132,7 @@ def _refusal(path: str, what: str) -> str:
 
 
 def _layers(config: Mapping[str, Any]) -> set[str]:
-    """transformers' names of its kinds of layers, as far as it says them."""
+    """Kinds of its layers by transformers' names, as far as it says them."""
     text = config.get("text_config", config)
     layers = text.get("layer_types")
     kinds = set(map(str, layers if isinstance(layers, list) else ()))

@@ -140,9 +140,7 @@ def micro_batch(rows: Sequence[PackedRow], groups: Mapping[int, PreparedGroup]) 
     )
 
 
-def _sequence(
-    rows: Sequence[PackedRow], groups: Mapping[int, PreparedGroup]
-) -> dict[str, Any]:
+def _sequence(rows: Sequence[PackedRow], groups: Mapping[int, PreparedGroup]) -> dict[str, Any]:
     """What the model reads, and where in it each completion token is predicted."""
     token_ids: list[int] = []
     positions: list[Tensor] = []

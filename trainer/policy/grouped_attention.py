@@ -25,8 +25,6 @@ NAME = "grouped"
 """In transformers' registry of attention functions."""
 _FLASH_CAPABILITY = (8, 0)
 """Of a GPU: Ampere. torch's flash attention runs on no older one."""
-_FLASH_HEAD_SIZE = 256
-"""Its largest."""
 
 
 def use_grouped_attention(model: Any) -> None:
@@ -82,7 +80,9 @@ class _Part(NamedTuple):
     values: list[Tensor]
 
 
-def _parts(query: Tensor, key: Tensor, value: Tensor, layout: Sequence[RowLayout]) -> Iterator[_Part]:
+def _parts(
+    query: Tensor, key: Tensor, value: Tensor, layout: Sequence[RowLayout]
+) -> Iterator[_Part]:
     """Each prompt, and each completion with its prompt; tokens are dimension 2."""
     split = (tensor.split(_lengths(layout), dim=2) for tensor in (query, key, value))
     tokens = zip(*split, strict=True)
@@ -130,9 +130,7 @@ def _sdpa(
 
 
 @lru_cache(maxsize=1)
-def _lower_right(
-    completion: int, prompt: int, dtype: torch.dtype, device: torch.device
-) -> Tensor:
+def _lower_right(completion: int, prompt: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """[completion, prompt + completion] to add to scores; every part's is a corner of it.
 
     The same for all layers of a pass.
@@ -146,7 +144,6 @@ def _has_flash(query: Tensor) -> bool:
     return (
         query.is_cuda
         and query.dtype in (torch.bfloat16, torch.float16)
-        and query.shape[-1] <= _FLASH_HEAD_SIZE
         and torch.cuda.get_device_capability(query.device) >= _FLASH_CAPABILITY
     )
 
@@ -158,7 +155,7 @@ def _flash(
     layout: tuple[RowLayout, ...],
     scaling: float | None,
 ) -> Tensor:
-    """[1, S, heads, D]; one call for all parts, with each prompt's keys before each completion's."""
+    """[1, S, heads, D]; one call for all parts, each with its prompt's keys before its own."""
     parts = list(_parts(query, key, value, layout))
     ends_q, ends_k, longest_q, longest_k = _flash_lengths(layout, query.device)
     out = varlen_attn(
@@ -182,7 +179,9 @@ def _flash_lengths(
 ) -> tuple[Tensor, Tensor, int, int]:
     """Where each part's queries and keys end, [parts + 1], and the longest; for all layers."""
     queries = _lengths(layout)
-    keys = [seen for row in layout for seen in (row.prompt, *(row.prompt + c for c in row.completions))]
+    keys = [
+        seen for row in layout for seen in (row.prompt, *(row.prompt + c for c in row.completions))
+    ]
 
     def ends(lengths: list[int]) -> Tensor:
         return torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)

@@ -30,8 +30,11 @@ def use_grouped_recurrence(model: Any) -> None:
 
 
 class GroupedDeltaNet(Qwen3_5GatedDeltaNet):  # type: ignore[misc]
-    """The layer with its own weights, and with its kernels, which are torch's or, where it is
-    installed, flash-linear-attention's."""
+    """The layer with its own weights and kernels, for rows.
+
+    Its kernels are those of flash-linear-attention and causal-conv1d where they are installed, else
+    torch's.
+    """
 
     def forward(
         self, hidden_states: Tensor, layout: Sequence[RowLayout] | None = None, **kwargs: Any

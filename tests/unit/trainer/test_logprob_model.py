@@ -105,7 +105,8 @@ class Loaded:
 @pytest.fixture(autouse=True)
 def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where transformers casts to float32, so that rounding hides no mistake."""
-    monkeypatch.setattr(torch, "float32", torch.float64)
+    for name in ("float", "float32"):
+        monkeypatch.setattr(torch, name, torch.float64)
     monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
 
 
