@@ -138,8 +138,8 @@ def _group(index: int, picked: torch.Generator, engine: PolicyEngine) -> TrainGr
     processor = engine.processor
     messages = [m.model_dump() for m in prompt_messages("toy", RELATIVE_1000)]
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
-    size = processor.image_processor
-    pads = size.max_pixels // (size.patch_size * 2) ** 2
+    resize = processor.image_processor
+    pads = resize.size["longest_edge"] // (resize.patch_size * 2) ** 2
     text = text.replace("<|image_pad|>", "<|image_pad|>" * pads)
     group = train_group(
         processor.tokenizer(text)["input_ids"],

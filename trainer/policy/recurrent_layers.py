@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import softplus
+from torch.nn.functional import pad, softplus
 from torch.nn.utils.rnn import pad_sequence
 from transformers.models.qwen3_5.modeling_qwen3_5 import (
     Qwen3_5GatedDeltaNet,
@@ -65,12 +65,12 @@ class GroupedDeltaNet(Qwen3_5GatedDeltaNet):  # type: ignore[misc]
     def _row(self, row: RowLayout, *mixed: Tensor) -> list[Tensor]:
         """[length, value heads, D] of the prompt and of each completion."""
         parts = [tensor.split([row.prompt, *row.completions]) for tensor in mixed]
-        prompt = [part[0].unsqueeze(0) for part in parts]
-        answers = [pad_sequence(part[1:], batch_first=True) for part in parts]
-        out, state = self._scan(*prompt)
+        qkv, decay, beta = (part[0].unsqueeze(0) for part in parts)
+        out, state = self._scan(qkv, decay, beta)
         columns = self.conv_kernel_size - 1
-        before = torch.nn.functional.pad(prompt[0], (0, 0, columns, 0))[:, -columns:]
-        outs, _ = self._scan(*answers, before=before, state=state)
+        before = pad(qkv, (0, 0, columns, 0))[:, -columns:]
+        qkv, decay, beta = (pad_sequence(part[1:], batch_first=True) for part in parts)
+        outs, _ = self._scan(qkv, decay, beta, before, state)
         return [out[0], *(o[:length] for o, length in zip(outs, row.completions, strict=True))]
 
     def _scan(

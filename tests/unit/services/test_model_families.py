@@ -4,10 +4,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from cli.commands.prepare.data import make_tiny
+from scene_data.toy.tiny_model import Family
 from services.errors import SettingsError, UnavailableError
 from services.models.families import FAMILIES, PAGE, PUBLISHED, model_family, with_box_space
 from services.settings import Settings
@@ -54,6 +56,12 @@ def test_known_families(tmp_path: Path, model_type: str, box_space: str, patch_f
         family = model_family(path)
         assert (family.box_space, family.patch_factor) == (box_space, patch_factor)
         assert with_box_space(settings(path)).model.box_space == box_space
+
+
+def test_every_family_has_a_tiny_model() -> None:
+    assert set(get_args(Family)) == set(FAMILIES)
+    offered = get_type_hints(make_tiny)["family"]
+    assert offered == Family, "`sgg-rl model make-tiny` spells them out, to start fast"
 
 
 @pytest.mark.parametrize(
@@ -119,6 +127,7 @@ def test_names_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         "qwen2_vl",
         "qwen2_5_vl",
         "qwen3_vl",
+        "qwen3_5",
     }
     snapshot = tmp_path / "models--me--mine" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)

@@ -22,6 +22,11 @@ def tensors() -> list[Tensor]:
     return [torch.randn(shape, dtype=torch.float64).requires_grad_() for shape in shapes]
 
 
+def by_layout(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    out, _ = grouped.grouped_attention(None, query, key, value, None, scaling=SCALE, layout=LAYOUT)
+    return out
+
+
 def masked(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """[1, S, heads, D] by a mask of all tokens against all."""
     segments = [
@@ -76,10 +81,7 @@ def test_attention_is_that_under_a_mask(has_flash: bool, monkeypatch: pytest.Mon
     monkeypatch.setattr(grouped, "_has_flash", lambda _: has_flash)
     monkeypatch.setattr(grouped, "varlen_attn", flash)
     found = []
-    for attend in (
-        lambda *qkv: grouped.grouped_attention(None, *qkv, None, scaling=SCALE, layout=LAYOUT)[0],
-        masked,
-    ):
+    for attend in (by_layout, masked):
         inputs = tensors()
         out = attend(*inputs)
         (out * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
@@ -90,5 +92,6 @@ def test_attention_is_that_under_a_mask(has_flash: bool, monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("layout", [None, (), LAYOUT[:1], (*LAYOUT, RowLayout(1, (1,)))])
 def test_a_missing_or_another_layout_is_an_error(layout: Any) -> None:
+    query, key, value = tensors()
     with pytest.raises(ValueError, match="layout"):
-        grouped.grouped_attention(None, *tensors(), None, layout=layout)
+        grouped.grouped_attention(None, query, key, value, None, layout=layout)
