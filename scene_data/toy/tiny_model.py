@@ -5,6 +5,7 @@ million parameters and a vocabulary of 512.
 """
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -150,6 +151,7 @@ def _vision_config(family: Family) -> dict[str, Any]:
     return shared if family == "qwen3_5" else shared | {"deepstack_visual_indexes": [0, 1]}
 
 
+@cache
 def _tokenizer() -> Any:
     """Byte-level BPE. Digits and line breaks stand alone: prompt and answer never share a token."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
