@@ -4,6 +4,7 @@ python benchmarks/trainer.py [--model toy-start|small|qwen2.5-vl-3b] [--rounds 3
 python benchmarks/trainer.py --model qwen2.5-vl-3b --device cuda --ours   # needs a GPU
 python benchmarks/trainer.py --images                                     # image work alone
 python benchmarks/trainer.py --before ../older                            # and our older checkout
+python benchmarks/trainer.py --cpu-time                                   # on a busy machine
 
 Each round runs each side in a process of its own, one after the other; a step is from the
 scored groups to the updated weights (decoding and preprocessing images included, sampling not).
@@ -22,6 +23,12 @@ from typing import Any
 
 SIDES = ("ours", "trl")
 BEFORE = "before"
+CPU_TIME = """
+import runpy, sys, time
+time.perf_counter, sys.argv = time.process_time, sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""Runs a file whose clock counts the seconds of its process alone, of all its threads."""
 
 
 def main() -> None:
@@ -47,6 +54,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=3, help="of a round, after one to warm up")
     parser.add_argument("--ours", action="store_true", help="leave TRL out")
     parser.add_argument("--before", type=Path, help="another checkout, whose step is measured too")
+    parser.add_argument("--cpu-time", action="store_true", help="count no waiting for a core")
     parser.add_argument("--images", action="store_true", help="image work of a group only")
     parser.add_argument(
         "--peak-tflops", type=float, default=989, help="H100, H200, GH200: bfloat16"
@@ -89,7 +97,8 @@ def _child(side: str, name: str, arguments: argparse.Namespace, folder: str) -> 
         if side == BEFORE
         else (Path(__file__), side)
     )
-    command = [sys.executable, str(file), "--side", side, "--model", name, "--folder", folder]
+    command = [sys.executable, *(("-c", CPU_TIME) if arguments.cpu_time else ()), str(file)]
+    command += ["--side", side, "--model", name, "--folder", folder]
     command += ["--device", arguments.device, "--steps", str(arguments.steps)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
