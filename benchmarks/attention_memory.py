@@ -57,15 +57,15 @@ def _measure(way: str, length: int, device_name: str) -> None:
     device, layout = torch.device(device_name), RowLayout(PROMPT, (length,) * GROUP)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     tokens = PROMPT + GROUP * length
-    inputs = [
+    query, key, value = (
         torch.randn(1, heads, tokens, SIZE, device=device, dtype=dtype).requires_grad_()
         for heads in (HEADS, KEY_HEADS, KEY_HEADS)
-    ]
+    )
     memory, start = PeakMemory(device), time.perf_counter()
     if way == "grouped":
-        out = grouped_attention(None, *inputs, None, layout=(layout,))[0]
+        out = grouped_attention(None, query, key, value, None, layout=(layout,))[0]
     else:
-        out = _masked(*inputs, layout)
+        out = _masked(query, key, value, layout)
     out.sum().backward()
     peak = memory.mib()
     print(f"{peak:.0f} {time.perf_counter() - start:.2f}")

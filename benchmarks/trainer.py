@@ -79,8 +79,7 @@ def _side(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _compare(name: str, arguments: argparse.Namespace, folder: str) -> None:
-    sides = SIDES[:1] if arguments.ours else SIDES
-    sides += (BEFORE,) if arguments.before else ()
+    sides = ["ours", *[] if arguments.ours else ["trl"], *[BEFORE] if arguments.before else []]
     results: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for _ in range(arguments.rounds):
         for side in sides:
