@@ -15,10 +15,16 @@ from pathlib import Path
 from typing import ClassVar
 
 from services.errors import InvalidInputError, NotFoundError, SettingsError
-from services.schemas.weights import TRANSPORTS, TensorEntry, Version, WeightManifest
+from services.schemas.weights import (
+    TRANSPORTS,
+    DigestAlgorithm,
+    TensorEntry,
+    Version,
+    WeightManifest,
+)
 from services.settings import Settings
 from services.waiting import RoomWait
-from weight_sync.digests import compare_digests, tensor_digests
+from weight_sync.digests import ALGORITHM, compare_digests, tensor_digests
 from weight_sync.engine import Staged
 from weight_sync.file_format import (
     LENGTH_BYTES,
@@ -152,8 +158,8 @@ def open_plain(path: Path) -> int:
     return descriptor
 
 
-def describe_file(path: Path) -> dict[str, TensorEntry]:
-    """What a manifest says of a file's tensors, with digests by `weight_sync.digests.ALGORITHM`.
+def describe_file(path: Path, algorithm: DigestAlgorithm = ALGORITHM) -> dict[str, TensorEntry]:
+    """What a manifest says of a file's tensors.
 
     Raises:
         NotFoundError: There is no such file, or it is no plain file of this user.
@@ -164,7 +170,7 @@ def describe_file(path: Path) -> dict[str, TensorEntry]:
         header, data = _read(descriptor)
     finally:
         os.close(descriptor)
-    digests = tensor_digests(_tensors(header, data))
+    digests = tensor_digests(_tensors(header, data), algorithm)
     return {
         name: TensorEntry.model_validate(
             {"shape": span.shape, "dtype": span.dtype, "digest": digests[name]}
