@@ -101,8 +101,8 @@ class GroupPool:
     keeps nobody waiting, until a step comes that is the last which can use it.
 
     Two bounds hold with a lag. At most (max_policy_lag + 1) * groups_per_step groups are open, so
-    that by Little's law the version a group was asked with is on average at most `max_policy_lag`
-    behind the one that it trains. And no token is more than `oldest_token_lag` behind. Prime-RL
+    by Little's law the version that a group is asked with is on average at most `max_policy_lag`
+    behind its step. And no token is more than `oldest_token_lag` behind. Prime-RL
     bounds both (`max_async_level`, `max_off_policy_steps`); AReaL bounds the first alone (arXiv
     2505.24298, section 5.1). Each token's own log-probability of the sampler is in its ratio
     (`trainer.algorithms`), whatever its version.
