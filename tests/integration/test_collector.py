@@ -230,7 +230,7 @@ def test_killed_rollout_server_loses_and_repeats_nothing(make_run: MakeRun) -> N
     assert sorted(used) == sorted(set(used))
     assert set(used) >= set(range(18)), "no position is skipped, whatever its server's fate"
     first = [s for g in batches[3].groups for c in g.rollout.completions for s in c.policy_versions]
-    assert min(s.policy_version for s in first) >= 3, "version 0 was never sampled again"
+    assert min(s.policy_version for s in first) >= 2, "version 0 was never sampled again"
 
 
 def test_killed_reward_service_is_waited_for_and_never_a_reward(make_run: MakeRun) -> None:
