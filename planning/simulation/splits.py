@@ -88,6 +88,7 @@ class Planner:
             num_servers=num_gpus - 1,
             groups_per_step=groups_per_step,
             max_policy_lag=lag,
+            max_token_lag=settings.trainer.max_token_lag,
             max_sequences=settings.rollout.max_num_seqs,
             groups_in_flight=settings.rollout.groups_in_flight,
             beside_training=lag > 0 and traits.through_file,
