@@ -2,7 +2,6 @@
 
 import re
 import shutil
-from html import unescape
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -21,8 +20,6 @@ from services.errors import SggError, UnavailableError
 _LINK = re.compile(r'\b(href|src)="(/[^"]*)"')
 _LIVE = re.compile(r' (?:sse-connect|sse-swap|hx-\w+)="[^"]*"')
 """What asks a server for more."""
-_SAID = re.compile(r'<p class="lead">(.*?)</p>', re.DOTALL)
-"""What a page of an error says."""
 
 
 class Copied(NamedTuple):
@@ -77,8 +74,7 @@ async def _pages(client: httpx.AsyncClient, run: Run) -> dict[str, str]:
 async def _page(client: httpx.AsyncClient, path: str) -> str:
     answer = await client.get(path)
     if answer.is_error:
-        said = _SAID.search(answer.text)
-        raise UnavailableError(unescape(said[1]) if said else f"HTTP {answer.status_code}")
+        raise UnavailableError(answer.json()["detail"])
     return answer.text
 
 
