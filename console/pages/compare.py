@@ -4,12 +4,13 @@ from typing import Annotated
 
 from fastapi import Query, Request, Response
 
+from console.heldout import compare_runs
 from console.reading.charts import COMPARED
-from console.reading.paired import compared_rows
 from console.reading.settings import differing
 from console.reading.state import read_config
 from console.runs import Run, RunsOfConsole
 from console.web import page_router, render
+from evaluation.report.changes import compared_sections
 from services.errors import InvalidInputError, SggError
 
 router = page_router()
@@ -20,7 +21,7 @@ Names = Annotated[list[str], Query(alias="run")]
 
 @router.get("/compare")
 def compare(request: Request, runs: RunsOfConsole, names: Names = []) -> Response:  # noqa: B006
-    """The runs that `run` names, each once."""
+    """The runs that `run` names, each once; the first is what the others are held against."""
     chosen = _chosen(runs, names)
     trees = [read_config(run.files)[0] for run in chosen]
     return render(
@@ -29,7 +30,6 @@ def compare(request: Request, runs: RunsOfConsole, names: Names = []) -> Respons
         chosen=chosen,
         charts=COMPARED,
         settings=differing(trees),
-        query="&".join(f"run={run.url.removeprefix('/runs/')}" for run in chosen[:2]),
     )
 
 
@@ -37,12 +37,14 @@ def compare(request: Request, runs: RunsOfConsole, names: Names = []) -> Respons
 def heldout(request: Request, runs: RunsOfConsole, names: Names = []) -> Response:  # noqa: B006
     """The paired comparison of two runs' held-out answers, a part of the page: it takes seconds."""
     first, second = _chosen(runs, names)[:2]
+    compared, sections, problem = None, {}, None
     try:
-        rows, problem = compared_rows(first, second), None
-    except (SggError, OSError, ValueError) as error:
-        rows, problem = {}, str(error)
+        compared = compare_runs(first, second)
+        sections = compared_sections(compared)
+    except (SggError, OSError) as error:
+        problem = str(error)
     return render(
-        request, "compare/heldout.html", first=first, second=second, sections=rows, problem=problem
+        request, "compare/heldout.html", compared=compared, sections=sections, problem=problem
     )
 
 

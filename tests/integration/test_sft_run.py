@@ -99,7 +99,7 @@ def two_ranks(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> S
     config.write_text(dump_settings(run))
     with sgg_process(log, "sft", "--config", str(config)) as process:
         assert process.wait(300) == 0, log.read_text()[-4000:]
-    assert log.read_text().count("wrote ") == 1, "rank 0 alone speaks"
+    assert log.read_text().count(f"wrote {run.run.files.model}") == 1, "rank 0 alone speaks"
     return run
 
 
