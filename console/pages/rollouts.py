@@ -65,21 +65,23 @@ def group(
     request: Request, run: NamedRun, group_id: str, step: str = "", completion: str = ""
 ) -> Response:
     """One group, with one of its completions opened."""
-    number = step_of(step)
-    index = RolloutIndex(run.path)
-    wanted = RolloutFilter(group_id=group_id, step_from=number, step_to=number)
-    lines = index.page(wanted, limit=8).lines
-    if not lines:
-        where = "" if number is None else f" in step {number}"
-        raise NotFoundError(f"no group {group_id!r}{where}: the list of rollouts has all there are")
+    lines = _lines(run, group_id, step)
     rules = rules_of(run)
     shown = {"run": run, "tab": "Rollouts", "rules": rules, "line": lines[0], "lines": lines}
     try:
-        view = GroupView(run, index.read_record(lines[0]), rules)
+        view = GroupView(run, RolloutIndex(run.path).read_record(lines[0]), rules)
     except (NotFoundError, InvalidInputError) as error:
         return render(request, "groups/gone.html", error=error, **shown)
     opened = view.completion(whole_number(completion))
     return render(request, "groups/group.html", view=view, **shown, **_opened(view, opened))
+
+
+@router.get("/runs/{run}/rollouts/{group_id}/rows.jsonl")
+def rows(run: NamedRun, group_id: str, step: str = "") -> Response:
+    """The answers of a group as `sgg-rl score` reads them, which can load what this cannot."""
+    line = _lines(run, group_id, step)[0]
+    view = GroupView(run, RolloutIndex(run.path).read_record(line), rules_of(run))
+    return Response("".join(view.score_rows()), media_type="application/jsonl")
 
 
 @router.get("/runs/{run}/images/{sha256}")
@@ -118,6 +120,22 @@ def over_time(request: Request, run: NamedRun, sha256: str) -> Response:
         is_cut=page.cursor is not None,
         num_visits=NUM_VISITS,
     )
+
+
+def _lines(run: Run, group_id: str, step: str) -> list[IndexLine]:
+    """Lines of the index about a group, the newest first.
+
+    Raises:
+        NotFoundError: There is none.
+        InvalidInputError: The step is no number.
+    """
+    number = step_of(step)
+    wanted = RolloutFilter(group_id=group_id, step_from=number, step_to=number)
+    lines = RolloutIndex(run.path).page(wanted, limit=8).lines
+    if not lines:
+        where = "" if number is None else f" in step {number}"
+        raise NotFoundError(f"no group {group_id!r}{where}: the list of rollouts has all there are")
+    return lines
 
 
 def _found(run: Run, rules: Rules, asked: Asked) -> dict[str, Any]:
