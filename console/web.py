@@ -11,6 +11,7 @@ Example of a page:
 
 import logging
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,22 @@ environment = jinja2.Environment(
 )
 """Names and texts of a run come from anywhere: every value is escaped."""
 environment.filters.update(FILTERS)
+
+
+@dataclass(frozen=True, slots=True)
+class CopyRule:
+    """What a copy on disk holds, where pages are made for one: they have no server to ask."""
+
+    groups_of_a_step: int
+    """The most, with their pages"""
+    at: str
+    """When it is made"""
+
+
+def copy_rule(request: Request) -> CopyRule | None:
+    """None where pages are served."""
+    rule: CopyRule | None = request.app.state.copied
+    return rule
 
 
 class PageRoute(APIRoute):
@@ -107,12 +124,13 @@ def render(request: Request, template: str, **values: Any) -> HTMLResponse:
             which needs `run` and `tab`, a key of `TABS`.
         values: What the template names.
     """
-    return HTMLResponse(fragment(template, request=request, tabs=TABS, **values))
+    shared = {"tabs": TABS, "copied": copy_rule(request)}
+    return HTMLResponse(fragment(template, **shared, **values))
 
 
 def fragment(template: str, **values: Any) -> str:
     """A template as text, such as a part of a page that a server-sent event replaces."""
-    return environment.get_template(template).render(**values)
+    return environment.get_template(template).render({"copied": None, **values})
 
 
 def error_answer(request: Request, error: SggError) -> Response:

@@ -17,6 +17,9 @@ def console(
     export: Annotated[
         Path | None, typer.Option(help="Write a copy that opens from disk here, and end.")
     ] = None,
+    groups: Annotated[
+        int, typer.Option(min=0, help="In a copy: groups of each of eight steps, with their pages.")
+    ] = 2,
 ) -> None:
     """Runs in a browser, live or finished: curves, answers, servers, settings, logs.
 
@@ -37,8 +40,9 @@ def console(
     if export is not None:
         from console.export import export as export_pages
 
-        copied = asyncio.run(export_pages(runs, export))
-        print(f"wrote {counted(copied.num_runs, 'run')} to {export / 'index.html'}")
+        copied = asyncio.run(export_pages(runs, export, groups))
+        size = f"{copied.num_bytes / 1e6:.1f} MB"
+        print(f"wrote {counted(copied.num_runs, 'run')} to {export / 'index.html'} ({size})")
         for name, reason in copied.left_out.items():
             print(printable(f"left out {name}: {reason}"), file=sys.stderr)
         return

@@ -212,9 +212,11 @@ async def test_a_copy_opens_from_disk(tmp_path: Path) -> None:
     make_run(tmp_path / "runs" / HOSTILE, steps=30, total=30, ended_s=900)
     make_run(tmp_path / "runs" / "live", steps=30, total=100)
     copy = tmp_path / "copy"
-    assert await export(tmp_path / "runs", copy) == (2, {})
+    found = await export(tmp_path / "runs", copy)
+    assert found[:2] == (2, {})
+    assert found.num_bytes == sum(f.stat().st_size for f in copy.rglob("*") if f.is_file())
     pages = list(copy.rglob("*.html"))
-    assert len(pages) == 1 + 2 * 3
+    assert len(pages) == 2 + 2 * 6, "the list, both compared, five tabs and a log each"
     for page in pages:
         found = Elements("static/")
         found.feed(page.read_text())
