@@ -227,7 +227,7 @@ def test_a_copy_opens_from_disk_with_all_that_stood_there(
     )
     size = sum(file.stat().st_size for file in copy.rglob("*") if file.is_file())
     assert done.stdout.endswith(f"index.html ({size / 1e6:.1f} MB)\n")
-    look = Look(browser, f"file://{copy}/")
+    look = Look(browser, f"{copy.as_uri()}/")
     page = look.at("index.html")
     expect(page.locator(".copied")).to_contain_text("A copy of 20")
     page.get_by_role("link", name="toys", exact=True).click()
