@@ -113,9 +113,9 @@ def monitor_app(settings: "Settings") -> "FastAPI":
         return Monitor(settings).app
     from console.app import BODY_LIMIT_BYTES, add_console, admin_paths
 
-    tokens = {"data_token": settings.data_token, "admin_token": settings.admin_token}
-    app = Monitor(settings, BODY_LIMIT_BYTES, admin_paths(**tokens)).app
-    add_console(app, settings.run.root, settings, **tokens)
+    data, admin = settings.data_token, settings.admin_token
+    app = Monitor(settings, BODY_LIMIT_BYTES, admin_paths(data, admin)).app
+    add_console(app, settings.run.root, settings, data_token=data, admin_token=admin)
     return app
 
 

@@ -182,7 +182,9 @@ def test_beyond_this_machine_only_what_is_missing_is_asked_for(
     for kind, token in tokens.items():
         monkeypatch.setenv(f"SGG_{kind.upper()}", token)
     settings = service_settings(None, [f"run.root={tmp_path}"])
-    for app in (create_console(tmp_path, **tokens), monitor_app(settings)):
+    data, admin = tokens.get("data_token"), tokens.get("admin_token")
+    console = create_console(tmp_path, data_token=data, admin_token=admin)
+    for app in (console, monitor_app(settings)):
         if not missing:
             bind(app, "http://0.0.0.0:0").close()
             continue
@@ -212,9 +214,9 @@ async def test_a_copy_opens_from_disk(tmp_path: Path) -> None:
     make_run(tmp_path / "runs" / HOSTILE, steps=30, total=30, ended_s=900)
     make_run(tmp_path / "runs" / "live", steps=30, total=100)
     copy = tmp_path / "copy"
-    found = await export(tmp_path / "runs", copy)
-    assert found[:2] == (2, {})
-    assert found.num_bytes == sum(f.stat().st_size for f in copy.rglob("*") if f.is_file())
+    copied = await export(tmp_path / "runs", copy)
+    assert copied[:2] == (2, {})
+    assert copied.num_bytes == sum(f.stat().st_size for f in copy.rglob("*") if f.is_file())
     pages = list(copy.rglob("*.html"))
     assert len(pages) == 2 + 2 * 6, "the list, both compared, five tabs and a log each"
     for page in pages:
