@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from functools import partial
 
-from scene_data.dataset import SceneDataset, open_dataset
+from scene_data.dataset import SceneDataset
 from services.schemas.groups import TrainGroup
 from services.settings import Settings
 from services.settings.checks import log_advice
@@ -21,6 +21,7 @@ from trainer.connection import ServiceConnection
 from trainer.policy.engine import PolicyEngine, init_process_group
 from trainer.ranks.group import Ranks, launched_as
 from trainer.ranks.stop import StopRequest
+from trainer.ranks.training_rows import open_training_rows
 from trainer.ranks.watch import RankWatch, watched
 from trainer.ranks.write_guard import WriteGuard
 from trainer.records.evaluation import StepEvaluation
@@ -44,7 +45,7 @@ def opened_run(
     files, guard = settings.run.files, WriteGuard(settings.run.folder)
     with _joined(settings, guard) as (ranks, watch), closing(evaluation):
         watch.enter("load", 0)
-        dataset = open_dataset(settings.data.train, task=settings.data.task)
+        dataset = open_training_rows(ranks, settings.data)
         engine = PolicyEngine(settings, ranks.size)
         records = RunRecords(settings, ranks.rank, guard)
         tracing = Tracing(SERVICE, settings.telemetry.otlp_endpoint if ranks.is_main else None)
