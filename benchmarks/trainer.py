@@ -79,7 +79,8 @@ def _side(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _compare(name: str, arguments: argparse.Namespace, folder: str) -> None:
-    sides = ["ours", *[] if arguments.ours else ["trl"], *[BEFORE] if arguments.before else []]
+    wanted = {"ours": True, "trl": not arguments.ours, BEFORE: arguments.before is not None}
+    sides = [side for side, is_wanted in wanted.items() if is_wanted]
     results: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for _ in range(arguments.rounds):
         for side in sides:

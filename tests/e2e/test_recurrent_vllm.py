@@ -14,7 +14,7 @@ from tests.e2e.oracle import Oracle, largest_gap, picture
 
 TOLERANCE = 0.2
 """Both round to bfloat16 in other places, and states carry it on; in float32 vLLM's kernel for CPUs
-does not run. transformers' own log-probabilities in bfloat16 are up to 0.07 off those in float32."""
+does not run. In transformers alone, bfloat16 is up to 0.07 off float32."""
 
 
 def tiny_settings(folder: Path, dtype: str) -> Settings:
