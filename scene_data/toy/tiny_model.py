@@ -123,6 +123,7 @@ def _text_config(family: Family, ids: dict[str, int]) -> dict[str, Any]:
         rope |= {"mrope_section": [2, 1, 1], "mrope_interleaved": True}
         rope |= {"partial_rotary_factor": 0.25}
         own = {"head_dim": 32, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
+        own |= {"tie_word_embeddings": True}  # vLLM reads it here
         # vLLM's kernel for CPUs takes no smaller ones.
         own |= {"linear_key_head_dim": 64, "linear_value_head_dim": 64}
     return own | {
