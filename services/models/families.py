@@ -53,6 +53,8 @@ FAMILIES = {
 _EXPERTS = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj")
 """Qwen3-VL's mixtures: [experts, in, out] in checkpoints, [experts, out, in] in memory."""
 
+_TIED = "tie_word_embeddings"
+
 PUBLISHED = {
     "Qwen/Qwen2-VL-2B-Instruct": "qwen2_vl",
     "Qwen/Qwen2-VL-7B-Instruct": "qwen2_vl",
@@ -86,6 +88,10 @@ def model_family(path: str) -> ModelFamily:
         raise SettingsError(_refusal(path, f"a {model_type} with {', '.join(other)}"))
     if model_type == "qwen3_vl_moe" and not config.get("text_config", config).get("norm_topk_prob"):
         what = "a qwen3_vl_moe without norm_topk_prob = true, by which transformers and vLLM differ"
+        raise SettingsError(_refusal(path, what))
+    text = config.get("text_config", config)
+    if model_type == "qwen3_5" and len({c.get(_TIED) for c in (config, text)} - {None}) > 1:
+        what = f"a qwen3_5 whose text_config has another {_TIED}, which vLLM reads and not this one"
         raise SettingsError(_refusal(path, what))
     return FAMILIES[model_type]
 

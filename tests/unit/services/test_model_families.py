@@ -73,6 +73,15 @@ def test_every_family_has_a_tiny_model() -> None:
             {"model_type": "qwen3_vl_moe", "text_config": {"norm_topk_prob": False}},
             "a qwen3_vl_moe without norm_topk_prob = true, by which transformers and vLLM differ. ",
         ),
+        (
+            {
+                "model_type": "qwen3_5",
+                "tie_word_embeddings": True,
+                "text_config": {"tie_word_embeddings": False},
+            },
+            "a qwen3_5 whose text_config has another tie_word_embeddings, which vLLM reads and not "
+            "this one. ",
+        ),
         ({"model_type": "glm4v"}, "of model_type 'glm4v'. "),
         ({"model_type": "glm4v_moe"}, "of model_type 'glm4v_moe'. "),
         ({"model_type": "qwen2_5_omni"}, "of model_type 'qwen2_5_omni'. "),
