@@ -14,6 +14,7 @@ from scene_data.templates import answer_text
 from scene_data.toy.scenes import make_toy
 from scene_graph.boxes import RELATIVE_1000
 from services.bundled import TOY_START
+from services.run_folder.records import record_lines
 from services.schemas.common import ImageRef, Sampling
 from services.schemas.groups import GroupReference, TrainGroup
 from services.schemas.prompts import PromptGroup
@@ -89,6 +90,24 @@ def write_run(
         records.step({**row, "reward_mean": sum(totals) / len(totals)}, {"step": step})
     records.close()
     return settings
+
+
+def as_an_earlier_release(run: Path) -> None:
+    """Make the groups of a run plain lines, as releases did before they compressed them."""
+    index = run / "rollouts/index.rank0.jsonl"
+    lines = [json.loads(line) for line in index.read_text().splitlines()]
+    for file in (run / "rollouts").glob("step-*.jsonl.gz"):
+        plain, records = file.with_suffix(""), record_lines(file)
+        of_file = sorted(
+            (line for line in lines if line["file"] == file.name), key=lambda line: line["offset"]
+        )
+        offset = 0
+        for line, record in zip(of_file, records, strict=True):
+            line |= {"file": plain.name, "offset": offset, "length": len(record)}
+            offset += len(record) + 1
+        plain.write_bytes(b"".join(record + b"\n" for record in records))
+        file.unlink()
+    index.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
 
 
 def _group(sample: Sample, row: int, step: int, rate: float) -> TrainGroup:

@@ -130,7 +130,7 @@ def serve_rollout(settings: "Settings") -> None:
 
         settings = checked_model(settings)
         check_start("/dev/shm", "caches")
-        check_gpus(1, who="a rollout server")
+        check_gpus(settings.rollout.tensor_parallel_size, who="a rollout server")
     from rollout_service.http.app import serve
     from services.host.addresses import host_and_port
     from services.telemetry import own_terminal
