@@ -43,7 +43,11 @@ class Outcome(Message):
 
 
 class StepBatch(Message):
-    """The groups of one step."""
+    """The groups of one step, on rank 0.
+
+    Other ranks have a batch without groups, and get those that they train
+    (`trainer.batches.shares`).
+    """
 
     groups: list[TrainGroup]
     outcome: Outcome

@@ -40,6 +40,7 @@ class Shape:
     num_trainers: int
     """GPUs of the trainer."""
     num_servers: int
+    gpus_per_server: int = 1
     colocated: bool = False
     """Whether these are the same GPUs."""
     groups_per_step: int
@@ -51,6 +52,11 @@ class Shape:
     beside_training: bool
     """Whether versions are staged and committed while the next step trains."""
     checkpoint_every: int
+
+    @property
+    def num_rollout_gpus(self) -> int:
+        """GPUs of all servers."""
+        return self.num_servers * self.gpus_per_server
 
     @property
     def open_groups(self) -> int:

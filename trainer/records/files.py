@@ -86,9 +86,10 @@ class RunRecords:
             self._trackers.log_evaluation(row, step)
 
     def sync(self) -> None:
-        """Have all lines on disk, before a checkpoint counts on them."""
-        for table in (*self._tables, self.rollouts.index):
+        """Have all of it on disk, before a checkpoint counts on it."""
+        for table in self._tables:
             table.sync()
+        self.rollouts.sync()
 
     def committed(self, step: int) -> None:
         """A checkpoint after `step` steps is complete: older groups may go."""
@@ -96,7 +97,8 @@ class RunRecords:
         self.rollouts.committed(step)
 
     def close(self) -> None:
-        """Finish the trackers."""
+        """Finish what is written beside the steps, and the trackers."""
+        self.rollouts.close()
         self._trackers.close()
 
 
