@@ -202,7 +202,7 @@ def prompts(folder: Path) -> Callable[[], object]:
 
     def make() -> object:
         position = next(positions)
-        return source.prompt(position, 0)
+        return source.prompt(position)
 
     return make
 

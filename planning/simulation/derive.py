@@ -5,6 +5,8 @@ the weights once a step, work on prompts and training by arithmetic, a version's
 Formulas are in `docs/sizing.md`; each rate carries the one that it came from.
 """
 
+import math
+
 from planning.estimate import num_trainable, version_bytes, weight_bytes
 from planning.shapes import ModelShape
 from planning.simulation.cluster import Basis, Cluster, Given
@@ -12,6 +14,9 @@ from services.settings import Settings
 
 RateTable = dict[str, Given]
 
+_DOUBLED_SERVER = 0.85
+"""Assumed: the share of a GPU's pace that is left each time a server's GPUs double, for each layer
+ends in a sum over all of them."""
 _PATCHES = 4
 """Patches of a visual token; each passes the vision tower."""
 BENCHMARKS: RateTable = {
@@ -61,9 +66,10 @@ def _workload(settings: Settings, cluster: Cluster, shape: ModelShape) -> RateTa
 
 
 def _sampling(settings: Settings, cluster: Cluster, shape: ModelShape) -> RateTable:
-    hardware = cluster.hardware
-    memory = hardware.memory_bytes_per_s.value * hardware.decode_share.value
-    flops = hardware.flops.value * hardware.prefill_share.value
+    hardware, size = cluster.hardware, settings.rollout.tensor_parallel_size
+    speed = size * _DOUBLED_SERVER ** math.log2(size)
+    memory = hardware.memory_bytes_per_s.value * hardware.decode_share.value * speed
+    flops = hardware.flops.value * hardware.prefill_share.value * speed
     weights = weight_bytes(settings) * shape.language
     prompt_tokens = _workload(settings, cluster, shape)["prompt_tokens"].value
     answer = min(cluster.workload.length_mean.value, settings.sampling.max_tokens)

@@ -195,8 +195,9 @@ class Rendezvous(Message):
     unique_id: str = Field(pattern=r"^[A-Za-z0-9+/]{171}=$")
     """The 128 bytes of `ncclGetUniqueId`, base64. The same id is the same group."""
     world_size: int = Field(ge=2, lt=2**31)
-    """The trainer, which is rank 0, and every server."""
+    """The trainer, which is rank 0, and every GPU of every server."""
     rank: int = Field(ge=1, lt=2**31)
+    """Of the server's first GPU; its others follow."""
 
 
 class IpcHandle(Message):
@@ -266,6 +267,8 @@ class CommitRequest(Message):
     checksum: Sha256
     ipc_handles: dict[str, IpcHandle] | None = None
     """`ipc` only: by tensor name; the memory stays as it is until the commit is answered."""
+    more_ipc_handles: list[dict[str, IpcHandle]] = Field(default_factory=list)
+    """The same on each other GPU of a server that has several."""
 
     def names(self, version: Version) -> bool:
         """Whether it is about that version, whose checksum covers its incarnation."""
@@ -311,7 +314,9 @@ class ServerRecord(Message):
     """`http://host:port`, the server's `rollout.url`."""
     host: str
     gpu: str | None
-    """UUID of its GPU; null on CPU."""
+    """UUID of its first GPU; null on CPU."""
+    gpus: list[str] = Field(default_factory=list)
+    """UUIDs of all of them, one for each part of its model; empty on CPU."""
     state: PolicyState
     model_runner: ModelRunner | None = None
     """As in `PolicyInfo`."""
@@ -327,6 +332,14 @@ class ServerRecord(Message):
     last_error: str | None = None
     last_error_s: float | None = Field(default=None, ge=0)
     """Seconds from that error to this heartbeat."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_one_gpu(cls, record: object) -> object:
+        """A record from before `gpus` names the server's one GPU alone."""
+        if isinstance(record, dict) and record.get("gpu") and "gpus" not in record:
+            return {**record, "gpus": [record["gpu"]]}
+        return record
 
 
 class PolicyRecord(Message):

@@ -65,6 +65,12 @@ def test_an_unknown_field_is_refused(name: str) -> None:
         MESSAGES[name].model_validate(golden(name) | {"surprise": 1})
 
 
+def test_a_server_from_before_it_could_have_several_gpus_is_read() -> None:
+    old = {name: value for name, value in golden("server_record").items() if name != "gpus"}
+    assert ServerRecord.model_validate_json(json.dumps(old)).gpus == [old["gpu"]]
+    assert ServerRecord.model_validate_json(json.dumps(old | {"gpu": None})).gpus == []
+
+
 def test_the_reward_service_answers_the_golden_request_with_the_golden_response() -> None:
     request = RewardRequest.model_validate(golden("reward_request"))
     scorer = make_scorer(request.rubric, request.task)
