@@ -30,7 +30,7 @@ BENCHMARKS: RateTable = {
         ("score_request_s", 0.003, "benchmarks/reward_http.py: p50"),
         ("spread_s", 0.0036, "benchmarks/plan.py --costs: written, and read by each rank"),
         ("call_s", 0.0028, "benchmarks/plan.py --costs"),
-        ("hash_bytes_per_s", 1.4e9, "benchmarks/weights.py: sha256 of one core"),
+        ("hash_bytes_per_s", 2.7e9, "benchmarks/weights.py: blake3 of one core"),
     )
 }
 """What the project's own processes take for one thing, on 2 cores without a GPU."""

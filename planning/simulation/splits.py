@@ -90,6 +90,7 @@ class Planner:
             gpus_per_server=size,
             groups_per_step=groups_per_step,
             max_policy_lag=lag,
+            max_token_lag=settings.trainer.max_token_lag,
             max_sequences=settings.rollout.max_num_seqs,
             groups_in_flight=settings.rollout.groups_in_flight,
             beside_training=lag > 0 and traits.through_file,

@@ -79,7 +79,7 @@ async def updater(
 
 def bare(manifest: WeightManifest) -> WeightManifest:
     """Without digests, as for bytes that never lie in a file."""
-    tensors = {n: e.model_copy(update={"sha256": None}) for n, e in manifest.tensors.items()}
+    tensors = {n: e.model_copy(update={"digest": None}) for n, e in manifest.tensors.items()}
     return manifest.model_copy(update={"tensors": tensors})
 
 
