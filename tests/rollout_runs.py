@@ -70,7 +70,11 @@ def write_run(
         rate = 0.9 * (1 - step / num_steps)
         groups = [
             group(
-                samples[row], row, [_spoilt(samples[row], step, n, rate) for n in range(SIZE)], step
+                samples[row],
+                row,
+                [_spoilt(samples[row], step, n, rate) for n in range(SIZE)],
+                step,
+                rubric=settings.reward.rubric,
             )
             for row in range(num_groups)
         ]
@@ -111,8 +115,15 @@ def _group(sample: Sample, row: int, step: int, rate: float) -> TrainGroup:
     return group(sample, row, texts, step)
 
 
-def group(sample: Sample, row: int, texts: Sequence[str], step: int, name: str = "") -> TrainGroup:
-    """A group of answers to a toy scene, scored by the rubric `balanced`."""
+def group(
+    sample: Sample,
+    row: int,
+    texts: Sequence[str],
+    step: int,
+    name: str = "",
+    rubric: str | dict[str, Any] = "balanced",
+) -> TrainGroup:
+    """A group of answers to a toy scene, scored."""
     name = name or f"toys-e{step}-r{row}"
     reference = reference_graph(sample)
     size = (sample.width, sample.height)
@@ -123,7 +134,7 @@ def group(sample: Sample, row: int, texts: Sequence[str], step: int, name: str =
         reference=reference,
         completions=list(texts),
     )
-    rewards = make_scorer("balanced").score([asked])[0].rewards
+    rewards = make_scorer(rubric).score([asked])[0].rewards
     mean = sum(reward.total for reward in rewards) / len(rewards)
     return TrainGroup(
         position=1000 * step + row,

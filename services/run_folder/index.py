@@ -97,7 +97,7 @@ class RolloutIndex:
             InvalidInputError: The cursor is none of a page in this order.
         """
         if wanted.text is not None:
-            wanted = replace(wanted, step_from=max(wanted.step_from or 0, self._oldest_kept()))
+            wanted = replace(wanted, step_from=max(wanted.step_from or 0, self.oldest_kept))
         after, most = _read_cursor(cursor, sort), limit
         while True:
             scan = _Scan(wanted, sort, after)
@@ -165,7 +165,8 @@ class RolloutIndex:
             return False
         return any(text.casefold() in answer.text.casefold() for answer in answers)
 
-    def _oldest_kept(self) -> int:
+    @property
+    def oldest_kept(self) -> int:
         """The oldest step whose groups are still there; where there are none, one of no line."""
         names = (file.name.partition(".")[0] for file in self._folder.glob("step-*.jsonl*"))
         steps = (name.removeprefix("step-") for name in names)

@@ -409,6 +409,7 @@ def _shape(settings: Settings, regime: Regime) -> Shape:
         num_servers=regime.num_servers,
         groups_per_step=trainer.groups_per_step,
         max_policy_lag=trainer.max_policy_lag,
+        max_token_lag=trainer.max_token_lag,
         max_sequences=10_000,  # the fake engine has no such bound
         groups_in_flight=rollout.groups_in_flight,
         beside_training=trainer.max_policy_lag > 0,

@@ -106,7 +106,8 @@ def step_metrics(batch: StepBatch, policy_version: int) -> dict[str, Any]:
     """What a step's groups say by themselves; see `docs/metrics.md` for each key."""
     rewards = [r for group in batch.groups for r in group.rewards]
     completions = [c for group in batch.groups for c in group.rollout.completions]
-    lags = [policy_version - c.oldest_policy_version for c in completions]
+    spans = [span for c in completions for span in c.policy_versions]
+    lags = [policy_version - span.policy_version for span in spans]
     totals = [r.total for r in rewards]
     return {
         "reward_mean": fmean(totals),
@@ -122,7 +123,7 @@ def step_metrics(batch: StepBatch, policy_version: int) -> dict[str, Any]:
             for status in get_args(Status)
             if status != "ok"
         },
-        "policy_lag_mean": fmean(lags),
+        "policy_lag_mean": fmean(lags, [span.end - span.start for span in spans]),
         "policy_lag_max": max(lags),
         "num_groups": len(batch.groups),
         "num_stale": len(batch.outcome.stale),

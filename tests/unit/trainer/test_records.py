@@ -411,10 +411,14 @@ def test_what_fails_beside_a_step_is_raised_by_what_comes_next(tmp_path: Path) -
 
 
 def test_metrics_of_a_step() -> None:
+    two_versions = group(1, [2.0, 2.0], version=3, status="no_answer")
+    two_versions.rollout.completions[1].policy_versions[:] = [
+        VersionSpan(policy_version=version, start=i, end=i + 1) for i, version in enumerate((3, 5))
+    ]
     batch = StepBatch(
         groups=[
             group(0, [1.0, 3.0], version=4),
-            group(1, [2.0, 2.0], version=3, status="no_answer"),
+            two_versions,
         ],
         outcome=Outcome(stale=["a"], dead=["b", "c"], replaced=["d"]),
     )
@@ -432,7 +436,7 @@ def test_metrics_of_a_step() -> None:
             "schema_violation": 0.0,
             "too_large": 0.0,
         },
-        "policy_lag_mean": 1.5,
+        "policy_lag_mean": pytest.approx((3 * 1 + 2 * 2 + 1 * 0) / 6),
         "policy_lag_max": 2,
         "num_groups": 2,
         "num_stale": 1,
