@@ -24,12 +24,13 @@ from safetensors.torch import save_file
 
 from scene_data.dataset import Sample, SceneDataset
 from scene_data.templates import prompt_messages
-from scene_data.toy.scenes import SIDE, render, toy_scene
+from scene_data.toy.scenes import SIDE, make_toy, render, toy_scene
 from scene_graph.boxes import RELATIVE_1000
 from services.errors import InvalidInputError, SggError
 from services.schemas.groups import TrainGroup
 from services.schemas.rollouts import Completion
 from services.settings import Settings
+from services.settings.run import DataSettings
 from services.settings.training import AlgorithmSettings
 from tests.train_groups import completion, train_group
 from trainer.algorithms.weighting import completion_weights
@@ -38,6 +39,7 @@ from trainer.batches.preparation import Preparation
 from trainer.batches.shares import RankBatch, pack, share_out, unpack
 from trainer.policy.engine import PolicyEngine, init_process_group
 from trainer.ranks.group import Ranks
+from trainer.ranks.training_rows import open_training_rows
 
 STEPS, SAVED_AT = 3, 2
 NUM_GROUPS, GROUP_SIZE = 4, 3
@@ -203,6 +205,18 @@ def assert_failures_reach_every_rank(ranks: Ranks) -> None:
     assert ranks.scatter(lambda: parts, str.encode, bytes.decode) == parts[ranks.rank]
 
 
+def assert_rank_0_alone_reads_annotations(folder: Path, ranks: Ranks) -> None:
+    """The others open the same rows all the same, and end with it where they cannot be opened."""
+    if ranks.is_main:
+        make_toy(folder / "toy", num_train=9, num_heldout=1)
+    else:
+        SceneDataset._check_rows = None  # type: ignore[method-assign, assignment]
+    rows = open_training_rows(ranks, DataSettings(train=str(folder / "toy/train.parquet")))
+    assert (len(rows), rows[3].image_id) == (9, "train-0-3")
+    with pytest.raises(SggError, match="is not a dataset"):
+        open_training_rows(ranks, DataSettings(train=str(folder / "toy/none.parquet")))
+
+
 def draws() -> list[float]:
     """One of each source of randomness."""
     return [torch.rand(()).item(), float(np.random.rand()), random.random()]
@@ -242,6 +256,7 @@ def main() -> None:
     init_process_group(60)
     ranks = Ranks(60)
     assert_failures_reach_every_rank(ranks)
+    assert_rank_0_alone_reads_annotations(Path(folder), ranks)
     for case in cases:
         run(case, Path(folder), ranks, resume=what == "resume")
         gc.collect()
