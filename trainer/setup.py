@@ -137,6 +137,7 @@ def _batches(
         max_tokens=trainer.tokens_per_micro_batch,
         rank=ranks.rank,
         num_ranks=ranks.size,
+        num_mini_batches=settings.algorithm.num_mini_batches,
     )
 
     def prepare(batch: StepBatch) -> Prepared:

@@ -228,7 +228,7 @@ def one_step(
 
     def prepared(batch: StepBatch) -> Prepared:
         groups: Any = batch.groups
-        return Prepared(groups=groups, micro_batches=groups, metrics={})
+        return Prepared(groups=groups, mini_batches=[groups], metrics={})
 
     folder, ranks = base.run.root / f"step-{uuid.uuid4().hex[:8]}", Alone()
     run = base.run.model_copy(update={"name": folder.name, "root": folder.parent})

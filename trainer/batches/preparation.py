@@ -33,7 +33,8 @@ class Prepared:
 
     groups: list[TrainGroup]
     """In the order of `policy.engine.StepOutput.policy_logprobs`."""
-    micro_batches: list[MicroBatch]
+    mini_batches: list[list[MicroBatch]]
+    """[mini-batch][micro batch]"""
     metrics: dict[str, float]
     """`micro_batches.plan_metrics` of all ranks, and `preparation_s` of this one."""
 
@@ -54,6 +55,7 @@ class Preparation:
     """Most of a micro batch, padding counted."""
     rank: int
     num_ranks: int
+    num_mini_batches: int = 1
 
     def __call__(self, batch: StepBatch, weights: Sequence[Sequence[float]]) -> Prepared:
         """Lay out a batch.
@@ -66,7 +68,12 @@ class Preparation:
             InvalidInputError: An image cannot be prepared, or does not fit its prompt.
         """
         start = time.perf_counter()
-        plans = plan_step(batch.groups, num_ranks=self.num_ranks, max_tokens=self.max_tokens)
+        plans = plan_step(
+            batch.groups,
+            num_ranks=self.num_ranks,
+            max_tokens=self.max_tokens,
+            num_mini_batches=self.num_mini_batches,
+        )
         mine = plans[self.rank]
         groups = {}
         for place in mine.groups:
@@ -81,7 +88,10 @@ class Preparation:
         pad = self.processor.tokenizer.pad_token_id
         return Prepared(
             groups=[batch.groups[place] for place in mine.groups],
-            micro_batches=[micro_batch(m, groups, pad_token_id=pad) for m in mine.micro_batches],
+            mini_batches=[
+                [micro_batch(rows, groups, pad_token_id=pad) for rows in mini_batch]
+                for mini_batch in mine.mini_batches
+            ],
             metrics=plan_metrics(plans) | {"preparation_s": time.perf_counter() - start},
         )
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from trainer.algorithms.logprobs import SamplingDistribution, _logits, token_logprobs
+from trainer.algorithms.logprobs import SamplingDistribution, _add_product, _logits, token_logprobs
 
 TOKENS, HIDDEN, VOCABULARY = 11, 6, 13
 
@@ -117,6 +117,7 @@ def test_a_gpu_s_product_takes_bfloat16_and_gives_float32() -> None:
     weight = torch.empty(VOCABULARY, HIDDEN, dtype=torch.bfloat16, device="meta")
     found = _logits(hidden, weight, float32=True)
     assert (found.dtype, found.shape) == (torch.float32, (TOKENS, VOCABULARY))
+    _add_product(torch.empty(VOCABULARY, HIDDEN, device="meta"), found.bfloat16().t(), hidden)
 
 
 def test_float32_answers_in_float32() -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import random
 import threading
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -95,7 +96,7 @@ def test_ranks_prepare_their_own_groups_and_each_image_once(
     assert [len(dataset.read) for dataset in datasets] == [2, 2]
     for rank in ranks:
         found: dict[tuple[int, int], tuple[list[int], float]] = {}
-        for micro_batch in rank.micro_batches:
+        for micro_batch in chain.from_iterable(rank.mini_batches):
             for n, order in enumerate(micro_batch.order):
                 here = micro_batch.loss_mask[n].bool()
                 weight = float(micro_batch.token_weights[n].max())
@@ -131,9 +132,7 @@ class Source:
     def prepare(self, batch: StepBatch) -> Prepared:
         if batch.outcome.stale == ["2"]:
             raise InvalidInputError("image 2 cannot be prepared")
-        return Prepared(
-            groups=[], micro_batches=[], metrics={"step": float(batch.outcome.stale[0])}
-        )
+        return Prepared(groups=[], mini_batches=[], metrics={"step": float(batch.outcome.stale[0])})
 
 
 def test_the_next_batch_is_made_while_a_step_trains() -> None:
