@@ -52,6 +52,10 @@ def _steps(settings: Settings) -> Iterator[str]:
         f"{counted(trainer.num_ranks, 'trainer GPU')}; "
         f"{counted(settings.cluster.num_rollout_servers, 'rollout server')}"
     )
+    algorithm = settings.algorithm
+    updates = algorithm.num_iterations * algorithm.num_mini_batches
+    if updates > 1:
+        step += f"; {updates} updates of {trainer.groups_per_step // algorithm.num_mini_batches}"
     try:
         rows = len(opened(name, settings.data.task))
     except InvalidInputError:
