@@ -74,7 +74,7 @@ class TrlOracle(GRPOTrainer):  # type: ignore[misc]
 
     def __init__(self, step: StepTensors, *, steps_per_generation: int = 1, **config: Any) -> None:
         self.step = step
-        self.policy = lambda: step.policy_logprobs
+        self.policy: Callable[[], Tensor] = lambda: step.policy_logprobs
         self.args = GRPOConfig(
             per_device_train_batch_size=len(step.lengths) // steps_per_generation,
             steps_per_generation=steps_per_generation,

@@ -60,9 +60,9 @@ def train_steps(run: TrainingRun) -> None:
             if output.skipped:
                 run.skip(step, batch, prepared.groups, output)
                 continue
+            batch = batch.after(run.skipped)
             if output.num_skipped_updates:
                 batch = run.without_skipped(step, batch, prepared.groups, output)
-            batch = batch.after(run.skipped)
             with run.phase("publish"):
                 run.connection.publish(run.engine.weights(), step + 1, batch)
             run.record(step, batch, learned | output.metrics)

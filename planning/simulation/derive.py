@@ -84,7 +84,7 @@ def _training(settings: Settings, cluster: Cluster, shape: ModelShape) -> RateTa
     hardware, trainer = cluster.hardware, settings.trainer
     algorithm = settings.algorithm
     updates = algorithm.num_iterations * algorithm.num_mini_batches
-    passes = algorithm.num_iterations * (8 if trainer.gradient_checkpointing else 6)
+    passes = algorithm.num_iterations * (8.0 if trainer.gradient_checkpointing else 6.0)
     passes += 2 * (1 - 1 / algorithm.num_mini_batches)  # before the first update
     flops = hardware.flops.value * hardware.training_share.value
     gradients = 2 * version_bytes(settings, shape)

@@ -159,7 +159,7 @@ def test_more_updates_take_as_many_passes_and_steps() -> None:
     once = derived(settings(), cluster, shape)
     algorithm = {"num_iterations": 2, "num_mini_batches": 4}
     found = derived(settings().changed(algorithm=algorithm), cluster, shape)
-    assert found["token_s"].value == pytest.approx(once["token_s"].value * (2 * 6 + 1.5) / 6)
+    assert found["token_s"].value == pytest.approx(once["token_s"].value * (2 * 8 + 1.5) / 8)
     assert found["fixed_s"].value == pytest.approx(once["fixed_s"].value * 8)
 
 
