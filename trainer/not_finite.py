@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from services.errors import SggError
 from services.schemas.groups import TrainGroup
-from trainer.policy.engine import StepOutput
+from trainer.policy.updates import StepOutput
 from trainer.ranks.group import Ranks
 from trainer.types import StepBatch
 

@@ -12,7 +12,8 @@ from trainer.batches.preparation import PreparedBatches
 from trainer.checkpoints.checkpoint import CheckpointStore
 from trainer.connection import ServiceConnection
 from trainer.not_finite import explain_skipped, explain_skipped_updates
-from trainer.policy.engine import PolicyEngine, StepOutput
+from trainer.policy.engine import PolicyEngine
+from trainer.policy.updates import StepOutput
 from trainer.ranks.group import Ranks
 from trainer.ranks.stop import StopAskedError, StopRequest
 from trainer.ranks.write_guard import WriteGuard

@@ -40,7 +40,7 @@ from trainer.collection.cursor import CursorState
 from trainer.collection.prompts import PromptSource
 from trainer.connection import ServiceConnection
 from trainer.not_finite import MAX_SKIPPED, NotFiniteError
-from trainer.policy.engine import StepOutput
+from trainer.policy.updates import StepOutput
 from trainer.ranks.stop import StopAskedError, StopRequest
 from trainer.ranks.watch import RankWatch, watched
 from trainer.ranks.write_guard import WriteGuard

@@ -32,7 +32,7 @@ class Prepared:
     """A rank's part of a step."""
 
     groups: list[TrainGroup]
-    """In the order of `policy.engine.StepOutput.policy_logprobs`."""
+    """In the order of `policy.updates.StepOutput.policy_logprobs`."""
     mini_batches: list[list[MicroBatch]]
     """[mini-batch][micro batch]"""
     metrics: dict[str, float]

@@ -2,13 +2,11 @@
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from functools import partial
 from itertools import chain
 from pathlib import Path
-from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +19,6 @@ from services.models.families import as_published, save_published
 from services.settings import Settings
 from trainer.algorithms.logprobs import SamplingDistribution, token_logprobs
 from trainer.algorithms.losses import LossOutput, policy_loss, with_finite_guard
-from trainer.algorithms.stats import Stats
 from trainer.batches.batch import MicroBatch, RopeIndex
 from trainer.policy.adapter import add_adapter, save_adapter
 from trainer.policy.deepspeed_api import forget_gradients, gathered, init_distributed, initialize
@@ -37,6 +34,7 @@ from trainer.policy.logprob_model import (
 from trainer.policy.model import load_model, load_processor, placeholder_ids
 from trainer.policy.random_state import load_random_state, save_random_state
 from trainer.policy.state_layout import check_layout, write_layout
+from trainer.policy.updates import Pass, StepOutput, Update, in_order, step_stats
 from trainer.ranks.group import check_num_ranks
 from trainer.ranks.rendezvous import join_ranks
 
@@ -56,70 +54,6 @@ def init_process_group(timeout_s: float) -> None:
     backend, timeout = "nccl" if torch.cuda.is_available() else "gloo", timedelta(seconds=timeout_s)
     join_ranks(backend, timeout)
     init_distributed(backend, timeout)
-
-
-@dataclass(slots=True, kw_only=True)
-class StepOutput:
-    """What the engine reports of a step, of this rank."""
-
-    stats: Stats
-    """Of the updates that were made."""
-    grad_norms: list[list[float]]
-    """[iteration][mini-batch] of each update, over all ranks, before clipping; NaN or infinite
-    where a number was not finite, so that the update was skipped."""
-    policy_logprobs: list[list[float]]
-    """[completion][token] before the first update, in the order of the rank's groups."""
-
-    @property
-    def skipped(self) -> bool:
-        """Whether every update was, so that the weights are as before; on every rank."""
-        return not self._made
-
-    @property
-    def grad_norm(self) -> float:
-        """Mean over the updates that were made; NaN where none was."""
-        return fmean(self._made) if self._made else math.nan
-
-    @property
-    def num_skipped_updates(self) -> int:
-        """The same on every rank."""
-        return sum(map(len, self.grad_norms)) - len(self._made)
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """What the step's line says of its updates."""
-        return {"grad_norm": self.grad_norm, "num_skipped_updates": self.num_skipped_updates}
-
-    @property
-    def skipped_mini_batches(self) -> list[int]:
-        """Those that gave no update in any iteration: nothing was learnt from their groups."""
-        of_each = enumerate(zip(*self.grad_norms, strict=True))
-        return [place for place, norms in of_each if not any(map(math.isfinite, norms))]
-
-    @property
-    def _made(self) -> list[float]:
-        return [*filter(math.isfinite, chain.from_iterable(self.grad_norms))]
-
-
-@dataclass(slots=True)
-class _Pass:
-    """A micro batch, on the host, with what is computed once a step; on the device."""
-
-    batch: MicroBatch
-    old_logprobs: Tensor | None = None
-    """[N, L] of the policy before the first update."""
-    ref_logprobs: Tensor | None = None
-    """[N, L] of the reference, where there is one."""
-
-
-@dataclass(slots=True)
-class _Update:
-    """One optimizer step, on this rank."""
-
-    outputs: list[LossOutput]
-    """Of each micro batch."""
-    grad_norm: float
-    """Over all ranks, before clipping; not finite where the update was skipped."""
 
 
 class PolicyEngine:
@@ -183,7 +117,7 @@ class PolicyEngine:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._engine.train()
-        passes = [[_Pass(batch) for batch in mini_batch] for mini_batch in mini_batches]
+        passes = [[Pass(batch) for batch in mini_batch] for mini_batch in mini_batches]
         for one in chain.from_iterable(passes[1:]):  # those of the first see that policy anyway
             one.old_logprobs = logprobs_without_gradient(self._engine, one.batch.to(self.device))
         updates = [
@@ -191,9 +125,9 @@ class PolicyEngine:
             for _ in range(self._settings.algorithm.num_iterations)
         ]
         return StepOutput(
-            stats=self._stats(updates),
+            stats=step_stats(updates, self._world_size),
             grad_norms=[[update.grad_norm for update in iteration] for iteration in updates],
-            policy_logprobs=_in_order(chain.from_iterable(passes)),
+            policy_logprobs=in_order(chain.from_iterable(passes)),
         )
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -255,7 +189,7 @@ class PolicyEngine:
         self._engine.destroy()
         torch.distributed.destroy_process_group()
 
-    def _update(self, passes: Sequence[_Pass]) -> _Update:
+    def _update(self, passes: Sequence[Pass]) -> Update:
         """One optimizer step over a mini-batch.
 
         The parts of the loss add up over micro batches and ranks; DeepSpeed averages over ranks.
@@ -275,25 +209,7 @@ class PolicyEngine:
             if i < len(passes) - 1:
                 self._engine.step()
             outputs.append(output)
-        return _Update(outputs, self._optimizer_step())
-
-    def _stats(self, updates: Sequence[Sequence[_Update]]) -> Stats:
-        """Of the updates that were made, by [iteration][mini-batch]; of all where none was."""
-        all_made = [[u for u in iteration if math.isfinite(u.grad_norm)] for iteration in updates]
-        by_iteration = all_made if any(all_made) else updates
-        made = [*chain.from_iterable(by_iteration)]
-        stats = _total(made)
-        # A sum over ranks is wanted, and a mean is what becomes of (sum, count): count it once.
-        losses = [output.loss.detach().double() for update in made for output in update.outputs]
-        loss = torch.stack(losses).sum()
-        count = torch.full_like(loss, len(made))
-        stats.sums["loss"] = torch.stack([loss * self._world_size, count])
-        if len(updates) > 1:
-            for number, iteration in enumerate(by_iteration, start=1):
-                if iteration:
-                    clipped = _total(iteration).sums["clip_fraction"]
-                    stats.sums[f"clip_fraction_by_iteration/{number}"] = clipped
-        return stats
+        return Update(outputs, self._optimizer_step())
 
     def _logprob_model(self, model: nn.Module) -> LogprobModel:
         drawn_from = SamplingDistribution(
@@ -349,7 +265,7 @@ class PolicyEngine:
             return math.nan
         return float(self._engine.get_global_grad_norm())
 
-    def _loss(self, scored: LogprobOutput, batch: MicroBatch, one: _Pass) -> LossOutput:
+    def _loss(self, scored: LogprobOutput, batch: MicroBatch, one: Pass) -> LossOutput:
         return policy_loss(
             self._settings.algorithm,
             scored.logprobs,
@@ -361,18 +277,3 @@ class PolicyEngine:
             old_logprobs=one.old_logprobs,
             ref_logprobs=one.ref_logprobs,
         )
-
-
-def _total(updates: Iterable[_Update]) -> Stats:
-    return Stats.total(output.stats for update in updates for output in update.outputs)
-
-
-def _in_order(passes: Iterable[_Pass]) -> list[list[float]]:
-    """old_logprobs [completion][token], groups in order; here a GPU is waited for."""
-    found: dict[tuple[int, int], list[float]] = {}
-    for one in passes:
-        assert one.old_logprobs is not None
-        logprobs, masks = one.old_logprobs.cpu(), one.batch.loss_mask.bool()
-        for order, row, mask in zip(one.batch.order, logprobs, masks, strict=True):
-            found[order] = row[mask].tolist()
-    return [found[order] for order in sorted(found)]
