@@ -55,7 +55,8 @@ def _steps(settings: Settings) -> Iterator[str]:
     algorithm = settings.algorithm
     updates = algorithm.num_iterations * algorithm.num_mini_batches
     if updates > 1:
-        step += f"; {updates} updates of {trainer.groups_per_step // algorithm.num_mini_batches}"
+        size = trainer.groups_per_step // algorithm.num_mini_batches
+        step += f"; {updates} updates of {counted(size, 'image')}"
     try:
         rows = len(opened(name, settings.data.task))
     except InvalidInputError:
