@@ -80,7 +80,7 @@ def estimate_sft_memory(settings: Settings, shape: ModelShape) -> dict[str, floa
 
 
 def _head_gradient(settings: Settings, shape: ModelShape) -> float:
-    """Bytes of its sum over chunks, in float32, and of a chunk's part or of the rounded sum."""
+    """Bytes of its sum over chunks, in float32, and of the rounded sum."""
     if settings.trainer.freeze_language_model or settings.lora.rank:
         return 0.0
     return float((4 + weight_bytes(settings)) * shape.vocab_size * shape.hidden_size)
