@@ -16,6 +16,7 @@ from benchmarks.trainer_load import LOADS, questions
 from benchmarks.trainer_ours import LEARNING_RATE, _batch, _budget, _settings
 from trainer.algorithms.weighting import completion_weights
 from trainer.batches.preparation import Preparation
+from trainer.batches.shares import share_out
 from trainer.policy.engine import PolicyEngine, init_process_group
 
 KINDS = [(1, 1), (2, 1), (4, 1), (1, 2), (2, 2)]
@@ -45,6 +46,8 @@ def _measure(name: str, folder: Path, rounds: int) -> dict[tuple[int, int], list
     engine = PolicyEngine(settings, world_size=1)
     batch = _batch(load, engine.processor)
     lengths = [len(c.token_ids) for g in batch.groups for c in g.rollout.completions]
+    budget, samples = _budget(load, batch), [question.sample for question in questions(load)]
+    preparation = Preparation(samples, engine.processor, engine.rope_index)  # type: ignore[arg-type]
     seconds: dict[tuple[int, int], list[float]] = {kind: [] for kind in KINDS}
     for number in range(rounds + 1):
         for parts, iterations in KINDS:
@@ -54,17 +57,16 @@ def _measure(name: str, folder: Path, rounds: int) -> dict[tuple[int, int], list
                 engine._settings.algorithm, lengths, [False] * len(lengths), max_tokens=1024
             )
             size = load.group_size
-            prepared = Preparation(
-                [question.sample for question in questions(load)],  # type: ignore[arg-type]
-                engine.processor,
-                engine.rope_index,
-                max_tokens=_budget(load, batch),
-                rank=0,
+            (part,) = share_out(
+                batch.groups,
+                [flat[i : i + size] for i in range(0, len(flat), size)],
                 num_ranks=1,
+                max_tokens=budget,
                 num_mini_batches=parts,
-            )(batch, [flat[i : i + size] for i in range(0, len(flat), size)])
+            )
+            mini_batches = preparation(part).mini_batches
             start = time.perf_counter()
-            engine.train_step(prepared.mini_batches, LEARNING_RATE)
+            engine.train_step(mini_batches, LEARNING_RATE)
             if number:  # the first round warms up
                 seconds[parts, iterations].append(time.perf_counter() - start)
     return seconds

@@ -213,7 +213,8 @@ def test_memory_of_a_gpu_from_trainer_to_server(
 
     stand_in = create_autospec(rebuild_cuda_tensor, side_effect=rebuild)
     monkeypatch.setattr(ipc_engine, "rebuild_cuda_tensor", stand_in)
-    handles = [shared.share.handles[name].model_dump() for name in tensors]
+    share = shared.share
+    handles = [{share.gpu: share.handles[name].model_dump()} for name in tensors]
     update(engine, info_of(tensors) | {"handles": handles})
     assert_loaded(engine, tensors)
     for given, tensor in zip(rebuilt, tensors.values(), strict=True):

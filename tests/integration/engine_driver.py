@@ -16,10 +16,12 @@ import signal
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -27,6 +29,7 @@ from scene_data.dataset import Sample, SceneDataset
 from scene_data.templates import prompt_messages
 from scene_data.toy.scenes import SIDE, render, toy_scene
 from scene_graph.boxes import RELATIVE_1000
+from services.errors import InvalidInputError, SggError
 from services.schemas.groups import TrainGroup
 from services.schemas.rollouts import Completion
 from services.settings import Settings
@@ -35,9 +38,9 @@ from tests.train_groups import completion, train_group
 from trainer.algorithms.weighting import completion_weights
 from trainer.batches.batch import MicroBatch
 from trainer.batches.preparation import Preparation
+from trainer.batches.shares import RankBatch, pack, share_out, unpack
 from trainer.policy.engine import PolicyEngine, init_process_group
 from trainer.ranks.group import Ranks
-from trainer.types import Outcome, StepBatch
 
 STEPS, SAVED_AT, SPOILT = 3, 2, 99
 NUM_GROUPS, GROUP_SIZE = 4, 3
@@ -112,41 +115,35 @@ class Trained:
     ranks: Ranks
 
     def batches_of(self, step: int) -> list[list[MicroBatch]]:
-        """This rank's."""
+        """This rank's micro batches, of one completion each."""
         engine, ranks = self.engine, self.ranks
-        return batches_of(step, ranks.rank, ranks.size, engine, self.algorithm)
+        shares = partial(parts_of, step, ranks.size, engine, self.algorithm)
+        part = ranks.scatter(shares, pack, unpack)
+        assert len(part.groups) == NUM_GROUPS // ranks.size, "no rank gets what it does not train"
+        return laid_out(part, engine)
 
 
-def batches_of(
-    step: int, rank: int, size: int, engine: Any, algorithm: AlgorithmSettings
-) -> list[list[MicroBatch]]:
-    """A rank's micro batches, of one completion each; the same groups whatever the ranks.
+def laid_out(part: RankBatch, engine: Any) -> list[list[MicroBatch]]:
+    """[mini-batch][micro batch] of a part; the engine has `processor` and `rope_index`."""
+    return Preparation(Scenes(), engine.processor, engine.rope_index)(part).mini_batches
 
-    Args:
-        step: Which of the groups that there are.
-        rank: Whose they are.
-        size: Number of ranks.
-        engine: Has `processor` and `rope_index`.
-        algorithm: The case's.
 
-    Returns:
-        [mini-batch][micro batch]
-    """
+def parts_of(
+    step: int, num_ranks: int, engine: Any, algorithm: AlgorithmSettings
+) -> list[RankBatch]:
+    """What each rank trains of a step; the same groups whatever the ranks."""
     picked = torch.Generator().manual_seed(step)
     groups = [_group(index, picked, engine.processor) for index in range(NUM_GROUPS)]
     lengths = [len(c.token_ids) for g in groups for c in g.rollout.completions]
     flat = completion_weights(algorithm, lengths, [False] * len(lengths), max_tokens=64)
     weights = [flat[i : i + GROUP_SIZE] for i in range(0, len(flat), GROUP_SIZE)]
-    preparation = Preparation(
-        Scenes(),
-        engine.processor,
-        engine.rope_index,
+    return share_out(
+        groups,
+        weights,
+        num_ranks=num_ranks,
         max_tokens=60,
-        rank=rank,
-        num_ranks=size,
         num_mini_batches=algorithm.num_mini_batches,
     )
-    return preparation(StepBatch(groups=groups, outcome=Outcome()), weights).mini_batches
 
 
 class Scenes(SceneDataset):
@@ -252,6 +249,21 @@ def _infinite_weights(batch: MicroBatch) -> None:
     batch.token_weights.fill_(torch.inf)
 
 
+def assert_failures_reach_every_rank(ranks: Ranks) -> None:
+    """Whether rank 0 cannot make the parts or not send one of them; then the ranks meet again."""
+
+    def fails(*_: object) -> Any:
+        raise InvalidInputError("group 7 is torn")
+
+    with pytest.raises(SggError, match="group 7 is torn"):
+        ranks.scatter(fails, str.encode, bytes.decode)
+    if ranks.size > 1:
+        with pytest.raises(SggError, match="group 7 is torn"):
+            ranks.scatter(lambda: ["part"] * ranks.size, fails, bytes.decode)
+    parts = ["a", "ä" * 1000][: ranks.size]
+    assert ranks.scatter(lambda: parts, str.encode, bytes.decode) == parts[ranks.rank]
+
+
 def draws() -> list[float]:
     """One of each source of randomness."""
     return [torch.rand(()).item(), float(np.random.rand()), random.random()]
@@ -294,6 +306,7 @@ def main() -> None:
     torch.set_num_threads(1)
     init_process_group(60)
     ranks = Ranks(60)
+    assert_failures_reach_every_rank(ranks)
     for case in cases:
         run(case, Path(folder), ranks, resume=what == "resume")
         gc.collect()

@@ -23,8 +23,9 @@ from tests.integration.engine_driver import (
     RESUMED,
     SPOILT,
     STEPS,
-    batches_of,
     in_order,
+    laid_out,
+    parts_of,
     settings_of,
 )
 from trainer.algorithms.logprobs import SamplingDistribution, token_logprobs
@@ -179,7 +180,8 @@ def test_updates_are_those_of_a_plain_loop(folder: Path) -> None:
 
     rows = report(folder, "zero0-frozen", 1)["steps"]
     for step in (*range(STEPS), SPOILT):
-        mini_batches = batches_of(step, 0, 1, parts, algorithm)
+        (part,) = parts_of(step, 1, parts, algorithm)
+        mini_batches = laid_out(part, parts)
         with torch.no_grad():
             old = {id(batch): policy(batch).logprobs for m in mini_batches for batch in m}
         if step != SPOILT:
