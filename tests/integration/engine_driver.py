@@ -79,7 +79,11 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "deepspeed": {"zero_stage": 2, "offload_optimizer": True},
         "model": BF16,
     },
-    "zero3-bf16": {"deepspeed": {"zero_stage": 3}, "model": BF16},
+    "zero3-bf16": {
+        "deepspeed": {"zero_stage": 3},
+        "model": BF16,
+        "trainer": {"float32_head": True},
+    },
 }
 RESUMED = ("zero2-offload", "zero3", "zero3-frozen", "zero3-lora")
 """Cases that are saved after `SAVED_AT` steps, and continued by another start."""

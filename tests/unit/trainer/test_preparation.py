@@ -110,7 +110,8 @@ def test_a_part_travels_exactly_and_alone() -> None:
     groups = [random_group(rng, prompt=3 + i, lengths=[1 + i, 5], index=i) for i in range(4)]
     exact = completion([2**31 - 1], [-1e-300])
     groups[0] = train_group([0], [exact, completion([7, 8], [-0.1, 5e-5])])
-    parts = share_out(groups, [[0.1, 1 / 3]] * 4, num_ranks=2, max_tokens=64)
+    weights = [[0.1, 1 / 3]] * 4
+    parts = share_out(groups, weights, num_ranks=2, max_tokens=64, num_mini_batches=2)
     assert sorted(group.index for part in parts for group in part.groups) == [0, 1, 2, 3]
     for part in parts:
         body = pack(part)
