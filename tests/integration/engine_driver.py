@@ -191,7 +191,7 @@ def train(trained: Trained, steps: range) -> list[dict[str, Any]]:
     rows = []
     for step in steps:
         mini_batches = trained.batches_of(step)
-        assert all(len(mini_batch) >= 3 for mini_batch in mini_batches)
+        assert sum(map(len, mini_batches)) >= 3
         output = trained.engine.train_step(mini_batches, RATE)
         orders = [order for order, _ in in_order(mini_batches)]
         rows.append(
