@@ -134,7 +134,7 @@ async def test_a_broadcast_from_trainer_to_server(
         assert {name: info[name] for name in expected} == expected
         await asyncio.to_thread(update, engine, info_of(tensors))
 
-    own = nccl._Group(members=("server",), unique_id=bytes(128), communicator=communicator)
+    own = nccl._Group(members={"server": 1}, unique_id=bytes(128), communicator=communicator)
     await asyncio.to_thread(trainer._send, own, CommitClient(commit))
     assert_loaded(engine, tensors)
     assert communicator.broadcast.call_count > 1
