@@ -33,8 +33,9 @@ class Prepared:
     """A rank's part of a step."""
 
     groups: list[TrainGroup]
-    """In the order of `policy.engine.StepOutput.policy_logprobs`."""
-    micro_batches: list[MicroBatch]
+    """In the order of `policy.updates.StepOutput.policy_logprobs`."""
+    mini_batches: list[list[MicroBatch]]
+    """[mini-batch][micro batch]"""
     metrics: dict[str, float]
     """Those of the `RankBatch`, and `preparation_s`."""
 
@@ -73,7 +74,10 @@ class Preparation:
         }
         return Prepared(
             groups=part.groups,
-            micro_batches=[micro_batch(rows, groups) for rows in part.plan.micro_batches],
+            mini_batches=[
+                [micro_batch(rows, groups) for rows in mini_batch]
+                for mini_batch in part.plan.mini_batches
+            ],
             metrics=part.metrics | {"preparation_s": time.perf_counter() - start},
         )
 
