@@ -117,10 +117,10 @@ class Fleet:
     async def only_record(self) -> ServerRecord:
         """The only server's, once it has beaten: it may be ready before."""
         async with asyncio.timeout(30):
-            while not (servers := await self.registry.servers()):
+            while True:
+                for record in await self.registry.servers():
+                    return record
                 await asyncio.sleep(0.02)
-        (record,) = servers
-        return record
 
     def join(self, *gpus: str) -> Member:
         member = Member(self.settings, *gpus)
