@@ -39,6 +39,7 @@ def estimate_memory(settings: Settings, shape: ModelShape) -> dict[str, float]:
         # In float32 from the product on, or from the softmax on: the same at its fullest.
         "logits of a chunk": 3 * 4 * settings.trainer.logprob_chunk * shape.vocab_size,
         "head's gradient": _head_gradient(settings, shape),
+        "float32 head": _float32_head(settings, shape),
     }
     # Over `ipc` servers read a whole version on this GPU, between two steps.
     version = version_bytes(settings, shape)
@@ -79,10 +80,16 @@ def estimate_sft_memory(settings: Settings, shape: ModelShape) -> dict[str, floa
 
 
 def _head_gradient(settings: Settings, shape: ModelShape) -> float:
-    """Bytes of its sum over chunks, in float32, and of a chunk's part or of the rounded sum."""
+    """Bytes of its sum over chunks, in float32, and of the rounded sum."""
     if settings.trainer.freeze_language_model or settings.lora.rank:
         return 0.0
     return float((4 + weight_bytes(settings)) * shape.vocab_size * shape.hidden_size)
+
+
+def _float32_head(settings: Settings, shape: ModelShape) -> float:
+    """Bytes of the copy that a micro batch's backward pass waits with."""
+    copied = settings.trainer.float32_head and settings.model.dtype == "bfloat16"
+    return 4.0 * shape.vocab_size * shape.hidden_size * copied
 
 
 def num_trainable(settings: Settings, shape: ModelShape) -> int:

@@ -125,6 +125,8 @@ def test_says_steps_and_memory_and_is_a_file_of_settings(tmp_path: Path) -> None
     assert "#   together" in text
     (tmp_path / "again.toml").write_text(text)
     assert load_settings(tmp_path / "again.toml", [], {}) == settings
+    updates = {"num_mini_batches": 2, "num_iterations": 3}
+    assert dry_run(settings.changed(algorithm=updates)).endswith("; 6 updates of 4 images")
 
 
 def test_of_sft_says_what_is_trained_on_what_and_its_memory(tmp_path: Path) -> None:
@@ -216,6 +218,7 @@ def test_the_head_s_gradient_and_a_version_for_ipc_count() -> None:
     assert sum(found[name] for name in (*step, "version over a step")) == pytest.approx(version)
     assert "version over a step" not in parts("weights.transport=shm", "deploy.kind=colocated")
     assert "head's gradient" not in parts("trainer.freeze_language_model=true")
+    assert parts("trainer.float32_head=true")["float32 head"] == 4 * head / GIB
 
 
 def test_sharding_offloading_and_adapters_need_less(tmp_path: Path) -> None:
