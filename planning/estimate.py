@@ -35,7 +35,6 @@ def estimate_memory(settings: Settings, shape: ModelShape) -> dict[str, float]:
     zero = settings.deepspeed
     step = {
         "activations": _activations(settings, shape, tokens=tokens, images=images),
-        "attention mask": 2 * _row_tokens(settings) ** 2,
         # In float32 from the product on, or from the softmax on: the same at its fullest.
         "logits of a chunk": 3 * 4 * settings.trainer.logprob_chunk * shape.vocab_size,
         "head's gradient": _head_gradient(settings, shape),
@@ -136,13 +135,6 @@ def weight_bytes(settings: Settings) -> int:
 def version_bytes(settings: Settings, shape: ModelShape) -> int:
     """Bytes of what is sent to a server."""
     return weight_bytes(settings) * num_trainable(settings, shape)
-
-
-def _row_tokens(settings: Settings) -> int:
-    """The longest sequence: a group as one, or as much of it as a micro batch takes."""
-    most = settings.rollout.max_model_len
-    most += (settings.trainer.group_size - 1) * settings.sampling.max_tokens
-    return max(settings.rollout.max_model_len, min(most, settings.trainer.tokens_per_micro_batch))
 
 
 def _activations(settings: Settings, shape: ModelShape, *, tokens: int, images: float) -> float:
