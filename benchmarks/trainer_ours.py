@@ -15,7 +15,7 @@ from services.schemas.groups import TrainGroup
 from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
 from services.settings import Settings
 from trainer.algorithms.advantages import group_relative
-from trainer.batches.micro_batches import padded_length, plan_step
+from trainer.batches.micro_batches import PackedRow, plan_step
 from trainer.batches.preparation import Preparation, Prepared, PreparedBatches
 from trainer.batches.shares import share_out
 from trainer.policy.engine import PolicyEngine, init_process_group
@@ -53,7 +53,7 @@ def run(load: Load, model: Path, steps: int, dtype: str, checkpointing: bool) ->
         return preparation(part)
 
     # The first pass finds the logprobs of the start weights, as a sampler would have reported them.
-    scored = engine.train_step(prepare(batch).micro_batches, 0.0)
+    scored = engine.train_step(prepare(batch).mini_batches, 0.0)
     batch = _with_logprobs(batch, scored.policy_logprobs)
     clock = Phases(engine.device)
     clock.watch(engine)
@@ -61,7 +61,7 @@ def run(load: Load, model: Path, steps: int, dtype: str, checkpointing: bool) ->
     for _ in range(steps):
         start = clock.now()
         with_tensors = clock.timed("preparation", partial(prepare, batch))()
-        output = engine.train_step(with_tensors.micro_batches, LEARNING_RATE)
+        output = engine.train_step(with_tensors.mini_batches, LEARNING_RATE)
         seconds.append(clock.now() - start)
         norms.append(output.grad_norm)
     peak, rise = memory.total_mib(), memory.mib()
@@ -87,7 +87,7 @@ def _waits(
         start = time.perf_counter()
         prepared = batches.prepared()
         waits.append(time.perf_counter() - start)
-        engine.train_step(prepared.micro_batches, LEARNING_RATE)
+        engine.train_step(prepared.mini_batches, LEARNING_RATE)
     return waits[1:]
 
 
@@ -210,7 +210,7 @@ def _budget(load: Load, batch: StepBatch) -> int:
 def _work(engine: PolicyEngine, batch: StepBatch, budget: int) -> dict[str, float]:
     """What the model FLOP/s are counted from."""
     (plan,) = plan_step(batch.groups, num_ranks=1, max_tokens=budget)
-    rows = [(padded_length(rows), row) for rows in plan.micro_batches for row in rows]
+    rows = [row for rows in plan.micro_batches for row in rows]
     model = engine._engine.module.model
     text = model.config.get_text_config()
     count = {
@@ -225,8 +225,18 @@ def _work(engine: PolicyEngine, batch: StepBatch, budget: int) -> dict[str, floa
     return {
         **count,
         "image_tokens": images,
-        "model_tokens": sum(row.length for _, row in rows),
+        "model_tokens": sum(row.length for row in rows),
         "plain_tokens": sum(prompts) * (len(answers) // len(prompts)) + sum(answers),
         "scored_tokens": sum(answers),
-        "attention": text.num_hidden_layers * text.hidden_size * sum(n * n for n, _ in rows),
+        "attention": text.num_hidden_layers
+        * text.hidden_size
+        * sum(map(partial(_seen, batch), rows)),
     }
+
+
+def _seen(batch: StepBatch, row: PackedRow) -> float:
+    """Pairs of a row's tokens of which one sees the other."""
+    rollout = batch.groups[row.group].rollout
+    prompt = len(rollout.prompt_token_ids)
+    answers = [len(rollout.completions[i].token_ids) for i in row.completions]
+    return prompt**2 / 2 + sum(prompt * answer + answer**2 / 2 for answer in answers)

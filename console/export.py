@@ -79,15 +79,15 @@ class _Copy:
         self.num_bytes = 0
 
     async def write_run(self, run: Run) -> None:
-        """Write all of a run.
+        """Write all of a run; another page than its first one may say that it cannot be made.
 
         Raises:
-            UnavailableError: A page cannot be made; the message is what it says.
+            UnavailableError: The first page cannot be made; the message is what it says.
             OSError: A file of the run cannot be read.
         """
         addresses = [f"{run.url}{rest}" for rest in TABS.values()]
         addresses += [f"{run.url}/logs/{log.quoted}" for log in logs(run.files)]
-        pages = {address: await self._page(address) for address in addresses}
+        pages = {a: await self._page(a, is_needed=a == run.url) for a in addresses}
         files = {address: _folder(address) / "index.html" for address in addresses}
         files |= _group_files(run, pages[f"{run.url}{TABS['Rollouts']}"])
         for file, address in {file: address for address, file in files.items()}.items():
@@ -112,9 +112,10 @@ class _Copy:
         for name in REPORT_FILES:
             self._keep(Path("static/report") / name, (PARTS / name).read_bytes())
 
-    async def _page(self, address: str) -> str:
-        answer = await self._client.get(address)
-        if answer.is_error:
+    async def _page(self, address: str, *, is_needed: bool = False) -> str:
+        headers = {} if is_needed else {"Accept": "text/html"}
+        answer = await self._client.get(address, headers=headers)
+        if is_needed and answer.is_error:
             raise UnavailableError(answer.json()["detail"])
         return answer.text
 
@@ -149,8 +150,10 @@ class _Copy:
         if not answer.is_error:
             name = hashlib.sha256(answer.content).hexdigest()[:32]
             suffix = ".jsonl" if "/rows.jsonl?" in address else ".jpg"
-            self._files[address] = file = Path("files", name + suffix)
-            self._keep(file, answer.content)
+            file = Path("files", name + suffix)
+            if file not in self._files.values():
+                self._keep(file, answer.content)
+            self._files[address] = file
 
     def _keep(self, file: Path, content: bytes) -> None:
         (self._into / file).parent.mkdir(parents=True, exist_ok=True)

@@ -35,10 +35,10 @@ def estimate_memory(settings: Settings, shape: ModelShape) -> dict[str, float]:
     zero = settings.deepspeed
     step = {
         "activations": _activations(settings, shape, tokens=tokens, images=images),
-        "attention mask": 2 * _row_tokens(settings) ** 2,
         # In float32 from the product on, or from the softmax on: the same at its fullest.
         "logits of a chunk": 3 * 4 * settings.trainer.logprob_chunk * shape.vocab_size,
         "head's gradient": _head_gradient(settings, shape),
+        "float32 head": _float32_head(settings, shape),
     }
     # Over `ipc` servers read a whole version on this GPU, between two steps.
     version = version_bytes(settings, shape)
@@ -79,10 +79,16 @@ def estimate_sft_memory(settings: Settings, shape: ModelShape) -> dict[str, floa
 
 
 def _head_gradient(settings: Settings, shape: ModelShape) -> float:
-    """Bytes of its sum over chunks, in float32, and of a chunk's part or of the rounded sum."""
+    """Bytes of its sum over chunks, in float32, and of the rounded sum."""
     if settings.trainer.freeze_language_model or settings.lora.rank:
         return 0.0
     return float((4 + weight_bytes(settings)) * shape.vocab_size * shape.hidden_size)
+
+
+def _float32_head(settings: Settings, shape: ModelShape) -> float:
+    """Bytes of the copy that a micro batch's backward pass waits with."""
+    copied = settings.trainer.float32_head and settings.model.dtype == "bfloat16"
+    return 4.0 * shape.vocab_size * shape.hidden_size * copied
 
 
 def num_trainable(settings: Settings, shape: ModelShape) -> int:
@@ -129,13 +135,6 @@ def weight_bytes(settings: Settings) -> int:
 def version_bytes(settings: Settings, shape: ModelShape) -> int:
     """Bytes of what is sent to a server."""
     return weight_bytes(settings) * num_trainable(settings, shape)
-
-
-def _row_tokens(settings: Settings) -> int:
-    """The longest sequence: a group as one, or as much of it as a micro batch takes."""
-    most = settings.rollout.max_model_len
-    most += (settings.trainer.group_size - 1) * settings.sampling.max_tokens
-    return max(settings.rollout.max_model_len, min(most, settings.trainer.tokens_per_micro_batch))
 
 
 def _activations(settings: Settings, shape: ModelShape, *, tokens: int, images: float) -> float:

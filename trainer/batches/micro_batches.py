@@ -1,4 +1,4 @@
-"""Who trains what in a step, and in which micro batches: from lengths alone, no tensors.
+"""Who trains what in a step, and in which mini and micro batches: from lengths alone, no tensors.
 
 A *row* is one sequence of the model: a prompt and some of its group's completions, which share it.
 Rank 0 makes the plan of all ranks (`trainer.batches.shares`).
@@ -9,9 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from services.schemas.groups import TrainGroup
-
-LENGTH_MULTIPLE = 8
-"""Rows are padded to this: attention kernels copy a mask whose rows are not aligned."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,57 +32,76 @@ class RankPlan:
 
     groups: list[int]
     """Places in the batch, ascending."""
-    micro_batches: list[list[PackedRow]]
-    """The rows of each forward and backward pass, the longest first. As many passes on every rank:
-    with ZeRO-3 each waits for all ranks."""
+    mini_batches: list[list[list[PackedRow]]]
+    """[mini-batch][micro batch][row]: the updates of a step, and the rows of each forward and
+    backward pass. As many passes on every rank: with ZeRO-3 each waits for all ranks."""
+
+    @property
+    def micro_batches(self) -> list[list[PackedRow]]:
+        """Those of all mini-batches, one after another."""
+        return [rows for mini_batch in self.mini_batches for rows in mini_batch]
 
 
-def plan_step(groups: Sequence[TrainGroup], *, num_ranks: int, max_tokens: int) -> list[RankPlan]:
-    """Share a batch out over ranks and cut each share into micro batches.
+def plan_step(
+    groups: Sequence[TrainGroup], *, num_ranks: int, max_tokens: int, num_mini_batches: int = 1
+) -> list[RankPlan]:
+    """Cut a batch into mini-batches, share each out over ranks, and cut the shares further.
 
-    Every rank gets as many groups, and about as many tokens. Its rows are sorted by length, so that
-    the rows of one micro batch need little padding.
+    Each mini-batch is the next part of the batch. In each, every rank gets as many groups, and
+    about as many tokens.
 
     Args:
-        groups: The whole step's; a multiple of `num_ranks`, all of one size.
+        groups: The whole step's; a multiple of `num_ranks` times `num_mini_batches`, all of one
+            size.
         num_ranks: The trainer's processes.
-        max_tokens: Most of a micro batch, padding counted; a single completion with its prompt may
-            be over it.
+        max_tokens: Most of a micro batch; a single completion with its prompt may be over it.
+        num_mini_batches: `algorithm.num_mini_batches`
 
     Returns:
         A plan for each rank.
     """
-    rows = [_rows(place, group, max_tokens) for place, group in enumerate(groups)]
+    size = len(groups) // num_mini_batches
+    parts = [
+        _plan_part(groups, range(start, start + size), num_ranks, max_tokens)
+        for start in range(0, len(groups), size)
+    ]
+    return [
+        RankPlan(
+            groups=sorted({row.group for part in of_rank for rows in part for row in rows}),
+            mini_batches=list(of_rank),
+        )
+        for of_rank in zip(*parts, strict=True)
+    ]
+
+
+def num_tokens(rows: Sequence[PackedRow]) -> int:
+    """Of a micro batch."""
+    return sum(row.length for row in rows)
+
+
+def plan_metrics(plans: Sequence[RankPlan]) -> dict[str, float]:
+    """How well a step is cut: micro batches of a rank, tokens of all ranks, and their balance."""
+    by_rank = [sum(map(num_tokens, plan.micro_batches)) for plan in plans]
+    return {
+        "num_micro_batches": len(plans[0].micro_batches),
+        "num_model_tokens": sum(by_rank),
+        "rank_imbalance": max(by_rank) * len(plans) / sum(by_rank) - 1,
+    }
+
+
+def _plan_part(
+    groups: Sequence[TrainGroup], places: Sequence[int], num_ranks: int, max_tokens: int
+) -> list[list[list[PackedRow]]]:
+    """[rank][micro batch][row] of one mini-batch."""
+    rows = [_rows(place, groups[place], max_tokens) for place in places]
     tokens = [sum(row.length for row in of_group) for of_group in rows]
-    shares = _balanced(tokens, num_ranks, capacity=len(groups) // num_ranks)
+    shares = _balanced(tokens, num_ranks, capacity=len(places) // num_ranks)
     filled = [_filled([row for g in share for row in rows[g]], max_tokens) for share in shares]
     count = max(len(micro_batches) for micro_batches in filled)
     for micro_batches in filled:
         while len(micro_batches) < count:
             _split_largest(micro_batches, groups)
-    return [
-        RankPlan(groups=share, micro_batches=micro_batches)
-        for share, micro_batches in zip(shares, filled, strict=True)
-    ]
-
-
-def padded_length(rows: Sequence[PackedRow]) -> int:
-    """Tokens of each sequence of a micro batch: the longest row's, up to a round number."""
-    longest = max(row.length for row in rows)
-    return -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
-
-
-def plan_metrics(plans: Sequence[RankPlan]) -> dict[str, float]:
-    """How well a step is cut: micro batches of a rank, tokens of all ranks, and shares."""
-    micro_batches = [rows for plan in plans for rows in plan.micro_batches]
-    by_rank = [sum(row.length for rows in p.micro_batches for row in rows) for p in plans]
-    computed = sum(len(rows) * padded_length(rows) for rows in micro_batches)
-    return {
-        "num_micro_batches": len(plans[0].micro_batches),
-        "num_model_tokens": computed,
-        "padding_share": 1 - sum(by_rank) / computed,
-        "rank_imbalance": max(by_rank) * len(plans) / sum(by_rank) - 1,
-    }
+    return filled
 
 
 def _rows(place: int, group: TrainGroup, max_tokens: int) -> list[PackedRow]:
@@ -95,7 +111,7 @@ def _rows(place: int, group: TrainGroup, max_tokens: int) -> list[PackedRow]:
     for count in range(1, len(lengths) + 1):
         shares = _balanced(lengths, count, capacity=len(lengths))
         rows = [_row(place, group, share) for share in shares]
-        if all(padded_length([row]) <= max_tokens for row in rows):
+        if all(row.length <= max_tokens for row in rows):
             break
     return rows
 
@@ -125,12 +141,15 @@ def _balanced(sizes: Sequence[int], num_shares: int, *, capacity: int) -> list[l
 
 
 def _filled(rows: list[PackedRow], max_tokens: int) -> list[list[PackedRow]]:
-    """Rows in order of length, as many together as the budget allows."""
+    """Each row, the longest first, in the first micro batch that has room for it.
+
+    First-fit-decreasing bin packing (Johnson 1973): at most 11/9 of the fewest possible, and one.
+    """
     micro_batches: list[list[PackedRow]] = []
     for row in sorted(rows, key=lambda r: -r.length):
-        last = micro_batches[-1] if micro_batches else []
-        if last and (len(last) + 1) * padded_length(last) <= max_tokens:
-            last.append(row)
+        roomy = (m for m in micro_batches if num_tokens(m) + row.length <= max_tokens)
+        if (first := next(roomy, None)) is not None:
+            first.append(row)
         else:
             micro_batches.append([row])
     return micro_batches
@@ -139,7 +158,7 @@ def _filled(rows: list[PackedRow], max_tokens: int) -> list[list[PackedRow]]:
 def _split_largest(micro_batches: list[list[PackedRow]], groups: Sequence[TrainGroup]) -> None:
     """Make one more micro batch of the same completions."""
     divisible = [i for i, m in enumerate(micro_batches) if len(m) > 1 or len(m[0].completions) > 1]
-    place = max(divisible, key=lambda i: sum(row.length for row in micro_batches[i]))
+    place = max(divisible, key=lambda i: num_tokens(micro_batches[i]))
     rows = micro_batches[place]
     if len(rows) > 1:
         halves = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]

@@ -194,7 +194,8 @@ def test_beyond_this_machine_only_what_is_missing_is_asked_for(
 
 
 async def test_a_copy_leaves_a_damaged_run_out_and_says_why(tmp_path: Path) -> None:
-    make_run(tmp_path / "runs/good", steps=3, total=9)
+    good = make_run(tmp_path / "runs/good", steps=3, total=9)
+    (good.rollouts / "index.rank0.jsonl").mkdir(parents=True)
     for name in ("metrics.jsonl", "events.jsonl"):
         file = make_run(tmp_path / "runs" / f"bad {name}", steps=0, total=9).path / name
         file.unlink(missing_ok=True)
@@ -205,6 +206,8 @@ async def test_a_copy_leaves_a_damaged_run_out_and_says_why(tmp_path: Path) -> N
     for reason in copied.left_out.values():
         assert "Is a directory" in reason
     assert [path.name for path in (tmp_path / "copy/runs").iterdir()] == ["good"]
+    rollouts = (tmp_path / "copy/runs/good/rollouts/index.html").read_text()
+    assert "index.rank0.jsonl cannot be read: Is a directory" in rollouts, "the rest is copied"
     index = (tmp_path / "copy/index.html").read_text()
     assert "bad metrics.jsonl" in index
     assert index.count('href="runs/') == 1

@@ -28,6 +28,7 @@ PUBLISHED = {
     "Qwen/Qwen3-VL-2B-Instruct": 2_127_532_032,
     "Qwen/Qwen3-VL-4B-Instruct": 4_437_815_808,
     "Qwen/Qwen3-VL-8B-Instruct": 8_767_123_696,
+    "Qwen/Qwen3.5-4B": 4_539_265_536,
 }
 
 
@@ -79,7 +80,8 @@ def test_recipe_of_another_family_is_the_paper_s_but_for_its_model_and_fits(reci
     hardware = [FOR_LARGE] if size in LARGE else []
     files = [CONFIGS / f"r1-sgg/{data}-closed-2b-{start}.toml", *hardware]
     theirs = load_settings(files, [], {})
-    published = f"Qwen/{family.replace('qwen', 'Qwen').replace('vl', 'VL')}-{size.upper()}-Instruct"
+    published = f"Qwen/{family.replace('qwen', 'Qwen').replace('vl', 'VL')}-{size.upper()}"
+    published += "" if family == "qwen3.5" else "-Instruct"
     path = published if start != "grpo" else f"runs/{recipe.stem.replace('grpo', 'sft')}/model"
     settings = load_settings(recipe, [], {})
     assert (settings.run.name, settings.model.path) == (recipe.stem, path)
@@ -95,7 +97,7 @@ def test_there_is_a_recipe_for_each_run_of_the_paper() -> None:
     names = product(["vg150", "psg"], ["open", "closed"], ["2b", "7b"], ["sft", "zero", "grpo"])
     rewards = {"vg150-closed-7b-soft", "vg150-closed-7b-relaxed"}
     assert {path.stem for path in RECIPES} == {"-".join(name) for name in names} | rewards
-    sizes = {"qwen2.5-vl": ["3b", "7b", *LARGE], "qwen3-vl": ["4b", "8b"]}
+    sizes = {"qwen2.5-vl": ["3b", "7b", *LARGE], "qwen3-vl": ["4b", "8b"], "qwen3.5": ["4b"]}
     models = [f"{family}-{size}" for family, all_of_it in sizes.items() for size in all_of_it]
     others = product(["vg150", "psg"], ["closed"], models, ["sft", "zero", "grpo"])
     assert {path.stem for path in FAMILY_RECIPES} == {"-".join(name) for name in others}
@@ -125,6 +127,8 @@ def test_says_steps_and_memory_and_is_a_file_of_settings(tmp_path: Path) -> None
     assert "#   together" in text
     (tmp_path / "again.toml").write_text(text)
     assert load_settings(tmp_path / "again.toml", [], {}) == settings
+    updates = {"num_mini_batches": 2, "num_iterations": 3}
+    assert dry_run(settings.changed(algorithm=updates)).endswith("; 6 updates of 4 images")
 
 
 def test_of_sft_says_what_is_trained_on_what_and_its_memory(tmp_path: Path) -> None:
@@ -211,11 +215,12 @@ def test_the_head_s_gradient_and_a_version_for_ipc_count() -> None:
     found = parts()
     head = shape.vocab_size * shape.hidden_size
     assert found["head's gradient"] == (4 + 2) * head / GIB
-    step = ("activations", "attention mask", "logits of a chunk", "head's gradient")
+    step = ("activations", "logits of a chunk", "head's gradient")
     version = 2 * shape.num_parameters / GIB
     assert sum(found[name] for name in (*step, "version over a step")) == pytest.approx(version)
     assert "version over a step" not in parts("weights.transport=shm", "deploy.kind=colocated")
     assert "head's gradient" not in parts("trainer.freeze_language_model=true")
+    assert parts("trainer.float32_head=true")["float32 head"] == 4 * head / GIB
 
 
 def test_sharding_offloading_and_adapters_need_less(tmp_path: Path) -> None:
