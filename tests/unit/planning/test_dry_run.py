@@ -182,13 +182,12 @@ def test_the_head_s_gradient_and_a_version_for_ipc_count() -> None:
     def parts(*changes: str) -> dict[str, float]:
         return estimate_memory(load_settings([recipe, hardware], changes, {}), shape)
 
-    found = parts()
+    # Between two steps servers read a whole version on the GPU, which is more than a step takes.
+    assert parts("deepspeed.zero_stage=3")["version"] == 2 * shape.num_parameters / GIB
+    found = parts("weights.transport=shm", "deploy.kind=colocated")
     head = shape.vocab_size * shape.hidden_size
     assert found["head's gradient"] == (4 + 2) * head / GIB
-    step = ("activations", "attention mask", "logits of a chunk", "head's gradient")
-    version = 2 * shape.num_parameters / GIB
-    assert sum(found[name] for name in (*step, "version over a step")) == pytest.approx(version)
-    assert "version over a step" not in parts("weights.transport=shm", "deploy.kind=colocated")
+    assert "version" not in found
     assert "head's gradient" not in parts("trainer.freeze_language_model=true")
 
 
