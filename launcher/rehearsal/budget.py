@@ -50,7 +50,7 @@ def measured_pace() -> Pace:
 def fitting_tokens(
     settings: Settings, shape: ModelShape, prompt_tokens: int, pace: Pace, seconds: float
 ) -> int:
-    """The most tokens of a completion, a power of two, for which there is the time.
+    """The most tokens of a completion for which there is the time: all, or a power of two.
 
     Args:
         settings: The rehearsal's; `sampling.max_tokens` is the most.
@@ -59,12 +59,12 @@ def fitting_tokens(
         pace: The machine's.
         seconds: Of the whole rehearsal.
     """
-    tokens = 1 << (settings.sampling.max_tokens.bit_length() - 1)
-    while tokens > _LEAST_TOKENS and chain_seconds(settings, shape, prompt_tokens, tokens, pace) > (
-        seconds
-    ):
-        tokens //= 2
-    return min(tokens, settings.sampling.max_tokens)
+    most = settings.sampling.max_tokens
+    powers = (1 << bits for bits in reversed(range(_LEAST_TOKENS.bit_length() - 1, 20)))
+    for tokens in (most, *(power for power in powers if power < most)):
+        if chain_seconds(settings, shape, prompt_tokens, tokens, pace) <= seconds:
+            return tokens
+    return min(most, _LEAST_TOKENS)
 
 
 def chain_seconds(

@@ -125,10 +125,11 @@ def write_cut_model(settings: Settings, folder: Path, layers: int) -> str:
 
 def _save_first_layers(source: Path, config: Any, settings: Settings, folder: Path) -> None:
     from transformers import AutoModelForImageTextToText
-    from transformers.utils.logging import set_verbosity_error
+    from transformers.utils.logging import disable_progress_bar, set_verbosity_error
 
     from trainer.policy.model import load_processor
 
+    disable_progress_bar()
     set_verbosity_error()  # it names each tensor of the other layers
     model = AutoModelForImageTextToText.from_pretrained(
         source, config=config, dtype=settings.model.dtype

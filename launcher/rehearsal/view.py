@@ -17,12 +17,13 @@ def rehearsal_view(found: Rehearsal) -> RenderableType:
     return Group(
         _stages(found),
         *_lines(
-            f"\nhere, with {here} of {full} layers ({found.model}):",
+            f"\nhere, {here} of {full} layers; {found.model}:",
             [str(change) for change in found.cut],
         ),
         "",
         _peaks(found),
-        *([_memory(found)] if found.memory else ()),
+        "",
+        *([_memory(found), ""] if found.memory else ()),
         *_lines("the full run would be refused:", found.refused),
         f"all logs: {found.folder / 'logs'}; these numbers: {found.folder / RESULT}",
     )
