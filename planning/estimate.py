@@ -47,18 +47,14 @@ def estimate_memory(settings: Settings, shape: ModelShape, *, on_gpu: bool = Tru
     step = _Step(settings, shape, on_gpu=on_gpu)
     kept = _kept(settings, shape, tokens=tokens, images=images)
     kept["attention mask"] = weight_bytes(settings) * min(_group_tokens(settings), tokens) ** 2
-    # In float32 from the product on, or from the softmax on: the same at its fullest.
-    logits: Parts = {"logits of a chunk": 3 * 4 * scored * shape.vocab_size}
+    heads = step.heads(scored * shape.vocab_size)
     several = of_all > trainer.tokens_per_micro_batch
-    moments = step.moments(kept, logits, tokens=tokens, images=images, several=several)
-    if settings.weights.traits.same_gpu:  # servers read a whole version here, between two steps
-        moments.append({"version": version_bytes(settings, shape)})
+    moments = step.moments(kept, heads, tokens=tokens, images=images, several=several)
+    moments.append(_publishing(settings, shape))
     has_reference = bool(settings.algorithm.beta) and not settings.lora.rank
-    zero = settings.deepspeed
     parts = {
         **step.states(),
         "reference model": _weights(settings, shape) * has_reference,
-        "export": zero.export_bucket_gib * GIB * (zero.zero_stage == 3),
         **_fullest(moments),
     }
     gib = {name: size / GIB for name, size in parts.items() if size}
@@ -78,9 +74,12 @@ def estimate_sft_memory(settings: Settings, shape: ModelShape, *, on_gpu: bool =
     step = _Step(settings, shape, on_gpu=on_gpu)
     kept = _kept(settings, shape, tokens=rows * length, images=rows)
     kept["attention mask"] = rows * length**2
-    logits: Parts = {"logits of a tile": weight_bytes(settings) * tile}
+    head = {
+        "logits of a tile": float(weight_bytes(settings) * tile),
+        "head's gradient": step.head_gradient(),
+    }
     several = num_micro_batches(settings) > 1
-    moments = step.moments(kept, logits, tokens=rows * length, images=rows, several=several)
+    moments = step.moments(kept, [head], tokens=rows * length, images=rows, several=several)
     parts = {**step.states(), **_fullest(moments)}
     return {name: size / GIB for name, size in parts.items() if size}
 
@@ -111,13 +110,13 @@ class _Step:
         }
 
     def moments(
-        self, kept: Parts, logits: Parts, *, tokens: int, images: float, several: bool
+        self, kept: Parts, heads: list[Parts], *, tokens: int, images: float, several: bool
     ) -> list[Parts]:
         """What is there beside the states, at each moment that may be the fullest.
 
         Args:
             kept: What the forward pass keeps for the backward pass.
-            logits: At one time.
+            heads: Logits and what is made of them, at each moment of the head's.
             tokens: Of a micro batch.
             images: Of a micro batch.
             several: Whether a step has more than one micro batch, so that sums of gradients are
@@ -128,10 +127,9 @@ class _Step:
             "gradients": sums if several else 0.0,
             "communication": self._buckets() * self._on_gpu,
         }
-        head = {"head's gradient": self._head_gradient()}
         layer = {"a layer's activations": _within(self._settings, self._shape, tokens, images)}
         return [
-            {**held, **kept, **logits, **head},
+            *({**held, **kept, **head} for head in heads),
             {**held, **kept, **layer, "head's gradient": self._vocabulary() * self._size},
             self._reduction(several),
             {"gradients": sums, "optimizer's step": self._optimizer_step()},
@@ -165,15 +163,18 @@ class _Step:
     def _reduction(self, several: bool) -> Parts:
         """The moment in which the last gradients are reduced and added to their sums.
 
-        In bfloat16 a reduction has a copy of what is sent, and one in float32 of a tensor. In
-        float32, at stage 1 and 2, a micro batch's gradients are apart from their sums.
+        In bfloat16 a reduction has a copy of what is sent, and one in float32 of a tensor; at stage
+        3 a whole copy in float32. In float32, at stage 1 and 2, a micro batch's gradients are apart
+        from their sums.
         """
         sums, alone = self._sums(), self._alone()
         on_their_way = self._buckets() + self._size * alone
-        if self._size == 2 and self._stage:
-            sent = max(alone, min(_BUCKET_PARAMETERS, self._trainable))
+        sent = max(alone, min(_BUCKET_PARAMETERS, self._trainable))
+        if self._stage == 3:
+            on_their_way += 4 * sent
+        elif self._stage and self._size == 2:
             on_their_way += self._size * sent + 4 * self._vocabulary()
-        elif several and self._stage in (1, 2):
+        elif self._stage and several:
             sums *= 2
         return {"gradients": sums, "communication": on_their_way}
 
@@ -186,7 +187,21 @@ class _Step:
         copied = 4 * self._share if self._stage == 3 or self._size == 4 else 0.0
         return norm if self._settings.deepspeed.offload_optimizer else max(norm, copied)
 
-    def _head_gradient(self) -> float:
+    def heads(self, logits: int) -> list[Parts]:
+        """The moments of a chunk of so many logits: their softmax, its gradient, the weight's.
+
+        In float32; the last product is in the model's type (`trainer.algorithms.logprobs`).
+        """
+        return [
+            {"logits of a chunk": 3 * 4.0 * logits},
+            {"logits of a chunk": 2 * 4.0 * logits, "head's gradient": 4 * self._vocabulary()},
+            {
+                "logits of a chunk": self._size * logits,
+                "head's gradient": self.head_gradient(),
+            },
+        ]
+
+    def head_gradient(self) -> float:
         """Bytes of its sum over chunks, in float32, and of a chunk's part or the rounded sum."""
         return (4 + self._size) * self._vocabulary()
 
@@ -195,6 +210,15 @@ class _Step:
         if self._settings.trainer.freeze_language_model or self._settings.lora.rank:
             return 0
         return self._shape.vocab_size * self._shape.hidden_size
+
+
+def _publishing(settings: Settings, shape: ModelShape) -> Parts:
+    """The moment between two steps: over `ipc` servers read a whole version on this GPU."""
+    version = version_bytes(settings, shape)
+    if settings.weights.traits.same_gpu:
+        return {"version": version}
+    bucket = settings.deepspeed.export_bucket_gib * GIB
+    return {"export": min(version, bucket) * (settings.deepspeed.zero_stage == 3)}
 
 
 def _fullest(moments: list[Parts]) -> Parts:
