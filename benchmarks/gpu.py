@@ -44,6 +44,8 @@ PEAK_TFLOPS = 989.0
 """H100, H200 and GH200, bfloat16 without sparsity, by NVIDIA's data sheets"""
 _ROOM = 0.9
 """Of a GPU's memory, for the estimate"""
+_SAMPLED = ["--groups", "32", "--max-tokens", "256", "--side", "644", "--rounds", "1"]
+"""As R1-SGG's pictures, of about 512 tokens"""
 _LEAST_S = 60.0
 """Nothing is begun with less time than that."""
 
@@ -122,10 +124,10 @@ def run_all(options: argparse.Namespace) -> list[Result]:
     """Each part of each model, as long as there is time."""
     deadline = time.monotonic() + 60 * options.minutes
     results = []
-    with tempfile.TemporaryDirectory() as folder:
-        for model in options.models:
-            for part, run in (("trainer", train), ("rollout", sample)):
-                if part in options.parts:
+    for model in options.models:
+        for part, run in (("trainer", train), ("rollout", sample)):
+            if part in options.parts:
+                with tempfile.TemporaryDirectory() as folder:  # a model is many gigabytes
                     work = partial(run, model, folder, options)
                     results.append(timed(model, part, deadline, work))
     return results
@@ -210,10 +212,12 @@ def sample(model: str, folder: str, options: argparse.Namespace, seconds: float)
     """Tokens a second of the rollout service's queue, and of raw vLLM."""
     import vllm
 
-    path = sampled_model(model, Path(folder))
     command = [sys.executable, str(Path(__file__).with_name("rollout.py")), "--only-throughput"]
-    command += ["--rounds", "2", "--model", path] if model in MODELS else ["--rounds", "2"]
-    command += ["--max-tokens", str(options.max_tokens)] if options.max_tokens else []
+    if model in MODELS:
+        path = sampled_model(model, Path(folder), options.device)
+        command += ["--model", str(path), *_SAMPLED]
+    else:
+        command += ["--rounds", "2", "--groups", "4"]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
     except subprocess.TimeoutExpired as error:
@@ -234,16 +238,18 @@ def sample(model: str, folder: str, options: argparse.Namespace, seconds: float)
     )
 
 
-def sampled_model(model: str, folder: Path) -> str:
-    """A folder with the whole model; `rollout.py` has toy-start by itself."""
-    if model not in MODELS:
-        return ""
+def sampled_model(model: str, folder: Path, device: str) -> Path:
+    """A folder with the whole model, its random weights made on the device."""
+    import torch
+
     from launcher.rehearsal.model import write_cut_model
 
-    path = folder / f"{model}-sampled"
-    settings = _settings(MODELS[model])
-    write_cut_model(settings, path, model_shape(MODELS[model]).num_layers)
-    return str(path)
+    path, layers = folder / f"{model}-sampled", model_shape(MODELS[model]).num_layers
+    with torch.device(device):
+        write_cut_model(_settings(MODELS[model]), path, layers)
+    if device == "cuda":
+        torch.cuda.empty_cache()
+    return path
 
 
 def fitting_layers(model: str) -> int:
@@ -322,7 +328,6 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
     parser.add_argument("--minutes", type=float, default=15)
     parser.add_argument("--steps", type=int, default=3, help="of each side, after one to warm up")
-    parser.add_argument("--max-tokens", type=int, help="of a sampled answer")
     parser.add_argument("--peak-tflops", type=float, default=PEAK_TFLOPS)
     parser.add_argument("--output", type=Path, help="the JSON file")
     parser.add_argument("--show", type=Path, help="a JSON file, as rows of a table")

@@ -141,7 +141,8 @@ def make_model(folder: Path, shape: dict[str, dict[str, Any]], dtype: str) -> No
     whole |= shape.get("whole", {})
     torch.manual_seed(0)
     resized = type(config).from_dict(whole)
-    model = AutoModelForImageTextToText.from_config(resized, dtype=getattr(torch, dtype))
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # billions take minutes
+        model = AutoModelForImageTextToText.from_config(resized, dtype=getattr(torch, dtype))
     model.save_pretrained(folder)
 
 
