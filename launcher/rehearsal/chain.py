@@ -24,6 +24,7 @@ State = Literal["passed", "failed", "not run"]
 STAGES = (
     "data rows",
     "start model",
+    "prompts",
     "SFT step",
     "rollout server",
     "GRPO steps",
@@ -86,7 +87,7 @@ class Chain:
         """One step, from the start model to `sft/model`."""
         settings = sft_settings(self.settings)
         with self.stage("SFT step") as said:
-            self._run("sft", "sft", self._config(settings))
+            self._run("sft", sgg_rl("sft", self._config(settings)))
             said.append(_size(settings.run.files.model))
             shutil.rmtree(settings.run.files.checkpoints)
 
@@ -99,7 +100,7 @@ class Chain:
         folder, started = self.settings.run.files, time.monotonic()
         watch = _RunWatch(folder)
         try:
-            self._run("grpo", "run", self._config(self.settings), tick=watch.look)
+            self._run("grpo", sgg_rl("run", self._config(self.settings)), tick=watch.look)
         except PartDiedError as error:
             reached = "GRPO steps" if watch.ready_at else "rollout server"
             self._note(reached, "failed", time.monotonic() - started, error.message)
@@ -127,7 +128,7 @@ class Chain:
         model = str(self.settings.run.files.checkpoint)
         with self.stage("infer") as said:
             options = ["--model", model, "--output", str(folder), "--limit", str(NUM_IMAGES)]
-            self._run("infer", "infer", self._config(self.settings), heldout, *options)
+            self._run("infer", sgg_rl("infer", self._config(self.settings), heldout, *options))
             said.append(f"{NUM_IMAGES} images of {self.settings.evaluation.max_tokens} tokens")
 
     def evaluate(self, heldout: str) -> None:
@@ -140,7 +141,7 @@ class Chain:
         with self.stage("evaluate"):
             options = ["--reference", heldout, "--split", "rehearsal"]
             options += ["--output", str(root / "evaluation")]
-            self._run("evaluate", "evaluate", None, str(root / "inference"), *options)
+            self._run("evaluate", sgg_rl("evaluate", None, str(root / "inference"), *options))
         with self.stage("report") as said:
             for file in (root / "evaluation/report.html", self.settings.run.files.report):
                 if not file.is_file():
@@ -152,28 +153,19 @@ class Chain:
         file.write_text(dump_settings(settings))
         return file
 
-    def _run(
-        self,
-        name: str,
-        command: str,
-        config: Path | None,
-        *words: str,
-        tick: Callable[[], None] = lambda: None,
-    ) -> None:
+    def _run(self, name: str, command: list[str], tick: Callable[[], None] = lambda: None) -> None:
         """One command, to its end; its log is `logs/NAME.log`.
 
         Raises:
             PartDiedError: It failed; the message has the end of its log.
         """
-        options = [] if config is None else sgg_rl(command, config)[3:]
-        line = [*sgg_rl(command, Path())[:3], *(options or [command]), *words]
 
         def look() -> None:
             self.memory.look()
             tick()
 
         with Supervisor(self.settings.run.root / "logs", say=self.say) as supervisor:
-            supervisor.start(Part(name=name, command=line, grace_s=_GRACE_S))
+            supervisor.start(Part(name=name, command=command, grace_s=_GRACE_S))
             supervisor.wait_done(name, tick=look)
 
     def _shown(self, name: str, is_shown: bool, seconds: float | None, detail: str) -> None:

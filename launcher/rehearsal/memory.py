@@ -2,6 +2,7 @@
 
 import os
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 
@@ -46,11 +47,6 @@ class PeakMemory:
             if pid in names:
                 _raise_to(self.gpu, names[pid], gib)
 
-    def start(self, name: str) -> None:
-        """Forget what an earlier process of that name took."""
-        self.host.pop(name, None)
-        self.gpu.pop(name, None)
-
     def _names(self) -> dict[int, str]:
         """What each process is; those that a server starts are its engine's."""
         found: dict[int, str] = {}
@@ -82,8 +78,8 @@ def trainer_pids() -> list[int]:
 
 
 def _resident_peak(pid: int) -> float:
-    with open(f"/proc/{pid}/status") as file:  # noqa: PTH123
-        line = next(line for line in file if line.startswith("VmHWM:"))
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    line = next(line for line in lines if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024 / GIB
 
 

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from launcher.folder import prepare_folder, run_lock
 from launcher.rehearsal.budget import fitting_tokens, measured_pace
 from launcher.rehearsal.chain import Chain, Stage
@@ -31,7 +33,8 @@ from planning.preflight.rows import opened
 from planning.shapes import model_shape
 from scene_data.messages import box_space, image_messages
 from scene_data.templates import answer_text
-from services.errors import InvalidInputError, SggError
+from services.errors import InvalidInputError, SettingsError, SggError
+from services.host.gpu import GIB
 from services.models.families import with_box_space
 from services.run_folder import RunFolder
 from services.settings import Settings
@@ -137,8 +140,7 @@ class _Work:
         with suppress(SggError):  # the stage has it
             heldout = self._rows()
             self._start_model()
-            self._lengths = self._measured_lengths()
-            self._fit(seconds)
+            self._prompts(seconds)
             self._chain.sft()
             self._use(model={"path": str(sft_settings(self._cut).run.files.model)})
             self._chain.grpo()
@@ -179,6 +181,16 @@ class _Work:
             self._use(model={"path": str(start)})
             said.append(f"{model_shape(str(start)).num_parameters / 1e6:,.0f} M parameters")
 
+    def _prompts(self, seconds: float) -> None:
+        """Count prompts, and choose how long completions are."""
+        with self._chain.stage("prompts") as said:
+            self._lengths = self._measured_lengths()
+            prompt, answer = self._lengths
+            said.append(f"of up to {prompt} tokens, annotated answers of up to {answer}")
+            if not self._on_gpu:  # there completions are the recipe's
+                said.append(self._fit(seconds))
+                self._check_room()
+
     def _measured_lengths(self) -> tuple[int, int]:
         settings = self._cut
         counts = PromptLength(settings, Path(settings.model.path))
@@ -198,18 +210,30 @@ class _Work:
             answers.append(counts.answer_tokens(answer))
         return max(prompts), max(answers)
 
-    def _fit(self, seconds: float) -> None:
-        """Cut completions to the time that there is; on GPUs they are the recipe's."""
-        if self._on_gpu:
-            return
+    def _fit(self, seconds: float) -> str:
+        """Cut completions to the time that there is on this CPU."""
         shape, pace = model_shape(self._cut.model.path), measured_pace()
         tokens = fitting_tokens(self._cut, shape, self._lengths[0], pace, seconds)
         longest = min(tokens, self._cut.evaluation.max_tokens)
         self._use(sampling={"max_tokens": tokens}, evaluation={"max_tokens": longest})
-        self._say(
-            f"completions of {tokens} tokens, for which there is the time at "
+        return (
+            f"completions of {tokens}, for which there is the time at "
             f"{pace.flops / 1e9:.0f} GFLOP/s and {pace.bytes_per_s / 1e9:.1f} GB/s"
         )
+
+    def _check_room(self) -> None:
+        """Refuse a trainer for which this machine has not the memory.
+
+        Raises:
+            SettingsError: With what to do.
+        """
+        needed = max(row.estimated for row in self._memory_rows())
+        free = psutil.virtual_memory().available / GIB
+        if needed > free:
+            raise SettingsError(
+                f"a training process needs {needed:.1f} GiB with {self._layers} layers, and "
+                f"{free:.1f} GiB are free: lower --layers, or use a larger machine"
+            )
 
     def _found(self) -> Rehearsal:
         memory = list(self._memory_rows())

@@ -48,5 +48,15 @@ def test_a_stage_that_fails_ends_the_chain_with_its_reason(tmp_path: Path) -> No
     overrides = [w for s in (*SETTINGS, f"run.root={tmp_path}") for w in ("--set", s)]
     wrong = ["--set", "data.template=nothing.txt"]
     done = CliRunner().invoke(app, ["rehearse", "--config", "demo", *overrides, *wrong])
-    assert done.exit_code != 0
+    assert done.exit_code == 1
+    found = json.loads((tmp_path / "demo-rehearsal/rehearsal.json").read_text())
+    (failed,) = (s for s in found["stages"] if s["state"] == "failed")
+    assert failed["name"] == "prompts"
+    assert "nothing.txt" in failed["detail"]
+    assert found["stages"][-1] == {
+        "name": "report",
+        "state": "not run",
+        "seconds": None,
+        "detail": "",
+    }
     assert "nothing.txt" in done.output
