@@ -1,23 +1,26 @@
 """Memory and speed of datasets of growing size.
 
-    python benchmarks/dataset.py
+    python -m benchmarks.dataset
+    python -m benchmarks.dataset --rows 1000000 --side 16 --steps "other rank" digest
 
 Makes datasets of images with 20 objects and 20 relationships each, as parquet and as JSON lines,
-and reads each in a process of its own: open it (first with an empty cache of `datasets`, then
-again), take every sample once in order, and inspect it. Prints what private memory rose by at its
-peak over the step's start (RssAnon: without pages of mapped files, which the kernel takes back at
-will), and rows a second. Linux only.
+and reads each in a process of its own: open it (first with empty caches, then again), once more as
+a rank of a trainer does that is told which rows are usable, make the digest of its annotations,
+take every sample once in order, and inspect it. Prints what private memory rose by at its peak over
+the step's start (RssAnon: without pages of mapped files, which the kernel takes back at will),
+seconds, and rows a second. Linux only.
 """
 
 import argparse
 import io
 import json
+import os
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,7 +28,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from scene_data.dataset import open_dataset
+from scene_data.dataset import SceneDataset, open_dataset
 from scene_data.inspection import Inspector
 from scene_data.reading.sources import open_rows
 from scene_data.vocabulary import load_vocabulary
@@ -33,9 +36,10 @@ from scene_data.writing import graph_row, parquet_writer
 from scene_graph.graph import Relationship, SceneGraph, SceneObject
 from services.host.environment import child_environment
 
-SIDE = 96
-"""Pixels of the images: about 6 kB each as JPEG."""
+STEPS = ("first open", "open", "other rank", "first digest", "digest", "samples", "inspect")
+"""The first two are always measured: the others take what they leave."""
 NUM_OBJECTS = 20
+NUM_GRAPHS = 2000
 NUM_IMAGES = 50
 """Different ones; rows take turns."""
 POLL_S = 0.005
@@ -45,63 +49,66 @@ def main() -> None:
     """Print a table, or measure one dataset for it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, nargs="+", default=[1000, 10000, 50000])
+    parser.add_argument("--layouts", nargs="+", default=["parquet", "jsonl"])
+    parser.add_argument("--side", type=int, default=96, help="pixels of the images")
+    parser.add_argument("--steps", nargs="+", choices=STEPS, default=STEPS)
     parser.add_argument("--measure", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    steps = [step for step in STEPS if step in (*STEPS[:2], *arguments.steps)]
     if arguments.measure:
-        print(json.dumps(measure(arguments.measure)))
+        print(json.dumps(measure(arguments.measure, steps)))
         return
-    steps = ("first open", "open", "samples", "inspect")
-    print(f"| layout | rows | {' | '.join(f'{s}: MiB | rows/s' for s in steps)} |")
-    print("|---" * (2 + 2 * len(steps)) + "|")
-    with tempfile.TemporaryDirectory() as scratch:
-        for layout in ("parquet", "jsonl"):
-            for num in arguments.rows:
-                file = make(Path(scratch) / f"{layout}-{num}", layout, num)
-                cells = [f"{mib:.0f} | {speed:,.0f}" for mib, speed in child(file, steps)]
-                print(f"| {layout} | {num:,} | {' | '.join(cells)} |", flush=True)
+    print(f"| layout | rows | {' | '.join(f'{step}: MiB | s | rows/s' for step in steps)} |")
+    print("|---" * (2 + 3 * len(steps)) + "|")
+    for layout in arguments.layouts:
+        for num in arguments.rows:
+            with tempfile.TemporaryDirectory() as scratch:
+                file = make(Path(scratch) / "made", layout, num, arguments.side)
+                cells = [
+                    f"{mib:.0f} | {seconds:.2f} | {num / seconds:,.0f}"
+                    for mib, seconds in child(file, steps)
+                ]
+            print(f"| {layout} | {num:,} | {' | '.join(cells)} |", flush=True)
 
 
-def child(file: Path, steps: tuple[str, ...]) -> list[tuple[float, float]]:
-    """Measure in a fresh process with a cache of its own."""
-    environment = child_environment(HF_DATASETS_CACHE=str(file.parent / "cache"))
-    command = [sys.executable, __file__, "--measure", str(file)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+def child(file: Path, steps: Sequence[str]) -> list[tuple[float, float]]:
+    """Measure in a fresh process with caches of its own."""
+    home = str(file.parent / "cache")
+    environment = child_environment(HF_HOME=home, HF_DATASETS_CACHE=f"{home}/datasets")
+    command = [sys.executable, "-m", "benchmarks.dataset", "--measure", str(file), "--steps"]
+    done = subprocess.run(
+        [*command, *steps], env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
     found = json.loads(done.stdout.splitlines()[-1])
     return [tuple(found[step]) for step in steps]
 
 
-def measure(file: Path) -> dict[str, tuple[float, float]]:
-    """MiB and rows a second of each step."""
+def measure(file: Path, wanted: Sequence[str]) -> dict[str, tuple[float, float]]:
+    """MiB and seconds of each step."""
     import datasets
 
     datasets.disable_progress_bars()
     open_dataset(make(file.parent / "warm", file.suffix[1:], 2))  # imports, pools, first mappings
-    num = len(open_rows(str(file))) if file.suffix == ".jsonl" else count_parquet(file)
+    opened: list[SceneDataset] = []
     steps: dict[str, Callable[[], object]] = {
         "first open": lambda: open_dataset(file),
-        "open": lambda: open_dataset(file),
+        "open": lambda: opened.append(open_dataset(file)),
+        "other rank": lambda: open_dataset(file, usable=opened[0].check.usable),
+        "first digest": lambda: opened[0].digest(),
+        "digest": lambda: opened[0].digest(),
+        "samples": lambda: [None for _ in opened[0]],
+        "inspect": lambda: Inspector(open_rows(str(file))).run(),
     }
-    found = {name: risen(step, num) for name, step in steps.items()}
-    dataset = open_dataset(file)
-    found["samples"] = risen(lambda: [None for _ in dataset], num)
-    found["inspect"] = risen(lambda: Inspector(open_rows(str(file))).run(), num)
-    return found
+    return {name: risen(steps[name]) for name in wanted}
 
 
-def count_parquet(file: Path) -> int:
-    """Rows, from the footer."""
-    import pyarrow.parquet as pq
-
-    return int(pq.ParquetFile(file).metadata.num_rows)
-
-
-def risen(step: Callable[[], object], num: int) -> tuple[float, float]:
-    """Peak MiB of private memory over its start, and rows a second."""
+def risen(step: Callable[[], object]) -> tuple[float, float]:
+    """Peak MiB of private memory over its start, and seconds."""
     with peak() as read:
         start = time.perf_counter()
         step()
         seconds = time.perf_counter() - start
-    return read(), num / seconds
+    return read(), seconds
 
 
 @contextmanager
@@ -132,31 +139,46 @@ def private_mib() -> float:
     raise SystemExit("this kernel does not tell RssAnon")
 
 
-def make(folder: Path, layout: str, num: int) -> Path:
-    """A dataset of `num` rows."""
+def make(folder: Path, layout: str, num: int, side: int = 96) -> Path:
+    """A dataset of `num` rows, written a minute ago."""
     folder.mkdir(exist_ok=True)
-    images = [picture(seed) for seed in range(NUM_IMAGES)]
+    file = write(folder, layout, num, side)
+    os.utime(file, (time.time() - 60, time.time() - 60))
+    return file
+
+
+def write(folder: Path, layout: str, num: int, side: int) -> Path:
+    """The rows, and the images of JSON lines beside them."""
+    images = [picture(seed, side) for seed in range(NUM_IMAGES)]
     if layout == "parquet":
         file = folder / "train.parquet"
         with parquet_writer(file) as add:
-            for row in rows(num, images):
+            for row in rows(num, images, side):
                 add(row)
         return file
     for number, data in enumerate(images):
         (folder / f"{number}.jpg").write_bytes(data)
     file = folder / "train.jsonl"
     with file.open("w") as lines:
-        for number, row in enumerate(rows(num, images)):
+        for number, row in enumerate(rows(num, images, side)):
             lines.write(json.dumps({**row, "image": f"{number % NUM_IMAGES}.jpg"}) + "\n")
     return file
 
 
-def rows(num: int, images: list[bytes]) -> Iterator[dict[str, Any]]:
-    """Rows with random graphs over VG150's names."""
+def rows(num: int, images: list[bytes], side: int) -> Iterator[dict[str, Any]]:
+    """Rows with random graphs over VG150's names; after `NUM_GRAPHS` they come again."""
+    made = list(graphs(min(num, NUM_GRAPHS), side))
+    for number in range(num):
+        image, graph = images[number % NUM_IMAGES], made[number % NUM_GRAPHS]
+        yield graph_row(str(number), image, f"{number}.jpg", (side, side), graph)
+
+
+def graphs(num: int, side: int) -> Iterator[SceneGraph]:
+    """Random graphs."""
     random = np.random.default_rng(0)
     words = load_vocabulary("vg150")
-    for number in range(num):
-        corners = np.sort(random.integers(0, SIDE, size=(NUM_OBJECTS, 2, 2)), axis=1)
+    for _ in range(num):
+        corners = np.sort(random.integers(0, side, size=(NUM_OBJECTS, 2, 2)), axis=1)
         corners[:, 1] += 1
         names = random.choice(words.objects, NUM_OBJECTS)
         objects = tuple(
@@ -171,14 +193,12 @@ def rows(num: int, images: list[bytes]) -> Iterator[dict[str, Any]]:
             )
             for i in range(NUM_OBJECTS)
         )
-        graph = SceneGraph(objects=objects, relationships=edges)
-        image = images[number % NUM_IMAGES]
-        yield graph_row(str(number), image, f"{number}.jpg", (SIDE, SIDE), graph)
+        yield SceneGraph(objects=objects, relationships=edges)
 
 
-def picture(seed: int) -> bytes:
-    """Noise as JPEG."""
-    noise = np.random.default_rng(seed).integers(0, 256, size=(SIDE, SIDE, 3), dtype=np.uint8)
+def picture(seed: int, side: int) -> bytes:
+    """Noise as JPEG, 6 kB of 96 pixels."""
+    noise = np.random.default_rng(seed).integers(0, 256, size=(side, side, 3), dtype=np.uint8)
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, format="JPEG")
     return buffer.getvalue()

@@ -202,7 +202,7 @@ def prompts(folder: Path) -> Callable[[], object]:
 
     def make() -> object:
         position = next(positions)
-        return source.prompt(position, 0)
+        return source.prompt(position)
 
     return make
 
@@ -220,7 +220,7 @@ def call_s() -> float:
 
 
 async def _calls(port: int) -> float:
-    entry = TensorEntry(shape=[4096, 4096], dtype="bfloat16", sha256="0" * 64)
+    entry = TensorEntry(shape=[4096, 4096], dtype="bfloat16", digest="0" * 64)
     names = [f"model.language_model.layers.{i}.mlp.down_proj.weight" for i in range(NUM_TENSORS)]
     manifest = WeightManifest(
         policy_version=1,

@@ -3,9 +3,12 @@
 python -m benchmarks.rollout_index write                 # a step of 64 groups of 8 answers
 python -m benchmarks.rollout_index read --lines 1000000  # pages, filters, orders
 
-`write` prints the CPU time of a step's records, the index's part of them, and what it would cost to
-match an answer with its reference; `read` prints for each
-question its seconds, the lines that were looked at, and how much memory the process had at most.
+`write` runs steps that multiply matrices and then write their records: before the next step and as
+plain lines, as it was, and beside the next step and compressed. It prints for both the seconds of a
+step, those in which the step waits for its records, and their size; the CPU time of a step's
+records, the index's part of them, and what it would cost to match an answer with its reference.
+`read` prints for each question its seconds, the lines that were looked at, and how much memory the
+process had at most.
 """
 
 import argparse
@@ -13,8 +16,11 @@ import random
 import resource
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from statistics import median
+
+import torch
 
 from benchmarks.honest_graphs import (
     BOX_SPACE,
@@ -37,11 +43,13 @@ from services.schemas.groups import GroupReference, TrainGroup
 from services.schemas.rewards import Matched, ReferenceGraph, Reward
 from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
 from trainer.records.index_lines import index_line
-from trainer.records.rollout_files import RolloutFiles
+from trainer.records.rollout_files import RolloutFiles, _trained_records
 from trainer.records.step_lines import StepLines
 
 GROUPS, ANSWERS = 64, 8
 STEPS = 15
+MATRIX, PRODUCTS = 1024, 30
+"""What a step computes in place of a model"""
 MIB = 2**20
 
 
@@ -90,29 +98,71 @@ def group(position: int, rng: random.Random) -> TrainGroup:
 
 
 def measure_write(folder: Path) -> None:
-    """A step's records, and the part of them that is the index's."""
+    """A step with its records, written in both ways, and the part of them that is the index's."""
     rng = random.Random(0)
-    files = RolloutFiles(folder, rank=0, keep=0)
     groups = [group(position, rng) for position in range(GROUPS)]
     answers = [answer for each in groups for answer in each.rollout.completions]
     logprobs = [answer.rollout_logprobs for answer in answers]
-    whole, index = list[float](), list[float]()
-    for step in range(STEPS):
-        began = time.process_time()
+    size = sum(len(answer.text) for answer in answers) / len(answers)
+    print(f"{GROUPS} groups of {ANSWERS} answers of {size:.0f} characters, {STEPS} steps")
+    files = RolloutFiles(folder, rank=0, keep=0)
+    earlier = folder.parent / "earlier"
+    earlier.mkdir()
+
+    def write_lines(step: int) -> None:
+        """As it was."""
+        records = list(_trained_records(step, groups, logprobs))
+        bodies = [record.model_dump_json().encode() for record in records]
+        file = earlier / f"step-{step:06d}.rank0.jsonl"
+        file.write_bytes(b"".join(body + b"\n" for body in bodies))
+        name, offset, lines = file.name, 0, []
+        for record, body in zip(records, bodies, strict=True):
+            lines.append(index_line(record, name, offset, len(body)))
+            offset += len(body) + 1
+        StepLines(earlier / "index.rank0.jsonl").append(*lines)
+
+    def write_beside(step: int) -> None:
+        """As it is."""
         files.write(step, groups, logprobs)
         files.finish(step, [])
-        whole.append(time.process_time() - began)
+
+    before, now = steps_of(write_lines), steps_of(write_beside)
+    files.close()
+    sizes = [sum(f.stat().st_size for f in at.glob("step-*")) / STEPS for at in (earlier, folder)]
+    print(f"{'':14} {'step, s':>9} {'waits, ms':>10} {'MiB a step':>11} {'CPU, s':>8}")
+    for name, found, num_bytes in (("before", before, sizes[0]), ("beside", now, sizes[1])):
+        step_s, held_s, cpu_s = found
+        print(f"{name:14} {step_s:9.3f} {1000 * held_s:10.1f} {num_bytes / MIB:11.2f} {cpu_s:8.3f}")
+    measure_index(folder)
+
+
+def steps_of(write: Callable[[int], None]) -> tuple[float, float, float]:
+    """Seconds of a step, of what it waits for its records, and of CPU, all threads counted."""
+    matrix = torch.ones(MATRIX, MATRIX)
+    whole, held, cpu = list[float](), list[float](), list[float]()
+    for step in range(STEPS):
+        began, used = time.perf_counter(), time.process_time()
+        for _ in range(PRODUCTS):
+            torch.mm(matrix, matrix)
+        trained = time.perf_counter()
+        write(step)
+        held.append(time.perf_counter() - trained)
+        whole.append(time.perf_counter() - began)
+        cpu.append(time.process_time() - used)
+    return median(whole), median(held), median(cpu)
+
+
+def measure_index(folder: Path) -> None:
+    """What the lines of a step cost."""
+    index = list[float]()
     index_file = folder / "index.rank0.jsonl"
     bytes_a_line = index_file.stat().st_size / (STEPS * GROUPS)
     records = [RolloutIndex(folder.parent).read_record(line) for line in _lines(folder)]
     for _ in range(STEPS):
         began = time.process_time()
-        lines = [index_line(record, "step-000000.rank0.jsonl", 0, 9) for record in records]
+        lines = [index_line(record, "step-000000.rank0.jsonl.gz", 0, 9) for record in records]
         StepLines(folder / "again.jsonl").append(*lines)
         index.append(time.process_time() - began)
-    size = sum(len(answer.text) for answer in answers) / len(answers)
-    print(f"{GROUPS} groups of {ANSWERS} answers of {size:.0f} characters")
-    print(f"records of a step: {1000 * median(whole):.0f} ms of CPU, the index with them")
     print(f"to explain one answer: {1000 * explain_seconds():.1f} ms")
     print(f"the index of them: {1000 * median(index):.1f} ms, {bytes_a_line:.0f} bytes a line")
 

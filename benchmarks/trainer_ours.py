@@ -18,6 +18,7 @@ from services.settings import Settings
 from trainer.algorithms.advantages import group_relative
 from trainer.batches.micro_batches import padded_length, plan_step
 from trainer.batches.preparation import Preparation, Prepared, PreparedBatches
+from trainer.batches.shares import share_out
 from trainer.policy.engine import PolicyEngine, init_process_group
 from trainer.types import Outcome, StepBatch
 
@@ -35,13 +36,10 @@ def run(load: Load, model: Path, steps: int, dtype: str, checkpointing: bool) ->
     engine = PolicyEngine(settings, world_size=1)
     batch = _batch(load, engine.processor)
     budget = _budget(load, batch)
-    prepare = Preparation(
+    preparation = Preparation(
         [question.sample for question in questions(load)],  # type: ignore[arg-type]
         engine.processor,
         engine.rope_index,
-        max_tokens=budget,
-        rank=0,
-        num_ranks=1,
     )
     weights = [
         [
@@ -50,15 +48,20 @@ def run(load: Load, model: Path, steps: int, dtype: str, checkpointing: bool) ->
         ]
         for g in batch.groups
     ]
+
+    def prepare(batch: StepBatch) -> Prepared:
+        (part,) = share_out(batch.groups, weights, num_ranks=1, max_tokens=budget)
+        return preparation(part)
+
     # The first pass finds the logprobs of the start weights, as a sampler would have reported them.
-    scored = engine.train_step(prepare(batch, weights).micro_batches, 0.0)
+    scored = engine.train_step(prepare(batch).micro_batches, 0.0)
     batch = _with_logprobs(batch, scored.policy_logprobs)
     clock = Phases(engine.device)
     clock.watch(engine)
     memory, seconds, norms = PeakMemory(engine.device), [], []
     for _ in range(steps):
         start = clock.now()
-        with_tensors = clock.timed("preparation", partial(prepare, batch, weights))()
+        with_tensors = clock.timed("preparation", partial(prepare, batch))()
         output = engine.train_step(with_tensors.micro_batches, LEARNING_RATE)
         seconds.append(clock.now() - start)
         norms.append(output.grad_norm)
@@ -69,7 +72,7 @@ def run(load: Load, model: Path, steps: int, dtype: str, checkpointing: bool) ->
         "peak_mib": peak,
         "rise_mib": rise,
         "grad_norm": norms[0],
-        "waits": _waits(engine, batch, partial(prepare, weights=weights), steps),
+        "waits": _waits(engine, batch, prepare, steps),
         "work": _work(engine, batch, budget),
     }
 

@@ -2,23 +2,26 @@
 
     python -m benchmarks.weights [--mib 1024] [--tensors 200] [--rounds 5]
 
-Stage has to know the sha256 of every byte. What is measured is what the server does: `shm` from the
-request to the verified file; `http` the upload over a loopback connection, in which the bytes are
-hashed as they come, and the stage after it. `sha256` is one thread's, and says what to expect of
-more cores.
+Stage has to know the digest of every byte. What is measured is what the server does: `shm` from the
+request to the verified file; `upload` over a loopback connection, in which the bytes are hashed as
+they come; `http` that and the stage after it. `sha256` and `blake3` are one thread's, and say what
+to expect of more cores. `shm, sha256` is what a version of an earlier release takes. The rounds of
+all take turns, so that other work on the machine slows each of them as much; what they take of the
+cores (the sending curl too) hardly depends on it.
 """
 
 import argparse
 import asyncio
-import hashlib
+import os
 import shutil
 import tempfile
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 import uvicorn
@@ -28,15 +31,17 @@ from safetensors.numpy import save_file
 from rollout_service.fake.engine import FakeEngine
 from services.errors import EngineError
 from services.host.ports import free_port
-from services.http.app import bind, create_app
+from services.http.app import bind, create_app, server_config
 from services.schemas.weights import (
+    DigestAlgorithm,
     StageRequest,
-    TensorEntry,
     Version,
     WeightManifest,
     manifest_checksum,
 )
 from services.settings import Settings
+from weight_sync.digests import ALGORITHM, tensor_digest
+from weight_sync.transports.files import describe_file
 from weight_sync.transports.shm import shm_file
 from weight_sync.transports.uploads import Spool
 from weight_sync.updater import WeightUpdater
@@ -44,82 +49,71 @@ from weight_sync.updater import WeightUpdater
 GB = 1e9
 
 
-@dataclass(frozen=True, slots=True)
-class StageSpeed:
-    """Medians, in bytes a second; ratios are to `copy`."""
-
-    num_bytes: int
-    copy: float
-    """`numpy.copyto` into memory that has been written before."""
-    sha256: float
-    """Hashing in one thread that does nothing else."""
-    shm: float
-    """A stage over `shm`."""
-    upload: float
-    """The upload before a stage over `http`."""
-    http: float
-    """The stage after that upload."""
-
-    def lines(self) -> list[str]:
-        """For people."""
-        rates = {
-            "copy": self.copy,
-            "sha256": self.sha256,
-            "shm": self.shm,
-            "upload": self.upload,
-            "http": self.http,
-        }
-        return [
-            f"{name:7s} {rate / GB:9.2f} GB/s  {rate / self.copy:8.2f} of a copy"
-            for name, rate in rates.items()
-        ]
+Work = Callable[[], Awaitable[None]]
 
 
-async def measure_stage(mib: int, num_tensors: int, rounds: int) -> StageSpeed:
-    """Write a version of that size, and stage it again and again."""
+class Seconds(NamedTuple):
+    """Of one work, or medians of its rounds."""
+
+    wall: float
+    cores: float
+    """Of all cores together, children's too."""
+
+
+async def measure(mib: int, num_tensors: int, rounds: int) -> tuple[int, dict[str, Seconds]]:
+    """Write a version of that size, and stage it again and again; returns its bytes too."""
     root = Path(tempfile.mkdtemp(prefix="sgg-bench-"))
     settings = _settings(root)
     array = np.random.default_rng(0).random(mib * 2**18 // num_tensors, dtype=np.float32)
-    manifest = _write(settings, array, num_tensors)
-    file = shm_file(settings.run.name, Version(1, 1))
-    num_bytes = file.stat().st_size
+    file = _write(settings, array, num_tensors)
+    whole = np.concatenate([array] * num_tensors)
     try:
         async with _server(settings) as (updater, url):
-            whole = np.concatenate([array] * num_tensors)
-            copy = _copy_s(whole, rounds)
-            sha256 = await _median_s(lambda: _hash(whole), rounds)
-            shm = await _median_s(lambda: _stage(updater, manifest, "shm"), rounds)
-            upload = await _median_s(lambda: _upload(url, file), rounds)
-            http = await _median_s(lambda: _stage(updater, manifest, "http"), rounds)
+            works = _works(updater, url, file, whole)
+            return file.stat().st_size, await _medians(works, rounds)
     finally:
         shutil.rmtree(root)
         shutil.rmtree(file.parent)
-    return StageSpeed(
-        num_bytes, *(num_bytes / seconds for seconds in (copy, sha256, shm, upload, http))
-    )
 
 
-async def _median_s(work: Callable[[], Awaitable[None]], rounds: int) -> float:
-    seconds = []
+def _works(
+    updater: WeightUpdater, url: str, file: Path, whole: "np.ndarray[tuple[int], np.dtype[Any]]"
+) -> dict[str, Work]:
+    by = {name: _manifest(file, name) for name in get_args(DigestAlgorithm)}
+    target = np.ones_like(whole)  # written, so that its pages are there
+
+    async def copy() -> None:
+        np.copyto(target, whole)
+
+    async def hashed(algorithm: DigestAlgorithm) -> None:
+        tensor_digest(whole.data.cast("B"), algorithm)
+
+    async def http() -> None:
+        await _upload(url, file)
+        await _stage(updater, by[ALGORITHM], "http")
+
+    return {
+        "copy": copy,
+        **{name: partial(hashed, name) for name in by},
+        "shm, sha256": lambda: _stage(updater, by["sha256"], "shm"),
+        "shm": lambda: _stage(updater, by[ALGORITHM], "shm"),
+        "upload": lambda: _upload(url, file),
+        "http": http,
+    }
+
+
+async def _medians(works: dict[str, Work], rounds: int) -> dict[str, Seconds]:
+    taken: dict[str, list[Seconds]] = {name: [] for name in works}
     for _ in range(rounds):
-        started_at = time.perf_counter()
-        await work()
-        seconds.append(time.perf_counter() - started_at)
-    return float(np.median(seconds))
+        for name, work in works.items():
+            before = _now()
+            await work()
+            taken[name].append(Seconds(*np.subtract(_now(), before)))
+    return {name: Seconds(*np.median(times, axis=0)) for name, times in taken.items()}
 
 
-def _copy_s(source: "np.ndarray[tuple[int], np.dtype[np.float32]]", rounds: int) -> float:
-    target = np.ones_like(source)  # written, so that its pages are there
-    seconds = []
-    for _ in range(rounds):
-        started_at = time.perf_counter()
-        np.copyto(target, source)
-        seconds.append(time.perf_counter() - started_at)
-    return float(np.median(seconds))
-
-
-async def _hash(data: "np.ndarray[tuple[int], np.dtype[np.float32]]") -> None:
-    hashlib.sha256(data.data)
+def _now() -> Seconds:
+    return Seconds(time.perf_counter(), sum(os.times()[:4]))
 
 
 async def _stage(updater: WeightUpdater, manifest: WeightManifest, transport: str) -> None:
@@ -156,7 +150,7 @@ async def _server(settings: Settings) -> AsyncIterator[tuple[WeightUpdater, str]
         await updater.upload(Version(incarnation, policy_version), request.stream())
 
     with bind(app, settings.rollout.url) as listener:
-        server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
+        server = uvicorn.Server(server_config(app))
         running = threading.Thread(target=server.run, args=([listener],))
         running.start()
         try:
@@ -180,18 +174,21 @@ def _settings(root: Path) -> Settings:
 
 def _write(
     settings: Settings, array: "np.ndarray[tuple[int], np.dtype[np.float32]]", num_tensors: int
-) -> WeightManifest:
+) -> Path:
     file = shm_file(settings.run.name, Version(1, 1))
     file.parent.mkdir(mode=0o700)
     save_file({f"t{i}": array for i in range(num_tensors)}, file)
-    digest = hashlib.sha256(array.tobytes()).hexdigest()
-    entry = TensorEntry(shape=list(array.shape), dtype="float32", sha256=digest)
+    return file
+
+
+def _manifest(file: Path, algorithm: DigestAlgorithm) -> WeightManifest:
     return WeightManifest(
         policy_version=1,
         incarnation=1,
         step=1,
         vision_trained=True,
-        tensors={f"t{i}": entry for i in range(num_tensors)},
+        algorithm=algorithm,
+        tensors=describe_file(file, algorithm),
     )
 
 
@@ -202,9 +199,14 @@ def main() -> None:
     parser.add_argument("--tensors", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    speed = asyncio.run(measure_stage(options.mib, options.tensors, options.rounds))
-    print(f"{speed.num_bytes / GB:.2f} GB in {options.tensors} tensors")
-    print("\n".join(speed.lines()))
+    size, seconds = asyncio.run(measure(options.mib, options.tensors, options.rounds))
+    print(f"{size / GB:.2f} GB in {options.tensors} tensors")
+    for name, median in seconds.items():
+        share = seconds["copy"].wall / median.wall
+        print(
+            f"{name:12s} {size / GB / median.wall:7.2f} GB/s {share:7.2f} of a copy "
+            f"{median.cores * GB / size:7.2f} core seconds a GB"
+        )
 
 
 if __name__ == "__main__":

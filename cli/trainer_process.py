@@ -76,6 +76,8 @@ def sft(settings: Settings, *, resume: bool, allow_changes: bool) -> None:
     """Run supervised fine-tuning, on as many processes as the trainer's."""
     settings, rank = _begun(settings, "sft", resume=resume)
     setup_logging(f"sft[{rank}]", beside=log_beside(settings.run.files.logs, f"sft-{rank}"))
+    if rank == 0:
+        _keep_settings(settings)
     with stop_request() as stop:
         from cli.views.progress import shown
         from trainer.sft.train import run_sft
@@ -85,6 +87,7 @@ def sft(settings: Settings, *, resume: bool, allow_changes: bool) -> None:
     if folder is None:
         _stopped(rank)
     elif rank == 0:
+        _leave_results(settings)
         print(f"wrote {folder}")
 
 

@@ -19,7 +19,7 @@ from console.pages import (
     try_it,
 )
 from console.runs import Runs
-from console.web import HERE
+from console.web import HERE, CopyRule, add_error_pages
 from services.http.app import create_app
 from services.settings import Settings
 
@@ -38,7 +38,12 @@ BODY_LIMIT_BYTES = 16 << 20
 
 
 def create_console(
-    folder: Path, *, url: str = "", data_token: str | None = None, admin_token: str | None = None
+    folder: Path,
+    *,
+    url: str = "",
+    data_token: str | None = None,
+    admin_token: str | None = None,
+    copied: CopyRule | None = None,
 ) -> FastAPI:
     """The console.
 
@@ -48,6 +53,7 @@ def create_console(
         data_token: Asked for on every page; None leaves them open.
         admin_token: Asked for by what changes something; without it, and with a data token, nothing
             can be changed.
+        copied: For pages of a copy on disk (`console.export`).
     """
     app = create_app(
         title="console",
@@ -58,9 +64,7 @@ def create_console(
         admin_token=admin_token,
         admin_paths=admin_paths(data_token, admin_token),
     )
-    if admin_token is None:  # beside a data token nothing can be changed then
-        app.state.weak_tokens = [name for name in app.state.weak_tokens if "DATA" in name]
-    add_console(app, folder, changes=bool(admin_paths(data_token, admin_token)))
+    add_console(app, folder, data_token=data_token, admin_token=admin_token, copied=copied)
     return app
 
 
@@ -70,17 +74,30 @@ def admin_paths(data_token: str | None, admin_token: str | None) -> Sequence[str
 
 
 def add_console(
-    app: FastAPI, folder: Path, own: Settings | None = None, *, changes: bool = False
+    app: FastAPI,
+    folder: Path,
+    own: Settings | None = None,
+    *,
+    data_token: str | None = None,
+    admin_token: str | None = None,
+    copied: CopyRule | None = None,
 ) -> None:
     """Serve the console's pages beside an app's own routes, from `/` on.
 
     Args:
-        app: Made by `services.http.app.create_app`.
+        app: Made by `services.http.app.create_app` with these tokens, and `admin_paths` of them.
         folder: Of runs, or one run's.
         own: Settings of the run that the app is a part of.
-        changes: Whether dead groups can be dropped; the app has `admin_paths` then.
+        data_token: As for `create_console`.
+        admin_token: The same.
+        copied: The same.
     """
+    changes = bool(admin_paths(data_token, admin_token))
+    app.state.copied = copied
     app.state.runs = Runs(folder, own, changes=changes)
+    if admin_token is None:  # a data token alone is enough: nothing can be changed then
+        app.state.weak_tokens = [name for name in app.state.weak_tokens if "ADMIN" not in name]
+    add_error_pages(app)
     if changes:
         app.include_router(dead.router)
     for page in PAGES:

@@ -13,7 +13,7 @@ from console.runs import Run
 from evaluation.report.browser import browser_data
 from evaluation.result import EvaluationResult, ImageResult
 from evaluation.scoring.compare import Comparison, compare
-from services.errors import NotFoundError
+from services.errors import NotFoundError, UnavailableError
 from services.run_folder import TableFollower
 from services.settings import load_settings
 
@@ -165,8 +165,40 @@ class AnswersReader:
 ANSWERS = AnswersReader()
 
 
+def compare_runs(first: Run, second: Run) -> Comparison:
+    """What the last answers of `second` have more, on the images that both runs were asked about.
+
+    Raises:
+        NotFoundError: A run keeps no answers of a version that it trained.
+        SggError: Their images are not the same, or answers or dataset cannot be read.
+        OSError: The same.
+    """
+    return compare(_last_result(first), _last_result(second))
+
+
+def _last_result(run: Run) -> EvaluationResult:
+    files = [run.files.heldout(label) for label in LABELS[1:]]
+    job = ANSWERS.of(run)
+    if job is None or not any(file.is_file() for file in files):
+        names = " nor ".join(file.name for file in files)
+        raise NotFoundError(
+            f"{run.name} has no answers about held-out images since it trains: there is neither "
+            f"{names}"
+        )
+    return job.result().result
+
+
 def _judged(run: Run) -> Answered:
-    from evaluation.of_a_run.report import heldout_result  # loads what draws plots
+    try:
+        return _answered(run)
+    except ImportError as error:
+        raise UnavailableError(
+            f"{error.name} is not installed where the console runs: pip install 'sgg-rl[evaluate]'"
+        ) from error
+
+
+def _answered(run: Run) -> Answered:
+    from evaluation.of_a_run.kept_answers import kept_results
 
     there = {"root": run.path.parent, "name": run.path.name}
     settings = load_settings(run.files.config, environment={})
@@ -175,8 +207,7 @@ def _judged(run: Run) -> Answered:
     if settings.data.heldout:
         data["heldout"] = seen(settings.data.heldout)
     settings = settings.changed(run=there, data=data)
-    before = heldout_result(settings, "before")
-    last = heldout_result(settings, "now") or heldout_result(settings, "after")
+    before, last = kept_results(settings)
     found = last or before
     if found is None:
         raise NotFoundError("the answers have just been removed")

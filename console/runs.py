@@ -1,18 +1,21 @@
 """Which runs there are: a folder of runs, or one run."""
 
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from fastapi import Depends, Request
 
 from services.errors import NotFoundError, SettingsError
 from services.run_folder import RunFolder
 from services.settings import RedisSettings, Settings
+
+MOST_COMPARED = 8
+"""Runs beside each other: colours that can be told apart"""
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,11 @@ class Runs:
             yield path
         elif path.is_dir():
             yield from sorted(p for p in path.iterdir() if p.is_dir() and p.name[0] != ".")
+
+
+def compare_address(runs: Sequence[Run]) -> str:
+    """The address of some runs beside each other."""
+    return "/compare?" + urlencode([("run", run.name) for run in runs[:MOST_COMPARED]])
 
 
 def is_run(path: Path) -> bool:

@@ -11,11 +11,12 @@ Example of a page:
 
 import logging
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import HTMLResponse
 from fastapi.routing import APIRoute
@@ -24,9 +25,9 @@ from starlette.exceptions import HTTPException
 
 from console.views import FILTERS
 from evaluation.report.template import PARTS
-from services.errors import SggError, UnavailableError
+from services.errors import NotFoundError, SggError, UnavailableError
 from services.http.pages import HEADERS
-from services.http.problems import invalid_input
+from services.http.problems import invalid_input, problem_response
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +52,24 @@ environment = jinja2.Environment(
 environment.filters.update(FILTERS)
 
 
+@dataclass(frozen=True, slots=True)
+class CopyRule:
+    """What a copy on disk holds, where pages are made for one: they have no server to ask."""
+
+    groups_of_a_step: int
+    """The most, with their pages"""
+    at: str
+    """When it is made"""
+
+
+def copy_rule(request: Request) -> CopyRule | None:
+    """None where pages are served."""
+    rule: CopyRule | None = request.app.state.copied
+    return rule
+
+
 class PageRoute(APIRoute):
-    """A route whose answer has `HEADERS`; an error becomes a page that says what to do."""
+    """A route whose answer has `HEADERS`; an error becomes an answer that says what to do."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """FastAPI's handler, inside of both."""
@@ -60,17 +77,20 @@ class PageRoute(APIRoute):
 
         async def with_headers(request: Request) -> Response:
             try:
-                response = await handle(request)
+                return _with_headers(await handle(request))
             except HTTPException:
                 raise
             except Exception as error:  # noqa: BLE001 - the last resort of a page
-                response = error_page(request, _told(error))
-            headers = MutableHeaders(raw=response.raw_headers)
-            for name, value in HEADERS.items():
-                headers.setdefault(name, value)
-            return response
+                return error_answer(request, _told(error))
 
         return with_headers
+
+
+def _with_headers(response: Response) -> Response:
+    headers = MutableHeaders(raw=response.raw_headers)
+    for name, value in HEADERS.items():
+        headers.setdefault(name, value)
+    return response
 
 
 def _told(error: Exception) -> SggError:
@@ -104,19 +124,40 @@ def render(request: Request, template: str, **values: Any) -> HTMLResponse:
             which needs `run` and `tab`, a key of `TABS`.
         values: What the template names.
     """
-    return HTMLResponse(fragment(template, request=request, tabs=TABS, **values))
+    shared = {"tabs": TABS, "copied": copy_rule(request)}
+    return HTMLResponse(fragment(template, **shared, **values))
 
 
 def fragment(template: str, **values: Any) -> str:
     """A template as text, such as a part of a page that a server-sent event replaces."""
-    return environment.get_template(template).render(**values)
+    return environment.get_template(template).render({"copied": None, **values})
 
 
-def error_page(request: Request, error: SggError) -> Response:
-    """What is wrong, and what to do."""
+def error_answer(request: Request, error: SggError) -> Response:
+    """What is wrong, and what to do: a page for a browser, problem details for all others."""
+    if not _is_browser(request):
+        return _with_headers(problem_response(error))
     page = render(request, "error.html", error=error)
     page.status_code = error.status
-    return page
+    return _with_headers(page)
+
+
+def _is_browser(request: Request) -> bool:
+    return "text/html" in request.headers.get("accept", "")
+
+
+def add_error_pages(app: FastAPI) -> None:
+    """Show a page where a browser asks an app for a path that it does not have."""
+    problem: Any = app.exception_handlers[HTTPException]
+
+    async def answer(request: Request, error: Exception) -> Response:
+        if isinstance(error, HTTPException) and error.status_code == 404 and _is_browser(request):
+            missing = NotFoundError(f"this console has no page {request.url.path[:100]!r}")
+            return error_answer(request, missing)
+        found: Response = await problem(request, error)
+        return found
+
+    app.add_exception_handler(HTTPException, answer)
 
 
 def is_stopping(request: Request) -> bool:

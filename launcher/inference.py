@@ -334,7 +334,7 @@ def _start_server(
 ) -> Settings:
     """Start a rollout server of `model.path` and wait for it; the settings with its url."""
     if settings.rollout.engine == "vllm":
-        check_gpus(1, who="a rollout server")
+        check_gpus(settings.rollout.tensor_parallel_size, who="a rollout server")
     settings = settings.changed(
         run={"root": folder / "logs"}, redis={"url": NO_REDIS}, rollout={"url": url}
     )

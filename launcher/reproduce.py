@@ -210,8 +210,8 @@ def _order(name: str) -> tuple[str, int]:
 
 def _num_gpus(row: TableRow) -> int:
     settings = row.settings
-    ranks, servers = settings.trainer.num_ranks, settings.cluster.num_rollout_servers
-    return max(ranks, servers) if settings.shares_gpus else ranks + servers
+    ranks, sampling = settings.trainer.num_ranks, settings.num_rollout_gpus
+    return max(ranks, sampling) if settings.shares_gpus else ranks + sampling
 
 
 def _described(row: TableRow) -> str:

@@ -61,7 +61,8 @@ def run_parts(
             service_part("rollout", url, config),
             name=name,
             ready_timeout_s=_LOADING_S,
-            environment=environment(gpus, placement=placement) | compute_threads(len(urls)),
+            environment=environment(gpus, placement=placement)
+            | compute_threads(settings.num_rollout_gpus),
         )
         for name, url, gpus in zip(server_names(urls), urls, placement.servers, strict=True)
     ]

@@ -75,8 +75,12 @@ class RunCollector(Collector):
         """Metrics of now."""
         families = Families(self._settings.run.name)
         families.gauge("redis_up", "1 while Redis answers", self.state is not None)
-        limit = self._settings.trainer.max_policy_lag
-        families.gauge("max_policy_lag", "Versions that a completion may be behind", limit)
+        trainer = self._settings.trainer
+        for name, limit, whose in (
+            ("max_policy_lag", trainer.max_policy_lag, "groups are behind on average"),
+            ("max_token_lag", trainer.oldest_token_lag, "any token may be behind"),
+        ):
+            families.gauge(name, f"Versions that {whose}, at most", limit)
         if self.state is not None:
             _add_redis(families, self.state)
             _add_queues(families, self.state)

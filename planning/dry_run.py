@@ -52,6 +52,8 @@ def _steps(settings: Settings) -> Iterator[str]:
         f"{counted(trainer.num_ranks, 'trainer GPU')}; "
         f"{counted(settings.cluster.num_rollout_servers, 'rollout server')}"
     )
+    if (size := settings.rollout.tensor_parallel_size) > 1:
+        step += f" of {size} GPUs"
     try:
         rows = len(opened(name, settings.data.task))
     except InvalidInputError:
@@ -107,7 +109,12 @@ def _memory(settings: Settings, job: Job) -> Iterator[str]:
             "deepspeed.offload_optimizer"
         )
     yield f"  {'of':<20}{memory:6.1f}"
-    if job == "train" and settings.shares_gpus:
+    if job == "train":
         weights = weight_bytes(settings) * shape.num_parameters
         cache = server_memory(settings, int(memory * GIB), weights)["kv_cache_memory_bytes"]
-        yield f"KV cache of the rollout server on it (GiB): {cache / GIB:.1f}"
+        part = weights / settings.rollout.tensor_parallel_size
+        where = "it" if settings.shares_gpus else "each of its GPUs"
+        yield (
+            f"a rollout server on {where} (GiB): weights {part / GIB:.1f}, KV cache "
+            f"{cache / GIB:.1f}"
+        )

@@ -23,7 +23,7 @@ class Placement:
     trainer: GpuSet = ()
     """One for each rank, rank 0 first."""
     servers: tuple[GpuSet, ...]
-    """One GPU each, or none."""
+    """`rollout.tensor_parallel_size` GPUs each, or none."""
     idle: GpuSet = ()
     """Seen here and not needed."""
     shared: bool = False
@@ -43,7 +43,7 @@ def place(settings: Settings) -> Placement:
 
 
 def placed(settings: Settings, gpus: Sequence[Gpu]) -> Placement:
-    """Ranks first, then servers, a GPU each; both on the same ones where they share.
+    """Ranks first, a GPU each, then servers; both on the same ones where they share.
 
     They share where the settings say so (`weights.transport = "ipc"`, `deploy.kind = "colocated"`),
     and where one rank and one server have a single GPU between them.
@@ -55,19 +55,21 @@ def placed(settings: Settings, gpus: Sequence[Gpu]) -> Placement:
     Raises:
         SettingsError: They are too few, or cannot be used as the settings say.
     """
-    ranks, servers = settings.trainer.num_ranks, settings.cluster.num_rollout_servers
-    shared = settings.shares_gpus or (ranks == servers == len(gpus) == 1)
+    ranks, sampling = settings.trainer.num_ranks, settings.num_rollout_gpus
+    size = settings.rollout.tensor_parallel_size
+    shared = settings.shares_gpus or (ranks == sampling == len(gpus) == 1)
     check_ipc_servers(settings)
-    needed = max(ranks, servers) if shared else ranks + servers
+    needed = max(ranks, sampling) if shared else ranks + sampling
     if len(gpus) < needed:
         raise SettingsError(_too_few(settings, len(gpus), needed, shared=shared))
     if shared:
         check_shared_gpus(colocated(settings))
         check_shared_transport(settings)
     first = 0 if shared else ranks
+    starts = range(first, first + sampling, size)
     return Placement(
         trainer=tuple(gpus[:ranks]),
-        servers=tuple((gpu,) for gpu in gpus[first : first + servers]),
+        servers=tuple(tuple(gpus[start : start + size]) for start in starts),
         idle=tuple(gpus[needed:]),
         shared=shared,
     )
@@ -108,8 +110,10 @@ def _too_few(settings: Settings, found: int, needed: int, *, shared: bool) -> st
     remedy = "set them lower"
     if not shared:
         remedy += ", or weights.transport = 'ipc', with which a rank and a server share each GPU"
+    size = settings.rollout.tensor_parallel_size
+    each = f" (rollout.tensor_parallel_size = {size} GPUs each)" if size > 1 else ""
     return (
         f"trainer.num_ranks = {settings.trainer.num_ranks} and cluster.num_rollout_servers = "
-        f"{settings.cluster.num_rollout_servers} need {needed} GPUs, and {found} can be seen "
+        f"{settings.cluster.num_rollout_servers}{each} need {needed} GPUs, and {found} can be seen "
         f"{seen_where()}: {remedy}"
     )

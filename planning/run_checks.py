@@ -74,7 +74,7 @@ def _number(settings: Settings, gpus: list[Gpu], *, one_host: bool) -> list[Chec
 
 
 def _taken(gpus: list[Gpu], servers: list[ServerRecord]) -> list[CheckResult]:
-    holders = {server.gpu: server.server_id for server in servers if server.gpu}
+    holders = {gpu: server.server_id for server in servers for gpu in server.gpus}
     taken = [f"{gpu.index} by {holders[gpu.uuid]}" for gpu in gpus if gpu.uuid in holders]
     if not taken:
         return []

@@ -38,7 +38,10 @@ _TEXT_3B = _qwen2(2048, 11008, 36, 16, 2, 151936)
 _TEXT_2B = _qwen2(1536, 8960, 28, 12, 2, 151936)
 _TEXT_7B = _qwen2(3584, 18944, 28, 28, 4, 152064)
 _VISION_2 = {"depth": 32, "embed_dim": 1280, "num_heads": 16, "mlp_ratio": 4, "patch_size": 14}
+_TEXT_32B = _qwen2(5120, 27648, 64, 40, 8, 152064)
+_TEXT_72B = _qwen2(8192, 29568, 80, 64, 8, 152064)
 _VISION_2_5 = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16}
+_VISION_2_5_LARGE = _VISION_2_5 | {"intermediate_size": 3456}
 
 
 def _vision_3(hidden: int, inner: int, layers: int, *deepstack: int) -> dict[str, Any]:
@@ -67,6 +70,8 @@ KNOWN: dict[str, dict[str, Any]] = {
     "Qwen/Qwen2-VL-7B-Instruct": _parts(_TEXT_7B, _VISION_2, tied=False),
     "Qwen/Qwen2.5-VL-3B-Instruct": _parts(_TEXT_3B, _VISION_2_5, tied=True),
     "Qwen/Qwen2.5-VL-7B-Instruct": _parts(_TEXT_7B, _VISION_2_5, tied=False),
+    "Qwen/Qwen2.5-VL-32B-Instruct": _parts(_TEXT_32B, _VISION_2_5_LARGE, tied=False),
+    "Qwen/Qwen2.5-VL-72B-Instruct": _parts(_TEXT_72B, _VISION_2_5_LARGE, tied=False),
     "Qwen/Qwen3-VL-2B-Instruct": _parts(_qwen3(2048, 6144, 28, 16), _VISION_3_SMALL, tied=True),
     "Qwen/Qwen3-VL-4B-Instruct": _parts(_qwen3(2560, 9728, 36, 32), _VISION_3_SMALL, tied=True),
     "Qwen/Qwen3-VL-8B-Instruct": _parts(_qwen3(4096, 12288, 36, 32), _VISION_3, tied=False),

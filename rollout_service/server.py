@@ -132,9 +132,9 @@ class RolloutServer:
         return self._updater
 
     @property
-    def gpu(self) -> str | None:
-        """UUID of its GPU; None on CPU, or before `prepare`."""
-        return self._engine.gpu if self._engine else None
+    def gpus(self) -> tuple[str, ...]:
+        """UUIDs of its GPUs; none on CPU, or before `prepare`."""
+        return self._engine.gpus if self._engine else ()
 
     @property
     def model_runner(self) -> ModelRunner | None:
@@ -293,7 +293,8 @@ class RolloutServer:
             server_id=self.server_id,
             url=self._settings.rollout.url,
             host=self.host,
-            gpu=self.gpu,
+            gpu=next(iter(self.gpus), None),
+            gpus=list(self.gpus),
             state=self.state,
             model_runner=self.model_runner,
             policy_version=self.serving.policy_version,

@@ -14,6 +14,7 @@ to the graph (thinking) is read where it is asked for.
 """
 
 import hashlib
+import json
 import logging
 import operator
 from collections import Counter
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 from pydantic_core import to_json
 
 from scene_data.reading.images import check_image, image_bytes
+from scene_data.reading.kept import Arrays, kept
 from scene_data.reading.refusal import PAGE, refusal
 from scene_data.reading.rows import RowError, image_id_text, read_graph, read_size, read_thinking
 from scene_data.reading.sources import Row, Rows, open_rows
@@ -105,6 +107,24 @@ class RowCheck(BrokenRows):
     num_unrelated: int = 0
     """Rows without any relationship, which the task has no use for"""
 
+    @classmethod
+    def of_arrays(cls, arrays: Arrays) -> "RowCheck":
+        """What `as_arrays` gave."""
+        counted = json.loads(arrays["counted"].tobytes())
+        return cls(
+            usable=arrays["usable"],
+            reasons=Counter(counted["reasons"]),
+            broken=counted["broken"],
+            dropped=Counter(counted["dropped"]),
+            num_unrelated=counted["num_unrelated"],
+        )
+
+    def as_arrays(self) -> Arrays:
+        """All of it, to be kept."""
+        names = ("reasons", "broken", "dropped", "num_unrelated")
+        counted = json.dumps({name: getattr(self, name) for name in names}).encode()
+        return {"usable": self.usable, "counted": np.frombuffer(counted, dtype=np.uint8)}
+
     def note_row(self, index: int, place: str, row: Row | RowError, error: RowError) -> None:
         """A row is broken: not usable, counted and listed."""
         self.usable[index] = False
@@ -115,7 +135,9 @@ class RowCheck(BrokenRows):
 class SceneDataset:
     """The usable rows of a source.
 
-    Opening reads all annotations once, to know which rows are usable, and keeps one number a row.
+    Opening reads all annotations, to know which rows are usable, and keeps one number a row. Of a
+    large source it is kept what that found, as long as the source is the same
+    (`scene_data.reading.kept`).
 
     Args:
         rows: The source.
@@ -125,10 +147,12 @@ class SceneDataset:
         keep_repeated: Samples keep triplets that repeat another.
         annotated: False: a row may have no graph; its sample's is empty.
         need_images: False: a row that says its size may name no image; its sample has no bytes.
+        usable: [rows] as `check.usable` of another process that has opened the same: nothing is
+            read then.
 
     Raises:
         InvalidInputError: More than `max(MAX_BROKEN_ROWS, MAX_BROKEN_SHARE * rows)` rows are
-            broken, or none is left.
+            broken, or none is left; or `usable` is of another number of rows.
     """
 
     def __init__(
@@ -141,6 +165,7 @@ class SceneDataset:
         keep_repeated: bool = False,
         annotated: bool = True,
         need_images: bool = True,
+        usable: NDArray[np.bool_] | None = None,
     ) -> None:
         self._need_images = need_images
         self._rows = rows
@@ -149,10 +174,17 @@ class SceneDataset:
         self.name = name
         self._thinking = thinking_column
         self._has_warned = False
-        check = self._check_rows(task)
-        _judge(check, name, task)
-        self._usable = np.flatnonzero(check.usable)
-        self.check = check
+        self._how = f"{task} {thinking_column!r} {keep_repeated} {annotated}"
+        if usable is not None:
+            _check_same(len(rows), len(usable), name)
+            self.check = RowCheck(usable=usable)
+        else:
+            found = kept(
+                rows.state, f"check {self._how}", lambda: self._check_rows(task).as_arrays()
+            )
+            self.check = RowCheck.of_arrays(found)
+            _judge(self.check, name, task)
+        self._usable = np.flatnonzero(self.check.usable)
 
     def __len__(self) -> int:
         return len(self._usable)
@@ -253,8 +285,12 @@ class SceneDataset:
     def digest(self) -> str:
         """SHA-256 over the annotations of all usable rows, in their order; images do not count.
 
-        It reads all annotations once more.
+        It reads all annotations once more; of a large source it is kept.
         """
+        found = kept(self._rows.state, f"digest {self._how}", lambda: {"sha256": self._digest()})
+        return found["sha256"].tobytes().hex()
+
+    def _digest(self) -> NDArray[np.uint8]:
         found = hashlib.sha256()
         usable = iter(self._usable)
         number = next(usable, None)
@@ -264,7 +300,7 @@ class SceneDataset:
                 kept = {key: value for key, value in row.items() if key != "image"}
                 found.update(to_json(kept, inf_nan_mode="constants", fallback=repr) + b"\n")
                 number = next(usable, None)
-        return found.hexdigest()
+        return np.frombuffer(found.digest(), dtype=np.uint8)
 
     def place(self, index: int) -> str:
         """What a person finds a usable row by. Example: `train.jsonl, line 4`."""
@@ -294,6 +330,7 @@ def open_dataset(
     thinking_column: str | None = None,
     task: Task | None = None,
     annotated: bool = True,
+    usable: NDArray[np.bool_] | None = None,
 ) -> SceneDataset:
     """Open a local path or a hub dataset; see the table above.
 
@@ -303,6 +340,7 @@ def open_dataset(
         task: `sgg` and `cls` leave out rows without any relationship; `det` and None keep them.
         annotated: False: rows may have no graph, and pictures, a list or a folder of them, are rows
             too.
+        usable: As `SceneDataset`.
 
     Raises:
         InvalidInputError: Nothing has that name, its layout is unknown, or too much is broken.
@@ -310,13 +348,26 @@ def open_dataset(
     columns = [thinking_column] if thinking_column else []
     rows = open_rows(str(path), columns, need_graphs=annotated)
     return SceneDataset(
-        rows, str(path), thinking_column=thinking_column, task=task, annotated=annotated
+        rows,
+        str(path),
+        thinking_column=thinking_column,
+        task=task,
+        annotated=annotated,
+        usable=usable,
     )
 
 
 def is_too_broken(num_broken: int, num_rows: int) -> bool:
     """Whether there are more broken rows than a dataset may have."""
     return num_broken > max(MAX_BROKEN_ROWS, MAX_BROKEN_SHARE * num_rows)
+
+
+def _check_same(num_here: int, num_there: int, name: str) -> None:
+    if num_here != num_there:
+        raise InvalidInputError(
+            f"{name} has {num_here} rows here, and {num_there} where the run's first process is: "
+            "every host must have the same dataset"
+        )
 
 
 def _judge(found: RowCheck, name: str, task: Task | None) -> None:

@@ -1,5 +1,7 @@
 """The order in which rows are trained on, and of a graph's parts: seeded, and so resumable."""
 
+from functools import lru_cache
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -28,16 +30,16 @@ class EpochSampler:
             raise InvalidInputError("the dataset has no rows to train on")
         self._num_rows = num_rows
         self._seed = seed
-        self._epoch = -1
-        self._order: NDArray[np.int64] = np.empty(0, dtype=np.int64)
 
     def at(self, position: int) -> tuple[int, int]:
-        """Epoch and row of a position, both counted from 0."""
+        """Epoch and row of a position, both counted from 0; from any thread."""
         epoch, place = divmod(position, self._num_rows)
-        if epoch != self._epoch:
-            self._order = np.random.default_rng([self._seed, epoch]).permutation(self._num_rows)
-            self._epoch = epoch
-        return epoch, int(self._order[place])
+        return epoch, int(_order(self._num_rows, self._seed, epoch)[place])
+
+
+@lru_cache(maxsize=4)
+def _order(num_rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return np.random.default_rng([seed, epoch]).permutation(num_rows)
 
 
 def group_id(run: str, epoch: int, index: int) -> str:

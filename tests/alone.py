@@ -1,6 +1,6 @@
 """A trainer's `Ranks` for one process, without a process group."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from trainer.algorithms.stats import Stats
@@ -21,6 +21,10 @@ class Alone(Ranks):
 
     def from_main(self, work: Callable[[], T], kind: Any) -> T:
         return work()
+
+    def scatter(self, work: Callable[[], Sequence[T]], *_: object) -> T:
+        (part,) = work()
+        return part
 
     def gather(self, mine: Any, kind: Any) -> list[Any]:
         return []

@@ -14,6 +14,7 @@ from scene_data.templates import answer_text
 from scene_data.toy.scenes import make_toy
 from scene_graph.boxes import RELATIVE_1000
 from services.bundled import TOY_START
+from services.run_folder.records import record_lines
 from services.schemas.common import ImageRef, Sampling
 from services.schemas.groups import GroupReference, TrainGroup
 from services.schemas.prompts import PromptGroup
@@ -69,7 +70,11 @@ def write_run(
         rate = 0.9 * (1 - step / num_steps)
         groups = [
             group(
-                samples[row], row, [_spoilt(samples[row], step, n, rate) for n in range(SIZE)], step
+                samples[row],
+                row,
+                [_spoilt(samples[row], step, n, rate) for n in range(SIZE)],
+                step,
+                rubric=settings.reward.rubric,
             )
             for row in range(num_groups)
         ]
@@ -87,13 +92,38 @@ def write_run(
     return settings
 
 
+def as_an_earlier_release(run: Path) -> None:
+    """Make the groups of a run plain lines, as releases did before they compressed them."""
+    index = run / "rollouts/index.rank0.jsonl"
+    lines = [json.loads(line) for line in index.read_text().splitlines()]
+    for file in (run / "rollouts").glob("step-*.jsonl.gz"):
+        plain, records = file.with_suffix(""), record_lines(file)
+        of_file = sorted(
+            (line for line in lines if line["file"] == file.name), key=lambda line: line["offset"]
+        )
+        offset = 0
+        for line, record in zip(of_file, records, strict=True):
+            line |= {"file": plain.name, "offset": offset, "length": len(record)}
+            offset += len(record) + 1
+        plain.write_bytes(b"".join(record + b"\n" for record in records))
+        file.unlink()
+    index.write_text("".join(json.dumps(line, separators=(",", ":")) + "\n" for line in lines))
+
+
 def _group(sample: Sample, row: int, step: int, rate: float) -> TrainGroup:
     texts = [_spoilt(sample, step, number, rate) for number in range(SIZE)]
     return group(sample, row, texts, step)
 
 
-def group(sample: Sample, row: int, texts: Sequence[str], step: int, name: str = "") -> TrainGroup:
-    """A group of answers to a toy scene, scored by the rubric `balanced`."""
+def group(
+    sample: Sample,
+    row: int,
+    texts: Sequence[str],
+    step: int,
+    name: str = "",
+    rubric: str | dict[str, Any] = "balanced",
+) -> TrainGroup:
+    """A group of answers to a toy scene, scored."""
     name = name or f"toys-e{step}-r{row}"
     reference = reference_graph(sample)
     size = (sample.width, sample.height)
@@ -104,7 +134,7 @@ def group(sample: Sample, row: int, texts: Sequence[str], step: int, name: str =
         reference=reference,
         completions=list(texts),
     )
-    rewards = make_scorer("balanced").score([asked])[0].rewards
+    rewards = make_scorer(rubric).score([asked])[0].rewards
     mean = sum(reward.total for reward in rewards) / len(rewards)
     return TrainGroup(
         position=1000 * step + row,

@@ -2,14 +2,18 @@
 
 import hashlib
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from blake3 import blake3
 from safetensors.numpy import save_file
 
 from services.schemas.weights import (
     CommitRequest,
+    DigestAlgorithm,
     PolicyRecord,
     StageRequest,
     TensorEntry,
@@ -22,6 +26,10 @@ from weight_sync.transports.shm import shm_file
 Arrays = dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]
 TENSORS: dict[str, tuple[int, ...]] = {"embed.weight": (4, 3), "norm.weight": (3,)}
 """What the policy of these tests consists of."""
+HASHES: dict[DigestAlgorithm, Callable[[bytes], Any]] = {
+    "sha256": hashlib.sha256,
+    "blake3": blake3,
+}
 
 
 @dataclass(frozen=True)
@@ -67,6 +75,7 @@ class ShmRun:
         *,
         vision_trained: bool = False,
         partial: bool = False,
+        algorithm: DigestAlgorithm = "blake3",
     ) -> ShmVersion:
         """Write a version's file and describe it."""
         arrays = tensors_of(policy_version) if arrays is None else arrays
@@ -79,11 +88,12 @@ class ShmRun:
             step=policy_version,
             vision_trained=vision_trained,
             partial=partial,
+            algorithm=algorithm,
             tensors={
                 name: TensorEntry(
                     shape=list(array.shape),
                     dtype="float32",
-                    sha256=hashlib.sha256(array.tobytes()).hexdigest(),
+                    digest=HASHES[algorithm](array.tobytes()).hexdigest(),
                 )
                 for name, array in arrays.items()
             },

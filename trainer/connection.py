@@ -26,7 +26,7 @@ from trainer.collection.prompts import PromptSource
 from trainer.ranks.group import Ranks
 from trainer.ranks.stop import StopAskedError, StopRequest
 from trainer.records.events import EventLog
-from trainer.types import StepBatch, UnusedGroup
+from trainer.types import Outcome, StepBatch, UnusedGroup
 from weight_sync.publishing.publisher import WeightPublisher
 from weight_sync.transports.device import own_device
 from weight_sync.transports.ipc import SharedTensors
@@ -219,21 +219,23 @@ class ServiceConnection:
             raise StopAskedError
 
     def take(self, policy_version: int) -> StepBatch:
-        """A step's groups, the same on every rank. May be called in another thread.
+        """A step's batch on rank 0, and elsewhere one without groups.
+
+        May be called in another thread.
 
         Raises:
             StopAskedError: The run is to stop.
         """
+        taken: list[StepBatch] = []
 
-        def take(main: _Main) -> StepBatch | None:
+        def take(main: _Main) -> bool:
             with suppress(StopAskedError):
-                return main.collector.take(policy_version)
-            return None
+                taken.append(main.collector.take(policy_version))
+            return bool(taken)
 
-        batch = self._on_main(take, StepBatch | None, self._batch_ranks)
-        if batch is None:
+        if not self._on_main(take, bool, self._batch_ranks):
             raise StopAskedError
-        return batch
+        return taken[0] if taken else StepBatch(groups=[], outcome=Outcome())
 
     def publish(self, weights: NamedTensors, policy_version: int, batch: StepBatch) -> None:
         """Give the servers new weights; the batch that they come from is used up.

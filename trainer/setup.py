@@ -1,15 +1,18 @@
 """What a GRPO run needs before its first step: ranks, model, checkpoint, services."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from functools import partial
 
-from scene_data.dataset import SceneDataset, open_dataset
+from scene_data.dataset import SceneDataset
+from services.schemas.groups import TrainGroup
 from services.settings import Settings
 from services.settings.checks import log_advice
 from services.telemetry import Tracing
 from trainer.algorithms.weighting import completion_weights
 from trainer.batches.images import ImageCheck
 from trainer.batches.preparation import Preparation, Prepared, PreparedBatches
+from trainer.batches.shares import RankBatch, pack, share_out, unpack
 from trainer.checkpoints.checkpoint import CheckpointStore, DataOrder, TrainerState
 from trainer.checkpoints.inputs import grpo_inputs
 from trainer.checkpoints.resume import restore
@@ -18,6 +21,7 @@ from trainer.connection import ServiceConnection
 from trainer.policy.engine import PolicyEngine, init_process_group
 from trainer.ranks.group import Ranks, launched_as
 from trainer.ranks.stop import StopRequest
+from trainer.ranks.training_rows import open_training_rows
 from trainer.ranks.watch import RankWatch, watched
 from trainer.ranks.write_guard import WriteGuard
 from trainer.records.evaluation import StepEvaluation
@@ -41,7 +45,7 @@ def opened_run(
     files, guard = settings.run.files, WriteGuard(settings.run.folder)
     with _joined(settings, guard) as (ranks, watch), closing(evaluation):
         watch.enter("load", 0)
-        dataset = open_dataset(settings.data.train, task=settings.data.task)
+        dataset = open_training_rows(ranks, settings.data)
         engine = PolicyEngine(settings, ranks.size)
         records = RunRecords(settings, ranks.rank, guard)
         tracing = Tracing(SERVICE, settings.telemetry.otlp_endpoint if ranks.is_main else None)
@@ -129,30 +133,36 @@ def _batches(
     connection: ServiceConnection,
 ) -> PreparedBatches:
     """Batches as this rank trains on them."""
-    trainer = settings.trainer
-    preparation = Preparation(
-        dataset,
-        engine.processor,
-        engine.rope_index,
-        max_tokens=trainer.tokens_per_micro_batch,
-        rank=ranks.rank,
-        num_ranks=ranks.size,
-    )
+    preparation = Preparation(dataset, engine.processor, engine.rope_index)
+    # In the thread of `take`, beside the training loop's collectives.
+    beside = ranks.beside()
 
     def prepare(batch: StepBatch) -> Prepared:
-        completions = [c for group in batch.groups for c in group.rollout.completions]
-        weights = completion_weights(
-            settings.algorithm,
-            [len(c.token_ids) for c in completions],
-            [c.finish_reason == "length" for c in completions],
-            max_tokens=settings.sampling.max_tokens,
-        )
-        size = trainer.group_size
-        return preparation(batch, [weights[i : i + size] for i in range(0, len(weights), size)])
+        parts = partial(_parts, settings, batch.groups)
+        return preparation(beside.scatter(parts, pack, unpack))
 
+    trainer = settings.trainer
     return PreparedBatches(
         connection.take,
         prepare,
         ahead=trainer.max_policy_lag > 0,
         num_steps=trainer.total_steps(len(dataset)),
+    )
+
+
+def _parts(settings: Settings, groups: Sequence[TrainGroup]) -> list[RankBatch]:
+    """What each rank trains of a step."""
+    completions = [c for group in groups for c in group.rollout.completions]
+    weights = completion_weights(
+        settings.algorithm,
+        [len(c.token_ids) for c in completions],
+        [c.finish_reason == "length" for c in completions],
+        max_tokens=settings.sampling.max_tokens,
+    )
+    size = settings.trainer.group_size
+    return share_out(
+        groups,
+        [weights[i : i + size] for i in range(0, len(weights), size)],
+        num_ranks=settings.trainer.num_ranks,
+        max_tokens=settings.trainer.tokens_per_micro_batch,
     )

@@ -29,7 +29,7 @@ class Outcome(Message):
     """What became of groups besides those trained on, since the last step."""
 
     stale: list[str] = Field(default_factory=list)
-    """Group ids that came back beyond `max_policy_lag`; they were asked for again."""
+    """Group ids that came back beyond `max_token_lag`; they were asked for again."""
     dead: list[str] = Field(default_factory=list)
     """Group ids that will never be trained on: unreadable images, poisoned prompts, answers that
     cannot be used. Others took their place."""
@@ -43,7 +43,11 @@ class Outcome(Message):
 
 
 class StepBatch(Message):
-    """The groups of one step."""
+    """The groups of one step, on rank 0.
+
+    Other ranks have a batch without groups, and get those that they train
+    (`trainer.batches.shares`).
+    """
 
     groups: list[TrainGroup]
     outcome: Outcome

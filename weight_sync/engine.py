@@ -29,8 +29,9 @@ class Staged:
 class LoadableEngine(ABC):
     """An engine whose weights can be exchanged. All methods run on one event loop."""
 
-    gpu: str | None = None
-    """UUID of its GPU, known before it has started; None on CPU."""
+    gpus: tuple[str, ...] = ()
+    """UUIDs of its GPUs, known before it has started: one for each part of its model; none on CPU.
+    """
     num_elements: int | None = None
     """The most that a version has, known after the start; None where the engine does not tell."""
 

@@ -11,7 +11,6 @@ that what is verified here is what vLLM loads: no name comes twice, numbers are 
 tensors follow one another without gap or overlap up to the end of the file.
 """
 
-import hashlib
 import json
 import math
 import os
@@ -25,8 +24,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from services.errors import InvalidInputError, UnavailableError
 from services.host.sync import sync
-from services.schemas.weights import MAX_DIMENSION, MAX_RANK, TensorEntry
+from services.schemas.weights import MAX_DIMENSION, MAX_RANK, TensorEntry, shown
 from services.waiting import RoomWait
+from weight_sync.digests import tensor_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,8 +43,6 @@ _CODES = {dtype: code for code, (dtype, _) in _DTYPES.items()}
 _MAX_TENSORS = 200_000
 _MAX_COMMAS = _MAX_TENSORS * (MAX_RANK + 4)
 _KEYS = frozenset({"dtype", "shape", "data_offsets"})
-_MAX_SHOWN = 200
-"""Characters of a tensor's name in a message."""
 
 
 def write_weights(
@@ -86,10 +84,10 @@ def write_weights(
     return entries
 
 
-def describe(tensor: "Tensor", sha256: str | None = None) -> TensorEntry:
+def describe(tensor: "Tensor", digest: str | None = None) -> TensorEntry:
     """A tensor's entry in the manifest."""
     return TensorEntry.model_validate(
-        {"shape": list(tensor.shape), "dtype": _dtype(tensor), "sha256": sha256}
+        {"shape": list(tensor.shape), "dtype": _dtype(tensor), "digest": digest}
     )
 
 
@@ -146,11 +144,6 @@ def parse_header(text: bytes, num_bytes: int | None = None) -> dict[str, TensorS
     return spans
 
 
-def shown(name: str) -> str:
-    """A tensor's name as it may stand in a message."""
-    return name if len(name) <= _MAX_SHOWN else f"{name[:_MAX_SHOWN]}..."
-
-
 def compare_header(header: Mapping[str, TensorSpan], expected: Mapping[str, TensorEntry]) -> None:
     """Refuse a file whose tensors are not those of the manifest.
 
@@ -205,12 +198,12 @@ def _write(
 
 
 def _write_tensor(descriptor: int, tensor: "Tensor", start: int, room: RoomWait) -> str:
-    """Write a tensor's bytes in row-major order; returns their sha256."""
+    """Write a tensor's bytes in row-major order; returns their digest."""
     import torch
 
     raw = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
     _write_all(descriptor, raw, start, room)
-    return hashlib.sha256(raw).hexdigest()
+    return tensor_digest(raw)
 
 
 def _write_all(descriptor: int, raw: memoryview, start: int, room: RoomWait) -> None:

@@ -293,7 +293,7 @@ class WeightUpdater:
                 f"this server does not take {name}, but {', '.join(taken)}: "
                 "it serves an adapter if, and only if, its weights.transport is lora"
             )
-        if not traits.through_file and self._engine.gpu is None:
+        if not traits.through_file and not self._engine.gpus:
             raise InvalidInputError(f"this server has no GPU: use shm or http instead of {name}")
         if name not in self._receivers:
             receiver = getattr(

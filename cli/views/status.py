@@ -94,7 +94,7 @@ def _row(server: ServerRecord, policy: PolicyRecord | None) -> list[Text]:
         Text(server.server_id),
         Text(server.state, style=_STATE_STYLES.get(server.state, "yellow")),
         _version(server, policy),
-        Text((server.gpu or "-")[:12]),
+        Text(", ".join(gpu[:12] for gpu in server.gpus) or "-"),
     ]
     load = f"{server.groups_in_flight}/{server.groups_limit}"
     return cells + [Text(t) for t in (load, f"{server.tokens_per_s:,.0f}", f"{server.groups_done}")]

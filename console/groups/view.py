@@ -1,6 +1,7 @@
 """One group as its page shows it: every completion read, judged and explained."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from urllib.parse import quote
@@ -59,6 +60,11 @@ class GroupView:
         return f"{self.run.url}/rollouts/{name}?step={self.record.step}"
 
     @property
+    def rows_url(self) -> str:
+        """The address of `score_rows`."""
+        return self.url.replace("?", "/rows.jsonl?")
+
+    @property
     def image(self) -> str | None:
         """The picture's sha256."""
         images = self.record.prompt.images if self.record.prompt else []
@@ -110,6 +116,23 @@ class GroupView:
             plain_graph(self.reference.to_graph().scaled(*self.size)) if self.reference else None
         )
         return _sketch(graph, self.size, "Reference", self.picture)
+
+    def score_rows(self) -> Iterator[str]:
+        """A line of JSON for each completion, for `sgg-rl score`; none without a reference."""
+        scored, record = self.scored, self.record
+        if scored is None or record.reference is None:
+            return
+        for number, completion in enumerate(record.rollout.completions):
+            row = {
+                "id": f"{record.rollout.group_id}#{number}",
+                "completion": completion.text,
+                "reference": record.reference.graph.model_dump(mode="json"),
+                "image_size": scored.image_size,
+                "box_space": scored.box_space,
+                "num_tokens": len(completion.token_ids),
+                "require_thinking": scored.require_thinking,
+            }
+            yield json.dumps(row) + "\n"
 
     @cached_property
     def completions(self) -> list["CompletionView"]:

@@ -9,7 +9,7 @@ from console.groups.pictures import as_jpeg
 from console.groups.rules import rules_of
 from console.heldout import ANSWERS, Answered, images_data, read_scores
 from console.runs import NamedRun, Run
-from console.web import page_router, render
+from console.web import copy_rule, page_router, render
 from evaluation.report import tables
 from evaluation.report.browser import json_block
 from evaluation.report.changes import change_chart
@@ -26,7 +26,7 @@ def heldout(request: Request, run: NamedRun) -> Response:
     rules = rules_of(run)
     job, answered, problem = ANSWERS.of(run), None, ""
     try:
-        answered = job.result(_PATIENCE_S) if job else None
+        answered = job.result(None if copy_rule(request) else _PATIENCE_S) if job else None
     except TimeoutError:
         pass  # the page asks `judged` until it is done
     except (SggError, OSError) as error:

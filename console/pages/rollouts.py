@@ -22,9 +22,9 @@ from console.groups.rules import Rules, rules_of
 from console.groups.tokens import MAX_TOKENS, token_rows, token_texts
 from console.groups.view import CompletionView, GroupView, verdict_counts
 from console.runs import NamedRun, Run
-from console.web import page_router, render
+from console.web import CopyRule, copy_rule, page_router, render
 from services.errors import InvalidInputError, NotFoundError
-from services.run_folder.index import RolloutIndex
+from services.run_folder.index import IndexPage, RolloutIndex
 from services.run_folder.index_line import IndexLine, RolloutFilter
 from services.settings.training import AlgorithmSettings
 
@@ -33,6 +33,8 @@ NUM_GROUPS = 10
 """On a page"""
 NUM_COMPLETIONS = 8
 """Small graphs of a group, on the page of all groups"""
+COPIED_STEPS = 8
+"""Steps of which a copy on disk has groups"""
 NUM_VISITS = 24
 """Visits of a picture over time"""
 
@@ -41,7 +43,7 @@ NUM_VISITS = 24
 def rollouts(request: Request, run: NamedRun) -> Response:
     """Groups that fit the filters; only the list where htmx asks."""
     asked = read_filters(request.query_params)
-    rules = rules_of(run)
+    rules, copied = rules_of(run), copy_rule(request)
     part = "HX-Request" in request.headers and "HX-Boosted" not in request.headers
     page = render(
         request,
@@ -54,7 +56,7 @@ def rollouts(request: Request, run: NamedRun) -> Response:
         states=STATES,
         statuses=STATUSES,
         num_completions=NUM_COMPLETIONS,
-        **_found(run, rules, asked),
+        **(_kept(run, rules, copied) if copied else _found(run, rules, asked)),
     )
     page.headers["Vary"] = "HX-Request"  # the way back must not show the list alone
     return page
@@ -65,21 +67,23 @@ def group(
     request: Request, run: NamedRun, group_id: str, step: str = "", completion: str = ""
 ) -> Response:
     """One group, with one of its completions opened."""
-    number = step_of(step)
-    index = RolloutIndex(run.path)
-    wanted = RolloutFilter(group_id=group_id, step_from=number, step_to=number)
-    lines = index.page(wanted, limit=8).lines
-    if not lines:
-        where = "" if number is None else f" in step {number}"
-        raise NotFoundError(f"no group {group_id!r}{where}: the list of rollouts has all there are")
+    lines = _lines(run, group_id, step)
     rules = rules_of(run)
     shown = {"run": run, "tab": "Rollouts", "rules": rules, "line": lines[0], "lines": lines}
     try:
-        view = GroupView(run, index.read_record(lines[0]), rules)
+        view = GroupView(run, RolloutIndex(run.path).read_record(lines[0]), rules)
     except (NotFoundError, InvalidInputError) as error:
         return render(request, "groups/gone.html", error=error, **shown)
     opened = view.completion(whole_number(completion))
     return render(request, "groups/group.html", view=view, **shown, **_opened(view, opened))
+
+
+@router.get("/runs/{run}/rollouts/{group_id}/rows.jsonl")
+def rows(run: NamedRun, group_id: str, step: str = "") -> Response:
+    """The answers of a group as `sgg-rl score` reads them, which can load what this cannot."""
+    line = _lines(run, group_id, step)[0]
+    view = GroupView(run, RolloutIndex(run.path).read_record(line), rules_of(run))
+    return Response("".join(view.score_rows()), media_type="application/jsonl")
 
 
 @router.get("/runs/{run}/images/{sha256}")
@@ -120,6 +124,22 @@ def over_time(request: Request, run: NamedRun, sha256: str) -> Response:
     )
 
 
+def _lines(run: Run, group_id: str, step: str) -> list[IndexLine]:
+    """Lines of the index about a group, the newest first.
+
+    Raises:
+        NotFoundError: There is none.
+        InvalidInputError: The step is no number.
+    """
+    number = step_of(step)
+    wanted = RolloutFilter(group_id=group_id, step_from=number, step_to=number)
+    lines = RolloutIndex(run.path).page(wanted, limit=8).lines
+    if not lines:
+        where = "" if number is None else f" in step {number}"
+        raise NotFoundError(f"no group {group_id!r}{where}: the list of rollouts has all there are")
+    return lines
+
+
 def _found(run: Run, rules: Rules, asked: Asked) -> dict[str, Any]:
     index = RolloutIndex(run.path)
     problems = list(asked.problems)
@@ -128,6 +148,35 @@ def _found(run: Run, rules: Rules, asked: Asked) -> dict[str, Any]:
     except InvalidInputError as error:
         problems.append(f"{error.message}: this is the first page.")
         page = index.page(asked.wanted, asked.sort, None, NUM_GROUPS)
+    return _listed(run, rules, page, problems)
+
+
+def _kept(run: Run, rules: Rules, copied: CopyRule) -> dict[str, Any]:
+    """The groups that a copy has: those of each step whose rewards differ most."""
+    index = RolloutIndex(run.path)
+    lines = [
+        line
+        for step in spread_steps(index)
+        for line in index.page(
+            RolloutFilter(step_from=step, step_to=step), "widest", limit=copied.groups_of_a_step
+        ).lines
+    ]
+    page = IndexPage(lines=lines, cursor=None, scanned=len(lines), passed_over=0)
+    return _listed(run, rules, page, [])
+
+
+def spread_steps(index: RolloutIndex) -> list[int]:
+    """Up to `COPIED_STEPS` steps, evenly spread over those whose answers a run keeps."""
+    last = index.last_step
+    if last is None:
+        return []
+    span = max(last - index.oldest_kept, 0)
+    parts = max(1, min(COPIED_STEPS - 1, span))
+    return sorted({last - span * part // parts for part in range(parts + 1)}, reverse=True)
+
+
+def _listed(run: Run, rules: Rules, page: IndexPage, problems: list[str]) -> dict[str, Any]:
+    index = RolloutIndex(run.path)
     return {
         "page": page,
         "problems": problems,

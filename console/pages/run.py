@@ -15,7 +15,7 @@ from console.reading.health import findings, sentence, tiles
 from console.reading.overview import OVERVIEWS
 from console.reading.run import READERS, RunReader
 from console.runs import NamedRun, Run, is_run
-from console.web import fragment, is_stopping, page_router, render
+from console.web import copy_rule, fragment, is_stopping, page_router, render
 from services.run_folder import TAIL_BYTES, TableFollower
 
 router = page_router()
@@ -27,6 +27,8 @@ _NUM_EVENTS = 30
 @router.get("/runs/{run}")
 def page(request: Request, run: NamedRun) -> Response:
     """The run's first page: by the ends of its files, so that a long run is there at once."""
+    if copy_rule(request):
+        return render(request, "run/page.html", run=run, tab="Run", **_whole(READERS.of(run), run))
     rows, evaluations = (_last_rows(file) for file in (run.files.metrics, run.files.evaluations))
     values = _health(run, rows, evaluations)
     values |= {"figures": figures(_keys(rows), _keys(evaluations)), "doubts": [], "events": []}
@@ -59,11 +61,22 @@ async def events(request: Request, run: NamedRun) -> AsyncIterator[ServerSentEve
         await asyncio.sleep(_LOOK_EVERY_S)
 
 
+def _whole(reader: RunReader, run: Run) -> dict[str, Any]:
+    """All that the page shows once its events have come."""
+    with reader.lock:
+        shown = figures(reader.steps.keys, reader.evaluations.keys)
+        values = _read_health(run, reader) | {"figures": shown, "events": _notable(reader)}
+    return values | {"curves": reader.points()}
+
+
 def _health_part(run: Run, reader: RunReader) -> str:
     with reader.lock:
-        health = _health(run, [*reader.steps.recent], [*reader.evaluations.recent])
-        doubts = reader.doubts(is_over=health["overview"].state.is_over)
-        return fragment("run/health.html", doubts=doubts, **health)
+        return fragment("run/health.html", **_read_health(run, reader))
+
+
+def _read_health(run: Run, reader: RunReader) -> dict[str, Any]:
+    health = _health(run, [*reader.steps.recent], [*reader.evaluations.recent])
+    return health | {"doubts": reader.doubts(is_over=health["overview"].state.is_over)}
 
 
 def _health(run: Run, rows: list[Row], evaluations: list[Row]) -> dict[str, Any]:

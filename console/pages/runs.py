@@ -9,7 +9,7 @@ from fastapi import Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from console.reading.overview import OVERVIEWS, Overview
-from console.runs import Runs, RunsOfConsole
+from console.runs import Runs, RunsOfConsole, compare_address
 from console.views import sparkline
 from console.web import fragment, is_stopping, page_router, render
 
@@ -27,6 +27,7 @@ def runs(request: Request, runs: RunsOfConsole) -> Response:
         folder=runs.folder,
         overviews=found,
         others=runs.others(),
+        beside=compare_address([overview.run for overview in found]),
         **_shown(),
     )
 

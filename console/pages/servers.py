@@ -8,9 +8,9 @@ from fastapi import Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 
 from console.reading.logs import log_tail, logs
-from console.reading.servers import RedisReader, RedisView
-from console.runs import NamedRun, Run, RunsOfConsole
-from console.web import fragment, is_stopping, page_router, render
+from console.reading.servers import RedisReader, RedisView, server_events
+from console.runs import NamedRun, Run, Runs, RunsOfConsole
+from console.web import copy_rule, fragment, is_stopping, page_router, render
 from services.errors import SettingsError
 
 router = page_router()
@@ -19,10 +19,25 @@ _TAIL_BYTES = 4 << 10
 
 
 @router.get("/runs/{run}/servers")
-def servers(request: Request, run: NamedRun) -> Response:
+async def servers(request: Request, run: NamedRun, runs: RunsOfConsole) -> Response:
     """The page at once: what Redis says comes by events, for it may be slow or away."""
-    tails = [log_tail(run.files, log.name, _TAIL_BYTES) for log in logs(run.files)]
-    return render(request, "servers/page.html", run=run, tab="Servers", tails=tails)
+    values = {
+        "view": await _seen(run, runs) if copy_rule(request) else None,
+        "changes": False,
+        "tails": [log_tail(run.files, log.name, _TAIL_BYTES) for log in logs(run.files)],
+        "events": await asyncio.to_thread(server_events, run.files),
+    }
+    return render(request, "servers/page.html", run=run, tab="Servers", **values)
+
+
+async def _seen(run: Run, runs: Runs) -> RedisView:
+    """What Redis says now."""
+    try:
+        reader = RedisReader(await asyncio.to_thread(runs.redis, run), run.name)
+    except SettingsError as error:
+        return RedisView("", error.message)
+    async with aclosing(reader):
+        return await reader.read()
 
 
 @router.get("/runs/{run}/servers/events", response_class=EventSourceResponse)

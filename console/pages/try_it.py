@@ -122,6 +122,7 @@ def _shown(question: Question, tried: Tried, rules: Rules) -> dict[str, Any]:
         "graph": graph,
         "found": found,
         "counts": verdict_counts(tried.graphs),
+        "meanings": rules.meanings,
         "bar": term_bar(found.terms, found.max_total or 0.0) if found else "",
         "text": coloured_text(text, found) if found else [TextPart(printable(text[:_MAX_TEXT]))],
         "drawn": json.dumps(drawn, allow_nan=False),

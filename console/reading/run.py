@@ -20,7 +20,7 @@ _KEPT_EVENTS = 100
 _MAX_KINDS = 50
 _EVENT_CHARACTERS = 300
 _MARK_DIGITS = 18
-_BAD = ("server_died", "quarantined", "rolled_back", "failed", "skipped")
+BAD = ("server_died", "quarantined", "rolled_back", "failed", "skipped")
 """Kinds of events that call for a look"""
 
 
@@ -160,7 +160,7 @@ def _event(row: Row) -> dict[str, Any] | None:
         "step": step,
         "kind": kind,
         "text": str(row.get("text", kind))[:_EVENT_CHARACTERS],
-        "bad": kind in _BAD,
+        "bad": kind in BAD,
     }
 
 

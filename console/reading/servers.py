@@ -3,16 +3,22 @@
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from redis.asyncio import Redis
 
+from console.reading.run import BAD
 from monitor_service.run_state import RunReader, RunState
 from services.errors import SggError
 from services.redis.client import connect, without_password
 from services.redis.keys import RunKeys
 from services.redis.queue import DeadNotice, RedisQueue
+from services.run_folder import RunFolder
+from services.run_folder.events import read_events
 from services.settings import RedisSettings
 
+_OF_SERVERS = ("server_joined", "server_died", "quarantined", "recovered")
+_EVENTS = 30
 _LETTERS = 100
 """Dead groups that are shown: the last ones."""
 
@@ -26,6 +32,19 @@ class RedisView:
     state: RunState | None = None
     letters: Sequence[DeadNotice] = field(default_factory=tuple)
     """The last dead groups, the newest first."""
+
+
+def server_events(files: RunFolder) -> list[dict[str, Any]]:
+    """The last times that a server came, went or was quarantined, the first of them first.
+
+    The trainer wrote them down, so that they are known when Redis is gone.
+    """
+    try:
+        events = read_events(files.path)
+    except OSError:  # the run's page says what is wrong with the file
+        return []
+    found = [event for event in events if event.kind in _OF_SERVERS][-_EVENTS:]
+    return [event.model_dump() | {"bad": event.kind in BAD} for event in found]
 
 
 class RedisReader:

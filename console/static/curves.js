@@ -300,7 +300,8 @@
     choice.addEventListener("change", () => {
       along = choice.value;
       zoom = null;
-      history.replaceState(null, "", along === "time" ? "?along=time" : location.pathname);
+      // A browser lets no page from disk change its address.
+      if (location.protocol !== "file:") history.replaceState(null, "", along === "time" ? "?along=time" : location.pathname);
       redraw();
     });
   }

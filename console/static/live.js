@@ -7,6 +7,14 @@
 
   const [away, gone] = document.querySelectorAll(".away");
 
+  // The extension hands what its handler is called with to htmx, which writes it to the browser's
+  // log as an error. That a stream ends is none: this page says it where it matters.
+  class Stream extends EventSource {
+    get onerror() { return super.onerror; }
+    set onerror(handler) { super.onerror = () => handler(); }
+  }
+  htmx.createEventSource = (url) => new Stream(url);
+
   function answered() {
     clearTimeout(waiting);
     waiting = null;
@@ -37,7 +45,7 @@
       if (document.hidden) source.close();
       else {
         sources.delete(source);
-        source.onerror(new Event("error")); // the extension opens another one
+        source.onerror(); // the extension opens another one
       }
     }
   });

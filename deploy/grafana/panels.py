@@ -89,8 +89,8 @@ _PHASES = _seconds(
 )
 _LAG = Panel(
     "Policy lag of what is trained on",
-    _of_step("policy_lag_mean", "policy_lag_max") | _last(sgg_max_policy_lag="limit"),
-    about="Versions between the trainer and the oldest token of a completion.",
+    _of_step("policy_lag_mean", "policy_lag_max") | _last(sgg_max_token_lag="limit"),  # noqa: S106 - a number
+    about="Versions between the trainer and what sampled its tokens: their mean, and the oldest.",
 )
 _OUTCOMES = Panel("What becomes of groups, a second", _rate("sgg_trainer_groups_total", "outcome"))
 

@@ -6,6 +6,7 @@
 #   SGG_JOB_HOST      the node of the job's script, for those that watch it
 #   SGG_JOB_PORT      of the node's first rollout server; the next ones follow
 #   SGG_JOB_ALLOW_CHANGES  set where checkpoints of another dataset, instruction or reward are gone on from too
+#   SGG_JOB_SERVER_GPUS    GPUs of each server, where a rank and a server are on each GPU
 #   SGG_JOB_SERVER_WAIT_S  how long a rank waits for the server on its GPU; unset where it has one of its own
 set -uo pipefail
 role=$1
@@ -57,7 +58,7 @@ ranks() { # COMMAND…: as one rank of the trainer
 }
 
 after_server() { # until the server on this rank's GPU has loaded its model, and so has its part of the memory; fails if told to stop
-  local answer deadline=$((SECONDS + SGG_JOB_SERVER_WAIT_S)) host=$SLURMD_NODENAME$SGG_JOB_SUFFIX port=$((SGG_JOB_PORT + SLURM_LOCALID))
+  local answer deadline=$((SECONDS + SGG_JOB_SERVER_WAIT_S)) host=$SLURMD_NODENAME$SGG_JOB_SUFFIX port=$((SGG_JOB_PORT + SLURM_LOCALID / SGG_JOB_SERVER_GPUS))
   say "waits for the server at $host:$port"
   while ((!stopping)); do
     answer=$({ exec 3<>"/dev/tcp/$host/$port" && printf 'GET /readyz HTTP/1.0\r\n\r\n' >&3 && timeout 5 cat <&3; } 2>/dev/null)

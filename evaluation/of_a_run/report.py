@@ -4,19 +4,12 @@ Example: `python -m evaluation.of_a_run.report runs/demo` draws them, as `Result
 """
 
 import sys
-from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
-from evaluation.of_a_run.heldout import Label
+from evaluation.of_a_run.kept_answers import kept_results
 from evaluation.of_a_run.plots import write_plots
-from evaluation.reading.predictions import read_predictions
-from evaluation.reading.problems import Problems
-from evaluation.reading.references import read_dataset
 from evaluation.report.page import write_report
-from evaluation.result import EvaluationResult
 from evaluation.scoring.compare import compare
-from evaluation.scoring.evaluate import Options, evaluate
 from services.errors import SggError
 from services.run_folder import RunFolder
 from services.settings import Settings, load_settings
@@ -33,8 +26,7 @@ def write_heldout_report(settings: Settings) -> Path | None:
 
     They are those of the version `now` while a run trains. None where the run has no answers.
     """
-    before = heldout_result(settings, "before")
-    last = heldout_result(settings, "now") or heldout_result(settings, "after")
+    before, last = kept_results(settings)
     shown = last or before
     if shown is None:
         return None
@@ -46,28 +38,6 @@ def write_heldout_report(settings: Settings) -> Path | None:
         compare(before[0], result) if before and last else None,
         num_images=result.num_images,
     )
-
-
-def heldout_result(
-    settings: Settings, label: Label
-) -> tuple[EvaluationResult, Callable[[str], bytes | None]] | None:
-    """The numbers that `sgg-rl evaluate` gives for the same answers and images, and the pictures.
-
-    None where the run has no such answers.
-    """
-    file = settings.run.files.heldout(label)
-    if not file.exists():
-        return None
-    problems = Problems()
-    name = settings.data.heldout or settings.data.train
-    references = read_dataset(name, problems, limit=settings.evaluation.num_images)
-    task = settings.data.task
-    predictions = read_predictions(file, references, problems, task)
-    options = Options(split=Path(name).stem, task=task)
-    result = evaluate(predictions, references, problems, options)
-    version = predictions.settings.get("policy_version", "the last")
-    when = f"version {version}" if label == "now" else f"{label} training"
-    return replace(result, name=f"{settings.run.name}, {when}"), references.image_bytes
 
 
 def main() -> None:

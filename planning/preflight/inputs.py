@@ -14,6 +14,7 @@ from planning.preflight.check import CheckResult, check
 from planning.preflight.model_folder import check_adapter, folder_problems
 from planning.preflight.prompt_length import PromptLength, tokenizer_folder
 from planning.preflight.rows import Source, is_of_the_hub, prompt_checks, source_checks
+from planning.tensor_parallel import check_tensor_parallel
 from reward_service.own_terms import check_weighed, load_own_terms
 from reward_service.rubrics import rubric_for
 from scene_data.dataset import Sample, SceneDataset
@@ -247,6 +248,7 @@ def _model_problems(settings: Settings) -> list[str]:
         )
     check_adapter(path)
     with_box_space(settings)
+    check_tensor_parallel(settings)
     return folder_problems(path) if Path(path).exists() else []
 
 

@@ -120,6 +120,12 @@ def check_plan(settings: Settings, cluster: Cluster) -> None:
     """
     check_instruction(settings.data.template, settings.data.vocabulary)
     check_grpo(settings)
+    size = settings.rollout.tensor_parallel_size
+    if size > cluster.gpus.per_node:
+        raise SettingsError(
+            f"rollout.tensor_parallel_size is {size}, and a node has {cluster.gpus.per_node} GPUs: "
+            "a server is on one node"
+        )
     if cluster.gpus.count < 2 and not settings.weights.traits.same_gpu:
         raise SettingsError(
             "one GPU is shared by trainer and sampler: set weights.transport = 'ipc'"

@@ -5,13 +5,16 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from planning.estimate import weight_bytes
 from planning.shapes import model_shape
 from planning.simulation.cluster import Cluster, check_plan
 from planning.simulation.derive import RateTable, derived
 from planning.simulation.limits import Limit, limits
 from planning.simulation.measure import measured
 from planning.simulation.splits import Planner, Split, best
+from rollout_service.vllm.gpu_memory import server_memory
 from scene_data.dataset import open_dataset
+from services.host.gpu import GIB
 from services.settings import Settings
 
 
@@ -62,11 +65,14 @@ def make_plan(
         on_split: Called after each simulated split.
 
     Raises:
-        SettingsError: Settings do not fit together, or nothing is known of the model.
+        SettingsError: Settings do not fit together, a rollout server has no room on its GPUs, or
+            nothing is known of the model.
         InvalidInputError: The earlier run has too little to measure.
     """
     check_plan(settings, cluster)
     shape = model_shape(settings.model.path)
+    weights = weight_bytes(settings) * shape.num_parameters
+    server_memory(settings, int(cluster.gpus.memory_gib * GIB), weights)
     table, lengths = derived(settings, cluster, shape), None
     if run is not None:
         table, lengths = measured(run, table)

@@ -5,6 +5,8 @@ the weights once a step, work on prompts and training by arithmetic, a version's
 Formulas are in `docs/sizing.md`; each rate carries the one that it came from.
 """
 
+import math
+
 from planning.estimate import num_trainable, version_bytes, weight_bytes
 from planning.shapes import ModelShape
 from planning.simulation.cluster import Basis, Cluster, Given
@@ -12,6 +14,9 @@ from services.settings import Settings
 
 RateTable = dict[str, Given]
 
+_DOUBLED_SERVER = 0.85
+"""Assumed: the share of a GPU's pace that is left each time a server's GPUs double, for each layer
+ends in a sum over all of them."""
 _PATCHES = 4
 """Patches of a visual token; each passes the vision tower."""
 BENCHMARKS: RateTable = {
@@ -25,7 +30,7 @@ BENCHMARKS: RateTable = {
         ("score_request_s", 0.003, "benchmarks/reward_http.py: p50"),
         ("spread_s", 0.0036, "benchmarks/plan.py --costs: written, and read by each rank"),
         ("call_s", 0.0028, "benchmarks/plan.py --costs"),
-        ("hash_bytes_per_s", 1.4e9, "benchmarks/weights.py: sha256 of one core"),
+        ("hash_bytes_per_s", 2.7e9, "benchmarks/weights.py: blake3 of one core"),
     )
 }
 """What the project's own processes take for one thing, on 2 cores without a GPU."""
@@ -61,9 +66,10 @@ def _workload(settings: Settings, cluster: Cluster, shape: ModelShape) -> RateTa
 
 
 def _sampling(settings: Settings, cluster: Cluster, shape: ModelShape) -> RateTable:
-    hardware = cluster.hardware
-    memory = hardware.memory_bytes_per_s.value * hardware.decode_share.value
-    flops = hardware.flops.value * hardware.prefill_share.value
+    hardware, size = cluster.hardware, settings.rollout.tensor_parallel_size
+    speed = size * _DOUBLED_SERVER ** math.log2(size)
+    memory = hardware.memory_bytes_per_s.value * hardware.decode_share.value * speed
+    flops = hardware.flops.value * hardware.prefill_share.value * speed
     weights = weight_bytes(settings) * shape.language
     prompt_tokens = _workload(settings, cluster, shape)["prompt_tokens"].value
     answer = min(cluster.workload.length_mean.value, settings.sampling.max_tokens)

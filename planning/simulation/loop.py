@@ -1,7 +1,7 @@
 """The whole loop, simulated: who waits for whom as in `trainer.train`, on its own `GroupPool`.
 
 servers     the first that has room takes the oldest group; at most `groups_in_flight` each
-batch       `GroupPool.take`; stale groups are asked for again once the step's version is served
+batch       `GroupPool.take`; a step waits for a group that the next one could not use
 ahead       with a lag, a step's batch is taken while the step before it trains, and versions
             are staged and committed beside the next step where they go through files
 commit      servers pause, and keep what they have in flight
@@ -40,15 +40,23 @@ class Shape:
     num_trainers: int
     """GPUs of the trainer."""
     num_servers: int
+    gpus_per_server: int = 1
     colocated: bool = False
     """Whether these are the same GPUs."""
     groups_per_step: int
     max_policy_lag: int
+    max_token_lag: int = 0
+    """0: twice `max_policy_lag`, as `trainer.max_token_lag`."""
     max_sequences: int
     groups_in_flight: int
     beside_training: bool
     """Whether versions are staged and committed while the next step trains."""
     checkpoint_every: int
+
+    @property
+    def num_rollout_gpus(self) -> int:
+        """GPUs of all servers."""
+        return self.num_servers * self.gpus_per_server
 
     @property
     def open_groups(self) -> int:
@@ -113,7 +121,9 @@ class Loop:
             for _ in range(shape.num_servers)
         ]
         bounds = TrainerSettings(
-            groups_per_step=shape.groups_per_step, max_policy_lag=shape.max_policy_lag
+            groups_per_step=shape.groups_per_step,
+            max_policy_lag=shape.max_policy_lag,
+            max_token_lag=shape.max_token_lag,
         )
         self._pool = GroupPool(bounds, AlgorithmSettings())
         self._groups: dict[int, Group] = {}
@@ -267,7 +277,7 @@ class Loop:
         while self._pool.has_room:
             group = Group(next(self._positions), self._rates.lengths(self._rng))
             self._groups[group.position] = group
-            self._pool.add(group.position, _prompt(group), None)
+            self._pool.add(group.position, _prompt(group, self._pool.policy_version), None)
             yield self._env.timeout(self._rates.admit_s)
             self._prompts.put(group)
 
@@ -302,7 +312,7 @@ class Loop:
             yield self._admit()  # the collector holds its lock for both
 
 
-def _prompt(group: Group) -> PromptGroup:
+def _prompt(group: Group, policy_version: int) -> PromptGroup:
     """A group's prompt, as far as a pool reads it."""
     return PromptGroup.model_construct(
         group_id=str(group.position),
@@ -312,6 +322,7 @@ def _prompt(group: Group) -> PromptGroup:
         messages=[],
         images=[],
         sampling=_SAMPLING,
+        min_policy_version=policy_version,
     )
 
 

@@ -12,6 +12,7 @@ from planning.simulation.derive import RateTable
 from planning.simulation.rates import Lengths, seen_lengths
 from services.errors import InvalidInputError
 from services.run_folder import RunFolder, StepRow, TableFollower
+from services.run_folder.records import record_lines
 
 _WARM_UP = 2
 """Steps left out: the pipeline fills."""
@@ -86,12 +87,12 @@ def _groups(folder: RunFolder) -> tuple[list[_Sampled], int]:
             f"--measure {folder.path}: rollouts/ cannot be read: {error}"
         ) from error
     if not groups:
-        raise InvalidInputError(f"--measure {folder.path}: it has no rollouts/step-*.jsonl")
-    return groups, 1 + max(int(file.stem.rpartition("rank")[2]) for file in files)
+        raise InvalidInputError(f"--measure {folder.path}: it has no rollouts/step-*.jsonl.gz")
+    return groups, 1 + max(int(file.name.split(".")[1].removeprefix("rank")) for file in files)
 
 
 def _read(file: Path) -> Iterator[_Sampled]:
-    for line in file.read_bytes().splitlines():
+    for line in record_lines(file):
         rollout = json.loads(line)["rollout"]
         yield _Sampled(
             server_id=rollout["server_id"],

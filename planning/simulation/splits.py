@@ -8,6 +8,7 @@ from planning.shapes import ModelShape
 from planning.simulation.derive import RateTable
 from planning.simulation.loop import Loop, Outcome, Shape
 from planning.simulation.rates import Lengths, Rates, lognormal_lengths
+from services.errors import SettingsError
 from services.settings import Settings
 
 _MOST_STEPS, _FEWEST_STEPS = 60, 6
@@ -82,12 +83,14 @@ class Planner:
 
     def _shapes(self, num_gpus: int, groups_per_step: int) -> list[Shape]:
         settings, traits = self.settings, self.settings.weights.traits
-        lag = settings.trainer.max_policy_lag
+        lag, size = settings.trainer.max_policy_lag, settings.rollout.tensor_parallel_size
         common = Shape(
             num_trainers=1,
-            num_servers=num_gpus - 1,
+            num_servers=(num_gpus - 1) // size,
+            gpus_per_server=size,
             groups_per_step=groups_per_step,
             max_policy_lag=lag,
+            max_token_lag=settings.trainer.max_token_lag,
             max_sequences=settings.rollout.max_num_seqs,
             groups_in_flight=settings.rollout.groups_in_flight,
             beside_training=lag > 0 and traits.through_file,
@@ -95,11 +98,21 @@ class Planner:
         )
         divisors = [i for i in range(1, groups_per_step + 1) if groups_per_step % i == 0]
         if traits.same_gpu:
-            ranks = max(rank for rank in divisors if rank <= num_gpus)
-            return [replace(common, num_trainers=ranks, num_servers=ranks, colocated=True)]
-        possible = [rank for rank in divisors if rank < num_gpus]
+            possible = [rank for rank in divisors if rank <= num_gpus and rank % size == 0]
+        else:
+            possible = [rank for rank in divisors if rank <= num_gpus - size]
+        if not possible:
+            raise SettingsError(
+                f"{num_gpus} GPUs are too few, or trainer.groups_per_step ({groups_per_step}) "
+                f"cannot be divided among them: a rollout server has {size} of them "
+                "(rollout.tensor_parallel_size)"
+            )
+        if traits.same_gpu:
+            ranks = max(possible)
+            servers = ranks // size
+            return [replace(common, num_trainers=ranks, num_servers=servers, colocated=True)]
         chosen = {min(possible, key=lambda rank: abs(rank - share * num_gpus)) for share in _SHARES}
         return [
-            replace(common, num_trainers=ranks, num_servers=num_gpus - ranks)
+            replace(common, num_trainers=ranks, num_servers=(num_gpus - ranks) // size)
             for ranks in sorted(chosen)
         ]

@@ -65,7 +65,9 @@ def _best_words(plan: Plan, split: Split) -> Iterator[str]:
         yield f"Trainer and rollout servers share {counted(shape.num_trainers, 'GPU')}:"
     else:
         gpus = counted(shape.num_trainers, "GPU")
-        yield f"Best: {gpus} to train and {shape.num_servers} to sample:"
+        servers = counted(shape.num_servers, "server")
+        of = f", {servers} of {shape.gpus_per_server}" if shape.gpus_per_server > 1 else ""
+        yield f"Best: {gpus} to train and {shape.num_rollout_gpus} to sample{of}:"
     yield (
         f"{split.steps_per_hour:,.0f} steps an hour, an epoch of {plan.num_images:,} images in "
         f"{plan.epoch_h(split):.1f} h."
@@ -92,7 +94,8 @@ def _waiting_words(split: Split) -> str:
 
 
 def _limit_words(split: Split, first: Limit) -> str:
-    gpus = split.shape.num_trainers + (0 if split.shape.colocated else split.shape.num_servers)
+    shape = split.shape
+    gpus = shape.num_trainers + (0 if shape.colocated else shape.num_rollout_gpus)
     reached = f"{first.name} is at {first.share:.0%} of what it can take"
     numbers = f"({first.used:.3g} of {first.capacity:.3g} {first.unit})"
     if first.share > _NEAR:
@@ -141,7 +144,7 @@ def _cells(plan: Plan, split: Split) -> list[str]:
     shape = split.shape
     return [
         str(shape.num_trainers),
-        "the same" if shape.colocated else str(shape.num_servers),
+        "the same" if shape.colocated else str(shape.num_rollout_gpus),
         f"{split.steps_per_hour:,.0f}",
         f"{plan.epoch_h(split):.1f}",
         f"{split.trainer_idle:.0%}",

@@ -15,9 +15,13 @@ from scene_graph.matching import compare
 from scene_graph.similarity import Indices, Similarity
 from services.schemas.rewards import Task
 
+MIN_NEAR_IOU = 0.1
+"""From here on a box is of the object that it is matched with, if badly placed; under it, of
+another thing. So error analyses of detectors tell localisation from background: Hoiem et al.,
+Diagnosing Error in Object Detectors (ECCV 2012), and TIDE (arXiv 2008.08115, section 2.2)."""
 ObjectVerdict = Literal["hit", "box_off", "wrong_name", "junk"]
-"""By name and by IoU >= 0.5 with the matched reference object: `hit` has both, `box_off` only the
-name, `wrong_name` only the box; `junk` has neither, or is matched with nothing."""
+"""By name and by IoU with the matched reference object: `hit` has the name and IoU >= 0.5,
+`box_off` the name and IoU from 0.1 on, `wrong_name` only IoU >= 0.5; `junk` is all else."""
 TripletVerdict = Literal[
     "hit",
     "alike",
@@ -34,9 +38,9 @@ TripletVerdict = Literal[
 - `alike`: the same with names that the rubric's similarity finds alike;
 - `surplus`: it would be a hit, but other triplets have got the reference's;
 - `wrong_predicate`, `wrong_name` (of an end), `box_off`: its ends are matched with the ends of a
-  reference triplet, and that is what is wrong with it;
+  reference triplet at IoU >= 0.1, and that is what is wrong with it;
 - `unannotated`: an end overlaps no reference object, so that nobody knows;
-- `not_in_reference`: both ends do, and the reference has no triplet between them.
+- `not_in_reference`: both ends do, and the reference has no such triplet between them.
 """
 Names = tuple[str, str, str]
 """Subject's id, predicate, object's id"""
@@ -173,7 +177,7 @@ class Verdicts:
             return ObjectLine(id=name, bbox=bbox, verdict="junk")
         found: dict[tuple[bool, bool], ObjectVerdict] = {
             (True, True): "hit",
-            (True, False): "box_off",
+            (True, False): "box_off" if self._is_near(cell) else "junk",
             (False, True): "wrong_name",
             (False, False): "junk",
         }
@@ -193,6 +197,11 @@ class Verdicts:
             return {}
         places = self._c.predicted.written[pairs.predicted[pairs.matched]]
         return dict(zip(places.tolist(), pairs.matched.tolist(), strict=True))
+
+    def _is_near(self, cell: int) -> bool:
+        """Whether the boxes of a pair can be of one thing."""
+        assert self._c.pairs is not None
+        return bool(self._c.pairs.iou[cell] >= MIN_NEAR_IOU)
 
     def _partner(self, cell: int) -> int:
         """The reference object of a pair, as a place in `GraphColumns`."""
@@ -220,7 +229,10 @@ class Verdicts:
         if self._c.pairs is None:
             return tuple(self._predicted.categories[end] for end in ends)
         cells = [self._cells.get(end) for end in ends]
-        return tuple(None if cell is None else self._partner(cell) for cell in cells)
+        return tuple(
+            None if cell is None or not self._is_near(cell) else self._partner(cell)
+            for cell in cells
+        )
 
     def _triplet_verdict(self, index: int, wanted: list[int], *, counted: bool) -> TripletVerdict:
         """What a predicted triplet is; `wanted` are the reference's between its matched ends."""

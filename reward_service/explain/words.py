@@ -2,15 +2,19 @@
 
 from collections.abc import Callable
 
-from reward_service.explain.verdicts import Names, ObjectLine, TripletLine
+from reward_service.explain.verdicts import MIN_NEAR_IOU, Names, ObjectLine, TripletLine
+from scene_graph.matching import MIN_IOU
 
 
 def object_reason(line: ObjectLine) -> str:
     """What an object's verdict does not say by itself; empty where it does."""
     if line.verdict == "junk":
-        matched = line.reference is not None
-        return "name and box are wrong" if matched else "no reference object is left for it"
-    return "IoU is under 0.5" if line.verdict == "box_off" else ""
+        if line.iou is None:
+            return "no reference object is left for it"
+        if line.similarity == 1 and line.iou < MIN_NEAR_IOU:
+            return f"its box is elsewhere: IoU is under {MIN_NEAR_IOU:g}"
+        return "name and box are wrong"
+    return f"IoU is under {MIN_IOU:g}" if line.verdict == "box_off" else ""
 
 
 def triplet_reason(line: TripletLine, name: Callable[[str], str] = str) -> str:
@@ -25,7 +29,7 @@ def triplet_reason(line: TripletLine, name: Callable[[str], str] = str) -> str:
         "surplus": "another triplet has this hit",
         "wrong_predicate": f"the reference has {', '.join(map(name, line.wanted))}",
         "wrong_name": "an end is named otherwise",
-        "box_off": "IoU of an end is under 0.5",
+        "box_off": f"IoU of an end is under {MIN_IOU:g}",
         "not_in_reference": "it has nothing between these two",
     }
     why = reasons.get(line.verdict or "", "")

@@ -61,7 +61,7 @@ class FakeEngine(Engine):
         tokens_per_s: float,
         max_model_len: int,
         max_images: int = 1,
-        gpu: str | None = None,
+        gpus: tuple[str, ...] = (),
         vocabulary: Vocabulary | None = None,
     ) -> None:
         """Ready after `start`.
@@ -70,10 +70,10 @@ class FakeEngine(Engine):
             tokens_per_s: Pace of all completions together.
             max_model_len: Prompt and completion, in tokens.
             max_images: The most of one prompt.
-            gpu: UUID to state as its GPU's.
+            gpus: UUIDs to state as its GPUs'.
             vocabulary: Makes tokens of prompts and answers; bytes where it is None.
         """
-        self.gpu = gpu
+        self.gpus = gpus
         self._vocabulary = vocabulary or ByteVocabulary()
         self._tokens_per_s = tokens_per_s
         self._max_model_len = max_model_len

@@ -299,7 +299,7 @@ def make_engine(settings: Settings) -> Engine:
             max_model_len=settings.rollout.max_model_len,
             max_images=settings.rollout.max_images_per_prompt,
             vocabulary=vocabulary_of(settings.model),
-            gpu=first_visible_gpu(),
+            gpus=first_visible_gpus(settings.rollout.tensor_parallel_size),
         )
     prepare_vllm(settings)
     from rollout_service.vllm.engine import VllmEngine
@@ -307,13 +307,14 @@ def make_engine(settings: Settings) -> Engine:
     return VllmEngine(settings)
 
 
-def first_visible_gpu() -> str | None:
-    """The GPU that a real engine in this process would take, by host and number; None without one.
+def first_visible_gpus(number: int) -> tuple[str, ...]:
+    """The GPUs that a real engine in this process would take, by host and number.
 
-    The fake engine claims it, so that two servers that were given one GPU are found without a GPU.
+    The fake engine claims them, so that two servers that were given one GPU are found without a
+    GPU.
     """
-    first = (environment_value("CUDA_VISIBLE_DEVICES") or "").partition(",")[0]
-    return f"{socket.gethostname()}/{first}" if first else None
+    visible = (environment_value("CUDA_VISIBLE_DEVICES") or "").split(",")
+    return tuple(f"{socket.gethostname()}/{gpu}" for gpu in visible[:number] if gpu)
 
 
 def prepare_vllm(settings: Settings) -> None:

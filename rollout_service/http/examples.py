@@ -15,7 +15,7 @@ _TEXT = (
     '<answer>{"objects": [{"id": "square.1", "bbox": [71, 476, 428, 904]}], '
     '"relationships": []}</answer>'
 )
-_CHECKSUM = "21e474add73ba5da793da85082919ba17d34270f3814f050d1a2687ff03cdacd"
+_CHECKSUM = "e4a76932bfdaf1bd29144b05b15aa39b55b1977bf4d148634aaf8dc9d1ab8d2a"
 
 ROLLOUTS: dict[str, Any] = {
     "messages": [
@@ -123,16 +123,17 @@ STAGE: dict[str, Any] = {
         "step": 4,
         "vision_trained": False,
         "partial": False,
+        "algorithm": "blake3",
         "tensors": {
             "lm_head.weight": {
                 "shape": [512, 128],
                 "dtype": "float32",
-                "sha256": "42c412e896506d3b3e0dcdc41d38801d4528bebfd5b5c4d440d8680c08353049",
+                "digest": "42c412e896506d3b3e0dcdc41d38801d4528bebfd5b5c4d440d8680c08353049",
             },
             "model.language_model.norm.weight": {
                 "shape": [128],
                 "dtype": "float32",
-                "sha256": "733859c1fc6b9331793b2952dde66f89cdd4d513d04d59d7b07bd3912098e79b",
+                "digest": "733859c1fc6b9331793b2952dde66f89cdd4d513d04d59d7b07bd3912098e79b",
             },
         },
         "adapter": None,

@@ -1,4 +1,4 @@
-"""A server's place among the servers of its run: its GPU, its record, its lanes.
+"""A server's place among the servers of its run: its GPUs, its record, its lanes.
 
 The record in Redis lives as long as the server beats. Redis may go away and come back at any time:
 the server goes on with what it knows.
@@ -7,7 +7,7 @@ the server goes on with what it knows.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 from rollout_service.queue.lanes import Lanes
@@ -25,7 +25,7 @@ _LONGEST_FAULT_S = 4 * HEARTBEAT_TTL_S
 
 
 class Membership:
-    """Holds a GPU, beats, and knows which lanes are this server's."""
+    """Holds the GPUs, beats, and knows which lanes are this server's."""
 
     def __init__(self, server: RolloutServer, registry: Registry, images: ImageStore) -> None:
         self.lanes = Lanes(server.server_id)
@@ -35,14 +35,14 @@ class Membership:
 
     @asynccontextmanager
     async def joined(self) -> AsyncIterator["asyncio.Task[None]"]:
-        """Take the server's GPU, then beat; at the end give the GPU back and leave the list.
+        """Take the server's GPUs, then beat; at the end give them back and leave the list.
 
         The task beats. It ends only with an error: the server cannot go on.
 
         Raises:
-            SettingsError: Another server of this run has the GPU.
+            SettingsError: Another server of this run has one of the GPUs.
         """
-        await self._take_gpu()
+        await self._take_gpus()
         beating = asyncio.create_task(self._beat())
         try:
             yield beating
@@ -50,17 +50,17 @@ class Membership:
             await ended(beating)
             try:
                 await self._registry.unregister(self._server.server_id)
-                if self._server.gpu is not None:
-                    await self._registry.release_gpu(self._server.gpu, self._server.server_id)
+                if self._server.gpus:
+                    await self._registry.release_gpus(self._server.gpus, self._server.server_id)
             except SggError as error:  # then the record expires
                 logger.warning("%s", error)
 
-    async def _take_gpu(self) -> None:
+    async def _take_gpus(self) -> None:
         """Wait at most one `GPU_TTL_S`, in which the claim of a killed predecessor expires."""
-        gpu, deadline = self._server.gpu, time.monotonic() + GPU_TTL_S
-        while gpu is not None:
+        gpus, deadline = self._server.gpus, time.monotonic() + GPU_TTL_S
+        while gpus:
             try:
-                holder = await self._registry.claim_gpu(gpu, self._server.server_id)
+                holder = await self._registry.claim_gpus(gpus, self._server.server_id)
             except UnavailableError as error:
                 self._server.note_error(error)  # tried again at every beat
                 return
@@ -68,10 +68,10 @@ class Membership:
                 return
             if time.monotonic() > deadline:
                 raise SettingsError(
-                    f"GPU {gpu} is taken by the rollout server {holder} of the same run: give each "
-                    "server a GPU of its own with CUDA_VISIBLE_DEVICES (Slurm: --gpus-per-task)"
+                    f"{_named(gpus)} is taken by the rollout server {holder} of the same run: give "
+                    "each server GPUs of its own with CUDA_VISIBLE_DEVICES (Slurm: --gpus-per-task)"
                 )
-            logger.info("GPU %s is taken by %s; waiting", gpu, holder)
+            logger.info("%s is taken by %s; waiting", _named(gpus), holder)
             await asyncio.sleep(_GPU_POLL_S)
 
     async def _beat(self) -> None:
@@ -101,8 +101,12 @@ class Membership:
         await self._registry.heartbeat(record)
         servers = await self._registry.servers()
         self.lanes.share(s.server_id for s in servers if s.state in ("ready", "updating"))
-        gpu, own_id = self._server.gpu, self._server.server_id
-        if gpu and (holder := await self._registry.claim_gpu(gpu, own_id)) != own_id:
+        gpus, own_id = self._server.gpus, self._server.server_id
+        if gpus and (holder := await self._registry.claim_gpus(gpus, own_id)) != own_id:
             raise ConflictError(
-                f"GPU {gpu} went to {holder} while Redis was away: stop one of both"
+                f"{_named(gpus)} went to {holder} while Redis was away: stop one of both"
             )
+
+
+def _named(gpus: Sequence[str]) -> str:
+    return f"GPU {gpus[0]}" if len(gpus) == 1 else f"one of the GPUs {', '.join(gpus)}"

@@ -25,7 +25,8 @@ from rollout_service.engine import Engine, EngineResult, GroupRequest, check_ima
 from rollout_service.vllm import cpu as vllm_cpu
 from rollout_service.vllm import weights as vllm_weights
 from rollout_service.vllm import worker as vllm_worker
-from rollout_service.vllm.cuda import own_gpu, why_not
+from rollout_service.vllm.cuda import own_gpus, why_not
+from rollout_service.vllm.executor import TensorParallelExecutor
 from rollout_service.vllm.gpu_memory import server_memory
 from rollout_service.vllm.lora import lora_args, lora_request, write_initial_adapter
 from rollout_service.vllm.openai import VllmChat
@@ -52,13 +53,13 @@ _SHUTDOWN_S = 15.0
 
 
 class VllmEngine(Engine):
-    """`AsyncLLM` for one model on one device."""
+    """`AsyncLLM` for one model, on one device or several."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         if current_platform.is_cpu() and settings.rollout.model_runner == "v2":
             raise SettingsError("rollout.model_runner = 'v2' is for GPUs: on a CPU set 'v1'")
-        self.gpu = own_gpu()
+        self.gpus = own_gpus(settings.rollout.tensor_parallel_size)
         self._pictures = Pictures(self._check_picture)
         self._llm: Any = None
         self._expected: dict[str, Shape] = {}
@@ -205,7 +206,7 @@ class VllmEngine(Engine):
     async def _renamed(self, shapes: Mapping[str, Shape]) -> dict[str, Shape]:
         """Under the names by which vLLM knows the tensors, whatever the checkpoint's layout."""
         asked = self._llm.collective_rpc("sgg_model_names", args=(list(shapes),))
-        (names,) = await self._answer(asked, "name its tensors")
+        names, *_ = await self._answer(asked, "name its tensors")
         return {n: s for n, s in zip(names, shapes.values(), strict=True) if n is not None}
 
     def _check_request(
@@ -317,14 +318,17 @@ def engine_args(settings: Settings) -> AsyncEngineArgs:
             "kv_cache_memory_bytes": int(rollout.kv_cache_gib * 2**30),
             "block_size": _BLOCK_SIZE,
             "worker_cls": f"{vllm_cpu.__name__}.{vllm_cpu.SeededWorker.__name__}",
-            # As on one GPU: a worker in the engine's process. vLLM's own for CPUs is another
-            # process, for the sake of binding threads to cores, which this service turns off.
-            "distributed_executor_backend": UniProcExecutor,
         }
     return AsyncEngineArgs(
         model=model.path,
         served_model_name=served_name(settings),
         dtype=model.dtype,
+        tensor_parallel_size=rollout.tensor_parallel_size,
+        # Also on a CPU one worker is in the engine's process, as on one GPU: vLLM's own choice is
+        # another process, for the sake of binding threads to cores, which this service turns off.
+        distributed_executor_backend=(
+            UniProcExecutor if rollout.tensor_parallel_size == 1 else TensorParallelExecutor
+        ),
         # The second for the language model inside a vision model, where vLLM makes the logits.
         hf_overrides={
             "head_dtype": model.head_dtype,

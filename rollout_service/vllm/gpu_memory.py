@@ -1,4 +1,4 @@
-"""What vLLM may take of a GPU on which a rank of the trainer is too."""
+"""What vLLM takes of each of its GPUs: weights, KV cache, and what is beside them."""
 
 from typing import Any
 
@@ -21,8 +21,8 @@ def server_memory(settings: Settings, total: int, weights: int) -> dict[str, Any
 
     Args:
         settings: The run's settings.
-        total: Bytes of the GPU.
-        weights: Bytes of the model.
+        total: Bytes of one of its GPUs.
+        weights: Bytes of the model, of which each GPU has an equal part.
 
     Raises:
         SettingsError: The share has no room for a cache, or the weights are unknown.
@@ -32,11 +32,12 @@ def server_memory(settings: Settings, total: int, weights: int) -> dict[str, Any
             f"{settings.model.path} has no safetensors, which say how much of a shared GPU it takes"
         )
     share = settings.rollout.gpu_memory_utilization
-    cache = int(share * total - weights - _BESIDE_GIB * _GIB)
+    part = weights / settings.rollout.tensor_parallel_size
+    cache = int(share * total - part - _BESIDE_GIB * _GIB)
     if cache <= 0:
         raise SettingsError(
             f"rollout.gpu_memory_utilization = {share:g} of {total / _GIB:.1f} GiB has no room for "
-            f"a KV cache beside {weights / _GIB:.1f} GiB of weights and {_BESIDE_GIB:g} GiB for "
-            "graphs and activations: raise it"
+            f"a KV cache beside {part / _GIB:.1f} GiB of weights and {_BESIDE_GIB:g} GiB for "
+            "graphs and activations: raise it, or rollout.tensor_parallel_size"
         )
-    return {"kv_cache_memory_bytes": cache, "gpu_memory_utilization": (weights + cache) / total}
+    return {"kv_cache_memory_bytes": cache, "gpu_memory_utilization": (part + cache) / total}

@@ -38,8 +38,8 @@ async def join(llm: Any, rendezvous: Rendezvous) -> None:
     while not all(await llm.collective_rpc("sgg_is_connected")):
         if time.monotonic() > deadline:
             raise WaitTimeoutError(
-                f"waited {_JOIN_S:g} s for the trainer and {rendezvous.world_size - 2} other "
-                "servers to join the NCCL group; stage again with a new unique_id"
+                f"waited {_JOIN_S:g} s for the trainer and the other servers to join the NCCL "
+                f"group of {rendezvous.world_size}; stage again with a new unique_id"
             )
         await asyncio.sleep(0.05)
 
@@ -72,5 +72,8 @@ def _update_info(staged: Staged, manifest: WeightManifest) -> dict[str, Any]:
         "shapes": [entry.shape for entry in manifest.tensors.values()],
     }
     if isinstance(staged, StagedHandles):
-        info["handles"] = [staged.handles[name].model_dump() for name in manifest.tensors]
+        info["handles"] = [
+            {gpu: handle.model_dump() for gpu, handle in staged.handles[name].items()}
+            for name in manifest.tensors
+        ]
     return info

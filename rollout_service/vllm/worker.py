@@ -41,7 +41,7 @@ from vllm.platforms import current_platform
 from services.host.orphans import end_with_parent
 from services.schemas.weights import IpcHandle
 from weight_sync.transports.device import on_daemon
-from weight_sync.transports.ipc import decode_ipc, gpu_uuid
+from weight_sync.transports.ipc import decode_ipc
 from weight_sync.transports.nccl import BUCKET_BYTES
 
 BACKEND = "sgg-rl"
@@ -64,8 +64,8 @@ class UpdateInfo(WeightTransferUpdateInfo):  # type: ignore[misc]
     """Where a version's tensors are: in a file, in GPU memory by handle, or on their way."""
 
     file: str | None = None
-    handles: list[dict[str, Any]] | None = None
-    """An `IpcHandle` for each name."""
+    handles: list[dict[str, dict[str, Any]]] | None = None
+    """An `IpcHandle` on each of the server's GPUs, for each name."""
     names: Sequence[str] = ()
     dtypes: Sequence[str] = ()
     shapes: Sequence[list[int]] = ()
@@ -124,7 +124,7 @@ class TransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignor
         if update_info.file is not None:
             self._load_file(update_info.file)
         elif update_info.handles is not None:
-            self._ipc.receive_weights(_ipc_update(update_info, gpu_uuid(self.device)))
+            self._ipc.receive_weights(_ipc_update(update_info))
         else:
             self._receive_broadcast(update_info)
 
@@ -221,21 +221,28 @@ class WorkerExtension:
         """See `TransferEngine.is_connected`."""
         return self.weight_transfer_engine.is_connected()  # type: ignore[attr-defined, no-any-return]
 
+    def sgg_echo(self, mark: str) -> str:
+        """The mark again: see `rollout_service.vllm.executor`."""
+        return mark
+
     def sgg_forget_update(self) -> None:
         """Let a new update start: a failed `finish_weight_update` leaves vLLM's open."""
         self._weight_update_active = False
 
 
-def _ipc_update(info: UpdateInfo, gpu: str) -> IPCWeightTransferUpdateInfo:
+def _ipc_update(info: UpdateInfo) -> IPCWeightTransferUpdateInfo:
+    """As vLLM's engine takes it: each worker reads what is on its own GPU."""
     assert info.handles is not None
-    handles = [IpcHandle.model_validate(handle) for handle in info.handles]
     return IPCWeightTransferUpdateInfo(
         names=list(info.names),
         dtype_names=list(info.dtypes),
         shapes=list(info.shapes),
         ipc_handles=[
-            {gpu: decode_ipc(handle, shape, dtype)}
-            for handle, shape, dtype in zip(handles, info.shapes, info.dtypes, strict=True)
+            {
+                gpu: decode_ipc(IpcHandle.model_validate(handle), shape, dtype)
+                for gpu, handle in handles.items()
+            }
+            for handles, shape, dtype in zip(info.handles, info.shapes, info.dtypes, strict=True)
         ],
     )
 

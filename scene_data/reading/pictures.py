@@ -39,6 +39,11 @@ class PictureRows:
         """See `Rows`."""
         return str(self._pictures[index])
 
+    @property
+    def state(self) -> str | None:
+        """See `Rows`; nothing is read of pictures."""
+        return None
+
 
 def find_pictures(names: Iterable[str], *, but: Path | None = None) -> list[Path]:
     """The pictures that a person names, each once, in this order.

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 import tempfile
+import time
 from array import array
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from functools import partial
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from scene_data.reading.chats import COLUMNS as CHAT_COLUMNS
 from scene_data.reading.chats import graph_columns, image_of, is_chat
 from scene_data.reading.json_stream import member_kinds, stream_values
+from scene_data.reading.kept import Arrays, kept
 from scene_data.reading.layouts import raw_layouts, unknown_json
 from scene_data.reading.pictures import (
     LIST,
@@ -48,6 +50,11 @@ _GRAPH_COLUMNS = ("objects", "relationships")
 _IMAGES = ("image", "images")
 _SIZE_COLUMNS = ("width", "height")
 _ROWS_AT_ONCE = 1000
+_FEWEST_ROWS = 10_000
+_FEWEST_BYTES = 1 << 24
+"""So many rows and bytes have a state"""
+_SETTLED_S = 2.0
+"""A file that was written later than so long ago may change without another time"""
 _LONGEST_LINE = 1 << 26
 """Bytes of a first line that is read to see whether it is a row"""
 
@@ -65,6 +72,13 @@ class Rows(Protocol):
 
     def place(self, index: int) -> str:
         """What a person finds the row by: `row 3`, counted from 0, or `line 4`."""
+
+    @property
+    def state(self) -> str | None:
+        """What the content is known by, another one once it changes (`scene_data.reading.kept`).
+
+        None where nobody can say, or where there is so little that reading it costs nothing.
+        """
 
 
 def is_hub_name(name: str) -> bool:
@@ -215,6 +229,7 @@ class _TableRows:
         need_graphs: bool = True,
     ) -> None:
         self._folder = folder
+        self._fingerprint = str(table._fingerprint)  # of its content, also in another process
         self._is_chat = is_chat(table.column_names)
         self._image = next((key for key in _IMAGES if key in table.column_names), _IMAGES[0])
         graph = _GRAPH_COLUMNS if need_graphs and not self._is_chat else ()
@@ -254,6 +269,12 @@ class _TableRows:
 
     def place(self, index: int) -> str:
         return f"row {index}"
+
+    @property
+    def state(self) -> str | None:
+        if len(self) < _FEWEST_ROWS:
+            return None
+        return " ".join((self._fingerprint, *self._table.column_names))
 
 
 def _wanted(table: Any, others: list[str], *, is_chat: bool) -> list[str]:
@@ -320,23 +341,27 @@ class _LineRows:
     """JSON rows whose `image` is a path from the file's folder.
 
     JSONL is read where it lies; a JSON list is spooled item by item to a temporary file of lines.
-    Of each row only its place in the file is kept.
+    Of each row only its place in the file is in memory.
     """
 
     def __init__(self, path: Path, *, need_images: bool = True) -> None:
         self._folder = path.parent
+        self.state = _file_state(path)
         self._is_jsonl = _has_lines(path)
         self._file = path.open("rb") if self._is_jsonl else _spooled(path)
-        self._lines = _lines(self._file)
+        self._lines = kept(self.state, "lines", lambda: {"lines": _lines(self._file)})["lines"]
         first = _or_error(self._json, 0) if len(self) else {}
         if not isinstance(first, RowError) and is_chat(first):
             _say_pixels(str(path), first)
         if need_images:
             self._leave_out_rows_without_image(path)
 
-    def _leave_out_rows_without_image(self, path: Path) -> None:
+    def _have_images(self) -> Arrays:
         rows = self.annotations()
-        keep = np.array([isinstance(row, RowError) or bool(row.get("image")) for row in rows])
+        return {"keep": np.array([isinstance(r, RowError) or bool(r.get("image")) for r in rows])}
+
+    def _leave_out_rows_without_image(self, path: Path) -> None:
+        keep = kept(self.state, "rows with images", self._have_images)["keep"]
         if num := len(self) - int(np.count_nonzero(keep)):
             if num == len(self):
                 raise refusal(
@@ -383,6 +408,13 @@ class _LineRows:
         if not isinstance(row, dict):
             raise RowError("not a JSON object")
         return row
+
+
+def _file_state(path: Path) -> str | None:
+    status = path.stat()
+    if status.st_size < _FEWEST_BYTES or time.time() - status.st_mtime < _SETTLED_S:
+        return None
+    return f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ino}"
 
 
 def _has_lines(path: Path) -> bool:

@@ -50,6 +50,8 @@ PUBLISHED = {
     "Qwen/Qwen2-VL-7B-Instruct": "qwen2_vl",
     "Qwen/Qwen2.5-VL-3B-Instruct": "qwen2_5_vl",
     "Qwen/Qwen2.5-VL-7B-Instruct": "qwen2_5_vl",
+    "Qwen/Qwen2.5-VL-32B-Instruct": "qwen2_5_vl",
+    "Qwen/Qwen2.5-VL-72B-Instruct": "qwen2_5_vl",
     "Qwen/Qwen3-VL-2B-Instruct": "qwen3_vl",
     "Qwen/Qwen3-VL-4B-Instruct": "qwen3_vl",
     "Qwen/Qwen3-VL-8B-Instruct": "qwen3_vl",
@@ -67,7 +69,7 @@ def model_family(path: str) -> ModelFamily:
     """
     if path in PUBLISHED and not Path(path).exists():
         return FAMILIES[PUBLISHED[path]]
-    config = _config(path)
+    config = model_config(path)
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise SettingsError(_refusal(path, f"of model_type {model_type!r}", config))
@@ -141,7 +143,13 @@ def _other_layers(config: Mapping[str, Any]) -> list[str]:
     return sorted(kinds)
 
 
-def _config(path: str) -> dict[str, Any]:
+def model_config(path: str) -> dict[str, Any]:
+    """The config.json of a model folder or hub name.
+
+    Raises:
+        SettingsError: There is no such model, or its config.json is not one.
+        UnavailableError: It can only be of the hub, which was not reached.
+    """
     file = Path(path) / "config.json"
     if not Path(path).exists():
         if len(path.split("/")) != _HUB_PARTS or path.startswith((".", "~", "/")):

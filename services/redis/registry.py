@@ -3,7 +3,7 @@
 import logging
 import socket
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -27,16 +27,20 @@ HEARTBEAT_TTL_S = 15.0
 GPU_TTL_S = 30.0
 """A GPU whose server is silent for this long is free. Ending vLLM silences a server for 15 s."""
 
-# KEYS gpu; ARGV server_id ttl_ms. Takes what is free, renews what is the server's own.
-_CLAIM_GPU = """
-local holder = redis.pcall('GET', KEYS[1])
-if type(holder) == 'string' and holder ~= ARGV[1] then return holder end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+# KEYS gpu …; ARGV server_id ttl_ms. Takes all or none: what is free, and what is the server's own.
+_CLAIM_GPUS = """
+for _, gpu in ipairs(KEYS) do
+  local holder = redis.pcall('GET', gpu)
+  if type(holder) == 'string' and holder ~= ARGV[1] then return holder end
+end
+for _, gpu in ipairs(KEYS) do redis.call('SET', gpu, ARGV[1], 'PX', ARGV[2]) end
 return ARGV[1]
 """
-# KEYS gpu; ARGV server_id.
-_RELEASE_GPU = """
-if redis.pcall('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+# KEYS gpu …; ARGV server_id.
+_RELEASE_GPUS = """
+for _, gpu in ipairs(KEYS) do
+  if redis.pcall('GET', gpu) == ARGV[1] then redis.call('DEL', gpu) end
+end
 """
 _DIGITS = 15  # in the script below too
 """Digits of a number that Redis's scripts hold exactly. A longer one is not this program's."""
@@ -218,25 +222,26 @@ class Registry:
             self._said.add(what)
             return None
 
-    async def claim_gpu(self, gpu: str, server_id: str, *, ttl_s: float = GPU_TTL_S) -> str:
-        """Take a GPU that nobody has, or renew the claim on one's own.
+    async def claim_gpus(
+        self, gpus: Sequence[str], server_id: str, *, ttl_s: float = GPU_TTL_S
+    ) -> str:
+        """Take GPUs that nobody has, or renew the claim on one's own: all of them, or none.
 
         Args:
-            gpu: Its UUID.
+            gpus: Their UUIDs, at least one.
             server_id: The server that asks.
             ttl_s: The claim lives this long after its last renewal.
 
         Returns:
-            The server that has it now: `server_id`, or another.
+            The server that has them now: `server_id`, or another that has one of them.
         """
-        holder = await self._run_script(
-            _CLAIM_GPU, [self._keys.gpu(gpu)], server_id, round(ttl_s * 1000)
-        )
+        keys = [self._keys.gpu(gpu) for gpu in gpus]
+        holder = await self._run_script(_CLAIM_GPUS, keys, server_id, round(ttl_s * 1000))
         return str(holder.decode(errors="replace"))
 
-    async def release_gpu(self, gpu: str, server_id: str) -> None:
-        """Give a GPU back; without effect when it is another server's."""
-        await self._run_script(_RELEASE_GPU, [self._keys.gpu(gpu)], server_id)
+    async def release_gpus(self, gpus: Sequence[str], server_id: str) -> None:
+        """Give GPUs back; those that are another server's stay so."""
+        await self._run_script(_RELEASE_GPUS, [self._keys.gpu(gpu) for gpu in gpus], server_id)
 
     async def publish_policy(self, policy: PolicyRecord, manifest: WeightManifest) -> None:
         """Make a version the one to serve; record and manifest change in one move.

@@ -25,7 +25,7 @@ from services.errors import InvalidInputError, NotFoundError
 from services.run_folder.backwards import bisect_lines, blocks_backwards
 from services.run_folder.index_line import EVERY_GROUP, IndexLine, IndexNumbers, RolloutFilter
 from services.run_folder.paths import RunFolder
-from services.run_folder.records import RolloutRecord, parse_record
+from services.run_folder.records import RolloutRecord, parse_record, unpacked
 
 Sort = Literal["newest", "oldest", "highest", "lowest", "widest"]
 """By step and place in the data order; by mean reward; by its standard deviation, largest first."""
@@ -97,7 +97,7 @@ class RolloutIndex:
             InvalidInputError: The cursor is none of a page in this order.
         """
         if wanted.text is not None:
-            wanted = replace(wanted, step_from=max(wanted.step_from or 0, self._oldest_kept()))
+            wanted = replace(wanted, step_from=max(wanted.step_from or 0, self.oldest_kept))
         after, most = _read_cursor(cursor, sort), limit
         while True:
             scan = _Scan(wanted, sort, after)
@@ -130,7 +130,7 @@ class RolloutIndex:
             NotFoundError: It is gone, or there was no answer to keep; says why.
             InvalidInputError: It is damaged, or of a later release.
         """
-        record = parse_record(self._read(line), f"{line.file} from byte {line.offset}")
+        record = parse_record(self._read(line), _place(line))
         if record.rollout.group_id != line.group_id:
             raise NotFoundError(_gone(line))
         return record
@@ -146,9 +146,10 @@ class RolloutIndex:
                         "file ends before the group does"
                     )
                 stream.seek(line.offset)
-                return stream.read(line.length)
+                body = stream.read(line.length)
         except FileNotFoundError:
             raise NotFoundError(_gone(line)) from None
+        return unpacked(body, _place(line))
 
     def _has_text(self, scan: "_Scan", entry: bytes, text: str | None) -> bool:
         if text is None:
@@ -164,9 +165,10 @@ class RolloutIndex:
             return False
         return any(text.casefold() in answer.text.casefold() for answer in answers)
 
-    def _oldest_kept(self) -> int:
+    @property
+    def oldest_kept(self) -> int:
         """The oldest step whose groups are still there; where there are none, one of no line."""
-        names = (file.name.partition(".")[0] for file in self._folder.glob("step-*.jsonl"))
+        names = (file.name.partition(".")[0] for file in self._folder.glob("step-*.jsonl*"))
         steps = (name.removeprefix("step-") for name in names)
         return min((int(step) for step in steps if step.isdecimal()), default=1 << 60)
 
@@ -287,6 +289,10 @@ def _read_cursor(cursor: str | None, sort: Sort) -> _Key | None:
     if len(key) != (4 if in_steps else 5) or not all(map(math.isfinite, key[not in_steps :])):
         raise InvalidInputError(f"{cursor!r:.80} is no cursor of a page of groups, {sort} first")
     return key
+
+
+def _place(line: IndexLine) -> str:
+    return f"{line.file} from byte {line.offset}"
 
 
 def _gone(line: IndexLine) -> str:

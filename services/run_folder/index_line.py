@@ -10,14 +10,16 @@ from pydantic_core import to_json
 from scene_graph.graph import normalise_name
 from services.run_folder.records import GroupState
 
-RecordFile = Annotated[str, StringConstraints(pattern=r"^step-\d{6,}\.(rank\d+|unused)\.jsonl$")]
+RecordFile = Annotated[
+    str, StringConstraints(pattern=r"^step-\d{6,}\.(rank\d+|unused)\.jsonl(\.gz)?$")
+]
 
 
 class IndexLine(BaseModel):
     """A group in a line of `rollouts/index.rankR.jsonl`, about 500 bytes.
 
     Example: `{"schema": 1, "step": 3, "position": 14, "group_id": "demo-e0-r9", "file":
-    "step-000003.rank0.jsonl", "offset": 0, "length": 18211, "image": "9f86…0a08", "row": 9,
+    "step-000003.rank0.jsonl.gz", "offset": 0, "length": 8211, "image": "9f86…0a08", "row": 9,
     "state": "trained", "reason": "", "mean": 2.1, "std": 0.4, "min": 1.0, "max": 3.0, "statuses":
     {"ok": 7, "invalid_json": 1}, "predicates": ["on"], "objects": ["cup", "table"], "truncated": 1,
     "versions": [3]}`
@@ -31,14 +33,12 @@ class IndexLine(BaseModel):
     position: int
     """Place in the run's data order."""
     group_id: str
-    file: (
-        Annotated[str, StringConstraints(pattern=r"^step-\d{6,}\.(rank\d+|unused)\.jsonl$")] | None
-    )
+    file: RecordFile | None
     """The record's file, in `rollouts/`; None where no answer ever came."""
     offset: Annotated[int, Field(ge=0)] = 0
     """Bytes before the record in its file."""
     length: Annotated[int, Field(ge=0)] = 0
-    """Bytes of the record, without the line's end."""
+    """Bytes of the record: a gzip member of its own, or, in files of earlier releases, a line."""
     image: str | None = None
     """Its sha256."""
     row: int

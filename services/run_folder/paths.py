@@ -63,9 +63,12 @@ class RunFolder:
         return self.path / f"heldout-{label}.jsonl"
 
     def rollout_files(self, step: int | None = None) -> list[Path]:
-        """The files of one step's groups, or of all steps'; each rank has one a step."""
+        """The files of one step's groups, or of all steps'; each rank has one a step.
+
+        `services.run_folder.records.record_lines` reads one.
+        """
         number = "*" if step is None else f"{step:06d}"
-        return sorted(self.rollouts.glob(f"step-{number}.rank*.jsonl"))
+        return sorted(self.rollouts.glob(f"step-{number}.rank*.jsonl*"))
 
 
 def trained_model(path: Path) -> tuple[Path, Path | None]:

@@ -1,5 +1,7 @@
 """The groups that a run keeps, whole."""
 
+import gzip
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -14,9 +16,12 @@ GroupState = Literal["trained", "zero_variance", "stale", "dead"]
 """What became of a group in its step. `zero_variance`: `algorithm.dynamic_sampling` replaced it; a
 group of equal rewards that was trained on is `trained`. `stale`: it was asked for again."""
 
+_GZIP = b"\x1f\x8b"
+"""How a gzip member begins; no JSON does."""
+
 
 class RolloutRecord(TrainGroup):
-    """A line of `rollouts/step-NNNNNN.rankR.jsonl`: all that a group's part of a loss is made of.
+    """A line of `rollouts/step-NNNNNN.rankR.jsonl.gz`: all that a group's part of a loss is of.
 
     Example, shortened: `{"step": 3, "position": 14, "index": 9, "prompt": {"messages": […],
     "images": [{"sha256": "9f86…0a08", …}], …}, "rollout":
@@ -26,8 +31,8 @@ class RolloutRecord(TrainGroup):
     "reference": {"image_size": [160, 120], "box_space": "relative_1000", "graph": {…}},
     "policy_logprobs": [[-0.1, …], …], "trace_id": "4bf9…4736", "state": "trained"}`
 
-    A group that was not trained on is in `step-NNNNNN.unused.jsonl` of the step whose ledger line
-    names it. It has no `policy_logprobs`; without rewards it has no `advantages` either.
+    A group that was not trained on is in `step-NNNNNN.unused.jsonl.gz` of the step whose ledger
+    line names it. It has no `policy_logprobs`; without rewards it has no `advantages` either.
     """
 
     # A policy that has diverged has NaN, which JSON has not. A later release may write more.
@@ -80,7 +85,43 @@ def parse_record(line: bytes, where: str) -> RolloutRecord:
         raise InvalidInputError(f"{where} is cut or damaged: {error.errors()[0]['msg']}") from error
 
 
-def _records(file: Path) -> Iterator[RolloutRecord]:
+def packed(record: RolloutRecord) -> bytes:
+    """A record as a file has it: a gzip member, so that it can be read without those before it.
+
+    A file of such members is one for `zcat` too. Level 1: higher ones take up to six times as long,
+    and 7 % off.
+    """
+    return gzip.compress(record.model_dump_json().encode() + b"\n", compresslevel=1, mtime=0)
+
+
+def unpacked(body: bytes, where: str) -> bytes:
+    """The text of a file's bytes, or of one record's; earlier releases compressed none.
+
+    Args:
+        body: The bytes.
+        where: They are from, for the message.
+
+    Raises:
+        InvalidInputError: They are cut or damaged.
+    """
+    if not body.startswith(_GZIP):
+        return body
+    try:
+        return gzip.decompress(body)
+    except (OSError, EOFError, zlib.error) as error:
+        raise InvalidInputError(f"{where} is cut or damaged: {error}") from error
+
+
+def record_lines(file: Path) -> list[bytes]:
+    """The lines of a file of `rollouts/`.
+
+    Raises:
+        InvalidInputError: It is cut or damaged.
+    """
     # As bytes: sampled text may have characters that end a line of text, and none of JSON's.
-    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+    return unpacked(file.read_bytes(), str(file)).splitlines()
+
+
+def _records(file: Path) -> Iterator[RolloutRecord]:
+    for number, line in enumerate(record_lines(file), start=1):
         yield parse_record(line, f"{file}:{number}")

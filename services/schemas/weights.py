@@ -4,9 +4,9 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, model_validator
 
 from services.schemas.common import Count, Message, ModelRunner, Name, Sha256
 
@@ -50,10 +50,15 @@ else:
 PolicyState = Literal["starting", "ready", "updating", "draining", "quarantined"]
 
 
+DigestAlgorithm = Literal["sha256", "blake3"]
+"""How a tensor's bytes are digested, to 32 bytes. `weight_sync.digests` has both."""
+
 MAX_RANK = 8
 """Dimensions of a tensor."""
 MAX_DIMENSION = 2**48
 """Length of one: sizes and offsets are checked against it before they are multiplied."""
+_MAX_SHOWN = 200
+"""Characters of a tensor's name in a message."""
 _URL = re.compile(r"https?://(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+):([0-9]{1,5})/?")
 
 
@@ -62,6 +67,21 @@ def _checked_url(url: str) -> str:
     if match is None or int(match[2]) > 65_535:
         raise ValueError("it is no address of a server: write http://host:port")
     return url
+
+
+def _known_algorithm(name: Any) -> Any:
+    known = get_args(DigestAlgorithm)
+    if name not in known:
+        raise ValueError(
+            f"this program knows digests by {' and '.join(known)}, and not by {name!r:.40}: it is "
+            "of an earlier release than the trainer; update it"
+        )
+    return name
+
+
+def shown(name: str) -> str:
+    """A tensor's name as it may stand in a message."""
+    return name if len(name) <= _MAX_SHOWN else f"{name[:_MAX_SHOWN]}..."
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +118,14 @@ class Version:
 class TensorEntry(Message):
     """One tensor of a version.
 
-    Example: `{"shape": [128, 128], "dtype": "float32", "sha256": "9f86…0a08"}`
+    Example: `{"shape": [128, 128], "dtype": "float32", "digest": "9f86…0a08"}`
     """
 
     shape: list[Annotated[int, Field(ge=0, le=MAX_DIMENSION)]] = Field(max_length=MAX_RANK)
     dtype: Literal["float32", "bfloat16", "float16"]
-    sha256: Sha256 | None = None
-    """The digest of its bytes in row-major order; null only where they never lie in a file."""
+    digest: Sha256 | None = Field(default=None, validation_alias=AliasChoices("digest", "sha256"))
+    """Of its bytes in row-major order, by the manifest's `algorithm`, in hexadecimal digits; null
+    only where they never lie in a file. Releases before `algorithm` call it `sha256`."""
 
 
 class AdapterConfig(Message):
@@ -132,6 +153,8 @@ class WeightManifest(Message):
     partial: bool = False
     """Whether the tensors are a part of the model: all others are as the server started with them.
     """
+    algorithm: Annotated[DigestAlgorithm, BeforeValidator(_known_algorithm)] = "sha256"
+    """What made the tensors' digests; a manifest of an earlier release does not say it."""
     tensors: dict[str, TensorEntry] = Field(min_length=1)
     adapter: AdapterConfig | None = None
     """Set where the tensors are a LoRA adapter over the weights that the server started with."""
@@ -148,8 +171,16 @@ class WeightManifest(Message):
 
 
 def manifest_checksum(manifest: WeightManifest) -> str:
-    """sha256 of the manifest as canonical JSON."""
-    text = json.dumps(manifest.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+    """sha256 of the manifest as canonical JSON.
+
+    One with digests by sha256 is put as the releases wrote it that knew no other.
+    """
+    tree = manifest.model_dump(mode="json")
+    if manifest.algorithm == "sha256":
+        del tree["algorithm"]
+        for entry in tree["tensors"].values():
+            entry["sha256"] = entry.pop("digest")
+    text = json.dumps(tree, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -164,8 +195,9 @@ class Rendezvous(Message):
     unique_id: str = Field(pattern=r"^[A-Za-z0-9+/]{171}=$")
     """The 128 bytes of `ncclGetUniqueId`, base64. The same id is the same group."""
     world_size: int = Field(ge=2, lt=2**31)
-    """The trainer, which is rank 0, and every server."""
+    """The trainer, which is rank 0, and every GPU of every server."""
     rank: int = Field(ge=1, lt=2**31)
+    """Of the server's first GPU; its others follow."""
 
 
 class IpcHandle(Message):
@@ -217,10 +249,10 @@ class StageRequest(Message):
 
     @model_validator(mode="after")
     def _complete(self) -> "StageRequest":
-        bare = [n for n, entry in self.manifest.tensors.items() if entry.sha256 is None]
+        bare = [n for n, entry in self.manifest.tensors.items() if entry.digest is None]
         traits = TRANSPORTS[self.transport]
         if bare and traits.through_file:
-            raise ValueError(f"{len(bare)} tensors have no sha256: {bare[0]}, …")
+            raise ValueError(f"{len(bare)} tensors have no digest: {shown(bare[0])}, …")
         if (self.rendezvous is not None) != traits.joins_group:
             raise ValueError("nccl, and no other transport, needs a rendezvous")
         if (self.manifest.adapter is not None) != traits.adapter_alone:
@@ -235,6 +267,8 @@ class CommitRequest(Message):
     checksum: Sha256
     ipc_handles: dict[str, IpcHandle] | None = None
     """`ipc` only: by tensor name; the memory stays as it is until the commit is answered."""
+    more_ipc_handles: list[dict[str, IpcHandle]] = Field(default_factory=list)
+    """The same on each other GPU of a server that has several."""
 
     def names(self, version: Version) -> bool:
         """Whether it is about that version, whose checksum covers its incarnation."""
@@ -280,7 +314,9 @@ class ServerRecord(Message):
     """`http://host:port`, the server's `rollout.url`."""
     host: str
     gpu: str | None
-    """UUID of its GPU; null on CPU."""
+    """UUID of its first GPU; null on CPU."""
+    gpus: list[str] = Field(default_factory=list)
+    """UUIDs of all of them, one for each part of its model; empty on CPU."""
     state: PolicyState
     model_runner: ModelRunner | None = None
     """As in `PolicyInfo`."""
@@ -296,6 +332,14 @@ class ServerRecord(Message):
     last_error: str | None = None
     last_error_s: float | None = Field(default=None, ge=0)
     """Seconds from that error to this heartbeat."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_one_gpu(cls, record: object) -> object:
+        """A record from before `gpus` names the server's one GPU alone."""
+        if isinstance(record, dict) and record.get("gpu") and "gpus" not in record:
+            return {**record, "gpus": [record["gpu"]]}
+        return record
 
 
 class PolicyRecord(Message):

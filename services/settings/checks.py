@@ -58,11 +58,13 @@ def check_ipc_servers(settings: Settings) -> None:
     Raises:
         SettingsError: With what to set.
     """
-    ranks, servers = settings.trainer.num_ranks, settings.cluster.num_rollout_servers
-    if settings.weights.traits.same_gpu and servers > ranks:
+    ranks, gpus = settings.trainer.num_ranks, settings.num_rollout_gpus
+    if settings.weights.traits.same_gpu and gpus > ranks:
         raise SettingsError(
             f"weights.transport = 'ipc' gives each rank's weights to the server on its GPU: set "
-            f"cluster.num_rollout_servers ({servers}) to trainer.num_ranks ({ranks}) at most"
+            f"cluster.num_rollout_servers ({settings.cluster.num_rollout_servers}) times "
+            f"rollout.tensor_parallel_size ({settings.rollout.tensor_parallel_size}) to "
+            f"trainer.num_ranks ({ranks}) at most"
         )
 
 

@@ -60,12 +60,15 @@ class RolloutSettings(Section):
     model_runner: ModelRunner = "v1"
     """vLLM's, whatever `VLLM_USE_V2_MODEL_RUNNER` says. All that is tested on CPUs is tested with
     `v1`; `v2` is vLLM's default on GPUs, and runs there only."""
+    tensor_parallel_size: int = Field(default=1, ge=1)
+    """GPUs, or processes on a CPU, that one server spreads its model over. It has to divide the
+    model's heads."""
     max_num_seqs: int = Field(default=64, ge=1)
     """Completions sampled at the same time."""
     max_model_len: int = Field(default=3072, ge=16)
     """Prompt and completion together, in tokens."""
     kv_cache_gib: float = Field(default=1.0, gt=0)
-    """CPU only: memory of the KV cache."""
+    """CPU only: memory of the KV cache of each process."""
     gpu_memory_utilization: float = Field(default=0.85, gt=0, le=1)
     """GPU only: share of its memory that vLLM may use. Where a rank of the trainer is on the same
     GPU, the rank gets the rest."""
@@ -111,9 +114,9 @@ class ClusterSettings(Section):
     """The GPUs of a run, for `sgg-rl run` and `train --dry-run`."""
 
     gpu_memory_gib: float | None = Field(default=None, gt=0)
-    """The memory of each GPU of the trainer."""
+    """The memory of each GPU."""
     num_rollout_servers: int = Field(default=1, ge=1)
-    """Each on a GPU of its own, or of a rank where both share it."""
+    """Each on `rollout.tensor_parallel_size` GPUs of its own, or of ranks where both share them."""
 
 
 class SecuritySettings(Section):

@@ -87,7 +87,11 @@ class TrainerSettings(Section):
     group_size: int = Field(default=8, ge=2)
     """Completions of one prompt."""
     max_policy_lag: int = Field(default=1, ge=0)
-    """Versions that a completion may be behind the trainer; 0 makes the loop synchronous."""
+    """Versions that groups are behind the trainer on average, at most: sampling runs so many steps
+    ahead. 0 makes the loop synchronous."""
+    max_token_lag: int = Field(default=0, ge=0)
+    """Versions that any token may be behind: a step waits for a group that the next one could not
+    use. 0: twice max_policy_lag."""
     num_ranks: int = Field(default=1, ge=1)
     """Processes of the trainer: `sgg-rl train` starts them on this machine, torchrun or srun on
     several."""
@@ -128,6 +132,11 @@ class TrainerSettings(Section):
     ends; 0: four times groups_per_step."""
 
     @property
+    def oldest_token_lag(self) -> int:
+        """Versions that no token of a batch may be behind by more than."""
+        return self.max_token_lag or 2 * self.max_policy_lag
+
+    @property
     def max_open_groups(self) -> int:
         """Groups that are open at a time, from being asked for until their step is published."""
         return (self.max_policy_lag + 1) * self.groups_per_step
@@ -154,6 +163,16 @@ class TrainerSettings(Section):
             raise ValueError(
                 f"groups_per_step ({self.groups_per_step}) must be a multiple of num_ranks "
                 f"({self.num_ranks})"
+            )
+        if self.oldest_token_lag < self.max_policy_lag:
+            raise ValueError(
+                f"max_token_lag ({self.max_token_lag}) must be at least max_policy_lag "
+                f"({self.max_policy_lag}), or 0 for twice that"
+            )
+        if self.max_token_lag and not self.max_policy_lag:
+            raise ValueError(
+                f"max_token_lag = {self.max_token_lag} needs max_policy_lag of at least 1: with 0 "
+                "no token is behind"
             )
         if self.freeze_vision_tower and self.freeze_projector and self.freeze_language_model:
             raise ValueError("everything is frozen: leave one of the three freeze_* flags false")

@@ -74,6 +74,11 @@ class Settings(Section):
         return self.model_copy(update=found)
 
     @property
+    def num_rollout_gpus(self) -> int:
+        """Of all rollout servers together."""
+        return self.cluster.num_rollout_servers * self.rollout.tensor_parallel_size
+
+    @property
     def shares_gpus(self) -> bool:
         """Whether a rollout server and a rank of the trainer are on each GPU."""
         return self.weights.traits.same_gpu or self.deploy.kind == "colocated"

@@ -65,6 +65,12 @@ def test_an_unknown_field_is_refused(name: str) -> None:
         MESSAGES[name].model_validate(golden(name) | {"surprise": 1})
 
 
+def test_a_server_from_before_it_could_have_several_gpus_is_read() -> None:
+    old = {name: value for name, value in golden("server_record").items() if name != "gpus"}
+    assert ServerRecord.model_validate_json(json.dumps(old)).gpus == [old["gpu"]]
+    assert ServerRecord.model_validate_json(json.dumps(old | {"gpu": None})).gpus == []
+
+
 def test_the_reward_service_answers_the_golden_request_with_the_golden_response() -> None:
     request = RewardRequest.model_validate(golden("reward_request"))
     scorer = make_scorer(request.rubric, request.task)
@@ -90,9 +96,22 @@ def test_the_golden_graph_is_what_its_text_says() -> None:
     assert graph.dropped == parsed.dropped
 
 
-def test_the_stage_request_states_its_manifests_checksum() -> None:
-    request = StageRequest.model_validate(golden("stage_request"))
+@pytest.mark.parametrize(
+    ("name", "algorithm"), [("stage_request", "blake3"), ("earlier/stage_request", "sha256")]
+)
+def test_the_stage_request_states_its_manifests_checksum(name: str, algorithm: str) -> None:
+    """The earlier one is as a trainer wrote it that knew sha256 alone."""
+    request = StageRequest.model_validate(golden(name))
     assert request.checksum == manifest_checksum(request.manifest)
+    assert request.manifest.algorithm == algorithm
+    assert all(entry.digest for entry in request.manifest.tensors.values())
+
+
+def test_digests_that_a_later_release_makes_are_refused_with_what_to_do() -> None:
+    tree = golden("stage_request")
+    tree["manifest"]["algorithm"] = "blake4"
+    with pytest.raises(ValidationError, match=r"sha256 and blake3, and not by 'blake4'.*update"):
+        StageRequest.model_validate(tree)
 
 
 def test_wire_and_domain_have_the_same_statuses_and_tasks() -> None:

@@ -60,7 +60,7 @@ def engine(llm: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> VllmEng
         "data": {"train": "unused"},
         "weights": {"transport": "lora"},
     }
-    monkeypatch.setattr(vllm_engine, "own_gpu", lambda: "GPU-3f1c")
+    monkeypatch.setattr(vllm_engine, "own_gpus", lambda _: ("GPU-3f1c",))
     build = create_autospec(AsyncLLM.from_engine_args, return_value=llm)
     monkeypatch.setattr(AsyncLLM, "from_engine_args", build)
     monkeypatch.setattr(vllm_engine, "VllmChat", Mock())  # `test_calls.py` has its calls
@@ -94,7 +94,7 @@ async def test_joining_a_group(engine: VllmEngine, llm: Any) -> None:
 
 
 def shared() -> StagedHandles:
-    staged = StagedHandles({"a"}, HANDLE.gpu)
+    staged = StagedHandles({"a"}, [HANDLE.gpu])
     handles = {"a": HANDLE}
     staged.take(CommitRequest(policy_version=1, checksum="0" * 64, ipc_handles=handles))
     return staged

@@ -134,7 +134,7 @@ async def test_a_broadcast_from_trainer_to_server(
         assert {name: info[name] for name in expected} == expected
         await asyncio.to_thread(update, engine, info_of(tensors))
 
-    own = nccl._Group(members=("server",), unique_id=bytes(128), communicator=communicator)
+    own = nccl._Group(members={"server": 1}, unique_id=bytes(128), communicator=communicator)
     await asyncio.to_thread(trainer._send, own, CommitClient(commit))
     assert_loaded(engine, tensors)
     assert communicator.broadcast.call_count > 1
@@ -213,7 +213,8 @@ def test_memory_of_a_gpu_from_trainer_to_server(
 
     stand_in = create_autospec(rebuild_cuda_tensor, side_effect=rebuild)
     monkeypatch.setattr(ipc_engine, "rebuild_cuda_tensor", stand_in)
-    handles = [shared.share.handles[name].model_dump() for name in tensors]
+    share = shared.share
+    handles = [{share.gpu: share.handles[name].model_dump()} for name in tensors]
     update(engine, info_of(tensors) | {"handles": handles})
     assert_loaded(engine, tensors)
     for given, tensor in zip(rebuilt, tensors.values(), strict=True):

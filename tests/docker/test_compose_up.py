@@ -25,7 +25,7 @@ WRITABLE: dict[str, set[str]] = {
     "reward": set(),
     "rollout": {"/cache"},
     "trainer": {"/cache", "/runs", f"/dev/shm/sgg-{USER[0]}"},
-    "monitor": set(),
+    "monitor": {"/cache"},
 }
 STOPPED_WITH_CHECKPOINT = 75
 HF_TOKEN = "hf_of-nobody"

@@ -23,7 +23,7 @@ services:
     deploy: {resources: {reservations: {devices: !reset []}}}
     volumes:
       - {FOLDER}/nvidia-smi:/usr/local/bin/nvidia-smi:ro
-      - {ROOT}/deploy/docker/one-gpu.sh:/usr/local/bin/one-gpu:ro
+      - {ROOT}/deploy/docker/own-gpus.sh:/usr/local/bin/own-gpus:ro
 """
 STEPS = 6
 ARGUMENTS = (

@@ -90,7 +90,7 @@ def running_server(
         folder: For its settings and its log.
         sections: More settings, by section.
     """
-    settings = _settings(model, redis_url, folder, sections)
+    settings = server_settings(model, redis_url, folder, **sections)
     config, log = folder / "run.toml", folder / "log"
     config.write_text(dump_settings(settings))
     with sgg_process(log, "serve", "rollout", "--config", str(config)) as process:
@@ -101,7 +101,10 @@ def running_server(
             assert process.wait(60) == 0, log.read_text()[-2000:]
 
 
-def _settings(model: Path, redis_url: str, folder: Path, sections: dict[str, Any]) -> Settings:
+def server_settings(
+    model: Path, redis_url: str, folder: Path, **sections: dict[str, Any]
+) -> Settings:
+    """Of a small server; the arguments are those of `running_server`."""
     return Settings.model_validate(
         {
             "run": {"name": f"e2e-{uuid.uuid4().hex[:8]}", "root": str(folder)},

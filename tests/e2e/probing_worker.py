@@ -30,7 +30,9 @@ class ProbingExtension(vllm_worker.WorkerExtension):
         return self.num_encodings
 
     def probe_fail_loads(self, times: int) -> None:
-        """The next loads end in the middle of a layer."""
+        """The next loads of the first worker end in the middle of a layer."""
+        if self.rank:  # type: ignore[attr-defined]
+            return
         model = self.get_model()  # type: ignore[attr-defined]
         load = type(model).load_weights
         left = times
@@ -45,7 +47,9 @@ class ProbingExtension(vllm_worker.WorkerExtension):
         model.load_weights = load_weights
 
     def probe_fail_finish(self) -> None:
-        """The next finish fails once everything is loaded."""
+        """The last worker's next finish fails once everything is loaded."""
+        if self.rank < self.parallel_config.world_size - 1:  # type: ignore[attr-defined]
+            return
         engine = self.weight_transfer_engine  # type: ignore[attr-defined]
 
         def fail() -> None:

@@ -1,4 +1,7 @@
-"""A policy that is an adapter: its updates, by real vLLM on CPU."""
+"""A policy that is an adapter: its updates, by real vLLM on CPU, spread over two workers.
+
+`test_lora_training.py` has one worker.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -29,7 +32,8 @@ async def server(
     tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[EngineServer]:
     folder = tmp_path_factory.mktemp("lora")
-    async with engine_server(settings_of(tiny_model, folder, transport="lora")) as server:
+    settings = settings_of(tiny_model, folder, transport="lora", tensor_parallel_size=2)
+    async with engine_server(settings) as server:
         yield server
 
 

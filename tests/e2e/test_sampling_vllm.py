@@ -1,14 +1,17 @@
-"""Stop strings, seeds and JSON schemas with real vLLM."""
+"""Stop strings, seeds and JSON schemas with real vLLM, with one worker and with two."""
 
 import asyncio
 import json
 import math
+from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from rollout_service.http.app import make_engine
 from rollout_service.vllm.json_schema import MAX_SCHEMA_COST
 from scene_graph.boxes import RELATIVE_1000
 from scene_graph.parsing import parse_completion
@@ -16,17 +19,40 @@ from services.errors import EngineError, InvalidInputError
 from services.http.clients.rollout import RolloutClient
 from services.schemas.common import Sampling
 from services.schemas.rollouts import RolloutResponse
-from tests.e2e.conftest import RunningServer
+from tests.e2e.conftest import RunningServer, server_settings
 from tests.e2e.oracle import SUPPRESSED, TOLERANCE, Oracle, picture, request
+from tests.live_servers import LiveServer, serving
+
+Server = RunningServer | LiveServer
+
+
+@pytest.fixture(scope="module")
+def two_workers(
+    tiny_model: Path, redis_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LiveServer]:
+    """In this process, which has imported vLLM: that is a third of a start."""
+    if torch.cuda.is_available() and torch.cuda.device_count() < 2:
+        pytest.skip("two GPUs are wanted")
+    settings = server_settings(
+        tiny_model, redis_url, tmp_path_factory.mktemp("two"), rollout={"tensor_parallel_size": 2}
+    )
+    with serving(settings, make_engine(settings)) as server:
+        yield server
+
+
+@pytest.fixture(params=["rollout_server", "two_workers"])
+def server(request: pytest.FixtureRequest) -> Server:
+    found: Server = request.getfixturevalue(request.param)
+    return found
 
 
 def tokens(answer: RolloutResponse) -> list[list[int]]:
     return [completion.token_ids for completion in answer.completions]
 
 
-async def test_text_ends_before_a_stop_string(rollout_server: RunningServer) -> None:
+async def test_text_ends_before_a_stop_string(server: Server) -> None:
     image = picture(50)
-    async with RolloutClient(rollout_server.url) as client:
+    async with RolloutClient(server.url) as client:
         whole = await client.rollouts(request(image, temperature=0, max_tokens=40))
         text = whole.completions[0].text
         stop = text[len(text) // 2 :][:4]
@@ -44,11 +70,11 @@ async def test_text_ends_before_a_stop_string(rollout_server: RunningServer) -> 
 
 
 async def test_a_seed_gives_the_same_group_alone_and_in_a_crowd(
-    rollout_server: RunningServer,
+    server: Server,
 ) -> None:
     """Prefills are split in a crowd, which on CPU used to kill the engine when a seed was set."""
     requests = [request(picture(60 + i, 112 + 28 * (i % 5)), n=8, seed=i) for i in range(12)]
-    async with RolloutClient(rollout_server.url) as client:
+    async with RolloutClient(server.url) as client:
         crowd = await asyncio.gather(*(client.rollouts(one) for one in requests))
         alone = [await client.rollouts(one) for one in requests[:4]]
         other = await client.rollouts(request(picture(60), n=8, seed=1))
@@ -59,9 +85,9 @@ async def test_a_seed_gives_the_same_group_alone_and_in_a_crowd(
     assert not seen & {tuple(ids) for ids in tokens(other)}, "neighbouring seeds share no stream"
 
 
-async def test_a_scene_graph_and_nothing_else(rollout_server: RunningServer) -> None:
+async def test_a_scene_graph_and_nothing_else(server: Server) -> None:
     options: dict[str, Any] = {"max_tokens": 400, "suppress_token_ids": []}
-    async with RolloutClient(rollout_server.url) as client:
+    async with RolloutClient(server.url) as client:
         answer = await client.rollouts(
             request(picture(70), n=8, json_schema="scene_graph", **options)
         )
@@ -75,13 +101,13 @@ async def test_a_scene_graph_and_nothing_else(rollout_server: RunningServer) -> 
         assert set(json.loads(completion.text)) == {"objects", "relationships"}
 
 
-async def test_logprobs_under_a_schema_are_renormalised(rollout_server: RunningServer) -> None:
+async def test_logprobs_under_a_schema_are_renormalised(server: Server) -> None:
     """So the mark is earned: over the allowed tokens alone, every probability is higher."""
     image = picture(71)
-    oracle = Oracle(rollout_server.settings)
+    oracle = Oracle(server.settings)
     schema = {"enum": ["left of", "right of", "above"]}
     no_end: dict[str, Any] = {"json_schema": schema, "suppress_token_ids": SUPPRESSED}
-    async with RolloutClient(rollout_server.url) as client:
+    async with RolloutClient(server.url) as client:
         with pytest.raises(InvalidInputError, match="no token to sample"):
             await client.rollouts(request(image, n=8, **no_end))
         answer = await client.rollouts(
@@ -109,9 +135,9 @@ HOSTILE: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("schema", "message"), HOSTILE)
 async def test_schemas_that_cannot_be_used_are_the_caller_s_mistake(
-    rollout_server: RunningServer, schema: dict[str, Any], message: str
+    server: Server, schema: dict[str, Any], message: str
 ) -> None:
-    async with RolloutClient(rollout_server.url) as client:
+    async with RolloutClient(server.url) as client:
         with pytest.raises(InvalidInputError, match=message):
             await client.rollouts(request(picture(72), n=1, json_schema=schema))
 
@@ -126,11 +152,9 @@ async def test_schemas_that_cannot_be_used_are_the_caller_s_mistake(
         {"type": "string", "pattern": "^(x+x+)+y$"},
     ],
 )
-async def test_odd_schemas_never_harm_the_engine(
-    rollout_server: RunningServer, schema: dict[str, Any]
-) -> None:
+async def test_odd_schemas_never_harm_the_engine(server: Server, schema: dict[str, Any]) -> None:
     """Refused or sampled by: whatever it is, the next request is served."""
-    async with RolloutClient(rollout_server.url, timeout_s=60) as client:
+    async with RolloutClient(server.url, timeout_s=60) as client:
         outcome = await asyncio.gather(
             client.rollouts(request(picture(73), n=2, json_schema=schema)), return_exceptions=True
         )

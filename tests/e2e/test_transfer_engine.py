@@ -245,7 +245,10 @@ def test_tensors_in_shared_memory(
     for number, tensor in enumerate(tensors.values()):
         shared_memory[bytes([number])] = tensor.reshape(-1)
     handles = [
-        encode_ipc("3f1c", reduced(tensor, bytes([number]))).model_dump()
+        {
+            gpu: encode_ipc(gpu, reduced(tensor, memory)).model_dump()
+            for gpu, memory in (("77ab", b"another GPU's"), ("3f1c", bytes([number])))
+        }
         for number, tensor in enumerate(tensors.values())
     ]
     update(engine, info_of(tensors) | {"handles": handles})

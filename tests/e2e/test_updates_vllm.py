@@ -7,8 +7,10 @@ import signal
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import pytest_asyncio
+import torch
 
 from services.errors import EngineError
 from services.schemas.weights import AdapterConfig, Version
@@ -25,10 +27,18 @@ ADAPTER = AdapterConfig(rank=4, alpha=8.0)
 FAR = 20 * TOLERANCE
 
 
-@pytest.fixture(scope="module")
-def settings(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+@pytest.fixture(scope="module", params=[1, 2], ids="{} workers".format)
+def settings(
+    request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Settings]:
+    """On a GPU so many are needed; on a CPU they are processes."""
+    if torch.cuda.is_available() and torch.cuda.device_count() < request.param:
+        pytest.skip(f"{request.param} GPUs are wanted")
     folder = tmp_path_factory.mktemp("updates")
-    settings = settings_of(tiny_model, folder, adapters={"named": str(folder / "named")})
+    adapters = {"named": str(folder / "named")}
+    settings = settings_of(
+        tiny_model, folder, adapters=adapters, tensor_parallel_size=request.param
+    )
     adapter = versions.random_adapter(Oracle(settings), ADAPTER.rank, seed=5)
     (folder / "named").mkdir()
     versions.adapter_file(folder / "named", adapter)
@@ -94,7 +104,11 @@ async def test_a_vision_tower_that_is_called_frozen_but_is_another_encodes_again
 
 @pytest.mark.parametrize("where", ["load", "finish"])
 async def test_a_load_that_fails_half_way_is_tried_again(server: EngineServer, where: str) -> None:
-    """Also where a layer has got one of its tensors: the second attempt brings that one again."""
+    """Also where a layer has got one of its tensors: the second attempt brings that one again.
+
+    Of several workers one fails: the first, whose failure must not be taken for the answer to the
+    next call, or the last.
+    """
     other = versions.perturbed(server.settings, "", seed=6)
     manifest = await server.stage(other, vision_trained=True)
     if where == "load":
@@ -143,6 +157,7 @@ async def test_a_commit_ends_with_the_engine_process(server: EngineServer) -> No
     """The last test here: this engine never answers again, and vLLM's own call would wait on."""
     manifest = await server.stage(Oracle(server.settings), vision_trained=True)
     (process,) = server.engine._llm.engine_core.resources.engine_manager.processes
+    workers = psutil.Process(process.pid).children()
     os.kill(process.pid, signal.SIGSTOP)
     committing = asyncio.create_task(server.updater.commit(versions.commit_of(manifest)))
     await asyncio.sleep(1.0)
@@ -153,6 +168,7 @@ async def test_a_commit_ends_with_the_engine_process(server: EngineServer) -> No
             await committing
         with pytest.raises(EngineError, match="vLLM did not answer"):
             await server.engine.check_health()
+    assert psutil.wait_procs(workers, timeout=20)[1] == []
     assert server.updater.failure is not None
     assert server.updater.failure.endswith(
         "could not be loaded: vLLM did not pause: its engine process is dead"

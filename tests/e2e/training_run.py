@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from services.run_folder.records import record_lines
 from services.schemas.weights import Transport
 from services.settings import Settings, dump_settings
 from tests.e2e.conftest import TrainingServices
@@ -29,8 +30,8 @@ class Run:
 
     def rollouts(self, step: int) -> list[list[dict[str, Any]]]:
         """Groups of each rank."""
-        files = sorted((self.folder / "rollouts").glob(f"step-{step:06d}.rank*.jsonl"))
-        return [[json.loads(line) for line in file.read_text().splitlines()] for file in files]
+        files = sorted((self.folder / "rollouts").glob(f"step-{step:06d}.rank*.jsonl.gz"))
+        return [[json.loads(line) for line in record_lines(file)] for file in files]
 
 
 def logprob_gaps(run: Run, steps: Iterable[int], *, stale: bool) -> list[float]:

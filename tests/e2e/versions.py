@@ -1,10 +1,10 @@
 """Versions of a policy whose weights transformers holds: files, manifests, adapters."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from blake3 import blake3
 from safetensors.torch import save_file
 
 from services.models.families import as_published
@@ -66,6 +66,7 @@ def manifest_of(
         incarnation=1,
         step=policy_version,
         vision_trained=vision_trained,
+        algorithm="blake3",
         tensors={name: _entry(tensor) for name, tensor in tensors.items()},
         adapter=adapter,
     )
@@ -120,5 +121,5 @@ def adapter_file(folder: Path, adapter: Tensors) -> bytes:
 
 
 def _entry(tensor: torch.Tensor) -> TensorEntry:
-    digest = hashlib.sha256(tensor.numpy().tobytes()).hexdigest()
-    return TensorEntry(shape=list(tensor.shape), dtype="float32", sha256=digest)
+    digest = blake3(tensor.numpy().tobytes()).hexdigest()
+    return TensorEntry(shape=list(tensor.shape), dtype="float32", digest=digest)

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import save_file
 
@@ -25,6 +26,7 @@ from scene_data.dataset import Sample, SceneDataset
 from scene_data.templates import prompt_messages
 from scene_data.toy.scenes import SIDE, render, toy_scene
 from scene_graph.boxes import RELATIVE_1000
+from services.errors import InvalidInputError, SggError
 from services.schemas.groups import TrainGroup
 from services.schemas.rollouts import Completion
 from services.settings import Settings
@@ -33,9 +35,9 @@ from tests.train_groups import completion, train_group
 from trainer.algorithms.weighting import completion_weights
 from trainer.batches.batch import MicroBatch
 from trainer.batches.preparation import Preparation
+from trainer.batches.shares import RankBatch, pack, share_out, unpack
 from trainer.policy.engine import PolicyEngine, init_process_group
 from trainer.ranks.group import Ranks
-from trainer.types import Outcome, StepBatch
 
 STEPS, SAVED_AT = 3, 2
 NUM_GROUPS, GROUP_SIZE = 4, 3
@@ -97,22 +99,20 @@ def settings_of(case: str, folder: Path, num_ranks: int) -> Settings:
     )
 
 
-def batches_of(step: int, rank: int, size: int, engine: PolicyEngine) -> list[MicroBatch]:
+def batches_of(step: int, ranks: Ranks, engine: PolicyEngine) -> list[MicroBatch]:
     """A rank's micro batches, of one completion each; the same groups whatever the ranks."""
+    part = ranks.scatter(lambda: parts_of(step, ranks.size, engine), pack, unpack)
+    assert len(part.groups) == NUM_GROUPS // ranks.size, "no rank gets what it does not train"
+    return Preparation(Scenes(), engine.processor, engine.rope_index)(part).micro_batches
+
+
+def parts_of(step: int, num_ranks: int, engine: PolicyEngine) -> list[RankBatch]:
     picked = torch.Generator().manual_seed(step)
     groups = [_group(index, picked, engine) for index in range(NUM_GROUPS)]
     lengths = [len(c.token_ids) for g in groups for c in g.rollout.completions]
     flat = completion_weights(AlgorithmSettings(), lengths, [False] * len(lengths), max_tokens=64)
     weights = [flat[i : i + GROUP_SIZE] for i in range(0, len(flat), GROUP_SIZE)]
-    preparation = Preparation(
-        Scenes(),
-        engine.processor,
-        engine.rope_index,
-        max_tokens=60,
-        rank=rank,
-        num_ranks=size,
-    )
-    return preparation(StepBatch(groups=groups, outcome=Outcome()), weights).micro_batches
+    return share_out(groups, weights, num_ranks=num_ranks, max_tokens=60)
 
 
 class Scenes(SceneDataset):
@@ -156,7 +156,7 @@ def train(engine: PolicyEngine, ranks: Ranks, steps: range) -> list[dict[str, An
         assert_skips(engine, ranks, spoil)
     rows = []
     for step in steps:
-        batches = batches_of(step, ranks.rank, ranks.size, engine)
+        batches = batches_of(step, ranks, engine)
         assert len(batches) >= 3
         output = engine.train_step(batches, RATE)
         metrics = ranks.combine(output.stats) | {"grad_norm": output.grad_norm}
@@ -170,7 +170,7 @@ def assert_skips(engine: PolicyEngine, ranks: Ranks, spoil: Callable[[MicroBatch
 
     Nor does the optimizer, as all the steps that follow show.
     """
-    batches = batches_of(99, ranks.rank, ranks.size, engine)
+    batches = batches_of(99, ranks, engine)
     if ranks.rank == ranks.size - 1:
         spoil(batches[0])
     before = dict(engine.weights())
@@ -186,6 +186,21 @@ def _nan_pixel(batch: MicroBatch) -> None:
 def _infinite_weights(batch: MicroBatch) -> None:
     """The log-probabilities are finite, and the loss is not."""
     batch.token_weights.fill_(torch.inf)
+
+
+def assert_failures_reach_every_rank(ranks: Ranks) -> None:
+    """Whether rank 0 cannot make the parts or not send one of them; then the ranks meet again."""
+
+    def fails(*_: object) -> Any:
+        raise InvalidInputError("group 7 is torn")
+
+    with pytest.raises(SggError, match="group 7 is torn"):
+        ranks.scatter(fails, str.encode, bytes.decode)
+    if ranks.size > 1:
+        with pytest.raises(SggError, match="group 7 is torn"):
+            ranks.scatter(lambda: ["part"] * ranks.size, fails, bytes.decode)
+    parts = ["a", "ä" * 1000][: ranks.size]
+    assert ranks.scatter(lambda: parts, str.encode, bytes.decode) == parts[ranks.rank]
 
 
 def draws() -> list[float]:
@@ -210,7 +225,7 @@ def run(case: str, folder: Path, ranks: Ranks, *, resume: bool) -> None:
     report["draws"] = draws()
     report["steps"] += train(engine, ranks, range(SAVED_AT, STEPS))
     if engine.reference is not None:
-        batch = batches_of(0, ranks.rank, ranks.size, engine)[0]
+        batch = batches_of(0, ranks, engine)[0]
         report["reference"] = engine.reference.logprobs(batch)[0].tolist()
     end = dict(engine.weights())
     engine.save_pretrained(name)
@@ -226,6 +241,7 @@ def main() -> None:
     torch.set_num_threads(1)
     init_process_group(60)
     ranks = Ranks(60)
+    assert_failures_reach_every_rank(ranks)
     for case in cases:
         run(case, Path(folder), ranks, resume=what == "resume")
         gc.collect()

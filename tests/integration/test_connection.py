@@ -316,12 +316,16 @@ class SharingEngine(FakeEngine):
     """Notes whose memory it is told to read."""
 
     def __init__(self, number: int) -> None:
-        super().__init__(tokens_per_s=20_000, max_model_len=2048, gpu=f"GPU-{number}")
+        super().__init__(tokens_per_s=20_000, max_model_len=2048, gpus=(f"GPU-{number}",))
         self.memories: set[bytes] = set()
 
     async def load_weights(self, weights: Staged, manifest: WeightManifest) -> None:
         assert isinstance(weights, StagedHandles)
-        self.memories = {base64.b64decode(h.memory) for h in weights.handles.values()}
+        self.memories = {
+            base64.b64decode(handle.memory)
+            for handles in weights.handles.values()
+            for handle in handles.values()
+        }
         await super().load_weights(weights, manifest)
 
 

@@ -18,6 +18,11 @@ from tests.integration.test_report_browser import browser  # noqa: F401 - a fixt
 from tests.live_servers import served
 
 HOSTILE = "<img src=x onerror=document.title=1> 'q' %2F"
+HIDE = """hidden => {
+  Object.defineProperty(document, "hidden", {value: hidden, configurable: true});
+  document.dispatchEvent(new Event("visibilitychange"));
+}"""
+"""A browser without a window never hides a page by itself."""
 
 
 @pytest.fixture(scope="module")
@@ -205,6 +210,11 @@ def test_a_page_says_when_its_server_is_gone(root: Path, browser: Browser) -> No
     expect(page.locator("h1")).to_contain_text("Finished: step 90 of 90")
     with served(create_console(root, url=url), url):
         expect(page.locator(".away:not(.gone)")).to_be_hidden(timeout=60_000)
+        with page.expect_request("**/events"):
+            page.evaluate(HIDE, True)
+            page.evaluate(HIDE, False)
+    own = [text for text in look.complaints if not text.startswith("Failed to load resource")]
+    assert own == [], "the browser's words on the network apart"
     page.context.close()
 
 

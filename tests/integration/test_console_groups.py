@@ -4,11 +4,14 @@ import json
 import os
 import random
 import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import pstdev
 from typing import Any
+from urllib.parse import unquote
 
 import pytest
 from playwright.sync_api import Browser, Locator, Page, expect
@@ -17,8 +20,10 @@ from console.app import create_console
 from rollout_service.fake.engine import FakeEngine
 from scene_data.dataset import open_dataset
 from services.host.ports import free_port
+from services.run_folder.records import RolloutRecord, read_rollouts
 from services.settings import Settings, dump_settings
 from tests import reward_process
+from tests.console_runs import make_run
 from tests.integration.test_console_browser import Look
 from tests.integration.test_report_browser import browser  # noqa: F401 - a fixture
 from tests.live_servers import cluster_settings, served, serving
@@ -48,6 +53,7 @@ def toys(tmp_path_factory: pytest.TempPathFactory, redis_url: str) -> Iterator[S
     }
     made = write_run(folder, num_groups=6, extra=[HOSTILE, SCRIPT], **sections)
     write_heldout(made)
+    make_run(folder / "runs/other", steps=9, total=9, ended_s=900)
     asked = cluster.changed(data={"template": "toy"})
     token = cluster.data_token or ""
     with (
@@ -203,6 +209,53 @@ def test_a_picture_is_tried_with_and_without_a_reference(
     expect(page.locator("#switch [value=difference]")).to_be_checked()
     objects = page.locator("#result .drawing .object.hit rect.line")
     expect(objects).to_have_count(len(found["objects"]))
+
+
+def spread(record: RolloutRecord) -> float:
+    return pstdev(reward.total for reward in record.rewards)
+
+
+def test_a_copy_opens_from_disk_with_all_that_stood_there(
+    browser: Browser,  # noqa: F811
+    toys: Served,
+    tmp_path: Path,
+) -> None:
+    copy = tmp_path / "a copy"
+    words = ["console", str(toys.settings.run.root), "--export", str(copy), "--groups", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", "cli.main", *words], capture_output=True, text=True, check=True
+    )
+    size = sum(file.stat().st_size for file in copy.rglob("*") if file.is_file())
+    assert done.stdout.endswith(f"index.html ({size / 1e6:.1f} MB)\n")
+    look = Look(browser, f"{copy.as_uri()}/")
+    page = look.at("index.html")
+    expect(page.locator(".copied")).to_contain_text("A copy of 20")
+    page.get_by_role("link", name="toys", exact=True).click()
+    page.locator("input[value=time]").check()
+    expect(page.locator("figure canvas").first).to_be_visible()
+    page.get_by_role("link", name="Rollouts").click()
+    steps = [read_rollouts(toys.settings.run.folder, step) for step in (2, 1, 0)]
+    widest = [max(step, key=spread).rollout.group_id for step in steps]
+    expect(names(page)).to_have_text(widest)
+    expect(page.locator("form")).to_have_count(0)
+    names(page).nth(1).click()
+    expect(page.locator("#drawn .drawing image")).to_have_count(1)
+    for key in "jjk":
+        page.keyboard.press(key)
+        page.wait_for_load_state()
+    expect(page.locator("#drawn .drawing .object").first).to_be_attached()
+    rows = page.get_by_role("link", name="These answers as rows").evaluate("link => link.href")
+    assert Path(unquote(rows.removeprefix("file://"))).read_text().count("\n") == 6
+    page.get_by_role("link", name="Held-out").click()
+    page.locator("#grid a").first.click()
+    expect(page.locator(".panel .drawing image")).to_have_count(3)
+    page.get_by_role("link", name="Servers").click()
+    expect(page.locator("main")).to_contain_text("Rollout servers")
+    page.get_by_role("link", name="Runs", exact=True).click()
+    page.get_by_role("link", name="See them beside each other").click()
+    expect(page.locator("figure canvas").first).to_be_visible()
+    expect(page.locator("main")).to_contain_text("other has no answers about held-out images")
+    look.close()
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,13 @@ from weight_sync.publishing import publisher as publishing
 from weight_sync.publishing.publisher import WeightPublisher
 from weight_sync.transports import device, ipc, sender
 from weight_sync.transports.files import StagedFile
-from weight_sync.transports.ipc import IpcSender, SharedTensors, StagedHandles, decode_ipc
+from weight_sync.transports.ipc import (
+    IpcSender,
+    SharedTensors,
+    StagedHandles,
+    bare,
+    decode_ipc,
+)
 from weight_sync.transports.nccl import NcclSender, StagedBroadcast
 from weight_sync.transports.sender import Sender, make_sender
 
@@ -85,25 +91,29 @@ class QueueNccl(NcclSender):
 
 
 class DeviceEngine(FakeEngine):
-    """Receives as a GPU would."""
+    """Receives as GPUs would: each gets a whole version."""
 
-    def __init__(self, network: Network, memory: dict[bytes, Tensor]) -> None:
-        super().__init__(tokens_per_s=20_000, max_model_len=2048)
-        self.loaded: dict[int, dict[str, Tensor]] = {}
+    def __init__(
+        self, network: Network, memory: dict[bytes, Tensor], gpus: tuple[str, ...]
+    ) -> None:
+        super().__init__(tokens_per_s=20_000, max_model_len=2048, gpus=gpus)
+        self.loaded: dict[int, list[dict[str, Tensor]]] = {}
         self.ways: list[str] = []
         self.refuses = False
-        self.handles: dict[str, IpcHandle] = {}
-        """That it read last."""
+        self.handles: dict[str, dict[str, IpcHandle]] = {}
+        """That it read last, by tensor and GPU."""
         self._network = network
         self._memory = memory
-        self._receives: queue.Queue[Tensor] = queue.Queue()
+        self._receives: list[queue.Queue[Tensor]] = []
 
     async def connect(self, rendezvous: Rendezvous) -> None:
         if self.refuses:
             raise EngineError("no route to the trainer")
         unique_id = base64.b64decode(rendezvous.unique_id)
-        group = await asyncio.to_thread(self._network.join, unique_id, rendezvous.world_size)
-        self._receives = group.queues[rendezvous.rank]
+        join = partial(self._network.join, unique_id, rendezvous.world_size)
+        groups = await asyncio.gather(*(asyncio.to_thread(join) for _ in self.gpus))
+        ranks = range(rendezvous.rank, rendezvous.rank + len(self.gpus))
+        self._receives = [groups[0].queues[rank] for rank in ranks]
 
     async def load_weights(self, weights: Staged, manifest: WeightManifest) -> None:
         await super().load_weights(weights, manifest)
@@ -111,22 +121,25 @@ class DeviceEngine(FakeEngine):
         if isinstance(weights, StagedBroadcast):
             if self.refuses:
                 raise EngineError("CUDA error: an illegal memory access was encountered")
-            tensors = await asyncio.to_thread(self._receive, manifest)
+            loaded = await asyncio.to_thread(self._receive, manifest)
         elif isinstance(weights, StagedHandles):
             self.handles = dict(weights.handles)
-            tensors = {
-                name: self._rebuild(decode_ipc(handle, entry.shape, entry.dtype))
-                for (name, handle), entry in zip(
-                    weights.handles.items(), manifest.tensors.values(), strict=True
-                )
-            }
+            loaded = [
+                {
+                    name: self._rebuild(
+                        decode_ipc(weights.handles[name][bare(gpu)], entry.shape, entry.dtype)
+                    )
+                    for name, entry in manifest.tensors.items()
+                }
+                for gpu in self.gpus
+            ]
         else:
             assert isinstance(weights, StagedFile)
-            tensors = {}
-        self.loaded[manifest.policy_version] = tensors
+            loaded = []
+        self.loaded[manifest.policy_version] = loaded
 
-    def _receive(self, manifest: WeightManifest) -> dict[str, Tensor]:
-        return {name: self._receives.get(timeout=5) for name in manifest.tensors}
+    def _receive(self, manifest: WeightManifest) -> list[dict[str, Tensor]]:
+        return [{name: rank.get(timeout=5) for name in manifest.tensors} for rank in self._receives]
 
     def _rebuild(self, args: tuple[Any, ...]) -> Tensor:
         _, size, stride, offset, _, dtype, _, handle, *_ = args
@@ -147,9 +160,10 @@ class Cluster:
         self.publisher: WeightPublisher
         self._stack = stack
 
-    def server(self) -> tuple[LiveServer, DeviceEngine]:
-        engine = DeviceEngine(self.network, self.memory)
-        engine.gpu = f"GPU-{len(self.engines)}"
+    def server(self, num_gpus: int = 1) -> tuple[LiveServer, DeviceEngine]:
+        first = sum(len(engine.gpus) for engine in self.engines)
+        gpus = tuple(f"GPU-{number}" for number in range(first, first + num_gpus))
+        engine = DeviceEngine(self.network, self.memory, gpus)
         self.engines.append(engine)
         return wait_registered(self._stack.enter_context(serving(self.settings, engine))), engine
 
@@ -185,8 +199,11 @@ def weights(version: int) -> dict[str, Tensor]:
 
 
 def is_loaded(engine: DeviceEngine, version: int) -> bool:
-    got, expected = engine.loaded[version], weights(version)
-    return got.keys() == expected.keys() and all(torch.equal(got[n], expected[n]) for n in got)
+    parts, expected = engine.loaded[version], weights(version)
+    return len(parts) == len(engine.gpus) and all(
+        part.keys() == expected.keys() and all(torch.equal(part[n], expected[n]) for n in part)
+        for part in parts
+    )
 
 
 def serves(server: LiveServer, version: int) -> bool:
@@ -199,13 +216,14 @@ def publish(cluster: Cluster, version: int) -> int:
 
 def test_one_group_broadcasts_versions_to_all_servers(make_cluster: Any) -> None:
     cluster = make_cluster("nccl", QueueNccl)
-    servers = [cluster.server(), cluster.server()]
+    servers = [cluster.server(), cluster.server(num_gpus=2), cluster.server()]
     for version in (1, 2, 3):
-        assert publish(cluster, version) == 2
+        assert publish(cluster, version) == 3
         for server, engine in servers:
             assert server.policy().policy_version == version
             assert is_loaded(engine, version)
-    assert len(cluster.network.groups) == 1
+    (group,) = cluster.network.groups.values()
+    assert len(group.queues) == 1 + 4, "the trainer, and every GPU"
     assert {way for _, engine in servers for way in engine.ways} == {"StagedBroadcast"}
 
 
@@ -294,24 +312,31 @@ def test_a_server_on_the_same_gpu_reads_the_tensors_there(
 def test_each_rank_shares_with_the_server_on_its_gpu(
     make_cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Four ranks: a server is on the first one's GPU, one on the next two, one half elsewhere."""
     cluster = make_cluster("ipc", IpcSender)
     share_memory(monkeypatch, cluster.memory)
-    engines = [cluster.server()[1], cluster.server()[1]]
-    elsewhere_server, elsewhere = cluster.server()
+    engines = [cluster.server()[1], cluster.server(num_gpus=2)[1]]
+    elsewhere_server, elsewhere = cluster.server(num_gpus=2)
     for version in (1, 2):
-        on_gpu(monkeypatch, 1)
-        other = SharedTensors(weights(version).items(), torch.device("cpu"))
+        others = []
+        for rank in (3, 2, 1):
+            on_gpu(monkeypatch, rank)
+            others.append(SharedTensors(weights(version).items(), torch.device("cpu")))
         on_gpu(monkeypatch, 0)
+        shares = [other.share for other in others]
         begun = cluster.publisher.begin(
-            weights(version).items(), version, gather_shares=partial(list, [other.share])
+            weights(version).items(), version, gather_shares=partial(list, shares)
         )
         assert begun.result() == 2
         assert all(is_loaded(engine, version) for engine in engines)
         wait_for("the seeding", partial(serves, elsewhere_server, version))
-        read = [{h.memory for h in engine.handles.values()} for engine in engines]
-        assert read[1] == {handle.memory for handle in other.share.handles.values()}
-        assert not read[0] & read[1], "each reads its own GPU's memory"
-        other.close()
+        first, second = (engine.handles for engine in engines)
+        for share in shares[1:]:
+            read = {name: gpus[share.gpu] for name, gpus in second.items()}
+            assert read == share.handles, "each part of the model reads its own GPU's memory"
+        assert {gpu for gpus in first.values() for gpu in gpus} == {"0"}
+        for other in others:
+            other.close()
     assert set(elsewhere.ways) == {"StagedFile"}
 
 

@@ -46,7 +46,7 @@ async def score(settings: Settings, task: Task) -> None:
     """The right answer earns the most that the task's terms can pay."""
     settings = settings.model_copy(update={"data": settings.data.model_copy(update={"task": task})})
     dataset = open_dataset(settings.data.train, task=task)
-    prompt, source = PromptSource(settings, dataset, [7]).prompt(0, 0)
+    prompt, source = PromptSource(settings, dataset, [7]).prompt(0)
     asked = prompt.model_dump()["messages"][0]["content"][1]["text"]
     assert asked == {"sgg": "Scene graph:", "det": "Objects:", "cls": "Relationships:"}[task]
     right = answer_text(source.sample.graph, RELATIVE_1000, width=SIDE, height=SIDE, task=task)

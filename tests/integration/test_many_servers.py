@@ -75,10 +75,10 @@ def image_in(lanes: list[str]) -> bytes:
 class Member:
     """A server in this process, with connections of its own."""
 
-    def __init__(self, settings: Settings, gpu: str | None = None) -> None:
+    def __init__(self, settings: Settings, *gpus: str) -> None:
         self.redis: Redis = connect(settings.redis)
         keys = RunKeys(settings.run.name)
-        self.engine = FakeEngine(tokens_per_s=100_000, max_model_len=4096, gpu=gpu)
+        self.engine = FakeEngine(tokens_per_s=100_000, max_model_len=4096, gpus=gpus)
         self.server = RolloutServer(
             settings, lambda: self.engine, CollectorRegistry(), Tracing("test", None)
         )
@@ -113,8 +113,8 @@ class Fleet:
         self._stack = stack
         self._names = itertools.count()
 
-    def join(self, *, gpu: str | None = None) -> Member:
-        member = Member(self.settings, gpu)
+    def join(self, *gpus: str) -> Member:
+        member = Member(self.settings, *gpus)
         running = asyncio.create_task(member.run())
 
         async def stop() -> None:
@@ -222,11 +222,28 @@ async def test_a_server_waits_for_the_gpu_of_a_killed_one(
     fleet: Fleet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("rollout_service.queue.membership.GPU_TTL_S", 1.0)
-    assert await fleet.registry.claim_gpu("GPU-7", "killed", ttl_s=0.8) == "killed"
-    member = fleet.join(gpu="GPU-7")
+    assert await fleet.registry.claim_gpus(["GPU-7"], "killed", ttl_s=0.8) == "killed"
+    member = fleet.join("GPU-7")
     await until(lambda: member.server.state == "ready")
-    assert await fleet.registry.claim_gpu("GPU-7", "another") == member.server.server_id
+    assert await fleet.registry.claim_gpus(["GPU-7"], "another") == member.server.server_id
     assert [server.gpu for server in await fleet.registry.servers()] == ["GPU-7"]
+
+
+async def test_a_server_takes_all_of_its_gpus_or_none(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rollout_service.queue.membership.GPU_TTL_S", 0.2)
+    first = fleet.join("GPU-1", "GPU-2")
+    await until(lambda: first.server.state == "ready")
+    (record,) = await fleet.registry.servers()
+    assert (record.gpu, record.gpus) == ("GPU-1", ["GPU-1", "GPU-2"])
+    second = Member(fleet.settings, "GPU-3", "GPU-2")
+    await second.server.prepare()
+    with pytest.raises(SettingsError, match="one of the GPUs GPU-3, GPU-2 is taken by the rollout"):
+        async with second.membership.joined():
+            pass
+    assert await fleet.registry.claim_gpus(["GPU-3"], "another") == "another"
+    await second.redis.aclose()
 
 
 async def test_a_gpu_is_held_by_the_beat_and_given_back(
@@ -241,19 +258,19 @@ async def test_a_gpu_is_held_by_the_beat_and_given_back(
                 pass
         assert first.server.server_id in caught.value.message
     async with second.membership.joined():  # at once
-        assert await fleet.registry.claim_gpu("GPU-7", "a") == second.server.server_id
+        assert await fleet.registry.claim_gpus(["GPU-7"], "a") == second.server.server_id
     for member in (first, second):
         await member.redis.aclose()
 
 
 async def test_a_gpu_that_went_to_another_is_said_and_left_to_it(fleet: Fleet) -> None:
-    member = fleet.join(gpu="GPU-7")
+    member = fleet.join("GPU-7")
     await until(lambda: member.server.state == "ready")
-    await fleet.registry.release_gpu("GPU-7", member.server.server_id)  # as an outage would
-    await fleet.registry.claim_gpu("GPU-7", "thief")
+    await fleet.registry.release_gpus(["GPU-7"], member.server.server_id)  # as an outage would
+    await fleet.registry.claim_gpus(["GPU-7"], "thief")
     await until(lambda: "thief" in (member.server.last_error or ""))
-    await fleet.registry.release_gpu("GPU-7", member.server.server_id)
-    assert await fleet.registry.claim_gpu("GPU-7", "another") == "thief"
+    await fleet.registry.release_gpus(["GPU-7"], member.server.server_id)
+    assert await fleet.registry.claim_gpus(["GPU-7"], "another") == "thief"
 
 
 # Processes of their own, as a user starts them.
@@ -346,7 +363,7 @@ from services.settings import load_settings
 
 membership.GPU_TTL_S = 1.0
 settings = load_settings(Path(sys.argv[1]))
-engine = FakeEngine(tokens_per_s=1000, max_model_len=4096, gpu="GPU-7")
+engine = FakeEngine(tokens_per_s=1000, max_model_len=4096, gpus=("GPU-7",))
 process = RolloutProcess(settings, lambda: engine)
 service.serve(process.app, settings.rollout.url)
 if process.failure:
@@ -357,7 +374,7 @@ if process.failure:
 async def test_a_process_on_a_taken_gpu_ends_and_says_so(
     fleet: Fleet, tmp_path: Path, redis_url: str, run_keys: RunKeys
 ) -> None:
-    first = fleet.join(gpu="GPU-7")
+    first = fleet.join("GPU-7")
     await until(lambda: first.server.state == "ready")
     config = tmp_path / "second.toml"
     config.write_text(dump_settings(settings_of(tmp_path, run_keys, redis_url)))

@@ -61,7 +61,7 @@ def server(name: str, version: int = 0) -> ServerRecord:
 
 
 def version(number: int, incarnation: int = 1) -> tuple[PolicyRecord, WeightManifest]:
-    tensor = TensorEntry(shape=[2, 3], dtype="float32", sha256="a" * 64)
+    tensor = TensorEntry(shape=[2, 3], dtype="float32", digest="a" * 64)
     manifest = WeightManifest(
         policy_version=number,
         incarnation=incarnation,

@@ -162,7 +162,7 @@ async def test_bad_versions_over_http(server: Server, shm_run: ShmRun) -> None:
     async with server.client() as client:
         with pytest.raises(InvalidInputError, match="checksum"):
             await client.stage(StageRequest(manifest=version.manifest, checksum="0" * 64))
-        with pytest.raises(InvalidInputError, match="sha256"):
+        with pytest.raises(InvalidInputError, match="blake3"):
             await client.stage(damaged.stage)
         with pytest.raises(InvalidInputError, match=r"norm\.weight is not in the file"):
             await client.stage(incomplete.stage)

@@ -11,13 +11,14 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from scene_data.dataset import open_dataset
 from scene_data.toy.scenes import make_toy
 from scene_data.toy.tiny_model import make_tiny_model
 from services.errors import SettingsError
-from services.settings import Settings, dump_settings
+from services.settings import Settings, dump_settings, load_settings
 from tests.processes import sgg_process
 from trainer.not_finite import MAX_SKIPPED, NotFiniteError
 from trainer.policy.model import load_model
@@ -99,7 +100,7 @@ def two_ranks(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> S
     config.write_text(dump_settings(run))
     with sgg_process(log, "sft", "--config", str(config)) as process:
         assert process.wait(300) == 0, log.read_text()[-4000:]
-    assert log.read_text().count("wrote ") == 1, "rank 0 alone speaks"
+    assert log.read_text().count(f"wrote {run.run.files.model}") == 1, "rank 0 alone speaks"
     return run
 
 
@@ -233,6 +234,14 @@ def test_two_ranks_train_an_adapter_as_one_does(two_ranks: Settings) -> None:
         assert one["loss"] == pytest.approx(two["loss"], abs=TOLERANCE)
         assert one["grad_norm"] == pytest.approx(two["grad_norm"], rel=1e-4)
     assert_close(weights(alone.run.folder / "model"), weights(two_ranks.run.folder / "model"))
+
+
+def test_its_loss_is_drawn_and_its_settings_are_kept(two_ranks: Settings) -> None:
+    files = two_ranks.run.files
+    assert {file.name for file in files.plots.iterdir()} == {"learning.png", "phases.png"}
+    with Image.open(files.plots / "learning.png") as picture:
+        assert len(set(picture.convert("L").tobytes())) > 10, "not an empty picture"
+    assert load_settings(files.config, environment={}).sft == two_ranks.sft
 
 
 def test_an_adapter_is_written_alone_and_merged(two_ranks: Settings) -> None:

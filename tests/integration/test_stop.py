@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from scene_data.sampler import EpochSampler
 from scene_data.toy.scenes import make_toy
 from services.host.ports import free_port
+from services.run_folder.records import record_lines
 from services.settings import Settings, dump_settings, load_settings
 from tests.processes import ROOT, sgg_process, wait_for, wait_ready
 from trainer.not_finite import MAX_SKIPPED
@@ -79,8 +80,8 @@ class Run:
 
     def rollouts(self, step: int) -> list[dict[str, Any]]:
         """A step's groups; `json` alone would read NaN, which is no JSON."""
-        files = sorted((self.folder / "rollouts").glob(f"step-{step:06d}.rank*.jsonl"))
-        lines = [line for file in files for line in file.read_text().splitlines()]
+        files = sorted((self.folder / "rollouts").glob(f"step-{step:06d}.rank*.jsonl.gz"))
+        lines = [line for file in files for line in record_lines(file)]
         return [json.loads(line, parse_constant=pytest.fail) for line in lines]
 
     def heldout_versions(self, label: str) -> set[int]:

@@ -82,9 +82,9 @@ def test_a_groups_trace_goes_through_all_processes(
                 process.terminate()
                 assert process.wait(60) == 0
         traces = received(receiver)
-    RolloutFiles(tmp_path / "rollouts", rank=0, keep=0).write(
-        0, batch.groups, [[-0.1] for _ in range(2 * GROUPS)]
-    )
+    files = RolloutFiles(tmp_path / "rollouts", rank=0, keep=0)
+    files.write(0, batch.groups, [[-0.1] for _ in range(2 * GROUPS)])
+    files.close()
     scored = set()
     for record in read_rollouts(tmp_path, 0):
         assert record.trace_id is not None

@@ -194,7 +194,7 @@ async def test_bad_updates_are_refused_and_the_old_version_serves_on(
         with pytest.raises(ConflictError, match="not later"):
             await client.stage(shm_run.write(0).stage)
         server.put(save(tensors_of(3)), "1/2")
-        with pytest.raises(InvalidInputError, match="sha256"):
+        with pytest.raises(InvalidInputError, match="blake3"):
             await client.stage(by_http(second))
         with pytest.raises(InvalidInputError, match="no GPU"):
             await client.stage(second.stage.model_copy(update={"transport": "ipc"}))

@@ -334,7 +334,7 @@ def _time_collector(link: ServiceConnection, watch: Stopwatch) -> None:
     assert link._main is not None
     collector = link._main.collector
     send, put = collector._scoring._send, collector._arrivals.put
-    make, enqueue = collector._prompts.prompt, collector._queue.enqueue
+    restore, enqueue = collector._prompts.restore_image, collector._queue.enqueue
     made: dict[str, float] = {}
 
     async def timed_send(groups: Any) -> Any:
@@ -347,11 +347,9 @@ def _time_collector(link: ServiceConnection, watch: Stopwatch) -> None:
         watch.hop_s.append(time.perf_counter() - watch.ended[group.work_id])
         await put(group)
 
-    def timed_make(position: int, policy_version: int) -> Any:
-        began = time.perf_counter()
-        prompt, source = make(position, policy_version)
-        made[prompt.work_id] = began
-        return prompt, source
+    def timed_restore(prompt: Any, source: Any) -> None:  # the prompt was made before
+        made[prompt.work_id] = time.perf_counter()
+        restore(prompt, source)
 
     async def timed_enqueue(stream: str, work_id: str, body: bytes) -> None:
         await enqueue(stream, work_id, body)
@@ -361,7 +359,7 @@ def _time_collector(link: ServiceConnection, watch: Stopwatch) -> None:
     for owner, name, timed in (
         (collector._scoring, "_send", timed_send),
         (collector._arrivals, "put", timed_put),
-        (collector._prompts, "prompt", timed_make),
+        (collector._prompts, "restore_image", timed_restore),
         (collector._queue, "enqueue", timed_enqueue),
     ):
         setattr(owner, name, timed)
@@ -411,6 +409,7 @@ def _shape(settings: Settings, regime: Regime) -> Shape:
         num_servers=regime.num_servers,
         groups_per_step=trainer.groups_per_step,
         max_policy_lag=trainer.max_policy_lag,
+        max_token_lag=trainer.max_token_lag,
         max_sequences=10_000,  # the fake engine has no such bound
         groups_in_flight=rollout.groups_in_flight,
         beside_training=trainer.max_policy_lag > 0,

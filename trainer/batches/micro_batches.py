@@ -1,7 +1,7 @@
 """Who trains what in a step, and in which micro batches: from lengths alone, no tensors.
 
 A *row* is one sequence of the model: a prompt and some of its group's completions, which share it.
-Every rank makes the plan of all ranks from the same batch, so nothing has to be agreed on.
+Rank 0 makes the plan of all ranks (`trainer.batches.shares`).
 """
 
 import heapq

@@ -6,7 +6,8 @@ What is done early, and what waits for what
 |----------------|---------------------------------------------|-----------------------------------|
 | groups         | the step before starts to train, where      | `wait`                            |
 |                | `max_policy_lag` allows it; else when asked |                                   |
-| tensors        | its groups are there                        | `prepare`                         |
+| rank's part    | rank 0 has its groups                       | `prepare`                         |
+| tensors        | the rank has its part                       | `prepare`                         |
 
 With `max_policy_lag = 0` the groups of a step are only sampled once the step before is published:
 there is nothing to do early, and the loop waits for all of it.
@@ -14,7 +15,7 @@ there is nothing to do early, and the loop waits for all of it.
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,7 @@ from scene_data.dataset import SceneDataset
 from services.schemas.groups import TrainGroup
 from trainer.batches.batch import MicroBatch, RopeIndex, micro_batch, prepare_group
 from trainer.batches.images import image_features
-from trainer.batches.micro_batches import plan_metrics, plan_step
+from trainer.batches.shares import RankBatch
 from trainer.types import StepBatch
 
 
@@ -35,12 +36,12 @@ class Prepared:
     """In the order of `policy.engine.StepOutput.policy_logprobs`."""
     micro_batches: list[MicroBatch]
     metrics: dict[str, float]
-    """`micro_batches.plan_metrics` of all ranks, and `preparation_s` of this one."""
+    """Those of the `RankBatch`, and `preparation_s`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Preparation:
-    """Lays out this rank's part of batches.
+    """Makes tensors of this rank's part of batches.
 
     Each image is read, decoded and preprocessed once, and on the rank that trains its group.
     """
@@ -50,39 +51,33 @@ class Preparation:
     """The policy's."""
     rope_index: RopeIndex
     """The policy's."""
-    max_tokens: int
-    """Most of a micro batch, padding counted."""
-    rank: int
-    num_ranks: int
 
-    def __call__(self, batch: StepBatch, weights: Sequence[Sequence[float]]) -> Prepared:
-        """Lay out a batch.
-
-        Args:
-            batch: The same on every rank.
-            weights: [groups][G] of the tokens of each completion (`algorithms.weighting`).
+    def __call__(self, part: RankBatch) -> Prepared:
+        """Lay out a part.
 
         Raises:
             InvalidInputError: An image cannot be prepared, or does not fit its prompt.
         """
         start = time.perf_counter()
-        plans = plan_step(batch.groups, num_ranks=self.num_ranks, max_tokens=self.max_tokens)
-        mine = plans[self.rank]
-        groups = {}
-        for place in mine.groups:
-            group = batch.groups[place]
-            groups[place] = prepare_group(
+        groups = {
+            place: prepare_group(
                 group,
-                weights[place],
+                weights,
                 image_features(self.dataset[group.index], self.processor),
                 self.rope_index,
                 image_token_id=self.processor.image_token_id,
             )
+            for place, group, weights in zip(
+                part.plan.groups, part.groups, part.weights, strict=True
+            )
+        }
         pad = self.processor.tokenizer.pad_token_id
         return Prepared(
-            groups=[batch.groups[place] for place in mine.groups],
-            micro_batches=[micro_batch(m, groups, pad_token_id=pad) for m in mine.micro_batches],
-            metrics=plan_metrics(plans) | {"preparation_s": time.perf_counter() - start},
+            groups=part.groups,
+            micro_batches=[
+                micro_batch(rows, groups, pad_token_id=pad) for rows in part.plan.micro_batches
+            ],
+            metrics=part.metrics | {"preparation_s": time.perf_counter() - start},
         )
 
 
@@ -102,7 +97,7 @@ class PreparedBatches:
     take: Callable[[int], StepBatch]
     """`ServiceConnection.take`. Called in another thread, for one step after the other."""
     prepare: Callable[[StepBatch], Prepared]
-    """Called in the same thread."""
+    """Called in the same thread, on every rank."""
     ahead: bool
     """Whether a batch may be taken before the step before it is published."""
     num_steps: int
@@ -127,9 +122,12 @@ class PreparedBatches:
         return result
 
     def close(self) -> None:
-        """Wait for the batch that is on its way, if one is; nobody uses it."""
-        if self._next is not None:
-            self._next.batch.exception()
+        """Wait for the batch that is on its way, if one is; nobody uses it.
+
+        On every rank alike: what is under way may be a collective.
+        """
+        if self._next is not None and self._next.batch.exception() is None:
+            self._next.prepared.exception()
 
     def _begin(self, step: int) -> _Upcoming:
         upcoming = _Upcoming(step)

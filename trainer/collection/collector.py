@@ -165,7 +165,13 @@ class Collector:
         self._scoring = GroupScoring(self._settings)
         self._sharing = ImageSharing(self._settings, self._redis)
         self._requests = GroupRequests(
-            self._queue, self._pool, self._prompts, self._cursor, self._sharing, self._traces
+            self._queue,
+            self._pool,
+            self._prompts,
+            self._cursor,
+            self._sharing,
+            self._traces,
+            num_ahead=self._settings.trainer.groups_per_step,
         )
         self._changed = asyncio.Condition()
         self._arrivals: asyncio.Queue[RolloutGroup] = asyncio.Queue()
@@ -180,6 +186,7 @@ class Collector:
     async def _stop(self) -> None:
         self._closing = True
         await ended(*self._tasks)
+        self._requests.close()
         await asyncio.to_thread(self._traces.close)
         await self._scoring.aclose()
         await self._redis.aclose()

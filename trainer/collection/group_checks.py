@@ -25,12 +25,15 @@ def refusal(
     if group.renormalised:
         return "its logprobs are of a part of the vocabulary: the ratios would be biased"
     for completion in group.completions:
-        if not completion.token_ids or not completion.policy_versions:
+        spans, num_tokens = completion.policy_versions, len(completion.token_ids)
+        if not num_tokens or not spans:
             return "a completion without tokens or policy_versions"
-        newest = max(span.policy_version for span in completion.policy_versions)
+        if [0, *(span.end for span in spans)] != [*(span.start for span in spans), num_tokens]:
+            return f"policy_versions do not cover its {num_tokens} tokens, each once"
+        newest = max(span.policy_version for span in spans)
         if newest > newest_policy_version:
             return f"sampled with version {newest}, which this trainer has not published"
-        if len(completion.rollout_logprobs) != len(completion.token_ids):
+        if len(completion.rollout_logprobs) != num_tokens:
             return "rollout_logprobs and token_ids differ in length"
         if not frozenset(suppressed_token_ids).isdisjoint(completion.token_ids):
             return "a visual placeholder was sampled"

@@ -98,11 +98,17 @@ class GroupPool:
     With `max_policy_lag = 0` positions are decided in order: a group counts once all open groups
     before it are scored. Which groups a step trains on, and which it replaces, is then a function
     of the rewards alone, not of what came first. With a lag they count as they come: a slow group
-    keeps nobody waiting, until it was sampled in vain once.
+    keeps nobody waiting, until a step comes that is the last which can use it.
 
-    A stale group is asked for again when the version that the step trains is published, and the
-    last step that can use it then waits for it. So servers are asked for nothing that does not
-    exist, and no group is sampled in vain for ever because it is slow.
+    Two bounds hold with a lag. At most (max_policy_lag + 1) * groups_per_step groups are open, so
+    by Little's law the version that a group is asked with is on average at most `max_policy_lag`
+    behind its step. And no token is more than `oldest_token_lag` behind. Prime-RL
+    bounds both (`max_async_level`, `max_off_policy_steps`); AReaL bounds the first alone (arXiv
+    2505.24298, section 5.1). Each token's own log-probability of the sampler is in its ratio
+    (`trainer.algorithms`), whatever its version.
+
+    A group that is beyond the second bound all the same is asked for again when the version that
+    the step trains is published: servers are asked for nothing that does not exist.
 
     Args:
         trainer: Bounds.
@@ -112,7 +118,8 @@ class GroupPool:
     def __init__(self, trainer: TrainerSettings, algorithm: AlgorithmSettings) -> None:
         self._groups_per_step = trainer.groups_per_step
         self._limit = trainer.max_open_groups
-        self._max_lag = trainer.max_policy_lag
+        self._in_order = trainer.max_policy_lag == 0
+        self._max_token_lag = trainer.oldest_token_lag
         self._max_dead = trainer.max_dead_groups or 4 * trainer.groups_per_step
         self._normalise = algorithm.normalise
         self._max_replaced = algorithm.max_replaced or 3 * trainer.groups_per_step
@@ -217,8 +224,8 @@ class GroupPool:
             )
 
     def oldest_allowed(self, policy_version: int) -> int:
-        """The oldest version that a batch of `policy_version` may be sampled with."""
-        return policy_version - self._max_lag
+        """The oldest version that a token of a batch of `policy_version` may have."""
+        return policy_version - self._max_token_lag
 
     def reissue_stale(self, policy_version: int) -> list[PromptGroup]:
         """Ask again for every scored group that is too stale for a batch of `policy_version`.
@@ -265,7 +272,7 @@ class GroupPool:
     def take(self, policy_version: int) -> tuple[list[TrainGroup], Outcome] | None:
         """A step's groups, lowest positions first, and what became of others since the last step.
 
-        None while there are too few, or one that was stale would be so once more.
+        None while there are too few, or one is missing for which the next step would be too late.
 
         Args:
             policy_version: That the step trains.
@@ -284,17 +291,19 @@ class GroupPool:
         del self._open[work_id]
 
     def _is_last_chance(self, policy_version: int) -> bool:
-        """Whether a group was asked for again, and the next step would be too late for it."""
+        """Whether the next step would be too late for a group that is not scored yet.
+
+        Its first tokens may be of the version that it was asked with.
+        """
+        allowed = self.oldest_allowed(policy_version)
         return any(
-            group.scored is None
-            and group.prompt.attempt > 0
-            and group.prompt.min_policy_version <= self.oldest_allowed(policy_version)
+            group.scored is None and group.prompt.min_policy_version <= allowed
             for group in self._open.values()
         )
 
     def _candidates(self) -> list[TrainGroup]:
         """Scored groups whose turn it may be, by position."""
-        of_turn = self._ready if self._max_lag else self._open
+        of_turn = self._open if self._in_order else self._ready
         waiting = [group for group in of_turn.values() if not group.taken]
         found: list[TrainGroup] = []
         for group in sorted(waiting, key=lambda group: group.position):

@@ -43,12 +43,13 @@ class PromptSource:
         """The row of the dataset that a position's group is about."""
         return self._order.at(position)[1]
 
-    def prompt(self, position: int, policy_version: int) -> tuple[PromptGroup, GroupSource]:
-        """The prompt of a position, and the row that it is about.
+    def prompt(self, position: int) -> tuple[PromptGroup, GroupSource]:
+        """The prompt of a position, for any version, and the row that it is about.
+
+        Reads and decodes the image; from any thread.
 
         Args:
             position: In the endless sequence of epochs.
-            policy_version: A server with older weights catches up before it samples.
 
         Raises:
             InvalidInputError: The row's image cannot be used.
@@ -77,7 +78,6 @@ class PromptSource:
                 seed=(run.seed * 1_000_003 + position) % (1 << 31),
                 suppress_token_ids=list(self.suppressed_token_ids),
             ),
-            min_policy_version=policy_version,
         )
         return prompt, source
 

@@ -1,7 +1,13 @@
-"""Asks the rollout servers for groups, as long as there is room for them."""
+"""Asks the rollout servers for groups, as long as there is room for them.
+
+Prompts are made ahead, in threads: an image is read and decoded while a step trains, and not when
+its group may be asked for. Without lag that is when all servers are idle.
+"""
 
 import asyncio
 import logging
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from services.errors import InvalidInputError, TooLargeError
@@ -9,12 +15,14 @@ from services.redis.keys import prompt_stream
 from services.redis.queue import RedisQueue
 from services.schemas.prompts import PromptGroup
 from trainer.collection.cursor import Cursor
-from trainer.collection.group_pool import GroupPool
+from trainer.collection.group_pool import GroupPool, GroupSource
 from trainer.collection.image_sharing import ImageSharing
 from trainer.collection.prompts import PromptSource
 from trainer.records.tracing import GroupTraces
 
 logger = logging.getLogger(__name__)
+
+_NUM_THREADS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +37,17 @@ class GroupRequests:
     cursor: Cursor
     sharing: ImageSharing
     traces: GroupTraces
+    num_ahead: int
+    """Prompts that wait for room, at most: a step's."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Several callers ask, and the bound holds for all of them together."""
+    _threads: ThreadPoolExecutor = field(
+        default_factory=lambda: ThreadPoolExecutor(_NUM_THREADS, "prompts")
+    )
+    _ahead: deque[tuple[int, Future[tuple[PromptGroup, GroupSource]]]] = field(
+        default_factory=deque
+    )
+    """Positions with their prompts, made or being made, in the order of the cursor."""
 
     async def fill(self) -> None:
         """Ask for new groups. A row that cannot be used is dead, and the next one takes its place.
@@ -40,20 +57,30 @@ class GroupRequests:
             SggError: More rows than may cannot be used.
         """
         async with self.lock:
+            self._make_ahead()
             while self.pool.has_room:
-                position = next(self.cursor)
+                position, made = self._ahead.popleft()
+                self._make_ahead()
                 try:
-                    prompt, source = await asyncio.to_thread(
-                        self.prompts.prompt, position, self.pool.policy_version
-                    )
+                    prompt, source = await asyncio.wrap_future(made)
                 except (InvalidInputError, TooLargeError) as error:
                     name, row = self.prompts.group_id(position), self.prompts.row(position)
                     logger.warning("group %s is dead: %s", name, error.message)
                     self.pool.record_dead(position, name, row, error.message)
                     continue
-                prompt = self.traces.begin(prompt)
+                version = {"min_policy_version": self.pool.policy_version}
+                prompt = self.traces.begin(prompt.model_copy(update=version))
                 self.pool.add(position, prompt, source)
                 await self._ask(prompt)
+
+    def close(self) -> None:
+        """Make no more prompts."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _make_ahead(self) -> None:
+        while len(self._ahead) < self.num_ahead:
+            position = next(self.cursor)
+            self._ahead.append((position, self._threads.submit(self.prompts.prompt, position)))
 
     async def _ask(self, prompt: PromptGroup) -> None:
         """Idempotent: the queue knows the work id. A failure is made good by `ask_again`."""

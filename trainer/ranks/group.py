@@ -1,9 +1,10 @@
 """The trainer's processes: who am I, and how rank 0 tells the others.
 
-Messages between ranks are JSON, like on every other wire: nothing is unpickled.
+Messages between ranks are JSON, like on every other wire, and a step's groups are packed
+(`trainer.batches.shares`): nothing is unpickled.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -84,19 +85,40 @@ class Ranks:
         Raises:
             Exception: What `work` raised there; `RemoteRankError` elsewhere, so that all ranks end.
         """
-        failure: Exception | None = None
-        body, result = b"", TypeAdapter[T](kind)
+        result = TypeAdapter[T](kind)
+        failure, body = None, b""
         if self.is_main:
             try:
                 body = b"=" + result.dump_json(work())
             except Exception as error:  # noqa: BLE001  # whatever it is, all ranks end with it
-                failure, body = error, b"!" + str(error).encode()
-        body = self._broadcast_bytes(body)
-        if failure is not None:
-            raise failure
-        if body[:1] == b"!":
-            raise RemoteRankError(f"rank 0 failed: {body[1:].decode()}")
-        return result.validate_json(body[1:])
+                failure, body = error, _failed(error)
+        return result.validate_json(_told(self._broadcast_bytes(body), failure))
+
+    def scatter(
+        self,
+        work: Callable[[], Sequence[T]],
+        pack: Callable[[T], bytes],
+        unpack: Callable[[bytes], T],
+    ) -> T:
+        """Do work on rank 0, and give each rank its own part of the result.
+
+        Args:
+            work: Not called on other ranks; gives a part for each rank.
+            pack: A part as bytes.
+            unpack: The part of such bytes. Rank 0 keeps its part as it is.
+
+        Raises:
+            Exception: As `from_main`.
+        """
+        failure, parts, bodies = None, list[T](), list[bytes]()
+        if self.is_main:
+            try:
+                parts = list(work())
+                bodies = [b"=", *(b"=" + pack(part) for part in parts[1:])]
+            except Exception as error:  # noqa: BLE001  # as above
+                failure, bodies = error, [_failed(error)] * self.size
+        body = _told(self._scatter_bytes(bodies), failure)
+        return parts[0] if self.is_main else unpack(body)
 
     def gather(self, mine: T | None, kind: Any) -> list[T]:
         """Give what the other ranks have to rank 0, in the order of the ranks.
@@ -137,3 +159,35 @@ class Ranks:
             buffer = torch.empty(int(length), dtype=torch.uint8)
         dist.broadcast(buffer, src=0, group=self._group)
         return bytes(buffer.numpy().tobytes())
+
+    def _scatter_bytes(self, bodies: Sequence[bytes]) -> bytes:
+        """Rank 0's bytes for this rank: to each only its own, however long the others' are."""
+        lengths = torch.tensor([len(body) for body in bodies] or [0] * self.size)
+        dist.broadcast(lengths, src=0, group=self._group)
+        if not self.is_main:
+            buffer = torch.empty(int(lengths[self.rank]), dtype=torch.uint8)
+            dist.recv(buffer, src=0, group=self._group)
+            return bytes(buffer.numpy().tobytes())
+        buffers = [torch.frombuffer(bytearray(body), dtype=torch.uint8) for body in bodies]
+        sent = [dist.isend(buffers[rank], rank, self._group) for rank in range(1, self.size)]
+        for each in filter(None, sent):
+            each.wait()
+        return bodies[0]
+
+
+def _failed(error: Exception) -> bytes:
+    """What other ranks get in place of a result."""
+    return b"!" + str(error).encode()
+
+
+def _told(body: bytes, failure: Exception | None) -> bytes:
+    """What rank 0 sent behind its first byte, unless that byte means a failure.
+
+    Raises:
+        Exception: `failure`, rank 0's own; `RemoteRankError` elsewhere.
+    """
+    if failure is not None:
+        raise failure
+    if body[:1] == b"!":
+        raise RemoteRankError(f"rank 0 failed: {body[1:].decode()}")
+    return body[1:]

@@ -86,9 +86,10 @@ class RunRecords:
             self._trackers.log_evaluation(row, step)
 
     def sync(self) -> None:
-        """Have all lines on disk, before a checkpoint counts on them."""
-        for table in (*self._tables, self.rollouts.index):
+        """Have all of it on disk, before a checkpoint counts on it."""
+        for table in self._tables:
             table.sync()
+        self.rollouts.sync()
 
     def committed(self, step: int) -> None:
         """A checkpoint after `step` steps is complete: older groups may go."""
@@ -96,7 +97,8 @@ class RunRecords:
         self.rollouts.committed(step)
 
     def close(self) -> None:
-        """Finish the trackers."""
+        """Finish what is written beside the steps, and the trackers."""
+        self.rollouts.close()
         self._trackers.close()
 
 
@@ -104,7 +106,8 @@ def step_metrics(batch: StepBatch, policy_version: int) -> dict[str, Any]:
     """What a step's groups say by themselves; see `docs/metrics.md` for each key."""
     rewards = [r for group in batch.groups for r in group.rewards]
     completions = [c for group in batch.groups for c in group.rollout.completions]
-    lags = [policy_version - c.oldest_policy_version for c in completions]
+    spans = [span for c in completions for span in c.policy_versions]
+    lags = [policy_version - span.policy_version for span in spans]
     totals = [r.total for r in rewards]
     return {
         "reward_mean": fmean(totals),
@@ -120,7 +123,7 @@ def step_metrics(batch: StepBatch, policy_version: int) -> dict[str, Any]:
             for status in get_args(Status)
             if status != "ok"
         },
-        "policy_lag_mean": fmean(lags),
+        "policy_lag_mean": fmean(lags, [span.end - span.start for span in spans]),
         "policy_lag_max": max(lags),
         "num_groups": len(batch.groups),
         "num_stale": len(batch.outcome.stale),

@@ -21,7 +21,6 @@ from transformers.integrations.deepspeed import (
 )
 from trl import SFTTrainer
 
-from scene_data.dataset import open_dataset
 from scene_data.templates import check_instruction
 from services.models.families import save_published
 from services.settings import Settings
@@ -34,6 +33,7 @@ from trainer.policy.engine import init_process_group
 from trainer.policy.model import load_model, load_processor
 from trainer.ranks.group import Ranks, check_num_ranks
 from trainer.ranks.stop import StopRequest
+from trainer.ranks.training_rows import open_training_rows
 from trainer.records.step_lines import StepLines
 from trainer.records.trackers import Trackers
 from trainer.sft.arguments import sft_arguments
@@ -73,14 +73,12 @@ def run_sft(
     """
     check_instruction(settings.data.template, settings.data.vocabulary)
     thinking_column = settings.sft.thinking_column if settings.data.thinking else None
-    dataset = open_dataset(
-        settings.data.train, thinking_column=thinking_column, task=settings.data.task
-    )
-    processor = load_processor(settings)
-    rows = AnswerRows(dataset, settings, ImageCheck(processor))
     init_process_group(settings.trainer.wait_timeout_s)
     ranks = Ranks(settings.trainer.wait_timeout_s)
     check_num_ranks(settings.trainer, ranks.size)
+    dataset = open_training_rows(ranks, settings.data, thinking_column)
+    processor = load_processor(settings)
+    rows = AnswerRows(dataset, settings, ImageCheck(processor))
     total = settings.sft.total_steps(len(rows))
     checkpoints = settings.run.files.checkpoints
     checkpoint = _last_checkpoint(checkpoints) if resume else None

@@ -9,6 +9,7 @@ from services.redis.registry import open_registry
 from services.schemas.weights import AdapterConfig, RankShare, TensorEntry, Version, WeightManifest
 from services.settings import Settings
 from services.waiting import until_available
+from weight_sync.digests import ALGORITHM
 from weight_sync.publishing.handover import Handover
 from weight_sync.publishing.reassertion import Reassertion
 from weight_sync.publishing.seeder import Seeder
@@ -112,6 +113,7 @@ class WeightPublisher:
             step=policy_version,
             vision_trained=self._settings.trainer.vision_trained,
             partial=adapter is None and self._settings.trainer.partly_frozen,
+            algorithm=ALGORITHM,
             tensors=tensors,
             adapter=adapter,
         )

@@ -35,4 +35,4 @@ class HttpReceiver(Receiver):
 
     async def stage(self, request: StageRequest) -> StagedFile:
         """See `Receiver.stage`."""
-        return self._uploads.stage(request)
+        return await self._uploads.stage(request)

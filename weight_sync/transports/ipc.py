@@ -1,7 +1,7 @@
-"""`ipc`: a server on a GPU of the trainer's reads the tensors where they are.
+"""`ipc`: a server on GPUs of the trainer's reads the tensors where they are.
 
-Each rank shares a whole version on its own GPU, and rank 0 tells each server what the rank on its
-GPU shares. The tensors are all on the GPU at once, until the servers have committed: it needs room
+Each rank shares a whole version on its own GPU, and rank 0 tells each server what the ranks on its
+GPUs share. The tensors are all on the GPU at once, until the servers have committed: it needs room
 for a second copy of the policy. CUDA shares memory with other processes only where PyTorch's
 allocator uses no expandable segments.
 """
@@ -46,10 +46,11 @@ class IpcSender(DeviceSender):
         self._others = others
 
     async def stage(self, peers: Sequence[Peer], checked: CheckedManifest) -> list[Peer]:
-        """See `Sender.stage`: those on the ranks' GPUs."""
+        """See `Sender.stage`: those all of whose GPUs are the ranks'."""
         others = await self._shares_of_others()
         gpus = {gpu_uuid(self._device), *(share.gpu for share in others)}
-        return await super().stage([peer for peer in peers if _gpu(peer) in gpus], checked)
+        within = [peer for peer in peers if peer.record.gpus and gpus.issuperset(_gpus(peer))]
+        return await super().stage(within, checked)
 
     async def commit(self, peers: Sequence[Peer], checked: CheckedManifest) -> list[Peer]:
         """See `Sender.commit`: the handles come with it."""
@@ -63,10 +64,11 @@ class IpcSender(DeviceSender):
             )
             try:
                 shares = [own.share, *await self._shares_of_others()]
-                requests = {share.gpu: checked.commit(share.handles) for share in shares}
+                handles = {share.gpu: share.handles for share in shares}
 
                 async def commit(peer: Peer) -> bool:
-                    return await peer.tell(lambda c: c.commit(requests[_gpu(peer)]))
+                    request = checked.commit([handles[gpu] for gpu in _gpus(peer)])
+                    return await peer.tell(lambda c: c.commit(request))
 
                 return await select(peers, commit)
             finally:
@@ -114,25 +116,31 @@ class StagedHandles(Staged):
 
     attempts = 1
 
-    def __init__(self, names: Set[str], gpu: str) -> None:
+    def __init__(self, names: Set[str], gpus: Sequence[str]) -> None:
         self._names = names
-        self._gpu = gpu
-        self.handles: dict[str, IpcHandle] = {}
+        self._gpus = gpus
+        self.handles: dict[str, dict[str, IpcHandle]] = {}
+        """By tensor name and GPU, as `bare` writes it."""
 
     def take(self, request: CommitRequest) -> None:
         """See `Staged.take`."""
-        handles = request.ipc_handles or {}
-        differing = sorted(handles.keys() ^ self._names)
+        shares = [request.ipc_handles or {}, *request.more_ipc_handles]
+        differing = sorted({name for share in shares for name in share.keys() ^ self._names})
         if differing:
             raise InvalidInputError(
                 f"ipc_handles and the manifest differ in {len(differing)} tensors, such as "
                 f"{differing[0]}: send a handle for each tensor"
             )
-        elsewhere = {bare(handle.gpu) for handle in handles.values()} - {bare(self._gpu)}
-        if elsewhere:
-            raise InvalidInputError(
-                f"the handles are of GPU {sorted(elsewhere)[0]}; this server is on {self._gpu}"
-            )
+        handles = {
+            name: {bare(share[name].gpu): share[name] for share in shares} for name in self._names
+        }
+        own = {bare(gpu) for gpu in self._gpus}
+        for found in handles.values():
+            if found.keys() != own:
+                raise InvalidInputError(
+                    f"the handles are of GPU {', '.join(sorted(found))}; this server is on "
+                    f"{', '.join(self._gpus)}: send a handle for each of its GPUs"
+                )
         self.handles = handles
 
 
@@ -141,7 +149,7 @@ class IpcReceiver(Receiver):
 
     async def stage(self, request: StageRequest) -> StagedHandles:
         """See `Receiver.stage`."""
-        return StagedHandles(request.manifest.tensors.keys(), self._engine.gpu or "")
+        return StagedHandles(request.manifest.tensors.keys(), self._engine.gpus)
 
 
 def encode_ipc(gpu: str, args: Sequence[Any]) -> IpcHandle:
@@ -198,5 +206,5 @@ def bare(gpu: str) -> str:
     return gpu.removeprefix("GPU-")
 
 
-def _gpu(peer: Peer) -> str:
-    return bare(peer.record.gpu or "")
+def _gpus(peer: Peer) -> list[str]:
+    return [bare(gpu) for gpu in peer.record.gpus]

@@ -56,7 +56,7 @@ class LoraReceiver(Receiver):
 
     async def stage(self, request: StageRequest) -> StagedAdapter:
         """See `Receiver.stage`."""
-        file, spool = self._uploads.stage(request), self._uploads.spool
+        file, spool = await self._uploads.stage(request), self._uploads.spool
         try:
             with spool.writing():
                 staged = StagedAdapter(spool.new_folder("adapter-"))

@@ -1,4 +1,4 @@
-"""`nccl`: one broadcast from the trainer's GPU to those of all servers.
+"""`nccl`: one broadcast from the trainer's GPU to all those of all servers.
 
 Servers join the group while they stage and receive while they commit. The group lasts as long as
 the same servers are there. It is all or nothing: when one fails in it, all that miss the version
@@ -11,6 +11,7 @@ import logging
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Any
 
 from services.errors import SggError, UnavailableError
@@ -28,18 +29,25 @@ BUCKET_BYTES = 256 * 1024 * 1024
 
 @dataclass(slots=True, kw_only=True)
 class _Group:
-    members: tuple[str, ...]
-    """Server ids, in the order of their ranks from 1; a restarted server has a new one."""
+    members: dict[str, int]
+    """Each server's number of GPUs by its id, in the order of their ranks from 1; a restarted
+    server has a new id."""
     unique_id: bytes
     communicator: Any = None
     """vLLM's `PyNcclCommunicator`, once all have joined."""
 
+    @property
+    def world_size(self) -> int:
+        """The trainer, and every GPU of every server."""
+        return 1 + sum(self.members.values())
+
     def rendezvous(self, server_id: str) -> Rendezvous:
-        """What a server needs to know to join."""
+        """What a server needs to know to join. Its GPUs have ranks in a row."""
+        before = takewhile(lambda member: member != server_id, self.members)
         return Rendezvous(
             unique_id=base64.b64encode(self.unique_id).decode(),
-            world_size=1 + len(self.members),
-            rank=1 + self.members.index(server_id),
+            world_size=self.world_size,
+            rank=1 + sum(self.members[member] for member in before),
         )
 
 
@@ -56,7 +64,7 @@ class NcclSender(DeviceSender):
         present = await select(peers, Peer.can_take)  # nobody must wait for the others
         if not present:
             return []
-        members = tuple(peer.record.server_id for peer in present)
+        members = {peer.record.server_id: len(peer.record.gpus) for peer in present}
         if self._group is None or self._group.members != members:
             await self._leave()
             self._group = _Group(members=members, unique_id=self.new_unique_id())
@@ -110,7 +118,7 @@ class NcclSender(DeviceSender):
         joining = None
         if group.communicator is None:
             what = f"{_names(peers)} to join the NCCL group"
-            size = 1 + len(group.members)
+            size = group.world_size
             work = on_thread(lambda: self.join(group.unique_id, size), self._device, what)
             joining = asyncio.create_task(work)
 

@@ -53,5 +53,4 @@ class FileReceiver(Receiver):
 
     async def stage(self, request: StageRequest) -> StagedFile:
         """See `Receiver.stage`."""
-        file, expected = self.file(request.version), request.manifest.tensors
-        return await asyncio.to_thread(stage_file, file, expected)
+        return await asyncio.to_thread(stage_file, self.file(request.version), request.manifest)

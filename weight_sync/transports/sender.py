@@ -116,12 +116,18 @@ class CheckedManifest:
             rendezvous=rendezvous,
         )
 
-    def commit(self, ipc_handles: dict[str, IpcHandle] | None = None) -> CommitRequest:
-        """The request that has it served."""
+    def commit(self, ipc_handles: Sequence[dict[str, IpcHandle]] = ()) -> CommitRequest:
+        """The request that has it served.
+
+        Args:
+            ipc_handles: With `ipc`: what is shared on each GPU of the server, by tensor name.
+        """
+        first, *more = ipc_handles or (None,)
         return CommitRequest(
             policy_version=self.manifest.policy_version,
             checksum=self.checksum,
-            ipc_handles=ipc_handles,
+            ipc_handles=first,
+            more_ipc_handles=more,
         )
 
     def record(self, transport: Transport) -> PolicyRecord:

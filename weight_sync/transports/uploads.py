@@ -2,7 +2,6 @@
 
 import asyncio
 import errno
-import hashlib
 import os
 import shutil
 import tempfile
@@ -11,8 +10,8 @@ from collections import OrderedDict
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
-from typing import Any
 
 from services.errors import (
     InvalidInputError,
@@ -24,9 +23,9 @@ from services.errors import (
     WaitTimeoutError,
 )
 from services.host.addresses import host_and_port
-from services.schemas.weights import StageRequest, Version
+from services.schemas.weights import StageRequest, Version, shown
 from services.settings import Settings
-from weight_sync.digests import compare_digests
+from weight_sync.digests import ALGORITHM, Hash, compare_digests, new_hash
 from weight_sync.file_format import (
     LENGTH_BYTES,
     MAX_HEADER_BYTES,
@@ -34,9 +33,14 @@ from weight_sync.file_format import (
     compare_header,
     header_length,
     parse_header,
-    shown,
 )
-from weight_sync.transports.files import StagedFile, open_plain, private_folder, temporary_folder
+from weight_sync.transports.files import (
+    StagedFile,
+    open_plain,
+    private_folder,
+    stage_file,
+    temporary_folder,
+)
 
 _DRAFT = "upload.draft"
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -172,8 +176,10 @@ class Uploads:
             self._busy = False
             self.spool.drop_draft()
 
-    def stage(self, request: StageRequest) -> StagedFile:
-        """A verified upload. Nothing is read again: an upload is only replaced as a whole.
+    async def stage(self, request: StageRequest) -> StagedFile:
+        """A verified upload. It is read again only where an earlier release made the digests.
+
+        An upload is only replaced as a whole, so what was found while it came still holds.
 
         Raises:
             NotFoundError: There is none of that version.
@@ -186,8 +192,10 @@ class Uploads:
                 f"version {manifest.policy_version} was not uploaded here: PUT it to "
                 f"/v1/weights/files/{manifest.incarnation}/{manifest.policy_version} first"
             )
+        if manifest.algorithm != ALGORITHM:
+            return await asyncio.to_thread(stage_file, upload.path, manifest)
         compare_header(upload.header, manifest.tensors)
-        compare_digests(upload.digests, manifest.tensors)
+        compare_digests(upload.digests, manifest)
         return StagedFile(open_plain(upload.path))
 
     def _check_size(self, num_bytes: int) -> None:
@@ -213,17 +221,25 @@ class Uploads:
         finally:
             incoming.close()
 
-    async def _pieces(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[bytearray]:
-        """Chunks of the network, put together to `_PIECE_BYTES`."""
-        size, piece = 0, bytearray()
+    async def _pieces(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[memoryview]:
+        """Chunks of the network, put together to `_PIECE_BYTES`.
+
+        Two buffers take turns: a piece is overwritten once the piece after the next is asked for.
+        """
+        buffers = cycle([memoryview(bytearray(_PIECE_BYTES)) for _ in range(2)])
+        size, buffer, filled = 0, next(buffers), 0
         while (chunk := await _next(chunks)) is not None:
             size += len(chunk)
             self._check_size(size)
-            piece += chunk
-            if len(piece) >= _PIECE_BYTES:
-                yield piece
-                piece = bytearray()
-        yield piece
+            left = memoryview(chunk)
+            while left:
+                part = left[: _PIECE_BYTES - filled]
+                buffer[filled : filled + len(part)] = part
+                filled, left = filled + len(part), left[len(part) :]
+                if filled == _PIECE_BYTES:
+                    yield buffer
+                    buffer, filled = next(buffers), 0
+        yield buffer[:filled]
 
 
 async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
@@ -251,11 +267,11 @@ class IncomingFile:
         """Tensors that have not come yet, the next one last."""
         self._left = 0
         """Bytes of the present tensor that have not come yet."""
-        self._hash: Any = None
+        self._hash: Hash | None = None
         self._digests: dict[str, str] = {}
         self._name = ""
 
-    def feed(self, piece: bytes | bytearray) -> None:
+    def feed(self, piece: bytes | memoryview) -> None:
         """Write and hash the next bytes; nothing after `close`. Call it in a thread.
 
         Raises:
@@ -274,7 +290,7 @@ class IncomingFile:
                 self._descriptor = -1
 
     def finish(self) -> tuple[Mapping[str, TensorSpan], Mapping[str, str]]:
-        """The header, and each tensor's sha256.
+        """The header, and each tensor's digest.
 
         Raises:
             InvalidInputError: The file is not complete.
@@ -295,6 +311,7 @@ class IncomingFile:
             if self._left == 0:
                 raise InvalidInputError("the file of weights goes on after its last tensor")
             part, view = view[: self._left], view[self._left :]
+            assert self._hash is not None  # a tensor is on its way
             self._hash.update(part)
             self._left -= len(part)
             if self._left == 0:
@@ -323,5 +340,5 @@ class IncomingFile:
                 self._hash = None
                 return
             self._name, span = self._waiting.pop()
-            self._hash = hashlib.sha256()
+            self._hash = new_hash()
             self._left = span.end - span.begin

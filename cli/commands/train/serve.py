@@ -12,6 +12,8 @@ from cli.settings import run_settings, service_settings
 from services.errors import SettingsError
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
+
     from services.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -98,18 +100,23 @@ def serve_redis(settings: "Settings") -> None:
 
 def serve_monitor(settings: "Settings") -> None:
     """Serve the run's numbers, and the pages of all runs beside it unless it is told not to."""
-    from monitor_service.app import Monitor
     from services.http.app import serve
 
+    serve(monitor_app(settings), settings.monitor.url)
+
+
+def monitor_app(settings: "Settings") -> "FastAPI":
+    """What `serve_monitor` serves."""
+    from monitor_service.app import Monitor
+
     if not settings.monitor.console:
-        serve(Monitor(settings).app, settings.monitor.url)
-        return
+        return Monitor(settings).app
     from console.app import BODY_LIMIT_BYTES, add_console, admin_paths
 
-    paths = admin_paths(settings.data_token, settings.admin_token)
-    app = Monitor(settings, BODY_LIMIT_BYTES, paths).app
-    add_console(app, settings.run.root, settings, changes=bool(paths))
-    serve(app, settings.monitor.url)
+    data, admin = settings.data_token, settings.admin_token
+    app = Monitor(settings, BODY_LIMIT_BYTES, admin_paths(data, admin)).app
+    add_console(app, settings.run.root, settings, data_token=data, admin_token=admin)
+    return app
 
 
 def serve_rollout(settings: "Settings") -> None:
@@ -123,7 +130,7 @@ def serve_rollout(settings: "Settings") -> None:
 
         settings = checked_model(settings)
         check_start("/dev/shm", "caches")
-        check_gpus(1, who="a rollout server")
+        check_gpus(settings.rollout.tensor_parallel_size, who="a rollout server")
     from rollout_service.http.app import serve
     from services.host.addresses import host_and_port
     from services.telemetry import own_terminal

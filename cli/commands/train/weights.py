@@ -35,6 +35,7 @@ def manifest(
         WeightManifest,
         manifest_checksum,
     )
+    from weight_sync.digests import ALGORITHM
     from weight_sync.transports.files import describe_file
 
     described = WeightManifest(
@@ -42,6 +43,7 @@ def manifest(
         incarnation=incarnation,
         step=policy_version,
         vision_trained=not frozen_vision,
+        algorithm=ALGORITHM,
         tensors=describe_file(file),
     )
     checksum = manifest_checksum(described)

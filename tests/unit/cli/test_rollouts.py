@@ -32,6 +32,7 @@ from trainer.types import UnusedGroup
 def run(tmp_path: Path) -> Path:
     files = RolloutFiles(tmp_path / "rollouts", rank=0, keep=0)
     files.write(3, [group(0, [1.0, 3.0]), group(1, [2.0, 4.0])], [[-0.1]] * 4)
+    files.close()
     return tmp_path
 
 
@@ -50,6 +51,7 @@ def indexed(run: Path) -> Path:
         state="dead", position=9, group_id="run-dead", index=9, group=None, reason="no image"
     )
     files.finish(4, [dead])
+    files.close()
     return run
 
 
@@ -172,6 +174,7 @@ def test_graphs_are_drawn_over_the_picture_of_their_row(tmp_path: Path) -> None:
     records.cut_to(0)
     records.rollouts.write(0, [made], [[-0.1]] * 2)
     records.rollouts.finish(0, [])
+    records.close()
     words = ["rollouts", str(run.run.folder), "-o", str(tmp_path / "drawn")]
     assert CliRunner().invoke(app, words).exit_code == 0
     files = {str(f.relative_to(tmp_path / "drawn")): f for f in (tmp_path / "drawn").rglob("*.png")}

@@ -12,7 +12,7 @@ from fastapi.testclient import TestClient
 from console.app import create_console
 from scene_data.dataset import open_dataset
 from services.host.ports import free_port
-from tests.rollout_runs import write_run
+from tests.rollout_runs import as_an_earlier_release, write_run
 
 SCRIPT = "</script><script>alert('x')</script>\x1b[2J‮\"' onload=\"alert(1)"
 HOSTILE = json.dumps(
@@ -109,7 +109,7 @@ def test_a_picture_over_time(client: TestClient) -> None:
 def test_what_is_gone_is_said_and_the_rest_is_shown(folder: Path, client: TestClient) -> None:
     dead = client.get("/runs/toys/rollouts/toys-dead").text
     assert "the image cannot be read" in dead
-    (folder / "runs/toys/rollouts/step-000001.rank0.jsonl").unlink()
+    (folder / "runs/toys/rollouts/step-000001.rank0.jsonl.gz").unlink()
     listed = client.get("/runs/toys/rollouts?step_from=1&step_to=1").text
     assert len(names(listed)) == 4
     assert listed.count("are gone: a run keeps those of its newest steps") == 4
@@ -122,6 +122,7 @@ def test_what_is_gone_is_said_and_the_rest_is_shown(folder: Path, client: TestCl
 
 
 def test_a_record_of_an_earlier_release_is_only_read(folder: Path, client: TestClient) -> None:
+    as_an_earlier_release(folder / "runs/toys")
     file = folder / "runs/toys/rollouts/step-000000.rank0.jsonl"
     lines = file.read_bytes().splitlines(keepends=True)
     old = {**json.loads(lines[1]), "reference": None}
@@ -136,6 +137,7 @@ def test_a_record_of_an_earlier_release_is_only_read(folder: Path, client: TestC
 
 
 def test_a_damaged_record_is_one_row_of_the_list(folder: Path, client: TestClient) -> None:
+    as_an_earlier_release(folder / "runs/toys")
     file = folder / "runs/toys/rollouts/step-000000.rank0.jsonl"
     lines = file.read_bytes().splitlines(keepends=True)
     assert b"[112,112]" in lines[2]

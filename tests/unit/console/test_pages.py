@@ -10,6 +10,8 @@ from urllib.parse import unquote
 import pytest
 from fastapi.testclient import TestClient
 
+from cli.commands.train.serve import monitor_app
+from cli.settings import service_settings
 from console.app import create_console
 from console.export import export
 from console.web import HERE, TABS, page_router
@@ -40,6 +42,7 @@ class Elements(HTMLParser):
 
 
 HOSTILE = "<img src=x onerror=alert(1)> & 'q'"
+BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 
 
 @pytest.fixture(scope="module")
@@ -79,11 +82,25 @@ def test_what_is_missing_says_what_to_do(client: TestClient) -> None:
     ):
         answer = client.get(path)
         assert answer.status_code == 404
-        assert words in answer.text, path
+        assert words in answer.json()["detail"], path
     few = client.get("/compare?run=live")
     assert few.status_code == 422
     assert "tick two to 8 runs" in few.text
     assert "photos" in client.get("/").text, "a folder that is no run is named"
+
+
+@pytest.mark.parametrize("path", ["/nowhere/<b>", "/runs/live/nowhere", "/runs/none"])
+def test_what_is_not_there_is_a_page_for_browsers_and_json_for_others(
+    client: TestClient, path: str
+) -> None:
+    page = client.get(path, headers=BROWSER)
+    assert page.status_code == 404
+    assert "<h1>Not here</h1>" in page.text
+    assert "<b>" not in page.text
+    assert page.headers["content-security-policy"].startswith("default-src 'self'")
+    problem = client.get(path)
+    assert (problem.status_code, problem.json()["status"]) == (404, 404)
+    assert problem.headers["content-type"] == "application/problem+json"
 
 
 def test_a_run_of_another_release_is_shown_as_far_as_it_is_understood(client: TestClient) -> None:
@@ -100,7 +117,7 @@ def test_what_differs_is_beside_each_other(client: TestClient) -> None:
     assert "trainer.num_steps" in page
     assert "redis.url" not in page
     paired = client.get("/compare/heldout", params={"run": ["live", HOSTILE]}).text
-    assert "live has no answers about held-out images" in paired
+    assert "live has no answers about held-out images since it trains" in paired
 
 
 def test_vendored_files_are_those_of_their_packages() -> None:
@@ -139,7 +156,7 @@ def test_what_fails_is_a_page_with_words(tmp_path: Path, caplog: pytest.LogCaptu
         ("/wrong?count=many", 422, "query.count: Input should be a valid integer"),
         ("/wrong?count=1", 500, "This is a mistake of the console; its log has the traceback."),
     ):
-        answer = client.get(path)
+        answer = client.get(path, headers=BROWSER)
         assert answer.status_code == status
         assert words in answer.text
         assert "<h1>That did not work</h1>" in answer.text
@@ -147,15 +164,38 @@ def test_what_fails_is_a_page_with_words(tmp_path: Path, caplog: pytest.LogCaptu
     assert "KeyError: 1" in caplog.text
 
 
-def test_beyond_this_machine_the_data_token_alone_is_asked_for(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError) as refused:
-        bind(create_console(tmp_path), "http://0.0.0.0:0")
-    assert "without SGG_DATA_TOKEN of 16 characters" in refused.value.message
-    bind(create_console(tmp_path, data_token="d" * 16), "http://0.0.0.0:0").close()
+@pytest.mark.parametrize(
+    ("tokens", "missing"),
+    [
+        ({}, "SGG_DATA_TOKEN"),
+        ({"data_token": "d" * 16}, ""),
+        ({"data_token": "d" * 16, "admin_token": "short"}, "SGG_ADMIN_TOKEN"),
+        ({"admin_token": "a" * 16}, "SGG_DATA_TOKEN"),
+        ({"data_token": "d" * 16, "admin_token": "a" * 16}, ""),
+    ],
+)
+def test_beyond_this_machine_only_what_is_missing_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tokens: dict[str, str], missing: str
+) -> None:
+    for kind in ("data_token", "admin_token"):
+        monkeypatch.delenv(f"SGG_{kind.upper()}", raising=False)
+    for kind, token in tokens.items():
+        monkeypatch.setenv(f"SGG_{kind.upper()}", token)
+    settings = service_settings(None, [f"run.root={tmp_path}"])
+    data, admin = tokens.get("data_token"), tokens.get("admin_token")
+    console = create_console(tmp_path, data_token=data, admin_token=admin)
+    for app in (console, monitor_app(settings)):
+        if not missing:
+            bind(app, "http://0.0.0.0:0").close()
+            continue
+        with pytest.raises(SettingsError) as refused:
+            bind(app, "http://0.0.0.0:0")
+        assert f"without {missing} of 16 characters" in refused.value.message
 
 
 async def test_a_copy_leaves_a_damaged_run_out_and_says_why(tmp_path: Path) -> None:
-    make_run(tmp_path / "runs/good", steps=3, total=9)
+    good = make_run(tmp_path / "runs/good", steps=3, total=9)
+    (good.rollouts / "index.rank0.jsonl").mkdir(parents=True)
     for name in ("metrics.jsonl", "events.jsonl"):
         file = make_run(tmp_path / "runs" / f"bad {name}", steps=0, total=9).path / name
         file.unlink(missing_ok=True)
@@ -166,6 +206,8 @@ async def test_a_copy_leaves_a_damaged_run_out_and_says_why(tmp_path: Path) -> N
     for reason in copied.left_out.values():
         assert "Is a directory" in reason
     assert [path.name for path in (tmp_path / "copy/runs").iterdir()] == ["good"]
+    rollouts = (tmp_path / "copy/runs/good/rollouts/index.html").read_text()
+    assert "index.rank0.jsonl cannot be read: Is a directory" in rollouts, "the rest is copied"
     index = (tmp_path / "copy/index.html").read_text()
     assert "bad metrics.jsonl" in index
     assert index.count('href="runs/') == 1
@@ -175,9 +217,11 @@ async def test_a_copy_opens_from_disk(tmp_path: Path) -> None:
     make_run(tmp_path / "runs" / HOSTILE, steps=30, total=30, ended_s=900)
     make_run(tmp_path / "runs" / "live", steps=30, total=100)
     copy = tmp_path / "copy"
-    assert await export(tmp_path / "runs", copy) == (2, {})
+    copied = await export(tmp_path / "runs", copy)
+    assert copied[:2] == (2, {})
+    assert copied.num_bytes == sum(f.stat().st_size for f in copy.rglob("*") if f.is_file())
     pages = list(copy.rglob("*.html"))
-    assert len(pages) == 1 + 2 * 3
+    assert len(pages) == 2 + 2 * 6, "the list, both compared, five tabs and a log each"
     for page in pages:
         found = Elements("static/")
         found.feed(page.read_text())

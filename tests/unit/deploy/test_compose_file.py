@@ -33,6 +33,7 @@ WRITTEN = {
     "prepare": {"secrets", "prometheus", "grafana"},
     "redis": {"queue"},
     "rollout": {"cache"},
+    "monitor": {"cache"},
     "trainer": {"cache", "runs", "weights"},
     "prometheus": {"prometheus"},
     "grafana": {"grafana"},
@@ -219,10 +220,12 @@ def test_on_gpus_nothing_changes_but_where_the_two_run(configured: Configured) -
         }
         for name in CORE
     }
-    trainer = {"build", "image", "deploy"}
+    monitor = {"build", "image"}
+    trainer = monitor | {"deploy"}
     server = trainer | {"entrypoint", "hostname", "ports"}
-    assert changed == {**{name: set() for name in CORE}, "trainer": trainer, "rollout": server}
-    for name in FETCHING:
+    others = {"monitor": monitor, "trainer": trainer, "rollout": server}
+    assert changed == {**{name: set() for name in CORE}, **others}
+    for name in FETCHING | {"monitor"}:
         assert gpus[name]["image"] == "sgg-rl:cuda"
         assert gpus[name]["build"]["dockerfile"] == "deploy/docker/Dockerfile.cuda"
         assert {"memory", "pids"} <= set(gpus[name]["deploy"]["resources"]["limits"])

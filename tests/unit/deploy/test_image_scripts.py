@@ -15,6 +15,7 @@ import pytest
 from services.host.environment import child_environment, environment_value
 from services.host.ports import free_port
 from services.redis.server import redis_server_command
+from services.settings import Settings, dump_settings
 from tests.processes import wait_for
 
 ROOT = Path(__file__).parents[3]
@@ -91,18 +92,22 @@ def test_the_packages_are_listed_without_the_rest_of_the_project() -> None:
 
 
 @pytest.fixture
-def take_a_gpu(tmp_path: Path) -> Callable[[], "subprocess.Popen[str]"]:
-    """Start a server of those that see two GPUs: it says which it has, and stays."""
+def take_gpus(tmp_path: Path) -> Callable[[int], "subprocess.Popen[str]"]:
+    """Start a server of those that see five GPUs: it says which it has, and stays."""
     program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\nprintf '0\\n1\\n'\n")
+    program.write_text("#!/bin/sh\nseq 0 4\n")
     program.chmod(0o755)
     environment = child_environment(
         XDG_CACHE_HOME=str(tmp_path), PATH=f"{tmp_path}:{environment_value('PATH')}"
     )
     server = 'echo "$CUDA_VISIBLE_DEVICES at $SGG__ROLLOUT__URL"; exec sleep 60'
-    command = [str(ROOT / "deploy" / "docker" / "one-gpu.sh"), "sh", "-c", server]
+    script, run = ROOT / "deploy" / "docker" / "own-gpus.sh", tmp_path / "run.toml"
 
-    def start() -> "subprocess.Popen[str]":
+    def start(size: int = 2) -> "subprocess.Popen[str]":
+        tree = {"model": {"path": "m"}, "data": {"train": "t"}}
+        sections = tree | {"rollout": {"tensor_parallel_size": size}}
+        run.write_text(dump_settings(Settings.model_validate(sections)))
+        command = [str(script), str(run), "sh", "-c", server]
         return subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
@@ -110,8 +115,8 @@ def take_a_gpu(tmp_path: Path) -> Callable[[], "subprocess.Popen[str]"]:
     return start
 
 
-def test_each_server_takes_a_gpu_that_no_other_holds(
-    take_a_gpu: Callable[[], "subprocess.Popen[str]"],
+def test_each_server_takes_gpus_that_no_other_holds(
+    take_gpus: Callable[..., "subprocess.Popen[str]"],
 ) -> None:
     url = f"http://{socket.gethostname()}:8200"
 
@@ -119,20 +124,24 @@ def test_each_server_takes_a_gpu_that_no_other_holds(
         assert server.stdout is not None
         return server.stdout.readline()
 
-    with take_a_gpu() as first, take_a_gpu() as second:
+    with take_gpus() as first:
         try:
-            assert {said(first), said(second)} == {f"{gpu} at {url}\n" for gpu in (0, 1)}
-            with take_a_gpu() as third:
-                _, error = third.communicate(timeout=30)
-            assert third.returncode == 1
-            assert "no GPU is free" in error
-            first.kill()
-            first.wait()
-            with take_a_gpu() as again:
+            assert said(first) == f"3,4 at {url}\n"
+            with take_gpus() as second:
                 try:
-                    assert said(again).endswith(f"at {url}\n")
+                    assert said(second) == f"1,2 at {url}\n"
+                    with take_gpus() as third:
+                        _, error = third.communicate(timeout=30)
+                    assert third.returncode == 1
+                    assert "1 GPUs are free and rollout.tensor_parallel_size is 2" in error
+                    first.kill()
+                    first.wait()
+                    with take_gpus(3) as again:
+                        try:
+                            assert said(again) == f"0,3,4 at {url}\n"
+                        finally:
+                            again.kill()
                 finally:
-                    again.kill()
+                    second.kill()
         finally:
             first.kill()
-            second.kill()

@@ -51,6 +51,10 @@ JOBS: dict[str, tuple[Job, list[str]]] = {
     "homogeneous": ("train", HOMOGENEOUS),
     "single": ("train", SINGLE),
     "colocated": ("train", COLOCATED),
+    "colocated pairs": (
+        "train",
+        [*COLOCATED, "cluster.num_rollout_servers=2", "rollout.tensor_parallel_size=2"],
+    ),
     "sft": ("sft", [*A100, "trainer.num_ranks=4"]),
     "infer": ("infer", [*A100, "cluster.num_rollout_servers=8"]),
 }
@@ -135,6 +139,25 @@ def test_components_of_a_heterogeneous_job() -> None:
     assert "--no-kill" not in found
 
 
+def test_a_server_of_several_gpus_is_one_task_with_all_of_them() -> None:
+    size = ["cluster.num_rollout_servers=4", "rollout.tensor_parallel_size=2"]
+    for name, step in {
+        "heterogeneous": "--nodes=2",  # as with eight servers
+        "homogeneous": "--nodes=2",
+        "infer": "--nodes=2",
+        "colocated pairs": "--nodes=1",
+    }.items():
+        text = script(name, *([] if "pairs" in name else size))
+        assert "--ntasks-per-node=4 --cpus-per-task=16" in "\n".join(options(text))
+        assert {"--gpus-per-node=4"} == {line for line in options(text) if "gpus" in line}
+        rollout = next(part for part in text.split("\n\n") if "step rollout" in part)
+        servers = 2 if "pairs" in name else 4
+        assert f"{step} \\\n    --ntasks={servers} --ntasks-per-node=2 " in rollout
+        assert "--cpus-per-task=32 --mem=0 --gpus-per-task=2 " in rollout
+    assert " SGG_JOB_SERVER_GPUS=2\n" in script("colocated pairs")
+    assert "i < 2; i++" in script("infer", *size), "and two ports on each node"
+
+
 def test_only_a_homogeneous_job_outlives_a_node() -> None:
     assert "--no-kill" in options(script("homogeneous"))
     assert "--no-kill" in options(script("infer"))
@@ -165,8 +188,8 @@ def test_both_see_the_same_gpu_only_where_they_share_it() -> None:
 
 def test_a_rank_waits_for_the_server_on_its_gpu_only_where_there_is_one() -> None:
     for name in JOBS:
-        found = "export SGG_JOB_SERVER_WAIT_S=600\n" in script(name)
-        assert found == (name == "colocated")
+        found = "export SGG_JOB_SERVER_WAIT_S=600 " in script(name)
+        assert found == ("colocated" in name)
 
 
 def test_a_training_job_says_first_where_its_console_is_and_how_it_is_reached() -> None:
@@ -220,7 +243,7 @@ def test_variables_of_slingshot_are_set_on_alps_alone() -> None:
 @pytest.mark.parametrize(
     ("base", "change", "message"),
     [
-        (APART, "deploy.gpus_per_node=3", "trainer.num_ranks is 4, and nodes have 3 GPUs each"),
+        (APART, "deploy.gpus_per_node=3", "trainer.num_ranks is 4, and nodes have room for 3 each"),
         (APART, "cluster.num_rollout_servers=9", "set it to 8 or 12"),
         (APART, "weights.transport=shm", "weights.transport = 'shm'"),
         (APART, "weights.transport=ipc", "weights.transport = 'ipc'"),
@@ -229,6 +252,9 @@ def test_variables_of_slingshot_are_set_on_alps_alone() -> None:
         (APART, "deploy.site=nowhere", "there is no nowhere: choose one of"),
         (APART, 'deploy.site_values={venv = "/v", partition = "p", x = "y"}', "has x, which"),
         (SINGLE, "cluster.num_rollout_servers=4", "need 5 GPUs of one node, which gives 4"),
+        (APART, "rollout.tensor_parallel_size=8", "is 8, and nodes have 4 GPUs each: set it"),
+        (SINGLE, "rollout.tensor_parallel_size=2", "(3 of rollout.tensor_parallel_size = 2 GPUs)"),
+        (COLOCATED, "rollout.tensor_parallel_size=2", "is 4 and cluster.num_rollout_servers 4 of"),
         (COLOCATED, "trainer.num_ranks=8", "so set both to the number of GPUs"),
         (COLOCATED, "rollout.gpu_memory_utilization=0.85", "rollout.gpu_memory_utilization"),
         (COLOCATED, "weights.transport=nccl", "weights.transport = 'nccl'"),

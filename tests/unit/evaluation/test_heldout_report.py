@@ -14,7 +14,8 @@ from evaluation.inference.answers import answered_line
 from evaluation.inference.record import asked_fields
 from evaluation.of_a_run import results
 from evaluation.of_a_run.heldout import Label
-from evaluation.of_a_run.report import heldout_result, write_heldout_report
+from evaluation.of_a_run.kept_answers import heldout_result
+from evaluation.of_a_run.report import write_heldout_report
 from evaluation.of_a_run.results import ResultsProcess
 from evaluation.report.asking import asked_in_words
 from scene_data.dataset import open_dataset

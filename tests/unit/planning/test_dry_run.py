@@ -8,6 +8,7 @@ import pytest
 from planning.dry_run import dry_run
 from planning.estimate import estimate_memory, estimate_sft_memory
 from planning.shapes import KNOWN, model_shape
+from planning.tensor_parallel import check_tensor_parallel
 from rollout_service.vllm.gpu_memory import server_memory
 from services.errors import SettingsError
 from services.host.gpu import GIB
@@ -17,11 +18,14 @@ from services.settings import Settings, load_settings
 CONFIGS = Path(__file__).parents[3] / "configs"
 RECIPES = sorted(CONFIGS.glob("r1-sgg/*-*.toml"))
 HARDWARE = sorted(CONFIGS.glob("hardware/*.toml"))
+LARGE, FOR_LARGE = ("32b", "72b"), CONFIGS / "hardware/80gbx32.toml"
 PUBLISHED = {
     "Qwen/Qwen2-VL-2B-Instruct": 2_208_985_600,
     "Qwen/Qwen2-VL-7B-Instruct": 8_291_375_616,
     "Qwen/Qwen2.5-VL-3B-Instruct": 3_754_622_976,
     "Qwen/Qwen2.5-VL-7B-Instruct": 8_292_166_656,
+    "Qwen/Qwen2.5-VL-32B-Instruct": 33_452_718_336,
+    "Qwen/Qwen2.5-VL-72B-Instruct": 73_410_777_344,
     "Qwen/Qwen3-VL-2B-Instruct": 2_127_532_032,
     "Qwen/Qwen3-VL-4B-Instruct": 4_437_815_808,
     "Qwen/Qwen3-VL-8B-Instruct": 8_767_123_696,
@@ -48,15 +52,20 @@ def test_recipe_is_that_of_the_paper_and_fits_its_hardware(recipe: Path) -> None
         assert settings.data.thinking == (start != "sft")
         assert data in settings.data.train
         assert settings.data.vocabulary == (data if vocabulary == "closed" else None)
-        shape = model_shape(f"Qwen/Qwen2-VL-{size.upper()}-Instruct")
-        memory = settings.cluster.gpu_memory_gib
-        assert memory is not None
-        assert sum(estimate_memory(settings, shape).values()) < memory
-        if settings.shares_gpus:
-            server_memory(settings, int(memory * GIB), 2 * shape.num_parameters)
+        assert_fits(settings, f"Qwen/Qwen2-VL-{size.upper()}-Instruct")
     if start == "grpo":
         sft = load_settings(recipe.with_name(recipe.name.replace("grpo", "sft")), [], {})
         assert settings.model.path == str(sft.run.folder / "model")
+
+
+def assert_fits(settings: Settings, published: str) -> None:
+    """Trainer and server, by the estimates."""
+    model = {"path": published}
+    shape, memory = model_shape(published), settings.cluster.gpu_memory_gib
+    assert memory is not None
+    assert sum(estimate_memory(settings, shape).values()) < memory
+    server_memory(settings, int(memory * GIB), 2 * shape.num_parameters)
+    check_tensor_parallel(settings.changed(model=model))
 
 
 FAMILY_RECIPES = sorted(CONFIGS.glob("qwen*/*.toml"))
@@ -68,7 +77,9 @@ def test_recipe_of_another_family_is_the_paper_s_but_for_its_model_and_fits(reci
     assert found is not None
     data, family, size, start = found.groups()
     assert recipe.parent.name == family
-    theirs = load_settings(CONFIGS / f"r1-sgg/{data}-closed-2b-{start}.toml", [], {})
+    hardware = [FOR_LARGE] if size in LARGE else []
+    files = [CONFIGS / f"r1-sgg/{data}-closed-2b-{start}.toml", *hardware]
+    theirs = load_settings(files, [], {})
     published = f"Qwen/{family.replace('qwen', 'Qwen').replace('vl', 'VL')}-{size.upper()}-Instruct"
     path = published if start != "grpo" else f"runs/{recipe.stem.replace('grpo', 'sft')}/model"
     settings = load_settings(recipe, [], {})
@@ -77,21 +88,16 @@ def test_recipe_of_another_family_is_the_paper_s_but_for_its_model_and_fits(reci
     assert settings == theirs.model_copy(update={"run": settings.run, "model": model})
     decided = with_box_space(load_settings(recipe, [f"model.path={published}"], {}))
     assert decided.model.box_space == ("pixels" if "2.5" in family else "relative_1000")
-    shape = model_shape(published)
-    for hardware in HARDWARE:
-        settings = load_settings([recipe, hardware], [], {})
-        memory = settings.cluster.gpu_memory_gib
-        assert memory is not None
-        assert sum(estimate_memory(settings, shape).values()) < memory
-        if settings.shares_gpus:
-            server_memory(settings, int(memory * GIB), 2 * shape.num_parameters)
+    for file in hardware or HARDWARE:
+        assert_fits(load_settings([recipe, file], [], {}), published)
 
 
 def test_there_is_a_recipe_for_each_run_of_the_paper() -> None:
     names = product(["vg150", "psg"], ["open", "closed"], ["2b", "7b"], ["sft", "zero", "grpo"])
     rewards = {"vg150-closed-7b-soft", "vg150-closed-7b-relaxed"}
     assert {path.stem for path in RECIPES} == {"-".join(name) for name in names} | rewards
-    models = ["qwen2.5-vl-3b", "qwen2.5-vl-7b", "qwen3-vl-4b", "qwen3-vl-8b"]
+    sizes = {"qwen2.5-vl": ["3b", "7b", *LARGE], "qwen3-vl": ["4b", "8b"]}
+    models = [f"{family}-{size}" for family, all_of_it in sizes.items() for size in all_of_it]
     others = product(["vg150", "psg"], ["closed"], models, ["sft", "zero", "grpo"])
     assert {path.stem for path in FAMILY_RECIPES} == {"-".join(name) for name in others}
 
@@ -113,6 +119,10 @@ def test_says_steps_and_memory_and_is_a_file_of_settings(tmp_path: Path) -> None
     text = dry_run(settings)
     assert "# steps: 10, 2.00 epochs of 40 images" in text
     assert text.endswith("on 1 trainer GPU; 1 rollout server")
+    pairs = {"rollout": {"tensor_parallel_size": 2}, "cluster": {"gpu_memory_gib": 8}}
+    on_two = dry_run(settings.changed(**pairs))
+    assert on_two.endswith("on 1 trainer GPU; 1 rollout server of 2 GPUs")
+    assert "# a rollout server on each of its GPUs (GiB): weights 0.0, KV cache 2.8" in on_two
     assert "#   together" in text
     (tmp_path / "again.toml").write_text(text)
     assert load_settings(tmp_path / "again.toml", [], {}) == settings
@@ -163,6 +173,22 @@ def test_of_sft_says_what_is_trained_on_what_and_its_memory(tmp_path: Path) -> N
                 "cluster": {"gpu_memory_gib": 10},
             },
             r"gpu_memory_utilization = 0.2 of 10.0 GiB has no room for a KV cache",
+        ),
+        (
+            {"cluster": {"gpu_memory_gib": 4}, "rollout": {"tensor_parallel_size": 2}},
+            r"0.85 of 4.0 GiB has no room .*: raise it, or rollout.tensor_parallel_size$",
+        ),
+        (
+            {"rollout": {"tensor_parallel_size": 8}},
+            r"rollout.tensor_parallel_size = 8 does not divide assets/toy-start, whose "
+            r"text_config.num_attention_heads is 4: set it to 1, 2 or 4$",
+        ),
+        (
+            {
+                "model": {"path": "Qwen/Qwen2.5-VL-7B-Instruct"},
+                "rollout": {"tensor_parallel_size": 3},
+            },
+            r"size = 3 does not .* text_config.num_attention_heads is 28: set it to 1, 2 or 4$",
         ),
         ({"lora": {"rank": 8}}, r"lora.rank = 8 and weights.transport = 'shm'"),
         ({"lora": {"rank": 8, "dropout": 0.1}, "weights": {"transport": "lora"}}, "lora.dropout"),

@@ -30,12 +30,13 @@ def settings(
     transport: str = "shm",
     share: float = 0.5,
     kind: str = "single",
+    size: int = 1,
 ) -> Settings:
     return Settings.model_validate(
         {
             "model": {"path": "none"},
             "data": {"train": "none"},
-            "rollout": {"gpu_memory_utilization": share},
+            "rollout": {"gpu_memory_utilization": share, "tensor_parallel_size": size},
             "trainer": {"num_ranks": ranks, "num_steps": 7},
             "cluster": {"num_rollout_servers": servers},
             "weights": {"transport": transport},
@@ -55,10 +56,17 @@ def indices(of: Settings, gpus: list[Gpu]) -> tuple[list[int], list[list[int]], 
 def test_ranks_and_servers_have_gpus_of_their_own(gpus: list[Gpu]) -> None:
     assert indices(settings(2, 3), gpus[:5]) == ([0, 1], [[2], [3], [4]], [], False)
     assert indices(settings(1, 1, share=0.9), gpus[:4]) == ([0], [[1]], [2, 3], False)
+    assert indices(settings(1, 2, size=3), gpus) == ([0], [[1, 2, 3], [4, 5, 6]], [7], False)
 
 
 def test_what_the_settings_share_is_shared(gpus: list[Gpu]) -> None:
     assert indices(settings(2, 2, "ipc"), gpus[:3]) == ([0, 1], [[0], [1]], [2], True)
+    assert indices(settings(4, 2, "ipc", size=2), gpus[:4]) == (
+        [0, 1, 2, 3],
+        [[0, 1], [2, 3]],
+        [],
+        True,
+    )
     assert indices(settings(2, 2, "disk", kind="colocated"), gpus[:2]) == (
         [0, 1],
         [[0], [1]],
@@ -95,7 +103,9 @@ def test_a_recipe_on_shipped_hardware_uses_all_of_it(
     [
         (settings(2, 1), 1, r"num_ranks = 2 and .*_servers = 1 need 3 GPUs, and 1 .*, or weights"),
         (settings(4, 4, "ipc"), 3, r"need 4 GPUs, and 3 can be seen here: set them lower$"),
-        (settings(1, 2, "ipc"), 8, r"set cluster.num_rollout_servers \(2\) to .* \(1\) at most"),
+        (settings(1, 2, "ipc"), 8, r"set cluster.num_rollout_servers \(2\) .* \(1\) at most"),
+        (settings(2, 1, "ipc", size=4), 8, r"\(1\) times rollout.tensor_.* \(4\) to .* \(2\) at"),
+        (settings(2, 2, size=4), 8, r"_servers = 2 \(rollout.tensor_parallel_size = 4 .* need 10 "),
     ],
 )
 def test_what_cannot_be_placed_is_refused(
@@ -116,6 +126,9 @@ def test_a_part_sees_its_gpus_by_number_whatever_named_them(
     found = place(settings())
     assert environment(found.trainer, placement=found)["CUDA_VISIBLE_DEVICES"] == "3"
     assert environment(found.servers[0], placement=found)["CUDA_VISIBLE_DEVICES"] == "1"
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,3,1")
+    found = place(settings(size=2))
+    assert environment(found.servers[0], placement=found)["CUDA_VISIBLE_DEVICES"] == "3,1"
     assert environment((), placement=found)["CUDA_VISIBLE_DEVICES"] == ""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")  # none is wanted
     on_cpu = place(settings(servers=2))

@@ -53,6 +53,27 @@ def test_a_cluster_that_is_not_there_or_not_right_is_said(tmp_path: Path) -> Non
         load_cluster(str(file))
 
 
+def test_a_server_of_several_gpus_takes_so_many_of_the_split_and_is_faster() -> None:
+    cluster, model = load_cluster("a100x16"), model_shape("Qwen/Qwen2-VL-2B-Instruct")
+    ones, fours = (settings().changed(rollout={"tensor_parallel_size": size}) for size in (1, 4))
+    plan = make_plan(fours, cluster)
+    for split in plan.splits:
+        assert split.shape.num_servers == (16 - split.shape.num_trainers) // 4
+    assert (
+        f"to sample, {plan.best.shape.num_servers} servers of 4:" in plan_json(plan)["conclusion"]
+    )
+    rates = [derived(one, cluster, model) for one in (ones, fours)]
+    prompt_s = [table["prompt_s"].value for table in rates]
+    assert prompt_s[0] / prompt_s[1] == pytest.approx(4 * 0.85**2)
+    assert rates[0]["stage_more_s"] == rates[1]["stage_more_s"]
+    over_a_node = fours.changed(rollout={"tensor_parallel_size": 8})
+    with pytest.raises(SettingsError, match="is 8, and a node has 4 GPUs: a server is on one node"):
+        make_plan(over_a_node, cluster)
+    too_large = settings().changed(model={"path": "Qwen/Qwen2.5-VL-72B-Instruct"})
+    with pytest.raises(SettingsError, match=r"beside 136.7 GiB of weights .*tensor_parallel_size"):
+        make_plan(too_large, cluster)
+
+
 def test_one_gpu_is_shared_over_ipc_only() -> None:
     with pytest.raises(SettingsError, match=r"weights.transport = 'ipc'"):
         make_plan(settings(), load_cluster("80gbx1"))

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reward_service.explain.explainer import Explainer, Explanation, explain_text
+from reward_service.explain.words import object_reason
 from reward_service.similarity.registry import Similarities
 from scene_graph.boxes import RELATIVE_1, RELATIVE_1000, BoxSpace
 from scene_graph.parsing import parse_completion
@@ -164,6 +165,19 @@ def test_an_object_that_is_matched_for_want_of_better_is_junk() -> None:
     assert len(got.missed_objects) == 3
 
 
+@pytest.mark.parametrize(("wide", "verdict"), [(24, "hit"), (8, "box_off"), (2, "junk")])
+def test_a_right_name_far_from_its_place_is_junk(wide: int, verdict: str) -> None:
+    """A horse of IoU wide / 40; from 0.1 to 0.5 it is badly placed, under 0.1 another thing."""
+    box = [50, 0, 50 + wide, 100]
+    reference = {"objects": [{"id": "horse.1", "bbox": [50, 0, 90, 100]}], "relationships": []}
+    text = written([{"id": "horse.7", "bbox": box}], [])
+    (line,) = EXPLAINERS["sgg"].explain(group(text, reference))[0].objects
+    assert line.iou == pytest.approx(wide / 40)
+    assert line.verdict == verdict
+    elsewhere = "its box is elsewhere: IoU is under 0.1"
+    assert (object_reason(line) == elsewhere) == (verdict == "junk")
+
+
 @pytest.mark.parametrize(
     ("objects", "edge", "verdict", "counted"),
     [
@@ -179,6 +193,12 @@ def test_an_object_that_is_matched_for_want_of_better_is_junk() -> None:
             False,
         ),
         ([*GOOD, CUP], ("man.7", "near", "cup.1"), "unannotated", False),
+        (
+            [("man.7", MAN), ("horse.7", [97, 0, 100, 100])],
+            ("man.7", "eating", "horse.7"),
+            "unannotated",
+            False,
+        ),
     ],
 )
 def test_a_triplet_has_the_verdict_that_says_most(

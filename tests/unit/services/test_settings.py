@@ -84,6 +84,18 @@ def test_text_that_looks_like_a_number_stays_text(toml: Path) -> None:
         ("[trainer]\nnum_steps = 0\n", [], {}, "trainer.num_steps"),
         ("[trainer]\ngroup_size = 1\n", [], {}, "trainer.group_size"),
         ("[trainer]\nmax_policy_lag = -1\n", [], {}, "trainer.max_policy_lag"),
+        (
+            "[trainer]\nmax_policy_lag = 3\nmax_token_lag = 2\n",
+            [],
+            {},
+            r"max_token_lag \(2\) must be at least max_policy_lag \(3\), or 0 for twice that",
+        ),
+        (
+            "[trainer]\nmax_policy_lag = 0\nmax_token_lag = 2\n",
+            [],
+            {},
+            "max_token_lag = 2 needs max_policy_lag of at least 1",
+        ),
         ("[trainer]\nlearning_rate = nan\n", [], {}, "trainer.learning_rate"),
         ("[trainer]\ngroups_per_step = 3\nnum_ranks = 2\n", [], {}, "multiple of num_ranks"),
         ("[trainer]\nnum_ranks = 5\n", [], {}, "num_ranks"),

@@ -28,7 +28,7 @@ def make_pool(*, lag: int = 0, groups_per_step: int = 3, **more: int) -> GroupPo
     return GroupPool(trainer, algorithm)
 
 
-def prompt(position: int) -> PromptGroup:
+def prompt(position: int, version: int = 0) -> PromptGroup:
     return PromptGroup(
         group_id=f"g{position}",
         incarnation=1,
@@ -37,6 +37,7 @@ def prompt(position: int) -> PromptGroup:
         messages=[ChatMessage(role="user", content=[TextPart(text="?")])],
         images=[],
         sampling=Sampling(n=SIZE),
+        min_policy_version=version,
     )
 
 
@@ -147,11 +148,15 @@ def test_with_a_lag_a_slow_group_keeps_nobody_waiting() -> None:
     assert (pool.num_sampling, pool.num_scoring, pool.num_ready) == (2, 0, 0)
 
 
-@pytest.mark.parametrize("lag", [0, 1, 3])
-def test_a_group_at_the_edge_of_the_lag_is_used_and_one_beyond_is_not(lag: int) -> None:
+@pytest.mark.parametrize(
+    ("lag", "bound", "oldest_lag"), [(0, 0, 0), (1, 0, 2), (3, 0, 6), (1, 1, 1), (1, 5, 5)]
+)
+def test_a_group_at_the_edge_of_the_lag_is_used_and_one_beyond_is_not(
+    lag: int, bound: int, oldest_lag: int
+) -> None:
     """Its oldest token counts."""
-    pool, version = make_pool(lag=lag, groups_per_step=2), 7
-    for position, oldest in ((0, version - lag), (1, version - lag - 1)):
+    pool, version = make_pool(lag=lag, groups_per_step=2, max_token_lag=bound), 7
+    for position, oldest in ((0, version - oldest_lag), (1, version - oldest_lag - 1)):
         pool.add(position, prompt(position), None)
         pool.score(scored(prompt(position), versions=(version, oldest)))
     (again,) = pool.reissue_stale(version)
@@ -165,14 +170,14 @@ def test_a_group_at_the_edge_of_the_lag_is_used_and_one_beyond_is_not(lag: int) 
     (stale,) = pool.unused
     assert stale.state == "stale"
     assert stale.group is not None
-    assert stale.group.oldest_policy_version == version - lag - 1, "the answers of before"
+    assert stale.group.oldest_policy_version == version - oldest_lag - 1, "the answers of before"
     assert found[1].positions == [], "it was trained on after all"
 
 
 @pytest.mark.parametrize("lag", [1, 2])
 def test_a_stale_group_is_asked_for_once_its_version_exists_and_is_used_then(lag: int) -> None:
     """While step 6 trains, a group comes back that step 7 cannot use: version 7 is not there."""
-    pool = make_pool(lag=lag, groups_per_step=1)
+    pool = make_pool(lag=lag, groups_per_step=1, max_token_lag=lag)
     pool.policy_version = 6
     pool.add(0, prompt(0), None)
     pool.score(scored(prompt(0), versions=(6 - lag, 6 - lag)))
@@ -198,13 +203,11 @@ def test_a_stale_group_is_asked_for_once_its_version_exists_and_is_used_then(lag
 
 def test_a_group_that_dies_is_not_waited_for() -> None:
     pool = make_pool(lag=1, groups_per_step=1)
-    pool.add(0, prompt(0), None)
-    pool.score(scored(prompt(0)))
-    (again,) = pool.reissue_stale(7)
-    pool.add(1, prompt(1), None)
-    pool.score(scored(prompt(1), versions=(9, 9)))
-    assert pool.take(8) is None
-    pool.bury(again.work_id, "poisoned")
+    for position in (0, 1):
+        pool.add(position, prompt(position, version=6), None)
+    pool.score(scored(prompt(1), versions=(7, 7)))
+    assert pool.take(8) is None, "the last step that can use the other one"
+    pool.bury(prompt(0).work_id, "poisoned")
     assert pool.take(8) is not None
 
 
@@ -235,3 +238,72 @@ def test_more_dead_groups_than_allowed_end_the_run() -> None:
     pool.record_dead(1, "g1", 1, "no image")
     with pytest.raises(SggError, match=r"max_dead_groups \(2\).* g2: damaged"):
         pool.record_dead(2, "g2", 2, "damaged")
+
+
+class Servers:
+    """Answers in any order, and steps that are published before or after the next is taken.
+
+    Args:
+        pool: That asks.
+        rng: Draws what is next.
+        most_behind: Versions that an answer may be older than it was asked for.
+    """
+
+    def __init__(self, pool: GroupPool, rng: random.Random, most_behind: int = 0) -> None:
+        self._pool, self._rng, self._most_behind = pool, rng, most_behind
+        self._training: list[TrainGroup] = []
+        self._next = 0
+        self.stale: list[str] = []
+        self.publish(0)
+
+    def publish(self, version: int) -> None:
+        """The step that trains is over; new groups are asked for."""
+        for group in self._training:
+            self._pool.close(group.rollout.work_id)
+        self._training, self._pool.policy_version = [], version
+        while self._pool.has_room:
+            self._pool.add(self._next, prompt(self._next, version=version), None)
+            self._next += 1
+
+    def train(self, step: int) -> list[TrainGroup]:
+        """Take the groups of a step, while the one before may still train."""
+        if self._rng.random() < 0.5:
+            self.publish(step)
+        self._pool.reissue_stale(step)
+        while (found := self._pool.take(step)) is None:
+            if waiting := self._pool.unanswered():
+                self._answer(self._rng.choice(waiting))
+                self._pool.reissue_stale(step)
+            else:
+                assert self._training, "nobody samples, and nothing will change that"
+                self.publish(step)
+        self.publish(step)
+        self._training = found[0]
+        self.stale += found[1].stale
+        return found[0]
+
+    def _answer(self, asked: PromptGroup) -> None:
+        receive(self._pool, asked)
+        oldest = max(0, asked.min_policy_version - self._rng.randint(0, self._most_behind))
+        self._pool.score(scored(asked, versions=(oldest, self._pool.policy_version)))
+
+
+@given(st.randoms(use_true_random=True), st.integers(0, 3), st.integers(0, 4))
+def test_no_token_is_ever_older_than_its_bound(rng: random.Random, lag: int, more: int) -> None:
+    """Not even from servers that answer with older versions than they were asked for."""
+    bound = lag + more if lag and more else 0
+    pool = make_pool(lag=lag, groups_per_step=2, max_token_lag=bound)
+    servers = Servers(pool, rng, most_behind=2)
+    for step in range(8):
+        for group in servers.train(step):
+            assert step - group.oldest_policy_version <= (bound or 2 * lag)
+
+
+@given(st.randoms(use_true_random=True), st.integers(1, 3))
+def test_at_lag_one_nothing_is_sampled_in_vain_whatever_is_slow(
+    rng: random.Random, bound: int
+) -> None:
+    servers = Servers(make_pool(lag=1, groups_per_step=2, max_token_lag=bound), rng)
+    taken = positions([group for step in range(8) for group in servers.train(step)])
+    assert servers.stale == []
+    assert len(set(taken)) == 16

@@ -11,9 +11,10 @@ from scene_data.dataset import Sample
 from scene_data.toy.tiny_model import make_tiny_model
 from services.errors import InvalidInputError, WaitTimeoutError
 from services.settings import Settings
-from tests.train_groups import noise_sample, random_group
+from tests.train_groups import completion, noise_sample, random_group, train_group
 from trainer.batches.images import image_features
 from trainer.batches.preparation import Preparation, Prepared, PreparedBatches
+from trainer.batches.shares import pack, share_out, unpack
 from trainer.policy.model import load_model, load_processor
 from trainer.types import Outcome, StepBatch
 
@@ -77,19 +78,12 @@ def test_ranks_prepare_their_own_groups_and_each_image_once(
     for group in groups:
         count = image_features(SAMPLES[group.index], processor).num_tokens
         group.rollout.prompt_token_ids[2:2] = [model.config.image_token_id] * count
-    batch = StepBatch(groups=groups, outcome=Outcome())
     weights = [[float(10 * g + i) for i in range(3)] for g in range(4)]
     datasets = [CountingDataset(), CountingDataset()]
+    parts = share_out(groups, weights, num_ranks=2, max_tokens=64)
     ranks = [
-        Preparation(
-            dataset,  # type: ignore[arg-type]
-            processor,
-            model.model.get_rope_index,
-            max_tokens=64,
-            rank=rank,
-            num_ranks=2,
-        )(batch, weights)
-        for rank, dataset in enumerate(datasets)
+        Preparation(dataset, processor, model.model.get_rope_index)(part)  # type: ignore[arg-type]
+        for dataset, part in zip(datasets, parts, strict=True)
     ]
     assert sorted(datasets[0].read + datasets[1].read) == [0, 1, 2, 3]
     assert [len(dataset.read) for dataset in datasets] == [2, 2]
@@ -108,6 +102,22 @@ def test_ranks_prepare_their_own_groups_and_each_image_once(
         assert [found[order] for order in sorted(found)] == expected
     same = {key: [rank.metrics[key] for rank in ranks] for key in ranks[0].metrics}
     assert all(a == b for key, (a, b) in same.items() if key != "preparation_s")
+
+
+def test_a_part_travels_exactly_and_alone() -> None:
+    rng = random.Random(0)
+    groups = [random_group(rng, prompt=3 + i, lengths=[1 + i, 5], index=i) for i in range(4)]
+    exact = completion([2**31 - 1], [-1e-300])
+    groups[0] = train_group([0], [exact, completion([7, 8], [-0.1, 5e-5])])
+    parts = share_out(groups, [[0.1, 1 / 3]] * 4, num_ranks=2, max_tokens=64)
+    assert sorted(group.index for part in parts for group in part.groups) == [0, 1, 2, 3]
+    for part in parts:
+        body = pack(part)
+        assert unpack(body) == part
+        others = {f'"g{i}"'.encode() for i in range(4)} - {
+            f'"g{group.index}"'.encode() for group in part.groups
+        }
+        assert not any(name in body for name in others)
 
 
 class Source:

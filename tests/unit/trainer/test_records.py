@@ -1,6 +1,7 @@
 import errno
 import json
 import math
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from services.errors import InvalidInputError, SupersededError
 from services.run_folder.events import read_events
 from services.run_folder.index import RolloutIndex
 from services.run_folder.index_line import RolloutFilter
-from services.run_folder.records import read_rollouts
+from services.run_folder.records import read_rollouts, record_lines
 from services.schemas.common import Sampling
 from services.schemas.groups import TrainGroup
 from services.schemas.prompts import PromptGroup
@@ -23,6 +24,7 @@ from trainer.ranks.watch import RankWatch
 from trainer.ranks.write_guard import WriteGuard
 from trainer.records.files import RunRecords, ledger_line, step_metrics
 from trainer.records.index_lines import MAX_NAMES, sampled_names
+from trainer.records.rollout_files import RolloutFiles
 from trainer.types import Outcome, StepBatch, UnusedGroup
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
@@ -91,7 +93,13 @@ def group(
 
 
 def rows(file: Path) -> list[int]:
-    return [json.loads(line)["step"] for line in file.read_text().splitlines()]
+    return [json.loads(line)["step"] for line in record_lines(file)]
+
+
+def write(records: RunRecords, step: int, groups: list[TrainGroup], logprobs: list[Any]) -> None:
+    """A step's groups, to their end."""
+    records.rollouts.write(step, groups, logprobs)
+    records.rollouts.wait()
 
 
 def test_resume_moves_uncommitted_lines_and_groups_aside(tmp_path: Path) -> None:
@@ -100,7 +108,7 @@ def test_resume_moves_uncommitted_lines_and_groups_aside(tmp_path: Path) -> None
     records.cut_to(0)
     for step in range(4):
         records.step({"step": step}, {"step": step, "group_ids": [f"g{step}"]})
-        records.rollouts.write(step, [group(step, [1.0, 2.0])], [[-0.1], [-0.1, -0.2]])
+        write(records, step, [group(step, [1.0, 2.0])], [[-0.1], [-0.1, -0.2]])
     with (folder / "metrics.jsonl").open("a") as stream:
         stream.write('{"step": 4, "torn')
     records = RunRecords(run, 0)
@@ -109,11 +117,11 @@ def test_resume_moves_uncommitted_lines_and_groups_aside(tmp_path: Path) -> None
     assert rows(folder / "ledger.jsonl") == [0, 1]
     assert len((folder / "rolled_back.jsonl").read_text().splitlines()) == 5
     assert [bool(read_rollouts(folder, step)) for step in range(4)] == [True, True, False, False]
-    aside = folder / "rollouts/rolled_back/step-000003.rank0.jsonl"
+    aside = folder / "rollouts/rolled_back/step-000003.rank0.jsonl.gz"
     assert rows(aside) == [3]
     records.step({"step": 2}, {"step": 2})
     assert rows(folder / "ledger.jsonl") == [0, 1, 2]
-    records.rollouts.write(3, [group(3, [1.0, 2.0])], [[-0.1], [-0.1, -0.2]])
+    write(records, 3, [group(3, [1.0, 2.0])], [[-0.1], [-0.1, -0.2]])
     RunRecords(run, 0).cut_to(2)
     assert rows(aside) == [3], (
         "the last attempt: a run that goes down again and again fills no disk"
@@ -147,9 +155,9 @@ def test_numbers_that_are_not_finite_stay_json(tmp_path: Path) -> None:
     records.cut_to(0)
     row = {"step": 0, "loss": math.nan, "grad_norm": math.inf, "terms": {"edge": -math.inf}}
     records.step(row, {"step": 0})
-    records.rollouts.write(0, [group(0, [1.0])], [[math.nan]])
-    for file in ("metrics.jsonl", "rollouts/step-000000.rank0.jsonl"):
-        json.loads((folder / file).read_text(), parse_constant=pytest.fail)
+    write(records, 0, [group(0, [1.0])], [[math.nan]])
+    for file in ("metrics.jsonl", "rollouts/step-000000.rank0.jsonl.gz"):
+        json.loads(record_lines(folder / file)[0], parse_constant=pytest.fail)
     wanted = {"step": 0, "loss": None, "grad_norm": None, "terms": {"edge": None}}
     assert json.loads((folder / "metrics.jsonl").read_text()) == wanted
 
@@ -167,7 +175,7 @@ def test_a_trainer_that_was_taken_for_dead_writes_nothing(tmp_path: Path) -> Non
     watch.enter("train", 0)
     guards[1].take(2)
     new.cut_to(0)
-    new.rollouts.write(0, [group(1, [1.0])], [[-0.5]])
+    write(new, 0, [group(1, [1.0])], [[-0.5]])
     before = {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()}
     writes: list[Callable[[], None]] = [
         lambda: old.rollouts.write(0, [group(1, [1.0])], [[-9.0]]),
@@ -177,9 +185,9 @@ def test_a_trainer_that_was_taken_for_dead_writes_nothing(tmp_path: Path) -> Non
         lambda: old.committed(9),
         lambda: old.cut_to(0),
     ]
-    for write in writes:
+    for each in writes:
         with pytest.raises(SupersededError, match="incarnation 2 of this run has started"):
-            write()
+            each()
     old.events.note("published", "nobody is told")
     watch.stop("it is superseded")
     assert {file: file.read_bytes() for file in folder.rglob("*") if file.is_file()} == before
@@ -195,17 +203,17 @@ def test_other_ranks_write_only_their_groups(tmp_path: Path) -> None:
     run, folder = settings(tmp_path), tmp_path / "run"
     other = RunRecords(run, 1)
     other.cut_to(0)
-    other.rollouts.write(0, [group(1, [1.0])], [[-0.1]])
+    write(other, 0, [group(1, [1.0])], [[-0.1]])
     assert not (folder / "metrics.jsonl").exists()
     main = RunRecords(run, 0)
-    main.rollouts.write(0, [group(0, [1.0])], [[-0.1]])
+    write(main, 0, [group(0, [1.0])], [[-0.1]])
     main.cut_to(0)
     assert [record.position for record in read_rollouts(folder, 0)] == [1]
 
 
 def test_a_group_is_recorded_whole_and_read_back(tmp_path: Path) -> None:
     records, made = RunRecords(settings(tmp_path), 0), group(7, [1.0, 3.0])
-    records.rollouts.write(5, [made], [[-0.25], [-0.5, math.nan]])
+    write(records, 5, [made], [[-0.25], [-0.5, math.nan]])
     (record,) = read_rollouts(tmp_path / "run", 5)
     assert (record.step, record.trace_id) == (5, TRACE)
     assert record.policy_logprobs[0] == [-0.25]
@@ -219,15 +227,24 @@ def test_a_group_is_recorded_whole_and_read_back(tmp_path: Path) -> None:
 def test_texts_with_line_ends_of_their_own_are_read_back(tmp_path: Path) -> None:
     records, made = RunRecords(settings(tmp_path), 0), group(7, [1.0, 3.0])
     made.rollout.completions[0].__dict__["text"] = "a\u2028b\u2029c\x85d\re"
-    records.rollouts.write(5, [made], [[-0.25], [-0.5, -0.5]])
+    write(records, 5, [made], [[-0.25], [-0.5, -0.5]])
     (record,) = read_rollouts(tmp_path / "run", 5)
     assert record.rollout.completions[0].text == "a\u2028b\u2029c\x85d\re"
 
 
 def test_a_group_that_is_cut_is_said(tmp_path: Path) -> None:
-    RunRecords(settings(tmp_path), 0).rollouts.write(5, [group(7, [1.0])], [[-0.25], [-0.5]])
-    (file,) = (tmp_path / "run/rollouts").glob("*.jsonl")
-    with file.open("a") as stream:
+    write(RunRecords(settings(tmp_path), 0), 5, [group(7, [1.0])], [[-0.25], [-0.5]])
+    (file,) = (tmp_path / "run/rollouts").glob("*.jsonl.gz")
+    earlier = file.with_suffix("")  # as an earlier release wrote it
+    earlier.write_bytes(record_lines(file)[0] + b"\n")
+    whole = file.read_bytes()
+    for cut in (whole[:-9], whole[:40] + b"?" + whole[41:], whole + b"{"):
+        file.write_bytes(cut)
+        with pytest.raises(InvalidInputError, match=r"step-000005.rank0.jsonl.gz is cut or damag"):
+            read_rollouts(tmp_path / "run", 5)
+    file.unlink()
+    assert [record.position for record in read_rollouts(tmp_path / "run", 5)] == [7]
+    with earlier.open("a") as stream:
         stream.write('{"step": 5, "pos')
     with pytest.raises(InvalidInputError, match=r"step-000005.rank0.jsonl:2 is cut or damaged"):
         read_rollouts(tmp_path / "run", 5)
@@ -236,14 +253,14 @@ def test_a_group_that_is_cut_is_said(tmp_path: Path) -> None:
 def test_old_groups_go_with_the_checkpoint_after_them(tmp_path: Path) -> None:
     records = RunRecords(settings(tmp_path, keep_rollouts=2), 0)
     for step in range(6):
-        records.rollouts.write(step, [group(step, [1.0])], [[-0.1]])
+        write(records, step, [group(step, [1.0])], [[-0.1]])
     assert len(list((tmp_path / "run/rollouts").iterdir())) == 6, "none is committed"
     records.committed(4)
     left = [bool(read_rollouts(tmp_path / "run", step)) for step in range(6)]
     assert left == [False, False, True, True, True, True]
     records.cut_to(4)
     records.committed(8)
-    aside = list((tmp_path / "run/rollouts").rglob("step-*.jsonl"))
+    aside = list((tmp_path / "run/rollouts").rglob("step-*.jsonl*"))
     assert aside == [], "those that were rolled back go too"
 
 
@@ -262,6 +279,7 @@ def test_the_index_says_where_each_group_is_and_what_is_in_it(tmp_path: Path) ->
         records.rollouts.write(5, groups[:1], logprobs)  # an attempt that was skipped
         records.rollouts.write(5, groups, logprobs)
         records.rollouts.finish(5, [])
+        records.close()
     index = RolloutIndex(folder)
     lines = index.page().lines
     assert [line.position for line in lines] == [7, 5, 3]
@@ -295,6 +313,7 @@ def test_groups_that_were_not_trained_on_are_kept_and_cut_with_their_step(tmp_pa
         ]
         records.rollouts.write(step, [group(2 + step, [1.0])], [[-0.1]])
         records.rollouts.finish(step, unused)
+    records.close()
     assert [len(read_rollouts(folder, step)) for step in range(2)] == [1, 1], "those trained on"
     index = RolloutIndex(folder)
     states = [(line.step, line.state) for line in index.page().lines]
@@ -309,7 +328,7 @@ def test_groups_that_were_not_trained_on_are_kept_and_cut_with_their_step(tmp_pa
     assert [line.step for line in index.page().lines] == [0, 0, 0]
     aside = folder / "rollouts/rolled_back"
     assert rows(aside / "index.rank0.jsonl") == [1, 1, 1]
-    assert rows(aside / "step-000001.unused.jsonl") == [1]
+    assert rows(aside / "step-000001.unused.jsonl.gz") == [1]
     records.committed(9)
     assert not list((folder / "rollouts").rglob("step-*")), "the index alone stays"
 
@@ -345,15 +364,61 @@ def test_groups_wait_for_room_on_a_full_disk(
     monkeypatch.setattr(Path, "write_bytes", write_bytes)
     monkeypatch.setattr(waiting, "PAUSE_S", 0.001)
     records = RunRecords(settings(tmp_path), 0)
-    records.rollouts.write(0, [group(3, [1.0])], [[-0.1]])
+    write(records, 0, [group(3, [1.0])], [[-0.1]])
     assert [record.position for record in read_rollouts(tmp_path / "run", 0)] == [3]
 
 
+def test_a_step_is_written_beside_the_next_and_a_checkpoint_waits_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written, gate = Path.write_bytes, threading.Event()
+
+    def write_bytes(path: Path, text: bytes) -> int:
+        assert gate.wait(60)
+        return written(path, text)
+
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
+    records = RunRecords(settings(tmp_path), 0)
+    records.rollouts.write(0, [group(3, [1.0])], [[-0.1]])
+    records.rollouts.finish(0, [])
+    assert RolloutIndex(tmp_path / "run").page().lines == []
+    threading.Timer(0.05, gate.set).start()
+    records.sync()
+    (line,) = RolloutIndex(tmp_path / "run").page().lines
+    assert RolloutIndex(tmp_path / "run").read_record(line).position == 3
+
+
+def test_what_fails_beside_a_step_is_raised_by_what_comes_next(tmp_path: Path) -> None:
+    """A later trainer has started after the call: nothing of the step is left, also no line."""
+
+    def check() -> None:
+        if threading.current_thread() is not threading.main_thread():
+            raise SupersededError(1)
+
+    methods: list[Callable[[RolloutFiles], None]] = [
+        lambda files: files.write(1, [], []),
+        lambda files: files.committed(1),
+        RolloutFiles.sync,
+        RolloutFiles.close,
+    ]
+    for method in methods:
+        files = RolloutFiles(tmp_path, rank=0, keep=0, check=check)
+        files.write(0, [group(3, [1.0])], [[-0.1]])
+        files.finish(0, [])
+        with pytest.raises(SupersededError):
+            method(files)
+        assert not list(tmp_path.iterdir())
+
+
 def test_metrics_of_a_step() -> None:
+    two_versions = group(1, [2.0, 2.0], version=3, status="no_answer")
+    two_versions.rollout.completions[1].policy_versions[:] = [
+        VersionSpan(policy_version=version, start=i, end=i + 1) for i, version in enumerate((3, 5))
+    ]
     batch = StepBatch(
         groups=[
             group(0, [1.0, 3.0], version=4),
-            group(1, [2.0, 2.0], version=3, status="no_answer"),
+            two_versions,
         ],
         outcome=Outcome(stale=["a"], dead=["b", "c"], replaced=["d"]),
     )
@@ -371,7 +436,7 @@ def test_metrics_of_a_step() -> None:
             "schema_violation": 0.0,
             "too_large": 0.0,
         },
-        "policy_lag_mean": 1.5,
+        "policy_lag_mean": pytest.approx((3 * 1 + 2 * 2 + 1 * 0) / 6),
         "policy_lag_max": 2,
         "num_groups": 2,
         "num_stale": 1,

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import save
 
 from services.errors import InvalidInputError, NotFoundError
-from services.schemas.weights import TensorEntry
-from tests.shm_versions import Arrays, ShmRun, ShmVersion, tensors_of
+from services.schemas.weights import DigestAlgorithm, TensorEntry
+from tests.shm_versions import HASHES, Arrays, ShmRun, ShmVersion, tensors_of
 from weight_sync.file_format import header_length, parse_header
 from weight_sync.transports.files import stage_file
 
@@ -20,7 +20,7 @@ from weight_sync.transports.files import stage_file
 def test_a_good_file_is_staged_and_readable_even_when_its_name_is_gone(shm_run: ShmRun) -> None:
     version = shm_run.write(3)
     content = version.file.read_bytes()
-    staged = stage_file(version.file, version.manifest.tensors)
+    staged = stage_file(version.file, version.manifest)
     version.file.unlink()
     assert staged.path.read_bytes() == content
     staged.close()
@@ -32,7 +32,7 @@ def test_nothing_there(shm_run: ShmRun) -> None:
     version = shm_run.write(3)
     version.file.unlink()
     with pytest.raises(NotFoundError, match="no weights at"):
-        stage_file(version.file, version.manifest.tensors)
+        stage_file(version.file, version.manifest)
 
 
 def test_a_symlink_is_not_followed(shm_run: ShmRun, tmp_path: Path) -> None:
@@ -42,7 +42,7 @@ def test_a_symlink_is_not_followed(shm_run: ShmRun, tmp_path: Path) -> None:
     version.file.unlink()
     version.file.symlink_to(elsewhere)
     with pytest.raises(NotFoundError):
-        stage_file(version.file, version.manifest.tensors)
+        stage_file(version.file, version.manifest)
 
 
 def test_a_symlinked_folder_is_not_followed(shm_run: ShmRun, tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_symlinked_folder_is_not_followed(shm_run: ShmRun, tmp_path: Path) -> 
     version.file.parent.symlink_to(moved)
     try:
         with pytest.raises(NotFoundError):
-            stage_file(version.file, version.manifest.tensors)
+            stage_file(version.file, version.manifest)
     finally:
         version.file.parent.unlink()
 
@@ -64,16 +64,18 @@ def test_a_pipe_neither_blocks_nor_passes(shm_run: ShmRun) -> None:
     version.file.unlink()
     os.mkfifo(version.file)
     with pytest.raises(NotFoundError, match="not a plain file"):
-        stage_file(version.file, version.manifest.tensors)
+        stage_file(version.file, version.manifest)
 
 
-def test_one_flipped_bit_is_found_and_named(shm_run: ShmRun) -> None:
-    version = shm_run.write(3)
+@pytest.mark.parametrize("algorithm", HASHES)
+def test_one_flipped_bit_is_found_and_named(shm_run: ShmRun, algorithm: DigestAlgorithm) -> None:
+    version = shm_run.write(3, algorithm=algorithm)
+    stage_file(version.file, version.manifest).close()
     content = bytearray(version.file.read_bytes())
     content[-1] ^= 1
     version.file.write_bytes(content)
-    with pytest.raises(InvalidInputError, match=r"norm\.weight: its sha256"):
-        stage_file(version.file, version.manifest.tensors)
+    with pytest.raises(InvalidInputError, match=rf"norm\.weight: its {algorithm}"):
+        stage_file(version.file, version.manifest)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,7 @@ def test_one_flipped_bit_is_found_and_named(shm_run: ShmRun) -> None:
     [
         ({"shape": [3, 4]}, r"embed\.weight is float32 \[4, 3\]"),
         ({"dtype": "bfloat16"}, r"embed\.weight is float32"),
-        ({"sha256": "0" * 64}, "sha256"),
+        ({"digest": "0" * 64}, "blake3"),
     ],
 )
 def test_the_manifest_says_something_else(
@@ -91,8 +93,9 @@ def test_the_manifest_says_something_else(
     tensors = dict(version.manifest.tensors)
     entry = tensors["embed.weight"].model_dump() | change
     tensors["embed.weight"] = TensorEntry.model_validate(entry)
+    manifest = version.manifest.model_copy(update={"tensors": tensors})
     with pytest.raises(InvalidInputError, match=message):
-        stage_file(version.file, tensors)
+        stage_file(version.file, manifest)
 
 
 @pytest.mark.parametrize(("missing_in", "name"), [("file", "norm.weight"), ("manifest", "extra")])
@@ -105,7 +108,7 @@ def test_names_differ(shm_run: ShmRun, missing_in: str, name: str) -> None:
         arrays[name] = np.zeros(2, np.float32)
     shm_run.write(3, arrays=arrays)
     with pytest.raises(InvalidInputError, match=f"{name} is not in the {missing_in}"):
-        stage_file(version.file, version.manifest.tensors)
+        stage_file(version.file, version.manifest)
 
 
 def _with_entry(version: ShmVersion, key: str, value: str) -> bytes:
@@ -156,7 +159,7 @@ def test_entries_that_readers_could_take_in_different_ways(
     version = shm_run.write(3)
     version.file.write_bytes(_with_entry(version, key, value))
     with pytest.raises(InvalidInputError, match=r"norm\.weight|no JSON header"):
-        stage_file(version.file, version.manifest.tensors)
+        stage_file(version.file, version.manifest)
 
 
 def _header(text: str) -> bytes:
@@ -209,7 +212,7 @@ def test_offsets_outside_the_file(shm_run: ShmRun, offsets: tuple[int, int]) -> 
     version = shm_run.write(3)
     version.file.write_bytes(_with_offsets(version, *offsets))
     with pytest.raises(InvalidInputError, match="offsets are wrong"):
-        stage_file(version.file, version.manifest.tensors)
+        stage_file(version.file, version.manifest)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +232,7 @@ def test_what_is_no_safetensors_at_all(shm_run: ShmRun, content: bytes) -> None:
     version = shm_run.write(3)
     version.file.write_bytes(content)
     with pytest.raises(InvalidInputError):
-        stage_file(version.file, version.manifest.tensors)
+        stage_file(version.file, version.manifest)
 
 
 def test_a_refused_file_is_not_kept_open(shm_run: ShmRun) -> None:
@@ -238,5 +241,5 @@ def test_a_refused_file_is_not_kept_open(shm_run: ShmRun) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
     for _ in range(20):
         with pytest.raises(InvalidInputError):
-            stage_file(version.file, version.manifest.tensors)
+            stage_file(version.file, version.manifest)
     assert len(list(Path("/proc/self/fd").iterdir())) <= before + 1

@@ -45,7 +45,7 @@ class GpuEngine(ToyEngine):
     failures = 0
 
     def __init__(self) -> None:
-        super().__init__(tokens_per_s=50_000, max_model_len=4096, gpu=GPU)
+        super().__init__(tokens_per_s=50_000, max_model_len=4096, gpus=(GPU,))
         self.groups: list[Rendezvous] = []
         self.loaded: list[tuple[Staged, WeightManifest]] = []
 
@@ -79,7 +79,7 @@ async def updater(
 
 def bare(manifest: WeightManifest) -> WeightManifest:
     """Without digests, as for bytes that never lie in a file."""
-    tensors = {n: e.model_copy(update={"sha256": None}) for n, e in manifest.tensors.items()}
+    tensors = {n: e.model_copy(update={"digest": None}) for n, e in manifest.tensors.items()}
     return manifest.model_copy(update={"tensors": tensors})
 
 
@@ -98,12 +98,15 @@ def stage_of(
 
 
 def commit_of(
-    manifest: WeightManifest, handles: dict[str, IpcHandle] | None = None
+    manifest: WeightManifest,
+    handles: dict[str, IpcHandle] | None = None,
+    *more: dict[str, IpcHandle],
 ) -> CommitRequest:
     return CommitRequest(
         policy_version=manifest.policy_version,
         checksum=manifest_checksum(manifest),
         ipc_handles=handles,
+        more_ipc_handles=list(more),
     )
 
 
@@ -207,14 +210,35 @@ async def test_ipc_takes_its_handles_with_the_commit(
     await updater.commit(commit_of(manifest, all_of_them))
     ((staged, _),) = engine.loaded
     assert isinstance(staged, StagedHandles)
-    assert staged.handles == all_of_them
+    assert staged.handles == {name: {"3f1c": one} for name, one in all_of_them.items()}
     assert updater.serving.policy_version == 1
+
+
+async def test_ipc_wants_a_handle_for_each_gpu_of_the_server(
+    updater: WeightUpdater, engine: GpuEngine, shm_run: ShmRun
+) -> None:
+    engine.gpus = (GPU, "GPU-77ab")
+    manifest = bare(shm_run.write(1).manifest)
+    await updater.stage(stage_of(manifest, "ipc"))
+    first, second = ({name: handle(gpu) for name in manifest.tensors} for gpu in engine.gpus)
+    for shares, message in (
+        ((first,), "of GPU 3f1c; this server is on GPU-3f1c, GPU-77ab"),
+        ((first, first), "of GPU 3f1c; this"),
+        ((first, {"norm.weight": second["norm.weight"]}), r"such as embed\.weight"),
+    ):
+        with pytest.raises(InvalidInputError, match=message):
+            await updater.commit(commit_of(manifest, *shares))
+    await updater.commit(commit_of(manifest, first, second))
+    ((staged, _),) = engine.loaded
+    assert isinstance(staged, StagedHandles)
+    expected = {n: {"3f1c": first[n], "77ab": second[n]} for n in manifest.tensors}
+    assert staged.handles == expected
 
 
 async def test_gpu_transports_need_a_gpu(
     updater: WeightUpdater, engine: GpuEngine, shm_run: ShmRun
 ) -> None:
-    engine.gpu = None
+    engine.gpus = ()
     manifest = bare(shm_run.write(1).manifest)
     for request in (stage_of(manifest, "ipc"), stage_of(manifest, "nccl", UNIQUE_ID)):
         with pytest.raises(InvalidInputError, match="has no GPU"):

@@ -277,7 +277,7 @@ async def test_catch_up(updater: WeightUpdater, shm_run: ShmRun) -> None:
     assert updater.serving.policy_version == 7
 
 
-@pytest.mark.parametrize("wrong", [{"sha256": None}, {"adapter": {"rank": 1, "alpha": 1}}])
+@pytest.mark.parametrize("wrong", [{"digest": None}, {"adapter": {"rank": 1, "alpha": 1}}])
 async def test_a_record_and_manifest_that_do_not_fit_are_not_the_end(
     updater: WeightUpdater, shm_run: ShmRun, wrong: dict[str, Any]
 ) -> None:

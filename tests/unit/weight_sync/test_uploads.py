@@ -1,7 +1,6 @@
 """Uploads: what is kept of them, and what is staged from them."""
 
 import asyncio
-import hashlib
 import os
 import resource
 import socket
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save
@@ -25,8 +25,8 @@ from services.errors import (
     UnavailableError,
     WaitTimeoutError,
 )
-from services.schemas.weights import StageRequest, Version
-from tests.shm_versions import ShmRun, ShmVersion, tensors_of
+from services.schemas.weights import DigestAlgorithm, StageRequest, Version
+from tests.shm_versions import HASHES, ShmRun, ShmVersion, tensors_of
 from tests.updaters import ToyEngine, pieces, settings_of, updater_of
 from weight_sync.file_format import MAX_HEADER_BYTES
 from weight_sync.transports import uploads
@@ -86,8 +86,11 @@ def test_hosts_with_one_tmpdir_have_spools_of_their_own(
     here.remove()
 
 
-async def test_an_upload_is_staged_and_served(updater: WeightUpdater, shm_run: ShmRun) -> None:
-    version = shm_run.write(1)
+@pytest.mark.parametrize("algorithm", HASHES)
+async def test_an_upload_is_staged_and_served(
+    updater: WeightUpdater, shm_run: ShmRun, algorithm: DigestAlgorithm
+) -> None:
+    version = shm_run.write(1, algorithm=algorithm)
     await send(updater, version)
     version.file.unlink()
     await updater.stage(by_http(version))
@@ -175,12 +178,13 @@ async def test_a_second_upload_replaces_the_first_but_not_what_is_staged(
     assert updater.serving.checksum == second.checksum
 
 
+@pytest.mark.parametrize("algorithm", HASHES)
 async def test_other_bytes_or_other_tensors_than_the_manifest_s(
-    updater: WeightUpdater, shm_run: ShmRun
+    updater: WeightUpdater, shm_run: ShmRun, algorithm: DigestAlgorithm
 ) -> None:
-    version = shm_run.write(1)
+    version = shm_run.write(1, algorithm=algorithm)
     await send(updater, version, save(tensors_of(2)))
-    with pytest.raises(InvalidInputError, match="sha256"):
+    with pytest.raises(InvalidInputError, match=algorithm):
         await updater.stage(by_http(version))
     await send(updater, version, save({"embed.weight": tensors_of(1)["embed.weight"]}))
     with pytest.raises(InvalidInputError, match=r"norm\.weight is not in the file"):
@@ -267,6 +271,21 @@ async def test_a_full_spool_says_so_and_takes_the_version_when_there_is_room(
     assert updater.serving.policy_version == 1
 
 
+async def test_a_piece_stays_as_it_is_while_the_next_one_fills(
+    updater: WeightUpdater, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is written and hashed meanwhile."""
+    monkeypatch.setattr(uploads, "_PIECE_BYTES", 10)
+    content = bytes(range(64))
+    for size in (3, 10, 64):
+        whole, before, copy = b"", memoryview(b""), b""
+        async for piece in updater._uploads._pieces(pieces(content, size)):
+            assert before == copy
+            before, copy = piece, bytes(piece)
+            whole += copy
+        assert whole == content
+
+
 @given(
     shapes=st.lists(st.lists(st.integers(0, 4), max_size=3), max_size=5),
     sizes=st.lists(st.integers(1, 60), min_size=1),
@@ -289,4 +308,4 @@ def test_pieces_of_any_size_give_the_same_digests(
     assert path.read_bytes() == content
     assert header.keys() == digests.keys() == arrays.keys()
     for name, array in arrays.items():
-        assert digests[name] == hashlib.sha256(array.tobytes()).hexdigest()
+        assert digests[name] == blake3(array.tobytes()).hexdigest()

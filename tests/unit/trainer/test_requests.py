@@ -1,0 +1,97 @@
+"""Groups are asked for as there is room, with prompts that were made before."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scene_data.dataset import Sample
+from scene_data.sampler import EpochSampler
+from services.redis.client import connect
+from services.redis.keys import PROMPT_LANES
+from services.schemas.prompts import PromptGroup
+from services.settings import Settings
+from services.telemetry import Tracing
+from tests.memory_queue import MemoryQueue
+from tests.train_groups import noise_sample
+from trainer.collection.cursor import Cursor
+from trainer.collection.group_pool import GroupPool
+from trainer.collection.image_sharing import ImageSharing
+from trainer.collection.prompts import PromptSource
+from trainer.collection.requests import GroupRequests
+from trainer.records.tracing import SERVICE, GroupTraces
+
+GROUPS, ROWS = 2, 12
+
+
+class Rows(list[Sample]):
+    """Notes which rows are read."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        super().__init__(samples)
+        self.read: list[int] = []
+
+    def __getitem__(self, index: Any) -> Any:
+        self.read.append(index)
+        return super().__getitem__(index)
+
+
+def requests_of(settings: Settings, rows: Rows, queue: MemoryQueue) -> GroupRequests:
+    prompts = PromptSource(settings, rows, [7])  # type: ignore[arg-type]
+    return GroupRequests(
+        queue,
+        GroupPool(settings.trainer, settings.algorithm),
+        prompts,
+        Cursor(),
+        ImageSharing(settings, connect(settings.redis)),
+        GroupTraces(Tracing(SERVICE, None)),
+        num_ahead=GROUPS,
+    )
+
+
+async def asked(queue: MemoryQueue) -> list[PromptGroup]:
+    """All that is on the queue, once, in whatever order its lanes have."""
+    found = list[PromptGroup]()
+    while (lease := await queue.claim(PROMPT_LANES, "s", lease_s=60, block_s=0)) is not None:
+        found.append(PromptGroup.model_validate_json(lease.body))
+    return found
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings.model_validate(
+        {
+            "run": {"name": "run", "root": str(tmp_path)},
+            "model": {"path": "unused", "box_space": "relative_1000"},
+            "data": {"train": "unused", "template": "toy"},
+            "trainer": {"groups_per_step": GROUPS, "group_size": 2, "max_policy_lag": 0},
+        }
+    )
+
+
+async def test_the_next_steps_prompts_are_made_while_there_is_no_room(settings: Settings) -> None:
+    order = EpochSampler(ROWS, settings.run.seed)
+    rows = [order.at(position)[1] for position in range(ROWS)]
+    samples = [noise_sample(random.Random(i)) for i in range(ROWS)]
+    samples[rows[3]] = replace(samples[rows[3]], image_bytes=b"")
+    dataset, queue = Rows(samples), MemoryQueue()
+    requests = requests_of(settings, dataset, queue)
+    await requests.fill()
+    first = await asked(queue)
+    assert {prompt.index for prompt in first} == set(rows[:2])
+    for _, made in requests._ahead:
+        made.exception()
+    assert sorted(dataset.read) == sorted(rows[:4]), "a step ahead, and no more"
+    assert requests.pool.num_sampling == GROUPS
+    for prompt in first:
+        requests.pool.close(prompt.work_id)
+    requests.pool.policy_version = 1
+    await requests.fill()
+    second = await asked(queue)
+    assert {prompt.index for prompt in second} == {rows[2], rows[4]}
+    assert {prompt.min_policy_version for prompt in second} == {1}
+    assert [unused.position for unused in requests.pool._unused] == [3], "only now it is dead"
+    requests.close()
