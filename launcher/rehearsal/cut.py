@@ -47,7 +47,7 @@ def cut_settings(recipe: Settings, folder: Path, *, num_gpus: int, max_tokens: i
         num_gpus: Of this machine; 0: it rehearses on the CPU.
         max_tokens: Tokens that a completion gets, at most the recipe's.
     """
-    ranks, servers = _shares(recipe, num_gpus)
+    ranks, servers, size = _shares(recipe, num_gpus)
     tokens = min(max_tokens, recipe.sampling.max_tokens)
     micro_batch = recipe.sft.micro_batch_size if num_gpus else 1
     tables: Tables = {
@@ -68,6 +68,7 @@ def cut_settings(recipe: Settings, folder: Path, *, num_gpus: int, max_tokens: i
         "records": {"tensorboard": False, "wandb": False, "trackio": False},
         **_on_this_host(),
     }
+    tables["rollout"]["tensor_parallel_size"] = size
     cut = recipe.changed(**tables)
     return cut if num_gpus else cut.changed(**_on_cpu(cut))
 
@@ -88,16 +89,18 @@ def changes(recipe: Settings, cut: Settings) -> list[Change]:
     ]
 
 
-def _shares(recipe: Settings, num_gpus: int) -> tuple[int, int]:
-    """Ranks and servers: as many as the recipe has, where there are GPUs for them."""
+def _shares(recipe: Settings, num_gpus: int) -> tuple[int, int, int]:
+    """Ranks, servers and GPUs of each: as many as the recipe has, where there are GPUs for them."""
     ranks, servers = recipe.trainer.num_ranks, recipe.cluster.num_rollout_servers
+    size = recipe.rollout.tensor_parallel_size
     if num_gpus <= 1:
-        return 1, 1
-    if recipe.shares_gpus:
-        ranks = min(ranks, num_gpus)
-        return ranks, min(servers, ranks)
-    ranks = min(ranks, max(1, num_gpus // 2, num_gpus - servers))
-    return ranks, min(servers, num_gpus - ranks)
+        return 1, 1, 1
+    most = num_gpus if recipe.shares_gpus else max(num_gpus // 2, num_gpus - ranks)
+    while size > most:
+        size //= 2
+    servers = max(1, min(servers, most // size))
+    ranks = min(ranks, num_gpus if recipe.shares_gpus else num_gpus - servers * size)
+    return ranks, min(servers, ranks // size) if recipe.shares_gpus else servers, size
 
 
 def _on_this_host() -> Tables:

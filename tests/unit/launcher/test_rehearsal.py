@@ -103,6 +103,9 @@ def test_on_gpus_the_transport_stays_and_ranks_are_those_that_fit(tmp_path: Path
     assert shares(1)[:2] == (1, 1)
     ipc = ("r1-sgg/vg150-closed-2b-zero", "weights.transport=ipc", "deploy.kind=colocated")
     assert shares(4, *ipc) == (4, 4, "ipc")
+    two = "rollout.tensor_parallel_size=2"
+    assert shares(4, "r1-sgg/vg150-closed-2b-zero", two) == (2, 1, "nccl")
+    assert shares(4, *ipc, two) == (4, 2, "ipc")
 
 
 def test_completions_are_as_long_as_there_is_time_for(tmp_path: Path) -> None:

@@ -175,7 +175,11 @@ def test_of_sft_says_what_is_trained_on_what_and_its_memory(tmp_path: Path) -> N
             r"gpu_memory_utilization = 0.2 of 10.0 GiB has no room for a KV cache",
         ),
         (
-            {"cluster": {"gpu_memory_gib": 4}, "rollout": {"tensor_parallel_size": 2}},
+            {
+                "cluster": {"gpu_memory_gib": 4},
+                "rollout": {"tensor_parallel_size": 2},
+                "deepspeed": {"zero_stage": 0},
+            },
             r"0.85 of 4.0 GiB has no room .*: raise it, or rollout.tensor_parallel_size$",
         ),
         (
