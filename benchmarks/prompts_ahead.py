@@ -42,7 +42,7 @@ WIDTH, HEIGHT = 1024, 768
 NUM_IMAGES = 16
 """Different ones; rows take turns."""
 STEPS = 5
-TRAIN_S = 8.0
+TRAIN_S = 4.0
 SAMPLING_S = 1.0
 NUM_SERVERS = 8
 

@@ -54,6 +54,7 @@ from services.schemas.weights import (
     manifest_checksum,
 )
 from services.settings import Settings, dump_settings
+from weight_sync.digests import ALGORITHM
 from weight_sync.transports.files import describe_file, private_folder
 from weight_sync.transports.shm import shm_file
 
@@ -215,6 +216,7 @@ class Service:
             incarnation=1,
             step=policy_version,
             vision_trained=True,
+            algorithm=ALGORITHM,
             tensors=describe_file(shm_file(self._settings.run.name, Version(1, policy_version))),
         )
         checksum = manifest_checksum(manifest)

@@ -54,7 +54,7 @@ def run(load: Load, model: Path, steps: int, dtype: str, checkpointing: bool) ->
         return preparation(part)
 
     # The first pass finds the logprobs of the start weights, as a sampler would have reported them.
-    scored = engine.train_step(prepare(batch).micro_batches, 0.0)
+    scored = engine.train_step(prepare(batch).mini_batches, 0.0)
     batch = _with_logprobs(batch, scored.policy_logprobs)
     clock = Phases(engine.device)
     clock.watch(engine)
@@ -62,7 +62,7 @@ def run(load: Load, model: Path, steps: int, dtype: str, checkpointing: bool) ->
     for _ in range(steps):
         start = clock.now()
         with_tensors = clock.timed("preparation", partial(prepare, batch))()
-        output = engine.train_step(with_tensors.micro_batches, LEARNING_RATE)
+        output = engine.train_step(with_tensors.mini_batches, LEARNING_RATE)
         seconds.append(clock.now() - start)
         norms.append(output.grad_norm)
     peak, rise = memory.total_mib(), memory.mib()
@@ -88,7 +88,7 @@ def _waits(
         start = time.perf_counter()
         prepared = batches.prepared()
         waits.append(time.perf_counter() - start)
-        engine.train_step(prepared.micro_batches, LEARNING_RATE)
+        engine.train_step(prepared.mini_batches, LEARNING_RATE)
     return waits[1:]
 
 

@@ -54,6 +54,11 @@ def _steps(settings: Settings) -> Iterator[str]:
     )
     if (size := settings.rollout.tensor_parallel_size) > 1:
         step += f" of {size} GPUs"
+    algorithm = settings.algorithm
+    updates = algorithm.num_iterations * algorithm.num_mini_batches
+    if updates > 1:
+        size = trainer.groups_per_step // algorithm.num_mini_batches
+        step += f"; {updates} updates of {counted(size, 'image')}"
     try:
         rows = len(opened(name, settings.data.task))
     except InvalidInputError:

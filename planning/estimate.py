@@ -38,7 +38,7 @@ def estimate_memory(settings: Settings, shape: ModelShape, *, on_gpu: bool = Tru
         GiB by what holds them.
     """
     trainer, sampling = settings.trainer, settings.sampling
-    groups = trainer.groups_per_step // trainer.num_ranks
+    groups = trainer.groups_per_step // trainer.num_ranks // settings.algorithm.num_mini_batches
     of_all = groups * _group_tokens(settings)
     tokens = max(settings.rollout.max_model_len, min(trainer.tokens_per_micro_batch, of_all))
     image_tokens = settings.model.max_pixels / shape.patch_size**2 / _MERGE
@@ -47,6 +47,7 @@ def estimate_memory(settings: Settings, shape: ModelShape, *, on_gpu: bool = Tru
     step = _Step(settings, shape, on_gpu=on_gpu)
     kept = _kept(settings, shape, tokens=tokens, images=images)
     kept["attention mask"] = weight_bytes(settings) * min(_group_tokens(settings), tokens) ** 2
+    kept["float32 head"] = _float32_head(settings, shape)
     heads = step.heads(scored * shape.vocab_size)
     several = of_all > trainer.tokens_per_micro_batch
     moments = step.moments(kept, heads, tokens=tokens, images=images, several=several)
@@ -223,6 +224,12 @@ def _publishing(settings: Settings, shape: ModelShape) -> Parts:
 
 def _fullest(moments: list[Parts]) -> Parts:
     return max(moments, key=lambda parts: sum(parts.values()))
+
+
+def _float32_head(settings: Settings, shape: ModelShape) -> float:
+    """Bytes of the copy that a micro batch's backward pass waits with."""
+    copied = settings.trainer.float32_head and settings.model.dtype == "bfloat16"
+    return 4.0 * shape.vocab_size * shape.hidden_size * copied
 
 
 def num_trainable(settings: Settings, shape: ModelShape) -> int:

@@ -1,11 +1,11 @@
 """TRL's own advantages and losses on given tensors: what ours are tested against.
 
-`_generate_and_score_completions` and `_compute_loss` are TRL's code. What needs a model, a sampler
-or reward functions is replaced by tensors.
+`_prepare_inputs`, `_generate_and_score_completions` and `_compute_loss` are TRL's code. What needs
+a model, a sampler or reward functions is replaced by tensors.
 """
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +17,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 END, OTHER, PAD = 1, 2, 0
 """Token ids: a completion that does not end in END is a truncated one to TRL."""
+FIRST = 10
+"""The prompt of completion i is the token FIRST + i, so that it is known where TRL has put it."""
 OF_TRAINER = (
     "beta",
     "entropy_coef",
@@ -46,7 +48,7 @@ class StepTensors:
     """One step of N completions, in groups, of at most L tokens; float64, 0 beyond their ends."""
 
     policy_logprobs: Tensor
-    """[N, L]"""
+    """[N, L] of the policy before the first update."""
     rollout_logprobs: Tensor
     """[N, L]"""
     ref_logprobs: Tensor
@@ -70,10 +72,12 @@ class TrlOracle(GRPOTrainer):  # type: ignore[misc]
         config: Fields of GRPOConfig.
     """
 
-    def __init__(self, step: StepTensors, **config: Any) -> None:
+    def __init__(self, step: StepTensors, *, steps_per_generation: int = 1, **config: Any) -> None:
         self.step = step
+        self.policy: Callable[[], Tensor] = lambda: step.policy_logprobs
         self.args = GRPOConfig(
-            per_device_train_batch_size=len(step.lengths),
+            per_device_train_batch_size=len(step.lengths) // steps_per_generation,
+            steps_per_generation=steps_per_generation,
             gradient_accumulation_steps=1,
             num_generations=step.group_size,
             use_cpu=True,
@@ -97,6 +101,7 @@ class TrlOracle(GRPOTrainer):  # type: ignore[misc]
         self._logs: dict[str, Any] = defaultdict(list, rewards=defaultdict(list))
         self._pending_extra_logs: dict[str, Any] = {}
         self._pending_metrics: dict[str, Any] = {}
+        self._buffered_inputs = None
 
     def advantages_and_loss(self, old_logprobs: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Advantages [N] and the loss [], with gradient to `policy_logprobs`.
@@ -108,6 +113,22 @@ class TrlOracle(GRPOTrainer):  # type: ignore[misc]
         if old_logprobs is not None:
             inputs["old_per_token_logps"] = old_logprobs
         return inputs["advantages"], self._compute_loss(self.model, inputs)
+
+    def update(self, number: int, policy: Callable[[], Tensor]) -> tuple[list[int], Tensor]:
+        """The loss of an update, of which a step has num_iterations times steps_per_generation.
+
+        Args:
+            number: From 0.
+            policy: Gives policy_logprobs [N, L] as they are now.
+
+        Returns:
+            Which completions TRL has put into the mini-batch, and the loss [].
+        """
+        self.policy, self._step = policy, number
+        inputs = self._prepare_inputs([{"prompt": "p"}] * len(self.step.lengths))
+        self._metrics["train"].clear()
+        rows = inputs["prompt_ids"][:, 0] - FIRST
+        return rows.tolist(), self._compute_loss(self.model, inputs)
 
     @property
     def names(self) -> set[str]:
@@ -127,16 +148,25 @@ class TrlOracle(GRPOTrainer):  # type: ignore[misc]
         ]
         rows = zip(step.rollout_logprobs.tolist(), step.lengths, strict=True)
         logprobs = [row[:length] for row, length in rows]
-        return [[OTHER]] * len(ids), ids, None, ["" for _ in ids], logprobs, {}, None, None
+        return (
+            [[FIRST + i] for i in range(len(ids))],
+            ids,
+            None,
+            ["" for _ in ids],
+            logprobs,
+            {},
+            None,
+            None,
+        )
 
     def _calculate_rewards(self, *_: Any) -> Tensor:
         return self.step.terms
 
     def _get_per_token_logps_and_entropies(
-        self, model: Any, *_: Any, **__: Any
+        self, model: Any, input_ids: Tensor, *_: Any, **__: Any
     ) -> tuple[Tensor, Tensor, None]:
-        step = self.step
-        logprobs = step.ref_logprobs if model is self.ref_model else step.policy_logprobs
+        step, rows = self.step, input_ids[:, 0] - FIRST
+        logprobs = step.ref_logprobs if model is self.ref_model else self.policy()
         if not torch.is_grad_enabled():
             logprobs = logprobs.detach()
-        return logprobs, step.entropies, None
+        return logprobs[rows], step.entropies[rows], None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from services.errors import SggError
 from services.schemas.groups import TrainGroup
-from trainer.policy.engine import StepOutput
+from trainer.policy.updates import StepOutput
 from trainer.ranks.group import Ranks
 from trainer.types import StepBatch
 
@@ -60,6 +60,39 @@ def explain_skipped(
             )
 
     ranks.from_main(tell, None)
+
+
+def explain_skipped_updates(
+    step: int, groups: Sequence[TrainGroup], output: StepOutput, ranks: Ranks
+) -> tuple[list[str], str]:
+    """Say in the log which updates of a step were skipped; every rank calls it.
+
+    Args:
+        step: Other updates of which were made.
+        groups: This rank's.
+        output: What the engine said of them.
+        ranks: The trainer's.
+
+    Returns:
+        On rank 0 the ids of the groups that no update has learnt from, of all ranks; elsewhere this
+        rank's. And what was said.
+    """
+    num_mini_batches = len(output.grad_norms[0])
+    size = len(groups) // num_mini_batches
+    places = output.skipped_mini_batches
+    mine = _ids([group for i in places for group in groups[i * size : (i + 1) * size]])
+    others = ranks.gather(None if ranks.is_main else mine, list[str])
+    names = [name for each in (mine, *others) for name in each]
+    num_updates = len(output.grad_norms) * num_mini_batches
+    said = (
+        f"{output.num_skipped_updates} of {num_updates} updates of step {step} were skipped, since "
+        "a number was not finite"
+    )
+    if names:
+        said += f": nothing was learnt from {_listed(names)}"
+    if ranks.is_main:
+        logger.warning(said)
+    return names, said
 
 
 def not_finite(

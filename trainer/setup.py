@@ -165,4 +165,5 @@ def _parts(settings: Settings, groups: Sequence[TrainGroup]) -> list[RankBatch]:
         [weights[i : i + size] for i in range(0, len(weights), size)],
         num_ranks=settings.trainer.num_ranks,
         max_tokens=settings.trainer.tokens_per_micro_batch,
+        num_mini_batches=settings.algorithm.num_mini_batches,
     )

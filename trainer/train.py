@@ -43,8 +43,8 @@ def train_steps(run: TrainingRun) -> None:
     """Step s trains policy version s and publishes version s + 1.
 
     A step is committed by the next checkpoint: after a crash the run goes back to it, and what was
-    done since is done again. A step in which a number is not finite is tried again with other
-    groups.
+    done since is done again. An update in which a number is not finite is skipped; a step all of
+    whose updates are is tried again with other groups.
     """
     with run.stoppable():
         for step in run.steps():
@@ -53,7 +53,7 @@ def train_steps(run: TrainingRun) -> None:
             with run.phase("prepare"):
                 prepared = run.batches.prepared()
             with run.phase("train"):
-                output = run.engine.train_step(prepared.micro_batches, run.learning_rate(step))
+                output = run.engine.train_step(prepared.mini_batches, run.learning_rate(step))
                 learned = run.ranks.combine(output.stats) | prepared.metrics
             with run.phase("record"):
                 run.records.rollouts.write(step, prepared.groups, output.policy_logprobs)
@@ -61,7 +61,9 @@ def train_steps(run: TrainingRun) -> None:
                 run.skip(step, batch, prepared.groups, output)
                 continue
             batch = batch.after(run.skipped)
+            if output.num_skipped_updates:
+                batch = run.without_skipped(step, batch, prepared.groups, output)
             with run.phase("publish"):
                 run.connection.publish(run.engine.weights(), step + 1, batch)
-            run.record(step, batch, learned | {"grad_norm": output.grad_norm})
+            run.record(step, batch, learned | output.metrics)
             run.commit_if_due()

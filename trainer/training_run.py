@@ -11,8 +11,9 @@ from trainer.algorithms.schedule import learning_rate
 from trainer.batches.preparation import PreparedBatches
 from trainer.checkpoints.checkpoint import CheckpointStore
 from trainer.connection import ServiceConnection
-from trainer.not_finite import explain_skipped
-from trainer.policy.engine import PolicyEngine, StepOutput
+from trainer.not_finite import explain_skipped, explain_skipped_updates
+from trainer.policy.engine import PolicyEngine
+from trainer.policy.updates import StepOutput
 from trainer.ranks.group import Ranks
 from trainer.ranks.stop import StopAskedError, StopRequest
 from trainer.ranks.write_guard import WriteGuard
@@ -88,6 +89,18 @@ class TrainingRun:
         explain_skipped(step, self.skipped, groups, output, self.ranks)
         self.connection.skip(batch)
         self.connection.look_for_stop()
+
+    def without_skipped(
+        self, step: int, batch: StepBatch, groups: Sequence[TrainGroup], output: StepOutput
+    ) -> StepBatch:
+        """The batch of a step some of whose updates were skipped.
+
+        The others have changed weights, so the step counts and its version is published. The ledger
+        tells the groups that no update has learnt from as skipped.
+        """
+        names, said = explain_skipped_updates(step, groups, output, self.ranks)
+        self.records.events.note("skipped", said)
+        return batch.with_skipped(names)
 
     def record(self, step: int, batch: StepBatch, learned: dict[str, float]) -> None:
         """The step is done: write its lines. The time of a checkpoint counts in the next step."""

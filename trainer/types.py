@@ -37,7 +37,8 @@ class Outcome(Message):
     """Group ids of zero variance in their rewards (`algorithm.dynamic_sampling`); others took their
     place."""
     skipped: list[str] = Field(default_factory=list)
-    """Group ids of batches whose optimizer step was skipped, since a number was not finite."""
+    """Group ids of batches and mini-batches all of whose updates were skipped, since a number was
+    not finite."""
     positions: list[int] = Field(default_factory=list)
     """Positions of dead, replaced and skipped groups: done with this step."""
 
@@ -62,6 +63,13 @@ class StepBatch(Message):
     sampler_idle_fraction: float | None = None
     """Share of the rollout servers' time since the last batch in which they had nothing to sample
     (`trainer.collection.idle`); None where no server was seen."""
+
+    def with_skipped(self, group_ids: Sequence[str]) -> "StepBatch":
+        """This batch, some of whose own groups gave no update."""
+        skipped = [*self.outcome.skipped, *group_ids]
+        return self.model_copy(
+            update={"outcome": self.outcome.model_copy(update={"skipped": skipped})}
+        )
 
     def after(self, skipped: Sequence["StepBatch"]) -> "StepBatch":
         """This batch, whose step also does away with the groups of those that were skipped."""

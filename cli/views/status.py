@@ -94,10 +94,16 @@ def _row(server: ServerRecord, policy: PolicyRecord | None) -> list[Text]:
         Text(server.server_id),
         Text(server.state, style=_STATE_STYLES.get(server.state, "yellow")),
         _version(server, policy),
-        Text(", ".join(gpu[:12] for gpu in server.gpus) or "-"),
+        Text(_gpus(server)),
     ]
     load = f"{server.groups_in_flight}/{server.groups_limit}"
     return cells + [Text(t) for t in (load, f"{server.tokens_per_s:,.0f}", f"{server.groups_done}")]
+
+
+def _gpus(server: ServerRecord) -> str:
+    """Example: `GPU-6a1e0f2c +3`, a server of four."""
+    first, *more = server.gpus or ["-"]
+    return first[:12] + (f" +{len(more)}" if more else "")
 
 
 def _version(server: ServerRecord, policy: PolicyRecord | None) -> Text:

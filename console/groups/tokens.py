@@ -92,13 +92,17 @@ def _clipped(
     nowhere: list[Clipped] = [""] * len(gaps)
     known = [gap for gap in gaps if gap is not None]
     if algorithm.old_logprobs == "trainer" or advantage is None or len(known) < len(gaps):
-        return nowhere  # ratios are 1, or not known
+        return nowhere  # ratios are 1 in the first update, or not known
     if algorithm.loss == "gspo" and known:
         known = [math.fsum(known) / len(known)] * len(known)
     return [_bound(_exp(gap) or 0.0, advantage, algorithm) for gap in known]
 
 
 def _bound(ratio: float, advantage: float, algorithm: AlgorithmSettings) -> Clipped:
+    if algorithm.loss == "sapo":
+        return ""  # its gradient fades, and is never cut off
+    if algorithm.delta and ratio > algorithm.delta and advantage < 0:
+        return "high"
     if ratio > 1 + algorithm.clip_high and (advantage > 0 or algorithm.loss == "cispo"):
         return "high"
     if ratio < 1 - algorithm.clip_low and advantage < 0 and algorithm.loss != "cispo":

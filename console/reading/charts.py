@@ -25,7 +25,10 @@ class Chart:
     source: Source = "steps"
 
 
-_CLIPPED = ("clip_fraction", "clip_low_fraction", "clip_high_fraction")
+_CLIPPED = (
+    *("clip_fraction", "clip_low_fraction", "clip_high_fraction", "clip_delta_fraction"),
+    "clip_fraction_by_iteration/",
+)
 _HELDOUT = ("triplet_f1", "triplet_recall", "object_f1", "mean_predicate_recall")
 _LENGTHS = ("completion_length_mean", "completion_length_max")
 CHARTS = (

@@ -3,6 +3,7 @@
 # the settings' rollout.tensor_parallel_size, none of which another holds, from the last down (the
 # trainer has the first), and holds them until it ends.
 wanted=$(sed -n 's/^tensor_parallel_size = //p' "$1")
+: "${wanted:=1}"
 shift
 gpus=$(nvidia-smi --query-gpu=index --format=csv,noheader) || {
   echo "own-gpus: nvidia-smi finds no GPU in this container: $gpus" >&2

@@ -57,7 +57,7 @@ def cut_settings(recipe: Settings, folder: Path, *, num_gpus: int, max_tokens: i
         "trainer": {
             "num_ranks": ranks,
             "num_steps": NUM_STEPS,
-            "groups_per_step": ranks,
+            "groups_per_step": ranks * recipe.algorithm.num_mini_batches,
             "checkpoint_every": KILL_AFTER,
             "keep_checkpoints": 1,
             "warmup_steps": 0,

@@ -88,15 +88,20 @@ def _sampling(settings: Settings, cluster: Cluster, shape: ModelShape) -> RateTa
 
 def _training(settings: Settings, cluster: Cluster, shape: ModelShape) -> RateTable:
     hardware, trainer = cluster.hardware, settings.trainer
-    passes = 8 if trainer.gradient_checkpointing else 6
+    algorithm = settings.algorithm
+    updates = algorithm.num_iterations * algorithm.num_mini_batches
+    passes = algorithm.num_iterations * (8.0 if trainer.gradient_checkpointing else 6.0)
+    passes += 2 * (1 - 1 / algorithm.num_mini_batches)  # before the first update
     flops = hardware.flops.value * hardware.training_share.value
     gradients = 2 * version_bytes(settings, shape)
     states = (12 + 2) * num_trainable(settings, shape)
     return {
-        "token_s": _given(passes * shape.language / flops, f"{passes} FLOP a parameter and token"),
+        "token_s": _given(
+            passes * shape.language / flops, f"{passes:g} FLOP a parameter and token"
+        ),
         "fixed_s": _given(
-            gradients / hardware.link_bytes_per_s.value + hardware.step_s.value,
-            "gradients twice over a GPU's link, and step_s",
+            updates * (gradients / hardware.link_bytes_per_s.value + hardware.step_s.value),
+            "gradients twice over a GPU's link, and step_s, for each update",
         ),
         "doubling_efficiency": _given(
             0.97, "of every doubling of the trainer's GPUs", "assumption"

@@ -96,7 +96,8 @@ class Planner:
             beside_training=lag > 0 and traits.through_file,
             checkpoint_every=settings.trainer.checkpoint_every,
         )
-        divisors = [i for i in range(1, groups_per_step + 1) if groups_per_step % i == 0]
+        mini_batch = max(1, groups_per_step // settings.algorithm.num_mini_batches)
+        divisors = [i for i in range(1, mini_batch + 1) if mini_batch % i == 0]
         if traits.same_gpu:
             possible = [rank for rank in divisors if rank <= num_gpus and rank % size == 0]
         else:

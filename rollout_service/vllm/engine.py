@@ -19,6 +19,7 @@ from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
 from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.executor.abstract import Executor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
 from rollout_service.engine import Engine, EngineResult, GroupRequest, check_images, compare_tensors
@@ -324,11 +325,7 @@ def engine_args(settings: Settings) -> AsyncEngineArgs:
         served_model_name=served_name(settings),
         dtype=model.dtype,
         tensor_parallel_size=rollout.tensor_parallel_size,
-        # Also on a CPU one worker is in the engine's process, as on one GPU: vLLM's own choice is
-        # another process, for the sake of binding threads to cores, which this service turns off.
-        distributed_executor_backend=(
-            UniProcExecutor if rollout.tensor_parallel_size == 1 else TensorParallelExecutor
-        ),
+        distributed_executor_backend=_executor(rollout.tensor_parallel_size),
         # The second for the language model inside a vision model, where vLLM makes the logits.
         hf_overrides={
             "head_dtype": model.head_dtype,
@@ -355,6 +352,17 @@ def engine_args(settings: Settings) -> AsyncEngineArgs:
         **lora_args(settings),
         **memory,
     )
+
+
+def _executor(size: int) -> type[Executor] | None:
+    """What runs the workers; None for vLLM's choice, which is the engine's process for one GPU.
+
+    So it is for one worker on a CPU here: vLLM's own choice is another process, for the sake of
+    binding threads to cores, which this service turns off.
+    """
+    if size > 1:
+        return TensorParallelExecutor
+    return UniProcExecutor if current_platform.is_cpu() else None
 
 
 def _checkpoint_shapes(path: str, *, download: bool = False) -> dict[str, Shape]:

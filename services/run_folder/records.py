@@ -41,7 +41,8 @@ class RolloutRecord(TrainGroup):
     step: int
     """From 0; also the policy_version that was trained."""
     policy_logprobs: list[list[float | None]]
-    """[completion][token] of the trainer before the step's update; null where it is not finite."""
+    """[completion][token] of the trainer before the step's first update; null where it is not
+    finite."""
     trace_id: str | None
     """The trace of the group's spans, 32 hexadecimal digits; None where nothing was traced."""
     state: GroupState = "trained"

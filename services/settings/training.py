@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from services.settings.deepspeed_json import zero_fields
 from services.settings.section import LocalPath, Section, expanded
 
-LossName = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo"]
+LossName = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo"]
 
 
 class SamplingSettings(Section):
@@ -32,6 +32,17 @@ class AlgorithmSettings(Section):
     has no such bound."""
     clip_high: float = Field(default=0.2, gt=0)
     """DAPO's clip-higher is 0.28; cispo caps its weight at 1 + clip_high; gspo's are near 4e-4."""
+    delta: float | None = Field(default=None, gt=1)
+    """Ratios over delta give no gradient where the advantage is negative: without this bound one
+    token can outweigh a step (dual clip). Over 1 + clip_high; verl's is 3."""
+    sapo_temperature_pos: float = Field(default=1.0, gt=0)
+    """How quickly sapo's gradient fades as a ratio leaves 1, where the advantage is positive."""
+    sapo_temperature_neg: float = Field(default=1.05, gt=0)
+    """The same where it is not."""
+    num_iterations: int = Field(default=1, ge=1)
+    """Times that a step trains on each of its mini-batches."""
+    num_mini_batches: int = Field(default=1, ge=1)
+    """Parts of a step's groups, each with an update of its own."""
     beta: float = Field(default=0.0, ge=0)
     """Weight of the KL to the reference: the start model, or the policy with its adapter off."""
     advantage_scale: Literal["group", "batch", "none"] = "group"
@@ -41,7 +52,8 @@ class AlgorithmSettings(Section):
     rubric's weights (GDPO)."""
     old_logprobs: Literal["sampler", "trainer"] = "sampler"
     """The ratio's denominator: what the sampler drew with, which corrects for lag and mismatch in
-    the ratio itself; or the trainer's own before the step, with `correction` for the rest."""
+    the ratio itself; or the trainer's own before the step's first update, with `correction` for the
+    rest."""
     correction: Literal["none", "truncate", "mask"] = "none"
     """How trainer against sampler is corrected, with `old_logprobs = "trainer"`: tokens are weighed
     by min(ratio, cap), or dropped over the cap."""
@@ -68,6 +80,12 @@ class AlgorithmSettings(Section):
                 f"correction = '{self.correction}' needs old_logprobs = 'trainer': with 'sampler' "
                 "the ratio already corrects"
             )
+        if self.delta is not None and self.loss in ("cispo", "sapo"):
+            raise ValueError(f"delta has no effect with loss = '{self.loss}': leave it out")
+        if self.delta is not None and self.delta <= 1 + self.clip_high:
+            raise ValueError(
+                f"delta ({self.delta:g}) must be over 1 + clip_high ({1 + self.clip_high:g})"
+            )
         if bool(self.overlong_buffer) != bool(self.overlong_penalty):
             raise ValueError("overlong_buffer and overlong_penalty go together: set both or none")
         if self.max_replaced and not self.dynamic_sampling:
@@ -83,7 +101,7 @@ class TrainerSettings(Section):
     num_epochs: float = Field(default=1.0, gt=0)
     """Passes over the training set."""
     groups_per_step: int = Field(default=32, ge=1)
-    """Prompts of one optimizer step, over all ranks."""
+    """Prompts of one step, over all ranks."""
     group_size: int = Field(default=8, ge=2)
     """Completions of one prompt."""
     max_policy_lag: int = Field(default=1, ge=0)
@@ -119,6 +137,9 @@ class TrainerSettings(Section):
     """Compute activations again in the backward pass: less memory, a third more time."""
     logprob_chunk: int = Field(default=1024, ge=1)
     """Tokens whose logits over the vocabulary exist at the same time."""
+    float32_head: bool = False
+    """Compute with float32 copies of the output layer and its states, so that their gradients are
+    not rounded on the way either (TRL's `cast_lm_head_to_fp32`). Nothing changes in float32."""
     checkpoint_every: int = Field(default=100, ge=1)
     """Steps between checkpoints; the last step always has one."""
     keep_checkpoints: int = Field(default=2, ge=1)
@@ -142,7 +163,7 @@ class TrainerSettings(Section):
         return (self.max_policy_lag + 1) * self.groups_per_step
 
     def total_steps(self, num_rows: int) -> int:
-        """Optimizer steps of a run on a training set of so many usable rows."""
+        """Steps of a run on a training set of so many usable rows."""
         if self.num_steps is not None:
             return self.num_steps
         return max(1, int(self.num_epochs * num_rows / self.groups_per_step))

@@ -58,6 +58,16 @@ class Settings(Section):
     def _consistent(self) -> "Settings":
         if self.algorithm.overlong_buffer > self.sampling.max_tokens:
             raise ValueError("algorithm.overlong_buffer is over sampling.max_tokens")
+        parts, ranks = self.algorithm.num_mini_batches, self.trainer.num_ranks
+        if self.trainer.groups_per_step % (parts * ranks):
+            raise ValueError(
+                f"trainer.groups_per_step ({self.trainer.groups_per_step}) must be a multiple of "
+                f"algorithm.num_mini_batches ({parts}) times trainer.num_ranks ({ranks})"
+            )
+        if self.trainer.float32_head and self.model.head_dtype == "model":
+            raise ValueError(
+                "trainer.float32_head needs model.head_dtype = 'float32': 'model' rounds the logits"
+            )
         refuse_redis_password(self.redis.url)
         refuse_password("reward.url", self.reward.url)
         refuse_password("rollout.url", self.rollout.url)

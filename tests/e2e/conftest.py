@@ -9,15 +9,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from rollout_service.http.app import make_engine
 from scene_data.toy.scenes import make_toy
 from services.host.ports import free_port
 from services.settings import Settings, dump_settings
+from tests.live_servers import LiveServer, serving
 from tests.processes import sgg_process, wait_ready
 
 ROOT = Path(__file__).parents[2]
 START_S = 400.0
 """The first start on a busy machine of two cores."""
+
+
+def needs_gpus(number: int) -> None:
+    """Skip where a GPU samples, and there are fewer; on a CPU workers are processes."""
+    if torch.cuda.is_available() and torch.cuda.device_count() < number:
+        pytest.skip(f"{number} GPUs are wanted")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -99,6 +108,16 @@ def running_server(
         if process.poll() is None:
             process.terminate()
             assert process.wait(60) == 0, log.read_text()[-2000:]
+
+
+@contextmanager
+def server_here(
+    model: Path, redis_url: str, folder: Path, **sections: dict[str, Any]
+) -> Iterator[LiveServer]:
+    """As `running_server`, in this process, which has imported vLLM: a third of a start."""
+    settings = server_settings(model, redis_url, folder, **sections)
+    with serving(settings, make_engine(settings)) as server:
+        yield server
 
 
 def server_settings(

@@ -16,6 +16,7 @@ from services.errors import InvalidInputError, NotFoundError
 from services.schemas.weights import AdapterConfig, Version, WeightManifest
 from services.settings.training import LoraSettings
 from tests.e2e import versions
+from tests.e2e.conftest import needs_gpus
 from tests.e2e.engine_server import EngineServer, engine_server, settings_of
 from tests.e2e.oracle import TOLERANCE, Oracle, largest_gap, picture
 from tests.updaters import pieces
@@ -32,6 +33,7 @@ async def server(
     tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[EngineServer]:
     folder = tmp_path_factory.mktemp("lora")
+    needs_gpus(2)
     settings = settings_of(tiny_model, folder, transport="lora", tensor_parallel_size=2)
     async with engine_server(settings) as server:
         yield server
@@ -70,7 +72,7 @@ async def test_requests_in_flight_go_over_to_the_new_adapter(
         manifest = await stage(server, adapter, tmp_path)
         version = manifest.policy_version
         oracles[version] = merged(server, adapter)
-        running = asyncio.create_task(server.sample(image, n=16, max_tokens=200))
+        running = asyncio.create_task(server.sample(image, n=8, max_tokens=200))
         await asyncio.sleep(0.5)
         await server.updater.commit(versions.commit_of(manifest))
         answer = await running

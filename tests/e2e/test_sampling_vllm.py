@@ -11,7 +11,6 @@ from typing import Any
 import pytest
 import torch
 
-from rollout_service.http.app import make_engine
 from rollout_service.vllm.json_schema import MAX_SCHEMA_COST
 from scene_graph.boxes import RELATIVE_1000
 from scene_graph.parsing import parse_completion
@@ -19,9 +18,9 @@ from services.errors import EngineError, InvalidInputError
 from services.http.clients.rollout import RolloutClient
 from services.schemas.common import Sampling
 from services.schemas.rollouts import RolloutResponse
-from tests.e2e.conftest import RunningServer, server_settings
+from tests.e2e.conftest import RunningServer, needs_gpus, server_here
 from tests.e2e.oracle import SUPPRESSED, TOLERANCE, Oracle, picture, request
-from tests.live_servers import LiveServer, serving
+from tests.live_servers import LiveServer
 
 Server = RunningServer | LiveServer
 
@@ -30,13 +29,9 @@ Server = RunningServer | LiveServer
 def two_workers(
     tiny_model: Path, redis_url: str, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[LiveServer]:
-    """In this process, which has imported vLLM: that is a third of a start."""
-    if torch.cuda.is_available() and torch.cuda.device_count() < 2:
-        pytest.skip("two GPUs are wanted")
-    settings = server_settings(
-        tiny_model, redis_url, tmp_path_factory.mktemp("two"), rollout={"tensor_parallel_size": 2}
-    )
-    with serving(settings, make_engine(settings)) as server:
+    needs_gpus(2)
+    folder, pair = tmp_path_factory.mktemp("two"), {"tensor_parallel_size": 2}
+    with server_here(tiny_model, redis_url, folder, rollout=pair) as server:
         yield server
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 import psutil
 import pytest
 import pytest_asyncio
-import torch
 
 from services.errors import EngineError
 from services.schemas.weights import AdapterConfig, Version
 from services.settings import Settings
 from tests.e2e import versions
+from tests.e2e.conftest import needs_gpus
 from tests.e2e.engine_server import EngineServer, engine_server, settings_of
 from tests.e2e.oracle import TOLERANCE, Oracle, largest_gap, picture
 from tests.updaters import pieces
@@ -31,9 +31,7 @@ FAR = 20 * TOLERANCE
 def settings(
     request: pytest.FixtureRequest, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Settings]:
-    """On a GPU so many are needed; on a CPU they are processes."""
-    if torch.cuda.is_available() and torch.cuda.device_count() < request.param:
-        pytest.skip(f"{request.param} GPUs are wanted")
+    needs_gpus(request.param)
     folder = tmp_path_factory.mktemp("updates")
     adapters = {"named": str(folder / "named")}
     settings = settings_of(

@@ -1,7 +1,7 @@
 """Weight updates with CUDA: a real vLLM server, the trainer's publisher, transformers as oracle.
 
 Run it with `pytest tests/gpu`; the marker `gpu` selects it elsewhere. `ipc` shares one GPU between
-this process and the server, `nccl` needs two.
+this process and the server, `nccl` needs two, and three where the server has two.
 """
 
 import asyncio
@@ -45,9 +45,21 @@ def second_gpu(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
         yield from serve(redis_url, tmp_path_factory.mktemp("second"))
 
 
-def serve(redis_url: str, folder: Path) -> Iterator[RunningServer]:
+@pytest.fixture(scope="module")
+def two_gpus(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server on two GPUs of its own."""
+    if torch.cuda.device_count() < 3:
+        pytest.skip("a server on two GPUs beside this process needs three")
+    torch.cuda.init()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CUDA_VISIBLE_DEVICES", "1,2")
+        yield from serve(redis_url, tmp_path_factory.mktemp("two"), size=2)
+
+
+def serve(redis_url: str, folder: Path, size: int = 1) -> Iterator[RunningServer]:
     model = ROOT / "assets/toy-start"
-    with running_server(model, redis_url, folder) as server:
+    several = {"tensor_parallel_size": size}
+    with running_server(model, redis_url, folder, rollout=several) as server:
         wait_for("a record", lambda: bool(registered(server.settings)))
         yield server
 
@@ -77,6 +89,13 @@ def test_on_one_gpu(
 
 def test_from_gpu_to_gpu(second_gpu: RunningServer, base: Oracle, other: Oracle) -> None:
     update_and_compare(second_gpu, base, other, "nccl")
+
+
+@pytest.mark.parametrize("transport", ["shm", "nccl"])
+def test_a_server_on_two_gpus(
+    two_gpus: RunningServer, base: Oracle, other: Oracle, transport: Transport
+) -> None:
+    update_and_compare(two_gpus, base, other, transport)
 
 
 def update_and_compare(

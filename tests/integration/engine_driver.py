@@ -9,11 +9,14 @@ kill -9.
 
 import gc
 import json
+import math
 import os
 import random
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +27,13 @@ from safetensors.torch import save_file
 
 from scene_data.dataset import Sample, SceneDataset
 from scene_data.templates import prompt_messages
-from scene_data.toy.scenes import SIDE, render, toy_scene
+from scene_data.toy.scenes import SIDE, make_toy, render, toy_scene
 from scene_graph.boxes import RELATIVE_1000
 from services.errors import InvalidInputError, SggError
 from services.schemas.groups import TrainGroup
 from services.schemas.rollouts import Completion
 from services.settings import Settings
+from services.settings.run import DataSettings
 from services.settings.training import AlgorithmSettings
 from tests.train_groups import completion, train_group
 from trainer.algorithms.weighting import completion_weights
@@ -38,15 +42,20 @@ from trainer.batches.preparation import Preparation
 from trainer.batches.shares import RankBatch, pack, share_out, unpack
 from trainer.policy.engine import PolicyEngine, init_process_group
 from trainer.ranks.group import Ranks
+from trainer.ranks.training_rows import open_training_rows
 
-STEPS, SAVED_AT = 3, 2
+STEPS, SAVED_AT, SPOILT = 3, 2, 99
 NUM_GROUPS, GROUP_SIZE = 4, 3
 RATE = 1e-3
 BF16 = {"dtype": "bfloat16"}
-FROZEN = {"freeze_vision_tower": True, "freeze_language_model": True}
+UPDATES = {"num_mini_batches": 2, "num_iterations": 2}
+FROZEN: dict[str, dict[str, Any]] = {
+    "algorithm": {**UPDATES, "old_logprobs": "trainer", "correction": "truncate"},
+    "trainer": {"freeze_vision_tower": True, "freeze_language_model": True},
+}
 LORA: dict[str, dict[str, Any]] = {
     "lora": {"rank": 4},
-    "algorithm": {"beta": 0.1},
+    "algorithm": {**UPDATES, "beta": 0.1},
     "trainer": {"gradient_checkpointing": True},
 }
 CASES: dict[str, dict[str, dict[str, Any]]] = {
@@ -60,8 +69,8 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "deepspeed": {"zero_stage": 3, "offload_optimizer": True, "offload_parameters": True},
         "trainer": {"gradient_checkpointing": True},
     },
-    "zero0-frozen": {"deepspeed": {"zero_stage": 0}, "trainer": FROZEN},
-    "zero3-frozen": {"deepspeed": {"zero_stage": 3}, "trainer": FROZEN},
+    "zero0-frozen": {"deepspeed": {"zero_stage": 0}, **FROZEN},
+    "zero3-frozen": {"deepspeed": {"zero_stage": 3}, **FROZEN},
     "zero2-reference": {"deepspeed": {"zero_stage": 2}, "algorithm": {"beta": 0.1}},
     "zero3-reference": {"deepspeed": {"zero_stage": 3}, "algorithm": {"beta": 0.1}},
     "zero0-lora": {"deepspeed": {"zero_stage": 0}, **LORA},
@@ -72,7 +81,11 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "deepspeed": {"zero_stage": 2, "offload_optimizer": True},
         "model": BF16,
     },
-    "zero3-bf16": {"deepspeed": {"zero_stage": 3}, "model": BF16},
+    "zero3-bf16": {
+        "deepspeed": {"zero_stage": 3},
+        "model": BF16,
+        "trainer": {"float32_head": True},
+    },
 }
 RESUMED = ("zero2-offload", "zero3", "zero3-frozen", "zero3-lora")
 """Cases that are saved after `SAVED_AT` steps, and continued by another start."""
@@ -99,20 +112,44 @@ def settings_of(case: str, folder: Path, num_ranks: int) -> Settings:
     )
 
 
-def batches_of(step: int, ranks: Ranks, engine: PolicyEngine) -> list[MicroBatch]:
-    """A rank's micro batches, of one completion each; the same groups whatever the ranks."""
-    part = ranks.scatter(lambda: parts_of(step, ranks.size, engine), pack, unpack)
-    assert len(part.groups) == NUM_GROUPS // ranks.size, "no rank gets what it does not train"
-    return Preparation(Scenes(), engine.processor, engine.rope_index)(part).micro_batches
+@dataclass(kw_only=True)
+class Trained:
+    """An engine as the batches of a case want it."""
+
+    engine: PolicyEngine
+    algorithm: AlgorithmSettings
+    ranks: Ranks
+
+    def batches_of(self, step: int) -> list[list[MicroBatch]]:
+        """This rank's micro batches, of one completion each."""
+        engine, ranks = self.engine, self.ranks
+        shares = partial(parts_of, step, ranks.size, engine, self.algorithm)
+        part = ranks.scatter(shares, pack, unpack)
+        assert len(part.groups) == NUM_GROUPS // ranks.size, "no rank gets what it does not train"
+        return laid_out(part, engine)
 
 
-def parts_of(step: int, num_ranks: int, engine: PolicyEngine) -> list[RankBatch]:
+def laid_out(part: RankBatch, engine: Any) -> list[list[MicroBatch]]:
+    """[mini-batch][micro batch] of a part; the engine has `processor` and `rope_index`."""
+    return Preparation(Scenes(), engine.processor, engine.rope_index)(part).mini_batches
+
+
+def parts_of(
+    step: int, num_ranks: int, engine: Any, algorithm: AlgorithmSettings
+) -> list[RankBatch]:
+    """What each rank trains of a step; the same groups whatever the ranks."""
     picked = torch.Generator().manual_seed(step)
-    groups = [_group(index, picked, engine) for index in range(NUM_GROUPS)]
+    groups = [_group(index, picked, engine.processor) for index in range(NUM_GROUPS)]
     lengths = [len(c.token_ids) for g in groups for c in g.rollout.completions]
-    flat = completion_weights(AlgorithmSettings(), lengths, [False] * len(lengths), max_tokens=64)
+    flat = completion_weights(algorithm, lengths, [False] * len(lengths), max_tokens=64)
     weights = [flat[i : i + GROUP_SIZE] for i in range(0, len(flat), GROUP_SIZE)]
-    return share_out(groups, weights, num_ranks=num_ranks, max_tokens=60)
+    return share_out(
+        groups,
+        weights,
+        num_ranks=num_ranks,
+        max_tokens=60,
+        num_mini_batches=algorithm.num_mini_batches,
+    )
 
 
 class Scenes(SceneDataset):
@@ -128,8 +165,7 @@ class Scenes(SceneDataset):
         )
 
 
-def _group(index: int, picked: torch.Generator, engine: PolicyEngine) -> TrainGroup:
-    processor = engine.processor
+def _group(index: int, picked: torch.Generator, processor: Any) -> TrainGroup:
     messages = [m.model_dump() for m in prompt_messages("toy", RELATIVE_1000)]
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
     pads = 112 * 112 // (processor.image_processor.patch_size * 2) ** 2
@@ -150,33 +186,64 @@ def _completion(picked: torch.Generator) -> Completion:
     return completion(tokens, (-6.2 + noise).tolist())
 
 
-def train(engine: PolicyEngine, ranks: Ranks, steps: range) -> list[dict[str, Any]]:
+def train(trained: Trained, steps: range) -> list[dict[str, Any]]:
     """Spoilt steps, and then some good ones."""
     for spoil in (_nan_pixel, _infinite_weights):
-        assert_skips(engine, ranks, spoil)
+        assert_skips(trained, spoil)
     rows = []
     for step in steps:
-        batches = batches_of(step, ranks, engine)
-        assert len(batches) >= 3
-        output = engine.train_step(batches, RATE)
-        metrics = ranks.combine(output.stats) | {"grad_norm": output.grad_norm}
-        first = sorted(n for batch in batches for n in batch.order).index(batches[0].order[0])
-        rows.append(metrics | {"first_logprobs": output.policy_logprobs[first]})
+        mini_batches = trained.batches_of(step)
+        assert sum(map(len, mini_batches)) >= 3
+        output = trained.engine.train_step(mini_batches, RATE)
+        orders = [order for order, _ in in_order(mini_batches)]
+        rows.append(
+            trained.ranks.combine(output.stats)
+            | output.metrics
+            | {
+                "first_logprobs": output.policy_logprobs[orders.index(_first(mini_batches))],
+                "logprobs": output.policy_logprobs,
+            }
+        )
     return rows
 
 
-def assert_skips(engine: PolicyEngine, ranks: Ranks, spoil: Callable[[MicroBatch], None]) -> None:
-    """One number on the last rank, and no rank's weights change.
+def in_order(mini_batches: list[list[MicroBatch]]) -> list[tuple[tuple[int, int], MicroBatch]]:
+    """Completions by group and place, with the micro batch that each is in."""
+    micro_batches = [batch for mini_batch in mini_batches for batch in mini_batch]
+    found = [(order, batch) for batch in micro_batches for order in batch.order]
+    return sorted(found, key=lambda each: each[0])
+
+
+def _first(mini_batches: list[list[MicroBatch]]) -> tuple[int, int]:
+    return mini_batches[0][0].order[0]
+
+
+def assert_skips(trained: Trained, spoil: Callable[[MicroBatch], None]) -> None:
+    """One number of each mini-batch on the last rank, and no rank's weights change.
 
     Nor does the optimizer, as all the steps that follow show.
     """
-    batches = batches_of(99, ranks, engine)
-    if ranks.rank == ranks.size - 1:
-        spoil(batches[0])
-    before = dict(engine.weights())
-    assert engine.train_step(batches, RATE).skipped, spoil.__name__
-    after = dict(engine.weights())
+    mini_batches = trained.batches_of(SPOILT)
+    if trained.ranks.rank == trained.ranks.size - 1:
+        for mini_batch in mini_batches:
+            spoil(mini_batch[0])
+    before = dict(trained.engine.weights())
+    assert trained.engine.train_step(mini_batches, RATE).skipped, spoil.__name__
+    after = dict(trained.engine.weights())
     assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def skip_second(trained: Trained) -> None:
+    """The second mini-batch has a number that is not finite: only the first gives updates."""
+    mini_batches = trained.batches_of(SPOILT)
+    if trained.ranks.rank == trained.ranks.size - 1:
+        _infinite_weights(mini_batches[1][0])
+    output = trained.engine.train_step(mini_batches, RATE)
+    finite = [[math.isfinite(norm) for norm in iteration] for iteration in output.grad_norms]
+    assert finite == [[True, False]] * 2
+    assert not output.skipped
+    assert (output.num_skipped_updates, output.skipped_mini_batches) == (2, [1])
+    assert math.isfinite(trained.ranks.combine(output.stats)["loss"])
 
 
 def _nan_pixel(batch: MicroBatch) -> None:
@@ -203,13 +270,27 @@ def assert_failures_reach_every_rank(ranks: Ranks) -> None:
     assert ranks.scatter(lambda: parts, str.encode, bytes.decode) == parts[ranks.rank]
 
 
+def assert_rank_0_alone_reads_annotations(folder: Path, ranks: Ranks) -> None:
+    """The others open the same rows all the same, and end with it where they cannot be opened."""
+    if ranks.is_main:
+        make_toy(folder / "toy", num_train=9, num_heldout=1)
+    else:
+        SceneDataset._check_rows = None  # type: ignore[method-assign, assignment]
+    rows = open_training_rows(ranks, DataSettings(train=str(folder / "toy/train.parquet")))
+    assert (len(rows), rows[3].image_id) == (9, "train-0-3")
+    with pytest.raises(SggError, match="is not a dataset"):
+        open_training_rows(ranks, DataSettings(train=str(folder / "toy/none.parquet")))
+
+
 def draws() -> list[float]:
     """One of each source of randomness."""
     return [torch.rand(()).item(), float(np.random.rand()), random.random()]
 
 
 def run(case: str, folder: Path, ranks: Ranks, *, resume: bool) -> None:
-    engine = PolicyEngine(settings_of(case, folder, ranks.size), ranks.size)
+    settings = settings_of(case, folder, ranks.size)
+    engine = PolicyEngine(settings, ranks.size)
+    trained = Trained(engine=engine, algorithm=settings.algorithm, ranks=ranks)
     name = folder / f"{case}-{ranks.size}{'-resumed' * resume}"
     report: dict[str, Any] = {"steps": []}
     state = folder / f"{case}.state"
@@ -217,16 +298,18 @@ def run(case: str, folder: Path, ranks: Ranks, *, resume: bool) -> None:
     if resume:
         engine.load_state(state)
     else:
-        report["steps"] += train(engine, ranks, range(SAVED_AT))
+        report["steps"] += train(trained, range(SAVED_AT))
         if case in RESUMED:
             state.mkdir(exist_ok=True)
             ranks.barrier()
             engine.save_state(state)
     report["draws"] = draws()
-    report["steps"] += train(engine, ranks, range(SAVED_AT, STEPS))
+    report["steps"] += train(trained, range(SAVED_AT, STEPS))
     if engine.reference is not None:
-        batch = batches_of(0, ranks, engine)[0]
+        batch = trained.batches_of(0)[0][0]
         report["reference"] = engine.reference.logprobs(batch)[0].tolist()
+    if settings.algorithm.num_mini_batches > 1:
+        skip_second(trained)
     end = dict(engine.weights())
     engine.save_pretrained(name)
     ranks.barrier()
@@ -242,6 +325,7 @@ def main() -> None:
     init_process_group(60)
     ranks = Ranks(60)
     assert_failures_reach_every_rank(ranks)
+    assert_rank_0_alone_reads_annotations(Path(folder), ranks)
     for case in cases:
         run(case, Path(folder), ranks, resume=what == "resume")
         gc.collect()

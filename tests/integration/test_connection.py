@@ -4,6 +4,7 @@ import asyncio
 import base64
 import json
 import math
+import re
 import signal
 import subprocess
 import sys
@@ -39,7 +40,7 @@ from trainer.collection.cursor import CursorState
 from trainer.collection.prompts import PromptSource
 from trainer.connection import ServiceConnection
 from trainer.not_finite import MAX_SKIPPED, NotFiniteError
-from trainer.policy.engine import StepOutput
+from trainer.policy.updates import StepOutput
 from trainer.ranks.stop import StopAskedError, StopRequest
 from trainer.ranks.watch import RankWatch, watched
 from trainer.ranks.write_guard import WriteGuard
@@ -195,7 +196,7 @@ def test_a_version_that_cannot_be_written_ends_the_run_with_its_error(
 
 
 class SpoiltEngine:
-    """Trains nothing; the first steps give no finite number for the first group."""
+    """Trains nothing; the first steps give no finite number, and then the second mini-batch."""
 
     def __init__(self, num_spoilt: int, link: ServiceConnection) -> None:
         self._left = num_spoilt
@@ -203,14 +204,15 @@ class SpoiltEngine:
         self.done_before: list[CursorState] = []
         """Which positions were done when a version was asked for."""
 
-    def train_step(self, groups: Any, learning_rate: float) -> StepOutput:
+    def train_step(self, mini_batches: Any, learning_rate: float) -> StepOutput:
         self._left -= 1
         spoilt = self._left >= 0
-        logprobs = [[-1.0] * len(c.token_ids) for g in groups for c in g.rollout.completions]
+        completions = [c for groups in mini_batches for g in groups for c in g.rollout.completions]
+        logprobs = [[-1.0] * len(c.token_ids) for c in completions]
         if spoilt:
             logprobs[1][0] = math.nan
-        grad_norm = math.inf if spoilt else 1.0
-        return StepOutput(stats=Stats(), grad_norm=grad_norm, policy_logprobs=logprobs)
+        norms = [math.inf if spoilt else 1.0, math.nan]
+        return StepOutput(stats=Stats(), grad_norms=[norms] * 2, policy_logprobs=logprobs)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         self.done_before.append(self._link.state(0).cursor)
@@ -228,7 +230,8 @@ def one_step(
 
     def prepared(batch: StepBatch) -> Prepared:
         groups: Any = batch.groups
-        return Prepared(groups=groups, micro_batches=groups, metrics={})
+        mini_batches = [groups[:1], groups[1:]]
+        return Prepared(groups=groups, mini_batches=mini_batches, metrics={})
 
     folder, ranks = base.run.root / f"step-{uuid.uuid4().hex[:8]}", Alone()
     run = base.run.model_copy(update={"name": folder.name, "root": folder.parent})
@@ -265,13 +268,19 @@ def test_a_step_is_tried_with_other_groups_until_its_numbers_are_finite(
         assert run.is_done
         (used,) = read_lines(run.settings.run.folder / "ledger.jsonl")
         (logged,) = read_lines(run.settings.run.folder / "metrics.jsonl")
-        assert logged["num_skipped"] == 2
-        assert len(used["skipped"]) == 4
+        assert (logged["num_skipped"], logged["num_skipped_updates"]) == (2, 2)
+        assert logged["grad_norm"] == 1.0
+        assert len(used["skipped"]) == 5
         assert len({*used["skipped"], *used["group_ids"]}) == 6
         for text in (used["skipped"][0], used["skipped"][2]):
             assert f"log-probabilities of {text} are not finite" in caplog.text
+        said = (
+            f"2 of 4 updates of step 0 were skipped.*nothing was learnt from {used['skipped'][4]}"
+        )
+        assert re.search(said, caplog.text)
         index = RolloutIndex(run.settings.run.folder)
-        assert {line.group_id for line in index.page().lines} == set(used["group_ids"])
+        tried = {*used["group_ids"], used["skipped"][4]}
+        assert {line.group_id for line in index.page().lines} == tried
         engine: Any = run.engine
         assert engine.done_before == [CursorState()], "nothing is done until the step is"
         assert server.policy().policy_version == 1

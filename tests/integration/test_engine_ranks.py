@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +17,22 @@ from transformers import AutoModelForImageTextToText
 
 from scene_data.toy.tiny_model import make_tiny_model
 from services.host.environment import child_environment
-from tests.integration.engine_driver import CASES, RESUMED, STEPS
+from tests.integration.engine_driver import (
+    CASES,
+    RATE,
+    RESUMED,
+    SPOILT,
+    STEPS,
+    in_order,
+    laid_out,
+    parts_of,
+    settings_of,
+)
+from trainer.algorithms.logprobs import SamplingDistribution, token_logprobs
+from trainer.algorithms.losses import policy_loss
+from trainer.batches.batch import MicroBatch
+from trainer.policy.logprob_model import LogprobModel
+from trainer.policy.model import load_model, load_processor, placeholder_ids
 
 ROOT = Path(__file__).parents[2]
 LOSS_TOLERANCE, NORM_TOLERANCE, WEIGHT_TOLERANCE = 1e-6, 1e-4, 3e-5
@@ -130,6 +147,54 @@ def test_frozen_parts_stay_and_are_not_exported(folder: Path) -> None:
     before = AutoModelForImageTextToText.from_pretrained(folder / "model")
     for (name, now), then in zip(whole.named_parameters(), before.parameters(), strict=True):
         assert torch.equal(now, then) == (name not in exported), name
+
+
+def test_updates_are_those_of_a_plain_loop(folder: Path) -> None:
+    """Two mini-batches twice a step, on one rank and, as the test above says, on two."""
+    settings = settings_of("zero0-frozen", folder, 1)
+    algorithm, processor = settings.algorithm, load_processor(settings)
+    drawn_from = SamplingDistribution(suppressed=tuple(placeholder_ids(processor.tokenizer)))
+    score = partial(token_logprobs, distribution=drawn_from, chunk=64)
+    model = load_model(settings)
+    policy, parts = LogprobModel(model, score), SimpleNamespace(processor=processor)
+    parts.rope_index = model.model.get_rope_index
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(trained.values(), lr=RATE, betas=(0.9, 0.95), weight_decay=0.0)
+
+    def update(mini_batch: list[MicroBatch], old: dict[int, Tensor]) -> None:
+        optimizer.zero_grad()
+        for batch in mini_batch:
+            scored = policy(batch)
+            policy_loss(
+                algorithm,
+                scored.logprobs,
+                batch.rollout_logprobs,
+                batch.advantages,
+                batch.loss_mask,
+                batch.token_weights,
+                entropies=scored.entropies,
+                old_logprobs=old[id(batch)],
+            ).loss.backward()
+        torch.nn.utils.clip_grad_norm_(trained.values(), settings.trainer.max_grad_norm)
+        optimizer.step()
+
+    rows = report(folder, "zero0-frozen", 1)["steps"]
+    for step in (*range(STEPS), SPOILT):
+        (part,) = parts_of(step, 1, parts, algorithm)
+        mini_batches = laid_out(part, parts)
+        with torch.no_grad():
+            old = {id(batch): policy(batch).logprobs for m in mini_batches for batch in m}
+        if step != SPOILT:
+            before = [
+                old[id(batch)][batch.order.index(order)] for order, batch in in_order(mini_batches)
+            ]
+            for got, wanted in zip(rows[step]["logprobs"], before, strict=True):
+                assert got == pytest.approx(wanted[: len(got)].tolist(), abs=1e-4)
+        for _ in range(algorithm.num_iterations):
+            for mini_batch in mini_batches[:1] if step == SPOILT else mini_batches:
+                update(mini_batch, old)
+    assert_close(load_file(folder / "zero0-frozen-1.end"), dict(trained))
+    assert rows[0]["clip_fraction_by_iteration/1"] <= rows[0]["clip_fraction_by_iteration/2"]
 
 
 @pytest.mark.parametrize("case", ["zero2-lora", "zero3-lora"])

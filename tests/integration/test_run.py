@@ -17,18 +17,18 @@ from tests.fake_gpus import fake_gpus
 from tests.processes import ROOT, wait_for
 
 NUM_STEPS = 2
-PLACES = {"reward": "", "rollout-0": "2", "rollout-1": "3", "trainer": "0,1"}
-"""What each part sees of the GPUs 0 to 4."""
+PLACES = {"reward": "", "rollout-0": "2,3", "rollout-1": "4,5", "trainer": "0,1"}
+"""What each part sees of the GPUs 0 to 6, two of which are a server's."""
 _COMMAND = "import sys; sys.path.insert(0, sys.argv.pop(1)); from cli.main import main; main()"
 """The parts themselves are to know that torch here is for CPUs."""
 
 
 class Machine:
-    """Five GPUs and a run's settings."""
+    """Seven GPUs and a run's settings."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "runs" / "r"
-        self._gpus = fake_gpus(folder, 5)
+        self._gpus = fake_gpus(folder, 7)
         self._config = folder / "run.toml"
         make_toy(folder / "toy", num_train=32, num_heldout=2)
         settings = {
@@ -98,7 +98,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
 
 
 def test_each_part_has_its_gpu_and_keeps_it(machine: Machine) -> None:
-    launcher = machine.start()
+    launcher = machine.start("rollout.tensor_parallel_size=2")
     try:
         assert launcher.stdout is not None
         plan = ""
@@ -112,7 +112,7 @@ def test_each_part_has_its_gpu_and_keeps_it(machine: Machine) -> None:
         assert ["trainer", "2", "ranks", "GPU", "0,1"] in [
             line.split() for line in plan.splitlines()
         ]
-        assert "GPU 4 stays idle" in plan
+        assert "GPU 6 stays idle" in plan
         ports = [machine.port(f"rollout-{i}", plan) for i in range(2)]
         for name, place in PLACES.items():
             _, _, number = name.partition("-")

@@ -373,7 +373,7 @@ def _train(
     Returns:
         Batches, seconds of each step and of its wait, and what all servers did after the warm-up.
     """
-    nothing = Prepared(groups=[], micro_batches=[], metrics={})
+    nothing = Prepared(groups=[], mini_batches=[], metrics={})
     total = WARM_UP + NUM_STEPS
     ahead = regime.max_policy_lag > 0
     upcoming = PreparedBatches(link.take, lambda batch: nothing, ahead=ahead, num_steps=total)

@@ -33,14 +33,14 @@ def importance_correction(algorithm: AlgorithmSettings, gap: Tensor) -> Correcti
 
     Args:
         algorithm: The run's.
-        gap: [N, L] policy minus rollout log-probabilities, 0 outside completions.
+        gap: [N, L] log-probabilities of the policy before the step's first update minus those of
+            the rollout, 0 outside completions.
 
     Returns:
         None without `correction`.
     """
     if algorithm.correction == "none":
         return None
-    gap = gap.detach()
     if algorithm.correction_level == "sequence":
         gap = gap.sum(dim=1, keepdim=True)
     ratio = torch.exp(gap)

@@ -48,6 +48,7 @@ def token_logprobs(
     *,
     chunk: int,
     float32_logits: bool = True,
+    float32_head: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Log softmax of the head's scaled logits at `targets`, and the entropy of that softmax.
 
@@ -68,11 +69,16 @@ def token_logprobs(
         chunk: Tokens whose logits exist at the same time.
         float32_logits: Whether the products of bfloat16 states, which are summed in float32, stay
             in it; else they are rounded, as the model's own head rounds them.
+        float32_head: Whether states and weight are computed with as float32 copies, so that the
+            gradient of the logits is not rounded to bfloat16 either: TRL's
+            `cast_lm_head_to_fp32`. The copies stay until the backward pass.
 
     Returns:
         [T] log-probabilities with gradient and [T] entropies in nats without; float32, or float64
         for float64 states.
     """
+    if float32_head and hidden.dtype == torch.bfloat16:
+        hidden, weight = hidden.float(), weight.float()
     logprobs, entropies = _TokenLogprobs.apply(
         hidden, weight, targets, distribution, chunk, float32_logits
     )
@@ -113,7 +119,7 @@ class _TokenLogprobs(torch.autograd.Function):  # type: ignore[misc]
         hidden, weight, targets, totals = ctx.saved_tensors
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         hidden_grad = torch.empty_like(hidden) if wants_hidden else None
-        # Summed over chunks in float32: in bfloat16 each sum would round.
+        # Products and sums over chunks in float32: in bfloat16 each would round.
         weight_grad = torch.zeros_like(weight, dtype=totals.dtype) if wants_weight else None
         for part in _parts(len(targets), ctx.chunk):
             logits_grad = _logits_grad(
@@ -125,7 +131,7 @@ class _TokenLogprobs(torch.autograd.Function):  # type: ignore[misc]
             if hidden_grad is not None:
                 torch.mm(logits_grad, weight, out=hidden_grad[part])
             if weight_grad is not None:
-                weight_grad += logits_grad.t() @ hidden[part]
+                _add_product(weight_grad, logits_grad.t(), hidden[part])
         if weight_grad is not None:
             weight_grad = weight_grad.to(weight.dtype)
         return hidden_grad, weight_grad, None, None, None, None
@@ -138,6 +144,14 @@ def _logits(hidden: Tensor, weight: Tensor, float32: bool) -> Tensor:
     if hidden.device.type == "cpu":  # has no such product: copies of both
         return hidden.float() @ weight.t().float()
     return torch.mm(hidden, weight.t(), out_dtype=torch.float32)
+
+
+def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
+    """`total += one @ other`, whose product is not rounded to a smaller type than total's."""
+    if one.dtype == total.dtype or one.device.type == "cpu":
+        total.addmm_(one.to(total.dtype), other.to(total.dtype))
+    else:
+        torch.addmm(total, one, other, out_dtype=total.dtype, out=total)
 
 
 def _logits_grad(scaled: Tensor, targets: Tensor, totals: Tensor, grad: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ class LossOutput:
     """A loss and what to log about it."""
 
     loss: Tensor
-    """[] with gradient: this micro batch's part of the step's loss. The parts add up to it."""
+    """[] with gradient: this micro batch's part of the update's loss. The parts add up to it."""
     stats: Stats
 
 
@@ -30,9 +30,10 @@ def policy_loss(
     token_weights: Tensor,
     *,
     entropies: Tensor,
+    old_logprobs: Tensor | None = None,
     ref_logprobs: Tensor | None = None,
 ) -> LossOutput:
-    """A micro batch's part of the step's loss.
+    """A micro batch's part of an update's loss.
 
         loss = sum_t w_t (-rho_t objective_t + beta KL_t)
 
@@ -44,10 +45,13 @@ def policy_loss(
         old_logprobs = "sampler"   what the sampler says of its own draw. One ratio corrects for
                                    stale weights and for differences between the two
                                    implementations, and the clip bounds both.
-        old_logprobs = "trainer"   itself before the step. With one step a batch that is the policy:
-                                   ratios are 1, nothing is clipped, and `correction` has the rest.
+        old_logprobs = "trainer"   itself before the step's first update. In that update ratios are
+                                   1 and nothing is clipped; `correction` has the rest.
 
-    Deviation: TRL has the second alone, and clips only from the second step of a batch on.
+    rho and mismatch_* are of the policy before the first update against the sampler, so that they
+    are the same in all updates of a step.
+
+    Deviation: TRL has the second alone, and clips only from the second update of a batch on.
 
     Args:
         algorithm: The run's.
@@ -57,13 +61,14 @@ def policy_loss(
         loss_mask: [N, L] 1 on completion tokens.
         token_weights: [N, L] what makes the sum the mean that the loss wants; 0 beyond the mask.
         entropies: [N, L] of the policy, in nats; only logged.
+        old_logprobs: [N, L] of the policy before the step's first update; None in that update.
         ref_logprobs: [N, L] of the reference, where `beta` is over 0.
     """
-    old_logprobs = (
-        rollout_logprobs if algorithm.old_logprobs == "sampler" else policy_logprobs.detach()
-    )
-    found = surrogate(algorithm, policy_logprobs, old_logprobs, advantages, loss_mask)
-    gap = (policy_logprobs - rollout_logprobs) * loss_mask
+    if old_logprobs is None:
+        old_logprobs = policy_logprobs.detach()
+    start = rollout_logprobs if algorithm.old_logprobs == "sampler" else old_logprobs
+    found = surrogate(algorithm, policy_logprobs, start, advantages, loss_mask)
+    gap = (old_logprobs - rollout_logprobs) * loss_mask
     correction = importance_correction(algorithm, gap)
     token_loss = -found.objective
     stats = policy_stats(found, correction, gap, entropies, loss_mask)
@@ -103,7 +108,7 @@ def policy_stats(
     Args:
         found: The objective.
         correction: What `importance_correction` gave.
-        gap: [N, L] policy minus rollout log-probabilities.
+        gap: [N, L] old minus rollout log-probabilities.
         entropies: [N, L]
         loss_mask: [N, L]
     """
@@ -112,6 +117,8 @@ def policy_stats(
     stats.add_mean("clip_fraction", found.clipped_low | found.clipped_high, loss_mask)
     stats.add_mean("clip_low_fraction", found.clipped_low, loss_mask)
     stats.add_mean("clip_high_fraction", found.clipped_high, loss_mask)
+    if found.over_delta is not None:
+        stats.add_mean("clip_delta_fraction", found.over_delta, loss_mask)
     stats.add_mean("entropy", entropies, loss_mask)
     stats.add_mean("mismatch_kl", k1(gap), loss_mask)
     stats.add_mean("mismatch_k3", k3(gap), loss_mask)

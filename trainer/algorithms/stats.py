@@ -1,18 +1,23 @@
 """Numbers about tokens that can be added up over micro batches and ranks.
 
-What a loss logs. Means are over all tokens of a step, truncated ones too: `mask_truncated` changes
-weights, not what is looked at. With gspo, ratio_mean and clip_* are over completions; with
-`correction_level = "sequence"`, so are correction_*. Ranges are rules of thumb, not limits.
+What a loss logs. Means are over all tokens of a step's updates, truncated ones too:
+`mask_truncated` changes weights, not what is looked at. With gspo, ratio_mean and clip_* are over
+completions; with `correction_level = "sequence"`, so are correction_*. Ranges are rules of thumb,
+not limits.
 
 ratio_mean          Policy over old policy. Healthy: 0.95..1.05; exactly 1 with `old_logprobs =
-                    "trainer"`. Else: look at mismatch_*; lower max_policy_lag or learning_rate.
+                    "trainer"` and one update a step. Else: look at mismatch_*; lower
+                    max_policy_lag or learning_rate.
 clip_fraction       Share of tokens held by the clip, so without a gradient; of cispo, those of
-                    capped weight. Healthy: under 0.1; gspo under 0.3, of completions. Else: lower
-                    max_policy_lag or learning_rate; always 0 with gspo: its clips are near 4e-4.
+                    capped weight; of sapo none. Healthy: under 0.1; gspo under 0.3, of completions.
+                    Else: lower max_policy_lag, num_iterations or learning_rate; always 0 with gspo:
+                    its clips are near 4e-4.
 clip_low_fraction   Of these, at the lower bound (A < 0). Much more than the other: the policy has
                     left what was sampled; lower max_policy_lag or learning_rate.
 clip_high_fraction  At the upper bound (A > 0; cispo: any A). Much more than the other: raise
                     clip_high (DAPO: 0.28), or rare good tokens are not learnt.
+clip_delta_fraction With `delta`: A < 0 and held there. Healthy: under 0.001. Else: as mismatch_kl,
+                    or fewer updates a step.
 entropy             Of the next token, nats. Healthy: falls slowly and stays over a tenth of its
                     first value. Else, falling: raise clip_high, set beta, lower learning_rate;
                     rising: lower learning_rate.

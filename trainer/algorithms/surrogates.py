@@ -20,6 +20,8 @@ class Surrogate:
     """Bool: held at the lower bound, so without gradient."""
     clipped_high: Tensor
     """Bool: held at the upper bound."""
+    over_delta: Tensor | None = None
+    """Bool: held at `algorithm.delta`; None without it."""
 
 
 def surrogate(
@@ -45,31 +47,43 @@ def surrogate(
     ratio = torch.exp(log_ratio)
     if algorithm.loss == "cispo":
         return weighted_likelihood(ratio, policy_logprobs, weight, algorithm.clip_high)
-    return clipped_ratio(ratio, weight, algorithm.clip_low, algorithm.clip_high)
+    if algorithm.loss == "sapo":
+        positive, negative = algorithm.sapo_temperature_pos, algorithm.sapo_temperature_neg
+        return soft_gate(ratio, weight, positive, negative)
+    return clipped_ratio(ratio, weight, algorithm.clip_low, algorithm.clip_high, algorithm.delta)
 
 
-def clipped_ratio(ratio: Tensor, weight: Tensor, clip_low: float, clip_high: float) -> Surrogate:
+def clipped_ratio(
+    ratio: Tensor, weight: Tensor, clip_low: float, clip_high: float, delta: float | None = None
+) -> Surrogate:
     """PPO's clipped surrogate, of grpo, bnpo, dr_grpo, dapo and gspo.
 
         min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A)
+        min(min(ratio, delta) A, clip(ratio, 1 - clip_low, 1 + clip_high) A)    with delta
 
     DeepSeekMath (arXiv 2402.03300), equation 3; bounds that differ (clip-higher): DAPO (arXiv
     2503.14476), section 3.1. With a ratio for each completion: GSPO (arXiv 2507.18071), equation 5.
     The losses with a ratio for each token differ in `weighting` alone.
+
+    Where A < 0 the first form has no bound for large ratios. delta is one: dual clip (arXiv
+    1912.09729), equation 5; two-sided clipping, INTELLECT-2 (arXiv 2505.07291). Where A > 0 the
+    clip is the lower bound of the two, and delta changes nothing.
 
     Args:
         ratio: [N, L] or [N, 1].
         weight: [N, 1] advantages.
         clip_low: `algorithm.clip_low`
         clip_high: `algorithm.clip_high`
+        delta: `algorithm.delta`, over 1 + clip_high.
     """
-    free = ratio * weight
+    free = ratio.clamp(max=delta) * weight if delta else ratio * weight
     clipped = ratio.clamp(1 - clip_low, 1 + clip_high) * weight
     return Surrogate(
         objective=torch.minimum(free, clipped),
         ratio=ratio,
         clipped_low=(ratio < 1 - clip_low) & (weight < 0),
         clipped_high=(ratio > 1 + clip_high) & (weight > 0),
+        over_delta=(ratio > delta) & (weight < 0) if delta else None,
     )
 
 
@@ -98,6 +112,28 @@ def weighted_likelihood(
         clipped_low=torch.zeros_like(ratio, dtype=torch.bool),
         clipped_high=ratio > 1 + clip_high,
     )
+
+
+def soft_gate(
+    ratio: Tensor, weight: Tensor, temperature_pos: float, temperature_neg: float
+) -> Surrogate:
+    """The objective of sapo: a ratio that leaves 1 fades out, and no token is cut off.
+
+        4 / temperature sigmoid(temperature (ratio - 1)) A
+
+    Its gradient is that of `ratio A` where the ratio is 1. SAPO (arXiv 2511.20347), section 3; the
+    temperature is that of the advantage's sign.
+
+    Args:
+        ratio: [N, L]
+        weight: [N, 1] advantages.
+        temperature_pos: `algorithm.sapo_temperature_pos`, for advantages over 0.
+        temperature_neg: `algorithm.sapo_temperature_neg`
+    """
+    temperature = torch.where(weight > 0, temperature_pos, temperature_neg)
+    gate = torch.sigmoid(temperature * (ratio - 1)) * 4 / temperature
+    held = torch.zeros_like(ratio, dtype=torch.bool)
+    return Surrogate(objective=gate * weight, ratio=ratio, clipped_low=held, clipped_high=held)
 
 
 def sequence_mean(values: Tensor, loss_mask: Tensor) -> Tensor:

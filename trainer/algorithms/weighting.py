@@ -1,4 +1,4 @@
-"""How much each token counts, so that micro batches of any size add up to the step's mean."""
+"""How much each token counts, so that micro batches of any size add up to an update's mean."""
 
 from collections.abc import Sequence
 
@@ -16,9 +16,12 @@ def completion_weights(
 
     With N completions of |o_i| tokens, over all ranks:
 
-        grpo, gspo         1 / (N |o_i|)       DeepSeekMath (arXiv 2402.03300), equation 3
+        grpo, gspo, sapo   1 / (N |o_i|)       DeepSeekMath (arXiv 2402.03300), equation 3
         dapo, cispo, bnpo  1 / sum_j |o_j|     DAPO (arXiv 2503.14476), equation 8
         dr_grpo            1 / (N max_tokens)  Dr. GRPO (arXiv 2503.20783), section 3.2 and its code
+
+    times `num_mini_batches`: each of these is the loss of an update. As in TRL, a token of dapo,
+    cispo and bnpo weighs the same in each of them, whatever else is in it.
 
     Every rank knows the whole step, so nothing has to be gathered for it.
 
@@ -40,11 +43,12 @@ def completion_weights(
         One weight for each completion; its tokens share it.
     """
     kept = [not (algorithm.mask_truncated and cut) for cut in truncated]
-    if algorithm.loss in ("grpo", "gspo"):
+    if algorithm.loss in ("grpo", "gspo", "sapo"):
         counts = [len(lengths) * length for length in lengths]
     elif algorithm.loss == "dr_grpo":
         counts = [len(lengths) * max_tokens] * len(lengths)
     else:
         tokens = sum(length for length, keep in zip(lengths, kept, strict=True) if keep)
         counts = [tokens] * len(lengths)
-    return [keep / max(count, 1) for keep, count in zip(kept, counts, strict=True)]
+    parts = algorithm.num_mini_batches
+    return [parts * keep / max(count, 1) for keep, count in zip(kept, counts, strict=True)]

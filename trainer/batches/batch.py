@@ -48,7 +48,7 @@ class MicroBatch:
     rollout_logprobs: Tensor
     """[N, L] of the sampler."""
     token_weights: Tensor
-    """[N, L] share of each token in the step's loss (`algorithms.weighting`)."""
+    """[N, L] share of each token in its update's loss (`algorithms.weighting`)."""
     advantages: Tensor
     """[N]"""
     order: list[tuple[int, int]]

@@ -1,4 +1,4 @@
-"""Who trains what in a step, and in which micro batches: from lengths alone, no tensors.
+"""Who trains what in a step, and in which mini and micro batches: from lengths alone, no tensors.
 
 A *row* is one sequence of the model: a prompt and some of its group's completions, which share it.
 Rank 0 makes the plan of all ranks (`trainer.batches.shares`).
@@ -35,37 +35,48 @@ class RankPlan:
 
     groups: list[int]
     """Places in the batch, ascending."""
-    micro_batches: list[list[PackedRow]]
-    """The rows of each forward and backward pass, the longest first. As many passes on every rank:
-    with ZeRO-3 each waits for all ranks."""
+    mini_batches: list[list[list[PackedRow]]]
+    """[mini-batch][micro batch][row]: the updates of a step, and the rows of each forward and
+    backward pass, the longest first. As many passes on every rank: with ZeRO-3 each waits for all
+    ranks."""
+
+    @property
+    def micro_batches(self) -> list[list[PackedRow]]:
+        """Those of all mini-batches, one after another."""
+        return [rows for mini_batch in self.mini_batches for rows in mini_batch]
 
 
-def plan_step(groups: Sequence[TrainGroup], *, num_ranks: int, max_tokens: int) -> list[RankPlan]:
-    """Share a batch out over ranks and cut each share into micro batches.
+def plan_step(
+    groups: Sequence[TrainGroup], *, num_ranks: int, max_tokens: int, num_mini_batches: int = 1
+) -> list[RankPlan]:
+    """Cut a batch into mini-batches, share each out over ranks, and cut the shares further.
 
-    Every rank gets as many groups, and about as many tokens. Its rows are sorted by length, so that
-    the rows of one micro batch need little padding.
+    Each mini-batch is the next part of the batch. In each, every rank gets as many groups, and
+    about as many tokens. Its rows are sorted by length, so that the rows of one micro batch need
+    little padding.
 
     Args:
-        groups: The whole step's; a multiple of `num_ranks`, all of one size.
+        groups: The whole step's; a multiple of `num_ranks` times `num_mini_batches`, all of one
+            size.
         num_ranks: The trainer's processes.
         max_tokens: Most of a micro batch, padding counted; a single completion with its prompt may
             be over it.
+        num_mini_batches: `algorithm.num_mini_batches`
 
     Returns:
         A plan for each rank.
     """
-    rows = [_rows(place, group, max_tokens) for place, group in enumerate(groups)]
-    tokens = [sum(row.length for row in of_group) for of_group in rows]
-    shares = _balanced(tokens, num_ranks, capacity=len(groups) // num_ranks)
-    filled = [_filled([row for g in share for row in rows[g]], max_tokens) for share in shares]
-    count = max(len(micro_batches) for micro_batches in filled)
-    for micro_batches in filled:
-        while len(micro_batches) < count:
-            _split_largest(micro_batches, groups)
+    size = len(groups) // num_mini_batches
+    parts = [
+        _plan_part(groups, range(start, start + size), num_ranks, max_tokens)
+        for start in range(0, len(groups), size)
+    ]
     return [
-        RankPlan(groups=share, micro_batches=micro_batches)
-        for share, micro_batches in zip(shares, filled, strict=True)
+        RankPlan(
+            groups=sorted({row.group for part in of_rank for rows in part for row in rows}),
+            mini_batches=list(of_rank),
+        )
+        for of_rank in zip(*parts, strict=True)
     ]
 
 
@@ -86,6 +97,21 @@ def plan_metrics(plans: Sequence[RankPlan]) -> dict[str, float]:
         "padding_share": 1 - sum(by_rank) / computed,
         "rank_imbalance": max(by_rank) * len(plans) / sum(by_rank) - 1,
     }
+
+
+def _plan_part(
+    groups: Sequence[TrainGroup], places: Sequence[int], num_ranks: int, max_tokens: int
+) -> list[list[list[PackedRow]]]:
+    """[rank][micro batch][row] of one mini-batch."""
+    rows = [_rows(place, groups[place], max_tokens) for place in places]
+    tokens = [sum(row.length for row in of_group) for of_group in rows]
+    shares = _balanced(tokens, num_ranks, capacity=len(places) // num_ranks)
+    filled = [_filled([row for g in share for row in rows[g]], max_tokens) for share in shares]
+    count = max(len(micro_batches) for micro_batches in filled)
+    for micro_batches in filled:
+        while len(micro_batches) < count:
+            _split_largest(micro_batches, groups)
+    return filled
 
 
 def _rows(place: int, group: TrainGroup, max_tokens: int) -> list[PackedRow]:

@@ -33,8 +33,9 @@ class Prepared:
     """A rank's part of a step."""
 
     groups: list[TrainGroup]
-    """In the order of `policy.engine.StepOutput.policy_logprobs`."""
-    micro_batches: list[MicroBatch]
+    """In the order of `policy.updates.StepOutput.policy_logprobs`."""
+    mini_batches: list[list[MicroBatch]]
+    """[mini-batch][micro batch]"""
     metrics: dict[str, float]
     """Those of the `RankBatch`, and `preparation_s`."""
 
@@ -74,8 +75,9 @@ class Preparation:
         pad = self.processor.tokenizer.pad_token_id
         return Prepared(
             groups=part.groups,
-            micro_batches=[
-                micro_batch(rows, groups, pad_token_id=pad) for rows in part.plan.micro_batches
+            mini_batches=[
+                [micro_batch(rows, groups, pad_token_id=pad) for rows in mini_batch]
+                for mini_batch in part.plan.mini_batches
             ],
             metrics=part.metrics | {"preparation_s": time.perf_counter() - start},
         )

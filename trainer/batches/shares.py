@@ -35,6 +35,7 @@ def share_out(
     *,
     num_ranks: int,
     max_tokens: int,
+    num_mini_batches: int = 1,
 ) -> list[RankBatch]:
     """Plan a step, and cut its batch by the plan.
 
@@ -43,11 +44,14 @@ def share_out(
         weights: [groups][G] of the tokens of each completion.
         num_ranks: As `plan_step`.
         max_tokens: As `plan_step`.
+        num_mini_batches: As `plan_step`.
 
     Returns:
         A part for each rank.
     """
-    plans = plan_step(groups, num_ranks=num_ranks, max_tokens=max_tokens)
+    plans = plan_step(
+        groups, num_ranks=num_ranks, max_tokens=max_tokens, num_mini_batches=num_mini_batches
+    )
     metrics = plan_metrics(plans)
     return [
         RankBatch(

@@ -102,9 +102,9 @@ class GroupPool:
 
     Two bounds hold with a lag. At most (max_policy_lag + 1) * groups_per_step groups are open, so
     by Little's law the version that a group is asked with is on average at most `max_policy_lag`
-    behind its step. And no token is more than `oldest_token_lag` behind. Prime-RL
-    bounds both (`max_async_level`, `max_off_policy_steps`); AReaL bounds the first alone (arXiv
-    2505.24298, section 5.1). Each token's own log-probability of the sampler is in its ratio
+    behind its step. And no token is more than `oldest_token_lag` behind. Prime-RL bounds both
+    (`max_async_level`, `max_off_policy_steps`); AReaL bounds the first alone (arXiv 2505.24298,
+    section 5.1). Each token's own log-probability of the sampler is in its ratio
     (`trainer.algorithms`), whatever its version.
 
     A group that is beyond the second bound all the same is asked for again when the version that

@@ -57,10 +57,10 @@ class GroupRequests:
             SggError: More rows than may cannot be used.
         """
         async with self.lock:
-            self._make_ahead()
             while self.pool.has_room:
+                if not self._ahead:  # at the start, or after many dead rows
+                    self._make_ahead(_NUM_THREADS)
                 position, made = self._ahead.popleft()
-                self._make_ahead()
                 try:
                     prompt, source = await asyncio.wrap_future(made)
                 except (InvalidInputError, TooLargeError) as error:
@@ -72,13 +72,14 @@ class GroupRequests:
                 prompt = self.traces.begin(prompt.model_copy(update=version))
                 self.pool.add(position, prompt, source)
                 await self._ask(prompt)
+            self._make_ahead(self.num_ahead)  # not before: servers wait for what was just asked
 
     def close(self) -> None:
         """Make no more prompts."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    def _make_ahead(self) -> None:
-        while len(self._ahead) < self.num_ahead:
+    def _make_ahead(self, number: int) -> None:
+        while len(self._ahead) < number:
             position = next(self.cursor)
             self._ahead.append((position, self._threads.submit(self.prompts.prompt, position)))
 

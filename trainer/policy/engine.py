@@ -3,9 +3,9 @@
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
@@ -19,17 +19,22 @@ from services.models.families import as_published, save_published
 from services.settings import Settings
 from trainer.algorithms.logprobs import SamplingDistribution, token_logprobs
 from trainer.algorithms.losses import LossOutput, policy_loss, with_finite_guard
-from trainer.algorithms.stats import Stats
 from trainer.batches.batch import MicroBatch, RopeIndex
 from trainer.policy.adapter import add_adapter, save_adapter
 from trainer.policy.deepspeed_api import forget_gradients, gathered, init_distributed, initialize
 from trainer.policy.deepspeed_config import deepspeed_config, sharding_config
 from trainer.policy.export import exported, exported_parameters
 from trainer.policy.gpu import cap_memory, check_cuda
-from trainer.policy.logprob_model import LogprobModel, LogprobOutput, Reference
+from trainer.policy.logprob_model import (
+    LogprobModel,
+    LogprobOutput,
+    Reference,
+    logprobs_without_gradient,
+)
 from trainer.policy.model import load_model, load_processor, placeholder_ids
 from trainer.policy.random_state import load_random_state, save_random_state
 from trainer.policy.state_layout import check_layout, write_layout
+from trainer.policy.updates import Pass, StepOutput, Update, in_order, step_stats
 from trainer.ranks.group import check_num_ranks
 from trainer.ranks.rendezvous import join_ranks
 
@@ -49,22 +54,6 @@ def init_process_group(timeout_s: float) -> None:
     backend, timeout = "nccl" if torch.cuda.is_available() else "gloo", timedelta(seconds=timeout_s)
     join_ranks(backend, timeout)
     init_distributed(backend, timeout)
-
-
-@dataclass(slots=True, kw_only=True)
-class StepOutput:
-    """What the engine reports of one optimizer step, of this rank."""
-
-    stats: Stats
-    grad_norm: float
-    """Over all ranks, before clipping; NaN or infinite where the step was skipped."""
-    policy_logprobs: list[list[float]]
-    """[completion][token], in the order of the rank's groups."""
-
-    @property
-    def skipped(self) -> bool:
-        """Whether a number was not finite, so that the weights are as before; on every rank."""
-        return not math.isfinite(self.grad_norm)
 
 
 class PolicyEngine:
@@ -110,41 +99,36 @@ class PolicyEngine:
         found: RopeIndex = self._model.model.get_rope_index
         return found
 
-    def train_step(self, batches: Sequence[MicroBatch], learning_rate: float) -> StepOutput:
-        """One optimizer step over this rank's micro batches.
+    def train_step(
+        self, mini_batches: Sequence[Sequence[MicroBatch]], learning_rate: float
+    ) -> StepOutput:
+        """The updates of a step: one for each mini-batch, `algorithm.num_iterations` times.
 
-        The parts of the loss add up over micro batches and ranks; DeepSpeed averages over ranks.
-        Where a log-probability, the loss or a gradient is not finite on any rank, no rank's
-        optimizer makes the step: weights and optimizer stay as they are.
+        All of them take their ratios and corrections against the policy before the first. Where a
+        log-probability, the loss or a gradient is not finite on any rank, no rank's optimizer makes
+        that update: weights and optimizer stay as they are, and the next update follows.
 
         Args:
-            batches: At least one; of any sizes, but as many on every rank, for with ZeRO-2 and 3
-                the ranks meet in each of them.
-            learning_rate: This step's.
+            mini_batches: [mini-batch][micro batch] of this rank, at least one of each; of any
+                sizes, but as many on every rank, for with ZeRO-2 and 3 the ranks meet in each of
+                them.
+            learning_rate: This step's, in all of its updates.
         """
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._engine.train()
-        outputs: list[LossOutput] = []
-        logprobs: list[tuple[MicroBatch, Tensor]] = []
-        for i, on_host in enumerate(batches):
-            batch = on_host.to(self.device)
-            reference = self.reference.logprobs(batch) if self.reference else None
-            scored = self._engine(batch)
-            output = self._loss(scored, batch, reference)
-            loss = with_finite_guard(output.loss, scored.logprobs)
-            self._engine.set_gradient_accumulation_boundary(i == len(batches) - 1)
-            self._engine.backward(loss * self._world_size)
-            if i < len(batches) - 1:
-                self._engine.step()
-            outputs.append(output)
-            logprobs.append((on_host, scored.logprobs.detach()))
-        grad_norm = self._optimizer_step()
-        stats = Stats.total(output.stats for output in outputs)
-        # A sum over ranks is wanted, and a mean is what becomes of (sum, count): count it once.
-        loss = torch.stack([output.loss.detach().double() for output in outputs]).sum()
-        stats.sums["loss"] = torch.stack([loss * self._world_size, torch.ones_like(loss)])
-        return StepOutput(stats=stats, grad_norm=grad_norm, policy_logprobs=_in_order(logprobs))
+        passes = [[Pass(batch) for batch in mini_batch] for mini_batch in mini_batches]
+        for one in chain.from_iterable(passes[1:]):  # those of the first see that policy anyway
+            one.old_logprobs = logprobs_without_gradient(self._engine, one.batch.to(self.device))
+        updates = [
+            [self._update(mini_batch) for mini_batch in passes]
+            for _ in range(self._settings.algorithm.num_iterations)
+        ]
+        return StepOutput(
+            stats=step_stats(updates, self._world_size),
+            grad_norms=[[update.grad_norm for update in iteration] for iteration in updates],
+            policy_logprobs=in_order(chain.from_iterable(passes)),
+        )
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """What a version consists of: copies on this rank's device, in the sampling dtype.
@@ -205,6 +189,28 @@ class PolicyEngine:
         self._engine.destroy()
         torch.distributed.destroy_process_group()
 
+    def _update(self, passes: Sequence[Pass]) -> Update:
+        """One optimizer step over a mini-batch.
+
+        The parts of the loss add up over micro batches and ranks; DeepSpeed averages over ranks.
+        """
+        outputs: list[LossOutput] = []
+        for i, one in enumerate(passes):
+            batch = one.batch.to(self.device)
+            if self.reference and one.ref_logprobs is None:
+                one.ref_logprobs = self.reference.logprobs(batch)
+            scored = self._engine(batch)
+            if one.old_logprobs is None:
+                one.old_logprobs = scored.logprobs.detach()
+            output = self._loss(scored, batch, one)
+            loss = with_finite_guard(output.loss, scored.logprobs)
+            self._engine.set_gradient_accumulation_boundary(i == len(passes) - 1)
+            self._engine.backward(loss * self._world_size)
+            if i < len(passes) - 1:
+                self._engine.step()
+            outputs.append(output)
+        return Update(outputs, self._optimizer_step())
+
     def _logprob_model(self, model: nn.Module) -> LogprobModel:
         drawn_from = SamplingDistribution(
             temperature=self._settings.sampling.temperature,
@@ -215,6 +221,7 @@ class PolicyEngine:
             distribution=drawn_from,
             chunk=self._settings.trainer.logprob_chunk,
             float32_logits=self._settings.model.head_dtype == "float32",
+            float32_head=self._settings.trainer.float32_head,
         )
         return LogprobModel(model, score)
 
@@ -258,9 +265,7 @@ class PolicyEngine:
             return math.nan
         return float(self._engine.get_global_grad_norm())
 
-    def _loss(
-        self, scored: LogprobOutput, batch: MicroBatch, reference: Tensor | None
-    ) -> LossOutput:
+    def _loss(self, scored: LogprobOutput, batch: MicroBatch, one: Pass) -> LossOutput:
         return policy_loss(
             self._settings.algorithm,
             scored.logprobs,
@@ -269,15 +274,6 @@ class PolicyEngine:
             batch.loss_mask,
             batch.token_weights,
             entropies=scored.entropies,
-            ref_logprobs=reference,
+            old_logprobs=one.old_logprobs,
+            ref_logprobs=one.ref_logprobs,
         )
-
-
-def _in_order(scored: Sequence[tuple[MicroBatch, Tensor]]) -> list[list[float]]:
-    """[completion][token] of all micro batches, groups in order; here a GPU is waited for."""
-    found = {
-        order: row[mask.bool()].tolist()
-        for batch, logprobs in scored
-        for order, row, mask in zip(batch.order, logprobs.cpu(), batch.loss_mask, strict=True)
-    }
-    return [found[order] for order in sorted(found)]

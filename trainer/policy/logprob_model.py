@@ -95,12 +95,18 @@ class Reference:
 
     def logprobs(self, batch: MicroBatch) -> Tensor:
         """ref_logprobs [N, L] of a micro batch on the model's device, without gradient."""
-        was_training = self.model.training
-        self.model.eval()
-        with torch.no_grad(), self.without_adapter():
-            result: Tensor = self.model(batch).logprobs
-        self.model.train(was_training)
-        return result
+        with self.without_adapter():
+            return logprobs_without_gradient(self.model, batch)
+
+
+def logprobs_without_gradient(model: nn.Module, batch: MicroBatch) -> Tensor:
+    """[N, L] of a `LogprobModel`, or of an engine around one, on its device."""
+    was_training = model.training
+    model.eval()
+    with torch.no_grad():
+        result: Tensor = model(batch).logprobs
+    model.train(was_training)
+    return result
 
 
 def attention_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:

@@ -141,15 +141,20 @@ def step_metrics(batch: StepBatch, policy_version: int) -> dict[str, Any]:
 def metrics_line(
     batch: StepBatch, learned: dict[str, float], step: int, total: int, clock: PhaseClock
 ) -> dict[str, Any]:
-    """A step's line of `metrics.jsonl`."""
+    """A step's line of `metrics.jsonl`; a learned name such as `a/b` becomes `b` below `a`."""
     metrics = step_metrics(batch, policy_version=step)
+    for name, value in learned.items():
+        above, _, part = name.partition("/")
+        if part:
+            metrics.setdefault(above, {})[part] = value
+        else:
+            metrics[name] = value
     return {
         "step": step,
         "num_steps": total,
         "policy_version": step,
         "time": time.time(),
         **metrics,
-        **learned,
         "tokens_per_s": metrics["num_tokens"] / clock.total_s,
         "completions_per_s": metrics["num_completions"] / clock.total_s,
         "trainer_idle_fraction": clock.seconds["wait"] / clock.total_s,
@@ -164,10 +169,11 @@ def metrics_line(
 
 def ledger_line(batch: StepBatch, step: int) -> LedgerRow:
     """The line that says what a step used. It trained version `step`, and published the next."""
+    skipped, ids = {*batch.outcome.skipped}, [g.rollout.group_id for g in batch.groups]
     return {
         "step": step,
         "policy_version": step,
-        "group_ids": [g.rollout.group_id for g in batch.groups],
+        "group_ids": [name for name in ids if name not in skipped],
         "stale": batch.outcome.stale,
         "dead": batch.outcome.dead,
         "skipped": batch.outcome.skipped,

@@ -68,6 +68,13 @@ def test_a_server_is_one_line_of_80_columns() -> None:
         assert word in line
 
 
+def test_a_server_of_several_gpus_is_one_line_too() -> None:
+    gpus = [f"GPU-6a1e0f2c-77aa-11bb-22cc-33445566778{i}" for i in range(8)]
+    lines = shown(server("nid001234-8200-a1b2c3", gpus=gpus))
+    assert max(map(len, lines)) <= 80
+    assert "GPU-6a1e0f2c +7" in next(line for line in lines if "nid001234" in line)
+
+
 def test_who_is_behind_or_quarantined_is_said_in_words() -> None:
     lines = shown(server("late", policy_version=3), server("out", state="quarantined"))
     assert "3 of 5" in next(line for line in lines if line.startswith("late"))

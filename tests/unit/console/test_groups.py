@@ -199,6 +199,8 @@ def test_tokens_are_clipped_as_the_loss_clips_them() -> None:
     assert tokens(-1.0, loss="cispo") == ["", "", "high"], "capped, whatever the advantage"
     assert tokens(-1.0, loss="gspo", clip_low=0.01) == ["low", "low", "low"], "one for all"
     assert tokens(1.0, old_logprobs="trainer") == ["", "", ""], "its ratios are 1"
+    assert tokens(-1.0, delta=1.3) == ["low", "", "high"]
+    assert tokens(-1.0, loss="sapo") == ["", "", ""], "its gradient fades"
     assert tokens(None) == ["", "", ""]
 
 

@@ -126,6 +126,8 @@ def test_says_steps_and_memory_and_is_a_file_of_settings(tmp_path: Path) -> None
     assert "#   together" in text
     (tmp_path / "again.toml").write_text(text)
     assert load_settings(tmp_path / "again.toml", [], {}) == settings
+    updates = {"num_mini_batches": 2, "num_iterations": 3}
+    assert dry_run(settings.changed(algorithm=updates)).endswith("; 6 updates of 4 images")
 
 
 def test_of_sft_says_what_is_trained_on_what_and_its_memory(tmp_path: Path) -> None:
@@ -215,11 +217,13 @@ def test_the_head_s_gradient_and_a_version_for_ipc_count() -> None:
 
     # Between two steps servers read a whole version on the GPU, which is more than a step takes.
     assert parts("deepspeed.zero_stage=3")["version"] == 2 * shape.num_parameters / GIB
-    found = parts("weights.transport=shm", "deploy.kind=colocated")
+    shm = ("weights.transport=shm", "deploy.kind=colocated")
+    found = parts(*shm)
     head = shape.vocab_size * shape.hidden_size
     assert found["head's gradient"] == 2 * head / GIB, "rounded, while layers are computed again"
     assert "version" not in found
     assert "head's gradient" not in parts("trainer.freeze_language_model=true")
+    assert parts(*shm, "trainer.float32_head=true")["float32 head"] == 4 * head / GIB
 
 
 @pytest.mark.parametrize(

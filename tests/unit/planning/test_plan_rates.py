@@ -175,6 +175,15 @@ def test_rates_of_a_run_are_what_it_did(tmp_path: Path) -> None:
     assert lengths(Random(0)) == (60, 40)
 
 
+def test_more_updates_take_as_many_passes_and_steps() -> None:
+    cluster, shape = load_cluster("a100x16"), model_shape("Qwen/Qwen2-VL-2B-Instruct")
+    once = derived(settings(), cluster, shape)
+    algorithm = {"num_iterations": 2, "num_mini_batches": 4}
+    found = derived(settings().changed(algorithm=algorithm), cluster, shape)
+    assert found["token_s"].value == pytest.approx(once["token_s"].value * (2 * 8 + 1.5) / 8)
+    assert found["fixed_s"].value == pytest.approx(once["fixed_s"].value * 8)
+
+
 def test_a_run_with_too_little_is_refused(tmp_path: Path) -> None:
     run, cluster = settings(), load_cluster("a100x16")
     table = derived(run, cluster, model_shape(run.model.path))

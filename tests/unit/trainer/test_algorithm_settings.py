@@ -24,6 +24,11 @@ def settings(algorithm: dict[str, Any], **sections: Any) -> Settings:
         ({"correction_cap": 1.0}, "correction_cap"),
         ({"clip_low": 1.0}, "clip_low"),
         ({"beta": -0.1}, "beta"),
+        ({"num_iterations": 0}, "num_iterations"),
+        ({"num_mini_batches": 0}, "num_mini_batches"),
+        ({"delta": 1.2}, r"delta \(1.2\) must be over 1 \+ clip_high \(1.2\)"),
+        ({"delta": 3.0, "loss": "sapo"}, "delta has no effect"),
+        ({"sapo_temperature_neg": 0.0}, "sapo_temperature_neg"),
     ],
 )
 def test_impossible_settings_name_the_field(wrong: dict[str, Any], word: str) -> None:
@@ -36,6 +41,19 @@ def test_a_buffer_longer_than_the_completion_is_refused() -> None:
     settings(overlong, sampling={"max_tokens": 300})
     with pytest.raises(ValidationError, match="overlong_buffer"):
         settings(overlong, sampling={"max_tokens": 299})
+
+
+def test_mini_batches_divide_a_step_on_every_rank() -> None:
+    settings({"num_mini_batches": 2}, trainer={"groups_per_step": 12, "num_ranks": 3})
+    with pytest.raises(ValidationError, match=r"algorithm.num_mini_batches \(4\).*num_ranks \(2\)"):
+        settings({"num_mini_batches": 4}, trainer={"groups_per_step": 12, "num_ranks": 2})
+
+
+def test_a_float32_head_rounds_no_logits() -> None:
+    trainer = {"float32_head": True}
+    settings({}, trainer=trainer)
+    with pytest.raises(ValidationError, match=r"trainer.float32_head needs model.head_dtype"):
+        settings({}, trainer=trainer, model={"path": "x", "head_dtype": "model"})
 
 
 @pytest.mark.parametrize(

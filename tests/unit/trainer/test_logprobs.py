@@ -1,7 +1,8 @@
 import pytest
 import torch
+from trl.kernels import ChunkedLogProbFunction
 
-from trainer.algorithms.logprobs import SamplingDistribution, _logits, token_logprobs
+from trainer.algorithms.logprobs import SamplingDistribution, _add_product, _logits, token_logprobs
 
 TOKENS, HIDDEN, VOCABULARY = 11, 6, 13
 
@@ -111,12 +112,35 @@ def test_gradients_of_float32_logits_are_those_of_float64_within_bfloat16() -> N
         assert (one - other).norm() < 2**-7 * other.norm()
 
 
+def test_a_float32_head_is_trl_s() -> None:
+    """Values and gradients of `cast_lm_head_to_fp32`: no number is rounded before the last."""
+    hidden, weight, targets = high_logits()
+    upstream = torch.linspace(-1, 2, len(targets))
+    found: dict[bool, tuple[torch.Tensor, ...]] = {}
+    for float32_head in (True, False):
+        got = token_logprobs(
+            hidden, weight, targets, SamplingDistribution(), chunk=16, float32_head=float32_head
+        )
+        found[float32_head] = (*got, *torch.autograd.grad(got[0] @ upstream, (hidden, weight)))
+    theirs = ChunkedLogProbFunction.apply(
+        hidden.float(), weight.float(), None, targets, 1.0, 32, None, 1.0, ("log_probs", "entropy")
+    )
+    wanted = (*theirs[:2], *torch.autograd.grad(theirs[0] @ upstream, (hidden, weight)))
+    for one, other in zip(found[True][:2], wanted[:2], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-5)
+    for number in (2, 3):
+        exact, rounded = ((found[how][number] - wanted[number]).norm() for how in (True, False))
+        assert exact < 1e-5 * wanted[number].norm()
+        assert rounded > 1e-3 * wanted[number].norm()
+
+
 def test_a_gpu_s_product_takes_bfloat16_and_gives_float32() -> None:
     """Up to the kernel: on the device without memory, which has CUDA's signatures."""
     hidden = torch.empty(TOKENS, HIDDEN, dtype=torch.bfloat16, device="meta")
     weight = torch.empty(VOCABULARY, HIDDEN, dtype=torch.bfloat16, device="meta")
     found = _logits(hidden, weight, float32=True)
     assert (found.dtype, found.shape) == (torch.float32, (TOKENS, VOCABULARY))
+    _add_product(torch.empty(VOCABULARY, HIDDEN, device="meta"), found.bfloat16().t(), hidden)
 
 
 def test_float32_answers_in_float32() -> None:

@@ -18,7 +18,8 @@ from trainer.algorithms.weighting import completion_weights
 MAX_TOKENS = 6
 ALGORITHMS: list[dict[str, Any]] = [
     *({"loss": loss} for loss in ("grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo")),
-    {"loss": "dapo", "mask_truncated": True, "beta": 0.1},
+    {"loss": "sapo", "num_mini_batches": 2},
+    {"loss": "dapo", "delta": 1.3, "mask_truncated": True, "beta": 0.1},
     {"old_logprobs": "trainer", "correction": "mask", "correction_level": "sequence"},
 ]
 
@@ -67,6 +68,7 @@ def mean_of(output: LossOutput, name: str) -> float:
         ("cispo", [1 / 6, 1 / 6]),
         ("bnpo", [1 / 6, 1 / 6]),
         ("dr_grpo", [1 / 18, 1 / 18]),
+        ("sapo", [1 / 6, 1 / 12]),
     ],
 )
 def test_a_truncated_completion_counts_among_completions_not_among_tokens(
@@ -100,6 +102,41 @@ def test_cispo_caps_the_weight_and_keeps_the_gradient() -> None:
     assert policy.grad is not None
     assert policy.grad[0].tolist() == pytest.approx([-1.5, -1.0])
     assert mean_of(out, "clip_fraction") == 0.5
+
+
+def test_delta_bounds_what_a_negative_advantage_weighs() -> None:
+    policy = logs([0.9, 0.3], [0.9, 0.3]).requires_grad_()
+    rollout = logs([0.1, 0.2], [0.1, 0.2])
+    out = loss_of({"delta": 3.0}, policy, rollout, [-1.0, 1.0])
+    out.loss.backward()
+    assert policy.grad is not None
+    assert policy.grad.tolist() == [pytest.approx([0.0, 1.5 / 4]), [0.0, 0.0]]
+    assert out.loss.item() == pytest.approx((3.0 + 1.5 - 1.2 - 1.2) / 4)
+    assert mean_of(out, "clip_delta_fraction") == 0.25
+    assert mean_of(out, "clip_high_fraction") == 0.5
+    assert mean_of(out, "ratio_mean") == pytest.approx((9 + 1.5) / 2)
+
+
+def test_later_updates_clip_against_the_first_and_correct_as_it_did() -> None:
+    """The ratio is 2, of which the correction from 0.5 to 0.25 knows nothing."""
+    policy = logs([0.5]).requires_grad_()
+    algorithm = AlgorithmSettings(old_logprobs="trainer", correction="truncate")
+    one = torch.ones(1, 1, dtype=torch.float64)
+    out = policy_loss(
+        algorithm,
+        policy,
+        logs([0.5]),
+        -one[0],
+        one,
+        one,
+        entropies=one,
+        old_logprobs=logs([0.25]),
+    )
+    out.loss.backward()
+    assert policy.grad is not None
+    assert policy.grad.item() == pytest.approx(2 * 0.5)
+    assert mean_of(out, "correction_mean") == pytest.approx(0.5)
+    assert mean_of(out, "mismatch_kl") == pytest.approx(math.log(2))
 
 
 @pytest.mark.parametrize(

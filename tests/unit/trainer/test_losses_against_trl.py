@@ -15,7 +15,7 @@ from trainer.algorithms.losses import LossOutput, policy_loss
 from trainer.algorithms.weighting import completion_weights
 
 MAX_TOKENS, LONGEST = 9, 8
-LOSSES = ["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo"]
+LOSSES = ["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo"]
 CORRECTIONS: list[dict[str, Any]] = [
     {"correction": kind, "correction_level": level, "correction_cap": 1.3}
     for kind, level in product(("truncate", "mask"), ("token", "sequence"))
@@ -74,6 +74,11 @@ def trl_config(algorithm: AlgorithmSettings) -> dict[str, Any]:
         "importance_sampling_level": "sequence" if algorithm.loss == "gspo" else "token",
         "epsilon": algorithm.clip_low,
         "epsilon_high": algorithm.clip_high + (algorithm.loss == "cispo"),
+        "delta": algorithm.delta,
+        "sapo_temperature_pos": algorithm.sapo_temperature_pos,
+        "sapo_temperature_neg": algorithm.sapo_temperature_neg,
+        "num_iterations": algorithm.num_iterations,
+        "steps_per_generation": algorithm.num_mini_batches,
         "beta": algorithm.beta,
         "mask_truncated_completions": algorithm.mask_truncated,
         "max_completion_length": MAX_TOKENS,
@@ -108,6 +113,7 @@ def test_loss_gradient_and_metrics(
     loss: str, ratio: dict[str, Any], beta: float, mask_truncated: bool
 ) -> None:
     clips = {"clip_low": 0.01, "clip_high": 0.02} if loss == "gspo" else {"clip_high": 0.28}
+    clips |= {"sapo_temperature_pos": 0.7, "sapo_temperature_neg": 1.3} if loss == "sapo" else {}
     algorithm = AlgorithmSettings.model_validate(
         {"loss": loss, "beta": beta, "mask_truncated": mask_truncated, **clips, **ratio}
     )
@@ -135,6 +141,83 @@ def compare_metrics(ours: LossOutput, oracle: TrlOracle) -> None:
     assert "entropy" in logged
     for name in logged:
         assert found[name] == pytest.approx(oracle.logged(METRICS[name]), rel=1e-6), name
+
+
+FEATURES = 5
+
+
+class Policy:
+    """Log-probabilities of a step's tokens, a function of weights that all tokens share.
+
+    Args:
+        step: At whose `policy_logprobs` it starts.
+    """
+
+    def __init__(self, step: StepTensors, mask: Tensor) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.features = torch.randn((*mask.shape, FEATURES), generator=generator)
+        self.start, self.mask = step.policy_logprobs.detach(), mask
+        self.weights = torch.zeros(FEATURES, requires_grad=True)
+        self.optimizer = torch.optim.AdamW([self.weights], lr=0.2)
+
+    def __call__(self) -> Tensor:
+        return (self.start + self.features @ self.weights) * self.mask
+
+    def descend(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([self.weights], 1.0)
+        self.optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        *({"loss": loss, "beta": 0.07} for loss in LOSSES if loss != "bnpo"),
+        {"loss": "dapo", "delta": 1.5},
+        {"loss": "gspo", "delta": 1.06, "clip_high": 0.05},
+        {"loss": "dapo", "mask_truncated": True, **CORRECTIONS[0]},
+        {"loss": "sapo", **CORRECTIONS[3]},
+    ],
+    ids=str,
+)
+def test_several_updates_of_one_step(chosen: dict[str, Any]) -> None:
+    """Three mini-batches, twice: each loss and the weights after each update.
+
+    TRL's bnpo depends on how a step is cut (`completion_weights`).
+    """
+    algorithm = AlgorithmSettings.model_validate(
+        {"old_logprobs": "trainer", "num_mini_batches": 3, "num_iterations": 2, **chosen}
+    )
+    step, mask = make_step(seed=3)
+    oracle = TrlOracle(step, **trl_config(algorithm))
+    theirs, ours = Policy(step, mask), Policy(step, mask)
+    advantages, _ = TrlOracle(step).advantages_and_loss()
+    weights = completion_weights(algorithm, step.lengths, step.truncated, max_tokens=MAX_TOKENS)
+    token_weights = mask * torch.tensor(weights).unsqueeze(1)
+    old, seen, bounded = ours().detach(), [], 0.0
+    for number in range(6):
+        rows, wanted = oracle.update(number, theirs)
+        found = policy_loss(
+            algorithm,
+            ours()[rows],
+            step.rollout_logprobs[rows],
+            advantages[rows],
+            mask[rows],
+            token_weights[rows],
+            entropies=step.entropies[rows],
+            old_logprobs=old[rows],
+            ref_logprobs=step.ref_logprobs[rows],
+        )
+        torch.testing.assert_close(found.loss, wanted, rtol=1e-10, atol=1e-12)
+        theirs.descend(wanted)
+        ours.descend(found.loss)
+        torch.testing.assert_close(ours.weights, theirs.weights, rtol=1e-10, atol=1e-12)
+        seen += rows
+        name = "clip_delta_fraction" if algorithm.delta else "clip_fraction"
+        bounded += float(found.stats.sums[name][0])
+    assert sorted(seen) == sorted([*range(12)] * 2)
+    assert (bounded > 0) == (algorithm.loss != "sapo")
 
 
 def test_these_steps_reach_every_bound() -> None:

@@ -14,7 +14,10 @@ from trainer.records.files import metrics_line
 from trainer.types import Outcome, StepBatch
 
 PAGE = (Path(__file__).parents[3] / "docs/metrics.md").read_text()
-MADE_BY_THE_ENGINE = {"loss", "grad_norm", "learning_rate", "num_skipped", "preparation_s"}
+MADE_BY_THE_ENGINE = {
+    *("loss", "grad_norm", "num_skipped_updates", "clip_fraction_by_iteration"),
+    *("learning_rate", "num_skipped", "preparation_s"),
+}
 MADE_BY_EVALUATION = {"evaluations_skipped", "evaluations_failed"}
 
 
@@ -52,7 +55,7 @@ def written() -> set[str]:
     plan = plan_metrics(plan_step(groups, num_ranks=1, max_tokens=64))
     line = metrics_line(batch, plan, 0, 9, Clock())  # type: ignore[arg-type]
     plain = learned()
-    corrected = learned(old_logprobs="trainer", correction="truncate", beta=0.1)
+    corrected = learned(old_logprobs="trainer", correction="truncate", beta=0.1, delta=3.0)
     return {*line, *plain, *corrected, *MADE_BY_THE_ENGINE, *MADE_BY_EVALUATION}
 
 

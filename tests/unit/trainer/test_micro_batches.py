@@ -1,3 +1,4 @@
+import dataclasses
 import random
 
 import pytest
@@ -72,6 +73,29 @@ def test_all_ranks_have_as_many_micro_batches(step: tuple[list[TrainGroup], int,
     plans = plan_step(groups, num_ranks=num_ranks, max_tokens=max_tokens)
     assert len({len(plan.micro_batches) for plan in plans}) == 1
     assert plans == plan_step(groups, num_ranks=num_ranks, max_tokens=max_tokens)
+
+
+@given(steps(), st.integers(1, 3))
+def test_mini_batches_are_the_parts_of_a_batch_one_after_another(
+    step: tuple[list[TrainGroup], int, int], num_mini_batches: int
+) -> None:
+    """Each is planned as a batch of its own, so that each has as many passes on every rank."""
+    part, num_ranks, max_tokens = step
+    groups = part * num_mini_batches
+    sizes = {"num_ranks": num_ranks, "max_tokens": max_tokens}
+    plans = plan_step(groups, num_mini_batches=num_mini_batches, **sizes)
+    alone = plan_step(part, **sizes)
+    for plan, wanted in zip(plans, alone, strict=True):
+        places = [place for i in range(num_mini_batches) for place in wanted.groups]
+        assert [place % len(part) for place in plan.groups] == places
+        assert plan.groups == sorted(plan.groups)
+        for number, mini_batch in enumerate(plan.mini_batches):
+            start = number * len(part)
+            moved = [
+                [dataclasses.replace(row, group=row.group + start) for row in rows]
+                for rows in wanted.micro_batches
+            ]
+            assert mini_batch == moved
 
 
 def only(groups: list[TrainGroup], max_tokens: int) -> RankPlan:

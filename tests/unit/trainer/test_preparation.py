@@ -3,6 +3,7 @@
 import dataclasses
 import random
 import threading
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -89,7 +90,7 @@ def test_ranks_prepare_their_own_groups_and_each_image_once(
     assert [len(dataset.read) for dataset in datasets] == [2, 2]
     for rank in ranks:
         found: dict[tuple[int, int], tuple[list[int], float]] = {}
-        for micro_batch in rank.micro_batches:
+        for micro_batch in chain.from_iterable(rank.mini_batches):
             for n, order in enumerate(micro_batch.order):
                 here = micro_batch.loss_mask[n].bool()
                 weight = float(micro_batch.token_weights[n].max())
@@ -109,7 +110,8 @@ def test_a_part_travels_exactly_and_alone() -> None:
     groups = [random_group(rng, prompt=3 + i, lengths=[1 + i, 5], index=i) for i in range(4)]
     exact = completion([2**31 - 1], [-1e-300])
     groups[0] = train_group([0], [exact, completion([7, 8], [-0.1, 5e-5])])
-    parts = share_out(groups, [[0.1, 1 / 3]] * 4, num_ranks=2, max_tokens=64)
+    weights = [[0.1, 1 / 3]] * 4
+    parts = share_out(groups, weights, num_ranks=2, max_tokens=64, num_mini_batches=2)
     assert sorted(group.index for part in parts for group in part.groups) == [0, 1, 2, 3]
     for part in parts:
         body = pack(part)
@@ -141,9 +143,7 @@ class Source:
     def prepare(self, batch: StepBatch) -> Prepared:
         if batch.outcome.stale == ["2"]:
             raise InvalidInputError("image 2 cannot be prepared")
-        return Prepared(
-            groups=[], micro_batches=[], metrics={"step": float(batch.outcome.stale[0])}
-        )
+        return Prepared(groups=[], mini_batches=[], metrics={"step": float(batch.outcome.stale[0])})
 
 
 def test_the_next_batch_is_made_while_a_step_trains() -> None:
