@@ -3,6 +3,8 @@
 python benchmarks/trainer.py [--model toy-start|small|qwen2.5-vl-3b] [--rounds 3] [--steps 3]
 python benchmarks/trainer.py --model qwen2.5-vl-3b --device cuda --ours   # needs a GPU
 python benchmarks/trainer.py --images                                     # image work alone
+python benchmarks/trainer.py --before ../older                            # and our older checkout
+python benchmarks/trainer.py --cpu-time                                   # on a busy machine
 
 Each round runs each side in a process of its own, one after the other; a step is from the
 scored groups to the updated weights (decoding and preprocessing images included, sampling not).
@@ -24,6 +26,13 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from benchmarks.flops import step_flops
 
 SIDES = ("ours", "trl")
+BEFORE = "before"
+CPU_TIME = """
+import runpy, sys, time
+time.perf_counter, sys.argv = time.process_time, sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""Runs a file whose clock counts the seconds of its process alone, of all its threads."""
 
 
 def main() -> None:
@@ -49,6 +58,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="of a round, after one to warm up")
     parser.add_argument("--ours", action="store_true", help="leave TRL out")
+    parser.add_argument("--before", type=Path, help="another checkout, whose step is measured too")
+    parser.add_argument("--cpu-time", action="store_true", help="count no waiting for a core")
     parser.add_argument("--images", action="store_true", help="image work of a group only")
     parser.add_argument(
         "--peak-tflops", type=float, default=989, help="H100, H200, GH200: bfloat16"
@@ -73,12 +84,21 @@ def _side(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _compare(name: str, arguments: argparse.Namespace, folder: str) -> None:
-    sides = SIDES[:1] if arguments.ours else SIDES
+    wanted = {"ours": True, "trl": not arguments.ours, BEFORE: arguments.before is not None}
+    sides = [side for side, is_wanted in wanted.items() if is_wanted]
     results: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for _ in range(arguments.rounds):
         for side in sides:
             results[side].append(
-                run_side(side, name, folder, device=arguments.device, steps=arguments.steps)
+                run_side(
+                    side,
+                    name,
+                    folder,
+                    device=arguments.device,
+                    steps=arguments.steps,
+                    before=arguments.before,
+                    cpu_time=arguments.cpu_time,
+                )
             )
     _print_table(name, results)
     _print_phases(results["ours"])
@@ -95,13 +115,30 @@ def run_side(
     steps: int,
     layers: int | None = None,
     timeout_s: float | None = None,
+    before: Path | None = None,
+    cpu_time: bool = False,
 ) -> dict[str, Any]:
     """One side's steps, in a process of its own.
+
+    Args:
+        side: One of `SIDES`, or `BEFORE`: ours of another checkout.
+        name: The load's.
+        folder: Where its model is made.
+        device: `cpu` or `cuda`.
+        steps: After one to warm up.
+        layers: Of the text; None: all.
+        timeout_s: None waits.
+        before: The other checkout.
+        cpu_time: Count no waiting for a core.
 
     Raises:
         RuntimeError: It failed, or took longer than `timeout_s`.
     """
-    command = [sys.executable, __file__, "--side", side, "--model", name, "--folder", folder]
+    file = Path(__file__)
+    if side == BEFORE and before is not None:
+        file, side = before / "benchmarks/trainer.py", SIDES[0]
+    command = [sys.executable, *(("-c", CPU_TIME) if cpu_time else ()), str(file)]
+    command += ["--side", side, "--model", name, "--folder", folder]
     command += ["--device", device, "--steps", str(steps)]
     command += ["--layers", str(layers)] if layers else []
     try:
@@ -128,10 +165,10 @@ def _print_table(name: str, results: dict[str, list[dict[str, Any]]]) -> None:
             f"| {side} | {_median(of_side, 'seconds'):.3f} | {_median(of_side, 'rise_mib'):.0f} "
             f"| {of_side[0]['grad_norm']:.5f} |"
         )
-    if "trl" in results:
-        speed = _median(results["trl"], "seconds") / _median(results["ours"], "seconds")
-        memory = _median(results["trl"], "rise_mib") / _median(results["ours"], "rise_mib")
-        print(f"| ratio | {speed:.2f} | {memory:.2f} | |")
+    for other in results.keys() - SIDES[:1]:
+        speed = _median(results[other], "seconds") / _median(results["ours"], "seconds")
+        memory = _median(results[other], "rise_mib") / _median(results["ours"], "rise_mib")
+        print(f"| {other} / ours | {speed:.2f} | {memory:.2f} | |")
 
 
 def _print_phases(ours: list[dict[str, Any]]) -> None:

@@ -16,7 +16,7 @@ from services.schemas.groups import TrainGroup
 from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
 from services.settings import Settings
 from trainer.algorithms.advantages import group_relative
-from trainer.batches.micro_batches import padded_length, plan_step
+from trainer.batches.micro_batches import plan_step
 from trainer.batches.preparation import Preparation, Prepared, PreparedBatches
 from trainer.batches.shares import share_out
 from trainer.policy.engine import PolicyEngine, init_process_group
@@ -212,7 +212,7 @@ def _budget(load: Load, batch: StepBatch) -> int:
 def _work(engine: PolicyEngine, batch: StepBatch, budget: int) -> dict[str, float]:
     """What the model FLOP/s are counted from."""
     (plan,) = plan_step(batch.groups, num_ranks=1, max_tokens=budget)
-    rows = [(padded_length(rows), row) for rows in plan.micro_batches for row in rows]
+    rows = [row for rows in plan.micro_batches for row in rows]
     model = engine._engine.module.model
     text = model.config.get_text_config()
     count = {
@@ -231,7 +231,7 @@ def _work(engine: PolicyEngine, batch: StepBatch, budget: int) -> dict[str, floa
     return {
         **count,
         "image_tokens": images,
-        "model_tokens": sum(row.length for _, row in rows),
+        "model_tokens": sum(row.length for row in rows),
         "scored_tokens": answers,
         "attention": width * sum(visible_pairs(*group) for group in lengths),
         # As separate sequences, each with its own prompt and image.

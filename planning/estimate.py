@@ -46,7 +46,6 @@ def estimate_memory(settings: Settings, shape: ModelShape, *, on_gpu: bool = Tru
     scored = min(trainer.logprob_chunk, tokens, groups * trainer.group_size * sampling.max_tokens)
     step = _Step(settings, shape, on_gpu=on_gpu)
     kept = _kept(settings, shape, tokens=tokens, images=images)
-    kept["attention mask"] = weight_bytes(settings) * min(_group_tokens(settings), tokens) ** 2
     kept["float32 head"] = _float32_head(settings, shape)
     heads = step.heads(scored * shape.vocab_size)
     several = of_all > trainer.tokens_per_micro_batch

@@ -34,6 +34,12 @@ def _rope(theta: float, sections: list[int]) -> dict[str, Any]:
     return {"rope_type": "default", "rope_theta": theta, "mrope_section": sections}
 
 
+def _qwen3_5(hidden: int, inner: int, layers: int) -> dict[str, Any]:
+    """Sizes of recurrent layers, and positions, are transformers' defaults."""
+    sizes = _qwen2(hidden, inner, layers, 16, 4, 248320) | {"head_dim": 256}
+    return {name: value for name, value in sizes.items() if name != "rope_parameters"}
+
+
 _TEXT_3B = _qwen2(2048, 11008, 36, 16, 2, 151936)
 _TEXT_2B = _qwen2(1536, 8960, 28, 12, 2, 151936)
 _TEXT_7B = _qwen2(3584, 18944, 28, 28, 4, 152064)
@@ -55,6 +61,7 @@ def _vision_3(hidden: int, inner: int, layers: int, *deepstack: int) -> dict[str
 
 
 _VISION_3_SMALL = _vision_3(1024, 4096, 24, 5, 11, 17)
+_VISION_3_5_SMALL = {k: v for k, v in _VISION_3_SMALL.items() if not k.startswith("deepstack")}
 _VISION_3 = _vision_3(1152, 4304, 27, 8, 16, 24)
 
 
@@ -75,6 +82,7 @@ KNOWN: dict[str, dict[str, Any]] = {
     "Qwen/Qwen3-VL-2B-Instruct": _parts(_qwen3(2048, 6144, 28, 16), _VISION_3_SMALL, tied=True),
     "Qwen/Qwen3-VL-4B-Instruct": _parts(_qwen3(2560, 9728, 36, 32), _VISION_3_SMALL, tied=True),
     "Qwen/Qwen3-VL-8B-Instruct": _parts(_qwen3(4096, 12288, 36, 32), _VISION_3, tied=False),
+    "Qwen/Qwen3.5-4B": _parts(_qwen3_5(2560, 9216, 32), _VISION_3_5_SMALL, tied=True),
 }
 """Configurations of the models of `services.models.families.PUBLISHED`."""
 
@@ -92,7 +100,8 @@ class ModelShape:
     intermediate_size: int
     num_layers: int
     key_size: int
-    """Numbers of a token's keys in a layer, and of its values: of all heads that have their own."""
+    """Numbers of a token's keys in all layers that keep them, and of its values: of all heads that
+    have their own."""
     vocab_size: int
     vision_layers: int
     vision_hidden_size: int
@@ -125,6 +134,7 @@ def model_shape(path: str) -> ModelShape:
     total = sum(p.numel() for p in model.parameters())
     text, seen = config.text_config, config.vision_config
     head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    recurrent = (getattr(text, "layer_types", None) or []).count("linear_attention")
     return ModelShape(
         tower=vision - projector,
         projector=projector,
@@ -132,7 +142,7 @@ def model_shape(path: str) -> ModelShape:
         hidden_size=text.hidden_size,
         intermediate_size=text.intermediate_size,
         num_layers=text.num_hidden_layers,
-        key_size=text.num_key_value_heads * head_size,
+        key_size=text.num_key_value_heads * head_size * (text.num_hidden_layers - recurrent),
         vocab_size=text.vocab_size,
         vision_layers=seen.depth,
         vision_hidden_size=getattr(seen, "embed_dim", None) or seen.hidden_size,

@@ -278,7 +278,7 @@ _TRAINER = [
         _of_step("num_tokens", "num_model_tokens"),
         about="Sampled ones, and all that the model computes on.",
     ),
-    _shares("Lost in a step", _of_step("padding_share", "rank_imbalance")),
+    _shares("Lost in a step", _of_step("rank_imbalance")),
     _LAG,
     _OUTCOMES,
     Panel("Evaluations since this start", _of_step("evaluations_failed", "evaluations_skipped")),

@@ -74,7 +74,7 @@ def _sampling(settings: Settings, cluster: Cluster, shape: ModelShape) -> RateTa
     prompt_tokens = _workload(settings, cluster, shape)["prompt_tokens"].value
     answer = min(cluster.workload.length_mean.value, settings.sampling.max_tokens)
     context = prompt_tokens + answer / 2
-    kv = 2 * shape.num_layers * shape.key_size * weight_bytes(settings) * context
+    kv = 2 * shape.key_size * weight_bytes(settings) * context
     step = weights / memory + hardware.decode_step_s.value
     each = 2 * shape.language / flops + kv / memory + hardware.decode_sequence_s.value
     prompt = 2 * shape.language * prompt_tokens

@@ -37,6 +37,7 @@ from services.errors import EngineError, InvalidInputError, SettingsError
 from services.host.environment import set_environment
 from services.images import ImageHeader, check_fits
 from services.models.chat_template import chat_template
+from services.models.families import model_family
 from services.schemas.chat import ChatRequest
 from services.schemas.common import ChatMessage, Sampling, TextPart
 from services.schemas.weights import Rendezvous, WeightManifest
@@ -60,6 +61,12 @@ class VllmEngine(Engine):
         self._settings = settings
         if current_platform.is_cpu() and settings.rollout.model_runner == "v2":
             raise SettingsError("rollout.model_runner = 'v2' is for GPUs: on a CPU set 'v1'")
+        recurrent = "linear_attention" in model_family(settings.model.path).layers
+        if current_platform.is_cpu() and recurrent and settings.model.dtype != "bfloat16":
+            raise SettingsError(
+                f"model.dtype = {settings.model.dtype!r}: on a CPU, vLLM computes recurrent layers "
+                "in bfloat16 alone: set 'bfloat16'"
+            )
         self.gpus = own_gpus(settings.rollout.tensor_parallel_size)
         self._pictures = Pictures(self._check_picture)
         self._llm: Any = None

@@ -1,10 +1,11 @@
 """Tiny Qwen models with random weights: the real architectures, small enough to train on a CPU.
 
-transformers, DeepSpeed and vLLM load their folders as they load Qwen's own. Each has about 1.5
+transformers, DeepSpeed and vLLM load their folders as they load Qwen's own. Each has one to two
 million parameters and a vocabulary of 512.
 """
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from scene_graph.boxes import RELATIVE_1000
 from services.models.families import save_published
 from services.schemas.common import TextPart
 
-Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe"]
+Family = Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5"]
 """transformers' name of an architecture, as in a checkpoint's `config.json`."""
 
 VOCAB_SIZE = 512
@@ -155,11 +156,18 @@ def _text_config(family: Family, ids: dict[str, int]) -> dict[str, Any]:
     if family == "qwen3_vl_moe":
         own |= {"num_experts": 4, "num_experts_per_tok": 2, "norm_topk_prob": True}
         own |= {"moe_intermediate_size": 192}
+    if family == "qwen3_5":
+        rope |= {"mrope_section": [2, 1, 1], "mrope_interleaved": True}
+        rope |= {"partial_rotary_factor": 0.25}
+        own = {"head_dim": 32, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
+        own |= {"tie_word_embeddings": True}  # vLLM reads it here
+        # vLLM's kernel for CPUs takes no smaller ones.
+        own |= {"linear_key_head_dim": 64, "linear_value_head_dim": 64}
     return own | {
         "vocab_size": VOCAB_SIZE,
         "hidden_size": 128,
         "intermediate_size": 384,
-        "num_hidden_layers": 3,
+        "num_hidden_layers": 4 if family == "qwen3_5" else 3,  # of its four one has attention
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "max_position_embeddings": MAX_POSITIONS,
@@ -177,9 +185,11 @@ def _vision_config(family: Family) -> dict[str, Any]:
     shared |= {"intermediate_size": 256, "out_hidden_size": 128}
     if family == "qwen2_5_vl":
         return shared | {"fullatt_block_indexes": [0, 1]}
-    return shared | {"num_position_embeddings": 256, "deepstack_visual_indexes": [0, 1]}
+    shared |= {"num_position_embeddings": 256}
+    return shared if family == "qwen3_5" else shared | {"deepstack_visual_indexes": [0, 1]}
 
 
+@cache
 def _tokenizer() -> Any:
     """Byte-level BPE. Digits and line breaks stand alone: prompt and answer never share a token."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -232,6 +242,7 @@ def _processor(family: str, tokenizer: Any, min_pixels: int, max_pixels: int) ->
         "qwen2_5_vl": (hf.Qwen2_5_VLProcessor, hf.Qwen2VLVideoProcessor, {}),
         "qwen3_vl": third,
         "qwen3_vl_moe": third,
+        "qwen3_5": third,
     }
     processor, video_processor, patch = processors[family]
     return processor(

@@ -29,6 +29,8 @@ class ModelFamily:
     """How its published models write boxes: thousandths, or pixels of the resized input."""
     patch_factor: int
     """Sides of a resized image are multiples of it: patch size times merge size, in pixels."""
+    layers: frozenset[str] = frozenset({"full_attention"})
+    """transformers' names of the layers that the trainer shares a prompt in."""
 
 
 FAMILIES = {
@@ -38,12 +40,20 @@ FAMILIES = {
         ModelFamily(model_type="qwen2_5_vl", box_space="pixels", patch_factor=28),
         ModelFamily(model_type="qwen3_vl", box_space="relative_1000", patch_factor=32),
         ModelFamily(model_type="qwen3_vl_moe", box_space="relative_1000", patch_factor=32),
+        ModelFamily(
+            model_type="qwen3_5",
+            box_space="relative_1000",
+            patch_factor=32,
+            layers=frozenset({"full_attention", "linear_attention"}),
+        ),
     )
 }
 """By `model_type`."""
 
 _EXPERTS = (".mlp.experts.gate_up_proj", ".mlp.experts.down_proj")
 """Qwen3-VL's mixtures: [experts, in, out] in checkpoints, [experts, out, in] in memory."""
+
+_TIED = "tie_word_embeddings"
 
 PUBLISHED = {
     "Qwen/Qwen2-VL-2B-Instruct": "qwen2_vl",
@@ -55,6 +65,7 @@ PUBLISHED = {
     "Qwen/Qwen3-VL-2B-Instruct": "qwen3_vl",
     "Qwen/Qwen3-VL-4B-Instruct": "qwen3_vl",
     "Qwen/Qwen3-VL-8B-Instruct": "qwen3_vl",
+    "Qwen/Qwen3.5-4B": "qwen3_5",
 }
 """`model_type` of the recipes' models, known without the hub."""
 
@@ -72,12 +83,16 @@ def model_family(path: str) -> ModelFamily:
     config = model_config(path)
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise SettingsError(_refusal(path, f"of model_type {model_type!r}", config))
-    if other := _other_layers(config):
-        raise SettingsError(_refusal(path, f"a {model_type} with {', '.join(other)}", config))
+        raise SettingsError(_refusal(path, f"of model_type {model_type!r}"))
+    if other := sorted(_layers(config) - FAMILIES[model_type].layers):
+        raise SettingsError(_refusal(path, f"a {model_type} with {', '.join(other)}"))
     if model_type == "qwen3_vl_moe" and not config.get("text_config", config).get("norm_topk_prob"):
         what = "a qwen3_vl_moe without norm_topk_prob = true, by which transformers and vLLM differ"
-        raise SettingsError(_refusal(path, what, config))
+        raise SettingsError(_refusal(path, what))
+    text = config.get("text_config", config)
+    if model_type == "qwen3_5" and len({c.get(_TIED) for c in (config, text)} - {None}) > 1:
+        what = f"a qwen3_5 whose text_config has another {_TIED}, which vLLM reads and not this one"
+        raise SettingsError(_refusal(path, what))
     return FAMILIES[model_type]
 
 
@@ -120,27 +135,16 @@ def save_published(model: Any, folder: Path, tensors: Mapping[str, Any]) -> None
     model.save_pretrained(folder, state_dict=published, save_original_format=not has_experts)
 
 
-def _refusal(path: str, what: str, config: Mapping[str, Any]) -> str:
-    recurrent = any("linear" in kind or "recurrent" in kind for kind in _other_layers(config))
-    why = (
-        ": its recurrent layers would carry one completion's state into the next, and training "
-        "scores all completions of a prompt in one sequence"
-        if recurrent
-        else ""
-    )
-    return (
-        f"model.path: {path} is {what}{why}. This trains and serves {', '.join(FAMILIES)} ({PAGE})"
-    )
+def _refusal(path: str, what: str) -> str:
+    return f"model.path: {path} is {what}. This trains and serves {', '.join(FAMILIES)} ({PAGE})"
 
 
-def _other_layers(config: Mapping[str, Any]) -> list[str]:
-    """Kinds of layers that the trainer's mask of completions does not describe."""
+def _layers(config: Mapping[str, Any]) -> set[str]:
+    """Kinds of its layers by transformers' names, as far as it says them."""
     text = config.get("text_config", config)
     layers = text.get("layer_types")
-    kinds = set(map(str, layers if isinstance(layers, list) else ())) - {"full_attention"}
-    if text.get("use_sliding_window"):
-        kinds.add("sliding_attention")
-    return sorted(kinds)
+    kinds = set(map(str, layers if isinstance(layers, list) else ()))
+    return kinds | ({"sliding_attention"} if text.get("use_sliding_window") else set())
 
 
 def model_config(path: str) -> dict[str, Any]:

@@ -114,7 +114,7 @@ class TrainerSettings(Section):
     """Processes of the trainer: `sgg-rl train` starts them on this machine, torchrun or srun on
     several."""
     tokens_per_micro_batch: int = Field(default=16384, ge=1)
-    """Tokens of one forward and backward pass on one rank, padding counted."""
+    """Tokens of one forward and backward pass on one rank."""
     learning_rate: float = Field(default=6e-7, gt=0)
     """AdamW's, at the end of the warm-up."""
     warmup_steps: int = Field(default=0, ge=0)

@@ -58,6 +58,10 @@ LORA: dict[str, dict[str, Any]] = {
     "algorithm": {**UPDATES, "beta": 0.1},
     "trainer": {"gradient_checkpointing": True},
 }
+RECURRENT: dict[str, dict[str, Any]] = {
+    "model": {"path": "qwen3_5", "min_pixels": 16384, "max_pixels": 16384},
+    "trainer": {"gradient_checkpointing": True},
+}
 CASES: dict[str, dict[str, dict[str, Any]]] = {
     "zero0": {"deepspeed": {"zero_stage": 0}},
     "zero1": {"deepspeed": {"zero_stage": 1}},
@@ -86,6 +90,8 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "model": BF16,
         "trainer": {"float32_head": True},
     },
+    "zero0-recurrent": {"deepspeed": {"zero_stage": 0}, **RECURRENT},
+    "zero3-recurrent": {"deepspeed": {"zero_stage": 3}, **RECURRENT},
 }
 RESUMED = ("zero2-offload", "zero3", "zero3-frozen", "zero3-lora")
 """Cases that are saved after `SAVED_AT` steps, and continued by another start."""
@@ -93,12 +99,12 @@ RESUMED = ("zero2-offload", "zero3", "zero3-frozen", "zero3-lora")
 
 def settings_of(case: str, folder: Path, num_ranks: int) -> Settings:
     sections = CASES[case]
-    model = {"path": str(folder / "model"), "min_pixels": 12544, "max_pixels": 12544}
+    model = {"path": "model", "min_pixels": 12544, "max_pixels": 12544, **sections.get("model", {})}
     lora = "lora" in sections
     return Settings.model_validate(
         {
             **sections,
-            "model": {"dtype": "float32", **model, **sections.get("model", {})},
+            "model": {"dtype": "float32", **model, "path": str(folder / model["path"])},
             "data": {"train": "unused"},
             "trainer": {
                 "groups_per_step": NUM_GROUPS,
@@ -168,7 +174,8 @@ class Scenes(SceneDataset):
 def _group(index: int, picked: torch.Generator, processor: Any) -> TrainGroup:
     messages = [m.model_dump() for m in prompt_messages("toy", RELATIVE_1000)]
     text = processor.apply_chat_template(messages, add_generation_prompt=True)
-    pads = 112 * 112 // (processor.image_processor.patch_size * 2) ** 2
+    resize = processor.image_processor
+    pads = resize.size["longest_edge"] // (resize.patch_size * 2) ** 2
     text = text.replace("<|image_pad|>", "<|image_pad|>" * pads)
     group = train_group(
         processor.tokenizer(text)["input_ids"],

@@ -38,7 +38,7 @@ ROOT = Path(__file__).parents[2]
 LOSS_TOLERANCE, NORM_TOLERANCE, WEIGHT_TOLERANCE = 1e-6, 1e-4, 3e-5
 """In float32. Sums are formed in another order; Adam's first steps magnify that in the weights,
 which move by up to 3e-3."""
-ALONE = ("zero0", "zero0-frozen", "zero0-lora")
+ALONE = ("zero0", "zero0-frozen", "zero0-lora", "zero0-recurrent")
 TOGETHER = tuple(case for case in CASES if case not in ALONE[1:])
 
 
@@ -65,6 +65,7 @@ def start(folder: Path, num_ranks: int, what: str, *cases: str) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("ranks")
     make_tiny_model(folder / "model", min_pixels=12544, max_pixels=12544)
+    make_tiny_model(folder / "qwen3_5", family="qwen3_5", min_pixels=16384, max_pixels=16384)
     start(folder, 1, "train", *ALONE)
     start(folder, 2, "train", *TOGETHER)
     start(folder, 2, "resume", *RESUMED)
@@ -105,6 +106,21 @@ def test_two_ranks_train_as_one_does(folder: Path, case: str) -> None:
     assert_same_training(folder, case, "zero0")
     norms = [row["grad_norm"] for row in report(folder, case)["steps"]]
     assert min(norms) > 0.05, "clipping must matter"
+
+
+def test_recurrent_layers_train_in_shards(folder: Path) -> None:
+    """Also the convolution's weight, which no module of its own gathers."""
+    assert_same_training(folder, "zero3-recurrent", "zero0-recurrent")
+    before, after = (load_file(folder / f"zero3-recurrent-2.{when}") for when in ("start", "end"))
+    moved = [n for n, t in after.items() if ".linear_attn." in n and not torch.equal(t, before[n])]
+    assert {name.rpartition("linear_attn.")[2] for name in moved} == {
+        "A_log",
+        "dt_bias",
+        "conv1d.weight",
+        "norm.weight",
+        *(f"{part}.weight" for part in ("in_proj_qkv", "in_proj_z", "in_proj_a", "in_proj_b")),
+        "out_proj.weight",
+    }
 
 
 @pytest.mark.parametrize("case", ["zero2-bf16", "zero2-offload-bf16", "zero3-bf16"])

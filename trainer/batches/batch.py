@@ -1,13 +1,14 @@
 """From groups to tensors: a group's prompt and image once, its completions behind it.
 
-A row of the model is `[prompt, completion, completion, …, padding]`. Each completion sees the
-prompt and itself, never another completion, and its positions continue from the prompt's end; so
-every token's hidden state is what it is in a sequence of its own, and the prompt and its image are
-computed once: P + G * C tokens in place of G * (P + C).
+A row is `[prompt, completion, completion, …]`, and a micro batch is one sequence of rows, without
+padding. Each completion sees the prompt and itself, never another completion, and its positions
+continue from the prompt's end; so every token's hidden state is what it is in a sequence of its
+own, and the prompt and its image are computed once: P + G * C tokens in place of G * (P + C).
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,30 +16,41 @@ from torch import Tensor
 from services.errors import InvalidInputError
 from services.schemas.groups import TrainGroup
 from trainer.batches.images import ImageFeatures
-from trainer.batches.micro_batches import PackedRow, padded_length
+from trainer.batches.micro_batches import PackedRow
 
 RopeIndex = Callable[..., tuple[Tensor, Tensor]]
 """A model's `get_rope_index`."""
-PADDING = -1
-"""Segment of padding."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowLayout:
+    """Where a row's parts lie, and so what may see what.
+
+    Example: `RowLayout(3, (2, 1))` is a prompt at 0 to 2, completions at 3 to 4 and at 5.
+    """
+
+    prompt: int
+    """Tokens."""
+    completions: tuple[int, ...]
+    """Tokens of each."""
 
 
 @dataclass(kw_only=True)
 class MicroBatch:
-    """N completions of at most L tokens, and R sequences of S tokens that hold them."""
+    """N completions of at most L tokens, in R rows that are one sequence of S tokens."""
 
     input_ids: Tensor
-    """[R, S]"""
+    """[1, S]"""
     position_ids: Tensor
-    """[3, R, S] time, height and width."""
-    segments: Tensor
-    """[R, S] 0 on the prompt, 1, 2, … on its completions, -1 on padding: what may see what."""
+    """[3, 1, S] time, height and width."""
+    layout: tuple[RowLayout, ...]
+    """[R]; Python's own numbers, for no layer of the model may wait for a GPU to know them."""
     pixel_values: Tensor
     """[P, channels * patch volume] patches, one row's image after another's."""
     image_grid_thw: Tensor
     """[R, 3] patches of each image: time, height, width."""
     source: Tensor
-    """[T] for each completion token, which of the R * S hidden states predicts it."""
+    """[T] for each completion token, which of the S hidden states predicts it."""
     slot: Tensor
     """[T] which of the N * L places below it has."""
     targets: Tensor
@@ -111,54 +123,48 @@ def prepare_group(
     return PreparedGroup(group=group, weights=weights, image=image, positions=positions[:, 0])
 
 
-def micro_batch(
-    rows: Sequence[PackedRow], groups: Mapping[int, PreparedGroup], *, pad_token_id: int
-) -> MicroBatch:
+def micro_batch(rows: Sequence[PackedRow], groups: Mapping[int, PreparedGroup]) -> MicroBatch:
     """Lay out the rows of one forward and backward pass.
 
     Args:
         rows: At least one.
         groups: By place in the batch.
-        pad_token_id: The tokenizer's.
     """
     images = [groups[row.group].image for row in rows]
     return MicroBatch(
         pixel_values=torch.cat([image.pixels for image in images]),
         image_grid_thw=torch.stack([image.grid for image in images]),
         order=[(row.group, i) for row in rows for i in row.completions],
-        **_sequences(rows, groups, pad_token_id),
+        **_sequence(rows, groups),
         **_completions(rows, groups),
     )
 
 
-def _sequences(
-    rows: Sequence[PackedRow], groups: Mapping[int, PreparedGroup], pad_token_id: int
-) -> dict[str, Tensor]:
+def _sequence(rows: Sequence[PackedRow], groups: Mapping[int, PreparedGroup]) -> dict[str, Any]:
     """What the model reads, and where in it each completion token is predicted."""
-    shape = (len(rows), padded_length(rows))
-    input_ids = torch.full(shape, pad_token_id)
-    segments = torch.full(shape, PADDING)
-    position_ids = torch.zeros(3, *shape, dtype=torch.long)
+    token_ids: list[int] = []
+    positions: list[Tensor] = []
+    layout: list[RowLayout] = []
     source: list[Tensor] = []
-    for r, row in enumerate(rows):
+    for row in rows:
         prepared = groups[row.group]
-        prompt = torch.tensor(prepared.group.rollout.prompt_token_ids)
-        end = len(prompt)
-        input_ids[r, :end], segments[r, :end] = prompt, 0
-        position_ids[:, r, :end] = prepared.positions
-        next_position = int(prepared.positions.max()) + 1
-        for segment, i in enumerate(row.completions, start=1):
-            tokens = torch.tensor(prepared.group.rollout.completions[i].token_ids)
-            steps, start, end = torch.arange(len(tokens)), end, end + len(tokens)
-            input_ids[r, start:end], segments[r, start:end] = tokens, segment
-            position_ids[:, r, start:end] = next_position + steps
-            before = start + steps - 1
-            before[0] = len(prompt) - 1
-            source.append(before + r * shape[1])
+        prompt = prepared.group.rollout.prompt_token_ids
+        answers = [prepared.group.rollout.completions[i].token_ids for i in row.completions]
+        token_ids += prompt
+        positions.append(prepared.positions)
+        prompt_end, next_position = len(token_ids), int(prepared.positions.max()) + 1
+        for answer in answers:
+            steps = torch.arange(len(answer))
+            before = len(token_ids) + steps - 1
+            before[0] = prompt_end - 1
+            source.append(before)
+            positions.append((next_position + steps).expand(3, -1))
+            token_ids += answer
+        layout.append(RowLayout(len(prompt), tuple(map(len, answers))))
     return {
-        "input_ids": input_ids,
-        "segments": segments,
-        "position_ids": position_ids,
+        "input_ids": torch.tensor([token_ids]),
+        "position_ids": torch.cat(positions, dim=1).unsqueeze(1),
+        "layout": tuple(layout),
         "source": torch.cat(source),
     }
 

@@ -10,9 +10,6 @@ from dataclasses import dataclass
 
 from services.schemas.groups import TrainGroup
 
-LENGTH_MULTIPLE = 8
-"""Rows are padded to this: attention kernels copy a mask whose rows are not aligned."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PackedRow:
@@ -37,8 +34,7 @@ class RankPlan:
     """Places in the batch, ascending."""
     mini_batches: list[list[list[PackedRow]]]
     """[mini-batch][micro batch][row]: the updates of a step, and the rows of each forward and
-    backward pass, the longest first. As many passes on every rank: with ZeRO-3 each waits for all
-    ranks."""
+    backward pass. As many passes on every rank: with ZeRO-3 each waits for all ranks."""
 
     @property
     def micro_batches(self) -> list[list[PackedRow]]:
@@ -52,15 +48,13 @@ def plan_step(
     """Cut a batch into mini-batches, share each out over ranks, and cut the shares further.
 
     Each mini-batch is the next part of the batch. In each, every rank gets as many groups, and
-    about as many tokens. Its rows are sorted by length, so that the rows of one micro batch need
-    little padding.
+    about as many tokens.
 
     Args:
         groups: The whole step's; a multiple of `num_ranks` times `num_mini_batches`, all of one
             size.
         num_ranks: The trainer's processes.
-        max_tokens: Most of a micro batch, padding counted; a single completion with its prompt may
-            be over it.
+        max_tokens: Most of a micro batch; a single completion with its prompt may be over it.
         num_mini_batches: `algorithm.num_mini_batches`
 
     Returns:
@@ -80,21 +74,17 @@ def plan_step(
     ]
 
 
-def padded_length(rows: Sequence[PackedRow]) -> int:
-    """Tokens of each sequence of a micro batch: the longest row's, up to a round number."""
-    longest = max(row.length for row in rows)
-    return -(-longest // LENGTH_MULTIPLE) * LENGTH_MULTIPLE
+def num_tokens(rows: Sequence[PackedRow]) -> int:
+    """Of a micro batch."""
+    return sum(row.length for row in rows)
 
 
 def plan_metrics(plans: Sequence[RankPlan]) -> dict[str, float]:
-    """How well a step is cut: micro batches of a rank, tokens of all ranks, and shares."""
-    micro_batches = [rows for plan in plans for rows in plan.micro_batches]
-    by_rank = [sum(row.length for rows in p.micro_batches for row in rows) for p in plans]
-    computed = sum(len(rows) * padded_length(rows) for rows in micro_batches)
+    """How well a step is cut: micro batches of a rank, tokens of all ranks, and their balance."""
+    by_rank = [sum(map(num_tokens, plan.micro_batches)) for plan in plans]
     return {
         "num_micro_batches": len(plans[0].micro_batches),
-        "num_model_tokens": computed,
-        "padding_share": 1 - sum(by_rank) / computed,
+        "num_model_tokens": sum(by_rank),
         "rank_imbalance": max(by_rank) * len(plans) / sum(by_rank) - 1,
     }
 
@@ -121,7 +111,7 @@ def _rows(place: int, group: TrainGroup, max_tokens: int) -> list[PackedRow]:
     for count in range(1, len(lengths) + 1):
         shares = _balanced(lengths, count, capacity=len(lengths))
         rows = [_row(place, group, share) for share in shares]
-        if all(padded_length([row]) <= max_tokens for row in rows):
+        if all(row.length <= max_tokens for row in rows):
             break
     return rows
 
@@ -151,12 +141,15 @@ def _balanced(sizes: Sequence[int], num_shares: int, *, capacity: int) -> list[l
 
 
 def _filled(rows: list[PackedRow], max_tokens: int) -> list[list[PackedRow]]:
-    """Rows in order of length, as many together as the budget allows."""
+    """Each row, the longest first, in the first micro batch that has room for it.
+
+    First-fit-decreasing bin packing (Johnson 1973): at most 11/9 of the fewest possible, and one.
+    """
     micro_batches: list[list[PackedRow]] = []
     for row in sorted(rows, key=lambda r: -r.length):
-        last = micro_batches[-1] if micro_batches else []
-        if last and (len(last) + 1) * padded_length(last) <= max_tokens:
-            last.append(row)
+        roomy = (m for m in micro_batches if num_tokens(m) + row.length <= max_tokens)
+        if (first := next(roomy, None)) is not None:
+            first.append(row)
         else:
             micro_batches.append([row])
     return micro_batches
@@ -165,7 +158,7 @@ def _filled(rows: list[PackedRow], max_tokens: int) -> list[list[PackedRow]]:
 def _split_largest(micro_batches: list[list[PackedRow]], groups: Sequence[TrainGroup]) -> None:
     """Make one more micro batch of the same completions."""
     divisible = [i for i, m in enumerate(micro_batches) if len(m) > 1 or len(m[0].completions) > 1]
-    place = max(divisible, key=lambda i: sum(row.length for row in micro_batches[i]))
+    place = max(divisible, key=lambda i: num_tokens(micro_batches[i]))
     rows = micro_batches[place]
     if len(rows) > 1:
         halves = [rows[: len(rows) // 2], rows[len(rows) // 2 :]]

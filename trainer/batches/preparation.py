@@ -72,11 +72,10 @@ class Preparation:
                 part.plan.groups, part.groups, part.weights, strict=True
             )
         }
-        pad = self.processor.tokenizer.pad_token_id
         return Prepared(
             groups=part.groups,
             mini_batches=[
-                [micro_batch(rows, groups, pad_token_id=pad) for rows in mini_batch]
+                [micro_batch(rows, groups) for rows in mini_batch]
                 for mini_batch in part.plan.mini_batches
             ],
             metrics=part.metrics | {"preparation_s": time.perf_counter() - start},

@@ -73,7 +73,7 @@ def pack(part: RankBatch) -> bytes:
 
     MessagePack of four: JSON in which all lists of tokens are empty; the lengths of these lists,
     [groups][1 + G]; all token ids, of 4 bytes each; all logprobs, of 8. As JSON a number has up to
-    20, and takes ten times as long to read.
+    20.
     """
     lengths, ids, logprobs = list[list[int]](), array("i"), array("d")
     for rollout in (group.rollout for group in part.groups):

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from services.errors import SettingsError
 from trainer.batches.batch import MicroBatch
+from trainer.policy.grouped_attention import use_grouped_attention
+from trainer.policy.recurrent_layers import use_grouped_recurrence
 
 Score = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """[T, hidden_size] states, the head's weight and [T] tokens to [T] log-probabilities and entropies:
@@ -31,7 +33,8 @@ class LogprobOutput(NamedTuple):
 class LogprobModel(nn.Module):  # type: ignore[misc]
     """A model, as DeepSpeed wraps it: all that is computed with its weights is inside `forward`.
 
-    The attention is `sdpa` or `eager`, which take a mask of any shape; flash attention does not.
+    The layers that mix tokens are made to read a batch's layout; nothing else of the model changes,
+    and its vision tower keeps its own attention.
 
     Args:
         model: A Hugging Face image-text-to-text model.
@@ -40,6 +43,8 @@ class LogprobModel(nn.Module):  # type: ignore[misc]
 
     def __init__(self, model: Any, score: Score) -> None:
         super().__init__()
+        use_grouped_attention(model)
+        use_grouped_recurrence(model)
         self.model = model
         self.head = _Head(model.lm_head, score)
 
@@ -47,8 +52,8 @@ class LogprobModel(nn.Module):  # type: ignore[misc]
         """Score a micro batch that is on the model's device."""
         hidden = self.model.model(
             input_ids=batch.input_ids,
-            attention_mask=attention_mask(batch.segments, self.model.dtype),
             position_ids=batch.position_ids,
+            layout=batch.layout,
             pixel_values=batch.pixel_values,
             image_grid_thw=batch.image_grid_thw,
             use_cache=False,
@@ -107,29 +112,6 @@ def logprobs_without_gradient(model: nn.Module, batch: MicroBatch) -> Tensor:
         result: Tensor = model(batch).logprobs
     model.train(was_training)
     return result
-
-
-def attention_mask(segments: Tensor, dtype: torch.dtype) -> Tensor:
-    """What to add to attention scores: 0 where a token may be seen, else -inf.
-
-    A token sees what is before it in its own segment, and the whole prompt. Padding sees padding:
-    a row of nothing but -inf would become NaN.
-
-    The mask takes R * S * S elements once for all layers; it has the dtype of the scores because
-    attention kernels convert a boolean one in each layer and keep each copy for the backward pass.
-
-    Args:
-        segments: [R, S] 0 on the prompt, 1, 2, … on its completions, -1 on padding.
-        dtype: The model's.
-
-    Returns:
-        [R, 1, S, S]
-    """
-    queries, keys = segments.unsqueeze(2), segments.unsqueeze(1)
-    mine = (queries == keys) | ((keys == 0) & (queries > 0))
-    hidden = ~mine.tril()
-    mask = torch.zeros(hidden.shape, dtype=dtype, device=segments.device)
-    return mask.masked_fill_(hidden, -torch.inf).unsqueeze(1)
 
 
 def _placed(values: Tensor, slot: Tensor, shape: torch.Size) -> Tensor:

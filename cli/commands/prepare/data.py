@@ -68,7 +68,8 @@ def make_tiny(
     folder: Path,
     seed: int = 0,
     family: Annotated[
-        Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl"], typer.Option(help="The architecture.")
+        Literal["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5"],
+        typer.Option(help="The architecture."),
     ] = "qwen2_5_vl",
 ) -> None:
     """Write a tiny Qwen-VL with random weights into FOLDER.

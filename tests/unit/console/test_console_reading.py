@@ -32,7 +32,7 @@ RAISED_BY_DOCS = {
     "mismatch_k3": (None, 0.01),
     "num_dead": (None, 0.0),
     "trainer_idle_fraction": (None, 0.2),
-    "padding_share": (None, 0.1),
+    "rank_imbalance": (None, 0.1),
     "reward_mean": (None, None),
     "num_stale": (None, None),
 }

@@ -29,6 +29,7 @@ PUBLISHED = {
     "Qwen/Qwen3-VL-2B-Instruct": 2_127_532_032,
     "Qwen/Qwen3-VL-4B-Instruct": 4_437_815_808,
     "Qwen/Qwen3-VL-8B-Instruct": 8_767_123_696,
+    "Qwen/Qwen3.5-4B": 4_539_265_536,
 }
 
 
@@ -80,7 +81,8 @@ def test_recipe_of_another_family_is_the_paper_s_but_for_its_model_and_fits(reci
     hardware = [FOR_LARGE] if size in LARGE else []
     files = [CONFIGS / f"r1-sgg/{data}-closed-2b-{start}.toml", *hardware]
     theirs = load_settings(files, [], {})
-    published = f"Qwen/{family.replace('qwen', 'Qwen').replace('vl', 'VL')}-{size.upper()}-Instruct"
+    published = f"Qwen/{family.replace('qwen', 'Qwen').replace('vl', 'VL')}-{size.upper()}"
+    published += "" if family == "qwen3.5" else "-Instruct"
     path = published if start != "grpo" else f"runs/{recipe.stem.replace('grpo', 'sft')}/model"
     settings = load_settings(recipe, [], {})
     assert (settings.run.name, settings.model.path) == (recipe.stem, path)
@@ -96,7 +98,7 @@ def test_there_is_a_recipe_for_each_run_of_the_paper() -> None:
     names = product(["vg150", "psg"], ["open", "closed"], ["2b", "7b"], ["sft", "zero", "grpo"])
     rewards = {"vg150-closed-7b-soft", "vg150-closed-7b-relaxed"}
     assert {path.stem for path in RECIPES} == {"-".join(name) for name in names} | rewards
-    sizes = {"qwen2.5-vl": ["3b", "7b", *LARGE], "qwen3-vl": ["4b", "8b"]}
+    sizes = {"qwen2.5-vl": ["3b", "7b", *LARGE], "qwen3-vl": ["4b", "8b"], "qwen3.5": ["4b"]}
     models = [f"{family}-{size}" for family, all_of_it in sizes.items() for size in all_of_it]
     others = product(["vg150", "psg"], ["closed"], models, ["sft", "zero", "grpo"])
     assert {path.stem for path in FAMILY_RECIPES} == {"-".join(name) for name in others}

@@ -4,10 +4,12 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import pytest
 
+from cli.commands.prepare.data import make_tiny
+from scene_data.toy.tiny_model import Family
 from services.errors import SettingsError, UnavailableError
 from services.models.families import FAMILIES, PAGE, PUBLISHED, model_family, with_box_space
 from services.settings import Settings
@@ -37,6 +39,7 @@ def settings(path: str, **model: Any) -> Settings:
         ("qwen2_5_vl", "pixels", 28),
         ("qwen3_vl", "relative_1000", 32),
         ("qwen3_vl_moe", "relative_1000", 32),
+        ("qwen3_5", "relative_1000", 32),
     ],
 )
 def test_known_families(tmp_path: Path, model_type: str, box_space: str, patch_factor: int) -> None:
@@ -55,6 +58,12 @@ def test_known_families(tmp_path: Path, model_type: str, box_space: str, patch_f
         assert with_box_space(settings(path)).model.box_space == box_space
 
 
+def test_every_family_has_a_tiny_model() -> None:
+    assert set(get_args(Family)) == set(FAMILIES)
+    offered = get_type_hints(make_tiny)["family"]
+    assert offered == Family, "`sgg-rl model make-tiny` spells them out, to start fast"
+
+
 @pytest.mark.parametrize(
     ("config", "said"),
     [
@@ -64,6 +73,15 @@ def test_known_families(tmp_path: Path, model_type: str, box_space: str, patch_f
             {"model_type": "qwen3_vl_moe", "text_config": {"norm_topk_prob": False}},
             "a qwen3_vl_moe without norm_topk_prob = true, by which transformers and vLLM differ. ",
         ),
+        (
+            {
+                "model_type": "qwen3_5",
+                "tie_word_embeddings": True,
+                "text_config": {"tie_word_embeddings": False},
+            },
+            "a qwen3_5 whose text_config has another tie_word_embeddings, which vLLM reads and not "
+            "this one. ",
+        ),
         ({"model_type": "glm4v"}, "of model_type 'glm4v'. "),
         ({"model_type": "glm4v_moe"}, "of model_type 'glm4v_moe'. "),
         ({"model_type": "qwen2_5_omni"}, "of model_type 'qwen2_5_omni'. "),
@@ -72,11 +90,10 @@ def test_known_families(tmp_path: Path, model_type: str, box_space: str, patch_f
         ({"architectures": ["Other"]}, "of model_type None. "),
         (
             {
-                "model_type": "qwen3_5",
+                "model_type": "qwen3_vl",
                 "text_config": {"layer_types": ["linear_attention", "full_attention"]},
             },
-            "of model_type 'qwen3_5': its recurrent layers would carry one completion's state into "
-            "the next, and training scores all completions of a prompt in one sequence. ",
+            "a qwen3_vl with linear_attention. ",
         ),
         (
             {"model_type": "qwen2_5_vl", "text_config": {"use_sliding_window": True}},
@@ -119,6 +136,7 @@ def test_names_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         "qwen2_vl",
         "qwen2_5_vl",
         "qwen3_vl",
+        "qwen3_5",
     }
     snapshot = tmp_path / "models--me--mine" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)

@@ -3,11 +3,11 @@ import torch
 
 from services.errors import InvalidInputError
 from tests.train_groups import completion, train_group
-from trainer.batches.batch import PreparedGroup, micro_batch, prepare_group
+from trainer.batches.batch import PreparedGroup, RowLayout, micro_batch, prepare_group
 from trainer.batches.images import ImageFeatures
 from trainer.batches.micro_batches import PackedRow
 
-IMAGE, PAD = 7, 0
+IMAGE = 7
 
 
 def count_up(**inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -35,13 +35,11 @@ def prepared(*lengths: int, tokens: int = 2) -> PreparedGroup:
 
 def test_a_row_is_a_prompt_and_its_completions() -> None:
     row = PackedRow(group=0, completions=(0, 1), length=10)
-    batch = micro_batch([row], {0: prepared(2, 4)}, pad_token_id=PAD)
-    assert batch.input_ids.tolist() == [[9, 7, 7, 8, 42, 42, 44, 44, 44, 44, 0, 0, 0, 0, 0, 0]]
-    assert batch.segments.tolist() == [[0, 0, 0, 0, 1, 1, 2, 2, 2, 2, -1, -1, -1, -1, -1, -1]]
-    positions = [0, 1, 2, 3, 4, 5, 4, 5, 6, 7, 0, 0, 0, 0, 0, 0]
-    assert batch.position_ids[:, 0].tolist() == [positions] * 3
+    batch = micro_batch([row], {0: prepared(2, 4)})
+    assert batch.input_ids.tolist() == [[9, 7, 7, 8, 42, 42, 44, 44, 44, 44]]
+    assert batch.layout == (RowLayout(4, (2, 4)),)
+    assert batch.position_ids.tolist() == [[[0, 1, 2, 3, 4, 5, 4, 5, 6, 7]]] * 3
     assert batch.source.tolist() == [3, 4, 3, 6, 7, 8], "both begin where the prompt ends"
-    assert batch.input_ids.numel() == 16
 
 
 def test_completions_line_up_with_their_numbers() -> None:
@@ -50,14 +48,16 @@ def test_completions_line_up_with_their_numbers() -> None:
         PackedRow(group=3, completions=(0, 1), length=10),
         PackedRow(group=5, completions=(1,), length=4),
     ]
-    batch = micro_batch(rows, groups, pad_token_id=PAD)
+    batch = micro_batch(rows, groups)
+    assert batch.layout == (RowLayout(4, (2, 4)), RowLayout(3, (1,)))
+    assert batch.input_ids[0, 10:].tolist() == [9, 7, 8, 41], "rows follow each other"
     assert batch.order == [(3, 0), (3, 1), (5, 1)]
     assert batch.targets.tolist() == [[42, 42, 0, 0], [44] * 4, [41, 0, 0, 0]]
     assert batch.loss_mask.sum(1).tolist() == [2, 4, 1]
     assert batch.rollout_logprobs[:, 0].tolist() == [-2, -4, -1]
     assert batch.token_weights.sum(1).tolist() == [1, 1, 1]
     assert batch.advantages.tolist() == [2, 4, 1]
-    assert batch.source[-1] == 16 + 2, "the second row's prompt has three tokens"
+    assert batch.source[-1] == 10 + 2, "the second row's prompt has three tokens"
     assert batch.targets.flatten()[batch.slot].tolist() == [42] * 2 + [44] * 4 + [41]
     assert batch.image_grid_thw.tolist() == [[1, 4, 2], [1, 4, 1]]
     assert batch.pixel_values[:, 0].tolist() == [2.0] * 8 + [1.0] * 4

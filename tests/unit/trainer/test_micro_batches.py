@@ -10,7 +10,7 @@ from tests.train_groups import random_group
 from trainer.batches.micro_batches import (
     PackedRow,
     RankPlan,
-    padded_length,
+    num_tokens,
     plan_metrics,
     plan_step,
 )
@@ -64,7 +64,7 @@ def test_every_completion_is_trained_once_within_the_budget(
         assert all(row.length == tokens(row, groups) for row in rows)
         for found in plan.micro_batches:
             alone = len(found) == 1 and len(found[0].completions) == 1
-            assert alone or len(found) * padded_length(found) <= max_tokens
+            assert alone or num_tokens(found) <= max_tokens
 
 
 @given(steps())
@@ -122,18 +122,12 @@ def test_a_completion_over_the_budget_stands_alone() -> None:
     assert [[row.completions for row in rows] for rows in plan.micro_batches] == [[(0,)], [(1,)]]
 
 
-def test_rows_of_a_micro_batch_are_alike() -> None:
-    """Short with short and long with long: nothing is padded but to the round number."""
-    groups = batch((10, [2, 4]), (60, [30, 6]), (10, [4, 2]), (60, [6, 30]))
-    plan = only(groups, 192)
-    assert [[row.length for row in rows] for rows in plan.micro_batches] == [[96, 96], [16, 16]]
+def test_short_rows_fill_what_long_ones_leave() -> None:
+    groups = batch((10, [2, 4]), (60, [30, 6]), (10, [4, 3]), (60, [6, 30]))
+    plan = only(groups, 113)
+    assert [[row.length for row in rows] for rows in plan.micro_batches] == [[96, 17], [96, 16]]
     assert plan_metrics([plan]) == pytest.approx(
-        {
-            "num_micro_batches": 2,
-            "num_model_tokens": 224,
-            "padding_share": 0.0,
-            "rank_imbalance": 0.0,
-        }
+        {"num_micro_batches": 2, "num_model_tokens": 225, "rank_imbalance": 0.0}
     )
 
 
@@ -144,8 +138,7 @@ def test_ranks_get_equal_tokens() -> None:
     assert plan_metrics(plans)["rank_imbalance"] == 0
 
 
-def test_metrics_count_padding_and_imbalance() -> None:
+def test_metrics_count_imbalance() -> None:
     groups = batch((10, [3, 3]), (10, [30, 24]))  # rows of 16 and 64 tokens
     plans = plan_step(groups, num_ranks=2, max_tokens=10_000)
     assert plan_metrics(plans)["rank_imbalance"] == pytest.approx(64 / 40 - 1)
-    assert plan_metrics([only(groups, 10_000)])["padding_share"] == pytest.approx(1 - 80 / 128)
