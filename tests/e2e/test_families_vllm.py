@@ -4,8 +4,7 @@ import io
 import json
 import shutil
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +22,14 @@ from scene_graph.parsing import parse_completion
 from services.errors import InvalidInputError, UnauthorizedError
 from services.http.clients.rollout import RolloutClient
 from services.schemas.weights import Version
-from tests.e2e.conftest import RunningServer, running_server
+from tests.e2e.conftest import RunningServer, running_server, server_here
 from tests.e2e.oracle import TOLERANCE, Oracle, data_uri, largest_gap, picture, request
 from tests.e2e.versions import commit_of, perturbed, stage_of, write_shm
+from tests.live_servers import LiveServer
 from tests.tagged_pictures import ORIENTATIONS, encoded, noise, stored, tagged
 from weight_sync.transports.shm import shm_file
+
+Server = RunningServer | LiveServer
 
 TOKEN = "the data token"
 RANK, ALPHA = 4, 8.0
@@ -75,7 +77,7 @@ def merge_adapter(model: Any, folder: Path) -> None:
 
 def serve_qwen2(
     redis_url: str, folders: pytest.TempPathFactory
-) -> AbstractContextManager[RunningServer]:
+) -> AbstractContextManager[LiveServer]:
     """Two images, two adapters, and a data token."""
     model, folder = tiny("qwen2_vl", folders), folders.mktemp("qwen2")
     loaded = AutoModelForImageTextToText.from_pretrained(model)
@@ -86,7 +88,7 @@ def serve_qwen2(
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(TOKEN)
-    return running_server(
+    return server_here(
         model,
         redis_url,
         folder,
@@ -96,32 +98,35 @@ def serve_qwen2(
 
 
 @pytest.fixture(scope="module")
-def families(
-    redis_url: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, RunningServer]]:
-    """Started at the same time: half of a start is waiting for one core."""
-    qwen3 = tiny("qwen3_vl", tmp_path_factory), redis_url, tmp_path_factory.mktemp("qwen3")
-    moe = tiny("qwen3_vl_moe", tmp_path_factory), redis_url, tmp_path_factory.mktemp("qwen3-moe")
-    contexts = [
-        serve_qwen2(redis_url, tmp_path_factory),
-        running_server(*qwen3),
-        running_server(*moe),
-    ]
-    with ExitStack() as stack, ThreadPoolExecutor() as pool:
-        servers = list(pool.map(stack.enter_context, contexts))
-        yield dict(zip(("qwen2", "qwen3", "qwen3-moe"), servers, strict=True))
+def mixture(redis_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A process of its own, and of two workers."""
+    folder = tmp_path_factory.mktemp("qwen3-moe")
+    pair = {"tensor_parallel_size": min(2, torch.cuda.device_count() or 2)}
+    with running_server(
+        tiny("qwen3_vl_moe", tmp_path_factory), redis_url, folder, rollout=pair
+    ) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
-def qwen2(families: dict[str, RunningServer]) -> RunningServer:
+def families(
+    mixture: RunningServer, redis_url: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[dict[str, Server]]:
+    qwen3 = tiny("qwen3_vl", tmp_path_factory), redis_url, tmp_path_factory.mktemp("qwen3")
+    with serve_qwen2(redis_url, tmp_path_factory) as second, server_here(*qwen3) as third:
+        yield {"qwen2": second, "qwen3": third, "qwen3-moe": mixture}
+
+
+@pytest.fixture(scope="module")
+def qwen2(families: dict[str, Server]) -> Server:
     return families["qwen2"]
 
 
-def client_of(server: RunningServer) -> RolloutClient:
+def client_of(server: Server) -> RolloutClient:
     return RolloutClient(server.url, token=TOKEN)
 
 
-async def test_two_images_in_their_order(qwen2: RunningServer) -> None:
+async def test_two_images_in_their_order(qwen2: Server) -> None:
     oracle = Oracle(qwen2.settings)
     first, second = picture(1), picture(2, 140)
     async with client_of(qwen2) as client:
@@ -139,7 +144,7 @@ async def test_two_images_in_their_order(qwen2: RunningServer) -> None:
     assert largest_gap(oracle, [first, same_size], swapped) > TOLERANCE
 
 
-async def test_adapters_by_name(qwen2: RunningServer) -> None:
+async def test_adapters_by_name(qwen2: Server) -> None:
     image, plain = picture(5), Oracle(qwen2.settings)
     merged = Oracle(qwen2.settings)
     merge_adapter(merged.model, qwen2.settings.rollout.adapters["bent"])
@@ -156,7 +161,7 @@ async def test_adapters_by_name(qwen2: RunningServer) -> None:
     assert largest_gap(plain, image, bent) > 10 * TOLERANCE
 
 
-async def test_models_and_a_chat_with_the_data_token(qwen2: RunningServer) -> None:
+async def test_models_and_a_chat_with_the_data_token(qwen2: Server) -> None:
     image = picture(6)
     turn: Any = {
         "role": "user",
@@ -190,13 +195,13 @@ async def test_models_and_a_chat_with_the_data_token(qwen2: RunningServer) -> No
 
 
 @pytest.fixture(params=["qwen2", "qwen3", "qwen3-moe"])
-def server(request: pytest.FixtureRequest, families: dict[str, RunningServer]) -> RunningServer:
+def server(request: pytest.FixtureRequest, families: dict[str, Server]) -> Server:
     return families[request.param]
 
 
 @pytest.mark.parametrize("size", [(640, 480), (40, 60), (800, 300)])
 async def test_images_have_as_many_tokens_as_the_trainer_s(
-    server: RunningServer, size: tuple[int, int]
+    server: Server, size: tuple[int, int]
 ) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", size, "white").save(buffer, "PNG")
@@ -206,7 +211,7 @@ async def test_images_have_as_many_tokens_as_the_trainer_s(
     assert answer.prompt_token_ids == expected
 
 
-async def test_every_orientation_is_seen_as_the_trainer_sees_it(server: RunningServer) -> None:
+async def test_every_orientation_is_seen_as_the_trainer_sees_it(server: Server) -> None:
     """Also against the same pixels without a tag, so that both are upright, and not both wrong."""
     oracle, upright = Oracle(server.settings), noise(84, 140)
     plain = encoded(Image.fromarray(upright))
@@ -222,16 +227,16 @@ async def test_every_orientation_is_seen_as_the_trainer_sees_it(server: RunningS
     assert largest_gap(oracle, as_stored, answer) > TOLERANCE
 
 
-async def test_a_strip_with_too_many_tokens_is_refused(server: RunningServer) -> None:
+async def test_a_strip_with_too_many_tokens_is_refused(server: Server) -> None:
     strip = encoded(Image.new("RGB", (20_000, 110)))
     async with client_of(server) as client:
         with pytest.raises(InvalidInputError, match="too narrow: 20000x110"):
             await client.rollouts(request(strip))
 
 
-async def test_a_layer_of_a_mixture_of_experts(families: dict[str, RunningServer]) -> None:
+async def test_a_layer_of_a_mixture_of_experts(mixture: RunningServer) -> None:
     """Experts that come with a version are packed anew; those of other layers stay as they are."""
-    server = families["qwen3-moe"]
+    server = mixture
     image, base = picture(9), Oracle(server.settings)
     other = perturbed(server.settings, "layers.1.", seed=3, noise=0.1)
     run = server.settings.run.name
@@ -249,7 +254,7 @@ async def test_a_layer_of_a_mixture_of_experts(families: dict[str, RunningServer
         shutil.rmtree(shm_file(run, Version()).parent, ignore_errors=True)
 
 
-async def test_updates_of_every_family(server: RunningServer) -> None:
+async def test_updates_of_every_family(server: Server) -> None:
     """Tied output heads, merged layers, Qwen3-VL's deepstack, and layers wrapped for adapters."""
     image, base = picture(7), Oracle(server.settings)
     other = Oracle(server.settings, noise=0.03)
@@ -270,7 +275,7 @@ async def test_updates_of_every_family(server: RunningServer) -> None:
 
 
 async def test_a_schema_makes_even_a_random_model_write_a_graph(
-    families: dict[str, RunningServer],
+    families: dict[str, Server],
 ) -> None:
     options: dict[str, Any] = {"json_schema": "scene_graph", "suppress_token_ids": []}
     async with client_of(families["qwen3"]) as client:
@@ -283,12 +288,11 @@ async def test_a_schema_makes_even_a_random_model_write_a_graph(
         assert not parsed.dropped.keys() & {"malformed_object", "malformed_relationship"}
 
 
-def test_the_engine_process_ends_with_a_killed_server(families: dict[str, RunningServer]) -> None:
-    """It would hold its GPU, and the server's port. The last test: a server is gone."""
-    server = families["qwen3-moe"]
-    engines = psutil.Process(server.process.pid).children()
-    assert engines
-    server.process.kill()
-    server.process.wait()
-    _, alive = psutil.wait_procs(engines, timeout=30)
+def test_engine_and_workers_end_with_a_killed_server(mixture: RunningServer) -> None:
+    """They would hold GPUs, and the server's port. The last test: a server is gone."""
+    processes = psutil.Process(mixture.process.pid).children(recursive=True)
+    assert processes
+    mixture.process.kill()
+    mixture.process.wait()
+    _, alive = psutil.wait_procs(processes, timeout=30)
     assert alive == []

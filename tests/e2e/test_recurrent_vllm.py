@@ -12,9 +12,9 @@ from services.settings import Settings
 from tests.e2e.engine_server import engine_server, settings_of
 from tests.e2e.oracle import Oracle, largest_gap, picture
 
-TOLERANCE = 0.2
+TOLERANCE = 0.1
 """Both round to bfloat16 in other places, and states carry it on; in float32 vLLM's kernel for CPUs
-does not run. In transformers alone, bfloat16 is up to 0.07 off float32."""
+does not run. Of the tiny model as it is made, transformers alone in bfloat16 is off by 0.006."""
 
 
 def tiny_settings(folder: Path, dtype: str) -> Settings:
@@ -31,7 +31,7 @@ async def test_a_version_reaches_recurrent_layers(tmp_path: Path) -> None:
                 await server.update(new, vision_trained=True)
             answer = await server.sample(image, n=4, max_tokens=48)
             assert largest_gap(new, image, answer) < TOLERANCE
-            assert largest_gap(old, image, answer) > 5 * TOLERANCE
+            assert largest_gap(old, image, answer) > 10 * TOLERANCE
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="GPUs compute them in float32 too")

@@ -1,4 +1,4 @@
-"""The worker's transfer engine up to the edge of a GPU: NCCL and CUDA IPC are the only fakes.
+"""Worker and executor up to the edge of a GPU: NCCL, CUDA IPC and the queues are the only fakes.
 
 The producer and the consumer of packed broadcasts, the layerwise reload and the model are real.
 """
@@ -8,6 +8,7 @@ import contextlib
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
@@ -19,8 +20,10 @@ from vllm.config.weight_transfer import WeightTransferConfig
 from vllm.distributed.weight_transfer import ipc_engine, nccl_engine, packed_tensor
 from vllm.model_executor.model_loader.reload import record_metadata_for_reloading
 from vllm.model_executor.model_loader.weight_utils import default_weight_loader
+from vllm.v1.executor.multiproc_executor import WorkerProc
 
 from rollout_service.vllm import worker as vllm_worker
+from rollout_service.vllm.executor import TensorParallelExecutor
 from rollout_service.vllm.worker import BACKEND, TransferEngine
 from weight_sync.transports.ipc import decode_ipc, encode_ipc
 
@@ -253,6 +256,39 @@ def test_tensors_in_shared_memory(
     ]
     update(engine, info_of(tensors) | {"handles": handles})
     assert_loaded(engine, tensors)
+
+
+class Workers:
+    """Two of a server, on the queues that vLLM's executor has to them; one cannot load."""
+
+    def __init__(self, failing: int) -> None:
+        self.replies: list[deque[Any]] = [deque(), deque()]
+        self._failing = failing
+
+    def enqueue(self, call: tuple[str, tuple[Any, ...], dict[str, Any], None]) -> None:
+        method, args, *_ = call
+        for rank, replies in enumerate(self.replies):
+            if method == "load" and rank == self._failing:
+                replies.append((WorkerProc.ResponseStatus.FAILURE, "no memory"))
+            else:
+                replies.append((WorkerProc.ResponseStatus.SUCCESS, *args))
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_worker_that_fails_does_not_shift_the_answers_of_the_others(failing: int) -> None:
+    workers = Workers(failing)
+    executor = TensorParallelExecutor.__new__(TensorParallelExecutor)  # its start makes processes
+    executor.is_failed, executor.futures_queue = False, deque()
+    executor.rpc_broadcast_mq = workers
+    executor.response_mqs = [
+        SimpleNamespace(dequeue=lambda replies=replies, **_: replies.popleft())
+        for replies in workers.replies
+    ]
+    for number in range(2):
+        with pytest.raises(RuntimeError, match="no memory"):
+            executor.collective_rpc("load", args=(f"version {number}",))
+        assert executor.collective_rpc("sgg_echo", args=(number,)) == [number, number]
+    assert not any(workers.replies)
 
 
 def test_an_update_without_tensors_leaves_the_model_as_it_is(engine: TransferEngine) -> None:

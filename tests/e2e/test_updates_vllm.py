@@ -116,6 +116,9 @@ async def test_a_load_that_fails_half_way_is_tried_again(server: EngineServer, w
     await server.updater.commit(versions.commit_of(manifest))
     assert server.updater.state == "ready"
     assert largest_gap(other, picture(5), await server.sample(picture(5))) < TOLERANCE
+    for mark in ("one", "two"):
+        replies = await server.engine._llm.collective_rpc("sgg_echo", args=(mark,))
+        assert set(replies) == {mark}, "no worker answers the call before"
 
 
 async def test_a_server_that_failed_twice_is_seeded_again_over_http(server: EngineServer) -> None:
