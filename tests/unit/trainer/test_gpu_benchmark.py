@@ -13,7 +13,7 @@ from planning.preflight.gpus import Gpu
 def test_mfu_is_that_of_a_case_by_hand() -> None:
     # The prompt's tokens see 1 + 2 + 3; those of the answers 4 + 5 and 4.
     assert visible_pairs(3, [2, 1]) == 6 + 9 + 4
-    work = {
+    work: dict[str, float] = {
         "layers": 10,
         "vision": 5,
         "head": 7,
