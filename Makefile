@@ -24,7 +24,7 @@ CONFIG ?= $(if $(DATA),configs/demo-data.toml,configs/demo.toml)
 # Packages come uncompiled: without written bytecode each process compiles torch, transformers and vLLM once more.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo docs images pin-images test test-docker check check-setup check-cuda check-plan check-security wheel format lint types imports units integration slurm training e2e start-checkpoint clean distclean help
+.PHONY: setup demo docs images pin-images test test-docker check check-setup check-cuda check-plan check-security bench-gpu wheel format lint types imports units integration slurm training e2e start-checkpoint clean distclean help
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -87,6 +87,9 @@ check-cuda: ## The packages for GPUs, installed apart (9 GB), and our code held 
 
 check-plan: $(INSTALLED) ## What `sgg-rl plan` predicts against the real loop: compares times, wants a quiet machine
 	$(BIN)/pytest tests/plan -v
+
+bench-gpu: $(INSTALLED) ## Training and sampling of 3B and 7B on one GPU beside TRL and vLLM, in 15 minutes: build/gpu.json
+	$(BIN)/python -m benchmarks.gpu --output build/gpu.json
 
 check-security: $(INSTALLED) ## ruff's security rules, advisories against constraints/, a list of all packages (SBOM)
 	$(BIN)/ruff check --select S .

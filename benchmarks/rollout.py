@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import base64
 import io
+import json
 import os
 import platform
 import shutil
@@ -241,13 +242,16 @@ def main() -> None:
         parts.enter_context(_server(Path(folder), settings))
         raw, service = Raw(settings), Service(settings)
         print(f"{options.model}, {_machine()}\n")
-        throughput(raw, service, options)
+        found = throughput(raw, service, options)
+        if options.only_throughput:
+            print(json.dumps(found))
+            return
         image_cost(raw, service, options)
         commit_stall(raw, service, options)
 
 
-def throughput(raw: Raw, service: Service, options: argparse.Namespace) -> None:
-    """Tokens a second through each door."""
+def throughput(raw: Raw, service: Service, options: argparse.Namespace) -> dict[str, list[float]]:
+    """Tokens a second through each door, of each round."""
     load = Load(
         groups=options.groups,
         group_size=options.group_size,
@@ -275,6 +279,11 @@ def throughput(raw: Raw, service: Service, options: argparse.Namespace) -> None:
         )
     ratios = [statistics.median(row[0] / row[door] for row in rows) for door in (1, 2)]
     print(f"median | | {ratios[0]:.1%} | {ratios[1]:.1%}\n")
+    doors = ("raw", "queue", "rest")
+    return {
+        door: [tokens / seconds for seconds in taken]
+        for door, taken in zip(doors, zip(*rows, strict=True), strict=True)
+    }
 
 
 def image_cost(raw: Raw, service: Service, options: argparse.Namespace) -> None:
@@ -337,6 +346,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--side", type=int, default=224, help="of the images, in pixels")
     parser.add_argument("--image-side", type=int, default=448, help="for the cost of an image")
     parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument(
+        "--only-throughput", action="store_true", help="and its numbers as JSON, the last line"
+    )
     return parser.parse_args()
 
 

@@ -21,6 +21,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.flops import step_flops
+
 SIDES = ("ours", "trl")
 BEFORE = "before"
 CPU_TIME = """
@@ -48,7 +52,8 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", choices=["toy-start", "small", "qwen2.5-vl-3b"])
+    parser.add_argument("--model", choices=["toy-start", "small", "qwen2.5-vl-3b", "qwen2.5-vl-7b"])
+    parser.add_argument("--layers", type=int, help="of the text; else all")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=3, help="of a round, after one to warm up")
@@ -73,7 +78,7 @@ def _side(arguments: argparse.Namespace) -> dict[str, Any]:
         from benchmarks.trainer_trl import run
     on_gpu = arguments.device == "cuda"
     dtype = "bfloat16" if on_gpu else "float32"
-    load = LOADS[arguments.model]
+    load = LOADS[arguments.model].cut(arguments.layers)
     path = load.model_path(Path(arguments.folder), dtype)
     return run(load, path, arguments.steps, dtype, checkpointing=on_gpu)
 
@@ -84,25 +89,64 @@ def _compare(name: str, arguments: argparse.Namespace, folder: str) -> None:
     results: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for _ in range(arguments.rounds):
         for side in sides:
-            results[side].append(_child(side, name, arguments, folder))
+            results[side].append(
+                run_side(
+                    side,
+                    name,
+                    folder,
+                    device=arguments.device,
+                    steps=arguments.steps,
+                    before=arguments.before,
+                    cpu_time=arguments.cpu_time,
+                )
+            )
     _print_table(name, results)
     _print_phases(results["ours"])
     if arguments.device == "cuda":
         _print_use(results["ours"], arguments.peak_tflops)
 
 
-def _child(side: str, name: str, arguments: argparse.Namespace, folder: str) -> dict[str, Any]:
-    file, side = (
-        (arguments.before / "benchmarks/trainer.py", SIDES[0])
-        if side == BEFORE
-        else (Path(__file__), side)
-    )
-    command = [sys.executable, *(("-c", CPU_TIME) if arguments.cpu_time else ()), str(file)]
+def run_side(
+    side: str,
+    name: str,
+    folder: str,
+    *,
+    device: str,
+    steps: int,
+    layers: int | None = None,
+    timeout_s: float | None = None,
+    before: Path | None = None,
+    cpu_time: bool = False,
+) -> dict[str, Any]:
+    """One side's steps, in a process of its own.
+
+    Args:
+        side: One of `SIDES`, or `BEFORE`: ours of another checkout.
+        name: The load's.
+        folder: Where its model is made.
+        device: `cpu` or `cuda`.
+        steps: After one to warm up.
+        layers: Of the text; None: all.
+        timeout_s: None waits.
+        before: The other checkout.
+        cpu_time: Count no waiting for a core.
+
+    Raises:
+        RuntimeError: It failed, or took longer than `timeout_s`.
+    """
+    file = Path(__file__)
+    if side == BEFORE and before is not None:
+        file, side = before / "benchmarks/trainer.py", SIDES[0]
+    command = [sys.executable, *(("-c", CPU_TIME) if cpu_time else ()), str(file)]
     command += ["--side", side, "--model", name, "--folder", folder]
-    command += ["--device", arguments.device, "--steps", str(arguments.steps)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    command += ["--device", device, "--steps", str(steps)]
+    command += ["--layers", str(layers)] if layers else []
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_s)
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"{side} took over {timeout_s:.0f} s") from error
     if done.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
+        raise RuntimeError(f"{' '.join(command)} failed:\n{done.stderr[-3000:]}")
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
@@ -137,18 +181,8 @@ def _print_phases(ours: list[dict[str, Any]]) -> None:
 
 
 def _print_use(ours: list[dict[str, Any]], peak_tflops: float) -> None:
-    """Model FLOP/s, recomputation of checkpointed activations not counted.
-
-    A product of n weights with a token takes 2 n FLOPs forward and 4 n backward; attention takes
-    4 hidden_size in each layer for each token that a token sees, and twice that backward.
-    """
     work, step = ours[0]["work"], _median(ours, "seconds")
-    products = (
-        work["layers"] * work["model_tokens"]
-        + work["vision"] * 4 * work["image_tokens"]
-        + work["head"] * work["scored_tokens"]
-    )
-    flops = 6 * products + 12 * work["attention"]
+    flops = step_flops(work)
     print(
         f"\n{work['model_tokens'] / step:.0f} tokens/s ({work['plain_tokens'] / step:.0f} as "
         f"separate sequences), {flops / step / 1e12:.1f} TFLOP/s = "
@@ -189,5 +223,4 @@ def _compare_images(name: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
     main()

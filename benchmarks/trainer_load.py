@@ -2,12 +2,13 @@
 
 import io
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
+from planning.shapes import KNOWN
 from scene_data.dataset import Sample
 from scene_data.templates import prompt_messages
 from scene_data.toy.scenes import render, toy_scene
@@ -26,31 +27,15 @@ SMALL = {
     },
     "vision": {"depth": 4, "hidden_size": 192, "intermediate_size": 384, "out_hidden_size": 256},
 }
-QWEN2_5_VL_3B = {
-    "text": {
-        "hidden_size": 2048,
-        "intermediate_size": 11008,
-        "num_hidden_layers": 36,
-        "num_attention_heads": 16,
-        "num_key_value_heads": 2,
-        "vocab_size": 151936,
-        "max_position_embeddings": 128000,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 1e6,
-            "mrope_section": [16, 24, 24],
-        },
-    },
-    "vision": {
-        "depth": 32,
-        "hidden_size": 1280,
-        "intermediate_size": 3420,
-        "num_heads": 16,
-        "out_hidden_size": 2048,
-        "fullatt_block_indexes": [7, 15, 23, 31],
-    },
-}
-"""Sizes of the published checkpoint's `config.json`; nothing is downloaded."""
+
+
+def published(name: str) -> dict[str, dict[str, Any]]:
+    """Sizes of a published checkpoint's `config.json`; nothing is downloaded."""
+    known = KNOWN[name]
+    tied = {"tie_word_embeddings": known["tie_word_embeddings"]}
+    vision = known["vision_config"] | {"fullatt_block_indexes": [7, 15, 23, 31]}
+    text = known["text_config"] | {"max_position_embeddings": 128000}
+    return {"text": text, "vision": vision, "whole": tied}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +54,13 @@ class Load:
     together: int = 8
     """Completions of one micro batch of TRL; our budget is as many tokens."""
 
+    def cut(self, layers: int | None) -> "Load":
+        """The same with so many layers of text; None: all."""
+        if layers is None or self.shape is None:
+            return self
+        text = self.shape["text"] | {"num_hidden_layers": layers}
+        return replace(self, shape=self.shape | {"text": text})
+
     def model_path(self, folder: Path, dtype: str = "float32") -> Path:
         """Where the model is; made where it is not."""
         if self.shape is None:
@@ -84,12 +76,15 @@ LOADS = {
     for load in (
         Load(name="toy-start", shape=None, image=(112, 112), lengths=(30, 90), num_groups=4),
         Load(name="small", shape=SMALL, image=(336, 252), lengths=(60, 150), num_groups=4),
-        Load(
-            name="qwen2.5-vl-3b",
-            shape=QWEN2_5_VL_3B,
-            image=(728, 560),
-            lengths=(200, 800),
-            num_groups=8,
+        *(
+            Load(
+                name=f"qwen2.5-vl-{size.lower()}",
+                shape=published(f"Qwen/Qwen2.5-VL-{size}-Instruct"),
+                image=(728, 560),
+                lengths=(200, 800),
+                num_groups=8,
+            )
+            for size in ("3B", "7B")
         ),
     )
 }
@@ -143,9 +138,11 @@ def make_model(folder: Path, shape: dict[str, dict[str, Any]], dtype: str) -> No
     text, vision = config.text_config.to_dict(), config.vision_config.to_dict()
     text |= shape["text"] | {"layer_types": None}
     whole = config.to_dict() | {"text_config": text, "vision_config": vision | shape["vision"]}
+    whole |= shape.get("whole", {})
     torch.manual_seed(0)
     resized = type(config).from_dict(whole)
-    model = AutoModelForImageTextToText.from_config(resized, dtype=getattr(torch, dtype))
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):  # billions take minutes
+        model = AutoModelForImageTextToText.from_config(resized, dtype=getattr(torch, dtype))
     model.save_pretrained(folder)
 
 

@@ -9,13 +9,14 @@ from typing import Any
 
 import torch
 
+from benchmarks.flops import causal_pairs, visible_pairs
 from benchmarks.memory import PeakMemory
 from benchmarks.trainer_load import Load, prompt_ids, questions
 from services.schemas.groups import TrainGroup
 from services.schemas.rollouts import Completion, RolloutGroup, VersionSpan
 from services.settings import Settings
 from trainer.algorithms.advantages import group_relative
-from trainer.batches.micro_batches import PackedRow, plan_step
+from trainer.batches.micro_batches import plan_step
 from trainer.batches.preparation import Preparation, Prepared, PreparedBatches
 from trainer.batches.shares import share_out
 from trainer.policy.engine import PolicyEngine, init_process_group
@@ -147,7 +148,8 @@ def _settings(load: Load, model: Path, dtype: str, checkpointing: bool) -> Setti
                 "gradient_checkpointing": checkpointing,
                 "learning_rate": LEARNING_RATE,
             },
-            "deepspeed": {"zero_stage": 0},
+            # At stage 0 gradients would be summed in bfloat16.
+            "deepspeed": {"zero_stage": 2 if dtype == "bfloat16" else 0},
         }
     )
 
@@ -218,25 +220,22 @@ def _work(engine: PolicyEngine, batch: StepBatch, budget: int) -> dict[str, floa
         "layers": sum(p.numel() for p in model.model.language_model.layers.parameters()),
         "head": model.lm_head.weight.numel(),
     }
-    prompts = [len(g.rollout.prompt_token_ids) for g in batch.groups]
-    answers = [len(c.token_ids) for g in batch.groups for c in g.rollout.completions]
+    width = text.num_hidden_layers * text.hidden_size
+    lengths = [
+        (len(g.rollout.prompt_token_ids), [len(c.token_ids) for c in g.rollout.completions])
+        for g in batch.groups
+    ]
     image = engine.processor.image_token_id
     images = sum(g.rollout.prompt_token_ids.count(image) for g in batch.groups)
+    answers = sum(n for _, of_group in lengths for n in of_group)
     return {
         **count,
         "image_tokens": images,
         "model_tokens": sum(row.length for row in rows),
-        "plain_tokens": sum(prompts) * (len(answers) // len(prompts)) + sum(answers),
-        "scored_tokens": sum(answers),
-        "attention": text.num_hidden_layers
-        * text.hidden_size
-        * sum(map(partial(_seen, batch), rows)),
+        "scored_tokens": answers,
+        "attention": width * sum(visible_pairs(*group) for group in lengths),
+        # As separate sequences, each with its own prompt and image.
+        "plain_image_tokens": images * len(lengths[0][1]),
+        "plain_tokens": sum(prompt * len(ns) for prompt, ns in lengths) + answers,
+        "plain_attention": width * sum(causal_pairs(p + n) for p, ns in lengths for n in ns),
     }
-
-
-def _seen(batch: StepBatch, row: PackedRow) -> float:
-    """Pairs of a row's tokens of which one sees the other."""
-    rollout = batch.groups[row.group].rollout
-    prompt = len(rollout.prompt_token_ids)
-    answers = [len(rollout.completions[i].token_ids) for i in row.completions]
-    return prompt**2 / 2 + sum(prompt * answer + answer**2 / 2 for answer in answers)

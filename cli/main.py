@@ -14,6 +14,7 @@ from cli.commands.prepare.data import data_app, model_app
 from cli.commands.prepare.doctor import doctor
 from cli.commands.prepare.init import init
 from cli.commands.prepare.plan import plan
+from cli.commands.prepare.rehearse import rehearse
 from cli.commands.prepare.settings import settings_app
 from cli.commands.prepare.similarity import similarity_app
 from cli.commands.train.launch import demo, run
@@ -55,7 +56,7 @@ _COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
     _TRAIN: (demo, run, train, sft, reproduce),
     _USE: (predict, infer, evaluate, score),
     _LOOK: (console, status, rollouts),
-    _BEFORE: (init, doctor, plan),
+    _BEFORE: (init, doctor, plan, rehearse),
 }
 for _panel, _commands in _COMMANDS.items():
     for _command in _commands:

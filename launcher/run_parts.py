@@ -110,10 +110,16 @@ def service_part(kind: Literal["reward", "rollout"], url: str, config: Path) -> 
     )
 
 
-def sgg_rl(command: str, config: Path, *options: str) -> list[str]:
-    """The words that run a command of this project, such as `serve redis`."""
-    words = [*command.split(), "--config", str(config), *options]
-    return [sys.executable, "-m", "cli.main", *words]
+def sgg_rl(command: str, config: Path | None, *options: str) -> list[str]:
+    """The words that run a command of this project, such as `serve redis`.
+
+    Args:
+        command: Its words.
+        config: The settings' file, where it takes one.
+        options: Whatever else it takes.
+    """
+    settings = [] if config is None else ["--config", str(config)]
+    return [sys.executable, "-m", "cli.main", *command.split(), *settings, *options]
 
 
 def resumed(train: list[str], folder: RunFolder, code: int) -> list[str] | None:

@@ -19,16 +19,25 @@ def _qwen2(hidden: int, inner: int, layers: int, heads: int, kv: int, vocab: int
         "num_attention_heads": heads,
         "num_key_value_heads": kv,
         "vocab_size": vocab,
+        "rope_parameters": _rope(1e6, [16, 24, 24]),
     }
 
 
 def _qwen3(hidden: int, inner: int, layers: int, heads: int) -> dict[str, Any]:
-    return _qwen2(hidden, inner, layers, heads, 8, 151936) | {"head_dim": 128}
+    rope = _rope(5e6, [24, 20, 20]) | {"mrope_interleaved": True}
+    own = {"head_dim": 128, "rope_parameters": rope}
+    return _qwen2(hidden, inner, layers, heads, 8, 151936) | own
+
+
+def _rope(theta: float, sections: list[int]) -> dict[str, Any]:
+    """Sections: time, height and width; together half of a head."""
+    return {"rope_type": "default", "rope_theta": theta, "mrope_section": sections}
 
 
 def _qwen3_5(hidden: int, inner: int, layers: int) -> dict[str, Any]:
-    """Sizes of recurrent layers are transformers' defaults."""
-    return _qwen2(hidden, inner, layers, 16, 4, 248320) | {"head_dim": 256}
+    """Sizes of recurrent layers, and positions, are transformers' defaults."""
+    sizes = _qwen2(hidden, inner, layers, 16, 4, 248320) | {"head_dim": 256}
+    return {name: value for name, value in sizes.items() if name != "rope_parameters"}
 
 
 _TEXT_3B = _qwen2(2048, 11008, 36, 16, 2, 151936)
@@ -116,7 +125,7 @@ def model_shape(path: str) -> ModelShape:
     import torch  # it and transformers take seconds, and many callers refuse before
     from transformers import AutoModelForImageTextToText
 
-    config = _config(path)
+    config = model_config(path)
     with torch.device("meta"):
         model = AutoModelForImageTextToText.from_config(config)
     visual = dict(model.model.visual.named_parameters())
@@ -141,7 +150,13 @@ def model_shape(path: str) -> ModelShape:
     )
 
 
-def _config(path: str) -> Any:
+def model_config(path: str) -> Any:
+    """The configuration of a model, for transformers; known ones need no hub.
+
+    Raises:
+        SettingsError: It is refused.
+        UnavailableError: It is of the hub, which was not reached.
+    """
     from transformers import AutoConfig
 
     if path in KNOWN:

@@ -13,6 +13,8 @@ from services.host.addresses import host_and_port
 from services.run_folder import RunFolder
 from services.settings import Settings
 
+_REHEARSAL_TIME = "01:00:00"
+
 
 def render(
     settings: Settings, job: Job, *, data: str | None = None, allow_changes: bool = False
@@ -35,6 +37,35 @@ def render(
         values["data"] = data or settings.data.heldout
         if values["data"] is None:
             raise SettingsError("nothing to infer: give --data, or set data.heldout")
+    main = "trainer" if job == "train" else job
+    return (
+        _templates()
+        .get_template(f"{job}.sh.jinja")
+        .render(values, job=job, main=main, allow_changes=allow_changes)
+    )
+
+
+def render_rehearsal(settings: Settings) -> str:
+    """The batch script of `sgg-rl rehearse`, on one node with as many GPUs as the run has there.
+
+    Raises:
+        SettingsError: The site's values are not set.
+    """
+    site = load_site(settings.deploy)
+    values = {
+        "site": site,
+        "deploy": settings.deploy,
+        "name": settings.run.name,
+        "workdir": Path.cwd(),
+        "folder": settings.run.folder.absolute(),
+        "cpus": site.cpus_per_gpu,
+        "gpus": settings.deploy.gpus_per_node or site.gpus_per_node,
+        "rehearsal_time": _REHEARSAL_TIME,
+    }
+    return _templates().get_template("rehearse.sh.jinja").render(values)
+
+
+def _templates() -> Environment:
     templates = Environment(
         loader=FileSystemLoader(DEPLOY_FOLDER),
         undefined=StrictUndefined,
@@ -46,10 +77,7 @@ def render(
         autoescape=False,  # noqa: S701 - bash, where `quote` does that
     )
     templates.filters["quote"] = lambda text: shlex.quote(str(text))
-    main = "trainer" if job == "train" else job
-    return templates.get_template(f"{job}.sh.jinja").render(
-        values, job=job, main=main, allow_changes=allow_changes
-    )
+    return templates
 
 
 def _common(settings: Settings, site: Site, layout: Layout) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from deploy.slurm.commands import is_active, job_fields, sbatch
 from deploy.slurm.layout import Job
-from deploy.slurm.render import render
+from deploy.slurm.render import render, render_rehearsal
 from deploy.slurm.site import DEPLOY_FOLDER
 from planning.preflight.inputs import checked, checked_inference
 from services.errors import ConflictError, InvalidInputError, NotFoundError, SettingsError
@@ -47,6 +47,7 @@ def submit(
     resume: bool = False,
     allow_changes: bool = False,
     after: str | None = None,
+    rehearse: bool = False,
 ) -> str:
     """Write `config.toml`, `secrets/` and `slurm/` into the run's folder, and queue the job.
 
@@ -60,6 +61,7 @@ def submit(
         allow_changes: Also from those of another dataset, instruction or reward.
         after: Id of a job that must have ended well before this one starts; when it fails, Slurm
             cancels this one.
+        rehearse: A job on one node comes first, `sgg-rl rehearse`, which must end well too.
 
     Returns:
         Slurm's id of the job.
@@ -72,6 +74,8 @@ def submit(
         InvalidInputError: Slurm refuses the job.
         NotFoundError: There is no Slurm here.
     """
+    if rehearse and job == "infer":
+        raise SettingsError("--rehearse is for training: an inference has no chain of its own")
     script = render(settings, job, data=data, allow_changes=allow_changes)
     folder = settings.run.files
     _refuse_second(folder)
@@ -87,14 +91,29 @@ def submit(
         settings = checked_inference(settings, data, knows_model=knows_model, fetch=False)
     else:
         settings = checked(settings, job, knows_model=knows_model, fetch=False)
-    order = [f"--dependency=afterok:{after}", "--kill-on-invalid-dep=yes"] if after else []
+    rehearsal = render_rehearsal(settings) if rehearse else None
     with _undone_where_refused(folder):
         file = _write(settings, folder, script)
         sbatch("--test-only", str(file))
-        job_id = sbatch("--parsable", *order, str(file)).strip().partition(";")[0]
+        first = [after] if after else []
+        if rehearsal is not None:
+            first.append(_submit_rehearsal(rehearsal, folder))
+        order = [f"--dependency=afterok:{':'.join(first)}", "--kill-on-invalid-dep=yes"]
+        job_id = _queued(*(order if first else []), str(file))
     record = JobRecord(job=job, job_id=job_id, kind=settings.deploy.kind, submitted=time.time())
     (folder.slurm / "job.json").write_text(record.model_dump_json() + "\n")
     return job_id
+
+
+def _submit_rehearsal(script: str, folder: RunFolder) -> str:
+    file = folder.slurm / "rehearse.sh"
+    file.write_text(script)
+    sbatch("--test-only", str(file))
+    return _queued(str(file))
+
+
+def _queued(*arguments: str) -> str:
+    return sbatch("--parsable", *arguments).strip().partition(";")[0]
 
 
 def read_record(folder: RunFolder) -> JobRecord | None:

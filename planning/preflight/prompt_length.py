@@ -69,6 +69,14 @@ class PromptLength:
             )
         return int(len(ids) - images)
 
+    def answer_tokens(self, text: str) -> int:
+        """Tokens of an answer, its end token counted.
+
+        Raises:
+            SettingsError: The tokenizer does not load.
+        """
+        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"]) + 1
+
     def image_tokens(self, sample: Sample) -> int:
         """Visual tokens of an image that fits."""
         width, height = smart_resize(sample.width, sample.height, **self._limits)

@@ -31,6 +31,13 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
+_PLACEHOLDERS = {
+    "image_token_id": "<|image_pad|>",
+    "video_token_id": "<|video_pad|>",
+    "vision_start_token_id": "<|vision_start|>",
+    "vision_end_token_id": "<|vision_end|>",
+}
+"""Of a configuration."""
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 <|im_start|>{{ message.role + '\n' }}
@@ -74,37 +81,67 @@ def make_tiny_model(
         on_stage: Called with the name of each part of the work as it begins.
     """
     on_stage("loading libraries")
+    import torch  # noqa: F401 - it and transformers take seconds
+    import transformers  # noqa: F401
+
+    on_stage("training the tokenizer")
+    tokenizer = _tokenizer()
+    on_stage("writing weights")
+    config = _config(family, tokenizer)
+    save_random_model(
+        folder, config, tokenizer, seed=seed, min_pixels=min_pixels, max_pixels=max_pixels
+    )
+
+
+def save_random_model(
+    folder: Path,
+    config: Any,
+    tokenizer: Any,
+    *,
+    dtype: str = "float32",
+    seed: int = 0,
+    min_pixels: int,
+    max_pixels: int,
+) -> None:
+    """Write a whole model folder with random weights, as `make_tiny_model` does.
+
+    Args:
+        folder: Made where missing.
+        config: transformers' configuration, of one of the families.
+        tokenizer: It knows `SPECIAL_TOKENS`, whose ids the configuration gets.
+        dtype: The weights'.
+        seed: The weights'.
+        min_pixels: Smaller images are enlarged by the processor.
+        max_pixels: Larger images are reduced.
+    """
     import torch
     from transformers import AutoModelForImageTextToText, GenerationConfig
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    on_stage("training the tokenizer")
-    tokenizer = _tokenizer()
-    on_stage("writing weights")
+    ids = _ids(tokenizer)
+    for name, token in _PLACEHOLDERS.items():
+        setattr(config, name, ids[token])
     torch.manual_seed(seed)
-    model = AutoModelForImageTextToText.from_config(_config(family, tokenizer)).float()
+    model = AutoModelForImageTextToText.from_config(config, dtype=getattr(torch, dtype))
     model.generation_config = GenerationConfig(
-        do_sample=True,
-        eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
-        pad_token_id=tokenizer.convert_tokens_to_ids("<|endoftext|>"),
+        do_sample=True, eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"]
     )
     save_published(model, folder, model.state_dict())
-    _processor(family, tokenizer, min_pixels, max_pixels).save_pretrained(folder)
+    _processor(config.model_type, tokenizer, min_pixels, max_pixels).save_pretrained(folder)
+
+
+def _ids(tokenizer: Any) -> dict[str, int]:
+    return {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
 
 
 def _config(family: Family, tokenizer: Any) -> Any:
     from transformers import AutoConfig
 
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     return AutoConfig.for_model(
         family,
-        text_config=_text_config(family, ids),
+        text_config=_text_config(family, _ids(tokenizer)),
         vision_config=_vision_config(family),
-        image_token_id=ids["<|image_pad|>"],
-        video_token_id=ids["<|video_pad|>"],
-        vision_start_token_id=ids["<|vision_start|>"],
-        vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=True,
     )
 
@@ -196,7 +233,7 @@ def _corpus() -> Iterator[str]:
         yield from _ENGLISH.splitlines()
 
 
-def _processor(family: Family, tokenizer: Any, min_pixels: int, max_pixels: int) -> Any:
+def _processor(family: str, tokenizer: Any, min_pixels: int, max_pixels: int) -> Any:
     import transformers as hf
 
     third = (hf.Qwen3VLProcessor, hf.Qwen3VLVideoProcessor, {"patch_size": 16})

@@ -54,6 +54,9 @@ def submit(
     ] = False,
     allow_changes: AllowChanges = False,
     after: Annotated[str | None, typer.Option(help="A job that must end well before it.")] = None,
+    rehearse: Annotated[
+        bool, typer.Option("--rehearse", help="A rehearsal on one node must end well before it.")
+    ] = False,
     parsable: Annotated[bool, typer.Option("--parsable", help="Print the job's id alone.")] = False,
 ) -> None:
     """Put the job into the queue, with its settings, secrets and script in the run's folder.
@@ -63,7 +66,7 @@ def submit(
     from deploy.slurm.submit import submit as submit_job
 
     settings = _settings(config, set_, job)
-    how = {"resume": resume, "allow_changes": allow_changes}
+    how = {"resume": resume, "allow_changes": allow_changes, "rehearse": rehearse}
     job_id = submit_job(settings, job, data=data, after=after, **how)
     print(job_id if parsable else f"submitted job {job_id}; its files are in {settings.run.folder}")
 

@@ -95,6 +95,34 @@ def test_every_script_is_bash_that_a_linter_passes(name: str, tmp_path: Path) ->
     assert found.returncode == 0, found.stdout
 
 
+def test_a_rehearsal_comes_before_the_job_and_takes_one_node(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tmp_path / "sbatch.log"
+    sbatch = tmp_path / "bin/sbatch"
+    sbatch.parent.mkdir()
+    # Only its answers are made up: an id, one more for each job.
+    count = f'case "$*" in *parsable*) wc -l <{log};; esac'
+    sbatch.write_text(f'#!/bin/bash\necho "$@" >>{log}\n{count}\n')
+    sbatch.chmod(0o755)
+    monkeypatch.setenv("PATH", str(sbatch.parent), prepend=":")
+    run = settings(*APART, f"run.root={tmp_path}/runs", *_readable(tmp_path))
+    submit_job(run, "train", after="7", rehearse=True)
+    slurm = (tmp_path / "runs/run/slurm").absolute()
+    assert log.read_text().splitlines() == [
+        f"--test-only {slurm}/job.sh",
+        f"--test-only {slurm}/rehearse.sh",
+        f"--parsable {slurm}/rehearse.sh",
+        f"--parsable --dependency=afterok:7:3 --kill-on-invalid-dep=yes {slurm}/job.sh",
+    ]
+    script = slurm / "rehearse.sh"
+    subprocess.run(["bash", "-n", str(script)], check=True)
+    assert "--nodes=1 --ntasks-per-node=1 --cpus-per-task=64" in options(script.read_text())
+    assert f"sgg-rl rehearse --config {slurm.parent}/config.toml" in script.read_text()
+    with pytest.raises(SettingsError, match="--rehearse is for training"):
+        submit_job(run, "infer", rehearse=True)
+
+
 @pytest.mark.parametrize("name", JOBS)
 def test_every_job_can_be_queued_again_and_is_told_before_its_end(name: str) -> None:
     wanted = {"--requeue", "--open-mode=append", "--signal=B:USR1@300", "--partition=gpu"}

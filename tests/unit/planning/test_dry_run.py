@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -178,7 +179,11 @@ def test_of_sft_says_what_is_trained_on_what_and_its_memory(tmp_path: Path) -> N
             r"gpu_memory_utilization = 0.2 of 10.0 GiB has no room for a KV cache",
         ),
         (
-            {"cluster": {"gpu_memory_gib": 4}, "rollout": {"tensor_parallel_size": 2}},
+            {
+                "cluster": {"gpu_memory_gib": 4},
+                "rollout": {"tensor_parallel_size": 2},
+                "deepspeed": {"zero_stage": 0},
+            },
             r"0.85 of 4.0 GiB has no room .*: raise it, or rollout.tensor_parallel_size$",
         ),
         (
@@ -212,15 +217,64 @@ def test_the_head_s_gradient_and_a_version_for_ipc_count() -> None:
     def parts(*changes: str) -> dict[str, float]:
         return estimate_memory(load_settings([recipe, hardware], changes, {}), shape)
 
-    found = parts()
+    # Between two steps servers read a whole version on the GPU, which is more than a step takes.
+    assert parts("deepspeed.zero_stage=3")["version"] == 2 * shape.num_parameters / GIB
+    shm = ("weights.transport=shm", "deploy.kind=colocated")
+    found = parts(*shm)
     head = shape.vocab_size * shape.hidden_size
-    assert found["head's gradient"] == (4 + 2) * head / GIB
-    step = ("activations", "logits of a chunk", "head's gradient")
-    version = 2 * shape.num_parameters / GIB
-    assert sum(found[name] for name in (*step, "version over a step")) == pytest.approx(version)
-    assert "version over a step" not in parts("weights.transport=shm", "deploy.kind=colocated")
+    assert found["head's gradient"] == 2 * head / GIB, "rounded, while layers are computed again"
+    assert "version" not in found
     assert "head's gradient" not in parts("trainer.freeze_language_model=true")
-    assert parts("trainer.float32_head=true")["float32 head"] == 4 * head / GIB
+    assert parts(*shm, "trainer.float32_head=true")["float32 head"] == 4 * head / GIB
+
+
+@pytest.mark.parametrize(
+    ("dtype", "stage", "several", "vocabulary", "seen"),
+    [
+        ("float32", 0, True, 33.55, 22.9),
+        ("float32", 2, False, 16.78, 24.0),
+        ("float32", 2, True, 33.55, 28.4),
+        ("float32", 3, True, 33.55, 34.3),
+        ("bfloat16", 2, False, 16.78, 23.6),
+    ],
+)
+def test_a_rank_takes_what_deepspeed_was_seen_to_take(
+    dtype: str, stage: int, several: bool, vocabulary: float, seen: float
+) -> None:
+    """Bytes a parameter at the fullest of a process's step, its libraries taken off.
+
+    Seen in VmHWM around `PolicyEngine.train_step`, third step, DeepSpeed 0.19.8, on a CPU: models
+    of width 512 and about 44 million parameters, one or two micro batches of 184 tokens.
+    """
+    settings = Settings.model_validate(
+        {
+            "model": {"path": "x", "dtype": dtype, "max_pixels": 112 * 112},
+            "data": {"train": "x"},
+            "rollout": {"max_model_len": 64},
+            "sampling": {"max_tokens": 40},
+            "trainer": {
+                "groups_per_step": 2,
+                "group_size": 4,
+                "tokens_per_micro_batch": 184 if several else 400,
+            },
+            "deepspeed": {"zero_stage": stage},
+        }
+    )
+    shape = replace(
+        model_shape("Qwen/Qwen2-VL-2B-Instruct"),
+        tower=600_000,
+        projector=900_000,
+        language=42_000_000,
+        hidden_size=512,
+        intermediate_size=2048,
+        num_layers=2,
+        vocab_size=round(vocabulary * 1e6 / 512),
+        vision_layers=2,
+        vision_hidden_size=192,
+    )
+    parts = estimate_memory(settings, shape, on_gpu=False)
+    found = sum(gib for name, gib in parts.items() if name != "context") * GIB
+    assert found / shape.num_parameters == pytest.approx(seen, rel=0.08), parts
 
 
 def test_sharding_offloading_and_adapters_need_less(tmp_path: Path) -> None:
