@@ -39,7 +39,7 @@ SHAPES = {
 }
 SPREAD = 0.02
 MEAN = 0.1
-"""Of a gradient, in its noise's spread."""
+"""Mean of a gradient, in its noise's spread."""
 
 
 def main() -> None:
@@ -93,7 +93,7 @@ def row(rate: float, before: dict[str, Tensor], after: dict[str, Tensor]) -> str
 
 
 def shares(deltas: list[TensorDelta], news: list[Bits]) -> tuple[float, float]:
-    """Of elements that changed, and of bytes that are sent."""
+    """The share of elements that changed, and of bytes that are sent."""
     num_elements, num_bytes = sum(n.size for n in news), sum(n.nbytes for n in news)
     changed, sent = sum(d.num_changed for d in deltas), sum(d.num_bytes for d in deltas)
     return changed / num_elements, sent / num_bytes

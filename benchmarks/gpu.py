@@ -43,7 +43,7 @@ MODELS = {
 PEAK_TFLOPS = 989.0
 """H100, H200 and GH200, bfloat16 without sparsity, by NVIDIA's data sheets"""
 _ROOM = 0.9
-"""Of a GPU's memory, for the estimate"""
+"""Share of a GPU's memory, for the estimate"""
 _SAMPLED = ["--groups", "32", "--max-tokens", "256", "--side", "644", "--rounds", "1"]
 """As R1-SGG's pictures, of about 512 tokens"""
 _LEAST_S = 60.0
@@ -78,7 +78,7 @@ class Result(BaseModel):
     detail: str = ""
     """Why it failed"""
     layers: int | None = None
-    """Of the text that were run, and of the model."""
+    """Text layers that were run, and those of the model."""
     of_layers: int | None = None
     seconds: float = 0.0
     ours: Side | None = None
@@ -267,7 +267,7 @@ def fitting_layers(model: str) -> int:
 
 
 def text_layers(model: str) -> int:
-    """Of the whole model."""
+    """How many the whole model has."""
     shape = LOADS[model].shape
     return int(shape["text"]["num_hidden_layers"]) if shape else 3
 

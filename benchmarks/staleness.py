@@ -32,7 +32,7 @@ NUM_STEPS = 200
 GROUPS_PER_STEP = 32
 MEDIAN_S = 30.0
 TOKENS_PER_S = 100
-"""Of a sequence, so that lengths in whole tokens are fine enough."""
+"""A sequence's pace, at which lengths in whole tokens are fine enough."""
 SIGMAS, LAGS, STEP_S = (0.6, 1.0), (1, 2), (30.0, 60.0)
 MANY = 1_000_000
 
@@ -56,7 +56,7 @@ class Now(GroupPool):
         self.in_vain: list[int] = []
         """Positions, as `trained`."""
         self.lags: list[int] = []
-        """Of the oldest token of each group that was trained on."""
+        """The oldest token's, of each group that was trained on."""
 
     def reissue_stale(self, policy_version: int) -> list[PromptGroup]:
         """See `GroupPool.reissue_stale`."""

@@ -53,11 +53,11 @@ Work = Callable[[], Awaitable[None]]
 
 
 class Seconds(NamedTuple):
-    """Of one work, or medians of its rounds."""
+    """What one work takes, or medians of its rounds."""
 
     wall: float
     cores: float
-    """Of all cores together, children's too."""
+    """Sum over all cores, children's too."""
 
 
 async def measure(mib: int, num_tensors: int, rounds: int) -> tuple[int, dict[str, Seconds]]:

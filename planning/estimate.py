@@ -261,7 +261,7 @@ def version_bytes(settings: Settings, shape: ModelShape) -> int:
 
 
 def _group_tokens(settings: Settings) -> int:
-    """Of the longest sequence: a prompt with all completions of its group."""
+    """Tokens of the longest sequence: a prompt with all completions of its group."""
     others = (settings.trainer.group_size - 1) * settings.sampling.max_tokens
     return settings.rollout.max_model_len + others
 

@@ -18,7 +18,7 @@ from services.schemas.weights import DigestAlgorithm, WeightManifest, shown
 ALGORITHM: DigestAlgorithm = "blake3"
 """The one that versions are described with from now on."""
 _MAX_THREADS = 16
-"""Of a server, whatever its host has: several servers share one. Hashing works outside Python's
+"""A server's, whatever its host has: several servers share one. Hashing works outside Python's
 global lock, at 2 to 5 GB/s a core."""
 
 

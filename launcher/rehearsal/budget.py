@@ -12,11 +12,11 @@ from services.settings import Settings
 
 _LEAST_TOKENS = 16
 _ANSWER_TOKENS = 600
-"""Of an annotated graph of VG150's size, as JSON."""
+"""Length of an annotated graph of VG150's size, as JSON."""
 _FIXED_S = 150.0
 """The starts: two of vLLM's engine, three of the trainer; and the evaluation."""
 _SHARE = 0.5
-"""Of a bare product's pace, what a step comes to."""
+"""What a step comes to of a bare product's pace."""
 _PASSES = 4
 """Forward, forward again where activations are recomputed, and two backward: 2 FLOP a parameter and
 token each."""

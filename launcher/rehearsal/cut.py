@@ -15,7 +15,7 @@ KILL_AFTER = 2
 NUM_IMAGES = 2
 """Held out, and inferred."""
 NUM_ROWS = 8
-"""Of made-up data, to train on."""
+"""Made-up rows to train on."""
 
 Tables = dict[str, dict[str, object]]
 

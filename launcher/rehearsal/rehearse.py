@@ -251,7 +251,7 @@ class _Work:
         )
 
     def _memory_rows(self) -> Iterator[MemoryRow]:
-        """Of the estimate for what was run: its own longest prompt and answer."""
+        """What the estimate takes for what was run: its own longest prompt and answer."""
         if not self._lengths[0]:
             return
         here, full = (model_shape(s.model.path) for s in (self._cut, self._recipe))

@@ -63,7 +63,7 @@ def _folder() -> Path:
 
 @cache
 def _code() -> str:
-    """Of this release: another may find something else."""
+    """This release's: another may find something else."""
     digest, top = hashlib.sha256(), Path(__file__).parents[2]
     for package in _PACKAGES:
         for file in sorted((top / package).rglob("*.py")):

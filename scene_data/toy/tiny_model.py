@@ -37,7 +37,7 @@ _PLACEHOLDERS = {
     "vision_start_token_id": "<|vision_start|>",
     "vision_end_token_id": "<|vision_end|>",
 }
-"""Of a configuration."""
+"""Keys of a configuration."""
 CHAT_TEMPLATE = """\
 {%- for message in messages -%}
 <|im_start|>{{ message.role + '\n' }}

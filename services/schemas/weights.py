@@ -124,7 +124,7 @@ class TensorEntry(Message):
     shape: list[Annotated[int, Field(ge=0, le=MAX_DIMENSION)]] = Field(max_length=MAX_RANK)
     dtype: Literal["float32", "bfloat16", "float16"]
     digest: Sha256 | None = Field(default=None, validation_alias=AliasChoices("digest", "sha256"))
-    """Of its bytes in row-major order, by the manifest's `algorithm`, in hexadecimal digits; null
+    """By the manifest's `algorithm` over its bytes in row-major order, in hexadecimal digits; null
     only where they never lie in a file. Releases before `algorithm` call it `sha256`."""
 
 
@@ -197,7 +197,7 @@ class Rendezvous(Message):
     world_size: int = Field(ge=2, lt=2**31)
     """The trainer, which is rank 0, and every GPU of every server."""
     rank: int = Field(ge=1, lt=2**31)
-    """Of the server's first GPU; its others follow."""
+    """That of the server's first GPU; its others follow."""
 
 
 class IpcHandle(Message):

@@ -85,7 +85,7 @@ class Settings(Section):
 
     @property
     def num_rollout_gpus(self) -> int:
-        """Of all rollout servers together."""
+        """The GPUs of all rollout servers together."""
         return self.cluster.num_rollout_servers * self.rollout.tensor_parallel_size
 
     @property

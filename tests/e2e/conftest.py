@@ -123,7 +123,7 @@ def server_here(
 def server_settings(
     model: Path, redis_url: str, folder: Path, **sections: dict[str, Any]
 ) -> Settings:
-    """Of a small server; the arguments are those of `running_server`."""
+    """Settings of a small server; the arguments are those of `running_server`."""
     return Settings.model_validate(
         {
             "run": {"name": f"e2e-{uuid.uuid4().hex[:8]}", "root": str(folder)},

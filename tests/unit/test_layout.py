@@ -1,6 +1,7 @@
-"""Functions are short: what import-linter cannot say of the layout."""
+"""What import-linter cannot say of the layout."""
 
 import ast
+import re
 from pathlib import Path
 from statistics import quantiles
 
@@ -36,3 +37,10 @@ def test_no_function_is_long_and_nine_of_ten_are_short() -> None:
     found = lengths()
     assert {name: lines for name, lines in found.items() if lines > LONGEST} == {}
     assert quantiles(found.values(), n=10)[-1] <= MOST
+
+
+def test_no_docstring_begins_in_the_middle_of_a_sentence() -> None:
+    files = [file for file in ROOT.glob("[a-z]*/**/*.py") if "build" not in file.parts]
+    assert len(files) > 500
+    begins = [file for file in files if re.search(r'^\s*r?"""Of ', file.read_text(), re.M)]
+    assert begins == []

@@ -75,7 +75,7 @@ def plan_step(
 
 
 def num_tokens(rows: Sequence[PackedRow]) -> int:
-    """Of a micro batch."""
+    """Tokens of a micro batch."""
     return sum(row.length for row in rows)
 
 

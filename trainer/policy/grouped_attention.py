@@ -24,7 +24,7 @@ from trainer.batches.batch import RowLayout
 NAME = "grouped"
 """In transformers' registry of attention functions."""
 _FLASH_CAPABILITY = (8, 0)
-"""Of a GPU: Ampere. torch's flash attention runs on no older one."""
+"""A GPU's, from Ampere on. torch's flash attention runs on no older one."""
 
 
 def use_grouped_attention(model: Any) -> None:

@@ -19,7 +19,7 @@ class StepOutput:
     """What the engine reports of a step, of this rank."""
 
     stats: Stats
-    """Of the updates that were made."""
+    """Sums over the updates that were made."""
     grad_norms: list[list[float]]
     """[iteration][mini-batch] of each update, over all ranks, before clipping; NaN or infinite
     where a number was not finite, so that the update was skipped."""
@@ -73,7 +73,7 @@ class Update:
     """One optimizer step, on this rank."""
 
     outputs: list[LossOutput]
-    """Of each micro batch."""
+    """One for each micro batch."""
     grad_norm: float
     """Over all ranks, before clipping; not finite where the update was skipped."""
 
