@@ -50,7 +50,7 @@ $(TOY): $(INSTALLED) scene_data/toy/scenes.py
 demo: $(INSTALLED) $(if $(DATA),,$(TOY)) ## The whole loop on this machine: runs/<name>/
 	$(BIN)/sgg-rl demo --config $(CONFIG) $(if $(DATA),--data "$(DATA)") --set run.name=$(NAME) --set run.seed=$(SEED) $(foreach s,$(SET),--set $(s))
 
-# Two at a time, the longest first. Three are no faster on two cores, and their tests wait for one another.
+# Two at a time, the longest first; three are no faster on two cores. Threads of two suites would wait for one another spinning.
 test: export OMP_NUM_THREADS ?= 1
 test: $(INSTALLED) ## Everything that a CPU machine can run
 	@$(MAKE) --no-print-directory -j2 e2e lint types imports integration slurm training units
