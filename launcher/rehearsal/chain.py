@@ -116,7 +116,8 @@ class Chain:
         transport = self.settings.weights.transport
         self._shown("publish", number > 0, published, f"{number} versions by {transport}")
         saved = sum(p.get("checkpoint", 0.0) for p in phases)
-        self._shown("checkpoint", bool(times["checkpoint"]), saved, _size(folder.checkpoints))
+        seconds = saved or None  # the time of a last one is in no step's row
+        self._shown("checkpoint", bool(times["checkpoint"]), seconds, _size(folder.checkpoints))
         resumed = [at for at in times["started"] if watch.killed_at and at > watch.killed_at]
         again = resumed[0] - (watch.killed_at or 0.0) if resumed else None
         self._shown("kill and resume", bool(resumed), again, "kill -9, back at its checkpoint")
