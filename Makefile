@@ -39,7 +39,7 @@ $(INSTALLED): pyproject.toml constraints/$(EXTRA).txt
 	@$(BIN)/python deploy/install/install.py --extra $(EXTRA) --extra dev
 ifeq ($(EXTRA),cpu)
 	@$(BIN)/python -c "from compat.torchvision_cpu import install; install()"
-	@$(BIN)/python -m trainer.policy.deepspeed_api
+	@$(BIN)/python -m trainer.policy.deepspeed.api
 endif
 	@$(BIN)/sgg-rl doctor
 	@touch $@

@@ -51,7 +51,7 @@ def _measure(way: str, length: int, device_name: str) -> None:
 
     from benchmarks.memory import PeakMemory
     from trainer.batches.batch import RowLayout
-    from trainer.policy.grouped_attention import grouped_attention
+    from trainer.policy.grouped.attention import grouped_attention
 
     torch.manual_seed(0)
     device, layout = torch.device(device_name), RowLayout(PROMPT, (length,) * GROUP)

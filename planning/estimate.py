@@ -18,7 +18,7 @@ _LIVE_PARAMETERS = 10**9
 _TILE = (4096, 32768)
 """Tokens and names of the vocabulary whose logits TRL computes at one time."""
 _BUCKET_PARAMETERS = 2 * 10**8
-"""Whose gradients are reduced together: as `trainer.policy.deepspeed_config` sets it."""
+"""Whose gradients are reduced together: as `trainer.policy.deepspeed.config` sets it."""
 _HOST_GIB = 0.75
 """What Python and its libraries take of a process on a CPU, in place of CUDA's context."""
 

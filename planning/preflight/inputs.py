@@ -216,7 +216,7 @@ def _deepspeed(settings: Settings) -> list[CheckResult]:
         return []
 
     def find() -> str:
-        from trainer.policy.deepspeed_config import deepspeed_config
+        from trainer.policy.deepspeed.config import deepspeed_config
 
         deepspeed_config(settings)
         return f"{file}, stage {settings.deepspeed.zero_stage}"

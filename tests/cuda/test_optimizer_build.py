@@ -20,8 +20,8 @@ from torch import nn
 
 from services.host.ports import free_port
 from services.settings import Settings
-from trainer.policy.deepspeed_api import guard_ops
-from trainer.policy.deepspeed_config import deepspeed_config
+from trainer.policy.deepspeed.api import guard_ops
+from trainer.policy.deepspeed.config import deepspeed_config
 
 pytestmark = pytest.mark.skipif(
     torch.version.cuda is None, reason="for torch's CUDA build: make check-cuda"

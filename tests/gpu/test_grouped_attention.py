@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from trainer.batches.batch import RowLayout
-from trainer.policy import grouped_attention as grouped
+from trainer.policy.grouped import attention as grouped
 
 pytestmark = [
     pytest.mark.gpu,

@@ -21,8 +21,8 @@ from trainer.algorithms.logprobs import SamplingDistribution, token_logprobs
 from trainer.algorithms.losses import LossOutput, policy_loss, with_finite_guard
 from trainer.batches.batch import MicroBatch, RopeIndex
 from trainer.policy.adapter import add_adapter, save_adapter
-from trainer.policy.deepspeed_api import forget_gradients, gathered, init_distributed, initialize
-from trainer.policy.deepspeed_config import deepspeed_config, sharding_config
+from trainer.policy.deepspeed.api import forget_gradients, gathered, init_distributed, initialize
+from trainer.policy.deepspeed.config import deepspeed_config, sharding_config
 from trainer.policy.export import exported, exported_parameters
 from trainer.policy.gpu import cap_memory, check_cuda
 from trainer.policy.logprob_model import (

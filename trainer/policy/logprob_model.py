@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from services.errors import SettingsError
 from trainer.batches.batch import MicroBatch
-from trainer.policy.grouped_attention import use_grouped_attention
-from trainer.policy.recurrent_layers import use_grouped_recurrence
+from trainer.policy.grouped.attention import use_grouped_attention
+from trainer.policy.grouped.recurrent_layers import use_grouped_recurrence
 
 Score = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """[T, hidden_size] states, the head's weight and [T] tokens to [T] log-probabilities and entropies:

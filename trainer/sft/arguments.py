@@ -7,7 +7,7 @@ from trl import SFTConfig
 
 from services.settings import Settings
 from services.settings.checks import num_micro_batches
-from trainer.policy.deepspeed_config import deepspeed_config
+from trainer.policy.deepspeed.config import deepspeed_config
 
 LOG_EVERY = 20
 """Steps; a short run logs more often."""

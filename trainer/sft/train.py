@@ -28,7 +28,7 @@ from trainer.batches.images import ImageCheck
 from trainer.checkpoints.inputs import Inputs, check_inputs, data_inputs
 from trainer.not_finite import MAX_SKIPPED, NotFiniteError
 from trainer.policy.adapter import lora_config
-from trainer.policy.deepspeed_api import forget_gradients
+from trainer.policy.deepspeed.api import forget_gradients
 from trainer.policy.engine import init_process_group
 from trainer.policy.model import load_model, load_processor
 from trainer.ranks.group import Ranks, check_num_ranks

@@ -13,9 +13,9 @@ from deepspeed.ops.op_builder.cpu.builder import CPUOpBuilder
 from services.errors import SettingsError
 from services.host.environment import child_environment, environment_value
 from tests.processes import wait_for
-from trainer.policy import op_lock
-from trainer.policy.deepspeed_api import guard_ops
-from trainer.policy.op_lock import sole_loader
+from trainer.policy.deepspeed import op_lock
+from trainer.policy.deepspeed.api import guard_ops
+from trainer.policy.deepspeed.op_lock import sole_loader
 
 SOURCE = """
 #include <Python.h>
@@ -25,7 +25,7 @@ PyMODINIT_FUNC PyInit_tiny(void) { return PyModule_Create(&module); }
 BUILDER = """
 import sys
 from torch.utils.cpp_extension import load
-from trainer.policy.op_lock import sole_loader
+from trainer.policy.deepspeed.op_lock import sole_loader
 with sole_loader("tiny"):
     print(load("tiny", [sys.argv[1]]).__file__)
 """

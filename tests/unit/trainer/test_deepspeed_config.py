@@ -10,7 +10,7 @@ from deepspeed.runtime.config import DeepSpeedConfig
 
 from services.errors import SettingsError
 from services.settings import Settings, dump_settings, load_settings
-from trainer.policy.deepspeed_config import deepspeed_config, sharding_config
+from trainer.policy.deepspeed.config import deepspeed_config, sharding_config
 
 
 def settings(model: dict[str, Any] | None = None, **deepspeed: Any) -> Settings:

@@ -10,7 +10,7 @@ from torch.nn.attention.varlen import varlen_attn
 from torch.nn.functional import scaled_dot_product_attention
 
 from trainer.batches.batch import RowLayout
-from trainer.policy import grouped_attention as grouped
+from trainer.policy.grouped import attention as grouped
 
 LAYOUT = (RowLayout(5, (3, 1, 4)), RowLayout(2, (6,)))
 LENGTH, HEADS, KEY_HEADS, SIZE, SCALE = 21, 4, 2, 8, 0.3

@@ -10,7 +10,7 @@ import torch
 from services.errors import SettingsError
 from services.settings import Settings
 from services.settings.deepspeed_json import is_stage, read_deepspeed_json
-from trainer.policy.deepspeed_api import optimizer_problems, zero_problems
+from trainer.policy.deepspeed.api import optimizer_problems, zero_problems
 
 _BUCKET_ELEMENTS = 200_000_000
 """Elements of gradients reduced, and of parameters gathered, at a time: 0.4 GB in bfloat16."""

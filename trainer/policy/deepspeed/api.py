@@ -2,7 +2,7 @@
 
 No other file imports it. Its ops are built behind one lock and in one folder (`op_lock`);
 
-    python -m trainer.policy.deepspeed_api
+    python -m trainer.policy.deepspeed.api
 
 builds what a trainer on this machine loads at its start: a minute that the first run would wait.
 With GPUs that is nothing. Imports are inside functions, because DeepSpeed logs to stdout as it is
@@ -23,7 +23,7 @@ from pydantic import ValidationError
 from torch import nn
 
 from services.errors import SggError
-from trainer.policy.op_lock import built_op, sole_loader
+from trainer.policy.deepspeed.op_lock import built_op, sole_loader
 
 
 def init_distributed(backend: str, timeout: timedelta) -> None:

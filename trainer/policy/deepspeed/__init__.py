@@ -1,0 +1,1 @@
+"""All that is DeepSpeed: its calls, its JSON, and its compiled ops."""
