@@ -16,6 +16,7 @@ from services.errors import InvalidInputError, TooLargeError
 from services.http.guard import check_json
 from services.http.problems import invalid_input, mistake
 from services.schemas.rewards import GroupError, RewardGroup, RewardRequest, ScoredGroup, Task
+from services.schemas.versions import is_later, parse
 
 MAX_GROUPS = 1024
 """In a request."""
@@ -67,16 +68,18 @@ def read_request(body: bytes) -> ReadRequest:
         TooLargeError: It has more groups or completions than the limits.
     """
     check_json(body, MAX_VALUES)
-    envelope = _read_envelope(_parse(body))
+    tree = _parse(body)
+    envelope = _read_envelope(tree)
     if len(envelope.groups) > MAX_GROUPS:
         raise TooLargeError(
             f"the request has {len(envelope.groups)} groups; send at most {MAX_GROUPS} at a time"
         )
+    later = is_later(tree)
     groups: list[RewardGroup] = []
     wrong: dict[int, InvalidInputError] = {}
     for i, sent in enumerate(envelope.groups):
         try:
-            groups.append(_read_group(sent, i))
+            groups.append(_read_group(sent, i, later=later))
         except InvalidInputError as error:
             wrong[i] = error
     if not groups:
@@ -113,16 +116,16 @@ def _read_envelope(tree: Any) -> _Envelope:
     if len(tree) > _MAX_KEYS:
         raise mistake("body", f"an object with over {_MAX_KEYS} keys")
     try:
-        return _Envelope.model_validate(tree)
+        return parse(_Envelope, tree)
     except ValidationError as error:
         raise invalid_input(_found(error), ("body",)) from error
 
 
-def _read_group(sent: Any, index: int) -> RewardGroup:
+def _read_group(sent: Any, index: int, *, later: bool) -> RewardGroup:
     if _longest(_parts(sent)) > _MAX_KEYS:
         raise mistake(f"body.groups.{index}", f"an object with over {_MAX_KEYS} keys")
     try:
-        return RewardGroup.model_validate(sent)
+        return RewardGroup.model_validate(sent, extra="ignore" if later else None)
     except ValidationError as error:
         raise invalid_input(_found(error), ("body", "groups", index)) from error
 

@@ -14,6 +14,7 @@ from services.errors import InvalidInputError
 from services.http.guard import check_json, check_media_type
 from services.http.problems import invalid_input
 from services.schemas.common import MAX_IMAGES
+from services.schemas.versions import parse
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -49,13 +50,13 @@ async def read_form(request: Request, message: type[M]) -> M:
 def _parse(body: bytes, message: type[M], max_values: int) -> M:
     check_json(body, max_values)
     try:
-        return message.model_validate_json(body)
+        return parse(message, body)
     except ValidationError as error:
         escaped = _escaped(body) if error.errors()[0]["type"] == "json_invalid" else None
         if escaped is None:
             raise _invalid(error) from error
     try:
-        return message.model_validate_json(escaped)
+        return parse(message, escaped)
     except ValidationError as error:
         raise _invalid(error) from error
 

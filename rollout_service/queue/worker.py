@@ -39,6 +39,7 @@ from services.redis.registry import HEARTBEAT_TTL_S, Registry
 from services.schemas.common import ImageRef
 from services.schemas.prompts import PromptGroup
 from services.schemas.rollouts import RolloutGroup
+from services.schemas.versions import parse
 from services.schemas.weights import PolicyRecord, Version, WeightManifest
 from services.settings import Settings
 from services.waiting import WaitNotice, ended, racing, until_available
@@ -217,7 +218,7 @@ class QueueWorker:
         """The `RolloutGroup` of a lease, as JSON."""
         started_at = time.monotonic()
         try:
-            prompt = PromptGroup.model_validate_json(lease.body)
+            prompt = parse(PromptGroup, lease.body)
         except ValidationError as error:
             raise InvalidInputError(f"not a PromptGroup: {error}") from error
         await self._wait_for_version(prompt)

@@ -15,6 +15,7 @@ from services.redis.client import client_url, connect, redis_errors
 from services.redis.keys import RunKeys
 from services.run_folder import RunFolder
 from services.schemas.common import Message
+from services.schemas.versions import parse
 from services.schemas.weights import PolicyRecord, ServerRecord, WeightManifest
 from services.settings import Settings
 
@@ -211,7 +212,7 @@ class Registry:
     def _read(self, kind: type[M], text: bytes, what: str) -> M | None:
         """The record in a text; None where the text is not one."""
         try:
-            return kind.model_validate_json(text)
+            return parse(kind, text)
         except ValidationError as error:
             if what not in self._said:
                 logger.warning(

@@ -6,6 +6,7 @@ from services.schemas.common import Message
 from services.schemas.prompts import PromptGroup
 from services.schemas.rewards import BoxSpaceName, ImageSize, ReferenceGraph, Reward
 from services.schemas.rollouts import RolloutGroup
+from services.schemas.versions import Versioned
 
 
 class GroupReference(Message):
@@ -23,7 +24,7 @@ class GroupReference(Message):
     """Boxes in pixels of the image."""
 
 
-class TrainGroup(Message):
+class TrainGroup(Versioned):
     """A sampled and scored group, as every rank receives it."""
 
     position: int

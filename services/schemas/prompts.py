@@ -1,7 +1,5 @@
 """The `prompts` stream: what is to be sampled."""
 
-from typing import Literal
-
 from pydantic import Field, model_validator
 
 from services.schemas.common import (
@@ -9,19 +7,18 @@ from services.schemas.common import (
     ChatMessage,
     Count,
     ImageRef,
-    Message,
     Name,
     Sampling,
 )
+from services.schemas.versions import Versioned
 
 
-class PromptGroup(Message):
+class PromptGroup(Versioned):
     """One prompt, to be sampled `sampling.n` times.
 
     Example: `tests/contract/golden/prompt_group.json`
     """
 
-    version: Literal[1] = 1
     group_id: Name
     """A pure function of (run, epoch, dataset index): a redelivered group is recognised."""
     attempt: Count = 0

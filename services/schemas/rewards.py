@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, StringConstraints, model_validator
 
 from services.schemas.common import Message, Name
+from services.schemas.versions import Versioned
 
 Coordinate = Annotated[float, Field(ge=-1e6, le=1e6)]
 BoxSpaceName = Annotated[
@@ -74,7 +75,7 @@ class RewardGroup(Message):
         return self
 
 
-class RewardRequest(Message):
+class RewardRequest(Versioned):
     """Body of `POST /v1/rewards`: any number of groups, up to the service's limit."""
 
     task: Task = "sgg"
@@ -126,7 +127,7 @@ class ScoredGroup(Message):
     error: GroupError | None = None
 
 
-class RewardResponse(Message):
+class RewardResponse(Versioned):
     """Answer of `POST /v1/rewards`, groups in the order of the request.
 
     Example: `tests/contract/golden/reward_response.json`

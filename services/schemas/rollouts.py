@@ -15,6 +15,7 @@ from services.schemas.common import (
     Sampling,
     TokenId,
 )
+from services.schemas.versions import Versioned
 
 
 class VersionSpan(Message):
@@ -49,13 +50,12 @@ class Completion(Message):
         return min(span.policy_version for span in self.policy_versions)
 
 
-class RolloutGroup(Message):
+class RolloutGroup(Versioned):
     """A sampled group on the `rollouts` stream.
 
     Example: `tests/contract/golden/rollout_group.json`
     """
 
-    version: Literal[1] = 1
     group_id: Name
     attempt: Count
     incarnation: Count
@@ -90,7 +90,7 @@ class InlineImage(Message):
     """Base64, or a `data:image/…;base64,…` URI. No other URL is ever fetched."""
 
 
-class RolloutRequest(Message):
+class RolloutRequest(Versioned):
     """Body of `POST /v1/rollouts`.
 
     Example: `tests/contract/golden/rollout_request.json`
@@ -104,7 +104,7 @@ class RolloutRequest(Message):
     """A LoRA adapter of the server's settings to sample with, instead of the policy alone."""
 
 
-class RolloutResponse(Message):
+class RolloutResponse(Versioned):
     """Answer of `POST /v1/rollouts`."""
 
     server_id: Name

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, model_validator
 
 from services.schemas.common import Count, Message, ModelRunner, Name, Sha256
+from services.schemas.versions import Versioned
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -232,7 +233,7 @@ class RankShare(Message):
     """By tensor name."""
 
 
-class StageRequest(Message):
+class StageRequest(Versioned):
     """Body of `POST /v1/weights/stage`: which version, never where it lies."""
 
     transport: Transport = "shm"
@@ -260,7 +261,7 @@ class StageRequest(Message):
         return self
 
 
-class CommitRequest(Message):
+class CommitRequest(Versioned):
     """Body of `POST /v1/weights/commit` and `/abort`."""
 
     policy_version: Count
@@ -275,7 +276,7 @@ class CommitRequest(Message):
         return (version.policy_version, version.checksum) == (self.policy_version, self.checksum)
 
 
-class PolicyInfo(Message):
+class PolicyInfo(Versioned):
     """Answer of `GET /v1/policy` and of every weight call.
 
     Example: `tests/contract/golden/policy_info.json`
@@ -306,7 +307,7 @@ class ServerProof(Message):
     """One for each token that the server asks for, in hex."""
 
 
-class ServerRecord(Message):
+class ServerRecord(Versioned):
     """A rollout server's entry in the `servers` hash, renewed by its heartbeat."""
 
     server_id: Name
@@ -342,7 +343,7 @@ class ServerRecord(Message):
         return record
 
 
-class PolicyRecord(Message):
+class PolicyRecord(Versioned):
     """The version that every server should serve, and how late joiners get it."""
 
     policy_version: Count

@@ -1,6 +1,7 @@
 """Every message that crosses a wire, against a JSON file that may only change on purpose."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,6 +19,7 @@ from services.schemas.rewards import Status as WireStatus
 from services.schemas.rewards import Task as WireTask
 from services.schemas.rollouts import RolloutGroup, RolloutRequest, RolloutResponse
 from services.schemas.scene_graphs import ImageGraph, SceneGraphRequest, SceneGraphResponse
+from services.schemas.versions import Versioned, parse
 from services.schemas.weights import (
     CommitRequest,
     PolicyInfo,
@@ -43,6 +45,9 @@ MESSAGES: dict[str, type[BaseModel]] = {
     "policy_record": PolicyRecord,
     "server_record": ServerRecord,
 }
+EARLIER = "earlier/88e81e3"
+"""The messages of the release before messages had a version, as it had them."""
+VERSIONED = sorted(name for name, kind in MESSAGES.items() if issubclass(kind, Versioned))
 
 
 def golden(name: str) -> Any:
@@ -65,8 +70,60 @@ def test_an_unknown_field_is_refused(name: str) -> None:
         MESSAGES[name].model_validate(golden(name) | {"surprise": 1})
 
 
+def test_all_but_the_public_interface_has_a_version() -> None:
+    assert set(MESSAGES) - set(VERSIONED) == {"scene_graph_request", "scene_graph_response"}
+
+
+@pytest.mark.parametrize("name", VERSIONED)
+def test_messages_of_the_release_before_versions_are_read(name: str) -> None:
+    message = parse(MESSAGES[name], json.dumps(golden(f"{EARLIER}/{name}")))
+    known = {"version", "gpu", "manifest", "checksum"}  # what has another name or value now
+    again = json.loads(message.model_dump_json())
+    for key, value in golden(f"{EARLIER}/{name}").items():
+        if key not in known:
+            assert again[key] == _with_later_fields(value, again[key])
+
+
+def _with_later_fields(earlier: Any, now: Any) -> Any:
+    """An earlier value, and in it the fields that later releases added."""
+    if isinstance(earlier, dict):
+        return now | {key: _with_later_fields(value, now[key]) for key, value in earlier.items()}
+    if isinstance(earlier, list):
+        return [_with_later_fields(a, b) for a, b in zip(earlier, now, strict=True)]
+    return earlier
+
+
+@pytest.mark.parametrize("name", VERSIONED)
+def test_what_only_a_later_release_knows_is_passed_over(name: str) -> None:
+    """Also inside of messages; without the later version it stays a mistake."""
+    tree = golden(name)
+    later = _everywhere(tree) | {"schema_version": "1.9"}
+    read = parse(MESSAGES[name], json.dumps(later))
+    assert json.loads(read.model_dump_json()) == tree | {"schema_version": "1.9"}
+    with pytest.raises(ValidationError, match="of_a_later_release"):
+        parse(MESSAGES[name], json.dumps(later | {"schema_version": "1.0"}))
+
+
+def _everywhere(tree: dict[str, Any]) -> dict[str, Any]:
+    """A message with one more field, and one more in each message of its lists."""
+    grown = {
+        key: [_everywhere(item) if isinstance(item, dict) else item for item in value]
+        if isinstance(value, list)
+        else value
+        for key, value in tree.items()
+    }
+    return {**grown, "of_a_later_release": {"a": 1}}
+
+
+@pytest.mark.parametrize("name", VERSIONED)
+def test_what_would_be_misread_is_refused_with_what_to_do(name: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        parse(MESSAGES[name], json.dumps(golden(name) | {"schema_version": "2.0", "other": 1}))
+    assert re.search(r"2\.0.*reads 1\.x.*install that release", caught.value.errors()[0]["msg"])
+
+
 def test_a_server_from_before_it_could_have_several_gpus_is_read() -> None:
-    old = golden("earlier/server_record")
+    old = golden(f"{EARLIER}/server_record")
     assert ServerRecord.model_validate_json(json.dumps(old)).gpus == [old["gpu"]]
     assert ServerRecord.model_validate_json(json.dumps(old | {"gpu": None})).gpus == []
 
@@ -97,7 +154,7 @@ def test_the_golden_graph_is_what_its_text_says() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "algorithm"), [("stage_request", "blake3"), ("earlier/stage_request", "sha256")]
+    ("name", "algorithm"), [("stage_request", "blake3"), (f"{EARLIER}/stage_request", "sha256")]
 )
 def test_the_stage_request_states_its_manifests_checksum(name: str, algorithm: str) -> None:
     """The earlier one is as a trainer wrote it that knew sha256 alone."""

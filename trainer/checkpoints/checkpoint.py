@@ -13,6 +13,7 @@ from services.errors import SettingsError, SggError, SupersededError
 from services.host.environment import start_command
 from services.host.sync import sync
 from services.schemas.common import Message
+from services.schemas.versions import Versioned, parse
 from services.waiting import RoomWait
 from trainer.checkpoints.manifest import damage, write_manifest
 from trainer.collection.cursor import CursorState
@@ -39,7 +40,7 @@ class DataOrder(Message):
     """Earlier releases wrote an `instruction` here, which `TrainerState.inputs` has now."""
 
 
-class TrainerState(Message):
+class TrainerState(Versioned):
     """What a run has committed, beside weights and optimizer.
 
     Example: `{"step": 40, "cursor": {"low": 640, "ahead": []}, "incarnation": 1, "num_ranks": 2,
@@ -90,7 +91,7 @@ class CheckpointStore:
         for folder in self._folders():
             if (wrong := damage(folder)) is None:
                 text = (folder / STATE_FILE).read_text()
-                return folder, TrainerState.model_validate_json(text)
+                return folder, parse(TrainerState, text)
             reasons.append(f"{folder.name}: {wrong}")
             logger.warning("%s is torn and is skipped: %s", folder, wrong)
         if reasons:

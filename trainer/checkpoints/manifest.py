@@ -6,6 +6,7 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from services.schemas.common import Message, Sha256
+from services.schemas.versions import Versioned, parse
 
 MANIFEST_FILE = "manifest.json"
 _HASHED_BYTES = 1024 * 1024
@@ -23,7 +24,7 @@ class FileEntry(Message):
     """Only of files of up to a MiB."""
 
 
-class Manifest(Message):
+class Manifest(Versioned):
     """All files of a folder but this one, by their path in it."""
 
     files: dict[str, FileEntry]
@@ -42,9 +43,9 @@ def damage(folder: Path) -> str | None:
     if not file.is_file():
         return f"{MANIFEST_FILE} is missing"
     try:
-        manifest = Manifest.model_validate_json(file.read_bytes())
-    except ValidationError:
-        return f"{MANIFEST_FILE} is damaged"
+        manifest = parse(Manifest, file.read_bytes())
+    except ValidationError as error:
+        return f"{MANIFEST_FILE} cannot be read: {error.errors()[0]['msg']}"
     for name, wanted in manifest.files.items():
         path = folder / name
         if not path.is_file():

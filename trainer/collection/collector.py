@@ -39,6 +39,7 @@ from services.redis.queue import Lease, RedisQueue
 from services.redis.registry import Registry
 from services.schemas.groups import TrainGroup
 from services.schemas.rollouts import RolloutGroup
+from services.schemas.versions import parse
 from services.settings import Settings
 from services.telemetry import Tracing
 from services.waiting import WaitNotice, ended, until_available
@@ -244,7 +245,7 @@ class Collector:
         if lease is None:
             return
         try:
-            group = RolloutGroup.model_validate_json(lease.body)
+            group = parse(RolloutGroup, lease.body)
         except ValidationError as error:
             # Another release or program wrote it: the group is asked for no more.
             wrong = f"not a RolloutGroup: {error.errors()[0]['msg']}"

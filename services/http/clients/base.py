@@ -22,6 +22,7 @@ from services.errors import (
     WaitTimeoutError,
 )
 from services.http.problems import error_from_problem
+from services.schemas.versions import parse
 from services.settings.secrets import checked_secret
 from services.telemetry import trace_headers
 from services.waiting import growing_pauses
@@ -266,9 +267,10 @@ def _lost(where: str, error: httpx.TransportError) -> UnavailableError:
 
 def _read(text: bytes, answer: type[Answer], where: str) -> Answer:
     try:
-        return answer.model_validate_json(text)
+        return parse(answer, text)
     except ValidationError as error:
-        raise EngineError(f"{where} answered something else than {answer.__name__}") from error
+        wrong = error.errors()[0]["msg"]
+        raise EngineError(f"{where} answered no {answer.__name__}: {wrong}") from error
 
 
 async def _chunks(file: BinaryIO) -> AsyncIterator[bytes]:
