@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -29,6 +29,8 @@ class LiveServer:
         self.settings = settings
         self.engine = engine
         self.process = RolloutProcess(settings, lambda: engine)
+        self.stop: Callable[[], None] = lambda: None
+        """Ends it before its block does, where the test says how."""
 
     @property
     def url(self) -> str:

@@ -17,15 +17,23 @@ OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
 @contextmanager
-def sgg_process(log: Path, *arguments: str) -> Iterator["subprocess.Popen[bytes]"]:
-    """A running `sgg-rl` command; killed at the end if it still runs. Output goes to `log`."""
-    environment = child_environment(OMP_NUM_THREADS="1")
+def sgg_process(
+    log: Path, *arguments: str, root: Path = ROOT
+) -> Iterator["subprocess.Popen[bytes]"]:
+    """A running `sgg-rl` command; killed at the end if it still runs. Output goes to `log`.
+
+    Args:
+        log: The file.
+        arguments: The command's.
+        root: The project's folder, or a changed copy of it.
+    """
+    environment = child_environment(OMP_NUM_THREADS="1", PYTHONPATH=str(root))
     for name in OF_A_RANK:
         environment.pop(name, None)
     with log.open("a") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "cli.main", *arguments],
-            cwd=ROOT,
+            cwd=root,
             stdout=out,
             stderr=out,
             env=environment,

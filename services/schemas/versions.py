@@ -51,7 +51,7 @@ class Versioned(Message):
         pattern=r"^[0-9]{1,4}\.[0-9]{1,4}$",
         validation_alias=AliasChoices("schema_version", "version"),
     )
-    """Of the release that wrote it, `MAJOR.MINOR`; a higher MAJOR than one's own is refused."""
+    """`MAJOR.MINOR` of the release that wrote it; a higher MAJOR than one's own is refused."""
 
 
 def parse(kind: type[M], content: bytes | str | dict[str, Any]) -> M:

@@ -25,6 +25,9 @@ from services.settings.tree import Settings
 ENV_PREFIX = "SGG__"
 _SECRET_FILES = ("_TOKEN_FILE", "__PASSWORD_FILE")
 """Ends of variables that name secrets: an empty one must not unset what the file names."""
+_NODES = "Nodes follow from trainer.num_ranks, cluster.num_rollout_servers and deploy.gpus_per_node"
+_GONE = {"deploy.trainer_nodes": _NODES, "deploy.rollout_nodes": _NODES}
+"""Settings of earlier releases, and what stands for them now."""
 
 
 def load_settings(
@@ -180,6 +183,8 @@ def _unknown(keys: list[str]) -> str:
     if len(keys) > 2:
         return "a setting is a section and a field, such as trainer.num_steps"
     section, field = keys[0], keys[-1]
+    if gone := _GONE.get(f"{section}.{field}"):
+        return f"this setting is gone: remove the line. {gone}"
     if elsewhere := [f"{s}.{field}" for s in Settings.model_fields if field in _fields(s)]:
         return f"no such setting; did you mean {' or '.join(elsewhere)}?"
     if len(keys) == 2 and section in Settings.model_fields:

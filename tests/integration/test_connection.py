@@ -5,6 +5,7 @@ import base64
 import json
 import math
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,8 +32,8 @@ from services.schemas.weights import WeightManifest
 from services.settings import Settings, dump_settings
 from services.telemetry import Tracing
 from tests.alone import Alone
-from tests.live_servers import LiveServer, cluster_settings, serving, wait_registered
-from tests.processes import sgg_process, wait_ready
+from tests.live_servers import LiveServer, cluster_settings, registered, serving, wait_registered
+from tests.processes import ROOT, sgg_process, wait_for, wait_ready
 from trainer.algorithms.stats import Stats
 from trainer.batches.preparation import Prepared, PreparedBatches
 from trainer.checkpoints.checkpoint import CheckpointStore, TrainerState
@@ -107,7 +108,9 @@ def linked(
     trainer = base.trainer.model_copy(update={"max_policy_lag": max_policy_lag})
     settings = base.model_copy(update={"run": run, "trainer": trainer})
     with ExitStack() as stack:
-        server = wait_registered(stack.enter_context(serving(settings, GatedEngine())))
+        serves = stack.enter_context(ExitStack())
+        server = wait_registered(serves.enter_context(serving(settings, GatedEngine())))
+        server.stop = serves.close
         prompts = PromptSource(settings, open_dataset(settings.data.train), [PLACEHOLDER])
         link = stack.enter_context(
             ServiceConnection(settings, prompts, TrainerState(), Alone(), stop)
@@ -132,6 +135,52 @@ def test_a_step_trains_while_servers_take_the_version_before_it(base: Settings) 
         assert all(p < state.cursor.low or p in state.cursor.ahead for p in used)
         link.publish(weights(2), 2, second)
     assert server.engine.loaded == [0, 1, 2], "the end waits for the last version"
+
+
+def later_release(folder: Path) -> Path:
+    """A copy of the project whose messages have a later version and fields of their own."""
+    for package in (p.parent for p in ROOT.glob("*/__init__.py") if p.parent.name != "tests"):
+        shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("*.pyc"))
+    new_field = "    of_a_later_release: list[int] = [1]\n"
+    for name, old, new in (
+        ("versions", 'SCHEMA_VERSION = "1.0"', 'SCHEMA_VERSION = "1.1"'),
+        ("versions", "    schema_version: ", f"{new_field}    schema_version: "),
+        ("rollouts", "    token_ids: ", f"{new_field}    token_ids: "),
+    ):
+        file = folder / f"services/schemas/{name}.py"
+        text = file.read_text()
+        assert text.count(old) == 1
+        file.write_text(text.replace(old, new))
+    return folder
+
+
+def test_servers_of_a_later_release_take_over_while_the_trainer_runs(
+    base: Settings, tmp_path: Path
+) -> None:
+    with linked(base, max_policy_lag=1) as (link, server):
+        rollout = server.settings.rollout.model_copy(
+            update={"url": f"http://127.0.0.1:{free_port()}"}
+        )
+        settings = server.settings.model_copy(update={"rollout": rollout})
+        config, log = tmp_path / "later.toml", tmp_path / "log"
+        config.write_text(dump_settings(settings))
+        serve = ("serve", "rollout", "--config", str(config))
+        with sgg_process(log, *serve, root=later_release(tmp_path / "later")) as process:
+            wait_ready(settings.rollout.url, process, log)
+            batch = link.take(0)
+            link.publish(weights(1), 1, batch)
+            link.state(1)
+            assert len(registered(settings)) == 2
+            server.stop()
+            for step in (1, 2, 3):
+                batch = link.take(step)
+                link.publish(weights(step + 1), step + 1, batch)
+            link.state(4)
+            wait_for("a heartbeat", lambda: registered(settings)[0].policy_version == 4)
+            [record] = registered(settings)
+            assert record.url == settings.rollout.url
+            assert {group.rollout.server_id for group in batch.groups} == {record.server_id}
+            assert {group.rollout.schema_version for group in batch.groups} == {"1.1"}
 
 
 def test_a_stop_leaves_no_version_behind(

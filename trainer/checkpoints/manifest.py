@@ -45,7 +45,7 @@ def damage(folder: Path) -> str | None:
     try:
         manifest = parse(Manifest, file.read_bytes())
     except ValidationError as error:
-        return f"{MANIFEST_FILE} cannot be read: {error.errors()[0]['msg']}"
+        return f"{MANIFEST_FILE} is damaged, or another release's: {error.errors()[0]['msg']}"
     for name, wanted in manifest.files.items():
         path = folder / name
         if not path.is_file():
