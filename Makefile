@@ -24,7 +24,7 @@ CONFIG ?= $(if $(DATA),configs/demo-data.toml,configs/demo.toml)
 # Packages come uncompiled: without written bytecode each process compiles torch, transformers and vLLM once more.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo docs images pin-images test test-docker check check-setup check-cuda check-plan check-security bench-gpu wheel format lint types imports units integration slurm training e2e start-checkpoint clean distclean help
+.PHONY: setup demo docs images pin-images test test-docker check check-setup check-cuda check-plan check-security fuzz bench-gpu wheel format lint types imports units integration slurm training e2e start-checkpoint clean distclean help
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -96,8 +96,12 @@ check-security: $(INSTALLED) ## ruff's security rules, advisories against constr
 	@test -x $(SECURITY)/bin/pip-audit || { $(PYTHON) -m venv $(SECURITY) && $(SECURITY)/bin/pip install -q -r constraints/security.txt; }
 	@$(SECURITY)/bin/python deploy/security/check.py $(SECURITY)
 
+fuzz: export FUZZ_EXAMPLES ?= 20000
+fuzz: $(INSTALLED) ## Damaged input for every parser, FUZZ_EXAMPLES each (20,000: an hour)
+	$(BIN)/pytest tests/fuzz -v
+
 units: $(INSTALLED)
-	$(BIN)/pytest tests/unit tests/contract -q
+	$(BIN)/pytest tests/unit tests/contract tests/fuzz -q
 
 integration: $(INSTALLED)
 	$(BIN)/pytest tests/integration $(addprefix --ignore=,$(SLURM) $(TRAINING)) -q --durations=15

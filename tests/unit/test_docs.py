@@ -25,6 +25,7 @@ CURRENT = [page for page in PAGES if page.name != "CHANGELOG.md"]
 LINK = re.compile(r"\[[^\]]*\]\((?!https?:)([^)\s]+)\)")
 TOP = "|".join(path.name for path in ROOT.iterdir() if path.is_dir() and path.name[0] != ".")
 CODE_PATH = re.compile(rf"(?<![\w/.-])(?:{TOP})(?:/[\w.*-]+)+/?")
+TEST = re.compile(r"`(tests/[\w/]+\.py)::(\w+)")
 MODULE = re.compile(r"python -m (\w+(?:\.\w+)+)")
 TARGET = re.compile(r"`make ([a-z][\w-]*)|^make ([a-z][\w-]*)", re.M)
 SGG_RL = typer.main.get_command(app)
@@ -200,6 +201,19 @@ def test_what_is_not_there_is_seen(tmp_path: Path) -> None:
         "conwert",
     ]
     assert list(wrong_settings(page)) == ["trainer.num_step"]
+
+
+def missing_tests(page: Path) -> Iterator[str]:
+    for file, name in TEST.findall(page.read_text()):
+        if not re.search(rf"^(async )?def {name}\(", (ROOT / file).read_text(), re.M):
+            yield f"{file}::{name}"
+
+
+def test_every_test_that_a_page_names_is_there(tmp_path: Path) -> None:
+    assert [name for page in PAGES for name in missing_tests(page)] == []
+    page = tmp_path / "page.md"
+    page.write_text("`tests/unit/test_docs.py::test_nothing`")
+    assert list(missing_tests(page)) == ["tests/unit/test_docs.py::test_nothing"]
 
 
 def test_readme_is_short_and_leads_to_every_page() -> None:
