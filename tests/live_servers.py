@@ -107,7 +107,9 @@ def served(app: FastAPI, url: str) -> Iterator[None]:
         listener.close()
 
 
-def cluster_settings(folder: Path, run: str, redis_url: str, transport: str) -> Settings:
+def cluster_settings(
+    folder: Path, run: str, redis_url: str, transport: str, encoding: str = "whole"
+) -> Settings:
     """Settings of a run whose servers and trainer ask each other for tokens."""
     for name in ("data", "admin"):
         file = folder / f"{name}.token"
@@ -121,7 +123,7 @@ def cluster_settings(folder: Path, run: str, redis_url: str, transport: str) -> 
             "redis": {"url": redis_url, "lease_s": 3},
             "rollout": {"engine": "fake", "fake_tokens_per_s": 20_000},
             "trainer": {"wait_timeout_s": 30},
-            "weights": {"transport": transport},
+            "weights": {"transport": transport, "encoding": encoding},
             "security": {
                 "data_token_file": str(folder / "data.token"),
                 "admin_token_file": str(folder / "admin.token"),

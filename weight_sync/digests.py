@@ -6,14 +6,16 @@ takes less than half of sha256's time.
 
 import hashlib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from blake3 import blake3
 
 from services.errors import InvalidInputError
 from services.schemas.weights import DigestAlgorithm, WeightManifest, shown
+
+T = TypeVar("T")
 
 ALGORITHM: DigestAlgorithm = "blake3"
 """The one that versions are described with from now on."""
@@ -48,11 +50,18 @@ def tensor_digests(
     tensors: Mapping[str, memoryview], algorithm: DigestAlgorithm = ALGORITHM
 ) -> dict[str, str]:
     """The digest of each tensor, by its name; on all cores, up to `_MAX_THREADS`."""
+    return of_each(tensors, lambda name: tensor_digest(tensors[name], algorithm))
+
+
+def of_each(tensors: Mapping[str, memoryview], work: Callable[[str], T]) -> dict[str, T]:
+    """What some work gives for each tensor, by its name; on all cores, up to `_MAX_THREADS`.
+
+    What one raises is raised once all have ended.
+    """
     # The largest first: else one of them may be left over for a single thread.
     names = sorted(tensors, key=lambda name: -len(tensors[name]))
     with ThreadPoolExecutor(min(len(os.sched_getaffinity(0)), _MAX_THREADS)) as pool:
-        made = pool.map(lambda name: tensor_digest(tensors[name], algorithm), names)
-        return dict(zip(names, made, strict=True))
+        return dict(zip(names, pool.map(work, names), strict=True))
 
 
 def compare_digests(digests: Mapping[str, str], manifest: WeightManifest) -> None:

@@ -13,10 +13,12 @@ tensors follow one another without gap or overlap up to the end of the file.
 
 import json
 import math
+import mmap
 import os
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -38,7 +40,12 @@ MAX_HEADER_BYTES = 100_000_000
 """The format's own limit."""
 _THREADS = 4
 """Each hashes and writes one tensor at a time, outside Python's global lock."""
-_DTYPES = {"F32": ("float32", 4), "BF16": ("bfloat16", 2), "F16": ("float16", 2)}
+_DTYPES = {
+    "F32": ("float32", 4),
+    "BF16": ("bfloat16", 2),
+    "F16": ("float16", 2),
+    "U8": ("uint8", 1),  # in a delta alone: no manifest has a tensor of this type
+}
 _CODES = {dtype: code for code, (dtype, _) in _DTYPES.items()}
 _MAX_TENSORS = 200_000
 _MAX_COMMAS = _MAX_TENSORS * (MAX_RANK + 4)
@@ -63,13 +70,26 @@ def write_weights(
         UnavailableError: It cannot be written.
         WaitTimeoutError: There was no room for it for too long.
     """
+    with _draft(file, room, durable=durable) as descriptor:
+        return _write(descriptor, weights, room)
+
+
+def write_bytes(file: Path, content: bytes, room: RoomWait, *, durable: bool = False) -> None:
+    """Write a file whose bytes are known, as `write_weights` does."""
+    with _draft(file, room, durable=durable) as descriptor:
+        _write_all(descriptor, memoryview(content), 0, room)
+
+
+@contextmanager
+def _draft(file: Path, room: RoomWait, *, durable: bool) -> Iterator[int]:
+    """A descriptor to write with; the file has its name once the block is left."""
     draft = file.with_suffix(".draft")
     draft.unlink(missing_ok=True)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     try:
         descriptor = room.write(lambda: os.open(draft, flags, 0o600))
         try:
-            entries = _write(descriptor, weights, room)
+            yield descriptor
         finally:
             os.close(descriptor)
         if durable:
@@ -81,7 +101,19 @@ def write_weights(
         raise UnavailableError(f"cannot write weights to {file}: {error.strerror}") from error
     finally:
         draft.unlink(missing_ok=True)
-    return entries
+
+
+def raw_bytes(tensor: "Tensor") -> memoryview:
+    """A CPU tensor's bytes in row-major order: its own where they lie so."""
+    import torch
+
+    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+def num_bytes(entries: Iterable[TensorEntry]) -> int:
+    """Bytes of tensors together."""
+    sizes = dict(_DTYPES.values())
+    return sum(math.prod(entry.shape) * sizes[entry.dtype] for entry in entries)
 
 
 def describe(tensor: "Tensor", digest: str | None = None) -> TensorEntry:
@@ -99,6 +131,32 @@ class TensorSpan:
     shape: list[int]
     begin: int
     end: int
+
+
+def read_file(
+    descriptor: int, *, writable: bool = False
+) -> tuple[dict[str, TensorSpan], memoryview]:
+    """A file's tensors by name, and all their bytes; what is changed of these, the file has.
+
+    They are unmapped when the last slice of them is gone.
+
+    Raises:
+        InvalidInputError: It is not safetensors.
+    """
+    size = os.fstat(descriptor).st_size
+    if size < LENGTH_BYTES:
+        raise _unusable("it is too short")
+    access = mmap.ACCESS_WRITE if writable else mmap.ACCESS_READ
+    data = memoryview(mmap.mmap(descriptor, size, access=access))
+    start = LENGTH_BYTES + header_length(data[:LENGTH_BYTES])
+    if start > len(data):
+        raise _unusable("its header is cut short")
+    return parse_header(bytes(data[LENGTH_BYTES:start]), len(data) - start), data[start:]
+
+
+def tensor_bytes(header: Mapping[str, TensorSpan], data: memoryview) -> dict[str, memoryview]:
+    """Each tensor's bytes, of what `read_file` gives."""
+    return {name: data[span.begin : span.end] for name, span in header.items()}
 
 
 def header_length(prefix: bytes | memoryview) -> int:
@@ -199,9 +257,7 @@ def _write(
 
 def _write_tensor(descriptor: int, tensor: "Tensor", start: int, room: RoomWait) -> str:
     """Write a tensor's bytes in row-major order; returns their digest."""
-    import torch
-
-    raw = memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    raw = raw_bytes(tensor)
     _write_all(descriptor, raw, start, room)
     return tensor_digest(raw)
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, AliasChoices, BeforeValidator, Field, model_validator
@@ -32,6 +33,11 @@ class TransportTraits:
     adapter_alone: bool = False
     """It sends a LoRA adapter over the weights that the server started with."""
 
+    @property
+    def takes_deltas(self) -> bool:
+        """Whether a version can come as what changed since the one before."""
+        return self.through_file and not self.adapter_alone
+
 
 TRANSPORTS = {
     "shm": TransportTraits(servers_fetch=True, same_host=True),
@@ -51,6 +57,8 @@ else:
 PolicyState = Literal["starting", "ready", "updating", "draining", "quarantined"]
 
 
+Encoding = Literal["whole", "delta"]
+"""How a version's file is written: all elements, or those that changed since the version before."""
 DigestAlgorithm = Literal["sha256", "blake3"]
 """How a tensor's bytes are digested, to 32 bytes. `weight_sync.digests` has both."""
 
@@ -140,6 +148,25 @@ class AdapterConfig(Message):
     """The adapter's product is scaled by alpha / rank."""
 
 
+class DeltaBase(Message):
+    """What a version's delta is to be applied to: the version before, and how that came.
+
+    Example: `{"checksum": "9f86…0a08", "chain": [50, 51, 52]}`, of version 53
+    """
+
+    checksum: Sha256
+    """The manifest's of the version before."""
+    chain: list[Count] = Field(min_length=1, max_length=1000)
+    """Numbers of versions of the same incarnation, rising: the last one that was written whole, and
+    each one since then, which is a delta of the one before it. The last is the base."""
+
+    @model_validator(mode="after")
+    def _rising(self) -> "DeltaBase":
+        if any(a >= b for a, b in pairwise(self.chain)):
+            raise ValueError(f"the chain's versions do not rise: {self.chain!r:.200}")
+        return self
+
+
 class WeightManifest(Message):
     """Names, shapes, dtypes and digests of every tensor of a version.
 
@@ -159,6 +186,17 @@ class WeightManifest(Message):
     tensors: dict[str, TensorEntry] = Field(min_length=1)
     adapter: AdapterConfig | None = None
     """Set where the tensors are a LoRA adapter over the weights that the server started with."""
+    delta: DeltaBase | None = None
+    """Set where the version's file is a delta. Tensors and digests are those of the result, and a
+    server takes a whole file of the version by this manifest too."""
+
+    @model_validator(mode="after")
+    def _after_its_base(self) -> "WeightManifest":
+        if self.delta is not None and self.delta.chain[-1] >= self.policy_version:
+            raise ValueError(
+                f"delta.chain ends with {self.delta.chain[-1]}: it ends before the version"
+            )
+        return self
 
     @property
     def version(self) -> Version:
@@ -174,9 +212,12 @@ class WeightManifest(Message):
 def manifest_checksum(manifest: WeightManifest) -> str:
     """sha256 of the manifest as canonical JSON.
 
-    One with digests by sha256 is put as the releases wrote it that knew no other.
+    A whole version, and one with digests by sha256, is put as the releases wrote it that knew no
+    other.
     """
     tree = manifest.model_dump(mode="json")
+    if manifest.delta is None:
+        del tree["delta"]
     if manifest.algorithm == "sha256":
         del tree["algorithm"]
         for entry in tree["tensors"].values():
@@ -258,6 +299,8 @@ class StageRequest(Versioned):
             raise ValueError("nccl, and no other transport, needs a rendezvous")
         if (self.manifest.adapter is not None) != traits.adapter_alone:
             raise ValueError("lora, and no other transport, needs the manifest's adapter")
+        if self.manifest.delta is not None and not traits.takes_deltas:
+            raise ValueError(f"{self.transport} takes whole versions alone, and this is a delta")
         return self
 
 

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 
 from services.host.addresses import is_host_pattern
 from services.schemas.common import ModelRunner
-from services.schemas.weights import TRANSPORTS, Transport, TransportTraits
+from services.schemas.weights import TRANSPORTS, Encoding, Transport, TransportTraits
 from services.settings.secrets import read_secret
 from services.settings.section import LocalPath, PathOrName, Section
 
@@ -103,6 +103,20 @@ class WeightSettings(Section):
     """`shm` on one host; `disk` on a file system that all share; `http` where nothing is shared;
     `nccl` from GPU to GPU; `ipc` on one GPU; `lora` for adapters. `docs/rollout.md` compares them.
     """
+    encoding: Encoding = "whole"
+    """`delta` sends what changed since the version before, over `shm`, `disk` or `http`, wherever
+    that takes fewer bytes. It pays over networks, in bfloat16 and at small learning rates."""
+
+    @model_validator(mode="after")
+    def _deltas_lie_in_files(self) -> "WeightSettings":
+        if self.encoding == "delta" and not self.traits.takes_deltas:
+            raise ValueError(
+                f"weights.encoding = 'delta' and weights.transport = '{self.transport}': "
+                f"{self.transport} sends whole versions alone"
+                f"{', and of an adapter every element changes' * self.traits.adapter_alone}; set "
+                "weights.encoding = 'whole', or the transport to shm, disk or http"
+            )
+        return self
 
     @property
     def traits(self) -> TransportTraits:

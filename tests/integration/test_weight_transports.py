@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import pytest
@@ -30,7 +30,13 @@ from services.http.clients.rollout import RolloutClient
 from services.redis.client import connect
 from services.redis.keys import RunKeys
 from services.redis.registry import Registry
-from services.schemas.weights import ServerRecord, Transport, Version, WeightManifest
+from services.schemas.weights import (
+    Encoding,
+    ServerRecord,
+    Transport,
+    Version,
+    WeightManifest,
+)
 from services.settings import SecuritySettings, Settings, dump_settings
 from services.waiting import RoomWait
 from tests.cutting_proxy import proxied
@@ -115,23 +121,30 @@ class Cluster:
 def make_cluster(tmp_path: Path, redis_url: str) -> Iterator[Any]:
     with ExitStack() as stack:
 
-        def make(transport: Transport, redis: str = redis_url) -> Cluster:
+        def make(
+            transport: Transport, encoding: Encoding = "whole", redis: str = redis_url
+        ) -> Cluster:
             name = f"weights-{uuid.uuid4().hex[:8]}"
-            settings = cluster_settings(tmp_path, name, redis, transport)
+            settings = cluster_settings(tmp_path, name, redis, transport, encoding)
             return Cluster(settings, RunKeys(name), stack)
 
         yield make
 
 
 def weights(version: int, size: int = 1000) -> dict[str, torch.Tensor]:
-    """Other numbers for each version; odd shapes, and a bfloat16 as the policy may have."""
-    generator = torch.Generator().manual_seed(version)
+    """Some other numbers for each version; odd shapes, and a bfloat16 as the policy may have."""
+    generator = torch.Generator().manual_seed(7)
+    a = torch.randn(size, 3, generator=generator)
+    a[version % 50 :: 50] *= 1 + version
     return {
-        "a": torch.randn(size, 3, generator=generator),
+        "a": a,
         "b.bias": torch.randn(7, generator=generator),
         "c": torch.tensor(float(version)),
-        "d": torch.randn(5, 2, generator=generator).to(torch.bfloat16).t(),
+        "d": torch.randn(5, 2, generator=generator).add_(version).to(torch.bfloat16).t(),
     }
+
+
+both_encodings = pytest.mark.parametrize("encoding", get_args(Encoding))
 
 
 def assert_loaded(server: LiveServer, version: int, expected: dict[str, torch.Tensor]) -> None:
@@ -143,11 +156,12 @@ def assert_loaded(server: LiveServer, version: int, expected: dict[str, torch.Te
         assert torch.equal(loaded[name], tensor), name
 
 
+@both_encodings
 @pytest.mark.parametrize("transport", ["shm", "disk", "http"])
 def test_all_servers_get_each_version_and_nothing_is_left(
-    make_cluster: Any, transport: Transport
+    make_cluster: Any, transport: Transport, encoding: Encoding
 ) -> None:
-    cluster = make_cluster(transport)
+    cluster = make_cluster(transport, encoding)
     servers = [cluster.server(), cluster.server()]
     publisher = cluster.publisher()
     for version in range(4):
@@ -161,7 +175,11 @@ def test_all_servers_get_each_version_and_nothing_is_left(
     assert not list(shm_file(run.name, Version()).parent.glob("*"))
     assert not list(Path(tempfile.gettempdir()).glob(f"sgg-{run.name}-trainer-*"))
     kept = sorted(file.name for file in disk_file(run.folder, Version()).parent.glob("*"))
-    assert kept == (["1-2.safetensors", "1-3.safetensors"] if transport == "disk" else [])
+    on_disk = {
+        "whole": ["1-2.safetensors", "1-3.safetensors"],
+        "delta": ["1-0.safetensors", "1-1.delta", "1-2.delta", "1-3.delta"],
+    }
+    assert kept == (on_disk[encoding] if transport == "disk" else [])
 
 
 def test_an_adapter_goes_the_same_way(make_cluster: Any) -> None:
@@ -181,9 +199,12 @@ def test_an_adapter_goes_the_same_way(make_cluster: Any) -> None:
     assert_loaded(late, 1, tensors)
 
 
+@both_encodings
 @pytest.mark.parametrize("transport", ["shm", "disk", "http"])
-def test_a_late_server_gets_the_version(make_cluster: Any, transport: Transport) -> None:
-    cluster = make_cluster(transport)
+def test_a_late_server_gets_the_version(
+    make_cluster: Any, transport: Transport, encoding: Encoding
+) -> None:
+    cluster = make_cluster(transport, encoding)
     publisher = cluster.publisher()
     assert publisher.begin(weights(5).items(), 5).result() == 0
     first = cluster.server()
@@ -218,8 +239,11 @@ def version_at(url: str) -> int:
     return asyncio.run(ask())
 
 
-def test_a_quarantined_server_is_sent_the_version_again(make_cluster: Any) -> None:
-    cluster = make_cluster("http")
+@both_encodings
+def test_a_quarantined_server_is_sent_the_version_again(
+    make_cluster: Any, encoding: Encoding
+) -> None:
+    cluster = make_cluster("http", encoding)
     broken, healthy = cluster.server(), cluster.server()
     assert isinstance(broken.engine, RecordingEngine)
     publisher = cluster.publisher()
@@ -298,9 +322,10 @@ def test_a_server_behind_a_bad_line_is_left_behind_and_seeded_later(make_cluster
     assert proxy.num_cut >= 2
 
 
-def test_seeding_stops_while_a_version_is_published(make_cluster: Any) -> None:
+@both_encodings
+def test_seeding_stops_while_a_version_is_published(make_cluster: Any, encoding: Encoding) -> None:
     """A server that refuses all versions is tried again and again; publishing goes on."""
-    cluster = make_cluster("http")
+    cluster = make_cluster("http", encoding)
     refusing, healthy = cluster.server(), cluster.server()
     assert isinstance(refusing.engine, RecordingEngine)
     refusing.engine.failures = 1_000
@@ -325,7 +350,7 @@ def test_a_superseded_trainer_leaves_its_successors_files(make_cluster: Any) -> 
 
 
 def test_a_trainer_waits_for_redis_and_says_so(make_cluster: Any) -> None:
-    cluster = make_cluster("http", f"redis://127.0.0.1:{free_port()}/0")
+    cluster = make_cluster("http", redis=f"redis://127.0.0.1:{free_port()}/0")
     trainer = cluster.settings.trainer.model_copy(update={"wait_timeout_s": 1.5})
     cluster.settings = cluster.settings.model_copy(update={"trainer": trainer})
     with pytest.raises(WaitTimeoutError, match="Redis at"):

@@ -6,14 +6,24 @@ from concurrent.futures import Future
 
 from services.http.loop_thread import LoopThread
 from services.redis.registry import open_registry
-from services.schemas.weights import AdapterConfig, RankShare, TensorEntry, Version, WeightManifest
+from services.schemas.weights import AdapterConfig, DeltaBase, RankShare, Version, WeightManifest
 from services.settings import Settings
 from services.waiting import until_available
 from weight_sync.digests import ALGORITHM
 from weight_sync.publishing.handover import Handover
 from weight_sync.publishing.reassertion import Reassertion
 from weight_sync.publishing.seeder import Seeder
-from weight_sync.transports.sender import CheckedManifest, NamedTensors, Peer, make_sender
+from weight_sync.transports.sender import (
+    CheckedManifest,
+    NamedTensors,
+    Peer,
+    Prepared,
+    make_sender,
+)
+
+WHOLE_EVERY = 50
+"""With deltas, every so many versions one is sent whole: a server that starts reads no more links.
+"""
 
 
 class WeightPublisher:
@@ -38,6 +48,8 @@ class WeightPublisher:
         self._loop = LoopThread("publisher")
         self._seeder = Seeder(settings, self._sender)
         self._reassertion = Reassertion(settings)
+        self._last: CheckedManifest | None = None
+        """The version that was prepared last."""
         self._served: list[str] = []
         """Ids of servers that took the last version at once."""
 
@@ -89,8 +101,8 @@ class WeightPublisher:
 
     async def _publish(self, handover: Handover, policy_version: int) -> int:
         """While a version is published, the one before is given to nobody."""
-        entries = await asyncio.to_thread(self._prepare, handover, policy_version)
-        checked = CheckedManifest.of(self._manifest(entries, policy_version))
+        prepared = await asyncio.to_thread(self._prepare, handover, policy_version)
+        checked = self._last = CheckedManifest.of(self._manifest(prepared, policy_version))
         timeout_s = self._settings.trainer.wait_timeout_s
         num_servers = await until_available(lambda: self._spread(checked), timeout_s=timeout_s)
         await asyncio.to_thread(self._sender.settle)
@@ -98,13 +110,24 @@ class WeightPublisher:
             self._seeder.start(checked, self._served)
         return num_servers
 
-    def _prepare(self, handover: Handover, policy_version: int) -> dict[str, TensorEntry]:
+    def _prepare(self, handover: Handover, policy_version: int) -> Prepared:
+        version = Version(self._incarnation, policy_version)
         try:
-            return self._sender.prepare(handover, Version(self._incarnation, policy_version))
+            return self._sender.prepare(handover, version, self._base())
         finally:
             handover.leave()
 
-    def _manifest(self, tensors: dict[str, TensorEntry], policy_version: int) -> WeightManifest:
+    def _base(self) -> DeltaBase | None:
+        """What the next version may be a delta of: the last one, unless a whole one is due."""
+        if self._settings.weights.encoding == "whole" or self._last is None:
+            return None
+        last = self._last.manifest
+        chain = [*(last.delta.chain if last.delta else ()), last.policy_version]
+        if len(chain) >= WHOLE_EVERY:
+            return None
+        return DeltaBase(checksum=self._last.checksum, chain=chain)
+
+    def _manifest(self, prepared: Prepared, policy_version: int) -> WeightManifest:
         lora = self._settings.lora
         adapter = AdapterConfig(rank=lora.rank, alpha=lora.alpha) if lora.rank else None
         return WeightManifest(
@@ -114,8 +137,9 @@ class WeightPublisher:
             vision_trained=self._settings.trainer.vision_trained,
             partial=adapter is None and self._settings.trainer.partly_frozen,
             algorithm=ALGORITHM,
-            tensors=tensors,
+            tensors=prepared.tensors,
             adapter=adapter,
+            delta=prepared.base,
         )
 
     async def _spread(self, checked: CheckedManifest) -> int:

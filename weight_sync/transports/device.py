@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from services.errors import EngineError, WaitTimeoutError
-from services.schemas.weights import TensorEntry, Version
+from services.schemas.weights import DeltaBase, Version
 from services.settings import Settings
 from weight_sync.file_format import describe
 from weight_sync.transports.host import has_room, kept_on_host
@@ -20,7 +20,9 @@ from weight_sync.transports.sender import (
     CheckedManifest,
     NamedTensors,
     Peer,
+    Prepared,
     Sender,
+    whole,
 )
 
 T = TypeVar("T")
@@ -44,7 +46,9 @@ class DeviceSender(Sender):
         self._writing = asyncio.Lock()
         self._by_http: CheckedManifest | None = None
 
-    def prepare(self, weights: NamedTensors, version: Version) -> dict[str, TensorEntry]:
+    def prepare(
+        self, weights: NamedTensors, version: Version, base: DeltaBase | None = None
+    ) -> Prepared:
         """See `Sender.prepare`. What the GPU has no room for waits on the host."""
         self._by_http = None
         self._http.close()
@@ -56,7 +60,7 @@ class DeviceSender(Sender):
         if self._device.type == "cuda":
             # They are made there, and vLLM reads them on streams of its own.
             torch.cuda.default_stream(self._device).synchronize()
-        return {name: describe(tensor) for name, tensor in self._tensors.items()}
+        return whole({name: describe(tensor) for name, tensor in self._tensors.items()})
 
     def settle(self) -> None:
         """See `Sender.settle`: from here on the GPU's memory is training's."""
@@ -78,8 +82,9 @@ class DeviceSender(Sender):
             if self._by_http is None:
                 manifest = checked.manifest
                 tensors = self._tensors.items()
-                entries = await asyncio.to_thread(self._http.prepare, tensors, manifest.version)
-                self._by_http = CheckedManifest.of(manifest.model_copy(update={"tensors": entries}))
+                ready = await asyncio.to_thread(self._http.prepare, tensors, manifest.version)
+                changes = {"tensors": ready.tensors}
+                self._by_http = CheckedManifest.of(manifest.model_copy(update=changes))
             return self._by_http
 
 

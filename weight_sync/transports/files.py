@@ -3,20 +3,20 @@
 It is opened safely, and verified before anything is loaded from it.
 """
 
-import mmap
 import os
 import socket
 import stat
 import tempfile
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from services.errors import InvalidInputError, NotFoundError, SettingsError
+from services.errors import NotFoundError, SettingsError
 from services.schemas.weights import (
     TRANSPORTS,
+    DeltaBase,
     DigestAlgorithm,
     TensorEntry,
     Version,
@@ -27,24 +27,30 @@ from services.waiting import RoomWait
 from weight_sync.digests import ALGORITHM, compare_digests, tensor_digests
 from weight_sync.engine import Staged
 from weight_sync.file_format import (
-    LENGTH_BYTES,
-    TensorSpan,
     compare_header,
-    header_length,
-    parse_header,
+    read_file,
+    tensor_bytes,
+    write_bytes,
     write_weights,
 )
-from weight_sync.transports.sender import NamedTensors, Sender
+from weight_sync.transports.sender import NamedTensors, Prepared, Sender, whole
 
+if TYPE_CHECKING:  # the receiving ends do without torch
+    from torch import Tensor
+
+    from weight_sync.delta.last_version import LastVersion
+
+_WHOLE, _DELTA = ".safetensors", ".delta"
 _DRAFT = ".draft"
-"""Ends the name of a version that is not whole."""
+"""Ends the name of a version that is not all there."""
 
 
 class FileSender(Sender):
     """Writes each version to a file, in a folder that holds nothing else.
 
     Room is needed for one version, and for a second where servers read the file themselves: one
-    that starts while a version is written reads the version before. What is older goes first.
+    that starts while a version is written reads the version before. What is older goes first. A
+    version of which a later one is a delta stays as long as that one.
     """
 
     durable: ClassVar[bool] = False
@@ -53,47 +59,92 @@ class FileSender(Sender):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self._last: Path | None = None
+        self._before: LastVersion | None = None
+        """With deltas: the version before, to find what the next one changes."""
+        if settings.weights.encoding == "delta":
+            from weight_sync.delta import last_version
+
+            self._before = last_version.LastVersion()
 
     @abstractmethod
     def file(self, version: Version) -> Path:
-        """Where a version lies."""
+        """Where a whole version lies; a delta lies beside it (`delta_file`)."""
 
-    def prepare(self, weights: NamedTensors, version: Version) -> dict[str, TensorEntry]:
+    def prepare(
+        self, weights: NamedTensors, version: Version, base: DeltaBase | None = None
+    ) -> Prepared:
         """See `Sender.prepare`. A full disk is waited for: `trainer.wait_timeout_s`.
 
         Raises:
             WaitTimeoutError: It stayed full.
         """
-        from weight_sync.transports.host import on_host
+        from weight_sync.transports.host import kept_on_host, on_host
 
         self._last = self.file(version)
-        folder = private_folder(self._last.parent)
-        self._remove_older(keep=int(TRANSPORTS[self.name].servers_fetch))
-        room = RoomWait(folder, self._settings.trainer.wait_timeout_s)
-        return write_weights(self._last, on_host(weights), room, durable=self.durable)
+        room = self._make_room()
+        if self._before is None:
+            return self._write_whole(on_host(weights), room)
+        left: Iterator[tuple[str, Tensor]]
+        left = ((name, kept_on_host(tensor)) for name, tensor in weights)
+        if base is not None:
+            found, left = self._before.compare(left)
+            if found is not None:
+                file = delta_file(self._last)
+                write_bytes(file, found.content(), room, durable=self.durable)
+                return Prepared(found.entries, found.num_bytes, base, found.changed_share)
+        return self._write_whole(self._before.keep(left), room)
+
+    def _write_whole(self, weights: NamedTensors, room: RoomWait) -> Prepared:
+        assert self._last is not None
+        return whole(write_weights(self._last, weights, room, durable=self.durable))
+
+    def write_again(self, file: Path) -> None:
+        """Write the last version whole, which was sent as a delta.
+
+        Raises:
+            WaitTimeoutError: There was no room.
+        """
+        assert self._before is not None
+        room = RoomWait(file.parent, self._settings.trainer.wait_timeout_s)
+        # A copy of the references: the next version may come meanwhile.
+        write_weights(file, list(self._before.tensors.items()), room, durable=self.durable)
 
     def close(self) -> None:
         """See `Sender.close`."""
         if self._last is None:
             return
-        self._remove_older(keep=0)
-        self._last.unlink(missing_ok=True)
+        self._remove_older(self._last, keep=0)
+        for file in (self._last, delta_file(self._last)):
+            file.unlink(missing_ok=True)
         with suppress(OSError):  # not empty, or gone
             self._last.parent.rmdir()
 
-    def _remove_older(self, *, keep: int) -> None:
+    def _make_room(self) -> RoomWait:
+        assert self._last is not None
+        folder = private_folder(self._last.parent)
+        self._remove_older(self._last, keep=int(TRANSPORTS[self.name].servers_fetch))
+        return RoomWait(folder, self._settings.trainer.wait_timeout_s)
+
+    @staticmethod
+    def _remove_older(last: Path, *, keep: int) -> None:
         """Remove what is older than the last version but for the newest `keep` whole ones.
 
-        What a killed trainer has left goes too. A trainer that has replaced this one keeps its
-        files.
+        The deltas after these stay too. What a killed trainer has left goes. A trainer that has
+        replaced this one keeps its files.
         """
-        assert self._last is not None
-        last = _version_of(self._last)
-        found = (f for f in self._last.parent.glob("*") if f.suffix in {".safetensors", _DRAFT})
-        older = sorted((f for f in found if _version_of(f) < last), key=_version_of)
-        whole = [file for file in older if file.suffix != _DRAFT]
-        for file in set(older) - set(whole[len(whole) - keep :]):
+        kinds = {_WHOLE, _DELTA, _DRAFT}
+        found = (f for f in last.parent.glob("*") if f.suffix in kinds)
+        older = sorted((f for f in found if _version_of(f) < _version_of(last)), key=_version_of)
+        versions = [file for file in older if file.suffix != _DRAFT]
+        starts = [i for i, file in enumerate(versions) if file.suffix == _WHOLE]
+        first = starts[-keep:][0] if keep and starts else len(versions)
+        for file in set(older) - set(versions[first:]):
             file.unlink(missing_ok=True)
+
+
+def delta_file(whole_file: Path) -> Path:
+    """Where a version lies that is a delta."""
+    return whole_file.with_suffix(_DELTA)
 
 
 class StagedFile(Staged):
@@ -126,9 +177,9 @@ def stage_file(path: Path, manifest: WeightManifest) -> StagedFile:
     descriptor = open_plain(path)
     staged = StagedFile(descriptor)
     try:
-        header, data = _read(descriptor)
+        header, data = read_file(descriptor)
         compare_header(header, manifest.tensors)
-        compare_digests(tensor_digests(_tensors(header, data), manifest.algorithm), manifest)
+        compare_digests(tensor_digests(tensor_bytes(header, data), manifest.algorithm), manifest)
     except BaseException:
         staged.close()
         raise
@@ -167,37 +218,16 @@ def describe_file(path: Path, algorithm: DigestAlgorithm = ALGORITHM) -> dict[st
     """
     descriptor = open_plain(path)
     try:
-        header, data = _read(descriptor)
+        header, data = read_file(descriptor)
     finally:
         os.close(descriptor)
-    digests = tensor_digests(_tensors(header, data), algorithm)
+    digests = tensor_digests(tensor_bytes(header, data), algorithm)
     return {
         name: TensorEntry.model_validate(
             {"shape": span.shape, "dtype": span.dtype, "digest": digests[name]}
         )
         for name, span in header.items()
     }
-
-
-def _read(descriptor: int) -> tuple[dict[str, TensorSpan], memoryview]:
-    """A file's tensors by name, and all their bytes."""
-    data = _mapped(descriptor)
-    start = LENGTH_BYTES + header_length(data[:LENGTH_BYTES])
-    if start > len(data):
-        raise InvalidInputError("the file of weights is not safetensors: its header is cut short")
-    return parse_header(bytes(data[LENGTH_BYTES:start]), len(data) - start), data[start:]
-
-
-def _tensors(header: Mapping[str, TensorSpan], data: memoryview) -> dict[str, memoryview]:
-    return {name: data[span.begin : span.end] for name, span in header.items()}
-
-
-def _mapped(descriptor: int) -> memoryview:
-    """The file's bytes; unmapped when the last slice of them is gone."""
-    size = os.fstat(descriptor).st_size
-    if size < LENGTH_BYTES:
-        raise InvalidInputError("the file of weights is not safetensors: it is too short")
-    return memoryview(mmap.mmap(descriptor, size, access=mmap.ACCESS_READ))
 
 
 def temporary_folder(run: str, part: str) -> Path:

@@ -10,8 +10,8 @@ from pathlib import Path
 from services.schemas.weights import StageRequest, Version, WeightManifest
 from services.settings import Settings
 from weight_sync.engine import LoadableEngine, Staged
-from weight_sync.transports.files import StagedFile, stage_file
-from weight_sync.transports.uploads import Uploads
+from weight_sync.transports.files import StagedFile, delta_file, stage_file
+from weight_sync.transports.uploads import Found, Uploads
 
 
 class Receiver(ABC):
@@ -53,4 +53,13 @@ class FileReceiver(Receiver):
 
     async def stage(self, request: StageRequest) -> StagedFile:
         """See `Receiver.stage`."""
+        if request.manifest.delta is not None:
+            return await self._uploads.patch(request, self._find)
         return await asyncio.to_thread(stage_file, self.file(request.version), request.manifest)
+
+    def _find(self, version: Version) -> Found | None:
+        whole = self.file(version)
+        delta = delta_file(whole)
+        if whole.exists():
+            return Found(whole, is_delta=False)
+        return Found(delta, is_delta=True) if delta.exists() else None

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 from services.errors import SettingsError, SggError
 from services.schemas.weights import (
     CommitRequest,
+    DeltaBase,
     IpcHandle,
     PolicyInfo,
     PolicyRecord,
@@ -30,6 +31,7 @@ from services.schemas.weights import (
     manifest_checksum,
 )
 from services.settings import Settings
+from weight_sync.file_format import num_bytes
 
 if TYPE_CHECKING:  # the receiving ends import neither
     from torch import Tensor
@@ -45,6 +47,25 @@ _ASK_TIMEOUT_S = 5.0
 NamedTensors = Iterable[tuple[str, "Tensor"]]
 """Names and tensors of a whole version, on a GPU or the CPU. They belong to the end that takes
 them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A version that can be sent."""
+
+    tensors: "dict[str, TensorEntry]"
+    """The manifest's."""
+    num_bytes: int
+    """What is sent to a server, without a file's header."""
+    base: DeltaBase | None = None
+    """What was sent is a delta of it; None where it is whole."""
+    changed_share: float | None = None
+    """Of its elements, since the version before; None where nobody has looked at all of them."""
+
+
+def whole(tensors: "dict[str, TensorEntry]") -> Prepared:
+    """A version all of whose elements are sent."""
+    return Prepared(tensors, num_bytes(tensors.values()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,13 +169,18 @@ class Sender(ABC):
         self._settings = settings
 
     @abstractmethod
-    def prepare(self, weights: NamedTensors, version: Version) -> dict[str, TensorEntry]:
+    def prepare(
+        self, weights: NamedTensors, version: Version, base: DeltaBase | None = None
+    ) -> Prepared:
         """Take a version's tensors, before any server hears of it. They may change afterwards.
 
         Runs beside the training thread, which gathers tensors as they are taken here.
 
-        Returns:
-            The manifest's tensors.
+        Args:
+            weights: Its tensors.
+            version: Which one it is.
+            base: With `weights.encoding = "delta"`: the version that was prepared before, to send
+                what differs from it, where that pays. None to send all.
 
         Raises:
             UnavailableError: They cannot be kept.

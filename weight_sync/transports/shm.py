@@ -3,10 +3,10 @@
 import os
 from pathlib import Path
 
-from services.schemas.weights import TensorEntry, Version
+from services.schemas.weights import DeltaBase, Version
 from weight_sync.transports.files import FileSender, private_folder
 from weight_sync.transports.receiver import FileReceiver
-from weight_sync.transports.sender import NamedTensors
+from weight_sync.transports.sender import NamedTensors, Prepared
 
 
 def shm_file(run: str, version: Version) -> Path:
@@ -26,10 +26,12 @@ class ShmSender(FileSender):
         """See `FileSender.file`."""
         return shm_file(self._settings.run.name, version)
 
-    def prepare(self, weights: NamedTensors, version: Version) -> dict[str, TensorEntry]:
+    def prepare(
+        self, weights: NamedTensors, version: Version, base: DeltaBase | None = None
+    ) -> Prepared:
         """See `FileSender.prepare`."""
         private_folder(self.file(version).parent.parent)
-        return super().prepare(weights, version)
+        return super().prepare(weights, version, base)
 
 
 class ShmReceiver(FileReceiver):

@@ -1,4 +1,7 @@
-"""A version's file that is sent to this server: its folder, and the file while it comes in."""
+"""Versions that this server has files of its own of: sent to it, or made by deltas.
+
+A file is written and hashed while it comes in. Deltas are applied to the last whole one.
+"""
 
 import asyncio
 import errno
@@ -7,11 +10,12 @@ import shutil
 import tempfile
 import threading
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from itertools import cycle
 from pathlib import Path
+from typing import NamedTuple
 
 from services.errors import (
     InvalidInputError,
@@ -23,8 +27,9 @@ from services.errors import (
     WaitTimeoutError,
 )
 from services.host.addresses import host_and_port
-from services.schemas.weights import StageRequest, Version, shown
+from services.schemas.weights import DeltaBase, StageRequest, Version, shown
 from services.settings import Settings
+from weight_sync.delta.patching import is_delta, patch
 from weight_sync.digests import ALGORITHM, Hash, compare_digests, new_hash
 from weight_sync.file_format import (
     LENGTH_BYTES,
@@ -126,6 +131,32 @@ class _Upload:
     path: Path
     header: Mapping[str, TensorSpan]
     digests: Mapping[str, str]
+    checksum: str | None = None
+    """The manifest's, where deltas have made this version."""
+
+    @property
+    def is_delta(self) -> bool:
+        """Whether it is what a version changes."""
+        return is_delta(self.header)
+
+
+class Found(NamedTuple):
+    """A version's file."""
+
+    path: Path
+    is_delta: bool
+
+
+Find = Callable[[Version], Found | None]
+
+
+class _Links(NamedTuple):
+    """How a version is made of what is here."""
+
+    base: Version
+    whole: Path
+    deltas: list[Path]
+    """To be applied in this order."""
 
 
 class Uploads:
@@ -182,7 +213,7 @@ class Uploads:
         An upload is only replaced as a whole, so what was found while it came still holds.
 
         Raises:
-            NotFoundError: There is none of that version.
+            NotFoundError: There is none of that version, or none of what its delta is applied to.
             InvalidInputError: It is not what the manifest says.
         """
         manifest = request.manifest
@@ -192,11 +223,102 @@ class Uploads:
                 f"version {manifest.policy_version} was not uploaded here: PUT it to "
                 f"/v1/weights/files/{manifest.incarnation}/{manifest.policy_version} first"
             )
+        if manifest.delta is not None and upload.is_delta:
+            return await self.patch(request, self._sent)
         if manifest.algorithm != ALGORITHM:
             return await asyncio.to_thread(stage_file, upload.path, manifest)
         compare_header(upload.header, manifest.tensors)
         compare_digests(upload.digests, manifest)
         return StagedFile(open_plain(upload.path))
+
+    async def patch(self, request: StageRequest, find: Find) -> StagedFile:
+        """A version whose file is a delta: applied in place to the last one that is here whole.
+
+        A server keeps one file for that, and where it is refused the file is as it was. What is
+        staged is that same file: it has to be committed before the next version is staged, or it
+        is replaced by that one.
+
+        Args:
+            request: With the manifest's `delta`.
+            find: The file of a version of the chain, and whether it is a delta; None where there is
+                none.
+
+        Raises:
+            NotFoundError: A version of the chain is missing.
+            InvalidInputError: One is not usable, or the result is not what the manifest says.
+        """
+        version = request.manifest.version
+        links = self._links(request, find)
+        held = self._uploads.pop(links.base, None)
+        if held is None:
+            self._drop_older(links.base)
+        try:
+            with self.spool.writing():
+                made = await asyncio.to_thread(self._patched, request, links, held)
+        except BaseException:
+            if held is not None:
+                self._uploads[links.base] = held
+                self._uploads.move_to_end(links.base, last=False)
+            raise
+        self._uploads[version] = made
+        self._uploads.move_to_end(version)
+        return StagedFile(open_plain(made.path))
+
+    def _links(self, request: StageRequest, find: Find) -> _Links:
+        """From the version back to the first that is whole, which is the nearest."""
+        manifest = request.manifest
+        assert manifest.delta is not None
+        deltas: list[Path] = []
+        for number in (manifest.policy_version, *reversed(manifest.delta.chain)):
+            version = Version(manifest.incarnation, number)
+            held = self._uploads.get(version)
+            if held is not None and not held.is_delta:
+                if number == manifest.delta.chain[-1]:
+                    _compare_base(held, manifest.delta)
+                return _Links(version, held.path, deltas)
+            found = find(version)
+            if found is None:
+                raise NotFoundError(
+                    f"version {manifest.policy_version} is a delta, and version {number}, which it "
+                    "is applied to, is not here: send this one whole"
+                )
+            if not found.is_delta:
+                return _Links(version, found.path, deltas)
+            deltas.insert(0, found.path)
+        raise InvalidInputError(
+            f"version {number} begins the chain of deltas, and is a delta itself: send version "
+            f"{manifest.policy_version} whole"
+        )
+
+    def _patched(self, request: StageRequest, links: _Links, held: _Upload | None) -> _Upload:
+        """The version's file, of which this server's of the base becomes one."""
+        manifest = request.manifest
+        path = self.spool.folder / manifest.version.file_name
+        own = links.whole if held is not None else self.spool.folder / "base"
+        try:
+            with ExitStack() as stack:
+                deltas = [_opened(stack, file) for file in links.deltas]
+                if held is None:
+                    whole = stack.enter_context(closing(StagedFile(open_plain(links.whole))))
+                    private_folder(self.spool.folder)
+                    shutil.copyfile(whole.path, own)
+                descriptor = os.open(own, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+                stack.callback(os.close, descriptor)
+                header, digests = patch(descriptor, deltas, manifest)
+            own.rename(path)
+        except BaseException:
+            if held is None:
+                own.unlink(missing_ok=True)
+            raise
+        return _Upload(path, header, digests, request.checksum)
+
+    def _sent(self, version: Version) -> Found | None:
+        upload = self._uploads.get(version)
+        return None if upload is None else Found(upload.path, is_delta=upload.is_delta)
+
+    def _drop_older(self, version: Version) -> None:
+        for older in [v for v in self._uploads if v < version]:
+            self._uploads.pop(older).path.unlink(missing_ok=True)
 
     def _check_size(self, num_bytes: int) -> None:
         if num_bytes > self._limit_bytes:
@@ -240,6 +362,20 @@ class Uploads:
                     yield buffer
                     buffer, filled = next(buffers), 0
         yield buffer[:filled]
+
+
+def _opened(stack: ExitStack, file: Path) -> int:
+    descriptor = open_plain(file)
+    stack.callback(os.close, descriptor)
+    return descriptor
+
+
+def _compare_base(held: _Upload, delta: DeltaBase) -> None:
+    if held.checksum not in (None, delta.checksum):
+        raise InvalidInputError(
+            f"the delta is for version {delta.chain[-1]} of checksum {delta.checksum}, and here is "
+            f"one of {held.checksum}: send a whole version"
+        )
 
 
 async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:

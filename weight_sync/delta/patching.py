@@ -1,0 +1,91 @@
+"""The server's end: a whole version's file becomes a later version, in place."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from services.errors import InvalidInputError
+from services.schemas.weights import WeightManifest, shown
+from weight_sync.delta.encoding import Bits, TensorDelta, apply, check
+from weight_sync.digests import compare_digests, of_each, tensor_digest
+from weight_sync.file_format import TensorSpan, compare_header, read_file, tensor_bytes
+
+GAPS, VALUES = ":gaps", ":values"
+"""A delta's file has these two for each tensor that changed, after its name."""
+_BITS = {"float32": np.uint32, "bfloat16": np.uint16, "float16": np.uint16, "uint8": np.uint8}
+
+
+def is_delta(header: Mapping[str, TensorSpan]) -> bool:
+    """Whether a file with this header is a delta: a whole version has no tensor of bytes."""
+    return not header or any(span.dtype == "uint8" for span in header.values())
+
+
+def patch(
+    descriptor: int, deltas: Sequence[int], manifest: WeightManifest
+) -> tuple[Mapping[str, TensorSpan], Mapping[str, str]]:
+    """Apply deltas to a whole version's file, in place. Call it in a thread.
+
+    Args:
+        descriptor: The file's, open for reading and writing.
+        deltas: Their files', in the order of their versions.
+        manifest: Of the last one's version.
+
+    Returns:
+        The file's header, and each tensor's digest.
+
+    Raises:
+        InvalidInputError: A delta is not usable, or the result is not what the manifest says. The
+            file is as it was.
+    """
+    header, data = read_file(descriptor, writable=True)
+    compare_header(header, manifest.tensors)
+    links = [_read(delta, header) for delta in deltas]
+    raw = tensor_bytes(header, data)
+    undo: list[tuple[Bits, TensorDelta]] = []
+
+    def change(name: str) -> str:
+        bits = np.frombuffer(raw[name], _BITS[header[name].dtype])
+        for delta in (link[name] for link in links if name in link):
+            before = apply(bits, delta)
+            undo.append((bits, before))
+        return tensor_digest(raw[name], manifest.algorithm)
+
+    try:
+        digests = of_each(raw, change)
+        compare_digests(digests, manifest)
+    except BaseException:
+        for bits, before in reversed(undo):  # those of one tensor in their order
+            apply(bits, before)
+        raise
+    return header, digests
+
+
+def _read(descriptor: int, whole: Mapping[str, TensorSpan]) -> dict[str, TensorDelta]:
+    """What a delta changes, by the tensor's name; all of it fits a version with that header."""
+    header, data = read_file(descriptor)
+    if not is_delta(header):
+        raise InvalidInputError("a whole version lies where the manifest says a delta does")
+    parts = {
+        name: np.frombuffer(part, _BITS[header[name].dtype])
+        for name, part in tensor_bytes(header, data).items()
+    }
+    found = {}
+    for name in _changed(header):
+        try:
+            if name not in whole or header[name + VALUES].dtype != whole[name].dtype:
+                raise InvalidInputError("the version has no such tensor, or of another type")
+            found[name] = TensorDelta(parts[name + GAPS], parts[name + VALUES])
+            check(int(np.prod(whole[name].shape)), found[name])
+        except InvalidInputError as error:
+            raise InvalidInputError(f"{shown(name)}: {error.message}") from error
+    return found
+
+
+def _changed(header: Mapping[str, TensorSpan]) -> Iterable[str]:
+    """The names of tensors, each of which has both parts and none else."""
+    names = {name.rpartition(":")[0] for name in header}
+    if header.keys() != {name + part for name in names for part in (GAPS, VALUES)} or any(
+        (span.dtype == "uint8") != name.endswith(GAPS) for name, span in header.items()
+    ):
+        raise InvalidInputError("the delta does not have gaps and values of each tensor")
+    return names
