@@ -3,7 +3,7 @@
 import hashlib
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from safetensors.numpy import save_file
 
 from services.schemas.weights import (
     CommitRequest,
+    DeltaBase,
     DigestAlgorithm,
+    Encoding,
     PolicyRecord,
     StageRequest,
     TensorEntry,
@@ -21,6 +23,8 @@ from services.schemas.weights import (
     WeightManifest,
     manifest_checksum,
 )
+from weight_sync.delta.encoding import encode
+from weight_sync.transports.files import delta_file
 from weight_sync.transports.shm import shm_file
 
 Arrays = dict[str, np.ndarray[tuple[int, ...], np.dtype[np.float32]]]
@@ -66,6 +70,10 @@ class ShmRun:
     """Writes versions of one run; `clean` removes them all."""
 
     name: str
+    encoding: Encoding = "whole"
+    """With `delta` each is a delta of the whole version before it, which is written too."""
+    checksums: dict[Version, str] = field(default_factory=dict)
+    """Those that were written."""
 
     def write(
         self,
@@ -79,9 +87,13 @@ class ShmRun:
     ) -> ShmVersion:
         """Write a version's file and describe it."""
         arrays = tensors_of(policy_version) if arrays is None else arrays
-        file = shm_file(self.name, Version(incarnation, policy_version))
+        version = Version(incarnation, policy_version)
+        file, base = shm_file(self.name, version), None
         file.parent.mkdir(mode=0o700, exist_ok=True)
-        save_file(arrays, file)
+        if self.encoding == "delta" and policy_version > 0:
+            base, file = self._write_delta(version, arrays), delta_file(file)
+        else:
+            save_file(arrays, file)
         manifest = WeightManifest(
             policy_version=policy_version,
             incarnation=incarnation,
@@ -97,11 +109,31 @@ class ShmRun:
                 )
                 for name, array in arrays.items()
             },
+            delta=base,
         )
+        self.checksums[version] = manifest_checksum(manifest)
         return ShmVersion(manifest, file)
+
+    def _write_delta(self, version: Version, arrays: Arrays) -> DeltaBase:
+        before = Version(version.incarnation, version.policy_version - 1)
+        old = tensors_of(before.policy_version)
+        old = {name: old[name].reshape(array.shape) for name, array in arrays.items()}
+        save_file(old, shm_file(self.name, before))
+        save_delta(delta_file(shm_file(self.name, version)), old, arrays)
+        checksum = self.checksums.get(before, "0" * 64)
+        return DeltaBase(checksum=checksum, chain=[before.policy_version])
 
     def clean(self) -> None:
         shutil.rmtree(shm_file(self.name, Version()).parent, ignore_errors=True)
+
+
+def save_delta(file: Path, old: Arrays, new: Arrays) -> None:
+    """What leads from one version to another."""
+    parts: dict[str, Any] = {}
+    for name, array in new.items():
+        made = encode(*(each.reshape(-1).view(np.uint32) for each in (old[name], array)))
+        parts |= {f"{name}:gaps": made.gaps, f"{name}:values": made.values.view(np.float32)}
+    save_file(parts, file)
 
 
 def tensors_of(seed: int) -> Arrays:

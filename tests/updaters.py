@@ -24,7 +24,9 @@ class ToyEngine(FakeEngine):
             compare_tensors(self.tensors, shapes, partial=partial)
 
 
-def settings_of(run: str, root: Path, *, transport: str = "shm") -> Settings:
+def settings_of(
+    run: str, root: Path, *, transport: str = "shm", encoding: str = "whole"
+) -> Settings:
     """Settings of a run whose server would be on this machine."""
     return Settings.model_validate(
         {
@@ -32,7 +34,7 @@ def settings_of(run: str, root: Path, *, transport: str = "shm") -> Settings:
             "model": {"path": "fake"},
             "data": {"train": "unused"},
             "rollout": {"max_lora_rank": 8},
-            "weights": {"transport": transport},
+            "weights": {"transport": transport, "encoding": encoding},
         }
     )
 

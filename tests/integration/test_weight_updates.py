@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import get_args
 
 import httpx
 import pytest
@@ -23,7 +24,7 @@ from services.redis.keys import RunKeys
 from services.redis.registry import Registry
 from services.schemas.common import ChatMessage, Sampling, TextPart
 from services.schemas.rollouts import RolloutRequest
-from services.schemas.weights import StageRequest
+from services.schemas.weights import Encoding, StageRequest
 from services.settings import Settings, dump_settings
 from tests.integration.stalling_server import EDGES, FAILS
 from tests.shm_versions import ShmRun, ShmVersion, tensors_of
@@ -287,11 +288,18 @@ async def test_a_server_that_cannot_load_is_out_of_service_until_it_can(
     assert {s.policy_version for c in answer.completions for s in c.policy_versions} == {1}
 
 
+@pytest.mark.parametrize("encoding", get_args(Encoding))
 @pytest.mark.parametrize("edge", EDGES)
 async def test_a_kill_in_an_update(
-    tmp_path: Path, shm_run: ShmRun, redis_url: str, run_keys: RunKeys, edge: str
+    tmp_path: Path,
+    shm_run: ShmRun,
+    redis_url: str,
+    run_keys: RunKeys,
+    edge: str,
+    encoding: Encoding,
 ) -> None:
     """No completion carries a version that was not served, before and after."""
+    shm_run.encoding = encoding
     server = Server(tmp_path, shm_run.name, redis_url)
     server.start(edge, 2)
     redis = connect(redis_url)

@@ -121,11 +121,8 @@ class WeightPublisher:
         """What the next version may be a delta of: the last one, unless a whole one is due."""
         if self._settings.weights.encoding == "whole" or self._last is None:
             return None
-        last = self._last.manifest
-        chain = [*(last.delta.chain if last.delta else ()), last.policy_version]
-        if len(chain) >= WHOLE_EVERY:
-            return None
-        return DeltaBase(checksum=self._last.checksum, chain=chain)
+        base = self._last.as_base
+        return base if len(base.chain) < WHOLE_EVERY else None
 
     def _manifest(self, prepared: Prepared, policy_version: int) -> WeightManifest:
         lora = self._settings.lora

@@ -128,6 +128,13 @@ class CheckedManifest:
         """Which one it is."""
         return replace(self.manifest.version, checksum=self.checksum)
 
+    @property
+    def as_base(self) -> DeltaBase:
+        """What the next version would be a delta of."""
+        delta, number = self.manifest.delta, self.manifest.policy_version
+        chain = [*(delta.chain if delta is not None else ()), number]
+        return DeltaBase(checksum=self.checksum, chain=chain)
+
     def stage(self, transport: Transport, rendezvous: Rendezvous | None = None) -> StageRequest:
         """The request that brings it to a server."""
         return StageRequest(

@@ -17,6 +17,8 @@ from itertools import cycle
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from services.errors import (
     InvalidInputError,
     NoRoomError,
@@ -196,7 +198,7 @@ class Uploads:
             raise UnavailableError("another upload is under way; try again when it is done")
         self._busy = True
         while len(self._uploads) > 1:  # first: there is room for two versions
-            self._uploads.popitem(last=False)[1].path.unlink(missing_ok=True)
+            self._drop(next((v for v, u in self._uploads.items() if u.is_delta), None))
         try:
             with self.spool.writing():
                 header, digests = await self._write_draft(chunks)
@@ -250,8 +252,8 @@ class Uploads:
         version = request.manifest.version
         links = self._links(request, find)
         held = self._uploads.pop(links.base, None)
-        if held is None:
-            self._drop_older(links.base)
+        for older in [v for v in self._uploads if held is None and v < links.base]:
+            self._drop(older)
         try:
             with self.spool.writing():
                 made = await asyncio.to_thread(self._patched, request, links, held)
@@ -316,9 +318,10 @@ class Uploads:
         upload = self._uploads.get(version)
         return None if upload is None else Found(upload.path, is_delta=upload.is_delta)
 
-    def _drop_older(self, version: Version) -> None:
-        for older in [v for v in self._uploads if v < version]:
-            self._uploads.pop(older).path.unlink(missing_ok=True)
+    def _drop(self, version: Version | None) -> None:
+        """Remove a file; None for the one that has been here longest."""
+        version = version or next(iter(self._uploads))
+        self._uploads.pop(version).path.unlink(missing_ok=True)
 
     def _check_size(self, num_bytes: int) -> None:
         if num_bytes > self._limit_bytes:
@@ -348,7 +351,7 @@ class Uploads:
 
         Two buffers take turns: a piece is overwritten once the piece after the next is asked for.
         """
-        buffers = cycle([memoryview(bytearray(_PIECE_BYTES)) for _ in range(2)])
+        buffers = cycle([memoryview(np.empty(_PIECE_BYTES, np.uint8)) for _ in range(2)])
         size, buffer, filled = 0, next(buffers), 0
         while (chunk := await _next(chunks)) is not None:
             size += len(chunk)

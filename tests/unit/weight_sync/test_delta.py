@@ -51,7 +51,7 @@ def test_the_same_bits_come_back(pair: tuple[Bits, Bits]) -> None:
     size=st.integers(1, 700),
 )
 def test_changes_that_lie_far_apart(places: set[int], num_more: int, dtype: Any, size: int) -> None:
-    """A gap of more than 254 elements takes several bytes; slices of any size make no difference."""
+    """A gap of more than 254 elements takes several bytes; the size of slices changes nothing."""
     base = np.arange(max(places, default=0) + num_more).astype(dtype)
     new = base.copy()
     new[list(places)] ^= 0x8000

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
@@ -19,6 +19,7 @@ from services.errors import (
 from services.schemas.common import ChatMessage, Sampling, TextPart
 from services.schemas.weights import (
     CommitRequest,
+    Encoding,
     PolicyRecord,
     StageRequest,
     Version,
@@ -42,6 +43,12 @@ class FailingEngine(ToyEngine):
             self.failures -= 1
             raise EngineError("half of the tensors are on the meta device")
         await super().load_weights(weights, manifest)
+
+
+@pytest.fixture(params=get_args(Encoding), autouse=True)
+def encoding(request: pytest.FixtureRequest, shm_run: ShmRun) -> None:
+    """All of this holds for versions that come as deltas, too."""
+    shm_run.encoding = request.param
 
 
 @pytest.fixture
