@@ -1,30 +1,44 @@
-"""What a version takes as a delta from the one before, in bytes and in seconds.
+"""A version as a delta against the same version whole: bytes, core seconds, and seconds to served.
 
-    python -m benchmarks.delta [--steps 20] [--rates 6e-7 1e-6 5e-6]
+    python -m benchmarks.delta [--layers 2] [--steps 20] [--rates 6e-7 1e-6 5e-6] [--rounds 3]
 
-torch's own AdamW trains float32 masters of one layer of Qwen2-VL-2B (47 million elements, normal,
+torch's own AdamW trains float32 masters of layers of Qwen2-VL-2B (47 million elements each, normal,
 of spread 0.02) by gradients of noise with a small mean that stays. After `steps` of them, when its
-moments are full, one more step is taken: what that changes in bfloat16 is the delta. Seconds are
-those of one thread, beside the same version written whole and digested, as over `shm`.
+moments are full, more steps are taken: what each changes in bfloat16 is a delta. All that a run
+does with a version is done over `http` to one server with the fake engine, on real uvicorn, which
+has the version before: prepare, upload, stage, commit. Both encodings take turns with the same
+versions.
+
+`export` is the trainer's prepare alone: compared, digested, written. Core seconds are those of all
+threads of this process: they hardly depend on what else the machine does, as wall seconds do.
 """
 
 import argparse
+import asyncio
+import statistics
 import tempfile
+import threading
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, get_args
 
-import numpy as np
 import torch
+import uvicorn
+from fastapi import Request
 from torch import Tensor
 
-from services.waiting import RoomWait
-from weight_sync.delta import Bits, TensorDelta, apply, encode
-from weight_sync.file_format import write_weights
-
-T = TypeVar("T")
+from rollout_service.fake.engine import FakeEngine
+from services.host.ports import free_port
+from services.http.app import bind, create_app, server_config
+from services.http.clients.rollout import RolloutClient
+from services.schemas.weights import Encoding, PolicyInfo, Version, WeightManifest
+from services.settings import Settings
+from weight_sync.transports.files import FileSender, delta_file
+from weight_sync.transports.sender import CheckedManifest, Prepared, make_sender
+from weight_sync.transports.uploads import Spool
+from weight_sync.updater import WeightUpdater
 
 HIDDEN, MLP, KEYS = 1536, 8960, 256
 SHAPES = {
@@ -42,74 +56,183 @@ MEAN = 0.1
 """Mean of a gradient, in its noise's spread."""
 
 
+class Cost(NamedTuple):
+    """What one version takes."""
+
+    export_s: float
+    export_core_s: float
+    served_s: float
+    """From the step to served, the export counted."""
+    core_s: float
+    """The same, on both sides."""
+
+    def over(self, other: "Cost") -> str:
+        """Ratios."""
+        return " | ".join(f"{b / a:.1f}" for a, b in zip(self, other, strict=True))
+
+
+class Trained:
+    """Layers in training, and what is sampled with after each step."""
+
+    def __init__(self, rate: float, num_layers: int) -> None:
+        self._noise = torch.Generator().manual_seed(0)
+        names = [
+            (f"{i}.{name}", shape) for i in range(num_layers) for name, shape in SHAPES.items()
+        ]
+        self._masters = {
+            name: torch.randn(shape, generator=self._noise).mul_(SPREAD) for name, shape in names
+        }
+        self._means = {
+            name: torch.randn(master.shape, generator=self._noise).mul_(MEAN)
+            for name, master in self._masters.items()
+        }
+        self._optimizer = torch.optim.AdamW(
+            self._masters.values(), lr=rate, betas=(0.9, 0.95), weight_decay=0.0
+        )
+
+    def step(self, count: int = 1) -> None:
+        """Take steps."""
+        for _ in range(count):
+            for name, master in self._masters.items():
+                noise = torch.randn(master.shape, generator=self._noise)
+                master.grad = noise.add_(self._means[name])
+            self._optimizer.step()
+
+    def version(self) -> Iterator[tuple[str, Tensor]]:
+        """As the trainer gives it: a copy of each tensor, in bfloat16."""
+        for name, master in self._masters.items():
+            yield name, master.to(torch.bfloat16)
+
+
+class Run:
+    """A trainer's sender and a server, in one encoding."""
+
+    def __init__(self, folder: Path, encoding: Encoding) -> None:
+        self.settings = Settings.model_validate(
+            {
+                "run": {"name": f"{folder.name}-{encoding}", "root": str(folder)},
+                "model": {"path": "none"},
+                "data": {"train": "none"},
+                "rollout": {"url": f"http://127.0.0.1:{free_port()}"},
+                "weights": {"transport": "http", "encoding": encoding},
+            }
+        )
+        sender = make_sender(self.settings)
+        assert isinstance(sender, FileSender)
+        self._sender = sender
+        self._engine = FakeEngine(tokens_per_s=1.0, max_model_len=64)
+        self._updater = WeightUpdater(self.settings, self._engine, Spool(self.settings))
+        self._last: CheckedManifest | None = None
+        self.prepared: Prepared
+
+    async def publish(self, number: int, trained: Trained) -> Cost:
+        """From the step to served."""
+        begun, cores = time.perf_counter(), time.process_time()
+        base = self._last.as_base if self._last else None
+        version = Version(1, number)
+        self.prepared = await asyncio.to_thread(
+            self._sender.prepare, trained.version(), version, base
+        )
+        self._last = CheckedManifest.of(
+            WeightManifest(
+                policy_version=number,
+                incarnation=1,
+                step=number,
+                vision_trained=True,
+                algorithm="blake3",
+                tensors=self.prepared.tensors,
+                delta=self.prepared.base,
+            )
+        )
+        exported, exported_cores = time.perf_counter(), time.process_time()
+        file = self._sender.file(version)
+        async with RolloutClient(self.settings.rollout.url, timeout_s=60) as client:
+            await client.upload(delta_file(file) if self.prepared.base else file, version)
+        await self._updater.stage(self._last.stage("http"))
+        await self._updater.commit(self._last.commit())
+        return Cost(
+            exported - begun,
+            exported_cores - cores,
+            time.perf_counter() - begun,
+            time.process_time() - cores,
+        )
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator["Run"]:
+        """The server takes uploads on real uvicorn, in a thread."""
+        app = create_app(
+            title="weights",
+            readiness=lambda: None,
+            body_limit_bytes=1000,
+            streamed_paths=("/v1/weights/files",),
+        )
+
+        @app.put("/v1/weights/files/{incarnation}/{policy_version}")
+        async def upload(incarnation: int, policy_version: int, request: Request) -> PolicyInfo:
+            length = int(request.headers.get("Content-Length", 0))
+            await self._updater.upload(
+                Version(incarnation, policy_version), request.stream(), length
+            )
+            return PolicyInfo(
+                server_id="one",
+                model="none",
+                dtype="bfloat16",
+                policy_version=0,
+                incarnation=0,
+                checksum=None,
+                state="ready",
+            )
+
+        with bind(app, self.settings.rollout.url) as listener:
+            server = uvicorn.Server(server_config(app))
+            running = threading.Thread(target=server.run, args=([listener],))
+            running.start()
+            try:
+                yield self
+            finally:
+                server.should_exit = True
+                running.join()
+                self._updater.close()
+                self._sender.close()
+
+
 def main() -> None:
     """Print a table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--rates", type=float, nargs="+", default=[6e-7, 1e-6, 5e-6])
+    parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print("| rate | elements changed | bytes | encode s | apply s | whole written s |")
-    print("|---|---|---|---|---|---|")
+    print("whole over delta:")
+    print("| rate | elements changed | bytes | export s | its core s | served s | its core s |")
+    print("|---|---|---|---|---|---|---|")
     for rate in arguments.rates:
-        print(row(rate, *two_versions(rate, arguments.steps)))
+        trained = Trained(rate, arguments.layers)
+        trained.step(arguments.steps)
+        with tempfile.TemporaryDirectory(prefix="sgg-bench-") as folder:
+            print(asyncio.run(row(rate, trained, Path(folder), arguments.rounds)), flush=True)
 
 
-def two_versions(rate: float, steps: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What is sampled with before and after one step, in bfloat16."""
-    noise = torch.Generator().manual_seed(0)
-    masters = {
-        name: torch.randn(shape, generator=noise).mul_(SPREAD) for name, shape in SHAPES.items()
+async def row(rate: float, trained: Trained, folder: Path, rounds: int) -> str:
+    """One line of the table: medians, and their ratios."""
+    whole, delta = (Run(folder, encoding) for encoding in get_args(Encoding))
+    costs: dict[Run, list[Cost]] = {whole: [], delta: []}
+    async with whole.serving(), delta.serving():
+        for number in range(rounds + 2):
+            for run, found in costs.items():
+                found.append(await run.publish(number, trained))
+            trained.step()
+    # The first version is whole; the second brings the trainer's and the server's pages in.
+    medians = {
+        run: Cost(*map(statistics.median, zip(*found[2:], strict=True)))
+        for run, found in costs.items()
     }
-    means = {name: torch.randn(m.shape, generator=noise).mul_(MEAN) for name, m in masters.items()}
-    optimizer = torch.optim.AdamW(masters.values(), lr=rate, betas=(0.9, 0.95), weight_decay=0.0)
-    before: dict[str, Tensor] = {}
-    for _ in range(steps + 1):
-        before = sampled(masters)
-        for name, master in masters.items():
-            master.grad = torch.randn(master.shape, generator=noise).add_(means[name])
-        optimizer.step()
-    return before, sampled(masters)
-
-
-def sampled(masters: dict[str, Tensor]) -> dict[str, Tensor]:
-    """As servers have it."""
-    return {name: master.to(torch.bfloat16) for name, master in masters.items()}
-
-
-def row(rate: float, before: dict[str, Tensor], after: dict[str, Tensor]) -> str:
-    """One line of the table; what was applied is compared."""
-    bases, news = ([bits(t) for t in tensors.values()] for tensors in (before, after))
-    encode_s, deltas = timed(lambda: [encode(b, n) for b, n in zip(bases, news, strict=True)])
-    copies = [base.copy() for base in bases]
-    apply_s, _ = timed(lambda: deque(map(apply, copies, deltas), maxlen=0))
-    for copy, new in zip(copies, news, strict=True):
-        np.testing.assert_array_equal(copy, new)
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        room = RoomWait(Path(folder), timeout_s=0.0)
-        whole_s, _ = timed(lambda: write_weights(Path(folder) / "1-1", after.items(), room))
-    counts = " | ".join(f"{share:.2%}" for share in shares(deltas, news))
-    return f"| {rate:g} | {counts} | {encode_s:.2f} | {apply_s:.2f} | {whole_s:.2f} |"
-
-
-def shares(deltas: list[TensorDelta], news: list[Bits]) -> tuple[float, float]:
-    """The share of elements that changed, and of bytes that are sent."""
-    num_elements, num_bytes = sum(n.size for n in news), sum(n.nbytes for n in news)
-    changed, sent = sum(d.num_changed for d in deltas), sum(d.num_bytes for d in deltas)
-    return changed / num_elements, sent / num_bytes
-
-
-def bits(tensor: Tensor) -> Bits:
-    """A bfloat16 tensor's elements as `weight_sync.delta` takes them."""
-    flat: Bits = tensor.reshape(-1).view(torch.uint16).numpy()
-    return flat
-
-
-def timed(work: Callable[[], T]) -> tuple[float, T]:
-    """Core seconds of all threads, and the result: others' work hardly changes them."""
-    started_at = time.process_time()
-    result = work()
-    return time.process_time() - started_at, result
+    print({name: medians[run] for name, run in (("whole", whole), ("delta", delta))})
+    share = delta.prepared.num_bytes / whole.prepared.num_bytes
+    changed = f"{delta.prepared.changed_share:.2%} | {share:.2%}"
+    return f"| {rate:g} | {changed} | {medians[delta].over(medians[whole])} |"
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ _LABELS = {
     "reward_terms": "term",
     "failures": "status",
     "phases_s": "phase",
+    "version_s": "phase",
     "clip_fraction_by_iteration": "iteration",
     "predicate_recall": "predicate",
 }

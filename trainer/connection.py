@@ -272,6 +272,10 @@ class ServiceConnection:
         """On rank 0 the groups of a step's batch that were not trained on; elsewhere none."""
         return self._main.collector.unused(step) if self._main is not None else []
 
+    def version_metrics(self) -> dict[str, Any]:
+        """On rank 0 what the version cost that was served last; elsewhere nothing."""
+        return self._main.publisher.metrics if self._main is not None else {}
+
     def committed(self, step: int) -> None:
         """Tell `sgg-rl status` that a checkpoint after `step` steps is complete."""
         if self._main is not None:

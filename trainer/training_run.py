@@ -109,9 +109,8 @@ class TrainingRun:
         if self.ranks.is_main:
             learned |= {"learning_rate": self.learning_rate(step), "num_skipped": len(self.skipped)}
             row = metrics_line(batch, learned, step, self.num_steps, self.phase)
-            self.records.step(
-                row | self.evaluation.counts(), ledger_line(batch, step), batch.groups
-            )
+            row |= self.connection.version_metrics() | self.evaluation.counts()
+            self.records.step(row, ledger_line(batch, step), batch.groups)
             self.records.evaluations(self.evaluation.results(), step)
         self.num_done = self.records.events.step = step + 1
         self.skipped.clear()

@@ -12,6 +12,7 @@ from planning.preflight.folders import check_run_folder, file_system
 from planning.shapes import ModelShape
 from services.schemas.weights import Version
 from services.settings import Settings
+from weight_sync.delta import LARGEST_SHARE
 from weight_sync.file_format import HEADER_BYTES
 from weight_sync.transports.shm import shm_file
 
@@ -55,9 +56,11 @@ def _disk_space(settings: Settings, shape: ModelShape, hosts: int) -> list[Check
     version = shape.num_parameters * weight_bytes(settings) + HEADER_BYTES
     state = version + num_trainable(settings, shape) * _OPTIMIZER_BYTES
     folder, traits = settings.run.folder, settings.weights.traits
-    checkpoints = state * (settings.trainer.keep_checkpoints + 1)
+    checkpoints: float = state * (settings.trainer.keep_checkpoints + 1)
+    deltas = settings.weights.encoding == "delta"
+    in_folder = 2 + deltas * LARGEST_SHARE  # with the deltas of the whole version before
     if traits.in_run_folder:
-        checkpoints += 2 * version
+        checkpoints += in_folder * version
     remedy = "set run.root to a larger file system, or trainer.keep_checkpoints lower"
     found = [_free("room for checkpoints", folder, checkpoints, remedy)]
     if traits.same_host:
@@ -66,12 +69,15 @@ def _disk_space(settings: Settings, shape: ModelShape, hosts: int) -> list[Check
             "weights.transport = 'disk'"
         )
         shared = shm_file(settings.run.name, Version()).parent
-        found.append(_free("room for weights", shared, 2 * version, remedy))
-    if traits.through_file and not (traits.servers_fetch or traits.adapter_alone):
+        found.append(_free("room for weights", shared, in_folder * version, remedy))
+    servers = settings.cluster.num_rollout_servers if hosts == 1 else 0
+    sent = traits.takes_deltas and not traits.servers_fetch
+    in_temporary = 1 + 2 * servers if sent else servers * deltas
+    if in_temporary:
         remedy = "set TMPDIR to a larger file system"
-        servers = settings.cluster.num_rollout_servers if hosts == 1 else 0
-        needed = (1 + 2 * servers) * version
-        found.append(_free("room for weights", Path(tempfile.gettempdir()), needed, remedy))
+        needed = in_temporary * version
+        name = "room for weights" if sent else "room for copies of weights"
+        found.append(_free(name, Path(tempfile.gettempdir()), needed, remedy))
     return found
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from services.schemas.weights import TensorEntry
+from weight_sync.delta import LARGEST_SHARE
 from weight_sync.delta.encoding import TensorDelta, encode
 from weight_sync.delta.patching import GAPS, VALUES
 from weight_sync.digests import tensor_digest
@@ -21,9 +22,6 @@ from weight_sync.file_format import describe, raw_bytes
 logger = logging.getLogger(__name__)
 _Item = tuple[str, Tensor]
 
-LARGEST_SHARE = 0.5
-"""What all deltas since the last whole version may take of its bytes, together: a late server reads
-half a version more at the most, and a delta that is nearly a version saves nothing."""
 _THREADS = 4
 """Each compares, encodes and digests one tensor at a time, outside Python's global lock."""
 
@@ -41,7 +39,7 @@ class FoundDelta:
 
     @property
     def changed_share(self) -> float:
-        """Of the version's elements."""
+        """How many of the version's elements, as a share."""
         return self.num_changed / max(1, self.num_elements)
 
     def content(self) -> bytes:

@@ -1,8 +1,11 @@
 """Gives every rollout server a new policy: stage all, write it down once, commit all."""
 
 import asyncio
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
+from typing import Any
 
 from services.http.loop_thread import LoopThread
 from services.redis.registry import open_registry
@@ -50,6 +53,8 @@ class WeightPublisher:
         self._reassertion = Reassertion(settings)
         self._last: CheckedManifest | None = None
         """The version that was prepared last."""
+        self.metrics: dict[str, Any] = {}
+        """The last served version's, as `docs/metrics.md` has them; empty before the first."""
         self._served: list[str] = []
         """Ids of servers that took the last version at once."""
 
@@ -101,10 +106,15 @@ class WeightPublisher:
 
     async def _publish(self, handover: Handover, policy_version: int) -> int:
         """While a version is published, the one before is given to nobody."""
-        prepared = await asyncio.to_thread(self._prepare, handover, policy_version)
-        checked = self._last = CheckedManifest.of(self._manifest(prepared, policy_version))
+        seconds: dict[str, float] = {}
+        with _timed(seconds, "prepare"):
+            prepared = await asyncio.to_thread(self._prepare, handover, policy_version)
+            checked = self._last = CheckedManifest.of(self._manifest(prepared, policy_version))
         timeout_s = self._settings.trainer.wait_timeout_s
-        num_servers = await until_available(lambda: self._spread(checked), timeout_s=timeout_s)
+        num_servers = await until_available(
+            lambda: self._spread(checked, seconds), timeout_s=timeout_s
+        )
+        self.metrics = _metrics(prepared, seconds)
         await asyncio.to_thread(self._sender.settle)
         if not self._settings.weights.traits.servers_fetch:
             self._seeder.start(checked, self._served)
@@ -139,14 +149,34 @@ class WeightPublisher:
             delta=prepared.base,
         )
 
-    async def _spread(self, checked: CheckedManifest) -> int:
+    async def _spread(self, checked: CheckedManifest, seconds: dict[str, float]) -> int:
         """Repeatable, as each of its parts is."""
         async with open_registry(self._settings) as registry:
             peers = [Peer(server, self._settings) for server in await registry.servers()]
-            staged = await self._sender.stage(peers, checked)
+            with _timed(seconds, "stage"):
+                staged = await self._sender.stage(peers, checked)
             record = checked.record(self._sender.name)
             await registry.publish_policy(record, checked.manifest)
             self._reassertion.keep(record, checked.manifest)
-            served = await self._sender.commit(staged, checked)
+            with _timed(seconds, "commit"):
+                served = await self._sender.commit(staged, checked)
             self._served = [peer.record.server_id for peer in served]
             return len(served)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], phase: str) -> Iterator[None]:
+    started_at = time.perf_counter()
+    yield
+    seconds[phase] = time.perf_counter() - started_at
+
+
+def _metrics(prepared: Prepared, seconds: dict[str, float]) -> dict[str, Any]:
+    found = {
+        "version_bytes": prepared.num_bytes,
+        "version_chain": len(prepared.base.chain) if prepared.base is not None else 0,
+        "version_s": seconds,
+    }
+    if prepared.changed_share is not None:
+        found["version_changed_share"] = prepared.changed_share
+    return found

@@ -60,7 +60,7 @@ class Prepared:
     base: DeltaBase | None = None
     """What was sent is a delta of it; None where it is whole."""
     changed_share: float | None = None
-    """Of its elements, since the version before; None where nobody has looked at all of them."""
+    """How many of its elements differ from the version before; None where not all were compared."""
 
 
 def whole(tensors: "dict[str, TensorEntry]") -> Prepared:

@@ -351,7 +351,7 @@ class Uploads:
 
         Two buffers take turns: a piece is overwritten once the piece after the next is asked for.
         """
-        buffers = cycle([memoryview(np.empty(_PIECE_BYTES, np.uint8)) for _ in range(2)])
+        buffers = cycle([np.empty(_PIECE_BYTES, np.uint8).data for _ in range(2)])
         size, buffer, filled = 0, next(buffers), 0
         while (chunk := await _next(chunks)) is not None:
             size += len(chunk)

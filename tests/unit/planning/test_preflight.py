@@ -87,24 +87,31 @@ def test_room_and_shared_file_systems(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("transport", "name", "versions"),
+    ("transport", "encoding", "name", "versions"),
     [
-        ("shm", "room for weights", 2),
-        ("disk", "room for checkpoints", 2),
-        ("http", "room for weights", 1 + 2 * 3),
+        ("shm", "whole", "room for weights", 2),
+        ("shm", "delta", "room for weights", 2.5),
+        ("shm", "delta", "room for copies of weights", 3),
+        ("disk", "whole", "room for checkpoints", 2),
+        ("disk", "delta", "room for checkpoints", 2.5),
+        ("http", "whole", "room for weights", 1 + 2 * 3),
+        ("http", "delta", "room for weights", 1 + 2 * 3),
     ],
 )
-def test_room_for_weights(tmp_path: Path, transport: str, name: str, versions: int) -> None:
+def test_room_for_weights(
+    tmp_path: Path, transport: str, encoding: str, name: str, versions: float
+) -> None:
     """What `tests/unit/weight_sync/test_file_transports.py` sees that the transports take."""
     shape = model_shape("Qwen/Qwen2.5-VL-7B-Instruct")
 
-    def wanted_gib(of: str) -> float:
-        run = settings(tmp_path, weights={"transport": of}, cluster={"num_rollout_servers": 3})
+    def wanted_gib(of: str, encoding: str = "whole") -> float:
+        weights: dict[str, object] = {"transport": of, "encoding": encoding}
+        run = settings(tmp_path, weights=weights, cluster={"num_rollout_servers": 3})
         texts = {result.name: result.detail for result in folder_checks(run, shape, hosts=1)}
         return float(texts[name].split()[0]) if name in texts else 0.0
 
     version_gib = (2 * shape.num_parameters + 4 * 2**20) / 2**30
-    assert wanted_gib(transport) - wanted_gib("lora") == pytest.approx(
+    assert wanted_gib(transport, encoding) - wanted_gib("lora") == pytest.approx(
         versions * version_gib, abs=0.11
     )
 

@@ -86,10 +86,10 @@ def test_a_gpu_keeps_what_it_has_room_for_until_the_servers_have_it(
     tree = {"model": {"path": "m"}, "data": {"train": "t"}, "run": {"root": str(tmp_path)}}
     transport = NcclSender(Settings.model_validate(tree))
     names = "abc"
-    entries = transport.prepare(
+    prepared = transport.prepare(
         ((n, torch.tensor(float(i))) for i, n in enumerate(names)), Version(1, 1)
     )
-    assert list(entries) == list(names)
+    assert list(prepared.tensors) == list(names)
     assert moved == [1.0]
     transport.settle()
     assert moved == [1.0, 0.0, 1.0, 2.0]

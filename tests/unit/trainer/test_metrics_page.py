@@ -19,6 +19,9 @@ MADE_BY_THE_ENGINE = {
     *("learning_rate", "num_skipped", "preparation_s"),
 }
 MADE_BY_EVALUATION = {"evaluations_skipped", "evaluations_failed"}
+MADE_BY_PUBLISHING = {
+    *("version_bytes", "version_changed_share", "version_chain", "version_s"),
+}
 
 
 class Clock:
@@ -56,7 +59,14 @@ def written() -> set[str]:
     line = metrics_line(batch, plan, 0, 9, Clock())  # type: ignore[arg-type]
     plain = learned()
     corrected = learned(old_logprobs="trainer", correction="truncate", beta=0.1, delta=3.0)
-    return {*line, *plain, *corrected, *MADE_BY_THE_ENGINE, *MADE_BY_EVALUATION}
+    return {
+        *line,
+        *plain,
+        *corrected,
+        *MADE_BY_THE_ENGINE,
+        *MADE_BY_EVALUATION,
+        *MADE_BY_PUBLISHING,
+    }
 
 
 def test_every_metric_is_explained(written: set[str]) -> None:

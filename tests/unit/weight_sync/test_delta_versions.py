@@ -23,6 +23,7 @@ from services.schemas.weights import (
 from services.settings import Settings
 from tests.updaters import ToyEngine, pieces, settings_of
 from weight_sync.delta import patching
+from weight_sync.digests import tensor_digest
 from weight_sync.engine import Staged
 from weight_sync.file_format import raw_bytes
 from weight_sync.publishing.publisher import WHOLE_EVERY
@@ -380,12 +381,11 @@ async def test_a_failure_halfway_is_undone(make: Any, monkeypatch: pytest.Monkey
     for _ in range(2):
         await server.take(trainer, trainer.step())
     checked = trainer.step(0.2)
-    digest = patching.tensor_digest
 
     def failing(data: memoryview, algorithm: Any) -> str:
         if len(data) == 2 * 7:
             raise OSError("Input/output error")
-        return digest(data, algorithm)
+        return tensor_digest(data, algorithm)
 
     monkeypatch.setattr(patching, "tensor_digest", failing)
     with pytest.raises(OSError, match="Input/output"):
