@@ -30,6 +30,7 @@ from cli.commands.use.predict import predict
 from cli.commands.use.score import score
 from services.errors import SggError
 from services.host.environment import own_programs_on_path
+from services.host.imports import end_at_once
 from services.printable import print_safely, quiet_libraries
 
 app = typer.Typer(
@@ -89,6 +90,7 @@ def main() -> None:
     3: a trainer whose run another start has taken over.
     75: a trainer that was asked to stop, with its steps in a checkpoint; `--resume` goes on.
     """
+    end_at_once()
     own_programs_on_path()
     print_safely()
     quiet_libraries()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from services.errors import SettingsError
 from services.host.environment import environment_value, start_command
+from services.host.imports import many_imports
 from services.models.families import with_box_space
 from services.settings import Settings, dump_settings, load_settings
 from services.telemetry import log_beside, setup_logging
@@ -27,8 +28,9 @@ def train(settings: Settings, *, resume: bool, allow_changes: bool) -> None:
     if rank == 0:
         _keep_settings(settings)
     with stop_request() as stop:
-        from cli.views.progress import shown
-        from trainer.train import train as run_training
+        with many_imports():
+            from cli.views.progress import shown
+            from trainer.train import train as run_training
 
         with shown(settings) if rank == 0 else nullcontext():
             is_done = run_training(
@@ -79,8 +81,9 @@ def sft(settings: Settings, *, resume: bool, allow_changes: bool) -> None:
     if rank == 0:
         _keep_settings(settings)
     with stop_request() as stop:
-        from cli.views.progress import shown
-        from trainer.sft.train import run_sft
+        with many_imports():
+            from cli.views.progress import shown
+            from trainer.sft.train import run_sft
 
         with shown(settings) if rank == 0 else nullcontext():
             folder = run_sft(settings, resume=resume, allow_changes=allow_changes, stop=stop)

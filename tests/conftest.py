@@ -1,5 +1,6 @@
 """Shared by all tests: one real Redis a session, and a run name of its own for a test."""
 
+import gc
 import signal
 import subprocess
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from services.host.imports import end_at_once
 from services.host.ports import free_port
 from services.redis.client import redis_answers
 from services.redis.keys import RunKeys
@@ -31,10 +33,18 @@ def _start(folder: Path, port: int) -> "subprocess.Popen[bytes]":
 
 def pytest_configure() -> None:
     """A shell starts its background jobs deaf to Ctrl-C, and what they start is too."""
+    gc.disable()  # what the tests import stays
+    end_at_once()
     for number in _ENDING:
         if signal.getsignal(number) is signal.SIG_IGN:
             handler = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
             signal.signal(number, handler)
+
+
+def pytest_collection_finish() -> None:
+    """From here on garbage is collected of what tests make."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

@@ -11,6 +11,7 @@ from evaluation.of_a_run.plots import write_plots
 from evaluation.report.page import write_report
 from evaluation.scoring.compare import compare
 from services.errors import SggError
+from services.host.imports import end_at_once
 from services.run_folder import RunFolder
 from services.settings import Settings, load_settings
 
@@ -42,6 +43,7 @@ def write_heldout_report(settings: Settings) -> Path | None:
 
 def main() -> None:
     """Draw the results of the run whose folder is named."""
+    end_at_once()
     try:
         write_run_results(load_settings(RunFolder(Path(sys.argv[1])).config))
     except (OSError, SggError) as error:

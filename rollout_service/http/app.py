@@ -34,6 +34,7 @@ from services.errors import (
     WaitTimeoutError,
 )
 from services.host.environment import environment_value, set_environment
+from services.host.imports import many_imports
 from services.http import app as service
 from services.http.guard import MAX_VALUES
 from services.http.openapi import answer, body_of, problems
@@ -302,7 +303,8 @@ def make_engine(settings: Settings) -> Engine:
             gpus=first_visible_gpus(settings.rollout.tensor_parallel_size),
         )
     prepare_vllm(settings)
-    from rollout_service.vllm.engine import VllmEngine
+    with many_imports():
+        from rollout_service.vllm.engine import VllmEngine
 
     return VllmEngine(settings)
 

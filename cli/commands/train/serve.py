@@ -10,6 +10,7 @@ import typer
 from cli.options import Config, Overrides
 from cli.settings import run_settings, service_settings
 from services.errors import SettingsError
+from services.host.imports import many_imports
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -49,8 +50,9 @@ def reward(
 
     Example: sgg-rl serve reward --port 8100
     """
-    from reward_service.service.app import serve
-    from services.telemetry import setup_logging
+    with many_imports():
+        from reward_service.service.app import serve
+        from services.telemetry import setup_logging
 
     overrides = [*(set_ or []), *([f"reward.workers={workers}"] if workers else [])]
     settings = service_settings(config, overrides, reward=(host, port))
@@ -107,7 +109,8 @@ def serve_monitor(settings: "Settings") -> None:
 
 def monitor_app(settings: "Settings") -> "FastAPI":
     """What `serve_monitor` serves."""
-    from monitor_service.app import Monitor
+    with many_imports():
+        from monitor_service.app import Monitor
 
     if not settings.monitor.console:
         return Monitor(settings).app
@@ -131,9 +134,10 @@ def serve_rollout(settings: "Settings") -> None:
         settings = checked_model(settings)
         check_start("/dev/shm", "caches")
         check_gpus(settings.rollout.tensor_parallel_size, who="a rollout server")
-    from rollout_service.http.app import serve
-    from services.host.addresses import host_and_port
-    from services.telemetry import own_terminal
+    with many_imports():
+        from rollout_service.http.app import serve
+        from services.host.addresses import host_and_port
+        from services.telemetry import own_terminal
 
     _, port = host_and_port(settings.rollout.url)
     log: Path | None = settings.run.files.logs / f"rollout-{port}.log"

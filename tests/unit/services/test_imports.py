@@ -1,0 +1,46 @@
+"""Starts and ends of processes without the garbage collector."""
+
+import gc
+import subprocess
+import sys
+
+import pytest
+
+from services.host.imports import many_imports
+from tests.processes import ROOT
+
+ENDS = """
+import sys
+from services.host.imports import end_at_once
+
+class Node:
+    def __init__(self):
+        self.itself = self
+    def __del__(self):
+        print("collected", flush=True)
+
+if sys.argv[1:]:
+    end_at_once()
+sys.modules["a circle"] = Node()
+"""
+
+
+def test_what_is_imported_is_never_looked_through() -> None:
+    with many_imports():
+        assert not gc.isenabled()
+        made = [[] for _ in range(1000)]
+    assert gc.isenabled()
+    assert not {id(one) for one in gc.get_objects()} & {id(one) for one in made}
+
+
+def test_an_import_that_fails_leaves_the_collector_on() -> None:
+    with pytest.raises(ImportError), many_imports():
+        raise ImportError
+    assert gc.isenabled()
+
+
+@pytest.mark.parametrize(("at_once", "said"), [((), "collected\n"), (("at once",), "")])
+def test_an_end_collects_nothing(at_once: tuple[str, ...], said: str) -> None:
+    command = [sys.executable, "-c", ENDS, *at_once]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == said
