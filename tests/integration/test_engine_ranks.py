@@ -38,18 +38,29 @@ ROOT = Path(__file__).parents[2]
 LOSS_TOLERANCE, NORM_TOLERANCE, WEIGHT_TOLERANCE = 1e-6, 1e-4, 3e-5
 """In float32. Sums are formed in another order; Adam's first steps magnify that in the weights,
 which move by up to 3e-3."""
+STARTS = """
+import sys
+from launcher.ranks import run_ranks
+
+RANK = '''
+from services.host.imports import many_imports
+with many_imports():
+    from tests.integration.engine_driver import main
+main()
+'''
+sys.exit(run_ranks(int(sys.argv[1]), ["-c", RANK, *sys.argv[2:]]))
+"""
+"""As `sgg-rl train` starts its ranks: NUM_RANKS train|resume FOLDER CASE..."""
 ALONE = ("zero0", "zero0-frozen", "zero0-lora", "zero0-recurrent")
 TOGETHER = tuple(case for case in CASES if case not in ALONE[1:])
 
 
 def start(folder: Path, num_ranks: int, what: str, *cases: str) -> None:
     """Run the driver, which kills itself when all is written."""
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    driver = str(ROOT / "tests/integration/engine_driver.py")
     log = folder / f"{what}-{num_ranks}.log"
     with log.open("w") as out:
         subprocess.run(
-            [*torchrun, f"--nproc-per-node={num_ranks}", driver, what, str(folder), *cases],
+            [sys.executable, "-c", STARTS, str(num_ranks), what, str(folder), *cases],
             cwd=ROOT,
             stdout=out,
             stderr=out,
@@ -58,7 +69,7 @@ def start(folder: Path, num_ranks: int, what: str, *cases: str) -> None:
             check=False,
         )
     text = log.read_text()
-    assert "SIGKILL" in text, text[-6000:]
+    assert "was killed by SIGKILL" in text, text[-6000:]
 
 
 @pytest.fixture(scope="module")

@@ -32,7 +32,7 @@ def page(url: str) -> dict[str, Any]:
 
 
 def test_schemathesis_finds_no_answer_that_is_not_as_documented(url: str, tmp_path: Path) -> None:
-    assert_as_documented(url, TOKEN, tmp_path, num_operations=5, max_examples=80)
+    assert_as_documented(url, TOKEN, tmp_path, num_operations=5, max_examples=40)
 
 
 def test_the_page_shows_the_worked_example(page: dict[str, Any]) -> None:
