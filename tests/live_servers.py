@@ -86,7 +86,7 @@ def serving(
     rollout = settings.rollout.model_copy(update={"url": reached_as or own})
     server = LiveServer(settings.model_copy(update={"rollout": rollout}), engine)
     with served(server.process.app, own):
-        wait_for("a server", server.is_ready)
+        wait_for("a server", server.is_ready, 400)  # vLLM's first start on a busy machine
         yield server
 
 

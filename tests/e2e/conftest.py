@@ -116,8 +116,22 @@ def server_here(
 ) -> Iterator[LiveServer]:
     """As `running_server`, in this process, which has imported vLLM: a third of a start."""
     settings = server_settings(model, redis_url, folder, **sections)
-    with serving(settings, make_engine(settings)) as server:
+    engine = make_engine(settings)
+    with workers_that_sleep(), serving(settings, engine) as server:
         yield server
+
+
+@contextmanager
+def workers_that_sleep() -> Iterator[None]:
+    """Workers that vLLM forks meanwhile sleep while they wait.
+
+    Its own spin for a second after each message, and take the cores that others compute on.
+    """
+    from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SpinCondition.__init__, "__defaults__", (0.0,))
+        yield
 
 
 def server_settings(

@@ -17,6 +17,7 @@ from services.schemas.rollouts import RolloutResponse
 from services.schemas.weights import WeightManifest
 from services.settings import Settings
 from tests.e2e import versions
+from tests.e2e.conftest import workers_that_sleep
 from tests.e2e.oracle import SUPPRESSED, Oracle, messages
 from tests.e2e.probing_worker import ProbingExtension
 from weight_sync.transports.uploads import Spool
@@ -97,7 +98,8 @@ async def engine_server(settings: Settings) -> AsyncIterator[EngineServer]:
         args = make_args(settings)
         args.worker_extension_cls = f"{ProbingExtension.__module__}.{ProbingExtension.__name__}"
         patch.setattr(vllm_engine, "engine_args", lambda _: args)
-        await engine.start()
+        with workers_that_sleep():
+            await engine.start()
     updater = WeightUpdater(settings, engine, spool)
     server = EngineServer(settings, engine, updater)
     await server.probe("probe_start")

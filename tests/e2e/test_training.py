@@ -8,10 +8,10 @@ import httpx
 import pytest
 import torch
 
+from rollout_service.http.app import make_engine
 from scene_data.dataset import open_dataset
 from scene_data.templates import prompt_messages
 from scene_graph.boxes import RELATIVE_1000
-from services.host.ports import free_port
 from services.http.clients.rollout import RolloutClient
 from services.run_folder.index import RolloutIndex
 from services.run_folder.index_line import RolloutFilter
@@ -22,7 +22,8 @@ from services.schemas.rollouts import Completion, InlineImage, RolloutRequest
 from services.settings import Settings, dump_settings
 from tests.e2e.conftest import TrainingServices
 from tests.e2e.training_run import LOGPROB_TOLERANCE, Run, lay_out, logprob_gaps
-from tests.processes import sgg_process, wait_ready
+from tests.live_servers import serving
+from tests.processes import sgg_process
 from trainer.algorithms.losses import policy_loss
 from trainer.algorithms.weighting import completion_weights
 from trainer.collection.advantages import with_advantages
@@ -157,16 +158,10 @@ def test_greedy_output_after_updates_is_that_of_a_fresh_server(
     base = trained.settings.model_dump(mode="json", exclude_none=True)
     base["run"] = {"name": "fresh", "root": str(tmp_path)}
     base["model"]["path"] = str(trained.folder / "checkpoint")
-    base["rollout"]["url"] = f"http://127.0.0.1:{free_port()}"
     base["redis"]["url"] = "redis://127.0.0.1:1/0"  # alone: it serves what it loaded
     settings = Settings.model_validate(base)
-    config, log = tmp_path / "run.toml", tmp_path / "log"
-    config.write_text(dump_settings(settings))
-    with sgg_process(log, "serve", "rollout", "--config", str(config)) as process:
-        wait_ready(settings.rollout.url, process, log, timeout_s=400)
-        fresh = greedy_answers(settings.rollout.url, settings)
-        process.terminate()
-        process.wait(60)
+    with serving(settings, make_engine(settings)) as server:
+        fresh = greedy_answers(server.url, settings)
     assert updated == fresh
     assert len({tuple(tokens) for tokens in fresh}) > 1, "the images must matter"
 

@@ -28,7 +28,7 @@ sys.modules["a circle"] = Node()
 def test_what_is_imported_is_never_looked_through() -> None:
     with many_imports():
         assert not gc.isenabled()
-        made = [[] for _ in range(1000)]
+        made: list[list[int]] = [[] for _ in range(1000)]
     assert gc.isenabled()
     assert not {id(one) for one in gc.get_objects()} & {id(one) for one in made}
 
