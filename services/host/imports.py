@@ -26,8 +26,16 @@ def many_imports() -> Iterator[None]:
 
 
 def end_at_once() -> None:
-    """Let this process end without a last collection: the system takes its memory back as it is.
+    """Let this process, and those that it forks, end without a last collection.
 
-    Files that were left open in a circle of objects are not flushed then: close them.
+    The system takes their memory back as it is. Files that were left open in a circle of objects
+    are not flushed then: close them.
     """
     atexit.register(gc.freeze)  # the first to be registered is the last to be called
+    # vLLM's processes collect at their end what was frozen too. In one that was forked that copies
+    # all that its parent had imported: two workers took so long that they were killed.
+    gc.unfreeze = _stay_frozen
+
+
+def _stay_frozen() -> None:
+    pass

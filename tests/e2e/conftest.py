@@ -1,6 +1,5 @@
 """One real rollout server, vLLM and all, for the whole session: it takes half a minute to start."""
 
-import gc
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -124,16 +123,14 @@ def server_here(
 
 @contextmanager
 def workers_that_sleep() -> Iterator[None]:
-    """Workers that vLLM forks meanwhile sleep while they wait, and end at once.
+    """Workers that vLLM forks meanwhile sleep while they wait.
 
-    Its own spin for a second after each message, and take the cores that others compute on. At
-    their end they collect garbage, and so copy all that this process has imported.
+    Its own spin for a second after each message, and take the cores that others compute on.
     """
     from vllm.distributed.device_communicators.shm_broadcast import SpinCondition
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(SpinCondition.__init__, "__defaults__", (0.0,))
-        patch.setattr(gc, "unfreeze", lambda: None)
         yield
 
 

@@ -44,3 +44,10 @@ def test_an_end_collects_nothing(at_once: tuple[str, ...], said: str) -> None:
     command = [sys.executable, "-c", ENDS, *at_once]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout == said
+
+
+def test_nothing_comes_back_into_sight() -> None:
+    code = "import gc; from services.host.imports import end_at_once; end_at_once(); gc.freeze()"
+    shown = "gc.unfreeze(); print(gc.get_freeze_count() > 1000)"
+    command = [sys.executable, "-c", f"{code}; {shown}"]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, check=True).stdout == b"True\n"
