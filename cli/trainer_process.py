@@ -101,8 +101,7 @@ def _begun(settings: Settings, job: "Job", *, resume: bool) -> tuple[Settings, i
     """
     from planning.preflight.trainer import check_trainer
 
-    # A request to stop ends the process at once: nothing is done yet. The checks import much.
-    with stop_request(), many_imports():
+    with stop_request():  # which ends the process at once: nothing is done yet
         check_trainer(settings)
         if environment_value("RANK") in (None, "0"):
             from planning.preflight.folders import check_no_checkpoints

@@ -15,6 +15,8 @@ from contextlib import contextmanager
 def many_imports() -> Iterator[None]:
     """Collect no garbage meanwhile; what there is afterwards is never looked through again.
 
+    For imports alone: garbage of anything else would stay for ever.
+
     Example: `with many_imports(): import torch`
     """
     gc.disable()
