@@ -173,7 +173,11 @@ def test_all_servers_get_each_version_and_nothing_is_left(
     assert publisher.metrics.pop("version_s").keys() == {"prepare", "stage", "commit"}
     whole = {"version_bytes": 12_052, "version_chain": 0}
     # 40 rows of three elements and the scalar in five bytes each, ten bfloat16s in three.
-    delta = {"version_bytes": 121 * 5 + 10 * 3, "version_chain": 3, "version_changed_share": 131 / 3018}
+    delta = {
+        "version_bytes": 121 * 5 + 10 * 3,
+        "version_chain": 3,
+        "version_changed_share": 131 / 3018,
+    }
     assert publisher.metrics == (delta if encoding == "delta" else whole)
     publisher.close()
     run = cluster.settings.run
