@@ -37,18 +37,21 @@ def test_schemathesis_finds_no_answer_that_is_not_as_documented(url: str, tmp_pa
 
 def test_the_page_shows_the_worked_example(page: dict[str, Any]) -> None:
     post = page["paths"]["/v1/rewards"]["post"]
-    assert post["requestBody"]["content"]["application/json"]["example"] == REQUEST
+    shown = post["requestBody"]["content"]["application/json"]["example"]
+    assert {"schema_version": "1.0", **shown} == REQUEST, "a person need not say the version"
     answer = post["responses"]["200"]["content"]["application/json"]
     assert answer["schema"] == {"$ref": "#/components/schemas/RewardResponse"}
     golden = RewardResponse.model_validate_json((GOLDEN / "reward_response.json").read_text())
-    shown = RewardResponse.model_validate(answer["example"])
-    assert [g.group_id for g in shown.groups] == [g.group_id for g in golden.groups]
-    assert shown.rubric_version == golden.rubric_version
+    scored = RewardResponse.model_validate(answer["example"])
+    assert [g.group_id for g in scored.groups] == [g.group_id for g in golden.groups]
+    assert scored.rubric_version == golden.rubric_version
 
 
 def test_the_page_describes_bodies_that_the_handler_reads_itself(page: dict[str, Any]) -> None:
     schemas = page["components"]["schemas"]
-    assert set(schemas["RewardRequest"]["properties"]) == {"task", "rubric", "groups"}
+    assert set(schemas["RewardRequest"]["properties"]) == {
+        *("schema_version", "task", "rubric", "groups")
+    }
     assert "balanced" in str(schemas["RewardRequest"]["properties"]["rubric"])
     assert "beta" in schemas["Rubric"]["properties"]
 
