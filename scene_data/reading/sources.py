@@ -11,8 +11,7 @@ import os
 import re
 import tempfile
 import time
-from array import array
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -25,6 +24,7 @@ from scene_data.reading.chats import graph_columns, image_of, is_chat
 from scene_data.reading.json_stream import member_kinds, stream_values
 from scene_data.reading.kept import Arrays, kept
 from scene_data.reading.layouts import raw_layouts, unknown_json
+from scene_data.reading.lines import find_lines
 from scene_data.reading.pictures import (
     LIST,
     PictureRows,
@@ -67,8 +67,11 @@ class Rows(Protocol):
     def row(self, index: int) -> Row:
         """One row with its image: bytes, a path, or a mapping with `bytes` or `path`."""
 
-    def annotations(self) -> Iterator[Row | RowError]:
-        """All rows in order, images left out; an error in place of what is no row at all."""
+    def annotations(self, indexes: NDArray[np.int64] | None = None) -> Iterator[Row | RowError]:
+        """All rows in order, or these; images left out, an error in place of what is no row."""
+
+    def empty(self, column: str) -> NDArray[np.bool_]:
+        """[rows] which ones have nothing in a column of lists, at a glance: False says nothing."""
 
     def place(self, index: int) -> str:
         """What a person finds the row by: `row 3`, counted from 0, or `line 4`."""
@@ -259,13 +262,24 @@ class _TableRows:
         columns = graph_columns(row, index) if self._is_chat else {}
         return {**row, **columns, "image": image}
 
-    def annotations(self) -> Iterator[Row | RowError]:
+    def annotations(self, indexes: NDArray[np.int64] | None = None) -> Iterator[Row | RowError]:
         # Arrow batches, not the table's own iterator: four times as fast.
-        batches = self._table.remove_columns(self._image).with_format("arrow").iter(_ROWS_AT_ONCE)
+        table = self._table.remove_columns(self._image).with_format("arrow")
+        if indexes is None:
+            batches = table.iter(_ROWS_AT_ONCE)
+        else:
+            starts = range(0, len(indexes), _ROWS_AT_ONCE)
+            batches = (table[indexes[start : start + _ROWS_AT_ONCE]] for start in starts)
         rows = (row for batch in batches for row in batch.to_pylist())
         if not self._is_chat:
             return rows
-        return (_or_error(_with_graph, row, index) for index, row in enumerate(rows))
+        numbers = range(len(self)) if indexes is None else indexes.tolist()
+        return (_or_error(_with_graph, row, n) for n, row in zip(numbers, rows, strict=True))
+
+    def empty(self, column: str) -> NDArray[np.bool_]:
+        if column not in self._table.column_names:
+            return np.zeros(len(self), dtype=bool)
+        return _is_empty(self._table.data.column(column))
 
     def place(self, index: int) -> str:
         return f"row {index}"
@@ -305,6 +319,23 @@ def _undecoded(table: Any, column: str, name: str) -> Any:
     return cast
 
 
+def _is_empty(column: Any) -> NDArray[np.bool_]:
+    """Which cells of an Arrow column are null, a list of nothing, or the text `[]`."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kind = column.type
+    if pa.types.is_struct(kind) and kind.num_fields:  # an object of lists
+        return _is_empty(pc.struct_field(column, 0))
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        lengths, none = pc.binary_length(column), len("[]")
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        lengths, none = pc.list_value_length(column), 0
+    else:
+        return np.zeros(len(column), dtype=bool)
+    return np.asarray(pc.fill_null(pc.less_equal(lengths, none), True), dtype=bool)
+
+
 def _with_graph(row: Row, number: int) -> Row:
     return {**row, **graph_columns(row, number)}
 
@@ -341,7 +372,7 @@ class _LineRows:
     """JSON rows whose `image` is a path from the file's folder.
 
     JSONL is read where it lies; a JSON list is spooled item by item to a temporary file of lines.
-    Of each row only its place in the file is in memory.
+    Of each row only its place in the file is in memory, and whether its lists are empty.
     """
 
     def __init__(self, path: Path, *, need_images: bool = True) -> None:
@@ -349,7 +380,8 @@ class _LineRows:
         self.state = _file_state(path)
         self._is_jsonl = _has_lines(path)
         self._file = path.open("rb") if self._is_jsonl else _spooled(path)
-        self._lines = kept(self.state, "lines", lambda: {"lines": _lines(self._file)})["lines"]
+        self._found = kept(self.state, "lines", lambda: find_lines(self._file))
+        self._lines = self._found["lines"]
         first = _or_error(self._json, 0) if len(self) else {}
         if not isinstance(first, RowError) and is_chat(first):
             _say_pixels(str(path), first)
@@ -357,8 +389,12 @@ class _LineRows:
             self._leave_out_rows_without_image(path)
 
     def _have_images(self) -> Arrays:
-        rows = self.annotations()
-        return {"keep": np.array([isinstance(r, RowError) or bool(r.get("image")) for r in rows])}
+        keep = self._found["names_image"].copy()
+        unknown = np.flatnonzero(~keep)
+        keep[unknown] = [
+            isinstance(row, RowError) or bool(row.get("image")) for row in self.annotations(unknown)
+        ]
+        return {"keep": keep}
 
     def _leave_out_rows_without_image(self, path: Path) -> None:
         keep = kept(self.state, "rows with images", self._have_images)["keep"]
@@ -371,7 +407,8 @@ class _LineRows:
                     "`sgg-rl evaluate` needs none",
                 )
             logger.info("%s: %d of %d rows have no image and are left out", path, num, len(self))
-            self._lines = self._lines[keep]
+            self._found = {name: array[keep] for name, array in self._found.items()}
+            self._lines = self._found["lines"]
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -382,8 +419,12 @@ class _LineRows:
         path = image.get("path") if isinstance(image, Mapping) else image
         return {**row, "image": {"path": self._folder / str(path)} if path else None}
 
-    def annotations(self) -> Iterator[Row | RowError]:
-        return (_or_error(self._read, index) for index in range(len(self)))
+    def annotations(self, indexes: NDArray[np.int64] | None = None) -> Iterator[Row | RowError]:
+        wanted: Iterable[int] = range(len(self)) if indexes is None else indexes.tolist()
+        return (_or_error(self._read, index) for index in wanted)
+
+    def empty(self, column: str) -> NDArray[np.bool_]:
+        return self._found[column]
 
     def place(self, index: int) -> str:
         number = int(self._lines[index, 2])
@@ -454,13 +495,3 @@ def _spooled(path: Path) -> BinaryIO:
     file.flush()
     file.seek(0)
     return file
-
-
-def _lines(file: BinaryIO) -> NDArray[np.int64]:
-    """[N, 3] starts, ends and numbers (from 0) of the lines that are not blank."""
-    found, start = array("q"), 0
-    for number, line in enumerate(file):
-        if line.strip():
-            found.extend((start, start + len(line), number))
-        start += len(line)
-    return np.asarray(found).reshape(-1, 3)
