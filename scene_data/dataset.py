@@ -47,6 +47,7 @@ MAX_BROKEN_SHARE = 0.01
 NUM_LISTED = 20
 MAX_READ = 10_000
 """Rows that are read when a dataset is opened; of a larger one so many, spread over it."""
+_NEIGHBOURS = 20
 
 
 class UnusableRowError(InvalidInputError):
@@ -280,7 +281,7 @@ class SceneDataset:
         """As far as some rows and empty columns show it; None where too many are broken."""
         num_rows = len(self._rows)
         found = RowCheck(usable=np.ones(num_rows, dtype=bool))
-        self._read_rows(found, np.linspace(0, num_rows - 1, MAX_READ).round().astype(np.int64))
+        self._read_rows(found, _spread(num_rows))
         if is_too_broken(found.num_broken, found.num_read):
             return None
         if self._needs_relationship:
@@ -416,6 +417,12 @@ def open_dataset(
         annotated=annotated,
         usable=usable,
     )
+
+
+def _spread(num_rows: int) -> NDArray[np.int64]:
+    """`MAX_READ` of the rows: neighbours cost one read, so `_NEIGHBOURS` in each of many places."""
+    starts = np.linspace(0, num_rows - _NEIGHBOURS, MAX_READ // _NEIGHBOURS).astype(np.int64)
+    return np.add.outer(starts, np.arange(_NEIGHBOURS)).ravel()
 
 
 def is_too_broken(num_broken: int, num_rows: int) -> bool:

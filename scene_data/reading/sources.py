@@ -25,6 +25,7 @@ from scene_data.reading.json_stream import member_kinds, stream_values
 from scene_data.reading.kept import Arrays, kept
 from scene_data.reading.layouts import raw_layouts, unknown_json
 from scene_data.reading.lines import find_lines
+from scene_data.reading.parquet import ParquetFiles, ParquetRows, is_empty
 from scene_data.reading.pictures import (
     LIST,
     PictureRows,
@@ -120,7 +121,7 @@ def open_rows(
         return PictureRows(find_pictures([name]))
     table = partial(_TableRows, name=name, extra=extra, need_graphs=need_graphs)
     if place.suffix == ".parquet" and place.is_file():
-        return table(_load_parquet([place]), folder=place.parent)
+        return _open_parquet([place], table, place.parent)
     if place.is_file():
         _refuse_raw(place)
     if place.suffix in (".json", ".jsonl") and place.is_file():
@@ -163,7 +164,7 @@ def _open_folder(folder: Path, table: Callable[..., Rows], *, need_images: bool)
         if "," in splits:
             wanted = "name one file, or put the files of one split in a folder of their own"
             raise refusal(folder, f"holds several splits ({splits})", wanted)
-        return table(_load_parquet(files), folder=folder)
+        return _open_parquet(files, table, folder)
     _refuse_raw(folder)
     if len(files := sorted([*folder.glob("*.json"), *folder.glob("*.jsonl")])) == 1:
         return _LineRows(files[0], need_images=need_images)
@@ -181,22 +182,15 @@ def _inner_folders(folder: Path) -> str:
     return f"name one of the folders with parquet files, {inner}" if inner else "name a file"
 
 
-def _load_parquet(files: list[Path]) -> Any:
+def _open_parquet(paths: list[Path], table: Callable[..., Rows], folder: Path) -> Rows:
     import datasets
-    from pyarrow.dataset import ParquetFragmentScanOptions
 
-    names = [str(file.resolve()) for file in files]
-    # Arrow's default keeps all of a file that it has read until its end.
-    row_groups_only = ParquetFragmentScanOptions(pre_buffer=False)
+    files = ParquetFiles(paths)
+    states = [_settled_state(path) for path in paths]
+    state = None if None in states else " ".join(map(str, states))
     datasets.disable_progress_bars()  # nothing is fetched; a bar would break the caller's output
-    try:
-        # Becomes a memory-mapped file in datasets' cache: a row costs one read, not a row group.
-        return datasets.load_dataset(
-            "parquet", data_files=names, split="train", fragment_scan_options=row_groups_only
-        )
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise refusal(files[0], f"not readable parquet ({cause})", "write it again") from error
+    head = datasets.Dataset(files.head())
+    return table(head, folder=folder, stored=lambda names: ParquetRows(files, names, state))
 
 
 def _load_hub(name: str) -> Any:
@@ -211,15 +205,62 @@ def _load_hub(name: str) -> Any:
         ) from error
 
 
+class _Stored(Protocol):
+    """The columns of a table that are wanted."""
+
+    state: str | None
+    """As `Rows`, however few there are."""
+
+    def __len__(self) -> int: ...
+
+    def row(self, index: int) -> dict[str, Any]: ...
+
+    def batches(
+        self, columns: Sequence[str], indexes: NDArray[np.int64] | None = None
+    ) -> Iterator[Any]:
+        """Arrow batches of some columns of all rows, or of these, which are sorted."""
+
+    def empty(self, column: str) -> NDArray[np.bool_]:
+        """As `Rows`."""
+
+
+class _SavedRows:
+    """A memory-mapped `datasets.Dataset`."""
+
+    def __init__(self, table: Any, fingerprint: str) -> None:
+        self._table = table
+        self.state: str | None = fingerprint  # of its content, in any process
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def row(self, index: int) -> dict[str, Any]:
+        return dict(self._table[index])
+
+    def batches(
+        self, columns: Sequence[str], indexes: NDArray[np.int64] | None = None
+    ) -> Iterator[Any]:
+        # Arrow batches, not the table's own iterator: four times as fast.
+        table = self._table.select_columns(list(columns)).with_format("arrow")
+        if indexes is None:
+            return iter(table.iter(_ROWS_AT_ONCE))
+        starts = range(0, len(indexes), _ROWS_AT_ONCE)
+        return (table[indexes[start : start + _ROWS_AT_ONCE]] for start in starts)
+
+    def empty(self, column: str) -> NDArray[np.bool_]:
+        return is_empty(self._table.data.column(column))
+
+
 class _TableRows:
-    """A memory-mapped `datasets.Dataset`.
+    """Rows of a table.
 
     Args:
-        table: All of it.
+        table: A `datasets.Dataset`: all of it, or its first row.
         name: For messages.
         extra: More columns that are read.
         folder: Where paths of images count from.
         need_graphs: False: the columns of the graph may be missing.
+        stored: Gives all rows of such columns where the table has one alone.
     """
 
     def __init__(
@@ -230,9 +271,9 @@ class _TableRows:
         folder: Path = Path(),
         *,
         need_graphs: bool = True,
+        stored: Callable[[list[str]], _Stored] | None = None,
     ) -> None:
         self._folder = folder
-        self._fingerprint = str(table._fingerprint)  # of its content, also in another process
         self._is_chat = is_chat(table.column_names)
         self._image = next((key for key in _IMAGES if key in table.column_names), _IMAGES[0])
         graph = _GRAPH_COLUMNS if need_graphs and not self._is_chat else ()
@@ -248,28 +289,28 @@ class _TableRows:
         if self._is_chat:
             _say_pixels(name, columns)
         # Some tables are saved with a format: their rows would be arrays.
-        table = table.with_format(None).select_columns(columns)
-        self._table = _undecoded(table, self._image, name)
+        fingerprint = str(table._fingerprint)
+        table = _undecoded(table.with_format(None).select_columns(columns), self._image, name)
+        self._stored: _Stored = stored(columns) if stored else _SavedRows(table, fingerprint)
+        self._columns = [column for column in columns if column != self._image]
+        if self._image == "images":
+            _check_one_each(self._stored, name)
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self._stored)
 
     def row(self, index: int) -> Row:
-        row = dict(self._table[index])
+        row = self._stored.row(index)
         image = image_of({self._image: row.pop(self._image)})
+        if isinstance(image, str):
+            image = {"path": image}
         if isinstance(image, Mapping) and not image.get("bytes") and image.get("path"):
             image = {"path": self._folder / str(image["path"])}
         columns = graph_columns(row, index) if self._is_chat else {}
         return {**row, **columns, "image": image}
 
     def annotations(self, indexes: NDArray[np.int64] | None = None) -> Iterator[Row | RowError]:
-        # Arrow batches, not the table's own iterator: four times as fast.
-        table = self._table.remove_columns(self._image).with_format("arrow")
-        if indexes is None:
-            batches = table.iter(_ROWS_AT_ONCE)
-        else:
-            starts = range(0, len(indexes), _ROWS_AT_ONCE)
-            batches = (table[indexes[start : start + _ROWS_AT_ONCE]] for start in starts)
+        batches = self._stored.batches(self._columns, indexes)
         rows = (row for batch in batches for row in batch.to_pylist())
         if not self._is_chat:
             return rows
@@ -277,18 +318,18 @@ class _TableRows:
         return (_or_error(_with_graph, row, n) for n, row in zip(numbers, rows, strict=True))
 
     def empty(self, column: str) -> NDArray[np.bool_]:
-        if column not in self._table.column_names:
+        if column not in self._columns:
             return np.zeros(len(self), dtype=bool)
-        return _is_empty(self._table.data.column(column))
+        return self._stored.empty(column)
 
     def place(self, index: int) -> str:
         return f"row {index}"
 
     @property
     def state(self) -> str | None:
-        if len(self) < _FEWEST_ROWS:
+        if self._stored.state is None or len(self) < _FEWEST_ROWS:
             return None
-        return " ".join((self._fingerprint, *self._table.column_names))
+        return " ".join((self._stored.state, self._image, *self._columns))
 
 
 def _wanted(table: Any, others: list[str], *, is_chat: bool) -> list[str]:
@@ -314,26 +355,7 @@ def _undecoded(table: Any, column: str, name: str) -> Any:
         what = f"{column} is a list" if is_list else f"{column} is {found}"
         wanted = "one image a row: its bytes, a path, or {bytes, path}"
         raise refusal(name, what, wanted) from error
-    if column == "images":
-        _check_one_each(cast, name)
     return cast
-
-
-def _is_empty(column: Any) -> NDArray[np.bool_]:
-    """Which cells of an Arrow column are null, a list of nothing, or the text `[]`."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    kind = column.type
-    if pa.types.is_struct(kind) and kind.num_fields:  # an object of lists
-        return _is_empty(pc.struct_field(column, 0))
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
-        lengths, none = pc.binary_length(column), len("[]")
-    elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        lengths, none = pc.list_value_length(column), 0
-    else:
-        return np.zeros(len(column), dtype=bool)
-    return np.asarray(pc.fill_null(pc.less_equal(lengths, none), True), dtype=bool)
 
 
 def _with_graph(row: Row, number: int) -> Row:
@@ -347,10 +369,11 @@ def _or_error(read: Callable[..., Row], *args: Any) -> Row | RowError:
         return error
 
 
-def _check_one_each(table: Any, name: str) -> None:
+def _check_one_each(stored: _Stored, name: str) -> None:
     import pyarrow.compute as pc
 
-    lengths = np.asarray(pc.fill_null(pc.list_value_length(table.data.column("images")), 1))
+    found = (pc.list_value_length(batch.column(0)) for batch in stored.batches(["images"]))
+    lengths = np.concatenate([np.asarray(pc.fill_null(each, 1)) for each in found])
     if len(several := np.flatnonzero(lengths > 1)):
         row = int(several[0])
         raise refusal(
@@ -452,8 +475,12 @@ class _LineRows:
 
 
 def _file_state(path: Path) -> str | None:
+    return None if path.stat().st_size < _FEWEST_BYTES else _settled_state(path)
+
+
+def _settled_state(path: Path) -> str | None:
     status = path.stat()
-    if status.st_size < _FEWEST_BYTES or time.time() - status.st_mtime < _SETTLED_S:
+    if time.time() - status.st_mtime < _SETTLED_S:
         return None
     return f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ino}"
 
