@@ -1,5 +1,6 @@
 """The lines of a file of JSON rows, and what a glance at each shows, in one pass over the file."""
 
+import re
 from array import array
 from typing import Any, BinaryIO
 
@@ -11,15 +12,23 @@ from scene_data.reading.kept import Arrays
 from scene_data.reading.rows import RowError
 
 _EMPTY = (b"[]", b"null", b'"[]"')
+_IMAGE_AND_OBJECTS = re.compile(
+    rb'\s*\{[^{\[\\]*"image"\s*:\s*"[^"\\]+"[^{\[\\]*"objects"\s*:\s*\[\{'
+)
+_RELATIONSHIPS = b'"relationships": [{'
+"""The usual row shows both, and is not decoded: that takes thrice as long."""
 
 
 class _Glance(msgspec.Struct):
-    """What is decoded of a row: of a million rows this takes 2 s, and all of them 20."""
+    """What is decoded of a row: this takes a tenth of the time of all of it."""
 
     image: Any = None
     images: Any = None
     objects: msgspec.Raw = msgspec.Raw()
     relationships: msgspec.Raw = msgspec.Raw()
+
+
+_decode = msgspec.json.Decoder(_Glance).decode
 
 
 def find_lines(file: BinaryIO) -> Arrays:
@@ -33,15 +42,11 @@ def find_lines(file: BinaryIO) -> Arrays:
         an image, or is wrong in how it does; False says nothing. `objects` and `relationships` [N]:
         whether the list is there and empty; False says nothing.
     """
-    decode = msgspec.json.Decoder(_Glance).decode
     lines, seen, start = array("q"), bytearray(), 0
     for number, line in enumerate(file):
         if not line.isspace():
             lines.extend((start, start + len(line), number))
-            try:
-                seen.extend(_shown(decode(line)))
-            except (msgspec.MsgspecError, ValueError, RecursionError):
-                seen.extend((False, False, False))
+            seen.extend(_glance(line))
         start += len(line)
     named, objects, relationships = np.array(seen, dtype=bool).reshape(-1, 3).T
     return {
@@ -52,7 +57,14 @@ def find_lines(file: BinaryIO) -> Arrays:
     }
 
 
-def _shown(row: _Glance) -> tuple[bool, bool, bool]:
+def _glance(line: bytes) -> tuple[bool, bool, bool]:
+    """What is said of a line in `names_image`, `objects` and `relationships`."""
+    if _RELATIONSHIPS in line and _IMAGE_AND_OBJECTS.match(line):
+        return True, False, False
+    try:
+        row = _decode(line)
+    except (msgspec.MsgspecError, ValueError, RecursionError):
+        return False, False, False
     return _names_image(row), _is_empty(row.objects), _is_empty(row.relationships)
 
 

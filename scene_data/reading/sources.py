@@ -56,6 +56,8 @@ _FEWEST_BYTES = 1 << 24
 """So many rows and bytes have a state"""
 _SETTLED_S = 2.0
 """A file that was written later than so long ago may change without another time"""
+_AT_ONCE = 1 << 20
+"""Bytes that are read at once where a file is read from end to end"""
 _LONGEST_LINE = 1 << 26
 """Bytes of a first line that is read to see whether it is a row"""
 
@@ -402,7 +404,7 @@ class _LineRows:
         self._folder = path.parent
         self.state = _file_state(path)
         self._is_jsonl = _has_lines(path)
-        self._file = path.open("rb") if self._is_jsonl else _spooled(path)
+        self._file = path.open("rb", _AT_ONCE) if self._is_jsonl else _spooled(path)
         self._found = kept(self.state, "lines", lambda: find_lines(self._file))
         self._lines = self._found["lines"]
         first = _or_error(self._json, 0) if len(self) else {}
@@ -516,7 +518,7 @@ def _is_object(line: bytes) -> bool:
 
 
 def _spooled(path: Path) -> BinaryIO:
-    file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the dataset does
+    file = tempfile.TemporaryFile(buffering=_AT_ONCE)  # noqa: SIM115 - lives as long as the dataset does
     for item in stream_values(path):
         file.write(json.dumps(item).encode() + b"\n")
     file.flush()
