@@ -6,8 +6,9 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
+from itertools import chain
 from pathlib import Path
-from threading import Lock
+from threading import Lock, get_ident
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 _ROWS_AT_ONCE = 1000
 _GROUPS_AT_HAND = 2
+_BUFFER = 1 << 20
 
 
 class ParquetFiles:
@@ -43,14 +45,8 @@ class ParquetFiles:
         self._files = [_opened(file) for file in files]
         self._schema = self._files[0].schema_arrow
         for path, file in zip(files, self._files, strict=True):
-            if not file.schema_arrow.equals(self._schema):
-                found = f"not the columns of {files[0].name}"
-                raise refusal(path, found, "write the files of a split alike")
-        self._leaves = {
-            column.path: leaf
-            for leaf, column in enumerate(self._files[0].schema)
-            if column.logical_type.type == "STRING"
-        }
+            _check_alike(path, file.schema_arrow, files[0], self._schema)
+        self._leaves = [_text_leaves(file) for file in self._files]
         self._groups = [
             (place, number)
             for place, file in enumerate(self._files)
@@ -84,10 +80,10 @@ class ParquetFiles:
             InvalidInputError: They cannot be read.
         """
         place, number = self._groups[group]
+        file = self._files[place]
         with _readable(self._paths[place]):
-            return self._files[place].read_row_group(
-                number, columns=list(columns), use_threads=False
-            )
+            found = file.read_row_group(number, columns=list(columns), use_threads=False)
+            return self._alike(found, columns)
 
     def batches(
         self, columns: Sequence[str], indexes: NDArray[np.int64] | None = None
@@ -99,13 +95,13 @@ class ParquetFiles:
         """
         if indexes is None:
             for group in range(len(self._groups)):
-                yield from self._batches(group, columns)
+                yield from self.group_batches(group, columns)
             return
         groups = np.searchsorted(self._starts, indexes, side="right") - 1
         for group in np.unique(groups).tolist():
             start = int(self._starts[group])
             wanted = indexes[groups == group] - start
-            for batch in self._batches(group, columns):
+            for batch in self.group_batches(group, columns):
                 yield batch.take(wanted[wanted < len(batch)])
                 wanted = wanted[wanted >= len(batch)] - len(batch)
 
@@ -114,31 +110,46 @@ class ParquetFiles:
         found = np.zeros(len(self), dtype=bool)
         for group, start in enumerate(self._starts[:-1].tolist()):
             if self._may_be_empty(group, column):
-                for batch in self._batches(group, [column]):
+                for batch in self.group_batches(group, [column]):
                     found[start : start + len(batch)] = is_empty(batch.column(0))
                     start += len(batch)
         return found
 
     def _may_be_empty(self, group: int, column: str) -> bool:
         """False where the file says that the least text of a row group is more than `[]`."""
-        leaf = self._leaves.get(column)
+        place, number = self._groups[group]
+        leaf = self._leaves[place].get(column)
         if leaf is None:
             return True
-        place, number = self._groups[group]
         least = self._files[place].metadata.row_group(number).column(leaf).statistics
         is_known = least is not None and least.has_min_max and least.has_null_count
         return not is_known or least.null_count > 0 or least.min <= "[]"
 
-    def _batches(self, group: int, columns: Sequence[str]) -> Iterator[Any]:
-        """A row group: as a whole where it is small, which is ten times as fast."""
+    def group_batches(self, group: int, columns: Sequence[str]) -> Iterator[Any]:
+        """A row group in Arrow tables: in one where it is small, which is ten times as fast.
+
+        Raises:
+            InvalidInputError: They cannot be read.
+        """
         if self._starts[group + 1] - self._starts[group] <= _ROWS_AT_ONCE:
             yield self.group(group, columns)
             return
         place, number = self._groups[group]
+        import pyarrow as pa
+
         with _readable(self._paths[place]):
-            yield from self._files[place].iter_batches(
-                _ROWS_AT_ONCE, row_groups=[number], columns=list(columns)
-            )
+            for batch in self._files[place].iter_batches(
+                _ROWS_AT_ONCE, row_groups=[number], columns=list(columns), use_threads=False
+            ):
+                yield self._alike(pa.Table.from_batches([batch]), columns)
+
+    def _alike(self, table: Any, columns: Sequence[str]) -> Any:
+        """With the types of the first file."""
+        import pyarrow as pa
+
+        wanted = pa.schema([self._schema.field(column) for column in columns])
+        table = table.select(list(columns))
+        return table if table.schema.equals(wanted) else table.cast(wanted)
 
 
 class ParquetRows:
@@ -190,13 +201,13 @@ class ParquetRows:
         file = self._folder / f"{group}.arrow"
         if (found := _mapped(file)) is not None:
             return found
-        table = self._files.group(group, self._columns)
         try:
-            _write(file, table)
+            _write(file, self._files.group_batches(group, self._columns))
         except OSError as error:
             logger.warning("rows are not unpacked into %s: %s", file.parent, error)
-            return table
-        return _mapped(file) or table
+            self._folder = None  # it takes longer from here on, and works
+        found = _mapped(file) if self._folder else None
+        return self._files.group(group, self._columns) if found is None else found
 
 
 def is_empty(column: Any) -> NDArray[np.bool_]:
@@ -220,7 +231,29 @@ def _opened(path: Path) -> Any:
     import pyarrow.parquet as pq
 
     with _readable(path):
-        return pq.ParquetFile(path)  # not mapped: a file that is cut off would end this process
+        # Not mapped: a file that is cut off would end this process. Buffered: else a large row
+        # group is in memory while a part of it is read.
+        return pq.ParquetFile(path, buffer_size=_BUFFER)
+
+
+def _check_alike(path: Path, schema: Any, first: Path, wanted: Any) -> None:
+    """Columns may have another order, and types that become those of the first file."""
+    import pyarrow as pa
+
+    try:
+        if sorted(schema.names) == sorted(wanted.names):
+            schema.empty_table().select(wanted.names).cast(wanted)
+            return
+        found = f"its columns are {', '.join(schema.names)}, not those of {first.name}"
+    except pa.ArrowException as error:
+        found = f"its columns are not those of {first.name} ({error})"
+    raise refusal(path, found, "write the files of a split alike")
+
+
+def _text_leaves(file: Any) -> dict[str, int]:
+    """The numbers of columns of text, by name."""
+    columns = enumerate(file.schema)
+    return {column.path: leaf for leaf, column in columns if column.logical_type.type == "STRING"}
 
 
 @contextmanager
@@ -254,15 +287,17 @@ def _mapped(file: Path) -> Any | None:
         return None
 
 
-def _write(file: Path, table: Any) -> None:
+def _write(file: Path, tables: Iterator[Any]) -> None:
     """Whole or not at all."""
     import pyarrow as pa
 
     file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_suffix(f".draft-{os.getpid()}")
+    draft = file.with_suffix(f".draft-{os.getpid()}-{get_ident()}")
     try:
-        with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
-            writer.write_table(table)
+        first = next(tables)
+        with pa.OSFile(str(draft), "wb") as sink, pa.ipc.new_file(sink, first.schema) as writer:
+            for table in chain([first], tables):
+                writer.write_table(table)
         draft.replace(file)
     finally:
         draft.unlink(missing_ok=True)

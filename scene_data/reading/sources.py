@@ -375,7 +375,7 @@ def _check_one_each(stored: _Stored, name: str) -> None:
     import pyarrow.compute as pc
 
     found = (pc.list_value_length(batch.column(0)) for batch in stored.batches(["images"]))
-    lengths = np.concatenate([np.asarray(pc.fill_null(each, 1)) for each in found])
+    lengths = np.array([length for each in found for length in pc.fill_null(each, 1).to_pylist()])
     if len(several := np.flatnonzero(lengths > 1)):
         row = int(several[0])
         raise refusal(
