@@ -518,7 +518,7 @@ def _is_object(line: bytes) -> bool:
 
 
 def _spooled(path: Path) -> BinaryIO:
-    file = tempfile.TemporaryFile(buffering=_AT_ONCE)  # noqa: SIM115 - lives as long as the dataset does
+    file = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the dataset does
     for item in stream_values(path):
         file.write(json.dumps(item).encode() + b"\n")
     file.flush()
