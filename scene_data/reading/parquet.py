@@ -18,6 +18,7 @@ from scene_data.reading.kept import kept_folder
 from scene_data.reading.refusal import refusal
 from scene_data.reading.rows import RowError
 from services.errors import InvalidInputError
+from services.host.environment import environment_value
 
 logger = logging.getLogger(__name__)
 
@@ -270,7 +271,8 @@ def _readable(path: Path) -> Iterator[None]:
 
 def _folder(state: str, columns: Sequence[str]) -> Path:
     key = hashlib.sha256("\0".join((state, *columns)).encode()).hexdigest()
-    return kept_folder() / "rows" / key
+    large_files = environment_value("HF_DATASETS_CACHE")  # may be on another disk
+    return (Path(large_files) / "sgg-rl" if large_files else kept_folder() / "rows") / key
 
 
 def _mapped(file: Path) -> Any | None:

@@ -33,12 +33,15 @@ def table(first: int = 0, **changes: Any) -> pa.Table:
 @pytest.fixture
 def unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where row groups are unpacked; files settle at once."""
+    monkeypatch.delenv("HF_DATASETS_CACHE", raising=False)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(sources, "_SETTLED_S", 0)
     return tmp_path / "home/sgg-rl/rows"
 
 
-def test_opening_copies_nothing_and_a_row_unpacks_its_group(tmp_path: Path, unpacked: Path) -> None:
+def test_opening_copies_nothing_and_a_row_unpacks_its_group(
+    tmp_path: Path, unpacked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "train.parquet"
     pq.write_table(table(), path, row_group_size=GROUP)
     dataset = open_dataset(path)
@@ -51,7 +54,9 @@ def test_opening_copies_nothing_and_a_row_unpacks_its_group(tmp_path: Path, unpa
     assert [sample.image_id for sample in dataset] == [str(number) for number in range(NUM)]
     assert len(list(unpacked.rglob("*.*"))) == 9
     pq.write_table(table(first=100), path, row_group_size=GROUP)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "large"))
     assert open_dataset(path)[0].image_id == "100", "another file, other rows"
+    assert len(list((tmp_path / "large/sgg-rl").rglob("*.*"))) == 1
 
 
 def test_large_row_groups_are_unpacked_piece_by_piece(
