@@ -422,7 +422,8 @@ def open_dataset(
 def _spread(num_rows: int) -> NDArray[np.int64]:
     """`MAX_READ` of the rows: neighbours cost one read, so `_NEIGHBOURS` in each of many places."""
     starts = np.linspace(0, num_rows - _NEIGHBOURS, MAX_READ // _NEIGHBOURS).astype(np.int64)
-    return np.add.outer(starts, np.arange(_NEIGHBOURS)).ravel()
+    spread: NDArray[np.int64] = np.add.outer(starts, np.arange(_NEIGHBOURS)).ravel()
+    return spread
 
 
 def is_too_broken(num_broken: int, num_rows: int) -> bool:

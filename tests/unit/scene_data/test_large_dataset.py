@@ -79,7 +79,7 @@ def test_a_row_that_was_not_read_is_refused_when_it_is_used(
     tmp_path: Path, layout: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     read, twice, dangling = 0, *unread()[3:5]
-    changes = {
+    changes: dict[int, dict[str, Any]] = {
         read: {"objects": TWICE},
         twice: {"objects": TWICE},
         dangling: {"relationships": DANGLING},
@@ -106,7 +106,7 @@ def test_empty_lists_show_without_reading_rows(
     tmp_path: Path, layout: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     bare, empty, nothing = unread()[:3]
-    changes = {
+    changes: dict[int, dict[str, Any]] = {
         bare: {"relationships": []},
         empty: {"objects": [], "relationships": []},
         nothing: {"objects": []},
