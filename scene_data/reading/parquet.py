@@ -145,7 +145,7 @@ class ParquetFiles:
                 yield self._alike(pa.Table.from_batches([batch]), columns)
 
     def _alike(self, table: Any, columns: Sequence[str]) -> Any:
-        """With the types of the first file."""
+        """Give a table the types of the first file."""
         import pyarrow as pa
 
         wanted = pa.schema([self._schema.field(column) for column in columns])

@@ -1,4 +1,4 @@
-"""Of a large dataset some rows are read when it is opened, and the others when they are used."""
+"""A large dataset: some rows are read when it is opened, and the others when they are used."""
 
 import json
 from pathlib import Path
