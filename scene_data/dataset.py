@@ -45,6 +45,13 @@ MAX_BROKEN_ROWS = 5
 MAX_BROKEN_SHARE = 0.01
 """Share of broken rows that a large one may have."""
 NUM_LISTED = 20
+MAX_READ = 10_000
+"""Rows that are read when a dataset is opened; of a larger one so many, spread over it."""
+_NEIGHBOURS = 20
+
+
+class UnusableRowError(InvalidInputError):
+    """A row's annotations cannot be used, which shows when it is used: it was not read before."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,12 +107,14 @@ class BrokenRows:
 
 @dataclass(slots=True, kw_only=True)
 class RowCheck(BrokenRows):
-    """What reading all annotations of a source found."""
+    """What reading annotations of a source found."""
 
     usable: NDArray[np.bool_]
     """[rows]"""
     num_unrelated: int = 0
     """Rows without any relationship, which the task has no use for"""
+    num_read: int = 0
+    """Rows whose annotations were read: the others count as usable until they are used"""
 
     @classmethod
     def of_arrays(cls, arrays: Arrays) -> "RowCheck":
@@ -117,11 +126,12 @@ class RowCheck(BrokenRows):
             broken=counted["broken"],
             dropped=Counter(counted["dropped"]),
             num_unrelated=counted["num_unrelated"],
+            num_read=counted["num_read"],
         )
 
     def as_arrays(self) -> Arrays:
         """All of it, to be kept."""
-        names = ("reasons", "broken", "dropped", "num_unrelated")
+        names = ("reasons", "broken", "dropped", "num_unrelated", "num_read")
         counted = json.dumps({name: getattr(self, name) for name in names}).encode()
         return {"usable": self.usable, "counted": np.frombuffer(counted, dtype=np.uint8)}
 
@@ -135,8 +145,10 @@ class RowCheck(BrokenRows):
 class SceneDataset:
     """The usable rows of a source.
 
-    Opening reads all annotations, to know which rows are usable, and keeps one number a row. Of a
-    large source it is kept what that found, as long as the source is the same
+    Opening reads all annotations, to know which rows are usable, and keeps one number a row. Of
+    more than `MAX_READ` rows it reads so many, spread over the source, and leaves out those whose
+    columns are empty; the others are read when they are used. Where more of them are broken than
+    may be, it reads all. What that found is kept of a large source, as long as it is the same
     (`scene_data.reading.kept`).
 
     Args:
@@ -173,15 +185,14 @@ class SceneDataset:
         self._annotated = annotated
         self.name = name
         self._thinking = thinking_column
+        self._task = task
         self._has_warned = False
         self._how = f"{task} {thinking_column!r} {keep_repeated} {annotated}"
         if usable is not None:
             _check_same(len(rows), len(usable), name)
             self.check = RowCheck(usable=usable)
         else:
-            found = kept(
-                rows.state, f"check {self._how}", lambda: self._check_rows(task).as_arrays()
-            )
+            found = kept(rows.state, f"check {self._how}", lambda: self._check_rows().as_arrays())
             self.check = RowCheck.of_arrays(found)
             _judge(self.check, name, task)
         self._usable = np.flatnonzero(self.check.usable)
@@ -206,6 +217,8 @@ class SceneDataset:
             InvalidInputError: The index is no number. Or the row's image is missing, would be
                 refused by rollout servers and trainer for what its header says, or has another
                 size than the row says.
+            UnusableRowError: The row was not read when the dataset was opened, and is broken or of
+                no use for the task.
         """
         if isinstance(index, slice):
             return [self._sample(number) for number in range(len(self))[index]]
@@ -223,8 +236,14 @@ class SceneDataset:
         place = self.place(index)
         try:
             row = self._rows.row(number)
-            image_id = image_id_text(row["image_id"])
+            image_id = image_id_text(row.get("image_id"))
             place += f" (image {image_id})" * (not place.endswith(image_id))
+            graph, _ = self._graph(row)
+            if self._is_unrelated(graph):
+                raise RowError(f"no relationship, and {self._task} needs one")
+        except RowError as error:
+            raise UnusableRowError(f"{place}: {error} ({PAGE})") from error
+        try:
             data, (width, height) = self._picture(row, place)
         except RowError as error:
             raise InvalidInputError(f"{place}: {error} ({PAGE})") from error
@@ -233,7 +252,7 @@ class SceneDataset:
             image_bytes=data,
             width=width,
             height=height,
-            graph=self._graph(row)[0],
+            graph=graph,
             thinking=read_thinking(row, self._thinking) if self._thinking else None,
         )
 
@@ -250,20 +269,54 @@ class SceneDataset:
             self._warn_of_turn(place)
         return data, header.size
 
-    def _check_rows(self, task: Task | None) -> RowCheck:
-        """Read every annotation once; images are not looked at."""
+    def _check_rows(self) -> RowCheck:
+        """Which rows are usable, as far as annotations show it; images are not looked at."""
+        if len(self._rows) > MAX_READ and (found := self._check_some()) is not None:
+            return found
         found = RowCheck(usable=np.ones(len(self._rows), dtype=bool))
-        for index, row in enumerate(self._rows.annotations()):
+        self._read_rows(found)
+        return found
+
+    def _check_some(self) -> RowCheck | None:
+        """As far as some rows and empty columns show it; None where too many are broken."""
+        num_rows = len(self._rows)
+        found = RowCheck(usable=np.ones(num_rows, dtype=bool))
+        self._read_rows(found, _spread(num_rows))
+        if is_too_broken(found.num_broken, found.num_read):
+            return None
+        if self._needs_relationship:
+            unrelated = found.usable & self._rows.empty("relationships")
+            found.num_unrelated += int(np.count_nonzero(unrelated))
+            found.usable &= ~unrelated
+        if self._annotated:
+            empty = np.flatnonzero(found.usable & self._rows.empty("objects"))
+            if is_too_broken(found.num_broken + len(empty), num_rows):
+                return None
+            self._read_rows(found, empty)
+        return found
+
+    def _read_rows(self, found: RowCheck, indexes: NDArray[np.int64] | None = None) -> None:
+        """Read the annotations of these rows, or of all."""
+        numbers = range(len(self._rows)) if indexes is None else indexes.tolist()
+        for index, row in zip(numbers, self._rows.annotations(indexes), strict=True):
+            found.num_read += 1
             try:
                 graph, dropped = self._graph(row)
             except RowError as error:
                 found.note_row(index, self._rows.place(index), row, error)
                 continue
             found.dropped.update(dropped)
-            if task in ("sgg", "cls") and not graph.relationships:
+            if self._is_unrelated(graph):
                 found.usable[index] = False
                 found.num_unrelated += 1
-        return found
+
+    @property
+    def _needs_relationship(self) -> bool:
+        return self._task in ("sgg", "cls")
+
+    def _is_unrelated(self, graph: SceneGraph) -> bool:
+        """Whether the task has no use for it."""
+        return self._needs_relationship and not graph.relationships
 
     def _graph(self, row: Row | RowError) -> tuple[SceneGraph, Counter[str]]:
         if isinstance(row, RowError):
@@ -295,11 +348,13 @@ class SceneDataset:
         usable = iter(self._usable)
         number = next(usable, None)
         for index, row in enumerate(self._rows.annotations()):
-            if index == number and not isinstance(row, RowError):
+            if index != number:
+                continue
+            number = next(usable, None)
+            if not isinstance(row, RowError):
                 # A path of an image is of this machine.
                 kept = {key: value for key, value in row.items() if key != "image"}
                 found.update(to_json(kept, inf_nan_mode="constants", fallback=repr) + b"\n")
-                number = next(usable, None)
         return np.frombuffer(found.digest(), dtype=np.uint8)
 
     def place(self, index: int) -> str:
@@ -321,7 +376,14 @@ class SceneDataset:
             return None
 
     def __iter__(self) -> Iterator[Sample]:
-        return (self[index] for index in range(len(self)))
+        """All samples; a row that turns out to be unusable is left out and named in the log."""
+        for index in range(len(self)):
+            try:
+                sample = self[index]
+            except UnusableRowError as error:
+                logger.warning("left out: %s", error.message)
+                continue
+            yield sample
 
 
 def open_dataset(
@@ -357,6 +419,13 @@ def open_dataset(
     )
 
 
+def _spread(num_rows: int) -> NDArray[np.int64]:
+    """`MAX_READ` of the rows: neighbours cost one read, so `_NEIGHBOURS` in each of many places."""
+    starts = np.linspace(0, num_rows - _NEIGHBOURS, MAX_READ // _NEIGHBOURS).astype(np.int64)
+    spread: NDArray[np.int64] = np.add.outer(starts, np.arange(_NEIGHBOURS)).ravel()
+    return spread
+
+
 def is_too_broken(num_broken: int, num_rows: int) -> bool:
     """Whether there are more broken rows than a dataset may have."""
     return num_broken > max(MAX_BROKEN_ROWS, MAX_BROKEN_SHARE * num_rows)
@@ -383,9 +452,13 @@ def _judge(found: RowCheck, name: str, task: Task | None) -> None:
             f"{name}: {found.num_broken} of {num_rows} rows are broken, {num_usable} usable{also}:"
             f"\n{listed}\n`sgg-rl data inspect` counts all faults; {PAGE} shows what a row is"
         )
+    some = ""
+    if found.num_read < num_rows:
+        some = f" in the {found.num_read} rows that were read"
+        logger.info("%s: read %d of %d rows", name, found.num_read, num_rows)
     if found.num_broken:
         logger.warning("%s: skipped %d of %d rows:\n%s", name, found.num_broken, num_rows, listed)
     if found.num_unrelated:
         logger.warning("%s: %s and are left out: %s needs one", name, unrelated, task)
     if found.dropped:
-        logger.warning("%s: dropped parts of annotations: %s", name, dict(found.dropped))
+        logger.warning("%s: dropped parts of annotations%s: %s", name, some, dict(found.dropped))

@@ -9,7 +9,13 @@ from evaluation.inference.fleet import Fleet
 from evaluation.inference.progress import Progress
 from evaluation.inference.prompts import rollout_request
 from evaluation.reading.lines import GraphLine, image_sha256
-from scene_data.dataset import MAX_BROKEN_ROWS, MAX_BROKEN_SHARE, Sample, SceneDataset
+from scene_data.dataset import (
+    MAX_BROKEN_ROWS,
+    MAX_BROKEN_SHARE,
+    Sample,
+    SceneDataset,
+    UnusableRowError,
+)
 from services.errors import EngineError, InvalidInputError, SggError, TooLargeError
 from services.settings import Settings
 
@@ -100,7 +106,10 @@ class Inference:
                 async with self._reading:
                     sample, sha256 = await asyncio.to_thread(self._read, index)
             except InvalidInputError as error:
-                self._note(error.message)
+                if isinstance(error, UnusableRowError):  # of which a dataset has but a small share
+                    logger.warning("%s", error.message)
+                else:
+                    self._note(error.message)
                 return not_asked_line(self._image_id(index), "unreadable", error.message)
             try:
                 line = await self._answered(sample)

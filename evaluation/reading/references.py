@@ -12,7 +12,7 @@ from evaluation.reading.graphs import written_graph
 from evaluation.reading.jsonl import WRONG, decoded_lines, first_problem, read_lines
 from evaluation.reading.lines import GraphLine, decode_graph_line, graph_lists
 from evaluation.reading.problems import Place, Problems
-from scene_data.dataset import SceneDataset
+from scene_data.dataset import SceneDataset, UnusableRowError
 from scene_data.reading.chats import is_chat
 from scene_data.reading.sources import open_rows
 from scene_graph.cleaning import Task
@@ -156,6 +156,9 @@ def _of_dataset(
     for index in range(len(dataset) if limit is None else min(len(dataset), limit)):
         try:
             sample = dataset[index]
+        except UnusableRowError as error:
+            Place(problems, path).add("broken_row", f"left out: {error.message}")
+            continue
         except InvalidInputError as error:
             Place(problems, path).add("unreadable_image", f"left out: {error.message}")
             continue

@@ -39,7 +39,7 @@ def kept(state: str | None, what: str, find: Callable[[], Arrays]) -> Arrays:
     if state is None:
         return find()
     key = hashlib.sha256("\0".join((_code(), what, state)).encode()).hexdigest()
-    file = _folder() / f"{key}.npz"
+    file = kept_folder() / f"{key}.npz"
     try:
         with np.load(file) as found:
             return {name: found[name] for name in found.files}
@@ -55,7 +55,8 @@ def kept(state: str | None, what: str, find: Callable[[], Arrays]) -> Arrays:
     return arrays
 
 
-def _folder() -> Path:
+def kept_folder() -> Path:
+    """Where it is kept; may be deleted."""
     user = Path(environment_value("HOME") or "/")
     caches = Path(environment_value("XDG_CACHE_HOME") or user / ".cache")
     return Path(environment_value("HF_HOME") or caches / "huggingface") / "sgg-rl"

@@ -5,6 +5,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from services.errors import InvalidInputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".heic", ".heif", ".avif")
@@ -31,9 +34,14 @@ class PictureRows:
         picture = self._pictures[index]
         return {"image_id": str(picture), "image": {"path": picture}}
 
-    def annotations(self) -> Iterator[dict[str, Any]]:
+    def annotations(self, indexes: NDArray[np.int64] | None = None) -> Iterator[dict[str, Any]]:
         """See `Rows`."""
-        return ({"image_id": str(picture)} for picture in self._pictures)
+        wanted = range(len(self)) if indexes is None else indexes.tolist()
+        return ({"image_id": str(self._pictures[index])} for index in wanted)
+
+    def empty(self, column: str) -> NDArray[np.bool_]:
+        """See `Rows`; a picture has no lists."""
+        return np.zeros(len(self), dtype=bool)
 
     def place(self, index: int) -> str:
         """See `Rows`."""

@@ -11,8 +11,7 @@ import os
 import re
 import tempfile
 import time
-from array import array
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
@@ -25,6 +24,8 @@ from scene_data.reading.chats import graph_columns, image_of, is_chat
 from scene_data.reading.json_stream import member_kinds, stream_values
 from scene_data.reading.kept import Arrays, kept
 from scene_data.reading.layouts import raw_layouts, unknown_json
+from scene_data.reading.lines import find_lines
+from scene_data.reading.parquet import ParquetFiles, ParquetRows, is_empty
 from scene_data.reading.pictures import (
     LIST,
     PictureRows,
@@ -55,6 +56,8 @@ _FEWEST_BYTES = 1 << 24
 """So many rows and bytes have a state"""
 _SETTLED_S = 2.0
 """A file that was written later than so long ago may change without another time"""
+_AT_ONCE = 1 << 20
+"""Bytes that are read at once where a file is read from end to end"""
 _LONGEST_LINE = 1 << 26
 """Bytes of a first line that is read to see whether it is a row"""
 
@@ -67,8 +70,11 @@ class Rows(Protocol):
     def row(self, index: int) -> Row:
         """One row with its image: bytes, a path, or a mapping with `bytes` or `path`."""
 
-    def annotations(self) -> Iterator[Row | RowError]:
-        """All rows in order, images left out; an error in place of what is no row at all."""
+    def annotations(self, indexes: NDArray[np.int64] | None = None) -> Iterator[Row | RowError]:
+        """All rows in order, or these; images left out, an error in place of what is no row."""
+
+    def empty(self, column: str) -> NDArray[np.bool_]:
+        """[rows] which ones have nothing in a column of lists, at a glance: False says nothing."""
 
     def place(self, index: int) -> str:
         """What a person finds the row by: `row 3`, counted from 0, or `line 4`."""
@@ -117,7 +123,7 @@ def open_rows(
         return PictureRows(find_pictures([name]))
     table = partial(_TableRows, name=name, extra=extra, need_graphs=need_graphs)
     if place.suffix == ".parquet" and place.is_file():
-        return table(_load_parquet([place]), folder=place.parent)
+        return _open_parquet([place], table, place.parent)
     if place.is_file():
         _refuse_raw(place)
     if place.suffix in (".json", ".jsonl") and place.is_file():
@@ -160,7 +166,7 @@ def _open_folder(folder: Path, table: Callable[..., Rows], *, need_images: bool)
         if "," in splits:
             wanted = "name one file, or put the files of one split in a folder of their own"
             raise refusal(folder, f"holds several splits ({splits})", wanted)
-        return table(_load_parquet(files), folder=folder)
+        return _open_parquet(files, table, folder)
     _refuse_raw(folder)
     if len(files := sorted([*folder.glob("*.json"), *folder.glob("*.jsonl")])) == 1:
         return _LineRows(files[0], need_images=need_images)
@@ -178,22 +184,15 @@ def _inner_folders(folder: Path) -> str:
     return f"name one of the folders with parquet files, {inner}" if inner else "name a file"
 
 
-def _load_parquet(files: list[Path]) -> Any:
+def _open_parquet(paths: list[Path], table: Callable[..., Rows], folder: Path) -> Rows:
     import datasets
-    from pyarrow.dataset import ParquetFragmentScanOptions
 
-    names = [str(file.resolve()) for file in files]
-    # Arrow's default keeps all of a file that it has read until its end.
-    row_groups_only = ParquetFragmentScanOptions(pre_buffer=False)
+    files = ParquetFiles(paths)
+    states = [_settled_state(path) for path in paths]
+    state = None if None in states else " ".join(map(str, states))
     datasets.disable_progress_bars()  # nothing is fetched; a bar would break the caller's output
-    try:
-        # Becomes a memory-mapped file in datasets' cache: a row costs one read, not a row group.
-        return datasets.load_dataset(
-            "parquet", data_files=names, split="train", fragment_scan_options=row_groups_only
-        )
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        cause = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise refusal(files[0], f"not readable parquet ({cause})", "write it again") from error
+    head = datasets.Dataset(files.head())
+    return table(head, folder=folder, stored=lambda names: ParquetRows(files, names, state))
 
 
 def _load_hub(name: str) -> Any:
@@ -208,15 +207,62 @@ def _load_hub(name: str) -> Any:
         ) from error
 
 
+class _Stored(Protocol):
+    """The columns of a table that are wanted."""
+
+    state: str | None
+    """As `Rows`, however few there are."""
+
+    def __len__(self) -> int: ...
+
+    def row(self, index: int) -> dict[str, Any]: ...
+
+    def batches(
+        self, columns: Sequence[str], indexes: NDArray[np.int64] | None = None
+    ) -> Iterator[Any]:
+        """Arrow batches of some columns of all rows, or of these, which are sorted."""
+
+    def empty(self, column: str) -> NDArray[np.bool_]:
+        """As `Rows`."""
+
+
+class _SavedRows:
+    """A memory-mapped `datasets.Dataset`."""
+
+    def __init__(self, table: Any, fingerprint: str) -> None:
+        self._table = table
+        self.state: str | None = fingerprint  # of its content, in any process
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+    def row(self, index: int) -> dict[str, Any]:
+        return dict(self._table[index])
+
+    def batches(
+        self, columns: Sequence[str], indexes: NDArray[np.int64] | None = None
+    ) -> Iterator[Any]:
+        # Arrow batches, not the table's own iterator: four times as fast.
+        table = self._table.select_columns(list(columns)).with_format("arrow")
+        if indexes is None:
+            return iter(table.iter(_ROWS_AT_ONCE))
+        starts = range(0, len(indexes), _ROWS_AT_ONCE)
+        return (table[indexes[start : start + _ROWS_AT_ONCE]] for start in starts)
+
+    def empty(self, column: str) -> NDArray[np.bool_]:
+        return is_empty(self._table.data.column(column))
+
+
 class _TableRows:
-    """A memory-mapped `datasets.Dataset`.
+    """Rows of a table.
 
     Args:
-        table: All of it.
+        table: A `datasets.Dataset`: all of it, or its first row.
         name: For messages.
         extra: More columns that are read.
         folder: Where paths of images count from.
         need_graphs: False: the columns of the graph may be missing.
+        stored: Gives all rows of such columns where the table has one alone.
     """
 
     def __init__(
@@ -227,9 +273,9 @@ class _TableRows:
         folder: Path = Path(),
         *,
         need_graphs: bool = True,
+        stored: Callable[[list[str]], _Stored] | None = None,
     ) -> None:
         self._folder = folder
-        self._fingerprint = str(table._fingerprint)  # of its content, also in another process
         self._is_chat = is_chat(table.column_names)
         self._image = next((key for key in _IMAGES if key in table.column_names), _IMAGES[0])
         graph = _GRAPH_COLUMNS if need_graphs and not self._is_chat else ()
@@ -245,36 +291,47 @@ class _TableRows:
         if self._is_chat:
             _say_pixels(name, columns)
         # Some tables are saved with a format: their rows would be arrays.
-        table = table.with_format(None).select_columns(columns)
-        self._table = _undecoded(table, self._image, name)
+        fingerprint = str(table._fingerprint)
+        table = _undecoded(table.with_format(None).select_columns(columns), self._image, name)
+        self._stored: _Stored = stored(columns) if stored else _SavedRows(table, fingerprint)
+        self._columns = [column for column in columns if column != self._image]
+        if self._image == "images":
+            _check_one_each(self._stored, name)
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self._stored)
 
     def row(self, index: int) -> Row:
-        row = dict(self._table[index])
+        row = self._stored.row(index)
         image = image_of({self._image: row.pop(self._image)})
+        if isinstance(image, str):
+            image = {"path": image}
         if isinstance(image, Mapping) and not image.get("bytes") and image.get("path"):
             image = {"path": self._folder / str(image["path"])}
         columns = graph_columns(row, index) if self._is_chat else {}
         return {**row, **columns, "image": image}
 
-    def annotations(self) -> Iterator[Row | RowError]:
-        # Arrow batches, not the table's own iterator: four times as fast.
-        batches = self._table.remove_columns(self._image).with_format("arrow").iter(_ROWS_AT_ONCE)
+    def annotations(self, indexes: NDArray[np.int64] | None = None) -> Iterator[Row | RowError]:
+        batches = self._stored.batches(self._columns, indexes)
         rows = (row for batch in batches for row in batch.to_pylist())
         if not self._is_chat:
             return rows
-        return (_or_error(_with_graph, row, index) for index, row in enumerate(rows))
+        numbers = range(len(self)) if indexes is None else indexes.tolist()
+        return (_or_error(_with_graph, row, n) for n, row in zip(numbers, rows, strict=True))
+
+    def empty(self, column: str) -> NDArray[np.bool_]:
+        if column not in self._columns:
+            return np.zeros(len(self), dtype=bool)
+        return self._stored.empty(column)
 
     def place(self, index: int) -> str:
         return f"row {index}"
 
     @property
     def state(self) -> str | None:
-        if len(self) < _FEWEST_ROWS:
+        if self._stored.state is None or len(self) < _FEWEST_ROWS:
             return None
-        return " ".join((self._fingerprint, *self._table.column_names))
+        return " ".join((self._stored.state, self._image, *self._columns))
 
 
 def _wanted(table: Any, others: list[str], *, is_chat: bool) -> list[str]:
@@ -300,8 +357,6 @@ def _undecoded(table: Any, column: str, name: str) -> Any:
         what = f"{column} is a list" if is_list else f"{column} is {found}"
         wanted = "one image a row: its bytes, a path, or {bytes, path}"
         raise refusal(name, what, wanted) from error
-    if column == "images":
-        _check_one_each(cast, name)
     return cast
 
 
@@ -316,10 +371,11 @@ def _or_error(read: Callable[..., Row], *args: Any) -> Row | RowError:
         return error
 
 
-def _check_one_each(table: Any, name: str) -> None:
+def _check_one_each(stored: _Stored, name: str) -> None:
     import pyarrow.compute as pc
 
-    lengths = np.asarray(pc.fill_null(pc.list_value_length(table.data.column("images")), 1))
+    found = (pc.list_value_length(batch.column(0)) for batch in stored.batches(["images"]))
+    lengths = np.array([length for each in found for length in pc.fill_null(each, 1).to_pylist()])
     if len(several := np.flatnonzero(lengths > 1)):
         row = int(several[0])
         raise refusal(
@@ -341,15 +397,16 @@ class _LineRows:
     """JSON rows whose `image` is a path from the file's folder.
 
     JSONL is read where it lies; a JSON list is spooled item by item to a temporary file of lines.
-    Of each row only its place in the file is in memory.
+    Of each row only its place in the file is in memory, and whether its lists are empty.
     """
 
     def __init__(self, path: Path, *, need_images: bool = True) -> None:
         self._folder = path.parent
         self.state = _file_state(path)
         self._is_jsonl = _has_lines(path)
-        self._file = path.open("rb") if self._is_jsonl else _spooled(path)
-        self._lines = kept(self.state, "lines", lambda: {"lines": _lines(self._file)})["lines"]
+        self._file = path.open("rb", _AT_ONCE) if self._is_jsonl else _spooled(path)
+        self._found = kept(self.state, "lines", lambda: find_lines(self._file))
+        self._lines = self._found["lines"]
         first = _or_error(self._json, 0) if len(self) else {}
         if not isinstance(first, RowError) and is_chat(first):
             _say_pixels(str(path), first)
@@ -357,8 +414,12 @@ class _LineRows:
             self._leave_out_rows_without_image(path)
 
     def _have_images(self) -> Arrays:
-        rows = self.annotations()
-        return {"keep": np.array([isinstance(r, RowError) or bool(r.get("image")) for r in rows])}
+        keep = self._found["names_image"].copy()
+        unknown = np.flatnonzero(~keep)
+        keep[unknown] = [
+            isinstance(row, RowError) or bool(row.get("image")) for row in self.annotations(unknown)
+        ]
+        return {"keep": keep}
 
     def _leave_out_rows_without_image(self, path: Path) -> None:
         keep = kept(self.state, "rows with images", self._have_images)["keep"]
@@ -371,7 +432,8 @@ class _LineRows:
                     "`sgg-rl evaluate` needs none",
                 )
             logger.info("%s: %d of %d rows have no image and are left out", path, num, len(self))
-            self._lines = self._lines[keep]
+            self._found = {name: array[keep] for name, array in self._found.items()}
+            self._lines = self._found["lines"]
 
     def __len__(self) -> int:
         return len(self._lines)
@@ -382,8 +444,12 @@ class _LineRows:
         path = image.get("path") if isinstance(image, Mapping) else image
         return {**row, "image": {"path": self._folder / str(path)} if path else None}
 
-    def annotations(self) -> Iterator[Row | RowError]:
-        return (_or_error(self._read, index) for index in range(len(self)))
+    def annotations(self, indexes: NDArray[np.int64] | None = None) -> Iterator[Row | RowError]:
+        wanted: Iterable[int] = range(len(self)) if indexes is None else indexes.tolist()
+        return (_or_error(self._read, index) for index in wanted)
+
+    def empty(self, column: str) -> NDArray[np.bool_]:
+        return self._found[column]
 
     def place(self, index: int) -> str:
         number = int(self._lines[index, 2])
@@ -411,8 +477,12 @@ class _LineRows:
 
 
 def _file_state(path: Path) -> str | None:
+    return None if path.stat().st_size < _FEWEST_BYTES else _settled_state(path)
+
+
+def _settled_state(path: Path) -> str | None:
     status = path.stat()
-    if status.st_size < _FEWEST_BYTES or time.time() - status.st_mtime < _SETTLED_S:
+    if time.time() - status.st_mtime < _SETTLED_S:
         return None
     return f"{path.resolve()} {status.st_size} {status.st_mtime_ns} {status.st_ino}"
 
@@ -454,13 +524,3 @@ def _spooled(path: Path) -> BinaryIO:
     file.flush()
     file.seek(0)
     return file
-
-
-def _lines(file: BinaryIO) -> NDArray[np.int64]:
-    """[N, 3] starts, ends and numbers (from 0) of the lines that are not blank."""
-    found, start = array("q"), 0
-    for number, line in enumerate(file):
-        if line.strip():
-            found.extend((start, start + len(line), number))
-        start += len(line)
-    return np.asarray(found).reshape(-1, 3)

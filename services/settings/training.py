@@ -150,7 +150,7 @@ class TrainerSettings(Section):
     as long, is named and ends the run."""
     max_dead_groups: int = Field(default=0, ge=0)
     """Groups that may die between two steps (unreadable images, poisoned prompts) before the run
-    ends; 0: four times groups_per_step."""
+    ends; 0: four times groups_per_step. A row with broken annotations does not count."""
 
     @property
     def oldest_token_lag(self) -> int:

@@ -129,6 +129,8 @@ class GroupPool:
         self._ready: dict[str, OpenGroup] = {}
         """Those that are scored and not taken."""
         self._outcome = Outcome()
+        self._num_dead = 0
+        """Since the last step, as far as `max_dead_groups` counts them."""
         self._unused: list[UnusedGroup] = []
         self.unused: list[UnusedGroup] = []
         """Those that the outcome of the last `take` names."""
@@ -191,7 +193,14 @@ class GroupPool:
         self.record_dead(opened.position, prompt.group_id, prompt.index, reason, group)
 
     def record_dead(
-        self, position: int, group_id: str, index: int, reason: str, group: TrainGroup | None = None
+        self,
+        position: int,
+        group_id: str,
+        index: int,
+        reason: str,
+        group: TrainGroup | None = None,
+        *,
+        bounded: bool = True,
     ) -> None:
         """Record a group that will never be trained on. Another takes its place.
 
@@ -201,6 +210,8 @@ class GroupPool:
             index: Row of the dataset.
             reason: Why.
             group: The group itself, where answers came.
+            bounded: Whether it counts for `trainer.max_dead_groups`. A row whose annotations are
+                broken does not: only a small share of a dataset's are, or it would not be opened.
 
         Raises:
             SggError: Over `trainer.max_dead_groups` since the last step.
@@ -216,9 +227,10 @@ class GroupPool:
             reason=reason,
         )
         self._unused.append(unused)
-        if len(self._outcome.dead) > self._max_dead:
+        self._num_dead += bounded
+        if self._num_dead > self._max_dead:
             raise SggError(
-                f"{len(self._outcome.dead)} groups died since the last step, which is over "
+                f"{self._num_dead} groups died since the last step, which is over "
                 f"trainer.max_dead_groups ({self._max_dead}). The last one, {group_id}: {reason}. "
                 "The trainer's log names each with its reason."
             )
@@ -284,6 +296,7 @@ class GroupPool:
             self._ready.pop(group.rollout.work_id).taken = True
         outcome, self._outcome = self._outcome, Outcome()
         self.unused, self._unused = self._unused, []
+        self._num_dead = 0
         return groups, outcome
 
     def close(self, work_id: str) -> None:

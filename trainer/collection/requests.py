@@ -10,6 +10,7 @@ from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
+from scene_data.dataset import UnusableRowError
 from services.errors import InvalidInputError, TooLargeError
 from services.redis.keys import prompt_stream
 from services.redis.queue import RedisQueue
@@ -66,7 +67,8 @@ class GroupRequests:
                 except (InvalidInputError, TooLargeError) as error:
                     name, row = self.prompts.group_id(position), self.prompts.row(position)
                     logger.warning("group %s is dead: %s", name, error.message)
-                    self.pool.record_dead(position, name, row, error.message)
+                    bounded = not isinstance(error, UnusableRowError)
+                    self.pool.record_dead(position, name, row, error.message, bounded=bounded)
                     continue
                 version = {"min_policy_version": self.pool.policy_version}
                 prompt = self.traces.begin(prompt.model_copy(update=version))

@@ -11,7 +11,13 @@ from PIL.Image import Image
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from scene_data.dataset import MAX_BROKEN_ROWS, MAX_BROKEN_SHARE, Sample, SceneDataset
+from scene_data.dataset import (
+    MAX_BROKEN_ROWS,
+    MAX_BROKEN_SHARE,
+    Sample,
+    SceneDataset,
+    UnusableRowError,
+)
 from scene_data.messages import box_space, image_messages
 from scene_data.sampler import EpochSampler, shuffled_graph
 from scene_data.templates import answer_text
@@ -30,8 +36,8 @@ class AnswerRows(Sampler[int]):  # type: ignore[misc]
     """Rows `{"image": RGB image, "messages": chat, "answer": target text}`, and their order.
 
     Both are pure functions of (seed, `epoch`), so a resumed run sees what an uninterrupted one
-    does. A row whose image cannot be used is replaced by the next one, up to
-    `max(MAX_BROKEN_ROWS, MAX_BROKEN_SHARE * rows)` of them.
+    does. A row that cannot be used is replaced by the next one: of those whose image is at fault
+    only `max(MAX_BROKEN_ROWS, MAX_BROKEN_SHARE * rows)`.
 
     Args:
         dataset: The run's.
@@ -79,6 +85,8 @@ class AnswerRows(Sampler[int]):  # type: ignore[misc]
         while True:
             try:
                 return self._answer_row(index)
+            except UnusableRowError as error:
+                logger.warning("row %d is replaced by the next one: %s", index, error)
             except InvalidInputError as error:
                 if index not in self._broken:
                     logger.warning("row %d is replaced by the next one: %s", index, error)

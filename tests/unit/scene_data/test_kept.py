@@ -78,7 +78,7 @@ def test_annotations_are_read_once(
         assert again.digest() == digest
     assert caplog.messages == said
     assert len(open_dataset(file, task="det")) == 3, "for another task another check"
-    for kept in (home / "sgg-rl").iterdir():
+    for kept in (home / "sgg-rl").rglob("*.*"):
         kept.write_bytes(kept.read_bytes()[:99])
     assert [sample.image_id for sample in open_dataset(file, task="sgg")] == ["0", "3"]
     write(tmp_path, layout, [*ROWS, ROWS[0]])

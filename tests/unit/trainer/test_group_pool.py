@@ -236,7 +236,8 @@ def test_more_dead_groups_than_allowed_end_the_run() -> None:
     pool = make_pool(max_dead_groups=2)
     pool.record_dead(0, "g0", 0, "no image")
     pool.record_dead(1, "g1", 1, "no image")
-    with pytest.raises(SggError, match=r"max_dead_groups \(2\).* g2: damaged"):
+    pool.record_dead(3, "g3", 3, "a bbox is not 4 numbers", bounded=False)
+    with pytest.raises(SggError, match=r"3 groups died .*max_dead_groups \(2\).* g2: damaged"):
         pool.record_dead(2, "g2", 2, "damaged")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from scene_data.dataset import Sample
+from scene_data.dataset import Sample, UnusableRowError
 from scene_data.sampler import EpochSampler
 from services.redis.client import connect
 from services.redis.keys import PROMPT_LANES
@@ -33,9 +33,12 @@ class Rows(list[Sample]):
     def __init__(self, samples: Sequence[Sample]) -> None:
         super().__init__(samples)
         self.read: list[int] = []
+        self.unusable: set[int] = set()
 
     def __getitem__(self, index: Any) -> Any:
         self.read.append(index)
+        if index in self.unusable:
+            raise UnusableRowError(f"row {index}: an object id comes twice")
         return super().__getitem__(index)
 
 
@@ -94,4 +97,20 @@ async def test_the_next_steps_prompts_are_made_while_there_is_no_room(settings: 
     assert {prompt.index for prompt in second} == {rows[2], rows[4]}
     assert {prompt.min_policy_version for prompt in second} == {1}
     assert [unused.position for unused in requests.pool._unused] == [3], "only now it is dead"
+    requests.close()
+
+
+async def test_rows_with_broken_annotations_end_no_run(settings: Settings) -> None:
+    settings = settings.changed(trainer={"max_dead_groups": 1})
+    order = EpochSampler(ROWS, settings.run.seed)
+    rows = [order.at(position)[1] for position in range(ROWS)]
+    dataset = Rows([noise_sample(random.Random(i)) for i in range(ROWS)])
+    dataset.unusable = set(rows[:5])
+    queue = MemoryQueue()
+    requests = requests_of(settings, dataset, queue)
+    await requests.fill()
+    assert {prompt.index for prompt in await asked(queue)} == set(rows[5:7])
+    dead = requests.pool._unused
+    assert [(unused.state, unused.index) for unused in dead] == [("dead", n) for n in rows[:5]]
+    assert dead[0].reason == f"row {rows[0]}: an object id comes twice"
     requests.close()

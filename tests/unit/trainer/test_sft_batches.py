@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from scene_data import dataset
 from scene_data.dataset import MAX_BROKEN_ROWS, open_dataset
 from scene_data.templates import answer_text
 from scene_data.toy.scenes import SIDE, make_toy
@@ -170,6 +171,18 @@ def test_truncated_images_are_replaced_up_to_a_bound(settings: Settings, tmp_pat
     path = _write(tmp_path / "z.parquet", [_row(torn), _row(torn)])
     with pytest.raises(InvalidInputError, match="2 rows have no usable image"):
         AnswerRows(open_dataset(path), settings)
+
+
+def test_rows_that_were_not_read_are_replaced_without_a_bound(
+    settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dataset, "MAX_READ", 2)
+    monkeypatch.setattr(dataset, "_NEIGHBOURS", 1)
+    broken = _row(objects='[{"id": "man.1", "bbox": [0, 0, 28]}]')
+    path = _write(tmp_path / "x.parquet", [_row(), *[broken] * (2 * MAX_BROKEN_ROWS), _row()])
+    table = AnswerRows(open_dataset(path), settings).table()
+    assert len(table) == 2 * MAX_BROKEN_ROWS + 2
+    assert len({row["answer"] for row in table}) == 1
 
 
 def test_what_pillow_raises_costs_the_row(
