@@ -108,8 +108,7 @@ class Raw:
         self._llm: Any = LLM(**arguments)
         self._sampling_params = sampling_params
         tokenizer = self._llm.get_tokenizer()
-        self.suppressed = sorted(tokenizer.added_tokens_decoder)[:64]
-        """Special tokens."""
+        self.suppressed = special_tokens(settings)
         chat = [message.model_dump() for message in MESSAGES]
         self._text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
 
@@ -258,10 +257,13 @@ def main() -> None:
         settings = _settings(options, Path(folder))
         parts.enter_context(_redis(Path(folder), settings))
         process = parts.enter_context(_server(Path(folder), settings))
-        raw, service = Raw(settings), Service(settings, process.pid)
+        service = Service(settings, process.pid)
         print(f"{options.model}, {_machine()}\n")
         if options.only in (None, "image"):
-            image_cost(raw, service, options)
+            image_cost(service, special_tokens(settings), options)
+        if options.only == "image":
+            return
+        raw = Raw(settings)
         if options.only in (None, "commit"):
             commit_stall(raw, service, options)
         if options.only in (None, "throughput"):
@@ -304,7 +306,7 @@ def throughput(raw: Raw, service: Service, options: argparse.Namespace) -> dict[
     }
 
 
-def image_cost(raw: Raw, service: Service, options: argparse.Namespace) -> None:
+def image_cost(service: Service, suppressed: list[int], options: argparse.Namespace) -> None:
     """What a new image adds to a group of one and to a group of many: with it, less without it."""
     sizes = (1, options.group_size)
     costs: dict[int, list[tuple[float, float]]] = {size: [] for size in sizes}
@@ -312,7 +314,7 @@ def image_cost(raw: Raw, service: Service, options: argparse.Namespace) -> None:
         for size in sizes:
             load = Load(groups=1, group_size=size, max_tokens=1, side=options.image_side)
             pictures = load.pictures(1_000_000 + 100 * number + size)
-            sampling = load.sampling(raw.suppressed)
+            sampling = load.sampling(suppressed)
             took, cpu = service.costs(pictures, sampling)
             bare, bare_cpu = service.costs([], sampling)
             if number:
@@ -349,6 +351,13 @@ def _check(lengths: Iterator[int]) -> None:
     found = set(lengths)
     if len(found) != 1:
         raise RuntimeError(f"answers of lengths {sorted(found)}: the rounds are not comparable")
+
+
+def special_tokens(settings: Settings) -> list[int]:
+    """Up to 64 of them, which no answer is to have."""
+    from transformers import AutoTokenizer
+
+    return sorted(AutoTokenizer.from_pretrained(settings.model.path).added_tokens_decoder)[:64]
 
 
 def _png(pixels: Any) -> bytes:
