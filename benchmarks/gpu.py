@@ -212,7 +212,7 @@ def sample(model: str, folder: str, options: argparse.Namespace, seconds: float)
     """Tokens a second of the rollout service's queue, and of raw vLLM."""
     import vllm
 
-    command = [sys.executable, str(Path(__file__).with_name("rollout.py")), "--only-throughput"]
+    command = [sys.executable, str(Path(__file__).with_name("rollout.py")), "--only", "throughput"]
     if model in MODELS:
         path = sampled_model(model, Path(folder), options.device)
         command += ["--model", str(path), *_SAMPLED]

@@ -1,6 +1,7 @@
 """The rollout service against raw vLLM on the same prompts, in one run.
 
 python benchmarks/rollout.py                                          # tiny model, CPU
+python benchmarks/rollout.py --only commit                            # one of its parts
 python benchmarks/rollout.py --model Qwen/Qwen2.5-VL-3B-Instruct      # on a GPU
 
 One server is started as a user starts it, and one `vllm.LLM` with the same engine arguments beside
@@ -31,6 +32,7 @@ from typing import Any
 import httpx
 import huggingface_hub
 import numpy as np
+import psutil
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -106,8 +108,7 @@ class Raw:
         self._llm: Any = LLM(**arguments)
         self._sampling_params = sampling_params
         tokenizer = self._llm.get_tokenizer()
-        self.suppressed = sorted(tokenizer.added_tokens_decoder)[:64]
-        """Special tokens."""
+        self.suppressed = special_tokens(settings)
         chat = [message.model_dump() for message in MESSAGES]
         self._text = tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
 
@@ -138,11 +139,27 @@ class Raw:
 class Service:
     """The rollout server, reached by both its doors."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, pid: int) -> None:
         self._settings = settings
+        self._process = psutil.Process(pid)
         self._keys = RunKeys(settings.run.name)
         self.num_bytes = 0
         """The size of a version."""
+
+    def costs(self, pictures: Sequence[bytes], sampling: Sampling) -> tuple[float, float]:
+        """Time, and CPU time of server and engine, for groups of the pictures, or of a text.
+
+        Other programs of the machine hardly add to the CPU time.
+        """
+        before = self._cpu_seconds()
+        took = asyncio.run(self.over_http(pictures, sampling, num_texts=int(not pictures)))
+        return took, self._cpu_seconds() - before
+
+    def _cpu_seconds(self) -> float:
+        # Linux makes a process's clock of its number (`clock_getcpuclockid`): in nanoseconds, where
+        # psutil's times have steps of 10 ms.
+        processes = [self._process, *self._process.children(recursive=True)]
+        return sum(time.clock_gettime(~process.pid << 3 | 2) for process in processes)
 
     async def over_http(
         self, pictures: Sequence[bytes], sampling: Sampling, num_texts: int = 0
@@ -239,19 +256,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder, ExitStack() as parts:
         settings = _settings(options, Path(folder))
         parts.enter_context(_redis(Path(folder), settings))
-        parts.enter_context(_server(Path(folder), settings))
-        raw, service = Raw(settings), Service(settings)
+        process = parts.enter_context(_server(Path(folder), settings))
+        service = Service(settings, process.pid)
         print(f"{options.model}, {_machine()}\n")
-        found = throughput(raw, service, options)
-        if options.only_throughput:
-            print(json.dumps(found))
+        if options.only in (None, "image"):
+            image_cost(service, special_tokens(settings), options)
+        if options.only == "image":
             return
-        image_cost(raw, service, options)
-        commit_stall(raw, service, options)
+        raw = Raw(settings)
+        if options.only in (None, "commit"):
+            commit_stall(raw, service, options)
+        if options.only in (None, "throughput"):
+            print(json.dumps(throughput(raw, service, options)))
 
 
 def throughput(raw: Raw, service: Service, options: argparse.Namespace) -> dict[str, list[float]]:
-    """Tokens a second through each door, of each round."""
+    """Tokens a second through each door, of each round: also the last line, as JSON."""
     load = Load(
         groups=options.groups,
         group_size=options.group_size,
@@ -286,22 +306,24 @@ def throughput(raw: Raw, service: Service, options: argparse.Namespace) -> dict[
     }
 
 
-def image_cost(raw: Raw, service: Service, options: argparse.Namespace) -> None:
+def image_cost(service: Service, suppressed: list[int], options: argparse.Namespace) -> None:
     """What a new image adds to a group of one and to a group of many: with it, less without it."""
     sizes = (1, options.group_size)
-    costs: dict[int, list[float]] = {size: [] for size in sizes}
+    costs: dict[int, list[tuple[float, float]]] = {size: [] for size in sizes}
     for number in range(8 * options.rounds + 1):
         for size in sizes:
             load = Load(groups=1, group_size=size, max_tokens=1, side=options.image_side)
             pictures = load.pictures(1_000_000 + 100 * number + size)
-            sampling = load.sampling(raw.suppressed)
-            took = asyncio.run(service.over_http(pictures, sampling))
-            without = asyncio.run(service.over_http([], sampling, num_texts=1))
+            sampling = load.sampling(suppressed)
+            took, cpu = service.costs(pictures, sampling)
+            bare, bare_cpu = service.costs([], sampling)
             if number:
-                costs[size].append(took - without)
-    one, many = (1e3 * statistics.median(costs[size]) for size in sizes)
+                costs[size].append((took - bare, cpu - bare_cpu))
     print(f"what a new image of {options.image_side} px adds to a group, over REST:")
-    print(f"of 1: {one:.0f} ms, of {sizes[1]}: {many:.0f} ms, {many / one:.2f} times\n")
+    for kind, what in enumerate(("time", "CPU time of server and engine")):
+        one, many = (1e3 * statistics.median(c[kind] for c in costs[size]) for size in sizes)
+        print(f"{what}: of 1: {one:.0f} ms, of {sizes[1]}: {many:.0f} ms, {many / one:.2f} times")
+    print()
 
 
 def commit_stall(raw: Raw, service: Service, options: argparse.Namespace) -> None:
@@ -331,6 +353,13 @@ def _check(lengths: Iterator[int]) -> None:
         raise RuntimeError(f"answers of lengths {sorted(found)}: the rounds are not comparable")
 
 
+def special_tokens(settings: Settings) -> list[int]:
+    """Up to 64 of them, which no answer is to have."""
+    from transformers import AutoTokenizer
+
+    return sorted(AutoTokenizer.from_pretrained(settings.model.path).added_tokens_decoder)[:64]
+
+
 def _png(pixels: Any) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
@@ -346,9 +375,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--side", type=int, default=224, help="of the images, in pixels")
     parser.add_argument("--image-side", type=int, default=448, help="for the cost of an image")
     parser.add_argument("--rounds", type=int, default=12)
-    parser.add_argument(
-        "--only-throughput", action="store_true", help="and its numbers as JSON, the last line"
-    )
+    parser.add_argument("--only", choices=["throughput", "image", "commit"])
     return parser.parse_args()
 
 
@@ -391,7 +418,7 @@ def _redis(folder: Path, settings: Settings) -> Iterator[None]:
 
 
 @contextmanager
-def _server(folder: Path, settings: Settings) -> Iterator[None]:
+def _server(folder: Path, settings: Settings) -> "Iterator[subprocess.Popen[bytes]]":
     config, log = folder / "run.toml", folder / "rollout.log"
     config.write_text(dump_settings(settings))
     command = [sys.executable, "-m", "cli.main", "serve", "rollout", "--config", str(config)]
@@ -401,7 +428,7 @@ def _server(folder: Path, settings: Settings) -> Iterator[None]:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the server did not start:\n{log.read_text()[-2000:]}")
             time.sleep(0.2)
-        yield
+        yield process
 
 
 def _is_ready(url: str) -> bool:

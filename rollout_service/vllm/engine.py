@@ -19,6 +19,7 @@ from vllm.outputs import RequestOutput
 from vllm.platforms import current_platform
 from vllm.renderers.inputs.preprocess import parse_model_prompt
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.core_client import AsyncMPClient
 from vllm.v1.executor.abstract import Executor
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
@@ -26,6 +27,7 @@ from rollout_service.engine import Engine, EngineResult, GroupRequest, check_ima
 from rollout_service.vllm import cpu as vllm_cpu
 from rollout_service.vllm import weights as vllm_weights
 from rollout_service.vllm import worker as vllm_worker
+from rollout_service.vllm.core_client import ImagesOnceClient
 from rollout_service.vllm.cuda import own_gpus, why_not
 from rollout_service.vllm.executor import TensorParallelExecutor
 from rollout_service.vllm.gpu_memory import server_memory
@@ -170,8 +172,10 @@ class VllmEngine(Engine):
         """See `Engine.pause`."""
         # Clearing caches here would also clear the processed images, on which requests already on
         # their way to the engine process rely. Those do not depend on weights; what does is cleared
-        # after loading.
-        await self._answer(self._llm.pause_generation(mode="keep", clear_cache=False), "pause")
+        # after loading. `AsyncLLM.pause_generation` asks for the same, and then sleeps 20 ms for
+        # callers that look at the outputs meanwhile.
+        pausing = self._llm.engine_core.pause_scheduler_async(mode="keep", clear_cache=False)
+        await self._answer(pausing, "pause")
 
     async def connect(self, rendezvous: Rendezvous) -> None:
         """See `Engine.connect`."""
@@ -310,7 +314,11 @@ def _start_vllm(settings: Settings) -> AsyncLLM:
         # Forked, as on a GPU: a new interpreter imports all of vLLM once more. The configuration
         # for CPUs says otherwise, for workers that bind their threads to cores.
         set_environment("VLLM_WORKER_MULTIPROC_METHOD", "fork")
-    return AsyncLLM.from_vllm_config(config)
+    llm = AsyncLLM.from_vllm_config(config)
+    if type(llm.engine_core) is AsyncMPClient:
+        # vLLM's engine names the class itself.
+        llm.engine_core.__class__ = ImagesOnceClient
+    return llm
 
 
 def engine_args(settings: Settings) -> AsyncEngineArgs:

@@ -45,21 +45,25 @@ async def join(llm: Any, rendezvous: Rendezvous) -> None:
 
 
 async def load(llm: Any, settings: Settings, staged: Staged, manifest: WeightManifest) -> None:
-    """Replace the weights, and clear the caches that depend on them."""
-    await llm.collective_rpc("sgg_forget_update")
-    await llm.start_weight_update()
+    """Replace the weights, and clear the caches that depend on them.
+
+    Nothing is sampled meanwhile, so calls that need no answer to go on are sent together: the
+    engine's process takes them in order.
+    """
+    await asyncio.gather(llm.collective_rpc("sgg_forget_update"), llm.start_weight_update())
     if not isinstance(staged, StagedAdapter):
         request = WeightTransferUpdateRequest(update_info=_update_info(staged, manifest))
         await llm.update_weights(request)
-    await llm.finish_weight_update(str(manifest.policy_version))
+    await llm.finish_weight_update()
     if isinstance(staged, StagedAdapter):
         # vLLM has just forgotten all adapters. The others are loaded again when they are asked for.
         await asyncio.to_thread(install_adapter, settings, staged.folder)
         await llm.add_lora(lora_request(settings, None))
     # Requests in flight are prefilled again by the new weights.
-    await llm.reset_prefix_cache(reset_running_requests=True)
+    resets = [llm.reset_prefix_cache(reset_running_requests=True)]
     if manifest.vision_trained:
-        await llm.reset_encoder_cache()
+        resets.append(llm.reset_encoder_cache())
+    await asyncio.gather(llm.update_weight_version(str(manifest.policy_version)), *resets)
 
 
 def _update_info(staged: Staged, manifest: WeightManifest) -> dict[str, Any]:

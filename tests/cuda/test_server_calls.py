@@ -9,8 +9,10 @@ from typing import Any
 from unittest.mock import Mock, create_autospec
 
 import pytest
+from vllm import AsyncEngineArgs
 from vllm.config import VllmConfig
 from vllm.v1.engine.async_llm import AsyncLLM
+from vllm.v1.engine.core_client import AsyncMPClient
 from vllm.v1.worker.gpu_worker import Worker
 
 from rollout_service.vllm import engine as vllm_engine
@@ -48,7 +50,9 @@ async def in_the_worker(method: str, args: tuple[Any, ...] = ()) -> list[Any]:
 def llm() -> Any:
     llm = create_autospec(AsyncLLM, instance=True)
     llm.collective_rpc.side_effect = in_the_worker
-    llm.vllm_config = create_autospec(VllmConfig, instance=True)  # set by its `__init__`
+    # Set by its `__init__`:
+    llm.vllm_config = create_autospec(VllmConfig, instance=True)
+    llm.engine_core = create_autospec(AsyncMPClient, instance=True)
     return llm
 
 
@@ -61,8 +65,10 @@ def engine(llm: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> VllmEng
         "weights": {"transport": "lora"},
     }
     monkeypatch.setattr(vllm_engine, "own_gpus", lambda _: ("GPU-3f1c",))
-    build = create_autospec(AsyncLLM.from_engine_args, return_value=llm)
-    monkeypatch.setattr(AsyncLLM, "from_engine_args", build)
+    configure = create_autospec(AsyncEngineArgs.create_engine_config)
+    monkeypatch.setattr(AsyncEngineArgs, "create_engine_config", configure)
+    build = create_autospec(AsyncLLM.from_vllm_config, return_value=llm)
+    monkeypatch.setattr(AsyncLLM, "from_vllm_config", build)
     monkeypatch.setattr(vllm_engine, "VllmChat", Mock())  # `test_calls.py` has its calls
     return VllmEngine(Settings.model_validate(sections))
 
@@ -83,7 +89,8 @@ async def test_a_servers_life(engine: VllmEngine, llm: Any, tmp_path: Path) -> N
     await engine.stop()
     llm.shutdown.assert_called_once()
     called = {name for name, *_ in llm.method_calls}
-    assert {"pause_generation", "resume_generation", "check_health", "collective_rpc"} <= called
+    assert {"resume_generation", "check_health", "collective_rpc"} <= called
+    llm.engine_core.pause_scheduler_async.assert_awaited_once_with(mode="keep", clear_cache=False)
 
 
 async def test_joining_a_group(engine: VllmEngine, llm: Any) -> None:
@@ -107,7 +114,8 @@ async def test_new_weights(engine: VllmEngine, llm: Any, make: Callable[[], Stag
     await engine.load_weights(weights, manifest())
     info = UpdateInfo(**llm.update_weights.call_args.args[0].update_info)
     assert (info.handles is not None) == isinstance(weights, StagedHandles)
-    llm.finish_weight_update.assert_awaited_once_with("1")
+    llm.finish_weight_update.assert_awaited_once_with()
+    llm.update_weight_version.assert_awaited_once_with("1")
     llm.reset_encoder_cache.assert_awaited_once()
 
 

@@ -10,6 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 import pytest_asyncio
+from vllm.v1.engine import EngineCoreRequest
+from vllm.v1.engine.core_client import AsyncMPClient
 
 from services.errors import EngineError
 from services.schemas.weights import AdapterConfig, Version
@@ -49,6 +51,26 @@ def settings(
 async def server(settings: Settings) -> AsyncIterator[EngineServer]:
     async with engine_server(settings) as server:
         yield server
+
+
+async def test_the_image_of_a_group_goes_to_the_engine_once(
+    server: EngineServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also of groups that come together; an image that was there before does not go again."""
+    sent: list[bool] = []
+    send = AsyncMPClient.add_request_async
+
+    async def note(client: AsyncMPClient, request: EngineCoreRequest) -> None:
+        sent.append(request.mm_features[0].data is not None)
+        await send(client, request)
+
+    monkeypatch.setattr(AsyncMPClient, "add_request_async", note)
+    images, base = [picture(10), picture(11)], Oracle(server.settings)
+    answers = await asyncio.gather(*(server.sample(image, n=4) for image in images))
+    answers += [await server.sample(image, n=4) for image in images]
+    assert sent == 2 * [True, False, False, False] + 8 * [False]
+    for image, answer in zip(2 * images, answers, strict=True):
+        assert largest_gap(base, image, answer) < TOLERANCE
 
 
 async def test_a_partial_version_leaves_frozen_parts_as_they_were(server: EngineServer) -> None:
