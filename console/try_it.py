@@ -153,6 +153,7 @@ def _reward_group(question: Question, settings: Settings, graph: ImageGraph) -> 
         reference=question.reference,
         completions=[graph.text or ""],
         require_thinking=settings.data.thinking,
+        notation=settings.data.notation,
         num_tokens=[graph.num_tokens],
     )
 

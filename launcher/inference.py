@@ -225,7 +225,8 @@ def _begin_logs(settings: Settings, folder: Path) -> None:
     logs = folder / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     setup_logging("infer", beside=log_beside(logs, "infer"))
-    check_instruction(settings.data.template, settings.data.vocabulary)
+    data = settings.data
+    check_instruction(data.template, data.vocabulary, data.notation)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -123,7 +123,7 @@ class RewardScorer:
         for i, group in enumerate(groups):
             wanted, space = references[i], BoxSpace.parse(group.box_space)
             for place, text in enumerate(group.completions):
-                parsed = parse_completion(text, space, task=self.task)
+                parsed = parse_completion(text, space, task=self.task, notation=group.notation)
                 if parsed.status != "ok":
                     rewards[i, place] = self._lowest(parsed)
                     continue

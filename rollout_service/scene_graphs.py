@@ -75,7 +75,7 @@ class PictureQuestion:
         own = options.model_dump(include={"temperature", "max_tokens"}, exclude_none=True)
         sampling = answer_sampling(
             evaluation.model_copy(update=own),
-            data.task,
+            data,
             seed=options.seed,
             constrained=constrained,
         )
@@ -91,7 +91,10 @@ class PictureQuestion:
 
     def read(self, completion: Completion) -> Answer:
         """The graph in an answer, by the rules that rewards are given by."""
-        parsed = parse_completion(completion.text, self.space, task=self.settings.data.task)
+        data = self.settings.data
+        parsed = parse_completion(
+            completion.text, self.space, task=data.task, notation=data.notation
+        )
         graph = parsed.graph.scaled(*self.header.size)
         return Answer(completion=completion, parsed=parsed, graph=graph)
 

@@ -1,13 +1,16 @@
 """Samples as the services' messages name them."""
 
+from typing import Any
+
 from scene_data.dataset import Sample
 from scene_data.templates import prompt_messages
 from scene_graph.boxes import BoxSpace, model_box_space
-from scene_graph.schema import scene_graph_schema
+from scene_graph.notations.compact import grammar
+from scene_graph.notations.json_schema import scene_graph_schema
 from services.images import ImageHeader
 from services.models.families import model_family
 from services.schemas.common import ChatMessage, Sampling
-from services.schemas.rewards import ReferenceGraph, Task
+from services.schemas.rewards import ReferenceGraph
 from services.settings import DataSettings, ModelSettings
 from services.settings.training import EvaluationSettings
 
@@ -33,12 +36,19 @@ def image_messages(
 ) -> list[ChatMessage]:
     """What is asked about an image whose boxes are written in that space."""
     thinking = data.thinking and may_think
-    return prompt_messages(data.template, space, data.vocabulary, thinking=thinking, task=data.task)
+    return prompt_messages(
+        data.template,
+        space,
+        data.vocabulary,
+        thinking=thinking,
+        task=data.task,
+        notation=data.notation,
+    )
 
 
 def answer_sampling(
     evaluation: EvaluationSettings,
-    task: Task,
+    data: DataSettings,
     *,
     seed: int | None,
     constrained: bool,
@@ -48,9 +58,9 @@ def answer_sampling(
 
     Args:
         evaluation: Temperature and the like.
-        task: What is asked for.
+        data: What is asked for, in which notation.
         seed: Of no meaning where the temperature is 0.
-        constrained: Under the JSON Schema of the task, which leaves no room for thinking.
+        constrained: Under the schema or grammar of the task, which leaves no room for thinking.
         num_answers: More than one needs a temperature over 0.
     """
     return Sampling(
@@ -60,8 +70,15 @@ def answer_sampling(
         top_k=evaluation.top_k,
         max_tokens=evaluation.max_tokens,
         seed=seed if evaluation.temperature else None,
-        json_schema=scene_graph_schema(task) if constrained else None,
+        **(_constraint(data) if constrained else {}),
     )
+
+
+def _constraint(data: DataSettings) -> dict[str, Any]:
+    """What lets nothing but graphs of the run's task and notation be sampled."""
+    if data.notation == "compact":
+        return {"grammar": grammar(data.task)}
+    return {"json_schema": scene_graph_schema(data.task)}
 
 
 def reference_graph(sample: Sample) -> ReferenceGraph:

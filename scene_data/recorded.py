@@ -77,9 +77,9 @@ def draw_record(
     width, height = record.reference.image_size
     image = _decoded(picture)
     yield "reference", draw_png(_reference_graph(record.reference), width, height, image)
-    space = BoxSpace.parse(record.reference.box_space)
+    space, notation = BoxSpace.parse(record.reference.box_space), record.reference.notation
     for number, completion in enumerate(record.rollout.completions):
-        parsed = parse_completion(completion.text, space, task=task)
+        parsed = parse_completion(completion.text, space, task=task, notation=notation)
         if parsed.status == "ok":
             yield str(number), draw_png(parsed.graph.scaled(width, height), width, height, image)
 

@@ -1,9 +1,8 @@
 """What the model is asked, and the text that answers it."""
 
 import hashlib
-import json
+import re
 from collections.abc import Mapping
-from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 from string import Template
@@ -14,8 +13,10 @@ from scene_data.reading.refusal import refusal
 from scene_data.vocabulary import SHIPPED as SHIPPED_VOCABULARIES
 from scene_data.vocabulary import Vocabulary, load_vocabulary
 from scene_graph.boxes import RELATIVE_1, BoxSpace
-from scene_graph.cleaning import TASK_LISTS, Task
-from scene_graph.graph import SceneGraph
+from scene_graph.cleaning import Task
+from scene_graph.graph import SceneGraph, SceneObject
+from scene_graph.notations.answer import NotationName
+from scene_graph.notations.notation import NOTATIONS
 from services.schemas.common import ChatMessage, ImagePart, TextPart
 
 SHIPPED = ("toy", "open", "closed")
@@ -61,12 +62,61 @@ the same name apart.
 - "predicate" is a short phrase.
 - List every relationship once, and only what can be seen."""
 
-_OPEN: Mapping[Task, str] = {"sgg": _SGG, "det": _DET, "cls": _CLS}
+_LABELLED = """\
+- Each object has a line: a label, its name in plain English{and_box}. Labels are A to Z, then AA, \
+AB and so on; no label is used twice."""
+_LINES_BOX = """\
+- x1 y1 x2 y2 is the box, upper left corner (x1, y1) to lower right corner (x2, y2), {unit}."""
+_LINES_RELATED = """\
+- Each relationship has a line: the label of an object, a short phrase, the label of another."""
+_LINES_END = "The last line is the word end."
 
-_ORDER = "Write one JSON object inside <answer> and </answer>, and nothing else:"
-_ORDER_THINKING = """\
-First think inside <think> and </think>: go through what can be seen{relations}. Then \
-write one JSON object inside <answer> and </answer>, and nothing else:"""
+_SGG_LINES = f"""\
+Describe this image as a scene graph: the objects that you see and how they relate to each other.
+
+{{order}}
+
+{_LABELLED.format(and_box=" and its box")}
+{_LINES_BOX}
+{_LINES_RELATED}
+- List every object that takes part in a relationship, and only what can be seen. {_LINES_END}"""
+
+_DET_LINES = f"""\
+List the objects that you see in this image, each with its box.
+
+{{order}}
+
+{_LABELLED.format(and_box=" and its box")}
+{_LINES_BOX}
+- List every object once, and only what can be seen. {_LINES_END}"""
+
+_CLS_LINES = f"""\
+Say how the objects that you see in this image relate to each other.
+
+{{order}}
+
+{_LABELLED.format(and_box="")}
+{_LINES_RELATED}
+- List every relationship once, and only what can be seen. {_LINES_END}"""
+
+_OPEN: Mapping[NotationName, Mapping[Task, str]] = {
+    "json": {"sgg": _SGG, "det": _DET, "cls": _CLS},
+    "compact": {"sgg": _SGG_LINES, "det": _DET_LINES, "cls": _CLS_LINES},
+}
+
+_LINES_OBJECTS = "objects\nA name x1 y1 x2 y2\nB name x1 y1 x2 y2"
+_LINES_EDGES = "relationships\nA how they relate B"
+_LINES: Mapping[Task, str] = {
+    "sgg": f"{_LINES_OBJECTS}\n{_LINES_EDGES}\nend",
+    "det": f"{_LINES_OBJECTS}\nend",
+    "cls": f"objects\nA name\nB name\n{_LINES_EDGES}\nend",
+}
+_ORDERS: Mapping[NotationName, str] = {
+    "json": "Write one JSON object inside <answer> and </answer>, and nothing else:",
+    "compact": "Write lines of this form inside <answer> and </answer>, and nothing else:",
+}
+_THINK_FIRST = """\
+First think inside <think> and </think>: go through what can be seen{relations}. Then """
 
 _CLOSED_OBJECTS = "\n\nUse these names for objects, and no others: {}."
 _CLOSED_PREDICATES = "\n\nUse these predicates, and no others: {}."
@@ -85,6 +135,7 @@ def prompt_messages(
     *,
     thinking: bool = False,
     task: Task = "sgg",
+    notation: NotationName = "json",
 ) -> list[ChatMessage]:
     """The chat that asks for an image's scene graph, or for a part of it.
 
@@ -96,20 +147,23 @@ def prompt_messages(
         vocabulary: With `closed` or a file, whose names may be used (`scene_data.vocabulary`).
         thinking: Ask for `<think>…</think>` before the answer.
         task: What is asked for.
+        notation: What it is to be written in. In a file, `$order` says so: with `compact` it has to
+            be there.
 
     Raises:
-        InvalidInputError: The template's file cannot be read, or has a placeholder that there is
-            not; or the vocabulary's.
+        InvalidInputError: The template's file cannot be read, has a placeholder that there is not,
+            or asks for another notation; or the vocabulary's cannot be read.
     """
-    relations = "" if task == "det" else " and how it relates"
-    order = _ORDER_THINKING.format(relations=relations) if thinking else _ORDER
+    order = _order(task, notation, thinking=thinking)
     names = load_vocabulary(vocabulary) if vocabulary is not None else None
     if template == "toy":
-        text = f"Think, then {_TOY[task]}" if thinking else _TOY[task].capitalize()
+        wanted = _TOY[task] if notation == "json" else f"compact {_TOY[task]}"
+        text = f"Think, then {wanted}" if thinking else wanted.capitalize()
     elif template in SHIPPED:
         think = "<think>...</think>\n" if thinking else ""
-        text = _OPEN[task].format(unit=_unit(box_space), order=order, think=think)
+        text = _OPEN[notation][task].format(unit=_unit(box_space), order=order, think=think)
     else:
+        _check_notation(template, notation)
         text = _filled(template, _unit(box_space), order, names)
     if names is not None and template in SHIPPED:
         text += _CLOSED_OBJECTS.format(", ".join(names.objects))
@@ -118,13 +172,42 @@ def prompt_messages(
     return [ChatMessage(role="user", content=[ImagePart(), TextPart(text=text)])]
 
 
-def check_instruction(template: str, vocabulary: str | None) -> None:
+def _order(task: Task, notation: NotationName, *, thinking: bool) -> str:
+    """The order to write an answer; of the compact notation with its form."""
+    order = _ORDERS[notation]
+    if thinking:
+        relations = "" if task == "det" else " and how it relates"
+        order = _THINK_FIRST.format(relations=relations) + order[0].lower() + order[1:]
+    if notation == "json":
+        return order
+    think = "<think>...</think>\n" if thinking else ""
+    return f"{order}\n{think}<answer>\n{_LINES[task]}\n</answer>"
+
+
+def _check_notation(path: str, notation: NotationName) -> None:
+    """Refuse the file of an instruction that asks for another notation, or for none."""
+    if notation == "json":
+        return
+    text, said = _read(path), "data.notation = 'compact'"
+    if _JSON.search(text):
+        raise refusal(path, f"an instruction that asks for JSON, with {said}", _USE_ORDER)
+    if "order" not in Template(text).get_identifiers():
+        raise refusal(path, f"an instruction without a notation, with {said}", _USE_ORDER)
+
+
+_JSON = re.compile(r"json|\{\s*\"", re.IGNORECASE)
+_USE_ORDER = "write $order, which asks for the run's notation, where the form of the answer belongs"
+
+
+def check_instruction(
+    template: str, vocabulary: str | None, notation: NotationName = "json"
+) -> None:
     """See that prompts can be made, before anything is loaded.
 
     Raises:
         InvalidInputError: They cannot; the message names the file and what is wrong in it.
     """
-    prompt_messages(template, BoxSpace.pixels(1, 1), vocabulary)
+    prompt_messages(template, BoxSpace.pixels(1, 1), vocabulary, notation=notation)
 
 
 def instruction_digest(template: str, vocabulary: str | None) -> str | None:
@@ -152,6 +235,7 @@ def answer_text(
     height: int,
     thinking: str | None = None,
     task: Task = "sgg",
+    notation: NotationName = "json",
 ) -> str:
     """The right answer for an image: SFT's target. The same graph always gives the same text.
 
@@ -163,19 +247,19 @@ def answer_text(
         thinking: What comes before the answer, in tags of its own.
         task: What is answered. Triplets of names keep their numbers: without them two of the same
             names would be one.
+        notation: What it is written in.
     """
     pixels = np.array([item.bbox for item in graph.objects], dtype=np.float64)
     boxes = BoxSpace.pixels(width, height).converted(pixels, box_space)
     digits = 3 if box_space == RELATIVE_1 else None
-    lists = {
-        "objects": [
-            {"id": item.id, "bbox": [round(float(v), digits) for v in box]}
-            for item, box in zip(graph.objects, boxes, strict=True)
-        ],
-        "relationships": [asdict(edge) for edge in graph.relationships],
-    }
-    payload = {name: lists[name] for name in TASK_LISTS[task]}
-    answer = json.dumps(payload, ensure_ascii=False, separators=(",", ":"))
+    objects = tuple(
+        SceneObject(id=item.id, bbox=tuple(round(float(v), digits) for v in box))  # type: ignore[arg-type]
+        for item, box in zip(graph.objects, boxes, strict=True)
+    )
+    written = SceneGraph(objects=objects, relationships=graph.relationships)
+    answer = NOTATIONS[notation].write(written, task)
+    if "\n" in answer:
+        answer = f"\n{answer}\n"
     think = "" if thinking is None else f"<think>{thinking}</think>\n"
     return f"{think}<answer>{answer}</answer>"
 

@@ -8,9 +8,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from scene_graph.cleaning import TASK_LISTS, Task, read_object, read_relationship
-from scene_graph.parsing import ParsedCompletion, find_answer, json_value
+from scene_graph.notations import compact
+from scene_graph.notations.answer import NotationName
+from scene_graph.notations.json_text import json_value
+from scene_graph.parsing import ParsedCompletion, find_answer
 
-CUT_SHORT = "the answer stops inside its JSON"
+CUT_SHORT: Mapping[NotationName, str] = {
+    "json": "the answer stops inside its JSON",
+    "compact": "the answer stops before its line end",
+}
 _STATUS_WORDS = {
     "no_answer": "the answer has no JSON",
     "invalid_json": "the answer is not JSON",
@@ -46,7 +52,9 @@ def main_fault(text: str, parsed: ParsedCompletion, task: Task = "sgg") -> str |
         None where at least half of the entries of each list could be used.
     """
     if parsed.truncated:
-        return CUT_SHORT
+        return CUT_SHORT[parsed.notation]
+    if parsed.notation == "compact" and parsed.status not in ("ok", "too_large"):
+        return lines_fault(text, task).message
     if parsed.status == "schema_violation":
         return schema_fault(json_value(find_answer(text).text), task)
     if parsed.status != "ok":
@@ -57,8 +65,17 @@ def main_fault(text: str, parsed: ParsedCompletion, task: Task = "sgg") -> str |
         dropped = {reason: parsed.dropped.get(reason, 0) for reason in _REASONS[name]}
         if sum(dropped.values()) > kept[name]:
             reason = max(dropped, key=dropped.__getitem__)
-            return f"{reason}: {DROPPED_WORDS.get(reason) or _first_shape(text, name)}"
+            return (
+                f"{reason}: {DROPPED_WORDS.get(reason) or _first_shape(text, name, parsed, task)}"
+            )
     return None
+
+
+def lines_fault(text: str, task: Task) -> compact.Broken:
+    """Why a completion in the compact notation has no lists."""
+    found = compact.sections(find_answer(text).text, task)
+    assert isinstance(found, compact.Broken)
+    return found
 
 
 def schema_fault(value: Any, task: Task) -> str:
@@ -99,11 +116,30 @@ def relationship_fault(value: Any) -> str:
     return "the predicate is empty"
 
 
-def _first_shape(text: str, name: str) -> str:
+def entry_fault(name: str, value: Any, notation: NotationName) -> str:
+    """Why an entry of the list of that name is malformed.
+
+    Args:
+        name: `objects` or `relationships`.
+        value: As JSON has it; of the compact notation the line, where it says nothing else.
+        notation: That of the answer.
+    """
+    if notation == "compact" and type(value) is str:
+        return f"not a line such as: {compact.EXAMPLES[name]}"
+    return _READERS[name][1](value)
+
+
+def _first_shape(text: str, name: str, parsed: ParsedCompletion, task: Task) -> str:
     """What is wrong in the first malformed entry of a list."""
-    values: Sequence[Any] = json_value(find_answer(text).text)[name]
-    read, fault = _READERS[name]
-    return next((fault(value) for value in values if read(value) is None), "a name is empty")
+    answer = find_answer(text)
+    values: Sequence[Any]
+    if parsed.notation == "compact":
+        values = compact.read_values(answer, task)[name == "relationships"]
+    else:
+        values = json_value(answer.text)[name]
+    read, _ = _READERS[name]
+    faults = (entry_fault(name, v, parsed.notation) for v in values if read(v) is None)
+    return next(faults, "a name is empty")
 
 
 _READERS: Mapping[str, tuple[Callable[[Any], Any], Callable[[Any], str]]] = {

@@ -4,27 +4,15 @@ A bad part alone is dropped, not the sample (`scene_graph.cleaning`). Only what 
 gives a status other than `ok`.
 """
 
-import json
-import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, NoReturn
-
-import msgspec
 
 from scene_graph.boxes import BoxSpace
-from scene_graph.cleaning import (
-    ObjectLike,
-    RelationshipLike,
-    Task,
-    clean_columns,
-    read_object,
-    read_relationship,
-)
+from scene_graph.cleaning import Task, clean_columns
 from scene_graph.graph import GraphColumns, SceneGraph
 from scene_graph.json_limits import json_shape
-
-Status = Literal["ok", "no_answer", "invalid_json", "schema_violation", "too_large"]
+from scene_graph.notations.answer import Answer, Lists, NotationName, Status
+from scene_graph.notations.json_text import utf8
+from scene_graph.notations.notation import NOTATIONS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,17 +33,20 @@ class ParsedCompletion:
     """
 
     status: Status
+    """`invalid_json` where the text is not in the notation, whichever it is."""
     columns: GraphColumns
     """Names normalised; empty unless `ok`."""
     dropped: dict[str, int] = field(default_factory=dict)
     """Reason to count: `malformed_object`, `non_finite_box`, `inverted_box`, `duplicate_id`,
     `malformed_relationship`, `dangling_relationship`, `repeated_triplet`."""
     truncated: bool = False
-    """With `invalid_json`: the text stops inside the JSON."""
+    """With `invalid_json`: the text stops before its JSON, or its last line, ends."""
     has_think_tags: bool = False
     """Before the answer stands thinking, and nothing else: see `find_answer`."""
     has_answer_tags: bool = False
     """All of it, after thinking, is one `<answer>…</answer>`."""
+    notation: NotationName = "json"
+    """That it was read as"""
 
     @property
     def graph(self) -> SceneGraph:
@@ -63,30 +54,15 @@ class ParsedCompletion:
         return self.columns.to_graph()
 
 
-class Answer(NamedTuple):
-    """The part of a completion that should be JSON."""
-
-    text: str
-    finished: bool
-    """A closing tag or fence shows that the writer meant to stop here."""
-    has_think_tags: bool
-    has_answer_tags: bool
-
-
-class Lists(NamedTuple):
-    """The two lists of an answer, or why there are none; None for entries of the wrong shape."""
-
-    status: Status
-    objects: Sequence[ObjectLike | None] = ()
-    relationships: Sequence[RelationshipLike | None] = ()
-    truncated: bool = False
-
-
 _DEFAULT_LIMITS = Limits()
 
 
 def parse_completion(
-    text: str, box_space: BoxSpace, limits: Limits = _DEFAULT_LIMITS, task: Task = "sgg"
+    text: str,
+    box_space: BoxSpace,
+    limits: Limits = _DEFAULT_LIMITS,
+    task: Task = "sgg",
+    notation: NotationName = "json",
 ) -> ParsedCompletion:
     """Read the scene graph in a completion, in time linear in its length.
 
@@ -96,14 +72,15 @@ def parse_completion(
         limits: What is too large.
         task: `det` looks at no relationships. `cls` looks at no objects: the ends of its
             relationships are names, with or without a number.
+        notation: What it was asked to write; text in another has no graph.
     """
-    if len(text) > limits.num_bytes or len(_bytes(text)) > limits.num_bytes:
-        return ParsedCompletion(status="too_large", columns=GraphColumns())
+    if len(text) > limits.num_bytes or len(utf8(text)) > limits.num_bytes:
+        return ParsedCompletion(status="too_large", columns=GraphColumns(), notation=notation)
     answer = find_answer(text)
-    lists = _read_lists(answer, limits, task)
+    lists = _within(limits, NOTATIONS[notation].read(answer, task))
     columns, dropped = clean_columns(lists.objects, lists.relationships, box_space.scale, task)
-    if _is_too_deep(answer.text, lists, dropped, limits.nesting):
-        return ParsedCompletion(status="too_large", columns=GraphColumns())
+    if notation == "json" and _is_too_deep(answer.text, lists, dropped, limits.nesting):
+        return ParsedCompletion(status="too_large", columns=GraphColumns(), notation=notation)
     return ParsedCompletion(
         status=lists.status,
         columns=columns,
@@ -111,6 +88,7 @@ def parse_completion(
         truncated=lists.truncated,
         has_think_tags=answer.has_think_tags,
         has_answer_tags=answer.has_answer_tags,
+        notation=notation,
     )
 
 
@@ -145,99 +123,10 @@ _FENCE_INFO = "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-"
 """What may name the language after an opening fence."""
 
 
-def json_value(text: str, decoder: json.JSONDecoder | None = None) -> Any:
-    """The JSON in the text of an answer.
-
-    Where it is none as it stands, code fences, the word json and tags of the answer are taken out
-    of it, as R1-SGG's published code does (arXiv 2504.13617); but not out of strings, so that names
-    stay whole.
-
-    Raises:
-        ValueError: It is no JSON in either way; says where it breaks as it stands.
-        RecursionError: It is nested deeper than the decoder can follow.
-    """
-    decoder = decoder or _DECODER
-    try:
-        return decoder.decode(text)
-    except ValueError as error:
-        if not any(mark in text for mark in _MARKS):
-            raise
-        try:
-            return decoder.decode(_NO_JSON.sub(r"\1 ", text))
-        except ValueError:
-            raise error from None
-
-
-_MARKS = ("```", "json", "<answer>", "</answer>")
-_NO_JSON = re.compile(rf'("(?:[^"\\]++|\\.)*+"?)|{"|".join(_MARKS)}', re.DOTALL)
-"""What is no part of JSON; or a string, closed or not, which stays."""
-
-
-def _read_lists(answer: Answer, limits: Limits, task: Task) -> Lists:
-    lists = read_well_formed(answer.text, task) or read_any(answer, task)
+def _within(limits: Limits, lists: Lists) -> Lists:
     if len(lists.objects) > limits.objects or len(lists.relationships) > limits.relationships:
         return Lists("too_large")
     return lists
-
-
-class _Object(msgspec.Struct, gc=False):
-    id: str
-    bbox: tuple[float, float, float, float]
-
-
-class _Relationship(msgspec.Struct, gc=False):
-    subject: str
-    predicate: str
-    object: str
-
-
-class _Objects(msgspec.Struct, gc=False):
-    objects: list[_Object]
-
-
-class _Relationships(msgspec.Struct, gc=False):
-    relationships: list[_Relationship]
-
-
-class _Graph(msgspec.Struct, gc=False):
-    objects: list[_Object]
-    relationships: list[_Relationship]
-
-
-_DECODERS: dict[Task, msgspec.json.Decoder[Any]] = {
-    "sgg": msgspec.json.Decoder(_Graph),
-    "det": msgspec.json.Decoder(_Objects),
-    "cls": msgspec.json.Decoder(_Relationships),
-}
-
-
-def read_well_formed(text: str, task: Task) -> Lists | None:
-    """What honest text says, faster than `read_any`; None where any part has the wrong shape."""
-    try:
-        found = _DECODERS[task].decode(text)
-    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
-        return None
-    return Lists("ok", getattr(found, "objects", ()), getattr(found, "relationships", ()))
-
-
-def read_any(answer: Answer, task: Task) -> Lists:
-    """What any text says, or why it says nothing."""
-    if "{" not in answer.text and "[" not in answer.text:
-        return Lists("no_answer")
-    try:
-        value = json_value(answer.text)
-    except ValueError:
-        truncated = not answer.finished and json_shape(_bytes(answer.text)).unclosed > 0
-        return Lists("invalid_json", truncated=truncated)
-    except RecursionError:  # the decoder stops at Python's own limit, far above ours
-        return Lists("too_large")
-    if type(value) is not dict:
-        return Lists("schema_violation")
-    objects = [] if task == "cls" else value.get("objects")
-    relationships = [] if task == "det" else value.get("relationships")
-    if type(objects) is not list or type(relationships) is not list:
-        return Lists("schema_violation")
-    return Lists("ok", list(map(read_object, objects)), list(map(read_relationship, relationships)))
 
 
 def _is_too_deep(text: str, lists: Lists, dropped: dict[str, int], limit: int) -> bool:
@@ -253,17 +142,4 @@ def _is_too_deep(text: str, lists: Lists, dropped: dict[str, int], limit: int) -
     relationships = len(lists.relationships) - dropped.get("malformed_relationship", 0)
     if brackets - 2 * objects - relationships < limit:
         return False
-    return json_shape(_bytes(text)).nesting > limit
-
-
-def refuse_constant(name: str) -> NoReturn:
-    """For a decoder: NaN and the infinities, which Python would read, are not JSON."""
-    raise ValueError(f"{name} is not JSON")
-
-
-# Integers as floats: Python refuses to read an int of more than 4300 digits.
-_DECODER = json.JSONDecoder(parse_int=float, parse_constant=refuse_constant)
-
-
-def _bytes(text: str) -> bytes:
-    return text.encode("utf-8", "surrogatepass")
+    return json_shape(utf8(text)).nesting > limit

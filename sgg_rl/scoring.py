@@ -11,7 +11,14 @@ from scene_graph.boxes import BoxSpace
 from scene_graph.graph import SceneGraph
 from scene_graph.parsing import parse_completion
 from services.errors import InvalidInputError, SggError
-from services.schemas.rewards import ReferenceGraph, Reward, RewardGroup, RewardRequest, Task
+from services.schemas.rewards import (
+    Notation,
+    ReferenceGraph,
+    Reward,
+    RewardGroup,
+    RewardRequest,
+    Task,
+)
 from sgg_rl.arguments import Size, checked
 from sgg_rl.clients import Client
 from sgg_rl.pictures import AnyGraph
@@ -21,7 +28,13 @@ _GROUP = 256
 
 
 @checked
-def read_answer(text: str, image_size: Size, *, box_space: str = "relative_1000") -> SceneGraph:
+def read_answer(
+    text: str,
+    image_size: Size,
+    *,
+    box_space: str = "relative_1000",
+    notation: Notation = "json",
+) -> SceneGraph:
     """The scene graph in a model's answer, with names normalised and boxes in pixels of the image.
 
     What cannot be read is left out; nothing of an answer is an error. An answer without a graph
@@ -37,6 +50,7 @@ def read_answer(text: str, image_size: Size, *, box_space: str = "relative_1000"
         text: All that the model wrote, with or without thinking and tags.
         image_size: Width and height in pixels.
         box_space: What its boxes are in: `relative_1000`, `relative_1` or `pixels:WxH`.
+        notation: What it is written in: `json` or `compact`.
 
     Raises:
         InvalidInputError: There is no such box space, or no picture has that size.
@@ -45,7 +59,7 @@ def read_answer(text: str, image_size: Size, *, box_space: str = "relative_1000"
         space = BoxSpace.parse(box_space)
     except ValueError as error:
         raise InvalidInputError(str(error)) from error
-    return parse_completion(text, space).graph.scaled(*image_size)
+    return parse_completion(text, space, notation=notation).graph.scaled(*image_size)
 
 
 @checked
@@ -58,6 +72,7 @@ def score(
     rubric: str | Mapping[str, Any] = "balanced",
     task: Task = "sgg",
     thinking: bool = False,
+    notation: Notation = "json",
     client: InstanceOf[Client] | None = None,
 ) -> list[Reward]:
     """What answers about one image earn, as the reward service scores them.
@@ -80,6 +95,7 @@ def score(
         rubric: Its name, or a rubric in full (docs/rewards.md).
         task: `det` looks at objects alone, `cls` at triplets of names.
         thinking: The prompt asked for `<think>`.
+        notation: What the prompt asked for: `json` or `compact`.
         client: Its reward service scores, rather than this process: it may know similarities that
             need a model.
 
@@ -107,6 +123,7 @@ def score(
             reference=about,
             completions=texts[first : first + _GROUP],
             require_thinking=thinking,
+            notation=notation,
         )
         for first in range(0, len(texts), _GROUP)
     ]

@@ -4,9 +4,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from console.groups.difference import kind_of, reason_of
-from reward_service.explain.answer_spans import Span, answer_spans
+from reward_service.explain.answer_spans import answer_spans
 from reward_service.explain.explainer import Explanation
 from reward_service.explain.verdicts import ObjectLine, TripletLine
+from scene_graph.notations.answer import Span
 from services.printable import printable
 
 MAX_TEXT = 20_000
@@ -32,7 +33,7 @@ def coloured_text(text: str, found: Explanation) -> list[TextPart]:
         text: The completion's.
         found: Its explanation.
     """
-    spans = answer_spans(text) if found.status == "ok" else {}
+    spans = answer_spans(text, found.task, found.notation) if found.status == "ok" else {}
     marked = sorted(
         [
             *_marked("objects", spans.get("objects", []), found, found.objects),

@@ -16,7 +16,7 @@ from scene_graph.similarity import ExactSimilarity, Similarity
 from services.errors import SettingsError, SggError
 from services.printable import printable
 from services.run_folder import RunFolder
-from services.schemas.rewards import Task
+from services.schemas.rewards import Notation, Task
 from services.settings import Settings, load_settings
 
 _MAX_MEANING = 300
@@ -41,6 +41,11 @@ class Rules:
     def task(self) -> Task:
         """What the run asks for."""
         return self.settings.data.task if self.settings else "sgg"
+
+    @property
+    def notation(self) -> Notation:
+        """What the run asks to write."""
+        return self.settings.data.notation if self.settings else "json"
 
 
 def rules_of(run: Run) -> Rules:

@@ -102,6 +102,7 @@ class GroupView:
             reference=reference.graph,
             completions=[completion.text for completion in completions],
             require_thinking=bool(settings and settings.data.thinking),
+            notation=reference.notation,
             num_tokens=None,
         )
 
@@ -131,6 +132,7 @@ class GroupView:
                 "box_space": scored.box_space,
                 "num_tokens": len(completion.token_ids),
                 "require_thinking": scored.require_thinking,
+                "notation": scored.notation,
             }
             yield json.dumps(row) + "\n"
 
@@ -199,7 +201,8 @@ class CompletionView:
         """What `sgg-rl score` says; without verdicts where no reference or reward was recorded."""
         group, text = self.group, self.completion.text
         if group.scored is None or self.reward is None:
-            return explain_text(text, group.space, group.rules.task)
+            notation = group.rules.notation
+            return explain_text(text, group.space, group.rules.task, notation=notation)
         return explain_reward(
             text,
             group.scored,
@@ -226,10 +229,11 @@ class CompletionView:
         return _sketch(graph, self.group.size, f"Completion {self.number}", self.group.picture)
 
     def _plain(self) -> JudgedGraph:
+        group, rules = self.group, self.group.rules
         parsed = parse_completion(
-            self.completion.text, self.group.space, task=self.group.rules.task
+            self.completion.text, group.space, task=rules.task, notation=rules.notation
         )
-        return plain_graph(parsed.graph.scaled(*self.group.size))
+        return plain_graph(parsed.graph.scaled(*group.size))
 
     @cached_property
     def terms(self) -> list[TermLine]:

@@ -47,8 +47,9 @@ def answered_line(
         answer: The model's.
         free: Where the answer was sampled under a schema: the line of the free answer before it.
     """
-    task = settings.data.task
-    parsed = parse_completion(answer.text, box_space(settings.model, sample), task=task)
+    task, notation = settings.data.task, settings.data.notation
+    space = box_space(settings.model, sample)
+    parsed = parse_completion(answer.text, space, task=task, notation=notation)
     objects, relationships = graph_lists(parsed.graph, (sample.width, sample.height))
     if task == "cls":
         objects = [LineObject(item.id) for item in objects]

@@ -36,7 +36,7 @@ def rollout_request(
         images=[InlineImage(data=base64.b64encode(sendable(sample.image_bytes)).decode())],
         sampling=answer_sampling(
             settings.evaluation,
-            data.task,
+            data,
             seed=image_seed(settings.run.seed, sample.image_id),
             constrained=constrained,
             num_answers=settings.evaluation.best_of,

@@ -15,6 +15,8 @@ from services.schemas.weights import PolicyInfo
 from services.settings import Settings
 
 FILE = "predictions.settings.json"
+_OF_EARLIER = {"notation": "json"}
+"""What records of earlier releases do not say"""
 _MAY_CHANGE = frozenset({"num_images", "software_version", "result"})
 """Between two starts that write into one folder."""
 
@@ -52,7 +54,7 @@ class InferenceRecord:
         changed = [
             f"  {name} = {json.dumps(earlier.get(name))}, and now it is {json.dumps(now)}"
             for name, now in self._fields.items()
-            if name not in _MAY_CHANGE and earlier.get(name) != now
+            if name not in _MAY_CHANGE and earlier.get(name, _OF_EARLIER.get(name)) != now
         ]
         if changed:
             raise ConflictError(
@@ -103,6 +105,7 @@ def asked_fields(settings: Settings) -> dict[str, Any]:
     model, data, evaluation = settings.model, settings.data, settings.evaluation
     return {
         "task": data.task,
+        "notation": data.notation,
         "template": data.template,
         "vocabulary": data.vocabulary,
         "instruction_sha256": instruction_digest(data.template, data.vocabulary),

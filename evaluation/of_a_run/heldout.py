@@ -210,7 +210,8 @@ def _measured(scores: dict[str, Any], task: Task) -> dict[str, Any]:
 def prediction_graph(text: str, settings: Settings, sample: Sample) -> SceneGraph | None:
     """The graph in an answer, boxes in fractions; None where it does not parse."""
     space = box_space(settings.model, sample)
-    parsed = parse_completion(text, space, task=settings.data.task)
+    data = settings.data
+    parsed = parse_completion(text, space, task=data.task, notation=data.notation)
     return parsed.graph if parsed.status == "ok" else None
 
 

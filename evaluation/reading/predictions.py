@@ -24,6 +24,8 @@ from scene_data.reading.rows import RowError, image_id_text
 from scene_graph.boxes import BoxSpace
 from scene_graph.cleaning import Task
 from scene_graph.metrics.table import ImageGraph
+from scene_graph.notations.answer import NotationName
+from scene_graph.notations.notation import NOTATIONS
 from scene_graph.parsing import parse_completion
 from services.errors import InvalidInputError
 
@@ -73,6 +75,14 @@ def predicted_task(path: Path) -> Task:
     return task
 
 
+def _predicted_notation(path: Path) -> NotationName:
+    file = _settings_file(path)
+    notation: NotationName = _settings(file, Problems()).get("notation", "json")
+    if notation not in NOTATIONS:
+        raise InvalidInputError(f"{file} has notation = {notation!r}: it is one of {[*NOTATIONS]}")
+    return notation
+
+
 def read_predictions(
     path: Path, references: References, problems: Problems, task: Task = "sgg"
 ) -> Predictions:
@@ -86,9 +96,10 @@ def read_predictions(
 
     Raises:
         InvalidInputError: There is no such file, no answer in the folder, or no image of it is in
-            the references.
+            the references; or the settings beside it name no notation.
     """
     path = _predictions_file(path)
+    notation = _predicted_notation(path)
     images: dict[str, PredictedImage] = {}
     known = KnownIds(references.images)
     for place, line in _lines(path, problems, task):
@@ -98,7 +109,7 @@ def read_predictions(
             place.add("unknown_image", f"ignored: {known.hint(image_id)}")
         elif image_id in images:
             place.add("duplicate_image", "ignored: the first prediction for an image counts")
-        elif prediction := _prediction(line, reference.size, place, task):
+        elif prediction := _prediction(line, reference.size, place, task, notation):
             images[image_id] = prediction
     if not images:
         raise InvalidInputError(
@@ -177,7 +188,9 @@ def _of_graph(line: GraphLine, size: Size, place: Place) -> PredictedImage:
     )
 
 
-def _prediction(line: _Line, size: Size, place: Place, task: Task) -> PredictedImage | None:
+def _prediction(
+    line: _Line, size: Size, place: Place, task: Task, notation: NotationName
+) -> PredictedImage | None:
     """None of a text whose boxes are in no known space."""
     if isinstance(line, GraphLine):
         return _of_graph(line, size, place)
@@ -186,7 +199,7 @@ def _prediction(line: _Line, size: Size, place: Place, task: Task) -> PredictedI
     except ValueError as error:
         place.add("broken_line", f"left out: {error}")
         return None
-    parsed = parse_completion(line.text, space, task=task)
+    parsed = parse_completion(line.text, space, task=task, notation=notation)
     return PredictedImage(
         graph=parsed_graph(parsed, size, place),
         status=_status(parsed.status, truncated=parsed.truncated),

@@ -206,6 +206,7 @@ class _Work:
                 width=sample.width,
                 height=sample.height,
                 task=settings.data.task,
+                notation=settings.data.notation,
             )
             answers.append(counts.answer_tokens(answer))
         return max(prompts), max(answers)

@@ -188,7 +188,8 @@ def _settings(settings: Settings, job: Job) -> str:
     if job == "sft":
         num_micro_batches(settings)
     else:
-        check_instruction(settings.data.template, settings.data.vocabulary)
+        data = settings.data
+        check_instruction(data.template, data.vocabulary, data.notation)
         check_grpo(settings)
         _check_rubric(settings)
     check_trackers(settings)

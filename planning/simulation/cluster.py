@@ -118,7 +118,8 @@ def check_plan(settings: Settings, cluster: Cluster) -> None:
     Raises:
         SettingsError: Settings do not fit together or to the cluster, or there is no such model.
     """
-    check_instruction(settings.data.template, settings.data.vocabulary)
+    data = settings.data
+    check_instruction(data.template, data.vocabulary, data.notation)
     check_grpo(settings)
     size = settings.rollout.tensor_parallel_size
     if size > cluster.gpus.per_node:

@@ -3,17 +3,22 @@
 import re
 
 from reward_service.explain.dropped_parts import DECODER, answer_place
+from scene_graph.cleaning import Task
+from scene_graph.notations import compact
+from scene_graph.notations.answer import NotationName, Span
 
-Span = tuple[int, int]
-"""First character, and the one after the last"""
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
-def answer_spans(text: str) -> dict[str, list[Span]]:
+def answer_spans(
+    text: str, task: Task = "sgg", notation: NotationName = "json"
+) -> dict[str, list[Span]]:
     """Where the entries of `objects` and `relationships` stand in a text whose status is `ok`.
 
     Example: `answer_spans('{"objects": [{"id": "man.1"}]}') == {"objects": [(13, 28)]}`
     """
+    if notation == "compact":
+        return _line_spans(text, task)
     at = _skip(text, answer_place(text)[0])
     spans: dict[str, list[Span]] = {}
     at = _skip(text, at + 1)
@@ -27,6 +32,16 @@ def answer_spans(text: str) -> dict[str, list[Span]]:
         at = _skip(text, at)
         at = _skip(text, at + 1) if text[at] == "," else at
     return spans
+
+
+def _line_spans(text: str, task: Task) -> dict[str, list[Span]]:
+    start, answer = answer_place(text)
+    found = compact.sections(answer, task)
+    assert isinstance(found, compact.Sections)
+    return {
+        name: [(start + line.start, start + line.start + len(line.text)) for line in lines]
+        for name, lines in found._asdict().items()
+    }
 
 
 def _entries(text: str, at: int) -> tuple[list[Span], int]:

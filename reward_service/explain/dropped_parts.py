@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from scene_graph.cleaning import clean_columns, read_object, read_relationship
-from scene_graph.faults import DROPPED_WORDS, object_fault, relationship_fault, schema_fault
+from scene_graph.faults import CUT_SHORT, DROPPED_WORDS, entry_fault, lines_fault, schema_fault
 from scene_graph.graph import normalise_name
 from scene_graph.json_limits import json_shape
-from scene_graph.parsing import Limits, ParsedCompletion, find_answer, json_value, refuse_constant
+from scene_graph.notations import compact
+from scene_graph.notations.answer import NotationName
+from scene_graph.notations.json_text import json_value, refuse_constant
+from scene_graph.parsing import Limits, ParsedCompletion, find_answer
 from services.schemas.rewards import Task
 
 AROUND = 40
@@ -62,11 +65,15 @@ class Failure:
     """Where that shows; None for what is too large"""
 
 
-def answer_lists(text: str) -> tuple[list[Any], list[Any]]:
+def answer_lists(
+    text: str, task: Task = "sgg", notation: NotationName = "json"
+) -> tuple[list[Any], list[Any]]:
     """Entries of `objects` and `relationships`, as written, of a completion whose status is `ok`.
 
     A list that its task does not look at may be anything: it comes back empty.
     """
+    if notation == "compact":
+        return compact.read_values(find_answer(text), task)
     value = json_value(find_answer(text).text, DECODER)
     lists = [value.get(name) for name in ("objects", "relationships")]
     objects, relationships = ([] if type(found) is not list else found for found in lists)
@@ -74,17 +81,20 @@ def answer_lists(text: str) -> tuple[list[Any], list[Any]]:
 
 
 def dropped_parts(
-    objects: Sequence[Any], relationships: Sequence[Any], task: Task = "sgg"
+    objects: Sequence[Any],
+    relationships: Sequence[Any],
+    task: Task = "sgg",
+    notation: NotationName = "json",
 ) -> list[DroppedPart]:
     """The parts that `scene_graph.cleaning.clean_columns` drops, in the order of the lists."""
     kept: set[str] = set()
-    found = [] if task == "cls" else list(_dropped_objects(objects, kept))
+    found = [] if task == "cls" else list(_dropped_objects(objects, kept, notation))
     if task == "cls":
-        found += _dropped_relationships(relationships, None)
+        found += _dropped_relationships(relationships, None, notation)
     elif task == "sgg":
         ids = (v.get("id") for v in objects if type(v) is dict)
         written = {normalise_name(name) for name in ids if type(name) is str}
-        found += _dropped_relationships(relationships, _Ids(kept, written - kept))
+        found += _dropped_relationships(relationships, _Ids(kept, written - kept), notation)
     return found
 
 
@@ -93,8 +103,12 @@ def find_failure(text: str, parsed: ParsedCompletion, task: Task = "sgg") -> Fai
     if parsed.status == "ok":
         return None
     if parsed.status == "too_large":
-        return Failure(message=_what_is_too_large(text), place=None)
+        return Failure(message=_what_is_too_large(text, parsed.notation), place=None)
     start, answer = answer_place(text)
+    if parsed.notation == "compact":
+        broken = lines_fault(text, task)
+        message = CUT_SHORT["compact"] if parsed.truncated else broken.message
+        return Failure(message=message, place=_place(text, start + broken.at))
     if parsed.status == "no_answer":
         message, at = "no JSON: the answer has neither { nor [", 0
     elif parsed.status == "schema_violation":
@@ -113,7 +127,9 @@ class _Ids(NamedTuple):
     dropped: set[str]
 
 
-def _dropped_objects(values: Iterable[Any], kept: set[str]) -> Iterator[DroppedPart]:
+def _dropped_objects(
+    values: Iterable[Any], kept: set[str], notation: NotationName
+) -> Iterator[DroppedPart]:
     """Cleaned one at a time; only a duplicate needs to know the others. Adds to `kept`."""
     for index, value in enumerate(values):
         columns, dropped = clean_columns([read_object(value)], [], (1.0, 1.0), "det")
@@ -121,11 +137,14 @@ def _dropped_objects(values: Iterable[Any], kept: set[str]) -> Iterator[DroppedP
         if not reason and columns.ids[0] in kept:
             reason = "duplicate_id"
         if reason:
-            yield _dropped("objects", index, reason, value)
+            why = _why("objects", reason, value, notation)
+            yield _dropped("objects", index, reason, value, why)
         kept.update(columns.ids)
 
 
-def _dropped_relationships(values: Iterable[Any], ids: _Ids | None) -> Iterator[DroppedPart]:
+def _dropped_relationships(
+    values: Iterable[Any], ids: _Ids | None, notation: NotationName
+) -> Iterator[DroppedPart]:
     """The same for relationships; without `ids` their ends need not be objects."""
     seen: set[tuple[str, str, str]] = set()
     for index, value in enumerate(values):
@@ -141,6 +160,7 @@ def _dropped_relationships(values: Iterable[Any], ids: _Ids | None) -> Iterator[
                 reason = "repeated_triplet"
             seen.add(edge)
         if reason:
+            why = why or _why("relationships", reason, value, notation)
             yield _dropped("relationships", index, reason, value, why)
 
 
@@ -153,14 +173,17 @@ def _why_dangling(missing: list[str], ids: _Ids | None) -> str:
 
 
 def _dropped(
-    where: Literal["objects", "relationships"], index: int, reason: str, value: Any, why: str = ""
+    where: Literal["objects", "relationships"], index: int, reason: str, value: Any, why: str
 ) -> DroppedPart:
     text = json.dumps(value, ensure_ascii=False)
-    why = why or (_SHAPES[reason](value) if reason in _SHAPES else DROPPED_WORDS[reason])
     return DroppedPart(where=where, index=index, reason=reason, why=why, text=text)
 
 
-_SHAPES = {"malformed_object": object_fault, "malformed_relationship": relationship_fault}
+def _why(where: str, reason: str, value: Any, notation: NotationName) -> str:
+    if reason == "dangling_relationship" and notation == "compact":
+        ends = (value["subject"], value["object"])  # an unknown label is the id of no object
+        return "; ".join(f"no object has the label {end[1:]}" for end in ends if end[0] == ".")
+    return DROPPED_WORDS.get(reason) or entry_fault(where, value, notation)
 
 
 def _place(text: str, at: int) -> Place:
@@ -182,12 +205,13 @@ def answer_place(text: str) -> tuple[int, str]:
     return text.find(answer.text, start), answer.text
 
 
-def _what_is_too_large(text: str) -> str:
+def _what_is_too_large(text: str, notation: NotationName) -> str:
     limits = Limits()
     if len(text.encode("utf-8", "surrogatepass")) > limits.num_bytes:
         return f"over {limits.num_bytes // 1024} KiB of text"
     answer = find_answer(text).text
-    if json_shape(answer.encode("utf-8", "surrogatepass")).nesting > limits.nesting:
+    shape = json_shape(answer.encode("utf-8", "surrogatepass"))
+    if notation == "json" and shape.nesting > limits.nesting:
         return f"brackets are nested over {limits.nesting} deep"
     return f"over {limits.objects} objects or {limits.relationships} relationships"
 

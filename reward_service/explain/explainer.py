@@ -23,6 +23,7 @@ from reward_service.explain.verdicts import (
 from reward_service.scoring import make_scorer, reference_columns
 from reward_service.similarity.registry import Similarities
 from scene_graph.boxes import BoxSpace
+from scene_graph.notations.answer import NotationName
 from scene_graph.parsing import ParsedCompletion, parse_completion
 from scene_graph.similarity import Similarity
 from services.schemas.rewards import Reward, RewardGroup, Status, Task
@@ -45,6 +46,7 @@ class Explanation:
     """All there is to say about one completion. Names are normalised."""
 
     task: Task
+    notation: NotationName
     status: Status
     truncated: bool
     failure: Failure | None
@@ -118,7 +120,9 @@ def explain_reward(
         similarity: How alike the rubric finds names.
         task: What was asked for.
     """
-    parsed = parse_completion(text, BoxSpace.parse(group.box_space), task=task)
+    parsed = parse_completion(
+        text, BoxSpace.parse(group.box_space), task=task, notation=group.notation
+    )
     reference = group.reference.model_dump(mode="json")
     columns, _ = reference_columns(group, task)
     verdicts = Verdicts(parsed.columns, columns, similarity, task)
@@ -145,10 +149,15 @@ def term_lines(reward: Reward, weights: Mapping[str, float]) -> list[TermLine]:
 
 
 def explain_text(
-    text: str, box_space: BoxSpace, task: Task = "sgg", *, require_thinking: bool = False
+    text: str,
+    box_space: BoxSpace,
+    task: Task = "sgg",
+    *,
+    require_thinking: bool = False,
+    notation: NotationName = "json",
 ) -> Explanation:
     """What can be said without a reference: what was read, and what was dropped."""
-    parsed = parse_completion(text, box_space, task=task)
+    parsed = parse_completion(text, box_space, task=task, notation=notation)
     ids = [] if task == "cls" else parsed.columns.ids
     return Explanation(
         **_reading(text, parsed, task, require_thinking=require_thinking),
@@ -164,14 +173,17 @@ def _reading(
     text: str, parsed: ParsedCompletion, task: Task, *, require_thinking: bool
 ) -> dict[str, Any]:
     """The fields of an `Explanation` that need no reference."""
-    objects, relationships = answer_lists(text) if parsed.status == "ok" else ([], [])
+    objects, relationships = (
+        answer_lists(text, task, parsed.notation) if parsed.status == "ok" else ([], [])
+    )
     return {
         "task": task,
+        "notation": parsed.notation,
         "status": parsed.status,
         "truncated": parsed.truncated,
         "failure": find_failure(text, parsed, task),
         "format_faults": list(_format_faults(parsed, task, require_thinking)),
-        "dropped": dropped_parts(objects, relationships, task),
+        "dropped": dropped_parts(objects, relationships, task, parsed.notation),
     }
 
 

@@ -11,7 +11,7 @@ from scene_graph.cleaning import TASK_LISTS
 from services.errors import InvalidInputError, TooLargeError
 from services.http.problems import invalid_input
 from services.images import image_header
-from services.schemas.rewards import ReferenceGraph, RewardGroup, Task
+from services.schemas.rewards import Notation, ReferenceGraph, RewardGroup, Task
 
 Columns = Mapping[str, Any]
 """Name to a list with an entry for each completion; TRL passes other things among them."""
@@ -59,7 +59,12 @@ def read_row(columns: Columns, index: int, task: Task, box_space: str) -> Refere
 
 
 def reward_group(
-    row: ReferenceRow, texts: list[str], num_tokens: list[int] | None, *, require_thinking: bool
+    row: ReferenceRow,
+    texts: list[str],
+    num_tokens: list[int] | None,
+    *,
+    require_thinking: bool,
+    notation: Notation = "json",
 ) -> RewardGroup:
     """A row with its completions.
 
@@ -75,6 +80,7 @@ def reward_group(
             reference=ReferenceGraph.model_validate(lists),
             completions=texts,
             require_thinking=require_thinking,
+            notation=notation,
             num_tokens=num_tokens,
         )
     except ValidationError as error:

@@ -29,7 +29,7 @@ from reward_service.similarity.registry import Similarities
 from reward_service.trl.columns import ReferenceRow, check_columns, read_row, reward_group
 from services.errors import InvalidInputError
 from services.http.problems import invalid_input
-from services.schemas.rewards import BoxSpaceName, Reward, RewardGroup, Task
+from services.schemas.rewards import BoxSpaceName, Notation, Reward, RewardGroup, Task
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +59,7 @@ class SceneGraphReward:
         *,
         term: str | None = None,
         require_thinking: bool = False,
+        notation: Notation = "json",
         similarities: Similarities | None = None,
     ) -> None:
         """Make the rubric ready.
@@ -69,6 +70,7 @@ class SceneGraphReward:
             box_space: What their boxes are in; the dataset's column comes before it.
             term: The reward is this term of the rubric alone, 0..1.
             require_thinking: Whether the prompt asks for `<think>…</think>`.
+            notation: What the prompt asks to write: `json` or `compact`.
             similarities: Where the rubric's similarity is found; without them only `exact` is.
 
         Raises:
@@ -84,6 +86,7 @@ class SceneGraphReward:
             raise invalid_input(error.errors(), ("box_space",)) from error
         self._term = term
         self._require_thinking = require_thinking
+        self._notation = notation
         self._has_scored = False
         self.__name__ = f"scene_graph_{term or self._scorer.rubric.name}"
 
@@ -141,6 +144,7 @@ class SceneGraphReward:
                     [texts[i] for i in places],
                     counts,
                     require_thinking=self._require_thinking,
+                    notation=self._notation,
                 )
             except InvalidInputError as error:
                 logger.warning("no reward for a row of the dataset: %s", error.message)

@@ -244,8 +244,8 @@ class VllmEngine(Engine):
             await self._params(Sampling(json_schema=wanted.json_schema.json_schema))
 
     async def _params(self, sampling: Sampling) -> SamplingParams:
-        """A JSON schema is tried out here: its library may take a while, or refuse it."""
-        if sampling.json_schema is None:
+        """A schema or grammar is tried out here: its library may take a while, or refuse it."""
+        if not sampling.constrained:
             return sampling_params(sampling)
         params = await asyncio.to_thread(sampling_params, sampling)
         config = self._llm.vllm_config
@@ -254,7 +254,8 @@ class VllmEngine(Engine):
         try:
             await asyncio.to_thread(params.verify, model, None, structured, tokenizer)
         except Exception as error:  # of two libraries; all that they look at is the request's
-            raise InvalidInputError(f"vLLM refuses the json_schema: {error}") from error
+            name = "grammar" if sampling.grammar is not None else "json_schema"
+            raise InvalidInputError(f"vLLM refuses the {name}: {error}") from error
         return params
 
     async def _render(

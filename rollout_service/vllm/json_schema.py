@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from math import prod
 from typing import Any
 
+from scene_graph.cleaning import TASK_LISTS
 from scene_graph.json_limits import json_shape
-from scene_graph.schema import scene_graph_schema
+from scene_graph.notations import compact
+from scene_graph.notations.json_schema import scene_graph_schema
 from services.errors import InvalidInputError
 from services.schemas.common import Sampling
 
@@ -28,17 +30,24 @@ _ANCHORS = ("$dynamicRef", "$recursiveRef")
 _SIZES = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 
 
-def constraint_of(sampling: Sampling) -> str | None:
-    """The JSON Schema to sample by, as text; None where all text is allowed.
+def constraint_of(sampling: Sampling) -> dict[str, str]:
+    """What to sample by, under vLLM's name for it; empty where all text is allowed.
 
     Raises:
-        InvalidInputError: As `check_schema`.
+        InvalidInputError: As `check_schema`; or a grammar is none of ours, which nothing bounds.
     """
+    if sampling.grammar is not None:
+        if sampling.grammar not in map(compact.grammar, TASK_LISTS):
+            raise InvalidInputError(
+                "grammar: only those of the compact notation are served, as this release writes "
+                "them (scene_graph.notations.compact.grammar); for other text use json_schema"
+            )
+        return {"grammar": sampling.grammar}
     if sampling.json_schema is None:
-        return None
+        return {}
     if sampling.json_schema == "scene_graph":
-        return json.dumps(scene_graph_schema())
-    return check_schema(sampling.json_schema)
+        return {"json": json.dumps(scene_graph_schema())}
+    return {"json": check_schema(sampling.json_schema)}
 
 
 def check_schema(schema: dict[str, Any]) -> str:

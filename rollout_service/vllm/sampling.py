@@ -22,10 +22,10 @@ def sampling_params(sampling: Sampling) -> SamplingParams:
     """What vLLM is asked for.
 
     Raises:
-        InvalidInputError: The JSON schema is too large.
+        InvalidInputError: The JSON schema is too large, or the grammar is not served.
         ValueError: vLLM refuses a value.
     """
-    schema = constraint_of(sampling)
+    constraint = constraint_of(sampling)
     return SamplingParams(
         # Greedy completions of a prompt are all the same, and vLLM refuses to sample them twice.
         n=sampling.n if sampling.temperature > 0 else 1,
@@ -38,7 +38,7 @@ def sampling_params(sampling: Sampling) -> SamplingParams:
         stop=sampling.stop,
         # A finite bias would leave them a probability, which the trainer's mask does not have.
         logit_bias=dict.fromkeys(sampling.suppress_token_ids, -math.inf) or None,
-        structured_outputs=StructuredOutputsParams(json=schema) if schema else None,
+        structured_outputs=StructuredOutputsParams(**constraint) if constraint else None,
         logprobs=0,  # of the sampled token alone
         flat_logprobs=True,
         detokenize=bool(sampling.stop),  # otherwise decoded once, at the end
@@ -52,13 +52,14 @@ def completion(
     """One answer of vLLM's.
 
     Raises:
-        InvalidInputError: What is suppressed is all that the schema allows.
+        InvalidInputError: What is suppressed is all that the schema or grammar allows.
         EngineError: It ended in another error, or the policy's numbers are not finite.
     """
     token_ids = list(output.token_ids)
     if output.finish_reason not in _FINISHED:
-        if sampling.json_schema is not None and sampling.suppress_token_ids:
-            raise InvalidInputError("json_schema and suppress_token_ids leave no token to sample")
+        if sampling.constrained and sampling.suppress_token_ids:
+            name = "grammar" if sampling.grammar is not None else "json_schema"
+            raise InvalidInputError(f"{name} and suppress_token_ids leave no token to sample")
         raise EngineError(f"vLLM ended a completion with {output.finish_reason!r}; ask again")
     logprobs = list(output.logprobs.logprobs)
     spans = [

@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=200)]
@@ -86,11 +86,27 @@ class Sampling(Message):
     pass."""
     json_schema: Literal["scene_graph"] | dict[str, Any] | None = None
     """Only text that fits this JSON Schema is sampled: a scene graph's, or one of your own."""
+    grammar: str | None = Field(
+        default=None, max_length=10_000, exclude_if=lambda text: text is None
+    )
+    """Only text of this EBNF is sampled: a graph in the compact notation
+    (`scene_graph.notations.compact.grammar`). Servers take no other grammar."""
     accept_renormalised: bool = False
-    """Lets `json_schema`, `top_p` and `top_k` be used for training, for a trainer that applies the
-    same mask."""
+    """Lets `json_schema`, `grammar`, `top_p` and `top_k` be used for training, for a trainer that
+    applies the same mask."""
+
+    @model_validator(mode="after")
+    def _one_constraint(self) -> "Sampling":
+        if self.json_schema is not None and self.grammar is not None:
+            raise ValueError("json_schema and grammar are two constraints: set one of them")
+        return self
+
+    @property
+    def constrained(self) -> bool:
+        """Whether text of a schema or grammar alone is sampled."""
+        return self.json_schema is not None or self.grammar is not None
 
     @property
     def renormalises(self) -> bool:
         """Whether logprobs are of a part of the vocabulary only: too high for a full softmax."""
-        return self.json_schema is not None or self.top_p < 1 or self.top_k > 0
+        return self.constrained or self.top_p < 1 or self.top_k > 0

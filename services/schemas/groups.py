@@ -4,7 +4,7 @@ from pydantic import Field
 
 from services.schemas.common import Message
 from services.schemas.prompts import PromptGroup
-from services.schemas.rewards import BoxSpaceName, ImageSize, ReferenceGraph, Reward
+from services.schemas.rewards import BoxSpaceName, ImageSize, Notation, ReferenceGraph, Reward
 from services.schemas.rollouts import RolloutGroup
 from services.schemas.versions import Versioned
 
@@ -20,6 +20,8 @@ class GroupReference(Message):
     """Width and height of the upright image, in pixels."""
     box_space: BoxSpaceName
     """The space of the completions' boxes."""
+    notation: Notation = Field(default="json", exclude_if=lambda notation: notation == "json")
+    """What completions are written in."""
     graph: ReferenceGraph
     """Boxes in pixels of the image."""
 

@@ -43,8 +43,8 @@ class PromptGroup(Versioned):
     def _trainable(self) -> "PromptGroup":
         if self.sampling.renormalises and not self.sampling.accept_renormalised:
             raise ValueError(
-                "json_schema, top_p and top_k renormalise the logprobs, which biases training: set "
-                "sampling.accept_renormalised if the trainer applies the same mask"
+                "json_schema, grammar, top_p and top_k renormalise the logprobs, which biases "
+                "training: set sampling.accept_renormalised if the trainer applies the same mask"
             )
         return self
 

@@ -13,6 +13,8 @@ BoxSpaceName = Annotated[
 ]
 Task = Literal["sgg", "det", "cls"]
 """`sgg`: objects and relationships. `det`: objects only. `cls`: triplets of names, no boxes."""
+Notation = Literal["json", "compact"]
+"""What a graph is written as: `json`, or `compact` with a line for each object and relationship."""
 Status = Literal["ok", "no_answer", "invalid_json", "schema_violation", "too_large"]
 
 
@@ -60,6 +62,8 @@ class RewardGroup(Message):
     completions: list[str] = Field(min_length=1, max_length=256, fail_fast=True)
     require_thinking: bool = False
     """Whether the prompt asked for `<think>…</think>` (then `format` requires it)."""
+    notation: Notation = Field(default="json", exclude_if=lambda notation: notation == "json")
+    """What the prompt asked to write graphs in; text in the other notation has no graph."""
     num_tokens: list[Annotated[int, Field(ge=0, le=10_000_000)]] | None = Field(
         default=None, max_length=256, fail_fast=True
     )
@@ -107,7 +111,7 @@ class Reward(Message):
     """Parts that cost themselves, counted by reason (`inverted_box`, `dangling_relationship`,
     …)."""
     truncated: bool = False
-    """With `invalid_json`: the text stops inside the JSON."""
+    """With `invalid_json`: the text stops before its JSON, or its last line, ends."""
 
 
 class GroupError(Message):

@@ -7,7 +7,7 @@ from pydantic import Field, field_serializer, field_validator, model_validator
 
 from services.bundled import TOY_START, toy_start
 from services.run_folder import RunFolder
-from services.schemas.rewards import Task
+from services.schemas.rewards import Notation, Task
 from services.settings.section import LocalPath, PathOrName, Section
 
 
@@ -78,6 +78,9 @@ class DataSettings(Section):
     task: Task = "sgg"
     """What the model is asked for, rewarded and evaluated by: scene graphs, objects with boxes
     (`det`), or triplets of names (`cls`)."""
+    notation: Notation = "json"
+    """What graphs are written in: `json`, or `compact`, a line for each object and relationship in
+    about half as many tokens (`docs/data.md`). Instruction, targets and rewards follow it."""
     template: PathOrName = "open"
     """The instruction that goes with each image: `toy`, `open`, `closed` with a list of the names
     that may be used, or the path of a text file with one's own (`docs/data.md`)."""

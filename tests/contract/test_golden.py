@@ -11,10 +11,11 @@ from pydantic import BaseModel, ValidationError
 from reward_service.scoring import make_scorer
 from scene_graph.boxes import RELATIVE_1000
 from scene_graph.cleaning import Task as ParsingTask
-from scene_graph.parsing import Status as ParsingStatus
+from scene_graph.notations.answer import NotationName
+from scene_graph.notations.answer import Status as ParsingStatus
 from scene_graph.parsing import parse_completion
 from services.schemas.prompts import PromptGroup
-from services.schemas.rewards import RewardRequest, RewardResponse
+from services.schemas.rewards import Notation, RewardRequest, RewardResponse
 from services.schemas.rewards import Status as WireStatus
 from services.schemas.rewards import Task as WireTask
 from services.schemas.rollouts import RolloutGroup, RolloutRequest, RolloutResponse
@@ -200,3 +201,4 @@ def test_deltas_of_nothing_are_refused(transport: str, chain: list[int], message
 def test_wire_and_domain_have_the_same_statuses_and_tasks() -> None:
     assert get_args(WireStatus) == get_args(ParsingStatus)
     assert get_args(WireTask) == get_args(ParsingTask)
+    assert get_args(Notation) == get_args(NotationName)

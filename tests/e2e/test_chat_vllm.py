@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from scene_graph.boxes import RELATIVE_1000
+from scene_graph.notations.json_schema import scene_graph_schema
 from scene_graph.parsing import parse_completion
-from scene_graph.schema import scene_graph_schema
 from services.http.clients.rollout import RolloutClient
 from tests.e2e.conftest import RunningServer
 from tests.e2e.oracle import data_uri, picture, request

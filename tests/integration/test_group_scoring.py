@@ -17,6 +17,7 @@ from scene_data.templates import answer_text
 from scene_data.toy.scenes import SIDE, make_toy
 from scene_graph.boxes import RELATIVE_1000
 from scene_graph.cleaning import Task
+from scene_graph.notations.answer import NotationName
 from services.errors import (
     InvalidInputError,
     SggError,
@@ -42,14 +43,21 @@ TERMS = {
 }
 
 
-async def score(settings: Settings, task: Task) -> None:
+async def score(settings: Settings, task: Task, notation: NotationName) -> None:
     """The right answer earns the most that the task's terms can pay."""
-    settings = settings.model_copy(update={"data": settings.data.model_copy(update={"task": task})})
+    asked_for = {"task": task, "notation": notation}
+    settings = settings.model_copy(update={"data": settings.data.model_copy(update=asked_for)})
     dataset = open_dataset(settings.data.train, task=task)
     prompt, source = PromptSource(settings, dataset, [7]).prompt(0)
     asked = prompt.model_dump()["messages"][0]["content"][1]["text"]
-    assert asked == {"sgg": "Scene graph:", "det": "Objects:", "cls": "Relationships:"}[task]
-    right = answer_text(source.sample.graph, RELATIVE_1000, width=SIDE, height=SIDE, task=task)
+    words = {"sgg": "scene graph:", "det": "objects:", "cls": "relationships:"}[task]
+    assert asked == (words if notation == "json" else f"compact {words}").capitalize()
+    right, other = (
+        answer_text(
+            source.sample.graph, RELATIVE_1000, width=SIDE, height=SIDE, task=task, notation=name
+        )
+        for name in (notation, "compact" if notation == "json" else "json")
+    )
     completions = [
         Completion(
             text=text,
@@ -58,7 +66,7 @@ async def score(settings: Settings, task: Task) -> None:
             finish_reason="stop",
             policy_versions=[],
         )
-        for text in (right, "")
+        for text in (right, other)
     ]
     group = GROUP.model_copy(update={"group_id": prompt.group_id, "completions": completions})
     scoring = GroupScoring(settings)
@@ -69,7 +77,7 @@ async def score(settings: Settings, task: Task) -> None:
     assert set(best.breakdown) == TERMS[task]
     assert best.breakdown["format"] == 1
     assert min(best.breakdown.values()) > 0.99
-    assert worst.total == 0
+    assert (worst.status, worst.total) == ("no_answer", 0)
 
 
 async def test_each_task_is_asked_for_and_scored(
@@ -87,7 +95,8 @@ async def test_each_task_is_asked_for_and_scored(
             }
         )
         for task in ("sgg", "det", "cls"):
-            await score(settings, task)
+            await score(settings, task, "json")
+            await score(settings, task, "compact")
 
 
 class FailingService(ThreadingHTTPServer):

@@ -69,6 +69,7 @@ def data_inputs(settings: Settings, dataset: SceneDataset) -> Inputs:
     inputs = {
         "data.train": f"annotations of SHA-256 {dataset.digest()[:16]}",
         "data.task": data.task,
+        "data.notation": data.notation,
         "data.thinking": str(data.thinking).lower(),
         "data.template": data.template,
         "data.vocabulary": str(data.vocabulary),

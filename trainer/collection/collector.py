@@ -97,7 +97,8 @@ class Collector:
         self._stop_request = stop or StopRequest()
         self._term_weights: dict[str, float] = {}
         self._pool = GroupPool(settings.trainer, settings.algorithm)
-        self._faults = FaultWatch(settings.trainer.groups_per_step, settings.data.task)
+        data = settings.data
+        self._faults = FaultWatch(settings.trainer.groups_per_step, data.task, data.notation)
         self._traces = GroupTraces(Tracing(SERVICE, settings.telemetry.otlp_endpoint))
         self._idle = IdleMeter(time.monotonic())
         self._num_servers = 0

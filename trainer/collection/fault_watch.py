@@ -6,6 +6,7 @@ from collections import Counter
 from scene_graph.boxes import RELATIVE_1
 from scene_graph.cleaning import Task
 from scene_graph.faults import CUT_SHORT, main_fault
+from scene_graph.notations.answer import NotationName
 from scene_graph.parsing import parse_completion
 from services.schemas.groups import TrainGroup
 from services.schemas.rewards import Reward
@@ -29,11 +30,13 @@ class FaultWatch:
     Args:
         groups_per_step: How many groups are looked at together.
         task: The run's.
+        notation: The same.
     """
 
-    def __init__(self, groups_per_step: int, task: Task) -> None:
+    def __init__(self, groups_per_step: int, task: Task, notation: NotationName = "json") -> None:
         self._groups_per_step = groups_per_step
         self._task = task
+        self._notation = notation
         self._said: set[str] = set()
         self._num_groups = 0
         self._answers: list[tuple[str | None, str]] = []
@@ -53,7 +56,7 @@ class FaultWatch:
         if reward.status == "ok" and not reward.dropped:
             return None
         # In any space: no box is compared.
-        parsed = parse_completion(text, RELATIVE_1, task=self._task)
+        parsed = parse_completion(text, RELATIVE_1, task=self._task, notation=self._notation)
         return main_fault(text, parsed, self._task)
 
     def _say(self) -> None:
@@ -67,5 +70,5 @@ class FaultWatch:
             len(self._answers),
             fault,
             dict(reversed(self._answers))[fault][:_EXAMPLE_LETTERS],
-            _LONGER if fault == CUT_SHORT else _ANOTHER_FORM,
+            _LONGER if fault == CUT_SHORT[self._notation] else _ANOTHER_FORM,
         )

@@ -27,7 +27,7 @@ from services.errors import SggError
 from services.run_folder.records import GroupState
 from services.schemas.groups import GroupReference, TrainGroup
 from services.schemas.prompts import PromptGroup
-from services.schemas.rewards import Reward
+from services.schemas.rewards import Notation, Reward
 from services.schemas.rollouts import RolloutGroup
 from services.settings.training import AlgorithmSettings, TrainerSettings
 from trainer.collection.advantages import has_zero_variance
@@ -41,6 +41,8 @@ class GroupSource:
     sample: Sample
     box_space: BoxSpace
     """Name of the space in which the policy writes this image's boxes."""
+    notation: Notation = "json"
+    """What the policy is asked to write."""
     num_image_tokens: int | None
     """Visual tokens that the trainer makes of the image; None where nobody looked."""
 
@@ -63,6 +65,7 @@ class GroupSource:
         return GroupReference(
             image_size=(sample.width, sample.height),
             box_space=str(self.box_space),
+            notation=self.notation,
             graph=reference_graph(sample),
         )
 

@@ -168,6 +168,7 @@ class GroupScoring:
                 reference=reference.graph,
                 completions=[c.text for c in group.completions],
                 require_thinking=self._data.thinking,
+                notation=reference.notation,
                 num_tokens=[len(c.token_ids) for c in group.completions],
             )
         except ValidationError as error:

@@ -61,6 +61,7 @@ class PromptSource:
         source = GroupSource(
             sample=sample,
             box_space=box_space(self.settings.model, sample),
+            notation=self.settings.data.notation,
             num_image_tokens=check.num_tokens(sample.image_bytes) if check else None,
         )
         prompt = PromptGroup(

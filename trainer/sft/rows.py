@@ -111,6 +111,7 @@ class AnswerRows(Sampler[int]):  # type: ignore[misc]
                 height=sample.height,
                 thinking=sample.thinking,
                 task=data.task,
+                notation=data.notation,
             ),
         }
 

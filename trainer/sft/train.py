@@ -71,7 +71,8 @@ def run_sft(
         SettingsError: `model.path` cannot be loaded, a tracker is not installed, or the checkpoint
             is of another dataset or instruction.
     """
-    check_instruction(settings.data.template, settings.data.vocabulary)
+    data = settings.data
+    check_instruction(data.template, data.vocabulary, data.notation)
     thinking_column = settings.sft.thinking_column if settings.data.thinking else None
     init_process_group(settings.trainer.wait_timeout_s)
     ranks = Ranks(settings.trainer.wait_timeout_s)

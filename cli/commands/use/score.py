@@ -35,6 +35,9 @@ TaskOption = Annotated[
     Literal["sgg", "det", "cls"], typer.Option(help="Graphs, objects only, or names only.")
 ]
 Thinking = Annotated[bool, typer.Option("--thinking", help="The prompt asked for <think>.")]
+NotationOption = Annotated[
+    Literal["json", "compact"], typer.Option(help="What completions are written in.")
+]
 Folder = Annotated[Path | None, typer.Option(help="Holds the tables of `table:` similarities.")]
 Detail = Annotated[bool, typer.Option("--detail", help="All about each, also where many are.")]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON object a completion, with all.")]
@@ -48,6 +51,7 @@ def score(
     rubric: RubricOption = "balanced",
     task: TaskOption = "sgg",
     thinking: Thinking = False,
+    notation: NotationOption = "json",
     similarity_folder: Folder = None,
     term: TermOption = None,
     detail: Detail = False,
@@ -56,8 +60,8 @@ def score(
     """Score completions: what they hit, what they missed, and what was dropped.
 
     A row of JSONL has "completion", and may have "reference", "image_size",
-    "box_space", "id", "num_tokens" and "require_thinking". Options stand in
-    for what a row does not say. Without a reference it is only read.
+    "box_space", "id", "num_tokens", "require_thinking" and "notation".
+    Options stand in for what a row does not say. Without a reference it is only read.
     Where --rubric is the file of a run, its reward.terms are loaded too.
 
     Example: sgg-rl score answers.jsonl --rubric r1-soft --json
@@ -66,7 +70,8 @@ def score(
     from cli.views.score import Report, complain
 
     explainer = _explainer(rubric, task, similarity_folder, term or [])
-    defaults = _defaults(reference, image_size, box_space, thinking)
+    defaults = _defaults(reference, image_size, box_space)
+    defaults |= {"require_thinking": thinking, "notation": notation}
     report = Report(as_json=as_json, detail=detail)
     num_bad = 0
     for found in read_completions(file, defaults):
@@ -93,7 +98,9 @@ def _explained(scored: "Scored", explainer: "Explainer") -> "Explanation":
     if group is None:
         task, thinking = explainer.scorer.task, row.require_thinking
         space = BoxSpace.parse(row.box_space)
-        return explain_text(row.completion, space, task, require_thinking=thinking)
+        return explain_text(
+            row.completion, space, task, require_thinking=thinking, notation=row.notation
+        )
     return explainer.explain(group)[0]
 
 
@@ -148,9 +155,7 @@ def _read_rubric(file: Path) -> tuple[str | dict[str, Any], list[str]]:
     return value, [str(term) for term in terms]
 
 
-def _defaults(
-    reference: Path | None, image_size: str | None, box_space: str, thinking: bool
-) -> dict[str, Any]:
+def _defaults(reference: Path | None, image_size: str | None, box_space: str) -> dict[str, Any]:
     from cli.commands.use.score_rows import is_box_space, read_reference
 
     size = _SIZE.match(image_size or "")
@@ -162,5 +167,4 @@ def _defaults(
         "reference": read_reference(reference) if reference else None,
         "image_size": (int(size[1]), int(size[2])) if size else None,
         "box_space": box_space,
-        "require_thinking": thinking,
     }

@@ -11,7 +11,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from services.errors import InvalidInputError, SettingsError
 from services.schemas.common import Message, Name
-from services.schemas.rewards import BoxSpaceName, ReferenceGraph, RewardGroup
+from services.schemas.rewards import BoxSpaceName, Notation, ReferenceGraph, RewardGroup
 
 _SHOWN_MISTAKES = 3
 _MAX_MESSAGE = 300
@@ -32,6 +32,7 @@ class CompletionRow(Message):
     id: Name
     num_tokens: Annotated[int, Field(ge=0)] | None = None
     require_thinking: bool
+    notation: Notation
 
 
 Scored = tuple[CompletionRow, RewardGroup | None]
@@ -125,6 +126,7 @@ def _scored(value: Any, defaults: Mapping[str, Any]) -> Scored:
         reference=row.reference,
         completions=[row.completion],
         require_thinking=row.require_thinking,
+        notation=row.notation,
         num_tokens=None if row.num_tokens is None else [row.num_tokens],
     )
 

@@ -225,6 +225,7 @@ def test_detail_shows_all_about_each_and_then_the_summary(score: Sgg, jsonl: Jso
 KEYS = {
     "id",
     "task",
+    "notation",
     "status",
     "truncated",
     "failure",
@@ -239,6 +240,19 @@ KEYS = {
     "dropped",
     "reference_dropped",
 }
+
+
+def test_the_compact_notation_scores_as_json_does(score: Sgg, jsonl: Jsonl) -> None:
+    lines = "objects\nA man 0 0 500 1000\nB horse 500 0 1000 1000\nrelationships\nA riding B\nend"
+    text = f"<answer>\n{lines}\n</answer>"
+    rows = [row(text), row(GOOD), row(GOOD, notation="json")]
+    done = score(jsonl(*rows), "--notation", "compact", "--json")
+    found = [json.loads(line) for line in done.out.splitlines()]
+    assert [(item["notation"], item["status"], item["total"]) for item in found] == [
+        ("compact", "ok", 10),
+        ("compact", "no_answer", 0),
+        ("json", "ok", 10),
+    ]
 
 
 def test_json_has_the_same_keys_for_every_completion(score: Sgg, jsonl: Jsonl) -> None:

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from console.groups.coloured_text import coloured_text
+from reward_service.explain.answer_spans import answer_spans
 from reward_service.explain.explainer import Explainer, Explanation, explain_text
 from reward_service.explain.words import object_reason
 from reward_service.similarity.registry import Similarities
@@ -318,6 +320,44 @@ def test_a_failure_says_where_the_text_breaks(
     assert (failure.place.line, failure.place.column) == place
     assert failure.place.after.startswith(after)
     assert text.endswith(failure.place.after) or len(failure.place.after) == 40
+
+
+LINES = "objects\nA man 0 0 9 9\nB man\nA man 1 1 9 9\nrelationships\nA on C\nend"
+
+
+def test_lines_of_the_compact_notation_are_explained_where_they_stand() -> None:
+    text = f"<think>a</think>\n<answer>\n{LINES}\n</answer>"
+    found = explain_text(text, RELATIVE_1, notation="compact")
+    assert found.failure is None
+    assert [(part.where, part.index, part.reason, part.why) for part in found.dropped] == [
+        ("objects", 1, "malformed_object", "not a line such as: A man 100 200 300 400"),
+        ("objects", 2, "duplicate_id", "an earlier object has this id"),
+        ("relationships", 0, "dangling_relationship", "no object has the label C"),
+    ]
+    spans = answer_spans(text, "sgg", "compact")
+    assert {name: [text[a:b] for a, b in places] for name, places in spans.items()} == {
+        "objects": ["A man 0 0 9 9", "B man", "A man 1 1 9 9"],
+        "relationships": ["A on C"],
+    }
+    assert [part.verdict for part in coloured_text(text, found)].count("dropped") == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "message", "place"),
+    [
+        (LINES[:-3], "the answer stops before its line end", (6, 7)),
+        (f"<answer>{LINES}\nmore</answer>", "the answer goes on after the line end", (8, 1)),
+        ("Sure", "the answer has no line objects", (1, 1)),
+        ("objects\nend", "the answer has no line relationships", (2, 1)),
+    ],
+)
+def test_a_failure_of_lines_says_where_they_break(
+    text: str, message: str, place: tuple[int, int]
+) -> None:
+    failure = explain_text(text, RELATIVE_1, notation="compact").failure
+    assert failure is not None
+    assert failure.place is not None
+    assert (failure.message, (failure.place.line, failure.place.column)) == (message, place)
 
 
 @pytest.mark.parametrize(

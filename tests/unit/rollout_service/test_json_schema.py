@@ -4,6 +4,9 @@ import json
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
+from xgrammar import Grammar
+from xgrammar.testing import _is_grammar_accept_string
 
 from rollout_service.vllm.json_schema import (
     MAX_SCHEMA_BYTES,
@@ -11,7 +14,13 @@ from rollout_service.vllm.json_schema import (
     check_schema,
     constraint_of,
 )
-from scene_graph.schema import scene_graph_schema
+from scene_data.templates import answer_text
+from scene_data.toy.scenes import SIDE, toy_scene
+from scene_graph.boxes import RELATIVE_1, RELATIVE_1000, BoxSpace
+from scene_graph.cleaning import Task
+from scene_graph.notations import compact
+from scene_graph.notations.json_schema import scene_graph_schema
+from scene_graph.parsing import find_answer
 from services.errors import InvalidInputError
 from services.schemas.common import Sampling
 
@@ -24,13 +33,57 @@ def test_a_schema_of_one_s_own() -> None:
         "maxItems": 3,
     }
     assert json.loads(check_schema(tree)) == tree
-    assert constraint_of(Sampling(json_schema=tree)) == check_schema(tree)
+    assert constraint_of(Sampling(json_schema=tree)) == {"json": check_schema(tree)}
 
 
 def test_the_named_schema_is_within_the_limits() -> None:
-    text = constraint_of(Sampling(json_schema="scene_graph"))
-    assert text == check_schema(scene_graph_schema())
-    assert constraint_of(Sampling()) is None
+    found = constraint_of(Sampling(json_schema="scene_graph"))
+    assert found == {"json": check_schema(scene_graph_schema())}
+    assert constraint_of(Sampling()) == {}
+
+
+@pytest.mark.parametrize("task", ["sgg", "det", "cls"])
+def test_the_grammar_of_the_compact_notation_is_what_we_teach_and_nothing_that_is_dropped(
+    task: Task,
+) -> None:
+    text = compact.grammar(task)
+    assert constraint_of(Sampling(grammar=text)) == {"grammar": text}
+    grammar = Grammar.from_ebnf(text)
+    for space in (RELATIVE_1000, RELATIVE_1, BoxSpace.pixels(640, 480)):
+        for index in range(5):
+            graph = toy_scene(3, index, heldout=False)
+            taught = answer_text(
+                graph, space, width=SIDE, height=SIDE, task=task, notation="compact"
+            )
+            assert _is_grammar_accept_string(grammar, find_answer(taught).text)
+    man, horse = ("A man", "B horse") if task == "cls" else ("A man 1 2 30 40", "B horse 1 2 3 4")
+    edges = "" if task == "det" else "relationships\nA sitting on B\n"
+    assert _is_grammar_accept_string(grammar, f"objects\n{man}\n{horse}\n{edges}end")
+    bad: tuple[str, ...] = (
+        "",
+        f"objects\n{man}",
+        f"objects\n{man}\nend\n{edges}",
+        f"{man}\n{edges}end",
+    )
+    lines = (
+        "man 1 2 3 4",
+        "A man 1 2 3",
+        "A man 1 2 3 4 5",
+        "A 5 1 2 3 4",
+        "A  man 1 2 3 4",
+        "A B",
+    )
+    if task != "cls":
+        bad += tuple(f"objects\n{line}\n{edges}end" for line in lines)
+    for refused in bad:
+        assert not _is_grammar_accept_string(grammar, refused)
+
+
+def test_another_grammar_is_not_served() -> None:
+    with pytest.raises(InvalidInputError, match=r"only those of the compact notation"):
+        constraint_of(Sampling(grammar='root ::= ("a"{1,9999}){1,9999}'))
+    with pytest.raises(ValidationError, match="two constraints"):
+        Sampling(grammar=compact.grammar("sgg"), json_schema="scene_graph")
 
 
 def nested(depth: int) -> dict[str, Any]:

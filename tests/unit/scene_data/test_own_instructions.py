@@ -228,3 +228,30 @@ def test_an_instruction_that_is_not_utf8_says_so(tmp_path: Path) -> None:
     file.write_bytes("Gr\u00f6\u00dfe $boxes".encode("latin-1"))
     with pytest.raises(InvalidInputError, match=r"own.tpl: not UTF-8 text .*; save it as UTF-8"):
         check_instruction(str(file), None)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("The graph as JSON. $order", "asks for JSON, with data.notation = 'compact'"),
+        ('Write {"objects": [...]}. $order', "asks for JSON, with data.notation = 'compact'"),
+        ("The graph, please.", "without a notation, with data.notation = 'compact'"),
+    ],
+)
+def test_an_instruction_for_another_notation_is_refused(
+    tmp_path: Path, text: str, fault: str
+) -> None:
+    file = put(tmp_path / "own.tpl", text.encode())
+    check_instruction(str(file), None)
+    with pytest.raises(InvalidInputError, match=rf"own.tpl: .* {fault}.*; write \$order"):
+        check_instruction(str(file), None, "compact")
+
+
+def test_the_order_of_an_own_instruction_has_the_form_of_the_compact_notation(
+    tmp_path: Path,
+) -> None:
+    file = str(put(tmp_path / "own.tpl", b"What is here? $order"))
+    text = _asked(file, RELATIVE_1000, notation="compact", thinking=True)
+    assert "What is here? First think inside <think>" in text
+    assert "<think>...</think>\n<answer>\nobjects\nA name x1 y1 x2 y2\n" in text
+    assert "JSON" not in text

@@ -8,6 +8,7 @@ from scene_data.toy.scenes import SIDE, toy_scene
 from scene_graph.boxes import RELATIVE_1, RELATIVE_1000, BoxSpace
 from scene_graph.cleaning import TASK_LISTS, Task
 from scene_graph.graph import Relationship, SceneGraph, SceneObject
+from scene_graph.notations.answer import NotationName
 from scene_graph.parsing import find_answer, parse_completion
 
 GRAPH = SceneGraph(
@@ -128,33 +129,45 @@ def test_triplets_of_names_are_answered_without_boxes() -> None:
     assert len(graph.relationships) == 2
 
 
+@pytest.mark.parametrize("notation", ["json", "compact"])
 @pytest.mark.parametrize("thinking", [False, True])
 @pytest.mark.parametrize("template", ["toy", "open", "closed"])
 @pytest.mark.parametrize("task", ["sgg", "det", "cls"])
 def test_each_task_asks_for_what_its_parser_takes(
-    task: Task, template: str, thinking: bool
+    task: Task, template: str, thinking: bool, notation: NotationName
 ) -> None:
     vocabulary = "psg" if template == "closed" else None
     space = BoxSpace.pixels(640, 480)
 
     def asked(task: Task) -> str:
-        (message,) = prompt_messages(template, space, vocabulary, thinking=thinking, task=task)
+        (message,) = prompt_messages(
+            template, space, vocabulary, thinking=thinking, task=task, notation=notation
+        )
         return str(message.model_dump()["content"][1]["text"])
 
     text = asked(task)
     assert ("hink" in text) == thinking
     assert len({asked("sgg"), asked("det"), asked("cls")}) == 3
     assert ("Use these predicates" in text) == (template == "closed" and task != "det")
+    assert ("ompact" in text) == (template == "toy" and notation == "compact")
     if template == "toy":
         return
+    assert ("JSON" in text) == (notation == "json")
     assert ("640x480" in text) == (task != "cls")
     example = text.split("<answer>")[-1].split("</answer>")[0].replace("x1,y1,x2,y2", "1,2,3,4")
-    example = example.replace('"name.2"', '"name.1"')
-    parsed = parse_completion(example, space, task=task)
+    example = example.replace("x1 y1 x2 y2", "1 2 3 4").replace('"name.2"', '"name.1"')
+    parsed = parse_completion(example, space, task=task, notation=notation)
     assert (parsed.status, parsed.dropped) == ("ok", {})
-    assert tuple(json.loads(example)) == TASK_LISTS[task]
+    if notation == "json":
+        assert tuple(json.loads(example)) == TASK_LISTS[task]
     thought = answer_text(
-        TWO_MEN, space, width=640, height=480, thinking="A man." if thinking else None, task=task
+        TWO_MEN,
+        space,
+        width=640,
+        height=480,
+        thinking="A man." if thinking else None,
+        task=task,
+        notation=notation,
     )
-    parsed = parse_completion(thought, space, task=task)
+    parsed = parse_completion(thought, space, task=task, notation=notation)
     assert (parsed.status, parsed.has_think_tags, parsed.dropped) == ("ok", thinking, {})

@@ -11,13 +11,8 @@ from scene_graph.boxes import RELATIVE_1, RELATIVE_1000, BoxSpace
 from scene_graph.cleaning import Task, clean_columns
 from scene_graph.graph import Relationship, SceneGraph, SceneObject
 from scene_graph.json_limits import json_shape
-from scene_graph.parsing import (
-    Limits,
-    find_answer,
-    parse_completion,
-    read_any,
-    read_well_formed,
-)
+from scene_graph.notations.json_text import read_any, read_well_formed
+from scene_graph.parsing import Limits, find_answer, parse_completion
 
 MAN = {"id": "man.1", "bbox": [100, 200, 300, 400]}
 HORSE = {"id": "horse.2", "bbox": [0, 0, 1000, 500]}

@@ -10,8 +10,8 @@ from scene_data.templates import answer_text
 from scene_data.toy.scenes import SIDE, toy_scene
 from scene_graph.boxes import RELATIVE_1, RELATIVE_1000, BoxSpace
 from scene_graph.cleaning import Task
+from scene_graph.notations.json_schema import MAX_OBJECTS, scene_graph_schema
 from scene_graph.parsing import parse_completion
-from scene_graph.schema import MAX_OBJECTS, scene_graph_schema
 
 VALIDATOR = Draft202012Validator(scene_graph_schema())
 

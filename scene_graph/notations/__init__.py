@@ -1,0 +1,1 @@
+"""The texts that a scene graph is written as: JSON, and a compact one of lines."""
