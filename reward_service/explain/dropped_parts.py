@@ -181,8 +181,9 @@ def _dropped(
 
 def _why(where: str, reason: str, value: Any, notation: NotationName) -> str:
     if reason == "dangling_relationship" and notation == "compact":
-        ends = (value["subject"], value["object"])  # an unknown label is the id of no object
-        return "; ".join(f"no object has the label {end[1:]}" for end in ends if end[0] == ".")
+        unknown = [end[1:] for end in (value["subject"], value["object"]) if end.startswith(".")]
+        if unknown:  # `compact.read` names one so
+            return "; ".join(f"no object has the label {label}" for label in unknown)
     return DROPPED_WORDS.get(reason) or entry_fault(where, value, notation)
 
 

@@ -153,6 +153,14 @@ def test_other_settings_are_refused_by_name(tmp_path: Path) -> None:
     assert (tmp_path / "predictions.settings.json").read_text() == before
 
 
+def test_a_record_of_an_earlier_release_is_of_json(tmp_path: Path) -> None:
+    earlier = {name: value for name, value in fields().items() if name != "notation"}
+    (tmp_path / "predictions.settings.json").write_text(json.dumps(earlier))
+    InferenceRecord(tmp_path, fields()).check()
+    with pytest.raises(ConflictError, match='notation = null, and now it is "compact"'):
+        InferenceRecord(tmp_path, fields() | {"notation": "compact"}).check()
+
+
 def test_an_instruction_whose_file_has_changed_is_refused(tmp_path: Path) -> None:
     def asked(name: str, text: str) -> dict[str, object]:
         (tmp_path / name).write_text(text)

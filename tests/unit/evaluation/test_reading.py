@@ -381,6 +381,18 @@ def test_settings_beside_the_predictions_are_read(tmp_path: Path) -> None:
     assert (found.settings, problems.counts["broken_settings"]) == ({}, 1)
 
 
+def test_text_is_read_in_the_notation_of_the_settings_beside_it(tmp_path: Path) -> None:
+    file = tmp_path / "predictions.settings.json"
+    lines = "objects\nA man 100 100 500 900\nrelationships\nend"
+    row = {"image_id": 1, "text": lines, "box_space": "relative_1000"}
+    assert read(tmp_path, row)[0].images["1"].status == "no_answer"
+    file.write_text('{"notation": "compact"}')
+    assert read(tmp_path, row)[0].images["1"].graph.boxes == [10, 10, 50, 90]
+    file.write_text('{"notation": "lines"}')
+    with pytest.raises(InvalidInputError, match=r"notation = 'lines': it is one of .*compact"):
+        read(tmp_path, row)
+
+
 def test_references_are_sorted_by_id_and_their_faults_named(tmp_path: Path) -> None:
     empty = line("a", objects=[], relationships=[])
     file = write(tmp_path / "r.jsonl", [line("10"), line(9), line("b"), empty, line("9"), "{"])

@@ -342,6 +342,33 @@ def test_lines_of_the_compact_notation_are_explained_where_they_stand() -> None:
     assert [part.verdict for part in coloured_text(text, found)].count("dropped") == 3
 
 
+some_objects = st.sampled_from(
+    [
+        "A man 0 0 9 9",
+        "B man",
+        "A cup 1 1 9 9",
+        "C cup 9 9 1 1",
+        'D "" 0 0 1 1',
+        'E "_.1" 0 0 1 1',
+        "F",
+    ]
+)
+some_edges = st.sampled_from(["A on B", "A on C", "D on E", "A on Q", "E", 'A "" C', "A on A"])
+
+
+@given(st.lists(some_objects), st.lists(some_edges), st.sampled_from(["sgg", "det", "cls"]))
+def test_each_dropped_line_is_named_and_marked(
+    objects: list[str], edges: list[str], task: Task
+) -> None:
+    text = "\n".join(["objects", *objects, "relationships", *edges, "end"])
+    parsed = parse_completion(text, RELATIVE_1, task=task, notation="compact")
+    found = explain_text(text, RELATIVE_1, task, notation="compact")
+    assert Counter(part.reason for part in found.dropped) == parsed.dropped
+    assert all(part.why for part in found.dropped)
+    marked = [part for part in coloured_text(text, found) if part.verdict == "dropped"]
+    assert len(marked) == sum(parsed.dropped.values())
+
+
 @pytest.mark.parametrize(
     ("text", "message", "place"),
     [
