@@ -62,7 +62,7 @@ def _measure(arguments: argparse.Namespace) -> None:
     weight.grad, hidden.grad = torch.zeros_like(weight), torch.zeros_like(hidden)
     memory, start = PeakMemory(device), time.perf_counter()
     if arguments.way:
-        logprobs, _ = token_logprobs(
+        logprobs, *_ = token_logprobs(
             hidden, weight, targets, SamplingDistribution(), chunk=arguments.way
         )
     else:

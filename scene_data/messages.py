@@ -70,11 +70,11 @@ def answer_sampling(
         top_k=evaluation.top_k,
         max_tokens=evaluation.max_tokens,
         seed=seed if evaluation.temperature else None,
-        **(_constraint(data) if constrained else {}),
+        **(graph_constraint(data) if constrained else {}),
     )
 
 
-def _constraint(data: DataSettings) -> dict[str, Any]:
+def graph_constraint(data: DataSettings) -> dict[str, Any]:
     """What lets nothing but graphs of the run's task and notation be sampled."""
     if data.notation == "compact":
         return {"grammar": grammar(data.task)}

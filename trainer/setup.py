@@ -133,7 +133,7 @@ def _batches(
     connection: ServiceConnection,
 ) -> PreparedBatches:
     """Batches as this rank trains on them."""
-    preparation = Preparation(dataset, engine.processor, engine.rope_index)
+    preparation = Preparation(dataset, engine.processor, engine.rope_index, engine.mask_replay())
     # In the thread of `take`, beside the training loop's collectives.
     beside = ranks.beside()
 

@@ -16,6 +16,7 @@ from scene_graph.json_limits import json_shape
 from scene_graph.notations import compact
 from scene_graph.notations.json_schema import scene_graph_schema
 from services.errors import InvalidInputError
+from services.models.grammar_library import grammar_library
 from services.schemas.common import Sampling
 
 MAX_SCHEMA_BYTES = 32_768
@@ -36,6 +37,11 @@ def constraint_of(sampling: Sampling) -> dict[str, str]:
     Raises:
         InvalidInputError: As `check_schema`; or a grammar is none of ours, which nothing bounds.
     """
+    if sampling.grammar_library not in (None, library := grammar_library()):
+        raise InvalidInputError(
+            f"the trainer replays grammars with {sampling.grammar_library}, and this server has "
+            f"{library}: install the same release for both"
+        )
     if sampling.grammar is not None:
         if sampling.grammar not in map(compact.grammar, TASK_LISTS):
             raise InvalidInputError(

@@ -91,6 +91,11 @@ class Sampling(Message):
     )
     """Only text of this EBNF is sampled: a graph in the compact notation
     (`scene_graph.notations.compact.grammar`). Servers take no other grammar."""
+    grammar_library: str | None = Field(
+        default=None, max_length=200, exclude_if=lambda text: text is None
+    )
+    """What a trainer replays the constraint with (`services.models.grammar_library`): a server that
+    has another refuses."""
     accept_renormalised: bool = False
     """Lets `json_schema`, `grammar`, `top_p` and `top_k` be used for training, for a trainer that
     applies the same mask."""

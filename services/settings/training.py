@@ -14,12 +14,15 @@ LossName = Literal["grpo", "bnpo", "dr_grpo", "dapo", "gspo", "cispo", "sapo"]
 
 
 class SamplingSettings(Section):
-    """How training samples. Nothing here truncates the distribution: that would bias the ratios."""
+    """How training samples. The loss scores with the same distribution, or ratios were biased."""
 
     temperature: float = Field(default=1.0, gt=0, le=2)
     """Divides the logits, in sampling and in the loss alike."""
     max_tokens: int = Field(default=1024, ge=1)
     """Length at which a completion is cut."""
+    constrain: bool = False
+    """Sample nothing but graphs of the run's task and notation, by its JSON Schema or grammar; the
+    trainer replays the same masks (`docs/training.md`). There is no room for thinking or tags."""
 
 
 class AlgorithmSettings(Section):

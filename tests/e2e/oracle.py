@@ -74,7 +74,11 @@ class Oracle:
         return self.processor(text=[text], images=opened, return_tensors="pt")
 
     def logprobs(
-        self, images: bytes | Sequence[bytes], token_ids: list[int], temperature: float = 1.0
+        self,
+        images: bytes | Sequence[bytes],
+        token_ids: list[int],
+        temperature: float = 1.0,
+        suppressed: Sequence[int] = SUPPRESSED,
     ) -> torch.Tensor:
         """[L, vocabulary]: what each token of a completion was to be sampled from."""
         inputs = dict(self.inputs(images))
@@ -87,7 +91,7 @@ class Oracle:
         with torch.no_grad():
             logits = self.model(**inputs).logits[0, -len(token_ids) - 1 : -1].float()
         logits = logits / temperature
-        logits[:, SUPPRESSED] = -torch.inf
+        logits[:, list(suppressed)] = -torch.inf
         return torch.log_softmax(logits, -1)
 
     def of(

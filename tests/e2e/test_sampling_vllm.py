@@ -12,15 +12,22 @@ import pytest
 import torch
 
 from rollout_service.vllm.json_schema import MAX_SCHEMA_COST
+from scene_data.messages import graph_constraint
 from scene_graph.boxes import RELATIVE_1000
+from scene_graph.notations.answer import NotationName
 from scene_graph.parsing import parse_completion
 from services.errors import EngineError, InvalidInputError
 from services.http.clients.rollout import RolloutClient
+from services.models.grammar_library import grammar_library
 from services.schemas.common import Sampling
 from services.schemas.rollouts import RolloutResponse
+from services.settings import DataSettings
 from tests.e2e.conftest import RunningServer, needs_gpus, server_here
 from tests.e2e.oracle import SUPPRESSED, TOLERANCE, Oracle, picture, request
 from tests.live_servers import LiveServer
+from trainer.algorithms.logprobs import SamplingDistribution, token_logprobs
+from trainer.batches.mask_replay import allowed_tokens
+from trainer.policy.model import mask_replay, placeholder_ids
 
 Server = RunningServer | LiveServer
 
@@ -115,6 +122,38 @@ async def test_logprobs_under_a_schema_are_renormalised(server: Server) -> None:
         gap = (given - full)[:-1]  # the last token is the end, which the oracle suppresses
         assert gap.min() > -TOLERANCE
         assert gap.max() > 0.5
+
+
+@pytest.mark.parametrize("notation", ["json", "compact"])
+async def test_a_replayed_grammar_gives_the_sampler_s_log_probabilities(
+    server: Server, notation: NotationName
+) -> None:
+    """As the trainer scores, with transformers' logits: within 5e-5, the end of the text too."""
+    asked = graph_constraint(DataSettings(train="unused", notation=notation))
+    oracle = Oracle(server.settings)
+    tokenizer = oracle.processor.tokenizer
+    suppressed = placeholder_ids(tokenizer)
+    asked |= {"suppress_token_ids": suppressed, "grammar_library": grammar_library()}
+    asked |= {"temperature": 0.8, "max_tokens": 400}
+    wanted = request(picture(74), n=8, **asked)
+    async with RolloutClient(server.url) as client:
+        answer = await client.rollouts(wanted)
+        other = request(picture(74), **asked | {"grammar_library": "xgrammar 0.0.1"})
+        with pytest.raises(InvalidInputError, match=r"with xgrammar 0\.0\.1, and this server has"):
+            await client.rollouts(other)
+    assert "stop" in {completion.finish_reason for completion in answer.completions}
+    replay = mask_replay(oracle.model, tokenizer)
+    head = torch.eye(replay.vocab_size)
+    for completion in answer.completions:
+        targets = torch.tensor(completion.token_ids)
+        masks = allowed_tokens(replay.masks(wanted.sampling, completion), replay.vocab_size)
+        logits = oracle.logprobs(picture(74), completion.token_ids, 0.8, suppressed)
+        found = token_logprobs(
+            logits.clamp(min=-1e30), head, targets, SamplingDistribution(), chunk=64, allowed=masks
+        )
+        given = torch.tensor(completion.rollout_logprobs)
+        assert (found.logprobs - given).abs().max() < 5e-5
+        assert found.removed.max() > 0.1, "without the mask they would differ"
 
 
 HOSTILE: list[tuple[dict[str, Any], str]] = [

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,6 +40,26 @@ class SamplingDistribution:
         return scaled
 
 
+class AllowedTokens(NamedTuple):
+    """What a grammar lets each of T tokens be."""
+
+    table: Tensor
+    """[M, vocabulary] truth values: the distinct masks."""
+    index: Tensor
+    """[T] the row of each token's."""
+
+
+class TokenScores(NamedTuple):
+    """What the head says of T tokens; float32, or float64 for float64 states."""
+
+    logprobs: Tensor
+    """[T] with gradient."""
+    entropies: Tensor
+    """[T] in nats, without gradient."""
+    removed: Tensor
+    """[T] probability, 0..1, of the tokens that a grammar does not allow; without gradient."""
+
+
 def token_logprobs(
     hidden: Tensor,
     weight: Tensor,
@@ -47,12 +67,13 @@ def token_logprobs(
     distribution: SamplingDistribution,
     *,
     chunk: int,
+    allowed: AllowedTokens | None = None,
     float32_logits: bool = True,
     float32_head: bool = False,
-) -> tuple[Tensor, Tensor]:
+) -> TokenScores:
     """Log softmax of the head's scaled logits at `targets`, and the entropy of that softmax.
 
-        z_t       = (h_t W^T) / temperature, -inf at suppressed tokens
+        z_t       = (h_t W^T) / temperature, -inf at suppressed tokens and those not allowed
         logprob_t = z_t[target_t] - logsumexp(z_t)
         entropy_t = logsumexp(z_t) - sum_v softmax(z_t)_v z_t,v
 
@@ -67,22 +88,19 @@ def token_logprobs(
         targets: [T] token ids.
         distribution: That the tokens were drawn from.
         chunk: Tokens whose logits exist at the same time.
+        allowed: What each token could be, where a grammar was sampled under.
         float32_logits: Whether the products of bfloat16 states, which are summed in float32, stay
             in it; else they are rounded, as the model's own head rounds them.
         float32_head: Whether states and weight are computed with as float32 copies, so that the
             gradient of the logits is not rounded to bfloat16 either: TRL's
             `cast_lm_head_to_fp32`. The copies stay until the backward pass.
-
-    Returns:
-        [T] log-probabilities with gradient and [T] entropies in nats without; float32, or float64
-        for float64 states.
     """
     if float32_head and hidden.dtype == torch.bfloat16:
         hidden, weight = hidden.float(), weight.float()
-    logprobs, entropies = _TokenLogprobs.apply(
-        hidden, weight, targets, distribution, chunk, float32_logits
+    found = _TokenLogprobs.apply(
+        hidden, weight, targets, *(allowed or (None, None)), distribution, chunk, float32_logits
     )
-    return logprobs, entropies
+    return TokenScores(*found)
 
 
 class _TokenLogprobs(torch.autograd.Function):  # type: ignore[misc]
@@ -92,38 +110,47 @@ class _TokenLogprobs(torch.autograd.Function):  # type: ignore[misc]
         hidden: Tensor,
         weight: Tensor,
         targets: Tensor,
+        table: Tensor | None,
+        index: Tensor | None,
         distribution: SamplingDistribution,
         chunk: int,
         float32_logits: bool,
-    ) -> tuple[Tensor, Tensor]:
-        found = hidden.new_empty(
-            (3, len(targets)), dtype=torch.promote_types(hidden.dtype, torch.float32)
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        found = hidden.new_zeros(
+            (4, len(targets)), dtype=torch.promote_types(hidden.dtype, torch.float32)
         )
-        logprobs, entropies, totals = found
+        logprobs, entropies, totals, removed = found
         for part in _parts(len(targets), chunk):
             scaled = distribution.scaled(_logits(hidden[part], weight, float32_logits))
+            if table is not None and index is not None:
+                whole = torch.logsumexp(scaled, dim=-1)
+                scaled = _masked(scaled, table[index[part]])
+                removed[part] = -torch.expm1(torch.logsumexp(scaled, dim=-1) - whole)
             total = torch.logsumexp(scaled, dim=-1)
             chosen = scaled.gather(-1, targets[part].unsqueeze(-1)).squeeze(-1)
             expected = torch.linalg.vecdot(torch.softmax(scaled, dim=-1), scaled)
             logprobs[part], entropies[part], totals[part] = chosen - total, total - expected, total
         # The head's own parameter is saved, not a copy: under ZeRO-3 it is gathered again before
         # the backward pass of the module that called this.
-        ctx.save_for_backward(hidden, weight, targets, totals)
+        ctx.save_for_backward(hidden, weight, targets, totals, table, index)
         ctx.distribution, ctx.chunk, ctx.float32_logits = distribution, chunk, float32_logits
-        ctx.mark_non_differentiable(entropies)
-        return logprobs, entropies
+        ctx.mark_non_differentiable(entropies, removed)
+        return logprobs, entropies, removed
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, totals = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, totals, table, index = ctx.saved_tensors
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         hidden_grad = torch.empty_like(hidden) if wants_hidden else None
         # Products and sums over chunks in float32: in bfloat16 each would round.
         weight_grad = torch.zeros_like(weight, dtype=totals.dtype) if wants_weight else None
         for part in _parts(len(targets), ctx.chunk):
+            scaled = ctx.distribution.scaled(_logits(hidden[part], weight, ctx.float32_logits))
+            if table is not None:
+                scaled = _masked(scaled, table[index[part]])
             logits_grad = _logits_grad(
-                ctx.distribution.scaled(_logits(hidden[part], weight, ctx.float32_logits)),
+                scaled,
                 targets[part],
                 totals[part],
                 grad[part] / ctx.distribution.temperature,
@@ -134,7 +161,7 @@ class _TokenLogprobs(torch.autograd.Function):  # type: ignore[misc]
                 _add_product(weight_grad, logits_grad.t(), hidden[part])
         if weight_grad is not None:
             weight_grad = weight_grad.to(weight.dtype)
-        return hidden_grad, weight_grad, None, None, None, None
+        return hidden_grad, weight_grad, *[None] * 6
 
 
 def _logits(hidden: Tensor, weight: Tensor, float32: bool) -> Tensor:
@@ -144,6 +171,11 @@ def _logits(hidden: Tensor, weight: Tensor, float32: bool) -> Tensor:
     if hidden.device.type == "cpu":  # has no such product: copies of both
         return hidden.float() @ weight.t().float()
     return torch.mm(hidden, weight.t(), out_dtype=torch.float32)
+
+
+def _masked(scaled: Tensor, allowed: Tensor) -> Tensor:
+    """[T, vocabulary] logits, at the least float where they are not allowed; in their memory."""
+    return scaled.masked_fill_(~allowed, torch.finfo(scaled.dtype).min)
 
 
 def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:

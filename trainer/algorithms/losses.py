@@ -32,6 +32,7 @@ def policy_loss(
     entropies: Tensor,
     old_logprobs: Tensor | None = None,
     ref_logprobs: Tensor | None = None,
+    removed: Tensor | None = None,
 ) -> LossOutput:
     """A micro batch's part of an update's loss.
 
@@ -63,6 +64,7 @@ def policy_loss(
         entropies: [N, L] of the policy, in nats; only logged.
         old_logprobs: [N, L] of the policy before the step's first update; None in that update.
         ref_logprobs: [N, L] of the reference, where `beta` is over 0.
+        removed: [N, L] probability that a grammar took away, where there is one; only logged.
     """
     if old_logprobs is None:
         old_logprobs = policy_logprobs.detach()
@@ -78,6 +80,8 @@ def policy_loss(
         kl = reference_kl(policy_logprobs, ref_logprobs, found.ratio)
         stats.add_mean("ref_kl", kl, loss_mask)
         token_loss = token_loss + algorithm.beta * kl
+    if removed is not None:
+        stats.add_mean("removed_mass", removed, loss_mask)
     return LossOutput(loss=(token_loss * token_weights).sum(), stats=stats)
 
 

@@ -15,7 +15,9 @@ from torch import Tensor
 
 from services.errors import InvalidInputError
 from services.schemas.groups import TrainGroup
+from trainer.algorithms.logprobs import AllowedTokens
 from trainer.batches.images import ImageFeatures
+from trainer.batches.mask_replay import MaskReplay, allowed_tokens
 from trainer.batches.micro_batches import PackedRow
 
 RopeIndex = Callable[..., tuple[Tensor, Tensor]]
@@ -65,13 +67,16 @@ class MicroBatch:
     """[N]"""
     order: list[tuple[int, int]]
     """[N] the place of each one's group in the batch, and its own in the group."""
+    allowed: AllowedTokens | None = None
+    """What each of the T tokens could be, where they were sampled under a grammar."""
 
     def to(self, device: torch.device) -> "MicroBatch":
         """A copy on `device`."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return MicroBatch(
-            **{k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()}
-        )
+        moved = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in values.items()}
+        if self.allowed is not None:
+            moved["allowed"] = AllowedTokens(*(part.to(device) for part in self.allowed))
+        return MicroBatch(**moved)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,6 +89,8 @@ class PreparedGroup:
     image: ImageFeatures
     positions: Tensor
     """[3, prompt]"""
+    masks: Sequence[Sequence[bytes]] = ()
+    """[G][tokens] packed, where the group was sampled under a grammar (`mask_replay`)."""
 
 
 def prepare_group(
@@ -93,6 +100,7 @@ def prepare_group(
     rope_index: RopeIndex,
     *,
     image_token_id: int,
+    replay: MaskReplay | None = None,
 ) -> PreparedGroup:
     """Check a group against its image and lay out its prompt.
 
@@ -102,9 +110,11 @@ def prepare_group(
         image: The prompt's.
         rope_index: The policy's own.
         image_token_id: The placeholder of one visual token.
+        replay: Of the grammar that the run samples under, if it does.
 
     Raises:
-        InvalidInputError: The prompt's placeholders do not match the image's features.
+        InvalidInputError: The prompt's placeholders do not match the image's features, or a
+            completion does not fit the grammar.
     """
     prompt = torch.tensor([group.rollout.prompt_token_ids])
     is_image = prompt == image_token_id
@@ -120,24 +130,54 @@ def prepare_group(
         mm_token_type_ids=is_image.long(),
         image_grid_thw=image.grid.unsqueeze(0),
     )
-    return PreparedGroup(group=group, weights=weights, image=image, positions=positions[:, 0])
+    return PreparedGroup(
+        group=group,
+        weights=weights,
+        image=image,
+        positions=positions[:, 0],
+        masks=() if replay is None else _masks(group, replay),
+    )
 
 
-def micro_batch(rows: Sequence[PackedRow], groups: Mapping[int, PreparedGroup]) -> MicroBatch:
+def _masks(group: TrainGroup, replay: MaskReplay) -> list[list[bytes]]:
+    assert group.prompt is not None, "what was asked has the grammar"
+    sampling = group.prompt.sampling
+    return [replay.masks(sampling, completion) for completion in group.rollout.completions]
+
+
+def micro_batch(
+    rows: Sequence[PackedRow], groups: Mapping[int, PreparedGroup], vocab_size: int = 0
+) -> MicroBatch:
     """Lay out the rows of one forward and backward pass.
 
     Args:
         rows: At least one.
         groups: By place in the batch.
+        vocab_size: Of the head; only needed where groups have masks.
     """
     images = [groups[row.group].image for row in rows]
     return MicroBatch(
         pixel_values=torch.cat([image.pixels for image in images]),
         image_grid_thw=torch.stack([image.grid for image in images]),
         order=[(row.group, i) for row in rows for i in row.completions],
+        allowed=_allowed(rows, groups, vocab_size),
         **_sequence(rows, groups),
         **_completions(rows, groups),
     )
+
+
+def _allowed(
+    rows: Sequence[PackedRow], groups: Mapping[int, PreparedGroup], vocab_size: int
+) -> AllowedTokens | None:
+    """What each token of the rows could be; None where nothing constrained them."""
+    masks = [
+        mask
+        for row in rows
+        for i in row.completions
+        if groups[row.group].masks
+        for mask in groups[row.group].masks[i]
+    ]
+    return allowed_tokens(masks, vocab_size) if masks else None
 
 
 def _sequence(rows: Sequence[PackedRow], groups: Mapping[int, PreparedGroup]) -> dict[str, Any]:

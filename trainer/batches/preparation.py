@@ -24,6 +24,7 @@ from scene_data.dataset import SceneDataset
 from services.schemas.groups import TrainGroup
 from trainer.batches.batch import MicroBatch, RopeIndex, micro_batch, prepare_group
 from trainer.batches.images import image_features
+from trainer.batches.mask_replay import MaskReplay
 from trainer.batches.shares import RankBatch
 from trainer.types import StepBatch
 
@@ -52,12 +53,15 @@ class Preparation:
     """The policy's."""
     rope_index: RopeIndex
     """The policy's."""
+    replay: MaskReplay | None = None
+    """Follows the grammar that the run samples under, if it does."""
 
     def __call__(self, part: RankBatch) -> Prepared:
         """Lay out a part.
 
         Raises:
-            InvalidInputError: An image cannot be prepared, or does not fit its prompt.
+            InvalidInputError: An image cannot be prepared, or does not fit its prompt; or a
+                completion does not fit its grammar.
         """
         start = time.perf_counter()
         groups = {
@@ -67,15 +71,17 @@ class Preparation:
                 image_features(self.dataset[group.index], self.processor),
                 self.rope_index,
                 image_token_id=self.processor.image_token_id,
+                replay=self.replay,
             )
             for place, group, weights in zip(
                 part.plan.groups, part.groups, part.weights, strict=True
             )
         }
+        vocab_size = self.replay.vocab_size if self.replay else 0
         return Prepared(
             groups=part.groups,
             mini_batches=[
-                [micro_batch(rows, groups) for rows in mini_batch]
+                [micro_batch(rows, groups, vocab_size) for rows in mini_batch]
                 for mini_batch in part.plan.mini_batches
             ],
             metrics=part.metrics | {"preparation_s": time.perf_counter() - start},

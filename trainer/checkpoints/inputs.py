@@ -30,6 +30,7 @@ def grpo_inputs(settings: Settings, dataset: SceneDataset) -> Inputs:
         | _base(settings)
         | {
             "sampling.temperature": f"{settings.sampling.temperature:g}",
+            "sampling.constrain": str(settings.sampling.constrain).lower(),
             "reward.rubric": rubric
             if isinstance(rubric, str)
             else json.dumps(rubric, sort_keys=True),

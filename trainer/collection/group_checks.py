@@ -11,6 +11,7 @@ def refusal(
     group_size: int,
     newest_policy_version: int,
     suppressed_token_ids: Collection[int],
+    constrained: bool = False,
 ) -> str | None:
     """What is wrong with a group's completions.
 
@@ -19,10 +20,13 @@ def refusal(
         group_size: `trainer.group_size`.
         newest_policy_version: That any server can have.
         suppressed_token_ids: Never to be sampled: they would shift the features of the images.
+        constrained: Whether the trainer applies the sampler's grammar.
     """
     if len(group.completions) != group_size:
         return f"{len(group.completions)} completions, not trainer.group_size ({group_size})"
-    if group.renormalised:
+    if constrained and not group.renormalised:
+        return "it was sampled without the grammar that was asked for"
+    if group.renormalised and not constrained:
         return "its logprobs are of a part of the vocabulary: the ratios would be biased"
     for completion in group.completions:
         spans, num_tokens = completion.policy_versions, len(completion.token_ids)

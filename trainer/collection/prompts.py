@@ -2,11 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from scene_data.dataset import SceneDataset
-from scene_data.messages import box_space, image_messages
+from scene_data.messages import box_space, graph_constraint, image_messages
 from scene_data.sampler import EpochSampler, group_id
 from services.images import ImageStore
+from services.models.grammar_library import grammar_library
 from services.schemas.common import ImageRef, Sampling
 from services.schemas.prompts import PromptGroup
 from services.settings import Settings
@@ -32,6 +34,7 @@ class PromptSource:
         folder = self.settings.run.files.images  # shared with the rollout servers
         self._images = ImageStore(folder)
         self._room = RoomWait(folder, self.settings.trainer.wait_timeout_s)
+        self._constraint = _constraint(self.settings)
         self._order = EpochSampler(len(self.dataset), self.settings.run.seed)
 
     def group_id(self, position: int) -> str:
@@ -78,6 +81,7 @@ class PromptSource:
                 # Another seed for each position: the same prompt of another epoch is sampled anew.
                 seed=(run.seed * 1_000_003 + position) % (1 << 31),
                 suppress_token_ids=list(self.suppressed_token_ids),
+                **self._constraint,
             ),
         )
         return prompt, source
@@ -90,3 +94,14 @@ class PromptSource:
     def _put(self, source: GroupSource) -> ImageRef:
         """Into the store, once there is room."""
         return self._room.write(lambda: self._images.put(source.sample.image_bytes))
+
+
+def _constraint(settings: Settings) -> dict[str, Any]:
+    """What a prompt says of the grammar to sample under; its text, so that it stays what it is."""
+    if not settings.sampling.constrain:
+        return {}
+    return {
+        **graph_constraint(settings.data),
+        "grammar_library": grammar_library(),
+        "accept_renormalised": True,
+    }

@@ -20,6 +20,7 @@ from services.settings import Settings
 from trainer.algorithms.logprobs import SamplingDistribution, token_logprobs
 from trainer.algorithms.losses import LossOutput, policy_loss, with_finite_guard
 from trainer.batches.batch import MicroBatch, RopeIndex
+from trainer.batches.mask_replay import MaskReplay
 from trainer.policy.adapter import add_adapter, save_adapter
 from trainer.policy.deepspeed.api import forget_gradients, gathered, init_distributed, initialize
 from trainer.policy.deepspeed.config import deepspeed_config, sharding_config
@@ -31,7 +32,7 @@ from trainer.policy.logprob_model import (
     Reference,
     logprobs_without_gradient,
 )
-from trainer.policy.model import load_model, load_processor, placeholder_ids
+from trainer.policy.model import load_model, load_processor, mask_replay, placeholder_ids
 from trainer.policy.random_state import load_random_state, save_random_state
 from trainer.policy.state_layout import check_layout, write_layout
 from trainer.policy.updates import Pass, StepOutput, Update, in_order, step_stats
@@ -92,6 +93,12 @@ class PolicyEngine:
     def device(self) -> torch.device:
         """Where this rank computes."""
         return torch.device(self._engine.device)
+
+    def mask_replay(self) -> MaskReplay | None:
+        """Replays the run's grammar; None where `sampling.constrain` is off."""
+        if not self._settings.sampling.constrain:
+            return None
+        return mask_replay(self._model, self.processor.tokenizer)
 
     @property
     def rope_index(self) -> RopeIndex:
@@ -276,4 +283,5 @@ class PolicyEngine:
             entropies=scored.entropies,
             old_logprobs=one.old_logprobs,
             ref_logprobs=one.ref_logprobs,
+            removed=scored.removed if batch.allowed is not None else None,
         )

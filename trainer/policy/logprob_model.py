@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from services.errors import SettingsError
+from trainer.algorithms.logprobs import AllowedTokens, TokenScores
 from trainer.batches.batch import MicroBatch
 from trainer.policy.grouped.attention import use_grouped_attention
 from trainer.policy.grouped.recurrent_layers import use_grouped_recurrence
 
-Score = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-"""[T, hidden_size] states, the head's weight and [T] tokens to [T] log-probabilities and entropies:
+Score = Callable[..., TokenScores]
+"""[T, hidden_size] states, the head's weight, [T] tokens and `allowed` to what is said of these:
 `algorithms.logprobs.token_logprobs`, in the distribution that the tokens were drawn from."""
 
 
@@ -28,6 +29,8 @@ class LogprobOutput(NamedTuple):
     """[N, L] with gradient, in the distribution that the sampler drew from."""
     entropies: Tensor
     """[N, L] of that distribution, in nats, without gradient."""
+    removed: Tensor
+    """[N, L] probability that a grammar took away, 0..1; 0 where there is none."""
 
 
 class LogprobModel(nn.Module):  # type: ignore[misc]
@@ -58,12 +61,13 @@ class LogprobModel(nn.Module):  # type: ignore[misc]
             image_grid_thw=batch.image_grid_thw,
             use_cache=False,
         ).last_hidden_state
-        logprobs, entropies = self.head(
-            hidden.flatten(0, 1)[batch.source], batch.targets.flatten()[batch.slot]
+        scores = self.head(
+            hidden.flatten(0, 1)[batch.source],
+            batch.targets.flatten()[batch.slot],
+            batch.allowed,
         )
         return LogprobOutput(
-            logprobs=_placed(logprobs, batch.slot, batch.targets.shape),
-            entropies=_placed(entropies, batch.slot, batch.targets.shape),
+            *(_placed(values, batch.slot, batch.targets.shape) for values in scores)
         )
 
 
@@ -84,9 +88,11 @@ class _Head(nn.Module):  # type: ignore[misc]
         self.weight = layer.weight
         self._score = score
 
-    def forward(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """[T, hidden_size] states and [T] tokens to [T] log-probabilities and entropies."""
-        return self._score(hidden, self.weight, targets)
+    def forward(
+        self, hidden: Tensor, targets: Tensor, allowed: AllowedTokens | None
+    ) -> TokenScores:
+        """[T, hidden_size] states and [T] tokens to what is said of these."""
+        return self._score(hidden, self.weight, targets, allowed=allowed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ from services.models.chat_template import chat_template
 from services.models.families import model_family
 from services.settings import Settings
 from services.settings.training import TrainerSettings
+from trainer.batches.mask_replay import MaskReplay
 
 PLACEHOLDERS = ("<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>")
 """Tokens that stand for visual input in Qwen's prompts; sampled in an answer they would shift the
@@ -100,6 +101,16 @@ def freeze(model: Any, trainer: TrainerSettings) -> None:
     for wanted, parameters in frozen:
         for parameter in parameters if wanted else ():
             parameter.requires_grad_(False)
+
+
+def mask_replay(model: Any, tokenizer: Any) -> MaskReplay:
+    """Replays a grammar as vLLM has it for this model.
+
+    A text ends with the tokenizer's end, or one of `generation_config.json`.
+    """
+    ends = model.generation_config.eos_token_id
+    found = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
+    return MaskReplay(tokenizer, model.config.text_config.vocab_size, sorted(found))
 
 
 def placeholder_ids(tokenizer: Any) -> list[int]:

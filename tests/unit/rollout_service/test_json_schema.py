@@ -22,6 +22,7 @@ from scene_graph.notations import compact
 from scene_graph.notations.json_schema import scene_graph_schema
 from scene_graph.parsing import find_answer
 from services.errors import InvalidInputError
+from services.models.grammar_library import grammar_library
 from services.schemas.common import Sampling
 
 
@@ -135,3 +136,11 @@ def test_properties_that_are_required_cost_little() -> None:
     names = [f"a{i}" for i in range(1000)]
     check_schema({"properties": {name: {} for name in names}, "required": names})
     check_schema({"properties": {f"a{i}": {} for i in range(400)}})
+
+
+def test_a_trainer_that_replays_with_another_library_is_refused() -> None:
+    own = Sampling(json_schema="scene_graph", grammar_library=grammar_library())
+    assert constraint_of(own) == constraint_of(Sampling(json_schema="scene_graph"))
+    other = Sampling(json_schema="scene_graph", grammar_library="xgrammar 0.0.1")
+    with pytest.raises(InvalidInputError, match=r"with xgrammar 0\.0\.1, and this server has xgr"):
+        constraint_of(other)

@@ -12,7 +12,7 @@ def spans(*edges: tuple[int, int, int]) -> list[VersionSpan]:
     return [VersionSpan(policy_version=v, start=start, end=end) for v, start, end in edges]
 
 
-def refused(size: int = 2, **fault: Any) -> str | None:
+def refused(size: int = 2, *, constrained: bool = False, **fault: Any) -> str | None:
     """What is wrong with a group of one good completion and one that has the fault."""
     group_fields = {name: fault.pop(name) for name in ("renormalised",) if name in fault}
     good: dict[str, Any] = {
@@ -33,7 +33,11 @@ def refused(size: int = 2, **fault: Any) -> str | None:
         **group_fields,
     )
     return refusal(
-        group, group_size=size, newest_policy_version=4, suppressed_token_ids=[PLACEHOLDER]
+        group,
+        group_size=size,
+        newest_policy_version=4,
+        suppressed_token_ids=[PLACEHOLDER],
+        constrained=constrained,
     )
 
 
@@ -43,6 +47,8 @@ def refused(size: int = 2, **fault: Any) -> str | None:
         ({}, None),
         ({"size": 3}, "2 completions, not trainer.group_size (3)"),
         ({"renormalised": True}, "its logprobs are of a part of the vocabulary"),
+        ({"renormalised": True, "constrained": True}, None),
+        ({"constrained": True}, "it was sampled without the grammar that was asked for"),
         ({"token_ids": [], "rollout_logprobs": []}, "a completion without tokens"),
         ({"policy_versions": []}, "a completion without tokens or policy_versions"),
         ({"policy_versions": spans((4, 1, 3))}, "do not cover its 3 tokens, each once"),

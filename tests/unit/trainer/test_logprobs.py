@@ -2,7 +2,13 @@ import pytest
 import torch
 from trl.kernels import ChunkedLogProbFunction
 
-from trainer.algorithms.logprobs import SamplingDistribution, _add_product, _logits, token_logprobs
+from trainer.algorithms.logprobs import (
+    AllowedTokens,
+    SamplingDistribution,
+    _add_product,
+    _logits,
+    token_logprobs,
+)
 
 TOKENS, HIDDEN, VOCABULARY = 11, 6, 13
 
@@ -30,7 +36,7 @@ def test_values_and_gradients_are_those_of_the_full_softmax(chunk: int, temperat
     distribution = SamplingDistribution(temperature=temperature, suppressed=(10, 11, 12))
     hidden, weight, targets = inputs()
     upstream = torch.linspace(-1, 2, TOKENS, dtype=torch.float64)
-    got, entropies = token_logprobs(hidden, weight, targets, distribution, chunk=chunk)
+    got, entropies, _ = token_logprobs(hidden, weight, targets, distribution, chunk=chunk)
     got_grads = torch.autograd.grad((got * upstream).sum(), (hidden, weight))
     want, want_entropies = naive(hidden, weight, targets, temperature)
     want_grads = torch.autograd.grad((want * upstream).sum(), (hidden, weight))
@@ -60,13 +66,13 @@ def test_bfloat16_sums_over_chunks_in_float32() -> None:
     """As close to the true weight gradient as one product of all tokens is."""
     hidden, weight, targets = inputs(torch.bfloat16)
     exact_hidden, exact_weight = hidden.detach().double(), weight.detach().double()
-    got, _ = token_logprobs(hidden, weight, targets, SamplingDistribution(), chunk=1)
+    got, *_ = token_logprobs(hidden, weight, targets, SamplingDistribution(), chunk=1)
     assert got.dtype == torch.float32
     got.sum().backward()
     assert weight.grad is not None
     assert weight.grad.dtype == torch.bfloat16
     exact_weight.requires_grad_()
-    want, _ = token_logprobs(exact_hidden, exact_weight, targets, SamplingDistribution(), chunk=99)
+    want, *_ = token_logprobs(exact_hidden, exact_weight, targets, SamplingDistribution(), chunk=99)
     want.sum().backward()
     assert exact_weight.grad is not None
     torch.testing.assert_close(weight.grad.double(), exact_weight.grad, atol=0.03, rtol=0.02)
@@ -88,10 +94,12 @@ def in_float64(hidden: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor
 
 def test_float32_logits_of_bfloat16_states_are_not_rounded() -> None:
     hidden, weight, targets = high_logits()
-    want, _ = token_logprobs(*in_float64(hidden, weight), targets, SamplingDistribution(), chunk=99)
+    want, *_ = token_logprobs(
+        *in_float64(hidden, weight), targets, SamplingDistribution(), chunk=99
+    )
     gaps = {}
     for float32 in (True, False):
-        got, _ = token_logprobs(
+        got, *_ = token_logprobs(
             hidden, weight, targets, SamplingDistribution(), chunk=16, float32_logits=float32
         )
         gaps[float32] = (got - want).abs().max()
@@ -103,8 +111,8 @@ def test_gradients_of_float32_logits_are_those_of_float64_within_bfloat16() -> N
     hidden, weight, targets = high_logits()
     exact = in_float64(hidden, weight)
     upstream = torch.linspace(-1, 2, len(targets))
-    got, _ = token_logprobs(hidden, weight, targets, SamplingDistribution(), chunk=16)
-    want, _ = token_logprobs(*exact, targets, SamplingDistribution(), chunk=99)
+    got, *_ = token_logprobs(hidden, weight, targets, SamplingDistribution(), chunk=16)
+    want, *_ = token_logprobs(*exact, targets, SamplingDistribution(), chunk=99)
     gradients = torch.autograd.grad((got * upstream).sum(), (hidden, weight))
     wanted = torch.autograd.grad((want * upstream).sum(), exact)
     for one, other in zip(gradients, wanted, strict=True):
@@ -121,7 +129,7 @@ def test_a_float32_head_is_trl_s() -> None:
         got = token_logprobs(
             hidden, weight, targets, SamplingDistribution(), chunk=16, float32_head=float32_head
         )
-        found[float32_head] = (*got, *torch.autograd.grad(got[0] @ upstream, (hidden, weight)))
+        found[float32_head] = (*got[:2], *torch.autograd.grad(got[0] @ upstream, (hidden, weight)))
     theirs = ChunkedLogProbFunction.apply(
         hidden.float(), weight.float(), None, targets, 1.0, 32, None, 1.0, ("log_probs", "entropy")
     )
@@ -145,13 +153,56 @@ def test_a_gpu_s_product_takes_bfloat16_and_gives_float32() -> None:
 
 def test_float32_answers_in_float32() -> None:
     hidden, weight, targets = inputs(torch.float32)
-    logprobs, entropies = token_logprobs(hidden, weight, targets, SamplingDistribution(), chunk=4)
+    logprobs, entropies, _ = token_logprobs(
+        hidden, weight, targets, SamplingDistribution(), chunk=4
+    )
     assert logprobs.dtype == entropies.dtype == torch.float32
 
 
 def test_a_suppressed_token_has_no_probability() -> None:
     hidden, weight, targets = inputs()
-    logprobs, _ = token_logprobs(
+    logprobs, *_ = token_logprobs(
         hidden, weight, targets, SamplingDistribution(suppressed=(int(targets[0]),)), chunk=4
     )
     assert logprobs[0].exp() == 0
+
+
+def grammar(targets: torch.Tensor) -> AllowedTokens:
+    """Three masks over the vocabulary, of which each token's own has it."""
+    generator = torch.Generator().manual_seed(5)
+    table = torch.rand(3, VOCABULARY, generator=generator) < 0.4
+    index = torch.randint(0, 3, (TOKENS,), generator=generator)
+    table[index, targets] = True
+    return AllowedTokens(table, index)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 100])
+def test_tokens_that_a_grammar_forbids_have_no_part_in_anything(chunk: int) -> None:
+    distribution = SamplingDistribution(temperature=0.7, suppressed=(10, 11, 12))
+    hidden, weight, targets = inputs()
+    allowed = grammar(targets)
+    upstream = torch.linspace(-1, 2, TOKENS, dtype=torch.float64)
+    got = token_logprobs(hidden, weight, targets, distribution, chunk=chunk, allowed=allowed)
+    got_grads = torch.autograd.grad((got.logprobs * upstream).sum(), (hidden, weight))
+
+    logits = (hidden @ weight.t())[:, :10] / 0.7
+    mask = allowed.table[allowed.index, :10]
+    want = torch.log_softmax(logits.masked_fill(~mask, -torch.inf), dim=-1)
+    chosen = want.gather(1, targets[:, None])[:, 0]
+    want_grads = torch.autograd.grad((chosen * upstream).sum(), (hidden, weight))
+    terms = torch.where(mask, want.exp() * want, 0.0)
+    torch.testing.assert_close(got.logprobs, chosen)
+    torch.testing.assert_close(got.entropies, -terms.sum(1))
+    torch.testing.assert_close(got_grads, want_grads)
+    removed = torch.where(mask, 0.0, torch.softmax(logits, dim=-1)).sum(1)
+    torch.testing.assert_close(got.removed, removed)
+    assert removed.max() > 0.2
+
+
+def test_gradcheck_under_a_grammar() -> None:
+    hidden, weight, targets = inputs()
+    distribution, allowed = SamplingDistribution(temperature=1.3), grammar(targets)
+    assert torch.autograd.gradcheck(
+        lambda h, w: token_logprobs(h, w, targets, distribution, chunk=3, allowed=allowed)[0],
+        (hidden, weight),
+    )

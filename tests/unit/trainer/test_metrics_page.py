@@ -47,6 +47,7 @@ def learned(**algorithm: object) -> set[str]:
         one,
         entropies=one,
         ref_logprobs=logprobs.detach(),
+        removed=one,
     )
     return {*output.stats.sums, *output.stats.maxima}
 

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from scene_data.dataset import Sample, UnusableRowError
+from scene_data.messages import graph_constraint
 from scene_data.sampler import EpochSampler
+from services.models.grammar_library import grammar_library
 from services.redis.client import connect
 from services.redis.keys import PROMPT_LANES
 from services.schemas.prompts import PromptGroup
@@ -114,3 +116,19 @@ async def test_rows_with_broken_annotations_end_no_run(settings: Settings) -> No
     assert [(unused.state, unused.index) for unused in dead] == [("dead", n) for n in rows[:5]]
     assert dead[0].reason == f"row {rows[0]}: an object id comes twice"
     requests.close()
+
+
+@pytest.mark.parametrize(("notation", "field"), [("json", "json_schema"), ("compact", "grammar")])
+def test_a_prompt_has_the_grammar_that_its_answers_are_sampled_under(
+    settings: Settings, notation: str, field: str
+) -> None:
+    rows = Rows([noise_sample(random.Random(i)) for i in range(ROWS)])
+    plain, _ = PromptSource(settings, rows, [7]).prompt(0)  # type: ignore[arg-type]
+    assert not plain.sampling.renormalises
+    wanted = settings.changed(sampling={"constrain": True}, data={"notation": notation})
+    prompt, source = PromptSource(wanted, rows, [7]).prompt(0)  # type: ignore[arg-type]
+    assert source.reference.notation == notation
+    sampling = PromptGroup.model_validate_json(prompt.model_dump_json()).sampling
+    assert sampling.accept_renormalised
+    assert sampling.grammar_library == grammar_library()
+    assert getattr(sampling, field) == graph_constraint(wanted.data)[field]
