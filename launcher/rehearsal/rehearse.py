@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 
 from launcher.folder import prepare_folder, run_lock
-from launcher.rehearsal.budget import fitting_tokens, measured_pace
+from launcher.rehearsal.budget import fitting_tokens, measured_pace, threads_on_cpu
 from launcher.rehearsal.chain import Chain, Stage
 from launcher.rehearsal.cut import (
     NUM_IMAGES,
@@ -130,7 +130,12 @@ class _Work:
             num_gpus=len(visible_gpus()) if self._on_gpu else 0,
             max_tokens=recipe.sampling.max_tokens,
         )
-        self._chain = Chain(settings=self._cut, memory=self._memory, say=say)
+        self._chain = Chain(
+            settings=self._cut,
+            memory=self._memory,
+            say=say,
+            environment={} if self._on_gpu else threads_on_cpu(),
+        )
         self._model = ""
         self._lengths = (0, 0)
         """Tokens of the longest prompt and annotated answer"""
