@@ -51,7 +51,9 @@ def add_adapter(model: Any, settings: Settings) -> PeftModel:
                 "name its layers alone, such as '.*language_model.*\\.q_proj'"
             )
     for name, module in model.named_modules():
-        if isinstance(module, BaseTunerLayer) and not isinstance(module.base_layer, nn.Linear):
+        if isinstance(module, BaseTunerLayer) and not isinstance(
+            module.get_base_layer(), nn.Linear
+        ):
             raise SettingsError(
                 f"lora.target_modules takes in {name}: adapters are of linear layers only, such as "
                 "'.*language_model.*\\.q_proj'"
