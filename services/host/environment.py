@@ -53,8 +53,8 @@ def use_large_pages() -> None:
     """Have torch ask the kernel for pages of 2 MiB in tensors on the CPU, unless the user has said.
 
     A trainer gives the memory of its gradients and their copies back in every step, and the kernel
-    clears each page that is taken again: by 4 KiB that is a third of a step's CPU time at a
-    vocabulary of 152,000. torch reads the variable when it first allocates.
+    clears each page that is taken again: by 4 KiB that was a third of the CPU time of a trainer
+    with a vocabulary of 152,000. torch reads the variable when it first allocates.
     """
     if environment_value(_LARGE_PAGES) is None:
         set_environment(_LARGE_PAGES, "1")
