@@ -29,7 +29,7 @@ from cli.commands.use.infer import infer
 from cli.commands.use.predict import predict
 from cli.commands.use.score import score
 from services.errors import SggError
-from services.host.environment import own_programs_on_path, use_large_pages
+from services.host.environment import own_programs_on_path
 from services.host.imports import end_at_once
 from services.printable import print_safely, quiet_libraries
 
@@ -92,7 +92,6 @@ def main() -> None:
     """
     end_at_once()
     own_programs_on_path()
-    use_large_pages()
     print_safely()
     quiet_libraries()
     for stream in (sys.stdout, sys.stderr):
