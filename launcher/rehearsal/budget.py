@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from launcher.rehearsal.cut import NUM_STEPS
 from planning.estimate import weight_bytes
 from planning.shapes import ModelShape
+from services.host.environment import environment_value
 from services.settings import Settings
 
 _LEAST_TOKENS = 16
@@ -22,9 +23,21 @@ _PASSES = 4
 token each."""
 
 
+def threads_on_cpu() -> dict[str, str]:
+    """Variables that give each part all cores of a machine without GPUs, unless the user says so.
+
+    `sgg-rl run` gives the trainer one half and the sampler the other, for they work at the same
+    time. Here, in steps of one group, one nearly always waits for the other; and none spins while
+    it waits.
+    """
+    if environment_value("OMP_NUM_THREADS") is not None:
+        return {}
+    return {"OMP_NUM_THREADS": str(os.cpu_count() or 1), "OMP_WAIT_POLICY": "PASSIVE"}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pace:
-    """What half of a machine's cores do."""
+    """What a machine's cores do."""
 
     flops: float
     """Floating-point operations a second, of a product of matrices in float32."""
@@ -36,14 +49,9 @@ def measured_pace() -> Pace:
     """Measure this machine for a second, with as many threads as a trainer gets."""
     import torch
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // 2))
-    try:
-        matrix, vector = torch.ones(1024, 1024), torch.ones(64 * 2**20)
-        product_s = min(_seconds(lambda: matrix @ matrix) for _ in range(5))
-        read_s = min(_seconds(vector.sum) for _ in range(3))
-    finally:
-        torch.set_num_threads(threads)
+    matrix, vector = torch.ones(1024, 1024), torch.ones(64 * 2**20)
+    product_s = min(_seconds(lambda: matrix @ matrix) for _ in range(5))
+    read_s = min(_seconds(vector.sum) for _ in range(3))
     return Pace(flops=2 * 1024**3 / product_s, bytes_per_s=vector.nbytes / read_s)
 
 

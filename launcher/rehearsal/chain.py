@@ -4,7 +4,7 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,11 +59,13 @@ class Chain:
         settings: Of GRPO; its `run.root` is the rehearsal's folder.
         memory: Is told to look while processes run.
         say: Takes a line for people.
+        environment: Variables of every command.
     """
 
     settings: Settings
     memory: PeakMemory
     say: Callable[[str], None]
+    environment: Mapping[str, str]
     done: list[Stage] = field(default_factory=list)
 
     def stages(self) -> list[Stage]:
@@ -166,7 +168,9 @@ class Chain:
             tick()
 
         with Supervisor(self.settings.run.root / "logs", say=self.say) as supervisor:
-            supervisor.start(Part(name=name, command=command, grace_s=_GRACE_S))
+            supervisor.start(
+                Part(name=name, command=command, grace_s=_GRACE_S, environment=self.environment)
+            )
             supervisor.wait_done(name, tick=look)
 
     def _shown(self, name: str, is_shown: bool, seconds: float | None, detail: str) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 from services.settings import Settings
 from services.settings.parts import MonitorSettings, RewardSettings, RolloutSettings
 
-NUM_STEPS = 3
-"""GRPO's: two before the kill, the last one after the resume."""
-KILL_AFTER = 2
+NUM_STEPS = 2
+"""GRPO's: one before the kill, one after the resume, which trains on what the first one made."""
+KILL_AFTER = 1
 """Steps: the first checkpoint."""
 NUM_IMAGES = 2
 """Held out, and inferred."""

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import psutil
 
 from launcher.folder import prepare_folder, run_lock
-from launcher.rehearsal.budget import fitting_tokens, measured_pace
+from launcher.rehearsal.budget import fitting_tokens, measured_pace, threads_on_cpu
 from launcher.rehearsal.chain import Chain, Stage
 from launcher.rehearsal.cut import (
     NUM_IMAGES,
@@ -130,23 +131,32 @@ class _Work:
             num_gpus=len(visible_gpus()) if self._on_gpu else 0,
             max_tokens=recipe.sampling.max_tokens,
         )
-        self._chain = Chain(settings=self._cut, memory=self._memory, say=say)
+        self._chain = Chain(
+            settings=self._cut,
+            memory=self._memory,
+            say=say,
+            environment={} if self._on_gpu else threads_on_cpu(),
+        )
         self._model = ""
         self._lengths = (0, 0)
         """Tokens of the longest prompt and annotated answer"""
+        self._refused: Future[list[str]] | None = None
 
     def do(self, seconds: float) -> Rehearsal:
         """All stages, or those up to the first that fails."""
-        with suppress(SggError):  # the stage has it
-            heldout = self._rows()
-            self._start_model()
-            self._prompts(seconds)
-            self._chain.sft()
-            self._use(model={"path": str(sft_settings(self._cut).run.files.model)})
-            self._chain.grpo()
-            self._chain.infer(heldout)
-            self._chain.evaluate(heldout)
-        found = self._found()
+        with ThreadPoolExecutor(1) as beside:
+            with suppress(SggError):  # the stage has it
+                heldout = self._rows()
+                self._start_model()
+                self._prompts(seconds)
+                # A hub that is not reached is asked again and again, half a minute for each name.
+                self._refused = beside.submit(self._refusals)
+                self._chain.sft()
+                self._use(model={"path": str(sft_settings(self._cut).run.files.model)})
+                self._chain.grpo()
+                self._chain.infer(heldout)
+                self._chain.evaluate(heldout)
+            found = self._found()
         if found.has_passed:
             self._remove_weights()
         (self._folder / RESULT).write_text(json.dumps(found.values(), default=str, indent=1))
@@ -238,6 +248,7 @@ class _Work:
 
     def _found(self) -> Rehearsal:
         memory = list(self._memory_rows())
+        refused = self._refused.result() if self._refused else self._refusals()
         recipe_layers = model_shape(self._recipe.model.path).num_layers
         return Rehearsal(
             folder=self._folder,
@@ -248,7 +259,7 @@ class _Work:
             peaks=self._memory.host,
             gpu_peaks=self._memory.gpu,
             memory=memory,
-            refused=[*self._refusals(), *_too_large(memory)],
+            refused=[*refused, *_too_large(memory)],
         )
 
     def _memory_rows(self) -> Iterator[MemoryRow]:
@@ -272,10 +283,9 @@ class _Work:
                 limit=self._recipe.cluster.gpu_memory_gib,
             )
 
-    def _refusals(self) -> Iterator[str]:
-        for found in input_checks(self._recipe, knows_model=False):
-            if found.state == "missing":
-                yield found.detail
+    def _refusals(self) -> list[str]:
+        found = input_checks(self._recipe, knows_model=False)
+        return [one.detail for one in found if one.state == "missing"]
 
     def _remove_weights(self) -> None:
         run = self._cut.run.files

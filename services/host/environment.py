@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+_LARGE_PAGES = "THP_MEM_ALLOC_ENABLE"
+
 
 def environment_value(name: str) -> str | None:
     """One variable set by another tool, such as torchrun's `RANK`."""
@@ -45,3 +47,14 @@ def own_programs_on_path() -> None:
     folder, path = str(Path(sys.executable).parent), environment_value("PATH") or os.defpath
     if folder not in path.split(os.pathsep):
         set_environment("PATH", f"{folder}{os.pathsep}{path}")
+
+
+def use_large_pages() -> None:
+    """Have torch ask the kernel for pages of 2 MiB in tensors on the CPU, unless the user has said.
+
+    A trainer gives the memory of its gradients and their copies back in every step, and the kernel
+    clears each page that is taken again: by 4 KiB that was a third of the CPU time of a trainer
+    with a vocabulary of 152,000. torch reads the variable when it first allocates.
+    """
+    if environment_value(_LARGE_PAGES) is None:
+        set_environment(_LARGE_PAGES, "1")

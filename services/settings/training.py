@@ -244,9 +244,11 @@ class LoraSettings(Section):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """SFT only: in GRPO the trainer must score with what the sampler sampled with."""
     target_modules: str | list[str] = (
-        r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+        r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|in_proj_qkv|in_proj_z|out_proj"
+        r"|gate_proj|up_proj|down_proj)"
     )
-    """Names, or a regular expression of whole module names."""
+    """Names, or a regular expression of whole module names. The middle three are of recurrent
+    layers (Qwen3.5)."""
 
 
 class SftSettings(Section):

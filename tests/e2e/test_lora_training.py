@@ -1,4 +1,7 @@
-"""The whole loop on an adapter: two ranks share the frozen policy, vLLM is sent the adapter."""
+"""The whole loop on an adapter: two ranks share the frozen policy, vLLM is sent the adapter.
+
+With several updates a step, of which the sampler gets the last one's weights.
+"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -21,14 +24,26 @@ def test_an_adapter_is_trained_sent_and_saved(
     adapter = {"weights": {"transport": "lora"}}
     with running_server(tiny_model, redis_url, tmp_path / "server", **adapter) as server:
         services = replace(training_services, server=server)
-        run = lay_out(services, tmp_path, "lora", zero_stage=3, num_steps=STEPS, num_ranks=2)
+        run = lay_out(
+            services,
+            tmp_path,
+            "lora",
+            algorithm={"num_mini_batches": 2, "num_iterations": 2},
+            zero_stage=3,
+            num_steps=STEPS,
+            num_ranks=2,
+        )
         tree = run.settings.model_dump(mode="json", exclude_none=True) | {"lora": {"rank": 4}}
         run.config.write_text(dump_settings(Settings.model_validate(tree)))
         with sgg_process(run.log, "train", "--config", str(run.config)) as process:
             assert process.wait(300) == 0, run.log.read_text()[-4000:]
         policy = httpx.get(f"{server.url}/v1/policy", trust_env=False).json()
     assert policy["policy_version"] == STEPS
-    assert [row["policy_version"] for row in run.rows("metrics.jsonl")] == [0, 1]
+    rows = run.rows("metrics.jsonl")
+    assert [row["policy_version"] for row in rows] == [0, 1]
+    for row in rows:
+        assert row["num_skipped_updates"] == 0
+        assert list(row["clip_fraction_by_iteration"]) == ["1", "2"]
     gaps = logprob_gaps(run, range(STEPS), stale=False)
     assert len(gaps) > 100
     assert max(gaps) < LOGPROB_TOLERANCE

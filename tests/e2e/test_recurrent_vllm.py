@@ -8,9 +8,14 @@ import torch
 from rollout_service.vllm.engine import VllmEngine
 from scene_data.toy.tiny_model import make_tiny_model
 from services.errors import SettingsError
+from services.schemas.weights import AdapterConfig, Version
 from services.settings import Settings
+from tests.e2e import versions
 from tests.e2e.engine_server import engine_server, settings_of
 from tests.e2e.oracle import Oracle, largest_gap, picture
+from tests.updaters import pieces
+from trainer.policy.adapter import add_adapter
+from trainer.policy.export import exported_parameters
 
 TOLERANCE = 0.1
 """Both round to bfloat16 in other places, and states carry it on; in float32 vLLM's kernel for CPUs
@@ -32,6 +37,34 @@ async def test_a_version_reaches_recurrent_layers(tmp_path: Path) -> None:
             answer = await server.sample(image, n=4, max_tokens=48)
             assert largest_gap(new, image, answer) < TOLERANCE
             assert largest_gap(old, image, answer) > 10 * TOLERANCE
+
+
+async def test_an_adapter_reaches_recurrent_layers(tmp_path: Path) -> None:
+    """On their projections alone, so that nothing else makes the difference."""
+    make_tiny_model(tmp_path / "tiny", family="qwen3_5")
+    settings = settings_of(tmp_path / "tiny", tmp_path, transport="lora").changed(
+        model={"dtype": "bfloat16"},
+        lora={"rank": 4, "target_modules": r".*language_model.*\.(in_proj_qkv|in_proj_z|out_proj)"},
+    )
+    image, base, policy = picture(1), Oracle(settings), Oracle(settings)
+    torch.manual_seed(0)
+    add_adapter(policy.model, settings)
+    with torch.no_grad():
+        for name, parameter in policy.model.named_parameters():
+            if ".lora_B." in name:
+                parameter.normal_(std=0.3)
+    named = exported_parameters(policy.model, adapter_only=True, trainable_only=True)
+    adapter = {name: parameter.detach() for name, parameter in named}
+    config = AdapterConfig(rank=4, alpha=settings.lora.alpha)
+    async with engine_server(settings) as server:
+        manifest = versions.manifest_of(adapter, 1, adapter=config)
+        content = versions.adapter_file(tmp_path, adapter)
+        await server.updater.upload(Version(1, 1), pieces(content, 10_000))
+        await server.updater.stage(versions.stage_of(manifest, "lora"))
+        await server.updater.commit(versions.commit_of(manifest))
+        answer = await server.sample(image, n=4, max_tokens=48)
+    assert largest_gap(policy, image, answer) < TOLERANCE
+    assert largest_gap(base, image, answer) > 5 * TOLERANCE
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="GPUs compute them in float32 too")

@@ -5,8 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from services.errors import SettingsError
 from services.settings import Settings
@@ -33,7 +34,7 @@ def add_adapter(model: Any, settings: Settings) -> PeftModel:
     The adapter has the model's dtype: DeepSpeed keeps its float32 copy.
 
     Raises:
-        SettingsError: `lora.target_modules` names no layer, or one that no sampler adapts.
+        SettingsError: `lora.target_modules` names no layer, or one that is not adapted.
     """
     try:
         wrapped = get_peft_model(model, lora_config(settings.lora), autocast_adapter_dtype=False)
@@ -48,6 +49,14 @@ def add_adapter(model: Any, settings: Settings) -> PeftModel:
             raise SettingsError(
                 f"lora.target_modules takes in {name}: samplers adapt the language model only, so "
                 "name its layers alone, such as '.*language_model.*\\.q_proj'"
+            )
+    for name, module in model.named_modules():
+        if isinstance(module, BaseTunerLayer) and not isinstance(
+            module.get_base_layer(), nn.Linear
+        ):
+            raise SettingsError(
+                f"lora.target_modules takes in {name}: adapters are of linear layers only, such as "
+                "'.*language_model.*\\.q_proj'"
             )
     return wrapped
 

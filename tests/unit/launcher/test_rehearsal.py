@@ -1,13 +1,14 @@
 """What a rehearsal cuts, what stays, and what it says; the chain itself: tests/integration."""
 
 import io
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from launcher.rehearsal.budget import Pace, chain_seconds, fitting_tokens
+from launcher.rehearsal.budget import Pace, chain_seconds, fitting_tokens, threads_on_cpu
 from launcher.rehearsal.chain import STAGES, Stage
 from launcher.rehearsal.cut import changes, cut_settings, sft_settings
 from launcher.rehearsal.memory import process_name
@@ -116,6 +117,18 @@ def test_completions_are_as_long_as_there_is_time_for(tmp_path: Path) -> None:
     assert (minutes[1], minutes[600]) == (16, 1024), "the least, and the recipe's own"
     assert 16 < minutes[6] <= minutes[10] < minutes[20] < 1024
     assert chain_seconds(cut, shape, 1200, minutes[10], pace) <= 600
+
+
+def test_parts_have_all_cores_of_a_cpu_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert threads_on_cpu() == {
+        "OMP_NUM_THREADS": str(os.cpu_count()),
+        "OMP_WAIT_POLICY": "PASSIVE",
+    }
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert threads_on_cpu() == {}
 
 
 def test_made_up_rows_have_the_recipe_s_pixels_and_vg150_s_graphs(tmp_path: Path) -> None:

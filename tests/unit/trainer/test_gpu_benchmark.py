@@ -1,12 +1,18 @@
 """`benchmarks/gpu.py`: its formula against a case by hand, its file, what it cannot do."""
 
+import argparse
+import json
+import subprocess
 import time
+from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
 
 from benchmarks.flops import step_flops, visible_pairs
-from benchmarks.gpu import Report, Result, fitting_layers, markdown, timed, trained
+from benchmarks.gpu import Report, Result, fitting_layers, markdown, sample, timed, trained
+from benchmarks.trainer_load import SMALL
 from planning.preflight.gpus import Gpu
 
 
@@ -67,6 +73,22 @@ def test_the_file_is_what_is_shown_and_says_what_failed() -> None:
 
 
 _WORK = ("layers", "vision", "head", "model_tokens", "image_tokens", "scored_tokens", "attention")
+
+
+def test_the_model_that_is_sampled_is_the_one_that_trains(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(command: list[str], **_: Any) -> Any:
+        path = Path(command[command.index("--model") + 1])
+        text = json.loads((path / "config.json").read_text())["text_config"]
+        assert text["hidden_size"] == SMALL["text"]["hidden_size"]
+        numbers = json.dumps({"queue": [90.0, 80.0], "raw": [100.0, 100.0]})
+        return subprocess.CompletedProcess(command, 0, f"round | ...\n{numbers}\n", "")
+
+    monkeypatch.setattr(subprocess, "run", run)
+    found = sample("small", str(tmp_path), argparse.Namespace(device="cpu"), seconds=60.0)
+    assert found.ratio == pytest.approx(0.85)
+    assert found.layers == SMALL["text"]["num_hidden_layers"]
 
 
 def test_a_large_model_trains_with_as_many_layers_as_fit(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,11 +4,12 @@ import copy
 import random
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, get_args
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig, PeftModel, get_peft_model
 
 from scene_data.toy.tiny_model import Family, make_tiny_model
 from services.errors import SettingsError
@@ -18,6 +19,8 @@ from trainer.algorithms.logprobs import SamplingDistribution, token_logprobs
 from trainer.batches.batch import MicroBatch, PreparedGroup, micro_batch, prepare_group
 from trainer.batches.images import image_features
 from trainer.batches.micro_batches import plan_step
+from trainer.policy.adapter import add_adapter, save_adapter
+from trainer.policy.export import exported_parameters
 from trainer.policy.logprob_model import LogprobModel
 from trainer.policy.model import load_model, load_processor, placeholder_ids
 
@@ -45,6 +48,7 @@ class Loaded:
         self.plain = copy.deepcopy(self.model)
         self.image_id = int(self.model.config.image_token_id)
         self.suppressed = placeholder_ids(self.processor.tokenizer)
+        self.wrapped: PeftModel | None = None
 
     def groups(self) -> list[PreparedGroup]:
         """Two groups with images of different sizes, text before and after the image."""
@@ -101,6 +105,26 @@ class Loaded:
             for i, (p, a, _) in enumerate(rows)
         ]
 
+    def with_adapter(self) -> "Loaded":
+        """The same model with an adapter of the default layers that changes what they give."""
+        adapted = copy.copy(self)
+        adapted.model = copy.deepcopy(self.plain)
+        settings = Settings.model_validate(
+            {
+                "model": {"path": "unused"},
+                "data": {"train": "unused"},
+                "lora": {"rank": 2},
+                "weights": {"transport": "lora"},
+            }
+        )
+        adapted.wrapped = add_adapter(adapted.model, settings)
+        torch.manual_seed(0)
+        for name, parameter in adapted.model.named_parameters():
+            if ".lora_B." in name:
+                torch.nn.init.normal_(parameter, std=0.3)
+        adapted.plain = copy.deepcopy(adapted.model)
+        return adapted
+
 
 @pytest.fixture(autouse=True)
 def in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,6 +155,45 @@ def test_logprobs_and_gradients_are_those_of_separate_sequences(
 
     With activations kept, and computed again by either way of checkpointing.
     """
+    compare(loaded, max_tokens, count, reentrant)
+
+
+def test_an_adapter_s_gradients_are_those_of_separate_sequences(loaded: Loaded) -> None:
+    """An adapter in every layer that mixes tokens, of recurrent ones too."""
+    adapted = loaded.with_adapter()
+    compare(adapted, 60, 2, False)
+    trained = {n for n, p in adapted.model.named_parameters() if p.requires_grad}
+    mixers = {
+        name: [n for n in trained if n.startswith(f"{name}.")]
+        for name, module in adapted.model.model.language_model.named_modules(
+            prefix="model.language_model"
+        )
+        if name.endswith((".self_attn", ".linear_attn"))
+    }
+    for name, adapters in mixers.items():
+        assert len(adapters) == (6 if name.endswith("linear_attn") else 8), name
+    assert len(mixers) == len(adapted.model.model.language_model.layers)
+
+
+def test_a_saved_adapter_merges_into_the_model_that_was_trained(
+    loaded: Loaded, tmp_path: Path
+) -> None:
+    """As `sgg-rl train` leaves it, and as docs/training.md merges it."""
+    adapted, groups = loaded.with_adapter(), loaded.groups()
+    assert adapted.wrapped is not None
+    named = exported_parameters(adapted.model, adapter_only=True, trainable_only=True)
+    save_adapter(adapted.wrapped, {n: p.detach() for n, p in named}, tmp_path)
+    want, start = adapted.plainly(groups), loaded.plainly(groups)
+    model = PeftModel.from_pretrained(copy.deepcopy(loaded.plain), str(tmp_path))
+    adapted.plain = model.merge_and_unload()
+    assert not [name for name, _ in adapted.plain.named_parameters() if "lora" in name]
+    for merged, trained, before in zip(adapted.plainly(groups), want, start, strict=True):
+        torch.testing.assert_close(merged, trained, atol=1e-6, rtol=0)
+        assert (merged - before).abs().max() > 1e-2
+
+
+def compare(loaded: Loaded, max_tokens: int, count: int, reentrant: bool | None) -> None:
+    """Rows in batches of so many tokens, against separate sequences."""
     groups, scorer = loaded.groups(), loaded.scorer()
     loaded.model.gradient_checkpointing_disable()
     if reentrant is not None:
@@ -165,6 +228,16 @@ def test_logprobs_and_gradients_are_those_of_separate_sequences(
             rtol=0,
             msg=lambda text, name=name: f"{name}: {text}",
         )
+
+
+@pytest.mark.parametrize("layer", ["conv1d", "embed_tokens"])
+def test_an_adapter_on_what_is_no_linear_layer_is_refused(tmp_path: Path, layer: str) -> None:
+    make_tiny_model(tmp_path, family="qwen3_5")
+    model = {"path": str(tmp_path), "dtype": "float32"}
+    lora = {"rank": 2, "target_modules": rf".*language_model.*\.(q_proj|{layer})"}
+    settings = Settings.model_validate({"model": model, "data": {"train": "unused"}, "lora": lora})
+    with pytest.raises(SettingsError, match=rf"(?i)lora\.target_modules.*{layer}"):
+        add_adapter(load_model(settings), settings)
 
 
 def test_an_adapter_on_the_output_layer_is_refused(loaded: Loaded) -> None:
