@@ -101,13 +101,12 @@ class FakeEngine(Engine):
             raise InvalidInputError(
                 f"the prompt has {len(prompt)} tokens; the model takes {self._max_model_len}"
             )
-        seed = f"{hashlib.sha256(str(prompt).encode() + b''.join(request.images)).hexdigest()}"
-        seed += f"/{request.sampling.seed}/{self._version}"
-        drafts = [
-            self._draft(f"{seed}/{i}", request.sampling, room) for i in range(request.sampling.n)
-        ]
-        while open_drafts := [draft for draft in drafts if draft.done < len(draft.plan)]:
+        drafts: list[_Draft] = []
+        while not drafts or any(draft.done < len(draft.plan) for draft in drafts):
             async with self._device:
+                # Of the version that samples the first tokens: an update may come before them.
+                drafts = drafts or self._draft_all(request, prompt, room)
+                open_drafts = [draft for draft in drafts if draft.done < len(draft.plan)]
                 await asyncio.sleep(len(open_drafts) * _STEP_TOKENS / self._tokens_per_s)
                 for draft in open_drafts:
                     draft.extend(self._version)
@@ -152,6 +151,12 @@ class FakeEngine(Engine):
         )
         pictures = [token for image in request.images for token in self._vocabulary.image(image)]
         return pictures + self._vocabulary.encode(text)
+
+    def _draft_all(self, request: GroupRequest, prompt: list[int], room: int) -> list[_Draft]:
+        seed = hashlib.sha256(str(prompt).encode() + b"".join(request.images)).hexdigest()
+        seed += f"/{request.sampling.seed}/{self._version}"
+        n = request.sampling.n
+        return [self._draft(f"{seed}/{i}", request.sampling, room) for i in range(n)]
 
     def _draft(self, seed: str, sampling: Sampling, room: int) -> _Draft:
         if sampling.temperature == 0:
