@@ -21,7 +21,7 @@ class Proxy:
         self.port = port
         self._target = target
         self._line: Line = "good"
-        self._open: set[asyncio.Transport] = set()
+        self._open: set[asyncio.WriteTransport] = set()
         self._started: Future[asyncio.AbstractEventLoop] = Future()
         self._thread = threading.Thread(target=asyncio.run, args=(self._serve(),), daemon=True)
 
