@@ -4,7 +4,6 @@ import asyncio
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from rollout_service.engine import GroupRequest
@@ -33,10 +32,17 @@ class History:
     """All groups that were trained on."""
 
 
-def read_history(settings: Settings, ledger: Any, metrics: Any, state: TrainerState) -> History:
-    """With the groups of all steps."""
-    run: Path = settings.run.folder
-    records = [record for row in ledger for record in read_rollouts(run, int(row["step"]))]
+def read_history(
+    settings: Settings,
+    ledger: list[dict[str, Any]],
+    metrics: list[dict[str, Any]],
+    state: TrainerState,
+) -> History:
+    """The committed part: what is of later steps than the last checkpoint would be done again."""
+    ledger, metrics = (
+        [row for row in rows if row["step"] < state.step] for rows in (ledger, metrics)
+    )
+    records = [one for row in ledger for one in read_rollouts(settings.run.folder, row["step"])]
     return History(settings=settings, ledger=ledger, metrics=metrics, state=state, records=records)
 
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
-from tests.chaos.system import LEASE_S, System
+from tests.chaos.system import LEASE_S, LINES, System
 
 Kind = Literal["kill", "kill a rank", "freeze", "empty", "cut", "silent", "slow", "torn"]
 PARTS = ("redis", "reward", "rollout-0", "rollout-1", "rollout-2", "trainer")
@@ -27,13 +27,8 @@ class Fault:
     seconds: float
 
 
-def schedule(seed: int, lines: list[str]) -> Iterator[Fault]:
-    """Faults without end: the same for the same seed.
-
-    Args:
-        seed: Any number.
-        lines: Names of the lines that may be bad.
-    """
+def schedule(seed: int) -> Iterator[Fault]:
+    """Faults without end: the same for the same seed."""
     rng = random.Random(seed)
     kinds: dict[Kind, int] = {
         "kill": 8,
@@ -58,7 +53,7 @@ def schedule(seed: int, lines: list[str]) -> Iterator[Fault]:
             case "empty":
                 yield Fault(kind, "redis", 0.0)
             case _:
-                yield Fault(kind, rng.choice(lines), rng.uniform(0.5, 3.0) * LEASE_S)
+                yield Fault(kind, rng.choice(LINES), rng.uniform(0.5, 3.0) * LEASE_S)
 
 
 def inject(system: System, fault: Fault) -> None:

@@ -22,6 +22,8 @@ class Proxy:
         self._target = target
         self._line: Line = "good"
         self._open: set[asyncio.WriteTransport] = set()
+        self._tasks: set[asyncio.Task[None] | None] = set()
+        """Connections; asyncio itself keeps none of them from being collected."""
         self._started: Future[asyncio.AbstractEventLoop] = Future()
         self._thread = threading.Thread(target=asyncio.run, args=(self._serve(),), daemon=True)
 
@@ -64,7 +66,8 @@ class Proxy:
         except OSError:
             writer.transport.abort()
             return
-        sides = {writer.transport, here.transport}
+        sides, task = {writer.transport, here.transport}, asyncio.current_task()
+        self._tasks.add(task)
         self._open |= sides
         asks = asyncio.create_task(self._copy(reader, here, is_answer=False))
         try:
@@ -72,6 +75,7 @@ class Proxy:
         finally:
             asks.cancel()
             self._open -= sides
+            self._tasks.discard(task)
             for side in sides:
                 side.abort()
 

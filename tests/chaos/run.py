@@ -15,7 +15,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -29,7 +29,8 @@ from trainer.ranks.write_guard import WriteGuard
 RECOVERY_S = 120.0
 """No fault keeps the run from its next step for longer."""
 _START_S = 300.0
-_LAST_STEP_S = 120.0
+_ENDLESS = 10**6
+"""Steps of a run that is stopped after its faults."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,32 +55,44 @@ class Outcome:
 
 
 def under_faults(
-    folder: Path, *, lag: int, num_steps: int, num_faults: int, seed: int, root: Path = ROOT
+    folder: Path,
+    faults: Iterable[Fault],
+    *,
+    lag: int = 1,
+    num_steps: int = _ENDLESS,
+    min_steps: int = 1,
+    recovery_s: float = RECOVERY_S,
+    root: Path = ROOT,
 ) -> Outcome:
     """Run until the faults or the steps are over, then stop and check.
 
     Args:
         folder: An empty one.
+        faults: One after the other, each from anywhere in a step.
         lag: `trainer.max_policy_lag`.
         num_steps: The trainer's.
-        num_faults: At most.
-        seed: The schedule's.
+        min_steps: Before the first fault.
+        recovery_s: Longest time from a fault's end to the next step.
         root: The project, or a changed copy of it.
     """
+    rng = random.Random(0)
     outcome = Outcome()
     with System(folder, lag=lag, num_steps=num_steps, root=root) as system:
         trainer = system.parts["trainer"]
-        wait_for("the first step", lambda: system.last_step()[0] >= 0, _START_S)
-        for fault in itertools.islice(_until_done(system, seed), num_faults):
+        wait_for("first steps", lambda: _has(system, min_steps), _START_S)
+        for fault in faults:
+            time.sleep(rng.uniform(0.0, 1.0))
+            if trainer.is_done:
+                break
             inject(system, fault)
-            outcome.seen.append(Seen(fault, recovered(system, RECOVERY_S)))
+            outcome.seen.append(Seen(fault, recovered(system, recovery_s)))
             _say(outcome.seen[-1])
             if outcome.seen[-1].seconds is None:
-                outcome.broken.append(f"no step for {RECOVERY_S:g} s after {fault}")
+                outcome.broken.append(f"no step for {recovery_s:g} s after {fault}")
                 break
-        if num_faults:
+        if num_steps == _ENDLESS:
             trainer.terminate()
-        trainer.wait(_LAST_STEP_S if num_faults else _START_S)
+        trainer.wait(_START_S)
         if not trainer.is_done:
             outcome.broken.append("the trainer does not end")
         outcome.starts = {name: part.num_starts for name, part in system.parts.items()}
@@ -87,13 +100,8 @@ def under_faults(
     return outcome
 
 
-def _until_done(system: System, seed: int) -> Iterator[Fault]:
-    rng = random.Random(seed)
-    for fault in schedule(seed, list(system.proxies)):
-        time.sleep(rng.uniform(0.0, 1.0))  # anywhere in a step
-        if system.parts["trainer"].is_done:
-            return
-        yield fault
+def _has(system: System, num_steps: int) -> bool:
+    return system.last_step()[0] >= num_steps - 1 or system.parts["trainer"].is_done
 
 
 def _check(system: System, outcome: Outcome) -> None:
@@ -141,9 +149,8 @@ def main() -> int:
     asked = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that no part outlives it
     with tempfile.TemporaryDirectory(prefix="chaos-") as folder:
-        outcome = under_faults(
-            Path(folder), lag=asked.lag, num_steps=10**6, num_faults=asked.faults, seed=asked.seed
-        )
+        faults = itertools.islice(schedule(asked.seed), asked.faults)
+        outcome = under_faults(Path(folder), faults, lag=asked.lag)
     print(table(outcome))
     print(f"{outcome.num_steps} steps, {outcome.num_groups} groups; starts {outcome.starts}")
     print("\n".join(outcome.broken) or "every promise was kept")

@@ -24,6 +24,11 @@ from tests.processes import OF_A_RANK, ROOT
 NUM_ROWS = 48
 NUM_SERVERS = 3
 LEASE_S = 2.0
+LINES = (
+    "trainer to reward",
+    "trainer to redis",
+    *(f"rollout-{number} to redis" for number in range(NUM_SERVERS)),
+)
 _PAUSE_S = 0.2
 """Before a part that has ended is started again."""
 _FINAL = (0, 75)
@@ -119,9 +124,12 @@ class System:
         self._root = root
         make_toy(folder / "toy", num_train=NUM_ROWS, num_heldout=2)
         self._redis_port, self._reward_port = free_port(), free_port()
-        names = ["trainer", *(f"rollout-{n}" for n in range(NUM_SERVERS))]
-        self.proxies = {f"{name} to redis": Proxy(free_port(), self._redis_port) for name in names}
-        self.proxies["trainer to reward"] = Proxy(free_port(), self._reward_port)
+        self.proxies = {
+            line: Proxy(
+                free_port(), self._redis_port if line.endswith("redis") else self._reward_port
+            )
+            for line in LINES
+        }
         self.parts: dict[str, Part] = {}
         self._urls = [f"http://127.0.0.1:{free_port()}" for _ in range(NUM_SERVERS)]
         self._tree = self._settings(num_steps, seed)

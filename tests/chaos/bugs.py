@@ -1,0 +1,147 @@
+"""Faults of the code itself, planted in a copy of it: the checker has to find each.
+
+Each breaks one promise where the code keeps it. A planted bug that no fault of a run brings out
+shows nothing, so each names the faults that do.
+"""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.chaos.faults import Fault
+from tests.processes import ROOT
+
+KILLS = (Fault("kill", "trainer", 0.0),) * 2
+SERVERS = tuple(Fault("kill", f"rollout-{number}", 0.0) for number in (0, 1, 2, 0, 1, 2))
+FREEZES = tuple(Fault("freeze", f"rollout-{number}", 7.0) for number in (0, 1, 2))
+
+
+@dataclass(frozen=True, slots=True)
+class Bug:
+    """One line of the code as it is, and as somebody might have written it."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    finds: str
+    """What the checker says, in part."""
+    faults: tuple[Fault, ...] = ()
+
+
+BUGS = (
+    Bug(
+        "a position is done when its answer is here, not when its step is",
+        "trainer/collection/collector.py",
+        "            opened.received = True\n",
+        "            opened.received = True\n            self._cursor.finish(opened.position)\n",
+        "is lost",
+        KILLS,
+    ),
+    Bug(
+        "a resume leaves the steps after its checkpoint in the tables",
+        "trainer/records/step_lines.py",
+        "if _step_of(line) < step:",
+        "if line.strip():",
+        "ledger: steps",
+        KILLS,
+    ),
+    Bug(
+        "the cursor of a checkpoint is one position behind",
+        "trainer/collection/cursor.py",
+        "CursorState(low=self._low,",
+        "CursorState(low=max(self._low - 1, 0),",
+        "trained on 2 times",
+        KILLS,
+    ),
+    Bug(
+        "a checkpoint says the step before its own",
+        "trainer/connection.py",
+        '{"step": step, "cursor"',
+        '{"step": step - 1, "cursor"',
+        "is lost",
+        KILLS,
+    ),
+    Bug(
+        "tokens get the label of the version before",
+        "rollout_service/fake/engine.py",
+        "draft.extend(self._version)",
+        "draft.extend(max(self._version - 1, 0))",
+        "not what version",
+    ),
+    Bug(
+        "half of the completions come from the old weights",
+        "rollout_service/fake/engine.py",
+        'self._draft(f"{seed}/{i}"',
+        "self._draft(f\"{seed.rpartition('/')[0]}/{max(self._version - i % 2, 0)}/{i}\"",
+        "not what version",
+    ),
+    Bug(
+        "a group that lost its server once is dead",
+        "services/redis/queue.py",
+        "max_expiries: int = 15",
+        "max_expiries: int = 1",
+        "dead without a fault",
+        SERVERS,
+    ),
+    Bug(
+        "groups that the reward service could not score are dead",
+        "trainer/collection/group_scoring.py",
+        "found = GroupError(detail=error.message, retryable=True)",
+        "return GroupError(detail=error.message)",
+        "dead without a fault",
+        (Fault("freeze", "reward", 3.0), Fault("kill", "reward", 0.0)) * 3,
+    ),
+    Bug(
+        "some steps leave no line in the metrics",
+        "trainer/records/files.py",
+        "        self._room.write(lambda: self._metrics.append(metrics))\n",
+        '        if metrics["step"] % 3:\n'
+        "            self._room.write(lambda: self._metrics.append(metrics))\n",
+        "metrics: steps",
+    ),
+    Bug(
+        "the second rank keeps no groups",
+        "trainer/records/rollout_files.py",
+        "self._written = self._thread.submit(write)",
+        "self._written = None if self.rank else self._thread.submit(write)",
+        "ledger and kept groups differ",
+    ),
+    Bug(
+        "nobody asks again for what Redis has lost",
+        "trainer/collection/collector.py",
+        "        await self._requests.ask_again()\n",
+        "",
+        "no step for",
+        (Fault("empty", "redis", 0.0),) * 6,
+    ),
+    Bug(
+        "a group that is too old is trained on",
+        "trainer/collection/group_pool.py",
+        "return policy_version - self._max_token_lag",
+        "return policy_version - 100",
+        "sampled by versions",
+        FREEZES,
+    ),
+    Bug(
+        "a trained group is not closed, and comes again",
+        "trainer/collection/group_pool.py",
+        "self._ready.pop(group.rollout.work_id).taken = True",
+        "self._ready[group.rollout.work_id].taken = False",
+        "trained on 2 times",
+    ),
+)
+
+
+def planted(bug: Bug, folder: Path) -> Path:
+    """A copy of the project with it."""
+    for package in (p.parent for p in ROOT.glob("*/__init__.py")):
+        shutil.copytree(package, folder / package.name, ignore=shutil.ignore_patterns("*.pyc"))
+    for name in ("assets", "configs"):
+        (folder / name).symlink_to(ROOT / name)
+    file = folder / bug.file
+    text = file.read_text()
+    if text.count(bug.old) != 1:
+        raise ValueError(f"{bug.name}: {bug.file} has its line {text.count(bug.old)} times")
+    file.write_text(text.replace(bug.old, bug.new))
+    return folder

@@ -1,0 +1,33 @@
+"""The short form of `make chaos`: a run under some faults keeps every promise."""
+
+import itertools
+from pathlib import Path
+
+from tests.chaos.faults import Fault, schedule
+from tests.chaos.run import under_faults
+
+
+def test_a_run_under_faults_keeps_every_promise(tmp_path: Path) -> None:
+    outcome = under_faults(tmp_path, itertools.islice(schedule(1), 12))
+    assert outcome.broken == []
+    assert len(outcome.seen) == 12
+
+
+def test_without_lag_the_weights_are_those_of_the_undisturbed_run(tmp_path: Path) -> None:
+    faults = [
+        Fault("kill", "rollout-1", 0.0),
+        Fault("kill", "trainer", 0.0),
+        Fault("empty", "redis", 0.0),
+        Fault("cut", "trainer to redis", 1.0),
+        Fault("kill a rank", "1", 0.0),
+        Fault("kill", "redis", 0.0),
+    ]
+    runs = {}
+    for name, some in (("whole", []), ("disturbed", faults)):
+        folder = tmp_path / name
+        folder.mkdir()
+        runs[name] = under_faults(folder, some, lag=0, num_steps=12, min_steps=2)
+        assert runs[name].broken == []
+        assert runs[name].num_steps == 12
+    assert len(runs["disturbed"].seen) >= 3
+    assert runs["whole"].weights == runs["disturbed"].weights != b""
