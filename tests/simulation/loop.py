@@ -259,6 +259,16 @@ class Executor:
         self._idle = max_workers
         self._jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
 
+    def __enter__(self) -> "Executor":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+
+    def map(self, work: Callable[..., T], *args: Any) -> list[T]:
+        """As the real one's."""
+        return [work(*each) for each in zip(*args, strict=False)]
+
     def submit(self, work: Callable[..., T], *args: Any) -> "Future[T]":
         """As the real one's."""
         future: Future[T] = Future()

@@ -64,6 +64,8 @@ class RedisTwin:
         self._expires: dict[bytes, float] = {}
         """In ms."""
         self._waiters: list[Waiter] = []
+        self._touched: set[bytes] = set()
+        """Streams that got an entry since readers were last looked at."""
         self._lua = _Lua(self)
         self._commands: dict[bytes, Callable[..., Any]] = {
             name[4:].upper().encode(): getattr(self, name) for name in dir(self) if name.startswith("cmd_")
@@ -138,10 +140,11 @@ class RedisTwin:
         return True
 
     def _serve_waiters(self) -> None:
-        if not self._waiters:
+        if not self._touched:
             return
+        touched, self._touched = self._touched, set()
         for waiter in list(self._waiters):
-            if not waiter.is_over and self._try(waiter):
+            if not waiter.is_over and not touched.isdisjoint(waiter.keys) and self._try(waiter):
                 self.give_up(waiter)
 
     def _now_ms(self) -> int:
@@ -278,6 +281,7 @@ class RedisTwin:
         at, most = 2, None
         if args[at].upper() == b"MAXLEN":
             most, at = int(args[at + 1]), at + 2
+        self._touched.add(args[1])
         now = self._now_ms()
         last = stream.last
         stream.last = (now, 0) if now > last[0] else (last[0], last[1] + 1)

@@ -99,6 +99,8 @@ def _threads() -> None:
         "trainer.collection.requests",
         "trainer.records.rollout_files",
         "trainer.records.trackers",
+        "weight_sync.digests",
+        "weight_sync.file_format",
     ):
         put(f"{place}:ThreadPoolExecutor", simulated.Executor)
     put("trainer.batches.preparation:threading", SimpleNamespace(Thread=simulated.Thread))
@@ -196,3 +198,6 @@ def _disk() -> None:
     for place in ("trainer.records.step_lines", "trainer.records.rollout_files"):
         put(f"{place}:sync", synced)
     put("trainer.checkpoints.checkpoint:sync", synced)
+    # Room for the header of a large model, in every file: most of a schedule's time.
+    put("weight_sync.file_format:HEADER_BYTES", 512)
+    put("weight_sync.transports.uploads:_PIECE_BYTES", 4096)
