@@ -3,6 +3,8 @@
 import argparse
 import gc
 import logging
+import multiprocessing
+import multiprocessing.connection
 import os
 import sys
 import time
@@ -12,10 +14,14 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tests.simulation import known_faults
 from tests.simulation.schedule import Plan, plan
 from tests.simulation.seams import install
+
+if TYPE_CHECKING:
+    from tests.simulation.world import Result
 
 _cpu_s = time.process_time
 _HASHES = "0"
@@ -59,6 +65,8 @@ def main() -> int:
         os.execv(sys.executable, [sys.executable, "-m", "tests.simulation", *sys.argv[1:]])
     if args.seed is not None:
         return _show(args)
+    if args.known is not None:
+        return _find_known(args)
     total = Tally()
     for tally in _all(args):
         total.add(tally)
@@ -77,7 +85,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--first", action="store_true", help="end with the first violation")
     parser.add_argument("--seed", type=int, help="one schedule, with what happens in it")
     parser.add_argument("--only", help="its faults that are kept, such as 0,3; - for none")
-    parser.add_argument("--fault", choices=sorted(known_faults.FAULTS), help="a known fault is back")
+    parser.add_argument(
+        "--fault", choices=sorted(known_faults.FAULTS), help="a known fault is back"
+    )
+    parser.add_argument("--known", nargs="*", help="find known faults: these, or all")
     parser.add_argument("--logs", action="store_true", help="with --seed: what the parts log")
     return parser.parse_args()
 
@@ -95,6 +106,41 @@ def _all(args: argparse.Namespace) -> Iterator[Tally]:
         pending = [pool.submit(_run, part, args.fault, args.first) for part in parts]
         for job in pending:
             yield job.result()
+
+
+def _find_known(args: argparse.Namespace) -> int:
+    """How many schedules each known fault takes to be found; one that is not is a failure."""
+    names = args.known or sorted(known_faults.FAULTS)
+    first, last = map(int, args.seeds.split(":"))
+    _prepare(None)
+    missed, fork, waiting, running = 0, multiprocessing.get_context("fork"), [*names], {}
+    while waiting or running:
+        while waiting and len(running) < args.jobs:
+            name = waiting.pop(0)
+            running[_finding(fork, name, range(first, last))] = name
+        for answer in multiprocessing.connection.wait(running):
+            tries, found = answer.recv()
+            missed += not found
+            said = f"{found or 'NOT FOUND'} ({tries} schedules)"
+            print(f"{running.pop(answer)}: {said}", flush=True)
+    print(f"{len(names) - missed} of {len(names)} known faults found in {last - first} schedules")
+    return int(bool(missed))
+
+
+def _finding(fork: Any, name: str, seeds: range) -> Any:
+    """Where a process that has the fault, and all imports, says how it was found."""
+    here, there = fork.Pipe()
+
+    def child() -> None:
+        known_faults.FAULTS[name]()
+        for tries, seed in enumerate(seeds, start=1):
+            if violations := _simulated(plan(seed)).violations:
+                there.send((tries, f"seed {seed}, {violations[0][0]}: {violations[0][1]!r:.150}"))
+                return
+        there.send((len(seeds), ""))
+
+    fork.Process(target=child).start()
+    return here
 
 
 def _prepare(fault: str | None, level: int = logging.ERROR) -> None:
@@ -151,7 +197,9 @@ def _shrunk(made: Plan, violation: tuple[str, str], fault: str | None) -> str:
     lines += [f"    {made.faults[place]}" for place in kept]
     back = f" --fault {fault}" if fault else ""
     which = ",".join(map(str, kept)) or "-"
-    return "\n".join([*lines, f"  python -m tests.simulation --seed {made.seed} --only {which}{back}"])
+    return "\n".join(
+        [*lines, f"  python -m tests.simulation --seed {made.seed} --only {which}{back}"]
+    )
 
 
 def _show(args: argparse.Namespace) -> int:

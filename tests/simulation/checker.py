@@ -53,8 +53,7 @@ class Checker:
             )
 
     def records(self, num_steps: int, cursor: CursorState | None = None) -> None:
-        """The ledger is whole: one line a step, no group twice, and those of the cursor's
-        positions.
+        """The ledger is whole: one line a step, no group twice, each of the cursor's positions.
 
         Args:
             num_steps: That it has lines of.
@@ -90,25 +89,27 @@ class Checker:
         self.records(self._world.plan.num_steps, CursorState.model_validate(state["cursor"]))
 
     def _lines(self, num_steps: int) -> list[dict[str, Any]] | None:
-        """The ledger's; None where it is not whole."""
-        for name in ("ledger", "metrics"):
-            file = getattr(self._world.settings.run.files, name)
+        """The ledger's; None where it, or the metrics beside it, are not whole."""
+        files = self._world.settings.run.files
+        for file in (files.metrics, files.ledger):
             text = file.read_text() if file.exists() else ""
             try:
-                lines = [json.loads(line) for line in text.splitlines()]
+                lines: list[dict[str, Any]] = [json.loads(line) for line in text.splitlines()]
             except ValueError:
-                self._world.violated("torn ledger", f"{name}: {text[-200:]!r}")
+                self._world.violated("torn ledger", f"{file.name}: {text[-200:]!r}")
                 return None
             if (steps := [line["step"] for line in lines]) != [*range(num_steps)]:
-                self._world.violated("torn ledger", f"{name}: {num_steps} steps, lines of {steps}")
+                said = f"{file.name}: {num_steps} steps, lines of {steps}"
+                self._world.violated("torn ledger", said)
                 return None
-            found = lines if name == "ledger" else found
-        return found
+        return lines
 
     def _check_cursor(self, cursor: CursorState, ended: set[str]) -> None:
         done = {*range(cursor.low), *cursor.ahead}
         told = {*map(self._world.position, ended)}
         if lost := done - told:
-            self._world.violated("group lost", f"positions {sorted(lost)} are done, nobody says how")
+            self._world.violated(
+                "group lost", f"positions {sorted(lost)} are done, nobody says how"
+            )
         if again := told - done:
             self._world.violated("group lost", f"positions {sorted(again)} would be trained again")

@@ -80,11 +80,11 @@ class RedisClient:
     async def xdel(self, key: str, *ids: Any) -> Any:
         return await self.command("XDEL", key, *ids)
 
-    async def xrange(self, key: str, min: str = "-", max: str = "+", count: int = 1 << 30) -> Any:  # noqa: A002
+    async def xrange(self, key: str, min: str = "-", max: str = "+", count: int = 1 << 30) -> Any:
         found = await self.command("XRANGE", key, min, max, "COUNT", count)
         return [(entry, _fields(fields)) for entry, fields in found]
 
-    async def xgroup_create(self, key: str, group: str, id: str, mkstream: bool) -> Any:  # noqa: A002
+    async def xgroup_create(self, key: str, group: str, id: str, mkstream: bool) -> Any:
         return await self.command("XGROUP", "CREATE", key, group, id, *["MKSTREAM"] * mkstream)
 
     async def xreadgroup(
@@ -118,6 +118,24 @@ class RedisClient:
 
     async def unlink(self, *keys: Any) -> Any:
         return await self.command("UNLINK", *keys)
+
+
+class NearRedis(RedisClient):
+    """The simulated Redis in a real event loop, without a network: for tests of itself."""
+
+    def __init__(self) -> None:
+        from tests.simulation.redis_server import RedisServer
+
+        nowhere: Any = SimpleNamespace(listening={})
+        self._near = RedisServer(asyncio.get_running_loop(), nowhere)
+
+    @property
+    def _server(self) -> "RedisServer":
+        return self._near
+
+    async def _ask(self, work: Callable[[], Any]) -> Any:
+        found = work()
+        return await found if isinstance(found, asyncio.Future) else found
 
 
 class Pipeline:
@@ -176,7 +194,7 @@ class RolloutClient:
         return await self._ask(lambda server: server.abort(request))
 
     async def upload(self, file: Path, version: Version) -> PolicyInfo:
-        content = file.read_bytes()
+        content = await asyncio.to_thread(file.read_bytes)
 
         async def chunks() -> AsyncIterator[bytes]:
             half = len(content) // 2

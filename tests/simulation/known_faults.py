@@ -27,19 +27,18 @@ def claim_forgets_expired_leases() -> None:
 @_fault
 def consumer_group_begins_at_the_end() -> None:
     """What came before the first reader is nobody's work."""
+    from services.redis.keys import CONSUMER_GROUPS
     from services.redis.queue import RedisQueue
+    from tests.simulation.world import World
 
-    async def create(self: RedisQueue, streams: list[str]) -> None:
+    async def create(self: Any, streams: list[str]) -> None:
         for stream in streams:
-            await self._redis.xgroup_create(self._keys.stream(stream), "rollout" if "prompts" in stream else "trainer", id=_last_id(stream), mkstream=True)
+            key = self._keys.stream(stream)
+            found = World.now.redis.twin.run([b"XRANGE", key.encode(), b"-", b"+"])
+            last = found[-1][0] if found else "0"
+            await self._redis.xgroup_create(key, CONSUMER_GROUPS[stream], id=last, mkstream=True)
 
-    def _last_id(stream: str) -> str:
-        from tests.simulation.world import World
-
-        found = World.now.redis.twin._keys.get(f"sgg:sim:{stream}".encode())
-        return "%d-%d" % found.last if found else "0"
-
-    RedisQueue._create_groups = create  # type: ignore[method-assign]
+    RedisQueue._create_groups = create
 
 
 @_fault
@@ -50,13 +49,15 @@ def completion_in_two_moves() -> None:
 
     complete = RedisQueue.complete
 
-    async def in_two(self: Any, lease: Any, *, result_stream: str | None = None, result: bytes = b"") -> bool:
+    async def in_two(
+        self: Any, lease: Any, *, result_stream: str | None = None, result: bytes = b""
+    ) -> bool:
         ended = await complete(self, lease)
         if ended and result_stream:
             await self._call(lua.ENQUEUE, result_stream, lease.work_id, result)
         return ended
 
-    RedisQueue.complete = in_two  # type: ignore[method-assign]
+    RedisQueue.complete = in_two
 
 
 @_fault
@@ -81,7 +82,7 @@ def acknowledged_before_it_is_kept() -> None:
         finally:
             del self._queue.claim
 
-    Collector._receive = hasty  # type: ignore[method-assign]
+    Collector._receive = hasty
 
 
 @_fault
@@ -104,8 +105,8 @@ def waiting_for_a_version_counts_as_failure() -> None:
     def unanswered(self: Any) -> Any:
         return [group.prompt for group in self._open.values() if not group.received]
 
-    worker.QueueWorker._wait_for_version = counted  # type: ignore[method-assign]
-    GroupPool.unanswered = unanswered  # type: ignore[method-assign]
+    worker.QueueWorker._wait_for_version = counted
+    GroupPool.unanswered = unanswered
 
 
 @_fault
@@ -115,7 +116,7 @@ def work_ids_without_incarnation() -> None:
     from services.schemas.rollouts import RolloutGroup
 
     for kind in (PromptGroup, RolloutGroup):
-        kind.work_id = property(lambda self: f"{self.group_id}#{self.attempt}")  # type: ignore[assignment, method-assign]
+        kind.work_id = property(lambda self: f"{self.group_id}#{self.attempt}")
 
 
 # -- Redis
@@ -138,7 +139,7 @@ def what_redis_forgot_stays_forgotten() -> None:
     async def nothing(self: Any, registry: Any) -> None:
         return None
 
-    Reassertion._look = nothing  # type: ignore[method-assign]
+    Reassertion._look = nothing
 
 
 @_fault
@@ -149,7 +150,7 @@ def lost_requests_are_not_asked_again() -> None:
     async def nothing(self: Any, since_version: int = 0) -> None:
         return None
 
-    GroupRequests.ask_again = nothing  # type: ignore[method-assign]
+    GroupRequests.ask_again = nothing
 
 
 # -- versions
@@ -160,38 +161,29 @@ def a_failed_load_resumes() -> None:
     """A server samples with half of a version."""
     from weight_sync.updater import WeightUpdater
 
-    load = WeightUpdater._load
-
     async def resume_anyhow(self: Any, held: Any) -> None:
+        await self._engine.pause()
         try:
-            await load(self, held)
-        except BaseException:
-            self.state = "ready"
-            self.quarantined.clear()
+            await self._load_or_retry(held)
+        finally:
             await self._engine.resume()
-            raise
+        self.state, self.failure = "ready", None
 
-    WeightUpdater._load = resume_anyhow  # type: ignore[method-assign]
+    WeightUpdater._load = resume_anyhow
 
 
 @_fault
 def a_load_does_not_pause() -> None:
     """Tokens come while the tensors are exchanged."""
     from tests.simulation.rollout_server import SimEngine
-    from weight_sync.updater import WeightUpdater
 
-    load = WeightUpdater._load
+    async def only_say_so(self: Any) -> None:
+        self._is_paused = True
 
-    async def unpaused(self: Any, held: Any) -> None:
-        async def nothing() -> None:
-            return None
+    async def nothing(self: Any) -> None:
+        return None
 
-        self._engine.pause = self._engine.resume = nothing
-        self._engine._is_paused = True
-        await load(self, held)
-
-    WeightUpdater._load = unpaused  # type: ignore[method-assign]
-    assert SimEngine
+    SimEngine.pause, SimEngine.resume = only_say_so, nothing
 
 
 @_fault
@@ -200,9 +192,9 @@ def files_are_named_by_step_alone() -> None:
     from services.schemas.weights import Version
     from weight_sync.transports import files, uploads
 
-    Version.file_name = property(lambda self: f"1-{self.policy_version}.safetensors")  # type: ignore[assignment, method-assign]
+    Version.file_name = property(lambda self: f"1-{self.policy_version}.safetensors")
     for module in (files, uploads):
-        module.compare_digests = lambda *_: None  # type: ignore[attr-defined]
+        module.compare_digests = lambda *_: None
     _keep_what_is_there()
 
 
@@ -231,8 +223,8 @@ def a_later_incarnation_is_not_waited_for() -> None:
     def is_new_enough(self: Any, prompt: Any) -> bool:
         return bool(self._server.serving.policy_version >= prompt.min_policy_version)
 
-    QueueWorker._is_new_enough = is_new_enough  # type: ignore[method-assign]
-    QueueWorker._is_behind = lambda self: False  # type: ignore[method-assign]
+    QueueWorker._is_new_enough = is_new_enough
+    QueueWorker._is_behind = lambda self: False
 
 
 @_fault
@@ -240,7 +232,7 @@ def a_quarantined_server_stays_so() -> None:
     """The version that could not be loaded is not loaded again."""
     from weight_sync.updater import WeightUpdater
 
-    WeightUpdater._lacks = lambda self, version: version > self.serving  # type: ignore[method-assign]
+    WeightUpdater._lacks = lambda self, version: version > self.serving
 
 
 @_fault
@@ -248,7 +240,7 @@ def late_servers_are_not_supplied() -> None:
     """A server that was started anew waits for the next version, which waits for it."""
     from weight_sync.publishing.seeder import Seeder
 
-    Seeder.start = lambda self, checked, served: None  # type: ignore[method-assign]
+    Seeder.start = lambda self, checked, served: None
 
 
 @_fault
@@ -260,7 +252,7 @@ def servers_do_not_catch_up() -> None:
         self._server.updater  # noqa: B018 - raises as before
         await self._read_policy()
 
-    QueueWorker._catch_up = read_only  # type: ignore[method-assign]
+    QueueWorker._catch_up = read_only
 
 
 @_fault
@@ -268,8 +260,8 @@ def stale_groups_are_trained() -> None:
     """Nobody looks how old a token is."""
     from trainer.collection.group_pool import GroupPool
 
-    GroupPool.reissue_stale = lambda self, policy_version: []  # type: ignore[method-assign]
-    GroupPool._is_last_chance = lambda self, policy_version: False  # type: ignore[method-assign]
+    GroupPool.reissue_stale = lambda self, policy_version: []
+    GroupPool._is_last_chance = lambda self, policy_version: False
 
 
 # -- the trainer
@@ -286,7 +278,7 @@ def a_step_that_is_tried_again_runs_ahead() -> None:
             self._next = self._begin(self._current.step + 1)
         return result
 
-    PreparedBatches.prepared = prepared  # type: ignore[method-assign]
+    PreparedBatches.prepared = prepared
 
 
 @_fault
@@ -302,7 +294,7 @@ def the_cursor_counts_what_is_taken() -> None:
             self._cursor.finish(group.position)
         return batch
 
-    Collector._take = early  # type: ignore[method-assign]
+    Collector._take = early
 
 
 @_fault
@@ -325,8 +317,8 @@ def the_cursor_counts_the_dead_at_once() -> None:
         made(self, *args, **options)
         finish[:] = [self._cursor.finish]
 
-    Collector.__init__ = init  # type: ignore[method-assign]
-    GroupPool.record_dead = at_once  # type: ignore[method-assign]
+    Collector.__init__ = init
+    GroupPool.record_dead = at_once
 
 
 @_fault
@@ -334,7 +326,7 @@ def a_version_given_up_at_a_stop_is_trained_again() -> None:
     """Its groups are not done, for it was never served."""
     from trainer.collection.collector import Collector
 
-    Collector.finish = lambda self, batch: None  # type: ignore[method-assign]
+    Collector.finish = lambda self, batch: None
 
 
 @_fault
@@ -350,7 +342,7 @@ def replaced_groups_come_again() -> None:
         self._outcome.positions[:] = before
         return found
 
-    GroupPool.replace_zero_variance = forgetful  # type: ignore[method-assign]
+    GroupPool.replace_zero_variance = forgetful
 
 
 @_fault
@@ -361,12 +353,11 @@ def a_retryable_error_of_a_group_is_its_death() -> None:
     settle = Collector._settle
 
     async def fatal(self: Any, found: Any) -> None:
-        for _, each in found:
-            if not isinstance(each, list):
-                each.retryable = False
-        await settle(self, found)
+        final = {"retryable": False}
+        told = [(g, e if isinstance(e, list) else e.model_copy(update=final)) for g, e in found]
+        await settle(self, told)
 
-    Collector._settle = fatal  # type: ignore[method-assign]
+    Collector._settle = fatal
 
 
 @_fault
@@ -377,8 +368,8 @@ def one_error_of_the_reward_service_ends_the_run() -> None:
     async def raise_it(self: Any, size: Any, error: Any = None) -> None:
         raise error or size
 
-    GroupScoring._before_halving = raise_it  # type: ignore[method-assign]
-    GroupScoring._endure = raise_it  # type: ignore[method-assign]
+    GroupScoring._before_halving = raise_it
+    GroupScoring._endure = raise_it
 
 
 @_fault
@@ -389,7 +380,7 @@ def one_odd_image_ends_the_run() -> None:
     class Never(Exception):  # noqa: N818
         """Nobody raises it."""
 
-    requests.InvalidInputError = Never  # type: ignore[misc, assignment, attr-defined]
+    requests.InvalidInputError = Never
 
 
 # -- the disk
@@ -400,7 +391,7 @@ def files_have_no_fence() -> None:
     """A trainer that was taken for dead writes into its successor's files."""
     from trainer.ranks.write_guard import WriteGuard
 
-    WriteGuard.check = lambda self: None  # type: ignore[method-assign]
+    WriteGuard.check = lambda self: None
 
 
 @_fault
@@ -408,7 +399,7 @@ def a_resume_keeps_what_is_rolled_back() -> None:
     """The ledger says steps twice."""
     from trainer.records import step_lines
 
-    step_lines._step_of = lambda line: -1  # type: ignore[assignment]
+    step_lines._step_of = lambda line: -1
 
 
 @_fault
@@ -428,8 +419,8 @@ def checkpoints_appear_before_they_are_whole() -> None:
         final.rename(draft)
         finish(self, draft, state)
 
-    checkpoint.CheckpointStore._finish = in_place  # type: ignore[method-assign]
-    checkpoint.damage = lambda folder: None  # type: ignore[attr-defined]
+    checkpoint.CheckpointStore._finish = in_place
+    checkpoint.damage = lambda folder: None
 
 
 @_fault
@@ -440,7 +431,7 @@ def a_full_disk_ends_the_run() -> None:
     def raise_it(self: Any, error: OSError) -> None:
         raise error
 
-    RoomWait._pause = raise_it  # type: ignore[method-assign]
+    RoomWait._pause = raise_it
 
 
 def _in_script(name: str, what: str, instead: str) -> None:

@@ -70,7 +70,8 @@ class Loop(asyncio.BaseEventLoop):
         self.now = 0.0
         self.num_run = 0
         self._ready: deque[asyncio.Handle] = deque()
-        self._scheduled: list[asyncio.TimerHandle] = []
+        self._timers: list[tuple[float, int, asyncio.Handle]] = []
+        self._numbers = itertools.count()
         self.graveyard: list[Any] = []
         """All tasks and threads: what is collected as garbage runs its `finally`, and a process
         that was killed runs nothing."""
@@ -89,20 +90,19 @@ class Loop(asyncio.BaseEventLoop):
         self._ready.append(handle)
         return handle
 
-    call_soon_threadsafe = call_soon  # type: ignore[assignment]
+    call_soon_threadsafe = call_soon
 
     def call_at(
         self, when: float, callback: Callable[..., object], *args: Any, context: Any = None
-    ) -> asyncio.TimerHandle:
+    ) -> asyncio.Handle:
         """As asyncio's."""
-        timer = asyncio.TimerHandle(when, callback, args, self, context)
-        heapq.heappush(self._scheduled, timer)
-        timer._scheduled = True  # type: ignore[attr-defined]
-        return timer
+        handle = asyncio.Handle(callback, args, self, context)
+        heapq.heappush(self._timers, (when, next(self._numbers), handle))
+        return handle
 
     def call_later(
         self, delay: float, callback: Callable[..., object], *args: Any, context: Any = None
-    ) -> asyncio.TimerHandle:
+    ) -> asyncio.Handle:
         """As asyncio's."""
         return self.call_at(self.now + delay, callback, *args, context=context)
 
@@ -148,7 +148,7 @@ class Loop(asyncio.BaseEventLoop):
                     thing.get_coro().close()
         self.graveyard.clear()
         self._ready.clear()
-        self._scheduled.clear()
+        self._timers.clear()
         super().close()
 
     def _task(self, loop: Any, coro: Coroutine[Any, Any, Any], **kwargs: Any) -> SimTask:
@@ -160,20 +160,20 @@ class Loop(asyncio.BaseEventLoop):
         return task
 
     def _run_once(self) -> None:
-        timers, ready = self._scheduled, self._ready
-        while timers and timers[0]._cancelled:  # type: ignore[attr-defined]
+        timers, ready = self._timers, self._ready
+        while timers and timers[0][2]._cancelled:
             heapq.heappop(timers)
         if not ready:
             if not timers:
                 raise RuntimeError("nothing will ever happen again")
-            self.now = max(self.now, timers[0]._when)  # type: ignore[attr-defined]
-        while timers and timers[0]._when <= self.now:  # type: ignore[attr-defined]
-            ready.append(heapq.heappop(timers))
+            self.now = max(self.now, timers[0][0])
+        while timers and timers[0][0] <= self.now:
+            ready.append(heapq.heappop(timers)[2])
         for _ in range(len(ready)):
             handle = ready.popleft()
-            if handle._cancelled:  # type: ignore[attr-defined]
+            if handle._cancelled:
                 continue
-            process = handle._context.get(PROCESS)  # type: ignore[attr-defined]
+            process = handle._context.get(PROCESS)
             if process is not None:
                 if not process.alive:
                     continue
@@ -182,9 +182,6 @@ class Loop(asyncio.BaseEventLoop):
                     continue
             self.num_run += 1
             handle._run()
-
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        """A cancelled timer is dropped when its time comes."""
 
 
 def _hub(_: Loop) -> greenlet:

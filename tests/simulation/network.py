@@ -86,9 +86,7 @@ class Network:
         answered.add_done_callback(lambda done: waiting.pop(done, None), context=_NOWHERE)
         self.loop.call_soon(self._work, pair, work, answered, context=process.context)
 
-    def _work(
-        self, pair: Pair, work: Callable[[], Any], answered: "asyncio.Future[Any]"
-    ) -> None:
+    def _work(self, pair: Pair, work: Callable[[], Any], answered: "asyncio.Future[Any]") -> None:
         try:
             result = work()
         except Exception as error:  # noqa: BLE001 - it is the answer

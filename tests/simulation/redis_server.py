@@ -4,14 +4,14 @@ import asyncio
 from collections.abc import Sequence
 from typing import Any
 
-from redis.exceptions import BusyLoadingError, ReadOnlyError, ResponseError
+from redis.exceptions import BusyLoadingError, ReadOnlyError, RedisError, ResponseError
 
-from tests.simulation.loop import Loop, Process
+from tests.simulation.loop import Process
 from tests.simulation.network import Network
 from tests.simulation.redis_twin import RedisTwin, Waiter
 
 EPOCH_S = 1_800_000_000.0
-_REFUSALS: dict[str, ResponseError] = {
+_REFUSALS: dict[str, RedisError] = {
     "LOADING": BusyLoadingError("Redis is loading the dataset in memory"),
     "READONLY": ReadOnlyError("You can't write against a read only replica."),
     "MISCONF": ResponseError("MISCONF Redis is configured to save RDB snapshots"),
@@ -22,14 +22,14 @@ _REFUSALS: dict[str, ResponseError] = {
 class RedisServer:
     """The process, and the data that outlives it."""
 
-    def __init__(self, loop: Loop, network: Network) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, network: Network) -> None:
         self._loop = loop
         self._network = network
         self.skew_s = 0.0
         """Its host's clock is so far ahead."""
         self.refusal: str | None = None
         self.saved: Any = None
-        self.twin = RedisTwin(lambda: EPOCH_S + loop.now + self.skew_s)
+        self.twin = RedisTwin(lambda: EPOCH_S + loop.time() + self.skew_s)
         self.start()
 
     def start(self) -> None:

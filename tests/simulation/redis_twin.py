@@ -68,7 +68,9 @@ class RedisTwin:
         """Streams that got an entry since readers were last looked at."""
         self._lua = _Lua(self)
         self._commands: dict[bytes, Callable[..., Any]] = {
-            name[4:].upper().encode(): getattr(self, name) for name in dir(self) if name.startswith("cmd_")
+            name[4:].upper().encode(): getattr(self, name)
+            for name in dir(self)
+            if name.startswith("cmd_")
         }
         self.num_calls = 0
 
@@ -117,7 +119,11 @@ class RedisTwin:
 
     def keys(self, kind: bytes | None = None) -> list[bytes]:
         """Names of keys."""
-        return [k for k in list(self._keys) if self._get(k) is not None and kind in (None, _KINDS[type(self._keys[k])])]
+        return [
+            k
+            for k in list(self._keys)
+            if self._get(k) is not None and kind in (None, _KINDS[type(self._keys[k])])
+        ]
 
     def run(self, args: Args) -> Any:
         """One command."""
@@ -184,7 +190,9 @@ class RedisTwin:
         self._keys[args[1]] = args[2]
         for name, factor in ((b"EX", 1000), (b"PX", 1)):
             if name in options:
-                self._expires[args[1]] = self._clock() * 1000 + factor * int(options[options.index(name) + 1])
+                self._expires[args[1]] = self._clock() * 1000 + factor * int(
+                    options[options.index(name) + 1]
+                )
         return Status(b"OK")
 
     def cmd_mget(self, args: Args) -> Any:
@@ -302,7 +310,7 @@ class RedisTwin:
             return []
         low, high = _bound(args[2], (0, 0)), _bound(args[3], (1 << 62, 0))
         most = int(args[5]) if len(args) > 5 else 1 << 62
-        found = []
+        found: list[Any] = []
         for entry, fields in stream.entries.items():
             above = entry > low if args[2].startswith(b"(") else entry >= low
             if above and entry <= high and len(found) < most:
@@ -337,7 +345,7 @@ class RedisTwin:
         groups = [self._group(key, name) for key in keys]
         reply = []
         for key, (stream, group) in zip(keys, groups, strict=True):
-            found = []
+            found: list[Any] = []
             if stream.last > group.last:
                 for entry, fields in stream.entries.items():
                     if entry > group.last and len(found) < most:
@@ -352,11 +360,14 @@ class RedisTwin:
 
     def cmd_xpending(self, args: Args) -> Any:
         _, group = self._group(args[1], args[2])
+        if not group.pending:
+            return []
         idle, at = 0, 3
         if args[at] == b"IDLE":
             idle, at = int(args[at + 1]), at + 2
         low, high = _bound(args[at], (0, 0)), _bound(args[at + 1], (1 << 62, 0))
-        most, now, found = int(args[at + 2]), self._now_ms(), []
+        most, now = int(args[at + 2]), self._now_ms()
+        found: list[Any] = []
         for entry, (consumer, since, count) in sorted(group.pending.items()):
             if low <= entry <= high and now - since >= idle and len(found) < most:
                 found.append([_shown(entry), consumer, max(0, now - since), count])
@@ -394,11 +405,13 @@ class _Lua:
         self._runtime = luajit21.LuaRuntime(encoding=None, unpack_returned_tuples=True)
         self._functions: dict[str, Any] = {}
         make = self._runtime.eval(
-            b"function(call, pcall_, encode, decode)"
-            b" redis = {call = call, pcall = pcall_}; cjson = {encode = encode, decode = decode} end"
+            b"function(call, pcall_, encode, decode) redis = {call = call, pcall = pcall_}"
+            b" cjson = {encode = encode, decode = decode} end"
         )
         make(self._call, self._pcall, self._encode, self._decode)
         self._is_table = luajit21.lua_type
+        self._nothing = self._runtime.table()
+        """Scripts only look into what they get."""
 
     def run(self, text: str, keys: Args, args: Args) -> Any:
         function = self._functions.get(text)
@@ -409,7 +422,9 @@ class _Lua:
         return self._from_lua(function(table(keys), table(args)))
 
     def _call(self, *args: Any) -> Any:
-        return self._to_lua(self._twin.run([_lua_bytes(each) for each in args]))
+        return self._to_lua(
+            self._twin.run([e if type(e) is bytes else _lua_bytes(e) for e in args])
+        )
 
     def _pcall(self, *args: Any) -> Any:
         try:
@@ -419,7 +434,11 @@ class _Lua:
 
     def _to_lua(self, found: Any) -> Any:
         kind = type(found)
+        if kind is bytes or kind is int:
+            return found
         if kind is list:
+            if not found:
+                return self._nothing
             return self._runtime.table_from([self._to_lua(each) for each in found])
         if kind is dict:
             flat = [each for pair in found.items() for each in pair]
@@ -451,7 +470,9 @@ class _Lua:
         values = self._from_lua(table)
         if not values:
             return b"{}"
-        return json.dumps([each.decode(errors="replace") for each in values]).encode()
+        return json.dumps(
+            [e.decode(errors="replace") for e in values], separators=(",", ":")
+        ).encode()
 
     def _decode(self, text: bytes) -> Any:
         return self._json_to_lua(json.loads(text))

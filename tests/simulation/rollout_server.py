@@ -3,7 +3,6 @@
 import asyncio
 import struct
 from collections.abc import AsyncIterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
@@ -95,7 +94,8 @@ class SimEngine(Engine):
         if not self._is_paused:
             raise EngineError("weights are loaded while paused only")
         assert isinstance(staged, StagedFile)
-        a_high, a_low, b_high, b_low = struct.unpack("<4f", Path(staged.path).read_bytes()[-16:])
+        content = await asyncio.to_thread(staged.path.read_bytes)
+        a_high, a_low, b_high, b_low = struct.unpack("<4f", content[-16:])
         self._tensors[0] = (int(a_high) << 16) | int(a_low)
         await asyncio.sleep(self._world.rng.random() * 0.2)
         if self.failing_loads:
@@ -150,13 +150,13 @@ class _Process(RolloutProcess):
         redis = RedisClient(world)
         self.failure = None
         self._settings = settings
-        self._redis = redis  # type: ignore[assignment]
-        self._images = ImageStore(settings.run.files.images, redis, keys)  # type: ignore[arg-type]
+        self._redis = redis
+        self._images = ImageStore(settings.run.files.images, redis, keys)
         self._tracing = Tracing("sgg-rl rollout", None)
         self.server = RolloutServer(settings, lambda: engine, CollectorRegistry(), self._tracing)
-        registry = Registry(redis, keys)  # type: ignore[arg-type]
+        registry = Registry(redis, keys)
         self._membership = Membership(self.server, registry, self._images)
-        queue, lanes = RedisQueue(redis, keys), self._membership.lanes  # type: ignore[arg-type]
+        queue, lanes = RedisQueue(redis, keys), self._membership.lanes
         self._worker = QueueWorker(self.server, queue, registry, self._images, lanes, settings)
 
 
@@ -166,7 +166,9 @@ class SimServer:
     def __init__(self, world: "World", number: int) -> None:
         self.name = f"server{number}"
         self._world = world
-        rollout = world.settings.rollout.model_copy(update={"url": f"http://{self.name}:{8200 + number}"})
+        rollout = world.settings.rollout.model_copy(
+            update={"url": f"http://{self.name}:{8200 + number}"}
+        )
         self._settings = world.settings.model_copy(update={"rollout": rollout})
         self.gpus = (f"GPU-{number}",)
         self.start()

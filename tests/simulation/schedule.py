@@ -2,8 +2,9 @@
 
 import random
 from dataclasses import dataclass, field
+from typing import Any
 
-FAULTS_S = 25.0
+FAULTS_S = 15.0
 """Faults begin in this time; then the run is left alone."""
 HOSTS = ("trainer", "reward", "redis")
 
@@ -66,7 +67,7 @@ class Plan:
         return Plan(**{**_fields(self), "faults": tuple(self.faults[i] for i in places)})
 
 
-def _fields(made: Plan) -> dict[str, object]:
+def _fields(made: Plan) -> dict[str, Any]:
     return {name: getattr(made, name) for name in Plan.__slots__}
 
 
@@ -78,7 +79,7 @@ def plan(seed: int) -> Plan:
         seed=seed,
         lag=rng.choice((0, 1, 1, 2)),
         groups_per_step=rng.choice((2, 3)),
-        num_steps=rng.randrange(4, 7),
+        num_steps=rng.randrange(3, 6),
         checkpoint_every=rng.choice((1, 2, 2, 3)),
         num_servers=num_servers,
         transport=rng.choice(("disk", "http")),
@@ -86,11 +87,11 @@ def plan(seed: int) -> Plan:
         has_bad_rows=rng.random() < 0.25,
         not_finite=rng.choice((0.0, 0.0, 0.0, 0.15)),
         token_s=rng.choice((0.2, 0.5, 1.0)),
-        train_s=rng.choice((0.5, 3.0, 6.0)),
+        train_s=rng.choice((0.3, 2.0, 5.0)),
     )
     faults = [_fault(rng, num_servers) for _ in range(rng.randrange(1, 9))]
     faults.sort(key=lambda fault: fault.at_s)
-    return Plan(**{**_fields(made), "faults": tuple(faults)})  # type: ignore[arg-type]
+    return Plan(**{**_fields(made), "faults": tuple(faults)})
 
 
 _KINDS = {
@@ -108,7 +109,7 @@ _KINDS = {
     "repeat": 2,
     "skew": 2,
     "disk_full": 2,
-    "bad_load": 3,
+    "bad_load": 5,
     "torn_upload": 1,
     "reward_fault": 2,
     "lose_images": 1,
@@ -116,42 +117,42 @@ _KINDS = {
 
 
 def _fault(rng: random.Random, num_servers: int) -> Fault:
+    """One of the kinds, with what it needs."""
     servers = [f"server{i}" for i in range(num_servers)]
     kind = rng.choices([*_KINDS], weights=[*_KINDS.values()])[0]
     at_s, server = rng.random() * FAULTS_S, rng.choice(servers)
     for_s = rng.choice((0.3, 2.0, 6.0, 12.0)) * (0.5 + rng.random())
-    match kind:
-        case "kill":
-            return Fault(kind, at_s, who=rng.choice((*servers, "trainer", "reward")))
-        case "stop":
-            return Fault(kind, at_s, who=rng.choice((*servers, "trainer")))
-        case "kill_in_write":
-            return Fault(kind, at_s, who="trainer", amount=rng.randrange(1, 12))
-        case "pause":
-            return Fault(kind, at_s, for_s, rng.choice((*servers, *HOSTS)))
-        case "zombie":
-            return Fault(kind, at_s, for_s, "trainer")
-        case "kill_redis":
-            return Fault(kind, at_s, 0.2 + rng.random() * 3, "redis", amount=rng.random())
-        case "empty_redis":
-            return Fault(kind, at_s, who="redis")
-        case "refuse":
-            reason = rng.choice(("LOADING", "READONLY", "MISCONF", "OOM"))
-            return Fault(kind, at_s, for_s, "redis", other=reason)
-        case "cut" | "slow" | "lose_answers" | "repeat":
-            one, other = rng.choice(
-                [(s, "redis") for s in servers]
-                + [("trainer", s) for s in servers]
-                + [("trainer", "redis"), ("trainer", "redis"), ("trainer", "reward")]
-            )
-            amount = {"cut": 0.0, "slow": rng.choice((0.3, 3.0))}.get(kind, rng.choice((0.1, 0.4)))
-            return Fault(kind, at_s, for_s, one, other, amount)
-        case "skew":
-            return Fault(kind, at_s, for_s, "redis", amount=rng.choice((-20.0, -2.0, 2.0, 20.0)))
-        case "bad_load":
-            return Fault(kind, at_s, who=server, amount=rng.choice((1, 2, 4)))
-        case "reward_fault":
-            fault = rng.choice(("too_large", "busy", "broken", "partly"))
-            return Fault(kind, at_s, for_s, "reward", other=fault)
-        case _:
-            return Fault(kind, at_s, for_s, "trainer")
+    if kind in ("cut", "slow", "lose_answers", "repeat"):
+        one, other = rng.choice(_links(servers))
+        share = rng.choice((0.1, 0.4))
+        amount = {"cut": 0.0, "slow": rng.choice((0.3, 3.0))}.get(kind, share)
+        return Fault(kind, at_s, for_s, one, other, amount)
+    if kind in ("refuse", "reward_fault"):
+        who = "redis" if kind == "refuse" else "reward"
+        return Fault(kind, at_s, for_s, who, rng.choice(_REASONS[kind]))
+    at_once = {
+        "kill": Fault(kind, at_s, who=rng.choice((*servers, "trainer", "reward"))),
+        "stop": Fault(kind, at_s, who=rng.choice((*servers, "trainer"))),
+        "kill_in_write": Fault(kind, at_s, who="trainer", amount=rng.randrange(1, 12)),
+        "empty_redis": Fault(kind, at_s, who="redis"),
+        "bad_load": Fault(kind, at_s, who=server, amount=rng.choice((1, 2, 2, 4))),
+        "lose_images": Fault(kind, at_s),
+    }
+    lasting = {
+        "pause": Fault(kind, at_s, for_s, rng.choice((*servers, *HOSTS))),
+        "kill_redis": Fault(kind, at_s, 0.2 + rng.random() * 3, "redis", amount=rng.random()),
+        "skew": Fault(kind, at_s, for_s, "redis", amount=rng.choice((-20.0, -2.0, 2.0, 20.0))),
+    }
+    return (at_once | lasting).get(kind, Fault(kind, at_s, for_s, "trainer"))
+
+
+_REASONS = {
+    "refuse": ("LOADING", "READONLY", "MISCONF", "OOM"),
+    "reward_fault": ("too_large", "busy", "broken", "partly"),
+}
+
+
+def _links(servers: list[str]) -> list[tuple[str, str]]:
+    """Who talks to whom; the trainer's link to Redis carries most."""
+    trainer = [("trainer", "redis"), ("trainer", "redis"), ("trainer", "reward")]
+    return [(s, "redis") for s in servers] + [("trainer", s) for s in servers] + trainer

@@ -35,6 +35,7 @@ def install() -> None:
     _services()
     _trainer()
     _disk()
+    _checks()
 
 
 def put(place: str, thing: object) -> None:
@@ -42,6 +43,7 @@ def put(place: str, thing: object) -> None:
 
     Args:
         place: `package.module:name` or `package.module:class.name`
+        thing: What is there from now on.
     """
     module, _, name = place.partition(":")
     owner: Any = import_module(module)
@@ -65,9 +67,9 @@ def _time() -> None:
     time.monotonic = monotonic
     time.time = lambda: EPOCH_S + monotonic()
     time.sleep = simulated.sleep
-    secrets.token_hex = lambda n=8: f"{World.now.rng.getrandbits(8 * n):0{2 * n}x}"  # type: ignore[misc, assignment]
+    secrets.token_hex = lambda n=8: f"{World.now.rng.getrandbits(8 * n):0{2 * n}x}"
     uuid.uuid4 = lambda: uuid.UUID(int=World.now.rng.getrandbits(128))
-    tempfile._get_candidate_names = lambda: iter(lambda: secrets.token_hex(4), None)  # type: ignore[attr-defined]
+    tempfile._get_candidate_names = lambda: iter(lambda: secrets.token_hex(4), None)
     random.seed(0)
 
 
@@ -90,10 +92,10 @@ def _threads() -> None:
     def run(work: Any) -> Any:
         return simulated.block_on(simulated.running_loop().create_task(work))
 
-    Future.result = waited(result)  # type: ignore[method-assign]
-    Future.exception = waited(exception)  # type: ignore[method-assign]
-    concurrent.futures.wait = wait_first  # type: ignore[assignment]
-    asyncio.run = run  # type: ignore[assignment]
+    Future.result = waited(result)
+    Future.exception = waited(exception)
+    concurrent.futures.wait = wait_first
+    asyncio.run = run
     for place in (
         "trainer.connection",
         "trainer.collection.requests",
@@ -133,7 +135,7 @@ def _trainer() -> None:
     from trainer.batches.preparation import Prepared
 
     def prepare(part: Any) -> Prepared:
-        return Prepared(groups=part.groups, mini_batches=[[part.groups]], metrics={})  # type: ignore[list-item]
+        return Prepared(groups=part.groups, mini_batches=[[part.groups]], metrics={})
 
     put("trainer.setup:_joined", lambda *_: nullcontext(_joined()))
     put("trainer.setup:open_training_rows", lambda *_: World.now.rows)
@@ -150,16 +152,9 @@ def _disk() -> None:
     """A disk that may be full, and on which a kill may come in the middle of a write."""
     from services.waiting import RoomWait
     from tests.simulation.world import World
-    from trainer.checkpoints.checkpoint import CheckpointStore
-    from trainer.records.files import RunRecords
     from trainer.records.step_lines import StepLines
 
-    write, append, cut_to, keep = (
-        RoomWait.write,
-        StepLines.append,
-        RunRecords.cut_to,
-        CheckpointStore.write,
-    )
+    write, append = RoomWait.write, StepLines.append
 
     def write_if_room(self: RoomWait, attempt: Callable[[], Any]) -> Any:
         def attempted() -> Any:
@@ -170,17 +165,33 @@ def _disk() -> None:
         return write(self, attempted)
 
     def append_or_tear(self: StepLines, *rows: Any) -> None:
-        trainer = World.now.trainer
-        if World.now.kill_in_writes == 1 and simulated.in_thread():
-            with self._file.open("ab") as stream:
-                stream.write(b'{"step": ')
         if simulated.in_thread():
-            trainer.operation(f"a line of {self._file.name}")
+            if World.now.kill_in_writes == 1:
+                with self._file.open("ab") as stream:
+                    stream.write(b'{"step": ')
+            World.now.trainer.operation(f"a line of {self._file.name}")
         append(self, *rows)
 
     def synced(path: Any) -> None:
         if simulated.in_thread():
             World.now.trainer.operation(f"the write of {path.name}")
+
+    put("services.waiting:RoomWait.write", write_if_room)
+    put("trainer.records.step_lines:StepLines.append", append_or_tear)
+    for place in ("records.step_lines", "records.rollout_files", "checkpoints.checkpoint"):
+        put(f"trainer.{place}:sync", synced)
+    # Room for the header of a large model, in every file: most of a schedule's time.
+    put("weight_sync.file_format:HEADER_BYTES", 512)
+    put("weight_sync.transports.uploads:_PIECE_BYTES", 4096)
+
+
+def _checks() -> None:
+    """The ledger is looked at after each start and each checkpoint."""
+    from tests.simulation.world import World
+    from trainer.checkpoints.checkpoint import CheckpointStore
+    from trainer.records.files import RunRecords
+
+    cut_to, keep = RunRecords.cut_to, CheckpointStore.write
 
     def cut_and_check(self: RunRecords, step: int) -> None:
         cut_to(self, step)
@@ -191,13 +202,5 @@ def _disk() -> None:
         keep(self, state, *args)
         World.now.checker.records(state.step, state.cursor)
 
-    put("services.waiting:RoomWait.write", write_if_room)
-    put("trainer.records.step_lines:StepLines.append", append_or_tear)
     put("trainer.records.files:RunRecords.cut_to", cut_and_check)
     put("trainer.checkpoints.checkpoint:CheckpointStore.write", keep_and_check)
-    for place in ("trainer.records.step_lines", "trainer.records.rollout_files"):
-        put(f"{place}:sync", synced)
-    put("trainer.checkpoints.checkpoint:sync", synced)
-    # Room for the header of a large model, in every file: most of a schedule's time.
-    put("weight_sync.file_format:HEADER_BYTES", 512)
-    put("weight_sync.transports.uploads:_PIECE_BYTES", 4096)

@@ -62,7 +62,9 @@ class SimPolicy:
 
     def train_step(self, mini_batches: list[list[list[TrainGroup]]], _: float) -> StepOutput:
         """See there; first, each token is held against the weights that it says it is of."""
-        groups = [group for micro_batches in mini_batches for rows in micro_batches for group in rows]
+        groups = [
+            group for micro_batches in mini_batches for rows in micro_batches for group in rows
+        ]
         self.world.checker.trains(self.history, groups)
         sleep(self.world.rng.random() * self.world.train_s)
         logprobs = [list(c.rollout_logprobs) for g in groups for c in g.rollout.completions]

@@ -103,6 +103,7 @@ class World:
 
     def violated(self, kind: str, text: str) -> None:
         """A promise was broken."""
+        text = text.replace(str(self.folder), "…")
         self.violations.append((kind, text))
         self.note(f"VIOLATED {kind}: {text}")
         self._done.set()
@@ -117,7 +118,8 @@ class World:
 
     def note(self, text: str) -> None:
         """For who looks at a failing seed."""
-        self.notes.append(f"{self.loop.now:7.2f} s  {text}")
+        said = text.replace(str(self.folder), "…")
+        self.notes.append(f"{self.loop.now:7.2f} s  {said}")
 
     def ended(self, host: Process) -> None:
         """A process is gone: nothing of it runs any more."""
@@ -150,7 +152,8 @@ class World:
         self.redis = RedisServer(self.loop, self.network)
         self.reward = SimReward(self)
         self.servers = {
-            server.name: server for server in (SimServer(self, i) for i in range(self.plan.num_servers))
+            server.name: server
+            for server in (SimServer(self, i) for i in range(self.plan.num_servers))
         }
         self.rows = Rows(self, self.sample)
         self.trainer = SimTrainer(self)
@@ -318,7 +321,9 @@ def _settings(plan: Plan, folder: Path) -> Settings:
             "run": base.run.model_copy(update={"root": folder}),
             "trainer": base.trainer.model_copy(update=changes),
             "weights": base.weights.model_copy(update={"transport": plan.transport}),
-            "algorithm": base.algorithm.model_copy(update={"dynamic_sampling": plan.dynamic_sampling}),
+            "algorithm": base.algorithm.model_copy(
+                update={"dynamic_sampling": plan.dynamic_sampling}
+            ),
         }
     )
 
