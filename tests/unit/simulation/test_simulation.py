@@ -1,6 +1,7 @@
 """The simulation of the control plane, in its short form: `make simulate` is the long one."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -23,35 +24,36 @@ def simulate(*args: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_promises_hold_under_a_hundred_schedules() -> None:
-    found = simulate("--seeds", "0:100")
+def test_promises_hold_under_faults() -> None:
+    found = simulate("--seeds", "0:80")
     assert found.returncode == 0, found.stdout + found.stderr
-    assert found.stdout.startswith("100 schedules"), found.stdout
+    assert found.stdout.startswith("80 schedules"), found.stdout
 
 
 def test_planted_faults_are_found() -> None:
-    planted = ("files-have-no-fence", "a-failed-load-resumes", "the-cursor-counts-what-is-taken")
+    planted = {
+        "a-load-does-not-pause": {"half-loaded"},
+        "the-cursor-counts-what-is-taken": {"group lost"},
+        "files-have-no-fence": {"torn ledger", "trained twice", "ended twice"},
+    }
     found = simulate("--known", *planted, "--seeds", "0:60")
     assert found.returncode == 0, found.stdout + found.stderr
-    promises = {
-        line.partition(": ")[0]: line.partition(", ")[2].partition(":")[0]
-        for line in found.stdout.splitlines()[:-1]
-    }
-    assert promises["a-failed-load-resumes"] == "half-loaded"
-    assert promises["the-cursor-counts-what-is-taken"] == "group lost"
-    assert promises["files-have-no-fence"] in ("torn ledger", "trained twice")
+    for line in found.stdout.splitlines()[:-1]:
+        name, _, promise, *_ = re.split(": |, ", line)
+        assert promise in planted.pop(name)
+    assert not planted
 
 
 def test_a_failing_schedule_is_shrunk_and_replays_exactly() -> None:
-    fault = ("--fault", "a-failed-load-resumes")
-    found = simulate("--seeds", "0:60", "--first", *fault)
+    fault = ("--fault", "servers-do-not-catch-up")
+    found = simulate("--seeds", "0:40", "--first", *fault)
     assert found.returncode == 1, found.stdout + found.stderr
     seed, only = command(found.stdout)
-    assert len(only.split(",")) <= 2 < len(plan(int(seed)).faults) + 2
-    told = [simulate("--seed", seed, "--only", only, *fault) for _ in range(2)]
-    assert told[0].returncode == 1
-    assert told[0].stdout == told[1].stdout
-    assert "half-loaded" in told[0].stdout
+    assert len(only.split(",")) <= len(plan(int(seed)).faults)
+    again = simulate("--seed", seed, "--only", only, *fault)
+    assert again.returncode == 1
+    broken = found.stdout.partition(" broke a promise: ")[2].partition("\n")[0]
+    assert broken[:500] in again.stdout
 
 
 def command(text: str) -> tuple[str, str]:
