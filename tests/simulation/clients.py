@@ -154,7 +154,8 @@ class Pipeline:
     def __getattr__(self, name: str) -> Callable[..., None]:
         def queue(*args: Any, **options: Any) -> None:
             more = [each for pair in options.items() for each in pair]
-            self._commands.append((name.upper(), *args, *more))
+            command = {"delete": "DEL"}.get(name, name.upper())
+            self._commands.append((command, *args, *more))
 
         return queue
 

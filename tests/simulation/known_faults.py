@@ -228,14 +228,6 @@ def a_later_incarnation_is_not_waited_for() -> None:
 
 
 @_fault
-def a_quarantined_server_stays_so() -> None:
-    """The version that could not be loaded is not loaded again."""
-    from weight_sync.updater import WeightUpdater
-
-    WeightUpdater._lacks = lambda self, version: version > self.serving
-
-
-@_fault
 def late_servers_are_not_supplied() -> None:
     """A server that was started anew waits for the next version, which waits for it."""
     from weight_sync.publishing.seeder import Seeder

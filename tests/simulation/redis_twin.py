@@ -130,7 +130,7 @@ class RedisTwin:
         name = args[0].upper()
         command = self._commands.get(name)
         if command is None:
-            raise ResponseError(f"ERR unknown command {name.decode()}: add it to the twin")
+            raise NotImplementedError(f"add {name.decode()} to the simulated Redis")
         return command(args)
 
     def _try(self, waiter: Waiter) -> bool:

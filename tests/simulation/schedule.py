@@ -85,7 +85,7 @@ def plan(seed: int) -> Plan:
         transport=rng.choice(("disk", "http")),
         dynamic_sampling=rng.random() < 0.25,
         has_bad_rows=rng.random() < 0.25,
-        not_finite=rng.choice((0.0, 0.0, 0.0, 0.15)),
+        not_finite=rng.choice((0.0, 0.0, 0.0, 0.3)),
         token_s=rng.choice((0.2, 0.5, 1.0)),
         train_s=rng.choice((0.3, 2.0, 5.0)),
     )
@@ -97,7 +97,7 @@ def plan(seed: int) -> Plan:
 _KINDS = {
     "kill": 6,
     "kill_in_write": 4,
-    "stop": 2,
+    "stop": 4,
     "pause": 4,
     "zombie": 2,
     "kill_redis": 2,
