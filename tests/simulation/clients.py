@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import redis.exceptions
 
-from services.errors import ClientGoneError, UnavailableError, WaitTimeoutError
+from services.errors import ClientGoneError, SggError, UnavailableError, WaitTimeoutError
 from services.redis.client import SOCKET_TIMEOUT_S
 from services.schemas.rewards import RewardRequest, RewardResponse
 from services.schemas.weights import CommitRequest, PolicyInfo, StageRequest, Version
@@ -218,6 +218,10 @@ class RolloutClient:
             raise WaitTimeoutError(f"{self.url} is silent") from error
         except (RefusedError, BrokenError) as error:
             raise UnavailableError(f"{self.url} is not reachable: {error}") from error
+        except SggError:
+            raise
+        except Exception as error:  # a 500
+            raise SggError(f"the service failed: {error!r}") from error
         return found
 
 

@@ -94,7 +94,10 @@ class SimEngine(Engine):
         if not self._is_paused:
             raise EngineError("weights are loaded while paused only")
         assert isinstance(staged, StagedFile)
-        content = await asyncio.to_thread(staged.path.read_bytes)
+        try:
+            content = await asyncio.to_thread(staged.path.read_bytes)
+        except OSError as error:  # the server stops
+            raise EngineError(f"{staged.path} is gone") from error
         a_high, a_low, b_high, b_low = struct.unpack("<4f", content[-16:])
         self._tensors[0] = (int(a_high) << 16) | int(a_low)
         await asyncio.sleep(self._world.rng.random() * 0.2)
