@@ -19,7 +19,7 @@ def simulate(*args: str) -> "subprocess.CompletedProcess[str]":
         env=os.environ | {"PYTHONHASHSEED": "0"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=540,
         check=False,
     )
 
