@@ -50,7 +50,7 @@ class Result:
     """Simulated."""
     num_events: int
     num_starts: int
-    """Of the trainer."""
+    """The trainer's."""
     faults: list[str] = field(default_factory=list)
 
 
@@ -59,7 +59,7 @@ class World:
 
     Args:
         plan: The schedule.
-        folder: Of this schedule alone; `close` removes it.
+        folder: This schedule's alone; `close` removes it.
     """
 
     now: "World"
