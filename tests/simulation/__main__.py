@@ -113,12 +113,14 @@ def _find_known(args: argparse.Namespace) -> int:
     names = args.known or sorted(known_faults.FAULTS)
     first, last = map(int, args.seeds.split(":"))
     _prepare(None)
-    missed, fork, waiting, running = 0, multiprocessing.get_context("fork"), [*names], {}
+    missed, fork, waiting = 0, multiprocessing.get_context("fork"), [*names]
+    running: dict[Any, str] = {}
     while waiting or running:
         while waiting and len(running) < args.jobs:
             name = waiting.pop(0)
             running[_finding(fork, name, range(first, last))] = name
-        for answer in multiprocessing.connection.wait(running):
+        for answer in multiprocessing.connection.wait([*running]):
+            assert isinstance(answer, multiprocessing.connection.Connection)
             tries, found = answer.recv()
             missed += not found
             said = f"{found or 'NOT FOUND'} ({tries} schedules)"

@@ -89,9 +89,10 @@ def acknowledged_before_it_is_kept() -> None:
 def waiting_for_a_version_counts_as_failure() -> None:
     """A group that asks for a version to come dies of it, and is asked for too early."""
     from rollout_service.queue import worker
+    from services.errors import UnavailableError
     from trainer.collection.group_pool import GroupPool
 
-    class Behind(worker.UnavailableError):
+    class BehindError(UnavailableError):
         """No longer told apart."""
 
     wait = worker.QueueWorker._wait_for_version
@@ -100,7 +101,7 @@ def waiting_for_a_version_counts_as_failure() -> None:
         try:
             await wait(self, prompt)
         except worker._BehindError as error:
-            raise Behind(error.message) from error
+            raise BehindError(error.message) from error
 
     def unanswered(self: Any) -> Any:
         return [group.prompt for group in self._open.values() if not group.received]
@@ -294,7 +295,8 @@ def the_cursor_counts_the_dead_at_once() -> None:
     """A ledger that is cut back to a checkpoint says nothing of them."""
     from trainer.collection.group_pool import GroupPool
 
-    record, finish = GroupPool.record_dead, []
+    record = GroupPool.record_dead
+    finish: list[Callable[[int], None]] = []
 
     def at_once(self: Any, position: int, *args: Any, **options: Any) -> None:
         record(self, position, *args, **options)

@@ -67,7 +67,11 @@ def _time() -> None:
     time.monotonic = monotonic
     time.time = lambda: EPOCH_S + monotonic()
     time.sleep = simulated.sleep
-    secrets.token_hex = lambda n=8: f"{World.now.rng.getrandbits(8 * n):0{2 * n}x}"
+
+    def token_hex(nbytes: int = 8) -> str:
+        return f"{World.now.rng.getrandbits(8 * nbytes):0{2 * nbytes}x}"
+
+    secrets.token_hex = token_hex
     uuid.uuid4 = lambda: uuid.UUID(int=World.now.rng.getrandbits(128))
     tempfile._get_candidate_names = lambda: iter(lambda: secrets.token_hex(4), None)
     random.seed(0)
@@ -137,15 +141,19 @@ def _trainer() -> None:
     def prepare(part: Any) -> Prepared:
         return Prepared(groups=part.groups, mini_batches=[[part.groups]], metrics={})
 
+    def end(*_: Any) -> None:
+        World.now.trainer.kill()
+        simulated.stand_still()
+
+    def _joined() -> Any:
+        return trainer_process.OneRank(), SimpleNamespace(enter=lambda *_: None)
+
     put("trainer.setup:_joined", lambda *_: nullcontext(_joined()))
     put("trainer.setup:open_training_rows", lambda *_: World.now.rows)
     put("trainer.setup:Preparation", lambda *_: prepare)
     put("trainer.setup:ImageCheck", lambda _: None)
     put("trainer.setup:grpo_inputs", lambda *_: {})
-    put("trainer.ranks.stop:_end", lambda *_: (World.now.trainer.kill(), simulated.stand_still()))
-
-    def _joined() -> Any:
-        return trainer_process.OneRank(), SimpleNamespace(enter=lambda *_: None)
+    put("trainer.ranks.stop:_end", end)
 
 
 def _disk() -> None:

@@ -184,11 +184,10 @@ class World:
         rng = random.Random(f"{self.plan.seed}/rows")
         bad = rng.sample(range(NUM_ROWS), 2) if self.plan.has_bad_rows else []
         self.unreadable = {*bad[:1]}
-        names = lambda rows: {group_id(_RUN, e, r) for e in range(_NUM_EPOCHS) for r in rows}  # noqa: E731
-        self.poisoned = names(bad[1:])
-        self.guilty = names(bad)
+        self.poisoned = _names(bad[1:])
+        self.guilty = _names(bad)
         few = rng.sample(range(NUM_ROWS), 4) if self.plan.dynamic_sampling else []
-        self.without_spread = names(few)
+        self.without_spread = _names(few)
 
     def _save(self, fault: Fault) -> None:
         self._saved[fault] = self.redis.twin.snapshot()
@@ -332,6 +331,11 @@ def _settings(plan: Plan, folder: Path) -> Settings:
             ),
         }
     )
+
+
+def _names(rows: list[int]) -> set[str]:
+    """The groups of some rows, in all epochs."""
+    return {group_id(_RUN, epoch, row) for epoch in range(_NUM_EPOCHS) for row in rows}
 
 
 @cache
