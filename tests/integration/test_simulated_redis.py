@@ -94,7 +94,7 @@ async def test_any_sequence_of_moves_answers_alike(
     redis_url: str, run_keys: RunKeys, seed: int
 ) -> None:
     real, rng = connect(redis_url), random.Random(seed)
-    real.response_callbacks.clear()  # type: ignore[no-untyped-call]
+    real.response_callbacks.clear()
     both = Both(real, NearRedis(), run_keys)
     for stream in STREAMS:
         place = (run_keys.stream(stream), GROUPS[stream], "0", "MKSTREAM")
@@ -129,7 +129,7 @@ async def test_any_sequence_of_moves_answers_alike(
 
 async def test_keys_of_other_types_are_refused_alike(redis_url: str, run_keys: RunKeys) -> None:
     real = connect(redis_url)
-    real.response_callbacks.clear()  # type: ignore[no-untyped-call]
+    real.response_callbacks.clear()
     both = Both(real, NearRedis(), run_keys)
     key = run_keys.run
     await both.command("HSET", key, "incarnation", "3", "committed_step", "7")
