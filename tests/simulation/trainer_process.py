@@ -40,6 +40,9 @@ class SimPolicy:
         self.history = [0]
         """The identity of each version of this policy, from version 0."""
 
+    def mask_replay(self) -> None:
+        """See there: no grammar."""
+
     def load_state(self, folder: Path) -> None:
         """See there."""
         self.history = json.loads((folder / "policy.json").read_text())
