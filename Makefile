@@ -21,10 +21,14 @@ SEED ?= 0
 SET ?=
 CONFIG ?= $(if $(DATA),configs/demo-data.toml,configs/demo.toml)
 
+# make simulate SEEDS=first:end JOBS=processes
+SEEDS ?= 0:10000
+JOBS ?= 2
+
 # Packages come uncompiled: without written bytecode each process compiles torch, transformers and vLLM once more.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo docs images pin-images test test-docker check check-setup check-cuda check-plan check-security fuzz bench-gpu wheel format lint types imports units integration slurm training e2e start-checkpoint clean distclean help
+.PHONY: setup demo docs images pin-images test test-docker simulate check check-setup check-cuda check-plan check-security fuzz bench-gpu wheel format lint types imports units integration slurm training e2e start-checkpoint clean distclean help
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -84,6 +88,9 @@ check-setup: $(INSTALLED) ## A fresh clone with the public index and a stand-in 
 check-cuda: ## The packages for GPUs, installed apart (9 GB), and our code held against them; needs no GPU
 	@$(MAKE) --no-print-directory setup EXTRA=cuda VENV=build/cuda
 	build/cuda/bin/pytest tests/cuda -q
+
+simulate: $(INSTALLED) ## The control plane on a simulated clock, under faults by seed (SEEDS=0:10000): docs/reliability.md
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --jobs $(JOBS)
 
 check-plan: $(INSTALLED) ## What `sgg-rl plan` predicts against the real loop: compares times, wants a quiet machine
 	$(BIN)/pytest tests/plan -v
