@@ -21,10 +21,14 @@ SEED ?= 0
 SET ?=
 CONFIG ?= $(if $(DATA),configs/demo-data.toml,configs/demo.toml)
 
+# make simulate SEEDS=first:end JOBS=processes
+SEEDS ?= 0:10000
+JOBS ?= 2
+
 # Packages come uncompiled: without written bytecode each process compiles torch, transformers and vLLM once more.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: setup demo docs images pin-images test test-docker check check-setup check-cuda check-plan check-security fuzz bench-gpu wheel format lint types imports units integration slurm training e2e start-checkpoint clean distclean help
+.PHONY: setup demo docs images pin-images test test-docker simulate check check-setup check-cuda check-plan check-security fuzz chaos bench-gpu wheel format lint types imports units integration slurm training e2e start-checkpoint clean distclean help
 
 help: ## Show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -85,6 +89,9 @@ check-cuda: ## The packages for GPUs, installed apart (9 GB), and our code held 
 	@$(MAKE) --no-print-directory setup EXTRA=cuda VENV=build/cuda
 	build/cuda/bin/pytest tests/cuda -q
 
+simulate: $(INSTALLED) ## The control plane on a simulated clock, under faults by seed (SEEDS=0:10000): docs/reliability.md
+	$(BIN)/python -m tests.simulation --seeds $(SEEDS) --jobs $(JOBS)
+
 check-plan: $(INSTALLED) ## What `sgg-rl plan` predicts against the real loop: compares times, wants a quiet machine
 	$(BIN)/pytest tests/plan -v
 
@@ -95,6 +102,10 @@ check-security: $(INSTALLED) ## ruff's security rules, advisories against constr
 	$(BIN)/ruff check --select S .
 	@test -x $(SECURITY)/bin/pip-audit || { $(PYTHON) -m venv $(SECURITY) && $(SECURITY)/bin/pip install -q -r constraints/security.txt; }
 	@$(SECURITY)/bin/python deploy/security/check.py $(SECURITY)
+
+chaos: $(INSTALLED) ## The real loop under 500 seeded faults, and planted bugs that its checker must find
+	$(BIN)/pytest tests/chaos -v
+	$(BIN)/python -m tests.chaos.run --faults 500 --output build/chaos.json
 
 fuzz: export FUZZ_EXAMPLES ?= 20000
 fuzz: $(INSTALLED) ## Damaged input for every parser, FUZZ_EXAMPLES each (20,000: an hour)

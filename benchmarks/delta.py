@@ -33,6 +33,7 @@ from rollout_service.fake.engine import FakeEngine
 from services.host.ports import free_port
 from services.http.app import bind, create_app, server_config
 from services.http.clients.rollout import RolloutClient
+from services.http.raw_body import RawBody
 from services.schemas.weights import Encoding, PolicyInfo, Version, WeightManifest
 from services.settings import Settings
 from weight_sync.transports.files import FileSender, delta_file
@@ -169,10 +170,8 @@ class Run:
 
         @app.put("/v1/weights/files/{incarnation}/{policy_version}")
         async def upload(incarnation: int, policy_version: int, request: Request) -> PolicyInfo:
-            length = int(request.headers.get("Content-Length", 0))
-            await self._updater.upload(
-                Version(incarnation, policy_version), request.stream(), length
-            )
+            body = RawBody(request.scope, silence_s=60)
+            await self._updater.upload(Version(incarnation, policy_version), body)
             return PolicyInfo(
                 server_id="one",
                 model="none",

@@ -3,8 +3,9 @@
     python -m benchmarks.weights [--mib 1024] [--tensors 200] [--rounds 5]
 
 Stage has to know the digest of every byte. What is measured is what the server does: `shm` from the
-request to the verified file; `upload` over a loopback connection, in which the bytes are hashed as
-they come; `http` that and the stage after it. `sha256` and `blake3` are one thread's, and say what
+request to the verified file; `upload` over a loopback connection, by curl, in which the bytes are
+hashed as they come; `sent` the same by the trainer's client; `http` an upload and the stage after
+it. `sha256` and `blake3` are one thread's, and say what
 to expect of more cores. `shm, sha256` is what a version of an earlier release takes. The rounds of
 all take turns, so that other work on the machine slows each of them as much; what they take of the
 cores (the sending curl too) hardly depends on it.
@@ -26,12 +27,15 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 import uvicorn
 from fastapi import Request
+from pydantic import BaseModel
 from safetensors.numpy import save_file
 
 from rollout_service.fake.engine import FakeEngine
 from services.errors import EngineError
 from services.host.ports import free_port
 from services.http.app import bind, create_app, server_config
+from services.http.clients.base import ServiceClient
+from services.http.raw_body import RawBody
 from services.schemas.weights import (
     DigestAlgorithm,
     StageRequest,
@@ -98,6 +102,7 @@ def _works(
         "shm, sha256": lambda: _stage(updater, by["sha256"], "shm"),
         "shm": lambda: _stage(updater, by[ALGORITHM], "shm"),
         "upload": lambda: _upload(url, file),
+        "sent": lambda: _send(url, file),
         "http": http,
     }
 
@@ -133,6 +138,15 @@ async def _upload(url: str, file: Path) -> None:
         raise EngineError("curl could not upload the file")
 
 
+class Kept(BaseModel):
+    """The route's answer."""
+
+
+async def _send(url: str, file: Path) -> None:
+    async with ServiceClient(url) as client:
+        await client.put_file("/1/1", file, Kept)
+
+
 @asynccontextmanager
 async def _server(settings: Settings) -> AsyncIterator[tuple[WeightUpdater, str]]:
     """A server's updater, with its upload route behind real uvicorn in a thread."""
@@ -146,8 +160,10 @@ async def _server(settings: Settings) -> AsyncIterator[tuple[WeightUpdater, str]
     )
 
     @app.put("/files/{incarnation}/{policy_version}")
-    async def upload(incarnation: int, policy_version: int, request: Request) -> None:
-        await updater.upload(Version(incarnation, policy_version), request.stream())
+    async def upload(incarnation: int, policy_version: int, request: Request) -> Kept:
+        body = RawBody(request.scope, silence_s=60)
+        await updater.upload(Version(incarnation, policy_version), body)
+        return Kept()
 
     with bind(app, settings.rollout.url) as listener:
         server = uvicorn.Server(server_config(app))

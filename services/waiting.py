@@ -143,6 +143,22 @@ async def ended(*tasks: "asyncio.Future[Any]") -> None:
     await asyncio.gather(*tasks, return_exceptions=True)  # their errors count no more
 
 
+async def in_thread(work: Callable[[], T], stop: Callable[[], object]) -> T:
+    """Run what blocks in a thread, and see it end there whatever happens here.
+
+    Args:
+        work: What blocks.
+        stop: Called where this is cancelled: has the work end soon.
+    """
+    running = asyncio.ensure_future(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(running)
+    except asyncio.CancelledError:
+        stop()
+        await asyncio.gather(running, return_exceptions=True)
+        raise
+
+
 @asynccontextmanager
 async def racing(*works: Awaitable[Any]) -> AsyncIterator[list["asyncio.Future[Any]"]]:
     """The works as tasks, in the given order, once one of them has ended.

@@ -1,6 +1,7 @@
 """Weight updaters without a server around them."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
+from io import BytesIO
 from pathlib import Path
 
 from rollout_service.engine import Engine, compare_tensors
@@ -45,7 +46,12 @@ def updater_of(engine: Engine, run: str, root: Path, *, transport: str = "shm") 
     return WeightUpdater(settings, engine, Spool(settings))
 
 
-async def pieces(content: bytes, size: int = 7) -> AsyncIterator[bytes]:
-    """A body as it comes over the network."""
-    for start in range(0, len(content), size):
-        yield content[start : start + size]
+class Content(BytesIO):
+    """A body that has come already."""
+
+    def __init__(self, content: bytes, num_bytes: int | None = None) -> None:
+        super().__init__(content)
+        self.num_bytes = len(content) if num_bytes is None else num_bytes
+
+    def stop(self) -> None:
+        """It never blocks."""

@@ -21,7 +21,7 @@ ever moves forward. Every call may be repeated.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -40,6 +40,7 @@ from services.errors import (
 from services.schemas.weights import (
     TRANSPORTS,
     CommitRequest,
+    PassOnRequest,
     PolicyRecord,
     PolicyState,
     StageRequest,
@@ -52,7 +53,8 @@ from services.schemas.weights import (
 from services.settings import Settings
 from weight_sync.engine import LoadableEngine, Staged
 from weight_sync.transports.receiver import Receiver
-from weight_sync.transports.uploads import Spool, Uploads
+from weight_sync.transports.sender import server_client
+from weight_sync.transports.uploads import Body, Spool, Uploads
 
 logger = logging.getLogger(__name__)
 
@@ -147,15 +149,12 @@ class WeightUpdater:
         """The version that a commit would load."""
         return self._held.version.policy_version if self._held else None
 
-    async def upload(
-        self, version: Version, chunks: AsyncIterator[bytes], num_bytes: int = 0
-    ) -> None:
+    async def upload(self, version: Version, body: Body) -> None:
         """Keep a file for a later stage over `http` or `lora`. Replaces an earlier one.
 
         Args:
             version: Without its checksum.
-            chunks: The file's bytes.
-            num_bytes: What the client means to send; 0 where it does not say.
+            body: The file's bytes.
 
         Raises:
             ConflictError: The server serves or holds a later version.
@@ -163,7 +162,18 @@ class WeightUpdater:
         """
         if version < self.serving:
             raise ConflictError(f"{version} is older than {self.serving}, which is served")
-        await self._uploads.receive(version, chunks, num_bytes)
+        await self._uploads.receive(version, body)
+
+    async def pass_on(self, request: PassOnRequest) -> None:
+        """Send an upload that was verified here to another server. Sampling and updates go on.
+
+        Raises:
+            NotFoundError: There is none with that checksum.
+            SggError: As `RolloutClient.upload`.
+        """
+        version, file = self._uploads.verified(request.checksum)
+        async with server_client(request.url, self._settings) as client:
+            await client.upload(file, version)
 
     async def stage(self, request: StageRequest) -> None:
         """Bring in and verify a version while sampling goes on. Replaces what was staged before.

@@ -114,32 +114,34 @@ def _training(settings: Settings, cluster: Cluster, shape: ModelShape) -> RateTa
 
 
 def _weights(settings: Settings, cluster: Cluster, shape: ModelShape) -> RateTable:
-    """Seconds of a version: `stage_s` for any number of servers, `stage_more_s` for each."""
+    """Seconds of a version: whatever the number of servers, for each of them, for each round."""
     hardware, size = cluster.hardware, float(version_bytes(settings, shape))
     hashed, file = BENCHMARKS["hash_bytes_per_s"].value, hardware.file_bytes_per_s.value
     link, host = hardware.link_bytes_per_s.value, hardware.host_bytes_per_s.value
-    calls = 2 * BENCHMARKS["call_s"].value
+    calls = 2
     transport, traits = settings.weights.transport, settings.weights.traits
-    stage, more, commit = size / hashed, size / host, size / 10e9
+    stage, more, each_round, commit = size / hashed, 0.0, 0.0, size / 10e9
     if traits.same_host:
-        more, how = 0.0, "hashed by one core each"
+        how = "hashed by one core each"
     elif traits.in_run_folder:
         stage, more = size / min(hashed, file), size / hardware.files_bytes_per_s.value
         how = "read and hashed by each; the file system shared by all"
     elif traits.through_file:
-        how = "the adapter, sent to each"
-        if not traits.adapter_alone:
-            how = "sent by rank 0's host to each"
+        each_round, calls = size / min(hashed, host), 4
+        how = "hashed while it comes"
     elif traits.same_gpu:
-        stage, more, commit = 0.1, 0.0, size / hardware.memory_bytes_per_s.value
+        stage, commit = 0.1, size / hardware.memory_bytes_per_s.value
         how = "a copy on the GPU"
     else:
-        stage, more, commit, how = 0.1, 0.0, size / link, "one broadcast, in the commit"
+        stage, commit, how = 0.1, size / link, "one broadcast, in the commit"
     written = traits.through_file and not traits.adapter_alone
     gathered = size / (hashed if written else link)
     return {
         "export_s": _given(gathered, "gathered, hashed and written while the step waits"),
         "stage_s": _given(stage, f"{transport}: {how}"),
-        "stage_more_s": _given(more + calls, f"{transport}: for each server"),
+        "stage_more_s": _given(
+            more + calls * BENCHMARKS["call_s"].value, f"{transport}: for each server"
+        ),
+        "stage_round_s": _given(each_round, f"{transport}: passed on from server to server"),
         "commit_s": _given(commit + 0.05, "servers pause to load it"),
     }

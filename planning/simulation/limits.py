@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from planning.simulation.derive import RateTable
+from planning.simulation.rates import staged_s
 from planning.simulation.splits import Split
 from services.settings import Settings
 
@@ -16,9 +17,7 @@ _REMEDIES = {
     ),
     "reward service": "reward.workers, one for each free core",
     "batch to all ranks": "each rank reading its own groups instead of the whole batch",
-    "rank 0 giving weights": (
-        "weights.transport nccl, or lora; servers that pass files and calls on"
-    ),
+    "rank 0 giving weights": ("weights.transport nccl, lora, or http, whose servers pass files on"),
     "groups to rank 0's host": "binary token ids and log-probabilities instead of JSON",
 }
 
@@ -46,7 +45,8 @@ def limits(
     rate = {name: given.value for name, given in table.items()}
     shape, step_s = split.shape, split.step_s
     collect_s = rate["collect_s"] + rate["count_open_s"] * shape.open_groups + rate["admit_s"]
-    weights_s = rate["stage_s"] + rate["stage_more_s"] * shape.num_servers + rate["commit_s"]
+    stage = (rate[name] for name in ("stage_s", "stage_more_s", "stage_round_s"))
+    weights_s = staged_s(*stage, num_servers=shape.num_servers) + rate["commit_s"]
     sent_bytes_per_s = split.tokens_per_step / step_s * _TOKEN_BYTES
     workers = settings.reward.workers
     parts = {

@@ -218,7 +218,7 @@ class Loop:
     def _spread(self, version: int, used: Sequence[Group] = ()) -> ProcessGenerator:
         """Stage, commit, and then be done with the groups that the version came from."""
         rates = self._rates
-        yield self._env.timeout(rates.stage_s + rates.stage_more_s * len(self._servers))
+        yield self._env.timeout(rates.staged_s(len(self._servers)))
         for server in self._servers:
             server.pause()
         yield self._env.timeout(rates.commit_s)

@@ -5,6 +5,8 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from weight_sync.fan_out import num_rounds
+
 Lengths = Callable[[random.Random], tuple[int, ...]]
 """Draws the tokens of each completion of a group."""
 
@@ -45,6 +47,8 @@ class Rates:
     """Until servers have a version's bytes, while they sample on."""
     stage_more_s: float = 0.0
     """The same for each server, one after the other."""
+    stage_round_s: float = 0.0
+    """The same for each round in which servers pass it on (`weight_sync.fan_out`)."""
     commit_s: float = 0.0
     """Servers pause for this long to load a version."""
     admit_s: float = 0.0
@@ -61,6 +65,17 @@ class Rates:
     """The reward service for every request, beside its groups."""
     spread_s: float = 0.0
     """To give one group of a batch to all ranks."""
+
+    def staged_s(self, num_servers: int) -> float:
+        """Until so many servers have a version's bytes."""
+        return staged_s(
+            self.stage_s, self.stage_more_s, self.stage_round_s, num_servers=num_servers
+        )
+
+
+def staged_s(any_number: float, more: float, each_round: float, *, num_servers: int) -> float:
+    """Seconds until so many servers have a version's bytes: see `Rates`' `stage_...`."""
+    return any_number + more * num_servers + each_round * num_rounds(num_servers)
 
 
 def lognormal_lengths(mean: float, sigma: float, *, max_tokens: int, group_size: int) -> Lengths:

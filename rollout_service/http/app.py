@@ -10,7 +10,6 @@ from contextlib import asynccontextmanager, suppress
 from typing import Annotated
 
 from fastapi import FastAPI, Path, Query, Request, Response
-from starlette.requests import ClientDisconnect
 
 from rollout_service.engine import Engine, EngineResult, GroupRequest
 from rollout_service.fake.engine import FakeEngine
@@ -26,7 +25,6 @@ from rollout_service.queue.worker import QueueWorker
 from rollout_service.server import RolloutServer
 from rollout_service.signals import stop_signals
 from services.errors import (
-    ClientGoneError,
     ConflictError,
     EngineError,
     NotFoundError,
@@ -39,6 +37,7 @@ from services.http import app as service
 from services.http.guard import MAX_VALUES
 from services.http.openapi import answer, body_of, problems
 from services.http.proof import PROOF_PATH, proof
+from services.http.raw_body import RawBody
 from services.images import ImageStore, image_from_data_uri
 from services.redis.check import check_redis
 from services.redis.client import connect
@@ -49,7 +48,14 @@ from services.schemas.chat import ChatRequest
 from services.schemas.common import ImageRef
 from services.schemas.rollouts import InlineImage, RolloutRequest, RolloutResponse
 from services.schemas.scene_graphs import SceneGraphForm, SceneGraphRequest
-from services.schemas.weights import CommitRequest, PolicyInfo, ServerProof, StageRequest, Version
+from services.schemas.weights import (
+    CommitRequest,
+    PassOnRequest,
+    PolicyInfo,
+    ServerProof,
+    StageRequest,
+    Version,
+)
 from services.settings import Settings
 from services.telemetry import Tracing
 from services.waiting import racing
@@ -59,6 +65,8 @@ logger = logging.getLogger(__name__)
 Number = Annotated[int, Path(ge=0, lt=2**53)]
 Nonce = Annotated[str, Query(pattern=r"^[0-9a-f]{64}$")]
 BODY_LIMIT_BYTES = 8 * 1024 * 1024
+_SILENCE_S = 60.0
+"""An upload that sends nothing for this long is given up."""
 _DESCRIPTION = (
     "Samples a vision-language model's answers with vLLM, and takes new weights while it runs."
 )
@@ -126,7 +134,7 @@ class RolloutProcess:
         )(self.rollouts)
         self.app.byte_bodies = (
             *(ChatRequest, RolloutRequest, SceneGraphRequest, SceneGraphForm),
-            *(StageRequest, CommitRequest),
+            *(StageRequest, CommitRequest, PassOnRequest),
         )
         ChatRoutes(self.server, self._open_requests).add_to(self.app)
         SceneGraphRoutes(self._settings, self.server, self._open_requests, self._bytes_of).add_to(
@@ -145,6 +153,12 @@ class RolloutProcess:
             openapi_extra={"requestBody": {"content": {"application/octet-stream": {}}}},
             responses=served | problems(ConflictError, WaitTimeoutError),
         )(self.upload)
+        self.app.post(
+            "/v1/weights/pass-on",
+            tags=["weights"],
+            openapi_extra=body_of(PassOnRequest, examples.PASS_ON),
+            responses=served | problems(NotFoundError, WaitTimeoutError),
+        )(self.pass_on)
         committed = answer("The server's state.", examples.COMMITTED)
         for route, message, example, done in (
             (self.stage, StageRequest, examples.STAGE, served),
@@ -196,13 +210,14 @@ class RolloutProcess:
         self, incarnation: Number, policy_version: Number, request: Request
     ) -> PolicyInfo:
         """Keep a version's safetensors file, for a stage over `http` or `lora`."""
-        updater = self.server.updater
-        try:
-            given = Version(incarnation, policy_version)
-            num_bytes = int(request.headers.get("content-length", 0))
-            await updater.upload(given, request.stream(), num_bytes)
-        except ClientDisconnect as error:
-            raise ClientGoneError("the upload ended early: nothing of it is kept") from error
+        body = RawBody(request.scope, _SILENCE_S)
+        await self.server.updater.upload(Version(incarnation, policy_version), body)
+        return self.server.info()
+
+    async def pass_on(self, http: Request) -> PolicyInfo:
+        """Send a staged version to another server, which has to prove itself."""
+        request = await read_body(http, PassOnRequest)
+        await while_connected(http, self.server.updater.pass_on(request))
         return self.server.info()
 
     async def stage(self, http: Request) -> PolicyInfo:

@@ -153,6 +153,7 @@ POLICY: dict[str, Any] = {
     "model_runner": "v1",
 }
 COMMITTED = POLICY | {"policy_version": 4, "checksum": _CHECKSUM, "staged_version": None}
+PASS_ON = {"checksum": _CHECKSUM, "url": "http://10.1.0.8:8200"}
 PROOF: dict[str, Any] = {
     "proofs": ["9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"]
 }

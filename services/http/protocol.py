@@ -11,7 +11,9 @@ The time for a body is kept where the body is read (`services.http.guard`). It i
 as uvicorn drives it, with counts beside it: `benchmarks/door.py` has what they cost.
 """
 
+import os
 import resource
+import socket
 import sys
 from asyncio import TimerHandle, Transport
 from functools import cache
@@ -19,8 +21,15 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from services.errors import HeadTooLargeError, MalformedRequestError, SggError, SlowRequestError
+from services.errors import (
+    ClientGoneError,
+    HeadTooLargeError,
+    MalformedRequestError,
+    SggError,
+    SlowRequestError,
+)
 from services.http.problems import problem_response
+from services.http.raw_body import EXTENSION
 
 HEAD_S = 10.0
 """From a connection, or from the answer before, to the end of a request's headers."""
@@ -92,8 +101,28 @@ class GuardedProtocol(HttpToolsProtocol):
         self._unframed = 0
         if self.pipeline:
             raise MalformedRequestError("send the next request after an answer")
+        self.scope["extensions"] = {EXTENSION: {"take": self.take_body}}
         super().on_headers_complete()
         self.idle_since = None
+
+    def take_body(self) -> tuple[socket.socket, bytes]:
+        """The connection, and what has come of the present request's body; the caller reads on.
+
+        No request comes after it: the parser has lost count.
+
+        Raises:
+            ClientGoneError: There is no connection any more.
+        """
+        if self.transport.is_closing():
+            raise ClientGoneError("the client left before its body was read")
+        cycle = self.cycle
+        if cycle.waiting_for_100_continue:
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            cycle.waiting_for_100_continue = False
+        self.flow.pause_reading()
+        cycle.keep_alive = False
+        shared = os.dup(self.transport.get_extra_info("socket").fileno())
+        return socket.socket(fileno=shared), bytes(cycle.body)
 
     def on_body(self, body: bytes) -> None:
         self._unframed = 0

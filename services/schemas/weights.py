@@ -78,6 +78,9 @@ def _checked_url(url: str) -> str:
     return url
 
 
+ServerUrl = Annotated[str, AfterValidator(_checked_url)]
+
+
 def _known_algorithm(name: Any) -> Any:
     known = get_args(DigestAlgorithm)
     if name not in known:
@@ -319,6 +322,18 @@ class CommitRequest(Versioned):
         return (version.policy_version, version.checksum) == (self.policy_version, self.checksum)
 
 
+class PassOnRequest(Versioned):
+    """Body of `POST /v1/weights/pass-on`: gives a version that was uploaded here to another server.
+
+    Example: `tests/contract/golden/pass_on_request.json`
+    """
+
+    checksum: Sha256
+    """The manifest's with which the version was staged here."""
+    url: ServerUrl
+    """The other server's `rollout.url`. It has to prove itself before anything is sent to it."""
+
+
 class PolicyInfo(Versioned):
     """Answer of `GET /v1/policy` and of every weight call.
 
@@ -354,7 +369,7 @@ class ServerRecord(Versioned):
     """A rollout server's entry in the `servers` hash, renewed by its heartbeat."""
 
     server_id: Name
-    url: Annotated[str, AfterValidator(_checked_url)]
+    url: ServerUrl
     """`http://host:port`, the server's `rollout.url`."""
     host: str
     gpu: str | None

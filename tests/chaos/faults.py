@@ -80,10 +80,10 @@ def inject(system: System, fault: Fault) -> None:
 
 
 def recovered(system: System, timeout_s: float) -> float | None:
-    """Seconds until the run makes another step, or has ended; None where it does not in time."""
-    start, before = time.monotonic(), system.last_step()
-    while time.monotonic() - start < timeout_s:
-        if system.last_step() not in (before, (-1, 0)) or system.parts["trainer"].is_done:
-            return time.monotonic() - start
+    """Seconds until the run ends another step, or is over; None where it does not in time."""
+    start = time.time()
+    while time.time() - start < timeout_s:
+        if system.last_step()[1] > start or system.parts["trainer"].is_done:
+            return time.time() - start
         time.sleep(0.05)
     return None

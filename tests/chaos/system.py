@@ -63,7 +63,8 @@ class Part:
                 os.killpg(process.pid, number)
 
     def terminate(self) -> None:
-        """As a supervisor does: to the part alone."""
+        """As a supervisor does: to the part alone, which does not come back."""
+        self._closed.set()
         if self._process is not None:
             self._process.terminate()
 
@@ -162,14 +163,13 @@ class System:
         lines = file.read_bytes().split(b"\n")[:-1] if file.exists() else []
         return [json.loads(line) for line in lines]
 
-    def last_step(self) -> tuple[int, int]:
-        """Changes with each step, and with each step that is done again."""
-        file = self.settings.run.files.ledger
+    def last_step(self) -> tuple[int, float]:
+        """The last step and when it ended, in Unix seconds; -1 and 0.0 before the first."""
         try:
-            rows = self.rows("ledger.jsonl")
-            return (int(rows[-1]["step"]) if rows else -1), file.stat().st_mtime_ns
-        except (FileNotFoundError, json.JSONDecodeError):
-            return -1, 0
+            rows = self.rows("metrics.jsonl")[-1:]
+        except FileNotFoundError:  # it is being cut
+            rows = []
+        return (int(rows[0]["step"]), float(rows[0]["time"])) if rows else (-1, 0.0)
 
     def rank_pids(self) -> list[int]:
         files = sorted(self.settings.run.files.ranks.glob("rank-?.json"))

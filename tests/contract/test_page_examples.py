@@ -16,7 +16,13 @@ from services.images import image_from_data_uri
 from services.schemas.chat import ChatRequest
 from services.schemas.rollouts import RolloutRequest, RolloutResponse
 from services.schemas.scene_graphs import SceneGraphRequest, SceneGraphResponse
-from services.schemas.weights import CommitRequest, PolicyInfo, ServerProof, StageRequest
+from services.schemas.weights import (
+    CommitRequest,
+    PassOnRequest,
+    PolicyInfo,
+    ServerProof,
+    StageRequest,
+)
 
 APPS = service_apps()
 DOCUMENTS: dict[str, dict[str, Any]] = {name: app.openapi() for name, app in APPS.items()}
@@ -80,6 +86,7 @@ def test_the_examples_are_messages() -> None:
         (ChatRequest, examples.CHAT),
         (StageRequest, examples.STAGE),
         (CommitRequest, examples.COMMIT),
+        (PassOnRequest, examples.PASS_ON),
         (PolicyInfo, examples.POLICY),
         (PolicyInfo, examples.COMMITTED),
         (ServerProof, examples.PROOF),

@@ -19,7 +19,7 @@ from tests.e2e import versions
 from tests.e2e.conftest import needs_gpus
 from tests.e2e.engine_server import EngineServer, engine_server, settings_of
 from tests.e2e.oracle import TOLERANCE, Oracle, largest_gap, picture
-from tests.updaters import pieces
+from tests.updaters import Content
 from trainer.policy.adapter import add_adapter
 from trainer.policy.export import exported, exported_parameters
 
@@ -54,7 +54,7 @@ async def stage(
     version = server.updater.serving.policy_version + 1
     manifest = versions.manifest_of(adapter, version, adapter=config)
     content = versions.adapter_file(folder, adapter)
-    await server.updater.upload(Version(1, version), pieces(content, 1000))
+    await server.updater.upload(Version(1, version), Content(content))
     await server.updater.stage(versions.stage_of(manifest, "lora"))
     return manifest
 

@@ -20,7 +20,7 @@ from tests.e2e import versions
 from tests.e2e.conftest import needs_gpus
 from tests.e2e.engine_server import EngineServer, engine_server, settings_of
 from tests.e2e.oracle import TOLERANCE, Oracle, largest_gap, picture
-from tests.updaters import pieces
+from tests.updaters import Content
 from weight_sync.transports.lora import write_config
 from weight_sync.transports.shm import shm_file
 
@@ -153,7 +153,7 @@ async def test_a_server_that_failed_twice_is_seeded_again_over_http(server: Engi
     assert server.updater.state == "quarantined"
     waiting = asyncio.create_task(server.sample(image))
     file = shm_file(server.settings.run.name, manifest.version)
-    await server.updater.upload(manifest.version, pieces(file.read_bytes(), 65_536))
+    await server.updater.upload(manifest.version, Content(file.read_bytes()))
     file.unlink()
     await server.updater.stage(versions.stage_of(manifest, "http"))
     assert not waiting.done()

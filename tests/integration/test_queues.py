@@ -1,4 +1,4 @@
-"""What every work queue promises, over both implementations."""
+"""What every work queue promises, over both implementations, and over the simulated Redis."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -15,16 +15,21 @@ from services.redis.keys import PROMPT_LANES, RunKeys
 from services.redis.lua import MAX_DEAD
 from services.redis.queue import GUARD_TTL_S, MAX_ERROR_CHARACTERS, Lease, RedisQueue
 from tests.memory_queue import MemoryQueue
+from tests.simulation.clients import NearRedis
 
 LANE = PROMPT_LANES[3]
 LONG_S = 60.0
 SHORT_S = 0.05
 
 
-@pytest.fixture(params=["memory", "redis"])
+@pytest.fixture(params=["memory", "redis", "simulated"])
 async def queue(request: pytest.FixtureRequest, run_keys: RunKeys) -> AsyncIterator[RedisQueue]:
     if request.param == "memory":
         yield MemoryQueue(max_expiries=3)
+        return
+    if request.param == "simulated":
+        simulated: Any = NearRedis()
+        yield RedisQueue(simulated, run_keys, max_expiries=3)
         return
     client = connect(request.getfixturevalue("redis_url"))
     yield RedisQueue(client, run_keys, max_expiries=3)

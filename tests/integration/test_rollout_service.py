@@ -186,7 +186,10 @@ async def test_an_update_while_groups_are_in_flight(server: Server, shm_run: Shm
                 assert spans[-1].end == len(completion.token_ids)
 
 
-TAKE_MESSAGES = ("rollouts", "scene-graphs", "weights/stage", "weights/commit", "weights/abort")
+TAKE_MESSAGES = (
+    *("rollouts", "scene-graphs"),
+    *(f"weights/{name}" for name in ("stage", "commit", "abort", "pass-on")),
+)
 NONSENSE = [
     b"",
     b"nonsense",

@@ -32,6 +32,7 @@ from services.redis.keys import RunKeys
 from services.redis.registry import Registry
 from services.schemas.weights import (
     Encoding,
+    PassOnRequest,
     ServerRecord,
     Transport,
     Version,
@@ -42,14 +43,17 @@ from services.waiting import RoomWait
 from tests.cutting_proxy import proxied
 from tests.live_servers import LiveServer, cluster_settings, serving, wait_registered
 from tests.processes import sgg_process, wait_for, wait_ready
+from tests.shm_versions import ShmRun
 from weight_sync.engine import Staged
 from weight_sync.file_format import write_weights
 from weight_sync.publishing.publisher import WeightPublisher
-from weight_sync.transports import sender
+from weight_sync.transports import http, sender
 from weight_sync.transports.disk import disk_file
 from weight_sync.transports.files import StagedFile
 from weight_sync.transports.lora import StagedAdapter
+from weight_sync.transports.sender import CheckedManifest, Peer
 from weight_sync.transports.shm import shm_file
+from weight_sync.transports.uploads import spool_folder
 
 ADAPTER = "base_model.model.model.layers.0.self_attn.q_proj"
 
@@ -80,6 +84,20 @@ def _read(weights: Staged) -> dict[str, torch.Tensor]:
 ADAPTER_FILE = "adapter_model.safetensors"
 
 
+def record_of(url: str, name: str) -> ServerRecord:
+    """A ready server's."""
+    return ServerRecord(
+        server_id=name,
+        url=url,
+        host="elsewhere",
+        gpu=None,
+        state="ready",
+        policy_version=0,
+        tokens_per_s=0,
+        groups_done=0,
+    )
+
+
 class Cluster:
     """Servers and publishers of one run."""
 
@@ -93,20 +111,10 @@ class Cluster:
 
     def announce(self, url: str, name: str, ttl_s: float = 120) -> None:
         """A record of a server that does not write its own."""
-        record = ServerRecord(
-            server_id=name,
-            url=url,
-            host="elsewhere",
-            gpu=None,
-            state="ready",
-            policy_version=0,
-            tokens_per_s=0,
-            groups_done=0,
-        )
 
         async def write() -> None:
             redis = connect(self.settings.redis)
-            await Registry(redis, self.keys).heartbeat(record, ttl_s=ttl_s)
+            await Registry(redis, self.keys).heartbeat(record_of(url, name), ttl_s=ttl_s)
             await redis.aclose()
 
         asyncio.run(write())
@@ -224,6 +232,93 @@ def test_a_late_server_gets_the_version(
     assert publisher.begin(weights(6).items(), 6).result() == 2
 
 
+def num_passed(server: LiveServer) -> int:
+    """Times that a server has sent a version to another one."""
+    labels = {"method": "POST", "route": "/v1/weights/pass-on", "status": "200"}
+    counts = server.process.app.state.registry
+    return int(counts.get_sample_value("http_requests_total", labels) or 0)
+
+
+def test_the_trainer_sends_a_version_once_and_servers_pass_it_on(
+    make_cluster: Any,
+) -> None:
+    cluster = make_cluster("http")
+    servers = [cluster.server() for _ in range(5)]
+    publisher = cluster.publisher()
+    for version in (1, 2):
+        assert publisher.begin(weights(version).items(), version).result() == 5
+        for server in servers:
+            assert_loaded(server, version, weights(version))
+    passed = [num_passed(server) for server in servers]
+    assert sum(passed) == 2 * 4
+    assert max(passed) <= 2 * 2
+    late = cluster.server()
+    wait_for("the version", lambda: late.policy().policy_version == 2)
+    assert sum(num_passed(server) for server in servers) == 2 * 4 + 1
+
+
+@pytest.mark.parametrize("is_gone", [True, False], ids=["it is gone", "its file is gone"])
+def test_the_trainer_stands_in_for_a_server_that_does_not_pass_a_version_on(
+    make_cluster: Any, caplog: pytest.LogCaptureFixture, is_gone: bool
+) -> None:
+    cluster = make_cluster("http")
+    publisher = cluster.publisher()
+    with ExitStack() as until_gone:
+        first = wait_registered(
+            until_gone.enter_context(serving(cluster.settings, RecordingEngine()))
+        )
+        assert publisher.begin(weights(1).items(), 1).result() == 1
+        if is_gone:
+            until_gone.close()
+        else:
+            for file in spool_folder(first.settings).iterdir():
+                file.unlink()
+        late = cluster.server()
+        wait_for("the version", lambda: late.policy().policy_version == 1)
+        assert_loaded(late, 1, weights(1))
+    assert f"{first.url} does not pass version 1 of incarnation 1 on to {late.url}" in caplog.text
+    assert num_passed(first) == 0
+
+
+async def test_a_server_that_hangs_while_it_passes_a_version_on_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shm_run: ShmRun
+) -> None:
+    """Long before the time for all of the version's bytes is over."""
+    monkeypatch.setattr(sender, "_ASK_TIMEOUT_S", 0.2)
+    settings = cluster_settings(tmp_path, "hanging", "redis://127.0.0.1:1/0", "http")
+    settings = settings.model_copy(update={"security": SecuritySettings()})
+    with socket.create_server(("127.0.0.1", 0)) as hanging:
+        url = f"http://127.0.0.1:{hanging.getsockname()[1]}"
+        giver, other = (Peer(record_of(url, name), settings) for name in ("giver", "other"))
+        async with asyncio.timeout(30):
+            checked = CheckedManifest.of(shm_run.write(1).manifest)
+            assert not await http._passed_on(giver, other, checked)
+
+
+def test_a_server_passes_a_version_on_to_servers_of_the_run_alone(make_cluster: Any) -> None:
+    cluster = make_cluster("http")
+    server = cluster.server()
+    cluster.publisher().begin(weights(1).items(), 1).result()
+    checksum = server.policy().checksum
+
+    async def ask(url: str, checksum: str | None, admin_token: str = "admin-secret") -> None:
+        async with RolloutClient(
+            server.url, token="data-secret", admin_token=admin_token, timeout_s=20
+        ) as client:
+            await client.pass_on(PassOnRequest.model_validate({"checksum": checksum, "url": url}))
+
+    with Stranger(server.url) as stranger:
+        threading.Thread(target=stranger.serve_forever, daemon=True).start()
+        with pytest.raises(UnauthorizedError, match="does not prove"):
+            asyncio.run(ask(stranger.url, checksum))
+        stranger.shutdown()
+    assert set(stranger.seen) == {("/v1/proof", None)}
+    with pytest.raises(NotFoundError, match="no version with that checksum"):
+        asyncio.run(ask(server.url, "0" * 64))
+    with pytest.raises(UnauthorizedError, match="admin token"):
+        asyncio.run(ask(server.url, checksum, "data-secret"))
+
+
 def test_a_killed_server_that_comes_back_gets_the_version(
     make_cluster: Any, tmp_path: Path
 ) -> None:
@@ -279,7 +374,7 @@ def test_servers_that_are_dead_or_hang_do_not_keep_the_others_waiting(
         assert cluster.publisher().begin(weights(1).items(), 1).result() == 1
     assert server.policy().policy_version == 1
     assert f"{dead} is left behind" in caplog.text
-    assert f"{hanging} is left behind: {hanging} gave no proof in 1 s" in caplog.text
+    assert f"{hanging} is left behind: GET {hanging}/v1/policy gave no answer in 1 s" in caplog.text
 
 
 def test_an_upload_that_breaks_is_sent_once_more_from_the_start(

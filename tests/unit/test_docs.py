@@ -71,7 +71,8 @@ def missing_commands(page: Path) -> Iterator[str]:
     """Modules that `python -m` would not find, and targets that make does not have."""
     text = page.read_text()
     for module in MODULE.findall(text):
-        if not (ROOT / module.replace(".", "/")).with_suffix(".py").exists():
+        place = ROOT / module.replace(".", "/")
+        if not (place.with_suffix(".py").exists() or (place / "__main__.py").exists()):
             yield module
     targets = set(re.findall(r"^([a-z][\w-]*):", (ROOT / "Makefile").read_text(), re.M))
     yield from {"".join(found) for found in TARGET.findall(text)} - targets

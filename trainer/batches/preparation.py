@@ -110,22 +110,26 @@ class PreparedBatches:
     num_steps: int
     """The run's: none is taken for this step or later ones."""
     _current: _Upcoming = field(init=False)
+    _step: int = field(init=False)
     _next: _Upcoming | None = None
 
     def take_with_advantages(self, step: int) -> StepBatch:
         """The groups of a step, with the advantages that the collector gave them.
 
-        Steps must follow each other.
+        Steps must follow each other. One that was skipped comes again, with the batch that was
+        begun for the next one.
         """
         self._current = self._next or self._begin(step)
-        self._next = None
+        self._next, self._step = None, step
         return self._current.batch.result()
 
     def prepared(self) -> Prepared:
         """The taken batch laid out. From here on the next one is on its way."""
         result = self._current.prepared.result()
-        if self.ahead and self._current.step + 1 < self.num_steps:
-            self._next = self._begin(self._current.step + 1)
+        if self.ahead and self._step + 1 < self.num_steps:
+            # Not one more than the batch was begun for: a version that is published only once this
+            # step is done would be waited for.
+            self._next = self._begin(self._step + 1)
         return result
 
     def close(self) -> None:

@@ -1,12 +1,13 @@
-"""`http`: each server is sent the bytes, for hosts that share nothing."""
+"""`http`: a server is sent the bytes and passes them on, for hosts that share nothing."""
 
 import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 
-from services.http.clients.rollout import RolloutClient
-from services.schemas.weights import PolicyInfo, StageRequest, Version
+from services.schemas.weights import PassOnRequest, StageRequest, Version
 from services.settings import Settings
+from services.waiting import racing
+from weight_sync.fan_out import FanOut
 from weight_sync.transports.files import FileSender, StagedFile, delta_file, temporary_folder
 from weight_sync.transports.receiver import Receiver
 from weight_sync.transports.sender import CheckedManifest, Peer, select
@@ -20,20 +21,24 @@ class HttpSender(FileSender):
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self._writing = asyncio.Lock()
+        self._fan_out: tuple[str, FanOut[str]] | None = None
+        """The present version's, with its checksum; servers by their url."""
+        self._peers: dict[str, Peer] = {}
 
     def file(self, version: Version) -> Path:
         """See `FileSender.file`. `TMPDIR` chooses the disk."""
         return temporary_folder(self._settings.run.name, "trainer") / version.file_name
 
     async def stage(self, peers: Sequence[Peer], checked: CheckedManifest) -> list[Peer]:
-        """See `Sender.stage`: a server that has its bytes does not wait for others'.
+        """See `Sender.stage`: servers that have the version pass it on (`FanOut`).
 
-        A delta is refused by a server without the version before, which is seeded then.
+        A delta is small, and no server keeps it, so each is sent it. It is refused by a server
+        without the version before, which is seeded then.
         """
-        file = self.file(checked.version)
-        return await self._give(
-            peers, checked, delta_file(file) if checked.manifest.delta is not None else file
-        )
+        if checked.manifest.delta is None:
+            return await self._pass_on(peers, checked)
+        file = delta_file(self.file(checked.version))
+        return await select(peers, lambda peer: self._send(file, checked, peer))
 
     async def seed(self, peer: Peer, checked: CheckedManifest) -> bool:
         """See `Sender.seed`: the version is sent whole."""
@@ -41,19 +46,54 @@ class HttpSender(FileSender):
         async with self._writing:
             if not file.exists():
                 await asyncio.to_thread(self.write_again, file)
-        staged = await self._give([peer], checked, file)
-        return bool(await self.commit(staged, checked))
+        return bool(await self.commit(await self._pass_on([peer], checked), checked))
 
-    async def _give(
-        self, peers: Sequence[Peer], checked: CheckedManifest, file: Path
-    ) -> list[Peer]:
+    async def _pass_on(self, peers: Sequence[Peer], checked: CheckedManifest) -> list[Peer]:
+        fan_out = self._fan_out_of(checked)
+        self._peers |= {peer.record.url: peer for peer in peers}
+
+        async def reach(peer: Peer) -> bool:
+            # One that is silent now must not have the others wait for it.
+            return await peer.tell(lambda c: c.policy()) and await fan_out.reach(peer.record.url)
+
+        return await select(peers, reach)
+
+    def _fan_out_of(self, checked: CheckedManifest) -> FanOut[str]:
+        """The version's, which servers that come late belong to as well."""
+        if self._fan_out is None or self._fan_out[0] != checked.checksum:
+
+            async def give(giver: str | None, to: str) -> bool:
+                source = None if giver is None else self._peers[giver]
+                return await self._give(checked, source, self._peers[to])
+
+            self._peers = {}
+            self._fan_out = checked.checksum, FanOut(give)
+        return self._fan_out[1]
+
+    async def _give(self, checked: CheckedManifest, giver: Peer | None, to: Peer) -> bool:
+        if giver is None:
+            return await self._send(self.file(checked.version), checked, to)
+        return await _passed_on(giver, to, checked) and await self._have_staged(checked, to)
+
+    async def _send(self, file: Path, checked: CheckedManifest, to: Peer) -> bool:
+        sent = await to.tell(lambda c: c.upload(file, checked.version))
+        return sent and await self._have_staged(checked, to)
+
+    async def _have_staged(self, checked: CheckedManifest, to: Peer) -> bool:
         request = checked.stage(self.name)
+        return await to.tell(lambda c: c.stage(request), num_bytes=checked.num_bytes)
 
-        async def send(client: RolloutClient) -> PolicyInfo:
-            await client.upload(file, checked.version)
-            return await client.stage(request)
 
-        return await select(peers, lambda peer: peer.tell(send))
+async def _passed_on(giver: Peer, to: Peer, checked: CheckedManifest) -> bool:
+    """Whether one server has sent the version to another."""
+    request = PassOnRequest(checksum=checked.checksum, url=to.record.url)
+    passing = giver.tell(
+        lambda c: c.pass_on(request),
+        num_bytes=checked.num_bytes,
+        otherwise=f"does not pass {checked.version} on to {to.record.url}, and the trainer does",
+    )
+    async with racing(passing, giver.falls_silent()) as (passed, _):
+        return passed.done() and passed.result()
 
 
 class HttpReceiver(Receiver):

@@ -42,6 +42,8 @@ logger = logging.getLogger(__name__)
 
 SERVER_TIMEOUT_S = 60.0
 """A server silent for this long while it takes a version is left behind."""
+SLOWEST_BYTES_PER_S = 10e6
+"""At which a version's bytes may go about before a server is given up: 100 Mbit/s."""
 _ASK_TIMEOUT_S = 5.0
 
 NamedTensors = Iterable[tuple[str, "Tensor"]]
@@ -75,13 +77,26 @@ class Peer:
     record: ServerRecord
     settings: Settings
 
-    async def tell(self, call: Callable[["RolloutClient"], Awaitable[PolicyInfo]]) -> bool:
-        """Whether the server did what it was asked, in `SERVER_TIMEOUT_S` of silence."""
-        async with self.client(SERVER_TIMEOUT_S) as client:
+    async def tell(
+        self,
+        call: Callable[["RolloutClient"], Awaitable[PolicyInfo]],
+        *,
+        num_bytes: int = 0,
+        otherwise: str = "is left behind",
+    ) -> bool:
+        """Whether the server did what it was asked, in time.
+
+        Args:
+            call: Asks it.
+            num_bytes: What it has to move for that: the time for it grows with them.
+            otherwise: What is said of a server that did not.
+        """
+        timeout_s = SERVER_TIMEOUT_S + num_bytes / SLOWEST_BYTES_PER_S
+        async with self.client(timeout_s) as client:
             try:
                 await call(client)
             except SggError as error:
-                logger.warning("%s is left behind: %s", self.record.url, error)
+                logger.warning("%s %s: %s", self.record.url, otherwise, error)
                 return False
             return True
 
@@ -93,22 +108,40 @@ class Peer:
             except SggError:
                 return None
 
+    async def falls_silent(self) -> None:
+        """Wait until the server does not answer any more."""
+        answers = True
+        while answers:
+            await asyncio.sleep(_ASK_TIMEOUT_S)
+            answers = await self.policy() is not None
+
     async def can_take(self) -> bool:
         """Whether it answers and has its model: a version could be given to it now."""
         info = await self.policy()
         return info is not None and info.state not in ("starting", "draining")
 
     def client(self, timeout_s: float) -> "RolloutClient":
-        """A client with both tokens, sent to a server that has proved itself."""
-        from services.http.clients.rollout import RolloutClient
+        """See `server_client`."""
+        return server_client(self.record.url, self.settings, timeout_s)
 
-        return RolloutClient(
-            self.record.url,
-            token=self.settings.data_token,
-            admin_token=self.settings.admin_token,
-            timeout_s=timeout_s,
-            registered=self.settings.security,
-        )
+
+def server_client(url: str, settings: Settings, timeout_s: float | None = None) -> "RolloutClient":
+    """A client with both of the run's tokens, sent to a server that has proved itself.
+
+    Args:
+        url: The server's.
+        settings: The run's.
+        timeout_s: As `RolloutClient`'s; `SERVER_TIMEOUT_S` when None.
+    """
+    from services.http.clients.rollout import RolloutClient
+
+    return RolloutClient(
+        url,
+        token=settings.data_token,
+        admin_token=settings.admin_token,
+        timeout_s=timeout_s or SERVER_TIMEOUT_S,
+        registered=settings.security,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +167,11 @@ class CheckedManifest:
         delta, number = self.manifest.delta, self.manifest.policy_version
         chain = [*(delta.chain if delta is not None else ()), number]
         return DeltaBase(checksum=self.checksum, chain=chain)
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its tensors, whole."""
+        return num_bytes(self.manifest.tensors.values())
 
     def stage(self, transport: Transport, rendezvous: Rendezvous | None = None) -> StageRequest:
         """The request that brings it to a server."""
@@ -199,13 +237,13 @@ class Sender(ABC):
 
     async def stage(self, peers: Sequence[Peer], checked: CheckedManifest) -> list[Peer]:
         """Have servers stage the version, all at once; returns those that did."""
-        request = checked.stage(self.name)
-        return await select(peers, lambda peer: peer.tell(lambda c: c.stage(request)))
+        request, size = checked.stage(self.name), checked.num_bytes
+        return await select(peers, lambda p: p.tell(lambda c: c.stage(request), num_bytes=size))
 
     async def commit(self, peers: Sequence[Peer], checked: CheckedManifest) -> list[Peer]:
         """Have servers serve the staged version, all at once; returns those that do."""
-        request = checked.commit()
-        return await select(peers, lambda peer: peer.tell(lambda c: c.commit(request)))
+        request, size = checked.commit(), checked.num_bytes
+        return await select(peers, lambda p: p.tell(lambda c: c.commit(request), num_bytes=size))
 
     async def seed(self, peer: Peer, checked: CheckedManifest) -> bool:
         """Give the prepared version to a server that missed it; returns whether it serves it."""

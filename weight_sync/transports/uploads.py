@@ -8,14 +8,15 @@ import errno
 import os
 import shutil
 import tempfile
-import threading
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import cycle
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
@@ -26,11 +27,11 @@ from services.errors import (
     SettingsError,
     TooLargeError,
     UnavailableError,
-    WaitTimeoutError,
 )
 from services.host.addresses import host_and_port
 from services.schemas.weights import DeltaBase, StageRequest, Version, shown
 from services.settings import Settings
+from services.waiting import in_thread
 from weight_sync.delta.patching import is_delta, patch
 from weight_sync.digests import ALGORITHM, Hash, compare_digests, new_hash
 from weight_sync.file_format import (
@@ -56,10 +57,9 @@ _BYTES_PER_ELEMENT = 4
 """Float32's, the largest type of a version."""
 _LIMIT_IF_UNKNOWN_BYTES = 64 * 2**30
 """Most bytes of an upload for a model whose tensors the engine does not tell."""
-_PIECE_BYTES = 8 * 2**20
-"""Handed to a thread at once."""
-_SILENCE_S = 60.0
-"""A client that sends nothing for this long is given up."""
+_PIECE_BYTES = 4 * 2**20
+"""Read, written and hashed at once: much for a thread that waits for Python's global lock each
+time, and little for a processor's cache."""
 
 
 def spool_folder(settings: Settings) -> Path:
@@ -126,7 +126,26 @@ class Spool:
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-@dataclass(frozen=True, slots=True)
+class Body(Protocol):
+    """What is uploaded, for a thread to read. A connection's is `services.http.raw_body`."""
+
+    num_bytes: int
+    """What comes, if all goes well."""
+
+    def __enter__(self) -> object:
+        """Begin."""
+
+    def __exit__(self, *_: Any) -> object:
+        """Nothing more is read."""
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill a buffer, or the first part of it; 0 at the end. It blocks."""
+
+    def stop(self) -> None:
+        """Called from another thread: `readinto` ends with an error."""
+
+
+@dataclass(slots=True)
 class _Upload:
     """A complete file, with what was found while it came."""
 
@@ -134,7 +153,7 @@ class _Upload:
     header: Mapping[str, TensorSpan]
     digests: Mapping[str, str]
     checksum: str | None = None
-    """The manifest's, where deltas have made this version."""
+    """The manifest's that it was verified against."""
 
     @property
     def is_delta(self) -> bool:
@@ -178,30 +197,32 @@ class Uploads:
         self._uploads: OrderedDict[Version, _Upload] = OrderedDict()
         self._busy = False
 
-    async def receive(self, version: Version, chunks: AsyncIterator[bytes], num_bytes: int) -> None:
+    async def receive(self, version: Version, body: Body) -> None:
         """Keep a file that is uploaded, in place of an earlier one of that version.
 
         Args:
             version: Without its checksum.
-            chunks: The file's bytes.
-            num_bytes: What the client means to send; 0 where it does not say.
+            body: The file's bytes.
 
         Raises:
             UnavailableError: Another upload is under way.
             TooLargeError: It is more than this model can need.
             InvalidInputError: It is no safetensors file, or not all of one.
-            WaitTimeoutError: The client fell silent.
             NoRoomError: The spool's disk is full.
+            SggError: What `body` raises.
         """
-        self._check_size(num_bytes)
+        if body.num_bytes > self._limit_bytes:
+            raise TooLargeError(
+                f"the upload is over {self._limit_bytes} bytes, more than this model can need"
+            )
         if self._busy:
             raise UnavailableError("another upload is under way; try again when it is done")
         self._busy = True
         while len(self._uploads) > 1:  # first: there is room for two versions
             self._drop(next((v for v, u in self._uploads.items() if u.is_delta), None))
         try:
-            with self.spool.writing():
-                header, digests = await self._write_draft(chunks)
+            with body, self.spool.writing():
+                header, digests = await self._write_draft(body)
                 path = self.spool.keep_draft(version.file_name)
             self._uploads[version] = _Upload(path, header, digests)
             self._uploads.move_to_end(version)
@@ -227,11 +248,14 @@ class Uploads:
             )
         if manifest.delta is not None and upload.is_delta:
             return await self.patch(request, self._sent)
-        if manifest.algorithm != ALGORITHM:
-            return await asyncio.to_thread(stage_file, upload.path, manifest)
-        compare_header(upload.header, manifest.tensors)
-        compare_digests(upload.digests, manifest)
-        return StagedFile(open_plain(upload.path))
+        if manifest.algorithm == ALGORITHM:
+            compare_header(upload.header, manifest.tensors)
+            compare_digests(upload.digests, manifest)
+            staged = StagedFile(open_plain(upload.path))
+        else:
+            staged = await asyncio.to_thread(stage_file, upload.path, manifest)
+        upload.checksum = request.checksum
+        return staged
 
     async def patch(self, request: StageRequest, find: Find) -> StagedFile:
         """A version whose file is a delta: applied in place to the last one that is here whole.
@@ -323,48 +347,60 @@ class Uploads:
         version = version or next(iter(self._uploads))
         self._uploads.pop(version).path.unlink(missing_ok=True)
 
-    def _check_size(self, num_bytes: int) -> None:
-        if num_bytes > self._limit_bytes:
-            raise TooLargeError(
-                f"the upload is over {self._limit_bytes} bytes, more than this model can need"
-            )
+    def verified(self, checksum: str) -> tuple[Version, Path]:
+        """The upload that was verified against the manifest of that checksum, and where it lies.
 
-    async def _write_draft(
-        self, chunks: AsyncIterator[bytes]
-    ) -> tuple[Mapping[str, TensorSpan], Mapping[str, str]]:
-        """Write and hash one piece while the next one comes."""
-        incoming = IncomingFile(self.spool.open_draft())
-        feeding: asyncio.Task[None] | None = None
-        try:
-            async for piece in self._pieces(chunks):
-                if feeding is not None:
-                    await feeding
-                feeding = asyncio.create_task(asyncio.to_thread(incoming.feed, piece))
-            if feeding is not None:
-                await feeding
-            return incoming.finish()
-        finally:
-            incoming.close()
-
-    async def _pieces(self, chunks: AsyncIterator[bytes]) -> AsyncIterator[memoryview]:
-        """Chunks of the network, put together to `_PIECE_BYTES`.
-
-        Two buffers take turns: a piece is overwritten once the piece after the next is asked for.
+        Raises:
+            NotFoundError: There is none.
         """
-        buffers = cycle([np.empty(_PIECE_BYTES, np.uint8).data for _ in range(2)])
-        size, buffer, filled = 0, next(buffers), 0
-        while (chunk := await _next(chunks)) is not None:
-            size += len(chunk)
-            self._check_size(size)
-            left = memoryview(chunk)
-            while left:
-                part = left[: _PIECE_BYTES - filled]
-                buffer[filled : filled + len(part)] = part
-                filled, left = filled + len(part), left[len(part) :]
-                if filled == _PIECE_BYTES:
-                    yield buffer
-                    buffer, filled = next(buffers), 0
-        yield buffer[:filled]
+        for version, upload in self._uploads.items():
+            if upload.checksum == checksum:
+                return version, upload.path
+        raise NotFoundError(
+            "no version with that checksum was uploaded and staged here: it cannot be passed on"
+        )
+
+    async def _write_draft(self, body: Body) -> tuple[Mapping[str, TensorSpan], Mapping[str, str]]:
+        descriptor = self.spool.open_draft()
+        try:
+            return await in_thread(partial(_write_and_hash, body, descriptor), body.stop)
+        finally:
+            os.close(descriptor)
+
+
+def _write_and_hash(
+    body: Body, descriptor: int
+) -> tuple[Mapping[str, TensorSpan], Mapping[str, str]]:
+    """Keep a body in an open file. One piece is hashed while it is written and the next one comes.
+
+    Returns:
+        The header, and each tensor's digest.
+    """
+    incoming = IncomingFile()
+    buffers = cycle([np.empty(_PIECE_BYTES, np.uint8).data for _ in range(2)])
+    with ThreadPoolExecutor(1) as beside:
+        hashing: Future[None] | None = None
+        while piece := _filled(body, next(buffers)):
+            if hashing is not None:
+                hashing.result()
+            hashing = beside.submit(incoming.feed, piece)
+            _write(descriptor, piece)
+        if hashing is not None:
+            hashing.result()
+    return incoming.finish()
+
+
+def _filled(body: Body, buffer: memoryview) -> memoryview:
+    """The part of the buffer that the body's next bytes fill: all of it but at the end."""
+    size = 0
+    while size < len(buffer) and (more := body.readinto(buffer[size:])):
+        size += more
+    return buffer[:size]
+
+
+def _write(descriptor: int, view: memoryview) -> None:
+    while view:
+        view = view[os.write(descriptor, view) :]
 
 
 def _opened(stack: ExitStack, file: Path) -> int:
@@ -381,25 +417,13 @@ def _compare_base(held: _Upload, delta: DeltaBase) -> None:
         )
 
 
-async def _next(chunks: AsyncIterator[bytes]) -> bytes | None:
-    """The next chunk; None at the end."""
-    try:
-        async with asyncio.timeout(_SILENCE_S):
-            return await anext(chunks, None)
-    except TimeoutError as error:
-        raise WaitTimeoutError(f"the upload was silent for {_SILENCE_S:g} s") from error
-
-
 class IncomingFile:
-    """Takes a file's bytes in pieces of any size, so that nothing has to be read again.
+    """Hashes a file's tensors as its bytes come, in pieces of any size: nothing is read again.
 
     Example: `file.feed(piece)` for each piece, then `header, digests = file.finish()`.
     """
 
-    def __init__(self, descriptor: int) -> None:
-        """Writes to an open file, until `close`."""
-        self._descriptor = descriptor
-        self._lock = threading.Lock()
+    def __init__(self) -> None:
         self._prefix = bytearray()
         self._header: dict[str, TensorSpan] | None = None
         self._waiting: list[tuple[str, TensorSpan]] = []
@@ -410,40 +434,12 @@ class IncomingFile:
         self._digests: dict[str, str] = {}
         self._name = ""
 
-    def feed(self, piece: bytes | memoryview) -> None:
-        """Write and hash the next bytes; nothing after `close`. Call it in a thread.
+    def feed(self, view: memoryview) -> None:
+        """Hash the next bytes.
 
         Raises:
             InvalidInputError: This is no safetensors file, or it goes on after its last tensor.
         """
-        with self._lock:
-            if self._descriptor >= 0:
-                self._write(memoryview(piece))
-                self._hash_tensors(memoryview(piece))
-
-    def close(self) -> None:
-        """Close the file, once the present piece is written."""
-        with self._lock:
-            if self._descriptor >= 0:
-                os.close(self._descriptor)
-                self._descriptor = -1
-
-    def finish(self) -> tuple[Mapping[str, TensorSpan], Mapping[str, str]]:
-        """The header, and each tensor's digest.
-
-        Raises:
-            InvalidInputError: The file is not complete.
-        """
-        if self._header is None or self._left:
-            where = shown(self._name) or "its header"
-            raise InvalidInputError(f"the file of weights is cut short at {where}: send it again")
-        return self._header, self._digests
-
-    def _write(self, view: memoryview) -> None:
-        while view:
-            view = view[os.write(self._descriptor, view) :]
-
-    def _hash_tensors(self, view: memoryview) -> None:
         if self._header is None:
             view = self._feed_header(view)
         while view:
@@ -455,6 +451,17 @@ class IncomingFile:
             self._left -= len(part)
             if self._left == 0:
                 self._next_tensor()
+
+    def finish(self) -> tuple[Mapping[str, TensorSpan], Mapping[str, str]]:
+        """The header, and each tensor's digest.
+
+        Raises:
+            InvalidInputError: The file is not complete.
+        """
+        if self._header is None or self._left:
+            where = shown(self._name) or "its header"
+            raise InvalidInputError(f"the file of weights is cut short at {where}: send it again")
+        return self._header, self._digests
 
     def _feed_header(self, view: memoryview) -> memoryview:
         """Returns what comes after it."""

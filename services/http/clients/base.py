@@ -2,12 +2,12 @@
 
 import asyncio
 import functools
-import os
 import random
 import ssl
-from collections.abc import AsyncIterator
+from functools import partial
+from http.client import HTTPException
 from pathlib import Path
-from typing import BinaryIO, Self, TypeVar
+from typing import Self, TypeVar
 
 import httpx
 from pydantic import BaseModel, ValidationError
@@ -16,16 +16,16 @@ from pydantic_core import PydanticSerializationError
 from services.errors import (
     EngineError,
     InvalidInputError,
-    NotFoundError,
     SggError,
     UnavailableError,
     WaitTimeoutError,
 )
+from services.http.clients.file_upload import FileUpload
 from services.http.problems import error_from_problem
 from services.schemas.versions import parse
 from services.settings.secrets import checked_secret
 from services.telemetry import trace_headers
-from services.waiting import growing_pauses
+from services.waiting import growing_pauses, in_thread
 
 Answer = TypeVar("Answer", bound=BaseModel)
 
@@ -34,7 +34,6 @@ _LONGEST_PAUSE_S = 5.0
 _UPLOAD_ATTEMPTS = 2
 _UNAVAILABLE = 503
 _LAST_PORT = 65535
-_CHUNK_BYTES = 4 * 1024 * 1024
 
 
 class ServiceClient:
@@ -131,10 +130,12 @@ class ServiceClient:
         lost, give_up = 0, now() + self._timeout_s
         while True:
             try:
-                response = await self._put_once(path, file)
-            except httpx.TimeoutException as error:
+                headers = await self._headers()
+                with FileUpload(self.url, file, self._timeout_s) as upload:
+                    response = await in_thread(partial(upload.send, path, headers), upload.stop)
+            except TimeoutError as error:
                 raise WaitTimeoutError(f"{where}: silence of {self._timeout_s:g} s") from error
-            except httpx.TransportError as error:
+            except (httpx.TransportError, OSError, HTTPException) as error:
                 lost += 1
                 if lost == _UPLOAD_ATTEMPTS:
                     raise _lost(where, error) from error
@@ -146,20 +147,6 @@ class ServiceClient:
         if response.is_error:
             raise error_from_problem(response.status_code, response.text, asked=where)
         return _read(response.content, answer, where)
-
-    async def _put_once(self, path: str, file: Path) -> httpx.Response:
-        try:
-            opened = file.open("rb")
-        except OSError as error:
-            raise NotFoundError(f"there is nothing to send: {file}: {error.strerror}") from error
-        with opened:
-            size = os.fstat(opened.fileno()).st_size
-            return await self._http.put(
-                path,
-                content=_chunks(opened),
-                headers=await self._headers() | {"Content-Length": str(size)},
-                timeout=self._timeout_s,
-            )
 
     async def _call(
         self, method: str, path: str, body: BaseModel | None, answer: type[Answer], retry: bool
@@ -261,7 +248,7 @@ def _tls() -> ssl.SSLContext:
     return httpx.create_ssl_context(trust_env=False)
 
 
-def _lost(where: str, error: httpx.TransportError) -> UnavailableError:
+def _lost(where: str, error: Exception) -> UnavailableError:
     return UnavailableError(f"{where} failed on the way: {str(error) or type(error).__name__}")
 
 
@@ -271,12 +258,6 @@ def _read(text: bytes, answer: type[Answer], where: str) -> Answer:
     except ValidationError as error:
         wrong = error.errors()[0]["msg"]
         raise EngineError(f"{where} answered no {answer.__name__}: {wrong}") from error
-
-
-async def _chunks(file: BinaryIO) -> AsyncIterator[bytes]:
-    """Read in a thread: the file may lie on a disk."""
-    while chunk := await asyncio.to_thread(file.read, _CHUNK_BYTES):
-        yield chunk
 
 
 def _retry_after_s(response: httpx.Response) -> float:

@@ -6,7 +6,7 @@ from services.errors import EngineError
 from services.http.clients.proven import ProvenClient
 from services.schemas.rollouts import RolloutRequest, RolloutResponse
 from services.schemas.scene_graphs import SceneGraphRequest, SceneGraphResponse
-from services.schemas.weights import CommitRequest, PolicyInfo, StageRequest, Version
+from services.schemas.weights import CommitRequest, PassOnRequest, PolicyInfo, StageRequest, Version
 from services.settings import SecuritySettings
 
 
@@ -99,6 +99,17 @@ class RolloutClient(ProvenClient):
         """
         path = f"/v1/weights/files/{version.incarnation}/{version.policy_version}"
         return await self._admin.put_file(path, file, PolicyInfo)
+
+    async def pass_on(self, request: PassOnRequest) -> PolicyInfo:
+        """Have a version that the server has staged sent to another server, as `upload` does.
+
+        Raises:
+            NotFoundError: It was not uploaded to this server, or is not verified.
+            UnauthorizedError: The other server does not prove itself.
+            UnavailableError: The other server is not reached, or lost twice.
+            WaitTimeoutError: It is silent, or the whole takes over `timeout_s`.
+        """
+        return await self._admin.post("/v1/weights/pass-on", request, PolicyInfo, retry=False)
 
     async def stage(self, request: StageRequest) -> PolicyInfo:
         """Have a version brought in and verified while sampling goes on.

@@ -160,6 +160,17 @@ def test_the_next_batch_is_made_while_a_step_trains() -> None:
     assert source.taken == [0, 1], "nothing is taken after the last step"
 
 
+def test_a_skipped_step_takes_no_batch_that_waits_for_a_later_version() -> None:
+    source = Source(0, 1)
+    batches = PreparedBatches(source.take, source.prepare, ahead=True, num_steps=5)
+    for _ in range(3):
+        batches.take_with_advantages(0)
+        batches.prepared()
+    for _ in range(4):  # the last one may still begin
+        assert source.began.acquire(timeout=60)
+    assert source.taken == [0, 1, 1, 1], "version 1 is published when step 0 is done, 2 is not"
+
+
 def test_without_lag_nothing_is_taken_early() -> None:
     source = Source(0, 1)
     batches = PreparedBatches(source.take, source.prepare, ahead=False, num_steps=2)

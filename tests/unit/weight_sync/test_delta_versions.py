@@ -21,7 +21,7 @@ from services.schemas.weights import (
     WeightManifest,
 )
 from services.settings import Settings
-from tests.updaters import ToyEngine, pieces, settings_of
+from tests.updaters import Content, ToyEngine, settings_of
 from weight_sync.delta import patching
 from weight_sync.digests import tensor_digest
 from weight_sync.engine import Staged
@@ -109,7 +109,7 @@ class Server:
 
     async def upload(self, checked: CheckedManifest, file: Path) -> None:
         content = await asyncio.to_thread(file.read_bytes)
-        await self.updater.upload(checked.manifest.version, pieces(content, 2**18))
+        await self.updater.upload(checked.manifest.version, Content(content))
 
     async def stage(self, trainer: Trainer, checked: CheckedManifest) -> None:
         if self.transport == "http":
@@ -368,7 +368,7 @@ async def test_a_wrong_base_is_refused(make: Any) -> None:
     tensors = {name: torch.zeros_like(tensor) for name, tensor in trainer.tensors.items()}
     save_file(tensors, impostor)
     assert trainer.last is not None
-    await server.updater.upload(Version(1, 1), pieces(impostor.read_bytes(), 4096))
+    await server.updater.upload(Version(1, 1), Content(impostor.read_bytes()))
     with pytest.raises(InvalidInputError, match="blake3 is not the manifest's"):
         await server.stage(trainer, checked)
     await server.come_late(trainer, checked)

@@ -27,7 +27,7 @@ from services.schemas.weights import (
     manifest_checksum,
 )
 from tests.shm_versions import Arrays, ShmRun, ShmVersion
-from tests.updaters import ToyEngine, pieces, updater_of
+from tests.updaters import Content, ToyEngine, updater_of
 from weight_sync.engine import Staged
 from weight_sync.transports.disk import disk_file
 from weight_sync.transports.ipc import StagedHandles, encode_ipc
@@ -288,7 +288,7 @@ async def test_a_quarantined_server_takes_the_same_version_over_any_transport(
     await quarantine(updater, engine, version)
     manifest = version.manifest if transport in ("shm", "disk", "http") else bare(version.manifest)
     if transport == "http":
-        await updater.upload(Version(1, 1), pieces(content))
+        await updater.upload(Version(1, 1), Content(content))
     if transport == "disk":
         write_to_disk(version, tmp_path, shm_run.name)
     unique_id = UNIQUE_ID if transport == "nccl" else None
@@ -400,7 +400,7 @@ async def test_lora(engine: GpuEngine, shm_run: ShmRun, tmp_path: Path) -> None:
     updater = updater_of(engine, shm_run.name, tmp_path, transport="lora")
     arrays = adapter_of(8)
     manifest = adapter_manifest(shm_run, arrays, 8)
-    await updater.upload(Version(1, 1), pieces(save(arrays), 100))
+    await updater.upload(Version(1, 1), Content(save(arrays)))
     await updater.stage(stage_of(manifest, "lora"))
     await updater.commit(commit_of(manifest))
     weights, loaded = engine.loaded[0]

@@ -1,0 +1,364 @@
+"""An event loop without a clock of its own, for many simulated processes in one real one.
+
+Time is a number that jumps to the next timer. Every callback belongs to a `Process`, by its
+context: those of a dead one never run again, as after a kill -9, and those of one that stands still
+wait. A simulated thread is a greenlet that gives way where a real one would block, so nothing runs
+beside anything else, and a seed decides all.
+"""
+
+import asyncio
+import heapq
+import itertools
+import queue
+from collections import deque
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from contextlib import suppress
+from contextvars import Context, ContextVar, copy_context
+from typing import Any, NoReturn, TypeVar
+
+from greenlet import GreenletExit, getcurrent, greenlet
+
+from services.waiting import ended
+
+T = TypeVar("T")
+
+PROCESS: ContextVar["Process | None"] = ContextVar("process", default=None)
+_OWNER: ContextVar["LoopThread | None"] = ContextVar("owner", default=None)
+_LONGEST_S = 3600.0
+
+
+class Process:
+    """A simulated process: what its tasks, timers and threads belong to.
+
+    Args:
+        name: Its host's, as the network knows it.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.alive = True
+        self.paused = False
+        self.held: list[asyncio.Handle] = []
+        """What is to run once it goes on."""
+        self.context = Context()
+        self.context.run(PROCESS.set, self)
+
+
+class SimTask(asyncio.Task[Any]):
+    """Sets of tasks are walked through by hash, which must not be an address."""
+
+    numbers = itertools.count()
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self.number = next(self.numbers)
+        super().__init__(*args, **kwargs)
+        self._log_destroy_pending = False
+
+    def __hash__(self) -> int:
+        return self.number
+
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+
+class Loop(asyncio.BaseEventLoop):
+    """Runs what is due; with nothing due, time goes on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self.num_run = 0
+        self._ready: deque[asyncio.Handle] = deque()
+        self._timers: list[tuple[float, int, asyncio.Handle]] = []
+        self._numbers = itertools.count()
+        self.graveyard: list[Any] = []
+        """All tasks and threads: what is collected as garbage runs its `finally`, and a process
+        that was killed runs nothing."""
+        self.set_task_factory(self._task)
+        self.set_exception_handler(lambda _loop, _context: None)
+
+    def time(self) -> float:
+        """Simulated seconds."""
+        return self.now
+
+    def call_soon(
+        self, callback: Callable[..., object], *args: Any, context: Context | None = None
+    ) -> asyncio.Handle:
+        """As asyncio's."""
+        handle = asyncio.Handle(callback, args, self, context)
+        self._ready.append(handle)
+        return handle
+
+    call_soon_threadsafe = call_soon
+
+    def call_at(
+        self, when: float, callback: Callable[..., object], *args: Any, context: Any = None
+    ) -> asyncio.Handle:
+        """As asyncio's."""
+        handle = asyncio.Handle(callback, args, self, context)
+        heapq.heappush(self._timers, (when, next(self._numbers), handle))
+        return handle
+
+    def call_later(
+        self, delay: float, callback: Callable[..., object], *args: Any, context: Any = None
+    ) -> asyncio.Handle:
+        """As asyncio's."""
+        return self.call_at(self.now + delay, callback, *args, context=context)
+
+    def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> Any:
+        """In a simulated thread."""
+        done: asyncio.Future[T] = self.create_future()
+
+        def work() -> None:
+            try:
+                result = func(*args)
+            except GreenletExit:
+                raise
+            except BaseException as error:  # noqa: BLE001 - handed to who waits
+                if not done.done():
+                    done.set_exception(error)
+            else:
+                if not done.done():
+                    done.set_result(result)
+
+        self.start_thread(work)
+        return done
+
+    def start_thread(self, work: Callable[[], object]) -> None:
+        """Run a function that may block, in the present process."""
+        thread = greenlet(work, parent=_hub(self))
+        thread.gr_context = copy_context()
+        self.graveyard.append(thread)
+        self.call_soon(thread.switch)
+
+    def resume(self, process: Process) -> None:
+        """A process that stood still goes on with what has become due."""
+        process.paused = False
+        self._ready.extend(process.held)
+        process.held.clear()
+
+    def close(self) -> None:
+        """Nothing runs any more; what was under way ends without effect."""
+        for thing in self.graveyard:
+            with suppress(BaseException):
+                if isinstance(thing, greenlet):
+                    thing.throw()
+                else:
+                    thing.get_coro().close()
+        self.graveyard.clear()
+        self._ready.clear()
+        self._timers.clear()
+        super().close()
+
+    def _task(self, loop: Any, coro: Coroutine[Any, Any, Any], **kwargs: Any) -> SimTask:
+        task = SimTask(coro, loop=loop, **kwargs)
+        self.graveyard.append(task)
+        if (owner := _OWNER.get()) is not None:
+            owner.tasks[task] = None
+            task.add_done_callback(owner.tasks.pop)
+        return task
+
+    def _run_once(self) -> None:
+        timers, ready = self._timers, self._ready
+        while timers and timers[0][2]._cancelled:
+            heapq.heappop(timers)
+        if not ready:
+            if not timers:
+                raise RuntimeError("nothing will ever happen again")
+            self.now = max(self.now, timers[0][0])
+        while timers and timers[0][0] <= self.now:
+            ready.append(heapq.heappop(timers)[2])
+        for _ in range(len(ready)):
+            handle = ready.popleft()
+            if handle._cancelled:
+                continue
+            process = handle._context.get(PROCESS)
+            if process is not None:
+                if not process.alive:
+                    continue
+                if process.paused:
+                    process.held.append(handle)
+                    continue
+            self.num_run += 1
+            handle._run()
+
+
+def _hub(_: Loop) -> greenlet:
+    """The greenlet that runs the loop."""
+    here = getcurrent()
+    return here if here.parent is None else here.parent
+
+
+def running_loop() -> Loop:
+    """The simulation's."""
+    try:
+        loop = asyncio.get_running_loop()
+    except RuntimeError:
+        raise GreenletExit from None  # the simulation is over
+    assert isinstance(loop, Loop)
+    return loop
+
+
+def in_thread() -> bool:
+    """Whether this is a simulated thread, which may block."""
+    return getcurrent().parent is not None
+
+
+def block_on(future: "asyncio.Future[T]") -> T:
+    """Wait, in a simulated thread."""
+    me = getcurrent()
+    if me.parent is None:
+        raise RuntimeError("the event loop itself would block")
+    running_loop()
+    if not future.done():
+        future.add_done_callback(lambda _: me.switch())
+        me.parent.switch()
+    return future.result()
+
+
+def stand_still() -> NoReturn:
+    """The present thread's process was killed in the middle of what it does."""
+    me = getcurrent()
+    assert me.parent is not None
+    me.parent.switch()
+    raise GreenletExit
+
+
+def sleep(seconds: float) -> None:
+    """`time.sleep` of a simulated thread."""
+    done: asyncio.Future[None] = running_loop().create_future()
+    running_loop().call_later(seconds, done.set_result, None)
+    block_on(done)
+
+
+def wait_for_future(future: "Future[Any]", timeout: float | None = None) -> bool:
+    """Wait for a future of another thread; False after `timeout` seconds."""
+    if future.done():
+        return True
+    waiting: asyncio.Future[bool] = running_loop().create_future()
+
+    def tell(_: object = None) -> None:
+        if not waiting.done():
+            waiting.set_result(future.done())
+
+    future.add_done_callback(tell)
+    timer = running_loop().call_later(_LONGEST_S if timeout is None else timeout, tell)
+    block_on(waiting)
+    timer.cancel()
+    return future.done()
+
+
+class Executor:
+    """A `ThreadPoolExecutor` of simulated threads."""
+
+    def __init__(self, max_workers: int = 4, *_: Any) -> None:
+        self._idle = max_workers
+        self._jobs: deque[tuple[Future[Any], Callable[[], Any]]] = deque()
+
+    def __enter__(self) -> "Executor":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+
+    def map(self, work: Callable[..., T], *args: Any) -> list[T]:
+        """As the real one's."""
+        return [work(*each) for each in zip(*args, strict=False)]
+
+    def submit(self, work: Callable[..., T], *args: Any) -> "Future[T]":
+        """As the real one's."""
+        future: Future[T] = Future()
+        self._jobs.append((future, lambda: work(*args)))
+        if self._idle:
+            self._idle -= 1
+            running_loop().start_thread(self._work)
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """As the real one's."""
+        jobs = list(self._jobs)
+        if cancel_futures:
+            self._jobs.clear()
+        if wait and in_thread():
+            for future, _ in jobs:
+                wait_for_future(future)
+
+    def _work(self) -> None:
+        while self._jobs:
+            future, job = self._jobs.popleft()
+            try:
+                future.set_result(job())
+            except GreenletExit:
+                raise
+            except BaseException as error:  # noqa: BLE001 - handed to who waits
+                future.set_exception(error)
+        self._idle += 1
+
+
+class Thread:
+    """A `threading.Thread`."""
+
+    def __init__(self, *, target: Callable[..., object], args: Any = (), **_: Any) -> None:
+        self._work = lambda: target(*args)
+
+    def start(self) -> None:
+        """As the real one's."""
+        running_loop().start_thread(self._work)
+
+
+class BlockingQueue:
+    """A `queue.Queue` between simulated threads."""
+
+    def __init__(self, size: int = 0) -> None:
+        self._size = size
+        self._items: deque[Any] = deque()
+
+    def __class_getitem__(cls, _: Any) -> type["BlockingQueue"]:
+        return cls
+
+    def put(self, item: Any, timeout: float = _LONGEST_S) -> None:
+        """As the real one's."""
+        until = running_loop().now + timeout
+        while len(self._items) >= self._size:
+            if running_loop().now >= until:
+                raise queue.Full
+            sleep(0.01)
+        self._items.append(item)
+
+    def get(self) -> Any:
+        """As the real one's."""
+        while not self._items:
+            sleep(0.01)
+        return self._items.popleft()
+
+    def get_nowait(self) -> Any:
+        """As the real one's."""
+        if not self._items:
+            raise queue.Empty
+        return self._items.popleft()
+
+
+class LoopThread:
+    """`services.http.loop_thread.LoopThread`: its coroutines run on the one loop."""
+
+    def __init__(self, _: str) -> None:
+        self.tasks: dict[asyncio.Task[Any], None] = {}
+        self.is_running = False
+
+    def run(self, work: Coroutine[Any, Any, T]) -> T:
+        """See there."""
+        return self.start(work).result()
+
+    def start(self, work: Coroutine[Any, Any, T]) -> "Future[T]":
+        """See there."""
+        self.is_running = True
+        context = copy_context()
+        context.run(_OWNER.set, self)
+        return context.run(asyncio.run_coroutine_threadsafe, work, running_loop())
+
+    def close(self) -> None:
+        """See there."""
+        if self.is_running:
+            block_on(running_loop().create_task(ended(*self.tasks)))
+            self.is_running = False
