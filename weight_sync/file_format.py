@@ -58,7 +58,7 @@ def write_weights(
     """Write a version; it appears under its name when it is complete.
 
     Args:
-        file: In a folder that exists.
+        file: In a folder that exists, or that can be made.
         weights: Names and CPU tensors, which may change once this has returned.
         room: Waits where the disk is full; it goes on where it was.
         durable: Whether the bytes must be on the disk before the name is.
@@ -80,14 +80,22 @@ def write_bytes(file: Path, content: bytes, room: RoomWait, *, durable: bool = F
         _write_all(descriptor, memoryview(content), 0, room)
 
 
+def _new(file: Path) -> int:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+    try:
+        return os.open(file, flags, 0o600)
+    except FileNotFoundError:  # another trainer of this host has ended, and took the empty folder
+        file.parent.mkdir(mode=0o700, exist_ok=True)
+        return os.open(file, flags, 0o600)
+
+
 @contextmanager
 def _draft(file: Path, room: RoomWait, *, durable: bool) -> Iterator[int]:
     """A descriptor to write with; the file has its name once the block is left."""
     draft = file.with_suffix(".draft")
     draft.unlink(missing_ok=True)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
     try:
-        descriptor = room.write(lambda: os.open(draft, flags, 0o600))
+        descriptor = room.write(lambda: _new(draft))
         try:
             yield descriptor
         finally:

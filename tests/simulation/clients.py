@@ -1,7 +1,7 @@
 """What the shipped code talks to services with, over the simulated network."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ import redis.exceptions
 from services.errors import ClientGoneError, SggError, UnavailableError, WaitTimeoutError
 from services.redis.client import SOCKET_TIMEOUT_S
 from services.schemas.rewards import RewardRequest, RewardResponse
-from services.schemas.weights import CommitRequest, PolicyInfo, StageRequest, Version
+from services.schemas.weights import CommitRequest, PassOnRequest, PolicyInfo, StageRequest, Version
 from tests.simulation.network import BrokenError, RefusedError, SilentError
 
 if TYPE_CHECKING:
@@ -167,6 +167,31 @@ def _fields(flat: list[bytes]) -> dict[bytes, bytes]:
     return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
+class Body:
+    """An upload's bytes; of a torn one the first half comes."""
+
+    def __init__(self, content: bytes, is_torn: bool) -> None:
+        self.num_bytes = len(content)
+        self._left = memoryview(content)[: len(content) // 2] if is_torn else memoryview(content)
+        self._is_torn = is_torn
+
+    def __enter__(self) -> "Body":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return None
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        size = min(len(buffer), len(self._left))
+        if not size and self._is_torn and len(buffer):
+            raise ClientGoneError("the body ended early: nothing of it is kept")
+        buffer[:size], self._left = self._left[:size], self._left[size:]
+        return size
+
+    def stop(self) -> None:
+        return None
+
+
 class RolloutClient:
     """`services.http.clients.rollout.RolloutClient`: routes call what the service's routes call."""
 
@@ -196,16 +221,12 @@ class RolloutClient:
 
     async def upload(self, file: Path, version: Version) -> PolicyInfo:
         content = await asyncio.to_thread(file.read_bytes)
+        await asyncio.sleep(self.world.rng.random() * 0.2)
+        is_torn = self.world.rng.random() < self.world.torn_uploads
+        return await self._ask(lambda server: server.upload(version, Body(content, is_torn)))
 
-        async def chunks() -> AsyncIterator[bytes]:
-            half = len(content) // 2
-            yield content[:half]
-            await asyncio.sleep(self.world.rng.random() * 0.2)
-            if self.world.rng.random() < self.world.torn_uploads:
-                raise ClientGoneError("the upload ended early: nothing of it is kept")
-            yield content[half:]
-
-        return await self._ask(lambda server: server.upload(version, chunks(), len(content)))
+    async def pass_on(self, request: PassOnRequest) -> PolicyInfo:
+        return await self._ask(lambda server: server.pass_on(request))
 
     async def _ask(self, work: Callable[[Any], Any]) -> PolicyInfo:
         name = self.url.partition("//")[2].partition(":")[0]

@@ -2,7 +2,7 @@
 
 import asyncio
 import struct
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry
@@ -20,6 +20,7 @@ from services.redis.registry import Registry
 from services.schemas.rollouts import Completion, VersionSpan
 from services.schemas.weights import (
     CommitRequest,
+    PassOnRequest,
     PolicyInfo,
     Rendezvous,
     StageRequest,
@@ -32,6 +33,7 @@ from tests.simulation.clients import RedisClient
 from tests.simulation.loop import Process
 from weight_sync.engine import Shape, Staged
 from weight_sync.transports.files import StagedFile
+from weight_sync.transports.uploads import Body
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -207,12 +209,15 @@ class SimServer:
         await self.process.server.updater.abort(request)
         return self.process.server.info()
 
-    async def upload(
-        self, version: Version, chunks: AsyncIterator[bytes], num_bytes: int
-    ) -> PolicyInfo:
+    async def upload(self, version: Version, body: Body) -> PolicyInfo:
         """As the service's route."""
         given = Version(version.incarnation, version.policy_version)  # the path says no more
-        await self.process.server.updater.upload(given, chunks, num_bytes)
+        await self.process.server.updater.upload(given, body)
+        return self.process.server.info()
+
+    async def pass_on(self, request: PassOnRequest) -> PolicyInfo:
+        """As the service's route."""
+        await self.process.server.updater.pass_on(request)
         return self.process.server.info()
 
     def _begin(self) -> None:

@@ -47,7 +47,7 @@ def answer(*names: str) -> RewardResponse:
 
 
 def test_the_example_is_the_golden_request_and_its_answer_the_golden_response() -> None:
-    assert EXAMPLE == REQUEST
+    assert {"schema_version": "1.0", **EXAMPLE} == REQUEST
     found = json.loads(Answerer(Similarities()).answer(json.dumps(EXAMPLE).encode()).content)
     assert found == example_answer()
     golden = json.loads((GOLDEN / "reward_response.json").read_text())

@@ -88,7 +88,7 @@ def test_what_cannot_be_written_leaves_nothing(file: Path, room: RoomWait) -> No
     with pytest.raises(RuntimeError, match="gather"):
         write_weights(file, broken(), room)
     with pytest.raises(UnavailableError, match="No such file"):
-        write_weights(file.parent / "missing" / "1-2.safetensors", TENSORS.items(), room)
+        write_weights(file.parent / "missing/too/1-2.safetensors", TENSORS.items(), room)
     assert not list(file.parent.iterdir())
 
 
@@ -132,3 +132,10 @@ def test_names_that_do_not_fit_are_refused(
     with pytest.raises(InvalidInputError, match="6 tensors"):
         write_weights(file, TENSORS.items(), room)
     assert not list(file.parent.iterdir())
+
+
+def test_a_folder_that_another_trainer_took_away_is_made_again(tmp_path: Path) -> None:
+    file = tmp_path / "gone/1-3.safetensors"
+    write_weights(file, [("a", torch.ones(2))], RoomWait(tmp_path, 1))
+    assert file.stat().st_size > 8
+    assert file.parent.stat().st_mode & 0o777 == 0o700
