@@ -12,7 +12,7 @@ SECURITY := build/security
 BASE_IMAGE ?= debian:12.11-slim
 TOY := build/toy-scenes/heldout.parquet
 SLURM := tests/integration/test_slurm.py
-TRAINING := tests/integration/test_engine_ranks.py tests/integration/test_sft_run.py tests/integration/test_trl_reward.py
+TRAINING := tests/integration/test_engine_ranks.py tests/integration/test_sft_run.py tests/integration/test_trl_reward.py tests/chaos/test_chaos.py
 
 # make demo DATA=path NAME=name SEED=n SET="section.field=value …"
 DATA ?=
