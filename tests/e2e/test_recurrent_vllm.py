@@ -13,7 +13,7 @@ from services.settings import Settings
 from tests.e2e import versions
 from tests.e2e.engine_server import engine_server, settings_of
 from tests.e2e.oracle import Oracle, largest_gap, picture
-from tests.updaters import pieces
+from tests.updaters import Content
 from trainer.policy.adapter import add_adapter
 from trainer.policy.export import exported_parameters
 
@@ -59,7 +59,7 @@ async def test_an_adapter_reaches_recurrent_layers(tmp_path: Path) -> None:
     async with engine_server(settings) as server:
         manifest = versions.manifest_of(adapter, 1, adapter=config)
         content = versions.adapter_file(tmp_path, adapter)
-        await server.updater.upload(Version(1, 1), pieces(content, 10_000))
+        await server.updater.upload(Version(1, 1), Content(content))
         await server.updater.stage(versions.stage_of(manifest, "lora"))
         await server.updater.commit(versions.commit_of(manifest))
         answer = await server.sample(image, n=4, max_tokens=48)
