@@ -13,7 +13,6 @@ from tests.processes import ROOT
 
 KILLS = (Fault("kill", "trainer", 0.0),) * 2
 SERVERS = tuple(Fault("kill", f"rollout-{number}", 0.0) for number in (0, 1, 2, 0, 1, 2))
-FREEZES = tuple(Fault("freeze", f"rollout-{number}", 7.0) for number in (0, 1, 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +89,7 @@ BUGS = (
         "found = GroupError(detail=error.message, retryable=True)",
         "return GroupError(detail=error.message)",
         "dead without a fault",
-        (Fault("freeze", "reward", 3.0), Fault("kill", "reward", 0.0)) * 3,
+        (Fault("cut", "trainer to reward", 8.0),) * 3,
     ),
     Bug(
         "some steps leave no line in the metrics",
@@ -108,27 +107,18 @@ BUGS = (
         "ledger and kept groups differ",
     ),
     Bug(
-        "nobody asks again for what Redis has lost",
-        "trainer/collection/collector.py",
-        "        await self._requests.ask_again()\n",
-        "",
-        "no step for",
-        (Fault("empty", "redis", 0.0),) * 6,
+        "the ledger forgets a step's last group",
+        "trainer/records/files.py",
+        "[name for name in ids if name not in skipped]",
+        "[name for name in ids[:-1] if name not in skipped]",
+        "is lost",
     ),
     Bug(
-        "a group that is too old is trained on",
-        "trainer/collection/group_pool.py",
-        "return policy_version - self._max_token_lag",
-        "return policy_version - 100",
-        "sampled by versions",
-        FREEZES,
-    ),
-    Bug(
-        "a trained group is not closed, and comes again",
-        "trainer/collection/group_pool.py",
-        "self._ready.pop(group.rollout.work_id).taken = True",
-        "self._ready[group.rollout.work_id].taken = False",
-        "trained on 2 times",
+        "a server samples by a seed of its own",
+        "rollout_service/queue/worker.py",
+        "            sampling=prompt.sampling,\n",
+        '            sampling=prompt.sampling.model_copy(update={"seed": 12345}),\n',
+        "not what version",
     ),
 )
 

@@ -202,6 +202,7 @@ class System:
             },
             "data": {"train": str(self.folder / "toy/train.parquet"), "template": "toy"},
             "redis": {"lease_s": LEASE_S, "max_deliveries": 1000},
+            "reward": {"timeout_s": 2.0},
             "rollout": {"engine": "fake", "fake_tokens_per_s": 2000, "max_model_len": 512},
             "sampling": {"max_tokens": 48},
             "weights": {"transport": "disk"},

@@ -17,7 +17,7 @@ def test_the_rollout_service_answers_as_its_page_says(
     engine = FakeEngine(tokens_per_s=1e7, max_model_len=4096)
     with serving(settings, engine) as server:
         assert_as_documented(
-            server.url, "admin-secret", tmp_path, num_operations=13, max_examples=25
+            server.url, "admin-secret", tmp_path, num_operations=14, max_examples=25
         )
         assert server.is_ready()
 
