@@ -92,7 +92,7 @@ def killed(training_services: TrainingServices, data: Path) -> Run:
                 sgg_process(run.log, "train", "--config", str(run.config), "--resume")
             )
             wait_for_step(run, step, process)
-            time.sleep(chance.uniform(0.0, 1.0))  # anywhere in the step after it
+            time.sleep(chance.uniform(0.0, 0.2))  # in the step after it
             if step == 2:
                 process.terminate()
                 assert process.wait(120) == os.EX_TEMPFAIL, run.log.read_text()[-4000:]
