@@ -228,7 +228,7 @@ async def test_groups_of_different_sizes_with_seeds_survive_a_full_batch(
 
 
 async def test_a_prompt_of_the_queue_is_sampled_by_the_version_it_asks_for(
-    rollout_server: RunningServer, other: Oracle, run: str
+    rollout_server: RunningServer, base: Oracle, other: Oracle, run: str
 ) -> None:
     settings = rollout_server.settings
     keys = RunKeys(settings.run.name)
@@ -270,6 +270,10 @@ async def test_a_prompt_of_the_queue_is_sampled_by_the_version_it_asks_for(
     for completion in group.completions:
         given = torch.tensor(completion.rollout_logprobs)
         torch.testing.assert_close(given, other.of(image, completion), atol=TOLERANCE, rtol=0)
+    back = write_shm(run, base, version + 1, vision_trained=True)  # the server is others' too
+    async with RolloutClient(rollout_server.url) as client:
+        await client.stage(stage_of(back))
+        await client.commit(commit_of(back))
 
 
 @pytest.mark.parametrize("size", [(640, 480), (40, 60), (800, 300)])
