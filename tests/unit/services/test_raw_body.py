@@ -133,7 +133,9 @@ def test_a_body_without_a_stated_length(service: Service) -> None:
     assert b"send Content-Length" in answer
 
 
-def test_a_client_that_falls_silent(service: Service) -> None:
+def test_a_client_that_falls_silent(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The connection ends a while after the answer: this client reads to its end."""
+    monkeypatch.setattr("services.http.raw_body._LINGER_S", 1.0)
     with service.connect("Content-Length: 500000") as client:
         client.sendall(b"x" * 1000)
         answer = answer_of(client)
