@@ -41,7 +41,6 @@ class Part:
     def __init__(self, name: str, command: list[str], log: Path, root: Path) -> None:
         self.name = name
         self.num_starts = 0
-        self.codes: list[int] = []
         self._command = command
         self._log = log
         self._root = root
@@ -93,7 +92,6 @@ class Part:
                 )
             self.num_starts += 1
             code = self._process.wait()
-            self.codes.append(code)
             self.signal(signal.SIGKILL)
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)  # what the dead one left behind
@@ -108,9 +106,7 @@ class System:
     Every line to Redis and to the reward service has a proxy of its own.
     """
 
-    def __init__(
-        self, folder: Path, *, lag: int, num_steps: int, root: Path = ROOT, seed: int = 0
-    ) -> None:
+    def __init__(self, folder: Path, *, lag: int, num_steps: int, root: Path = ROOT) -> None:
         """Starts nothing.
 
         Args:
@@ -118,7 +114,6 @@ class System:
             lag: `trainer.max_policy_lag`.
             num_steps: The trainer's.
             root: The project, or a changed copy of it.
-            seed: The run's.
         """
         self.folder = folder
         self.lag = lag
@@ -133,7 +128,7 @@ class System:
         }
         self.parts: dict[str, Part] = {}
         self._urls = [f"http://127.0.0.1:{free_port()}" for _ in range(NUM_SERVERS)]
-        self._tree = self._settings(num_steps, seed)
+        self._tree = self._settings(num_steps)
         self.settings = Settings.model_validate(self._tree)
         self._stack = ExitStack()
 
@@ -189,9 +184,9 @@ class System:
     def _line(self, name: str) -> dict[str, Any]:
         return {"redis": {"url": f"redis://127.0.0.1:{self.proxies[f'{name} to redis'].port}/0"}}
 
-    def _settings(self, num_steps: int, seed: int) -> dict[str, Any]:
+    def _settings(self, num_steps: int) -> dict[str, Any]:
         return {
-            "run": {"name": f"chaos-{os.getpid()}", "root": str(self.folder), "seed": seed},
+            "run": {"name": f"chaos-{os.getpid()}", "root": str(self.folder)},
             "model": {
                 "path": str(ROOT / "assets/toy-start"),
                 "dtype": "float32",
