@@ -1,4 +1,4 @@
-"""Imports, and a process's end, without the garbage collector.
+"""Imports without what nobody uses, and a process's end, both without the garbage collector.
 
 What torch, transformers and vLLM make while they are imported stays to the end. The collector looks
 through it again and again while it grows, and once more when all is over: a third of the CPU time
@@ -7,22 +7,34 @@ of a start and an end (docs/verified.md).
 
 import atexit
 import gc
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+_UNUSED = "sklearn"
+"""transformers imports it wherever it is installed, and with it pandas and scipy's statistics, for
+a kind of generation that no process of ours does: a tenth of a trainer's start (docs/verified.md).
+"""
 
 
 @contextmanager
 def many_imports() -> Iterator[None]:
     """Collect no garbage meanwhile; what there is afterwards is never looked through again.
 
-    For imports alone: garbage of anything else would stay for ever.
+    For imports alone: garbage of anything else would stay for ever. A package that they would only
+    look for counts as not installed.
 
     Example: `with many_imports(): import torch`
     """
     gc.disable()
+    hides = _UNUSED not in sys.modules
+    if hides:
+        sys.modules[_UNUSED] = None  # type: ignore[assignment]  # Python's own word for absent
     try:
         yield
     finally:
+        if hides:
+            del sys.modules[_UNUSED]
         gc.freeze()
         gc.enable()
 

@@ -3,6 +3,8 @@
 import gc
 import subprocess
 import sys
+from importlib.util import find_spec
+from types import ModuleType
 
 import pytest
 
@@ -37,6 +39,21 @@ def test_an_import_that_fails_leaves_the_collector_on() -> None:
     with pytest.raises(ImportError), many_imports():
         raise ImportError
     assert gc.isenabled()
+
+
+def test_what_only_others_use_is_not_imported_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Afterwards it is there again, for an embedding model; one that is there stays as it is."""
+    monkeypatch.delitem(sys.modules, "sklearn", raising=False)
+    assert find_spec("sklearn")
+    with many_imports():
+        assert find_spec("sklearn") is None
+        with many_imports():
+            pass
+        assert find_spec("sklearn") is None
+    assert find_spec("sklearn")
+    monkeypatch.setitem(sys.modules, "sklearn", here := ModuleType("sklearn"))
+    with many_imports():
+        assert sys.modules["sklearn"] is here
 
 
 @pytest.mark.parametrize(("at_once", "said"), [((), "collected\n"), (("at once",), "")])
