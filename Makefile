@@ -54,10 +54,11 @@ $(TOY): $(INSTALLED) scene_data/toy/scenes.py
 demo: $(INSTALLED) $(if $(DATA),,$(TOY)) ## The whole loop on this machine: runs/<name>/
 	$(BIN)/sgg-rl demo --config $(CONFIG) $(if $(DATA),--data "$(DATA)") --set run.name=$(NAME) --set run.seed=$(SEED) $(foreach s,$(SET),--set $(s))
 
-# Two at a time, the longest first; three are no faster on two cores. Threads of two suites would wait for one another spinning.
+# Two at a time; three are no faster on two cores. In this order both end together: after the two that take seconds the longest.
+# Threads of two suites would wait for one another spinning.
 test: export OMP_NUM_THREADS ?= 1
 test: $(INSTALLED) ## Everything that a CPU machine can run
-	@$(MAKE) --no-print-directory -j2 e2e lint types imports integration slurm training units
+	@$(MAKE) --no-print-directory -j2 lint imports integration e2e slurm training units types
 
 # Material says at each build that it is kept until 2027-05.
 docs: $(INSTALLED) ## The pages of docs/ as a site that needs no server and no network: build/site

@@ -128,7 +128,7 @@ class Trained:
     ranks: Ranks
 
     def batches_of(self, step: int) -> list[list[MicroBatch]]:
-        """This rank's micro batches, of one completion each."""
+        """This rank's micro batches, of one completion or two."""
         engine, ranks = self.engine, self.ranks
         shares = partial(parts_of, step, ranks.size, engine, self.algorithm)
         part = ranks.scatter(shares, pack, unpack)
@@ -154,7 +154,7 @@ def parts_of(
         groups,
         weights,
         num_ranks=num_ranks,
-        max_tokens=60,
+        max_tokens=80,
         num_mini_batches=algorithm.num_mini_batches,
     )
 
