@@ -1,6 +1,7 @@
 """The server's end: a whole version's file becomes a later version, in place."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from mmap import ACCESS_READ, mmap
 
 import numpy as np
 
@@ -21,14 +22,18 @@ def is_delta(header: Mapping[str, TensorSpan]) -> bool:
 
 
 def patch(
-    descriptor: int, deltas: Sequence[int], manifest: WeightManifest
+    descriptor: int, deltas: Sequence[int], manifest: WeightManifest, *, base_verified: bool
 ) -> tuple[Mapping[str, TensorSpan], Mapping[str, str]]:
     """Apply deltas to a whole version's file, in place. Call it in a thread.
+
+    The result is read and digested, unless what it follows from has been: a base that is verified,
+    and a delta with the digest that the manifest names.
 
     Args:
         descriptor: The file's, open for reading and writing.
         deltas: Their files', in the order of their versions.
         manifest: Of the last one's version.
+        base_verified: Whether the file is the manifest's base, by that one's own manifest.
 
     Returns:
         The file's header, and each tensor's digest.
@@ -40,6 +45,7 @@ def patch(
     header, data = read_file(descriptor, writable=True)
     compare_header(header, manifest.tensors)
     links = [_read(delta, header) for delta in deltas]
+    is_known = base_verified and _is_named(deltas[-1], manifest)
     raw = tensor_bytes(header, data)
     undo: list[tuple[Bits, TensorDelta]] = []
 
@@ -48,7 +54,8 @@ def patch(
         for delta in (link[name] for link in links if name in link):
             before = apply(bits, delta)
             undo.append((bits, before))
-        return tensor_digest(raw[name], manifest.algorithm)
+        entry = manifest.tensors[name]
+        return entry.digest if is_known else tensor_digest(raw[name], manifest.algorithm)
 
     try:
         digests = of_each(raw, change)
@@ -58,6 +65,20 @@ def patch(
             apply(bits, before)
         raise
     return header, digests
+
+
+def _is_named(descriptor: int, manifest: WeightManifest) -> bool:
+    """Whether the manifest has the digest of this delta's file.
+
+    Raises:
+        InvalidInputError: It has another.
+    """
+    if manifest.delta is None or manifest.delta.digest is None:
+        return False
+    with mmap(descriptor, 0, access=ACCESS_READ) as content:
+        if tensor_digest(memoryview(content)) != manifest.delta.digest:
+            raise InvalidInputError("the delta's digest is not the manifest's: send it again")
+    return True
 
 
 def _read(descriptor: int, whole: Mapping[str, TensorSpan]) -> dict[str, TensorDelta]:
