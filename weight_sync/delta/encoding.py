@@ -22,9 +22,11 @@ Bits = np.ndarray[tuple[int], np.dtype[Any]]
 
 _MORE = 255
 """A byte of a gap that goes on: it counts 255 elements, of which none changed."""
-_SLICE = 2**19
-"""Elements, or bytes of gaps, that are looked at together: what is made of them stays in a cache,
+_SLICE = 2**20
+"""Elements that are compared together: what is made of them stays in a cache,
 and no tensor takes more memory for it than another."""
+_SOME = 2**13
+"""Bytes of gaps whose elements are changed together: each is on a line of memory of its own."""
 
 
 class TensorDelta(NamedTuple):
@@ -81,8 +83,8 @@ def apply(base: Bits, delta: TensorDelta) -> TensorDelta:
     """
     old = np.empty_like(delta.values)
     first, done = 0, 0
-    for start in range(0, len(delta.gaps), _SLICE):
-        gaps = delta.gaps[start : start + _SLICE]
+    for start in range(0, len(delta.gaps), _SOME):
+        gaps = delta.gaps[start : start + _SOME]
         ends = gaps != _MORE
         reached = np.cumsum(gaps + ends, dtype=np.int64) + first
         places = reached[ends] - 1
@@ -103,8 +105,10 @@ def _places(changed: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> np.ndarray[A
 
 
 def _gaps(counts: np.ndarray[tuple[int], np.dtype[np.int64]]) -> np.ndarray[Any, Any]:
-    more = counts // _MORE
-    ends = np.cumsum(more + 1) - 1
-    gaps = np.full(ends[-1] + 1, _MORE, np.uint8)
-    gaps[ends] = counts - _MORE * more
-    return gaps
+    gaps = counts.astype(np.uint8)
+    long = np.flatnonzero(counts >= _MORE)
+    if not len(long):
+        return gaps
+    more = counts[long] // _MORE
+    gaps[long] = counts[long] - _MORE * more
+    return np.insert(gaps, np.repeat(long, more), _MORE)

@@ -8,7 +8,6 @@ import socket
 import stat
 import tempfile
 from abc import abstractmethod
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -36,8 +35,6 @@ from weight_sync.file_format import (
 from weight_sync.transports.sender import NamedTensors, Prepared, Sender, whole
 
 if TYPE_CHECKING:  # the receiving ends do without torch
-    from torch import Tensor
-
     from weight_sync.delta.last_version import LastVersion
 
 _WHOLE, _DELTA = ".safetensors", ".delta"
@@ -98,13 +95,14 @@ class FileSender(Sender):
         return whole(write_weights(self._last, weights, room, durable=self.durable))
 
     def write_again(self, file: Path) -> None:
-        """Write the last version whole, which was sent as a delta.
+        """Write the last version whole, where it was sent as a delta and has no such file yet.
 
         Raises:
             UnavailableError: There is a later one meanwhile.
             WaitTimeoutError: There was no room.
         """
-        assert self._before is not None
+        if self._before is None or file.exists():
+            return
         room = RoomWait(file.parent, self._settings.trainer.wait_timeout_s)
         write_weights(file, list(self._before.tensors.items()), room, durable=self.durable)
         if file != self._last:  # which has been written over these tensors

@@ -79,8 +79,7 @@ class HttpSender(FileSender):
     async def _written(self, file: Path) -> Path:
         """The version's whole file, which a delta does without until somebody needs it."""
         async with self._writing:
-            if self._before is not None and not file.exists():
-                await asyncio.to_thread(self.write_again, file)
+            await asyncio.to_thread(self.write_again, file)
         return file
 
     async def _have_staged(self, checked: CheckedManifest, to: Peer) -> bool:

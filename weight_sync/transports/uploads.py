@@ -32,7 +32,7 @@ from services.host.addresses import host_and_port
 from services.schemas.weights import DeltaBase, StageRequest, Version, shown
 from services.settings import Settings
 from services.waiting import in_thread
-from weight_sync.delta.patching import is_delta, patch
+from weight_sync.delta.patching import Whole, is_delta, open_whole, patch
 from weight_sync.digests import ALGORITHM, Hash, compare_digests, new_hash
 from weight_sync.file_format import (
     LENGTH_BYTES,
@@ -157,6 +157,8 @@ class _Upload:
     """The manifest's that it was verified against."""
     delta: Path | None = None
     """What the version was made by, where that was sent here."""
+    whole: Whole | None = None
+    """The file, once deltas are applied to it."""
 
     @property
     def is_delta(self) -> bool:
@@ -334,11 +336,8 @@ class Uploads:
                     whole = stack.enter_context(closing(StagedFile(open_plain(links.whole))))
                     private_folder(self.spool.folder)
                     shutil.copyfile(whole.path, own)
-                descriptor = os.open(own, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-                stack.callback(os.close, descriptor)
-                header, digests = patch(
-                    descriptor, deltas, manifest, base_verified=links.base_verified
-                )
+                mapped = (held and held.whole) or open_whole(own)
+                digests = patch(mapped, deltas, manifest, base_verified=links.base_verified)
             delta = path.rename(delta_file(path)) if path in links.deltas else None
             own.rename(path)
         except BaseException:
@@ -347,7 +346,7 @@ class Uploads:
             raise
         if held is not None and held.delta not in (None, delta):
             held.delta.unlink(missing_ok=True)
-        return _Upload(path, header, digests, request.checksum, delta)
+        return _Upload(path, mapped.header, digests, request.checksum, delta, mapped)
 
     def _sent(self, version: Version) -> Found | None:
         upload = self._uploads.get(version)

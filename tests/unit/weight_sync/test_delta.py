@@ -59,6 +59,7 @@ def test_changes_that_lie_far_apart(places: set[int], num_more: int, dtype: Any,
     new[list(places)] ^= 0x8000
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(encoding, "_SLICE", size)
+        patch.setattr(encoding, "_SOME", size)
         in_slices = assert_leads(base, new)
     assert in_slices.gaps.tobytes() == advance(base.copy(), new).gaps.tobytes()
 

@@ -325,7 +325,7 @@ async def test_the_result_is_read_where_it_does_not_follow(make: Any, is_named: 
     with pytest.MonkeyPatch.context() as patch:
         digested: list[int] = []
         patch.setattr(patching, "tensor_digest", lambda d, *_: digested.append(len(d)) or "")
-        with pytest.raises(InvalidInputError, match="digest|blake3"):
+        with pytest.raises(InvalidInputError, match=r"digest|blake3"):
             await server.stage(trainer, checked)
     file = trainer.file(checked)
     assert (digested == [file.stat().st_size]) == is_named
