@@ -1,4 +1,4 @@
-"""A version as a delta against the same version whole: bytes, core seconds, and seconds to served.
+"""A version as a delta against the same version whole: bytes, and seconds of each part.
 
     python -m benchmarks.delta [--layers 2] [--steps 20] [--rates 6e-7 1e-6 5e-6] [--rounds 3]
 
@@ -6,21 +6,24 @@ torch's own AdamW trains float32 masters of layers of Qwen2-VL-2B (47 million el
 of spread 0.02) by gradients of noise with a small mean that stays. After `steps` of them, when its
 moments are full, more steps are taken: what each changes in bfloat16 is a delta. All that a run
 does with a version is done over `http` to one server with the fake engine, on real uvicorn, which
-has the version before: prepare, upload, stage, commit. Both encodings take turns with the same
-versions.
+has the version before. Both encodings take turns with the same versions. The weights are there in
+bfloat16 when the clock starts, as a trainer in bfloat16 has them after a step.
 
-`export` is the trainer's prepare alone: compared, digested, written. Core seconds are those of all
-threads of this process: they hardly depend on what else the machine does, as wall seconds do.
+`export` is the trainer's prepare: compared, digested, written. `sent` is the upload, `staged` what
+the server then does before the commit. Core seconds are those of all threads of this process: they
+hardly depend on what else the machine does, as wall seconds do.
 """
 
 import argparse
 import asyncio
+import os
 import statistics
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -57,19 +60,26 @@ MEAN = 0.1
 """Mean of a gradient, in its noise's spread."""
 
 
+PARTS = ("export", "sent", "staged", "committed")
+
+
 class Cost(NamedTuple):
-    """What one version takes."""
+    """Seconds of one version's parts, in the order of `PARTS`; of the clock or of cores."""
 
     export_s: float
-    export_core_s: float
-    served_s: float
-    """From the step to served, the export counted."""
-    core_s: float
-    """The same, on both sides."""
+    sent_s: float
+    staged_s: float
+    committed_s: float
 
-    def over(self, other: "Cost") -> str:
-        """Ratios."""
-        return " | ".join(f"{b / a:.1f}" for a, b in zip(self, other, strict=True))
+    @classmethod
+    def between(cls, times: Sequence[float]) -> "Cost":
+        """Of the times at which parts began or ended."""
+        return cls(*(after - before for before, after in pairwise(times)))
+
+    @classmethod
+    def median(cls, costs: Sequence["Cost"]) -> "Cost":
+        """Of each part."""
+        return cls(*map(statistics.median, zip(*costs, strict=True)))
 
 
 class Trained:
@@ -90,6 +100,7 @@ class Trained:
         self._optimizer = torch.optim.AdamW(
             self._masters.values(), lr=rate, betas=(0.9, 0.95), weight_decay=0.0
         )
+        self._weights = {n: master.to(torch.bfloat16) for n, master in self._masters.items()}
 
     def step(self, count: int = 1) -> None:
         """Take steps."""
@@ -98,11 +109,12 @@ class Trained:
                 noise = torch.randn(master.shape, generator=self._noise)
                 master.grad = noise.add_(self._means[name])
             self._optimizer.step()
+        for name, master in self._masters.items():
+            self._weights[name].copy_(master)
 
     def version(self) -> Iterator[tuple[str, Tensor]]:
-        """As the trainer gives it: a copy of each tensor, in bfloat16."""
-        for name, master in self._masters.items():
-            yield name, master.to(torch.bfloat16)
+        """The weights of now, in bfloat16."""
+        yield from self._weights.items()
 
 
 class Run:
@@ -126,9 +138,14 @@ class Run:
         self._last: CheckedManifest | None = None
         self.prepared: Prepared
 
-    async def publish(self, number: int, trained: Trained) -> Cost:
-        """From the step to served."""
-        begun, cores = time.perf_counter(), time.process_time()
+    async def publish(self, number: int, trained: Trained) -> tuple[Cost, Cost]:
+        """From the step to served: seconds, and core seconds."""
+        times: list[tuple[float, float]] = []
+
+        def note() -> None:
+            times.append((time.perf_counter(), time.process_time()))
+
+        note()
         base = self._last.as_base if self._last else None
         version = Version(1, number)
         self.prepared = await asyncio.to_thread(
@@ -145,18 +162,17 @@ class Run:
                 delta=self.prepared.base,
             )
         )
-        exported, exported_cores = time.perf_counter(), time.process_time()
+        note()
         file = self._sender.file(version)
         async with RolloutClient(self.settings.rollout.url, timeout_s=60) as client:
             await client.upload(delta_file(file) if self.prepared.base else file, version)
+        note()
         await self._updater.stage(self._last.stage("http"))
+        note()
         await self._updater.commit(self._last.commit())
-        return Cost(
-            exported - begun,
-            exported_cores - cores,
-            time.perf_counter() - begun,
-            time.process_time() - cores,
-        )
+        note()
+        seconds, cores = zip(*times, strict=True)
+        return Cost.between(seconds), Cost.between(cores)
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator["Run"]:
@@ -204,34 +220,35 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    print("whole over delta:")
-    print("| rate | elements changed | bytes | export s | its core s | served s | its core s |")
-    print("|---|---|---|---|---|---|---|")
     for rate in arguments.rates:
         trained = Trained(rate, arguments.layers)
         trained.step(arguments.steps)
         with tempfile.TemporaryDirectory(prefix="sgg-bench-") as folder:
-            print(asyncio.run(row(rate, trained, Path(folder), arguments.rounds)), flush=True)
+            asyncio.run(compare(rate, trained, Path(folder), arguments.rounds))
 
 
-async def row(rate: float, trained: Trained, folder: Path, rounds: int) -> str:
-    """One line of the table: medians, and their ratios."""
+async def compare(rate: float, trained: Trained, folder: Path, rounds: int) -> None:
+    """Print a rate's table: medians."""
     whole, delta = (Run(folder, encoding) for encoding in get_args(Encoding))
-    costs: dict[Run, list[Cost]] = {whole: [], delta: []}
+    costs: dict[Run, list[tuple[Cost, Cost]]] = {whole: [], delta: []}
     async with whole.serving(), delta.serving():
         for number in range(rounds + 2):
             for run, found in costs.items():
                 found.append(await run.publish(number, trained))
             trained.step()
-    # The first version is whole; the second brings the trainer's and the server's pages in.
-    medians = {
-        run: Cost(*map(statistics.median, zip(*found[2:], strict=True)))
-        for run, found in costs.items()
-    }
-    print({name: medians[run] for name, run in (("whole", whole), ("delta", delta))})
     share = delta.prepared.num_bytes / whole.prepared.num_bytes
-    changed = f"{delta.prepared.changed_share:.2%} | {share:.2%}"
-    return f"| {rate:g} | {changed} | {medians[delta].over(medians[whole])} |"
+    print(
+        f"\nrate {rate:g}: {delta.prepared.changed_share:.2%} of the elements changed, a delta has "
+        f"{share:.2%} of a whole version's bytes; load {os.getloadavg()[0]:.0f}\n"
+    )
+    print(f"| ms | {' | '.join(PARTS)} | together | whole takes, times as long |")
+    print(f"|{(len(PARTS) + 3) * '---|'}")
+    # The first version is whole; the second brings the trainer's and the server's pages in.
+    for i, unit in enumerate(("", "core ")):
+        of_whole, of_delta = (Cost.median([both[i] for both in costs[r][2:]]) for r in costs)
+        for name, cost in (("whole", of_whole), ("delta", of_delta)):
+            cells = " | ".join(f"{1e3 * seconds:.0f}" for seconds in (*cost, sum(cost)))
+            print(f"| {unit}{name} | {cells} | {sum(of_whole) / sum(cost):.1f} |", flush=True)
 
 
 if __name__ == "__main__":

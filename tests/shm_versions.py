@@ -23,7 +23,7 @@ from services.schemas.weights import (
     WeightManifest,
     manifest_checksum,
 )
-from weight_sync.delta.encoding import encode
+from weight_sync.delta.encoding import advance
 from weight_sync.transports.files import delta_file
 from weight_sync.transports.shm import shm_file
 
@@ -131,7 +131,7 @@ def save_delta(file: Path, old: Arrays, new: Arrays) -> None:
     """What leads from one version to another."""
     parts: dict[str, Any] = {}
     for name, array in new.items():
-        made = encode(*(each.reshape(-1).view(np.uint32) for each in (old[name], array)))
+        made = advance(*(each.reshape(-1).view(np.uint32) for each in (old[name].copy(), array)))
         parts |= {f"{name}:gaps": made.gaps, f"{name}:values": made.values.view(np.float32)}
     save_file(parts, file)
 

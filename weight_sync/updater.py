@@ -171,7 +171,7 @@ class WeightUpdater:
             NotFoundError: There is none with that checksum.
             SggError: As `RolloutClient.upload`.
         """
-        version, file = self._uploads.verified(request.checksum)
+        version, file = self._uploads.verified(request.checksum, whole=request.whole)
         async with server_client(request.url, self._settings) as client:
             await client.upload(file, version)
 

@@ -6,11 +6,13 @@ it loads files itself, and hands broadcasts and shared GPU memory on to vLLM's o
 """
 
 import logging
+import math
 import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from operator import mul
 from typing import Any
 
 import torch
@@ -43,11 +45,13 @@ from services.schemas.weights import IpcHandle
 from weight_sync.transports.device import on_daemon
 from weight_sync.transports.ipc import decode_ipc
 from weight_sync.transports.nccl import BUCKET_BYTES
+from weight_sync.transports.sender import moving_s
 
 BACKEND = "sgg-rl"
 """Name under which vLLM finds the transfer engine."""
 BROADCAST_S = 50.0
-"""A broadcast that takes longer is given up; the trainer waits a little longer than this."""
+"""A broadcast that takes longer, beside `moving_s` of its bytes, is given up; the trainer waits a
+little longer than this."""
 
 
 @dataclass
@@ -169,7 +173,10 @@ class TransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignor
             late.set()
             self._nccl.shutdown()
 
-        watchdog = threading.Timer(BROADCAST_S, give_up)
+        sizes = (math.prod(shape) for shape in info.shapes)
+        types = (getattr(torch, name).itemsize for name in info.dtypes)
+        timeout_s = BROADCAST_S + moving_s(sum(map(mul, sizes, types)))
+        watchdog = threading.Timer(timeout_s, give_up)
         watchdog.start()
         try:
             self._nccl.receive_weights(
@@ -181,7 +188,7 @@ class TransferEngine(WeightTransferEngine[InitInfo, UpdateInfo]):  # type: ignor
         finally:
             watchdog.cancel()
             if late.is_set():
-                raise TimeoutError(f"the trainer's broadcast took longer than {BROADCAST_S:g} s")
+                raise TimeoutError(f"the trainer's broadcast took longer than {timeout_s:.3g} s")
 
     def _take_moe_kernels(self) -> None:
         """Let experts that come be packed for the CPU: vLLM 0.32 does it only without a kernel."""

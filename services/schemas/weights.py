@@ -159,6 +159,9 @@ class DeltaBase(Message):
 
     checksum: Sha256
     """The manifest's of the version before."""
+    digest: Sha256 | None = None
+    """BLAKE3 of the delta's file. A server that has the version before, verified, compares it and
+    not those of the result, which follow; with null it reads the result."""
     chain: list[Count] = Field(min_length=1, max_length=1000)
     """Numbers of versions of the same incarnation, rising: the last one that was written whole, and
     each one since then, which is a delta of the one before it. The last is the base."""
@@ -332,6 +335,8 @@ class PassOnRequest(Versioned):
     """The manifest's with which the version was staged here."""
     url: ServerUrl
     """The other server's `rollout.url`. It has to prove itself before anything is sent to it."""
+    whole: bool = False
+    """Whether it needs the version whole, where a delta of it was sent here."""
 
 
 class PolicyInfo(Versioned):

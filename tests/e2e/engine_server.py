@@ -20,6 +20,9 @@ from tests.e2e import versions
 from tests.e2e.conftest import workers_that_sleep
 from tests.e2e.oracle import SUPPRESSED, Oracle, messages
 from tests.e2e.probing_worker import ProbingExtension
+from tests.updaters import Content
+from weight_sync.transports.files import FileSender, delta_file
+from weight_sync.transports.sender import CheckedManifest
 from weight_sync.transports.uploads import Spool
 from weight_sync.updater import WeightUpdater
 
@@ -33,12 +36,19 @@ class EngineServer:
         self.updater = updater
 
     async def sample(
-        self, image: bytes, adapter: str | None = None, *, n: int = 2, max_tokens: int = 16
+        self,
+        image: bytes,
+        adapter: str | None = None,
+        *,
+        n: int = 2,
+        max_tokens: int = 16,
+        seed: int | None = None,
     ) -> RolloutResponse:
+        options = {} if seed is None else {"seed": seed}
         request = GroupRequest(
             messages=messages(),
             images=[image],
-            sampling=Sampling(n=n, max_tokens=max_tokens, suppress_token_ids=SUPPRESSED),
+            sampling=Sampling(n=n, max_tokens=max_tokens, suppress_token_ids=SUPPRESSED, **options),
             request_id=uuid.uuid4().hex,
             adapter=adapter,
         )
@@ -62,6 +72,15 @@ class EngineServer:
     async def update(self, oracle: Oracle, *, vision_trained: bool, part: str = "") -> None:
         manifest = await self.stage(oracle, vision_trained=vision_trained, part=part)
         await self.updater.commit(versions.commit_of(manifest))
+
+    async def take(self, sender: FileSender, checked: CheckedManifest) -> None:
+        """Serve what a sender has prepared."""
+        if sender.name == "http":
+            file = sender.file(checked.version)
+            content = (delta_file(file) if checked.manifest.delta else file).read_bytes()
+            await self.updater.upload(checked.manifest.version, Content(content))
+        await self.updater.stage(checked.stage(sender.name))
+        await self.updater.commit(checked.commit())
 
     async def probe(self, method: str, *args: int) -> Any:
         return (await self.engine._llm.collective_rpc(method, args=args))[0]

@@ -132,7 +132,12 @@ def update(engine: TransferEngine, info: dict[str, Any]) -> None:
     engine.finish_weight_update()
 
 
-def test_a_broadcast_in_buckets(engine: TransferEngine, wire: Wire) -> None:
+def test_a_broadcast_in_buckets(
+    engine: TransferEngine, wire: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The time for it grows with its bytes."""
+    asked: list[int] = []
+    monkeypatch.setattr(vllm_worker, "moving_s", lambda size: asked.append(size) or 0.0)
     for seed in (1, 2):
         tensors = new_tensors(seed)
         sending = threading.Thread(
@@ -143,6 +148,7 @@ def test_a_broadcast_in_buckets(engine: TransferEngine, wire: Wire) -> None:
         update(engine, info_of(tensors))
         sending.join()
         assert_loaded(engine, tensors)
+    assert asked == 2 * [sum(tensor.nbytes for tensor in tensors.values())]
 
 
 def test_a_broadcast_that_stops_is_given_up_and_a_file_can_follow(

@@ -14,14 +14,17 @@ from vllm.v1.engine import EngineCoreRequest
 from vllm.v1.engine.core_client import AsyncMPClient
 
 from services.errors import EngineError
-from services.schemas.weights import AdapterConfig, Version
+from services.schemas.rollouts import RolloutResponse
+from services.schemas.weights import AdapterConfig, Transport, Version
 from services.settings import Settings
 from tests.e2e import versions
 from tests.e2e.conftest import needs_gpus
 from tests.e2e.engine_server import EngineServer, engine_server, settings_of
 from tests.e2e.oracle import TOLERANCE, Oracle, largest_gap, picture
 from tests.updaters import Content
+from weight_sync.transports.files import FileSender
 from weight_sync.transports.lora import write_config
+from weight_sync.transports.sender import make_sender
 from weight_sync.transports.shm import shm_file
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -162,6 +165,36 @@ async def test_a_server_that_failed_twice_is_seeded_again_over_http(server: Engi
     assert largest_gap(other, image, answer) < TOLERANCE
     spans = {s.policy_version for c in answer.completions for s in c.policy_versions}
     assert spans == {manifest.policy_version}
+
+
+@pytest.mark.parametrize("transport", ["shm", "http"])
+async def test_a_delta_is_served_as_its_whole_version_is(
+    server: EngineServer, transport: Transport
+) -> None:
+    """Token by token, whichever way the version came."""
+    oracle = versions.perturbed(server.settings, "", seed=12)
+    changes = {"transport": transport, "encoding": "delta"}
+    weights = server.settings.weights.model_copy(update=changes)
+    sender = make_sender(server.settings.model_copy(update={"weights": weights}))
+    assert isinstance(sender, FileSender)
+    whole = versions.prepared(sender, oracle, server.updater.serving.policy_version + 1)
+    await server.take(sender, whole)
+    versions.perturb(oracle, "layernorm", seed=13, noise=0.3)
+    delta = versions.prepared(sender, oracle, whole.version.policy_version + 1, whole)
+    assert delta.manifest.delta is not None
+    base = await server.sample(picture(12), seed=1)
+    await server.take(sender, delta)
+    answer = await server.sample(picture(12), seed=1)
+    assert largest_gap(oracle, picture(12), answer) < TOLERANCE
+    await server.update(oracle, vision_trained=True)
+    again = await server.sample(picture(12), seed=1)
+    assert numbers(again) == numbers(answer) != numbers(base)
+    sender.close()
+
+
+def numbers(answer: RolloutResponse) -> list[tuple[list[int], list[float]]]:
+    """Token ids and log-probabilities of each completion."""
+    return [(c.token_ids, c.rollout_logprobs) for c in answer.completions]
 
 
 async def test_a_named_adapter_is_over_the_weights_of_now(server: EngineServer) -> None:

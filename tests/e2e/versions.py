@@ -20,6 +20,8 @@ from services.schemas.weights import (
 )
 from services.settings import Settings
 from tests.e2e.oracle import Oracle
+from weight_sync.transports.files import FileSender
+from weight_sync.transports.sender import CheckedManifest
 from weight_sync.transports.shm import shm_file
 
 Tensors = Mapping[str, torch.Tensor]
@@ -52,6 +54,29 @@ def write_shm(
     save_file(tensors, file)
     manifest = manifest_of(tensors, policy_version, vision_trained=vision_trained)
     return manifest.model_copy(update={"partial": bool(part)})
+
+
+def prepared(
+    sender: FileSender,
+    oracle: Oracle,
+    policy_version: int,
+    last: CheckedManifest | None = None,
+) -> CheckedManifest:
+    """A version as the trainer's sender makes it; with `last`, the one before, as a delta."""
+    parameters = oracle.model.named_parameters()
+    tensors = ((n, as_published(n, p.detach()).clone()) for n, p in parameters)
+    base = last.as_base if last is not None else None
+    made = sender.prepare(tensors, Version(1, policy_version), base)
+    manifest = WeightManifest(
+        policy_version=policy_version,
+        incarnation=1,
+        step=policy_version,
+        vision_trained=True,
+        algorithm="blake3",
+        tensors=made.tensors,
+        delta=made.base,
+    )
+    return CheckedManifest.of(manifest)
 
 
 def manifest_of(

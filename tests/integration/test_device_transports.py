@@ -294,6 +294,28 @@ def test_a_broadcast_that_hangs_is_given_up(
     assert group.destroyed
 
 
+@pytest.mark.parametrize(("transport", "kind"), [("nccl", QueueNccl), ("ipc", IpcSender)])
+def test_each_deadline_grows_with_the_bytes(
+    make_cluster: Any, monkeypatch: pytest.MonkeyPatch, transport: str, kind: type[Sender]
+) -> None:
+    """The trainer's for the transfer, and that of the commits in which it happens."""
+    cluster = make_cluster(transport, kind)
+    share_memory(monkeypatch, cluster.memory)
+    cluster.server()
+    asked: set[tuple[str, int]] = set()
+    modules = (device, ipc, sender) if transport == "ipc" else (device, sender)
+
+    def note(name: str, num_bytes: int) -> float:
+        asked.add((name, num_bytes))
+        return 0.0
+
+    for module in modules:
+        monkeypatch.setattr(module, "moving_s", partial(note, module.__name__))
+    assert publish(cluster, 1) == 1
+    size = sum(tensor.nbytes for tensor in weights(1).values())
+    assert asked >= {(module.__name__, size) for module in modules}
+
+
 def test_a_server_on_the_same_gpu_reads_the_tensors_there(
     make_cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

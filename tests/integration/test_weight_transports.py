@@ -239,14 +239,17 @@ def num_passed(server: LiveServer) -> int:
     return int(counts.get_sample_value("http_requests_total", labels) or 0)
 
 
+@both_encodings
 def test_the_trainer_sends_a_version_once_and_servers_pass_it_on(
-    make_cluster: Any,
+    make_cluster: Any, encoding: Encoding
 ) -> None:
-    cluster = make_cluster("http")
+    """Whole, or what it changes; a late server gets it whole, from another server too."""
+    cluster = make_cluster("http", encoding)
     servers = [cluster.server() for _ in range(5)]
     publisher = cluster.publisher()
     for version in (1, 2):
         assert publisher.begin(weights(version).items(), version).result() == 5
+        assert (publisher.metrics["version_chain"] > 0) == (encoding == "delta" and version > 1)
         for server in servers:
             assert_loaded(server, version, weights(version))
     passed = [num_passed(server) for server in servers]
@@ -254,6 +257,7 @@ def test_the_trainer_sends_a_version_once_and_servers_pass_it_on(
     assert max(passed) <= 2 * 2
     late = cluster.server()
     wait_for("the version", lambda: late.policy().policy_version == 2)
+    assert_loaded(late, 2, weights(2))
     assert sum(num_passed(server) for server in servers) == 2 * 4 + 1
 
 
@@ -292,7 +296,7 @@ async def test_a_server_that_hangs_while_it_passes_a_version_on_is_given_up(
         giver, other = (Peer(record_of(url, name), settings) for name in ("giver", "other"))
         async with asyncio.timeout(30):
             checked = CheckedManifest.of(shm_run.write(1).manifest)
-            assert not await http._passed_on(giver, other, checked)
+            assert not await http._passed_on(giver, other, checked, whole=True)
 
 
 def test_a_server_passes_a_version_on_to_servers_of_the_run_alone(make_cluster: Any) -> None:

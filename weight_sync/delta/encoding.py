@@ -22,9 +22,11 @@ Bits = np.ndarray[tuple[int], np.dtype[Any]]
 
 _MORE = 255
 """A byte of a gap that goes on: it counts 255 elements, of which none changed."""
-_SLICE = 2**18
-"""Elements, or bytes of gaps, that are looked at together: what is made of them stays in a core's
-cache, and no tensor takes more memory for it than another."""
+_SLICE = 2**20
+"""Elements that are compared together: what is made of them stays in a cache,
+and no tensor takes more memory for it than another."""
+_SOME = 2**13
+"""Bytes of gaps whose elements are changed together: each is on a line of memory of its own."""
 
 
 class TensorDelta(NamedTuple):
@@ -42,16 +44,17 @@ class TensorDelta(NamedTuple):
         return self.gaps.nbytes + self.values.nbytes
 
 
-def encode(base: Bits, new: Bits) -> TensorDelta:
-    """What leads from `base` to `new`, both [n] and of one type."""
+def advance(base: Bits, new: Bits) -> TensorDelta:
+    """Turn `base` into `new`, both [n] and of one type, in place; returns what leads there."""
     gaps, values = [np.empty(0, np.uint8)], [new[:0]]
     last = -1
     for start in range(0, len(new), _SLICE):
-        part = new[start : start + _SLICE]
-        places = np.flatnonzero(base[start : start + _SLICE] != part)
+        before, after = (bits[start : start + _SLICE] for bits in (base, new))
+        places = _places(before != after)
         if len(places):
             gaps.append(_gaps(np.diff(places, prepend=last - start) - 1))
-            values.append(part[places])
+            values.append(after[places])
+            before[places] = values[-1]
             last = start + int(places[-1])
     return TensorDelta(np.concatenate(gaps), np.concatenate(values))
 
@@ -80,8 +83,8 @@ def apply(base: Bits, delta: TensorDelta) -> TensorDelta:
     """
     old = np.empty_like(delta.values)
     first, done = 0, 0
-    for start in range(0, len(delta.gaps), _SLICE):
-        gaps = delta.gaps[start : start + _SLICE]
+    for start in range(0, len(delta.gaps), _SOME):
+        gaps = delta.gaps[start : start + _SOME]
         ends = gaps != _MORE
         reached = np.cumsum(gaps + ends, dtype=np.int64) + first
         places = reached[ends] - 1
@@ -92,9 +95,20 @@ def apply(base: Bits, delta: TensorDelta) -> TensorDelta:
     return TensorDelta(delta.gaps, old)
 
 
+def _places(changed: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> np.ndarray[Any, Any]:
+    """Where it is true. Most is not, and is passed over eight elements at a time."""
+    end = len(changed) // 8 * 8
+    eights = changed[:end].view(np.uint64)
+    some = np.flatnonzero(eights != 0)
+    within = np.flatnonzero(eights[some].view(np.bool_))
+    return np.concatenate([8 * some[within // 8] + within % 8, end + np.flatnonzero(changed[end:])])
+
+
 def _gaps(counts: np.ndarray[tuple[int], np.dtype[np.int64]]) -> np.ndarray[Any, Any]:
-    more = counts // _MORE
-    ends = np.cumsum(more + 1) - 1
-    gaps = np.full(ends[-1] + 1, _MORE, np.uint8)
-    gaps[ends] = counts - _MORE * more
-    return gaps
+    gaps = counts.astype(np.uint8)
+    long = np.flatnonzero(counts >= _MORE)
+    if not len(long):
+        return gaps
+    more = counts[long] // _MORE
+    gaps[long] = counts[long] - _MORE * more
+    return np.insert(gaps, np.repeat(long, more), _MORE)

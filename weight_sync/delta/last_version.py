@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import chain
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from services.schemas.weights import TensorEntry
 from weight_sync.delta import LARGEST_SHARE
-from weight_sync.delta.encoding import TensorDelta, encode
+from weight_sync.delta.encoding import TensorDelta, advance
 from weight_sync.delta.patching import GAPS, VALUES
 from weight_sync.digests import tensor_digest
 from weight_sync.file_format import describe, raw_bytes
@@ -60,9 +60,10 @@ class FoundDelta:
 
 
 class LastVersion:
-    """The tensors of the version that was sent last, on the host.
+    """The tensors of the version that was sent last, on the host, in memory of its own.
 
-    They are replaced one by one and never written to: they take a version's memory, and no more.
+    Each version is compared with them and written over them, so they take a version's memory and no
+    more, and whoever gives a tensor has it back at once.
     """
 
     def __init__(self) -> None:
@@ -70,64 +71,74 @@ class LastVersion:
         """In the order of the version; empty before the first, and where one was broken off."""
         self._chain_bytes = 0
 
-    def keep(self, weights: Iterator[_Item]) -> Iterator[_Item]:
+    def keep(self, weights: Iterable[_Item]) -> Iterator[_Item]:
         """The tensors of a version that is sent whole, which is then the last one."""
-        self.tensors, self._chain_bytes, taken = {}, 0, {}
+        spare, self.tensors, self._chain_bytes, taken = self.tensors, {}, 0, {}
         for name, tensor in weights:
-            taken[name] = tensor
-            yield name, tensor
+            taken[name] = _copied(tensor, spare.pop(name, None))
+            yield name, taken[name]
         self.tensors = taken
 
-    def compare(self, weights: Iterator[_Item]) -> tuple[FoundDelta | None, Iterator[_Item]]:
+    def compare(self, weights: Iterator[_Item]) -> tuple[FoundDelta | None, Iterable[_Item]]:
         """What a version changes, where it pays to send that; the version is then the last one.
 
         Returns:
             The delta, if it pays, and the tensors to send whole if it does not.
         """
-        before, self.tensors = self.tensors, {}
-        taken: list[_Item] = []
-        most = LARGEST_SHARE * sum(t.nbytes for t in before.values()) - self._chain_bytes
-        found = _compared(before, _noted(weights, taken), most)
-        if found is None:
-            logger.info(
-                "a whole version is sent: its delta, with those since the last whole one, would "
-                "take over %.0f %% of its bytes, or it has other tensors than the version before",
-                100 * LARGEST_SHARE,
-            )
-            return None, chain(taken, weights)
-        self.tensors = dict(taken)
-        self._chain_bytes += found.num_bytes
-        return found, iter(())
-
-
-def _noted(weights: Iterator[_Item], taken: list[_Item]) -> Iterator[_Item]:
-    for item in weights:
-        taken.append(item)
-        yield item
+        tensors, self.tensors = self.tensors, {}
+        most = LARGEST_SHARE * sum(t.nbytes for t in tensors.values()) - self._chain_bytes
+        found, left = _compared(tensors, weights, most)
+        self.tensors = tensors
+        if found is not None:
+            self._chain_bytes += found.num_bytes
+            return found, ()
+        logger.info(
+            "a whole version is sent: its delta, with those since the last whole one, would take "
+            "over %.0f %% of its bytes, or it has other tensors than the version before",
+            100 * LARGEST_SHARE,
+        )
+        return None, left
 
 
 def _compared(
-    before: dict[str, Tensor], weights: Iterator[_Item], most: float
-) -> FoundDelta | None:
-    """None once it is more than so many bytes, or the tensors are others; `before` is emptied."""
+    tensors: dict[str, Tensor], weights: Iterator[_Item], most: float
+) -> tuple[FoundDelta | None, Iterable[_Item]]:
+    """Turn the tensors into a version's, as far as it comes.
+
+    Returns:
+        What that changed, and nothing. Once it is more than `most` bytes, or a tensor is another:
+        None, and the version's tensors, those of `tensors` that are turned already among them.
+    """
     found = FoundDelta()
     running: deque[tuple[str, Tensor, Future[tuple[TensorDelta, str]]]] = deque()
+    turned: list[_Item] = []
     with ThreadPoolExecutor(_THREADS) as pool:
         for name, tensor in weights:
-            base = before.pop(name, None)
-            if base is None or (base.shape, base.dtype) != (tensor.shape, tensor.dtype):
-                return None
-            running.append((name, tensor, pool.submit(_difference, base, tensor)))
+            last = tensors.get(name)
+            if last is None or (last.shape, last.dtype) != (tensor.shape, tensor.dtype):
+                return None, chain(turned, [(name, tensor)], weights)
+            turned.append((name, last))
+            running.append((name, tensor, pool.submit(_difference, last, tensor)))
             if len(running) > _THREADS:
                 found.add(*running.popleft())
             if found.num_bytes > most:
-                return None
+                return None, chain(turned, weights)
         while running:
             found.add(*running.popleft())
-    return None if before or found.num_bytes > most else found
+    if len(turned) < len(tensors) or found.num_bytes > most:
+        return None, turned
+    return found, ()
 
 
-def _difference(base: Tensor, new: Tensor) -> tuple[TensorDelta, str]:
+def _difference(last: Tensor, new: Tensor) -> tuple[TensorDelta, str]:
     bits = np.uint32 if new.dtype == torch.float32 else np.uint16
-    before, after = (np.frombuffer(raw_bytes(t), bits) for t in (base, new))
-    return encode(before, after), tensor_digest(raw_bytes(new))
+    raw = raw_bytes(new)
+    delta = advance(np.frombuffer(raw_bytes(last), bits), np.frombuffer(raw, bits))
+    return delta, tensor_digest(raw)
+
+
+def _copied(tensor: Tensor, memory: Tensor | None) -> Tensor:
+    """A copy, in that memory where it fits."""
+    if memory is None or (memory.shape, memory.dtype) != (tensor.shape, tensor.dtype):
+        memory = torch.empty(tensor.shape, dtype=tensor.dtype)
+    return memory.copy_(tensor)

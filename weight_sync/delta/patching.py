@@ -1,6 +1,10 @@
 """The server's end: a whole version's file becomes a later version, in place."""
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
+from mmap import ACCESS_READ, mmap
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,44 +24,88 @@ def is_delta(header: Mapping[str, TensorSpan]) -> bool:
     return not header or any(span.dtype == "uint8" for span in header.values())
 
 
+class Whole(NamedTuple):
+    """A whole version's file, mapped: what is changed of its bytes, the file has.
+
+    Kept from one delta to the next, for each page that is mapped anew costs more than what is
+    changed on it.
+    """
+
+    header: Mapping[str, TensorSpan]
+    tensors: Mapping[str, memoryview]
+
+
+def open_whole(file: Path) -> Whole:
+    """Map a file of this process's own.
+
+    Raises:
+        InvalidInputError: It is not safetensors.
+    """
+    descriptor = os.open(file, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        header, data = read_file(descriptor, writable=True)
+    finally:
+        os.close(descriptor)
+    return Whole(header, tensor_bytes(header, data))
+
+
 def patch(
-    descriptor: int, deltas: Sequence[int], manifest: WeightManifest
-) -> tuple[Mapping[str, TensorSpan], Mapping[str, str]]:
-    """Apply deltas to a whole version's file, in place. Call it in a thread.
+    whole: Whole, deltas: Sequence[int], manifest: WeightManifest, *, base_verified: bool
+) -> Mapping[str, str]:
+    """Apply deltas to a whole version, in place. Call it in a thread.
+
+    The result is read and digested, unless what it follows from has been: a base that is verified,
+    and a delta with the digest that the manifest names.
 
     Args:
-        descriptor: The file's, open for reading and writing.
+        whole: The version that the first delta is for.
         deltas: Their files', in the order of their versions.
         manifest: Of the last one's version.
+        base_verified: Whether it is the manifest's base, by that one's own manifest.
 
     Returns:
-        The file's header, and each tensor's digest.
+        Each tensor's digest.
 
     Raises:
         InvalidInputError: A delta is not usable, or the result is not what the manifest says. The
             file is as it was.
     """
-    header, data = read_file(descriptor, writable=True)
-    compare_header(header, manifest.tensors)
-    links = [_read(delta, header) for delta in deltas]
-    raw = tensor_bytes(header, data)
+    compare_header(whole.header, manifest.tensors)
+    links = [_read(delta, whole.header) for delta in deltas]
+    is_known = base_verified and _is_named(deltas[-1], manifest)
     undo: list[tuple[Bits, TensorDelta]] = []
 
     def change(name: str) -> str:
-        bits = np.frombuffer(raw[name], _BITS[header[name].dtype])
+        raw = whole.tensors[name]
+        bits = np.frombuffer(raw, _BITS[whole.header[name].dtype])
         for delta in (link[name] for link in links if name in link):
             before = apply(bits, delta)
             undo.append((bits, before))
-        return tensor_digest(raw[name], manifest.algorithm)
+        known = manifest.tensors[name].digest if is_known else None
+        return known or tensor_digest(raw, manifest.algorithm)
 
     try:
-        digests = of_each(raw, change)
+        digests = of_each(whole.tensors, change)
         compare_digests(digests, manifest)
     except BaseException:
         for bits, before in reversed(undo):  # those of one tensor in their order
             apply(bits, before)
         raise
-    return header, digests
+    return digests
+
+
+def _is_named(descriptor: int, manifest: WeightManifest) -> bool:
+    """Whether the manifest has the digest of this delta's file.
+
+    Raises:
+        InvalidInputError: It has another.
+    """
+    if manifest.delta is None or manifest.delta.digest is None:
+        return False
+    with mmap(descriptor, 0, access=ACCESS_READ) as content:
+        if tensor_digest(memoryview(content)) != manifest.delta.digest:
+            raise InvalidInputError("the delta's digest is not the manifest's: send it again")
+    return True
 
 
 def _read(descriptor: int, whole: Mapping[str, TensorSpan]) -> dict[str, TensorDelta]:

@@ -22,6 +22,7 @@ from weight_sync.transports.sender import (
     Peer,
     Prepared,
     Sender,
+    moving_s,
     whole,
 )
 
@@ -164,21 +165,28 @@ def on_daemon(work: Callable[[], T], device: torch.device, what: str) -> "Future
     return done
 
 
-async def on_thread(work: Callable[[], T], device: torch.device, what: str) -> T:
-    """Run work that may block for ever, and give it up after `TRANSFER_TIMEOUT_S`.
+async def on_thread(
+    work: Callable[[], T], device: torch.device, what: str, *, num_bytes: int = 0
+) -> T:
+    """Run work that may block for ever, and give it up; its thread stays behind then.
 
-    Its thread stays behind then.
+    Args:
+        work: It has `TRANSFER_TIMEOUT_S`, and longer for what it moves.
+        device: What it computes on.
+        what: What is waited for.
+        num_bytes: That it moves.
 
     Raises:
         WaitTimeoutError: It did not end; says what was waited for.
         EngineError: It failed.
     """
+    timeout_s = TRANSFER_TIMEOUT_S + moving_s(num_bytes)
     try:
-        async with asyncio.timeout(TRANSFER_TIMEOUT_S) as limit:
+        async with asyncio.timeout(timeout_s) as limit:
             return await asyncio.wrap_future(on_daemon(work, device, what))
     except Exception as error:
         if limit.expired():
-            raise WaitTimeoutError(f"waited {TRANSFER_TIMEOUT_S:g} s for {what}") from error
+            raise WaitTimeoutError(f"waited {timeout_s:.3g} s for {what}") from error
         raise EngineError(f"{what} failed: {str(error) or type(error).__name__}") from error
 
 

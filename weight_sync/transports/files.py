@@ -8,12 +8,11 @@ import socket
 import stat
 import tempfile
 from abc import abstractmethod
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from services.errors import NotFoundError, SettingsError
+from services.errors import NotFoundError, SettingsError, UnavailableError
 from services.schemas.weights import (
     TRANSPORTS,
     DeltaBase,
@@ -24,7 +23,7 @@ from services.schemas.weights import (
 )
 from services.settings import Settings
 from services.waiting import RoomWait
-from weight_sync.digests import ALGORITHM, compare_digests, tensor_digests
+from weight_sync.digests import ALGORITHM, compare_digests, tensor_digest, tensor_digests
 from weight_sync.engine import Staged
 from weight_sync.file_format import (
     compare_header,
@@ -36,8 +35,6 @@ from weight_sync.file_format import (
 from weight_sync.transports.sender import NamedTensors, Prepared, Sender, whole
 
 if TYPE_CHECKING:  # the receiving ends do without torch
-    from torch import Tensor
-
     from weight_sync.delta.last_version import LastVersion
 
 _WHOLE, _DELTA = ".safetensors", ".delta"
@@ -78,36 +75,39 @@ class FileSender(Sender):
         Raises:
             WaitTimeoutError: It stayed full.
         """
-        from weight_sync.transports.host import kept_on_host, on_host
+        from weight_sync.transports.host import on_host
 
         self._last = self.file(version)
-        room = self._make_room()
+        room, weights = self._make_room(), on_host(weights)
         if self._before is None:
-            return self._write_whole(on_host(weights), room)
-        left: Iterator[tuple[str, Tensor]]
-        left = ((name, kept_on_host(tensor)) for name, tensor in weights)
+            return self._write_whole(weights, room)
         if base is not None:
-            found, left = self._before.compare(left)
+            found, weights = self._before.compare(weights)
             if found is not None:
-                file = delta_file(self._last)
-                write_bytes(file, found.content(), room, durable=self.durable)
+                file, content = delta_file(self._last), found.content()
+                write_bytes(file, content, room, durable=self.durable)
+                base = base.model_copy(update={"digest": tensor_digest(memoryview(content))})
                 return Prepared(found.entries, found.num_bytes, base, found.changed_share)
-        return self._write_whole(self._before.keep(left), room)
+        return self._write_whole(self._before.keep(weights), room)
 
     def _write_whole(self, weights: NamedTensors, room: RoomWait) -> Prepared:
         assert self._last is not None
         return whole(write_weights(self._last, weights, room, durable=self.durable))
 
     def write_again(self, file: Path) -> None:
-        """Write the last version whole, which was sent as a delta.
+        """Write the last version whole, where it was sent as a delta and has no such file yet.
 
         Raises:
+            UnavailableError: There is a later one meanwhile.
             WaitTimeoutError: There was no room.
         """
-        assert self._before is not None
+        if self._before is None or file.exists():
+            return
         room = RoomWait(file.parent, self._settings.trainer.wait_timeout_s)
-        # A copy of the references: the next version may come meanwhile.
         write_weights(file, list(self._before.tensors.items()), room, durable=self.durable)
+        if file != self._last:  # which has been written over these tensors
+            file.unlink(missing_ok=True)
+            raise UnavailableError(f"a later version came while {file.name} was written")
 
     def close(self) -> None:
         """See `Sender.close`."""

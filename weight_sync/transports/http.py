@@ -24,6 +24,8 @@ class HttpSender(FileSender):
         self._fan_out: tuple[str, FanOut[str]] | None = None
         """The present version's, with its checksum; servers by their url."""
         self._peers: dict[str, Peer] = {}
+        self._need_whole: set[str] = set()
+        """Servers that the present version's delta is of no use to; by their url."""
 
     def file(self, version: Version) -> Path:
         """See `FileSender.file`. `TMPDIR` chooses the disk."""
@@ -32,20 +34,14 @@ class HttpSender(FileSender):
     async def stage(self, peers: Sequence[Peer], checked: CheckedManifest) -> list[Peer]:
         """See `Sender.stage`: servers that have the version pass it on (`FanOut`).
 
-        A delta is small, and no server keeps it, so each is sent it. It is refused by a server
-        without the version before, which is seeded then.
+        A delta is refused by a server without the version before, which is seeded then.
         """
-        if checked.manifest.delta is None:
-            return await self._pass_on(peers, checked)
-        file = delta_file(self.file(checked.version))
-        return await select(peers, lambda peer: self._send(file, checked, peer))
+        self._need_whole.clear()
+        return await self._pass_on(peers, checked)
 
     async def seed(self, peer: Peer, checked: CheckedManifest) -> bool:
         """See `Sender.seed`: the version is sent whole."""
-        file = self.file(checked.version)
-        async with self._writing:
-            if not file.exists():
-                await asyncio.to_thread(self.write_again, file)
+        self._need_whole.add(peer.record.url)
         return bool(await self.commit(await self._pass_on([peer], checked), checked))
 
     async def _pass_on(self, peers: Sequence[Peer], checked: CheckedManifest) -> list[Peer]:
@@ -71,22 +67,29 @@ class HttpSender(FileSender):
         return self._fan_out[1]
 
     async def _give(self, checked: CheckedManifest, giver: Peer | None, to: Peer) -> bool:
+        whole = checked.manifest.delta is None or to.record.url in self._need_whole
         if giver is None:
-            return await self._send(self.file(checked.version), checked, to)
-        return await _passed_on(giver, to, checked) and await self._have_staged(checked, to)
-
-    async def _send(self, file: Path, checked: CheckedManifest, to: Peer) -> bool:
-        sent = await to.tell(lambda c: c.upload(file, checked.version))
+            file = self.file(checked.version)
+            file = await self._written(file) if whole else delta_file(file)
+            sent = await to.tell(lambda c: c.upload(file, checked.version))
+        else:
+            sent = await _passed_on(giver, to, checked, whole=whole)
         return sent and await self._have_staged(checked, to)
+
+    async def _written(self, file: Path) -> Path:
+        """The version's whole file, which a delta does without until somebody needs it."""
+        async with self._writing:
+            await asyncio.to_thread(self.write_again, file)
+        return file
 
     async def _have_staged(self, checked: CheckedManifest, to: Peer) -> bool:
         request = checked.stage(self.name)
         return await to.tell(lambda c: c.stage(request), num_bytes=checked.num_bytes)
 
 
-async def _passed_on(giver: Peer, to: Peer, checked: CheckedManifest) -> bool:
+async def _passed_on(giver: Peer, to: Peer, checked: CheckedManifest, *, whole: bool) -> bool:
     """Whether one server has sent the version to another."""
-    request = PassOnRequest(checksum=checked.checksum, url=to.record.url)
+    request = PassOnRequest(checksum=checked.checksum, url=to.record.url, whole=whole)
     passing = giver.tell(
         lambda c: c.pass_on(request),
         num_bytes=checked.num_bytes,

@@ -23,7 +23,7 @@ from services.settings import Settings
 from weight_sync.engine import Staged
 from weight_sync.transports.device import DeviceSender, on_thread
 from weight_sync.transports.receiver import Receiver
-from weight_sync.transports.sender import SERVER_TIMEOUT_S, CheckedManifest, Peer, select
+from weight_sync.transports.sender import SERVER_TIMEOUT_S, CheckedManifest, Peer, moving_s, select
 
 logger = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ class IpcSender(DeviceSender):
 
     async def stage(self, peers: Sequence[Peer], checked: CheckedManifest) -> list[Peer]:
         """See `Sender.stage`: those all of whose GPUs are the ranks'."""
-        others = await self._shares_of_others()
+        others = await self._shares_of_others(checked.num_bytes)
         gpus = {gpu_uuid(self._device), *(share.gpu for share in others)}
         within = [peer for peer in peers if peer.record.gpus and gpus.issuperset(_gpus(peer))]
         return await super().stage(within, checked)
@@ -56,19 +56,21 @@ class IpcSender(DeviceSender):
         """See `Sender.commit`: the handles come with it."""
         if not peers:
             return []
+        size = checked.num_bytes
         try:
             own = await on_thread(
                 lambda: SharedTensors(self._tensors.items(), self._device),
                 self._device,
                 "room on the trainer's GPU",
+                num_bytes=size,
             )
             try:
-                shares = [own.share, *await self._shares_of_others()]
+                shares = [own.share, *await self._shares_of_others(size)]
                 handles = {share.gpu: share.handles for share in shares}
 
                 async def commit(peer: Peer) -> bool:
                     request = checked.commit([handles[gpu] for gpu in _gpus(peer)])
-                    return await peer.tell(lambda c: c.commit(request))
+                    return await peer.tell(lambda c: c.commit(request), num_bytes=size)
 
                 return await select(peers, commit)
             finally:
@@ -77,13 +79,15 @@ class IpcSender(DeviceSender):
             logger.warning("%s; who missed the version is sent it over HTTP", error)
             return []
 
-    async def _shares_of_others(self) -> list[RankShare]:
+    async def _shares_of_others(self, num_bytes: int) -> list[RankShare]:
+        """Each of them has as many bytes to share."""
+        timeout_s = SERVER_TIMEOUT_S + moving_s(num_bytes)
         try:
-            async with asyncio.timeout(SERVER_TIMEOUT_S):
+            async with asyncio.timeout(timeout_s):
                 return await asyncio.wrap_future(self._others)
         except TimeoutError as error:
             raise WaitTimeoutError(
-                f"waited {SERVER_TIMEOUT_S:g} s for the other ranks to share their weights"
+                f"waited {timeout_s:.3g} s for the other ranks to share their weights"
             ) from error
 
 

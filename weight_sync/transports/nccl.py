@@ -89,7 +89,8 @@ class NcclSender(DeviceSender):
         client = CommitClient(commit)
         what = f"the broadcast to {_names(peers)}"
         try:
-            await on_thread(lambda: self._send(group, client), self._device, what)
+            send, size = (lambda: self._send(group, client)), checked.num_bytes
+            await on_thread(send, self._device, what, num_bytes=size)
         except SggError as error:
             logger.warning("%s; who missed the version is sent it over HTTP", error)
             await self._leave()

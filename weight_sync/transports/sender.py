@@ -46,6 +46,12 @@ SLOWEST_BYTES_PER_S = 10e6
 """At which a version's bytes may go about before a server is given up: 100 Mbit/s."""
 _ASK_TIMEOUT_S = 5.0
 
+
+def moving_s(num_bytes: int) -> float:
+    """Seconds that moving so many bytes may take, beyond what any answer may."""
+    return num_bytes / SLOWEST_BYTES_PER_S
+
+
 NamedTensors = Iterable[tuple[str, "Tensor"]]
 """Names and tensors of a whole version, on a GPU or the CPU. They belong to the end that takes
 them."""
@@ -91,7 +97,7 @@ class Peer:
             num_bytes: What it has to move for that: the time for it grows with them.
             otherwise: What is said of a server that did not.
         """
-        timeout_s = SERVER_TIMEOUT_S + num_bytes / SLOWEST_BYTES_PER_S
+        timeout_s = SERVER_TIMEOUT_S + moving_s(num_bytes)
         async with self.client(timeout_s) as client:
             try:
                 await call(client)

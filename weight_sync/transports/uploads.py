@@ -32,7 +32,7 @@ from services.host.addresses import host_and_port
 from services.schemas.weights import DeltaBase, StageRequest, Version, shown
 from services.settings import Settings
 from services.waiting import in_thread
-from weight_sync.delta.patching import is_delta, patch
+from weight_sync.delta.patching import Whole, is_delta, open_whole, patch
 from weight_sync.digests import ALGORITHM, Hash, compare_digests, new_hash
 from weight_sync.file_format import (
     LENGTH_BYTES,
@@ -44,6 +44,7 @@ from weight_sync.file_format import (
 )
 from weight_sync.transports.files import (
     StagedFile,
+    delta_file,
     open_plain,
     private_folder,
     stage_file,
@@ -154,6 +155,10 @@ class _Upload:
     digests: Mapping[str, str]
     checksum: str | None = None
     """The manifest's that it was verified against."""
+    delta: Path | None = None
+    """What the version was made by, where that was sent here."""
+    whole: Whole | None = None
+    """The file, once deltas are applied to it."""
 
     @property
     def is_delta(self) -> bool:
@@ -178,6 +183,8 @@ class _Links(NamedTuple):
     whole: Path
     deltas: list[Path]
     """To be applied in this order."""
+    base_verified: bool = False
+    """Whether the whole one is the last delta's base, by its own manifest."""
 
 
 class Uploads:
@@ -224,6 +231,7 @@ class Uploads:
             with body, self.spool.writing():
                 header, digests = await self._write_draft(body)
                 path = self.spool.keep_draft(version.file_name)
+                delta_file(path).unlink(missing_ok=True)
             self._uploads[version] = _Upload(path, header, digests)
             self._uploads.move_to_end(version)
         finally:
@@ -299,9 +307,9 @@ class Uploads:
             version = Version(manifest.incarnation, number)
             held = self._uploads.get(version)
             if held is not None and not held.is_delta:
-                if number == manifest.delta.chain[-1]:
-                    _compare_base(held, manifest.delta)
-                return _Links(version, held.path, deltas)
+                is_base = number == manifest.delta.chain[-1]
+                verified = is_base and _is_verified(held, manifest.delta)
+                return _Links(version, held.path, deltas, verified)
             found = find(version)
             if found is None:
                 raise NotFoundError(
@@ -328,15 +336,17 @@ class Uploads:
                     whole = stack.enter_context(closing(StagedFile(open_plain(links.whole))))
                     private_folder(self.spool.folder)
                     shutil.copyfile(whole.path, own)
-                descriptor = os.open(own, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
-                stack.callback(os.close, descriptor)
-                header, digests = patch(descriptor, deltas, manifest)
+                mapped = (held and held.whole) or open_whole(own)
+                digests = patch(mapped, deltas, manifest, base_verified=links.base_verified)
+            delta = path.rename(delta_file(path)) if path in links.deltas else None
             own.rename(path)
         except BaseException:
             if held is None:
                 own.unlink(missing_ok=True)
             raise
-        return _Upload(path, header, digests, request.checksum)
+        if held is not None and held.delta not in (None, delta):
+            held.delta.unlink(missing_ok=True)
+        return _Upload(path, mapped.header, digests, request.checksum, delta, mapped)
 
     def _sent(self, version: Version) -> Found | None:
         upload = self._uploads.get(version)
@@ -344,18 +354,24 @@ class Uploads:
 
     def _drop(self, version: Version | None) -> None:
         """Remove a file; None for the one that has been here longest."""
-        version = version or next(iter(self._uploads))
-        self._uploads.pop(version).path.unlink(missing_ok=True)
+        dropped = self._uploads.pop(version or next(iter(self._uploads)))
+        for file in (dropped.path, dropped.delta):
+            if file is not None:
+                file.unlink(missing_ok=True)
 
-    def verified(self, checksum: str) -> tuple[Version, Path]:
-        """The upload that was verified against the manifest of that checksum, and where it lies.
+    def verified(self, checksum: str, *, whole: bool) -> tuple[Version, Path]:
+        """What was verified against the manifest of that checksum, and where it lies.
+
+        Args:
+            checksum: The manifest's.
+            whole: Whether the whole version is wanted, where a delta of it was sent here.
 
         Raises:
             NotFoundError: There is none.
         """
         for version, upload in self._uploads.items():
             if upload.checksum == checksum:
-                return version, upload.path
+                return version, upload.path if whole else upload.delta or upload.path
         raise NotFoundError(
             "no version with that checksum was uploaded and staged here: it cannot be passed on"
         )
@@ -409,12 +425,14 @@ def _opened(stack: ExitStack, file: Path) -> int:
     return descriptor
 
 
-def _compare_base(held: _Upload, delta: DeltaBase) -> None:
+def _is_verified(held: _Upload, delta: DeltaBase) -> bool:
+    """Whether it is the delta's base; not known of one that was never staged."""
     if held.checksum not in (None, delta.checksum):
         raise InvalidInputError(
             f"the delta is for version {delta.chain[-1]} of checksum {delta.checksum}, and here is "
             f"one of {held.checksum}: send a whole version"
         )
+    return held.checksum is not None
 
 
 class IncomingFile:

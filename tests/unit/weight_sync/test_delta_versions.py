@@ -264,7 +264,7 @@ def of_another_type(file: Path) -> None:
     save_file(parts | {"embed:values": parts["embed:values"].float()}, file)
 
 
-@pytest.mark.parametrize("transport", ["shm", "http"])
+@pytest.mark.parametrize(("transport", "is_named"), [("shm", True), ("http", True), ("shm", False)])
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -278,9 +278,12 @@ def of_another_type(file: Path) -> None:
     ],
 )
 async def test_a_damaged_delta_leaves_all_as_it_was(
-    make: Any, transport: str, damage: Callable[[Path], None], message: str
+    make: Any, transport: str, is_named: bool, damage: Callable[[Path], None], message: str
 ) -> None:
-    """Also what is staged, in whose file the delta would have been applied."""
+    """Also what is staged, in whose file the delta would have been applied.
+
+    Where the manifest does not name the delta's digest, the result's show it.
+    """
     trainer, server = make(transport)
     for _ in range(2):
         await server.take(trainer, trainer.step())
@@ -288,6 +291,10 @@ async def test_a_damaged_delta_leaves_all_as_it_was(
     await server.stage(trainer, staged)
     digests = trainer.digests
     damaged = trainer.step(0.05)
+    if not is_named:
+        damaged = without_digest(damaged)
+    elif "blake3" in message:
+        message = "the delta's digest is not the manifest's"
     file = trainer.file(damaged)
     good = file.read_bytes()
     damage(file)
@@ -297,6 +304,33 @@ async def test_a_damaged_delta_leaves_all_as_it_was(
     assert server.engine.digests == digests
     file.write_bytes(good)
     await server.take(trainer, damaged)
+    assert server.engine.digests == trainer.digests
+
+
+def without_digest(checked: CheckedManifest) -> CheckedManifest:
+    manifest = checked.manifest
+    assert manifest.delta is not None
+    delta = manifest.delta.model_copy(update={"digest": None})
+    return CheckedManifest.of(manifest.model_copy(update={"delta": delta}))
+
+
+@pytest.mark.parametrize("is_named", [True, False])
+async def test_the_result_is_read_where_it_does_not_follow(make: Any, is_named: bool) -> None:
+    """From a verified base by the delta that the manifest names: then it is not."""
+    trainer, server = make("http")
+    for _ in range(2):
+        await server.take(trainer, trainer.step())
+    checked = trainer.step()
+    checked = checked if is_named else without_digest(checked)
+    with pytest.MonkeyPatch.context() as patch:
+        digested: list[int] = []
+        patch.setattr(patching, "tensor_digest", lambda d, *_: digested.append(len(d)) or "")
+        with pytest.raises(InvalidInputError, match=r"digest|blake3"):
+            await server.stage(trainer, checked)
+    file = trainer.file(checked)
+    assert (digested == [file.stat().st_size]) == is_named
+    await server.stage(trainer, checked)
+    await server.commit(checked)
     assert server.engine.digests == trainer.digests
 
 
@@ -388,6 +422,7 @@ async def test_a_failure_halfway_is_undone(make: Any, monkeypatch: pytest.Monkey
         return tensor_digest(data, algorithm)
 
     monkeypatch.setattr(patching, "tensor_digest", failing)
+    checked = without_digest(checked)
     with pytest.raises(OSError, match="Input/output"):
         await server.stage(trainer, checked)
     monkeypatch.undo()
@@ -404,12 +439,17 @@ def test_transports_without_a_file_of_the_policy_refuse_deltas(
 
 
 def test_the_version_before_takes_a_versions_memory(make: Any) -> None:
-    """What the trainer keeps are the tensors that it was given, and no others."""
+    """It is written over in place, whole or not, and given tensors are let go."""
     trainer, _ = make("http")
-    for _ in range(3):
-        trainer.step()
     kept = trainer.sender._before
-    assert kept is not None
-    assert {n: t.data_ptr() for n, t in kept.tensors.items()} == {
-        n: t.data_ptr() for n, t in trainer.tensors.items()
+    places = []
+    for share in (0.01, 0.01, 0.9, 0.01):
+        trainer.step(share)
+        assert {n: t.tolist() for n, t in kept.tensors.items()} == {
+            n: t.tolist() for n, t in trainer.tensors.items()
+        }
+        places.append({name: tensor.data_ptr() for name, tensor in kept.tensors.items()})
+    assert places == 4 * places[:1]
+    assert not set(places[0].values()) & {
+        t.data_ptr() for t in trainer.tensors.values() if t.numel()
     }
