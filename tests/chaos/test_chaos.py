@@ -15,12 +15,12 @@ def test_a_run_under_faults_keeps_every_promise(tmp_path: Path) -> None:
 
 def test_without_lag_the_weights_are_those_of_the_undisturbed_run(tmp_path: Path) -> None:
     faults = [
-        Fault("kill", "rollout-1", 0.0),
-        Fault("kill", "trainer", 0.0),
-        Fault("empty", "redis", 0.0),
+        Fault("kill", "rollout-1"),
+        Fault("kill", "trainer"),
+        Fault("empty", "redis"),
         Fault("cut", "trainer to redis", 1.0),
-        Fault("kill a rank", "1", 0.0),
-        Fault("kill", "redis", 0.0),
+        Fault("kill a rank", "1"),
+        Fault("kill", "redis"),
     ]
     runs = {}
     for name, some in (("whole", []), ("disturbed", faults)):
