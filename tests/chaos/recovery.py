@@ -56,15 +56,26 @@ class Watch:
         self._num_open = system.num_open()
         self._pool = ThreadPoolExecutor(1)
         self._promise = _promise_of(fault)
-        self._found: Future[float | None] | None = None
-        if self._promise == _ELSEWHERE:
-            consumers = _holding(system, fault.target)
-            if consumers:
-                self._found = self._pool.submit(_elsewhere, system, consumers)
-        elif fault.kind == "kill" and self._promise in (_ANSWERED, _REDIS):
-            find = _answered if self._promise == _ANSWERED else _step_with_redis
-            num_starts = system.part(fault.target).num_starts
-            self._found = self._pool.submit(_from_return, system, fault.target, num_starts, find)
+        if self._promise == _ELSEWHERE and len(system.servers) == 1:
+            self._promise = _ANY
+        self._found = self._begin()
+
+    def _begin(self) -> "Future[float | None] | None":
+        """Look for what is promised, where that is not the next step after the fault."""
+        system, name = self._system, self._fault.target
+        if self._promise == _ELSEWHERE and (consumers := _holding(system, name)):
+            return self._pool.submit(_elsewhere, system, consumers)
+        if self._is_of_a_part and self._promise != _ELSEWHERE:
+            find = _answered if self._promise == _ANSWERED else _stepped
+            num_starts = system.part(name).num_starts
+            return self._pool.submit(_from_return, system, name, num_starts, find)
+        return None
+
+    @property
+    def _is_of_a_part(self) -> bool:
+        """Whether it counts from a part's loss or return, and not from the fault's end."""
+        restarted = self._fault.kind == "kill" and self._promise in (_ANSWERED, _REDIS)
+        return restarted or self._promise == _ELSEWHERE
 
     def ended(self, longest_s: float) -> Seen:
         """Wait for the next step, from now on, and for what is promised.
@@ -73,9 +84,7 @@ class Watch:
             longest_s: A run that takes longer does not come back.
         """
         seconds = recovered(self._system, longest_s)
-        found = seconds if self._promise in (_TRAINER, _ANY) else None
-        if self._fault.kind == "fail over":
-            found = seconds
+        found = None if self._is_of_a_part else seconds
         if self._found is not None:
             found = self._found.result()
         self._pool.shutdown()
@@ -159,7 +168,7 @@ def _answered(system: System, since: float) -> bool:
     return system.lines["trainer to reward"][0].answered_at > since
 
 
-def _step_with_redis(system: System, since: float) -> bool:
+def _stepped(system: System, since: float) -> bool:
     return system.last_step()[1] > since
 
 
