@@ -31,7 +31,8 @@ class Part:
             more: More of its environment.
         """
         self.name = name
-        self.num_starts = 0
+        self.pids: list[int] = []
+        """Of all its starts."""
         self.ended: list[int] = []
         """Exit codes of those that were not killed."""
         self._command = command
@@ -44,6 +45,10 @@ class Part:
         self._process: subprocess.Popen[bytes] | None = None
         self._thread = threading.Thread(target=self._keep, daemon=True)
         self._thread.start()
+
+    @property
+    def num_starts(self) -> int:
+        return len(self.pids)
 
     @property
     def is_done(self) -> bool:
@@ -92,7 +97,7 @@ class Part:
                     env=self._environment(),
                     start_new_session=True,
                 )
-            self.num_starts += 1
+            self.pids.append(self._process.pid)
             code = self._process.wait()
             with suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)  # what the dead one left behind

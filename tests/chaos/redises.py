@@ -17,6 +17,7 @@ SERVICE = "main"
 DOWN_S = 1.5
 """Silence after which the Sentinel takes a primary for dead: longer than it takes to start one."""
 _PROMOTED_S = 60.0
+_SHARED = Path("/dev/shm")
 _FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
 
 
@@ -97,6 +98,12 @@ class Redises:
         draft = self._offset.with_suffix(".draft")
         draft.write_text(f"{seconds:+g}s\n")
         draft.replace(self._offset)
+
+    def clear(self) -> None:
+        """Remove what killed processes with a clock of their own leave in shared memory."""
+        for pid in (pid for part in self.parts.values() for pid in part.pids):
+            for kind in ("faketime_shm", "sem.faketime_sem"):
+                (_SHARED / f"{kind}_{pid}").unlink(missing_ok=True)
 
     def _follow(self, port: int, primary: int) -> bool:
         with suppress(RedisError), _client(port) as client:

@@ -161,6 +161,8 @@ class System:
     def _close(self) -> None:
         for part in reversed(self.parts.values()):
             part.close()
+        if self.redises.environment:
+            self.redises.clear()
 
     def _ways(self, server: str) -> dict[str, str]:
         ways = {
